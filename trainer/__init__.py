@@ -1,0 +1,1 @@
+"""Train multimodal LLMs with and without visual representation alignment."""

@@ -1,0 +1,34 @@
+"""Train one model.
+
+    python -m trainer trainer/recipes/shapes_viral.yaml --seed 1 --output_dir runs/viral-s1
+    python -m trainer trainer/recipes/shapes_viral.yaml --optim.steps 20 --data.limit_train 64 --output_dir runs/try
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from trainer.config import Recipe
+from workbench.config import command, parse
+from workbench.errors import ConfigError
+
+
+def main(argv: list[str]) -> None:
+    if not argv or argv[0].startswith("-"):
+        if "--help" not in argv and "-h" not in argv:
+            raise ConfigError("no recipe given: expected python -m trainer RECIPE.yaml [--section.key value ...]")
+        recipe, rest = None, argv
+    else:
+        recipe, rest = Path(argv[0]), argv[1:]
+    config = parse(Recipe, rest, prog="python -m trainer RECIPE", description=__doc__ or "", recipe=recipe)
+
+    from trainer.loop import train  # after parsing: a typo is answered at once
+
+    evaluation = train(config, sys.argv)
+    table = evaluation.groupby("category", sort=False)["correct"].agg(["mean", "count"])
+    print(table.rename(columns={"mean": "accuracy", "count": "n"}).to_string(float_format="{:.3f}".format))
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,129 @@
+"""Recipes: everything that determines a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from workbench.errors import ConfigError
+
+
+def _at_least(section: str, least: float, **values: float) -> None:
+    for name, value in values.items():
+        if not value >= least:
+            raise ConfigError(f"{section}{name} is {value}: expected at least {least}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A small LLaVA: a real frozen tower, a two-layer connector, and a language model trained from nothing."""
+
+    tower: str = "dinov2-small"
+    """Weights of the vision tower."""
+    tower_features: tuple[int, ...] = (0, 8)
+    """Hidden states of the tower that feed the connector, side by side: 0 is the patch embedding with its position, l the output of block l."""
+    image_size: int = 112
+    """Pixels per side after resizing; a multiple of the tower's patch size."""
+    layers: int = 6
+    width: int = 128
+    heads: int = 4
+    ffn: int = 384
+    init: float = 0.03
+    """Standard deviation of the language model's initial weights."""
+
+    def __post_init__(self) -> None:
+        _at_least("model.", 1, image_size=self.image_size, layers=self.layers, width=self.width, heads=self.heads, ffn=self.ffn)
+        if not self.tower_features or min(self.tower_features) < 0:
+            raise ConfigError(f"model.tower_features is {self.tower_features}: expected one or more block numbers from 0")
+        if self.width % self.heads:
+            raise ConfigError(f"model.width is {self.width}: expected a multiple of model.heads = {self.heads}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learnt from and evaluated on."""
+
+    train: str = "shapes:train"
+    val: str = "shapes:val"
+    limit_train: int | None = None
+    """Images of the training split; all by default."""
+    limit_val: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("limit_train", self.limit_train), ("limit_val", self.limit_val)):
+            if value is not None:
+                _at_least("data.", 1, **{name: value})
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with warm-up and a cosine to `final_rate` of the peak."""
+
+    steps: int = 1200
+    batch_size: int = 16
+    """Images per process and forward pass; all questions of an image are packed into one sequence."""
+    accumulation: int = 1
+    learning_rate: float = 1.5e-3
+    final_rate: float = 0.05
+    warmup: int = 80
+    weight_decay: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.98
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _at_least("optim.", 1, steps=self.steps, batch_size=self.batch_size, accumulation=self.accumulation)
+        _at_least("optim.", 0, learning_rate=self.learning_rate, warmup=self.warmup, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """The second loss: visual tokens of one layer against the patch features of a VFM (PAPER.md, L_VRA)."""
+
+    objective: Literal["none", "cosine"] = "none"
+    """`none` is the baseline."""
+    weight: float = 0.5
+    """lambda in L = L_LM + lambda * L_VRA."""
+    layer: int = 3
+    """Layer l whose output is aligned, 1 to model.layers."""
+    vfm: str = "efficientnet-lite0"
+    hidden: int = 256
+    """Width of the head's two hidden layers."""
+    images: Literal["same", "others"] = "same"
+    """`others` is a control: the target is the feature map of another training image, the same one at every step."""
+    centre: bool = False
+    """Subtract the training set's mean feature vector from the target, so that a constant prediction earns nothing."""
+
+    def __post_init__(self) -> None:
+        _at_least("alignment.", 0, weight=self.weight)
+        _at_least("alignment.", 1, layer=self.layer, hidden=self.hidden)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run. `python -m trainer RECIPE --section.key value ...`"""
+
+    output_dir: Path = Path("runs/model")
+    """A new folder; it becomes a plain transformers model folder."""
+    seed: int = 0
+    resume: bool = False
+    """Continue from the newest whole checkpoint in output_dir."""
+    log_every: int = 20
+    """Steps between rows of the training log."""
+    eval_every: int = 200
+    """Steps between evaluations on the validation split."""
+    save_every: int = 400
+    """Steps between checkpoints."""
+    report_to: tuple[str, ...] = ()
+    """Trackers: tensorboard, wandb, trackio."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+
+    def __post_init__(self) -> None:
+        _at_least("", 1, log_every=self.log_every, eval_every=self.eval_every, save_every=self.save_every)
+        _at_least("", 0, seed=self.seed)
+        if self.alignment.objective != "none" and self.alignment.layer > self.model.layers:
+            raise ConfigError(f"alignment.layer is {self.alignment.layer}: expected 1 to {self.model.layers}, the layers of the model")

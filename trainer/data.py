@@ -1,0 +1,96 @@
+"""Packing: all questions of one image in one sequence, each as if it stood alone behind the image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import ProcessorMixin
+
+from trainer.model import IGNORED
+from workbench.data import Dataset, Sample
+from workbench.errors import DataError
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One image's questions as one sequence; every tensor is (s,). `labels[i]` is the token to predict *at* position i."""
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    segments: Tensor
+
+
+class Packer:
+    """Turns the samples of one image into a `Packed` sequence with the processor's own chat template.
+
+    Args:
+        image_tokens: visual tokens of one image.
+    """
+
+    def __init__(self, processor: ProcessorMixin, image_tokens: int) -> None:
+        self.processor, self.tokenizer = processor, processor.tokenizer
+        self.image_tokens = image_tokens
+        self._ids = lru_cache(maxsize=100_000)(self._tokenise)
+
+    def _tokenise(self, question: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Prefix up to the last visual token, rest of the prompt, and answer with its end token."""
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+        image = self.processor.image_token
+        ids = self.tokenizer(text.replace(image, image * self.image_tokens), add_special_tokens=False)["input_ids"]
+        visual = [i for i, token in enumerate(ids) if token == self.processor.image_token_id]
+        if len(visual) != self.image_tokens:
+            raise DataError(f"question '{question}' gives {len(visual)} visual tokens, expected {self.image_tokens}; does it contain '{image}'?")
+        end = visual[-1] + 1
+        reply = [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+        return tuple(ids[:end]), tuple(ids[end:]), tuple(reply)
+
+    def __call__(self, samples: list[Sample]) -> Packed:
+        """Pack `samples`, which must share their image."""
+        parts = [self._ids(sample.question, sample.answer) for sample in samples]
+        prefix = parts[0][0]
+        if any(part[0] != prefix for part in parts):
+            raise DataError(f"the questions about image {samples[0].image_id} do not share the text before the image, so they cannot be packed")
+        ids, labels, positions, segments = list(prefix), [IGNORED] * len(prefix), list(range(len(prefix))), [0] * len(prefix)
+        for number, (_, question, answer) in enumerate(parts, start=1):
+            own = [*question, *answer[:-1]]  # the end token is predicted, never read
+            ids += own
+            labels += [IGNORED] * (len(question) - 1) + list(answer)
+            positions += range(len(prefix), len(prefix) + len(own))
+            segments += [number] * len(own)
+        return Packed(*(torch.tensor(v) for v in (ids, labels, positions, segments)))
+
+
+class PackedDataset(torch.utils.data.Dataset):
+    """One item per image: its packed questions, its connector input and, if given, its alignment target.
+
+    Args:
+        inputs: (image, token, d) connector inputs.
+        targets: (image, token, dim) VFM features, or None for a baseline.
+    """
+
+    def __init__(self, data: Dataset, packer: Packer, inputs: Tensor, targets: Tensor | None = None) -> None:
+        self.data, self.inputs, self.targets = data, inputs, targets
+        self.packed = [packer(scene) for scene in data.scenes]
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        packed = self.packed[index]
+        item = {name: getattr(packed, name) for name in PADDING} | {"connector_inputs": self.inputs[index]}
+        return item if self.targets is None else item | {"target": self.targets[index]}
+
+
+PADDING = {"input_ids": 0, "labels": IGNORED, "position_ids": 0, "segments": -1}
+
+
+def collate(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Pad sequences on the right and stack the rest."""
+    batch = {name: pad_sequence([item[name] for item in items], batch_first=True, padding_value=fill) for name, fill in PADDING.items()}
+    return batch | {name: torch.stack([item[name] for item in items]) for name in items[0] if name not in PADDING}

@@ -1,0 +1,303 @@
+"""The training run: data and features, the Trainer subclass, evaluation, and what is written to the output folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from trainer.config import AlignmentConfig, Recipe
+from trainer.data import PackedDataset, Packer, collate
+from trainer.features import cached_features
+from trainer.model import IGNORED, AlignedForConditionalGeneration, build_llava, build_processor, connector_inputs, standardise_connector
+from workbench.config import as_mapping
+from workbench.data import Dataset, load_data
+from workbench.errors import ConfigError, RunError
+from workbench.files import atomic_file, make_folder
+from workbench.runs import environment
+from workbench.vfm import load_vfm
+
+log = logging.getLogger(__name__)
+
+HEAD_FILE = "alignment_head.safetensors"
+RECORD_FILE = "training.json"  # written last: a folder without it is not a finished model
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a run needs before its first step."""
+
+    model: AlignedForConditionalGeneration
+    processor: LlavaProcessor
+    train: PackedDataset
+    val: PackedDataset
+    input_scale: float
+    record: dict[str, object]
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Build model, data and features. The language model's initial weights depend on the seed only, never on the alignment."""
+    train, val = load_data(recipe.data.train, limit=recipe.data.limit_train), load_data(recipe.data.val, limit=recipe.data.limit_val)
+    processor = build_processor(recipe.model, sorted({word for data in (train, val) for s in data for word in f"{s.question} {s.answer}".split()}))
+    set_seed(recipe.seed)
+    llava, tower_fingerprint = build_llava(recipe.model, processor)
+    record: dict[str, object] = {"tower": recipe.model.tower, "tower_fingerprint": tower_fingerprint, "data": train.fingerprint, "val": val.fingerprint}
+
+    llava.eval()
+    key = (tower_fingerprint, recipe.model.tower_features, recipe.model.image_size)
+    inputs = {
+        data.name: cached_features(data, key, lambda images: connector_inputs(llava, processor, images), what=recipe.model.tower) for data in (train, val)
+    }
+    flat = inputs[train.name][:256].flatten(0, 1)  # a few thousand tokens fix mean and deviation well
+    mean, std = flat.mean(0), flat.std(0).clamp_min(1e-6)
+    standardise_connector(llava, mean, std)
+
+    targets: dict[str, Tensor | None] = {train.name: None, val.name: None}
+    aligned = recipe.alignment if recipe.alignment.objective != "none" else None
+    if aligned is not None:
+        side = recipe.model.image_size // processor.patch_size
+        targets, vfm_fingerprint = _targets(aligned, (train, val), (side, side), recipe.seed)
+        record |= {"vfm": aligned.vfm, "vfm_fingerprint": vfm_fingerprint}
+    target = targets[train.name]
+    model = AlignedForConditionalGeneration(llava, aligned, None if target is None else target.shape[-1])
+    packer = Packer(processor, inputs[train.name].shape[1])
+    sets = [PackedDataset(data, packer, inputs[data.name], targets[data.name]) for data in (train, val)]
+    return Prepared(model, processor, sets[0], sets[1], float(std.mean()), record)
+
+
+def _targets(alignment: AlignmentConfig, sets: tuple[Dataset, Dataset], grid: tuple[int, int], seed: int) -> tuple[dict[str, Tensor | None], str]:
+    """VFM features of each data set, with the controls that the recipe asks for, and the VFM's fingerprint."""
+    vfm = load_vfm(alignment.vfm)
+    train, val = sets
+    targets = {
+        data.name: cached_features(data, (vfm.fingerprint, vfm.name, grid), lambda images: vfm(images, grid=grid).tokens(), what=vfm.name) for data in sets
+    }
+    if alignment.centre:
+        mean = targets[train.name].mean(dim=(0, 1))
+        targets = {name: features - mean for name, features in targets.items()}
+    if alignment.images == "others":
+        generator = torch.Generator().manual_seed(seed)
+        for name, features in targets.items():
+            order = torch.randperm(len(features), generator=generator)
+            targets[name] = features[_cyclic(order)]
+    return dict(targets), vfm.fingerprint
+
+
+def _cyclic(order: Tensor) -> Tensor:
+    """A permutation without fixed points: each element goes to the next one in `order`."""
+    result = torch.empty_like(order)
+    result[order] = order.roll(1)
+    return result
+
+
+class AlignmentTrainer(Trainer):
+    """Trainer that adds the weighted alignment loss, logs both losses, and evaluates packed questions."""
+
+    def __init__(self, *, recipe: Recipe, prepared: Prepared, **kwargs: object) -> None:
+        self.recipe, self.prepared = recipe, prepared
+        self._sums: dict[str, Tensor] = {}
+        self._since = 0
+        self.evaluation: pd.DataFrame | None = None
+        super().__init__(model=prepared.model, train_dataset=prepared.train, data_collator=collate, **kwargs)
+        self.model_accepts_loss_kwargs = True  # the LM loss is normalised over the accumulated batch, in the model
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Tensor | None = None) -> Tensor:
+        """L = L_LM + lambda * L_VRA; L_VRA is a mean, so each accumulated part carries its share."""
+        output = model(**inputs, num_items_in_batch=num_items_in_batch)
+        loss = output.lm_loss
+        self._note("lm_loss", output.lm_loss)
+        if output.alignment_loss is not None:
+            share = output.alignment_loss / self.current_gradient_accumulation_steps
+            loss = loss + self.recipe.alignment.weight * share
+            self._note("alignment_loss", share)
+        return loss
+
+    def _note(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums.get(name, torch.zeros((), device=value.device)) + value.detach()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            steps = self.state.global_step - self._since
+            logs |= {name: (total / max(steps, 1)).item() for name, total in self._sums.items()}
+            self._sums, self._since = {}, self.state.global_step
+        super().log(logs, start_time)
+
+    def create_optimizer(self, *args: object, **kwargs: object) -> torch.optim.Optimizer:
+        """AdamW; the connector's first weight, whose input has a small deviation, takes proportionally larger steps and no decay.
+
+        Adam's steps have the size of the learning rate whatever the gradient, so this equals training on standardised inputs.
+        """
+        if self.optimizer is None:
+            optim, trainable = self.recipe.optim, [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+            groups = [
+                {"params": [p for n, p in trainable if n.endswith("linear_1.weight")], "lr": optim.learning_rate / self.prepared.input_scale, "weight_decay": 0.0},
+                {"params": [p for n, p in trainable if p.ndim > 1 and not n.endswith("linear_1.weight")], "weight_decay": optim.weight_decay},
+                {"params": [p for n, p in trainable if p.ndim == 1], "weight_decay": 0.0},
+            ]
+            self.optimizer = torch.optim.AdamW(groups, lr=optim.learning_rate, betas=(optim.beta1, optim.beta2))
+        return self.optimizer
+
+    def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
+        """Accuracy per question type on the validation split."""
+        self.evaluation = answer_packed(self.model, self.prepared.val, self.recipe.optim.batch_size)
+        accuracy = self.evaluation.groupby("category", sort=False)["correct"].mean()
+        metrics = {f"accuracy/{name}": float(value) for name, value in accuracy.items()} | {"accuracy/mean": float(accuracy.mean())}
+        self.log(dict(metrics))
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        save_model(self.accelerator.unwrap_model(self.model), self.prepared.processor, folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Load through from_pretrained: the checkpoint has the hub's key layout, which a plain load with strict=False drops in silence."""
+        target = self.accelerator.unwrap_model(model or self.model)
+        folder = Path(resume_from_checkpoint)
+        saved = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        target.llava.load_state_dict(saved.state_dict())
+        if target.alignment_head is not None:
+            target.alignment_head.load_state_dict(load_file(folder / HEAD_FILE))
+
+
+def save_model(model: AlignedForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
+    """Write a plain transformers folder, with the alignment head beside it."""
+    model.llava.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    if model.alignment_head is not None:
+        save_file(model.alignment_head.state_dict(), folder / HEAD_FILE)
+
+
+@torch.inference_mode()
+def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, batch_size: int) -> pd.DataFrame:
+    """Whether each question is answered right by greedy decoding: every answer token and the end token is the most likely one.
+
+    Returns:
+        One row per sample: id, image_id, category, answer, correct.
+    """
+    was_training = model.training
+    model.eval()
+    rows, scenes = [], iter(data.data.scenes)
+    for batch in DataLoader(data, batch_size=batch_size, collate_fn=collate):
+        batch.pop("target", None)
+        device = next(model.parameters()).device
+        output = model(**{name: value.to(device) for name, value in batch.items()})
+        right = (output.logits.argmax(-1).cpu() == batch["labels"]) | (batch["labels"] == IGNORED)
+        for row in range(len(right)):
+            for number, sample in enumerate(next(scenes), start=1):
+                correct = bool(right[row][batch["segments"][row] == number].all())
+                rows.append((sample.id, sample.image_id, sample.category, sample.answer, correct))
+    model.train(was_training)
+    return pd.DataFrame(rows, columns=["id", "image_id", "category", "answer", "correct"])
+
+
+class Progress(TrainerCallback):
+    """One line per log on stderr; keeps the training log on disk as parquet."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        self.folder, self.steps, self.start = folder, steps, time.monotonic()
+
+    def on_log(self, args: TrainingArguments, state: object, control: object, logs: dict[str, float] | None = None, **_: object) -> None:
+        shown = {"lm_loss": "lm", "alignment_loss": "align", "accuracy/mean": "val accuracy"}
+        parts = [f"{short} {logs[name]:.3f}" for name, short in shown.items() if logs and name in logs]
+        if parts and state.is_world_process_zero:  # type: ignore[attr-defined]
+            seconds = time.monotonic() - self.start
+            sys.stderr.write(f"{self.folder.name}: step {state.global_step}/{self.steps}  {'  '.join(parts)}  {seconds:.0f} s\n")  # type: ignore[attr-defined]
+            write_log(state.log_history, self.folder)  # type: ignore[attr-defined]
+
+
+def write_log(history: list[dict[str, float]], folder: Path) -> None:
+    """Store the Trainer's log history as training.parquet, one row per log."""
+    with atomic_file(folder / "training.parquet") as partial:
+        pd.DataFrame(history).to_parquet(partial)
+
+
+def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
+    """Run a recipe to its end and return the final evaluation; the folder then loads with transformers alone.
+
+    Raises:
+        RunError: output_dir already holds a training run and `resume` is not set, or there is nothing to resume.
+    """
+    folder = recipe.output_dir
+    checkpoint = _claim(folder, recipe)
+    prepared = prepare(recipe)
+    optim = recipe.optim
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=optim.steps,
+        per_device_train_batch_size=optim.batch_size,
+        gradient_accumulation_steps=optim.accumulation,
+        learning_rate=optim.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": optim.final_rate},
+        warmup_steps=optim.warmup,
+        max_grad_norm=optim.max_grad_norm,
+        logging_steps=recipe.log_every,
+        eval_strategy="steps",
+        eval_steps=recipe.eval_every,
+        save_steps=recipe.save_every,
+        save_total_limit=2,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to=list(recipe.report_to),
+        dataloader_num_workers=0,
+        label_names=["labels"],
+        logging_nan_inf_filter=False,
+    )
+    trainer = AlignmentTrainer(recipe=recipe, prepared=prepared, args=arguments, eval_dataset=prepared.val, callbacks=[Progress(folder, optim.steps)])
+    trainer.pop_callback(_printer())
+    started = time.time()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.time() - started
+    if optim.steps % recipe.eval_every or trainer.evaluation is None:
+        trainer.evaluate()
+    assert trainer.evaluation is not None
+    save_model(trainer.accelerator.unwrap_model(trainer.model), prepared.processor, folder)
+    write_log(trainer.state.log_history, folder)
+    with atomic_file(folder / "evaluation.parquet") as partial:
+        trainer.evaluation.to_parquet(partial)
+    record = {"recipe": as_mapping(recipe), "seconds": seconds, "steps_per_second": optim.steps / seconds, **prepared.record, **environment(argv)}
+    with atomic_file(folder / RECORD_FILE) as partial:
+        partial.write_text(json.dumps(record, indent=2))
+    return trainer.evaluation
+
+
+def _printer() -> type[TrainerCallback]:
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
+
+
+def _claim(folder: Path, recipe: Recipe) -> str | None:
+    """Make output_dir ours, or find the checkpoint to resume from."""
+    taken = folder.exists() and any(folder.iterdir())
+    if not recipe.resume:
+        if taken:
+            raise RunError(f"output_dir {folder} is not empty: expected a new folder, or --resume to continue the run in it")
+        make_folder(folder)
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(as_mapping(recipe), sort_keys=False))
+        return None
+    if (folder / RECORD_FILE).exists():
+        raise RunError(f"the run in {folder} is finished: nothing to resume")
+    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if checkpoint is None:
+        raise RunError(f"no checkpoint in {folder}: expected the output_dir of an interrupted run; start it without --resume")
+    stored = yaml.safe_load((folder / "recipe.yaml").read_text())
+    ours = as_mapping(recipe)
+    for key in sorted(set(stored) - {"resume", "output_dir"}):
+        if stored[key] != ours[key]:
+            raise ConfigError(f"cannot resume {folder}: '{key}' is {ours[key]}, but the run was started with {stored[key]}")
+    return checkpoint

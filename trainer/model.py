@@ -1,0 +1,209 @@
+"""Building a small LLaVA around a real tower, and wrapping any LLaVA with an alignment head for training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    CLIPImageProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from trainer.alignment import AlignmentHead, cosine_loss
+from trainer.config import AlignmentConfig, ModelConfig
+from workbench.errors import ConfigError
+from workbench.vfm.base import IMAGENET
+from workbench.weights import check_unchanged, load_weights, weights_folder
+
+IGNORED = -100  # label of positions that are not learnt
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %} {{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
+
+
+def build_processor(config: ModelConfig, words: list[str]) -> LlavaProcessor:
+    """A LlavaProcessor with one token per word of a closed vocabulary, that stretches images to a square."""
+    special = ["<pad>", "<bos>", "<eos>", "<unk>", "<image>"]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *words])}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", extra_special_tokens={"image_token": "<image>"}
+    )
+    size = {"height": config.image_size, "width": config.image_size}
+    pixels = CLIPImageProcessor(size=size, do_center_crop=False, image_mean=IMAGENET[0], image_std=IMAGENET[1], crop_size=size)
+    patch = AutoConfig.from_pretrained(weights_folder(config.tower)).patch_size
+    return LlavaProcessor(
+        pixels, tokenizer, patch_size=patch, vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=CHAT_TEMPLATE
+    )
+
+
+def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaForConditionalGeneration, str]:
+    """A LlavaForConditionalGeneration with a pretrained frozen tower and a fresh Qwen3 language model; returns the tower's fingerprint too.
+
+    Raises:
+        ConfigError: a block that the tower does not have, or an image size that its patches do not divide.
+        WeightsError: the tower no longer holds its pretrained values once the model stands around it.
+    """
+    source = weights_folder(config.tower)
+    vision = AutoConfig.from_pretrained(source)
+    if max(config.tower_features) > vision.num_hidden_layers:
+        raise ConfigError(f"model.tower_features is {config.tower_features}: expected 0 to {vision.num_hidden_layers}, the blocks of {config.tower}")
+    if config.image_size % vision.patch_size:
+        raise ConfigError(f"model.image_size is {config.image_size}: expected a multiple of {vision.patch_size}, the patch size of {config.tower}")
+    vision.num_hidden_layers = max(1, *config.tower_features)  # later blocks would be computed and thrown away
+    tokenizer = processor.tokenizer
+    text = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=config.width,
+        intermediate_size=config.ffn,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        head_dim=config.width // config.heads,
+        initializer_range=config.init,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e5},
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    llava = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_id=processor.image_token_id,
+            image_seq_length=(config.image_size // vision.patch_size) ** 2,
+            vision_feature_layer=list(config.tower_features),
+            vision_feature_select_strategy="default",
+            tie_word_embeddings=True,
+        )
+    )
+    llava.config.architectures = ["LlavaForConditionalGeneration"]
+    llava.generation_config.eos_token_id = tokenizer.eos_token_id
+    llava.generation_config.pad_token_id = tokenizer.pad_token_id
+    tower = AutoModel.from_pretrained(source, config=vision)
+    llava.model.vision_tower.load_state_dict(tower.state_dict())
+    llava.model.vision_tower.requires_grad_(False)
+    return llava, check_unchanged(config.tower, llava.model.vision_tower.state_dict(), load_weights(config.tower))
+
+
+@torch.inference_mode()
+def connector_inputs(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, images: list[Image.Image]) -> Float[Tensor, "image token d"]:
+    """What the frozen tower hands to the connector: read at the connector itself, so that it cannot differ from inference."""
+    seen: list[Tensor] = []
+    handle = llava.model.multi_modal_projector.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"].to(llava.device)
+    try:
+        llava.get_image_features(pixel_values=pixels)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+def standardise_connector(llava: LlavaForConditionalGeneration, mean: Float[Tensor, "d"], std: Float[Tensor, "d"]) -> None:  # noqa: F821
+    """Start the connector as if its input had mean 0 and standard deviation 1, by folding both into its first layer."""
+    first = llava.model.multi_modal_projector.linear_1
+    with torch.no_grad():
+        nn.init.normal_(first.weight, std=len(std) ** -0.5)
+        first.weight /= std
+        first.bias.copy_(-first.weight @ mean)
+
+
+@dataclass
+class AlignedOutput:
+    """Losses of one forward pass, with the logits."""
+
+    lm_loss: Tensor
+    alignment_loss: Tensor | None
+    logits: Tensor
+
+
+class AlignedForConditionalGeneration(nn.Module):
+    """An unmodified LLaVA and an alignment head, called as one module so that DDP, FSDP and ZeRO see both.
+
+    Args:
+        llava: the model; its tower stays frozen.
+        alignment: None for the baseline, which then has no head at all.
+        target_dim: width of the VFM's features.
+    """
+
+    def __init__(self, llava: LlavaForConditionalGeneration, alignment: AlignmentConfig | None, target_dim: int | None) -> None:
+        super().__init__()
+        self.llava, self.config, self.alignment = llava, llava.config, alignment
+        self.alignment_head: AlignmentHead | None = None
+        if alignment is not None and target_dim is not None:
+            self.alignment_head = AlignmentHead(llava.config.text_config.hidden_size, alignment.hidden, target_dim)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "b s"],
+        labels: Int[Tensor, "b s"],
+        position_ids: Int[Tensor, "b s"],
+        segments: Int[Tensor, "b s"],
+        connector_inputs: Float[Tensor, "b token d"],
+        target: Float[Tensor, "b token dim"] | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **_: object,
+    ) -> AlignedOutput:
+        """Language-model loss over the answers, and the alignment loss at layer l of the visual tokens.
+
+        Args:
+            labels: the token to predict *at* each position (already shifted), -100 where nothing is learnt.
+            segments: 0 for the shared image prefix, q for question q, -1 for padding; questions do not see one another.
+            num_items_in_batch: answer tokens of the whole accumulated batch, by which the loss is normalised.
+        """
+        image = BaseModelOutputWithPooling(pooler_output=list(self.llava.model.multi_modal_projector(connector_inputs)))
+        with self._capture() as captured:
+            logits = self.llava(
+                input_ids=input_ids,
+                attention_mask=block_diagonal_mask(segments),
+                position_ids=position_ids,
+                mm_encoder_outputs={"image": image},
+                use_cache=False,
+            ).logits
+        wanted = labels != IGNORED
+        losses = nn.functional.cross_entropy(logits[wanted].float(), labels[wanted], reduction="sum")
+        lm_loss = losses / (wanted.sum() if num_items_in_batch is None else num_items_in_batch)
+        alignment_loss = None
+        if self.alignment_head is not None and target is not None:
+            visual = captured[0][input_ids == self.config.image_token_id].view(*target.shape[:2], -1)
+            alignment_loss = cosine_loss(self.alignment_head(visual), target)
+        return AlignedOutput(lm_loss, alignment_loss, logits)
+
+    @contextmanager
+    def _capture(self) -> Iterator[list[Tensor]]:
+        """Collect the output of layer l while the model runs."""
+        captured: list[Tensor] = []
+        if self.alignment_head is None or self.alignment is None:
+            yield captured
+            return
+        block = self.llava.model.language_model.layers[self.alignment.layer - 1]
+        handle = block.register_forward_hook(lambda _, __, output: captured.append(output))
+        try:
+            yield captured
+        finally:
+            handle.remove()
+
+
+def block_diagonal_mask(segments: Int[Tensor, "b s"]) -> Tensor:
+    """(b, 1, s, s) bool, True where a query (row) may see a key: causal, same segment or the shared prefix; padding sees itself only."""
+    query, key = segments[:, :, None], segments[:, None, :]
+    length = segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    own = torch.eye(length, dtype=torch.bool, device=segments.device)
+    return (((causal & ((key == 0) | (key == query))) & (query >= 0)) | own)[:, None]

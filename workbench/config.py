@@ -1,0 +1,155 @@
+"""One mechanism for every command: a frozen dataclass becomes flags (`--alignment.layer 4`), and a YAML file is flags in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import tyro
+import yaml
+
+from workbench.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str = "", recipe: Path | None = None) -> Config:
+    """Build a `cls` from its defaults, then the YAML file `recipe`, then the flags in `argv`.
+
+    Raises:
+        ConfigError: an unknown key or option (with the nearest valid one) or a value of the wrong type.
+        SystemExit: after `--help`, with code 0.
+    """
+    known = dict(_fields(cls))
+    flags: list[str] = []
+    if recipe is not None:
+        for key, value in _flatten(read_recipe(recipe)):
+            _check_known(key, known, f"key '{key}' in {recipe}")
+            flags += _as_flags(key, value)
+    for word in argv:
+        if word.startswith("--") and word != "--help":
+            key = word[2:].split("=")[0].replace("-", "_")
+            _check_known(key.removeprefix("no_") if known.get(key.removeprefix("no_")) is bool else key, known, f"option '{word.split('=')[0]}'")
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message):
+            return tyro.cli(cls, prog=prog, description=description, args=[*flags, *argv], config=(tyro.conf.AvoidSubcommands,))
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ConfigError(_one_sentence(message.getvalue())) from None
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; its key `base` names another recipe, relative to this one, that it extends.
+
+    Raises:
+        ConfigError: no such file (with the nearest name in its folder), or not a mapping.
+    """
+    if not path.is_file():
+        names = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, names, n=1)
+        raise ConfigError(f"no recipe {path}: expected a YAML file" + (f"; did you mean '{path.parent / near[0]}'?" if near else ""))
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {path} is not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"recipe {path} holds {type(content).__name__}, expected a mapping of keys to values")
+    own = dict(content)
+    base = own.pop("base", None)
+    return _merge(read_recipe(path.parent / base), own) if base else own
+
+
+def as_mapping(config: object) -> dict[str, Any]:
+    """A dataclass as nested plain values, for JSON and YAML."""
+    return {key: _plain(value) for key, value in dataclasses.asdict(config).items()}  # type: ignore[call-overload]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _merge(base: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in own.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if nested else value
+    return merged
+
+
+def _fields(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _fields(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, hints[field.name]
+
+
+def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _check_known(key: str, known: Mapping[str, Any], called: str) -> None:
+    if key in known:
+        return
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
+    raise ConfigError(f"unknown {called}: {hint}")
+
+
+def _as_flags(key: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        head, _, last = key.rpartition(".")
+        return [f"--{key}" if value else f"--{head + '.' if head else ''}no-{last}"]
+    values = value if isinstance(value, list) else [value]
+    return [f"--{key}", *map(str, values)]
+
+
+def _one_sentence(boxed: str) -> str:
+    """The first statement of tyro's boxed message, without the box."""
+    lines = [re.sub(r"^[│\s]+|[│\s]+$", "", line) for line in boxed.splitlines() if line.startswith("│")]
+    body = []
+    for line in lines:
+        if set(line) <= {"─"}:
+            break
+        body.append(line)
+    return " ".join(body) or "the arguments could not be read; see --help"
+
+
+def command(main: Any) -> None:
+    """Run `main(argv)` as a command: an error is one line on stderr and exit code 2, Ctrl-C is 130; `--debug` shows the traceback."""
+    from workbench.errors import WorkbenchError
+
+    argv = [word for word in sys.argv[1:] if word != "--debug"]
+    try:
+        main(argv)
+    except WorkbenchError as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+    except OSError as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.stderr.write(f"error: {error.strerror or error}: {error.filename or 'disk'}\n")
+        sys.exit(2)

@@ -1,0 +1,125 @@
+"""What every data set is: an ordered sequence of questions about images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from PIL import Image
+
+from workbench.errors import DataError, UnknownNameError
+from workbench.registry import Registry
+
+Image.MAX_IMAGE_PIXELS = 120_000_000  # a larger picture is refused, not decoded
+
+
+@dataclass(frozen=True)
+class Object:
+    """A thing in an image.
+
+    Attributes:
+        name: what it is, such as "red circle".
+        box: left, top, right, bottom as fractions of the image, 0..1.
+        mask: (height, width) bool array in image pixels, or None where unknown.
+    """
+
+    name: str
+    box: tuple[float, float, float, float]
+    mask: np.ndarray | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one image.
+
+    Attributes:
+        id: unique within the data set; `image_id` is shared by all questions of one image.
+        load: returns the image; called at most once, through `image`.
+        answer: the right answer, "" where there is none (a folder of photographs).
+        options: every answer that the question allows, () where it is open.
+        category: question type, the unit in which accuracy is reported.
+        objects: what is in the image, where known.
+    """
+
+    id: str
+    image_id: str
+    load: Callable[[], Image.Image] = field(repr=False, compare=False)
+    question: str = ""
+    answer: str = ""
+    options: tuple[str, ...] = ()
+    category: str = ""
+    objects: tuple[Object, ...] = ()
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The image in RGB, upright."""
+        return self.load()
+
+
+class Dataset:
+    """Samples in a fixed order, with a fingerprint of their content.
+
+    Args:
+        name: the spec it was loaded from, such as "shapes:val".
+        samples: all questions, those of one image next to each other.
+        fingerprint: hash of everything that determines the samples.
+    """
+
+    def __init__(self, name: str, samples: list[Sample], fingerprint: str) -> None:
+        if not samples:
+            raise DataError(f"data set '{name}' has no samples")
+        self.name, self.samples, self.fingerprint = name, samples, fingerprint
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+    @cached_property
+    def scenes(self) -> list[list[Sample]]:
+        """The samples grouped by image, in order."""
+        groups: dict[str, list[Sample]] = {}
+        for sample in self.samples:
+            groups.setdefault(sample.image_id, []).append(sample)
+        return list(groups.values())
+
+
+Loader = Callable[..., Dataset]
+DATASETS: Registry[Loader] = Registry("data set")
+
+
+def load_data(spec: str, *, limit: int | None = None, seed: int = 0) -> Dataset:
+    """Load a data set by its spec `name:rest`, for example `shapes:val` or `folder:/photos`.
+
+    Args:
+        limit: number of images to keep; None keeps all. Generated worlds keep their first `limit` scenes, data sets
+            on disk a random subset drawn with `seed`, in the original order.
+
+    Raises:
+        UnknownNameError: no data set or split of that name.
+        DataError: nothing usable in it.
+    """
+    name, _, rest = spec.partition(":")
+    if limit is not None and limit < 1:
+        raise DataError(f"limit is {limit}: expected at least 1 image")
+    loader = DATASETS.get(name)
+    return loader(rest, limit=limit, seed=seed)
+
+
+def content_hash(*parts: object) -> str:
+    """Hash the representation of `parts` to 16 hex digits."""
+    return hashlib.sha256("|".join(map(repr, parts)).encode()).hexdigest()[:16]
+
+
+def check_split(name: str, split: str, known: tuple[str, ...]) -> str:
+    """Return `split` if it is known, else raise with the nearest valid name."""
+    if split not in known:
+        raise UnknownNameError(f"split of {name}", split, known)
+    return split

@@ -1,0 +1,41 @@
+"""Errors are part of the interface: one sentence with the value, what was expected and the nearest valid name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class WorkbenchError(Exception):
+    """Base of every error a user can cause; the command line prints it as one line and exits with 2."""
+
+
+class UnknownNameError(WorkbenchError):
+    """A name that is not in a closed list: says what exists and which name is nearest."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.name, self.known = name, sorted(known)
+        near = difflib.get_close_matches(name, self.known, n=1, cutoff=0.5)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        listed = ", ".join(self.known) if self.known else "(none)"
+        super().__init__(f"unknown {kind} '{name}': expected one of {listed}{hint}")
+
+
+class ConfigError(WorkbenchError):
+    """A recipe, an option or an argument with a value outside its range."""
+
+
+class DataError(WorkbenchError):
+    """A data set, an image or an array that cannot be used as asked."""
+
+
+class WeightsError(WorkbenchError):
+    """Weights that are missing, corrupt, or not the ones their catalogue entry pins."""
+
+
+class ModelError(WorkbenchError):
+    """A model that is unsupported, or that fails its validation at load."""
+
+
+class RunError(WorkbenchError):
+    """A stored run or an output folder that is missing, half written or already taken."""

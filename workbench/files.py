@@ -1,0 +1,66 @@
+"""The cache folder, and writing that leaves either the whole result or nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from workbench.errors import RunError
+
+
+def cache_folder(part: str) -> Path:
+    """Return (and make) `$VIRAL_CACHE/<part>`, by default below `~/.cache/viral-workbench`."""
+    root = Path(os.environ.get("VIRAL_CACHE", Path.home() / ".cache" / "viral-workbench"))
+    return make_folder(root / part)
+
+
+def make_folder(path: Path) -> Path:
+    """Make `path` and its parents; a disk that refuses is one sentence, not a traceback."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make folder {path}: {error.strerror or error}") from error
+    return path
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target` and rename it to `target` on success; on any failure nothing remains.
+
+    If another process finished the same folder meanwhile, its result is kept and ours is dropped.
+    """
+    make_folder(target.parent)
+    try:
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise RunError(f"cannot write to {target.parent}: {error.strerror or error}") from error
+    try:
+        partial.chmod(0o755)
+        yield partial
+        try:
+            partial.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+    except OSError as error:
+        raise RunError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target` and rename it to `target` on success; on any failure `target` is untouched."""
+    make_folder(target.parent)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        yield partial
+        partial.replace(target)
+    except OSError as error:
+        raise RunError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)

