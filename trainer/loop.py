@@ -21,7 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trainer.config import AlignmentConfig, Recipe
 from trainer.data import PackedDataset, Packer, collate
 from trainer.features import cached_features
-from trainer.model import IGNORED, AlignedForConditionalGeneration, build_llava, build_processor, connector_inputs, standardise_connector
+from trainer.model import IGNORED, AlignedForConditionalGeneration, build_llava, build_processor, connector_inputs, start_connector
 from workbench.config import as_mapping
 from workbench.data import Dataset, load_data
 from workbench.errors import ConfigError, RunError
@@ -43,7 +43,7 @@ class Prepared:
     processor: LlavaProcessor
     train: PackedDataset
     val: PackedDataset
-    input_scale: float
+    input_rate: float
     record: dict[str, object]
 
 
@@ -60,21 +60,19 @@ def prepare(recipe: Recipe) -> Prepared:
     inputs = {
         data.name: cached_features(data, key, lambda images: connector_inputs(llava, processor, images), what=recipe.model.tower) for data in (train, val)
     }
-    flat = inputs[train.name][:256].flatten(0, 1)  # a few thousand tokens fix mean and deviation well
-    mean, std = flat.mean(0), flat.std(0).clamp_min(1e-6)
-    standardise_connector(llava, mean, std)
+    side = recipe.model.image_size // processor.patch_size
+    deviation = start_connector(llava, inputs[train.name][:256], side)
 
     targets: dict[str, Tensor | None] = {train.name: None, val.name: None}
     aligned = recipe.alignment if recipe.alignment.objective != "none" else None
     if aligned is not None:
-        side = recipe.model.image_size // processor.patch_size
         targets, vfm_fingerprint = _targets(aligned, (train, val), (side, side), recipe.seed)
         record |= {"vfm": aligned.vfm, "vfm_fingerprint": vfm_fingerprint}
     target = targets[train.name]
     model = AlignedForConditionalGeneration(llava, aligned, None if target is None else target.shape[-1])
     packer = Packer(processor, inputs[train.name].shape[1])
     sets = [PackedDataset(data, packer, inputs[data.name], targets[data.name]) for data in (train, val)]
-    return Prepared(model, processor, sets[0], sets[1], float(std.mean()), record)
+    return Prepared(model, processor, sets[0], sets[1], recipe.model.width / inputs[train.name].shape[-1] / deviation, record)
 
 
 def _targets(alignment: AlignmentConfig, sets: tuple[Dataset, Dataset], grid: tuple[int, int], seed: int) -> tuple[dict[str, Tensor | None], str]:
@@ -142,7 +140,7 @@ class AlignmentTrainer(Trainer):
         if self.optimizer is None:
             optim, trainable = self.recipe.optim, [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
             groups = [
-                {"params": [p for n, p in trainable if n.endswith("linear_1.weight")], "lr": optim.learning_rate / self.prepared.input_scale, "weight_decay": 0.0},
+                {"params": [p for n, p in trainable if n.endswith("linear_1.weight")], "lr": optim.learning_rate * self.prepared.input_rate, "weight_decay": 0.0},
                 {"params": [p for n, p in trainable if p.ndim > 1 and not n.endswith("linear_1.weight")], "weight_decay": optim.weight_decay},
                 {"params": [p for n, p in trainable if p.ndim == 1], "weight_decay": 0.0},
             ]
@@ -184,7 +182,7 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
     """Whether each question is answered right by greedy decoding: every answer token and the end token is the most likely one.
 
     Returns:
-        One row per sample: id, image_id, category, answer, correct.
+        One row per sample: id, image_id, category, answer, correct, chance (one over the number of options).
     """
     was_training = model.training
     model.eval()
@@ -197,9 +195,9 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
         for row in range(len(right)):
             for number, sample in enumerate(next(scenes), start=1):
                 correct = bool(right[row][batch["segments"][row] == number].all())
-                rows.append((sample.id, sample.image_id, sample.category, sample.answer, correct))
+                rows.append((sample.id, sample.image_id, sample.category, sample.answer, correct, 1 / max(1, len(sample.options))))
     model.train(was_training)
-    return pd.DataFrame(rows, columns=["id", "image_id", "category", "answer", "correct"])
+    return pd.DataFrame(rows, columns=["id", "image_id", "category", "answer", "correct", "chance"])
 
 
 class Progress(TrainerCallback):

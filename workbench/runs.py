@@ -1,24 +1,145 @@
-"""Stored runs."""
+"""Stored runs: one folder each, `run.json` with everything the numbers depend on, tables as parquet, tensors as safetensors.
+
+A run is keyed by what determines its numbers, so the same question is a look-up. It is written under a temporary name and renamed: a crash leaves no
+half run.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from workbench.errors import RunError
+from workbench.files import atomic_folder
+
+if TYPE_CHECKING:  # torch takes a second to import, and listing runs does not need it
+    from torch import Tensor
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A result and its record.
+
+    Attributes:
+        key: hash of analysis, version, config, model fingerprint and data fingerprint.
+        record: the content of run.json.
+        tables: long-format data frames; every score in them carries its n, interval and chance level.
+        tensors: larger arrays, where an analysis keeps any.
+    """
+
+    key: str
+    record: dict[str, Any]
+    tables: dict[str, pd.DataFrame]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Short name of the model, as figures show it."""
+        return str(self.record["label"])
+
+
+def run_key(analysis: str, version: int, config: Mapping[str, Any], model: str, data: str) -> str:
+    """Hash of all that determines a run's numbers, 12 hex digits; `model` and `data` are fingerprints."""
+    content = json.dumps([analysis, version, dict(config), model, data], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def folder_of(root: Path, analysis: str, key: str) -> Path:
+    return root / f"{analysis}-{key}"
+
+
+def save(run: Run, root: Path) -> Path:
+    """Write `run` below `root` and return its folder; an identical run that is already there is kept."""
+    target = folder_of(root, run.record["analysis"], run.key)
+    with atomic_folder(target) as partial:
+        for name, table in run.tables.items():
+            table.to_parquet(partial / f"{name}.parquet", index=False)
+        if run.tensors:
+            from safetensors.torch import save_file
+
+            save_file({name: value.contiguous() for name, value in run.tensors.items()}, partial / "tensors.safetensors")
+        record = run.record | {"key": run.key, "tables": sorted(run.tables)}
+        (partial / RUN_FILE).write_text(json.dumps(record, indent=2, default=str))
+    return target
+
+
+def load(folder: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        RunError: not a run folder, or a file of it is damaged.
+    """
+    try:
+        record = json.loads((folder / RUN_FILE).read_text())
+        tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in record["tables"]}
+        tensors = _tensors(folder / "tensors.safetensors")
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{folder} is not a readable run ({error})") from error
+    return Run(record["key"], record, tables, tensors)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    if not path.exists():
+        return {}
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def index(root: Path) -> pd.DataFrame:
+    """One row per stored run below `root`, newest first, from the records alone: no table is read.
+
+    Columns: folder, analysis, label, model, data, seconds, created, key, config.
+    """
+    rows = []
+    for path in sorted(root.glob(f"*/{RUN_FILE}")):
+        try:
+            record = json.loads(path.read_text())
+            names = ("analysis", "label", "model", "data", "seconds", "created", "key", "config")
+            rows.append({"folder": path.parent, **{name: record[name] for name in names}})
+        except (OSError, ValueError, KeyError):
+            continue  # someone else's run.json
+    table = pd.DataFrame(rows, columns=["folder", "analysis", "label", "model", "data", "seconds", "created", "key", "config"])
+    return table.sort_values("created", ascending=False, ignore_index=True)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def environment(argv: list[str]) -> dict[str, object]:
-    """What a result depends on besides its config: command, git commit, package versions, platform."""
+    """What a result depends on besides its config: command, git commit, package versions, platform, time."""
     packages = {}
     for name in ("torch", "transformers", "timm", "nnsight", "numpy", "pillow", "viral-workbench"):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = "absent"
-    return {"argv": argv, "git": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain")), "packages": packages, "platform": platform.platform()}
+    return {
+        "argv": argv,
+        "git": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain")),
+        "packages": packages,
+        "platform": platform.platform(),
+        "created": now(),
+    }
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
+    except OSError:
+        return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import product
 
 import numpy as np
 from PIL import Image, ImageDraw
+from scipy.stats import binom
 
 from workbench.data.base import DATASETS, Dataset, Object, Sample, check_split, content_hash
 
@@ -33,11 +34,12 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 COUNTS = ("0", "1", "2", "3")
 CATEGORIES = ("count", "colour", "shape", "exist", "position_x", "position_y", "relation_x", "relation_y")
-MAX_OBJECTS = 6
-MIN_RADIUS, MAX_RADIUS = 10, 17  # pixels
+OBJECTS = (0.25, 0.2, 0.2, 0.15, 0.1, 0.1)  # probability of 1, 2, ... 6 objects; many simple scenes make the world quick to learn
+MIN_RADIUS = 10  # pixels
+MAX_RADIUS = (24, 22, 20, 18, 16, 16)  # for 1, 2, ... 6 objects
 CENTRE_MARGIN = 0.08  # an object nearer to the middle line than this is not asked for its side
 RELATION_MARGIN = 0.12  # nor are two objects whose centres differ by less
-VERSION = 1  # part of the fingerprint: raise it when any scene or question changes
+VERSION = 3  # part of the fingerprint: raise it when any scene or question changes
 
 
 @dataclass(frozen=True)
@@ -75,23 +77,36 @@ def _generator(split: str, seed: int, index: int, purpose: int) -> np.random.Gen
 # --- layout --------------------------------------------------------------------------------------------------------------------------
 
 
-def layout(split: str, seed: int, index: int) -> tuple[list[Placed], tuple[str, str]]:
-    """Return the objects of a scene and the (colour, shape) whose counts it was drawn for, each uniform over `COUNTS`."""
+def layout(split: str, seed: int, index: int) -> list[Placed]:
+    """Return the objects of a scene; one colour and one shape are repeated 0 to 3 times, so that counts vary."""
     rng = _generator(split, seed, index, 0)
-    asked = (str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)))
-    wanted = rng.integers(0, len(COUNTS), size=2)
-    number = int(rng.integers(max(1, *wanted), MAX_OBJECTS + 1))
-    colours = _draw_with_count(rng, list(COLOURS), asked[0], int(wanted[0]), number)
-    shapes_ = _draw_with_count(rng, list(SHAPES), asked[1], int(wanted[1]), number)
-    places = _places(rng, number)
-    return [Placed(s, c, *p) for s, c, p in zip(shapes_, colours, places, strict=True)], asked
+    number = 1 + int(rng.choice(len(OBJECTS), p=OBJECTS))
+    colours, shapes_ = _draw_repeated(rng, list(COLOURS), number), _draw_repeated(rng, list(SHAPES), number)
+    return [Placed(s, c, *p) for s, c, p in zip(shapes_, colours, _places(rng, number), strict=True)]
 
 
-def _draw_with_count(rng: np.random.Generator, names: list[str], asked: str, count: int, number: int) -> list[str]:
-    """Draw `number` names of which exactly `count` are `asked`, in random order."""
-    others = [name for name in names if name != asked]
-    drawn = [asked] * count + [str(name) for name in rng.choice(others, size=number - count)]
+def _draw_repeated(rng: np.random.Generator, names: list[str], number: int) -> list[str]:
+    """Draw `number` names, of which a random one stands there a uniform 0..min(3, number) times, in random order."""
+    chosen = str(rng.choice(names))
+    count = int(rng.integers(0, min(len(COUNTS) - 1, number) + 1))
+    drawn = [chosen] * count + [str(name) for name in rng.choice([name for name in names if name != chosen], size=number - count)]
     return [drawn[i] for i in rng.permutation(number)]
+
+
+@cache
+def _acceptance(names: int) -> tuple[float, ...]:
+    """Probability of asking for a count of 0, 1, 2, 3 so that the asked counts are uniform: the rarest over each one's probability.
+
+    The probabilities are those of `_draw_repeated` with `names` names, for a name picked in advance.
+    """
+    most = len(COUNTS) - 1
+    probability = np.zeros(len(COUNTS))
+    for number, weight in enumerate(OBJECTS, start=1):
+        for count in range(min(most, number) + 1):
+            share = weight / (min(most, number) + 1)
+            probability[count] += share / names
+            probability += share * (1 - 1 / names) * binom.pmf(np.arange(len(COUNTS)), number - count, 1 / (names - 1))
+    return tuple(probability.min() / probability)
 
 
 def _places(rng: np.random.Generator, number: int) -> list[tuple[float, float, float]]:
@@ -99,7 +114,7 @@ def _places(rng: np.random.Generator, number: int) -> list[tuple[float, float, f
     while True:
         placed: list[tuple[float, float, float]] = []
         for _ in range(40 * number):
-            radius = rng.uniform(MIN_RADIUS, MAX_RADIUS)
+            radius = rng.uniform(MIN_RADIUS, MAX_RADIUS[number - 1])
             x, y = rng.uniform(radius + 2, SIZE - radius - 2, size=2)
             if all((x - a) ** 2 + (y - b) ** 2 > (radius + r + 3) ** 2 for a, b, r in placed):
                 placed.append((float(x), float(y), float(radius)))
@@ -127,30 +142,22 @@ def outline(item: Placed, scale: float = 1.0) -> list[tuple[float, float]]:
         radii = [r if i % 2 == 0 else 0.42 * r for i in range(10)]
         return [(x + q * float(np.sin(i * np.pi / 5)), y - q * float(np.cos(i * np.pi / 5))) for i, q in enumerate(radii)]
     w = 0.34 * r  # cross
-    return [(x + a * (w if p else r), y + b * (r if p else w)) for a, b, p in _CROSS]
-
-
-# (sign x, sign y, on the vertical bar) of the twelve corners; the inner corners belong to both bars and are clipped to w below
-_CROSS = [(-1, -1, True), (1, -1, True), (1, 1, True), (-1, 1, True)]
-
-
-def _draw(draw: ImageDraw.ImageDraw, item: Placed, fill: object, scale: float) -> None:
-    draw.polygon(outline(item, scale), fill=fill)  # type: ignore[arg-type]
-    if item.shape == "cross":
-        x, y, r = item.x * scale, item.y * scale, item.radius * scale
-        draw.rectangle((x - r, y - 0.34 * r, x + r, y + 0.34 * r), fill=fill)  # type: ignore[arg-type]
+    return [
+        *((x - w, y - r), (x + w, y - r), (x + w, y - w), (x + r, y - w), (x + r, y + w), (x + w, y + w)),
+        *((x + w, y + r), (x - w, y + r), (x - w, y + w), (x - r, y + w), (x - r, y - w), (x - w, y - w)),
+    ]
 
 
 def draw_scene(split: str, seed: int, index: int) -> Image.Image:
     """Draw scene `index` of a split as a 112 x 112 RGB image."""
-    items, _ = layout(split, seed, index)
+    items = layout(split, seed, index)
     rng = _generator(split, seed, index, 1)
     picture = _background(rng).resize((SIZE * _SCALE, SIZE * _SCALE), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
     for item in items:
         shade = rng.integers(-18, 19, size=3)
         fill = tuple(int(v) for v in np.clip(np.array(COLOURS[item.colour]) + shade, 0, 255))
-        _draw(draw, item, fill, _SCALE)
+        draw.polygon(outline(item, _SCALE), fill=fill)
     pixels = np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.int16)
     noise = rng.integers(-8, 9, size=pixels.shape, dtype=np.int16)
     return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
@@ -181,7 +188,7 @@ def scene_objects(items: list[Placed]) -> tuple[Object, ...]:
     found = []
     for item in items:
         mask = Image.new("1", (SIZE, SIZE))
-        _draw(ImageDraw.Draw(mask), item, 1, 1.0)
+        ImageDraw.Draw(mask).polygon(outline(item), fill=1)
         x, y, r = item.x / SIZE, item.y / SIZE, item.radius / SIZE
         found.append(Object(f"{item.colour} {item.shape}", (x - r, y - r, x + r, y + r), np.asarray(mask)))
     return tuple(found)
@@ -209,9 +216,9 @@ class _Question:
 
 def scene_samples(split: str, seed: int, index: int) -> list[Sample]:
     """All questions about scene `index`, in random order; the image is drawn only when it is asked for."""
-    items, asked = layout(split, seed, index)
+    items = layout(split, seed, index)
     rng = _generator(split, seed, index, 2)
-    questions = [*_count(items, asked), *_look_up(items), *_exist(rng, items), *_position(rng, items), *_relation(rng, items)]
+    questions = [*_count(rng, items), *_look_up(items), *_exist(rng, items), *_position(rng, items), *_relation(rng, items)]
     load = _Once(partial(draw_scene, split, seed, index))
     objects = scene_objects(items)
     image_id = f"{split}-{seed}-{index:05d}"
@@ -231,12 +238,15 @@ class _Once:
         return self.drawn
 
 
-def _count(items: list[Placed], asked: tuple[str, str]) -> list[_Question]:
-    colour, shape = asked
-    return [
-        _Question(_COUNT.format(a=colour), str(sum(i.colour == colour for i in items)), COUNTS, "count"),
-        _Question(_COUNT.format(a=shape), str(sum(i.shape == shape for i in items)), COUNTS, "count"),
-    ]
+def _count(rng: np.random.Generator, items: list[Placed]) -> list[_Question]:
+    questions = []
+    for by, names in (("colour", tuple(COLOURS)), ("shape", SHAPES)):
+        times = Counter(getattr(item, by) for item in items)
+        for name in names:
+            draw, count = rng.random(), times[name]
+            if count < len(COUNTS) and draw < _acceptance(len(names))[count]:
+                questions.append(_Question(_COUNT.format(a=name), COUNTS[count], COUNTS, "count"))
+    return questions
 
 
 def _unique(items: list[Placed], by: str) -> list[Placed]:

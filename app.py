@@ -1,0 +1,5 @@
+"""The dashboard: streamlit run app.py -- --runs runs"""
+
+from workbench.dashboard import shell
+
+shell.show()

@@ -1,0 +1,161 @@
+"""An analysis is declared once; its command line, its page, its cache key and its stored record follow from that.
+
+    ANALYSIS = Analysis("cknna", "Alignment by layer", Config, run, figures, version=1)
+
+`python -m analyses.<name> --model A B` then runs it on each model (or finds the stored run), and figures take {label: Run}, so comparing is plotting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import plotly.graph_objects as go
+from torch import Tensor
+from tqdm import tqdm
+
+from workbench import runs
+from workbench.config import as_mapping, command, parse
+from workbench.data import Dataset, load_data
+from workbench.errors import ConfigError
+from workbench.files import make_folder
+from workbench.mllm import MLLM
+from workbench.runs import Run
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What every analysis is asked about. Subclass it for an analysis's own options."""
+
+    data: str = "shapes:val"
+    """Data set: shapes:val, folder:PATH, ..."""
+    limit: int = 200
+    """Images."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which models, and where things go; none of this changes a number."""
+
+    model: tuple[str, ...] = ()
+    """Folders or hub ids."""
+    output_dir: Path = Path("runs")
+    batch_size: int = 32
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What `run` is given besides its config."""
+
+    mllm: MLLM
+    data: Dataset
+    batch_size: int
+
+    def progress(self, items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+        """A progress bar on stderr, shown once it has taken two seconds."""
+        return tqdm(items, desc=f"{what} ({label_of(self.mllm.name)})", total=total, delay=2, file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `run` returns: tables and tensors to store, and values that belong in the record."""
+
+    tables: dict[str, pd.DataFrame]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+Figures = Callable[[Mapping[str, Run]], dict[str, go.Figure]]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A declared analysis.
+
+    Attributes:
+        config: frozen dataclass, a subclass of `DataOptions`.
+        run: (config, context) -> Result, for one model.
+        figures: {label: run} -> {title: figure}.
+        summary: {label: run} -> the table that the command prints.
+        version: raise it when the same config would give other numbers.
+    """
+
+    name: str
+    title: str
+    config: type[DataOptions]
+    run: Callable[[Any, Context], Result]
+    figures: Figures
+    summary: Callable[[Mapping[str, Run]], pd.DataFrame]
+    version: int = 1
+
+
+def label_of(model: str) -> str:
+    """A model's short name: the last part of its folder or hub id."""
+    return Path(model).name or model
+
+
+def execute(analysis: Analysis, config: DataOptions, where: Where, argv: list[str]) -> dict[str, Run]:
+    """Run `analysis` on every model, or load the stored run of the same question; returns {label: run} in order.
+
+    Raises:
+        ConfigError: no model, or two models with one label.
+    """
+    if not where.model:
+        raise ConfigError("no model given: expected --model FOLDER_OR_HUB_ID ...")
+    labels = [label_of(model) for model in where.model]
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"two models are called '{max(labels, key=labels.count)}': expected folders with different names")
+    make_folder(where.output_dir)
+    data = load_data(config.data, limit=config.limit, seed=config.seed)
+    found = {}
+    for label, name in zip(labels, where.model, strict=True):
+        mllm = MLLM.load(name, dtype=where.dtype, device=where.device)
+        key = runs.run_key(analysis.name, analysis.version, as_mapping(config), mllm.fingerprint, data.fingerprint)
+        folder = runs.folder_of(where.output_dir, analysis.name, key)
+        if not folder.exists():
+            started = time.monotonic()
+            result = analysis.run(config, Context(mllm, data, where.batch_size))
+            record = {
+                "analysis": analysis.name,
+                "version": analysis.version,
+                "label": label,
+                "model": name,
+                "model_fingerprint": mllm.fingerprint,
+                "data": data.name,
+                "data_fingerprint": data.fingerprint,
+                "config": as_mapping(config),
+                "seed": config.seed,
+                "device": str(mllm.device),
+                "seconds": round(time.monotonic() - started, 2),
+                **result.record,
+                **runs.environment(argv),
+            }
+            runs.save(Run(key, record, result.tables, result.tensors), where.output_dir)
+        found[label] = runs.load(folder)
+    return found
+
+
+def main(analysis: Analysis) -> None:
+    """The command line of one analysis."""
+    command(lambda argv: _main(analysis, argv))
+
+
+def _main(analysis: Analysis, argv: list[str]) -> None:
+    both = dataclasses.make_dataclass("Command", [], bases=(analysis.config, Where), frozen=True)
+    asked = parse(both, argv, prog=f"python -m analyses.{analysis.name}", description=analysis.title)
+    config, where = (cls(**{f.name: getattr(asked, f.name) for f in dataclasses.fields(cls)}) for cls in (analysis.config, Where))
+    found = execute(analysis, config, where, ["python", "-m", f"analyses.{analysis.name}", *argv])
+    sys.stdout.write(analysis.summary(found).to_string(index=False, float_format="{:.3f}".format) + "\n")
+    for run in found.values():
+        sys.stdout.write(f"{run.label}: {runs.folder_of(where.output_dir, analysis.name, run.key)}\n")

@@ -1,0 +1,68 @@
+"""Runs: what is stored, and the training curves of several models laid over each other."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import streamlit as st
+
+from workbench import figures, runs
+from workbench.dashboard.shell import below_root, runs_root, trained_models
+
+EMPTY = "Nothing is stored in {} yet. Train a model with `python -m trainer trainer/recipes/shapes_viral.yaml`, or run `make demo`."
+
+
+def page() -> None:
+    st.title("Runs")
+    models = trained_models()
+    if not models:
+        st.info(EMPTY.format(f"`{runs_root()}`"))
+    else:
+        _training(models)
+    _stored()
+
+
+def _training(models: list[str]) -> None:
+    st.subheader("Training")
+    chosen = st.multiselect("Models", models, default=[m for m in models if "/" not in m][:4] or models[:2], key="models", bind="query-params")
+    logs = {name: pd.read_parquet(below_root(name) / "training.parquet") for name in chosen}
+    measures = list(dict.fromkeys(c for log in logs.values() for c in log.columns if c.endswith("_loss") or c.startswith("accuracy/")))
+    if not measures:
+        return
+    first = [m for m in ("lm_loss", "accuracy/mean") if m in measures] or measures[:1]
+    shown = st.multiselect("Curves", measures, default=first, key="curves", bind="query-params")
+    for column, measure in zip(st.columns(max(1, min(2, len(shown)))) * len(shown), shown, strict=False):
+        column.plotly_chart(figures.training_curves(logs, measure), width="stretch", config=figures.EXPORT, key=f"curve-{measure}")
+    st.dataframe(pd.DataFrame([_training_row(name) for name in chosen]), hide_index=True, width="stretch")
+
+
+def _training_row(name: str) -> dict[str, object]:
+    record_file = below_root(name) / "training.json"
+    if not record_file.exists():
+        return {"model": name, "state": "not finished"}
+    record = json.loads(record_file.read_text())
+    recipe, alignment = record["recipe"], record["recipe"]["alignment"]
+    aligned = "none" if alignment["objective"] == "none" else f"{alignment['vfm']}, layer {alignment['layer']}, weight {alignment['weight']}"
+    evaluation = pd.read_parquet(below_root(name) / "evaluation.parquet")
+    return {
+        "model": name,
+        "state": "finished",
+        "alignment": aligned,
+        "seed": recipe["seed"],
+        "steps": recipe["optim"]["steps"],
+        "seconds": round(record["seconds"]),
+        "val accuracy": round(evaluation["correct"].mean(), 3),
+        "n": len(evaluation),
+        "git": record["git"][:8] + (" (dirty)" if record["dirty"] else ""),
+    }
+
+
+def _stored() -> None:
+    st.subheader("Analyses")
+    table = runs.index(runs_root())
+    if table.empty:
+        st.info("No analysis is stored yet. Try `python -m analyses.cknna --model runs/baseline runs/viral`.")
+        return
+    shown = table.assign(options=[", ".join(f"{k}={v}" for k, v in c.items() if k not in ("data", "seed")) for c in table["config"]])
+    st.dataframe(shown[["analysis", "label", "data", "options", "seconds", "created", "key"]], hide_index=True, width="stretch")

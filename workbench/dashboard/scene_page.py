@@ -1,0 +1,99 @@
+"""Scene: one image, one question, the answers of several models, and what their tokens look like layer by layer beside a VFM's."""
+
+from __future__ import annotations
+
+import numpy as np
+import streamlit as st
+from PIL import Image
+
+from workbench.capture import read
+from workbench.dashboard.shell import below_root, trained_models
+from workbench.data import Dataset, Sample, load_data
+from workbench.metrics.geometry import joint_pca_rgb
+from workbench.mllm import MLLM
+from workbench.vfm import CATALOGUE, VFM, load_vfm
+
+SCENES = 100  # of the validation split, enough to browse
+
+
+@st.cache_resource(max_entries=4, show_spinner="Loading the model")
+def _model(folder: str, changed: float) -> MLLM:
+    return MLLM.load(folder)
+
+
+@st.cache_resource(max_entries=2, show_spinner="Loading the vision foundation model")
+def _vfm(name: str) -> VFM:
+    return load_vfm(name)
+
+
+@st.cache_resource(max_entries=2)
+def _data(spec: str) -> Dataset:
+    return load_data(spec, limit=SCENES)
+
+
+def page() -> None:
+    st.title("Scene")
+    models = trained_models(finished=True)
+    if not models:
+        st.info("No finished model is stored yet. Train one with `python -m trainer trainer/recipes/shapes_viral.yaml`, or run `make demo`.")
+        return
+    with st.sidebar:
+        chosen = st.multiselect("Models", models, default=[m for m in models if "/" not in m][:2] or models[:2], key="models", max_selections=4, bind="query-params")
+        vfm = st.selectbox("Vision foundation model", CATALOGUE.names(), key="vfm", bind="query-params")
+        scenes = _data("shapes:val").scenes
+        number = st.number_input("Scene", 0, len(scenes) - 1, 0, key="scene", bind="query-params")
+    if not chosen:
+        st.info("Choose one or more models.")
+        return
+    samples = scenes[number]
+    loaded = {name: _model(str(below_root(name)), (below_root(name) / "model.safetensors").stat().st_mtime) for name in chosen}
+    left, right = st.columns([1, 2], gap="large")
+    with left:
+        sample = _question(samples)
+        st.image(sample.image.resize((448, 448), Image.Resampling.LANCZOS), width="stretch")
+    with right:
+        _answers(loaded, sample)
+        _maps(loaded, vfm, sample)
+
+
+def _question(samples: list[Sample]) -> Sample:
+    by_text = {f"{sample.question}  ({sample.category})": sample for sample in samples}
+    return by_text[st.selectbox("Question", list(by_text), key="question")]
+
+
+def _answers(loaded: dict[str, MLLM], sample: Sample) -> None:
+    st.subheader(sample.question)
+    for column, (name, mllm) in zip(st.columns(len(loaded) + 1), loaded.items(), strict=False):
+        answer = mllm.generate(mllm.encode([sample.image], [sample.question]), max_new_tokens=4)[0]
+        column.metric(name, answer or "(empty)", "right" if answer == sample.answer else "wrong", delta_color="normal" if answer == sample.answer else "inverse", delta_arrow="off")
+    st.caption(f"Right answer: **{sample.answer}** · chance {1 / len(sample.options):.0%} · one question, so no interval")
+
+
+def _maps(loaded: dict[str, MLLM], vfm_name: str, sample: Sample) -> None:
+    read_out = {}
+    for name, mllm in loaded.items():
+        batch = mllm.encode([sample.image], [sample.question])
+        read_out[name] = (read(mllm, batch)[0].values, mllm.visual_tokens(batch)[0][0].grid)
+    grid = next(iter(read_out.values()))[1]
+    layers = min(values.shape[0] for values, _ in read_out.values())
+    layer = st.slider("Layer", 0, layers - 1, layers // 2, key="layer", bind="query-params")
+    widths = {values.shape[-1] for values, _ in read_out.values()}
+    if len(widths) > 1:
+        st.warning(f"The models' widths differ ({sorted(widths)}), so each has a basis of its own.", icon=":material/warning:")
+    bases = joint_pca_rgb([values for values, _ in read_out.values()]) if len(widths) == 1 else [joint_pca_rgb([values])[0] for values, _ in read_out.values()]
+    maps = dict(zip(read_out, bases, strict=True))
+    reference = joint_pca_rgb([_vfm(vfm_name)([sample.image], grid=grid).tokens()])[0][0]
+    columns = st.columns(len(maps) + 1)
+    for column, (name, rgb) in zip(columns, maps.items(), strict=False):
+        column.image(_picture(rgb[layer], grid, 300), caption=f"{name}, layer {layer}", width="stretch")
+    columns[-1].image(_picture(reference, grid, 300), caption=f"{vfm_name} (its own basis)", width="stretch")
+    for name, rgb in maps.items():
+        st.caption(f"{name}: layers 0 to {layers - 1}, first three principal components in one basis for all layers{' and models' if len(maps) > 1 and len(widths) == 1 else ''}")
+        for column, number in zip(st.columns(layers), range(layers), strict=True):
+            column.image(_picture(rgb[number], grid, 120), caption=str(number), width="stretch")
+
+
+def _picture(rgb: np.ndarray, grid: tuple[int, int], size: int) -> Image.Image:
+    """(token, 3) floats in 0..1 as a picture with hard cell edges."""
+    cells = Image.fromarray((rgb.reshape(*grid, 3) * 255).astype(np.uint8))
+    return cells.resize((size, size * grid[0] // grid[1]), Image.Resampling.NEAREST)

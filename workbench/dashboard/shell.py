@@ -1,0 +1,54 @@
+"""Page config, navigation and the one place that knows the runs folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import streamlit as st
+
+from workbench.errors import RunError, WorkbenchError
+
+
+def show() -> None:
+    """Draw the page that the address names; an error of ours is one sentence, not a traceback."""
+    st.set_page_config(page_title="VIRAL Workbench", page_icon=":material/layers:", layout="wide")
+    from workbench.dashboard import alignment_page, runs_page, scene_page
+
+    pages = [
+        st.Page(runs_page.page, title="Runs", icon=":material/inventory_2:", url_path="runs", default=True),
+        st.Page(alignment_page.page, title="Alignment", icon=":material/show_chart:", url_path="alignment"),
+        st.Page(scene_page.page, title="Scene", icon=":material/image_search:", url_path="scene"),
+    ]
+    chosen = st.navigation(pages)
+    try:
+        chosen.run()
+    except WorkbenchError as error:
+        st.error(str(error), icon=":material/error:")
+
+
+def runs_root() -> Path:
+    """The folder given with `--runs`, by default ./runs."""
+    words = sys.argv[1:]
+    given = words[words.index("--runs") + 1] if "--runs" in words[:-1] else "runs"
+    return Path(given).resolve()
+
+
+def below_root(path: str | Path) -> Path:
+    """Resolve `path` inside the runs folder.
+
+    Raises:
+        RunError: it lies outside, whatever links or dots it uses.
+    """
+    root = runs_root()
+    resolved = (root / path).resolve()
+    if not resolved.is_relative_to(root):
+        raise RunError(f"'{path}' is not below the runs folder")
+    return resolved
+
+
+def trained_models(finished: bool = False) -> list[str]:
+    """Training folders below the runs folder, relative to it; with `finished`, those that hold a model."""
+    root = runs_root()
+    found = sorted(path.parent for path in root.glob("**/training.parquet") if "checkpoint-" not in str(path))
+    return [str(f.relative_to(root)) for f in found if not finished or (f / "training.json").exists()]

@@ -1,0 +1,57 @@
+"""A folder of the user's own photographs: no questions, no answers, just images.
+
+    sample:  photos/cat.jpg
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from workbench.data.base import DATASETS, Dataset, Sample, content_hash
+from workbench.errors import DataError
+from workbench.weights import sha256
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+QUESTION = "what is this ?"
+
+
+@DATASETS.register("folder")
+def folder(path: str, *, limit: int | None = None, seed: int = 0) -> Dataset:
+    """Load every picture below `path` in name order; `limit` keeps a random subset drawn with `seed`.
+
+    Raises:
+        DataError: no such folder, or no pictures in it.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise DataError(f"folder '{path}' does not exist")
+    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not files:
+        raise DataError(f"folder '{path}' holds no pictures: expected files ending in {', '.join(SUFFIXES)}")
+    if limit is not None and limit < len(files):
+        kept = np.sort(np.random.default_rng(seed).choice(len(files), limit, replace=False))
+        files = [files[i] for i in kept]
+    samples = [Sample(str(f.relative_to(root)), str(f.relative_to(root)), partial(read_image, f), question=QUESTION) for f in files]
+    return Dataset(f"folder:{path}", samples, content_hash("folder", *(sha256(f) for f in files)))
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read a picture as RGB, turned upright, transparency on white, first frame of an animation.
+
+    Raises:
+        DataError: truncated, not a picture, or too large.
+    """
+    try:
+        with Image.open(path) as file:
+            upright = ImageOps.exif_transpose(file)
+            if upright.has_transparency_data:
+                layer = upright.convert("RGBA")
+                ground = Image.new("RGBA", layer.size, "white")
+                return Image.alpha_composite(ground, layer).convert("RGB")
+            return upright.convert("RGB")
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"picture {path} cannot be read ({error})") from error

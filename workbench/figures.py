@@ -1,0 +1,92 @@
+"""One plotly template and the chart forms that several analyses share."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
+
+# A colour-blind-safe order (Okabe and Ito), darkened where needed to read on white and on black.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8860b", "#cc79a7", "#56a0d3")
+DASHES = ("solid", "dash", "dot", "dashdot")
+GREY = "#8a8f98"
+EXPORT = {"showSendToCloud": False, "displaylogo": False, "toImageButtonOptions": {"format": "svg"}}
+
+pio.templates["workbench"] = go.layout.Template(
+    layout={
+        "colorway": COLOURS,
+        "font": {"family": "Inter, system-ui, sans-serif", "size": 13, "color": GREY},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 60, "r": 16, "t": 36, "b": 48},
+        "hovermode": "x unified",
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "xaxis": {"gridcolor": "rgba(138,143,152,0.18)", "zeroline": False, "ticks": "outside", "tickcolor": "rgba(138,143,152,0.5)"},
+        "yaxis": {"gridcolor": "rgba(138,143,152,0.18)", "zeroline": False},
+    }
+)
+
+
+def new_figure(**layout: object) -> go.Figure:
+    """An empty figure in the workbench's template."""
+    return go.Figure(layout={"template": "workbench", **layout})
+
+
+def translucent(colour: str, alpha: float) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"
+
+
+def layer_curves(curves: pd.DataFrame, *, y: str, kind: str) -> go.Figure:
+    """Score by layer, one line per model and `kind`, with its interval as a band and its null as a dotted line.
+
+    Args:
+        curves: columns model, layer, score, low, high, null_mean, null_q95, n_images and the column named by `kind`.
+        y: name of the score, shown on the axis.
+        kind: the column that dashes tell apart; colours tell models apart.
+    """
+    figure = new_figure(xaxis_title="layer", yaxis_title=y, height=460)
+    models, kinds = list(dict.fromkeys(curves["model"])), list(dict.fromkeys(curves[kind]))
+    for (model, name), part in curves.groupby(["model", kind], sort=False):
+        part = part.sort_values("layer")
+        colour, dash = COLOURS[models.index(model) % len(COLOURS)], DASHES[kinds.index(name) % len(DASHES)]
+        label = f"{model} · {name}"
+        _band(figure, part["layer"], part["low"], part["high"], translucent(colour, 0.16), label)
+        hover = "%{y:.3f}  [%{customdata[0]:.3f}, %{customdata[1]:.3f}]  n=%{customdata[2]}"
+        figure.add_scatter(
+            x=part["layer"],
+            y=part["score"],
+            name=label,
+            legendgroup=label,
+            mode="lines+markers",
+            line={"color": colour, "dash": dash, "width": 2.5},
+            marker={"size": 7},
+            customdata=part[["low", "high", "n_images"]],
+            hovertemplate=hover,
+        )
+    null = curves.groupby("layer")[["null_mean", "null_q95"]].agg({"null_mean": "min", "null_q95": "max"}).reset_index()
+    _band(figure, null["layer"], null["null_mean"], null["null_q95"], translucent(GREY, 0.25), "null")
+    figure.add_scatter(
+        x=null["layer"], y=null["null_q95"], name="chance (null mean to 95 %)", legendgroup="null", mode="lines", line={"color": GREY, "dash": "dot", "width": 1.5}, hovertemplate="%{y:.3f}"
+    )
+    figure.update_xaxes(dtick=1 if curves["layer"].max() <= 16 else 4)
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def _band(figure: go.Figure, x: pd.Series, low: pd.Series, high: pd.Series, fill: str, group: str) -> None:
+    figure.add_scatter(
+        x=pd.concat([x, x[::-1]]), y=pd.concat([high, low[::-1]]), fill="toself", fillcolor=fill, line={"width": 0}, legendgroup=group, showlegend=False, hoverinfo="skip"
+    )
+
+
+def training_curves(logs: dict[str, pd.DataFrame], measure: str) -> go.Figure:
+    """One measure over training steps, a line per model; models without it are left out."""
+    figure = new_figure(xaxis_title="step", yaxis_title=measure, height=360)
+    for number, (name, log) in enumerate(logs.items()):
+        if measure in log:
+            part = log.dropna(subset=[measure]).drop_duplicates("step")
+            figure.add_scatter(
+                x=part["step"], y=part[measure], name=name, mode="lines", line={"color": COLOURS[number % len(COLOURS)], "width": 2}, hovertemplate="%{y:.3f}"
+            )
+    return figure

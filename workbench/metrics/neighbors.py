@@ -1,0 +1,108 @@
+"""Exact k nearest neighbours by inner product, in chunks: never an n x n matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from workbench.errors import DataError
+
+CHUNK_BYTES = 2**26  # of similarities held at a time
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The k nearest neighbours of every row of one or many representations.
+
+    Attributes:
+        index: row numbers, ascending along the last axis, the row itself excluded.
+        kernel: inner products with those neighbours.
+    """
+
+    index: Int[Tensor, "*batch n k"]
+    kernel: Float[Tensor, "*batch n k"]
+
+    @property
+    def n(self) -> int:
+        return self.index.shape[-2]
+
+    @property
+    def k(self) -> int:
+        return self.index.shape[-1]
+
+    def permuted(self, order: Int[Tensor, "*batch n"]) -> Neighbors:
+        """Neighbours of the same rows in another order: new row i is old row order[i]. No distance is computed."""
+        place = torch.empty_like(order).scatter_(-1, order, torch.arange(self.n, device=order.device).expand_as(order))
+        rows = order[..., None].expand(*order.shape, self.k)
+        index = place.gather(-1, self.index.expand(*order.shape, self.k).gather(-2, rows).flatten(-2)).unflatten(-1, (self.n, self.k))
+        index, along = index.sort(dim=-1)
+        return Neighbors(index, self.kernel.expand(*order.shape, self.k).gather(-2, rows).gather(-1, along))
+
+
+def unit_rows(x: Tensor | np.ndarray, name: str = "x") -> Float[Tensor, "*batch n d"]:
+    """`x` as a float tensor with rows of length 1; float64 stays float64, everything else becomes float32.
+
+    Raises:
+        DataError: not (n, d) or (batch, n, d), no columns, a value that is not finite, or a row of zeros, which has no direction.
+    """
+    values = torch.as_tensor(x).detach()
+    if values.ndim < 2 or values.shape[-1] == 0:
+        raise DataError(f"{name} has shape {tuple(values.shape)}: expected (n, d) with d >= 1")
+    values = values if values.dtype == torch.float64 else values.to(torch.float32)
+    scale = values.abs().amax(dim=-1, keepdim=True)
+    if not torch.isfinite(scale).all():
+        row = int((~torch.isfinite(scale)).flatten().nonzero()[0])
+        raise DataError(f"{name} has a value that is not finite in row {row}")
+    if (scale == 0).any():
+        row = int((scale == 0).flatten().nonzero()[0])
+        raise DataError(f"row {row} of {name} is all zeros, so its direction is undefined")
+    return torch.nn.functional.normalize(values / scale, dim=-1)  # dividing first keeps huge and tiny rows exact
+
+
+def nearest_neighbors(x: Tensor | np.ndarray, k: int, *, name: str = "x") -> Neighbors:
+    """Find the k nearest neighbours of every row of `x` (..., n, d) by cosine similarity; ties go to the lower row number.
+
+    Time O(n^2 d), memory O(n k) beside one chunk of similarities.
+
+    Raises:
+        DataError: as `unit_rows`, or k < 1, or n <= k.
+    """
+    rows = unit_rows(x, name)
+    n = rows.shape[-2]
+    if k < 1 or n <= k:
+        raise DataError(f"k is {k} with {n} rows of {name}: expected 1 <= k < n")
+    if rows.ndim > 2 and n * n * rows.element_size() <= CHUNK_BYTES:
+        return _batched(rows, k)
+    if rows.ndim > 2:
+        parts = [nearest_neighbors(part, k, name=name) for part in rows]
+        return Neighbors(torch.stack([p.index for p in parts]), torch.stack([p.kernel for p in parts]))
+    step = max(1, CHUNK_BYTES // (n * rows.element_size()))
+    index, kernel = torch.empty(n, k, dtype=torch.long), torch.empty(n, k, dtype=rows.dtype)
+    for start in range(0, n, step):
+        similarity = rows[start : start + step] @ rows.T
+        index[start : start + step], kernel[start : start + step] = _top(similarity, torch.arange(start, start + len(similarity)), k)
+    return Neighbors(index, kernel)
+
+
+def _batched(rows: Tensor, k: int) -> Neighbors:
+    step = max(1, CHUNK_BYTES // (rows.shape[-2] ** 2 * rows.element_size()))
+    own = torch.arange(rows.shape[-2])
+    parts = [_top(part @ part.mT, own, k) for part in rows.flatten(0, -3).split(step)]
+    batch = rows.shape[:-2]
+    return Neighbors(torch.cat([i for i, _ in parts]).unflatten(0, batch), torch.cat([v for _, v in parts]).unflatten(0, batch))
+
+
+def _top(similarity: Float[Tensor, "*batch rows n"], own: Int[Tensor, "rows"], k: int) -> tuple[Tensor, Tensor]:  # noqa: F821
+    """The k largest of each row without its own column, in ascending column order; overwrites `similarity`."""
+    similarity.scatter_(-1, own[:, None].expand(*similarity.shape[:-1], 1), -torch.inf)
+    best, index = similarity.topk(min(k + 1, similarity.shape[-1]), dim=-1)
+    if best.shape[-1] > k:
+        tied = best[..., k] == best[..., k - 1]
+        if tied.any():  # topk leaves the order of equals open: decide these rows by a stable sort
+            index[tied] = similarity[tied].sort(dim=-1, descending=True, stable=True).indices[..., : k + 1]
+    index = index[..., :k].sort(dim=-1).values
+    return index, similarity.gather(-1, index)

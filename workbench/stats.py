@@ -1,0 +1,160 @@
+"""Intervals, nulls and paired tests: the one place where uncertainty is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import stats as scipy_stats
+from torch import Tensor
+
+from workbench.errors import DataError
+from workbench.metrics.alignment import Array, check_same_rows, cknna, cross_term, self_term
+from workbench.metrics.neighbors import Neighbors, nearest_neighbors
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval; `n` counts the independent units (images, seeds)."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+    level: float
+
+
+@dataclass(frozen=True)
+class Null:
+    """A metric when the pairing of x and y is broken: mean, 95th percentile, and the share of nulls at least as large as the value (add-one)."""
+
+    mean: float
+    q95: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Mean of b - a over pairs, its interval, and the two-sided p of a sign-flip test."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+
+def bootstrap_ci(
+    values: Sequence[float] | np.ndarray, *, groups: Sequence[Hashable] | None = None, level: float = 0.95, n: int = 2000, seed: int = 0
+) -> Interval:
+    """Mean of `values` with a percentile bootstrap interval.
+
+    Args:
+        groups: unit of each value, such as its image; whole units are resampled, since values of one image are not independent.
+        n: resamples.
+
+    Raises:
+        DataError: no values, or one that is not finite.
+    """
+    array = _finite(values)
+    codes = np.arange(len(array)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    units = int(codes.max()) + 1
+    sums, counts = np.bincount(codes, weights=array), np.bincount(codes)
+    weights = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=n)
+    means = (weights @ sums) / (weights @ counts)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(array.mean()), float(low), float(high), units, level)
+
+
+def t_interval(values: Sequence[float] | np.ndarray, *, level: float = 0.95) -> Interval:
+    """Mean with Student's interval, for the handful of values that seeds give; one value has an infinite interval."""
+    array = _finite(values)
+    if len(array) == 1:
+        return Interval(float(array[0]), -np.inf, np.inf, 1, level)
+    half = scipy_stats.t.ppf((1 + level) / 2, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
+    return Interval(float(array.mean()), float(array.mean() - half), float(array.mean() + half), len(array), level)
+
+
+def jackknife_ci(estimate: float, left_out: Sequence[float] | np.ndarray, units: int, *, level: float = 0.95) -> Interval:
+    """Interval of a statistic from its values with one group of units left out at a time (delete-a-group jackknife, Student's t).
+
+    For statistics such as CKNNA on pooled tokens, where a bootstrap would make every repeated unit its own nearest neighbour.
+    """
+    array = _finite(left_out)
+    groups = len(array)
+    error = np.sqrt((groups - 1) / groups * ((array - array.mean()) ** 2).sum())
+    half = float(scipy_stats.t.ppf((1 + level) / 2, groups - 1) * error)
+    return Interval(estimate, estimate - half, estimate + half, units, level)
+
+
+def paired_test(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, level: float = 0.95, n: int = 10_000, seed: int = 0) -> Paired:
+    """Test whether b - a has mean 0 over pairs (the same images or seeds), by flipping signs.
+
+    All 2^m flips are taken where there are at most `n`; the interval is Student's for fewer than 30 pairs and a bootstrap beyond.
+
+    Raises:
+        DataError: different lengths, no pairs, or a value that is not finite.
+    """
+    first, second = _finite(a), _finite(b)
+    if len(first) != len(second):
+        raise DataError(f"{len(first)} values against {len(second)}: expected pairs")
+    difference = second - first
+    pairs = len(difference)
+    if 2**pairs <= n:
+        signs = 1 - 2 * ((np.arange(2**pairs)[:, None] >> np.arange(pairs)) & 1)
+        flipped = np.abs(signs @ difference)
+        p = float((flipped >= abs(difference.sum()) - 1e-12).mean())
+    else:
+        signs = np.random.default_rng(seed).choice(np.array([-1.0, 1.0], dtype=np.float32), size=(n, pairs))
+        flipped = np.abs(signs @ difference)
+        p = float((1 + (flipped >= abs(difference.sum()) - 1e-12).sum()) / (n + 1))
+    interval = t_interval(difference, level=level) if pairs < 30 else bootstrap_ci(difference, level=level, seed=seed)
+    return Paired(interval.estimate, interval.low, interval.high, p, pairs)
+
+
+def null_of(value: float, nulls: Sequence[float] | np.ndarray) -> Null:
+    """Summarise permuted values against the observed one."""
+    array = _finite(nulls)
+    return Null(float(array.mean()), float(np.quantile(array, 0.95)), float((1 + (array >= value).sum()) / (len(array) + 1)))
+
+
+def permutation_null(metric: Callable[..., float], x: Array, y: Array, *, n: int = 100, seed: int = 0, **options: int) -> Null:
+    """Distribution of `metric(x, y)` when the rows of y are shuffled: its chance level for this n, d and k.
+
+    For CKNNA the neighbours are found once and only renumbered.
+    """
+    check_same_rows(x, y)
+    if metric is cknna:
+        k = options.get("k", 10)
+        near_x, near_y = nearest_neighbors(x, k, name="x"), nearest_neighbors(y, k, name="y")
+        value = float(cross_term(near_x, near_y) / (self_term(near_x) * self_term(near_y)).sqrt())
+        return null_of(value, cknna_nulls(near_x, near_y, n=n, seed=seed))
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = [metric(x, y[torch.randperm(len(y), generator=generator)], **options) for _ in range(n)]
+    return null_of(metric(x, y, **options), shuffled)
+
+
+def cknna_nulls(x: Neighbors, y: Neighbors, *, n: int, seed: int) -> np.ndarray:
+    """CKNNA under `n` random pairings, (n,); a batch of problems (images) is averaged after each is shuffled on its own."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = (self_term(x) * self_term(y)).sqrt()
+    values = []
+    for _ in range(n):
+        order = _permutations(x.index.shape[:-2], x.n, generator)
+        values.append(float((cross_term(x, y.permuted(order)) / scale).mean()))
+    return np.array(values)
+
+
+def _permutations(batch: torch.Size, n: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(*batch, n, generator=generator, dtype=torch.float64).argsort(dim=-1)
+
+
+def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or len(array) == 0:
+        raise DataError(f"values of shape {array.shape}: expected a non-empty list of numbers")
+    if not np.isfinite(array).all():
+        raise DataError(f"value {int((~np.isfinite(array)).nonzero()[0][0])} is not finite")
+    return array
