@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from trainer.config import Recipe
@@ -22,6 +23,9 @@ def main(argv: list[str]) -> None:
     else:
         recipe, rest = Path(argv[0]), argv[1:]
     config = parse(Recipe, rest, prog="python -m trainer RECIPE", description=__doc__ or "", recipe=recipe)
+
+    if config.start is not None and config.start.suffix == ".yaml" and recipe is not None:
+        config = replace(config, start=recipe.parent / config.start)
 
     from trainer.loop import train  # after parsing: a typo is answered at once
 

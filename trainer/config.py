@@ -107,6 +107,9 @@ class Recipe:
     output_dir: Path = Path("runs/model")
     """A new folder; it becomes a plain transformers model folder."""
     seed: int = 0
+    start: Path | None = None
+    """What this run starts from, by default nothing: a finished training folder, or the recipe of a first stage (a YAML beside this one), which
+    is trained with this seed beside output_dir if it is not there yet."""
     resume: bool = False
     """Continue from the newest whole checkpoint in output_dir."""
     log_every: int = 20

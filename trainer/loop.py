@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -21,13 +21,23 @@ from transformers.trainer_utils import get_last_checkpoint
 from trainer.config import AlignmentConfig, Recipe
 from trainer.data import PackedDataset, Packer, collate
 from trainer.features import cached_features
-from trainer.model import IGNORED, AlignedForConditionalGeneration, build_llava, build_processor, connector_inputs, start_connector
-from workbench.config import as_mapping
+from trainer.model import (
+    IGNORED,
+    AlignedForConditionalGeneration,
+    build_llava,
+    build_processor,
+    connector_inputs,
+    input_deviation,
+    load_start,
+    start_connector,
+)
+from workbench.config import as_mapping, parse
 from workbench.data import Dataset, load_data
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, make_folder
 from workbench.runs import environment
 from workbench.vfm import load_vfm
+from workbench.weights import check_unchanged, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +71,12 @@ def prepare(recipe: Recipe) -> Prepared:
         data.name: cached_features(data, key, lambda images: connector_inputs(llava, processor, images), what=recipe.model.tower) for data in (train, val)
     }
     side = recipe.model.image_size // processor.patch_size
-    deviation = start_connector(llava, inputs[train.name][:256], side)
+    sample = inputs[train.name][:256]  # a few thousand tokens fix mean and deviation well
+    if recipe.start is None:
+        start_connector(llava, sample, side)
+    else:
+        record["start_fingerprint"] = load_start(llava, processor, recipe.start)
+        check_unchanged(recipe.model.tower, llava.model.vision_tower.state_dict(), load_weights(recipe.model.tower))
 
     targets: dict[str, Tensor | None] = {train.name: None, val.name: None}
     aligned = recipe.alignment if recipe.alignment.objective != "none" else None
@@ -72,7 +87,7 @@ def prepare(recipe: Recipe) -> Prepared:
     model = AlignedForConditionalGeneration(llava, aligned, None if target is None else target.shape[-1])
     packer = Packer(processor, inputs[train.name].shape[1])
     sets = [PackedDataset(data, packer, inputs[data.name], targets[data.name]) for data in (train, val)]
-    return Prepared(model, processor, sets[0], sets[1], recipe.model.width / inputs[train.name].shape[-1] / deviation, record)
+    return Prepared(model, processor, sets[0], sets[1], recipe.model.width / inputs[train.name].shape[-1] / input_deviation(sample), record)
 
 
 def _targets(alignment: AlignmentConfig, sets: tuple[Dataset, Dataset], grid: tuple[int, int], seed: int) -> tuple[dict[str, Tensor | None], str]:
@@ -229,6 +244,8 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
     """
     folder = recipe.output_dir
     checkpoint = _claim(folder, recipe)
+    if recipe.start is not None and recipe.start.suffix == ".yaml":
+        recipe = replace(recipe, start=_first_stage(recipe, argv))
     prepared = prepare(recipe)
     optim = recipe.optim
     arguments = TrainingArguments(
@@ -277,6 +294,17 @@ def _printer() -> type[TrainerCallback]:
     from transformers.trainer_callback import PrinterCallback
 
     return PrinterCallback
+
+
+def _first_stage(recipe: Recipe, argv: list[str]) -> Path:
+    """The folder of the first stage that `recipe.start` describes, trained now unless it is finished."""
+    assert recipe.start is not None
+    folder = recipe.output_dir.parent / f"{recipe.start.stem.split('_')[-1]}-s{recipe.seed}"
+    if not (folder / RECORD_FILE).exists():
+        own = parse(Recipe, [], prog="first stage", recipe=recipe.start)
+        interrupted = get_last_checkpoint(str(folder)) is not None if folder.is_dir() else False
+        train(replace(own, seed=recipe.seed, output_dir=folder, data=recipe.data, model=recipe.model, resume=interrupted), argv)
+    return folder
 
 
 def _claim(folder: Path, recipe: Recipe) -> str | None:

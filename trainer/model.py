@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -27,7 +28,7 @@ from trainer.alignment import AlignmentHead, cosine_loss
 from trainer.config import AlignmentConfig, ModelConfig
 from workbench.errors import ConfigError
 from workbench.vfm.base import IMAGENET
-from workbench.weights import check_unchanged, load_weights, weights_folder
+from workbench.weights import check_unchanged, fingerprint, load_weights, weights_folder
 
 IGNORED = -100  # label of positions that are not learnt
 CHAT_TEMPLATE = (
@@ -102,6 +103,25 @@ def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaFo
     return llava, check_unchanged(config.tower, llava.model.vision_tower.state_dict(), load_weights(config.tower))
 
 
+def load_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> str:
+    """Copy the model in `folder` into `llava`, and return its fingerprint.
+
+    Raises:
+        ConfigError: it is not a finished training, or another model or vocabulary than the recipe describes.
+    """
+    if not (folder / "model.safetensors").exists():
+        raise ConfigError(f"start is {folder}: expected the folder of a finished training")
+    if PreTrainedTokenizerFast.from_pretrained(folder).get_vocab() != processor.tokenizer.get_vocab():
+        raise ConfigError(f"start is {folder}, whose vocabulary differs from the one of this recipe's data")
+    state = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
+    own = llava.state_dict()
+    wrong = sorted(name for name in state.keys() | own.keys() if name not in state or name not in own or state[name].shape != own[name].shape)
+    if wrong:
+        raise ConfigError(f"start is {folder}, whose tensor '{wrong[0]}' does not fit the model of this recipe")
+    llava.load_state_dict(state)
+    return fingerprint(state)
+
+
 @torch.inference_mode()
 def connector_inputs(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, images: list[Image.Image]) -> Float[Tensor, "image token d"]:
     """What the frozen tower hands to the connector: read at the connector itself, so that it cannot differ from inference."""
@@ -115,8 +135,13 @@ def connector_inputs(llava: LlavaForConditionalGeneration, processor: LlavaProce
     return seen[0]
 
 
-def start_connector(llava: LlavaForConditionalGeneration, inputs: Float[Tensor, "image token d"], side: int) -> float:
-    """Give the connector a first layer that fits its inputs, and return the mean standard deviation of an input channel.
+def input_deviation(inputs: Float[Tensor, "image token d"]) -> float:
+    """Mean standard deviation of a connector input channel."""
+    return float(inputs.flatten(0, 1).std(0).mean())
+
+
+def start_connector(llava: LlavaForConditionalGeneration, inputs: Float[Tensor, "image token d"], side: int) -> None:
+    """Give the connector a first layer that fits its inputs.
 
     Its units see inputs of mean 0 and deviation 1, folded into weight and bias, in random directions; the first few instead start as the least-squares
     estimate of each token's place (sine and cosine of row and column, and their negatives). A tower carries that place faintly, and a language
@@ -134,7 +159,6 @@ def start_connector(llava: LlavaForConditionalGeneration, inputs: Float[Tensor, 
         first.weight[: 2 * len(place)] = torch.cat([place, -place])
         first.weight /= std
         first.bias.copy_(-first.weight @ mean)
-    return float(std.mean())
 
 
 def _place_code(side: int) -> Float[Tensor, "token channel"]:

@@ -31,9 +31,11 @@ class Sweep:
     output_dir: Path = Path("runs/sweep")
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     variants: tuple[str, ...] = ()
-    """Each "name: RECIPE.yaml --section.key value ..."; differences are taken against the first."""
+    """Each "name: RECIPE.yaml --section.key value ..."; {output_dir} and {seed} are filled in, and a run waits for its --start folder."""
+    against: str = "baseline"
+    """The variant that differences are taken against."""
     processes: int = 2
-    """Trainings at a time, one thread each."""
+    """Trainings at a time; they share the cores."""
     report: bool = False
     """Print the table of the finished runs and train nothing."""
 
@@ -49,6 +51,7 @@ class Sweep:
         for seed in self.seeds:
             for text in self.variants:
                 name, words = text.split(":", 1)
+                words = words.format(output_dir=self.output_dir, seed=seed)
                 yield name, seed, [*shlex.split(words), "--seed", str(seed), "--output_dir", str(self.folder(name, seed))]
 
     def folder(self, name: str, seed: int) -> Path:
@@ -59,11 +62,13 @@ def train_all(sweep: Sweep) -> None:
     """Run every training that is not finished, `processes` at a time; the first failure stops the sweep."""
     waiting = [arguments for name, seed, arguments in sweep.runs() if not (sweep.folder(name, seed) / "training.json").exists()]
     running: list[tuple[subprocess.Popen[bytes], list[str]]] = []
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     try:
         while waiting or running:
-            while waiting and len(running) < sweep.processes:
-                arguments = waiting.pop(0)
+            while len(running) < sweep.processes and any(map(_ready, waiting)):
+                ready = [_ready(w) for w in waiting]
+                threads = max(1, (os.cpu_count() or 1) // min(sweep.processes, len(running) + sum(ready)))
+                arguments = waiting.pop(ready.index(True))
+                environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
                 folder = Path(arguments[-1])
                 resume = ["--resume"] if any(folder.glob("checkpoint-*")) else []
                 running.append((subprocess.Popen([sys.executable, "-m", "trainer", *arguments, *resume], env=environment, stdout=subprocess.DEVNULL), arguments))
@@ -75,6 +80,11 @@ def train_all(sweep: Sweep) -> None:
     finally:
         for process, _ in running:
             process.terminate()
+
+
+def _ready(arguments: list[str]) -> bool:
+    """Whether the folder that a run starts from, if any, is finished."""
+    return "--start" not in arguments or (Path(arguments[arguments.index("--start") + 1]) / "training.json").exists()
 
 
 def accuracies(sweep: Sweep) -> pd.DataFrame:
@@ -95,7 +105,7 @@ def accuracies(sweep: Sweep) -> pd.DataFrame:
 def report(sweep: Sweep) -> pd.DataFrame:
     """Mean over seeds with Student's interval, and the paired difference to the first variant over the seeds both have."""
     table = accuracies(sweep)
-    first = sweep.variants[0].split(":")[0]
+    first = sweep.against
     rows = []
     for (category, variant), part in table.groupby(["category", "variant"], sort=False):
         own = t_interval(part["accuracy"].to_numpy())

@@ -1,0 +1,96 @@
+"""The laptop world: deterministic, disjoint splits, and nothing to be learnt from the text alone."""
+
+import subprocess
+import sys
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+
+from workbench.data import load_data
+from workbench.data.base import content_hash
+from workbench.data.shapes import CATEGORIES, COLOURS, SHAPES, SIZE, draw_scene, layout, scene_samples
+from workbench.errors import DataError, UnknownNameError
+from workbench.stats import bootstrap_ci
+
+HASH = "from workbench.data.shapes import *; from workbench.data.base import content_hash as h; print(h(*[draw_scene('val', 0, i).tobytes() for i in range(5)], *[s.question + s.answer for i in range(5) for s in scene_samples('val', 0, i)]))"
+
+
+def test_scenes_are_the_same_in_every_process_and_order() -> None:
+    own = content_hash(*[draw_scene("val", 0, i).tobytes() for i in range(5)], *[s.question + s.answer for i in range(5) for s in scene_samples("val", 0, i)])
+    other = subprocess.run([sys.executable, "-c", HASH], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}).stdout.strip()
+    assert own == other
+    assert draw_scene("val", 0, 3).tobytes() == load_data("shapes:val", limit=5).scenes[3][0].image.tobytes()
+
+
+def test_splits_share_no_scene() -> None:
+    pictures = [draw_scene(split, 0, i).tobytes() for split in ("train", "val", "test") for i in range(60)]
+    assert len(set(pictures)) == len(pictures)
+    assert draw_scene("val", 0, 0).tobytes() != draw_scene("val", 1, 0).tobytes()
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_answers_are_balanced_given_the_text(category: str) -> None:
+    """Chi-square over answers, with the options renamed so that all question texts of a type can be pooled."""
+    answers = Counter(s.answer for s in load_data("shapes:train", limit=3000) if s.category == category)
+    p = chisquare(list(answers.values())).pvalue
+    assert p > 1e-4, f"{category}: {answers}"
+
+
+def test_a_text_only_model_is_at_chance() -> None:
+    """The best text-only model is a table from question text to its most frequent answer, learnt on the training split."""
+    table: dict[str, Counter[str]] = defaultdict(Counter)
+    for sample in load_data("shapes:train", limit=2500):
+        table[sample.question][sample.answer] += 1
+    for category in CATEGORIES:
+        asked = [s for s in load_data("shapes:test") if s.category == category]
+        right = [table[s.question].most_common(1)[0][0] == s.answer if s.question in table else False for s in asked]
+        interval = bootstrap_ci(right, groups=[s.image_id for s in asked], level=0.999)
+        chance = 1 / len(asked[0].options)
+        assert interval.low <= chance <= interval.high or interval.estimate < chance, f"{category}: {interval}, chance {chance}"
+
+
+def test_answers_are_true_of_the_objects() -> None:
+    for sample in load_data("shapes:val", limit=80):
+        names = [o.name.split() for o in sample.objects]
+        assert sample.answer in sample.options
+        if sample.category == "count":
+            word = sample.question.split()[2]
+            assert sum(word in name for name in names) == int(sample.answer)
+        if sample.category == "exist":
+            assert (sample.question.split()[1:3] in names) == (sample.answer == "yes")
+        if sample.category in ("colour", "shape"):
+            word = sample.question.split()[3]
+            (name,) = [name for name in names if word in name]
+            assert sample.answer in name
+        if sample.category == "relation_x":
+            first, second = sample.question.split()[1], sample.question.split()[6]
+            centre = {w: (o.box[0] + o.box[2]) / 2 for o in sample.objects for w in o.name.split() if w in (first, second)}
+            assert (sample.answer == "left") == (centre[first] < centre[second])
+
+
+def test_masks_lie_in_boxes_and_do_not_overlap() -> None:
+    for scene in load_data("shapes:val", limit=40).scenes:
+        masks = [o.mask for o in scene[0].objects]
+        assert (np.sum(masks, axis=0) <= 1).all()
+        for thing in scene[0].objects:
+            rows, columns = np.nonzero(thing.mask)
+            left, top, right, bottom = (v * SIZE for v in thing.box)
+            assert columns.min() >= left - 1 and columns.max() <= right + 1 and rows.min() >= top - 1 and rows.max() <= bottom + 1
+
+
+def test_every_number_of_objects_colour_and_shape_occurs() -> None:
+    scenes = [layout("train", 0, i) for i in range(300)]
+    assert {len(s) for s in scenes} == {1, 2, 3, 4, 5, 6}
+    assert {i.colour for s in scenes for i in s} == set(COLOURS)
+    assert {i.shape for s in scenes for i in s} == set(SHAPES)
+
+
+def test_bad_specs_name_what_exists() -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown data set 'shape': .*did you mean 'shapes'"):
+        load_data("shape:val")
+    with pytest.raises(UnknownNameError, match=r"unknown split of shapes 'vall': .*did you mean 'val'"):
+        load_data("shapes:vall")
+    with pytest.raises(DataError, match="limit is 0"):
+        load_data("shapes:val", limit=0)
