@@ -42,6 +42,7 @@ from workbench.weights import check_unchanged, load_weights
 log = logging.getLogger(__name__)
 
 HEAD_FILE = "alignment_head.safetensors"
+RECIPE_FILE = "recipe.yaml"
 RECORD_FILE = "training.json"  # written last: a folder without it is not a finished model
 
 
@@ -243,10 +244,12 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
         RunError: output_dir already holds a training run and `resume` is not set, or there is nothing to resume.
     """
     folder = recipe.output_dir
-    checkpoint = _claim(folder, recipe)
+    checkpoint = _check_output(folder, recipe)
     if recipe.start is not None and recipe.start.suffix == ".yaml":
         recipe = replace(recipe, start=_first_stage(recipe, argv))
     prepared = prepare(recipe)
+    make_folder(folder)
+    _write_recipe(folder, recipe)
     optim = recipe.optim
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -269,6 +272,7 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
         disable_tqdm=True,
         report_to=list(recipe.report_to),
         dataloader_num_workers=0,
+        dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
         logging_nan_inf_filter=False,
     )
@@ -302,28 +306,28 @@ def _first_stage(recipe: Recipe, argv: list[str]) -> Path:
     folder = recipe.output_dir.parent / f"{recipe.start.stem.split('_')[-1]}-s{recipe.seed}"
     if not (folder / RECORD_FILE).exists():
         own = parse(Recipe, [], prog="first stage", recipe=recipe.start)
-        interrupted = get_last_checkpoint(str(folder)) is not None if folder.is_dir() else False
-        train(replace(own, seed=recipe.seed, output_dir=folder, data=recipe.data, model=recipe.model, resume=interrupted), argv)
+        train(replace(own, seed=recipe.seed, output_dir=folder, data=recipe.data, model=recipe.model, resume=(folder / RECIPE_FILE).exists()), argv)
     return folder
 
 
-def _claim(folder: Path, recipe: Recipe) -> str | None:
-    """Make output_dir ours, or find the checkpoint to resume from."""
-    taken = folder.exists() and any(folder.iterdir())
+def _check_output(folder: Path, recipe: Recipe) -> str | None:
+    """See that output_dir is free, or find the checkpoint to resume from (None: the run stopped before its first one); writes nothing."""
+    taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if not recipe.resume:
         if taken:
             raise RunError(f"output_dir {folder} is not empty: expected a new folder, or --resume to continue the run in it")
-        make_folder(folder)
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(as_mapping(recipe), sort_keys=False))
         return None
     if (folder / RECORD_FILE).exists():
         raise RunError(f"the run in {folder} is finished: nothing to resume")
-    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if checkpoint is None:
-        raise RunError(f"no checkpoint in {folder}: expected the output_dir of an interrupted run; start it without --resume")
-    stored = yaml.safe_load((folder / "recipe.yaml").read_text())
-    ours = as_mapping(recipe)
-    for key in sorted(set(stored) - {"resume", "output_dir"}):
-        if stored[key] != ours[key]:
-            raise ConfigError(f"cannot resume {folder}: '{key}' is {ours[key]}, but the run was started with {stored[key]}")
-    return checkpoint
+    if not (folder / RECIPE_FILE).exists():
+        raise RunError(f"no run in {folder}: expected the output_dir of an interrupted run; start it without --resume")
+    stored, own = yaml.safe_load((folder / RECIPE_FILE).read_text()), as_mapping(recipe)
+    for key in sorted(set(stored) - {"resume", "output_dir", "start"}):
+        if stored[key] != own[key]:
+            raise ConfigError(f"cannot resume {folder}: '{key}' is {own[key]}, but the run was started with {stored[key]}")
+    return get_last_checkpoint(str(folder))
+
+
+def _write_recipe(folder: Path, recipe: Recipe) -> None:
+    with atomic_file(folder / RECIPE_FILE) as partial:
+        partial.write_text(yaml.safe_dump(as_mapping(recipe), sort_keys=False))

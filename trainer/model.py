@@ -66,7 +66,9 @@ def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaFo
         raise ConfigError(f"model.tower_features is {config.tower_features}: expected 0 to {vision.num_hidden_layers}, the blocks of {config.tower}")
     if config.image_size % vision.patch_size:
         raise ConfigError(f"model.image_size is {config.image_size}: expected a multiple of {vision.patch_size}, the patch size of {config.tower}")
-    vision.num_hidden_layers = max(1, *config.tower_features)  # later blocks would be computed and thrown away
+    blocks = max(1, *config.tower_features)  # later blocks would be computed and thrown away
+    whole = {name: value for name, value in vision.to_dict().items() if name not in ("out_features", "out_indices", "stage_names")}  # they name the last block
+    vision = type(vision).from_dict(whole | {"num_hidden_layers": blocks})
     tokenizer = processor.tokenizer
     text = Qwen3Config(
         vocab_size=len(tokenizer),

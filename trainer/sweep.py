@@ -69,8 +69,7 @@ def train_all(sweep: Sweep) -> None:
                 threads = max(1, (os.cpu_count() or 1) // min(sweep.processes, len(running) + sum(ready)))
                 arguments = waiting.pop(ready.index(True))
                 environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-                folder = Path(arguments[-1])
-                resume = ["--resume"] if any(folder.glob("checkpoint-*")) else []
+                resume = ["--resume"] if (Path(arguments[-1]) / "recipe.yaml").exists() else []
                 running.append((subprocess.Popen([sys.executable, "-m", "trainer", *arguments, *resume], env=environment, stdout=subprocess.DEVNULL), arguments))
             for entry in [entry for entry in running if entry[0].poll() is not None]:
                 running.remove(entry)

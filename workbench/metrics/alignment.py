@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -12,11 +12,14 @@ from torch import Tensor
 
 from workbench.errors import DataError
 from workbench.metrics.neighbors import Neighbors, nearest_neighbors
+from workbench.registry import Registry
 
 Array = Tensor | np.ndarray
+METRICS: Registry[Callable[..., float]] = Registry("metric")
 MIN_ROWS = 4  # the unbiased HSIC divides by n (n - 3)
 
 
+@METRICS.register("cknna")
 def cknna(x: Array, y: Array, *, k: int = 10) -> float:
     """Centred kernel nearest-neighbour alignment of `x` (n, d1) and `y` (n, d2), rows in the same order.
 
@@ -36,10 +39,13 @@ def cknna(x: Array, y: Array, *, k: int = 10) -> float:
 
 def check_same_rows(x: Array, y: Array) -> None:
     """Raise unless `x` and `y` describe the same number of things, enough of them for an unbiased estimate."""
-    if x.shape[:-1] != y.shape[:-1]:
-        raise DataError(f"x has {x.shape[-2]} rows and y has {y.shape[-2]}: expected the same things in the same order")
-    if x.shape[-2] < MIN_ROWS:
-        raise DataError(f"x and y have {x.shape[-2]} rows: expected at least {MIN_ROWS}")
+    for name, values in (("x", x), ("y", y)):
+        if values.ndim != 2:
+            raise DataError(f"{name} has shape {tuple(values.shape)}: expected (n, d)")
+    if len(x) != len(y):
+        raise DataError(f"x has {len(x)} rows and y has {len(y)}: expected the same things in the same order")
+    if len(x) < MIN_ROWS:
+        raise DataError(f"x and y have {len(x)} rows: expected at least {MIN_ROWS}")
 
 
 def cknna_from_neighbors(x: Neighbors, y: Neighbors) -> Float[Tensor, "*batch"]:
@@ -98,9 +104,3 @@ def alignment_matrix(xs: Mapping[str, Array], ys: Mapping[str, Array], *, metric
     near_y = {name: nearest_neighbors(y, k, name=f"'{name}'") for name, y in ys.items()}
     scores = [[float(cknna_from_neighbors(x, y)) for y in near_y.values()] for x in near_x.values()]
     return pd.DataFrame(scores, index=list(xs), columns=list(ys))
-
-
-from workbench.registry import Registry  # noqa: E402
-
-METRICS: Registry = Registry("metric")
-METRICS.add("cknna", cknna)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,6 +25,9 @@ from workbench.weights import fingerprint
 log = logging.getLogger(__name__)
 
 
+Box = tuple[float, float, float, float]
+
+
 @dataclass(frozen=True)
 class VisualTokens:
     """Where one image (or one tile of it) sits in the language model's sequence.
@@ -38,7 +41,7 @@ class VisualTokens:
 
     index: Int[Tensor, "token"]  # noqa: F821  (a jaxtyping dimension)
     grid: tuple[int, int] | None
-    box: tuple[float, float, float, float]
+    box: Box
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Family:
 
     Attributes:
         architectures: values of `config.architectures[0]` that belong to this family.
-        visual_tokens: (config, batch) -> [sample][image or tile].
+        visual_tokens: (config, batch) -> [sample][image or tile], with boxes relative to what the processor was shown.
     """
 
     name: str
@@ -70,10 +73,10 @@ def family_of(config: PretrainedConfig) -> Family:
 
 @dataclass(frozen=True)
 class Batch:
-    """Encoded prompts: `inputs` as the processor gave them, plus the size (width, height) of every image."""
+    """Encoded prompts: `inputs` as the processor gave them, and the part of each image (left, top, right, bottom in 0..1) that it was shown."""
 
     inputs: BatchFeature
-    image_sizes: tuple[tuple[int, int], ...]
+    shown: tuple[Box, ...]
 
     def __len__(self) -> int:
         return self.inputs["input_ids"].shape[0]
@@ -145,12 +148,24 @@ class MLLM:
         if len(images) != len(prompts):
             raise ModelError(f"{len(images)} images for {len(prompts)} prompts: expected one image each")
         texts = [self.prompt(p) for p in prompts]
-        inputs = self.processor(images=images, text=texts, padding=True, return_tensors="pt").to(self.device)
-        return Batch(inputs, tuple(image.size for image in images))
+        pictures, boxes = zip(*map(self._centred, images), strict=True)
+        inputs = self.processor(images=list(pictures), text=texts, padding=True, return_tensors="pt").to(self.device)
+        return Batch(inputs, boxes)
+
+    def _centred(self, image: Image.Image) -> tuple[Image.Image, Box]:
+        """Do the centre crop of a processor that has one, so that the part of the image behind each token is known."""
+        image = image.convert("RGB")
+        if not getattr(self.processor.image_processor, "do_center_crop", False):
+            return image, (0.0, 0.0, 1.0, 1.0)
+        (width, height), side = image.size, min(image.size)
+        left, top = (width - side) // 2, (height - side) // 2
+        box = (left / width, top / height, (left + side) / width, (top + side) / height)
+        return image.crop((left, top, left + side, top + side)), box
 
     def visual_tokens(self, batch: Batch) -> list[list[VisualTokens]]:
         """Where the visual tokens of each sample are: [sample][image or tile]."""
         found = self.family.visual_tokens(self.config, batch.inputs)
+        found = [[replace(t, box=_inside(t.box, shown)) for t in sample] for sample, shown in zip(found, batch.shown, strict=True)]
         for tokens in (t for sample in found for t in sample):
             if tokens.grid is not None and tokens.grid[0] * tokens.grid[1] != len(tokens.index):
                 raise ModelError(f"{self.family.name}: grid {tokens.grid} does not multiply to {len(tokens.index)} visual tokens")
@@ -187,6 +202,12 @@ class MLLM:
                 row_scores.append(logprobs.gather(1, answer[:, None]).mean())
             scores.append(torch.stack(row_scores).cpu())
         return scores
+
+
+def _inside(box: Box, outer: Box) -> Box:
+    """`box`, given as fractions of `outer`, as fractions of the whole image."""
+    width, height = outer[2] - outer[0], outer[3] - outer[1]
+    return outer[0] + box[0] * width, outer[1] + box[1] * height, outer[0] + box[2] * width, outer[1] + box[3] * height
 
 
 def _first_line(error: BaseException) -> str:

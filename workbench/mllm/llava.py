@@ -1,4 +1,4 @@
-"""LLaVA-1.5 and models trained here: one square image, one token per patch.
+"""LLaVA-1.5 and models trained here: one square image, one token per patch, in raster order.
 
 LlavaForConditionalGeneration
   model.vision_tower            a ViT (CLIP, SigLIP, DINOv2)
@@ -18,7 +18,7 @@ from workbench.mllm.base import FAMILIES, Family, VisualTokens
 
 
 def visual_tokens(config: PretrainedConfig, batch: BatchFeature) -> list[list[VisualTokens]]:
-    """One square raster per image; the processor's resize and centre crop decide the part of the image it covers."""
+    """One square raster per image, which covers all that the processor was shown."""
     found = []
     for ids in batch["input_ids"]:
         index = (ids == config.image_token_id).nonzero().flatten()

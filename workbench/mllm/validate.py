@@ -19,7 +19,8 @@ def validate(mllm: MLLM) -> None:
 
     1. The first block receives, at the visual positions, exactly what the projector returned.
     2. Another image changes the hidden states at those positions, and leaves the text before them as it was.
-    3. Painting one grid cell changes that cell's token more than the median token, at the projector's output.
+    3. Painting one grid cell changes that cell's token more than nine in ten of the tokens, at the projector's output (attention in the tower spreads
+       a change over all tokens, but not evenly).
 
     Raises:
         ModelError: names the check that failed.
@@ -73,5 +74,5 @@ def _check_raster(mllm: MLLM, image: Image.Image, grid: tuple[int, int] | None, 
     box = tuple(int(round(v)) for v in (column * width, row * height, (column + 1) * width, (row + 1) * height))
     painted.paste((255, 0, 0), box)  # type: ignore[arg-type]
     change = (projector_output(mllm, [painted]) - plain).norm(dim=-1)[: rows * columns]
-    if change[row * columns + column] <= change.median():
-        raise ModelError(f"{mllm.name}: painting cell ({row}, {column}) did not change its token; the raster of family '{mllm.family.name}' is wrong")
+    if change[row * columns + column] < change.quantile(0.9):
+        raise ModelError(f"{mllm.name}: painting cell ({row}, {column}) changed other tokens more than its own; the raster of family '{mllm.family.name}' is wrong")

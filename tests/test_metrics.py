@@ -1,0 +1,163 @@
+"""CKNNA by its mathematics: an independent dense oracle, invariances, chance level, ties and bad input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from workbench.errors import DataError, UnknownNameError
+from workbench.metrics import alignment_matrix, cknna, nearest_neighbors
+from workbench.metrics.alignment import cknna_from_neighbors
+from workbench.metrics.geometry import joint_pca_rgb
+from workbench.stats import permutation_null
+
+
+def dense_cknna(x: Tensor, y: Tensor, k: int) -> float:
+    """The definition with n x n matrices and loops over nothing clever, float64."""
+    n = len(x)
+    kernels = [u @ u.T for u in (v.double() / v.double().norm(dim=1, keepdim=True) for v in (x, y))]
+    masks = []
+    for kernel in kernels:
+        others = kernel - 10 * torch.eye(n, dtype=torch.float64)
+        mask = torch.zeros(n, n, dtype=torch.float64)
+        mask[torch.arange(n)[:, None], others.sort(dim=1, descending=True, stable=True).indices[:, :k]] = 1
+        masks.append(mask)
+
+    def hsic(a: Tensor, b: Tensor) -> Tensor:
+        ones = torch.ones(n, dtype=torch.float64)
+        return (torch.trace(a @ b) + (ones @ a @ ones) * (ones @ b @ ones) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (ones @ a @ b @ ones)) / (n * (n - 3))
+
+    both = masks[0] * masks[1]
+    own = [hsic(m * kernel, m * kernel) for m, kernel in zip(masks, kernels, strict=True)]
+    return float(hsic(both * kernels[0], both * kernels[1]) / torch.sqrt(own[0] * own[1]))
+
+
+def pair(n: int, d: int, noise: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    return x, x + noise * torch.randn(n, d, generator=generator, dtype=torch.float64)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(5, 60), st.integers(1, 20), st.integers(1, 12), st.integers(0, 10_000))
+def test_equals_the_dense_definition(n: int, d: int, k: int, seed: int) -> None:
+    x, y = pair(n, d, 1.0, seed)
+    k = min(k, n - 1)
+    try:
+        ours = cknna(x, y, k=k)
+    except DataError as error:
+        assert "not positive" in str(error)
+        return
+    assert ours == pytest.approx(dense_cknna(x, y, k), abs=1e-9)
+
+
+def test_chunks_and_batches_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = pair(300, 16, 1.0)
+    whole = cknna(x, y, k=7)
+    batch = cknna_from_neighbors(nearest_neighbors(torch.stack([x, y]), 7), nearest_neighbors(torch.stack([y, y]), 7))
+    monkeypatch.setattr("workbench.metrics.neighbors.CHUNK_BYTES", 300 * 8 * 13)
+    assert cknna(x, y, k=7) == whole
+    assert batch[0].item() == pytest.approx(whole, abs=1e-12) and batch[1].item() == pytest.approx(1)
+    assert cknna_from_neighbors(nearest_neighbors(torch.stack([x, y]), 7), nearest_neighbors(torch.stack([y, y]), 7))[0] == pytest.approx(whole)
+
+
+def test_invariant_to_rotation_scale_and_order_and_to_nothing_more() -> None:
+    x, y = pair(200, 12, 0.8)
+    rotation = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))).Q
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(2))
+    score = cknna(x, y)
+    assert cknna(x @ rotation, 7e5 * y) == pytest.approx(score, abs=1e-9)
+    assert cknna(x[order], y[order]) == pytest.approx(score, abs=1e-9)
+    assert cknna(x * torch.logspace(-2, 2, 200, dtype=torch.float64)[:, None], y) == pytest.approx(score, abs=1e-9)
+    assert cknna(x, x @ rotation) == pytest.approx(1, abs=1e-9)
+    stretched = x * torch.linspace(0.1, 3, 12, dtype=torch.float64)
+    assert cknna(x, stretched) < 0.95
+    assert cknna(x, y[order]) < score / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_any_float_dtype_and_numpy(dtype: torch.dtype) -> None:
+    x, y = pair(100, 64, 0.5)
+    low = cknna(x.to(dtype), y.to(dtype))
+    assert low == pytest.approx(cknna(x.to(dtype).double(), y.to(dtype).double()), abs=1e-3)
+    assert cknna(x.numpy().astype(np.float32), y.numpy()) == pytest.approx(cknna(x, y), abs=1e-3)
+    assert cknna(x.float() * 1e-30, y.float() * 1e30) == pytest.approx(cknna(x.float(), y.float()), abs=1e-4)
+
+
+def test_ties_go_to_the_lower_row() -> None:
+    x = torch.tensor([[1.0, 0], [1, 0], [1, 0], [1, 0], [0, 1], [0, 1]])
+    assert nearest_neighbors(x, 2).index.tolist() == [[1, 2], [0, 2], [0, 1], [0, 1], [0, 5], [0, 4]]
+    doubled = torch.cat([pair(50, 8, 0)[0]] * 2)
+    assert cknna(doubled, doubled, k=5) == pytest.approx(1)
+    assert cknna(doubled, doubled, k=5) == pytest.approx(dense_cknna(doubled, doubled, 5))
+
+
+def test_renumbered_neighbours_equal_those_of_the_permuted_rows() -> None:
+    x, y = pair(80, 10, 0.3)
+    order = torch.randperm(80, generator=torch.Generator().manual_seed(0))
+    moved, searched = nearest_neighbors(y, 6).permuted(order), nearest_neighbors(y[order], 6)
+    assert torch.equal(moved.index, searched.index) and torch.allclose(moved.kernel, searched.kernel)
+    assert cknna_from_neighbors(nearest_neighbors(x, 6), moved).item() == pytest.approx(cknna(x, y[order], k=6))
+
+
+def test_independent_features_fall_inside_their_null_and_related_ones_outside() -> None:
+    x, y = pair(150, 32, 0.7)
+    other = pair(150, 32, 0, seed=5)[0]
+    assert permutation_null(cknna, x, other, n=60).p > 0.05
+    related = permutation_null(cknna, x, y, n=60)
+    assert related.p == pytest.approx(1 / 61) and related.mean < related.q95 < cknna(x, y) / 2
+
+
+def test_null_by_renumbering_agrees_with_the_plain_one() -> None:
+    x, y = pair(100, 16, 1.0)
+    fast = permutation_null(cknna, x, y, n=200, seed=1)
+    plain = permutation_null(lambda a, b: cknna(a, b), x, y, n=200, seed=2)
+    assert fast.mean == pytest.approx(plain.mean, abs=0.01) and fast.q95 == pytest.approx(plain.q95, abs=0.02)
+
+
+def test_matrix_equals_single_calls() -> None:
+    x, y = pair(90, 8, 0.5)
+    table = alignment_matrix({"layer 1": x, "layer 2": y}, {"vfm": y}, k=9)
+    assert table.loc["layer 1", "vfm"] == pytest.approx(cknna(x, y, k=9)) and table.loc["layer 2", "vfm"] == pytest.approx(1)
+    with pytest.raises(UnknownNameError, match="did you mean 'cknna'"):
+        alignment_matrix({"a": x}, {"b": y}, metric="cknn")
+    with pytest.raises(DataError, match="'a' has 90 rows and 'b' has 89"):
+        alignment_matrix({"a": x}, {"b": y[:-1]})
+
+
+def bad(x: Tensor, row: int, value: float) -> Tensor:
+    changed = x.clone()
+    changed[row] = value
+    return changed
+
+
+X = pair(30, 4, 0)[0]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "k", "message"),
+    [
+        (X, X[:-1], 5, "x has 30 rows and y has 29"),
+        (X, X, 30, "k is 30 with 30 rows of x: expected 1 <= k < n"),
+        (X, X, 0, "k is 0"),
+        (X[:3], X[:3], 1, "3 rows: expected at least 4"),
+        (bad(X, 7, float("nan")), X, 5, "x has a value that is not finite in row 7"),
+        (X, bad(X, 3, float("inf")), 5, "y has a value that is not finite in row 3"),
+        (X, bad(X, 9, 0.0), 5, "row 9 of y is all zeros"),
+        (X[:, 0], X[:, 0], 5, r"x has shape \(30,\)"),
+    ],
+)
+def test_bad_input_is_one_sentence(x: Tensor, y: Tensor, k: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        cknna(x, y, k=k)
+
+
+def test_joint_pca_has_one_basis_and_fixed_signs() -> None:
+    x = torch.randn(2, 30, 8, generator=torch.Generator().manual_seed(0))
+    first, second = joint_pca_rgb([x, x])
+    assert np.array_equal(first, second) and first.shape == (2, 30, 3) and first.min() >= 0 and first.max() <= 1
+    assert np.allclose(joint_pca_rgb([100 * x])[0], joint_pca_rgb([x])[0])

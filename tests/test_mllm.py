@@ -1,0 +1,155 @@
+"""Visual positions, hidden states and answers, against transformers' own outputs; and wrong families that must not pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessor, CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen3Config
+
+from trainer.config import ModelConfig
+from trainer.model import build_processor
+from workbench.capture import read
+from workbench.data import Sample, load_data
+from workbench.errors import ConfigError, ModelError, UnknownNameError
+from workbench.mllm import FAMILIES, MLLM, VisualTokens
+from workbench.mllm.validate import validate
+
+
+@pytest.fixture(scope="module")
+def mllm(runs_folder: Path) -> MLLM:
+    return MLLM.load(str(runs_folder / "viral"))
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    return [scene[0] for scene in load_data("shapes:val", limit=4).scenes] + load_data("shapes:val", limit=4).samples[1:3]
+
+
+def encode(mllm: MLLM, samples: list[Sample]):
+    return mllm.encode([s.image for s in samples], [s.question for s in samples])
+
+
+def test_read_equals_transformers_and_stops_before_the_final_norm(mllm: MLLM, samples: list[Sample]) -> None:
+    batch = encode(mllm, samples)
+    ours = read(mllm, batch)
+    with torch.inference_mode():
+        theirs = mllm.model(**batch.inputs, output_hidden_states=True).hidden_states
+    assert len(theirs) == mllm.n_layers + 1
+    for row, activations in enumerate(ours):
+        assert activations.layers == tuple(range(mllm.n_layers + 1)) and len(activations.tokens) == 64
+        for layer in range(mllm.n_layers):
+            assert torch.equal(activations.values[layer], theirs[layer][row, activations.tokens])
+        last = theirs[-1][row, activations.tokens]
+        assert not torch.allclose(activations.values[-1], last, atol=1e-2)
+        with torch.inference_mode():
+            assert torch.allclose(mllm.decoder.norm(activations.values[-1]), last, atol=1e-5)
+
+
+def test_padding_and_layer_choice_change_nothing(mllm: MLLM, samples: list[Sample]) -> None:
+    together = read(mllm, encode(mllm, samples), layers=[2, 0])
+    for row, sample in enumerate(samples):
+        alone = read(mllm, encode(mllm, [sample]))[0]
+        assert together[row].layers == (2, 0)
+        assert torch.allclose(together[row].values[0], alone.values[2], atol=1e-5)
+        assert torch.allclose(together[row].values[1], alone.values[0], atol=1e-5)
+
+
+def test_layer_zero_is_the_projectors_output_and_text_stays(mllm: MLLM, samples: list[Sample]) -> None:
+    batch = encode(mllm, samples[:1])
+    with torch.inference_mode():
+        projected = mllm.model.get_image_features(pixel_values=batch.inputs["pixel_values"]).pooler_output[0]
+    assert torch.allclose(read(mllm, batch, layers=[0])[0].values[0], projected, atol=1e-6)
+    everything = read(mllm, batch, tokens="all", layers=[0])[0]
+    assert len(everything.tokens) == int(batch.inputs["attention_mask"].sum())
+
+
+def test_the_greedy_answer_is_the_likeliest_option(mllm: MLLM, samples: list[Sample]) -> None:
+    words = ["yes", "no", "left", "red", "star", "0", "2"]
+    vocabulary = [w for w in mllm.processor.tokenizer.get_vocab() if not w.startswith("<")]
+    batch = encode(mllm, samples[:2])
+    scores = mllm.option_logprobs(batch, [vocabulary] * 2)
+    with torch.inference_mode():
+        logits = mllm.model(**batch.inputs).logits[:, -1].log_softmax(-1)
+    for row, score in enumerate(scores):
+        ids = mllm.processor.tokenizer.convert_tokens_to_ids(vocabulary)
+        assert torch.allclose(score, logits[row, ids], atol=1e-4)
+    few = mllm.option_logprobs(batch, [words[: 2 + i] for i in range(2)])
+    assert [len(s) for s in few] == [2, 3]
+    two_words = mllm.option_logprobs(encode(mllm, samples[:1]), [["yes no", "yes"]])[0]
+    assert two_words[1] == pytest.approx(float(scores[0][vocabulary.index("yes")]), abs=1e-4) and torch.isfinite(two_words).all()
+
+
+def _moved(change: Callable[[VisualTokens], VisualTokens]) -> Callable[..., list[list[VisualTokens]]]:
+    right = FAMILIES.get("llava").visual_tokens
+    return lambda config, batch: [[change(part) for part in sample] for sample in right(config, batch)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: dataclasses.replace(t, index=t.index + 1), "not the projector's output"),
+        (lambda t: dataclasses.replace(t, index=t.index - 1), "not the projector's output"),
+        (lambda t: dataclasses.replace(t, index=t.index.view(t.grid).T.flatten()), "not the projector's output"),
+        (lambda t: dataclasses.replace(t, index=t.index[:-8], grid=(7, 8)), "not the projector's output"),
+        (lambda t: dataclasses.replace(t, grid=(8, 9)), "does not multiply to 64"),
+    ],
+)
+def test_a_wrong_family_does_not_pass(mllm: MLLM, change: Callable[[VisualTokens], VisualTokens], message: str) -> None:
+    wrong = MLLM(mllm.model, mllm.processor, dataclasses.replace(mllm.family, visual_tokens=_moved(change)), mllm.name)
+    with pytest.raises(ModelError, match=message):
+        validate(wrong)
+
+
+def test_a_projector_that_transposes_the_picture_does_not_pass(mllm: MLLM) -> None:
+    """Positions are right and the raster is not: only painting a cell can tell."""
+    projector = mllm.model.model.multi_modal_projector
+    handle = projector.register_forward_hook(lambda _, __, out: out.unflatten(1, (8, 8)).transpose(1, 2).flatten(1, 2))
+    try:
+        with pytest.raises(ModelError, match=r"painting cell \(2, 6\) changed other tokens more than its own"):
+            validate(mllm)
+    finally:
+        handle.remove()
+
+
+def test_a_model_blind_to_the_image_does_not_pass(mllm: MLLM) -> None:
+    handle = mllm.model.model.multi_modal_projector.register_forward_hook(lambda _, __, out: torch.zeros_like(out))
+    try:
+        with pytest.raises(ModelError, match="left a visual token unchanged"):
+            validate(mllm)
+    finally:
+        handle.remove()
+
+
+def test_a_centre_crop_is_known_to_the_tokens() -> None:
+    """LLaVA-1.5's own geometry: shortest edge, then centre crop. Tokens must say which part of the photograph they cover."""
+    processor = build_processor(ModelConfig(), ["what", "is", "this", "?"])
+    processor.image_processor = CLIPImageProcessor(size={"shortest_edge": 112}, crop_size={"height": 112, "width": 112})
+    text = Qwen3Config(vocab_size=len(processor.tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, head_dim=16)
+    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=112, patch_size=14)
+    torch.manual_seed(0)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=processor.image_token_id, vision_feature_layer=-2)
+    model = MLLM(LlavaForConditionalGeneration(config).eval(), processor, FAMILIES.get("llava"), "cropping")
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (100, 200, 3), dtype=np.uint8))
+    batch = model.encode([photo, photo.crop((50, 0, 150, 100))], ["what is this ?"] * 2)
+    assert model.visual_tokens(batch)[0][0].box == (0.25, 0, 0.75, 1) and model.visual_tokens(batch)[1][0].box == (0, 0, 1, 1)
+    assert torch.equal(batch.inputs["pixel_values"][0], batch.inputs["pixel_values"][1])
+
+
+def test_bad_models_are_one_sentence(tmp_path: Path, mllm: MLLM, samples: list[Sample]) -> None:
+    with pytest.raises(ModelError, match="holds no model"):
+        MLLM.load(str(tmp_path))
+    with pytest.raises(ModelError, match="'no/such-model' is neither a folder nor a hub id within reach"):
+        MLLM.load("no/such-model")
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    with pytest.raises(UnknownNameError, match="unknown model architecture 'LlamaForCausalLM': expected one of LlavaForConditionalGeneration"):
+        MLLM.load(str(tmp_path))
+    with pytest.raises(ConfigError, match="layer 4 does not exist in .*: expected 0 to 3"):
+        read(mllm, encode(mllm, samples[:1]), layers=[4])
+    with pytest.raises(ModelError, match="2 images for 1 prompts"):
+        mllm.encode([samples[0].image] * 2, ["what"])

@@ -1,0 +1,64 @@
+"""Intervals cover, tests keep their level, and units are images rather than rows."""
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from workbench.errors import DataError
+from workbench.stats import bootstrap_ci, jackknife_ci, null_of, paired_test, t_interval
+
+
+def test_bootstrap_covers_the_truth() -> None:
+    rng = np.random.default_rng(0)
+    intervals = [bootstrap_ci(rng.normal(3, 2, 80), n=400, seed=i) for i in range(300)]
+    assert 0.91 <= np.mean([i.low <= 3 <= i.high for i in intervals]) <= 0.98
+
+
+def test_bootstrap_resamples_images_not_rows() -> None:
+    rng = np.random.default_rng(1)
+    by_image = rng.normal(size=40)
+    repeated = bootstrap_ci(np.repeat(by_image, 10), groups=np.repeat(np.arange(40), 10))
+    single = bootstrap_ci(by_image)
+    assert (repeated.low, repeated.high, repeated.n) == pytest.approx((single.low, single.high, 40))
+    naive = bootstrap_ci(np.repeat(by_image, 10))
+    assert naive.high - naive.low < 0.5 * (repeated.high - repeated.low)
+
+
+def test_jackknife_equals_the_classical_error_of_a_mean() -> None:
+    values = np.random.default_rng(2).normal(size=60)
+    left_out = [np.delete(values, i).mean() for i in range(60)]
+    interval = jackknife_ci(values.mean(), left_out, 60)
+    assert (interval.low, interval.high) == pytest.approx(scipy_stats.t.interval(0.95, 59, values.mean(), scipy_stats.sem(values)))
+
+
+def test_t_interval_equals_scipy_and_one_seed_says_nothing() -> None:
+    values = np.array([0.8, 0.83, 0.79, 0.9, 0.85])
+    interval = t_interval(values)
+    assert (interval.low, interval.high) == pytest.approx(scipy_stats.t.interval(0.95, 4, values.mean(), scipy_stats.sem(values)))
+    assert t_interval([0.5]).high == np.inf
+
+
+def test_paired_test_keeps_its_level_and_finds_a_shift() -> None:
+    rng = np.random.default_rng(3)
+    p = np.array([paired_test(*rng.normal(size=(2, 8))).p for _ in range(400)])
+    assert (p <= 0.05).mean() <= 0.08
+    a = rng.normal(size=200)
+    shifted = paired_test(a, a + 0.3 + 0.5 * rng.normal(size=200))
+    assert shifted.p < 0.001 and shifted.low > 0.1 and shifted.high < 0.5
+    five = paired_test([0.1, 0.2, 0.3, 0.4, 0.5], [0.2, 0.3, 0.4, 0.5, 0.6])
+    assert five.p == pytest.approx(2 / 32) and five.difference == pytest.approx(0.1)
+    assert paired_test([1.0, 2.0], [1.0, 2.0]).p == 1
+
+
+def test_null_counts_itself() -> None:
+    null = null_of(5.0, np.arange(9))
+    assert null.p == pytest.approx((1 + 4) / 10) and null.mean == 4
+
+
+def test_bad_values_are_named() -> None:
+    with pytest.raises(DataError, match="value 1 is not finite"):
+        bootstrap_ci([1.0, float("nan")])
+    with pytest.raises(DataError, match="non-empty"):
+        t_interval([])
+    with pytest.raises(DataError, match="2 values against 3: expected pairs"):
+        paired_test([1, 2], [1, 2, 3])

@@ -1,0 +1,214 @@
+"""The trainer: packing is exact, both losses train what they should and nothing else, resume is bitwise, bad recipes are one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlavaForConditionalGeneration
+
+from tests.conftest import SMALL, SMALL_VIRAL, recipe, run
+from trainer.alignment import AlignmentHead, cosine_loss
+from trainer.config import AlignmentConfig, DataConfig, ModelConfig, Recipe
+from trainer.data import collate
+from trainer.loop import prepare
+from trainer.model import block_diagonal_mask
+from workbench.data import load_data
+from workbench.mllm import MLLM
+from workbench.weights import check_unchanged, load_weights
+
+TINY = Recipe(
+    model=ModelConfig(layers=3, width=32, ffn=64),
+    data=DataConfig(limit_train=24, limit_val=8),
+    alignment=AlignmentConfig(objective="cosine", layer=2, hidden=16),
+)
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    return prepare(TINY)
+
+
+def test_cosine_loss_equals_its_formula_and_spares_the_target() -> None:
+    torch.manual_seed(0)
+    student, target = torch.randn(3, 5, 7, requires_grad=True), torch.randn(3, 5, 7, requires_grad=True)
+    loss = cosine_loss(student, target)
+    a, b = student.detach().double(), target.detach().double()
+    assert loss.item() == pytest.approx(-float(((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))).mean()), abs=1e-6)
+    loss.backward()
+    assert student.grad is not None and student.grad.abs().sum() > 0 and target.grad is None
+    assert cosine_loss(3 * b, b).item() == pytest.approx(-1)
+
+
+def test_the_mask_is_block_diagonal_behind_a_shared_prefix() -> None:
+    mask = block_diagonal_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))[0, 0].int().tolist()
+    assert mask == [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1]]
+
+
+def test_packed_questions_are_answered_as_if_alone(runs_folder: Path) -> None:
+    """Packed logits from cached features equal the plain processor-to-logits path, question by question."""
+    mllm = MLLM.load(str(runs_folder / "viral"))
+    from dataclasses import replace
+
+    ready = prepare(replace(TINY, start=runs_folder / "viral"))
+    ready.model.eval()
+    data = load_data("shapes:val", limit=3)
+    with torch.inference_mode():
+        batch = collate([ready.val[i] for i in range(3)])
+        packed = ready.model(**{k: v for k, v in batch.items() if k != "target"}).logits
+        for row, scene in enumerate(data.scenes):
+            for number, sample in enumerate(scene, start=1):
+                plain = mllm.model(**mllm.encode([sample.image], [sample.question]).inputs).logits[0, -1]
+                first = (batch["labels"][row].ne(-100) & (batch["segments"][row] == number)).nonzero()[0, 0]
+                assert torch.allclose(packed[row, first], plain, atol=2e-4)
+
+
+def test_one_step_moves_head_connector_and_language_model_and_not_the_tower(prepared) -> None:
+    model = prepared.model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    batch = collate([prepared.train[i] for i in range(4)])
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    output = model(**batch)
+    (output.lm_loss + 0.5 * output.alignment_loss).backward()
+    assert batch["target"].grad is None
+    optimizer.step()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    for part in ("alignment_head.0.weight", "alignment_head.4.weight", "linear_1.weight", "layers.0.self_attn.q_proj.weight", "layers.2.mlp.up_proj.weight"):
+        assert any(part in name for name in moved), part
+    assert not any("vision_tower" in name for name in moved)
+    check_unchanged("dinov2-small", model.llava.model.vision_tower.state_dict(), load_weights("dinov2-small"))
+    model.load_state_dict(before)
+
+
+def test_the_alignment_gradient_stops_at_its_layer(prepared) -> None:
+    model = prepared.model.train()
+    model.zero_grad()
+    model(**collate([prepared.train[0]])).alignment_loss.backward()
+    touched = {name.split("layers.")[1][0] for name, p in model.named_parameters() if p.grad is not None and "language_model.layers." in name and p.grad.abs().sum() > 0}
+    assert touched == {"0", "1"}
+    model.zero_grad()
+
+
+def test_controls_change_the_target_only() -> None:
+    from dataclasses import replace
+
+    plain = prepare(TINY)
+    others = prepare(replace(TINY, alignment=replace(TINY.alignment, images="others")))
+    centred = prepare(replace(TINY, alignment=replace(TINY.alignment, centre=True)))
+    for a, b in zip(plain.model.state_dict().values(), others.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert all(not torch.equal(plain.train.targets[i], others.train.targets[i]) for i in range(24))
+    assert torch.equal(plain.train.targets.sum((1, 2)).sort().values, others.train.targets.sum((1, 2)).sort().values)
+    assert centred.train.targets.mean((0, 1)).abs().max() < 1e-4
+    baseline = prepare(replace(TINY, alignment=AlignmentConfig()))
+    assert baseline.model.alignment_head is None
+    assert all(torch.equal(v, plain.model.llava.state_dict()[k]) for k, v in baseline.model.llava.state_dict().items())
+
+
+def test_the_folder_is_plain_transformers_and_the_log_has_both_losses(runs_folder: Path) -> None:
+    LlavaForConditionalGeneration.from_pretrained(runs_folder / "viral")
+    head = AlignmentHead(32, 16, 112)
+    head.load_state_dict(load_file(runs_folder / "viral" / "alignment_head.safetensors"))
+    assert not (runs_folder / "baseline" / "alignment_head.safetensors").exists()
+    log = pd.read_parquet(runs_folder / "viral" / "training.parquet")
+    assert log["alignment_loss"].dropna().between(-1, 1).all() and len(log["lm_loss"].dropna()) == 6
+    assert {"accuracy/count", "accuracy/relation_x", "accuracy/mean"} <= set(log.columns)
+    assert log["lm_loss"].dropna().iloc[-1] < log["lm_loss"].dropna().iloc[0]
+    evaluation = pd.read_parquet(runs_folder / "viral" / "evaluation.parquet")
+    assert set(evaluation["id"]) == {s.id for s in load_data("shapes:val", limit=8)}
+    record = json.loads((runs_folder / "viral" / "training.json").read_text())
+    assert record["tower_fingerprint"] and record["vfm_fingerprint"] and record["recipe"]["alignment"]["layer"] == 2 and record["packages"]["torch"]
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors") | {f"head.{k}": v for k, v in load_file(folder / "alignment_head.safetensors").items()}
+
+
+@pytest.mark.parametrize("accumulation", ["1", "2"])
+def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path: Path, accumulation: str) -> None:
+    """SIGKILL after the first checkpoint, then --resume: the model, the head, and the rest of the log are the same to the last bit."""
+    words = [recipe("viral"), "--start", "None", *SMALL_VIRAL, "--optim.accumulation", accumulation]
+    run("trainer", *words, "--output_dir", str(tmp_path / "whole"))
+    process = subprocess.Popen([sys.executable, "-m", "trainer", *words, "--output_dir", str(tmp_path / "killed")], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "killed" / "checkpoint-5" / "trainer_state.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended or hung before its first checkpoint"
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "training.json").exists()
+    run("trainer", *words, "--output_dir", str(tmp_path / "killed"), "--resume")
+    whole, resumed = tensors(tmp_path / "whole"), tensors(tmp_path / "killed")
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[k], resumed[k]) for k in whole)
+    logs = [pd.read_parquet(tmp_path / name / "training.parquet").dropna(subset=["lm_loss"]) for name in ("whole", "killed")]
+    assert logs[0]["step"].tolist() == logs[1]["step"].tolist()
+    assert logs[0]["lm_loss"].iloc[-1] == logs[1]["lm_loss"].iloc[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no recipe given"),
+        (["trainer/recipes/shapes_virl.yaml"], "did you mean 'trainer/recipes/shapes_viral.yaml'"),
+        ([recipe("viral"), "--alignment.layr", "3"], "unknown option '--alignment.layr': did you mean 'alignment.layer'"),
+        ([recipe("viral"), "--alignment.layer", "three"], "alignment.layer"),
+        ([recipe("viral"), "--alignment.layer", "9"], "alignment.layer is 9: expected 1 to 6"),
+        ([recipe("viral"), "--alignment.weight", "-1"], "alignment.weight is -1.0: expected at least 0"),
+        ([recipe("viral"), "--optim.steps", "0"], "optim.steps is 0: expected at least 1"),
+        ([recipe("viral"), "--alignment.objective", "cosin"], "cosin"),
+        ([recipe("viral"), "--start", "None", "--alignment.vfm", "dinov3", *SMALL], "unknown VFM 'dinov3': expected one of dinov2-small"),
+        ([recipe("viral"), "--start", "None", "--data.train", "shape:train"], "unknown data set 'shape'"),
+        ([recipe("viral"), "--start", "None", "--data.train", "shapes:trian"], "did you mean 'train'"),
+        ([recipe("viral"), "--start", "nowhere", *SMALL], "start is nowhere: expected the folder of a finished training"),
+        ([recipe("stage1"), "--model.tower", "dinov2-smal"], "did you mean 'dinov2-small'"),
+        ([recipe("stage1"), "--model.tower_features", "13", *SMALL], "expected 0 to 12"),
+        ([recipe("stage1"), "--model.image_size", "100", *SMALL], "expected a multiple of 14"),
+        ([recipe("stage1"), "--resume"], "no run in"),
+    ],
+)
+def test_bad_recipes_are_one_sentence_and_write_nothing(tmp_path: Path, words: list[str], message: str) -> None:
+    target = [] if not words else ["--output_dir", str(tmp_path / "out")]
+    done = run("trainer", *words, *target, code=2)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_yaml_keys_name_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"base: {recipe('viral')}\nalignment:\n  layr: 3\n")
+    assert "unknown key 'alignment.layr' in " in run("trainer", str(file), code=2).stderr
+    file.write_text("- 1\n")
+    assert "holds list, expected a mapping" in run("trainer", str(file), code=2).stderr
+
+
+def test_an_output_folder_is_never_overwritten(runs_folder: Path, tmp_path: Path) -> None:
+    before = {f: f.stat().st_mtime_ns for f in (runs_folder / "viral").rglob("*")}
+    words = [recipe("viral"), *SMALL_VIRAL, "--output_dir", str(runs_folder / "viral")]
+    assert "is not empty" in run("trainer", *words, code=2).stderr
+    assert "is finished: nothing to resume" in run("trainer", *words, "--resume", code=2).stderr
+    assert before == {f: f.stat().st_mtime_ns for f in (runs_folder / "viral").rglob("*")}
+    (tmp_path / "file").write_text("")
+    assert run("trainer", recipe("stage1"), *SMALL, "--output_dir", str(tmp_path / "file" / "out"), code=2).stderr.strip().splitlines()[-1].startswith("error: cannot make folder")
+
+
+def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
+    words = [recipe("stage1"), *SMALL, "--optim.steps", "5000", "--output_dir", str(tmp_path / "out")]
+    process = subprocess.Popen([sys.executable, "-m", "trainer", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "step 4/" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait() == 130 and rest.strip().splitlines()[-1] == "interrupted" and "Traceback" not in rest
+    assert not (tmp_path / "out" / "training.json").exists()
