@@ -1,7 +1,7 @@
 """Speed and memory of CKNNA against its dense definition, in one run.
 
-    python -m benchmarks.cknna            # n = 8192 against dense, then n = 100,000 for memory (about 5 minutes on 2 cores)
-    python -m benchmarks.cknna --small    # seconds, to see that it works
+python -m benchmarks.cknna            # n = 8192 against dense, then n = 100,000 for memory (about 5 minutes on 2 cores)
+python -m benchmarks.cknna --small    # seconds, to see that it works
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ def dense_cknna(x: Tensor, y: Tensor, k: int) -> float:
 
 
 def pair(n: int, d: int) -> tuple[Tensor, Tensor]:
+    """Gaussian rows and the same rows with noise."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, d, generator=generator)
     return x, x + torch.randn(n, d, generator=generator)
 
 
 def main(argv: list[str]) -> None:
+    """Print memory and speed."""
     n, d, k, large = (512, 64, 10, 4096) if "--small" in argv else (8192, 768, 10, 100_000)
     x, y = pair(large, d)
     start = time.perf_counter()

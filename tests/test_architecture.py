@@ -14,7 +14,11 @@ ALLOWED = {
     "trainer": {"trainer", "workbench"},
     "app.py": {"workbench"},
 }
-ONLY_IN = {"streamlit": ("app.py", "workbench/dashboard/"), "nnsight": ("workbench/capture.py",), "plotly": ("workbench/figures.py", "workbench/analysis.py", "workbench/dashboard/", "analyses/")}
+ONLY_IN = {
+    "streamlit": ("app.py", "workbench/dashboard/"),
+    "nnsight": ("workbench/capture.py",),
+    "plotly": ("workbench/figures.py", "workbench/analysis.py", "workbench/dashboard/", "analyses/"),
+}
 FILES = [f for top in ALLOWED for f in ([ROOT / top] if top.endswith(".py") else sorted((ROOT / top).rglob("*.py")))]
 
 

@@ -149,7 +149,7 @@ def test_bad_models_are_one_sentence(tmp_path: Path, mllm: MLLM, samples: list[S
     (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
     with pytest.raises(UnknownNameError, match="unknown model architecture 'LlamaForCausalLM': expected one of LlavaForConditionalGeneration"):
         MLLM.load(str(tmp_path))
-    with pytest.raises(ConfigError, match="layer 4 does not exist in .*: expected 0 to 3"):
+    with pytest.raises(ConfigError, match=r"layer 4 does not exist in .*: expected 0 to 3"):
         read(mllm, encode(mllm, samples[:1]), layers=[4])
     with pytest.raises(ModelError, match="2 images for 1 prompts"):
         mllm.encode([samples[0].image] * 2, ["what"])

@@ -93,7 +93,11 @@ def test_the_alignment_gradient_stops_at_its_layer(prepared) -> None:
     model = prepared.model.train()
     model.zero_grad()
     model(**collate([prepared.train[0]])).alignment_loss.backward()
-    touched = {name.split("layers.")[1][0] for name, p in model.named_parameters() if p.grad is not None and "language_model.layers." in name and p.grad.abs().sum() > 0}
+    touched = {
+        name.split("layers.")[1][0]
+        for name, p in model.named_parameters()
+        if p.grad is not None and "language_model.layers." in name and p.grad.abs().sum() > 0
+    }
     assert touched == {"0", "1"}
     model.zero_grad()
 
@@ -138,7 +142,9 @@ def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path: Path, acc
     """SIGKILL after the first checkpoint, then --resume: the model, the head, and the rest of the log are the same to the last bit."""
     words = [recipe("viral"), "--start", "None", *SMALL_VIRAL, "--optim.accumulation", accumulation]
     run("trainer", *words, "--output_dir", str(tmp_path / "whole"))
-    process = subprocess.Popen([sys.executable, "-m", "trainer", *words, "--output_dir", str(tmp_path / "killed")], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer", *words, "--output_dir", str(tmp_path / "killed")], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 240
     while not (tmp_path / "killed" / "checkpoint-5" / "trainer_state.json").exists():
         assert process.poll() is None and time.monotonic() < deadline, "the run ended or hung before its first checkpoint"
@@ -198,7 +204,12 @@ def test_an_output_folder_is_never_overwritten(runs_folder: Path, tmp_path: Path
     assert "is finished: nothing to resume" in run("trainer", *words, "--resume", code=2).stderr
     assert before == {f: f.stat().st_mtime_ns for f in (runs_folder / "viral").rglob("*")}
     (tmp_path / "file").write_text("")
-    assert run("trainer", recipe("stage1"), *SMALL, "--output_dir", str(tmp_path / "file" / "out"), code=2).stderr.strip().splitlines()[-1].startswith("error: cannot make folder")
+    assert (
+        run("trainer", recipe("stage1"), *SMALL, "--output_dir", str(tmp_path / "file" / "out"), code=2)
+        .stderr.strip()
+        .splitlines()[-1]
+        .startswith("error: cannot make folder")
+    )
 
 
 def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:

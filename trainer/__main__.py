@@ -1,7 +1,7 @@
 """Train one model.
 
-    python -m trainer trainer/recipes/shapes_viral.yaml --seed 1 --output_dir runs/viral-s1
-    python -m trainer trainer/recipes/shapes_viral.yaml --optim.steps 20 --data.limit_train 64 --output_dir runs/try
+python -m trainer trainer/recipes/shapes_viral.yaml --seed 1 --output_dir runs/viral-s1
+python -m trainer trainer/recipes/shapes_viral.yaml --optim.steps 20 --data.limit_train 64 --output_dir runs/try
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from workbench.errors import ConfigError
 
 
 def main(argv: list[str]) -> None:
+    """Read the recipe, train, and print the accuracy per question type."""
     if not argv or argv[0].startswith("-"):
         if "--help" not in argv and "-h" not in argv:
             raise ConfigError("no recipe given: expected python -m trainer RECIPE.yaml [--section.key value ...]")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import ProcessorMixin
 
 from trainer.model import IGNORED
 from workbench.data import Dataset, Sample
@@ -32,7 +32,7 @@ class Packer:
         image_tokens: visual tokens of one image.
     """
 
-    def __init__(self, processor: ProcessorMixin, image_tokens: int) -> None:
+    def __init__(self, processor: Any, image_tokens: int) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.image_tokens = image_tokens
         self._ids = lru_cache(maxsize=100_000)(self._tokenise)

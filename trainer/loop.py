@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -94,12 +95,11 @@ def prepare(recipe: Recipe) -> Prepared:
 def _targets(alignment: AlignmentConfig, sets: tuple[Dataset, Dataset], grid: tuple[int, int], seed: int) -> tuple[dict[str, Tensor | None], str]:
     """VFM features of each data set, with the controls that the recipe asks for, and the VFM's fingerprint."""
     vfm = load_vfm(alignment.vfm)
-    train, val = sets
     targets = {
         data.name: cached_features(data, (vfm.fingerprint, vfm.name, grid), lambda images: vfm(images, grid=grid).tokens(), what=vfm.name) for data in sets
     }
     if alignment.centre:
-        mean = targets[train.name].mean(dim=(0, 1))
+        mean = targets[sets[0].name].mean(dim=(0, 1))
         targets = {name: features - mean for name, features in targets.items()}
     if alignment.images == "others":
         generator = torch.Generator().manual_seed(seed)
@@ -119,7 +119,7 @@ def _cyclic(order: Tensor) -> Tensor:
 class AlignmentTrainer(Trainer):
     """Trainer that adds the weighted alignment loss, logs both losses, and evaluates packed questions."""
 
-    def __init__(self, *, recipe: Recipe, prepared: Prepared, **kwargs: object) -> None:
+    def __init__(self, *, recipe: Recipe, prepared: Prepared, **kwargs: Any) -> None:
         self.recipe, self.prepared = recipe, prepared
         self._sums: dict[str, Tensor] = {}
         self._since = 0
@@ -127,7 +127,9 @@ class AlignmentTrainer(Trainer):
         super().__init__(model=prepared.model, train_dataset=prepared.train, data_collator=collate, **kwargs)
         self.model_accepts_loss_kwargs = True  # the LM loss is normalised over the accumulated batch, in the model
 
-    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Tensor | None = None) -> Tensor:
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
         """L = L_LM + lambda * L_VRA; L_VRA is a mean, so each accumulated part carries its share."""
         output = model(**inputs, num_items_in_batch=num_items_in_batch)
         loss = output.lm_loss
@@ -154,9 +156,13 @@ class AlignmentTrainer(Trainer):
         Adam's steps have the size of the learning rate whatever the gradient, so this equals training on standardised inputs.
         """
         if self.optimizer is None:
-            optim, trainable = self.recipe.optim, [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+            optim, trainable = self.recipe.optim, [(n, p) for n, p in self.prepared.model.named_parameters() if p.requires_grad]
             groups = [
-                {"params": [p for n, p in trainable if n.endswith("linear_1.weight")], "lr": optim.learning_rate * self.prepared.input_rate, "weight_decay": 0.0},
+                {
+                    "params": [p for n, p in trainable if n.endswith("linear_1.weight")],
+                    "lr": optim.learning_rate * self.prepared.input_rate,
+                    "weight_decay": 0.0,
+                },
                 {"params": [p for n, p in trainable if p.ndim > 1 and not n.endswith("linear_1.weight")], "weight_decay": optim.weight_decay},
                 {"params": [p for n, p in trainable if p.ndim == 1], "weight_decay": 0.0},
             ]
@@ -165,14 +171,14 @@ class AlignmentTrainer(Trainer):
 
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
         """Accuracy per question type on the validation split."""
-        self.evaluation = answer_packed(self.model, self.prepared.val, self.recipe.optim.batch_size)
+        self.evaluation = answer_packed(self.prepared.model, self.prepared.val, self.recipe.optim.batch_size)
         accuracy = self.evaluation.groupby("category", sort=False)["correct"].mean()
         metrics = {f"accuracy/{name}": float(value) for name, value in accuracy.items()} | {"accuracy/mean": float(accuracy.mean())}
         self.log(dict(metrics))
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.recipe.output_dir)
         save_model(self.accelerator.unwrap_model(self.model), self.prepared.processor, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:

@@ -89,7 +89,7 @@ def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaFo
         LlavaConfig(
             vision_config=vision,
             text_config=text,
-            image_token_id=processor.image_token_id,
+            image_token_index=processor.image_token_id,
             image_seq_length=(config.image_size // vision.patch_size) ** 2,
             vision_feature_layer=list(config.tower_features),
             vision_feature_select_strategy="default",
@@ -195,7 +195,7 @@ class AlignedForConditionalGeneration(nn.Module):
         self.llava, self.config, self.alignment = llava, llava.config, alignment
         self.alignment_head: AlignmentHead | None = None
         if alignment is not None and target_dim is not None:
-            self.alignment_head = AlignmentHead(llava.config.text_config.hidden_size, alignment.hidden, target_dim)
+            self.alignment_head = AlignmentHead(llava.lm_head.in_features, alignment.hidden, target_dim)
 
     def forward(
         self,
@@ -215,7 +215,7 @@ class AlignedForConditionalGeneration(nn.Module):
             segments: 0 for the shared image prefix, q for question q, -1 for padding; questions do not see one another.
             num_items_in_batch: answer tokens of the whole accumulated batch, by which the loss is normalised.
         """
-        image = BaseModelOutputWithPooling(pooler_output=list(self.llava.model.multi_modal_projector(connector_inputs)))
+        image = BaseModelOutputWithPooling(pooler_output=list(self.llava.model.multi_modal_projector(connector_inputs)))  # type: ignore[arg-type]
         with self._capture() as captured:
             logits = self.llava(
                 input_ids=input_ids,

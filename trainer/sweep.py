@@ -55,7 +55,7 @@ class Sweep:
                 yield name, seed, [*shlex.split(words), "--seed", str(seed), "--output_dir", str(self.folder(name, seed))]
 
     def folder(self, name: str, seed: int) -> Path:
-        return self.output_dir / f"{name}-s{seed}"
+        return self.output_dir / (f"{name}-s{seed}" if len(self.seeds) > 1 else name)
 
 
 def train_all(sweep: Sweep) -> None:
@@ -70,7 +70,9 @@ def train_all(sweep: Sweep) -> None:
                 arguments = waiting.pop(ready.index(True))
                 environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
                 resume = ["--resume"] if (Path(arguments[-1]) / "recipe.yaml").exists() else []
-                running.append((subprocess.Popen([sys.executable, "-m", "trainer", *arguments, *resume], env=environment, stdout=subprocess.DEVNULL), arguments))
+                running.append(
+                    (subprocess.Popen([sys.executable, "-m", "trainer", *arguments, *resume], env=environment, stdout=subprocess.DEVNULL), arguments)
+                )
             for entry in [entry for entry in running if entry[0].poll() is not None]:
                 running.remove(entry)
                 if entry[0].returncode:
@@ -95,7 +97,9 @@ def accuracies(sweep: Sweep) -> pd.DataFrame:
             table = pd.read_parquet(path)
             for category, part in table.groupby("category"):
                 rows.append((name, seed, category, part["correct"].mean(), len(part), part["chance"].mean()))
-            rows.append((name, seed, "mean of types", table.groupby("category")["correct"].mean().mean(), len(table), table.groupby("category")["chance"].mean().mean()))
+            rows.append(
+                (name, seed, "mean of types", table.groupby("category")["correct"].mean().mean(), len(table), table.groupby("category")["chance"].mean().mean())
+            )
     if not rows:
         raise RunError(f"no finished run in {sweep.output_dir}")
     return pd.DataFrame(rows, columns=["variant", "seed", "category", "accuracy", "n", "chance"])
@@ -120,6 +124,7 @@ def report(sweep: Sweep) -> pd.DataFrame:
 
 
 def main(argv: list[str]) -> None:
+    """Train what is missing and print the comparison."""
     if not argv or argv[0].startswith("-"):
         raise ConfigError("no sweep given: expected python -m trainer.sweep SWEEP.yaml")
     sweep = parse(Sweep, argv[1:], prog="python -m trainer.sweep SWEEP", description=__doc__ or "", recipe=Path(argv[0]))

@@ -153,9 +153,14 @@ def main(analysis: Analysis) -> None:
 
 def _main(analysis: Analysis, argv: list[str]) -> None:
     both = dataclasses.make_dataclass("Command", [], bases=(analysis.config, Where), frozen=True)
-    asked = parse(both, argv, prog=f"python -m analyses.{analysis.name}", description=analysis.title)
-    config, where = (cls(**{f.name: getattr(asked, f.name) for f in dataclasses.fields(cls)}) for cls in (analysis.config, Where))
+    asked: Any = parse(both, argv, prog=f"python -m analyses.{analysis.name}", description=analysis.title)
+    config, where = _part(asked, analysis.config), _part(asked, Where)
     found = execute(analysis, config, where, ["python", "-m", f"analyses.{analysis.name}", *argv])
     sys.stdout.write(analysis.summary(found).to_string(index=False, float_format="{:.3f}".format) + "\n")
     for run in found.values():
         sys.stdout.write(f"{run.label}: {runs.folder_of(where.output_dir, analysis.name, run.key)}\n")
+
+
+def _part(asked: Any, cls: type[T]) -> T:
+    """The fields of `asked` that belong to the dataclass `cls`."""
+    return cls(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]

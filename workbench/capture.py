@@ -6,7 +6,7 @@ comes after that norm, so it is never used here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -31,7 +31,7 @@ class Activations:
 
     values: Float[Tensor, "layer token d"]
     layers: tuple[int, ...]
-    tokens: Int[Tensor, "token"]  # noqa: F821
+    tokens: Int[Tensor, token]  # noqa: F821
 
 
 def read(mllm: MLLM, batch: Batch, *, layers: Sequence[int] | None = None, tokens: Literal["visual", "all"] = "visual") -> list[Activations]:
@@ -68,7 +68,7 @@ def check_layers(mllm: MLLM, layers: Sequence[int] | None) -> list[int]:
 
 
 @contextmanager
-def _hooks(mllm: MLLM, keep: object) -> Iterator[None]:
+def _hooks(mllm: MLLM, keep: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Call `keep(layer, hidden)` for the input of the first block and the output of every block."""
     blocks = mllm.decoder.layers
     handles = [blocks[0].register_forward_pre_hook(lambda _, args, kwargs: keep(0, args[0] if args else kwargs["hidden_states"]), with_kwargs=True)]

@@ -33,6 +33,7 @@ def new_figure(**layout: object) -> go.Figure:
 
 
 def translucent(colour: str, alpha: float) -> str:
+    """`#rrggbb` with an alpha of 0..1, for bands."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
 
@@ -67,7 +68,13 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str) -> go.Figure:
     null = curves.groupby("layer")[["null_mean", "null_q95"]].agg({"null_mean": "min", "null_q95": "max"}).reset_index()
     _band(figure, null["layer"], null["null_mean"], null["null_q95"], translucent(GREY, 0.25), "null")
     figure.add_scatter(
-        x=null["layer"], y=null["null_q95"], name="chance (null mean to 95 %)", legendgroup="null", mode="lines", line={"color": GREY, "dash": "dot", "width": 1.5}, hovertemplate="%{y:.3f}"
+        x=null["layer"],
+        y=null["null_q95"],
+        name="chance (null mean to 95 %)",
+        legendgroup="null",
+        mode="lines",
+        line={"color": GREY, "dash": "dot", "width": 1.5},
+        hovertemplate="%{y:.3f}",
     )
     figure.update_xaxes(dtick=1 if curves["layer"].max() <= 16 else 4)
     figure.update_yaxes(rangemode="tozero")
@@ -76,7 +83,14 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str) -> go.Figure:
 
 def _band(figure: go.Figure, x: pd.Series, low: pd.Series, high: pd.Series, fill: str, group: str) -> None:
     figure.add_scatter(
-        x=pd.concat([x, x[::-1]]), y=pd.concat([high, low[::-1]]), fill="toself", fillcolor=fill, line={"width": 0}, legendgroup=group, showlegend=False, hoverinfo="skip"
+        x=pd.concat([x, x[::-1]]),
+        y=pd.concat([high, low[::-1]]),
+        fill="toself",
+        fillcolor=fill,
+        line={"width": 0},
+        legendgroup=group,
+        showlegend=False,
+        hoverinfo="skip",
     )
 
 

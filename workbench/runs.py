@@ -57,6 +57,7 @@ def run_key(analysis: str, version: int, config: Mapping[str, Any], model: str, 
 
 
 def folder_of(root: Path, analysis: str, key: str) -> Path:
+    """Where a run lies."""
     return root / f"{analysis}-{key}"
 
 
@@ -116,6 +117,7 @@ def index(root: Path) -> pd.DataFrame:
 
 
 def now() -> str:
+    """The time in UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -204,7 +204,7 @@ def _dinov2_from_onnx(file: Path, folder: Path) -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     config.architectures = ["Dinov2Model"]
     config.save_pretrained(folder)
-    _, report = Dinov2Model.from_pretrained(folder, output_loading_info=True)
+    report: dict[str, object] = Dinov2Model.from_pretrained(folder, output_loading_info=True)[1]  # type: ignore[index]
     wrong = {kind: keys for kind, keys in report.items() if keys}
     if wrong:
         raise WeightsError(f"dinov2-small: the converted file does not fit Dinov2Model: {wrong}")

@@ -13,6 +13,7 @@ from workbench.runs import Run
 
 
 def page() -> None:
+    """Layer curves of the chosen runs, and their scores at one layer."""
     st.title("Alignment")
     table = runs.index(runs_root())
     table = table[table["analysis"] == "cknna"]
@@ -40,11 +41,15 @@ def page() -> None:
 
 def _at_layer(scores: pd.DataFrame) -> None:
     layers = sorted(scores["layer"].unique())
+    layer = layers[0]
     if len(layers) > 1:
         layer = st.select_slider("Layer", layers, value=layers[len(layers) // 2], key="layer", bind="query-params")
-    else:
-        layer = layers[0]
-    st.dataframe(scores[scores["layer"] == layer], hide_index=True, width="stretch", column_config={c: st.column_config.NumberColumn(format="%.3f") for c in ("score", "low", "high", "null_mean", "null_q95", "p")})
+    st.dataframe(
+        scores[scores["layer"] == layer],
+        hide_index=True,
+        width="stretch",
+        column_config={c: st.column_config.NumberColumn(format="%.3f") for c in ("score", "low", "high", "null_mean", "null_q95", "p")},
+    )
     st.download_button("Download all layers as CSV", scores.to_csv(index=False), "cknna.csv", "text/csv", icon=":material/download:")
 
 

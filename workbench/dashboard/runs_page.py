@@ -14,6 +14,7 @@ EMPTY = "Nothing is stored in {} yet. Train a model with `python -m trainer trai
 
 
 def page() -> None:
+    """Training curves of the chosen models, and the stored analyses."""
     st.title("Runs")
     models = trained_models()
     if not models:

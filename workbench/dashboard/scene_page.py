@@ -32,13 +32,16 @@ def _data(spec: str) -> Dataset:
 
 
 def page() -> None:
+    """One scene through the chosen models."""
     st.title("Scene")
     models = trained_models(finished=True)
     if not models:
         st.info("No finished model is stored yet. Train one with `python -m trainer trainer/recipes/shapes_viral.yaml`, or run `make demo`.")
         return
     with st.sidebar:
-        chosen = st.multiselect("Models", models, default=[m for m in models if "/" not in m][:2] or models[:2], key="models", max_selections=4, bind="query-params")
+        chosen = st.multiselect(
+            "Models", models, default=[m for m in models if "/" not in m][:2] or models[:2], key="models", max_selections=4, bind="query-params"
+        )
         vfm = st.selectbox("Vision foundation model", CATALOGUE.names(), key="vfm", bind="query-params")
         scenes = _data("shapes:val").scenes
         number = st.number_input("Scene", 0, len(scenes) - 1, 0, key="scene", bind="query-params")
@@ -65,7 +68,13 @@ def _answers(loaded: dict[str, MLLM], sample: Sample) -> None:
     st.subheader(sample.question)
     for column, (name, mllm) in zip(st.columns(len(loaded) + 1), loaded.items(), strict=False):
         answer = mllm.generate(mllm.encode([sample.image], [sample.question]), max_new_tokens=4)[0]
-        column.metric(name, answer or "(empty)", "right" if answer == sample.answer else "wrong", delta_color="normal" if answer == sample.answer else "inverse", delta_arrow="off")
+        column.metric(
+            name,
+            answer or "(empty)",
+            "right" if answer == sample.answer else "wrong",
+            delta_color="normal" if answer == sample.answer else "inverse",
+            delta_arrow="off",
+        )
     st.caption(f"Right answer: **{sample.answer}** · chance {1 / len(sample.options):.0%} · one question, so no interval")
 
 
@@ -75,6 +84,7 @@ def _maps(loaded: dict[str, MLLM], vfm_name: str, sample: Sample) -> None:
         batch = mllm.encode([sample.image], [sample.question])
         read_out[name] = (read(mllm, batch)[0].values, mllm.visual_tokens(batch)[0][0].grid)
     grid = next(iter(read_out.values()))[1]
+    assert grid is not None  # the LLaVA family always has a raster
     layers = min(values.shape[0] for values, _ in read_out.values())
     layer = st.slider("Layer", 0, layers - 1, layers // 2, key="layer", bind="query-params")
     widths = {values.shape[-1] for values, _ in read_out.values()}
@@ -88,7 +98,8 @@ def _maps(loaded: dict[str, MLLM], vfm_name: str, sample: Sample) -> None:
         column.image(_picture(rgb[layer], grid, 300), caption=f"{name}, layer {layer}", width="stretch")
     columns[-1].image(_picture(reference, grid, 300), caption=f"{vfm_name} (its own basis)", width="stretch")
     for name, rgb in maps.items():
-        st.caption(f"{name}: layers 0 to {layers - 1}, first three principal components in one basis for all layers{' and models' if len(maps) > 1 and len(widths) == 1 else ''}")
+        shared = " and models" if len(maps) > 1 and len(widths) == 1 else ""
+        st.caption(f"{name}: layers 0 to {layers - 1}, first three principal components in one basis for all layers{shared}")
         for column, number in zip(st.columns(layers), range(layers), strict=True):
             column.image(_picture(rgb[number], grid, 120), caption=str(number), width="stretch")
 

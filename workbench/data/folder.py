@@ -1,6 +1,6 @@
 """A folder of the user's own photographs: no questions, no answers, just images.
 
-    sample:  photos/cat.jpg
+sample:  photos/cat.jpg
 """
 
 from __future__ import annotations

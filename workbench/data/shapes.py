@@ -219,23 +219,12 @@ def scene_samples(split: str, seed: int, index: int) -> list[Sample]:
     items = layout(split, seed, index)
     rng = _generator(split, seed, index, 2)
     questions = [*_count(rng, items), *_look_up(items), *_exist(rng, items), *_position(rng, items), *_relation(rng, items)]
-    load = _Once(partial(draw_scene, split, seed, index))
+    load = cache(partial(draw_scene, split, seed, index))  # one drawing for all questions of the scene
     objects = scene_objects(items)
     image_id = f"{split}-{seed}-{index:05d}"
     order = rng.permutation(len(questions))
     picked = [questions[i] for i in order]
     return [Sample(f"{image_id}-{n:02d}", image_id, load, q.text, q.answer, q.options, q.category, objects) for n, q in enumerate(picked)]
-
-
-class _Once:
-    """Draw a scene's image the first time any of its samples asks for it."""
-
-    def __init__(self, draw: partial[Image.Image]) -> None:
-        self.draw, self.drawn = draw, None
-
-    def __call__(self) -> Image.Image:
-        self.drawn = self.drawn or self.draw()
-        return self.drawn
 
 
 def _count(rng: np.random.Generator, items: list[Placed]) -> list[_Question]:

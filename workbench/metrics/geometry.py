@@ -11,9 +11,9 @@ from torch import Tensor
 def joint_pca_rgb(maps: list[Float[Tensor, "layer token d"]]) -> list[np.ndarray]:
     """Colours of tokens by their first three principal components, in one basis for all maps given.
 
-    Tokens are divided by the root mean square of their own map and layer, so that no layer dominates by its scale; components are centred on the median, divided
-    by the interquartile range and squashed by tanh (the paper's figure of feature maps), over all maps together. Signs are fixed, so colours are
-    reproducible.
+    Tokens are divided by the root mean square of their own map and layer, so that no layer dominates by its scale; components are centred on the
+    median, divided by the interquartile range and squashed by tanh (the paper's figure of feature maps), over all maps together. Signs are fixed,
+    so colours are reproducible.
 
     Returns:
         For each map, (layer, token, 3) floats in 0..1; a two-dimensional map (token, d) counts as one layer.

@@ -96,7 +96,7 @@ def _batched(rows: Tensor, k: int) -> Neighbors:
     return Neighbors(torch.cat([i for i, _ in parts]).unflatten(0, batch), torch.cat([v for _, v in parts]).unflatten(0, batch))
 
 
-def _top(similarity: Float[Tensor, "*batch rows n"], own: Int[Tensor, "rows"], k: int) -> tuple[Tensor, Tensor]:  # noqa: F821
+def _top(similarity: Float[Tensor, "*batch rows n"], own: Int[Tensor, rows], k: int) -> tuple[Tensor, Tensor]:  # noqa: F821
     """The k largest of each row without its own column, in ascending column order; overwrites `similarity`."""
     similarity.scatter_(-1, own[:, None].expand(*similarity.shape[:-1], 1), -torch.inf)
     best, index = similarity.topk(min(k + 1, similarity.shape[-1]), dim=-1)

@@ -11,11 +11,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BatchFeature, PretrainedConfig
 
 from workbench.errors import ModelError, UnknownNameError
@@ -39,7 +40,7 @@ class VisualTokens:
             outside 0..1 where the model pads.
     """
 
-    index: Int[Tensor, "token"]  # noqa: F821  (a jaxtyping dimension)
+    index: Int[Tensor, token]  # noqa: F821  (a jaxtyping dimension)
     grid: tuple[int, int] | None
     box: Box
 
@@ -85,7 +86,7 @@ class Batch:
 class MLLM:
     """A model, its processor and its family; make one with `MLLM.load`."""
 
-    def __init__(self, model: nn.Module, processor: object, family: Family, name: str) -> None:
+    def __init__(self, model: Any, processor: Any, family: Family, name: str) -> None:
         self.model, self.processor, self.family, self.name = model.eval(), processor, family, name
         self.config: PretrainedConfig = model.config
         self.lock = threading.RLock()  # one trace of a model at a time
@@ -110,10 +111,11 @@ class MLLM:
         family = family_of(config)
         try:
             model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, revision=revision, use_safetensors=True)
-            processor = AutoProcessor.from_pretrained(name, revision=revision)
+            processor: Any = AutoProcessor.from_pretrained(name, revision=revision)
         except (OSError, ValueError) as error:
             raise ModelError(f"model '{name}' could not be loaded ({_first_line(error)})") from error
-        mllm = cls(model.to(where if device == "auto" else device), processor, family, name)
+        model.to(where if device == "auto" else device)  # type: ignore[arg-type]
+        mllm = cls(model, processor, family, name)
         if validate:
             from workbench.mllm.validate import validate as check
 
@@ -121,7 +123,7 @@ class MLLM:
         return mllm
 
     @property
-    def decoder(self) -> nn.Module:
+    def decoder(self) -> Any:
         """The stack of decoder blocks: `.layers`, `.norm`."""
         decoder = self.model.get_decoder()
         return getattr(decoder, "model", decoder)
@@ -180,7 +182,7 @@ class MLLM:
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
 
     @torch.inference_mode()
-    def option_logprobs(self, batch: Batch, options: list[list[str]]) -> list[Float[Tensor, "option"]]:  # noqa: F821
+    def option_logprobs(self, batch: Batch, options: list[list[str]]) -> list[Float[Tensor, option]]:  # noqa: F821
         """Length-normalised log-likelihood of each option as the answer: mean log p over the option's tokens.
 
         Args:

@@ -41,7 +41,10 @@ def validate(mllm: MLLM) -> None:
     embedded = read(mllm, batch, layers=[0])
     scale = projected.abs().max()
     if projected.shape != embedded[0].values[0].shape or (projected - embedded[0].values[0]).abs().max() > 1e-3 * scale:
-        raise ModelError(f"{mllm.name}: what the language model receives at the visual positions is not the projector's output; family '{mllm.family.name}' is wrong about positions")
+        raise ModelError(
+            f"{mllm.name}: what the language model receives at the visual positions is not the projector's output; "
+            f"family '{mllm.family.name}' is wrong about positions"
+        )
 
     everything = read(mllm, batch, layers=[mllm.n_layers], tokens="all")
     first, second = everything[0].values[0], everything[1].values[0]
@@ -71,8 +74,10 @@ def _check_raster(mllm: MLLM, image: Image.Image, grid: tuple[int, int] | None, 
     row, column = rows // 4, (3 * columns) // 4
     painted = image.copy()
     width, height = image.width / columns, image.height / rows
-    box = tuple(int(round(v)) for v in (column * width, row * height, (column + 1) * width, (row + 1) * height))
+    box = tuple(round(v) for v in (column * width, row * height, (column + 1) * width, (row + 1) * height))
     painted.paste((255, 0, 0), box)  # type: ignore[arg-type]
     change = (projector_output(mllm, [painted]) - plain).norm(dim=-1)[: rows * columns]
     if change[row * columns + column] < change.quantile(0.9):
-        raise ModelError(f"{mllm.name}: painting cell ({row}, {column}) changed other tokens more than its own; the raster of family '{mllm.family.name}' is wrong")
+        raise ModelError(
+            f"{mllm.name}: painting cell ({row}, {column}) changed other tokens more than its own; the raster of family '{mllm.family.name}' is wrong"
+        )

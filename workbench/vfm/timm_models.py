@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import timm
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from workbench.weights import check_unchanged, load_weights
 
 def _convolutional(weights: str, architecture: str, stage: int) -> tuple[nn.Module, Callable[[Tensor], Tensor], str]:
     """The feature map of one stage of a convolutional network."""
-    network = timm.create_model(architecture, pretrained=False)
+    network: Any = timm.create_model(architecture, pretrained=False)
     expected = load_weights(weights)
     network.load_state_dict(expected)
     fingerprint = check_unchanged(weights, network.state_dict(), expected)
