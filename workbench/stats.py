@@ -143,7 +143,7 @@ def cknna_nulls(x: Neighbors, y: Neighbors, *, n: int, seed: int) -> np.ndarray:
     values = []
     for _ in range(n):
         order = _permutations(x.index.shape[:-2], x.n, generator)
-        values.append(float((cross_term(x, y.permuted(order)) / scale).mean()))
+        values.append(float((cross_term(x, y, order) / scale).mean()))
     return np.array(values)
 
 

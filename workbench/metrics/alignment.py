@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.errors import DataError
@@ -61,12 +61,20 @@ def self_term(x: Neighbors) -> Float[Tensor, "*batch"]:
     return _hsic(x, x.kernel.double(), x.kernel.double())
 
 
-def cross_term(x: Neighbors, y: Neighbors) -> Float[Tensor, "*batch"]:
-    """Unbiased HSIC of the two kernels, both masked to the pairs that are neighbours on both sides."""
-    slot = torch.searchsorted(y.index, x.index).clamp_max(y.k - 1)
-    agree = y.index.gather(-1, slot) == x.index
-    zero = torch.zeros((), dtype=torch.float64)
-    return _hsic(x, torch.where(agree, x.kernel.double(), zero), torch.where(agree, y.kernel.gather(-1, slot).double(), zero))
+def cross_term(x: Neighbors, y: Neighbors, order: Int[Tensor, "*batch n"] | None = None) -> Float[Tensor, "*batch"]:
+    """Unbiased HSIC of the two kernels, both masked to the pairs that are neighbours on both sides.
+
+    Args:
+        order: pair row i of x with row order[i] of y instead of row i. Nothing is searched again, so a permutation costs O(n k log k).
+    """
+    index, kernel, wanted = y.index, y.kernel, x.index
+    if order is not None:
+        rows = order[..., None].expand(*order.shape, y.k)
+        index, kernel = index.gather(-2, rows), kernel.gather(-2, rows)
+        wanted = order.gather(-1, x.index.flatten(-2)).unflatten(-1, (x.n, x.k))
+    slot = torch.searchsorted(index, wanted).clamp_max(y.k - 1)
+    agree = index.gather(-1, slot) == wanted
+    return _hsic(x, x.kernel.double() * agree, kernel.gather(-1, slot).double() * agree)
 
 
 def _hsic(pairs: Neighbors, kx: Float[Tensor, "*batch n k"], ky: Float[Tensor, "*batch n k"]) -> Float[Tensor, "*batch"]:
@@ -74,12 +82,7 @@ def _hsic(pairs: Neighbors, kx: Float[Tensor, "*batch n k"], ky: Float[Tensor, "
 
     [sum_ij K_ij L_ji + sum K sum L / ((n-1)(n-2)) - 2/(n-2) sum_j (sum_i K_ij)(sum_m L_jm)] / (n (n-3))
     """
-    n, k = pairs.n, pairs.k
-    rows = torch.arange(n)[:, None]
-    keys = (rows * n + pairs.index).flatten(-2)  # ascending, since neighbours are
-    back = (pairs.index * n + rows).flatten(-2)  # the pair (j, i), which may not be there
-    slot = torch.searchsorted(keys, back).clamp_max(n * k - 1)
-    mutual = keys.gather(-1, slot) == back
+    n, (slot, mutual) = pairs.n, pairs.back
     flat_x, flat_y = kx.flatten(-2), ky.flatten(-2)
     traced = (flat_x * flat_y.gather(-1, slot) * mutual).sum(-1)
     columns = torch.zeros(*flat_x.shape[:-1], n, dtype=torch.float64).scatter_add_(-1, pairs.index.flatten(-2), flat_x)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from workbench.errors import DataError
@@ -34,13 +35,14 @@ class Neighbors:
     def k(self) -> int:
         return self.index.shape[-1]
 
-    def permuted(self, order: Int[Tensor, "*batch n"]) -> Neighbors:
-        """Neighbours of the same rows in another order: new row i is old row order[i]. No distance is computed."""
-        place = torch.empty_like(order).scatter_(-1, order, torch.arange(self.n, device=order.device).expand_as(order))
-        rows = order[..., None].expand(*order.shape, self.k)
-        index = place.gather(-1, self.index.expand(*order.shape, self.k).gather(-2, rows).flatten(-2)).unflatten(-1, (self.n, self.k))
-        index, along = index.sort(dim=-1)
-        return Neighbors(index, self.kernel.expand(*order.shape, self.k).gather(-2, rows).gather(-1, along))
+    @cached_property
+    def back(self) -> tuple[Int[Tensor, "*batch n*k"], Bool[Tensor, "*batch n*k"]]:
+        """For each pair (i, j), where the pair (j, i) stands in the flattened lists, and whether it stands there at all."""
+        rows = torch.arange(self.n)[:, None]
+        keys = (rows * self.n + self.index).flatten(-2)  # ascending, since neighbours are
+        wanted = (self.index * self.n + rows).flatten(-2)
+        slot = torch.searchsorted(keys, wanted).clamp_max(self.n * self.k - 1)
+        return slot, keys.gather(-1, slot) == wanted
 
 
 def unit_rows(x: Tensor | np.ndarray, name: str = "x") -> Float[Tensor, "*batch n d"]:
