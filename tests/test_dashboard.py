@@ -43,7 +43,7 @@ def test_runs_page_lays_training_curves_over_each_other(runs_folder: Path, monke
     app = open_page("runs", runs_folder, monkeypatch)
     assert app.multiselect(key="models").value == ["baseline", "viral"]
     table = app.dataframe[0].value
-    assert table["model"].tolist() == ["baseline", "viral"] and (table["state"] == "finished").all() and (table["n"] > 0).all()
+    assert table["model"].tolist() == ["baseline", "viral"] and (table["state"] == "finished").all() and (table["steps"] == 12).all()
     assert app.dataframe[1].value["label"].tolist() in (["baseline", "viral"], ["viral", "baseline"])
 
 

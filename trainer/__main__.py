@@ -28,11 +28,10 @@ def main(argv: list[str]) -> None:
     if config.start is not None and config.start.suffix == ".yaml" and recipe is not None:
         config = replace(config, start=recipe.parent / config.start)
 
-    from trainer.loop import train  # after parsing: a typo is answered at once
+    from trainer.loop import accuracy_table, train  # after parsing: a typo is answered at once
 
     evaluation = train(config, sys.argv)
-    table = evaluation.groupby("category", sort=False)["correct"].agg(["mean", "count"])
-    print(table.rename(columns={"mean": "accuracy", "count": "n"}).to_string(float_format="{:.3f}".format))
+    print(accuracy_table(evaluation, config.seed).to_string(index=False, float_format="{:.3f}".format))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from workbench.data import Dataset, load_data
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, make_folder
 from workbench.runs import environment
+from workbench.stats import bootstrap_ci
 from workbench.vfm import load_vfm
 from workbench.weights import check_unchanged, load_weights
 
@@ -222,6 +223,16 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
     return pd.DataFrame(rows, columns=["id", "image_id", "category", "answer", "correct", "chance"])
 
 
+def accuracy_table(evaluation: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Accuracy per question type with a 95 % interval over images: columns category, accuracy, low, high, n, n_images, chance, seed."""
+    rows = []
+    for category, part in evaluation.groupby("category"):
+        interval = bootstrap_ci(part["correct"].to_numpy(), groups=part["image_id"].tolist(), seed=seed)
+        row = {"category": category, "accuracy": interval.estimate, "low": interval.low, "high": interval.high, "n": len(part), "n_images": interval.n}
+        rows.append(row | {"chance": part["chance"].mean(), "seed": seed})
+    return pd.DataFrame(rows)
+
+
 class Progress(TrainerCallback):
     """One line per log on stderr; keeps the training log on disk as parquet."""
 
@@ -292,8 +303,9 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
     assert trainer.evaluation is not None
     save_model(trainer.accelerator.unwrap_model(trainer.model), prepared.processor, folder)
     write_log(trainer.state.log_history, folder)
-    with atomic_file(folder / "evaluation.parquet") as partial:
-        trainer.evaluation.to_parquet(partial)
+    for name, table in (("evaluation", trainer.evaluation), ("accuracy", accuracy_table(trainer.evaluation, recipe.seed))):
+        with atomic_file(folder / f"{name}.parquet") as partial:
+            table.to_parquet(partial)
     record = {"recipe": as_mapping(recipe), "seconds": seconds, "steps_per_second": optim.steps / seconds, **prepared.record, **environment(argv)}
     with atomic_file(folder / RECORD_FILE) as partial:
         partial.write_text(json.dumps(record, indent=2))

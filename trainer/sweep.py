@@ -47,9 +47,9 @@ class Sweep:
                 raise ConfigError(f"variant '{text}': expected 'name: RECIPE.yaml [--section.key value ...]'")
 
     def runs(self) -> Iterator[tuple[str, int, list[str]]]:
-        """Name, seed and trainer arguments of every run, all variants of a seed together."""
-        for seed in self.seeds:
-            for text in self.variants:
+        """Name, seed and trainer arguments of every run, variant by variant, so that a sweep cut short has whole variants."""
+        for text in self.variants:
+            for seed in self.seeds:
                 name, words = text.split(":", 1)
                 words = words.format(output_dir=self.output_dir, seed=seed)
                 yield name, seed, [*shlex.split(words), "--seed", str(seed), "--output_dir", str(self.folder(name, seed))]

@@ -85,6 +85,7 @@ def _band(figure: go.Figure, x: pd.Series, low: pd.Series, high: pd.Series, fill
     figure.add_scatter(
         x=pd.concat([x, x[::-1]]),
         y=pd.concat([high, low[::-1]]),
+        mode="lines",  # plotly adds markers to short lines by itself
         fill="toself",
         fillcolor=fill,
         line={"width": 0},
@@ -103,4 +104,31 @@ def training_curves(logs: dict[str, pd.DataFrame], measure: str) -> go.Figure:
             figure.add_scatter(
                 x=part["step"], y=part[measure], name=name, mode="lines", line={"color": COLOURS[number % len(COLOURS)], "width": 2}, hovertemplate="%{y:.3f}"
             )
+    return figure
+
+
+def accuracy_by_type(tables: dict[str, pd.DataFrame]) -> go.Figure:
+    """Accuracy of each question type with its interval, a point per model, and a grey tick at chance.
+
+    Args:
+        tables: {model: columns category, accuracy, low, high, n_images, chance}.
+    """
+    figure = new_figure(yaxis_title="accuracy", height=380, hovermode="closest")
+    categories = list(dict.fromkeys(c for table in tables.values() for c in table["category"]))
+    chance = pd.concat(tables.values()).groupby("category")["chance"].mean()
+    for number, (name, table) in enumerate(tables.items()):
+        offset = (number - (len(tables) - 1) / 2) * 0.14
+        x = [categories.index(c) + offset for c in table["category"]]
+        error = {"type": "data", "array": table["high"] - table["accuracy"], "arrayminus": table["accuracy"] - table["low"], "width": 3, "thickness": 1.5}
+        hover = "%{text}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], %{customdata[2]} images"
+        figure.add_scatter(
+            **{"x": x, "y": table["accuracy"], "name": name, "mode": "markers", "error_y": error, "text": table["category"], "hovertemplate": hover},
+            marker={"color": COLOURS[number % len(COLOURS)], "size": 8},
+            customdata=table[["low", "high", "n_images"]],
+        )
+    x = list(range(len(categories)))
+    marker = {"symbol": "line-ew", "size": 40, "line": {"width": 2, "color": GREY}}
+    figure.add_scatter(x=x, y=[chance[c] for c in categories], name="chance", mode="markers", marker=marker, hovertemplate="chance %{y:.3f}")
+    figure.update_xaxes(tickvals=x, ticktext=categories, showgrid=False)
+    figure.update_yaxes(range=[0, 1.03])
     return figure

@@ -23,6 +23,7 @@ def page() -> None:
     names = dict(zip(table["key"], [_name(row) for _, row in table.iterrows()], strict=True))
     folders = dict(zip(table["key"], table["folder"], strict=True))
     newest = [key for key in names if _question(table, key) == _question(table, next(iter(names)))]
+    newest.sort(key=lambda key: names[key])
     chosen = st.multiselect("Runs", list(names), default=newest, format_func=lambda key: names[key], key="run", bind="query-params")
     if not chosen:
         st.info("Choose one or more runs.")

@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from workbench import figures, runs
-from workbench.dashboard.shell import below_root, runs_root, trained_models
+from workbench.dashboard.shell import below_root, default_models, runs_root, trained_models
 
 EMPTY = "Nothing is stored in {} yet. Train a model with `python -m trainer trainer/recipes/shapes_viral.yaml`, or run `make demo`."
 
@@ -26,7 +26,7 @@ def page() -> None:
 
 def _training(models: list[str]) -> None:
     st.subheader("Training")
-    chosen = st.multiselect("Models", models, default=[m for m in models if "/" not in m][:4] or models[:2], key="models", bind="query-params")
+    chosen = st.multiselect("Models", models, default=default_models(models), key="models", bind="query-params")
     logs = {name: pd.read_parquet(below_root(name) / "training.parquet") for name in chosen}
     measures = list(dict.fromkeys(c for log in logs.values() for c in log.columns if c.endswith("_loss") or c.startswith("accuracy/")))
     if not measures:
@@ -35,6 +35,11 @@ def _training(models: list[str]) -> None:
     shown = st.multiselect("Curves", measures, default=first, key="curves", bind="query-params")
     for column, measure in zip(st.columns(max(1, min(2, len(shown)))) * len(shown), shown, strict=False):
         column.plotly_chart(figures.training_curves(logs, measure), width="stretch", config=figures.EXPORT, key=f"curve-{measure}")
+    tables = {name: pd.read_parquet(file) for name in chosen if (file := below_root(name) / "accuracy.parquet").exists()}
+    if tables:
+        st.subheader("Accuracy by question type")
+        st.plotly_chart(figures.accuracy_by_type(tables), width="stretch", config=figures.EXPORT, key="accuracy")
+        st.caption("Validation split; 95 % intervals over images. One seed each: the difference between two models needs several.")
     st.dataframe(pd.DataFrame([_training_row(name) for name in chosen]), hide_index=True, width="stretch")
 
 
@@ -45,7 +50,6 @@ def _training_row(name: str) -> dict[str, object]:
     record = json.loads(record_file.read_text())
     recipe, alignment = record["recipe"], record["recipe"]["alignment"]
     aligned = "none" if alignment["objective"] == "none" else f"{alignment['vfm']}, layer {alignment['layer']}, weight {alignment['weight']}"
-    evaluation = pd.read_parquet(below_root(name) / "evaluation.parquet")
     return {
         "model": name,
         "state": "finished",
@@ -53,8 +57,7 @@ def _training_row(name: str) -> dict[str, object]:
         "seed": recipe["seed"],
         "steps": recipe["optim"]["steps"],
         "seconds": round(record["seconds"]),
-        "val accuracy": round(evaluation["correct"].mean(), 3),
-        "n": len(evaluation),
+        "steps/s": round(record["steps_per_second"], 2),
         "git": record["git"][:8] + (" (dirty)" if record["dirty"] else ""),
     }
 
@@ -66,4 +69,5 @@ def _stored() -> None:
         st.info("No analysis is stored yet. Try `python -m analyses.cknna --model runs/baseline runs/viral`.")
         return
     shown = table.assign(options=[", ".join(f"{k}={v}" for k, v in c.items() if k not in ("data", "seed")) for c in table["config"]])
-    st.dataframe(shown[["analysis", "label", "data", "options", "seconds", "created", "key"]], hide_index=True, width="stretch")
+    shown["created"] = shown["created"].str.slice(0, 16)
+    st.dataframe(shown[["analysis", "label", "data", "created", "seconds", "key", "options"]], hide_index=True, width="stretch")

@@ -7,7 +7,7 @@ import streamlit as st
 from PIL import Image
 
 from workbench.capture import read
-from workbench.dashboard.shell import below_root, trained_models
+from workbench.dashboard.shell import below_root, default_models, trained_models
 from workbench.data import Dataset, Sample, load_data
 from workbench.metrics.geometry import joint_pca_rgb
 from workbench.mllm import MLLM
@@ -39,9 +39,7 @@ def page() -> None:
         st.info("No finished model is stored yet. Train one with `python -m trainer trainer/recipes/shapes_viral.yaml`, or run `make demo`.")
         return
     with st.sidebar:
-        chosen = st.multiselect(
-            "Models", models, default=[m for m in models if "/" not in m][:2] or models[:2], key="models", max_selections=4, bind="query-params"
-        )
+        chosen = st.multiselect("Models", models, default=default_models(models), key="models", max_selections=4, bind="query-params")
         vfm = st.selectbox("Vision foundation model", CATALOGUE.names(), key="vfm", bind="query-params")
         scenes = _data("shapes:val").scenes
         number = st.number_input("Scene", 0, len(scenes) - 1, 0, key="scene", bind="query-params")
@@ -54,6 +52,7 @@ def page() -> None:
     with left:
         sample = _question(samples)
         st.image(sample.image.resize((448, 448), Image.Resampling.LANCZOS), width="stretch")
+        st.caption("In the scene: " + ", ".join(thing.name for thing in sample.objects))
     with right:
         _answers(loaded, sample)
         _maps(loaded, vfm, sample)

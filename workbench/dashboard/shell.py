@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def show() -> None:
         st.Page(scene_page.page, title="Scene", icon=":material/image_search:", url_path="scene"),
     ]
     chosen = st.navigation(pages)
+    st.html("<style>[data-testid=stMainBlockContainer] {padding-top: 2.5rem}</style>")
     try:
         chosen.run()
     except WorkbenchError as error:
@@ -45,6 +47,17 @@ def below_root(path: str | Path) -> Path:
     if not resolved.is_relative_to(root):
         raise RunError(f"'{path}' is not below the runs folder")
     return resolved
+
+
+def default_models(models: list[str]) -> list[str]:
+    """A baseline and an aligned model to begin with: the first of each kind, first stages left out."""
+    kinds: dict[bool, str] = {}
+    for name in models:
+        file = below_root(name) / "training.json"
+        recipe = json.loads(file.read_text())["recipe"] if file.exists() else None
+        if recipe is not None and recipe["start"] is not None:
+            kinds.setdefault(recipe["alignment"]["objective"] != "none", name)
+    return [kinds[aligned] for aligned in sorted(kinds)] or models[:2]
 
 
 def trained_models(finished: bool = False) -> list[str]:
