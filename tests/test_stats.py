@@ -35,7 +35,7 @@ def test_t_interval_equals_scipy_and_one_seed_says_nothing() -> None:
     values = np.array([0.8, 0.83, 0.79, 0.9, 0.85])
     interval = t_interval(values)
     assert (interval.low, interval.high) == pytest.approx(scipy_stats.t.interval(0.95, 4, values.mean(), scipy_stats.sem(values)))
-    assert t_interval([0.5]).high == np.inf
+    assert t_interval([0.5]).high == np.inf and bootstrap_ci([0.5, 0.7], groups=[0, 0]).low == -np.inf
 
 
 def test_paired_test_keeps_its_level_and_finds_a_shift() -> None:

@@ -55,6 +55,8 @@ def bootstrap_ci(
         groups: unit of each value, such as its image; whole units are resampled, since values of one image are not independent.
         n: resamples.
 
+    One unit says nothing about its spread: its interval is infinite.
+
     Raises:
         DataError: no values, or one that is not finite.
     """
@@ -62,6 +64,8 @@ def bootstrap_ci(
     codes = np.arange(len(array)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     units = int(codes.max()) + 1
     sums, counts = np.bincount(codes, weights=array), np.bincount(codes)
+    if units == 1:
+        return Interval(float(array.mean()), -np.inf, np.inf, 1, level)
     weights = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=n)
     means = (weights @ sums) / (weights @ counts)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])

@@ -1,0 +1,74 @@
+"""Every command in the README is run: as it stands, but on the small models and with small settings."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from skimage import data as photographs
+
+from tests.conftest import ROOT, SMALL, SMALL_VIRAL, run
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line.strip()]
+FEW = ["--limit", "12", "--null", "10", "--k", "5"]
+
+
+@pytest.fixture(scope="module")
+def folder(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder as the README assumes it: recipes, `photos`, and `runs` with a trained pair and their first stages."""
+    root = tmp_path_factory.mktemp("readme")
+    for name in ("trainer", "app.py", "analyses", "workbench", "benchmarks"):
+        (root / name).symlink_to(ROOT / name)
+    (root / "runs").symlink_to(runs_folder)
+    (root / "photos").mkdir()
+    Image.fromarray(photographs.astronaut()).save(root / "photos" / "astronaut.jpg")
+    return root
+
+
+@pytest.mark.parametrize("line", COMMANDS, ids=lambda line: " ".join(line.split()[2:5]))
+def test_readme_command(line: str, folder: Path, tmp_path: Path) -> None:
+    words = shlex.split(line, comments=True)
+    if words[0] == "streamlit":
+        assert "streamlit run app.py" in line  # the browser test starts exactly this
+        return
+    assert words[:2] == ["python", "-m"]
+    module, given = words[2], words[3:]
+    given = [str(tmp_path / Path(word).name) if given[i - 1] == "--output_dir" and module != "analyses" else word for i, word in enumerate(given)]
+    if module == "trainer":
+        small = SMALL_VIRAL if "viral" in line else SMALL
+        start = folder / "runs" / "baseline"
+        done = run(module, *given, *small, "--start", str(start), cwd=folder)
+        assert "accuracy" in done.stdout
+    elif module == "trainer.sweep":
+        sweep = tmp_path / "sweep.yaml"
+        flags = " ".join(SMALL)
+        sweep.write_text(
+            f"seeds: [0, 1]\nvariants:\n  - 'stage1: trainer/recipes/shapes_stage1.yaml {flags}'\n"
+            f"  - 'baseline: trainer/recipes/shapes_baseline.yaml --start {{output_dir}}/stage1-s{{seed}} {flags}'\n"
+        )
+        if "--report" in given:
+            assert "no finished run" in run(module, str(sweep), *given[1:], cwd=folder, code=2).stderr
+        else:
+            assert "baseline" in run(module, str(sweep), *given[1:], cwd=folder).stdout
+    elif module.startswith("analyses."):
+        few = FEW[:4] if "photos" in line else FEW
+        assert "cknna-" in run(module, *given, *few, cwd=folder).stdout
+    else:
+        assert run(module, *given, cwd=folder).stdout
+
+
+def test_readme_python() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def test_everything_the_readme_and_contributing_name_exists() -> None:
+    text = README + (ROOT / "CONTRIBUTING.md").read_text()
+    for path in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (ROOT / path).exists(), path
+    for path in re.findall(r"`((?:workbench|trainer|analyses|tests|docs)/[\w./]+\.(?:py|md|yaml))`", text):
+        assert (ROOT / path).exists(), path
