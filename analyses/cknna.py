@@ -10,13 +10,15 @@ an axis without their nulls.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from jaxtyping import Float, Int
+from PIL import Image
 from torch import Tensor
 
 from workbench import figures as fig
@@ -26,9 +28,10 @@ from workbench.data.folder import QUESTION
 from workbench.errors import ConfigError, DataError
 from workbench.metrics.alignment import cknna_from_neighbors
 from workbench.metrics.neighbors import Neighbors, nearest_neighbors
+from workbench.mllm.base import Box
 from workbench.runs import Run
 from workbench.stats import Interval, bootstrap_ci, cknna_nulls, jackknife_ci, null_of
-from workbench.vfm import load_vfm
+from workbench.vfm import VFM, load_vfm
 
 GROUPS = 10  # of images, left out in turn, for the interval of a score that is not a mean over images
 
@@ -58,89 +61,93 @@ class Config(DataOptions):
             raise ConfigError("no VFM given: expected --vfm NAME ...")
 
 
+@dataclass
+class Side:
+    """One representation, collected batch by batch: neighbour lists where each image is a problem of its own, the compared tokens otherwise."""
+
+    config: Config
+    near: list[Neighbors] = field(default_factory=list)
+    tokens: list[Float[Tensor, "image token d"]] = field(default_factory=list)
+
+    def add(self, values: Float[Tensor, "image token d"], picks: Int[Tensor, "image token"]) -> None:
+        """Take a batch; `picks` are the tokens that pooling `tokens` keeps of each image."""
+        if self.config.pooling == "within":
+            self.near.append(nearest_neighbors(values, self.config.k, name="the visual tokens of an image"))
+        elif self.config.pooling == "pooled":
+            self.tokens.append(values.mean(dim=1, keepdim=True))
+        else:
+            self.tokens.append(values.gather(1, picks[..., None].expand(*picks.shape, values.shape[-1])))
+
+    def neighbors(self, keep: np.ndarray | None = None) -> Neighbors:
+        """The neighbour lists of all images, or of the images in `keep` only."""
+        if self.near:
+            return Neighbors(torch.cat([part.index for part in self.near]), torch.cat([part.kernel for part in self.near]))
+        points = torch.cat(self.tokens)
+        points = points if keep is None else points[torch.from_numpy(keep)]
+        return nearest_neighbors(points.flatten(0, 1), self.config.k, name="the tokens of all images")
+
+
 def run(config: Config, context: Context) -> Result:
     """Score every layer against every VFM."""
     layers = check_layers(context.mllm, config.layers)
     vfms = {name: load_vfm(name) for name in config.vfm}
-    hidden, patches, image_ids = _features(config, context, layers, vfms)
+    hidden, patches, image_ids = _collect(config, context, layers, vfms)
+    near_patches = {name: side.neighbors() for name, side in patches.items()}
     rows, per_image = [], []
-    sides = {name: _neighbors(values, config) for name, values in patches.items()}
-    for number, layer in enumerate(context.progress(layers, "cknna", len(layers))):
-        tokens = hidden[:, number]
-        near = _neighbors(tokens, config)
-        for name in config.vfm:
-            score, images = _score(near, sides[name], tokens, patches[name], config)
-            null = null_of(score.estimate, cknna_nulls(near, sides[name], n=config.null, seed=config.seed))
+    for layer, side in context.progress(hidden.items(), "cknna", len(hidden)):
+        near = side.neighbors()
+        for name, near_vfm in near_patches.items():
+            scores = cknna_from_neighbors(near, near_vfm)
+            interval = _interval(scores, side, patches[name], len(image_ids), config)
+            null = null_of(interval.estimate, cknna_nulls(near, near_vfm, n=config.null, seed=config.seed))
             rows.append(
                 {
-                    **{"layer": layer, "vfm": name, "score": score.estimate, "low": score.low, "high": score.high},
+                    **{"layer": layer, "vfm": name, "score": interval.estimate, "low": interval.low, "high": interval.high},
                     **{"null_mean": null.mean, "null_q95": null.q95, "p": null.p, "n_images": len(image_ids)},
                     **{"n": near.n, "k": config.k, "pooling": config.pooling, "seed": config.seed},
                 }
             )
-            per_image += [{"layer": layer, "vfm": name, "image_id": i, "score": float(v)} for i, v in zip(image_ids, images, strict=False)]
+            if config.pooling == "within":
+                per_image += [(layer, name, image_id, score) for image_id, score in zip(image_ids, scores.tolist(), strict=True)]
     tables = {"scores": pd.DataFrame(rows), "per_image": pd.DataFrame(per_image, columns=["layer", "vfm", "image_id", "score"])}
     return Result(tables, record={"vfm_fingerprints": {name: vfm.fingerprint for name, vfm in vfms.items()}})
 
 
-def _features(config: Config, context: Context, layers: list[int], vfms: Mapping[str, object]) -> tuple[Tensor, dict[str, Tensor], list[str]]:
-    """Visual tokens (image, layer, token, d), VFM patches {name: (image, token, dim)} on the model's own grid, and image ids."""
+def _collect(config: Config, context: Context, layers: list[int], vfms: Mapping[str, VFM]) -> tuple[dict[int, Side], dict[str, Side], list[str]]:
+    """Visual tokens by layer, VFM patches on the model's own grid, and image ids; only what the pooling compares is kept of a batch."""
     images = [scene[0] for scene in context.data.scenes]
-    hidden: list[Tensor] = []
-    patches: dict[str, list[Tensor]] = {name: [] for name in vfms}
+    hidden, patches = {layer: Side(config) for layer in layers}, {name: Side(config) for name in vfms}
+    generator = torch.Generator().manual_seed(config.seed)
     starts = range(0, len(images), context.batch_size)
     for start in context.progress(starts, "reading layers", len(starts)):
         part = images[start : start + context.batch_size]
         batch = context.mllm.encode([s.image for s in part], [s.question or QUESTION for s in part])
         places = context.mllm.visual_tokens(batch)
-        for sample, activations in zip(places, read(context.mllm, batch, layers=layers), strict=True):
-            if len(sample) != 1 or sample[0].grid is None:
-                raise DataError(f"{context.mllm.name} gives {len(sample)} tiles an image: expected one raster of visual tokens")
-            hidden.append(activations.values)
-        grid = places[0][0].grid
+        if any(len(sample) != 1 or sample[0].grid is None for sample in places):
+            raise DataError(f"{context.mllm.name} gives several tiles an image or no raster: expected one raster of visual tokens")
+        values = torch.stack([activations.values for activations in read(context.mllm, batch, layers=layers)])
+        picks = torch.stack([torch.randperm(values.shape[2], generator=generator)[: config.tokens_per_image] for _ in part])
+        for number, layer in enumerate(layers):
+            hidden[layer].add(values[:, number], picks)
         seen = [_covered(s.image, sample[0].box) for s, sample in zip(part, places, strict=True)]
         for name, vfm in vfms.items():
-            patches[name].append(vfm(seen, grid=grid).tokens())  # type: ignore[operator]
-    return torch.stack(hidden), {name: torch.cat(parts) for name, parts in patches.items()}, [s.image_id for s in images]
+            patches[name].add(vfm(seen, grid=places[0][0].grid).tokens(), picks)
+    return hidden, patches, [s.image_id for s in images]
 
 
-def _covered(image: object, box: tuple[float, float, float, float]) -> object:
+def _covered(image: Image.Image, box: Box) -> Image.Image:
     """The part of the image that the visual tokens cover, so that both sides see the same pixels under the same token."""
-    if box == (0.0, 0.0, 1.0, 1.0):
-        return image
-    width, height = image.size  # type: ignore[attr-defined]
-    return image.crop((box[0] * width, box[1] * height, box[2] * width, box[3] * height))  # type: ignore[attr-defined]
+    width, height = image.size
+    return image.crop((round(box[0] * width), round(box[1] * height), round(box[2] * width), round(box[3] * height)))
 
 
-def _points(values: Tensor, config: Config, keep: np.ndarray | None = None) -> Tensor:
-    """The rows that are compared: (image, token, d) for `within`, (n, d) for the others."""
-    kept = values if keep is None else values[torch.from_numpy(keep)]
+def _interval(scores: Float[Tensor, "*image"], x: Side, y: Side, n_images: int, config: Config) -> Interval:
+    """Over images: a bootstrap of the images' own scores, or the score without one group of images at a time."""
     if config.pooling == "within":
-        return kept
-    if config.pooling == "pooled":
-        return kept.mean(dim=1)
-    generator = torch.Generator().manual_seed(config.seed)
-    order = torch.rand(values.shape[:2], generator=generator).argsort(dim=1)[:, : config.tokens_per_image]
-    order = order if keep is None else order[torch.from_numpy(keep)]
-    return kept.gather(1, order[..., None].expand(*order.shape, values.shape[-1])).flatten(0, 1)
-
-
-def _neighbors(values: Tensor, config: Config, keep: np.ndarray | None = None) -> Neighbors:
-    return nearest_neighbors(_points(values, config, keep), config.k, name="the set of tokens")
-
-
-def _score(x: Neighbors, y: Neighbors, tokens: Tensor, patches: Tensor, config: Config) -> tuple[Interval, np.ndarray]:
-    """The score with an interval over images, and the score of each image where that exists."""
-    scores = cknna_from_neighbors(x, y)
-    if config.pooling == "within":
-        images = scores.numpy()
-        return bootstrap_ci(images, seed=config.seed), images
-    groups = np.random.default_rng(config.seed).permutation(len(tokens)) % GROUPS
-    left_out = [
-        float(cknna_from_neighbors(_neighbors(tokens, config, keep), _neighbors(patches, config, keep)))
-        for keep in ((groups != group).nonzero()[0] for group in range(GROUPS))
-    ]
-    return jackknife_ci(float(scores), left_out, len(tokens)), np.array([])
+        return bootstrap_ci(scores.numpy(), seed=config.seed)
+    groups = np.random.default_rng(config.seed).permutation(n_images) % min(GROUPS, n_images)
+    left_out = [float(cknna_from_neighbors(x.neighbors(keep), y.neighbors(keep))) for keep in ((groups != g).nonzero()[0] for g in range(groups.max() + 1))]
+    return jackknife_ci(float(scores), left_out, n_images)
 
 
 def summary(found: Mapping[str, Run]) -> pd.DataFrame:

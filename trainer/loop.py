@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from trainer.config import AlignmentConfig, Recipe
 from trainer.data import PackedDataset, Packer, collate
@@ -35,7 +34,7 @@ from trainer.model import (
 from workbench.config import as_mapping, parse
 from workbench.data import Dataset, load_data
 from workbench.errors import ConfigError, RunError
-from workbench.files import atomic_file, make_folder
+from workbench.files import atomic_file, atomic_folder, make_folder
 from workbench.runs import environment
 from workbench.stats import bootstrap_ci
 from workbench.vfm import load_vfm
@@ -63,51 +62,45 @@ class Prepared:
 def prepare(recipe: Recipe) -> Prepared:
     """Build model, data and features. The language model's initial weights depend on the seed only, never on the alignment."""
     train, val = load_data(recipe.data.train, limit=recipe.data.limit_train), load_data(recipe.data.val, limit=recipe.data.limit_val)
-    processor = build_processor(recipe.model, sorted({word for data in (train, val) for s in data for word in f"{s.question} {s.answer}".split()}))
+    processor = build_processor(recipe.model, sorted(train.vocabulary | val.vocabulary))
     set_seed(recipe.seed)
     llava, tower_fingerprint = build_llava(recipe.model, processor)
     record: dict[str, object] = {"tower": recipe.model.tower, "tower_fingerprint": tower_fingerprint, "data": train.fingerprint, "val": val.fingerprint}
 
     llava.eval()
     key = (tower_fingerprint, recipe.model.tower_features, recipe.model.image_size)
-    inputs = {
-        data.name: cached_features(data, key, lambda images: connector_inputs(llava, processor, images), what=recipe.model.tower) for data in (train, val)
-    }
+    train_inputs, val_inputs = (
+        cached_features(data, key, lambda images: connector_inputs(llava, processor, images), what=recipe.model.tower) for data in (train, val)
+    )
     side = recipe.model.image_size // processor.patch_size
-    sample = inputs[train.name][:256]  # a few thousand tokens fix mean and deviation well
+    sample = train_inputs[:256]  # a few thousand tokens fix mean and deviation well
     if recipe.start is None:
         start_connector(llava, sample, side)
     else:
         record["start_fingerprint"] = load_start(llava, processor, recipe.start)
         check_unchanged(recipe.model.tower, llava.model.vision_tower.state_dict(), load_weights(recipe.model.tower))
+    input_rate = recipe.model.width / sample.shape[-1] / input_deviation(sample)
 
-    targets: dict[str, Tensor | None] = {train.name: None, val.name: None}
-    aligned = recipe.alignment if recipe.alignment.objective != "none" else None
-    if aligned is not None:
-        targets, vfm_fingerprint = _targets(aligned, (train, val), (side, side), recipe.seed)
-        record |= {"vfm": aligned.vfm, "vfm_fingerprint": vfm_fingerprint}
-    target = targets[train.name]
-    model = AlignedForConditionalGeneration(llava, aligned, None if target is None else target.shape[-1])
-    packer = Packer(processor, inputs[train.name].shape[1])
-    sets = [PackedDataset(data, packer, inputs[data.name], targets[data.name]) for data in (train, val)]
-    return Prepared(model, processor, sets[0], sets[1], recipe.model.width / inputs[train.name].shape[-1] / input_deviation(sample), record)
+    packer = Packer(processor, train_inputs.shape[1])
+    val_set = PackedDataset(val, packer, val_inputs)
+    if recipe.alignment.objective == "none":
+        model = AlignedForConditionalGeneration(llava, None, None)
+        return Prepared(model, processor, PackedDataset(train, packer, train_inputs), val_set, input_rate, record)
+    targets, vfm_fingerprint = _targets(recipe.alignment, train, (side, side), recipe.seed)
+    record |= {"vfm": recipe.alignment.vfm, "vfm_fingerprint": vfm_fingerprint}
+    model = AlignedForConditionalGeneration(llava, recipe.alignment, targets.shape[-1])
+    return Prepared(model, processor, PackedDataset(train, packer, train_inputs, targets), val_set, input_rate, record)
 
 
-def _targets(alignment: AlignmentConfig, sets: tuple[Dataset, Dataset], grid: tuple[int, int], seed: int) -> tuple[dict[str, Tensor | None], str]:
-    """VFM features of each data set, with the controls that the recipe asks for, and the VFM's fingerprint."""
+def _targets(alignment: AlignmentConfig, data: Dataset, grid: tuple[int, int], seed: int) -> tuple[Tensor, str]:
+    """VFM features (image, token, dim) of `data`, with the controls that the recipe asks for, and the VFM's fingerprint."""
     vfm = load_vfm(alignment.vfm)
-    targets = {
-        data.name: cached_features(data, (vfm.fingerprint, vfm.name, grid), lambda images: vfm(images, grid=grid).tokens(), what=vfm.name) for data in sets
-    }
+    targets = cached_features(data, (vfm.fingerprint, vfm.name, grid), lambda images: vfm(images, grid=grid).tokens(), what=vfm.name)
     if alignment.centre:
-        mean = targets[sets[0].name].mean(dim=(0, 1))
-        targets = {name: features - mean for name, features in targets.items()}
+        targets = targets - targets.mean(dim=(0, 1))
     if alignment.images == "others":
-        generator = torch.Generator().manual_seed(seed)
-        for name, features in targets.items():
-            order = torch.randperm(len(features), generator=generator)
-            targets[name] = features[_cyclic(order)]
-    return dict(targets), vfm.fingerprint
+        targets = targets[_cyclic(torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed)))]
+    return targets, vfm.fingerprint
 
 
 def _cyclic(order: Tensor) -> Tensor:
@@ -211,7 +204,6 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
     model.eval()
     rows, scenes = [], iter(data.data.scenes)
     for batch in DataLoader(data, batch_size=batch_size, collate_fn=collate):
-        batch.pop("target", None)
         device = next(model.parameters()).device
         output = model(**{name: value.to(device) for name, value in batch.items()})
         right = (output.logits.argmax(-1).cpu() == batch["labels"]) | (batch["labels"] == IGNORED)
@@ -301,7 +293,11 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
     if optim.steps % recipe.eval_every or trainer.evaluation is None:
         trainer.evaluate()
     assert trainer.evaluation is not None
-    save_model(trainer.accelerator.unwrap_model(trainer.model), prepared.processor, folder)
+    with atomic_folder(folder / "final") as partial:
+        save_model(trainer.accelerator.unwrap_model(trainer.model), prepared.processor, partial)
+    for file in (folder / "final").iterdir():
+        file.replace(folder / file.name)
+    (folder / "final").rmdir()
     write_log(trainer.state.log_history, folder)
     for name, table in (("evaluation", trainer.evaluation), ("accuracy", accuracy_table(trainer.evaluation, recipe.seed))):
         with atomic_file(folder / f"{name}.parquet") as partial:
@@ -343,7 +339,16 @@ def _check_output(folder: Path, recipe: Recipe) -> str | None:
     for key in sorted(set(stored) - {"resume", "output_dir", "start"}):
         if stored[key] != own[key]:
             raise ConfigError(f"cannot resume {folder}: '{key}' is {own[key]}, but the run was started with {stored[key]}")
-    return get_last_checkpoint(str(folder))
+    return _last_checkpoint(folder)
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end: its state file comes last."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        if (checkpoint / "trainer_state.json").exists():
+            return str(checkpoint)
+        log.warning("%s is only half written and is skipped", checkpoint)
+    return None
 
 
 def _write_recipe(folder: Path, recipe: Recipe) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from workbench.errors import RunError
 
 
@@ -46,8 +48,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         except OSError:
             if not target.exists():
                 raise
-    except OSError as error:
-        raise RunError(f"cannot write {target}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot write {target}: {_reason(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -60,7 +62,11 @@ def atomic_file(target: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(target)
-    except OSError as error:
-        raise RunError(f"cannot write {target}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot write {target}: {_reason(error)}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

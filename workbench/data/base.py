@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -66,12 +66,14 @@ class Dataset:
         name: the spec it was loaded from, such as "shapes:val".
         samples: all questions, those of one image next to each other.
         fingerprint: hash of everything that determines the samples.
+        words: every word that can occur, where that is a closed list; by default those that do.
     """
 
-    def __init__(self, name: str, samples: list[Sample], fingerprint: str) -> None:
+    def __init__(self, name: str, samples: list[Sample], fingerprint: str, words: Iterable[str] = ()) -> None:
         if not samples:
             raise DataError(f"data set '{name}' has no samples")
         self.name, self.samples, self.fingerprint = name, samples, fingerprint
+        self._words = tuple(words)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -81,6 +83,11 @@ class Dataset:
 
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
+
+    @cached_property
+    def vocabulary(self) -> set[str]:
+        """The words of all questions and answers."""
+        return set(self._words) or {word for s in self.samples for word in f"{s.question} {s.answer}".split()}
 
     @cached_property
     def scenes(self) -> list[list[Sample]]:

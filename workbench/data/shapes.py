@@ -59,7 +59,7 @@ def shapes(split: str, *, limit: int | None = None, seed: int = 0) -> Dataset:
     check_split("shapes", split, tuple(SPLITS))
     count = min(SPLITS[split], limit or SPLITS[split])
     samples = [sample for index in range(count) for sample in scene_samples(split, seed, index)]
-    return Dataset(f"shapes:{split}", samples, content_hash("shapes", VERSION, split, seed, count))
+    return Dataset(f"shapes:{split}", samples, content_hash("shapes", VERSION, split, seed, count), vocabulary())
 
 
 def vocabulary() -> list[str]:
