@@ -5,7 +5,6 @@ RUNS ?= runs
 HEADLESS ?=
 
 .PHONY: demo test check env browser clean
-.DELETE_ON_ERROR:
 
 env: .venv/.ready
 

@@ -31,7 +31,7 @@ from workbench.metrics.neighbors import Neighbors, nearest_neighbors
 from workbench.mllm.base import Box
 from workbench.runs import Run
 from workbench.stats import Interval, bootstrap_ci, cknna_nulls, jackknife_ci, null_of
-from workbench.vfm import VFM, load_vfm
+from workbench.vfm import CATALOGUE, VFM, load_vfm
 
 GROUPS = 10  # of images, left out in turn, for the interval of a score that is not a mean over images
 
@@ -57,6 +57,8 @@ class Config(DataOptions):
         for name, least in (("k", 1), ("tokens_per_image", 1), ("null", 10)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected at least {least}")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}: expected at least 0")
         if not self.vfm:
             raise ConfigError("no VFM given: expected --vfm NAME ...")
 
@@ -146,6 +148,9 @@ def _interval(scores: Float[Tensor, "*image"], x: Side, y: Side, n_images: int, 
     if config.pooling == "within":
         return bootstrap_ci(scores.numpy(), seed=config.seed)
     groups = np.random.default_rng(config.seed).permutation(n_images) % min(GROUPS, n_images)
+    smallest = (n_images - int(np.bincount(groups).max())) * x.tokens[0].shape[1]
+    if smallest <= config.k:
+        raise DataError(f"k is {config.k} with {n_images} images: an interval leaves some out and then compares {smallest} tokens; expected more than k")
     left_out = [float(cknna_from_neighbors(x.neighbors(keep), y.neighbors(keep))) for keep in ((groups != g).nonzero()[0] for g in range(groups.max() + 1))]
     return jackknife_ci(float(scores), left_out, n_images)
 
@@ -163,7 +168,12 @@ def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
     return {"Alignment by layer": fig.layer_curves(curves, y="CKNNA", kind="vfm")}
 
 
-ANALYSIS = Analysis("cknna", "Layer-wise alignment with vision foundation models (CKNNA)", Config, run, figures, summary)
+def uses(config: Config) -> dict[str, str]:
+    """The identity of every VFM: another copy of its weights is another question."""
+    return {f"vfm {name}": CATALOGUE.get(name).identity() for name in config.vfm}
+
+
+ANALYSIS = Analysis("cknna", "Layer-wise alignment with vision foundation models (CKNNA)", Config, run, figures, summary, uses=uses)
 
 if __name__ == "__main__":
     main(ANALYSIS)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 SMALL = ["--optim.steps", "12", "--optim.batch_size", "4", "--data.limit_train", "24", "--data.limit_val", "8", "--model.layers", "3", "--model.width", "32"]
-SMALL += ["--model.ffn", "64", "--log_every", "2", "--eval_every", "6", "--save_every", "5"]
+SMALL += ["--model.ffn", "64", "--log_every", "2", "--eval_every", "6", "--save_every", "6"]
 SMALL_VIRAL = [*SMALL, "--alignment.layer", "2", "--alignment.hidden", "16"]
 
 

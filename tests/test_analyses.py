@@ -77,7 +77,7 @@ def test_a_layer_that_is_the_vfm_up_to_rotation_scores_one(mllm: MLLM, monkeypat
 
 def test_the_same_question_is_a_look_up(runs_folder: Path, tmp_path: Path) -> None:
     words = ["analyses.cknna", "--model", str(runs_folder / "viral"), "--limit", "3", "--null", "10", "--k", "5", "--layers", "1", "3"]
-    words += ["--pooling", "pooled", "--k", "1", "--limit", "12", "--output_dir", str(tmp_path)]
+    words += ["--pooling", "pooled", "--k", "2", "--limit", "12", "--output_dir", str(tmp_path)]
     run(*words)
     (folder,) = [f for f in tmp_path.iterdir()]
     before = (folder / "run.json").stat().st_mtime_ns
@@ -116,6 +116,9 @@ def test_a_folder_of_photographs(runs_folder: Path, tmp_path: Path) -> None:
         (["--model", "MODEL", "--data", "folder:EMPTY"], "holds no pictures"),
         (["--model", "MODEL", "MODEL"], "two models are called 'viral'"),
         (["--model", "EMPTY"], "holds no model"),
+        (["--model", "MODEL", "--batch_size", "0"], "batch_size is 0"),
+        (["--model", "MODEL", "--device", "cuda"], "no GPU is visible"),
+        (["--model", "MODEL", "--limit", "12", "--pooling", "pooled"], "k is 10 with 12 images"),
         (["--modle", "MODEL"], "unknown option '--modle': did you mean 'model'"),
         (["--model", "MODEL", "--output_dir", "/proc/here"], "cannot make folder /proc/here"),
     ],

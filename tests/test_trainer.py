@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
-from tests.conftest import SMALL, SMALL_VIRAL, recipe, run
+from tests.conftest import ROOT, SMALL, SMALL_VIRAL, recipe, run
 from trainer.alignment import AlignmentHead, cosine_loss
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, Recipe
 from trainer.data import collate
@@ -146,7 +147,7 @@ def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path: Path, acc
         [sys.executable, "-m", "trainer", *words, "--output_dir", str(tmp_path / "killed")], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 240
-    while not (tmp_path / "killed" / "checkpoint-5" / "trainer_state.json").exists():
+    while not (tmp_path / "killed" / "checkpoint-6" / "trainer_state.json").exists():
         assert process.poll() is None and time.monotonic() < deadline, "the run ended or hung before its first checkpoint"
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
@@ -157,7 +158,39 @@ def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path: Path, acc
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[k], resumed[k]) for k in whole)
     logs = [pd.read_parquet(tmp_path / name / "training.parquet").dropna(subset=["lm_loss"]) for name in ("whole", "killed")]
     assert logs[0]["step"].tolist() == logs[1]["step"].tolist()
-    assert logs[0]["lm_loss"].iloc[-1] == logs[1]["lm_loss"].iloc[-1]
+    for column in ("lm_loss", "alignment_loss", "loss", "grad_norm"):
+        assert logs[0][column].tolist() == logs[1][column].tolist(), column
+
+
+def test_a_run_that_died_after_its_last_step_is_only_finished(tmp_path: Path) -> None:
+    words = [recipe("viral"), "--start", "None", *SMALL_VIRAL, "--optim.steps", "6", "--output_dir", str(tmp_path / "out")]
+    run("trainer", *words)
+    before = tensors(tmp_path / "out")
+    for name in ("training.json", "model.safetensors", "accuracy.parquet"):
+        (tmp_path / "out" / name).unlink()
+    run("trainer", *words, "--resume")
+    after = tensors(tmp_path / "out")
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["seconds"] > 0
+
+
+def test_another_first_stage_is_not_taken_for_ours(tmp_path: Path) -> None:
+    stage = tmp_path / "tiny_stage1.yaml"
+    stage.write_text(f"base: {recipe('stage1')}\noptim:\n  steps: 2\n  batch_size: 4\nlog_every: 2\nsave_every: 2\neval_every: 2\n")
+    words = [recipe("baseline"), *SMALL, "--optim.steps", "2", "--start", str(stage)]
+    run("trainer", *words, "--output_dir", str(tmp_path / "one"))
+    assert (tmp_path / "stage1-s0" / "training.json").exists()
+    done = run("trainer", *words, "--data.limit_train", "16", "--output_dir", str(tmp_path / "two"), code=2)
+    assert "stage1-s0 was started with data" in done.stderr and not (tmp_path / "two").exists()
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    """A file size limit of 4 MB stands for the full disk: the checkpoint does not fit."""
+    words = [sys.executable, "-m", "trainer", recipe("stage1"), *SMALL, "--output_dir", str(tmp_path / "out")]
+    done = subprocess.run(["bash", "-c", f"ulimit -f 4000; exec {shlex.join(words)}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: cannot write checkpoint")
+    assert not list((tmp_path / "out").glob("checkpoint-*")) and not (tmp_path / "out" / "training.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -171,7 +204,7 @@ def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path: Path, acc
         ([recipe("viral"), "--alignment.weight", "-1"], "alignment.weight is -1.0: expected at least 0"),
         ([recipe("viral"), "--optim.steps", "0"], "optim.steps is 0: expected at least 1"),
         ([recipe("viral"), "--alignment.objective", "cosin"], "cosin"),
-        ([recipe("viral"), "--start", "None", "--alignment.vfm", "dinov3", *SMALL], "unknown VFM 'dinov3': expected one of dinov2-small"),
+        ([recipe("viral"), "--alignment.vfm", "dinov3", *SMALL], "unknown VFM 'dinov3': expected one of dinov2-small"),
         ([recipe("viral"), "--start", "None", "--data.train", "shape:train"], "unknown data set 'shape'"),
         ([recipe("viral"), "--start", "None", "--data.train", "shapes:trian"], "did you mean 'train'"),
         ([recipe("viral"), "--start", "nowhere", *SMALL], "start is nowhere: expected the folder of a finished training"),
@@ -179,6 +212,8 @@ def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path: Path, acc
         ([recipe("stage1"), "--model.tower_features", "13", *SMALL], "expected 0 to 12"),
         ([recipe("stage1"), "--model.image_size", "100", *SMALL], "expected a multiple of 14"),
         ([recipe("stage1"), "--resume"], "no run in"),
+        ([recipe("stage1"), "--report_to", "tensorbord"], "tensorbord"),
+        ([recipe("stage1"), "--optim.beta2", "1.5"], "optim.beta2 is 1.5: expected 0 to 1"),
     ],
 )
 def test_bad_recipes_are_one_sentence_and_write_nothing(tmp_path: Path, words: list[str], message: str) -> None:

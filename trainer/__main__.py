@@ -1,7 +1,7 @@
 """Train one model.
 
 python -m trainer trainer/recipes/shapes_viral.yaml --seed 1 --output_dir runs/viral-s1
-python -m trainer trainer/recipes/shapes_viral.yaml --optim.steps 20 --data.limit_train 64 --output_dir runs/try
+python -m trainer trainer/recipes/shapes_stage1.yaml --optim.steps 20 --data.limit_train 64 --output_dir runs/try
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     config = parse(Recipe, rest, prog="python -m trainer RECIPE", description=__doc__ or "", recipe=recipe)
 
     if config.start is not None and config.start.suffix == ".yaml" and recipe is not None:
-        config = replace(config, start=recipe.parent / config.start)
+        config = replace(config, start=config.start if config.start.exists() else recipe.parent / config.start)
 
     from trainer.loop import accuracy_table, train  # after parsing: a typo is answered at once
 

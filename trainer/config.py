@@ -74,6 +74,10 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _at_least("optim.", 1, steps=self.steps, batch_size=self.batch_size, accumulation=self.accumulation)
+        for name, value in (("beta1", self.beta1), ("beta2", self.beta2), ("final_rate", self.final_rate)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"optim.{name} is {value}: expected 0 to 1")
+        _at_least("optim.", 0, max_grad_norm=self.max_grad_norm)
         _at_least("optim.", 0, learning_rate=self.learning_rate, warmup=self.warmup, weight_decay=self.weight_decay)
 
 
@@ -118,8 +122,8 @@ class Recipe:
     """Steps between evaluations on the validation split."""
     save_every: int = 400
     """Steps between checkpoints."""
-    report_to: tuple[str, ...] = ()
-    """Trackers: tensorboard, wandb, trackio."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Trackers, besides the parquet log."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -128,5 +132,7 @@ class Recipe:
     def __post_init__(self) -> None:
         _at_least("", 1, log_every=self.log_every, eval_every=self.eval_every, save_every=self.save_every)
         _at_least("", 0, seed=self.seed)
+        if self.save_every % self.log_every:
+            raise ConfigError(f"save_every is {self.save_every}: expected a multiple of log_every = {self.log_every}, so that a resumed log is exact")
         if self.alignment.objective != "none" and self.alignment.layer > self.model.layers:
             raise ConfigError(f"alignment.layer is {self.alignment.layer}: expected 1 to {self.model.layers}, the layers of the model")

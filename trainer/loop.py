@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +17,12 @@ from typing import Any
 import pandas as pd
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import LlavaForConditionalGeneration, LlavaProcessor, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
 
 from trainer.config import AlignmentConfig, Recipe
 from trainer.data import PackedDataset, Packer, collate
@@ -37,7 +43,9 @@ from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, atomic_folder, make_folder
 from workbench.runs import environment
 from workbench.stats import bootstrap_ci
+from workbench.vfm import CATALOGUE as VFMS
 from workbench.vfm import load_vfm
+from workbench.weights import CATALOGUE as WEIGHTS
 from workbench.weights import check_unchanged, load_weights
 
 log = logging.getLogger(__name__)
@@ -95,7 +103,7 @@ def prepare(recipe: Recipe) -> Prepared:
 def _targets(alignment: AlignmentConfig, data: Dataset, grid: tuple[int, int], seed: int) -> tuple[Tensor, str]:
     """VFM features (image, token, dim) of `data`, with the controls that the recipe asks for, and the VFM's fingerprint."""
     vfm = load_vfm(alignment.vfm)
-    targets = cached_features(data, (vfm.fingerprint, vfm.name, grid), lambda images: vfm(images, grid=grid).tokens(), what=vfm.name)
+    targets = cached_features(data, (vfm.entry.identity(), grid), lambda images: vfm(images, grid=grid).tokens(), what=vfm.name)
     if alignment.centre:
         targets = targets - targets.mean(dim=(0, 1))
     if alignment.images == "others":
@@ -116,7 +124,8 @@ class AlignmentTrainer(Trainer):
     def __init__(self, *, recipe: Recipe, prepared: Prepared, **kwargs: Any) -> None:
         self.recipe, self.prepared = recipe, prepared
         self._sums: dict[str, Tensor] = {}
-        self._since = 0
+        self._steps = 0  # optimizer steps since the last log
+        self._started, self._seconds_before = time.monotonic(), 0.0
         self.evaluation: pd.DataFrame | None = None
         super().__init__(model=prepared.model, train_dataset=prepared.train, data_collator=collate, **kwargs)
         self.model_accepts_loss_kwargs = True  # the LM loss is normalised over the accumulated batch, in the model
@@ -127,6 +136,7 @@ class AlignmentTrainer(Trainer):
         """L = L_LM + lambda * L_VRA; L_VRA is a mean, so each accumulated part carries its share."""
         output = model(**inputs, num_items_in_batch=num_items_in_batch)
         loss = output.lm_loss
+        self._steps += self.accelerator.sync_gradients
         self._note("lm_loss", output.lm_loss)
         if output.alignment_loss is not None:
             share = output.alignment_loss / self.current_gradient_accumulation_steps
@@ -139,10 +149,36 @@ class AlignmentTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            steps = self.state.global_step - self._since
-            logs |= {name: (total / max(steps, 1)).item() for name, total in self._sums.items()}
-            self._sums, self._since = {}, self.state.global_step
+            logs |= {name: (total / self._steps).item() for name, total in self._sums.items()}
+            self._sums, self._steps = {}, 0
+        logs["seconds"] = self.seconds()
         super().log(logs, start_time)
+
+    def seconds(self) -> float:
+        """Time spent training, that of the interrupted runs before this one included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def run(self, checkpoint: str | None) -> None:
+        """Train from `checkpoint` or from the beginning; a checkpoint of the last step needs no training."""
+        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")) if checkpoint else None
+        if state is not None and state.log_history:
+            self._seconds_before = state.log_history[-1]["seconds"]
+        if checkpoint is not None and state is not None and state.global_step >= self.recipe.optim.steps:
+            self._load_from_checkpoint(checkpoint)
+            self.state = state
+            return
+        self.train(resume_from_checkpoint=checkpoint)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Write a checkpoint, or say in one sentence why not and leave none."""
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not isinstance(error, OSError | SafetensorError) and "write" not in str(error) and "pos" not in str(error):
+                raise
+            folder = self.recipe.output_dir / f"checkpoint-{self.state.global_step}"
+            shutil.rmtree(folder, ignore_errors=True)
+            raise RunError(f"cannot write checkpoint {folder} ({' '.join(str(error).split())[:120]}); resume from the one before with --resume") from error
 
     def create_optimizer(self, *args: object, **kwargs: object) -> torch.optim.Optimizer:
         """AdamW; the connector's first weight, whose input has a small deviation, takes proportionally larger steps and no decay.
@@ -253,13 +289,22 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
         RunError: output_dir already holds a training run and `resume` is not set, or there is nothing to resume.
     """
     folder = recipe.output_dir
+    WEIGHTS.get(recipe.model.tower)
+    if recipe.alignment.objective != "none":
+        VFMS.get(recipe.alignment.vfm)
+    stage = recipe.start if recipe.start is not None and recipe.start.suffix == ".yaml" else None
+    if stage is not None:
+        recipe = replace(recipe, start=folder.parent / f"{stage.stem.split('_')[-1]}-s{recipe.seed}")
     checkpoint = _check_output(folder, recipe)
-    if recipe.start is not None and recipe.start.suffix == ".yaml":
-        recipe = replace(recipe, start=_first_stage(recipe, argv))
+    if stage is not None:
+        _first_stage(stage, recipe, argv)
+    with _alone(folder):
+        return _train(recipe, checkpoint, argv)
+
+
+def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFrame:
+    folder, optim = recipe.output_dir, recipe.optim
     prepared = prepare(recipe)
-    make_folder(folder)
-    _write_recipe(folder, recipe)
-    optim = recipe.optim
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=optim.steps,
@@ -286,10 +331,13 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
         logging_nan_inf_filter=False,
     )
     trainer = AlignmentTrainer(recipe=recipe, prepared=prepared, args=arguments, eval_dataset=prepared.val, callbacks=[Progress(folder, optim.steps)])
-    trainer.pop_callback(_printer())
-    started = time.time()
-    trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = time.time() - started
+    if arguments.world_size > 1:
+        raise ConfigError(f"{arguments.world_size} processes: expected 1, since training in several processes is not supported yet")
+    trainer.pop_callback(PrinterCallback)
+    make_folder(folder)
+    _write_recipe(folder, recipe)
+    trainer.run(checkpoint)
+    seconds = trainer.seconds()
     if optim.steps % recipe.eval_every or trainer.evaluation is None:
         trainer.evaluate()
     assert trainer.evaluation is not None
@@ -308,20 +356,50 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
     return trainer.evaluation
 
 
-def _printer() -> type[TrainerCallback]:
-    from transformers.trainer_callback import PrinterCallback
+def _first_stage(stage: Path, recipe: Recipe, argv: list[str]) -> None:
+    """Train the first stage that the recipe `stage` describes into `recipe.start`, unless it is there.
 
-    return PrinterCallback
-
-
-def _first_stage(recipe: Recipe, argv: list[str]) -> Path:
-    """The folder of the first stage that `recipe.start` describes, trained now unless it is finished."""
+    Raises:
+        ConfigError: what is there was trained from another recipe.
+    """
     assert recipe.start is not None
-    folder = recipe.output_dir.parent / f"{recipe.start.stem.split('_')[-1]}-s{recipe.seed}"
-    if not (folder / RECORD_FILE).exists():
-        own = parse(Recipe, [], prog="first stage", recipe=recipe.start)
-        train(replace(own, seed=recipe.seed, output_dir=folder, data=recipe.data, model=recipe.model, resume=(folder / RECIPE_FILE).exists()), argv)
-    return folder
+    own = parse(Recipe, [], prog="first stage", recipe=stage)
+    own = replace(own, seed=recipe.seed, output_dir=recipe.start, data=recipe.data, model=recipe.model)
+    if (recipe.start / RECIPE_FILE).exists():
+        check_same_recipe(recipe.start, own)
+    if not (recipe.start / RECORD_FILE).exists():
+        train(replace(own, resume=(recipe.start / RECIPE_FILE).exists()), argv)
+
+
+def check_same_recipe(folder: Path, recipe: Recipe) -> None:
+    """See that the run in `folder` was started with `recipe`.
+
+    Raises:
+        ConfigError: names the first key that differs.
+    """
+    stored, own = (_absolute_start(mapping) for mapping in (yaml.safe_load((folder / RECIPE_FILE).read_text()), as_mapping(recipe)))
+    for key in sorted(set(own) - {"resume", "output_dir", "report_to"}):
+        if stored.get(key) != own[key]:
+            raise ConfigError(f"the run in {folder} was started with {key} {stored.get(key)}, and this recipe says {own[key]}: choose another output_dir")
+
+
+def _absolute_start(recipe: dict[str, Any]) -> dict[str, Any]:
+    return recipe | {"start": recipe["start"] and str(Path(recipe["start"]).resolve())}
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of an output folder while training into it."""
+    lock = make_folder(folder.parent) / f".{folder.name}.lock"
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"another process is training in {folder}") from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _check_output(folder: Path, recipe: Recipe) -> str | None:
@@ -335,10 +413,7 @@ def _check_output(folder: Path, recipe: Recipe) -> str | None:
         raise RunError(f"the run in {folder} is finished: nothing to resume")
     if not (folder / RECIPE_FILE).exists():
         raise RunError(f"no run in {folder}: expected the output_dir of an interrupted run; start it without --resume")
-    stored, own = yaml.safe_load((folder / RECIPE_FILE).read_text()), as_mapping(recipe)
-    for key in sorted(set(stored) - {"resume", "output_dir", "start"}):
-        if stored[key] != own[key]:
-            raise ConfigError(f"cannot resume {folder}: '{key}' is {own[key]}, but the run was started with {stored[key]}")
+    check_same_recipe(folder, recipe)
     return _last_checkpoint(folder)
 
 

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from trainer.config import Recipe
 from workbench.config import command, parse
-from workbench.errors import ConfigError, RunError
+from workbench.errors import ConfigError, RunError, UnknownNameError
 from workbench.stats import paired_test, t_interval
 
 
@@ -36,12 +37,16 @@ class Sweep:
     """The variant that differences are taken against."""
     processes: int = 2
     """Trainings at a time; they share the cores."""
+    suffix: bool = True
+    """Name folders NAME-sSEED; without it NAME alone, for a single seed."""
     report: bool = False
     """Print the table of the finished runs and train nothing."""
 
     def __post_init__(self) -> None:
         if self.processes < 1:
             raise ConfigError(f"processes is {self.processes}: expected at least 1")
+        if not self.suffix and len(self.seeds) > 1:
+            raise ConfigError(f"{len(self.seeds)} seeds without a suffix would share their folders: expected one seed")
         for text in self.variants:
             if ":" not in text:
                 raise ConfigError(f"variant '{text}': expected 'name: RECIPE.yaml [--section.key value ...]'")
@@ -55,15 +60,18 @@ class Sweep:
                 yield name, seed, [*shlex.split(words), "--seed", str(seed), "--output_dir", str(self.folder(name, seed))]
 
     def folder(self, name: str, seed: int) -> Path:
-        return self.output_dir / (f"{name}-s{seed}" if len(self.seeds) > 1 else name)
+        return self.output_dir / (f"{name}-s{seed}" if self.suffix else name)
 
 
 def train_all(sweep: Sweep) -> None:
     """Run every training that is not finished, `processes` at a time; the first failure stops the sweep."""
+    _check_finished(sweep)
     waiting = [arguments for name, seed, arguments in sweep.runs() if not (sweep.folder(name, seed) / "training.json").exists()]
     running: list[tuple[subprocess.Popen[bytes], list[str]]] = []
     try:
         while waiting or running:
+            if not running and not any(map(_ready, waiting)):
+                raise RunError(f"no run can start: {shlex.join(waiting[0])} waits for a --start folder that no variant trains")
             while len(running) < sweep.processes and any(map(_ready, waiting)):
                 ready = [_ready(w) for w in waiting]
                 threads = max(1, (os.cpu_count() or 1) // min(sweep.processes, len(running) + sum(ready)))
@@ -81,6 +89,15 @@ def train_all(sweep: Sweep) -> None:
     finally:
         for process, _ in running:
             process.terminate()
+
+
+def _check_finished(sweep: Sweep) -> None:
+    """See that the runs that are there were trained from the recipes of this sweep, so that no old one is compared with a new one."""
+    from trainer.loop import RECIPE_FILE, check_same_recipe
+
+    for name, seed, arguments in sweep.runs():
+        if (sweep.folder(name, seed) / RECIPE_FILE).exists():
+            check_same_recipe(sweep.folder(name, seed), parse(Recipe, arguments[1:], prog="sweep", recipe=Path(arguments[0])))
 
 
 def _ready(arguments: list[str]) -> bool:
@@ -106,9 +123,12 @@ def accuracies(sweep: Sweep) -> pd.DataFrame:
 
 
 def report(sweep: Sweep) -> pd.DataFrame:
-    """Mean over seeds with Student's interval, and the paired difference to the first variant over the seeds both have."""
+    """Mean over seeds with Student's interval, and the paired difference to the variant `against` over the seeds both have."""
+    _check_finished(sweep)
     table = accuracies(sweep)
     first = sweep.against
+    if first not in set(table["variant"]):
+        raise UnknownNameError("variant", first, set(table["variant"]))
     rows = []
     for (category, variant), part in table.groupby(["category", "variant"], sort=False):
         own = t_interval(part["accuracy"].to_numpy())

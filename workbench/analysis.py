@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -39,7 +39,10 @@ class DataOptions:
     """Data set: shapes:val, folder:PATH, ..."""
     limit: int = 200
     """Images."""
+    data_seed: int = 0
+    """Which world, or which subset of a folder."""
     seed: int = 0
+    """Of everything random in the analysis; it does not change the images."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,11 @@ class Where:
     output_dir: Path = Path("runs")
     batch_size: int = 32
     device: str = "auto"
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.batch_size}: expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,7 @@ class Analysis:
         figures: {label: run} -> {title: figure}.
         summary: {label: run} -> the table that the command prints.
         version: raise it when the same config would give other numbers.
+        uses: config -> {name: identity} of everything else that the numbers depend on, such as a VFM's weights.
     """
 
     name: str
@@ -98,6 +106,7 @@ class Analysis:
     figures: Figures
     summary: Callable[[Mapping[str, Run]], pd.DataFrame]
     version: int = 1
+    uses: Callable[[Any], Mapping[str, str]] = field(default=lambda config: {})
 
 
 def label_of(model: str) -> str:
@@ -117,11 +126,11 @@ def execute(analysis: Analysis, config: DataOptions, where: Where, argv: list[st
     if len(set(labels)) < len(labels):
         raise ConfigError(f"two models are called '{max(labels, key=labels.count)}': expected folders with different names")
     make_folder(where.output_dir)
-    data = load_data(config.data, limit=config.limit, seed=config.seed)
+    data = load_data(config.data, limit=config.limit, seed=config.data_seed)
     found = {}
     for label, name in zip(labels, where.model, strict=True):
         mllm = MLLM.load(name, dtype=where.dtype, device=where.device)
-        key = runs.run_key(analysis.name, analysis.version, as_mapping(config), mllm.fingerprint, data.fingerprint)
+        key = runs.run_key(analysis.name, analysis.version, as_mapping(config) | dict(analysis.uses(config)), mllm.fingerprint, data.fingerprint)
         folder = runs.folder_of(where.output_dir, analysis.name, key)
         if not folder.exists():
             started = time.monotonic()

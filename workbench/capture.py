@@ -64,7 +64,7 @@ def check_layers(mllm: MLLM, layers: Sequence[int] | None) -> list[int]:
     for layer in layers or ():
         if not 0 <= layer <= mllm.n_layers:
             raise ConfigError(f"layer {layer} does not exist in {mllm.name}: expected 0 to {mllm.n_layers}")
-    return list(layers) if layers else list(range(mllm.n_layers + 1))
+    return list(dict.fromkeys(layers)) if layers else list(range(mllm.n_layers + 1))
 
 
 @contextmanager

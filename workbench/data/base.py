@@ -37,7 +37,7 @@ class Sample:
 
     Attributes:
         id: unique within the data set; `image_id` is shared by all questions of one image.
-        load: returns the image; called at most once, through `image`.
+        load: returns the image; a data set on disk reads it anew each time, so that photographs do not fill the memory.
         answer: the right answer, "" where there is none (a folder of photographs).
         options: every answer that the question allows, () where it is open.
         category: question type, the unit in which accuracy is reported.
@@ -53,7 +53,7 @@ class Sample:
     category: str = ""
     objects: tuple[Object, ...] = ()
 
-    @cached_property
+    @property
     def image(self) -> Image.Image:
         """The image in RGB, upright."""
         return self.load()

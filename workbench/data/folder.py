@@ -5,6 +5,7 @@ sample:  photos/cat.jpg
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -46,12 +47,15 @@ def read_image(path: Path) -> Image.Image:
         DataError: truncated, not a picture, or too large.
     """
     try:
-        with Image.open(path) as file:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            file = Image.open(path)
+        with file:
             upright = ImageOps.exif_transpose(file)
             if upright.has_transparency_data:
                 layer = upright.convert("RGBA")
                 ground = Image.new("RGBA", layer.size, "white")
                 return Image.alpha_composite(ground, layer).convert("RGB")
             return upright.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"picture {path} cannot be read ({error})") from error

@@ -184,14 +184,17 @@ def _background(rng: np.random.Generator) -> Image.Image:
 
 
 def scene_objects(items: list[Placed]) -> tuple[Object, ...]:
-    """Name, box in 0..1 and pixel mask of every object."""
-    found = []
-    for item in items:
-        mask = Image.new("1", (SIZE, SIZE))
-        ImageDraw.Draw(mask).polygon(outline(item), fill=1)
-        x, y, r = item.x / SIZE, item.y / SIZE, item.radius / SIZE
-        found.append(Object(f"{item.colour} {item.shape}", (x - r, y - r, x + r, y + r), np.asarray(mask)))
-    return tuple(found)
+    """Name, box in 0..1 and pixel mask of every object; where corners of large objects overlap, the mask is what remains visible."""
+    found: list[Object] = []
+    covered = np.zeros((SIZE, SIZE), dtype=bool)
+    for item in reversed(items):  # the last one drawn lies on top
+        picture = Image.new("1", (SIZE, SIZE))
+        ImageDraw.Draw(picture).polygon(outline(item), fill=1)
+        mask = np.asarray(picture) & ~covered
+        covered |= mask
+        x, y = zip(*outline(item, 1 / SIZE), strict=True)
+        found.append(Object(f"{item.colour} {item.shape}", (min(x), min(y), max(x), max(y)), mask))
+    return tuple(reversed(found))
 
 
 # --- questions -----------------------------------------------------------------------------------------------------------------------

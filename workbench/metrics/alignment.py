@@ -103,6 +103,9 @@ def alignment_matrix(xs: Mapping[str, Array], ys: Mapping[str, Array], *, metric
         for other, y in ys.items():
             if x.shape[:-1] != y.shape[:-1]:
                 raise DataError(f"'{name}' has {x.shape[-2]} rows and '{other}' has {y.shape[-2]}: expected the same things in the same order")
+    for name, values in (*xs.items(), *ys.items()):
+        if len(values) < MIN_ROWS:
+            raise DataError(f"'{name}' has {len(values)} rows: expected at least {MIN_ROWS}")
     near_x = {name: nearest_neighbors(x, k, name=f"'{name}'") for name, x in xs.items()}
     near_y = {name: nearest_neighbors(y, k, name=f"'{name}'") for name, y in ys.items()}
     scores = [[float(cknna_from_neighbors(x, y)) for y in near_y.values()] for x in near_x.values()]

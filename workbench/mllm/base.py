@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BatchFeature, PretrainedConfig
 
+from workbench.data.base import content_hash
 from workbench.errors import ModelError, UnknownNameError
 from workbench.registry import Registry
 from workbench.weights import fingerprint
@@ -90,7 +91,8 @@ class MLLM:
         self.model, self.processor, self.family, self.name = model.eval(), processor, family, name
         self.config: PretrainedConfig = model.config
         self.lock = threading.RLock()  # one trace of a model at a time
-        self.fingerprint = fingerprint(model.state_dict())
+        settings = {key: value for key, value in self.config.to_diff_dict().items() if key != "_name_or_path"}
+        self.fingerprint = content_hash(fingerprint(model.state_dict()), settings, processor.image_processor.to_dict(), processor.chat_template)
         self.processor.tokenizer.padding_side = "left"  # generation continues from the last position
 
     @classmethod
@@ -102,6 +104,8 @@ class MLLM:
             UnknownNameError: an architecture that no family covers.
         """
         where = "cuda" if torch.cuda.is_available() else "cpu"
+        if device.startswith("cuda") and where == "cpu":
+            raise ModelError(f"device is {device}: expected cpu, since no GPU is visible here")
         if Path(name).is_dir() and not (Path(name) / "config.json").exists():
             raise ModelError(f"folder {name} holds no model: expected a config.json and model.safetensors there")
         try:

@@ -15,8 +15,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
+from workbench.data.base import content_hash
 from workbench.errors import DataError
 from workbench.registry import Registry
+from workbench.weights import source
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -46,6 +48,10 @@ class VFMEntry:
     std: tuple[float, float, float]
     default_grid: tuple[int, int]
     note: str
+
+    def identity(self) -> str:
+        """Hash of all that its features depend on besides the image: weights, block or stage, normalisation, stride."""
+        return content_hash(source(self.weights)["fingerprint"], self.name, self.stride, self.dim, self.mean, self.std)
 
 
 CATALOGUE: Registry[VFMEntry] = Registry("VFM")
