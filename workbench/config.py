@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,10 @@ import yaml
 from workbench.errors import ConfigError
 
 Config = TypeVar("Config")
+
+# Commands show their own progress; transformers' bars and load reports would bury it. Read when transformers is imported, which is later.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str = "", recipe: Path | None = None) -> Config:

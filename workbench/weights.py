@@ -95,6 +95,7 @@ def weights_folder(name: str) -> Path:
     entry = CATALOGUE.get(name)
     local = os.environ.get("VIRAL_WEIGHTS")
     if local and (Path(local) / name / "model.safetensors").exists():
+        _check_pinned(entry, Path(local) / name)
         return Path(local) / name
     folder = cache_folder("weights") / name
     if not (folder / "model.safetensors").exists():
