@@ -61,9 +61,11 @@ def test_readme_command(line: str, folder: Path, tmp_path: Path) -> None:
         assert run(module, *given, cwd=folder).stdout
 
 
-def test_readme_python() -> None:
+def test_readme_python(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
     exec(compile(block, "README.md", "exec"), {})
+    score, null = capsys.readouterr().out.split(maxsplit=1)
+    assert 0 < float(score) < 1 and null.startswith("Null(mean=")
 
 
 def test_everything_the_readme_and_contributing_name_exists() -> None:
