@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -37,6 +32,7 @@ from trainer.model import (
     load_start,
     start_connector,
 )
+from trainer.output import RECIPE_FILE, RECORD_FILE, alone, check_output, check_same_recipe, write_recipe
 from workbench.config import as_mapping, parse
 from workbench.data import Dataset, load_data
 from workbench.errors import ConfigError, RunError
@@ -48,11 +44,7 @@ from workbench.vfm import load_vfm
 from workbench.weights import CATALOGUE as WEIGHTS
 from workbench.weights import check_unchanged, load_weights
 
-log = logging.getLogger(__name__)
-
 HEAD_FILE = "alignment_head.safetensors"
-RECIPE_FILE = "recipe.yaml"
-RECORD_FILE = "training.json"  # written last: a folder without it is not a finished model
 
 
 @dataclass(frozen=True)
@@ -295,10 +287,10 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
     stage = recipe.start if recipe.start is not None and recipe.start.suffix == ".yaml" else None
     if stage is not None:
         recipe = replace(recipe, start=folder.parent / f"{stage.stem.split('_')[-1]}-s{recipe.seed}")
-    checkpoint = _check_output(folder, recipe)
+    checkpoint = check_output(folder, recipe)
     if stage is not None:
         _first_stage(stage, recipe, argv)
-    with _alone(folder):
+    with alone(folder):
         return _train(recipe, checkpoint, argv)
 
 
@@ -335,7 +327,7 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
         raise ConfigError(f"{arguments.world_size} processes: expected 1, since training in several processes is not supported yet")
     trainer.pop_callback(PrinterCallback)
     make_folder(folder)
-    _write_recipe(folder, recipe)
+    write_recipe(folder, recipe)
     trainer.run(checkpoint)
     seconds = trainer.seconds()
     if optim.steps % recipe.eval_every or trainer.evaluation is None:
@@ -369,63 +361,3 @@ def _first_stage(stage: Path, recipe: Recipe, argv: list[str]) -> None:
         check_same_recipe(recipe.start, own)
     if not (recipe.start / RECORD_FILE).exists():
         train(replace(own, resume=(recipe.start / RECIPE_FILE).exists()), argv)
-
-
-def check_same_recipe(folder: Path, recipe: Recipe) -> None:
-    """See that the run in `folder` was started with `recipe`.
-
-    Raises:
-        ConfigError: names the first key that differs.
-    """
-    stored, own = (_absolute_start(mapping) for mapping in (yaml.safe_load((folder / RECIPE_FILE).read_text()), as_mapping(recipe)))
-    for key in sorted(set(own) - {"resume", "output_dir", "report_to"}):
-        if stored.get(key) != own[key]:
-            raise ConfigError(f"the run in {folder} was started with {key} {stored.get(key)}, and this recipe says {own[key]}: choose another output_dir")
-
-
-def _absolute_start(recipe: dict[str, Any]) -> dict[str, Any]:
-    return recipe | {"start": recipe["start"] and str(Path(recipe["start"]).resolve())}
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of an output folder while training into it."""
-    lock = make_folder(folder.parent) / f".{folder.name}.lock"
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(f"another process is training in {folder}") from error
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-
-
-def _check_output(folder: Path, recipe: Recipe) -> str | None:
-    """See that output_dir is free, or find the checkpoint to resume from (None: the run stopped before its first one); writes nothing."""
-    taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if not recipe.resume:
-        if taken:
-            raise RunError(f"output_dir {folder} is not empty: expected a new folder, or --resume to continue the run in it")
-        return None
-    if (folder / RECORD_FILE).exists():
-        raise RunError(f"the run in {folder} is finished: nothing to resume")
-    if not (folder / RECIPE_FILE).exists():
-        raise RunError(f"no run in {folder}: expected the output_dir of an interrupted run; start it without --resume")
-    check_same_recipe(folder, recipe)
-    return _last_checkpoint(folder)
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end: its state file comes last."""
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        if (checkpoint / "trainer_state.json").exists():
-            return str(checkpoint)
-        log.warning("%s is only half written and is skipped", checkpoint)
-    return None
-
-
-def _write_recipe(folder: Path, recipe: Recipe) -> None:
-    with atomic_file(folder / RECIPE_FILE) as partial:
-        partial.write_text(yaml.safe_dump(as_mapping(recipe), sort_keys=False))

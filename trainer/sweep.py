@@ -20,6 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from trainer.config import Recipe
+from trainer.output import RECIPE_FILE, RECORD_FILE, check_same_recipe
 from workbench.config import command, parse
 from workbench.errors import ConfigError, RunError, UnknownNameError
 from workbench.stats import paired_test, t_interval
@@ -66,7 +67,7 @@ class Sweep:
 def train_all(sweep: Sweep) -> None:
     """Run every training that is not finished, `processes` at a time; the first failure stops the sweep."""
     _check_finished(sweep)
-    waiting = [arguments for name, seed, arguments in sweep.runs() if not (sweep.folder(name, seed) / "training.json").exists()]
+    waiting = [arguments for name, seed, arguments in sweep.runs() if not (sweep.folder(name, seed) / RECORD_FILE).exists()]
     running: list[tuple[subprocess.Popen[bytes], list[str]]] = []
     try:
         while waiting or running:
@@ -77,7 +78,7 @@ def train_all(sweep: Sweep) -> None:
                 threads = max(1, (os.cpu_count() or 1) // min(sweep.processes, len(running) + sum(ready)))
                 arguments = waiting.pop(ready.index(True))
                 environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-                resume = ["--resume"] if (Path(arguments[-1]) / "recipe.yaml").exists() else []
+                resume = ["--resume"] if (Path(arguments[-1]) / RECIPE_FILE).exists() else []
                 running.append(
                     (subprocess.Popen([sys.executable, "-m", "trainer", *arguments, *resume], env=environment, stdout=subprocess.DEVNULL), arguments)
                 )
@@ -93,8 +94,6 @@ def train_all(sweep: Sweep) -> None:
 
 def _check_finished(sweep: Sweep) -> None:
     """See that the runs that are there were trained from the recipes of this sweep, so that no old one is compared with a new one."""
-    from trainer.loop import RECIPE_FILE, check_same_recipe
-
     for name, seed, arguments in sweep.runs():
         if (sweep.folder(name, seed) / RECIPE_FILE).exists():
             check_same_recipe(sweep.folder(name, seed), parse(Recipe, arguments[1:], prog="sweep", recipe=Path(arguments[0])))
@@ -102,7 +101,7 @@ def _check_finished(sweep: Sweep) -> None:
 
 def _ready(arguments: list[str]) -> bool:
     """Whether the folder that a run starts from, if any, is finished."""
-    return "--start" not in arguments or (Path(arguments[arguments.index("--start") + 1]) / "training.json").exists()
+    return "--start" not in arguments or (Path(arguments[arguments.index("--start") + 1]) / RECORD_FILE).exists()
 
 
 def accuracies(sweep: Sweep) -> pd.DataFrame:

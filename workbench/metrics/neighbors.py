@@ -1,4 +1,4 @@
-"""Exact k nearest neighbours by inner product, in chunks: never an n x n matrix."""
+"""Exact k nearest neighbours by inner product, tile by tile: never an n x n matrix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from workbench.errors import DataError
 
-CHUNK_BYTES = 2**26  # of similarities held at a time
+CHUNK_BYTES = 2**26  # of similarities held at a time, where many small representations are searched together
+TILE = 1024  # rows of one block
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def unit_rows(x: Tensor | np.ndarray, name: str = "x") -> Float[Tensor, "*batch 
 def nearest_neighbors(x: Tensor | np.ndarray, k: int, *, name: str = "x") -> Neighbors:
     """Find the k nearest neighbours of every row of `x` (..., n, d) by cosine similarity; ties go to the lower row number.
 
-    Time O(n^2 d), memory O(n k) beside one chunk of similarities.
+    Time O(n^2 d), memory O(n k) beside one tile of similarities.
 
     Raises:
         DataError: as `unit_rows`, or k < 1, or n <= k.
@@ -77,32 +78,56 @@ def nearest_neighbors(x: Tensor | np.ndarray, k: int, *, name: str = "x") -> Nei
     n = rows.shape[-2]
     if k < 1 or n <= k:
         raise DataError(f"k is {k} with {n} rows of {name}: expected 1 <= k < n")
-    if rows.ndim > 2 and n * n * rows.element_size() <= CHUNK_BYTES:
+    if rows.ndim == 2:
+        return _tiled(rows, k)
+    if n * n * rows.element_size() <= CHUNK_BYTES:
         return _batched(rows, k)
-    if rows.ndim > 2:
-        parts = [nearest_neighbors(part, k, name=name) for part in rows]
-        return Neighbors(torch.stack([p.index for p in parts]), torch.stack([p.kernel for p in parts]))
-    step = max(1, CHUNK_BYTES // (n * rows.element_size()))
-    index, kernel = torch.empty(n, k, dtype=torch.long), torch.empty(n, k, dtype=rows.dtype)
-    for start in range(0, n, step):
-        similarity = rows[start : start + step] @ rows.T
-        index[start : start + step], kernel[start : start + step] = _top(similarity, torch.arange(start, start + len(similarity)), k)
+    parts = [_tiled(part, k) for part in rows.flatten(0, -3)]
+    index, kernel = (torch.stack([getattr(part, name) for part in parts]).unflatten(0, rows.shape[:-2]) for name in ("index", "kernel"))
     return Neighbors(index, kernel)
+
+
+def _tiled(rows: Float[Tensor, "n d"], k: int) -> Neighbors:
+    """One product of two blocks of rows serves the rows of both, so half of all products are enough."""
+    n = len(rows)
+    index, kernel = torch.zeros(n, k, dtype=torch.long), torch.full((n, k), -torch.inf, dtype=rows.dtype)
+    blocks = [slice(start, min(start + TILE, n)) for start in range(0, n, TILE)]
+    for number, one in enumerate(blocks):
+        for two in blocks[number:]:
+            tile = rows[one] @ rows[two].T
+            if one is two:
+                _keep_best(index[one], kernel[one], tile.fill_diagonal_(-torch.inf), two.start)
+            else:  # a block meets its partners in ascending order of rows
+                _keep_best(index[one], kernel[one], tile, two.start)
+                _keep_best(index[two], kernel[two], tile.T.contiguous(), one.start)
+    order = index.sort(dim=-1)
+    return Neighbors(order.values, kernel.gather(-1, order.indices))
+
+
+def _keep_best(index: Int[Tensor, "rows k"], kernel: Float[Tensor, "rows k"], similarity: Float[Tensor, "rows columns"], first: int) -> None:
+    """Merge the columns of `similarity`, numbered from `first`, into the k best so far, all of which have lower numbers."""
+    found, values = _top(similarity, index.shape[-1])
+    order = torch.cat([kernel, values], dim=-1).sort(dim=-1, descending=True, stable=True)
+    kernel.copy_(order.values[:, : index.shape[-1]])
+    index.copy_(torch.cat([index, found + first], dim=-1).gather(-1, order.indices[:, : index.shape[-1]]))
 
 
 def _batched(rows: Tensor, k: int) -> Neighbors:
     step = max(1, CHUNK_BYTES // (rows.shape[-2] ** 2 * rows.element_size()))
-    own = torch.arange(rows.shape[-2])
-    parts = [_top(part @ part.mT, own, k) for part in rows.flatten(0, -3).split(step)]
+    parts = []
+    for part in rows.flatten(0, -3).split(step):
+        similarity = part @ part.mT
+        similarity.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
+        parts.append(_top(similarity, k))
     batch = rows.shape[:-2]
     return Neighbors(torch.cat([i for i, _ in parts]).unflatten(0, batch), torch.cat([v for _, v in parts]).unflatten(0, batch))
 
 
-def _top(similarity: Float[Tensor, "*batch rows n"], own: Int[Tensor, rows], k: int) -> tuple[Tensor, Tensor]:  # noqa: F821
-    """The k largest of each row without its own column, in ascending column order; overwrites `similarity`."""
-    similarity.scatter_(-1, own[:, None].expand(*similarity.shape[:-1], 1), -torch.inf)
-    best, index = similarity.topk(min(k + 1, similarity.shape[-1]), dim=-1)
-    if best.shape[-1] > k:
+def _top(similarity: Float[Tensor, "*batch rows n"], k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row (all where there are fewer), in ascending column order."""
+    columns = similarity.shape[-1]
+    best, index = similarity.topk(min(k + 1, columns), dim=-1)
+    if columns > k:
         tied = best[..., k] == best[..., k - 1]
         if tied.any():  # topk leaves the order of equals open: decide these rows by a stable sort
             index[tied] = similarity[tied].sort(dim=-1, descending=True, stable=True).indices[..., : k + 1]

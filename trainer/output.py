@@ -1,0 +1,83 @@
+"""A run's output folder: free or resumable, held by one process, and only ever continued with the recipe that began it."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.config import Recipe
+from workbench.config import as_mapping
+from workbench.errors import ConfigError, RunError
+from workbench.files import atomic_file, make_folder
+
+log = logging.getLogger(__name__)
+
+RECIPE_FILE = "recipe.yaml"
+RECORD_FILE = "training.json"  # written last: a folder without it is not a finished model
+
+
+def check_same_recipe(folder: Path, recipe: Recipe) -> None:
+    """See that the run in `folder` was started with `recipe`.
+
+    Raises:
+        ConfigError: names the first key that differs.
+    """
+    stored, own = (_absolute_start(mapping) for mapping in (yaml.safe_load((folder / RECIPE_FILE).read_text()), as_mapping(recipe)))
+    for key in sorted(set(own) - {"resume", "output_dir", "report_to"}):
+        if stored.get(key) != own[key]:
+            raise ConfigError(f"the run in {folder} was started with {key} {stored.get(key)}, and this recipe says {own[key]}: choose another output_dir")
+
+
+def _absolute_start(recipe: dict[str, Any]) -> dict[str, Any]:
+    return recipe | {"start": recipe["start"] and str(Path(recipe["start"]).resolve())}
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of an output folder while training into it."""
+    lock = make_folder(folder.parent) / f".{folder.name}.lock"
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"another process is training in {folder}") from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def check_output(folder: Path, recipe: Recipe) -> str | None:
+    """See that output_dir is free, or find the checkpoint to resume from (None: the run stopped before its first one); writes nothing."""
+    taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if not recipe.resume:
+        if taken:
+            raise RunError(f"output_dir {folder} is not empty: expected a new folder, or --resume to continue the run in it")
+        return None
+    if (folder / RECORD_FILE).exists():
+        raise RunError(f"the run in {folder} is finished: nothing to resume")
+    if not (folder / RECIPE_FILE).exists():
+        raise RunError(f"no run in {folder}: expected the output_dir of an interrupted run; start it without --resume")
+    check_same_recipe(folder, recipe)
+    return _last_checkpoint(folder)
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end: its state file comes last."""
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        if (checkpoint / "trainer_state.json").exists():
+            return str(checkpoint)
+        log.warning("%s is only half written and is skipped", checkpoint)
+    return None
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    """Store the recipe, which marks `folder` as a training run."""
+    with atomic_file(folder / RECIPE_FILE) as partial:
+        partial.write_text(yaml.safe_dump(as_mapping(recipe), sort_keys=False))
