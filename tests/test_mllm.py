@@ -6,14 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import CLIPImageProcessor, CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen3Config
 
-from trainer.config import ModelConfig
-from trainer.model import build_processor
 from workbench.capture import read
 from workbench.data import Sample, load_data
 from workbench.errors import ConfigError, ModelError, UnknownNameError
@@ -87,16 +82,16 @@ def test_the_greedy_answer_is_the_likeliest_option(mllm: MLLM, samples: list[Sam
 
 def _moved(change: Callable[[VisualTokens], VisualTokens]) -> Callable[..., list[list[VisualTokens]]]:
     right = FAMILIES.get("llava").visual_tokens
-    return lambda config, batch: [[change(part) for part in sample] for sample in right(config, batch)]
+    return lambda mllm, batch: [[change(part) for part in sample] for sample in right(mllm, batch)]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: dataclasses.replace(t, index=t.index + 1), "not the projector's output"),
-        (lambda t: dataclasses.replace(t, index=t.index - 1), "not the projector's output"),
-        (lambda t: dataclasses.replace(t, index=t.index.view(t.grid).T.flatten()), "not the projector's output"),
-        (lambda t: dataclasses.replace(t, index=t.index[:-8], grid=(7, 8)), "not the projector's output"),
+        (lambda t: dataclasses.replace(t, index=t.index + 1), r"is wrong about positions: .* off by \+1"),
+        (lambda t: dataclasses.replace(t, index=t.index - 1), "is wrong about positions: .* off by -1"),
+        (lambda t: dataclasses.replace(t, index=t.index.view(t.grid).T.flatten()), "rows and columns look exchanged"),
+        (lambda t: dataclasses.replace(t, index=t.index[:-8], grid=(7, 8)), "leaves out 8 visual tokens"),
         (lambda t: dataclasses.replace(t, grid=(8, 9)), "does not multiply to 64"),
     ],
 )
@@ -111,7 +106,7 @@ def test_a_projector_that_transposes_the_picture_does_not_pass(mllm: MLLM) -> No
     projector = mllm.model.model.multi_modal_projector
     handle = projector.register_forward_hook(lambda _, __, out: out.unflatten(1, (8, 8)).transpose(1, 2).flatten(1, 2))
     try:
-        with pytest.raises(ModelError, match=r"painting cell \(2, 6\) changed other tokens more than its own"):
+        with pytest.raises(ModelError, match="painting cell .* at the projector's output more than its own .rows and columns look exchanged"):
             validate(mllm)
     finally:
         handle.remove()
@@ -126,28 +121,15 @@ def test_a_model_blind_to_the_image_does_not_pass(mllm: MLLM) -> None:
         handle.remove()
 
 
-def test_a_centre_crop_is_known_to_the_tokens() -> None:
-    """LLaVA-1.5's own geometry: shortest edge, then centre crop. Tokens must say which part of the photograph they cover."""
-    processor = build_processor(ModelConfig(), ["what", "is", "this", "?"])
-    processor.image_processor = CLIPImageProcessor(size={"shortest_edge": 112}, crop_size={"height": 112, "width": 112})
-    text = Qwen3Config(vocab_size=len(processor.tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, head_dim=16)
-    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=112, patch_size=14)
-    torch.manual_seed(0)
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=processor.image_token_id, vision_feature_layer=-2)
-    model = MLLM(LlavaForConditionalGeneration(config).eval(), processor, FAMILIES.get("llava"), "cropping")
-    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (100, 200, 3), dtype=np.uint8))
-    batch = model.encode([photo, photo.crop((50, 0, 150, 100))], ["what is this ?"] * 2)
-    assert model.visual_tokens(batch)[0][0].box == (0.25, 0, 0.75, 1) and model.visual_tokens(batch)[1][0].box == (0, 0, 1, 1)
-    assert torch.equal(batch.inputs["pixel_values"][0], batch.inputs["pixel_values"][1])
-
-
 def test_bad_models_are_one_sentence(tmp_path: Path, mllm: MLLM, samples: list[Sample]) -> None:
     with pytest.raises(ModelError, match="holds no model"):
         MLLM.load(str(tmp_path))
     with pytest.raises(ModelError, match="'no/such-model' is neither a folder nor a hub id within reach"):
         MLLM.load("no/such-model")
     (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
-    with pytest.raises(UnknownNameError, match="unknown model architecture 'LlamaForCausalLM': expected one of LlavaForConditionalGeneration"):
+    with pytest.raises(
+        UnknownNameError, match="unknown model architecture 'LlamaForCausalLM': expected one of .* LlavaForConditionalGeneration.* one file in workbench/mllm"
+    ):
         MLLM.load(str(tmp_path))
     with pytest.raises(ConfigError, match=r"layer 4 does not exist in .*: expected 0 to 3"):
         read(mllm, encode(mllm, samples[:1]), layers=[4])

@@ -1,7 +1,7 @@
-"""Reading what a model computes: hidden states of the visual tokens at every layer, in one forward pass.
+"""Reading and editing what a model computes: hidden states, attention rows, and interventions on the visual tokens.
 
 Layer numbers, everywhere: 0 is what the first block receives, l is the output of block l, before the final norm. transformers' own last hidden state
-comes after that norm, so it is never used here.
+comes after that norm, so it is never used here. At the visual positions layer 0 is the projector's output (checked when a model is loaded).
 """
 
 from __future__ import annotations
@@ -9,73 +9,288 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
+import nnsight
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
-from workbench.errors import ConfigError
-from workbench.mllm.base import MLLM, Batch
+from workbench.errors import ConfigError, ModelError
+from workbench.mllm.base import MLLM, Batch, VisualTokens
+
+Place = Literal["tower", "projector"] | int
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Hidden states of one sample.
+    """Hidden states of one sample, on the CPU in float32.
 
     Attributes:
-        values: (layer, token, d), on the CPU in float32.
+        values: one row of tokens for each layer.
         layers: the layer number of each row of `values`.
         tokens: positions in `input_ids` of each token.
+        tower: what the connector received for each visual token, if it was asked for: the tower's features, several patches side by side
+            where the connector merges them.
     """
 
     values: Float[Tensor, "layer token d"]
     layers: tuple[int, ...]
     tokens: Int[Tensor, token]  # noqa: F821
+    tower: Float[Tensor, "token features"] | None = None
 
 
-def read(mllm: MLLM, batch: Batch, *, layers: Sequence[int] | None = None, tokens: Literal["visual", "all"] = "visual") -> list[Activations]:
-    """Read the hidden states of `batch` at `layers` (all, 0 to L, by default); only the tokens asked for leave the device.
+def read(
+    mllm: MLLM, batch: Batch, *, layers: Sequence[int] | None = None, tokens: Literal["visual", "all"] = "visual", tower: bool = False
+) -> list[Activations]:
+    """Read the hidden states of `batch` at `layers` (all, 0 to L, by default) in one forward pass; only the tokens asked for leave the device.
 
     Args:
         tokens: `visual` for the visual tokens of all images of a sample in order, `all` for every position that is not padding.
+        tower: also read the tower's features of the visual tokens.
 
     Raises:
         ConfigError: a layer that the model does not have.
+        ModelError: the tower is asked for where a visual token mixes several of its features.
     """
     wanted = check_layers(mllm, layers)
+    found = mllm.visual_tokens(batch)
     if tokens == "visual":
-        index = [torch.cat([part.index for part in sample]) for sample in mllm.visual_tokens(batch)]
+        index = [torch.cat([part.index for part in sample]) if sample else torch.empty(0, dtype=torch.long) for sample in found]
     else:
         index = [row.nonzero().flatten() for row in batch.inputs["attention_mask"]]
     taken: dict[int, list[Tensor]] = {}
+    features: list[Tensor] = []
 
     def keep(layer: int, hidden: Tensor) -> None:
         if layer in wanted:
             taken[layer] = [row[where].float().cpu() for row, where in zip(hidden, index, strict=True)]
 
-    with mllm.lock, torch.inference_mode(), _hooks(mllm, keep):
+    def keep_tower(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        features.extend(_by_token(mllm, args[0])[rows.to(args[0].device)].float().cpu() for rows in tower_rows(mllm, found))
+
+    with mllm.lock, torch.inference_mode(), _hooks(mllm, keep, keep_tower if tower else None):
         mllm.model(**batch.inputs, use_cache=False, logits_to_keep=1)
-    return [Activations(torch.stack([taken[layer][row] for layer in wanted]), tuple(wanted), index[row].cpu()) for row in range(len(batch))]
+    return [
+        Activations(torch.stack([taken[layer][row] for layer in wanted]), tuple(wanted), index[row].cpu(), features[row] if features else None)
+        for row in range(len(batch))
+    ]
 
 
-def check_layers(mllm: MLLM, layers: Sequence[int] | None) -> list[int]:
+def check_layers(mllm: MLLM, layers: Sequence[int] | None, *, first: int = 0) -> list[int]:
     """Return `layers`, or all of them for None."""
     for layer in layers or ():
-        if not 0 <= layer <= mllm.n_layers:
-            raise ConfigError(f"layer {layer} does not exist in {mllm.name}: expected 0 to {mllm.n_layers}")
-    return list(dict.fromkeys(layers)) if layers else list(range(mllm.n_layers + 1))
+        if not first <= layer <= mllm.n_layers:
+            raise ConfigError(f"layer {layer} does not exist in {mllm.name}: expected {first} to {mllm.n_layers}")
+    return list(dict.fromkeys(layers)) if layers else list(range(first, mllm.n_layers + 1))
 
 
 @contextmanager
-def _hooks(mllm: MLLM, keep: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Call `keep(layer, hidden)` for the input of the first block and the output of every block."""
+def _hooks(mllm: MLLM, keep: Callable[[int, Tensor], None], keep_tower: Callable[..., None] | None) -> Iterator[None]:
+    """Call `keep(layer, hidden)` for the input of the first block and the output of every block, `keep_tower` for the connector's input."""
     blocks = mllm.decoder.layers
     handles = [blocks[0].register_forward_pre_hook(lambda _, args, kwargs: keep(0, args[0] if args else kwargs["hidden_states"]), with_kwargs=True)]
     for number, block in enumerate(blocks, start=1):
         handles.append(block.register_forward_hook(lambda _, __, output, layer=number: keep(layer, output)))
+    if keep_tower is not None:
+        handles.append(mllm.connector.register_forward_pre_hook(keep_tower))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _by_token(mllm: MLLM, features: Tensor) -> Float[Tensor, "row features"]:
+    """The connector's input, one row for each visual token."""
+    return features.reshape(-1, features.shape[-1] * mllm.family.merged(mllm.config))
+
+
+def tower_rows(mllm: MLLM, found: list[list[VisualTokens]]) -> list[Int[Tensor, token]]:  # noqa: F821
+    """The row of the connector's input behind each visual token, by sample.
+
+    Raises:
+        ModelError: a token comes from several rows.
+    """
+    rows = [torch.cat([part.rows for part in sample if part.rows is not None]) if sample else torch.empty(0, dtype=torch.long) for sample in found]
+    if any((own < 0).any() for own in rows):
+        raise ModelError(f"{mllm.family.name}: this image has so many tiles that its tokens mix several tower features, so the tower cannot be read or edited")
+    return rows
+
+
+# --- attention -------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Rows:
+    """Collects attention probabilities of the wanted query rows while the model runs."""
+
+    rows: Int[Tensor, "sample row"]
+    blocks: set[int]
+    found: dict[int, Tensor]
+
+    def take(self, block: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None, causal: bool) -> None:
+        """softmax(q k^T * scaling + mask) for the wanted rows, heads that share a key side by side."""
+        batch, heads, length, width = query.shape
+        rows = self.rows.to(query.device)
+        chosen = query.gather(2, rows[:, None, :, None].expand(batch, heads, rows.shape[1], width))
+        grouped = chosen.unflatten(1, (key.shape[1], -1))
+        scores = ((grouped @ key[:, :, None].mT) * (width**-0.5 if scaling is None else scaling)).flatten(1, 2).float()
+        if mask is not None:
+            allowed = mask.expand(batch, -1, length, -1)[..., : key.shape[2]]
+            allowed = allowed.gather(2, rows[:, None, :, None].expand(batch, allowed.shape[1], rows.shape[1], allowed.shape[3]))
+            scores = scores.masked_fill(~allowed, -torch.inf) if allowed.dtype == torch.bool else scores + allowed
+        elif causal:
+            scores = scores.masked_fill(torch.arange(key.shape[2], device=rows.device) > rows[:, None, :, None], -torch.inf)
+        self.found[block] = scores.softmax(-1).to(query.dtype).cpu()
+
+
+def _attention_with_rows(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, collect_rows: _Rows | None = None, **options: Any
+) -> tuple[Tensor, None]:
+    """sdpa, which never forms the S x S matrix, and beside it the few rows of that matrix that were asked for."""
+    block = int(getattr(module, "layer_idx", -1)) + 1
+    if collect_rows is not None and block in collect_rows.blocks:
+        causal = options.get("is_causal")
+        causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
+        collect_rows.take(block, query, key, attention_mask, options.get("scaling"), causal)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+ROWS = "sdpa_with_rows"
+AttentionInterface.register(ROWS, _attention_with_rows)
+AttentionMaskInterface.register(ROWS, sdpa_mask)
+
+
+def attention(
+    mllm: MLLM, batch: Batch, *, rows: Sequence[Sequence[int]], layers: Sequence[int] | None = None
+) -> Iterator[Float[Tensor, "sample head row key"]]:
+    """Attention probabilities of chosen query positions, block by block, from one forward pass; the S x S matrix is never formed.
+
+    Args:
+        rows: positions in `input_ids` for each sample, the same number for all; negative ones count from the end.
+        layers: blocks 1 to L, all by default; the result comes in their order.
+
+    Raises:
+        ConfigError: a layer or position that does not exist, or a position of padding.
+        ModelError: the model caps its attention scores, which sdpa cannot do.
+    """
+    wanted = check_layers(mllm, layers, first=1)
+    text = mllm.config.get_text_config()
+    if getattr(text, "attn_logit_softcapping", None):
+        raise ModelError(
+            f"{mllm.name} caps its attention scores (attn_logit_softcapping {text.attn_logit_softcapping}): its attention cannot be read row by row"
+        )
+    collector = _Rows(_positions(batch, rows), set(wanted), {})
+    with mllm.lock, torch.inference_mode(), _implementation(mllm, ROWS):
+        mllm.model(**batch.inputs, use_cache=False, logits_to_keep=1, collect_rows=collector)
+    missing = set(wanted) - set(collector.found)
+    if missing:
+        raise ModelError(f"{mllm.name}: blocks {sorted(missing)} have no attention of the usual kind to read")
+    return (collector.found.pop(layer) for layer in wanted)
+
+
+def _positions(batch: Batch, rows: Sequence[Sequence[int]]) -> Int[Tensor, "sample row"]:
+    mask = batch.inputs["attention_mask"].cpu()
+    length = mask.shape[1]
+    if len(rows) != len(batch) or len({len(own) for own in rows}) != 1 or not len(rows[0]):
+        raise ConfigError(f"rows for {len(rows)} samples of {sorted({len(own) for own in rows})} positions: expected {len(batch)} of one length, at least 1")
+    positions = torch.tensor([[row + length if row < 0 else row for row in own] for own in rows])
+    outside = (positions < 0) | (positions >= length)
+    if outside.any():
+        raise ConfigError(f"row {int(positions[outside][0])} is outside the sequence: expected {-length} to {length - 1}")
+    if not mask.gather(1, positions).all():
+        raise ConfigError(f"row {int(positions[mask.gather(1, positions) == 0][0])} is padding: expected positions of the prompt")
+    return positions
+
+
+@contextmanager
+def _implementation(mllm: MLLM, name: str) -> Iterator[None]:
+    """Use another attention function in the language model for a while."""
+    text = mllm.config.get_text_config()
+    key = next(key for key in mllm.config.sub_configs if getattr(mllm.config, key) is text)
+    before = text._attn_implementation
+    mllm.model.set_attn_implementation({key: name})
+    try:
+        yield
+    finally:
+        mllm.model.set_attn_implementation({key: before})
+
+
+# --- interventions ---------------------------------------------------------------------------------------------------------------------
+
+Edit = Callable[[Float[Tensor, "token d"], int], Float[Tensor, "token d"]]
+
+_WRAPPED: WeakKeyDictionary[nn.Module, nnsight.NNsight] = WeakKeyDictionary()
+
+
+def edit(mllm: MLLM, batch: Batch, *, at: Place, fn: Edit, keep: int = 1) -> Float[Tensor, "sample position vocab"]:
+    """Logits of the last `keep` positions when the visual tokens are changed at one place on their way.
+
+    Args:
+        at: "tower" for what the connector receives, "projector" for what it gives (layer 0), or layer l: the output of block l.
+        fn: (visual tokens of one sample, its number in the batch) -> their replacement, of the same shape.
+
+    Raises:
+        ConfigError: no such place.
+        ModelError: encoder features are added again after that place, so that the edit would be half undone; or `fn` changed the shape.
+    """
+    layer = 0 if at == "projector" else at
+    if isinstance(layer, int):
+        check_layers(mllm, [layer])
+    elif layer != "tower":
+        raise ConfigError(f"place '{at}' does not exist: expected 'tower', 'projector' or a layer from 0 to {mllm.n_layers}")
+    injected = mllm.family.injected(mllm.config)
+    if injected and (not isinstance(layer, int) or layer <= injected):
+        raise ModelError(
+            f"{mllm.family.name} adds encoder features to the outputs of its first {injected} blocks, so an edit at '{at}' is half undone: "
+            f"expected a layer from {injected + 1} to {mllm.n_layers}"
+        )
+    found = mllm.visual_tokens(batch)
+    rows = tower_rows(mllm, found) if layer == "tower" else []
+    index = [torch.cat([part.index for part in sample]) for sample in found]
+
+    def change(hidden: Tensor) -> Tensor:
+        changed = hidden.clone()
+        if layer == "tower":
+            flat = _by_token(mllm, changed)
+            for sample, own in enumerate(rows):
+                flat[own] = _edited(fn, flat[own], sample)
+            return flat.view(hidden.shape)
+        for sample, own in enumerate(index):
+            changed[sample, own] = _edited(fn, changed[sample, own], sample)
+        return changed
+
+    with mllm.lock:
+        return _trace(mllm, batch, layer, change, keep).float().cpu()
+
+
+def _edited(fn: Edit, values: Tensor, sample: int) -> Tensor:
+    new = fn(values.clone(), sample)
+    if new.shape != values.shape:
+        raise ModelError(f"an edit returned visual tokens of shape {tuple(new.shape)}: expected {tuple(values.shape)}")
+    return new.to(values)
+
+
+def _trace(mllm: MLLM, batch: Batch, layer: int | str, change: Callable[[Tensor], Tensor], keep: int) -> Tensor:
+    """One traced forward pass with the change in place; the caller holds the model's lock, because traces of one model must not overlap."""
+    if mllm.model not in _WRAPPED:
+        _WRAPPED[mllm.model] = nnsight.NNsight(mllm.model)
+    traced = _WRAPPED[mllm.model]
+    if layer == "tower":
+        module = traced.get(f"model.{mllm.family.connector}")
+    else:
+        blocks = next(name for name, part in mllm.model.named_modules() if part is mllm.decoder.layers)
+        module = traced.get(f"{blocks}.{max(0, int(layer) - 1)}")
+    before = layer in ("tower", 0)
+    with torch.no_grad(), traced.trace(**batch.inputs, use_cache=False, logits_to_keep=keep):
+        if before:
+            module.input = change(module.input)
+        else:
+            module.output = change(module.output)
+        logits = nnsight.save(traced.output.logits)
+    return logits

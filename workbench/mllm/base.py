@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BatchFeature, PretrainedConfig
 
@@ -26,8 +27,10 @@ from workbench.weights import fingerprint
 
 log = logging.getLogger(__name__)
 
-
 Box = tuple[float, float, float, float]
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+RECOMPUTED = ("position_ids", "inv_freq")  # buffers that old checkpoints carry and every model computes for itself
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,46 @@ class VisualTokens:
         grid: (rows, columns) with rows * columns == len(index), or None where the tokens have no raster.
         box: left, top, right, bottom of the part of the original image that the tokens cover, in 0..1; it can reach
             outside 0..1 where the model pads.
+        image: number of the image within its sample.
+        rows: rows of the connector's input, flattened over the batch, that each token comes from; -1 where a token mixes
+            several. A family may leave it None where tokens and rows follow one another.
     """
 
     index: Int[Tensor, token]  # noqa: F821  (a jaxtyping dimension)
     grid: tuple[int, int] | None
     box: Box
+    image: int = 0
+    rows: Int[Tensor, token] | None = None  # noqa: F821
+
+    def cell(self, row: int, column: int) -> Box:
+        """The part of the image that the token at (row, column) covers, in fractions of the image."""
+        assert self.grid is not None
+        left, top, right, bottom = self.box
+        width, height = (right - left) / self.grid[1], (bottom - top) / self.grid[0]
+        return left + column * width, top + row * height, left + (column + 1) * width, top + (row + 1) * height
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Encoded prompts.
+
+    Attributes:
+        inputs: what the processor returned; goes into the model as it is.
+        images: the pictures of each sample, as they were given to the processor.
+        prompts: the question of each sample.
+    """
+
+    inputs: BatchFeature
+    images: tuple[tuple[Image.Image, ...], ...]
+    prompts: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def vision(self) -> dict[str, Any]:
+        """The part of `inputs` that describes images."""
+        return {name: value for name, value in self.inputs.items() if name not in TEXT_INPUTS}
 
 
 @dataclass(frozen=True)
@@ -52,36 +90,49 @@ class Family:
 
     Attributes:
         architectures: values of `config.architectures[0]` that belong to this family.
-        visual_tokens: (config, batch) -> [sample][image or tile], with boxes relative to what the processor was shown.
+        visual_tokens: (mllm, batch) -> [sample][image or tile], images in order, the tiles of an image one after another.
+        connector: path below `model.model` of the module whose input is the tower's features, one row for each visual token.
+        merged: config -> how many consecutive rows there are for each visual token, where the connector itself merges them.
+        injected: config -> how many of the first blocks have encoder features added to their output.
+        answer_type: value of `token_type_ids` at answer tokens, where the family uses them.
     """
 
     name: str
     architectures: tuple[str, ...]
-    visual_tokens: Callable[[PretrainedConfig, BatchFeature], list[list[VisualTokens]]]
+    visual_tokens: Callable[[MLLM, Batch], list[list[VisualTokens]]]
+    connector: str = "multi_modal_projector"
+    merged: Callable[[PretrainedConfig], int] = lambda config: 1
+    injected: Callable[[PretrainedConfig], int] = lambda config: 0
+    answer_type: int = 0
 
 
 FAMILIES: Registry[Family] = Registry("model family")
 
+CROSS_ATTENTION = "its language model reads the image through cross-attention, so no position of its sequence is a visual token"
+QUERIES = "its Q-Former turns the image into learnt queries, so its visual tokens have no place in the image"
+REFUSED = {
+    "MllamaForConditionalGeneration": CROSS_ATTENTION,
+    "IdeficsForVisionText2Text": CROSS_ATTENTION,
+    "Blip2ForConditionalGeneration": QUERIES,
+    "InstructBlipForConditionalGeneration": QUERIES,
+}
+
 
 def family_of(config: PretrainedConfig) -> Family:
-    """Return the family whose architectures contain `config.architectures[0]`."""
+    """Return the family whose architectures contain `config.architectures[0]`.
+
+    Raises:
+        ModelError: an architecture that has no visual tokens with a place, and why.
+        UnknownNameError: an architecture that no family covers; lists those that are.
+    """
     architecture = (config.architectures or ["(none)"])[0]
     for name in FAMILIES:
         if architecture in FAMILIES.get(name).architectures:
             return FAMILIES.get(name)
+    if architecture in REFUSED:
+        raise ModelError(f"{architecture} cannot be probed: {REFUSED[architecture]}")
     known = [a for name in FAMILIES for a in FAMILIES.get(name).architectures]
-    raise UnknownNameError("model architecture", architecture, known)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Encoded prompts: `inputs` as the processor gave them, and the part of each image (left, top, right, bottom in 0..1) that it was shown."""
-
-    inputs: BatchFeature
-    shown: tuple[Box, ...]
-
-    def __len__(self) -> int:
-        return self.inputs["input_ids"].shape[0]
+    raise UnknownNameError("model architecture", architecture, known, hint="a new family is one file in workbench/mllm, see CONTRIBUTING.md")
 
 
 class MLLM:
@@ -96,29 +147,39 @@ class MLLM:
         self.processor.tokenizer.padding_side = "left"  # generation continues from the last position
 
     @classmethod
-    def load(cls, name: str, *, dtype: str = "auto", device: str = "auto", revision: str | None = None, validate: bool = True) -> MLLM:
+    def load(
+        cls, name: str, *, dtype: str = "auto", device: str = "auto", revision: str | None = None, validate: bool = True, trust_remote_code: bool = False
+    ) -> MLLM:
         """Load a hub id or a folder, and check causally that its visual tokens are where its family says.
 
+        Args:
+            validate: False skips the causal check, and takes a checkpoint with tensors that the model has no place for.
+            trust_remote_code: run code that comes with the model; without it such a model is refused.
+
         Raises:
-            ModelError: nothing loadable there, or the validation failed.
+            ModelError: nothing loadable there, tensors missing or of another shape, or the validation failed.
             UnknownNameError: an architecture that no family covers.
         """
         where = "cuda" if torch.cuda.is_available() else "cpu"
         if device.startswith("cuda") and where == "cpu":
             raise ModelError(f"device is {device}: expected cpu, since no GPU is visible here")
-        if Path(name).is_dir() and not (Path(name) / "config.json").exists():
-            raise ModelError(f"folder {name} holds no model: expected a config.json and model.safetensors there")
+        _check_folder(Path(name))
         try:
-            config = AutoConfig.from_pretrained(name, revision=revision)
+            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as error:
+            if "trust_remote_code" in str(error):
+                raise ModelError(f"model '{name}' brings code of its own: expected trust_remote_code, if you have read it and trust it") from error
             raise ModelError(f"model '{name}' is neither a folder nor a hub id within reach ({_first_line(error)})") from error
         family = family_of(config)
         try:
-            model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, revision=revision, use_safetensors=True)
-            processor: Any = AutoProcessor.from_pretrained(name, revision=revision)
-        except (OSError, ValueError) as error:
+            options: Any = {"revision": revision, "trust_remote_code": trust_remote_code}
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, use_safetensors=True, output_loading_info=True, **options)
+            processor: Any = AutoProcessor.from_pretrained(name, **options)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"model '{name}' could not be loaded ({_first_line(error)})") from error
-        model.to(where if device == "auto" else device)  # type: ignore[arg-type]
+        model, report = loaded
+        _check_complete(name, report, strict=validate)
+        model.to(where if device == "auto" else device)
         mllm = cls(model, processor, family, name)
         if validate:
             from workbench.mllm.validate import validate as check
@@ -133,6 +194,11 @@ class MLLM:
         return getattr(decoder, "model", decoder)
 
     @property
+    def connector(self) -> torch.nn.Module:
+        """The module whose input is the tower's features."""
+        return self.model.model.get_submodule(self.family.connector)
+
+    @property
     def n_layers(self) -> int:
         return len(self.decoder.layers)
 
@@ -140,42 +206,84 @@ class MLLM:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def prompt(self, question: str) -> str:
-        """One user turn with one image, in the model's own chat template."""
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
-
-    def encode(self, images: list[Image.Image], prompts: list[str]) -> Batch:
-        """Encode one image and one question for each sample, padded on the left.
+    def prompt(self, question: str, images: int = 1) -> str:
+        """One user turn with its images before the question, in the model's own chat template; without one, placeholders and the question.
 
         Raises:
-            ModelError: different numbers of images and prompts.
+            ModelError: the question contains the image placeholder, or the template gives another number of them.
+        """
+        place = self.processor.image_token
+        if place in question:
+            raise ModelError(f"the question contains '{place}', this model's image placeholder: expected text only, since images come before it by themselves")
+        if self.processor.chat_template is None:
+            return place * images + question
+        content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+        text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+        if text.count(self._template_place) != images:
+            raise ModelError(f"{self.name}: its chat template gives {text.count(self._template_place)} image placeholders for {images} images")
+        return text
+
+    @property
+    def _template_place(self) -> str:
+        """What a processor replaces by an image's tokens: in some families not the visual token itself, but the mark that begins an image."""
+        return getattr(self.processor, "boi_token", None) or self.processor.image_token
+
+    def encode(self, images: Sequence[Image.Image | Sequence[Image.Image]], prompts: Sequence[str]) -> Batch:
+        """Encode one question for each sample, with one image, several images or none, padded on the tokenizer's side.
+
+        Raises:
+            ModelError: different numbers of samples and prompts, a question with the image placeholder in it, or an image that the model's
+                processor cannot take.
         """
         if len(images) != len(prompts):
-            raise ModelError(f"{len(images)} images for {len(prompts)} prompts: expected one image each")
-        texts = [self.prompt(p) for p in prompts]
-        pictures, boxes = zip(*map(self._centred, images), strict=True)
-        inputs = self.processor(images=list(pictures), text=texts, padding=True, return_tensors="pt").to(self.device)
-        return Batch(inputs, boxes)
-
-    def _centred(self, image: Image.Image) -> tuple[Image.Image, Box]:
-        """Do the centre crop of a processor that has one, so that the part of the image behind each token is known."""
-        image = image.convert("RGB")
-        if not getattr(self.processor.image_processor, "do_center_crop", False):
-            return image, (0.0, 0.0, 1.0, 1.0)
-        (width, height), side = image.size, min(image.size)
-        left, top = (width - side) // 2, (height - side) // 2
-        box = (left / width, top / height, (left + side) / width, (top + side) / height)
-        return image.crop((left, top, left + side, top + side)), box
+            raise ModelError(f"{len(images)} images for {len(prompts)} prompts: expected one entry of images for each prompt")
+        pictures = tuple(tuple(i.convert("RGB") for i in ([one] if isinstance(one, Image.Image) else one)) for one in images)
+        texts = [self.prompt(question, len(own)) for question, own in zip(prompts, pictures, strict=True)]
+        given = [list(own) for own in pictures] if any(pictures) else None
+        try:
+            inputs = self.processor(images=given, text=texts, padding=True, return_tensors="pt")
+        except (ValueError, ZeroDivisionError, RuntimeError) as error:
+            sizes = [f"{i.width} x {i.height} px" for own in pictures for i in own]
+            what = f"images of {', '.join(sizes[:4])}" if all(pictures) else "a prompt without an image here"
+            raise ModelError(f"{self.name}: its processor cannot take {what} ({_first_line(error)})") from error
+        inputs = BatchFeature({name: value for name, value in inputs.items() if name != "labels"})
+        return Batch(inputs.to(self.device), pictures, tuple(prompts))
 
     def visual_tokens(self, batch: Batch) -> list[list[VisualTokens]]:
-        """Where the visual tokens of each sample are: [sample][image or tile]."""
-        found = self.family.visual_tokens(self.config, batch.inputs)
-        found = [[replace(t, box=_inside(t.box, shown)) for t in sample] for sample, shown in zip(found, batch.shown, strict=True)]
-        for tokens in (t for sample in found for t in sample):
-            if tokens.grid is not None and tokens.grid[0] * tokens.grid[1] != len(tokens.index):
-                raise ModelError(f"{self.family.name}: grid {tokens.grid} does not multiply to {len(tokens.index)} visual tokens")
+        """Where the visual tokens of each sample are: [sample][image or tile].
+
+        Raises:
+            ModelError: the family gives a position that holds no visual token, the same one twice, or a grid of another size.
+        """
+        found, row = [], 0
+        for number, sample in enumerate(self.family.visual_tokens(self, batch)):
+            taken = []
+            for part in sample:
+                if part.grid is not None and part.grid[0] * part.grid[1] != len(part.index):
+                    raise ModelError(f"{self.family.name}: grid {part.grid} does not multiply to {len(part.index)} visual tokens")
+                rows = torch.arange(row, row + len(part.index)) if part.rows is None else part.rows
+                row += len(part.index)
+                taken.append(replace(part, rows=rows))
+            self._check_positions(batch, number, taken)
+            found.append(taken)
         return found
+
+    def _check_positions(self, batch: Batch, number: int, parts: list[VisualTokens]) -> None:
+        """Every position holds the placeholder, and none is given twice."""
+        if not parts:
+            return
+        ids, index = batch.inputs["input_ids"][number], torch.cat([part.index for part in parts])
+        visual = ids == self.config.image_token_id
+        right = (index >= 0) & (index < len(ids))
+        if not right.all() or not visual[index].all():
+            shift = next((s for s in (-1, 1, -2, 2) if ((index - s >= 0) & (index - s < len(ids))).all() and visual[index - s].all()), None)
+            why = "" if shift is None else f"; all of them are off by {shift:+d}"
+            wrong = int(index[~right][0] if not right.all() else index[~visual[index]][0])
+            held = f"holds token {int(ids[wrong])}" if 0 <= wrong < len(ids) else "is outside the sequence"
+            expected = f"expected a visual token ({self.config.image_token_id}){why}"
+            raise ModelError(f"family '{self.family.name}' is wrong about positions: {wrong} of sample {number} {held}, {expected}")
+        if len(index.unique()) < len(index):
+            raise ModelError(f"family '{self.family.name}' is wrong about positions: it gives some visual tokens of sample {number} twice")
 
     @torch.inference_mode()
     def generate(self, batch: Batch, *, max_new_tokens: int = 16) -> list[str]:
@@ -186,34 +294,86 @@ class MLLM:
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
 
     @torch.inference_mode()
-    def option_logprobs(self, batch: Batch, options: list[list[str]]) -> list[Float[Tensor, option]]:  # noqa: F821
+    def option_logprobs(self, batch: Batch, options: Sequence[Sequence[str]]) -> list[Float[Tensor, option]]:  # noqa: F821
         """Length-normalised log-likelihood of each option as the answer: mean log p over the option's tokens.
 
         Args:
             options: for each sample, the answers to compare; each is appended to the prompt as a text of its own tokens.
+
+        Raises:
+            ModelError: another number of samples than `batch` has, or an option without tokens.
         """
+        if len(options) != len(batch):
+            raise ModelError(f"options for {len(options)} samples: expected {len(batch)}")
         tokenizer = self.processor.tokenizer
+        answers = [[tokenizer(option, add_special_tokens=False)["input_ids"] for option in own] for own in options]
+        for option in (o for own, ids in zip(options, answers, strict=True) for o, i in zip(own, ids, strict=True) if not i):
+            raise ModelError(f"option '{option}' has no tokens")
+        with self.lock:
+            first = last_logits(self.model(**batch.inputs), batch).log_softmax(-1).cpu()
         scores = []
-        for row in range(len(batch)):
-            keep = batch.inputs["attention_mask"][row].bool()
-            prompt = batch.inputs["input_ids"][row][keep]
-            row_scores = []
-            for option in options[row]:
-                answer = torch.tensor(tokenizer(option, add_special_tokens=False)["input_ids"], device=self.device)
-                ids = torch.cat([prompt, answer])[None]
-                images = {"pixel_values": batch.inputs["pixel_values"][row : row + 1]}
-                with self.lock:
-                    logits = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), **images).logits[0].float()
-                logprobs = logits[len(prompt) - 1 : -1].log_softmax(-1)
-                row_scores.append(logprobs.gather(1, answer[:, None]).mean())
-            scores.append(torch.stack(row_scores).cpu())
+        for row, own in enumerate(answers):
+            alone = self.encode([batch.images[row]], [batch.prompts[row]]) if any(len(ids) > 1 for ids in own) else None
+            logprobs = [first[row, ids[0]] if len(ids) == 1 or alone is None else self._continuation(alone, ids).mean() for ids in own]
+            scores.append(torch.stack(logprobs))
         return scores
 
+    def _continuation(self, alone: Batch, answer: Sequence[int]) -> Float[Tensor, token]:  # noqa: F821
+        """Log p of each token of `answer` after the prompt of one sample."""
+        inputs = dict(alone.inputs)
+        length = inputs["input_ids"].shape[1]
+        own = torch.tensor([list(answer)], device=self.device)
+        fill: dict[str, Any] = {"input_ids": own, "attention_mask": 1, "token_type_ids": self.family.answer_type}
+        for name in TEXT_INPUTS:
+            if name in inputs:
+                tail = torch.zeros(1, len(answer), dtype=inputs[name].dtype, device=self.device) + fill.get(name, 0)
+                inputs[name] = torch.cat([inputs[name], tail], dim=1)
+        with self.lock:
+            logits = self.model(**inputs).logits[0, length - 1 : -1].float()
+        return logits.log_softmax(-1).gather(1, own.T)[:, 0].cpu()
 
-def _inside(box: Box, outer: Box) -> Box:
-    """`box`, given as fractions of `outer`, as fractions of the whole image."""
-    width, height = outer[2] - outer[0], outer[3] - outer[1]
-    return outer[0] + box[0] * width, outer[1] + box[1] * height, outer[0] + box[2] * width, outer[1] + box[3] * height
+
+def last_logits(output: Any, batch: Batch) -> Float[Tensor, "sample vocab"]:
+    """Logits at the last position of each sample that is not padding."""
+    mask = batch.inputs["attention_mask"]
+    last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
+    return output.logits[torch.arange(len(mask), device=mask.device), last].float()
+
+
+def placeholders(mllm: MLLM, batch: Batch, counts: Sequence[Sequence[int]] | None = None) -> list[list[Int[Tensor, token]]]:  # noqa: F821
+    """The positions of visual tokens, [sample][image]: split by `counts`, or evenly over the images of a sample.
+
+    Raises:
+        ModelError: a sample has another number of visual tokens.
+    """
+    found = []
+    for number, ids in enumerate(batch.inputs["input_ids"]):
+        index = (ids == mllm.config.image_token_id).nonzero().flatten()
+        images = len(batch.images[number])
+        own = list(counts[number]) if counts is not None else [len(index) // max(1, images)] * images
+        if sum(own) != len(index):
+            raise ModelError(f"{mllm.family.name}: {len(index)} visual tokens for {images} images of sample {number}, expected {sum(own)}")
+        found.append(list(index.split(own)) if own else [])
+    return found
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    if not (folder / "config.json").exists():
+        raise ModelError(f"folder {folder} holds no model: expected a config.json and model.safetensors there")
+    if not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):
+        raise ModelError(f"folder {folder} holds pickled weights (*.bin), which can run code when they are read: expected model.safetensors")
+
+
+def _check_complete(name: str, report: Any, *, strict: bool) -> None:
+    """See that every tensor of the model came from the checkpoint, and every tensor of the checkpoint went into the model."""
+    extra = [key for key in report["unexpected_keys"] if not key.endswith(RECOMPUTED)]
+    for kind, keys in (("lacks", report["missing_keys"]), ("has other shapes for", report["mismatched_keys"]), ("has no place for", extra if strict else ())):
+        if keys:
+            names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
+            whose = "the checkpoint" if kind != "has no place for" else "the model"
+            raise ModelError(f"model '{name}' does not fit its checkpoint: {whose} {kind} {len(names)} tensors, first {', '.join(names[:3])}")
 
 
 def _first_line(error: BaseException) -> str:

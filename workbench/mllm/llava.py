@@ -1,8 +1,8 @@
-"""LLaVA-1.5 and models trained here: one square image, one token per patch, in raster order.
+"""LLaVA-1.5 and models trained here, PaliGemma and Gemma 3: the whole image as one square raster, one token per patch or pool of patches.
 
-LlavaForConditionalGeneration
+LlavaForConditionalGeneration, PaliGemmaForConditionalGeneration, Gemma3ForConditionalGeneration
   model.vision_tower            a ViT (CLIP, SigLIP, DINOv2)
-  model.multi_modal_projector   two linear layers
+  model.multi_modal_projector   linear layers; Gemma 3 pools before its `mm_soft_emb_norm`
   model.language_model          decoder: .layers, .norm
   lm_head
 """
@@ -10,23 +10,48 @@ LlavaForConditionalGeneration
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from transformers import BatchFeature, PretrainedConfig
+from PIL import Image
 
 from workbench.errors import ModelError
-from workbench.mllm.base import FAMILIES, Family, VisualTokens
+from workbench.mllm.base import FAMILIES, MLLM, WHOLE, Batch, Box, Family, VisualTokens, placeholders
 
 
-def visual_tokens(config: PretrainedConfig, batch: BatchFeature) -> list[list[VisualTokens]]:
-    """One square raster per image, which covers all that the processor was shown."""
+def one_raster(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
+    """One square raster per image."""
     found = []
-    for ids in batch["input_ids"]:
-        index = (ids == config.image_token_id).nonzero().flatten()
-        side = math.isqrt(len(index))
-        if side * side != len(index):
-            raise ModelError(f"llava: {len(index)} visual tokens are not a square grid; the text may contain the image placeholder")
-        found.append([VisualTokens(index, (side, side), (0.0, 0.0, 1.0, 1.0))] if len(index) else [])
+    for number, sample in enumerate(placeholders(mllm, batch)):
+        parts = []
+        for image, index in enumerate(sample):
+            side = math.isqrt(len(index))
+            if side * side != len(index):
+                raise ModelError(f"{mllm.family.name}: {len(index)} visual tokens of an image are not a square raster")
+            parts.append(VisualTokens(index, (side, side), _shown(mllm.processor.image_processor, batch.images[number][image]), image))
+        found.append(parts)
     return found
 
 
-LLAVA = FAMILIES.add("llava", Family("llava", ("LlavaForConditionalGeneration",), visual_tokens))
+def _shown(processor: Any, image: Image.Image) -> Box:
+    """The part of the image that becomes pixels: all of it, its centre, or more than it where it is padded to a square."""
+    width, height = image.size
+    if getattr(processor, "do_pan_and_scan", False):
+        raise ModelError("gemma3: the processor crops images (do_pan_and_scan): expected do_pan_and_scan=False, one raster an image")
+    if getattr(processor, "do_pad", False):
+        side = max(width, height)
+        left, top = (side - width) // 2, (side - height) // 2
+        return -left / width, -top / height, (side - left) / width, (side - top) / height
+    size = processor.size
+    if getattr(processor, "do_center_crop", False) and size.get("shortest_edge"):
+        short, long = size["shortest_edge"], int(size["shortest_edge"] * max(width, height) / min(width, height))
+        new = (long, short) if width >= height else (short, long)
+        crop = (processor.crop_size["width"], processor.crop_size["height"])
+        left, top = ((n - c) // 2 for n, c in zip(new, crop, strict=True))
+        return left / new[0], top / new[1], (left + crop[0]) / new[0], (top + crop[1]) / new[1]
+    return WHOLE
+
+
+LLAVA = FAMILIES.add("llava", Family("llava", ("LlavaForConditionalGeneration",), one_raster))
+# Tokens of a PaliGemma prompt see one another; those of the answer, type 1, only what came before.
+PALIGEMMA = FAMILIES.add("paligemma", Family("paligemma", ("PaliGemmaForConditionalGeneration",), one_raster, answer_type=1))
+GEMMA3 = FAMILIES.add("gemma3", Family("gemma3", ("Gemma3ForConditionalGeneration",), one_raster, connector="multi_modal_projector.mm_soft_emb_norm"))

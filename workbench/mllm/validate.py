@@ -1,4 +1,4 @@
-"""Is the family right about this model? Checked causally, with two drawn images, in two or three forward passes."""
+"""Is the family right about this model? Checked causally, with a few drawn images: one pass of the model and two of its encoder."""
 
 from __future__ import annotations
 
@@ -6,78 +6,179 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from workbench.errors import ModelError
 
 if TYPE_CHECKING:
-    from workbench.mllm.base import MLLM
+    from workbench.mllm.base import MLLM, Batch, VisualTokens
+
+SIZE = (400, 300)  # width, height in pixels: not square, so that exchanged rows and columns show
+QUESTION = "what is this ?"
+CELLS = 3  # painted in each raster, one at a time: a wrong token passes one of them in ten by luck
 
 
-def validate(mllm: MLLM) -> None:
-    """Check that visual tokens sit where the family says.
+def validate(mllm: MLLM, size: tuple[int, int] = SIZE) -> None:
+    """Check that visual tokens sit where the family says, for images of `size` (width, height) in pixels.
 
-    1. The first block receives, at the visual positions, exactly what the projector returned.
-    2. Another image changes the hidden states at those positions, and leaves the text before them as it was.
-    3. Painting one grid cell changes that cell's token more than nine in ten of the tokens, at the projector's output (attention in the tower spreads
-       a change over all tokens, but not evenly).
+    1. Every position given holds the image placeholder, and grids multiply to the number of tokens (`MLLM.visual_tokens`).
+    2. The first block receives, at the visual positions, exactly what the projector returned.
+    3. Another image changes the hidden states at those positions, leaves the text before them as it was, and changes no other projected token.
+    4. Painting one grid cell's pixels, for three cells, changes that cell's token more than nine in ten of the tokens of its raster, at the projector's output
+       and at the connector's input (attention in the tower spreads a change over all tokens, but not evenly).
 
     Raises:
-        ModelError: names the check that failed.
+        ModelError: names the check that failed, and the fault where it can be told.
     """
     from workbench.capture import read
 
     rng = np.random.default_rng(0)
-    side = 224
-    plain = Image.fromarray(rng.integers(90, 160, size=(side, side, 3), dtype=np.uint8))
-    other = Image.fromarray(rng.integers(0, 255, size=(side, side, 3), dtype=np.uint8))
-    batch = mllm.encode([plain, other], ["what is this ?"] * 2)
+    plain, other = (Image.fromarray(rng.integers(low, high, size=(size[1], size[0], 3), dtype=np.uint8)) for low, high in ((90, 160), (0, 255)))
+    batch = mllm.encode([plain, other], [QUESTION] * 2)
     tokens = mllm.visual_tokens(batch)
     if not all(tokens) or not all(len(part.index) for sample in tokens for part in sample):
         raise ModelError(f"{mllm.name}: family '{mllm.family.name}' finds no visual tokens for an image")
-    visual = torch.cat([part.index for part in tokens[0]])
+    visual = torch.cat([part.index for part in tokens[0]]).cpu()
 
-    projected = projector_output(mllm, [plain])
-    embedded = read(mllm, batch, layers=[0])
-    scale = projected.abs().max()
-    if projected.shape != embedded[0].values[0].shape or (projected - embedded[0].values[0]).abs().max() > 1e-3 * scale:
+    projected, tower = encoder_output(mllm, batch)
+    everything = read(mllm, batch, layers=[0, mllm.n_layers], tokens="all")
+    ours = [torch.isin(sample.tokens, visual) for sample in everything]
+    order = visual.argsort().argsort()  # the family's order, which is not the sequence's where tiles interleave
+    embedded = everything[0].values[0][ours[0]][order]
+    expected = projected[0][_among_placeholders(mllm, batch, 0, visual)]
+    if (embedded - expected).abs().max() > 1e-3 * expected.abs().max():
         raise ModelError(
             f"{mllm.name}: what the language model receives at the visual positions is not the projector's output; "
             f"family '{mllm.family.name}' is wrong about positions"
         )
-
-    everything = read(mllm, batch, layers=[mllm.n_layers], tokens="all")
-    first, second = everything[0].values[0], everything[1].values[0]
-    before = everything[0].tokens < visual[0].cpu()
-    inside = torch.isin(everything[0].tokens, visual.cpu())
+    if len(projected[0]) == len(projected[1]):
+        left_out = (projected[0] - projected[1]).abs().amax(-1) > 0  # a newline vector is the same in every image
+        left_out[_among_placeholders(mllm, batch, 0, visual)] = False
+        if left_out.any():
+            raise ModelError(f"{mllm.name}: family '{mllm.family.name}' leaves out {int(left_out.sum())} visual tokens that depend on the image")
+    first, second = everything[0].values[1], everything[1].values[1]
+    before = everything[0].tokens < visual.min()
     if before.any() and not torch.allclose(first[before], second[before], atol=1e-4, rtol=1e-3):
         raise ModelError(f"{mllm.name}: another image changed the text before the visual tokens; family '{mllm.family.name}' starts them too late")
-    if ((first - second)[inside].abs().amax(-1) == 0).any():
+    if ((first - second)[ours[0]].abs().amax(-1) == 0).any():
         raise ModelError(f"{mllm.name}: another image left a visual token unchanged; family '{mllm.family.name}' is wrong about positions")
-    _check_raster(mllm, plain, tokens[0][0].grid, projected)
+    _check_rasters(mllm, plain, tokens[0], projected[0], tower)
 
 
-def projector_output(mllm: MLLM, images: list[Image.Image]) -> torch.Tensor:
-    """Projected visual tokens (token, d) of one image, without the language model."""
-    batch = mllm.encode(images, ["what is this ?"] * len(images))
-    vision = {name: value for name, value in batch.inputs.items() if name not in ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")}
-    with mllm.lock, torch.inference_mode():
-        output = mllm.model.get_image_features(**vision).pooler_output
-    return torch.cat([part.reshape(-1, part.shape[-1]) for part in output]).float().cpu()
+def encoder_output(mllm: MLLM, batch: Batch) -> tuple[list[Float[Tensor, "token d"]], Float[Tensor, "row features"]]:
+    """The projected tokens of each sample, special ones such as newlines included, in the order of their positions; and the connector's input."""
+    rows: list[Tensor] = []
+    handle = mllm.connector.register_forward_pre_hook(lambda _, args: rows.append(args[0]))
+    try:
+        with mllm.lock, torch.inference_mode():
+            output = mllm.model.get_image_features(**batch.vision).pooler_output
+    finally:
+        handle.remove()
+    flat = torch.cat([part.reshape(-1, part.shape[-1]) for part in output]).float().cpu()
+    counts = (batch.inputs["input_ids"] == mllm.config.image_token_id).sum(1).tolist()
+    if sum(counts) != len(flat):
+        raise ModelError(f"{mllm.name}: {sum(counts)} visual positions for {len(flat)} projected tokens")
+    merged = mllm.family.merged(mllm.config)
+    return list(flat.split(counts)), rows[0].reshape(-1, rows[0].shape[-1] * merged).float().cpu()
 
 
-def _check_raster(mllm: MLLM, image: Image.Image, grid: tuple[int, int] | None, plain: torch.Tensor) -> None:
-    """Paint a cell off the diagonal and see its token move: catches a transposed or shifted raster."""
-    if grid is None:
+def _among_placeholders(mllm: MLLM, batch: Batch, sample: int, index: Tensor) -> Tensor:
+    """Where each position of `index` stands among all placeholders of a sample."""
+    placeholders = (batch.inputs["input_ids"][sample] == mllm.config.image_token_id).nonzero().flatten().cpu()
+    return torch.searchsorted(placeholders, index.cpu())
+
+
+def _check_rasters(mllm: MLLM, plain: Image.Image, parts: list[VisualTokens], projected: Tensor, tower: Tensor) -> None:
+    """Paint a cell of every raster, another one in each, and see whose tokens move; rasters that overlap take turns."""
+    turns = [(numbers, attempt) for numbers in _apart(parts) for attempt in range(CELLS)]
+    if not turns:
         return
+    pictures, targets = [], []
+    for numbers, attempt in turns:
+        picture = plain.copy()
+        cells = {number: _target(parts[number], number + 2 * attempt) for number in numbers}
+        for number, cell in cells.items():
+            _paint(picture, parts[number].cell(*cell))
+        pictures.append(picture)
+        targets.append(cells)
+    painted = mllm.encode(pictures, [QUESTION] * len(pictures))
+    found, features = encoder_output(mllm, painted)
+    per_image = len(features) // len(turns)
+    rows = [part.rows for part in parts]
+    for turn, cells in enumerate(targets):
+        moved = (found[turn] - projected).norm(dim=-1)
+        by_part = [moved[_among_placeholders(mllm, painted, turn, part.index)] for part in parts]
+        for number in cells:
+            _check_cell(mllm, parts, number, cells, by_part, "the projector's output")
+        if all(own is not None and (own >= 0).all() for own in rows):
+            moved = (features[turn * per_image : (turn + 1) * per_image] - tower[:per_image]).norm(dim=-1)
+            for number in cells:
+                _check_cell(mllm, parts, number, cells, [moved[own] for own in rows if own is not None], "the connector's input")
+
+
+def _apart(parts: list[VisualTokens]) -> list[list[int]]:
+    """Group the rasters so that the boxes within a group do not overlap."""
+    turns: list[list[int]] = []
+    for number in (n for n, part in enumerate(parts) if part.grid is not None):
+        left, top, right, bottom = parts[number].box
+        for turn in turns:
+            boxes = [parts[other].box for other in turn]
+            if not any(left < b[2] - 1e-6 and b[0] < right - 1e-6 and top < b[3] - 1e-6 and b[1] < bottom - 1e-6 for b in boxes):
+                turn.append(number)
+                break
+        else:
+            turns.append([number])
+    return turns
+
+
+def _target(part: VisualTokens, number: int) -> tuple[int, int]:
+    """A cell whose pixels are inside the image, that a raster running by columns would put elsewhere, and far from those of other rasters."""
+    assert part.grid is not None
+    rows, columns = part.grid
+    cells = [(row, column) for row in range(rows) for column in range(columns)]
+    cells = [c for c in cells if min(part.cell(*c)[:2]) >= -1e-6 and max(part.cell(*c)[2:]) <= 1 + 1e-6] or cells
+    apart = [abs((column * rows + row) - (row * columns + column)) for row, column in cells]
+    cells = [cell for cell, distance in zip(cells, apart, strict=True) if 2 * distance >= max(apart)]
+    return cells[(len(cells) // 4 + number * max(1, int(0.38 * len(cells)))) % len(cells)]
+
+
+def _paint(image: Image.Image, box: tuple[float, float, float, float]) -> None:
+    left, top, right, bottom = (round(v * side) for v, side in zip(box, image.size * 2, strict=True))
+    image.paste((255, 0, 0), (left, top, max(right, left + 1), max(bottom, top + 1)))
+
+
+Cells = dict[int, tuple[int, int]]
+
+
+def _check_cell(mllm: MLLM, parts: list[VisualTokens], number: int, targets: Cells, moved: list[Tensor], where: str) -> None:
+    grid, cell, own = parts[number].grid, targets[number], moved[number]
+    assert grid is not None
+    value = own[cell[0] * grid[1] + cell[1]]
+    if value > 0 and value >= own.quantile(0.9):
+        return
+    raise ModelError(
+        f"{mllm.name}: painting cell {cell} of raster {number} changed other tokens at {where} more than its own ({_fault(grid, number, targets, moved)}); "
+        f"family '{mllm.family.name}' is wrong about the raster"
+    )
+
+
+def _fault(grid: tuple[int, int], number: int, targets: Cells, moved: list[Tensor]) -> str:
+    """What would explain that another token moved most."""
     rows, columns = grid
-    row, column = rows // 4, (3 * columns) // 4
-    painted = image.copy()
-    width, height = image.width / columns, image.height / rows
-    box = tuple(round(v) for v in (column * width, row * height, (column + 1) * width, (row + 1) * height))
-    painted.paste((255, 0, 0), box)  # type: ignore[arg-type]
-    change = (projector_output(mllm, [painted]) - plain).norm(dim=-1)[: rows * columns]
-    if change[row * columns + column] < change.quantile(0.9):
-        raise ModelError(
-            f"{mllm.name}: painting cell ({row}, {column}) changed other tokens more than its own; the raster of family '{mllm.family.name}' is wrong"
-        )
+    cell, own = targets[number], moved[number]
+    if own.max() == 0:
+        elsewhere = [other for other in targets if other != number and moved[other].max() > 0]
+        return f"rasters {number} and {elsewhere[0]} look exchanged" if elsewhere else "no token of this raster changed"
+    at = int(own.argmax())
+    if (at % rows, at // rows) == cell:
+        return "rows and columns look exchanged"
+    for other, target in targets.items():
+        if other != number and len(moved[other]) == len(own) and divmod(at, columns) == target:
+            return f"rasters {number} and {other} look exchanged"
+    place = tuple((i + 0.5) / n for i, n in zip(divmod(at, rows), (columns, rows), strict=True))  # if the grid were (columns, rows)
+    wanted = tuple((i + 0.5) / n for i, n in zip(cell, grid, strict=True))
+    if rows != columns and max(abs(a - b) for a, b in zip(place, wanted, strict=True)) < 1 / min(grid):
+        return f"the grid looks like {(columns, rows)}, not {grid}"
+    return f"most at cell {divmod(at, columns)}"

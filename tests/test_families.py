@@ -1,0 +1,290 @@
+"""Every family, on small models with the real processor classes: positions, pixels, hidden states, attention rows, edits, answers; and planted faults."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.tiny import BUILDERS, WORDS, build
+from workbench.capture import attention, edit, read
+from workbench.errors import ConfigError, ModelError
+from workbench.mllm import MLLM, Batch, VisualTokens
+from workbench.mllm.base import Family
+from workbench.mllm.validate import validate
+
+QUESTION = "what is this ?"
+THIN = [(400, 40), (40, 400), (223, 301), (56, 56), (1, 90)]
+TILED = ("llava_next", "llava_onevision", "internvl", "smolvlm", "idefics3")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("families")
+
+
+LOADED: dict[str, MLLM] = {}
+
+
+@pytest.fixture(params=list(BUILDERS))
+def mllm(request: pytest.FixtureRequest, folders: Path) -> MLLM:
+    """A model of each family, loaded with its validation."""
+    if request.param not in LOADED:
+        LOADED[request.param] = MLLM.load(str(build(request.param, folders / request.param)))
+    return LOADED[request.param]
+
+
+def picture(seed: int, size: tuple[int, int] = (90, 60)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def mixed(mllm: MLLM) -> Batch:
+    """Different sizes and question lengths."""
+    return mllm.encode([picture(0), picture(1, (40, 120)), picture(2, (64, 64))], [QUESTION, "what color is the dog ?", "yes"])
+
+
+def test_grids_and_boxes_fill_the_image(mllm: MLLM) -> None:
+    for size in THIN:
+        if size == (1, 90) and mllm.family.name.startswith(("qwen", "llava_next", "llava_onevision")):
+            continue  # below
+        batch = mllm.encode([picture(0, size)], [QUESTION])
+        (parts,) = mllm.visual_tokens(batch)
+        special = int((batch.inputs["input_ids"] == mllm.config.image_token_id).sum()) - sum(len(part.index) for part in parts)
+        assert special == sum(part.grid[0] for part in parts[1:] if part.grid) * ("llava_" in mllm.family.name)
+        for part in parts:
+            assert part.grid is not None and part.grid[0] * part.grid[1] == len(part.index)
+            left, top, right, bottom = part.box
+            assert left < right and top < bottom and left > -1 and right < 2
+
+
+@pytest.mark.parametrize("size", [(400, 40), (40, 400), (223, 301), (120, 120)])
+def test_painting_a_cell_moves_its_token_in_thin_and_square_images(mllm: MLLM, size: tuple[int, int]) -> None:
+    validate(mllm, size)
+
+
+def test_read_equals_transformers(mllm: MLLM) -> None:
+    for side in ("left", "right"):
+        mllm.processor.tokenizer.padding_side = side
+        batch = mixed(mllm)
+        mllm.processor.tokenizer.padding_side = "left"
+        with torch.inference_mode():
+            theirs = mllm.model(**batch.inputs, output_hidden_states=True).hidden_states
+        assert len(theirs) == mllm.n_layers + 1
+        for tokens in ("visual", "all"):
+            for row, ours in enumerate(read(mllm, batch, tokens=tokens)):  # type: ignore[arg-type]
+                expected = torch.cat([p.index for p in mllm.visual_tokens(batch)[row]]) if tokens == "visual" else ours.tokens
+                assert torch.equal(ours.tokens, expected)
+                for layer in range(mllm.n_layers):
+                    if layer and layer <= mllm.family.injected(mllm.config) and tokens == "visual":
+                        continue  # transformers records these after encoder features were added
+                    assert torch.allclose(ours.values[layer], theirs[layer][row, ours.tokens], atol=1e-6), (layer, tokens)
+                with torch.inference_mode():
+                    assert torch.allclose(mllm.decoder.norm(ours.values[-1]), theirs[-1][row, ours.tokens], atol=1e-4)
+
+
+def test_batches_paddings_and_companions_change_nothing(mllm: MLLM) -> None:
+    batch = mixed(mllm)
+    together = read(mllm, batch)
+    for row in range(len(batch)):
+        alone = read(mllm, mllm.encode([batch.images[row]], [batch.prompts[row]]))[0]
+        assert torch.allclose(together[row].values, alone.values, atol=2e-4)
+
+
+def test_several_images_and_none(mllm: MLLM) -> None:
+    two = mllm.encode([[picture(0), picture(1, (40, 120))], [picture(2)]], [QUESTION, "yes"])
+    found = mllm.visual_tokens(two)
+    assert {part.image for part in found[0]} == {0, 1} and {part.image for part in found[1]} == {0}
+    for before, after in zip(found[0], found[0][1:], strict=False):
+        assert before.index.max() < after.index.min()
+    hidden = read(mllm, two, layers=[0])
+    if mllm.family.name != "llava_onevision":  # there a second image changes how the first is cut
+        first = read(mllm, mllm.encode([picture(0)], [QUESTION]), layers=[0])[0].values
+        assert torch.allclose(hidden[0].values[:, : first.shape[1]], first, atol=1e-5)
+    if mllm.family.name == "paligemma":
+        with pytest.raises(ModelError, match="its processor cannot take a prompt without an image here"):
+            mllm.encode([[]], [QUESTION])
+        return
+    text = mllm.encode([[]], [QUESTION])
+    assert mllm.visual_tokens(text) == [[]] and read(mllm, text)[0].values.shape[1] == 0
+    assert len(mllm.generate(text, max_new_tokens=2)) == 1
+    both = mllm.encode([[], [picture(2)]], ["yes", "yes"])
+    assert mllm.visual_tokens(both)[0] == [] and torch.allclose(read(mllm, both, layers=[0])[1].values, hidden[1].values, atol=1e-5)
+
+
+def test_attention_rows_equal_eager(mllm: MLLM) -> None:
+    for side in ("left", "right"):
+        mllm.processor.tokenizer.padding_side = side
+        batch = mixed(mllm)
+        mllm.processor.tokenizer.padding_side = "left"
+        mask = batch.inputs["attention_mask"].bool()
+        kept = [row.nonzero().flatten() for row in mask]
+        rows = [[int(own[-1]), int(own[len(own) // 2]), int(own[-3])] for own in kept]
+        before = mllm.config.get_text_config()._attn_implementation
+        mllm.model.set_attn_implementation("eager")
+        with torch.inference_mode():
+            theirs = mllm.model(**batch.inputs, output_attentions=True).attentions
+        mllm.model.set_attn_implementation(before)
+        for block, ours in enumerate(attention(mllm, batch, rows=rows)):
+            assert torch.allclose(ours.sum(-1), torch.ones(ours.shape[:-1]), atol=1e-5)
+            for sample, own in enumerate(rows):
+                expected = theirs[block][sample][:, own]
+                assert (ours[sample] - expected).abs().max() < 1e-5, (side, block, sample)
+    few = list(attention(mllm, batch, rows=[[-1]] * 3, layers=[3])) if batch.inputs["attention_mask"][:, -1].all() else []
+    assert all(part.shape[2] == 1 for part in few)
+
+
+def test_edits_are_what_they_say(mllm: MLLM) -> None:
+    """Nothing changed is nothing changed; another image's features, at the tower or at any layer, are that image."""
+    one, other = (mllm.encode([picture(seed)], [QUESTION]) for seed in (0, 1))
+    with torch.inference_mode():
+        plain, swapped = (mllm.model(**batch.inputs).logits[:, -1:].float() for batch in (one, other))
+    clean = mllm.family.injected(mllm.config) + 1 if mllm.family.injected(mllm.config) else 0
+    for layer in range(clean, mllm.n_layers + 1):
+        assert torch.allclose(edit(mllm, one, at=layer, fn=lambda v, _: v), plain, atol=1e-5)
+    with torch.inference_mode():
+        assert torch.allclose(mllm.model(**one.inputs).logits[:, -1:].float(), plain, atol=1e-6)  # the wrapped model still runs as before
+    if clean:
+        with pytest.raises(ModelError, match=r"qwen3_vl adds encoder features to the outputs of its first 2 blocks.*expected a layer from 3 to 4"):
+            edit(mllm, one, at="tower", fn=lambda v, _: v)
+        return
+    target = read(mllm, other, tower=True)[0]
+    assert target.tower is not None
+    assert torch.allclose(edit(mllm, one, at="tower", fn=lambda v, _: target.tower), swapped, atol=1e-4)
+    assert torch.allclose(edit(mllm, one, at="projector", fn=lambda v, _: target.values[0]), swapped if _all_are_tokens(mllm, one) else plain, atol=1e-4) or (
+        not _all_are_tokens(mllm, one)
+    )
+    # Before the last block nothing but the visual tokens differs at layer 0, so replacing both gives the other image's answer.
+    shuffled = edit(mllm, one, at="projector", fn=lambda v, _: v.flip(0))
+    assert (shuffled - plain).abs().max() > 1e-4
+    with pytest.raises(ModelError, match="an edit returned visual tokens of shape"):
+        edit(mllm, one, at=1, fn=lambda v, _: v[:1])
+
+
+def _all_are_tokens(mllm: MLLM, batch: Batch) -> bool:
+    """Whether every placeholder is a visual token (newlines are not)."""
+    given = sum(len(part.index) for sample in mllm.visual_tokens(batch) for part in sample)
+    return given == int((batch.inputs["input_ids"] == mllm.config.image_token_id).sum())
+
+
+def test_options_score_what_decoding_step_by_step_scores(mllm: MLLM) -> None:
+    """An independent oracle: transformers' own cached decoding, one token after another."""
+    batch = mllm.encode([picture(0)], [QUESTION])
+    with torch.inference_mode():
+        special = [i for token, i in mllm.processor.tokenizer.get_vocab().items() if token not in WORDS]  # a placeholder in the answer is no answer
+        wanted = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": special}
+        steps = mllm.model.generate(**batch.inputs, **wanted, output_logits=True, return_dict_in_generate=True)
+    ids = steps.sequences[0, batch.inputs["input_ids"].shape[1] :].tolist()
+    expected = torch.stack([logits[0].float().log_softmax(-1)[token] for logits, token in zip(steps.logits, ids, strict=True)])
+    found = mllm._continuation(mllm.encode([picture(0)], [QUESTION]), ids)
+    assert torch.allclose(found, expected, atol=1e-4)
+    scores = mllm.option_logprobs(mllm.encode([picture(0), picture(3)], [QUESTION] * 2), [["yes", "red cat", "no"], ["two"]])
+    assert [len(own) for own in scores] == [3, 1] and all(torch.isfinite(own).all() for own in scores)
+    one = mllm.option_logprobs(batch, [["red cat"]])[0]
+    assert torch.allclose(scores[0][1], one[0], atol=1e-4)
+
+
+# --- planted faults: each is caught, and named -----------------------------------------------------------------------------------------
+
+
+def with_family(mllm: MLLM, change: Any) -> MLLM:
+    """The same model under a family whose answer is changed."""
+    right = mllm.family.visual_tokens
+
+    def wrong(asked: MLLM, batch: Batch) -> list[list[VisualTokens]]:
+        return [change(sample) for sample in right(asked, batch)]
+
+    family: Family = dataclasses.replace(mllm.family, visual_tokens=wrong)
+    return MLLM(mllm.model, mllm.processor, family, mllm.name)
+
+
+def _each(change: Any) -> Any:
+    return lambda sample: [change(part) for part in sample]
+
+
+def _columns_first(part: VisualTokens) -> VisualTokens:
+    rows, columns = part.grid or (1, 1)
+    order = torch.arange(rows * columns).view(rows, columns).T.flatten() if rows == columns else torch.arange(rows * columns).view(columns, rows).T.flatten()
+    return dataclasses.replace(part, index=part.index[order], rows=None if part.rows is None else part.rows[order])
+
+
+FAULTS: dict[str, tuple[Any, str]] = {
+    "one position late": (_each(lambda p: dataclasses.replace(p, index=p.index + 1)), "is wrong about positions.*off by \\+1|starts them too late"),
+    "one position early": (_each(lambda p: dataclasses.replace(p, index=p.index - 1)), "is wrong about positions.*off by -1"),
+    "columns before rows": (_each(_columns_first), "painting cell .*(rows and columns look exchanged|most at cell|grid looks like)"),
+    "a token twice": (_each(lambda p: dataclasses.replace(p, index=torch.cat([p.index[:1], p.index[:-1]]))), "gives some visual tokens of sample 0 twice"),
+    "a grid too large": (_each(lambda p: dataclasses.replace(p, grid=(p.grid[0] + 1, p.grid[1]))), "does not multiply to"),
+    "no tokens": (lambda sample: [], "finds no visual tokens"),
+    "upside down": (_each(lambda p: dataclasses.replace(p, index=p.index.flip(0), rows=None if p.rows is None else p.rows.flip(0))), "painting cell"),
+}
+
+
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_a_wrong_family_is_caught(mllm: MLLM, fault: str) -> None:
+    change, message = FAULTS[fault]
+    with pytest.raises(ModelError, match=message):
+        validate(with_family(mllm, change))
+
+
+def test_a_grid_with_its_sides_exchanged_is_caught(mllm: MLLM) -> None:
+    if all(part.grid and part.grid[0] == part.grid[1] for part in mllm.visual_tokens(mllm.encode([picture(0, (400, 300))], [QUESTION]))[0]):
+        pytest.skip("square rasters")
+    with pytest.raises(ModelError, match=r"the grid looks like \(|most at cell"):
+        validate(with_family(mllm, _each(lambda p: dataclasses.replace(p, grid=p.grid[::-1]))))
+
+
+def test_exchanged_tiles_are_caught(mllm: MLLM) -> None:
+    def exchange(sample: list[VisualTokens]) -> list[VisualTokens]:
+        first, second = sample[0], sample[1]
+        return [dataclasses.replace(first, box=second.box), dataclasses.replace(second, box=first.box), *sample[2:]]
+
+    if mllm.name.split("/")[-1] not in ("internvl", "smolvlm", "idefics3"):
+        pytest.skip("no tiles")
+    with pytest.raises(ModelError, match="rasters 0 and 1 look exchanged"):
+        validate(with_family(mllm, exchange))
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_placeholders_come_from_images_only(mllm: MLLM) -> None:
+    with pytest.raises(ModelError, match="this model's image placeholder"):
+        mllm.encode([picture(0)], [f"what is {mllm.processor.image_token} this ?"])
+    with pytest.raises(ModelError, match="2 images for 1 prompts"):
+        mllm.encode([picture(0)] * 2, [QUESTION])
+
+
+def test_a_line_of_pixels_is_refused_or_known(mllm: MLLM) -> None:
+    """1 x 10,000 pixels: either one sentence, or tokens whose grid is right."""
+    try:
+        batch = mllm.encode([picture(0, (1, 10_000))], [QUESTION])
+    except ModelError as error:
+        assert "cannot take images of 1 x 10000 px" in str(error)
+        return
+    assert mllm.visual_tokens(batch)[0]
+
+
+def test_modes_of_pictures_are_read_alike(mllm: MLLM) -> None:
+    grey = picture(0).convert("L")
+    for mode in ("L", "CMYK", "P"):
+        batch = mllm.encode([grey.convert(mode)], [QUESTION])
+        assert torch.isfinite(read(mllm, batch, layers=[0])[0].values).all()
+
+
+def test_rows_that_cannot_be_read_are_one_sentence(mllm: MLLM) -> None:
+    batch = mixed(mllm)
+    with pytest.raises(ConfigError, match="outside the sequence"):
+        attention(mllm, batch, rows=[[10_000]] * 3)
+    padded = int(batch.inputs["attention_mask"].sum(1).argmin())
+    rows = [[-1], [-1], [-1]]
+    rows[padded] = [0]
+    with pytest.raises(ConfigError, match="is padding"):
+        attention(mllm, batch, rows=rows)
+    with pytest.raises(ConfigError, match="layer 0 does not exist"):
+        attention(mllm, batch, rows=[[-1]] * 3, layers=[0])
+    with pytest.raises(ConfigError, match="place 'connector' does not exist"):
+        edit(mllm, batch, at="connector", fn=lambda v, _: v)  # type: ignore[arg-type]

@@ -1,0 +1,93 @@
+"""LLaVA-NeXT and LLaVA-OneVision: the whole image as one raster, then the image again at high resolution, without its padding.
+
+LlavaNextForConditionalGeneration, LlavaOnevisionForConditionalGeneration
+  model.vision_tower            a ViT (CLIP, SigLIP); sees the image and its tiles as one batch
+  model.multi_modal_projector   two linear layers
+  model.image_newline           one vector, after every row of the high-resolution raster; it is no part of the image
+  model.language_model          decoder: .layers, .norm
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers.image_processing_utils import select_best_resolution
+
+from workbench.errors import ModelError
+from workbench.mllm.base import FAMILIES, MLLM, Batch, Box, Family, VisualTokens
+
+
+def visual_tokens(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
+    """For each image the base raster and the high-resolution raster; samples with several images of OneVision have base rasters only."""
+    config, found, first = mllm.config, [], 0
+    vision = config.vision_config
+    side = vision.image_size // vision.patch_size
+    tile = side * side
+    one_each = "batch_num_images" in batch.inputs
+    for number, images in enumerate(batch.images):
+        positions = (batch.inputs["input_ids"][number] == config.image_token_id).nonzero().flatten()
+        parts, at = [], 0
+        for image, picture in enumerate(images):
+            edge = side * vision.patch_size / vision.image_size  # SigLIP's patches leave out a few pixels at the right and below
+            parts.append(VisualTokens(positions[at : at + tile], (side, side), (0.0, 0.0, edge, edge), image, first + torch.arange(tile)))
+            at, first = at + tile, first + tile
+            if one_each and len(images) > 1:
+                at += 1  # a newline
+                continue
+            rows, box, tiles = _fine_raster(picture.size, config.image_grid_pinpoints, side, vision.image_size)
+            rows = _reduced(rows, config, side)
+            height, width = rows.shape
+            if at + height * (width + 1) > len(positions):
+                raise ModelError(f"{mllm.family.name}: {len(positions)} visual tokens in sample {number}, fewer than a {height} x {width} raster needs")
+            index = positions[at : at + height * (width + 1)].view(height, width + 1)[:, :width].flatten()
+            parts.append(VisualTokens(index, (height, width), box, image, torch.where(rows < 0, rows, first + rows).flatten()))
+            at, first = at + height * (width + 1), first + tiles * tile
+        if at != len(positions):
+            raise ModelError(f"{mllm.family.name}: {len(positions)} visual tokens in sample {number}, expected {at}")
+        found.append(parts)
+    return found
+
+
+def _fine_raster(size: tuple[int, int], pinpoints: list[list[int]], side: int, tile_pixels: int) -> tuple[Int[Tensor, "h w"], Box, int]:
+    """The rows of the connector's input behind each cell of the high-resolution raster, the part of the image it covers, and its tiles.
+
+    The image is resized into the best canvas, padded in its middle, cut into tiles, and the features over the padding are dropped.
+    """
+    width, height = size
+    canvas = select_best_resolution((height, width), pinpoints)
+    down, across = canvas[0] // tile_pixels, canvas[1] // tile_pixels
+    rows = torch.arange(down * across * side * side).view(down, across, side, side).transpose(1, 2).reshape(down * side, across * side)
+    scale_w, scale_h = canvas[1] / width, canvas[0] / height
+    if scale_w < scale_h:
+        new_w, new_h = canvas[1], min(math.ceil(height * scale_w), canvas[0])
+    else:
+        new_w, new_h = min(math.ceil(width * scale_h), canvas[1]), canvas[0]
+    # What the model drops is computed from the image's proportions, in cells, not from the padding in pixels.
+    total_h, total_w = rows.shape
+    if width / height > total_w / total_h:
+        dropped = (total_h - int(round(height * (total_w / width), 7))) // 2
+        rows, left, top = rows[dropped : total_h - dropped], 0, dropped
+    else:
+        dropped = (total_w - int(round(width * (total_h / height), 7))) // 2
+        rows, left, top = rows[:, dropped : total_w - dropped], dropped, 0
+    cell = tile_pixels / side
+    x, y = (canvas[1] - new_w) // 2, (canvas[0] - new_h) // 2
+    box = ((left * cell - x) / new_w, (top * cell - y) / new_h, ((left + rows.shape[1]) * cell - x) / new_w, ((top + rows.shape[0]) * cell - y) / new_h)
+    return rows, box, down * across
+
+
+def _reduced(rows: Int[Tensor, "h w"], config: object, side: int) -> Int[Tensor, "h w"]:
+    """OneVision shrinks a raster of too many cells by interpolation: then no token is one row of the connector's input any more (-1)."""
+    ratio_name = getattr(config, "vision_aspect_ratio", None)
+    if ratio_name is None:
+        return rows
+    height, width = rows.shape
+    ratio = math.sqrt(height * width / (int(ratio_name.removeprefix("anyres_max_")) * side**2))
+    return rows if ratio <= 1.1 else torch.full((int(height // ratio), int(width // ratio)), -1)
+
+
+LLAVA_NEXT = FAMILIES.add("llava_next", Family("llava_next", ("LlavaNextForConditionalGeneration",), visual_tokens))
+LLAVA_ONEVISION = FAMILIES.add("llava_onevision", Family("llava_onevision", ("LlavaOnevisionForConditionalGeneration",), visual_tokens))

@@ -1,0 +1,51 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: the whole image as one raster of any shape, one token for each 2 x 2 patches.
+
+Qwen2VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
+  model.visual                  a ViT of its own; `.merger` joins 2 x 2 patches to one token
+  model.language_model          decoder: .layers, .norm; Qwen3-VL adds encoder features to the outputs of its first blocks
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import PretrainedConfig
+from transformers.vision_utils import get_vision_window_index
+
+from workbench.mllm.base import FAMILIES, MLLM, WHOLE, Batch, Family, VisualTokens, placeholders
+
+
+def visual_tokens(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
+    """One raster per image; the processor stretches the image to whole patches."""
+    vision = mllm.config.vision_config
+    merge = vision.spatial_merge_size
+    patches = batch.inputs.get("image_grid_thw", torch.empty(0, 3)).cpu()
+    grids = [(int(h) // merge, int(w) // merge) for _, h, w in patches]
+    if getattr(vision, "window_size", None) and len(patches):  # Qwen2.5-VL's encoder works window by window; its merged tokens are put back
+        order = get_vision_window_index(patches, spatial_merge_size=merge, window_size=vision.window_size, patch_size=vision.patch_size)[0].argsort()
+    else:
+        order = torch.arange(sum(h * w for h, w in grids))
+    per_sample, at = [], 0
+    for images in batch.images:
+        per_sample.append(grids[at : at + len(images)])
+        at += len(images)
+    found, row = [], 0
+    for sample, own in zip(placeholders(mllm, batch, [[h * w for h, w in own] for own in per_sample]), per_sample, strict=True):
+        parts = []
+        for image, (index, grid) in enumerate(zip(sample, own, strict=True)):
+            parts.append(VisualTokens(index, grid, WHOLE, image, order[row : row + len(index)]))
+            row += len(index)
+        found.append(parts)
+    return found
+
+
+def _merged(config: PretrainedConfig) -> int:
+    return config.vision_config.spatial_merge_size**2
+
+
+def _deepstack(config: PretrainedConfig) -> int:
+    return len(config.vision_config.deepstack_visual_indexes)
+
+
+QWEN2_VL = FAMILIES.add("qwen2_vl", Family("qwen2_vl", ("Qwen2VLForConditionalGeneration",), visual_tokens, "visual.merger", _merged))
+QWEN2_5_VL = FAMILIES.add("qwen2_5_vl", Family("qwen2_5_vl", ("Qwen2_5_VLForConditionalGeneration",), visual_tokens, "visual.merger", _merged))
+QWEN3_VL = FAMILIES.add("qwen3_vl", Family("qwen3_vl", ("Qwen3VLForConditionalGeneration",), visual_tokens, "visual.merger", _merged, _deepstack))
