@@ -213,7 +213,7 @@ def _columns_first(part: VisualTokens) -> VisualTokens:
 
 
 FAULTS: dict[str, tuple[Any, str]] = {
-    "one position late": (_each(lambda p: dataclasses.replace(p, index=p.index + 1)), "is wrong about positions.*off by \\+1|starts them too late"),
+    "one position late": (_each(lambda p: dataclasses.replace(p, index=p.index + 1)), "is wrong about positions.*off by \\+1|leaves out"),
     "one position early": (_each(lambda p: dataclasses.replace(p, index=p.index - 1)), "is wrong about positions.*off by -1"),
     "columns before rows": (_each(_columns_first), "painting cell .*(rows and columns look exchanged|most at cell|grid looks like)"),
     "a token twice": (_each(lambda p: dataclasses.replace(p, index=torch.cat([p.index[:1], p.index[:-1]]))), "gives some visual tokens of sample 0 twice"),
