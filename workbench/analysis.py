@@ -55,6 +55,8 @@ class Where:
     batch_size: int = 32
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    trust_remote_code: bool = False
+    """Run code that comes with a model; without it such a model is refused."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -129,7 +131,7 @@ def execute(analysis: Analysis, config: DataOptions, where: Where, argv: list[st
     data = load_data(config.data, limit=config.limit, seed=config.data_seed)
     found = {}
     for label, name in zip(labels, where.model, strict=True):
-        mllm = MLLM.load(name, dtype=where.dtype, device=where.device)
+        mllm = MLLM.load(name, dtype=where.dtype, device=where.device, trust_remote_code=where.trust_remote_code)
         key = runs.run_key(analysis.name, analysis.version, as_mapping(config) | dict(analysis.uses(config)), mllm.fingerprint, data.fingerprint)
         folder = runs.folder_of(where.output_dir, analysis.name, key)
         if not folder.exists():
