@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaTokeni
 from tests.conftest import run
 from trainer.alignment import AlignmentHead
 from trainer.loop import HEAD_FILE
+from workbench.config import command
 from workbench.convert.__main__ import HEAD_FILE as WRITTEN_HEAD_FILE
 from workbench.convert.__main__ import main
+from workbench.errors import ModelError, RunError, WeightsError, WorkbenchError
 from workbench.mllm import MLLM
 
 D, FFN, LAYERS, HEADS, KV, VOCAB = 32, 48, 3, 4, 2, 90
@@ -264,8 +267,6 @@ def test_a_whole_folder_by_the_real_command(tmp_path: Path) -> None:
     assert "llama LLaVA" in done.stdout and "dropped" not in done.stdout
     check_logits(tmp_path / "out", raw)
     assert not (tmp_path / "out" / HEAD_FILE).exists() and not (tmp_path / "out" / "alignment.json").exists()
-    done = run("workbench.convert", str(official), str(tmp_path / "out"), code=2)
-    assert done.stderr == f"error: {tmp_path / 'out'} is there already: expected a new or an empty folder\n"
 
 
 def test_the_folder_passes_the_validation_at_load_and_pads_as_it_was_trained(tmp_path: Path) -> None:
@@ -402,8 +403,7 @@ def test_qwen_language_model(tmp_path: Path) -> None:
 
 def test_tied_embeddings_and_a_vocabulary_with_room(tmp_path: Path) -> None:
     """Rows beyond the tokenizer's length are there already, so that nothing is added."""
-    raw = whole()
-    del raw["lm_head.weight"]
+    raw = whole()  # its lm_head.weight is not the model's: the original code ties it to the embedding
     official = folder_of(tmp_path / "official", raw, tokenizer=False, tie_word_embeddings=True)
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words()[: VOCAB - 6])}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -427,7 +427,7 @@ def test_half_precision_stays_and_the_connector_follows(tmp_path: Path) -> None:
 def test_text_around_an_image_is_tokenized_like_in_the_original_code(tmp_path: Path) -> None:
     """There the two sides are tokenized on their own, so that a Llama tokenizer's space mark stands before the second one too."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *"abcdefghijklmnopqrstuvwxyzAERSTNIU.:?'"]
-    original = LlamaTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
+    original = LlamaTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], add_bos_token=True)
     raw = whole()
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         raw[name] = randn(len(pieces), D)
@@ -439,3 +439,184 @@ def test_text_around_an_image_is_tokenized_like_in_the_original_code(tmp_path: P
     ids = processor.tokenizer(f"{before}<image>{after}")["input_ids"]
     assert ids == [*original(before)["input_ids"], processor.image_token_id, *original(after)["input_ids"][1:]]
     assert original.convert_ids_to_tokens(ids[ids.index(processor.image_token_id) + 1 :][:2]) == ["▁", "<0x0A>"]
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------------------------------
+
+
+class Bomb:
+    """Unpickled without care, this writes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return Path.touch, (self.mark,)
+
+
+def without(raw: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+    return {name: value for name, value in raw.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: without(raw, "model.norm.weight"), r"it misses 1 tensor \(model.norm.weight\)$"),
+        (
+            lambda raw: {name: value for name, value in raw.items() if not name.startswith("model.layers.1.")},
+            r"it misses 9 tensors \(model.layers.1.input_layernorm.weight, model.layers.1.mlp.down_proj.weight, model.layers.1.mlp.gate_proj.weight, ...\)$",
+        ),
+        (lambda raw: raw | {"model.layers.3.mlp.up_proj.weight": randn(2, 2)}, r"it has 1 tensor \(model.layers.3.mlp.up_proj.weight\) too many$"),
+        (lambda raw: raw | {"model.mm_projector.4.weight": randn(D, D)}, r"it has 1 tensor \(model.mm_projector.4.weight\) too many$"),
+        (
+            lambda raw: raw | {"lm_head.weight": randn(VOCAB + 1, D), "model.norm.weight": randn(D + 1)},
+            r"it has 2 tensors \(lm_head.weight, model.norm.weight\) of another shape \('.+' is \(\d+.*\) instead of \(\d+.*\)\)$",
+        ),
+        (lambda raw: without(raw, "lm_head.weight") | {"head": randn(2)}, r"it misses 1 tensor \(lm_head.weight\), and it has 1 tensor \(head\) too many$"),
+        (
+            lambda raw: raw | {"model.norm.weight": torch.ones(D, dtype=torch.int8)},
+            "it has 1 tensor .model.norm.weight. that hold integers, as a quantised model",
+        ),
+        (lambda raw: raw | without(projector(), "alignment_projector.projector.2.bias"), "it misses 1 tensor .alignment_projector.projector.2.bias.$"),
+        (lambda raw: raw | projector("alignment_projector.0."), "it misses 6 tensors .+ and it has 6 tensors .+ too many$"),
+    ],
+)
+def test_tensors_that_do_not_fit(tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], message: str) -> None:
+    refuse(folder_of(tmp_path / "official", change(whole()), **VIRAL), tmp_path / "out", WeightsError, f"does not fit its config.json: {message}")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"model_type": "llava_mpt"}, ModelError, "has model_type='llava_mpt': expected llava or llava_llama or llava_qwen or llava_qwen2"),
+        ({"mm_projector_type": "linear"}, ModelError, "has mm_projector_type='linear': expected mlp2x_gelu"),
+        ({"mm_patch_merge_type": "spatial_unpad"}, ModelError, "has mm_patch_merge_type='spatial_unpad': expected flat"),
+        ({"image_aspect_ratio": "anyres"}, ModelError, "has image_aspect_ratio='anyres': expected pad or square"),
+        ({"residual": True}, ModelError, "has residual=True: expected False"),
+        ({"text_config": {}}, ModelError, "is a transformers folder already"),
+        ({"target_layers": 16}, ModelError, r"has target_layers=16, projector_dim and z_dim \[1, 1\]: expected a list of layers and two sizes"),
+        ({"hidden_size": 33}, ModelError, "config.json does not describe a llama language model .*33"),
+        ({"mm_vision_select_layer": -9}, ModelError, "has mm_vision_select_layer=-9: the vision tower has 3 layers"),
+        ({"mm_vision_tower": None}, WeightsError, "does not say which vision tower it belongs to: give a folder or hub id with --vision_tower"),
+    ],
+)
+def test_settings_that_are_not_supported(tmp_path: Path, settings: dict[str, Any], error: type[WorkbenchError], message: str) -> None:
+    refuse(folder_of(tmp_path / "official", whole(), **settings), tmp_path / "out", error, message)
+
+
+def test_pickles_are_refused_and_never_run(tmp_path: Path) -> None:
+    raw, mark = whole(), tmp_path / "mark"
+    official = folder_of(tmp_path / "official", None)
+    torch.save(raw | {"extra": Bomb(mark)}, official / "pytorch_model.bin")
+    refuse(official, tmp_path / "out", WeightsError, "pytorch_model.bin was refused: it holds more than plain tensors, and opening it could run code")
+    torch.save([1, 2], official / "pytorch_model.bin")
+    refuse(official, tmp_path / "out", WeightsError, "pytorch_model.bin was refused: expected a state dict of names and tensors")
+    (official / "pytorch_model.bin").write_bytes(b"PK nothing")
+    refuse(official, tmp_path / "out", WeightsError, "pytorch_model.bin (could not be read|was refused)")
+    torch.save(raw | {"extra": Bomb(mark)}, official / "model.safetensors")
+    refuse(official, tmp_path / "out", WeightsError, "model.safetensors is not a safetensors file")
+    lora = lora_folder(tmp_path / "l", raw, {})
+    torch.save({"extra": Bomb(mark)}, lora / "non_lora_trainables.bin")
+    refuse(lora, tmp_path / "out", WeightsError, "non_lora_trainables.bin was refused", "--base", str(tmp_path / "l" / "base"))
+    assert not mark.exists()
+
+
+def test_files_that_are_missing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    refuse(tmp_path / "nowhere", out, WeightsError, "nowhere is not a folder")
+    official = folder_of(tmp_path / "official", None)
+    refuse(official, out, WeightsError, "holds no weights: expected model.safetensors or pytorch_model.bin")
+    shard(official, whole(), "safetensors")
+    (official / "model-00002-of-00002.safetensors").unlink()
+    refuse(official, out, WeightsError, "shard .*model-00002-of-00002.safetensors is missing: .* that it holds 45 tensors")
+    (official / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": "../../secret"}}))
+    refuse(official, out, WeightsError, "is not an index of shards: expected a weight_map from tensor names to files beside it")
+    (official / "config.json").write_text("{")
+    refuse(official, out, WeightsError, "config.json is not valid JSON")
+    (official / "config.json").unlink()
+    refuse(official, out, WeightsError, "holds no config.json")
+    no_words = folder_of(tmp_path / "no-words", whole(), tokenizer=False)
+    refuse(no_words, out, WeightsError, "no tokenizer in .*no-words: expected one of tokenizer.json, tokenizer.model, vocab.json")
+    own = {name: value for name, value in whole().items() if not name.startswith(TOWER)}
+    no_tower = folder_of(tmp_path / "no-tower", own, mm_vision_tower="openai/clip-vit-large-patch14-336")
+    refuse(no_tower, out, WeightsError, "vision tower 'openai/clip-vit-large-patch14-336' is neither a folder .*; give a local folder with --vision_tower$")
+    other = tower_folder(tmp_path / "siglip")
+    (other / "config.json").write_text(json.dumps({"model_type": "siglip_vision_model"}))
+    refuse(no_tower, out, ModelError, "has model_type='siglip_vision_model': expected clip or clip_vision_model", "--vision_tower", str(other))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"use_dora": True}, "asks for use_dora=True: expected plain LoRA or rslora, with one rank"),
+        ({"rank_pattern": {"q_proj": 8}}, "asks for rank_pattern={'q_proj': 8}"),
+        ({"init_lora_weights": "pissa"}, "asks for init_lora_weights='pissa'"),
+        ({"r": 0}, "has r=0 and lora_alpha=8: expected two numbers, r from 1"),
+        ({"r": 3}, "holds tensors without the rank r=3 of adapter_config.json: 42 tensors"),
+    ],
+)
+def test_lora_variants_that_are_not_supported(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    official = lora_folder(tmp_path, whole(), {})
+    (official / "adapter_config.json").write_text(json.dumps(LORA | settings))
+    refuse(official, tmp_path / "out", WeightsError, message, "--base", str(tmp_path / "base"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a, key: without(a, f"{key}.lora_B.weight"), "holds only one of lora_A and lora_B for 1 tensor .model.layers.0.mlp.up_proj.weight.$"),
+        (lambda a, key: a | {f"{key}.lora_B.weight": randn(FFN + 1, 4)}, r"lora_B \(49, 4\) times lora_A \(4, 32\) does not fit 'model.layers.0.mlp.up_proj"),
+        (lambda a, key: a | {f"{key}.bias": randn(3)}, "adapter tensor 'base_model.model.model.layers.0.mlp.up_proj.bias' is not one of LoRA's"),
+        (lambda a, key: a | {f"{key}x.lora_{w}.weight": randn(4, 4) for w in "AB"}, "changes 1 tensor .*up_projx.weight. that the base does not hold"),
+    ],
+)
+def test_lora_factors_that_do_not_fit(tmp_path: Path, change: Callable[..., dict[str, Tensor]], message: str) -> None:
+    official = lora_folder(tmp_path, whole(), {})
+    file = official / "adapter_model.safetensors"
+    save_file(change({name: value.clone() for name, value in load_file(file).items()}, "base_model.model.model.layers.0.mlp.up_proj"), file)
+    refuse(official, tmp_path / "out", WeightsError, message, "--base", str(tmp_path / "base"))
+
+
+def test_a_base_out_of_reach_is_named(tmp_path: Path) -> None:
+    official = lora_folder(tmp_path, whole(), {})
+    refuse(official, tmp_path / "out", WeightsError, "base language model 'lmsys/vicuna-7b-v1.5' is neither a folder .*; give a local folder with --base$")
+    refuse(official, tmp_path / "out", WeightsError, "base language model './typo' is neither a folder", "--base", "./typo")
+
+
+def test_a_taken_folder_is_left_alone(tmp_path: Path) -> None:
+    official = folder_of(tmp_path / "official", whole())
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine").write_text("mine")
+    with pytest.raises(RunError, match="taken is there already: expected a new or an empty folder"):
+        main([str(official), str(tmp_path / "taken")])
+    (tmp_path / "empty").mkdir()
+    main([str(official), str(tmp_path / "empty")])
+    assert [file.name for file in (tmp_path / "taken").iterdir()] == ["mine"] and (tmp_path / "empty" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "error: no folder given: expected python -m workbench.convert OFFICIAL_DIR OUT\n"),
+        (["a", "b", "--bse", "c"], "error: unknown option '--bse': did you mean 'base'?\n"),
+        (["a", "b"], "error: a is not a folder: expected a checkpoint folder of the original LLaVA or VIRAL code\n"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["convert", *words])
+    with pytest.raises(SystemExit) as stop:
+        command(main)
+    assert stop.value.code == 2 and capsys.readouterr().err == message
+    assert not list(tmp_path.iterdir())
+
+
+def refuse(official: Path, out: Path, error: type[WorkbenchError], message: str, *options: str) -> None:
+    """One sentence, and nothing written."""
+    before = sorted(out.parent.iterdir())
+    with pytest.raises(error, match=message) as caught:
+        main([str(official), str(out), *options])
+    assert "\n" not in str(caught.value)
+    assert sorted(out.parent.iterdir()) == before

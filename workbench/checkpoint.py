@@ -189,6 +189,8 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, torch.Size
     if shapes:
         first = next(iter(shapes))
         wrong.append(f"has {listed(shapes)} of another shape ('{first}' is {shapes[first]})")
+    if numbers := {name for name, value in found.items() if not value.is_floating_point()}:
+        wrong.append(f"has {listed(numbers)} that hold integers, as a quantised model does")
     if wrong:
         raise WeightsError(f"{where} does not fit its config.json: it {', and it '.join(wrong)}")
 

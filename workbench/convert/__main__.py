@@ -10,12 +10,12 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from workbench.config import command, parse
-from workbench.errors import RunError
+from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_folder
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ UNUSED = ("alignment_encoder.", "model.denoiser.", "model.pixel_decoder.")  # a 
 class ConvertConfig:
     """`python -m workbench.convert OFFICIAL_DIR OUT`"""
 
-    official_dir: tyro.conf.Positional[Path]
+    official_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OFFICIAL_DIR")]
     """A folder that the original code wrote: a whole model, LoRA with non_lora_trainables.bin, or a connector (mm_projector.bin) alone."""
-    out: tyro.conf.Positional[Path]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """A new folder."""
     vision_tower: str = ""
     """Folder or hub id of the CLIP vision tower, where the checkpoint does not hold it; by default its config.json's mm_vision_tower."""
@@ -62,13 +62,13 @@ def convert(official: Path, out: Path, *, vision_tower: str = "", base: str = ""
     source = read_source(official, base)
     config, tensors = source.config, source.tensors
     dropped = Counter(prefix for name in list(tensors) for prefix in UNUSED if name.startswith(prefix) and tensors.pop(name) is not None)
-    for name in [name for name in tensors if name.endswith(BUFFERS)]:
+    for name in [name for name in tensors if name.endswith(BUFFERS) or (name == "lm_head.weight" and config.get("tie_word_embeddings"))]:
         del tensors[name]
     head = {name: tensors.pop(name) for name in list(tensors) if name.startswith(HEAD)}
 
-    vision, pixels = read_tower(tensors, vision_tower or config.get("mm_vision_tower") or "")
+    vision, pixels = read_tower(tensors, vision_tower or str(config.get("mm_vision_tower") or ""))
     settings = build.llava_config(config, vision)
-    check_tensors(tensors | head, build.expected_tensors(settings) | build.expected_head(config, head), str(official))
+    check_tensors(tensors | head, build.expected_tensors(settings) | build.expected_head(config, settings.text_config.hidden_size, head), str(official))
     tokenizer = read_tokenizer(source.folders, settings.text_config)
     build.extend_vocabulary(tensors, settings, tokenizer)
     model = build.build_model(settings, tensors, tokenizer)
@@ -115,6 +115,8 @@ def describe_alignment(source: Source, head: bool) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     """Convert one folder and print what was done."""
+    if not argv:
+        raise ConfigError("no folder given: expected python -m workbench.convert OFFICIAL_DIR OUT")
     config = parse(ConvertConfig, argv, prog="python -m workbench.convert", description=__doc__ or "")
     print(convert(config.official_dir, config.out, vision_tower=config.vision_tower, base=config.base))
 

@@ -83,13 +83,13 @@ def expected_tensors(config: Any) -> dict[str, Size]:
     return shapes
 
 
-def expected_head(config: dict[str, Any], found: Tensors) -> dict[str, Size]:
-    """The shapes of the alignment projector, or of one projector per layer; nothing where the folder holds none."""
+def expected_head(config: dict[str, Any], width: int, found: Tensors) -> dict[str, Size]:
+    """The shapes of the alignment projector on states of `width`, or of one projector per layer; nothing where the folder holds none."""
     from torch import Size
 
     if not found:
         return {}
-    width, hidden, dim = config["hidden_size"], config.get("projector_dim", 2048), config.get("z_dim", 768)
+    hidden, dim = config.get("projector_dim", 2048), config.get("z_dim", 768)
     several = [f"{i}." for i in range(len(config.get("target_layers") or (15, 16)))] if config.get("use_multiple_projectors") else [""]
     shapes: dict[str, Size] = {}
     for which in several:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,9 @@ def check_supported(config: dict[str, Any], official: Path) -> None:
     for key, values in wanted.items():
         if config.get(key) not in values:
             raise ModelError(f"{official} has {key}={config.get(key)!r}: expected {' or '.join(map(str, values))}, which transformers' LLaVA can express")
+    layers, sizes = config.get("target_layers"), [config.get(key, 1) for key in ("projector_dim", "z_dim")]
+    if not all(isinstance(size, int) and size > 0 for size in sizes) or not (layers is None or (isinstance(layers, list) and layers)):
+        raise ModelError(f"{official} has target_layers={layers!r}, projector_dim and z_dim {sizes}: expected a list of layers and two sizes")
 
 
 def _original_names(tensors: Tensors) -> Tensors:
@@ -102,6 +106,7 @@ def read_tower(tensors: Tensors, name: str) -> tuple[CLIPVisionConfig, dict[str,
         ModelError: a tower other than CLIP's.
         WeightsError: the tower is not within reach.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, CLIPVisionConfig
 
     own = any(key.startswith(TOWER) for key in tensors)
@@ -111,7 +116,10 @@ def read_tower(tensors: Tensors, name: str) -> tuple[CLIPVisionConfig, dict[str,
     kind = read_json(folder / "config.json").get("model_type")
     if kind not in ("clip", "clip_vision_model"):
         raise ModelError(f"the vision tower {folder} has model_type={kind!r}: expected clip or clip_vision_model")
-    whole = AutoConfig.from_pretrained(folder)
+    try:
+        whole = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+        raise ModelError(f"{folder / 'config.json'} does not describe a CLIP tower ({' '.join(str(error).split())[:200]})") from error
     if not own:
         found = read_model(folder)
         part = {key.removeprefix("vision_model."): value for key, value in found.items() if key.startswith("vision_model.")} or found
@@ -134,11 +142,16 @@ def read_tokenizer(folders: tuple[Path, ...], text: PretrainedConfig) -> PreTrai
     folder = next((f for f in folders if any((f / file).exists() for file in files)), None)
     if folder is None:
         raise WeightsError(f"no tokenizer in {' or '.join(map(str, folders))}: expected one of {', '.join(files)}")
+    llama = text.model_type == "llama"
+    if not (folder / "tokenizer.json").exists() and (folder / "tokenizer.model").exists() and find_spec("sentencepiece") is None:
+        raise WeightsError(f"{folder / 'tokenizer.model'} needs the package sentencepiece: pip install sentencepiece, or put its tokenizer.json beside it")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=text, **({"legacy": True} if text.model_type == "llama" else {}))
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=text, **({"legacy": True} if llama else {}))
     except Exception as error:  # transformers raises many unrelated types here
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise WeightsError(f"the tokenizer in {folder} could not be loaded ({reason[0][:200]})") from error
+    if llama:
+        tokenizer.init_kwargs["legacy"] = True  # a Llama tokenizer takes the setting for itself and would not write it
     tokenizer.add_tokens(AddedToken("<image>", special=True, normalized=False), special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": AddedToken("<pad>", special=True, normalized=False)})
