@@ -358,9 +358,14 @@ def test_a_tower_outside_the_checkpoint(tmp_path: Path, setting: str) -> None:
 @pytest.mark.parametrize(("rslora", "named"), [(False, "lora_A.weight"), (True, "lora_A.default.weight")])
 def test_lora_with_non_lora_trainables(tmp_path: Path, rslora: bool, named: str) -> None:
     raw = whole()
-    official = lora_folder(tmp_path, raw, {name: value for name, value in projector().items()}, rslora=rslora, named=named)
-    main([str(official), str(tmp_path / "out"), "--base", str(tmp_path / "base")])
+    official = lora_folder(tmp_path, raw, projector(), rslora=rslora, named=named)
     adapter, factor = load_file(official / "adapter_model.safetensors"), 8 / 2 if rslora else 8 / 4
+    if rslora:  # the other kind of file for both
+        torch.save(adapter, official / "adapter_model.bin")
+        save_file(torch.load(official / "non_lora_trainables.bin"), official / "non_lora_trainables.safetensors")
+        (official / "adapter_model.safetensors").unlink()
+        (official / "non_lora_trainables.bin").unlink()
+    main([str(official), str(tmp_path / "out"), "--base", str(tmp_path / "base")])
     for name in list(adapter):
         if ".lora_A." in name:
             target = name.removeprefix("base_model.model.").split(".lora_A.")[0] + ".weight"
@@ -521,7 +526,7 @@ def test_pickles_are_refused_and_never_run(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-def test_files_that_are_missing(tmp_path: Path) -> None:
+def test_files_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     refuse(tmp_path / "nowhere", out, WeightsError, "nowhere is not a folder")
     official = folder_of(tmp_path / "official", None)
@@ -537,6 +542,12 @@ def test_files_that_are_missing(tmp_path: Path) -> None:
     refuse(official, out, WeightsError, "holds no config.json")
     no_words = folder_of(tmp_path / "no-words", whole(), tokenizer=False)
     refuse(no_words, out, WeightsError, "no tokenizer in .*no-words: expected one of tokenizer.json, tokenizer.model, vocab.json")
+    (no_words / "tokenizer.model").write_bytes(b"unknown")
+    with monkeypatch.context() as patch:
+        patch.setattr("workbench.convert.source.find_spec", lambda _: None)
+        refuse(no_words, out, WeightsError, "tokenizer.model needs the package sentencepiece: pip install sentencepiece, or put its tokenizer.json beside it")
+    (no_words / "tokenizer.json").write_text("{}")
+    refuse(no_words, out, WeightsError, "the tokenizer in .*no-words could not be loaded")
     own = {name: value for name, value in whole().items() if not name.startswith(TOWER)}
     no_tower = folder_of(tmp_path / "no-tower", own, mm_vision_tower="openai/clip-vit-large-patch14-336")
     refuse(no_tower, out, WeightsError, "vision tower 'openai/clip-vit-large-patch14-336' is neither a folder .*; give a local folder with --vision_tower$")

@@ -74,6 +74,11 @@ def read_tensors(path: Path) -> Tensors:
     return dict(found)
 
 
+def find_part(folder: Path, stem: str) -> Path | None:
+    """`stem.safetensors` or else `stem.bin` in `folder`, or None."""
+    return next((file for file in (folder / f"{stem}.safetensors", folder / f"{stem}.bin") if file.exists()), None)
+
+
 def has_model(folder: Path) -> bool:
     """Whether `folder` holds a whole model's weights, in one file or in shards."""
     return any((folder / f"{stem}.{suffix}{end}").exists() for stem, suffix in _FORMATS for end in ("", ".index.json"))
@@ -145,7 +150,7 @@ def read_lora(folder: Path) -> tuple[Tensors, float]:
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
         raise WeightsError(f"{folder / 'adapter_config.json'} has r={rank!r} and lora_alpha={alpha!r}: expected two numbers, r from 1")
-    file = next((folder / f"adapter_model.{suffix}" for suffix in ("safetensors", "bin") if (folder / f"adapter_model.{suffix}").exists()), None)
+    file = find_part(folder, "adapter_model")
     if file is None:
         raise WeightsError(f"folder {folder} holds no adapter_model.safetensors or adapter_model.bin beside its adapter_config.json")
     adapter = read_tensors(file)

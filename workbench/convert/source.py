@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.checkpoint import Tensors, has_model, locate, merge_lora, read_json, read_lora, read_model, read_tensors
+from workbench.checkpoint import Tensors, find_part, has_model, locate, merge_lora, read_json, read_lora, read_model, read_tensors
 from workbench.errors import ModelError, WeightsError
 
 if TYPE_CHECKING:
@@ -47,20 +47,20 @@ def read_source(official: Path, base: str = "") -> Source:
         raise WeightsError(f"{official} is not a folder: expected a checkpoint folder of the original LLaVA or VIRAL code")
     config = read_json(official / "config.json")
     check_supported(config, official)
-    lora, connector = (official / "adapter_config.json").exists(), official / "mm_projector.bin"
+    lora = (official / "adapter_config.json").exists()
     if not lora and has_model(official):
         return Source(config, read_model(official), (official,), None)
-    if not lora and not connector.exists():
+    if not lora and find_part(official, "mm_projector") is None:
         read_model(official)  # says what is missing
     named = read_json(official / "adapter_config.json").get("base_model_name_or_path") if lora else None
     folder = locate(base or named or config.get("_name_or_path") or "", "base language model", "--base")
     tensors = read_model(folder)
-    for name in ("mm_projector.bin", "alignment_projector.bin"):  # copies that the VIRAL code writes beside non_lora_trainables.bin
-        if (official / name).exists():
-            tensors |= _original_names(read_tensors(official / name))
+    for stem in ("mm_projector", "alignment_projector"):  # copies that the VIRAL code writes beside non_lora_trainables.bin
+        if file := find_part(official, stem):
+            tensors |= _original_names(read_tensors(file))
     trained: bool | None = None
     if lora:
-        others = _original_names(read_tensors(official / "non_lora_trainables.bin"))
+        others = _original_names(read_tensors(find_part(official, "non_lora_trainables") or official / "non_lora_trainables.bin"))
         trained = any(name.startswith(HEAD) for name in others)
         tensors |= others
         merge_lora(tensors, *read_lora(official))
