@@ -442,6 +442,7 @@ def test_text_around_an_image_is_tokenized_like_in_the_original_code(tmp_path: P
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     before, after = "a chat. USER: ", "\nwhat? ASSISTANT:"
     ids = processor.tokenizer(f"{before}<image>{after}")["input_ids"]
+    assert LlamaTokenizer.from_pretrained(tmp_path / "out")(f"{before}<image>{after}")["input_ids"] == ids, "by its own class, too, which rebuilds itself"
     assert ids == [*original(before)["input_ids"], processor.image_token_id, *original(after)["input_ids"][1:]]
     assert original.convert_ids_to_tokens(ids[ids.index(processor.image_token_id) + 1 :][:2]) == ["▁", "<0x0A>"]
 
