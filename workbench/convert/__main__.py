@@ -1,0 +1,125 @@
+"""Turn a checkpoint folder of the original LLaVA-1.5 or VIRAL code into a plain transformers LLaVA folder, with the alignment head beside it.
+
+python -m workbench.convert checkpoints/llava-v1.5-7b models/llava15
+python -m workbench.convert checkpoints/viral-7b-lora models/viral --base lmsys/vicuna-7b-v1.5 --vision_tower openai/clip-vit-large-patch14-336
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from workbench.config import command, parse
+from workbench.errors import ConfigError, RunError
+from workbench.files import atomic_folder
+
+if TYPE_CHECKING:
+    from workbench.convert.source import Source
+
+HEAD_FILE, ALIGNMENT_FILE = "alignment_head.safetensors", "alignment.json"
+OBJECTIVES = {"direct": "cosine", "similarity": "relation"}
+UNUSED = ("alignment_encoder.", "model.denoiser.", "model.pixel_decoder.")  # a VFM's own weights, and the ROSS baseline's decoders
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """`python -m workbench.convert OFFICIAL_DIR OUT`"""
+
+    official_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OFFICIAL_DIR")]
+    """A folder that the original code wrote: a whole model, LoRA with non_lora_trainables.bin, or a connector (mm_projector.bin) alone."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """A new folder."""
+    vision_tower: str = ""
+    """Folder or hub id of the CLIP vision tower, where the checkpoint does not hold it; by default its config.json's mm_vision_tower."""
+    base: str = ""
+    """Folder or hub id of the language model below LoRA or a connector; by default the one that the folder names."""
+
+
+def convert(official: Path, out: Path, *, vision_tower: str = "", base: str = "") -> str:
+    """Convert `official` to the new folder `out` and return a summary of a few lines.
+
+    All model tensors get the dtype of the token embeddings, as in the original code. On any error nothing is written.
+
+    Raises:
+        ModelError: a model that transformers' LLaVA cannot express.
+        WeightsError: files that are missing, damaged or refused, or tensors that do not fit config.json.
+        RunError: `out` is taken, or the disk refuses.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} is there already: expected a new or an empty folder")
+
+    from safetensors.torch import save_file  # after the check: a mistake is answered at once
+
+    from workbench.checkpoint import check_tensors
+    from workbench.convert import build
+    from workbench.convert.source import BUFFERS, HEAD, read_source, read_tokenizer, read_tower
+
+    source = read_source(official, base)
+    config, tensors = source.config, source.tensors
+    dropped = Counter(prefix for name in list(tensors) for prefix in UNUSED if name.startswith(prefix) and tensors.pop(name) is not None)
+    for name in [name for name in tensors if name.endswith(BUFFERS) or (name == "lm_head.weight" and config.get("tie_word_embeddings"))]:
+        del tensors[name]
+    head = {name: tensors.pop(name) for name in list(tensors) if name.startswith(HEAD)}
+
+    vision, pixels = read_tower(tensors, vision_tower or str(config.get("mm_vision_tower") or ""))
+    settings = build.llava_config(config, vision)
+    check_tensors(tensors | head, build.expected_tensors(settings) | build.expected_head(config, settings.text_config.hidden_size, head), str(official))
+    tokenizer = read_tokenizer(source.folders, settings.text_config)
+    build.extend_vocabulary(tensors, settings, tokenizer)
+    model = build.build_model(settings, tensors, tokenizer)
+    processor = build.build_processor(config, settings, tokenizer, pixels)
+    alignment = describe_alignment(source, bool(head))
+    with atomic_folder(out) as partial:
+        model.save_pretrained(partial, max_shard_size="5GB")
+        processor.save_pretrained(partial)
+        if head:
+            save_file({build.head_name(name): value.contiguous() for name, value in head.items()}, partial / HEAD_FILE)
+        if alignment:
+            (partial / ALIGNMENT_FILE).write_text(json.dumps(alignment, indent=2))
+    return "\n".join(_summary(out, model, alignment, dropped))
+
+
+def _summary(out: Path, model: Any, alignment: dict[str, Any], dropped: Counter[str]) -> list[str]:
+    lines = [f"{out}: {model.config.text_config.model_type} LLaVA, {sum(p.numel() for p in model.parameters()):,} parameters in {model.dtype}"]
+    if alignment and not alignment["heads"]:
+        lines.append("no alignment head: the folder was trained with one and does not hold it")
+    elif alignment:
+        frozen = "; it was frozen while LoRA trained" if alignment["head_trained"] is False else ""
+        lines.append(f"{HEAD_FILE}: layers {alignment['layers']}, {alignment['vfm']}{frozen}")
+    return lines + [f"dropped {count} tensors {prefix}*, which the model does not use" for prefix, count in dropped.items()]
+
+
+def describe_alignment(source: Source, head: bool) -> dict[str, Any]:
+    """What was aligned to what; empty for a folder that was trained without alignment.
+
+    Layers are numbered as everywhere here: 0 is what the first block receives, l the output of block l.
+    """
+    config = source.config
+    if not head and not config.get("vra_loss"):
+        return {}
+    layers = config.get("target_layers")
+    return {
+        "layers": layers,
+        "vfm": config.get("vra_target"),
+        "objective": OBJECTIVES.get(config.get("alignment_loss", "direct"), config.get("alignment_loss")),
+        "weight": config.get("vra_weight"),
+        "heads": (len(layers or (15, 16)) if config.get("use_multiple_projectors") else 1) if head else 0,
+        "head_trained": source.head_trained if head else None,
+    }
+
+
+def main(argv: list[str]) -> None:
+    """Convert one folder and print what was done."""
+    if not argv:
+        raise ConfigError("no folder given: expected python -m workbench.convert OFFICIAL_DIR OUT")
+    config = parse(ConvertConfig, argv, prog="python -m workbench.convert", description=__doc__ or "")
+    print(convert(config.official_dir, config.out, vision_tower=config.vision_tower, base=config.base))
+
+
+if __name__ == "__main__":
+    command(main)
