@@ -36,15 +36,13 @@ from trainer.output import RECIPE_FILE, RECORD_FILE, alone, check_output, check_
 from workbench.config import as_mapping, parse
 from workbench.data import Dataset, load_data
 from workbench.errors import ConfigError, RunError
-from workbench.files import atomic_file, atomic_folder, make_folder
+from workbench.files import HEAD_FILE, atomic_file, atomic_folder, make_folder
 from workbench.runs import environment
 from workbench.stats import bootstrap_ci
 from workbench.vfm import CATALOGUE as VFMS
 from workbench.vfm import load_vfm
 from workbench.weights import CATALOGUE as WEIGHTS
 from workbench.weights import check_unchanged, load_weights
-
-HEAD_FILE = "alignment_head.safetensors"
 
 
 @dataclass(frozen=True)

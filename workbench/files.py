@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 
 from workbench.errors import RunError
 
+HEAD_FILE = "alignment_head.safetensors"  # in a model folder, beside the model itself
+
 
 def cache_folder(part: str) -> Path:
     """Return (and make) `$VIRAL_CACHE/<part>`, by default below `~/.cache/viral-workbench`."""

@@ -16,12 +16,12 @@ import tyro
 
 from workbench.config import command, parse
 from workbench.errors import ConfigError, RunError
-from workbench.files import atomic_folder
+from workbench.files import HEAD_FILE, atomic_folder
 
 if TYPE_CHECKING:
     from workbench.convert.source import Source
 
-HEAD_FILE, ALIGNMENT_FILE = "alignment_head.safetensors", "alignment.json"
+ALIGNMENT_FILE = "alignment.json"
 OBJECTIVES = {"direct": "cosine", "similarity": "relation"}
 UNUSED = ("alignment_encoder.", "model.denoiser.", "model.pixel_decoder.")  # a VFM's own weights, and the ROSS baseline's decoders
 
@@ -55,8 +55,8 @@ def convert(official: Path, out: Path, *, vision_tower: str = "", base: str = ""
 
     from safetensors.torch import save_file  # after the check: a mistake is answered at once
 
-    from workbench.checkpoint import check_tensors
     from workbench.convert import build
+    from workbench.convert.checkpoint import check_tensors
     from workbench.convert.source import BUFFERS, HEAD, read_source, read_tokenizer, read_tower
 
     source = read_source(official, base)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from workbench.checkpoint import Tensors
+from workbench.convert.checkpoint import Tensors
 from workbench.convert.source import HEAD, LANGUAGE_MODELS, TOWER
 from workbench.errors import ModelError
 

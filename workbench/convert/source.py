@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.checkpoint import Tensors, find_part, has_model, locate, merge_lora, read_json, read_lora, read_model, read_tensors
+from workbench.convert.checkpoint import Tensors, find_part, has_model, locate, merge_lora, read_json, read_lora, read_model, read_tensors
 from workbench.errors import ModelError, WeightsError
 
 if TYPE_CHECKING:
