@@ -324,6 +324,24 @@ def test_an_entry_reads_a_folder_of_the_users_own(tmp_path: Path, monkeypatch: p
     assert vfm.record()["vfm_source"].startswith("local:") and "DINOv3" in vfm.record()["vfm_licence"]
 
 
+def test_a_hub_id_is_fetched_once_and_half_precision_runs_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub is a folder here."""
+    torch.manual_seed(0)
+    hub = saved(MODELS["dinov2"]().half(), tmp_path / "hub")
+    monkeypatch.setenv("VIRAL_CACHE", str(tmp_path / "cache"))
+    asked: list[str] = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda id, **options: asked.append(id) or str(hub))
+    picture = painted((3, 5), (1, 2))[1]
+    first, second = load_vfm("hf:some-one/tiny"), load_vfm("hf:some-one/tiny")
+    assert asked == ["some-one/tiny"] and first.record()["vfm_source"] == "hub:some-one/tiny" and first.network.dtype == torch.float32
+    whole = Dinov2Model.from_pretrained(hub, dtype=torch.float32).eval()(pixel_values=first._pixels(picture, (70, 42))[None]).last_hidden_state[0, 1:]
+    assert torch.allclose(first([picture], grid=(3, 5)).tokens()[0], whole, atol=1e-5)
+    assert first.entry.identity() == second.entry.identity() and (tmp_path / "cache" / "weights" / "hf" / "some-one" / "tiny" / "source.json").exists()
+    (hub / "model.safetensors").rename(hub / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"hf:some-one/pickle: the hub id some-one/pickle has no model\.safetensors, and other formats are not read"):
+        load_vfm("hf:some-one/pickle")
+
+
 def test_random_weights_are_out_of_reach_of_every_command() -> None:
     files = [file for part in ("workbench", "trainer", "analyses", "benchmarks") for file in (ROOT / part).rglob("*.py")]
     assert [file.name for file in files if ".untrained(" in file.read_text()] == []

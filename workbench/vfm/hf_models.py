@@ -96,19 +96,21 @@ def _build(kind: Kind, block: int | None, sizes: Mapping[str, Any], weights: str
         held = {key: value for key, value in network.state_dict().items() if not absent or not any(part in key for part in UNUSED)}
         expected = {key: value.float() if value.is_floating_point() else value for key, value in load_weights(weights).items()}
         found = check_unchanged(weights, held, expected)
-    config = network.config
+    config, nested = network.config, network is not model
     for key in ("hidden_size", "num_hidden_layers", "patch_size") if weights else ():
         if key in sizes and getattr(config, key) != sizes[key]:
             raise WeightsError(f"{weights}: {key} is {getattr(config, key)} in its config.json, expected {sizes[key]}")
 
     def features(pixels: Tensor) -> Tensor:
-        output = network(pixel_values=pixels, output_hidden_states=block is not None or kind.part(model) is not model, **kind.call)
+        output = network(pixel_values=pixels, output_hidden_states=block is not None or nested, **kind.call)
         if kind.is_map:
             return output.last_hidden_state
         if block is not None:
             tokens = output.hidden_states[block]
+        elif nested:  # an encoder within a model returns its blocks without the norm
+            tokens = network.layernorm(output.hidden_states[-1])
         else:
-            tokens = output.last_hidden_state if kind.part(model) is model else network.layernorm(output.hidden_states[-1])
+            tokens = output.last_hidden_state
         rows, columns = pixels.shape[-2] // config.patch_size, pixels.shape[-1] // config.patch_size
         before = kind.prefix(config)
         if tokens.shape[1] != before + rows * columns:
