@@ -31,7 +31,7 @@ from workbench.metrics.neighbors import Neighbors, nearest_neighbors
 from workbench.mllm.base import Box
 from workbench.runs import Run
 from workbench.stats import Interval, bootstrap_ci, cknna_nulls, jackknife_ci, null_of
-from workbench.vfm import CATALOGUE, VFM, load_vfm
+from workbench.vfm import VFM, find_vfm, load_vfm
 
 GROUPS = 10  # of images, left out in turn, for the interval of a score that is not a mean over images
 
@@ -112,7 +112,7 @@ def run(config: Config, context: Context) -> Result:
             if config.pooling == "within":
                 per_image += [(layer, name, image_id, score) for image_id, score in zip(image_ids, scores.tolist(), strict=True)]
     tables = {"scores": pd.DataFrame(rows), "per_image": pd.DataFrame(per_image, columns=["layer", "vfm", "image_id", "score"])}
-    return Result(tables, record={"vfm_fingerprints": {name: vfm.fingerprint for name, vfm in vfms.items()}})
+    return Result(tables, record={"vfm_fingerprints": {name: vfm.fingerprint for name, vfm in vfms.items()}, "vfms": [vfm.record() for vfm in vfms.values()]})
 
 
 def _collect(config: Config, context: Context, layers: list[int], vfms: Mapping[str, VFM]) -> tuple[dict[int, Side], dict[str, Side], list[str]]:
@@ -170,7 +170,7 @@ def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
 
 def uses(config: Config) -> dict[str, str]:
     """The identity of every VFM: another copy of its weights is another question."""
-    return {f"vfm {name}": CATALOGUE.get(name).identity() for name in config.vfm}
+    return {f"vfm {name}": find_vfm(name).identity() for name in config.vfm}
 
 
 ANALYSIS = Analysis("cknna", "Layer-wise alignment with vision foundation models (CKNNA)", Config, run, figures, summary, uses=uses)

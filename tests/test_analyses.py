@@ -106,7 +106,7 @@ def test_a_folder_of_photographs(runs_folder: Path, tmp_path: Path) -> None:
     ("words", "message"),
     [
         ([], "no model given"),
-        (["--model", "MODEL", "--vfm", "dinov2-smal"], "unknown VFM 'dinov2-smal': expected one of dinov2-small"),
+        (["--model", "MODEL", "--vfm", "dinov2-smal"], "did you mean 'dinov2-small'"),
         (["--model", "MODEL", "--pooling", "withn"], "withn"),
         (["--model", "MODEL", "--k", "0"], "k is 0: expected at least 1"),
         (["--model", "MODEL", "--k", "64", "--limit", "4"], "k is 64 with 64 rows"),

@@ -31,6 +31,7 @@ def package_graph() -> Path:
     import onnx
 
     entry = CATALOGUE.get("dinov2-small").package
+    assert entry is not None
     target = cache_folder("tests") / "vit_s_focus_norm.onnx"
     if not target.exists():
         with tempfile.TemporaryDirectory() as temporary:
@@ -73,10 +74,10 @@ def test_smollm2_completes_a_sentence() -> None:
     assert "Paris" in tokenizer.decode(ids[0])
 
 
-@pytest.mark.parametrize("name", CATALOGUE.names())
-def test_every_entry_is_pinned_and_licensed(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in CATALOGUE if CATALOGUE.get(name).package])
+def test_every_entry_with_a_package_is_pinned_and_licensed(name: str) -> None:
     entry = CATALOGUE.get(name)
-    assert len(entry.package.sha256) == 64 and "==" in entry.package.requirement and entry.licence and entry.hub
+    assert entry.package is not None and len(entry.package.sha256) == 64 and "==" in entry.package.requirement and entry.licence and entry.hub
     assert fingerprint(load_weights(name)) == entry.package.fingerprint
 
 

@@ -92,6 +92,9 @@ class AlignmentConfig:
     layer: int = 3
     """Layer l whose output is aligned, 1 to model.layers."""
     vfm: str = "efficientnet-lite0"
+    """A name that `python -m workbench.vfm` lists, hf:ID, timm:NAME, or a folder."""
+    teacher_norm: Literal["own", "student"] = "own"
+    """Whose normalisation the VFM's pixels get; `student` is CLIP's, as in the official code of the paper, whatever the VFM was trained on."""
     hidden: int = 256
     """Width of the head's two hidden layers."""
     images: Literal["same", "others"] = "same"

@@ -39,8 +39,7 @@ from workbench.errors import ConfigError, RunError
 from workbench.files import HEAD_FILE, atomic_file, atomic_folder, make_folder
 from workbench.runs import environment
 from workbench.stats import bootstrap_ci
-from workbench.vfm import CATALOGUE as VFMS
-from workbench.vfm import load_vfm
+from workbench.vfm import find_vfm, load_vfm
 from workbench.weights import CATALOGUE as WEIGHTS
 from workbench.weights import check_unchanged, load_weights
 
@@ -84,21 +83,21 @@ def prepare(recipe: Recipe) -> Prepared:
     if recipe.alignment.objective == "none":
         model = AlignedForConditionalGeneration(llava, None, None)
         return Prepared(model, processor, PackedDataset(train, packer, train_inputs), val_set, input_rate, record)
-    targets, vfm_fingerprint = _targets(recipe.alignment, train, (side, side), recipe.seed)
-    record |= {"vfm": recipe.alignment.vfm, "vfm_fingerprint": vfm_fingerprint}
+    targets, vfm_record = _targets(recipe.alignment, train, (side, side), recipe.seed)
+    record |= vfm_record
     model = AlignedForConditionalGeneration(llava, recipe.alignment, targets.shape[-1])
     return Prepared(model, processor, PackedDataset(train, packer, train_inputs, targets), val_set, input_rate, record)
 
 
-def _targets(alignment: AlignmentConfig, data: Dataset, grid: tuple[int, int], seed: int) -> tuple[Tensor, str]:
-    """VFM features (image, token, dim) of `data`, with the controls that the recipe asks for, and the VFM's fingerprint."""
-    vfm = load_vfm(alignment.vfm)
+def _targets(alignment: AlignmentConfig, data: Dataset, grid: tuple[int, int], seed: int) -> tuple[Tensor, dict[str, str]]:
+    """VFM features (image, token, dim) of `data`, with the controls that the recipe asks for, and the VFM's record."""
+    vfm = load_vfm(alignment.vfm, teacher_norm=alignment.teacher_norm)
     targets = cached_features(data, (vfm.entry.identity(), grid), lambda images: vfm(images, grid=grid).tokens(), what=vfm.name)
     if alignment.centre:
         targets = targets - targets.mean(dim=(0, 1))
     if alignment.images == "others":
         targets = targets[_cyclic(torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed)))]
-    return targets, vfm.fingerprint
+    return targets, vfm.record()
 
 
 def _cyclic(order: Tensor) -> Tensor:
@@ -281,7 +280,7 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
     folder = recipe.output_dir
     WEIGHTS.get(recipe.model.tower)
     if recipe.alignment.objective != "none":
-        VFMS.get(recipe.alignment.vfm)
+        find_vfm(recipe.alignment.vfm, teacher_norm=recipe.alignment.teacher_norm)
     stage = recipe.start if recipe.start is not None and recipe.start.suffix == ".yaml" else None
     if stage is not None:
         recipe = replace(recipe, start=folder.parent / f"{stage.stem.split('_')[-1]}-s{recipe.seed}")

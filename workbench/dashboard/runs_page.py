@@ -50,6 +50,8 @@ def _training_row(name: str) -> dict[str, object]:
     record = json.loads(record_file.read_text())
     recipe, alignment = record["recipe"], record["recipe"]["alignment"]
     aligned = "none" if alignment["objective"] == "none" else f"{alignment['vfm']}, layer {alignment['layer']}, weight {alignment['weight']}"
+    if alignment["objective"] != "none" and alignment.get("teacher_norm", "own") != "own":
+        aligned += ", CLIP-normalised"
     return {
         "model": name,
         "state": "finished",

@@ -12,6 +12,7 @@ from workbench.data import Dataset, Sample, load_data
 from workbench.metrics.geometry import joint_pca_rgb
 from workbench.mllm import MLLM
 from workbench.vfm import CATALOGUE, VFM, load_vfm
+from workbench.weights import at_hand
 
 SCENES = 100  # of the validation split, enough to browse
 
@@ -40,7 +41,8 @@ def page() -> None:
         return
     with st.sidebar:
         chosen = st.multiselect("Models", models, default=default_models(models), key="models", max_selections=4, bind="query-params")
-        vfm = st.selectbox("Vision foundation model", CATALOGUE.names(), key="vfm", bind="query-params")
+        vfms = [name for name in CATALOGUE if at_hand(CATALOGUE.get(name).weights)]
+        vfm = st.selectbox("Vision foundation model", vfms, key="vfm", bind="query-params")
         scenes = _data("shapes:val").scenes
         number = st.number_input("Scene", 0, len(scenes) - 1, 0, key="scene", bind="query-params")
     if not chosen:

@@ -132,7 +132,7 @@ def family_of(config: PretrainedConfig) -> Family:
     if architecture in REFUSED:
         raise ModelError(f"{architecture} cannot be probed: {REFUSED[architecture]}")
     known = [a for name in FAMILIES for a in FAMILIES.get(name).architectures]
-    raise UnknownNameError("model architecture", architecture, known, hint="a new family is one file in workbench/mllm, see CONTRIBUTING.md")
+    raise UnknownNameError("model architecture", architecture, known, also="or a new family: one file in workbench/mllm, see CONTRIBUTING.md")
 
 
 class MLLM:

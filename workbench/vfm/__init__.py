@@ -1,6 +1,6 @@
 """Vision foundation models behind one call; importing this package fills the catalogue."""
 
-from workbench.vfm import hf_models, timm_models  # noqa: F401  (they register their entries)
-from workbench.vfm.base import CATALOGUE, VFM, PatchFeatures, load_vfm
+from workbench.vfm.base import CATALOGUE, VFM, PatchFeatures, VFMEntry
+from workbench.vfm.find import find_vfm, load_vfm
 
-__all__ = ["CATALOGUE", "VFM", "PatchFeatures", "load_vfm"]
+__all__ = ["CATALOGUE", "VFM", "PatchFeatures", "VFMEntry", "find_vfm", "load_vfm"]

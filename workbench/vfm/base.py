@@ -2,26 +2,51 @@
 
 A VFM owns its resize and its normalisation, because preprocessing belongs to the weights: images normalised for another model are
 the silent defect this class exists to rule out. Its weights are fingerprinted when they are loaded and again after the model is built.
+The one exception is asked for by name: `teacher_norm="student"` normalises for CLIP, as the official code does to every VFM (PAPER.md, traps).
+
+Geometry: an image is stretched so that feature (i, j) covers the same fraction of the picture as cell (i, j) of the MLLM. Networks that interpolate their
+position embeddings run at grid x stride; the others run at their own fixed size and the feature map is resampled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 
 from workbench.data.base import content_hash
 from workbench.errors import DataError
 from workbench.registry import Registry
+from workbench.weights import CATALOGUE as WEIGHTS
 from workbench.weights import source
+
+TeacherNorm = Literal["own", "student"]
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+@dataclass(frozen=True)
+class Network:
+    """A built network.
+
+    Attributes:
+        module: holds the weights.
+        features: maps normalised pixels (image, 3, height, width) to features (image, d, gh, gw).
+        fingerprint: of the weights as they sit in `module`.
+    """
+
+    module: nn.Module
+    features: Callable[[Tensor], Tensor]
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -30,28 +55,42 @@ class VFMEntry:
 
     Attributes:
         weights: name in `workbench.weights.CATALOGUE`.
-        build: returns the network and the function that maps normalised pixels (image, 3, height, width) to
-            features (image, d, gh, gw), and the fingerprint of the weights as they sit in the network.
+        build: makes the network from the weights of that name. Given None it makes the same architecture with random weights, where keyword arguments
+            replace sizes; only tests do that, through `VFM.untrained`.
         stride: pixels of the resized image per feature, on each side.
         dim: feature width d.
-        mean, std: normalisation of RGB in 0..1.
+        mean, std: its own normalisation of RGB in 0..1.
         default_grid: features per side when no grid is asked for.
         note: what one should know before reading a number made with it.
+        architecture: the network in a few words.
+        checked: what was checked here, and whether with real weights.
+        fixed: side in pixels of the only image that the network takes; None where it takes any multiple of the stride.
+        teacher_norm: whose normalisation the pixels get, its own or the student's (CLIP's).
     """
 
     name: str
     weights: str
-    build: Callable[[], tuple[nn.Module, Callable[[Tensor], Tensor], str]]
+    build: Callable[..., Network]
     stride: int
     dim: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     default_grid: tuple[int, int]
     note: str
+    architecture: str
+    checked: str
+    fixed: int | None = None
+    teacher_norm: TeacherNorm = "own"
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Mean and standard deviation that are used."""
+        return (self.mean, self.std) if self.teacher_norm == "own" else CLIP
 
     def identity(self) -> str:
         """Hash of all that its features depend on besides the image: weights, block or stage, normalisation, stride."""
-        return content_hash(source(self.weights)["fingerprint"], self.name, self.stride, self.dim, self.mean, self.std)
+        own = (source(self.weights)["fingerprint"], self.name, self.stride, self.dim, self.mean, self.std)
+        return content_hash(*own) if self.teacher_norm == "own" else content_hash(*own, self.teacher_norm, *CLIP)
 
 
 CATALOGUE: Registry[VFMEntry] = Registry("VFM")
@@ -75,17 +114,33 @@ class PatchFeatures:
 class VFM:
     """A frozen vision foundation model; make one with `load_vfm`."""
 
-    def __init__(self, entry: VFMEntry, device: str = "cpu") -> None:
+    def __init__(self, entry: VFMEntry, device: str = "cpu", *, network: Network | None = None) -> None:
         self.entry, self.name, self.dim, self.device = entry, entry.name, entry.dim, device
-        self.network, self._features, self.fingerprint = entry.build()
+        built = network or entry.build(entry.weights)
+        self.network, self._features, self.fingerprint = built.module, built.features, built.fingerprint
         self.network.eval().requires_grad_(False).to(device)
+
+    @classmethod
+    def untrained(cls, entry: VFMEntry, **sizes: Any) -> VFM:
+        """The architecture of `entry` with random weights, for tests where real ones cannot be had; no name and no option of a command leads here."""
+        return cls(entry, network=entry.build(None, **sizes))
+
+    def record(self) -> dict[str, str]:
+        """What a result that used it must say: name, fingerprint of the network, source, licence and whose normalisation."""
+        return {
+            "vfm": self.name,
+            "vfm_fingerprint": self.fingerprint,
+            "vfm_source": source(self.entry.weights)["source"],
+            "vfm_licence": WEIGHTS.get(self.entry.weights).licence,
+            "teacher_norm": self.entry.teacher_norm,
+        }
 
     @torch.inference_mode()
     def __call__(self, images: list[Image.Image], *, grid: tuple[int, int] | None = None) -> PatchFeatures:
         """Return patch features on `grid` (rows, columns).
 
-        Each image is stretched to `grid` times the stride, so that feature (i, j) covers the same fraction of the picture as cell (i, j) of
-        an MLLM with that grid; crop to `VisualTokens.box` first where the MLLM sees a part only.
+        Each image is stretched to `grid` times the stride (or to the fixed size, and the features resampled), so that feature (i, j) covers the same
+        fraction of the picture as cell (i, j) of an MLLM with that grid; crop to `VisualTokens.box` first where the MLLM sees a part only.
 
         Raises:
             DataError: no images, or a grid without cells.
@@ -95,9 +150,12 @@ class VFM:
         rows, columns = grid or self.entry.default_grid
         if rows < 1 or columns < 1:
             raise DataError(f"grid is {rows} x {columns}: expected at least 1 x 1")
-        size = (columns * self.entry.stride, rows * self.entry.stride)
+        fixed = self.entry.fixed
+        size = (fixed, fixed) if fixed else (columns * self.entry.stride, rows * self.entry.stride)
         pixels = torch.stack([self._pixels(image, size) for image in images]).to(self.device)
         features = self._features(pixels)
+        if fixed:
+            features = functional.interpolate(features, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)
         if features.shape[-2:] != (rows, columns):
             raise DataError(f"{self.name} returned a {tuple(features.shape[-2:])} grid, expected {(rows, columns)}")
         return PatchFeatures(features.permute(0, 2, 3, 1).contiguous())
@@ -105,14 +163,5 @@ class VFM:
     def _pixels(self, image: Image.Image, size: tuple[int, int]) -> Tensor:
         resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
         scaled = torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255)
-        return ((scaled - torch.tensor(self.entry.mean)) / torch.tensor(self.entry.std)).permute(2, 0, 1)
-
-
-def load_vfm(name: str, *, device: str = "cpu") -> VFM:
-    """Load the VFM called `name` with real weights, checked against their fingerprint.
-
-    Raises:
-        UnknownNameError: not in the catalogue.
-        WeightsError: the weights cannot be had or are not the pinned ones.
-    """
-    return VFM(CATALOGUE.get(name), device)
+        mean, std = self.entry.normalisation
+        return ((scaled - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1)

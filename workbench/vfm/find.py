@@ -1,0 +1,66 @@
+"""From a name to a VFM: the catalogue, any model of the hub (`hf:ID`), any model of timm (`timm:NAME`), or a folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+from workbench.errors import UnknownNameError, WeightsError
+from workbench.vfm.base import CATALOGUE, VFM, TeacherNorm, VFMEntry
+from workbench.vfm.hf_models import entry_from_folder as transformers_entry
+from workbench.vfm.timm_models import entry_from_folder as timm_entry
+from workbench.vfm.timm_models import entry_from_name
+from workbench.weights import CATALOGUE as WEIGHTS
+from workbench.weights import Weights, weights_folder
+
+
+def load_vfm(name: str, *, device: str = "cpu", teacher_norm: TeacherNorm = "own") -> VFM:
+    """Load the VFM called `name` with real weights, checked against their fingerprint.
+
+    Args:
+        name: a catalogue entry, `hf:ID`, `timm:NAME`, or a folder with config.json and model.safetensors.
+        teacher_norm: `own`, or `student` to feed it pixels normalised for CLIP, as the official code of the paper does.
+
+    Raises:
+        UnknownNameError: no such name.
+        WeightsError: the weights cannot be had or are not the pinned ones.
+    """
+    return VFM(find_vfm(name, teacher_norm=teacher_norm), device)
+
+
+def find_vfm(name: str, *, teacher_norm: TeacherNorm = "own") -> VFMEntry:
+    """Return the entry that `name` means, without building the network; see `load_vfm`. An `hf:ID` is fetched, because its config says what it is."""
+    if teacher_norm not in get_args(TeacherNorm):
+        raise UnknownNameError("teacher_norm", teacher_norm, get_args(TeacherNorm))
+    if name in CATALOGUE:
+        entry = CATALOGUE.get(name)
+    elif match := re.fullmatch(r"hf:([\w.-]*\w[\w.-]*(?:/[\w.-]*\w[\w.-]*)?)", name):
+        _weights(Weights(name, licence=f"see https://huggingface.co/{match[1]}", hub=match[1]))
+        entry = _from_folder(name, name)
+    elif name.startswith("timm:"):
+        entry = entry_from_name(name)
+    elif name and Path(name).is_dir():
+        folder = Path(name).resolve()
+        _weights(Weights(str(folder), licence="that of the folder's owner", folder=folder))
+        entry = _from_folder(name, str(folder))
+    else:
+        raise UnknownNameError("VFM", name, CATALOGUE, also="hf:ID, timm:NAME or a folder")
+    return replace(entry, teacher_norm=teacher_norm)
+
+
+def _weights(weights: Weights) -> None:
+    if weights.name not in WEIGHTS:
+        WEIGHTS.add(weights.name, weights)
+
+
+def _from_folder(name: str, weights: str) -> VFMEntry:
+    """The entry of a folder in the layout of transformers, or of timm where its config names an `architecture`."""
+    folder = weights_folder(weights)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{name}: {folder} has no readable config.json: expected one beside model.safetensors") from error
+    return timm_entry(name, weights, folder, config) if "architecture" in config else transformers_entry(name, weights, folder)
