@@ -68,6 +68,14 @@ def test_readme_python(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 < float(score) < 1 and null.startswith("Null(mean=")
 
 
+def test_families_python(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "families.md").read_text(), re.S)
+    monkeypatch.chdir(folder)
+    exec(compile(block, "families.md", "exec"), {})
+    grid, shapes = capsys.readouterr().out.strip().splitlines()
+    assert grid.startswith("(8, 8) (0.0, 0.0, 0.125, 0.125)") and shapes.startswith("torch.Size([2, 64, 32]) torch.Size([1, 4, 1, ")
+
+
 def test_everything_the_readme_and_contributing_name_exists() -> None:
     text = README + (ROOT / "CONTRIBUTING.md").read_text()
     for path in re.findall(r"\]\(([^)#]+)\)", text):

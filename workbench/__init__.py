@@ -13,6 +13,8 @@ _HOME = {
     "load_vfm": "workbench.vfm",
     "MLLM": "workbench.mllm",
     "read": "workbench.capture",
+    "attention": "workbench.capture",
+    "edit": "workbench.capture",
 }
 __all__ = sorted(_HOME)
 

@@ -1,0 +1,107 @@
+"""Time and memory of reading layers and attention rows, against a plain forward pass and against eager attention, in one run.
+
+python -m benchmarks.capture            # 2916 visual tokens, about 2 minutes on 2 cores
+python -m benchmarks.capture --small    # seconds, to see that it works
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+
+from workbench.capture import attention, read
+from workbench.mllm import FAMILIES, MLLM, Batch
+
+ROUNDS = 7
+
+
+def model(side: int) -> MLLM:
+    """A LLaVA of random weights with side x side visual tokens and a language model of 4 blocks, 8 heads."""
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<image>": 1, "what": 2, "?": 3}, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", extra_special_tokens={"image_token": "<image>"})
+    pixels = {"height": 14 * side, "width": 14 * side}
+    processor = LlavaProcessor(
+        CLIPImageProcessor(size=pixels, do_center_crop=False), tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1
+    )
+    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=1, image_size=14 * side, patch_size=14)
+    text = LlamaConfig(vocab_size=4, hidden_size=512, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=8)
+    torch.manual_seed(0)
+    llava = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=1))
+    return MLLM(llava, processor, FAMILIES.get("llava"), "benchmark")
+
+
+def runs(mllm: MLLM, batch: Batch) -> dict[str, Callable[[], object]]:
+    """What is compared: each is one forward pass of the whole model."""
+
+    def plain() -> object:
+        with torch.inference_mode():
+            return mllm.model(**batch.inputs, use_cache=False, logits_to_keep=1)
+
+    def eager() -> object:
+        mllm.model.set_attn_implementation({"text_config": "eager"})
+        try:
+            return plain()
+        finally:
+            mllm.model.set_attn_implementation({"text_config": "sdpa"})
+
+    return {
+        "plain forward (sdpa)": plain,
+        "read, all layers, visual tokens": lambda: read(mllm, batch),
+        "attention, one row a block": lambda: list(attention(mllm, batch, rows=[[-1]])),
+        "attention, 16 rows a block": lambda: list(attention(mllm, batch, rows=[list(range(-16, 0))])),
+        "eager forward, S x S attention": eager,
+    }
+
+
+def memory(side: int, name: str) -> None:
+    """Print the MiB that one run needs beyond a plain forward pass, in a process of its own."""
+    mllm = model(side)
+    batch = mllm.encode([Image.new("RGB", (300, 300), "gray")], ["what ?" * 8])
+    every = runs(mllm, batch)
+    every["plain forward (sdpa)"]()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    every[name]()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def main(argv: list[str]) -> None:
+    """Print times as ratios to the plain forward pass, and extra memory as shares of eager attention's."""
+    side = 12 if "--small" in argv else 54
+    if "--memory" in argv:
+        memory(side, argv[argv.index("--memory") + 1])
+        return
+    mllm = model(side)
+    batch = mllm.encode([Image.new("RGB", (300, 300), "gray")], ["what ?" * 8])
+    every = runs(mllm, batch)
+    times: dict[str, list[float]] = {name: [] for name in every}
+    for turn in range(ROUNDS + 1):  # in turns, so that a busy moment hits all of them
+        for name, run in every.items():
+            start = time.perf_counter()
+            run()
+            if turn:  # the first warms up
+                times[name].append(time.perf_counter() - start)
+    extra = {}
+    for name in every:
+        command = [sys.executable, "-m", "benchmarks.capture", "--memory", name, *(["--small"] if side == 12 else [])]
+        extra[name] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    plain, eager = statistics.median(times["plain forward (sdpa)"]), extra["eager forward, S x S attention"]
+    print(
+        f"{side * side} visual tokens, S = {batch.inputs['input_ids'].shape[1]}, 4 blocks, 8 heads, float32, {torch.get_num_threads()} threads, median of {ROUNDS}"
+    )
+    for name in every:
+        seconds, share = statistics.median(times[name]), f"{extra[name] / eager:6.1%}" if eager > 0 else "   n/a"
+        print(f"{name:34} {seconds:7.3f} s  x{seconds / plain:5.2f}  extra memory {extra[name]:7.1f} MiB  {share}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
