@@ -95,9 +95,8 @@ def main(argv: list[str]) -> None:
         command = [sys.executable, "-m", "benchmarks.capture", "--memory", name, *(["--small"] if side == 12 else [])]
         extra[name] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     plain, eager = statistics.median(times["plain forward (sdpa)"]), extra["eager forward, S x S attention"]
-    print(
-        f"{side * side} visual tokens, S = {batch.inputs['input_ids'].shape[1]}, 4 blocks, 8 heads, float32, {torch.get_num_threads()} threads, median of {ROUNDS}"
-    )
+    setting = f"4 blocks, 8 heads, float32, {torch.get_num_threads()} threads, median of {ROUNDS}"
+    print(f"{side * side} visual tokens, S = {batch.inputs['input_ids'].shape[1]}, {setting}")
     for name in every:
         seconds, share = statistics.median(times[name]), f"{extra[name] / eager:6.1%}" if eager > 0 else "   n/a"
         print(f"{name:34} {seconds:7.3f} s  x{seconds / plain:5.2f}  extra memory {extra[name]:7.1f} MiB  {share}")
