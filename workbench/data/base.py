@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from workbench.errors import DataError, UnknownNameError
 from workbench.registry import Registry
@@ -123,6 +123,15 @@ def load_data(spec: str, *, limit: int | None = None, seed: int = 0) -> Dataset:
 def content_hash(*parts: object) -> str:
     """Hash the representation of `parts` to 16 hex digits."""
     return hashlib.sha256("|".join(map(repr, parts)).encode()).hexdigest()[:16]
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The first frame as RGB, turned as its EXIF tag says, with transparency on white: the same pixels for every model that looks at it."""
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
 
 
 def check_split(name: str, split: str, known: tuple[str, ...]) -> str:

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from workbench.data.base import DATASETS, Dataset, Sample, content_hash
+from workbench.data.base import DATASETS, Dataset, Sample, content_hash, upright_rgb
 from workbench.errors import DataError
 from workbench.weights import sha256
 
@@ -51,11 +51,6 @@ def read_image(path: Path) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             file = Image.open(path)
         with file:
-            upright = ImageOps.exif_transpose(file)
-            if upright.has_transparency_data:
-                layer = upright.convert("RGBA")
-                ground = Image.new("RGBA", layer.size, "white")
-                return Image.alpha_composite(ground, layer).convert("RGB")
-            return upright.convert("RGB")
+            return upright_rgb(file)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"picture {path} cannot be read ({error})") from error

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BatchFeature, PretrainedConfig
 
-from workbench.data.base import content_hash
+from workbench.data.base import content_hash, upright_rgb
 from workbench.errors import ModelError, UnknownNameError
 from workbench.registry import Registry
 from workbench.weights import fingerprint
@@ -237,7 +237,7 @@ class MLLM:
         """
         if len(images) != len(prompts):
             raise ModelError(f"{len(images)} images for {len(prompts)} prompts: expected one entry of images for each prompt")
-        pictures = tuple(tuple(i.convert("RGB") for i in ([one] if isinstance(one, Image.Image) else one)) for one in images)
+        pictures = tuple(tuple(upright_rgb(i) for i in ([one] if isinstance(one, Image.Image) else one)) for one in images)
         texts = [self.prompt(question, len(own)) for question, own in zip(prompts, pictures, strict=True)]
         given = [list(own) for own in pictures] if any(pictures) else None
         try:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workbench.data.base import content_hash
+from workbench.data.base import content_hash, upright_rgb
 from workbench.errors import DataError
 from workbench.registry import Registry
 from workbench.weights import CATALOGUE as WEIGHTS
@@ -161,7 +161,7 @@ class VFM:
         return PatchFeatures(features.permute(0, 2, 3, 1).contiguous())
 
     def _pixels(self, image: Image.Image, size: tuple[int, int]) -> Tensor:
-        resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        resized = upright_rgb(image).resize(size, Image.Resampling.BICUBIC)
         scaled = torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255)
         mean, std = self.entry.normalisation
         return ((scaled - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1)
