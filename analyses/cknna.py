@@ -33,6 +33,7 @@ from workbench.runs import Run
 from workbench.stats import Interval, bootstrap_ci, cknna_nulls, jackknife_ci, null_of
 from workbench.vfm import VFM, find_vfm, load_vfm
 
+PAGE = "Alignment"
 GROUPS = 10  # of images, left out in turn, for the interval of a score that is not a mean over images
 
 
@@ -173,7 +174,7 @@ def uses(config: Config) -> dict[str, str]:
     return {f"vfm {name}": find_vfm(name).identity() for name in config.vfm}
 
 
-ANALYSIS = Analysis("cknna", "Layer-wise alignment with vision foundation models (CKNNA)", Config, run, figures, summary, uses=uses)
+ANALYSIS = Analysis("cknna", "Layer-wise alignment with vision foundation models (CKNNA)", Config, run, figures, summary, PAGE, uses=uses)
 
 if __name__ == "__main__":
     main(ANALYSIS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -16,16 +17,17 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.conftest import ROOT
-from workbench.dashboard import alignment_page, runs_page, scene_page, shell
+from workbench.config import parse
+from workbench.dashboard import shell
 from workbench.errors import RunError
 
-PAGES = {"runs": runs_page, "alignment": alignment_page, "scene": scene_page}
+PAGES = {"runs": "runs_page.page()", "scene": "scene_page.page()"} | {name: f"analysis_page.page('{name}')" for name in shell.analysis_pages()}
 
 
 def open_page(name: str, root: Path, monkeypatch: pytest.MonkeyPatch, **query: str) -> AppTest:
     """Run one page on the runs folder `root`."""
     monkeypatch.setattr(sys, "argv", ["app.py", "--runs", str(root)])
-    app = AppTest.from_string(f"from workbench.dashboard import {name}_page\n{name}_page.page()", default_timeout=120)
+    app = AppTest.from_string(f"from workbench.dashboard import {PAGES[name].split('.')[0]}\n{PAGES[name]}", default_timeout=120)
     for key, value in query.items():
         app.query_params[key] = value
     app.run()
@@ -48,13 +50,35 @@ def test_runs_page_lays_training_curves_over_each_other(runs_folder: Path, monke
 
 
 def test_alignment_page_shows_interval_null_and_n(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = open_page("alignment", runs_folder, monkeypatch)
+    app = open_page("cknna", runs_folder, monkeypatch)
     app.select_slider(key="layer").set_value(3).run()
     table = app.dataframe[0].value
     assert table["model"].tolist() == app.multiselect(key="run").value or len(table) == 2
     assert (table["layer"] == 3).all() and (table["low"] <= table["score"]).all() and (table["score"] <= table["high"]).all()
     assert {"null_mean", "null_q95", "p", "n_images", "n", "k"} <= set(table.columns)
     assert any("analyses.cknna" in code.value for code in app.code)
+
+
+def test_the_form_of_an_analysis_is_its_command(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defaults add nothing; what is changed becomes a flag that the command line takes."""
+    app = open_page("cknna", runs_folder, monkeypatch)
+    models = f"--model {runs_folder}/baseline {runs_folder}/viral"
+    assert app.code[-1].value == f"python -m analyses.cknna {models} --output_dir {runs_folder}"
+    app.number_input(key="new-k").set_value(7)
+    app.selectbox(key="new-pooling").set_value("pooled")
+    app.text_input(key="new-layers").set_value("0 2").run()
+    command = app.code[-1].value
+    assert command == f"python -m analyses.cknna {models} --layers 0 2 --k 7 --pooling pooled --output_dir {runs_folder}"
+    analysis = importlib.import_module("analyses.cknna").ANALYSIS
+    assert parse(analysis.config, ["--layers", "0", "2", "--k", "7", "--pooling", "pooled"], prog="test").k == 7
+
+
+def test_pages_are_found_without_importing_the_analyses() -> None:
+    code = "import sys; from workbench.dashboard import shell; print(shell.analysis_pages()); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "'cknna': 'Alignment'" in done.stdout
+    for name, title in shell.analysis_pages().items():
+        assert importlib.import_module(f"analyses.{name}").ANALYSIS.page == title
 
 
 def test_scene_page_answers_and_maps(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,7 @@ class Analysis:
         run: (config, context) -> Result, for one model.
         figures: {label: run} -> {title: figure}.
         summary: {label: run} -> the table that the command prints.
+        page: short title of its page; the module says the same in a line `PAGE = "..."`, from which the navigation is made.
         version: raise it when the same config would give other numbers.
         uses: config -> {name: identity} of everything else that the numbers depend on, such as a VFM's weights.
     """
@@ -107,6 +108,7 @@ class Analysis:
     run: Callable[[Any, Context], Result]
     figures: Figures
     summary: Callable[[Mapping[str, Run]], pd.DataFrame]
+    page: str = ""
     version: int = 1
     uses: Callable[[Any], Mapping[str, str]] = field(default=lambda config: {})
 

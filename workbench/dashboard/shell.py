@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 import streamlit as st
 
@@ -14,19 +18,40 @@ from workbench.errors import RunError, WorkbenchError
 def show() -> None:
     """Draw the page that the address names; an error of ours is one sentence, not a traceback."""
     st.set_page_config(page_title="VIRAL Workbench", page_icon=":material/layers:", layout="wide")
-    from workbench.dashboard import alignment_page, runs_page, scene_page
+    from workbench.dashboard import runs_page
 
-    pages = [
-        st.Page(runs_page.page, title="Runs", icon=":material/inventory_2:", url_path="runs", default=True),
-        st.Page(alignment_page.page, title="Alignment", icon=":material/show_chart:", url_path="alignment"),
-        st.Page(scene_page.page, title="Scene", icon=":material/image_search:", url_path="scene"),
-    ]
+    pages = [st.Page(runs_page.page, title="Runs", icon=":material/inventory_2:", url_path="runs", default=True)]
+    pages += [st.Page(partial(_analysis, name), title=title, icon=":material/show_chart:", url_path=title.lower()) for name, title in analysis_pages().items()]
+    pages += [st.Page(_scene, title="Scene", icon=":material/image_search:", url_path="scene")]
     chosen = st.navigation(pages)
     st.html("<style>[data-testid=stMainBlockContainer] {padding-top: 2.5rem}</style>")
     try:
         chosen.run()
     except WorkbenchError as error:
         st.error(str(error), icon=":material/error:")
+
+
+def _analysis(name: str) -> None:
+    from workbench.dashboard.analysis_page import page  # brings torch, which the first page does without
+
+    page(name)
+
+
+def _scene() -> None:
+    from workbench.dashboard.scene_page import page
+
+    page()
+
+
+def analysis_pages() -> dict[str, str]:
+    """{name: page title} of every file in `analyses`, read from its `PAGE = "..."` line: importing them all would take seconds."""
+    found = {}
+    for module in iter_modules(import_module("analyses").__path__):
+        if not module.name.startswith("_"):
+            source = Path(module.module_finder.path, f"{module.name}.py").read_text()  # type: ignore[union-attr]
+            title = re.search(r'^PAGE = "([^"]+)"$', source, re.M)
+            found[module.name] = title[1] if title else module.name.replace("_", " ").capitalize()
+    return found
 
 
 def runs_root() -> Path:

@@ -1,0 +1,136 @@
+"""The page of any analysis: its stored runs over one another, their table, and the command that makes a new one."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import shlex
+import zipfile
+from functools import partial
+from importlib import import_module
+from typing import Any, get_type_hints
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from workbench import figures, runs
+from workbench.analysis import Analysis
+from workbench.dashboard.shell import default_models, runs_root, trained_models
+from workbench.runs import Run
+
+
+def page(name: str) -> None:
+    """Figures and table of the chosen runs of one analysis."""
+    analysis: Analysis = import_module(f"analyses.{name}").ANALYSIS
+    st.title(analysis.page)
+    st.caption(analysis.title)
+    table = runs.index(runs_root())
+    table = table[table["analysis"] == name]
+    if table.empty:
+        st.info(f"Nothing of this kind is stored yet. Run `python -m analyses.{name} --model runs/baseline runs/viral`, or build the command below.")
+    else:
+        _stored(analysis, table)
+    with st.expander("A new run", expanded=table.empty):
+        _new(analysis)
+
+
+def _stored(analysis: Analysis, table: pd.DataFrame) -> None:
+    names = {row["key"]: _name(analysis, row) for _, row in table.iterrows()}
+    folders = dict(zip(table["key"], table["folder"], strict=True))
+    newest = table.iloc[0]
+    same = [row["key"] for _, row in table.iterrows() if (row["data"], row["config"]) == (newest["data"], newest["config"])]
+    chosen = st.multiselect("Runs", list(names), default=sorted(same, key=names.__getitem__), format_func=names.__getitem__, key="run", bind="query-params")
+    if not chosen:
+        st.info("Choose one or more runs.")
+        return
+    loaded = [runs.load(folders[key]) for key in chosen]
+    found = _labelled(loaded, names)
+    _warn(loaded)
+    for title, figure in analysis.figures(found).items():
+        st.subheader(title)
+        st.plotly_chart(figure, width="stretch", config=figures.EXPORT, key=title)
+    summary = analysis.summary(found)
+    _table(summary)
+    left, right = st.columns(2)
+    left.download_button("Table as CSV", summary.to_csv(index=False), f"{analysis.name}.csv", "text/csv", icon=":material/download:")
+    archive = partial(_archive, analysis.figures(found))
+    right.download_button("Figures as HTML", archive, f"{analysis.name}.zip", "application/zip", icon=":material/download:")
+    with st.expander("Commands"):
+        for run in found.values():
+            st.code(shlex.join(run.record["argv"]), language="bash")
+
+
+def _warn(loaded: list[Run]) -> None:
+    """Say so where runs were asked different questions: their chance levels need not be the same."""
+    questions = [{key: value for key, value in run.record["config"].items()} | {"images": run.record["data_fingerprint"]} for run in loaded]
+    differ = sorted(key for key in questions[0] if len({str(question.get(key)) for question in questions}) > 1)
+    if differ:
+        st.warning(f"These runs differ in {', '.join(differ)}, so their chance levels may differ: compare each with its own.", icon=":material/warning:")
+
+
+def _table(summary: pd.DataFrame) -> None:
+    """The rows of one layer, where there are layers."""
+    shown = summary
+    if "layer" in summary:
+        layers = sorted(summary["layer"].unique())
+        layer = layers[0]
+        if len(layers) > 1:
+            layer = st.select_slider("Layer", layers, value=layers[len(layers) // 2], key="layer", bind="query-params")
+        shown = summary[summary["layer"] == layer]
+    numbers = {c: st.column_config.NumberColumn(format="%.3f") for c in summary.select_dtypes("float")}
+    st.dataframe(shown, hide_index=True, width="stretch", column_config=numbers)
+
+
+def _archive(drawn: dict[str, go.Figure]) -> bytes:
+    """One self-contained page for each figure: nothing is fetched, nothing can be uploaded."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for title, figure in drawn.items():
+            page = figure.to_html(include_plotlyjs=True, config=figures.EXPORT)
+            archive.writestr(f"{title.lower().replace(' ', '_').replace('/', '_')}.html", page)
+    return packed.getvalue()
+
+
+def _new(analysis: Analysis) -> None:
+    """A form from the Config, and the command that it stands for."""
+    models = trained_models(finished=True)
+    chosen = st.multiselect("Models", models, default=default_models(models), key="new-model")
+    words = ["python", "-m", f"analyses.{analysis.name}", "--model", *(str(runs_root() / name) for name in chosen)]
+    hints = get_type_hints(analysis.config)
+    for column, field in zip(st.columns(3) * len(hints), dataclasses.fields(analysis.config), strict=False):
+        words += _flag(column, field, hints[field.name])
+    st.code(shlex.join([*words, "--output_dir", str(runs_root())]), language="bash")
+
+
+def _flag(column: Any, field: dataclasses.Field[Any], kind: Any) -> list[str]:
+    """One field of the form; the words it adds to the command, none where it has its default."""
+    default: Any = field.default
+    key, options = f"new-{field.name}", getattr(kind, "__args__", ())
+    value: Any
+    if kind is bool:
+        value = column.checkbox(field.name, default, key=key)
+        return [] if value == default else [f"--{field.name}" if value else f"--no-{field.name}"]
+    if kind in (int, float):
+        value = column.number_input(field.name, value=default, key=key)
+        return [] if value == default else [f"--{field.name}", str(value)]
+    if getattr(kind, "__origin__", None) is not tuple and options and all(isinstance(option, str) for option in options):
+        value = column.selectbox(field.name, options, index=options.index(default), key=key)
+        return [] if value == default else [f"--{field.name}", value]
+    before = " ".join(map(str, default)) if isinstance(default, tuple) else "" if default is None else str(default)
+    value = column.text_input(field.name, before, key=key)
+    return [] if value == before else [f"--{field.name}", *value.split()]
+
+
+def _name(analysis: Analysis, row: pd.Series) -> str:
+    """Model, data, and the options that are not the default ones."""
+    defaults = {f.name: f.default if f.default is not dataclasses.MISSING else None for f in dataclasses.fields(analysis.config)}
+    config = {key: tuple(value) if isinstance(value, list) else value for key, value in row["config"].items()}
+    special = [f"{key} {' '.join(map(str, value)) if isinstance(value, tuple) else value}" for key, value in config.items() if value != defaults.get(key)]
+    return " · ".join([row["label"], row["data"], *(s for s in special if not s.startswith("data ")), row["key"][:6]])
+
+
+def _labelled(loaded: list[Run], names: dict[str, str]) -> dict[str, Run]:
+    """Short labels where they are unique, the full name where two runs share a label."""
+    labels = [run.label for run in loaded]
+    return {run.label if labels.count(run.label) == 1 else names[run.key]: run for run in loaded}
