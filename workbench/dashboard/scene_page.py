@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import streamlit as st
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from workbench.capture import read
 from workbench.dashboard.shell import below_root, default_models, trained_models
 from workbench.data import Dataset, Sample, load_data
 from workbench.metrics.geometry import joint_pca_rgb
-from workbench.mllm import MLLM
+from workbench.mllm import MLLM, VisualTokens
 from workbench.vfm import CATALOGUE, VFM, load_vfm
 from workbench.weights import at_hand
 
@@ -83,26 +85,35 @@ def _maps(loaded: dict[str, MLLM], vfm_name: str, sample: Sample) -> None:
     read_out = {}
     for name, mllm in loaded.items():
         batch = mllm.encode([sample.image], [sample.question])
-        read_out[name] = (read(mllm, batch)[0].values, mllm.visual_tokens(batch)[0][0].grid)
+        read_out[name] = _whole_image(read(mllm, batch)[0].values, mllm.visual_tokens(batch)[0])
     grid = next(iter(read_out.values()))[1]
-    assert grid is not None  # the LLaVA family always has a raster
     layers = min(values.shape[0] for values, _ in read_out.values())
     layer = st.slider("Layer", 0, layers - 1, layers // 2, key="layer", bind="query-params")
     widths = {values.shape[-1] for values, _ in read_out.values()}
     if len(widths) > 1:
         st.warning(f"The models' widths differ ({sorted(widths)}), so each has a basis of its own.", icon=":material/warning:")
     bases = joint_pca_rgb([values for values, _ in read_out.values()]) if len(widths) == 1 else [joint_pca_rgb([values])[0] for values, _ in read_out.values()]
-    maps = dict(zip(read_out, bases, strict=True))
+    maps = {name: (rgb, size) for (name, (_, size)), rgb in zip(read_out.items(), bases, strict=True)}
     reference = joint_pca_rgb([_vfm(vfm_name)([sample.image], grid=grid).tokens()])[0][0]
     columns = st.columns(len(maps) + 1)
-    for column, (name, rgb) in zip(columns, maps.items(), strict=False):
-        column.image(_picture(rgb[layer], grid, 300), caption=f"{name}, layer {layer}", width="stretch")
+    for column, (name, (rgb, size)) in zip(columns, maps.items(), strict=False):
+        column.image(_picture(rgb[layer], size, 300), caption=f"{name}, layer {layer}", width="stretch")
     columns[-1].image(_picture(reference, grid, 300), caption=f"{vfm_name} (its own basis)", width="stretch")
-    for name, rgb in maps.items():
+    for name, (rgb, size) in maps.items():
         shared = " and models" if len(maps) > 1 and len(widths) == 1 else ""
         st.caption(f"{name}: layers 0 to {layers - 1}, first three principal components in one basis for all layers{shared}")
         for column, number in zip(st.columns(layers), range(layers), strict=True):
-            column.image(_picture(rgb[number], grid, 120), caption=str(number), width="stretch")
+            column.image(_picture(rgb[number], size, 120), caption=str(number), width="stretch")
+
+
+def _whole_image(values: Float[Tensor, "layer token d"], parts: list[VisualTokens]) -> tuple[Float[Tensor, "layer cell d"], tuple[int, int]]:
+    """The tokens of the finest raster that covers the whole image, and its grid: tiled models have several rasters."""
+    whole = [(len(part.index), number) for number, part in enumerate(parts) if part.grid is not None and part.box[2] - part.box[0] > 0.9]
+    number = max(whole)[1]
+    start = sum(len(part.index) for part in parts[:number])
+    grid = parts[number].grid
+    assert grid is not None
+    return values[:, start : start + len(parts[number].index)], grid
 
 
 def _picture(rgb: np.ndarray, grid: tuple[int, int], size: int) -> Image.Image:
