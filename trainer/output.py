@@ -28,10 +28,16 @@ def check_same_recipe(folder: Path, recipe: Recipe) -> None:
     Raises:
         ConfigError: names the first key that differs.
     """
-    stored, own = (_absolute_start(mapping) for mapping in (yaml.safe_load((folder / RECIPE_FILE).read_text()), as_mapping(recipe)))
+    stored, own = (_absolute_start(mapping) for mapping in (_with_defaults(yaml.safe_load((folder / RECIPE_FILE).read_text())), as_mapping(recipe)))
     for key in sorted(set(own) - {"resume", "output_dir", "report_to"}):
         if stored.get(key) != own[key]:
             raise ConfigError(f"the run in {folder} was started with {key} {stored.get(key)}, and this recipe says {own[key]}: choose another output_dir")
+
+
+def _with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored recipe with the keys that came after it was written, at their defaults, which change nothing."""
+    defaults = as_mapping(Recipe())
+    return {key: value | stored.get(key, {}) if isinstance(value, dict) else stored.get(key, value) for key, value in defaults.items()}
 
 
 def _absolute_start(recipe: dict[str, Any]) -> dict[str, Any]:
