@@ -12,9 +12,12 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors import safe_open
+from skimage import data as photographs
 from transformers import AutoTokenizer
 
+from analyses import cknna
 from tests.conftest import ROOT, run
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, Recipe
 from trainer.data import PackedDataset, Packer, collate, first_questions
@@ -22,7 +25,9 @@ from trainer.language import IMAGE, check_language, grown, language_config
 from trainer.loop import train
 from trainer.model import AlignedForConditionalGeneration, connector_inputs
 from trainer.output import check_same_recipe, write_recipe
+from workbench.analysis import Context
 from workbench.capture import read
+from workbench.config import parse
 from workbench.data import load_data
 from workbench.errors import ConfigError, UnknownNameError, WeightsError
 from workbench.mllm import MLLM
@@ -100,12 +105,23 @@ def test_packed_questions_are_answered_as_if_alone(mllm: MLLM) -> None:
                 assert torch.allclose(packed[row, at], logits, atol=2e-3)
 
 
-def test_the_probe_reads_it_and_it_answers(mllm: MLLM) -> None:
+def test_the_probe_reads_photographs_and_it_answers(mllm: MLLM, tmp_path: Path) -> None:
+    for name in ("chelsea", "coffee"):
+        Image.fromarray(getattr(photographs, name)()).save(tmp_path / f"{name}.png")
+    config = cknna.Config(vfm=("dinov2-small", "efficientnet-lite0"), layers=(0, 30), k=5, null=10)
+    scores = cknna.run(config, Context(mllm, load_data(f"folder:{tmp_path}"), 2)).tables["scores"]
+    assert scores["layer"].tolist() == [0, 0, 30, 30] and (scores["n"] == 16).all() and scores["score"].between(0, 1).all()
+    assert scores["score"][0] > scores["null_q95"][0]  # the connector of a DINOv2 tower keeps DINOv2's neighbourhoods
     sample = load_data("shapes:val", limit=1)[0]
     batch = mllm.encode([sample.image], [sample.question])
     (activations,) = read(mllm, batch, layers=[0, 15, 30])
     assert activations.values.shape == (3, 16, 576) and activations.values.isfinite().all()
     assert isinstance(mllm.generate(batch, max_new_tokens=2)[0], str)
+
+
+def test_the_pair_differs_in_its_alignment_only() -> None:
+    baseline, viral = (parse(Recipe, [], prog="trainer", recipe=Path(RECIPE.replace("viral", name))) for name in ("baseline", "viral"))
+    assert baseline == replace(viral, alignment=AlignmentConfig(), output_dir=Path("runs/smol-baseline")) and baseline.model.language == NAME
 
 
 def test_grown_rows_are_the_mean() -> None:
