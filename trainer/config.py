@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ def _at_least(section: str, least: float, **values: float) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A small LLaVA: a real frozen tower, a two-layer connector, and a language model trained from nothing."""
+    """A small LLaVA: a real frozen tower, a two-layer connector, and a language model trained from nothing or a pretrained one."""
 
     tower: str = "dinov2-small"
     """Weights of the vision tower."""
@@ -25,6 +25,10 @@ class ModelConfig:
     """Hidden states of the tower that feed the connector, side by side: 0 is the patch embedding with its position, l the output of block l."""
     image_size: int = 112
     """Pixels per side after resizing; a multiple of the tower's patch size."""
+    language: str | None = None
+    """Weights of a pretrained language model, which brings its own sizes and tokenizer; by default one of the sizes below, trained from nothing."""
+    train: Literal["all", "connector"] = "all"
+    """`connector` leaves the language model as it is; the tower is always frozen."""
     layers: int = 6
     width: int = 128
     heads: int = 4
@@ -38,6 +42,9 @@ class ModelConfig:
             raise ConfigError(f"model.tower_features is {self.tower_features}: expected one or more block numbers from 0")
         if self.width % self.heads:
             raise ConfigError(f"model.width is {self.width}: expected a multiple of model.heads = {self.heads}")
+        for size in fields(self):
+            if self.language is not None and size.name in ("layers", "width", "heads", "ffn", "init") and getattr(self, size.name) != size.default:
+                raise ConfigError(f"model.{size.name} is {getattr(self, size.name)}: expected none, since model.language = {self.language} brings its own")
 
 
 @dataclass(frozen=True)
@@ -49,9 +56,11 @@ class DataConfig:
     limit_train: int | None = None
     """Images of the training split; all by default."""
     limit_val: int | None = None
+    questions: int | None = None
+    """The first so many questions of each image, of both splits; all by default. (Those of `shapes` stand in random order.)"""
 
     def __post_init__(self) -> None:
-        for name, value in (("limit_train", self.limit_train), ("limit_val", self.limit_val)):
+        for name, value in (("limit_train", self.limit_train), ("limit_val", self.limit_val), ("questions", self.questions)):
             if value is not None:
                 _at_least("data.", 1, **{name: value})
 
@@ -90,7 +99,7 @@ class AlignmentConfig:
     weight: float = 0.5
     """lambda in L = L_LM + lambda * L_VRA."""
     layer: int = 3
-    """Layer l whose output is aligned, 1 to model.layers."""
+    """Layer l whose output is aligned, 1 to the language model's last."""
     vfm: str = "efficientnet-lite0"
     """A name that `python -m workbench.vfm` lists, hf:ID, timm:NAME, or a folder."""
     teacher_norm: Literal["own", "student"] = "own"
@@ -137,5 +146,10 @@ class Recipe:
         _at_least("", 0, seed=self.seed)
         if self.save_every % self.log_every:
             raise ConfigError(f"save_every is {self.save_every}: expected a multiple of log_every = {self.log_every}, so that a resumed log is exact")
-        if self.alignment.objective != "none" and self.alignment.layer > self.model.layers:
-            raise ConfigError(f"alignment.layer is {self.alignment.layer}: expected 1 to {self.model.layers}, the layers of the model")
+        if self.model.language is None:
+            self.check_layer(self.model.layers)
+
+    def check_layer(self, layers: int) -> None:
+        """See that the aligned layer is one of the model's; a pretrained language model says only when it is loaded how many it has."""
+        if self.alignment.objective != "none" and self.alignment.layer > layers:
+            raise ConfigError(f"alignment.layer is {self.alignment.layer}: expected 1 to {layers}, the layers of the model")

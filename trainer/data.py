@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from trainer.model import IGNORED
 from workbench.data import Dataset, Sample
+from workbench.data.base import content_hash
 from workbench.errors import DataError
 
 
@@ -64,6 +65,14 @@ class Packer:
             positions += range(len(prefix), len(prefix) + len(own))
             segments += [number] * len(own)
         return Packed(*(torch.tensor(v) for v in (ids, labels, positions, segments)))
+
+
+def first_questions(data: Dataset, most: int | None) -> Dataset:
+    """`data` with the first `most` questions of each image, or all of them."""
+    if most is None:
+        return data
+    kept = [sample for scene in data.scenes for sample in scene[:most]]
+    return Dataset(data.name, kept, content_hash(data.fingerprint, most), sorted(data.vocabulary))
 
 
 class PackedDataset(torch.utils.data.Dataset):

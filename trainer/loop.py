@@ -20,7 +20,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, Trainer,
 from transformers.trainer_callback import PrinterCallback
 
 from trainer.config import AlignmentConfig, Recipe
-from trainer.data import PackedDataset, Packer, collate
+from trainer.data import PackedDataset, Packer, collate, first_questions
 from trainer.features import cached_features
 from trainer.model import (
     IGNORED,
@@ -61,11 +61,13 @@ def prepare(recipe: Recipe) -> Prepared:
     train, val = load_data(recipe.data.train, limit=recipe.data.limit_train), load_data(recipe.data.val, limit=recipe.data.limit_val)
     processor = build_processor(recipe.model, sorted(train.vocabulary | val.vocabulary))
     set_seed(recipe.seed)
-    llava, tower_fingerprint = build_llava(recipe.model, processor)
-    record: dict[str, object] = {"tower": recipe.model.tower, "tower_fingerprint": tower_fingerprint, "data": train.fingerprint, "val": val.fingerprint}
+    llava, parts = build_llava(recipe.model, processor)
+    recipe.check_layer(len(llava.model.language_model.layers))
+    record: dict[str, object] = {"tower": recipe.model.tower, "data": train.fingerprint, "val": val.fingerprint}
+    record |= {f"{part}_fingerprint": value for part, value in parts.items()}
 
     llava.eval()
-    key = (tower_fingerprint, recipe.model.tower_features, recipe.model.image_size)
+    key = (parts["tower"], recipe.model.tower_features, recipe.model.image_size)
     train_inputs, val_inputs = (
         cached_features(data, key, lambda images: connector_inputs(llava, processor, images), what=recipe.model.tower) for data in (train, val)
     )
@@ -76,17 +78,18 @@ def prepare(recipe: Recipe) -> Prepared:
     else:
         record["start_fingerprint"] = load_start(llava, processor, recipe.start)
         check_unchanged(recipe.model.tower, llava.model.vision_tower.state_dict(), load_weights(recipe.model.tower))
-    input_rate = recipe.model.width / sample.shape[-1] / input_deviation(sample)
+    input_rate = llava.lm_head.in_features / sample.shape[-1] / input_deviation(sample)
 
     packer = Packer(processor, train_inputs.shape[1])
-    val_set = PackedDataset(val, packer, val_inputs)
+    few_train, few_val = (first_questions(data, recipe.data.questions) for data in (train, val))
+    val_set = PackedDataset(few_val, packer, val_inputs)
     if recipe.alignment.objective == "none":
         model = AlignedForConditionalGeneration(llava, None, None)
-        return Prepared(model, processor, PackedDataset(train, packer, train_inputs), val_set, input_rate, record)
+        return Prepared(model, processor, PackedDataset(few_train, packer, train_inputs), val_set, input_rate, record)
     targets, vfm_record = _targets(recipe.alignment, train, (side, side), recipe.seed)
     record |= vfm_record
     model = AlignedForConditionalGeneration(llava, recipe.alignment, targets.shape[-1])
-    return Prepared(model, processor, PackedDataset(train, packer, train_inputs, targets), val_set, input_rate, record)
+    return Prepared(model, processor, PackedDataset(few_train, packer, train_inputs, targets), val_set, input_rate, record)
 
 
 def _targets(alignment: AlignmentConfig, data: Dataset, grid: tuple[int, int], seed: int) -> tuple[Tensor, dict[str, str]]:
@@ -194,6 +197,7 @@ class AlignmentTrainer(Trainer):
         accuracy = self.evaluation.groupby("category", sort=False)["correct"].mean()
         metrics = {f"accuracy/{name}": float(value) for name, value in accuracy.items()} | {"accuracy/mean": float(accuracy.mean())}
         self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # or the last step is evaluated twice
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -279,6 +283,8 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
     """
     folder = recipe.output_dir
     WEIGHTS.get(recipe.model.tower)
+    if recipe.model.language is not None:
+        WEIGHTS.get(recipe.model.language)
     if recipe.alignment.objective != "none":
         find_vfm(recipe.alignment.vfm, teacher_norm=recipe.alignment.teacher_norm)
     stage = recipe.start if recipe.start is not None and recipe.start.suffix == ".yaml" else None

@@ -26,6 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from trainer.alignment import AlignmentHead, cosine_loss
 from trainer.config import AlignmentConfig, ModelConfig
+from trainer.language import language_config, language_tokenizer, put_language
 from workbench.errors import ConfigError
 from workbench.vfm.base import IMAGENET
 from workbench.weights import check_unchanged, fingerprint, load_weights, weights_folder
@@ -38,27 +39,36 @@ CHAT_TEMPLATE = (
 
 
 def build_processor(config: ModelConfig, words: list[str]) -> LlavaProcessor:
-    """A LlavaProcessor with one token per word of a closed vocabulary, that stretches images to a square."""
-    special = ["<pad>", "<bos>", "<eos>", "<unk>", "<image>"]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *words])}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", extra_special_tokens={"image_token": "<image>"}
-    )
+    """A LlavaProcessor that stretches images to a square.
+
+    Args:
+        words: a closed vocabulary, which becomes one token each; a pretrained language model has its own tokenizer instead.
+    """
+    tokenizer, template = language_tokenizer(weights_folder(config.language)) if config.language else (_word_tokenizer(words), CHAT_TEMPLATE)
     size = {"height": config.image_size, "width": config.image_size}
     pixels = CLIPImageProcessor(size=size, do_center_crop=False, image_mean=IMAGENET[0], image_std=IMAGENET[1], crop_size=size)
     patch = AutoConfig.from_pretrained(weights_folder(config.tower)).patch_size
-    return LlavaProcessor(
-        pixels, tokenizer, patch_size=patch, vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=CHAT_TEMPLATE
+    return LlavaProcessor(pixels, tokenizer, patch_size=patch, vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=template)
+
+
+def _word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
+    special = ["<pad>", "<bos>", "<eos>", "<unk>", "<image>"]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *words])}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", extra_special_tokens={"image_token": "<image>"}
     )
 
 
-def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaForConditionalGeneration, str]:
-    """A LlavaForConditionalGeneration with a pretrained frozen tower and a fresh Qwen3 language model; returns the tower's fingerprint too.
+def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaForConditionalGeneration, dict[str, str]]:
+    """A LlavaForConditionalGeneration with a pretrained frozen tower, and a pretrained language model or a fresh Qwen3 one.
+
+    Returns:
+        The model, and the fingerprint of each pretrained part: `tower`, `language`.
 
     Raises:
         ConfigError: a block that the tower does not have, or an image size that its patches do not divide.
-        WeightsError: the tower no longer holds its pretrained values once the model stands around it.
+        WeightsError: a part no longer holds its pretrained values once the model stands around it.
     """
     source = weights_folder(config.tower)
     vision = AutoConfig.from_pretrained(source)
@@ -70,7 +80,38 @@ def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaFo
     whole = {name: value for name, value in vision.to_dict().items() if name not in ("out_features", "out_indices", "stage_names")}  # they name the last block
     vision = type(vision).from_dict(whole | {"num_hidden_layers": blocks})
     tokenizer = processor.tokenizer
-    text = Qwen3Config(
+    language = weights_folder(config.language) if config.language else None
+    text = language_config(language) if language else _fresh_text(config, tokenizer)
+    text.vocab_size = max(text.vocab_size, len(tokenizer))
+    llava = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_index=processor.image_token_id,
+            image_seq_length=(config.image_size // vision.patch_size) ** 2,
+            vision_feature_layer=list(config.tower_features),
+            vision_feature_select_strategy="default",
+            tie_word_embeddings=text.tie_word_embeddings,
+        )
+    )
+    llava.config.architectures = ["LlavaForConditionalGeneration"]
+    llava.generation_config.eos_token_id = tokenizer.eos_token_id
+    llava.generation_config.pad_token_id = tokenizer.pad_token_id
+    tower = AutoModel.from_pretrained(source, config=vision)
+    llava.model.vision_tower.load_state_dict(tower.state_dict())
+    llava.model.vision_tower.requires_grad_(False)
+    parts = {"tower": check_unchanged(config.tower, llava.model.vision_tower.state_dict(), load_weights(config.tower))}
+    if language is not None:
+        parts["language"] = put_language(llava, language)
+    if config.train == "connector":
+        llava.model.language_model.requires_grad_(False)
+        llava.lm_head.requires_grad_(False)
+    return llava, parts
+
+
+def _fresh_text(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
+    """The configuration of a language model that is trained from nothing."""
+    return Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=config.width,
         intermediate_size=config.ffn,
@@ -85,24 +126,6 @@ def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaFo
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    llava = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=vision,
-            text_config=text,
-            image_token_index=processor.image_token_id,
-            image_seq_length=(config.image_size // vision.patch_size) ** 2,
-            vision_feature_layer=list(config.tower_features),
-            vision_feature_select_strategy="default",
-            tie_word_embeddings=True,
-        )
-    )
-    llava.config.architectures = ["LlavaForConditionalGeneration"]
-    llava.generation_config.eos_token_id = tokenizer.eos_token_id
-    llava.generation_config.pad_token_id = tokenizer.pad_token_id
-    tower = AutoModel.from_pretrained(source, config=vision)
-    llava.model.vision_tower.load_state_dict(tower.state_dict())
-    llava.model.vision_tower.requires_grad_(False)
-    return llava, check_unchanged(config.tower, llava.model.vision_tower.state_dict(), load_weights(config.tower))
 
 
 def load_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> str:

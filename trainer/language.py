@@ -1,0 +1,91 @@
+"""A pretrained language model inside a LLaVA: its tokenizer with an image token, its chat format, its configuration and its weights, checked.
+
+Every function takes the folder that `weights_folder(name)` gives.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlavaForConditionalGeneration, PretrainedConfig, PreTrainedTokenizerFast
+
+from workbench.errors import ConfigError
+from workbench.weights import check_unchanged
+
+IMAGE = "<image>"
+# Turns whose content is a list of parts become plain text, the image on a line of its own before the question, for a template that knows text only.
+FLATTEN = (
+    "{%- set turns = namespace(all=[]) -%}{%- for message in messages -%}{%- set turn = namespace(text='') -%}"
+    "{%- if message['content'] is string -%}{%- set turn.text = message['content'] -%}{%- else -%}{%- for part in message['content'] -%}"
+    "{%- set turn.text = turn.text + ('<image>\\n' if part['type'] == 'image' else part['text']) -%}{%- endfor -%}{%- endif -%}"
+    "{%- set turns.all = turns.all + [{'role': message['role'], 'content': turn.text}] -%}{%- endfor -%}{%- set messages = turns.all -%}"
+)
+
+
+def language_config(folder: Path) -> PretrainedConfig:
+    """The language model's configuration.
+
+    Raises:
+        ConfigError: the folder holds something else.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except ValueError:  # weights that transformers does not know, such as timm's
+        config = PretrainedConfig()
+    if not any(architecture.endswith("ForCausalLM") for architecture in config.architectures or ()):
+        raise ConfigError(f"model.language is {folder.name}: expected the weights of a language model, such as smollm2-135m-instruct")
+    return config
+
+
+def language_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerFast, str]:
+    """The language model's own tokenizer with `<image>` as one more token, and its own chat format, with the image in the user's turn.
+
+    Raises:
+        ConfigError: not a language model, or one that was never taught a chat format.
+    """
+    language_config(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, extra_special_tokens={"image_token": IMAGE})
+    if (
+        not isinstance(tokenizer, PreTrainedTokenizerFast)
+        or not isinstance(tokenizer.chat_template, str)
+        or tokenizer.eos_token is None
+        or tokenizer.pad_token is None
+    ):
+        raise ConfigError(f"model.language is {folder.name}: expected a tokenizer with a chat template, an end token and a padding token")
+    return tokenizer, FLATTEN + tokenizer.chat_template
+
+
+def put_language(llava: LlavaForConditionalGeneration, folder: Path) -> str:
+    """Copy the pretrained language model into `llava`, whose vocabulary is larger, and return the fingerprint of what was copied.
+
+    A new token's row, in the embedding and in the output, is the mean of the pretrained rows.
+
+    Raises:
+        WeightsError: a pretrained tensor or row has other values once it is there.
+    """
+    pretrained = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    body, output = pretrained.base_model.state_dict(), pretrained.state_dict()["lm_head.weight"]
+    body["embed_tokens.weight"] = grown(body["embed_tokens.weight"], llava.lm_head.out_features)
+    llava.model.language_model.load_state_dict(body)
+    llava.lm_head.load_state_dict({"weight": grown(output, llava.lm_head.out_features)})
+    return check_language(llava, folder)
+
+
+def grown(rows: Tensor, count: int) -> Tensor:
+    """`rows` (token, d), followed by their mean as often as it takes to have `count`."""
+    return torch.cat([rows, rows.mean(0, keepdim=True).expand(count - len(rows), -1)])
+
+
+def check_language(llava: LlavaForConditionalGeneration, folder: Path) -> str:
+    """Return the fingerprint of the pretrained part of the language model: all but the rows of new tokens.
+
+    Raises:
+        WeightsError: a tensor does not hold the values in `folder`; names the first one.
+    """
+    expected = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
+    old = language_config(folder).vocab_size
+    parts = {f"model.{name}": value for name, value in llava.model.language_model.state_dict().items()} | {"lm_head.weight": llava.lm_head.weight}
+    return check_unchanged(folder.name, {k: v[:old] if k in ("model.embed_tokens.weight", "lm_head.weight") else v for k, v in parts.items()}, expected)
