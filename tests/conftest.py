@@ -35,7 +35,7 @@ def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = tmp_path_factory.mktemp("first") / "stage1"
     run("trainer", recipe("stage1"), "--output_dir", str(first), *SMALL)
     run("trainer", recipe("baseline"), "--output_dir", str(root / "baseline"), "--start", str(first), *SMALL)
-    run("trainer", recipe("viral"), "--output_dir", str(root / "viral"), "--start", str(first), *SMALL_VIRAL)
+    run("trainer", recipe("viral"), "--output_dir", str(root / "viral"), "--start", str(first), *SMALL_VIRAL, "--report_to", "tensorboard")
     models = [str(root / "baseline"), str(root / "viral")]
     run("analyses.cknna", "--model", *models, "--vfm", "dinov2-small", "--limit", "6", "--null", "10", "--output_dir", str(root))
     return root

@@ -162,6 +162,19 @@ def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path: Path, acc
         assert logs[0][column].tolist() == logs[1][column].tolist(), column
 
 
+def test_tensorboard_has_the_same_numbers_as_the_log(runs_folder: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (events,) = (runs_folder / "viral").rglob("events.out.tfevents.*")
+    board = EventAccumulator(str(events))
+    board.Reload()
+    log = pd.read_parquet(runs_folder / "viral" / "training.parquet")
+    for measure in ("lm_loss", "alignment_loss", "accuracy/mean"):
+        (tag,) = [t for t in board.Tags()["scalars"] if t.endswith(measure)]
+        rows = log.dropna(subset=[measure]).drop_duplicates("step")
+        assert {e.step: e.value for e in board.Scalars(tag)} == pytest.approx(dict(zip(rows["step"], rows[measure], strict=True)), rel=1e-5)
+
+
 def test_a_run_that_died_after_its_last_step_is_only_finished(tmp_path: Path) -> None:
     words = [recipe("viral"), "--start", "None", *SMALL_VIRAL, "--optim.steps", "6", "--output_dir", str(tmp_path / "out")]
     run("trainer", *words)

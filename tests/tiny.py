@@ -100,6 +100,15 @@ def _llava() -> tuple[Any, Any]:
     return tf.LlavaForConditionalGeneration(config), processor
 
 
+@_add("llava_padded")
+def _llava_padded() -> tuple[Any, Any]:
+    """As the original code trains LLaVA-1.5: the image in the middle of a square."""
+    model, processor = _llava()
+    size = {"height": 56, "width": 56}
+    processor.image_processor = tf.LlavaImageProcessor(do_pad=True, do_center_crop=False, size=size, crop_size=size)
+    return model, processor
+
+
 @_add("llava_next")
 def _llava_next() -> tuple[Any, Any]:
     tokenizer = _tokenizer("<image>")

@@ -134,14 +134,21 @@ def _apart(parts: list[VisualTokens]) -> list[list[int]]:
 
 
 def _target(part: VisualTokens, number: int) -> tuple[int, int]:
-    """A cell whose pixels are inside the image, that a raster running by columns would put elsewhere, and far from those of other rasters."""
+    """A cell with as much of the image in it as any, that a raster running by columns would put elsewhere, and far from those of other rasters."""
     assert part.grid is not None
     rows, columns = part.grid
     cells = [(row, column) for row in range(rows) for column in range(columns)]
-    cells = [c for c in cells if min(part.cell(*c)[:2]) >= -1e-6 and max(part.cell(*c)[2:]) <= 1 + 1e-6] or cells
+    within = [_inside(part.cell(*cell)) for cell in cells]
+    cells = [cell for cell, area in zip(cells, within, strict=True) if area > 0.99 * max(within)]
     apart = [abs((column * rows + row) - (row * columns + column)) for row, column in cells]
     cells = [cell for cell, distance in zip(cells, apart, strict=True) if 2 * distance >= max(apart)]
     return cells[(len(cells) // 4 + number * max(1, int(0.38 * len(cells)))) % len(cells)]
+
+
+def _inside(box: tuple[float, float, float, float]) -> float:
+    """The area of a box that lies in the image; models that pad have cells beyond it."""
+    left, top, right, bottom = (min(max(v, 0.0), 1.0) for v in box)
+    return (right - left) * (bottom - top)
 
 
 def _paint(image: Image.Image, box: tuple[float, float, float, float]) -> None:
