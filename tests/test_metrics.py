@@ -7,10 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import pdist, squareform
+from scipy.stats import spearmanr
+from sklearn.cross_decomposition import CCA
+from sklearn.decomposition import PCA
 from torch import Tensor
 
 from workbench.errors import DataError, UnknownNameError
-from workbench.metrics import alignment_matrix, cknna, nearest_neighbors
+from workbench.metrics import METRICS, alignment_matrix, cka, cknna, mutual_knn, nearest_neighbors, rsa, svcca
 from workbench.metrics.alignment import cknna_from_neighbors, cross_term, self_term
 from workbench.metrics.geometry import joint_pca_rgb
 from workbench.stats import permutation_null
@@ -60,7 +64,9 @@ def test_chunks_and_batches_give_the_same_numbers(monkeypatch: pytest.MonkeyPatc
     whole = cknna(x, y, k=7)
     batch = cknna_from_neighbors(nearest_neighbors(torch.stack([x, y]), 7), nearest_neighbors(torch.stack([y, y]), 7))
     monkeypatch.setattr("workbench.metrics.neighbors.CHUNK_BYTES", 300 * 8 * 13)
-    assert cknna(x, y, k=7) == whole
+    for tile in (1, 5, 64, 299, 300):
+        monkeypatch.setattr("workbench.metrics.neighbors.TILE", tile)
+        assert cknna(x, y, k=7) == pytest.approx(whole, abs=1e-12)
     assert batch[0].item() == pytest.approx(whole, abs=1e-12) and batch[1].item() == pytest.approx(1)
     assert cknna_from_neighbors(nearest_neighbors(torch.stack([x, y]), 7), nearest_neighbors(torch.stack([y, y]), 7))[0] == pytest.approx(whole)
 
@@ -88,7 +94,9 @@ def test_any_float_dtype_and_numpy(dtype: torch.dtype) -> None:
     assert cknna(x.float() * 1e-30, y.float() * 1e30) == pytest.approx(cknna(x.float(), y.float()), abs=1e-4)
 
 
-def test_ties_go_to_the_lower_row() -> None:
+@pytest.mark.parametrize("tile", [1, 2, 3, 4, 7, 1024])
+def test_ties_go_to_the_lower_row(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workbench.metrics.neighbors.TILE", tile)
     x = torch.tensor([[1.0, 0], [1, 0], [1, 0], [1, 0], [0, 1], [0, 1]])
     assert nearest_neighbors(x, 2).index.tolist() == [[1, 2], [0, 2], [0, 1], [0, 1], [0, 5], [0, 4]]
     doubled = torch.cat([pair(50, 8, 0)[0]] * 2)
@@ -127,6 +135,66 @@ def test_matrix_equals_single_calls() -> None:
         alignment_matrix({"a": x}, {"b": y}, metric="cknn")
     with pytest.raises(DataError, match="'a' has 90 rows and 'b' has 89"):
         alignment_matrix({"a": x}, {"b": y[:-1]})
+
+
+def rotated(x: Tensor) -> Tensor:
+    return x @ torch.linalg.qr(torch.randn(x.shape[1], x.shape[1], dtype=x.dtype, generator=torch.Generator().manual_seed(9))).Q
+
+
+@pytest.mark.parametrize("name", list(METRICS))
+def test_every_metric_has_its_invariances_and_its_chance_level(name: str) -> None:
+    """1 for itself, unmoved by rotation, scale and common order, moved by noise, and in its null where nothing is shared."""
+    metric = METRICS.get(name)
+    x, y = pair(120, 16, 0.8)
+    order = torch.randperm(120, generator=torch.Generator().manual_seed(2))
+    score = metric(x, y)
+    assert metric(x, x) == pytest.approx(1, abs=1e-9) and metric(x, 3 * rotated(x)) == pytest.approx(1, abs=1e-6)
+    assert metric(rotated(x), 50 * y) == pytest.approx(score, abs=1e-6) and metric(y, x) == pytest.approx(score, abs=5e-3 if name == "cknna" else 1e-9)
+    assert metric(x[order], y[order]) == pytest.approx(score, abs=1e-9)
+    null = permutation_null(metric, x, y, n=60)
+    assert null.p == pytest.approx(1 / 61) and null.q95 < score < 1
+    assert permutation_null(metric, x, pair(120, 16, 0, seed=5)[0], n=60).p > 0.02
+    for wrong, message in ((x[:-1], "120 rows and y has 119"), (bad(y, 3, float("nan")), "not finite in row 3")):
+        with pytest.raises(DataError, match=message):
+            metric(x, wrong)
+    table = alignment_matrix({"a": x, "b": y}, {"c": y}, metric=name)
+    assert table.loc["a", "c"] == pytest.approx(score) and table.loc["b", "c"] == pytest.approx(1)
+
+
+def test_unbiased_cka_equals_its_definition_and_is_zero_by_chance() -> None:
+    x, y = pair(40, 6, 1.0)
+
+    def hsic(a: Tensor, b: Tensor) -> Tensor:
+        k, m = (v @ v.T * (1 - torch.eye(40, dtype=torch.float64)) for v in (a, b))
+        ones = torch.ones(40, dtype=torch.float64)
+        return (torch.trace(k @ m) + (ones @ k @ ones) * (ones @ m @ ones) / (39 * 38) - 2 / 38 * (ones @ k @ m @ ones)) / (40 * 37)
+
+    assert cka(x, y) == pytest.approx(float(hsic(x, y) / (hsic(x, x) * hsic(y, y)).sqrt()))
+    assert cka(x + 7, y - 3) == pytest.approx(cka(x, y))
+    centred = [v - v.mean(0) for v in (x, y)]
+    kernels = [v @ v.T for v in centred]
+    assert cka(x, y, unbiased=False) == pytest.approx(float((kernels[0] * kernels[1]).sum() / (kernels[0].norm() * kernels[1].norm())))
+    independent = [cka(pair(40, 60, 0, seed=s)[0], pair(40, 60, 0, seed=s + 500)[0]) for s in range(60)]
+    assert abs(np.mean(independent)) < 0.02
+    assert np.mean([cka(pair(40, 60, 0, seed=s)[0], pair(40, 60, 0, seed=s + 500)[0], unbiased=False) for s in range(10)]) > 0.5
+
+
+def test_mutual_knn_svcca_and_rsa_against_plain_code() -> None:
+    x, y = pair(50, 8, 0.7)
+    near = [np.argsort(-(v / v.norm(dim=1, keepdim=True) @ (v / v.norm(dim=1, keepdim=True)).T - 10 * torch.eye(50)).numpy(), axis=1)[:, :5] for v in (x, y)]
+    assert mutual_knn(x, y, k=5) == pytest.approx(np.mean([len(set(a) & set(b)) / 5 for a, b in zip(*near, strict=True)]))
+    shuffled = [mutual_knn(x, y[torch.randperm(50, generator=torch.Generator().manual_seed(s))], k=5) for s in range(80)]
+    assert np.mean(shuffled) == pytest.approx(5 / 49, abs=0.02)
+    linear = x @ torch.diag(torch.linspace(1, 2, 8, dtype=torch.float64))
+    assert svcca(x, linear, dim=8) == pytest.approx(1)
+    reduced = [PCA(3).fit_transform(v.numpy()) for v in (x, y)]
+    canonical = CCA(3, scale=False, max_iter=5000, tol=1e-12).fit(*reduced)
+    correlations = [np.corrcoef(a, b)[0, 1] for a, b in zip(*(side.T for side in canonical.transform(*reduced)), strict=True)]
+    assert svcca(x, y, dim=3) == pytest.approx(np.mean(correlations), abs=1e-3)
+    with pytest.raises(DataError, match="dim is 9: expected 1 to 8, the independent directions of x"):
+        svcca(x, y, dim=9)
+    distances = [squareform(pdist(v.numpy(), "cosine"))[np.triu_indices(50, 1)] for v in (x, y)]
+    assert rsa(x, y) == pytest.approx(spearmanr(*distances).statistic)
 
 
 def bad(x: Tensor, row: int, value: float) -> Tensor:

@@ -5,6 +5,10 @@ from typing import Any
 
 _HOME = {
     "cknna": "workbench.metrics",
+    "cka": "workbench.metrics",
+    "mutual_knn": "workbench.metrics",
+    "svcca": "workbench.metrics",
+    "rsa": "workbench.metrics",
     "alignment_matrix": "workbench.metrics",
     "permutation_null": "workbench.stats",
     "bootstrap_ci": "workbench.stats",

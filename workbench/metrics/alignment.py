@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from workbench.errors import DataError
-from workbench.metrics.neighbors import Neighbors, nearest_neighbors
+from workbench.metrics.neighbors import Neighbors, nearest_neighbors, unit_rows
 from workbench.registry import Registry
 
 Array = Tensor | np.ndarray
 METRICS: Registry[Callable[..., float]] = Registry("metric")
 MIN_ROWS = 4  # the unbiased HSIC divides by n (n - 3)
+MAX_PAIRED_ROWS = 8192
 
 
 @METRICS.register("cknna")
@@ -26,7 +29,7 @@ def cknna(x: Array, y: Array, *, k: int = 10) -> float:
     Inner-product kernels on L2-normalised rows, masked to the pairs (i, j) where j is among the k nearest neighbours of i on both sides
     (i itself excluded); unbiased HSIC of the masked kernels over the root of the two self terms, without an epsilon (Huh et al. 2024, The Platonic
     Representation Hypothesis, appendix). The mask is directed, so the masked kernels are not symmetric and the first HSIC term is
-    sum_ij K_ij L_ji. 1 for identical representations; chance is above 0 and depends on n, d and k, so read it against `permutation_null`.
+    sum_ij K_ij L_ji, and exchanging x and y changes the value a little. 1 for identical representations; chance is above 0 and depends on n, d and k, so read it against `permutation_null`.
 
     Equal similarities are ranked by row number, so duplicate rows give a defined value that depends on their order.
 
@@ -91,14 +94,102 @@ def _hsic(pairs: Neighbors, kx: Float[Tensor, "*batch n k"], ky: Float[Tensor, "
     return (traced + total / ((n - 1) * (n - 2)) - 2 * crossed / (n - 2)) / (n * (n - 3))
 
 
+@METRICS.register("cka")
+def cka(x: Array, y: Array, *, unbiased: bool = True) -> float:
+    """Linear centred kernel alignment (Kornblith et al. 2019, eq. 2 and 4), by default with the unbiased HSIC (Song et al. 2012, eq. 5).
+
+    1 for representations that are equal up to rotation, shift and scale. The unbiased estimate is 0 on average for independent representations and can be
+    below 0; the biased one grows with d / n even then.  Computed from d x d products, never from n x n kernels.
+
+    Raises:
+        DataError: different n, n < 4, a value that is not finite, or a representation whose rows are all alike.
+    """
+    check_same_rows(x, y)
+    first, second = _centred(x, "x"), _centred(y, "y")
+    hsic = _unbiased_linear_hsic if unbiased else lambda a, b: (a.T @ b).pow(2).sum()
+    scale = hsic(first, first) * hsic(second, second)
+    if not scale > 0:
+        raise DataError("CKA is undefined: the HSIC of a representation with itself is not positive (too few rows, or all rows alike)")
+    return float(hsic(first, second) / scale.sqrt())
+
+
+def _unbiased_linear_hsic(x: Float[Tensor, "n d1"], y: Float[Tensor, "n d2"]) -> Float[Tensor, ""]:
+    """Eq. 5 of Song et al. for K = x x^T and L = y y^T with zero diagonals, without forming them."""
+    n, own_x, own_y = len(x), x.pow(2).sum(1), y.pow(2).sum(1)
+    rows_x, rows_y = x @ x.sum(0) - own_x, y @ y.sum(0) - own_y
+    traced = (x.T @ y).pow(2).sum() - own_x @ own_y
+    return (traced + rows_x.sum() * rows_y.sum() / ((n - 1) * (n - 2)) - 2 * (rows_x @ rows_y) / (n - 2)) / (n * (n - 3))
+
+
+@METRICS.register("mutual_knn")
+def mutual_knn(x: Array, y: Array, *, k: int = 10) -> float:
+    """Mean share of a thing's k nearest neighbours (cosine) that both representations agree on (Huh et al. 2024, eq. 11); chance is k / (n - 1).
+
+    Raises:
+        DataError: as `cknna`.
+    """
+    check_same_rows(x, y)
+    first, second = nearest_neighbors(x, k, name="x"), nearest_neighbors(y, k, name="y")
+    slot = torch.searchsorted(second.index, first.index).clamp_max(k - 1)
+    return float((second.index.gather(-1, slot) == first.index).double().mean())
+
+
+@METRICS.register("svcca")
+def svcca(x: Array, y: Array, *, dim: int = 10) -> float:
+    """Mean canonical correlation of the first `dim` principal components of both sides (Raghu et al. 2017).
+
+    1 for representations whose leading subspaces are the same up to an invertible linear map. Chance grows with dim / n (about sqrt(dim / n)).
+
+    Raises:
+        DataError: different n, a value that is not finite, or fewer than `dim` independent directions on a side.
+    """
+    check_same_rows(x, y)
+    bases = []
+    for name, values in (("x", _centred(x, "x")), ("y", _centred(y, "y"))):
+        u, scale, _ = torch.linalg.svd(values, full_matrices=False)
+        rank = int((scale > scale[0] * 1e-7).sum()) if scale[0] > 0 else 0
+        if not 1 <= dim <= rank:
+            raise DataError(f"dim is {dim}: expected 1 to {rank}, the independent directions of {name}")
+        bases.append(u[:, :dim])
+    return float(torch.linalg.svdvals(bases[0].T @ bases[1]).clamp_max(1).mean())
+
+
+@METRICS.register("rsa")
+def rsa(x: Array, y: Array) -> float:
+    """Representational similarity analysis: Spearman correlation of all pairwise cosine similarities (Kriegeskorte et al. 2008); chance is 0.
+
+    Raises:
+        DataError: different n, more than 8192 rows (it needs every pair), a value that is not finite, a row of zeros, or similarities that are all equal.
+    """
+    check_same_rows(x, y)
+    if len(x) > MAX_PAIRED_ROWS:
+        raise DataError(f"{len(x)} rows: RSA compares every pair, expected at most {MAX_PAIRED_ROWS}")
+    upper = torch.triu_indices(len(x), len(x), 1)
+    pairs = [(rows @ rows.T)[upper[0], upper[1]].numpy() for rows in (unit_rows(v, name).double() for name, v in (("x", x), ("y", y)))]
+    if any(np.ptp(values) < 1e-12 for values in pairs):
+        raise DataError("RSA is undefined: all pairs of a representation are equally similar")
+    return float(spearmanr(*pairs).statistic)
+
+
+def _centred(values: Array, name: str) -> Float[Tensor, "n d"]:
+    rows = torch.as_tensor(values).detach().double()
+    if not torch.isfinite(rows).all():
+        raise DataError(f"{name} has a value that is not finite in row {int((~torch.isfinite(rows)).any(1).nonzero()[0])}")
+    rows = rows - rows.mean(0)
+    return rows / rows.abs().max().clamp_min(torch.finfo(rows.dtype).tiny)  # no metric here depends on scale
+
+
 def alignment_matrix(xs: Mapping[str, Array], ys: Mapping[str, Array], *, metric: str = "cknna", k: int = 10) -> pd.DataFrame:
-    """CKNNA of every representation in `xs` (rows) with every one in `ys` (columns); the neighbours of each are found once.
+    """A metric between every representation in `xs` (rows) and every one in `ys` (columns); for CKNNA the neighbours of each are found once.
+
+    Args:
+        k: neighbours, for the metrics that have them.
 
     Raises:
         UnknownNameError: a metric that does not exist.
         DataError: as the metric, naming the representation.
     """
-    METRICS.get(metric)
+    function = METRICS.get(metric)
     for name, x in xs.items():
         for other, y in ys.items():
             if x.shape[:-1] != y.shape[:-1]:
@@ -106,7 +197,10 @@ def alignment_matrix(xs: Mapping[str, Array], ys: Mapping[str, Array], *, metric
     for name, values in (*xs.items(), *ys.items()):
         if len(values) < MIN_ROWS:
             raise DataError(f"'{name}' has {len(values)} rows: expected at least {MIN_ROWS}")
-    near_x = {name: nearest_neighbors(x, k, name=f"'{name}'") for name, x in xs.items()}
-    near_y = {name: nearest_neighbors(y, k, name=f"'{name}'") for name, y in ys.items()}
-    scores = [[float(cknna_from_neighbors(x, y)) for y in near_y.values()] for x in near_x.values()]
+    if metric == "cknna":
+        near_x, near_y = ({name: nearest_neighbors(v, k, name=f"'{name}'") for name, v in side.items()} for side in (xs, ys))
+        scores = [[float(cknna_from_neighbors(x, y)) for y in near_y.values()] for x in near_x.values()]
+    else:
+        options = {"k": k} if "k" in signature(function).parameters else {}
+        scores = [[function(x, y, **options) for y in ys.values()] for x in xs.values()]
     return pd.DataFrame(scores, index=list(xs), columns=list(ys))
