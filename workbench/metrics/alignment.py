@@ -29,7 +29,8 @@ def cknna(x: Array, y: Array, *, k: int = 10) -> float:
     Inner-product kernels on L2-normalised rows, masked to the pairs (i, j) where j is among the k nearest neighbours of i on both sides
     (i itself excluded); unbiased HSIC of the masked kernels over the root of the two self terms, without an epsilon (Huh et al. 2024, The Platonic
     Representation Hypothesis, appendix). The mask is directed, so the masked kernels are not symmetric and the first HSIC term is
-    sum_ij K_ij L_ji, and exchanging x and y changes the value a little. 1 for identical representations; chance is above 0 and depends on n, d and k, so read it against `permutation_null`.
+    sum_ij K_ij L_ji, and exchanging x and y changes the value a little. 1 for identical representations; chance is above 0 and depends on n, d and k,
+    so read it against `permutation_null`.
 
     Equal similarities are ranked by row number, so duplicate rows give a defined value that depends on their order.
 
