@@ -2,6 +2,8 @@
 
     python -m analyses.cknna --model runs/baseline runs/viral --vfm dinov2-small --data shapes:val --limit 200 --k 10 --output_dir runs
 
+Images of several rasters (tiles, a thumbnail) count as the mean over their rasters; `n` is then the median number of tokens of a raster.
+
 What the number is: CKNNA, 1 where the visual tokens of layer l and the VFM's patches have the same neighbourhoods. What it is not: a measure of
 what the model uses; and it is never 0 by chance, so each score carries its permutation null. Scores with another n, k or pooling may not share
 an axis without their nulls.
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -26,9 +28,9 @@ from workbench.analysis import Analysis, Context, DataOptions, Result, main
 from workbench.capture import check_layers, read
 from workbench.data.folder import QUESTION
 from workbench.errors import ConfigError, DataError
-from workbench.metrics.alignment import cknna_from_neighbors
+from workbench.metrics.alignment import MIN_ROWS, cknna_from_neighbors
 from workbench.metrics.neighbors import Neighbors, nearest_neighbors
-from workbench.mllm.base import Box
+from workbench.mllm.base import Box, VisualTokens
 from workbench.runs import Run
 from workbench.stats import Interval, bootstrap_ci, cknna_nulls, jackknife_ci, null_of
 from workbench.vfm import VFM, find_vfm, load_vfm
@@ -66,94 +68,143 @@ class Config(DataOptions):
 
 @dataclass
 class Side:
-    """One representation, collected batch by batch: neighbour lists where each image is a problem of its own, the compared tokens otherwise."""
+    """One representation, collected batch by batch: neighbour lists where each raster is a problem of its own, the compared tokens otherwise."""
 
     config: Config
-    near: list[Neighbors] = field(default_factory=list)
-    tokens: list[Float[Tensor, "image token d"]] = field(default_factory=list)
+    near: dict[int, list[Neighbors]] = field(default_factory=dict)  # by tokens of a raster
+    tokens: list[Float[Tensor, "token d"]] = field(default_factory=list)  # of one image
 
-    def add(self, values: Float[Tensor, "image token d"], picks: Int[Tensor, "image token"]) -> None:
-        """Take a batch; `picks` are the tokens that pooling `tokens` keeps of each image."""
+    def add(self, rasters: list[list[Float[Tensor, "token d"]]], picks: list[Int[Tensor, pick]]) -> None:  # noqa: F821
+        """Take a batch, [image][raster]; `picks` are the tokens that pooling `tokens` keeps of each image."""
         if self.config.pooling == "within":
-            self.near.append(nearest_neighbors(values, self.config.k, name="the visual tokens of an image"))
-        elif self.config.pooling == "pooled":
-            self.tokens.append(values.mean(dim=1, keepdim=True))
-        else:
-            self.tokens.append(values.gather(1, picks[..., None].expand(*picks.shape, values.shape[-1])))
+            flat = [raster for image in rasters for raster in image]
+            for length in dict.fromkeys(map(len, flat)):
+                values = torch.stack([raster for raster in flat if len(raster) == length])
+                self.near.setdefault(length, []).append(nearest_neighbors(values, self.config.k, name="the visual tokens of an image"))
+            return
+        for image, chosen in zip(map(torch.cat, rasters), picks, strict=True):
+            self.tokens.append(image.mean(dim=0, keepdim=True) if self.config.pooling == "pooled" else image[chosen])
+
+    def problems(self) -> dict[int, Neighbors]:
+        """The neighbour lists of all rasters, by their number of tokens; one list where the tokens of all images are compared."""
+        if self.config.pooling != "within":
+            return {0: self.neighbors()}
+        return {length: Neighbors(torch.cat([part.index for part in parts]), torch.cat([part.kernel for part in parts])) for length, parts in self.near.items()}
 
     def neighbors(self, keep: np.ndarray | None = None) -> Neighbors:
-        """The neighbour lists of all images, or of the images in `keep` only."""
-        if self.near:
-            return Neighbors(torch.cat([part.index for part in self.near]), torch.cat([part.kernel for part in self.near]))
-        points = torch.cat(self.tokens)
-        points = points if keep is None else points[torch.from_numpy(keep)]
-        return nearest_neighbors(points.flatten(0, 1), self.config.k, name="the tokens of all images")
+        """The neighbour lists among the tokens of all images, or of the images in `keep` only."""
+        points = torch.cat(self.tokens if keep is None else [self.tokens[i] for i in keep])
+        return nearest_neighbors(points, self.config.k, name="the tokens of all images")
 
 
 def run(config: Config, context: Context) -> Result:
     """Score every layer against every VFM."""
     layers = check_layers(context.mllm, config.layers)
     vfms = {name: load_vfm(name) for name in config.vfm}
-    hidden, patches, image_ids = _collect(config, context, layers, vfms)
-    near_patches = {name: side.neighbors() for name, side in patches.items()}
+    seen = _collect(config, context, layers, vfms)
+    near_patches = {name: side.problems() for name, side in seen.patches.items()}
     rows, per_image = [], []
-    for layer, side in context.progress(hidden.items(), "cknna", len(hidden)):
-        near = side.neighbors()
+    for layer, side in context.progress(seen.hidden.items(), "cknna", len(seen.hidden)):
+        near = side.problems()
         for name, near_vfm in near_patches.items():
-            scores = cknna_from_neighbors(near, near_vfm)
-            interval = _interval(scores, side, patches[name], len(image_ids), config)
-            null = null_of(interval.estimate, cknna_nulls(near, near_vfm, n=config.null, seed=config.seed))
+            scores = {length: cknna_from_neighbors(near[length], near_vfm[length]).numpy() for length in near}
+            nulls = {length: cknna_nulls(near[length], near_vfm[length], n=config.null, seed=config.seed) for length in near}
+            own = seen.by_image(scores)
+            interval = bootstrap_ci(own, seed=config.seed) if config.pooling == "within" else _left_out(float(scores[0]), side, seen.patches[name], config)
+            null = null_of(interval.estimate, seen.by_image(nulls).mean(-1) if config.pooling == "within" else nulls[0])
             rows.append(
                 {
                     **{"layer": layer, "vfm": name, "score": interval.estimate, "low": interval.low, "high": interval.high},
-                    **{"null_mean": null.mean, "null_q95": null.q95, "p": null.p, "n_images": len(image_ids)},
-                    **{"n": near.n, "k": config.k, "pooling": config.pooling, "seed": config.seed},
+                    **{"null_mean": null.mean, "null_q95": null.q95, "p": null.p, "n_images": len(seen.image_ids)},
+                    **{"n": int(np.median(seen.lengths)) if config.pooling == "within" else near[0].n, "rasters": len(seen.lengths)},
+                    **{"k": config.k, "pooling": config.pooling, "seed": config.seed},
                 }
             )
             if config.pooling == "within":
-                per_image += [(layer, name, image_id, score) for image_id, score in zip(image_ids, scores.tolist(), strict=True)]
+                per_image += [(layer, name, image_id, score) for image_id, score in zip(seen.image_ids, own.tolist(), strict=True)]
     tables = {"scores": pd.DataFrame(rows), "per_image": pd.DataFrame(per_image, columns=["layer", "vfm", "image_id", "score"])}
     return Result(tables, record={"vfm_fingerprints": {name: vfm.fingerprint for name, vfm in vfms.items()}, "vfms": [vfm.record() for vfm in vfms.values()]})
 
 
-def _collect(config: Config, context: Context, layers: list[int], vfms: Mapping[str, VFM]) -> tuple[dict[int, Side], dict[str, Side], list[str]]:
-    """Visual tokens by layer, VFM patches on the model's own grid, and image ids; only what the pooling compares is kept of a batch."""
+@dataclass
+class Seen:
+    """Both sides of the comparison.
+
+    Attributes:
+        lengths, owners: tokens of each raster, and the number of its image, in the order they were met.
+    """
+
+    hidden: dict[int, Side]
+    patches: dict[str, Side]
+    image_ids: list[str] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
+
+    def by_image(self, scores: Mapping[int, np.ndarray]) -> np.ndarray:
+        """Scores of rasters (..., raster), by their number of tokens, as means over the rasters of each image (..., image)."""
+        if 0 in scores:
+            return scores[0]
+        sums = np.zeros((*next(iter(scores.values())).shape[:-1], len(self.image_ids)))
+        for length, values in scores.items():
+            owners = [owner for owner, own in zip(self.owners, self.lengths, strict=True) if own == length]
+            np.add.at(sums.T, np.array(owners), values.T)
+        return sums / np.bincount(self.owners, minlength=len(self.image_ids))
+
+
+def _collect(config: Config, context: Context, layers: list[int], vfms: Mapping[str, VFM]) -> Seen:
+    """Visual tokens by layer and VFM patches on each raster's own grid; only what the pooling compares is kept of a batch."""
     images = [scene[0] for scene in context.data.scenes]
-    hidden, patches = {layer: Side(config) for layer in layers}, {name: Side(config) for name in vfms}
+    seen = Seen({layer: Side(config) for layer in layers}, {name: Side(config) for name in vfms})
     generator = torch.Generator().manual_seed(config.seed)
     starts = range(0, len(images), context.batch_size)
     for start in context.progress(starts, "reading layers", len(starts)):
         part = images[start : start + context.batch_size]
-        batch = context.mllm.encode([s.image for s in part], [s.question or QUESTION for s in part])
+        pictures = [s.image for s in part]
+        batch = context.mllm.encode(pictures, [s.question or QUESTION for s in part])
         places = context.mllm.visual_tokens(batch)
-        if any(len(sample) != 1 or sample[0].grid is None for sample in places):
-            raise DataError(f"{context.mllm.name} gives several tiles an image or no raster: expected one raster of visual tokens")
-        values = torch.stack([activations.values for activations in read(context.mllm, batch, layers=layers)])
-        picks = torch.stack([torch.randperm(values.shape[2], generator=generator)[: config.tokens_per_image] for _ in part])
+        if any(raster.grid is None for sample in places for raster in sample):
+            raise DataError(f"{context.mllm.name} has visual tokens without a raster: expected a place in the image for each")
+        lengths = [[len(raster.index) for raster in sample] for sample in places]
+        picks = [torch.randperm(sum(own), generator=generator)[: config.tokens_per_image] for own in lengths]
+        found = read(context.mllm, batch, layers=layers)
         for number, layer in enumerate(layers):
-            hidden[layer].add(values[:, number], picks)
-        seen = [_covered(s.image, sample[0].box) for s, sample in zip(part, places, strict=True)]
+            seen.hidden[layer].add([list(a.values[number].split(own)) for a, own in zip(found, lengths, strict=True)], picks)
         for name, vfm in vfms.items():
-            patches[name].add(vfm(seen, grid=places[0][0].grid).tokens(), picks)
-    return hidden, patches, [s.image_id for s in images]
+            seen.patches[name].add(_patches(vfm, pictures, places), picks)
+        seen.owners += [len(seen.image_ids) + row for row, own in enumerate(lengths) for _ in own]
+        seen.lengths += [length for own in lengths for length in own]
+        seen.image_ids += [s.image_id for s in part]
+    return seen
+
+
+def _patches(vfm: VFM, pictures: list[Image.Image], places: list[list[VisualTokens]]) -> list[list[Float[Tensor, "token d"]]]:
+    """The VFM's features of the same pixels under each token, [image][raster]; rasters of one grid go through it together."""
+    found: list[list[Any]] = [[None] * len(sample) for sample in places]
+    jobs = [(raster.grid, row, number) for row, sample in enumerate(places) for number, raster in enumerate(sample)]
+    for grid in dict.fromkeys(job[0] for job in jobs):
+        same = [(row, number) for own, row, number in jobs if own == grid]
+        features = vfm([_covered(pictures[row], places[row][number].box) for row, number in same], grid=grid).tokens()
+        for (row, number), values in zip(same, features, strict=True):
+            found[row][number] = values
+    return found
 
 
 def _covered(image: Image.Image, box: Box) -> Image.Image:
-    """The part of the image that the visual tokens cover, so that both sides see the same pixels under the same token."""
+    """The part of the image that the visual tokens cover, so that both sides see the same pixels under the same token; black where it ends."""
     width, height = image.size
     return image.crop((round(box[0] * width), round(box[1] * height), round(box[2] * width), round(box[3] * height)))
 
 
-def _interval(scores: Float[Tensor, "*image"], x: Side, y: Side, n_images: int, config: Config) -> Interval:
-    """Over images: a bootstrap of the images' own scores, or the score without one group of images at a time."""
-    if config.pooling == "within":
-        return bootstrap_ci(scores.numpy(), seed=config.seed)
+def _left_out(score: float, x: Side, y: Side, config: Config) -> Interval:
+    """Interval of a score that is no mean over images: the score without one group of images at a time."""
+    n_images = len(x.tokens)
     groups = np.random.default_rng(config.seed).permutation(n_images) % min(GROUPS, n_images)
-    smallest = (n_images - int(np.bincount(groups).max())) * x.tokens[0].shape[1]
-    if smallest <= config.k:
-        raise DataError(f"k is {config.k} with {n_images} images: an interval leaves some out and then compares {smallest} tokens; expected more than k")
-    left_out = [float(cknna_from_neighbors(x.neighbors(keep), y.neighbors(keep))) for keep in ((groups != g).nonzero()[0] for g in range(groups.max() + 1))]
-    return jackknife_ci(float(scores), left_out, n_images)
+    kept = [(groups != g).nonzero()[0] for g in range(groups.max() + 1)]
+    smallest = min(sum(len(x.tokens[i]) for i in keep) for keep in kept)
+    least = max(config.k + 1, MIN_ROWS)
+    if smallest < least:
+        raise DataError(f"k is {config.k} with {n_images} images: an interval leaves some out and then compares {smallest} tokens; expected at least {least}")
+    return jackknife_ci(score, [float(cknna_from_neighbors(x.neighbors(keep), y.neighbors(keep))) for keep in kept], n_images)
 
 
 def summary(found: Mapping[str, Run]) -> pd.DataFrame:

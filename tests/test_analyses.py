@@ -20,7 +20,7 @@ from tests.conftest import run
 from workbench import runs
 from workbench.analysis import Context
 from workbench.data import load_data
-from workbench.errors import RunError
+from workbench.errors import DataError, RunError
 from workbench.metrics import cknna
 from workbench.mllm import MLLM
 from workbench.vfm import load_vfm
@@ -73,6 +73,35 @@ def test_a_layer_that_is_the_vfm_up_to_rotation_scores_one(mllm: MLLM, monkeypat
     table = run_cknna(Config(limit=24, layers=(0, 1), pooling=pooling, k=5, null=40), Context(mllm, data, batch_size=24)).tables["scores"].set_index("layer")
     assert table.loc[0, "score"] == pytest.approx(1, abs=1e-4) and table.loc[0, "p"] < 0.05
     assert table.loc[1, "score"] < 0.3 and table.loc[1, "p"] > 0.01
+
+
+@pytest.mark.parametrize("family", ["internvl", "qwen2_vl", "llava_next"])
+def test_every_raster_counts_and_an_image_is_the_mean_of_its_rasters(family: str, tmp_path: Path) -> None:
+    """Photographs of different shapes through tiled models and free grids, against single calls."""
+    from tests.tiny import build
+    from workbench.capture import read
+
+    (tmp_path / "photos").mkdir()
+    for name in ("astronaut", "chelsea", "coffee", "rocket"):
+        Image.fromarray(getattr(photographs, name)()).save(tmp_path / "photos" / f"{name}.png")
+    tiled, data = MLLM.load(str(build(family, tmp_path / family))), load_data(f"folder:{tmp_path / 'photos'}")
+    table = run_cknna(Config(data=data.name, layers=(1,), k=3, null=10), Context(tiled, data, batch_size=3)).tables
+    vfm, expected = load_vfm("dinov2-small"), []
+    for sample in data:
+        batch = tiled.encode([sample.image], [sample.question])
+        values, scores, at = read(tiled, batch, layers=[1])[0].values[0], [], 0
+        for raster in tiled.visual_tokens(batch)[0]:
+            left, top, right, bottom = (round(v * side) for v, side in zip(raster.box, sample.image.size * 2, strict=True))
+            target = vfm([sample.image.crop((left, top, right, bottom))], grid=raster.grid).tokens()[0]
+            scores.append(cknna(values[at : at + len(raster.index)], target, k=3))
+            at += len(raster.index)
+        expected.append(np.mean(scores))
+    assert np.allclose(table["per_image"]["score"], expected, atol=2e-3)
+    assert table["scores"]["score"].item() == pytest.approx(np.mean(expected), abs=2e-3) and table["scores"]["n_images"].item() == 4
+    config = Config(data=data.name, layers=(1,), k=3, null=10, pooling="tokens", tokens_per_image=8)
+    assert run_cknna(config, Context(tiled, data, batch_size=4)).tables["scores"]["n"].item() == 32
+    with pytest.raises(DataError, match=r"k is 1 with 4 images: .* compares 3 tokens; expected at least 4"):
+        run_cknna(dataclasses.replace(config, k=1, pooling="pooled"), Context(tiled, data, batch_size=4))
 
 
 def test_the_same_question_is_a_look_up(runs_folder: Path, tmp_path: Path) -> None:

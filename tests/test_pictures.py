@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import run
-from workbench.data import load_data
 from workbench.data.base import upright_rgb
 from workbench.data.folder import read_image
 from workbench.errors import DataError
@@ -66,14 +64,3 @@ def test_a_picture_of_a_hundred_megapixels_is_read_and_a_larger_one_refused(tmp_
     Image.new("1", (12_000, 12_000)).save(tmp_path / "larger.png")
     with pytest.raises(DataError, match=r"larger\.png cannot be read .*decompression bomb"):
         read_image(tmp_path / "larger.png")
-
-
-def test_a_folder_with_a_bad_picture_stores_no_run(runs_folder: Path, photo: Image.Image, tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    photo.save(tmp_path / "photos" / "a.png")
-    (tmp_path / "photos" / "b.png").write_bytes((tmp_path / "photos" / "a.png").read_bytes()[:300])
-    assert len(load_data(f"folder:{tmp_path / 'photos'}")) == 2
-    words = ["--model", str(runs_folder / "baseline"), "--data", f"folder:{tmp_path / 'photos'}", "--k", "5", "--output_dir", str(tmp_path / "out")]
-    done = run("analyses.cknna", *words, code=2)
-    assert "b.png cannot be read" in done.stderr and "Traceback" not in done.stderr
-    assert not list((tmp_path / "out").glob("cknna-*"))

@@ -141,14 +141,14 @@ def permutation_null(metric: Callable[..., float], x: Array, y: Array, *, n: int
 
 
 def cknna_nulls(x: Neighbors, y: Neighbors, *, n: int, seed: int) -> np.ndarray:
-    """CKNNA under `n` random pairings, (n,); a batch of problems (images) is averaged after each is shuffled on its own."""
+    """CKNNA under `n` random pairings, (n, *batch); each problem of a batch (an image) is shuffled on its own."""
     generator = torch.Generator().manual_seed(seed)
     scale = (self_term(x) * self_term(y)).sqrt()
     values = []
     for _ in range(n):
         order = _permutations(x.index.shape[:-2], x.n, generator)
-        values.append(float((cross_term(x, y, order) / scale).mean()))
-    return np.array(values)
+        values.append((cross_term(x, y, order) / scale).numpy())
+    return np.stack(values)
 
 
 def _permutations(batch: torch.Size, n: int, generator: torch.Generator) -> Tensor:
