@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import itertools
+import json
 import shutil
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,15 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers as tf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import BUILDERS, WORDS, build
+from tests.tiny import BUILDERS, SIZES, VISION, WORDS, build
 from workbench.capture import attention, edit, read
 from workbench.errors import ConfigError, ModelError
-from workbench.mllm import MLLM, Batch, VisualTokens
-from workbench.mllm.base import Family
-from workbench.mllm.validate import validate
+from workbench.mllm import FAMILIES, MLLM, Batch, VisualTokens
+from workbench.mllm.base import WHOLE, Family
+from workbench.mllm.validate import CELLS, _target, validate
 
 QUESTION = "what is this ?"
 THIN = [(400, 40), (40, 400), (223, 301), (56, 56), (1, 90)]
@@ -223,6 +228,10 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "a token twice": (_each(lambda p: dataclasses.replace(p, index=torch.cat([p.index[:1], p.index[:-1]]))), "gives some visual tokens of sample 0 twice"),
     "a grid too large": (_each(lambda p: dataclasses.replace(p, grid=(p.grid[0] + 1, p.grid[1]))), "does not multiply to"),
     "no tokens": (lambda sample: [], "finds no visual tokens"),
+    "one column off": (
+        _each(lambda p: dataclasses.replace(p, index=p.index.roll(1), rows=None if p.rows is None else p.rows.roll(1))),
+        "painting cell|looks shifted",
+    ),
     "upside down": (_each(lambda p: dataclasses.replace(p, index=p.index.flip(0), rows=None if p.rows is None else p.rows.flip(0))), "painting cell"),
 }
 
@@ -237,7 +246,7 @@ def test_a_wrong_family_is_caught(mllm: MLLM, fault: str) -> None:
 def test_a_grid_with_its_sides_exchanged_is_caught(mllm: MLLM) -> None:
     if all(part.grid and part.grid[0] == part.grid[1] for part in mllm.visual_tokens(mllm.encode([picture(0, (400, 300))], [QUESTION]))[0]):
         pytest.skip("square rasters")
-    with pytest.raises(ModelError, match=r"the grid looks like \(|most at cell"):
+    with pytest.raises(ModelError, match=r"the grid looks like \(|most at cell|the sides look exchanged"):
         validate(with_family(mllm, _each(lambda p: dataclasses.replace(p, grid=p.grid[::-1]))))
 
 
@@ -252,12 +261,120 @@ def test_exchanged_tiles_are_caught(mllm: MLLM) -> None:
         validate(with_family(mllm, exchange))
 
 
+@pytest.mark.parametrize("side", [8, 9, 12, 13, 16, 24])
+def test_no_two_tiles_are_painted_alike(side: int) -> None:
+    """Rasters painted at the same cells three times over could be exchanged unseen."""
+    parts = [VisualTokens(torch.arange(side * side), (side, side), WHOLE) for _ in range(13)]
+    painted = [[_target(part, number, attempt) for attempt in range(CELLS)] for number, part in enumerate(parts)]
+    assert all(sum(a == b for a, b in zip(one, other, strict=True)) < CELLS for one, other in itertools.combinations(painted, 2))
+
+
+def test_a_fine_raster_that_is_one_column_off_is_caught(tmp_path: Path) -> None:
+    """LLaVA-1.5's own 24 x 24 tokens, where a painted cell is close to its neighbours."""
+    torch.manual_seed(0)
+    _, processor = BUILDERS["llava"]()
+    processor.image_processor = tf.CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    vision = tf.CLIPVisionConfig(**VISION, image_size=336, patch_size=14)
+    config = tf.LlavaConfig(vision_config=vision, text_config=tf.LlamaConfig(**SIZES, vocab_size=40), image_token_index=processor.image_token_id)
+    model = MLLM(tf.LlavaForConditionalGeneration(config), processor, FAMILIES.get("llava"), "fine")
+    validate(model)
+    with pytest.raises(ModelError, match=r"painting cell|looks shifted"):
+        validate(with_family(model, FAULTS["one column off"][0]))
+    moved = _each(lambda p: dataclasses.replace(p, box=(p.box[0] + 1 / 24, p.box[1], p.box[2] + 1 / 24, p.box[3])))
+    with pytest.raises(ModelError, match=r"painting cell|looks shifted"):
+        validate(with_family(model, moved))
+
+
+def test_values_that_are_not_finite_are_named(mllm: MLLM) -> None:
+    handle = mllm.decoder.layers[-1].register_forward_hook(lambda _, __, output: output * float("inf"))
+    try:
+        with pytest.raises(ModelError, match=r"computes values that are not finite in torch\.float32"):
+            validate(mllm)
+    finally:
+        handle.remove()
+
+
+# --- prompts and pixels ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_begins_once(mllm: MLLM) -> None:
+    """A template that writes BOS and a tokenizer that adds it give one together, as transformers' own path does."""
+    batch = mllm.encode([picture(0)], [QUESTION])
+    ids = batch.inputs["input_ids"][0]
+    wanted = mllm.family.name == "gemma3" or mllm.name.endswith(("idefics3", "smolvlm", "llava_siglip"))
+    assert int((ids == mllm.processor.tokenizer.bos_token_id).sum()) == wanted or mllm.family.name == "paligemma"
+    if mllm.processor.chat_template is not None and not mllm.name.endswith("llava_siglip"):
+        content = [{"type": "image", "image": picture(0)}, {"type": "text", "text": QUESTION}]
+        theirs = mllm.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        assert torch.equal(ids, theirs["input_ids"][0])
+
+
+def test_a_template_that_only_the_tokenizer_has_is_used(folders: Path, tmp_path: Path) -> None:
+    source = folders / "llava" if (folders / "llava").exists() else build("llava", folders / "llava")
+    shutil.copytree(source, tmp_path / "old")
+    template = (tmp_path / "old" / "chat_template.jinja").read_text()
+    (tmp_path / "old" / "chat_template.jinja").unlink()
+    file = tmp_path / "old" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))
+    old, new = MLLM.load(str(tmp_path / "old")), MLLM.load(str(source))
+    assert old.prompt(QUESTION) == new.prompt(QUESTION) and "Assistant" in old.prompt(QUESTION)
+
+
+def test_pixels_that_belong_to_no_patch_belong_to_no_token(folders: Path) -> None:
+    """66 pixels in patches of 14: the last ten are never seen, and no cell claims them."""
+    siglip = MLLM.load(str(build("llava_siglip", folders / "siglip")))
+    batch = siglip.encode([picture(0, (66, 66))], [QUESTION])
+    (part,) = siglip.visual_tokens(batch)[0]
+    assert part.grid == (4, 4) and part.box == pytest.approx((0, 0, 56 / 66, 56 / 66))
+    edge = picture(0, (66, 66))
+    edge.paste((255, 0, 0), (57, 0, 66, 66))
+    assert torch.equal(read(siglip, batch, layers=[0])[0].values, read(siglip, siglip.encode([edge], [QUESTION]), layers=[0])[0].values)
+    onevision = MLLM.load(str(build("llava_onevision", folders / "onevision")))
+    batch = onevision.encode([picture(0, (60, 120))], [QUESTION])
+    fine = onevision.visual_tokens(batch)[0][1]
+    assert fine.grid == (8, 4) and fine.cell(0, 0) == pytest.approx((0, 0, 14 / 60, 14 / 120))
+    assert fine.cell(4, 3) == pytest.approx((42 / 60, 60 / 120, 56 / 60, 74 / 120))  # the second tile begins at pixel 60, not at 56
+    assert fine.box == pytest.approx((0, 0, 56 / 60, 116 / 120))
+
+
+def test_an_image_so_thin_that_all_of_it_is_dropped_has_no_raster(folders: Path) -> None:
+    following = MLLM.load(str(build("llava_next", folders / "next")))
+    (parts,) = following.visual_tokens(following.encode([picture(0, (15, 706))], [QUESTION]))
+    assert [part.grid for part in parts] == [(4, 4)]
+
+
+def test_edits_leave_samples_without_images_alone(mllm: MLLM) -> None:
+    if mllm.family.name == "paligemma":
+        pytest.skip("it takes no prompt without an image")
+    both = mllm.encode([[], [picture(0)]], ["yes", QUESTION])
+    with torch.inference_mode():
+        plain = mllm.model(**both.inputs).logits[:, -1:].float()
+    changed = edit(mllm, both, at=mllm.n_layers - 1, fn=lambda v, _: v.flip(0))
+    assert torch.allclose(changed[0], plain[0], atol=1e-5) and (changed[1] - plain[1]).abs().max() > 1e-4
+    with pytest.raises(ModelError, match="no sample of the batch has an image"):
+        edit(mllm, mllm.encode([[]], ["yes"]), at=mllm.n_layers, fn=lambda v, _: v)
+
+
+def test_an_edited_model_can_be_forgotten(tmp_path: Path) -> None:
+    model = MLLM.load(str(build("llava", tmp_path / "llava")))
+    edit(model, model.encode([picture(0)], [QUESTION]), at=1, fn=lambda v, _: v)
+    gone = weakref.ref(model.model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------------------------
 
 
 def test_placeholders_come_from_images_only(mllm: MLLM) -> None:
-    with pytest.raises(ModelError, match="this model's image placeholder"):
-        mllm.encode([picture(0)], [f"what is {mllm.processor.image_token} this ?"])
+    for place in (mllm.processor.image_token, mllm.processor.tokenizer.convert_ids_to_tokens(mllm.config.image_token_id)):
+        with pytest.raises(ModelError, match="this model's image placeholder"):
+            mllm.encode([picture(0)], [f"what is {place} this ?"])
+    with pytest.raises(ModelError, match="has the image placeholder in it: expected an answer in words"):
+        mllm.option_logprobs(mllm.encode([picture(0)], [QUESTION]), [["yes", f"a {place} cat"]])
     with pytest.raises(ModelError, match="2 images for 1 prompts"):
         mllm.encode([picture(0)] * 2, [QUESTION])
 

@@ -26,6 +26,16 @@ def test_grey_cmyk_and_palettes_keep_their_colours(photo: Image.Image, tmp_path:
     assert np.array_equal(np.asarray(read_image(tmp_path / "L.png"))[..., 0], np.asarray(photo.convert("L")))
 
 
+def test_sixteen_bits_keep_their_shades_and_unknown_whites_are_refused(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16)[None].repeat(4, 0)
+    for name, levels in (("deep.png", ramp), ("deep.tif", ramp), ("wide.tif", ramp.astype(np.int32))):
+        Image.fromarray(levels).save(tmp_path / name)
+        assert np.abs(np.asarray(read_image(tmp_path / name))[0, :, 0].astype(int) - np.arange(256)).max() <= 1
+    Image.fromarray(np.linspace(0, 1, 16, dtype=np.float32)[None]).save(tmp_path / "float.tif")
+    with pytest.raises(DataError, match=r"float\.tif cannot be read .*expected 8 or 16 bits"):
+        read_image(tmp_path / "float.tif")
+
+
 def test_transparency_lies_on_white(photo: Image.Image, tmp_path: Path) -> None:
     clear = photo.convert("RGBA")
     clear.putalpha(0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformers as tf
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 WORDS = [
     "what",
@@ -61,10 +61,13 @@ def build(name: str, folder: Path) -> Path:
     return folder
 
 
-def _tokenizer(*special: str, **named: str) -> Any:
+def _tokenizer(*special: str, bos: bool = False, **named: str) -> Any:
+    """One token a word; with `bos` the tokenizer begins every text with one, as many released ones do."""
     tokens = ["<pad>", "<bos>", "<eos>", "<unk>", *special]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*tokens, *WORDS])}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if bos:
+        core.post_processor = processors.TemplateProcessing(single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", 1)])
     usual = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
     tokenizer = tf.PreTrainedTokenizerFast(tokenizer_object=core, extra_special_tokens=named or {}, **usual)
     tokenizer.add_tokens(list(special), special_tokens=True)
@@ -107,6 +110,18 @@ def _llava_padded() -> tuple[Any, Any]:
     size = {"height": 56, "width": 56}
     processor.image_processor = tf.LlavaImageProcessor(do_pad=True, do_center_crop=False, size=size, crop_size=size)
     return model, processor
+
+
+@_add("llava_siglip")
+def _llava_siglip() -> tuple[Any, Any]:
+    """A tower whose patches do not divide the image: the last pixels belong to no token. Its tokenizer begins every text with BOS, its template does not."""
+    tokenizer = _tokenizer("<image>", bos=True)
+    images = tf.SiglipImageProcessor(size={"height": 66, "width": 66})
+    processor = tf.LlavaProcessor(images, tokenizer, **PATCHES | {"vision_feature_select_strategy": "full", "num_additional_image_tokens": 0})
+    processor.chat_template = TEMPLATE.format(image="<image>")
+    vision = tf.SiglipVisionConfig(**VISION, image_size=66, patch_size=14, vision_use_head=False)
+    settings = {"vision_feature_select_strategy": "full", "vision_feature_layer": -1, "image_token_index": processor.image_token_id}
+    return tf.LlavaForConditionalGeneration(tf.LlavaConfig(vision_config=vision, text_config=_text(tf.LlamaConfig, tokenizer), **settings)), processor
 
 
 @_add("llava_next")
@@ -227,8 +242,8 @@ def _idefics_processor(cls: Any, images: Any, **video: Any) -> tuple[Any, Any]:
         "global_image_token": "<global-img>",
         "end_of_utterance_token": "<end_of_utterance>",
     }
-    tokenizer = _tokenizer(*named.values(), *marks, **named)
-    return cls(images, tokenizer, image_seq_len=16, chat_template=TEMPLATE.format(image="<image>"), **video), tokenizer
+    tokenizer = _tokenizer(*named.values(), *marks, bos=True, **named)
+    return cls(images, tokenizer, image_seq_len=16, chat_template="{{ bos_token }}" + TEMPLATE.format(image="<image>"), **video), tokenizer
 
 
 @_add("smolvlm")
@@ -265,9 +280,9 @@ def _paligemma() -> tuple[Any, Any]:
 @_add("gemma3")
 def _gemma3() -> tuple[Any, Any]:
     named = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
-    tokenizer = _tokenizer(*named.values(), **named)
+    tokenizer = _tokenizer(*named.values(), bos=True, **named)
     images = tf.Gemma3ImageProcessor(size={"height": 112, "width": 112}, do_pan_and_scan=False)
-    processor = tf.Gemma3Processor(images, tokenizer, image_seq_length=16, chat_template=TEMPLATE.format(image="<start_of_image>"))
+    processor = tf.Gemma3Processor(images, tokenizer, image_seq_length=16, chat_template="{{ bos_token }}" + TEMPLATE.format(image="<start_of_image>"))
     vision = tf.SiglipVisionConfig(**VISION, image_size=112, patch_size=14, vision_use_head=False)
     text = _text(tf.Gemma3TextConfig, tokenizer, head_dim=8, sliding_window=16, layer_types=["sliding_attention", "full_attention"] * 2)
     ids = {f"{kind}_token_index": tokenizer.convert_tokens_to_ids(named[f"{kind}_token"]) for kind in ("image", "boi", "eoi")}

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import nnsight
 import torch
@@ -59,10 +58,7 @@ def read(
     """
     wanted = check_layers(mllm, layers)
     found = mllm.visual_tokens(batch)
-    if tokens == "visual":
-        index = [torch.cat([part.index for part in sample]) if sample else torch.empty(0, dtype=torch.long) for sample in found]
-    else:
-        index = [row.nonzero().flatten() for row in batch.inputs["attention_mask"]]
+    index = _positions_of(found) if tokens == "visual" else [row.nonzero().flatten() for row in batch.inputs["attention_mask"]]
     taken: dict[int, list[Tensor]] = {}
     features: list[Tensor] = []
 
@@ -82,7 +78,7 @@ def read(
 
 
 def check_layers(mllm: MLLM, layers: Sequence[int] | None, *, first: int = 0) -> list[int]:
-    """Return `layers`, or all of them for None."""
+    """Return `layers`, or all of them where none are named."""
     for layer in layers or ():
         if not first <= layer <= mllm.n_layers:
             raise ConfigError(f"layer {layer} does not exist in {mllm.name}: expected {first} to {mllm.n_layers}")
@@ -103,6 +99,11 @@ def _hooks(mllm: MLLM, keep: Callable[[int, Tensor], None], keep_tower: Callable
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _positions_of(found: list[list[VisualTokens]]) -> list[Int[Tensor, token]]:  # noqa: F821
+    """Positions of all visual tokens of each sample, none where it has no image."""
+    return [torch.cat([part.index for part in sample]) if sample else torch.empty(0, dtype=torch.long) for sample in found]
 
 
 def _by_token(mllm: MLLM, features: Tensor) -> Float[Tensor, "row features"]:
@@ -153,6 +154,8 @@ def _attention_with_rows(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, collect_rows: _Rows | None = None, **options: Any
 ) -> tuple[Tensor, None]:
     """sdpa, which never forms the S x S matrix, and beside it the few rows of that matrix that were asked for."""
+    if options.get("softcap") is not None or options.get("s_aux") is not None:
+        raise ModelError("this model's attention has more than a softmax of scores (softcap or sinks): its rows cannot be read")
     block = int(getattr(module, "layer_idx", -1)) + 1
     if collect_rows is not None and block in collect_rows.blocks:
         causal = options.get("is_causal")
@@ -214,7 +217,10 @@ def _implementation(mllm: MLLM, name: str) -> Iterator[None]:
     text = mllm.config.get_text_config()
     key = next(key for key in mllm.config.sub_configs if getattr(mllm.config, key) is text)
     before = text._attn_implementation
-    mllm.model.set_attn_implementation({key: name})
+    try:
+        mllm.model.set_attn_implementation({key: name})
+    except ValueError as error:
+        raise ModelError(f"{mllm.name} cannot run with sdpa, so its attention rows cannot be read ({error})") from error
     try:
         yield
     finally:
@@ -224,8 +230,6 @@ def _implementation(mllm: MLLM, name: str) -> Iterator[None]:
 # --- interventions ---------------------------------------------------------------------------------------------------------------------
 
 Edit = Callable[[Float[Tensor, "token d"], int], Float[Tensor, "token d"]]
-
-_WRAPPED: WeakKeyDictionary[nn.Module, nnsight.NNsight] = WeakKeyDictionary()
 
 
 def edit(mllm: MLLM, batch: Batch, *, at: Place, fn: Edit, keep: int = 1) -> Float[Tensor, "sample position vocab"]:
@@ -252,17 +256,21 @@ def edit(mllm: MLLM, batch: Batch, *, at: Place, fn: Edit, keep: int = 1) -> Flo
         )
     found = mllm.visual_tokens(batch)
     rows = tower_rows(mllm, found) if layer == "tower" else []
-    index = [torch.cat([part.index for part in sample]) for sample in found]
+    index = _positions_of(found)
+    if not any(len(own) for own in index):
+        raise ModelError("no sample of the batch has an image: expected visual tokens to edit")
 
     def change(hidden: Tensor) -> Tensor:
         changed = hidden.clone()
         if layer == "tower":
             flat = _by_token(mllm, changed)
             for sample, own in enumerate(rows):
-                flat[own] = _edited(fn, flat[own], sample)
+                if len(own):
+                    flat[own] = _edited(fn, flat[own], sample)
             return flat.view(hidden.shape)
         for sample, own in enumerate(index):
-            changed[sample, own] = _edited(fn, changed[sample, own], sample)
+            if len(own):
+                changed[sample, own] = _edited(fn, changed[sample, own], sample)
         return changed
 
     with mllm.lock:
@@ -278,9 +286,8 @@ def _edited(fn: Edit, values: Tensor, sample: int) -> Tensor:
 
 def _trace(mllm: MLLM, batch: Batch, layer: int | str, change: Callable[[Tensor], Tensor], keep: int) -> Tensor:
     """One traced forward pass with the change in place; the caller holds the model's lock, because traces of one model must not overlap."""
-    if mllm.model not in _WRAPPED:
-        _WRAPPED[mllm.model] = nnsight.NNsight(mllm.model)
-    traced = _WRAPPED[mllm.model]
+    own = vars(mllm.model)  # wrapping changes a model for good, so it is done once for each, and goes when the model goes
+    traced = own.get("_traced") or own.setdefault("_traced", nnsight.NNsight(mllm.model))
     if layer == "tower":
         module = traced.get(f"model.{mllm.family.connector}")
     else:

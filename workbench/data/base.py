@@ -126,8 +126,20 @@ def content_hash(*parts: object) -> str:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """The first frame as RGB, turned as its EXIF tag says, with transparency on white: the same pixels for every model that looks at it."""
+    """The first frame as RGB, turned as its EXIF tag says, with transparency on white: the same pixels for every model that looks at it.
+
+    Grey levels of 16 bits are divided by 257.
+
+    Raises:
+        DataError: levels that are no 8 or 16 bits, whose white is unknown.
+    """
     image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":
+        levels = np.asarray(image)
+        if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
+            raise DataError(f"a picture of mode {image.mode} with levels {levels.min():g} to {levels.max():g}: expected 8 or 16 bits")
+        deep = image.mode != "I" or levels.max() > 255
+        return Image.fromarray((levels / (257 if deep else 1)).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

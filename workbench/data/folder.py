@@ -52,5 +52,5 @@ def read_image(path: Path) -> Image.Image:
             file = Image.open(path)
         with file:
             return upright_rgb(file)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning, DataError) as error:
         raise DataError(f"picture {path} cannot be read ({error})") from error

@@ -45,6 +45,7 @@ class VisualTokens:
         image: number of the image within its sample.
         rows: rows of the connector's input, flattened over the batch, that each token comes from; -1 where a token mixes
             several. A family may leave it None where tokens and rows follow one another.
+        spans: top and bottom of each row, left and right of each column, in fractions of the image, where cells do not divide the box evenly.
     """
 
     index: Int[Tensor, token]  # noqa: F821  (a jaxtyping dimension)
@@ -52,10 +53,14 @@ class VisualTokens:
     box: Box
     image: int = 0
     rows: Int[Tensor, token] | None = None  # noqa: F821
+    spans: tuple[Float[Tensor, "h 2"], Float[Tensor, "w 2"]] | None = None
 
     def cell(self, row: int, column: int) -> Box:
         """The part of the image that the token at (row, column) covers, in fractions of the image."""
         assert self.grid is not None
+        if self.spans is not None:
+            (top, bottom), (left, right) = self.spans[0][row].tolist(), self.spans[1][column].tolist()
+            return left, top, right, bottom
         left, top, right, bottom = self.box
         width, height = (right - left) / self.grid[1], (bottom - top) / self.grid[0]
         return left + column * width, top + row * height, left + (column + 1) * width, top + (row + 1) * height
@@ -142,6 +147,8 @@ class MLLM:
         self.model, self.processor, self.family, self.name = model.eval(), processor, family, name
         self.config: PretrainedConfig = model.config
         self.lock = threading.RLock()  # one trace of a model at a time
+        if processor.chat_template is None:
+            processor.chat_template = processor.tokenizer.chat_template
         settings = {key: value for key, value in self.config.to_diff_dict().items() if key != "_name_or_path"}
         self.fingerprint = content_hash(fingerprint(model.state_dict()), settings, processor.image_processor.to_dict(), processor.chat_template)
         self.processor.tokenizer.padding_side = "left"  # generation continues from the last position
@@ -212,11 +219,11 @@ class MLLM:
         Raises:
             ModelError: the question contains the image placeholder, or the template gives another number of them.
         """
-        place = self.processor.image_token
-        if place in question:
-            raise ModelError(f"the question contains '{place}', this model's image placeholder: expected text only, since images come before it by themselves")
+        for place in {self.processor.image_token, self.processor.tokenizer.convert_ids_to_tokens(self.config.image_token_id)}:
+            if place in question:
+                raise ModelError(f"the question contains '{place}', this model's image placeholder: expected text only, since images come before it")
         if self.processor.chat_template is None:
-            return place * images + question
+            return self.processor.image_token * images + question
         content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
         text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
         if text.count(self._template_place) != images:
@@ -240,8 +247,11 @@ class MLLM:
         pictures = tuple(tuple(upright_rgb(i) for i in ([one] if isinstance(one, Image.Image) else one)) for one in images)
         texts = [self.prompt(question, len(own)) for question, own in zip(prompts, pictures, strict=True)]
         given = [list(own) for own in pictures] if any(pictures) else None
+        bos = self.processor.tokenizer.bos_token
+        special = not (bos and texts and texts[0].startswith(bos))  # the template may have put it there already, and one is enough
         try:
-            inputs = self.processor(images=given, text=texts, padding=True, return_tensors="pt")
+            with self.lock:
+                inputs = self.processor(images=given, text=texts, padding=True, return_tensors="pt", add_special_tokens=special)
         except (ValueError, ZeroDivisionError, RuntimeError) as error:
             sizes = [f"{i.width} x {i.height} px" for own in pictures for i in own]
             what = f"images of {', '.join(sizes[:4])}" if all(pictures) else "a prompt without an image here"
@@ -261,6 +271,9 @@ class MLLM:
             for part in sample:
                 if part.grid is not None and part.grid[0] * part.grid[1] != len(part.index):
                     raise ModelError(f"{self.family.name}: grid {part.grid} does not multiply to {len(part.index)} visual tokens")
+                if part.spans is not None and part.grid != (len(part.spans[0]), len(part.spans[1])):
+                    sides = f"{len(part.spans[0])} rows and {len(part.spans[1])} columns"
+                    raise ModelError(f"{self.family.name}: grid {part.grid} for {sides} of pixels; the sides look exchanged")
                 rows = torch.arange(row, row + len(part.index)) if part.rows is None else part.rows
                 row += len(part.index)
                 taken.append(replace(part, rows=rows))
@@ -301,27 +314,31 @@ class MLLM:
             options: for each sample, the answers to compare; each is appended to the prompt as a text of its own tokens.
 
         Raises:
-            ModelError: another number of samples than `batch` has, or an option without tokens.
+            ModelError: another number of samples than `batch` has, or an option without tokens or with the image placeholder.
         """
         if len(options) != len(batch):
             raise ModelError(f"options for {len(options)} samples: expected {len(batch)}")
-        tokenizer = self.processor.tokenizer
-        answers = [[tokenizer(option, add_special_tokens=False)["input_ids"] for option in own] for own in options]
-        for option in (o for own, ids in zip(options, answers, strict=True) for o, i in zip(own, ids, strict=True) if not i):
-            raise ModelError(f"option '{option}' has no tokens")
+        answers = [[self._answer(option) for option in own] for own in options]
         with self.lock:
-            first = last_logits(self.model(**batch.inputs), batch).log_softmax(-1).cpu()
+            first = last_logits(self.model(**batch.inputs, use_cache=False, logits_to_keep=_kept(batch)), batch).log_softmax(-1).cpu()
         scores = []
         for row, own in enumerate(answers):
-            alone = self.encode([batch.images[row]], [batch.prompts[row]]) if any(len(ids) > 1 for ids in own) else None
-            logprobs = [first[row, ids[0]] if len(ids) == 1 or alone is None else self._continuation(alone, ids).mean() for ids in own]
-            scores.append(torch.stack(logprobs))
+            if all(len(ids) == 1 for ids in own):
+                scores.append(first[row, [ids[0] for ids in own]])
+            else:  # all options of a sample in the same way, since rounding differs between a padded batch and a prompt alone
+                alone = self.encode([batch.images[row]], [batch.prompts[row]])
+                scores.append(torch.stack([self._continuation(alone, ids).mean() for ids in own]))
         return scores
+
+    def _answer(self, option: str) -> list[int]:
+        ids = self.processor.tokenizer(option, add_special_tokens=False)["input_ids"]
+        if not ids or self.config.image_token_id in ids:
+            raise ModelError(f"option '{option}' has {'the image placeholder in it' if ids else 'no tokens'}: expected an answer in words")
+        return ids
 
     def _continuation(self, alone: Batch, answer: Sequence[int]) -> Float[Tensor, token]:  # noqa: F821
         """Log p of each token of `answer` after the prompt of one sample."""
         inputs = dict(alone.inputs)
-        length = inputs["input_ids"].shape[1]
         own = torch.tensor([list(answer)], device=self.device)
         fill: dict[str, Any] = {"input_ids": own, "attention_mask": 1, "token_type_ids": self.family.answer_type}
         for name in TEXT_INPUTS:
@@ -329,15 +346,20 @@ class MLLM:
                 tail = torch.zeros(1, len(answer), dtype=inputs[name].dtype, device=self.device) + fill.get(name, 0)
                 inputs[name] = torch.cat([inputs[name], tail], dim=1)
         with self.lock:
-            logits = self.model(**inputs).logits[0, length - 1 : -1].float()
+            logits = self.model(**inputs, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1].float()
         return logits.log_softmax(-1).gather(1, own.T)[:, 0].cpu()
 
 
 def last_logits(output: Any, batch: Batch) -> Float[Tensor, "sample vocab"]:
     """Logits at the last position of each sample that is not padding."""
     mask = batch.inputs["attention_mask"]
-    last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
+    last = -1 - mask.flip(1).long().argmax(1)
     return output.logits[torch.arange(len(mask), device=mask.device), last].float()
+
+
+def _kept(batch: Batch) -> int:
+    """How many logits from the end hold the last real position of every sample."""
+    return int(batch.inputs["attention_mask"].flip(1).long().argmax(1).max()) + 1
 
 
 def placeholders(mllm: MLLM, batch: Batch, counts: Sequence[Sequence[int]] | None = None) -> list[list[Int[Tensor, token]]]:  # noqa: F821

@@ -27,7 +27,8 @@ def one_raster(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
             side = math.isqrt(len(index))
             if side * side != len(index):
                 raise ModelError(f"{mllm.family.name}: {len(index)} visual tokens of an image are not a square raster")
-            parts.append(VisualTokens(index, (side, side), _shown(mllm.processor.image_processor, batch.images[number][image]), image))
+            shown = _shown(mllm.processor.image_processor, batch.images[number][image])
+            parts.append(VisualTokens(index, (side, side), _patched(mllm.config, shown), image))
         found.append(parts)
     return found
 
@@ -41,14 +42,27 @@ def _shown(processor: Any, image: Image.Image) -> Box:
         side = max(width, height)
         left, top = (side - width) // 2, (side - height) // 2
         return -left / width, -top / height, (side - left) / width, (side - top) / height
-    size = processor.size
-    if getattr(processor, "do_center_crop", False) and size.get("shortest_edge"):
-        short, long = size["shortest_edge"], int(size["shortest_edge"] * max(width, height) / min(width, height))
-        new = (long, short) if width >= height else (short, long)
-        crop = (processor.crop_size["width"], processor.crop_size["height"])
-        left, top = ((n - c) // 2 for n, c in zip(new, crop, strict=True))
-        return left / new[0], top / new[1], (left + crop[0]) / new[0], (top + crop[1]) / new[1]
-    return WHOLE
+    if not getattr(processor, "do_center_crop", False):
+        return WHOLE
+    size, short = processor.size, min(width, height)
+    if not processor.do_resize:
+        new = (width, height)
+    elif size.get("shortest_edge"):
+        long = int(size["shortest_edge"] * max(width, height) / short)
+        new = (long, size["shortest_edge"]) if width >= height else (size["shortest_edge"], long)
+    else:
+        new = (size["width"], size["height"])
+    crop = (processor.crop_size["width"], processor.crop_size["height"])
+    left, top = ((n - c) // 2 for n, c in zip(new, crop, strict=True))
+    return left / new[0], top / new[1], (left + crop[0]) / new[0], (top + crop[1]) / new[1]
+
+
+def _patched(config: Any, shown: Box) -> Box:
+    """What whole patches cover of it: a few pixels at the right and below belong to none where the patch does not divide the image."""
+    vision = config.vision_config
+    share = vision.image_size // vision.patch_size * vision.patch_size / vision.image_size
+    left, top, right, bottom = shown
+    return left, top, left + share * (right - left), top + share * (bottom - top)
 
 
 LLAVA = FAMILIES.add("llava", Family("llava", ("LlavaForConditionalGeneration",), one_raster))

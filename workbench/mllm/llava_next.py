@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
 from workbench.errors import ModelError
-from workbench.mllm.base import FAMILIES, MLLM, Batch, Box, Family, VisualTokens
+from workbench.mllm.base import FAMILIES, MLLM, Batch, Family, VisualTokens
 
 
 def visual_tokens(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
@@ -37,13 +37,17 @@ def visual_tokens(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
             if one_each and len(images) > 1:
                 at += 1  # a newline
                 continue
-            rows, box, tiles = _fine_raster(picture.size, config.image_grid_pinpoints, side, vision.image_size)
-            rows = _reduced(rows, config, side)
+            rows, spans, tiles = _fine_raster(picture.size, config.image_grid_pinpoints, vision.image_size, vision.patch_size)
+            whole, rows = rows, _reduced(rows, config, side)
             height, width = rows.shape
             if at + height * (width + 1) > len(positions):
                 raise ModelError(f"{mllm.family.name}: {len(positions)} visual tokens in sample {number}, fewer than a {height} x {width} raster needs")
             index = positions[at : at + height * (width + 1)].view(height, width + 1)[:, :width].flatten()
-            parts.append(VisualTokens(index, (height, width), box, image, torch.where(rows < 0, rows, first + rows).flatten()))
+            if rows.numel():  # an image so thin that the model drops all of it has newlines only
+                (top, bottom), (left, right) = ((float(span[0, 0]), float(span[-1, 1])) for span in spans)
+                own = torch.where(rows < 0, rows, first + rows).flatten()
+                exact = spans if rows.shape == whole.shape else None
+                parts.append(VisualTokens(index, (height, width), (left, top, right, bottom), image, own, exact))
             at, first = at + height * (width + 1), first + tiles * tile
         if at != len(positions):
             raise ModelError(f"{mllm.family.name}: {len(positions)} visual tokens in sample {number}, expected {at}")
@@ -51,32 +55,39 @@ def visual_tokens(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
     return found
 
 
-def _fine_raster(size: tuple[int, int], pinpoints: list[list[int]], side: int, tile_pixels: int) -> tuple[Int[Tensor, "h w"], Box, int]:
-    """The rows of the connector's input behind each cell of the high-resolution raster, the part of the image it covers, and its tiles.
+Spans = tuple[Float[Tensor, "h 2"], Float[Tensor, "w 2"]]
 
-    The image is resized into the best canvas, padded in its middle, cut into tiles, and the features over the padding are dropped.
+
+def _fine_raster(size: tuple[int, int], pinpoints: list[list[int]], tile: int, patch: int) -> tuple[Int[Tensor, "h w"], Spans, int]:
+    """The rows of the connector's input behind each cell of the high-resolution raster, the parts of the image that its rows and columns cover, and its tiles.
+
+    The image is resized into the best canvas, padded in its middle, cut into tiles of `tile` pixels, and the features over the padding are dropped.
     """
     width, height = size
     canvas = select_best_resolution((height, width), pinpoints)
-    down, across = canvas[0] // tile_pixels, canvas[1] // tile_pixels
+    side, down, across = tile // patch, canvas[0] // tile, canvas[1] // tile
     rows = torch.arange(down * across * side * side).view(down, across, side, side).transpose(1, 2).reshape(down * side, across * side)
     scale_w, scale_h = canvas[1] / width, canvas[0] / height
     if scale_w < scale_h:
         new_w, new_h = canvas[1], min(math.ceil(height * scale_w), canvas[0])
     else:
         new_w, new_h = min(math.ceil(width * scale_h), canvas[1]), canvas[0]
+    spans = _spans(down, side, tile, patch, (canvas[0] - new_h) // 2, new_h), _spans(across, side, tile, patch, (canvas[1] - new_w) // 2, new_w)
     # What the model drops is computed from the image's proportions, in cells, not from the padding in pixels.
     total_h, total_w = rows.shape
     if width / height > total_w / total_h:
         dropped = (total_h - int(round(height * (total_w / width), 7))) // 2
-        rows, left, top = rows[dropped : total_h - dropped], 0, dropped
-    else:
-        dropped = (total_w - int(round(width * (total_h / height), 7))) // 2
-        rows, left, top = rows[:, dropped : total_w - dropped], dropped, 0
-    cell = tile_pixels / side
-    x, y = (canvas[1] - new_w) // 2, (canvas[0] - new_h) // 2
-    box = ((left * cell - x) / new_w, (top * cell - y) / new_h, ((left + rows.shape[1]) * cell - x) / new_w, ((top + rows.shape[0]) * cell - y) / new_h)
-    return rows, box, down * across
+        kept = slice(dropped, total_h - dropped)
+        return rows[kept], (spans[0][kept], spans[1]), down * across
+    dropped = (total_w - int(round(width * (total_h / height), 7))) // 2
+    kept = slice(dropped, total_w - dropped)
+    return rows[:, kept], (spans[0], spans[1][kept]), down * across
+
+
+def _spans(tiles: int, side: int, tile: int, patch: int, padding: int, length: int) -> Float[Tensor, "cell 2"]:
+    """Where each cell along one axis begins and ends, in fractions of the image; the last pixels of a tile belong to no patch if it is not whole patches."""
+    start = (torch.arange(tiles)[:, None] * tile + torch.arange(side) * patch).flatten() - padding
+    return torch.stack([start, start + patch], dim=1).double() / length
 
 
 def _reduced(rows: Int[Tensor, "h w"], config: object, side: int) -> Int[Tensor, "h w"]:
