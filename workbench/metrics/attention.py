@@ -89,9 +89,9 @@ def touched(inside: Float[np.ndarray, "*object h w"]) -> Float[np.ndarray, "*obj
 
 def mass_ratio(maps: Float[np.ndarray, "*map h w"], inside: Float[np.ndarray, "*object h w"]) -> Float[np.ndarray, "*object *map"]:
     """Attention on the object over the object's share of the area: 1 is chance, the inverse of the area is the most there can be."""
-    area = inside.mean(axis=(-2, -1))
+    area = np.expand_dims(inside.mean(axis=(-2, -1)), tuple(range(inside.ndim - 2, inside.ndim + maps.ndim - 4)))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return _seen(np.tensordot(inside, maps, ((-2, -1), (-2, -1))) / area.reshape(*area.shape, *[1] * (maps.ndim - 2)), inside)
+        return _seen(np.tensordot(inside, maps, ((-2, -1), (-2, -1))) / area, inside)
 
 
 def best_iou(maps: Float[np.ndarray, "*map h w"], inside: Float[np.ndarray, "*object h w"]) -> Float[np.ndarray, "*object *map"]:
@@ -110,7 +110,7 @@ def best_iou(maps: Float[np.ndarray, "*map h w"], inside: Float[np.ndarray, "*ob
         shared = weights[order].cumsum(axis=1)
         found.append(np.where(ends, shared / (taken + weights.sum() - shared), 0).max(axis=1))
     scores = np.where(np.isnan(flat).any(axis=1), np.nan, np.array(found))
-    return _seen(scores.reshape(*inside.shape[:-2], *maps.shape[:-2]), inside)
+    return _seen(scores.reshape((*inside.shape[:-2], *maps.shape[:-2])), inside)
 
 
 def random_iou(inside: Float[np.ndarray, "h w"], *, n: int = 50, seed: int = 0) -> float:
@@ -120,5 +120,5 @@ def random_iou(inside: Float[np.ndarray, "h w"], *, n: int = 50, seed: int = 0) 
 
 def _seen(scores: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """NaN for objects that are not on the raster at all, such as those that a crop leaves out."""
-    visible = inside.any(axis=(-2, -1))
-    return np.where(visible.reshape(*visible.shape, *[1] * (scores.ndim - visible.ndim)), scores, np.nan)
+    visible = np.expand_dims(inside.any(axis=(-2, -1)), tuple(range(inside.ndim - 2, scores.ndim)))
+    return np.where(visible, scores, np.nan)
