@@ -4,7 +4,8 @@
 
 The row read is that of the last prompt position, which predicts the first answer token; later answer tokens are not read. Where a question names one
 object of its image, the map is compared with that object. What the numbers are not: evidence that the model uses what a head reads (that takes an
-intervention), and nothing is combined over layers: these are raw attention probabilities, head by head. Layers are the blocks 1 to L, heads count from 0.
+intervention). Layers are the blocks 1 to L, heads count from 0. Raw attention, head by head, is set beside two maps that combine layers: rollout, and
+the positive part of gradient x attention (of the logit of the predicted token), averaged over heads and layers.
 
 A model that cuts an image into several rasters has all of them laid on the finest one by area, so that no attention is left out. Each score has its
 chance level twice: `chance` is that of a map that knows nothing, `null_mean` to `null_q95` that of the same maps with another image's object, which a
@@ -13,7 +14,7 @@ habit of looking at the centre raises too (for entropies: with their cells shuff
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,12 +26,12 @@ from torch import Tensor
 
 from workbench import figures as fig
 from workbench.analysis import Analysis, Context, DataOptions, Result, main
-from workbench.capture import attention, check_layers
+from workbench.capture import attention, check_layers, gradient_attention, rollout
 from workbench.data import Dataset, Object, Sample, asked_object
 from workbench.errors import ConfigError, DataError
 from workbench.maps import canvas, covered, lay
 from workbench.metrics import attention as metric
-from workbench.mllm.base import VisualTokens
+from workbench.mllm.base import Batch, VisualTokens
 from workbench.runs import Run
 from workbench.stats import Interval, bootstrap_ci, bootstrap_columns, holm, paired_test
 
@@ -63,9 +64,11 @@ class Config(DataOptions):
     """Heads to choose on one half of the images and to report on the other."""
     examples: int = 3
     """Images whose maps are stored for the overlays."""
+    compare: int = 50
+    """Images of the half reported on, at most, where raw attention is set beside rollout and gradient x attention; 0 for none."""
 
     def __post_init__(self) -> None:
-        for name, least in (("questions", 1), ("null", 10), ("top", 1), ("examples", 0), ("seed", 0)):
+        for name, least in (("questions", 1), ("null", 10), ("top", 1), ("examples", 0), ("compare", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected at least {least}")
 
@@ -114,6 +117,9 @@ def run(config: Config, context: Context) -> Result:
     }
     if config.localise:
         tables["heads"] = _heads(config, reading, values, nulls, images, report, layers)
+        if config.compare and len(tables["heads"]):
+            tables["methods"], tables["compared"], maps = _methods(config, context, layers, asked, _examples(images, report, config.compare), tables["heads"])
+            tensors |= maps
     stored = {"values": values, "nulls": nulls}  # (sample, layer, head, measure), so that two models are compared pairwise
     tensors |= {name: torch.from_numpy(array.astype(np.float32)) for name, array in stored.items()}
     return Result(tables, tensors, {"measures": reading.measures, "layers": layers})
@@ -165,28 +171,50 @@ def _read(config: Config, context: Context, layers: list[int], asked: list[Asked
     tensors: dict[str, Tensor] = {}
     rows: list[tuple] = []
     rng = np.random.default_rng(config.seed)
-    starts = range(0, len(asked), context.batch_size)
-    for start in context.progress(starts, "reading attention", len(starts)):
-        part = asked[start : start + context.batch_size]
-        pictures = [a.sample.image for a in part]
-        batch = context.mllm.encode(pictures, [a.sample.question for a in part])
-        mask = batch.inputs["attention_mask"].cpu()
-        last = (mask.shape[1] - 1 - mask.flip(1).long().argmax(1)).tolist()
+    for start, batch, last in _batches(context, asked, "reading attention"):
         blocks = attention(context.mllm, batch, rows=[[position] for position in last], layers=layers)
-        given = torch.stack([block[:, :, 0].float() for block in blocks], dim=1).numpy()  # (sample, layer, head, key)
-        for number, parts in enumerate(context.mllm.visual_tokens(batch)):
+        given = torch.stack([block[:, :, 0].float() for block in blocks], dim=1)  # (sample, layer, head, key)
+        for number, parts in enumerate(context.mllm.visual_tokens(batch), start=start):
             raster = canvas(parts)
-            own = given[number][..., torch.cat([p.index for p in parts]).cpu().numpy()]
+            own = _on_image(given[number - start], parts)
             maps = metric.renormalised(lay(own, parts, raster))
-            uniform = own.shape[-1] / int(mask[number].sum())
-            _measure(config, reading, asked, start + number, raster, own.sum(-1), maps, uniform, rng)
-            if start + number in shown:
-                name = str(shown.index(start + number))
+            uniform = own.shape[-1] / int(batch.inputs["attention_mask"][number - start].sum())
+            _measure(config, reading, asked, number, raster, own.sum(-1), maps, uniform, rng)
+            if number in shown:
+                name, sample, thing = shown.index(number), asked[number].sample, asked[number].thing
                 tensors[f"map_{name}"] = torch.from_numpy(maps.astype(np.float32))
-                tensors[f"image_{name}"] = torch.from_numpy(np.array(_reduced(pictures[number])))
-                thing = part[number].thing
-                rows.append((int(name), part[number].sample.id, part[number].sample.question, thing.name if thing else "", *raster.box, *_box(thing)))
+                tensors[f"image_{name}"] = torch.from_numpy(np.array(_reduced(batch.images[number - start][0])))
+                rows.append((name, sample.id, sample.question, thing.name if thing else "", *raster.box, *_box(thing)))
     return reading, tensors, rows
+
+
+def _batches(context: Context, asked: Sequence[Asked], what: str) -> Iterator[tuple[int, Batch, list[int]]]:
+    """(number of its first sample, the batch, the last position of each prompt)."""
+    starts = range(0, len(asked), context.batch_size)
+    for start in context.progress(starts, what, len(starts)):
+        part = asked[start : start + context.batch_size]
+        batch = context.mllm.encode([a.sample.image for a in part], [a.sample.question for a in part])
+        mask = batch.inputs["attention_mask"].cpu()
+        yield start, batch, (mask.shape[1] - 1 - mask.flip(1).long().argmax(1)).tolist()
+
+
+def _on_image(rows: Tensor, parts: Sequence[VisualTokens]) -> np.ndarray:
+    """What rows of attention give to the visual tokens, all parts one after another."""
+    return rows[..., torch.cat([part.index for part in parts]).cpu()].numpy()
+
+
+def _others(config: Config, asked: Sequence[Asked], number: int, rng: np.random.Generator) -> list[Object]:
+    """Objects that questions about other images name, drawn at random."""
+    others = [other.thing for other in asked if other.thing is not None and other.sample.image_id != asked[number].sample.image_id]
+    return [others[i] for i in rng.integers(len(others), size=config.null)]
+
+
+def _find(maps: np.ndarray, inside: np.ndarray) -> list[np.ndarray]:
+    return [metric.pointing(maps, inside), metric.mass_ratio(maps, inside), metric.best_iou(maps, inside)]
+
+
+def _finding_chance(inside: np.ndarray, seed: int) -> list[float]:
+    return [float(metric.touched(inside)), 1.0, metric.random_iou(inside, seed=seed)]
 
 
 def _measure(
@@ -208,12 +236,10 @@ def _measure(
     chance = [uniform, 1.0, *(_mean(null.reshape(-1), 0) for null in nulls[2:])]
     thing = asked[number].thing
     if config.localise and thing is not None:
-        others = [i for i, other in enumerate(asked) if other.sample.image_id != asked[number].sample.image_id]
-        things = [asked[i].thing for i in rng.choice(others, config.null)]
-        inside, elsewhere = covered(thing, raster), np.stack([covered(other, raster) for other in things if other is not None])
-        values += [f(maps, inside) for f in (metric.pointing, metric.mass_ratio, metric.best_iou)]
-        nulls += [f(maps, elsewhere) for f in (metric.pointing, metric.mass_ratio, metric.best_iou)]
-        chance += [float(metric.touched(inside)), 1.0, metric.random_iou(inside, seed=config.seed)]
+        inside, elsewhere = covered(thing, raster), np.stack([covered(other, raster) for other in _others(config, asked, number, rng)])
+        values += _find(maps, inside)
+        nulls += _find(maps, elsewhere)
+        chance += _finding_chance(inside, config.seed)
     reading.values.append(np.stack(values, axis=-1))
     reading.chance.append(np.array(chance, dtype=float))
     null = np.stack(nulls, axis=-1)
@@ -242,6 +268,41 @@ def _reduced(image: Image.Image) -> Image.Image:
 
 def _box(thing: Object | None) -> tuple[float, ...]:
     return (float("nan"),) * 4 if thing is None else thing.box
+
+
+def _methods(
+    config: Config, context: Context, layers: list[int], asked: list[Asked], picks: list[int], heads: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Tensor]]:
+    """Raw attention beside rollout and gradient x attention, on one question of each image; table, per-sample values, and the examples' maps."""
+    layer, head = int(heads["layer"][0]), int(heads["head"][0])
+    names = [f"raw, L{layer} H{head}", "raw, mean of heads and layers", "rollout", "gradient x attention"]
+    part, rng = [asked[i] for i in picks], np.random.default_rng(config.seed)
+    values, nulls, chance, tensors = [], [], [], {}
+    for start, batch, last in _batches(context, part, "rollout and gradients"):
+        blocks = attention(context.mllm, batch, rows=[[position] for position in last], layers=layers)
+        raw = torch.stack([block[:, :, 0].float() for block in blocks], dim=1)
+        helped = torch.stack([block.float().clamp_min(0).mean(1) for block in gradient_attention(context.mllm, batch, rows=last, layers=layers)]).mean(0)
+        each = torch.stack([raw[:, layers.index(layer), head], raw.mean((1, 2)), rollout(context.mllm, batch, rows=last), helped], dim=1)
+        for number, parts in enumerate(context.mllm.visual_tokens(batch), start=start):
+            raster, thing = canvas(parts), part[number].thing
+            assert thing is not None
+            maps = metric.renormalised(lay(_on_image(each[number - start], parts), parts, raster))
+            inside, elsewhere = covered(thing, raster), np.stack([covered(other, raster) for other in _others(config, part, number, rng)])
+            values.append(np.stack(_find(maps, inside), axis=-1))
+            nulls.append(np.stack(_find(maps, elsewhere), axis=-1))
+            chance.append(_finding_chance(inside, config.seed))
+            if number < config.examples:
+                tensors[f"methods_{number}"] = torch.from_numpy(maps[2:].astype(np.float32))
+    found = np.stack(values)  # (sample, method, measure)
+    means, chances = _mean(np.stack(nulls), 0), _mean(np.array(chance), 0)
+    intervals = iter(bootstrap_columns(found.reshape(len(found), -1), seed=config.seed))
+    rows, single = [], []
+    for at, name in enumerate(names):
+        for m, measure in enumerate(FINDING):
+            n = int((~np.isnan(found[:, at, m])).sum())
+            rows.append({"method": name, "measure": measure} | _row(next(intervals), chances[m], means[:, at, m], n, config.seed))
+            single += [(a.sample.id, a.sample.image_id, name, measure, v) for a, v in zip(part, found[:, at, m].tolist(), strict=True)]
+    return pd.DataFrame(rows), pd.DataFrame(single, columns=["sample_id", "image_id", "method", "measure", "value"]), tensors
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------------------------
@@ -360,15 +421,20 @@ def summary(found: Mapping[str, Run]) -> pd.DataFrame:
 
 
 def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
-    """Overlays of the best head, the chosen heads, then each measure by layer, its difference between models, and by head."""
+    """Overlays of the best head, the chosen heads, the methods, then each measure by layer, its difference between models, and by head."""
     drawn: dict[str, go.Figure] = {}
-    overlays = [_overlays(label, run) for label, run in found.items()]
-    if all(overlays):
-        drawn["The best head's attention on images it was not chosen on"] = fig.overlays(overlays)
+    overlays = [row for label, run in found.items() for row in _overlays(label, run)]
+    if overlays:
+        drawn["Attention over the image, of a head that was chosen on other images"] = fig.overlays(overlays)
     chosen = {label: run.tables["heads"] for label, run in found.items() if len(run.tables.get("heads", ()))}
     if chosen:
         heads = pd.concat([table.assign(model=label, name=[f"L{r.layer} H{r.head}" for r in table.itertuples()]) for label, table in chosen.items()])
         drawn["Chosen heads on the held-out half"] = fig.points(heads, y="pointing", title=FINDING["pointing"])
+    compared = {label: run.tables["methods"] for label, run in found.items() if "methods" in run.tables}
+    if compared:
+        methods = pd.concat([table.assign(model=label, name=table["method"]) for label, table in compared.items()])
+        for name, title in FINDING.items():
+            drawn[f"{title}: raw attention, rollout and gradient x attention"] = fig.points(methods[methods["measure"] == name], y="score", title=title)
     by_head = pd.concat([run.tables["scores"].assign(model=label) for label, run in found.items()])
     by_layer = pd.concat([run.tables["layers"].assign(model=label) for label, run in found.items()])
     changes = differences(found)
@@ -383,21 +449,24 @@ def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
     return drawn
 
 
-def _overlays(label: str, run: Run) -> list[fig.Overlay]:
-    """The stored examples under the head that was best on the other half; without objects, under the mean of all heads of the last layer."""
+def _overlays(label: str, run: Run) -> list[list[fig.Overlay]]:
+    """The stored examples under the head that was best on the other half, and under the other methods; without objects, under the last layer's mean."""
     layers, table = run.record["layers"], run.tables.get("heads")
-    found = []
+    rows: list[list[fig.Overlay]] = [[], [], []]
     for row in run.tables["examples"].itertuples():
         maps = run.tensors[f"map_{row.number}"].numpy()
         if table is not None and len(table):
             layer, head = int(table["layer"][0]), int(table["head"][0])
-            values, name = maps[layers.index(layer), head], f"L{layer} H{head}"
+            drawn = [(f"L{layer} H{head}", maps[layers.index(layer), head])]
         else:
-            values, name = _mean(maps[-1], 0), f"L{layers[-1]}, all heads"
+            drawn = [(f"L{layers[-1]}, all heads", _mean(maps[-1], 0))]
+        if f"methods_{row.number}" in run.tensors:
+            drawn += zip(("rollout", "gradient x attention"), run.tensors[f"methods_{row.number}"].numpy(), strict=True)
         outline = (row.asked_left, row.asked_top, row.asked_right, row.asked_bottom) if row.asked else None
-        title = f"{label} · {name}<br>{row.question}"
-        found.append(fig.Overlay(title, run.tensors[f"image_{row.number}"].numpy(), values, (row.left, row.top, row.right, row.bottom), outline))
-    return found
+        picture, box = run.tensors[f"image_{row.number}"].numpy(), (row.left, row.top, row.right, row.bottom)
+        for line, (name, values) in zip(rows, drawn, strict=False):
+            line.append(fig.Overlay(f"{label} · {name}<br>{row.question}", picture, values, box, outline))
+    return [line for line in rows if line]
 
 
 ANALYSIS = Analysis("attention", "Where attention heads look, and which find the object", Config, run, figures, summary)

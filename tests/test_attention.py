@@ -19,7 +19,7 @@ from tests.tiny import BUILDERS, build
 from workbench import figures as fig
 from workbench import runs
 from workbench.analysis import Context, Result
-from workbench.capture import attention, read
+from workbench.capture import attention, gradient_attention, read, rollout
 from workbench.data import Object, Sample, asked_object, load_data
 from workbench.errors import DataError, ModelError
 from workbench.maps import canvas, covered, lay
@@ -121,7 +121,9 @@ def test_cells_count_the_pixels_of_the_mask() -> None:
     mask[2:5, 1:6] = True
     thing = Object("x", (0.1, 0.2, 0.6, 0.5), mask)
     raster = VisualTokens(torch.arange(6), (2, 3), (0.0, -0.5, 1.0, 1.5))  # padded above and below, as LLaVA does with wide images
-    expected = [[np.mean([[mask[y, x] if 0 <= y < 10 else False for x in _pixels(c)] for y in range(-5 + 10 * r, 5 + 10 * r)]) for c in range(3)] for r in (0, 1)]
+    expected = [
+        [np.mean([[mask[y, x] if 0 <= y < 10 else False for x in _pixels(c)] for y in range(-5 + 10 * r, 5 + 10 * r)]) for c in range(3)] for r in (0, 1)
+    ]
     assert covered(thing, VisualTokens(torch.arange(4), (2, 2), (0.0, 0.0, 1.0, 1.0))) == pytest.approx(np.array([[12 / 25, 3 / 25], [0, 0]]))
     assert covered(thing, raster).sum() * 10 * 10 / 3 == pytest.approx(mask.sum())  # nothing is lost to cells that do not end at pixels
     assert covered(thing, raster)[0, 0] == pytest.approx(3 * (10 / 3 - 1) / (10 / 3 * 10)) and len(expected) == 2
@@ -210,6 +212,26 @@ def test_attention_on_a_token_lands_on_its_pixels(name: str, tiny_folders: Path)
         assert low >= size[1] and high <= 0  # downwards, as pixels are
 
 
+@pytest.mark.parametrize("name", list(BUILDERS))
+def test_rollout_and_gradients_equal_eager(name: str, tiny_folders: Path) -> None:
+    """An oracle from whole attention matrices: their product, and autograd through each of them."""
+    folder = tiny_folders / name
+    mllm = MLLM.load(str(folder if folder.exists() else build(name, folder)), validate=False)
+    pictures = [Image.fromarray(np.random.default_rng(s).integers(0, 255, (60, 90, 3), dtype=np.uint8)) for s in (0, 1)]
+    batch = mllm.encode(pictures, ["what is this ?", "yes"])  # the second one is padded
+    products, flow = list(gradient_attention(mllm, batch, rows=[-1, -1])), rollout(mllm, batch, rows=[-1, -1], chunk=7)
+    mllm.model.set_attn_implementation("eager")
+    output = mllm.model(**batch.inputs, output_attentions=True)
+    gradients = torch.autograd.grad(output.logits[:, -1].amax(-1).sum(), output.attentions)
+    whole = torch.eye(flow.shape[1]).expand(2, -1, -1)
+    for ours, theirs, gradient in zip(products, output.attentions, gradients, strict=True):
+        expected = (theirs * gradient)[:, :, -1].detach()
+        assert (ours - expected).abs().max() < 1e-4 * expected.abs().max() > 0, name
+        whole = (theirs.detach().mean(1) + torch.eye(flow.shape[1])) / 2 @ whole
+    assert torch.allclose(flow, whole[:, -1], atol=1e-6) and flow.sum(1) == pytest.approx([1, 1], abs=1e-5)
+    assert all(parameter.requires_grad for parameter in mllm.model.parameters())
+
+
 def test_one_raster_is_left_as_it_is() -> None:
     part = VisualTokens(torch.arange(5, 17), (3, 4), (0.1, -0.2, 0.9, 1.2))
     values = np.random.default_rng(0).random((2, 12))
@@ -287,7 +309,7 @@ def planted_result(mllm: MLLM, monkeypatch: pytest.MonkeyPatch) -> Result:
     data = load_data("shapes:val", limit=40)
     asked = [s for scene in data.scenes for s in [s for s in scene if asked_object(s)][:2]]
     monkeypatch.setattr("analyses.attention.attention", planted(mllm, asked))
-    return run_attention(Config(limit=40, questions=2, top=3, null=10), Context(mllm, data, batch_size=16))
+    return run_attention(Config(limit=40, questions=2, top=3, null=10, compare=0), Context(mllm, data, batch_size=16))
 
 
 def test_the_planted_head_is_chosen_and_holds_on_the_other_half(planted_result: Result) -> None:
@@ -310,7 +332,7 @@ def test_the_planted_head_is_chosen_and_holds_on_the_other_half(planted_result: 
 def test_a_planted_difference_between_models_is_found_and_only_that(planted_result: Result, mllm: MLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_data("shapes:val", limit=40)
     monkeypatch.setattr("analyses.attention.attention", _noise)
-    plain = run_attention(Config(limit=40, questions=2, top=3, null=10), Context(mllm, data, batch_size=16))
+    plain = run_attention(Config(limit=40, questions=2, top=3, null=10, compare=0), Context(mllm, data, batch_size=16))
     found = {n: runs.Run(n, {"label": n, "seed": 0, **r.record}, r.tables, r.tensors) for n, r in (("plain", plain), ("planted", planted_result))}
     table = differences(found).set_index(["measure", "layer"])
     assert (table["low"] <= table["score"]).all() and (table["score"] <= table["high"]).all() and (table["p"] <= table["p_holm"]).all()
@@ -353,8 +375,13 @@ def test_the_command_stores_every_number_with_its_chance(runs_folder: Path, tmp_
         assert set(one.tables["examples"]["sample_id"]) <= set(samples.loc[samples["half"] == "report", "sample_id"])
     assert found["baseline"].tables["samples"]["half"].equals(found["viral"].tables["samples"]["half"])  # the same halves, so pairs exist
     drawn = ANALYSIS.figures(found)
-    overlay = next(figure for title, figure in drawn.items() if title.startswith("The best head"))
-    assert [trace.type for trace in overlay.data].count("heatmap") == 2 * len(found["viral"].tables["examples"])
+    overlay = drawn["Attention over the image, of a head that was chosen on other images"]
+    assert [trace.type for trace in overlay.data].count("heatmap") == 2 * 3 * len(found["viral"].tables["examples"])
+    methods = found["viral"].tables["methods"]
+    assert methods["method"].tolist()[6:] == ["rollout"] * 3 + ["gradient x attention"] * 3 and methods[["score", "low", "high", "chance"]].notna().all(
+        axis=None
+    )
+    assert (methods["n_images"] == found["viral"].tables["heads"]["n_images"][0]).all()  # the half reported on
     heat = drawn["pointing accuracy: by head"]
     assert heat.data[0].customdata.shape == (3, 4, 5) and heat.layout.annotations[0].text == "baseline"
     assert all(figure.to_json() for figure in drawn.values())
@@ -379,7 +406,7 @@ def test_photographs_have_mass_and_entropies(mllm: MLLM, tmp_path: Path) -> None
         (["--layers", "9", "--limit", "4"], "layer 9 does not exist"),
         (["--layers", "0", "--limit", "4"], "layer 0 does not exist"),
         (["--data", "folder:PHOTOS"], "knows no objects: expected one that does, such as shapes:val, or --no-localise"),
-        (["--limit", "3"], "3 images have a question about exactly one object: expected at least 4"),
+        (["--limit", "3"], "images have a question about exactly one object: expected at least 4"),
         (["--top", "0"], "top is 0: expected at least 1"),
     ],
 )

@@ -69,7 +69,7 @@ def test_holm_equals_the_textbook_and_keeps_its_level() -> None:
     p = rng.uniform(size=(2000, 24))
     assert np.mean([(holm(row) <= 0.05).any() for row in p]) == pytest.approx(0.05, abs=0.015)
     assert (p.min(axis=1) <= 0.05).mean() > 0.6  # without it, most families of 24 tests find something in noise
-    with pytest.raises(DataError, match="p is 1.2: expected 0 to 1"):
+    with pytest.raises(DataError, match=r"p is 1\.2: expected 0 to 1"):
         holm([0.1, 1.2])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -124,8 +125,7 @@ def paired_test(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray
         flipped = np.abs(signs @ difference)
         p = float((flipped >= abs(difference.sum()) - 1e-12).mean())
     else:
-        signs = np.random.default_rng(seed).choice(np.array([-1.0, 1.0], dtype=np.float32), size=(n, pairs))
-        flipped = np.abs(signs @ difference)
+        flipped = np.abs(_random_signs(n, pairs, seed) @ difference)
         p = float((1 + (flipped >= abs(difference.sum()) - 1e-12).sum()) / (n + 1))
     interval = t_interval(difference, level=level) if pairs < 30 else bootstrap_ci(difference, level=level, seed=seed)
     return Paired(interval.estimate, interval.low, interval.high, p, pairs)
@@ -147,6 +147,13 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     result = np.empty_like(array)
     result[order] = adjusted
     return result
+
+
+@lru_cache(maxsize=2)  # many layers and heads are tested on the same images
+def _random_signs(n: int, pairs: int, seed: int) -> np.ndarray:
+    signs = np.random.default_rng(seed).choice(np.array([-1.0, 1.0], dtype=np.float32), size=(n, pairs))
+    signs.setflags(write=False)
+    return signs
 
 
 def null_of(value: float, nulls: Sequence[float] | np.ndarray) -> Null:
