@@ -287,7 +287,7 @@ def _methods(
             raster, thing = canvas(parts), part[number].thing
             assert thing is not None
             maps = metric.renormalised(lay(_on_image(each[number - start], parts), parts, raster))
-            inside, elsewhere = covered(thing, raster), np.stack([covered(other, raster) for other in _others(config, part, number, rng)])
+            inside, elsewhere = covered(thing, raster), np.stack([covered(other, raster) for other in _others(config, asked, picks[number], rng)])
             values.append(np.stack(_find(maps, inside), axis=-1))
             nulls.append(np.stack(_find(maps, elsewhere), axis=-1))
             chance.append(_finding_chance(inside, config.seed))
@@ -362,7 +362,8 @@ def _heads(config: Config, reading: Reading, values: np.ndarray, nulls: np.ndarr
         interval = bootstrap_ci(own[kept, m], groups=groups[kept], seed=config.seed)
         per_image = pd.DataFrame({"image": groups[kept], "own": own[kept, m], "other": other[kept, m]}).groupby("image", sort=False).mean()
         tested = paired_test(per_image["other"], per_image["own"], seed=config.seed)
-        ratio, iou = bootstrap_columns(own[kept][:, [reading.measures.index("mass_ratio"), reading.measures.index("iou")]], groups=groups[kept])
+        also = [reading.measures.index(name) for name in ("mass_ratio", "iou")]
+        ratio, iou = bootstrap_columns(own[kept][:, also], groups=list(groups[kept]), seed=config.seed)
         rows.append(
             {
                 **{"rank": rank, "layer": layers[at], "head": int(head), "pointing": interval.estimate, "low": interval.low, "high": interval.high},
@@ -382,7 +383,8 @@ def _heads(config: Config, reading: Reading, values: np.ndarray, nulls: np.ndarr
 def differences(found: Mapping[str, Run]) -> pd.DataFrame:
     """Every model minus the first, by layer and measure: mean over heads, paired over the images that both were asked about, Holm-corrected.
 
-    Empty where there is one model, or where the models share no sample.
+    The interval and p are over images, of these very models: they say nothing about other training seeds. Empty where there is one model, or where the
+    models share no image.
     """
     first, *others = found
     rows: list[dict[str, object]] = []
