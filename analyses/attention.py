@@ -9,7 +9,7 @@ the positive part of gradient x attention (of the logit of the predicted token),
 
 A model that cuts an image into several rasters has all of them laid on the finest one by area, so that no attention is left out. Each score has its
 chance level twice: `chance` is that of a map that knows nothing, `null_mean` to `null_q95` that of the same maps with another image's object, which a
-habit of looking at the centre raises too (for entropies: with their cells shuffled; for mass and Shannon: the value under uniform attention).
+habit of looking at the centre raises too. For component entropies both are those of the shuffled maps, for mass and Shannon of uniform attention.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def run(config: Config, context: Context) -> Result:
             {
                 **{"sample_id": [a.sample.id for a in asked], "image_id": images, "question": [a.sample.question for a in asked]},
                 **{"asked": [a.thing.name if a.thing else "" for a in asked], "half": np.where(report, "report", "choose")},
-                **{f"chance_{name}": np.array(reading.chance)[:, number] for number, name in enumerate(reading.measures)},
+                **{f"chance_{name}": np.array(reading.chance)[:, number] for number, name in enumerate(reading.measures) if name in ("mass", *FINDING)},
             }
         ),
         "examples": pd.DataFrame(rows, columns=["number", "sample_id", "question", "asked", *EDGES, *(f"asked_{e}" for e in EDGES)]),
@@ -233,7 +233,7 @@ def _measure(
     shuffled = np.moveaxis(maps.reshape(*maps.shape[:2], -1)[..., cells].reshape(*maps.shape[:2], config.null, *maps.shape[2:]), 2, 0)
     values, nulls = _spread(mass, maps), _spread(np.broadcast_to(uniform, shuffled.shape[:3]), shuffled)
     nulls[1] = np.ones_like(nulls[1])
-    chance = [uniform, 1.0, *(_mean(null.reshape(-1), 0) for null in nulls[2:])]
+    chance = [uniform, 1.0, np.nan, np.nan, np.nan]  # of shuffled maps: it depends on the head, so it is the null's mean
     thing = asked[number].thing
     if config.localise and thing is not None:
         inside, elsewhere = covered(thing, raster), np.stack([covered(other, raster) for other in _others(config, asked, number, rng)])
@@ -337,8 +337,9 @@ def _by_layer(reading: Reading, values: np.ndarray, images: list[str], layers: l
 
 
 def _row(interval: Interval, chance: float, nulls: np.ndarray, n: int, seed: int) -> dict[str, float]:
+    known = float(nulls.mean() if np.isnan(chance) else chance)
     return {
-        **{"score": interval.estimate, "low": interval.low, "high": interval.high, "chance": float(chance)},
+        **{"score": interval.estimate, "low": interval.low, "high": interval.high, "chance": known},
         **{"null_mean": float(nulls.mean()), "null_q95": float(np.quantile(nulls, 0.95)), "n_images": interval.n, "n": n, "seed": seed},
     }
 

@@ -360,7 +360,8 @@ def test_the_command_stores_every_number_with_its_chance(runs_folder: Path, tmp_
     models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
     words = ["analyses.attention", "--model", *models, "--limit", "8", "--null", "10", "--questions", "2", "--output_dir", str(tmp_path)]
     done = run(*words)
-    found = {one.label: one for one in map(runs.load, sorted(tmp_path.iterdir()))}
+    stored = {one.label: one for one in map(runs.load, tmp_path.iterdir())}
+    found = {label: stored[label] for label in sorted(stored)}
     assert set(found) == {"baseline", "viral"} and "p_holm" in done.stdout
     for one in found.values():
         scores, samples = one.tables["scores"], one.tables["samples"]
