@@ -14,7 +14,8 @@ from tests.conftest import ROOT, SMALL, SMALL_VIRAL, run
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line.strip()]
-FEW = ["--limit", "12", "--null", "10", "--k", "5"]
+FEW = ["--limit", "12", "--null", "10"]
+MORE = {"analyses.cknna": ["--k", "5"]}  # of one analysis
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +56,8 @@ def test_readme_command(line: str, folder: Path, tmp_path: Path) -> None:
         else:
             assert "baseline" in run(module, str(sweep), *given[1:], cwd=folder).stdout
     elif module.startswith("analyses."):
-        few = FEW[:4] if "photos" in line else FEW
-        assert "cknna-" in run(module, *given, *few, cwd=folder).stdout
+        few = FEW if "photos" in line else [*FEW, *MORE.get(module, [])]
+        assert f"{module.removeprefix('analyses.')}-" in run(module, *given, *few, cwd=folder).stdout
     else:
         assert run(module, *given, cwd=folder).stdout
 

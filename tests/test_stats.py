@@ -5,7 +5,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from workbench.errors import DataError
-from workbench.stats import bootstrap_ci, jackknife_ci, null_of, paired_test, t_interval
+from workbench.stats import bootstrap_ci, bootstrap_columns, holm, jackknife_ci, null_of, paired_test, t_interval
 
 
 def test_bootstrap_covers_the_truth() -> None:
@@ -48,6 +48,29 @@ def test_paired_test_keeps_its_level_and_finds_a_shift() -> None:
     five = paired_test([0.1, 0.2, 0.3, 0.4, 0.5], [0.2, 0.3, 0.4, 0.5, 0.6])
     assert five.p == pytest.approx(2 / 32) and five.difference == pytest.approx(0.1)
     assert paired_test([1.0, 2.0], [1.0, 2.0]).p == 1
+
+
+def test_columns_are_bootstrapped_as_if_each_were_alone() -> None:
+    rng = np.random.default_rng(4)
+    values, groups = rng.normal(size=(60, 3)), np.repeat(np.arange(20), 3)
+    for column, interval in enumerate(bootstrap_columns(values, groups=groups)):
+        alone = bootstrap_ci(values[:, column], groups=groups)
+        assert (interval.estimate, interval.low, interval.high, interval.n) == pytest.approx((alone.estimate, alone.low, alone.high, 20))
+    values[:3, 1] = values[:, 2] = np.nan  # an image without a value, a column without any
+    full, fewer, none = bootstrap_columns(values, groups=groups)
+    assert full.n == 20 and fewer.n == 19 and fewer.estimate == pytest.approx(np.nanmean(values[:, 1])) and fewer.low < fewer.estimate < fewer.high
+    assert none.n == 0 and np.isnan([none.estimate, none.low, none.high]).all()
+
+
+def test_holm_equals_the_textbook_and_keeps_its_level() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.6]) == pytest.approx([1, 1]) and holm([0.02]) == pytest.approx([0.02])
+    rng = np.random.default_rng(5)
+    p = rng.uniform(size=(2000, 24))
+    assert np.mean([(holm(row) <= 0.05).any() for row in p]) == pytest.approx(0.05, abs=0.015)
+    assert (p.min(axis=1) <= 0.05).mean() > 0.6  # without it, most families of 24 tests find something in noise
+    with pytest.raises(DataError, match=r"p is 1\.2: expected 0 to 1"):
+        holm([0.1, 1.2])
 
 
 def test_null_counts_itself() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import nnsight
@@ -126,28 +126,65 @@ def tower_rows(mllm: MLLM, found: list[list[VisualTokens]]) -> list[Int[Tensor, 
 # --- attention -------------------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Scores:
+    """All that one block's attention probabilities follow from."""
+
+    query: Float[Tensor, "sample head key d"]
+    key: Float[Tensor, "sample group key d"]
+    mask: Tensor | None
+    scaling: float | None
+    causal: bool
+
+    def rows(self, rows: Int[Tensor, "sample row"]) -> Float[Tensor, "sample head row key"]:
+        """softmax(q k^T * scaling + mask) for these query rows in float32, heads that share a key side by side."""
+        batch, heads, length, width = self.query.shape
+        rows = rows.to(self.query.device)
+        chosen = self.query.gather(2, rows[:, None, :, None].expand(batch, heads, rows.shape[1], width))
+        grouped = chosen.unflatten(1, (self.key.shape[1], -1))
+        scores = ((grouped @ self.key[:, :, None].mT) * (width**-0.5 if self.scaling is None else self.scaling)).flatten(1, 2).float()
+        if self.mask is not None:
+            allowed = self.mask.expand(batch, -1, length, -1)[..., : self.key.shape[2]]
+            allowed = allowed.gather(2, rows[:, None, :, None].expand(batch, allowed.shape[1], rows.shape[1], allowed.shape[3]))
+            scores = scores.masked_fill(~allowed, -torch.inf) if allowed.dtype == torch.bool else scores + allowed
+        elif self.causal:
+            scores = scores.masked_fill(torch.arange(self.key.shape[2], device=rows.device) > rows[:, None, :, None], -torch.inf)
+        return scores.softmax(-1)
+
+
 @dataclass
 class _Rows:
     """Collects attention probabilities of the wanted query rows while the model runs."""
 
     rows: Int[Tensor, "sample row"]
     blocks: set[int]
-    found: dict[int, Tensor]
+    found: dict[int, Any] = field(default_factory=dict)
 
-    def take(self, block: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None, causal: bool) -> None:
-        """softmax(q k^T * scaling + mask) for the wanted rows, heads that share a key side by side."""
-        batch, heads, length, width = query.shape
-        rows = self.rows.to(query.device)
-        chosen = query.gather(2, rows[:, None, :, None].expand(batch, heads, rows.shape[1], width))
-        grouped = chosen.unflatten(1, (key.shape[1], -1))
-        scores = ((grouped @ key[:, :, None].mT) * (width**-0.5 if scaling is None else scaling)).flatten(1, 2).float()
-        if mask is not None:
-            allowed = mask.expand(batch, -1, length, -1)[..., : key.shape[2]]
-            allowed = allowed.gather(2, rows[:, None, :, None].expand(batch, allowed.shape[1], rows.shape[1], allowed.shape[3]))
-            scores = scores.masked_fill(~allowed, -torch.inf) if allowed.dtype == torch.bool else scores + allowed
-        elif causal:
-            scores = scores.masked_fill(torch.arange(key.shape[2], device=rows.device) > rows[:, None, :, None], -torch.inf)
-        self.found[block] = scores.softmax(-1).to(query.dtype).cpu()
+    def take(self, block: int, scores: _Scores, value: Tensor, output: Tensor) -> Tensor:
+        """Keep what is wanted of one block, and return the block's attention output."""
+        self.found[block] = scores.rows(self.rows).to(scores.query.dtype).cpu()
+        return output
+
+
+class _Gradients(_Rows):
+    """Computes the wanted rows' output from their probabilities, so that gradients reach these; each block keeps (probabilities, where gradients land)."""
+
+    def take(self, block: int, scores: _Scores, value: Tensor, output: Tensor) -> Tensor:
+        rows = self.rows.to(output.device)
+        probabilities = scores.rows(rows)
+        leaf = torch.zeros_like(probabilities, requires_grad=True)
+        self.found[block] = (probabilities.detach(), leaf)
+        shared = value.repeat_interleave(probabilities.shape[1] // value.shape[1], dim=1)
+        own = ((probabilities + leaf).to(value.dtype) @ shared).transpose(1, 2)
+        return output.scatter(1, rows[:, :, None, None].expand_as(own), own)
+
+
+class _Whole(_Rows):
+    """Keeps the queries and keys of every block."""
+
+    def take(self, block: int, scores: _Scores, value: Tensor, output: Tensor) -> Tensor:
+        self.found[block] = scores
+        return output
 
 
 def _attention_with_rows(
@@ -156,12 +193,13 @@ def _attention_with_rows(
     """sdpa, which never forms the S x S matrix, and beside it the few rows of that matrix that were asked for."""
     if options.get("softcap") is not None or options.get("s_aux") is not None:
         raise ModelError("this model's attention has more than a softmax of scores (softcap or sinks): its rows cannot be read")
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     block = int(getattr(module, "layer_idx", -1)) + 1
     if collect_rows is not None and block in collect_rows.blocks:
         causal = options.get("is_causal")
         causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
-        collect_rows.take(block, query, key, attention_mask, options.get("scaling"), causal)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        output = collect_rows.take(block, _Scores(query, key, attention_mask, options.get("scaling"), causal), value, output)
+    return output, None
 
 
 ROWS = "sdpa_with_rows"
@@ -183,18 +221,74 @@ def attention(
         ModelError: the model caps its attention scores, which sdpa cannot do.
     """
     wanted = check_layers(mllm, layers, first=1)
+    collector = _Rows(_positions(batch, rows), set(wanted))
+    with torch.inference_mode():
+        _collect(mllm, batch, collector, keep=1)
+    return (collector.found.pop(layer) for layer in wanted)
+
+
+def gradient_attention(mllm: MLLM, batch: Batch, *, rows: Sequence[int], layers: Sequence[int] | None = None) -> Iterator[Float[Tensor, "sample head key"]]:
+    """Attention probabilities of one query position of each sample, times the gradient of the logit of the token that the model predicts there.
+
+    Block by block, with its sign: a positive value says that more attention to that key would raise the logit, to first order. Only the gradient of
+    the chosen row is formed (other rows of the same block count as fixed). Chefer et al. 2021 (eq. 5) take the positive part and the mean over heads.
+
+    Raises:
+        ConfigError, ModelError: as `attention`.
+    """
+    wanted = check_layers(mllm, layers, first=1)
+    collector = _Gradients(_positions(batch, [[row] for row in rows]), set(wanted))
+    trained = [parameter for parameter in mllm.model.parameters() if parameter.requires_grad]
+    mllm.model.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            positions, index = collector.rows[:, 0].unique(return_inverse=True)
+            logits = _collect(mllm, batch, collector, keep=positions.to(mllm.device))
+            score = logits[torch.arange(len(batch)), index].float().amax(-1).sum()  # samples do not touch one another
+            gradients = torch.autograd.grad(score, [collector.found[layer][1] for layer in wanted])
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+    return ((collector.found.pop(layer)[0] * own)[:, :, 0].cpu() for layer, own in zip(wanted, gradients, strict=True))
+
+
+def rollout(mllm: MLLM, batch: Batch, *, rows: Sequence[int], chunk: int = 256) -> Float[Tensor, "sample key"]:
+    """Attention rollout (Abnar and Zuidema 2020) of one query position of each sample to all positions of the prompt; rows sum to 1.
+
+    The product over blocks of (A + I) / 2, A the mean over heads. It is taken from the last block down, one row of it at a time, so that no more than
+    `chunk` rows of an attention matrix exist at once. It sees neither values nor the MLPs.
+
+    Raises:
+        ConfigError, ModelError: as `attention`.
+    """
+    wanted = check_layers(mllm, None, first=1)
+    collector = _Whole(_positions(batch, [[row] for row in rows]), set(wanted))
+    with torch.inference_mode():
+        _collect(mllm, batch, collector, keep=1)
+        length = batch.inputs["input_ids"].shape[1]
+        flow = torch.zeros(len(batch), length, device=mllm.device).scatter_(1, collector.rows.to(mllm.device), 1.0)
+        for block in reversed(wanted):
+            scores, moved = collector.found.pop(block), torch.zeros_like(flow)
+            for part in torch.arange(length).split(chunk):
+                mean = scores.rows(part.expand(len(batch), -1)).mean(1).nan_to_num()  # rows of padding see nothing, and nothing flows to them
+                moved += (flow[:, None, part] @ mean)[:, 0]
+            flow = (flow + moved) / 2
+    return flow.cpu()
+
+
+def _collect(mllm: MLLM, batch: Batch, collector: _Rows, *, keep: int | Tensor) -> Tensor:
+    """Run the model with `collector` in its attention and return the logits of the positions to keep."""
     text = mllm.config.get_text_config()
     if getattr(text, "attn_logit_softcapping", None):
         raise ModelError(
             f"{mllm.name} caps its attention scores (attn_logit_softcapping {text.attn_logit_softcapping}): its attention cannot be read row by row"
         )
-    collector = _Rows(_positions(batch, rows), set(wanted), {})
-    with mllm.lock, torch.inference_mode(), _implementation(mllm, ROWS):
-        mllm.model(**batch.inputs, use_cache=False, logits_to_keep=1, collect_rows=collector)
-    missing = set(wanted) - set(collector.found)
+    with mllm.lock, _implementation(mllm, ROWS):
+        logits = mllm.model(**batch.inputs, use_cache=False, logits_to_keep=keep, collect_rows=collector).logits
+    missing = collector.blocks - set(collector.found)
     if missing:
         raise ModelError(f"{mllm.name}: blocks {sorted(missing)} have no attention of the usual kind to read")
-    return (collector.found.pop(layer) for layer in wanted)
+    return logits
 
 
 def _positions(batch: Batch, rows: Sequence[Sequence[int]]) -> Int[Tensor, "sample row"]:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
+from PIL import Image
+from plotly.subplots import make_subplots
 
 # A colour-blind-safe order (Okabe and Ito), darkened where needed to read on white and on black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8860b", "#cc79a7", "#56a0d3")
@@ -132,3 +140,135 @@ def accuracy_by_type(tables: dict[str, pd.DataFrame]) -> go.Figure:
     figure.update_xaxes(tickvals=x, ticktext=categories, showgrid=False)
     figure.update_yaxes(range=[0, 1.03])
     return figure
+
+
+def difference_curves(curves: pd.DataFrame, *, y: str) -> go.Figure:
+    """A paired difference by layer with its interval, a line per model, over a line at 0.
+
+    Args:
+        curves: columns model, layer, score, low, high, p_holm, n_images.
+    """
+    figure = new_figure(xaxis_title="layer", yaxis_title=y, height=380)
+    for number, (model, part) in enumerate(curves.groupby("model", sort=False), start=1):
+        part = part.sort_values("layer")
+        colour = COLOURS[number % len(COLOURS)]
+        _band(figure, part["layer"], part["low"], part["high"], translucent(colour, 0.16), str(model))
+        figure.add_scatter(
+            **{"x": part["layer"], "y": part["score"], "name": str(model), "legendgroup": str(model), "mode": "lines+markers"},
+            line={"color": colour, "width": 2.5},
+            marker={"size": 7},
+            customdata=part[["low", "high", "n_images", "p_holm"]],
+            hovertemplate="%{y:.3f}  [%{customdata[0]:.3f}, %{customdata[1]:.3f}]  n=%{customdata[2]}  Holm p=%{customdata[3]:.3g}",
+        )
+    figure.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1.5})
+    figure.update_xaxes(dtick=1 if curves["layer"].max() <= 16 else 4)
+    return figure
+
+
+def head_maps(scores: pd.DataFrame, *, title: str) -> go.Figure:
+    """A heat map of layers and heads for each model, on one colour scale; hovering shows interval, chance and n.
+
+    Args:
+        scores: columns model, layer, head, score, low, high, chance, null_mean, n_images.
+    """
+    models = list(dict.fromkeys(scores["model"]))
+    figure = make_subplots(1, len(models), subplot_titles=models, shared_yaxes=True, horizontal_spacing=0.04)
+    for number, model in enumerate(models, start=1):
+        part = scores[scores["model"] == model]
+        wide = {c: part.pivot(index="layer", columns="head", values=c) for c in ("score", "low", "high", "chance", "null_mean", "n_images")}
+        figure.add_heatmap(
+            **{"x": [str(head) for head in wide["score"].columns], "y": [str(layer) for layer in wide["score"].index], "z": wide["score"].to_numpy()},
+            customdata=np.stack([wide[c].to_numpy() for c in ("low", "high", "chance", "null_mean", "n_images")], axis=-1),
+            hovertemplate="layer %{y}, head %{x}: %{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]"
+            "<br>chance %{customdata[2]:.3f}, null %{customdata[3]:.3f}, %{customdata[4]} images<extra></extra>",
+            coloraxis="coloraxis",
+            row=1,
+            col=number,
+        )
+        figure.update_xaxes(title="head", type="category", row=1, col=number)
+    figure.update_yaxes(type="category", showgrid=False)
+    figure.update_yaxes(title="layer", col=1)
+    height = 180 + 22 * max(8, scores["layer"].nunique())
+    bar = {"title": {"text": title, "side": "right"}}
+    figure.update_layout(template="workbench", height=height, hovermode="closest", coloraxis={"colorscale": "Viridis", "colorbar": bar}, margin={"t": 60})
+    return figure
+
+
+def points(table: pd.DataFrame, *, y: str, title: str) -> go.Figure:
+    """A score with its interval for each named thing, models side by side, and a grey tick at its null.
+
+    Args:
+        table: columns model, name, low, high, null_mean, n_images and the one named by `y`.
+    """
+    figure = new_figure(yaxis_title=title, height=380, hovermode="closest")
+    for number, (model, part) in enumerate(table.groupby("model", sort=False)):
+        x = [[model] * len(part), list(part["name"])]
+        error = {"type": "data", "array": part["high"] - part[y], "arrayminus": part[y] - part["low"], "width": 3, "thickness": 1.5}
+        marker = {"color": COLOURS[number % len(COLOURS)], "size": 8}
+        hover = "%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], %{customdata[2]} images<extra></extra>"
+        custom = part[["low", "high", "n_images"]]
+        figure.add_scatter(x=x, y=part[y], name=str(model), mode="markers", error_y=error, marker=marker, customdata=custom, hovertemplate=hover)
+        tick = {"symbol": "line-ew", "size": 22, "line": {"width": 2, "color": GREY}}
+        null = {"name": "chance (other images' objects)", "legendgroup": "null", "showlegend": number == 0, "hovertemplate": "chance %{y:.3f}<extra></extra>"}
+        figure.add_scatter(x=x, y=part["null_mean"], mode="markers", marker=tick, **null)
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A picture under a map.
+
+    Attributes:
+        image: (height, width, 3) bytes.
+        values: what each cell has, (h, w).
+        box: left, top, right, bottom of the raster in fractions of the image; it can reach outside, where a model pads.
+        outline: the same of an object to frame.
+    """
+
+    title: str
+    image: np.ndarray
+    values: np.ndarray
+    box: tuple[float, float, float, float]
+    outline: tuple[float, float, float, float] | None = None
+
+
+def overlays(rows: Sequence[Sequence[Overlay]]) -> go.Figure:
+    """Pictures with each cell of their map at its own pixels, a row for each sequence; every map has its own colour scale from 0 to its maximum."""
+    width = max(len(row) for row in rows)
+    titles = [row[column].title if column < len(row) else "" for row in rows for column in range(width)]
+    figure = make_subplots(
+        len(rows), width, subplot_titles=titles, horizontal_spacing=0.03, vertical_spacing=0.14 / max(1, len(rows) - 1) if len(rows) > 1 else 0
+    )
+    for at, row in enumerate(rows, start=1):
+        for column, shown in enumerate(row, start=1):
+            _overlay(figure, shown, at, column)
+    figure.update_layout(template="workbench", height=80 + 340 * len(rows), hovermode="closest", showlegend=False, margin={"t": 70, "l": 16, "b": 16})
+    return figure
+
+
+def _overlay(figure: go.Figure, shown: Overlay, row: int, column: int) -> None:
+    height, width = shown.image.shape[:2]
+    data = io.BytesIO()
+    Image.fromarray(shown.image).save(data, format="PNG")
+    source = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    left, top, right, bottom = shown.box
+    x, y = (
+        np.linspace(a, b, n + 1) for a, b, n in ((left * width, right * width, shown.values.shape[1]), (top * height, bottom * height, shown.values.shape[0]))
+    )
+    # plotly puts the centre of an image's first pixel at x0, y0; here pixel 0 lies from 0 to 1, as everywhere else
+    figure.add_image(source=source, x0=0.5, y0=0.5, dx=1, dy=1, hoverinfo="skip", row=row, col=column)
+    figure.add_heatmap(
+        **{"x": x, "y": y, "z": shown.values, "zmin": 0, "showscale": False, "hovertemplate": "%{z:.3f} of the attention on the image<extra></extra>"},
+        colorscale=[[0, translucent("#ff2a00", 0)], [1, translucent("#ff2a00", 0.8)]],
+        row=row,
+        col=column,
+    )
+    if shown.outline is not None:
+        left, top, right, bottom = (f * size for f, size in zip(shown.outline, (width, height, width, height), strict=True))
+        line = {"color": "white", "width": 2, "dash": "dash"}
+        corners = ([left, right, right, left, left], [top, top, bottom, bottom, top])
+        figure.add_scatter(x=corners[0], y=corners[1], mode="lines", line=line, hoverinfo="skip", row=row, col=column)
+    figure.update_xaxes(range=[min(0, x[0]), max(width, x[-1])], visible=False, constrain="domain", row=row, col=column)
+    axis = figure.get_subplot(row, column).xaxis.plotly_name.replace("axis", "")
+    figure.update_yaxes(range=[max(height, y[-1]), min(0, y[0])], visible=False, scaleanchor=axis, constrain="domain", row=row, col=column)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -57,6 +58,24 @@ class Sample:
     def image(self) -> Image.Image:
         """The image in RGB, upright."""
         return self.load()
+
+
+def asked_object(sample: Sample) -> Object | None:
+    """The one object of the image that the question names, or None where it names none, several, or one of several alike.
+
+    Names are compared word by word: "what shape is red ?" names the only object with "red" in its name, "any red star ?" the only one with both words.
+    A question answered "no" or "0" says that the thing is not there. Synonyms and plurals are not known.
+    """
+    if sample.answer.lower() in ("no", "0"):
+        return None
+    names = [set(_words(thing.name)) for thing in sample.objects]
+    named = set(_words(sample.question)) & set().union(*names)
+    fitting = [thing for thing, own in zip(sample.objects, names, strict=True) if named and named <= own]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
 
 
 class Dataset:
