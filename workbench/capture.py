@@ -228,16 +228,12 @@ Edit = Callable[[Float[Tensor, "token d"], int], Float[Tensor, "token d"]]
 _WRAPPED: WeakKeyDictionary[nn.Module, nnsight.NNsight] = WeakKeyDictionary()
 
 
-def edit(mllm: MLLM, batch: Batch, *, at: Place, fn: Edit, keep: int = 1) -> Float[Tensor, "sample position vocab"]:
-    """Logits of the last `keep` positions when the visual tokens are changed at one place on their way.
-
-    Args:
-        at: "tower" for what the connector receives, "projector" for what it gives (layer 0), or layer l: the output of block l.
-        fn: (visual tokens of one sample, its number in the batch) -> their replacement, of the same shape.
+def check_place(mllm: MLLM, at: Place) -> Literal["tower"] | int:
+    """Return "tower" or the layer number of a place where visual tokens can be changed.
 
     Raises:
         ConfigError: no such place.
-        ModelError: encoder features are added again after that place, so that the edit would be half undone; or `fn` changed the shape.
+        ModelError: encoder features are added again after it, so that a change would be half undone.
     """
     layer = 0 if at == "projector" else at
     if isinstance(layer, int):
@@ -250,6 +246,21 @@ def edit(mllm: MLLM, batch: Batch, *, at: Place, fn: Edit, keep: int = 1) -> Flo
             f"{mllm.family.name} adds encoder features to the outputs of its first {injected} blocks, so an edit at '{at}' is half undone: "
             f"expected a layer from {injected + 1} to {mllm.n_layers}"
         )
+    return layer
+
+
+def edit(mllm: MLLM, batch: Batch, *, at: Place, fn: Edit, keep: int = 1) -> Float[Tensor, "sample position vocab"]:
+    """Logits of the last `keep` positions when the visual tokens are changed at one place on their way.
+
+    Args:
+        at: "tower" for what the connector receives, "projector" for what it gives (layer 0), or layer l: the output of block l.
+        fn: (visual tokens of one sample, its number in the batch) -> their replacement, of the same shape.
+
+    Raises:
+        ConfigError: no such place.
+        ModelError: encoder features are added again after that place, so that the edit would be half undone; or `fn` changed the shape.
+    """
+    layer = check_place(mllm, at)
     found = mllm.visual_tokens(batch)
     rows = tower_rows(mllm, found) if layer == "tower" else []
     index = [torch.cat([part.index for part in sample]) for sample in found]
