@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from workbench.capture import Place, check_place, edit, read
 from workbench.data.base import Sample
 from workbench.errors import DataError, UnknownNameError
-from workbench.mllm.base import MLLM, last_logits
+from workbench.mllm.base import MLLM
 from workbench.stats import bootstrap_ci, paired_test
 
 Change = Callable[[Float[Tensor, "token d"], int], Float[Tensor, "token d"]]
@@ -87,7 +87,7 @@ class Quiz:
             row += len(batch)
             if at is None or change is None:
                 with self.mllm.lock, torch.inference_mode():
-                    logits.append(last_logits(self.mllm.model(**batch.inputs, use_cache=False), batch).cpu())
+                    logits.append(self.mllm.model(**batch.inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float().cpu())
             else:
                 logits.append(edit(self.mllm, batch, at=at, fn=lambda values, n, own=owner: change(values, self.first + own[n]))[:, -1])
         return torch.cat(logits)
