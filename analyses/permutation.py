@@ -19,8 +19,9 @@ more: compare it with the mean token in the same layer, where every visual token
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from torch import Tensor
 
 from workbench import figures as fig
 from workbench.analysis import Analysis, Context, DataOptions, Result, main
-from workbench.answers import MEAN, Change, Grid, Quiz, change_by_type, questions_of, survey
+from workbench.answers import MEAN, Change, Grid, Quiz, change_by_type, grids_of, questions_of, survey
 from workbench.capture import Place, check_layers, check_place
 from workbench.data.base import Sample
 from workbench.errors import ConfigError, DataError, ModelError
@@ -42,6 +43,8 @@ from workbench.runs import Run
 log = logging.getLogger(__name__)
 
 PARTS = ("whole", "features", "positions")
+Order = Callable[[int], Tensor]
+"""Number of an image -> the place that each of its tokens is taken from."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,8 @@ def _places(mllm: MLLM, layers: list[int]) -> tuple[list[Place], dict[str, str]]
     """The places that can be changed, and why the others cannot."""
     places: list[Place] = []
     skipped = {}
-    for place in ("tower", *layers):
+    wanted: list[Place] = ["tower", *layers]
+    for place in wanted:
         try:
             places.append(check_place(mllm, place))
         except ModelError as error:
@@ -163,14 +167,14 @@ def _places(mllm: MLLM, layers: list[int]) -> tuple[list[Place], dict[str, str]]
 def _images(config: Config, context: Context, scenes: list[list[Sample]], places: list[Place], skipped: dict[str, str]) -> Images:
     """Rasters and tower features; the tower leaves `places` where its features cannot be told apart."""
     try:
-        return Images(config, *survey(context.mllm, scenes, context.batch_size, tower="tower" in places))
+        rasters, features = survey(context.mllm, scenes, context.batch_size, tower="tower" in places)
     except ModelError as error:
         if "tower" not in places:
             raise
-        found = Images(config, *survey(context.mllm, scenes, context.batch_size, tower=False))
+        rasters, features = survey(context.mllm, scenes, context.batch_size, tower=False)
         places.remove("tower")
         skipped["place tower"] = str(error)
-        return found
+    return Images(config, [grids_of(parts) for parts in rasters], features)
 
 
 def _conditions(images: Images, places: list[Place], skipped: dict[str, str]) -> Iterator[Condition]:
@@ -181,24 +185,33 @@ def _conditions(images: Images, places: list[Place], skipped: dict[str, str]) ->
         skipped["transpose"] = "a raster is not square"
     for place in places:
         for draw in range(config.permutations):
-            yield Condition(place, "permute", "whole", draw, lambda v, i, draw=draw: v[images.permuted(i, draw)])
+            yield Condition(place, "permute", "whole", draw, partial(_reordered, order=partial(images.permuted, draw=draw)))
         yield Condition(place, "mean token", "whole", 0, lambda v, _: v.mean(0, keepdim=True).expand_as(v))
     if "tower" not in places:
         return
     yield Condition("tower", "identity", "whole", 0, lambda v, _: v)
     for draw in range(config.permutations):
-        yield Condition("tower", "block shuffle", "whole", draw, lambda v, i, draw=draw: v[images.shuffled_blocks(i, draw)])
+        yield Condition("tower", "block shuffle", "whole", draw, partial(_reordered, order=partial(images.shuffled_blocks, draw=draw)))
     if square:
-        yield Condition("tower", "transpose", "whole", 0, lambda v, i: v[images.transposed(i)])
+        yield Condition("tower", "transpose", "whole", 0, partial(_reordered, order=images.transposed))
     if not images.alike:
         skipped["other image"] = skipped["parts features, positions"] = "images have different rasters, so a place is not the same place in all of them"
         return
     others = _others(len(images.grids), config.seed)
-    yield Condition("tower", "other image", "whole", 0, lambda v, i: images.features[others[i]])
+    yield Condition("tower", "other image", "whole", 0, lambda _, i: images.features[others[i]])
     mean = torch.stack(images.features).mean(0)
     for draw in range(config.permutations):
-        yield Condition("tower", "permute", "features", draw, lambda v, i, draw=draw: _moved(v, mean, images.permuted(i, draw), features=True))
-        yield Condition("tower", "permute", "positions", draw, lambda v, i, draw=draw: _moved(v, mean, images.permuted(i, draw), features=False))
+        order = partial(images.permuted, draw=draw)
+        yield Condition("tower", "permute", "features", draw, partial(_part_moved, mean=mean, order=order, features=True))
+        yield Condition("tower", "permute", "positions", draw, partial(_part_moved, mean=mean, order=order, features=False))
+
+
+def _reordered(values: Float[Tensor, "token d"], image: int, *, order: Order) -> Float[Tensor, "token d"]:
+    return values[order(image)]
+
+
+def _part_moved(values: Float[Tensor, "token f"], image: int, *, mean: Float[Tensor, "token f"], order: Order, features: bool) -> Float[Tensor, "token f"]:
+    return _moved(values, mean, order(image), features=features)
 
 
 def _moved(values: Float[Tensor, "token f"], mean: Float[Tensor, "token f"], order: Int[Tensor, token], *, features: bool) -> Float[Tensor, "token f"]:  # noqa: F821

@@ -17,7 +17,7 @@ COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for
 FEW = {
     "analyses.cknna": ["--limit", "12", "--null", "10", "--k", "5"],
     "analyses.permutation": ["--limit", "3", "--permutations", "1", "--layers", "2"],
-    "analyses.knockout": ["--limit", "3", "--layers", "2"],
+    "analyses.knockout": ["--limit", "3", "--layers", "2", "--width", "1"],
 }
 
 

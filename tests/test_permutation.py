@@ -117,6 +117,14 @@ def test_the_shared_prefix_is_the_same_computation(folders: Path) -> None:
     assert seen == {7, 8, 9, 10}
 
 
+def test_a_change_that_writes_into_its_tokens_does_not_leak(folders: Path) -> None:
+    quiz = Quiz(model("llava", folders), planted().scenes, batch_size=5)
+    before = quiz.logprobs()
+    for place in ("tower", 0, 2):
+        assert not torch.equal(quiz.logprobs(place, lambda values, _: values.zero_()), before)  # type: ignore[arg-type]
+        assert torch.equal(quiz.logprobs(place, lambda values, _: values), before)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("name", "skipped"),
     [

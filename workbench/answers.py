@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -17,10 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from workbench.capture import Place, check_place, edit, read
+from workbench.capture import Blocked, Place, blocking, check_layers, check_place, edit, knockout, read
 from workbench.data.base import Sample
 from workbench.errors import DataError, UnknownNameError
-from workbench.mllm.base import MLLM
+from workbench.mllm.base import MLLM, VisualTokens
 from workbench.stats import bootstrap_ci, paired_test
 
 Change = Callable[[Float[Tensor, "token d"], int], Float[Tensor, "token d"]]
@@ -54,6 +55,7 @@ class Quiz:
         chunks = [self.samples[start : start + batch_size] for start in range(0, len(self.samples), batch_size)]
         self._batches = [mllm.encode([s.image for s in chunk], [s.question for s in chunk]) for chunk in chunks]
         self._shared = self._share(scenes, features) if _may_share(mllm) else None
+        self._plain: list[tuple[Tensor, Tensor]] | None = None
 
     def logprobs(self, at: Place | None = None, change: Change | None = None) -> Float[Tensor, "question option"]:
         """Log-probability of each option among the options of its question, -inf where a question has fewer; `change` acts on the visual tokens at `at`.
@@ -63,7 +65,15 @@ class Quiz:
         """
         if at is not None:
             check_place(self.mllm, at)
-        logits = self._from_prefix(at, change) if self._shared is not None else self._whole(at, change)
+        return self._among_options(self._from_prefix(at, change) if self._shared is not None else self._whole(at, change))
+
+    def knocked_out(self, blocks: Sequence[int]) -> Float[Tensor, "question option"]:
+        """The same log-probabilities when no text looks at the visual tokens in `blocks` (1 to L): see `capture.knockout`."""
+        if self._shared is not None:
+            return self._among_options(self._from_prefix(None, None, check_layers(self.mllm, blocks, first=1)))
+        return self._among_options(torch.cat([knockout(self.mllm, batch, blocks=blocks) for batch in self._batches]))
+
+    def _among_options(self, logits: Float[Tensor, "question vocab"]) -> Float[Tensor, "question option"]:
         taken = logits.gather(1, self._options.clamp(min=0)).masked_fill(self._options < 0, -torch.inf)
         return taken.log_softmax(-1)
 
@@ -89,7 +99,7 @@ class Quiz:
                 with self.mllm.lock, torch.inference_mode():
                     logits.append(self.mllm.model(**batch.inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float().cpu())
             else:
-                logits.append(edit(self.mllm, batch, at=at, fn=lambda values, n, own=owner: change(values, self.first + own[n]))[:, -1])
+                logits.append(edit(self.mllm, batch, at=at, fn=partial(_of_sample, change=change, images=[self.first + n for n in owner]))[:, -1])
         return torch.cat(logits)
 
     # --- one pass over an image for all its questions ------------------------------------------------------------------------------------
@@ -112,22 +122,33 @@ class Quiz:
             features = survey(self.mllm, scenes, self.batch_size, tower=True)[1]
         return _Shared(torch.stack(list(features)), torch.stack(starts), visual, [prompt[cut:] for prompt in prompts])
 
-    def _from_prefix(self, at: Place | None, change: Change | None) -> Float[Tensor, "question vocab"]:
+    def _from_prefix(self, at: Place | None, change: Change | None, blocks: Sequence[int] = ()) -> Float[Tensor, "question vocab"]:
+        """From the images' own pass, which is kept where nothing changes in it; text after the image looks away from it in `blocks`."""
         assert self._shared is not None
-        text, head = self.mllm.config.get_text_config(), self.mllm.model.get_output_embeddings()
-        logits = []
         with self.mllm.lock, torch.inference_mode():
-            embed: Any = self.mllm.model.get_input_embeddings()
-            memory = self._prefix(at, change)
-            for start in range(0, len(self.samples), self.batch_size):
-                tails = self._shared.tails[start : start + self.batch_size]
-                owner = self.owner[start : start + self.batch_size].to(self.mllm.device)
-                last = torch.tensor([len(tail) - 1 for tail in tails], device=self.mllm.device)
-                ids = torch.nn.utils.rnn.pad_sequence(tails, batch_first=True).to(self.mllm.device)  # padding comes after what is read, so it is not seen
-                cache = DynamicCache([(key[owner], value[owner]) for key, value in memory], config=text)
-                hidden = self.mllm.decoder(inputs_embeds=embed(ids), past_key_values=cache, use_cache=True).last_hidden_state
-                logits.append(head(hidden[torch.arange(len(tails), device=hidden.device), last]).float().cpu())
-        return torch.cat(logits)
+            if change is None and self._plain is None:
+                self._plain = self._prefix(None, None)
+            memory = self._prefix(at, change) if change is not None or self._plain is None else self._plain
+            return torch.cat([self._continued(memory, start, blocks) for start in range(0, len(self.samples), self.batch_size)])
+
+    def _continued(self, memory: list[tuple[Tensor, Tensor]], start: int, blocks: Sequence[int]) -> Float[Tensor, "question vocab"]:
+        """Logits at the end of some questions, each after the pass over its image."""
+        assert self._shared is not None
+        model: Any = self.mllm.model
+        tails, owner = self._shared.tails[start : start + self.batch_size], self.owner[start : start + self.batch_size].to(self.mllm.device)
+        last = torch.tensor([len(tail) - 1 for tail in tails], device=self.mllm.device)
+        ids = torch.nn.utils.rnn.pad_sequence(tails, batch_first=True).to(self.mllm.device)  # padding comes after what is read, so it is not seen
+        cache = DynamicCache([(key[owner], value[owner]) for key, value in memory], config=self.mllm.config.get_text_config())
+        inputs = {"inputs_embeds": model.get_input_embeddings()(ids), "past_key_values": cache, "use_cache": True}
+        if blocks:
+            keys = torch.zeros(len(tails), self._shared.starts.shape[1] + ids.shape[1], dtype=torch.bool)
+            keys[:, self._shared.visual] = True
+            blocked = Blocked(frozenset(blocks), torch.ones(ids.shape, dtype=torch.bool), keys)
+            with blocking(self.mllm, blocked):
+                hidden = self.mllm.decoder(**inputs, blocked=blocked).last_hidden_state
+        else:
+            hidden = self.mllm.decoder(**inputs).last_hidden_state
+        return model.get_output_embeddings()(hidden[torch.arange(len(tails), device=hidden.device), last]).float().cpu()
 
     def _prefix(self, at: Place | None, change: Change | None) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of every block for the images and what stands before them, with the change in place."""
@@ -136,7 +157,7 @@ class Quiz:
 
         def changed(values: Float[Tensor, "image token d"]) -> Float[Tensor, "image token d"]:
             assert change is not None
-            return torch.stack([change(own, self.first + number) for number, own in enumerate(values)]).to(values)
+            return torch.stack([change(own.clone(), self.first + number) for number, own in enumerate(values)]).to(values)
 
         def at_block(_: object, __: object, output: Tensor) -> Tensor:
             output = output.clone()
@@ -147,10 +168,15 @@ class Quiz:
         projected = self.mllm.connector(changed(features) if at == "tower" else features)
         hidden = embed(self._shared.starts.to(self.mllm.device))
         hidden[:, visual] = (changed(projected) if at in ("projector", 0) else projected).to(hidden.dtype)
-        cache = DynamicCache(config=self.mllm.config.get_text_config())
+        cache: Any = DynamicCache(config=self.mllm.config.get_text_config())
         with _hook(self.mllm, at, at_block):
             self.mllm.decoder(inputs_embeds=hidden, past_key_values=cache, use_cache=True)
         return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _of_sample(values: Float[Tensor, "token d"], sample: int, *, change: Change, images: list[int]) -> Float[Tensor, "token d"]:
+    """`change` as `capture.edit` calls it."""
+    return change(values, images[sample])
 
 
 class _Shared:
@@ -195,25 +221,29 @@ def _option_ids(mllm: MLLM, samples: Sequence[Sample]) -> Int[Tensor, "question 
     return torch.nn.utils.rnn.pad_sequence([known[sample.options] for sample in samples], batch_first=True, padding_value=-1)
 
 
-def survey(mllm: MLLM, scenes: Sequence[Scene], batch_size: int, *, tower: bool) -> tuple[list[tuple[Grid, ...]], list[Float[Tensor, "token f"]]]:
-    """The rasters of the visual tokens of each scene's image, and on request what the connector receives for them (on the CPU, by visual token).
+def survey(mllm: MLLM, scenes: Sequence[Scene], batch_size: int, *, tower: bool) -> tuple[list[list[VisualTokens]], list[Float[Tensor, "token f"]]]:
+    """The visual tokens of each scene's image, and on request what the connector receives for them (on the CPU, by visual token).
 
     Raises:
         DataError: visual tokens without a raster.
         ModelError: the tower is asked for where a token comes from several features.
     """
-    grids, features = [], []
+    rasters, features = [], []
     for start in range(0, len(scenes), batch_size):
         part = [scene[0] for scene in scenes[start : start + batch_size]]
         batch = mllm.encode([s.image for s in part], [s.question for s in part])
-        for sample in mllm.visual_tokens(batch):
-            known = [tile.grid for tile in sample if tile.grid is not None]
-            if len(known) < len(sample):
-                raise DataError(f"{mllm.name} ({mllm.family.name}) gives visual tokens without a raster: expected rows and columns")
-            grids.append(tuple(known))
+        found = mllm.visual_tokens(batch)
+        if any(tile.grid is None for sample in found for tile in sample):
+            raise DataError(f"{mllm.name} ({mllm.family.name}) gives visual tokens without a raster: expected rows and columns")
+        rasters += found
         if tower:
             features += [own.tower for own in read(mllm, batch, layers=[0], tower=True) if own.tower is not None]
-    return grids, features
+    return rasters, features
+
+
+def grids_of(parts: Sequence[VisualTokens]) -> tuple[Grid, ...]:
+    """The rasters of an image as (rows, columns)."""
+    return tuple(part.grid for part in parts if part.grid is not None)
 
 
 def questions_of(scenes: Sequence[Scene], *, types: Sequence[str] = (), each: int = 0) -> list[list[Sample]]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import nnsight
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -180,11 +180,7 @@ def attention(
         ModelError: the model caps its attention scores, which sdpa cannot do.
     """
     wanted = check_layers(mllm, layers, first=1)
-    text = mllm.config.get_text_config()
-    if getattr(text, "attn_logit_softcapping", None):
-        raise ModelError(
-            f"{mllm.name} caps its attention scores (attn_logit_softcapping {text.attn_logit_softcapping}): its attention cannot be read row by row"
-        )
+    _check_uncapped(mllm)
     collector = _Rows(_positions(batch, rows), set(wanted), {})
     with mllm.lock, torch.inference_mode(), _implementation(mllm, ROWS):
         mllm.model(**batch.inputs, use_cache=False, logits_to_keep=1, collect_rows=collector)
@@ -192,6 +188,13 @@ def attention(
     if missing:
         raise ModelError(f"{mllm.name}: blocks {sorted(missing)} have no attention of the usual kind to read")
     return (collector.found.pop(layer) for layer in wanted)
+
+
+def _check_uncapped(mllm: MLLM) -> None:
+    """sdpa, which reading and knockout go through, cannot cap attention scores."""
+    cap = getattr(mllm.config.get_text_config(), "attn_logit_softcapping", None)
+    if cap:
+        raise ModelError(f"{mllm.name} caps its attention scores (attn_logit_softcapping {cap}): its attention cannot be read or knocked out row by row")
 
 
 def _positions(batch: Batch, rows: Sequence[Sequence[int]]) -> Int[Tensor, "sample row"]:
@@ -219,6 +222,70 @@ def _implementation(mllm: MLLM, name: str) -> Iterator[None]:
         yield
     finally:
         mllm.model.set_attn_implementation({key: before})
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """Query positions that may not look at some keys in some blocks (1 to L); `seen` are the blocks in which that was done."""
+
+    blocks: frozenset[int]
+    rows: Bool[Tensor, "sample query"]
+    keys: Bool[Tensor, "sample key"]
+    seen: set[int] = field(default_factory=set)
+
+    def mask(self, block: int, query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """The attention mask of a block with the blocked pairs taken out."""
+        self.seen.add(block)
+        lengths = query.shape[2], key.shape[2]
+        if mask is None:
+            mask = torch.ones(1, 1, *lengths, dtype=torch.bool, device=query.device)
+            mask = mask.tril(lengths[1] - lengths[0]) if causal else mask
+        pairs = (self.rows[:, :, None] & self.keys[:, None, : lengths[1]])[:, None].to(query.device)
+        mask = mask[..., : lengths[1]]
+        return mask & ~pairs if mask.dtype == torch.bool else mask.masked_fill(pairs, torch.finfo(mask.dtype).min)
+
+
+def _attention_blocked(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, blocked: Blocked | None = None, **options: Any
+) -> tuple[Tensor, None]:
+    """sdpa without the blocked pairs."""
+    block = int(getattr(module, "layer_idx", -1)) + 1
+    if blocked is not None and block in blocked.blocks:
+        causal = options.get("is_causal")
+        attention_mask = blocked.mask(block, query, key, attention_mask, bool(getattr(module, "is_causal", True) if causal is None else causal))
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+BLOCKING = "sdpa_with_blocked_pairs"
+AttentionInterface.register(BLOCKING, _attention_blocked)
+AttentionMaskInterface.register(BLOCKING, sdpa_mask)
+
+
+@contextmanager
+def blocking(mllm: MLLM, blocked: Blocked) -> Iterator[None]:
+    """Let the language model understand `blocked=` for a while, and see that it was done in every block that was asked for."""
+    _check_uncapped(mllm)
+    with _implementation(mllm, BLOCKING):
+        yield
+    if blocked.blocks - blocked.seen:
+        raise ModelError(f"{mllm.name}: blocks {sorted(blocked.blocks - blocked.seen)} have no attention of the usual kind to knock out")
+
+
+def knockout(mllm: MLLM, batch: Batch, *, blocks: Sequence[int]) -> Float[Tensor, "sample vocab"]:
+    """Logits of the last position when, in `blocks` (1 to L), no other position looks at the visual tokens; these still look at one another.
+
+    Raises:
+        ConfigError: a block that the model does not have.
+        ModelError: the model caps its attention scores, or a block has no attention of the usual kind.
+    """
+    wanted = check_layers(mllm, blocks, first=1)
+    keys = torch.zeros_like(batch.inputs["input_ids"], dtype=torch.bool)
+    for row, parts in enumerate(mllm.visual_tokens(batch)):
+        for part in parts:
+            keys[row, part.index] = True
+    blocked = Blocked(frozenset(wanted), ~keys, keys)
+    with mllm.lock, torch.inference_mode(), blocking(mllm, blocked):
+        return mllm.model(**batch.inputs, use_cache=False, logits_to_keep=1, blocked=blocked).logits[:, -1].float().cpu()
 
 
 # --- interventions ---------------------------------------------------------------------------------------------------------------------
