@@ -18,6 +18,7 @@ FEW = {
     "analyses.cknna": ["--limit", "12", "--null", "10", "--k", "5"],
     "analyses.permutation": ["--limit", "3", "--permutations", "1", "--layers", "2"],
     "analyses.knockout": ["--limit", "3", "--layers", "2", "--width", "1"],
+    "analyses.patching": ["--limit", "3", "--layers", "2"],
 }
 
 
