@@ -8,8 +8,9 @@ over the question's options, in nats.
     knockout  in the blocks of a window no text looks at the visual tokens, which still look at one another. A window that changes nothing is not one
               that reads nothing: what it reads can also be read elsewhere. In all blocks at once the image has no influence left.
     object    the tower's features of the tokens that cover the objects a question names are replaced by their mean over the images of the run at the
-              same place; `random` does so with as many other tokens of the image. `object - random` compares both question by question. Neighbouring
-              tokens of a transformer's tower know of the object too, so a small drop does not mean that the object was not needed.
+              same place; `random` does so with as many other tokens of the image. `object - random` compares both question by question: there,
+              accuracy before is without the random tokens, accuracy after without the object. Neighbouring tokens of a transformer's tower know of
+              the object too, so a small drop does not mean that the object was not needed.
 
 A question names an object by all words of its name, or, where none is named so, by some of them.
 """

@@ -106,6 +106,9 @@ def test_the_shared_prefix_is_the_same_computation(folders: Path) -> None:
     quiz = Quiz(mllm, planted().scenes, batch_size=5, first=7)
     assert quiz._shared is not None
     assert torch.allclose(quiz._from_prefix(None, None), quiz._whole(None, None), atol=1e-4)
+    for row, sample in enumerate(quiz.samples):  # options of one token: the model's own score of an answer, among the options
+        (own,) = mllm.option_logprobs(mllm.encode([sample.image], [sample.question]), [sample.options])
+        assert torch.allclose(quiz.logprobs()[row, : len(own)], own.log_softmax(-1), atol=1e-4)
     seen = set()
 
     def roll(values: torch.Tensor, image: int) -> torch.Tensor:
