@@ -179,28 +179,31 @@ def _images(config: Config, context: Context, scenes: list[list[Sample]], places
 
 def _conditions(images: Images, places: list[Place], skipped: dict[str, str]) -> Iterator[Condition]:
     """All changes; what the images' rasters do not allow is noted in `skipped`."""
-    config = images.config
-    square = all(rows == columns for grids in images.grids for rows, columns in grids)
-    if not square:
-        skipped["transpose"] = "a raster is not square"
+    if "tower" in places:
+        yield from _controls(images, skipped)
     for place in places:
-        for draw in range(config.permutations):
+        for draw in range(images.config.permutations):
             yield Condition(place, "permute", "whole", draw, partial(_reordered, order=partial(images.permuted, draw=draw)))
         yield Condition(place, "mean token", "whole", 0, lambda v, _: v.mean(0, keepdim=True).expand_as(v))
-    if "tower" not in places:
-        return
+
+
+def _controls(images: Images, skipped: dict[str, str]) -> Iterator[Condition]:
+    """What is changed at the tower only: controls, and features and positions apart."""
+    draws = range(images.config.permutations)
     yield Condition("tower", "identity", "whole", 0, lambda v, _: v)
-    for draw in range(config.permutations):
+    for draw in draws:
         yield Condition("tower", "block shuffle", "whole", draw, partial(_reordered, order=partial(images.shuffled_blocks, draw=draw)))
-    if square:
+    if all(rows == columns for grids in images.grids for rows, columns in grids):
         yield Condition("tower", "transpose", "whole", 0, partial(_reordered, order=images.transposed))
+    else:
+        skipped["transpose"] = "a raster is not square"
     if not images.alike:
         skipped["other image"] = skipped["parts features, positions"] = "images have different rasters, so a place is not the same place in all of them"
         return
-    others = _others(len(images.grids), config.seed)
+    others = _others(len(images.grids), images.config.seed)
     yield Condition("tower", "other image", "whole", 0, lambda _, i: images.features[others[i]])
     mean = torch.stack(images.features).mean(0)
-    for draw in range(config.permutations):
+    for draw in draws:
         order = partial(images.permuted, draw=draw)
         yield Condition("tower", "permute", "features", draw, partial(_part_moved, mean=mean, order=order, features=True))
         yield Condition("tower", "permute", "positions", draw, partial(_part_moved, mean=mean, order=order, features=False))

@@ -337,17 +337,22 @@ def edit(mllm: MLLM, batch: Batch, *, at: Place, fn: Edit, keep: int = 1) -> Flo
         if layer == "tower":
             flat = _by_token(mllm, changed)
             for sample, own in enumerate(rows):
-                flat[own] = _edited(fn, flat[own], sample)
+                flat[own] = edited(fn, flat[own], sample)
             return flat.view(hidden.shape)
         for sample, own in enumerate(index):
-            changed[sample, own] = _edited(fn, changed[sample, own], sample)
+            changed[sample, own] = edited(fn, changed[sample, own], sample)
         return changed
 
     with mllm.lock:
         return _trace(mllm, batch, layer, change, keep).float().cpu()
 
 
-def _edited(fn: Edit, values: Tensor, sample: int) -> Tensor:
+def edited(fn: Edit, values: Float[Tensor, "token d"], sample: int) -> Float[Tensor, "token d"]:
+    """What `fn` makes of a copy of `values`.
+
+    Raises:
+        ModelError: another shape.
+    """
     new = fn(values.clone(), sample)
     if new.shape != values.shape:
         raise ModelError(f"an edit returned visual tokens of shape {tuple(new.shape)}: expected {tuple(values.shape)}")
