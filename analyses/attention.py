@@ -35,7 +35,6 @@ from workbench.mllm.base import Batch, VisualTokens
 from workbench.runs import Run
 from workbench.stats import Interval, bootstrap_ci, bootstrap_columns, holm, paired_test
 
-PAGE = "Attention"
 SPREAD = {
     "mass": "attention on the image",
     "entropy_shannon": "Shannon entropy / ln(cells)",
@@ -473,7 +472,7 @@ def _overlays(label: str, run: Run) -> list[list[fig.Overlay]]:
     return [line for line in rows if line]
 
 
-ANALYSIS = Analysis("attention", "Where attention heads look, and which find the object", Config, run, figures, summary, PAGE)
+ANALYSIS = Analysis("attention", "Where attention heads look, and which find the object", Config, run, figures, summary)
 
 if __name__ == "__main__":
     main(ANALYSIS)

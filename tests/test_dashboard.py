@@ -78,7 +78,7 @@ def test_pages_are_found_without_importing_the_analyses() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "'cknna': 'Alignment'" in done.stdout
     for name, title in shell.analysis_pages().items():
-        assert importlib.import_module(f"analyses.{name}").ANALYSIS.page == title
+        assert importlib.import_module(f"analyses.{name}").ANALYSIS.heading == title
 
 
 def test_scene_page_answers_and_maps(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,13 @@ from tests.conftest import ROOT, SMALL, SMALL_VIRAL, run
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line.strip()]
-FEW = ["--limit", "12", "--null", "10"]
-MORE = {"analyses.cknna": ["--k", "5"]}  # of one analysis
+FEW = {
+    "analyses.attention": ["--limit", "12", "--null", "10"],
+    "analyses.cknna": ["--limit", "12", "--null", "10", "--k", "5"],
+    "analyses.permutation": ["--limit", "3", "--permutations", "1", "--layers", "2"],
+    "analyses.knockout": ["--limit", "3", "--layers", "2", "--width", "1"],
+    "analyses.patching": ["--limit", "3", "--layers", "2"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,7 @@ def test_readme_command(line: str, folder: Path, tmp_path: Path) -> None:
         else:
             assert "baseline" in run(module, str(sweep), *given[1:], cwd=folder).stdout
     elif module.startswith("analyses."):
-        few = FEW if "photos" in line else [*FEW, *MORE.get(module, [])]
+        few = FEW[module][:4] if "photos" in line else FEW[module]
         assert f"{module.removeprefix('analyses.')}-" in run(module, *given, *few, cwd=folder).stdout
     else:
         assert run(module, *given, cwd=folder).stdout

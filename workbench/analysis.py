@@ -97,7 +97,7 @@ class Analysis:
         run: (config, context) -> Result, for one model.
         figures: {label: run} -> {title: figure}.
         summary: {label: run} -> the table that the command prints.
-        page: short title of its page; the module says the same in a line `PAGE = "..."`, from which the navigation is made.
+        page: short title of its page where that is not its name; the module says it in a line `PAGE = "..."`, from which the navigation is made.
         version: raise it when the same config would give other numbers.
         uses: config -> {name: identity} of everything else that the numbers depend on, such as a VFM's weights.
     """
@@ -111,6 +111,11 @@ class Analysis:
     page: str = ""
     version: int = 1
     uses: Callable[[Any], Mapping[str, str]] = field(default=lambda config: {})
+
+    @property
+    def heading(self) -> str:
+        """Short title of its page."""
+        return self.page or self.name.replace("_", " ").capitalize()
 
 
 def label_of(model: str) -> str:

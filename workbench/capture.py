@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import nnsight
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -278,17 +278,20 @@ def rollout(mllm: MLLM, batch: Batch, *, rows: Sequence[int], chunk: int = 256) 
 
 def _collect(mllm: MLLM, batch: Batch, collector: _Rows, *, keep: int | Tensor) -> Tensor:
     """Run the model with `collector` in its attention and return the logits of the positions to keep."""
-    text = mllm.config.get_text_config()
-    if getattr(text, "attn_logit_softcapping", None):
-        raise ModelError(
-            f"{mllm.name} caps its attention scores (attn_logit_softcapping {text.attn_logit_softcapping}): its attention cannot be read row by row"
-        )
+    _check_uncapped(mllm)
     with mllm.lock, _implementation(mllm, ROWS):
         logits = mllm.model(**batch.inputs, use_cache=False, logits_to_keep=keep, collect_rows=collector).logits
     missing = collector.blocks - set(collector.found)
     if missing:
         raise ModelError(f"{mllm.name}: blocks {sorted(missing)} have no attention of the usual kind to read")
     return logits
+
+
+def _check_uncapped(mllm: MLLM) -> None:
+    """sdpa, which reading and knockout go through, cannot cap attention scores."""
+    cap = getattr(mllm.config.get_text_config(), "attn_logit_softcapping", None)
+    if cap:
+        raise ModelError(f"{mllm.name} caps its attention scores (attn_logit_softcapping {cap}): its attention cannot be read or knocked out row by row")
 
 
 def _positions(batch: Batch, rows: Sequence[Sequence[int]]) -> Int[Tensor, "sample row"]:
@@ -321,9 +324,94 @@ def _implementation(mllm: MLLM, name: str) -> Iterator[None]:
         mllm.model.set_attn_implementation({key: before})
 
 
+@dataclass(frozen=True)
+class Blocked:
+    """Query positions that may not look at some keys in some blocks (1 to L); `seen` are the blocks in which that was done."""
+
+    blocks: frozenset[int]
+    rows: Bool[Tensor, "sample query"]
+    keys: Bool[Tensor, "sample key"]
+    seen: set[int] = field(default_factory=set)
+
+    def mask(self, block: int, query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """The attention mask of a block with the blocked pairs taken out."""
+        self.seen.add(block)
+        lengths = query.shape[2], key.shape[2]
+        if mask is None:
+            mask = torch.ones(1, 1, *lengths, dtype=torch.bool, device=query.device)
+            mask = mask.tril(lengths[1] - lengths[0]) if causal else mask
+        pairs = (self.rows[:, :, None] & self.keys[:, None, : lengths[1]])[:, None].to(query.device)
+        mask = mask[..., : lengths[1]]
+        return mask & ~pairs if mask.dtype == torch.bool else mask.masked_fill(pairs, torch.finfo(mask.dtype).min)
+
+
+def _attention_blocked(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, blocked: Blocked | None = None, **options: Any
+) -> tuple[Tensor, None]:
+    """sdpa without the blocked pairs."""
+    block = int(getattr(module, "layer_idx", -1)) + 1
+    if blocked is not None and block in blocked.blocks:
+        causal = options.get("is_causal")
+        attention_mask = blocked.mask(block, query, key, attention_mask, bool(getattr(module, "is_causal", True) if causal is None else causal))
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+BLOCKING = "sdpa_with_blocked_pairs"
+AttentionInterface.register(BLOCKING, _attention_blocked)
+AttentionMaskInterface.register(BLOCKING, sdpa_mask)
+
+
+@contextmanager
+def blocking(mllm: MLLM, blocked: Blocked) -> Iterator[None]:
+    """Let the language model understand `blocked=` for a while, and see that it was done in every block that was asked for."""
+    _check_uncapped(mllm)
+    with _implementation(mllm, BLOCKING):
+        yield
+    if blocked.blocks - blocked.seen:
+        raise ModelError(f"{mllm.name}: blocks {sorted(blocked.blocks - blocked.seen)} have no attention of the usual kind to knock out")
+
+
+def knockout(mllm: MLLM, batch: Batch, *, blocks: Sequence[int]) -> Float[Tensor, "sample vocab"]:
+    """Logits of the last position when, in `blocks` (1 to L), no other position looks at the visual tokens; these still look at one another.
+
+    Raises:
+        ConfigError: a block that the model does not have.
+        ModelError: the model caps its attention scores, or a block has no attention of the usual kind.
+    """
+    wanted = check_layers(mllm, blocks, first=1)
+    keys = torch.zeros_like(batch.inputs["input_ids"], dtype=torch.bool)
+    for row, parts in enumerate(mllm.visual_tokens(batch)):
+        for part in parts:
+            keys[row, part.index] = True
+    blocked = Blocked(frozenset(wanted), ~keys, keys)
+    with mllm.lock, torch.inference_mode(), blocking(mllm, blocked):
+        return mllm.model(**batch.inputs, use_cache=False, logits_to_keep=1, blocked=blocked).logits[:, -1].float().cpu()
+
+
 # --- interventions ---------------------------------------------------------------------------------------------------------------------
 
 Edit = Callable[[Float[Tensor, "token d"], int], Float[Tensor, "token d"]]
+
+
+def check_place(mllm: MLLM, at: Place) -> Literal["tower"] | int:
+    """Return "tower" or the layer number of a place where visual tokens can be changed.
+
+    Raises:
+        ConfigError: no such place.
+        ModelError: encoder features are added again after it, so that a change would be half undone.
+    """
+    layer = 0 if at == "projector" else at
+    if isinstance(layer, int):
+        check_layers(mllm, [layer])
+    elif layer != "tower":
+        raise ConfigError(f"place '{at}' does not exist: expected 'tower', 'projector' or a layer from 0 to {mllm.n_layers}")
+    injected = mllm.family.injected(mllm.config)
+    if injected and (not isinstance(layer, int) or layer <= injected):
+        raise ModelError(
+            f"{mllm.family.name} adds encoder features to the outputs of its first {injected} blocks, so an edit at '{at}' is half undone: "
+            f"expected a layer from {injected + 1} to {mllm.n_layers}"
+        )
+    return layer
 
 
 def edit(mllm: MLLM, batch: Batch, *, at: Place, fn: Edit, keep: int = 1) -> Float[Tensor, "sample position vocab"]:
@@ -337,17 +425,7 @@ def edit(mllm: MLLM, batch: Batch, *, at: Place, fn: Edit, keep: int = 1) -> Flo
         ConfigError: no such place.
         ModelError: encoder features are added again after that place, so that the edit would be half undone; or `fn` changed the shape.
     """
-    layer = 0 if at == "projector" else at
-    if isinstance(layer, int):
-        check_layers(mllm, [layer])
-    elif layer != "tower":
-        raise ConfigError(f"place '{at}' does not exist: expected 'tower', 'projector' or a layer from 0 to {mllm.n_layers}")
-    injected = mllm.family.injected(mllm.config)
-    if injected and (not isinstance(layer, int) or layer <= injected):
-        raise ModelError(
-            f"{mllm.family.name} adds encoder features to the outputs of its first {injected} blocks, so an edit at '{at}' is half undone: "
-            f"expected a layer from {injected + 1} to {mllm.n_layers}"
-        )
+    layer = check_place(mllm, at)
     found = mllm.visual_tokens(batch)
     rows = tower_rows(mllm, found) if layer == "tower" else []
     index = _positions_of(found)
@@ -360,18 +438,23 @@ def edit(mllm: MLLM, batch: Batch, *, at: Place, fn: Edit, keep: int = 1) -> Flo
             flat = _by_token(mllm, changed)
             for sample, own in enumerate(rows):
                 if len(own):
-                    flat[own] = _edited(fn, flat[own], sample)
+                    flat[own] = edited(fn, flat[own], sample)
             return flat.view(hidden.shape)
         for sample, own in enumerate(index):
             if len(own):
-                changed[sample, own] = _edited(fn, changed[sample, own], sample)
+                changed[sample, own] = edited(fn, changed[sample, own], sample)
         return changed
 
     with mllm.lock:
         return _trace(mllm, batch, layer, change, keep).float().cpu()
 
 
-def _edited(fn: Edit, values: Tensor, sample: int) -> Tensor:
+def edited(fn: Edit, values: Float[Tensor, "token d"], sample: int) -> Float[Tensor, "token d"]:
+    """What `fn` makes of a copy of `values`.
+
+    Raises:
+        ModelError: another shape.
+    """
     new = fn(values.clone(), sample)
     if new.shape != values.shape:
         raise ModelError(f"an edit returned visual tokens of shape {tuple(new.shape)}: expected {tuple(values.shape)}")

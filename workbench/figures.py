@@ -50,7 +50,8 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str) -> go.Figure:
     """Score by layer, one line per model and `kind`, with its interval as a band and its null as a dotted line.
 
     Args:
-        curves: columns model, layer, score, low, high, null_mean, null_q95, n_images and the column named by `kind`.
+        curves: columns model, layer, score, low, high, n_images and the column named by `kind`; null_mean and null_q95 where the score has a null,
+            otherwise 0 means no change and is drawn as a line. Layer -1 stands for the tower.
         y: name of the score, shown on the axis.
         kind: the column that dashes tell apart; colours tell models apart.
     """
@@ -73,6 +74,20 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str) -> go.Figure:
             customdata=part[["low", "high", "n_images"]],
             hovertemplate=hover,
         )
+    if "null_mean" in curves:
+        _null_band(figure, curves)
+        figure.update_yaxes(rangemode="tozero")
+    else:
+        figure.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1.5})
+    step = 1 if curves["layer"].max() <= 16 else 4
+    figure.update_xaxes(dtick=step)
+    if curves["layer"].min() < 0:
+        ticks = [-1, *range(0, int(curves["layer"].max()) + 1, step)]
+        figure.update_xaxes(tickvals=ticks, ticktext=["tower", *map(str, ticks[1:])])
+    return figure
+
+
+def _null_band(figure: go.Figure, curves: pd.DataFrame) -> None:
     null = curves.groupby("layer")[["null_mean", "null_q95"]].agg({"null_mean": "min", "null_q95": "max"}).reset_index()
     _band(figure, null["layer"], null["null_mean"], null["null_q95"], translucent(GREY, 0.25), "null")
     figure.add_scatter(
@@ -84,9 +99,6 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str) -> go.Figure:
         line={"color": GREY, "dash": "dot", "width": 1.5},
         hovertemplate="%{y:.3f}",
     )
-    figure.update_xaxes(dtick=1 if curves["layer"].max() <= 16 else 4)
-    figure.update_yaxes(rangemode="tozero")
-    return figure
 
 
 def _band(figure: go.Figure, x: pd.Series, low: pd.Series, high: pd.Series, fill: str, group: str) -> None:
@@ -101,6 +113,25 @@ def _band(figure: go.Figure, x: pd.Series, low: pd.Series, high: pd.Series, fill
         showlegend=False,
         hoverinfo="skip",
     )
+
+
+def bars(table: pd.DataFrame, *, x: str, y: str, by: str = "model") -> go.Figure:
+    """Bars with their intervals side by side, a colour for each value of `by`; 0 means no change.
+
+    Args:
+        table: columns score, low, high, n_images and those named by `x` and `by`.
+        y: name of the score, shown on the axis.
+    """
+    figure = new_figure(yaxis_title=y, height=400, barmode="group", hovermode="closest")
+    for number, (name, part) in enumerate(table.groupby(by, sort=False)):
+        error = {"type": "data", "array": part["high"] - part["score"], "arrayminus": part["score"] - part["low"], "width": 3, "thickness": 1.5}
+        figure.add_bar(
+            **{"x": part[x], "y": part["score"], "name": name, "error_y": error, "customdata": part[["low", "high", "n_images"]]},
+            marker={"color": COLOURS[number % len(COLOURS)]},
+            hovertemplate="%{x}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], %{customdata[2]} images",
+        )
+    figure.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1.5})
+    return figure
 
 
 def training_curves(logs: dict[str, pd.DataFrame], measure: str) -> go.Figure:

@@ -23,7 +23,7 @@ from workbench.runs import Run
 def page(name: str) -> None:
     """Figures and table of the chosen runs of one analysis."""
     analysis: Analysis = import_module(f"analyses.{name}").ANALYSIS
-    st.title(analysis.page)
+    st.title(analysis.heading)
     st.caption(analysis.title)
     table = runs.index(runs_root())
     table = table[table["analysis"] == name]

@@ -100,6 +100,8 @@ class Family:
         merged: config -> how many consecutive rows there are for each visual token, where the connector itself merges them.
         injected: config -> how many of the first blocks have encoder features added to their output.
         answer_type: value of `token_type_ids` at answer tokens, where the family uses them.
+        shares_prefix: the connector's output goes as it is to the visual positions, and nothing up to them depends on what follows, so that
+            all questions about an image can share one pass over it.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Family:
     merged: Callable[[PretrainedConfig], int] = lambda config: 1
     injected: Callable[[PretrainedConfig], int] = lambda config: 0
     answer_type: int = 0
+    shares_prefix: bool = False
 
 
 FAMILIES: Registry[Family] = Registry("model family")

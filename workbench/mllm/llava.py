@@ -65,7 +65,7 @@ def _patched(config: Any, shown: Box) -> Box:
     return left, top, left + share * (right - left), top + share * (bottom - top)
 
 
-LLAVA = FAMILIES.add("llava", Family("llava", ("LlavaForConditionalGeneration",), one_raster))
+LLAVA = FAMILIES.add("llava", Family("llava", ("LlavaForConditionalGeneration",), one_raster, shares_prefix=True))
 # Tokens of a PaliGemma prompt see one another; those of the answer, type 1, only what came before.
 PALIGEMMA = FAMILIES.add("paligemma", Family("paligemma", ("PaliGemmaForConditionalGeneration",), one_raster, answer_type=1))
 GEMMA3 = FAMILIES.add("gemma3", Family("gemma3", ("Gemma3ForConditionalGeneration",), one_raster, connector="multi_modal_projector.mm_soft_emb_norm"))

@@ -1,0 +1,126 @@
+"""Attention knockout and object ablation: planted truth on small models of every family, and the real command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from analyses.knockout import AGAINST, ANALYSIS, OBJECT, RANDOM, Config, asked_objects, covering
+from analyses.knockout import run as knock
+from tests.conftest import run
+from tests.test_permutation import bag_of_tokens, model, picture, planted
+from tests.tiny import BUILDERS
+from workbench import runs
+from workbench.analysis import Context
+from workbench.answers import MEAN, Quiz
+from workbench.capture import knockout
+from workbench.data import Dataset, Object, Sample
+from workbench.errors import ConfigError, DataError
+from workbench.mllm.base import VisualTokens
+
+RED_DOG, BLUE_DOG = Object("red dog", (0.0, 0.0, 0.5, 0.5)), Object("blue dog", (0.5, 0.5, 1.0, 1.0))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+def with_objects(images: int = 4, different: bool = True) -> Dataset:
+    """The planted questions with two objects in each picture; the first and the third question name some."""
+    return Dataset(
+        "planted",
+        [dataclasses.replace(s, objects=(RED_DOG, BLUE_DOG), load=(lambda n=int(s.image_id) * different: picture(n))) for s in planted(images)],
+        f"planted {different}",
+    )
+
+
+@pytest.mark.parametrize("name", list(BUILDERS))
+def test_knocking_out_all_blocks_removes_the_image(name: str, folders: Path) -> None:
+    """In every family: another image of the same size gives the same logits; with one block left it does not."""
+    mllm = model(name, folders)
+    batches = [mllm.encode([picture(n, (90, 60)), picture(n + 5, (90, 60))], ["what is this ?", "what color is the dog ?"]) for n in (0, 1)]
+    every = range(1, mllm.n_layers + 1)
+    first, second = (knockout(mllm, batch, blocks=every) for batch in batches)
+    assert torch.allclose(first, second, atol=1e-5)
+    first, second = (knockout(mllm, batch, blocks=every[:-1]) for batch in batches)
+    assert (first - second).abs().max() > 1e-4
+    with pytest.raises(ConfigError, match=r"layer 0 does not exist in .*: expected 1 to 4"):
+        knockout(mllm, batches[0], blocks=[0])
+
+
+def test_without_positions_knockout_equals_a_prompt_without_image(folders: Path) -> None:
+    """An independent oracle: one block that knows no positions cannot tell tokens that nobody looks at from tokens that are not there."""
+    mllm = bag_of_tokens(folders)
+    knocked = knockout(mllm, mllm.encode([picture(0)], ["what is this ?"]), blocks=[1])
+    with torch.inference_mode():
+        alone = mllm.model(**mllm.encode([[]], ["what is this ?"]).inputs).logits[:, -1].float()
+    assert torch.allclose(knocked, alone, atol=1e-4)
+
+
+def test_the_shared_prefix_knocks_out_the_same(folders: Path) -> None:
+    quiz = Quiz(model("llava", folders), planted().scenes, batch_size=5)
+    assert quiz._shared is not None
+    for blocks in ([1], [2, 3], [1, 2, 3, 4]):
+        whole = quiz._among_options(torch.cat([knockout(quiz.mllm, batch, blocks=blocks) for batch in quiz._batches]))
+        assert torch.allclose(quiz.knocked_out(blocks), whole, atol=1e-4)
+        assert (quiz.knocked_out(blocks) - quiz.logprobs()).nan_to_num().abs().max() > 1e-4
+    assert quiz.mllm.config.get_text_config()._attn_implementation == "sdpa"
+
+
+def test_tokens_of_named_objects_by_hand() -> None:
+    def asks(question: str) -> list[str]:
+        return [o.name for o in asked_objects(Sample("0", "0", lambda: picture(0), question, objects=(RED_DOG, BLUE_DOG)))]
+
+    assert asks("any red dog ?") == ["red dog"] and asks("is red left of blue?") == ["red dog", "blue dog"]
+    assert asks("how many dog ?") == ["red dog", "blue dog"] and asks("is a cat here ?") == []
+    raster = [VisualTokens(torch.arange(16), (4, 4), (0.0, 0.0, 1.0, 1.0))]
+    assert covering(raster, [RED_DOG]) == [0, 1, 4, 5] and covering(raster, [RED_DOG, BLUE_DOG]) == [0, 1, 4, 5, 10, 11, 14, 15]
+    mask = np.zeros((80, 80), dtype=bool)
+    mask[20:40, 39:41] = True  # rows of the second token row, columns on both sides of the middle
+    assert covering(raster, [Object("thin", (0, 0, 1, 1), mask)]) == [5, 6]
+    assert covering([VisualTokens(torch.arange(4), (2, 2), (-0.5, 0.0, 1.5, 1.0))], [RED_DOG]) == [0]
+
+
+def test_taking_away_what_every_image_has_changes_nothing(folders: Path) -> None:
+    """If all images are one, each token already is the mean at its place; if they differ, it is not."""
+    mllm, config = model("llava", folders), Config(width=(1, 4), draws=2, questions=0)
+    same = knock(config, Context(mllm, with_objects(different=False), 3)).tables["scores"]
+    taken = same[same["place"] == "tower"]
+    assert set(taken["kind"]) == {OBJECT, RANDOM, AGAINST} and (taken["kl"].abs() < 1e-6).all() and (taken["drop"] == 0).all()
+    result = knock(config, Context(mllm, with_objects(), 3))
+    other, samples = result.tables["scores"], result.tables["samples"]
+    assert (other[other["kind"].isin([OBJECT, RANDOM])]["kl"] > 1e-7).all()
+    assert set(other["place"]) == {"tower", "blocks 1-1", "blocks 2-2", "blocks 3-3", "blocks 4-4", "blocks 1-4"}
+    assert not samples[samples["place"] == "tower"]["id"].str.endswith("-1").any() and (other[other["kind"] == "knockout"]["n"].max() == 12)
+    row, mean = (other[(other["kind"] == kind) & (other["category"] == MEAN)].iloc[0] for kind in (AGAINST, RANDOM))
+    assert row["accuracy_before"] == pytest.approx(mean["accuracy_after"]) and row["drop"] == pytest.approx(row["accuracy_before"] - row["accuracy_after"])
+
+
+def test_what_cannot_be_knocked_out_is_refused_or_noted(folders: Path) -> None:
+    llava, qwen = model("llava", folders), model("qwen3_vl", folders)
+    with pytest.raises(ConfigError, match="width is 5: expected 1 to 4"):
+        knock(Config(width=(5,)), Context(llava, with_objects(), 4))
+    with pytest.raises(ConfigError, match="layer 9 does not exist"):
+        knock(Config(layers=(9,)), Context(llava, with_objects(), 4))
+    with pytest.raises(DataError, match="no question of planted names an object that the data set knows: expected objects, or --no-objects"):
+        knock(Config(width=(1,)), Context(llava, planted(), 4))
+    result = knock(Config(width=(2,), layers=(3,)), Context(qwen, with_objects(2), 4))
+    assert "adds encoder features" in result.record["skipped"]["objects"] and set(result.tables["scores"]["place"]) == {"blocks 3-4", "blocks 1-4"}
+
+
+def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> None:
+    models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
+    done = run("analyses.knockout", "--model", *models, "--limit", "3", "--layers", "2", "--width", "1", "--output_dir", str(tmp_path))
+    found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path)["folder"])}
+    assert set(found) == {"baseline", "viral"} and "knockout-" in done.stdout and AGAINST in done.stdout
+    scores = found["viral"].tables["scores"]
+    assert set(scores["place"]) == {"blocks 2-2", "blocks 1-3", "tower"} and scores.drop(columns=["p"]).notna().all(axis=None)
+    figures = ANALYSIS.figures(found)
+    assert len(figures) == 3 and all("error_y" in trace.to_plotly_json() for figure in list(figures.values())[1:] for trace in figure.data)
+    failed = run("analyses.knockout", "--model", models[0], "--widht", "1", code=2)
+    assert "did you mean 'width'" in failed.stderr and "Traceback" not in failed.stderr

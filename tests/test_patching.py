@@ -1,0 +1,95 @@
+"""Patching between models: planted truth on small models, and the real command line."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from analyses import patching
+from analyses.patching import ANALYSIS, PATCHED, SELF, Config
+from tests.conftest import run
+from tests.test_permutation import model, planted
+from workbench import runs
+from workbench.analysis import Context
+from workbench.answers import MEAN, Quiz
+from workbench.errors import ConfigError, ModelError
+from workbench.mllm import MLLM
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+def changed(mllm: MLLM, change: Any) -> MLLM:
+    """A copy of a model with other weights."""
+    other = copy.deepcopy(mllm.model)
+    with torch.no_grad():
+        change(other.model)
+    return MLLM(other, mllm.processor, mllm.family, f"{mllm.name}-changed")
+
+
+def patched(monkeypatch: pytest.MonkeyPatch, target: MLLM, source: MLLM, **options: Any) -> Any:
+    monkeypatch.setattr(patching, "_load", lambda name: source)
+    return patching.run(Config(source="source", questions=0, **options), Context(target, planted(), batch_size=3)).tables
+
+
+def test_patching_a_model_with_itself_changes_nothing(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mllm = model("llava", folders)
+    table = patched(monkeypatch, mllm, mllm)["scores"]
+    assert set(table["layer"]) == {0, 1, 2, 3, 4} and set(table["kind"]) == {PATCHED, SELF}
+    assert (table[["drop", "low", "high"]] == 0).all(axis=None) and (table["kl"] < 1e-6).all() and (table["n_images"] == 4).all()
+
+
+def test_a_blind_model_answers_with_the_tokens_of_one_that_sees(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: the target is the source but for its connector, so that the source's tokens at layer 0 give the source's own answers."""
+    source = model("llava", folders)
+    blind = changed(source, lambda m: m.multi_modal_projector.linear_2.weight.zero_())
+    quiz = Quiz(source, planted().scenes, 4)
+    expected = quiz.scored(Quiz(blind, planted().scenes, 4).logprobs(), quiz.logprobs()).set_index("id")
+    samples = patched(monkeypatch, blind, source)["samples"]
+    own = samples[(samples["kind"] == PATCHED) & (samples["layer"] == 0)].set_index("id").loc[expected.index]
+    assert (own["correct_after"] == expected["correct_after"]).all() and np.allclose(own["kl"], expected["kl"], atol=1e-5) and (own["kl"] > 1e-5).any()
+    assert (samples[(samples["kind"] == PATCHED) & (samples["layer"] == 4)]["kl"] < 1e-6).all()  # nothing reads them after the last block
+    assert (samples[samples["kind"] == SELF]["kl"] < 1e-6).all()
+
+
+def test_other_blocks_read_the_same_projection_but_other_layers(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = model("llava", folders)
+    other = changed(target, lambda m: m.language_model.layers[0].self_attn.v_proj.weight.mul_(-1))
+    table = patched(monkeypatch, target, other, layers=(0, 1))["scores"]
+    kl = table[table["category"] == MEAN].set_index(["kind", "layer"])["kl"]
+    assert kl[PATCHED, 0] < 1e-6 and kl[PATCHED, 1] > 1e-6 and kl[SELF, 1] < 1e-6
+
+
+def test_models_that_do_not_fit_are_refused(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llava, other, pali = model("llava", folders), model("llava_onevision", folders), model("paligemma", folders)
+    with pytest.raises(ConfigError, match=r"llava_onevision and .*llava have different tokenisers: expected the same one"):
+        patched(monkeypatch, llava, other)
+    with pytest.raises(ModelError, match=r"paligemma depend on the question that follows"):
+        patched(monkeypatch, pali, pali)
+    with pytest.raises(ConfigError, match="layer 9 does not exist"):
+        patched(monkeypatch, llava, llava, layers=(9,))
+    wide = copy.deepcopy(llava.config)
+    wide.get_text_config().hidden_size = 64
+    monkeypatch.setattr(other, "config", wide)
+    with pytest.raises(ConfigError, match=r"llava_onevision has visual tokens of width 64, .*llava of width 32: expected the same width"):
+        patched(monkeypatch, llava, other)
+
+
+def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> None:
+    models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
+    words = ["analyses.patching", "--model", *models, "--limit", "3", "--layers", "0", "2", "--output_dir", str(tmp_path)]
+    assert run(*words, code=2).stderr.strip().splitlines()[-1] == "error: no source given: expected --source FOLDER_OR_HUB_ID"
+    done = run(*words, "--source", models[1])
+    found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path)["folder"])}
+    assert set(found) == {"baseline", "viral"} and "patching-" in done.stdout
+    scores = found["viral"].tables["scores"]
+    assert (scores["drop"] == 0).all() and (scores["kl"] < 1e-6).all()
+    (figure,) = ANALYSIS.figures(found).values()
+    assert sum(trace.fill == "toself" for trace in figure.data) == 4

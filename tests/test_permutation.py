@@ -1,0 +1,228 @@
+"""Permutation of visual tokens: planted truth on small models, the shared prefix against whole prompts, and the real command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from analyses.permutation import ANALYSIS, Config, Images, _moved, _others
+from analyses.permutation import run as permute
+from tests.conftest import run
+from tests.tiny import build
+from workbench import runs
+from workbench.analysis import Context
+from workbench.answers import MEAN, Quiz, change_by_type, kl_divergence, questions_of
+from workbench.data import Dataset, Sample
+from workbench.errors import DataError
+from workbench.mllm import MLLM
+
+
+def picture(seed: int, size: tuple[int, int] = (60, 60)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def planted(images: int = 4, size: tuple[int, int] = (60, 60)) -> Dataset:
+    """Pictures of noise with three questions each, whose answers are arbitrary."""
+    samples = []
+    for number in range(images):
+        picked = [("is this red ?", ("yes", "no"), "colour"), ("is the cat left ?", ("left", "right", "one"), "side"), ("a dog ?", ("yes", "no"), "colour")]
+        for part, (question, options, category) in enumerate(picked):
+            answer = options[(number + part) % len(options)]
+            samples.append(Sample(f"{number}-{part}", str(number), lambda n=number: picture(n, size), question, answer, options, category))
+    return Dataset("planted", samples, "planted")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+def model(name: str, folders: Path) -> MLLM:
+    folder = folders / name
+    return MLLM.load(str(folder if folder.exists() else build(name, folder)))
+
+
+def bag_of_tokens(folders: Path) -> MLLM:
+    """One block without positions: its last token sees the visual tokens as a set."""
+    mllm = model("llava", folders)
+    decoder: Any = mllm.decoder
+    decoder.layers = decoder.layers[:1]
+    mllm.config.get_text_config().num_hidden_layers = 1
+
+    def nowhere(hidden: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angle = torch.zeros(*position_ids.shape, decoder.config.hidden_size // decoder.config.num_attention_heads)
+        return angle.cos(), angle.sin()
+
+    decoder.rotary_emb.forward = nowhere
+    return mllm
+
+
+def scored(mllm: MLLM, config: Config, data: Dataset) -> tuple[pd.DataFrame, dict[str, Any]]:
+    result = permute(config, Context(mllm, data, batch_size=3))
+    return result.tables["scores"], result.record
+
+
+# --- planted truth -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_permuting_a_bag_of_tokens_changes_nothing(folders: Path) -> None:
+    table, _ = scored(bag_of_tokens(folders), Config(questions=0), planted())
+    order = table[table["kind"].isin(["permute", "block shuffle", "transpose", "identity"]) & (table["part"] == "whole")]
+    assert set(order["place"]) == {"tower", "0", "1"} and (order["drop"] == 0).all() and (order["kl"] < 1e-6).all()
+    for kind in ("other image", "mean token"):  # what the bag holds does matter
+        assert (table[(table["kind"] == kind) & (table["place"] == "tower")]["kl"] > 1e-5).any(), kind
+    assert (table[(table["part"] == "features")]["kl"] > 1e-7).any()  # another bag: features meet the positional part of other places
+
+
+def test_identity_is_exactly_nothing_and_order_is_something(folders: Path) -> None:
+    table, record = scored(model("llava", folders), Config(questions=0, permutations=2), planted())
+    identity = table[table["kind"] == "identity"]
+    assert len(identity) == 3 and (identity[["drop", "low", "high", "kl", "kl_low", "kl_high"]] == 0).all(axis=None) and (identity["p"] == 1).all()
+    assert (table[(table["kind"] == "permute") & (table["place"] != "4")]["kl"] > 1e-6).all()
+    assert (table[table["place"] == "4"]["kl"] < 1e-9).all()  # after the last block nothing reads the visual tokens
+    assert record["skipped"] == {} and 0 < record["positional_share"] < 1
+    both = table[table["kind"].eq("permute") & table["part"].eq("whole") & table["category"].eq(MEAN)].set_index("place")["kl"]
+    assert both["tower"] == pytest.approx(both["0"], abs=1e-5)  # this connector treats every token alike
+    assert (table["n_images"] == 4).all() and set(table.groupby("category")["n"].first().to_dict().items()) == {("colour", 8), ("side", 4), (MEAN, 12)}
+    chance = table.groupby("category")["chance"].first()
+    assert chance["colour"] == 0.5 and chance["side"] == pytest.approx(1 / 3) and chance[MEAN] == pytest.approx((1 / 2 + 1 / 3) / 2)
+
+
+def test_batches_change_no_number(folders: Path) -> None:
+    mllm, data = model("llava", folders), planted()
+    first, second = (permute(Config(permutations=1), Context(mllm, data, batch_size=size)).tables["scores"] for size in (1, 4))
+    numbers = first.select_dtypes("number").columns
+    assert np.allclose(first[numbers], second[numbers], atol=1e-4)
+
+
+def test_the_shared_prefix_is_the_same_computation(folders: Path) -> None:
+    mllm = model("llava", folders)
+    quiz = Quiz(mllm, planted().scenes, batch_size=5, first=7)
+    assert quiz._shared is not None
+    assert torch.allclose(quiz._from_prefix(None, None), quiz._whole(None, None), atol=1e-4)
+    for row, sample in enumerate(quiz.samples):  # options of one token: the model's own score of an answer, among the options
+        (own,) = mllm.option_logprobs(mllm.encode([sample.image], [sample.question]), [sample.options])
+        assert torch.allclose(quiz.logprobs()[row, : len(own)], own.log_softmax(-1), atol=1e-4)
+    seen = set()
+
+    def roll(values: torch.Tensor, image: int) -> torch.Tensor:
+        seen.add(image)
+        return values.roll(image, 0)
+
+    for place in ("tower", "projector", 0, 1, 2, 3, 4):
+        assert torch.allclose(quiz._from_prefix(place, roll), quiz._whole(place, roll), atol=1e-4), place  # type: ignore[arg-type]
+    assert seen == {7, 8, 9, 10}
+
+
+def test_a_change_that_writes_into_its_tokens_does_not_leak(folders: Path) -> None:
+    quiz = Quiz(model("llava", folders), planted().scenes, batch_size=5)
+    before = quiz.logprobs()
+    for place in ("tower", 0, 2):
+        assert not torch.equal(quiz.logprobs(place, lambda values, _: values.zero_()), before)  # type: ignore[arg-type]
+        assert torch.equal(quiz.logprobs(place, lambda values, _: values), before)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "skipped"),
+    [
+        ("qwen3_vl", {"place tower": "adds encoder features", "place 0": "adds", "place 1": "adds", "place 2": "adds"}),
+        ("llava_next", {"transpose": "not square"}),
+    ],
+)
+def test_other_families_are_asked_whole_and_what_cannot_be_is_noted(folders: Path, name: str, skipped: dict[str, str]) -> None:
+    config = Config(permutations=1, questions=1, block=1, layers=() if name == "qwen3_vl" else (1,))
+    table, record = scored(model(name, folders), config, planted(2, (120, 60)))
+    assert record["skipped"].keys() == skipped.keys() and all(text in record["skipped"][key] for key, text in skipped.items())
+    assert set(table["place"]) == ({"3", "4"} if name == "qwen3_vl" else {"tower", "1"})
+    assert (table[table["kind"] == "identity"]["kl"] == 0).all() and (table[(table["kind"] == "permute") & (table["place"] != "4")]["kl"] > 0).any()
+
+
+# --- the parts -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_parts_add_up_and_orders_keep_what_they_promise() -> None:
+    images = Images(Config(block=2, seed=3), [((4, 4),), ((4, 4), (2, 2))], [])
+    values, mean, order = torch.randn(16, 5), torch.randn(16, 5), images.permuted(0, 1)
+    both = _moved(_moved(values, mean, order, features=True), mean, order, features=False)
+    assert torch.allclose(both, values[order], atol=1e-5)
+    assert sorted(images.permuted(1, 0).tolist()) == list(range(20)) and not torch.equal(images.permuted(0, 0), images.permuted(0, 1))
+    grid = torch.arange(16).reshape(4, 4)
+    assert torch.equal(images.transposed(0).reshape(4, 4), grid.T) and torch.equal(images.transposed(1)[16:], torch.tensor([16, 18, 17, 19]))
+    blocks = images.shuffled_blocks(0, 0).reshape(2, 2, 2, 2).permute(0, 2, 1, 3).reshape(4, 4)
+    assert sorted(blocks.tolist()) == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    others = _others(9, 0)
+    assert sorted(others) == list(range(9)) and all(other != own for own, other in enumerate(others))
+
+
+def test_scores_by_hand() -> None:
+    before, after = torch.tensor([[0.5, 0.5, 0.0]]).log(), torch.tensor([[0.75, 0.25, 0.0]]).log()
+    assert kl_divergence(before, after).item() == pytest.approx(0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25))
+    rows = [(f"q{i}", f"i{i % 3}", "a" if i < 6 else "b", 0.5, True, i >= 3, 0.1 * i) for i in range(9)]
+    columns = ["id", "image_id", "category", "chance", "correct_before", "correct_after", "kl"]
+    table = pd.DataFrame(change_by_type(pd.DataFrame(rows, columns=columns), seed=0)).set_index("category")
+    assert table.loc["a", "drop"] == 0.5 and table.loc["b", "drop"] == 0 and table.loc[MEAN, "drop"] == pytest.approx(0.25)
+    assert table.loc["a", "kl"] == pytest.approx(0.25) and table.loc[MEAN, "kl"] == pytest.approx((0.25 + 0.7) / 2)
+    assert (table["low"] <= table["drop"]).all() and (table["drop"] <= table["high"]).all() and table.loc[MEAN, "n"] == 9 and table.loc["a", "n_images"] == 3
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_questions_that_cannot_be_scored_are_refused(folders: Path) -> None:
+    mllm = model("llava", folders)
+    same = [Sample("0", "0", lambda: picture(0), "a ?", "red", ("red", "red cat"), "x")]
+    with pytest.raises(DataError, match=r"the options red, red cat are not told apart by their first token"):
+        Quiz(mllm, [same], 4)
+    with pytest.raises(DataError, match="1 image with questions: expected at least 2"):
+        scored(mllm, Config(), planted(1))
+    with pytest.raises(DataError, match="none of 1 images has a question with options"):
+        questions_of([[Sample("0", "0", lambda: picture(0))]])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--layers", "9"], "layer 9 does not exist"),
+        (["--types", "count", "relatoin_x"], "did you mean 'relation_x'"),
+        (["--permutations", "0"], "permutations is 0: expected at least 1"),
+        (["--permutatoins", "1"], "unknown option '--permutatoins': did you mean 'permutations'"),
+        (["--block", "3"], "block is 3 in a raster of 8 x 8 tokens: expected a divisor of both"),
+        (["--data", "folder:PHOTOS"], "has a question with options and an answer"),
+    ],
+)
+def test_bad_input_is_one_sentence(runs_folder: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    (tmp_path / "photos").mkdir()
+    picture(0).save(tmp_path / "photos" / "noise.png")
+    given = [word.replace("PHOTOS", str(tmp_path / "photos")) for word in words]
+    done = run("analyses.permutation", "--model", str(runs_folder / "viral"), "--limit", "2", "--output_dir", str(tmp_path / "out"), *given, code=2)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last and "Traceback" not in done.stderr
+    assert list((tmp_path / "out").glob("*")) == []
+
+
+# --- the command -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> None:
+    models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
+    words = ["analyses.permutation", "--model", *models, "--limit", "3", "--permutations", "1", "--layers", "0", "2", "--output_dir", str(tmp_path)]
+    done = run(*words)
+    found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path)["folder"])}
+    assert set(found) == {"baseline", "viral"} and "permutation-" in done.stdout and MEAN in done.stdout
+    stored = found["viral"]
+    scores, samples = stored.tables["scores"], stored.tables["samples"]
+    assert set(scores["place"]) == {"tower", "0", "2"} and set(scores["part"]) == {"whole", "features", "positions"}
+    assert scores.drop(columns=["p"]).notna().all(axis=None) and (scores["seed"] == 0).all() and (scores["n_images"] <= 3).all()
+    assert np.allclose(scores["drop"], scores["accuracy_before"] - scores["accuracy_after"])
+    one = samples[(samples["place"] == "tower") & (samples["kind"] == "transpose") & (samples["category"] == "exist")]
+    row = scores[(scores["place"] == "tower") & (scores["kind"] == "transpose") & (scores["category"] == "exist")].iloc[0]
+    assert row["accuracy_after"] == one["correct_after"].mean() and row["kl"] == pytest.approx(one["kl"].mean()) and row["n"] == len(one)
+    figures = ANALYSIS.figures(found)
+    assert len(figures) == 5 and all("error_y" in trace.to_plotly_json() for title in list(figures)[1:] for trace in figures[title].data)
+    assert sum(trace.fill == "toself" for trace in figures["Drop by layer, mean of types"].data) == 4

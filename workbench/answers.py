@@ -1,0 +1,309 @@
+"""Answers to questions with options while the visual tokens are changed on their way: what every intervention is scored by.
+
+An answer is scored at the last position of the prompt, by the log-probability of each option's first token among the options. Where options of one
+question begin with the same token that is no answer, and the question is refused.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from workbench.capture import Blocked, Place, blocking, check_layers, check_place, edit, edited, knockout, read
+from workbench.data.base import Sample
+from workbench.errors import DataError, UnknownNameError
+from workbench.mllm.base import MLLM, VisualTokens
+from workbench.stats import bootstrap_ci, paired_test
+
+Change = Callable[[Float[Tensor, "token d"], int], Float[Tensor, "token d"]]
+"""(visual tokens of one image, number of the image) -> their replacement."""
+Scene = Sequence[Sample]
+Grid = tuple[int, int]
+MEAN = "mean of types"
+
+
+class Quiz:
+    """Some images with their questions, encoded once and asked as often as there are changes.
+
+    Where the family allows it (`Family.shares_prefix`), an image and what stands before it go through the language model once for all its questions,
+    and each question continues from there. That is the same computation in another order, not an approximation; `tests/test_permutation.py` compares both.
+
+    Args:
+        scenes: questions by image.
+        batch_size: sequences in one forward pass.
+        features: what the connector receives for each image, if it is known already.
+        first: number of the first image, as `Change` is told.
+
+    Raises:
+        DataError: two options of a question begin with the same token.
+    """
+
+    def __init__(self, mllm: MLLM, scenes: Sequence[Scene], batch_size: int, *, features: Sequence[Tensor] | None = None, first: int = 0) -> None:
+        self.mllm, self.batch_size, self.first = mllm, batch_size, first
+        self.samples = [sample for scene in scenes for sample in scene]
+        self.owner = torch.tensor([number for number, scene in enumerate(scenes) for _ in scene])
+        self._options = _option_ids(mllm, self.samples)
+        chunks = [self.samples[start : start + batch_size] for start in range(0, len(self.samples), batch_size)]
+        self._batches = [mllm.encode([s.image for s in chunk], [s.question for s in chunk]) for chunk in chunks]
+        self._shared = self._share(scenes, features) if _may_share(mllm) else None
+        self._plain: list[tuple[Tensor, Tensor]] | None = None
+
+    def logprobs(self, at: Place | None = None, change: Change | None = None) -> Float[Tensor, "question option"]:
+        """Log-probability of each option among the options of its question, -inf where a question has fewer; `change` acts on the visual tokens at `at`.
+
+        Raises:
+            ConfigError, ModelError: see `capture.edit`.
+        """
+        if at is not None:
+            check_place(self.mllm, at)
+        return self._among_options(self._from_prefix(at, change) if self._shared is not None else self._whole(at, change))
+
+    def knocked_out(self, blocks: Sequence[int]) -> Float[Tensor, "question option"]:
+        """The same log-probabilities when no text looks at the visual tokens in `blocks` (1 to L): see `capture.knockout`."""
+        if self._shared is not None:
+            return self._among_options(self._from_prefix(None, None, check_layers(self.mllm, blocks, first=1)))
+        return self._among_options(torch.cat([knockout(self.mllm, batch, blocks=blocks) for batch in self._batches]))
+
+    def _among_options(self, logits: Float[Tensor, "question vocab"]) -> Float[Tensor, "question option"]:
+        taken = logits.gather(1, self._options.clamp(min=0)).masked_fill(self._options < 0, -torch.inf)
+        return taken.log_softmax(-1)
+
+    def scored(self, before: Float[Tensor, "question option"], after: Float[Tensor, "question option"]) -> pd.DataFrame:
+        """One row per question: id, image_id, category, chance, correct_before, correct_after, kl (nats)."""
+        right = torch.tensor([sample.options.index(sample.answer) for sample in self.samples])
+        names = {
+            "id": [s.id for s in self.samples],
+            "image_id": [s.image_id for s in self.samples],
+            "category": [s.category for s in self.samples],
+            "chance": [1 / len(s.options) for s in self.samples],
+        }
+        correct = {"correct_before": (before.argmax(1) == right).numpy(), "correct_after": (after.argmax(1) == right).numpy()}
+        return pd.DataFrame(names | correct | {"kl": kl_divergence(before, after).numpy()})
+
+    def _whole(self, at: Place | None, change: Change | None) -> Float[Tensor, "question vocab"]:
+        """Every prompt as a whole: any family."""
+        logits, row = [], 0
+        for batch in self._batches:
+            owner = self.owner[row : row + len(batch)].tolist()
+            row += len(batch)
+            if at is None or change is None:
+                with self.mllm.lock, torch.inference_mode():
+                    logits.append(self.mllm.model(**batch.inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float().cpu())
+            else:
+                logits.append(edit(self.mllm, batch, at=at, fn=partial(_of_sample, change=change, images=[self.first + n for n in owner]))[:, -1])
+        return torch.cat(logits)
+
+    # --- one pass over an image for all its questions ------------------------------------------------------------------------------------
+
+    def _share(self, scenes: Sequence[Scene], features: Sequence[Tensor] | None) -> _Shared | None:
+        """The common beginning of each image's prompts, or None where there is none of one length and with the visual tokens at one place."""
+        prompts, places = [], []
+        for batch in self._batches:
+            for row, parts in enumerate(self.mllm.visual_tokens(batch)):
+                pad = int(batch.inputs["attention_mask"][row].argmax())
+                prompts.append(batch.inputs["input_ids"][row, pad:].cpu())
+                places.append(torch.cat([part.index for part in parts]).cpu() - pad)
+        visual = places[0]
+        cut = int(visual.max()) + 1
+        starts = [prompts[int((self.owner == number).nonzero()[0])][:cut] for number in range(len(scenes))]
+        same = all(torch.equal(place, visual) for place in places)
+        if not same or any(not torch.equal(prompt[:cut], starts[number]) for prompt, number in zip(prompts, self.owner.tolist(), strict=True)):
+            return None
+        if features is None:
+            features = survey(self.mllm, scenes, self.batch_size, tower=True)[1]
+        return _Shared(torch.stack(list(features)), torch.stack(starts), visual, [prompt[cut:] for prompt in prompts])
+
+    def _from_prefix(self, at: Place | None, change: Change | None, blocks: Sequence[int] = ()) -> Float[Tensor, "question vocab"]:
+        """From the images' own pass, which is kept where nothing changes in it; text after the image looks away from it in `blocks`."""
+        assert self._shared is not None
+        with self.mllm.lock, torch.inference_mode():
+            memory = self._prefix(at, change) if change is not None else self._plain or self._prefix(None, None)
+            if change is None:
+                self._plain = memory
+            return torch.cat([self._continued(memory, start, blocks) for start in range(0, len(self.samples), self.batch_size)])
+
+    def _continued(self, memory: list[tuple[Tensor, Tensor]], start: int, blocks: Sequence[int]) -> Float[Tensor, "question vocab"]:
+        """Logits at the end of some questions, each after the pass over its image."""
+        assert self._shared is not None
+        model: Any = self.mllm.model
+        tails, owner = self._shared.tails[start : start + self.batch_size], self.owner[start : start + self.batch_size].to(self.mllm.device)
+        last = torch.tensor([len(tail) - 1 for tail in tails], device=self.mllm.device)
+        ids = torch.nn.utils.rnn.pad_sequence(tails, batch_first=True).to(self.mllm.device)  # padding comes after what is read, so it is not seen
+        cache = DynamicCache([(key[owner], value[owner]) for key, value in memory], config=self.mllm.config.get_text_config())
+        inputs = {"inputs_embeds": model.get_input_embeddings()(ids), "past_key_values": cache, "use_cache": True}
+        if blocks:
+            keys = torch.zeros(len(tails), self._shared.starts.shape[1] + ids.shape[1], dtype=torch.bool)
+            keys[:, self._shared.visual] = True
+            blocked = Blocked(frozenset(blocks), torch.ones(ids.shape, dtype=torch.bool), keys)
+            with blocking(self.mllm, blocked):
+                hidden = self.mllm.decoder(**inputs, blocked=blocked).last_hidden_state
+        else:
+            hidden = self.mllm.decoder(**inputs).last_hidden_state
+        return model.get_output_embeddings()(hidden[torch.arange(len(tails), device=hidden.device), last]).float().cpu()
+
+    def _prefix(self, at: Place | None, change: Change | None) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of every block for the images and what stands before them, with the change in place."""
+        assert self._shared is not None
+        visual, embed = self._shared.visual.to(self.mllm.device), self.mllm.model.get_input_embeddings()
+
+        def changed(values: Float[Tensor, "image token d"]) -> Float[Tensor, "image token d"]:
+            assert change is not None
+            return torch.stack([edited(change, own, self.first + number) for number, own in enumerate(values)])
+
+        def at_block(_: object, __: object, output: Tensor) -> Tensor:
+            output = output.clone()
+            output[:, visual] = changed(output[:, visual])
+            return output
+
+        features = self._shared.features.to(self.mllm.device, embed.weight.dtype)
+        projected = self.mllm.connector(changed(features) if at == "tower" else features)
+        hidden = embed(self._shared.starts.to(self.mllm.device))
+        hidden[:, visual] = (changed(projected) if at in ("projector", 0) else projected).to(hidden.dtype)
+        cache: Any = DynamicCache(config=self.mllm.config.get_text_config())
+        with _hook(self.mllm, at, at_block):
+            self.mllm.decoder(inputs_embeds=hidden, past_key_values=cache, use_cache=True)
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _of_sample(values: Float[Tensor, "token d"], sample: int, *, change: Change, images: list[int]) -> Float[Tensor, "token d"]:
+    """`change` as `capture.edit` calls it."""
+    return change(values, images[sample])
+
+
+class _Shared:
+    """What `_from_prefix` needs: the connector's input, the prompts up to the last visual token, its positions there, and what follows."""
+
+    def __init__(
+        self,
+        features: Float[Tensor, "image token f"],
+        starts: Int[Tensor, "image position"],
+        visual: Int[Tensor, token],  # noqa: F821
+        tails: list[Int[Tensor, _]],  # noqa: F821
+    ) -> None:
+        self.features, self.starts, self.visual, self.tails = features, starts, visual, tails
+
+
+@contextmanager
+def _hook(mllm: MLLM, at: Place | None, fn: Callable[[object, object, Tensor], Tensor]) -> Iterator[None]:
+    """Replace the output of block `at`, if it is one."""
+    handle = mllm.decoder.layers[at - 1].register_forward_hook(fn) if isinstance(at, int) and at > 0 else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _may_share(mllm: MLLM) -> bool:
+    """The family says so, and every block sees all that came before."""
+    text = mllm.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    return mllm.family.shares_prefix and kinds == {"full_attention"} and getattr(text, "sliding_window", None) is None
+
+
+def _option_ids(mllm: MLLM, samples: Sequence[Sample]) -> Int[Tensor, "question option"]:
+    """First token of every option, -1 where a question has fewer options."""
+    tokenizer, known = mllm.processor.tokenizer, {}
+    for options in {sample.options for sample in samples}:
+        ids = [tokenizer(option, add_special_tokens=False)["input_ids"][:1] for option in options]
+        known[options] = torch.tensor([own[0] for own in ids if own])
+        if len(known[options]) < len(options) or len(known[options].unique()) < len(options):
+            raise DataError(f"the options {', '.join(options)} are not told apart by their first token in {mllm.name}: expected options that begin differently")
+    return torch.nn.utils.rnn.pad_sequence([known[sample.options] for sample in samples], batch_first=True, padding_value=-1)
+
+
+def survey(mllm: MLLM, scenes: Sequence[Scene], batch_size: int, *, tower: bool) -> tuple[list[list[VisualTokens]], list[Float[Tensor, "token f"]]]:
+    """The visual tokens of each scene's image, and on request what the connector receives for them (on the CPU, by visual token).
+
+    Raises:
+        DataError: visual tokens without a raster.
+        ModelError: the tower is asked for where a token comes from several features.
+    """
+    rasters, features = [], []
+    for start in range(0, len(scenes), batch_size):
+        part = [scene[0] for scene in scenes[start : start + batch_size]]
+        batch = mllm.encode([s.image for s in part], [s.question for s in part])
+        found = mllm.visual_tokens(batch)
+        if any(tile.grid is None for sample in found for tile in sample):
+            raise DataError(f"{mllm.name} ({mllm.family.name}) gives visual tokens without a raster: expected rows and columns")
+        rasters += found
+        if tower:
+            features += [own.tower for own in read(mllm, batch, layers=[0], tower=True) if own.tower is not None]
+    return rasters, features
+
+
+def grids_of(parts: Sequence[VisualTokens]) -> tuple[Grid, ...]:
+    """The rasters of an image as (rows, columns)."""
+    return tuple(part.grid for part in parts if part.grid is not None)
+
+
+def questions_of(scenes: Sequence[Scene], *, types: Sequence[str] = (), each: int = 0) -> list[list[Sample]]:
+    """The questions to ask: those with options, of the asked types, the first `each` of a type for an image (0: all); images without any are left out.
+
+    Raises:
+        DataError: nothing is left.
+        UnknownNameError: a type that no question with options has.
+    """
+    scored = [[sample for sample in scene if sample.answer in sample.options] for scene in scenes]
+    known = {sample.category for scene in scored for sample in scene}
+    if not known:
+        raise DataError(f"none of {len(scenes)} images has a question with options and an answer: expected a data set of questions, such as shapes:val")
+    for name in types:
+        if name not in known:
+            raise UnknownNameError("question type", name, known)
+    kept = []
+    for scene in scored:
+        count: Counter[str] = Counter()
+        own = []
+        for sample in scene:
+            count[sample.category] += 1
+            if (not types or sample.category in types) and (not each or count[sample.category] <= each):
+                own.append(sample)
+        if own:
+            kept.append(own)
+    return kept
+
+
+def change_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
+    """Accuracy before and after, the drop between them and KL, for each question type and for the mean of types.
+
+    Rows of one question (random draws of a change) are averaged first. Intervals are 95 %, by resampling images, the drop's paired by question; p is of the
+    sign-flip test on the images' own drops. Where no image changed, resampling finds no spread: such an interval of [0, 0] still leaves room for a drop of
+    about 3 / n_images. In the mean of types every type weighs the same, however many questions it has.
+    """
+    scores = ["correct_before", "correct_after", "kl"]
+    each = samples.groupby("id", sort=False).agg({"image_id": "first", "category": "first", "chance": "first"} | dict.fromkeys(scores, "mean"))
+    sizes = each.groupby("category")["kl"].size()
+    weights = each["category"].map(len(each) / (len(sizes) * sizes))
+    parts = [(name, each[each["category"] == name], 1.0) for name in sizes.index]
+    return [_changed(name, part, weight, seed) for name, part, weight in [*parts, (MEAN, each, weights)]]
+
+
+def _changed(category: str, each: pd.DataFrame, weight: pd.Series | float, seed: int) -> dict[str, Any]:
+    """A row of the table: see `change_by_type`."""
+    values = {name: each[name].astype(float) * weight for name in ("correct_before", "correct_after", "kl", "chance")}
+    groups = each["image_id"].tolist()
+    drop = bootstrap_ci((values["correct_before"] - values["correct_after"]).to_numpy(), groups=groups, seed=seed)
+    kl = bootstrap_ci(values["kl"].to_numpy(), groups=groups, seed=seed)
+    by_image = pd.DataFrame(values).groupby(each["image_id"])[["correct_before", "correct_after"]].sum()
+    test = paired_test(by_image["correct_after"].to_numpy(), by_image["correct_before"].to_numpy(), n=2000, seed=seed)
+    return {
+        **{"category": category, "accuracy_before": values["correct_before"].mean(), "accuracy_after": values["correct_after"].mean()},
+        **{"drop": drop.estimate, "low": drop.low, "high": drop.high, "p": test.p, "kl": kl.estimate, "kl_low": kl.low, "kl_high": kl.high},
+        **{"n": len(each), "n_images": drop.n, "chance": values["chance"].mean(), "seed": seed},
+    }
+
+
+def kl_divergence(before: Float[Tensor, "question option"], after: Float[Tensor, "question option"]) -> Float[Tensor, question]:  # noqa: F821
+    """KL(before || after) in nats of log-probabilities that share their -inf; 0 where nothing moved."""
+    terms = before.exp() * (before - after)
+    return terms.masked_fill(before == -torch.inf, 0).sum(-1).clamp(min=0)
