@@ -6,12 +6,12 @@ python -m benchmarks.capture --small    # seconds, to see that it works
 
 from __future__ import annotations
 
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -64,14 +64,25 @@ def runs(mllm: MLLM, batch: Batch) -> dict[str, Callable[[], object]]:
 
 
 def memory(side: int, name: str) -> None:
-    """Print the MiB that one run needs beyond a plain forward pass, in a process of its own."""
+    """Print the MiB that one run needs at its peak beyond what a plain forward pass needs at its own, in a process of its own."""
     mllm = model(side)
     batch = mllm.encode([Image.new("RGB", (300, 300), "gray")], ["what ?" * 8])
     every = runs(mllm, batch)
     every["plain forward (sdpa)"]()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    every[name]()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(_peak(every[name]) - _peak(every["plain forward (sdpa)"]))
+
+
+def _peak(run: Callable[[], object]) -> float:
+    """MiB of resident memory at the peak of a run above its start (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to the present
+    before = _resident("VmRSS")
+    run()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
+    return int(line.split()[1]) / 1024
 
 
 def main(argv: list[str]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from workbench.errors import DataError
 
 CHUNK_BYTES = 2**26  # of similarities held at a time, where many small representations are searched together
-TILE = 1024  # rows of one block
+TILE = 2048  # rows of one block
 
 
 @dataclass(frozen=True)
