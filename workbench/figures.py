@@ -71,6 +71,7 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str) -> go.Figure:
             mode="lines+markers",
             line={"color": colour, "dash": dash, "width": 2.5},
             marker={"size": 7},
+            error_y=_error_bars(part) if len(part) == 1 else None,  # a single point has no band
             customdata=part[["low", "high", "n_images"]],
             hovertemplate=hover,
         )
@@ -101,6 +102,11 @@ def _null_band(figure: go.Figure, curves: pd.DataFrame) -> None:
     )
 
 
+def _error_bars(part: pd.DataFrame) -> dict[str, object]:
+    """Intervals as error bars, in a grey that reads on white, on black and on the bars themselves."""
+    return {"type": "data", "array": part["high"] - part["score"], "arrayminus": part["score"] - part["low"], "width": 3, "thickness": 1.5, "color": GREY}
+
+
 def _band(figure: go.Figure, x: pd.Series, low: pd.Series, high: pd.Series, fill: str, group: str) -> None:
     figure.add_scatter(
         x=pd.concat([x, x[::-1]]),
@@ -124,9 +130,8 @@ def bars(table: pd.DataFrame, *, x: str, y: str, by: str = "model") -> go.Figure
     """
     figure = new_figure(yaxis_title=y, height=400, barmode="group", hovermode="closest")
     for number, (name, part) in enumerate(table.groupby(by, sort=False)):
-        error = {"type": "data", "array": part["high"] - part["score"], "arrayminus": part["score"] - part["low"], "width": 3, "thickness": 1.5}
         figure.add_bar(
-            **{"x": part[x], "y": part["score"], "name": name, "error_y": error, "customdata": part[["low", "high", "n_images"]]},
+            **{"x": part[x], "y": part["score"], "name": name, "error_y": _error_bars(part), "customdata": part[["low", "high", "n_images"]]},
             marker={"color": COLOURS[number % len(COLOURS)]},
             hovertemplate="%{x}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], %{customdata[2]} images",
         )
