@@ -1,8 +1,8 @@
-"""LLaVA-1.5 and models trained here, PaliGemma and Gemma 3: the whole image as one square raster, one token per patch or pool of patches.
+"""LLaVA-1.5 and models trained here: one square raster an image, one token per patch.
 
-LlavaForConditionalGeneration, PaliGemmaForConditionalGeneration, Gemma3ForConditionalGeneration
+LlavaForConditionalGeneration
   model.vision_tower            a ViT (CLIP, SigLIP, DINOv2)
-  model.multi_modal_projector   linear layers; Gemma 3 pools before its `mm_soft_emb_norm`
+  model.multi_modal_projector   two linear layers
   model.language_model          decoder: .layers, .norm
   lm_head
 """
@@ -36,8 +36,6 @@ def one_raster(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
 def _shown(processor: Any, image: Image.Image) -> Box:
     """The part of the image that becomes pixels: all of it, its centre, or more than it where it is padded to a square."""
     width, height = image.size
-    if getattr(processor, "do_pan_and_scan", False):
-        raise ModelError("gemma3: the processor crops images (do_pan_and_scan): expected do_pan_and_scan=False, one raster an image")
     if getattr(processor, "do_pad", False):
         side = max(width, height)
         left, top = (side - width) // 2, (side - height) // 2
@@ -66,6 +64,3 @@ def _patched(config: Any, shown: Box) -> Box:
 
 
 LLAVA = FAMILIES.add("llava", Family("llava", ("LlavaForConditionalGeneration",), one_raster, shares_prefix=True))
-# Tokens of a PaliGemma prompt see one another; those of the answer, type 1, only what came before.
-PALIGEMMA = FAMILIES.add("paligemma", Family("paligemma", ("PaliGemmaForConditionalGeneration",), one_raster, answer_type=1))
-GEMMA3 = FAMILIES.add("gemma3", Family("gemma3", ("Gemma3ForConditionalGeneration",), one_raster, connector="multi_modal_projector.mm_soft_emb_norm"))

@@ -1,6 +1,6 @@
-"""LLaVA-NeXT and LLaVA-OneVision: the whole image as one raster, then the image again at high resolution, without its padding.
+"""LLaVA-NeXT: the whole image as one raster, then the image again at high resolution, without its padding.
 
-LlavaNextForConditionalGeneration, LlavaOnevisionForConditionalGeneration
+LlavaNextForConditionalGeneration
   model.vision_tower            a ViT (CLIP, SigLIP); sees the image and its tiles as one batch
   model.multi_modal_projector   two linear layers
   model.image_newline           one vector, after every row of the high-resolution raster; it is no part of the image
@@ -101,4 +101,3 @@ def _reduced(rows: Int[Tensor, "h w"], config: object, side: int) -> Int[Tensor,
 
 
 LLAVA_NEXT = FAMILIES.add("llava_next", Family("llava_next", ("LlavaNextForConditionalGeneration",), visual_tokens))
-LLAVA_ONEVISION = FAMILIES.add("llava_onevision", Family("llava_onevision", ("LlavaOnevisionForConditionalGeneration",), visual_tokens))

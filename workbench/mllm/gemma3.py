@@ -1,0 +1,27 @@
+"""Gemma 3: as LLaVA, one square raster of the whole image, one token for each pool of patches.
+
+Gemma3ForConditionalGeneration
+  model.vision_tower            SigLIP
+  model.multi_modal_projector   mean pool, `mm_soft_emb_norm`, one matrix
+  model.language_model          decoder with sliding windows: .layers, .norm
+"""
+
+from __future__ import annotations
+
+from workbench.errors import ModelError
+from workbench.mllm.base import FAMILIES, MLLM, Batch, Family, VisualTokens
+from workbench.mllm.llava import one_raster
+
+
+def visual_tokens(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
+    """One square raster per image.
+
+    Raises:
+        ModelError: the processor adds crops of the image.
+    """
+    if mllm.processor.image_processor.do_pan_and_scan:
+        raise ModelError("gemma3: the processor adds crops of the image (do_pan_and_scan): expected do_pan_and_scan=False, one raster an image")
+    return one_raster(mllm, batch)
+
+
+GEMMA3 = FAMILIES.add("gemma3", Family("gemma3", ("Gemma3ForConditionalGeneration",), visual_tokens, connector="multi_modal_projector.mm_soft_emb_norm"))

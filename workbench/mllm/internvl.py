@@ -1,0 +1,29 @@
+"""InternVL: square tiles and a thumbnail; how an image is cut follows from its size.
+
+InternVLForConditionalGeneration
+  model.vision_tower            InternViT
+  model.multi_modal_projector   after a pixel shuffle
+  model.language_model          decoder: .layers, .norm
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+
+from workbench.mllm.base import FAMILIES, MLLM, Batch, Family
+from workbench.mllm.tiles import Cuts, tiled
+
+
+def _cuts(mllm: MLLM, batch: Batch, sample: int) -> Cuts:
+    """Computed from each image's size, as the processor does."""
+    images, wanted = mllm.processor.image_processor, mllm.processor.images_kwargs
+    if not wanted.get("crop_to_patches", images.crop_to_patches) or images.max_patches < 2:
+        return [(0, 0)] * len(batch.images[sample])
+    size = (images.size["height"], images.size["width"])
+    cuts = [get_optimal_tiled_canvas((i.height, i.width), size, images.min_patches, images.max_patches)[::-1] for i in batch.images[sample]]
+    return [(rows, columns) if rows * columns > 1 else (0, 0) for rows, columns in cuts]
+
+
+INTERNVL = FAMILIES.add("internvl", Family("internvl", ("InternVLForConditionalGeneration",), partial(tiled, _cuts)))

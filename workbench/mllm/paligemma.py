@@ -1,0 +1,15 @@
+"""PaliGemma: as LLaVA, one square raster of the whole image; a prompt without a chat template, whose tokens see one another.
+
+PaliGemmaForConditionalGeneration
+  model.vision_tower            SigLIP
+  model.multi_modal_projector   one linear layer
+  model.language_model          Gemma: .layers, .norm
+"""
+
+from __future__ import annotations
+
+from workbench.mllm.base import FAMILIES, Family
+from workbench.mllm.llava import one_raster
+
+# Tokens of the answer have type 1: they see only what came before them.
+PALIGEMMA = FAMILIES.add("paligemma", Family("paligemma", ("PaliGemmaForConditionalGeneration",), one_raster, answer_type=1))

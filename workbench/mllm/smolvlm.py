@@ -1,0 +1,46 @@
+"""SmolVLM and Idefics3: square tiles and a thumbnail; how an image is cut stands in the prompt.
+
+SmolVLMForConditionalGeneration, Idefics3ForConditionalGeneration
+  model.vision_model                    SigLIP
+  model.connector.modality_projection   after a pixel shuffle
+  model.text_model                      decoder: .layers, .norm
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+from workbench.errors import ModelError
+from workbench.mllm.base import FAMILIES, MLLM, Batch, Family
+from workbench.mllm.tiles import Cuts, tile_length, tiled
+
+THUMBNAIL = "<global-img>"
+
+
+def _cuts(mllm: MLLM, batch: Batch, sample: int) -> Cuts:
+    """Read from the prompt itself, where each tile comes after its mark, and the whole image after the tiles."""
+    ids = batch.inputs["input_ids"][sample]
+    starts = (ids == mllm.config.image_token_id).nonzero().flatten()[:: tile_length(mllm)] - 1
+    cuts, last = [], (0, 0)
+    for mark in mllm.processor.tokenizer.convert_ids_to_tokens(ids[starts.clamp_min(0)].tolist()):
+        tile = re.fullmatch(r"<row_(\d+)_col_(\d+)>", mark)
+        if tile is not None:
+            last = (int(tile[1]), int(tile[2]))
+        elif mark == THUMBNAIL:
+            cuts.append(last)
+            last = (0, 0)
+        else:
+            raise ModelError(f"{mllm.family.name}: '{mark}' before the visual tokens of a tile, expected <row_R_col_C> or {THUMBNAIL}")
+    return cuts
+
+
+SMOLVLM = FAMILIES.add(
+    "smolvlm",
+    Family(
+        "smolvlm",
+        ("SmolVLMForConditionalGeneration", "Idefics3ForConditionalGeneration"),
+        partial(tiled, _cuts),
+        connector="connector.modality_projection",
+    ),
+)
