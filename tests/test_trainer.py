@@ -262,6 +262,7 @@ def test_an_output_folder_is_never_overwritten(runs_folder: Path, tmp_path: Path
 
 
 def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background ignores it, and so would its children
     words = [recipe("stage1"), *SMALL, "--optim.steps", "5000", "--output_dir", str(tmp_path / "out")]
     process = subprocess.Popen([sys.executable, "-m", "trainer", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr is not None
