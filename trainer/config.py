@@ -134,6 +134,8 @@ class Recipe:
     """Steps between evaluations on the validation split."""
     save_every: int = 400
     """Steps between checkpoints."""
+    keep_checkpoints: int | None = 2
+    """The newest so many stay; None (null) keeps all, which `analyses.dynamics` reads."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Trackers, besides the parquet log."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -144,6 +146,8 @@ class Recipe:
     def __post_init__(self) -> None:
         _at_least("", 1, log_every=self.log_every, eval_every=self.eval_every, save_every=self.save_every)
         _at_least("", 0, seed=self.seed)
+        if self.keep_checkpoints is not None:
+            _at_least("", 1, keep_checkpoints=self.keep_checkpoints)
         if self.save_every % self.log_every:
             raise ConfigError(f"save_every is {self.save_every}: expected a multiple of log_every = {self.log_every}, so that a resumed log is exact")
         if self.model.language is None:

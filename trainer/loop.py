@@ -314,7 +314,7 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
         eval_strategy="steps",
         eval_steps=recipe.eval_every,
         save_steps=recipe.save_every,
-        save_total_limit=2,
+        save_total_limit=recipe.keep_checkpoints,
         seed=recipe.seed,
         data_seed=recipe.seed,
         remove_unused_columns=False,

@@ -30,7 +30,7 @@ def check_same_recipe(folder: Path, recipe: Recipe) -> None:
     """
     written = merge(as_mapping(Recipe()), yaml.safe_load((folder / RECIPE_FILE).read_text()))
     stored, own = _absolute_start(written), _absolute_start(as_mapping(recipe))
-    for key in sorted(set(own) - {"resume", "output_dir", "report_to"}):
+    for key in sorted(set(own) - {"resume", "output_dir", "report_to", "keep_checkpoints"}):
         if stored.get(key) != own[key]:
             raise ConfigError(f"the run in {folder} was started with {key} {stored.get(key)}, and this recipe says {own[key]}: choose another output_dir")
 
