@@ -215,10 +215,8 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
     stored = found["viral"]
     scores = stored.tables["scores"]
     assert scores.notna().all(axis=None) and (scores["low"] <= scores["score"]).all() and (scores["score"] <= scores["high"]).all()
-    assert (
-        set(scores["layer"]) == {0, 1, 2, 3} and (scores["seed"] == 0).all()
+    assert set(scores["layer"]) == {0, 1, 2, 3} and (scores["seed"] == 0).all()
     assert stored.record["words"]["red"] == "red" and not stored.record["words_left_out"]
-    )
     figures = ANALYSIS.figures(found)
     words = figures["Words over image 0"]
     assert len(words.layout.sliders[0].steps) == 4 and sum(trace.visible for trace in words.data if trace.mode == "text") == 2

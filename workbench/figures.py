@@ -369,7 +369,10 @@ def word_maps(shown: Sequence[WordMap]) -> go.Figure:
     each = [trace.meta for trace in figure.data]
     steps = [{"label": str(layer), "method": "restyle", "args": [{"visible": [meta in (None, layer) for meta in each]}]} for layer in layers]
     slider = {"active": layers.index(start), "currentvalue": {"prefix": "layer "}, "pad": {"t": 8}, "steps": steps}
-    figure.update_layout(template="workbench", height=700, hovermode="closest", showlegend=False, margin={"t": 40, "l": 8, "r": 8, "b": 8}, sliders=[slider])
+    legend = '<span style="color:#d9a400">yellow</span>: a word of the object there · white: another word on an object · grey: on no object'
+    margin = {"t": 84, "l": 8, "r": 8, "b": 8}
+    figure.update_layout(template="workbench", height=int(180 + 900 / max(2, len(shown))), hovermode="closest", showlegend=False, margin=margin)
+    figure.update_layout(title={"text": legend, "font": {"size": 13}, "x": 0.5, "xanchor": "center"}, sliders=[slider])
     return figure
 
 
