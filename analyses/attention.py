@@ -33,7 +33,7 @@ from workbench.maps import canvas, covered, lay
 from workbench.metrics import attention as metric
 from workbench.mllm.base import Batch, VisualTokens
 from workbench.runs import Run
-from workbench.stats import Interval, bootstrap_ci, bootstrap_columns, holm, paired_test
+from workbench.stats import Interval, bootstrap_ci, bootstrap_columns, holm, paired_differences, paired_test
 
 SPREAD = {
     "mass": "attention on the image",
@@ -387,19 +387,9 @@ def differences(found: Mapping[str, Run]) -> pd.DataFrame:
     The interval and p are over images, of these very models: they say nothing about other training seeds. Empty where there is one model, or where the
     models share no image.
     """
-    first, *others = found
-    rows: list[dict[str, object]] = []
-    for name in others:
-        pair = [_image_means(found[label]) for label in (first, name)]
-        both = pd.concat(pair, axis=1, keys=["a", "b"], join="inner").dropna()
-        tested = []
-        for (measure, layer), part in both.groupby(level=["measure", "layer"], sort=False):
-            test = paired_test(part["a"], part["b"], seed=int(found[first].record["seed"]))
-            tested.append({"model": name, "against": first, "measure": measure, "layer": layer, "score": test.difference, "low": test.low})
-            tested[-1] |= {"high": test.high, "p": test.p, "n_images": test.n}
-        for row, p in zip(tested, holm([float(str(row["p"])) for row in tested]) if tested else (), strict=True):
-            rows.append(row | {"p_holm": p})
-    return pd.DataFrame(rows, columns=["model", "against", "measure", "layer", "score", "low", "high", "p", "p_holm", "n_images"])
+    seed = int(next(iter(found.values())).record["seed"])
+    means = {label: _image_means(run).rename("value").reset_index() for label, run in found.items()}
+    return paired_differences(means, by=("measure", "layer"), seed=seed)
 
 
 def _image_means(run: Run) -> pd.Series:

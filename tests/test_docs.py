@@ -19,6 +19,8 @@ FEW = {
     "analyses.cknna": ["--limit", "12", "--null", "10", "--k", "5"],
     "analyses.permutation": ["--limit", "3", "--permutations", "1", "--layers", "2"],
     "analyses.knockout": ["--limit", "3", "--layers", "2", "--width", "1"],
+    "analyses.logit_lens": ["--limit", "12", "--null", "10", "--maps", "1"],
+    "analyses.linear_probe": ["--limit", "20", "--controls", "1", "--folds", "2"],
     "analyses.patching": ["--limit", "3", "--layers", "2"],
 }
 

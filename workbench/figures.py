@@ -51,7 +51,7 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str) -> go.Figure:
 
     Args:
         curves: columns model, layer, score, low, high, n_images and the column named by `kind`; null_mean and null_q95 where the score has a null,
-            otherwise 0 means no change and is drawn as a line. Layer -1 stands for the tower.
+            chance where it has a known chance level, otherwise 0 means no change and is drawn as a line. Layer -1 stands for the tower.
         y: name of the score, shown on the axis.
         kind: the column that dashes tell apart; colours tell models apart.
     """
@@ -78,6 +78,10 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str) -> go.Figure:
     if "null_mean" in curves:
         _null_band(figure, curves)
         figure.update_yaxes(rangemode="tozero")
+    elif "chance" in curves:
+        ends = [curves["layer"].min(), curves["layer"].max()]
+        dotted = {"color": GREY, "dash": "dot", "width": 1.5}
+        figure.add_scatter(x=ends, y=[curves["chance"].mean()] * 2, name="chance", mode="lines", line=dotted, hovertemplate="%{y:.3f}")
     else:
         figure.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1.5})
     step = 1 if curves["layer"].max() <= 16 else 4
@@ -85,6 +89,22 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str) -> go.Figure:
     if curves["layer"].min() < 0:
         ticks = [-1, *range(0, int(curves["layer"].max()) + 1, step)]
         figure.update_xaxes(tickvals=ticks, ticktext=["tower", *map(str, ticks[1:])])
+    return figure
+
+
+def with_ceilings(figure: go.Figure, ceilings: pd.DataFrame, *, name: str) -> go.Figure:
+    """Layer curves with a level line and its interval for each row of `ceilings` (columns score, low, high, n_images and the one named by `name`)."""
+    layers = [x for trace in figure.data for x in trace.x]
+    ends = pd.Series([min(layers), max(layers)])
+    for number, row in enumerate(ceilings.to_dict("records")):
+        label, dash = str(row[name]), ("longdash", "longdashdot", "dashdot")[number % 3]
+        _band(figure, ends, pd.Series([row["low"]] * 2), pd.Series([row["high"]] * 2), translucent(GREY, 0.14), label)
+        figure.add_scatter(
+            **{"x": ends, "y": [row["score"]] * 2, "name": f"{label} (frozen)", "legendgroup": label, "mode": "lines"},
+            line={"color": GREY, "dash": dash, "width": 2},
+            customdata=[[row["low"], row["high"], row["n_images"]]] * 2,
+            hovertemplate="%{y:.3f}  [%{customdata[0]:.3f}, %{customdata[1]:.3f}]  n=%{customdata[2]}",
+        )
     return figure
 
 
@@ -285,15 +305,12 @@ def overlays(rows: Sequence[Sequence[Overlay]]) -> go.Figure:
 
 def _overlay(figure: go.Figure, shown: Overlay, row: int, column: int) -> None:
     height, width = shown.image.shape[:2]
-    data = io.BytesIO()
-    Image.fromarray(shown.image).save(data, format="PNG")
-    source = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
     left, top, right, bottom = shown.box
     x, y = (
         np.linspace(a, b, n + 1) for a, b, n in ((left * width, right * width, shown.values.shape[1]), (top * height, bottom * height, shown.values.shape[0]))
     )
     # plotly puts the centre of an image's first pixel at x0, y0; here pixel 0 lies from 0 to 1, as everywhere else
-    figure.add_image(source=source, x0=0.5, y0=0.5, dx=1, dy=1, hoverinfo="skip", row=row, col=column)
+    figure.add_image(source=_png(shown.image), x0=0.5, y0=0.5, dx=1, dy=1, hoverinfo="skip", row=row, col=column)
     figure.add_heatmap(
         **{"x": x, "y": y, "z": shown.values, "zmin": 0, "showscale": False, "hovertemplate": "%{z:.3f} of the attention on the image<extra></extra>"},
         colorscale=[[0, translucent("#ff2a00", 0)], [1, translucent("#ff2a00", 0.8)]],
@@ -305,6 +322,80 @@ def _overlay(figure: go.Figure, shown: Overlay, row: int, column: int) -> None:
         line = {"color": "white", "width": 2, "dash": "dash"}
         corners = ([left, right, right, left, left], [top, top, bottom, bottom, top])
         figure.add_scatter(x=corners[0], y=corners[1], mode="lines", line=line, hoverinfo="skip", row=row, col=column)
-    figure.update_xaxes(range=[min(0, x[0]), max(width, x[-1])], visible=False, constrain="domain", row=row, col=column)
+    _picture_axes(figure, (max(height, y[-1]), max(width, x[-1])), row, column, start=(min(0, y[0]), min(0, x[0])))
+
+
+def _png(image: np.ndarray) -> str:
+    data = io.BytesIO()
+    Image.fromarray(image.astype(np.uint8)).save(data, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def _picture_axes(figure: go.Figure, end: Sequence[float], row: int, column: int, start: tuple[float, float] = (0.0, 0.0)) -> None:
+    """Square pixels and no axes, from `start` to `end` (y, x), y downwards."""
+    figure.update_xaxes(range=[start[1], end[1]], visible=False, constrain="domain", row=row, col=column)
     axis = figure.get_subplot(row, column).xaxis.plotly_name.replace("axis", "")
-    figure.update_yaxes(range=[max(height, y[-1]), min(0, y[0])], visible=False, scaleanchor=axis, constrain="domain", row=row, col=column)
+    figure.update_yaxes(range=[end[0], start[0]], visible=False, scaleanchor=axis, constrain="domain", row=row, col=column)
+
+
+@dataclass(frozen=True)
+class WordMap:
+    """Words over a picture.
+
+    Attributes:
+        image: (height, width, 3) bytes.
+        words: columns layer, token, left, top, right, bottom (fractions of the image), rank, word, probability, truth and right_word
+            (whether the word is one of `truth`).
+    """
+
+    title: str
+    image: np.ndarray
+    words: pd.DataFrame
+
+
+def word_maps(shown: Sequence[WordMap]) -> go.Figure:
+    """The most likely word of each cell at its place in a darkened picture, models side by side; a slider chooses the layer, hovering shows more words.
+
+    Words of what lies under their cell are yellow; a cell on an object whose first word is another one is white, and cells on no object are grey.
+    """
+    layers = sorted({int(layer) for own in shown for layer in own.words["layer"]})
+    start = layers[len(layers) // 2]
+    figure = make_subplots(1, len(shown), subplot_titles=[own.title for own in shown], horizontal_spacing=0.02)
+    for column, own in enumerate(shown, start=1):
+        figure.add_image(source=_png(own.image * 0.35), x0=0.5, y0=0.5, dx=1, dy=1, hoverinfo="skip", row=1, col=column)
+        for layer in layers:
+            _words(figure, own, layer, len(shown), column, visible=layer == start)
+        _picture_axes(figure, own.image.shape, 1, column)
+    each = [trace.meta for trace in figure.data]
+    steps = [{"label": str(layer), "method": "restyle", "args": [{"visible": [meta in (None, layer) for meta in each]}]} for layer in layers]
+    slider = {"active": layers.index(start), "currentvalue": {"prefix": "layer "}, "pad": {"t": 8}, "steps": steps}
+    legend = '<span style="color:#d9a400">yellow</span>: a word of the object there · white: another word on an object · grey: on no object'
+    margin = {"t": 84, "l": 8, "r": 8, "b": 8}
+    figure.update_layout(template="workbench", height=int(180 + 900 / max(2, len(shown))), hovermode="closest", showlegend=False, margin=margin)
+    figure.update_layout(title={"text": legend, "font": {"size": 13}, "x": 0.5, "xanchor": "center"}, sliders=[slider])
+    return figure
+
+
+def _words(figure: go.Figure, own: WordMap, layer: int, maps: int, column: int, *, visible: bool) -> None:
+    height, width = own.image.shape[:2]
+    here = own.words[own.words["layer"] == layer]
+    cells = here[here["rank"] == 1]
+    lines = here["word"] + here["probability"].map("  {:.3f}".format)
+    more = lines.groupby(here["token"]).agg("<br>".join).reindex(cells["token"])
+    truth = cells["truth"].map(lambda name: f"<br>on: {name}" if name else "<br>on no object")
+    room = 1100 / maps * (cells["right"] - cells["left"]).min() if len(cells) else 0  # pixels, on a page of the usual width
+    size = float(np.clip(room / 4.5, 6, 13))
+    fits = max(2, int(room / (0.58 * size)))
+    figure.add_scatter(
+        x=(cells["left"] + cells["right"]) / 2 * width,
+        y=(cells["top"] + cells["bottom"]) / 2 * height,
+        text=cells["word"].map(lambda word: word if len(word) <= fits else word[: fits - 1] + "…"),
+        mode="text",
+        textfont={"size": size, "color": np.where(cells["right_word"], "#ffd43b", np.where(cells["truth"] != "", "#ffffff", "#a9b0ba")).tolist()},
+        customdata=(more.to_numpy() + truth.to_numpy()).tolist(),
+        hovertemplate="%{customdata}<extra></extra>",
+        meta=layer,
+        visible=visible,
+        row=1,
+        col=column,
+    )

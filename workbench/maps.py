@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 
 from workbench.data.base import Object
@@ -84,9 +84,46 @@ def covered(thing: Object, raster: VisualTokens) -> Float[np.ndarray, "h w"]:
     assert raster.grid is not None
     left, top, right, bottom = (0.0, 0.0, 1.0, 1.0) if thing.mask is not None else thing.box
     mask = np.ones((1, 1)) if thing.mask is None else thing.mask.astype(float)
-    rows = _shares(raster.box[1], raster.box[3], raster.grid[0], top, bottom, mask.shape[0])
-    columns = _shares(raster.box[0], raster.box[2], raster.grid[1], left, right, mask.shape[1])
+    if raster.spans is not None:  # cells that do not divide the box evenly, one at a time
+        rows, columns = (
+            np.concatenate([_shares(float(a), float(b), 1, low, high, n) for a, b in own])
+            for own, low, high, n in zip(raster.spans, (top, left), (bottom, right), mask.shape, strict=True)
+        )
+    else:
+        rows = _shares(raster.box[1], raster.box[3], raster.grid[0], top, bottom, mask.shape[0])
+        columns = _shares(raster.box[0], raster.box[2], raster.grid[1], left, right, mask.shape[1])
     return rows @ mask @ columns.T
+
+
+BACKGROUND, BETWEEN, OUTSIDE = -1, -2, -3
+
+
+def owners(things: Sequence[Object], parts: Sequence[VisualTokens], *, share: float = 0.5) -> Int[np.ndarray, token]:  # noqa: F821
+    """Which object each visual token of an image lies on, all parts one after another.
+
+    Returns:
+        The number of the object that covers at least `share` of the token's cell (the one that covers most of it), BACKGROUND where no object touches
+        the cell, BETWEEN where objects cover less of it than that, and OUTSIDE where the middle of the cell is padding.
+    """
+    found = []
+    for part in parts:
+        cover = np.stack([covered(thing, part).ravel() for thing in things]) if things else np.zeros((1, len(part.index)))
+        own = np.where(cover.max(0) >= share, cover.argmax(0), np.where(cover.max(0) > 0, BETWEEN, BACKGROUND))
+        middle = centres([part])
+        found.append(np.where(((middle < 0) | (middle > 1)).any(1), OUTSIDE, own))
+    return np.concatenate(found)
+
+
+def centres(parts: Sequence[VisualTokens]) -> Float[np.ndarray, "token 2"]:
+    """x and y of the middle of each visual token's cell in fractions of the image, all parts one after another.
+
+    Raises:
+        ModelError: visual tokens that have no rows and columns.
+    """
+    if any(part.grid is None for part in parts):
+        raise ModelError("the visual tokens of this model have no rows and columns: expected a raster, so that each token has a place in the image")
+    cells = np.array([part.cell(row, column) for part in parts for row in range(part.grid[0]) for column in range(part.grid[1])])  # type: ignore[index]
+    return (cells[:, :2] + cells[:, 2:]) / 2
 
 
 def _shares(low: float, high: float, n: int, other_low: float, other_high: float, m: int) -> Float[np.ndarray, "n m"]:

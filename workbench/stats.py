@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import stats as scipy_stats
 from torch import Tensor
@@ -147,6 +148,36 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     result = np.empty_like(array)
     result[order] = adjusted
     return result
+
+
+def paired_differences(
+    tables: Mapping[str, pd.DataFrame], *, by: Sequence[str], within: Sequence[str] = (), unit: str = "image_id", value: str = "value", seed: int = 0
+) -> pd.DataFrame:
+    """Every table minus the first, by the columns `by`, over the units that both have: `paired_test`, Holm-corrected.
+
+    Args:
+        tables: {model: one row for each unit and combination of `by`}.
+        within: columns of `by` whose values are questions of their own; Holm's correction is over the other ones (such as layers) and, without
+            `within`, over all rows of a model.
+
+    Returns:
+        Columns model, against, those of `by`, score, low, high, p, p_holm, n_images; empty where there is one table, or where they share no unit.
+    """
+    columns = ["model", "against", *by, "score", "low", "high", "p", "p_holm", "n_images"]
+    first, *others = tables
+    parts = []
+    for name in others:
+        both = tables[first].merge(tables[name], on=[*by, unit], suffixes=("_a", "_b")).dropna(subset=[f"{value}_a", f"{value}_b"])
+        rows = []
+        for key, part in both.groupby(list(by), sort=False):
+            test = paired_test(part[f"{value}_a"], part[f"{value}_b"], seed=seed)
+            scores = {"score": test.difference, "low": test.low, "high": test.high, "p": test.p, "n_images": test.n}
+            rows.append({"model": name, "against": first} | dict(zip(by, key, strict=True)) | scores)
+        if rows:
+            table = pd.DataFrame(rows)
+            families = table.groupby(list(within), sort=False)["p"] if within else table.groupby("model")["p"]
+            parts.append(table.assign(p_holm=families.transform(lambda p: holm(p.to_numpy()))))
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
 @lru_cache(maxsize=2)  # many layers and heads are tested on the same images

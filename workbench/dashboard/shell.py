@@ -21,7 +21,8 @@ def show() -> None:
     from workbench.dashboard import runs_page
 
     pages = [st.Page(runs_page.page, title="Runs", icon=":material/inventory_2:", url_path="runs", default=True)]
-    pages += [st.Page(partial(_analysis, name), title=title, icon=":material/show_chart:", url_path=title.lower()) for name, title in analysis_pages().items()]
+    for name, title in analysis_pages().items():
+        pages.append(st.Page(partial(_analysis, name), title=title, icon=":material/show_chart:", url_path=title.lower().replace(" ", "-")))
     pages += [st.Page(_scene, title="Scene", icon=":material/image_search:", url_path="scene")]
     chosen = st.navigation(pages)
     st.html("<style>[data-testid=stMainBlockContainer] {padding-top: 2.5rem}</style>")

@@ -74,6 +74,19 @@ def asked_object(sample: Sample) -> Object | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
+COLOUR_TERMS = ("black", "white", "red", "green", "yellow", "blue", "brown", "orange", "pink", "purple", "grey", "gray")  # Berlin and Kay 1969
+
+
+def class_and_colour(name: str) -> tuple[str, str]:
+    """Split the name of an object, such as "red circle", into its class and its colour, "" where it names none.
+
+    A colour is a basic colour term before the class; a name that is one word is the class, so that an orange is an orange.
+    """
+    words = _words(name)
+    colours = [word for word in words[:-1] if word in COLOUR_TERMS]
+    return " ".join(word for n, word in enumerate(words) if n == len(words) - 1 or word not in COLOUR_TERMS), " ".join(colours)
+
+
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
