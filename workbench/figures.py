@@ -46,7 +46,7 @@ def translucent(colour: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha})"
 
 
-def layer_curves(curves: pd.DataFrame, *, y: str, kind: str) -> go.Figure:
+def layer_curves(curves: pd.DataFrame, *, y: str, kind: str, null: str = "chance (null mean to 95 %)") -> go.Figure:
     """Score by layer, one line per model and `kind`, with its interval as a band and its null as a dotted line.
 
     Args:
@@ -54,6 +54,7 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str) -> go.Figure:
             otherwise 0 means no change and is drawn as a line. Layer -1 stands for the tower.
         y: name of the score, shown on the axis.
         kind: the column that dashes tell apart; colours tell models apart.
+        null: what the null is called; where it is NaN throughout, none is drawn.
     """
     figure = new_figure(xaxis_title="layer", yaxis_title=y, height=460)
     models, kinds = list(dict.fromkeys(curves["model"])), list(dict.fromkeys(curves[kind]))
@@ -76,7 +77,8 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str) -> go.Figure:
             hovertemplate=hover,
         )
     if "null_mean" in curves:
-        _null_band(figure, curves)
+        if curves["null_mean"].notna().any():
+            _null_band(figure, curves, null)
         figure.update_yaxes(rangemode="tozero")
     else:
         figure.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1.5})
@@ -88,13 +90,13 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str) -> go.Figure:
     return figure
 
 
-def _null_band(figure: go.Figure, curves: pd.DataFrame) -> None:
+def _null_band(figure: go.Figure, curves: pd.DataFrame, name: str) -> None:
     null = curves.groupby("layer")[["null_mean", "null_q95"]].agg({"null_mean": "min", "null_q95": "max"}).reset_index()
     _band(figure, null["layer"], null["null_mean"], null["null_q95"], translucent(GREY, 0.25), "null")
     figure.add_scatter(
         x=null["layer"],
         y=null["null_q95"],
-        name="chance (null mean to 95 %)",
+        name=name,
         legendgroup="null",
         mode="lines",
         line={"color": GREY, "dash": "dot", "width": 1.5},
