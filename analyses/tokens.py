@@ -438,7 +438,7 @@ def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
     table, changes = _table(found), differences(found)
     drawn = {}
     shown = {"cosine": ("cosine", "cosine_across"), "rank_share": ("rank_share",), "norm": ("norm",), "sinks": ("sinks", "massive")}
-    titles = {"cosine": "Homogenisation", "rank_share": "Effective rank", "norm": "Norm", "sinks": "Sink tokens"}
+    titles = {"cosine": "Homogenisation", "rank_share": "Effective rank", "norm": "Token norm", "sinks": "Sink tokens"}
     for measure, names in shown.items():
         part = table[table["measure"].isin(names)]
         figure = fig.layer_curves(_with_references(part, measure), y=MEASURES[measure], kind="kind", null="isotropic random tokens (mean to 95 %)")
@@ -448,7 +448,7 @@ def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
             figure.update_yaxes(title="share of tokens", range=[0, max(0.05, 1.1 * part["high"].replace(np.inf, np.nan).max())])
         if measure == "norm":
             figure.update_yaxes(type="log")
-        drawn[f"{titles[measure]}: {MEASURES[measure]} by layer"] = figure
+        drawn[f"{titles[measure]} by layer"] = figure
         change = changes[changes["measure"] == measure]
         if len(change) and measure != "sinks":
             drawn[f"{titles[measure]}: difference by layer"] = fig.difference_curves(change, y=f"{MEASURES[measure]}, minus {change['against'].iloc[0]}")

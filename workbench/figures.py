@@ -82,12 +82,17 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str, null: str = "chance
         figure.update_yaxes(rangemode="tozero")
     else:
         figure.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1.5})
-    step = 1 if curves["layer"].max() <= 16 else 4
-    figure.update_xaxes(dtick=step)
-    if curves["layer"].min() < 0:
-        ticks = [-1, *range(0, int(curves["layer"].max()) + 1, step)]
-        figure.update_xaxes(tickvals=ticks, ticktext=["tower", *map(str, ticks[1:])])
+    _layer_axis(figure, curves["layer"])
     return figure
+
+
+def _layer_axis(figure: go.Figure, layers: pd.Series) -> None:
+    """A tick for each layer, for every fourth of many, and `tower` at -1."""
+    step = 1 if layers.max() <= 16 else 4
+    figure.update_xaxes(dtick=step)
+    if layers.min() < 0:
+        ticks = [-1, *range(0, int(layers.max()) + 1, step)]
+        figure.update_xaxes(tickvals=ticks, ticktext=["tower", *map(str, ticks[1:])])
 
 
 def _null_band(figure: go.Figure, curves: pd.DataFrame, name: str) -> None:
@@ -184,7 +189,7 @@ def difference_curves(curves: pd.DataFrame, *, y: str) -> go.Figure:
     """A paired difference by layer with its interval, a line per model, over a line at 0.
 
     Args:
-        curves: columns model, layer, score, low, high, p_holm, n_images.
+        curves: columns model, layer, score, low, high, p_holm, n_images. Layer -1 stands for the tower.
     """
     figure = new_figure(xaxis_title="layer", yaxis_title=y, height=380)
     for number, (model, part) in enumerate(curves.groupby("model", sort=False), start=1):
@@ -199,7 +204,7 @@ def difference_curves(curves: pd.DataFrame, *, y: str) -> go.Figure:
             hovertemplate="%{y:.3f}  [%{customdata[0]:.3f}, %{customdata[1]:.3f}]  n=%{customdata[2]}  Holm p=%{customdata[3]:.3g}",
         )
     figure.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1.5})
-    figure.update_xaxes(dtick=1 if curves["layer"].max() <= 16 else 4)
+    _layer_axis(figure, curves["layer"])
     return figure
 
 

@@ -18,6 +18,7 @@ from workbench.data.shapes import COLOURS as SHAPE_COLOURS
 from workbench.figures import COLOURS, GREY, new_figure
 from workbench.mllm.base import VisualTokens
 
+ACROSS = 2  # panels side by side
 HERE = {"color": "#ffffff", "width": 2}
 UNDER = {"color": "#000000", "width": 4}  # the outline must be seen on white and on black
 PLACES = {"column": ("left", "right"), "row": ("top", "bottom")}
@@ -40,10 +41,10 @@ def clickable(image: np.ndarray, raster: VisualTokens, chosen: int) -> go.Figure
     assert raster.grid is not None
     height, width = image.shape[:2]
     boxes = np.array([raster.cell(*divmod(i, raster.grid[1])) for i in range(raster.grid[0] * raster.grid[1])]) * [width, height, width, height]
-    figure = new_figure(height=420, hovermode="closest", margin={"l": 4, "r": 4, "t": 4, "b": 4}, showlegend=False)
+    figure = new_figure(height=360, hovermode="closest", margin={"l": 4, "r": 4, "t": 4, "b": 4}, showlegend=False)
     figure.add_image(source=data_url(image), x0=0.5, y0=0.5, dx=1, dy=1, hoverinfo="skip")
     _frame(figure, *boxes[chosen])
-    size = 0.9 * 400 * float(np.min(boxes[0, 2:] - boxes[0, :2])) / max(height, width)
+    size = 0.9 * 340 * float(np.min(boxes[0, 2:] - boxes[0, :2])) / max(height, width)
     figure.add_scatter(
         **{"x": boxes[:, [0, 2]].mean(1), "y": boxes[:, [1, 3]].mean(1), "mode": "markers", "customdata": np.arange(len(boxes))},
         marker={"symbol": "square", "size": size, "opacity": 0.01, "color": GREY},
@@ -74,9 +75,9 @@ def small_maps(maps: Maps, cells: Mapping[str, int], *, bounds: tuple[float, flo
         bounds: ends of the colour scale of all maps of values; without it each map has its own.
     """
     names = list(dict.fromkeys(name for own in maps.values() for name in own))
-    figure = make_subplots(
-        len(maps), len(names), column_titles=[n.removeprefix("layer ") for n in names], row_titles=list(maps), horizontal_spacing=0.008, vertical_spacing=0.03
-    )
+    titles = [name.removeprefix("layer ").replace("-", "-<br>") for name in names]
+    figure = make_subplots(len(maps), len(names), column_titles=titles, row_titles=list(maps), horizontal_spacing=0.006, vertical_spacing=0.02)
+    figure.update_annotations(font_size=12)
     for row, (model, own) in enumerate(maps.items(), start=1):
         for column, name in enumerate(names, start=1):
             if name not in own:
@@ -96,8 +97,8 @@ def small_maps(maps: Maps, cells: Mapping[str, int], *, bounds: tuple[float, flo
             figure.update_yaxes(visible=False, scaleanchor=anchor, constrain="domain", range=[shown.shape[0] - 0.5, -0.5], **where)
     bar = {"title": {"text": "cosine", "side": "right"}, "thickness": 12}
     scale = {"colorscale": "Viridis", "cmin": bounds[0], "cmax": bounds[1], "colorbar": bar} if bounds else {}
-    height = 56 + len(maps) * min(220, 1250 // max(1, len(names)))
-    figure.update_layout(template="workbench", height=height, hovermode="closest", coloraxis=scale, margin={"l": 8, "r": 36, "t": 36, "b": 8})
+    height = 60 + len(maps) * min(240, 1000 // max(1, len(names)))
+    figure.update_layout(template="workbench", height=height, hovermode="closest", coloraxis=scale, margin={"l": 8, "r": 36, "t": 44, "b": 8})
     return figure
 
 
@@ -108,7 +109,8 @@ def token_planes(table: pd.DataFrame, *, by: str) -> go.Figure:
         table: columns panel, x, y, `CARRIED`, and those that `by` needs: a column of names, "layer", or a place ("row", "column").
     """
     panels = list(dict.fromkeys(table["panel"]))
-    figure = make_subplots(1, len(panels), subplot_titles=panels, horizontal_spacing=0.02)
+    lines = -(-len(panels) // ACROSS)
+    figure = make_subplots(lines, min(ACROSS, len(panels)), subplot_titles=panels, horizontal_spacing=0.03, vertical_spacing=0.08)
     values = _place(table, by) if by in PLACES else None
     kinds = [] if values is not None else sorted(table[by].unique(), key=_order)
     hues = _hues(kinds)
@@ -122,16 +124,16 @@ def token_planes(table: pd.DataFrame, *, by: str) -> go.Figure:
                 showlegend=values is None and _first(figure, str(kind)),
                 customdata=own[CARRIED].astype(object),
                 hovertemplate="%{customdata[7]} · %{customdata[6]}<br>%{customdata[5]}, token %{customdata[8]}<extra></extra>",
-                **{"row": 1, "col": number},
+                **{"row": 1 + (number - 1) // ACROSS, "col": 1 + (number - 1) % ACROSS},
             )
-        anchor = figure.get_subplot(1, number).xaxis.plotly_name.replace("axis", "")
-        figure.update_yaxes(scaleanchor=anchor, row=1, col=number)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     edges = {"column": ("left", "right"), "row": ("top", "bottom")}.get(by, ("", ""))
     bar = {"tickvals": [0, 1], "ticktext": edges, "thickness": 12}
-    figure.update_layout(template="workbench", height=520, hovermode="closest", coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": 1, "colorbar": bar})
-    figure.update_layout(margin={"l": 8, "r": 8, "t": 36, "b": 40}, legend={"orientation": "h", "y": -0.02, "yanchor": "top", "x": 0})
+    figure.update_layout(
+        template="workbench", height=120 + 320 * lines, hovermode="closest", coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": 1, "colorbar": bar}
+    )
+    figure.update_layout(margin={"l": 8, "r": 8, "t": 56, "b": 48}, legend={"orientation": "h", "y": -0.02, "yanchor": "top", "x": 0})
     return figure
 
 
@@ -160,7 +162,7 @@ def _hues(kinds: Sequence[object]) -> dict[object, str]:
     """A colour for each kind: its own where it is one, grey for what is no object, steps of one scale for numbers, else the palette."""
     numbers = [kind for kind in kinds if isinstance(kind, float)]
     names = [kind for kind in kinds if not isinstance(kind, float) and kind not in SHAPE_COLOURS and kind not in ("background", "edge")]
-    hues: dict[object, str] = {"background": GREY, "edge": "#b9bec7"}
+    hues: dict[object, str] = {"background": GREY, "edge": COLOURS[-1]}
     hues |= {kind: "#{:02x}{:02x}{:02x}".format(*SHAPE_COLOURS[kind]) for kind in kinds if kind in SHAPE_COLOURS}  # type: ignore[index]
     hues |= {kind: COLOURS[i % len(COLOURS)] for i, kind in enumerate(names)}
     if numbers:

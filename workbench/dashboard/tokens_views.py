@@ -16,7 +16,7 @@ from workbench.metrics.geometry import joint_pca_rgb, similarity_to, umap_map
 from workbench.mllm.base import VisualTokens
 from workbench.runs import Run
 
-MANY = 9  # maps side by side to begin with
+MANY = 10  # maps side by side to begin with
 BASES = ("all layers and models", "each model", "each map")
 
 # Streamlit reports clicks but no hover, and plotly shows no pictures in hover labels: this listens to the charts in the container `token-planes`.
@@ -64,32 +64,36 @@ def maps(found: Mapping[str, Run]) -> None:
         return
     images = sorted(set.intersection(*(set(table["number"]) for table in tables.values())))
     names = list(dict.fromkeys(name for label in tables for name in shared[label].record["map_representations"]))
-    left, right = st.columns([1, 2])
+    left, right = st.columns([1, 2], gap="large")
     image = left.selectbox("Image", images, format_func=lambda n: next(iter(tables.values())).set_index("number")["image_id"][n], key="image")
     chosen = right.multiselect("Shown", names, default=_spread(names), key="shown")
+    if not chosen:
+        st.info("Choose one or more representations.")
+        return
     places = {label: _raster(table.set_index("number").loc[image]) for label, table in tables.items()}
     tokens = {label: {n: shared[label].tensors[f"map.{image}.{n}"].float() for n in chosen if f"map.{image}.{n}" in shared[label].tensors} for label in tables}
     first = next(iter(tables))
     with left:
         cell = _clicked(shared[first].tensors[f"picture.{image}"].numpy(), places[first], image)
-        st.caption("Click a patch: its similarity to all others is shown in every map.")
-    here = _middle(places[first], cell)
-    cells = {label: _at(raster, *here) for label, raster in places.items()}
     with right:
         basis = st.radio("One basis for", BASES, horizontal=True, key="basis", bind="query-params")
-        rgb = {label: {n: values.reshape(*_grid(places[label]), 3) for n, values in own.items()} for label, own in _colours(tokens, basis).items()}
-        st.plotly_chart(small_maps(rgb, cells), width="stretch", config=figures.EXPORT, key="pca")
         st.caption(_about(tokens, basis))
-        own_scale = st.toggle("Each map on its own scale", key="own_scale", bind="query-params")
-        near = {label: {n: similarity_to(values, cells[label]).numpy() for n, values in own.items()} for label, own in tokens.items()}
-        ends = [edge for own in near.values() for values in own.values() for edge in (values.min(), values.max())]
-        bounds = None if own_scale or not ends else (float(min(ends)), 1.0)
-        laid = {label: {n: values.reshape(_grid(places[label])) for n, values in own.items()} for label, own in near.items()}
-        st.plotly_chart(small_maps(laid, cells, bounds=bounds), width="stretch", config=figures.EXPORT, key="similarity")
+        own_scale = st.toggle("Each map of similarities on its own scale", key="own_scale", bind="query-params")
         st.caption(
-            "Cosine of every token with the framed one, in the model's own space, from float16 (error below 0.002)."
-            " A layer in which all tokens share an offset is bright everywhere: give each map its own scale to see its shape."
+            "Click a patch of the picture: the lower maps are the cosine of every token with that one, in the model's own space, from float16 (error below"
+            " 0.002). A layer in which all tokens share an offset is bright everywhere: on its own scale it shows its shape."
         )
+    here = _middle(places[first], cell)
+    cells = {label: _at(raster, *here) for label, raster in places.items()}
+    st.subheader("Principal components")
+    rgb = {label: {n: values.reshape(*_grid(places[label]), 3) for n, values in own.items()} for label, own in _colours(tokens, basis).items()}
+    st.plotly_chart(small_maps(rgb, cells), width="stretch", config=figures.EXPORT, key="pca")
+    st.subheader("Similarity to the framed patch")
+    near = {label: {n: similarity_to(values, cells[label]).numpy() for n, values in own.items()} for label, own in tokens.items()}
+    ends = [edge for own in near.values() for values in own.values() for edge in (values.min(), values.max())]
+    bounds = None if own_scale or not ends else (float(min(ends)), 1.0)
+    laid = {label: {n: values.reshape(_grid(places[label])) for n, values in own.items()} for label, own in near.items()}
+    st.plotly_chart(small_maps(laid, cells, bounds=bounds), width="stretch", config=figures.EXPORT, key="similarity")
 
 
 def umap(found: Mapping[str, Run]) -> None:
@@ -104,8 +108,8 @@ def umap(found: Mapping[str, Run]) -> None:
     if len(shared) > 1:
         together = columns[2].toggle("One plane for all models", key="together", disabled=len(widths) != 1, help="Takes about 20 s the first time.")
     table = _together(shared) if together else _apart(shared)
-    choices = [c for c in ("thing", "shape", "colour", "name", "layer", "model") if table[c].nunique() > 1 and (c != "model" or together)] + ["row", "column"]
-    called = {"thing": "object or background", "name": "object", "row": "position: top to bottom", "column": "position: left to right"}
+    choices = [c for c in ("thing", "shape", "colour", "layer", "model") if table[c].nunique() > 1 and (c != "model" or together)] + ["row", "column"]
+    called = {"thing": "object or background", "shape": "object", "row": "position: top to bottom", "column": "position: left to right"}
     by = columns[0].selectbox("Colour by", choices, format_func=lambda c: called.get(c, c), key="colour_by", bind="query-params")
     layers = sorted(table["layer"].dropna().unique())
     kept = columns[1].multiselect("Layers", layers, default=layers, format_func=lambda n: f"{n:g}", key="umap_layers")
@@ -165,21 +169,15 @@ def _clicked(picture: np.ndarray, raster: VisualTokens, image: int) -> int:
     """The cell that was clicked last, the middle one to begin with."""
     rows, columns = _grid(raster)
     key = f"cell-{image}-{rows}x{columns}"
+
+    def take() -> None:  # before the page is drawn again, so that the frame is already around the new cell
+        points = st.session_state[f"click-{key}"]["selection"]["points"]
+        if points:  # a second click on a patch takes the selection back: it stays framed
+            st.session_state[key] = int(np.ravel(points[0]["customdata"])[0])
+
     cell = int(st.session_state.get(key, (rows // 2) * columns + columns // 2))
-    event = st.plotly_chart(
-        clickable(picture, raster, cell),
-        width="stretch",
-        config={"displayModeBar": False},
-        key=f"click-{key}-{cell}",
-        on_select="rerun",
-        selection_mode="points",
-    )
-    points = event["selection"]["points"]
-    if points:
-        clicked = int(np.ravel(points[0]["customdata"])[0])
-        if clicked != cell:
-            st.session_state[key] = clicked
-            st.rerun()  # draws the frame around the new cell
+    chart = clickable(picture, raster, cell)
+    st.plotly_chart(chart, width="stretch", config={"displayModeBar": False}, key=f"click-{key}", on_select=take, selection_mode="points")
     return cell
 
 
