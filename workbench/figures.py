@@ -46,7 +46,7 @@ def translucent(colour: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha})"
 
 
-def layer_curves(curves: pd.DataFrame, *, y: str, kind: str) -> go.Figure:
+def layer_curves(curves: pd.DataFrame, *, y: str, kind: str, null: str = "chance (null mean to 95 %)") -> go.Figure:
     """Score by layer, one line per model and `kind`, with its interval as a band and its null as a dotted line.
 
     Args:
@@ -54,6 +54,7 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str) -> go.Figure:
             chance where it has a known chance level, otherwise 0 means no change and is drawn as a line. Layer -1 stands for the tower.
         y: name of the score, shown on the axis.
         kind: the column that dashes tell apart; colours tell models apart.
+        null: what the null is called; where it is NaN throughout, none is drawn.
     """
     figure = new_figure(xaxis_title="layer", yaxis_title=y, height=460)
     models, kinds = list(dict.fromkeys(curves["model"])), list(dict.fromkeys(curves[kind]))
@@ -76,7 +77,8 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str) -> go.Figure:
             hovertemplate=hover,
         )
     if "null_mean" in curves:
-        _null_band(figure, curves)
+        if curves["null_mean"].notna().any():
+            _null_band(figure, curves, null)
         figure.update_yaxes(rangemode="tozero")
     elif "chance" in curves:
         ends = [curves["layer"].min(), curves["layer"].max()]
@@ -84,11 +86,7 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str) -> go.Figure:
         figure.add_scatter(x=ends, y=[curves["chance"].mean()] * 2, name="chance", mode="lines", line=dotted, hovertemplate="%{y:.3f}")
     else:
         figure.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1.5})
-    step = 1 if curves["layer"].max() <= 16 else 4
-    figure.update_xaxes(dtick=step)
-    if curves["layer"].min() < 0:
-        ticks = [-1, *range(0, int(curves["layer"].max()) + 1, step)]
-        figure.update_xaxes(tickvals=ticks, ticktext=["tower", *map(str, ticks[1:])])
+    _layer_axis(figure, curves["layer"])
     return figure
 
 
@@ -108,13 +106,22 @@ def with_ceilings(figure: go.Figure, ceilings: pd.DataFrame, *, name: str) -> go
     return figure
 
 
-def _null_band(figure: go.Figure, curves: pd.DataFrame) -> None:
+def _layer_axis(figure: go.Figure, layers: pd.Series) -> None:
+    """A tick for each layer, for every fourth of many, and `tower` at -1."""
+    step = 1 if layers.max() <= 16 else 4
+    figure.update_xaxes(dtick=step)
+    if layers.min() < 0:
+        ticks = [-1, *range(0, int(layers.max()) + 1, step)]
+        figure.update_xaxes(tickvals=ticks, ticktext=["tower", *map(str, ticks[1:])])
+
+
+def _null_band(figure: go.Figure, curves: pd.DataFrame, name: str) -> None:
     null = curves.groupby("layer")[["null_mean", "null_q95"]].agg({"null_mean": "min", "null_q95": "max"}).reset_index()
     _band(figure, null["layer"], null["null_mean"], null["null_q95"], translucent(GREY, 0.25), "null")
     figure.add_scatter(
         x=null["layer"],
         y=null["null_q95"],
-        name="chance (null mean to 95 %)",
+        name=name,
         legendgroup="null",
         mode="lines",
         line={"color": GREY, "dash": "dot", "width": 1.5},
@@ -202,7 +209,7 @@ def difference_curves(curves: pd.DataFrame, *, y: str) -> go.Figure:
     """A paired difference by layer with its interval, a line per model, over a line at 0.
 
     Args:
-        curves: columns model, layer, score, low, high, p_holm, n_images.
+        curves: columns model, layer, score, low, high, p_holm, n_images. Layer -1 stands for the tower.
     """
     figure = new_figure(xaxis_title="layer", yaxis_title=y, height=380)
     for number, (model, part) in enumerate(curves.groupby("model", sort=False), start=1):
@@ -217,7 +224,7 @@ def difference_curves(curves: pd.DataFrame, *, y: str) -> go.Figure:
             hovertemplate="%{y:.3f}  [%{customdata[0]:.3f}, %{customdata[1]:.3f}]  n=%{customdata[2]}  Holm p=%{customdata[3]:.3g}",
         )
     figure.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1.5})
-    figure.update_xaxes(dtick=1 if curves["layer"].max() <= 16 else 4)
+    _layer_axis(figure, curves["layer"])
     return figure
 
 

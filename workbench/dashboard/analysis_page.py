@@ -6,8 +6,10 @@ import dataclasses
 import io
 import shlex
 import zipfile
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, get_type_hints
 
 import pandas as pd
@@ -18,6 +20,8 @@ from workbench import figures, runs
 from workbench.analysis import Analysis
 from workbench.dashboard.shell import default_models, runs_root, trained_models
 from workbench.runs import Run
+
+CURVES = "Curves and table"
 
 
 def page(name: str) -> None:
@@ -47,6 +51,12 @@ def _stored(analysis: Analysis, table: pd.DataFrame) -> None:
     loaded = [runs.load(folders[key]) for key in chosen]
     found = _labelled(loaded, names)
     _warn(loaded)
+    views = _views(analysis.name)
+    if views:
+        view = st.segmented_control("View", [CURVES, *views], default=CURVES, key="view", bind="query-params", label_visibility="collapsed")
+        if view in views:
+            views[view](found)
+            return
     for title, figure in analysis.figures(found).items():
         st.subheader(title)
         st.plotly_chart(figure, width="stretch", config=figures.EXPORT, key=title)
@@ -59,6 +69,12 @@ def _stored(analysis: Analysis, table: pd.DataFrame) -> None:
     with st.expander("Commands"):
         for run in found.values():
             st.code(shlex.join(run.record["argv"]), language="bash")
+
+
+def _views(name: str) -> dict[str, Callable[[Mapping[str, Run]], None]]:
+    """What an analysis has to click into besides its figures: `VIEWS` of `workbench/dashboard/<name>_views.py`, where there is such a file."""
+    module = f"workbench.dashboard.{name}_views"
+    return import_module(module).VIEWS if find_spec(module) else {}
 
 
 def _warn(loaded: list[Run]) -> None:

@@ -1,0 +1,335 @@
+"""Geometry of visual tokens: planted truth, what is kept for maps and UMAP, and the real command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from skimage import data as photographs
+from torch import Tensor
+
+from analyses import tokens as analysis
+from analyses.tokens import ANALYSIS, TOWER, Config, cosine_across, differences, isotropic
+from analyses.tokens import run as measure
+from tests.conftest import run
+from tests.test_permutation import picture, planted
+from tests.tiny import build
+from workbench import runs
+from workbench.analysis import Context
+from workbench.capture import Activations, read
+from workbench.dashboard.tokens_figures import clickable, located, small_maps, token_planes
+from workbench.dashboard.tokens_views import BASES, _apart, _at, _colours, _raster
+from workbench.data import Dataset, Object, Sample, load_data
+from workbench.errors import ConfigError, DataError
+from workbench.maps import whole_image
+from workbench.metrics.geometry import effective_rank, joint_pca_rgb, massive_tokens, mean_cosine, norm_ratios, similarity_to, umap_map
+from workbench.mllm import MLLM
+from workbench.mllm.base import VisualTokens
+
+SMALL = {"vfm": ("efficientnet-lite0",), "null": 10, "umap_images": 0, "maps": 0}
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def rotation(d: int, seed: int = 1) -> Tensor:
+    return torch.linalg.qr(noise(d, d, seed=seed).double()).Q
+
+
+# --- metrics -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_identical_and_orthogonal_tokens() -> None:
+    same = noise(1, 8).expand(20, 8)
+    assert float(mean_cosine(same)) == pytest.approx(1) and float(effective_rank(same)) == pytest.approx(1, abs=1e-6)
+    apart = 7 * rotation(12)
+    assert float(mean_cosine(apart)) == pytest.approx(0, abs=1e-9) and float(effective_rank(apart)) == pytest.approx(12)
+    assert float(mean_cosine(apart - apart.mean(0))) == pytest.approx(-1 / 11) and float(effective_rank(apart - apart.mean(0))) == pytest.approx(11)
+
+
+def test_against_direct_computation_and_invariance() -> None:
+    x = noise(3, 20, 6) + torch.linspace(0, 2, 6)
+    units = x.double() / x.double().norm(dim=-1, keepdim=True)
+    pairs = np.array([[float(u[i] @ u[j]) for i in range(20) for j in range(20) if i != j] for u in units])
+    assert np.allclose(mean_cosine(x), pairs.mean(1), atol=1e-6)
+    singular = np.linalg.svd(x.double().numpy(), compute_uv=False)
+    shares = singular / singular.sum(1, keepdims=True)
+    assert np.allclose(effective_rank(x), np.exp(-(shares * np.log(shares)).sum(1)))
+    for turned in (x.double() @ rotation(6), 1e4 * x):
+        assert torch.allclose(mean_cosine(turned), mean_cosine(x), atol=1e-6) and torch.allclose(effective_rank(turned), effective_rank(x))
+    assert not torch.allclose(effective_rank(x * torch.tensor([9.0, 1, 1, 1, 1, 1])), effective_rank(x), rtol=0.01)
+
+
+def test_sinks_and_massive_activations_by_hand() -> None:
+    x = noise(30, 16)
+    x[7] *= 100
+    ratios = norm_ratios(x)
+    assert (ratios > 3).nonzero().flatten().tolist() == [7] and 30 < float(ratios[7]) < 300
+    assert not massive_tokens(x).any()  # large everywhere is not massive: no value is 1000 times the median
+    x[3, 5] = -5000
+    assert massive_tokens(x).nonzero().flatten().tolist() == [3] and not massive_tokens(x / 1000).any()
+
+
+def test_bad_clouds_are_refused() -> None:
+    with pytest.raises(DataError, match="one token has no pair"):
+        mean_cosine(noise(1, 4))
+    with pytest.raises(DataError, match="all zeros"):
+        mean_cosine(torch.zeros(3, 4))
+    with pytest.raises(DataError, match="no rank"):
+        effective_rank(torch.tensor([[1.0, torch.nan], [0, 1]]))
+    with pytest.raises(DataError, match="half of the tokens are zero"):
+        norm_ratios(torch.zeros(3, 4))
+    with pytest.raises(DataError, match="8 tokens with 15 neighbours"):
+        umap_map(noise(8, 4))
+
+
+def test_joint_pca_of_equal_models_and_of_both_rotated() -> None:
+    x = noise(3, 30, 8).exp().double()
+    first, second = joint_pca_rgb([x, x])
+    assert np.array_equal(first, second)
+    turned = joint_pca_rgb([x @ rotation(8), x @ rotation(8)])
+    assert np.allclose(turned[0], turned[1]) and np.allclose(turned[0], first, atol=1e-6)
+    one, other = joint_pca_rgb([x, x @ rotation(8)])  # a basis in common is no alignment: the same model rotated looks different
+    assert not np.allclose(one, other, atol=0.1)
+
+
+def test_umap_is_the_same_twice_and_keeps_clusters_apart() -> None:
+    x = torch.cat([noise(40, 8) + 8 * torch.eye(8)[0], noise(40, 8, seed=3) + 8 * torch.eye(8)[1]])
+    first, second = umap_map(x, seed=4), umap_map(x, seed=4)
+    assert np.array_equal(first, second) and not np.array_equal(first, umap_map(x, seed=5))
+    centres = first[:40].mean(0), first[40:].mean(0)
+    assert np.linalg.norm(centres[0] - centres[1]) > 3 * first[:40].std()
+
+
+def test_similarity_of_a_patch() -> None:
+    x = noise(16, 6)
+    near = similarity_to(x, 5)
+    assert float(near[5]) == pytest.approx(1) and np.allclose(near, [float(torch.cosine_similarity(x[5], y, dim=0)) for y in x], atol=1e-6)
+
+
+def test_cosine_across_images_by_hand() -> None:
+    clouds = [noise(n, 5, seed=n) + 1 for n in (4, 6, 7)]
+    own = analysis.Cloud()
+    for cloud in clouds:
+        own.add(cloud, 3)
+    units = [c / c.norm(dim=1, keepdim=True) for c in clouds]
+
+    def direct(images: list[int]) -> float:
+        return float(np.mean(np.concatenate([(units[i] @ units[j].T).flatten().numpy() for i in images for j in images if i != j])))
+
+    found = cosine_across(own)
+    assert found is not None
+    assert found[0] == pytest.approx(direct([0, 1, 2]), abs=1e-6) and np.allclose(found[1], [direct([1, 2]), direct([0, 2]), direct([0, 1])], atol=1e-6)
+    assert cosine_across(analysis.Cloud(sums=own.sums[:2], shapes=own.shapes[:2])) is None
+
+
+# --- the analysis --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> MLLM:
+    return MLLM.load(str(build("llava", tmp_path_factory.mktemp("models") / "llava")))
+
+
+def scores(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    return tables["scores"].set_index(["at", "measure"])
+
+
+def test_planted_layers(llava: MLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layer 1 repeats one token, layer 2 is isotropic and meets its reference, layer 3 has one sink."""
+
+    def layers(mllm: MLLM, batch: object, *, layers: list[int], tower: bool) -> list[Activations]:
+        found = []
+        for _ in range(len(batch)):  # type: ignore[arg-type]
+            layers.seed += 1  # type: ignore[attr-defined]
+            x = noise(16, 32, seed=layers.seed)  # type: ignore[attr-defined]
+            sink = x.clone()
+            sink[6] *= 100
+            found.append(Activations(torch.stack([x[:1].expand(16, 32), x, sink]), (1, 2, 3), torch.arange(16)))
+        return found
+
+    class Layers(list[int]):
+        seed = 100
+
+    chosen = Layers([1, 2, 3])
+    monkeypatch.setattr(analysis, "check_layers", lambda mllm, layers: chosen)
+    monkeypatch.setattr(analysis, "read", layers)
+    result = measure(Config(**SMALL | {"null": 40}), Context(llava, planted(30), batch_size=8))
+    found = scores(result.tables)
+    assert found.loc[("layer 1", "cosine"), "score"] == pytest.approx(1) and found.loc[("layer 1", "effective_rank"), "score"] == pytest.approx(1, abs=1e-5)
+    assert abs(found.loc[("layer 1", "cosine_across"), "score"]) < 0.15
+    for name in ("cosine", "cosine_across", "effective_rank", "rank_share", "norm_ratio"):
+        row = found.loc[("layer 2", name)]
+        assert row["low"] < row["high"] and row["score"] == pytest.approx(row["null_mean"], abs=0.02 * max(1, row["null_mean"])), name
+    assert found.loc[("layer 2", "rank_share"), "score"] == pytest.approx(found.loc[("layer 2", "effective_rank"), "score"] / 16)
+    assert found.loc[("layer 3", "sinks"), "score"] == pytest.approx(1 / 16) and found.loc[("layer 2", "sinks"), "score"] == 0
+    sinks = result.tables["sinks"]
+    assert set(sinks["at"]) == {"layer 3"} and (sinks["token"] == 6).all() and len(sinks) == 30
+    assert sinks[["left", "top", "right", "bottom"]].iloc[0].tolist() == pytest.approx([0.5, 0.25, 0.75, 0.5])
+    assert found.loc[("layer 2", "cosine"), "n_images"] == 30 and found.loc[("layer 2", "cosine"), ["n", "d"]].tolist() == [16, 32]
+
+
+def test_isotropic_reference_takes_the_shapes_of_all_images() -> None:
+    null = isotropic([(8, 16)] * 10 + [(64, 16)] * 10, 3, draws=40, seed=0)
+    assert "norm" not in null and (null["effective_rank"][:20] <= 8).all() and (null["effective_rank"][20:] > 10).all()
+    assert abs(null["cosine"].mean()) < 0.03 and abs(null["cosine_across"].mean()) < 0.03
+
+
+def with_objects() -> Dataset:
+    """A red dog in the top left quarter."""
+    things = (Object("red dog", (0.0, 0.0, 0.5, 0.5)),)
+    return Dataset("planted", [dataclasses.replace(s, objects=things) for s in planted(4)], "planted with objects")
+
+
+def test_what_is_kept_to_look_at(llava: MLLM) -> None:
+    """Maps and sampled tokens are those of the model; labels are those of their cells; a patch's map equals a direct computation."""
+    config = Config(**SMALL | {"maps": 2, "umap_images": 3, "umap_tokens": 8, "umap_layers": (0, 4), "umap_neighbors": 5})
+    result = measure(config, Context(llava, with_objects(), batch_size=3))
+    batch = llava.encode([picture(1)], ["is this red ?"])
+    values = read(llava, batch, tower=True)[0]
+    kept = result.tensors["map.1.layer 4"].float()
+    direct = torch.nn.functional.cosine_similarity(values.values[4], values.values[4][9], dim=-1)
+    assert torch.allclose(similarity_to(kept, 9).float(), direct, atol=2e-3)
+    assert torch.allclose(similarity_to(result.tensors[f"map.1.{TOWER}"].float(), 9).float(), torch.cosine_similarity(values.tower, values.tower[9]), atol=2e-3)
+    assert {name for name in result.tensors if name.startswith("map.")} == {f"map.{i}.{at}" for i in (0, 1) for at in result.record["map_representations"]}
+    assert result.record["map_representations"] == [TOWER, *(f"layer {i}" for i in range(5)), "efficientnet-lite0"]
+    table = result.tables["umap"]
+    assert table.groupby("at").size().to_dict() == {"layer 0": 24, "layer 4": 24, "efficientnet-lite0": 24} and table[["x", "y"]].notna().all(axis=None)
+    assert set(table["token"][table["thing"] == "object"]) == {0, 1, 4, 5} and table["colour"].isin(["red", "background"]).all()
+    assert (table[table["thing"] == "object"][["name", "colour", "shape"]] == ["red dog", "red", "dog"]).all(axis=None)
+    row = table[(table["at"] == "layer 4") & (table["image"] == 1)].reset_index(drop=True)
+    stored = result.tensors["umap.layer 4"].float()[8:16]
+    assert torch.allclose(torch.cosine_similarity(stored, values.values[4][row["token"].tolist()]), torch.ones(8), atol=1e-3)
+    again = measure(config, Context(llava, with_objects(), batch_size=1)).tables["umap"]
+    assert again[["at", "token", "name"]].equals(table[["at", "token", "name"]])
+    twice = measure(config, Context(llava, with_objects(), batch_size=3)).tables["umap"]
+    assert twice.equals(table)
+
+
+def test_maps_keep_to_their_megabytes(llava: MLLM) -> None:
+    wide = VisualTokens(torch.arange(64 * 64), (64, 64), (0.0, 0.0, 1.0, 1.0))
+    names = [TOWER, *(f"layer {i}" for i in range(5))]
+    seen = analysis.Seen(0, planted(1)[0], picture(0), [wide], {name: torch.ones(4096, 128) for name in names})  # 1 MB each
+    maps = analysis.Maps(Config(maps=1, map_megabytes=4))
+    maps.add(seen)
+    assert maps.names == [TOWER, "layer 0", "layer 2", "layer 4"]
+    assert sum(v.numel() * v.element_size() for name, v in maps.tensors.items() if "map" in name) <= 4 * 2**20
+    with pytest.raises(ConfigError, match="map_megabytes is 1: expected at least 2 for maps of 1 images in one layer"):
+        analysis.Maps(Config(maps=1, map_megabytes=1)).add(seen)
+
+
+@pytest.mark.parametrize("family", ["llava_next", "internvl", "qwen3_vl"])
+def test_photographs_through_tiles_and_free_grids(family: str, tmp_path: Path) -> None:
+    """No objects, several rasters, images of different sizes."""
+    (tmp_path / "photos").mkdir()
+    for name in ("astronaut", "chelsea", "rocket"):
+        Image.fromarray(getattr(photographs, name)()).resize((120, 80) if name == "rocket" else (90, 90)).save(tmp_path / "photos" / f"{name}.png")
+    model, data = MLLM.load(str(build(family, tmp_path / family))), load_data(f"folder:{tmp_path / 'photos'}")
+    config = Config(data=data.name, layers=(1, 2), **SMALL | {"maps": 3, "umap_images": 3, "umap_tokens": 6, "umap_neighbors": 4})
+    result = measure(config, Context(model, data, batch_size=2))
+    found = scores(result.tables)
+    direct = []
+    for sample in data:
+        batch = model.encode([sample.image], [sample.question])
+        values, places = read(model, batch, layers=[2])[0].values[0], model.visual_tokens(batch)[0]
+        direct.append(float(mean_cosine(values)))
+        number = len(direct) - 1
+        own, raster = whole_image(places)
+        row = result.tables["maps"].set_index("number").loc[number]
+        assert (row["rows"], row["columns"]) == raster.grid and raster.box[2] - raster.box[0] > 0.9
+        assert torch.allclose(torch.cosine_similarity(result.tensors[f"map.{number}.layer 2"].float(), values[own]), torch.ones(len(raster.index)), atol=1e-3)
+    assert found.loc[("layer 2", "cosine"), "score"] == pytest.approx(np.mean(direct), abs=1e-4)
+    table = result.tables["umap"]
+    assert (table[["thing", "name", "colour", "shape"]] == "").all(axis=None) and table["left"].between(-0.5, 1).all()
+
+
+def test_two_models_are_compared_in_pairs(llava: MLLM) -> None:
+    result = measure(Config(**SMALL), Context(llava, planted(12), batch_size=6))
+    own = SimpleNamespace(tables=result.tables, record={"seed": 0})
+    moved = result.tables["per_image"].copy()
+    here = (moved["measure"] == "cosine") & (moved["at"] == "layer 2")
+    moved.loc[here, "value"] += 0.1 + np.linspace(0, 0.01, 12)
+    found = differences({"a": own, "b": SimpleNamespace(tables=result.tables | {"per_image": moved}, record={"seed": 0})})  # type: ignore[dict-item]
+    row = found[(found["measure"] == "cosine") & (found["layer"] == 2)].iloc[0]
+    assert row["score"] == pytest.approx(0.105) and row["low"] > 0.09 and row["p"] < row["p_holm"] < 0.01 and row["n_images"] == 12
+    assert found.drop(row.name)["score"].eq(0).all() and "efficientnet-lite0" not in str(found)
+    drawn = ANALYSIS.figures({"a": own, "b": own})  # type: ignore[dict-item]
+    assert len(drawn) == 7 and all("%{customdata[1]:.3f}" in t.hovertemplate for f in drawn.values() for t in f.data if t.mode == "lines+markers")
+
+
+# --- the page's figures --------------------------------------------------------------------------------------------------------------------
+
+
+def test_views(llava: MLLM) -> None:
+    raster = _raster(pd.Series({"rows": 4, "columns": 4, "left": -0.5, "top": 0.0, "right": 1.5, "bottom": 1.0}))
+    assert _at(raster, 0.1, 0.1) == 1 and _at(raster, 0.9, 0.9) == 14 and _at(raster, 0.0, 1.0) == 13
+    x = {"layer 1": noise(16, 6), "layer 2": noise(16, 6, seed=2), "efficientnet-lite0": noise(16, 9)}
+    joint = _colours({"a": x, "b": x}, BASES[0])
+    assert all(np.array_equal(joint["a"][name], joint["b"][name]) for name in x) and list(joint["a"]) == list(x)
+    assert np.array_equal(joint["a"]["layer 2"], joint_pca_rgb([torch.stack([x["layer 1"], x["layer 2"]])] * 2)[0][1])
+    assert np.array_equal(_colours({"a": x}, BASES[2])["a"]["layer 2"], joint_pca_rgb([x["layer 2"]])[0][0])
+    other = _colours({"a": x, "b": {"layer 1": noise(16, 5)}}, BASES[0])  # widths differ: as if alone
+    assert np.array_equal(other["a"]["layer 1"], _colours({"a": x}, BASES[1])["a"]["layer 1"])
+    figure = small_maps({"a": {"layer 1": np.arange(16.0).reshape(4, 4)}}, {"a": 6}, bounds=(0, 16))
+    assert figure.data[0].z[1][2] == 6 and min(figure.data[1].x) == 1.5 and min(figure.data[1].y) == 0.5
+    picture_ = clickable(np.zeros((40, 80, 3), dtype=np.uint8), raster, 5)
+    points = picture_.data[-1]
+    assert points.customdata.tolist() == list(range(16)) and points.x[5] == pytest.approx(20) and points.y[5] == pytest.approx(15)
+    framed = located(np.full((30, 30, 3), 90, dtype=np.uint8), (0.5, 0, 1, 0.5))
+    assert (framed[0, 150] == 0).all() and (framed[200, 100] == 90).all()
+
+
+def test_planes_by_place_and_by_kind(llava: MLLM) -> None:
+    config = Config(**SMALL | {"umap_images": 3, "umap_tokens": 8, "umap_layers": (4,), "umap_neighbors": 5})
+    result = measure(config, Context(llava, with_objects(), batch_size=3))
+    stored = SimpleNamespace(tables=result.tables, tensors=result.tensors)
+    table = _apart({"a": stored, "b": stored})  # type: ignore[dict-item]
+    assert table["panel"].unique().tolist() == ["a", "b", "efficientnet-lite0"]
+    by_colour = token_planes(table, by="colour")
+    assert {(t.name, t.marker.color) for t in by_colour.data} == {("red", "#d62828"), ("background", "#8a8f98")}
+    assert sum(t.showlegend for t in by_colour.data) == 2 and sum(len(t.x) for t in by_colour.data) == len(table)
+    by_row = token_planes(table, by="row")
+    assert len(by_row.data) == 3 and set(np.round(by_row.data[0].marker.color, 3)) <= {0.125, 0.375, 0.625, 0.875}
+
+
+# --- the command line ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_command(runs_folder: Path, tmp_path: Path) -> None:
+    models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
+    done = run("analyses.tokens", "--model", *models, "--limit", "4", "--null", "10", "--umap_images", "0", "--output_dir", str(tmp_path))
+    found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path)["folder"])}
+    assert set(found) == {"baseline", "viral"} and "cosine_across" in done.stdout
+    table = found["viral"].tables["scores"]
+    assert set(table["at"]) == {TOWER, "layer 0", "layer 1", "layer 2", "layer 3", "dinov2-small"} and (table["low"] <= table["high"]).all()
+    failed = run("analyses.tokens", "--model", models[0], "--umap_layer", "1", code=2)
+    assert "did you mean 'umap_layers'" in failed.stderr and "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [({"sink": 1.0}, "sink is 1.0: expected a multiple"), ({"null": 3}, "null is 3: expected at least 10"), ({"maps": -1}, "maps is -1: expected at least 0")],
+)
+def test_bad_options(words: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config(**words)  # type: ignore[arg-type]
+
+
+def test_layers_of_umap_are_layers_that_are_read(llava: MLLM) -> None:
+    with pytest.raises(ConfigError, match="umap_layers names layer 3: expected one of the layers 1, 2"):
+        measure(Config(layers=(1, 2), umap_layers=(3,), **SMALL), Context(llava, planted(2), 2))
+
+
+def test_an_image_of_one_raster_is_needed() -> None:
+    sample = Sample("0", "0", lambda: picture(0))
+    assert sample.image.size == (60, 60)
+    parts = [VisualTokens(torch.arange(4), (2, 2), (0, 0, 1, 1)), VisualTokens(torch.arange(16), (4, 4), (0, 0, 1, 1))]
+    own, raster = whole_image([*parts, VisualTokens(torch.arange(64), (8, 8), (0, 0, 0.5, 1))])
+    assert (own, raster.grid) == (slice(4, 20), (4, 4))
