@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor
 
 from workbench import figures as fig
@@ -30,10 +29,9 @@ from workbench.data.folder import QUESTION
 from workbench.errors import ConfigError, DataError
 from workbench.metrics.alignment import MIN_ROWS, cknna_from_neighbors
 from workbench.metrics.neighbors import Neighbors, nearest_neighbors
-from workbench.mllm.base import Box, VisualTokens
 from workbench.runs import Run
 from workbench.stats import Interval, bootstrap_ci, cknna_nulls, jackknife_ci, null_of
-from workbench.vfm import VFM, find_vfm, load_vfm
+from workbench.vfm import VFM, find_vfm, load_vfm, patches_under
 
 PAGE = "Alignment"
 GROUPS = 10  # of images, left out in turn, for the interval of a score that is not a mean over images
@@ -170,29 +168,11 @@ def _collect(config: Config, context: Context, layers: list[int], vfms: Mapping[
         for number, layer in enumerate(layers):
             seen.hidden[layer].add([list(a.values[number].split(own)) for a, own in zip(found, lengths, strict=True)], picks)
         for name, vfm in vfms.items():
-            seen.patches[name].add(_patches(vfm, pictures, places), picks)
+            seen.patches[name].add(patches_under(vfm, pictures, places), picks)
         seen.owners += [len(seen.image_ids) + row for row, own in enumerate(lengths) for _ in own]
         seen.lengths += [length for own in lengths for length in own]
         seen.image_ids += [s.image_id for s in part]
     return seen
-
-
-def _patches(vfm: VFM, pictures: list[Image.Image], places: list[list[VisualTokens]]) -> list[list[Float[Tensor, "token d"]]]:
-    """The VFM's features of the same pixels under each token, [image][raster]; rasters of one grid go through it together."""
-    found: list[list[Any]] = [[None] * len(sample) for sample in places]
-    jobs = [(raster.grid, row, number) for row, sample in enumerate(places) for number, raster in enumerate(sample)]
-    for grid in dict.fromkeys(job[0] for job in jobs):
-        same = [(row, number) for own, row, number in jobs if own == grid]
-        features = vfm([_covered(pictures[row], places[row][number].box) for row, number in same], grid=grid).tokens()
-        for (row, number), values in zip(same, features, strict=True):
-            found[row][number] = values
-    return found
-
-
-def _covered(image: Image.Image, box: Box) -> Image.Image:
-    """The part of the image that the visual tokens cover, so that both sides see the same pixels under the same token; black where it ends."""
-    width, height = image.size
-    return image.crop((round(box[0] * width), round(box[1] * height), round(box[2] * width), round(box[3] * height)))
 
 
 def _left_out(score: float, x: Side, y: Side, config: Config) -> Interval:

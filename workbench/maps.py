@@ -1,4 +1,4 @@
-"""From visual tokens to pixels: the rasters of one image laid on one, and how much of each of its cells an object covers."""
+"""From visual tokens to pixels: the rasters of one image laid on one, cells as pictures, and how much of each cell an object covers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 
 from workbench.data.base import Object
 from workbench.errors import ModelError
@@ -52,6 +53,30 @@ def lay(values: Float[np.ndarray, "*map token"], parts: Sequence[VisualTokens], 
         columns = _shares(part.box[0], part.box[2], part.grid[1], onto.box[0], onto.box[2], onto.grid[1])
         total += rows.T @ own @ columns
     return total
+
+
+def whole_image(parts: Sequence[VisualTokens]) -> tuple[slice, VisualTokens]:
+    """The raster that shows most of the image in one piece, the finest of several: its place among the tokens of all `parts`, and the raster itself.
+
+    Raises:
+        ModelError: no visual tokens with rows and columns.
+    """
+    shown = []
+    for number, part in enumerate(parts):
+        if part.grid is not None:
+            left, top, right, bottom = (min(1.0, max(0.0, edge)) for edge in part.box)
+            shown.append((round((right - left) * (bottom - top), 2), len(part.index), number))
+    if not shown:
+        raise ModelError("the visual tokens of this prompt have no rows and columns: expected a raster of one image")
+    number = max(shown)[-1]
+    start = sum(len(part.index) for part in parts[:number])
+    return slice(start, start + len(parts[number].index)), parts[number]
+
+
+def picture(rgb: Float[np.ndarray, "token 3"], grid: tuple[int, int], size: int) -> Image.Image:
+    """Colours of cells, floats in 0..1, as a picture `size` pixels wide with hard cell edges."""
+    cells = Image.fromarray((rgb.reshape(*grid, 3) * 255).astype(np.uint8))
+    return cells.resize((size, size * grid[0] // grid[1]), Image.Resampling.NEAREST)
 
 
 def covered(thing: Object, raster: VisualTokens) -> Float[np.ndarray, "h w"]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import streamlit as st
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 
 from workbench.capture import read
 from workbench.dashboard.shell import below_root, default_models, trained_models
 from workbench.data import Dataset, Sample, load_data
+from workbench.maps import picture, whole_image
 from workbench.metrics.geometry import joint_pca_rgb
-from workbench.mllm import MLLM, VisualTokens
+from workbench.mllm import MLLM
 from workbench.vfm import CATALOGUE, VFM, load_vfm
 from workbench.weights import at_hand
 
@@ -85,7 +83,9 @@ def _maps(loaded: dict[str, MLLM], vfm_name: str, sample: Sample) -> None:
     read_out = {}
     for name, mllm in loaded.items():
         batch = mllm.encode([sample.image], [sample.question])
-        read_out[name] = _whole_image(read(mllm, batch)[0].values, mllm.visual_tokens(batch)[0])
+        own, raster = whole_image(mllm.visual_tokens(batch)[0])
+        assert raster.grid is not None
+        read_out[name] = read(mllm, batch)[0].values[:, own], raster.grid
     grid = next(iter(read_out.values()))[1]
     layers = min(values.shape[0] for values, _ in read_out.values())
     layer = st.slider("Layer", 0, layers - 1, layers // 2, key="layer", bind="query-params")
@@ -97,26 +97,10 @@ def _maps(loaded: dict[str, MLLM], vfm_name: str, sample: Sample) -> None:
     reference = joint_pca_rgb([_vfm(vfm_name)([sample.image], grid=grid).tokens()])[0][0]
     columns = st.columns(len(maps) + 1)
     for column, (name, (rgb, size)) in zip(columns, maps.items(), strict=False):
-        column.image(_picture(rgb[layer], size, 300), caption=f"{name}, layer {layer}", width="stretch")
-    columns[-1].image(_picture(reference, grid, 300), caption=f"{vfm_name} (its own basis)", width="stretch")
+        column.image(picture(rgb[layer], size, 300), caption=f"{name}, layer {layer}", width="stretch")
+    columns[-1].image(picture(reference, grid, 300), caption=f"{vfm_name} (its own basis)", width="stretch")
     for name, (rgb, size) in maps.items():
         shared = " and models" if len(maps) > 1 and len(widths) == 1 else ""
         st.caption(f"{name}: layers 0 to {layers - 1}, first three principal components in one basis for all layers{shared}")
         for column, number in zip(st.columns(layers), range(layers), strict=True):
-            column.image(_picture(rgb[number], size, 120), caption=str(number), width="stretch")
-
-
-def _whole_image(values: Float[Tensor, "layer token d"], parts: list[VisualTokens]) -> tuple[Float[Tensor, "layer cell d"], tuple[int, int]]:
-    """The tokens of the finest raster that covers the whole image, and its grid: tiled models have several rasters."""
-    whole = [(len(part.index), number) for number, part in enumerate(parts) if part.grid is not None and part.box[2] - part.box[0] > 0.9]
-    number = max(whole)[1]
-    start = sum(len(part.index) for part in parts[:number])
-    grid = parts[number].grid
-    assert grid is not None
-    return values[:, start : start + len(parts[number].index)], grid
-
-
-def _picture(rgb: np.ndarray, grid: tuple[int, int], size: int) -> Image.Image:
-    """(token, 3) floats in 0..1 as a picture with hard cell edges."""
-    cells = Image.fromarray((rgb.reshape(*grid, 3) * 255).astype(np.uint8))
-    return cells.resize((size, size * grid[0] // grid[1]), Image.Resampling.NEAREST)
+            column.image(picture(rgb[number], size, 120), caption=str(number), width="stretch")
