@@ -35,6 +35,8 @@ pio.templates["workbench"] = go.layout.Template(
     }
 )
 
+Figure = go.Figure
+
 
 def new_figure(**layout: object) -> go.Figure:
     """An empty figure in the workbench's template."""
