@@ -385,14 +385,17 @@ def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
     """Every score over training steps, and the steps to the other model's final score where there are two models."""
     table = curves(found)
     made: dict[str, go.Figure] = {}
-    accuracy = table[table["measure"] == ACCURACY]
-    chance = accuracy[accuracy["of"] == MEAN]["null_mean"].iloc[0]
-    made["Accuracy over training, mean of types"] = fig.step_curves(accuracy[accuracy["of"] == MEAN], y=f"accuracy (chance {chance:.2f})")
-    made["Accuracy over training by question type"] = fig.step_curves(accuracy[accuracy["of"] != MEAN], panel="of", y="accuracy")
-    made["Alignment over training"] = fig.step_curves(table[table["measure"] == CKNNA], panel="of", y="CKNNA", null=True)
-    drop = table[(table["measure"] == DROP) & (table["of"] == MEAN)]
+    accuracy, aligned, drop = (table[table["measure"] == measure] for measure in (ACCURACY, CKNNA, DROP))
+    mean, types, drop = accuracy[accuracy["of"] == MEAN], accuracy[accuracy["of"] != MEAN], drop[drop["of"] == MEAN]
+    if len(mean):
+        chance = mean["null_mean"].iloc[0]
+        made["Accuracy over training, mean of types"] = fig.step_curves(mean, y=f"accuracy (chance {chance:.2f})")
+    if len(types):
+        made["Accuracy over training by question type"] = fig.step_curves(types, panel="of", y="accuracy", null="chance", share=True)
+    if len(aligned):
+        made["Alignment over training"] = fig.step_curves(aligned, panel="of", y="CKNNA", null="chance (95 % of the null)")
     if len(drop):
-        made["Drop when tokens change places after the tower, mean of types"] = fig.step_curves(drop, y="drop in accuracy", null=True)
+        made["Drop when tokens change places after the tower, mean of types"] = fig.step_curves(drop, y="drop in accuracy", null="no change")
     made["Training losses"] = fig.step_curves(losses(found), panel="of", y="loss")
     reach = compared(found)
     if len(reach) and (reach["seeds"] > 1).all():  # the difference of one pair of runs has no interval, and stays in the table

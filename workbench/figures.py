@@ -314,17 +314,18 @@ def _overlay(figure: go.Figure, shown: Overlay, row: int, column: int) -> None:
     figure.update_yaxes(range=[max(height, y[-1]), min(0, y[0])], visible=False, scaleanchor=axis, constrain="domain", row=row, col=column)
 
 
-def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: bool = False) -> go.Figure:
+def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: str = "", share: bool = False) -> go.Figure:
     """Scores over training steps, a line per model with its interval as a band; where there are several values of `panel`, a small chart for each.
 
     Args:
         curves: columns model, step, score, low, high, over (what the interval is over) and the one named by `panel`; null_mean and null_q95 for `null`.
-        null: draw the chance level as a dotted line.
+        null: what the dotted line at null_q95 is called; none is drawn without.
+        share: the score is a share, shown from 0 to 1 in every chart.
     """
     names = list(dict.fromkeys(curves[panel])) if panel else [""]
     width = min(len(names), 4)
     rows = -(-len(names) // width)
-    figure = make_subplots(rows, width, subplot_titles=names if panel else None, horizontal_spacing=0.06, vertical_spacing=0.22 / rows)
+    figure = make_subplots(rows, width, subplot_titles=names if panel else None, horizontal_spacing=0.06, vertical_spacing=0.32 / rows)
     models = list(dict.fromkeys(curves["model"]))
     for number, name in enumerate(names):
         at = {"row": number // width + 1, "col": number % width + 1}
@@ -332,14 +333,20 @@ def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: bool = F
         if null:
             level = own.groupby("step")["null_q95"].max().reset_index()
             line = {"color": GREY, "dash": "dot", "width": 1.5}
-            style: dict[str, object] = {"name": "chance (95 % of the null)", "legendgroup": "null", "showlegend": number == 0, "mode": "lines", "line": line}
+            style: dict[str, object] = {"name": null, "legendgroup": "null", "showlegend": number == 0, "mode": "lines", "line": line}
             figure.add_scatter(x=level["step"], y=level["null_q95"], hovertemplate="%{y:.3f}", **style, **at)
         for model, part in own.groupby("model", sort=False):
             part, colour = part.sort_values("step"), COLOURS[models.index(model) % len(COLOURS)]
             if (part["high"] > part["low"]).any():
                 _band(figure, part["step"], part["low"], part["high"], translucent(colour, 0.16), str(model), **at)
             figure.add_scatter(
-                **{"x": part["step"], "y": part["score"], "name": f"{model} ({part['over'].iloc[0]})", "legendgroup": str(model), **at},
+                **{
+                    "x": part["step"],
+                    "y": part["score"],
+                    "name": str(model) if panel else f"{model} ({part['over'].iloc[0]})",
+                    "legendgroup": str(model),
+                    **at,
+                },
                 mode="lines" if len(part) > 20 else "lines+markers",
                 showlegend=not any(trace.legendgroup == str(model) and trace.showlegend is not False for trace in figure.data),
                 line={"color": colour, "width": 2},
@@ -352,6 +359,8 @@ def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: bool = F
     )
     figure.update_xaxes(title="step", row=rows)
     figure.update_yaxes(title=y, col=1)
+    if share:
+        figure.update_yaxes(range=[0, 1.04])
     return figure
 
 

@@ -41,6 +41,7 @@ details { margin: .6rem 0 } summary { cursor: pointer; color: var(--quiet) } nav
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
 th { position: sticky; top: 0; background: var(--raised) }
+.left table { width: 100% } .left th { width: 7rem }
 .left th, .left td { text-align: left; white-space: normal; overflow-wrap: anywhere; position: static }
 """
 
