@@ -19,6 +19,8 @@ FEW = {
     "analyses.cknna": ["--limit", "12", "--null", "10", "--k", "5"],
     "analyses.permutation": ["--limit", "3", "--permutations", "1", "--layers", "2"],
     "analyses.knockout": ["--limit", "3", "--layers", "2", "--width", "1"],
+    "analyses.all": ["--limit", "3", "--only", "cknna", "dynamics"],
+    "analyses.dynamics": ["--limit", "3", "--permutations", "1", "--null", "10", "--k", "5"],
     "analyses.patching": ["--limit", "3", "--layers", "2"],
 }
 
@@ -60,6 +62,8 @@ def test_readme_command(line: str, folder: Path, tmp_path: Path) -> None:
             assert "no finished run" in run(module, str(sweep), *given[1:], cwd=folder, code=2).stderr
         else:
             assert "baseline" in run(module, str(sweep), *given[1:], cwd=folder).stdout
+    elif module == "analyses.all":
+        assert "report.html" in run(module, *given, *FEW[module], cwd=folder).stdout and (folder / "report.html").exists()
     elif module.startswith("analyses."):
         few = FEW[module][:4] if "photos" in line else FEW[module]
         assert f"{module.removeprefix('analyses.')}-" in run(module, *given, *few, cwd=folder).stdout

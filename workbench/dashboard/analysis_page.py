@@ -37,7 +37,7 @@ def page(name: str) -> None:
     with st.expander("A new run", expanded=table.empty):
         _new(analysis)
     if job := jobs().newest.get(name):
-        st.fragment(partial(_watch, name), run_every=1.0 if job.state == "running" else None)()
+        st.fragment(_watch, run_every=1.0 if job.state == "running" else None)(name)
 
 
 def _stored(analysis: Analysis, table: pd.DataFrame) -> None:
