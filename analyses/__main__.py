@@ -6,18 +6,16 @@ python -m analyses
 from __future__ import annotations
 
 from importlib import import_module
-from pkgutil import iter_modules
 
-import analyses
+from workbench.catalogue import analysis_files
 from workbench.config import command
 
 
 def main(argv: list[str]) -> None:
-    """Print the name, title and command of every analysis in this package."""
-    for module in iter_modules(analyses.__path__):
-        if module.name != "__main__":
-            found = import_module(f"analyses.{module.name}").ANALYSIS
-            print(f"{found.name:<16} {found.title}\n{'':<16} python -m analyses.{found.name} --model A B --help")
+    """Print the name and title of every analysis in this package, and how to run one or all of them."""
+    for name in analysis_files():
+        print(f"{name:<16} {import_module(f'analyses.{name}').ANALYSIS.title}")
+    print("\npython -m analyses.NAME --model A B --help\npython -m analyses.all --model A B --report report.html")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from workbench import figures as fig
 from workbench.analysis import Analysis, Context, DataOptions, Result, main
-from workbench.answers import MEAN, Change, Grid, Quiz, change_by_type, grids_of, questions_of, survey
+from workbench.answers import MEAN, Change, Grid, Quiz, change_by_type, grids_of, questions_of, random_order, survey
 from workbench.capture import Place, check_layers, check_place
 from workbench.data.base import Sample
 from workbench.errors import ConfigError, DataError, ModelError
@@ -95,7 +95,7 @@ class Images:
     def permuted(self, image: int, draw: int) -> Int[Tensor, token]:  # noqa: F821
         """A random order of all visual tokens of an image; the same in every layer and for every part."""
         count = sum(rows * columns for rows, columns in self.grids[image])
-        return torch.from_numpy(np.random.default_rng([self.config.seed, draw, image]).permutation(count))
+        return random_order(count, image=image, draw=draw, seed=self.config.seed)
 
     def shuffled_blocks(self, image: int, draw: int) -> Int[Tensor, token]:  # noqa: F821
         """A random order of the blocks of each raster; inside of a block nothing moves."""

@@ -21,6 +21,8 @@ FEW = {
     "analyses.knockout": ["--limit", "3", "--layers", "2", "--width", "1"],
     "analyses.logit_lens": ["--limit", "12", "--null", "10", "--maps", "1"],
     "analyses.linear_probe": ["--limit", "20", "--controls", "1", "--folds", "2"],
+    "analyses.all": ["--limit", "3", "--only", "cknna", "dynamics"],
+    "analyses.dynamics": ["--limit", "3", "--permutations", "1", "--null", "10", "--k", "5"],
     "analyses.patching": ["--limit", "3", "--layers", "2"],
 }
 
@@ -62,6 +64,8 @@ def test_readme_command(line: str, folder: Path, tmp_path: Path) -> None:
             assert "no finished run" in run(module, str(sweep), *given[1:], cwd=folder, code=2).stderr
         else:
             assert "baseline" in run(module, str(sweep), *given[1:], cwd=folder).stdout
+    elif module == "analyses.all":
+        assert "report.html" in run(module, *given, *FEW[module], cwd=folder).stdout and (folder / "report.html").exists()
     elif module.startswith("analyses."):
         few = FEW[module][:4] if "photos" in line else FEW[module]
         assert f"{module.removeprefix('analyses.')}-" in run(module, *given, *few, cwd=folder).stdout

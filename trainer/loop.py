@@ -32,13 +32,14 @@ from trainer.model import (
     load_start,
     start_connector,
 )
-from trainer.output import RECIPE_FILE, RECORD_FILE, alone, check_output, check_same_recipe, write_recipe
+from trainer.output import RECIPE_FILE, alone, check_output, check_same_recipe, write_recipe
 from workbench.config import as_mapping, parse
 from workbench.data import Dataset, load_data
 from workbench.errors import ConfigError, RunError
 from workbench.files import HEAD_FILE, atomic_file, atomic_folder, make_folder
 from workbench.runs import environment
 from workbench.stats import bootstrap_ci
+from workbench.training import LOG_FILE, RECORD_FILE
 from workbench.vfm import find_vfm, load_vfm
 from workbench.weights import CATALOGUE as WEIGHTS
 from workbench.weights import check_unchanged, load_weights
@@ -271,7 +272,7 @@ class Progress(TrainerCallback):
 
 def write_log(history: list[dict[str, float]], folder: Path) -> None:
     """Store the Trainer's log history as training.parquet, one row per log."""
-    with atomic_file(folder / "training.parquet") as partial:
+    with atomic_file(folder / LOG_FILE) as partial:
         pd.DataFrame(history).to_parquet(partial)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +14,9 @@ from trainer.config import Recipe
 from workbench.config import as_mapping, merge
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, make_folder
-
-log = logging.getLogger(__name__)
+from workbench.training import RECORD_FILE, checkpoints
 
 RECIPE_FILE = "recipe.yaml"
-RECORD_FILE = "training.json"  # written last: a folder without it is not a finished model
 
 
 def check_same_recipe(folder: Path, recipe: Recipe) -> None:
@@ -70,12 +67,9 @@ def check_output(folder: Path, recipe: Recipe) -> str | None:
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end: its state file comes last."""
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        if (checkpoint / "trainer_state.json").exists():
-            return str(checkpoint)
-        log.warning("%s is only half written and is skipped", checkpoint)
-    return None
+    """The newest checkpoint that was written to its end."""
+    whole = checkpoints(folder)
+    return str(whole[-1].folder) if whole else None
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:

@@ -20,10 +20,11 @@ from pathlib import Path
 import pandas as pd
 
 from trainer.config import Recipe
-from trainer.output import RECIPE_FILE, RECORD_FILE, check_same_recipe
+from trainer.output import RECIPE_FILE, check_same_recipe
 from workbench.config import command, parse
 from workbench.errors import ConfigError, RunError, UnknownNameError
 from workbench.stats import paired_test, t_interval
+from workbench.training import RECORD_FILE
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -100,6 +100,8 @@ class Analysis:
         page: short title of its page where that is not its name; the module says it in a line `PAGE = "..."`, from which the navigation is made.
         version: raise it when the same config would give other numbers.
         uses: config -> {name: identity} of everything else that the numbers depend on, such as a VFM's weights.
+        beside: (config, model as named) -> {name: identity} of what lies beside a model and that the numbers depend on, such as its checkpoints. It is
+            called for every model before any is loaded, and raises where a model lacks it.
     """
 
     name: str
@@ -111,6 +113,7 @@ class Analysis:
     page: str = ""
     version: int = 1
     uses: Callable[[Any], Mapping[str, str]] = field(default=lambda config: {})
+    beside: Callable[[Any, str], Mapping[str, str]] = field(default=lambda config, model: {})
 
     @property
     def heading(self) -> str:
@@ -123,23 +126,35 @@ def label_of(model: str) -> str:
     return Path(model).name or model
 
 
+def check_labels(models: Sequence[str]) -> list[str]:
+    """The short names of `models`.
+
+    Raises:
+        ConfigError: no model, or two models with one short name.
+    """
+    if not models:
+        raise ConfigError("no model given: expected --model FOLDER_OR_HUB_ID ...")
+    labels = [label_of(model) for model in models]
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"two models are called '{max(labels, key=labels.count)}': expected folders with different names")
+    return labels
+
+
 def execute(analysis: Analysis, config: DataOptions, where: Where, argv: list[str]) -> dict[str, Run]:
     """Run `analysis` on every model, or load the stored run of the same question; returns {label: run} in order.
 
     Raises:
         ConfigError: no model, or two models with one label.
     """
-    if not where.model:
-        raise ConfigError("no model given: expected --model FOLDER_OR_HUB_ID ...")
-    labels = [label_of(model) for model in where.model]
-    if len(set(labels)) < len(labels):
-        raise ConfigError(f"two models are called '{max(labels, key=labels.count)}': expected folders with different names")
+    labels = check_labels(where.model)
+    beside = {name: dict(analysis.beside(config, name)) for name in where.model}
     make_folder(where.output_dir)
     data = load_data(config.data, limit=config.limit, seed=config.data_seed)
     found = {}
     for label, name in zip(labels, where.model, strict=True):
         mllm = MLLM.load(name, dtype=where.dtype, device=where.device, trust_remote_code=where.trust_remote_code)
-        key = runs.run_key(analysis.name, analysis.version, as_mapping(config) | dict(analysis.uses(config)), mllm.fingerprint, data.fingerprint)
+        asked = as_mapping(config) | dict(analysis.uses(config)) | beside[name]
+        key = runs.run_key(analysis.name, analysis.version, asked, mllm.fingerprint, data.fingerprint)
         folder = runs.folder_of(where.output_dir, analysis.name, key)
         if not folder.exists():
             started = time.monotonic()

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +23,7 @@ from workbench.capture import Blocked, Place, blocking, check_layers, check_plac
 from workbench.data.base import Sample
 from workbench.errors import DataError, UnknownNameError
 from workbench.mllm.base import MLLM, VisualTokens
-from workbench.stats import bootstrap_ci, paired_test
+from workbench.stats import bootstrap_ci, bootstrap_columns, bootstrap_mean_of_columns, paired_test
 
 Change = Callable[[Float[Tensor, "token d"], int], Float[Tensor, "token d"]]
 """(visual tokens of one image, number of the image) -> their replacement."""
@@ -286,6 +287,33 @@ def change_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
     weights = each["category"].map(len(each) / (len(sizes) * sizes))
     parts = [(name, each[each["category"] == name], 1.0) for name in sizes.index]
     return [_changed(name, part, weight, seed) for name, part, weight in [*parts, (MEAN, each, weights)]]
+
+
+def accuracy_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
+    """Accuracy of each question type and of the mean of types, in which every type weighs the same, with a 95 % interval by resampling images.
+
+    Args:
+        samples: one row per question: image_id, category, chance, correct.
+
+    Returns:
+        Rows with category, accuracy, low, high, chance, n (questions), n_images, seed.
+    """
+    types = sorted(samples["category"].unique())
+    correct = np.stack([np.where(samples["category"] == name, samples["correct"].astype(float), np.nan) for name in types], axis=1)
+    images = samples["image_id"].tolist()
+    intervals = [*bootstrap_columns(correct, groups=images, seed=seed), bootstrap_mean_of_columns(correct, groups=images, seed=seed)]
+    chance = samples.groupby("category")["chance"].mean()
+    rows: list[dict[str, Any]] = []
+    for name, interval in zip([*types, MEAN], intervals, strict=True):
+        count, level = (len(samples), chance.mean()) if name == MEAN else (int((samples["category"] == name).sum()), chance[name])
+        named = {"category": name, "accuracy": interval.estimate, "low": interval.low, "high": interval.high}
+        rows.append(named | {"chance": float(level), "n": count, "n_images": interval.n, "seed": seed})
+    return rows
+
+
+def random_order(tokens: int, *, image: int, draw: int, seed: int) -> Int[Tensor, token]:  # noqa: F821
+    """A random order of the visual tokens of image number `image`, the same wherever they are permuted."""
+    return torch.from_numpy(np.random.default_rng([seed, draw, image]).permutation(tokens))
 
 
 def _changed(category: str, each: pd.DataFrame, weight: pd.Series | float, seed: int) -> dict[str, Any]:

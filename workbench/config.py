@@ -86,6 +86,20 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def changed_flags(config: object) -> list[str]:
+    """The words of a command line that make `config` from its defaults: none for a field that has its default.
+
+    Raises:
+        TypeError: a field with a default factory or a nested dataclass, which no analysis has.
+    """
+    words = []
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if value != field.default:
+            words += _as_flags(field.name, _plain(value))
+    return words
+
+
 def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the values of `own` put in, section by section."""
     merged = dict(base)

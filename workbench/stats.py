@@ -48,6 +48,14 @@ class Paired:
     n: int
 
 
+@dataclass(frozen=True)
+class Reached:
+    """When a curve first reaches a level: its step, None where that is not known, and the same in words."""
+
+    step: float | None
+    text: str
+
+
 def bootstrap_ci(
     values: Sequence[float] | np.ndarray, *, groups: Sequence[Hashable] | None = None, level: float = 0.95, n: int = 2000, seed: int = 0
 ) -> Interval:
@@ -70,6 +78,29 @@ def bootstrap_columns(values: np.ndarray, *, groups: Sequence[Hashable] | None =
 
     A value that is NaN is absent: it counts neither in the mean nor, where it was its unit's only one, in `n`. A column of NaN has a NaN interval.
     """
+    estimates, means, known = _resampled(values, groups, n, seed)
+    few = known < 2
+    means[:, few] = 0
+    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low[few], high[few] = np.where(known[few] == 0, np.nan, -np.inf), np.where(known[few] == 0, np.nan, np.inf)
+    return [Interval(float(e), float(lo), float(hi), int(k), level) for e, lo, hi, k in zip(estimates, low, high, known, strict=True)]
+
+
+def bootstrap_mean_of_columns(values: np.ndarray, *, groups: Sequence[Hashable] | None = None, level: float = 0.95, n: int = 2000, seed: int = 0) -> Interval:
+    """Mean over the columns of `values` (row, column) of each column's own mean, such as accuracy over question types, with a bootstrap interval.
+
+    A value that is NaN is absent; a column that a resample leaves empty is left out of that resample. `n` counts the units.
+    """
+    estimates, means, _ = _resampled(values, groups, n, seed)
+    units = len(values) if groups is None else len(set(groups))
+    if units < 2:
+        return Interval(float(np.nanmean(estimates)), -np.inf, np.inf, units, level)
+    low, high = np.quantile(np.nanmean(means, axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(np.nanmean(estimates)), float(low), float(high), units, level)
+
+
+def _resampled(values: np.ndarray, groups: Sequence[Hashable] | None, n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean of each column, the same in each of `n` resamples of whole units (resample, column), and the units that each column has."""
     there = ~np.isnan(values)
     codes = np.arange(len(values)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     units = int(codes.max()) + 1
@@ -79,12 +110,7 @@ def bootstrap_columns(values: np.ndarray, *, groups: Sequence[Hashable] | None =
     known = (counts > 0).sum(axis=0)
     weights = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=n).astype(float)
     with np.errstate(invalid="ignore"):
-        estimates, means = sums.sum(axis=0) / counts.sum(axis=0), (weights @ sums) / (weights @ counts)
-    few = known < 2
-    means[:, few] = 0
-    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    low[few], high[few] = np.where(known[few] == 0, np.nan, -np.inf), np.where(known[few] == 0, np.nan, np.inf)
-    return [Interval(float(e), float(lo), float(hi), int(k), level) for e, lo, hi, k in zip(estimates, low, high, known, strict=True)]
+        return sums.sum(axis=0) / counts.sum(axis=0), (weights @ sums) / (weights @ counts), known
 
 
 def t_interval(values: Sequence[float] | np.ndarray, *, level: float = 0.95) -> Interval:
@@ -130,6 +156,28 @@ def paired_test(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray
         p = float((1 + (flipped >= abs(difference.sum()) - 1e-12).sum()) / (n + 1))
     interval = t_interval(difference, level=level) if pairs < 30 else bootstrap_ci(difference, level=level, seed=seed)
     return Paired(interval.estimate, interval.low, interval.high, p, pairs)
+
+
+def first_reached(steps: Sequence[float] | np.ndarray, scores: Sequence[float] | np.ndarray, level: float) -> Reached:
+    """The first step at which a curve of evaluations is at `level` or above it, on straight lines between evaluations.
+
+    A curve that is above at its first evaluation reached the level at an unknown step before, unless that evaluation is at step 0.
+
+    Raises:
+        DataError: no evaluations, another number of scores than steps, steps that do not ascend, or a value that is not finite.
+    """
+    x, y = _finite(steps), _finite(scores)
+    if len(x) != len(y) or (np.diff(x) <= 0).any():
+        raise DataError(f"{len(y)} scores at steps {', '.join(f'{step:g}' for step in x)}: expected one for each of ascending steps")
+    above = (y >= level).nonzero()[0]
+    first, last = float(x[0]), float(x[-1])
+    if len(above) == 0:
+        return Reached(None, f"not within {last:g} steps")
+    at = int(above[0])
+    if at == 0:
+        return Reached(0.0, "at the start") if first == 0 else Reached(None, f"before the first evaluation at step {first:g}")
+    step = float(x[at - 1] + (level - y[at - 1]) / (y[at] - y[at - 1]) * (x[at] - x[at - 1]))
+    return Reached(step, f"step {step:.0f}")
 
 
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -1,10 +1,11 @@
-"""The page of any analysis: its stored runs over one another, their table, and the command that makes a new one."""
+"""The page of any analysis: its stored runs over one another, their table, and a form that starts a new one or gives its command."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 import shlex
+import time
 import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,6 +19,7 @@ import streamlit as st
 
 from workbench import figures, runs
 from workbench.analysis import Analysis
+from workbench.dashboard.jobs import jobs, may_start
 from workbench.dashboard.shell import default_models, runs_root, trained_models
 from workbench.runs import Run
 
@@ -29,14 +31,17 @@ def page(name: str) -> None:
     analysis: Analysis = import_module(f"analyses.{name}").ANALYSIS
     st.title(analysis.heading)
     st.caption(analysis.title)
+    _show_finished(name)
     table = runs.index(runs_root())
     table = table[table["analysis"] == name]
     if table.empty:
-        st.info(f"Nothing of this kind is stored yet. Run `python -m analyses.{name} --model runs/baseline runs/viral`, or build the command below.")
+        st.info(f"Nothing of this kind is stored yet. Run `python -m analyses.{name} --model runs/baseline runs/viral`, or start it below.")
     else:
         _stored(analysis, table)
     with st.expander("A new run", expanded=table.empty):
         _new(analysis)
+    if job := jobs().newest.get(name):
+        st.fragment(_watch, run_every=1.0 if job.state == "running" else None)(name)
 
 
 def _stored(analysis: Analysis, table: pd.DataFrame) -> None:
@@ -114,9 +119,69 @@ def _new(analysis: Analysis) -> None:
     chosen = st.multiselect("Models", models, default=default_models(models), key="new-model")
     words = ["python", "-m", f"analyses.{analysis.name}", "--model", *(str(runs_root() / name) for name in chosen)]
     hints = get_type_hints(analysis.config)
+    flags: list[list[str]] = []
     for column, field in zip(st.columns(3) * len(hints), dataclasses.fields(analysis.config), strict=False):
-        words += _flag(column, field, hints[field.name])
-    st.code(shlex.join([*words, "--output_dir", str(runs_root())]), language="bash")
+        flags.append(_flag(column, field, hints[field.name]))
+    words += [word for own in flags for word in own]
+    words += ["--output_dir", str(runs_root())]
+    st.code(shlex.join(words), language="bash")
+    wrong = [word for own in flags for word in own[1:] if word.startswith("-")]
+    if wrong:
+        st.error(f"'{wrong[0]}' begins with a dash: expected a value, not an option.", icon=":material/error:")
+    _start(analysis.name, words, ready=bool(chosen) and not wrong)
+
+
+def _start(name: str, words: list[str], *, ready: bool) -> None:
+    """The button that runs the command."""
+    job = jobs().newest.get(name)
+    running = job is not None and job.state == "running"
+    if not may_start():
+        st.caption("Jobs start from here only where the dashboard is served to this machine alone (`--server.address 127.0.0.1`). Copy the command.")
+    elif st.button("Start", type="primary", icon=":material/play_arrow:", disabled=running or not ready, key="start-job"):
+        jobs().start(name, words)
+        st.session_state[f"seen-{name}"] = None
+        st.rerun()
+
+
+def _watch(name: str) -> None:
+    """A job's progress, its end, and the button that stops it; drawn anew every second while it runs."""
+    job = jobs().newest[name]
+    state = job.state
+    if state == "running":
+        progress = job.progress()
+        share, text = progress if progress else (0.0, (job.lines() or ["starting"])[-1])
+        st.progress(share, text=text)
+        st.caption(f"Running for {time.monotonic() - job.started:.0f} s: `{shlex.join(job.words)}`")
+        if st.button("Stop", icon=":material/stop:", disabled=job.stopped, key="stop-job"):
+            job.stop()
+        return
+    if st.session_state.get(f"watched-{name}") is job:  # it has just ended: draw the whole page with what it stored
+        del st.session_state[f"watched-{name}"]
+        st.rerun()
+    if state == "failed":
+        st.error(job.error(), icon=":material/error:")
+    elif state == "stopped":
+        st.warning("Stopped. What was finished is stored; the same command goes on from there.", icon=":material/stop_circle:")
+    else:
+        st.success("Done: its runs are shown above.", icon=":material/check_circle:")
+    with st.expander("Output"):
+        st.code("\n".join(job.lines()[-30:]), language=None)
+
+
+def _show_finished(name: str) -> None:
+    """Choose the runs of a job that has ended since this page showed it running, so that its result appears."""
+    job = jobs().newest.get(name)
+    if job is None:
+        return
+    seen = f"seen-{name}"
+    if job.state == "running":
+        st.session_state[f"watched-{name}"] = job
+        st.session_state[seen] = None
+    elif job.state == "done" and seen in st.session_state:
+        del st.session_state[seen]
+        stored = set(runs.index(runs_root())["key"])
+        if keys := [key for key in job.keys(name) if key in stored]:
+            st.session_state["run"] = keys
 
 
 def _flag(column: Any, field: dataclasses.Field[Any], kind: Any) -> list[str]:
@@ -135,7 +200,8 @@ def _flag(column: Any, field: dataclasses.Field[Any], kind: Any) -> list[str]:
         return [] if value == default else [f"--{field.name}", value]
     before = " ".join(map(str, default)) if isinstance(default, tuple) else "" if default is None else str(default)
     value = column.text_input(field.name, before, key=key)
-    return [] if value == before else [f"--{field.name}", *value.split()]
+    words = value.split() if isinstance(default, tuple) else [value]  # a path may hold spaces
+    return [] if value == before else [f"--{field.name}", *words]
 
 
 def _name(analysis: Analysis, row: pd.Series) -> str:

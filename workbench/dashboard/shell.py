@@ -6,12 +6,11 @@ import json
 import re
 import sys
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 
 import streamlit as st
 
+from workbench.catalogue import analysis_files
 from workbench.errors import RunError, WorkbenchError
 
 
@@ -47,11 +46,9 @@ def _scene() -> None:
 def analysis_pages() -> dict[str, str]:
     """{name: page title} of every file in `analyses`, read from its `PAGE = "..."` line: importing them all would take seconds."""
     found = {}
-    for module in iter_modules(import_module("analyses").__path__):
-        if not module.name.startswith("_"):
-            source = Path(module.module_finder.path, f"{module.name}.py").read_text()  # type: ignore[union-attr]
-            title = re.search(r'^PAGE = "([^"]+)"$', source, re.M)
-            found[module.name] = title[1] if title else module.name.replace("_", " ").capitalize()
+    for name, file in analysis_files().items():
+        title = re.search(r'^PAGE = "([^"]+)"$', file.read_text(), re.M)
+        found[name] = title[1] if title else name.replace("_", " ").capitalize()
     return found
 
 

@@ -1,0 +1,133 @@
+"""All analyses at a chosen budget, as one HTML report that opens without a network.
+
+    python -m analyses.all --model runs/baseline runs/viral --limit 50 --output_dir runs --report report.html
+
+Each analysis runs with its own defaults besides what is said here, on one model after another; what is stored already is not computed again, so an
+interrupted report goes on where it stopped. An analysis that refuses a model is left out, and the report says why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import traceback
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from workbench import report
+from workbench.analysis import Analysis, DataOptions, Where, check_labels, execute, label_of
+from workbench.catalogue import analysis_files
+from workbench.config import changed_flags, command, parse
+from workbench.data import load_data
+from workbench.errors import ConfigError, UnknownNameError, WorkbenchError
+from workbench.runs import Run, environment
+from workbench.vfm import find_vfm
+
+
+@dataclass(frozen=True)
+class Budget(DataOptions, Where):
+    """What every analysis is given."""
+
+    limit: int = 50
+    """Images."""
+    vfm: tuple[str, ...] = ()
+    """Vision foundation models; by default each analysis has its own."""
+    source: str = ""
+    """The model whose visual tokens the others are given (patching); by default the last one."""
+    only: tuple[str, ...] = ()
+    """Names of analyses; all by default."""
+    report: Path = Path("report.html")
+
+
+def main(argv: list[str]) -> None:
+    """Run them all and write the report; exit code 1 where one failed for a reason that is not the user's."""
+    words = ["python", "-m", "analyses.all", *argv]
+    asked = parse(Budget, argv, prog="python -m analyses.all", description="All analyses, one HTML report")
+    names = _names(asked)
+    labels = check_labels(asked.model)
+    for name in asked.vfm:
+        find_vfm(name)
+    if asked.report.is_dir():
+        raise ConfigError(f"report is {asked.report}, a folder: expected a file such as {asked.report / 'report.html'}")
+    data = load_data(asked.data, limit=asked.limit, seed=asked.data_seed)
+    sections, failed = [], False
+    for number, name in enumerate(names, start=1):
+        sys.stderr.write(f"[{number}/{len(names)}] {name}\n")
+        section, crashed = _section(name, asked)
+        sections.append(section)
+        failed |= crashed
+    here: dict[str, Any] = environment(words)
+    facts = {
+        "date": f"{here['created']} (UTC)",
+        "models": ", ".join(asked.model),
+        "data": f"{data.name}, {len(data.scenes)} images, {len(data)} questions, fingerprint {data.fingerprint}, data_seed {asked.data_seed}",
+        "seed": str(asked.seed),
+        "git": f"{here['git'] or 'unknown'}{' with changes that are not committed' if here['dirty'] else ''}",
+        "packages": ", ".join(f"{package} {version}" for package, version in here["packages"].items()),
+        "platform": here["platform"],
+        "command": " ".join(words),
+    }
+    report.write(asked.report, "VIRAL Workbench: " + ", ".join(labels), facts, sections)
+    for section in sections:
+        done = ", ".join(section.models) or "skipped"
+        print(f"{section.analysis.name:<16} {done}{''.join(f'; {note}' for note in section.notes)}")
+    print(asked.report)
+    if failed:
+        sys.exit(1)
+
+
+def _names(asked: Budget) -> list[str]:
+    known = list(analysis_files())
+    for name in asked.only:
+        if name not in known:
+            raise UnknownNameError("analysis", name, known)
+    return [name for name in known if not asked.only or name in asked.only]
+
+
+def _section(name: str, asked: Budget) -> tuple[report.Section, bool]:
+    """One analysis on every model that it takes, and whether it crashed on one."""
+    analysis: Analysis = import_module(f"analyses.{name}").ANALYSIS
+    found: dict[str, Run] = {}
+    notes: dict[str, list[str]] = {}
+    commands, crashed = [], False
+    for model in asked.model:
+        try:
+            config = _config(analysis, asked)
+            where = Where(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(Where)} | {"model": (model,)})  # type: ignore[arg-type]
+            words = ["python", "-m", f"analyses.{name}", "--model", model, *changed_flags(config), "--output_dir", str(asked.output_dir)]
+            found |= execute(analysis, config, where, words)
+            commands.append(words)
+        except WorkbenchError as error:
+            notes.setdefault(str(error), []).append(label_of(model))
+        except Exception as error:  # a defect of one analysis must not cost the report of the others
+            traceback.print_exc()
+            notes.setdefault(f"failed with {type(error).__name__}: {error}", []).append(label_of(model))
+            crashed = True
+    drawn, table = {}, None
+    try:
+        drawn, table = (analysis.figures(found), analysis.summary(found)) if found else ({}, None)
+    except Exception as error:
+        traceback.print_exc()
+        notes.setdefault(f"the figures failed with {type(error).__name__}: {error}", []).extend(found)
+        crashed = True
+    said = [f"Left out: {', '.join(labels)}. {text[:1].upper()}{text[1:]}." for text, labels in notes.items()]
+    if table is None:
+        return report.Section(analysis, notes=said), crashed
+    return report.Section(analysis, list(found), said, commands, drawn, table), crashed
+
+
+def _config(analysis: Analysis, asked: Budget) -> DataOptions:
+    """The analysis' own defaults with the budget put in, where it has such options."""
+    values: dict[str, Any] = {field.name: getattr(asked, field.name) for field in dataclasses.fields(DataOptions)}
+    known = {field.name: field.default for field in dataclasses.fields(analysis.config)}
+    if asked.vfm and "vfm" in known:
+        values["vfm"] = asked.vfm if isinstance(known["vfm"], tuple) else asked.vfm[0]
+    if "source" in known:
+        values["source"] = asked.source or asked.model[-1]
+    return analysis.config(**values)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,227 @@
+"""Scores over checkpoints: planted curves, censoring, seeds, agreement with the other analyses on one checkpoint, resuming, and the real command line."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analyses import dynamics
+from analyses.dynamics import ACCURACY, ANALYSIS, CKNNA, DROP, compared, curves, groups, losses, summary, to_reach
+from tests.conftest import run
+from workbench import runs
+from workbench.answers import MEAN, accuracy_by_type
+from workbench.errors import DataError, RunError
+from workbench.runs import Run
+from workbench.stats import bootstrap_mean_of_columns, first_reached, t_interval
+from workbench.training import checkpoints
+
+STEPS = (0, 200, 400, 600, 800, 1000)
+
+
+def stored(label: str, scores: list[float], *, steps: tuple[int, ...] = STEPS, measure: str = ACCURACY, of: str = MEAN, limit: int = 9) -> Run:
+    """A run with one planted curve."""
+    rows = [
+        {**{"measure": measure, "of": of, "step": step, "score": score, "low": score - 0.01, "high": score + 0.01}}
+        | {"null_mean": 0.4, "null_q95": 0.4, "n": 90, "n_images": 9, "seed": 0}
+        for step, score in zip(steps, scores, strict=True)
+    ]
+    log = pd.DataFrame({"step": steps, "lm_loss": 1.0, "alignment_loss": np.nan if "base" in label else -0.5})
+    record: dict[str, Any] = {"label": label, "data_fingerprint": "d", "config": {"limit": limit}}
+    return Run(label, record, {"scores": pd.DataFrame(rows), "log": log})
+
+
+SLOW = [0.5, 0.55, 0.6, 0.65, 0.7, 0.75]
+FAST = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9]  # at 500 steps where SLOW ends
+
+
+def found(**scores: list[float]) -> dict[str, Run]:
+    return {name.replace("_", "-"): stored(name.replace("_", "-"), own) for name, own in scores.items()}
+
+
+# --- planted truth -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_there_at_half_the_steps() -> None:
+    table = compared(found(base_s0=SLOW, viral_s0=FAST, base_s1=SLOW, viral_s1=FAST)).set_index("model")
+    fast = table.loc["viral"]
+    assert fast["step"] == pytest.approx(500) and fast["other_step"] == 1000 and fast["seeds"] == 2
+    assert fast["difference"] == pytest.approx(-500) and fast["low"] == pytest.approx(-500) and fast["high"] == pytest.approx(-500)
+
+
+def test_never_there_is_words_and_no_number() -> None:
+    table = compared(found(base_s0=SLOW, viral_s0=FAST, base_s1=[0.5, 0.7, 0.8, 0.9, 0.9, 0.95], viral_s1=FAST)).set_index("model")
+    slow = table.loc["base"]
+    assert np.isnan([slow["step"], slow["difference"], slow["low"], slow["high"]]).all() and slow["reached"] == "seed 0: not within 1000 steps"
+    row = to_reach(found(base_s0=SLOW, viral_s0=FAST)).set_index("model").loc["base"]
+    assert np.isnan(row["step"]) and row["reached"] == "not within 1000 steps" and row["other_step"] == 1000
+
+
+def test_identical_runs_differ_by_nothing() -> None:
+    same = [0.5, 0.6, 0.6, 0.8, 0.8, 0.8]
+    table = compared(found(base_s0=same, viral_s0=same, base_s1=FAST, viral_s1=FAST))
+    assert len(table) == 2 and (table[["difference", "low", "high"]] == 0).all(axis=None) and (table["step"] == (600 + 1000) / 2).all()
+
+
+def test_differences_are_paired_by_seed() -> None:
+    later = [0.5, 0.5, 0.6, 0.7, 0.8, 0.9]
+    table = compared(found(base_s0=SLOW, viral_s0=FAST, base_s1=SLOW, viral_s1=later, viral_s2=FAST)).set_index("model")
+    expected = t_interval([500 - 1000, 700 - 1000])  # by hand; seed 2 has no partner
+    assert table.loc["viral", ["difference", "low", "high"]].tolist() == pytest.approx([expected.estimate, expected.low, expected.high])
+    one = compared(found(baseline=SLOW, viral=FAST)).set_index("model").loc["viral"]
+    assert one["difference"] == pytest.approx(-500) and one["low"] == -np.inf and one["high"] == np.inf  # one pair says nothing of other seeds
+
+
+def test_first_reached_by_hand() -> None:
+    assert first_reached([0, 10, 20], [0.0, 0.5, 0.4], 0.45).step == pytest.approx(9)  # the first time counts, not the last
+    assert first_reached([0, 10], [0.3, 0.1], 0.2).step == 0
+    assert first_reached([200, 400], [0.3, 0.4], 0.2) == dynamics.first_reached([200, 400], [0.3, 0.4], 0.3)
+    early = first_reached([200, 400], [0.3, 0.4], 0.2)
+    assert early.step is None and early.text == "before the first evaluation at step 200"
+    assert first_reached([0, 10], [0.1, 0.2], 0.2 + 1e-9).step is None
+    with pytest.raises(DataError, match="expected one for each of ascending steps"):
+        first_reached([0, 10, 10], [0, 1, 2], 1)
+
+
+def test_seeds_are_recognised_by_name_where_they_were_asked_the_same() -> None:
+    plain = found(base_s0=SLOW, base_s1=SLOW, viral=FAST)
+    assert {name: list(seeds) for name, seeds in groups(plain).items()} == {"base": ["0", "1"], "viral": [""]}
+    assert list(groups(plain | found(base=SLOW))) == ["base-s0", "base-s1", "viral", "base"]
+    other = plain | {"base-s1": stored("base-s1", SLOW, limit=8)}
+    assert list(groups(other)) == ["base-s0", "base-s1", "viral"] and to_reach({"a": stored("a", SLOW), "b": stored("b", FAST, limit=8)}).empty
+
+
+def test_curves_over_seeds_have_students_interval_and_over_images_their_own() -> None:
+    table = curves(found(base_s0=SLOW, base_s1=FAST, viral=FAST))
+    base, viral = (table[table["model"] == name].set_index("step") for name in ("base", "viral"))
+    expected = t_interval([0.75, 0.9])
+    assert base.loc[1000, ["score", "low", "high"]].tolist() == pytest.approx([expected.estimate, expected.low, expected.high])
+    assert base["over"].eq("2 seeds").all() and viral["over"].eq("9 images").all() and viral.loc[1000, "low"] == pytest.approx(0.89)
+    short = {"base-s0": stored("base-s0", SLOW), "base-s1": stored("base-s1", FAST[:4], steps=STEPS[:4])}
+    assert curves(short)["step"].tolist() == list(STEPS[:4])  # a mean of fewer seeds is not shown among means of all
+    logged = losses(found(base_s0=SLOW, base_s1=FAST, viral=FAST))
+    assert set(logged["of"]) == {"language model", "alignment"} and set(logged[logged["of"] == "alignment"]["model"]) == {"viral"}
+
+
+def test_a_larger_drop_is_not_a_score_to_reach() -> None:
+    both = {"a": stored("a", SLOW, measure=DROP), "b": stored("b", FAST, measure=DROP)}
+    assert to_reach(both).empty and "others_final" not in summary(both)
+
+
+def test_figures_say_what_is_not_known_and_give_no_difference_without_an_interval() -> None:
+    made = ANALYSIS.figures(found(base_s0=SLOW, viral_s0=FAST, base_s1=SLOW, viral_s1=FAST))
+    figure = made["Steps to the other model's final score"]
+    known = [trace for trace in figure.data if trace.mode == "markers" and trace.x]
+    words = [text for trace in figure.data if trace.mode == "text" for text in trace.text or ()]
+    assert len(known) == 1 and known[0].x[0] == pytest.approx(-500) and known[0].error_x.array is not None
+    assert words == ["seed 0: not within 1000 steps; seed 1: not within 1000 steps"[:46] + " …"]
+    assert "Steps to the other model's final score" not in ANALYSIS.figures(found(baseline=SLOW, viral=FAST))
+    bands = [trace for trace in made["Accuracy over training, mean of types"].data if trace.fill == "toself"]
+    assert len(bands) == 0  # both seeds are the same here; with spread there is one for each model
+    assert sum(trace.fill == "toself" for trace in ANALYSIS.figures(found(a=SLOW, b=FAST))["Accuracy over training, mean of types"].data) == 2
+
+
+def test_accuracy_of_the_mean_of_types_stays_between_0_and_1() -> None:
+    rows = [{"image_id": i % 7, "category": "a" if i % 5 else "b", "chance": 0.5, "correct": i != 3} for i in range(40)]
+    table = pd.DataFrame(accuracy_by_type(pd.DataFrame(rows), seed=0)).set_index("category")
+    assert table.loc[MEAN, "accuracy"] == pytest.approx((31 / 32 + 1) / 2) and table.loc["a", "accuracy"] == pytest.approx(31 / 32)
+    assert (table["high"] <= 1).all() and (table["low"] <= table["accuracy"]).all() and table.loc[MEAN, "n_images"] == 7
+    values = np.array([[1.0, np.nan], [np.nan, 0.0]])
+    assert bootstrap_mean_of_columns(values).estimate == 0.5 and bootstrap_mean_of_columns(values, groups=[0, 0]).high == np.inf
+
+
+# --- the command -----------------------------------------------------------------------------------------------------------------------------
+
+FEW = ["--limit", "3", "--permutations", "1", "--null", "10", "--k", "5"]
+
+
+@pytest.fixture(scope="module")
+def output(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("dynamics")
+    run("analyses.dynamics", "--model", str(runs_folder / "baseline"), str(runs_folder / "viral"), *FEW, "--output_dir", str(root))
+    return root
+
+
+def test_the_command_follows_a_real_pair_of_trainings(runs_folder: Path, output: Path) -> None:
+    by_label = {own.label: own for own in map(runs.load, runs.index(output)["folder"])}
+    scores = by_label["viral"].tables["scores"]
+    assert sorted(scores["step"].unique()) == [0, 6, 12] and set(scores["measure"]) == {ACCURACY, CKNNA, DROP}
+    assert set(scores[scores["measure"] == CKNNA]["of"]) == {f"layer {layer}, dinov2-small" for layer in (1, 2, 3)}
+    assert scores.notna().all(axis=None) and (scores["low"] <= scores["score"]).all() and (scores["score"] <= scores["high"]).all()
+    start = [own.tables["scores"].query("step == 0").drop(columns="step").reset_index(drop=True) for own in by_label.values()]
+    common = [table[table["measure"] == ACCURACY] for table in start]
+    pd.testing.assert_frame_equal(*common)  # both started from one model
+    log = by_label["viral"].tables["log"]
+    assert (
+        log["step"].tolist() == [2, 4, 6, 8, 10, 12]
+        and log["alignment_loss"].notna().all()
+        and by_label["baseline"].tables["log"]["alignment_loss"].isna().all()
+    )
+    assert by_label["viral"].record["alignment"]["layer"] == 2 and by_label["viral"].record["skipped"] == {}
+    assert {"reached", "difference"} <= set(summary(by_label).columns) and len(ANALYSIS.figures(by_label)) >= 5
+
+
+def test_the_end_agrees_with_the_other_analyses(runs_folder: Path, output: Path, tmp_path: Path) -> None:
+    """The same images and questions give the same CKNNA and the same drop as the analyses that look at one model."""
+    model = ["--model", str(runs_folder / "viral"), "--limit", "3", "--output_dir", str(tmp_path)]
+    run("analyses.cknna", *model, "--k", "5", "--null", "10", "--layers", "1", "3")
+    run("analyses.permutation", *model, "--permutations", "1", "--layers", "0")
+    one = {own.record["analysis"]: own.tables["scores"] for own in map(runs.load, runs.index(tmp_path)["folder"])}
+    own = next(o for o in map(runs.load, runs.index(output)["folder"]) if o.label == "viral").tables["scores"].query("step == 12").set_index(["measure", "of"])
+    for row in one["cknna"].itertuples():
+        assert own.loc[(CKNNA, f"layer {row.layer}, {row.vfm}"), ["score", "low", "high"]].tolist() == pytest.approx([row.score, row.low, row.high], abs=1e-5)
+    moved = one["permutation"].query("place == 'tower' and kind == 'permute' and part == 'whole'")
+    for row in moved.itertuples():
+        assert own.loc[(DROP, row.category), "score"] == pytest.approx(row.drop) and own.loc[(ACCURACY, row.category), "score"] == pytest.approx(
+            row.accuracy_before
+        )
+
+
+def test_an_interrupted_analysis_goes_on_where_it_stopped(runs_folder: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every checkpoint is kept, so the same question to another runs folder loads models but measures nothing."""
+    monkeypatch.setattr(dynamics, "_measure", lambda *_: pytest.fail("measured again"))
+    from workbench.analysis import Where, execute
+
+    config = dynamics.Config(limit=3, permutations=1, null=10, k=5)
+    again = execute(ANALYSIS, config, Where((str(runs_folder / "viral"),), tmp_path), [])
+    stored_run = next(own for own in map(runs.load, runs.index(output)["folder"]) if own.label == "viral")
+    pd.testing.assert_frame_equal(again["viral"].tables["scores"], stored_run.tables["scores"])
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        execute(ANALYSIS, dynamics.Config(limit=2, permutations=1, null=10, k=5), Where((str(runs_folder / "viral"),), tmp_path), [])
+
+
+def test_other_checkpoints_are_another_question(runs_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(runs_folder / "viral", tmp_path / "viral")
+    before = dynamics.beside(dynamics.Config(), str(folder))
+    shutil.rmtree(folder / "checkpoint-6")
+    with pytest.raises(RunError, match="has no checkpoints from before its end"):
+        dynamics.beside(dynamics.Config(), str(folder))
+    shutil.copytree(folder / "checkpoint-12", folder / "checkpoint-6")
+    assert dynamics.beside(dynamics.Config(), str(folder)) != before
+    (folder / "checkpoint-6" / "trainer_state.json").unlink()
+    assert [checkpoint.step for checkpoint in checkpoints(folder)] == [12]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "BARE"], "bare is not the folder of a finished training: expected a training.json"),
+        (["--model", "NOLOG"], "nolog has no training log: expected a training.parquet"),
+        (["--model", "some/hub-id"], "'some/hub-id' is not a folder"),
+        (["--model", "VIRAL", "--layers", "9"], "layer 9 does not exist"),
+        (["--model", "VIRAL", "--vfm", "dinov2-smal"], "did you mean 'dinov2-small'"),
+        (["--model", "VIRAL", "--premutations", "2"], "unknown option '--premutations': did you mean 'permutations'"),
+    ],
+)
+def test_bad_input_is_one_sentence(runs_folder: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    shutil.copytree(runs_folder / "viral", tmp_path / "bare", ignore=shutil.ignore_patterns("checkpoint-*", "training.json"))
+    shutil.copytree(runs_folder / "viral", tmp_path / "nolog", ignore=shutil.ignore_patterns("training.parquet"))
+    names = {"BARE": str(tmp_path / "bare"), "NOLOG": str(tmp_path / "nolog"), "VIRAL": str(runs_folder / "viral")}
+    done = run("analyses.dynamics", *(names.get(word, word) for word in words), *FEW, "--output_dir", str(tmp_path / "out"), code=2)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last and "Traceback" not in done.stderr
+    assert list((tmp_path / "out").glob("*")) == []

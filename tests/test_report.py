@@ -1,0 +1,137 @@
+"""The report of all analyses: from the real command line, self-contained, safe against strange names, and once in a real browser without a network."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from analyses.dynamics import ANALYSIS as DYNAMICS
+from analyses.knockout import ANALYSIS as KNOCKOUT
+from tests.conftest import run
+from tests.test_dashboard import CHROMIUM
+from workbench import figures as fig
+from workbench import report
+from workbench.catalogue import analysis_files
+from workbench.config import changed_flags, parse
+from workbench.figures import new_figure
+
+EVIL = "</script><script>document.title='taken'</script><img src=http://example.org/x.png onerror=\"document.title='taken'\">"
+
+
+@pytest.fixture(scope="module")
+def made(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of a pair, one of which has no checkpoints."""
+    root = tmp_path_factory.mktemp("report")
+    shutil.copytree(runs_folder / "baseline", root / "bare", ignore=shutil.ignore_patterns("checkpoint-*", "cknna-*"))
+    models = [str(root / "bare"), str(runs_folder / "viral")]
+    words = ["--only", "patching", "cknna", "dynamics", "--limit", "3", "--vfm", "efficientnet-lite0", "--output_dir", str(root / "runs")]
+    done = run("analyses.all", "--model", *models, *words, "--report", str(root / "report.html"))
+    assert "dynamics         viral; Left out: bare." in done.stdout and done.stdout.strip().endswith("report.html")
+    return root / "report.html"
+
+
+def test_the_report_says_what_was_run_on_what_and_why_not(made: Path) -> None:
+    text = re.sub(r"<script>.*?</script>", "", made.read_text(), flags=re.S)
+    assert [f'id="{name}"' in text for name in ("cknna", "dynamics", "patching", "attention")] == [True, True, True, False]
+    assert text.count('class="warn"') == 1 and "has no checkpoints from before its end" in text
+    assert "What the numbers are, and what they are not" in text and "never 0 by chance" in text
+    for fact in ("shapes:val, 3 images", "torch 2.", "efficientnet-lite0", "python -m analyses.patching --model", "--source"):
+        assert fact in text, fact
+    csv = re.search(r'download="cknna.csv" href="data:text/csv;base64,([^"]+)"', text)
+    assert csv is not None and base64.b64decode(csv[1]).decode().startswith("model,")
+    assert "dinov2-small" not in re.sub(r"<details>.*?</details>", "", text, flags=re.S)  # --vfm reached every analysis that has it
+
+
+def test_nothing_is_fetched_and_plotly_is_there_once(made: Path) -> None:
+    text = made.read_text()
+    tags = re.findall(r"<(?:script|link|img|iframe|style|form|video|object|embed)\b[^>]*>", re.sub(r"(<script[^>]*>).*?</script>", r"\1", text, flags=re.S))
+    assert tags and not [tag for tag in tags if "http" in tag or " src=" in tag]
+    assert text.count(fig.javascript()[:4000]) == 1 and len(text) < 2 * len(fig.javascript())
+    assert "connect-src" not in report.POLICY and report.POLICY.startswith("default-src 'none'")
+
+
+def test_a_second_report_looks_up_what_is_stored(made: Path, runs_folder: Path) -> None:
+    stored = {folder: (folder / "run.json").stat().st_mtime_ns for folder in (made.parent / "runs").iterdir()}
+    words = ["--only", "cknna", "--limit", "3", "--vfm", "efficientnet-lite0", "--output_dir", str(made.parent / "runs")]
+    run("analyses.all", "--model", str(runs_folder / "viral"), *words, "--report", str(made.parent / "second.html"))
+    assert stored == {folder: (folder / "run.json").stat().st_mtime_ns for folder in (made.parent / "runs").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "VIRAL", "--only", "cknn"], "unknown analysis 'cknn'"),
+        (["--model", "VIRAL", "--only", "all"], "unknown analysis 'all'"),
+        (["--model", "VIRAL", "--vfm", "dinov2-smal"], "did you mean 'dinov2-small'"),
+        (["--model", "VIRAL", "--limti", "3"], "unknown option '--limti': did you mean 'limit'"),
+        (["--model", "VIRAL", "VIRAL"], "two models are called 'viral'"),
+        ([], "no model given"),
+    ],
+)
+def test_bad_input_is_one_sentence(runs_folder: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    given = [word.replace("VIRAL", str(runs_folder / "viral")) for word in words]
+    done = run("analyses.all", *given, "--report", str(tmp_path / "report.html"), "--output_dir", str(tmp_path / "out"), code=2)
+    assert message in done.stderr and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_list_of_analyses_holds_files_only() -> None:
+    assert {"cknna", "dynamics", "permutation"} <= set(analysis_files()) and "all" not in analysis_files()
+    listed = run("analyses").stdout
+    assert [line.split()[0] for line in listed.split("\n\n")[0].splitlines()] == list(analysis_files())
+
+
+def test_flags_of_a_config_make_the_same_config() -> None:
+    config: Any = DYNAMICS.config(limit=7, layers=(0, 2), types=("count",), data="folder:my photos")
+    assert parse(DYNAMICS.config, changed_flags(config), prog="test") == config and changed_flags(DYNAMICS.config()) == []
+    plain = KNOCKOUT.config(objects=False)  # type: ignore[call-arg]
+    assert parse(KNOCKOUT.config, changed_flags(plain), prog="test") == plain
+
+
+def evil_page() -> str:
+    figure = new_figure(title=EVIL).add_scatter(x=[1, 2], y=[1, 2], name=EVIL, hovertext=[EVIL, EVIL])
+    table = pd.DataFrame({"model": [EVIL] * 20, "score": 0.5})
+    section = report.Section(DYNAMICS, [EVIL], [EVIL], [["python", EVIL]], {EVIL: figure}, table)
+    return report.page(EVIL, {EVIL: EVIL}, [section])
+
+
+def test_names_are_escaped() -> None:
+    page = evil_page()
+    assert "</script><script>document" not in page and "<img src=http" not in page and "<details><summary>Table, 20 rows" in page
+
+
+def test_in_a_real_browser_without_a_network(made: Path, tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        assert not os.environ.get("CI"), "chromium is not installed: run make browser"
+        pytest.skip("chromium is not installed: run make browser")
+    (tmp_path / "evil.html").write_text(evil_page())
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
+        context = browser.new_context(offline=True)
+        requests: list[str] = []
+        errors: list[str] = []
+        context.on("request", lambda request: requests.append(request.url))
+        for file in (made, tmp_path / "evil.html"):
+            page = context.new_page()
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+            page.goto(f"file://{file}")
+            count = page.locator(".plotly-graph-div").count()
+            assert count >= 1 and page.locator(".js-plotly-plot .main-svg").first.is_visible()
+            assert page.evaluate("[...document.querySelectorAll('.js-plotly-plot')].every(d => d.querySelector('.main-svg'))")
+            assert page.locator(".js-plotly-plot").count() == count
+            buttons = page.evaluate("[...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title || b.getAttribute('aria-label') || '')")
+            assert buttons and not [title for title in buttons if re.search("cloud|chart studio|edit in|plotly", title, re.I)]
+            assert page.title() != "taken"
+        browser.close()
+    assert not errors and [url for url in requests if not url.startswith(("file://", "data:", "blob:"))] == []

@@ -1,0 +1,70 @@
+"""A training folder as it is read afterwards: its record, its log and its checkpoints. `trainer` writes it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workbench.errors import RunError
+
+log = logging.getLogger(__name__)
+
+RECORD_FILE = "training.json"  # written last: a folder without it is not a finished model
+LOG_FILE = "training.parquet"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model as it was after `step` optimizer steps: a plain transformers folder."""
+
+    step: int
+    folder: Path
+
+
+def checkpoints(folder: Path) -> list[Checkpoint]:
+    """The checkpoints in a training folder by step; one that was not written to its end is left out (its state file comes last)."""
+    found = []
+    for path in folder.glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        if not number.isdigit():
+            continue
+        if (path / "trainer_state.json").exists():
+            found.append(Checkpoint(int(number), path))
+        else:
+            log.warning("%s is only half written and is skipped", path)
+    return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def training_record(folder: Path) -> dict[str, Any]:
+    """What a finished training says of itself: its recipe, fingerprints and environment.
+
+    Raises:
+        RunError: no finished training, or a damaged record.
+    """
+    if not (folder / RECORD_FILE).exists():
+        raise RunError(f"{folder} is not the folder of a finished training: expected a {RECORD_FILE} there, which `python -m trainer` writes last")
+    try:
+        return dict(json.loads((folder / RECORD_FILE).read_text()))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder / RECORD_FILE} is damaged ({error})") from error
+
+
+def training_log(folder: Path) -> pd.DataFrame:
+    """The losses of the training batches, means since the row before: columns step, lm_loss, alignment_loss (NaN without alignment).
+
+    Raises:
+        RunError: no log, or a damaged one.
+    """
+    if not (folder / LOG_FILE).exists():
+        raise RunError(f"{folder} has no training log: expected a {LOG_FILE} there, which `python -m trainer` writes")
+    try:
+        table = pd.read_parquet(folder / LOG_FILE)
+        found = table.reindex(columns=["step", "lm_loss", "alignment_loss"])[table["lm_loss"].notna()]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{folder / LOG_FILE} is not a training log ({error})") from error
+    return found.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)  # type: ignore[no-any-return]
