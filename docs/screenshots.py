@@ -17,7 +17,8 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-PAGES = {"runs": 1500, "alignment": 1150, "permutation": 1700, "attention": 1400, "knockout": 1500, "patching": 1300, "scene": 1250}  # height of the picture
+PAGES = {"runs": 1500, "alignment": 1150, "permutation": 1700, "attention": 1400, "knockout": 1500, "patching": 1300}  # height of the picture
+PAGES |= {"tokens": 1500, "scene": 1250}
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 

@@ -19,6 +19,7 @@ FEW = {
     "analyses.cknna": ["--limit", "12", "--null", "10", "--k", "5"],
     "analyses.permutation": ["--limit", "3", "--permutations", "1", "--layers", "2"],
     "analyses.knockout": ["--limit", "3", "--layers", "2", "--width", "1"],
+    "analyses.tokens": ["--limit", "3", "--null", "10", "--umap_images", "0"],
     "analyses.patching": ["--limit", "3", "--layers", "2"],
 }
 
