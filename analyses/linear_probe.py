@@ -222,7 +222,8 @@ def _tasks(config: Config, data: str, images: Sequence[Sample], tokens: Tokens) 
     Raises:
         DataError: a target that was asked for cannot be had, or none can.
     """
-    tasks, left_out = [], {}
+    tasks: list[Task] = []
+    left_out: dict[str, str] = {}
     for name in config.targets or TARGETS:
         try:
             tasks.append(_task(config, name, data, images, tokens))
@@ -276,7 +277,7 @@ def _moved_cells(tokens: Tokens, rows: np.ndarray, truth: np.ndarray, rng: np.ra
     """The coordinate of each row after the cells of each raster have changed places, once for all images."""
     cells = [tokens.cell[row] for row in rows]
     known = {cell: value for cell, value in zip(cells, truth, strict=True)}
-    moved = {}
+    moved: dict[tuple[int, ...], float] = {}
     for raster in dict.fromkeys(cell[:-1] for cell in cells):
         own = sorted(cell for cell in known if cell[:-1] == raster)
         moved |= dict(zip(own, rng.permutation([known[cell] for cell in own]), strict=True))

@@ -296,9 +296,9 @@ def _measured(logp: Float[np.ndarray, "cell layer word"], rank: Float[np.ndarray
 def _by_image(values: np.ndarray, right: np.ndarray, owner: np.ndarray) -> Float[np.ndarray, "measure layer image"]:
     """The mean over each image's cells of the values of their words."""
     own = np.take_along_axis(values, right[None, :, None, None], axis=-1)[..., 0]
-    sums = np.zeros((own.shape[0], own.shape[2], owner.max() + 1))
-    np.add.at(sums, (slice(None), slice(None), owner), own.transpose(0, 2, 1))
-    return sums / np.bincount(owner)
+    sums = np.zeros((owner.max() + 1, own.shape[0], own.shape[2]))
+    np.add.at(sums, owner, own.transpose(1, 0, 2))
+    return sums.transpose(1, 2, 0) / np.bincount(owner)
 
 
 def _elsewhere(owner: np.ndarray, seed: list[int]) -> np.ndarray:

@@ -24,6 +24,7 @@ PAGES = {
     "attention": 1400,
     "knockout": 1500,
     "patching": 1300,
+    "tokens": 1500,
     "dynamics": 2400,
     "scene": 1250,
 }  # height of the picture

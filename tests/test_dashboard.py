@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -100,13 +101,13 @@ def test_paths_outside_the_runs_folder_are_refused(tmp_path: Path, monkeypatch: 
     assert shell.below_root("a/b") == tmp_path / "a" / "b"
 
 
-@pytest.fixture
-def served(runs_folder: Path) -> Iterator[str]:
+@contextmanager
+def serve(root: Path) -> Iterator[str]:
     """The dashboard as a user starts it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port), "--", "--runs", str(runs_folder)]
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port), "--", "--runs", str(root)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         deadline = time.monotonic() + 60
@@ -117,6 +118,21 @@ def served(runs_folder: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+
+
+@pytest.fixture
+def served(runs_folder: Path) -> Iterator[str]:
+    with serve(runs_folder) as address:
+        yield address
+
+
+def chromium_or_skip() -> str:
+    """Where chromium is; without it a test is skipped, but not in CI."""
+    found = shutil.which("chromium")
+    if found is None:
+        assert not os.environ.get("CI"), "chromium is not installed: run make browser"
+        pytest.skip("chromium is not installed: run make browser")
+    return found
 
 
 CHROMIUM = [
@@ -134,10 +150,7 @@ def test_in_a_real_browser(served: str) -> None:
     """Open the alignment page from the navigation, move the layer, read the row, and find both in the address."""
     from playwright.sync_api import expect, sync_playwright
 
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        assert not os.environ.get("CI"), "chromium is not installed: run make browser"
-        pytest.skip("chromium is not installed: run make browser")
+    chromium = chromium_or_skip()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
         page = browser.new_page(viewport={"width": 1400, "height": 1000})

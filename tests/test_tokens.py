@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,10 +19,11 @@ from analyses import tokens as analysis
 from analyses.tokens import ANALYSIS, TOWER, Config, cosine_across, differences, isotropic
 from analyses.tokens import run as measure
 from tests.conftest import run
+from tests.test_dashboard import CHROMIUM, chromium_or_skip, serve
 from tests.test_permutation import picture, planted
 from tests.tiny import build
 from workbench import runs
-from workbench.analysis import Context
+from workbench.analysis import Context, Where, execute
 from workbench.capture import Activations, read
 from workbench.dashboard.tokens_figures import clickable, located, small_maps, token_planes
 from workbench.dashboard.tokens_views import BASES, _apart, _at, _colours, _raster
@@ -297,6 +299,46 @@ def test_planes_by_place_and_by_kind(llava: MLLM) -> None:
     assert sum(t.showlegend for t in by_colour.data) == 2 and sum(len(t.x) for t in by_colour.data) == len(table)
     by_row = token_planes(table, by="row")
     assert len(by_row.data) == 3 and set(np.round(by_row.data[0].marker.color, 3)) <= {0.125, 0.375, 0.625, 0.875}
+
+
+POINT = """() => { const chart = document.querySelector('.st-key-token-planes .js-plotly-plot'), trace = chart._fullData[0];
+  const area = chart.querySelector('.nsewdrag').getBoundingClientRect();
+  return {at: [area.x + chart._fullLayout.xaxis.d2p(trace.x[0]), area.y + chart._fullLayout.yaxis.d2p(trace.y[0])]}; }"""
+FRAME = "() => { const frame = document.querySelector('.js-plotly-plot')._fullData[1]; return [Math.min(...frame.x), Math.min(...frame.y)]; }"
+
+
+def test_hover_and_click_in_a_real_browser(llava: MLLM, tmp_path: Path) -> None:
+    """A clicked patch is framed and its similarities drawn; a token shows its picture on hover and keeps it on click."""
+    from playwright.sync_api import expect, sync_playwright
+
+    chromium = chromium_or_skip()
+    config = Config(**SMALL | {"limit": 4, "maps": 2, "umap_images": 4, "umap_tokens": 6, "umap_neighbors": 5})
+    execute(ANALYSIS, config, Where(model=(llava.name,), output_dir=tmp_path), ["python", "-m", "analyses.tokens"])
+    with serve(tmp_path) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
+        page = browser.new_page(viewport={"width": 1400, "height": 1300})
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"{address}/tokens?view=Maps+of+an+image")
+        expect(page.locator(".js-plotly-plot")).to_have_count(3, timeout=90_000)
+        page.wait_for_timeout(1000)
+        area = page.locator(".js-plotly-plot").first.locator(".nsewdrag").first.bounding_box()
+        assert area is not None and page.evaluate(FRAME) == [56, 56]  # of 112 pixels, 4 x 4 cells
+        page.mouse.click(area["x"] + 0.1 * area["width"], area["y"] + 0.9 * area["height"])
+        page.wait_for_function(f"({FRAME})().join() == '0,84'", timeout=30_000)
+        page.get_by_text("UMAP of tokens", exact=True).click()
+        expect(page.locator(".st-key-token-planes .js-plotly-plot")).to_be_visible(timeout=60_000)
+        page.wait_for_timeout(1500)
+        x, y = page.evaluate(POINT)["at"]
+        page.mouse.move(x - 4, y)
+        page.mouse.move(x, y)
+        thumbnail = page.get_by_test_id("token-thumbnail")
+        expect(thumbnail).to_be_visible(timeout=10_000)
+        assert str(thumbnail.locator("img").get_attribute("src")).startswith("data:image/png;base64,")
+        page.mouse.click(x, y)
+        expect(page.get_by_text(re.compile(r"val-0-0000\d, token \d+: "))).to_be_visible(timeout=30_000)
+        assert not errors and page.locator("[data-testid=stAlert]").count() == 0
+        browser.close()
 
 
 # --- the command line ----------------------------------------------------------------------------------------------------------------------
