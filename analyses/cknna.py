@@ -122,7 +122,7 @@ class Within:
         self.nulls: np.ndarray | float = 0.0  # summed over images
         self.lengths: list[int] = []
 
-    def add(self, hidden: list[Rasters], patches: list[Rasters]) -> None:
+    def add(self, hidden: Sequence[Rasters], patches: Sequence[Rasters]) -> None:
         """Take a batch of images: a representation for each layer, and for each target."""
         first, lengths = len(self.own), [[len(raster) for raster in image] for image in hidden[0]]
         self.own += [np.zeros((len(hidden), len(patches))) for _ in lengths]
@@ -163,7 +163,7 @@ class Together:
         self.rasters = 0
         self.generator = torch.Generator().manual_seed(config.seed)
 
-    def add(self, hidden: list[Rasters], patches: list[Rasters]) -> None:
+    def add(self, hidden: Sequence[Rasters], patches: Sequence[Rasters]) -> None:
         """Take a batch of images: a representation for each layer, and for each target; only what is compared is kept."""
         for image, rasters in enumerate(hidden[0]):
             chosen = torch.randperm(sum(map(len, rasters)), generator=self.generator)[: self.config.tokens_per_image]
