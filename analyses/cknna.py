@@ -1,25 +1,29 @@
 """Layer-wise alignment of a model's visual tokens with vision foundation models (PAPER.md, A2).
 
     python -m analyses.cknna --model runs/baseline runs/viral --vfm dinov2-small --data shapes:val --limit 200 --k 10 --output_dir runs
+    python -m analyses.cknna --model runs/baseline runs/viral --vfm dinov2-small --vfm_layers 3 6 9 12 --metric cka --output_dir runs
 
 Images of several rasters (tiles, a thumbnail) count as the mean over their rasters; `n` is then the median number of tokens of a raster.
 
-What the number is: CKNNA, 1 where the visual tokens of layer l and the VFM's patches have the same neighbourhoods. What it is not: a measure of
-what the model uses; and it is never 0 by chance, so each score carries its permutation null. Scores with another n, k or pooling may not share
-an axis without their nulls.
+What the number is: by default CKNNA, 1 where the visual tokens of layer l and the VFM's patches have the same neighbourhoods; `--metric` takes any of
+workbench/metrics (unbiased CKA, mutual kNN, SVCCA, RSA). `--vfm_layers` compares with blocks of the VFM (layer m is the output of block m, before a norm)
+instead of its own output. What it is not: a measure of what the model uses; and several of the metrics are never 0 by chance, so each score carries
+its permutation null. Scores with another metric, n, k or pooling may not share an axis without their nulls.
+
+Two models are compared in pairs: image by image with pooling `within`, otherwise with the same groups of images left out of both (jackknife). The interval
+and p are over images, of these very models; they say nothing about other training seeds. p_holm corrects for all layers (and layers of the VFM) of a pair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench import figures as fig
@@ -27,11 +31,12 @@ from workbench.analysis import Analysis, Context, DataOptions, Result, main
 from workbench.capture import check_layers, read
 from workbench.data.folder import QUESTION
 from workbench.errors import ConfigError, DataError
-from workbench.metrics.alignment import MIN_ROWS, cknna_from_neighbors
-from workbench.metrics.neighbors import Neighbors, nearest_neighbors
+from workbench.metrics import METRICS, Metric
+from workbench.metrics.alignment import MIN_ROWS
+from workbench.rasters import Rasters, Scores, Within
 from workbench.runs import Run
-from workbench.stats import Interval, bootstrap_ci, cknna_nulls, jackknife_ci, null_of
-from workbench.vfm import VFM, find_vfm, load_vfm, patches_under
+from workbench.stats import Paired, holm, jackknife_ci, jackknife_test, null_of, null_scores, paired_columns, permutations
+from workbench.vfm import VFM, find_vfm, layers_under, load_vfm
 
 PAGE = "Alignment"
 GROUPS = 10  # of images, left out in turn, for the interval of a score that is not a mean over images
@@ -43,10 +48,16 @@ class Config(DataOptions):
 
     vfm: tuple[str, ...] = ("dinov2-small",)
     """Vision foundation models."""
+    vfm_layers: tuple[int, ...] = ()
+    """Layers of each VFM, 1 to its depth; its own output by default."""
     layers: tuple[int, ...] = ()
     """Layers of the model, 0 to L; all by default."""
+    metric: Literal["cknna", "cka", "mutual_knn", "svcca", "rsa"] = "cknna"
+    """How alike."""
     k: int = 10
-    """Neighbours."""
+    """Neighbours, for cknna and mutual_knn."""
+    dim: int = 10
+    """Principal components, for svcca."""
     pooling: Literal["within", "tokens", "pooled"] = "within"
     """within: tokens of one image, mean over images; tokens: sampled tokens of all images; pooled: one mean token per image."""
     tokens_per_image: int = 16
@@ -55,107 +66,129 @@ class Config(DataOptions):
     """Permutations for the null."""
 
     def __post_init__(self) -> None:
-        for name, least in (("k", 1), ("tokens_per_image", 1), ("null", 10)):
+        for name, least in (("k", 1), ("dim", 1), ("tokens_per_image", 1), ("null", 10), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected at least {least}")
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}: expected at least 0")
         if not self.vfm:
             raise ConfigError("no VFM given: expected --vfm NAME ...")
 
+    @property
+    def option(self) -> int:
+        """Value of the metric's own option, 0 where it has none."""
+        own = METRICS.get(self.metric).option
+        return int(getattr(self, own)) if own else 0
 
-@dataclass
-class Side:
-    """One representation, collected batch by batch: neighbour lists where each raster is a problem of its own, the compared tokens otherwise."""
 
-    config: Config
-    near: dict[int, list[Neighbors]] = field(default_factory=dict)  # by tokens of a raster
-    tokens: list[Float[Tensor, "token d"]] = field(default_factory=list)  # of one image
+@dataclass(frozen=True)
+class Target:
+    """What the model is compared with: a VFM's own output, or one of its layers."""
 
-    def add(self, rasters: list[list[Float[Tensor, "token d"]]], picks: list[Int[Tensor, pick]]) -> None:  # noqa: F821
-        """Take a batch, [image][raster]; `picks` are the tokens that pooling `tokens` keeps of each image."""
-        if self.config.pooling == "within":
-            flat = [raster for image in rasters for raster in image]
-            for length in dict.fromkeys(map(len, flat)):
-                values = torch.stack([raster for raster in flat if len(raster) == length])
-                self.near.setdefault(length, []).append(nearest_neighbors(values, self.config.k, name="the visual tokens of an image"))
-            return
-        for image, chosen in zip(map(torch.cat, rasters), picks, strict=True):
-            self.tokens.append(image.mean(dim=0, keepdim=True) if self.config.pooling == "pooled" else image[chosen])
+    vfm: str
+    layer: int | None
 
-    def problems(self) -> dict[int, Neighbors]:
-        """The neighbour lists of all rasters, by their number of tokens; one list where the tokens of all images are compared."""
-        if self.config.pooling != "within":
-            return {0: self.neighbors()}
-        return {length: Neighbors(torch.cat([part.index for part in parts]), torch.cat([part.kernel for part in parts])) for length, parts in self.near.items()}
+    @property
+    def label(self) -> str:
+        return self.vfm if self.layer is None else f"{self.vfm} L{self.layer}"
 
-    def neighbors(self, keep: np.ndarray | None = None) -> Neighbors:
-        """The neighbour lists among the tokens of all images, or of the images in `keep` only."""
-        points = torch.cat(self.tokens if keep is None else [self.tokens[i] for i in keep])
-        return nearest_neighbors(points, self.config.k, name="the tokens of all images")
+
+class Together:
+    """Tokens of all images are compared with one another: a sample of each image's, or their mean."""
+
+    def __init__(self, config: Config, metric: Metric) -> None:
+        self.config, self.metric = config, metric
+        self.hidden: list[list[Tensor]] = []  # of each image, by layer
+        self.patches: list[list[Tensor]] = []
+        self.rasters = 0
+        self.generator = torch.Generator().manual_seed(config.seed)
+
+    def add(self, hidden: Sequence[Rasters], patches: Sequence[Rasters]) -> None:
+        """Take a batch of images: a representation for each layer, and for each target; only what is compared is kept."""
+        for image, rasters in enumerate(hidden[0]):
+            chosen = torch.randperm(sum(map(len, rasters)), generator=self.generator)[: self.config.tokens_per_image]
+            for kept, sides in ((self.hidden, hidden), (self.patches, patches)):
+                tokens = [torch.cat(list(side[image])) for side in sides]
+                kept.append([own.mean(dim=0, keepdim=True) if self.config.pooling == "pooled" else own[chosen] for own in tokens])
+            self.rasters += len(rasters)
+
+    def finish(self) -> Scores:
+        """Intervals from leaving out one group of images at a time."""
+        n_images = len(self.hidden)
+        groups = np.random.default_rng(self.config.seed).permutation(n_images) % min(GROUPS, n_images)
+        kept = [(groups != g).nonzero()[0] for g in range(groups.max() + 1)]
+        self._check(min(sum(len(self.hidden[i][0]) for i in keep) for keep in kept), n_images)
+        n = sum(len(tokens[0]) for tokens in self.hidden)
+        scores, nulls = self._scores(range(n_images), permutations(n, self.config.null, (self.config.seed,)))
+        parts = np.stack([self._scores(keep)[0] for keep in kept])
+        intervals = [[jackknife_ci(float(v), parts[:, row, column], n_images) for column, v in enumerate(line)] for row, line in enumerate(scores)]
+        return Scores(intervals, nulls, n, self.rasters, parts)
+
+    def _check(self, smallest: int, n_images: int) -> None:
+        """Raise unless enough rows remain where images are left out."""
+        option, least = self.metric.option, max(self.config.option + 1, MIN_ROWS)
+        if smallest < least:
+            given = f"{option} is {self.config.option} with {n_images} images" if option else f"{n_images} images"
+            raise DataError(f"{given}: an interval leaves some out and then compares {smallest} tokens; expected at least {least}")
+
+    def _scores(self, images: Iterable[int], orders: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (layer, target) of these images, and with `orders` their nulls (draw, layer, target)."""
+        images = list(images)
+        n, layers = sum(len(self.hidden[i][0]) for i in images), len(self.hidden[0])
+
+        def prepared(side: list[list[Tensor]], number: int) -> object:
+            return self.metric.prepare(torch.cat([side[i][number] for i in images]), self.config.option, "the tokens of all images")
+
+        scores = np.zeros((layers, len(self.patches[0])))
+        nulls = np.zeros((0 if orders is None else len(orders), *scores.shape))
+        step = self.metric.together(n, 1)
+        for start in range(0, layers, step):
+            block = range(start, min(start + step, layers))
+            xs = [prepared(self.hidden, layer) for layer in block]
+            for target in range(scores.shape[1]):
+                y = prepared(self.patches, target)
+                scores[block, target] = [float(self.metric.score(x, y)) for x in xs]
+                if orders is not None:
+                    nulls[:, block, target] = null_scores(self.metric, xs, y, orders)
+        return scores, nulls
 
 
 def run(config: Config, context: Context) -> Result:
-    """Score every layer against every VFM."""
-    layers = check_layers(context.mllm, config.layers)
-    vfms = {name: load_vfm(name) for name in config.vfm}
-    seen = _collect(config, context, layers, vfms)
-    near_patches = {name: side.problems() for name, side in seen.patches.items()}
-    rows, per_image = [], []
-    for layer, side in context.progress(seen.hidden.items(), "cknna", len(seen.hidden)):
-        near = side.problems()
-        for name, near_vfm in near_patches.items():
-            scores = {length: cknna_from_neighbors(near[length], near_vfm[length]).numpy() for length in near}
-            nulls = {length: cknna_nulls(near[length], near_vfm[length], n=config.null, seed=config.seed) for length in near}
-            own = seen.by_image(scores)
-            interval = bootstrap_ci(own, seed=config.seed) if config.pooling == "within" else _left_out(float(scores[0]), side, seen.patches[name], config)
-            null = null_of(interval.estimate, seen.by_image(nulls).mean(-1) if config.pooling == "within" else nulls[0])
+    """Score every layer against every VFM, or every chosen layer of it."""
+    layers, metric = check_layers(context.mllm, config.layers), METRICS.get(config.metric)
+    vfms = {name: load_vfm(name) for name in dict.fromkeys(config.vfm)}
+    for vfm in vfms.values():
+        vfm.check_layers(config.vfm_layers)
+    targets = [Target(name, layer) for name in vfms for layer in dict.fromkeys(config.vfm_layers or (None,))]
+    collector = Within(metric, config.option, null=config.null, seed=config.seed) if config.pooling == "within" else Together(config, metric)
+    image_ids = _collect(collector, config, context, layers, vfms)
+    found = collector.finish()
+    knobs = {"k": config.k if metric.option == "k" else None, "dim": config.dim if metric.option == "dim" else None}
+    rows, parts = [], []
+    names = image_ids if config.pooling == "within" else range(len(found.parts))
+    for row, layer in enumerate(layers):
+        for column, target in enumerate(targets):
+            interval, named = found.intervals[row][column], {"layer": layer, "vfm": target.vfm, "vfm_layer": target.layer, "target": target.label}
+            null = null_of(interval.estimate, found.nulls[:, row, column])
             rows.append(
                 {
-                    **{"layer": layer, "vfm": name, "score": interval.estimate, "low": interval.low, "high": interval.high},
-                    **{"null_mean": null.mean, "null_q95": null.q95, "p": null.p, "n_images": len(seen.image_ids)},
-                    **{"n": int(np.median(seen.lengths)) if config.pooling == "within" else near[0].n, "rasters": len(seen.lengths)},
-                    **{"k": config.k, "pooling": config.pooling, "seed": config.seed},
+                    **named,
+                    **{"metric": config.metric, "score": interval.estimate, "low": interval.low, "high": interval.high},
+                    **{"null_mean": null.mean, "null_q95": null.q95, "p": null.p, "n_images": len(image_ids)},
+                    **{"n": found.n, "rasters": found.rasters, **knobs, "pooling": config.pooling, "seed": config.seed},
                 }
             )
-            if config.pooling == "within":
-                per_image += [(layer, name, image_id, score) for image_id, score in zip(seen.image_ids, own.tolist(), strict=True)]
-    tables = {"scores": pd.DataFrame(rows), "per_image": pd.DataFrame(per_image, columns=["layer", "vfm", "image_id", "score"])}
-    return Result(tables, record={"vfm_fingerprints": {name: vfm.fingerprint for name, vfm in vfms.items()}, "vfms": [vfm.record() for vfm in vfms.values()]})
+            parts += [named | {"part": str(name), "score": score} for name, score in zip(names, found.parts[:, row, column].tolist(), strict=True)]
+    whole = {"vfm_layer": "Int64", "k": "Int64", "dim": "Int64"}  # numbers that can be absent
+    scores, table = pd.DataFrame(rows).astype(whole), pd.DataFrame(parts).astype({"vfm_layer": "Int64"})
+    named_parts = {"per_image": table.rename(columns={"part": "image_id"})} if config.pooling == "within" else {"left_out": table}
+    record = {"vfm_fingerprints": {name: vfm.fingerprint for name, vfm in vfms.items()}, "vfms": [vfm.record() for vfm in vfms.values()]}
+    return Result({"scores": scores, **named_parts}, record=record)
 
 
-@dataclass
-class Seen:
-    """Both sides of the comparison.
-
-    Attributes:
-        lengths, owners: tokens of each raster, and the number of its image, in the order they were met.
-    """
-
-    hidden: dict[int, Side]
-    patches: dict[str, Side]
-    image_ids: list[str] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    owners: list[int] = field(default_factory=list)
-
-    def by_image(self, scores: Mapping[int, np.ndarray]) -> np.ndarray:
-        """Scores of rasters (..., raster), by their number of tokens, as means over the rasters of each image (..., image)."""
-        if 0 in scores:
-            return scores[0]
-        sums = np.zeros((*next(iter(scores.values())).shape[:-1], len(self.image_ids)))
-        for length, values in scores.items():
-            owners = [owner for owner, own in zip(self.owners, self.lengths, strict=True) if own == length]
-            np.add.at(sums.T, np.array(owners), values.T)
-        return sums / np.bincount(self.owners, minlength=len(self.image_ids))
-
-
-def _collect(config: Config, context: Context, layers: list[int], vfms: Mapping[str, VFM]) -> Seen:
-    """Visual tokens by layer and VFM patches on each raster's own grid; only what the pooling compares is kept of a batch."""
+def _collect(collector: Within | Together, config: Config, context: Context, layers: list[int], vfms: Mapping[str, VFM]) -> list[str]:
+    """Feed it the visual tokens by layer and the VFMs' patches on each raster's own grid, batch by batch; returns the images' ids."""
     images = [scene[0] for scene in context.data.scenes]
-    seen = Seen({layer: Side(config) for layer in layers}, {name: Side(config) for name in vfms})
-    generator = torch.Generator().manual_seed(config.seed)
     starts = range(0, len(images), context.batch_size)
-    for start in context.progress(starts, "reading layers", len(starts)):
+    for start in context.progress(starts, "cknna", len(starts)):
         part = images[start : start + context.batch_size]
         pictures = [s.image for s in part]
         batch = context.mllm.encode(pictures, [s.question or QUESTION for s in part])
@@ -163,41 +196,104 @@ def _collect(config: Config, context: Context, layers: list[int], vfms: Mapping[
         if any(raster.grid is None for sample in places for raster in sample):
             raise DataError(f"{context.mllm.name} has visual tokens without a raster: expected a place in the image for each")
         lengths = [[len(raster.index) for raster in sample] for sample in places]
-        picks = [torch.randperm(sum(own), generator=generator)[: config.tokens_per_image] for own in lengths]
         found = read(context.mllm, batch, layers=layers)
-        for number, layer in enumerate(layers):
-            seen.hidden[layer].add([list(a.values[number].split(own)) for a, own in zip(found, lengths, strict=True)], picks)
-        for name, vfm in vfms.items():
-            seen.patches[name].add(patches_under(vfm, pictures, places), picks)
-        seen.owners += [len(seen.image_ids) + row for row, own in enumerate(lengths) for _ in own]
-        seen.lengths += [length for own in lengths for length in own]
-        seen.image_ids += [s.image_id for s in part]
-    return seen
+        hidden = [[a.values[number].split(own) for a, own in zip(found, lengths, strict=True)] for number in range(len(layers))]
+        collector.add(hidden, [rasters for vfm in vfms.values() for rasters in layers_under(vfm, config.vfm_layers, pictures, places)])
+    return [s.image_id for s in images]
 
 
-def _left_out(score: float, x: Side, y: Side, config: Config) -> Interval:
-    """Interval of a score that is no mean over images: the score without one group of images at a time."""
-    n_images = len(x.tokens)
-    groups = np.random.default_rng(config.seed).permutation(n_images) % min(GROUPS, n_images)
-    kept = [(groups != g).nonzero()[0] for g in range(groups.max() + 1)]
-    smallest = min(sum(len(x.tokens[i]) for i in keep) for keep in kept)
-    least = max(config.k + 1, MIN_ROWS)
-    if smallest < least:
-        raise DataError(f"k is {config.k} with {n_images} images: an interval leaves some out and then compares {smallest} tokens; expected at least {least}")
-    return jackknife_ci(score, [float(cknna_from_neighbors(x.neighbors(keep), y.neighbors(keep))) for keep in kept], n_images)
+def differences(found: Mapping[str, Run]) -> pd.DataFrame:
+    """Every model minus the first, for each layer and target, with interval, p and Holm's p over all cells of a VFM; empty where nothing can be paired.
+
+    Runs are paired where they were asked the same question of the same images; runs stored before version 2 are paired by image only.
+    """
+    first, *others = found
+    rows: list[pd.DataFrame] = []
+    for name in others:
+        pair = [found[first], found[name]]
+        if _question(pair[0]) != _question(pair[1]):
+            continue
+        tables = [_parts(run) for run in pair]
+        if any(table is None for table in tables):
+            continue
+        both = pd.merge(*tables, on=["target", "layer", "part"], suffixes=("_a", "_b"))
+        scores = [_scores(run).set_index(["target", "layer"]) for run in pair]
+        for vfm, own in scores[0].groupby("vfm", sort=False):
+            part = both[both["vfm_a"] == vfm]
+            cells = [cell for cell in own.index if cell in set(zip(part["target"], part["layer"], strict=True))]
+            if not cells:
+                continue
+            tests = _tests(part.assign(score=part["score_b"] - part["score_a"]), cells, [s.loc[cells] for s in scores])
+            table = own.loc[cells, ["vfm", "vfm_layer", "metric", "pooling"]].reset_index().assign(model=name, against=first)
+            table["score"], table["low"], table["high"] = ([getattr(t, f) for t in tests] for f in ("difference", "low", "high"))
+            table["p"], table["p_holm"], table["n_images"] = [t.p for t in tests], holm([t.p for t in tests]), [t.n for t in tests]
+            rows.append(table)
+    columns = ["model", "against", "metric", "vfm", "vfm_layer", "target", "layer", "score", "low", "high", "p", "p_holm", "n_images"]
+    return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
+
+
+def _tests(changes: pd.DataFrame, cells: list[tuple[str, int]], scores: list[pd.DataFrame]) -> list[Paired]:
+    """The paired test of each cell (target, layer): over images, or over the groups of images that were left out of both."""
+    wide = changes.pivot(index="part", columns=["target", "layer"], values="score")[cells].to_numpy()
+    if scores[0]["pooling"].iloc[0] == "within":
+        flips = max(10_000, 40 * len(cells))  # so that the smallest p stays below .05 when it is corrected for all cells
+        return paired_columns(wide, n=flips, seed=int(scores[0]["seed"].iloc[0]))
+    whole = (scores[1]["score"] - scores[0]["score"]).to_numpy()
+    n_images = int(scores[0]["n_images"].iloc[0])
+    return [jackknife_test(float(value), column, n_images) for value, column in zip(whole, wide.T, strict=True)]
+
+
+def _question(run: Run) -> tuple[object, ...]:
+    """What must be the same for two scores to be subtracted."""
+    row = _scores(run).iloc[0]
+    return (run.record["data_fingerprint"], run.record["config"]["tokens_per_image"], *(str(row[c]) for c in ("metric", "k", "dim", "pooling", "n", "seed")))
+
+
+def _scores(run: Run) -> pd.DataFrame:
+    """The scores of a run; one stored before version 2 is CKNNA with the VFM's own output."""
+    table = run.tables["scores"]
+    if "metric" not in table:
+        table = table.assign(metric="cknna", target=table["vfm"], vfm_layer=pd.array([None] * len(table), dtype="Int64"), dim=None)
+    return table
+
+
+def _parts(run: Run) -> pd.DataFrame | None:
+    """What two runs are paired by; a run stored before version 2 has no groups."""
+    if _scores(run)["pooling"].iloc[0] != "within":
+        return run.tables.get("left_out")
+    table = run.tables["per_image"].rename(columns={"image_id": "part"})
+    return table if "target" in table else table.assign(target=table["vfm"])
 
 
 def summary(found: Mapping[str, Run]) -> pd.DataFrame:
-    """One row per model, VFM and layer."""
-    return pd.concat([run.tables["scores"].assign(model=label) for label, run in found.items()])[
-        ["model", "vfm", "layer", "score", "low", "high", "null_mean", "null_q95", "p", "n_images", "n", "k", "pooling"]
-    ]
+    """One row per model, VFM, its layer and the model's layer."""
+    table = pd.concat([_scores(run).assign(model=label) for label, run in found.items()], ignore_index=True)
+    columns = ["model", "metric", "vfm", "vfm_layer", "layer", "score", "low", "high", "null_mean", "null_q95", "p", "n_images", "n", "k", "dim", "pooling"]
+    empty = [column for column in ("vfm_layer", "k", "dim") if table[column].isna().all()]
+    return table[columns].drop(columns=empty)
 
 
 def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
-    """Layer curves of all models and VFMs with their intervals, over the null band."""
-    curves = summary(found)
-    return {"Alignment by layer": fig.layer_curves(curves, y="CKNNA", kind="vfm")}
+    """Layer curves over their null band, or maps of layers against layers of a VFM; then what changes from the first model to the others."""
+    tables = {label: _scores(run) for label, run in found.items()}
+    drawn: dict[str, go.Figure] = {}
+    for metric in dict.fromkeys(table["metric"].iloc[0] for table in tables.values()):
+        own = {label: run for label, run in found.items() if tables[label]["metric"].iloc[0] == metric}
+        scores = pd.concat([tables[label].assign(model=label) for label in own], ignore_index=True)
+        changes, name = differences(own), METRICS.get(metric).label
+        several = "" if len(own) == len(found) else f", {name}"
+        layered = scores["vfm_layer"].notna()
+        if not layered.all():
+            drawn[f"Alignment by layer{several}"] = fig.layer_curves(scores[~layered], y=name, kind="target")
+        curves, cells = changes[changes["vfm_layer"].isna()], changes[changes["vfm_layer"].notna()]
+        if len(curves):
+            drawn[f"Difference by layer{several}"] = fig.difference_curves(curves, y=f"{name}, minus {curves['against'].iloc[0]}", kind="target")
+        if layered.any():
+            drawn[f"Alignment by layer and layer of the VFM{several}"] = fig.matrix_maps(scores[layered], title=name)
+        if len(cells):
+            title = f"{name}, minus {cells['against'].iloc[0]}"
+            drawn[f"Difference by layer and layer of the VFM{several}"] = fig.matrix_maps(cells, title=title, difference=True)
+    return drawn
 
 
 def uses(config: Config) -> dict[str, str]:
@@ -205,7 +301,8 @@ def uses(config: Config) -> dict[str, str]:
     return {f"vfm {name}": find_vfm(name).identity() for name in config.vfm}
 
 
-ANALYSIS = Analysis("cknna", "Layer-wise alignment with vision foundation models (CKNNA)", Config, run, figures, summary, PAGE, uses=uses)
+TITLE = "Layer-wise alignment with vision foundation models (CKNNA and other metrics)"
+ANALYSIS = Analysis("cknna", TITLE, Config, run, figures, summary, PAGE, version=2, uses=uses)  # 2: a raster's permutations are its own
 
 if __name__ == "__main__":
     main(ANALYSIS)

@@ -43,13 +43,13 @@ from workbench.config import as_mapping
 from workbench.data.base import Sample
 from workbench.errors import ConfigError, DataError, ModelError, RunError
 from workbench.files import cache_folder
+from workbench.metrics import METRICS
 from workbench.mllm import MLLM
-from workbench.rasters import Rasters
+from workbench.rasters import Rasters, Within
 from workbench.runs import Run
-from workbench.stats import bootstrap_ci, first_reached, null_of, t_interval
+from workbench.stats import first_reached, null_of, t_interval
 from workbench.training import LOG_FILE, Checkpoint, checkpoints, training_log, training_record
-from workbench.vfm import find_vfm, load_vfm
-from workbench.vfm.patches import patches_under
+from workbench.vfm import find_vfm, load_vfm, patches_under
 from workbench.weights import fingerprint, sha256
 
 log = logging.getLogger(__name__)
@@ -139,15 +139,14 @@ class Questions:
         return range(0, len(self.scenes), self.context.batch_size)
 
     @cached_property
-    def patches(self) -> dict[str, Rasters]:
-        """The neighbours among each VFM's patches, found once."""
-        found = {}
-        for name in self.config.vfm:
-            vfm, found[name] = load_vfm(name), Rasters(self.config.k, f"{name}'s patches of an image")
-            for start in self.context.progress(self.starts(), name, len(self.starts())):
-                part = [scene[0] for scene in self.scenes[start : start + self.context.batch_size]]
-                places = self.context.mllm.visual_tokens(self.context.mllm.encode([s.image for s in part], [s.question for s in part]))
-                found[name].add(patches_under(vfm, [s.image for s in part], places))
+    def patches(self) -> list[list[Rasters]]:
+        """Each VFM's patches of every batch, found once: [batch][VFM]."""
+        vfms = {name: load_vfm(name) for name in self.config.vfm}
+        found: list[list[Rasters]] = []
+        for start in self.context.progress(self.starts(), "VFM patches", len(self.starts())):
+            part = [scene[0] for scene in self.scenes[start : start + self.context.batch_size]]
+            places = self.context.mllm.visual_tokens(self.context.mllm.encode([s.image for s in part], [s.question for s in part]))
+            found.append([patches_under(vfm, [s.image for s in part], places) for vfm in vfms.values()])
         return found
 
 
@@ -241,26 +240,27 @@ def _answers(asked: Questions, mllm: MLLM) -> tuple[pd.DataFrame, dict[str, str]
 def _aligned(asked: Questions, mllm: MLLM) -> tuple[list[dict[str, Any]], pd.DataFrame]:
     """CKNNA of each layer with each VFM, and its values by image."""
     config, size = asked.config, asked.context.batch_size
-    sides = {layer: Rasters(config.k, "the visual tokens of an image") for layer in asked.layers}
-    for start in asked.starts():
+    collector = Within(METRICS.get("cknna"), config.k, null=config.null, seed=config.seed)
+    for start, patches in zip(asked.starts(), asked.patches, strict=True):
         part = [scene[0] for scene in asked.scenes[start : start + size]]
         batch = mllm.encode([s.image for s in part], [s.question for s in part])
         places = mllm.visual_tokens(batch)
         if any(raster.grid is None for sample in places for raster in sample):
             raise DataError(f"{mllm.name} has visual tokens without a raster: expected a place in the image for each")
-        found = read(mllm, batch, layers=asked.layers)
-        for number, side in enumerate(sides.values()):
-            side.add([a.values[number].split([len(raster.index) for raster in sample]) for a, sample in zip(found, places, strict=True)])
+        lengths = [[len(raster.index) for raster in sample] for sample in places]
+        read_out = read(mllm, batch, layers=asked.layers)
+        hidden = [[a.values[number].split(own) for a, own in zip(read_out, lengths, strict=True)] for number in range(len(asked.layers))]
+        collector.add(hidden, patches)
+    found = collector.finish()
     rows, per_image = [], []
     ids = [scene[0].image_id for scene in asked.scenes]
-    for layer, side in sides.items():
-        for name, patches in asked.patches.items():
-            scores, nulls = side.cknna(patches, null=config.null, seed=config.seed)
-            interval = bootstrap_ci(scores, seed=config.seed)
-            null = null_of(interval.estimate, nulls.mean(-1))
-            own = {"low": interval.low, "high": interval.high, "n": side.tokens, "n_images": interval.n, "seed": config.seed}
+    for row, layer in enumerate(asked.layers):
+        for column, name in enumerate(dict.fromkeys(config.vfm)):
+            interval = found.intervals[row][column]
+            null = null_of(interval.estimate, found.nulls[:, row, column])
+            own = {"low": interval.low, "high": interval.high, "n": found.n, "n_images": interval.n, "seed": config.seed}
             rows.append(_row(CKNNA, f"layer {layer}, {name}", own, interval.estimate, null.mean, null.q95))
-            per_image += [(layer, name, image_id, score) for image_id, score in zip(ids, scores.tolist(), strict=True)]
+            per_image += [(layer, name, image_id, score) for image_id, score in zip(ids, found.parts[:, row, column].tolist(), strict=True)]
     return rows, pd.DataFrame(per_image, columns=["layer", "vfm", "image_id", "score"])
 
 

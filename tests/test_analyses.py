@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,17 @@ import pytest
 import torch
 from PIL import Image
 from skimage import data as photographs
+from torch import Tensor
 
-from analyses.cknna import ANALYSIS, Config
+from analyses.cknna import ANALYSIS, Config, differences
 from analyses.cknna import run as run_cknna
 from tests.conftest import run
 from workbench import runs
 from workbench.analysis import Context
-from workbench.data import load_data
+from workbench.capture import Activations
+from workbench.data import Dataset, load_data
 from workbench.errors import DataError, RunError
-from workbench.metrics import cknna
+from workbench.metrics import METRICS, cknna
 from workbench.mllm import MLLM
 from workbench.vfm import load_vfm
 
@@ -54,25 +57,113 @@ def test_the_stored_score_is_the_metric_on_the_same_tokens(runs_folder: Path, ml
     assert row["score"].item() == pytest.approx(direct, abs=1e-5)
 
 
-@pytest.mark.parametrize("pooling", ["within", "tokens", "pooled"])
-def test_a_layer_that_is_the_vfm_up_to_rotation_scores_one(mllm: MLLM, monkeypatch: pytest.MonkeyPatch, pooling: str) -> None:
-    """Planted truth, and a layer of noise that scores its null."""
-    from workbench.capture import Activations
-
-    vfm, generator = load_vfm("dinov2-small"), torch.Generator().manual_seed(0)
-    rotation = torch.linalg.qr(torch.randn(384, 384, generator=generator)).Q
+def plant(monkeypatch: pytest.MonkeyPatch, data: Dataset, *makers: Callable[[], Tensor]) -> None:
+    """A model whose layers are what `makers` return for all images, (image, token, d)."""
+    made = [maker() for maker in makers]
+    where = {id(scene[0].image): number for number, scene in enumerate(data.scenes)}
+    assert len(where) == len(made[0])
 
     def planted(mllm: MLLM, batch: object, *, layers: list[int]) -> list[Activations]:
-        images = [s.image for s in planted.samples]
-        features = vfm(images, grid=(8, 8)).tokens()
-        return [Activations(torch.stack([f @ rotation, torch.randn(64, 384, generator=generator)]), (0, 1), torch.arange(64)) for f in features]
+        planted.seen, start = planted.seen + 8, planted.seen
+        values = torch.stack(made)[:, start : start + 8]
+        return [Activations(own, tuple(range(len(made))), torch.arange(own.shape[1])) for own in values.unbind(1)]
 
-    data = load_data("shapes:val", limit=24)
-    planted.samples = [scene[0] for scene in data.scenes]
+    planted.seen = 0
     monkeypatch.setattr("analyses.cknna.read", planted)
-    table = run_cknna(Config(limit=24, layers=(0, 1), pooling=pooling, k=5, null=40), Context(mllm, data, batch_size=24)).tables["scores"].set_index("layer")
-    assert table.loc[0, "score"] == pytest.approx(1, abs=1e-4) and table.loc[0, "p"] < 0.05
-    assert table.loc[1, "score"] < 0.3 and table.loc[1, "p"] > 0.01
+
+
+def turned(features: Tensor) -> Tensor:
+    return features @ torch.linalg.qr(torch.randn(384, 384, generator=torch.Generator().manual_seed(0))).Q
+
+
+def noise(images: int) -> Tensor:
+    return torch.randn(images, 64, 384, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("metric", list(METRICS))
+@pytest.mark.parametrize("pooling", ["within", "tokens", "pooled"])
+def test_a_layer_that_is_a_layer_of_the_vfm_scores_one_there_alone(mllm: MLLM, monkeypatch: pytest.MonkeyPatch, pooling: str, metric: str) -> None:
+    """Planted truth: layers 0 and 1 are blocks 9 and 3 of the VFM up to a rotation, layer 2 is noise and scores its null."""
+    data = load_data("shapes:val", limit=24)
+    images = [scene[0].image for scene in data.scenes]
+    third, ninth = (features.tokens() for features in load_vfm("dinov2-small").layers(images, [3, 9], grid=(8, 8)))
+    plant(monkeypatch, data, lambda: turned(ninth), lambda: turned(third), lambda: noise(24))
+    config = Config(limit=24, layers=(0, 1, 2), vfm_layers=(9, 3), metric=metric, pooling=pooling, k=5, dim=5, null=40)
+    table = run_cknna(config, Context(mllm, data, batch_size=8)).tables["scores"]
+    scores = table.pivot(index="layer", columns="vfm_layer", values="score")
+    assert scores.loc[0, 9] == pytest.approx(1, abs=1e-4) and scores.loc[1, 3] == pytest.approx(1, abs=1e-4)
+    assert scores.loc[0, 3] < 0.97 and scores.loc[1, 9] < 0.97
+    planted, random = (table[(table["layer"] == 2) == is_noise] for is_noise in (False, True))
+    assert (planted["p"] < 0.05).all() and (random["p"] > 0.01).all() and (random["score"] - random["null_mean"] < 0.2).all()
+    assert (table["low"] <= table["score"]).all() and (table["score"] <= table["high"]).all() and (table["n_images"] == 24).all()
+    option = {"k": 5, "dim": 5}.get(METRICS.get(metric).option)
+    assert option is None or (table[METRICS.get(metric).option] == option).all()
+
+
+def test_batches_change_no_number(mllm: MLLM) -> None:
+    data = load_data("shapes:val", limit=5)
+    for metric in METRICS:
+        tables = [run_cknna(Config(limit=5, layers=(1,), metric=metric, null=10), Context(mllm, data, size)).tables["scores"] for size in (2, 5)]
+        numbers = tables[0].select_dtypes("number").columns
+        assert np.allclose(tables[0][numbers].astype(float), tables[1][numbers].astype(float), atol=1e-4, equal_nan=True), metric
+
+
+@pytest.mark.parametrize("pooling", ["within", "tokens", "pooled"])
+def test_a_model_does_not_differ_from_itself_and_differs_from_noise(mllm: MLLM, monkeypatch: pytest.MonkeyPatch, pooling: str) -> None:
+    data = load_data("shapes:val", limit=40)
+    features = load_vfm("dinov2-small")([scene[0].image for scene in data.scenes], grid=(8, 8)).tokens()
+    config, context = Config(limit=40, layers=(0, 1), pooling=pooling, k=5, null=10), Context(mllm, data, batch_size=8)
+    record = {"label": "", "data_fingerprint": "d", "config": dataclasses.asdict(config)}
+    found = {}
+    for name, second in (("a", features), ("again", features), ("noise", noise(40))):
+        plant(monkeypatch, data, lambda: turned(features), lambda second=second: second)
+        found[name] = runs.Run(name, record, run_cknna(config, context).tables)
+    table = differences(found).set_index(["model", "layer"])
+    assert (table.loc["again"][["score", "low", "high"]] == 0).all(axis=None) and (table.loc["again"]["p_holm"] == 1).all()
+    assert (table.loc[("noise", 0)][["score", "low", "high"]] == 0).all()
+    fall = table.loc[("noise", 1)]
+    scores = found["noise"].tables["scores"].set_index("layer")["score"]
+    assert fall["score"] == pytest.approx(scores[1] - scores[0], abs=1e-4) and fall["low"] <= fall["score"] <= fall["high"] < -0.3
+    assert fall["p"] <= fall["p_holm"] < 0.05 and fall["n_images"] == 40 and (table["against"] == "a").all()
+    (change,) = (figure for title, figure in ANALYSIS.figures(found).items() if title == "Difference by layer")
+    assert "CKNNA, minus a" in change.layout.yaxis.title.text and sum(trace.fill == "toself" for trace in change.data) == 2
+    other = dataclasses.replace(found["again"], record=record | {"data_fingerprint": "e"})
+    assert differences({"a": found["a"], "other": other}).empty and list(ANALYSIS.figures({"a": found["a"], "other": other})) == ["Alignment by layer"]
+
+
+def test_the_matrix_view_marks_what_differs(runs_folder: Path, tmp_path: Path) -> None:
+    models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
+    words = ["--limit", "12", "--null", "10", "--metric", "rsa", "--vfm", "dinov2-small", "efficientnet-lite0", "--vfm_layers", "2", "4"]
+    done = run("analyses.cknna", "--model", *models, *words, "--output_dir", str(tmp_path))
+    assert "vfm_layer" in done.stdout and "rsa" in done.stdout
+    found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path).sort_values("label")["folder"])}
+    figures = ANALYSIS.figures(found)
+    assert list(figures) == ["Alignment by layer and layer of the VFM", "Difference by layer and layer of the VFM"]
+    maps, change = figures.values()
+    assert [len(maps.data), len(change.data)] == [4, 2] and maps.layout.coloraxis.colorbar.title.text == "RSA"
+    assert all("chance" in note.text for note in maps.layout.annotations) and change.layout.coloraxis.cmid == 0
+    table = differences(found)
+    assert len(table) == 2 * 2 * 4 and table[["low", "high", "p_holm"]].notna().all(axis=None)
+    for trace, (_, part) in zip(change.data, table.groupby("vfm", sort=False), strict=True):
+        wide = part.pivot(index="layer", columns="vfm_layer", values="score")
+        marked = part[(part["p_holm"] < 0.05) & ((part["low"] > 0) | (part["high"] < 0))]
+        assert np.array_equal(trace.z, wide.to_numpy()) and (np.asarray(trace.text) == "●").sum() == len(marked)
+        assert {(int(trace.y[i]), int(trace.x[j])) for i, j in np.argwhere(np.asarray(trace.text) == "●")} == set(
+            zip(marked["layer"], marked["vfm_layer"], strict=True)
+        )
+
+
+def test_runs_of_version_1_are_still_shown_and_compared(runs_folder: Path) -> None:
+    """They had no metric and no layers of a VFM."""
+    found = {stored.label: stored for stored in map(runs.load, runs.index(runs_folder).sort_values("label")["folder"])}
+    gone = ["metric", "target", "vfm_layer", "dim"]
+    old = {
+        label: dataclasses.replace(stored, tables={name: table.drop(columns=gone, errors="ignore") for name, table in stored.tables.items()})
+        for label, stored in found.items()
+    }
+    assert list(ANALYSIS.figures(old)) == list(ANALYSIS.figures(found)) == ["Alignment by layer", "Difference by layer"]
+    assert differences(old)[["score", "low", "high", "p_holm"]].equals(differences(found)[["score", "low", "high", "p_holm"]])
+    assert np.allclose(ANALYSIS.summary(old)["score"], ANALYSIS.summary(found)["score"])
 
 
 @pytest.mark.parametrize("family", ["internvl", "qwen2_vl", "llava_next"])
@@ -138,6 +229,10 @@ def test_a_folder_of_photographs(runs_folder: Path, tmp_path: Path) -> None:
         (["--model", "MODEL", "--vfm", "dinov2-smal"], "did you mean 'dinov2-small'"),
         (["--model", "MODEL", "--pooling", "withn"], "withn"),
         (["--model", "MODEL", "--k", "0"], "k is 0: expected at least 1"),
+        (["--model", "MODEL", "--metric", "cknn"], "cknna"),
+        (["--model", "MODEL", "--vfm_layers", "3", "13"], "layer 13 does not exist in dinov2-small: expected 1 to 12"),
+        (["--model", "MODEL", "--vfm", "efficientnet-lite0", "--vfm_layers", "0"], "layer 0 does not exist in efficientnet-lite0: expected 1 to 5"),
+        (["--model", "MODEL", "--metric", "svcca", "--dim", "64", "--limit", "4"], "dim is 64: expected 1 to "),
         (["--model", "MODEL", "--k", "64", "--limit", "4"], "k is 64 with 64 rows"),
         (["--model", "MODEL", "--layers", "9", "--limit", "4"], "layer 9 does not exist"),
         (["--model", "MODEL", "--data", "shapes:vall"], "did you mean 'val'"),
@@ -176,7 +271,7 @@ def test_a_crash_leaves_no_half_run(tmp_path: Path) -> None:
 
 def test_figures_carry_intervals_and_null(runs_folder: Path) -> None:
     found = {run.label: run for run in map(runs.load, runs.index(runs_folder)["folder"])}
-    (figure,) = ANALYSIS.figures(found).values()
+    figure = ANALYSIS.figures(found)["Alignment by layer"]
     names = [trace.name for trace in figure.data if trace.name]
     assert set(names) == {"baseline · dinov2-small", "viral · dinov2-small", "chance (null mean to 95 %)"}
     assert sum(trace.fill == "toself" for trace in figure.data) == 3

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from workbench.errors import DataError, UnknownNameError
 from workbench.metrics import METRICS, alignment_matrix, cka, cknna, mutual_knn, nearest_neighbors, rsa, svcca
-from workbench.metrics.alignment import cknna_from_neighbors, cross_term, self_term
 from workbench.metrics.geometry import joint_pca_rgb
-from workbench.stats import permutation_null
+from workbench.stats import null_scores, permutation_null, permutations
 
 
 def dense_cknna(x: Tensor, y: Tensor, k: int) -> float:
@@ -62,13 +61,15 @@ def test_equals_the_dense_definition(n: int, d: int, k: int, seed: int) -> None:
 def test_chunks_and_batches_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = pair(300, 16, 1.0)
     whole = cknna(x, y, k=7)
-    batch = cknna_from_neighbors(nearest_neighbors(torch.stack([x, y]), 7), nearest_neighbors(torch.stack([y, y]), 7))
+    metric = METRICS.get("cknna")
+    first, second = torch.stack([x, y]), torch.stack([y, y])
+    batch = metric.score(metric.prepare(first, 7, "x"), metric.prepare(second, 7, "y"))
     monkeypatch.setattr("workbench.metrics.neighbors.CHUNK_BYTES", 300 * 8 * 13)
     for tile in (1, 5, 64, 299, 300):
         monkeypatch.setattr("workbench.metrics.neighbors.TILE", tile)
         assert cknna(x, y, k=7) == pytest.approx(whole, abs=1e-12)
     assert batch[0].item() == pytest.approx(whole, abs=1e-12) and batch[1].item() == pytest.approx(1)
-    assert cknna_from_neighbors(nearest_neighbors(torch.stack([x, y]), 7), nearest_neighbors(torch.stack([y, y]), 7))[0] == pytest.approx(whole)
+    assert metric.score(metric.prepare(first, 7, "x"), metric.prepare(second, 7, "y"))[0] == pytest.approx(whole)
 
 
 def test_invariant_to_rotation_scale_and_order_and_to_nothing_more() -> None:
@@ -104,12 +105,21 @@ def test_ties_go_to_the_lower_row(tile: int, monkeypatch: pytest.MonkeyPatch) ->
     assert cknna(doubled, doubled, k=5) == pytest.approx(dense_cknna(doubled, doubled, 5))
 
 
-def test_a_renumbered_pairing_equals_the_score_of_the_permuted_rows() -> None:
-    x, y = pair(80, 10, 0.3)
-    order = torch.randperm(80, generator=torch.Generator().manual_seed(0))
-    near_x, near_y = nearest_neighbors(x, 6), nearest_neighbors(y, 6)
-    moved = cross_term(near_x, near_y, order) / (self_term(near_x) * self_term(near_y)).sqrt()
-    assert moved.item() == pytest.approx(cknna(x, y[order], k=6))
+@pytest.mark.parametrize("name", list(METRICS))
+def test_the_parts_of_a_metric_in_batches_and_permuted_equal_single_calls(name: str) -> None:
+    """What the analysis computes from prepared parts, against the function on rows that really are permuted."""
+    metric = METRICS.get(name)
+    problems = [pair(40, 12, 0.5, seed) for seed in range(3)]
+    option, given = {"k": (6, {"k": 6}), "dim": (4, {"dim": 4})}.get(metric.option, (0, {}))
+    x, y = (metric.prepare(torch.stack(side), option, "x") for side in zip(*problems, strict=True))
+    orders = torch.stack([permutations(40, 2, [seed]) for seed in range(3)], dim=1)
+    nulls = null_scores(metric, [x, y], y, orders)
+    assert nulls.shape == (2, 2, 3) and [sorted(order) == list(range(40)) for order in orders[:, 0].tolist()] == [True, True]
+    for number, (a, b) in enumerate(problems):
+        assert metric.score(x, y)[number].item() == pytest.approx(metric(a, b, **given), abs=1e-9)
+        for draw in range(2):
+            moved = b[orders[draw, number]]
+            assert nulls[draw, :, number] == pytest.approx([metric(a, moved, **given), metric(b, moved, **given)], abs=1e-9)
 
 
 def test_independent_features_fall_inside_their_null_and_related_ones_outside() -> None:
@@ -195,6 +205,14 @@ def test_mutual_knn_svcca_and_rsa_against_plain_code() -> None:
         svcca(x, y, dim=9)
     distances = [squareform(pdist(v.numpy(), "cosine"))[np.triu_indices(50, 1)] for v in (x, y)]
     assert rsa(x, y) == pytest.approx(spearmanr(*distances).statistic)
+
+
+@pytest.mark.parametrize("name", ["cka", "svcca", "rsa"])  # neighbours are defined even then, by row number
+def test_rows_that_are_all_alike_have_no_score(name: str) -> None:
+    """Rounding must not turn them into one."""
+    alike = torch.rand(1, 5, generator=torch.Generator().manual_seed(0)).expand(30, 5)
+    with pytest.raises(DataError, match=r"undefined|expected 1 to 0"):
+        METRICS.get(name)(alike, pair(30, 5, 0)[0].float())
 
 
 def bad(x: Tensor, row: int, value: float) -> Tensor:

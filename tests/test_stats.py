@@ -5,7 +5,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from workbench.errors import DataError
-from workbench.stats import bootstrap_ci, bootstrap_columns, holm, jackknife_ci, null_of, paired_test, t_interval
+from workbench.stats import bootstrap_ci, bootstrap_columns, holm, jackknife_ci, jackknife_test, null_of, paired_columns, paired_test, t_interval
 
 
 def test_bootstrap_covers_the_truth() -> None:
@@ -29,6 +29,21 @@ def test_jackknife_equals_the_classical_error_of_a_mean() -> None:
     left_out = [np.delete(values, i).mean() for i in range(60)]
     interval = jackknife_ci(values.mean(), left_out, 60)
     assert (interval.low, interval.high) == pytest.approx(scipy_stats.t.interval(0.95, 59, values.mean(), scipy_stats.sem(values)))
+
+
+def test_a_jackknifed_difference_of_means_is_the_paired_t_test() -> None:
+    a, b = np.random.default_rng(5).normal(size=(2, 40)) + np.array([[0], [0.4]])
+    left_out = [np.delete(b - a, i).mean() for i in range(40)]
+    test, known = jackknife_test((b - a).mean(), left_out, 40), scipy_stats.ttest_rel(b, a)
+    assert test.p == pytest.approx(known.pvalue) and (test.low, test.high) == pytest.approx(tuple(known.confidence_interval()))
+    same = jackknife_test(0.0, np.zeros(10), 40)
+    assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
+
+
+@pytest.mark.parametrize("pairs", [6, 50])
+def test_columns_are_tested_as_if_each_were_alone(pairs: int) -> None:
+    a, b = np.random.default_rng(6).normal(size=(2, pairs, 3)) + np.array([[[0]], [[0.3]]])
+    assert paired_columns(b - a) == pytest.approx([paired_test(x, y) for x, y in zip(a.T, b.T, strict=True)])
 
 
 def test_t_interval_equals_scipy_and_one_seed_says_nothing() -> None:

@@ -86,6 +86,26 @@ def test_a_painted_cell_moves_its_own_feature_most(name: str) -> None:
         assert features.shape == (2, *grid, CATALOGUE.get(name).dim) and features.isfinite().all()
         moved = (features[1] - features[0]).norm(dim=-1)
         assert moved[cell] > moved.median() and (moved[cell] == moved.max() or WEIGHTS.get(CATALOGUE.get(name).weights).package)
+    deep, first = vfm.layers(list(painted((3, 5), (2, 1))), [vfm.depth, 1], grid=(3, 5))
+    moved = (first.values[1] - first.values[0]).norm(dim=-1)
+    assert deep.grid == first.grid == (3, 5) and moved[2, 1] == moved.max() and not torch.equal(deep.values[..., :8], first.values[..., :8])
+    with pytest.raises(ConfigError, match=f"layer {vfm.depth + 1} does not exist in {name}: expected 1 to {vfm.depth}"):
+        vfm.layers([painted((3, 5), (2, 1))[0]], [vfm.depth + 1])
+
+
+def test_layers_of_a_vfm_are_its_blocks() -> None:
+    """Block 8 and stage 4 are what two entries use as their own output; all layers come from one forward pass."""
+    picture = [painted((4, 4), (1, 2))[1]]
+    vfm, final = load_vfm("dinov2-small"), load_vfm("dinov2-small:final")
+    calls: list[int] = []
+    vfm.network.encoder.layer[0].register_forward_hook(lambda *_: calls.append(1))
+    third, eighth, last, again = vfm.layers(picture, [3, 8, 12, 3], grid=(4, 4))
+    assert len(calls) == 1 and torch.equal(third.values, again.values) and not torch.equal(third.values, eighth.values)
+    assert torch.equal(eighth.values, vfm(picture, grid=(4, 4)).values)
+    assert torch.allclose(final.network.layernorm(last.values), final(picture, grid=(4, 4)).values, atol=1e-5)
+    cnn = load_vfm("efficientnet-lite0")
+    assert cnn.depth == 5 and torch.equal(cnn.layers(picture, [4], grid=(4, 4))[0].values, cnn(picture, grid=(4, 4)).values)
+    assert [stage.values.shape for stage in cnn.layers(picture, [5, 1], grid=(4, 4))] == [(1, 4, 4, 320), (1, 4, 4, 16)]
 
 
 @pytest.mark.parametrize("name", MILLIONS)

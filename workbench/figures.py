@@ -209,27 +209,79 @@ def accuracy_by_type(tables: dict[str, pd.DataFrame]) -> go.Figure:
     return figure
 
 
-def difference_curves(curves: pd.DataFrame, *, y: str) -> go.Figure:
-    """A paired difference by layer with its interval, a line per model, over a line at 0.
+def difference_curves(curves: pd.DataFrame, *, y: str, kind: str | None = None) -> go.Figure:
+    """A paired difference by layer with its interval, a line per model (and `kind`), over a line at 0.
 
     Args:
-        curves: columns model, layer, score, low, high, p_holm, n_images. Layer -1 stands for the tower.
+        curves: columns model, layer, score, low, high, p_holm, n_images and the one named by `kind`. Layer -1 stands for the tower.
+        kind: the column that dashes tell apart, where there is one.
     """
     figure = new_figure(xaxis_title="layer", yaxis_title=y, height=380)
-    for number, (model, part) in enumerate(curves.groupby("model", sort=False), start=1):
-        part = part.sort_values("layer")
-        colour = COLOURS[number % len(COLOURS)]
-        _band(figure, part["layer"], part["low"], part["high"], translucent(colour, 0.16), str(model))
+    models, kinds = list(dict.fromkeys(curves["model"])), list(dict.fromkeys(curves[kind])) if kind else []
+    for key, part in curves.groupby(["model", kind] if kind else ["model"], sort=False):
+        part, label = part.sort_values("layer"), " · ".join(map(str, key))
+        colour, dash = COLOURS[(models.index(key[0]) + 1) % len(COLOURS)], DASHES[kinds.index(key[1]) % len(DASHES)] if kind else DASHES[0]
+        _band(figure, part["layer"], part["low"], part["high"], translucent(colour, 0.16), label)
         figure.add_scatter(
-            **{"x": part["layer"], "y": part["score"], "name": str(model), "legendgroup": str(model), "mode": "lines+markers"},
-            line={"color": colour, "width": 2.5},
+            **{"x": part["layer"], "y": part["score"], "name": label, "legendgroup": label, "mode": "lines+markers", "showlegend": True},
+            line={"color": colour, "dash": dash, "width": 2.5},
             marker={"size": 7},
+            error_y=_error_bars(part) if len(part) == 1 else None,  # a single point has no band
             customdata=part[["low", "high", "n_images", "p_holm"]],
             hovertemplate="%{y:.3f}  [%{customdata[0]:.3f}, %{customdata[1]:.3f}]  n=%{customdata[2]}  Holm p=%{customdata[3]:.3g}",
         )
     figure.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1.5})
     _layer_axis(figure, curves["layer"])
     return figure
+
+
+def matrix_maps(table: pd.DataFrame, *, title: str, difference: bool = False) -> go.Figure:
+    """Layers of each model against layers of a VFM, a column per model and a row per VFM, on one colour scale; hovering shows the interval.
+
+    Args:
+        table: columns model, vfm, layer, vfm_layer, score, low, high, n_images; null_mean and null_q95, which each map's title states, or for a
+            difference p_holm: cells below .05 whose interval excludes 0 carry a dot.
+        title: name of the score, at the colour bar.
+    """
+    models, vfms = list(dict.fromkeys(table["model"])), list(dict.fromkeys(table["vfm"]))
+    panels = [(model, vfm, table[(table["model"] == model) & (table["vfm"] == vfm)]) for vfm in vfms for model in models]
+    titles = [f"{model} · {vfm}" + ("" if difference or part.empty else f"<br>{_chance(part)}") for model, vfm, part in panels]
+    lines = max(8, table["layer"].nunique())
+    height = (24 * lines + 110) * len(vfms) + 60
+    figure = make_subplots(len(vfms), len(models), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.04, vertical_spacing=110 / height)
+    extra = ["p_holm"] if difference else ["null_mean", "null_q95"]
+    hover = "Holm p %{customdata[3]:.3g}" if difference else "null mean %{customdata[3]:.3f}, 95 % %{customdata[4]:.3f}"
+    for number, (_, _, part) in enumerate(panels):
+        wide = {c: part.pivot(index="layer", columns="vfm_layer", values=c) for c in ("score", "low", "high", "n_images", *extra)}
+        place = {"row": number // len(models) + 1, "col": number % len(models) + 1}
+        marks = np.where((wide["p_holm"] < 0.05) & ((wide["low"] > 0) | (wide["high"] < 0)), "●", "") if difference else None
+        figure.add_heatmap(
+            **{"x": [str(layer) for layer in wide["score"].columns], "y": [str(layer) for layer in wide["score"].index], "z": wide["score"].to_numpy()},
+            **{"coloraxis": "coloraxis", "text": marks, "texttemplate": "%{text}" if difference else None, "textfont": {"color": "black"}},
+            customdata=np.stack([wide[c].to_numpy(dtype=float) for c in ("low", "high", "n_images", *extra)], axis=-1),
+            hovertemplate="layer %{y}, VFM layer %{x}: %{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<br>"
+            + hover
+            + ", %{customdata[2]} images<extra></extra>",
+            **place,
+        )
+        figure.update_xaxes(title="layer of the VFM", type="category", showgrid=False, **place)
+    figure.update_yaxes(type="category", showgrid=False)
+    figure.update_yaxes(title="layer", col=1)
+    scale = {"colorscale": "RdBu_r", "cmid": 0} if difference else {"colorscale": "Viridis"}
+    bar = {"title": {"text": title, "side": "right"}}
+    figure.update_layout(template="workbench", height=height, hovermode="closest", coloraxis={**scale, "colorbar": bar}, margin={"t": 70})
+    if difference:
+        figure.add_annotation(
+            text="● interval excludes 0, Holm p < .05 over all cells of a map", showarrow=False, **{"x": 0, "xref": "paper", "xanchor": "left"}
+        )
+        figure.layout.annotations[-1].update(y=1, yref="paper", yanchor="bottom", yshift=38)
+    return figure
+
+
+def _chance(part: pd.DataFrame) -> str:
+    """The null of all cells of a map."""
+    low, high, top = part["null_mean"].min(), part["null_mean"].max(), part["null_q95"].max()
+    return f"chance {low:.3f} to {high:.3f}, 95 % below {top:.3f}"
 
 
 def head_maps(scores: pd.DataFrame, *, title: str) -> go.Figure:

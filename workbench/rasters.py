@@ -1,51 +1,75 @@
-"""CKNNA within images: each raster of an image (a tile, the whole) is a problem of its own, and an image counts as the mean over its rasters."""
+"""Alignment within images: each raster of an image (a tile, the whole) is a problem of its own, and an image counts as the mean over its rasters."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.metrics.alignment import cknna_from_neighbors
-from workbench.metrics.neighbors import Neighbors, nearest_neighbors
-from workbench.stats import cknna_nulls
+from workbench.metrics import Metric
+from workbench.stats import Interval, bootstrap_columns, null_scores, permutations
+
+Rasters = Sequence[Sequence[Float[Tensor, "token d"]]]
+"""One representation of a batch, [image][raster]."""
 
 
-class Rasters:
-    """The neighbour lists of all rasters of some images, collected batch by batch; the features themselves are not kept."""
+@dataclass(frozen=True)
+class Scores:
+    """Every layer against every target.
 
-    def __init__(self, k: int, name: str) -> None:
-        self.k, self.name, self.images = k, name, 0
-        self._near: dict[int, list[Neighbors]] = {}  # by number of tokens
-        self._owners: dict[int, list[int]] = {}
+    Attributes:
+        intervals: [layer][target].
+        nulls: (draw, layer, target).
+        n: rows of one comparison; rasters: how many rasters of tokens were seen.
+        parts: (part, layer, target), the values that two models are paired by: scores of single images, or with one group of images left out.
+    """
 
-    def add(self, batch: Sequence[Sequence[Float[Tensor, "token d"]]]) -> None:
-        """Take the features of some more images, [image][raster]."""
-        flat = [(self.images + row, raster) for row, image in enumerate(batch) for raster in image]
-        for length in dict.fromkeys(len(raster) for _, raster in flat):
-            same = [(owner, raster) for owner, raster in flat if len(raster) == length]
-            self._owners.setdefault(length, []).extend(owner for owner, _ in same)
-            self._near.setdefault(length, []).append(nearest_neighbors(torch.stack([raster for _, raster in same]), self.k, name=self.name))
-        self.images += len(batch)
+    intervals: list[list[Interval]]
+    nulls: np.ndarray
+    n: int
+    rasters: int
+    parts: np.ndarray
 
-    @property
-    def tokens(self) -> int:
-        """Median number of tokens of a raster."""
-        return int(np.median([length for length, owners in self._owners.items() for _ in owners]))
 
-    def cknna(self, other: Rasters, *, null: int, seed: int) -> tuple[Float[np.ndarray, image], Float[np.ndarray, "null image"]]:  # noqa: F821
-        """CKNNA with `other`, which has the same rasters, for each image, and again under `null` random pairings of the tokens within each raster."""
-        scores, nulls = np.zeros(self.images), np.zeros((null, self.images))
-        for length, owners in self._owners.items():
-            x, y = self._joined(length), other._joined(length)
-            np.add.at(scores, owners, cknna_from_neighbors(x, y).numpy())
-            np.add.at(nulls.T, owners, cknna_nulls(x, y, n=null, seed=seed).T)
-        count = np.bincount([owner for owners in self._owners.values() for owner in owners], minlength=self.images)
-        return scores / count, nulls / count
+class Within:
+    """Each raster of an image is a problem of its own; an image is the mean of its rasters, the score the mean over images."""
 
-    def _joined(self, length: int) -> Neighbors:
-        parts = self._near[length]
-        return Neighbors(torch.cat([part.index for part in parts]), torch.cat([part.kernel for part in parts]))
+    def __init__(self, metric: Metric, option: int, *, null: int, seed: int) -> None:
+        self.metric, self.option, self.null, self.seed = metric, option, null, seed
+        self.own: list[np.ndarray] = []  # (layer, target) of each image
+        self.nulls: np.ndarray | float = 0.0  # summed over images
+        self.lengths: list[int] = []
+
+    def add(self, hidden: Sequence[Rasters], patches: Sequence[Rasters]) -> None:
+        """Take a batch of images: a representation for each layer, and for each target."""
+        first, lengths = len(self.own), [[len(raster) for raster in image] for image in hidden[0]]
+        self.own += [np.zeros((len(hidden), len(patches))) for _ in lengths]
+        where = [(image, raster) for image, own in enumerate(lengths) for raster in range(len(own))]
+        for length in dict.fromkeys(lengths[image][raster] for image, raster in where):
+            same = [(image, raster) for image, raster in where if lengths[image][raster] == length]
+            step = self.metric.together(length, len(hidden) + len(patches))
+            for start in range(0, len(same), step):
+                part = same[start : start + step]
+                xs, ys = (
+                    [self.metric.prepare(torch.stack([side[i][r] for i, r in part]), self.option, name) for side in sides]
+                    for sides, name in ((hidden, "the visual tokens of an image"), (patches, "the VFM's patches of an image"))
+                )
+                scores = np.array([[self.metric.score(x, y).numpy() for y in ys] for x in xs])
+                # a raster's permutations are its own, so that neither the batch size nor the other images change them
+                orders = torch.stack([permutations(length, self.null, (self.seed, first + i, r)) for i, r in part], dim=1)
+                weights = np.array([1 / len(lengths[i]) for i, _ in part])
+                self.nulls = self.nulls + np.stack([null_scores(self.metric, xs, y, orders) @ weights for y in ys], axis=-1)
+                for number, (image, _) in enumerate(part):
+                    self.own[first + image] += scores[..., number] * weights[number]
+        self.lengths += [length for own in lengths for length in own]
+
+    def finish(self) -> Scores:
+        """Intervals over images."""
+        own = np.stack(self.own)
+        intervals = bootstrap_columns(own.reshape(len(own), -1), seed=self.seed)
+        rows = [intervals[start : start + own.shape[2]] for start in range(0, len(intervals), own.shape[2])]
+        return Scores(rows, np.asarray(self.nulls) / len(own), int(np.median(self.lengths)), len(self.lengths), own)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Int
 from scipy import stats as scipy_stats
 from torch import Tensor
 
 from workbench.errors import DataError
-from workbench.metrics.alignment import Array, check_same_rows, cknna, cross_term, self_term
-from workbench.metrics.neighbors import Neighbors, nearest_neighbors
+from workbench.metrics.alignment import MAX_PAIRED_ROWS, METRICS, Array, Metric, check_same_rows
 
 
 @dataclass(frozen=True)
@@ -145,17 +146,26 @@ def paired_test(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray
     first, second = _finite(a), _finite(b)
     if len(first) != len(second):
         raise DataError(f"{len(first)} values against {len(second)}: expected pairs")
-    difference = second - first
-    pairs = len(difference)
-    if 2**pairs <= n:
-        signs = 1 - 2 * ((np.arange(2**pairs)[:, None] >> np.arange(pairs)) & 1)
-        flipped = np.abs(signs @ difference)
-        p = float((flipped >= abs(difference.sum()) - 1e-12).mean())
-    else:
-        flipped = np.abs(_random_signs(n, pairs, seed) @ difference)
-        p = float((1 + (flipped >= abs(difference.sum()) - 1e-12).sum()) / (n + 1))
-    interval = t_interval(difference, level=level) if pairs < 30 else bootstrap_ci(difference, level=level, seed=seed)
-    return Paired(interval.estimate, interval.low, interval.high, p, pairs)
+    return paired_columns((second - first)[:, None], level=level, n=n, seed=seed)[0]
+
+
+def paired_columns(differences: np.ndarray, *, level: float = 0.95, n: int = 10_000, seed: int = 0) -> list[Paired]:
+    """`paired_test` of every column of `differences` (pair, column) from the same flips and resamples, where many layers are measured on the same images."""
+    pairs, sums = len(differences), np.abs(differences.sum(axis=0)) - 1e-12
+    exact = 2**pairs <= n
+    signs = 1.0 - 2 * ((np.arange(2**pairs)[:, None] >> np.arange(pairs)) & 1) if exact else _random_signs(n, pairs, seed)
+    reached = sum((np.abs(part @ differences) >= sums).sum(axis=0) for part in np.array_split(signs, -(-len(signs) // 4096)))
+    p = reached / len(signs) if exact else (1 + reached) / (len(signs) + 1)
+    intervals = [t_interval(own, level=level) for own in differences.T] if pairs < 30 else bootstrap_columns(differences, level=level, seed=seed)
+    return [Paired(i.estimate, i.low, i.high, float(own), pairs) for i, own in zip(intervals, p, strict=True)]
+
+
+def jackknife_test(difference: float, left_out: Sequence[float] | np.ndarray, units: int, *, level: float = 0.95) -> Paired:
+    """A difference of two statistics of the same units, from its values with one group of units left out at a time: `jackknife_ci` and Student's p."""
+    interval, groups = jackknife_ci(difference, left_out, units, level=level), len(left_out)
+    error = (interval.high - difference) / scipy_stats.t.ppf((1 + level) / 2, groups - 1)
+    p = 2 * float(scipy_stats.t.sf(abs(difference) / error, groups - 1)) if error > 0 else float(difference == 0)
+    return Paired(difference, interval.low, interval.high, p, units)
 
 
 def first_reached(steps: Sequence[float] | np.ndarray, scores: Sequence[float] | np.ndarray, level: float) -> Reached:
@@ -244,32 +254,27 @@ def null_of(value: float, nulls: Sequence[float] | np.ndarray) -> Null:
 def permutation_null(metric: Callable[..., float], x: Array, y: Array, *, n: int = 100, seed: int = 0, **options: int) -> Null:
     """Distribution of `metric(x, y)` when the rows of y are shuffled: its chance level for this n, d and k.
 
-    For CKNNA the neighbours are found once and only renumbered.
+    For a metric of the registry each side is prepared once and only renumbered.
     """
     check_same_rows(x, y)
-    if metric is cknna:
-        k = options.get("k", 10)
-        near_x, near_y = nearest_neighbors(x, k, name="x"), nearest_neighbors(y, k, name="y")
-        value = float(cross_term(near_x, near_y) / (self_term(near_x) * self_term(near_y)).sqrt())
-        return null_of(value, cknna_nulls(near_x, near_y, n=n, seed=seed))
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = [metric(x, y[torch.randperm(len(y), generator=generator)], **options) for _ in range(n)]
-    return null_of(metric(x, y, **options), shuffled)
+    value, orders = metric(x, y, **options), permutations(len(y), n, [seed])
+    known = next((own for own in map(METRICS.get, METRICS) if metric in (own, own.function)), None)
+    beyond = known is None or (known.square and len(x) > MAX_PAIRED_ROWS)
+    if known is None or beyond or set(options) - {known.option}:  # cka(unbiased=False) is another metric
+        return null_of(value, [metric(x, y[order], **options) for order in orders])
+    option = options.get(known.option, 10)
+    return null_of(value, null_scores(known, [known.prepare(x, option, "x")], known.prepare(y, option, "y"), orders)[:, 0])
 
 
-def cknna_nulls(x: Neighbors, y: Neighbors, *, n: int, seed: int) -> np.ndarray:
-    """CKNNA under `n` random pairings, (n, *batch); each problem of a batch (an image) is shuffled on its own."""
-    generator = torch.Generator().manual_seed(seed)
-    scale = (self_term(x) * self_term(y)).sqrt()
-    values = []
-    for _ in range(n):
-        order = _permutations(x.index.shape[:-2], x.n, generator)
-        values.append((cross_term(x, y, order) / scale).numpy())
-    return np.stack(values)
+def null_scores(metric: Metric, xs: Sequence[Any], y: Any, orders: Int[Tensor, "draw *batch n"]) -> np.ndarray:
+    """Scores of prepared `xs` against prepared `y` under random pairings, (draw, x, *batch); all x meet the same pairings."""
+    moved = map(y.permuted, orders)
+    return np.stack([np.stack([metric.score(x, other).numpy() for x in xs]) for other in moved])
 
 
-def _permutations(batch: torch.Size, n: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(*batch, n, generator=generator, dtype=torch.float64).argsort(dim=-1)
+def permutations(n: int, draws: int, seed: Sequence[int]) -> Int[Tensor, "draw n"]:
+    """Random orders of n things; `seed` may name what they are for, such as (seed, image), so that they do not depend on batches."""
+    return torch.from_numpy(np.random.default_rng(list(seed)).random((draws, n)).argsort(axis=1))
 
 
 def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:

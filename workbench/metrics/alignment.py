@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from inspect import signature
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
-from scipy.stats import spearmanr
+from jaxtyping import Bool, Float, Int
+from scipy.stats import rankdata
 from torch import Tensor
 
 from workbench.errors import DataError
@@ -17,12 +18,42 @@ from workbench.metrics.neighbors import Neighbors, nearest_neighbors, unit_rows
 from workbench.registry import Registry
 
 Array = Tensor | np.ndarray
-METRICS: Registry[Callable[..., float]] = Registry("metric")
 MIN_ROWS = 4  # the unbiased HSIC divides by n (n - 3)
 MAX_PAIRED_ROWS = 8192
+PREPARED_BYTES = 2**30  # of n x n forms held at a time
 
 
-@METRICS.register("cknna")
+@dataclass(frozen=True)
+class Metric:
+    """A metric in the parts that a comparison of many representations needs, so that each is prepared once and then compared and permuted cheaply.
+
+    Attributes:
+        label: its name on an axis.
+        function: (x, y, **{option: value}) -> float, for two representations; calling the metric calls it.
+        prepare: (values (*batch, n, d), option, name) -> prepared form; it has `permuted(order)`, where row i is what was row order[i].
+        score: two prepared forms -> (*batch).
+        option: name of its one option, `k` or `dim`, or none.
+        square: whether the prepared form holds n x n numbers.
+    """
+
+    label: str
+    function: Callable[..., float]
+    prepare: Callable[[Array, int, str], Any]
+    score: Callable[[Any, Any], Float[Tensor, "*batch"]]
+    option: str = ""
+    square: bool = False
+
+    def __call__(self, x: Array, y: Array, **options: int) -> float:
+        return self.function(x, y, **options)
+
+    def together(self, n: int, forms: int) -> int:
+        """How many problems of n rows can be prepared at a time, where each has so many `forms`; at least 1."""
+        return max(1, PREPARED_BYTES // (8 * n * n * forms)) if self.square else 2**20
+
+
+METRICS: Registry[Metric] = Registry("metric")
+
+
 def cknna(x: Array, y: Array, *, k: int = 10) -> float:
     """Centred kernel nearest-neighbour alignment of `x` (n, d1) and `y` (n, d2), rows in the same order.
 
@@ -37,8 +68,14 @@ def cknna(x: Array, y: Array, *, k: int = 10) -> float:
     Raises:
         DataError: different n, n <= k, n < 4, a value that is not finite, a row of zeros, or a self term that is not positive.
     """
+    return _single("cknna", x, y, k)
+
+
+def _single(name: str, x: Array, y: Array, option: int = 0) -> float:
+    """The score of two representations, by the same parts as that of many."""
     check_same_rows(x, y)
-    return float(cknna_from_neighbors(nearest_neighbors(x, k, name="x"), nearest_neighbors(y, k, name="y")))
+    metric = METRICS.get(name)
+    return float(metric.score(metric.prepare(x, option, "x"), metric.prepare(y, option, "y")))
 
 
 def check_same_rows(x: Array, y: Array) -> None:
@@ -52,33 +89,37 @@ def check_same_rows(x: Array, y: Array) -> None:
         raise DataError(f"x and y have {len(x)} rows: expected at least {MIN_ROWS}")
 
 
-def cknna_from_neighbors(x: Neighbors, y: Neighbors) -> Float[Tensor, "*batch"]:
-    """CKNNA of representations whose neighbours are known, in O(n k log(n k)) and float64; leading axes are independent problems."""
-    scale = self_term(x) * self_term(y)
-    if not (scale > 0).all():
-        raise DataError("CKNNA is undefined: the unbiased HSIC of a representation with itself is not positive (too few rows, or all rows alike)")
-    return cross_term(x, y) / scale.sqrt()
+@dataclass(frozen=True)
+class Masked:
+    """Neighbours, and the unbiased HSIC of the kernel masked to them with itself."""
+
+    near: Neighbors
+    own: Float[Tensor, "*batch"]
+
+    def permuted(self, order: Int[Tensor, "*batch n"]) -> Masked:
+        """The same things in another order, which leaves the self term as it is."""
+        return Masked(self.near.permuted(order), self.own)
 
 
-def self_term(x: Neighbors) -> Float[Tensor, "*batch"]:
-    """Unbiased HSIC of one neighbour-masked kernel with itself."""
-    return _hsic(x, x.kernel.double(), x.kernel.double())
+def _masked(x: Array, k: int, name: str) -> Masked:
+    near = nearest_neighbors(x, k, name=name)
+    own = _hsic(near, near.kernel.double(), near.kernel.double())
+    if not (own > 0).all():
+        raise DataError(f"CKNNA is undefined: the unbiased HSIC of {name} with itself is not positive (too few rows, or all rows alike)")
+    return Masked(near, own)
 
 
-def cross_term(x: Neighbors, y: Neighbors, order: Int[Tensor, "*batch n"] | None = None) -> Float[Tensor, "*batch"]:
-    """Unbiased HSIC of the two kernels, both masked to the pairs that are neighbours on both sides.
+def _cknna(x: Masked, y: Masked) -> Float[Tensor, "*batch"]:
+    """CKNNA of representations whose neighbours are known, in O(n k log k) and float64: unbiased HSIC of both kernels where both have the neighbour."""
+    agree, slot = _agreement(x.near, y.near)
+    kx, ky = x.near.kernel.double() * agree, y.near.kernel.gather(-1, slot).double() * agree
+    return _hsic(x.near, kx, ky) / (x.own * y.own).sqrt()
 
-    Args:
-        order: pair row i of x with row order[i] of y instead of row i. Nothing is searched again, so a permutation costs O(n k log k).
-    """
-    index, kernel, wanted = y.index, y.kernel, x.index
-    if order is not None:
-        rows = order[..., None].expand(*order.shape, y.k)
-        index, kernel = index.gather(-2, rows), kernel.gather(-2, rows)
-        wanted = order.gather(-1, x.index.flatten(-2)).unflatten(-1, (x.n, x.k))
-    slot = torch.searchsorted(index, wanted).clamp_max(y.k - 1)
-    agree = index.gather(-1, slot) == wanted
-    return _hsic(x, x.kernel.double() * agree, kernel.gather(-1, slot).double() * agree)
+
+def _agreement(x: Neighbors, y: Neighbors) -> tuple[Bool[Tensor, "*batch n k"], Int[Tensor, "*batch n k"]]:
+    """Whether each neighbour in x is one in y too, and where it stands there."""
+    slot = torch.searchsorted(y.index, x.index).clamp_max(y.k - 1)
+    return y.index.gather(-1, slot) == x.index, slot
 
 
 def _hsic(pairs: Neighbors, kx: Float[Tensor, "*batch n k"], ky: Float[Tensor, "*batch n k"]) -> Float[Tensor, "*batch"]:
@@ -95,7 +136,6 @@ def _hsic(pairs: Neighbors, kx: Float[Tensor, "*batch n k"], ky: Float[Tensor, "
     return (traced + total / ((n - 1) * (n - 2)) - 2 * crossed / (n - 2)) / (n * (n - 3))
 
 
-@METRICS.register("cka")
 def cka(x: Array, y: Array, *, unbiased: bool = True) -> float:
     """Linear centred kernel alignment (Kornblith et al. 2019, eq. 2 and 4), by default with the unbiased HSIC (Song et al. 2012, eq. 5).
 
@@ -122,20 +162,57 @@ def _unbiased_linear_hsic(x: Float[Tensor, "n d1"], y: Float[Tensor, "n d2"]) ->
     return (traced + rows_x.sum() * rows_y.sum() / ((n - 1) * (n - 2)) - 2 * (rows_x @ rows_y) / (n - 2)) / (n * (n - 3))
 
 
-@METRICS.register("mutual_knn")
+@dataclass(frozen=True)
+class Square:
+    """One number for each pair of things, (n, n) with zeros on the diagonal and length 1 as a vector: the score of two is their inner product."""
+
+    values: Float[Tensor, "*batch n n"]
+
+    def permuted(self, order: Int[Tensor, "*batch n"]) -> Square:
+        """The same things in another order."""
+        n = order.shape[-1]
+        flat = (order[..., :, None] * n + order[..., None, :]).flatten(-2)
+        return Square(self.values.flatten(-2).gather(-1, flat).unflatten(-1, (n, n)))
+
+
+def _inner(x: Square, y: Square) -> Float[Tensor, "*batch"]:
+    return torch.linalg.vecdot(x.values.flatten(-2), y.values.flatten(-2))
+
+
+def _centred_gram(x: Array, _: int, name: str) -> Square:
+    """The U-centred matrix of inner products, whose inner products are n (n - 3) times the unbiased HSIC (Szekely and Rizzo 2014, eq. 3.2 and prop. 1)."""
+    _check_pairs(x, "CKA")
+    rows = _centred(x, name)
+    n = rows.shape[-2]
+    gram = rows @ rows.mT
+    gram.diagonal(dim1=-2, dim2=-1).zero_()
+    sums = gram.sum(-1, keepdim=True)
+    gram = gram - (sums + sums.mT) / (n - 2) + sums.sum(-2, keepdim=True) / ((n - 1) * (n - 2))
+    gram.diagonal(dim1=-2, dim2=-1).zero_()
+    length = torch.linalg.matrix_norm(gram)[..., None, None]
+    if not (length > 0).all():
+        raise DataError(f"CKA is undefined: the HSIC of {name} with itself is not positive (too few rows, or all rows alike)")
+    return Square(gram / length)
+
+
+def _check_pairs(x: Array, label: str) -> None:
+    if x.shape[-2] > MAX_PAIRED_ROWS:
+        raise DataError(f"{x.shape[-2]} rows: {label} compares every pair, expected at most {MAX_PAIRED_ROWS}")
+
+
 def mutual_knn(x: Array, y: Array, *, k: int = 10) -> float:
     """Mean share of a thing's k nearest neighbours (cosine) that both representations agree on (Huh et al. 2024, eq. 11); chance is k / (n - 1).
 
     Raises:
         DataError: as `cknna`.
     """
-    check_same_rows(x, y)
-    first, second = nearest_neighbors(x, k, name="x"), nearest_neighbors(y, k, name="y")
-    slot = torch.searchsorted(second.index, first.index).clamp_max(k - 1)
-    return float((second.index.gather(-1, slot) == first.index).double().mean())
+    return _single("mutual_knn", x, y, k)
 
 
-@METRICS.register("svcca")
+def _mutual_knn(x: Neighbors, y: Neighbors) -> Float[Tensor, "*batch"]:
+    return _agreement(x, y)[0].double().mean((-2, -1))
+
+
 def svcca(x: Array, y: Array, *, dim: int = 10) -> float:
     """Mean canonical correlation of the first `dim` principal components of both sides (Raghu et al. 2017).
 
@@ -144,47 +221,80 @@ def svcca(x: Array, y: Array, *, dim: int = 10) -> float:
     Raises:
         DataError: different n, a value that is not finite, or fewer than `dim` independent directions on a side.
     """
-    check_same_rows(x, y)
-    bases = []
-    for name, values in (("x", _centred(x, "x")), ("y", _centred(y, "y"))):
-        u, scale, _ = torch.linalg.svd(values, full_matrices=False)
-        rank = int((scale > scale[0] * 1e-7).sum()) if scale[0] > 0 else 0
-        if not 1 <= dim <= rank:
-            raise DataError(f"dim is {dim}: expected 1 to {rank}, the independent directions of {name}")
-        bases.append(u[:, :dim])
-    return float(torch.linalg.svdvals(bases[0].T @ bases[1]).clamp_max(1).mean())
+    return _single("svcca", x, y, dim)
 
 
-@METRICS.register("rsa")
+@dataclass(frozen=True)
+class Basis:
+    """An orthonormal basis of the first principal components' scores."""
+
+    values: Float[Tensor, "*batch n dim"]
+
+    def permuted(self, order: Int[Tensor, "*batch n"]) -> Basis:
+        """The same things in another order."""
+        return Basis(self.values.gather(-2, order[..., None].expand(*order.shape, self.values.shape[-1])))
+
+
+def _principal(x: Array, dim: int, name: str) -> Basis:
+    u, scale, _ = torch.linalg.svd(_centred(x, name), full_matrices=False)
+    rank = int(((scale > scale[..., :1] * 1e-7) & (scale > 0)).sum(-1).min())
+    if not 1 <= dim <= rank:
+        raise DataError(f"dim is {dim}: expected 1 to {rank}, the independent directions of {name}")
+    return Basis(u[..., :dim])
+
+
+def _svcca(x: Basis, y: Basis) -> Float[Tensor, "*batch"]:
+    return torch.linalg.svdvals(x.values.mT @ y.values).clamp_max(1).mean(-1)
+
+
 def rsa(x: Array, y: Array) -> float:
     """Representational similarity analysis: Spearman correlation of all pairwise cosine similarities (Kriegeskorte et al. 2008); chance is 0.
 
     Raises:
         DataError: different n, more than 8192 rows (it needs every pair), a value that is not finite, a row of zeros, or similarities that are all equal.
     """
-    check_same_rows(x, y)
-    if len(x) > MAX_PAIRED_ROWS:
-        raise DataError(f"{len(x)} rows: RSA compares every pair, expected at most {MAX_PAIRED_ROWS}")
-    upper = torch.triu_indices(len(x), len(x), 1)
-    pairs = [(rows @ rows.T)[upper[0], upper[1]].numpy() for rows in (unit_rows(v, name).double() for name, v in (("x", x), ("y", y)))]
-    if any(np.ptp(values) < 1e-12 for values in pairs):
-        raise DataError("RSA is undefined: all pairs of a representation are equally similar")
-    return float(spearmanr(*pairs).statistic)
+    return _single("rsa", x, y)
 
 
-def _centred(values: Array, name: str) -> Float[Tensor, "n d"]:
+def _ranked(x: Array, _: int, name: str) -> Square:
+    """Ranks of all pairwise cosine similarities, of mean 0, at their pairs: Pearson's correlation of ranks is Spearman's."""
+    _check_pairs(x, "RSA")
+    rows = unit_rows(x, name).double()
+    n = rows.shape[-2]
+    upper = torch.triu_indices(n, n, 1)
+    pairs = (rows @ rows.mT)[..., upper[0], upper[1]]
+    if (pairs.amax(-1) - pairs.amin(-1) < 1e-12).any():
+        raise DataError(f"RSA is undefined: all pairs of {name} are equally similar")
+    ranks = torch.from_numpy(rankdata(pairs.numpy(), axis=-1))
+    ranks = ranks - ranks.mean(-1, keepdim=True)
+    values = torch.zeros(*rows.shape[:-1], n, dtype=torch.float64)
+    values[..., upper[0], upper[1]] = values[..., upper[1], upper[0]] = ranks / (2 * ranks.pow(2).sum(-1, keepdim=True)).sqrt()
+    return Square(values)
+
+
+def _centred(values: Array, name: str) -> Float[Tensor, "*batch n d"]:
     rows = torch.as_tensor(values).detach().double()
     if not torch.isfinite(rows).all():
-        raise DataError(f"{name} has a value that is not finite in row {int((~torch.isfinite(rows)).any(1).nonzero()[0])}")
-    rows = rows - rows.mean(0)
-    return rows / rows.abs().max().clamp_min(torch.finfo(rows.dtype).tiny)  # no metric here depends on scale
+        raise DataError(f"{name} has a value that is not finite in row {int((~torch.isfinite(rows)).any(-1).flatten().nonzero()[0])}")
+    centred = rows - rows.mean(-2, keepdim=True)
+    size, whole = centred.abs().amax((-2, -1), keepdim=True), rows.abs().amax((-2, -1), keepdim=True)
+    alike = size <= 1e-13 * whole  # what rounding leaves of rows that are all alike
+    return torch.where(alike, 0, centred / size.clamp_min(torch.finfo(rows.dtype).tiny))  # no metric here depends on scale
 
 
-def alignment_matrix(xs: Mapping[str, Array], ys: Mapping[str, Array], *, metric: str = "cknna", k: int = 10) -> pd.DataFrame:
-    """A metric between every representation in `xs` (rows) and every one in `ys` (columns); for CKNNA the neighbours of each are found once.
+METRICS.add("cknna", Metric("CKNNA", cknna, _masked, _cknna, option="k"))
+METRICS.add("cka", Metric("unbiased CKA", cka, _centred_gram, _inner, square=True))
+METRICS.add("mutual_knn", Metric("mutual kNN", mutual_knn, lambda x, k, name: nearest_neighbors(x, k, name=name), _mutual_knn, option="k"))
+METRICS.add("svcca", Metric("SVCCA", svcca, _principal, _svcca, option="dim"))
+METRICS.add("rsa", Metric("RSA", rsa, _ranked, _inner, square=True))
+
+
+def alignment_matrix(xs: Mapping[str, Array], ys: Mapping[str, Array], *, metric: str = "cknna", k: int = 10, dim: int = 10) -> pd.DataFrame:
+    """A metric between every representation in `xs` (rows) and every one in `ys` (columns); each is prepared once (its neighbours, for CKNNA).
 
     Args:
         k: neighbours, for the metrics that have them.
+        dim: principal components, for SVCCA.
 
     Raises:
         UnknownNameError: a metric that does not exist.
@@ -198,10 +308,7 @@ def alignment_matrix(xs: Mapping[str, Array], ys: Mapping[str, Array], *, metric
     for name, values in (*xs.items(), *ys.items()):
         if len(values) < MIN_ROWS:
             raise DataError(f"'{name}' has {len(values)} rows: expected at least {MIN_ROWS}")
-    if metric == "cknna":
-        near_x, near_y = ({name: nearest_neighbors(v, k, name=f"'{name}'") for name, v in side.items()} for side in (xs, ys))
-        scores = [[float(cknna_from_neighbors(x, y)) for y in near_y.values()] for x in near_x.values()]
-    else:
-        options = {"k": k} if "k" in signature(function).parameters else {}
-        scores = [[function(x, y, **options) for y in ys.values()] for x in xs.values()]
+    option = {"k": k, "dim": dim}.get(function.option, 0)
+    prepared = [{name: function.prepare(v, option, f"'{name}'") for name, v in side.items()} for side in (xs, ys)]
+    scores = [[float(function.score(x, y)) for y in prepared[1].values()] for x in prepared[0].values()]
     return pd.DataFrame(scores, index=list(xs), columns=list(ys))

@@ -14,6 +14,7 @@ from workbench.errors import DataError
 
 CHUNK_BYTES = 2**26  # of similarities held at a time, where many small representations are searched together
 TILE = 2048  # rows of one block
+SAFE = (1e-12, 1e15)  # lengths whose squares float32 holds
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,14 @@ class Neighbors:
     def k(self) -> int:
         return self.index.shape[-1]
 
+    def permuted(self, order: Int[Tensor, "*batch n"]) -> Neighbors:
+        """The lists of the same things in another order: row i is what was row order[i]. Nothing is searched again, so it costs O(n k log k)."""
+        rows = order[..., None].expand(*order.shape, self.k)
+        now = torch.empty_like(order).scatter_(-1, order, torch.arange(self.n).expand(order.shape))  # where each old row stands
+        index = now.gather(-1, self.index.gather(-2, rows).flatten(-2)).unflatten(-1, (self.n, self.k))
+        index, slots = index.sort(dim=-1)
+        return Neighbors(index, self.kernel.gather(-2, rows).gather(-1, slots))
+
     @cached_property
     def back(self) -> tuple[Int[Tensor, "*batch n*k"], Bool[Tensor, "*batch n*k"]]:
         """For each pair (i, j), where the pair (j, i) stands in the flattened lists, and whether it stands there at all."""
@@ -56,6 +65,9 @@ def unit_rows(x: Tensor | np.ndarray, name: str = "x") -> Float[Tensor, "*batch 
     if values.ndim < 2 or values.shape[-1] == 0:
         raise DataError(f"{name} has shape {tuple(values.shape)}: expected (n, d) with d >= 1")
     values = values if values.dtype == torch.float64 else values.to(torch.float32)
+    norm = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    if ((norm > SAFE[0]) & (norm < SAFE[1])).all():  # neither a square that overflows nor one that vanishes, and no NaN
+        return values / norm
     scale = values.abs().amax(dim=-1, keepdim=True)
     if not torch.isfinite(scale).all():
         row = int((~torch.isfinite(scale)).flatten().nonzero()[0])
@@ -91,15 +103,16 @@ def _tiled(rows: Float[Tensor, "n d"], k: int) -> Neighbors:
     """One product of two blocks of rows serves the rows of both, so half of all products are enough."""
     n = len(rows)
     index, kernel = torch.zeros(n, k, dtype=torch.long), torch.full((n, k), -torch.inf, dtype=rows.dtype)
-    blocks = [slice(start, min(start + TILE, n)) for start in range(0, n, TILE)]
+    tile = min(TILE, max(512, -(-n // 2)))  # two blocks at least, so that the products of one with the other serve both
+    blocks = [slice(start, min(start + tile, n)) for start in range(0, n, tile)]
     for number, one in enumerate(blocks):
         for two in blocks[number:]:
-            tile = rows[one] @ rows[two].T
+            product = rows[one] @ rows[two].T
             if one is two:
-                _keep_best(index[one], kernel[one], tile.fill_diagonal_(-torch.inf), two.start)
+                _keep_best(index[one], kernel[one], product.fill_diagonal_(-torch.inf), two.start)
             else:  # a block meets its partners in ascending order of rows
-                _keep_best(index[one], kernel[one], tile, two.start)
-                _keep_best(index[two], kernel[two], tile.T.contiguous(), one.start)
+                _keep_best(index[one], kernel[one], product, two.start)
+                _keep_best(index[two], kernel[two], product.T.contiguous(), one.start)
     order = index.sort(dim=-1)
     return Neighbors(order.values, kernel.gather(-1, order.indices))
 

@@ -10,7 +10,7 @@ position embeddings run at grid x stride; the others run at their own fixed size
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workbench.data.base import content_hash, upright_rgb
-from workbench.errors import DataError
+from workbench.errors import ConfigError, DataError
 from workbench.registry import Registry
 from workbench.weights import CATALOGUE as WEIGHTS
 from workbench.weights import source
@@ -42,11 +42,15 @@ class Network:
         module: holds the weights.
         features: maps normalised pixels (image, 3, height, width) to features (image, d, gh, gw).
         fingerprint: of the weights as they sit in `module`.
+        blocks: maps pixels and layer numbers to one (image, d, gh, gw) for each, from one forward pass.
+        depth: its last layer.
     """
 
     module: nn.Module
     features: Callable[[Tensor], Tensor]
     fingerprint: str
+    blocks: Callable[[Tensor, Sequence[int]], list[Tensor]]
+    depth: int
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,7 @@ class VFM:
         self.entry, self.name, self.dim, self.device = entry, entry.name, entry.dim, device
         built = network or entry.build(entry.weights)
         self.network, self._features, self.fingerprint = built.module, built.features, built.fingerprint
+        self._blocks, self.depth = built.blocks, built.depth
         self.network.eval().requires_grad_(False).to(device)
 
     @classmethod
@@ -145,23 +150,55 @@ class VFM:
         Raises:
             DataError: no images, or a grid without cells.
         """
+        rows, columns = self._grid(images, grid)
+        features = self._features(self._batch(images, rows, columns))
+        if self.entry.fixed:
+            features = _resampled(features, rows, columns)
+        if features.shape[-2:] != (rows, columns):
+            raise DataError(f"{self.name} returned a {tuple(features.shape[-2:])} grid, expected {(rows, columns)}")
+        return PatchFeatures(features.permute(0, 2, 3, 1).contiguous())
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Raise a ConfigError unless the network has these layers."""
+        for layer in layers:
+            if not 1 <= layer <= self.depth:
+                raise ConfigError(f"layer {layer} does not exist in {self.name}: expected 1 to {self.depth}")
+
+    @torch.inference_mode()
+    def layers(self, images: list[Image.Image], layers: Sequence[int], *, grid: tuple[int, int] | None = None) -> list[PatchFeatures]:
+        """Return the patch features of several layers from one forward pass, on the same grid as `__call__`.
+
+        Layer l is the output of block l, before any norm that follows it, as in a language model; in a network of stages (convolutional, or a pyramid) it is
+        stage l, whose map is resampled to the grid where it is finer or coarser.
+
+        Raises:
+            ConfigError: a layer that does not exist.
+            DataError: no images, or a grid without cells.
+        """
+        self.check_layers(layers)
+        rows, columns = self._grid(images, grid)
+        maps = self._blocks(self._batch(images, rows, columns), layers)
+        return [PatchFeatures((m if m.shape[-2:] == (rows, columns) else _resampled(m, rows, columns)).permute(0, 2, 3, 1).contiguous()) for m in maps]
+
+    def _grid(self, images: list[Image.Image], grid: tuple[int, int] | None) -> tuple[int, int]:
         if not images:
             raise DataError(f"{self.name} was given no images")
         rows, columns = grid or self.entry.default_grid
         if rows < 1 or columns < 1:
             raise DataError(f"grid is {rows} x {columns}: expected at least 1 x 1")
+        return rows, columns
+
+    def _batch(self, images: list[Image.Image], rows: int, columns: int) -> Tensor:
         fixed = self.entry.fixed
         size = (fixed, fixed) if fixed else (columns * self.entry.stride, rows * self.entry.stride)
-        pixels = torch.stack([self._pixels(image, size) for image in images]).to(self.device)
-        features = self._features(pixels)
-        if fixed:
-            features = functional.interpolate(features, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)
-        if features.shape[-2:] != (rows, columns):
-            raise DataError(f"{self.name} returned a {tuple(features.shape[-2:])} grid, expected {(rows, columns)}")
-        return PatchFeatures(features.permute(0, 2, 3, 1).contiguous())
+        return torch.stack([self._pixels(image, size) for image in images]).to(self.device)
 
     def _pixels(self, image: Image.Image, size: tuple[int, int]) -> Tensor:
         resized = upright_rgb(image).resize(size, Image.Resampling.BICUBIC)
         scaled = torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255)
         mean, std = self.entry.normalisation
         return ((scaled - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1)
+
+
+def _resampled(features: Float[Tensor, "image d h w"], rows: int, columns: int) -> Float[Tensor, "image d rows columns"]:
+    return functional.interpolate(features, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)

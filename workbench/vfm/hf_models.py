@@ -6,7 +6,7 @@ DINOv2 is here and not in timm because timm resamples its position embeddings wi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -111,13 +111,32 @@ def _build(kind: Kind, block: int | None, sizes: Mapping[str, Any], weights: str
             tokens = network.layernorm(output.hidden_states[-1])
         else:
             tokens = output.last_hidden_state
+        return on_grid(tokens, pixels)
+
+    def on_grid(tokens: Tensor, pixels: Tensor) -> Tensor:
         rows, columns = pixels.shape[-2] // config.patch_size, pixels.shape[-1] // config.patch_size
         before = kind.prefix(config)
         if tokens.shape[1] != before + rows * columns:
             raise WeightsError(f"{weights} returned {tokens.shape[1]} tokens, expected {before} and {rows} x {columns} patches")
         return tokens[:, before:].transpose(1, 2).unflatten(2, (rows, columns))
 
-    return Network(network, features, found)
+    def blocks(pixels: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        found: dict[int, Tensor] = {}  # hidden_states are not asked for: their last entry is normalised in some classes and not in others
+        handles = [stack[layer - 1].register_forward_hook(partial(_keep, found, layer)) for layer in set(layers)]
+        try:
+            network(pixel_values=pixels, **kind.call)
+        finally:
+            for handle in handles:
+                handle.remove()
+        maps = {layer: found[layer].permute(0, 3, 1, 2) if kind.is_map else on_grid(found[layer], pixels) for layer in found}
+        return [maps[layer] for layer in layers]
+
+    stack: Any = next(part for part in network.modules() if isinstance(part, nn.ModuleList) and len(part) == config.num_hidden_layers)
+    return Network(network, features, found, blocks, len(stack))
+
+
+def _keep(found: dict[int, Tensor], layer: int, module: nn.Module, inputs: object, output: Any) -> None:
+    found[layer] = output[0] if isinstance(output, tuple) else output
 
 
 def _pretrained(kind: Kind, weights: str) -> tuple[Any, list[str]]:

@@ -12,16 +12,26 @@ from torch import Tensor
 from workbench.mllm.base import Box, VisualTokens
 from workbench.vfm.base import VFM
 
+Patches = list[list[Float[Tensor, "token d"]]]
+"""[image][raster]"""
 
-def patches_under(vfm: VFM, pictures: Sequence[Image.Image], places: Sequence[Sequence[VisualTokens]]) -> list[list[Float[Tensor, "token d"]]]:
-    """The VFM's features of the same pixels under each token, [image][raster]; rasters of one grid go through it together."""
-    found: list[list[Any]] = [[None] * len(sample) for sample in places]
+
+def patches_under(vfm: VFM, pictures: Sequence[Image.Image], places: Sequence[Sequence[VisualTokens]]) -> Patches:
+    """The VFM's own output for the same pixels under each token."""
+    return layers_under(vfm, (), pictures, places)[0]
+
+
+def layers_under(vfm: VFM, layers: Sequence[int], pictures: Sequence[Image.Image], places: Sequence[Sequence[VisualTokens]]) -> list[Patches]:
+    """The same for each of `layers` (without any: its output) from one pass; rasters of one grid go through it together."""
+    layers = list(dict.fromkeys(layers))
+    found: list[list[list[Any]]] = [[[None] * len(sample) for sample in places] for _ in layers or (None,)]
     jobs = [(raster.grid, row, number) for row, sample in enumerate(places) for number, raster in enumerate(sample)]
     for grid in dict.fromkeys(job[0] for job in jobs):
         same = [(row, number) for own, row, number in jobs if own == grid]
-        features = vfm([covered_pixels(pictures[row], places[row][number].box) for row, number in same], grid=grid).tokens()
-        for (row, number), values in zip(same, features, strict=True):
-            found[row][number] = values
+        covered = [covered_pixels(pictures[row], places[row][number].box) for row, number in same]
+        for one, features in zip(found, vfm.layers(covered, layers, grid=grid) if layers else [vfm(covered, grid=grid)], strict=True):
+            for (row, number), values in zip(same, features.tokens(), strict=True):
+                one[row][number] = values
     return found
 
 

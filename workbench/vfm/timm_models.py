@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,12 @@ def _network(network: nn.Module, stage: int, norm: bool, weights: str | None, st
     def features(pixels: Tensor) -> Tensor:
         return network.forward_intermediates(pixels, indices=[stage], norm=norm, output_fmt="NCHW", intermediates_only=True)[0]  # type: ignore[operator]
 
-    return Network(network, features, found)
+    def blocks(pixels: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        wanted = sorted({layer - 1 for layer in layers})
+        maps = network.forward_intermediates(pixels, indices=wanted, norm=False, output_fmt="NCHW", intermediates_only=True)  # type: ignore[operator]
+        return [maps[wanted.index(layer - 1)] for layer in layers]
+
+    return Network(network, features, found, blocks, len(network.feature_info))  # type: ignore[arg-type]
 
 
 def _radio(layer_scale: bool, weights: str | None, **changed: Any) -> Network:
