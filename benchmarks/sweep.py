@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from benchmarks.cknna import dense_cknna
-from workbench.metrics import METRICS, alignment_matrix
+from workbench.metrics import METRICS
 
-LAYERS, VFMS, K, VFM_WIDTH = 33, 4, 10, 768
+K, VFM_WIDTH = 10, 768
+T = TypeVar("T")
 
 
 def representations(n: int, width: int, layers: int, vfms: int, seed: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -33,67 +35,59 @@ def representations(n: int, width: int, layers: int, vfms: int, seed: int) -> tu
     return hidden, [shared + torch.randn(*shared.shape, generator=generator) for _ in range(vfms)]
 
 
-def timed(function: Callable[[], object]) -> tuple[float, object]:
-    """Seconds, and what the function returned."""
-    start = time.perf_counter()
-    found = function()
-    return time.perf_counter() - start, found
-
-
 @dataclass
 class Tally:
-    """Seconds of both sides and their largest disagreement, each in units of one pair."""
+    """Wall and CPU seconds of both sides, how many pairs they are for, and the largest disagreement of a score."""
 
-    ours: float = 0.0
+    ours: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    dense: list[float] = field(default_factory=lambda: [0.0, 0.0])
     ours_pairs: int = 0
-    dense: float = 0.0
     dense_pairs: int = 0
     apart: float = 0.0
 
-    def report(self, title: str, pairs: int, what: str) -> None:
-        """Print both sides scaled to `pairs`."""
-        ours, dense = self.ours / self.ours_pairs * pairs, self.dense / self.dense_pairs * pairs
-        print(f"{title}\n  ours  {ours:9.1f} s, timed on {self.ours_pairs:,} of {pairs:,} {what}")
-        print(f"  dense {dense:9.1f} s, timed on {self.dense_pairs:,} of {pairs:,} {what} and scaled")
-        print(f"  ratio {dense / ours:9.1f}, largest difference of a score {self.apart:.1e}")
+    def report(self, title: str, pairs: int) -> None:
+        """Print both sides scaled to `pairs`; CPU seconds of all threads are what a busy machine leaves comparable."""
+        ours = [seconds / self.ours_pairs * pairs for seconds in self.ours]
+        dense = [seconds / self.dense_pairs * pairs for seconds in self.dense]
+        print(f"{title}\n                wall        CPU")
+        print(f"  ours  {ours[0]:10.1f} {ours[1]:10.1f} s, timed on {self.ours_pairs:,} of {pairs:,} pairs")
+        print(f"  dense {dense[0]:10.1f} {dense[1]:10.1f} s, timed on {self.dense_pairs:,} of {pairs:,} pairs and scaled")
+        print(f"  ratio {dense[0] / ours[0]:10.1f} {dense[1] / ours[1]:10.1f}, largest difference of a score {self.apart:.1e}", flush=True)
 
 
-def dense_pairs(tally: Tally, hidden: Sequence[Tensor], patches: Sequence[Tensor], scores: Callable[[int, int], float], count: int) -> None:
-    """Time `count` pairs of the dense computation, spread over the layers."""
-    for number in range(count):
-        layer, vfm = (number * 7) % len(hidden), number % len(patches)
-        seconds, score = timed(lambda x=hidden[layer], y=patches[vfm]: dense_cknna(x, y, K))
-        tally.dense, tally.dense_pairs = tally.dense + seconds, tally.dense_pairs + 1
-        tally.apart = max(tally.apart, abs(float(str(score)) - scores(layer, vfm)))
+def timed(seconds: list[float], function: Callable[[], T]) -> T:
+    """Call `function` and add its wall and CPU time."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = function()
+    seconds[0], seconds[1] = seconds[0] + time.perf_counter() - wall, seconds[1] + time.process_time() - cpu
+    return found
 
 
-def sweep(n: int, width: int, models: int, layers: int, vfms: int) -> None:
-    """All layers of every model against every VFM, tokens of all images together."""
+def measure(tally: Tally, hidden: list[Tensor], patches: list[Tensor], block: int = 8) -> None:
+    """Score every layer against every VFM (image, n, d), and after each block of layers one pair of the first image by the dense computation."""
+    metric = METRICS.get("cknna")
+    near = timed(tally.ours, lambda: [metric.prepare(y, K, "y") for y in patches])
+    for start in range(0, len(hidden), block):
+        layers = hidden[start : start + block]
+        table = timed(tally.ours, lambda own=layers: [[metric.score(x, y) for y in near] for x in (metric.prepare(v, K, "x") for v in own)])
+        vfm = (start // block) % len(patches)
+        direct = timed(tally.dense, lambda x=layers[-1][0], y=patches[vfm][0]: dense_cknna(x, y, K))
+        tally.dense_pairs += 1
+        tally.apart = max(tally.apart, abs(direct - float(table[-1][vfm][0])))
+    tally.ours_pairs += len(hidden[0]) * len(hidden) * len(patches)
+
+
+def compare(title: str, *, n: int, width: int, batches: int, images: int, layers: int, vfms: int, total: int) -> None:
+    """Measure `batches` of so many images each, of `total` that the report is scaled to."""
     tally = Tally()
-    for model in range(models):
-        hidden, patches = representations(n, width, layers, vfms, seed=model)
-        dense_cknna(hidden[0], patches[0], K)  # warm up
-        seconds, table = timed(lambda h=hidden, p=patches: alignment_matrix(dict(enumerate(h)), dict(enumerate(p)), k=K))
-        tally.ours, tally.ours_pairs = tally.ours + seconds, tally.ours_pairs + layers * vfms
-        dense_pairs(tally, hidden, patches, lambda a, b, t=table: t.loc[a, b], 4)
-    tally.report(f"{layers} layers x {vfms} VFMs x {models} models, n = {n}, d = {width} and {VFM_WIDTH}", layers * vfms * models, "pairs")
-
-
-def within(n: int, width: int, images: int, measured: int, layers: int, vfms: int, batch: int = 8) -> None:
-    """All layers against every VFM within each image."""
-    tally, metric = Tally(), METRICS.get("cknna")
-    for start in range(0, measured, batch):
-        samples = [representations(n, width, layers, vfms, seed=start + i) for i in range(min(batch, measured - start))]
+    warm = representations(n, width, 1, 1, seed=0)
+    dense_cknna(warm[0][0], warm[1][0], K)
+    for batch in range(batches):
+        samples = [representations(n, width, layers, vfms, seed=batch * images + number) for number in range(images)]
         hidden, patches = ([torch.stack(side) for side in zip(*sides, strict=True)] for sides in zip(*samples, strict=True))
-
-        def ours(hidden: list[Tensor] = hidden, patches: list[Tensor] = patches) -> list[list[Tensor]]:
-            near = [metric.prepare(y, K, "y") for y in patches]
-            return [[metric.score(x, y) for y in near] for x in (metric.prepare(x, K, "x") for x in hidden)]
-
-        seconds, table = timed(ours)
-        tally.ours, tally.ours_pairs = tally.ours + seconds, tally.ours_pairs + len(samples) * layers * vfms
-        dense_pairs(tally, samples[0][0], samples[0][1], lambda a, b, t=table: float(t[a][b][0]), 4)
-    tally.report(f"{images} images x {layers} layers x {vfms} VFMs within the image, n = {n}, d = {width} and {VFM_WIDTH}", images * layers * vfms, "problems")
+        del samples
+        measure(tally, hidden, patches)
+    tally.report(f"{title}, n = {n}, d = {width} and {min(width, VFM_WIDTH)}", total * layers * vfms)
 
 
 def main() -> None:
@@ -104,11 +98,11 @@ def main() -> None:
     given = parser.parse_args()
     print(f"threads {torch.get_num_threads()}, k = {K}")
     if given.small:
-        sweep(256, 64, 2, 4, 2)
-        within(64, 64, 8, 4, 4, 2)
+        compare("4 layers x 2 VFMs x 2 models", n=256, width=64, batches=2, images=1, layers=4, vfms=2, total=2)
+        compare("8 images x 4 layers x 2 VFMs within the image", n=64, width=64, batches=1, images=4, layers=4, vfms=2, total=8)
         return
-    sweep(2048, given.width, 2, LAYERS, VFMS)
-    within(576, given.width, 100, 16, LAYERS, VFMS)
+    compare("33 layers x 4 VFMs x 2 models", n=2048, width=given.width, batches=2, images=1, layers=33, vfms=4, total=2)
+    compare("100 images x 33 layers x 4 VFMs within the image", n=576, width=given.width, batches=2, images=8, layers=33, vfms=4, total=100)
 
 
 if __name__ == "__main__":

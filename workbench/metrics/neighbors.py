@@ -13,7 +13,8 @@ from torch import Tensor
 from workbench.errors import DataError
 
 CHUNK_BYTES = 2**26  # of similarities held at a time, where many small representations are searched together
-TILE = 2048  # rows of one block
+TILE = 2048  # rows of one block at most
+BLOCK = 512  # rows of one block at least, where there are two
 SAFE = (1e-12, 1e15)  # lengths whose squares float32 holds
 
 
@@ -92,7 +93,7 @@ def nearest_neighbors(x: Tensor | np.ndarray, k: int, *, name: str = "x") -> Nei
         raise DataError(f"k is {k} with {n} rows of {name}: expected 1 <= k < n")
     if rows.ndim == 2:
         return _tiled(rows, k)
-    if n * n * rows.element_size() <= CHUNK_BYTES:
+    if n < 2 * BLOCK and n * n * rows.element_size() <= CHUNK_BYTES:  # from there on half of the products is more than what calls cost
         return _batched(rows, k)
     parts = [_tiled(part, k) for part in rows.flatten(0, -3)]
     index, kernel = (torch.stack([getattr(part, name) for part in parts]).unflatten(0, rows.shape[:-2]) for name in ("index", "kernel"))
@@ -103,7 +104,7 @@ def _tiled(rows: Float[Tensor, "n d"], k: int) -> Neighbors:
     """One product of two blocks of rows serves the rows of both, so half of all products are enough."""
     n = len(rows)
     index, kernel = torch.zeros(n, k, dtype=torch.long), torch.full((n, k), -torch.inf, dtype=rows.dtype)
-    tile = min(TILE, max(512, -(-n // 2)))  # two blocks at least, so that the products of one with the other serve both
+    tile = min(TILE, max(BLOCK, -(-n // 2)))  # two blocks at least, so that the products of one with the other serve both
     blocks = [slice(start, min(start + tile, n)) for start in range(0, n, tile)]
     for number, one in enumerate(blocks):
         for two in blocks[number:]:
