@@ -16,7 +16,8 @@ images says nothing about other seeds.
 straight lines between evaluations. What it is compared with is the step at which the other run itself was there first, by the same rule, so that identical
 runs differ by 0; the difference is paired by seed, with Student's interval. Where a run never gets there it is not within so many steps, and there is no
 difference then: a number would only count the seeds that succeed. What it is not: a measure of the final score, whose own difference is the one to look at
-first; of two equal curves with noise the one whose last evaluation came out lower is reached early, so read both directions.
+first; of two equal curves with noise the one whose last evaluation came out lower is reached early, so read both directions. Where seeds agree, as in an
+interval of [0, 0], there is still the distance between evaluations. A difference of scores is paired by seed too, and needs two seeds or more.
 """
 
 from __future__ import annotations
@@ -316,6 +317,28 @@ def losses(found: Mapping[str, Run]) -> pd.DataFrame:
     return pd.DataFrame(parts)
 
 
+def differences(found: Mapping[str, Run]) -> pd.DataFrame:
+    """Every score less that of the first model by step, paired by seed with Student's interval; only where two seeds or more are there to pair.
+
+    Returns:
+        Columns as `curves`, `model` naming both.
+    """
+    (first, reference), *others = groups(found).items()
+    rows = []
+    for name, seeds in others:
+        shared = [seed for seed in seeds if seed in reference and _question(seeds[seed]) == _question(reference[seed])]
+        if len(shared) < 2:
+            continue
+        keys = ["measure", "of", "step"]
+        pairs = [[one.tables["scores"].set_index(keys)["score"] for one in (seeds[seed], reference[seed])] for seed in shared]
+        table = pd.concat([mine - theirs for mine, theirs in pairs], axis=1).dropna()
+        for key, values in zip(table.index, table.to_numpy(), strict=True):
+            interval = t_interval(values)
+            named: dict[str, Any] = {"model": f"{name} - {first}", **dict(zip(keys, key, strict=True)), "over": f"{len(shared)} seeds, paired"}
+            rows.append(named | {"score": interval.estimate, "low": interval.low, "high": interval.high, "null_mean": 0.0, "null_q95": 0.0})
+    return pd.DataFrame(rows, columns=["model", "measure", "of", "step", "score", "low", "high", "null_mean", "null_q95", "over"])
+
+
 def to_reach(found: Mapping[str, Run]) -> pd.DataFrame:
     """Steps to the other model's final score, by seed.
 
@@ -364,6 +387,8 @@ def compared(found: Mapping[str, Run]) -> pd.DataFrame:
             wrong = own[~known]
             each = [(r.seed, r.reached if np.isnan(r.step) else f"the other {r.other_reached}") for r in wrong.itertuples()]
             said = "; ".join(f"seed {seed}: {text}" if seed else text for seed, text in each)
+            if len(wrong) == len(own) > 1 and len({text for _, text in each}) == 1:
+                said = f"{each[0][1]}, all {len(own)} seeds"
         rows.append(named | {"seeds": len(own), "target": own["target"].mean(), **values, "reached": said})
     columns = ["model", "other", "measure", "of", "seeds", "target", "step", "other_step", "difference", "low", "high", "reached"]
     return pd.DataFrame(rows, columns=columns)
@@ -396,6 +421,11 @@ def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
         made["Alignment over training"] = fig.step_curves(aligned, panel="of", y="CKNNA", null="chance (95 % of the null)")
     if len(drop):
         made["Drop when tokens change places after the tower, mean of types"] = fig.step_curves(drop, y="drop in accuracy", null="no change")
+    paired = differences(found)
+    paired = paired[(paired["measure"] == CKNNA) | ((paired["measure"] == ACCURACY) & (paired["of"] == MEAN))]
+    if len(paired):
+        paired = paired.assign(of=np.where(paired["of"] == MEAN, "accuracy, " + MEAN, "CKNNA, " + paired["of"]))
+        made["Difference over training, paired by seed"] = fig.step_curves(paired, panel="of", y="difference", null="no difference")
     made["Training losses"] = fig.step_curves(losses(found), panel="of", y="loss")
     reach = compared(found)
     if len(reach) and (reach["seeds"] > 1).all():  # the difference of one pair of runs has no interval, and stays in the table

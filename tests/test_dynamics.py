@@ -107,6 +107,14 @@ def test_curves_over_seeds_have_students_interval_and_over_images_their_own() ->
     assert set(logged["of"]) == {"language model", "alignment"} and set(logged[logged["of"] == "alignment"]["model"]) == {"viral"}
 
 
+def test_differences_of_scores_are_paired_by_seed_and_need_two() -> None:
+    shifted = [score + 0.1 for score in SLOW]
+    table = dynamics.differences(found(base_s0=SLOW, base_s1=FAST, viral_s0=shifted, viral_s1=[score + 0.3 for score in FAST])).set_index("step")
+    expected = t_interval([0.1, 0.3])  # although the seeds themselves are far apart
+    assert table.loc[600, ["score", "low", "high"]].tolist() == pytest.approx([expected.estimate, expected.low, expected.high])
+    assert table["model"].eq("viral - base").all() and dynamics.differences(found(base=SLOW, viral=FAST)).empty
+
+
 def test_a_larger_drop_is_not_a_score_to_reach() -> None:
     both = {"a": stored("a", SLOW, measure=DROP), "b": stored("b", FAST, measure=DROP)}
     assert to_reach(both).empty and "others_final" not in summary(both)
@@ -118,7 +126,7 @@ def test_figures_say_what_is_not_known_and_give_no_difference_without_an_interva
     known = [trace for trace in figure.data if trace.mode == "markers" and trace.x]
     words = [text for trace in figure.data if trace.mode == "text" for text in trace.text or ()]
     assert len(known) == 1 and known[0].x[0] == pytest.approx(-500) and known[0].error_x.array is not None
-    assert words == ["seed 0: not within 1000 steps; seed 1: not within 1000 steps"[:46] + " …"]
+    assert words == ["not within 1000 steps, all 2 seeds"]
     assert "Steps to the other model's final score" not in ANALYSIS.figures(found(baseline=SLOW, viral=FAST))
     bands = [trace for trace in made["Accuracy over training, mean of types"].data if trace.fill == "toself"]
     assert len(bands) == 0  # both seeds are the same here; with spread there is one for each model
