@@ -58,6 +58,8 @@ class DataConfig:
     limit_val: int | None = None
     questions: int | None = None
     """The first so many questions of each image, of both splits; all by default. (Those of `shapes` stand in random order.)"""
+    features: Literal["cache", "compute"] = "cache"
+    """`cache` computes what the frozen networks (tower, VFM) say once and keeps it on disk; `compute` runs them at every step, for data too large for that."""
 
     def __post_init__(self) -> None:
         for name, value in (("limit_train", self.limit_train), ("limit_val", self.limit_val), ("questions", self.questions)):

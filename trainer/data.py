@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from trainer.features import Features
 from trainer.model import IGNORED
 from workbench.data import Dataset, Sample
 from workbench.data.base import content_hash
@@ -83,7 +84,7 @@ class PackedDataset(torch.utils.data.Dataset):
         targets: (image, token, dim) VFM features, or None for a baseline.
     """
 
-    def __init__(self, data: Dataset, packer: Packer, inputs: Tensor, targets: Tensor | None = None) -> None:
+    def __init__(self, data: Dataset, packer: Packer, inputs: Features, targets: Features | None = None) -> None:
         self.data, self.inputs, self.targets = data, inputs, targets
         self.packed = [packer(scene) for scene in data.scenes]
 
@@ -91,9 +92,16 @@ class PackedDataset(torch.utils.data.Dataset):
         return len(self.packed)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        packed = self.packed[index]
-        item = {name: getattr(packed, name) for name in PADDING} | {"connector_inputs": self.inputs[index]}
-        return item if self.targets is None else item | {"target": self.targets[index]}
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Tensor]]:
+        """A whole batch, which the data loader asks for, so that features that are computed anew are computed together."""
+        items = [{name: getattr(self.packed[index], name) for name in PADDING} for index in indices]
+        for name, features in (("connector_inputs", self.inputs), ("target", self.targets)):
+            if features is not None:
+                for item, values in zip(items, features.rows(indices), strict=True):
+                    item[name] = values
+        return items
 
 
 PADDING = {"input_ids": 0, "labels": IGNORED, "position_ids": 0, "segments": -1}

@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from trainer.config import AlignmentConfig, Recipe
+from trainer.config import Recipe
 from trainer.data import PackedDataset, Packer, collate, first_questions
-from trainer.features import cached_features
+from trainer.features import DerivedFeatures, Features, frozen_features
 from trainer.model import (
     IGNORED,
     AlignedForConditionalGeneration,
@@ -70,10 +70,11 @@ def prepare(recipe: Recipe) -> Prepared:
     llava.eval()
     key = (parts["tower"], recipe.model.tower_features, recipe.model.image_size)
     train_inputs, val_inputs = (
-        cached_features(data, key, lambda images: connector_inputs(llava, processor, images), what=recipe.model.tower) for data in (train, val)
+        frozen_features(data, key, lambda images: connector_inputs(llava, processor, images), what=recipe.model.tower, mode=recipe.data.features)
+        for data in (train, val)
     )
     side = recipe.model.image_size // processor.patch_size
-    sample = train_inputs[:256]  # a few thousand tokens fix mean and deviation well
+    sample = train_inputs.rows(range(min(256, len(train_inputs))))  # a few thousand tokens fix mean and deviation well
     if recipe.start is None:
         start_connector(llava, sample, side)
     else:
@@ -87,20 +88,23 @@ def prepare(recipe: Recipe) -> Prepared:
     if recipe.alignment.objective == "none":
         model = AlignedForConditionalGeneration(llava, None, None)
         return Prepared(model, processor, PackedDataset(few_train, packer, train_inputs), val_set, input_rate, record)
-    targets, vfm_record = _targets(recipe.alignment, train, (side, side), recipe.seed)
+    targets, vfm_record = _targets(recipe, train, (side, side))
     record |= vfm_record
     model = AlignedForConditionalGeneration(llava, recipe.alignment, targets.shape[-1])
     return Prepared(model, processor, PackedDataset(few_train, packer, train_inputs, targets), val_set, input_rate, record)
 
 
-def _targets(alignment: AlignmentConfig, data: Dataset, grid: tuple[int, int], seed: int) -> tuple[Tensor, dict[str, str]]:
+def _targets(recipe: Recipe, data: Dataset, grid: tuple[int, int]) -> tuple[Features, dict[str, str]]:
     """VFM features (image, token, dim) of `data`, with the controls that the recipe asks for, and the VFM's record."""
+    alignment = recipe.alignment
     vfm = load_vfm(alignment.vfm, teacher_norm=alignment.teacher_norm)
-    targets = cached_features(data, (vfm.entry.identity(), grid), lambda images: vfm(images, grid=grid).tokens(), what=vfm.name)
+    key, mode = (vfm.entry.identity(), grid), recipe.data.features
+    targets = frozen_features(data, key, lambda images: vfm(images, grid=grid).tokens(), what=vfm.name, mode=mode)
     if alignment.centre:
-        targets = targets - targets.mean(dim=(0, 1))
+        targets = DerivedFeatures(targets, minus=targets.mean())
     if alignment.images == "others":
-        targets = targets[_cyclic(torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed)))]
+        order = _cyclic(torch.randperm(len(targets), generator=torch.Generator().manual_seed(recipe.seed)))
+        targets = DerivedFeatures(targets, order=order.tolist())
     return targets, vfm.record()
 
 

@@ -151,6 +151,7 @@ def load_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, 
 def connector_inputs(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, images: list[Image.Image]) -> Float[Tensor, "image token d"]:
     """What the frozen tower hands to the connector: read at the connector itself, so that it cannot differ from inference."""
     seen: list[Tensor] = []
+    llava.model.vision_tower.eval()  # a training step sets the whole model to training
     handle = llava.model.multi_modal_projector.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"].to(llava.device)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ import yaml
 from trainer.config import Recipe
 from workbench.config import as_mapping, merge
 from workbench.errors import ConfigError, RunError
-from workbench.files import atomic_file, make_folder
+from workbench.files import atomic_file, locked
 from workbench.training import RECORD_FILE, checkpoints
 
 RECIPE_FILE = "recipe.yaml"
@@ -39,16 +38,10 @@ def _absolute_start(recipe: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Hold the lock of an output folder while training into it."""
-    lock = make_folder(folder.parent) / f".{folder.name}.lock"
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(f"another process is training in {folder}") from error
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+    with locked(folder.parent / f".{folder.name}.lock") as ours:
+        if not ours:
+            raise RunError(f"another process is training in {folder}")
+        yield
 
 
 def check_output(folder: Path, recipe: Recipe) -> str | None:

@@ -1,13 +1,15 @@
-"""The cache folder, and writing that leaves either the whole result or nothing."""
+"""The cache folder, writing that leaves either the whole result or nothing, and locks between processes."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from safetensors import SafetensorError
 
@@ -68,6 +70,40 @@ def atomic_file(target: Path) -> Iterator[Path]:
         raise RunError(f"cannot write {target}: {_reason(error)}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold `path` as a lock against other processes, and yield whether it is held: at once, or when it is free if `wait`.
+
+    The kernel frees the lock of a process that dies.
+    """
+    make_folder(path.parent)
+    try:
+        file = _lock(path, wait)
+    except OSError as error:
+        raise RunError(f"cannot lock {path}: {_reason(error)}") from error
+    if file is None:
+        yield False
+        return
+    with file:
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _lock(path: Path, wait: bool) -> IO[str] | None:
+    while True:
+        file = path.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            file.close()
+            return None
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # whoever held it before us has removed it, and another process may hold a new one
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,153 @@
+"""Seconds of a training step with and without alignment, with its features from the cache or computed anew, in one run.
+
+python -m benchmarks.trainer            # the model of the laptop recipes, about 4 minutes on 2 cores
+python -m benchmarks.trainer --small    # a small model, to see that it works
+
+A step is fetching the batch, forward, backward, clipping and optimizer, through `AlignmentTrainer`. All variants take a step in every round, in rotating order,
+so that a busy moment hits all of them; a ratio is that of two steps of one round. CPU time is printed beside the seconds that pass, because other
+programs on the machine disturb it less.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import TrainingArguments
+
+from trainer.config import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
+from trainer.loop import AlignmentTrainer, prepare
+
+WARM_UP = 3  # rounds
+BASELINE, CACHED, COMPUTED, EVERY = "baseline", "VIRAL, VFM from the cache", "VIRAL, VFM at every step", "VIRAL from the cache, head on all positions"
+HEAD, HEAD_EVERY = "head and its loss, visual positions", "head and its loss, all positions"
+
+
+Times = np.ndarray  # seconds that pass, CPU seconds of this process
+
+
+def clocks() -> Times:
+    """Both clocks now."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+class EveryPosition(nn.Module):
+    """The alignment head applied to all positions of layer l before the visual ones are picked: what the trainer does not do."""
+
+    def __init__(self, head: nn.Module, model: nn.Module, layer: int) -> None:
+        super().__init__()
+        self.head, self.hidden, self.visual = head, torch.empty(0), torch.empty(0)
+        model.register_forward_pre_hook(self._see_tokens, with_kwargs=True)
+        model.llava.model.language_model.layers[layer - 1].register_forward_hook(lambda _, __, output: setattr(self, "hidden", output))
+
+    def _see_tokens(self, model: nn.Module, _: object, inputs: dict[str, Tensor]) -> None:
+        self.visual = inputs["input_ids"] == model.config.image_token_id
+
+    def forward(self, visual: Tensor) -> Tensor:
+        return self.head(self.hidden)[self.visual].view(*visual.shape[:2], -1)
+
+
+class Variant:
+    """A model in training, a step at a time."""
+
+    def __init__(self, recipe: Recipe, folder: Path, rounds: int, *, compute_vfm: bool = False, every_position: bool = False) -> None:
+        self.recipe, self.prepared = recipe, prepare(recipe)
+        model, train = self.prepared.model, self.prepared.train
+        if compute_vfm:  # the VFM alone: a baseline needs the tower's features too, and keeps them in the cache
+            train.targets = prepare(replace(recipe, data=replace(recipe.data, features="compute"))).train.targets
+        if every_position:
+            model.alignment_head = EveryPosition(model.alignment_head, model, recipe.alignment.layer)
+        optim = recipe.optim
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            max_steps=rounds,
+            per_device_train_batch_size=optim.batch_size,
+            learning_rate=optim.learning_rate,
+            max_grad_norm=optim.max_grad_norm,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            report_to=[],
+            seed=recipe.seed,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+        self.trainer = AlignmentTrainer(recipe=recipe, prepared=self.prepared, args=arguments)
+        self.trainer.create_optimizer_and_scheduler(rounds)
+        self.batches = self._batches()
+        self.batch: dict[str, Tensor] = {}
+
+    def _batches(self) -> Iterator[dict[str, Tensor]]:
+        while True:
+            yield from self.trainer.get_train_dataloader()
+
+    def step(self) -> Times:
+        """Take one training step."""
+        start = clocks()
+        (self.batch,), answers = self.trainer.get_batch_samples(self.batches, 1, self.trainer.args.device)
+        model = self.prepared.model
+        self.trainer.current_gradient_accumulation_steps = 1
+        self.trainer.training_step(model, self.batch, answers)
+        nn.utils.clip_grad_norm_(model.parameters(), self.recipe.optim.max_grad_norm)
+        self.trainer.optimizer.step()
+        self.trainer.lr_scheduler.step()
+        model.zero_grad()
+        return clocks() - start
+
+
+def head_step(variant: Variant, every: bool) -> Times:
+    """Take the head, its loss and their gradients alone, on hidden states of the shape of the last batch."""
+    model, batch = variant.prepared.model, variant.batch
+    hidden = torch.randn(*batch["input_ids"].shape, model.config.text_config.hidden_size, requires_grad=True)
+    visual, target = batch["input_ids"] == model.config.image_token_id, batch["target"]
+    start = clocks()
+    predicted = model.alignment_head(hidden)[visual] if every else model.alignment_head(hidden[visual])
+    loss = 1 - nn.functional.cosine_similarity(predicted, target.flatten(0, 1), dim=-1).mean()
+    loss.backward()
+    taken = clocks() - start
+    model.zero_grad()
+    return taken
+
+
+def main(argv: list[str]) -> None:
+    """Print the median of each variant and the median and quartiles of its ratios."""
+    small = "--small" in argv
+    rounds = 4 if small else 60
+    recipe = Recipe(
+        model=ModelConfig(layers=2, width=32, ffn=64) if small else ModelConfig(),
+        data=DataConfig(limit_train=8 if small else 256, limit_val=1),
+        optim=OptimConfig(batch_size=4 if small else 8, learning_rate=5e-4),
+        alignment=AlignmentConfig(objective="cosine", layer=1 if small else 3),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {BASELINE: {}, CACHED: {}, COMPUTED: {"compute_vfm": True}, EVERY: {"every_position": True}}
+        variants = {}
+        for name, extra in settings.items():
+            own = replace(recipe, alignment=AlignmentConfig()) if name == BASELINE else recipe
+            variants[name] = Variant(own, Path(folder), rounds + WARM_UP, **extra)
+        names = list(variants)
+        times: dict[str, list[Times]] = {name: [] for name in [*names, HEAD, HEAD_EVERY]}
+        for turn in range(rounds + WARM_UP):
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                times[name].append(variants[name].step())
+            for name in (HEAD, HEAD_EVERY) if turn % 2 else (HEAD_EVERY, HEAD):
+                times[name].append(head_step(variants[CACHED], name == HEAD_EVERY))
+    seconds = {name: np.array(own)[WARM_UP:] for name, own in times.items()}
+    length, batch = variants[CACHED].batch["input_ids"].shape[1], recipe.optim.batch_size
+    tokens = variants[CACHED].prepared.train.inputs.shape[1]
+    print(f"batch {batch}, {length} positions of which {tokens} visual, float32, {torch.get_num_threads()} threads, {rounds} rounds; median [quartiles]")
+    for name, against in ((BASELINE, BASELINE), (CACHED, BASELINE), (COMPUTED, BASELINE), (EVERY, BASELINE), (EVERY, CACHED), (HEAD, HEAD), (HEAD_EVERY, HEAD)):
+        low, middle, high = np.quantile(seconds[name] / seconds[against], (0.25, 0.5, 0.75), axis=0)
+        passed, cpu = np.median(seconds[name], axis=0) * 1000
+        print(f"{name:43} {passed:8.1f} ms, CPU {cpu:8.1f} ms", end="" if name != against else "\n")
+        if name != against:
+            print(f"  x{middle[0]:.3f} [{low[0]:.3f}, {high[0]:.3f}], CPU x{middle[1]:.3f} [{low[1]:.3f}, {high[1]:.3f}] of {against}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
