@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor
 
 from workbench import figures as fig
@@ -28,9 +27,9 @@ from workbench.analysis import Analysis, Context, DataOptions, Result, main
 from workbench.capture import check_layers, read
 from workbench.data.folder import QUESTION
 from workbench.errors import ConfigError, DataError
+from workbench.maps import patch_features
 from workbench.metrics.alignment import MIN_ROWS, cknna_from_neighbors
 from workbench.metrics.neighbors import Neighbors, nearest_neighbors
-from workbench.mllm.base import Box, VisualTokens
 from workbench.runs import Run
 from workbench.stats import Interval, bootstrap_ci, cknna_nulls, jackknife_ci, null_of
 from workbench.vfm import VFM, find_vfm, load_vfm
@@ -162,37 +161,17 @@ def _collect(config: Config, context: Context, layers: list[int], vfms: Mapping[
         pictures = [s.image for s in part]
         batch = context.mllm.encode(pictures, [s.question or QUESTION for s in part])
         places = context.mllm.visual_tokens(batch)
-        if any(raster.grid is None for sample in places for raster in sample):
-            raise DataError(f"{context.mllm.name} has visual tokens without a raster: expected a place in the image for each")
         lengths = [[len(raster.index) for raster in sample] for sample in places]
         picks = [torch.randperm(sum(own), generator=generator)[: config.tokens_per_image] for own in lengths]
         found = read(context.mllm, batch, layers=layers)
         for number, layer in enumerate(layers):
             seen.hidden[layer].add([list(a.values[number].split(own)) for a, own in zip(found, lengths, strict=True)], picks)
         for name, vfm in vfms.items():
-            seen.patches[name].add(_patches(vfm, pictures, places), picks)
+            seen.patches[name].add(patch_features(vfm, pictures, places), picks)
         seen.owners += [len(seen.image_ids) + row for row, own in enumerate(lengths) for _ in own]
         seen.lengths += [length for own in lengths for length in own]
         seen.image_ids += [s.image_id for s in part]
     return seen
-
-
-def _patches(vfm: VFM, pictures: list[Image.Image], places: list[list[VisualTokens]]) -> list[list[Float[Tensor, "token d"]]]:
-    """The VFM's features of the same pixels under each token, [image][raster]; rasters of one grid go through it together."""
-    found: list[list[Any]] = [[None] * len(sample) for sample in places]
-    jobs = [(raster.grid, row, number) for row, sample in enumerate(places) for number, raster in enumerate(sample)]
-    for grid in dict.fromkeys(job[0] for job in jobs):
-        same = [(row, number) for own, row, number in jobs if own == grid]
-        features = vfm([_covered(pictures[row], places[row][number].box) for row, number in same], grid=grid).tokens()
-        for (row, number), values in zip(same, features, strict=True):
-            found[row][number] = values
-    return found
-
-
-def _covered(image: Image.Image, box: Box) -> Image.Image:
-    """The part of the image that the visual tokens cover, so that both sides see the same pixels under the same token; black where it ends."""
-    width, height = image.size
-    return image.crop((round(box[0] * width), round(box[1] * height), round(box[2] * width), round(box[3] * height)))
 
 
 def _left_out(score: float, x: Side, y: Side, config: Config) -> Interval:

@@ -76,30 +76,33 @@ def first_questions(data: Dataset, most: int | None) -> Dataset:
 
 
 class PackedDataset(torch.utils.data.Dataset):
-    """One item per image: its packed questions, its connector input and, if given, its alignment target.
+    """One item per image: its packed questions, its connector input and, if given, its alignment targets.
 
     Args:
         inputs: (image, token, d) connector inputs.
-        targets: (image, token, dim) VFM features, or None for a baseline.
+        targets: (image, token, dim) features by name, or None for a baseline.
     """
 
-    def __init__(self, data: Dataset, packer: Packer, inputs: Tensor, targets: Tensor | None = None) -> None:
+    def __init__(self, data: Dataset, packer: Packer, inputs: Tensor, targets: dict[str, Tensor] | None = None) -> None:
         self.data, self.inputs, self.targets = data, inputs, targets
         self.packed = [packer(scene) for scene in data.scenes]
 
     def __len__(self) -> int:
         return len(self.packed)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         packed = self.packed[index]
         item = {name: getattr(packed, name) for name in PADDING} | {"connector_inputs": self.inputs[index]}
-        return item if self.targets is None else item | {"target": self.targets[index]}
+        return item if self.targets is None else item | {"targets": {name: values[index] for name, values in self.targets.items()}}
 
 
 PADDING = {"input_ids": 0, "labels": IGNORED, "position_ids": 0, "segments": -1}
 
 
-def collate(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Pad sequences on the right and stack the rest."""
-    batch = {name: pad_sequence([item[name] for item in items], batch_first=True, padding_value=fill) for name, fill in PADDING.items()}
-    return batch | {name: torch.stack([item[name] for item in items]) for name in items[0] if name not in PADDING}
+    batch: dict[str, Any] = {name: pad_sequence([item[name] for item in items], batch_first=True, padding_value=fill) for name, fill in PADDING.items()}
+    batch["connector_inputs"] = torch.stack([item["connector_inputs"] for item in items])
+    if "targets" in items[0]:
+        batch["targets"] = {name: torch.stack([item["targets"][name] for item in items]) for name in items[0]["targets"]}
+    return batch

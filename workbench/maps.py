@@ -1,16 +1,19 @@
-"""From visual tokens to pixels: the rasters of one image laid on one, and how much of each of its cells an object covers."""
+"""From visual tokens to pixels: a VFM's features of the same pixels, the rasters of one image laid on one, and how much of each cell an object covers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 
 from workbench.data.base import Object
-from workbench.errors import ModelError
-from workbench.mllm.base import VisualTokens
+from workbench.errors import DataError, ModelError
+from workbench.mllm.base import Box, VisualTokens
+from workbench.vfm.base import VFM
 
 
 def canvas(parts: Sequence[VisualTokens]) -> VisualTokens:
@@ -70,3 +73,31 @@ def _shares(low: float, high: float, n: int, other_low: float, other_high: float
     overlap = np.minimum(edges[1:, None], others[1:]) - np.maximum(edges[:-1, None], others[:-1])
     shares = overlap / np.diff(edges)[:, None]
     return np.where(shares > 1e-9, shares, 0.0)
+
+
+def patch_features(vfm: VFM, pictures: Sequence[Image.Image], places: Sequence[Sequence[VisualTokens]]) -> list[list[Float[torch.Tensor, "token d"]]]:
+    """The VFM's features of the same pixels under each visual token, [sample][raster]; rasters of one grid go through it together.
+
+    Args:
+        pictures: the image of each sample.
+        places: `mllm.visual_tokens(batch)`.
+
+    Raises:
+        DataError: visual tokens that have no rows and columns.
+    """
+    if any(raster.grid is None for sample in places for raster in sample):
+        raise DataError("this model has visual tokens without a raster: expected a place in the image for each")
+    found: list[list[Any]] = [[None] * len(sample) for sample in places]
+    jobs = [(raster.grid, row, number) for row, sample in enumerate(places) for number, raster in enumerate(sample)]
+    for grid in dict.fromkeys(job[0] for job in jobs):
+        same = [(row, number) for own, row, number in jobs if own == grid]
+        features = vfm([_covered(pictures[row], places[row][number].box) for row, number in same], grid=grid).tokens()
+        for (row, number), values in zip(same, features, strict=True):
+            found[row][number] = values
+    return found
+
+
+def _covered(image: Image.Image, box: Box) -> Image.Image:
+    """The part of the image that the visual tokens cover, so that both sides see the same pixels under the same token; black where it ends."""
+    width, height = image.size
+    return image.crop((round(box[0] * width), round(box[1] * height), round(box[2] * width), round(box[3] * height)))
