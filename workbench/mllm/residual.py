@@ -10,8 +10,8 @@ the adapters beside it; `MLLM.load` attaches them again. Plain transformers igno
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,17 +54,21 @@ class Residual(nn.Module):
         """What config.json says."""
         return {"source": self.source, "layers": list(self.layers), "features": self.features}
 
-    def hook(self, model: Any, connector: nn.Module) -> None:
-        """Put the hooks on `model`, for good."""
+    def install(self, model: Any, connector: nn.Module) -> None:
+        """Make it part of `model`, for good.
+
+        Blocks and connector are wrapped rather than hooked: their output is then the sum, for whoever reads or edits it (nnsight's interventions
+        act between a module's forward and its hooks).
+        """
         decoder = model.get_decoder()
         decoder = getattr(decoder, "model", decoder)
         model.register_forward_pre_hook(partial(self._begin, model.config.image_token_id), with_kwargs=True)
         model.register_forward_hook(self._end, always_call=True)
         decoder.register_forward_pre_hook(self._check_running)
-        decoder.layers[0].register_forward_pre_hook(self._keep_first, with_kwargs=True)
-        connector.register_forward_pre_hook(self._keep_tower)
+        _wrap(decoder.layers[0], before=self._keep_first)
+        _wrap(connector, before=self._keep_tower)
         for number, layer in enumerate(self.layers):
-            decoder.layers[layer - 1].register_forward_hook(partial(self._add, number))
+            _wrap(decoder.layers[layer - 1], after=partial(self._add, number))
 
     def _begin(self, image_token: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Images come with the prompt; a token that is decoded after it is none, whatever its id."""
@@ -83,18 +87,17 @@ class Residual(nn.Module):
         if not self._running:
             raise ModelError("this model adds its image again in the middle of its language model, which cannot run without the rest: expected the whole model")
 
-    def _keep_first(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._running:
-            self._first = args[0] if args else kwargs["hidden_states"]
+    def _keep_first(self, hidden: Tensor) -> None:
+        self._first = hidden
 
-    def _keep_tower(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._tower, self._fresh = args[0], True
+    def _keep_tower(self, features: Tensor) -> None:
+        self._tower, self._fresh = features, True
 
-    def _add(self, number: int, _: nn.Module, __: object, output: Any) -> Any:
+    def _add(self, number: int, output: Any) -> Any:
         if self._visual is None:
             return output
         if isinstance(output, tuple):
-            return (self._add(number, _, __, output[0]), *output[1:])
+            return (self._add(number, output[0]), *output[1:])
         visual, hidden = self._visual.to(output.device), output.clone()
         hidden[visual] = hidden[visual] + self._image(number, visual).to(hidden)
         return hidden
@@ -110,6 +113,20 @@ class Residual(nn.Module):
         if len(rows) != int(visual.sum()):
             raise ModelError(f"{len(rows)} encoder features for {int(visual.sum())} visual tokens: expected one for each")
         return self.adapters[number](rows)
+
+
+def _wrap(module: Any, *, before: Callable[[Tensor], None] | None = None, after: Callable[[Any], Any] | None = None) -> None:
+    """Let `module` show its first argument to `before`, and pass its output through `after`."""
+    forward = module.forward
+
+    @wraps(forward)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if before is not None:
+            before(args[0] if args else kwargs["hidden_states"])
+        output = forward(*args, **kwargs)
+        return output if after is None else after(output)
+
+    module.forward = wrapped
 
 
 def attach_residual(model: Any, source: Source, layers: Sequence[int], features: int | None = None) -> Residual:
@@ -131,7 +148,7 @@ def attach_residual(model: Any, source: Source, layers: Sequence[int], features:
     if source == "encoder" and not family.shares_prefix:
         raise ModelError(f"family '{family.name}' does not give one visual token for each feature of the encoder: expected residual projector, or a LLaVA")
     residual = Residual(source, layers, features or 0, text.hidden_size)
-    residual.hook(model, model.model.get_submodule(family.connector))
+    residual.install(model, model.model.get_submodule(family.connector))
     setattr(model.config, KEY, residual.settings)
     return residual
 
