@@ -99,7 +99,10 @@ def hidden_states(mllm: MLLM, batch: Any, where: str) -> dict[int, list[torch.Te
         states = mllm.model(**batch.inputs, output_hidden_states=True).hidden_states
         found = dict(enumerate(states))
     else:
-        hooks = [b.self_attn.register_forward_hook(lambda _, __, output, l=l: found.update({l: output[0]})) for l, b in enumerate(mllm.decoder.layers, 1)]
+        hooks = [
+            block.self_attn.register_forward_hook(lambda _, __, output, layer=layer: found.update({layer: output[0]}))
+            for layer, block in enumerate(mllm.decoder.layers, start=1)
+        ]
         mllm.model(**batch.inputs)
         for hook in hooks:
             hook.remove()
@@ -219,7 +222,7 @@ def test_misuse_is_one_sentence(llava: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             attach_alignment(mllm, dims={"vfm": 6}, **options)
-    with pytest.raises(UnknownNameError, match="unknown objective 'cosin'.*did you mean 'cosine'"):
+    with pytest.raises(UnknownNameError, match=r"unknown objective 'cosin'.*did you mean 'cosine'"):
         attach_alignment(mllm, layers=[2], dims={"vfm": 6}, objective="cosin")  # type: ignore[arg-type]
 
 
@@ -569,7 +572,7 @@ def test_interventions_see_the_residual(llava: Path, source: str) -> None:
         plain, wanted = (mllm.model(**b.inputs).logits[:, -1:].float() for b in (batch, other))
     for place in ("tower", "projector", 1, 2, 3):
         handed: list[torch.Tensor] = []
-        logits = edit(mllm, batch, at=place, fn=lambda values, _: handed.append(values.clone()) or values)  # type: ignore[func-returns-value]
+        logits = edit(mllm, batch, at=place, fn=lambda values, _, handed=handed: handed.append(values.clone()) or values)
         torch.testing.assert_close(logits, plain, atol=1e-5, rtol=1e-4)
         if isinstance(place, int):
             torch.testing.assert_close(handed[0], read(mllm, batch, layers=[place])[0].values[0], atol=1e-5, rtol=1e-4)
@@ -593,7 +596,7 @@ def test_a_residual_that_cannot_be_right_is_refused(variants: Path, tmp_path: Pa
         mllm.model(**text, mm_encoder_outputs={"image": features})  # features of a pass before this one
     shutil.copytree(variants / "residual", tmp_path / "copy")
     (tmp_path / "copy" / "visual_residual.safetensors").unlink()
-    with pytest.raises(ModelError, match="adds its image again.*is missing or does not fit"):
+    with pytest.raises(ModelError, match=r"adds its image again.*is missing or does not fit"):
         MLLM.load(str(tmp_path / "copy"))
     with pytest.raises(ConfigError, match="expected a model trained without a residual"):
         prepare(replace(TINY, start=variants / "residual", data=DataConfig(limit_train=24, limit_val=8)))

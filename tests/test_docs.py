@@ -105,7 +105,7 @@ def test_alignment_python(folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     scope: dict[str, Any] = {}
     exec(compile(loop.replace("for sample", "before = [p.clone() for p in alignment.parameters()]\nfor sample"), "alignment.md", "exec"), scope)
     steps = [list(map(float, line.split())) for line in capsys.readouterr().out.strip().splitlines()]
-    assert len(steps) == 4 and all(lm - 0.5 <= loss <= lm + 0.5 and loss != lm for lm, loss in steps)
+    assert len(steps) > 4 and all(lm - 0.5 <= loss <= lm + 0.5 and loss != lm for lm, loss in steps)
     middle = [p.detach().clone() for p in scope["alignment"].parameters()]
     assert all(not torch.equal(a, b) for a, b in zip(scope["before"], middle, strict=True))
     exec(compile(trainer.replace('"runs/own"', repr(str(tmp_path))), "alignment.md", "exec"), scope)
