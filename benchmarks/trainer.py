@@ -16,12 +16,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
+from trainer.alignment import cosine_loss
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
 from trainer.loop import AlignmentTrainer, prepare
 
@@ -51,7 +53,7 @@ class EveryPosition(nn.Module):
         self.visual = inputs["input_ids"] == model.config.image_token_id
 
     def forward(self, visual: Tensor) -> Tensor:
-        return self.head(self.hidden)[self.visual].view(*visual.shape[:2], -1)
+        return self.head(self.hidden)[self.visual]
 
 
 class Variant:
@@ -63,7 +65,7 @@ class Variant:
         if compute_vfm:  # the VFM alone: a baseline needs the tower's features too, and keeps them in the cache
             train.targets = prepare(replace(recipe, data=replace(recipe.data, features="compute"))).train.targets
         if every_position:
-            model.alignment_head = EveryPosition(model.alignment_head, model, recipe.alignment.layer)
+            model.alignment.heads[0] = EveryPosition(model.alignment.heads[0], model, recipe.alignment.layer[0])
         optim = recipe.optim
         arguments = TrainingArguments(
             output_dir=str(folder),
@@ -80,9 +82,9 @@ class Variant:
         self.trainer = AlignmentTrainer(recipe=recipe, prepared=self.prepared, args=arguments)
         self.trainer.create_optimizer_and_scheduler(rounds)
         self.batches = self._batches()
-        self.batch: dict[str, Tensor] = {}
+        self.batch: dict[str, Any] = {}
 
-    def _batches(self) -> Iterator[dict[str, Tensor]]:
+    def _batches(self) -> Iterator[dict[str, Any]]:
         while True:
             yield from self.trainer.get_train_dataloader()
 
@@ -104,11 +106,10 @@ def head_step(variant: Variant, every: bool) -> Times:
     """Take the head, its loss and their gradients alone, on hidden states of the shape of the last batch."""
     model, batch = variant.prepared.model, variant.batch
     hidden = torch.randn(*batch["input_ids"].shape, model.config.text_config.hidden_size, requires_grad=True)
-    visual, target = batch["input_ids"] == model.config.image_token_id, batch["target"]
+    head, visual, (target,) = model.alignment.heads[0], batch["input_ids"] == model.config.image_token_id, batch["targets"].values()
     start = clocks()
-    predicted = model.alignment_head(hidden)[visual] if every else model.alignment_head(hidden[visual])
-    loss = 1 - nn.functional.cosine_similarity(predicted, target.flatten(0, 1), dim=-1).mean()
-    loss.backward()
+    predicted = head(hidden)[visual] if every else head(hidden[visual])
+    cosine_loss(predicted, target.flatten(0, 1)).backward()
     taken = clocks() - start
     model.zero_grad()
     return taken
@@ -122,7 +123,7 @@ def main(argv: list[str]) -> None:
         model=ModelConfig(layers=2, width=32, ffn=64) if small else ModelConfig(),
         data=DataConfig(limit_train=8 if small else 256, limit_val=1),
         optim=OptimConfig(batch_size=4 if small else 8, learning_rate=5e-4),
-        alignment=AlignmentConfig(objective="cosine", layer=1 if small else 3),
+        alignment=AlignmentConfig(objective="cosine", layer=(1,) if small else (3,)),
     )
     with tempfile.TemporaryDirectory() as folder:
         settings = {BASELINE: {}, CACHED: {}, COMPUTED: {"compute_vfm": True}, EVERY: {"every_position": True}}

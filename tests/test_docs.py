@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from skimage import data as photographs
 
 from tests.conftest import ROOT, SMALL, SMALL_VIRAL, run
+from trainer.config import Recipe
+from workbench.config import parse
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line.strip()]
@@ -87,6 +91,32 @@ def test_families_python(folder: Path, capsys: pytest.CaptureFixture[str], monke
     exec(compile(block, "families.md", "exec"), {})
     grid, shapes = capsys.readouterr().out.strip().splitlines()
     assert grid.startswith("(8, 8) (0.0, 0.0, 0.125, 0.125)") and shapes.startswith("torch.Size([2, 64, 32]) torch.Size([1, 4, 1, ")
+
+
+ALIGNMENT = (ROOT / "docs" / "alignment.md").read_text()
+
+
+def test_alignment_flags() -> None:
+    """Every variant of the table is a recipe, and no two are the same."""
+    rows = [shlex.split(flags) for flags in re.findall(r"^\|[^|]*\| `(--[^`]*)` \|$", ALIGNMENT, re.M)]
+    base = ROOT / "trainer" / "recipes" / "shapes_viral.yaml"
+    recipes = [parse(Recipe, flags, prog="trainer", recipe=base) for flags in rows]
+    plain = parse(Recipe, [], prog="trainer", recipe=base)
+    assert len(rows) == 19 and [r for r in recipes if r == plain] == [recipes[1]] and len({repr(r) for r in recipes}) == 19
+
+
+def test_alignment_python(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop of one's own and the Trainer of one's own, as they stand; both move the head."""
+    loop, trainer = re.findall(r"```python\n(.*?)```", ALIGNMENT, re.S)
+    monkeypatch.chdir(folder)
+    scope: dict[str, Any] = {}
+    exec(compile(loop.replace("for sample", "before = [p.clone() for p in alignment.parameters()]\nfor sample"), "alignment.md", "exec"), scope)
+    steps = [list(map(float, line.split())) for line in capsys.readouterr().out.strip().splitlines()]
+    assert len(steps) > 4 and all(lm - 0.5 <= loss <= lm + 0.5 and loss != lm for lm, loss in steps)
+    middle = [p.detach().clone() for p in scope["alignment"].parameters()]
+    assert all(not torch.equal(a, b) for a, b in zip(scope["before"], middle, strict=True))
+    exec(compile(trainer.replace('"runs/own"', repr(str(tmp_path))), "alignment.md", "exec"), scope)
+    assert all(not torch.equal(a, b) for a, b in zip(middle, scope["alignment"].parameters(), strict=True))
 
 
 def test_everything_the_readme_and_contributing_name_exists() -> None:

@@ -30,7 +30,7 @@ from workbench.weights import check_unchanged, load_weights
 TINY = Recipe(
     model=ModelConfig(layers=3, width=32, ffn=64),
     data=DataConfig(limit_train=24, limit_val=8),
-    alignment=AlignmentConfig(objective="cosine", layer=2, hidden=16),
+    alignment=AlignmentConfig(objective="cosine", layer=(2,), hidden=16),
 )
 
 
@@ -65,7 +65,7 @@ def test_packed_questions_are_answered_as_if_alone(runs_folder: Path) -> None:
     data = load_data("shapes:val", limit=3)
     with torch.inference_mode():
         batch = collate([ready.val[i] for i in range(3)])
-        packed = ready.model(**{k: v for k, v in batch.items() if k != "target"}).logits
+        packed = ready.model(**{k: v for k, v in batch.items() if k != "targets"}).logits
         for row, scene in enumerate(data.scenes):
             for number, sample in enumerate(scene, start=1):
                 plain = mllm.model(**mllm.encode([sample.image], [sample.question]).inputs).logits[0, -1]
@@ -80,10 +80,16 @@ def test_one_step_moves_head_connector_and_language_model_and_not_the_tower(prep
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     output = model(**batch)
     (output.lm_loss + 0.5 * output.alignment_loss).backward()
-    assert batch["target"].grad is None
+    assert batch["targets"]["efficientnet-lite0"].grad is None
     optimizer.step()
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    for part in ("alignment_head.0.weight", "alignment_head.4.weight", "linear_1.weight", "layers.0.self_attn.q_proj.weight", "layers.2.mlp.up_proj.weight"):
+    for part in (
+        "alignment.heads.0.0.weight",
+        "alignment.heads.0.4.weight",
+        "linear_1.weight",
+        "layers.0.self_attn.q_proj.weight",
+        "layers.2.mlp.up_proj.weight",
+    ):
         assert any(part in name for name in moved), part
     assert not any("vision_tower" in name for name in moved)
     check_unchanged("dinov2-small", model.llava.model.vision_tower.state_dict(), load_weights("dinov2-small"))
@@ -111,12 +117,12 @@ def test_controls_change_the_target_only() -> None:
     centred = prepare(replace(TINY, alignment=replace(TINY.alignment, centre=True)))
     for a, b in zip(plain.model.state_dict().values(), others.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    assert all(not torch.equal(plain.train.targets[i], others.train.targets[i]) for i in range(24))
-    sums = [ready.train.targets.rows(range(24)).sum((1, 2)).sort().values for ready in (plain, others)]
-    assert torch.equal(*sums)
-    assert centred.train.targets.mean().abs().max() < 1e-4
+    same, exchanged, without = (ready.train.targets["efficientnet-lite0"] for ready in (plain, others, centred))
+    assert all(not torch.equal(same[i], exchanged[i]) for i in range(24))
+    assert torch.equal(*(features.rows(range(24)).sum((1, 2)).sort().values for features in (same, exchanged)))
+    assert without.mean().abs().max() < 1e-4
     baseline = prepare(replace(TINY, alignment=AlignmentConfig()))
-    assert baseline.model.alignment_head is None
+    assert baseline.model.alignment is None
     assert all(torch.equal(v, plain.model.llava.state_dict()[k]) for k, v in baseline.model.llava.state_dict().items())
 
 
@@ -132,7 +138,7 @@ def test_the_folder_is_plain_transformers_and_the_log_has_both_losses(runs_folde
     evaluation = pd.read_parquet(runs_folder / "viral" / "evaluation.parquet")
     assert set(evaluation["id"]) == {s.id for s in load_data("shapes:val", limit=8)}
     record = json.loads((runs_folder / "viral" / "training.json").read_text())
-    assert record["tower_fingerprint"] and record["vfm_fingerprint"] and record["recipe"]["alignment"]["layer"] == 2 and record["packages"]["torch"]
+    assert record["tower_fingerprint"] and record["vfm_fingerprint"] and record["recipe"]["alignment"]["layer"] == [2] and record["packages"]["torch"]
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from workbench.errors import ConfigError
 
@@ -13,6 +13,25 @@ def _at_least(section: str, least: float, **values: float) -> None:
     for name, value in values.items():
         if not value >= least:
             raise ConfigError(f"{section}{name} is {value}: expected at least {least}")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (LoRA) on linear layers of the language model: W x + (alpha / rank) B A x."""
+
+    rank: int = 16
+    alpha: float = 32
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Names of the linear layers that get one, in every block."""
+
+    def __post_init__(self) -> None:
+        _at_least("model.lora.", 1, rank=self.rank)
+        _at_least("model.lora.", 0, alpha=self.alpha)
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.lora.dropout is {self.dropout}: expected 0 to below 1")
+        if not self.targets:
+            raise ConfigError("model.lora.targets is empty: expected names of linear layers, such as q_proj")
 
 
 @dataclass(frozen=True)
@@ -27,8 +46,9 @@ class ModelConfig:
     """Pixels per side after resizing; a multiple of the tower's patch size."""
     language: str | None = None
     """Weights of a pretrained language model, which brings its own sizes and tokenizer; by default one of the sizes below, trained from nothing."""
-    train: Literal["all", "connector"] = "all"
-    """`connector` leaves the language model as it is; the tower is always frozen."""
+    train: Literal["all", "connector", "lora"] = "all"
+    """`connector` leaves the language model as it is, `lora` gives it low-rank adapters; the connector is always trained, the tower always frozen."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
     layers: int = 6
     width: int = 128
     heads: int = 4
@@ -94,28 +114,59 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class AlignmentConfig:
-    """The second loss: visual tokens of one layer against the patch features of a VFM (PAPER.md, L_VRA)."""
+    """The second loss, on the visual tokens inside the language model (PAPER.md, L_VRA and its variants; equations in docs/alignment.md)."""
 
-    objective: Literal["none", "cosine"] = "none"
-    """`none` is the baseline."""
+    objective: Literal["none", "cosine", "relation"] = "none"
+    """`none` is the baseline; `relation` compares the two tables of similarities between the tokens of an image."""
     weight: float = 0.5
     """lambda in L = L_LM + lambda * L_VRA."""
-    layer: int = 3
-    """Layer l whose output is aligned, 1 to the language model's last."""
-    vfm: str = "efficientnet-lite0"
-    """A name that `python -m workbench.vfm` lists, hf:ID, timm:NAME, or a folder."""
+    layer: tuple[int, ...] = (3,)
+    """Layers l that are aligned, 1 to the language model's last."""
+    heads: Literal["each", "shared", "none"] = "each"
+    """A head for each layer, one for all, or `none`, where `relation` compares the tokens as they are."""
+    where: Literal["output", "attention"] = "output"
+    """What of a layer: its output, or that of its attention, all heads side by side (the input of o_proj)."""
+    target: Literal["vfm", "encoder", "projector"] = "vfm"
+    """`encoder` is what the model's own connector receives, `projector` what it gives (without gradient)."""
+    vfm: tuple[str, ...] = ("efficientnet-lite0",)
+    """Names that `python -m workbench.vfm` lists, hf:ID, timm:NAME, or folders; with several, each has its own heads and L_VRA is the mean."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How lambda goes from `weight`, after the warm-up, to `final_weight` in the last step."""
+    final_weight: float | None = None
+    """0 by default; for `linear` and `cosine` only."""
+    warmup: int = 0
+    """Steps in which lambda rises to `weight`."""
     teacher_norm: Literal["own", "student"] = "own"
     """Whose normalisation the VFM's pixels get; `student` is CLIP's, as in the official code of the paper, whatever the VFM was trained on."""
     hidden: int = 256
-    """Width of the head's two hidden layers."""
+    """Width of a head's two hidden layers."""
     images: Literal["same", "others"] = "same"
     """`others` is a control: the target is the feature map of another training image, the same one at every step."""
     centre: bool = False
     """Subtract the training set's mean feature vector from the target, so that a constant prediction earns nothing."""
+    residual: Literal["none", "encoder", "projector"] = "none"
+    """Add the image again to the visual tokens after each layer of `layer`: a light adapter of what the connector receives, or what it gave."""
 
     def __post_init__(self) -> None:
-        _at_least("alignment.", 0, weight=self.weight)
-        _at_least("alignment.", 1, layer=self.layer, hidden=self.hidden)
+        for name, values in (("layer", self.layer), ("vfm", self.vfm)):
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(f"alignment.{name} is {_listed(values)}: expected one or more, none of them twice")
+        _at_least("alignment.", 0, weight=self.weight, warmup=self.warmup, final_weight=self.final_weight or 0.0)
+        _at_least("alignment.", 1, hidden=self.hidden, layer=min(self.layer))
+        if self.objective == "cosine" and self.heads == "none":
+            raise ConfigError("alignment.heads is none: expected each or shared for the cosine objective, whose two sides have different widths")
+        if self.schedule == "constant" and self.final_weight is not None:
+            raise ConfigError(f"alignment.final_weight is {self.final_weight}: expected none for a constant schedule, or schedule linear or cosine")
+        if self.target == "projector" and (self.centre or self.images == "others"):
+            raise ConfigError("alignment.target is projector, which changes in training: expected no centre and no other images for it")
+
+    @property
+    def aligned(self) -> bool:
+        return self.objective != "none"
+
+
+def _listed(values: tuple[Any, ...]) -> str:
+    return ", ".join(map(str, values)) or "empty"
 
 
 @dataclass(frozen=True)
@@ -152,10 +203,12 @@ class Recipe:
             _at_least("", 1, keep_checkpoints=self.keep_checkpoints)
         if self.save_every % self.log_every:
             raise ConfigError(f"save_every is {self.save_every}: expected a multiple of log_every = {self.log_every}, so that a resumed log is exact")
+        if self.alignment.aligned and self.alignment.warmup > self.optim.steps:
+            raise ConfigError(f"alignment.warmup is {self.alignment.warmup}: expected at most optim.steps = {self.optim.steps}")
         if self.model.language is None:
             self.check_layer(self.model.layers)
 
     def check_layer(self, layers: int) -> None:
-        """See that the aligned layer is one of the model's; a pretrained language model says only when it is loaded how many it has."""
-        if self.alignment.objective != "none" and self.alignment.layer > layers:
-            raise ConfigError(f"alignment.layer is {self.alignment.layer}: expected 1 to {layers}, the layers of the model")
+        """See that the aligned layers are the model's; a pretrained language model says only when it is loaded how many it has."""
+        if (self.alignment.aligned or self.alignment.residual != "none") and max(self.alignment.layer) > layers:
+            raise ConfigError(f"alignment.layer is {max(self.alignment.layer)}: expected 1 to {layers}, the layers of the model")

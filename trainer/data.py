@@ -77,37 +77,41 @@ def first_questions(data: Dataset, most: int | None) -> Dataset:
 
 
 class PackedDataset(torch.utils.data.Dataset):
-    """One item per image: its packed questions, its connector input and, if given, its alignment target.
+    """One item per image: its packed questions, its connector input and, if given, its alignment targets.
 
     Args:
         inputs: (image, token, d) connector inputs.
-        targets: (image, token, dim) VFM features, or None for a baseline.
+        targets: (image, token, dim) features by name, or None for a baseline.
     """
 
-    def __init__(self, data: Dataset, packer: Packer, inputs: Features, targets: Features | None = None) -> None:
+    def __init__(self, data: Dataset, packer: Packer, inputs: Features, targets: dict[str, Features] | None = None) -> None:
         self.data, self.inputs, self.targets = data, inputs, targets
         self.packed = [packer(scene) for scene in data.scenes]
 
     def __len__(self) -> int:
         return len(self.packed)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Tensor]]:
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         """A whole batch, which the data loader asks for, so that features that are computed anew are computed together."""
-        items = [{name: getattr(self.packed[index], name) for name in PADDING} for index in indices]
-        for name, features in (("connector_inputs", self.inputs), ("target", self.targets)):
-            if features is not None:
-                for item, values in zip(items, features.rows(indices), strict=True):
-                    item[name] = values
+        items: list[dict[str, Any]] = [{name: getattr(self.packed[index], name) for name in PADDING} for index in indices]
+        for item, values in zip(items, self.inputs.rows(indices), strict=True):
+            item["connector_inputs"] = values
+        for name, features in (self.targets or {}).items():
+            for item, values in zip(items, features.rows(indices), strict=True):
+                item.setdefault("targets", {})[name] = values
         return items
 
 
 PADDING = {"input_ids": 0, "labels": IGNORED, "position_ids": 0, "segments": -1}
 
 
-def collate(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Pad sequences on the right and stack the rest."""
-    batch = {name: pad_sequence([item[name] for item in items], batch_first=True, padding_value=fill) for name, fill in PADDING.items()}
-    return batch | {name: torch.stack([item[name] for item in items]) for name in items[0] if name not in PADDING}
+    batch: dict[str, Any] = {name: pad_sequence([item[name] for item in items], batch_first=True, padding_value=fill) for name, fill in PADDING.items()}
+    batch["connector_inputs"] = torch.stack([item["connector_inputs"] for item in items])
+    if "targets" in items[0]:
+        batch["targets"] = {name: torch.stack([item["targets"][name] for item in items]) for name in items[0]["targets"]}
+    return batch

@@ -7,11 +7,13 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -19,9 +21,12 @@ from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from trainer.config import Recipe
+from trainer.alignment import attach_alignment, weight_at
+from trainer.config import AlignmentConfig, Recipe
 from trainer.data import PackedDataset, Packer, collate, first_questions
 from trainer.features import DerivedFeatures, Features, frozen_features
+from trainer.language import check_language
+from trainer.lora import adapters, add_lora, check_peft, merge, merged_state
 from trainer.model import (
     IGNORED,
     AlignedForConditionalGeneration,
@@ -37,12 +42,16 @@ from workbench.config import as_mapping, parse
 from workbench.data import Dataset, load_data
 from workbench.errors import ConfigError, RunError
 from workbench.files import HEAD_FILE, atomic_file, atomic_folder, make_folder
+from workbench.mllm.residual import FILE as RESIDUAL_FILE
+from workbench.mllm.residual import attach_residual, save_residual
 from workbench.runs import environment
 from workbench.stats import bootstrap_ci
 from workbench.training import LOG_FILE, RECORD_FILE
-from workbench.vfm import find_vfm, load_vfm
+from workbench.vfm import VFM, find_vfm, load_vfm
 from workbench.weights import CATALOGUE as WEIGHTS
-from workbench.weights import check_unchanged, load_weights
+from workbench.weights import check_unchanged, load_weights, weights_folder
+
+LORA_FILE = "trained.safetensors"  # in a checkpoint of a LoRA run: what is trained, exactly; its model.safetensors is merged
 
 
 @dataclass(frozen=True)
@@ -82,30 +91,64 @@ def prepare(recipe: Recipe) -> Prepared:
         check_unchanged(recipe.model.tower, llava.model.vision_tower.state_dict(), load_weights(recipe.model.tower))
     input_rate = llava.lm_head.in_features / sample.shape[-1] / input_deviation(sample)
 
+    if recipe.model.train == "lora":
+        add_lora(llava, recipe.model.lora)
+        llava.model.multi_modal_projector.requires_grad_(True)
+    settings, residual = recipe.alignment, None
+    if settings.residual != "none":
+        residual = attach_residual(llava, settings.residual, sorted(settings.layer), train_inputs.shape[-1])
     packer = Packer(processor, train_inputs.shape[1])
     few_train, few_val = (first_questions(data, recipe.data.questions) for data in (train, val))
     val_set = PackedDataset(few_val, packer, val_inputs)
-    if recipe.alignment.objective == "none":
-        model = AlignedForConditionalGeneration(llava, None, None)
+    if not settings.aligned:
+        model = AlignedForConditionalGeneration(llava, None, residual)
         return Prepared(model, processor, PackedDataset(few_train, packer, train_inputs), val_set, input_rate, record)
-    targets, vfm_record = _targets(recipe, train, (side, side))
-    record |= vfm_record
-    model = AlignedForConditionalGeneration(llava, recipe.alignment, targets.shape[-1])
+    targets: dict[str, Features] | None = None
+    if settings.target == "projector":
+        dims = {"projector": llava.lm_head.in_features}
+    else:
+        if settings.target == "vfm":
+            targets, vfm_record = _vfm_features(recipe, train, (side, side))
+            record |= vfm_record
+        else:
+            targets = {"encoder": train_inputs}
+        targets = {name: _controlled(settings, values, recipe.seed) for name, values in targets.items()}
+        dims = {name: values.shape[-1] for name, values in targets.items()}
+    alignment = attach_alignment(
+        llava, layers=settings.layer, dims=dims, objective=_objective(settings), heads=settings.heads, where=settings.where, hidden=settings.hidden
+    )
+    model = AlignedForConditionalGeneration(llava, alignment, residual, to_projector=settings.target == "projector")
     return Prepared(model, processor, PackedDataset(few_train, packer, train_inputs, targets), val_set, input_rate, record)
 
 
-def _targets(recipe: Recipe, data: Dataset, grid: tuple[int, int]) -> tuple[Features, dict[str, str]]:
-    """VFM features (image, token, dim) of `data`, with the controls that the recipe asks for, and the VFM's record."""
-    alignment = recipe.alignment
-    vfm = load_vfm(alignment.vfm, teacher_norm=alignment.teacher_norm)
-    key, mode = (vfm.entry.identity(), grid), recipe.data.features
-    targets = frozen_features(data, key, lambda images: vfm(images, grid=grid).tokens(), what=vfm.name, mode=mode)
-    if alignment.centre:
+def _objective(settings: AlignmentConfig) -> Literal["cosine", "relation"]:
+    assert settings.objective != "none"
+    return settings.objective
+
+
+def _vfm_features(recipe: Recipe, data: Dataset, grid: tuple[int, int]) -> tuple[dict[str, Features], dict[str, object]]:
+    """Features (image, token, dim) of `data` by VFM, and the VFMs' record: plain values for one, lists for several."""
+    features, records = {}, []
+    for name in recipe.alignment.vfm:
+        vfm = load_vfm(name, teacher_norm=recipe.alignment.teacher_norm)
+        key = (vfm.entry.identity(), grid)
+        features[name] = frozen_features(data, key, partial(_tokens, vfm, grid), what=vfm.name, mode=recipe.data.features)
+        records.append(vfm.record())
+    return features, dict(records[0]) if len(records) == 1 else {key: [record[key] for record in records] for key in records[0]}
+
+
+def _tokens(vfm: VFM, grid: tuple[int, int], images: list[Image.Image]) -> Tensor:
+    return vfm(images, grid=grid).tokens()
+
+
+def _controlled(settings: AlignmentConfig, targets: Features, seed: int) -> Features:
+    """Targets with the controls that the recipe asks for."""
+    if settings.centre:
         targets = DerivedFeatures(targets, minus=targets.mean())
-    if alignment.images == "others":
-        order = _cyclic(torch.randperm(len(targets), generator=torch.Generator().manual_seed(recipe.seed)))
+    if settings.images == "others":
+        order = _cyclic(torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed)))
         targets = DerivedFeatures(targets, order=order.tolist())
-    return targets, vfm.record()
+    return targets
 
 
 def _cyclic(order: Tensor) -> Tensor:
@@ -137,9 +180,18 @@ class AlignmentTrainer(Trainer):
         self._note("lm_loss", output.lm_loss)
         if output.alignment_loss is not None:
             share = output.alignment_loss / self.current_gradient_accumulation_steps
-            loss = loss + self.recipe.alignment.weight * share
+            loss = loss + self.alignment_weight(self.state.global_step) * share
             self._note("alignment_loss", share)
+            if len(output.alignment_losses) > 1:
+                for name, part in output.alignment_losses.items():
+                    self._note(f"alignment_loss/{name}", part / self.current_gradient_accumulation_steps)
         return loss
+
+    def alignment_weight(self, step: int) -> float:
+        """lambda at optimiser step `step`, from 0."""
+        own = self.recipe.alignment
+        final = own.final_weight or 0.0
+        return weight_at(step, steps=self.recipe.optim.steps, weight=own.weight, schedule=own.schedule, final=final, warmup=own.warmup)
 
     def _note(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums.get(name, torch.zeros((), device=value.device)) + value.detach()
@@ -147,6 +199,8 @@ class AlignmentTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= {name: (total / self._steps).item() for name, total in self._sums.items()}
+            if self.recipe.alignment.aligned:
+                logs["alignment_weight"] = self.alignment_weight(self.state.global_step - 1)  # of the last step that was made
             self._sums, self._steps = {}, 0
         logs["seconds"] = self.seconds()
         super().log(logs, start_time)
@@ -213,18 +267,52 @@ class AlignmentTrainer(Trainer):
         """Load through from_pretrained: the checkpoint has the hub's key layout, which a plain load with strict=False drops in silence."""
         target = self.accelerator.unwrap_model(model or self.model)
         folder = Path(resume_from_checkpoint)
-        saved = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-        target.llava.load_state_dict(saved.state_dict())
-        if target.alignment_head is not None:
-            target.alignment_head.load_state_dict(load_file(folder / HEAD_FILE))
+        if adapters(target.llava):
+            _load_trained(target.llava, load_file(folder / LORA_FILE))
+        else:
+            target.llava.load_state_dict(LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict())
+        if (heads := _heads(target)) is not None:
+            heads.load_state_dict(load_file(folder / HEAD_FILE))
+        if target.residual is not None and len(target.residual.adapters):
+            target.residual.adapters.load_state_dict(load_file(folder / RESIDUAL_FILE))
 
 
 def save_model(model: AlignedForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
-    """Write a plain transformers folder, with the alignment head beside it."""
-    model.llava.save_pretrained(folder)
+    """Write a plain transformers folder, LoRA merged, with the alignment heads and the residual's adapters beside it."""
+    if adapters(model.llava):
+        model.llava.save_pretrained(folder, state_dict=merged_state(model.llava))
+        save_file(_trained(model.llava), folder / LORA_FILE)
+    else:
+        model.llava.save_pretrained(folder)
     processor.save_pretrained(folder)
-    if model.alignment_head is not None:
-        save_file(model.alignment_head.state_dict(), folder / HEAD_FILE)
+    if (heads := _heads(model)) is not None:
+        save_file(heads.state_dict(), folder / HEAD_FILE)
+    if model.residual is not None:
+        save_residual(model.residual, folder)
+
+
+def _heads(model: AlignedForConditionalGeneration) -> torch.nn.Module | None:
+    """What HEAD_FILE holds: one head by itself (`0.weight`), several by number (`1.0.weight`), layer by layer, within a layer VFM by VFM."""
+    if model.alignment is None or not len(model.alignment.heads):
+        return None
+    return model.alignment.heads[0] if len(model.alignment.heads) == 1 else model.alignment.heads
+
+
+def _trained(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def _load_trained(model: torch.nn.Module, saved: dict[str, Tensor]) -> None:
+    """Put back what `_trained` gave; the rest is as the recipe builds it.
+
+    Raises:
+        RunError: other tensors than this recipe trains.
+    """
+    own = _trained(model)
+    if own.keys() != saved.keys():
+        raise RunError(f"the checkpoint holds other trained tensors than this recipe has, first {min(own.keys() ^ saved.keys())}")
+    for name, value in own.items():
+        value.copy_(saved[name])
 
 
 @torch.inference_mode()
@@ -290,8 +378,11 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
     WEIGHTS.get(recipe.model.tower)
     if recipe.model.language is not None:
         WEIGHTS.get(recipe.model.language)
-    if recipe.alignment.objective != "none":
-        find_vfm(recipe.alignment.vfm, teacher_norm=recipe.alignment.teacher_norm)
+    if recipe.model.train == "lora":
+        check_peft()
+    if recipe.alignment.aligned and recipe.alignment.target == "vfm":
+        for name in recipe.alignment.vfm:
+            find_vfm(name, teacher_norm=recipe.alignment.teacher_norm)
     stage = recipe.start if recipe.start is not None and recipe.start.suffix == ".yaml" else None
     if stage is not None:
         recipe = replace(recipe, start=folder.parent / f"{stage.stem.split('_')[-1]}-s{recipe.seed}")
@@ -341,8 +432,13 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
     if optim.steps % recipe.eval_every or trainer.evaluation is None:
         trainer.evaluate()
     assert trainer.evaluation is not None
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    _check_frozen(recipe, model.llava)
+    if adapters(model.llava):
+        merge(model.llava)  # what is stored is what is evaluated: merging rounds
+        trainer.evaluation = answer_packed(model, prepared.val, optim.batch_size)
     with atomic_folder(folder / "final") as partial:
-        save_model(trainer.accelerator.unwrap_model(trainer.model), prepared.processor, partial)
+        save_model(model, prepared.processor, partial)
     for file in (folder / "final").iterdir():
         file.replace(folder / file.name)
     (folder / "final").rmdir()
@@ -356,6 +452,17 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
     return trainer.evaluation
 
 
+def _check_frozen(recipe: Recipe, llava: LlavaForConditionalGeneration) -> None:
+    """See that training left alone what it should.
+
+    Raises:
+        WeightsError: the tower, or the language model where only the connector is trained, no longer holds its pretrained values.
+    """
+    check_unchanged(recipe.model.tower, llava.model.vision_tower.state_dict(), load_weights(recipe.model.tower))
+    if recipe.model.language is not None and recipe.model.train == "connector" and recipe.start is None:
+        check_language(llava, weights_folder(recipe.model.language))
+
+
 def _first_stage(stage: Path, recipe: Recipe, argv: list[str]) -> None:
     """Train the first stage that the recipe `stage` describes into `recipe.start`, unless it is there.
 
@@ -364,7 +471,8 @@ def _first_stage(stage: Path, recipe: Recipe, argv: list[str]) -> None:
     """
     assert recipe.start is not None
     own = parse(Recipe, [], prog="first stage", recipe=stage)
-    own = replace(own, seed=recipe.seed, output_dir=recipe.start, data=recipe.data, model=recipe.model)
+    model = replace(recipe.model, train=own.model.train, lora=own.model.lora)  # its sizes, but not what this run trains of it
+    own = replace(own, seed=recipe.seed, output_dir=recipe.start, data=recipe.data, model=model)
     if (recipe.start / RECIPE_FILE).exists():
         check_same_recipe(recipe.start, own)
     if not (recipe.start / RECORD_FILE).exists():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,10 +22,11 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from trainer.alignment import AlignmentHead, cosine_loss
-from trainer.config import AlignmentConfig, ModelConfig
+from trainer.alignment import Alignment, mean_loss
+from trainer.config import ModelConfig
 from trainer.language import language_config, language_tokenizer, put_language
 from workbench.errors import ConfigError
+from workbench.mllm.residual import KEY, Residual
 from workbench.vfm.base import IMAGENET
 from workbench.weights import check_unchanged, fingerprint, load_weights, weights_folder
 
@@ -103,7 +102,7 @@ def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaFo
     parts = {"tower": check_unchanged(config.tower, llava.model.vision_tower.state_dict(), load_weights(config.tower))}
     if language is not None:
         parts["language"] = put_language(llava, language)
-    if config.train == "connector":
+    if config.train != "all":
         llava.model.language_model.requires_grad_(False)
         llava.lm_head.requires_grad_(False)
     return llava, parts
@@ -136,6 +135,8 @@ def load_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, 
     """
     if not (folder / "model.safetensors").exists():
         raise ConfigError(f"start is {folder}: expected the folder of a finished training")
+    if hasattr(AutoConfig.from_pretrained(folder), KEY):
+        raise ConfigError(f"start is {folder}, which adds its image again ({KEY} in its config.json): expected a model trained without a residual")
     if PreTrainedTokenizerFast.from_pretrained(folder).get_vocab() != processor.tokenizer.get_vocab():
         raise ConfigError(f"start is {folder}, whose vocabulary differs from the one of this recipe's data")
     state = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
@@ -203,23 +204,25 @@ class AlignedOutput:
     lm_loss: Tensor
     alignment_loss: Tensor | None
     logits: Tensor
+    alignment_losses: dict[str, Tensor] = field(default_factory=dict)
+    """Of each layer and target; `alignment_loss` is their mean."""
 
 
 class AlignedForConditionalGeneration(nn.Module):
-    """An unmodified LLaVA and an alignment head, called as one module so that DDP, FSDP and ZeRO see both.
+    """An unmodified LLaVA, its alignment heads and its residual, called as one module so that DDP, FSDP and ZeRO see all of them.
 
     Args:
         llava: the model; its tower stays frozen.
-        alignment: None for the baseline, which then has no head at all.
-        target_dim: width of the VFM's features.
+        alignment: attached to `llava`; None for the baseline, which then has no head at all.
+        residual: attached to `llava`.
+        to_projector: the target is what the connector gives, instead of features that come with the batch.
     """
 
-    def __init__(self, llava: LlavaForConditionalGeneration, alignment: AlignmentConfig | None, target_dim: int | None) -> None:
+    def __init__(
+        self, llava: LlavaForConditionalGeneration, alignment: Alignment | None = None, residual: Residual | None = None, *, to_projector: bool = False
+    ) -> None:
         super().__init__()
-        self.llava, self.config, self.alignment = llava, llava.config, alignment
-        self.alignment_head: AlignmentHead | None = None
-        if alignment is not None and target_dim is not None:
-            self.alignment_head = AlignmentHead(llava.lm_head.in_features, alignment.hidden, target_dim)
+        self.llava, self.config, self.alignment, self.residual, self.to_projector = llava, llava.config, alignment, residual, to_projector
 
     def forward(
         self,
@@ -228,48 +231,36 @@ class AlignedForConditionalGeneration(nn.Module):
         position_ids: Int[Tensor, "b s"],
         segments: Int[Tensor, "b s"],
         connector_inputs: Float[Tensor, "b token d"],
-        target: Float[Tensor, "b token dim"] | None = None,
+        targets: dict[str, Float[Tensor, "b token dim"]] | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **_: object,
     ) -> AlignedOutput:
-        """Language-model loss over the answers, and the alignment loss at layer l of the visual tokens.
+        """Language-model loss over the answers, and the alignment loss of the visual tokens.
 
         Args:
             labels: the token to predict *at* each position (already shifted), -100 where nothing is learnt.
             segments: 0 for the shared image prefix, q for question q, -1 for padding; questions do not see one another.
+            targets: features by name; without them, as in evaluation, there is no alignment loss.
             num_items_in_batch: answer tokens of the whole accumulated batch, by which the loss is normalised.
         """
-        image = BaseModelOutputWithPooling(pooler_output=list(self.llava.model.multi_modal_projector(connector_inputs)))  # type: ignore[arg-type]
-        with self._capture() as captured:
-            logits = self.llava(
-                input_ids=input_ids,
-                attention_mask=block_diagonal_mask(segments),
-                position_ids=position_ids,
-                mm_encoder_outputs={"image": image},
-                use_cache=False,
-            ).logits
+        projected = self.llava.model.multi_modal_projector(connector_inputs)
+        image = BaseModelOutputWithPooling(pooler_output=list(projected))  # type: ignore[arg-type]
+        logits = self.llava(
+            input_ids=input_ids,
+            attention_mask=block_diagonal_mask(segments),
+            position_ids=position_ids,
+            mm_encoder_outputs={"image": image},
+            use_cache=False,
+        ).logits
         wanted = labels != IGNORED
         losses = nn.functional.cross_entropy(logits[wanted].float(), labels[wanted], reduction="sum")
         lm_loss = losses / (wanted.sum() if num_items_in_batch is None else num_items_in_batch)
-        alignment_loss = None
-        if self.alignment_head is not None and target is not None:
-            visual = captured[0][input_ids == self.config.image_token_id].view(*target.shape[:2], -1)
-            alignment_loss = cosine_loss(self.alignment_head(visual), target)
-        return AlignedOutput(lm_loss, alignment_loss, logits)
-
-    @contextmanager
-    def _capture(self) -> Iterator[list[Tensor]]:
-        """Collect the output of layer l while the model runs."""
-        captured: list[Tensor] = []
-        if self.alignment_head is None or self.alignment is None:
-            yield captured
-            return
-        block = self.llava.model.language_model.layers[self.alignment.layer - 1]
-        handle = block.register_forward_hook(lambda _, __, output: captured.append(output))
-        try:
-            yield captured
-        finally:
-            handle.remove()
+        if self.to_projector and self.training:
+            targets = {"projector": projected.detach()}
+        if self.alignment is None or targets is None:
+            return AlignedOutput(lm_loss, None, logits)
+        parts = self.alignment.losses(targets, input_ids == self.config.image_token_id)
+        return AlignedOutput(lm_loss, mean_loss(parts), logits, parts)
 
 
 def block_diagonal_mask(segments: Int[Tensor, "b s"]) -> Tensor:

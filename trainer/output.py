@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from trainer.config import Recipe
-from workbench.config import as_mapping, merge
+from workbench.config import as_mapping, parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, locked
 from workbench.training import RECORD_FILE, checkpoints
@@ -24,8 +24,8 @@ def check_same_recipe(folder: Path, recipe: Recipe) -> None:
     Raises:
         ConfigError: names the first key that differs.
     """
-    written = merge(as_mapping(Recipe()), yaml.safe_load((folder / RECIPE_FILE).read_text()))
-    stored, own = _absolute_start(written), _absolute_start(as_mapping(recipe))
+    written = parse(Recipe, [], prog=RECIPE_FILE, recipe=folder / RECIPE_FILE)  # one layer or one VFM was stored as a plain value once
+    stored, own = _absolute_start(as_mapping(written)), _absolute_start(as_mapping(recipe))
     for key in sorted(set(own) - {"resume", "output_dir", "report_to", "keep_checkpoints"}):
         if stored.get(key) != own[key]:
             raise ConfigError(f"the run in {folder} was started with {key} {stored.get(key)}, and this recipe says {own[key]}: choose another output_dir")

@@ -205,10 +205,10 @@ def _hook(mllm: MLLM, at: Place | None, fn: Callable[[object, object, Tensor], T
 
 
 def _may_share(mllm: MLLM) -> bool:
-    """The family says so, and every block sees all that came before."""
+    """The family says so, every block sees all that came before, and nothing is added to the visual tokens on their way."""
     text = mllm.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    return mllm.family.shares_prefix and kinds == {"full_attention"} and getattr(text, "sliding_window", None) is None
+    return mllm.family.shares_prefix and mllm.residual is None and kinds == {"full_attention"} and getattr(text, "sliding_window", None) is None
 
 
 def _option_ids(mllm: MLLM, samples: Sequence[Sample]) -> Int[Tensor, "question option"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -28,7 +29,7 @@ def _training(models: list[str]) -> None:
     st.subheader("Training")
     chosen = st.multiselect("Models", models, default=default_models(models), key="models", bind="query-params")
     logs = {name: pd.read_parquet(below_root(name) / "training.parquet") for name in chosen}
-    measures = list(dict.fromkeys(c for log in logs.values() for c in log.columns if c.endswith("_loss") or c.startswith("accuracy/")))
+    measures = list(dict.fromkeys(c for log in logs.values() for c in log.columns if c.endswith("_loss") or c.startswith(("accuracy/", "alignment_"))))
     if not measures:
         return
     first = [m for m in ("lm_loss", "accuracy/mean") if m in measures] or measures[:1]
@@ -49,19 +50,32 @@ def _training_row(name: str) -> dict[str, object]:
         return {"model": name, "state": "not finished"}
     record = json.loads(record_file.read_text())
     recipe, alignment = record["recipe"], record["recipe"]["alignment"]
-    aligned = "none" if alignment["objective"] == "none" else f"{alignment['vfm']}, layer {alignment['layer']}, weight {alignment['weight']}"
-    if alignment["objective"] != "none" and alignment.get("teacher_norm", "own") != "own":
-        aligned += ", CLIP-normalised"
     return {
         "model": name,
         "state": "finished",
-        "alignment": aligned,
+        "alignment": _alignment(alignment),
         "seed": recipe["seed"],
         "steps": recipe["optim"]["steps"],
         "seconds": round(record["seconds"]),
         "steps/s": round(record["steps_per_second"], 2),
         "git": record["git"][:8] + (" (dirty)" if record["dirty"] else ""),
     }
+
+
+def _alignment(settings: dict[str, Any]) -> str:
+    """What was aligned to what, in a few words; records from before a key existed had its default, and one layer or one VFM as a plain value."""
+    layer, vfm = (", ".join(map(str, v)) if isinstance(v, list) else str(v) for v in (settings["layer"], settings["vfm"]))
+    words = []
+    if settings["objective"] != "none":
+        target = {"vfm": vfm, "encoder": "own encoder", "projector": "own projector"}[settings.get("target", "vfm")]
+        words = [target, f"layer {layer}", f"weight {settings['weight']}"]
+        defaults = {"objective": "cosine", "schedule": "constant", "heads": "each", "where": "output"}
+        words += [f"{key} {settings[key]}" for key, usual in defaults.items() if settings.get(key, usual) != usual]
+        if settings.get("teacher_norm", "own") != "own":
+            words.append("CLIP-normalised")
+    if settings.get("residual", "none") != "none":
+        words.append(f"residual {settings['residual']}" + (f", layer {layer}" if not words else ""))
+    return ", ".join(words) or "none"
 
 
 def _stored() -> None:

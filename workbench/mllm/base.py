@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from workbench.data.base import content_hash, upright_rgb
 from workbench.errors import ModelError, UnknownNameError
+from workbench.mllm.residual import KEY, Residual, load_residual
 from workbench.registry import Registry
 from workbench.weights import fingerprint
 
@@ -146,14 +147,15 @@ def family_of(config: PretrainedConfig) -> Family:
 class MLLM:
     """A model, its processor and its family; make one with `MLLM.load`."""
 
-    def __init__(self, model: Any, processor: Any, family: Family, name: str) -> None:
-        self.model, self.processor, self.family, self.name = model.eval(), processor, family, name
+    def __init__(self, model: Any, processor: Any, family: Family, name: str, residual: Residual | None = None) -> None:
+        self.model, self.processor, self.family, self.name, self.residual = model.eval(), processor, family, name, residual
         self.config: PretrainedConfig = model.config
         self.lock = threading.RLock()  # one trace of a model at a time
         if processor.chat_template is None:
             processor.chat_template = processor.tokenizer.chat_template
         settings = {key: value for key, value in self.config.to_diff_dict().items() if key != "_name_or_path"}
-        self.fingerprint = content_hash(fingerprint(model.state_dict()), settings, processor.image_processor.to_dict(), processor.chat_template)
+        adapters = {f"{KEY}.{key}": value for key, value in residual.state_dict().items()} if residual is not None else {}
+        self.fingerprint = content_hash(fingerprint(model.state_dict() | adapters), settings, processor.image_processor.to_dict(), processor.chat_template)
         self.processor.tokenizer.padding_side = "left"  # generation continues from the last position
 
     @classmethod
@@ -161,6 +163,8 @@ class MLLM:
         cls, name: str, *, dtype: str = "auto", device: str = "auto", revision: str | None = None, validate: bool = True, trust_remote_code: bool = False
     ) -> MLLM:
         """Load a hub id or a folder, and check causally that its visual tokens are where its family says.
+
+        A model that was trained with a residual (`visual_residual` in its config.json) gets it back here; plain transformers ignores it.
 
         Args:
             validate: False skips the causal check, and takes a checkpoint with tensors that the model has no place for.
@@ -190,7 +194,7 @@ class MLLM:
         model, report = loaded
         _check_complete(name, report, strict=validate)
         model.to(where if device == "auto" else device)
-        mllm = cls(model, processor, family, name)
+        mllm = cls(model, processor, family, name, load_residual(model, name, revision))
         if validate:
             from workbench.mllm.validate import validate as check
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from workbench.errors import DataError
 from workbench.mllm.base import Box, VisualTokens
 from workbench.vfm.base import VFM
 
@@ -22,7 +23,13 @@ def patches_under(vfm: VFM, pictures: Sequence[Image.Image], places: Sequence[Se
 
 
 def layers_under(vfm: VFM, layers: Sequence[int], pictures: Sequence[Image.Image], places: Sequence[Sequence[VisualTokens]]) -> list[Patches]:
-    """The same for each of `layers` (without any: its output) from one pass; rasters of one grid go through it together."""
+    """The same for each of `layers` (without any: its output) from one pass; rasters of one grid go through it together.
+
+    Raises:
+        DataError: visual tokens without a raster.
+    """
+    if any(raster.grid is None for sample in places for raster in sample):
+        raise DataError("some visual tokens have no rows and columns: expected a place in the image for each")
     layers = list(dict.fromkeys(layers))
     found: list[list[list[Any]]] = [[[None] * len(sample) for sample in places] for _ in layers or (None,)]
     jobs = [(raster.grid, row, number) for row, sample in enumerate(places) for number, raster in enumerate(sample)]

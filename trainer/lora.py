@@ -1,0 +1,66 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021) on the language model, through peft, and plain weights again out of them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trainer.config import LoraConfig
+from workbench.errors import ConfigError, UnknownNameError
+
+
+def check_peft() -> None:
+    """See that peft is installed."""
+    if find_spec("peft") is None:
+        raise ConfigError("model.train is lora: expected the package peft, which pip install 'viral-workbench[lora]' brings")
+
+
+def add_lora(model: PreTrainedModel, config: LoraConfig) -> None:
+    """Put adapters into the language model, in place; only they require a gradient then, and the class and its paths stay what they were.
+
+    Raises:
+        ConfigError: peft is not installed.
+        UnknownNameError: a target that no linear layer of the language model is called.
+    """
+    check_peft()
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
+    decoder: Any = model.get_decoder()
+    below = next(name for name, part in model.named_modules() if part is decoder)
+    linear = [f"{below}.{name}" for name, part in decoder.named_modules() if isinstance(part, nn.Linear)]
+    for target in config.targets:
+        if not any(name.split(".")[-1] == target for name in linear):
+            raise UnknownNameError("model.lora.targets", target, {name.split(".")[-1] for name in linear})
+    chosen = [name for name in linear if name.split(".")[-1] in config.targets]
+    inject_adapter_in_model(PeftConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=chosen), model)  # type: ignore[arg-type]
+
+
+def adapters(model: nn.Module) -> dict[str, Any]:
+    """The layers that have an adapter, by name; none for a model without LoRA."""
+    if find_spec("peft") is None:
+        return {}
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: part for name, part in model.named_modules() if isinstance(part, BaseTunerLayer)}
+
+
+def merged_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The tensors of `model` as if it had never had adapters: W + (alpha / rank) B A where it has one."""
+    state, layers = dict(model.state_dict()), adapters(model)
+    for name, layer in layers.items():
+        own = {key: state.pop(key) for key in [key for key in state if key.startswith(f"{name}.")]}
+        state |= {key.replace(f"{name}.base_layer.", f"{name}."): value for key, value in own.items() if key.startswith(f"{name}.base_layer.")}
+        state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight("default").to(state[f"{name}.weight"])
+    return state
+
+
+def merge(model: PreTrainedModel) -> None:
+    """Put plain linear layers in the adapters' place, in place."""
+    for name, layer in adapters(model).items():
+        layer.merge()
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, layer.get_base_layer())
