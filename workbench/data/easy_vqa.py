@@ -1,0 +1,79 @@
+"""easy-VQA (Victor Zhou, 2019): images and questions made by others, one coloured shape in each image.
+
+    sample:  <64 x 64 image>  "does the image not contain a gray shape?"  ->  "yes"
+
+Images, questions, answers and the division into train and test are the authors' own, word for word. The validation split is ours: the last 500 of their
+4000 training images, which `easy_vqa:train` then lacks. The questions are not balanced exactly given their text, so chance is one over the options and
+`tests/test_easy_vqa.py` measures what a model of the text alone reaches. Objects are not known.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import numpy as np
+
+from workbench.data.base import DATASETS, Dataset, Sample, check_split, content_hash
+from workbench.data.folder import read_image
+from workbench.data.sources import Source, source_folder
+from workbench.errors import DataError
+
+SOURCE = Source(
+    name="easy-vqa",
+    wheel="easy-vqa==1.0",
+    root="easy_vqa/data/",
+    patterns=("answers.txt", "*/questions.json", "*/images/*.png"),
+    digest="cddd207fc33de73277f16d298532879add0b6c44a8de2b11fd102d700a46ed12",
+    licence="MIT, Victor Zhou 2019",
+)
+TRAIN_IMAGES = 3500
+SPLITS = {"train": ("train", 0, TRAIN_IMAGES), "val": ("train", TRAIN_IMAGES, 4000), "test": ("test", 0, 1000)}
+OPTIONS = {
+    "shape": ("circle", "rectangle", "triangle"),
+    "colour": ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow"),
+    "yes_no": ("yes", "no"),
+    "yes_no_negated": ("yes", "no"),
+}
+
+
+@DATASETS.register("easy_vqa")
+def easy_vqa(split: str, *, limit: int | None = None, seed: int = 0) -> Dataset:
+    """Load `easy_vqa:train`, `easy_vqa:val` or `easy_vqa:test`; `limit` keeps a random subset of the images, drawn with `seed`.
+
+    Raises:
+        DataError: the package that carries the data cannot be had.
+    """
+    check_split("easy_vqa", split, tuple(SPLITS))
+    part, first, end = SPLITS[split]
+    folder = source_folder(SOURCE) / part
+    kept = np.arange(first, end)
+    if limit is not None and limit < len(kept):
+        kept = np.sort(np.random.default_rng(seed).choice(kept, limit, replace=False))
+    asked: dict[int, list[tuple[str, str]]] = {int(image): [] for image in kept}
+    words: set[str] = set()
+    for question, answer, image in json.loads((folder / "questions.json").read_text()):
+        words.update(f"{question} {answer}".split())
+        if image in asked:
+            asked[image].append((question, answer))
+    samples = []
+    for image, questions in asked.items():
+        load = partial(read_image, folder / "images" / f"{image}.png")
+        for number, (question, answer) in enumerate(questions):
+            category = category_of(question, answer)
+            samples.append(Sample(f"{part}-{image:04d}-{number:02d}", f"{part}-{image:04d}", load, question, answer, OPTIONS[category], category))
+    return Dataset(f"easy_vqa:{split}", samples, content_hash("easy_vqa", SOURCE.digest, split, *map(int, kept)), sorted(words))
+
+
+def category_of(question: str, answer: str) -> str:
+    """The question type: what is asked for, and whether a yes-or-no question is negated ("is no red shape present?").
+
+    Raises:
+        DataError: an answer that belongs to no type.
+    """
+    if answer in OPTIONS["yes_no"]:
+        return "yes_no_negated" if {"no", "not"} & set(question.split()) else "yes_no"
+    for category in ("shape", "colour"):
+        if answer in OPTIONS[category]:
+            return category
+    raise DataError(f"easy_vqa: answer '{answer}' to '{question}' is of no known type: expected {', '.join(OPTIONS)}")

@@ -1,0 +1,221 @@
+"""What the generated worlds share: where things stand, what is asked about them, and why the text alone gives nothing away.
+
+Each question type is balanced *given its text*, by symmetry and not by rejection afterwards: counts are drawn uniformly before the things, names are
+assigned independently of places, places are exchangeable and mirror-symmetric, and as many absent as present things are asked for. A model that sees only
+the text is therefore at chance on every type.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol, TypeVar
+
+import numpy as np
+from PIL import Image
+from scipy.stats import binom
+
+from workbench.data.base import Dataset, Object, Sample, check_split, content_hash
+
+COUNTS = ("0", "1", "2", "3")
+CENTRE_MARGIN = 0.08  # a thing nearer to the middle line than this is not asked for its side
+RELATION_MARGIN = 0.12  # nor are two things whose centres differ by less
+
+COUNT = "how many {a} ?"
+SIDE_X = "is {a} left or right ?"
+SIDE_Y = "is {a} top or bottom ?"
+RELATION_X = "is {a} left or right of {b} ?"
+RELATION_Y = "is {a} above or below {b} ?"
+NEIGHBOUR = {"left": "what is left of {a} ?", "right": "what is right of {a} ?", "above": "what is above {a} ?", "below": "what is below {a} ?"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a scene, before it is tied to a picture; the attributes are those of `Sample`."""
+
+    text: str
+    answer: str
+    options: tuple[str, ...]
+    category: str
+
+
+class Placed(Protocol):
+    """A thing with its centre in pixels."""
+
+    @property
+    def x(self) -> float: ...
+
+    @property
+    def y(self) -> float: ...
+
+
+T = TypeVar("T")
+P = TypeVar("P", bound=Placed)
+Named = Sequence[tuple[str, P]]
+"""Things that one word picks out, with that word."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The measures of a generated world, in which every scene is a function of (split, seed, index) alone.
+
+    Attributes:
+        version: part of every random stream and of the fingerprint: raise it when any scene or question changes.
+        splits: number of scenes of each.
+        size: pixels a side.
+        objects: probability of 1, 2, ... things.
+        radius: least, and greatest for 1, 2, ... things, of the disc in which a thing lies, in pixels.
+    """
+
+    name: str
+    version: int
+    splits: Mapping[str, int]
+    size: int
+    objects: tuple[float, ...]
+    radius: tuple[float, tuple[float, ...]]
+
+    def generator(self, split: str, seed: int, index: int, purpose: int) -> np.random.Generator:
+        """The random stream of one purpose (layout, picture, questions) of one scene."""
+        return np.random.default_rng([self.version, seed, list(self.splits).index(split), index, purpose])
+
+    def dataset(
+        self, split: str, seed: int, limit: int | None, scene: Callable[[str, int, int], list[Sample]], words: Iterable[str], *content: object, spec: str = ""
+    ) -> Dataset:
+        """The first `limit` scenes of a split.
+
+        Args:
+            scene: (split, seed, index) -> the samples of a scene.
+            words: the closed vocabulary.
+            content: what determines the scenes besides the world's version.
+            spec: how the split is asked for, where that takes more than its name.
+        """
+        check_split(self.name, split, tuple(self.splits))
+        count = min(self.splits[split], limit or self.splits[split])
+        samples = [sample for index in range(count) for sample in scene(split, seed, index)]
+        return Dataset(f"{self.name}:{spec or split}", samples, content_hash(self.name, self.version, *content, split, seed, count), words)
+
+    def draw_number(self, rng: np.random.Generator) -> int:
+        """Draw how many things a scene has."""
+        return 1 + int(rng.choice(len(self.objects), p=self.objects))
+
+    def draw_places(self, rng: np.random.Generator, number: int) -> list[tuple[float, float, float]]:
+        """Draw `number` discs (x, y, radius) that neither touch nor leave the image."""
+        least, most = self.radius
+        while True:
+            placed: list[tuple[float, float, float]] = []
+            for _ in range(40 * number):
+                radius = rng.uniform(least, most[number - 1])
+                x, y = rng.uniform(radius + 2, self.size - radius - 2, size=2)
+                if all((x - a) ** 2 + (y - b) ** 2 > (radius + r + 3) ** 2 for a, b, r in placed):
+                    placed.append((float(x), float(y), float(radius)))
+                if len(placed) == number:
+                    return placed
+
+    def count_questions(self, rng: np.random.Generator, present: Iterable[str], names: Sequence[str]) -> list[Question]:
+        """How many of each name there are, asked so rarely for the usual counts that all counts are asked for alike.
+
+        Args:
+            present: names in the scene, as `draw_repeated` drew them.
+            names: all names.
+        """
+        times, accepted, questions = Counter(present), acceptance(len(names), self.objects), []
+        for name in names:
+            draw, count = rng.random(), times[name]
+            if count < len(COUNTS) and draw < accepted[count]:
+                questions.append(Question(COUNT.format(a=name), COUNTS[count], COUNTS, "count"))
+        return questions
+
+    def position_questions(self, named: Named[P]) -> list[Question]:
+        """On which side of the image each thing lies."""
+        questions = []
+        for name, item in named:
+            x, y = item.x / self.size - 0.5, item.y / self.size - 0.5
+            if abs(x) > CENTRE_MARGIN:
+                questions.append(Question(SIDE_X.format(a=name), "left" if x < 0 else "right", ("left", "right"), "position_x"))
+            if abs(y) > CENTRE_MARGIN:
+                questions.append(Question(SIDE_Y.format(a=name), "top" if y < 0 else "bottom", ("top", "bottom"), "position_y"))
+        return questions
+
+    def relation_questions(self, rng: np.random.Generator, named: Named[P], most: int = 4) -> list[Question]:
+        """On which side of one another pairs of things lie, at most `most` pairs an axis."""
+        pairs = [(a, b) for a in named for b in named if a[1] is not b[1]]
+        by_axis: dict[str, list[Question]] = {"x": [], "y": []}
+        for i in rng.permutation(len(pairs)):
+            (name, item), (other_name, other) = pairs[i]
+            dx, dy = (item.x - other.x) / self.size, (item.y - other.y) / self.size
+            if abs(dx) > RELATION_MARGIN:
+                text = RELATION_X.format(a=name, b=other_name)
+                by_axis["x"].append(Question(text, "left" if dx < 0 else "right", ("left", "right"), "relation_x"))
+            if abs(dy) > RELATION_MARGIN:
+                text = RELATION_Y.format(a=name, b=other_name)
+                by_axis["y"].append(Question(text, "above" if dy < 0 else "below", ("above", "below"), "relation_y"))
+        return by_axis["x"][:most] + by_axis["y"][:most]
+
+    def neighbour_questions(self, named: Named[P], things: Sequence[tuple[str, P]], names: Sequence[str]) -> list[Question]:
+        """What lies on one side of a thing: asked where exactly one thing does, at least one lies on the other side, and no place is in doubt.
+
+        The thing on the other side makes the direction matter: with two things the answer would be "the other one".
+
+        Args:
+            named: the things that are asked about.
+            things: all things of the scene with their names.
+            names: all names; the options are those that the question does not say.
+        """
+        questions = []
+        for name, item in named:
+            others = [(other_name, other) for other_name, other in things if other is not item]
+            for axis, (low, high) in (("x", ("left", "right")), ("y", ("above", "below"))):
+                gaps = [((getattr(other, axis) - getattr(item, axis)) / self.size, other_name) for other_name, other in others]
+                if any(abs(gap) <= RELATION_MARGIN for gap, _ in gaps):
+                    continue
+                sides = {low: [n for gap, n in gaps if gap < 0], high: [n for gap, n in gaps if gap > 0]}
+                for side, opposite in ((low, high), (high, low)):
+                    if len(sides[side]) == 1 and sides[opposite]:
+                        options = tuple(option for option in names if option != name)
+                        questions.append(Question(NEIGHBOUR[side].format(a=name), sides[side][0], options, f"neighbour_{axis}"))
+        return questions
+
+
+def draw_repeated(rng: np.random.Generator, names: list[str], number: int) -> list[str]:
+    """Draw `number` names, of which a random one stands there a uniform 0..min(3, number) times, in random order."""
+    chosen = str(rng.choice(names))
+    count = int(rng.integers(0, min(len(COUNTS) - 1, number) + 1))
+    drawn = [chosen] * count + [str(name) for name in rng.choice([name for name in names if name != chosen], size=number - count)]
+    return [drawn[i] for i in rng.permutation(number)]
+
+
+@cache
+def acceptance(names: int, objects: tuple[float, ...]) -> tuple[float, ...]:
+    """Probability of asking for a count of 0, 1, 2, 3 so that the asked counts are uniform: the rarest over each one's probability.
+
+    The probabilities are those of `draw_repeated` with `names` names, for a name picked in advance.
+    """
+    most = len(COUNTS) - 1
+    probability = np.zeros(len(COUNTS))
+    for number, weight in enumerate(objects, start=1):
+        for count in range(min(most, number) + 1):
+            share = weight / (min(most, number) + 1)
+            probability[count] += share / names
+            probability += share * (1 - 1 / names) * binom.pmf(np.arange(len(COUNTS)), number - count, 1 / (names - 1))
+    return tuple(probability.min() / probability)
+
+
+def unique(items: Sequence[T], key: Callable[[T], Hashable]) -> list[T]:
+    """The items whose key no other one has."""
+    times = Counter(map(key, items))
+    return [item for item in items if times[key(item)] == 1]
+
+
+def shuffled_samples(
+    rng: np.random.Generator, image_id: str, load: Callable[[], Image.Image], questions: Sequence[Question], objects: tuple[Object, ...]
+) -> list[Sample]:
+    """All questions about a scene, in random order."""
+    picked = [questions[i] for i in rng.permutation(len(questions))]
+    return [Sample(f"{image_id}-{n:02d}", image_id, load, q.text, q.answer, q.options, q.category, objects) for n, q in enumerate(picked)]
+
+
+def template_words(templates: Iterable[str]) -> set[str]:
+    """The words of question templates, without what is filled in."""
+    return {word for text in templates for word in text.format(a="", b="").split()}
