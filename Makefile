@@ -29,8 +29,9 @@ $(RUNS)/baseline/training.json $(RUNS)/viral/training.json &: | env
 	@echo "== training"
 	$(BIN)/python -m trainer.sweep trainer/sweeps/demo.yaml --output_dir $(RUNS)
 
+# Two workers, one thread each: most of the time goes into starting commands. The files go to a worker whole, with the models they share.
 test: env browser
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # The browser test needs Debian's chromium; without it the test skips, and fails where CI is set.
 browser:

@@ -25,7 +25,8 @@ from transformers import TrainingArguments
 
 from trainer.alignment import cosine_loss
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
-from trainer.loop import AlignmentTrainer, prepare
+from trainer.loop import AlignmentTrainer
+from trainer.prepare import prepare
 
 WARM_UP = 3  # rounds
 BASELINE, CACHED, COMPUTED, EVERY = "baseline", "VIRAL, VFM from the cache", "VIRAL, VFM at every step", "VIRAL from the cache, head on all positions"

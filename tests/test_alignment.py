@@ -21,7 +21,8 @@ from tests.tiny import BUILDERS, build
 from trainer.alignment import AlignmentHead, attach_alignment, cosine_loss, relation_loss, weight_at
 from trainer.config import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, Recipe
 from trainer.data import collate
-from trainer.loop import prepare, train
+from trainer.loop import train
+from trainer.prepare import prepare
 from workbench.capture import edit, read
 from workbench.config import parse
 from workbench.dashboard.runs_page import _alignment
@@ -367,7 +368,7 @@ def test_the_target_of_the_projector_has_no_gradient() -> None:
 
 def test_the_controls_act_on_the_own_encoder_too() -> None:
     plain, others = (prepare(tiny(target="encoder", images=images)) for images in ("same", "others"))
-    assert torch.equal(plain.train.targets["encoder"], plain.train.inputs)
+    assert torch.equal(plain.train.targets["encoder"].rows(range(8)), plain.train.inputs.rows(range(8)))
     assert all(not torch.equal(plain.train.inputs[i], others.train.targets["encoder"][i]) for i in range(8))
 
 
@@ -383,7 +384,7 @@ def test_the_default_head_and_loss_are_what_they_were() -> None:
     processor = build_processor(TINY.model, sorted(train.vocabulary | val.vocabulary))
     set_seed(0)
     llava, _ = build_llava(TINY.model, processor)
-    start_connector(llava, ready.train.inputs, 8)
+    start_connector(llava, ready.train.inputs.rows(range(8)), 8)
     load_vfm("efficientnet-lite0")
     head = AlignmentHead(32, 16, 112)
     assert all(torch.equal(a, b) for a, b in zip(head.parameters(), ready.model.alignment.parameters(), strict=True))

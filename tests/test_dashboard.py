@@ -160,7 +160,7 @@ def test_in_a_real_browser(served: str) -> None:
         expect(page.get_by_role("heading", name="Runs", exact=True)).to_be_visible(timeout=30_000)
         page.get_by_role("link", name="Alignment").click()
         expect(page.get_by_role("heading", name="Alignment", exact=True)).to_be_visible(timeout=60_000)
-        expect(page.locator(".js-plotly-plot")).to_be_visible(timeout=60_000)
+        expect(page.locator(".js-plotly-plot").first).to_be_visible(timeout=60_000)
         slider = page.get_by_role("slider")
         slider.focus()
         before = slider.get_attribute("aria-valuetext")

@@ -29,7 +29,7 @@ from workbench.files import cache_folder, locked
 TINY = Recipe(
     model=ModelConfig(layers=3, width=32, ffn=64),
     data=DataConfig(limit_train=24, limit_val=8),
-    alignment=AlignmentConfig(objective="cosine", layer=2, hidden=16, images="others", centre=True),
+    alignment=AlignmentConfig(objective="cosine", layer=(2,), hidden=16, images="others", centre=True),
 )
 
 
@@ -289,7 +289,7 @@ def test_another_order_and_less_a_mean() -> None:
 def test_computed_at_every_step_equals_cached_within_noise() -> None:
     """Real networks: inputs, targets, and both losses and gradients of a training step; the frozen tower stays in eval mode."""
     from trainer.data import collate
-    from trainer.loop import prepare
+    from trainer.prepare import prepare
 
     both = []
     for mode in ("cache", "compute"):
@@ -299,7 +299,7 @@ def test_computed_at_every_step_equals_cached_within_noise() -> None:
         output = ready.model(**batch)
         (output.lm_loss + 0.5 * output.alignment_loss).backward()
         gradient = ready.model.llava.model.multi_modal_projector.linear_1.weight.grad
-        both.append((batch["connector_inputs"], batch["target"], output.lm_loss.detach(), output.alignment_loss.detach(), gradient))
+        both.append((batch["connector_inputs"], batch["targets"]["efficientnet-lite0"], output.lm_loss.detach(), output.alignment_loss.detach(), gradient))
         tower = ready.model.llava.model.vision_tower
         assert not (mode == "compute" and tower.training) and all(p.grad is None for p in tower.parameters())
     for one, other in zip(*both, strict=True):

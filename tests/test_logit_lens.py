@@ -219,7 +219,7 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
     assert stored.record["words"]["red"] == "red" and not stored.record["words_left_out"]
     figures = ANALYSIS.figures(found)
     words = figures["Words over image 0"]
-    assert len(words.layout.sliders[0].steps) == 4 and sum(trace.visible for trace in words.data if trace.mode == "text") == 2
+    assert len(words.layout.sliders[0].steps) == 4 and sum(trace.visible for trace in words.data if trace.type == "scatter" and trace.mode == "text") == 2
     for step in words.layout.sliders[0].steps:  # each step shows both pictures and one layer of both models
         assert sum(step.args[0]["visible"]) == 4
     assert sum(trace.fill == "toself" for trace in figures["colour: right word first of its kind"].data) == 5  # two models, objects and background, null
@@ -234,7 +234,8 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
         (["--cover", "0"], "cover is 0: expected more than 0, 1 at most"),
         (["--maps", "0", "--no-scores"], "maps is 0 without scores"),
         (["--data", "folder:PHOTOS"], "knows no objects: expected one that does"),
-        (["--limit", "1"], "1 of 1 images have a cell covered"),
+        (["--limit", "1"], "2 words with a token of their own: expected at least 2 of a kind"),
+        (["--limit", "2", "--cover", "1"], "1 of 2 images have a cell covered to 1"),
     ],
 )
 def test_bad_input_is_one_sentence(runs_folder: Path, tmp_path: Path, words: list[str], message: str) -> None:

@@ -21,8 +21,8 @@ from tests.conftest import ROOT, SMALL, SMALL_VIRAL, recipe, run
 from trainer.alignment import AlignmentHead, cosine_loss
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, Recipe
 from trainer.data import collate
-from trainer.loop import prepare
 from trainer.model import block_diagonal_mask
+from trainer.prepare import prepare
 from workbench.data import load_data
 from workbench.mllm import MLLM
 from workbench.weights import check_unchanged, load_weights

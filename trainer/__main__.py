@@ -28,7 +28,8 @@ def main(argv: list[str]) -> None:
     if config.start is not None and config.start.suffix == ".yaml" and recipe is not None:
         config = replace(config, start=config.start if config.start.exists() else recipe.parent / config.start)
 
-    from trainer.loop import accuracy_table, train  # after parsing: a typo is answered at once
+    from trainer.evaluation import accuracy_table  # after parsing: a typo is answered at once
+    from trainer.loop import train
 
     evaluation = train(config, sys.argv)
     print(accuracy_table(evaluation, config.seed).to_string(index=False, float_format="{:.3f}".format))

@@ -1,4 +1,4 @@
-"""The training run: data and features, the Trainer subclass, evaluation, and what is written to the output folder."""
+"""The training run: the Trainer subclass, and what is written to the output folder."""
 
 from __future__ import annotations
 
@@ -6,156 +6,34 @@ import json
 import shutil
 import sys
 import time
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
-from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader
-from transformers import LlavaForConditionalGeneration, LlavaProcessor, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers import LlavaForConditionalGeneration, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from trainer.alignment import attach_alignment, weight_at
-from trainer.config import AlignmentConfig, Recipe
-from trainer.data import PackedDataset, Packer, collate, first_questions
-from trainer.features import DerivedFeatures, Features, frozen_features
+from trainer.alignment import weight_at
+from trainer.checkpoint import load_model, save_model
+from trainer.config import Recipe
+from trainer.data import collate
+from trainer.evaluation import accuracy_table, answer_packed
 from trainer.language import check_language
-from trainer.lora import adapters, add_lora, check_peft, merge, merged_state
-from trainer.model import (
-    IGNORED,
-    AlignedForConditionalGeneration,
-    build_llava,
-    build_processor,
-    connector_inputs,
-    input_deviation,
-    load_start,
-    start_connector,
-)
+from trainer.lora import adapters, check_peft, merge
 from trainer.output import RECIPE_FILE, alone, check_output, check_same_recipe, write_recipe
+from trainer.prepare import Prepared, prepare
 from workbench.config import as_mapping, parse
-from workbench.data import Dataset, load_data
 from workbench.errors import ConfigError, RunError
-from workbench.files import HEAD_FILE, atomic_file, atomic_folder, make_folder
-from workbench.mllm.residual import FILE as RESIDUAL_FILE
-from workbench.mllm.residual import attach_residual, save_residual
+from workbench.files import atomic_file, atomic_folder, make_folder
 from workbench.runs import environment
-from workbench.stats import bootstrap_ci
 from workbench.training import LOG_FILE, RECORD_FILE
-from workbench.vfm import VFM, find_vfm, load_vfm
+from workbench.vfm import find_vfm
 from workbench.weights import CATALOGUE as WEIGHTS
 from workbench.weights import check_unchanged, load_weights, weights_folder
-
-LORA_FILE = "trained.safetensors"  # in a checkpoint of a LoRA run: what is trained, exactly; its model.safetensors is merged
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything a run needs before its first step."""
-
-    model: AlignedForConditionalGeneration
-    processor: LlavaProcessor
-    train: PackedDataset
-    val: PackedDataset
-    input_rate: float
-    record: dict[str, object]
-
-
-def prepare(recipe: Recipe) -> Prepared:
-    """Build model, data and features. The language model's initial weights depend on the seed only, never on the alignment."""
-    train, val = load_data(recipe.data.train, limit=recipe.data.limit_train), load_data(recipe.data.val, limit=recipe.data.limit_val)
-    processor = build_processor(recipe.model, sorted(train.vocabulary | val.vocabulary))
-    set_seed(recipe.seed)
-    llava, parts = build_llava(recipe.model, processor)
-    recipe.check_layer(len(llava.model.language_model.layers))
-    record: dict[str, object] = {"tower": recipe.model.tower, "data": train.fingerprint, "val": val.fingerprint}
-    record |= {f"{part}_fingerprint": value for part, value in parts.items()}
-
-    llava.eval()
-    key = (parts["tower"], recipe.model.tower_features, recipe.model.image_size)
-    train_inputs, val_inputs = (
-        frozen_features(data, key, lambda images: connector_inputs(llava, processor, images), what=recipe.model.tower, mode=recipe.data.features)
-        for data in (train, val)
-    )
-    side = recipe.model.image_size // processor.patch_size
-    sample = train_inputs.rows(range(min(256, len(train_inputs))))  # a few thousand tokens fix mean and deviation well
-    if recipe.start is None:
-        start_connector(llava, sample, side)
-    else:
-        record["start_fingerprint"] = load_start(llava, processor, recipe.start)
-        check_unchanged(recipe.model.tower, llava.model.vision_tower.state_dict(), load_weights(recipe.model.tower))
-    input_rate = llava.lm_head.in_features / sample.shape[-1] / input_deviation(sample)
-
-    if recipe.model.train == "lora":
-        add_lora(llava, recipe.model.lora)
-        llava.model.multi_modal_projector.requires_grad_(True)
-    settings, residual = recipe.alignment, None
-    if settings.residual != "none":
-        residual = attach_residual(llava, settings.residual, sorted(settings.layer), train_inputs.shape[-1])
-    packer = Packer(processor, train_inputs.shape[1])
-    few_train, few_val = (first_questions(data, recipe.data.questions) for data in (train, val))
-    val_set = PackedDataset(few_val, packer, val_inputs)
-    if not settings.aligned:
-        model = AlignedForConditionalGeneration(llava, None, residual)
-        return Prepared(model, processor, PackedDataset(few_train, packer, train_inputs), val_set, input_rate, record)
-    targets: dict[str, Features] | None = None
-    if settings.target == "projector":
-        dims = {"projector": llava.lm_head.in_features}
-    else:
-        if settings.target == "vfm":
-            targets, vfm_record = _vfm_features(recipe, train, (side, side))
-            record |= vfm_record
-        else:
-            targets = {"encoder": train_inputs}
-        targets = {name: _controlled(settings, values, recipe.seed) for name, values in targets.items()}
-        dims = {name: values.shape[-1] for name, values in targets.items()}
-    alignment = attach_alignment(
-        llava, layers=settings.layer, dims=dims, objective=_objective(settings), heads=settings.heads, where=settings.where, hidden=settings.hidden
-    )
-    model = AlignedForConditionalGeneration(llava, alignment, residual, to_projector=settings.target == "projector")
-    return Prepared(model, processor, PackedDataset(few_train, packer, train_inputs, targets), val_set, input_rate, record)
-
-
-def _objective(settings: AlignmentConfig) -> Literal["cosine", "relation"]:
-    assert settings.objective != "none"
-    return settings.objective
-
-
-def _vfm_features(recipe: Recipe, data: Dataset, grid: tuple[int, int]) -> tuple[dict[str, Features], dict[str, object]]:
-    """Features (image, token, dim) of `data` by VFM, and the VFMs' record: plain values for one, lists for several."""
-    features, records = {}, []
-    for name in recipe.alignment.vfm:
-        vfm = load_vfm(name, teacher_norm=recipe.alignment.teacher_norm)
-        key = (vfm.entry.identity(), grid)
-        features[name] = frozen_features(data, key, partial(_tokens, vfm, grid), what=vfm.name, mode=recipe.data.features)
-        records.append(vfm.record())
-    return features, dict(records[0]) if len(records) == 1 else {key: [record[key] for record in records] for key in records[0]}
-
-
-def _tokens(vfm: VFM, grid: tuple[int, int], images: list[Image.Image]) -> Tensor:
-    return vfm(images, grid=grid).tokens()
-
-
-def _controlled(settings: AlignmentConfig, targets: Features, seed: int) -> Features:
-    """Targets with the controls that the recipe asks for."""
-    if settings.centre:
-        targets = DerivedFeatures(targets, minus=targets.mean())
-    if settings.images == "others":
-        order = _cyclic(torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed)))
-        targets = DerivedFeatures(targets, order=order.tolist())
-    return targets
-
-
-def _cyclic(order: Tensor) -> Tensor:
-    """A permutation without fixed points: each element goes to the next one in `order`."""
-    result = torch.empty_like(order)
-    result[order] = order.roll(1)
-    return result
 
 
 class AlignmentTrainer(Trainer):
@@ -264,87 +142,7 @@ class AlignmentTrainer(Trainer):
         save_model(self.accelerator.unwrap_model(self.model), self.prepared.processor, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        """Load through from_pretrained: the checkpoint has the hub's key layout, which a plain load with strict=False drops in silence."""
-        target = self.accelerator.unwrap_model(model or self.model)
-        folder = Path(resume_from_checkpoint)
-        if adapters(target.llava):
-            _load_trained(target.llava, load_file(folder / LORA_FILE))
-        else:
-            target.llava.load_state_dict(LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict())
-        if (heads := _heads(target)) is not None:
-            heads.load_state_dict(load_file(folder / HEAD_FILE))
-        if target.residual is not None and len(target.residual.adapters):
-            target.residual.adapters.load_state_dict(load_file(folder / RESIDUAL_FILE))
-
-
-def save_model(model: AlignedForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
-    """Write a plain transformers folder, LoRA merged, with the alignment heads and the residual's adapters beside it."""
-    if adapters(model.llava):
-        model.llava.save_pretrained(folder, state_dict=merged_state(model.llava))
-        save_file(_trained(model.llava), folder / LORA_FILE)
-    else:
-        model.llava.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    if (heads := _heads(model)) is not None:
-        save_file(heads.state_dict(), folder / HEAD_FILE)
-    if model.residual is not None:
-        save_residual(model.residual, folder)
-
-
-def _heads(model: AlignedForConditionalGeneration) -> torch.nn.Module | None:
-    """What HEAD_FILE holds: one head by itself (`0.weight`), several by number (`1.0.weight`), layer by layer, within a layer VFM by VFM."""
-    if model.alignment is None or not len(model.alignment.heads):
-        return None
-    return model.alignment.heads[0] if len(model.alignment.heads) == 1 else model.alignment.heads
-
-
-def _trained(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
-
-
-def _load_trained(model: torch.nn.Module, saved: dict[str, Tensor]) -> None:
-    """Put back what `_trained` gave; the rest is as the recipe builds it.
-
-    Raises:
-        RunError: other tensors than this recipe trains.
-    """
-    own = _trained(model)
-    if own.keys() != saved.keys():
-        raise RunError(f"the checkpoint holds other trained tensors than this recipe has, first {min(own.keys() ^ saved.keys())}")
-    for name, value in own.items():
-        value.copy_(saved[name])
-
-
-@torch.inference_mode()
-def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, batch_size: int) -> pd.DataFrame:
-    """Whether each question is answered right by greedy decoding: every answer token and the end token is the most likely one.
-
-    Returns:
-        One row per sample: id, image_id, category, answer, correct, chance (one over the number of options).
-    """
-    was_training = model.training
-    model.eval()
-    rows, scenes = [], iter(data.data.scenes)
-    for batch in DataLoader(data, batch_size=batch_size, collate_fn=collate):
-        device = next(model.parameters()).device
-        output = model(**{name: value.to(device) for name, value in batch.items()})
-        right = (output.logits.argmax(-1).cpu() == batch["labels"]) | (batch["labels"] == IGNORED)
-        for row in range(len(right)):
-            for number, sample in enumerate(next(scenes), start=1):
-                correct = bool(right[row][batch["segments"][row] == number].all())
-                rows.append((sample.id, sample.image_id, sample.category, sample.answer, correct, 1 / max(1, len(sample.options))))
-    model.train(was_training)
-    return pd.DataFrame(rows, columns=["id", "image_id", "category", "answer", "correct", "chance"])
-
-
-def accuracy_table(evaluation: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Accuracy per question type with a 95 % interval over images: columns category, accuracy, low, high, n, n_images, chance, seed."""
-    rows = []
-    for category, part in evaluation.groupby("category"):
-        interval = bootstrap_ci(part["correct"].to_numpy(), groups=part["image_id"].tolist(), seed=seed)
-        row = {"category": category, "accuracy": interval.estimate, "low": interval.low, "high": interval.high, "n": len(part), "n_images": interval.n}
-        rows.append(row | {"chance": part["chance"].mean(), "seed": seed})
-    return pd.DataFrame(rows)
+        load_model(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
 
 
 class Progress(TrainerCallback):
