@@ -619,11 +619,15 @@ def test_the_fingerprint_knows_the_residual(variants: Path, tmp_path: Path) -> N
 # --- records ------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_runs_page_reads_old_and_new_records() -> None:
-    assert _alignment({"objective": "cosine", "layer": 3, "vfm": "efficientnet-lite0", "weight": 0.5}) == "efficientnet-lite0, layer 3, weight 0.5"
-    assert _alignment({"objective": "none", "layer": 3, "vfm": "efficientnet-lite0", "weight": 0.5}) == "none"
+def test_the_runs_page_reads_old_and_new_records(tmp_path: Path) -> None:
     from workbench.config import as_mapping
+    from workbench.training import training_record
 
+    old = {"layer": 3, "vfm": "efficientnet-lite0", "weight": 0.5}  # of a record from before there could be several
+    for objective, words in (("cosine", "efficientnet-lite0, layer 3, weight 0.5"), ("none", "none")):
+        (tmp_path / "training.json").write_text(json.dumps({"recipe": {"alignment": old | {"objective": objective}}}))
+        assert _alignment(training_record(tmp_path)["recipe"]["alignment"]) == words
     new = as_mapping(AlignmentConfig(objective="relation", layer=(2, 3), vfm=VFMS, teacher_norm="student"))
+    new = json.loads(json.dumps(new))
     assert _alignment(new) == "efficientnet-lite0, dinov2-small, layer 2, 3, weight 0.5, objective relation, CLIP-normalised"
     assert _alignment(as_mapping(AlignmentConfig(residual="projector", layer=(2,)))) == "residual projector, layer 2"

@@ -49,9 +49,13 @@ def training_record(folder: Path) -> dict[str, Any]:
     if not (folder / RECORD_FILE).exists():
         raise RunError(f"{folder} is not the folder of a finished training: expected a {RECORD_FILE} there, which `python -m trainer` writes last")
     try:
-        return dict(json.loads((folder / RECORD_FILE).read_text()))
-    except (OSError, ValueError) as error:
+        record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text())
+        alignment = record["recipe"]["alignment"]
+    except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{folder / RECORD_FILE} is damaged ({error})") from error
+    for key in ("layer", "vfm"):  # plain values in records from before there could be several
+        alignment[key] = alignment[key] if isinstance(alignment[key], list) else [alignment[key]]
+    return record
 
 
 def training_log(folder: Path) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pandas as pd
@@ -10,6 +9,7 @@ import streamlit as st
 
 from workbench import figures, runs
 from workbench.dashboard.shell import below_root, default_models, runs_root, trained_models
+from workbench.training import RECORD_FILE, training_record
 
 EMPTY = "Nothing is stored in {} yet. Train a model with `python -m trainer trainer/recipes/shapes_viral.yaml`, or run `make demo`."
 
@@ -45,10 +45,9 @@ def _training(models: list[str]) -> None:
 
 
 def _training_row(name: str) -> dict[str, object]:
-    record_file = below_root(name) / "training.json"
-    if not record_file.exists():
+    if not (below_root(name) / RECORD_FILE).exists():
         return {"model": name, "state": "not finished"}
-    record = json.loads(record_file.read_text())
+    record = training_record(below_root(name))
     recipe, alignment = record["recipe"], record["recipe"]["alignment"]
     return {
         "model": name,
@@ -63,8 +62,8 @@ def _training_row(name: str) -> dict[str, object]:
 
 
 def _alignment(settings: dict[str, Any]) -> str:
-    """What was aligned to what, in a few words; records from before a key existed had its default, and one layer or one VFM as a plain value."""
-    layer, vfm = (", ".join(map(str, v)) if isinstance(v, list) else str(v) for v in (settings["layer"], settings["vfm"]))
+    """What was aligned to what, in a few words; records from before a key existed had its default."""
+    layer, vfm = (", ".join(map(str, settings[key])) for key in ("layer", "vfm"))
     words = []
     if settings["objective"] != "none":
         target = {"vfm": vfm, "encoder": "own encoder", "projector": "own projector"}[settings.get("target", "vfm")]
