@@ -13,7 +13,8 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str, null: str = "chance
 
     Args:
         curves: columns model, layer, score, low, high, n_images and the column named by `kind`; null_mean and null_q95 where the score has a null,
-            chance where it has a known chance level, otherwise 0 means no change and is drawn as a line. Layer -1 stands for the tower.
+            chance where it has a known chance level; otherwise 0 means no change and is drawn as a line, with to_chance the change that leaves
+            nothing but chance. Layer -1 stands for the tower.
         y: name of the score, shown on the axis.
         kind: the column that dashes tell apart; colours tell models apart.
         null: what the null is called; where it is NaN throughout, none is drawn.
@@ -43,11 +44,11 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str, null: str = "chance
             _null_band(figure, curves, null)
         figure.update_yaxes(rangemode="tozero")
     elif "chance" in curves:
-        ends = [curves["layer"].min(), curves["layer"].max()]
-        dotted = {"color": GREY, "dash": "dot", "width": 1.5}
-        figure.add_scatter(x=ends, y=[curves["chance"].mean()] * 2, name="chance", mode="lines", line=dotted, hovertemplate="%{y:.3f}")
+        _level(figure, curves, "chance", "chance")
     else:
         figure.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1.5})
+        if "to_chance" in curves:
+            _level(figure, curves, "to_chance", "answers at chance")
     _layer_axis(figure, curves["layer"])
     return figure
 
@@ -75,6 +76,13 @@ def _layer_axis(figure: go.Figure, layers: pd.Series) -> None:
     if layers.min() < 0:
         ticks = [-1, *range(0, int(layers.max()) + 1, step)]
         figure.update_xaxes(tickvals=ticks, ticktext=["tower", *map(str, ticks[1:])])
+
+
+def _level(figure: go.Figure, curves: pd.DataFrame, column: str, name: str) -> None:
+    """A dotted line at the mean of `column`."""
+    ends = [curves["layer"].min(), curves["layer"].max()]
+    dotted = {"color": GREY, "dash": "dot", "width": 1.5}
+    figure.add_scatter(x=ends, y=[curves[column].mean()] * 2, name=name, mode="lines", line=dotted, hovertemplate="%{y:.3f}")
 
 
 def _null_band(figure: go.Figure, curves: pd.DataFrame, name: str) -> None:
