@@ -229,14 +229,7 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
         RunError: output_dir already holds a training run and `resume` is not set, or there is nothing to resume.
     """
     folder = recipe.output_dir
-    WEIGHTS.get(recipe.model.tower)
-    if recipe.model.language is not None:
-        WEIGHTS.get(recipe.model.language)
-    if recipe.model.train == "lora":
-        check_peft()
-    if recipe.alignment.aligned and recipe.alignment.target == "vfm":
-        for name in recipe.alignment.vfm:
-            find_vfm(name, teacher_norm=recipe.alignment.teacher_norm)
+    processes.together(lambda: _check_names(recipe))
     stage = recipe.start if recipe.start is not None and recipe.start.suffix == ".yaml" else None
     if stage is not None:
         recipe = replace(recipe, start=folder.parent / f"{stage.stem.split('_')[-1]}-s{recipe.seed}")
@@ -248,17 +241,56 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
         return _train(recipe, checkpoint, argv)
 
 
+def _check_names(recipe: Recipe) -> None:
+    """See that what the recipe names is there and fits the processes, before anything that takes long."""
+    recipe.optim.accumulated(processes.count())
+    WEIGHTS.get(recipe.model.tower)
+    if recipe.model.language is not None:
+        WEIGHTS.get(recipe.model.language)
+    if recipe.model.train == "lora":
+        check_peft()
+    if recipe.alignment.aligned and recipe.alignment.target == "vfm":
+        for name in recipe.alignment.vfm:
+            find_vfm(name, teacher_norm=recipe.alignment.teacher_norm)
+
+
 def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFrame:
     folder, optim = recipe.output_dir, recipe.optim
-    accumulation = optim.accumulated(processes.count())
-    prepared = processes.together(lambda: prepare(recipe))
+    prepared = processes.together(lambda: _enough(prepare(recipe)))
+    trainer = build_trainer(recipe, prepared)
+    processes.on_main(lambda: write_recipe(folder, recipe))
+    trainer.run(checkpoint)
+    seconds = trainer.seconds()
+    if optim.steps % recipe.eval_every or trainer.evaluation is None:
+        trainer.evaluate()
+    state = trainer.whole_state()
+    processes.on_main(lambda: _check_frozen(recipe, prepared.model.llava, part(state, "llava.")))
+    if adapters(prepared.model.llava):
+        merge(prepared.model.llava)  # what is stored is what is evaluated: merging rounds
+        trainer.evaluation = answer_packed(prepared.model, prepared.val, optim.batch_size)
+        state = trainer.whole_state()
+    launch = {"processes": processes.count(), "strategy": processes.strategy(), "global_batch": optim.images(processes.count())}
+    record = {"recipe": as_mapping(recipe), "seconds": seconds, "steps_per_second": optim.steps / seconds, **launch, **prepared.record, **environment(argv)}
+    processes.on_main(lambda: _write_results(trainer, state, record))
+    assert trainer.evaluation is not None
+    return trainer.evaluation
+
+
+def _enough(prepared: Prepared) -> Prepared:
+    """See that every process has an image to train on."""
     if len(prepared.train) < processes.count():
         raise ConfigError(f"{processes.count()} processes for {len(prepared.train)} training images: expected at most as many processes as images")
+    return prepared
+
+
+def build_trainer(recipe: Recipe, prepared: Prepared) -> AlignmentTrainer:
+    """The Trainer of a recipe, for as many processes as there are; it writes nothing yet."""
+    folder, optim = recipe.output_dir, recipe.optim
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=optim.steps,
         per_device_train_batch_size=optim.batch_size,
-        gradient_accumulation_steps=accumulation,
+        gradient_accumulation_steps=optim.accumulated(processes.count()),
         learning_rate=optim.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": optim.final_rate},
@@ -282,22 +314,7 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
     )
     trainer = AlignmentTrainer(recipe=recipe, prepared=prepared, args=arguments, eval_dataset=prepared.val, callbacks=[Progress(folder, optim.steps)])
     trainer.pop_callback(PrinterCallback)
-    processes.on_main(lambda: write_recipe(folder, recipe))
-    trainer.run(checkpoint)
-    seconds = trainer.seconds()
-    if optim.steps % recipe.eval_every or trainer.evaluation is None:
-        trainer.evaluate()
-    state = trainer.whole_state()
-    processes.on_main(lambda: _check_frozen(recipe, prepared.model.llava, part(state, "llava.")))
-    if adapters(prepared.model.llava):
-        merge(prepared.model.llava)  # what is stored is what is evaluated: merging rounds
-        trainer.evaluation = answer_packed(prepared.model, prepared.val, optim.batch_size)
-        state = trainer.whole_state()
-    launch = {"processes": processes.count(), "strategy": processes.strategy(), "global_batch": optim.images(processes.count())}
-    record = {"recipe": as_mapping(recipe), "seconds": seconds, "steps_per_second": optim.steps / seconds, **launch, **prepared.record, **environment(argv)}
-    processes.on_main(lambda: _write_results(trainer, state, record))
-    assert trainer.evaluation is not None
-    return trainer.evaluation
+    return trainer
 
 
 def _write_results(trainer: AlignmentTrainer, state: dict[str, Tensor], record: dict[str, Any]) -> None:

@@ -223,6 +223,8 @@ class AlignedForConditionalGeneration(nn.Module):
     ) -> None:
         super().__init__()
         self.llava, self.config, self.alignment, self.residual, self.to_projector = llava, llava.config, alignment, residual, to_projector
+        blocks = {type(part).__name__ for part in llava.modules()}
+        self._no_split_modules = sorted(blocks & set(llava._no_split_modules or ()))  # what FSDP divides one by one
 
     def forward(
         self,

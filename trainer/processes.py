@@ -84,7 +84,18 @@ def _start_again() -> None:
     number = asked.parse_known_args(psutil.Process(os.getppid()).cmdline())[0].num_processes
     if number < 2:
         raise ConfigError("accelerate started one process of several: expected accelerate launch --multi_gpu --num_processes N, which works without GPUs too")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(number), "--num_machines", "1"]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        str(number),
+        "--num_machines",
+        "1",
+        "--main_process_port",
+        "0",
+    ]
     launch += ["--mixed_precision", os.environ["ACCELERATE_MIXED_PRECISION"], "--dynamo_backend", "no", "-m", "trainer"]
     del os.environ["MASTER_ADDR"]
     sys.stdout.flush()
