@@ -1,9 +1,14 @@
-"""Train several recipes, one after another, in the processes that `accelerate launch` started: -m tests.in_processes WORDS.json, a list of command lines."""
+"""Train several recipes, one after another, in the processes that `accelerate launch` started: -m tests.in_processes WORDS.json, a list of command lines.
+
+$DIE_AT is the end of a path: the process that opens such a file kills itself there and then.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +19,7 @@ from workbench.config import command
 
 
 def main(argv: list[str]) -> None:
+    sys.addaudithook(die)
     processes.start()
     for words in json.loads(Path(argv[0]).read_text()):
         config = processes.together(lambda words=words: read(words))
@@ -24,6 +30,11 @@ def main(argv: list[str]) -> None:
         except processes.ElsewhereError:
             sys.exit(2)
     processes.stop()
+
+
+def die(event: str, arguments: tuple[object, ...]) -> None:
+    if event == "open" and "DIE_AT" in os.environ and str(arguments[0]).endswith(os.environ["DIE_AT"]):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def interrupted(folder: Path) -> None:

@@ -44,6 +44,13 @@ def read(argv: list[str]) -> Recipe:
 
 def run(config: Recipe) -> None:
     """Train, and print the accuracy per question type."""
+    if config.dry_run:
+        from trainer.dry_run import plan
+
+        report = processes.on_main(lambda: plan(config).report())
+        if processes.is_main():
+            print(report)
+        return
     from trainer.evaluation import accuracy_table  # after parsing: a typo is answered at once
     from trainer.loop import train
 

@@ -206,6 +206,8 @@ class Recipe:
     is trained with this seed beside output_dir if it is not there yet."""
     resume: bool = False
     """Continue from the newest whole checkpoint in output_dir."""
+    dry_run: bool = False
+    """Train nothing: check names, shapes, data and disk, and say how large everything is; writes nothing."""
     log_every: int = 20
     """Steps between rows of the training log."""
     eval_every: int = 200
