@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,19 +31,13 @@ LORA = ["--model.train", "lora", "--model.lora.rank", "2", "--model.lora.dropout
 COLUMNS = ["lm_loss", "alignment_loss", "alignment_loss/layer_1/efficientnet-lite0", "loss", "grad_norm", "learning_rate", "epoch"]
 
 
-def launch(*words: str, kill: Path | None = None) -> str:
-    """Run `accelerate launch` and return its stderr; once `kill` is there, end both processes and their launcher as a crash of the machine would."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", *words]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    if kill is not None:
-        deadline = time.monotonic() + 400
-        while not kill.exists():
-            assert process.poll() is None and time.monotonic() < deadline, f"ended or hung before {kill}:\n{process.stderr.read() if process.stderr else ''}"
-            time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)
-    stderr = process.communicate(timeout=500)[1]
-    assert process.returncode == (0 if kill is None else -signal.SIGKILL), stderr
-    return stderr
+def launch(*words: str, fails: bool = False, **environment: str) -> str:
+    """Run `accelerate launch` and return its stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *words], cwd=ROOT, capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+    assert bool(done.returncode) == fails, done.stderr
+    return done.stderr
 
 
 def written(folder: Path) -> tuple[dict[str, torch.Tensor], pd.DataFrame]:
@@ -79,7 +71,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     launch("--num_processes", "2", "-m", "trainer", *to("two"))
     (root / "words.json").write_text(json.dumps([to("lora", *LORA), to("lora-again", *LORA, "--resume"), to("two-killed")]))
     ddp = ["--config_file", "trainer/launch/ddp.yaml"]
-    launch(*ddp, "-m", "tests.in_processes", str(root / "words.json"), kill=root / "two-killed" / ".unfinished" / "checkpoint-4")
+    launch(*ddp, "-m", "tests.in_processes", str(root / "words.json"), fails=True, DIE_AT="two-killed/.unfinished/checkpoint-4/trainer_state.json")
+    assert (root / "two-killed" / ".unfinished" / "checkpoint-4" / "optimizer.pt").exists()
     return root
 
 
@@ -116,19 +109,9 @@ def test_fsdp_divides_the_model_and_writes_the_same_folder(runs: Path) -> None:
     both = [["fsdp"], ["fsdp-again", "--resume"], ["fsdp-lora", *LORA], ["none", "--data.limit_train", "1"]]
     words = [[*TINY, *more, "--output_dir", str(runs / name)] for name, *more in both]
     (runs / "fsdp.json").write_text(json.dumps(words))
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        "trainer/launch/fsdp.yaml",
-        "-m",
-        "tests.in_processes",
-        str(runs / "fsdp.json"),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode and errors == ["error: 2 processes for 1 training images: expected at most as many processes as images"], done.stderr
+    stderr = launch("--config_file", "trainer/launch/fsdp.yaml", "-m", "tests.in_processes", str(runs / "fsdp.json"), fails=True)
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert errors == ["error: 2 processes for 1 training images: expected at most as many processes as images"], stderr
     assert not (runs / "none").exists()
     shards = [file.stat().st_size for file in (runs / "fsdp" / "checkpoint-2" / "pytorch_model_fsdp_0").glob("*.distcp")]
     assert len(shards) == 2 and min(shards) > 0.8 * max(shards)

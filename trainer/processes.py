@@ -63,6 +63,8 @@ def start() -> None:
     state = PartialState(cpu=cpu)
     if cpu and strategy() == "fsdp":  # accelerate would ignore FSDP there and run DDP without a word; its FSDP2 code itself runs on a CPU
         state.distributed_type = DistributedType.MULTI_GPU
+    if cpu and strategy().startswith("zero"):
+        state.distributed_type = DistributedType.DEEPSPEED
 
 
 def stop() -> None:
