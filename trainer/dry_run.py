@@ -180,7 +180,9 @@ def meta_model(recipe: Recipe, train: Dataset, val: Dataset) -> tuple[PreTrained
 def on_meta(cls: Any, config: PretrainedConfig) -> Any:
     """A transformers model without storage: `cls` is its class, or an auto class that finds it."""
     with torch.device("meta"):
-        return cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
+        model = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
+    model.config.architectures = [type(model).__name__]  # by which its family is known
+    return model
 
 
 @torch.no_grad()
@@ -198,8 +200,12 @@ def attach(recipe: Recipe, model: Any, tokens: int) -> tuple[Alignment | None, R
     seen: list[Any] = []
     handle = model.model.multi_modal_projector.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     side = int(tokens**0.5) * model.config.vision_config.patch_size
-    features = model.get_image_features(pixel_values=torch.empty(1, 3, side, side, device="meta")).pooler_output
-    handle.remove()
+    try:
+        features = model.get_image_features(pixel_values=torch.empty(1, 3, side, side, device="meta")).pooler_output
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"an image of {tokens} visual tokens does not fit through tower and connector ({' '.join(str(error).split())[:120]})") from error
+    finally:
+        handle.remove()
     if features[0].shape != (tokens, text.hidden_size):
         raise ConfigError(f"the tower gives visual tokens {tuple(features[0].shape)}: expected {(tokens, text.hidden_size)}")
     widths = {"tower": seen[0].shape[-1]}

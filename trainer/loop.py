@@ -249,6 +249,8 @@ def _check_names(recipe: Recipe) -> None:
         WEIGHTS.get(recipe.model.language)
     if recipe.model.train == "lora":
         check_peft()
+        if processes.strategy() == "zero3":
+            raise ConfigError("model.train is lora with ZeRO-3, whose divided weights cannot be merged: expected ddp.yaml, fsdp.yaml or zero2.yaml")
     if recipe.alignment.aligned and recipe.alignment.target == "vfm":
         for name in recipe.alignment.vfm:
             find_vfm(name, teacher_norm=recipe.alignment.teacher_norm)
