@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -168,3 +169,23 @@ def test_the_global_batch_stays_whatever_the_number_of_processes() -> None:
         OptimConfig(batch_size=4, global_batch=10)
     with pytest.raises(ConfigError, match=r"optim.accumulation is 2: expected none, since it follows from optim.global_batch = 8"):
         OptimConfig(batch_size=4, global_batch=8, accumulation=2)
+
+
+def test_the_commands_of_the_page_are_launch_files_that_accelerate_reads_and_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsed by accelerate's own command line, and the rest by the trainer's; the runs above start the same."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", page, re.S) for line in block.splitlines() if line.startswith("accelerate launch")]
+    files = sorted((ROOT / "trainer" / "launch").glob("*.yaml"))
+    assert len(lines) == 3 and [f.stem for f in files] == ["ddp", "fsdp", "zero2", "zero3"] and all(f.name in page for f in files)
+    monkeypatch.chdir(ROOT)
+    for line in [*lines, *(f"accelerate launch --config_file {file} -m trainer {recipe('viral')}" for file in files)]:
+        given = launch_command_parser().parse_args(line.split()[2:])
+        args, _, _ = _validate_launch_command(given)
+        assert args.num_processes == 2 and args.module and args.training_script == "trainer"
+        assert read(args.training_script_args).optim.accumulated(2) == 1
+        if "zero" in line:
+            assert args.use_deepspeed and f"zero{args.zero_stage}.yaml" in line
+        if "fsdp" in line:
+            assert args.use_fsdp and args.fsdp_version == 2
