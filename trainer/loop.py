@@ -6,6 +6,8 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,21 +16,25 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import LlavaForConditionalGeneration, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from trainer import processes
 from trainer.alignment import weight_at
-from trainer.checkpoint import load_model, save_model
+from trainer.checkpoint import load_model, part, save_model
 from trainer.config import Recipe
 from trainer.data import collate
 from trainer.evaluation import accuracy_table, answer_packed
 from trainer.language import check_language
 from trainer.lora import adapters, check_peft, merge
-from trainer.output import RECIPE_FILE, alone, check_output, check_same_recipe, write_recipe
+from trainer.model import IGNORED
+from trainer.output import RECIPE_FILE, UNFINISHED, alone, check_output, check_same_recipe, publish_checkpoint, write_recipe
 from trainer.prepare import Prepared, prepare
+from trainer.sampling import Stream
 from workbench.config import as_mapping, parse
 from workbench.errors import ConfigError, RunError
-from workbench.files import atomic_file, atomic_folder, make_folder
+from workbench.files import atomic_file, atomic_folder
 from workbench.runs import environment
 from workbench.training import LOG_FILE, RECORD_FILE
 from workbench.vfm import find_vfm
@@ -37,12 +43,19 @@ from workbench.weights import check_unchanged, load_weights, weights_folder
 
 
 class AlignmentTrainer(Trainer):
-    """Trainer that adds the weighted alignment loss, logs both losses, and evaluates packed questions."""
+    """Trainer that adds the weighted alignment loss, logs both losses, and evaluates packed questions.
+
+    One optimiser step is the same in any number of processes and accumulated parts: both losses are means over the global batch, the language model's over
+    its answer tokens and the alignment's over its visual tokens (`relation`: over its images). Every part has its share of them, and since gradients are
+    averaged over processes, each is multiplied by their number.
+    """
 
     def __init__(self, *, recipe: Recipe, prepared: Prepared, **kwargs: Any) -> None:
         self.recipe, self.prepared = recipe, prepared
         self._sums: dict[str, Tensor] = {}
         self._steps = 0  # optimizer steps since the last log
+        self._aligned_items: Tensor | None = None  # of the global batch
+        self._saving = False
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.evaluation: pd.DataFrame | None = None
         super().__init__(model=prepared.model, train_dataset=prepared.train, data_collator=collate, **kwargs)
@@ -51,19 +64,37 @@ class AlignmentTrainer(Trainer):
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """L = L_LM + lambda * L_VRA; L_VRA is a mean, so each accumulated part carries its share."""
+        """L = L_LM + lambda * L_VRA, this part's share of both, times the processes over which gradients are averaged."""
         output = model(**inputs, num_items_in_batch=num_items_in_batch)
         loss = output.lm_loss
         self._steps += self.accelerator.sync_gradients
         self._note("lm_loss", output.lm_loss)
         if output.alignment_loss is not None:
-            share = output.alignment_loss / self.current_gradient_accumulation_steps
+            assert self._aligned_items is not None
+            own = self._aligned(inputs)
+            share = output.alignment_loss * own / self._aligned_items
             loss = loss + self.alignment_weight(self.state.global_step) * share
             self._note("alignment_loss", share)
             if len(output.alignment_losses) > 1:
-                for name, part in output.alignment_losses.items():
-                    self._note(f"alignment_loss/{name}", part / self.current_gradient_accumulation_steps)
-        return loss
+                for name, value in output.alignment_losses.items():
+                    self._note(f"alignment_loss/{name}", value * own / self._aligned_items)
+        return loss * self.accelerator.num_processes
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
+        """Answer tokens of the global batch; what is aligned is counted along."""
+        counts = torch.stack([torch.stack([batch["labels"].ne(IGNORED).sum(), self._aligned(batch)]) for batch in batch_samples]).sum(0)
+        answers, self._aligned_items = self.accelerator.reduce(counts.to(device), "sum")
+        return answers
+
+    def _aligned(self, batch: dict[str, Any]) -> Tensor:
+        """What the alignment loss of a batch is a mean over: its visual tokens, or its images."""
+        if self.recipe.alignment.objective == "relation":
+            return torch.tensor(len(batch["input_ids"]), device=batch["input_ids"].device)
+        return batch["input_ids"].eq(self.prepared.model.config.image_token_id).sum()
+
+    def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:
+        images = self.recipe.optim.images(processes.count())
+        return Stream(len(self.prepared.train), self.recipe.optim.steps * images, self.recipe.seed)
 
     def alignment_weight(self, step: int) -> float:
         """lambda at optimiser step `step`, from 0."""
@@ -75,8 +106,10 @@ class AlignmentTrainer(Trainer):
         self._sums[name] = self._sums.get(name, torch.zeros((), device=value.device)) + value.detach()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self.state.epoch = self.state.global_step * self.recipe.optim.images(processes.count()) / len(self.prepared.train)
         if "loss" in logs:
-            logs |= {name: (total / self._steps).item() for name, total in self._sums.items()}
+            totals = self.accelerator.reduce(torch.stack(list(self._sums.values())), "sum")
+            logs |= dict(zip(self._sums, (totals / self._steps).tolist(), strict=True))
             if self.recipe.alignment.aligned:
                 logs["alignment_weight"] = self.alignment_weight(self.state.global_step - 1)  # of the last step that was made
             self._sums, self._steps = {}, 0
@@ -93,21 +126,33 @@ class AlignmentTrainer(Trainer):
         if state is not None and state.log_history:
             self._seconds_before = state.log_history[-1]["seconds"]
         if checkpoint is not None and state is not None and state.global_step >= self.recipe.optim.steps:
-            self._load_from_checkpoint(checkpoint)
+            load_model(self.prepared.model, Path(checkpoint))
             self.state = state
             return
+        torch.manual_seed(self.recipe.seed + 1_000_003 * processes.rank())  # the models are alike by now; their dropout must not be
         self.train(resume_from_checkpoint=checkpoint)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Write a checkpoint, or say in one sentence why not and leave none."""
+        """Write a checkpoint aside and, once every process has done its part, move it to its place; or say in one sentence why not, and leave none."""
+        folder, name = self.recipe.output_dir, f"checkpoint-{self.state.global_step}"
+        self._saving = True
+        processes.together(lambda: self._write(lambda: super(AlignmentTrainer, self)._save_checkpoint(*args, **kwargs), name))
+        self._saving = False
+        processes.on_main(lambda: publish_checkpoint(folder, name, self.recipe.keep_checkpoints))
+
+    def _write(self, action: Callable[[], None], name: str) -> None:
         try:
-            super()._save_checkpoint(*args, **kwargs)
+            action()
         except (OSError, SafetensorError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not isinstance(error, OSError | SafetensorError) and "write" not in str(error) and "pos" not in str(error):
                 raise
-            folder = self.recipe.output_dir / f"checkpoint-{self.state.global_step}"
-            shutil.rmtree(folder, ignore_errors=True)
-            raise RunError(f"cannot write checkpoint {folder} ({' '.join(str(error).split())[:120]}); resume from the one before with --resume") from error
+            folder = self.recipe.output_dir
+            shutil.rmtree(folder / UNFINISHED / name, ignore_errors=True)
+            reason = " ".join(str(error).split())[:120]
+            raise RunError(f"cannot write checkpoint {folder / name} ({reason}); resume from the one before with --resume") from error
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.recipe.output_dir / UNFINISHED) if self._saving else str(super()._get_output_dir(trial))
 
     def create_optimizer(self, *args: object, **kwargs: object) -> torch.optim.Optimizer:
         """AdamW; the connector's first weight, whose input has a small deviation, takes proportionally larger steps and no decay.
@@ -137,12 +182,23 @@ class AlignmentTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # or the last step is evaluated twice
         return metrics
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.recipe.output_dir)
-        save_model(self.accelerator.unwrap_model(self.model), self.prepared.processor, folder)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the whole model, gathered from all processes where it is divided, from the main one."""
+        folder, state = Path(output_dir or self.recipe.output_dir), self.whole_state()
+        name = folder.name
+        processes.on_main(lambda: self._write(lambda: save_model(self.prepared.model, self.prepared.processor, folder, state), name))
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """The model's tensors; with a divided model in the main process only, but all must ask."""
+        if processes.strategy() == "ddp" or (self.model_wrapped is self.prepared.model and not self.is_fsdp_enabled):
+            return self.prepared.model.state_dict()
+        return self.accelerator.get_state_dict(self.model_wrapped)  # type: ignore[no-any-return]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        load_model(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_model(self.prepared.model, Path(resume_from_checkpoint))
 
 
 class Progress(TrainerCallback):
@@ -173,32 +229,70 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
         RunError: output_dir already holds a training run and `resume` is not set, or there is nothing to resume.
     """
     folder = recipe.output_dir
+    processes.together(lambda: _check_names(recipe))
+    stage = recipe.start if recipe.start is not None and recipe.start.suffix == ".yaml" else None
+    if stage is not None:
+        recipe = replace(recipe, start=folder.parent / f"{stage.stem.split('_')[-1]}-s{recipe.seed}")
+    checkpoint = processes.on_main(lambda: check_output(folder, recipe))
+    if stage is not None:
+        _first_stage(stage, recipe, argv)
+    with ExitStack() as held:
+        processes.together(lambda: held.enter_context(alone(folder)) if processes.is_main() else None)
+        return _train(recipe, checkpoint, argv)
+
+
+def _check_names(recipe: Recipe) -> None:
+    """See that what the recipe names is there and fits the processes, before anything that takes long."""
+    recipe.optim.accumulated(processes.count())
     WEIGHTS.get(recipe.model.tower)
     if recipe.model.language is not None:
         WEIGHTS.get(recipe.model.language)
     if recipe.model.train == "lora":
         check_peft()
+        if processes.strategy() == "zero3":
+            raise ConfigError("model.train is lora with ZeRO-3, whose divided weights cannot be merged: expected ddp.yaml, fsdp.yaml or zero2.yaml")
     if recipe.alignment.aligned and recipe.alignment.target == "vfm":
         for name in recipe.alignment.vfm:
             find_vfm(name, teacher_norm=recipe.alignment.teacher_norm)
-    stage = recipe.start if recipe.start is not None and recipe.start.suffix == ".yaml" else None
-    if stage is not None:
-        recipe = replace(recipe, start=folder.parent / f"{stage.stem.split('_')[-1]}-s{recipe.seed}")
-    checkpoint = check_output(folder, recipe)
-    if stage is not None:
-        _first_stage(stage, recipe, argv)
-    with alone(folder):
-        return _train(recipe, checkpoint, argv)
 
 
 def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFrame:
     folder, optim = recipe.output_dir, recipe.optim
-    prepared = prepare(recipe)
+    prepared = processes.together(lambda: _enough(prepare(recipe)))
+    trainer = build_trainer(recipe, prepared)
+    processes.on_main(lambda: write_recipe(folder, recipe))
+    trainer.run(checkpoint)
+    seconds = trainer.seconds()
+    if optim.steps % recipe.eval_every or trainer.evaluation is None:
+        trainer.evaluate()
+    state = trainer.whole_state()
+    processes.on_main(lambda: _check_frozen(recipe, prepared.model.llava, part(state, "llava.")))
+    if adapters(prepared.model.llava):
+        merge(prepared.model.llava)  # what is stored is what is evaluated: merging rounds
+        trainer.evaluation = answer_packed(prepared.model, prepared.val, optim.batch_size)
+        state = trainer.whole_state()
+    launch = {"processes": processes.count(), "strategy": processes.strategy(), "global_batch": optim.images(processes.count())}
+    record = {"recipe": as_mapping(recipe), "seconds": seconds, "steps_per_second": optim.steps / seconds, **launch, **prepared.record, **environment(argv)}
+    processes.on_main(lambda: _write_results(trainer, state, record))
+    assert trainer.evaluation is not None
+    return trainer.evaluation
+
+
+def _enough(prepared: Prepared) -> Prepared:
+    """See that every process has an image to train on."""
+    if len(prepared.train) < processes.count():
+        raise ConfigError(f"{processes.count()} processes for {len(prepared.train)} training images: expected at most as many processes as images")
+    return prepared
+
+
+def build_trainer(recipe: Recipe, prepared: Prepared) -> AlignmentTrainer:
+    """The Trainer of a recipe, for as many processes as there are; it writes nothing yet."""
+    folder, optim = recipe.output_dir, recipe.optim
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=optim.steps,
         per_device_train_batch_size=optim.batch_size,
-        gradient_accumulation_steps=optim.accumulation,
+        gradient_accumulation_steps=optim.accumulated(processes.count()),
         learning_rate=optim.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": optim.final_rate},
@@ -208,7 +302,6 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
         eval_strategy="steps",
         eval_steps=recipe.eval_every,
         save_steps=recipe.save_every,
-        save_total_limit=recipe.keep_checkpoints,
         seed=recipe.seed,
         data_seed=recipe.seed,
         remove_unused_columns=False,
@@ -218,47 +311,41 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
         logging_nan_inf_filter=False,
+        ddp_find_unused_parameters=False,  # the frozen tower has no gradient, and all the rest is used in every pass
+        accelerator_config={"use_configured_state": processes.count() > 1},  # that of processes.start
     )
     trainer = AlignmentTrainer(recipe=recipe, prepared=prepared, args=arguments, eval_dataset=prepared.val, callbacks=[Progress(folder, optim.steps)])
-    if arguments.world_size > 1:
-        raise ConfigError(f"{arguments.world_size} processes: expected 1, since training in several processes is not supported yet")
     trainer.pop_callback(PrinterCallback)
-    make_folder(folder)
-    write_recipe(folder, recipe)
-    trainer.run(checkpoint)
-    seconds = trainer.seconds()
-    if optim.steps % recipe.eval_every or trainer.evaluation is None:
-        trainer.evaluate()
-    assert trainer.evaluation is not None
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    _check_frozen(recipe, model.llava)
-    if adapters(model.llava):
-        merge(model.llava)  # what is stored is what is evaluated: merging rounds
-        trainer.evaluation = answer_packed(model, prepared.val, optim.batch_size)
+    return trainer
+
+
+def _write_results(trainer: AlignmentTrainer, state: dict[str, Tensor], record: dict[str, Any]) -> None:
+    """Write the trained model, the log, the accuracies and, last, the record."""
+    recipe, folder, evaluation = trainer.recipe, trainer.recipe.output_dir, trainer.evaluation
+    assert evaluation is not None
     with atomic_folder(folder / "final") as partial:
-        save_model(model, prepared.processor, partial)
+        save_model(trainer.prepared.model, trainer.prepared.processor, partial, state)
     for file in (folder / "final").iterdir():
         file.replace(folder / file.name)
     (folder / "final").rmdir()
     write_log(trainer.state.log_history, folder)
-    for name, table in (("evaluation", trainer.evaluation), ("accuracy", accuracy_table(trainer.evaluation, recipe.seed))):
+    for name, table in (("evaluation", evaluation), ("accuracy", accuracy_table(evaluation, recipe.seed))):
         with atomic_file(folder / f"{name}.parquet") as partial:
             table.to_parquet(partial)
-    record = {"recipe": as_mapping(recipe), "seconds": seconds, "steps_per_second": optim.steps / seconds, **prepared.record, **environment(argv)}
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     with atomic_file(folder / RECORD_FILE) as partial:
         partial.write_text(json.dumps(record, indent=2))
-    return trainer.evaluation
 
 
-def _check_frozen(recipe: Recipe, llava: LlavaForConditionalGeneration) -> None:
+def _check_frozen(recipe: Recipe, llava: LlavaForConditionalGeneration, state: dict[str, Tensor]) -> None:
     """See that training left alone what it should.
 
     Raises:
         WeightsError: the tower, or the language model where only the connector is trained, no longer holds its pretrained values.
     """
-    check_unchanged(recipe.model.tower, llava.model.vision_tower.state_dict(), load_weights(recipe.model.tower))
+    check_unchanged(recipe.model.tower, part(state, "model.vision_tower."), load_weights(recipe.model.tower))
     if recipe.model.language is not None and recipe.model.train == "connector" and recipe.start is None:
-        check_language(llava, weights_folder(recipe.model.language))
+        check_language(llava, weights_folder(recipe.model.language), state)
 
 
 def _first_stage(stage: Path, recipe: Recipe, argv: list[str]) -> None:

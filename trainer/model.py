@@ -59,6 +59,34 @@ def _word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
+def llava_config(config: ModelConfig, processor: LlavaProcessor) -> LlavaConfig:
+    """The configuration of `build_llava`: the tower's first blocks, and a pretrained language model or a fresh Qwen3 one.
+
+    Raises:
+        ConfigError: a block that the tower does not have, or an image size that its patches do not divide.
+    """
+    vision = AutoConfig.from_pretrained(weights_folder(config.tower))
+    if max(config.tower_features) > vision.num_hidden_layers:
+        raise ConfigError(f"model.tower_features is {config.tower_features}: expected 0 to {vision.num_hidden_layers}, the blocks of {config.tower}")
+    if config.image_size % vision.patch_size:
+        raise ConfigError(f"model.image_size is {config.image_size}: expected a multiple of {vision.patch_size}, the patch size of {config.tower}")
+    blocks = max(1, *config.tower_features)  # later blocks would be computed and thrown away
+    whole = {name: value for name, value in vision.to_dict().items() if name not in ("out_features", "out_indices", "stage_names")}  # they name the last block
+    vision = type(vision).from_dict(whole | {"num_hidden_layers": blocks})
+    tokenizer = processor.tokenizer
+    text = language_config(weights_folder(config.language)) if config.language else _fresh_text(config, tokenizer)
+    text.vocab_size = max(text.vocab_size, len(tokenizer))
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=processor.image_token_id,
+        image_seq_length=(config.image_size // vision.patch_size) ** 2,
+        vision_feature_layer=list(config.tower_features),
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=text.tie_word_embeddings,
+    )
+
+
 def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaForConditionalGeneration, dict[str, str]]:
     """A LlavaForConditionalGeneration with a pretrained frozen tower, and a pretrained language model or a fresh Qwen3 one.
 
@@ -69,43 +97,25 @@ def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaFo
         ConfigError: a block that the tower does not have, or an image size that its patches do not divide.
         WeightsError: a part no longer holds its pretrained values once the model stands around it.
     """
-    source = weights_folder(config.tower)
-    vision = AutoConfig.from_pretrained(source)
-    if max(config.tower_features) > vision.num_hidden_layers:
-        raise ConfigError(f"model.tower_features is {config.tower_features}: expected 0 to {vision.num_hidden_layers}, the blocks of {config.tower}")
-    if config.image_size % vision.patch_size:
-        raise ConfigError(f"model.image_size is {config.image_size}: expected a multiple of {vision.patch_size}, the patch size of {config.tower}")
-    blocks = max(1, *config.tower_features)  # later blocks would be computed and thrown away
-    whole = {name: value for name, value in vision.to_dict().items() if name not in ("out_features", "out_indices", "stage_names")}  # they name the last block
-    vision = type(vision).from_dict(whole | {"num_hidden_layers": blocks})
-    tokenizer = processor.tokenizer
-    language = weights_folder(config.language) if config.language else None
-    text = language_config(language) if language else _fresh_text(config, tokenizer)
-    text.vocab_size = max(text.vocab_size, len(tokenizer))
-    llava = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=vision,
-            text_config=text,
-            image_token_index=processor.image_token_id,
-            image_seq_length=(config.image_size // vision.patch_size) ** 2,
-            vision_feature_layer=list(config.tower_features),
-            vision_feature_select_strategy="default",
-            tie_word_embeddings=text.tie_word_embeddings,
-        )
-    )
+    llava, tokenizer = LlavaForConditionalGeneration(llava_config(config, processor)), processor.tokenizer
     llava.config.architectures = ["LlavaForConditionalGeneration"]
     llava.generation_config.eos_token_id = tokenizer.eos_token_id
     llava.generation_config.pad_token_id = tokenizer.pad_token_id
-    tower = AutoModel.from_pretrained(source, config=vision)
+    tower = AutoModel.from_pretrained(weights_folder(config.tower), config=llava.config.vision_config)
     llava.model.vision_tower.load_state_dict(tower.state_dict())
-    llava.model.vision_tower.requires_grad_(False)
     parts = {"tower": check_unchanged(config.tower, llava.model.vision_tower.state_dict(), load_weights(config.tower))}
-    if language is not None:
-        parts["language"] = put_language(llava, language)
+    if config.language:
+        parts["language"] = put_language(llava, weights_folder(config.language))
+    freeze(llava, config)
+    return llava, parts
+
+
+def freeze(llava: LlavaForConditionalGeneration, config: ModelConfig) -> None:
+    """Take the gradient from what is not trained: always the tower, and the language model where it stays as it is or gets adapters."""
+    llava.model.vision_tower.requires_grad_(False)
     if config.train != "all":
         llava.model.language_model.requires_grad_(False)
         llava.lm_head.requires_grad_(False)
-    return llava, parts
 
 
 def _fresh_text(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
@@ -223,6 +233,8 @@ class AlignedForConditionalGeneration(nn.Module):
     ) -> None:
         super().__init__()
         self.llava, self.config, self.alignment, self.residual, self.to_projector = llava, llava.config, alignment, residual, to_projector
+        blocks = {type(part).__name__ for part in llava.modules()}
+        self._no_split_modules = sorted(blocks & set(llava._no_split_modules or ()))  # what FSDP divides one by one
 
     def forward(
         self,
