@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import LlavaForConditionalGeneration, Trainer, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from trainer.alignment import weight_at
@@ -24,13 +23,14 @@ from trainer.data import collate
 from trainer.evaluation import accuracy_table, answer_packed
 from trainer.language import check_language
 from trainer.lora import adapters, check_peft, merge
+from trainer.monitor import EarlyWarnings, Progress, check_trackers, counted, stop_unless_finite, subset_alignment, warnings_of, write_log
 from trainer.output import RECIPE_FILE, alone, check_output, check_same_recipe, write_recipe
 from trainer.prepare import Prepared, prepare
 from workbench.config import as_mapping, parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, atomic_folder, make_folder
 from workbench.runs import environment
-from workbench.training import LOG_FILE, RECORD_FILE
+from workbench.training import RECORD_FILE
 from workbench.vfm import find_vfm
 from workbench.weights import CATALOGUE as WEIGHTS
 from workbench.weights import check_unchanged, load_weights, weights_folder
@@ -45,7 +45,11 @@ class AlignmentTrainer(Trainer):
         self._steps = 0  # optimizer steps since the last log
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.evaluation: pd.DataFrame | None = None
-        super().__init__(model=prepared.model, train_dataset=prepared.train, data_collator=collate, **kwargs)
+        self.evaluated_at = -1
+        self.subset, left_out = subset_alignment(recipe, prepared)  # before the seed is set again, since building a VFM draws random numbers
+        collator = counted(collate, prepared.processor.image_token_id)
+        super().__init__(model=prepared.model, train_dataset=prepared.train, data_collator=collator, **kwargs)
+        self.add_callback(EarlyWarnings(recipe.monitor.head_steps, left_out))
         self.model_accepts_loss_kwargs = True  # the LM loss is normalised over the accumulated batch, in the model
 
     def compute_loss(
@@ -56,13 +60,17 @@ class AlignmentTrainer(Trainer):
         loss = output.lm_loss
         self._steps += self.accelerator.sync_gradients
         self._note("lm_loss", output.lm_loss)
+        parts = {"lm_loss": output.lm_loss}
         if output.alignment_loss is not None:
             share = output.alignment_loss / self.current_gradient_accumulation_steps
             loss = loss + self.alignment_weight(self.state.global_step) * share
             self._note("alignment_loss", share)
+            parts |= {"alignment_loss": share}
             if len(output.alignment_losses) > 1:
                 for name, part in output.alignment_losses.items():
                     self._note(f"alignment_loss/{name}", part / self.current_gradient_accumulation_steps)
+        if model.training:
+            stop_unless_finite(loss, parts, inputs, self.recipe.output_dir, self.state.global_step + 1)
         return loss
 
     def alignment_weight(self, step: int) -> float:
@@ -91,7 +99,7 @@ class AlignmentTrainer(Trainer):
         """Train from `checkpoint` or from the beginning; a checkpoint of the last step needs no training."""
         state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")) if checkpoint else None
         if state is not None and state.log_history:
-            self._seconds_before = state.log_history[-1]["seconds"]
+            self._seconds_before = next((row["seconds"] for row in reversed(state.log_history) if "seconds" in row), 0.0)
         if checkpoint is not None and state is not None and state.global_step >= self.recipe.optim.steps:
             self._load_from_checkpoint(checkpoint)
             self.state = state
@@ -129,11 +137,12 @@ class AlignmentTrainer(Trainer):
         return self.optimizer
 
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
-        """Accuracy per question type on the validation split."""
+        """Accuracy per question type on the validation split, and CKNNA on its first images."""
         self.evaluation = answer_packed(self.prepared.model, self.prepared.val, self.recipe.optim.batch_size)
         accuracy = self.evaluation.groupby("category", sort=False)["correct"].mean()
         metrics = {f"accuracy/{name}": float(value) for name, value in accuracy.items()} | {"accuracy/mean": float(accuracy.mean())}
-        self.log(dict(metrics))
+        self.log(metrics | (self.subset.measure() if self.subset is not None else {}))
+        self.evaluated_at = self.state.global_step
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # or the last step is evaluated twice
         return metrics
 
@@ -145,27 +154,6 @@ class AlignmentTrainer(Trainer):
         load_model(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
 
 
-class Progress(TrainerCallback):
-    """One line per log on stderr; keeps the training log on disk as parquet."""
-
-    def __init__(self, folder: Path, steps: int) -> None:
-        self.folder, self.steps, self.start = folder, steps, time.monotonic()
-
-    def on_log(self, args: TrainingArguments, state: object, control: object, logs: dict[str, float] | None = None, **_: object) -> None:
-        shown = {"lm_loss": "lm", "alignment_loss": "align", "accuracy/mean": "val accuracy"}
-        parts = [f"{short} {logs[name]:.3f}" for name, short in shown.items() if logs and name in logs]
-        if parts and state.is_world_process_zero:  # type: ignore[attr-defined]
-            seconds = time.monotonic() - self.start
-            sys.stderr.write(f"{self.folder.name}: step {state.global_step}/{self.steps}  {'  '.join(parts)}  {seconds:.0f} s\n")  # type: ignore[attr-defined]
-            write_log(state.log_history, self.folder)  # type: ignore[attr-defined]
-
-
-def write_log(history: list[dict[str, float]], folder: Path) -> None:
-    """Store the Trainer's log history as training.parquet, one row per log."""
-    with atomic_file(folder / LOG_FILE) as partial:
-        pd.DataFrame(history).to_parquet(partial)
-
-
 def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
     """Run a recipe to its end and return the final evaluation; the folder then loads with transformers alone.
 
@@ -173,6 +161,7 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
         RunError: output_dir already holds a training run and `resume` is not set, or there is nothing to resume.
     """
     folder = recipe.output_dir
+    check_trackers(recipe.report_to)
     WEIGHTS.get(recipe.model.tower)
     if recipe.model.language is not None:
         WEIGHTS.get(recipe.model.language)
@@ -219,15 +208,19 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
         label_names=["labels"],
         logging_nan_inf_filter=False,
     )
-    trainer = AlignmentTrainer(recipe=recipe, prepared=prepared, args=arguments, eval_dataset=prepared.val, callbacks=[Progress(folder, optim.steps)])
+    progress = Progress(folder, optim.steps)
+    trainer = AlignmentTrainer(recipe=recipe, prepared=prepared, args=arguments, eval_dataset=prepared.val, callbacks=[progress])
     if arguments.world_size > 1:
         raise ConfigError(f"{arguments.world_size} processes: expected 1, since training in several processes is not supported yet")
     trainer.pop_callback(PrinterCallback)
     make_folder(folder)
     write_recipe(folder, recipe)
-    trainer.run(checkpoint)
+    try:
+        trainer.run(checkpoint)
+    finally:
+        progress.close()
     seconds = trainer.seconds()
-    if optim.steps % recipe.eval_every or trainer.evaluation is None:
+    if trainer.evaluated_at != optim.steps:  # the Trainer evaluates at its last step by itself
         trainer.evaluate()
     assert trainer.evaluation is not None
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -245,6 +238,7 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
         with atomic_file(folder / f"{name}.parquet") as partial:
             table.to_parquet(partial)
     record = {"recipe": as_mapping(recipe), "seconds": seconds, "steps_per_second": optim.steps / seconds, **prepared.record, **environment(argv)}
+    record |= {"warnings": warnings_of(trainer.state), "cknna": trainer.subset.record if trainer.subset is not None else None}
     with atomic_file(folder / RECORD_FILE) as partial:
         partial.write_text(json.dumps(record, indent=2))
     return trainer.evaluation
