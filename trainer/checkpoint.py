@@ -21,6 +21,9 @@ LORA_FILE = "trained.safetensors"  # in a checkpoint of a LoRA run: what is trai
 
 def save_model(model: AlignedForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
     """Write a plain transformers folder, LoRA merged, with the alignment heads and the residual's adapters beside it."""
+    for part in (model.config, *(getattr(model.config, key, None) for key in model.config.sub_configs)):
+        if part is not None:
+            part._name_or_path = ""  # where the weights were in this machine's cache is nobody else's business
     if adapters(model.llava):
         model.llava.save_pretrained(folder, state_dict=merged_state(model.llava))
         save_file(_trained(model.llava), folder / LORA_FILE)

@@ -17,6 +17,7 @@ from transformers import LlavaForConditionalGeneration, Trainer, TrainerState, T
 from transformers.trainer_callback import PrinterCallback
 
 from trainer.alignment import weight_at
+from trainer.card import check_hub, push, write_card
 from trainer.checkpoint import load_model, save_model
 from trainer.config import Recipe
 from trainer.data import collate
@@ -162,6 +163,8 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
     """
     folder = recipe.output_dir
     check_trackers(recipe.report_to)
+    if recipe.push_to_hub is not None:
+        check_hub(recipe.push_to_hub)
     WEIGHTS.get(recipe.model.tower)
     if recipe.model.language is not None:
         WEIGHTS.get(recipe.model.language)
@@ -239,8 +242,11 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
             table.to_parquet(partial)
     record = {"recipe": as_mapping(recipe), "seconds": seconds, "steps_per_second": optim.steps / seconds, **prepared.record, **environment(argv)}
     record |= {"warnings": warnings_of(trainer.state), "cknna": trainer.subset.record if trainer.subset is not None else None}
+    write_card(folder, record)
     with atomic_file(folder / RECORD_FILE) as partial:
         partial.write_text(json.dumps(record, indent=2))
+    if recipe.push_to_hub is not None:
+        push(folder, recipe.push_to_hub)
     return trainer.evaluation
 
 

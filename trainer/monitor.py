@@ -34,6 +34,7 @@ from workbench.stats import null_of
 from workbench.training import LOG_FILE
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}  # what each tracker needs
+SHOWN = {"lm_loss": "lm", "alignment_loss": "align", "accuracy/mean": "val accuracy"}
 
 
 # --- before training -----------------------------------------------------------------------------------------------------------------------
@@ -57,8 +58,6 @@ def check_trackers(names: Sequence[str]) -> None:
 class Progress(TrainerCallback):
     """Both losses on stderr, of the first process: a bar on a terminal, elsewhere a line per log. Keeps the training log on disk as parquet."""
 
-    SHOWN = {"lm_loss": "lm", "alignment_loss": "align", "accuracy/mean": "val accuracy"}
-
     def __init__(self, folder: Path, steps: int) -> None:
         self.folder, self.steps, self.start = folder, steps, time.monotonic()
         self.bar: tqdm | None = None
@@ -73,7 +72,7 @@ class Progress(TrainerCallback):
             self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: object, logs: dict[str, float] | None = None, **_: object) -> None:
-        own = {short: f"{logs[name]:.3f}" for name, short in self.SHOWN.items() if logs and name in logs}
+        own = {short: f"{logs[name]:.3f}" for name, short in SHOWN.items() if logs and name in logs}
         if not own or not state.is_world_process_zero:
             return
         if self.bar is not None:
