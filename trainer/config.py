@@ -173,15 +173,15 @@ class MonitorConfig:
     """The first so many images of the validation split, on which CKNNA of the aligned layer is measured at every evaluation; 0 for none."""
     k: int = 10
     """Neighbours of CKNNA."""
-    null: int = 20
-    """Permutations for its chance level."""
+    permutations: int = 20
+    """Of the pairing, for its chance level."""
     head_steps: int = 5
     """A head that has not moved after so many steps is warned of."""
 
     def __post_init__(self) -> None:
         _at_least("monitor.", 0, cknna_images=self.cknna_images)
         _at_least("monitor.", 1, k=self.k, head_steps=self.head_steps)
-        _at_least("monitor.", 10, null=self.null)
+        _at_least("monitor.", 10, permutations=self.permutations)
 
 
 def _listed(values: tuple[Any, ...]) -> str:

@@ -242,13 +242,13 @@ class SubsetAlignment:
     @property
     def record(self) -> dict[str, object]:
         """What the scores are of."""
-        shared = {"n": self.n, "k": self.settings.k, "n_images": len(self.items), "null": self.settings.null, "seed": self.seed}
+        shared = {"n": self.n, "k": self.settings.k, "n_images": len(self.items), "permutations": self.settings.permutations, "seed": self.seed}
         return {"pooling": "within", "layers": self.layers, **shared, "vfm_fingerprint": self.vfms["vfm_fingerprint"]}
 
     @torch.inference_mode()
     def measure(self) -> dict[str, float]:
         """The score of each layer and VFM as `cknna/layer_L/VFM`, its 95 % interval over images and its permutation null, with n, k and images."""
-        collector = Within(METRICS.get("cknna"), self.settings.k, null=self.settings.null, seed=self.seed)
+        collector = Within(METRICS.get("cknna"), self.settings.k, null=self.settings.permutations, seed=self.seed)
         training = self.model.training
         self.model.eval()
         for start in range(0, len(self.items), self.batch_size):
