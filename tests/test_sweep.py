@@ -19,24 +19,24 @@ from scipy import stats as scipy_stats
 
 from tests.conftest import ROOT, SMALL, recipe, run
 from trainer.config import Recipe
-from trainer.sweep import Sweep, _signals, check, report, write
+from trainer.sweep import Sweep, _recipe, _signals, check, report, write
 from workbench.config import parse
 from workbench.errors import ConfigError, WorkbenchError
 from workbench.training import MEAN
 
 LINE = f"{recipe('viral')} --start {{output_dir}}/stage1"
-PLAIN = Sweep(variants=(f"baseline: {LINE} --alignment.objective none",), over=LINE, seeds=(0, 1))
+PLAIN = Sweep(variants=(f"baseline: {LINE} --alignment.objective none",), seeds=(0, 1))
 
 
 def test_a_grid_is_every_combination_and_a_list_is_one_value(tmp_path: Path) -> None:
-    sweep = replace(PLAIN, output_dir=tmp_path, grid=("alignment.layer: 2 2,3", "alignment.weight: 0.5 1"))
+    sweep = replace(PLAIN, output_dir=tmp_path, over=LINE, grid=("alignment.layer: 2 2,3", "alignment.weight: 0.5 1"))
     names = [name for name, _ in sweep.named()]
     assert names == ["baseline", "layer-2_weight-0.5", "layer-2_weight-1", "layer-2+3_weight-0.5", "layer-2+3_weight-1"]
     jobs = list(sweep.runs())
     assert [str(job) for job in jobs[-2:]] == ["layer-2+3_weight-1-s0", "layer-2+3_weight-1-s1"]
     made = parse(Recipe, jobs[-1].arguments[1:], prog="test", recipe=Path(jobs[-1].arguments[0]))
     assert made.alignment.layer == (2, 3) and made.alignment.weight == 1 and made.seed == 1 and made.start == tmp_path / "stage1"
-    vfms = replace(PLAIN, grid=("alignment.vfm: dinov2-small hf:some/model",)).named()
+    vfms = replace(PLAIN, over=LINE, grid=("alignment.vfm: dinov2-small hf:some/model",)).named()
     assert [name for name, _ in vfms[1:]] == ["vfm-dinov2-small", "vfm-hf-some-model"]
 
 
@@ -75,7 +75,7 @@ def test_every_line_of_a_sweep_is_a_recipe(file: Path, tmp_path: Path, monkeypat
     monkeypatch.chdir(ROOT)
     sweep = parse(Sweep, ["--output_dir", str(tmp_path), "--seeds", "0"], prog="sweep", recipe=file)
     check(sweep)
-    recipes = [repr(parse(Recipe, job.arguments[1:-2], prog="sweep", recipe=Path(job.arguments[0]))) for job in sweep.jobs()]
+    recipes = [repr(_recipe(*job.arguments[:-4])) for job in sweep.jobs()]
     assert len(set(recipes)) == len(recipes), "two variants are the same training"
 
 
@@ -89,7 +89,7 @@ def test_the_table_is_right_by_hand_and_stored(tmp_path: Path) -> None:
             rows = [{"category": kind, "correct": i < count, "chance": 0.5} for kind in ("a", "b") for i in range(10)]
             pd.DataFrame(rows).to_parquet(place / "evaluation.parquet")
             (place / "training.json").write_text(json.dumps({}))
-    sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1, 2), grid=("alignment.layer: 2 3 4",))
+    sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1, 2), over=LINE, grid=("alignment.layer: 2 3 4",))
     table = report(sweep)
     own = table[table["type"] == MEAN].set_index("variant")
     assert list(own.index) == ["baseline", "layer-2", "layer-3"] and (own["n"] == 20).all() and (own["chance"] == 0.5).all() and (own["seeds"] == "0 1 2").all()

@@ -23,7 +23,8 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from threading import Thread
@@ -237,11 +238,16 @@ def check(sweep: Sweep) -> None:
     for job in sweep.jobs():
         if not job.arguments or job.arguments[0].startswith("-"):
             raise ConfigError(f"variant '{job.name}': expected a recipe first, as in '{job.name}: RECIPE.yaml [--section.key value ...]'")
-        recipe = parse(Recipe, job.arguments[1:], prog="sweep", recipe=Path(job.arguments[0]))
+        recipe = replace(_recipe(*job.arguments[:-4]), seed=job.seed, output_dir=job.folder)
         if recipe.start is not None and recipe.start.suffix == ".yaml":
             raise ConfigError(f"variant '{job.name}' has the first stage {recipe.start}, which several runs would train at once: expected --start FOLDER there")
         if (job.folder / RECIPE_FILE).exists():
             check_same_recipe(job.folder, recipe)
+
+
+@cache
+def _recipe(file: str, *words: str) -> Recipe:
+    return parse(Recipe, words, prog="sweep", recipe=Path(file))
 
 
 def _ready(job: Job) -> bool:
@@ -287,7 +293,7 @@ def report(sweep: Sweep) -> pd.DataFrame:
             paired = paired_test(both["accuracy_a"].to_numpy(), both["accuracy_b"].to_numpy())
             row |= {"pairs": paired.n, "difference": paired.difference, "d_low": paired.low, "d_high": paired.high, "p": paired.p}
         rows.append(row)
-    found = pd.DataFrame(rows).reindex(columns=COLUMNS)
+    found = pd.DataFrame(rows).reindex(columns=COLUMNS).astype({"pairs": "Int64"})
     tested = found[found["p"].notna()]
     found["p_holm"] = tested.groupby("type", sort=False)["p"].transform(lambda p: holm(p.to_numpy()))
     return found
