@@ -276,5 +276,5 @@ def test_push_sends_model_and_card_and_nothing_else(folder: Path, hub: tuple[str
     address, seen = hub
     done = run("trainer.card", str(folder), "--push_to_hub", "me/mine", HF_ENDPOINT=address, HF_HUB_OFFLINE="0", HF_TOKEN="hf_none", HF_HUB_DISABLE_XET="1")
     assert done.stdout.strip() == f"{address}/me/mine"
-    assert seen["create"]["name"] == "mine" and seen["create"]["private"] is True and seen["token"] == "Bearer hf_none"  # type: ignore[index]
+    assert seen["create"]["name"] == "mine" and seen["create"]["visibility"] == "private" and seen["token"] == "Bearer hf_none"  # type: ignore[index]
     assert seen["files"] == {name: (folder / name).read_bytes() for name in sent_files(folder)}

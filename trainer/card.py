@@ -35,16 +35,10 @@ from workbench.weights import CATALOGUE as WEIGHTS
 
 CARD_FILE = "README.md"
 SENT = (
-    CARD_FILE,
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    HEAD_FILE,
-    RESIDUAL_FILE,
-    "config.json",
-    "generation_config.json",
-    "*processor_config.json",
+    *(CARD_FILE, "config.json", "generation_config.json", "*processor_config.json", "chat_template*", "accuracy.parquet"),
+    *("model*.safetensors", "model.safetensors.index.json", HEAD_FILE, RESIDUAL_FILE),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
 )
-SENT += ("chat_template*", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "accuracy.parquet")
 
 
 # --- the card ------------------------------------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def write_log(history: list[dict[str, Any]], folder: Path) -> None:
 
 def warn(state: TrainerState, sentence: str) -> None:
     """Say `sentence` on stderr, and keep it in the log history, which checkpoints carry on."""
-    state.log_history.append({"step": state.global_step, "warning": sentence})
+    state.log_history.append({"step": state.global_step, "warning": sentence})  # type: ignore[dict-item]
     if state.is_world_process_zero:
         tqdm.write(f"warning: {sentence}", file=sys.stderr)
 
@@ -256,7 +256,8 @@ class SubsetAlignment:
             patches = [[[image] for image in values[part]] for values in self.patches.values()]
             collector.add(self._hidden(self.items[part]), patches)
         self.model.train(training)
-        found, logs = collector.finish(), {}
+        found = collector.finish()
+        logs: dict[str, float] = {}
         for row, layer in enumerate(self.layers):
             for column, name in enumerate(self.patches):
                 interval = found.intervals[row][column]

@@ -217,8 +217,8 @@ def _signals() -> Iterator[list[int]]:
     try:
         yield caught
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _stop(running: list[Running]) -> None:
