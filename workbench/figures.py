@@ -483,7 +483,7 @@ def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: str = ""
         if null:
             level = own.groupby("step")["null_q95"].max().reset_index()
             line = {"color": GREY, "dash": "dot", "width": 1.5}
-            style: dict[str, object] = {"name": null, "legendgroup": "null", "showlegend": number == 0, "mode": "lines", "line": line}
+            style: dict[str, object] = {"name": null, "legendgroup": "null", "showlegend": number == 0, "mode": "lines" if len(level) > 1 else "markers", "line": line}
             figure.add_scatter(x=level["step"], y=level["null_q95"], hovertemplate="%{y:.3f}", **style, **at)
         for model, part in own.groupby("model", sort=False):
             part, colour = part.sort_values("step"), COLOURS[models.index(model) % len(COLOURS)]
@@ -501,6 +501,7 @@ def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: str = ""
                 showlegend=not any(trace.legendgroup == str(model) and trace.showlegend is not False for trace in figure.data),
                 line={"color": colour, "width": 2},
                 marker={"size": 5},
+                error_y=_error_bars(part) if len(part) == 1 else None,  # a single point has no band
                 customdata=part[["low", "high", "over"]],
                 hovertemplate="%{y:.3f}  [%{customdata[0]:.3f}, %{customdata[1]:.3f}]  %{customdata[2]}",
             )
