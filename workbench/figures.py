@@ -483,7 +483,8 @@ def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: str = ""
         if null:
             level = own.groupby("step")["null_q95"].max().reset_index()
             line = {"color": GREY, "dash": "dot", "width": 1.5}
-            style: dict[str, object] = {"name": null, "legendgroup": "null", "showlegend": number == 0, "mode": "lines" if len(level) > 1 else "markers", "line": line}
+            mode = "lines" if len(level) > 1 else "markers"
+            style: dict[str, object] = {"name": null, "legendgroup": "null", "showlegend": number == 0, "mode": mode, "line": line}
             figure.add_scatter(x=level["step"], y=level["null_q95"], hovertemplate="%{y:.3f}", **style, **at)
         for model, part in own.groupby("model", sort=False):
             part, colour = part.sort_values("step"), COLOURS[models.index(model) % len(COLOURS)]
