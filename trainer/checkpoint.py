@@ -26,6 +26,9 @@ def save_model(model: AlignedForConditionalGeneration, processor: LlavaProcessor
     Args:
         state: the model's tensors, gathered, where its own parameters are only this process's part of them.
     """
+    for config in (model.config, *(getattr(model.config, key, None) for key in model.config.sub_configs)):
+        if config is not None:
+            config._name_or_path = ""  # where the weights were in this machine's cache is nobody else's business
     state = dict(model.state_dict() if state is None else state)
     names: dict[int, str] = {}
     for name, value in model.named_parameters(remove_duplicate=False):

@@ -190,6 +190,25 @@ class AlignmentConfig:
         return self.objective != "none"
 
 
+@dataclass(frozen=True)
+class MonitorConfig:
+    """What is watched while training (docs/monitor.md)."""
+
+    cknna_images: int = 32
+    """The first so many images of the validation split, on which CKNNA of the aligned layer is measured at every evaluation; 0 for none."""
+    k: int = 10
+    """Neighbours of CKNNA."""
+    permutations: int = 20
+    """Of the pairing, for its chance level."""
+    head_steps: int = 5
+    """A head that has not moved after so many steps is warned of."""
+
+    def __post_init__(self) -> None:
+        _at_least("monitor.", 0, cknna_images=self.cknna_images)
+        _at_least("monitor.", 1, k=self.k, head_steps=self.head_steps)
+        _at_least("monitor.", 10, permutations=self.permutations)
+
+
 def _listed(values: tuple[Any, ...]) -> str:
     return ", ".join(map(str, values)) or "empty"
 
@@ -218,10 +237,13 @@ class Recipe:
     """The newest so many stay; None (null) keeps all, which `analyses.dynamics` reads."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Trackers, besides the parquet log."""
+    push_to_hub: str | None = None
+    """Where the finished model goes on the hub, such as NAME/MODEL, with its card; a new repository is private."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     def __post_init__(self) -> None:
         _at_least("", 1, log_every=self.log_every, eval_every=self.eval_every, save_every=self.save_every)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,11 +16,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import LlavaForConditionalGeneration, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import LlavaForConditionalGeneration, Trainer, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from trainer import processes
 from trainer.alignment import weight_at
+from trainer.card import check_hub, push, write_card
 from trainer.checkpoint import load_model, part, save_model
 from trainer.config import Recipe
 from trainer.data import collate
@@ -29,6 +29,7 @@ from trainer.evaluation import accuracy_table, answer_packed
 from trainer.language import check_language
 from trainer.lora import adapters, check_peft, merge
 from trainer.model import IGNORED
+from trainer.monitor import EarlyWarnings, Progress, check_trackers, counted, stop_unless_finite, subset_alignment, warnings_of, write_log
 from trainer.output import RECIPE_FILE, UNFINISHED, alone, check_output, check_same_recipe, publish_checkpoint, write_recipe
 from trainer.prepare import Prepared, prepare
 from trainer.sampling import Stream
@@ -36,7 +37,7 @@ from workbench.config import as_mapping, parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, atomic_folder
 from workbench.runs import environment
-from workbench.training import LOG_FILE, RECORD_FILE
+from workbench.training import RECORD_FILE
 from workbench.vfm import find_vfm
 from workbench.weights import CATALOGUE as WEIGHTS
 from workbench.weights import check_unchanged, load_weights, weights_folder
@@ -58,7 +59,13 @@ class AlignmentTrainer(Trainer):
         self._saving = False
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.evaluation: pd.DataFrame | None = None
-        super().__init__(model=prepared.model, train_dataset=prepared.train, data_collator=collate, **kwargs)
+        self.evaluated_at = -1
+        self.subset, left_out = subset_alignment(recipe, prepared)  # before the seed is set again, since building a VFM draws random numbers
+        collator = counted(collate, prepared.processor.image_token_id)
+        super().__init__(model=prepared.model, train_dataset=prepared.train, data_collator=collator, **kwargs)
+        self.progress = Progress(recipe.output_dir, recipe.optim.steps)
+        self.add_callback(self.progress)
+        self.add_callback(EarlyWarnings(recipe.monitor.head_steps, left_out))
         self.model_accepts_loss_kwargs = True  # the LM loss is normalised over the accumulated batch, in the model
 
     def compute_loss(
@@ -69,15 +76,19 @@ class AlignmentTrainer(Trainer):
         loss = output.lm_loss
         self._steps += self.accelerator.sync_gradients
         self._note("lm_loss", output.lm_loss)
+        parts = {"lm_loss": output.lm_loss}
         if output.alignment_loss is not None:
             assert self._aligned_items is not None
             own = self._aligned(inputs)
             share = output.alignment_loss * own / self._aligned_items
             loss = loss + self.alignment_weight(self.state.global_step) * share
             self._note("alignment_loss", share)
+            parts |= {"alignment_loss": share}
             if len(output.alignment_losses) > 1:
                 for name, value in output.alignment_losses.items():
                     self._note(f"alignment_loss/{name}", value * own / self._aligned_items)
+        if model.training:
+            stop_unless_finite(loss, parts, inputs, self.recipe.output_dir, self.state.global_step + 1)
         return loss * self.accelerator.num_processes
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
@@ -124,13 +135,16 @@ class AlignmentTrainer(Trainer):
         """Train from `checkpoint` or from the beginning; a checkpoint of the last step needs no training."""
         state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")) if checkpoint else None
         if state is not None and state.log_history:
-            self._seconds_before = state.log_history[-1]["seconds"]
+            self._seconds_before = next((row["seconds"] for row in reversed(state.log_history) if "seconds" in row), 0.0)
         if checkpoint is not None and state is not None and state.global_step >= self.recipe.optim.steps:
             load_model(self.prepared.model, Path(checkpoint))
             self.state = state
             return
         torch.manual_seed(self.recipe.seed + 1_000_003 * processes.rank())  # the models are alike by now; their dropout must not be
-        self.train(resume_from_checkpoint=checkpoint)
+        try:
+            self.train(resume_from_checkpoint=checkpoint)
+        finally:
+            self.progress.close()
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Write a checkpoint aside and, once every process has done its part, move it to its place; or say in one sentence why not, and leave none."""
@@ -174,11 +188,12 @@ class AlignmentTrainer(Trainer):
         return self.optimizer
 
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
-        """Accuracy per question type on the validation split."""
+        """Accuracy per question type on the validation split, and CKNNA on its first images."""
         self.evaluation = answer_packed(self.prepared.model, self.prepared.val, self.recipe.optim.batch_size)
         accuracy = self.evaluation.groupby("category", sort=False)["correct"].mean()
         metrics = {f"accuracy/{name}": float(value) for name, value in accuracy.items()} | {"accuracy/mean": float(accuracy.mean())}
-        self.log(dict(metrics))
+        self.log(metrics | (self.subset.measure() if self.subset is not None else {}))
+        self.evaluated_at = self.state.global_step
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # or the last step is evaluated twice
         return metrics
 
@@ -199,27 +214,6 @@ class AlignmentTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             load_model(self.prepared.model, Path(resume_from_checkpoint))
-
-
-class Progress(TrainerCallback):
-    """One line per log on stderr; keeps the training log on disk as parquet."""
-
-    def __init__(self, folder: Path, steps: int) -> None:
-        self.folder, self.steps, self.start = folder, steps, time.monotonic()
-
-    def on_log(self, args: TrainingArguments, state: object, control: object, logs: dict[str, float] | None = None, **_: object) -> None:
-        shown = {"lm_loss": "lm", "alignment_loss": "align", "accuracy/mean": "val accuracy"}
-        parts = [f"{short} {logs[name]:.3f}" for name, short in shown.items() if logs and name in logs]
-        if parts and state.is_world_process_zero:  # type: ignore[attr-defined]
-            seconds = time.monotonic() - self.start
-            sys.stderr.write(f"{self.folder.name}: step {state.global_step}/{self.steps}  {'  '.join(parts)}  {seconds:.0f} s\n")  # type: ignore[attr-defined]
-            write_log(state.log_history, self.folder)  # type: ignore[attr-defined]
-
-
-def write_log(history: list[dict[str, float]], folder: Path) -> None:
-    """Store the Trainer's log history as training.parquet, one row per log."""
-    with atomic_file(folder / LOG_FILE) as partial:
-        pd.DataFrame(history).to_parquet(partial)
 
 
 def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
@@ -244,6 +238,9 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
 def _check_names(recipe: Recipe) -> None:
     """See that what the recipe names is there and fits the processes, before anything that takes long."""
     recipe.optim.accumulated(processes.count())
+    check_trackers(recipe.report_to)
+    if recipe.push_to_hub is not None:
+        check_hub(recipe.push_to_hub)
     WEIGHTS.get(recipe.model.tower)
     if recipe.model.language is not None:
         WEIGHTS.get(recipe.model.language)
@@ -263,7 +260,7 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
     processes.on_main(lambda: write_recipe(folder, recipe))
     trainer.run(checkpoint)
     seconds = trainer.seconds()
-    if optim.steps % recipe.eval_every or trainer.evaluation is None:
+    if trainer.evaluated_at != optim.steps:  # the Trainer evaluates at its last step by itself
         trainer.evaluate()
     state = trainer.whole_state()
     processes.on_main(lambda: _check_frozen(recipe, prepared.model.llava, part(state, "llava.")))
@@ -314,7 +311,7 @@ def build_trainer(recipe: Recipe, prepared: Prepared) -> AlignmentTrainer:
         ddp_find_unused_parameters=False,  # the frozen tower has no gradient, and all the rest is used in every pass
         accelerator_config={"use_configured_state": processes.count() > 1},  # that of processes.start
     )
-    trainer = AlignmentTrainer(recipe=recipe, prepared=prepared, args=arguments, eval_dataset=prepared.val, callbacks=[Progress(folder, optim.steps)])
+    trainer = AlignmentTrainer(recipe=recipe, prepared=prepared, args=arguments, eval_dataset=prepared.val)
     trainer.pop_callback(PrinterCallback)
     return trainer
 
@@ -333,8 +330,12 @@ def _write_results(trainer: AlignmentTrainer, state: dict[str, Tensor], record: 
         with atomic_file(folder / f"{name}.parquet") as partial:
             table.to_parquet(partial)
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    record |= {"warnings": warnings_of(trainer.state), "cknna": trainer.subset.record if trainer.subset is not None else None}
+    write_card(folder, record)
     with atomic_file(folder / RECORD_FILE) as partial:
         partial.write_text(json.dumps(record, indent=2))
+    if recipe.push_to_hub is not None:
+        push(folder, recipe.push_to_hub)
 
 
 def _check_frozen(recipe: Recipe, llava: LlavaForConditionalGeneration, state: dict[str, Tensor]) -> None:

@@ -29,7 +29,7 @@ def check_same_recipe(folder: Path, recipe: Recipe) -> None:
     """
     written = parse(Recipe, [], prog=RECIPE_FILE, recipe=folder / RECIPE_FILE)  # one layer or one VFM was stored as a plain value once
     stored, own = _absolute_start(as_mapping(written)), _absolute_start(as_mapping(recipe))
-    for key in sorted(set(own) - {"resume", "output_dir", "report_to", "keep_checkpoints"}):
+    for key in sorted(set(own) - {"resume", "output_dir", "report_to", "keep_checkpoints", "push_to_hub"}):
         if stored.get(key) != own[key]:
             raise ConfigError(f"the run in {folder} was started with {key} {stored.get(key)}, and this recipe says {own[key]}: choose another output_dir")
 

@@ -25,12 +25,12 @@ from workbench.errors import DataError, UnknownNameError
 from workbench.mllm.base import MLLM, VisualTokens
 from workbench.runs import Run
 from workbench.stats import bootstrap_ci, bootstrap_columns, bootstrap_mean_of_columns, paired_test
+from workbench.training import MEAN as MEAN
 
 Change = Callable[[Float[Tensor, "token d"], int], Float[Tensor, "token d"]]
 """(visual tokens of one image, number of the image) -> their replacement."""
 Scene = Sequence[Sample]
 Grid = tuple[int, int]
-MEAN = "mean of types"
 
 
 class Quiz:

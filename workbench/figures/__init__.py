@@ -1,6 +1,6 @@
 """One plotly template and the chart forms that several analyses share."""
 
-from workbench.figures.charts import accuracy_by_type, bars, points
+from workbench.figures.charts import accuracy_by_type, bars, points, sweep_points
 from workbench.figures.layers import difference_curves, layer_curves, with_ceilings
 from workbench.figures.maps import Overlay, WordMap, head_maps, matrix_maps, overlays, word_maps
 from workbench.figures.template import COLOURS, DASHES, EXPORT, GREY, Figure, html_figure, javascript, new_figure, translucent
@@ -27,6 +27,7 @@ __all__ = [
     "points",
     "step_curves",
     "step_differences",
+    "sweep_points",
     "training_curves",
     "translucent",
     "with_ceilings",

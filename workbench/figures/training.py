@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from workbench.figures.template import COLOURS, GREY, band, new_figure, translucent
+from workbench.figures.template import COLOURS, GREY, band, error_bars, new_figure, translucent
 
 
 def training_curves(logs: dict[str, pd.DataFrame], measure: str) -> go.Figure:
@@ -41,7 +41,8 @@ def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: str = ""
         if null:
             level = own.groupby("step")["null_q95"].max().reset_index()
             line = {"color": GREY, "dash": "dot", "width": 1.5}
-            style: dict[str, object] = {"name": null, "legendgroup": "null", "showlegend": number == 0, "mode": "lines", "line": line}
+            mode = "lines" if len(level) > 1 else "markers"
+            style: dict[str, object] = {"name": null, "legendgroup": "null", "showlegend": number == 0, "mode": mode, "line": line}
             figure.add_scatter(x=level["step"], y=level["null_q95"], hovertemplate="%{y:.3f}", **style, **at)
         for model, part in own.groupby("model", sort=False):
             part, colour = part.sort_values("step"), COLOURS[models.index(model) % len(COLOURS)]
@@ -59,6 +60,7 @@ def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: str = ""
                 showlegend=not any(trace.legendgroup == str(model) and trace.showlegend is not False for trace in figure.data),
                 line={"color": colour, "width": 2},
                 marker={"size": 5},
+                error_y=error_bars(part) if len(part) == 1 else None,  # a single point has no band
                 customdata=part[["low", "high", "over"]],
                 hovertemplate="%{y:.3f}  [%{customdata[0]:.3f}, %{customdata[1]:.3f}]  %{customdata[2]}",
             )
