@@ -19,7 +19,7 @@ from streamlit.testing.v1 import AppTest
 
 from tests.conftest import ROOT
 from workbench.config import parse
-from workbench.dashboard import shell
+from workbench.dashboard import folders, shell
 from workbench.errors import RunError
 
 PAGES = {"runs": "runs_page.page()", "scene": "scene_page.page()"} | {name: f"analysis_page.page('{name}')" for name in shell.analysis_pages()}
@@ -99,8 +99,8 @@ def test_paths_outside_the_runs_folder_are_refused(tmp_path: Path, monkeypatch: 
     (tmp_path / "link").symlink_to("/etc")
     for path in ("../secret", "/etc/passwd", "link/passwd"):
         with pytest.raises(RunError, match="is not below the runs folder"):
-            shell.below_root(path)
-    assert shell.below_root("a/b") == tmp_path / "a" / "b"
+            folders.below_root(path)
+    assert folders.below_root("a/b") == tmp_path / "a" / "b"
 
 
 @contextmanager

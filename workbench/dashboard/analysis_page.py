@@ -19,8 +19,8 @@ import streamlit as st
 
 from workbench import figures, runs
 from workbench.analysis import Analysis
+from workbench.dashboard.folders import default_models, runs_root, trained_models
 from workbench.dashboard.jobs import jobs, may_start
-from workbench.dashboard.shell import default_models, runs_root, trained_models
 from workbench.runs import Run
 
 CURVES = "Curves and table"

@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from workbench import figures, runs
-from workbench.dashboard.shell import below_root, default_models, runs_root, trained_models
+from workbench.dashboard.folders import below_root, default_models, runs_root, trained_models
 from workbench.training import MEAN, RECORD_FILE, cknna_log, training_record
 
 EMPTY = "Nothing is stored in {} yet. Train a model with `python -m trainer trainer/recipes/shapes_viral.yaml`, or run `make demo`."

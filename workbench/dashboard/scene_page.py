@@ -6,7 +6,7 @@ import streamlit as st
 from PIL import Image
 
 from workbench.capture import read
-from workbench.dashboard.shell import below_root, default_models, trained_models
+from workbench.dashboard.folders import below_root, default_models, trained_models
 from workbench.data import Dataset, Sample, load_data
 from workbench.maps import picture, whole_image
 from workbench.metrics.geometry import joint_pca_rgb
