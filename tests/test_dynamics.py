@@ -169,7 +169,7 @@ def test_the_command_follows_a_real_pair_of_trainings(runs_folder: Path, output:
         and log["alignment_loss"].notna().all()
         and by_label["baseline"].tables["log"]["alignment_loss"].isna().all()
     )
-    assert by_label["viral"].record["alignment"]["layer"] == 2 and by_label["viral"].record["skipped"] == {}
+    assert by_label["viral"].record["alignment"]["layer"] == [2] and by_label["viral"].record["skipped"] == {}
     assert {"reached", "difference"} <= set(summary(by_label).columns) and len(ANALYSIS.figures(by_label)) >= 5
 
 

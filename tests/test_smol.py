@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +22,7 @@ from analyses import cknna
 from tests.conftest import ROOT, run
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, Recipe
 from trainer.data import PackedDataset, Packer, collate, first_questions
+from trainer.features import ComputedFeatures
 from trainer.language import IMAGE, check_language, grown, language_config
 from trainer.loop import train
 from trainer.model import AlignedForConditionalGeneration, connector_inputs
@@ -88,7 +90,7 @@ def test_packed_questions_are_answered_as_if_alone(mllm: MLLM) -> None:
     """Packed logits equal those of the plain processor-to-logits path, for every answer token of every question."""
     data = first_questions(load_data("shapes:val", limit=2), 3)
     assert [len(scene) for scene in data.scenes] == [3, 3] and data.scenes[0] == load_data("shapes:val", limit=2).scenes[0][:3]
-    inputs = connector_inputs(mllm.model, mllm.processor, [scene[0].image for scene in data.scenes])
+    inputs = ComputedFeatures(data, partial(connector_inputs, mllm.model, mllm.processor))
     batch = collate([*PackedDataset(data, Packer(mllm.processor, inputs.shape[1]), inputs)])
     end = mllm.processor.tokenizer.eos_token_id
     with torch.inference_mode():

@@ -38,7 +38,7 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
         for row, index in enumerate(indices):
             for number, sample in enumerate(scenes[index], start=1):
                 correct = bool(right[row][batch["segments"][row] == number].all())
-                rows.append((index, number, sample.id, sample.image_id, sample.category, sample.answer, correct, 1 / max(1, len(sample.options))))
+                rows.append((index, number, sample.id, sample.image_id, sample.category, sample.answer, correct, sample.chance))
     model.train(was_training)
     rows = [row[2:] for row in sorted(processes.gathered(rows))]
     assert len(rows) == sum(map(len, scenes))

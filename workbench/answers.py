@@ -86,7 +86,7 @@ class Quiz:
             "id": [s.id for s in self.samples],
             "image_id": [s.image_id for s in self.samples],
             "category": [s.category for s in self.samples],
-            "chance": [1 / len(s.options) for s in self.samples],
+            "chance": [s.chance for s in self.samples],
         }
         correct = {"correct_before": (before.argmax(1) == right).numpy(), "correct_after": (after.argmax(1) == right).numpy()}
         return pd.DataFrame(names | correct | {"kl": kl_divergence(before, after).numpy()})

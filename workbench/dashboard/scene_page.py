@@ -76,7 +76,7 @@ def _answers(loaded: dict[str, MLLM], sample: Sample) -> None:
             delta_color="normal" if answer == sample.answer else "inverse",
             delta_arrow="off",
         )
-    st.caption(f"Right answer: **{sample.answer}** · chance {1 / len(sample.options):.0%} · one question, so no interval")
+    st.caption(f"Right answer: **{sample.answer}** · chance {sample.chance:.0%} · one question, so no interval")
 
 
 def _maps(loaded: dict[str, MLLM], vfm_name: str, sample: Sample) -> None:

@@ -59,6 +59,7 @@ class Sample:
         options: every answer that the question allows, () where it is open.
         category: question type, the unit in which accuracy is reported.
         objects: what is in the image, where known.
+        text_only: accuracy of a guess from the text alone, where a data set is not balanced over its options.
     """
 
     id: str
@@ -69,6 +70,12 @@ class Sample:
     options: tuple[str, ...] = ()
     category: str = ""
     objects: tuple[Object, ...] = ()
+    text_only: float | None = None
+
+    @property
+    def chance(self) -> float:
+        """What an answer that ignores the image can expect: one over the options, or what the text gives away."""
+        return 1 / max(1, len(self.options)) if self.text_only is None else self.text_only
 
     @property
     def image(self) -> Image.Image:
