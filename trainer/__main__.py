@@ -16,7 +16,7 @@ from workbench.errors import ConfigError
 
 
 def main(argv: list[str]) -> None:
-    """Read the recipe, train, and print the accuracy per question type."""
+    """Read the recipe, train, and print the accuracy per question type, or the loss."""
     if not argv or argv[0].startswith("-"):
         if "--help" not in argv and "-h" not in argv:
             raise ConfigError("no recipe given: expected python -m trainer RECIPE.yaml [--section.key value ...]")
@@ -28,11 +28,11 @@ def main(argv: list[str]) -> None:
     if config.start is not None and config.start.suffix == ".yaml" and recipe is not None:
         config = replace(config, start=config.start if config.start.exists() else recipe.parent / config.start)
 
-    from trainer.evaluation import accuracy_table  # after parsing: a typo is answered at once
+    from trainer.evaluation import summary  # after parsing: a typo is answered at once
     from trainer.loop import train
 
     evaluation = train(config, sys.argv)
-    print(accuracy_table(evaluation, config.seed).to_string(index=False, float_format="{:.3f}".format))
+    print(summary(evaluation, config.seed).to_string(index=False, float_format="{:.3f}".format))
 
 
 if __name__ == "__main__":

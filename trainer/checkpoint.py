@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import AutoConfig
 
 from trainer.lora import adapters, merged_state
-from trainer.model import AlignedForConditionalGeneration
+from trainer.model import Aligned
 from workbench.errors import RunError
 from workbench.files import HEAD_FILE
 from workbench.mllm.residual import FILE as RESIDUAL_FILE
@@ -19,13 +20,13 @@ from workbench.mllm.residual import save_residual
 LORA_FILE = "trained.safetensors"  # in a checkpoint of a LoRA run: what is trained, exactly; its model.safetensors is merged
 
 
-def save_model(model: AlignedForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
+def save_model(model: Aligned, processor: Any, folder: Path) -> None:
     """Write a plain transformers folder, LoRA merged, with the alignment heads and the residual's adapters beside it."""
-    if adapters(model.llava):
-        model.llava.save_pretrained(folder, state_dict=merged_state(model.llava))
-        save_file(_trained(model.llava), folder / LORA_FILE)
+    if adapters(model.student):
+        model.student.save_pretrained(folder, state_dict=merged_state(model.student))
+        save_file(_trained(model.student), folder / LORA_FILE)
     else:
-        model.llava.save_pretrained(folder)
+        model.student.save_pretrained(folder)
     processor.save_pretrained(folder)
     if (heads := _heads(model)) is not None:
         save_file(heads.state_dict(), folder / HEAD_FILE)
@@ -33,25 +34,28 @@ def save_model(model: AlignedForConditionalGeneration, processor: LlavaProcessor
         save_residual(model.residual, folder)
 
 
-def load_model(model: AlignedForConditionalGeneration, folder: Path) -> None:
+def load_model(model: Aligned, folder: Path) -> None:
     """Put back, in place, what `save_model` wrote.
 
     Through from_pretrained: a folder has the hub's key layout, which a plain load with strict=False drops in silence.
 
     Raises:
-        RunError: a LoRA folder with other tensors than the model trains.
+        RunError: a folder with another architecture, or a LoRA folder with other tensors than the model trains.
     """
-    if adapters(model.llava):
-        _load_trained(model.llava, load_file(folder / LORA_FILE))
+    found = (AutoConfig.from_pretrained(folder).architectures or ["nothing"])[0]
+    if found != type(model.student).__name__:
+        raise RunError(f"checkpoint {folder} holds {found}: expected {type(model.student).__name__}, the model of this recipe")
+    if adapters(model.student):
+        _load_trained(model.student, load_file(folder / LORA_FILE))
     else:
-        model.llava.load_state_dict(LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict())
+        model.student.load_state_dict(type(model.student).from_pretrained(folder, dtype=torch.float32).state_dict())
     if (heads := _heads(model)) is not None:
         heads.load_state_dict(load_file(folder / HEAD_FILE))
     if model.residual is not None and len(model.residual.adapters):
         model.residual.adapters.load_state_dict(load_file(folder / RESIDUAL_FILE))
 
 
-def _heads(model: AlignedForConditionalGeneration) -> torch.nn.Module | None:
+def _heads(model: Aligned) -> torch.nn.Module | None:
     """What HEAD_FILE holds: one head by itself (`0.weight`), several by number (`1.0.weight`), layer by layer, within a layer VFM by VFM."""
     if model.alignment is None or not len(model.alignment.heads):
         return None

@@ -1,16 +1,21 @@
-"""Answers to packed questions during training, and the accuracy table."""
+"""Evaluation while a model is trained: answers to packed questions or to questions with options, or the loss on conversations; and the tables."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
 from trainer.data import PackedDataset, collate
-from trainer.model import (
-    IGNORED,
-    AlignedForConditionalGeneration,
-)
+from trainer.model import AlignedForConditionalGeneration
+from workbench.answers import Quiz
+from workbench.data import Sample
+from workbench.data.base import Conversation
+from workbench.mllm import MLLM
+from workbench.mllm.conversation import IGNORED, encode_conversations
 from workbench.stats import bootstrap_ci
 
 
@@ -34,6 +39,56 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
                 rows.append((sample.id, sample.image_id, sample.category, sample.answer, correct, 1 / max(1, len(sample.options))))
     model.train(was_training)
     return pd.DataFrame(rows, columns=["id", "image_id", "category", "answer", "correct", "chance"])
+
+
+def answer_questions(mllm: MLLM, scenes: Sequence[Sequence[Sample]], batch_size: int) -> pd.DataFrame:
+    """Whether the right option of each question is the most likely one, as in every analysis (workbench/answers.py); columns as `answer_packed`."""
+    tables = []
+    for start in range(0, len(scenes), batch_size):
+        quiz = Quiz(mllm, scenes[start : start + batch_size], batch_size)
+        scores = quiz.logprobs()
+        tables.append(quiz.scored(scores, scores).assign(answer=[sample.answer for sample in quiz.samples]))
+    return pd.concat(tables, ignore_index=True).rename(columns={"correct_before": "correct"})[["id", "image_id", "category", "answer", "correct", "chance"]]
+
+
+@torch.inference_mode()
+def language_loss(model: torch.nn.Module, mllm: MLLM, conversations: Sequence[Conversation], batch_size: int, max_length: int | None) -> pd.DataFrame:
+    """The loss on the answer tokens of each conversation.
+
+    Returns:
+        One row per conversation with an answer within `max_length`: id, tokens, lm_loss (nats per token), chance (of a guess among all tokens, ln |V|).
+    """
+    rows = []
+    for start in range(0, len(conversations), batch_size):
+        own = conversations[start : start + batch_size]
+        batch, labels = encode_conversations(mllm, [c.images for c in own], [c.turns for c in own], max_length=max_length)
+        logits = model(labels=labels, visual=(), **batch.inputs).logits[:, :-1].float()
+        losses = torch.nn.functional.cross_entropy(logits.mT, labels[:, 1:], reduction="none", ignore_index=IGNORED).sum(1)
+        counts = (labels[:, 1:] != IGNORED).sum(1)
+        for c, loss, count in zip(own, losses.tolist(), counts.tolist(), strict=True):
+            if count:
+                rows.append((c.id, count, loss / count, math.log(logits.shape[-1])))
+    return pd.DataFrame(rows, columns=["id", "tokens", "lm_loss", "chance"])
+
+
+def summary(evaluation: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Accuracy per question type, or the loss per answer token, with 95 % intervals: over images, or over conversations."""
+    if "correct" in evaluation:
+        return accuracy_table(evaluation, seed)
+    # a ratio of sums: each conversation's deviation from it, over the mean length, has the spread of the ratio (the delta method)
+    loss = float((evaluation["lm_loss"] * evaluation["tokens"]).sum() / evaluation["tokens"].sum())
+    share = evaluation["tokens"] / evaluation["tokens"].mean()
+    interval = bootstrap_ci((loss + share * (evaluation["lm_loss"] - loss)).to_numpy(), seed=seed)
+    row = {"category": "lm_loss", "lm_loss": loss, "low": interval.low, "high": interval.high, "n": int(evaluation["tokens"].sum())}
+    return pd.DataFrame([row | {"n_conversations": len(evaluation), "chance": float(evaluation["chance"].iloc[0]), "seed": seed}])
+
+
+def metrics_of(evaluation: pd.DataFrame) -> dict[str, float]:
+    """What the training log says of an evaluation: accuracy by type and their mean, or the loss per answer token."""
+    if "correct" not in evaluation:
+        return {"val_lm_loss": float((evaluation["lm_loss"] * evaluation["tokens"]).sum() / evaluation["tokens"].sum())}
+    accuracy = evaluation.groupby("category", sort=False)["correct"].mean()
+    return {f"accuracy/{name}": float(value) for name, value in accuracy.items()} | {"accuracy/mean": float(accuracy.mean())}
 
 
 def accuracy_table(evaluation: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,17 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from trainer.alignment import weight_at
 from trainer.checkpoint import load_model, save_model
 from trainer.config import Recipe
-from trainer.data import collate
-from trainer.evaluation import accuracy_table, answer_packed
-from trainer.language import check_language
+from trainer.evaluation import metrics_of, summary
 from trainer.lora import adapters, check_peft, merge
 from trainer.output import RECIPE_FILE, alone, check_output, check_same_recipe, write_recipe
 from trainer.prepare import Prepared, prepare
+from trainer.student import PreparedStudent, prepare_student
 from workbench.config import as_mapping, parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, atomic_folder, make_folder
@@ -33,37 +33,53 @@ from workbench.runs import environment
 from workbench.training import LOG_FILE, RECORD_FILE
 from workbench.vfm import find_vfm
 from workbench.weights import CATALOGUE as WEIGHTS
-from workbench.weights import check_unchanged, load_weights, weights_folder
+
+Ready = Prepared | PreparedStudent
 
 
 class AlignmentTrainer(Trainer):
-    """Trainer that adds the weighted alignment loss, logs both losses, and evaluates packed questions."""
+    """Trainer that adds the weighted alignment loss, logs both losses, and evaluates; packed questions and conversations differ in what is prepared only."""
 
-    def __init__(self, *, recipe: Recipe, prepared: Prepared, **kwargs: Any) -> None:
+    def __init__(self, *, recipe: Recipe, prepared: Ready, **kwargs: Any) -> None:
         self.recipe, self.prepared = recipe, prepared
         self._sums: dict[str, Tensor] = {}
         self._steps = 0  # optimizer steps since the last log
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.evaluation: pd.DataFrame | None = None
-        super().__init__(model=prepared.model, train_dataset=prepared.train, data_collator=collate, **kwargs)
+        super().__init__(model=prepared.model, train_dataset=prepared.train, data_collator=prepared.collate, **kwargs)
         self.model_accepts_loss_kwargs = True  # the LM loss is normalised over the accumulated batch, in the model
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """L = L_LM + lambda * L_VRA; L_VRA is a mean, so each accumulated part carries its share."""
+        inputs = dict(inputs)
+        part = inputs.pop("share", 1 / self.current_gradient_accumulation_steps)  # of a step's visual tokens; packed images have equally many
+        inputs.pop("aligned", None)
         output = model(**inputs, num_items_in_batch=num_items_in_batch)
         loss = output.lm_loss
         self._steps += self.accelerator.sync_gradients
         self._note("lm_loss", output.lm_loss)
         if output.alignment_loss is not None:
-            share = output.alignment_loss / self.current_gradient_accumulation_steps
+            share = output.alignment_loss * part
             loss = loss + self.alignment_weight(self.state.global_step) * share
             self._note("alignment_loss", share)
             if len(output.alignment_losses) > 1:
-                for name, part in output.alignment_losses.items():
-                    self._note(f"alignment_loss/{name}", part / self.current_gradient_accumulation_steps)
+                for name, value in output.alignment_losses.items():
+                    self._note(f"alignment_loss/{name}", value * part)
         return loss
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Tensor | int | None]:
+        """The batches of one step; each says which share of the step's visual tokens it holds, where these differ."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches and "aligned" in batches[0]:
+            total = self.accelerator.gather(torch.tensor([sum(batch["aligned"] for batch in batches)], device=device)).sum().item()
+            for batch in batches:
+                batch["share"] = batch["aligned"] * self.accelerator.num_processes / max(1, total)  # processes average their gradients
+        return batches, items
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.prepared.sampler(self.recipe, self.accelerator.num_processes) or super()._get_train_sampler(train_dataset)
 
     def alignment_weight(self, step: int) -> float:
         """lambda at optimiser step `step`, from 0."""
@@ -110,29 +126,16 @@ class AlignmentTrainer(Trainer):
             raise RunError(f"cannot write checkpoint {folder} ({' '.join(str(error).split())[:120]}); resume from the one before with --resume") from error
 
     def create_optimizer(self, *args: object, **kwargs: object) -> torch.optim.Optimizer:
-        """AdamW; the connector's first weight, whose input has a small deviation, takes proportionally larger steps and no decay.
-
-        Adam's steps have the size of the learning rate whatever the gradient, so this equals training on standardised inputs.
-        """
+        """AdamW on the groups of parameters that the model asks for."""
         if self.optimizer is None:
-            optim, trainable = self.recipe.optim, [(n, p) for n, p in self.prepared.model.named_parameters() if p.requires_grad]
-            groups = [
-                {
-                    "params": [p for n, p in trainable if n.endswith("linear_1.weight")],
-                    "lr": optim.learning_rate * self.prepared.input_rate,
-                    "weight_decay": 0.0,
-                },
-                {"params": [p for n, p in trainable if p.ndim > 1 and not n.endswith("linear_1.weight")], "weight_decay": optim.weight_decay},
-                {"params": [p for n, p in trainable if p.ndim == 1], "weight_decay": 0.0},
-            ]
-            self.optimizer = torch.optim.AdamW(groups, lr=optim.learning_rate, betas=(optim.beta1, optim.beta2))
+            optim = self.recipe.optim
+            self.optimizer = torch.optim.AdamW(self.prepared.parameter_groups(optim), lr=optim.learning_rate, betas=(optim.beta1, optim.beta2))
         return self.optimizer
 
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
-        """Accuracy per question type on the validation split."""
-        self.evaluation = answer_packed(self.prepared.model, self.prepared.val, self.recipe.optim.batch_size)
-        accuracy = self.evaluation.groupby("category", sort=False)["correct"].mean()
-        metrics = {f"accuracy/{name}": float(value) for name, value in accuracy.items()} | {"accuracy/mean": float(accuracy.mean())}
+        """Accuracy per question type on the validation split, or the loss on it."""
+        self.evaluation = self.prepared.evaluate(self.recipe.optim.batch_size)
+        metrics = metrics_of(self.evaluation)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # or the last step is evaluated twice
         return metrics
@@ -152,7 +155,7 @@ class Progress(TrainerCallback):
         self.folder, self.steps, self.start = folder, steps, time.monotonic()
 
     def on_log(self, args: TrainingArguments, state: object, control: object, logs: dict[str, float] | None = None, **_: object) -> None:
-        shown = {"lm_loss": "lm", "alignment_loss": "align", "accuracy/mean": "val accuracy"}
+        shown = {"lm_loss": "lm", "alignment_loss": "align", "accuracy/mean": "val accuracy", "val_lm_loss": "val lm"}
         parts = [f"{short} {logs[name]:.3f}" for name, short in shown.items() if logs and name in logs]
         if parts and state.is_world_process_zero:  # type: ignore[attr-defined]
             seconds = time.monotonic() - self.start
@@ -173,9 +176,9 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
         RunError: output_dir already holds a training run and `resume` is not set, or there is nothing to resume.
     """
     folder = recipe.output_dir
-    WEIGHTS.get(recipe.model.tower)
-    if recipe.model.language is not None:
-        WEIGHTS.get(recipe.model.language)
+    for name in () if recipe.model.released else (recipe.model.tower, recipe.model.language):
+        if name is not None:
+            WEIGHTS.get(name)
     if recipe.model.train == "lora":
         check_peft()
     if recipe.alignment.aligned and recipe.alignment.target == "vfm":
@@ -193,7 +196,7 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
 
 def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFrame:
     folder, optim = recipe.output_dir, recipe.optim
-    prepared = prepare(recipe)
+    prepared = prepare_student(recipe) if recipe.model.released else prepare(recipe)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=optim.steps,
@@ -217,6 +220,7 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
         dataloader_num_workers=0,
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
+        bf16=optim.precision == "bfloat16",
         logging_nan_inf_filter=False,
     )
     trainer = AlignmentTrainer(recipe=recipe, prepared=prepared, args=arguments, eval_dataset=prepared.val, callbacks=[Progress(folder, optim.steps)])
@@ -231,34 +235,23 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
         trainer.evaluate()
     assert trainer.evaluation is not None
     model = trainer.accelerator.unwrap_model(trainer.model)
-    _check_frozen(recipe, model.llava)
-    if adapters(model.llava):
-        merge(model.llava)  # what is stored is what is evaluated: merging rounds
-        trainer.evaluation = answer_packed(model, prepared.val, optim.batch_size)
+    prepared.check_frozen(recipe)
+    if adapters(model.student):
+        merge(model.student)  # what is stored is what is evaluated: merging rounds
+        trainer.evaluation = prepared.evaluate(optim.batch_size)
     with atomic_folder(folder / "final") as partial:
         save_model(model, prepared.processor, partial)
     for file in (folder / "final").iterdir():
         file.replace(folder / file.name)
     (folder / "final").rmdir()
     write_log(trainer.state.log_history, folder)
-    for name, table in (("evaluation", trainer.evaluation), ("accuracy", accuracy_table(trainer.evaluation, recipe.seed))):
+    for name, table in (("evaluation", trainer.evaluation), ("accuracy", summary(trainer.evaluation, recipe.seed))):
         with atomic_file(folder / f"{name}.parquet") as partial:
             table.to_parquet(partial)
     record = {"recipe": as_mapping(recipe), "seconds": seconds, "steps_per_second": optim.steps / seconds, **prepared.record, **environment(argv)}
     with atomic_file(folder / RECORD_FILE) as partial:
         partial.write_text(json.dumps(record, indent=2))
     return trainer.evaluation
-
-
-def _check_frozen(recipe: Recipe, llava: LlavaForConditionalGeneration) -> None:
-    """See that training left alone what it should.
-
-    Raises:
-        WeightsError: the tower, or the language model where only the connector is trained, no longer holds its pretrained values.
-    """
-    check_unchanged(recipe.model.tower, llava.model.vision_tower.state_dict(), load_weights(recipe.model.tower))
-    if recipe.model.language is not None and recipe.model.train == "connector" and recipe.start is None:
-        check_language(llava, weights_folder(recipe.model.language))
 
 
 def _first_stage(stage: Path, recipe: Recipe, argv: list[str]) -> None:

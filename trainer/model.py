@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +18,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
@@ -26,11 +28,11 @@ from trainer.alignment import Alignment, mean_loss
 from trainer.config import ModelConfig
 from trainer.language import language_config, language_tokenizer, put_language
 from workbench.errors import ConfigError
+from workbench.mllm.conversation import IGNORED
 from workbench.mllm.residual import KEY, Residual
 from workbench.vfm.base import IMAGENET
 from workbench.weights import check_unchanged, fingerprint, load_weights, weights_folder
 
-IGNORED = -100  # label of positions that are not learnt
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>{% else %} {{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
@@ -135,6 +137,8 @@ def load_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, 
     """
     if not (folder / "model.safetensors").exists():
         raise ConfigError(f"start is {folder}: expected the folder of a finished training")
+    if (found := (AutoConfig.from_pretrained(folder).architectures or ["nothing"])[0]) != "LlavaForConditionalGeneration":
+        raise ConfigError(f"start is {folder}, which holds {found}: expected a LlavaForConditionalGeneration, as this recipe describes")
     if hasattr(AutoConfig.from_pretrained(folder), KEY):
         raise ConfigError(f"start is {folder}, which adds its image again ({KEY} in its config.json): expected a model trained without a residual")
     if PreTrainedTokenizerFast.from_pretrained(folder).get_vocab() != processor.tokenizer.get_vocab():
@@ -208,6 +212,17 @@ class AlignedOutput:
     """Of each layer and target; `alignment_loss` is their mean."""
 
 
+class Aligned(Protocol):
+    """What the training loop and the checkpoints need of a model, its heads and its residual."""
+
+    alignment: Alignment | None
+    residual: Residual | None
+
+    @property
+    def student(self) -> PreTrainedModel:
+        """The transformers model."""
+
+
 class AlignedForConditionalGeneration(nn.Module):
     """An unmodified LLaVA, its alignment heads and its residual, called as one module so that DDP, FSDP and ZeRO see all of them.
 
@@ -223,6 +238,11 @@ class AlignedForConditionalGeneration(nn.Module):
     ) -> None:
         super().__init__()
         self.llava, self.config, self.alignment, self.residual, self.to_projector = llava, llava.config, alignment, residual, to_projector
+
+    @property
+    def student(self) -> LlavaForConditionalGeneration:
+        """The transformers model."""
+        return self.llava
 
     def forward(
         self,

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
-import torch
-from PIL import Image
-from torch import Tensor
+import pandas as pd
 from transformers import LlavaProcessor, set_seed
 
 from trainer.alignment import attach_alignment
-from trainer.config import AlignmentConfig, Recipe
-from trainer.data import PackedDataset, Packer, first_questions
+from trainer.config import AlignmentConfig, OptimConfig, Recipe
+from trainer.conversations import other_images, vfm_tokens
+from trainer.data import PackedDataset, Packer, collate, first_questions
+from trainer.evaluation import answer_packed
 from trainer.features import DerivedFeatures, Features, frozen_features
+from trainer.language import check_language
 from trainer.lora import add_lora
 from trainer.model import (
     AlignedForConditionalGeneration,
@@ -27,8 +28,8 @@ from trainer.model import (
 )
 from workbench.data import Dataset, load_data
 from workbench.mllm.residual import attach_residual
-from workbench.vfm import VFM, load_vfm
-from workbench.weights import check_unchanged, load_weights
+from workbench.vfm import load_vfm
+from workbench.weights import check_unchanged, load_weights, weights_folder
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,48 @@ class Prepared:
     input_rate: float
     record: dict[str, object]
 
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Items of a data set as a batch."""
+        return collate(items)
+
+    def sampler(self, recipe: Recipe, processes: int) -> None:
+        """The Trainer's own order."""
+
+    def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
+        """For AdamW; the connector's first weight, whose input has a small deviation, takes proportionally larger steps and no decay.
+
+        Adam's steps have the size of the learning rate whatever the gradient, so this equals training on standardised inputs.
+        """
+        trainable = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        return [
+            {
+                "params": [p for n, p in trainable if n.endswith("linear_1.weight")],
+                "lr": optim.learning_rate * self.input_rate,
+                "weight_decay": 0.0,
+            },
+            {"params": [p for n, p in trainable if p.ndim > 1 and not n.endswith("linear_1.weight")], "weight_decay": optim.weight_decay},
+            {"params": [p for n, p in trainable if p.ndim == 1], "weight_decay": 0.0},
+        ]
+
+    def evaluate(self, batch_size: int) -> pd.DataFrame:
+        """Whether each question of the validation split is answered right; see `answer_packed`."""
+        return answer_packed(self.model, self.val, batch_size)
+
+    def check_frozen(self, recipe: Recipe) -> None:
+        """See that training left alone what it should.
+
+        Raises:
+            WeightsError: the tower, or the language model where only the connector is trained, no longer holds its pretrained values.
+        """
+        llava = self.model.llava
+        check_unchanged(recipe.model.tower, llava.model.vision_tower.state_dict(), load_weights(recipe.model.tower))
+        if recipe.model.language is not None and recipe.model.train == "connector" and recipe.start is None:
+            check_language(llava, weights_folder(recipe.model.language))
+
 
 def prepare(recipe: Recipe) -> Prepared:
     """Build model, data and features. The language model's initial weights depend on the seed only, never on the alignment."""
-    train, val = load_data(recipe.data.train, limit=recipe.data.limit_train), load_data(recipe.data.val, limit=recipe.data.limit_val)
+    train, val = load_data(recipe.data.train[0], limit=recipe.data.limit_train), load_data(recipe.data.val, limit=recipe.data.limit_val)
     processor = build_processor(recipe.model, sorted(train.vocabulary | val.vocabulary))
     set_seed(recipe.seed)
     llava, parts = build_llava(recipe.model, processor)
@@ -109,13 +148,9 @@ def vfm_features(recipe: Recipe, data: Dataset, grid: tuple[int, int]) -> tuple[
     for name in recipe.alignment.vfm:
         vfm = load_vfm(name, teacher_norm=recipe.alignment.teacher_norm)
         key = (vfm.entry.identity(), grid)
-        features[name] = frozen_features(data, key, partial(_tokens, vfm, grid), what=vfm.name, mode=recipe.data.features)
+        features[name] = frozen_features(data, key, partial(vfm_tokens, vfm, grid), what=vfm.name, mode=recipe.data.features)
         records.append(vfm.record())
     return features, dict(records[0]) if len(records) == 1 else {key: [record[key] for record in records] for key in records[0]}
-
-
-def _tokens(vfm: VFM, grid: tuple[int, int], images: list[Image.Image]) -> Tensor:
-    return vfm(images, grid=grid).tokens()
 
 
 def _controlled(settings: AlignmentConfig, targets: Features, seed: int) -> Features:
@@ -123,13 +158,5 @@ def _controlled(settings: AlignmentConfig, targets: Features, seed: int) -> Feat
     if settings.centre:
         targets = DerivedFeatures(targets, minus=targets.mean())
     if settings.images == "others":
-        order = _cyclic(torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed)))
-        targets = DerivedFeatures(targets, order=order.tolist())
+        targets = DerivedFeatures(targets, order=other_images(len(targets), seed))
     return targets
-
-
-def _cyclic(order: Tensor) -> Tensor:
-    """A permutation without fixed points: each element goes to the next one in `order`."""
-    result = torch.empty_like(order)
-    result[order] = order.roll(1)
-    return result

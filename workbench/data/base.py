@@ -201,7 +201,7 @@ class ConversationDataset(Dataset):
 
 
 def mixed(parts: Sequence[Dataset], weights: Sequence[float], seed: int = 0) -> ConversationDataset:
-    """Conversations of several data sets as one epoch: all of each `weight` times, the rest a random part, so that 2.5 is all of it twice and half of it once more.
+    """Conversations of several data sets as one epoch: each comes `weight` times, where 2.5 is all of it twice and a random half once more.
 
     Raises:
         DataError: another number of weights, or none above 0.
