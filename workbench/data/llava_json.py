@@ -6,7 +6,8 @@
 `llava_json:FILE?images=DIR` reads a JSON list, or JSON lines. Its five image roots (coco/train2017, gqa/images, ocr_vqa/images, textvqa/train_images,
 vg/VG_100K and VG_100K_2) lie below DIR, by default the file's own folder. A row without `image` is text alone. As LLaVA's own code does, an answer before
 the first question and a question after the last answer are left out. Every image is looked for before anything is trained; `missing=skip` leaves out the
-rows whose image is not there, and says how many.
+rows whose image is not there, and says how many. The file has no validation split: `split=val&held=500` is 500 random rows, `split=train&held=500` the
+others; which rows these are depends on their number and on `held` alone.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ def llava_json(spec: str, *, limit: int | None = None, seed: int = 0) -> Convers
     Raises:
         DataError: no such file or folder, a broken row (its number, from 1, and why), or images that are not there.
     """
-    path, options = spec_options(spec, {"images": "", "missing": "error"})
+    path, options = spec_options(spec, {"images": "", "missing": "error", "split": "all", "held": "500"})
     if options["missing"] not in ("error", "skip"):
         raise UnknownNameError("missing", options["missing"], ("error", "skip"))
+    if options["split"] not in ("all", "train", "val"):
+        raise UnknownNameError("split", options["split"], ("all", "train", "val"))
     file = Path(path)
     if not file.is_file():
         raise DataError(f"data file '{path}' does not exist: expected LLaVA conversations (JSON)")
@@ -55,6 +58,8 @@ def llava_json(spec: str, *, limit: int | None = None, seed: int = 0) -> Convers
             broken.append(str(error))
     if broken:
         raise DataError(f"{file} has {len(broken)} broken row{'s' if len(broken) > 1 else ''}: {broken[0]}")
+    if options["split"] != "all":
+        rows = _part(file, rows, options["split"], options["held"])
     rows = [rows[i] for i in subset(len(rows), limit, seed)]
     sizes = _sizes(root, {name for _, names, _ in rows for name in names})
     if lost := [(name, names) for name, names, _ in rows if any(own not in sizes for own in names)]:
@@ -62,12 +67,22 @@ def llava_json(spec: str, *, limit: int | None = None, seed: int = 0) -> Convers
     conversations = [Conversation(name, turns, tuple(partial(read_image, root / own) for own in names)) for name, names, turns in rows]
     used = sorted({own for _, names, _ in rows for own in names})
     return ConversationDataset(
-        f"llava_json:{spec}", conversations, content_hash("llava_json", sha256(file), limit, seed, len(rows), [(own, sizes[own]) for own in used])
+        f"llava_json:{spec}",
+        conversations,
+        content_hash("llava_json", sha256(file), options["split"], options["held"], limit, seed, len(rows), [(own, sizes[own]) for own in used]),
     )
 
 
 Row = tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]]
 """id, image paths, turns"""
+
+
+def _part(file: Path, rows: list[Row], split: str, held: str) -> list[Row]:
+    """The rows held out, or the others."""
+    if not held.isdigit() or not 0 < int(held) < len(rows):
+        raise DataError(f"held is {held}: expected 1 to {len(rows) - 1}, fewer than the rows of {file.name}")
+    out = set(subset(len(rows), int(held), 0))
+    return [row for number, row in enumerate(rows) if (number in out) == (split == "val")]
 
 
 def _rows(file: Path) -> Sequence[Any]:
@@ -86,8 +101,8 @@ def _rows(file: Path) -> Sequence[Any]:
 def _row(number: int, row: Any) -> Row:
     if not isinstance(row, Mapping) or "conversations" not in row:
         raise DataError(f"row {number} has no `conversations`")
-    images = row.get("image") or ()
-    names = (images,) if isinstance(images, str) else tuple(images)
+    images = row.get("image") or []
+    names = (images,) if isinstance(images, str) else tuple(images) if isinstance(images, list) else (None,)
     if not all(isinstance(name, str) for name in names):
         raise DataError(f"row {number} has `image` {images!r}: expected a path or a list of paths")
     if away := next((name for name in names if Path(name).is_absolute() or ".." in Path(name).parts), None):
