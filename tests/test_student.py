@@ -317,12 +317,12 @@ def test_bad_input_is_one_sentence_and_writes_nothing(llava: list[str], tmp_path
         (["--model.name", str(own), *llava[2:]], "unknown model architecture 'LlamaForCausalLM'"),
         (["--model.name", str(tmp_path / "none"), *llava[2:]], "neither a folder nor a hub id"),
         (["--model.tower", f"{model}/x", *llava[2:]], "expected hub ids or folders of both, or model.name"),
-        (["--model.tower", model, "--model.language", model, *llava[2:]], "could not be loaded"),
+        (["--model.tower", model, "--model.language", model, *llava[2:]], "tensors of a CLIPVisionModel, first"),
         ([*llava, "--data.weights", "1", "2"], "data.weights is 1.0, 2.0: expected 1 numbers above 0"),
         ([*llava, "--data.max_length", "12"], "an image reaches beyond 12 tokens"),
         ([*llava, "--data.train", f"{llava[3]}?images=/nowhere"], "image root '/nowhere' does not exist"),
         ([*llava, *VIRAL, "--alignment.centre", "--data.features", "compute"], "expected target vfm and data.features cache"),
-        ([*llava, "--model.no-freeze_tower", "--model.train", "lora"], "expected model.train all for a tower that is trained too"),
+        ([*llava, "--model.train_tower", "--model.train", "lora"], "expected model.train all for a tower that is trained too"),
         (["--data.train", "shapes:train", "shapes:val"], "expected one data set for a small LLaVA"),
     ]
     for words, message in cases:

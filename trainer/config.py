@@ -52,8 +52,8 @@ class ModelConfig:
     below, trained from nothing."""
     train: Literal["all", "connector", "lora"] = "all"
     """`connector` leaves the language model as it is, `lora` gives it low-rank adapters; the connector is always trained, the tower is frozen."""
-    freeze_tower: bool = True
-    """Only a model by `name` or of released parts can train its tower too, with `train: all`."""
+    train_tower: bool = False
+    """Train the vision tower too; only of a model by `name` or of released parts, with `train: all`."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     layers: int = 6
     width: int = 128
@@ -70,8 +70,8 @@ class ModelConfig:
             raise ConfigError(f"model.width is {self.width}: expected a multiple of model.heads = {self.heads}")
         if self.released:
             self._check_released()
-        elif not self.freeze_tower:
-            raise ConfigError("model.freeze_tower is no: expected yes, since the tower of a small LLaVA stays as it is")
+        elif self.train_tower:
+            raise ConfigError("model.train_tower is yes: expected no, since the tower of a small LLaVA stays as it is")
         for size in fields(self):
             if self.language is not None and size.name in ("layers", "width", "heads", "ffn", "init") and getattr(self, size.name) != size.default:
                 raise ConfigError(f"model.{size.name} is {getattr(self, size.name)}: expected none, since model.language = {self.language} brings its own")
@@ -82,7 +82,7 @@ class ModelConfig:
         return self.name is not None or "/" in self.tower or "/" in (self.language or "")
 
     def _check_released(self) -> None:
-        given = [f.name for f in fields(self) if f.name not in ("name", "train", "lora", "freeze_tower") and getattr(self, f.name) != f.default]
+        given = [f.name for f in fields(self) if f.name not in ("name", "train", "lora", "train_tower") and getattr(self, f.name) != f.default]
         if self.name is None:
             if "/" not in self.tower or self.language is None:
                 raise ConfigError(f"model.tower is {self.tower} and model.language {self.language}: expected hub ids or folders of both, or model.name")
@@ -90,8 +90,8 @@ class ModelConfig:
         if given:
             whose = f"model.name = {self.name} brings its own" if self.name else "the released parts bring their own"
             raise ConfigError(f"model.{given[0]} is {getattr(self, given[0])}: expected none, since {whose}")
-        if not self.freeze_tower and self.train != "all":
-            raise ConfigError(f"model.freeze_tower is no and model.train {self.train}: expected model.train all for a tower that is trained too")
+        if self.train_tower and self.train != "all":
+            raise ConfigError(f"model.train_tower is yes and model.train {self.train}: expected model.train all for a tower that is trained too")
 
 
 @dataclass(frozen=True)

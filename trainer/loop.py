@@ -54,7 +54,8 @@ class AlignmentTrainer(Trainer):
     ) -> Tensor:
         """L = L_LM + lambda * L_VRA; L_VRA is a mean, so each accumulated part carries its share."""
         inputs = dict(inputs)
-        part = inputs.pop("share", 1 / self.current_gradient_accumulation_steps)  # of a step's visual tokens; packed images have equally many
+        part = inputs.pop("share", None)  # of a step's visual tokens; packed images have equally many
+        part = 1 / self.current_gradient_accumulation_steps if part is None else part
         inputs.pop("aligned", None)
         output = model(**inputs, num_items_in_batch=num_items_in_batch)
         loss = output.lm_loss
@@ -221,6 +222,7 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
         bf16=optim.precision == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
         logging_nan_inf_filter=False,
     )
     trainer = AlignmentTrainer(recipe=recipe, prepared=prepared, args=arguments, eval_dataset=prepared.val, callbacks=[Progress(folder, optim.steps)])

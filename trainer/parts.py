@@ -5,10 +5,9 @@ As in LLaVA-1.5 the connector gets the output of the tower's last but one block,
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -45,7 +44,7 @@ def build_from_parts(config: ModelConfig) -> MLLM:
     language, tokenizer = _language(weights_folder(config.language) if config.language in CATALOGUE else config.language)
     vision, text = tower.config, language.config
     with_class = vision.model_type == "clip_vision_model"
-    strategy = "default" if with_class else "full"
+    strategy: Literal["default", "full"] = "default" if with_class else "full"
     settings = LlavaConfig(
         vision_config=vision,
         text_config=text,
@@ -82,7 +81,7 @@ def _tower(name: str) -> tuple[Any, Any]:
         vision = getattr(config, "vision_config", config)
         if vision.model_type not in TOWERS:
             raise ConfigError(f"model.tower is {name}, a {vision.model_type}: expected a CLIP or SigLIP tower")
-        tower = type(AutoModel.from_config(vision)).from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+        tower = _whole("tower", name, type(AutoModel.from_config(vision)))
         return tower, AutoImageProcessor.from_pretrained(name)
     except UNREACHABLE as error:
         raise ConfigError(f"model.tower is {name}, which could not be loaded ({_line(error)}): expected a hub id within reach or a folder") from error
@@ -91,7 +90,7 @@ def _tower(name: str) -> tuple[Any, Any]:
 def _language(name: Any) -> tuple[Any, Any]:
     """The language model with rows for the image token, the mean of all rows, where its vocabulary has none to spare; and its tokenizer."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+        model = _whole("language", name, AutoModelForCausalLM)
         tokenizer = AutoTokenizer.from_pretrained(name, extra_special_tokens={"image_token": IMAGE})
     except UNREACHABLE as error:
         raise ConfigError(f"model.language is {name}, which could not be loaded ({_line(error)}): expected a hub id within reach or a folder") from error
@@ -99,14 +98,21 @@ def _language(name: Any) -> tuple[Any, Any]:
         raise ConfigError(f"model.language is {name}: expected a fast tokenizer with an end token")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # never learnt, whatever it is: labels come from the text
-    if len(tokenizer) > model.config.vocab_size:
-        count, old = -(-len(tokenizer) // 64) * 64, model.config.vocab_size
-        for layer in {id(m): m for m in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
-            tied = layer.weight is model.get_input_embeddings().weight and layer is not model.get_input_embeddings()
-            layer.weight = model.get_input_embeddings().weight if tied else nn.Parameter(grown(layer.weight.data[:old], count))
-        model.get_input_embeddings().num_embeddings = model.get_output_embeddings().out_features = count
-        model.config.vocab_size = count
+    old = model.config.vocab_size
+    if len(tokenizer) > old:
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
+        with torch.no_grad():
+            for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+                layer.weight.copy_(grown(layer.weight[:old], len(layer.weight)))
     return model, tokenizer
+
+
+def _whole(part: str, name: Any, cls: Any) -> Any:
+    """A part in float32, all of whose tensors are in its file; transformers would draw the missing ones at random and only warn."""
+    model, report = cls.from_pretrained(name, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+    if missing := sorted(report["missing_keys"]):
+        raise ConfigError(f"model.{part} is {name}, which lacks {len(missing)} tensors of a {type(model).__name__}, first {missing[0]}")
+    return model
 
 
 def _template(tokenizer: Any) -> str:

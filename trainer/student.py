@@ -124,7 +124,7 @@ def parts_of(mllm: MLLM) -> dict[str, str]:
 def choose_trained(mllm: MLLM, recipe: Recipe) -> dict[str, str]:
     """Let what the recipe trains require a gradient, nothing else; returns the part of each trained parameter by name."""
     config, parts = recipe.model, parts_of(mllm)
-    trained = {"connector", *(["language"] if config.train == "all" else []), *([] if config.freeze_tower else ["tower"])}
+    trained = {"connector", *(["language"] if config.train == "all" else []), *(["tower"] if config.train_tower else [])}
     if config.train == "lora":
         add_lora(mllm.model, config.lora)
     for name, value in mllm.model.named_parameters():
@@ -220,7 +220,7 @@ def prepare_student(recipe: Recipe) -> PreparedStudent:
     trained = choose_trained(mllm, recipe)
     questions = _questions(mllm, val.data)
     if recipe.optim.checkpointing:
-        mllm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        mllm.model.gradient_checkpointing_enable({"use_reentrant": False})
     settings, residual, targets = recipe.alignment, None, None
     own_width = _own_width(mllm, train) if settings.residual == "encoder" or (settings.aligned and settings.target == "encoder") else 0
     if settings.residual != "none":

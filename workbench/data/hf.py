@@ -100,7 +100,7 @@ def _pictures(where: str, table: Any, index: int, column: str | None, root: Path
     return len(paths), paths
 
 
-def _picture(table: Any, index: int, column: str, number: int, path: Path | None) -> Image.Image:
+def _picture(table: Any, index: int, column: str | None, number: int, path: Path | None) -> Image.Image:
     if path is not None:
         return read_image(path)
     try:

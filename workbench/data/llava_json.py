@@ -152,7 +152,7 @@ def _sizes(root: Path, names: Iterable[str]) -> dict[str, int]:
     for name in names:
         parent, _, last = name.rpartition("/")
         wanted.setdefault(parent, {})[last] = name
-    found = {}
+    found: dict[str, int] = {}
     for parent, own in wanted.items():
         if (root / parent).is_dir():
             with os.scandir(root / parent) as entries:
