@@ -15,6 +15,8 @@ env: .venv/.ready
 	@touch $@
 
 demo: $(RUNS)/baseline/training.json $(RUNS)/viral/training.json
+	@echo "== every analysis of both models, on 40 images each"
+	$(BIN)/python -m analyses.all --model $(RUNS)/baseline $(RUNS)/viral --limit 40 --output_dir $(RUNS) --report $(RUNS)/report.html
 	@echo "== CKNNA of both models with DINOv2 and EfficientNet"
 	$(BIN)/python -m analyses.cknna --model $(RUNS)/baseline $(RUNS)/viral --vfm dinov2-small efficientnet-lite0 --data shapes:val --limit 200 --output_dir $(RUNS)
 ifeq ($(HEADLESS),)

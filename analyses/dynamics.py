@@ -179,8 +179,8 @@ def run(config: Config, context: Context) -> Result:
 
 def _layers(config: Config, mllm: MLLM, record: Mapping[str, Any]) -> list[int]:
     alignment = record["recipe"]["alignment"]
-    aligned = alignment["layer"] if alignment["objective"] != "none" else max(1, mllm.n_layers // 2)
-    return check_layers(mllm, config.layers or sorted({1, aligned, mllm.n_layers}))
+    middle = alignment["layer"] if alignment["objective"] != "none" else [max(1, mllm.n_layers // 2)]
+    return check_layers(mllm, config.layers or sorted({1, *middle, mllm.n_layers}))
 
 
 def _stored(asked: Questions, mllm: MLLM, notes: dict[str, str]) -> dict[str, pd.DataFrame]:

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from workbench import figures as fig
 from workbench.analysis import Analysis, Context, DataOptions, Result, main
-from workbench.answers import MEAN, Quiz, change_by_type, grids_of, questions_of, survey
+from workbench.answers import MEAN, Quiz, change_by_type, changes, drops, grids_of, questions_of, survey
 from workbench.capture import check_layers, check_place
 from workbench.data.base import Object, Sample
 from workbench.errors import ConfigError, DataError, ModelError
@@ -227,18 +227,13 @@ def _scores(samples: pd.DataFrame, config: Config) -> pd.DataFrame:
 
 def summary(found: Mapping[str, Run]) -> pd.DataFrame:
     """One row per model and window for the mean of types, and one per type for the objects; `object - random` is after random against after object."""
-    table = _table(found)
+    table = changes(found)
     return table[(table["category"] == MEAN) | (table["place"] == "tower")].drop(columns=["first", "last", "seed", "draws"])
-
-
-def _table(found: Mapping[str, Run]) -> pd.DataFrame:
-    table = pd.concat([run.tables["scores"].assign(model=label) for label, run in found.items()], ignore_index=True)
-    return table[["model", *(column for column in table.columns if column != "model")]]
 
 
 def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
     """The drop by window, and by question type without the asked object and without as many other tokens."""
-    table = _table(found).rename(columns={"drop": "score"})
+    table = drops(changes(found))
     windows = table[(table["kind"] == "knockout") & (table["category"] == MEAN)]
     windows = windows.assign(layer=windows["first"], width=(windows["last"] - windows["first"] + 1).map("{} blocks".format))
     figure = fig.layer_curves(windows, y="drop in accuracy", kind="width")

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from workbench import figures as fig
 from workbench.analysis import Analysis, Context, DataOptions, Result, label_of, main
-from workbench.answers import MEAN, Quiz, change_by_type, questions_of
+from workbench.answers import MEAN, Quiz, change_by_type, changes, drops, questions_of
 from workbench.capture import Activations, check_layers, check_place, read
 from workbench.data.base import Sample
 from workbench.errors import ConfigError, DataError, ModelError
@@ -140,18 +140,13 @@ def _scores(samples: pd.DataFrame, source: str, config: Config) -> pd.DataFrame:
 
 def summary(found: Mapping[str, Run]) -> pd.DataFrame:
     """One row per model, layer and kind for the mean of types."""
-    table = _table(found)
+    table = changes(found)
     return table[table["category"] == MEAN].drop(columns=["layer", "seed"])
-
-
-def _table(found: Mapping[str, Run]) -> pd.DataFrame:
-    table = pd.concat([run.tables["scores"].assign(model=label) for label, run in found.items()], ignore_index=True)
-    return table[["model", *(column for column in table.columns if column != "model")]]
 
 
 def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
     """The drop by layer of the patch, and of a model's own tokens put back."""
-    curves = _table(found).rename(columns={"drop": "score"})
+    curves = drops(changes(found))
     curves = curves[curves["category"] == MEAN].assign(kind=lambda t: t["kind"].where(t["kind"] == SELF, "tokens of " + t["source"]))
     return {"Drop by layer with another model's visual tokens, mean of types": fig.layer_curves(curves, y="drop in accuracy", kind="kind")}
 

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from workbench import figures as fig
 from workbench.analysis import Analysis, Context, DataOptions, Result, main
-from workbench.answers import MEAN, Change, Grid, Quiz, change_by_type, grids_of, questions_of, random_order, survey
+from workbench.answers import MEAN, Change, Grid, Quiz, change_by_type, changes, drops, grids_of, questions_of, random_order, survey
 from workbench.capture import Place, check_layers, check_place
 from workbench.data.base import Sample
 from workbench.errors import ConfigError, DataError, ModelError
@@ -252,19 +252,14 @@ def _scores(samples: pd.DataFrame, config: Config) -> pd.DataFrame:
 
 def summary(found: Mapping[str, Run]) -> pd.DataFrame:
     """One row per model, place and change for the mean of types, and one per type for the permutation at the tower."""
-    table = _table(found)
+    table = changes(found)
     at_tower = (table["place"] == "tower") & (table["kind"] == "permute")
     return table[(table["category"] == MEAN) | at_tower].drop(columns=["seed", "draws"])
 
 
-def _table(found: Mapping[str, Run]) -> pd.DataFrame:
-    table = pd.concat([run.tables["scores"].assign(model=label) for label, run in found.items()], ignore_index=True)
-    return table[["model", *(column for column in table.columns if column != "model")]]
-
-
 def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
     """The drop by layer, by question type at the tower for each part, and for every change at the tower."""
-    table = _table(found).rename(columns={"drop": "score"})
+    table = drops(changes(found))
     mean, drop = table[table["category"] == MEAN], "drop in accuracy"
     curves = mean[mean["kind"].isin(["permute", "mean token"]) & (mean["part"] == "whole")]
     curves = curves.assign(layer=curves["place"].replace("tower", "-1").astype(int))

@@ -25,6 +25,8 @@ PAGES = {
     "knockout": 1500,
     "patching": 1300,
     "tokens": 1500,
+    "logit-lens": 1700,
+    "linear-probe": 1700,
     "dynamics": 2400,
     "scene": 1250,
 }  # height of the picture

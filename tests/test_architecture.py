@@ -18,7 +18,7 @@ ONLY_IN = {
     "streamlit": ("app.py", "workbench/dashboard/"),
     "nnsight": ("workbench/capture.py",),
     "peft": ("trainer/lora.py",),
-    "plotly": ("workbench/figures.py", "workbench/analysis.py", "workbench/dashboard/", "analyses/"),
+    "plotly": ("workbench/figures/", "workbench/analysis.py", "workbench/dashboard/", "analyses/"),
 }
 FILES = [f for top in ALLOWED for f in ([ROOT / top] if top.endswith(".py") else sorted((ROOT / top).rglob("*.py")))]
 

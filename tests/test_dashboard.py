@@ -48,6 +48,8 @@ def test_runs_page_lays_training_curves_over_each_other(runs_folder: Path, monke
     table = app.dataframe[0].value
     assert table["model"].tolist() == ["baseline", "viral"] and (table["state"] == "finished").all() and (table["steps"] == 12).all()
     assert app.dataframe[1].value["label"].tolist() in (["baseline", "viral"], ["viral", "baseline"])
+    (said,) = [caption.value for caption in app.caption if "tokens, k = " in caption.value]
+    assert "viral, layer 2, efficientnet-lite0: n = 64 tokens, k = 10, 8 images" in said and "baseline, layer 1, efficientnet-lite0" in said
 
 
 def test_alignment_page_shows_interval_null_and_n(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

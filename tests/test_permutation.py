@@ -225,4 +225,9 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
     assert row["accuracy_after"] == one["correct_after"].mean() and row["kl"] == pytest.approx(one["kl"].mean()) and row["n"] == len(one)
     figures = ANALYSIS.figures(found)
     assert len(figures) == 5 and all("error_y" in trace.to_plotly_json() for title in list(figures)[1:] for trace in figures[title].data)
-    assert sum(trace.fill == "toself" for trace in figures["Drop by layer, mean of types"].data) == 4
+    by_layer = figures["Drop by layer, mean of types"]
+    assert sum(trace.fill == "toself" for trace in by_layer.data) == 4
+    (chance,) = (trace for trace in by_layer.data if trace.name == "answers at chance")
+    lost = pd.concat([run.tables["scores"] for run in found.values()]).query("category == 'mean of types'")
+    assert chance.y[0] == pytest.approx((lost["accuracy_before"] - lost["chance"]).mean())  # a drop: chance itself would be another scale
+    assert by_layer.layout.shapes[0].y0 == 0

@@ -2,6 +2,7 @@
 
 python -m trainer trainer/recipes/shapes_viral.yaml --seed 1 --output_dir runs/viral-s1
 python -m trainer trainer/recipes/shapes_stage1.yaml --optim.steps 20 --data.limit_train 64 --output_dir runs/try
+accelerate launch --num_processes 2 -m trainer trainer/recipes/shapes_viral.yaml
 """
 
 from __future__ import annotations
@@ -10,13 +11,24 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from trainer import processes
 from trainer.config import Recipe
 from workbench.config import command, parse
 from workbench.errors import ConfigError
 
 
 def main(argv: list[str]) -> None:
-    """Read the recipe, train, and print the accuracy per question type, or the loss."""
+    """Run `python -m trainer ARGV`, in one process or in several."""
+    processes.start()
+    try:
+        run(processes.together(lambda: read(argv)))
+    except processes.ElsewhereError:
+        sys.exit(2)
+    processes.stop()
+
+
+def read(argv: list[str]) -> Recipe:
+    """The recipe that a command line describes."""
     if not argv or argv[0].startswith("-"):
         if "--help" not in argv and "-h" not in argv:
             raise ConfigError("no recipe given: expected python -m trainer RECIPE.yaml [--section.key value ...]")
@@ -27,12 +39,24 @@ def main(argv: list[str]) -> None:
 
     if config.start is not None and config.start.suffix == ".yaml" and recipe is not None:
         config = replace(config, start=config.start if config.start.exists() else recipe.parent / config.start)
+    return config
 
+
+def run(config: Recipe) -> None:
+    """Train, and print the accuracy per question type, or the loss."""
+    if config.dry_run:
+        from trainer.dry_run import plan
+
+        report = processes.on_main(lambda: plan(config).report())
+        if processes.is_main():
+            print(report)
+        return
     from trainer.evaluation import summary  # after parsing: a typo is answered at once
     from trainer.loop import train
 
     evaluation = train(config, sys.argv)
-    print(summary(evaluation, config.seed).to_string(index=False, float_format="{:.3f}".format))
+    if processes.is_main():
+        print(summary(evaluation, config.seed).to_string(index=False, float_format="{:.3f}".format))
 
 
 if __name__ == "__main__":

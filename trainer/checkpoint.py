@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,36 @@ from workbench.mllm.residual import save_residual
 LORA_FILE = "trained.safetensors"  # in a checkpoint of a LoRA run: what is trained, exactly; its model.safetensors is merged
 
 
-def save_model(model: Aligned, processor: Any, folder: Path) -> None:
-    """Write a plain transformers folder, LoRA merged, with the alignment heads and the residual's adapters beside it."""
+def save_model(model: Aligned, processor: Any, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+    """Write a plain transformers folder, LoRA merged, with the alignment heads and the residual's adapters beside it.
+
+    Args:
+        state: the model's tensors, gathered, where its own parameters are only this process's part of them.
+    """
+    for config in (model.config, *(getattr(model.config, key, None) for key in model.config.sub_configs)):
+        if config is not None:
+            config._name_or_path = ""  # where the weights were in this machine's cache is nobody else's business
+    state = dict(model.state_dict() if state is None else state)
+    names: dict[int, str] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        state[name] = state[names.setdefault(id(value), name)]  # tied tensors, gathered one by one, are one again
+    student = part(state, "student.")
     if adapters(model.student):
-        model.student.save_pretrained(folder, state_dict=merged_state(model.student))
-        save_file(_trained(model.student), folder / LORA_FILE)
+        model.student.save_pretrained(folder, state_dict=merged_state(model.student, student))
+        save_file({name: student[name].detach().contiguous() for name in _trained(model.student)}, folder / LORA_FILE)
     else:
-        model.student.save_pretrained(folder)
+        model.student.save_pretrained(folder, state_dict=student)
     processor.save_pretrained(folder)
-    if (heads := _heads(model)) is not None:
-        save_file(heads.state_dict(), folder / HEAD_FILE)
+    if _heads(model) is not None:
+        assert model.alignment is not None
+        save_file(part(state, "alignment.heads.0." if len(model.alignment.heads) == 1 else "alignment.heads."), folder / HEAD_FILE)
     if model.residual is not None:
-        save_residual(model.residual, folder)
+        save_residual(model.residual, folder, part(state, "residual.adapters."))
+
+
+def part(state: Mapping[str, Tensor], below: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `below`, without it."""
+    return {name.removeprefix(below): value for name, value in state.items() if name.startswith(below)}
 
 
 def load_model(model: Aligned, folder: Path) -> None:

@@ -135,6 +135,9 @@ class OptimConfig:
     batch_size: int = 16
     """Images per process and forward pass; all questions of an image are packed into one sequence."""
     accumulation: int = 1
+    """Forward passes of each process per optimiser step."""
+    global_batch: int | None = None
+    """Images of one optimiser step, whatever the number of processes; `accumulation` then follows from it."""
     learning_rate: float = 1.5e-3
     final_rate: float = 0.05
     warmup: int = 80
@@ -151,12 +154,34 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _at_least("optim.", 1, steps=self.steps, batch_size=self.batch_size, accumulation=self.accumulation)
+        if self.global_batch is not None:
+            if self.accumulation != 1:
+                raise ConfigError(f"optim.accumulation is {self.accumulation}: expected none, since it follows from optim.global_batch = {self.global_batch}")
+            self.accumulated(1)
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2), ("final_rate", self.final_rate)):
             if not 0 <= value <= 1:
                 raise ConfigError(f"optim.{name} is {value}: expected 0 to 1")
         _at_least("optim.", 0, max_grad_norm=self.max_grad_norm)
         _at_least("optim.", 0, learning_rate=self.learning_rate, warmup=self.warmup, weight_decay=self.weight_decay)
         _at_least("optim.", 0, connector_rate=self.connector_rate or 0)
+
+    def accumulated(self, processes: int) -> int:
+        """Forward passes of each of so many processes per optimiser step.
+
+        Raises:
+            ConfigError: the global batch does not divide into them.
+        """
+        if self.global_batch is None:
+            return self.accumulation
+        passes, rest = divmod(self.global_batch, self.batch_size * processes)
+        if rest or not passes:
+            each = f"optim.batch_size {self.batch_size} x {processes} process{'es' * (processes > 1)}"
+            raise ConfigError(f"optim.global_batch is {self.global_batch}: expected a multiple of {self.batch_size * processes} = {each}")
+        return passes
+
+    def images(self, processes: int) -> int:
+        """Images of one optimiser step over all processes."""
+        return self.batch_size * self.accumulated(processes) * processes
 
 
 @dataclass(frozen=True)
@@ -212,6 +237,25 @@ class AlignmentConfig:
         return self.objective != "none"
 
 
+@dataclass(frozen=True)
+class MonitorConfig:
+    """What is watched while training (docs/monitor.md)."""
+
+    cknna_images: int = 32
+    """The first so many images of the validation split, on which CKNNA of the aligned layer is measured at every evaluation; 0 for none."""
+    k: int = 10
+    """Neighbours of CKNNA."""
+    permutations: int = 20
+    """Of the pairing, for its chance level."""
+    head_steps: int = 5
+    """A head that has not moved after so many steps is warned of."""
+
+    def __post_init__(self) -> None:
+        _at_least("monitor.", 0, cknna_images=self.cknna_images)
+        _at_least("monitor.", 1, k=self.k, head_steps=self.head_steps)
+        _at_least("monitor.", 10, permutations=self.permutations)
+
+
 def _listed(values: tuple[Any, ...]) -> str:
     return ", ".join(map(str, values)) or "empty"
 
@@ -228,6 +272,8 @@ class Recipe:
     is trained with this seed beside output_dir if it is not there yet."""
     resume: bool = False
     """Continue from the newest whole checkpoint in output_dir."""
+    dry_run: bool = False
+    """Train nothing: check names, shapes, data and disk, and say how large everything is; writes nothing."""
     log_every: int = 20
     """Steps between rows of the training log."""
     eval_every: int = 200
@@ -238,10 +284,13 @@ class Recipe:
     """The newest so many stay; None (null) keeps all, which `analyses.dynamics` reads."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Trackers, besides the parquet log."""
+    push_to_hub: str | None = None
+    """Where the finished model goes on the hub, such as NAME/MODEL, with its card; a new repository is private."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     def __post_init__(self) -> None:
         _at_least("", 1, log_every=self.log_every, eval_every=self.eval_every, save_every=self.save_every)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader
 
+from trainer import processes
 from trainer.data import PackedDataset, collate
 from trainer.model import AlignedForConditionalGeneration
 from workbench.answers import Quiz
@@ -19,25 +19,34 @@ from workbench.mllm.conversation import IGNORED, encode_conversations
 from workbench.stats import bootstrap_ci
 
 
-@torch.inference_mode()
+@torch.no_grad()  # sharded weights know no inference mode
 def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, batch_size: int) -> pd.DataFrame:
     """Whether each question is answered right by greedy decoding: every answer token and the end token is the most likely one.
+
+    Several processes share the batches; each runs as many passes as the others, since sharded weights are gathered in every pass, but every sample counts once.
 
     Returns:
         One row per sample: id, image_id, category, answer, correct, chance (one over the number of options).
     """
     was_training = model.training
     model.eval()
-    rows, scenes = [], iter(data.data.scenes)
-    for batch in DataLoader(data, batch_size=batch_size, collate_fn=collate):
-        device = next(model.parameters()).device
+    rows, scenes = [], data.data.scenes
+    batches = [list(range(len(data)))[start : start + batch_size] for start in range(0, len(data), batch_size)]
+    for turn in range(0, len(batches), processes.count()):
+        mine = turn + processes.rank()
+        indices = batches[min(mine, len(batches) - 1)]
+        batch, device = collate(data.__getitems__(indices)), next(model.parameters()).device
         output = model(**{name: value.to(device) for name, value in batch.items()})
+        if mine >= len(batches):
+            continue
         right = (output.logits.argmax(-1).cpu() == batch["labels"]) | (batch["labels"] == IGNORED)
-        for row in range(len(right)):
-            for number, sample in enumerate(next(scenes), start=1):
+        for row, index in enumerate(indices):
+            for number, sample in enumerate(scenes[index], start=1):
                 correct = bool(right[row][batch["segments"][row] == number].all())
-                rows.append((sample.id, sample.image_id, sample.category, sample.answer, correct, 1 / max(1, len(sample.options))))
+                rows.append((index, number, sample.id, sample.image_id, sample.category, sample.answer, correct, 1 / max(1, len(sample.options))))
     model.train(was_training)
+    rows = [row[2:] for row in sorted(processes.gathered(rows))]
+    assert len(rows) == sum(map(len, scenes))
     return pd.DataFrame(rows, columns=["id", "image_id", "category", "answer", "correct", "chance"])
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,27 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from trainer import processes
 from trainer.alignment import weight_at
-from trainer.checkpoint import load_model, save_model
+from trainer.card import check_hub, push, write_card
+from trainer.checkpoint import load_model, part, save_model
 from trainer.config import Recipe
 from trainer.evaluation import metrics_of, summary
 from trainer.lora import adapters, check_peft, merge
-from trainer.output import RECIPE_FILE, alone, check_output, check_same_recipe, write_recipe
+from trainer.model import IGNORED
+from trainer.monitor import EarlyWarnings, Progress, check_trackers, counted, stop_unless_finite, subset_alignment, warnings_of, write_log
+from trainer.output import RECIPE_FILE, UNFINISHED, alone, check_output, check_same_recipe, publish_checkpoint, write_recipe
 from trainer.prepare import Prepared, prepare
 from trainer.student import PreparedStudent, prepare_student
 from workbench.config import as_mapping, parse
 from workbench.errors import ConfigError, RunError
-from workbench.files import atomic_file, atomic_folder, make_folder
+from workbench.files import atomic_file, atomic_folder
 from workbench.runs import environment
-from workbench.training import LOG_FILE, RECORD_FILE
+from workbench.training import RECORD_FILE
 from workbench.vfm import find_vfm
 from workbench.weights import CATALOGUE as WEIGHTS
 
@@ -38,49 +43,67 @@ Ready = Prepared | PreparedStudent
 
 
 class AlignmentTrainer(Trainer):
-    """Trainer that adds the weighted alignment loss, logs both losses, and evaluates; packed questions and conversations differ in what is prepared only."""
+    """Trainer that adds the weighted alignment loss, logs both losses, and evaluates; packed questions and conversations differ in what is prepared only.
+
+    One optimiser step is the same in any number of processes and accumulated parts: both losses are means over the global batch, the language model's over
+    its answer tokens and the alignment's over its visual tokens (`relation`: over its images and tiles). Every part has its share of them, and since gradients
+    are averaged over processes, each is multiplied by their number.
+    """
 
     def __init__(self, *, recipe: Recipe, prepared: Ready, **kwargs: Any) -> None:
         self.recipe, self.prepared = recipe, prepared
         self._sums: dict[str, Tensor] = {}
         self._steps = 0  # optimizer steps since the last log
+        self._aligned_steps: Tensor | int = 0  # those of them with an image
+        self._aligned_items: Tensor | None = None  # of the global batch
+        self._saving = False
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.evaluation: pd.DataFrame | None = None
-        super().__init__(model=prepared.model, train_dataset=prepared.train, data_collator=prepared.collate, **kwargs)
+        self.evaluated_at = -1
+        self.subset, left_out = subset_alignment(recipe, prepared)  # before the seed is set again, since building a VFM draws random numbers
+        collator = counted(prepared.collate, prepared.model.config.image_token_id)
+        super().__init__(model=prepared.model, train_dataset=prepared.train, data_collator=collator, **kwargs)
+        self.progress = Progress(recipe.output_dir, recipe.optim.steps)
+        self.add_callback(self.progress)
+        self.add_callback(EarlyWarnings(recipe.monitor.head_steps, left_out, lambda: bool(self._aligned_items)))
         self.model_accepts_loss_kwargs = True  # the LM loss is normalised over the accumulated batch, in the model
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """L = L_LM + lambda * L_VRA; L_VRA is a mean, so each accumulated part carries its share."""
-        inputs = dict(inputs)
-        part = inputs.pop("share", None)  # of a step's visual tokens; packed images have equally many
-        part = 1 / self.current_gradient_accumulation_steps if part is None else part
-        inputs.pop("aligned", None)
+        """L = L_LM + lambda * L_VRA, this part's share of both, times the processes over which gradients are averaged."""
         output = model(**inputs, num_items_in_batch=num_items_in_batch)
         loss = output.lm_loss
-        self._steps += self.accelerator.sync_gradients
+        if self.accelerator.sync_gradients:
+            self._steps += 1
+            self._aligned_steps = self._aligned_steps + (0 if self._aligned_items is None else (self._aligned_items > 0).int())
         self._note("lm_loss", output.lm_loss)
+        parts = {"lm_loss": output.lm_loss}
         if output.alignment_loss is not None:
-            share = output.alignment_loss * part
+            assert self._aligned_items is not None
+            share = output.alignment_loss * (own := self._aligned(inputs)) / self._aligned_items
             loss = loss + self.alignment_weight(self.state.global_step) * share
             self._note("alignment_loss", share)
+            parts |= {"alignment_loss": share}
             if len(output.alignment_losses) > 1:
                 for name, value in output.alignment_losses.items():
-                    self._note(f"alignment_loss/{name}", value * part)
-        return loss
+                    self._note(f"alignment_loss/{name}", value * own / self._aligned_items)
+        if model.training:
+            stop_unless_finite(loss, parts, inputs, self.recipe.output_dir, self.state.global_step + 1)
+        return loss * self.accelerator.num_processes
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Tensor | int | None]:
-        """The batches of one step; each says which share of the step's visual tokens it holds, where these differ."""
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if batches and "aligned" in batches[0]:
-            total = self.accelerator.gather(torch.tensor([sum(batch["aligned"] for batch in batches)], device=device)).sum().item()
-            for batch in batches:
-                batch["share"] = batch["aligned"] * self.accelerator.num_processes / max(1, total)  # processes average their gradients
-        return batches, items
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
+        """Answer tokens of the global batch; what is aligned is counted along."""
+        counts = torch.stack([torch.stack([batch["labels"].ne(IGNORED).sum(), self._aligned(batch)]) for batch in batch_samples]).sum(0)
+        answers, self._aligned_items = self.accelerator.reduce(counts.to(device), "sum")
+        return answers
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return self.prepared.sampler(self.recipe, self.accelerator.num_processes) or super()._get_train_sampler(train_dataset)
+    def _aligned(self, batch: dict[str, Any]) -> Tensor:
+        """What the alignment loss of a batch is a mean over."""
+        return self.prepared.aligned(batch, self.recipe.alignment.objective).to(batch["labels"].device)
+
+    def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:
+        return self.prepared.sampler(self.recipe, processes.count())
 
     def alignment_weight(self, step: int) -> float:
         """lambda at optimiser step `step`, from 0."""
@@ -91,12 +114,25 @@ class AlignmentTrainer(Trainer):
     def _note(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums.get(name, torch.zeros((), device=value.device)) + value.detach()
 
+    def _names(self) -> list[str]:
+        """The losses that are logged: the same in every process, whether its own batches have images or not."""
+        alignment = self.prepared.model.alignment
+        if alignment is None:
+            return ["lm_loss"]
+        each = [f"alignment_loss/layer_{layer}/{target}" for layer in alignment.layers for target in alignment.dims]
+        return ["lm_loss", "alignment_loss", *(each if len(each) > 1 else [])]
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self.state.epoch = self.state.global_step * self.recipe.optim.images(processes.count()) / len(self.prepared.train)
         if "loss" in logs:
-            logs |= {name: (total / self._steps).item() for name, total in self._sums.items()}
+            names, nothing = self._names(), torch.zeros((), device=self.args.device)
+            totals = self.accelerator.reduce(torch.stack([self._sums.get(name, nothing) for name in names]), "sum")
+            aligned = int(self._aligned_steps)
+            steps = [self._steps if name == "lm_loss" else aligned for name in names]
+            logs |= {name: float(total / count) for name, total, count in zip(names, totals, steps, strict=True) if count}
             if self.recipe.alignment.aligned:
                 logs["alignment_weight"] = self.alignment_weight(self.state.global_step - 1)  # of the last step that was made
-            self._sums, self._steps = {}, 0
+            self._sums, self._steps, self._aligned_steps = {}, 0, 0
         logs["seconds"] = self.seconds()
         super().log(logs, start_time)
 
@@ -108,23 +144,38 @@ class AlignmentTrainer(Trainer):
         """Train from `checkpoint` or from the beginning; a checkpoint of the last step needs no training."""
         state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")) if checkpoint else None
         if state is not None and state.log_history:
-            self._seconds_before = state.log_history[-1]["seconds"]
+            self._seconds_before = next((row["seconds"] for row in reversed(state.log_history) if "seconds" in row), 0.0)
         if checkpoint is not None and state is not None and state.global_step >= self.recipe.optim.steps:
-            self._load_from_checkpoint(checkpoint)
+            load_model(self.prepared.model, Path(checkpoint))
             self.state = state
             return
-        self.train(resume_from_checkpoint=checkpoint)
+        torch.manual_seed(self.recipe.seed + 1_000_003 * processes.rank())  # the models are alike by now; their dropout must not be
+        try:
+            self.train(resume_from_checkpoint=checkpoint)
+        finally:
+            self.progress.close()
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Write a checkpoint, or say in one sentence why not and leave none."""
+        """Write a checkpoint aside and, once every process has done its part, move it to its place; or say in one sentence why not, and leave none."""
+        folder, name = self.recipe.output_dir, f"checkpoint-{self.state.global_step}"
+        self._saving = True
+        processes.together(lambda: self._write(lambda: super(AlignmentTrainer, self)._save_checkpoint(*args, **kwargs), name))
+        self._saving = False
+        processes.on_main(lambda: publish_checkpoint(folder, name, self.recipe.keep_checkpoints))
+
+    def _write(self, action: Callable[[], None], name: str) -> None:
         try:
-            super()._save_checkpoint(*args, **kwargs)
+            action()
         except (OSError, SafetensorError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not isinstance(error, OSError | SafetensorError) and "write" not in str(error) and "pos" not in str(error):
                 raise
-            folder = self.recipe.output_dir / f"checkpoint-{self.state.global_step}"
-            shutil.rmtree(folder, ignore_errors=True)
-            raise RunError(f"cannot write checkpoint {folder} ({' '.join(str(error).split())[:120]}); resume from the one before with --resume") from error
+            folder = self.recipe.output_dir
+            shutil.rmtree(folder / UNFINISHED / name, ignore_errors=True)
+            reason = " ".join(str(error).split())[:120]
+            raise RunError(f"cannot write checkpoint {folder / name} ({reason}); resume from the one before with --resume") from error
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.recipe.output_dir / UNFINISHED) if self._saving else str(super()._get_output_dir(trial))
 
     def create_optimizer(self, *args: object, **kwargs: object) -> torch.optim.Optimizer:
         """AdamW on the groups of parameters that the model asks for."""
@@ -134,40 +185,31 @@ class AlignmentTrainer(Trainer):
         return self.optimizer
 
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
-        """Accuracy per question type on the validation split, or the loss on it."""
+        """Accuracy per question type on the validation split, or the loss on it, and CKNNA on its first images."""
         self.evaluation = self.prepared.evaluate(self.recipe.optim.batch_size)
         metrics = metrics_of(self.evaluation)
-        self.log(dict(metrics))
+        self.log(metrics | (self.subset.measure() if self.subset is not None else {}))
+        self.evaluated_at = self.state.global_step
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # or the last step is evaluated twice
         return metrics
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.recipe.output_dir)
-        save_model(self.accelerator.unwrap_model(self.model), self.prepared.processor, folder)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the whole model, gathered from all processes where it is divided, from the main one."""
+        folder, state = Path(output_dir or self.recipe.output_dir), self.whole_state()
+        name = folder.name
+        processes.on_main(lambda: self._write(lambda: save_model(self.prepared.model, self.prepared.processor, folder, state), name))
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """The model's tensors; with a divided model in the main process only, but all must ask."""
+        if processes.strategy() == "ddp" or (self.model_wrapped is self.prepared.model and not self.is_fsdp_enabled):
+            return self.prepared.model.state_dict()
+        return self.accelerator.get_state_dict(self.model_wrapped)  # type: ignore[no-any-return]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        load_model(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
-
-
-class Progress(TrainerCallback):
-    """One line per log on stderr; keeps the training log on disk as parquet."""
-
-    def __init__(self, folder: Path, steps: int) -> None:
-        self.folder, self.steps, self.start = folder, steps, time.monotonic()
-
-    def on_log(self, args: TrainingArguments, state: object, control: object, logs: dict[str, float] | None = None, **_: object) -> None:
-        shown = {"lm_loss": "lm", "alignment_loss": "align", "accuracy/mean": "val accuracy", "val_lm_loss": "val lm"}
-        parts = [f"{short} {logs[name]:.3f}" for name, short in shown.items() if logs and name in logs]
-        if parts and state.is_world_process_zero:  # type: ignore[attr-defined]
-            seconds = time.monotonic() - self.start
-            sys.stderr.write(f"{self.folder.name}: step {state.global_step}/{self.steps}  {'  '.join(parts)}  {seconds:.0f} s\n")  # type: ignore[attr-defined]
-            write_log(state.log_history, self.folder)  # type: ignore[attr-defined]
-
-
-def write_log(history: list[dict[str, float]], folder: Path) -> None:
-    """Store the Trainer's log history as training.parquet, one row per log."""
-    with atomic_file(folder / LOG_FILE) as partial:
-        pd.DataFrame(history).to_parquet(partial)
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_model(self.prepared.model, Path(resume_from_checkpoint))
 
 
 def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
@@ -177,32 +219,77 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
         RunError: output_dir already holds a training run and `resume` is not set, or there is nothing to resume.
     """
     folder = recipe.output_dir
-    for name in () if recipe.model.released else (recipe.model.tower, recipe.model.language):
-        if name is not None:
-            WEIGHTS.get(name)
-    if recipe.model.train == "lora":
-        check_peft()
-    if recipe.alignment.aligned and recipe.alignment.target == "vfm":
-        for name in recipe.alignment.vfm:
-            find_vfm(name, teacher_norm=recipe.alignment.teacher_norm)
+    processes.together(lambda: _check_names(recipe))
     stage = recipe.start if recipe.start is not None and recipe.start.suffix == ".yaml" else None
     if stage is not None:
         recipe = replace(recipe, start=folder.parent / f"{stage.stem.split('_')[-1]}-s{recipe.seed}")
-    checkpoint = check_output(folder, recipe)
+    checkpoint = processes.on_main(lambda: check_output(folder, recipe))
     if stage is not None:
         _first_stage(stage, recipe, argv)
-    with alone(folder):
+    with ExitStack() as held:
+        processes.together(lambda: held.enter_context(alone(folder)) if processes.is_main() else None)
         return _train(recipe, checkpoint, argv)
+
+
+def _check_names(recipe: Recipe) -> None:
+    """See that what the recipe names is there and fits the processes, before anything that takes long."""
+    recipe.optim.accumulated(processes.count())
+    check_trackers(recipe.report_to)
+    if recipe.push_to_hub is not None:
+        check_hub(recipe.push_to_hub)
+    for name in () if recipe.model.released else (recipe.model.tower, recipe.model.language):
+        if name is not None:
+            WEIGHTS.get(name)
+    if recipe.model.released and processes.strategy() in ("fsdp", "zero3"):
+        raise ConfigError(  # processes that have an image and processes that have none would gather other weights, and wait for one another
+            f"{processes.strategy()} divides the weights of a model that reads texts without images too: expected ddp.yaml or zero2.yaml for conversations"
+        )
+    if recipe.model.train == "lora":
+        check_peft()
+        if processes.strategy() == "zero3":
+            raise ConfigError("model.train is lora with ZeRO-3, whose divided weights cannot be merged: expected ddp.yaml, fsdp.yaml or zero2.yaml")
+    if recipe.alignment.aligned and recipe.alignment.target == "vfm":
+        for name in recipe.alignment.vfm:
+            find_vfm(name, teacher_norm=recipe.alignment.teacher_norm)
 
 
 def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFrame:
     folder, optim = recipe.output_dir, recipe.optim
-    prepared = prepare_student(recipe) if recipe.model.released else prepare(recipe)
+    prepared = processes.together(lambda: _enough(prepare_student(recipe) if recipe.model.released else prepare(recipe)))
+    trainer = build_trainer(recipe, prepared)
+    processes.on_main(lambda: write_recipe(folder, recipe))
+    trainer.run(checkpoint)
+    seconds = trainer.seconds()
+    if trainer.evaluated_at != optim.steps:  # the Trainer evaluates at its last step by itself
+        trainer.evaluate()
+    state = trainer.whole_state()
+    processes.on_main(lambda: prepared.check_frozen(recipe, part(state, "student.")))
+    if adapters(prepared.model.student):
+        merge(prepared.model.student)  # what is stored is what is evaluated: merging rounds
+        trainer.evaluation = prepared.evaluate(optim.batch_size)
+        state = trainer.whole_state()
+    launch = {"processes": processes.count(), "strategy": processes.strategy(), "global_batch": optim.images(processes.count())}
+    record = {"recipe": as_mapping(recipe), "seconds": seconds, "steps_per_second": optim.steps / seconds, **launch, **prepared.record, **environment(argv)}
+    processes.on_main(lambda: _write_results(trainer, state, record))
+    assert trainer.evaluation is not None
+    return trainer.evaluation
+
+
+def _enough(prepared: Ready) -> Ready:
+    """See that every process has something to train on."""
+    if (found := len(prepared.train)) < processes.count():
+        raise ConfigError(f"{processes.count()} processes for {found} training {prepared.unit}: expected at most as many processes as {prepared.unit}")
+    return prepared
+
+
+def build_trainer(recipe: Recipe, prepared: Ready) -> AlignmentTrainer:
+    """The Trainer of a recipe, for as many processes as there are; it writes nothing yet."""
+    folder, optim = recipe.output_dir, recipe.optim
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=optim.steps,
         per_device_train_batch_size=optim.batch_size,
-        gradient_accumulation_steps=optim.accumulation,
+        gradient_accumulation_steps=optim.accumulated(processes.count()),
         learning_rate=optim.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": optim.final_rate},
@@ -212,7 +299,6 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
         eval_strategy="steps",
         eval_steps=recipe.eval_every,
         save_steps=recipe.save_every,
-        save_total_limit=recipe.keep_checkpoints,
         seed=recipe.seed,
         data_seed=recipe.seed,
         remove_unused_columns=False,
@@ -224,36 +310,34 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
         bf16=optim.precision == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
         logging_nan_inf_filter=False,
+        ddp_find_unused_parameters=False,  # the frozen tower has no gradient, and all the rest is used in every pass
+        accelerator_config={"use_configured_state": processes.count() > 1},  # that of processes.start
     )
-    trainer = AlignmentTrainer(recipe=recipe, prepared=prepared, args=arguments, eval_dataset=prepared.val, callbacks=[Progress(folder, optim.steps)])
-    if arguments.world_size > 1:
-        raise ConfigError(f"{arguments.world_size} processes: expected 1, since training in several processes is not supported yet")
+    trainer = AlignmentTrainer(recipe=recipe, prepared=prepared, args=arguments, eval_dataset=prepared.val)
     trainer.pop_callback(PrinterCallback)
-    make_folder(folder)
-    write_recipe(folder, recipe)
-    trainer.run(checkpoint)
-    seconds = trainer.seconds()
-    if optim.steps % recipe.eval_every or trainer.evaluation is None:
-        trainer.evaluate()
-    assert trainer.evaluation is not None
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    prepared.check_frozen(recipe)
-    if adapters(model.student):
-        merge(model.student)  # what is stored is what is evaluated: merging rounds
-        trainer.evaluation = prepared.evaluate(optim.batch_size)
+    return trainer
+
+
+def _write_results(trainer: AlignmentTrainer, state: dict[str, Tensor], record: dict[str, Any]) -> None:
+    """Write the trained model, the log, the accuracies and, last, the record."""
+    recipe, folder, evaluation = trainer.recipe, trainer.recipe.output_dir, trainer.evaluation
+    assert evaluation is not None
     with atomic_folder(folder / "final") as partial:
-        save_model(model, prepared.processor, partial)
+        save_model(trainer.prepared.model, trainer.prepared.processor, partial, state)
     for file in (folder / "final").iterdir():
         file.replace(folder / file.name)
     (folder / "final").rmdir()
     write_log(trainer.state.log_history, folder)
-    for name, table in (("evaluation", trainer.evaluation), ("accuracy", summary(trainer.evaluation, recipe.seed))):
+    for name, table in (("evaluation", evaluation), ("accuracy", summary(evaluation, recipe.seed))):
         with atomic_file(folder / f"{name}.parquet") as partial:
             table.to_parquet(partial)
-    record = {"recipe": as_mapping(recipe), "seconds": seconds, "steps_per_second": optim.steps / seconds, **prepared.record, **environment(argv)}
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    record |= {"warnings": warnings_of(trainer.state), "cknna": trainer.subset.record if trainer.subset is not None else None}
+    write_card(folder, record)
     with atomic_file(folder / RECORD_FILE) as partial:
         partial.write_text(json.dumps(record, indent=2))
-    return trainer.evaluation
+    if recipe.push_to_hub is not None:
+        push(folder, recipe.push_to_hub)
 
 
 def _first_stage(stage: Path, recipe: Recipe, argv: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -48,13 +49,14 @@ def adapters(model: nn.Module) -> dict[str, Any]:
     return {name: part for name, part in model.named_modules() if isinstance(part, BaseTunerLayer)}
 
 
-def merged_state(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The tensors of `model` as if it had never had adapters: W + (alpha / rank) B A where it has one."""
-    state, layers = dict(model.state_dict()), adapters(model)
-    for name, layer in layers.items():
+def merged_state(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of `model`, whose `state` is given, as if it had never had adapters: W + (alpha / rank) B A where it has one."""
+    state = dict(state)
+    for name, layer in adapters(model).items():
         own = {key: state.pop(key) for key in [key for key in state if key.startswith(f"{name}.")]}
         state |= {key.replace(f"{name}.base_layer.", f"{name}."): value for key, value in own.items() if key.startswith(f"{name}.base_layer.")}
-        state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight("default").to(state[f"{name}.weight"])
+        delta = (own[f"{name}.lora_B.default.weight"] @ own[f"{name}.lora_A.default.weight"]) * layer.scaling["default"]
+        state[f"{name}.weight"] = state[f"{name}.weight"] + delta.to(state[f"{name}.weight"])
     return state
 
 

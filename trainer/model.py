@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -61,6 +60,34 @@ def _word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
+def llava_config(config: ModelConfig, processor: LlavaProcessor) -> LlavaConfig:
+    """The configuration of `build_llava`: the tower's first blocks, and a pretrained language model or a fresh Qwen3 one.
+
+    Raises:
+        ConfigError: a block that the tower does not have, or an image size that its patches do not divide.
+    """
+    vision = AutoConfig.from_pretrained(weights_folder(config.tower))
+    if max(config.tower_features) > vision.num_hidden_layers:
+        raise ConfigError(f"model.tower_features is {config.tower_features}: expected 0 to {vision.num_hidden_layers}, the blocks of {config.tower}")
+    if config.image_size % vision.patch_size:
+        raise ConfigError(f"model.image_size is {config.image_size}: expected a multiple of {vision.patch_size}, the patch size of {config.tower}")
+    blocks = max(1, *config.tower_features)  # later blocks would be computed and thrown away
+    whole = {name: value for name, value in vision.to_dict().items() if name not in ("out_features", "out_indices", "stage_names")}  # they name the last block
+    vision = type(vision).from_dict(whole | {"num_hidden_layers": blocks})
+    tokenizer = processor.tokenizer
+    text = language_config(weights_folder(config.language)) if config.language else _fresh_text(config, tokenizer)
+    text.vocab_size = max(text.vocab_size, len(tokenizer))
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=processor.image_token_id,
+        image_seq_length=(config.image_size // vision.patch_size) ** 2,
+        vision_feature_layer=list(config.tower_features),
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=text.tie_word_embeddings,
+    )
+
+
 def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaForConditionalGeneration, dict[str, str]]:
     """A LlavaForConditionalGeneration with a pretrained frozen tower, and a pretrained language model or a fresh Qwen3 one.
 
@@ -71,43 +98,25 @@ def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaFo
         ConfigError: a block that the tower does not have, or an image size that its patches do not divide.
         WeightsError: a part no longer holds its pretrained values once the model stands around it.
     """
-    source = weights_folder(config.tower)
-    vision = AutoConfig.from_pretrained(source)
-    if max(config.tower_features) > vision.num_hidden_layers:
-        raise ConfigError(f"model.tower_features is {config.tower_features}: expected 0 to {vision.num_hidden_layers}, the blocks of {config.tower}")
-    if config.image_size % vision.patch_size:
-        raise ConfigError(f"model.image_size is {config.image_size}: expected a multiple of {vision.patch_size}, the patch size of {config.tower}")
-    blocks = max(1, *config.tower_features)  # later blocks would be computed and thrown away
-    whole = {name: value for name, value in vision.to_dict().items() if name not in ("out_features", "out_indices", "stage_names")}  # they name the last block
-    vision = type(vision).from_dict(whole | {"num_hidden_layers": blocks})
-    tokenizer = processor.tokenizer
-    language = weights_folder(config.language) if config.language else None
-    text = language_config(language) if language else _fresh_text(config, tokenizer)
-    text.vocab_size = max(text.vocab_size, len(tokenizer))
-    llava = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=vision,
-            text_config=text,
-            image_token_index=processor.image_token_id,
-            image_seq_length=(config.image_size // vision.patch_size) ** 2,
-            vision_feature_layer=list(config.tower_features),
-            vision_feature_select_strategy="default",
-            tie_word_embeddings=text.tie_word_embeddings,
-        )
-    )
+    llava, tokenizer = LlavaForConditionalGeneration(llava_config(config, processor)), processor.tokenizer
     llava.config.architectures = ["LlavaForConditionalGeneration"]
     llava.generation_config.eos_token_id = tokenizer.eos_token_id
     llava.generation_config.pad_token_id = tokenizer.pad_token_id
-    tower = AutoModel.from_pretrained(source, config=vision)
+    tower = AutoModel.from_pretrained(weights_folder(config.tower), config=llava.config.vision_config)
     llava.model.vision_tower.load_state_dict(tower.state_dict())
-    llava.model.vision_tower.requires_grad_(False)
     parts = {"tower": check_unchanged(config.tower, llava.model.vision_tower.state_dict(), load_weights(config.tower))}
-    if language is not None:
-        parts["language"] = put_language(llava, language)
+    if config.language:
+        parts["language"] = put_language(llava, weights_folder(config.language))
+    freeze(llava, config)
+    return llava, parts
+
+
+def freeze(llava: LlavaForConditionalGeneration, config: ModelConfig) -> None:
+    """Take the gradient from what is not trained: always the tower, and the language model where it stays as it is or gets adapters."""
+    llava.model.vision_tower.requires_grad_(False)
     if config.train != "all":
         llava.model.language_model.requires_grad_(False)
         llava.lm_head.requires_grad_(False)
-    return llava, parts
 
 
 def _fresh_text(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
@@ -212,37 +221,37 @@ class AlignedOutput:
     """Of each layer and target; `alignment_loss` is their mean."""
 
 
-class Aligned(Protocol):
-    """What the training loop and the checkpoints need of a model, its heads and its residual."""
-
-    alignment: Alignment | None
-    residual: Residual | None
-
-    @property
-    def student(self) -> PreTrainedModel:
-        """The transformers model."""
-
-
-class AlignedForConditionalGeneration(nn.Module):
-    """An unmodified LLaVA, its alignment heads and its residual, called as one module so that DDP, FSDP and ZeRO see all of them.
+class Aligned(nn.Module):
+    """A transformers model as it is, its alignment heads and its residual, called as one module so that DDP, FSDP and ZeRO see all of them.
 
     Args:
-        llava: the model; its tower stays frozen.
-        alignment: attached to `llava`; None for the baseline, which then has no head at all.
-        residual: attached to `llava`.
+        alignment: attached to the model; None for the baseline, which then has no head at all.
+        residual: attached to the model.
+    """
+
+    student: PreTrainedModel
+
+    def __init__(self, student: PreTrainedModel, alignment: Alignment | None, residual: Residual | None) -> None:
+        super().__init__()
+        self.student, self.config, self.alignment, self.residual = student, student.config, alignment, residual
+        blocks = {type(part).__name__ for part in student.modules()}
+        self._no_split_modules = sorted(blocks & set(student._no_split_modules or ()))  # what FSDP divides one by one
+
+
+class AlignedForConditionalGeneration(Aligned):
+    """A LLaVA that learns from packed questions; its tower stays frozen.
+
+    Args:
         to_projector: the target is what the connector gives, instead of features that come with the batch.
     """
+
+    student: LlavaForConditionalGeneration
 
     def __init__(
         self, llava: LlavaForConditionalGeneration, alignment: Alignment | None = None, residual: Residual | None = None, *, to_projector: bool = False
     ) -> None:
-        super().__init__()
-        self.llava, self.config, self.alignment, self.residual, self.to_projector = llava, llava.config, alignment, residual, to_projector
-
-    @property
-    def student(self) -> LlavaForConditionalGeneration:
-        """The transformers model."""
-        return self.llava
+        super().__init__(llava, alignment, residual)
+        self.to_projector = to_projector
 
     def forward(
         self,
@@ -263,9 +272,9 @@ class AlignedForConditionalGeneration(nn.Module):
             targets: features by name; without them, as in evaluation, there is no alignment loss.
             num_items_in_batch: answer tokens of the whole accumulated batch, by which the loss is normalised.
         """
-        projected = self.llava.model.multi_modal_projector(connector_inputs)
+        projected = self.student.model.multi_modal_projector(connector_inputs)
         image = BaseModelOutputWithPooling(pooler_output=list(projected))  # type: ignore[arg-type]
-        logits = self.llava(
+        logits = self.student(
             input_ids=input_ids,
             attention_mask=block_diagonal_mask(segments),
             position_ids=position_ids,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from trainer import processes
 from trainer.config import Recipe
 from workbench.config import as_mapping, parse
 from workbench.errors import ConfigError, RunError
@@ -16,6 +18,7 @@ from workbench.files import atomic_file, locked
 from workbench.training import RECORD_FILE, checkpoints
 
 RECIPE_FILE = "recipe.yaml"
+UNFINISHED = ".unfinished"  # checkpoints that are being written; whole ones are moved out of it
 
 
 def check_same_recipe(folder: Path, recipe: Recipe) -> None:
@@ -26,7 +29,7 @@ def check_same_recipe(folder: Path, recipe: Recipe) -> None:
     """
     written = parse(Recipe, [], prog=RECIPE_FILE, recipe=folder / RECIPE_FILE)  # one layer or one VFM was stored as a plain value once
     stored, own = _absolute_start(as_mapping(written)), _absolute_start(as_mapping(recipe))
-    for key in sorted(set(own) - {"resume", "output_dir", "report_to", "keep_checkpoints"}):
+    for key in sorted(set(own) - {"resume", "output_dir", "report_to", "keep_checkpoints", "push_to_hub"}):
         if stored.get(key) != own[key]:
             raise ConfigError(f"the run in {folder} was started with {key} {stored.get(key)}, and this recipe says {own[key]}: choose another output_dir")
 
@@ -45,7 +48,11 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def check_output(folder: Path, recipe: Recipe) -> str | None:
-    """See that output_dir is free, or find the checkpoint to resume from (None: the run stopped before its first one); writes nothing."""
+    """See that output_dir is free, or find the checkpoint to resume from (None: the run stopped before its first one); writes nothing.
+
+    Raises:
+        RunError: the folder is taken, has nothing to resume, or is of a run in another number of processes or with its model divided otherwise.
+    """
     taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if not recipe.resume:
         if taken:
@@ -56,16 +63,50 @@ def check_output(folder: Path, recipe: Recipe) -> str | None:
     if not (folder / RECIPE_FILE).exists():
         raise RunError(f"no run in {folder}: expected the output_dir of an interrupted run; start it without --resume")
     check_same_recipe(folder, recipe)
-    return _last_checkpoint(folder)
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end."""
     whole = checkpoints(folder)
-    return str(whole[-1].folder) if whole else None
+    if not whole:
+        return None
+    _check_same_launch(whole[-1].folder)
+    return str(whole[-1].folder)
+
+
+def _check_same_launch(checkpoint: Path) -> None:
+    """See that as many processes go on as wrote `checkpoint`, and with their model divided alike: others would add up in another order, or find no state."""
+    parts = len(list(checkpoint.glob("rng_state_*.pth")))  # one in each of several processes
+    wrote, own = parts or 1, processes.count()
+    if wrote != own:
+        raise RunError(f"{checkpoint} was written by {wrote} processes, and these are {own}: expected as many, since a resumed run continues to the bit")
+    divided = "fsdp" if list(checkpoint.glob("optimizer_*")) else "zero" if list(checkpoint.glob("global_step*")) else "ddp"
+    if not processes.strategy().startswith(divided):
+        raise RunError(f"{checkpoint} was written with {divided}, and this launch is {processes.strategy()}: expected the same launch file")
+
+
+def publish_checkpoint(folder: Path, name: str, keep: int | None) -> None:
+    """Move a checkpoint that was written to its end to where it is found, and remove all but the newest `keep`.
+
+    Raises:
+        RunError: the disk refuses.
+    """
+    try:
+        _remove(folder / name)  # half of one, which an older version may have left
+        (folder / UNFINISHED / name).rename(folder / name)
+        for old in checkpoints(folder)[: -keep if keep else 0]:
+            _remove(old.folder)
+    except OSError as error:
+        raise RunError(f"cannot write checkpoint {folder / name} ({error.strerror or error})") from error
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete a checkpoint; killed meanwhile, it leaves none that looks whole."""
+    if checkpoint.exists():
+        aside = checkpoint.parent / UNFINISHED / f"old-{checkpoint.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """Store the recipe, which marks `folder` as a training run."""
+    """Store the recipe, which marks `folder` as a training run, and clear what a killed run left half written."""
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     with atomic_file(folder / RECIPE_FILE) as partial:
         partial.write_text(yaml.safe_dump(as_mapping(recipe), sort_keys=False))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from math import isqrt
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
+from torch import Tensor
 from transformers import LlavaProcessor, set_seed
 
 from trainer.alignment import attach_alignment
+from trainer.checkpoint import part
 from trainer.config import AlignmentConfig, OptimConfig, Recipe
 from trainer.conversations import other_images, vfm_tokens
 from trainer.data import PackedDataset, Packer, collate, first_questions
@@ -26,7 +30,10 @@ from trainer.model import (
     load_start,
     start_connector,
 )
+from trainer.sampling import Stream
+from trainer.watched import Watched, WatchedBatch
 from workbench.data import Dataset, load_data
+from workbench.data.base import content_hash
 from workbench.mllm.residual import attach_residual
 from workbench.vfm import load_vfm
 from workbench.weights import check_unchanged, load_weights, weights_folder
@@ -42,13 +49,20 @@ class Prepared:
     val: PackedDataset
     input_rate: float
     record: dict[str, object]
+    unit: ClassVar[str] = "images"
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """Items of a data set as a batch."""
         return collate(items)
 
-    def sampler(self, recipe: Recipe, processes: int) -> None:
-        """The Trainer's own order."""
+    def sampler(self, recipe: Recipe, processes: int) -> Stream:
+        """The order of images over the whole training."""
+        return Stream(len(self.train), recipe.optim.steps * recipe.optim.images(processes), recipe.seed)
+
+    def aligned(self, batch: dict[str, Any], objective: str) -> Tensor:
+        """What the alignment loss of a batch is a mean over: its visual tokens, or its images."""
+        visual = batch["input_ids"].eq(self.processor.image_token_id)
+        return visual.any(1).sum() if objective == "relation" else visual.sum()
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
         """For AdamW; the connector's first weight, whose input has a small deviation, takes proportionally larger steps and no decay.
@@ -70,16 +84,32 @@ class Prepared:
         """Whether each question of the validation split is answered right; see `answer_packed`."""
         return answer_packed(self.model, self.val, batch_size)
 
-    def check_frozen(self, recipe: Recipe) -> None:
+    def watched(self, recipe: Recipe) -> Watched:
+        """The first validation images; the visual tokens stand before the questions, which therefore do not change them."""
+        data, tokens, size = self.val.data, self.val.inputs.shape[1], recipe.optim.batch_size
+        scenes = data.scenes[: recipe.monitor.cknna_images]
+        few = Dataset(data.name, [sample for scene in scenes for sample in scene], content_hash(data.fingerprint, len(scenes)), sorted(data.vocabulary))
+        features, record = vfm_features(recipe, few, (isqrt(tokens), isqrt(tokens)))
+        batches = []
+        for start in range(0, len(scenes), size):
+            rows = range(start, min(start + size, len(scenes)))
+            inputs = collate([self.val[i] for i in rows])
+            places = [(row, [own.nonzero().flatten()]) for row, own in enumerate(inputs["input_ids"] == self.processor.image_token_id)]
+            batches.append(WatchedBatch(inputs, places, {name: [[image] for image in values.rows(rows)] for name, values in features.items()}))
+        return Watched(batches, record["vfm_fingerprint"])
+
+    def check_frozen(self, recipe: Recipe, state: Mapping[str, Tensor]) -> None:
         """See that training left alone what it should.
+
+        Args:
+            state: the model's tensors, whole.
 
         Raises:
             WeightsError: the tower, or the language model where only the connector is trained, no longer holds its pretrained values.
         """
-        llava = self.model.llava
-        check_unchanged(recipe.model.tower, llava.model.vision_tower.state_dict(), load_weights(recipe.model.tower))
+        check_unchanged(recipe.model.tower, part(state, "model.vision_tower."), load_weights(recipe.model.tower))
         if recipe.model.language is not None and recipe.model.train == "connector" and recipe.start is None:
-            check_language(llava, weights_folder(recipe.model.language))
+            check_language(self.model.student, weights_folder(recipe.model.language), dict(state))
 
 
 def prepare(recipe: Recipe) -> Prepared:

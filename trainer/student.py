@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
 
 from trainer.alignment import Alignment, attach_alignment, mean_loss
 from trainer.config import OptimConfig, Recipe
 from trainer.conversations import Collator, ConversationSet, GroupedSampler, StoredTargets, Targets
 from trainer.evaluation import answer_questions, language_loss
 from trainer.lora import add_lora
-from trainer.model import AlignedOutput
+from trainer.model import Aligned, AlignedOutput
 from trainer.parts import build_from_parts
+from trainer.watched import Watched, WatchedBatch
 from workbench.answers import option_ids, questions_of
 from workbench.capture import by_token, read, tower_rows
 from workbench.data import Dataset, Sample, load_data
@@ -34,17 +35,16 @@ from workbench.weights import fingerprint
 log = logging.getLogger(__name__)
 
 
-class AlignedMLLMForConditionalGeneration(nn.Module):
-    """A multimodal model, its alignment heads and its residual, called as one module so that DDP, FSDP and ZeRO see all of them.
+class AlignedMLLMForConditionalGeneration(Aligned):
+    """Any multimodal model that learns from conversations.
 
     Args:
         target: `vfm` for features that come with the batch; `encoder` for what the connector receives, `projector` for what the first block does.
     """
 
     def __init__(self, mllm: MLLM, alignment: Alignment | None = None, residual: Residual | None = None, *, target: str = "vfm") -> None:
-        super().__init__()
-        self.student: PreTrainedModel = mllm.model
-        self.config, self.alignment, self.residual, self.target, self._mllm = mllm.config, alignment, residual, target, mllm
+        super().__init__(mllm.model, alignment, residual)
+        self.target, self._mllm = target, mllm
         self._tower: Tensor | None = None
         self._first: Tensor | None = None
         if alignment is not None and target == "encoder":
@@ -65,6 +65,7 @@ class AlignedMLLMForConditionalGeneration(nn.Module):
         visual: Sequence[Sequence[VisualTokens]],
         targets: dict[str, Any] | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        aligned: int = 0,
         **inputs: Any,
     ) -> AlignedOutput:
         """Language-model loss over the answers, and the alignment loss of the visual tokens.
@@ -74,6 +75,7 @@ class AlignedMLLMForConditionalGeneration(nn.Module):
             visual: where the visual tokens of each conversation are; conversations without an image have no alignment loss.
             targets: features by VFM; without them, as in evaluation, only the model's own features can be targets, and only in training.
             num_items_in_batch: answer tokens of the whole accumulated batch, by which the loss is normalised.
+            aligned: what the Collator counted, for the trainer.
             inputs: of the model, as its processor gave them.
         """
         self._first = None
@@ -156,6 +158,7 @@ class PreparedStudent:
     frozen: str
     vfms: Sequence[VFM]
     record: dict[str, object]
+    unit: ClassVar[str] = "conversations"
 
     @property
     def processor(self) -> Any:
@@ -163,8 +166,8 @@ class PreparedStudent:
         return self.mllm.processor
 
     def sampler(self, recipe: Recipe, processes: int) -> GroupedSampler:
-        """The order of conversations over the whole training."""
-        group = recipe.optim.batch_size * recipe.optim.accumulation * processes
+        """The order of conversations over the whole training, an optimiser step after another."""
+        group = recipe.optim.images(processes)
         return GroupedSampler(self.train.conversations, group, group * recipe.optim.steps, recipe.seed, grouped=recipe.data.group)
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
@@ -189,22 +192,53 @@ class PreparedStudent:
         finally:
             self.model.train(was_training)
 
-    def check_frozen(self, recipe: Recipe) -> None:
+    def watched(self, recipe: Recipe) -> Watched:
+        """The first validation conversations with an image.
+
+        Raises:
+            ConfigError: there is none.
+            DataError: the model's visual tokens have no rows and columns.
+        """
+        numbers = [n for n, c in enumerate(self.val.conversations) if c.loads][: recipe.monitor.cknna_images]
+        if not numbers:
+            raise ConfigError(f"no conversation of {self.val.data.name} has an image")
+        vfms = self.vfms or [load_vfm(name, device=str(self.mllm.device), teacher_norm=recipe.alignment.teacher_norm) for name in recipe.alignment.vfm]
+        collate, targets = Collator(self.mllm, self.val, self.collate.max_length), Targets(vfms)
+        batches = []
+        for start in range(0, len(numbers), recipe.optim.batch_size):
+            own = numbers[start : start + recipe.optim.batch_size]
+            inputs = collate(own)
+            images = [self.val.conversations[n].images for n in own]
+            groups = [(row, n, [p for p in inputs["visual"][row] if p.image == n]) for row, shown in enumerate(images) for n in range(len(shown))]
+            flat = {name: [iter(row) for row in rows] for name, rows in targets(own, images, inputs["visual"]).items()}
+            patches = {name: [[next(rows[row]) for _ in parts] for row, _, parts in groups] for name, rows in flat.items()}
+            batches.append(WatchedBatch(inputs, [(row, [p.index for p in parts]) for row, _, parts in groups], patches))
+        prints = [vfm.record()["vfm_fingerprint"] for vfm in vfms]
+        return Watched(batches, prints[0] if len(prints) == 1 else prints)
+
+    def aligned(self, batch: dict[str, Any], objective: str) -> Tensor:
+        """What the alignment loss of a batch is a mean over, as the Collator counted it: visual tokens, or images and tiles."""
+        return torch.tensor(batch["aligned"])
+
+    def check_frozen(self, recipe: Recipe, state: Mapping[str, Tensor]) -> None:
         """See that training left alone what it should.
+
+        Args:
+            state: the model's tensors, whole.
 
         Raises:
             WeightsError: a frozen part of the model or a VFM no longer holds the values it began with.
         """
-        if frozen_fingerprint(self.mllm) != self.frozen:
+        if frozen_fingerprint(self.mllm, state) != self.frozen:
             raise WeightsError(f"{self.mllm.name}: a frozen part of the model changed while it was trained; nothing is stored")
         for vfm in self.vfms:
             if fingerprint(vfm.network.state_dict()) != vfm.fingerprint:
                 raise WeightsError(f"{vfm.name} changed while the model was trained; nothing is stored")
 
 
-def frozen_fingerprint(mllm: MLLM) -> str:
-    """Of all parameters that are not trained."""
-    return fingerprint({name: p for name, p in mllm.model.named_parameters() if not p.requires_grad})
+def frozen_fingerprint(mllm: MLLM, state: Mapping[str, Tensor]) -> str:
+    """Of all parameters that are not trained, whose values are in `state`."""
+    return fingerprint({name: state[name] for name, p in mllm.model.named_parameters() if not p.requires_grad})
 
 
 def prepare_student(recipe: Recipe) -> PreparedStudent:
@@ -249,7 +283,7 @@ def prepare_student(recipe: Recipe) -> PreparedStudent:
             sizes[trained[name]] += p.numel()
     sizes["head"] = sum(p.numel() for p in alignment.parameters()) if alignment is not None else 0
     record["trained"] = sizes  # parameters
-    return PreparedStudent(model, mllm, train, val, collate, questions, trained, frozen_fingerprint(mllm), vfms, record)
+    return PreparedStudent(model, mllm, train, val, collate, questions, trained, frozen_fingerprint(mllm, mllm.model.state_dict()), vfms, record)
 
 
 def _data(recipe: Recipe) -> tuple[ConversationSet, ConversationSet]:

@@ -1,21 +1,34 @@
 """Train several variants over several seeds, side by side, and compare them with paired intervals.
 
     python -m trainer.sweep trainer/sweeps/shapes_seeds.yaml
+    python -m trainer.sweep trainer/sweeps/ablation_layer.yaml --seeds 0 1 2
     python -m trainer.sweep trainer/sweeps/shapes_seeds.yaml --report      # the table of what is there, no training
 
-A finished run is skipped and an interrupted one is resumed, so the command can be repeated until everything is there.
+A finished run is skipped and an interrupted one is resumed, so the command can be repeated until everything is there. A run that fails is named and the
+others go on. SIGTERM and Ctrl-C stop the trainings. The result is `sweep-NAME.parquet` and `sweep-NAME.html` in the output folder, NAME being the file's.
+
+Intervals are Student's over seeds. A difference is paired by seed; its p is that of all sign flips, which with S seeds is at least 2 / 2^S, and p_holm is
+corrected for all variants of a question type.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pandas as pd
 
@@ -23,18 +36,47 @@ from trainer.config import Recipe
 from trainer.output import RECIPE_FILE, check_same_recipe
 from workbench.config import command, parse
 from workbench.errors import ConfigError, RunError, UnknownNameError
-from workbench.stats import paired_test, t_interval
-from workbench.training import RECORD_FILE
+from workbench.files import atomic_file, make_folder
+from workbench.stats import holm, paired_test, t_interval
+from workbench.training import MEAN, RECORD_FILE
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: its name in the table, and the words after `python -m trainer`."""
+
+    name: str
+    seed: int
+    folder: Path
+    arguments: list[str]
+
+    def __str__(self) -> str:
+        return self.folder.name
+
+    @property
+    def start(self) -> Path | None:
+        """The folder that it starts from, if any."""
+        return Path(self.arguments[self.arguments.index("--start") + 1]) if "--start" in self.arguments else None
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / RECORD_FILE).exists()
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Variants x seeds."""
+    """Variants, and every point of a grid, x seeds."""
 
     output_dir: Path = Path("runs/sweep")
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     variants: tuple[str, ...] = ()
     """Each "name: RECIPE.yaml --section.key value ..."; {output_dir} and {seed} are filled in, and a run waits for its --start folder."""
+    grid: tuple[str, ...] = ()
+    """Each "section.key: value value ..."; every combination is a variant of `over`. A value such as 2,3,4 is a list."""
+    over: str = ""
+    """What the grid varies: "RECIPE.yaml --section.key value ..."."""
+    first: str = ""
+    """A run, written as in `variants`, that is trained once, in a folder of its name and with the first seed: a first stage that all share."""
     against: str = "baseline"
     """The variant that differences are taken against."""
     processes: int = 2
@@ -47,110 +89,263 @@ class Sweep:
     def __post_init__(self) -> None:
         if self.processes < 1:
             raise ConfigError(f"processes is {self.processes}: expected at least 1")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds are {', '.join(map(str, self.seeds)) or 'empty'}: expected one or more, none of them twice")
         if not self.suffix and len(self.seeds) > 1:
             raise ConfigError(f"{len(self.seeds)} seeds without a suffix would share their folders: expected one seed")
-        for text in self.variants:
-            if ":" not in text:
+        for text in (*self.variants, *filter(None, [self.first])):
+            if not re.match(r"[\w.+-]+:\s*\S", text):
                 raise ConfigError(f"variant '{text}': expected 'name: RECIPE.yaml [--section.key value ...]'")
+        for text in self.grid:
+            if not re.match(r"[\w.]+:\s*\S", text) or text.startswith("seed:"):
+                raise ConfigError(f"grid '{text}': expected 'section.key: value value ...', and seeds in `seeds`")
+        if bool(self.grid) != bool(self.over):
+            raise ConfigError(f"grid is {list(self.grid)} and over is '{self.over}': expected both or none, since a grid varies a recipe")
+        names = [name for name, _ in self.named()]
+        if self.against not in names:
+            raise UnknownNameError("variant", self.against, names)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigError(f"two variants are called '{twice[0]}': expected names that differ")
 
-    def runs(self) -> Iterator[tuple[str, int, list[str]]]:
-        """Name, seed and trainer arguments of every run, variant by variant, so that a sweep cut short has whole variants."""
-        for text in self.variants:
+    def named(self) -> list[tuple[str, str]]:
+        """The name and the words of every variant, those of the grid after those that are listed."""
+        named = [(name, words) for name, words in (text.split(":", 1) for text in self.variants)]
+        axes = [(key, values.split()) for key, values in (text.split(":", 1) for text in self.grid)]
+        for point in product(*([(key, value) for value in values] for key, values in axes)) if axes else ():
+            name = "_".join(f"{key.rpartition('.')[2]}-{re.sub(r'[^0-9A-Za-z.+-]+', '-', value.replace(',', '+'))}" for key, value in point)
+            flags = " ".join(f"--{key} {shlex.join(value.split(','))}" for key, value in point)
+            named.append((name, f"{self.over} {flags}"))
+        return named
+
+    def runs(self) -> Iterator[Job]:
+        """Every run that is compared, variant by variant, so that a sweep cut short has whole variants."""
+        for name, words in self.named():
             for seed in self.seeds:
-                name, words = text.split(":", 1)
-                words = words.format(output_dir=self.output_dir, seed=seed)
-                yield name, seed, [*shlex.split(words), "--seed", str(seed), "--output_dir", str(self.folder(name, seed))]
+                yield self._job(name, words, seed, self.output_dir / (f"{name}-s{seed}" if self.suffix else name))
 
-    def folder(self, name: str, seed: int) -> Path:
-        return self.output_dir / (f"{name}-s{seed}" if self.suffix else name)
+    def jobs(self) -> list[Job]:
+        """Every run that is trained."""
+        name, _, words = self.first.partition(":")
+        shared = [self._job(name, words, self.seeds[0], self.output_dir / name)] if self.first else []
+        return [*shared, *self.runs()]
+
+    def _job(self, name: str, words: str, seed: int, folder: Path) -> Job:
+        try:
+            words = words.format(output_dir=shlex.quote(str(self.output_dir)), seed=seed)
+            return Job(name, seed, folder, [*shlex.split(words), "--seed", str(seed), "--output_dir", str(folder)])
+        except (KeyError, IndexError, ValueError) as error:
+            raise ConfigError(f"variant '{name}: {words.strip()}' cannot be read ({error}): expected {{output_dir}} and {{seed}} alone in braces") from None
 
 
-def train_all(sweep: Sweep) -> None:
-    """Run every training that is not finished, `processes` at a time; the first failure stops the sweep."""
-    _check_finished(sweep)
-    waiting = [arguments for name, seed, arguments in sweep.runs() if not (sweep.folder(name, seed) / RECORD_FILE).exists()]
-    running: list[tuple[subprocess.Popen[bytes], list[str]]] = []
+# --- training ------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Running:
+    """A training that is under way, and the last lines that it said."""
+
+    job: Job
+    process: subprocess.Popen[str]
+    said: deque[str]
+    reader: Thread
+
+    @classmethod
+    def begin(cls, job: Job, threads: int) -> Running:
+        resume = ["--resume"] if (job.folder / RECIPE_FILE).exists() else []
+        words = [sys.executable, "-m", "trainer", *job.arguments, *resume]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
+        said: deque[str] = deque(maxlen=20)
+        reader = Thread(target=cls._relay, args=(process, said), daemon=True)
+        reader.start()
+        return cls(job, process, said, reader)
+
+    @staticmethod
+    def _relay(process: subprocess.Popen[str], said: deque[str]) -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            said.append(line)
+            sys.stderr.write(line)
+
+    def why(self) -> str:
+        """Why it ended: the sentence that it said last, or its exit code."""
+        self.reader.join(timeout=5)
+        last = next((line.strip() for line in reversed(self.said) if line.startswith("error: ")), "")
+        return last.removeprefix("error: ") or f"exit code {self.process.returncode}"
+
+
+def train_all(sweep: Sweep) -> dict[str, str]:
+    """Run every training that is not finished, `processes` at a time, and return why some are not there: {run: reason}.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: after SIGINT, or SIGTERM and SIGHUP, once the trainings have ended.
+    """
+    check(sweep)
+    waiting = [job for job in sweep.jobs() if not job.finished]
+    total, failed = len(waiting), {}
+    running: list[Running] = []
+    with _signals() as caught:
+        try:
+            while (running or any(map(_ready, waiting))) and not caught:
+                while len(running) < sweep.processes and any(map(_ready, waiting)):
+                    ready = [_ready(job) for job in waiting]
+                    threads = max(1, (os.cpu_count() or 1) // min(sweep.processes, len(running) + sum(ready)))
+                    running.append(Running.begin(waiting.pop(ready.index(True)), threads))
+                for entry in [entry for entry in running if entry.process.poll() is not None]:
+                    running.remove(entry)
+                    if entry.process.returncode:
+                        failed[str(entry.job)] = entry.why()
+                    done = total - len(waiting) - len(running) - len(failed)
+                    sys.stderr.write(f"sweep: {entry.job} {'failed' if str(entry.job) in failed else 'finished'}, {done} of {total} done\n")
+                time.sleep(0.2)
+        finally:
+            _stop(running)
+    if caught:
+        raise KeyboardInterrupt if caught[0] == signal.SIGINT else SystemExit(128 + caught[0])
+    return failed | {str(job): f"not started, since the run in {job.start} is not there" for job in waiting}
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """What asks the sweep to stop is only noted, so that no training begins unseen; a signal that is ignored (nohup) stays so."""
+    caught: list[int] = []
+    before: dict[int, Any] = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            before[number] = signal.signal(number, lambda signum, _: caught.append(signum))
     try:
-        while waiting or running:
-            if not running and not any(map(_ready, waiting)):
-                raise RunError(f"no run can start: {shlex.join(waiting[0])} waits for a --start folder that no variant trains")
-            while len(running) < sweep.processes and any(map(_ready, waiting)):
-                ready = [_ready(w) for w in waiting]
-                threads = max(1, (os.cpu_count() or 1) // min(sweep.processes, len(running) + sum(ready)))
-                arguments = waiting.pop(ready.index(True))
-                environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-                resume = ["--resume"] if (Path(arguments[-1]) / RECIPE_FILE).exists() else []
-                running.append(
-                    (subprocess.Popen([sys.executable, "-m", "trainer", *arguments, *resume], env=environment, stdout=subprocess.DEVNULL), arguments)
-                )
-            for entry in [entry for entry in running if entry[0].poll() is not None]:
-                running.remove(entry)
-                if entry[0].returncode:
-                    raise RunError(f"training failed: python -m trainer {shlex.join(entry[1])}")
-            time.sleep(0.2)
+        yield caught
     finally:
-        for process, _ in running:
-            process.terminate()
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
-def _check_finished(sweep: Sweep) -> None:
-    """See that the runs that are there were trained from the recipes of this sweep, so that no old one is compared with a new one."""
-    for name, seed, arguments in sweep.runs():
-        if (sweep.folder(name, seed) / RECIPE_FILE).exists():
-            check_same_recipe(sweep.folder(name, seed), parse(Recipe, arguments[1:], prog="sweep", recipe=Path(arguments[0])))
+def _stop(running: list[Running]) -> None:
+    """End the trainings and wait for them; one that does not listen is killed."""
+    for entry in running:
+        entry.process.terminate()
+    for entry in running:
+        try:
+            entry.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            entry.process.kill()
+            entry.process.wait()
 
 
-def _ready(arguments: list[str]) -> bool:
+def check(sweep: Sweep) -> None:
+    """See that every recipe can be read, and that what is there was trained from the recipes of this sweep, so that no old run is compared with a new one."""
+    for job in sweep.jobs():
+        if not job.arguments or job.arguments[0].startswith("-"):
+            raise ConfigError(f"variant '{job.name}': expected a recipe first, as in '{job.name}: RECIPE.yaml [--section.key value ...]'")
+        recipe = replace(_recipe(*job.arguments[:-4]), seed=job.seed, output_dir=job.folder)
+        if recipe.start is not None and recipe.start.suffix == ".yaml":
+            raise ConfigError(f"variant '{job.name}' has the first stage {recipe.start}, which several runs would train at once: expected --start FOLDER there")
+        if (job.folder / RECIPE_FILE).exists():
+            check_same_recipe(job.folder, recipe)
+
+
+@cache
+def _recipe(file: str, *words: str) -> Recipe:
+    return parse(Recipe, words, prog="sweep", recipe=Path(file))
+
+
+def _ready(job: Job) -> bool:
     """Whether the folder that a run starts from, if any, is finished."""
-    return "--start" not in arguments or (Path(arguments[arguments.index("--start") + 1]) / RECORD_FILE).exists()
+    return job.start is None or str(job.start) == "None" or (job.start / RECORD_FILE).exists()
+
+
+# --- comparison ----------------------------------------------------------------------------------------------------------------------------
 
 
 def accuracies(sweep: Sweep) -> pd.DataFrame:
     """Accuracy on the validation split of each finished run: columns variant, seed, category, accuracy, n, chance."""
     rows = []
-    for name, seed, _ in sweep.runs():
-        path = sweep.folder(name, seed) / "evaluation.parquet"
-        if path.exists():
-            table = pd.read_parquet(path)
-            for category, part in table.groupby("category"):
-                rows.append((name, seed, category, part["correct"].mean(), len(part), part["chance"].mean()))
-            rows.append(
-                (name, seed, "mean of types", table.groupby("category")["correct"].mean().mean(), len(table), table.groupby("category")["chance"].mean().mean())
-            )
+    for job in sweep.runs():
+        if job.finished:
+            table = pd.read_parquet(job.folder / "evaluation.parquet")
+            types = table.groupby("category").agg(accuracy=("correct", "mean"), n=("correct", "size"), chance=("chance", "mean"))
+            mean = pd.DataFrame({"accuracy": types["accuracy"].mean(), "n": len(table), "chance": types["chance"].mean()}, index=[MEAN])
+            rows.append(pd.concat([types, mean]).rename_axis("category").reset_index().assign(variant=job.name, seed=job.seed))
     if not rows:
         raise RunError(f"no finished run in {sweep.output_dir}")
-    return pd.DataFrame(rows, columns=["variant", "seed", "category", "accuracy", "n", "chance"])
+    return pd.concat(rows, ignore_index=True)[["variant", "seed", "category", "accuracy", "n", "chance"]]
 
 
 def report(sweep: Sweep) -> pd.DataFrame:
-    """Mean over seeds with Student's interval, and the paired difference to the variant `against` over the seeds both have."""
-    _check_finished(sweep)
+    """Mean over seeds with Student's interval, and the paired difference to the variant `against` over the seeds both have.
+
+    Returns:
+        Columns type, variant, accuracy, low, high, min, seeds (which), n (questions of a run), chance, and against, pairs, difference, d_low, d_high, p,
+        p_holm (over the variants of a type), NaN for the variant `against` itself and where no seed is shared.
+    """
+    check(sweep)
     table = accuracies(sweep)
-    first = sweep.against
-    if first not in set(table["variant"]):
-        raise UnknownNameError("variant", first, set(table["variant"]))
+    if sweep.against not in set(table["variant"]):
+        raise RunError(f"no run of '{sweep.against}' is finished: expected one, since differences are taken against it")
     rows = []
     for (category, variant), part in table.groupby(["category", "variant"], sort=False):
         own = t_interval(part["accuracy"].to_numpy())
         row = {"type": category, "variant": variant, "accuracy": own.estimate, "low": own.low, "high": own.high, "min": part["accuracy"].min()}
-        row |= {"seeds": own.n, "n": int(part["n"].mean()), "chance": part["chance"].mean()}
-        base = table[(table["variant"] == first) & (table["category"] == category)]
-        both = base.merge(part, on="seed", suffixes=("_a", "_b"))
-        if variant != first and len(both):
+        row |= {"seeds": " ".join(map(str, part["seed"])), "n": int(part["n"].mean()), "chance": part["chance"].mean(), "against": sweep.against}
+        both = table[(table["variant"] == sweep.against) & (table["category"] == category)].merge(part, on="seed", suffixes=("_a", "_b"))
+        if variant != sweep.against and len(both):
             paired = paired_test(both["accuracy_a"].to_numpy(), both["accuracy_b"].to_numpy())
-            row |= {"difference": paired.difference, "d_low": paired.low, "d_high": paired.high, "p": paired.p}
+            row |= {"pairs": paired.n, "difference": paired.difference, "d_low": paired.low, "d_high": paired.high, "p": paired.p}
         rows.append(row)
-    return pd.DataFrame(rows)
+    found = pd.DataFrame(rows).reindex(columns=COLUMNS).astype({"pairs": "Int64"})
+    tested = found[found["p"].notna()]
+    found["p_holm"] = tested.groupby("type", sort=False)["p"].transform(lambda p: holm(p.to_numpy()))
+    return found
+
+
+COLUMNS = ["type", "variant", "accuracy", "low", "high", "min", "seeds", "n", "chance", "against", "pairs", "difference", "d_low", "d_high", "p", "p_holm"]
+
+
+def write(sweep: Sweep, table: pd.DataFrame, name: str) -> Path:
+    """Store the table as parquet, and with its figure as one HTML file that needs no network; return the latter."""
+    from workbench.figures import sweep_points
+    from workbench.report import figure_page
+
+    folder = make_folder(sweep.output_dir)
+    with atomic_file(folder / f"sweep-{name}.parquet") as partial:
+        table.to_parquet(partial)
+    seeds = [job.seed for job in sweep.runs() if job.finished]
+    pairs = int(table["pairs"].max()) if table["pairs"].notna().any() else 0
+    facts = {
+        "what": f"accuracy on the validation split; intervals are Student's, 95 %, over seeds {', '.join(map(str, dict.fromkeys(seeds)))}",
+        "differences": f"paired by seed, against {sweep.against}; the sign-flip p of {pairs} pairs is at least {2 / 2**pairs:.2g}, so read the intervals"
+        if pairs
+        else f"none: no seed is shared with {sweep.against}",
+        **({"first stage": f"{sweep.first.split(':')[0]}, trained once: the seeds vary what comes after it"} if sweep.first else {}),
+        "variants": "; ".join(f"{n}: {words.strip()}" for n, words in sweep.named()),
+    }
+    target = folder / f"sweep-{name}.html"
+    figure_page(target, f"Sweep {name}", facts, sweep_points(table[table["type"] == MEAN]), table)
+    return target
 
 
 def main(argv: list[str]) -> None:
-    """Train what is missing and print the comparison."""
+    """Train what is missing, print and store the comparison; name the runs that failed."""
     if not argv or argv[0].startswith("-"):
         raise ConfigError("no sweep given: expected python -m trainer.sweep SWEEP.yaml")
     sweep = parse(Sweep, argv[1:], prog="python -m trainer.sweep SWEEP", description=__doc__ or "", recipe=Path(argv[0]))
-    if not sweep.report:
-        train_all(sweep)
-    sys.stdout.write(report(sweep).to_string(index=False, float_format="{:.3f}".format, na_rep="") + "\n")
+    failed = {} if sweep.report else train_all(sweep)
+    try:
+        table = report(sweep)
+    except RunError as error:
+        if failed:
+            raise _failure(failed) from error
+        raise
+    target = write(sweep, table, Path(argv[0]).stem)
+    sys.stdout.write(table.drop(columns="against").to_string(index=False, float_format="{:.3f}".format, na_rep="") + f"\n{target}\n")
+    if failed:
+        raise _failure(failed)
+
+
+def _failure(failed: dict[str, str]) -> RunError:
+    each = "; ".join(f"{name}: {why}" for name, why in failed.items())
+    return RunError(f"{len(failed)} {'run is' if len(failed) == 1 else 'runs are'} missing ({each}); the same command tries them again")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ question begin with the same token that is no answer, and the question is refuse
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -23,13 +23,14 @@ from workbench.capture import Blocked, Place, blocking, check_layers, check_plac
 from workbench.data.base import Sample
 from workbench.errors import DataError, UnknownNameError
 from workbench.mllm.base import MLLM, VisualTokens
+from workbench.runs import Run
 from workbench.stats import bootstrap_ci, bootstrap_columns, bootstrap_mean_of_columns, paired_test
+from workbench.training import MEAN as MEAN
 
 Change = Callable[[Float[Tensor, "token d"], int], Float[Tensor, "token d"]]
 """(visual tokens of one image, number of the image) -> their replacement."""
 Scene = Sequence[Sample]
 Grid = tuple[int, int]
-MEAN = "mean of types"
 
 
 class Quiz:
@@ -287,6 +288,17 @@ def change_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
     weights = each["category"].map(len(each) / (len(sizes) * sizes))
     parts = [(name, each[each["category"] == name], 1.0) for name in sizes.index]
     return [_changed(name, part, weight, seed) for name, part, weight in [*parts, (MEAN, each, weights)]]
+
+
+def changes(found: Mapping[str, Run]) -> pd.DataFrame:
+    """What an intervention changed in each model, as stored in the table `scores` of its run."""
+    table = pd.concat([run.tables["scores"].assign(model=label) for label, run in found.items()], ignore_index=True)
+    return table[["model", *(column for column in table.columns if column != "model")]]
+
+
+def drops(table: pd.DataFrame) -> pd.DataFrame:
+    """`changes` for a figure: score is the drop, to_chance the drop that would leave the answers at chance."""
+    return table.assign(to_chance=table["accuracy_before"] - table["chance"]).drop(columns="chance").rename(columns={"drop": "score"})
 
 
 def accuracy_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:

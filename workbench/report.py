@@ -76,14 +76,24 @@ def page(title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> s
     """The whole page; `facts` are shown as a table under the title."""
     names = [section.analysis.name for section in sections]
     contents = "".join(f'<li><a href="#{escape(s.analysis.name)}">{escape(s.analysis.title)}</a>{_state(s)}</li>' for s in sections)
-    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
     body = "".join(_section(section, names) for section in sections)
+    return _document(title, facts, f"<nav><h3>Contents</h3><ul>{contents}</ul></nav>\n{body}")
+
+
+def figure_page(target: Path, title: str, facts: Mapping[str, str], figure: Figure, table: pd.DataFrame) -> None:
+    """Write one figure and its table as such a page; on any failure `target` is as it was before."""
+    with atomic_file(target) as partial:
+        partial.write_text(_document(title, facts, html_figure(figure, "figure") + _table(table, title.lower().replace(" ", "-"))), encoding="utf-8")
+
+
+def _document(title: str, facts: Mapping[str, str], body: str) -> str:
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n'
         f"<style>{STYLE}</style>\n<script>{javascript()}</script>\n</head>\n<body>\n"
         f'<h1>{escape(title)}</h1>\n<div class="scroll left"><table>{rows}</table></div>\n'
-        f"<nav><h3>Contents</h3><ul>{contents}</ul></nav>\n{body}</body>\n</html>\n"
+        f"{body}</body>\n</html>\n"
     )
 
 

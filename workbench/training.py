@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 RECORD_FILE = "training.json"  # written last: a folder without it is not a finished model
 LOG_FILE = "training.parquet"
+MEAN = "mean of types"
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,13 @@ def training_record(folder: Path) -> dict[str, Any]:
     if not (folder / RECORD_FILE).exists():
         raise RunError(f"{folder} is not the folder of a finished training: expected a {RECORD_FILE} there, which `python -m trainer` writes last")
     try:
-        return dict(json.loads((folder / RECORD_FILE).read_text()))
-    except (OSError, ValueError) as error:
+        record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text())
+        alignment = record["recipe"]["alignment"]
+    except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{folder / RECORD_FILE} is damaged ({error})") from error
+    for key in ("layer", "vfm"):  # plain values in records from before there could be several
+        alignment[key] = alignment[key] if isinstance(alignment[key], list) else [alignment[key]]
+    return record
 
 
 def training_log(folder: Path) -> pd.DataFrame:
@@ -68,3 +73,23 @@ def training_log(folder: Path) -> pd.DataFrame:
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{folder / LOG_FILE} is not a training log ({error})") from error
     return found.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)  # type: ignore[no-any-return]
+
+
+def cknna_log(folder: Path) -> pd.DataFrame:
+    """CKNNA of the aligned layer as it was measured while training, with its interval over images and its permutation null; empty where it was not.
+
+    Returns:
+        Columns of (such as "layer 3, dinov2-small"), step, score, low, high, null_mean, null_q95, n, k, n_images.
+    """
+    table = pd.read_parquet(folder / LOG_FILE)
+    parts = []
+    for column in table.columns:
+        if column.startswith("cknna/"):
+            name = column.removeprefix("cknna/")
+            own = table[table[column].notna()]
+            sources = {"score": column, **{key: f"cknna_{key}/{name}" for key in ("low", "high", "null_mean", "null_q95")}}
+            sources |= {"n": "cknna_n", "k": "cknna_k", "n_images": "cknna_images", "step": "step"}
+            layer, _, vfm = name.partition("/")
+            parts.append(pd.DataFrame({key: own[source] for key, source in sources.items()}).assign(of=f"{layer.replace('_', ' ')}, {vfm}"))
+    columns = ["of", "step", "score", "low", "high", "null_mean", "null_q95", "n", "k", "n_images"]
+    return pd.concat(parts).drop_duplicates(["of", "step"], keep="last")[columns] if parts else pd.DataFrame(columns=columns)

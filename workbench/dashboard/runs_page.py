@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pandas as pd
@@ -10,6 +9,7 @@ import streamlit as st
 
 from workbench import figures, runs
 from workbench.dashboard.shell import below_root, default_models, runs_root, trained_models
+from workbench.training import MEAN, RECORD_FILE, cknna_log, training_record
 
 EMPTY = "Nothing is stored in {} yet. Train a model with `python -m trainer trainer/recipes/shapes_viral.yaml`, or run `make demo`."
 
@@ -22,6 +22,7 @@ def page() -> None:
         st.info(EMPTY.format(f"`{runs_root()}`"))
     else:
         _training(models)
+    _sweeps()
     _stored()
 
 
@@ -36,6 +37,8 @@ def _training(models: list[str]) -> None:
     shown = st.multiselect("Curves", measures, default=first, key="curves", bind="query-params")
     for column, measure in zip(st.columns(max(1, min(2, len(shown)))) * len(shown), shown, strict=False):
         column.plotly_chart(figures.training_curves(logs, measure), width="stretch", config=figures.EXPORT, key=f"curve-{measure}")
+    _alignment_curves(chosen)
+    _warnings(logs)
     tables = {name: pd.read_parquet(file) for name in chosen if (file := below_root(name) / "accuracy.parquet").exists()}
     if tables:
         st.subheader("Accuracy by question type")
@@ -44,11 +47,50 @@ def _training(models: list[str]) -> None:
     st.dataframe(pd.DataFrame([_training_row(name) for name in chosen]), hide_index=True, width="stretch")
 
 
+def _alignment_curves(chosen: list[str]) -> None:
+    """CKNNA as it was measured while training, beside its chance level."""
+    parts = [cknna_log(below_root(name)).assign(model=name) for name in chosen]
+    table = pd.concat([part for part in parts if len(part)], ignore_index=True) if any(map(len, parts)) else None
+    if table is None:
+        return
+    st.subheader("CKNNA of the aligned layer")
+    table["over"] = table["n_images"].map("{:.0f} images".format)
+    null = "chance (95 % of the null, the highest of the models)"
+    st.plotly_chart(figures.step_curves(table, panel="of", y="CKNNA", null=null), width="stretch", config=figures.EXPORT, key="cknna-curves")
+    each = table[["model", "of", "n", "k", "n_images"]].drop_duplicates().itertuples(index=False)
+    said = "; ".join(f"{own.model}, {own.of}: n = {own.n:.0f} tokens, k = {own.k:.0f}, {own.n_images:.0f} images" for own in each)
+    st.caption(f"Within images, on the first validation images; 95 % intervals over images. {said}. Curves of other n or k have another chance level.")
+
+
+def _warnings(logs: dict[str, pd.DataFrame]) -> None:
+    for name, log in logs.items():
+        if "warning" in log:
+            for row in log.dropna(subset=["warning"]).itertuples():
+                st.warning(f"{name}, step {row.step}: {row.warning}", icon=":material/warning:")
+
+
+def _sweeps() -> None:
+    """The tables of `python -m trainer.sweep`."""
+    root = runs_root()
+    files = {str(file.relative_to(root).with_suffix("")): file for file in sorted(root.glob("**/sweep-*.parquet"))}
+    if not files:
+        return
+    st.subheader("Sweeps")
+    left, right = st.columns(2)
+    name = left.selectbox("Sweep", list(files), key="sweep", bind="query-params")
+    table = pd.read_parquet(files[name])
+    kinds = list(dict.fromkeys(table["type"]))
+    kind = right.selectbox("Question type", kinds, index=kinds.index(MEAN) if MEAN in kinds else 0, key="sweep-type")
+    own = table[table["type"] == kind]
+    st.plotly_chart(figures.sweep_points(own), width="stretch", config=figures.EXPORT, key="sweep-points")
+    st.caption("95 % intervals over seeds (Student); differences paired by seed, Holm's correction over the variants. One seed has no interval.")
+    st.dataframe(own.drop(columns=["type", "against"]), hide_index=True, width="stretch")
+
+
 def _training_row(name: str) -> dict[str, object]:
-    record_file = below_root(name) / "training.json"
-    if not record_file.exists():
+    if not (below_root(name) / RECORD_FILE).exists():
         return {"model": name, "state": "not finished"}
-    record = json.loads(record_file.read_text())
+    record = training_record(below_root(name))
     recipe, alignment = record["recipe"], record["recipe"]["alignment"]
     return {
         "model": name,
@@ -63,8 +105,8 @@ def _training_row(name: str) -> dict[str, object]:
 
 
 def _alignment(settings: dict[str, Any]) -> str:
-    """What was aligned to what, in a few words; records from before a key existed had its default, and one layer or one VFM as a plain value."""
-    layer, vfm = (", ".join(map(str, v)) if isinstance(v, list) else str(v) for v in (settings["layer"], settings["vfm"]))
+    """What was aligned to what, in a few words; records from before a key existed had its default."""
+    layer, vfm = (", ".join(map(str, settings[key])) for key in ("layer", "vfm"))
     words = []
     if settings["objective"] != "none":
         target = {"vfm": vfm, "encoder": "own encoder", "projector": "own projector"}[settings.get("target", "vfm")]

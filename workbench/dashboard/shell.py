@@ -86,5 +86,5 @@ def default_models(models: list[str]) -> list[str]:
 def trained_models(finished: bool = False) -> list[str]:
     """Training folders below the runs folder, relative to it; with `finished`, those that hold a model."""
     root = runs_root()
-    found = sorted(path.parent for path in root.glob("**/training.parquet"))
+    found = sorted((path.parent for path in root.glob("**/training.parquet")), key=lambda f: (len(f.parts), f))  # those of a sweep last
     return [str(f.relative_to(root)) for f in found if not finished or (f / "training.json").exists()]

@@ -15,10 +15,12 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import ThreadpoolController
 
 from workbench.errors import DataError
 
 ITERATIONS = 1000
+one_thread = ThreadpoolController().wrap(limits=1, user_api="blas")  # a step of a fit is a small product, for which threads cost more than they bring
 
 
 def folds_of(groups: Int[np.ndarray, row], folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:  # noqa: F821
@@ -33,6 +35,7 @@ def folds_of(groups: Int[np.ndarray, row], folds: int, seed: int) -> list[tuple[
     return list(GroupKFold(folds, shuffle=True, random_state=seed).split(groups, groups=groups))
 
 
+@one_thread
 def classify(
     x: Float[np.ndarray, "row d"],
     labels: Int[np.ndarray, "row target"],
@@ -60,6 +63,7 @@ def classify(
     return predicted
 
 
+@one_thread
 def regress(x: Float[np.ndarray, "row d"], y: Float[np.ndarray, "row target"], folds: list[tuple[np.ndarray, np.ndarray]], *, l2: float) -> Any:
     """Out-of-fold predictions (row, target) of a ridge regression with penalty l2 ||w||^2, features standardised by the fold they are fitted on."""
     predicted = np.empty(y.shape)

@@ -153,10 +153,10 @@ def attach_residual(model: Any, source: Source, layers: Sequence[int], features:
     return residual
 
 
-def save_residual(residual: Residual, folder: Path) -> None:
-    """Write the adapters beside the model; config.json has the rest."""
+def save_residual(residual: Residual, folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Write the adapters, whose tensors are `state`, beside the model; config.json has the rest."""
     if len(residual.adapters):
-        save_file(residual.adapters.state_dict(), folder / FILE)
+        save_file(dict(state), folder / FILE)
 
 
 def load_residual(model: Any, name: str, revision: str | None = None) -> Residual | None:

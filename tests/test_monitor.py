@@ -1,0 +1,280 @@
+"""What is watched while training, and the card of the model: by independent computations, on one small run in this process."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+import termios
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, TrainerState
+
+from tests.conftest import run
+from trainer import monitor
+from trainer.alignment import AlignmentHead
+from trainer.card import card, sent_files
+from trainer.config import AlignmentConfig, DataConfig, ModelConfig, MonitorConfig, OptimConfig, Recipe
+from trainer.data import collate
+from trainer.loop import train
+from trainer.prepare import prepare
+from workbench import MLLM, cknna, load_data, load_vfm
+from workbench.capture import read
+from workbench.errors import ConfigError, DataError, RunError
+from workbench.stats import bootstrap_ci
+from workbench.training import cknna_log, training_record
+from workbench.vfm import patches_under
+
+TINY = Recipe(
+    log_every=2,
+    eval_every=5,
+    save_every=4,
+    model=ModelConfig(layers=3, width=32, ffn=64, tower_features=(0, 1)),
+    data=DataConfig(limit_train=24, limit_val=8),
+    optim=OptimConfig(steps=8, batch_size=4, warmup=2),
+    alignment=AlignmentConfig(objective="cosine", layer=(2,), hidden=16),
+    monitor=MonitorConfig(cknna_images=5, head_steps=3),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("monitor") / "viral"
+    train(replace(TINY, output_dir=target), ["test"])
+    return target
+
+
+def test_every_evaluation_is_made_once_and_no_head_is_warned_of(folder: Path) -> None:
+    log = pd.read_parquet(folder / "training.parquet")
+    assert log["accuracy/mean"].dropna().index.size == 2 and log.loc[log["accuracy/mean"].notna(), "step"].tolist() == [5, 8]
+    assert training_record(folder)["warnings"] == [] and "warning" not in log
+
+
+def test_cknna_in_the_log_is_that_of_the_stored_model(folder: Path) -> None:
+    """The last row against the plain path: the folder loaded by transformers, its hidden states read, the VFM's patches, the metric image by image."""
+    mllm, vfm = MLLM.load(str(folder)), load_vfm("efficientnet-lite0")
+    scenes = load_data("shapes:val", limit=5).scenes
+    batch = mllm.encode([scene[0].image for scene in scenes], [scene[0].question for scene in scenes])
+    patches = patches_under(vfm, [scene[0].image for scene in scenes], mllm.visual_tokens(batch))
+    values = [cknna(own.values[0], other[0], k=10) for own, other in zip(read(mllm, batch, layers=[2]), patches, strict=True)]
+    table = cknna_log(folder)
+    assert table["step"].tolist() == [5, 8] and set(table["of"]) == {"layer 2, efficientnet-lite0"}
+    last = table.iloc[-1]
+    assert last["score"] == pytest.approx(np.mean(values), abs=1e-5)
+    interval = bootstrap_ci(values, seed=0)
+    assert (last["low"], last["high"]) == pytest.approx((interval.low, interval.high), abs=1e-5)
+    assert (last["n"], last["k"], last["n_images"]) == (64, 10, 5) and 0 < last["null_mean"] < last["null_q95"] < last["score"]
+    record = training_record(folder)["cknna"]
+    assert record["layers"] == [2] and record["n"] == 64 and record["permutations"] == 20 and record["vfm_fingerprint"] == vfm.record()["vfm_fingerprint"]
+
+
+def test_a_baseline_is_measured_in_its_middle_layer_and_goes_on_without_a_vfm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plain = replace(TINY, alignment=AlignmentConfig())
+    prepared = prepare(plain)
+    subset, said = monitor.subset_alignment(plain, prepared)
+    assert subset is not None and subset.layers == [1] and said == []
+    few = replace(plain, monitor=MonitorConfig(k=64))
+    assert monitor.subset_alignment(few, prepared)[1] == [
+        "CKNNA is not measured during training: monitor.k is 64: expected less than 64, the visual tokens of an image"
+    ]
+    assert monitor.subset_alignment(replace(plain, alignment=AlignmentConfig(vfm=("nowhere",))), prepared)[0] is None
+    assert monitor.subset_alignment(replace(plain, monitor=MonitorConfig(cknna_images=0)), prepared) == (None, [])
+
+
+def test_a_head_that_stands_still_is_named_in_log_and_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With weight 0 its gradient is zero and weight decay alone moves its matrices; that is no movement."""
+    recipe = replace(TINY, output_dir=tmp_path / "out", alignment=replace(TINY.alignment, weight=0.0, layer=(2, 3)), monitor=MonitorConfig(0, head_steps=3))
+    train(recipe, ["test"])
+    said = training_record(tmp_path / "out")["warnings"]
+    assert [s.split(" tensors")[0] for s in said] == [
+        f"step 3: the alignment head of layer {n} with efficientnet-lite0 does not move: 3 of its 6" for n in (2, 3)
+    ]
+    assert pd.read_parquet(tmp_path / "out" / "training.parquet")["warning"].notna().sum() == 2
+    assert capsys.readouterr().err.count("warning: the alignment head") == 2
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_batch(tmp_path: Path) -> None:
+    recipe = replace(TINY, output_dir=tmp_path / "out", optim=replace(TINY.optim, learning_rate=1e30, warmup=0, max_grad_norm=1e30), save_every=2)
+    with pytest.raises(RunError, match=r"lm_loss is (nan|inf).* at step \d: training stopped") as stopped:
+        train(recipe, ["test"])
+    (file,) = (tmp_path / "out").glob("not_finite-step-*.safetensors")
+    batch = load_file(file)
+    assert str(file) in str(stopped.value) and not (tmp_path / "out" / "training.json").exists()
+    assert batch["input_ids"].shape[0] == 4 and batch["targets.efficientnet-lite0"].shape == (4, 64, 112)
+    known = {tuple(ids[ids != 0].tolist()) for ids in (prepare(recipe).train[i]["input_ids"] for i in range(24))}
+    assert {tuple(ids[ids != 0].tolist()) for ids in batch["input_ids"]} <= known
+
+
+def test_counts_that_differ_are_an_error_and_never_skipped() -> None:
+    prepared = prepare(TINY)
+    token = prepared.processor.image_token_id
+    check, items = monitor.counted(collate, token), [prepared.train[i] for i in range(2)]
+    assert torch.equal(check(items)["input_ids"], collate(items)["input_ids"])
+    short = items[1] | {"connector_inputs": items[0]["connector_inputs"]} | {"input_ids": items[1]["input_ids"].clone()}
+    short["input_ids"][(short["input_ids"] == token).nonzero()[0]] = 7
+    with pytest.raises(DataError, match="sample 1 of a batch has 63 visual tokens in its text and 64 of its image"):
+        check([items[0], short])
+    with pytest.raises(DataError, match="has 64 visual tokens in its text and 63 of its target efficientnet-lite0"):
+        check([item | {"targets": {name: value[:-1] for name, value in item["targets"].items()}} for item in items])
+
+
+def test_a_tracker_without_its_package_is_one_sentence_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor.check_trackers(["tensorboard"])
+    monkeypatch.setitem(monitor.PACKAGES, "wandb", "no_such_tracker")
+    with pytest.raises(ConfigError, match="report_to is wandb: expected the package no_such_tracker"):
+        train(replace(TINY, output_dir=tmp_path / "out", report_to=("wandb",)), ["test"])
+    (tmp_path / "no_such_tracker").mkdir()  # what a tracker leaves in the working folder
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match="no_such_tracker"):
+        monitor.check_trackers(["wandb"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_a_bar_with_both_losses_on_a_terminal_and_a_line_elsewhere(terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outer, inner = os.openpty() if terminal else os.pipe()
+    if terminal:
+        termios.tcsetwinsize(inner, (24, 120))
+    with os.fdopen(inner, "w", buffering=1) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        progress, state = monitor.Progress(tmp_path / "name", 3), TrainerState(max_steps=3)
+        progress.on_train_begin(None, state, None)  # type: ignore[arg-type]
+        for state.global_step in (1, 2, 3):
+            progress.on_step_end(None, state, None)  # type: ignore[arg-type]
+            state.log_history.append({"lm_loss": 2.5, "alignment_loss": -0.25, "step": state.global_step})
+            progress.on_log(None, state, None, logs=state.log_history[-1])  # type: ignore[arg-type]
+        progress.close()
+        stream.flush()
+        said = os.read(outer, 100_000).decode()
+    monkeypatch.undo()
+    assert ("\r" in said and "3/3" in said and "lm=2.500" in said and "align=-0.250" in said) if terminal else "name: step 3/3  lm 2.500  align -0.250" in said
+    assert len(pd.read_parquet(tmp_path / "name" / "training.parquet")) == 3
+
+
+def test_heads_of_one_layer_and_of_several_have_names() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self, sharing: str, count: int) -> None:
+            super().__init__()
+            self.alignment = torch.nn.Module()
+            self.alignment.sharing, self.alignment.layers, self.alignment.dims = sharing, (2, 3), {"a": 4, "b": 4}
+            self.alignment.heads = torch.nn.ModuleList(AlignmentHead(4, 4, 4) for _ in range(count))
+
+    assert [name for name, _ in monitor._heads(Model("each", 4))] == ["layer 2 with a", "layer 2 with b", "layer 3 with a", "layer 3 with b"]
+    assert [name for name, _ in monitor._heads(Model("shared", 2))] == ["all layers with a", "all layers with b"]
+    assert list(monitor._heads(Model("none", 0))) == [] and list(monitor._heads(torch.nn.Linear(1, 1))) == []
+
+
+# --- the card ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_card_says_what_is_in_the_folder(folder: Path) -> None:
+    text = (folder / "README.md").read_text()
+    assert text.startswith("---\n") and "base_model:\n- facebook/dinov2-small\n" in text and "pipeline_tag: image-text-to-text" in text
+    record = training_record(folder)
+    for part in ("DINOv2 itself is Apache-2.0", record["tower_fingerprint"], record["vfm_fingerprint"], record["data"], "L_LM + 0.5 * L_VRA", "seed 0"):
+        assert part in text, part
+    accuracy = pd.read_parquet(folder / "accuracy.parquet").set_index("category").loc["exist"]
+    interval = f"{accuracy['low']:.3f} to {accuracy['high']:.3f}"
+    row = f"| accuracy, exist | {accuracy['accuracy']:.3f} | {interval} | 0.500 | {accuracy['n']:.0f} questions, {accuracy['n_images']:.0f} images |"
+    assert row in text and "| CKNNA, layer 2, efficientnet-lite0, k = 10 |" in text and "64 tokens, 5 images" in text
+    scope: dict[str, object] = {"FOLDER_OR_NAME": str(folder)}
+    (code,) = text.split("```python\n")[1:]
+    exec(compile(code.split("```")[0], "README.md", "exec"), scope)
+    assert isinstance(scope["model"], AutoModelForImageTextToText.from_pretrained(folder).__class__)
+
+
+def test_no_private_path_is_in_the_card_or_in_what_is_sent(folder: Path) -> None:
+    record = json.loads(json.dumps(training_record(folder)))
+    record["recipe"] |= {"output_dir": "/home/secret/runs/mine", "start": "/home/secret/runs/stage1"}
+    record["recipe"]["data"] |= {"train": "folder:/home/secret/photos", "val": "folder:secret/other/val"}
+    record["warnings"] = ["CKNNA is not measured during training: /home/secret/vfm has no model.safetensors"]
+    record["argv"] = ["/home/secret/trainer"]
+    text = card(record, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder))
+    assert "secret" not in text and "# mine\n" in text and "folder:photos" in text and "| start | stage1 |" in text and "facebook/dinov2-small" in text
+    names = sent_files(folder)
+    assert {"README.md", "model.safetensors", "alignment_head.safetensors", "config.json", "tokenizer.json", "accuracy.parquet"} <= set(names)
+    assert not {"recipe.yaml", "training.json", "training.parquet", "evaluation.parquet"} & set(names)
+    private = [str(folder.parent).encode(), os.environ.get("VIRAL_CACHE", str(Path.home())).encode()]
+    assert not [name for name in names for path in private if path in (folder / name).read_bytes()]
+
+
+def test_a_residual_model_says_that_it_needs_mllm_load(folder: Path) -> None:
+    record = json.loads(json.dumps(training_record(folder)))
+    record["recipe"]["alignment"] |= {"objective": "none", "residual": "encoder"}
+    text = card(record, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder))
+    assert "MLLM.load(FOLDER_OR_NAME)" in text and "AutoModel" not in text and "another model" in text and "alignment target" not in text
+
+
+def test_a_push_that_cannot_be_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name, message in (("me/x", "HF_HUB_OFFLINE is set"), ("a b/c", "expected a name such as NAME/MODEL")):
+        with pytest.raises(ConfigError, match=message):
+            train(replace(TINY, output_dir=tmp_path / "out", push_to_hub=name), ["test"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def hub() -> Iterator[tuple[str, dict[str, object]]]:
+    """A hub that takes everything, on this machine: the real client's requests are what is looked at."""
+    seen: dict[str, object] = {"files": {}}
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            size = self.headers.get("Content-Length")
+            body = self.rfile.read(int(size)) if size else self._chunks()
+            address = f"http://{self.headers['Host']}"
+            answer: object = {}
+            if self.path == "/api/repos/create":
+                seen["create"], seen["token"] = json.loads(body), self.headers["Authorization"]
+                answer = {"url": f"{address}/me/mine", "id": "0", "name": "me/mine"}
+            elif "/preupload/" in self.path:
+                answer = {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]}
+            elif "/commit/" in self.path:
+                rows = [json.loads(line) for line in body.decode().splitlines()]
+                seen["files"] = {r["value"]["path"]: base64.b64decode(r["value"]["content"]) for r in rows if r["key"] == "file"}
+                answer = {"success": True, "commitOid": "0" * 40, "commitUrl": f"{address}/me/mine/commit/{'0' * 40}", "hookOutput": ""}
+            self._send(answer)
+
+        def do_GET(self) -> None:
+            self._send({"id": "me/mine", "sha": "0" * 40, "siblings": [], "private": True})
+
+        def _chunks(self) -> bytes:
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            return b"".join(parts)
+
+        def _send(self, answer: object) -> None:
+            data = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", seen
+    server.shutdown()
+
+
+def test_push_sends_model_and_card_and_nothing_else(folder: Path, hub: tuple[str, dict[str, object]]) -> None:
+    address, seen = hub
+    done = run("trainer.card", str(folder), "--push_to_hub", "me/mine", HF_ENDPOINT=address, HF_HUB_OFFLINE="0", HF_TOKEN="hf_none", HF_HUB_DISABLE_XET="1")
+    assert done.stdout.strip() == f"{address}/me/mine"
+    assert seen["create"]["name"] == "mine" and seen["create"]["visibility"] == "private" and seen["token"] == "Bearer hf_none"  # type: ignore[index]
+    assert seen["files"] == {name: (folder / name).read_bytes() for name in sent_files(folder)}

@@ -1,0 +1,191 @@
+"""Several processes, accumulated parts and interrupted runs: all of them are the same training."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from tests.conftest import ROOT, recipe
+from trainer.__main__ import read
+from trainer.config import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
+from trainer.loop import build_trainer, train
+from trainer.prepare import prepare
+from trainer.sampling import Stream
+from workbench.errors import ConfigError, RunError
+from workbench.training import checkpoints
+
+STEPS = ["--optim.steps", "4", "--optim.warmup", "0", "--log_every", "1", "--eval_every", "4", "--save_every", "2"]
+TINY = [recipe("viral"), "--start", "None", *STEPS, "--data.limit_train", "11", "--data.limit_val", "5", "--model.layers", "2", "--model.width", "32"]
+TINY += ["--model.ffn", "64", "--alignment.layer", "1", "2", "--alignment.hidden", "16", "--optim.batch_size", "2", "--optim.global_batch", "8"]
+LORA = ["--model.train", "lora", "--model.lora.rank", "2", "--model.lora.dropout", "0.1", "--alignment.residual", "encoder", "--optim.batch_size", "4"]
+COLUMNS = ["lm_loss", "alignment_loss", "alignment_loss/layer_1/efficientnet-lite0", "loss", "grad_norm", "learning_rate", "epoch"]
+
+
+def launch(*words: str, fails: bool = False, **environment: str) -> str:
+    """Run `accelerate launch` and return its stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *words], cwd=ROOT, capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+    assert bool(done.returncode) == fails, done.stderr
+    return done.stderr
+
+
+def written(folder: Path) -> tuple[dict[str, torch.Tensor], pd.DataFrame]:
+    """All tensors of a finished run, and its training log."""
+    tensors = {f"{file.name}/{name}": value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+    return tensors, pd.read_parquet(folder / "training.parquet").dropna(subset=["lm_loss"]).reset_index(drop=True)
+
+
+def same(one: Path, other: Path, *, within: float = 0.0) -> None:
+    """The two runs made the same files, and tensors, logs and answers agree: to the bit, or within so much."""
+    assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in other.iterdir())
+    (tensors, log), (others, other_log) = written(one), written(other)
+    assert tensors.keys() == others.keys() and len(log) == len(other_log) == 4
+    for name, value in tensors.items():
+        assert value.dtype == others[name].dtype
+        torch.testing.assert_close(value, others[name], atol=within, rtol=0)
+    for column in COLUMNS:
+        torch.testing.assert_close(torch.tensor(log[column]), torch.tensor(other_log[column]), atol=within, rtol=within, msg=lambda m, c=column: f"{c}: {m}")
+    assert pd.read_parquet(one / "evaluation.parquet").equals(pd.read_parquet(other / "evaluation.parquet"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same training in one process, in two, and in two killed while they write the second checkpoint; and the same with LoRA, resumed."""
+    root = tmp_path_factory.mktemp("processes")
+
+    def to(name: str, *more: str) -> list[str]:
+        return [*TINY, *more, "--output_dir", str(root / name)]
+
+    train(read(to("one", "--optim.batch_size", "8")), ["one"])
+    launch("--num_processes", "2", "-m", "trainer", *to("two"))
+    (root / "words.json").write_text(json.dumps([to("lora", *LORA), to("lora-again", *LORA, "--resume"), to("two-killed")]))
+    ddp = ["--config_file", "trainer/launch/ddp.yaml"]
+    launch(*ddp, "-m", "tests.in_processes", str(root / "words.json"), fails=True, DIE_AT="two-killed/.unfinished/checkpoint-4/trainer_state.json")
+    assert (root / "two-killed" / ".unfinished" / "checkpoint-4" / "optimizer.pt").exists()
+    return root
+
+
+def test_two_processes_equal_one_with_the_same_global_batch(runs: Path) -> None:
+    """Weights, losses, gradient norms and answers; the weights have moved further than they may differ."""
+    same(runs / "one", runs / "two", within=1e-5)
+    first, last = load_file(runs / "two" / "checkpoint-2" / "model.safetensors"), load_file(runs / "two" / "model.safetensors")
+    assert max(float((last[name] - first[name]).abs().max()) for name in first) > 1e-4
+    record = json.loads((runs / "two" / "training.json").read_text())
+    assert (record["processes"], record["strategy"], record["global_batch"]) == (2, "ddp", 8)
+
+
+def test_two_processes_killed_while_they_save_and_resumed_are_bitwise_the_uninterrupted_run(runs: Path) -> None:
+    killed = runs / "two-killed"
+    assert [c.step for c in checkpoints(killed)] == [2] and not (killed / "training.json").exists()
+    words = [*TINY, "--output_dir", str(killed), "--resume"]
+    with pytest.raises(RunError, match="checkpoint-2 was written by 2 processes, and these are 1: expected as many"):
+        train(read(words), words)
+    (killed / "checkpoint-3").mkdir()
+    stderr = launch("--config_file", "trainer/launch/ddp.yaml", "-m", "trainer", *words)
+    assert "checkpoint-3 is only half written and is skipped" in stderr
+    (killed / "checkpoint-3").rmdir()
+    same(runs / "two", killed)
+
+
+def test_lora_with_dropout_in_two_processes_resumes_bitwise(runs: Path) -> None:
+    same(runs / "lora", runs / "lora-again")
+    own = [torch.load(runs / "lora" / "checkpoint-2" / f"rng_state_{rank}.pth", weights_only=False)["cpu"] for rank in (0, 1)]
+    assert not torch.equal(*own)  # two processes drop out other units
+
+
+def test_fsdp_divides_the_model_and_writes_the_same_folder(runs: Path) -> None:
+    """Full and LoRA, interrupted or not; fewer images than processes are refused in one sentence, by one process."""
+    both = [["fsdp"], ["fsdp-again", "--resume"], ["fsdp-lora", *LORA], ["none", "--data.limit_train", "1"]]
+    words = [[*TINY, *more, "--output_dir", str(runs / name)] for name, *more in both]
+    (runs / "fsdp.json").write_text(json.dumps(words))
+    stderr = launch("--config_file", "trainer/launch/fsdp.yaml", "-m", "tests.in_processes", str(runs / "fsdp.json"), fails=True)
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert errors == ["error: 2 processes for 1 training images: expected at most as many processes as images"], stderr
+    assert not (runs / "none").exists()
+    shards = [file.stat().st_size for file in (runs / "fsdp" / "checkpoint-2" / "pytorch_model_fsdp_0").glob("*.distcp")]
+    assert len(shards) == 2 and min(shards) > 0.8 * max(shards)
+    same(runs / "one", runs / "fsdp", within=1e-5)
+    same(runs / "fsdp", runs / "fsdp-again")
+    same(runs / "lora", runs / "fsdp-lora", within=1e-5)
+
+
+SMALL = Recipe(
+    model=ModelConfig(layers=2, width=32, ffn=64),
+    data=DataConfig(limit_train=11, limit_val=4),
+    optim=OptimConfig(steps=1, batch_size=4, warmup=0, max_grad_norm=0.0),
+    log_every=1,
+    save_every=1,
+)
+
+
+@pytest.mark.parametrize("objective", ["cosine", "relation"])
+def test_one_image_four_times_has_the_gradients_of_four_images_at_once(tmp_path: Path, objective: str) -> None:
+    """Every gradient of the first step, unclipped."""
+
+    class Keep(TrainerCallback):
+        def on_pre_optimizer_step(self, *_: object, **__: object) -> None:
+            found.append({name: p.grad.clone() for name, p in trainer.prepared.model.named_parameters() if p.grad is not None})
+
+    found: list[dict[str, torch.Tensor]] = []
+    alignment = AlignmentConfig(objective=objective, layer=(1,), hidden=16, weight=5.0)  # type: ignore[arg-type]
+    for size in (4, 1):
+        own = replace(SMALL, alignment=alignment, output_dir=tmp_path / str(size), optim=replace(SMALL.optim, batch_size=size, global_batch=4))
+        trainer = build_trainer(own, prepare(own))
+        trainer.add_callback(Keep())
+        trainer.run(None)
+    once, parts = found
+    assert once.keys() == parts.keys() and any("alignment" in name for name in once)
+    for name, value in once.items():
+        torch.testing.assert_close(parts[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_the_stream_is_the_passes_one_after_another_whatever_is_read_at_once() -> None:
+    stream = list(Stream(5, 12, seed=3))
+    assert sorted(stream[:5]) == sorted(stream[5:10]) == list(range(5)) and stream[:5] != stream[5:10] and len(stream) == len(Stream(5, 12, seed=3)) == 12
+    assert stream[:7] == list(Stream(5, 7, seed=3)) and stream != list(Stream(5, 12, seed=4))
+    assert stream[5:10] == torch.randperm(5, generator=torch.Generator().manual_seed(4)).tolist()
+
+
+def test_the_global_batch_stays_whatever_the_number_of_processes() -> None:
+    optim = OptimConfig(batch_size=4, global_batch=128)
+    assert [optim.accumulated(processes) for processes in (1, 2, 4, 8, 32)] == [32, 16, 8, 4, 1]
+    assert {optim.images(processes) for processes in (1, 2, 4, 8, 32)} == {128} and OptimConfig(batch_size=4, accumulation=3).images(2) == 24
+    for processes, part in ((3, "a multiple of 12 = optim.batch_size 4 x 3 processes"), (64, "a multiple of 256 = ")):
+        with pytest.raises(ConfigError, match=f"optim.global_batch is 128: expected {part}"):
+            optim.accumulated(processes)
+    with pytest.raises(ConfigError, match=r"optim.global_batch is 10: expected a multiple of 4 = optim.batch_size 4 x 1 process$"):
+        OptimConfig(batch_size=4, global_batch=10)
+    with pytest.raises(ConfigError, match=r"optim.accumulation is 2: expected none, since it follows from optim.global_batch = 8"):
+        OptimConfig(batch_size=4, global_batch=8, accumulation=2)
+
+
+def test_the_commands_of_the_page_are_launch_files_that_accelerate_reads_and_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsed by accelerate's own command line, and the rest by the trainer's; the runs above start the same."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", page, re.S) for line in block.splitlines() if line.startswith("accelerate launch")]
+    files = sorted((ROOT / "trainer" / "launch").glob("*.yaml"))
+    assert len(lines) == 3 and [f.stem for f in files] == ["ddp", "fsdp", "zero2", "zero3"] and all(f.name in page for f in files)
+    monkeypatch.chdir(ROOT)
+    for line in [*lines, *(f"accelerate launch --config_file {file} -m trainer {recipe('viral')}" for file in files)]:
+        given = launch_command_parser().parse_args(line.split()[2:])
+        args, _, _ = _validate_launch_command(given)
+        assert args.num_processes == 2 and args.module and args.training_script == "trainer"
+        assert read(args.training_script_args).optim.accumulated(2) == 1
+        if "zero" in line:
+            assert args.use_deepspeed and f"zero{args.zero_stage}.yaml" in line
+        if "fsdp" in line:
+            assert args.use_fsdp and args.fsdp_version == 2

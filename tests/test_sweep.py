@@ -1,0 +1,171 @@
+"""Sweeps: the grid is what it says, the table is right by hand, a failure or a signal loses and leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+
+from tests.conftest import ROOT, SMALL, recipe, run
+from trainer.config import Recipe
+from trainer.sweep import Sweep, _recipe, _signals, check, report, write
+from workbench.config import parse
+from workbench.errors import ConfigError, WorkbenchError
+from workbench.training import MEAN
+
+LINE = f"{recipe('viral')} --start {{output_dir}}/stage1"
+PLAIN = Sweep(variants=(f"baseline: {LINE} --alignment.objective none",), seeds=(0, 1))
+
+
+def test_a_grid_is_every_combination_and_a_list_is_one_value(tmp_path: Path) -> None:
+    sweep = replace(PLAIN, output_dir=tmp_path, over=LINE, grid=("alignment.layer: 2 2,3", "alignment.weight: 0.5 1"))
+    names = [name for name, _ in sweep.named()]
+    assert names == ["baseline", "layer-2_weight-0.5", "layer-2_weight-1", "layer-2+3_weight-0.5", "layer-2+3_weight-1"]
+    jobs = list(sweep.runs())
+    assert [str(job) for job in jobs[-2:]] == ["layer-2+3_weight-1-s0", "layer-2+3_weight-1-s1"]
+    made = parse(Recipe, jobs[-1].arguments[1:], prog="test", recipe=Path(jobs[-1].arguments[0]))
+    assert made.alignment.layer == (2, 3) and made.alignment.weight == 1 and made.seed == 1 and made.start == tmp_path / "stage1"
+    vfms = replace(PLAIN, over=LINE, grid=("alignment.vfm: dinov2-small hf:some/model",)).named()
+    assert [name for name, _ in vfms[1:]] == ["vfm-dinov2-small", "vfm-hf-some-model"]
+
+
+def test_the_first_stage_is_one_run_and_is_not_compared(tmp_path: Path) -> None:
+    sweep = replace(PLAIN, output_dir=tmp_path, first=f"stage1: {recipe('stage1')}")
+    assert [str(job) for job in sweep.jobs()] == ["stage1", "baseline-s0", "baseline-s1"]
+    assert sweep.jobs()[0].folder == tmp_path / "stage1" and "stage1" not in {job.name for job in sweep.runs()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grid": ("seed: 0 1",)}, "and seeds in `seeds`"),
+        ({"grid": ("alignment.layer",)}, "expected 'section.key: value value"),
+        ({"grid": ("alignment.layer: 2",), "over": ""}, "expected both or none"),
+        ({"grid": ("alignment.layer: 2 2",)}, "two variants are called 'layer-2'"),
+        ({"grid": ("alignment.layr: 2",)}, "unknown option '--alignment.layr': did you mean 'alignment.layer'"),
+        ({"grid": ("alignment.layer: 9",)}, "alignment.layer is 9: expected 1 to 6"),
+        ({"against": "basline"}, "did you mean 'baseline'"),
+        ({"seeds": (1, 1)}, "none of them twice"),
+        ({"variants": (f"baseline: {LINE} {{root}}",)}, "expected {output_dir} and {seed} alone in braces"),
+        ({"variants": ("baseline: --seed 1",)}, "expected a recipe first"),
+        ({"variants": (f"baseline: {recipe('baseline')}",)}, "which several runs would train at once"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_one_sentence_before_training(change: dict[str, object], message: str) -> None:
+    given = {"grid": (), "over": ""} | change
+    if given["grid"] and "over" not in change:
+        given["over"] = LINE
+    with pytest.raises(WorkbenchError, match=re.escape(message)):
+        check(replace(PLAIN, **given))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "trainer" / "sweeps").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_line_of_a_sweep_is_a_recipe(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    sweep = parse(Sweep, ["--output_dir", str(tmp_path), "--seeds", "0"], prog="sweep", recipe=file)
+    check(sweep)
+    recipes = [repr(_recipe(*job.arguments[:-4])) for job in sweep.jobs()]
+    assert len(set(recipes)) == len(recipes), "two variants are the same training"
+
+
+def test_the_table_is_right_by_hand_and_stored(tmp_path: Path) -> None:
+    """Three seeds of three variants with known answers: Student's interval, sign flips and Holm computed here from scratch."""
+    right = {"baseline": [4, 5, 6], "layer-2": [6, 8, 7], "layer-3": [5, 5, 9]}
+    for variant, seeds in right.items():
+        for seed, count in enumerate(seeds):
+            place = tmp_path / f"{variant}-s{seed}"
+            place.mkdir()
+            rows = [{"category": kind, "correct": i < count, "chance": 0.5} for kind in ("a", "b") for i in range(10)]
+            pd.DataFrame(rows).to_parquet(place / "evaluation.parquet")
+            (place / "training.json").write_text(json.dumps({}))
+    sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1, 2), over=LINE, grid=("alignment.layer: 2 3 4",))
+    table = report(sweep)
+    own = table[table["type"] == MEAN].set_index("variant")
+    assert list(own.index) == ["baseline", "layer-2", "layer-3"] and (own["n"] == 20).all() and (own["chance"] == 0.5).all() and (own["seeds"] == "0 1 2").all()
+    t = scipy_stats.t.ppf(0.975, 2) / np.sqrt(3)
+    p = {}
+    for variant, values in right.items():
+        values = np.array(values) / 10
+        assert own.loc[variant, ["accuracy", "low", "high"]].tolist() == pytest.approx([values.mean() + side * t * values.std(ddof=1) for side in (0, -1, 1)])
+        if variant != "baseline":
+            d = values - np.array(right["baseline"]) / 10
+            assert own.loc[variant, ["difference", "d_low", "d_high"]].tolist() == pytest.approx([d.mean() + side * t * d.std(ddof=1) for side in (0, -1, 1)])
+            flips = [abs(np.dot(d, [a, b, c])) for a in (1, -1) for b in (1, -1) for c in (1, -1)]
+            p[variant] = np.mean([flip >= abs(d.sum()) - 1e-9 for flip in flips])
+            assert own.loc[variant, "p"] == pytest.approx(p[variant])
+    low, high = sorted(p, key=lambda name: p[name])
+    assert own.loc[low, "p_holm"] == pytest.approx(min(1, 2 * p[low])) and own.loc[high, "p_holm"] == pytest.approx(min(1, max(2 * p[low], p[high])))
+    assert np.isnan(own.loc["baseline", "difference"]) and np.isnan(own.loc["baseline", "p_holm"])
+    page = write(sweep, table, "mine").read_text()
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "sweep-mine.parquet"), table)
+    assert "layer-2" in page and "at least 0.25" in page and not re.search(r"<(script|link)[^>]+(src|href)=\"http", page)
+
+
+def test_a_single_seed_has_no_interval_and_is_drawn(tmp_path: Path) -> None:
+    from workbench.figures import sweep_points
+
+    row = {"variant": "baseline", "accuracy": 0.5, "low": -np.inf, "high": np.inf, "seeds": "0", "n": 8, "chance": 0.4, "against": "baseline"}
+    table = pd.DataFrame([row | dict.fromkeys(("pairs", "difference", "d_low", "d_high", "p_holm"), np.nan)])
+    drawn = sweep_points(table).to_json()
+    assert "Infinity" not in drawn and '"baseline"' in drawn
+
+
+def test_a_failed_run_is_named_and_loses_no_other(tmp_path: Path) -> None:
+    flags = " ".join(SMALL).replace("--optim.steps 12", "--optim.steps 2")
+    sweep = tmp_path / "mine.yaml"
+    sweep.write_text(
+        f"output_dir: {tmp_path / 'out'}\nseeds: [0]\nvariants:\n  - 'broken: {recipe('stage1')} {flags} --data.val shapes:nope'\n"
+        f"  - 'after: {recipe('stage1')} --start {{output_dir}}/broken-s0 {flags}'\n  - 'baseline: {recipe('stage1')} {flags}'\n"
+    )
+    done = run("trainer.sweep", str(sweep), code=2)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: 2 runs are missing (broken-s0: ") and "nope" in last and "after-s0: not started, since the run in" in last
+    assert "baseline" in done.stdout and (tmp_path / "out" / "baseline-s0" / "training.json").exists()
+    assert (tmp_path / "out" / "sweep-mine.parquet").exists() and not (tmp_path / "out" / "broken-s0").exists()
+
+
+def test_sigterm_stops_the_trainings(tmp_path: Path) -> None:
+    sweep = tmp_path / "mine.yaml"
+    sweep.write_text(f"output_dir: {tmp_path / 'out'}\nseeds: [0]\nvariants:\n  - 'baseline: {recipe('stage1')} {' '.join(SMALL)} --optim.steps 90000'\n")
+    process = subprocess.Popen([sys.executable, "-m", "trainer.sweep", str(sweep)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "step 2/" in line:
+            break
+    children = [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    process.send_signal(signal.SIGTERM)
+    process.stderr.read()
+    assert children and process.wait() == 143
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline, "a training outlived its sweep"
+        time.sleep(0.05)
+
+
+def test_signals_are_noted_and_ignored_ones_stay_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _signals() as caught:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number != signal.SIGINT or signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+                    os.kill(os.getpid(), number)
+        assert [n for n in caught if n != signal.SIGINT] == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_bad_sweep_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown key 'gird'"):
+        (tmp_path / "x.yaml").write_text("gird: [1]\n")
+        parse(Sweep, [], prog="sweep", recipe=tmp_path / "x.yaml")

@@ -1,0 +1,260 @@
+"""The model card of a training folder, and sending the folder to the hub.
+
+    python -m trainer.card runs/viral                                  # writes the card anew, README.md
+    python -m trainer.card runs/viral --push_to_hub NAME/MODEL         # and sends the model with it; a new repository is private
+
+The card holds what a reader needs and no path of the machine: of a data set or a model in a folder it has the folder's own name. What is sent is the model, its
+processor, the heads, the scores and the card; recipe, record and logs stay here, since they name folders and the command.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pandas as pd
+import yaml
+from huggingface_hub import HfApi, ModelCardData, get_token
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
+
+from workbench.answers import accuracy_by_type
+from workbench.config import command, parse
+from workbench.errors import ConfigError, RunError
+from workbench.files import HEAD_FILE, atomic_file
+from workbench.mllm.residual import FILE as RESIDUAL_FILE
+from workbench.training import cknna_log, training_record
+from workbench.vfm import find_vfm
+from workbench.weights import CATALOGUE as WEIGHTS
+
+CARD_FILE = "README.md"
+SENT = (
+    *(CARD_FILE, "config.json", "generation_config.json", "*processor_config.json", "chat_template*", "accuracy.parquet"),
+    *("model*.safetensors", "model.safetensors.index.json", HEAD_FILE, RESIDUAL_FILE),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
+)
+
+
+# --- the card ------------------------------------------------------------------------------------------------------------------------------
+
+
+def write_card(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write the card of the training in `folder`, whose record may not be there yet."""
+    evaluation = pd.read_parquet(folder / "evaluation.parquet")
+    with atomic_file(folder / CARD_FILE) as partial:
+        partial.write_text(card(record, evaluation, cknna_log(folder)), encoding="utf-8")
+
+
+def card(record: Mapping[str, Any], evaluation: pd.DataFrame, cknna: pd.DataFrame) -> str:
+    """The text of the card.
+
+    Args:
+        record: what training.json holds.
+        evaluation: the answers, one row per question, as evaluation.parquet.
+        cknna: as `cknna_log` gives it.
+    """
+    recipe = record["recipe"]
+    settings, name = recipe["alignment"], Path(recipe["output_dir"]).name
+    parts = [
+        f"# {name}",
+        _intent(recipe),
+        "## Built from",
+        _table(_sources(recipe, record)),
+        "## Objective",
+        _objective(recipe),
+        "## Data",
+        _data(recipe, record),
+    ]
+    parts += ["## Scores", _scores(recipe, evaluation, cknna), "## How to load", _loading(settings), "## Recipe", _recipe(recipe)]
+    parts += [f"Trained with VIRAL Workbench {record['packages']['viral-workbench']}, {_versions(record)}, {record['created'][:10]}."]
+    if record.get("warnings"):
+        parts += ["Warnings of the training:", "\n".join(f"- {_named(sentence)}" for sentence in record["warnings"])]
+    return f"---\n{_metadata(recipe)}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _named(value: str) -> str:
+    """A value without the folders above what it names: the last part of every path in it."""
+    return " ".join(_last_part(word) for word in value.split(" "))
+
+
+def _last_part(word: str) -> str:
+    head, colon, rest = word.partition(":")
+    if colon and "/" in rest and head not in ("hf", "timm", "hub", "https"):
+        return f"{_last_part(head)}:{Path(rest).name}"
+    hub = head in ("hf", "timm", "hub", "https") and bool(colon)
+    return word if hub or "/" not in word or any(entry.hub == word for entry in map(WEIGHTS.get, WEIGHTS)) else Path(word).name
+
+
+def _weights(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """{role: name in the catalogue of weights} of the frozen and pretrained parts."""
+    found = {"vision tower": recipe["model"]["tower"]} | ({"language model": recipe["model"]["language"]} if recipe["model"].get("language") else {})
+    if recipe["alignment"]["objective"] != "none" and recipe["alignment"].get("target", "vfm") == "vfm":
+        found |= {f"alignment target {name}": find_vfm(name).weights for name in _list(recipe["alignment"]["vfm"])}
+    return found
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _metadata(recipe: Mapping[str, Any]) -> str:
+    hubs = {role: WEIGHTS.get(name).hub for role, name in _weights(recipe).items()}
+    base = list(dict.fromkeys(hub for role, hub in hubs.items() if hub and not role.startswith("alignment")))  # a target is no part of the model
+    tags = ["viral-workbench", *(["visual-representation-alignment"] if recipe["alignment"]["objective"] != "none" else [])]
+    return ModelCardData(library_name="transformers", pipeline_tag="image-text-to-text", tags=tags, base_model=base or None).to_yaml()
+
+
+def _intent(recipe: Mapping[str, Any]) -> str:
+    aligned = recipe["alignment"]["objective"] != "none"
+    kind = "whose visual tokens were aligned with other features while it was trained (VIRAL, arXiv 2509.07979)" if aligned else "trained without alignment"
+    return f"A multimodal language model {kind}. A research model: nothing is known of it but the scores below."
+
+
+def _sources(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> pd.DataFrame:
+    rows = []
+    prints = {"vision tower": record.get("tower_fingerprint"), "language model": record.get("language_fingerprint")}
+    prints |= {f"alignment target {name}": value for name, value in zip(_list(record.get("vfm", [])), _list(record.get("vfm_fingerprint", [])), strict=True)}
+    for role, name in _weights(recipe).items():
+        entry = WEIGHTS.get(name)
+        rows.append((_named(role), _named(name), entry.hub or "a folder", prints.get(role) or "", entry.licence))
+    if not recipe["model"].get("language"):
+        rows.append(("language model", "trained from nothing", "", "", ""))
+    if recipe["start"]:
+        rows.append(("start", _named(recipe["start"]), "a training of this workbench", record.get("start_fingerprint", ""), ""))
+    return pd.DataFrame(rows, columns=["part", "weights", "from", "fingerprint", "licence"])
+
+
+def _objective(recipe: Mapping[str, Any]) -> str:
+    own, optim = recipe["alignment"], recipe["optim"]
+    said = "`L_LM`, the next-token loss on the answers"
+    if own["objective"] != "none":
+        target = {"vfm": ", ".join(map(_named, _list(own["vfm"]))), "encoder": "its own encoder", "projector": "its own connector"}[own.get("target", "vfm")]
+        said = f"`L = L_LM + {own['weight']} * L_VRA`, {own['objective']} objective, layer {', '.join(map(str, _list(own['layer'])))}, target: {target}"
+    if own.get("residual", "none") != "none":
+        said += f"; the image is added again from the {own['residual']} after layer {', '.join(map(str, _list(own['layer'])))}"
+    batch = optim["batch_size"] * optim["accumulation"]
+    return f"{said}. {optim['steps']} steps of {batch} images for each process, seed {recipe['seed']}; trained: {recipe['model'].get('train', 'all')}."
+
+
+def _data(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    rows = [("training", _named(recipe["data"]["train"]), record["data"]), ("validation", _named(recipe["data"]["val"]), record.get("val", ""))]
+    return _table(pd.DataFrame(rows, columns=["split", "data", "fingerprint"]))
+
+
+def _scores(recipe: Mapping[str, Any], evaluation: pd.DataFrame, cknna: pd.DataFrame) -> str:
+    rows = []
+    for own in accuracy_by_type(evaluation, seed=recipe["seed"]):
+        named = {"score": f"accuracy, {own['category']}", "value": own["accuracy"], "95 % interval": f"{own['low']:.3f} to {own['high']:.3f}"}
+        rows.append(named | {"chance": f"{own['chance']:.3f}", "n": f"{own['n']} questions, {own['n_images']} images"})
+    for row in cknna[cknna["step"] == recipe["optim"]["steps"]].itertuples():
+        named = {"score": f"CKNNA, {_named(row.of)}, k = {row.k:.0f}", "value": row.score, "95 % interval": f"{row.low:.3f} to {row.high:.3f}"}
+        rows.append(named | {"chance": f"{row.null_mean:.3f} (95 % below {row.null_q95:.3f})", "n": f"{row.n:.0f} tokens, {row.n_images:.0f} images"})
+    how = "On the validation split, which was looked at while training. Intervals are over images, of this one model: they say nothing about other seeds."
+    return f"{_table(pd.DataFrame(rows))}\n\n{how} Seed {recipe['seed']}."
+
+
+def _loading(settings: Mapping[str, Any]) -> str:
+    if settings.get("residual", "none") != "none":
+        return (
+            "This model adds its image again inside the language model. Plain `from_pretrained` ignores that and computes **another model**; load it with\n\n"
+            "```python\nfrom workbench import MLLM\n\nmllm = MLLM.load(FOLDER_OR_NAME)\n```"
+        )
+    return (
+        "```python\nfrom transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
+        "model = AutoModelForImageTextToText.from_pretrained(FOLDER_OR_NAME)\nprocessor = AutoProcessor.from_pretrained(FOLDER_OR_NAME)\n```\n\n"
+        f"No other code is needed. `{HEAD_FILE}`, where there is one, was used in training only."
+    )
+
+
+def _recipe(recipe: Mapping[str, Any]) -> str:
+    kept = {key: value for key, value in recipe.items() if key not in ("output_dir", "resume", "report_to", "push_to_hub")}
+    return f"```yaml\n{yaml.safe_dump(_without_paths(kept), sort_keys=False)}```"
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_paths(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(part) for part in value]
+    return _named(value) if isinstance(value, str) else value
+
+
+def _versions(record: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {record['packages'][name]}" for name in ("torch", "transformers") if name in record["packages"])
+
+
+def _table(table: pd.DataFrame) -> str:
+    """A table in Markdown."""
+    cells = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell).replace("|", "\\|") for cell in row] for row in table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [list(table.columns), ["---"] * len(table.columns), *cells])
+
+
+# --- the hub -------------------------------------------------------------------------------------------------------------------------------
+
+
+def check_hub(name: str) -> None:
+    """See, before anything is trained, that a push can be tried.
+
+    Raises:
+        ConfigError: a name that no repository can have, a machine that is set offline, or nobody logged in.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ConfigError(f"push_to_hub is '{name}': expected a name such as NAME/MODEL ({' '.join(str(error).split())})") from None
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise ConfigError(f"push_to_hub is {name}, and HF_HUB_OFFLINE is set: expected a machine that may reach the hub, or no push_to_hub")
+    if get_token() is None:
+        raise ConfigError(f"push_to_hub is {name}: expected to be logged in, with `hf auth login` or the variable HF_TOKEN")
+
+
+def sent_files(folder: Path) -> list[str]:
+    """The names of the files that go to the hub."""
+    return sorted(file.name for file in folder.iterdir() if file.is_file() and any(fnmatch(file.name, pattern) for pattern in SENT))
+
+
+def push(folder: Path, name: str) -> str:
+    """Send the finished model in `folder` to the hub and return its address; a repository that is not there yet becomes a private one.
+
+    Raises:
+        RunError: the hub cannot be reached or refuses; nothing is lost here.
+    """
+    api = HfApi()
+    try:
+        repository = api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repository.repo_id, allow_patterns=sent_files(folder), commit_message="Upload model")
+    except (httpx.HTTPError, OSError, OfflineModeIsEnabled) as error:
+        why = " ".join(str(error).split())[:200]
+        raise RunError(f"cannot send the model to {name} ({why}); it is whole in {folder}: `python -m trainer.card {folder} --push_to_hub {name}`") from error
+    return str(repository)
+
+
+@dataclass(frozen=True)
+class Card:
+    """Write the card of a finished training folder."""
+
+    push_to_hub: str | None = None
+    """Where the model goes on the hub, such as NAME/MODEL."""
+
+
+def main(argv: list[str]) -> None:
+    """Write the card, and send the model if asked."""
+    if not argv or argv[0].startswith("-"):
+        if "--help" not in argv and "-h" not in argv:
+            raise ConfigError("no folder given: expected python -m trainer.card FOLDER [--push_to_hub NAME]")
+        argv = ["", *argv]
+    folder, options = Path(argv[0]), parse(Card, argv[1:], prog="python -m trainer.card FOLDER", description=__doc__ or "")
+    if options.push_to_hub is not None:
+        check_hub(options.push_to_hub)
+    write_card(folder, training_record(folder))
+    sys.stdout.write(f"{push(folder, options.push_to_hub) if options.push_to_hub is not None else folder / CARD_FILE}\n")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,304 @@
+"""What is watched while a model trains: progress, CKNNA of the aligned layer, and early warnings.
+
+Each warning is one sentence on stderr, in the training log (column `warning`) and in the record. What cannot go on is an error: a loss that is not finite
+stops the run with its batch on disk, and images and visual tokens that do not match never reach the model.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate.utils import send_to_device
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+
+from trainer.config import Recipe
+from trainer.prepare import Prepared
+from trainer.student import PreparedStudent
+from trainer.watched import WatchedBatch
+from workbench.errors import ConfigError, DataError, RunError, UnknownNameError, WeightsError
+from workbench.files import atomic_file
+from workbench.metrics import METRICS
+from workbench.rasters import Within
+from workbench.stats import null_of
+from workbench.training import LOG_FILE
+
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}  # what each tracker needs
+SHOWN = {"lm_loss": "lm", "alignment_loss": "align", "accuracy/mean": "val accuracy", "val_lm_loss": "val lm"}
+
+
+# --- before training -----------------------------------------------------------------------------------------------------------------------
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """See that the packages of the trackers are installed, before anything is computed.
+
+    Raises:
+        ConfigError: names the package.
+    """
+    for name in names:
+        spec = find_spec(PACKAGES[name])
+        if spec is None or spec.loader is None or spec.origin is None:  # a folder `wandb` with old logs is no package
+            raise ConfigError(f"report_to is {name}: expected the package {PACKAGES[name]}, which `pip install {PACKAGES[name]}` brings")
+
+
+# --- progress and log ----------------------------------------------------------------------------------------------------------------------
+
+
+class Progress(TrainerCallback):
+    """Both losses on stderr, of the first process: a bar on a terminal, elsewhere a line per log. Keeps the training log on disk as parquet."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        self.folder, self.steps, self.start = folder, steps, time.monotonic()
+        self.bar: tqdm | None = None
+        self.latest: dict[str, str] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: object, **_: object) -> None:
+        if state.is_world_process_zero and sys.stderr.isatty():
+            self.bar = tqdm(total=self.steps, initial=state.global_step, desc=self.folder.name, unit="step", file=sys.stderr, dynamic_ncols=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: object, **_: object) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: object, logs: dict[str, float] | None = None, **_: object) -> None:
+        own = {short: f"{logs[name]:.3f}" for name, short in SHOWN.items() if logs and name in logs}
+        if not own or not state.is_world_process_zero:
+            return
+        if self.bar is not None:
+            self.latest |= own
+            self.bar.set_postfix(self.latest)
+        else:
+            parts = "  ".join(f"{short} {value}" for short, value in own.items())
+            sys.stderr.write(f"{self.folder.name}: step {state.global_step}/{self.steps}  {parts}  {time.monotonic() - self.start:.0f} s\n")
+        write_log(state.log_history, self.folder)
+
+    def close(self) -> None:
+        """End the bar's line, so that what is said next has its own."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+def write_log(history: list[dict[str, Any]], folder: Path) -> None:
+    """Store the Trainer's log history as training.parquet, one row per log."""
+    with atomic_file(folder / LOG_FILE) as partial:
+        pd.DataFrame(history).to_parquet(partial)
+
+
+def warn(state: TrainerState, sentence: str) -> None:
+    """Say `sentence` on stderr, and keep it in the log history, which checkpoints carry on."""
+    state.log_history.append({"step": state.global_step, "warning": sentence})  # type: ignore[dict-item]
+    if state.is_world_process_zero:
+        tqdm.write(f"warning: {sentence}", file=sys.stderr)
+
+
+def warnings_of(state: TrainerState) -> list[str]:
+    """Every warning of a run so far, those before a resume included."""
+    return [f"step {row['step']}: {row['warning']}" for row in state.log_history if "warning" in row]
+
+
+# --- early warnings ------------------------------------------------------------------------------------------------------------------------
+
+
+class EarlyWarnings(TrainerCallback):
+    """Says what is known at the start, and warns when an alignment head does not move, as the paper's P_pi does not under its documented LoRA recipe.
+
+    Args:
+        steps: a head must have moved after so many that had an image.
+        sentences: what is known at the start.
+        aligned: whether the step that was just made had an image.
+    """
+
+    def __init__(self, steps: int, sentences: Sequence[str], aligned: Callable[[], bool]) -> None:
+        self.steps, self.sentences, self.aligned = steps, sentences, aligned
+        self.first, self.seen = 0, 0
+        self.before: dict[str, list[Tensor]] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: object, model: nn.Module | None = None, **_: object) -> None:
+        for sentence in self.sentences:
+            if not any(row.get("warning") == sentence for row in state.log_history):  # a resumed run has said it
+                warn(state, sentence)
+        self.first, self.seen = state.global_step, 0
+        self.before = {name: [_local(p).clone() for p in head.parameters()] for name, head in _heads(model)}
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: object, model: nn.Module | None = None, **_: object) -> None:
+        if not self.before:
+            return
+        self.seen += self.aligned()
+        if self.seen < self.steps and state.global_step < state.max_steps:
+            return
+        steps = state.global_step - self.first
+        for name, head in _heads(model):
+            pairs = [(old, _local(p)) for old, p in zip(self.before[name], head.parameters(), strict=True) if old.numel()]
+            still = sum(torch.equal(old, new) for old, new in pairs)
+            if still:  # one tensor is enough: weight decay moves matrices that no gradient reaches
+                found = f"{still} of its {len(pairs)} tensors are as they were {steps} steps ago"
+                warn(state, f"the alignment head of {name} does not move: {found}; look at alignment.weight, the learning rate and what is frozen")
+        self.before = {}
+
+
+def _heads(model: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:
+    """Each head of the alignment with the names of what it compares."""
+    alignment = getattr(model, "alignment", None)
+    if alignment is not None:
+        layers = ["all layers"] if alignment.sharing == "shared" else [f"layer {layer}" for layer in alignment.layers]
+        names = [f"{layer} with {target}" for layer in layers for target in alignment.dims]
+        yield from zip(names, alignment.heads, strict=False)  # heads: none has names, but no heads
+
+
+def _local(parameter: Tensor) -> Tensor:
+    """This process's part of a parameter that several processes share."""
+    return (parameter.to_local() if hasattr(parameter, "to_local") else parameter).detach()
+
+
+# --- what cannot go on ---------------------------------------------------------------------------------------------------------------------
+
+
+def stop_unless_finite(loss: Tensor, parts: Mapping[str, Tensor], batch: Mapping[str, Any], folder: Path, step: int) -> None:
+    """See that a loss is finite before its gradient reaches the model, so that no checkpoint has it.
+
+    Args:
+        parts: the losses by name, for the message.
+        batch: what the model was given, saved as safetensors where the loss is not finite.
+        step: the optimiser step that is being made, from 1.
+
+    Raises:
+        RunError: names the loss, the step and the file.
+    """
+    if torch.isfinite(loss):
+        return
+    bad = [f"{name} is {value.item()}" for name, value in parts.items() if not torch.isfinite(value)] or [f"the loss is {loss.item()}"]
+    file = folder / f"not_finite-step-{step}.safetensors"
+    said = f"{', '.join(bad)} at step {step}"
+    with atomic_file(file) as partial:
+        save_file(dict(_tensors(batch)), partial, metadata={"step": str(step), "why": said})
+    raise RunError(f"{said}: training stopped before the model took it; its batch is in {file}, and the checkpoints before are as they were")
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a nested batch by its dotted name."""
+    if isinstance(value, Tensor):
+        yield name, value.detach().cpu().clone(memory_format=torch.contiguous_format)  # a file holds no tensor twice
+    elif isinstance(value, Mapping | list | tuple):
+        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _tensors(part, f"{name}.{key}" if name else str(key))
+
+
+def counted(collator: Callable[[list[Any]], dict[str, Any]], image_token: int) -> Callable[[list[Any]], dict[str, Any]]:
+    """`collator`, whose batches are checked: as many visual tokens in each text as the image and every target have.
+
+    Of conversations every image and tile is compared with its target; that they fit the text is what `MLLM.visual_tokens` sees to.
+
+    Raises:
+        DataError: from the returned function, with both counts. A sample is never left out.
+    """
+
+    def checked(items: list[Any]) -> dict[str, Any]:
+        batch = collator(items)
+        targets = {f"target {name}": values for name, values in batch.get("targets", {}).items()}
+        if "visual" in batch:
+            found = [[len(part.index) for part in sample] for sample in batch["visual"]]
+            others = {name: [[len(part) for part in sample] for sample in values] for name, values in targets.items()}
+        else:
+            found = [[count] for count in (batch["input_ids"] == image_token).sum(1).tolist()]
+            others = {name: [[len(row)] for row in values] for name, values in ({"image": batch["connector_inputs"]} | targets).items()}
+        for name, counts in others.items():
+            for row, (own, other) in enumerate(zip(found, counts, strict=True)):
+                if own != other:
+                    said, had = (" + ".join(map(str, value)) or "no" for value in (own, other))
+                    raise DataError(f"sample {row} of a batch has {said} visual tokens in its text and {had} of its {name}: expected as many")
+        return batch
+
+    return checked
+
+
+# --- CKNNA ---------------------------------------------------------------------------------------------------------------------------------
+
+
+class SubsetAlignment:
+    """CKNNA of the visual tokens of some layers with VFMs, within images, on the same first validation images at every evaluation.
+
+    The layers are the aligned ones (or those with a residual); a baseline's is the middle one, as in `analyses.dynamics`. The VFMs are the recipe's.
+
+    Raises:
+        ConfigError: k is not below the number of visual tokens.
+        WeightsError, UnknownNameError: a VFM that cannot be had.
+    """
+
+    def __init__(self, recipe: Recipe, prepared: Prepared | PreparedStudent) -> None:
+        settings, alignment = recipe.monitor, recipe.alignment
+        decoder = prepared.model.student.get_decoder()
+        self.blocks = getattr(decoder, "model", decoder).layers
+        given = alignment.aligned or alignment.residual != "none"
+        self.layers = sorted(alignment.layer) if given else [max(1, len(self.blocks) // 2)]
+        self.model, self.settings, self.seed = prepared.model, settings, recipe.seed
+        self.watched = prepared.watched(recipe)
+        lengths = [len(raster) for batch in self.watched.batches for _, image in batch.places for raster in image]
+        if settings.k >= min(lengths):
+            raise ConfigError(f"monitor.k is {settings.k}: expected less than {min(lengths)}, the visual tokens of an image")
+        self.n, self.images = int(median(lengths)), sum(len(batch.places) for batch in self.watched.batches)
+
+    @property
+    def record(self) -> dict[str, object]:
+        """What the scores are of."""
+        shared = {"n": self.n, "k": self.settings.k, "n_images": self.images, "permutations": self.settings.permutations, "seed": self.seed}
+        return {"pooling": "within", "layers": self.layers, **shared, "vfm_fingerprint": self.watched.fingerprint}
+
+    @torch.inference_mode()
+    def measure(self) -> dict[str, float]:
+        """The score of each layer and VFM as `cknna/layer_L/VFM`, its 95 % interval over images and its permutation null, with n, k and images."""
+        collector = Within(METRICS.get("cknna"), self.settings.k, null=self.settings.permutations, seed=self.seed)
+        training = self.model.training
+        self.model.eval()
+        for batch in self.watched.batches:
+            collector.add(self._hidden(batch), list(batch.patches.values()))
+        self.model.train(training)
+        found = collector.finish()
+        logs: dict[str, float] = {}
+        for row, layer in enumerate(self.layers):
+            for column, name in enumerate(self.watched.batches[0].patches):
+                interval = found.intervals[row][column]
+                null = null_of(interval.estimate, found.nulls[:, row, column])
+                values = {"cknna": interval.estimate, "cknna_low": interval.low, "cknna_high": interval.high}
+                logs |= {f"{key}/layer_{layer}/{name}": value for key, value in values.items()}
+                logs |= {f"cknna_null_mean/layer_{layer}/{name}": null.mean, f"cknna_null_q95/layer_{layer}/{name}": null.q95}
+        return logs | {"cknna_n": found.n, "cknna_k": self.settings.k, "cknna_images": self.images}
+
+    def _hidden(self, batch: WatchedBatch) -> list[list[list[Tensor]]]:
+        """The visual tokens of each layer, [layer][image][raster]."""
+        kept: dict[int, Tensor] = {}
+
+        def keep(layer: int) -> Callable[..., None]:
+            def hook(_: nn.Module, __: object, output: Any) -> None:
+                kept[layer] = output[0] if isinstance(output, tuple) else output
+
+            return hook
+
+        handles = [self.blocks[layer - 1].register_forward_hook(keep(layer)) for layer in self.layers]
+        try:
+            self.model(**send_to_device(batch.inputs, next(self.model.parameters()).device))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [[[kept[layer][row, index.to(kept[layer].device)].float().cpu() for index in image] for row, image in batch.places] for layer in self.layers]
+
+
+def subset_alignment(recipe: Recipe, prepared: Prepared | PreparedStudent) -> tuple[SubsetAlignment | None, list[str]]:
+    """What measures CKNNA during training; a run that cannot have it, such as a baseline without a VFM at hand, goes on, and a sentence says so."""
+    if recipe.monitor.cknna_images == 0:
+        return None, []
+    try:
+        return SubsetAlignment(recipe, prepared), []
+    except (ConfigError, DataError, WeightsError, UnknownNameError) as error:
+        return None, [f"CKNNA is not measured during training: {error}"]

@@ -1,0 +1,35 @@
+"""One plotly template and the chart forms that several analyses share."""
+
+from workbench.figures.charts import accuracy_by_type, bars, points, sweep_points
+from workbench.figures.layers import difference_curves, layer_curves, with_ceilings
+from workbench.figures.maps import Overlay, WordMap, head_maps, matrix_maps, overlays, word_maps
+from workbench.figures.template import COLOURS, DASHES, EXPORT, GREY, Figure, html_figure, javascript, new_figure, translucent
+from workbench.figures.training import step_curves, step_differences, training_curves
+
+__all__ = [
+    "COLOURS",
+    "DASHES",
+    "EXPORT",
+    "GREY",
+    "Figure",
+    "Overlay",
+    "WordMap",
+    "accuracy_by_type",
+    "bars",
+    "difference_curves",
+    "head_maps",
+    "html_figure",
+    "javascript",
+    "layer_curves",
+    "matrix_maps",
+    "new_figure",
+    "overlays",
+    "points",
+    "step_curves",
+    "step_differences",
+    "sweep_points",
+    "training_curves",
+    "translucent",
+    "with_ceilings",
+    "word_maps",
+]

@@ -1,0 +1,125 @@
+"""Scores by layer: curves with interval, null and ceilings, and paired differences."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench.figures.template import COLOURS, DASHES, GREY, band, error_bars, new_figure, translucent
+
+
+def layer_curves(curves: pd.DataFrame, *, y: str, kind: str, null: str = "chance (null mean to 95 %)") -> go.Figure:
+    """Score by layer, one line per model and `kind`, with its interval as a band and its null as a dotted line.
+
+    Args:
+        curves: columns model, layer, score, low, high, n_images and the column named by `kind`; null_mean and null_q95 where the score has a null,
+            chance where it has a known chance level; otherwise 0 means no change and is drawn as a line, with to_chance the change that leaves
+            nothing but chance. Layer -1 stands for the tower.
+        y: name of the score, shown on the axis.
+        kind: the column that dashes tell apart; colours tell models apart.
+        null: what the null is called; where it is NaN throughout, none is drawn.
+    """
+    figure = new_figure(xaxis_title="layer", yaxis_title=y, height=460)
+    models, kinds = list(dict.fromkeys(curves["model"])), list(dict.fromkeys(curves[kind]))
+    for (model, name), part in curves.groupby(["model", kind], sort=False):
+        part = part.sort_values("layer")
+        colour, dash = COLOURS[models.index(model) % len(COLOURS)], DASHES[kinds.index(name) % len(DASHES)]
+        label = f"{model} · {name}"
+        band(figure, part["layer"], part["low"], part["high"], translucent(colour, 0.16), label)
+        hover = "%{y:.3f}  [%{customdata[0]:.3f}, %{customdata[1]:.3f}]  n=%{customdata[2]}"
+        figure.add_scatter(
+            x=part["layer"],
+            y=part["score"],
+            name=label,
+            legendgroup=label,
+            mode="lines+markers",
+            line={"color": colour, "dash": dash, "width": 2.5},
+            marker={"size": 7},
+            error_y=error_bars(part) if len(part) == 1 else None,  # a single point has no band
+            customdata=part[["low", "high", "n_images"]],
+            hovertemplate=hover,
+        )
+    if "null_mean" in curves:
+        if curves["null_mean"].notna().any():
+            _null_band(figure, curves, null)
+        figure.update_yaxes(rangemode="tozero")
+    elif "chance" in curves:
+        _level(figure, curves, "chance", "chance")
+    else:
+        figure.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1.5})
+        if "to_chance" in curves:
+            _level(figure, curves, "to_chance", "answers at chance")
+    _layer_axis(figure, curves["layer"])
+    return figure
+
+
+def with_ceilings(figure: go.Figure, ceilings: pd.DataFrame, *, name: str) -> go.Figure:
+    """Layer curves with a level line and its interval for each row of `ceilings` (columns score, low, high, n_images and the one named by `name`)."""
+    layers = [x for trace in figure.data for x in trace.x]
+    ends = pd.Series([min(layers), max(layers)])
+    for number, row in enumerate(ceilings.to_dict("records")):
+        label, dash = str(row[name]), ("longdash", "longdashdot", "dashdot")[number % 3]
+        band(figure, ends, pd.Series([row["low"]] * 2), pd.Series([row["high"]] * 2), translucent(GREY, 0.14), label)
+        figure.add_scatter(
+            **{"x": ends, "y": [row["score"]] * 2, "name": f"{label} (frozen)", "legendgroup": label, "mode": "lines"},
+            line={"color": GREY, "dash": dash, "width": 2},
+            customdata=[[row["low"], row["high"], row["n_images"]]] * 2,
+            hovertemplate="%{y:.3f}  [%{customdata[0]:.3f}, %{customdata[1]:.3f}]  n=%{customdata[2]}",
+        )
+    return figure
+
+
+def _layer_axis(figure: go.Figure, layers: pd.Series) -> None:
+    """A tick for each layer, for every fourth of many, and `tower` at -1."""
+    step = 1 if layers.max() <= 16 else 4
+    figure.update_xaxes(dtick=step)
+    if layers.min() < 0:
+        ticks = [-1, *range(0, int(layers.max()) + 1, step)]
+        figure.update_xaxes(tickvals=ticks, ticktext=["tower", *map(str, ticks[1:])])
+
+
+def _level(figure: go.Figure, curves: pd.DataFrame, column: str, name: str) -> None:
+    """A dotted line at the mean of `column`."""
+    ends = [curves["layer"].min(), curves["layer"].max()]
+    dotted = {"color": GREY, "dash": "dot", "width": 1.5}
+    figure.add_scatter(x=ends, y=[curves[column].mean()] * 2, name=name, mode="lines", line=dotted, hovertemplate="%{y:.3f}")
+
+
+def _null_band(figure: go.Figure, curves: pd.DataFrame, name: str) -> None:
+    null = curves.groupby("layer")[["null_mean", "null_q95"]].agg({"null_mean": "min", "null_q95": "max"}).reset_index()
+    band(figure, null["layer"], null["null_mean"], null["null_q95"], translucent(GREY, 0.25), "null")
+    figure.add_scatter(
+        x=null["layer"],
+        y=null["null_q95"],
+        name=name,
+        legendgroup="null",
+        mode="lines",
+        line={"color": GREY, "dash": "dot", "width": 1.5},
+        hovertemplate="%{y:.3f}",
+    )
+
+
+def difference_curves(curves: pd.DataFrame, *, y: str, kind: str | None = None) -> go.Figure:
+    """A paired difference by layer with its interval, a line per model (and `kind`), over a line at 0.
+
+    Args:
+        curves: columns model, layer, score, low, high, p_holm, n_images and the one named by `kind`. Layer -1 stands for the tower.
+        kind: the column that dashes tell apart, where there is one.
+    """
+    figure = new_figure(xaxis_title="layer", yaxis_title=y, height=380)
+    models, kinds = list(dict.fromkeys(curves["model"])), list(dict.fromkeys(curves[kind])) if kind else []
+    for key, part in curves.groupby(["model", kind] if kind else ["model"], sort=False):
+        part, label = part.sort_values("layer"), " · ".join(map(str, key))
+        colour, dash = COLOURS[(models.index(key[0]) + 1) % len(COLOURS)], DASHES[kinds.index(key[1]) % len(DASHES)] if kind else DASHES[0]
+        band(figure, part["layer"], part["low"], part["high"], translucent(colour, 0.16), label)
+        figure.add_scatter(
+            **{"x": part["layer"], "y": part["score"], "name": label, "legendgroup": label, "mode": "lines+markers", "showlegend": True},
+            line={"color": colour, "dash": dash, "width": 2.5},
+            marker={"size": 7},
+            error_y=error_bars(part) if len(part) == 1 else None,  # a single point has no band
+            customdata=part[["low", "high", "n_images", "p_holm"]],
+            hovertemplate="%{y:.3f}  [%{customdata[0]:.3f}, %{customdata[1]:.3f}]  n=%{customdata[2]}  Holm p=%{customdata[3]:.3g}",
+        )
+    figure.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1.5})
+    _layer_axis(figure, curves["layer"])
+    return figure
