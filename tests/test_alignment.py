@@ -313,7 +313,7 @@ def test_the_head_moves_in_the_first_step_in_every_mode(train: str) -> None:
     base = tiny()
     _, _, moved = one_step(replace(base, model=replace(base.model, train=train)))  # type: ignore[arg-type]
     assert {f"alignment.heads.0.{n}.{p}" for n in (0, 2, 4) for p in ("weight", "bias")} <= moved
-    assert {"llava.model.multi_modal_projector.linear_1.weight", "llava.model.multi_modal_projector.linear_2.weight"} <= moved
+    assert {"student.model.multi_modal_projector.linear_1.weight", "student.model.multi_modal_projector.linear_2.weight"} <= moved
     assert not any("vision_tower" in name for name in moved)
     language = {name for name in moved if "language_model" in name}
     if train == "all":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import torch
@@ -19,6 +19,14 @@ from workbench.mllm.conversation import IGNORED, encode_conversations
 from workbench.stats import bootstrap_ci
 
 
+def _mine(count: int, size: int) -> Iterator[tuple[list[int], bool]]:
+    """This process's batches of `count` numbers, and whether each is its own to answer: every process makes as many passes as the others."""
+    batches = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+    for turn in range(0, len(batches), processes.count()):
+        mine = turn + processes.rank()
+        yield batches[min(mine, len(batches) - 1)], mine < len(batches)
+
+
 @torch.no_grad()  # sharded weights know no inference mode
 def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, batch_size: int) -> pd.DataFrame:
     """Whether each question is answered right by greedy decoding: every answer token and the end token is the most likely one.
@@ -31,13 +39,10 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
     was_training = model.training
     model.eval()
     rows, scenes = [], data.data.scenes
-    batches = [list(range(len(data)))[start : start + batch_size] for start in range(0, len(data), batch_size)]
-    for turn in range(0, len(batches), processes.count()):
-        mine = turn + processes.rank()
-        indices = batches[min(mine, len(batches) - 1)]
+    for indices, counts in _mine(len(data), batch_size):
         batch, device = collate(data.__getitems__(indices)), next(model.parameters()).device
         output = model(**{name: value.to(device) for name, value in batch.items()})
-        if mine >= len(batches):
+        if not counts:
             continue
         right = (output.logits.argmax(-1).cpu() == batch["labels"]) | (batch["labels"] == IGNORED)
         for row, index in enumerate(indices):
@@ -53,11 +58,13 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
 def answer_questions(mllm: MLLM, scenes: Sequence[Sequence[Sample]], batch_size: int) -> pd.DataFrame:
     """Whether the right option of each question is the most likely one, as in every analysis (workbench/answers.py); columns as `answer_packed`."""
     tables = []
-    for start in range(0, len(scenes), batch_size):
-        quiz = Quiz(mllm, scenes[start : start + batch_size], batch_size)
-        scores = quiz.logprobs()
-        tables.append(quiz.scored(scores, scores).assign(answer=[sample.answer for sample in quiz.samples]))
-    return pd.concat(tables, ignore_index=True).rename(columns={"correct_before": "correct"})[["id", "image_id", "category", "answer", "correct", "chance"]]
+    for numbers, counts in _mine(len(scenes), batch_size):
+        if counts:
+            quiz = Quiz(mllm, [scenes[n] for n in numbers], batch_size)
+            scores = quiz.logprobs()
+            tables.append((numbers, quiz.scored(scores, scores).assign(answer=[sample.answer for sample in quiz.samples])))
+    table = pd.concat([table for _, table in sorted(processes.gathered(tables), key=lambda own: own[0])], ignore_index=True)
+    return table.rename(columns={"correct_before": "correct"})[["id", "image_id", "category", "answer", "correct", "chance"]]
 
 
 @torch.inference_mode()
@@ -68,16 +75,18 @@ def language_loss(model: torch.nn.Module, mllm: MLLM, conversations: Sequence[Co
         One row per conversation with an answer within `max_length`: id, tokens, lm_loss (nats per token), chance (of a guess among all tokens, ln |V|).
     """
     rows = []
-    for start in range(0, len(conversations), batch_size):
-        own = conversations[start : start + batch_size]
+    for numbers, counted in _mine(len(conversations), batch_size):
+        if not counted:
+            continue
+        own = [conversations[n] for n in numbers]
         batch, labels = encode_conversations(mllm, [c.images for c in own], [c.turns for c in own], max_length=max_length)
         logits = model(labels=labels, visual=(), **batch.inputs).logits[:, :-1].float()
         losses = torch.nn.functional.cross_entropy(logits.mT, labels[:, 1:], reduction="none", ignore_index=IGNORED).sum(1)
         counts = (labels[:, 1:] != IGNORED).sum(1)
-        for c, loss, count in zip(own, losses.tolist(), counts.tolist(), strict=True):
+        for number, c, loss, count in zip(numbers, own, losses.tolist(), counts.tolist(), strict=True):
             if count:
-                rows.append((c.id, count, loss / count, math.log(logits.shape[-1])))
-    return pd.DataFrame(rows, columns=["id", "tokens", "lm_loss", "chance"])
+                rows.append((number, c.id, count, loss / count, math.log(logits.shape[-1])))
+    return pd.DataFrame([row[1:] for row in sorted(processes.gathered(rows))], columns=["id", "tokens", "lm_loss", "chance"])
 
 
 def summary(evaluation: pd.DataFrame, seed: int) -> pd.DataFrame:

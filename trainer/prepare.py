@@ -55,9 +55,9 @@ class Prepared:
         """Items of a data set as a batch."""
         return collate(items)
 
-    def sampler(self, recipe: Recipe, processes: int) -> Stream:
-        """The order of images over the whole training."""
-        return Stream(len(self.train), recipe.optim.steps * recipe.optim.images(processes), recipe.seed)
+    def sampler(self, recipe: Recipe, count: int) -> Stream:
+        """The order of images over the whole training in `count` processes."""
+        return Stream(len(self.train), recipe.optim.steps * recipe.optim.images(count), recipe.seed)
 
     def aligned(self, batch: dict[str, Any], objective: str) -> Tensor:
         """What the alignment loss of a batch is a mean over: its visual tokens, or its images."""

@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import set_seed
 
+from trainer import processes
 from trainer.alignment import Alignment, attach_alignment, mean_loss
 from trainer.config import OptimConfig, Recipe
 from trainer.conversations import Collator, ConversationSet, GroupedSampler, StoredTargets, Targets
@@ -165,9 +166,9 @@ class PreparedStudent:
         """The model's own."""
         return self.mllm.processor
 
-    def sampler(self, recipe: Recipe, processes: int) -> GroupedSampler:
-        """The order of conversations over the whole training, an optimiser step after another."""
-        group = recipe.optim.images(processes)
+    def sampler(self, recipe: Recipe, count: int) -> GroupedSampler:
+        """The order of conversations over the whole training in `count` processes, one optimiser step after another."""
+        group = recipe.optim.images(count)
         return GroupedSampler(self.train.conversations, group, group * recipe.optim.steps, recipe.seed, grouped=recipe.data.group)
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
@@ -245,7 +246,9 @@ def prepare_student(recipe: Recipe) -> PreparedStudent:
     """Load data, model and targets. The model's initial weights depend on the seed only, never on the alignment."""
     train, val = _data(recipe)
     set_seed(recipe.seed)
-    mllm = MLLM.load(recipe.model.name, dtype="float32") if recipe.model.name is not None else build_from_parts(recipe.model)
+    device = processes.device()
+    mllm = MLLM.load(recipe.model.name, dtype="float32", device=device) if recipe.model.name is not None else build_from_parts(recipe.model)
+    mllm.model.to(device)
     if mllm.residual is not None:
         raise ConfigError(f"model.name is {recipe.model.name}, which adds its image again: expected a model trained without a residual")
     recipe.check_layer(mllm.n_layers)
