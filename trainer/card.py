@@ -151,7 +151,8 @@ def _objective(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     if own.get("residual", "none") != "none":
         said += f"; the image is added again from the {own['residual']} after layer {', '.join(map(str, _list(own['layer'])))}"
     batch = record.get("global_batch", optim["batch_size"] * optim["accumulation"])
-    return f"{said}. {optim['steps']} steps of {batch} {'conversations' if 'trained' in record else 'images'}, seed {recipe['seed']}; trained: {recipe['model'].get('train', 'all')}."
+    unit = "conversations" if "trained" in record else "images"
+    return f"{said}. {optim['steps']} steps of {batch} {unit}, seed {recipe['seed']}; trained: {recipe['model'].get('train', 'all')}."
 
 
 def _data(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> str:
@@ -174,7 +175,8 @@ def _scores(recipe: Mapping[str, Any], evaluation: pd.DataFrame, cknna: pd.DataF
     for row in cknna[cknna["step"] == recipe["optim"]["steps"]].itertuples():
         named = {"score": f"CKNNA, {_named(row.of)}, k = {row.k:.0f}", "value": row.score, "95 % interval": f"{row.low:.3f} to {row.high:.3f}"}
         rows.append(named | {"chance": f"{row.null_mean:.3f} (95 % below {row.null_q95:.3f})", "n": f"{row.n:.0f} tokens, {row.n_images:.0f} images"})
-    how = "On the validation split, which was looked at while training. Intervals are over images (of a loss: over conversations), of this one model: they say nothing about other seeds."
+    how = "On the validation split, which was looked at while training. "
+    how += "Intervals are over images (of a loss: over conversations), of this one model: they say nothing about other seeds."
     return f"{_table(pd.DataFrame(rows))}\n\n{how} Seed {recipe['seed']}."
 
 
