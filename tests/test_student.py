@@ -13,15 +13,17 @@ import pytest
 import torch
 import transformers as tf
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, TrainingArguments
+from transformers import AutoModelForImageTextToText, TrainerState, TrainingArguments
 
 from tests.conftest import run
 from tests.students import FLAGS, VIRAL, picture, rows, world, write
-from tests.tiny import BUILDERS, VISION, _text, _tokenizer, build
+from tests.tiny import VISION, _text, _tokenizer, build
 from trainer.__main__ import main
 from trainer.config import Recipe
 from trainer.loop import AlignmentTrainer, train
+from trainer.monitor import EarlyWarnings, subset_alignment
 from trainer.student import PreparedStudent, prepare_student
+from workbench import cknna
 from workbench.capture import read
 from workbench.config import parse
 from workbench.errors import WorkbenchError
@@ -42,8 +44,11 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return world(tmp_path_factory.mktemp("llava"))[1]
 
 
-@pytest.mark.parametrize("name", sorted(BUILDERS))
-def test_every_family_trains_and_its_losses_are_those_of_transformers_and_of_the_formula(name: str, tmp_path: Path) -> None:
+FAMILIES = ["gemma3", "llava_next", "paligemma", "qwen3_vl", "smolvlm"]  # two-way images, tiles, no template, merged patches, a text model with another path
+
+
+@pytest.mark.parametrize("name", FAMILIES)  # that heads attach to every family is in test_alignment.py, their labels in test_conversations.py
+def test_families_train_and_their_losses_are_those_of_transformers_and_of_the_formula(name: str, tmp_path: Path) -> None:
     model, file = build(name, tmp_path / name), write(tmp_path / "w", rows(4, 0) if name != "paligemma" else rows(3, 0)[1:])
     flags = ["--model.name", str(model), "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *VIRAL]
     ready = prepare_student(recipe_of([*flags, "--data.features", "compute"]))
@@ -132,7 +137,7 @@ def test_cached_targets_are_the_computed_ones_tile_by_tile(tmp_path: Path) -> No
     assert all(not torch.equal(a, b) for x, y in zip(cached["efficientnet-lite0"], others, strict=True) for a, b in zip(x, y, strict=True))
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize("name", ["qwen2_vl"])
 def test_own_targets_are_what_the_connector_receives_and_gives(name: str, tmp_path: Path) -> None:
     flags = [*world(tmp_path, name)[1], *VIRAL]
     for target in ("encoder", "projector"):
@@ -177,7 +182,7 @@ def test_a_run_that_was_cut_off_goes_on_bitwise(mode: str, llava: list[str], tmp
     pd.testing.assert_frame_equal(logs[0].reset_index(drop=True), logs[1].reset_index(drop=True))
 
 
-@pytest.mark.parametrize(("name", "mode"), [("llava", "connector"), ("qwen2_5_vl", "lora"), ("smolvlm", "all")])
+@pytest.mark.parametrize(("name", "mode"), [("llava", "connector"), ("qwen2_5_vl", "lora")])
 def test_the_folder_is_plain_and_what_is_trained_is_recorded(name: str, mode: str, tmp_path: Path) -> None:
     model, flags = world(tmp_path, name)
     out = folder_of([*flags, *VIRAL, "--model.train", mode, "--model.lora.rank", "2", "--optim.steps", "2"], tmp_path / "out")
@@ -290,13 +295,23 @@ def test_a_recipe_pair_runs_from_the_command_line(tmp_path: Path) -> None:
     )
     viral = tmp_path / "viral.yaml"
     viral.write_text("base: baseline.yaml\nalignment:\n  objective: cosine\n  layer: 2\n  hidden: 8\n")
-    done = run("trainer", str(viral), "--output_dir", str(tmp_path / "viral"))
+    done = run("accelerate.commands.launch", "--num_processes", "2", "-m", "trainer", str(viral), "--output_dir", str(tmp_path / "two"))
     assert "lm_loss" in done.stdout and "step 2/2" in done.stderr
+    main([str(viral), "--output_dir", str(tmp_path / "viral"), "--optim.batch_size", "4"])
+    two, one = whole(tmp_path / "two"), whole(tmp_path / "viral")
+    assert two.keys() == one.keys()
+    for name, value in one.items():  # two processes are one with the same global batch
+        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=0)
+    first, second = (pd.read_parquet(tmp_path / folder / "evaluation.parquet") for folder in ("two", "viral"))
+    pd.testing.assert_frame_equal(first, second, atol=1e-4)
+    record = json.loads((tmp_path / "two" / "training.json").read_text())
+    assert (record["processes"], record["global_batch"], record["warnings"]) == (2, 4, [])
     main([str(base), "--output_dir", str(tmp_path / "baseline")])
     assert not (tmp_path / "baseline" / "alignment_head.safetensors").exists() and (tmp_path / "viral" / "alignment_head.safetensors").exists()
     for name in ("llava15_7b_stage1", "llava15_7b_baseline", "llava15_7b_viral"):
         recipe = parse(Recipe, [], prog="trainer", recipe=Path("trainer/recipes") / f"{name}.yaml")
         assert recipe.model.released and recipe.alignment.aligned == name.endswith("viral")
+        assert {recipe.optim.images(count) for count in (1, 2, 4, 8)} == {256 if name.endswith("stage1") else 128}
 
 
 def test_bad_input_is_one_sentence_and_writes_nothing(llava: list[str], tmp_path: Path) -> None:
@@ -322,6 +337,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(llava: list[str], tmp_path
         ([*llava, "--data.train", f"{llava[3]}?images=/nowhere"], "image root '/nowhere' does not exist"),
         ([*llava, *VIRAL, "--alignment.centre", "--data.features", "compute"], "expected target vfm and data.features cache"),
         ([*llava, "--model.train_tower", "--model.train", "lora"], "expected model.train all for a tower that is trained too"),
+        ([*llava, "--dry_run"], "dry_run is yes: expected no for a released model"),
         (["--data.train", "shapes:train", "shapes:val"], "expected one data set for a small LLaVA"),
     ]
     for words, message in cases:
@@ -329,6 +345,76 @@ def test_bad_input_is_one_sentence_and_writes_nothing(llava: list[str], tmp_path
             main([str(empty), *words, "--output_dir", str(tmp_path / "out")])
         assert message in str(error.value) and "\n" not in str(error.value), (words, str(error.value))
         assert not (tmp_path / "out").exists()
+
+
+# --- what is watched ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llava_next", "paligemma"])
+def test_cknna_of_conversations_is_that_of_the_analyses(name: str, tmp_path: Path) -> None:
+    """Over tiles of different sizes, two images in one conversation, and texts alone; against the model and the VFM read by themselves, image by image."""
+    model, file = build(name, tmp_path / name), write(tmp_path / "w", rows(4 if name != "paligemma" else 3, 2 * (name != "paligemma"))[name == "paligemma" :])
+    recipe = recipe_of(["--model.name", str(model), "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *VIRAL, "--monitor.k", "2"])
+    ready = prepare_student(recipe)
+    subset, said = subset_alignment(recipe, ready)
+    assert subset is not None and said == []
+    logs, vfm, expected = subset.measure(), load_vfm("efficientnet-lite0"), []
+    for c in (c for c in ready.val.conversations if c.loads):
+        batch = ready.mllm.encode([c.images], [c.turns[0][0]])
+        (known,), places = read(ready.mllm, batch, layers=[2]), ready.mllm.visual_tokens(batch)[0]
+        own = known.values[0].split([len(p.index) for p in places])
+        for number, image in enumerate(c.images):
+            parts = [p for p in places if p.image == number]
+            hidden = [values for p, values in zip(places, own, strict=True) if p.image == number]
+            pairs = zip(hidden, patches_under(vfm, [image], [parts])[0], strict=True)
+            expected.append(sum(cknna(a, b, k=2) for a, b in pairs) / len(parts))
+    assert logs["cknna_images"] == len(expected) and logs["cknna/layer_2/efficientnet-lite0"] == pytest.approx(sum(expected) / len(expected), abs=1e-5)
+    few = replace(recipe, monitor=replace(recipe.monitor, k=10_000))
+    assert "visual tokens of an image" in subset_alignment(few, ready)[1][0]
+
+
+def test_a_head_that_stands_still_and_a_loss_that_is_not_finite_are_told_of_conversations(llava: list[str], tmp_path: Path) -> None:
+    still = folder_of([*llava, *VIRAL, "--alignment.weight", "0", "--monitor.cknna_images", "0"], tmp_path / "still")
+    record = json.loads((still / "training.json").read_text())
+    assert len(record["warnings"]) == 1 and "the alignment head of layer 2 with efficientnet-lite0 does not move" in record["warnings"][0]
+    card = (still / "README.md").read_text()
+    assert "loss per answer token" in card and str(tmp_path) not in card and "dinov2-small" not in card and record["model_fingerprint"] in card
+    wild = ["--optim.learning_rate", "1e30", "--optim.warmup", "0", "--optim.max_grad_norm", "1e30", "--monitor.cknna_images", "0"]
+    with pytest.raises(WorkbenchError, match="training stopped before the model took it"):
+        folder_of([*llava, *VIRAL, *wild], tmp_path / "wild")
+    (file,) = (tmp_path / "wild").glob("not_finite-step-*.safetensors")
+    assert {"input_ids", "labels", "pixel_values"} <= load_file(file).keys()
+
+
+def test_steps_without_an_image_are_not_held_against_a_head(tmp_path: Path) -> None:
+    """Text alone: no alignment loss is logged, and the head is not warned of before it had its steps, but at the end."""
+    model, file = build("llava", tmp_path / "m"), write(tmp_path / "w", rows(2, 6))
+    recipe = recipe_of(["--model.name", str(model), "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *VIRAL])
+    ready = prepare_student(recipe)
+    trainer = trainer_of(ready, recipe, tmp_path)
+    trainer.state.global_step = 1
+    ready.model.train()
+    for numbers, names in (([2, 3], {"lm_loss"}), ([0, 1], {"lm_loss", "alignment_loss"})):
+        batches, items = trainer.get_batch_samples(iter([ready.collate(numbers)]), 1, torch.device("cpu"))
+        trainer.compute_loss(ready.model, batches[0], num_items_in_batch=items)
+        logs: dict[str, float] = {"loss": 0.0}
+        trainer.log(logs)
+        assert {"lm_loss", "alignment_loss"} & logs.keys() == names
+    steps = iter([False, False, True, True])
+    early, state = EarlyWarnings(2, [], lambda: next(steps)), TrainerState(max_steps=9)
+    early.on_train_begin(None, state, None, model=ready.model)  # type: ignore[arg-type]
+    said = []
+    for state.global_step in (1, 2, 3, 4):
+        early.on_step_end(None, state, None, model=ready.model)  # type: ignore[arg-type]
+        said.append(len(state.log_history))
+    assert said == [0, 0, 0, 1]
+
+
+def test_launch_files_that_divide_the_weights_are_refused(llava: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(WorkbenchError, match=r"fsdp divides the weights .* expected ddp.yaml or zero2.yaml"):
+        folder_of(llava, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(llava: list[str], tmp_path: Path) -> None:

@@ -195,6 +195,8 @@ def _loading(settings: Mapping[str, Any]) -> str:
 
 def _recipe(recipe: Mapping[str, Any]) -> str:
     kept = {key: value for key, value in recipe.items() if key not in ("output_dir", "resume", "report_to", "push_to_hub")}
+    if recipe["model"].get("name"):  # which brings its own; the other keys describe a small LLaVA
+        kept["model"] = {key: recipe["model"][key] for key in ("name", "train", "lora", "train_tower")}
     return f"```yaml\n{yaml.safe_dump(_without_paths(kept), sort_keys=False)}```"
 
 
