@@ -48,7 +48,7 @@ class EveryPosition(nn.Module):
         super().__init__()
         self.head, self.hidden, self.visual = head, torch.empty(0), torch.empty(0)
         model.register_forward_pre_hook(self._see_tokens, with_kwargs=True)
-        model.llava.model.language_model.layers[layer - 1].register_forward_hook(lambda _, __, output: setattr(self, "hidden", output))
+        model.student.model.language_model.layers[layer - 1].register_forward_hook(lambda _, __, output: setattr(self, "hidden", output))
 
     def _see_tokens(self, model: nn.Module, _: object, inputs: dict[str, Tensor]) -> None:
         self.visual = inputs["input_ids"] == model.config.image_token_id

@@ -313,7 +313,7 @@ def test_the_head_moves_in_the_first_step_in_every_mode(train: str) -> None:
     base = tiny()
     _, _, moved = one_step(replace(base, model=replace(base.model, train=train)))  # type: ignore[arg-type]
     assert {f"alignment.heads.0.{n}.{p}" for n in (0, 2, 4) for p in ("weight", "bias")} <= moved
-    assert {"llava.model.multi_modal_projector.linear_1.weight", "llava.model.multi_modal_projector.linear_2.weight"} <= moved
+    assert {"student.model.multi_modal_projector.linear_1.weight", "student.model.multi_modal_projector.linear_2.weight"} <= moved
     assert not any("vision_tower" in name for name in moved)
     language = {name for name in moved if "language_model" in name}
     if train == "all":
@@ -333,10 +333,10 @@ def test_the_targets_of_a_run_are_what_they_are_called(objective: str, target: s
     model = ready.model.train()
     states: dict[int, torch.Tensor] = {}
     for layer in (1, 3):
-        model.llava.model.language_model.layers[layer - 1].register_forward_hook(lambda _, __, output, layer=layer: states.update({layer: output}))
+        model.student.model.language_model.layers[layer - 1].register_forward_hook(lambda _, __, output, layer=layer: states.update({layer: output}))
     output = model(**batch)
     visual = batch["input_ids"] == model.config.image_token_id
-    projector = model.llava.model.multi_modal_projector
+    projector = model.student.model.multi_modal_projector
     projected = projector.linear_2(torch.nn.functional.gelu(projector.linear_1(batch["connector_inputs"])))
     if target == "vfm":
         images = [ready.train.data.scenes[i][0].image for i in range(2)]
@@ -357,12 +357,12 @@ def test_the_target_of_the_projector_has_no_gradient() -> None:
     """With the language model cut off before the head, nothing is left that could move the connector."""
     ready = prepare(tiny(target="projector"))
     model = ready.model.train()
-    model.llava.model.language_model.layers[1].register_forward_hook(lambda _, __, output: output.detach())
+    model.student.model.language_model.layers[1].register_forward_hook(lambda _, __, output: output.detach())
     del model.alignment._handles
-    fresh = attach_alignment(model.llava, layers=[2], dims={"projector": 32}, hidden=16)
+    fresh = attach_alignment(model.student, layers=[2], dims={"projector": 32}, hidden=16)
     model.alignment = fresh
     model(**collate([ready.train[0]])).alignment_loss.backward()
-    assert all(p.grad is None or not p.grad.any() for p in model.llava.parameters())
+    assert all(p.grad is None or not p.grad.any() for p in model.student.parameters())
     assert all(p.grad is not None and p.grad.any() for p in fresh.parameters())
 
 
@@ -390,7 +390,7 @@ def test_the_default_head_and_loss_are_what_they_were() -> None:
     assert all(torch.equal(a, b) for a, b in zip(head.parameters(), ready.model.alignment.parameters(), strict=True))
     batch = collate([ready.train[i] for i in range(4)])
     seen: list[torch.Tensor] = []
-    ready.model.llava.model.language_model.layers[1].register_forward_hook(lambda _, __, output: seen.append(output))
+    ready.model.student.model.language_model.layers[1].register_forward_hook(lambda _, __, output: seen.append(output))
     output = ready.model(**batch)
     visual = seen[0][batch["input_ids"] == ready.model.config.image_token_id].view(4, 64, -1)
     assert torch.equal(output.alignment_loss, cosine_loss(head(visual), batch["targets"]["efficientnet-lite0"]))
@@ -457,7 +457,7 @@ def test_lora_ends_as_a_plain_folder_that_computes_the_same(variants: Path) -> N
     base = tiny()
     ready = prepare(replace(base, data=DataConfig(limit_train=24, limit_val=8), model=replace(base.model, train="lora", lora=LoraConfig(rank=2))))
     trained = load_file(folder / "checkpoint-12" / "trained.safetensors")
-    own = dict(ready.model.llava.named_parameters())
+    own = dict(ready.model.student.named_parameters())
     assert set(trained) == {name for name, p in own.items() if p.requires_grad} and all("lora" in n or "projector" in n for n in trained)
     with torch.no_grad():
         for name, value in trained.items():
@@ -474,7 +474,7 @@ def test_lora_ends_as_a_plain_folder_that_computes_the_same(variants: Path) -> N
     mllm = MLLM.load(str(folder))
     batch = mllm.encode([ready.val.data[0].image], [ready.val.data[0].question])
     with torch.inference_mode():
-        torch.testing.assert_close(ready.model.llava(**batch.inputs).logits, mllm.model(**batch.inputs).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ready.model.student(**batch.inputs).logits, mllm.model(**batch.inputs).logits, atol=1e-4, rtol=1e-4)
 
 
 # --- residual -----------------------------------------------------------------------------------------------------------------------------
@@ -487,12 +487,12 @@ def test_the_loaded_residual_computes_what_training_computed(variants: Path) -> 
     assert mllm.residual is not None and all(p.any() for p in mllm.residual.parameters())
     ready = prepare(replace(tiny(objective="none", residual="encoder"), data=DataConfig(limit_train=24, limit_val=8)))
     model = ready.model.eval()
-    model.llava.load_state_dict(AutoModelForImageTextToText.from_pretrained(folder).state_dict())
+    model.student.load_state_dict(AutoModelForImageTextToText.from_pretrained(folder).state_dict())
     model.residual.adapters.load_state_dict(load_file(folder / "visual_residual.safetensors"))
     sample = ready.val.data.scenes[0][0]
     batch = mllm.encode([sample.image], [sample.question])
     seen: list[torch.Tensor] = []
-    hook = model.llava.model.language_model.layers[1].register_forward_hook(lambda _, __, output: seen.append(output))
+    hook = model.student.model.language_model.layers[1].register_forward_hook(lambda _, __, output: seen.append(output))
     with torch.inference_mode():
         packed = collate([ready.val[0]])
         first = (packed["labels"][0].ne(-100) & (packed["segments"][0] == 1)).nonzero()[0, 0]

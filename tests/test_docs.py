@@ -119,6 +119,16 @@ def test_alignment_python(folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert all(not torch.equal(a, b) for a, b in zip(middle, scope["alignment"].parameters(), strict=True))
 
 
+def test_students(folder: Path, tmp_path: Path) -> None:
+    """The recipe of the page as it stands."""
+    page = (ROOT / "docs" / "students.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    assert "python -m trainer mine.yaml --output_dir runs/mine" in page
+    (tmp_path / "mine.yaml").write_text(block)
+    done = run("trainer", str(tmp_path / "mine.yaml"), "--output_dir", str(tmp_path / "mine"), "--log_every", "2", "--save_every", "4", cwd=folder)
+    assert "accuracy" in done.stdout and (tmp_path / "mine" / "alignment_head.safetensors").exists()
+
+
 def test_everything_the_readme_and_contributing_name_exists() -> None:
     text = README + (ROOT / "CONTRIBUTING.md").read_text()
     for path in re.findall(r"\]\(([^)#]+)\)", text):

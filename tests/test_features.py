@@ -298,9 +298,9 @@ def test_computed_at_every_step_equals_cached_within_noise() -> None:
         batch = collate(ready.train.__getitems__([3, 8, 1]))
         output = ready.model(**batch)
         (output.lm_loss + 0.5 * output.alignment_loss).backward()
-        gradient = ready.model.llava.model.multi_modal_projector.linear_1.weight.grad
+        gradient = ready.model.student.model.multi_modal_projector.linear_1.weight.grad
         both.append((batch["connector_inputs"], batch["targets"]["efficientnet-lite0"], output.lm_loss.detach(), output.alignment_loss.detach(), gradient))
-        tower = ready.model.llava.model.vision_tower
+        tower = ready.model.student.model.vision_tower
         assert not (mode == "compute" and tower.training) and all(p.grad is None for p in tower.parameters())
     for one, other in zip(*both, strict=True):
         assert one.norm() > 0 and (one - other).norm() / one.norm() < 1e-5

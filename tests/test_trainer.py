@@ -92,7 +92,7 @@ def test_one_step_moves_head_connector_and_language_model_and_not_the_tower(prep
     ):
         assert any(part in name for name in moved), part
     assert not any("vision_tower" in name for name in moved)
-    check_unchanged("dinov2-small", model.llava.model.vision_tower.state_dict(), load_weights("dinov2-small"))
+    check_unchanged("dinov2-small", model.student.model.vision_tower.state_dict(), load_weights("dinov2-small"))
     model.load_state_dict(before)
 
 
@@ -123,7 +123,7 @@ def test_controls_change_the_target_only() -> None:
     assert without.mean().abs().max() < 1e-4
     baseline = prepare(replace(TINY, alignment=AlignmentConfig()))
     assert baseline.model.alignment is None
-    assert all(torch.equal(v, plain.model.llava.state_dict()[k]) for k, v in baseline.model.llava.state_dict().items())
+    assert all(torch.equal(v, plain.model.student.state_dict()[k]) for k, v in baseline.model.student.state_dict().items())
 
 
 def test_the_folder_is_plain_transformers_and_the_log_has_both_losses(runs_folder: Path) -> None:

@@ -36,8 +36,8 @@ WORDS = [
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEMPLATE = (
-    "{{% for m in messages %}}User : {{% for p in m['content'] %}}{{% if p['type'] == 'image' %}}{image}{{% else %}} {{{{ p['text'] }}}}"
-    "{{% endif %}}{{% endfor %}} Assistant :{{% endfor %}}"
+    "{{% for m in messages %}}{{% if m['role'] == 'user' %}}User : {{% for p in m['content'] %}}{{% if p['type'] == 'image' %}}{image}{{% else %}} "
+    "{{{{ p['text'] }}}}{{% endif %}}{{% endfor %}} Assistant :{{% else %}} {{{{ m['content'][0]['text'] }}}} <eos>\n{{% endif %}}{{% endfor %}}"
 )
 
 PATCHES = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}

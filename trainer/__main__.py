@@ -43,7 +43,7 @@ def read(argv: list[str]) -> Recipe:
 
 
 def run(config: Recipe) -> None:
-    """Train, and print the accuracy per question type."""
+    """Train, and print the accuracy per question type, or the loss."""
     if config.dry_run:
         from trainer.dry_run import plan
 
@@ -51,12 +51,12 @@ def run(config: Recipe) -> None:
         if processes.is_main():
             print(report)
         return
-    from trainer.evaluation import accuracy_table  # after parsing: a typo is answered at once
+    from trainer.evaluation import summary  # after parsing: a typo is answered at once
     from trainer.loop import train
 
     evaluation = train(config, sys.argv)
     if processes.is_main():
-        print(accuracy_table(evaluation, config.seed).to_string(index=False, float_format="{:.3f}".format))
+        print(summary(evaluation, config.seed).to_string(index=False, float_format="{:.3f}".format))
 
 
 if __name__ == "__main__":

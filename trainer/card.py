@@ -24,6 +24,7 @@ from huggingface_hub import HfApi, ModelCardData, get_token
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
+from trainer.evaluation import summary
 from workbench.answers import accuracy_by_type
 from workbench.config import command, parse
 from workbench.errors import ConfigError, RunError
@@ -67,7 +68,7 @@ def card(record: Mapping[str, Any], evaluation: pd.DataFrame, cknna: pd.DataFram
         "## Built from",
         _table(_sources(recipe, record)),
         "## Objective",
-        _objective(recipe),
+        _objective(recipe, record),
         "## Data",
         _data(recipe, record),
     ]
@@ -93,10 +94,17 @@ def _last_part(word: str) -> str:
 
 def _weights(recipe: Mapping[str, Any]) -> dict[str, str]:
     """{role: name in the catalogue of weights} of the frozen and pretrained parts."""
-    found = {"vision tower": recipe["model"]["tower"]} | ({"language model": recipe["model"]["language"]} if recipe["model"].get("language") else {})
+    found = {role: name for role, name in _parts(recipe).items() if name in WEIGHTS}
     if recipe["alignment"]["objective"] != "none" and recipe["alignment"].get("target", "vfm") == "vfm":
         found |= {f"alignment target {name}": find_vfm(name).weights for name in _list(recipe["alignment"]["vfm"])}
     return found
+
+
+def _parts(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """{role: name} of what the model was made from."""
+    model = recipe["model"]
+    named = {"model": model.get("name")} if model.get("name") else {"vision tower": model["tower"], "language model": model.get("language")}
+    return {role: name for role, name in named.items() if name}
 
 
 def _list(value: Any) -> list[Any]:
@@ -118,19 +126,23 @@ def _intent(recipe: Mapping[str, Any]) -> str:
 
 def _sources(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> pd.DataFrame:
     rows = []
-    prints = {"vision tower": record.get("tower_fingerprint"), "language model": record.get("language_fingerprint")}
+    prints = {part: record.get(f"{part.split(' ')[-1]}_fingerprint") for part in ("vision tower", "language model")}
+    if "/" in recipe["model"].get("tower", "") or recipe["model"].get("name"):  # of the model as a whole, before it was trained
+        prints = dict.fromkeys(("model", "vision tower", "language model"), record.get("model_fingerprint"))
     prints |= {f"alignment target {name}": value for name, value in zip(_list(record.get("vfm", [])), _list(record.get("vfm_fingerprint", [])), strict=True)}
+    unknown = {role: name for role, name in _parts(recipe).items() if name not in WEIGHTS}
+    rows += [(role, _named(name), "a folder or the hub", prints.get(role) or "", "its own") for role, name in unknown.items()]
     for role, name in _weights(recipe).items():
         entry = WEIGHTS.get(name)
         rows.append((_named(role), _named(name), entry.hub or "a folder", prints.get(role) or "", entry.licence))
-    if not recipe["model"].get("language"):
+    if not recipe["model"].get("language") and not recipe["model"].get("name"):
         rows.append(("language model", "trained from nothing", "", "", ""))
     if recipe["start"]:
         rows.append(("start", _named(recipe["start"]), "a training of this workbench", record.get("start_fingerprint", ""), ""))
     return pd.DataFrame(rows, columns=["part", "weights", "from", "fingerprint", "licence"])
 
 
-def _objective(recipe: Mapping[str, Any]) -> str:
+def _objective(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     own, optim = recipe["alignment"], recipe["optim"]
     said = "`L_LM`, the next-token loss on the answers"
     if own["objective"] != "none":
@@ -138,24 +150,33 @@ def _objective(recipe: Mapping[str, Any]) -> str:
         said = f"`L = L_LM + {own['weight']} * L_VRA`, {own['objective']} objective, layer {', '.join(map(str, _list(own['layer'])))}, target: {target}"
     if own.get("residual", "none") != "none":
         said += f"; the image is added again from the {own['residual']} after layer {', '.join(map(str, _list(own['layer'])))}"
-    batch = optim["batch_size"] * optim["accumulation"]
-    return f"{said}. {optim['steps']} steps of {batch} images for each process, seed {recipe['seed']}; trained: {recipe['model'].get('train', 'all')}."
+    batch = record.get("global_batch", optim["batch_size"] * optim["accumulation"])
+    unit = "conversations" if "trained" in record else "images"
+    return f"{said}. {optim['steps']} steps of {batch} {unit}, seed {recipe['seed']}; trained: {recipe['model'].get('train', 'all')}."
 
 
 def _data(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    rows = [("training", _named(recipe["data"]["train"]), record["data"]), ("validation", _named(recipe["data"]["val"]), record.get("val", ""))]
+    rows = [
+        ("training", " + ".join(map(_named, _list(recipe["data"]["train"]))), record["data"]),
+        ("validation", _named(recipe["data"]["val"]), record.get("val", "")),
+    ]
     return _table(pd.DataFrame(rows, columns=["split", "data", "fingerprint"]))
 
 
 def _scores(recipe: Mapping[str, Any], evaluation: pd.DataFrame, cknna: pd.DataFrame) -> str:
-    rows = []
-    for own in accuracy_by_type(evaluation, seed=recipe["seed"]):
+    rows: list[dict[str, Any]] = []
+    if "correct" not in evaluation:
+        (loss,) = summary(evaluation, recipe["seed"]).to_dict("records")
+        named = {"score": "loss per answer token, nats", "value": loss["lm_loss"], "95 % interval": f"{loss['low']:.3f} to {loss['high']:.3f}"}
+        rows.append(named | {"chance": f"{loss['chance']:.3f}", "n": f"{loss['n']} tokens, {loss['n_conversations']} conversations"})
+    for own in accuracy_by_type(evaluation, seed=recipe["seed"]) if "correct" in evaluation else ():
         named = {"score": f"accuracy, {own['category']}", "value": own["accuracy"], "95 % interval": f"{own['low']:.3f} to {own['high']:.3f}"}
         rows.append(named | {"chance": f"{own['chance']:.3f}", "n": f"{own['n']} questions, {own['n_images']} images"})
     for row in cknna[cknna["step"] == recipe["optim"]["steps"]].itertuples():
         named = {"score": f"CKNNA, {_named(row.of)}, k = {row.k:.0f}", "value": row.score, "95 % interval": f"{row.low:.3f} to {row.high:.3f}"}
         rows.append(named | {"chance": f"{row.null_mean:.3f} (95 % below {row.null_q95:.3f})", "n": f"{row.n:.0f} tokens, {row.n_images:.0f} images"})
-    how = "On the validation split, which was looked at while training. Intervals are over images, of this one model: they say nothing about other seeds."
+    how = "On the validation split, which was looked at while training. "
+    how += "Intervals are over images (of a loss: over conversations), of this one model: they say nothing about other seeds."
     return f"{_table(pd.DataFrame(rows))}\n\n{how} Seed {recipe['seed']}."
 
 
@@ -174,6 +195,8 @@ def _loading(settings: Mapping[str, Any]) -> str:
 
 def _recipe(recipe: Mapping[str, Any]) -> str:
     kept = {key: value for key, value in recipe.items() if key not in ("output_dir", "resume", "report_to", "push_to_hub")}
+    if recipe["model"].get("name"):  # which brings its own; the other keys describe a small LLaVA
+        kept["model"] = {key: recipe["model"][key] for key in ("name", "train", "lora", "train_tower")}
     return f"```yaml\n{yaml.safe_dump(_without_paths(kept), sort_keys=False)}```"
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import AutoConfig
 
 from trainer.lora import adapters, merged_state
-from trainer.model import AlignedForConditionalGeneration
+from trainer.model import Aligned
 from workbench.errors import RunError
 from workbench.files import HEAD_FILE
 from workbench.mllm.residual import FILE as RESIDUAL_FILE
@@ -20,7 +21,7 @@ from workbench.mllm.residual import save_residual
 LORA_FILE = "trained.safetensors"  # in a checkpoint of a LoRA run: what is trained, exactly; its model.safetensors is merged
 
 
-def save_model(model: AlignedForConditionalGeneration, processor: LlavaProcessor, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+def save_model(model: Aligned, processor: Any, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
     """Write a plain transformers folder, LoRA merged, with the alignment heads and the residual's adapters beside it.
 
     Args:
@@ -33,12 +34,12 @@ def save_model(model: AlignedForConditionalGeneration, processor: LlavaProcessor
     names: dict[int, str] = {}
     for name, value in model.named_parameters(remove_duplicate=False):
         state[name] = state[names.setdefault(id(value), name)]  # tied tensors, gathered one by one, are one again
-    llava = part(state, "llava.")
-    if adapters(model.llava):
-        model.llava.save_pretrained(folder, state_dict=merged_state(model.llava, llava))
-        save_file({name: llava[name].detach().contiguous() for name in _trained(model.llava)}, folder / LORA_FILE)
+    student = part(state, "student.")
+    if adapters(model.student):
+        model.student.save_pretrained(folder, state_dict=merged_state(model.student, student))
+        save_file({name: student[name].detach().contiguous() for name in _trained(model.student)}, folder / LORA_FILE)
     else:
-        model.llava.save_pretrained(folder, state_dict=llava)
+        model.student.save_pretrained(folder, state_dict=student)
     processor.save_pretrained(folder)
     if _heads(model) is not None:
         assert model.alignment is not None
@@ -52,25 +53,28 @@ def part(state: Mapping[str, Tensor], below: str) -> dict[str, Tensor]:
     return {name.removeprefix(below): value for name, value in state.items() if name.startswith(below)}
 
 
-def load_model(model: AlignedForConditionalGeneration, folder: Path) -> None:
+def load_model(model: Aligned, folder: Path) -> None:
     """Put back, in place, what `save_model` wrote.
 
     Through from_pretrained: a folder has the hub's key layout, which a plain load with strict=False drops in silence.
 
     Raises:
-        RunError: a LoRA folder with other tensors than the model trains.
+        RunError: a folder with another architecture, or a LoRA folder with other tensors than the model trains.
     """
-    if adapters(model.llava):
-        _load_trained(model.llava, load_file(folder / LORA_FILE))
+    found = (AutoConfig.from_pretrained(folder).architectures or ["nothing"])[0]
+    if found != type(model.student).__name__:
+        raise RunError(f"checkpoint {folder} holds {found}: expected {type(model.student).__name__}, the model of this recipe")
+    if adapters(model.student):
+        _load_trained(model.student, load_file(folder / LORA_FILE))
     else:
-        model.llava.load_state_dict(LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict())
+        model.student.load_state_dict(type(model.student).from_pretrained(folder, dtype=torch.float32).state_dict())
     if (heads := _heads(model)) is not None:
         heads.load_state_dict(load_file(folder / HEAD_FILE))
     if model.residual is not None and len(model.residual.adapters):
         model.residual.adapters.load_state_dict(load_file(folder / RESIDUAL_FILE))
 
 
-def _heads(model: AlignedForConditionalGeneration) -> torch.nn.Module | None:
+def _heads(model: Aligned) -> torch.nn.Module | None:
     """What HEAD_FILE holds: one head by itself (`0.weight`), several by number (`1.0.weight`), layer by layer, within a layer VFM by VFM."""
     if model.alignment is None or not len(model.alignment.heads):
         return None

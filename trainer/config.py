@@ -36,18 +36,24 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A small LLaVA: a real frozen tower, a two-layer connector, and a language model trained from nothing or a pretrained one."""
+    """Any multimodal model (`name`), a LLaVA of released parts (`tower` and `language` with a slash), or a small LLaVA: a real frozen tower, a two-layer
+    connector, and a language model trained from nothing or a pretrained one."""
 
+    name: str | None = None
+    """Hub id or folder of a multimodal model of a family that workbench.mllm knows, trained as it is on conversations; then no other part is named."""
     tower: str = "dinov2-small"
-    """Weights of the vision tower."""
+    """Weights of the vision tower; hub id or folder of a CLIP or SigLIP (with a slash) for a LLaVA of released parts, whose connector is new."""
     tower_features: tuple[int, ...] = (0, 8)
     """Hidden states of the tower that feed the connector, side by side: 0 is the patch embedding with its position, l the output of block l."""
     image_size: int = 112
     """Pixels per side after resizing; a multiple of the tower's patch size."""
     language: str | None = None
-    """Weights of a pretrained language model, which brings its own sizes and tokenizer; by default one of the sizes below, trained from nothing."""
+    """Weights of a pretrained language model (or hub id or folder, with a slash), which brings its own sizes and tokenizer; by default one of the sizes
+    below, trained from nothing."""
     train: Literal["all", "connector", "lora"] = "all"
-    """`connector` leaves the language model as it is, `lora` gives it low-rank adapters; the connector is always trained, the tower always frozen."""
+    """`connector` leaves the language model as it is, `lora` gives it low-rank adapters; the connector is always trained, the tower is frozen."""
+    train_tower: bool = False
+    """Train the vision tower too; only of a model by `name` or of released parts, with `train: all`."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     layers: int = 6
     width: int = 128
@@ -62,26 +68,60 @@ class ModelConfig:
             raise ConfigError(f"model.tower_features is {self.tower_features}: expected one or more block numbers from 0")
         if self.width % self.heads:
             raise ConfigError(f"model.width is {self.width}: expected a multiple of model.heads = {self.heads}")
+        if self.released:
+            self._check_released()
+        elif self.train_tower:
+            raise ConfigError("model.train_tower is yes: expected no, since the tower of a small LLaVA stays as it is")
         for size in fields(self):
             if self.language is not None and size.name in ("layers", "width", "heads", "ffn", "init") and getattr(self, size.name) != size.default:
                 raise ConfigError(f"model.{size.name} is {getattr(self, size.name)}: expected none, since model.language = {self.language} brings its own")
+
+    @property
+    def released(self) -> bool:
+        """Whether it is a model, or made of parts, as others release them; it then learns from conversations."""
+        return self.name is not None or "/" in self.tower or "/" in (self.language or "")
+
+    def _check_released(self) -> None:
+        given = [f.name for f in fields(self) if f.name not in ("name", "train", "lora", "train_tower") and getattr(self, f.name) != f.default]
+        if self.name is None:
+            if "/" not in self.tower or self.language is None:
+                raise ConfigError(f"model.tower is {self.tower} and model.language {self.language}: expected hub ids or folders of both, or model.name")
+            given = [name for name in given if name not in ("tower", "language")]
+        if given:
+            whose = f"model.name = {self.name} brings its own" if self.name else "the released parts bring their own"
+            raise ConfigError(f"model.{given[0]} is {getattr(self, given[0])}: expected none, since {whose}")
+        if self.train_tower and self.train != "all":
+            raise ConfigError(f"model.train_tower is yes and model.train {self.train}: expected model.train all for a tower that is trained too")
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """What is learnt from and evaluated on."""
 
-    train: str = "shapes:train"
+    train: tuple[str, ...] = ("shapes:train",)
+    """One data set, or several that are mixed (conversations only)."""
+    weights: tuple[float, ...] = ()
+    """How often each data set comes in one epoch: 1 is all of it once, 0.5 a random half, 2.5 all of it twice and half of it again; 1 by default."""
     val: str = "shapes:val"
     limit_train: int | None = None
-    """Images of the training split; all by default."""
+    """Images (or conversations) of each training data set; all by default."""
     limit_val: int | None = None
     questions: int | None = None
     """The first so many questions of each image, of both splits; all by default. (Those of `shapes` stand in random order.)"""
     features: Literal["cache", "compute"] = "cache"
     """`cache` computes what the frozen networks (tower, VFM) say once and keeps it on disk; `compute` runs them at every step, for data too large for that."""
+    max_length: int | None = None
+    """Tokens at which a conversation is cut."""
+    group: bool = True
+    """Batches of conversations that all have images, or none, and are of about the same length, in an order that depends on the seed."""
 
     def __post_init__(self) -> None:
+        if not self.train:
+            raise ConfigError("data.train is empty: expected a data set, such as shapes:train")
+        if self.weights and (len(self.weights) != len(self.train) or min(self.weights) <= 0):
+            raise ConfigError(f"data.weights is {_listed(self.weights)}: expected {len(self.train)} numbers above 0, one for each of data.train")
+        if self.max_length is not None:
+            _at_least("data.", 2, max_length=self.max_length)
         for name, value in (("limit_train", self.limit_train), ("limit_val", self.limit_val), ("questions", self.questions)):
             if value is not None:
                 _at_least("data.", 1, **{name: value})
@@ -105,6 +145,12 @@ class OptimConfig:
     beta1: float = 0.9
     beta2: float = 0.98
     max_grad_norm: float = 1.0
+    connector_rate: float | None = None
+    """Learning rate of a released model's connector, where it has one of its own."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16` is autocast: weights and optimiser stay float32."""
+    checkpointing: bool = False
+    """A released model computes its activations again in the backward pass, instead of keeping them."""
 
     def __post_init__(self) -> None:
         _at_least("optim.", 1, steps=self.steps, batch_size=self.batch_size, accumulation=self.accumulation)
@@ -117,6 +163,7 @@ class OptimConfig:
                 raise ConfigError(f"optim.{name} is {value}: expected 0 to 1")
         _at_least("optim.", 0, max_grad_norm=self.max_grad_norm)
         _at_least("optim.", 0, learning_rate=self.learning_rate, warmup=self.warmup, weight_decay=self.weight_decay)
+        _at_least("optim.", 0, connector_rate=self.connector_rate or 0)
 
     def accumulated(self, processes: int) -> int:
         """Forward passes of each of so many processes per optimiser step.
@@ -254,8 +301,24 @@ class Recipe:
             raise ConfigError(f"save_every is {self.save_every}: expected a multiple of log_every = {self.log_every}, so that a resumed log is exact")
         if self.alignment.aligned and self.alignment.warmup > self.optim.steps:
             raise ConfigError(f"alignment.warmup is {self.alignment.warmup}: expected at most optim.steps = {self.optim.steps}")
+        if self.model.released:
+            self._check_released()
+            return
+        if len(self.data.train) > 1 or self.data.max_length is not None:
+            key, value = ("train", _listed(self.data.train)) if len(self.data.train) > 1 else ("max_length", self.data.max_length)
+            raise ConfigError(f"data.{key} is {value}: expected {'one data set' if key == 'train' else 'none'} for a small LLaVA, whose questions are packed")
+        if self.optim.checkpointing or self.optim.connector_rate is not None:
+            raise ConfigError("optim.checkpointing and optim.connector_rate are for a released model: expected model.name, or a tower and a language model")
         if self.model.language is None:
             self.check_layer(self.model.layers)
+
+    def _check_released(self) -> None:
+        """What a released model cannot be asked for."""
+        if self.start is not None:
+            raise ConfigError(f"start is {self.start}: expected none for a released model; a folder to start from is a model.name")
+        own = self.alignment
+        if (own.centre or own.images == "others") and (own.target == "encoder" or self.data.features == "compute"):
+            raise ConfigError("alignment.centre and images others need all targets beforehand: expected target vfm and data.features cache")
 
     def check_layer(self, layers: int) -> None:
         """See that the aligned layers are the model's; a pretrained language model says only when it is loaded how many it has."""

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from trainer.features import Features
-from trainer.model import IGNORED
 from workbench.data import Dataset, Sample
 from workbench.data.base import content_hash
 from workbench.errors import DataError
+from workbench.mllm.conversation import IGNORED
 
 
 @dataclass(frozen=True)

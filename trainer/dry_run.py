@@ -145,11 +145,13 @@ def plan(recipe: Recipe) -> Plan:
         WorkbenchError: a name, a shape or a data file is wrong, the output folder is taken, or the disk is too small.
     """
     recipe.optim.accumulated(processes.count())
+    if recipe.model.released:
+        raise ConfigError("dry_run is yes: expected no for a released model, which is checked once it is loaded; try --optim.steps 1 --data.limit_train 64")
     if recipe.model.train == "lora":
         check_peft()
     if recipe.start is None or recipe.start.suffix != ".yaml":  # a first stage is trained on the way
         check_output(recipe.output_dir, recipe)
-    train, val = load_data(recipe.data.train, limit=recipe.data.limit_train), load_data(recipe.data.val, limit=recipe.data.limit_val)
+    train, val = load_data(recipe.data.train[0], limit=recipe.data.limit_train), load_data(recipe.data.val, limit=recipe.data.limit_val)
     if len(train.scenes) < processes.count():
         raise ConfigError(f"{processes.count()} processes for {len(train.scenes)} training images: expected at most as many processes as images")
     model, processor = meta_model(recipe, train, val)

@@ -1,17 +1,30 @@
-"""Answers to packed questions during training, and the accuracy table."""
+"""Evaluation while a model is trained: answers to packed questions or to questions with options, or the loss on conversations; and the tables."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import torch
 
 from trainer import processes
 from trainer.data import PackedDataset, collate
-from trainer.model import (
-    IGNORED,
-    AlignedForConditionalGeneration,
-)
+from trainer.model import AlignedForConditionalGeneration
+from workbench.answers import Quiz
+from workbench.data import Sample
+from workbench.data.base import Conversation
+from workbench.mllm import MLLM
+from workbench.mllm.conversation import IGNORED, encode_conversations
 from workbench.stats import bootstrap_ci
+
+
+def _mine(count: int, size: int) -> Iterator[tuple[list[int], bool]]:
+    """This process's batches of `count` numbers, and whether each is its own to answer: every process makes as many passes as the others."""
+    batches = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+    for turn in range(0, len(batches), processes.count()):
+        mine = turn + processes.rank()
+        yield batches[min(mine, len(batches) - 1)], mine < len(batches)
 
 
 @torch.no_grad()  # sharded weights know no inference mode
@@ -26,13 +39,10 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
     was_training = model.training
     model.eval()
     rows, scenes = [], data.data.scenes
-    batches = [list(range(len(data)))[start : start + batch_size] for start in range(0, len(data), batch_size)]
-    for turn in range(0, len(batches), processes.count()):
-        mine = turn + processes.rank()
-        indices = batches[min(mine, len(batches) - 1)]
+    for indices, counts in _mine(len(data), batch_size):
         batch, device = collate(data.__getitems__(indices)), next(model.parameters()).device
         output = model(**{name: value.to(device) for name, value in batch.items()})
-        if mine >= len(batches):
+        if not counts:
             continue
         right = (output.logits.argmax(-1).cpu() == batch["labels"]) | (batch["labels"] == IGNORED)
         for row, index in enumerate(indices):
@@ -43,6 +53,60 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
     rows = [row[2:] for row in sorted(processes.gathered(rows))]
     assert len(rows) == sum(map(len, scenes))
     return pd.DataFrame(rows, columns=["id", "image_id", "category", "answer", "correct", "chance"])
+
+
+def answer_questions(mllm: MLLM, scenes: Sequence[Sequence[Sample]], batch_size: int) -> pd.DataFrame:
+    """Whether the right option of each question is the most likely one, as in every analysis (workbench/answers.py); columns as `answer_packed`."""
+    tables = []
+    for numbers, counts in _mine(len(scenes), batch_size):
+        if counts:
+            quiz = Quiz(mllm, [scenes[n] for n in numbers], batch_size)
+            scores = quiz.logprobs()
+            tables.append((numbers, quiz.scored(scores, scores).assign(answer=[sample.answer for sample in quiz.samples])))
+    table = pd.concat([table for _, table in sorted(processes.gathered(tables), key=lambda own: own[0])], ignore_index=True)
+    return table.rename(columns={"correct_before": "correct"})[["id", "image_id", "category", "answer", "correct", "chance"]]
+
+
+@torch.inference_mode()
+def language_loss(model: torch.nn.Module, mllm: MLLM, conversations: Sequence[Conversation], batch_size: int, max_length: int | None) -> pd.DataFrame:
+    """The loss on the answer tokens of each conversation.
+
+    Returns:
+        One row per conversation with an answer within `max_length`: id, tokens, lm_loss (nats per token), chance (of a guess among all tokens, ln |V|).
+    """
+    rows = []
+    for numbers, counted in _mine(len(conversations), batch_size):
+        if not counted:
+            continue
+        own = [conversations[n] for n in numbers]
+        batch, labels = encode_conversations(mllm, [c.images for c in own], [c.turns for c in own], max_length=max_length)
+        logits = model(labels=labels, visual=(), **batch.inputs).logits[:, :-1].float()
+        losses = torch.nn.functional.cross_entropy(logits.mT, labels[:, 1:], reduction="none", ignore_index=IGNORED).sum(1)
+        counts = (labels[:, 1:] != IGNORED).sum(1)
+        for number, c, loss, count in zip(numbers, own, losses.tolist(), counts.tolist(), strict=True):
+            if count:
+                rows.append((number, c.id, count, loss / count, math.log(logits.shape[-1])))
+    return pd.DataFrame([row[1:] for row in sorted(processes.gathered(rows))], columns=["id", "tokens", "lm_loss", "chance"])
+
+
+def summary(evaluation: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Accuracy per question type, or the loss per answer token, with 95 % intervals: over images, or over conversations."""
+    if "correct" in evaluation:
+        return accuracy_table(evaluation, seed)
+    # a ratio of sums: each conversation's deviation from it, over the mean length, has the spread of the ratio (the delta method)
+    loss = float((evaluation["lm_loss"] * evaluation["tokens"]).sum() / evaluation["tokens"].sum())
+    share = evaluation["tokens"] / evaluation["tokens"].mean()
+    interval = bootstrap_ci((loss + share * (evaluation["lm_loss"] - loss)).to_numpy(), seed=seed)
+    row = {"category": "lm_loss", "lm_loss": loss, "low": interval.low, "high": interval.high, "n": int(evaluation["tokens"].sum())}
+    return pd.DataFrame([row | {"n_conversations": len(evaluation), "chance": float(evaluation["chance"].iloc[0]), "seed": seed}])
+
+
+def metrics_of(evaluation: pd.DataFrame) -> dict[str, float]:
+    """What the training log says of an evaluation: accuracy by type and their mean, or the loss per answer token."""
+    if "correct" not in evaluation:
+        return {"val_lm_loss": float((evaluation["lm_loss"] * evaluation["tokens"]).sum() / evaluation["tokens"].sum())}
+    accuracy = evaluation.groupby("category", sort=False)["correct"].mean()
+    return {f"accuracy/{name}": float(value) for name, value in accuracy.items()} | {"accuracy/mean": float(accuracy.mean())}
 
 
 def accuracy_table(evaluation: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import LlavaForConditionalGeneration, Trainer, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from trainer import processes
@@ -24,15 +24,13 @@ from trainer.alignment import weight_at
 from trainer.card import check_hub, push, write_card
 from trainer.checkpoint import load_model, part, save_model
 from trainer.config import Recipe
-from trainer.data import collate
-from trainer.evaluation import accuracy_table, answer_packed
-from trainer.language import check_language
+from trainer.evaluation import metrics_of, summary
 from trainer.lora import adapters, check_peft, merge
 from trainer.model import IGNORED
 from trainer.monitor import EarlyWarnings, Progress, check_trackers, counted, stop_unless_finite, subset_alignment, warnings_of, write_log
 from trainer.output import RECIPE_FILE, UNFINISHED, alone, check_output, check_same_recipe, publish_checkpoint, write_recipe
 from trainer.prepare import Prepared, prepare
-from trainer.sampling import Stream
+from trainer.student import PreparedStudent, prepare_student
 from workbench.config import as_mapping, parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, atomic_folder
@@ -40,32 +38,34 @@ from workbench.runs import environment
 from workbench.training import RECORD_FILE
 from workbench.vfm import find_vfm
 from workbench.weights import CATALOGUE as WEIGHTS
-from workbench.weights import check_unchanged, load_weights, weights_folder
+
+Ready = Prepared | PreparedStudent
 
 
 class AlignmentTrainer(Trainer):
-    """Trainer that adds the weighted alignment loss, logs both losses, and evaluates packed questions.
+    """Trainer that adds the weighted alignment loss, logs both losses, and evaluates; packed questions and conversations differ in what is prepared only.
 
     One optimiser step is the same in any number of processes and accumulated parts: both losses are means over the global batch, the language model's over
-    its answer tokens and the alignment's over its visual tokens (`relation`: over its images). Every part has its share of them, and since gradients are
-    averaged over processes, each is multiplied by their number.
+    its answer tokens and the alignment's over its visual tokens (`relation`: over its images and tiles). Every part has its share of them, and since gradients
+    are averaged over processes, each is multiplied by their number.
     """
 
-    def __init__(self, *, recipe: Recipe, prepared: Prepared, **kwargs: Any) -> None:
+    def __init__(self, *, recipe: Recipe, prepared: Ready, **kwargs: Any) -> None:
         self.recipe, self.prepared = recipe, prepared
         self._sums: dict[str, Tensor] = {}
         self._steps = 0  # optimizer steps since the last log
+        self._aligned_steps: Tensor | int = 0  # those of them with an image
         self._aligned_items: Tensor | None = None  # of the global batch
         self._saving = False
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.evaluation: pd.DataFrame | None = None
         self.evaluated_at = -1
         self.subset, left_out = subset_alignment(recipe, prepared)  # before the seed is set again, since building a VFM draws random numbers
-        collator = counted(collate, prepared.processor.image_token_id)
+        collator = counted(prepared.collate, prepared.model.config.image_token_id)
         super().__init__(model=prepared.model, train_dataset=prepared.train, data_collator=collator, **kwargs)
         self.progress = Progress(recipe.output_dir, recipe.optim.steps)
         self.add_callback(self.progress)
-        self.add_callback(EarlyWarnings(recipe.monitor.head_steps, left_out))
+        self.add_callback(EarlyWarnings(recipe.monitor.head_steps, left_out, lambda: bool(self._aligned_items)))
         self.model_accepts_loss_kwargs = True  # the LM loss is normalised over the accumulated batch, in the model
 
     def compute_loss(
@@ -74,13 +74,14 @@ class AlignmentTrainer(Trainer):
         """L = L_LM + lambda * L_VRA, this part's share of both, times the processes over which gradients are averaged."""
         output = model(**inputs, num_items_in_batch=num_items_in_batch)
         loss = output.lm_loss
-        self._steps += self.accelerator.sync_gradients
+        if self.accelerator.sync_gradients:
+            self._steps += 1
+            self._aligned_steps = self._aligned_steps + (0 if self._aligned_items is None else (self._aligned_items > 0).int())
         self._note("lm_loss", output.lm_loss)
         parts = {"lm_loss": output.lm_loss}
         if output.alignment_loss is not None:
             assert self._aligned_items is not None
-            own = self._aligned(inputs)
-            share = output.alignment_loss * own / self._aligned_items
+            share = output.alignment_loss * (own := self._aligned(inputs)) / self._aligned_items
             loss = loss + self.alignment_weight(self.state.global_step) * share
             self._note("alignment_loss", share)
             parts |= {"alignment_loss": share}
@@ -98,14 +99,11 @@ class AlignmentTrainer(Trainer):
         return answers
 
     def _aligned(self, batch: dict[str, Any]) -> Tensor:
-        """What the alignment loss of a batch is a mean over: its visual tokens, or its images."""
-        if self.recipe.alignment.objective == "relation":
-            return torch.tensor(len(batch["input_ids"]), device=batch["input_ids"].device)
-        return batch["input_ids"].eq(self.prepared.model.config.image_token_id).sum()
+        """What the alignment loss of a batch is a mean over."""
+        return self.prepared.aligned(batch, self.recipe.alignment.objective).to(batch["labels"].device)
 
     def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:
-        images = self.recipe.optim.images(processes.count())
-        return Stream(len(self.prepared.train), self.recipe.optim.steps * images, self.recipe.seed)
+        return self.prepared.sampler(self.recipe, processes.count())
 
     def alignment_weight(self, step: int) -> float:
         """lambda at optimiser step `step`, from 0."""
@@ -116,14 +114,25 @@ class AlignmentTrainer(Trainer):
     def _note(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums.get(name, torch.zeros((), device=value.device)) + value.detach()
 
+    def _names(self) -> list[str]:
+        """The losses that are logged: the same in every process, whether its own batches have images or not."""
+        alignment = self.prepared.model.alignment
+        if alignment is None:
+            return ["lm_loss"]
+        each = [f"alignment_loss/layer_{layer}/{target}" for layer in alignment.layers for target in alignment.dims]
+        return ["lm_loss", "alignment_loss", *(each if len(each) > 1 else [])]
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self.state.epoch = self.state.global_step * self.recipe.optim.images(processes.count()) / len(self.prepared.train)
         if "loss" in logs:
-            totals = self.accelerator.reduce(torch.stack(list(self._sums.values())), "sum")
-            logs |= dict(zip(self._sums, (totals / self._steps).tolist(), strict=True))
+            names, nothing = self._names(), torch.zeros((), device=self.args.device)
+            totals = self.accelerator.reduce(torch.stack([self._sums.get(name, nothing) for name in names]), "sum")
+            aligned = int(self._aligned_steps)
+            steps = [self._steps if name == "lm_loss" else aligned for name in names]
+            logs |= {name: float(total / count) for name, total, count in zip(names, totals, steps, strict=True) if count}
             if self.recipe.alignment.aligned:
                 logs["alignment_weight"] = self.alignment_weight(self.state.global_step - 1)  # of the last step that was made
-            self._sums, self._steps = {}, 0
+            self._sums, self._steps, self._aligned_steps = {}, 0, 0
         logs["seconds"] = self.seconds()
         super().log(logs, start_time)
 
@@ -169,29 +178,16 @@ class AlignmentTrainer(Trainer):
         return str(self.recipe.output_dir / UNFINISHED) if self._saving else str(super()._get_output_dir(trial))
 
     def create_optimizer(self, *args: object, **kwargs: object) -> torch.optim.Optimizer:
-        """AdamW; the connector's first weight, whose input has a small deviation, takes proportionally larger steps and no decay.
-
-        Adam's steps have the size of the learning rate whatever the gradient, so this equals training on standardised inputs.
-        """
+        """AdamW on the groups of parameters that the model asks for."""
         if self.optimizer is None:
-            optim, trainable = self.recipe.optim, [(n, p) for n, p in self.prepared.model.named_parameters() if p.requires_grad]
-            groups = [
-                {
-                    "params": [p for n, p in trainable if n.endswith("linear_1.weight")],
-                    "lr": optim.learning_rate * self.prepared.input_rate,
-                    "weight_decay": 0.0,
-                },
-                {"params": [p for n, p in trainable if p.ndim > 1 and not n.endswith("linear_1.weight")], "weight_decay": optim.weight_decay},
-                {"params": [p for n, p in trainable if p.ndim == 1], "weight_decay": 0.0},
-            ]
-            self.optimizer = torch.optim.AdamW(groups, lr=optim.learning_rate, betas=(optim.beta1, optim.beta2))
+            optim = self.recipe.optim
+            self.optimizer = torch.optim.AdamW(self.prepared.parameter_groups(optim), lr=optim.learning_rate, betas=(optim.beta1, optim.beta2))
         return self.optimizer
 
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
-        """Accuracy per question type on the validation split, and CKNNA on its first images."""
-        self.evaluation = answer_packed(self.prepared.model, self.prepared.val, self.recipe.optim.batch_size)
-        accuracy = self.evaluation.groupby("category", sort=False)["correct"].mean()
-        metrics = {f"accuracy/{name}": float(value) for name, value in accuracy.items()} | {"accuracy/mean": float(accuracy.mean())}
+        """Accuracy per question type on the validation split, or the loss on it, and CKNNA on its first images."""
+        self.evaluation = self.prepared.evaluate(self.recipe.optim.batch_size)
+        metrics = metrics_of(self.evaluation)
         self.log(metrics | (self.subset.measure() if self.subset is not None else {}))
         self.evaluated_at = self.state.global_step
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # or the last step is evaluated twice
@@ -241,9 +237,13 @@ def _check_names(recipe: Recipe) -> None:
     check_trackers(recipe.report_to)
     if recipe.push_to_hub is not None:
         check_hub(recipe.push_to_hub)
-    WEIGHTS.get(recipe.model.tower)
-    if recipe.model.language is not None:
-        WEIGHTS.get(recipe.model.language)
+    for name in () if recipe.model.released else (recipe.model.tower, recipe.model.language):
+        if name is not None:
+            WEIGHTS.get(name)
+    if recipe.model.released and processes.strategy() in ("fsdp", "zero3"):
+        raise ConfigError(  # processes that have an image and processes that have none would gather other weights, and wait for one another
+            f"{processes.strategy()} divides the weights of a model that reads texts without images too: expected ddp.yaml or zero2.yaml for conversations"
+        )
     if recipe.model.train == "lora":
         check_peft()
         if processes.strategy() == "zero3":
@@ -255,7 +255,7 @@ def _check_names(recipe: Recipe) -> None:
 
 def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFrame:
     folder, optim = recipe.output_dir, recipe.optim
-    prepared = processes.together(lambda: _enough(prepare(recipe)))
+    prepared = processes.together(lambda: _enough(prepare_student(recipe) if recipe.model.released else prepare(recipe)))
     trainer = build_trainer(recipe, prepared)
     processes.on_main(lambda: write_recipe(folder, recipe))
     trainer.run(checkpoint)
@@ -263,10 +263,10 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
     if trainer.evaluated_at != optim.steps:  # the Trainer evaluates at its last step by itself
         trainer.evaluate()
     state = trainer.whole_state()
-    processes.on_main(lambda: _check_frozen(recipe, prepared.model.llava, part(state, "llava.")))
-    if adapters(prepared.model.llava):
-        merge(prepared.model.llava)  # what is stored is what is evaluated: merging rounds
-        trainer.evaluation = answer_packed(prepared.model, prepared.val, optim.batch_size)
+    processes.on_main(lambda: prepared.check_frozen(recipe, part(state, "student.")))
+    if adapters(prepared.model.student):
+        merge(prepared.model.student)  # what is stored is what is evaluated: merging rounds
+        trainer.evaluation = prepared.evaluate(optim.batch_size)
         state = trainer.whole_state()
     launch = {"processes": processes.count(), "strategy": processes.strategy(), "global_batch": optim.images(processes.count())}
     record = {"recipe": as_mapping(recipe), "seconds": seconds, "steps_per_second": optim.steps / seconds, **launch, **prepared.record, **environment(argv)}
@@ -275,14 +275,14 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
     return trainer.evaluation
 
 
-def _enough(prepared: Prepared) -> Prepared:
-    """See that every process has an image to train on."""
-    if len(prepared.train) < processes.count():
-        raise ConfigError(f"{processes.count()} processes for {len(prepared.train)} training images: expected at most as many processes as images")
+def _enough(prepared: Ready) -> Ready:
+    """See that every process has something to train on."""
+    if (found := len(prepared.train)) < processes.count():
+        raise ConfigError(f"{processes.count()} processes for {found} training {prepared.unit}: expected at most as many processes as {prepared.unit}")
     return prepared
 
 
-def build_trainer(recipe: Recipe, prepared: Prepared) -> AlignmentTrainer:
+def build_trainer(recipe: Recipe, prepared: Ready) -> AlignmentTrainer:
     """The Trainer of a recipe, for as many processes as there are; it writes nothing yet."""
     folder, optim = recipe.output_dir, recipe.optim
     arguments = TrainingArguments(
@@ -307,6 +307,8 @@ def build_trainer(recipe: Recipe, prepared: Prepared) -> AlignmentTrainer:
         dataloader_num_workers=0,
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
+        bf16=optim.precision == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
         logging_nan_inf_filter=False,
         ddp_find_unused_parameters=False,  # the frozen tower has no gradient, and all the rest is used in every pass
         accelerator_config={"use_configured_state": processes.count() > 1},  # that of processes.start
@@ -326,7 +328,7 @@ def _write_results(trainer: AlignmentTrainer, state: dict[str, Tensor], record: 
         file.replace(folder / file.name)
     (folder / "final").rmdir()
     write_log(trainer.state.log_history, folder)
-    for name, table in (("evaluation", evaluation), ("accuracy", accuracy_table(evaluation, recipe.seed))):
+    for name, table in (("evaluation", evaluation), ("accuracy", summary(evaluation, recipe.seed))):
         with atomic_file(folder / f"{name}.parquet") as partial:
             table.to_parquet(partial)
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
@@ -336,17 +338,6 @@ def _write_results(trainer: AlignmentTrainer, state: dict[str, Tensor], record: 
         partial.write_text(json.dumps(record, indent=2))
     if recipe.push_to_hub is not None:
         push(folder, recipe.push_to_hub)
-
-
-def _check_frozen(recipe: Recipe, llava: LlavaForConditionalGeneration, state: dict[str, Tensor]) -> None:
-    """See that training left alone what it should.
-
-    Raises:
-        WeightsError: the tower, or the language model where only the connector is trained, no longer holds its pretrained values.
-    """
-    check_unchanged(recipe.model.tower, part(state, "model.vision_tower."), load_weights(recipe.model.tower))
-    if recipe.model.language is not None and recipe.model.train == "connector" and recipe.start is None:
-        check_language(llava, weights_folder(recipe.model.language), state)
 
 
 def _first_stage(stage: Path, recipe: Recipe, argv: list[str]) -> None:

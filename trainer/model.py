@@ -17,6 +17,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
@@ -26,11 +27,11 @@ from trainer.alignment import Alignment, mean_loss
 from trainer.config import ModelConfig
 from trainer.language import language_config, language_tokenizer, put_language
 from workbench.errors import ConfigError
+from workbench.mllm.conversation import IGNORED
 from workbench.mllm.residual import KEY, Residual
 from workbench.vfm.base import IMAGENET
 from workbench.weights import check_unchanged, fingerprint, load_weights, weights_folder
 
-IGNORED = -100  # label of positions that are not learnt
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>{% else %} {{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
@@ -145,6 +146,8 @@ def load_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, 
     """
     if not (folder / "model.safetensors").exists():
         raise ConfigError(f"start is {folder}: expected the folder of a finished training")
+    if (found := (AutoConfig.from_pretrained(folder).architectures or ["nothing"])[0]) != "LlavaForConditionalGeneration":
+        raise ConfigError(f"start is {folder}, which holds {found}: expected a LlavaForConditionalGeneration, as this recipe describes")
     if hasattr(AutoConfig.from_pretrained(folder), KEY):
         raise ConfigError(f"start is {folder}, which adds its image again ({KEY} in its config.json): expected a model trained without a residual")
     if PreTrainedTokenizerFast.from_pretrained(folder).get_vocab() != processor.tokenizer.get_vocab():
@@ -218,23 +221,37 @@ class AlignedOutput:
     """Of each layer and target; `alignment_loss` is their mean."""
 
 
-class AlignedForConditionalGeneration(nn.Module):
-    """An unmodified LLaVA, its alignment heads and its residual, called as one module so that DDP, FSDP and ZeRO see all of them.
+class Aligned(nn.Module):
+    """A transformers model as it is, its alignment heads and its residual, called as one module so that DDP, FSDP and ZeRO see all of them.
 
     Args:
-        llava: the model; its tower stays frozen.
-        alignment: attached to `llava`; None for the baseline, which then has no head at all.
-        residual: attached to `llava`.
+        alignment: attached to the model; None for the baseline, which then has no head at all.
+        residual: attached to the model.
+    """
+
+    student: PreTrainedModel
+
+    def __init__(self, student: PreTrainedModel, alignment: Alignment | None, residual: Residual | None) -> None:
+        super().__init__()
+        self.student, self.config, self.alignment, self.residual = student, student.config, alignment, residual
+        blocks = {type(part).__name__ for part in student.modules()}
+        self._no_split_modules = sorted(blocks & set(student._no_split_modules or ()))  # what FSDP divides one by one
+
+
+class AlignedForConditionalGeneration(Aligned):
+    """A LLaVA that learns from packed questions; its tower stays frozen.
+
+    Args:
         to_projector: the target is what the connector gives, instead of features that come with the batch.
     """
+
+    student: LlavaForConditionalGeneration
 
     def __init__(
         self, llava: LlavaForConditionalGeneration, alignment: Alignment | None = None, residual: Residual | None = None, *, to_projector: bool = False
     ) -> None:
-        super().__init__()
-        self.llava, self.config, self.alignment, self.residual, self.to_projector = llava, llava.config, alignment, residual, to_projector
-        blocks = {type(part).__name__ for part in llava.modules()}
-        self._no_split_modules = sorted(blocks & set(llava._no_split_modules or ()))  # what FSDP divides one by one
+        super().__init__(llava, alignment, residual)
+        self.to_projector = to_projector
 
     def forward(
         self,
@@ -255,9 +272,9 @@ class AlignedForConditionalGeneration(nn.Module):
             targets: features by name; without them, as in evaluation, there is no alignment loss.
             num_items_in_batch: answer tokens of the whole accumulated batch, by which the loss is normalised.
         """
-        projected = self.llava.model.multi_modal_projector(connector_inputs)
+        projected = self.student.model.multi_modal_projector(connector_inputs)
         image = BaseModelOutputWithPooling(pooler_output=list(projected))  # type: ignore[arg-type]
-        logits = self.llava(
+        logits = self.student(
             input_ids=input_ids,
             attention_mask=block_diagonal_mask(segments),
             position_ids=position_ids,

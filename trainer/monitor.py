@@ -10,22 +10,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from math import isqrt
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
 import torch
+from accelerate.utils import send_to_device
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from trainer.config import Recipe
-from trainer.data import collate
-from trainer.prepare import Prepared, vfm_features
-from workbench.data import Dataset
-from workbench.data.base import content_hash
+from trainer.prepare import Prepared
+from trainer.student import PreparedStudent
+from trainer.watched import WatchedBatch
 from workbench.errors import ConfigError, DataError, RunError, UnknownNameError, WeightsError
 from workbench.files import atomic_file
 from workbench.metrics import METRICS
@@ -34,7 +34,7 @@ from workbench.stats import null_of
 from workbench.training import LOG_FILE
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}  # what each tracker needs
-SHOWN = {"lm_loss": "lm", "alignment_loss": "align", "accuracy/mean": "val accuracy"}
+SHOWN = {"lm_loss": "lm", "alignment_loss": "align", "accuracy/mean": "val accuracy", "val_lm_loss": "val lm"}
 
 
 # --- before training -----------------------------------------------------------------------------------------------------------------------
@@ -115,25 +115,30 @@ class EarlyWarnings(TrainerCallback):
     """Says what is known at the start, and warns when an alignment head does not move, as the paper's P_pi does not under its documented LoRA recipe.
 
     Args:
-        steps: a head must have moved after so many.
+        steps: a head must have moved after so many that had an image.
         sentences: what is known at the start.
+        aligned: whether the step that was just made had an image.
     """
 
-    def __init__(self, steps: int, sentences: Sequence[str]) -> None:
-        self.steps, self.sentences, self.first = steps, sentences, 0
+    def __init__(self, steps: int, sentences: Sequence[str], aligned: Callable[[], bool]) -> None:
+        self.steps, self.sentences, self.aligned = steps, sentences, aligned
+        self.first, self.seen = 0, 0
         self.before: dict[str, list[Tensor]] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: object, model: nn.Module | None = None, **_: object) -> None:
         for sentence in self.sentences:
             if not any(row.get("warning") == sentence for row in state.log_history):  # a resumed run has said it
                 warn(state, sentence)
-        self.first = state.global_step
+        self.first, self.seen = state.global_step, 0
         self.before = {name: [_local(p).clone() for p in head.parameters()] for name, head in _heads(model)}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: object, model: nn.Module | None = None, **_: object) -> None:
-        steps = state.global_step - self.first
-        if not self.before or steps < min(self.steps, state.max_steps - self.first):
+        if not self.before:
             return
+        self.seen += self.aligned()
+        if self.seen < self.steps and state.global_step < state.max_steps:
+            return
+        steps = state.global_step - self.first
         for name, head in _heads(model):
             pairs = [(old, _local(p)) for old, p in zip(self.before[name], head.parameters(), strict=True) if old.numel()]
             still = sum(torch.equal(old, new) for old, new in pairs)
@@ -184,26 +189,35 @@ def stop_unless_finite(loss: Tensor, parts: Mapping[str, Tensor], batch: Mapping
 def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a nested batch by its dotted name."""
     if isinstance(value, Tensor):
-        yield name, value.detach().cpu().contiguous()
+        yield name, value.detach().cpu().clone(memory_format=torch.contiguous_format)  # a file holds no tensor twice
     elif isinstance(value, Mapping | list | tuple):
         for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from _tensors(part, f"{name}.{key}" if name else str(key))
 
 
-def counted(collator: Callable[[list[dict[str, Any]]], dict[str, Any]], image_token: int) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+def counted(collator: Callable[[list[Any]], dict[str, Any]], image_token: int) -> Callable[[list[Any]], dict[str, Any]]:
     """`collator`, whose batches are checked: as many visual tokens in each text as the image and every target have.
+
+    Of conversations every image and tile is compared with its target; that they fit the text is what `MLLM.visual_tokens` sees to.
 
     Raises:
         DataError: from the returned function, with both counts. A sample is never left out.
     """
 
-    def checked(items: list[dict[str, Any]]) -> dict[str, Any]:
+    def checked(items: list[Any]) -> dict[str, Any]:
         batch = collator(items)
-        found = (batch["input_ids"] == image_token).sum(1).tolist()
-        for name, values in [("image", batch["connector_inputs"]), *(("target " + n, v) for n, v in batch.get("targets", {}).items())]:
-            for row, count in enumerate(found):
-                if count != len(values[row]):
-                    raise DataError(f"sample {row} of a batch has {count} visual tokens in its text and {len(values[row])} of its {name}: expected as many")
+        targets = {f"target {name}": values for name, values in batch.get("targets", {}).items()}
+        if "visual" in batch:
+            found = [[len(part.index) for part in sample] for sample in batch["visual"]]
+            others = {name: [[len(part) for part in sample] for sample in values] for name, values in targets.items()}
+        else:
+            found = [[count] for count in (batch["input_ids"] == image_token).sum(1).tolist()]
+            others = {name: [[len(row)] for row in values] for name, values in ({"image": batch["connector_inputs"]} | targets).items()}
+        for name, counts in others.items():
+            for row, (own, other) in enumerate(zip(found, counts, strict=True)):
+                if own != other:
+                    said, had = (" + ".join(map(str, value)) or "no" for value in (own, other))
+                    raise DataError(f"sample {row} of a batch has {said} visual tokens in its text and {had} of its {name}: expected as many")
         return batch
 
     return checked
@@ -222,28 +236,24 @@ class SubsetAlignment:
         WeightsError, UnknownNameError: a VFM that cannot be had.
     """
 
-    def __init__(self, recipe: Recipe, prepared: Prepared) -> None:
-        settings, alignment, data = recipe.monitor, recipe.alignment, prepared.val.data
-        tokens = prepared.val.inputs.shape[1]
-        if settings.k >= tokens:
-            raise ConfigError(f"monitor.k is {settings.k}: expected less than {tokens}, the visual tokens of an image")
-        self.model, self.settings, self.seed, self.n = prepared.model, settings, recipe.seed, tokens
-        decoder = prepared.model.llava.get_decoder()
+    def __init__(self, recipe: Recipe, prepared: Prepared | PreparedStudent) -> None:
+        settings, alignment = recipe.monitor, recipe.alignment
+        decoder = prepared.model.student.get_decoder()
         self.blocks = getattr(decoder, "model", decoder).layers
         given = alignment.aligned or alignment.residual != "none"
         self.layers = sorted(alignment.layer) if given else [max(1, len(self.blocks) // 2)]
-        scenes = data.scenes[: settings.cknna_images]
-        few = Dataset(data.name, [sample for scene in scenes for sample in scene], content_hash(data.fingerprint, len(scenes)), sorted(data.vocabulary))
-        features, self.vfms = vfm_features(recipe, few, (isqrt(tokens), isqrt(tokens)))
-        self.patches = {name: values.rows(range(len(scenes))) for name, values in features.items()}
-        self.items = [prepared.val[i] for i in range(len(scenes))]
-        self.batch_size = recipe.optim.batch_size
+        self.model, self.settings, self.seed = prepared.model, settings, recipe.seed
+        self.watched = prepared.watched(recipe)
+        lengths = [len(raster) for batch in self.watched.batches for _, image in batch.places for raster in image]
+        if settings.k >= min(lengths):
+            raise ConfigError(f"monitor.k is {settings.k}: expected less than {min(lengths)}, the visual tokens of an image")
+        self.n, self.images = int(median(lengths)), sum(len(batch.places) for batch in self.watched.batches)
 
     @property
     def record(self) -> dict[str, object]:
         """What the scores are of."""
-        shared = {"n": self.n, "k": self.settings.k, "n_images": len(self.items), "permutations": self.settings.permutations, "seed": self.seed}
-        return {"pooling": "within", "layers": self.layers, **shared, "vfm_fingerprint": self.vfms["vfm_fingerprint"]}
+        shared = {"n": self.n, "k": self.settings.k, "n_images": self.images, "permutations": self.settings.permutations, "seed": self.seed}
+        return {"pooling": "within", "layers": self.layers, **shared, "vfm_fingerprint": self.watched.fingerprint}
 
     @torch.inference_mode()
     def measure(self) -> dict[str, float]:
@@ -251,24 +261,22 @@ class SubsetAlignment:
         collector = Within(METRICS.get("cknna"), self.settings.k, null=self.settings.permutations, seed=self.seed)
         training = self.model.training
         self.model.eval()
-        for start in range(0, len(self.items), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            patches = [[[image] for image in values[part]] for values in self.patches.values()]
-            collector.add(self._hidden(self.items[part]), patches)
+        for batch in self.watched.batches:
+            collector.add(self._hidden(batch), list(batch.patches.values()))
         self.model.train(training)
         found = collector.finish()
         logs: dict[str, float] = {}
         for row, layer in enumerate(self.layers):
-            for column, name in enumerate(self.patches):
+            for column, name in enumerate(self.watched.batches[0].patches):
                 interval = found.intervals[row][column]
                 null = null_of(interval.estimate, found.nulls[:, row, column])
                 values = {"cknna": interval.estimate, "cknna_low": interval.low, "cknna_high": interval.high}
                 logs |= {f"{key}/layer_{layer}/{name}": value for key, value in values.items()}
                 logs |= {f"cknna_null_mean/layer_{layer}/{name}": null.mean, f"cknna_null_q95/layer_{layer}/{name}": null.q95}
-        return logs | {"cknna_n": found.n, "cknna_k": self.settings.k, "cknna_images": len(self.items)}
+        return logs | {"cknna_n": found.n, "cknna_k": self.settings.k, "cknna_images": self.images}
 
-    def _hidden(self, items: list[dict[str, Any]]) -> list[list[list[Tensor]]]:
-        """The visual tokens of each layer, [layer][image][raster]; they stand before the questions, which therefore do not change them."""
+    def _hidden(self, batch: WatchedBatch) -> list[list[list[Tensor]]]:
+        """The visual tokens of each layer, [layer][image][raster]."""
         kept: dict[int, Tensor] = {}
 
         def keep(layer: int) -> Callable[..., None]:
@@ -279,20 +287,18 @@ class SubsetAlignment:
 
         handles = [self.blocks[layer - 1].register_forward_hook(keep(layer)) for layer in self.layers]
         try:
-            batch = {name: value.to(next(self.model.parameters()).device) for name, value in collate(items).items() if name != "targets"}
-            self.model(**batch)
+            self.model(**send_to_device(batch.inputs, next(self.model.parameters()).device))
         finally:
             for handle in handles:
                 handle.remove()
-        visual = batch["input_ids"] == self.model.config.image_token_id
-        return [[[hidden[own].float().cpu()] for hidden, own in zip(kept[layer], visual, strict=True)] for layer in self.layers]
+        return [[[kept[layer][row, index.to(kept[layer].device)].float().cpu() for index in image] for row, image in batch.places] for layer in self.layers]
 
 
-def subset_alignment(recipe: Recipe, prepared: Prepared) -> tuple[SubsetAlignment | None, list[str]]:
+def subset_alignment(recipe: Recipe, prepared: Prepared | PreparedStudent) -> tuple[SubsetAlignment | None, list[str]]:
     """What measures CKNNA during training; a run that cannot have it, such as a baseline without a VFM at hand, goes on, and a sentence says so."""
     if recipe.monitor.cknna_images == 0:
         return None, []
     try:
         return SubsetAlignment(recipe, prepared), []
-    except (ConfigError, WeightsError, UnknownNameError) as error:
+    except (ConfigError, DataError, WeightsError, UnknownNameError) as error:
         return None, [f"CKNNA is not measured during training: {error}"]

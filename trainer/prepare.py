@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from math import isqrt
+from typing import Any, ClassVar, Literal
 
-import torch
-from PIL import Image
+import pandas as pd
 from torch import Tensor
 from transformers import LlavaProcessor, set_seed
 
 from trainer.alignment import attach_alignment
-from trainer.config import AlignmentConfig, Recipe
-from trainer.data import PackedDataset, Packer, first_questions
+from trainer.checkpoint import part
+from trainer.config import AlignmentConfig, OptimConfig, Recipe
+from trainer.conversations import other_images, vfm_tokens
+from trainer.data import PackedDataset, Packer, collate, first_questions
+from trainer.evaluation import answer_packed
 from trainer.features import DerivedFeatures, Features, frozen_features
+from trainer.language import check_language
 from trainer.lora import add_lora
 from trainer.model import (
     AlignedForConditionalGeneration,
@@ -25,10 +30,13 @@ from trainer.model import (
     load_start,
     start_connector,
 )
+from trainer.sampling import Stream
+from trainer.watched import Watched, WatchedBatch
 from workbench.data import Dataset, load_data
+from workbench.data.base import content_hash
 from workbench.mllm.residual import attach_residual
-from workbench.vfm import VFM, load_vfm
-from workbench.weights import check_unchanged, load_weights
+from workbench.vfm import load_vfm
+from workbench.weights import check_unchanged, load_weights, weights_folder
 
 
 @dataclass(frozen=True)
@@ -41,11 +49,72 @@ class Prepared:
     val: PackedDataset
     input_rate: float
     record: dict[str, object]
+    unit: ClassVar[str] = "images"
+
+    def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Items of a data set as a batch."""
+        return collate(items)
+
+    def sampler(self, recipe: Recipe, count: int) -> Stream:
+        """The order of images over the whole training in `count` processes."""
+        return Stream(len(self.train), recipe.optim.steps * recipe.optim.images(count), recipe.seed)
+
+    def aligned(self, batch: dict[str, Any], objective: str) -> Tensor:
+        """What the alignment loss of a batch is a mean over: its visual tokens, or its images."""
+        visual = batch["input_ids"].eq(self.processor.image_token_id)
+        return visual.any(1).sum() if objective == "relation" else visual.sum()
+
+    def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
+        """For AdamW; the connector's first weight, whose input has a small deviation, takes proportionally larger steps and no decay.
+
+        Adam's steps have the size of the learning rate whatever the gradient, so this equals training on standardised inputs.
+        """
+        trainable = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        return [
+            {
+                "params": [p for n, p in trainable if n.endswith("linear_1.weight")],
+                "lr": optim.learning_rate * self.input_rate,
+                "weight_decay": 0.0,
+            },
+            {"params": [p for n, p in trainable if p.ndim > 1 and not n.endswith("linear_1.weight")], "weight_decay": optim.weight_decay},
+            {"params": [p for n, p in trainable if p.ndim == 1], "weight_decay": 0.0},
+        ]
+
+    def evaluate(self, batch_size: int) -> pd.DataFrame:
+        """Whether each question of the validation split is answered right; see `answer_packed`."""
+        return answer_packed(self.model, self.val, batch_size)
+
+    def watched(self, recipe: Recipe) -> Watched:
+        """The first validation images; the visual tokens stand before the questions, which therefore do not change them."""
+        data, tokens, size = self.val.data, self.val.inputs.shape[1], recipe.optim.batch_size
+        scenes = data.scenes[: recipe.monitor.cknna_images]
+        few = Dataset(data.name, [sample for scene in scenes for sample in scene], content_hash(data.fingerprint, len(scenes)), sorted(data.vocabulary))
+        features, record = vfm_features(recipe, few, (isqrt(tokens), isqrt(tokens)))
+        batches = []
+        for start in range(0, len(scenes), size):
+            rows = range(start, min(start + size, len(scenes)))
+            inputs = collate([self.val[i] for i in rows])
+            places = [(row, [own.nonzero().flatten()]) for row, own in enumerate(inputs["input_ids"] == self.processor.image_token_id)]
+            batches.append(WatchedBatch(inputs, places, {name: [[image] for image in values.rows(rows)] for name, values in features.items()}))
+        return Watched(batches, record["vfm_fingerprint"])
+
+    def check_frozen(self, recipe: Recipe, state: Mapping[str, Tensor]) -> None:
+        """See that training left alone what it should.
+
+        Args:
+            state: the model's tensors, whole.
+
+        Raises:
+            WeightsError: the tower, or the language model where only the connector is trained, no longer holds its pretrained values.
+        """
+        check_unchanged(recipe.model.tower, part(state, "model.vision_tower."), load_weights(recipe.model.tower))
+        if recipe.model.language is not None and recipe.model.train == "connector" and recipe.start is None:
+            check_language(self.model.student, weights_folder(recipe.model.language), dict(state))
 
 
 def prepare(recipe: Recipe) -> Prepared:
     """Build model, data and features. The language model's initial weights depend on the seed only, never on the alignment."""
-    train, val = load_data(recipe.data.train, limit=recipe.data.limit_train), load_data(recipe.data.val, limit=recipe.data.limit_val)
+    train, val = load_data(recipe.data.train[0], limit=recipe.data.limit_train), load_data(recipe.data.val, limit=recipe.data.limit_val)
     processor = build_processor(recipe.model, sorted(train.vocabulary | val.vocabulary))
     set_seed(recipe.seed)
     llava, parts = build_llava(recipe.model, processor)
@@ -109,13 +178,9 @@ def vfm_features(recipe: Recipe, data: Dataset, grid: tuple[int, int]) -> tuple[
     for name in recipe.alignment.vfm:
         vfm = load_vfm(name, teacher_norm=recipe.alignment.teacher_norm)
         key = (vfm.entry.identity(), grid)
-        features[name] = frozen_features(data, key, partial(_tokens, vfm, grid), what=vfm.name, mode=recipe.data.features)
+        features[name] = frozen_features(data, key, partial(vfm_tokens, vfm, grid), what=vfm.name, mode=recipe.data.features)
         records.append(vfm.record())
     return features, dict(records[0]) if len(records) == 1 else {key: [record[key] for record in records] for key in records[0]}
-
-
-def _tokens(vfm: VFM, grid: tuple[int, int], images: list[Image.Image]) -> Tensor:
-    return vfm(images, grid=grid).tokens()
 
 
 def _controlled(settings: AlignmentConfig, targets: Features, seed: int) -> Features:
@@ -123,13 +188,5 @@ def _controlled(settings: AlignmentConfig, targets: Features, seed: int) -> Feat
     if settings.centre:
         targets = DerivedFeatures(targets, minus=targets.mean())
     if settings.images == "others":
-        order = _cyclic(torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed)))
-        targets = DerivedFeatures(targets, order=order.tolist())
+        targets = DerivedFeatures(targets, order=other_images(len(targets), seed))
     return targets
-
-
-def _cyclic(order: Tensor) -> Tensor:
-    """A permutation without fixed points: each element goes to the next one in `order`."""
-    result = torch.empty_like(order)
-    result[order] = order.roll(1)
-    return result

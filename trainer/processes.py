@@ -105,6 +105,17 @@ def _start_again() -> None:
     os.execv(sys.executable, [*launch, *sys.argv[1:]])
 
 
+def device() -> str:
+    """Where this process computes: a GPU of its own in each of several processes."""
+    import torch
+
+    if count() == 1:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    from accelerate import PartialState
+
+    return str(PartialState().device)
+
+
 def together(action: Callable[[], Result]) -> Result:
     """Run `action` in every process and wait for all; if it fails in one, every process stops, and only one says why.
 

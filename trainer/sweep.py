@@ -264,6 +264,8 @@ def accuracies(sweep: Sweep) -> pd.DataFrame:
     for job in sweep.runs():
         if job.finished:
             table = pd.read_parquet(job.folder / "evaluation.parquet")
+            if "correct" not in table:
+                raise RunError(f"{job.folder} was evaluated by its loss: expected validation questions with options, whose answers a sweep compares")
             types = table.groupby("category").agg(accuracy=("correct", "mean"), n=("correct", "size"), chance=("chance", "mean"))
             mean = pd.DataFrame({"accuracy": types["accuracy"].mean(), "n": len(table), "chance": types["chance"].mean()}, index=[MEAN])
             rows.append(pd.concat([types, mean]).rename_axis("category").reset_index().assign(variant=job.name, seed=job.seed))

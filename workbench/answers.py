@@ -53,7 +53,7 @@ class Quiz:
         self.mllm, self.batch_size, self.first = mllm, batch_size, first
         self.samples = [sample for scene in scenes for sample in scene]
         self.owner = torch.tensor([number for number, scene in enumerate(scenes) for _ in scene])
-        self._options = _option_ids(mllm, self.samples)
+        self._options = option_ids(mllm, self.samples)
         chunks = [self.samples[start : start + batch_size] for start in range(0, len(self.samples), batch_size)]
         self._batches = [mllm.encode([s.image for s in chunk], [s.question for s in chunk]) for chunk in chunks]
         self._shared = self._share(scenes, features) if _may_share(mllm) else None
@@ -212,7 +212,7 @@ def _may_share(mllm: MLLM) -> bool:
     return mllm.family.shares_prefix and mllm.residual is None and kinds == {"full_attention"} and getattr(text, "sliding_window", None) is None
 
 
-def _option_ids(mllm: MLLM, samples: Sequence[Sample]) -> Int[Tensor, "question option"]:
+def option_ids(mllm: MLLM, samples: Sequence[Sample]) -> Int[Tensor, "question option"]:
     """First token of every option, -1 where a question has fewer options."""
     tokenizer, known = mllm.processor.tokenizer, {}
     for options in {sample.options for sample in samples}:

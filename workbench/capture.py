@@ -67,7 +67,7 @@ def read(
             taken[layer] = [row[where].float().cpu() for row, where in zip(hidden, index, strict=True)]
 
     def keep_tower(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        features.extend(_by_token(mllm, args[0])[rows.to(args[0].device)].float().cpu() for rows in tower_rows(mllm, found))
+        features.extend(by_token(mllm, args[0])[rows.to(args[0].device)].float().cpu() for rows in tower_rows(mllm, found))
 
     with mllm.lock, torch.inference_mode(), _hooks(mllm, keep, keep_tower if tower else None):
         mllm.model(**batch.inputs, use_cache=False, logits_to_keep=1)
@@ -106,7 +106,7 @@ def _positions_of(found: list[list[VisualTokens]]) -> list[Int[Tensor, token]]: 
     return [torch.cat([part.index for part in sample]) if sample else torch.empty(0, dtype=torch.long) for sample in found]
 
 
-def _by_token(mllm: MLLM, features: Tensor) -> Float[Tensor, "row features"]:
+def by_token(mllm: MLLM, features: Tensor) -> Float[Tensor, "row features"]:
     """The connector's input, one row for each visual token."""
     return features.reshape(-1, features.shape[-1] * mllm.family.merged(mllm.config))
 
@@ -435,7 +435,7 @@ def edit(mllm: MLLM, batch: Batch, *, at: Place, fn: Edit, keep: int = 1) -> Flo
     def change(hidden: Tensor) -> Tensor:
         changed = hidden.clone()
         if layer == "tower":
-            flat = _by_token(mllm, changed)
+            flat = by_token(mllm, changed)
             for sample, own in enumerate(rows):
                 if len(own):
                     flat[own] = edited(fn, flat[own], sample)

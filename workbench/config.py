@@ -41,7 +41,8 @@ def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str
     for word in argv:
         if word.startswith("--") and word != "--help":
             key = word[2:].split("=")[0].replace("-", "_")
-            _check_known(key.removeprefix("no_") if known.get(key.removeprefix("no_")) is bool else key, known, f"option '{word.split('=')[0]}'")
+            positive = re.sub(r"(^|\.)no_", r"\1", key)  # --data.no-group
+            _check_known(positive if known.get(positive) is bool else key, known, f"option '{word.split('=')[0]}'")
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):

@@ -40,6 +40,7 @@ def _training(models: list[str]) -> None:
     _alignment_curves(chosen)
     _warnings(logs)
     tables = {name: pd.read_parquet(file) for name in chosen if (file := below_root(name) / "accuracy.parquet").exists()}
+    tables = {name: table for name, table in tables.items() if "accuracy" in table}  # a model of conversations may have a loss instead
     if tables:
         st.subheader("Accuracy by question type")
         st.plotly_chart(figures.accuracy_by_type(tables), width="stretch", config=figures.EXPORT, key="accuracy")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -83,6 +83,31 @@ class Sample:
         return self.load()
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """Questions and their answers in turn, after the images they are about: what a multimodal model is trained on.
+
+    Attributes:
+        id: unique within the data set.
+        turns: (question, answer), one after another.
+        loads: each returns one of the images, which all stand before the first question; () for text alone.
+    """
+
+    id: str
+    turns: tuple[tuple[str, str], ...]
+    loads: tuple[Callable[[], Image.Image], ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        """The images in RGB, upright."""
+        return tuple(load() for load in self.loads)
+
+    @property
+    def length(self) -> int:
+        """Characters of all turns, by which conversations of about the same length are found."""
+        return sum(len(question) + len(answer) for question, answer in self.turns)
+
+
 def asked_object(sample: Sample) -> Object | None:
     """The one object of the image that the question names, or None where it names none, several, or one of several alike.
 
@@ -145,12 +170,79 @@ class Dataset:
         return set(self._words) or {word for s in self.samples for word in f"{s.question} {s.answer}".split()}
 
     @cached_property
+    def conversations(self) -> list[Conversation]:
+        """One for each image: all its questions in turn.
+
+        Raises:
+            DataError: questions without an answer, such as those of a folder of photographs.
+        """
+        if unanswered := next((s for s in self.samples if not s.answer), None):
+            raise DataError(f"data set '{self.name}' has questions without an answer, first {unanswered.id}: expected answers to train on")
+        return [Conversation(scene[0].image_id, tuple((s.question, s.answer) for s in scene), (scene[0].load,)) for scene in self.scenes]
+
+    @cached_property
     def scenes(self) -> list[list[Sample]]:
         """The samples grouped by image, in order."""
         groups: dict[str, list[Sample]] = {}
         for sample in self.samples:
             groups.setdefault(sample.image_id, []).append(sample)
         return list(groups.values())
+
+
+class ConversationDataset(Dataset):
+    """A data set that is conversations in the first place.
+
+    As samples it gives the first question of each conversation with one image (later turns need the earlier ones), or those that are given.
+    """
+
+    def __init__(self, name: str, conversations: Sequence[Conversation], fingerprint: str, samples: Sequence[Sample] | None = None) -> None:
+        if not conversations:
+            raise DataError(f"data set '{name}' has no conversations")
+        self._conversations = list(conversations)
+        first = [Sample(c.id, c.id, c.loads[0], *c.turns[0]) for c in conversations if len(c.loads) == 1]
+        self.name, self.samples, self.fingerprint, self._words = name, list(first if samples is None else samples), fingerprint, ()
+
+    @property
+    def conversations(self) -> list[Conversation]:  # type: ignore[override]
+        return self._conversations
+
+
+def mixed(parts: Sequence[Dataset], weights: Sequence[float], seed: int = 0) -> ConversationDataset:
+    """Conversations of several data sets as one epoch: each comes `weight` times, where 2.5 is all of it twice and a random half once more.
+
+    Raises:
+        DataError: another number of weights, or none above 0.
+    """
+    if len(weights) != len(parts) or not all(weight > 0 for weight in weights):
+        raise DataError(f"weights are {', '.join(f'{w:g}' for w in weights)}: expected {len(parts)} numbers above 0, one for each data set")
+    chosen: list[Conversation] = []
+    for number, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+        own, whole = part.conversations, int(weight)
+        some = np.random.default_rng([seed, number]).choice(len(own), round((weight - whole) * len(own)), replace=False)
+        chosen += [*own * whole, *(own[i] for i in np.sort(some))]
+    fingerprint = content_hash("mixed", seed, *((part.fingerprint, float(weight)) for part, weight in zip(parts, weights, strict=True)))
+    return ConversationDataset(" + ".join(part.name for part in parts), chosen, fingerprint)
+
+
+def spec_options(spec: str, known: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Split `PATH?option=value&...` into the path and its options, with the defaults of `known`.
+
+    Raises:
+        UnknownNameError: an option that is not among them.
+    """
+    path, _, rest = spec.partition("?")
+    given = dict(pair.partition("=")[::2] for pair in rest.split("&") if pair)
+    for name in given:
+        if name not in known:
+            raise UnknownNameError(f"option of {path}", name, known)
+    return path, {**known, **given}
+
+
+def subset(count: int, limit: int | None, seed: int) -> list[int]:
+    """All of `count` indices, or a random `limit` of them drawn with `seed`, in order."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    return [int(i) for i in np.sort(np.random.default_rng(seed).choice(count, limit, replace=False))]
 
 
 Loader = Callable[..., Dataset]

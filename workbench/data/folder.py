@@ -9,10 +9,9 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from workbench.data.base import DATASETS, Dataset, Sample, content_hash, upright_rgb
+from workbench.data.base import DATASETS, Dataset, Sample, content_hash, subset, upright_rgb
 from workbench.errors import DataError
 from workbench.weights import sha256
 
@@ -33,9 +32,7 @@ def folder(path: str, *, limit: int | None = None, seed: int = 0) -> Dataset:
     files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
         raise DataError(f"folder '{path}' holds no pictures: expected files ending in {', '.join(SUFFIXES)}")
-    if limit is not None and limit < len(files):
-        kept = np.sort(np.random.default_rng(seed).choice(len(files), limit, replace=False))
-        files = [files[i] for i in kept]
+    files = [files[i] for i in subset(len(files), limit, seed)]
     samples = [Sample(str(f.relative_to(root)), str(f.relative_to(root)), partial(read_image, f), question=QUESTION) for f in files]
     return Dataset(f"folder:{path}", samples, content_hash("folder", *(sha256(f) for f in files)))
 

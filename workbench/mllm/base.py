@@ -29,6 +29,8 @@ from workbench.weights import fingerprint
 log = logging.getLogger(__name__)
 
 Box = tuple[float, float, float, float]
+Pictures = tuple[tuple[Image.Image, ...], ...]
+"""[sample][image]"""
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 RECOMPUTED = ("position_ids", "inv_freq")  # buffers that old checkpoints carry and every model computes for itself
@@ -78,7 +80,7 @@ class Batch:
     """
 
     inputs: BatchFeature
-    images: tuple[tuple[Image.Image, ...], ...]
+    images: Pictures
     prompts: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -226,19 +228,23 @@ class MLLM:
         Raises:
             ModelError: the question contains the image placeholder, or the template gives another number of them.
         """
-        for place in {self.processor.image_token, self.processor.tokenizer.convert_ids_to_tokens(self.config.image_token_id)}:
-            if place in question:
-                raise ModelError(f"the question contains '{place}', this model's image placeholder: expected text only, since images come before it")
+        self.check_text("question", question)
         if self.processor.chat_template is None:
             return self.processor.image_token * images + question
         content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
         text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
-        if text.count(self._template_place) != images:
-            raise ModelError(f"{self.name}: its chat template gives {text.count(self._template_place)} image placeholders for {images} images")
+        if text.count(self.template_place) != images:
+            raise ModelError(f"{self.name}: its chat template gives {text.count(self.template_place)} image placeholders for {images} images")
         return text
 
+    def check_text(self, what: str, text: str) -> None:
+        """Raise a ModelError if a text contains the image placeholder."""
+        for place in {self.processor.image_token, self.processor.tokenizer.convert_ids_to_tokens(self.config.image_token_id)}:
+            if place in text:
+                raise ModelError(f"the {what} contains '{place}', this model's image placeholder: expected text only, since images come before it")
+
     @property
-    def _template_place(self) -> str:
+    def template_place(self) -> str:
         """What a processor replaces by an image's tokens: in some families not the visual token itself, but the mark that begins an image."""
         return getattr(self.processor, "boi_token", None) or self.processor.image_token
 
@@ -251,20 +257,38 @@ class MLLM:
         """
         if len(images) != len(prompts):
             raise ModelError(f"{len(images)} images for {len(prompts)} prompts: expected one entry of images for each prompt")
-        pictures = tuple(tuple(upright_rgb(i) for i in ([one] if isinstance(one, Image.Image) else one)) for one in images)
+        pictures = upright(images)
         texts = [self.prompt(question, len(own)) for question, own in zip(prompts, pictures, strict=True)]
+        return self.process(pictures, texts, prompts)
+
+    def process(self, pictures: Pictures, texts: Sequence[str], prompts: Sequence[str], **options: Any) -> Batch:
+        """Pictures and texts in the model's own format through its own processor: the one way into the model, for questions and for training.
+
+        Args:
+            texts: with image placeholders.
+            prompts: what the batch says that was asked.
+            options: of the processor.
+
+        Raises:
+            ModelError: an image that the processor cannot take.
+        """
         given = [list(own) for own in pictures] if any(pictures) else None
-        bos = self.processor.tokenizer.bos_token
-        special = not (bos and texts and texts[0].startswith(bos))  # the template may have put it there already, and one is enough
         try:
             with self.lock:
-                inputs = self.processor(images=given, text=texts, padding=True, return_tensors="pt", add_special_tokens=special)
+                inputs = self.processor(
+                    images=given, text=list(texts), padding=True, return_tensors="pt", add_special_tokens=self.adds_special(texts), **options
+                )
         except (ValueError, ZeroDivisionError, RuntimeError) as error:
             sizes = [f"{i.width} x {i.height} px" for own in pictures for i in own]
             what = f"images of {', '.join(sizes[:4])}" if all(pictures) else "a prompt without an image here"
             raise ModelError(f"{self.name}: its processor cannot take {what} ({_first_line(error)})") from error
         inputs = BatchFeature({name: value for name, value in inputs.items() if name != "labels"})
         return Batch(inputs.to(self.device), pictures, tuple(prompts))
+
+    def adds_special(self, texts: Sequence[str]) -> bool:
+        """Whether the tokenizer begins a text with its own tokens: the template may have put BOS there already, and one is enough."""
+        bos = self.processor.tokenizer.bos_token
+        return not (bos and texts and texts[0].startswith(bos))
 
     def visual_tokens(self, batch: Batch) -> list[list[VisualTokens]]:
         """Where the visual tokens of each sample are: [sample][image or tile].
@@ -355,6 +379,11 @@ class MLLM:
         with self.lock:
             logits = self.model(**inputs, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1].float()
         return logits.log_softmax(-1).gather(1, own.T)[:, 0].cpu()
+
+
+def upright(images: Sequence[Image.Image | Sequence[Image.Image]]) -> Pictures:
+    """The pictures of each sample, upright and in RGB."""
+    return tuple(tuple(upright_rgb(i) for i in ([one] if isinstance(one, Image.Image) else one)) for one in images)
 
 
 def last_logits(output: Any, batch: Batch) -> Float[Tensor, "sample vocab"]:

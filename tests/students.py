@@ -1,0 +1,51 @@
+"""A small world for models of tests/tiny.py to train on: pictures of one colour and conversations about them in words that they know."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tests.tiny import build
+
+FLAGS = ["--log_every", "1", "--eval_every", "4", "--save_every", "2", "--optim.steps", "4", "--optim.batch_size", "2", "--optim.warmup", "1"]
+VIRAL = ["--alignment.objective", "cosine", "--alignment.layer", "2", "--alignment.hidden", "8", "--alignment.vfm", "efficientnet-lite0"]
+
+
+def picture(seed: int, width: int = 90, height: int = 60) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def rows(images: int = 8, texts: int = 2) -> list[dict[str, Any]]:
+    """Conversations of one or two turns, some about two images, and some about none."""
+    found: list[dict[str, Any]] = []
+    for n in range(images):
+        names = [f"coco/{n}.png"] + ([f"gqa/{n}.png"] if n % 4 == 3 else [])
+        said = [("human", "<image>\n" * len(names) + "what is this ?"), ("gpt", "a red cat" if n % 2 else "a blue dog")]
+        if n % 3 == 0:
+            said += [("human", "what color ?"), ("gpt", "red" if n % 2 else "blue")]
+        found.append({"id": n, "image": names if len(names) > 1 else names[0], "conversations": [{"from": a, "value": b} for a, b in said]})
+    for n in range(texts):
+        found.append({"id": f"t{n}", "conversations": [{"from": "human", "value": "one of the two ?"}, {"from": "gpt", "value": "one" if n else "two"}]})
+    return found
+
+
+def write(folder: Path, given: list[dict[str, Any]] | None = None) -> Path:
+    """A LLaVA JSON file with its images below `folder`."""
+    given = rows() if given is None else given
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, row in enumerate(given):
+        for name in [row["image"]] if isinstance(row.get("image"), str) else row.get("image", []):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            picture(number + 100 * name.startswith("gqa")).save(folder / name)
+    (folder / "mix.json").write_text(json.dumps(given))
+    return folder / "mix.json"
+
+
+def world(root: Path, family: str = "llava") -> tuple[Path, list[str]]:
+    """A small model of a family, and the flags that train it on a small world."""
+    model, file = build(family, root / family), write(root / "world")
+    return model, ["--model.name", str(model), "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *FLAGS]

@@ -1,0 +1,261 @@
+"""Conversations: what each family's template lets a model learn equals encoded prefixes; files are read whole or refused; batches are grouped and exact."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.students import picture, rows, write
+from tests.tiny import BUILDERS, build
+from trainer.conversations import GroupedSampler
+from workbench.data import load_data
+from workbench.data.base import Conversation, mixed
+from workbench.errors import DataError, ModelError, UnknownNameError
+from workbench.mllm import MLLM
+from workbench.mllm.conversation import IGNORED, encode_conversations
+
+TURNS = [[("what is this ?", "a red cat"), ("what color ?", "red")], [("is this a dog ?", "no")]]
+
+
+def ids_of(mllm: MLLM, images: list[Any], text: str) -> torch.Tensor:
+    """Tokens of one text that already is in the model's format."""
+    return mllm.process((tuple(images),), [text], ["?"]).inputs["input_ids"][0]
+
+
+def by_prefixes(mllm: MLLM, images: list[Any], turns: list[tuple[str, str]], place: str, bos: str, end: str, after: str) -> torch.Tensor:
+    """Labels of one conversation, from the lengths of its encoded beginnings; the format is written out by hand."""
+    text, labels = f"{bos}", ids_of(mllm, images, bos + place * len(images) or "x").new_empty(0)
+    for number, (question, answer) in enumerate(turns):
+        text += f"User : {place * len(images) if number == 0 else ''} {question} Assistant :"
+        start = len(ids_of(mllm, images, text))
+        text += f" {answer}{end}"
+        ids = ids_of(mllm, images, text)
+        labels = torch.cat([labels, torch.full((start - len(labels),), IGNORED), ids[start:]])
+        text += after
+    return labels
+
+
+@pytest.mark.parametrize("name", sorted(set(BUILDERS) - {"paligemma"}))
+def test_what_is_learnt_equals_encoded_prefixes(name: str, tmp_path: Path) -> None:
+    mllm = MLLM.load(str(build(name, tmp_path / "m")), validate=False)
+    bos = "<bos>" if (mllm.processor.chat_template or "").startswith("{{ bos_token }}") else ""
+    place = {"gemma3": "<start_of_image>", "internvl": "<IMG_CONTEXT>"}.get(name, "<image>")
+    if name.startswith("qwen"):
+        place = "<|vision_start|> <|image_pad|> <|vision_end|>"
+    plain = mllm.processor.chat_template
+    for end, after, template in ((" <eos>", "\n", plain), ("<eos>", "", plain.replace(" <eos>", ""))):  # and a template that ends no turn
+        mllm.processor.chat_template = template
+        for images in ([[picture(0)], [picture(1, 40, 80)]], [[picture(0), picture(2)], []], [[], []]):
+            batch, labels = encode_conversations(mllm, images, TURNS)
+            for row in range(2):
+                expected = by_prefixes(mllm, images[row], TURNS[row], place, bos, end, after)
+                ids = batch.inputs["input_ids"][row][batch.inputs["attention_mask"][row].bool()]
+                assert torch.equal(labels[row, : len(expected)], expected) and (labels[row, len(expected) :] == IGNORED).all()
+                asked = mllm.encode([images[row]], [TURNS[row][0][0]]).inputs["input_ids"][0]
+                assert torch.equal(ids[: len(asked)], asked) and int((labels[row] != IGNORED).long().argmax()) == len(asked)
+            assert mllm.processor.tokenizer.decode(labels[0][labels[0] != IGNORED]).split() == ["a", "red", "cat", "<eos>", "red", "<eos>"]
+
+
+def test_a_model_without_a_template_learns_the_suffix(tmp_path: Path) -> None:
+    mllm = MLLM.load(str(build("paligemma", tmp_path / "m")), validate=False)
+    turns = [TURNS[0][:1], TURNS[1]]
+    batch, labels = encode_conversations(mllm, [picture(0), picture(1)], turns)
+    for row, ((question, answer),) in enumerate(turns):
+        prompt = mllm.encode([picture(row)], [question]).inputs["input_ids"][0]
+        tail = mllm.processor.tokenizer(f"{answer} <eos>", add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+        whole = torch.cat([prompt, tail])
+        assert torch.equal(batch.inputs["input_ids"][row, : len(whole)], whole)
+        assert torch.equal(labels[row, len(prompt) : len(whole)], tail) and int((labels[row] != IGNORED).sum()) == len(tail)
+    with pytest.raises(ModelError, match="knows one question"):
+        encode_conversations(mllm, [picture(0)], TURNS[:1])
+
+
+def test_sequences_are_cut_but_not_inside_an_image(tmp_path: Path) -> None:
+    mllm = MLLM.load(str(build("llava", tmp_path / "m")), validate=False)
+    whole, labels = encode_conversations(mllm, [picture(0)], TURNS[:1])
+    cut, short = encode_conversations(mllm, [picture(0)], TURNS[:1], max_length=30)
+    assert cut.inputs["input_ids"].shape == cut.inputs["attention_mask"].shape == short.shape == (1, 30) and torch.equal(labels[:, :30], short)
+    assert whole.inputs["input_ids"].shape[1] > 30
+    with pytest.raises(ModelError, match="reaches beyond 10 tokens"):
+        encode_conversations(mllm, [picture(0)], TURNS[:1], max_length=10)
+    with pytest.raises(ModelError, match="the answer contains '<image>'"):
+        encode_conversations(mllm, [picture(0)], [[("what is this ?", "an <image>")]])
+
+
+# --- files -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_llava_json_is_read_as_it_stands(tmp_path: Path) -> None:
+    file = write(tmp_path / "w")
+    data = load_data(f"llava_json:{file}")
+    first, other, text = data.conversations[0], data.conversations[3], data.conversations[-1]
+    assert first.turns == (("what is this ?", "a blue dog"), ("what color ?", "blue")) and len(first.loads) == 1 and len(other.loads) == 2
+    assert text.loads == () and text.turns == (("one of the two ?", "one"),)
+    assert first.images[0].tobytes() == picture(0).tobytes() and other.images[1].tobytes() == picture(103).tobytes()
+    assert len(data.conversations) == 10 and len(data.samples) == 6  # samples: one image each
+    some = load_data(f"llava_json:{file}", limit=4, seed=1)
+    assert len(some.conversations) == 4 and some.fingerprint != data.fingerprint == load_data(f"llava_json:{file}").fingerprint
+    moved = tmp_path / "elsewhere"
+    (tmp_path / "w" / "coco").rename(tmp_path / "c")
+    moved.mkdir()
+    (tmp_path / "c").rename(moved / "coco")
+    (tmp_path / "w" / "gqa").rename(moved / "gqa")
+    assert load_data(f"llava_json:{file}?images={moved}").fingerprint == data.fingerprint
+    lines = tmp_path / "w" / "mix.jsonl"
+    lines.write_text("\n".join(map(json.dumps, rows())))
+    assert [c.turns for c in load_data(f"llava_json:{lines}?images={moved}").conversations] == [c.turns for c in data.conversations]
+
+
+def test_rows_are_held_out(tmp_path: Path) -> None:
+    file = write(tmp_path / "w")
+    train, val = ({c.id for c in load_data(f"llava_json:{file}?split={split}&held=3").conversations} for split in ("train", "val"))
+    assert len(val) == 3 and not train & val and train | val == {c.id for c in load_data(f"llava_json:{file}").conversations}
+    with pytest.raises(DataError, match="held is 10: expected 1 to 9"):
+        load_data(f"llava_json:{file}?split=val&held=10")
+
+
+def test_missing_images_are_counted_and_named_before_anything_starts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = write(tmp_path / "w")
+    for name in ("coco/1.png", "coco/3.png", "gqa/3.png"):
+        (tmp_path / "w" / name).unlink()
+    message = r"3 images of mix.json are not below .* \(coco 2, gqa 1\), first coco/1.png, coco/3.png, gqa/3.png"
+    with pytest.raises(DataError, match=message):
+        load_data(f"llava_json:{file}")
+    data = load_data(f"llava_json:{file}?missing=skip")
+    assert len(data.conversations) == 8 and "2 of 10 rows are left out" in caplog.text
+
+
+HUMAN, GPT = {"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "a cat"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"image": "coco/0.png"}, "row 2 has no `conversations`"),
+        ({"image": "coco/0.png", "conversations": []}, "row 2 has no list of messages"),
+        ({"image": "coco/0.png", "conversations": [HUMAN, HUMAN]}, "row 2, message 2: expected an answer, since they take turns"),
+        ({"image": "coco/0.png", "conversations": [HUMAN]}, "row 2 has no question with an answer"),
+        ({"image": "coco/0.png", "conversations": [HUMAN, {"from": "gpt", "value": 7}]}, "row 2, message 2: expected `from` human or gpt"),
+        ({"image": "coco/0.png", "conversations": [HUMAN, {"from": "cat", "value": "x"}]}, "row 2, message 2: expected `from` human or gpt"),
+        ({"conversations": [HUMAN, GPT]}, "row 2 has 1 times <image> for 0 images"),
+        ({"image": ["coco/0.png"] * 2, "conversations": [HUMAN, GPT]}, "row 2 has 1 times <image> for 2 images"),
+        ({"image": "coco/0.png", "conversations": [GPT | {"from": "human"}, GPT]}, "row 2 has 1 image and no <image> in its first question"),
+        ({"image": "coco/0.png", "conversations": [HUMAN, GPT, HUMAN, GPT]}, "row 2 has <image> in turn 2 after the first question"),
+        ({"image": "../secret.png", "conversations": [HUMAN, GPT]}, "expected a path below the image root"),
+        ({"image": 3, "conversations": [HUMAN, GPT]}, "row 2 has `image` 3"),
+        ("text", "row 2 has no `conversations`"),
+    ],
+)
+def test_a_broken_row_is_a_number_and_a_reason(tmp_path: Path, row: Any, message: str) -> None:
+    file = write(tmp_path / "w", rows(1, 0))
+    file.write_text(json.dumps([*rows(1, 0), row]))
+    with pytest.raises(DataError) as error:
+        load_data(f"llava_json:{file}")
+    assert message in str(error.value) and "1 broken row" in str(error.value)
+
+
+def test_files_and_options_that_are_not_there(tmp_path: Path) -> None:
+    file = write(tmp_path / "w", rows(1, 0))
+    for spec, message in (
+        (f"{file}x", "does not exist"),
+        (f"{file}?images={tmp_path}/none", "image root '.*none' does not exist"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_data(f"llava_json:{spec}")
+    with pytest.raises(UnknownNameError, match="did you mean 'images'"):
+        load_data(f"llava_json:{file}?imags=x")
+    file.write_text('[{"id": 1,}]')
+    with pytest.raises(DataError, match=r"is not valid JSON \(.*line 1"):
+        load_data(f"llava_json:{file}")
+    file.write_text('{"id": 1}')
+    with pytest.raises(DataError, match="holds dict: expected a list"):
+        load_data(f"llava_json:{file}")
+
+
+def test_hugging_face_data_sets(tmp_path: Path) -> None:
+    if os.environ.get("CI"):
+        import datasets
+    else:
+        datasets = pytest.importorskip("datasets")
+    chat = [{"from": "human", "value": "<image>what is this ?"}, {"from": "gpt", "value": "a cat"}]
+    table = datasets.Dataset.from_dict({"image": [picture(0), picture(1)], "conversations": [chat, chat]})
+    (tmp_path / "p").mkdir()
+    table.cast_column("image", datasets.Image()).to_parquet(tmp_path / "p" / "train-00000.parquet")
+    data = load_data(f"hf:{tmp_path / 'p'}")
+    assert [c.turns for c in data.conversations] == [(("what is this ?", "a cat"),)] * 2
+    assert data.conversations[1].images[0].tobytes() == picture(1).tobytes()
+    file = tmp_path / "q.jsonl"
+    picture(0).save(tmp_path / "0.png")
+    row = {"image": "0.png", "question": "what is this ?", "answer": "cat", "options": ["cat", "dog"], "category": "kind"}
+    file.write_text("\n".join(map(json.dumps, [row, row | {"answer": "dog"}])))
+    asked = load_data(f"hf:{file}")
+    assert [s.answer for s in asked] == ["cat", "dog"] and asked[0].options == ("cat", "dog") and asked[0].category == "kind"
+    assert asked.conversations[0].images[0].tobytes() == picture(0).tobytes()
+    parts = [{"type": "image"}, {"type": "text", "text": "what is this ?"}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "a cat"}]}]
+    (tmp_path / "m.jsonl").write_text(json.dumps({"images": ["0.png"], "messages": messages}))
+    assert load_data(f"hf:{tmp_path / 'm.jsonl'}").conversations[0].turns == (("what is this ?", "a cat"),)
+    for content, message in (
+        ({"image": "0.png", "text": "x"}, "has columns image, text: expected conversations, messages, or question and answer"),
+        (row | {"image": "1.png"}, r"row 1: image .*1.png does not exist"),
+        ({"image": "0.png", "messages": messages[:1]}, "row 1 has no question with an answer"),
+    ):
+        file.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=message):
+            load_data(f"hf:{file}")
+    with pytest.raises(DataError, match="could not be loaded"):
+        load_data(f"hf:{tmp_path / 'nowhere'}")
+
+
+def test_mixing_repeats_and_samples(tmp_path: Path) -> None:
+    file, shapes = write(tmp_path / "w"), load_data("shapes:val", limit=4)
+    parts = [load_data(f"llava_json:{file}"), shapes]
+    both = mixed(parts, [2.5, 0.5], seed=3)
+    count = Counter(c.id for c in both.conversations)
+    assert sorted(count[c.id] for c in parts[0].conversations) == [2] * 5 + [3] * 5 and sum(count[c.id] for c in shapes.conversations) == 2
+    assert both.fingerprint == mixed(parts, [2.5, 0.5], seed=3).fingerprint != mixed(parts, [2.5, 0.5], seed=4).fingerprint
+    assert shapes.conversations[0].turns == tuple((s.question, s.answer) for s in shapes.scenes[0])
+    with pytest.raises(DataError, match="weights are 1: expected 2 numbers above 0"):
+        mixed(parts, [1.0])
+    with pytest.raises(DataError, match="questions without an answer"):
+        _ = load_data(f"folder:{tmp_path / 'w'}").conversations
+
+
+# --- order -------------------------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(images=st.integers(0, 40), texts=st.integers(0, 40), group=st.integers(1, 7), seed=st.integers(0, 99))
+def test_groups_are_of_one_kind_and_epochs_are_whole(images: int, texts: int, group: int, seed: int) -> None:
+    if not images + texts:
+        return
+    made = [Conversation(str(n), (("x" * (n % 9), ""),), (picture,) * (n < images)) for n in range(images + texts)]  # type: ignore[arg-type]
+    epochs = 3
+    total = group * (epochs * len(made) // group)
+    order = list(GroupedSampler(made, group, total, seed))
+    assert len(order) == total and order == list(GroupedSampler(made, group, total, seed))
+    assert order[: total // 2] == list(GroupedSampler(made, group, total // 2, seed))  # a longer training begins in the same way
+    counts = Counter(order)
+    assert max(counts.values(), default=0) <= epochs  # so all that is missing after so many epochs is what is left over, less than a group
+    kinds = [len({bool(made[n].loads) for n in order[start : start + group]}) for start in range(0, total, group)]
+    assert sum(kind > 1 for kind in kinds) <= epochs  # what is left over of an epoch
+
+
+def test_groups_are_of_about_one_length_and_differ_by_seed() -> None:
+    made = [Conversation(str(n), (("x" * (n * 7 % 100), ""),)) for n in range(400)]
+    spread = {}
+    for grouped in (True, False):
+        order = torch.tensor(list(GroupedSampler(made, 8, 400, 0, grouped=grouped)))
+        lengths = torch.tensor([c.length for c in made])[order].view(-1, 8)
+        spread[grouped] = (lengths.max(1).values - lengths.min(1).values).float().mean()
+        assert sorted(order.tolist()) == list(range(400))
+    assert spread[True] < 5 < 60 < spread[False]
+    assert list(GroupedSampler(made, 8, 400, 0)) != list(GroupedSampler(made, 8, 400, 1))

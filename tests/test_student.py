@@ -1,0 +1,427 @@
+"""Any family as the student: both losses equal independent ones, the right parts move, runs resume bitwise, folders are plain, bad input is one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import transformers as tf
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, TrainerState, TrainingArguments
+
+from tests.conftest import run
+from tests.students import FLAGS, VIRAL, picture, rows, world, write
+from tests.tiny import VISION, _text, _tokenizer, build
+from trainer.__main__ import main
+from trainer.config import Recipe
+from trainer.loop import AlignmentTrainer, train
+from trainer.monitor import EarlyWarnings, subset_alignment
+from trainer.student import PreparedStudent, prepare_student
+from workbench import cknna
+from workbench.capture import read
+from workbench.config import parse
+from workbench.errors import WorkbenchError
+from workbench.mllm import MLLM
+from workbench.training import checkpoints
+from workbench.vfm import load_vfm, patches_under
+from workbench.weights import fingerprint
+
+
+def recipe_of(flags: list[str], **alignment: Any) -> Recipe:
+    recipe = parse(Recipe, flags, prog="trainer")
+    return replace(recipe, alignment=replace(recipe.alignment, **alignment))
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags of a small LLaVA on a small world."""
+    return world(tmp_path_factory.mktemp("llava"))[1]
+
+
+FAMILIES = ["gemma3", "llava_next", "paligemma", "qwen3_vl", "smolvlm"]  # two-way images, tiles, no template, merged patches, a text model with another path
+
+
+@pytest.mark.parametrize("name", FAMILIES)  # that heads attach to every family is in test_alignment.py, their labels in test_conversations.py
+def test_families_train_and_their_losses_are_those_of_transformers_and_of_the_formula(name: str, tmp_path: Path) -> None:
+    model, file = build(name, tmp_path / name), write(tmp_path / "w", rows(4, 0) if name != "paligemma" else rows(3, 0)[1:])
+    flags = ["--model.name", str(model), "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *VIRAL]
+    ready = prepare_student(recipe_of([*flags, "--data.features", "compute"]))
+    numbers = list(range(len(ready.train)))
+    batch = ready.collate(numbers)
+    wrapped = ready.model.train()
+    plain = MLLM.load(str(model), dtype="float32", validate=False)
+    before = {n: p.clone() for n, p in wrapped.named_parameters()}
+    output = wrapped(**batch)
+
+    inputs = {key: value for key, value in batch.items() if key not in ("labels", "visual", "targets", "aligned")}
+    plain.model.train()
+    torch.testing.assert_close(output.lm_loss, plain.model(**inputs, labels=batch["labels"]).loss, atol=1e-5, rtol=1e-5)
+
+    head = ready.model.alignment.heads[0].double()
+    vfm, cosines = load_vfm("efficientnet-lite0"), []
+    states = plain.model(**inputs, output_hidden_states=True).hidden_states[2]
+    for row, number in enumerate(numbers):
+        images = ready.train.conversations[number].images
+        for part in batch["visual"][row]:
+            (target,) = patches_under(vfm, [images[part.image]], [[part]])[0]
+            cosines.append(torch.nn.functional.cosine_similarity(head(states[row, part.index].double()), target.double().clone(), dim=-1))
+    assert output.alignment_loss.item() == pytest.approx(-torch.cat(cosines).mean().item(), abs=2e-4)
+    head.float()
+
+    optimizer = torch.optim.SGD([p for group in ready.parameter_groups(recipe_of([]).optim) for p in group["params"]], lr=1e-2)
+    (output.lm_loss + 0.5 * output.alignment_loss).backward()
+    optimizer.step()
+    moved = {n for n, p in wrapped.named_parameters() if not torch.equal(p, before[n])}
+    assert {n for n in before if n.startswith("alignment.")} <= moved
+    parts = {part: {f"student.{n}" for n, own in ready.trained.items() if own == part} & moved for part in ("connector", "language")}
+    assert all(parts.values()) and not {n for n in moved if n.startswith("student.")} - set.union(*parts.values())
+    tower = {id(p) for p in plain.model.get_encoder(modality="image").parameters()} - {id(p) for p in plain.connector.parameters()}
+    assert not {f"student.{n}" for n, p in plain.model.named_parameters() if id(p) in tower} & moved
+    ready.check_frozen(recipe_of([]), wrapped.student.state_dict())  # the VFM and the tower hold their values
+    with torch.no_grad():
+        next(p for p in wrapped.student.parameters() if not p.requires_grad).add_(1)
+    with pytest.raises(WorkbenchError, match="a frozen part of the model changed"):
+        ready.check_frozen(recipe_of([]), wrapped.student.state_dict())
+
+
+def trainer_of(ready: PreparedStudent, recipe: Recipe, folder: Path) -> AlignmentTrainer:
+    arguments = TrainingArguments(str(folder), max_steps=1, report_to=[], remove_unused_columns=False, use_cpu=True, label_names=["labels"])
+    return AlignmentTrainer(recipe=recipe, prepared=ready, args=arguments)
+
+
+@pytest.mark.parametrize("objective", ["cosine", "relation"])
+def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tmp_path: Path, objective: str) -> None:
+    """With tiles of different numbers and texts alone among them: 1 x 8 equals 8 x 1."""
+    recipe = recipe_of([*world(tmp_path, "llava_next")[1], *VIRAL], objective=objective)
+    ready = prepare_student(recipe)
+    trainer = trainer_of(ready, recipe, tmp_path)
+    numbers, found = [0, 1, 2, 3, 4, 8, 5, 9], []
+    for parts in ([numbers], [[n] for n in numbers]):
+        ready.model.train().zero_grad()
+        batches, items = trainer.get_batch_samples(iter([ready.collate(part) for part in parts]), len(parts), torch.device("cpu"))
+        for batch in batches:
+            trainer.compute_loss(ready.model, batch, num_items_in_batch=items).backward()
+        found.append({n: p.grad.clone() for n, p in ready.model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, atol=1e-6, rtol=1e-4)
+
+
+def test_text_alone_has_a_language_loss_and_no_alignment_loss(llava: list[str]) -> None:
+    ready = prepare_student(recipe_of([*llava, *VIRAL]))
+    output = ready.model.train()(**ready.collate([8, 9]))
+    assert output.alignment_loss is None and output.lm_loss > 0
+    output.lm_loss.backward()
+    assert all(not p.grad.any() for p in ready.model.alignment.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in ready.mllm.decoder.parameters())
+
+
+def test_cached_targets_are_the_computed_ones_tile_by_tile(tmp_path: Path) -> None:
+    flags = [*world(tmp_path, "llava_next")[1], *VIRAL]
+    cached, computed = (prepare_student(recipe_of([*flags, "--data.features", mode])).collate([3, 0, 8])["targets"] for mode in ("cache", "compute"))
+    for a, b in zip(cached["efficientnet-lite0"], computed["efficientnet-lite0"], strict=True):
+        assert [tuple(t.shape) for t in a] == [tuple(t.shape) for t in b]
+        for one, other in zip(a, b, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    assert [len(own) for own in cached["efficientnet-lite0"]] == [4, 2, 0]
+    centred = prepare_student(recipe_of([*flags, "--data.limit_train", "10"], centre=True))
+    every = [tile for own in centred.collate(list(range(10)))["targets"]["efficientnet-lite0"] for tile in own]
+    assert torch.cat(every).mean(0).abs().max() < 1e-4
+    others = prepare_student(recipe_of(flags, images="others")).collate([3, 0, 8])["targets"]["efficientnet-lite0"]
+    assert all(not torch.equal(a, b) for x, y in zip(cached["efficientnet-lite0"], others, strict=True) for a, b in zip(x, y, strict=True))
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl"])
+def test_own_targets_are_what_the_connector_receives_and_gives(name: str, tmp_path: Path) -> None:
+    flags = [*world(tmp_path, name)[1], *VIRAL]
+    for target in ("encoder", "projector"):
+        ready = prepare_student(recipe_of(flags, target=target))
+        ready.model.train()
+        seen: list[Any] = []
+        plain = ready.model.alignment.losses
+        ready.model.alignment.losses = lambda targets, visual, plain=plain, seen=seen: seen.append(targets) or plain(targets, visual)
+        ready.model(**ready.collate([0, 8, 3]))
+        for row, own in zip((0, 3), seen[0][target], strict=True):
+            conversation = ready.train.conversations[row]
+            (known,) = read(ready.mllm, ready.mllm.encode([conversation.images], [conversation.turns[0][0]]), layers=[0], tower=True)
+            expected = known.tower if target == "encoder" else known.values[0]
+            torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-4)
+            assert not own.requires_grad
+
+
+def folder_of(flags: list[str], folder: Path) -> Path:
+    train(parse(Recipe, [*flags, "--output_dir", str(folder)], prog="trainer"), [])
+    return folder
+
+
+def whole(folder: Path) -> dict[str, torch.Tensor]:
+    return {f"{file.name}/{k}": v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
+
+
+@pytest.mark.parametrize("mode", ["all", "lora"])
+def test_a_run_that_was_cut_off_goes_on_bitwise(mode: str, llava: list[str], tmp_path: Path) -> None:
+    """Over the end of an epoch, with accumulation, dropout in LoRA, and the order of the data from the seed."""
+    more = ["--optim.steps", "6", "--optim.accumulation", "2", "--model.train", mode, "--keep_checkpoints", "None", "--seed", "1"]
+    flags = [*llava, *VIRAL, *more, *(["--model.lora.rank", "2", "--model.lora.dropout", "0.3"] if mode == "lora" else [])]
+    done = folder_of(flags, tmp_path / "whole")
+    assert [c.step for c in checkpoints(done)] == [2, 4, 6]
+    cut = tmp_path / "cut"  # what a run leaves that is killed after its first checkpoint
+    cut.mkdir()
+    shutil.copytree(done / "checkpoint-2", cut / "checkpoint-2")
+    shutil.copy(done / "recipe.yaml", cut)
+    folder_of([*flags, "--resume"], cut)
+    first, second = whole(done), whole(cut)
+    assert first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+    logs = [pd.read_parquet(folder / "training.parquet")[["step", "lm_loss", "alignment_loss", "grad_norm"]].dropna(subset="lm_loss") for folder in (done, cut)]
+    pd.testing.assert_frame_equal(logs[0].reset_index(drop=True), logs[1].reset_index(drop=True))
+
+
+@pytest.mark.parametrize(("name", "mode"), [("llava", "connector"), ("qwen2_5_vl", "lora")])
+def test_the_folder_is_plain_and_what_is_trained_is_recorded(name: str, mode: str, tmp_path: Path) -> None:
+    model, flags = world(tmp_path, name)
+    out = folder_of([*flags, *VIRAL, "--model.train", mode, "--model.lora.rank", "2", "--optim.steps", "2"], tmp_path / "out")
+    old, new = MLLM.load(str(model), validate=False), MLLM.load(str(out), validate=False)
+    assert AutoModelForImageTextToText.from_pretrained(out).config.architectures == old.config.architectures
+    trained = json.loads((out / "training.json").read_text())["trained"]
+    assert [bool(trained[part]) for part in ("tower", "connector", "language", "lora", "head")] == [False, True, mode == "all", mode == "lora", True]
+    before, after = old.model.state_dict(), new.model.state_dict()
+    assert before.keys() == after.keys()
+    moved = {n for n in before if not torch.equal(before[n], after[n])}
+    decoder = next(n for n, part in old.model.named_modules() if part is old.decoder)
+    assert any(n.startswith(decoder) for n in moved) == (mode != "connector") and any(not n.startswith(decoder) for n in moved)
+    head = load_file(out / "alignment_head.safetensors")
+    torch.manual_seed(0)
+    assert set(head) == {f"{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")}
+    loss = pd.read_parquet(out / "accuracy.parquet").iloc[0]
+    assert loss["low"] <= loss["lm_loss"] <= loss["high"] and loss["n"] > loss["n_conversations"] == 10 and loss["chance"] > 3
+    evaluation = pd.read_parquet(out / "evaluation.parquet")
+    assert (evaluation["lm_loss"] * evaluation["tokens"]).sum() / evaluation["tokens"].sum() == pytest.approx(loss["lm_loss"])
+
+
+def test_variants_bfloat16_and_checkpointing_train(llava: list[str], tmp_path: Path) -> None:
+    variants = [
+        ["--alignment.objective", "relation", "--alignment.heads", "none"],
+        ["--alignment.layer", "1", "3", "--alignment.where", "attention", "--alignment.vfm", "efficientnet-lite0", "dinov2-small"],
+        ["--optim.precision", "bfloat16", "--optim.checkpointing", "--optim.connector_rate", "1e-4", "--alignment.schedule", "cosine"],
+        ["--alignment.objective", "none", "--alignment.residual", "encoder"],
+    ]
+    for number, variant in enumerate(variants):
+        out = folder_of([*llava, *VIRAL, *variant, "--optim.steps", "2"], tmp_path / str(number))
+        log = pd.read_parquet(out / "training.parquet")
+        assert log["lm_loss"].dropna().between(1, 20).all() and ("alignment_loss" in log) == ("none" not in variant[:2])
+    assert MLLM.load(str(tmp_path / "3"), validate=False).residual is not None
+    sides = [c for c in pd.read_parquet(tmp_path / "1" / "training.parquet") if c.startswith("alignment_loss/")]
+    assert sides == [f"alignment_loss/layer_{n}/{vfm}" for n in (1, 3) for vfm in ("efficientnet-lite0", "dinov2-small")]
+
+
+def test_questions_with_options_are_answered_as_in_the_analyses(llava: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    lines = []
+    for n in range(5):
+        picture(n).save(tmp_path / f"{n}.png")
+        lines.append(json.dumps({"image": f"{n}.png", "question": "what is this ?", "answer": "cat" if n % 2 else "dog", "options": ["cat", "dog"]}))
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    ready = prepare_student(recipe_of([*llava, "--data.val", f"hf:{tmp_path / 'q.jsonl'}"]))
+    table, mllm = ready.evaluate(2), ready.mllm
+    right = []
+    for n in range(5):
+        scores = mllm.option_logprobs(mllm.encode([picture(n)], ["what is this ?"]), [["cat", "dog"]])[0]
+        right.append(int(scores.argmax()) == (n + 1) % 2)
+    assert table["correct"].tolist() == right and set(table["chance"]) == {0.5} and table["category"].unique().tolist() == ["question"]
+
+
+# --- a LLaVA of released parts ------------------------------------------------------------------------------------------------------------
+
+
+def parts(root: Path, tower: str) -> tuple[Path, Path]:
+    """Folders as the hub has them: a whole CLIP, or a SigLIP tower; a Llama without a chat template, or a Qwen2 with one."""
+    torch.manual_seed(0)
+    tokenizer = _tokenizer()
+    if tower == "clip":
+        text = tf.CLIPTextConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, vocab_size=30)
+        vision = tf.CLIPVisionConfig(**VISION, image_size=56, patch_size=14)
+        tf.CLIPModel(tf.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)).save_pretrained(root / "tower")
+        tf.CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}).save_pretrained(root / "tower")
+        language = tf.LlamaForCausalLM(_text(tf.LlamaConfig, tokenizer))
+    else:
+        tf.SiglipVisionModel(tf.SiglipVisionConfig(**VISION, image_size=56, patch_size=14)).save_pretrained(root / "tower")
+        tf.SiglipImageProcessor(size={"height": 56, "width": 56}).save_pretrained(root / "tower")
+        language = tf.Qwen2ForCausalLM(_text(tf.Qwen2Config, tokenizer, tie_word_embeddings=True))
+        tokenizer.chat_template = (
+            "{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} <eos>\n{% endfor %}{% if add_generation_prompt %}assistant :{% endif %}"
+        )
+    language.save_pretrained(root / "language")
+    tokenizer.save_pretrained(root / "language")
+    return root / "tower", root / "language"
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_first_stage_from_released_parts_and_a_second_one_after_it(kind: str, tmp_path: Path) -> None:
+    tower, language = parts(tmp_path / kind, kind)
+    file = write(tmp_path / "w")
+    data = ["--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *FLAGS, "--optim.steps", "2", "--save_every", "2"]
+    first = folder_of(["--model.tower", str(tower), "--model.language", str(language), "--model.train", "connector", *data], tmp_path / "stage1")
+    mllm = MLLM.load(str(first))  # with the causal check of its visual tokens
+    old = tf.AutoModelForCausalLM.from_pretrained(language)
+    kept = {n: v for n, v in old.base_model.state_dict().items() if "embed" not in n}
+    assert fingerprint(kept) == fingerprint({n: v for n, v in mllm.decoder.state_dict().items() if "embed" not in n})
+    rows_of = mllm.model.get_input_embeddings().weight
+    count = old.config.vocab_size
+    assert torch.equal(rows_of[:count], old.get_input_embeddings().weight)
+    torch.testing.assert_close(rows_of[count:], rows_of[:count].mean(0).expand(len(rows_of) - count, -1))
+    own = (tf.CLIPVisionModel if kind == "clip" else tf.SiglipVisionModel).from_pretrained(tower)
+    assert fingerprint(own.state_dict()) == fingerprint(mllm.model.get_encoder(modality="image").state_dict())
+    second = folder_of(["--model.name", str(first), "--model.train", "lora", *data, *VIRAL], tmp_path / "stage2")
+    assert MLLM.load(str(second)).family.name == "llava"
+    assert ("ASSISTANT:" in mllm.prompt("what ?")) == (kind == "clip")
+
+
+# --- the command line -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_pair_runs_from_the_command_line(tmp_path: Path) -> None:
+    model, flags = world(tmp_path)
+    pairs = dict(zip(flags[::2], flags[1::2], strict=True))
+    base = tmp_path / "baseline.yaml"
+    base.write_text(
+        f"model:\n  name: {model}\ndata:\n  train: [{pairs['--data.train']}, {pairs['--data.train']}]\n  weights: [1, 0.5]\n  val: {pairs['--data.val']}\n"
+        "log_every: 1\neval_every: 2\nsave_every: 2\noptim:\n  steps: 2\n  batch_size: 2\n"
+    )
+    viral = tmp_path / "viral.yaml"
+    viral.write_text("base: baseline.yaml\nalignment:\n  objective: cosine\n  layer: 2\n  hidden: 8\n")
+    done = run("accelerate.commands.launch", "--num_processes", "2", "-m", "trainer", str(viral), "--output_dir", str(tmp_path / "two"))
+    assert "lm_loss" in done.stdout and "step 2/2" in done.stderr
+    main([str(viral), "--output_dir", str(tmp_path / "viral"), "--optim.batch_size", "4"])
+    two, one = whole(tmp_path / "two"), whole(tmp_path / "viral")
+    assert two.keys() == one.keys()
+    for name, value in one.items():  # two processes are one with the same global batch
+        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=0)
+    first, second = (pd.read_parquet(tmp_path / folder / "evaluation.parquet") for folder in ("two", "viral"))
+    pd.testing.assert_frame_equal(first, second, atol=1e-4)
+    record = json.loads((tmp_path / "two" / "training.json").read_text())
+    assert (record["processes"], record["global_batch"], record["warnings"]) == (2, 4, [])
+    main([str(base), "--output_dir", str(tmp_path / "baseline")])
+    assert not (tmp_path / "baseline" / "alignment_head.safetensors").exists() and (tmp_path / "viral" / "alignment_head.safetensors").exists()
+    for name in ("llava15_7b_stage1", "llava15_7b_baseline", "llava15_7b_viral"):
+        recipe = parse(Recipe, [], prog="trainer", recipe=Path("trainer/recipes") / f"{name}.yaml")
+        assert recipe.model.released and recipe.alignment.aligned == name.endswith("viral")
+        assert {recipe.optim.images(count) for count in (1, 2, 4, 8)} == {256 if name.endswith("stage1") else 128}
+
+
+def test_bad_input_is_one_sentence_and_writes_nothing(llava: list[str], tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
+    empty = tmp_path / "empty.yaml"
+    empty.write_text("log_every: 1\nsave_every: 2\n")
+    model = llava[1]
+    cases = [
+        ([*llava, *VIRAL, "--alignment.layer", "9"], "alignment.layer is 9: expected 1 to 4"),
+        ([*llava, *VIRAL, "--alignment.vfm", "hf:no/such-vfm"], "hf:no/such-vfm"),
+        ([*llava, "--model.train", "lora", "--model.lora.targets", "q_prj"], "did you mean 'q_proj'"),
+        ([*llava, "--model.layers", "3"], "model.layers is 3: expected none, since model.name"),
+        ([*llava, "--model.tower", "openai/clip"], "model.tower is openai/clip: expected none, since model.name"),
+        ([*llava, "--start", "runs/baseline"], "start is runs/baseline: expected none for a released model"),
+        (["--model.name", str(own), *llava[2:]], "unknown model architecture 'LlamaForCausalLM'"),
+        (["--model.name", str(tmp_path / "none"), *llava[2:]], "neither a folder nor a hub id"),
+        (["--model.tower", f"{model}/x", *llava[2:]], "expected hub ids or folders of both, or model.name"),
+        (["--model.tower", model, "--model.language", model, *llava[2:]], "tensors of a CLIPVisionModel, first"),
+        ([*llava, "--data.weights", "1", "2"], "data.weights is 1.0, 2.0: expected 1 numbers above 0"),
+        ([*llava, "--data.max_length", "12"], "an image reaches beyond 12 tokens"),
+        ([*llava, "--data.train", f"{llava[3]}?images=/nowhere"], "image root '/nowhere' does not exist"),
+        ([*llava, *VIRAL, "--alignment.centre", "--data.features", "compute"], "expected target vfm and data.features cache"),
+        ([*llava, "--model.train_tower", "--model.train", "lora"], "expected model.train all for a tower that is trained too"),
+        ([*llava, "--dry_run"], "dry_run is yes: expected no for a released model"),
+        (["--data.train", "shapes:train", "shapes:val"], "expected one data set for a small LLaVA"),
+    ]
+    for words, message in cases:
+        with pytest.raises(WorkbenchError) as error:
+            main([str(empty), *words, "--output_dir", str(tmp_path / "out")])
+        assert message in str(error.value) and "\n" not in str(error.value), (words, str(error.value))
+        assert not (tmp_path / "out").exists()
+
+
+# --- what is watched ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llava_next", "paligemma"])
+def test_cknna_of_conversations_is_that_of_the_analyses(name: str, tmp_path: Path) -> None:
+    """Over tiles of different sizes, two images in one conversation, and texts alone; against the model and the VFM read by themselves, image by image."""
+    model, file = build(name, tmp_path / name), write(tmp_path / "w", rows(4 if name != "paligemma" else 3, 2 * (name != "paligemma"))[name == "paligemma" :])
+    recipe = recipe_of(["--model.name", str(model), "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *VIRAL, "--monitor.k", "2"])
+    ready = prepare_student(recipe)
+    subset, said = subset_alignment(recipe, ready)
+    assert subset is not None and said == []
+    logs, vfm, expected = subset.measure(), load_vfm("efficientnet-lite0"), []
+    for c in (c for c in ready.val.conversations if c.loads):
+        batch = ready.mllm.encode([c.images], [c.turns[0][0]])
+        (known,), places = read(ready.mllm, batch, layers=[2]), ready.mllm.visual_tokens(batch)[0]
+        own = known.values[0].split([len(p.index) for p in places])
+        for number, image in enumerate(c.images):
+            parts = [p for p in places if p.image == number]
+            hidden = [values for p, values in zip(places, own, strict=True) if p.image == number]
+            pairs = zip(hidden, patches_under(vfm, [image], [parts])[0], strict=True)
+            expected.append(sum(cknna(a, b, k=2) for a, b in pairs) / len(parts))
+    assert logs["cknna_images"] == len(expected) and logs["cknna/layer_2/efficientnet-lite0"] == pytest.approx(sum(expected) / len(expected), abs=1e-5)
+    few = replace(recipe, monitor=replace(recipe.monitor, k=10_000))
+    assert "visual tokens of an image" in subset_alignment(few, ready)[1][0]
+
+
+def test_a_head_that_stands_still_and_a_loss_that_is_not_finite_are_told_of_conversations(llava: list[str], tmp_path: Path) -> None:
+    still = folder_of([*llava, *VIRAL, "--alignment.weight", "0", "--monitor.cknna_images", "0"], tmp_path / "still")
+    record = json.loads((still / "training.json").read_text())
+    assert len(record["warnings"]) == 1 and "the alignment head of layer 2 with efficientnet-lite0 does not move" in record["warnings"][0]
+    card = (still / "README.md").read_text()
+    assert "loss per answer token" in card and str(tmp_path) not in card and "dinov2-small" not in card and record["model_fingerprint"] in card
+    wild = ["--optim.learning_rate", "1e30", "--optim.warmup", "0", "--optim.max_grad_norm", "1e30", "--monitor.cknna_images", "0"]
+    with pytest.raises(WorkbenchError, match="training stopped before the model took it"):
+        folder_of([*llava, *VIRAL, *wild], tmp_path / "wild")
+    (file,) = (tmp_path / "wild").glob("not_finite-step-*.safetensors")
+    assert {"input_ids", "labels", "pixel_values"} <= load_file(file).keys()
+
+
+def test_steps_without_an_image_are_not_held_against_a_head(tmp_path: Path) -> None:
+    """Text alone: no alignment loss is logged, and the head is not warned of before it had its steps, but at the end."""
+    model, file = build("llava", tmp_path / "m"), write(tmp_path / "w", rows(2, 6))
+    recipe = recipe_of(["--model.name", str(model), "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *VIRAL])
+    ready = prepare_student(recipe)
+    trainer = trainer_of(ready, recipe, tmp_path)
+    trainer.state.global_step = 1
+    ready.model.train()
+    for numbers, names in (([2, 3], {"lm_loss"}), ([0, 1], {"lm_loss", "alignment_loss"})):
+        batches, items = trainer.get_batch_samples(iter([ready.collate(numbers)]), 1, torch.device("cpu"))
+        trainer.compute_loss(ready.model, batches[0], num_items_in_batch=items)
+        logs: dict[str, float] = {"loss": 0.0}
+        trainer.log(logs)
+        assert {"lm_loss", "alignment_loss"} & logs.keys() == names
+    steps = iter([False, False, True, True])
+    early, state = EarlyWarnings(2, [], lambda: next(steps)), TrainerState(max_steps=9)
+    early.on_train_begin(None, state, None, model=ready.model)  # type: ignore[arg-type]
+    said = []
+    for state.global_step in (1, 2, 3, 4):
+        early.on_step_end(None, state, None, model=ready.model)  # type: ignore[arg-type]
+        said.append(len(state.log_history))
+    assert said == [0, 0, 0, 1]
+
+
+def test_launch_files_that_divide_the_weights_are_refused(llava: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(WorkbenchError, match=r"fsdp divides the weights .* expected ddp.yaml or zero2.yaml"):
+        folder_of(llava, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(llava: list[str], tmp_path: Path) -> None:
+    done = folder_of([*llava, "--optim.steps", "2"], tmp_path / "out")
+    for name in ("training.json", "model.safetensors"):
+        (done / name).unlink()
+    settings = json.loads((done / "checkpoint-2" / "config.json").read_text())
+    (done / "checkpoint-2" / "config.json").write_text(json.dumps(settings | {"architectures": ["LlavaNextForConditionalGeneration"]}))
+    with pytest.raises(WorkbenchError, match="holds LlavaNextForConditionalGeneration: expected LlavaForConditionalGeneration"):
+        folder_of([*llava, "--optim.steps", "2", "--resume"], done)

@@ -1,0 +1,201 @@
+"""Conversations as batches: sequences with their labels, where the visual tokens are, and what these are aligned to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Sampler
+from tqdm import tqdm
+
+from trainer.config import AlignmentConfig
+from trainer.features import DerivedFeatures, Features, frozen_features
+from workbench.data import Dataset, Sample
+from workbench.data.base import Conversation, content_hash
+from workbench.errors import ConfigError
+from workbench.mllm import MLLM, VisualTokens
+from workbench.mllm.conversation import encode_conversations
+from workbench.vfm import VFM, patches_under
+from workbench.vfm.patches import covered_pixels
+
+MEGABATCH = 50  # batches whose conversations are sorted by length together, as in transformers' own grouping
+
+
+class GroupedSampler(Sampler[int]):
+    """The order of all conversations over a whole training: each epoch another one, all of it known from the seed, so that a resumed run has the same.
+
+    Consecutive `group` conversations all have images, or none, and are of about the same length; what is left over of an epoch goes into the next.
+
+    Args:
+        group: conversations of one optimiser step.
+        total: conversations of the whole training.
+        grouped: False for a plain random order.
+    """
+
+    def __init__(self, conversations: Sequence[Conversation], group: int, total: int, seed: int, *, grouped: bool = True) -> None:
+        self._with_image = torch.tensor([bool(c.loads) for c in conversations])
+        self._lengths = torch.tensor([c.length for c in conversations])
+        self._group, self._total, self._seed, self._grouped = group, total, seed, grouped
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __iter__(self) -> Iterator[int]:
+        given, epoch, left = 0, 0, torch.empty(0, dtype=torch.long)
+        while given < self._total:
+            own = torch.Generator().manual_seed(hash((self._seed, epoch)) % 2**63)
+            order = torch.cat([left, torch.randperm(len(self._lengths), generator=own)])
+            batches, left = self._batches(order, own) if self._grouped else (list(order.split(self._group)), order[:0])
+            for batch in batches:
+                yield from batch[: self._total - given].tolist()
+                given += len(batch[: self._total - given])
+            epoch += 1
+
+    def _batches(self, order: Tensor, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
+        """Whole groups in random order, and what is left."""
+        groups: list[Tensor] = []
+        rest: list[Tensor] = []
+        for kind in (True, False):
+            for mega in order[self._with_image[order] == kind].split(MEGABATCH * self._group):
+                ranked = mega[self._lengths[mega].argsort(stable=True)]
+                cut = len(ranked) - len(ranked) % self._group
+                keep = torch.randperm(len(ranked), generator=generator) >= len(ranked) - cut
+                groups += ranked[keep].split(self._group)
+                rest.append(ranked[~keep])
+        mixed = torch.cat(rest)
+        whole = len(mixed) - len(mixed) % self._group
+        groups += mixed[:whole].split(self._group)
+        groups = [group for group in groups if len(group)]
+        return [groups[i] for i in torch.randperm(len(groups), generator=generator)], mixed[whole:]
+
+
+class ConversationSet(torch.utils.data.Dataset):
+    """Conversations by number; the collator makes batches of them."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.data, self.conversations = data, data.conversations
+
+    def __len__(self) -> int:
+        return len(self.conversations)
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class Collator:
+    """Numbers of conversations -> what the model's forward takes.
+
+    Args:
+        targets: (numbers, images, visual tokens) -> features by VFM, [conversation][image or tile]; None where nothing comes with the batch.
+        count_tiles: what one batch weighs among those of a step: its images and tiles, or its visual tokens.
+    """
+
+    def __init__(self, mllm: MLLM, data: ConversationSet, max_length: int | None, targets: Targets | None = None, *, count_tiles: bool = False) -> None:
+        self._mllm, self._data, self.max_length, self._targets, self._count_tiles = mllm, data, max_length, targets, count_tiles
+
+    def __call__(self, numbers: list[int]) -> dict[str, Any]:
+        """Everything on the CPU: the Trainer moves it."""
+        own = [self._data.conversations[number] for number in numbers]
+        batch, labels = encode_conversations(self._mllm, [c.images for c in own], [c.turns for c in own], max_length=self.max_length)
+        visual = self._mllm.visual_tokens(batch)
+        inputs: dict[str, Any] = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in batch.inputs.items()}
+        parts = [part for sample in visual for part in sample]
+        inputs |= {"labels": labels.cpu(), "visual": visual, "aligned": len(parts) if self._count_tiles else sum(len(part.index) for part in parts)}
+        if self._targets is not None:
+            inputs["targets"] = self._targets(numbers, batch.images, visual)
+        return inputs
+
+
+# --- targets -----------------------------------------------------------------------------------------------------------------------------
+
+Places = Sequence[Sequence[VisualTokens]]
+Pictures = Sequence[Sequence[Image.Image]]
+
+
+class Targets:
+    """Features of some VFMs of the pixels under each visual token, by VFM: [conversation][image or tile] (token, dim)."""
+
+    def __init__(self, vfms: Sequence[VFM]) -> None:
+        self.vfms = vfms
+        self.dims = {vfm.name: vfm.dim for vfm in vfms}
+
+    def __call__(self, numbers: Sequence[int], images: Pictures, visual: Places) -> dict[str, list[list[Tensor]]]:
+        """Computed now: images of a batch go through a VFM together."""
+        shown = [(image, [part for part in visual[row] if part.image == n]) for row, own in enumerate(images) for n, image in enumerate(own)]
+        found = {}
+        for vfm in self.vfms:
+            by_image = iter(patches_under(vfm, [image for image, _ in shown], [parts for _, parts in shown])) if shown else iter(())
+            found[vfm.name] = [[tile.cpu().clone() for _ in own for tile in next(by_image)] for own in images]  # a clone takes part in autograd
+        return found
+
+
+class StoredTargets(Targets):
+    """The same from the feature cache, which one pass over the data fills: a store for each size of raster.
+
+    Raises:
+        ConfigError: the control `images: others` where a raster occurs once.
+    """
+
+    def __init__(self, vfms: Sequence[VFM], mllm: MLLM, data: ConversationSet, settings: AlignmentConfig, seed: int, max_length: int | None) -> None:
+        super().__init__(vfms)
+        self._tiles: list[list[tuple[tuple[int, int], int]]] = []  # of each conversation: raster, number within its store
+        samples: dict[tuple[int, int], list[Sample]] = {}
+        boxes = []
+        for number, own in enumerate(tqdm(data.conversations, desc=f"tiles of {data.data.name}", file=sys.stderr, mininterval=2, delay=2)):
+            places = []
+            if own.loads:
+                batch, _ = encode_conversations(mllm, [own.images], [own.turns], max_length=max_length)
+                for n, part in enumerate(mllm.visual_tokens(batch)[0]):
+                    if part.grid is None:
+                        raise ConfigError(f"{mllm.name} gives visual tokens without rows and columns: expected data.features compute, or another model")
+                    same = samples.setdefault(part.grid, [])
+                    places.append((part.grid, len(same)))
+                    boxes.append((part.grid, part.image, part.box))
+                    same.append(Sample(f"{number}:{n}", f"{number}:{n}", partial(_covered, own, part)))
+            self._tiles.append(places)
+        fingerprint = content_hash(data.data.fingerprint, *boxes)
+        sets = {grid: Dataset(data.data.name, own, content_hash(fingerprint, grid)) for grid, own in samples.items()}
+        self._features: dict[str, dict[tuple[int, int], Features]] = {}
+        for vfm in vfms:
+            stores = {grid: frozen_features(own, (vfm.entry.identity(), grid), partial(vfm_tokens, vfm, grid), what=vfm.name) for grid, own in sets.items()}
+            self._features[vfm.name] = _controlled(stores, settings, seed)
+
+    def __call__(self, numbers: Sequence[int], images: Pictures, visual: Places) -> dict[str, list[list[Tensor]]]:
+        return {name: [[stores[grid][row] for grid, row in self._tiles[number]] for number in numbers] for name, stores in self._features.items()}
+
+
+def vfm_tokens(vfm: VFM, grid: tuple[int, int], images: list[Image.Image]) -> Tensor:
+    """Features (image, token, dim) of whole images on a grid."""
+    return vfm(images, grid=grid).tokens()
+
+
+def _covered(conversation: Conversation, part: VisualTokens) -> Image.Image:
+    return covered_pixels(conversation.loads[part.image](), part.box)
+
+
+def _controlled(stores: dict[tuple[int, int], Features], settings: AlignmentConfig, seed: int) -> dict[tuple[int, int], Features]:
+    """Targets with the controls that the recipe asks for: less the mean of all tokens, or those of another image with the same raster."""
+    if settings.centre:
+        counts = {grid: own.shape[0] * own.shape[1] for grid, own in stores.items()}
+        mean = sum(own.mean() * (counts[grid] / sum(counts.values())) for grid, own in stores.items())
+        assert isinstance(mean, Tensor)
+        stores = {grid: DerivedFeatures(own, minus=mean) for grid, own in stores.items()}
+    if settings.images == "others":
+        for grid, own in stores.items():
+            if len(own) < 2:
+                raise ConfigError(f"alignment.images is others, and only one image has {grid[0]} x {grid[1]} visual tokens: expected several of each raster")
+        stores = {grid: DerivedFeatures(own, order=other_images(len(own), seed)) for grid, own in stores.items()}
+    return stores
+
+
+def other_images(count: int, seed: int) -> list[int]:
+    """For each image another one, by a permutation without fixed points: each goes to the next one in a random order."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    result = torch.empty_like(order)
+    result[order] = order.roll(1)
+    return [int(i) for i in result]

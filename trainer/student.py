@@ -1,0 +1,330 @@
+"""Any model of workbench/mllm as the student, unmodified: what is trained of it, its losses on conversations, and what a run needs before its first step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import set_seed
+
+from trainer import processes
+from trainer.alignment import Alignment, attach_alignment, mean_loss
+from trainer.config import OptimConfig, Recipe
+from trainer.conversations import Collator, ConversationSet, GroupedSampler, StoredTargets, Targets
+from trainer.evaluation import answer_questions, language_loss
+from trainer.lora import add_lora
+from trainer.model import Aligned, AlignedOutput
+from trainer.parts import build_from_parts
+from trainer.watched import Watched, WatchedBatch
+from workbench.answers import option_ids, questions_of
+from workbench.capture import by_token, read, tower_rows
+from workbench.data import Dataset, Sample, load_data
+from workbench.data.base import mixed
+from workbench.errors import ConfigError, WeightsError
+from workbench.mllm import MLLM, VisualTokens
+from workbench.mllm.conversation import IGNORED, encode_conversations
+from workbench.mllm.residual import Residual, attach_residual
+from workbench.vfm import VFM, load_vfm
+from workbench.weights import fingerprint
+
+log = logging.getLogger(__name__)
+
+
+class AlignedMLLMForConditionalGeneration(Aligned):
+    """Any multimodal model that learns from conversations.
+
+    Args:
+        target: `vfm` for features that come with the batch; `encoder` for what the connector receives, `projector` for what the first block does.
+    """
+
+    def __init__(self, mllm: MLLM, alignment: Alignment | None = None, residual: Residual | None = None, *, target: str = "vfm") -> None:
+        super().__init__(mllm.model, alignment, residual)
+        self.target, self._mllm = target, mllm
+        self._tower: Tensor | None = None
+        self._first: Tensor | None = None
+        if alignment is not None and target == "encoder":
+            mllm.connector.register_forward_pre_hook(self._keep_tower)
+        if alignment is not None and target == "projector":
+            mllm.decoder.layers[0].register_forward_pre_hook(self._keep_first, with_kwargs=True)
+
+    def _keep_tower(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._tower = args[0].detach()
+
+    def _keep_first(self, _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        if self._first is None:  # what activation checkpointing computes again is not kept
+            self._first = (args[0] if args else kwargs["hidden_states"]).detach()
+
+    def forward(
+        self,
+        labels: Int[Tensor, "b s"],
+        visual: Sequence[Sequence[VisualTokens]],
+        targets: dict[str, Any] | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        aligned: int = 0,
+        **inputs: Any,
+    ) -> AlignedOutput:
+        """Language-model loss over the answers, and the alignment loss of the visual tokens.
+
+        Args:
+            labels: the tokens to learn, in place; -100 elsewhere.
+            visual: where the visual tokens of each conversation are; conversations without an image have no alignment loss.
+            targets: features by VFM; without them, as in evaluation, only the model's own features can be targets, and only in training.
+            num_items_in_batch: answer tokens of the whole accumulated batch, by which the loss is normalised.
+            aligned: what the Collator counted, for the trainer.
+            inputs: of the model, as its processor gave them.
+        """
+        self._first = None
+        logits = self.student(**inputs, use_cache=False).logits
+        wanted = labels[:, 1:] != IGNORED
+        losses = nn.functional.cross_entropy(logits[:, :-1][wanted].float(), labels[:, 1:][wanted], reduction="sum")
+        count = wanted.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=losses.device)
+        lm_loss = losses / count.clamp(min=1)  # a cut may have left no answer
+        if not self.training:
+            return AlignedOutput(lm_loss, None, logits)
+        if not any(map(len, visual)):
+            return AlignedOutput(lm_loss + self._nothing(), None, logits)
+        if self.alignment is None:
+            return AlignedOutput(lm_loss, None, logits)
+        if self.target != "vfm":
+            targets = {self.target: self._own_target(visual)}
+        assert targets is not None
+        parts = self.alignment.losses(targets, visual)
+        return AlignedOutput(lm_loss, mean_loss(parts), logits, parts)
+
+    def _nothing(self) -> Tensor:
+        """0, with a gradient of 0 for all that only images reach: every process of a step then has the same parameters to average."""
+        language = {id(p) for p in self._mllm.decoder.parameters()}
+        rest = [p.sum() for p in self.parameters() if p.requires_grad and id(p) not in language]
+        return 0.0 * torch.stack(rest).sum() if rest else torch.zeros(())
+
+    def _own_target(self, visual: Sequence[Sequence[VisualTokens]]) -> list[Tensor]:
+        """Features (token, d) of each conversation with an image."""
+        if self.target == "encoder":
+            assert self._tower is not None
+            flat = by_token(self._mllm, self._tower)
+            return [flat[rows.to(flat.device)] for rows in tower_rows(self._mllm, [list(own) for own in visual]) if len(rows)]
+        assert self._first is not None
+        return [self._first[row, torch.cat([part.index for part in own]).to(self._first.device)] for row, own in enumerate(visual) if own]
+
+
+# --- what is trained --------------------------------------------------------------------------------------------------------------------
+
+
+def parts_of(mllm: MLLM) -> dict[str, str]:
+    """Which part of the model each parameter belongs to, by name: `tower`, `language`, or `connector` for all that is between them."""
+    own = {id(p) for p in mllm.connector.parameters()}
+    tower = {id(p) for p in mllm.model.get_encoder(modality="image").parameters()} - own
+    language = {id(p) for module in (mllm.decoder, mllm.model.get_input_embeddings(), mllm.model.get_output_embeddings()) for p in module.parameters()}
+    return {name: "tower" if id(p) in tower else "language" if id(p) in language else "connector" for name, p in mllm.model.named_parameters()}
+
+
+def choose_trained(mllm: MLLM, recipe: Recipe) -> dict[str, str]:
+    """Let what the recipe trains require a gradient, nothing else; returns the part of each trained parameter by name."""
+    config, parts = recipe.model, parts_of(mllm)
+    trained = {"connector", *(["language"] if config.train == "all" else []), *(["tower"] if config.train_tower else [])}
+    if config.train == "lora":
+        add_lora(mllm.model, config.lora)
+    for name, value in mllm.model.named_parameters():
+        if name in parts:
+            value.requires_grad_(parts[name] in trained)
+    return {name: parts.get(name, "lora") for name, p in mllm.model.named_parameters() if p.requires_grad}
+
+
+# --- before the first step ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PreparedStudent:
+    """Everything a run needs before its first step.
+
+    Attributes:
+        questions: of the validation split, by image, where they have options; else its loss is what is evaluated.
+        trained: part of each trained parameter of the model, by name.
+        frozen: fingerprint of all others.
+    """
+
+    model: AlignedMLLMForConditionalGeneration
+    mllm: MLLM
+    train: ConversationSet
+    val: ConversationSet
+    collate: Collator
+    questions: list[list[Sample]]
+    trained: dict[str, str]
+    frozen: str
+    vfms: Sequence[VFM]
+    record: dict[str, object]
+    unit: ClassVar[str] = "conversations"
+
+    @property
+    def processor(self) -> Any:
+        """The model's own."""
+        return self.mllm.processor
+
+    def sampler(self, recipe: Recipe, count: int) -> GroupedSampler:
+        """The order of conversations over the whole training in `count` processes, one optimiser step after another."""
+        group = recipe.optim.images(count)
+        return GroupedSampler(self.train.conversations, group, group * recipe.optim.steps, recipe.seed, grouped=recipe.data.group)
+
+    def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
+        """For AdamW: the connector may have a learning rate of its own; vectors are not decayed."""
+        own = [(name.removeprefix("student."), p) for name, p in self.model.named_parameters() if p.requires_grad]
+        rates = {True: optim.learning_rate if optim.connector_rate is None else optim.connector_rate, False: optim.learning_rate}
+        groups = []
+        for connector, rate in rates.items():
+            values = [p for name, p in own if (self.trained.get(name) == "connector") == connector]
+            groups.append({"params": [p for p in values if p.ndim > 1], "lr": rate, "weight_decay": optim.weight_decay})
+            groups.append({"params": [p for p in values if p.ndim <= 1], "lr": rate, "weight_decay": 0.0})
+        return groups
+
+    def evaluate(self, batch_size: int) -> pd.DataFrame:
+        """Answers to the validation questions, or the loss on each validation conversation."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            if self.questions:
+                return answer_questions(self.mllm, self.questions, batch_size)
+            return language_loss(self.model, self.mllm, self.val.conversations, batch_size, self.collate.max_length)
+        finally:
+            self.model.train(was_training)
+
+    def watched(self, recipe: Recipe) -> Watched:
+        """The first validation conversations with an image.
+
+        Raises:
+            ConfigError: there is none.
+            DataError: the model's visual tokens have no rows and columns.
+        """
+        numbers = [n for n, c in enumerate(self.val.conversations) if c.loads][: recipe.monitor.cknna_images]
+        if not numbers:
+            raise ConfigError(f"no conversation of {self.val.data.name} has an image")
+        vfms = self.vfms or [load_vfm(name, device=str(self.mllm.device), teacher_norm=recipe.alignment.teacher_norm) for name in recipe.alignment.vfm]
+        collate, targets = Collator(self.mllm, self.val, self.collate.max_length), Targets(vfms)
+        batches = []
+        for start in range(0, len(numbers), recipe.optim.batch_size):
+            own = numbers[start : start + recipe.optim.batch_size]
+            inputs = collate(own)
+            images = [self.val.conversations[n].images for n in own]
+            groups = [(row, n, [p for p in inputs["visual"][row] if p.image == n]) for row, shown in enumerate(images) for n in range(len(shown))]
+            flat = {name: [iter(row) for row in rows] for name, rows in targets(own, images, inputs["visual"]).items()}
+            patches = {name: [[next(rows[row]) for _ in parts] for row, _, parts in groups] for name, rows in flat.items()}
+            batches.append(WatchedBatch(inputs, [(row, [p.index for p in parts]) for row, _, parts in groups], patches))
+        prints = [vfm.record()["vfm_fingerprint"] for vfm in vfms]
+        return Watched(batches, prints[0] if len(prints) == 1 else prints)
+
+    def aligned(self, batch: dict[str, Any], objective: str) -> Tensor:
+        """What the alignment loss of a batch is a mean over, as the Collator counted it: visual tokens, or images and tiles."""
+        return torch.tensor(batch["aligned"])
+
+    def check_frozen(self, recipe: Recipe, state: Mapping[str, Tensor]) -> None:
+        """See that training left alone what it should.
+
+        Args:
+            state: the model's tensors, whole.
+
+        Raises:
+            WeightsError: a frozen part of the model or a VFM no longer holds the values it began with.
+        """
+        if frozen_fingerprint(self.mllm, state) != self.frozen:
+            raise WeightsError(f"{self.mllm.name}: a frozen part of the model changed while it was trained; nothing is stored")
+        for vfm in self.vfms:
+            if fingerprint(vfm.network.state_dict()) != vfm.fingerprint:
+                raise WeightsError(f"{vfm.name} changed while the model was trained; nothing is stored")
+
+
+def frozen_fingerprint(mllm: MLLM, state: Mapping[str, Tensor]) -> str:
+    """Of all parameters that are not trained, whose values are in `state`."""
+    return fingerprint({name: state[name] for name, p in mllm.model.named_parameters() if not p.requires_grad})
+
+
+def prepare_student(recipe: Recipe) -> PreparedStudent:
+    """Load data, model and targets. The model's initial weights depend on the seed only, never on the alignment."""
+    train, val = _data(recipe)
+    set_seed(recipe.seed)
+    device = processes.device()
+    mllm = MLLM.load(recipe.model.name, dtype="float32", device=device) if recipe.model.name is not None else build_from_parts(recipe.model)
+    mllm.model.to(device)
+    if mllm.residual is not None:
+        raise ConfigError(f"model.name is {recipe.model.name}, which adds its image again: expected a model trained without a residual")
+    recipe.check_layer(mllm.n_layers)
+    record: dict[str, object] = {"model": mllm.name, "model_fingerprint": mllm.fingerprint, "data": train.data.fingerprint, "val": val.data.fingerprint}
+    _check_fits(mllm, train, recipe.data.max_length)
+    trained = choose_trained(mllm, recipe)
+    questions = _questions(mllm, val.data)
+    if recipe.optim.checkpointing:
+        mllm.model.gradient_checkpointing_enable({"use_reentrant": False})
+    settings, residual, targets = recipe.alignment, None, None
+    own_width = _own_width(mllm, train) if settings.residual == "encoder" or (settings.aligned and settings.target == "encoder") else 0
+    if settings.residual != "none":
+        residual = mllm.residual = attach_residual(mllm.model, settings.residual, sorted(settings.layer), own_width)
+    vfms: Sequence[VFM] = ()
+    alignment = None
+    if settings.aligned:
+        assert settings.objective != "none"
+        dims = {"encoder": own_width, "projector": mllm.config.get_text_config().hidden_size}
+        if settings.target == "vfm":
+            vfms = [load_vfm(name, device=str(mllm.device), teacher_norm=settings.teacher_norm) for name in settings.vfm]
+            cached = recipe.data.features == "cache"
+            targets = StoredTargets(vfms, mllm, train, settings, recipe.seed, recipe.data.max_length) if cached else Targets(vfms)
+            records = [vfm.record() for vfm in vfms]
+            record |= records[0] if len(records) == 1 else {key: [own[key] for own in records] for key in records[0]}
+        dims = targets.dims if targets is not None else {settings.target: dims[settings.target]}
+        torch.manual_seed(recipe.seed)
+        alignment = attach_alignment(
+            mllm, layers=settings.layer, dims=dims, objective=settings.objective, heads=settings.heads, where=settings.where, hidden=settings.hidden
+        )
+    model = AlignedMLLMForConditionalGeneration(mllm, alignment, residual, target=settings.target)
+    collate = Collator(mllm, train, recipe.data.max_length, targets, count_tiles=settings.objective == "relation")
+    sizes = dict.fromkeys(("tower", "connector", "language", "lora"), 0)
+    for name, p in mllm.model.named_parameters():
+        if name in trained:
+            sizes[trained[name]] += p.numel()
+    sizes["head"] = sum(p.numel() for p in alignment.parameters()) if alignment is not None else 0
+    record["trained"] = sizes  # parameters
+    return PreparedStudent(model, mllm, train, val, collate, questions, trained, frozen_fingerprint(mllm, mllm.model.state_dict()), vfms, record)
+
+
+def _data(recipe: Recipe) -> tuple[ConversationSet, ConversationSet]:
+    from trainer.data import first_questions
+
+    config = recipe.data
+
+    def load(spec: str, limit: int | None) -> Dataset:
+        return first_questions(load_data(spec, limit=limit), config.questions)
+
+    parts = [load(spec, config.limit_train) for spec in config.train]
+    weights = config.weights or (1.0,) * len(parts)
+    whole = parts[0] if len(parts) == 1 and weights == (1.0,) else mixed(parts, weights, recipe.seed)
+    return ConversationSet(whole), ConversationSet(load(config.val, config.limit_val))
+
+
+def _check_fits(mllm: MLLM, train: ConversationSet, max_length: int | None) -> None:
+    """See that the model can be given the first conversation of each kind, before anything is written."""
+    for kind in (True, False):
+        first = next((c for c in train.conversations if bool(c.loads) == kind), None)
+        if first is not None:
+            encode_conversations(mllm, [first.images], [first.turns], max_length=max_length)
+
+
+def _questions(mllm: MLLM, val: Dataset) -> list[list[Sample]]:
+    """Validation questions with options, by image, if there are any."""
+    if not any(sample.answer in sample.options for sample in val):
+        return []
+    scenes = questions_of(val.scenes)
+    option_ids(mllm, [sample for scene in scenes for sample in scene])
+    return scenes
+
+
+def _own_width(mllm: MLLM, train: ConversationSet) -> int:
+    """Features of the tower for each visual token."""
+    first = next((c for c in train.conversations if c.loads), None)
+    if first is None:
+        raise ConfigError("alignment asks for the encoder's features, and no training conversation has an image")
+    tower = read(mllm, mllm.encode([first.images], ["?"]), layers=[0], tower=True)[0].tower
+    assert tower is not None
+    return int(tower.shape[-1])
