@@ -28,12 +28,12 @@ from torch import Tensor
 
 from workbench import figures as fig
 from workbench.analysis import Analysis, Context, DataOptions, Result, main
-from workbench.capture import check_layers, read
+from workbench.capture import check_layers
 from workbench.data.folder import QUESTION
 from workbench.errors import ConfigError, DataError
 from workbench.metrics import METRICS, Metric
 from workbench.metrics.alignment import MIN_ROWS
-from workbench.rasters import Rasters, Scores, Within
+from workbench.rasters import Rasters, Scores, Within, read_rasters
 from workbench.runs import Run
 from workbench.stats import Paired, holm, jackknife_ci, jackknife_test, null_of, null_scores, paired_columns, permutations
 from workbench.vfm import VFM, find_vfm, layers_under, load_vfm
@@ -192,13 +192,9 @@ def _collect(collector: Within | Together, config: Config, context: Context, lay
         part = images[start : start + context.batch_size]
         pictures = [s.image for s in part]
         batch = context.mllm.encode(pictures, [s.question or QUESTION for s in part])
-        places = context.mllm.visual_tokens(batch)
-        if any(raster.grid is None for sample in places for raster in sample):
-            raise DataError(f"{context.mllm.name} has visual tokens without a raster: expected a place in the image for each")
-        lengths = [[len(raster.index) for raster in sample] for sample in places]
-        found = read(context.mllm, batch, layers=layers)
-        hidden = [[a.values[number].split(own) for a, own in zip(found, lengths, strict=True)] for number in range(len(layers))]
-        collector.add(hidden, [rasters for vfm in vfms.values() for rasters in layers_under(vfm, config.vfm_layers, pictures, places)])
+        places = context.mllm.rasters(batch)
+        targets = [rasters for vfm in vfms.values() for rasters in layers_under(vfm, config.vfm_layers, pictures, places)]
+        collector.add(read_rasters(context.mllm, batch, places, layers), targets)
     return [s.image_id for s in images]
 
 

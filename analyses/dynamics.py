@@ -39,14 +39,14 @@ from workbench import figures as fig
 from workbench import runs
 from workbench.analysis import Analysis, Context, DataOptions, Result, main
 from workbench.answers import MEAN, Quiz, accuracy_by_type, change_by_type, questions_of, random_order
-from workbench.capture import check_layers, read
+from workbench.capture import check_layers
 from workbench.config import as_mapping
 from workbench.data.base import Sample
-from workbench.errors import ConfigError, DataError, ModelError, RunError
+from workbench.errors import ConfigError, ModelError, RunError
 from workbench.files import cache_folder
 from workbench.metrics import METRICS
 from workbench.mllm import MLLM
-from workbench.rasters import Rasters, Within
+from workbench.rasters import Rasters, Within, read_rasters
 from workbench.runs import Run
 from workbench.stats import first_reached, null_of, t_interval
 from workbench.training import LOG_FILE, Checkpoint, checkpoints, training_log, training_record
@@ -146,7 +146,7 @@ class Questions:
         found: list[list[Rasters]] = []
         for start in self.context.progress(self.starts(), "VFM patches", len(self.starts())):
             part = [scene[0] for scene in self.scenes[start : start + self.context.batch_size]]
-            places = self.context.mllm.visual_tokens(self.context.mllm.encode([s.image for s in part], [s.question for s in part]))
+            places = self.context.mllm.rasters(self.context.mllm.encode([s.image for s in part], [s.question for s in part]))
             found.append([patches_under(vfm, [s.image for s in part], places) for vfm in vfms.values()])
         return found
 
@@ -245,13 +245,7 @@ def _aligned(asked: Questions, mllm: MLLM) -> tuple[list[dict[str, Any]], pd.Dat
     for start, patches in zip(asked.starts(), asked.patches, strict=True):
         part = [scene[0] for scene in asked.scenes[start : start + size]]
         batch = mllm.encode([s.image for s in part], [s.question for s in part])
-        places = mllm.visual_tokens(batch)
-        if any(raster.grid is None for sample in places for raster in sample):
-            raise DataError(f"{mllm.name} has visual tokens without a raster: expected a place in the image for each")
-        lengths = [[len(raster.index) for raster in sample] for sample in places]
-        read_out = read(mllm, batch, layers=asked.layers)
-        hidden = [[a.values[number].split(own) for a, own in zip(read_out, lengths, strict=True)] for number in range(len(asked.layers))]
-        collector.add(hidden, patches)
+        collector.add(read_rasters(mllm, batch, mllm.rasters(batch), asked.layers), patches)
     found = collector.finish()
     rows, per_image = [], []
     ids = [scene[0].image_id for scene in asked.scenes]

@@ -45,7 +45,7 @@ from workbench.capture import check_layers, read, tower_rows
 from workbench.data.base import Sample
 from workbench.data.folder import QUESTION
 from workbench.data.shapes import COLOURS
-from workbench.errors import ConfigError, DataError, ModelError
+from workbench.errors import ConfigError, ModelError
 from workbench.maps import covered, whole_image
 from workbench.metrics.geometry import effective_rank, massive_tokens, mean_cosine, norm_ratios, umap_map
 from workbench.metrics.neighbors import unit_rows
@@ -195,9 +195,7 @@ def _images(config: Config, context: Context, layers: list[int], vfms: Mapping[s
         part = images[start : start + context.batch_size]
         pictures = [sample.image for sample in part]
         batch = mllm.encode(pictures, [sample.question or QUESTION for sample in part])
-        rasters = mllm.visual_tokens(batch)
-        if any(raster.grid is None for sample in rasters for raster in sample):
-            raise DataError(f"{mllm.name} has visual tokens without a raster: expected a place in the image for each")
+        rasters = mllm.rasters(batch)
         try:
             tower_rows(mllm, rasters)
         except ModelError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -281,3 +282,14 @@ def test_model_fingerprint_and_config_are_in_the_key(runs_folder: Path) -> None:
     first, second = (json.loads((f / "run.json").read_text()) for f in runs.index(runs_folder)["folder"])
     assert first["model_fingerprint"] != second["model_fingerprint"] and first["key"] != second["key"]
     shutil.rmtree(runs_folder / "none", ignore_errors=True)
+
+
+@pytest.mark.parametrize("name", ["cknna", "permutation", "knockout", "tokens"])
+def test_a_family_without_a_raster_is_refused(mllm: MLLM, name: str) -> None:
+    """Tokens without rows and columns have no pixels under them: nothing is measured."""
+    own = mllm.family
+    flat = MLLM(mllm.model, mllm.processor, own, mllm.name)
+    flat.family = dataclasses.replace(own, visual_tokens=lambda m, b: [[dataclasses.replace(t, grid=None) for t in s] for s in own.visual_tokens(m, b)])
+    analysis = importlib.import_module(f"analyses.{name}").ANALYSIS
+    with pytest.raises(DataError, match="gives visual tokens without a raster: expected a place in the image for each"):
+        analysis.run(analysis.config(limit=12), Context(flat, load_data("shapes:val", limit=12), batch_size=4))

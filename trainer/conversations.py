@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -48,7 +49,7 @@ class GroupedSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         given, epoch, left = 0, 0, torch.empty(0, dtype=torch.long)
         while given < self._total:
-            own = torch.Generator().manual_seed(hash((self._seed, epoch)) % 2**63)
+            own = torch.Generator().manual_seed(int(np.random.SeedSequence((self._seed, epoch)).generate_state(1)[0]))
             order = torch.cat([left, torch.randperm(len(self._lengths), generator=own)])
             batches, left = self._batches(order, own) if self._grouped else (list(order.split(self._group)), order[:0])
             for batch in batches:

@@ -234,10 +234,7 @@ def survey(mllm: MLLM, scenes: Sequence[Scene], batch_size: int, *, tower: bool)
     for start in range(0, len(scenes), batch_size):
         part = [scene[0] for scene in scenes[start : start + batch_size]]
         batch = mllm.encode([s.image for s in part], [s.question for s in part])
-        found = mllm.visual_tokens(batch)
-        if any(tile.grid is None for sample in found for tile in sample):
-            raise DataError(f"{mllm.name} ({mllm.family.name}) gives visual tokens without a raster: expected rows and columns")
-        rasters += found
+        rasters += mllm.rasters(batch)
         if tower:
             features += [own.tower for own in read(mllm, batch, layers=[0], tower=True) if own.tower is not None]
     return rasters, features

@@ -10,11 +10,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.capture import read
 from workbench.metrics import Metric
+from workbench.mllm import MLLM, Batch, VisualTokens
 from workbench.stats import Interval, bootstrap_columns, null_scores, permutations
 
 Rasters = Sequence[Sequence[Float[Tensor, "token d"]]]
 """One representation of a batch, [image][raster]."""
+
+
+def read_rasters(mllm: MLLM, batch: Batch, places: Sequence[Sequence[VisualTokens]], layers: Sequence[int]) -> list[Rasters]:
+    """The visual tokens of each layer, from one pass.
+
+    Args:
+        places: `mllm.rasters(batch)`.
+    """
+    lengths = [[len(raster.index) for raster in sample] for sample in places]
+    found = read(mllm, batch, layers=layers)
+    return [[own.values[number].split(sizes) for own, sizes in zip(found, lengths, strict=True)] for number in range(len(layers))]
 
 
 @dataclass(frozen=True)

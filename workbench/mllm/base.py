@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BatchFeature, PretrainedConfig
 
 from workbench.data.base import content_hash, upright_rgb
-from workbench.errors import ModelError, UnknownNameError
+from workbench.errors import DataError, ModelError, UnknownNameError
 from workbench.mllm.residual import KEY, Residual, load_residual
 from workbench.registry import Registry
 from workbench.weights import fingerprint
@@ -310,6 +310,17 @@ class MLLM:
                 taken.append(replace(part, rows=rows))
             self._check_positions(batch, number, taken)
             found.append(taken)
+        return found
+
+    def rasters(self, batch: Batch) -> list[list[VisualTokens]]:
+        """`visual_tokens`, each of which has a place in the image.
+
+        Raises:
+            DataError: some have no rows and columns.
+        """
+        found = self.visual_tokens(batch)
+        if any(part.grid is None for sample in found for part in sample):
+            raise DataError(f"{self.name} ({self.family.name}) gives visual tokens without a raster: expected a place in the image for each")
         return found
 
     def _check_positions(self, batch: Batch, number: int, parts: list[VisualTokens]) -> None:
