@@ -70,7 +70,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, data: Dataset, *makers: Callable[[], 
         return [Activations(own, tuple(range(len(made))), torch.arange(own.shape[1])) for own in values.unbind(1)]
 
     planted.seen = 0
-    monkeypatch.setattr("analyses.cknna.read", planted)
+    monkeypatch.setattr("workbench.rasters.read", planted)
 
 
 def turned(features: Tensor) -> Tensor:
