@@ -92,6 +92,11 @@ def test_answers_are_true_of_the_objects(val: Dataset) -> None:
             assert times[words[2]] == int(sample.answer)
         elif sample.category == "exist":
             assert (words[1] in times) == (sample.answer == "yes")
+        elif sample.category.startswith("furthest"):
+            axis, sign = int(sample.category.endswith("y")), -1 if words[3] in ("left", "up") else 1
+            found = sorted((sign * (o.box[axis] + o.box[axis + 2]) / 2, o.name) for o in sample.objects)
+            assert found[-1][1] == sample.answer and len(sample.options) == len(THINGS)
+            assert len(found) == 1 or found[-1][0] - found[-2][0] > RELATION_MARGIN - 1 / SIZE
         else:
             axis = int(sample.category.endswith("y"))
             low = {"position_x": "left", "position_y": "top", "relation_x": "left", "relation_y": "above"}

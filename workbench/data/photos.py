@@ -28,6 +28,7 @@ from workbench.data.folder import SUFFIXES
 from workbench.data.scenes import (
     COUNT,
     COUNTS,
+    FURTHEST,
     NEIGHBOUR,
     RELATION_X,
     RELATION_Y,
@@ -45,17 +46,17 @@ from workbench.errors import DataError
 from workbench.weights import sha256
 
 SIZE = 224  # pixels
-CATEGORIES = ("count", "exist", "position_x", "position_y", "relation_x", "relation_y", "neighbour_x", "neighbour_y")
+CATEGORIES = ("count", "exist", "position_x", "position_y", "relation_x", "relation_y", "furthest_x", "furthest_y", "neighbour_x", "neighbour_y")
 WORLD = World(
     name="photos",
-    version=1,
+    version=2,
     splits={"train": 4000, "val": 500, "test": 1000},
     size=SIZE,
     objects=(0.2, 0.2, 0.25, 0.2, 0.15),
     radius=(32, (68, 60, 50, 42, 36)),
 )
 EXIST = "any {a} ?"
-TEMPLATES = (COUNT, EXIST, SIDE_X, SIDE_Y, RELATION_X, RELATION_Y, *NEIGHBOUR.values())
+TEMPLATES = (COUNT, EXIST, SIDE_X, SIDE_Y, RELATION_X, RELATION_Y, *FURTHEST.values(), *NEIGHBOUR.values())
 RESERVED = template_words(TEMPLATES) | {*COUNTS, "yes", "no"}
 LEAST_NAMES = 8  # more than a scene holds, so that there is always something absent to ask for
 LEAST_PIXELS = 16  # of a cut-out's longer side
@@ -302,6 +303,7 @@ def scene_samples(cast: Cast, split: str, seed: int, index: int) -> list[Sample]
     questions = [*WORLD.count_questions(rng, [item.name for item in items], cast.names), *_exist(rng, items, cast.names)]
     questions += WORLD.position_questions(named)
     questions += WORLD.relation_questions(rng, named)
+    questions += WORLD.furthest_questions(things, cast.names)
     questions += WORLD.neighbour_questions(named, things, cast.names)
     load = partial(draw_scene, (split, seed, index), tuple(items), cast.backgrounds)
     return shuffled_samples(rng, f"{split}-{seed}-{index:05d}", load, questions, scene_objects(items))

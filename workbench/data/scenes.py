@@ -28,6 +28,7 @@ SIDE_X = "is {a} left or right ?"
 SIDE_Y = "is {a} top or bottom ?"
 RELATION_X = "is {a} left or right of {b} ?"
 RELATION_Y = "is {a} above or below {b} ?"
+FURTHEST = {"left": "what is furthest left ?", "right": "what is furthest right ?", "up": "what is furthest up ?", "down": "what is furthest down ?"}
 NEIGHBOUR = {"left": "what is left of {a} ?", "right": "what is right of {a} ?", "above": "what is above {a} ?", "below": "what is below {a} ?"}
 
 
@@ -152,6 +153,22 @@ class World:
                 text = RELATION_Y.format(a=name, b=other_name)
                 by_axis["y"].append(Question(text, "above" if dy < 0 else "below", ("above", "below"), "relation_y"))
         return by_axis["x"][:most] + by_axis["y"][:most]
+
+    def furthest_questions(self, things: Sequence[tuple[str, P]], names: Sequence[str]) -> list[Question]:
+        """What lies furthest on each side of the image, asked where no second thing comes close; a thing alone is furthest everywhere.
+
+        Args:
+            things: all things of the scene with their names.
+            names: all names, which are the options.
+        """
+        questions = []
+        for axis, sides in (("x", ("left", "right")), ("y", ("up", "down"))):
+            ordered = sorted(things, key=lambda thing: float(getattr(thing[1], axis)))
+            places = [getattr(item, axis) / self.size for _, item in ordered]
+            for side, first, second in ((sides[0], 0, 1), (sides[1], -1, -2)):
+                if len(places) == 1 or abs(places[first] - places[second]) > RELATION_MARGIN:
+                    questions.append(Question(FURTHEST[side], ordered[first][0], tuple(names), f"furthest_{axis}"))
+        return questions
 
     def neighbour_questions(self, named: Named[P], things: Sequence[tuple[str, P]], names: Sequence[str]) -> list[Question]:
         """What lies on one side of a thing: asked where exactly one thing does, at least one lies on the other side, and no place is in doubt.
