@@ -410,13 +410,6 @@ def test_steps_without_an_image_are_not_held_against_a_head(tmp_path: Path) -> N
     assert said == [0, 0, 0, 1]
 
 
-def test_launch_files_that_divide_the_weights_are_refused(llava: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(WorkbenchError, match=r"fsdp divides the weights .* expected ddp.yaml or zero2.yaml"):
-        folder_of(llava, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_checkpoint_of_another_architecture_is_refused(llava: list[str], tmp_path: Path) -> None:
     done = folder_of([*llava, "--optim.steps", "2"], tmp_path / "out")
     for name in ("training.json", "model.safetensors"):

@@ -87,9 +87,8 @@ class AlignedMLLMForConditionalGeneration(Aligned):
         lm_loss = losses / count.clamp(min=1)  # a cut may have left no answer
         if not self.training:
             return AlignedOutput(lm_loss, None, logits)
-        if not any(map(len, visual)):
-            return AlignedOutput(lm_loss + self._nothing(), None, logits)
-        if self.alignment is None:
+        lm_loss = lm_loss + self._nothing()
+        if self.alignment is None or not any(map(len, visual)):
             return AlignedOutput(lm_loss, None, logits)
         if self.target != "vfm":
             targets = {self.target: self._own_target(visual)}
@@ -98,9 +97,12 @@ class AlignedMLLMForConditionalGeneration(Aligned):
         return AlignedOutput(lm_loss, mean_loss(parts), logits, parts)
 
     def _nothing(self) -> Tensor:
-        """0, with a gradient of 0 for all that only images reach: every process of a step then has the same parameters to average."""
+        """0, with a gradient of 0 for all that texts alone, or a tower whose last blocks are not read, do not reach.
+
+        AdamW moves a parameter whose gradient is 0 and leaves one that has none; so it is 0 in any number of processes, and DDP finds a gradient of each.
+        """
         language = {id(p) for p in self._mllm.decoder.parameters()}
-        rest = [p.sum() for p in self.parameters() if p.requires_grad and id(p) not in language]
+        rest = [processes.own_part(p).sum() for p in self.parameters() if p.requires_grad and id(p) not in language]
         return 0.0 * torch.stack(rest).sum() if rest else torch.zeros(())
 
     def _own_target(self, visual: Sequence[Sequence[VisualTokens]]) -> list[Tensor]:
@@ -188,7 +190,7 @@ class PreparedStudent:
         self.model.eval()
         try:
             if self.questions:
-                return answer_questions(self.mllm, self.questions, batch_size)
+                return answer_questions(self.model, self.mllm, self.questions, batch_size)
             return language_loss(self.model, self.mllm, self.val.conversations, batch_size, self.collate.max_length)
         finally:
             self.model.train(was_training)
@@ -245,6 +247,7 @@ def frozen_fingerprint(mllm: MLLM, state: Mapping[str, Tensor]) -> str:
 def prepare_student(recipe: Recipe) -> PreparedStudent:
     """Load data, model and targets. The model's initial weights depend on the seed only, never on the alignment."""
     train, val = _data(recipe)
+    check_kinds(recipe, train)
     set_seed(recipe.seed)
     device = processes.device()
     mllm = MLLM.load(recipe.model.name, dtype="float32", device=device) if recipe.model.name is not None else build_from_parts(recipe.model)
@@ -301,6 +304,19 @@ def _data(recipe: Recipe) -> tuple[ConversationSet, ConversationSet]:
     weights = config.weights or (1.0,) * len(parts)
     whole = parts[0] if len(parts) == 1 and weights == (1.0,) else mixed(parts, weights, recipe.seed)
     return ConversationSet(whole), ConversationSet(load(config.val, config.limit_val))
+
+
+def check_kinds(recipe: Recipe, train: ConversationSet) -> None:
+    """See that processes that divide the weights run the same modules in every pass: one with an image would wait for the tower's weights, one without not.
+
+    Raises:
+        ConfigError: conversations with and without images, in random order.
+    """
+    if processes.divided() and not recipe.data.group and len({bool(c.loads) for c in train.conversations}) > 1:
+        raise ConfigError(
+            f"data.group is no with {processes.strategy()} for conversations with and without images: expected yes, since processes that divide the weights "
+            "must have images in the same passes"
+        )
 
 
 def _check_fits(mllm: MLLM, train: ConversationSet, max_length: int | None) -> None:
