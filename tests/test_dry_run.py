@@ -12,7 +12,8 @@ from tests.conftest import SMALL_VIRAL, recipe, run
 from trainer import dry_run
 from trainer.checkpoint import save_model
 from trainer.config import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, OptimConfig, Recipe
-from trainer.dry_run import attach, on_meta, plan, sizes_of
+from trainer.dry_run import check_disk, one_square, plan
+from trainer.outline import attach, on_meta, sizes_of
 from trainer.prepare import prepare
 from workbench.errors import ConfigError, RunError
 
@@ -36,8 +37,8 @@ def test_the_sizes_are_those_of_the_real_model(tmp_path: Path, name: str) -> Non
     found, ready = plan(VARIANTS[name]), prepare(VARIANTS[name])
     real = list(ready.model.parameters())
     assert found.sizes.total == sum(p.numel() for p in real) and found.sizes.trained == sum(p.numel() for p in real if p.requires_grad)
-    assert found.image_tokens == ready.train.inputs.shape[1] and found.sequence == max(len(packed.input_ids) for packed in ready.train.packed)
-    assert (found.images, found.val_images) == (12, 4)
+    assert set(found.image_tokens) == {ready.train.inputs.shape[1]} and found.sequence == max(len(packed.input_ids) for packed in ready.train.packed)
+    assert (found.items, found.val_items, found.unit) == (12, 4, "images")
     if name != "lora":  # whose folder is merged
         save_model(ready.model, ready.processor, tmp_path)
         written = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
@@ -50,27 +51,27 @@ def test_a_7b_llava_from_its_configuration() -> None:
     config.text_config.vocab_size = 32064
     model = on_meta(AutoModelForImageTextToText, config)
     viral = replace(TINY, model=ModelConfig(layers=32), alignment=AlignmentConfig(objective="cosine", layer=(16,), vfm=("dinov2-base",), hidden=2048))
-    alignment, residual, widths = attach(viral, model, 576)
-    sizes = sizes_of(model, alignment, residual)
-    assert all(p.is_meta for p in model.parameters()) and widths == {"tower": 1024, "dinov2-base": 768}
+    attached = attach(viral, model, *one_square(model, 576))
+    sizes = sizes_of(model, attached.alignment, attached.residual)
+    assert all(p.is_meta for p in model.parameters()) and attached.not_run == () and attached.widths == {"tower": 1024, "dinov2-base": 768}
     assert sum(sizes.parts[part][0] for part in ("tower", "connector", "language")) == 7_063_427_072
     assert sizes.parts["head"][0] == 4096 * 2048 + 2048 + 2048 * 2048 + 2048 + 2048 * 768 + 768
     assert sizes.block == 202_383_360  # 4 x 4096^2 + 3 x 4096 x 11008 + 2 x 4096
-    whole = dry_run.Plan(viral, sizes, model.config, 665_000, 576, 1024, 100, 0, 0)
+    whole = dry_run.Plan(viral, sizes, model.config, 665_000, (576, 576), 1024, 100, 0, 0)
     memory = {strategy: whole.memory(strategy, 8) - whole.activations() for strategy in dry_run.STRATEGIES}
     assert memory["ddp"] > memory["zero2"] > memory["zero3"] == memory["fsdp"]
     assert memory["ddp"] == 4 * (sizes.total + 4 * sizes.trained)
     with pytest.raises(ConfigError, match=r"alignment.layer is 33: expected 1 to 32"):
-        attach(replace(viral, model=ModelConfig(layers=64), alignment=replace(viral.alignment, layer=(33,))), model, 576)
+        attach(replace(viral, model=ModelConfig(layers=64), alignment=replace(viral.alignment, layer=(33,))), model, *one_square(model, 576))
     with pytest.raises(ConfigError, match=r"an image of 530 visual tokens does not fit"):
-        attach(viral, model, 530)
+        attach(viral, model, *one_square(model, 530))
 
 
 def test_a_disk_that_is_too_small_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A disk of one megabyte."""
     monkeypatch.setattr(dry_run.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**6}))
     with pytest.raises(RunError, match=r"checkpoints and result need about .* MB in .*, where 1.0 MB are free"):
-        plan(replace(TINY, output_dir=tmp_path / "out"))
+        check_disk(plan(replace(TINY, output_dir=tmp_path / "out")))
 
 
 def test_the_command_says_it_and_writes_nothing(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def same(one: Path, other: Path, *, within: float = 0.0, columns: Sequence[str] 
     assert tensors.keys() == others.keys() and len(log) == len(other_log) == 4
     for name, value in tensors.items():
         assert value.dtype == others[name].dtype
-        torch.testing.assert_close(value, others[name], atol=within, rtol=0)
+        noise = 1e-3 * (within > 0 and name.endswith("k_proj.bias"))  # whose gradient is 0 but for rounding, of which Adam makes a step
+        torch.testing.assert_close(value, others[name], atol=within + noise, rtol=0)
     for column in columns:
         own, others = (torch.tensor(table[column]) for table in (log, other_log))
         torch.testing.assert_close(own, others, atol=within, rtol=within, equal_nan=True, msg=lambda m, c=column: f"{c}: {m}")

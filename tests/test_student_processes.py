@@ -19,7 +19,7 @@ from workbench.training import checkpoints
 LOSSES = ["lm_loss", "alignment_loss", "loss", "grad_norm", "learning_rate", "epoch"]
 LORA = ["--model.train", "lora", "--model.lora.rank", "2"]
 STEPS = ["--optim.steps", "4", "--optim.warmup", "0", "--optim.learning_rate", "5e-4"]
-STEPS += ["--log_every", "1", "--eval_every", "4", "--save_every", "2", "--seed", "1"]
+STEPS += ["--log_every", "1", "--eval_every", "4", "--save_every", "2", "--seed", "1", "--optim.batch_size", "1", "--optim.global_batch", "4"]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def words(root: Path, name: str, *more: str) -> list[str]:
     """The command line of a run; two of its four steps have no image."""
     data = f"llava_json:{root / 'world' / 'mix.json'}"
-    own = ["--model.name", str(root / "llava"), "--data.train", data, "--data.val", data, *STEPS, *VIRAL, "--optim.batch_size", "1", "--optim.global_batch", "4"]
+    own = [
+        "--model.name",
+        str(root / "llava"),
+        "--data.train",
+        data,
+        "--data.val",
+        data,
+        *STEPS,
+        *VIRAL,
+        "--optim.batch_size",
+        "1",
+        "--optim.global_batch",
+        "4",
+    ]
     return [str(root / "recipe.yaml"), *own, *more, "--output_dir", str(root / name)]
 
 

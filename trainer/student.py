@@ -28,8 +28,9 @@ from workbench.data import Dataset, Sample, load_data
 from workbench.data.base import mixed
 from workbench.errors import ConfigError, WeightsError
 from workbench.mllm import MLLM, VisualTokens
+from workbench.mllm.base import family_of
 from workbench.mllm.conversation import IGNORED, encode_conversations
-from workbench.mllm.residual import Residual, attach_residual
+from workbench.mllm.residual import KEY, Residual, attach_residual
 from workbench.vfm import VFM, load_vfm
 from workbench.weights import fingerprint
 
@@ -118,17 +119,17 @@ class AlignedMLLMForConditionalGeneration(Aligned):
 # --- what is trained --------------------------------------------------------------------------------------------------------------------
 
 
-def parts_of(mllm: MLLM) -> dict[str, str]:
-    """Which part of the model each parameter belongs to, by name: `tower`, `language`, or `connector` for all that is between them."""
-    own = {id(p) for p in mllm.connector.parameters()}
-    tower = {id(p) for p in mllm.model.get_encoder(modality="image").parameters()} - own
-    language = {id(p) for module in (mllm.decoder, mllm.model.get_input_embeddings(), mllm.model.get_output_embeddings()) for p in module.parameters()}
-    return {name: "tower" if id(p) in tower else "language" if id(p) in language else "connector" for name, p in mllm.model.named_parameters()}
+def parts_of(model: Any) -> dict[str, str]:
+    """Which part of a transformers model each parameter belongs to, by name: `tower`, `language`, or `connector` for all that is between them."""
+    own = {id(p) for p in model.model.get_submodule(family_of(model.config).connector).parameters()}
+    tower = {id(p) for p in model.get_encoder(modality="image").parameters()} - own
+    language = {id(p) for module in (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()) for p in module.parameters()}
+    return {name: "tower" if id(p) in tower else "language" if id(p) in language else "connector" for name, p in model.named_parameters()}
 
 
 def choose_trained(mllm: MLLM, recipe: Recipe) -> dict[str, str]:
     """Let what the recipe trains require a gradient, nothing else; returns the part of each trained parameter by name."""
-    config, parts = recipe.model, parts_of(mllm)
+    config, parts = recipe.model, parts_of(mllm.model)
     trained = {"connector", *(["language"] if config.train == "all" else []), *(["tower"] if config.train_tower else [])}
     if config.train == "lora":
         add_lora(mllm.model, config.lora)
@@ -246,19 +247,14 @@ def frozen_fingerprint(mllm: MLLM, state: Mapping[str, Tensor]) -> str:
 
 def prepare_student(recipe: Recipe) -> PreparedStudent:
     """Load data, model and targets. The model's initial weights depend on the seed only, never on the alignment."""
-    train, val = _data(recipe)
-    check_kinds(recipe, train)
+    train, val = load_conversations(recipe)
     set_seed(recipe.seed)
     device = processes.device()
     mllm = MLLM.load(recipe.model.name, dtype="float32", device=device) if recipe.model.name is not None else build_from_parts(recipe.model)
     mllm.model.to(device)
-    if mllm.residual is not None:
-        raise ConfigError(f"model.name is {recipe.model.name}, which adds its image again: expected a model trained without a residual")
-    recipe.check_layer(mllm.n_layers)
+    questions = check_student(recipe, mllm, train, val)
     record: dict[str, object] = {"model": mllm.name, "model_fingerprint": mllm.fingerprint, "data": train.data.fingerprint, "val": val.data.fingerprint}
-    _check_fits(mllm, train, recipe.data.max_length)
     trained = choose_trained(mllm, recipe)
-    questions = _questions(mllm, val.data)
     if recipe.optim.checkpointing:
         mllm.model.gradient_checkpointing_enable({"use_reentrant": False})
     settings, residual, targets = recipe.alignment, None, None
@@ -292,7 +288,13 @@ def prepare_student(recipe: Recipe) -> PreparedStudent:
     return PreparedStudent(model, mllm, train, val, collate, questions, trained, frozen_fingerprint(mllm, mllm.model.state_dict()), vfms, record)
 
 
-def _data(recipe: Recipe) -> tuple[ConversationSet, ConversationSet]:
+def load_conversations(recipe: Recipe) -> tuple[ConversationSet, ConversationSet]:
+    """Training and validation data.
+
+    Raises:
+        ConfigError: conversations with and without images in random order, for processes that divide the weights: one that has an image would wait for the
+            others to gather the tower's weights.
+    """
     from trainer.data import first_questions
 
     config = recipe.data
@@ -303,35 +305,33 @@ def _data(recipe: Recipe) -> tuple[ConversationSet, ConversationSet]:
     parts = [load(spec, config.limit_train) for spec in config.train]
     weights = config.weights or (1.0,) * len(parts)
     whole = parts[0] if len(parts) == 1 and weights == (1.0,) else mixed(parts, weights, recipe.seed)
-    return ConversationSet(whole), ConversationSet(load(config.val, config.limit_val))
-
-
-def check_kinds(recipe: Recipe, train: ConversationSet) -> None:
-    """See that processes that divide the weights run the same modules in every pass: one with an image would wait for the tower's weights, one without not.
-
-    Raises:
-        ConfigError: conversations with and without images, in random order.
-    """
-    if processes.divided() and not recipe.data.group and len({bool(c.loads) for c in train.conversations}) > 1:
+    if processes.divided() and not config.group and len({bool(c.loads) for c in whole.conversations}) > 1:
         raise ConfigError(
             f"data.group is no with {processes.strategy()} for conversations with and without images: expected yes, since processes that divide the weights "
             "must have images in the same passes"
         )
+    return ConversationSet(whole), ConversationSet(load(config.val, config.limit_val))
 
 
-def _check_fits(mllm: MLLM, train: ConversationSet, max_length: int | None) -> None:
-    """See that the model can be given the first conversation of each kind, before anything is written."""
+def check_student(recipe: Recipe, mllm: MLLM, train: ConversationSet, val: ConversationSet) -> list[list[Sample]]:
+    """See that recipe, model and data fit one another, before anything is written; the model is given the first conversation of each kind.
+
+    Returns:
+        Validation questions with options, by image, if there are any.
+
+    Raises:
+        WorkbenchError: they do not.
+    """
+    if hasattr(mllm.config, KEY):
+        raise ConfigError(f"model.name is {recipe.model.name}, which adds its image again: expected a model trained without a residual")
+    recipe.check_layer(mllm.n_layers)
     for kind in (True, False):
         first = next((c for c in train.conversations if bool(c.loads) == kind), None)
         if first is not None:
-            encode_conversations(mllm, [first.images], [first.turns], max_length=max_length)
-
-
-def _questions(mllm: MLLM, val: Dataset) -> list[list[Sample]]:
-    """Validation questions with options, by image, if there are any."""
-    if not any(sample.answer in sample.options for sample in val):
+            encode_conversations(mllm, [first.images], [first.turns], max_length=recipe.data.max_length)
+    if not any(sample.answer in sample.options for sample in val.data):
         return []
-    scenes = questions_of(val.scenes)
+    scenes = questions_of(val.data.scenes)
     option_ids(mllm, [sample for scene in scenes for sample in scene])
     return scenes
 
