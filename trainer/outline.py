@@ -98,7 +98,7 @@ class Attached:
 
     Attributes:
         widths: of what may be cached: `tower` for the connector's input of one visual token, and each VFM.
-        tower_values: numbers that the connector receives for the image that was run, 0 where the tower could not be run.
+        tower_values: numbers that the connector receives for the images of the sample.
         not_run: what meta could not run, with the reason.
     """
 
@@ -162,7 +162,7 @@ def attach(recipe: Recipe, model: Any, vision: Mapping[str, Any], places: Sequen
         not_run.append("language model and heads (a residual needs the whole model at once)")
     elif said := _run(lambda: _language(model, alignment, dims, places, length)):
         not_run.append(f"language model and heads ({said})")
-    return Attached(alignment, residual, widths, seen[0].numel() if seen else 0, tuple(not_run))
+    return Attached(alignment, residual, widths, seen[0].numel() if seen else width * placeholders, tuple(not_run))
 
 
 def _language(model: Any, alignment: Alignment | None, dims: Mapping[str, int], places: Sequence[VisualTokens], length: int) -> None:
