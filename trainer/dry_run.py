@@ -31,7 +31,7 @@ from workbench.mllm.conversation import encode_conversations
 FLOAT, HALF = 4, 2  # bytes: weights, gradients and both moments of AdamW are float32, also in bfloat16 training, which is autocast
 PROCESSES = (1, 2, 4, 8, 16, 32)
 STRATEGIES: tuple[processes.Strategy, ...] = ("ddp", "fsdp", "zero2", "zero3")
-LOOKED_AT = 192, 64  # conversations: the first so many, and the longest, in characters
+LOOKED_AT = 192, 64  # conversations: the first so many with an image, and the longest of all, in characters
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _conversations(recipe: Recipe) -> Plan:
         if images and shown is None:
             shown = batch
     if shown is None:
-        raise DataError(f"none of the conversations of {train.data.name} that were looked at has an image: expected some to learn from")
+        raise DataError(f"none of the conversations of {train.data.name} has an image: expected some to plan by")
     ids = shown.inputs["input_ids"][0]
     (places,), placeholders = mllm.visual_tokens(shown), int((ids == mllm.config.image_token_id).sum())
     attached = attach(recipe, mllm.model, shown.vision, places, placeholders, len(ids))
@@ -221,10 +221,11 @@ def _conversations(recipe: Recipe) -> Plan:
 
 
 def _looked_at(mllm: MLLM, train: ConversationSet, max_length: int | None) -> Iterator[Batch]:
-    """Some conversations as the model would be given them, one by one: the first ones, and those with most characters."""
+    """Some conversations as the model would be given them, one by one: the first ones with an image, and those with most characters."""
     first, longest = LOOKED_AT
+    with_image = [n for n, own in enumerate(train.conversations) if own.loads]
     by_length = sorted(range(len(train)), key=lambda n: -train.conversations[n].length)
-    chosen = [train.conversations[n] for n in dict.fromkeys([*range(min(first, len(train))), *by_length[:longest]])]
+    chosen = [train.conversations[n] for n in dict.fromkeys([*with_image[:first], *by_length[:longest]])]
     for own in chosen:
         yield encode_conversations(mllm, [own.images], [own.turns], max_length=max_length)[0]
 
