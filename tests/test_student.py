@@ -22,7 +22,7 @@ from trainer.__main__ import main
 from trainer.config import Recipe
 from trainer.loop import AlignmentTrainer, train
 from trainer.monitor import EarlyWarnings, subset_alignment
-from trainer.student import PreparedStudent, prepare_student
+from trainer.student import PreparedStudent, load_conversations, prepare_student
 from workbench import cknna
 from workbench.capture import read
 from workbench.config import parse
@@ -404,6 +404,20 @@ def test_steps_without_an_image_are_not_held_against_a_head(tmp_path: Path) -> N
         early.on_step_end(None, state, None, model=ready.model)  # type: ignore[arg-type]
         said.append(len(state.log_history))
     assert said == [0, 0, 0, 1]
+
+
+def test_launch_files_that_divide_the_weights_want_one_kind_in_a_step(llava: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert len(load_conversations(recipe_of(llava))[0]) == 10
+    with pytest.raises(WorkbenchError, match="data.group is no with fsdp for conversations with and without images: expected yes"):
+        load_conversations(recipe_of([*llava, "--data.no-group"]))
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    with pytest.raises(WorkbenchError, match=r"zero3 for conversations with and without images: expected fsdp.yaml"):
+        load_conversations(recipe_of(llava))
+    seen = f"llava_json:{write(tmp_path / 'seen', rows(4, 0))}"
+    assert len(load_conversations(recipe_of([*llava, "--data.train", seen]))[0]) == 4
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(llava: list[str], tmp_path: Path) -> None:

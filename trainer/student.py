@@ -101,9 +101,10 @@ class AlignedMLLMForConditionalGeneration(Aligned):
         """0, with a gradient of 0 for all that texts alone, or a tower whose last blocks are not read, do not reach.
 
         AdamW moves a parameter whose gradient is 0 and leaves one that has none; so it is 0 in any number of processes, and DDP finds a gradient of each.
+        What ZeRO-3 has divided (`ds_id`) has no values here.
         """
         language = {id(p) for p in self._mllm.decoder.parameters()}
-        rest = [processes.own_part(p).sum() for p in self.parameters() if p.requires_grad and id(p) not in language]
+        rest = [processes.own_part(p).sum() for p in self.parameters() if p.requires_grad and id(p) not in language and not hasattr(p, "ds_id")]
         return 0.0 * torch.stack(rest).sum() if rest else torch.zeros(())
 
     def _own_target(self, visual: Sequence[Sequence[VisualTokens]]) -> list[Tensor]:
@@ -292,8 +293,8 @@ def load_conversations(recipe: Recipe) -> tuple[ConversationSet, ConversationSet
     """Training and validation data.
 
     Raises:
-        ConfigError: conversations with and without images in random order, for processes that divide the weights: one that has an image would wait for the
-            others to gather the tower's weights.
+        ConfigError: conversations with and without images, for ZeRO-3; or in random order, for FSDP: a process that has an image would wait for the others
+            to gather the tower's weights.
     """
     from trainer.data import first_questions
 
@@ -305,9 +306,14 @@ def load_conversations(recipe: Recipe) -> tuple[ConversationSet, ConversationSet
     parts = [load(spec, config.limit_train) for spec in config.train]
     weights = config.weights or (1.0,) * len(parts)
     whole = parts[0] if len(parts) == 1 and weights == (1.0,) else mixed(parts, weights, recipe.seed)
-    if processes.divided() and not config.group and len({bool(c.loads) for c in whole.conversations}) > 1:
+    strategy, kinds = processes.strategy(), {bool(c.loads) for c in whole.conversations}
+    if strategy == "zero3" and len(kinds) > 1:
         raise ConfigError(
-            f"data.group is no with {processes.strategy()} for conversations with and without images: expected yes, since processes that divide the weights "
+            "zero3 for conversations with and without images: expected fsdp.yaml, since DeepSpeed takes the last gradient again of what texts do not reach"
+        )
+    if processes.divided() and not config.group and len(kinds) > 1:
+        raise ConfigError(
+            f"data.group is no with {strategy} for conversations with and without images: expected yes, since processes that divide the weights "
             "must have images in the same passes"
         )
     return ConversationSet(whole), ConversationSet(load(config.val, config.limit_val))
