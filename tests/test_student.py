@@ -409,7 +409,7 @@ def test_steps_without_an_image_are_not_held_against_a_head(tmp_path: Path) -> N
 def test_launch_files_that_divide_the_weights_want_one_kind_in_a_step(llava: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert len(load_conversations(recipe_of(llava))[0]) == 10
-    with pytest.raises(WorkbenchError, match="data.group is no with fsdp for conversations with and without images: expected yes"):
+    with pytest.raises(WorkbenchError, match=r"data.group is no with fsdp for conversations with and without images: expected yes"):
         load_conversations(recipe_of([*llava, "--data.no-group"]))
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
