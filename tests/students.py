@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import transformers as tf
 from PIL import Image
 
-from tests.tiny import build
+from tests.tiny import WORDS, _tokenizer, build
 
 FLAGS = ["--log_every", "1", "--eval_every", "4", "--save_every", "2", "--optim.steps", "4", "--optim.batch_size", "2", "--optim.warmup", "1"]
 VIRAL = ["--alignment.objective", "cosine", "--alignment.layer", "2", "--alignment.hidden", "8", "--alignment.vfm", "efficientnet-lite0"]
@@ -49,3 +50,31 @@ def world(root: Path, family: str = "llava") -> tuple[Path, list[str]]:
     """A small model of a family, and the flags that train it on a small world."""
     model, file = build(family, root / family), write(root / "world")
     return model, ["--model.name", str(model), "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *FLAGS]
+
+
+# --- released parts, in their real size and without weights -----------------------------------------------------------------------------------
+
+CLIP = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14}
+SIGLIP2 = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16, "image_size": 384, "patch_size": 16}
+VICUNA = {7: (4096, 11008, 32, 32), 13: (5120, 13824, 40, 40)}  # width, feed-forward, layers, heads
+
+
+def configs(root: Path) -> dict[str, Path]:
+    """Folders with the configuration of each part that a recipe names, by hub id, and a small tokenizer or the image processor; no weights."""
+    found = {}
+    clip = tf.CLIPConfig(vision_config=CLIP), tf.CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    siglip = tf.SiglipConfig(vision_config=SIGLIP2), tf.SiglipImageProcessor(size={"height": 384, "width": 384})
+    towers = {"openai/clip-vit-large-patch14-336": clip, "google/siglip2-so400m-patch16-384": siglip}
+    vicuna = _tokenizer(words=[*WORDS, *(f"word{n}" for n in range(32000 - len(_tokenizer())))])  # <image> is one more than there are rows
+    languages: dict[str, tuple[Any, Any]] = {}
+    for billions, (width, ffn, layers, heads) in VICUNA.items():
+        sizes = {"hidden_size": width, "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": heads, "vocab_size": 32000}
+        languages[f"lmsys/vicuna-{billions}b-v1.5"] = tf.LlamaConfig(**sizes, architectures=["LlamaForCausalLM"]), vicuna
+    sizes = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4}
+    qwen = tf.Qwen2Config(**sizes, vocab_size=152064, tie_word_embeddings=False, architectures=["Qwen2ForCausalLM"])
+    languages["Qwen/Qwen2.5-7B-Instruct"] = qwen, _tokenizer()
+    for name, saved in (towers | languages).items():
+        found[name] = root / name
+        for part in saved:
+            part.save_pretrained(found[name])
+    return found

@@ -234,19 +234,21 @@ def test_mixing_repeats_and_samples(tmp_path: Path) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(images=st.integers(0, 40), texts=st.integers(0, 40), group=st.integers(1, 7), seed=st.integers(0, 99))
-def test_groups_are_of_one_kind_and_epochs_are_whole(images: int, texts: int, group: int, seed: int) -> None:
+def test_groups_are_of_one_kind_and_none_is_two_times_ahead(images: int, texts: int, group: int, seed: int) -> None:
     if not images + texts:
         return
     made = [Conversation(str(n), (("x" * (n % 9), ""),), (picture,) * (n < images)) for n in range(images + texts)]  # type: ignore[arg-type]
     epochs = 3
-    total = group * (epochs * len(made) // group)
+    wholes = [epochs * count // group * group for count in (images, texts)]  # what three epochs give; less than a group of each kind waits
+    total = sum(wholes) + group
     order = list(GroupedSampler(made, group, total, seed))
     assert len(order) == total and order == list(GroupedSampler(made, group, total, seed))
     assert order[: total // 2] == list(GroupedSampler(made, group, total // 2, seed))  # a longer training begins in the same way
-    counts = Counter(order)
-    assert max(counts.values(), default=0) <= epochs  # so all that is missing after so many epochs is what is left over, less than a group
-    kinds = [len({bool(made[n].loads) for n in order[start : start + group]}) for start in range(0, total, group)]
-    assert sum(kind > 1 for kind in kinds) <= epochs  # what is left over of an epoch
+    assert all(len({bool(made[n].loads) for n in order[start : start + group]}) == 1 for start in range(0, total, group))
+    counts = Counter(order[: sum(wholes)])
+    for kind, count, whole in zip((range(images), range(images, images + texts)), (images, texts), wholes, strict=True):
+        given = [counts[n] for n in kind]
+        assert sum(given) == whole and (not count or set(given) <= {whole // count, -(-whole // count)})
 
 
 def test_groups_are_of_about_one_length_and_differ_by_seed() -> None:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from transformers import AutoModelForImageTextToText, LlavaConfig
 
-from tests.conftest import SMALL_VIRAL, recipe, run
+from tests.conftest import ROOT, SMALL_VIRAL, recipe, run
+from tests.students import FLAGS, VIRAL, configs, rows, write
+from tests.tiny import build
 from trainer import dry_run
+from trainer.__main__ import read
 from trainer.checkpoint import save_model
 from trainer.config import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, OptimConfig, Recipe
-from trainer.dry_run import attach, on_meta, plan, sizes_of
+from trainer.dry_run import check_disk, one_square, plan
+from trainer.outline import Sizes, attach, on_meta, sizes_of
+from trainer.parts import describe_parts
 from trainer.prepare import prepare
-from workbench.errors import ConfigError, RunError
+from trainer.student import prepare_student
+from workbench.config import as_mapping
+from workbench.errors import ConfigError, RunError, WorkbenchError
 
 TINY = Recipe(
     model=ModelConfig(layers=3, width=32, ffn=64),
@@ -36,8 +46,8 @@ def test_the_sizes_are_those_of_the_real_model(tmp_path: Path, name: str) -> Non
     found, ready = plan(VARIANTS[name]), prepare(VARIANTS[name])
     real = list(ready.model.parameters())
     assert found.sizes.total == sum(p.numel() for p in real) and found.sizes.trained == sum(p.numel() for p in real if p.requires_grad)
-    assert found.image_tokens == ready.train.inputs.shape[1] and found.sequence == max(len(packed.input_ids) for packed in ready.train.packed)
-    assert (found.images, found.val_images) == (12, 4)
+    assert set(found.image_tokens) == {ready.train.inputs.shape[1]} and found.sequence == max(len(packed.input_ids) for packed in ready.train.packed)
+    assert (found.items, found.val_items, found.unit) == (12, 4, "images")
     if name != "lora":  # whose folder is merged
         save_model(ready.model, ready.processor, tmp_path)
         written = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
@@ -50,27 +60,27 @@ def test_a_7b_llava_from_its_configuration() -> None:
     config.text_config.vocab_size = 32064
     model = on_meta(AutoModelForImageTextToText, config)
     viral = replace(TINY, model=ModelConfig(layers=32), alignment=AlignmentConfig(objective="cosine", layer=(16,), vfm=("dinov2-base",), hidden=2048))
-    alignment, residual, widths = attach(viral, model, 576)
-    sizes = sizes_of(model, alignment, residual)
-    assert all(p.is_meta for p in model.parameters()) and widths == {"tower": 1024, "dinov2-base": 768}
+    attached = attach(viral, model, *one_square(model, 576))
+    sizes = sizes_of(model, attached.alignment, attached.residual)
+    assert all(p.is_meta for p in model.parameters()) and attached.not_run == () and attached.widths == {"tower": 1024, "dinov2-base": 768}
     assert sum(sizes.parts[part][0] for part in ("tower", "connector", "language")) == 7_063_427_072
     assert sizes.parts["head"][0] == 4096 * 2048 + 2048 + 2048 * 2048 + 2048 + 2048 * 768 + 768
     assert sizes.block == 202_383_360  # 4 x 4096^2 + 3 x 4096 x 11008 + 2 x 4096
-    whole = dry_run.Plan(viral, sizes, model.config, 665_000, 576, 1024, 100, 0, 0)
+    whole = dry_run.Plan(viral, sizes, model.config, 665_000, (576, 576), 1024, 100, 0, 0)
     memory = {strategy: whole.memory(strategy, 8) - whole.activations() for strategy in dry_run.STRATEGIES}
     assert memory["ddp"] > memory["zero2"] > memory["zero3"] == memory["fsdp"]
     assert memory["ddp"] == 4 * (sizes.total + 4 * sizes.trained)
     with pytest.raises(ConfigError, match=r"alignment.layer is 33: expected 1 to 32"):
-        attach(replace(viral, model=ModelConfig(layers=64), alignment=replace(viral.alignment, layer=(33,))), model, 576)
+        attach(replace(viral, model=ModelConfig(layers=64), alignment=replace(viral.alignment, layer=(33,))), model, *one_square(model, 576))
     with pytest.raises(ConfigError, match=r"an image of 530 visual tokens does not fit"):
-        attach(viral, model, 530)
+        attach(viral, model, *one_square(model, 530))
 
 
 def test_a_disk_that_is_too_small_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A disk of one megabyte."""
     monkeypatch.setattr(dry_run.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**6}))
     with pytest.raises(RunError, match=r"checkpoints and result need about .* MB in .*, where 1.0 MB are free"):
-        plan(replace(TINY, output_dir=tmp_path / "out"))
+        check_disk(plan(replace(TINY, output_dir=tmp_path / "out")))
 
 
 def test_the_command_says_it_and_writes_nothing(tmp_path: Path) -> None:
@@ -81,3 +91,146 @@ def test_the_command_says_it_and_writes_nothing(tmp_path: Path) -> None:
     assert "4 proc." not in said  # 8 images do not divide into 4 x 4
     assert list(tmp_path.iterdir()) == []
     assert run("trainer", *words, "--data.val", "shapes:vla", code=2).stderr.strip().splitlines()[-1].startswith("error: ")
+
+
+# --- released models -----------------------------------------------------------------------------------------------------------------------
+
+
+def words(root: Path, model: list[str], file: Path, *more: str) -> list[str]:
+    (root / "recipe.yaml").write_text("{}")
+    data = f"llava_json:{file}"
+    return [str(root / "recipe.yaml"), *model, "--data.train", data, "--data.val", data, *FLAGS, *VIRAL, *more, "--output_dir", str(root / "never")]
+
+
+FAMILIES = {  # and what meta cannot run of them
+    "llava_next": (["--model.train", "lora", "--model.lora.rank", "2"], ""),
+    "qwen2_5_vl": (["--alignment.target", "encoder"], "tower and connector"),
+    "smolvlm": (["--model.train_tower"], "tower and connector"),
+    "paligemma": (["--alignment.objective", "none", "--alignment.residual", "projector"], "language model and heads"),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_sizes_of_a_released_model_are_those_of_the_real_one(name: str, tmp_path: Path) -> None:
+    more, missing = FAMILIES[name]
+    file = write(tmp_path / "w", rows(4, 2) if name != "paligemma" else rows(3, 0)[1:])
+    recipe = read(words(tmp_path, ["--model.name", str(build(name, tmp_path / name))], file, *more))
+    found, ready = plan(recipe), prepare_student(recipe)
+    real = list(ready.model.parameters())
+    assert found.sizes.total == sum(p.numel() for p in real) and found.sizes.trained == sum(p.numel() for p in real if p.requires_grad)
+    for part, count in ready.record["trained"].items():  # type: ignore[attr-defined]
+        assert found.sizes.parts[part][1] == count
+    if name == "smolvlm":
+        assert found.sizes.tower_blocks == 2
+    batch = ready.collate(list(range(len(ready.train))))
+    tokens = [sum(len(part.index) for part in sample if part.image == n) for sample in batch["visual"] for n in {part.image for part in sample}]
+    assert found.image_tokens == (min(tokens), max(tokens)) and found.sequence == batch["input_ids"].shape[1]
+    assert (found.items, found.texts, found.unit) == (len(ready.train), 2 * (name != "paligemma"), "conversations")
+    assert [what.startswith(missing) for what in found.not_run] == [True] * bool(missing)
+    if recipe.alignment.target == "vfm" and recipe.alignment.aligned:
+        assert found.features == sum(own.numel() * 4 for row in batch["targets"]["efficientnet-lite0"] for own in row)
+    assert not (tmp_path / "never").exists() and all(line in found.report() for line in (f"{len(ready.train)} to train on", "zero3"))
+
+
+def test_what_waits_for_the_backward_pass_follows_precision_and_checkpointing() -> None:
+    """By hand, for a language model of 2 layers of width 8 that is trained whole, 5 tokens of a vocabulary of 11 and a batch of 3."""
+    text = SimpleNamespace(hidden_size=8, num_hidden_layers=2, vocab_size=11)
+    config: Any = SimpleNamespace(get_text_config=lambda: text)
+    sizes = Sizes({"language": (1000, 1000), "tower": (500, 0)}, block=300, outside=400)
+    tokens = 3 * 5
+    logits = tokens * 2 * 4 * 11
+    for precision, checkpointing, expected in (
+        ("float32", False, tokens * 8 * 68 * 2),
+        ("float32", True, tokens * 8 * (2 * 4 + 68)),
+        ("bfloat16", False, tokens * 8 * 34 * 2 + 2 * 1000),
+        ("bfloat16", True, tokens * 8 * (2 * 4 + 34) + 2 * (1000 + 300)),
+    ):
+        recipe: Any = SimpleNamespace(optim=OptimConfig(batch_size=3, precision=precision, checkpointing=checkpointing), model=ModelConfig())  # type: ignore[arg-type]
+        assert dry_run.Plan(recipe, sizes, config, 9, (4, 4), 5, 1, 0, 0).activations() == expected + logits
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], Path, Path]:
+    """Configurations by hub id, data, and a folder for more."""
+    root = tmp_path_factory.mktemp("released")
+    return configs(root), write(root / "w", rows(8, 2)), root
+
+
+PAIRS = {  # name of the stages: total of tower, connector and language model; aligned layer and layers
+    "llava15_7b": (7_063_427_072, 16, 32),
+    "llava15_7b_siglip2": (7_188_700_608, 16, 32),
+    "llava15_13b": (13_351_494_656, 20, 40),
+    "qwen25_7b": (7_935_646_208, 14, 28),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_recipes_of_7b_and_13b_are_planned_in_their_real_size(name: str, released: tuple[dict[str, Path], Path, Path]) -> None:
+    """Both stages, from configurations in place of the hub's; 7,063,427,072 is the published size of LLaVA-1.5-7B."""
+    folders, file, root = released
+    total, layer, layers = PAIRS[name]
+    data = ["--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", "--output_dir", str(root / "never")]
+    first, baseline, viral = (str(ROOT / "trainer" / "recipes" / f"{name}_{stage}.yaml") for stage in ("stage1", "baseline", "viral"))
+    named = read([first]).model
+    assert named.language is not None
+    parts = ["--model.tower", str(folders[named.tower]), "--model.language", str(folders[named.language])]
+    found = plan(read([first, *parts, *data]))
+    settings, processor = describe_parts(found.recipe.model)
+    for part in (settings, processor):
+        part.save_pretrained(root / name)  # as the first stage would leave it
+    assert found.sizes.total == total and found.sizes.trained == found.sizes.parts["connector"][0]
+    assert (found.image_tokens, found.not_run, read([baseline]).model.name) == ((576, 576), (), str(read([first]).output_dir))
+    plans = [plan(read([stage, "--model.name", str(root / name), *data])) for stage in (baseline, viral)]
+    assert [p.sizes.parts["head"][0] > 10**7 for p in plans] == [False, True] and not any(p.not_run for p in plans)
+    assert f"output of layer {layer} of {layers} with dinov2-base" in plans[1].report() and plans[1].sizes.parts["language"] == (
+        found.sizes.parts["language"][0],
+        0,
+    )
+    assert {plans[1].recipe.optim.images(count) for count in (1, 2, 4, 8)} == {128} and {found.recipe.optim.images(count) for count in (1, 2, 4, 8)} == {256}
+    own, other = (as_mapping(read([stage])) for stage in (baseline, viral))
+    assert {key for key in own if own[key] != other[key]} == {"alignment", "output_dir"} and own["alignment"] == as_mapping(AlignmentConfig())
+    assert not (root / "never").exists()
+
+
+def test_every_recipe_is_read() -> None:
+    files = sorted((ROOT / "trainer" / "recipes").glob("*.yaml"))
+    folders = [read([str(file)]).output_dir for file in files]
+    assert len(files) > 20 and len(set(folders)) == len(folders)
+
+
+def test_what_a_released_model_lacks_is_one_sentence(tmp_path: Path, released: tuple[dict[str, Path], Path, Path]) -> None:
+    folders, file, _ = released
+    model = build("llava", tmp_path / "llava")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(model / "config.json", bare)
+    clip, text = folders["openai/clip-vit-large-patch14-336"], write(tmp_path / "text", rows(0, 3))
+    for given, data, more, message in (
+        (["--model.name", "no/such-model"], file, [], "model 'no/such-model' is neither a folder nor a hub id within reach"),
+        (["--model.name", str(bare)], file, [], r"has no processor|without"),
+        (
+            ["--model.tower", "no/clip", "--model.language", "no/vicuna"],
+            file,
+            [],
+            "model.tower is no/clip, which could not be loaded .* expected a hub id within",
+        ),
+        (["--model.tower", str(clip), "--model.language", "no/vicuna"], file, [], "model.language is no/vicuna, which could not be loaded"),
+        (["--model.tower", str(clip), "--model.language", str(clip)], file, [], "a clip: expected a causal language model|could not be loaded"),
+        (["--model.name", str(model)], file, ["--alignment.layer", "9"], "alignment.layer is 9: expected 1 to 4"),
+        (["--model.name", str(model)], file, ["--model.train", "lora", "--model.lora.targets", "q_prj"], "did you mean 'q_proj'"),
+        (["--model.name", str(model)], tmp_path / "none.json", [], "none.json"),
+        (["--model.name", str(model)], text, [], "none of the conversations .* has an image"),
+    ):
+        with pytest.raises(WorkbenchError, match=message) as error:
+            plan(read(words(tmp_path, given, data, *more)))
+        assert "\n" not in str(error.value)
+
+
+def test_the_plan_of_a_released_model_is_printed_before_a_disk_is_found_too_small(tmp_path: Path, released: tuple[dict[str, Path], Path, Path]) -> None:
+    """LLaVA-1.5-7B in the checkpoints of a hundred thousand steps."""
+    folders, file, _ = released
+    parts = ["--model.tower", str(folders["openai/clip-vit-large-patch14-336"]), "--model.language", str(folders["lmsys/vicuna-7b-v1.5"])]
+    more = ["--keep_checkpoints", "None", "--optim.steps", "100000", "--dry_run"]
+    done = run("trainer", *words(tmp_path, parts, file, *more), code=2)
+    assert "7,063,427,072" in done.stdout and done.stderr.strip().splitlines()[-1].startswith("error: checkpoints and result need about")
+    assert not (tmp_path / "never").exists()

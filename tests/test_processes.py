@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,17 +48,20 @@ def written(folder: Path) -> tuple[dict[str, torch.Tensor], pd.DataFrame]:
     return tensors, pd.read_parquet(folder / "training.parquet").dropna(subset=["lm_loss"]).reset_index(drop=True)
 
 
-def same(one: Path, other: Path, *, within: float = 0.0) -> None:
+def same(one: Path, other: Path, *, within: float = 0.0, columns: Sequence[str] = COLUMNS) -> None:
     """The two runs made the same files, and tensors, logs and answers agree: to the bit, or within so much."""
     assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in other.iterdir())
     (tensors, log), (others, other_log) = written(one), written(other)
     assert tensors.keys() == others.keys() and len(log) == len(other_log) == 4
     for name, value in tensors.items():
         assert value.dtype == others[name].dtype
-        torch.testing.assert_close(value, others[name], atol=within, rtol=0)
-    for column in COLUMNS:
-        torch.testing.assert_close(torch.tensor(log[column]), torch.tensor(other_log[column]), atol=within, rtol=within, msg=lambda m, c=column: f"{c}: {m}")
-    assert pd.read_parquet(one / "evaluation.parquet").equals(pd.read_parquet(other / "evaluation.parquet"))
+        noise = 1e-3 * (within > 0 and name.endswith("k_proj.bias"))  # whose gradient is 0 but for rounding, of which Adam makes a step
+        torch.testing.assert_close(value, others[name], atol=within + noise, rtol=0)
+    for column in columns:
+        own, others = (torch.tensor(table[column]) for table in (log, other_log))
+        torch.testing.assert_close(own, others, atol=within, rtol=within, equal_nan=True, msg=lambda m, c=column: f"{c}: {m}")
+    answers = [pd.read_parquet(folder / "evaluation.parquet") for folder in (one, other)]
+    pd.testing.assert_frame_equal(*answers, check_exact=not within, atol=10 * within, rtol=10 * within)
 
 
 @pytest.fixture(scope="module")

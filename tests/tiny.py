@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,10 @@ def build(name: str, folder: Path) -> Path:
     return folder
 
 
-def _tokenizer(*special: str, bos: bool = False, **named: str) -> Any:
+def _tokenizer(*special: str, bos: bool = False, words: Sequence[str] = WORDS, **named: str) -> Any:
     """One token a word; with `bos` the tokenizer begins every text with one, as many released ones do."""
     tokens = ["<pad>", "<bos>", "<eos>", "<unk>", *special]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*tokens, *WORDS])}, unk_token="<unk>"))
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*tokens, *words])}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if bos:
         core.post_processor = processors.TemplateProcessing(single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", 1)])

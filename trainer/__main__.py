@@ -45,11 +45,12 @@ def read(argv: list[str]) -> Recipe:
 def run(config: Recipe) -> None:
     """Train, and print the accuracy per question type, or the loss."""
     if config.dry_run:
-        from trainer.dry_run import plan
+        from trainer.dry_run import check_disk, plan
 
-        report = processes.on_main(lambda: plan(config).report())
-        if processes.is_main():
-            print(report)
+        found = processes.together(lambda: plan(config) if processes.is_main() else None)
+        if found is not None:
+            print(found.report(), flush=True)
+        processes.together(lambda: check_disk(found) if found is not None else None)
         return
     from trainer.evaluation import summary  # after parsing: a typo is answered at once
     from trainer.loop import train

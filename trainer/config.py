@@ -273,7 +273,7 @@ class Recipe:
     resume: bool = False
     """Continue from the newest whole checkpoint in output_dir."""
     dry_run: bool = False
-    """Train nothing: check names, shapes, data and disk, and say how large everything is; writes nothing."""
+    """Train nothing: check names, shapes, data and disk, and say how large everything is; reads configurations, no weights, and writes nothing."""
     log_every: int = 20
     """Steps between rows of the training log."""
     eval_every: int = 200

@@ -30,7 +30,8 @@ MEGABATCH = 50  # batches whose conversations are sorted by length together, as 
 class GroupedSampler(Sampler[int]):
     """The order of all conversations over a whole training: each epoch another one, all of it known from the seed, so that a resumed run has the same.
 
-    Consecutive `group` conversations all have images, or none, and are of about the same length; what is left over of an epoch goes into the next.
+    Consecutive `group` conversations all have images, or none, and are of about the same length. What an epoch leaves over of each kind, less than a group,
+    is the first of that kind in the next one, where it may stand in one group twice; so of one kind none is ever two times ahead of another.
 
     Args:
         group: conversations of one optimiser step.
@@ -51,28 +52,24 @@ class GroupedSampler(Sampler[int]):
         while given < self._total:
             own = torch.Generator().manual_seed(int(np.random.SeedSequence((self._seed, epoch)).generate_state(1)[0]))
             order = torch.cat([left, torch.randperm(len(self._lengths), generator=own)])
-            batches, left = self._batches(order, own) if self._grouped else (list(order.split(self._group)), order[:0])
+            batches, left = self._groups(order, own) if self._grouped else (list(order.split(self._group)), order[:0])
             for batch in batches:
                 yield from batch[: self._total - given].tolist()
                 given += len(batch[: self._total - given])
             epoch += 1
 
-    def _batches(self, order: Tensor, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
-        """Whole groups in random order, and what is left."""
+    def _groups(self, order: Tensor, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
+        """Whole groups of one kind each, in random order, and what is left of both kinds."""
         groups: list[Tensor] = []
-        rest: list[Tensor] = []
+        left: list[Tensor] = []
         for kind in (True, False):
-            for mega in order[self._with_image[order] == kind].split(MEGABATCH * self._group):
-                ranked = mega[self._lengths[mega].argsort(stable=True)]
-                cut = len(ranked) - len(ranked) % self._group
-                keep = torch.randperm(len(ranked), generator=generator) >= len(ranked) - cut
-                groups += ranked[keep].split(self._group)
-                rest.append(ranked[~keep])
-        mixed = torch.cat(rest)
-        whole = len(mixed) - len(mixed) % self._group
-        groups += mixed[:whole].split(self._group)
+            own = order[self._with_image[order] == kind]
+            whole = len(own) - len(own) % self._group
+            left.append(own[whole:])
+            for mega in own[:whole].split(MEGABATCH * self._group):
+                groups += mega[self._lengths[mega].argsort(stable=True)].split(self._group)
         groups = [group for group in groups if len(group)]
-        return [groups[i] for i in torch.randperm(len(groups), generator=generator)], mixed[whole:]
+        return [groups[i] for i in torch.randperm(len(groups), generator=generator)], torch.cat(left)
 
 
 class ConversationSet(torch.utils.data.Dataset):

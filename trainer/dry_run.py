@@ -1,60 +1,37 @@
-"""What a recipe would train, found out without training: sizes, shapes, data and disk, on tensors without storage (the meta device).
-
-A `Plan` is made of small functions of the recipe and of a model on meta, whatever its architecture; `meta_model` is the place where a recipe becomes one.
-"""
+"""What a recipe would train, found out without training: sizes, shapes, data and disk, on tensors without storage (trainer/outline.py)."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PretrainedConfig, PreTrainedModel
 
 from trainer import processes
-from trainer.alignment import Alignment, attach_alignment
 from trainer.config import Recipe
+from trainer.conversations import ConversationSet
 from trainer.data import Packer, first_questions
 from trainer.lora import add_lora, check_peft
 from trainer.model import build_processor, freeze, llava_config
+from trainer.outline import Sizes, attach, on_meta, outline, sizes_of
 from trainer.output import check_output
+from trainer.student import check_student, choose_trained, load_conversations
 from workbench.data import Dataset, load_data
-from workbench.errors import ConfigError, RunError
+from workbench.errors import ConfigError, DataError, RunError
 from workbench.files import cache_folder
-from workbench.mllm.residual import Residual, attach_residual
-from workbench.vfm import find_vfm
+from workbench.mllm import MLLM, Batch, VisualTokens
+from workbench.mllm.base import WHOLE
+from workbench.mllm.conversation import encode_conversations
 
-FLOAT = 4  # bytes: weights, gradients and both moments of AdamW are float32
+FLOAT, HALF = 4, 2  # bytes: weights, gradients and both moments of AdamW are float32, also in bfloat16 training, which is autocast
 PROCESSES = (1, 2, 4, 8, 16, 32)
 STRATEGIES: tuple[processes.Strategy, ...] = ("ddp", "fsdp", "zero2", "zero3")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Parameters of a model on meta.
-
-    Attributes:
-        parts: parameters and trained parameters of each part: tower, connector, language, head, residual, lora.
-        block: parameters of its largest decoder or tower block, which sharded training gathers one at a time.
-        outside: parameters outside the blocks, which are gathered together.
-    """
-
-    parts: dict[str, tuple[int, int]]
-    block: int
-    outside: int
-
-    @property
-    def total(self) -> int:
-        return sum(count for count, _ in self.parts.values())
-
-    @property
-    def trained(self) -> int:
-        return sum(count for _, count in self.parts.values())
+LOOKED_AT = 192, 64  # conversations: the first so many with an image, and the longest of all, in characters
 
 
 @dataclass(frozen=True)
@@ -64,12 +41,16 @@ class Plan:
     recipe: Recipe
     sizes: Sizes
     config: PretrainedConfig
-    images: int
-    image_tokens: int
+    items: int  # images with their packed questions, or conversations
+    image_tokens: tuple[int, int]  # fewest and most of an image
     sequence: int
-    val_images: int
+    val_items: int
     checkpoint: int
     features: int
+    unit: str = "images"
+    texts: int = 0  # conversations without an image
+    tower_values: int = 0
+    not_run: tuple[str, ...] = ()
 
     def report(self) -> str:
         """A few lines and a table, for people."""
@@ -82,15 +63,18 @@ class Plan:
             strategy: {f"{count} proc.": _gigabytes(self.memory(strategy, count)) for count in PROCESSES if self._possible(count)} for strategy in STRATEGIES
         }
         kept = "all" if self.recipe.keep_checkpoints is None else self.recipe.keep_checkpoints
+        fewest, most = self.image_tokens
+        texts = f", {self.texts:,} of them without an image" if self.texts else ""
         return "\n".join(
             [
                 f"model          {type(self.config).__name__.removesuffix('Config')}, {text.num_hidden_layers} layers of width {text.hidden_size}",
                 parts.to_string(index=False),
-                f"images         {self.images:,} to train on, {self.val_images:,} to validate on",
-                f"visual tokens  {self.image_tokens} per image; longest sequence seen {self.sequence}",
-                f"steps          {optim.steps:,} of {batch} images ({optim.batch_size} x {optim.accumulated(own)} accumulated x {own} processes):"
-                f" {optim.steps * batch / self.images:.2f} passes over the data",
+                f"{self.unit:15}{self.items:,} to train on{texts}, {self.val_items:,} to validate on",
+                f"visual tokens  {fewest if fewest == most else f'{fewest} to {most}'} per image; longest sequence seen {self.sequence}",
+                f"steps          {optim.steps:,} of {batch} {self.unit} ({optim.batch_size} x {optim.accumulated(own)} accumulated x {own} processes):"
+                f" {optim.steps * batch / self.items:.2f} passes over the data",
                 f"alignment      {self._alignment()}",
+                *(f"not run        {what}" for what in self.not_run),
                 f"checkpoint     {_gigabytes(self.checkpoint)}, kept: {kept}; frozen features {_gigabytes(self.features)}",
                 "memory per process, roughly: weights, gradients, optimiser states, activations",
                 pd.DataFrame(memory).T.to_string(),
@@ -116,18 +100,27 @@ class Plan:
         """Bytes of a forward pass of one process that wait for the backward pass.
 
         For each block 34 s b h bytes in half precision without the attention table, which is never kept (Korthikanti et al. 2022, eq. 2), twice that in
-        float32; two tables of logits in float32. The frozen networks keep nothing.
+        float32; two tables of logits in float32. With checkpointing a block's input is kept instead, in float32, and one block's rest at a time. Autocast's
+        bfloat16 copies of the weights wait too: of those that are trained, and of the frozen ones of the blocks that wait. A frozen tower keeps nothing.
         """
-        text = self.config.get_text_config()
-        tokens = self.recipe.optim.batch_size * self.sequence
-        return tokens * (2 * 34 * text.hidden_size * text.num_hidden_layers + 2 * FLOAT * text.vocab_size)
+        text, optim, sizes = self.config.get_text_config(), self.recipe.optim, self.sizes
+        half = optim.precision == "bfloat16"
+        kept = 0
+        of_tower = optim.batch_size * self.tower_values if self.recipe.model.train_tower else 0
+        for values, blocks in ((optim.batch_size * self.sequence * text.hidden_size, text.num_hidden_layers), (of_tower, sizes.tower_blocks)):
+            each = values * 34 * (1 if half else 2)
+            kept += values * FLOAT * blocks + each if optim.checkpointing else each * blocks
+        if half:
+            language, trained = sizes.parts["language"]
+            kept += HALF * (sizes.trained + (sizes.block if optim.checkpointing else language - trained))
+        return kept + optim.batch_size * self.sequence * 2 * FLOAT * text.vocab_size
 
     def _possible(self, count: int) -> bool:
         try:
             self.recipe.optim.accumulated(count)
         except ConfigError:
             return False
-        return count <= self.images
+        return count <= self.items
 
     def _alignment(self) -> str:
         own = self.recipe.alignment
@@ -142,33 +135,35 @@ def plan(recipe: Recipe) -> Plan:
     """Check a recipe and measure what it would train.
 
     Raises:
-        WorkbenchError: a name, a shape or a data file is wrong, the output folder is taken, or the disk is too small.
+        WorkbenchError: a name, a shape or a data file is wrong, or the output folder is taken.
     """
     recipe.optim.accumulated(processes.count())
-    if recipe.model.released:
-        raise ConfigError("dry_run is yes: expected no for a released model, which is checked once it is loaded; try --optim.steps 1 --data.limit_train 64")
     if recipe.model.train == "lora":
         check_peft()
     if recipe.start is None or recipe.start.suffix != ".yaml":  # a first stage is trained on the way
         check_output(recipe.output_dir, recipe)
-    train, val = load_data(recipe.data.train[0], limit=recipe.data.limit_train), load_data(recipe.data.val, limit=recipe.data.limit_val)
-    if len(train.scenes) < processes.count():
-        raise ConfigError(f"{processes.count()} processes for {len(train.scenes)} training images: expected at most as many processes as images")
-    model, processor = meta_model(recipe, train, val)
-    tokens = model.config.image_seq_length
-    alignment, residual, widths = attach(recipe, model, tokens)
-    sizes = sizes_of(model, alignment, residual)
-    packer = Packer(processor, tokens)
-    sequence = max(len(packer(scene).input_ids) for scene in islice(first_questions(train, recipe.data.questions).scenes, 256))
-    images = len(train.scenes)
-    features = FLOAT * tokens * ((images + len(val.scenes)) * widths["tower"] + images * sum(widths[name] for name in widths if name != "tower"))
-    found = Plan(recipe, sizes, model.config, images, tokens, sequence, len(val.scenes), checkpoint_bytes(sizes), features)
-    check_disk(recipe, found)
+    found = _conversations(recipe) if recipe.model.released else _packed_questions(recipe)
+    if found.items < processes.count():
+        raise ConfigError(f"{processes.count()} processes for {found.items} training {found.unit}: expected at most as many processes as {found.unit}")
     return found
 
 
+def _packed_questions(recipe: Recipe) -> Plan:
+    """The plan of a small LLaVA."""
+    train, val = load_data(recipe.data.train[0], limit=recipe.data.limit_train), load_data(recipe.data.val, limit=recipe.data.limit_val)
+    model, processor = meta_model(recipe, train, val)
+    tokens = model.config.image_seq_length
+    attached = attach(recipe, model, *one_square(model, tokens))
+    sizes = sizes_of(model, attached.alignment, attached.residual)
+    packer = Packer(processor, tokens)
+    sequence = max(len(packer(scene).input_ids) for scene in islice(first_questions(train, recipe.data.questions).scenes, 256))
+    items, widths = len(train.scenes), dict(attached.widths)
+    features = FLOAT * tokens * ((items + len(val.scenes)) * widths.pop("tower") + items * sum(widths.values()))
+    return Plan(recipe, sizes, model.config, items, (tokens, tokens), sequence, len(val.scenes), checkpoint_bytes(sizes), features)
+
+
 def meta_model(recipe: Recipe, train: Dataset, val: Dataset) -> tuple[PreTrainedModel, LlavaProcessor]:
-    """The model of a recipe on meta, frozen where it will be, and its processor."""
+    """The small LLaVA of a recipe on meta, frozen where it will be, and its processor."""
     processor = build_processor(recipe.model, sorted(train.vocabulary | val.vocabulary))
     model = on_meta(LlavaForConditionalGeneration, llava_config(recipe.model, processor))
     freeze(model, recipe.model)
@@ -179,81 +174,60 @@ def meta_model(recipe: Recipe, train: Dataset, val: Dataset) -> tuple[PreTrained
     return model, processor
 
 
-def on_meta(cls: Any, config: PretrainedConfig) -> Any:
-    """A transformers model without storage: `cls` is its class, or an auto class that finds it."""
+def one_square(model: PreTrainedModel, tokens: int) -> tuple[dict[str, torch.Tensor], list[VisualTokens], int, int]:
+    """For `attach`: one square image of a LLaVA, and the sequence of its visual tokens and one token of text."""
+    side = int(tokens**0.5)
+    pixels = side * model.config.vision_config.patch_size
+    return {"pixel_values": torch.empty(1, 3, pixels, pixels, device="meta")}, [VisualTokens(torch.arange(tokens), None, WHOLE)], tokens, tokens + 1
+
+
+def _conversations(recipe: Recipe) -> Plan:
+    """The plan of a released model, or of one of released parts."""
+    train, val = load_conversations(recipe)
+    mllm = outline(recipe.model)
+    check_student(recipe, mllm, train, val)
     with torch.device("meta"):
-        model = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
-    model.config.architectures = [type(model).__name__]  # by which its family is known
-    return model
+        choose_trained(mllm, recipe)
+    shown, per_image, longest = None, [], 0
+    for batch in _looked_at(mllm, train, recipe.data.max_length):
+        longest = max(longest, batch.inputs["input_ids"].shape[1])
+        (places,), (images,) = mllm.visual_tokens(batch), batch.images
+        per_image += [sum(len(part.index) for part in places if part.image == n) for n in range(len(images))]
+        if images and shown is None:
+            shown = batch
+    if shown is None:
+        raise DataError(f"none of the conversations of {train.data.name} has an image: expected some to plan by")
+    ids = shown.inputs["input_ids"][0]
+    (places,), placeholders = mllm.visual_tokens(shown), int((ids == mllm.config.image_token_id).sum())
+    attached = attach(recipe, mllm.model, shown.vision, places, placeholders, len(ids))
+    sizes = sizes_of(mllm.model, attached.alignment, attached.residual)
+    cached = recipe.data.features == "cache" and recipe.alignment.aligned and recipe.alignment.target == "vfm"
+    width = sum(width for name, width in attached.widths.items() if name != "tower")
+    return Plan(
+        recipe,
+        sizes,
+        mllm.config,
+        len(train),
+        (min(per_image), max(per_image)),
+        longest,
+        len(val),
+        checkpoint_bytes(sizes),
+        round(FLOAT * width * sum(len(c.loads) for c in train.conversations) * sum(per_image) / len(per_image)) if cached else 0,
+        unit="conversations",
+        texts=sum(not c.loads for c in train.conversations),
+        tower_values=attached.tower_values // len(shown.images[0]),
+        not_run=attached.not_run,
+    )
 
 
-@torch.no_grad()
-def attach(recipe: Recipe, model: Any, tokens: int) -> tuple[Alignment | None, Residual | None, dict[str, int]]:
-    """Put heads and residual on a LLaVA on meta, and run tower, connector, language model and heads once, so that every shape is seen to fit.
-
-    Returns:
-        The heads, the residual, and the width of what is cached: `tower` for the connector's input, and each VFM.
-
-    Raises:
-        ConfigError: an aligned layer that the model does not have, or a tower that gives another number of tokens than the model's configuration says.
-    """
-    settings, text = recipe.alignment, model.config.get_text_config()
-    recipe.check_layer(text.num_hidden_layers)
-    seen: list[Any] = []
-    handle = model.model.multi_modal_projector.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    side = int(tokens**0.5) * model.config.vision_config.patch_size
-    try:
-        features = model.get_image_features(pixel_values=torch.empty(1, 3, side, side, device="meta")).pooler_output
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"an image of {tokens} visual tokens does not fit through tower and connector ({' '.join(str(error).split())[:120]})") from error
-    finally:
-        handle.remove()
-    if features[0].shape != (tokens, text.hidden_size):
-        raise ConfigError(f"the tower gives visual tokens {tuple(features[0].shape)}: expected {(tokens, text.hidden_size)}")
-    widths = {"tower": seen[0].shape[-1]}
-    dims = {"encoder": widths["tower"], "projector": text.hidden_size}
-    if settings.target == "vfm" and settings.aligned:
-        widths |= {name: find_vfm(name, teacher_norm=settings.teacher_norm).dim for name in settings.vfm}
-        dims |= widths
-    names = settings.vfm if settings.target == "vfm" else (settings.target,)
-    with torch.device("meta"):
-        residual = None if settings.residual == "none" else attach_residual(model, settings.residual, sorted(settings.layer), widths["tower"])
-        alignment = None
-        if settings.objective != "none":
-            alignment = attach_alignment(
-                model,
-                layers=settings.layer,
-                dims={name: dims[name] for name in names},
-                objective=settings.objective,
-                heads=settings.heads,
-                where=settings.where,
-                hidden=settings.hidden,
-            )
-    if alignment is not None and residual is None:  # a residual needs the whole model, whose image positions meta cannot know
-        decoder = model.get_decoder()
-        seen_by_all = torch.ones(1, 1, tokens + 1, tokens + 1, dtype=torch.bool, device="meta")  # a mask of its own would be looked at
-        decoder(inputs_embeds=torch.empty(1, tokens + 1, text.hidden_size, device="meta"), attention_mask=seen_by_all, use_cache=False)
-        visual = torch.ones(1, tokens + 1, dtype=torch.bool)
-        visual[0, -1] = False
-        alignment.loss({name: torch.empty(1, tokens, dims[name], device="meta") for name in names}, visual)
-    return alignment, residual, widths
-
-
-def sizes_of(model: Any, alignment: nn.Module | None = None, residual: nn.Module | None = None) -> Sizes:
-    """Count the parameters of a transformers model and of what is attached to it; tied ones count once."""
-    tower = {id(p) for p in model.get_encoder(modality="image").parameters()}
-    language = {id(p) for module in (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()) for p in module.parameters()}
-    parts = dict.fromkeys(("tower", "connector", "language", "lora"), (0, 0))
-    for name, p in model.named_parameters():
-        part = "tower" if id(p) in tower else "lora" if ".lora_" in name else "language" if id(p) in language else "connector"
-        parts[part] = (parts[part][0] + p.numel(), parts[part][1] + p.numel() * p.requires_grad)
-    for part, module in (("head", alignment), ("residual", residual)):
-        count = sum(p.numel() for p in module.parameters()) if module is not None else 0
-        parts[part] = (count, count)
-    kinds = set(model._no_split_modules or ())
-    blocks = [sum(p.numel() for p in module.parameters()) for module in model.modules() if type(module).__name__ in kinds]
-    total = sum(count for count, _ in parts.values())
-    return Sizes(parts, max(blocks, default=0), total - sum(blocks))
+def _looked_at(mllm: MLLM, train: ConversationSet, max_length: int | None) -> Iterator[Batch]:
+    """Some conversations as the model would be given them, one by one: the first ones with an image, and those with most characters."""
+    first, longest = LOOKED_AT
+    with_image = [n for n, own in enumerate(train.conversations) if own.loads]
+    by_length = sorted(range(len(train)), key=lambda n: -train.conversations[n].length)
+    chosen = [train.conversations[n] for n in dict.fromkeys([*with_image[:first], *by_length[:longest]])]
+    for own in chosen:
+        yield encode_conversations(mllm, [own.images], [own.turns], max_length=max_length)[0]
 
 
 def checkpoint_bytes(sizes: Sizes) -> int:
@@ -262,12 +236,13 @@ def checkpoint_bytes(sizes: Sizes) -> int:
     return weights + 2 * FLOAT * sizes.trained
 
 
-def check_disk(recipe: Recipe, found: Plan) -> None:
+def check_disk(found: Plan) -> None:
     """See that checkpoints, the result and the frozen features fit on their disks.
 
     Raises:
         RunError: says how much is needed and how much is free.
     """
+    recipe = found.recipe
     saves = recipe.optim.steps // recipe.save_every
     kept = min(saves, saves if recipe.keep_checkpoints is None else recipe.keep_checkpoints + 1)  # the next one is whole before the oldest goes
     need = {"checkpoints and result": (_standing(recipe.output_dir), kept * found.checkpoint + FLOAT * found.sizes.total)}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 
 import pandas as pd
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from trainer import processes
 from trainer.data import PackedDataset, collate
@@ -19,9 +22,16 @@ from workbench.mllm.conversation import IGNORED, encode_conversations
 from workbench.stats import bootstrap_ci
 
 
-def _mine(count: int, size: int) -> Iterator[tuple[list[int], bool]]:
-    """This process's batches of `count` numbers, and whether each is its own to answer: every process makes as many passes as the others."""
-    batches = [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+def _mine(numbers: Sequence[int], size: int, *, together: bool = False) -> Iterator[tuple[list[int], bool]]:
+    """This process's batches of `numbers`, and whether each is its own to answer: every process makes as many passes as the others.
+
+    Args:
+        together: all batches are every process's own.
+    """
+    batches = [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]
+    if together:
+        yield from ((batch, True) for batch in batches)
+        return
     for turn in range(0, len(batches), processes.count()):
         mine = turn + processes.rank()
         yield batches[min(mine, len(batches) - 1)], mine < len(batches)
@@ -39,7 +49,7 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
     was_training = model.training
     model.eval()
     rows, scenes = [], data.data.scenes
-    for indices, counts in _mine(len(data), batch_size):
+    for indices, counts in _mine(range(len(data)), batch_size):
         batch, device = collate(data.__getitems__(indices)), next(model.parameters()).device
         output = model(**{name: value.to(device) for name, value in batch.items()})
         if not counts:
@@ -55,36 +65,55 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
     return pd.DataFrame(rows, columns=["id", "image_id", "category", "answer", "correct", "chance"])
 
 
-def answer_questions(mllm: MLLM, scenes: Sequence[Sequence[Sample]], batch_size: int) -> pd.DataFrame:
-    """Whether the right option of each question is the most likely one, as in every analysis (workbench/answers.py); columns as `answer_packed`."""
-    tables = []
-    for numbers, counts in _mine(len(scenes), batch_size):
-        if counts:
-            quiz = Quiz(mllm, [scenes[n] for n in numbers], batch_size)
-            scores = quiz.logprobs()
-            tables.append((numbers, quiz.scored(scores, scores).assign(answer=[sample.answer for sample in quiz.samples])))
-    table = pd.concat([table for _, table in sorted(processes.gathered(tables), key=lambda own: own[0])], ignore_index=True)
+def answer_questions(model: torch.nn.Module, mllm: MLLM, scenes: Sequence[Sequence[Sample]], batch_size: int) -> pd.DataFrame:
+    """Whether the right option of each question is the most likely one, as in every analysis (workbench/answers.py); columns as `answer_packed`.
+
+    Args:
+        model: the whole of which `mllm` is a part. Processes that divide its weights answer all questions together, since how many passes a batch takes
+            follows from its questions.
+    """
+    tables, together = [], processes.divided()
+    with _outside_blocks(model):
+        for numbers, counts in _mine(range(len(scenes)), batch_size, together=together):
+            if counts:
+                quiz = Quiz(mllm, [scenes[n] for n in numbers], batch_size)
+                scores = quiz.logprobs()
+                tables.append((numbers, quiz.scored(scores, scores).assign(answer=[sample.answer for sample in quiz.samples])))
+    found = tables if together else sorted(processes.gathered(tables), key=lambda own: own[0])
+    table = pd.concat([table for _, table in found], ignore_index=True)
     return table.rename(columns={"correct_before": "correct"})[["id", "image_id", "category", "answer", "correct", "chance"]]
 
 
-@torch.inference_mode()
+@contextmanager
+def _outside_blocks(model: torch.nn.Module) -> Iterator[None]:
+    """Hold the weights outside the blocks whole, where FSDP divides them and parts of the model are called by themselves; each block gathers its own."""
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()
+
+
+@torch.no_grad()  # sharded weights know no inference mode
 def language_loss(model: torch.nn.Module, mllm: MLLM, conversations: Sequence[Conversation], batch_size: int, max_length: int | None) -> pd.DataFrame:
-    """The loss on the answer tokens of each conversation.
+    """The loss on the answer tokens of each conversation; those with images first, so that all processes have images in the same passes.
 
     Returns:
         One row per conversation with an answer within `max_length`: id, tokens, lm_loss (nats per token), chance (of a guess among all tokens, ln |V|).
     """
     rows = []
-    for numbers, counted in _mine(len(conversations), batch_size):
-        if not counted:
-            continue
+    kinds = [[n for n, c in enumerate(conversations) if bool(c.loads) == kind] for kind in (True, False)]
+    for numbers, counted in chain.from_iterable(_mine(kind, batch_size) for kind in kinds):
         own = [conversations[n] for n in numbers]
         batch, labels = encode_conversations(mllm, [c.images for c in own], [c.turns for c in own], max_length=max_length)
         logits = model(labels=labels, visual=(), **batch.inputs).logits[:, :-1].float()
         losses = torch.nn.functional.cross_entropy(logits.mT, labels[:, 1:], reduction="none", ignore_index=IGNORED).sum(1)
         counts = (labels[:, 1:] != IGNORED).sum(1)
         for number, c, loss, count in zip(numbers, own, losses.tolist(), counts.tolist(), strict=True):
-            if count:
+            if count and counted:
                 rows.append((number, c.id, count, loss / count, math.log(logits.shape[-1])))
     return pd.DataFrame([row[1:] for row in sorted(processes.gathered(rows))], columns=["id", "tokens", "lm_loss", "chance"])
 

@@ -240,10 +240,6 @@ def _check_names(recipe: Recipe) -> None:
     for name in () if recipe.model.released else (recipe.model.tower, recipe.model.language):
         if name is not None:
             WEIGHTS.get(name)
-    if recipe.model.released and processes.strategy() in ("fsdp", "zero3"):
-        raise ConfigError(  # processes that have an image and processes that have none would gather other weights, and wait for one another
-            f"{processes.strategy()} divides the weights of a model that reads texts without images too: expected ddp.yaml or zero2.yaml for conversations"
-        )
     if recipe.model.train == "lora":
         check_peft()
         if processes.strategy() == "zero3":

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
+from trainer import processes
 from trainer.config import Recipe
 from trainer.prepare import Prepared
 from trainer.student import PreparedStudent
@@ -130,7 +131,7 @@ class EarlyWarnings(TrainerCallback):
             if not any(row.get("warning") == sentence for row in state.log_history):  # a resumed run has said it
                 warn(state, sentence)
         self.first, self.seen = state.global_step, 0
-        self.before = {name: [_local(p).clone() for p in head.parameters()] for name, head in _heads(model)}
+        self.before = {name: [processes.own_part(p).detach().clone() for p in head.parameters()] for name, head in _heads(model)}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: object, model: nn.Module | None = None, **_: object) -> None:
         if not self.before:
@@ -140,7 +141,7 @@ class EarlyWarnings(TrainerCallback):
             return
         steps = state.global_step - self.first
         for name, head in _heads(model):
-            pairs = [(old, _local(p)) for old, p in zip(self.before[name], head.parameters(), strict=True) if old.numel()]
+            pairs = [(old, processes.own_part(p).detach()) for old, p in zip(self.before[name], head.parameters(), strict=True) if old.numel()]
             still = sum(torch.equal(old, new) for old, new in pairs)
             if still:  # one tensor is enough: weight decay moves matrices that no gradient reaches
                 found = f"{still} of its {len(pairs)} tensors are as they were {steps} steps ago"
@@ -155,11 +156,6 @@ def _heads(model: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:
         layers = ["all layers"] if alignment.sharing == "shared" else [f"layer {layer}" for layer in alignment.layers]
         names = [f"{layer} with {target}" for layer in layers for target in alignment.dims]
         yield from zip(names, alignment.heads, strict=False)  # heads: none has names, but no heads
-
-
-def _local(parameter: Tensor) -> Tensor:
-    """This process's part of a parameter that several processes share."""
-    return (parameter.to_local() if hasattr(parameter, "to_local") else parameter).detach()
 
 
 # --- what cannot go on ---------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import torch
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
-    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlavaConfig,
@@ -31,18 +30,17 @@ from workbench.weights import CATALOGUE, weights_folder
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 UNREACHABLE = (OSError, ValueError, KeyError)
+ROWS = 64  # a vocabulary that grows becomes a multiple of this
 
 
-def build_from_parts(config: ModelConfig) -> MLLM:
-    """The model that `config` describes, in float32; its connector is drawn from the seed that is set.
+def describe_parts(config: ModelConfig) -> tuple[LlavaConfig, LlavaProcessor]:
+    """Configuration and processor of the model that `config` describes; no weights are read.
 
     Raises:
-        ConfigError: a part that cannot be loaded, or that is no tower or no language model of a kind that fits.
+        ConfigError: a part that is not there, or that is no tower or no language model of a kind that fits.
     """
-    assert config.language is not None
-    tower, image_processor = _tower(config.tower)
-    language, tokenizer = _language(weights_folder(config.language) if config.language in CATALOGUE else config.language)
-    vision, text = tower.config, language.config
+    vision, image_processor = _tower(config.tower)
+    text, tokenizer = _language(config.language)
     with_class = vision.model_type == "clip_vision_model"
     strategy: Literal["default", "full"] = "default" if with_class else "full"
     settings = LlavaConfig(
@@ -55,13 +53,6 @@ def build_from_parts(config: ModelConfig) -> MLLM:
         tie_word_embeddings=text.tie_word_embeddings,
     )
     settings.architectures = ["LlavaForConditionalGeneration"]
-    with torch.device("meta"):  # the frame only: every part that holds weights takes its place below
-        llava = LlavaForConditionalGeneration(settings)
-    llava.model.vision_tower, llava.model.language_model, llava.lm_head = tower, language.model, language.lm_head
-    llava.model.multi_modal_projector = LlavaMultiModalProjector(llava.config)
-    llava.config.text_config, llava.config.vision_config = text, vision
-    llava.generation_config = language.generation_config
-    llava.generation_config.eos_token_id = llava.generation_config.eos_token_id or tokenizer.eos_token_id
     square = {"height": vision.image_size, "width": vision.image_size}
     pixels = {"image_mean": image_processor.image_mean, "image_std": image_processor.image_std, "resample": image_processor.resample}
     processor = LlavaProcessor(
@@ -72,44 +63,82 @@ def build_from_parts(config: ModelConfig) -> MLLM:
         num_additional_image_tokens=int(with_class),
         chat_template=_template(tokenizer),
     )
+    return settings, processor
+
+
+def build_from_parts(config: ModelConfig) -> MLLM:
+    """The model that `config` describes, in float32; its connector is drawn from the seed that is set.
+
+    Raises:
+        ConfigError: see `describe_parts`; or a part whose weights cannot be loaded.
+    """
+    settings, processor = describe_parts(config)
+    with torch.device("meta"):  # the frame only: every part that holds weights takes its place below
+        llava = LlavaForConditionalGeneration(settings)
+    tower = _whole("tower", config.tower, type(llava.model.vision_tower))
+    language = _whole("language", _source(config.language), AutoModelForCausalLM)
+    _grow(language, settings.text_config.vocab_size)
+    llava.model.vision_tower, llava.model.language_model, llava.lm_head = tower, language.model, language.lm_head
+    llava.model.multi_modal_projector = LlavaMultiModalProjector(llava.config)
+    llava.config.text_config, llava.config.vision_config = language.config, tower.config
+    llava.generation_config = language.generation_config
+    llava.generation_config.eos_token_id = llava.generation_config.eos_token_id or processor.tokenizer.eos_token_id
     return MLLM(llava, processor, family_of(llava.config), f"{config.tower} + {config.language}")
 
 
 def _tower(name: str) -> tuple[Any, Any]:
+    """The tower's configuration, and the image processor that belongs to it."""
     try:
         config = AutoConfig.from_pretrained(name)
-        vision = getattr(config, "vision_config", config)
-        if vision.model_type not in TOWERS:
-            raise ConfigError(f"model.tower is {name}, a {vision.model_type}: expected a CLIP or SigLIP tower")
-        tower = _whole("tower", name, type(AutoModel.from_config(vision)))
-        return tower, AutoImageProcessor.from_pretrained(name)
+        pixels = AutoImageProcessor.from_pretrained(name)
     except UNREACHABLE as error:
-        raise ConfigError(f"model.tower is {name}, which could not be loaded ({_line(error)}): expected a hub id within reach or a folder") from error
+        raise _unreachable("tower", name, error) from error
+    vision = getattr(config, "vision_config", config)
+    if vision.model_type not in TOWERS:
+        raise ConfigError(f"model.tower is {name}, a {vision.model_type}: expected a CLIP or SigLIP tower")
+    return vision, pixels
 
 
-def _language(name: Any) -> tuple[Any, Any]:
-    """The language model with rows for the image token, the mean of all rows, where its vocabulary has none to spare; and its tokenizer."""
+def _language(name: str | None) -> tuple[Any, Any]:
+    """The language model's configuration, with rows for the image token where its vocabulary has none to spare; and its tokenizer."""
+    where = _source(name)
     try:
-        model = _whole("language", name, AutoModelForCausalLM)
-        tokenizer = AutoTokenizer.from_pretrained(name, extra_special_tokens={"image_token": IMAGE})
+        config = AutoConfig.from_pretrained(where)
+        tokenizer = AutoTokenizer.from_pretrained(where, extra_special_tokens={"image_token": IMAGE})
     except UNREACHABLE as error:
-        raise ConfigError(f"model.language is {name}, which could not be loaded ({_line(error)}): expected a hub id within reach or a folder") from error
+        raise _unreachable("language", name, error) from error
+    if not any(architecture.endswith("ForCausalLM") for architecture in config.architectures or ()):
+        raise ConfigError(f"model.language is {name}, a {config.model_type}: expected a causal language model")
     if tokenizer.eos_token is None or not tokenizer.is_fast:
         raise ConfigError(f"model.language is {name}: expected a fast tokenizer with an end token")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # never learnt, whatever it is: labels come from the text
-    old = model.config.vocab_size
-    if len(tokenizer) > old:
-        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
+    if len(tokenizer) > config.vocab_size:
+        config.vocab_size = -(-len(tokenizer) // ROWS) * ROWS
+    return config, tokenizer
+
+
+def _source(name: str | None) -> Any:
+    """Where the language model is: a folder of the catalogue, or what transformers finds by name."""
+    return weights_folder(name) if name is not None and name in CATALOGUE else name
+
+
+def _grow(language: Any, count: int) -> None:
+    """Give the language model `count` rows; the new ones are the mean of the old."""
+    old = language.config.vocab_size
+    if count > old:
+        language.resize_token_embeddings(count, mean_resizing=False)
         with torch.no_grad():
-            for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-                layer.weight.copy_(grown(layer.weight[:old], len(layer.weight)))
-    return model, tokenizer
+            for layer in (language.get_input_embeddings(), language.get_output_embeddings()):
+                layer.weight.copy_(grown(layer.weight[:old], count))
 
 
 def _whole(part: str, name: Any, cls: Any) -> Any:
     """A part in float32, all of whose tensors are in its file; transformers would draw the missing ones at random and only warn."""
-    model, report = cls.from_pretrained(name, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+    try:
+        model, report = cls.from_pretrained(name, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+    except UNREACHABLE as error:
+        raise _unreachable(part, name, error) from error
     if missing := sorted(report["missing_keys"]):
         raise ConfigError(f"model.{part} is {name}, which lacks {len(missing)} tensors of a {type(model).__name__}, first {missing[0]}")
     return model
@@ -122,5 +151,6 @@ def _template(tokenizer: Any) -> str:
     return CHAT_TEMPLATE.replace("SYSTEM", SYSTEM.format(user="user"))
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]
+def _unreachable(part: str, name: object, error: BaseException) -> ConfigError:
+    line = " ".join(str(error).split())[:160]
+    return ConfigError(f"model.{part} is {name}, which could not be loaded ({line}): expected a hub id within reach or a folder")

@@ -9,9 +9,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from workbench.errors import ConfigError, RunError, WorkbenchError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Result = TypeVar("Result")
 Strategy = Literal["ddp", "fsdp", "zero1", "zero2", "zero3"]
@@ -44,6 +47,16 @@ def strategy() -> Strategy:
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
         return {"1": "zero1", "2": "zero2", "3": "zero3"}[stage]  # type: ignore[return-value]
     return "ddp"
+
+
+def divided() -> bool:
+    """Whether every process holds a part of the weights: all must then run the same modules in every pass, since a module's weights are gathered from all."""
+    return strategy() in ("fsdp", "zero3")
+
+
+def own_part(parameter: Tensor) -> Tensor:
+    """This process's part of a parameter that FSDP divides; the whole of any other."""
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 def start() -> None:

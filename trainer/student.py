@@ -28,8 +28,9 @@ from workbench.data import Dataset, Sample, load_data
 from workbench.data.base import mixed
 from workbench.errors import ConfigError, WeightsError
 from workbench.mllm import MLLM, VisualTokens
+from workbench.mllm.base import family_of
 from workbench.mllm.conversation import IGNORED, encode_conversations
-from workbench.mllm.residual import Residual, attach_residual
+from workbench.mllm.residual import KEY, Residual, attach_residual
 from workbench.vfm import VFM, load_vfm
 from workbench.weights import fingerprint
 
@@ -87,9 +88,8 @@ class AlignedMLLMForConditionalGeneration(Aligned):
         lm_loss = losses / count.clamp(min=1)  # a cut may have left no answer
         if not self.training:
             return AlignedOutput(lm_loss, None, logits)
-        if not any(map(len, visual)):
-            return AlignedOutput(lm_loss + self._nothing(), None, logits)
-        if self.alignment is None:
+        lm_loss = lm_loss + self._nothing()
+        if self.alignment is None or not any(map(len, visual)):
             return AlignedOutput(lm_loss, None, logits)
         if self.target != "vfm":
             targets = {self.target: self._own_target(visual)}
@@ -98,9 +98,13 @@ class AlignedMLLMForConditionalGeneration(Aligned):
         return AlignedOutput(lm_loss, mean_loss(parts), logits, parts)
 
     def _nothing(self) -> Tensor:
-        """0, with a gradient of 0 for all that only images reach: every process of a step then has the same parameters to average."""
+        """0, with a gradient of 0 for all that texts alone, or a tower whose last blocks are not read, do not reach.
+
+        AdamW moves a parameter whose gradient is 0 and leaves one that has none; so it is 0 in any number of processes, and DDP finds a gradient of each.
+        What ZeRO-3 has divided (`ds_id`) has no values here.
+        """
         language = {id(p) for p in self._mllm.decoder.parameters()}
-        rest = [p.sum() for p in self.parameters() if p.requires_grad and id(p) not in language]
+        rest = [processes.own_part(p).sum() for p in self.parameters() if p.requires_grad and id(p) not in language and not hasattr(p, "ds_id")]
         return 0.0 * torch.stack(rest).sum() if rest else torch.zeros(())
 
     def _own_target(self, visual: Sequence[Sequence[VisualTokens]]) -> list[Tensor]:
@@ -116,17 +120,17 @@ class AlignedMLLMForConditionalGeneration(Aligned):
 # --- what is trained --------------------------------------------------------------------------------------------------------------------
 
 
-def parts_of(mllm: MLLM) -> dict[str, str]:
-    """Which part of the model each parameter belongs to, by name: `tower`, `language`, or `connector` for all that is between them."""
-    own = {id(p) for p in mllm.connector.parameters()}
-    tower = {id(p) for p in mllm.model.get_encoder(modality="image").parameters()} - own
-    language = {id(p) for module in (mllm.decoder, mllm.model.get_input_embeddings(), mllm.model.get_output_embeddings()) for p in module.parameters()}
-    return {name: "tower" if id(p) in tower else "language" if id(p) in language else "connector" for name, p in mllm.model.named_parameters()}
+def parts_of(model: Any) -> dict[str, str]:
+    """Which part of a transformers model each parameter belongs to, by name: `tower`, `language`, or `connector` for all that is between them."""
+    own = {id(p) for p in model.model.get_submodule(family_of(model.config).connector).parameters()}
+    tower = {id(p) for p in model.get_encoder(modality="image").parameters()} - own
+    language = {id(p) for module in (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()) for p in module.parameters()}
+    return {name: "tower" if id(p) in tower else "language" if id(p) in language else "connector" for name, p in model.named_parameters()}
 
 
 def choose_trained(mllm: MLLM, recipe: Recipe) -> dict[str, str]:
     """Let what the recipe trains require a gradient, nothing else; returns the part of each trained parameter by name."""
-    config, parts = recipe.model, parts_of(mllm)
+    config, parts = recipe.model, parts_of(mllm.model)
     trained = {"connector", *(["language"] if config.train == "all" else []), *(["tower"] if config.train_tower else [])}
     if config.train == "lora":
         add_lora(mllm.model, config.lora)
@@ -188,7 +192,7 @@ class PreparedStudent:
         self.model.eval()
         try:
             if self.questions:
-                return answer_questions(self.mllm, self.questions, batch_size)
+                return answer_questions(self.model, self.mllm, self.questions, batch_size)
             return language_loss(self.model, self.mllm, self.val.conversations, batch_size, self.collate.max_length)
         finally:
             self.model.train(was_training)
@@ -244,18 +248,14 @@ def frozen_fingerprint(mllm: MLLM, state: Mapping[str, Tensor]) -> str:
 
 def prepare_student(recipe: Recipe) -> PreparedStudent:
     """Load data, model and targets. The model's initial weights depend on the seed only, never on the alignment."""
-    train, val = _data(recipe)
+    train, val = load_conversations(recipe)
     set_seed(recipe.seed)
     device = processes.device()
     mllm = MLLM.load(recipe.model.name, dtype="float32", device=device) if recipe.model.name is not None else build_from_parts(recipe.model)
     mllm.model.to(device)
-    if mllm.residual is not None:
-        raise ConfigError(f"model.name is {recipe.model.name}, which adds its image again: expected a model trained without a residual")
-    recipe.check_layer(mllm.n_layers)
+    questions = check_student(recipe, mllm, train, val)
     record: dict[str, object] = {"model": mllm.name, "model_fingerprint": mllm.fingerprint, "data": train.data.fingerprint, "val": val.data.fingerprint}
-    _check_fits(mllm, train, recipe.data.max_length)
     trained = choose_trained(mllm, recipe)
-    questions = _questions(mllm, val.data)
     if recipe.optim.checkpointing:
         mllm.model.gradient_checkpointing_enable({"use_reentrant": False})
     settings, residual, targets = recipe.alignment, None, None
@@ -289,7 +289,13 @@ def prepare_student(recipe: Recipe) -> PreparedStudent:
     return PreparedStudent(model, mllm, train, val, collate, questions, trained, frozen_fingerprint(mllm, mllm.model.state_dict()), vfms, record)
 
 
-def _data(recipe: Recipe) -> tuple[ConversationSet, ConversationSet]:
+def load_conversations(recipe: Recipe) -> tuple[ConversationSet, ConversationSet]:
+    """Training and validation data.
+
+    Raises:
+        ConfigError: conversations with and without images, for ZeRO-3; or in random order, for FSDP: a process that has an image would wait for the others
+            to gather the tower's weights.
+    """
     from trainer.data import first_questions
 
     config = recipe.data
@@ -300,22 +306,38 @@ def _data(recipe: Recipe) -> tuple[ConversationSet, ConversationSet]:
     parts = [load(spec, config.limit_train) for spec in config.train]
     weights = config.weights or (1.0,) * len(parts)
     whole = parts[0] if len(parts) == 1 and weights == (1.0,) else mixed(parts, weights, recipe.seed)
+    strategy, kinds = processes.strategy(), {bool(c.loads) for c in whole.conversations}
+    if strategy == "zero3" and len(kinds) > 1:
+        raise ConfigError(
+            "zero3 for conversations with and without images: expected fsdp.yaml, since DeepSpeed takes the last gradient again of what texts do not reach"
+        )
+    if processes.divided() and not config.group and len(kinds) > 1:
+        raise ConfigError(
+            f"data.group is no with {strategy} for conversations with and without images: expected yes, since processes that divide the weights "
+            "must have images in the same passes"
+        )
     return ConversationSet(whole), ConversationSet(load(config.val, config.limit_val))
 
 
-def _check_fits(mllm: MLLM, train: ConversationSet, max_length: int | None) -> None:
-    """See that the model can be given the first conversation of each kind, before anything is written."""
+def check_student(recipe: Recipe, mllm: MLLM, train: ConversationSet, val: ConversationSet) -> list[list[Sample]]:
+    """See that recipe, model and data fit one another, before anything is written; the model is given the first conversation of each kind.
+
+    Returns:
+        Validation questions with options, by image, if there are any.
+
+    Raises:
+        WorkbenchError: they do not.
+    """
+    if hasattr(mllm.config, KEY):
+        raise ConfigError(f"model.name is {recipe.model.name}, which adds its image again: expected a model trained without a residual")
+    recipe.check_layer(mllm.n_layers)
     for kind in (True, False):
         first = next((c for c in train.conversations if bool(c.loads) == kind), None)
         if first is not None:
-            encode_conversations(mllm, [first.images], [first.turns], max_length=max_length)
-
-
-def _questions(mllm: MLLM, val: Dataset) -> list[list[Sample]]:
-    """Validation questions with options, by image, if there are any."""
-    if not any(sample.answer in sample.options for sample in val):
+            encode_conversations(mllm, [first.images], [first.turns], max_length=recipe.data.max_length)
+    if not any(sample.answer in sample.options for sample in val.data):
         return []
-    scenes = questions_of(val.scenes)
+    scenes = questions_of(val.data.scenes)
     option_ids(mllm, [sample for scene in scenes for sample in scene])
     return scenes
 

@@ -155,10 +155,15 @@ class MLLM:
         self.lock = threading.RLock()  # one trace of a model at a time
         if processor.chat_template is None:
             processor.chat_template = processor.tokenizer.chat_template
-        settings = {key: value for key, value in self.config.to_diff_dict().items() if key != "_name_or_path"}
-        adapters = {f"{KEY}.{key}": value for key, value in residual.state_dict().items()} if residual is not None else {}
-        self.fingerprint = content_hash(fingerprint(model.state_dict() | adapters), settings, processor.image_processor.to_dict(), processor.chat_template)
+        self.fingerprint = self._fingerprint()
         self.processor.tokenizer.padding_side = "left"  # generation continues from the last position
+
+    def _fingerprint(self) -> str:
+        """Of weights, settings and what the processor does to images and conversations."""
+        settings = {key: value for key, value in self.config.to_diff_dict().items() if key != "_name_or_path"}
+        adapters = {f"{KEY}.{key}": value for key, value in self.residual.state_dict().items()} if self.residual is not None else {}
+        images, template = self.processor.image_processor.to_dict(), self.processor.chat_template
+        return content_hash(fingerprint(self.model.state_dict() | adapters), settings, images, template)
 
     @classmethod
     def load(
@@ -179,21 +184,13 @@ class MLLM:
         where = "cuda" if torch.cuda.is_available() else "cpu"
         if device.startswith("cuda") and where == "cpu":
             raise ModelError(f"device is {device}: expected cpu, since no GPU is visible here")
-        _check_folder(Path(name))
+        options: Any = {"revision": revision, "trust_remote_code": trust_remote_code}
+        family = family_of(load_config(name, **options))
         try:
-            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
-            if "trust_remote_code" in str(error):
-                raise ModelError(f"model '{name}' brings code of its own: expected trust_remote_code, if you have read it and trust it") from error
-            raise ModelError(f"model '{name}' is neither a folder nor a hub id within reach ({_first_line(error)})") from error
-        family = family_of(config)
-        try:
-            options: Any = {"revision": revision, "trust_remote_code": trust_remote_code}
             loaded: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, use_safetensors=True, output_loading_info=True, **options)
-            processor: Any = AutoProcessor.from_pretrained(name, **options)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"model '{name}' could not be loaded ({_first_line(error)})") from error
-        model, report = loaded
+        processor, (model, report) = load_processor(name, **options), loaded
         _check_complete(name, report, strict=validate)
         model.to(where if device == "auto" else device)
         mllm = cls(model, processor, family, name, load_residual(model, name, revision))
@@ -390,6 +387,48 @@ class MLLM:
         with self.lock:
             logits = self.model(**inputs, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1].float()
         return logits.log_softmax(-1).gather(1, own.T)[:, 0].cpu()
+
+
+class Outline(MLLM):
+    """An MLLM on the meta device, made from a configuration alone: it encodes text and images, on the CPU, and knows its shapes, but holds no weights."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def _fingerprint(self) -> str:
+        return ""
+
+
+def load_config(name: str, **options: Any) -> PretrainedConfig:
+    """The configuration of a hub id or a folder.
+
+    Raises:
+        ModelError: nothing of the kind there, or pickled weights beside it.
+    """
+    _check_folder(Path(name))
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(f"model '{name}' brings code of its own: expected trust_remote_code, if you have read it and trust it") from error
+        raise ModelError(f"model '{name}' is neither a folder nor a hub id within reach ({_first_line(error)})") from error
+    return config
+
+
+def load_processor(name: str, **options: Any) -> Any:
+    """The processor of a hub id or a folder.
+
+    Raises:
+        ModelError: it is not there, or lacks one of its parts.
+    """
+    try:
+        processor = AutoProcessor.from_pretrained(name, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"model '{name}' has no processor that could be loaded ({_first_line(error)})") from error
+    if missing := [part for part in ("tokenizer", "image_processor") if not hasattr(processor, part)]:
+        raise ModelError(f"model '{name}' has a {type(processor).__name__} without {missing[0]}: expected a processor of text and images")
+    return processor
 
 
 def upright(images: Sequence[Image.Image | Sequence[Image.Image]]) -> Pictures:

@@ -1,0 +1,191 @@
+"""A recipe's model on the meta device: every tensor has its shape and none has storage, so that one of 13B is looked at in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration, PretrainedConfig
+
+from trainer.alignment import Alignment, attach_alignment
+from trainer.config import ModelConfig, Recipe
+from trainer.parts import describe_parts
+from trainer.student import parts_of
+from workbench.errors import ConfigError
+from workbench.mllm import VisualTokens
+from workbench.mllm.base import Outline, family_of, load_config, load_processor
+from workbench.mllm.residual import Residual, attach_residual
+from workbench.vfm import find_vfm
+
+
+def on_meta(cls: Any, config: PretrainedConfig) -> Any:
+    """A transformers model without storage: `cls` is its class, or an auto class that finds it."""
+    with torch.device("meta"):
+        model = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
+    model.config.architectures = [type(model).__name__]  # by which its family is known
+    return model.float()
+
+
+def outline(config: ModelConfig) -> Outline:
+    """A released model, or one of released parts, from its configuration, and with its processor; its weights are not looked for.
+
+    Raises:
+        ConfigError, ModelError: a configuration or a processor that is not there or of no kind that fits.
+    """
+    if config.name is None:
+        settings, processor = describe_parts(config)
+        model, name = on_meta(LlavaForConditionalGeneration, settings), f"{config.tower} + {config.language}"
+    else:
+        name, settings = config.name, load_config(config.name)
+        family_of(settings)
+        processor, model = load_processor(config.name), on_meta(AutoModelForImageTextToText, settings)
+    return Outline(model, processor, family_of(model.config), name)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters of a model on meta.
+
+    Attributes:
+        parts: parameters and trained parameters of each part: tower, connector, language, head, residual, lora.
+        block: parameters of its largest decoder or tower block, which sharded training gathers one at a time.
+        outside: parameters outside the blocks, which are gathered together.
+        tower_blocks: how many of the blocks are the tower's.
+    """
+
+    parts: dict[str, tuple[int, int]]
+    block: int
+    outside: int
+    tower_blocks: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(count for count, _ in self.parts.values())
+
+    @property
+    def trained(self) -> int:
+        return sum(count for _, count in self.parts.values())
+
+
+def sizes_of(model: Any, alignment: nn.Module | None = None, residual: nn.Module | None = None) -> Sizes:
+    """Count the parameters of a transformers model and of what is attached to it; tied ones count once."""
+    counts, found = dict.fromkeys(("tower", "connector", "language", "lora"), (0, 0)), parts_of(model)
+    for name, p in model.named_parameters():
+        part = "lora" if ".lora_" in name else found[name]
+        counts[part] = (counts[part][0] + p.numel(), counts[part][1] + p.numel() * p.requires_grad)
+    for part, module in (("head", alignment), ("residual", residual)):
+        count = sum(p.numel() for p in module.parameters()) if module is not None else 0
+        counts[part] = (count, count)
+
+    def blocks(below: Any) -> list[int]:
+        kinds = set(model._no_split_modules or ())
+        return [sum(p.numel() for p in module.parameters()) for module in below.modules() if type(module).__name__ in kinds]
+
+    every = blocks(model)
+    total = sum(count for count, _ in counts.values())
+    return Sizes(counts, max(every, default=0), total - sum(every), len(blocks(model.get_encoder(modality="image"))))
+
+
+# --- heads and shapes ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What `attach` put on a model and saw of its shapes.
+
+    Attributes:
+        widths: of what may be cached: `tower` for the connector's input of one visual token, and each VFM.
+        tower_values: numbers that the connector receives for the images of the sample.
+        not_run: what meta could not run, with the reason.
+    """
+
+    alignment: Alignment | None
+    residual: Residual | None
+    widths: dict[str, int]
+    tower_values: int
+    not_run: tuple[str, ...]
+
+
+@torch.no_grad()
+def attach(recipe: Recipe, model: Any, vision: Mapping[str, Any], places: Sequence[VisualTokens], placeholders: int, length: int) -> Attached:
+    """Put heads and residual on a model on meta and run tower, connector, language model and heads once each, so that every shape is seen to fit.
+
+    They run one after another, since which positions hold the image is a matter of values, which meta tensors do not have. A tower that asks for values
+    itself is not run: the widths of its connector's matrices are compared instead.
+
+    Args:
+        vision: what the processor made of one sample's images.
+        places: where their visual tokens are, in a sequence of `length` tokens, `placeholders` of which are the image's.
+
+    Raises:
+        ConfigError: an aligned layer that the model does not have, or a tower that gives other tokens than the language model has places for.
+    """
+    settings, text, not_run = recipe.alignment, model.config.get_text_config(), []
+    recipe.check_layer(text.num_hidden_layers)
+    family = family_of(model.config)
+    connector, seen = model.model.get_submodule(family.connector), []
+    handle = connector.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    inputs = {name: value.to("meta") if isinstance(value, Tensor) and value.is_floating_point() else value for name, value in vision.items()}
+    features: list[Tensor] = []
+    try:
+        said = _run(lambda: features.extend(model.get_image_features(**inputs).pooler_output))
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"an image of {placeholders} visual tokens does not fit through tower and connector ({_line(error)})") from error
+    finally:
+        handle.remove()
+    if said is None:
+        found = (sum(len(own) for own in features), features[0].shape[-1])
+        width = seen[0].shape[-1] * family.merged(model.config)
+    else:
+        not_run.append(f"tower and connector, of which widths alone were compared ({said})")
+        matrices = [module for module in connector.modules() if isinstance(module, nn.Linear)]
+        found, width = (placeholders, matrices[-1].out_features), matrices[0].in_features
+    if found != (placeholders, text.hidden_size):
+        raise ConfigError(f"the tower gives visual tokens {found}: expected {(placeholders, text.hidden_size)}")
+    widths = {"tower": width}
+    dims = {"encoder": width, "projector": text.hidden_size}
+    if settings.target == "vfm" and settings.aligned:
+        widths |= {name: find_vfm(name, teacher_norm=settings.teacher_norm).dim for name in settings.vfm}
+        dims |= widths
+    names = settings.vfm if settings.target == "vfm" else (settings.target,)
+    dims = {name: dims[name] for name in names} if settings.aligned else {}
+    with torch.device("meta"):
+        residual = None if settings.residual == "none" else attach_residual(model, settings.residual, sorted(settings.layer), width)
+        alignment = None
+        if settings.objective != "none":
+            options: dict[str, Any] = {"objective": settings.objective, "heads": settings.heads, "where": settings.where, "hidden": settings.hidden}
+            alignment = attach_alignment(model, layers=settings.layer, dims=dims, **options)
+    if residual is not None:
+        not_run.append("language model and heads (a residual needs the whole model at once)")
+    elif said := _run(lambda: _language(model, alignment, dims, places, length)):
+        not_run.append(f"language model and heads ({said})")
+    return Attached(alignment, residual, widths, seen[0].numel() if seen else width * placeholders, tuple(not_run))
+
+
+def _language(model: Any, alignment: Alignment | None, dims: Mapping[str, int], places: Sequence[VisualTokens], length: int) -> None:
+    """One pass of the language model over a sequence, and one of the heads over its visual tokens."""
+    decoder = model.get_decoder()
+    decoder = getattr(decoder, "model", decoder)
+    seen_by_all = torch.ones(1, 1, length, length, dtype=torch.bool, device="meta")  # a mask of its own would be looked at
+    decoder(inputs_embeds=torch.empty(1, length, model.config.get_text_config().hidden_size, device="meta"), attention_mask=seen_by_all, use_cache=False)
+    if alignment is not None:
+        tokens = sum(len(part.index) for part in places)
+        alignment.loss({name: torch.empty(tokens, dim, device="meta") for name, dim in dims.items()}, [places])
+
+
+def _run(action: Callable[[], None]) -> str | None:
+    """None once it has run; or why meta could not run it, where that is not the shapes' fault."""
+    try:
+        action()
+    except RuntimeError as error:
+        if not isinstance(error, NotImplementedError) and "on device meta" not in str(error) and "device cpu" not in str(error):
+            raise
+        return _line(error).split(". ")[0]
+    return None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120]
