@@ -149,7 +149,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("accumulation", ["1", "2"])
 def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path: Path, accumulation: str) -> None:
-    """SIGKILL after the first checkpoint, then --resume: the model, the head, and every row of the log are the same to the last bit, and nothing is left over."""
+    """SIGKILL after the first checkpoint, then --resume: the model, the head, and every row of the log are the same to the bit, and nothing is left over."""
     words = [recipe("viral"), "--start", "None", *SMALL_VIRAL, "--optim.accumulation", accumulation]
     run("trainer", *words, "--output_dir", str(tmp_path / "whole"))
     process = subprocess.Popen(

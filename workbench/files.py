@@ -74,7 +74,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 def partial_files(folder: Path, name: str = "*") -> list[Path]:
-    """What processes have begun to write into `folder`, as `name`, and not finished: temporary files and folders, of processes that were killed or that live."""
+    """What processes have begun to write into `folder`, as `name`, and not finished: temporary files and folders, of processes killed or alive."""
     return [path for path in folder.glob(f".{name}.*") if re.fullmatch(r"\d+" if path.is_file() else r"\w{8}", path.name.rpartition(".")[2])]
 
 
