@@ -40,7 +40,7 @@ import torch
 import yaml
 from safetensors import safe_open
 
-import trainer.loop  # noqa: F401  imported before a process is copied
+import trainer.loop  # before a process is copied
 from tests.students import world
 from workbench.config import command
 from workbench.files import cache_folder
@@ -49,14 +49,29 @@ from workbench.training import RECORD_FILE
 ROOT = Path(__file__).parent.parent
 HANGING = 120.0  # seconds after which a process that should have ended hangs
 WALL_CLOCK = {"seconds", "steps_per_second", "created"}  # and what names the folder or the command
-OF_THIS_RUN = WALL_CLOCK | {"argv", "output_dir", "resume", "logging_dir", "git", "dirty"}
+OF_THIS_RUN = WALL_CLOCK | {"argv", "output_dir", "resume", "start", "git", "dirty"}
 
 SMALL = ["trainer/recipes/shapes_viral.yaml", "--start", "None", "--optim.steps", "6", "--optim.warmup", "1", "--log_every", "1", "--eval_every", "3"]
-SMALL += ["--save_every", "2", "--data.limit_val", "4", "--model.layers", "2", "--model.width", "32", "--model.ffn", "64", "--alignment.layer", "1", "2"]
+SMALL += [
+    "--save_every",
+    "2",
+    "--data.limit_train",
+    "12",
+    "--data.limit_val",
+    "4",
+    "--model.layers",
+    "2",
+    "--model.width",
+    "32",
+    "--model.ffn",
+    "64",
+    "--alignment.layer",
+    "1",
+    "2",
+]
 SMALL += ["--alignment.hidden", "16", "--optim.batch_size", "2", "--keep_checkpoints", "2"]
 STUDENT = ["--alignment.objective", "cosine", "--alignment.layer", "2", "--alignment.hidden", "8", "--optim.steps", "6", "--eval_every", "3"]
 LORA = ["--model.train", "lora", "--model.lora.rank", "2", "--model.lora.dropout", "0.1"]
-FEW, SHARDS = ["--data.limit_train", "12"], ["--data.limit_train", "260"]  # 256 images make one
 HOOK = """
 import os, sys, time
 def watch():
@@ -124,14 +139,17 @@ def settings(folder: Path) -> list[Setting]:
     student = [str(recipe), *flags, *STUDENT]
     parts = ["--optim.accumulation", "2"]
     two = ["--optim.global_batch", "8"]
+    stage = folder / "tiny_stage1.yaml"
+    stage.write_text(f"base: {ROOT}/trainer/recipes/shapes_stage1.yaml\noptim: {{steps: 4, batch_size: 2}}\nlog_every: 2\nsave_every: 2\neval_every: 2\n")
     return [
-        Setting("viral, full, cold", [*SMALL, *SHARDS], cold=True),
-        Setting("viral, full, accumulated", [*SMALL, *FEW, *parts]),
-        Setting("viral, LoRA, accumulated, cold", [*SMALL, *FEW, *LORA, *parts], cold=True),
+        Setting("viral, full, cold", SMALL, cold=True),
+        Setting("viral, full, accumulated", [*SMALL, *parts]),
+        Setting("viral, LoRA, accumulated, cold", [*SMALL, *LORA, *parts], cold=True),
+        Setting("viral, full, after a first stage", [*SMALL, "--start", str(stage)]),
         Setting("student, full, accumulated, cold", [*student, *parts], cold=True),
         Setting("student, LoRA", [*student, *LORA]),
-        Setting("viral, full, 2 processes, cold", [*SMALL, *FEW], 2, cold=True),
-        Setting("viral, LoRA, accumulated, 2 processes", [*SMALL, *FEW, *LORA, *two], 2),
+        Setting("viral, full, 2 processes, cold", SMALL, 2, cold=True),
+        Setting("viral, LoRA, accumulated, 2 processes", [*SMALL, *LORA, *two], 2),
         Setting("student, full, 2 processes", student, 2),
         Setting("student, LoRA, accumulated, 2 processes, cold", [*student, *LORA, *two], 2, cold=True),
     ]
@@ -269,12 +287,13 @@ class Life:
 
     def kill(self, rank: int | None) -> bool:
         """SIGKILL to every process of the run, or to one; whether one was there to kill."""
-        if rank is not None:
-            victims = [psutil.Process(signalled[0])] if (signalled := self.signalled("process", rank)) else []
-        else:
-            with suppress(psutil.NoSuchProcess):
+        victims: list[psutil.Process] = []
+        with suppress(psutil.NoSuchProcess):
+            if rank is None:
                 own = psutil.Process(self.process.pid)
                 victims = [own, *own.children(recursive=True)]
+            elif signalled := self.signalled("process", rank):
+                victims = [psutil.Process(signalled[0])]
         if self.ended() or not victims:
             return False
         for victim in victims:
@@ -287,6 +306,9 @@ class Life:
 
     def stage(self) -> str:
         """What the run was at when it was killed, from what is on the disk."""
+        stage = self.folder / "stage1-s0"
+        if (stage / "recipe.yaml").exists() and not (stage / RECORD_FILE).exists():
+            return "first stage"
         own = [p for p in self.out.glob("recipe.yaml") if p.stat().st_mtime >= self.started]
         if not own:
             shards = list((self.folder / "cache").glob("features/*/*.safetensors"))
@@ -311,7 +333,8 @@ class Life:
 
 def live(setting: Setting, whole: Reference, folder: Path, hooks: Path | None, dice: random.Random, kills: int) -> tuple[list[Kill], list[str]]:
     """One life with at most so many kills; returns them, and what differs from the uninterrupted run in the end."""
-    life, hits = Life(setting, folder, hooks), []
+    hits: list[Kill] = []
+    life = Life(setting, folder, hooks)
     resume = False
     while True:
         last = len(hits) >= kills
@@ -329,9 +352,7 @@ def live(setting: Setting, whole: Reference, folder: Path, hooks: Path | None, d
         elif life.process.returncode != 0:
             return hits, [f"{setting.name}: {life.process.returncode}, {told(life.stderr())}"]
         if (life.out / RECORD_FILE).exists():
-            left = [str(p.relative_to(folder)) for p in folder.rglob("*") if re.search(r"\.lock$|/\.[^/]*\.\d+$", str(p))]
-            wrong = [f"{setting.name}: left {name}" for name in left] if hit is None else []
-            return hits, wrong + [f"{setting.name}, killed in {', '.join(h.stage for h in hits)}: {why}" for why in differences(whole.out, life.out)]
+            return hits, [f"{setting.name}, killed in {', '.join(h.stage for h in hits)}: {why}" for why in differences(whole.folder, folder)]
         resume = True
 
 
@@ -376,9 +397,9 @@ def attempt(life: Life, whole: Reference, dice: random.Random, resume: bool) -> 
 
 @dataclass
 class Reference:
-    """The uninterrupted run: its folder, seconds before the first file and after it, and how often each process changes something on the disk."""
+    """The uninterrupted run: what holds its folder, seconds before the first file and after it, and how often each process changes something on the disk."""
 
-    out: Path
+    folder: Path
     start_up: float
     span: float
     events: list[int]
@@ -392,7 +413,7 @@ def reference(setting: Setting, folder: Path, hooks: Path | None) -> Reference:
         raise SystemExit(f"{setting.name} fails without any kill: {told(life.stderr())}")
     begun = (life.signals / "began-0").stat().st_mtime
     events = [signalled[1] for rank in range(setting.processes) if (signalled := life.signalled("ended", rank))]
-    return Reference(life.out, begun - life.started, time.time() - begun, events)
+    return Reference(folder, begun - life.started, time.time() - begun, events)
 
 
 # --- comparing ------------------------------------------------------------------------------------------------------------------------------
@@ -401,6 +422,7 @@ def reference(setting: Setting, folder: Path, hooks: Path | None) -> Reference:
 def differences(one: Path, other: Path) -> list[str]:
     """Names of files that one folder lacks or that hold something else, wall-clock values and the names of folders aside."""
     names = [{str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} for folder in (one, other)]
+    names = [{name for name in own if not re.search(r"^cache/(?!features)|\.lock$", name)} for own in names]  # a lock is free when its process is dead
     wrong = [f"{name} is {'missing' if name in names[0] else 'left over'}" for name in sorted(names[0] ^ names[1])]
     for name in sorted(names[0] & names[1]):
         first, second = (content(folder / name) for folder in (one, other))
@@ -417,7 +439,7 @@ def content(file: Path) -> Any:
         return plain(torch.load(file, weights_only=False))
     if file.suffix == ".parquet":
         table = pd.read_parquet(file)
-        return plain({"rows": len(table), **{name: table[name].tolist() for name in table.columns}})
+        return plain({"columns": list(table.columns), "rows": len(table), **{name: table[name].tolist() for name in table.columns}})
     if file.suffix in (".json", ".yaml"):
         return plain(yaml.safe_load(file.read_text()) if file.suffix == ".yaml" else json.loads(file.read_text()))
     if file.name == "README.md":
