@@ -40,7 +40,7 @@ import torch
 import yaml
 from safetensors import safe_open
 
-import trainer.loop  # before a process is copied
+import trainer.loop  # noqa: F401  before a process is copied
 from tests.students import world
 from workbench.config import command
 from workbench.files import cache_folder
