@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
+import multiprocessing
 import os
 import random
 import re
@@ -25,13 +25,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,7 +39,6 @@ import torch
 import yaml
 from safetensors import safe_open
 
-import trainer.loop  # noqa: F401  before a process is copied
 from tests.students import world
 from workbench.config import command
 from workbench.files import cache_folder
@@ -155,75 +153,58 @@ def settings(folder: Path) -> list[Setting]:
     ]
 
 
+SERVER = multiprocessing.get_context("forkserver")  # copies of a process that has imported everything and done nothing: a second of computing, not ten
+SERVER.set_forkserver_preload(["trainer.loop", "tests.students"])
+
+
 class Copy:
-    """A run in copies of this process, in which all is imported: a second of computing instead of ten. The command line is read as ever; of two processes
-    no launcher ends one when the other dies.
+    """A run in copies of a process; the command line is read as ever, but of two processes no launcher ends one when the other dies.
 
     Has of subprocess.Popen what is needed here.
     """
 
-    def __init__(self, words: Sequence[str], environment: Mapping[str, str], stderr: IO[str], processes: int) -> None:
-        self.returncode: int | None = None
+    def __init__(self, words: Sequence[str], environment: Mapping[str, str], stderr: Path, processes: int) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        self.pid = self._fork(lambda: self._lead(words, environment, port, processes) if processes > 1 else self._run(words, environment), stderr)
+        several = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        own = [several | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {} for rank in range(processes)]
+        self.workers = [SERVER.Process(target=work, args=(words, dict(environment) | extra, stderr)) for extra in own]
+        for worker in self.workers:
+            worker.start()
+
+    @property
+    def returncode(self) -> int:
+        return max(abs(worker.exitcode or 0) for worker in self.workers)
 
     def poll(self) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
+        return None if any(worker.is_alive() for worker in self.workers) else self.returncode
 
-    def wait(self, timeout: float = math.inf) -> int:
+    def wait(self, timeout: float = 600.0) -> int:
         deadline = time.monotonic() + timeout
-        while self.poll() is None:
-            if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired("trainer", timeout)
-            time.sleep(0.01)
-        assert self.returncode is not None
+        for worker in self.workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+        if self.poll() is None:
+            raise subprocess.TimeoutExpired("trainer", timeout)
         return self.returncode
 
-    @staticmethod
-    def _fork(action: Callable[[], int], stderr: IO[str] | None = None) -> int:
-        if pid := os.fork():
-            return pid
-        code = 1
-        try:
-            if stderr is not None:
-                os.dup2(stderr.fileno(), 2)
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            code = action()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
 
-    def _lead(self, words: Sequence[str], environment: Mapping[str, str], port: str, processes: int) -> int:
-        shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": str(processes)}
-        ranks = [{**environment, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-        pids = [self._fork(lambda own=own: self._run(words, own)) for own in ranks]  # type: ignore[misc]
-        return max(abs(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])) for pid in pids)
+def work(words: Sequence[str], environment: Mapping[str, str], stderr: Path) -> None:
+    """Be one process of a run."""
+    from trainer.__main__ import main
 
-    @staticmethod
-    def _run(words: Sequence[str], environment: Mapping[str, str]) -> int:
-        from trainer.__main__ import main
-
-        os.environ.clear()
-        os.environ.update(environment)
-        for seed in (torch.seed, random.seed, np.random.seed):  # a fresh process has other random numbers, too
-            seed()
-        scope: dict[str, Any] = {}
-        exec(HOOK, scope)
-        said = scope["watch"]()
-        sys.argv = ["trainer", *words]
-        try:
-            command(main)
-        except SystemExit as stop:
-            return int(stop.code or 0)
-        said("ended")
-        return 0
+    os.environ.clear()
+    os.environ.update(environment)
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_APPEND | os.O_CREAT), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    for seed in (torch.seed, random.seed, np.random.seed):  # a fresh process has other random numbers, too
+        seed()
+    scope: dict[str, Any] = {}
+    exec(HOOK, scope)
+    said = scope["watch"]()
+    sys.argv = ["trainer", *words]
+    command(main)
+    said("ended")
 
 
 # --- one run --------------------------------------------------------------------------------------------------------------------------------
@@ -234,7 +215,7 @@ class Life:
 
     Args:
         folder: holds `out`, and `cache` where the features are the run's own.
-        hooks: a folder for PYTHONPATH that has a process watched; None for copies of this process.
+        hooks: a folder for PYTHONPATH that has a process watched; None for copies of a process.
     """
 
     def __init__(self, setting: Setting, folder: Path, hooks: Path | None) -> None:
@@ -259,11 +240,12 @@ class Life:
         self.environment |= {"KILL_AT": str(kill_at), "KILL_RANK": str(kill_rank), "KILL_STOPS": str(int(stops))}
         words += ["--resume"] if resume else []
         self.started, self.resumed = time.time(), resume
+        own = words[words.index("trainer") + 1 :]
+        if self.forked:
+            self.process: subprocess.Popen[bytes] | Copy = Copy(own, self.environment, self.signals / "stderr", self.setting.processes)
+            return
         with (self.signals / "stderr").open("w") as stderr:
-            if self.forked:
-                self.process: subprocess.Popen[bytes] | Copy = Copy(words[words.index("trainer") + 1 :], self.environment, stderr, self.setting.processes)
-            else:
-                self.process = subprocess.Popen(words, cwd=ROOT, env=self.environment, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True)
+            self.process = subprocess.Popen(words, cwd=ROOT, env=self.environment, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True)
 
     def wait(self, seconds: float = 600.0) -> int | None:
         """The exit code, or None for a run that hangs and is ended."""
@@ -289,7 +271,9 @@ class Life:
         """SIGKILL to every process of the run, or to one; whether one was there to kill."""
         victims: list[psutil.Process] = []
         with suppress(psutil.NoSuchProcess):
-            if rank is None:
+            if rank is None and isinstance(self.process, Copy):
+                victims = [psutil.Process(worker.pid) for worker in self.process.workers if worker.is_alive()]
+            elif rank is None:
                 own = psutil.Process(self.process.pid)
                 victims = [own, *own.children(recursive=True)]
             elif signalled := self.signalled("process", rank):
@@ -301,7 +285,7 @@ class Life:
                 victim.send_signal(signal.SIGKILL)
         if rank is None:
             self.process.wait()
-            psutil.wait_procs(victims[1:], timeout=10)
+            psutil.wait_procs(victims, timeout=10)
         return True
 
     def stage(self) -> str:
@@ -531,7 +515,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="settings whose name has this word; all by default")
     parser.add_argument("--keep", type=Path, help="a new folder for the runs, kept; those that are equal are removed")
-    parser.add_argument("--forked", action="store_true", help="runs are copies of this process, in which all is imported: faster, without the launcher")
+    parser.add_argument("--forked", action="store_true", help="runs are copies of a process that has imported everything: faster, without the launcher")
     given = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.keep or Path(temporary)
