@@ -175,6 +175,10 @@ def test_files_and_options_that_are_not_there(tmp_path: Path) -> None:
     file.write_text('[{"id": 1,}]')
     with pytest.raises(DataError, match=r"is not valid JSON \(.*line 1"):
         load_data(f"llava_json:{file}")
+    lines = file.with_suffix(".jsonl")
+    lines.write_text("\n".join([json.dumps(rows(1, 0)[0]), "", '{"id": 1,}']))
+    with pytest.raises(DataError, match=r"mix.jsonl has 1 broken row: row 3 is not valid JSON \(.*column"):
+        load_data(f"llava_json:{lines}")
     file.write_text('{"id": 1}')
     with pytest.raises(DataError, match="holds dict: expected a list"):
         load_data(f"llava_json:{file}")

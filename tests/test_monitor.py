@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import sys
 import termios
 import threading
@@ -101,6 +102,20 @@ def test_a_head_that_stands_still_is_named_in_log_and_record(tmp_path: Path, cap
     ]
     assert pd.read_parquet(tmp_path / "out" / "training.parquet")["warning"].notna().sum() == 2
     assert capsys.readouterr().err.count("warning: the alignment head") == 2
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_resumed_run_warns_of_a_head_when_the_uninterrupted_one_does(tmp_path: Path, step: int) -> None:
+    """Resumed before the warning, and after it: the same rows at the same steps."""
+    alignment, saved = replace(TINY.alignment, weight=0.0), {"save_every": 2, "keep_checkpoints": None}
+    recipe = replace(TINY, output_dir=tmp_path / "whole", alignment=alignment, monitor=MonitorConfig(0, head_steps=3), **saved)  # type: ignore[arg-type]
+    train(recipe, ["test"])
+    cut = tmp_path / "cut"  # what a run leaves that is killed after this checkpoint
+    shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", cut / f"checkpoint-{step}")
+    shutil.copy(tmp_path / "whole" / "recipe.yaml", cut)
+    train(replace(recipe, output_dir=cut, resume=True), ["test"])
+    pd.testing.assert_frame_equal(*(pd.read_parquet(tmp_path / name / "training.parquet").drop(columns="seconds") for name in ("whole", "cut")))
+    assert training_record(cut)["warnings"] == training_record(tmp_path / "whole")["warnings"] != []
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_batch(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -153,6 +155,29 @@ def test_one_image_four_times_has_the_gradients_of_four_images_at_once(tmp_path:
     assert once.keys() == parts.keys() and any("alignment" in name for name in once)
     for name, value in once.items():
         torch.testing.assert_close(parts[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_a_process_that_is_left_alone_stops_with_one_sentence() -> None:
+    """Of two connected processes one is killed: the other has no traceback, and does not wait."""
+    code = """
+import os, signal, sys, torch
+from trainer import __main__ as command, processes
+from workbench.config import command as run
+def read(argv):
+    if processes.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    torch.distributed.all_reduce(torch.ones(1))
+command.read = read
+run(command.main)
+"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in (0, 1)]
+    both = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=shared | rank, stderr=subprocess.PIPE, text=True) for rank in ranks]
+    left, killed = [(process.communicate(timeout=300)[1], process.returncode) for process in both]
+    assert killed[1] == -signal.SIGKILL and left[1] == 2 and "Traceback" not in left[0]
+    assert left[0].strip().splitlines()[-1].startswith("error: process 0 stops, since another one ended"), left[0]
 
 
 def test_the_stream_is_the_passes_one_after_another_whatever_is_read_at_once() -> None:

@@ -22,8 +22,10 @@ from trainer.alignment import AlignmentHead, cosine_loss
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, Recipe
 from trainer.data import collate
 from trainer.model import block_diagonal_mask
+from trainer.output import check_output, write_recipe
 from trainer.prepare import prepare
 from workbench.data import load_data
+from workbench.errors import RunError
 from workbench.mllm import MLLM
 from workbench.weights import check_unchanged, load_weights
 
@@ -147,7 +149,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("accumulation", ["1", "2"])
 def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path: Path, accumulation: str) -> None:
-    """SIGKILL after the first checkpoint, then --resume: the model, the head, and the rest of the log are the same to the last bit."""
+    """SIGKILL after the first checkpoint, then --resume: the model, the head, and every row of the log are the same to the bit, and nothing is left over."""
     words = [recipe("viral"), "--start", "None", *SMALL_VIRAL, "--optim.accumulation", accumulation]
     run("trainer", *words, "--output_dir", str(tmp_path / "whole"))
     process = subprocess.Popen(
@@ -160,13 +162,15 @@ def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path: Path, acc
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "training.json").exists()
+    for half in (".training.parquet.123", ".final.a1b2_3c4/model.safetensors", "final/config.json"):  # what a kill leaves a little later
+        (tmp_path / "killed" / half).parent.mkdir(exist_ok=True)
+        (tmp_path / "killed" / half).write_text("half")
     run("trainer", *words, "--output_dir", str(tmp_path / "killed"), "--resume")
+    names = [sorted(file.name for file in (tmp_path / name).iterdir()) for name in ("whole", "killed")]
+    assert names[0] == names[1]
     whole, resumed = tensors(tmp_path / "whole"), tensors(tmp_path / "killed")
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[k], resumed[k]) for k in whole)
-    logs = [pd.read_parquet(tmp_path / name / "training.parquet").dropna(subset=["lm_loss"]) for name in ("whole", "killed")]
-    assert logs[0]["step"].tolist() == logs[1]["step"].tolist()
-    for column in ("lm_loss", "alignment_loss", "loss", "grad_norm"):
-        assert logs[0][column].tolist() == logs[1][column].tolist(), column
+    pd.testing.assert_frame_equal(*(pd.read_parquet(tmp_path / name / "training.parquet").drop(columns="seconds") for name in ("whole", "killed")))
 
 
 def test_tensorboard_has_the_same_numbers_as_the_log(runs_folder: Path) -> None:
@@ -185,13 +189,27 @@ def test_tensorboard_has_the_same_numbers_as_the_log(runs_folder: Path) -> None:
 def test_a_run_that_died_after_its_last_step_is_only_finished(tmp_path: Path) -> None:
     words = [recipe("viral"), "--start", "None", *SMALL_VIRAL, "--optim.steps", "6", "--output_dir", str(tmp_path / "out")]
     run("trainer", *words)
-    before = tensors(tmp_path / "out")
+    before, log = tensors(tmp_path / "out"), pd.read_parquet(tmp_path / "out" / "training.parquet")
     for name in ("training.json", "model.safetensors", "accuracy.parquet"):
         (tmp_path / "out" / name).unlink()
     run("trainer", *words, "--resume")
-    after = tensors(tmp_path / "out")
+    after, again = tensors(tmp_path / "out"), pd.read_parquet(tmp_path / "out" / "training.parquet")
     assert all(torch.equal(before[k], after[k]) for k in before)
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), log.drop(columns="seconds"))
     assert json.loads((tmp_path / "out" / "training.json").read_text())["seconds"] > 0
+
+
+def test_a_run_that_died_writing_its_recipe_is_started_anew(tmp_path: Path) -> None:
+    """A folder that holds nothing but half a file is free, and nothing to resume."""
+    (tmp_path / ".recipe.yaml.123").write_text("half")
+    assert check_output(tmp_path, Recipe()) is None
+    with pytest.raises(RunError, match="start it without --resume"):
+        check_output(tmp_path, Recipe(resume=True))
+    (tmp_path / ".gitignore").write_text("*")
+    with pytest.raises(RunError, match="is not empty"):
+        check_output(tmp_path, Recipe())
+    write_recipe(tmp_path, Recipe())
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".gitignore", "recipe.yaml"]
 
 
 def test_another_first_stage_is_not_taken_for_ours(tmp_path: Path) -> None:

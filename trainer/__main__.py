@@ -14,7 +14,7 @@ from pathlib import Path
 from trainer import processes
 from trainer.config import Recipe
 from workbench.config import command, parse
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, RunError
 
 
 def main(argv: list[str]) -> None:
@@ -24,6 +24,10 @@ def main(argv: list[str]) -> None:
         run(processes.together(lambda: read(argv)))
     except processes.ElsewhereError:
         sys.exit(2)
+    except RuntimeError as error:
+        if not processes.lost(error):
+            raise
+        raise RunError(f"process {processes.rank()} stops, since another one ended (unless it was killed, it said why): continue with --resume") from error
     processes.stop()
 
 

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from workbench.data import Dataset
 from workbench.data.base import content_hash
 from workbench.errors import RunError
-from workbench.files import atomic_file, cache_folder, locked, make_folder
+from workbench.files import atomic_file, cache_folder, locked, make_folder, remove_partial
 
 Compute = Callable[[list[Image.Image]], Tensor]
 FORMAT = "shards-1"  # part of every key
@@ -211,8 +211,7 @@ class Store:
             raise RunError(f"{self.what} returned features that are not finite for images of {data.name}; nothing is stored")
         crc = torch.tensor([_crc(image, values) for image, values in zip(own, features, strict=True)])
         path = self.folder / f"{content_hash(*own)}.safetensors"
-        for left in self.folder.glob(f".{path.name}.*"):  # of a process that was killed: its lock is ours now
-            left.unlink(missing_ok=True)
+        remove_partial(self.folder, path.name)
         with atomic_file(path) as partial:
             save_file({"image": _tensor(own), "crc": crc, "features": features}, partial, metadata={"network": self.what})
         self._scan()
@@ -240,6 +239,7 @@ def image_hashes(data: Dataset) -> list[bytes]:
             if not path.exists():  # another process may have written it meanwhile
                 scenes = tqdm(data.scenes, desc=f"images of {data.name}", unit="image", file=sys.stderr, mininterval=2, delay=2)
                 hashes = [image_hash(scene[0].image) for scene in scenes]
+                remove_partial(path.parent, path.name)
                 with atomic_file(path) as partial:
                     save_file({"image": _tensor(hashes)}, partial)
     with _reading(path), safe_open(path, framework="pt") as file:

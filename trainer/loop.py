@@ -28,7 +28,7 @@ from trainer.evaluation import metrics_of, summary
 from trainer.lora import adapters, check_peft, merge
 from trainer.model import IGNORED
 from trainer.monitor import EarlyWarnings, Progress, check_trackers, counted, stop_unless_finite, subset_alignment, warnings_of, write_log
-from trainer.output import RECIPE_FILE, UNFINISHED, alone, check_output, check_same_recipe, publish_checkpoint, write_recipe
+from trainer.output import FINAL, RECIPE_FILE, UNFINISHED, alone, check_output, check_same_recipe, publish_checkpoint, write_recipe
 from trainer.prepare import Prepared, prepare
 from trainer.student import PreparedStudent, prepare_student
 from workbench.config import as_mapping, parse
@@ -123,6 +123,9 @@ class AlignmentTrainer(Trainer):
         return ["lm_loss", "alignment_loss", *(each if len(each) > 1 else [])]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, all but the Trainer's last words: their mean loss and speeds are of the steps since a resume only."""
+        if "train_runtime" in logs:
+            return
         self.state.epoch = self.state.global_step * self.recipe.optim.images(processes.count()) / len(self.prepared.train)
         if "loss" in logs:
             names, nothing = self._names(), torch.zeros((), device=self.args.device)
@@ -147,6 +150,8 @@ class AlignmentTrainer(Trainer):
             self._seconds_before = next((row["seconds"] for row in reversed(state.log_history) if "seconds" in row), 0.0)
         if checkpoint is not None and state is not None and state.global_step >= self.recipe.optim.steps:
             load_model(self.prepared.model, Path(checkpoint))
+            losses = [row for row in state.log_history if row["step"] < state.global_step or "lm_loss" in row or "warning" in row]
+            state.log_history = losses  # the last step is evaluated again
             self.state = state
             return
         torch.manual_seed(self.recipe.seed + 1_000_003 * processes.rank())  # the models are alike by now; their dropout must not be
@@ -318,11 +323,11 @@ def _write_results(trainer: AlignmentTrainer, state: dict[str, Tensor], record: 
     """Write the trained model, the log, the accuracies and, last, the record."""
     recipe, folder, evaluation = trainer.recipe, trainer.recipe.output_dir, trainer.evaluation
     assert evaluation is not None
-    with atomic_folder(folder / "final") as partial:
+    with atomic_folder(folder / FINAL) as partial:
         save_model(trainer.prepared.model, trainer.prepared.processor, partial, state)
-    for file in (folder / "final").iterdir():
+    for file in (folder / FINAL).iterdir():
         file.replace(folder / file.name)
-    (folder / "final").rmdir()
+    (folder / FINAL).rmdir()
     write_log(trainer.state.log_history, folder)
     for name, table in (("evaluation", evaluation), ("accuracy", summary(evaluation, recipe.seed))):
         with atomic_file(folder / f"{name}.parquet") as partial:

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from trainer import processes
 from trainer.config import Recipe
@@ -92,9 +93,9 @@ class Progress(TrainerCallback):
 
 
 def write_log(history: list[dict[str, Any]], folder: Path) -> None:
-    """Store the Trainer's log history as training.parquet, one row per log."""
+    """Store the Trainer's log history as training.parquet, one row per log; columns by name, since rows from a checkpoint have theirs in another order."""
     with atomic_file(folder / LOG_FILE) as partial:
-        pd.DataFrame(history).to_parquet(partial)
+        pd.DataFrame(history).sort_index(axis=1).to_parquet(partial)
 
 
 def warn(state: TrainerState, sentence: str) -> None:
@@ -112,8 +113,10 @@ def warnings_of(state: TrainerState) -> list[str]:
 # --- early warnings ------------------------------------------------------------------------------------------------------------------------
 
 
-class EarlyWarnings(TrainerCallback):
+class EarlyWarnings(TrainerCallback, ExportableState):
     """Says what is known at the start, and warns when an alignment head does not move, as the paper's P_pi does not under its documented LoRA recipe.
+
+    What it has seen goes into the checkpoints, so that a resumed run says what the uninterrupted one says.
 
     Args:
         steps: a head must have moved after so many that had an image.
@@ -123,18 +126,24 @@ class EarlyWarnings(TrainerCallback):
 
     def __init__(self, steps: int, sentences: Sequence[str], aligned: Callable[[], bool]) -> None:
         self.steps, self.sentences, self.aligned = steps, sentences, aligned
-        self.first, self.seen = 0, 0
+        self.first, self.seen, self.done = 0, 0, False
         self.before: dict[str, list[Tensor]] = {}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"args": {}, "attributes": {"first": self.first, "seen": self.seen, "done": self.done}}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: object, model: nn.Module | None = None, **_: object) -> None:
         for sentence in self.sentences:
             if not any(row.get("warning") == sentence for row in state.log_history):  # a resumed run has said it
                 warn(state, sentence)
-        self.first, self.seen = state.global_step, 0
+        kept: Any = state.stateful_callbacks  # as it is in a checkpoint
+        kept = kept.get(type(self).__name__, {}).get("attributes", {}) if isinstance(kept, dict) else {}
+        vars(self).update({"first": state.global_step, "seen": 0, "done": False} | kept)
         self.before = {name: [processes.own_part(p).detach().clone() for p in head.parameters()] for name, head in _heads(model)}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: object, model: nn.Module | None = None, **_: object) -> None:
-        if not self.before:
+        if self.done:
             return
         self.seen += self.aligned()
         if self.seen < self.steps and state.global_step < state.max_steps:
@@ -146,7 +155,7 @@ class EarlyWarnings(TrainerCallback):
             if still:  # one tensor is enough: weight decay moves matrices that no gradient reaches
                 found = f"{still} of its {len(pairs)} tensors are as they were {steps} steps ago"
                 warn(state, f"the alignment head of {name} does not move: {found}; look at alignment.weight, the learning rate and what is frozen")
-        self.before = {}
+        self.before, self.done = {}, True
 
 
 def _heads(model: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:

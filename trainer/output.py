@@ -14,10 +14,11 @@ from trainer import processes
 from trainer.config import Recipe
 from workbench.config import as_mapping, parse
 from workbench.errors import ConfigError, RunError
-from workbench.files import atomic_file, locked
+from workbench.files import atomic_file, locked, partial_files, remove_partial
 from workbench.training import RECORD_FILE, checkpoints
 
 RECIPE_FILE = "recipe.yaml"
+FINAL = "final"  # the trained model, until each of its files is moved to where it is found
 UNFINISHED = ".unfinished"  # checkpoints that are being written; whole ones are moved out of it
 
 
@@ -53,7 +54,7 @@ def check_output(folder: Path, recipe: Recipe) -> str | None:
     Raises:
         RunError: the folder is taken, has nothing to resume, or is of a run in another number of processes or with its model divided otherwise.
     """
-    taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    taken = folder.exists() and (not folder.is_dir() or any(file not in partial_files(folder) for file in folder.iterdir()))
     if not recipe.resume:
         if taken:
             raise RunError(f"output_dir {folder} is not empty: expected a new folder, or --resume to continue the run in it")
@@ -106,7 +107,9 @@ def _remove(checkpoint: Path) -> None:
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """Store the recipe, which marks `folder` as a training run, and clear what a killed run left half written."""
-    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+    """Store the recipe, which marks `folder` as a training run, and clear what a killed run left half written; under the lock of `alone`."""
+    for left in (folder / UNFINISHED, folder / FINAL):
+        shutil.rmtree(left, ignore_errors=True)
+    remove_partial(folder)
     with atomic_file(folder / RECIPE_FILE) as partial:
         partial.write_text(yaml.safe_dump(as_mapping(recipe), sort_keys=False))

@@ -88,6 +88,11 @@ def stop() -> None:
         torch.distributed.destroy_process_group()
 
 
+def lost(error: RuntimeError) -> bool:
+    """Whether `error` is that the process at the other end of a connection is gone (gloo)."""
+    return count() > 1 and any(words in str(error) for words in ("Connection reset by peer", "Connection closed by peer", "Broken pipe"))
+
+
 def _start_again() -> None:
     """Start the processes that `accelerate launch --num_processes N` was asked for; without a GPU it starts one, leaving nothing but an address."""
     if "WORLD_SIZE" in os.environ or "MASTER_ADDR" not in os.environ or "ACCELERATE_MIXED_PRECISION" not in os.environ:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -70,6 +71,20 @@ def atomic_file(target: Path) -> Iterator[Path]:
         raise RunError(f"cannot write {target}: {_reason(error)}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def partial_files(folder: Path, name: str = "*") -> list[Path]:
+    """What processes have begun to write into `folder`, as `name`, and not finished: temporary files and folders, of processes killed or alive."""
+    return [path for path in folder.glob(f".{name}.*") if re.fullmatch(r"\d+" if path.is_file() else r"\w{8}", path.name.rpartition(".")[2])]
+
+
+def remove_partial(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes left half written; only for who holds the lock that all who write there hold."""
+    for path in partial_files(folder, name):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def llava_json(spec: str, *, limit: int | None = None, seed: int = 0) -> Convers
     if not root.is_dir():
         raise DataError(f"image root '{root}' does not exist: expected the folder that the `image` paths in {file.name} start from")
     rows, broken = [], []
-    for number, row in enumerate(_rows(file), start=1):
+    for number, row in _rows(file):
         try:
             rows.append(_row(number, row))
         except DataError as error:
@@ -73,6 +73,10 @@ def llava_json(spec: str, *, limit: int | None = None, seed: int = 0) -> Convers
     )
 
 
+class Line(str):
+    """A row as text."""
+
+
 Row = tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]]
 """id, image paths, turns"""
 
@@ -85,20 +89,26 @@ def _part(file: Path, rows: list[Row], split: str, held: str) -> list[Row]:
     return [row for number, row in enumerate(rows) if (number in out) == (split == "val")]
 
 
-def _rows(file: Path) -> Sequence[Any]:
+def _rows(file: Path) -> list[tuple[int, Any]]:
+    """Rows by number, from 1; those of JSON lines, whose number is that of their line, are read one by one later."""
     try:
         with file.open(encoding="utf-8") as text:
             if file.suffix == ".jsonl":
-                return [json.loads(line) for line in text if line.strip()]
+                return [(number, Line(line)) for number, line in enumerate(text, start=1) if line.strip()]
             content = json.load(text)
     except (ValueError, OSError) as error:
         raise DataError(f"{file} is not valid JSON ({error})") from error
     if not isinstance(content, list):
         raise DataError(f"{file} holds {type(content).__name__}: expected a list of conversations")
-    return content
+    return list(enumerate(content, start=1))
 
 
 def _row(number: int, row: Any) -> Row:
+    if isinstance(row, Line):
+        try:
+            row = json.loads(row)
+        except ValueError as error:
+            raise DataError(f"row {number} is not valid JSON ({error})") from error
     if not isinstance(row, Mapping) or "conversations" not in row:
         raise DataError(f"row {number} has no `conversations`")
     images = row.get("image") or []

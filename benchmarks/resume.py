@@ -1,0 +1,535 @@
+"""Kill training runs at random moments of their whole life, resume them, and compare every file with the uninterrupted run.
+
+python -m benchmarks.resume --kills 100 --seed 0
+python -m benchmarks.resume --kills 4 --only viral        # settings whose name has this word
+python -m benchmarks.resume --kills 300 --forked          # runs as copies of one process, ten times faster
+
+Each setting is trained once without interruption. Then lives begin: the run is killed by SIGKILL, resumed, killed again, up to four times, and at last
+left alone until it ends. Half of the kills come by the clock (one in five of these in the start-up, the others evenly from the first file to the end), half at
+the k-th thing that a process does to the disk, k random: half of those before it happens, half as soon as it is seen. Of two processes sometimes only one is
+killed, and the others must end by themselves. `cold` settings begin without features, in a cache of their own. Exit code 1 when anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+import yaml
+from safetensors import safe_open
+
+from tests.students import world
+from workbench.config import command
+from workbench.files import cache_folder
+from workbench.training import RECORD_FILE
+
+ROOT = Path(__file__).parent.parent
+HANGING = 120.0  # seconds after which a process that should have ended hangs
+WALL_CLOCK = {"seconds", "steps_per_second", "created"}  # and what names the folder or the command
+OF_THIS_RUN = WALL_CLOCK | {"argv", "output_dir", "resume", "start", "git", "dirty"}
+
+SMALL = ["trainer/recipes/shapes_viral.yaml", "--start", "None", "--optim.steps", "6", "--optim.warmup", "1", "--log_every", "1", "--eval_every", "3"]
+SMALL += [
+    "--save_every",
+    "2",
+    "--data.limit_train",
+    "12",
+    "--data.limit_val",
+    "4",
+    "--model.layers",
+    "2",
+    "--model.width",
+    "32",
+    "--model.ffn",
+    "64",
+    "--alignment.layer",
+    "1",
+    "2",
+]
+SMALL += ["--alignment.hidden", "16", "--optim.batch_size", "2", "--keep_checkpoints", "2"]
+STUDENT = ["--alignment.objective", "cosine", "--alignment.layer", "2", "--alignment.hidden", "8", "--optim.steps", "6", "--eval_every", "3"]
+LORA = ["--model.train", "lora", "--model.lora.rank", "2", "--model.lora.dropout", "0.1"]
+HOOK = """
+import os, sys, time
+def watch():
+    root, signals, rank = os.environ["WATCHED"], os.environ["SIGNALS"], os.environ.get("RANK", "0")
+    at, stop, seen = int(os.environ["KILL_AT"]) if rank == os.environ["KILL_RANK"] else -1, os.environ["KILL_STOPS"] == "1", 0
+    def said(name):
+        with open(f"{signals}/{name}-{rank}", "w") as file:
+            file.write(f"{os.getpid()} {seen}")
+    def hook(event, args):
+        nonlocal seen
+        if event not in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree") or root not in str(args[0]):
+            return
+        if event == "open" and not (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            return
+        seen += 1
+        if seen == 1:
+            said("began")
+        if seen == at:
+            said("reached")
+            time.sleep(3600 if stop else 0)
+    said("process")
+    sys.addaudithook(hook)
+    return said
+"""  # in every process of a run: says when it begins, and when it comes to the moment at which it is to be killed
+COMMAND = """
+if "WATCHED" in os.environ and "trainer" in sys.orig_argv and ("RANK" in os.environ or "accelerate.commands.launch" not in sys.orig_argv):
+    import atexit
+    atexit.register(watch(), "ended")
+"""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A training run, `processes` of it side by side; `cold` without features at its beginning."""
+
+    name: str
+    words: Sequence[str]
+    processes: int = 1
+    cold: bool = False
+
+
+@dataclass
+class Kill:
+    """Where a kill hit, and, if the others were left to themselves, the seconds until all had ended."""
+
+    stage: str
+    alone: bool = False
+    ended_after: float = 0.0
+
+
+@dataclass
+class Outcome:
+    """What became of a setting: its kills, its lives, and what differed at the end of one."""
+
+    lives: int = 0
+    kills: list[Kill] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+
+
+def settings(folder: Path) -> list[Setting]:
+    """Every setting of the campaign; a small model for conversations is built below `folder`."""
+    _, flags = world(folder / "world")
+    recipe = folder / "recipe.yaml"  # of which the flags say everything
+    recipe.write_text("log_every: 1\nsave_every: 2\n")
+    student = [str(recipe), *flags, *STUDENT]
+    parts = ["--optim.accumulation", "2"]
+    two = ["--optim.global_batch", "8"]
+    stage = folder / "tiny_stage1.yaml"
+    stage.write_text(f"base: {ROOT}/trainer/recipes/shapes_stage1.yaml\noptim: {{steps: 4, batch_size: 2}}\nlog_every: 2\nsave_every: 2\neval_every: 2\n")
+    return [
+        Setting("viral, full, cold", SMALL, cold=True),
+        Setting("viral, full, accumulated", [*SMALL, *parts]),
+        Setting("viral, LoRA, accumulated, cold", [*SMALL, *LORA, *parts], cold=True),
+        Setting("viral, full, after a first stage", [*SMALL, "--start", str(stage)]),
+        Setting("student, full, accumulated, cold", [*student, *parts], cold=True),
+        Setting("student, LoRA", [*student, *LORA]),
+        Setting("viral, full, 2 processes, cold", SMALL, 2, cold=True),
+        Setting("viral, LoRA, accumulated, 2 processes", [*SMALL, *LORA, *two], 2),
+        Setting("student, full, 2 processes", student, 2),
+        Setting("student, LoRA, accumulated, 2 processes, cold", [*student, *LORA, *two], 2, cold=True),
+    ]
+
+
+SERVER = multiprocessing.get_context("forkserver")  # copies of a process that has imported everything and done nothing: a second of computing, not ten
+SERVER.set_forkserver_preload(["trainer.loop", "tests.students"])
+
+
+class Copy:
+    """A run in copies of a process; the command line is read as ever, but of two processes no launcher ends one when the other dies.
+
+    Has of subprocess.Popen what is needed here.
+    """
+
+    def __init__(self, words: Sequence[str], environment: Mapping[str, str], stderr: Path, processes: int) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        several = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        own = [several | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {} for rank in range(processes)]
+        self.workers = [SERVER.Process(target=work, args=(words, dict(environment) | extra, stderr)) for extra in own]
+        for worker in self.workers:
+            worker.start()
+
+    @property
+    def returncode(self) -> int:
+        return max(abs(worker.exitcode or 0) for worker in self.workers)
+
+    def poll(self) -> int | None:
+        return None if any(worker.is_alive() for worker in self.workers) else self.returncode
+
+    def wait(self, timeout: float = 600.0) -> int:
+        deadline = time.monotonic() + timeout
+        for worker in self.workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+        if self.poll() is None:
+            raise subprocess.TimeoutExpired("trainer", timeout)
+        return self.returncode
+
+
+def work(words: Sequence[str], environment: Mapping[str, str], stderr: Path) -> None:
+    """Be one process of a run."""
+    from trainer.__main__ import main
+
+    os.environ.clear()
+    os.environ.update(environment)
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_APPEND | os.O_CREAT), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    for seed in (torch.seed, random.seed, np.random.seed):  # a fresh process has other random numbers, too
+        seed()
+    scope: dict[str, Any] = {}
+    exec(HOOK, scope)
+    said = scope["watch"]()
+    sys.argv = ["trainer", *words]
+    command(main)
+    said("ended")
+
+
+# --- one run --------------------------------------------------------------------------------------------------------------------------------
+
+
+class Life:
+    """One output folder, from its beginning to its end, through as many kills as come.
+
+    Args:
+        folder: holds `out`, and `cache` where the features are the run's own.
+        hooks: a folder for PYTHONPATH that has a process watched; None for copies of a process.
+    """
+
+    def __init__(self, setting: Setting, folder: Path, hooks: Path | None) -> None:
+        self.setting, self.folder, self.forked = setting, folder, hooks is None
+        self.out, self.signals = folder / "out", folder.with_name(f"{folder.name}-signals")
+        folder.mkdir()
+        self.environment = os.environ | {"PYTHONPATH": str(hooks), "WATCHED": str(folder), "SIGNALS": str(self.signals)}
+        if setting.cold:
+            (folder / "cache").mkdir()
+            for part in cache_folder("weights").parent.iterdir():
+                if part.name != "features":
+                    (folder / "cache" / part.name).symlink_to(part)
+            self.environment["VIRAL_CACHE"] = str(folder / "cache")
+
+    def start(self, *, resume: bool, kill_at: int = -1, kill_rank: int = 0, stops: bool = False) -> None:
+        """Start the command as a user would, watched."""
+        shutil.rmtree(self.signals, ignore_errors=True)
+        self.signals.mkdir()
+        python = [sys.executable, "-m"]
+        launch = ["accelerate.commands.launch", "--config_file", "trainer/launch/ddp.yaml", "--main_process_port", "0", "-m"]
+        words = [*python, *(launch if self.setting.processes > 1 else []), "trainer", *self.setting.words, "--output_dir", str(self.out)]
+        self.environment |= {"KILL_AT": str(kill_at), "KILL_RANK": str(kill_rank), "KILL_STOPS": str(int(stops))}
+        words += ["--resume"] if resume else []
+        self.started, self.resumed = time.time(), resume
+        own = words[words.index("trainer") + 1 :]
+        if self.forked:
+            self.process: subprocess.Popen[bytes] | Copy = Copy(own, self.environment, self.signals / "stderr", self.setting.processes)
+            return
+        with (self.signals / "stderr").open("w") as stderr:
+            self.process = subprocess.Popen(words, cwd=ROOT, env=self.environment, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True)
+
+    def wait(self, seconds: float = 600.0) -> int | None:
+        """The exit code, or None for a run that hangs and is ended."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill(None)
+            return None
+
+    def stderr(self) -> str:
+        return (self.signals / "stderr").read_text()
+
+    def signalled(self, name: str, rank: int = 0) -> tuple[int, int] | None:
+        """(process id, things done to the disk) that a process left at a moment of its life."""
+        file = self.signals / f"{name}-{rank}"
+        words = file.read_text().split() if file.exists() else []
+        return (int(words[0]), int(words[1])) if len(words) == 2 else None
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def kill(self, rank: int | None) -> bool:
+        """SIGKILL to every process of the run, or to one; whether one was there to kill."""
+        victims: list[psutil.Process] = []
+        with suppress(psutil.NoSuchProcess):
+            if rank is None and isinstance(self.process, Copy):
+                victims = [psutil.Process(worker.pid) for worker in self.process.workers if worker.is_alive()]
+            elif rank is None:
+                own = psutil.Process(self.process.pid)
+                victims = [own, *own.children(recursive=True)]
+            elif signalled := self.signalled("process", rank):
+                victims = [psutil.Process(signalled[0])]
+        if self.ended() or not victims:
+            return False
+        for victim in victims:
+            with suppress(psutil.NoSuchProcess):
+                victim.send_signal(signal.SIGKILL)
+        if rank is None:
+            self.process.wait()
+            psutil.wait_procs(victims, timeout=10)
+        return True
+
+    def stage(self) -> str:
+        """What the run was at when it was killed, from what is on the disk."""
+        stage = self.folder / "stage1-s0"
+        if (stage / "recipe.yaml").exists() and not (stage / RECORD_FILE).exists():
+            return "first stage"
+        own = [p for p in self.out.glob("recipe.yaml") if p.stat().st_mtime >= self.started]
+        if not own:
+            shards = list((self.folder / "cache").glob("features/*/*.safetensors"))
+            begun = [p for p in (self.folder / "cache").glob("features/*") if p.stat().st_mtime >= self.started]
+            if self.setting.cold and (begun or shards) and not self.resumed:
+                return "features"
+            return "start-up" if self.signalled("began") is None else "preparing"
+        if list(self.out.glob(".unfinished/*")):
+            return "checkpoint"
+        if list(self.out.glob(".final.*")) or (self.out / "final").exists():
+            return "final model"
+        if (self.out / "model.safetensors").exists():
+            return "tables, card, record"
+        log = self.out / "training.parquet"
+        if not log.exists() or log.stat().st_mtime < self.started:
+            return "before a step"
+        rows = pd.read_parquet(log)
+        step = int(rows["step"].max())
+        known = rows[rows["step"] == step].filter(regex="accuracy/mean|val_lm_loss").notna().to_numpy().any()
+        return "evaluation" if step % 3 == 0 and not known else "steps"
+
+
+def live(setting: Setting, whole: Reference, folder: Path, hooks: Path | None, dice: random.Random, kills: int) -> tuple[list[Kill], list[str]]:
+    """One life with at most so many kills; returns them, and what differs from the uninterrupted run in the end."""
+    hits: list[Kill] = []
+    life = Life(setting, folder, hooks)
+    resume = False
+    while True:
+        last = len(hits) >= kills
+        hit = None if last else attempt(life, whole, dice, resume)
+        if last:
+            life.start(resume=resume)
+            life.wait()
+        if hit is not None:
+            hits.append(hit)
+            if hit.ended_after >= HANGING:
+                return hits, [f"{setting.name}: the other processes hang after a kill in {hit.stage}"]
+        elif life.process.returncode != 0 and resume and "start it without --resume" in life.stderr():
+            resume = False
+            continue
+        elif life.process.returncode != 0:
+            return hits, [f"{setting.name}: {life.process.returncode}, {told(life.stderr())}"]
+        if (life.out / RECORD_FILE).exists():
+            return hits, [f"{setting.name}, killed in {', '.join(h.stage for h in hits)}: {why}" for why in differences(whole.folder, folder)]
+        resume = True
+
+
+def told(stderr: str) -> str:
+    """The line that says most."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if re.match(r"error: |\w*Error", line)), lines[-1] if lines else "nothing on stderr")
+
+
+def attempt(life: Life, whole: Reference, dice: random.Random, resume: bool) -> Kill | None:
+    """Start or resume the run and kill it at a random moment; None if it ended before."""
+    count = life.setting.processes
+    rank = dice.randrange(count)
+    alone = count > 1 and dice.random() < 0.4
+    by_clock, stops, moment = dice.random() < 0.5, dice.random() < 0.5, dice.random()
+    if by_clock:
+        life.start(resume=resume)
+        if dice.random() < 0.2:
+            deadline = time.monotonic() + moment * whole.start_up
+            while time.monotonic() < deadline and not life.ended():
+                time.sleep(0.005)
+        else:
+            while life.signalled("began") is None and not life.ended():
+                time.sleep(0.005)
+            deadline = time.monotonic() + moment * whole.span
+            while time.monotonic() < deadline and not life.ended():
+                time.sleep(0.002)
+    else:
+        life.start(resume=resume, kill_at=1 + int(moment * whole.events[rank]), kill_rank=rank, stops=stops)
+        while life.signalled("reached", rank) is None and not life.ended():
+            time.sleep(0.002)
+    if not life.kill(rank if alone else None):
+        life.wait()
+        return None
+    hit = Kill(life.stage(), alone)
+    if alone:
+        before = time.monotonic()
+        code = life.wait(HANGING)
+        hit.ended_after = HANGING if code is None else time.monotonic() - before
+    return hit
+
+
+@dataclass
+class Reference:
+    """The uninterrupted run: what holds its folder, seconds before the first file and after it, and how often each process changes something on the disk."""
+
+    folder: Path
+    start_up: float
+    span: float
+    events: list[int]
+
+
+def reference(setting: Setting, folder: Path, hooks: Path | None) -> Reference:
+    """Train without interruption."""
+    life = Life(setting, folder, hooks)
+    life.start(resume=False)
+    if life.wait() != 0:
+        raise SystemExit(f"{setting.name} fails without any kill: {told(life.stderr())}")
+    begun = (life.signals / "began-0").stat().st_mtime
+    events = [signalled[1] for rank in range(setting.processes) if (signalled := life.signalled("ended", rank))]
+    return Reference(folder, begun - life.started, time.time() - begun, events)
+
+
+# --- comparing ------------------------------------------------------------------------------------------------------------------------------
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """Names of files that one folder lacks or that hold something else, wall-clock values and the names of folders aside."""
+    names = [{str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} for folder in (one, other)]
+    names = [{name for name in own if not re.search(r"^cache/(?!features)|\.lock$", name)} for own in names]  # a lock is free when its process is dead
+    wrong = [f"{name} is {'missing' if name in names[0] else 'left over'}" for name in sorted(names[0] ^ names[1])]
+    for name in sorted(names[0] & names[1]):
+        first, second = (content(folder / name) for folder in (one, other))
+        wrong += [f"{name}: {why}" for why in unequal(first, second)][:4]
+    return wrong
+
+
+def content(file: Path) -> Any:
+    """What a file holds, as nested dicts and lists of tensors and plain values."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, framework="pt") as tensors:
+            return {"metadata": tensors.metadata(), **{name: tensors.get_tensor(name) for name in tensors.keys()}}  # noqa: SIM118
+    if file.suffix in (".pt", ".pth"):
+        return plain(torch.load(file, weights_only=False))
+    if file.suffix == ".parquet":
+        table = pd.read_parquet(file)
+        return plain({"columns": list(table.columns), "rows": len(table), **{name: table[name].tolist() for name in table.columns}})
+    if file.suffix in (".json", ".yaml"):
+        return plain(yaml.safe_load(file.read_text()) if file.suffix == ".yaml" else json.loads(file.read_text()))
+    if file.name == "README.md":
+        return file.read_text().rpartition(", ")[0]  # its last word is the date
+    return file.read_bytes()
+
+
+def plain(value: Any) -> Any:
+    """`value` without what differs between any two runs."""
+    if isinstance(value, dict):
+        return {key: plain(own) for key, own in value.items() if key not in OF_THIS_RUN}
+    if isinstance(value, list | tuple):
+        return [plain(own) for own in value]
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def unequal(one: Any, other: Any, where: str = "") -> Iterator[str]:
+    """Where two contents are not the same to the bit; NaN equals NaN."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in [*one, *(key for key in other if key not in one)]:
+            if key not in one or key not in other:
+                yield f"{where}{key} is in one of them only"
+            else:
+                yield from unequal(one[key], other[key], f"{where}{key}/")
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            yield from unequal(*pair, f"{where}{number}/")
+    elif isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        if one.dtype != other.dtype or not torch.equal(one, other):
+            yield f"{where[:-1]} differs"
+    elif one != other and not (one != one and other != other):
+        yield f"{where[:-1]} is {str(other)[:60]} and should be {str(one)[:60]}"
+
+
+# --- the campaign ---------------------------------------------------------------------------------------------------------------------------
+
+
+def campaign(chosen: list[Setting], folder: Path, kills: int, seed: int, *, forked: bool) -> dict[str, Outcome]:
+    """Kill `kills` times, setting after setting, a life at a time."""
+    dice, hooks = random.Random(seed), None if forked else folder / "hooks"
+    if hooks is not None:
+        hooks.mkdir()
+        (hooks / "sitecustomize.py").write_text(HOOK + COMMAND)
+    whole: dict[str, Reference] = {}
+    outcomes = {setting.name: Outcome() for setting in chosen}
+    number = done = 0
+    while done < kills:
+        setting = chosen[number % len(chosen)]
+        if setting.name not in whole:
+            whole[setting.name] = reference(setting, folder / f"whole-{number}", hooks)
+        place = folder / f"life-{number}"
+        hits, wrong = live(setting, whole[setting.name], place, hooks, dice, min(dice.randint(1, 4), kills - done))
+        own = outcomes[setting.name]
+        own.lives, own.kills, own.different = own.lives + 1, own.kills + hits, own.different + wrong
+        number, done = number + 1, done + len(hits)
+        said = ", ".join(h.stage + (f" (one process, {h.ended_after:.0f} s)" if h.alone else "") for h in hits) or "never"
+        print(f"{done:4} {setting.name}: {said}: {'equal' if not wrong else '; '.join(wrong)}", file=sys.stderr, flush=True)
+        if not wrong:
+            shutil.rmtree(place)
+    return outcomes
+
+
+def table(outcomes: dict[str, Outcome]) -> pd.DataFrame:
+    """One row for each setting, and their sum."""
+    rows = []
+    whole = Outcome(
+        sum(o.lives for o in outcomes.values()), [k for o in outcomes.values() for k in o.kills], [d for o in outcomes.values() for d in o.different]
+    )
+    for name, own in (outcomes | {"all": whole}).items():
+        ended = [kill.ended_after for kill in own.kills if kill.alone]
+        rows.append(
+            {
+                "setting": name,
+                "runs": own.lives,
+                "kills": len(own.kills),
+                "of one process": len(ended),
+                "others ended within": f"{max(ended):.0f} s" if ended else "",
+                "hit": ", ".join(f"{stage} {count}" for stage, count in Counter(kill.stage for kill in own.kills).most_common()),
+                "equal": "yes" if not own.different else "NO",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def main(argv: list[str]) -> None:
+    """Print the table; exit 1 when a resumed run is not the uninterrupted one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="settings whose name has this word; all by default")
+    parser.add_argument("--keep", type=Path, help="a new folder for the runs, kept; those that are equal are removed")
+    parser.add_argument("--forked", action="store_true", help="runs are copies of a process that has imported everything: faster, without the launcher")
+    given = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        chosen = [setting for setting in settings(folder) if given.only in setting.name]
+        if not chosen:
+            parser.error(f"no setting has {given.only!r} in its name")
+        outcomes = campaign(chosen, folder, given.kills, given.seed, forked=given.forked)
+    print(table(outcomes).to_string(index=False))
+    different = [why for own in outcomes.values() for why in own.different]
+    for why in different:
+        print(f"different: {why}")
+    sys.exit(bool(different))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
