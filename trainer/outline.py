@@ -35,6 +35,7 @@ def outline(config: ModelConfig) -> Outline:
     Raises:
         ConfigError, ModelError: a configuration or a processor that is not there or of no kind that fits.
     """
+    settings: PretrainedConfig
     if config.name is None:
         settings, processor = describe_parts(config)
         model, name = on_meta(LlavaForConditionalGeneration, settings), f"{config.tower} + {config.language}"
