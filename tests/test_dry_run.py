@@ -232,5 +232,5 @@ def test_the_plan_of_a_released_model_is_printed_before_a_disk_is_found_too_smal
     parts = ["--model.tower", str(folders["openai/clip-vit-large-patch14-336"]), "--model.language", str(folders["lmsys/vicuna-7b-v1.5"])]
     more = ["--keep_checkpoints", "None", "--optim.steps", "100000", "--dry_run"]
     done = run("trainer", *words(tmp_path, parts, file, *more), code=2)
-    assert "7,063,427,072" in done.stdout and done.stderr.strip().splitlines()[-1].startswith("error: checkpoints and result need about")
+    assert "6,738,939,904" in done.stdout and done.stderr.strip().splitlines()[-1].startswith("error: checkpoints and result need about")
     assert not (tmp_path / "never").exists()

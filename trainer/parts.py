@@ -77,8 +77,7 @@ def build_from_parts(config: ModelConfig) -> MLLM:
         llava = LlavaForConditionalGeneration(settings)
     tower = _whole("tower", config.tower, type(llava.model.vision_tower))
     language = _whole("language", _source(config.language), AutoModelForCausalLM)
-    text: Any = settings.text_config
-    _grow(language, text.vocab_size)
+    _grow(language, settings.get_text_config().vocab_size)
     llava.model.vision_tower, llava.model.language_model, llava.lm_head = tower, language.model, language.lm_head
     llava.model.multi_modal_projector = LlavaMultiModalProjector(llava.config)
     llava.config.text_config, llava.config.vision_config = language.config, tower.config
