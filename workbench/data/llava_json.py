@@ -174,7 +174,8 @@ def _report(file: Path, root: Path, lost: Sequence[tuple[str, tuple[str, ...]]],
     names = [own for _, images in lost for own in images if own not in sizes]
     folders = Counter(name.rpartition("/")[0] or "." for name in names)
     where = ", ".join(f"{folder} {count}" for folder, count in folders.most_common())
-    return f"{len(names)} images of {file.name} are not below {root} ({where}), first {', '.join(names[:3])}"
+    counted = f"{len(names)} images of {file.name} are" if len(names) > 1 else f"1 image of {file.name} is"
+    return f"{counted} not below {root} ({where}), first {', '.join(names[:3])}"
 
 
 def _without(rows: list[Row], sizes: Mapping[str, int], report: str, *, skip: bool) -> list[Row]:
