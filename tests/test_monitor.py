@@ -19,11 +19,12 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, TrainerState
+from torch import nn
+from transformers import AutoModelForImageTextToText, TrainerState, TrainingArguments
 
 from tests.conftest import run
 from trainer import monitor
-from trainer.alignment import AlignmentHead
+from trainer.alignment import Alignment, AlignmentHead
 from trainer.card import card, sent_files
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, MonitorConfig, OptimConfig, Recipe
 from trainer.data import collate
@@ -116,6 +117,26 @@ def test_a_resumed_run_warns_of_a_head_when_the_uninterrupted_one_does(tmp_path:
     train(replace(recipe, output_dir=cut, resume=True), ["test"])
     pd.testing.assert_frame_equal(*(pd.read_parquet(tmp_path / name / "training.parquet").drop(columns="seconds") for name in ("whole", "cut")))
     assert training_record(cut)["warnings"] == training_record(tmp_path / "whole")["warnings"] != []
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_head_is_compared_with_what_it_was_before_the_checkpoint(moved: bool) -> None:
+    """Moved before the checkpoint and still after it is no reason to warn, and the steps that the sentence counts are those it compares."""
+    model, state = nn.Module(), TrainerState(max_steps=9)
+    model.alignment = Alignment({1: 4}, {"vfm": 3}, "cosine", "each", 2)
+    args = TrainingArguments(report_to=[])
+    for step in range(3):
+        warnings = monitor.EarlyWarnings(3, (), lambda: True)  # one for each step: the run is killed after it
+        warnings.on_train_begin(args, state, None, model=model)
+        if moved and step == 0:
+            with torch.no_grad():
+                for p in model.parameters():
+                    p += 1
+        state.global_step += 1
+        warnings.on_step_end(args, state, None, model=model)
+        state.stateful_callbacks = {"EarlyWarnings": json.loads(json.dumps(warnings.state()))}
+    said = [row["warning"] for row in state.log_history]
+    assert not said if moved else len(said) == 1 and "6 of its 6 tensors are as they were 3 steps ago" in said[0]
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_batch(tmp_path: Path) -> None:

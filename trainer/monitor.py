@@ -34,6 +34,7 @@ from workbench.metrics import METRICS
 from workbench.rasters import Within
 from workbench.stats import null_of
 from workbench.training import LOG_FILE
+from workbench.weights import fingerprint
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}  # what each tracker needs
 SHOWN = {"lm_loss": "lm", "alignment_loss": "align", "accuracy/mean": "val accuracy", "val_lm_loss": "val lm"}
@@ -127,20 +128,20 @@ class EarlyWarnings(TrainerCallback, ExportableState):
     def __init__(self, steps: int, sentences: Sequence[str], aligned: Callable[[], bool]) -> None:
         self.steps, self.sentences, self.aligned = steps, sentences, aligned
         self.first, self.seen, self.done = 0, 0, False
-        self.before: dict[str, list[Tensor]] = {}
+        self.before: dict[str, list[str]] = {}  # of each head the fingerprints of its tensors, which fit into a checkpoint
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"args": {}, "attributes": {"first": self.first, "seen": self.seen, "done": self.done}}
+        return {"args": {}, "attributes": {"first": self.first, "seen": self.seen, "done": self.done, "before": self.before}}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: object, model: nn.Module | None = None, **_: object) -> None:
         for sentence in self.sentences:
             if not any(row.get("warning") == sentence for row in state.log_history):  # a resumed run has said it
                 warn(state, sentence)
-        kept: Any = state.stateful_callbacks  # as it is in a checkpoint
+        kept: Any = state.stateful_callbacks if state.global_step else None  # as it is in a checkpoint
         kept = kept.get(type(self).__name__, {}).get("attributes", {}) if isinstance(kept, dict) else {}
-        vars(self).update({"first": state.global_step, "seen": 0, "done": False} | kept)
-        self.before = {name: [processes.own_part(p).detach().clone() for p in head.parameters()] for name, head in _heads(model)}
+        fresh = {"first": state.global_step, "seen": 0, "done": False, "before": {name: _fingerprints(head) for name, head in _heads(model)}}
+        vars(self).update(fresh | kept)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: object, model: nn.Module | None = None, **_: object) -> None:
         if self.done:
@@ -150,12 +151,17 @@ class EarlyWarnings(TrainerCallback, ExportableState):
             return
         steps = state.global_step - self.first
         for name, head in _heads(model):
-            pairs = [(old, processes.own_part(p).detach()) for old, p in zip(self.before[name], head.parameters(), strict=True) if old.numel()]
-            still = sum(torch.equal(old, new) for old, new in pairs)
+            pairs = [(old, new) for old, new in zip(self.before[name], _fingerprints(head), strict=True) if new]
+            still = sum(old == new for old, new in pairs)
             if still:  # one tensor is enough: weight decay moves matrices that no gradient reaches
                 found = f"{still} of its {len(pairs)} tensors are as they were {steps} steps ago"
                 warn(state, f"the alignment head of {name} does not move: {found}; look at alignment.weight, the learning rate and what is frozen")
         self.before, self.done = {}, True
+
+
+def _fingerprints(head: nn.Module) -> list[str]:
+    """Of each tensor, or this process's part of it; empty where it has none. (A checkpoint holds the main process's, whose warning is the one that counts.)"""
+    return [fingerprint({"": part.detach()}) if (part := processes.own_part(p)).numel() else "" for p in head.parameters()]
 
 
 def _heads(model: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:
