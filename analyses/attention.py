@@ -31,7 +31,7 @@ from workbench.data import Dataset, Object, Sample, asked_object
 from workbench.errors import ConfigError, DataError
 from workbench.maps import canvas, covered, lay
 from workbench.metrics import attention as metric
-from workbench.mllm.base import Batch, VisualTokens
+from workbench.mllm.family import Batch, VisualTokens
 from workbench.runs import Run
 from workbench.stats import Interval, bootstrap_ci, bootstrap_columns, holm, paired_differences, paired_test
 

@@ -38,7 +38,7 @@ from workbench.answers import MEAN, Quiz, change_by_type, changes, drops, grids_
 from workbench.capture import check_layers, check_place
 from workbench.data.base import Object, Sample
 from workbench.errors import ConfigError, DataError, ModelError
-from workbench.mllm.base import Box, VisualTokens
+from workbench.mllm.family import Box, VisualTokens
 from workbench.runs import Run
 
 log = logging.getLogger(__name__)

@@ -44,7 +44,7 @@ from workbench.data.folder import QUESTION
 from workbench.errors import ConfigError, DataError, ModelError
 from workbench.maps import BACKGROUND, OUTSIDE, centres, owners
 from workbench.metrics.probing import balanced_accuracy, classify, folds_of, r_squared, regress
-from workbench.mllm.base import VisualTokens
+from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
 from workbench.stats import bootstrap_ci, paired_differences
 from workbench.vfm import VFM, find_vfm, load_vfm, patches_under

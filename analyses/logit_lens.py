@@ -36,7 +36,8 @@ from workbench.data.folder import QUESTION
 from workbench.errors import ConfigError, DataError
 from workbench.lens import Lens, first_tokens, lens_of
 from workbench.maps import BACKGROUND, canvas, owners
-from workbench.mllm.base import MLLM, VisualTokens
+from workbench.mllm.base import MLLM
+from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
 from workbench.stats import bootstrap_columns, null_of, paired_differences
 

@@ -49,7 +49,7 @@ from workbench.errors import ConfigError, ModelError
 from workbench.maps import covered, whole_image
 from workbench.metrics.geometry import effective_rank, massive_tokens, mean_cosine, norm_ratios, umap_map
 from workbench.metrics.neighbors import unit_rows
-from workbench.mllm.base import VisualTokens
+from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
 from workbench.stats import bootstrap_ci, holm, jackknife_ci, paired_test
 from workbench.vfm import VFM, find_vfm, load_vfm, patches_under

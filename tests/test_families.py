@@ -23,7 +23,7 @@ from tests.tiny import BUILDERS, SIZES, VISION, WORDS, build
 from workbench.capture import attention, edit, read
 from workbench.errors import ConfigError, ModelError
 from workbench.mllm import FAMILIES, MLLM, Batch, VisualTokens
-from workbench.mllm.base import WHOLE, Family
+from workbench.mllm.family import WHOLE, Family
 from workbench.mllm.validate import CELLS, _target, validate
 
 QUESTION = "what is this ?"

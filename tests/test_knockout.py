@@ -20,7 +20,7 @@ from workbench.answers import MEAN, Quiz
 from workbench.capture import knockout
 from workbench.data import Dataset, Object, Sample
 from workbench.errors import ConfigError, DataError
-from workbench.mllm.base import VisualTokens
+from workbench.mllm.family import VisualTokens
 
 RED_DOG, BLUE_DOG = Object("red dog", (0.0, 0.0, 0.5, 0.5)), Object("blue dog", (0.5, 0.5, 1.0, 1.0))
 

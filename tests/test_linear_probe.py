@@ -25,7 +25,7 @@ from workbench.errors import ConfigError, DataError
 from workbench.maps import BACKGROUND, BETWEEN, OUTSIDE, centres, owners
 from workbench.metrics.probing import balanced_accuracy, classify, folds_of, r_squared, regress
 from workbench.mllm import MLLM
-from workbench.mllm.base import VisualTokens
+from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
 from workbench.stats import bootstrap_ci, paired_differences
 

@@ -32,7 +32,7 @@ from workbench.errors import ConfigError, DataError
 from workbench.maps import whole_image
 from workbench.metrics.geometry import effective_rank, joint_pca_rgb, massive_tokens, mean_cosine, norm_ratios, similarity_to, umap_map
 from workbench.mllm import MLLM
-from workbench.mllm.base import VisualTokens
+from workbench.mllm.family import VisualTokens
 
 SMALL = {"vfm": ("efficientnet-lite0",), "null": 10, "umap_images": 0, "maps": 0}
 

@@ -25,8 +25,8 @@ from workbench.data import Dataset, load_data
 from workbench.errors import ConfigError, DataError, RunError
 from workbench.files import cache_folder
 from workbench.mllm import MLLM, Batch, VisualTokens
-from workbench.mllm.base import WHOLE
 from workbench.mllm.conversation import encode_conversations
+from workbench.mllm.family import WHOLE
 
 FLOAT, HALF = 4, 2  # bytes: weights, gradients and both moments of AdamW are float32, also in bfloat16 training, which is autocast
 PROCESSES = (1, 2, 4, 8, 16, 32)

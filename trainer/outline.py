@@ -16,7 +16,9 @@ from trainer.parts import describe_parts
 from trainer.student import parts_of
 from workbench.errors import ConfigError
 from workbench.mllm import VisualTokens
-from workbench.mllm.base import Outline, family_of, load_config, load_processor
+from workbench.mllm.base import Outline
+from workbench.mllm.family import family_of
+from workbench.mllm.loading import load_config, load_processor
 from workbench.mllm.residual import Residual, attach_residual
 from workbench.vfm import find_vfm
 

@@ -25,7 +25,7 @@ from trainer.language import FLATTEN, IMAGE, grown
 from workbench.convert.build import CHAT_TEMPLATE, SYSTEM
 from workbench.errors import ConfigError
 from workbench.mllm import MLLM
-from workbench.mllm.base import family_of
+from workbench.mllm.family import family_of
 from workbench.weights import CATALOGUE, weights_folder
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
@@ -93,7 +93,7 @@ def _tower(name: str) -> tuple[Any, Any]:
         pixels = AutoImageProcessor.from_pretrained(name)
     except UNREACHABLE as error:
         raise _unreachable("tower", name, error) from error
-    vision = getattr(config, "vision_config", config)
+    vision = config.vision_config if "vision_config" in config.sub_configs else config
     if vision.model_type not in TOWERS:
         raise ConfigError(f"model.tower is {name}, a {vision.model_type}: expected a CLIP or SigLIP tower")
     return vision, pixels

@@ -28,8 +28,8 @@ from workbench.data import Dataset, Sample, load_data
 from workbench.data.base import mixed
 from workbench.errors import ConfigError, WeightsError
 from workbench.mllm import MLLM, VisualTokens
-from workbench.mllm.base import family_of
 from workbench.mllm.conversation import IGNORED, encode_conversations
+from workbench.mllm.family import family_of
 from workbench.mllm.residual import KEY, Residual, attach_residual
 from workbench.vfm import VFM, load_vfm
 from workbench.weights import fingerprint

@@ -22,7 +22,8 @@ from transformers import DynamicCache
 from workbench.capture import Blocked, Place, blocking, check_layers, check_place, edit, edited, knockout, read
 from workbench.data.base import Sample
 from workbench.errors import DataError, UnknownNameError
-from workbench.mllm.base import MLLM, VisualTokens
+from workbench.mllm.base import MLLM
+from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
 from workbench.stats import bootstrap_ci, bootstrap_columns, bootstrap_mean_of_columns, paired_test
 from workbench.training import MEAN as MEAN

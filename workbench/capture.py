@@ -20,7 +20,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from workbench.errors import ConfigError, ModelError
-from workbench.mllm.base import MLLM, Batch, VisualTokens
+from workbench.mllm.base import MLLM
+from workbench.mllm.family import Batch, VisualTokens
 
 Place = Literal["tower", "projector"] | int
 

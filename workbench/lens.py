@@ -16,7 +16,8 @@ from torch import Tensor
 
 from workbench.capture import read
 from workbench.errors import DataError, ModelError
-from workbench.mllm.base import MLLM, Batch
+from workbench.mllm.base import MLLM
+from workbench.mllm.family import Batch
 
 NORMS = ("norm", "final_layernorm", "ln_f", "final_layer_norm")
 CHECKED = 8  # visual positions at which the lens is compared with the model

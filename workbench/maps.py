@@ -11,7 +11,7 @@ from PIL import Image
 
 from workbench.data.base import Object
 from workbench.errors import ModelError
-from workbench.mllm.base import VisualTokens
+from workbench.mllm.family import VisualTokens
 
 
 def canvas(parts: Sequence[VisualTokens]) -> VisualTokens:

@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 
 from workbench.data.shapes import COLOURS as SHAPE_COLOURS
 from workbench.figures import COLOURS, GREY, new_figure
-from workbench.mllm.base import VisualTokens
+from workbench.mllm.family import VisualTokens
 
 ACROSS = 2  # panels side by side
 HERE = {"color": "#ffffff", "width": 2}

@@ -13,7 +13,7 @@ from torch import Tensor
 from workbench import figures
 from workbench.dashboard.tokens_figures import clickable, data_url, located, small_maps, token_planes
 from workbench.metrics.geometry import joint_pca_rgb, similarity_to, umap_map
-from workbench.mllm.base import VisualTokens
+from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
 
 MANY = 10  # maps side by side to begin with

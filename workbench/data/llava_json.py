@@ -29,6 +29,7 @@ from workbench.weights import sha256
 log = logging.getLogger(__name__)
 
 PLACE = "<image>"
+LINES = ".jsonl"
 SPEAKERS = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer"}
 
 
@@ -53,7 +54,7 @@ def llava_json(spec: str, *, limit: int | None = None, seed: int = 0) -> Convers
     rows, broken = [], []
     for number, row in _rows(file):
         try:
-            rows.append(_row(number, row))
+            rows.append(_row(number, _parsed(number, row) if file.suffix == LINES else row))
         except DataError as error:
             broken.append(str(error))
     if broken:
@@ -73,10 +74,6 @@ def llava_json(spec: str, *, limit: int | None = None, seed: int = 0) -> Convers
     )
 
 
-class Line(str):
-    """A row as text."""
-
-
 Row = tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]]
 """id, image paths, turns"""
 
@@ -90,11 +87,11 @@ def _part(file: Path, rows: list[Row], split: str, held: str) -> list[Row]:
 
 
 def _rows(file: Path) -> list[tuple[int, Any]]:
-    """Rows by number, from 1; those of JSON lines, whose number is that of their line, are read one by one later."""
+    """Rows by number, from 1; those of JSON lines as text, with the number of their line."""
     try:
         with file.open(encoding="utf-8") as text:
-            if file.suffix == ".jsonl":
-                return [(number, Line(line)) for number, line in enumerate(text, start=1) if line.strip()]
+            if file.suffix == LINES:
+                return [(number, line) for number, line in enumerate(text, start=1) if line.strip()]
             content = json.load(text)
     except (ValueError, OSError) as error:
         raise DataError(f"{file} is not valid JSON ({error})") from error
@@ -103,12 +100,14 @@ def _rows(file: Path) -> list[tuple[int, Any]]:
     return list(enumerate(content, start=1))
 
 
+def _parsed(number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise DataError(f"row {number} is not valid JSON ({error})") from error
+
+
 def _row(number: int, row: Any) -> Row:
-    if isinstance(row, Line):
-        try:
-            row = json.loads(row)
-        except ValueError as error:
-            raise DataError(f"row {number} is not valid JSON ({error})") from error
     if not isinstance(row, Mapping) or "conversations" not in row:
         raise DataError(f"row {number} has no `conversations`")
     images = row.get("image") or []

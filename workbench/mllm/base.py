@@ -1,149 +1,28 @@
-"""A multimodal language model, its processor, and where its images sit in the language model's sequence.
+"""A multimodal language model and its processor.
 
-What differs between model families is data and one function in a `Family`; everything else goes through the interface that transformers gives to
-all of them.
+What differs between model families is in their `Family`; everything here goes through the interface that transformers gives to all of them.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BatchFeature, PretrainedConfig
+from transformers import AutoModelForImageTextToText, BatchFeature, PretrainedConfig
 
 from workbench.data.base import content_hash, upright_rgb
-from workbench.errors import DataError, ModelError, UnknownNameError
+from workbench.errors import DataError, ModelError
+from workbench.mllm.family import TEXT_INPUTS, Batch, Family, Pictures, VisualTokens, family_of
+from workbench.mllm.loading import check_complete, first_line, load_config, load_processor
 from workbench.mllm.residual import KEY, Residual, load_residual
-from workbench.registry import Registry
 from workbench.weights import fingerprint
-
-log = logging.getLogger(__name__)
-
-Box = tuple[float, float, float, float]
-Pictures = tuple[tuple[Image.Image, ...], ...]
-"""[sample][image]"""
-WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
-TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-RECOMPUTED = ("position_ids", "inv_freq")  # buffers that old checkpoints carry and every model computes for itself
-
-
-@dataclass(frozen=True)
-class VisualTokens:
-    """Where one image (or one tile of it) sits in the language model's sequence.
-
-    Attributes:
-        index: positions in `input_ids`, in raster order.
-        grid: (rows, columns) with rows * columns == len(index), or None where the tokens have no raster.
-        box: left, top, right, bottom of the part of the original image that the tokens cover, in 0..1; it can reach
-            outside 0..1 where the model pads.
-        image: number of the image within its sample.
-        rows: rows of the connector's input, flattened over the batch, that each token comes from; -1 where a token mixes
-            several. A family may leave it None where tokens and rows follow one another.
-        spans: top and bottom of each row, left and right of each column, in fractions of the image, where cells do not divide the box evenly.
-    """
-
-    index: Int[Tensor, token]  # noqa: F821  (a jaxtyping dimension)
-    grid: tuple[int, int] | None
-    box: Box
-    image: int = 0
-    rows: Int[Tensor, token] | None = None  # noqa: F821
-    spans: tuple[Float[Tensor, "h 2"], Float[Tensor, "w 2"]] | None = None
-
-    def cell(self, row: int, column: int) -> Box:
-        """The part of the image that the token at (row, column) covers, in fractions of the image."""
-        assert self.grid is not None
-        if self.spans is not None:
-            (top, bottom), (left, right) = self.spans[0][row].tolist(), self.spans[1][column].tolist()
-            return left, top, right, bottom
-        left, top, right, bottom = self.box
-        width, height = (right - left) / self.grid[1], (bottom - top) / self.grid[0]
-        return left + column * width, top + row * height, left + (column + 1) * width, top + (row + 1) * height
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Encoded prompts.
-
-    Attributes:
-        inputs: what the processor returned; goes into the model as it is.
-        images: the pictures of each sample, as they were given to the processor.
-        prompts: the question of each sample.
-    """
-
-    inputs: BatchFeature
-    images: Pictures
-    prompts: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    @property
-    def vision(self) -> dict[str, Any]:
-        """The part of `inputs` that describes images."""
-        return {name: value for name, value in self.inputs.items() if name not in TEXT_INPUTS}
-
-
-@dataclass(frozen=True)
-class Family:
-    """All that differs between model families.
-
-    Attributes:
-        architectures: values of `config.architectures[0]` that belong to this family.
-        visual_tokens: (mllm, batch) -> [sample][image or tile], images in order, the tiles of an image one after another.
-        connector: path below `model.model` of the module whose input is the tower's features, one row for each visual token.
-        merged: config -> how many consecutive rows there are for each visual token, where the connector itself merges them.
-        injected: config -> how many of the first blocks have encoder features added to their output.
-        answer_type: value of `token_type_ids` at answer tokens, where the family uses them.
-        shares_prefix: the connector's output goes as it is to the visual positions, and nothing up to them depends on what follows, so that
-            all questions about an image can share one pass over it.
-    """
-
-    name: str
-    architectures: tuple[str, ...]
-    visual_tokens: Callable[[MLLM, Batch], list[list[VisualTokens]]]
-    connector: str = "multi_modal_projector"
-    merged: Callable[[PretrainedConfig], int] = lambda config: 1
-    injected: Callable[[PretrainedConfig], int] = lambda config: 0
-    answer_type: int = 0
-    shares_prefix: bool = False
-
-
-FAMILIES: Registry[Family] = Registry("model family")
-
-CROSS_ATTENTION = "its language model reads the image through cross-attention, so no position of its sequence is a visual token"
-QUERIES = "its Q-Former turns the image into learnt queries, so its visual tokens have no place in the image"
-REFUSED = {
-    "MllamaForConditionalGeneration": CROSS_ATTENTION,
-    "IdeficsForVisionText2Text": CROSS_ATTENTION,
-    "Blip2ForConditionalGeneration": QUERIES,
-    "InstructBlipForConditionalGeneration": QUERIES,
-}
-
-
-def family_of(config: PretrainedConfig) -> Family:
-    """Return the family whose architectures contain `config.architectures[0]`.
-
-    Raises:
-        ModelError: an architecture that has no visual tokens with a place, and why.
-        UnknownNameError: an architecture that no family covers; lists those that are.
-    """
-    architecture = (config.architectures or ["(none)"])[0]
-    for name in FAMILIES:
-        if architecture in FAMILIES.get(name).architectures:
-            return FAMILIES.get(name)
-    if architecture in REFUSED:
-        raise ModelError(f"{architecture} cannot be probed: {REFUSED[architecture]}")
-    known = [a for name in FAMILIES for a in FAMILIES.get(name).architectures]
-    raise UnknownNameError("model architecture", architecture, known, also="or a new family: one file in workbench/mllm, see CONTRIBUTING.md")
 
 
 class MLLM:
@@ -189,9 +68,9 @@ class MLLM:
         try:
             loaded: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, use_safetensors=True, output_loading_info=True, **options)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"model '{name}' could not be loaded ({_first_line(error)})") from error
+            raise ModelError(f"model '{name}' could not be loaded ({first_line(error)})") from error
         processor, (model, report) = load_processor(name, **options), loaded
-        _check_complete(name, report, strict=validate)
+        check_complete(name, report, strict=validate)
         model.to(where if device == "auto" else device)
         mllm = cls(model, processor, family, name, load_residual(model, name, revision))
         if validate:
@@ -278,7 +157,7 @@ class MLLM:
         except (ValueError, ZeroDivisionError, RuntimeError) as error:
             sizes = [f"{i.width} x {i.height} px" for own in pictures for i in own]
             what = f"images of {', '.join(sizes[:4])}" if all(pictures) else "a prompt without an image here"
-            raise ModelError(f"{self.name}: its processor cannot take {what} ({_first_line(error)})") from error
+            raise ModelError(f"{self.name}: its processor cannot take {what} ({first_line(error)})") from error
         inputs = BatchFeature({name: value for name, value in inputs.items() if name != "labels"})
         return Batch(inputs.to(self.device), pictures, tuple(prompts))
 
@@ -400,37 +279,6 @@ class Outline(MLLM):
         return ""
 
 
-def load_config(name: str, **options: Any) -> PretrainedConfig:
-    """The configuration of a hub id or a folder.
-
-    Raises:
-        ModelError: nothing of the kind there, or pickled weights beside it.
-    """
-    _check_folder(Path(name))
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(f"model '{name}' brings code of its own: expected trust_remote_code, if you have read it and trust it") from error
-        raise ModelError(f"model '{name}' is neither a folder nor a hub id within reach ({_first_line(error)})") from error
-    return config
-
-
-def load_processor(name: str, **options: Any) -> Any:
-    """The processor of a hub id or a folder.
-
-    Raises:
-        ModelError: it is not there, or lacks one of its parts.
-    """
-    try:
-        processor = AutoProcessor.from_pretrained(name, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"model '{name}' has no processor that could be loaded ({_first_line(error)})") from error
-    if missing := [part for part in ("tokenizer", "image_processor") if not hasattr(processor, part)]:
-        raise ModelError(f"model '{name}' has a {type(processor).__name__} without {missing[0]}: expected a processor of text and images")
-    return processor
-
-
 def upright(images: Sequence[Image.Image | Sequence[Image.Image]]) -> Pictures:
     """The pictures of each sample, upright and in RGB."""
     return tuple(tuple(upright_rgb(i) for i in ([one] if isinstance(one, Image.Image) else one)) for one in images)
@@ -446,43 +294,3 @@ def last_logits(output: Any, batch: Batch) -> Float[Tensor, "sample vocab"]:
 def _kept(batch: Batch) -> int:
     """How many logits from the end hold the last real position of every sample."""
     return int(batch.inputs["attention_mask"].flip(1).long().argmax(1).max()) + 1
-
-
-def placeholders(mllm: MLLM, batch: Batch, counts: Sequence[Sequence[int]] | None = None) -> list[list[Int[Tensor, token]]]:  # noqa: F821
-    """The positions of visual tokens, [sample][image]: split by `counts`, or evenly over the images of a sample.
-
-    Raises:
-        ModelError: a sample has another number of visual tokens.
-    """
-    found = []
-    for number, ids in enumerate(batch.inputs["input_ids"]):
-        index = (ids == mllm.config.image_token_id).nonzero().flatten()
-        images = len(batch.images[number])
-        own = list(counts[number]) if counts is not None else [len(index) // max(1, images)] * images
-        if sum(own) != len(index):
-            raise ModelError(f"{mllm.family.name}: {len(index)} visual tokens for {images} images of sample {number}, expected {sum(own)}")
-        found.append(list(index.split(own)) if own else [])
-    return found
-
-
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        return
-    if not (folder / "config.json").exists():
-        raise ModelError(f"folder {folder} holds no model: expected a config.json and model.safetensors there")
-    if not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):
-        raise ModelError(f"folder {folder} holds pickled weights (*.bin), which can run code when they are read: expected model.safetensors")
-
-
-def _check_complete(name: str, report: Any, *, strict: bool) -> None:
-    """See that every tensor of the model came from the checkpoint, and every tensor of the checkpoint went into the model."""
-    extra = [key for key in report["unexpected_keys"] if not key.endswith(RECOMPUTED)]
-    for kind, keys in (("lacks", report["missing_keys"]), ("has other shapes for", report["mismatched_keys"]), ("has no place for", extra if strict else ())):
-        if keys:
-            names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
-            whose = "the checkpoint" if kind != "has no place for" else "the model"
-            raise ModelError(f"model '{name}' does not fit its checkpoint: {whose} {kind} {len(names)} tensors, first {', '.join(names[:3])}")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

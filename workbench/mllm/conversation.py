@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from workbench.errors import ModelError
-from workbench.mllm.base import MLLM, Batch, upright
+from workbench.mllm.base import MLLM, upright
+from workbench.mllm.family import Batch
 
 IGNORED = -100  # label of positions that are not learnt
 Turns = Sequence[tuple[str, str]]

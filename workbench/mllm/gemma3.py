@@ -9,7 +9,8 @@ Gemma3ForConditionalGeneration
 from __future__ import annotations
 
 from workbench.errors import ModelError
-from workbench.mllm.base import FAMILIES, MLLM, Batch, Family, VisualTokens
+from workbench.mllm.base import MLLM
+from workbench.mllm.family import FAMILIES, Batch, Family, VisualTokens
 from workbench.mllm.llava import one_raster
 
 

@@ -12,7 +12,8 @@ from functools import partial
 
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
-from workbench.mllm.base import FAMILIES, MLLM, Batch, Family
+from workbench.mllm.base import MLLM
+from workbench.mllm.family import FAMILIES, Batch, Family
 from workbench.mllm.tiles import Cuts, tiled
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from PIL import Image
 
 from workbench.errors import ModelError
-from workbench.mllm.base import FAMILIES, MLLM, WHOLE, Batch, Box, Family, VisualTokens, placeholders
+from workbench.mllm.base import MLLM
+from workbench.mllm.family import FAMILIES, WHOLE, Batch, Box, Family, VisualTokens, placeholders
 
 
 def one_raster(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:

@@ -14,10 +14,12 @@ import math
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import LlavaOnevisionConfig, PretrainedConfig
 from transformers.image_processing_utils import select_best_resolution
 
 from workbench.errors import ModelError
-from workbench.mllm.base import FAMILIES, MLLM, Batch, Family, VisualTokens
+from workbench.mllm.base import MLLM
+from workbench.mllm.family import FAMILIES, Batch, Family, VisualTokens
 
 
 def visual_tokens(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
@@ -90,13 +92,12 @@ def _spans(tiles: int, side: int, tile: int, patch: int, padding: int, length: i
     return torch.stack([start, start + patch], dim=1).double() / length
 
 
-def _reduced(rows: Int[Tensor, "h w"], config: object, side: int) -> Int[Tensor, "h w"]:
+def _reduced(rows: Int[Tensor, "h w"], config: PretrainedConfig, side: int) -> Int[Tensor, "h w"]:
     """OneVision shrinks a raster of too many cells by interpolation: then no token is one row of the connector's input any more (-1)."""
-    ratio_name = getattr(config, "vision_aspect_ratio", None)
-    if ratio_name is None:
+    if not isinstance(config, LlavaOnevisionConfig):
         return rows
     height, width = rows.shape
-    ratio = math.sqrt(height * width / (int(ratio_name.removeprefix("anyres_max_")) * side**2))
+    ratio = math.sqrt(height * width / (int(config.vision_aspect_ratio.removeprefix("anyres_max_")) * side**2))
     return rows if ratio <= 1.1 else torch.full((int(height // ratio), int(width // ratio)), -1)
 
 

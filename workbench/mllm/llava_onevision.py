@@ -10,7 +10,7 @@ LlavaOnevisionForConditionalGeneration
 
 from __future__ import annotations
 
-from workbench.mllm.base import FAMILIES, Family
+from workbench.mllm.family import FAMILIES, Family
 from workbench.mllm.llava_next import visual_tokens
 
 LLAVA_ONEVISION = FAMILIES.add("llava_onevision", Family("llava_onevision", ("LlavaOnevisionForConditionalGeneration",), visual_tokens))

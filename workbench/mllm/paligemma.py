@@ -8,7 +8,7 @@ PaliGemmaForConditionalGeneration
 
 from __future__ import annotations
 
-from workbench.mllm.base import FAMILIES, Family
+from workbench.mllm.family import FAMILIES, Family
 from workbench.mllm.llava import one_raster
 
 # Tokens of the answer have type 1: they see only what came before them.

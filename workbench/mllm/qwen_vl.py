@@ -11,7 +11,8 @@ import torch
 from transformers import PretrainedConfig
 from transformers.vision_utils import get_vision_window_index
 
-from workbench.mllm.base import FAMILIES, MLLM, WHOLE, Batch, Family, VisualTokens, placeholders
+from workbench.mllm.base import MLLM
+from workbench.mllm.family import FAMILIES, WHOLE, Batch, Family, VisualTokens, placeholders
 
 
 def visual_tokens(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:

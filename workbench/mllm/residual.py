@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from workbench.errors import ConfigError, ModelError
+from workbench.mllm.family import family_of
 
 Source = Literal["encoder", "projector"]
 KEY = "visual_residual"  # in config.json
@@ -139,8 +140,6 @@ def attach_residual(model: Any, source: Source, layers: Sequence[int], features:
         ConfigError: a layer that the model does not have.
         ModelError: `encoder` in a family whose connector does not give one visual token for each row it receives.
     """
-    from workbench.mllm.base import family_of
-
     family, text = family_of(model.config), model.config.get_text_config()
     for layer in layers:
         if not 1 <= layer <= text.num_hidden_layers:

@@ -12,7 +12,8 @@ import re
 from functools import partial
 
 from workbench.errors import ModelError
-from workbench.mllm.base import FAMILIES, MLLM, Batch, Family
+from workbench.mllm.base import MLLM
+from workbench.mllm.family import FAMILIES, Batch, Family
 from workbench.mllm.tiles import Cuts, tile_length, tiled
 
 THUMBNAIL = "<global-img>"

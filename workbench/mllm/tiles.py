@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from workbench.mllm.base import MLLM, WHOLE, Batch, Box, VisualTokens, placeholders
+from workbench.mllm.base import MLLM
+from workbench.mllm.family import WHOLE, Batch, Box, VisualTokens, placeholders
 
 Cuts = list[tuple[int, int]]  # rows and columns of tiles of each image; 0 x 0 where it is not cut
 LENGTH = ("image_seq_length", "image_seq_len")  # what the processors call the number of tokens of one tile

@@ -14,7 +14,8 @@ from torch import Tensor
 from workbench.errors import ModelError
 
 if TYPE_CHECKING:
-    from workbench.mllm.base import MLLM, Batch, VisualTokens
+    from workbench.mllm.base import MLLM
+    from workbench.mllm.family import Batch, VisualTokens
 
 SIZE = (400, 300)  # width, height in pixels: not square, so that exchanged rows and columns show
 QUESTION = "what is this ?"

@@ -81,7 +81,8 @@ KINDS = {
 
 def _vision(config: Any) -> Any:
     """The part of a config that describes the vision encoder."""
-    return getattr(config, "vision_config", None) or getattr(config, "backbone_config", None) or config
+    part = next((name for name in ("vision_config", "backbone_config") if name in config.sub_configs), None)
+    return config if part is None else getattr(config, part)
 
 
 def _build(kind: Kind, block: int | None, sizes: Mapping[str, Any], weights: str | None, **changed: Any) -> Network:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from workbench.errors import DataError
-from workbench.mllm.base import Box, VisualTokens
+from workbench.mllm.family import Box, VisualTokens
 from workbench.vfm.base import VFM
 
 Patches = list[list[Float[Tensor, "token d"]]]
