@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.resume import differences
+from benchmarks.resume.compare import differences
 from tests.conftest import run
 
 

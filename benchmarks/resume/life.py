@@ -1,19 +1,7 @@
-"""Kill training runs at random moments of their whole life, resume them, and compare every file with the uninterrupted run.
-
-python -m benchmarks.resume --kills 100 --seed 0
-python -m benchmarks.resume --kills 4 --only viral        # settings whose name has this word
-python -m benchmarks.resume --kills 300 --forked          # runs as copies of one process, ten times faster
-
-Each setting is trained once without interruption. Then lives begin: the run is killed by SIGKILL, resumed, killed again, up to four times, and at last
-left alone until it ends. Half of the kills come by the clock (one in five of these in the start-up, the others evenly from the first file to the end), half at
-the k-th thing that a process does to the disk, k random: half of those before it happens, half as soon as it is seen. Of two processes sometimes only one is
-killed, and the others must end by themselves. `cold` settings begin without features, in a cache of their own. Exit code 1 when anything differs.
-"""
+"""One training run that is killed by SIGKILL and resumed until it ends."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import os
 import random
@@ -23,12 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,40 +22,14 @@ import numpy as np
 import pandas as pd
 import psutil
 import torch
-import yaml
-from safetensors import safe_open
 
-from tests.students import world
+from benchmarks.resume.compare import differences
 from workbench.config import command
 from workbench.files import cache_folder
 from workbench.training import RECORD_FILE
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 HANGING = 120.0  # seconds after which a process that should have ended hangs
-WALL_CLOCK = {"seconds", "steps_per_second", "created"}  # and what names the folder or the command
-OF_THIS_RUN = WALL_CLOCK | {"argv", "output_dir", "resume", "start", "git", "dirty"}
-
-SMALL = ["trainer/recipes/shapes_viral.yaml", "--start", "None", "--optim.steps", "6", "--optim.warmup", "1", "--log_every", "1", "--eval_every", "3"]
-SMALL += [
-    "--save_every",
-    "2",
-    "--data.limit_train",
-    "12",
-    "--data.limit_val",
-    "4",
-    "--model.layers",
-    "2",
-    "--model.width",
-    "32",
-    "--model.ffn",
-    "64",
-    "--alignment.layer",
-    "1",
-    "2",
-]
-SMALL += ["--alignment.hidden", "16", "--optim.batch_size", "2", "--keep_checkpoints", "2"]
-STUDENT = ["--alignment.objective", "cosine", "--alignment.layer", "2", "--alignment.hidden", "8", "--optim.steps", "6", "--eval_every", "3"]
-LORA = ["--model.train", "lora", "--model.lora.rank", "2", "--model.lora.dropout", "0.1"]
 HOOK = """
 import os, sys, time
 def watch():
@@ -103,12 +63,13 @@ if "WATCHED" in os.environ and "trainer" in sys.orig_argv and ("RANK" in os.envi
 
 @dataclass(frozen=True)
 class Setting:
-    """A training run, `processes` of it side by side; `cold` without features at its beginning."""
+    """A training run, `processes` of it side by side, by a launch file; `cold` without features at its beginning."""
 
     name: str
     words: Sequence[str]
     processes: int = 1
     cold: bool = False
+    launch: str = "ddp"
 
 
 @dataclass
@@ -118,39 +79,6 @@ class Kill:
     stage: str
     alone: bool = False
     ended_after: float = 0.0
-
-
-@dataclass
-class Outcome:
-    """What became of a setting: its kills, its lives, and what differed at the end of one."""
-
-    lives: int = 0
-    kills: list[Kill] = field(default_factory=list)
-    different: list[str] = field(default_factory=list)
-
-
-def settings(folder: Path) -> list[Setting]:
-    """Every setting of the campaign; a small model for conversations is built below `folder`."""
-    _, flags = world(folder / "world")
-    recipe = folder / "recipe.yaml"  # of which the flags say everything
-    recipe.write_text("log_every: 1\nsave_every: 2\n")
-    student = [str(recipe), *flags, *STUDENT]
-    parts = ["--optim.accumulation", "2"]
-    two = ["--optim.global_batch", "8"]
-    stage = folder / "tiny_stage1.yaml"
-    stage.write_text(f"base: {ROOT}/trainer/recipes/shapes_stage1.yaml\noptim: {{steps: 4, batch_size: 2}}\nlog_every: 2\nsave_every: 2\neval_every: 2\n")
-    return [
-        Setting("viral, full, cold", SMALL, cold=True),
-        Setting("viral, full, accumulated", [*SMALL, *parts]),
-        Setting("viral, LoRA, accumulated, cold", [*SMALL, *LORA, *parts], cold=True),
-        Setting("viral, full, after a first stage", [*SMALL, "--start", str(stage)]),
-        Setting("student, full, accumulated, cold", [*student, *parts], cold=True),
-        Setting("student, LoRA", [*student, *LORA]),
-        Setting("viral, full, 2 processes, cold", SMALL, 2, cold=True),
-        Setting("viral, LoRA, accumulated, 2 processes", [*SMALL, *LORA, *two], 2),
-        Setting("student, full, 2 processes", student, 2),
-        Setting("student, LoRA, accumulated, 2 processes, cold", [*student, *LORA, *two], 2, cold=True),
-    ]
 
 
 SERVER = multiprocessing.get_context("forkserver")  # copies of a process that has imported everything and done nothing: a second of computing, not ten
@@ -207,9 +135,6 @@ def work(words: Sequence[str], environment: Mapping[str, str], stderr: Path) -> 
     said("ended")
 
 
-# --- one run --------------------------------------------------------------------------------------------------------------------------------
-
-
 class Life:
     """One output folder, from its beginning to its end, through as many kills as come.
 
@@ -235,7 +160,7 @@ class Life:
         shutil.rmtree(self.signals, ignore_errors=True)
         self.signals.mkdir()
         python = [sys.executable, "-m"]
-        launch = ["accelerate.commands.launch", "--config_file", "trainer/launch/ddp.yaml", "--main_process_port", "0", "-m"]
+        launch = ["accelerate.commands.launch", "--config_file", f"trainer/launch/{self.setting.launch}.yaml", "--main_process_port", "0", "-m"]
         words = [*python, *(launch if self.setting.processes > 1 else []), "trainer", *self.setting.words, "--output_dir", str(self.out)]
         self.environment |= {"KILL_AT": str(kill_at), "KILL_RANK": str(kill_rank), "KILL_STOPS": str(int(stops))}
         words += ["--resume"] if resume else []
@@ -398,138 +323,3 @@ def reference(setting: Setting, folder: Path, hooks: Path | None) -> Reference:
     begun = (life.signals / "began-0").stat().st_mtime
     events = [signalled[1] for rank in range(setting.processes) if (signalled := life.signalled("ended", rank))]
     return Reference(folder, begun - life.started, time.time() - begun, events)
-
-
-# --- comparing ------------------------------------------------------------------------------------------------------------------------------
-
-
-def differences(one: Path, other: Path) -> list[str]:
-    """Names of files that one folder lacks or that hold something else, wall-clock values and the names of folders aside."""
-    names = [{str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} for folder in (one, other)]
-    names = [{name for name in own if not re.search(r"^cache/(?!features)|\.lock$", name)} for own in names]  # a lock is free when its process is dead
-    wrong = [f"{name} is {'missing' if name in names[0] else 'left over'}" for name in sorted(names[0] ^ names[1])]
-    for name in sorted(names[0] & names[1]):
-        first, second = (content(folder / name) for folder in (one, other))
-        wrong += [f"{name}: {why}" for why in unequal(first, second)][:4]
-    return wrong
-
-
-def content(file: Path) -> Any:
-    """What a file holds, as nested dicts and lists of tensors and plain values."""
-    if file.suffix == ".safetensors":
-        with safe_open(file, framework="pt") as tensors:
-            return {"metadata": tensors.metadata(), **{name: tensors.get_tensor(name) for name in tensors.keys()}}  # noqa: SIM118
-    if file.suffix in (".pt", ".pth"):
-        return plain(torch.load(file, weights_only=False))
-    if file.suffix == ".parquet":
-        table = pd.read_parquet(file)
-        return plain({"columns": list(table.columns), "rows": len(table), **{name: table[name].tolist() for name in table.columns}})
-    if file.suffix in (".json", ".yaml"):
-        return plain(yaml.safe_load(file.read_text()) if file.suffix == ".yaml" else json.loads(file.read_text()))
-    if file.name == "README.md":
-        return file.read_text().rpartition(", ")[0]  # its last word is the date
-    return file.read_bytes()
-
-
-def plain(value: Any) -> Any:
-    """`value` without what differs between any two runs."""
-    if isinstance(value, dict):
-        return {key: plain(own) for key, own in value.items() if key not in OF_THIS_RUN}
-    if isinstance(value, list | tuple):
-        return [plain(own) for own in value]
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-
-
-def unequal(one: Any, other: Any, where: str = "") -> Iterator[str]:
-    """Where two contents are not the same to the bit; NaN equals NaN."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in [*one, *(key for key in other if key not in one)]:
-            if key not in one or key not in other:
-                yield f"{where}{key} is in one of them only"
-            else:
-                yield from unequal(one[key], other[key], f"{where}{key}/")
-    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        for number, pair in enumerate(zip(one, other, strict=True)):
-            yield from unequal(*pair, f"{where}{number}/")
-    elif isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        if one.dtype != other.dtype or not torch.equal(one, other):
-            yield f"{where[:-1]} differs"
-    elif one != other and not (one != one and other != other):
-        yield f"{where[:-1]} is {str(other)[:60]} and should be {str(one)[:60]}"
-
-
-# --- the campaign ---------------------------------------------------------------------------------------------------------------------------
-
-
-def campaign(chosen: list[Setting], folder: Path, kills: int, seed: int, *, forked: bool) -> dict[str, Outcome]:
-    """Kill `kills` times, setting after setting, a life at a time."""
-    dice, hooks = random.Random(seed), None if forked else folder / "hooks"
-    if hooks is not None:
-        hooks.mkdir()
-        (hooks / "sitecustomize.py").write_text(HOOK + COMMAND)
-    whole: dict[str, Reference] = {}
-    outcomes = {setting.name: Outcome() for setting in chosen}
-    number = done = 0
-    while done < kills:
-        setting = chosen[number % len(chosen)]
-        if setting.name not in whole:
-            whole[setting.name] = reference(setting, folder / f"whole-{number}", hooks)
-        place = folder / f"life-{number}"
-        hits, wrong = live(setting, whole[setting.name], place, hooks, dice, min(dice.randint(1, 4), kills - done))
-        own = outcomes[setting.name]
-        own.lives, own.kills, own.different = own.lives + 1, own.kills + hits, own.different + wrong
-        number, done = number + 1, done + len(hits)
-        said = ", ".join(h.stage + (f" (one process, {h.ended_after:.0f} s)" if h.alone else "") for h in hits) or "never"
-        print(f"{done:4} {setting.name}: {said}: {'equal' if not wrong else '; '.join(wrong)}", file=sys.stderr, flush=True)
-        if not wrong:
-            shutil.rmtree(place)
-    return outcomes
-
-
-def table(outcomes: dict[str, Outcome]) -> pd.DataFrame:
-    """One row for each setting, and their sum."""
-    rows = []
-    whole = Outcome(
-        sum(o.lives for o in outcomes.values()), [k for o in outcomes.values() for k in o.kills], [d for o in outcomes.values() for d in o.different]
-    )
-    for name, own in (outcomes | {"all": whole}).items():
-        ended = [kill.ended_after for kill in own.kills if kill.alone]
-        rows.append(
-            {
-                "setting": name,
-                "runs": own.lives,
-                "kills": len(own.kills),
-                "of one process": len(ended),
-                "others ended within": f"{max(ended):.0f} s" if ended else "",
-                "hit": ", ".join(f"{stage} {count}" for stage, count in Counter(kill.stage for kill in own.kills).most_common()),
-                "equal": "yes" if not own.different else "NO",
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def main(argv: list[str]) -> None:
-    """Print the table; exit 1 when a resumed run is not the uninterrupted one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="settings whose name has this word; all by default")
-    parser.add_argument("--keep", type=Path, help="a new folder for the runs, kept; those that are equal are removed")
-    parser.add_argument("--forked", action="store_true", help="runs are copies of a process that has imported everything: faster, without the launcher")
-    given = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = given.keep or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        chosen = [setting for setting in settings(folder) if given.only in setting.name]
-        if not chosen:
-            parser.error(f"no setting has {given.only!r} in its name")
-        outcomes = campaign(chosen, folder, given.kills, given.seed, forked=given.forked)
-    print(table(outcomes).to_string(index=False))
-    different = [why for own in outcomes.values() for why in own.different]
-    for why in different:
-        print(f"different: {why}")
-    sys.exit(bool(different))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
