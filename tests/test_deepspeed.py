@@ -1,0 +1,54 @@
+"""DeepSpeed ZeRO-2 and ZeRO-3 in two processes: the same training as in one. Runs where DeepSpeed is installed; it is no dependency."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.in_processes import interrupted
+from tests.students import VIRAL, rows, write
+from tests.test_processes import TINY, launch, same
+from tests.test_student_processes import LORA, LOSSES, STEPS
+from tests.tiny import build
+from trainer.__main__ import read
+from trainer.loop import train
+
+pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install deepspeed")
+
+ZERO = pytest.mark.parametrize("stage", ["zero2", "zero3"])
+
+
+def divided(stage: str, words: list[str], folder: Path) -> None:
+    """Train in two processes, to `folder`-two; and to `folder`-two-again, which goes on from the first one's checkpoint. DeepSpeed takes one run per process."""
+    two, again = (folder.with_name(f"{folder.name}-two{end}") for end in ("", "-again"))
+    start = ["--config_file", f"trainer/launch/{stage}.yaml", "-m", "trainer", *words, "--output_dir"]
+    launch(*start, str(two))
+    interrupted(again)
+    launch(*start, str(again), "--resume")
+
+
+@ZERO
+def test_a_small_llava(stage: str, tmp_path: Path) -> None:
+    one, two, again = (tmp_path / name for name in ("one", "one-two", "one-two-again"))
+    train(read([*TINY, "--output_dir", str(one), "--optim.batch_size", "8"]), ["one"])
+    divided(stage, TINY, one)
+    same(one, two, within=1e-5)
+    same(two, again)
+
+
+@ZERO
+@pytest.mark.parametrize("flags", [["--model.train_tower"], LORA], ids=["full", "lora"])
+def test_conversations(stage: str, flags: list[str], tmp_path: Path) -> None:
+    """With and without images for ZeRO-2, which keeps the weights whole; ZeRO-3 takes those with images, and no LoRA."""
+    if stage == "zero3" and flags == LORA:
+        pytest.skip("refused: tests/test_student.py")
+    one, two, again = (tmp_path / name for name in ("one", "one-two", "one-two-again"))
+    model, data = build("llava", tmp_path / "llava"), f"llava_json:{write(tmp_path / 'world', rows(8, 6 if stage == 'zero2' else 0))}"
+    (tmp_path / "recipe.yaml").write_text("monitor:\n  k: 3\n  cknna_images: 2\n  permutations: 10\n")
+    words = [str(tmp_path / "recipe.yaml"), "--model.name", str(model), "--data.train", data, "--data.val", data, *STEPS, *VIRAL, *flags]
+    words += ["--optim.batch_size", "1", "--optim.global_batch", "4"]
+    train(read([*words, "--output_dir", str(one), "--optim.batch_size", "4"]), ["one"])
+    divided(stage, words, one)
+    same(one, two, within=1e-5, columns=LOSSES)
+    same(two, again, columns=LOSSES)
