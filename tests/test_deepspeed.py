@@ -20,10 +20,10 @@ ZERO = pytest.mark.parametrize("stage", ["zero2", "zero3"])
 
 
 def divided(stage: str, words: list[str], folder: Path) -> None:
-    """Train in two processes, to `folder`-two; and to `folder`-two-again, which goes on from the first one's checkpoint. DeepSpeed takes one run per process."""
+    """Train in two processes, to `folder`-two; and to `folder`-two-again, which goes on from the first one's checkpoint."""
     two, again = (folder.with_name(f"{folder.name}-two{end}") for end in ("", "-again"))
     start = ["--config_file", f"trainer/launch/{stage}.yaml", "-m", "trainer", *words, "--output_dir"]
-    launch(*start, str(two))
+    launch(*start, str(two))  # DeepSpeed takes one run per process
     interrupted(again)
     launch(*start, str(again), "--resume")
 

@@ -1,4 +1,4 @@
-"""Every command in the README is run: as it stands, but on the small models and with small settings."""
+"""Every command in the README and the pages is run: as it stands, but on the small models and with small settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from trainer.config import Recipe
 from workbench.config import parse
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line.strip()]
+
+
+def commands(page: str) -> list[str]:
+    return [line for block in re.findall(r"```bash\n(.*?)```", page, re.S) for line in block.splitlines() if line.strip()]
+
+
+OF_PAGES = [line for name in ("cluster", "monitor", "worlds") for line in commands((ROOT / "docs" / f"{name}.md").read_text())]
+COMMANDS = [*commands(README), *(line for line in OF_PAGES if "trainer.sweep" not in line)]  # tests/test_sweep.py reads every sweep
 FEW = {
     "analyses.attention": ["--limit", "12", "--null", "10"],
     "analyses.cknna": ["--limit", "12", "--null", "10", "--k", "5"],
@@ -45,17 +52,21 @@ def folder(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("line", COMMANDS, ids=lambda line: " ".join(line.split()[2:5]))
-def test_readme_command(line: str, folder: Path, tmp_path: Path) -> None:
+def test_command(line: str, folder: Path, tmp_path: Path) -> None:
     words = shlex.split(line, comments=True)
     if words[0] == "streamlit":
         assert "streamlit run app.py" in line  # the browser test starts exactly this
+        return
+    start = folder / "runs" / "baseline"
+    if words[:2] == ["accelerate", "launch"]:
+        few = [*SMALL_VIRAL, "--optim.steps", "2", "--eval_every", "2", "--start", str(start), "--output_dir", str(tmp_path / "out")]
+        assert "accuracy" in run("accelerate.commands.launch", *words[2:], *few, cwd=folder).stdout
         return
     assert words[:2] == ["python", "-m"]
     module, given = words[2], words[3:]
     given = [str(tmp_path / Path(word).name) if given[i - 1] == "--output_dir" and module != "analyses" else word for i, word in enumerate(given)]
     if module == "trainer":
         small = SMALL_VIRAL if "viral" in line else SMALL
-        start = folder / "runs" / "baseline"
         done = run(module, *given, *small, "--start", str(start), cwd=folder)
         assert ("visual tokens" if "--dry_run" in given else "accuracy") in done.stdout
     elif module == "trainer.sweep":
@@ -69,6 +80,8 @@ def test_readme_command(line: str, folder: Path, tmp_path: Path) -> None:
             assert "no finished run" in run(module, str(sweep), *given[1:], cwd=folder, code=2).stderr
         else:
             assert "baseline" in run(module, str(sweep), *given[1:], cwd=folder).stdout
+    elif "--push_to_hub" in given:  # where nobody is logged in
+        assert "hub" in run(module, *given, cwd=folder, code=2).stderr
     elif module == "analyses.all":
         assert "report.html" in run(module, *given, *FEW[module], cwd=folder).stdout and (folder / "report.html").exists()
     elif module.startswith("analyses."):
@@ -76,6 +89,15 @@ def test_readme_command(line: str, folder: Path, tmp_path: Path) -> None:
         assert f"{module.removeprefix('analyses.')}-" in run(module, *given, *few, cwd=folder).stdout
     else:
         assert run(module, *given, cwd=folder).stdout
+
+
+@pytest.mark.parametrize("module", ["trainer", "trainer.sweep", "trainer.card", "workbench.convert", "analyses.cknna"])
+def test_help_names_options_as_the_pages_do(module: str) -> None:
+    """With underscores, and its examples a line each."""
+    shown = run(module, "--help").stdout
+    options = re.findall(r"^│ (--[\w.-]+)", shown, re.M)
+    assert options and not [name for name in options if "-" in name[2:]]
+    assert len(re.findall(r"^    (?:python|accelerate) ", shown, re.M)) == shown.split("╭")[0].count(" -m ") - 1
 
 
 def test_readme_python(capsys: pytest.CaptureFixture[str]) -> None:

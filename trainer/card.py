@@ -1,7 +1,7 @@
 """The model card of a training folder, and sending the folder to the hub.
 
-    python -m trainer.card runs/viral                                  # writes the card anew, README.md
-    python -m trainer.card runs/viral --push_to_hub NAME/MODEL         # and sends the model with it; a new repository is private
+python -m trainer.card runs/viral                                  # writes the card anew, README.md
+python -m trainer.card runs/viral --push_to_hub NAME/MODEL         # and sends the model with it; a new repository is private
 
 The card holds what a reader needs and no path of the machine: of a data set or a model in a folder it has the folder's own name. What is sent is the model, its
 processor, the heads, the scores and the card; recipe, record and logs stay here, since they name folders and the command.

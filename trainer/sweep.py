@@ -1,8 +1,8 @@
 """Train several variants over several seeds, side by side, and compare them with paired intervals.
 
-    python -m trainer.sweep trainer/sweeps/shapes_seeds.yaml
-    python -m trainer.sweep trainer/sweeps/ablation_layer.yaml --seeds 0 1 2
-    python -m trainer.sweep trainer/sweeps/shapes_seeds.yaml --report      # the table of what is there, no training
+python -m trainer.sweep trainer/sweeps/shapes_seeds.yaml
+python -m trainer.sweep trainer/sweeps/ablation_layer.yaml --seeds 0 1 2
+python -m trainer.sweep trainer/sweeps/shapes_seeds.yaml --report      # the table of what is there, no training
 
 A finished run is skipped and an interrupted one is resumed, so the command can be repeated until everything is there. A run that fails is named and the
 others go on. SIGTERM and Ctrl-C stop the trainings. The result is `sweep-NAME.parquet` and `sweep-NAME.html` in the output folder, NAME being the file's.
@@ -329,9 +329,12 @@ def write(sweep: Sweep, table: pd.DataFrame, name: str) -> Path:
 
 def main(argv: list[str]) -> None:
     """Train what is missing, print and store the comparison; name the runs that failed."""
+    prog = "python -m trainer.sweep SWEEP"
+    if argv in (["--help"], ["-h"]):
+        parse(Sweep, argv, prog=prog, description=__doc__ or "")
     if not argv or argv[0].startswith("-"):
         raise ConfigError("no sweep given: expected python -m trainer.sweep SWEEP.yaml")
-    sweep = parse(Sweep, argv[1:], prog="python -m trainer.sweep SWEEP", description=__doc__ or "", recipe=Path(argv[0]))
+    sweep = parse(Sweep, argv[1:], prog=prog, description=__doc__ or "", recipe=Path(argv[0]))
     failed = {} if sweep.report else train_all(sweep)
     try:
         table = report(sweep)

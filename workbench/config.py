@@ -46,11 +46,18 @@ def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
-            return tyro.cli(cls, prog=prog, description=description, args=[*flags, *argv], config=(tyro.conf.AvoidSubcommands,))
+            return tyro.cli(
+                cls, prog=prog, description=_with_commands(description), args=[*flags, *argv], use_underscores=True, config=(tyro.conf.AvoidSubcommands,)
+            )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise ConfigError(_one_sentence(message.getvalue())) from None
+
+
+def _with_commands(description: str) -> str:
+    """`description` with its commands indented, which keeps each on its line."""
+    return re.sub(r"^(?=(?:python -m|accelerate launch) )", "    ", description, flags=re.MULTILINE)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
