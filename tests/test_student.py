@@ -92,7 +92,7 @@ def test_families_train_and_their_losses_are_those_of_transformers_and_of_the_fo
 
 def trainer_of(ready: PreparedStudent, recipe: Recipe, folder: Path) -> AlignmentTrainer:
     arguments = TrainingArguments(str(folder), max_steps=1, report_to=[], remove_unused_columns=False, use_cpu=True, label_names=["labels"])
-    return AlignmentTrainer(recipe=recipe, prepared=ready, args=arguments)
+    return AlignmentTrainer(recipe=replace(recipe, output_dir=folder), prepared=ready, args=arguments)
 
 
 @pytest.mark.parametrize("objective", ["cosine", "relation"])

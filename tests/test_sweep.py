@@ -109,6 +109,7 @@ def test_the_table_is_right_by_hand_and_stored(tmp_path: Path) -> None:
     assert np.isnan(own.loc["baseline", "difference"]) and np.isnan(own.loc["baseline", "p_holm"])
     page = write(sweep, table, "mine").read_text()
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "sweep-mine.parquet"), table)
+    assert "n = 20 questions a run" in page and "over seeds 0, 1, 2" in page and '"showlegend":true' in page  # chance, the only line with a name
     assert "layer-2" in page and "at least 0.25" in page and not re.search(r"<(script|link)[^>]+(src|href)=\"http", page)
 
 

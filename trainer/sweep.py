@@ -314,8 +314,11 @@ def write(sweep: Sweep, table: pd.DataFrame, name: str) -> Path:
         table.to_parquet(partial)
     seeds = [job.seed for job in sweep.runs() if job.finished]
     pairs = int(table["pairs"].max()) if table["pairs"].notna().any() else 0
+    mean = table[table["type"] == MEAN]
     facts = {
-        "what": f"accuracy on the validation split; intervals are Student's, 95 %, over seeds {', '.join(map(str, dict.fromkeys(seeds)))}",
+        "what": f"accuracy on the validation split, mean of question types; n = {mean['n'].max()} questions a run; intervals are Student's, 95 %, over seeds "
+        f"{', '.join(map(str, dict.fromkeys(seeds)))}",
+        "chance": f"{mean['chance'].mean():.3f}",
         "differences": f"paired by seed, against {sweep.against}; the sign-flip p of {pairs} pairs is at least {2 / 2**pairs:.2g}, so read the intervals"
         if pairs
         else f"none: no seed is shared with {sweep.against}",
@@ -323,7 +326,7 @@ def write(sweep: Sweep, table: pd.DataFrame, name: str) -> Path:
         "variants": "; ".join(f"{n}: {words.strip()}" for n, words in sweep.named()),
     }
     target = folder / f"sweep-{name}.html"
-    figure_page(target, f"Sweep {name}", facts, sweep_points(table[table["type"] == MEAN]), table)
+    figure_page(target, f"Sweep {name}", facts, sweep_points(mean), table)
     return target
 
 

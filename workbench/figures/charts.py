@@ -105,5 +105,5 @@ def sweep_points(table: pd.DataFrame) -> go.Figure:
     figure.add_vline(x=0, line={"color": GREY, "dash": "dot", "width": 1.5}, row=1, col=2)
     figure.update_yaxes(autorange="reversed", type="category")
     figure.update_layout(template="workbench", height=150 + 34 * len(table), hovermode="closest", margin={"l": 140, "t": 80})
-    figure.update_layout(legend={"y": 1.0, "yanchor": "bottom", "yref": "container", "x": 1, "xanchor": "right"})
+    figure.update_layout(showlegend=True, legend={"y": 1.0, "yanchor": "top", "yref": "container", "x": 1, "xanchor": "right"})
     return figure
