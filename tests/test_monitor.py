@@ -34,7 +34,7 @@ from workbench import MLLM, cknna, load_data, load_vfm
 from workbench.capture import read
 from workbench.errors import ConfigError, DataError, RunError
 from workbench.stats import bootstrap_ci
-from workbench.training import cknna_log, training_record
+from workbench.training import MEAN, cknna_log, score_log, training_record
 from workbench.vfm import patches_under
 
 TINY = Recipe(
@@ -60,6 +60,20 @@ def test_every_evaluation_is_made_once_and_no_head_is_warned_of(folder: Path) ->
     log = pd.read_parquet(folder / "training.parquet")
     assert log["accuracy/mean"].dropna().index.size == 2 and log.loc[log["accuracy/mean"].notna(), "step"].tolist() == [5, 8]
     assert training_record(folder)["warnings"] == [] and "warning" not in log
+
+
+def test_accuracy_in_the_log_has_what_the_last_table_has(folder: Path) -> None:
+    table = pd.read_parquet(folder / "accuracy.parquet").set_index("category")
+    log = pd.read_parquet(folder / "training.parquet")
+    for category, row in table.iterrows():
+        own = score_log(log, f"accuracy/{'mean' if category == MEAN else category}")
+        last = own.iloc[-1]
+        assert own["step"].tolist() == [5, 8] and last["score"] == row["accuracy"] and (last["n"], last["chance"]) == (row["n"], row["chance"])
+        infinite = row["n_images"] == 1  # which a log reads as no interval
+        assert np.isnan(last["low"]) if infinite else (last["low"], last["high"]) == (row["low"], row["high"])
+    assert MEAN in table.index and table.loc[MEAN, "accuracy"] == pytest.approx(table.drop(index=MEAN)["accuracy"].mean())
+    before = score_log(log[["step", "accuracy/mean"]], "accuracy/mean")  # a log from before there were intervals
+    assert before["score"].notna().all() and before[["low", "high", "chance", "n"]].isna().all(axis=None)
 
 
 def test_cknna_in_the_log_is_that_of_the_stored_model(folder: Path) -> None:

@@ -14,12 +14,13 @@ from torch.distributed.fsdp import FSDPModule
 from trainer import processes
 from trainer.data import PackedDataset, collate
 from trainer.model import AlignedForConditionalGeneration
-from workbench.answers import Quiz
+from workbench.answers import Quiz, accuracy_by_type
 from workbench.data import Sample
 from workbench.data.base import Conversation
 from workbench.mllm import MLLM
 from workbench.mllm.conversation import IGNORED, encode_conversations
 from workbench.stats import bootstrap_ci
+from workbench.training import MEAN, OF_A_SCORE
 
 
 def _mine(numbers: Sequence[int], size: int, *, together: bool = False) -> Iterator[tuple[list[int], bool]]:
@@ -119,9 +120,9 @@ def language_loss(model: torch.nn.Module, mllm: MLLM, conversations: Sequence[Co
 
 
 def summary(evaluation: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Accuracy per question type, or the loss per answer token, with 95 % intervals: over images, or over conversations."""
+    """Accuracy per question type and their mean, or the loss per answer token, with 95 % intervals: over images, or over conversations."""
     if "correct" in evaluation:
-        return accuracy_table(evaluation, seed)
+        return pd.DataFrame(accuracy_by_type(evaluation, seed=seed))
     # a ratio of sums: each conversation's deviation from it, over the mean length, has the spread of the ratio (the delta method)
     loss = float((evaluation["lm_loss"] * evaluation["tokens"]).sum() / evaluation["tokens"].sum())
     share = evaluation["tokens"] / evaluation["tokens"].mean()
@@ -130,19 +131,13 @@ def summary(evaluation: pd.DataFrame, seed: int) -> pd.DataFrame:
     return pd.DataFrame([row | {"n_conversations": len(evaluation), "chance": float(evaluation["chance"].iloc[0]), "seed": seed}])
 
 
-def metrics_of(evaluation: pd.DataFrame) -> dict[str, float]:
-    """What the training log says of an evaluation: accuracy by type and their mean, or the loss per answer token."""
+def metrics_of(evaluation: pd.DataFrame, seed: int) -> dict[str, float]:
+    """What the training log says of an evaluation: accuracy by type and their mean, or the loss per answer token; each with low, high, chance and n."""
     if "correct" not in evaluation:
-        return {"val_lm_loss": float((evaluation["lm_loss"] * evaluation["tokens"]).sum() / evaluation["tokens"].sum())}
-    accuracy = evaluation.groupby("category", sort=False)["correct"].mean()
-    return {f"accuracy/{name}": float(value) for name, value in accuracy.items()} | {"accuracy/mean": float(accuracy.mean())}
-
-
-def accuracy_table(evaluation: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Accuracy per question type with a 95 % interval over images: columns category, accuracy, low, high, n, n_images, chance, seed."""
-    rows = []
-    for category, part in evaluation.groupby("category"):
-        interval = bootstrap_ci(part["correct"].to_numpy(), groups=part["image_id"].tolist(), seed=seed)
-        row = {"category": category, "accuracy": interval.estimate, "low": interval.low, "high": interval.high, "n": len(part), "n_images": interval.n}
-        rows.append(row | {"chance": part["chance"].mean(), "seed": seed})
-    return pd.DataFrame(rows)
+        (loss,) = summary(evaluation, seed).to_dict("records")
+        return {"val_lm_loss": loss["lm_loss"], **{f"val_lm_loss_{key}": float(loss[key]) for key in OF_A_SCORE}}
+    found: dict[str, float] = {}
+    for row in accuracy_by_type(evaluation, seed=seed):
+        name = "mean" if row["category"] == MEAN else row["category"]
+        found |= {f"accuracy/{name}": row["accuracy"], **{f"accuracy_{key}/{name}": float(row[key]) for key in OF_A_SCORE}}
+    return found

@@ -192,7 +192,7 @@ class AlignmentTrainer(Trainer):
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
         """Accuracy per question type on the validation split, or the loss on it, and CKNNA on its first images."""
         self.evaluation = self.prepared.evaluate(self.recipe.optim.batch_size)
-        metrics = metrics_of(self.evaluation)
+        metrics = metrics_of(self.evaluation, self.recipe.seed)
         self.log(metrics | (self.subset.measure() if self.subset is not None else {}))
         self.evaluated_at = self.state.global_step
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # or the last step is evaluated twice

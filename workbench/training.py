@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from workbench.errors import RunError
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 RECORD_FILE = "training.json"  # written last: a folder without it is not a finished model
 LOG_FILE = "training.parquet"
 MEAN = "mean of types"
+OF_A_SCORE = ("low", "high", "chance", "n")  # `accuracy/count` in the log has `accuracy_low/count` and so on; `val_lm_loss` has `val_lm_loss_low`
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,18 @@ def training_log(folder: Path) -> pd.DataFrame:
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{folder / LOG_FILE} is not a training log ({error})") from error
     return found.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)  # type: ignore[no-any-return]
+
+
+def score_log(log: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """An accuracy, or `val_lm_loss`, as it was measured while training; NaN where a log from before has no more than the score.
+
+    Returns:
+        Columns step, score, low, high (95 %, over images or conversations), chance, n (questions or answer tokens).
+    """
+    kind, slash, name = measure.partition("/")
+    sources = {"step": "step", "score": measure, **{key: f"{kind}_{key}{slash}{name}" for key in OF_A_SCORE}}
+    own = log[log[measure].notna()].drop_duplicates("step").reindex(columns=list(sources.values()))
+    return own.set_axis(list(sources), axis=1).replace([np.inf, -np.inf], np.nan)
 
 
 def cknna_log(folder: Path) -> pd.DataFrame:

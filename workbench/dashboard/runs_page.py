@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 
 from workbench import figures, runs
 from workbench.dashboard.folders import below_root, default_models, runs_root, trained_models
-from workbench.training import MEAN, RECORD_FILE, cknna_log, training_record
+from workbench.training import MEAN, RECORD_FILE, cknna_log, score_log, training_record
 
 EMPTY = "Nothing is stored in {} yet. Train a model with `python -m trainer trainer/recipes/shapes_viral.yaml`, or run `make demo`."
 
@@ -36,7 +38,7 @@ def _training(models: list[str]) -> None:
     first = [m for m in ("lm_loss", "accuracy/mean") if m in measures] or measures[:1]
     shown = st.multiselect("Curves", measures, default=first, key="curves", bind="query-params")
     for column, measure in zip(st.columns(max(1, min(2, len(shown)))) * len(shown), shown, strict=False):
-        column.plotly_chart(figures.training_curves(logs, measure), width="stretch", config=figures.EXPORT, key=f"curve-{measure}")
+        column.plotly_chart(_curve(logs, measure), width="stretch", config=figures.EXPORT, key=f"curve-{measure}")
     _alignment_curves(chosen)
     _warnings(logs)
     tables = {name: pd.read_parquet(file) for name in chosen if (file := below_root(name) / "accuracy.parquet").exists()}
@@ -46,6 +48,19 @@ def _training(models: list[str]) -> None:
         st.plotly_chart(figures.accuracy_by_type(tables), width="stretch", config=figures.EXPORT, key="accuracy")
         st.caption("Validation split; 95 % intervals over images. One seed each: the difference between two models needs several.")
     st.dataframe(pd.DataFrame([_training_row(name) for name in chosen]), hide_index=True, width="stretch")
+
+
+def _curve(logs: dict[str, pd.DataFrame], measure: str) -> go.Figure:
+    """Losses of batches as lines; what was measured on the validation split with its interval and chance."""
+    if not measure.startswith(("accuracy/", "val_")):
+        return figures.training_curves(logs, measure)
+    table = pd.concat([score_log(log, measure).assign(model=name) for name, log in logs.items() if measure in log], ignore_index=True)
+    accuracy = measure.startswith("accuracy/")  # the chance level of a loss, ln |V|, is far above all of its curve: said, not drawn
+    said = [f"{n:.0f} questions" if accuracy else f"{n:.0f} answer tokens, chance {chance:.2f}" for n, chance in zip(table["n"], table["chance"], strict=True)]
+    table["over"] = np.where(table["n"].notna(), said, "no interval stored")
+    table = table.rename(columns={"chance": "null_q95"})
+    figure = figures.step_curves(table, y=measure, null="chance" if accuracy and table["null_q95"].notna().any() else "")
+    return figure.update_layout(height=360)
 
 
 def _alignment_curves(chosen: list[str]) -> None:
