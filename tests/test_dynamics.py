@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats as scipy_stats
 
 from analyses import dynamics
 from analyses.dynamics import ACCURACY, ANALYSIS, CKNNA, DROP, compared, curves, groups, losses, summary, to_reach
@@ -138,6 +139,7 @@ def test_accuracy_of_the_mean_of_types_stays_between_0_and_1() -> None:
     table = pd.DataFrame(accuracy_by_type(pd.DataFrame(rows), seed=0)).set_index("category")
     assert table.loc[MEAN, "accuracy"] == pytest.approx((31 / 32 + 1) / 2) and table.loc["a", "accuracy"] == pytest.approx(31 / 32)
     assert (table["high"] <= 1).all() and (table["low"] <= table["accuracy"]).all() and table.loc[MEAN, "n_images"] == 7
+    assert table.loc["b", "accuracy"] == 1 and 1 - table.loc["b", "low"] == pytest.approx(scipy_stats.beta.ppf(0.975, 1, 7))  # Clopper and Pearson, 7 images
     values = np.array([[1.0, np.nan], [np.nan, 0.0]])
     assert bootstrap_mean_of_columns(values).estimate == 0.5 and bootstrap_mean_of_columns(values, groups=[0, 0]).high == np.inf
 

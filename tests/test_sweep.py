@@ -79,16 +79,30 @@ def test_every_line_of_a_sweep_is_a_recipe(file: Path, tmp_path: Path, monkeypat
     assert len(set(recipes)) == len(recipes), "two variants are the same training"
 
 
-def test_the_table_is_right_by_hand_and_stored(tmp_path: Path) -> None:
-    """Three seeds of three variants with known answers: Student's interval, sign flips and Holm computed here from scratch."""
-    right = {"baseline": [4, 5, 6], "layer-2": [6, 8, 7], "layer-3": [5, 5, 9]}
+def _store(folder: Path, right: dict[str, list[int]]) -> None:
+    """Finished runs that answered so many of ten questions of both types, by variant and seed."""
     for variant, seeds in right.items():
         for seed, count in enumerate(seeds):
-            place = tmp_path / f"{variant}-s{seed}"
+            place = folder / f"{variant}-s{seed}"
             place.mkdir()
             rows = [{"category": kind, "correct": i < count, "chance": 0.5} for kind in ("a", "b") for i in range(10)]
             pd.DataFrame(rows).to_parquet(place / "evaluation.parquet")
             (place / "training.json").write_text(json.dumps({}))
+
+
+def test_seeds_without_spread_have_no_interval(tmp_path: Path) -> None:
+    """One right answer more with every seed is not a certain difference; 0.1 has a rounding error here."""
+    _store(tmp_path, {"baseline": [4, 5, 6], "layer-2": [5, 6, 7], "layer-3": [5, 5, 5]})
+    sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1, 2), over=LINE, grid=("alignment.layer: 2 3",))
+    own = report(sweep).query("type == @MEAN").set_index("variant")
+    assert own.loc["layer-2", "difference"] == pytest.approx(0.1) and own.loc["layer-2", ["d_low", "d_high"]].tolist() == [-np.inf, np.inf]
+    assert own.loc["layer-3", ["low", "high"]].tolist() == [-np.inf, np.inf] and np.isfinite(own.loc["layer-3", ["d_low", "d_high"]].tolist()).all()
+
+
+def test_the_table_is_right_by_hand_and_stored(tmp_path: Path) -> None:
+    """Three seeds of three variants with known answers: Student's interval, sign flips and Holm computed here from scratch."""
+    right = {"baseline": [4, 5, 6], "layer-2": [6, 8, 7], "layer-3": [5, 5, 9]}
+    _store(tmp_path, right)
     sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1, 2), over=LINE, grid=("alignment.layer: 2 3 4",))
     table = report(sweep)
     own = table[table["type"] == MEAN].set_index("variant")

@@ -30,6 +30,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from trainer.config import Recipe
@@ -279,7 +280,8 @@ def report(sweep: Sweep) -> pd.DataFrame:
 
     Returns:
         Columns type, variant, accuracy, low, high, min, seeds (which), n (questions of a run), chance, and against, pairs, difference, d_low, d_high, p,
-        p_holm (over the variants of a type), NaN for the variant `against` itself and where no seed is shared.
+        p_holm (over the variants of a type), NaN for the variant `against` itself and where no seed is shared. Seeds that answer equally many questions
+        show no spread to judge by: as for one seed, their interval is infinite.
     """
     check(sweep)
     table = accuracies(sweep)
@@ -288,17 +290,23 @@ def report(sweep: Sweep) -> pd.DataFrame:
     rows = []
     for (category, variant), part in table.groupby(["category", "variant"], sort=False):
         own = t_interval(part["accuracy"].to_numpy())
-        row = {"type": category, "variant": variant, "accuracy": own.estimate, "low": own.low, "high": own.high, "min": part["accuracy"].min()}
+        low, high = _with_spread(own.low, own.high)
+        row = {"type": category, "variant": variant, "accuracy": own.estimate, "low": low, "high": high, "min": part["accuracy"].min()}
         row |= {"seeds": " ".join(map(str, part["seed"])), "n": int(part["n"].mean()), "chance": part["chance"].mean(), "against": sweep.against}
         both = table[(table["variant"] == sweep.against) & (table["category"] == category)].merge(part, on="seed", suffixes=("_a", "_b"))
         if variant != sweep.against and len(both):
             paired = paired_test(both["accuracy_a"].to_numpy(), both["accuracy_b"].to_numpy())
-            row |= {"pairs": paired.n, "difference": paired.difference, "d_low": paired.low, "d_high": paired.high, "p": paired.p}
+            low, high = _with_spread(paired.low, paired.high)
+            row |= {"pairs": paired.n, "difference": paired.difference, "d_low": low, "d_high": high, "p": paired.p}
         rows.append(row)
     found = pd.DataFrame(rows).reindex(columns=COLUMNS).astype({"pairs": "Int64"})
     tested = found[found["p"].notna()]
     found["p_holm"] = tested.groupby("type", sort=False)["p"].transform(lambda p: holm(p.to_numpy()))
     return found
+
+
+def _with_spread(low: float, high: float) -> tuple[float, float]:
+    return (low, high) if high - low > 1e-9 else (-np.inf, np.inf)
 
 
 COLUMNS = ["type", "variant", "accuracy", "low", "high", "min", "seeds", "n", "chance", "against", "pairs", "difference", "d_low", "d_high", "p", "p_holm"]

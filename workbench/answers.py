@@ -302,6 +302,8 @@ def drops(table: pd.DataFrame) -> pd.DataFrame:
 def accuracy_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
     """Accuracy of each question type and of the mean of types, in which every type weighs the same, with a 95 % interval by resampling images.
 
+    Where every answer is right, or none, resampling finds no spread: the interval is that of Clopper and Pearson (1934), with an image for a trial.
+
     Args:
         samples: one row per question: image_id, category, chance, correct.
 
@@ -316,7 +318,11 @@ def accuracy_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]
     rows: list[dict[str, Any]] = []
     for name, interval in zip([*types, MEAN], intervals, strict=True):
         count, level = (len(samples), chance.mean()) if name == MEAN else (int((samples["category"] == name).sum()), chance[name])
-        named = {"category": name, "accuracy": interval.estimate, "low": interval.low, "high": interval.high}
+        low, high = interval.low, interval.high
+        if interval.n > 1 and interval.estimate in (0.0, 1.0):
+            room = 1 - 0.025 ** (1 / interval.n)
+            low, high = (1 - room, 1.0) if interval.estimate == 1 else (0.0, room)
+        named = {"category": name, "accuracy": interval.estimate, "low": low, "high": high}
         rows.append(named | {"chance": float(level), "n": count, "n_images": interval.n, "seed": seed})
     return rows
 
