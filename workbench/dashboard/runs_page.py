@@ -60,7 +60,7 @@ def _curve(logs: dict[str, pd.DataFrame], measure: str) -> go.Figure:
     table["over"] = np.where(table["n"].notna(), said, "no interval stored")
     table = table.rename(columns={"chance": "null_q95"})
     figure = figures.step_curves(table, y=measure, null="chance" if accuracy and table["null_q95"].notna().any() else "")
-    return figure.update_layout(height=360)
+    return figure.update_layout(height=360, margin={"t": 36})  # as the chart beside it
 
 
 def _alignment_curves(chosen: list[str]) -> None:
