@@ -35,10 +35,12 @@ def _training(models: list[str]) -> None:
     measures = list(dict.fromkeys(c for log in logs.values() for c in log.columns if c.endswith("_loss") or c.startswith(("accuracy/", "alignment_"))))
     if not measures:
         return
-    first = [m for m in ("lm_loss", "accuracy/mean") if m in measures] or measures[:1]
+    first = [m for m in ("lm_loss", "accuracy/mean", "val_lm_loss") if m in measures] or measures[:1]
     shown = st.multiselect("Curves", measures, default=first, key="curves", bind="query-params")
     for column, measure in zip(st.columns(max(1, min(2, len(shown)))) * len(shown), shown, strict=False):
         column.plotly_chart(_curve(logs, measure), width="stretch", config=figures.EXPORT, key=f"curve-{measure}")
+    if any(map(_validated, shown)):
+        st.caption("Bands: 95 % intervals over the images, or conversations, of the validation split. Losses are of training batches, without one.")
     _alignment_curves(chosen)
     _warnings(logs)
     tables = {name: pd.read_parquet(file) for name in chosen if (file := below_root(name) / "accuracy.parquet").exists()}
@@ -50,9 +52,13 @@ def _training(models: list[str]) -> None:
     st.dataframe(pd.DataFrame([_training_row(name) for name in chosen]), hide_index=True, width="stretch")
 
 
+def _validated(measure: str) -> bool:
+    return measure.startswith(("accuracy/", "val_"))
+
+
 def _curve(logs: dict[str, pd.DataFrame], measure: str) -> go.Figure:
     """Losses of batches as lines; what was measured on the validation split with its interval and chance."""
-    if not measure.startswith(("accuracy/", "val_")):
+    if not _validated(measure):
         return figures.training_curves(logs, measure)
     table = pd.concat([score_log(log, measure).assign(model=name) for name, log in logs.items() if measure in log], ignore_index=True)
     accuracy = measure.startswith("accuracy/")  # the chance level of a loss, ln |V|, is far above all of its curve: said, not drawn
