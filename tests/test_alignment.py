@@ -25,7 +25,6 @@ from trainer.loop import train
 from trainer.prepare import prepare
 from workbench.capture import edit, read
 from workbench.config import parse
-from workbench.dashboard.runs_page import _alignment
 from workbench.errors import ConfigError, DataError, ModelError, UnknownNameError
 from workbench.mllm import MLLM
 from workbench.mllm.residual import attach_residual
@@ -621,13 +620,18 @@ def test_the_fingerprint_knows_the_residual(variants: Path, tmp_path: Path) -> N
 
 def test_the_runs_page_reads_old_and_new_records(tmp_path: Path) -> None:
     from workbench.config import as_mapping
-    from workbench.training import training_record
+    from workbench.training import alignment_words, training_record
 
     old = {"layer": 3, "vfm": "efficientnet-lite0", "weight": 0.5}  # of a record from before there could be several
     for objective, words in (("cosine", "efficientnet-lite0, layer 3, weight 0.5"), ("none", "none")):
         (tmp_path / "training.json").write_text(json.dumps({"recipe": {"alignment": old | {"objective": objective}}}))
-        assert _alignment(training_record(tmp_path)["recipe"]["alignment"]) == words
+        assert alignment_words(training_record(tmp_path)["recipe"]["alignment"]) == words
+    control = as_mapping(AlignmentConfig(objective="cosine", images="others", centre=True, schedule="linear", final_weight=0.1, warmup=5, where="attention"))
+    assert alignment_words(control) == (
+        "efficientnet-lite0, layer 3, weight 0.5, schedule linear, final weight 0.1, warmup 5, where attention, "
+        "control: targets of other images, targets less their mean"
+    )
     new = as_mapping(AlignmentConfig(objective="relation", layer=(2, 3), vfm=VFMS, teacher_norm="student"))
     new = json.loads(json.dumps(new))
-    assert _alignment(new) == "efficientnet-lite0, dinov2-small, layer 2, 3, weight 0.5, objective relation, CLIP-normalised"
-    assert _alignment(as_mapping(AlignmentConfig(residual="projector", layer=(2,)))) == "residual projector, layer 2"
+    assert alignment_words(new) == "efficientnet-lite0, dinov2-small, layer 2, 3, weight 0.5, objective relation, CLIP-normalised"
+    assert alignment_words(as_mapping(AlignmentConfig(residual="projector", layer=(2,)))) == "residual projector, layer 2"

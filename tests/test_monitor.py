@@ -25,13 +25,14 @@ from transformers import AutoModelForImageTextToText, TrainerState, TrainingArgu
 from tests.conftest import run
 from trainer import monitor
 from trainer.alignment import Alignment, AlignmentHead
-from trainer.card import card, sent_files
+from trainer.card import card, origins, sent_files
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, MonitorConfig, OptimConfig, Recipe
 from trainer.data import collate
 from trainer.loop import train
 from trainer.prepare import prepare
 from workbench import MLLM, cknna, load_data, load_vfm
 from workbench.capture import read
+from workbench.config import as_mapping
 from workbench.errors import ConfigError, DataError, RunError
 from workbench.stats import bootstrap_ci
 from workbench.training import MEAN, cknna_log, score_log, training_record
@@ -263,6 +264,28 @@ def test_a_residual_model_says_that_it_needs_mllm_load(folder: Path) -> None:
     record["recipe"]["alignment"] |= {"objective": "none", "residual": "encoder"}
     text = card(record, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder))
     assert "MLLM.load(FOLDER_OR_NAME)" in text and "AutoModel" not in text and "another model" in text and "alignment target" not in text
+
+
+def test_the_card_names_hub_ids_whole_and_what_a_folder_came_from(folder: Path, tmp_path: Path) -> None:
+    first = as_mapping(Recipe(model=ModelConfig(tower="google/siglip2-so400m-patch16-384", language="lmsys/vicuna-7b-v1.5")))
+    (tmp_path / "stage1").mkdir()
+    (tmp_path / "stage1" / "training.json").write_text(json.dumps({"recipe": first, "origins": origins(first)}))
+    record = json.loads(json.dumps(training_record(folder))) | {"model_fingerprint": "abc"}
+    del record["origins"]
+    record["recipe"] |= {"model": as_mapping(ModelConfig(name=str(tmp_path / "stage1")))}
+    text = card(record, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder))
+    assert "base_model:\n- google/siglip2-so400m-patch16-384\n- lmsys/vicuna-7b-v1.5\n" in text and str(tmp_path) not in text
+    assert "| model | stage1 | a training of this workbench | abc |" in text and "| language model of stage1 | lmsys/vicuna-7b-v1.5 | the hub |" in text
+    record["recipe"] |= {"model": as_mapping(ModelConfig(name="llava-hf/llava-1.5-7b-hf"))}
+    text = card(record, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder))
+    assert "base_model:\n- llava-hf/llava-1.5-7b-hf\n" in text and "name: llava-hf/llava-1.5-7b-hf" in text
+
+
+def test_a_control_is_not_presented_as_viral(folder: Path) -> None:
+    record = json.loads(json.dumps(training_record(folder)))
+    record["recipe"]["alignment"] |= {"images": "others", "schedule": "linear"}
+    text = card(record, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder))
+    assert "as a control of VIRAL" in text and "control: targets of other images" in text and "L_LM + lambda(step) * L_VRA" in text
 
 
 def test_a_push_that_cannot_be_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from trainer.__main__ import read
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
 from trainer.loop import build_trainer, train
 from trainer.prepare import prepare
-from trainer.sampling import Stream
+from trainer.sampling import Stream, shuffled
 from workbench.errors import ConfigError, RunError
 from workbench.training import checkpoints
 
@@ -184,7 +184,7 @@ def test_the_stream_is_the_passes_one_after_another_whatever_is_read_at_once() -
     stream = list(Stream(5, 12, seed=3))
     assert sorted(stream[:5]) == sorted(stream[5:10]) == list(range(5)) and stream[:5] != stream[5:10] and len(stream) == len(Stream(5, 12, seed=3)) == 12
     assert stream[:7] == list(Stream(5, 7, seed=3)) and stream != list(Stream(5, 12, seed=4))
-    assert stream[5:10] == torch.randperm(5, generator=torch.Generator().manual_seed(4)).tolist()
+    assert stream[:5] == torch.randperm(5, generator=torch.Generator().manual_seed(3)).tolist() and stream[5:10] == shuffled(5, 3, 1)
 
 
 def test_the_global_batch_stays_whatever_the_number_of_processes() -> None:

@@ -291,7 +291,7 @@ def test_a_recipe_pair_runs_from_the_command_line(tmp_path: Path) -> None:
     base = tmp_path / "baseline.yaml"
     base.write_text(
         f"model:\n  name: {model}\ndata:\n  train: [{pairs['--data.train']}, {pairs['--data.train']}]\n  weights: [1, 0.5]\n  val: {pairs['--data.val']}\n"
-        "log_every: 1\neval_every: 2\nsave_every: 2\noptim:\n  steps: 2\n  batch_size: 2\n"
+        "log_every: 1\neval_every: 2\nsave_every: 2\noptim:\n  steps: 2\n  warmup: 1\n  batch_size: 2\n"
     )
     viral = tmp_path / "viral.yaml"
     viral.write_text("base: baseline.yaml\nalignment:\n  objective: cosine\n  layer: 2\n  hidden: 8\n")
@@ -316,7 +316,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(llava: list[str], tmp_path
     (own / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
     empty = tmp_path / "empty.yaml"
     empty.write_text("log_every: 1\nsave_every: 2\n")
-    model = llava[1]
+    model, short = llava[1], f"llava_json:{write(tmp_path / 'short', rows(3, 0))}"  # with an image of 18 tokens before the answer
     cases = [
         ([*llava, *VIRAL, "--alignment.layer", "9"], "alignment.layer is 9: expected 1 to 4"),
         ([*llava, *VIRAL, "--alignment.vfm", "hf:no/such-vfm"], "hf:no/such-vfm"),
@@ -330,6 +330,9 @@ def test_bad_input_is_one_sentence_and_writes_nothing(llava: list[str], tmp_path
         (["--model.tower", model, "--model.language", model, *llava[2:]], f"model.language is {model}, a llava: expected a causal language model"),
         (["--model.tower", model, "--model.language", str(parts(tmp_path / "clip", "clip")[1]), *llava[2:]], "tensors of a CLIPVisionModel, first"),
         ([*llava, "--data.weights", "1", "2"], "data.weights is 1.0, 2.0: expected 1 numbers above 0"),
+        ([*llava, "--data.questions", "1"], "data.questions is 1: expected none for"),
+        ([*llava, "--data.train", short, "--data.val", short, "--data.max_length", "20"], "which leaves none of the answers in the first"),
+        (["--data.train", llava[3], "--data.val", llava[3]], "has conversations of several turns or images, or none: expected single questions"),
         ([*llava, "--data.max_length", "12"], "an image reaches beyond 12 tokens"),
         ([*llava, "--data.train", f"{llava[3]}?images=/nowhere"], "image root '/nowhere' does not exist"),
         ([*llava, *VIRAL, "--alignment.centre", "--data.features", "compute"], "expected target vfm and data.features cache"),

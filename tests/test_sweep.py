@@ -21,7 +21,7 @@ from tests.conftest import ROOT, SMALL, recipe, run
 from trainer.config import Recipe
 from trainer.sweep import Sweep, _recipe, _signals, check, report, write
 from workbench.config import parse
-from workbench.errors import ConfigError, WorkbenchError
+from workbench.errors import ConfigError, RunError, WorkbenchError
 from workbench.training import MEAN
 
 LINE = f"{recipe('viral')} --start {{output_dir}}/stage1"
@@ -85,7 +85,7 @@ def _store(folder: Path, right: dict[str, list[int]]) -> None:
         for seed, count in enumerate(seeds):
             place = folder / f"{variant}-s{seed}"
             place.mkdir()
-            rows = [{"category": kind, "correct": i < count, "chance": 0.5} for kind in ("a", "b") for i in range(10)]
+            rows = [{"id": f"{kind}{i}", "category": kind, "correct": i < count, "chance": 0.5} for kind in ("a", "b") for i in range(10)]
             pd.DataFrame(rows).to_parquet(place / "evaluation.parquet")
             (place / "training.json").write_text(json.dumps({}))
 
@@ -97,6 +97,25 @@ def test_seeds_without_spread_have_no_interval(tmp_path: Path) -> None:
     own = report(sweep).query("type == @MEAN").set_index("variant")
     assert own.loc["layer-2", "difference"] == pytest.approx(0.1) and own.loc["layer-2", ["d_low", "d_high"]].tolist() == [-np.inf, np.inf]
     assert own.loc["layer-3", ["low", "high"]].tolist() == [-np.inf, np.inf] and np.isfinite(own.loc["layer-3", ["d_low", "d_high"]].tolist()).all()
+
+
+def test_runs_that_were_asked_other_questions_are_not_compared(tmp_path: Path) -> None:
+    _store(tmp_path, {"baseline": [4, 5], "layer-2": [5, 6]})
+    sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1), over=LINE, grid=("alignment.layer: 2",))
+    assert len(report(sweep))
+    (tmp_path / "layer-2-s1" / "training.json").write_text(json.dumps({"val": "other"}))
+    with pytest.raises(RunError, match=r"baseline-s0 and .*layer-2-s1 were asked other validation questions"):
+        report(sweep)
+
+
+def test_what_a_sweep_cannot_compare_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps([{"id": "a", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "yes"}]}]))
+    words = f"trainer/recipes/llava15_7b_baseline.yaml --data.train llava_json:{tmp_path}/c.json --data.val llava_json:{tmp_path}/c.json"
+    with pytest.raises(ConfigError, match=r"is validated on .* by the loss: expected validation questions with options"):
+        check(Sweep(output_dir=tmp_path / "out", variants=(f"baseline: {words}",)))
+    with pytest.raises(ConfigError, match=r"two runs of the sweep would be trained in .*baseline-s0"):
+        check(replace(PLAIN, output_dir=tmp_path, first="baseline-s0: trainer/recipes/shapes_stage1.yaml"))
+    assert next(Sweep(output_dir=tmp_path, variants=(f"baseline: {recipe('stage1')} --start=runs/a",)).runs()).start == Path("runs/a")
 
 
 def test_the_table_is_right_by_hand_and_stored(tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ from trainer.alignment import AlignmentHead, cosine_loss
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, Recipe
 from trainer.data import collate
 from trainer.model import block_diagonal_mask
-from trainer.output import check_output, write_recipe
+from trainer.output import check_output, check_same_sources, write_recipe, write_sources
 from trainer.prepare import prepare
+from trainer.sampling import shuffled
 from workbench.data import load_data
 from workbench.errors import RunError
 from workbench.mllm import MLLM
@@ -190,6 +191,8 @@ def test_a_run_that_died_after_its_last_step_is_only_finished(tmp_path: Path) ->
     words = [recipe("viral"), "--start", "None", *SMALL_VIRAL, "--optim.steps", "6", "--output_dir", str(tmp_path / "out")]
     run("trainer", *words)
     before, log = tensors(tmp_path / "out"), pd.read_parquet(tmp_path / "out" / "training.parquet")
+    sources = json.loads((tmp_path / "out" / "checkpoint-6" / "sources.json").read_text())
+    assert sources.keys() == {"data", "val", "tower", "vfm"} and all(sources.values())
     for name in ("training.json", "model.safetensors", "accuracy.parquet"):
         (tmp_path / "out" / name).unlink()
     run("trainer", *words, "--resume")
@@ -197,6 +200,17 @@ def test_a_run_that_died_after_its_last_step_is_only_finished(tmp_path: Path) ->
     assert all(torch.equal(before[k], after[k]) for k in before)
     pd.testing.assert_frame_equal(again.drop(columns="seconds"), log.drop(columns="seconds"))
     assert json.loads((tmp_path / "out" / "training.json").read_text())["seconds"] > 0
+
+
+def test_only_what_began_a_run_continues_it(tmp_path: Path) -> None:
+    """A checkpoint knows the content of its data and weights, since a folder or a file of the same name may hold others."""
+    record = {"data": "1f6a", "tower_fingerprint": "abc", "vfm_fingerprint": ["d", "e"], "tower": "a name"}
+    check_same_sources(tmp_path, record)  # of before there were fingerprints
+    write_sources(tmp_path, record)
+    check_same_sources(tmp_path, record | {"tower": "another name"})
+    for change, message in (({"data": "9161"}, "the data fingerprint 1f6a, and it is 9161 now"), ({"vfm_fingerprint": ["d"]}, "the vfm fingerprint")):
+        with pytest.raises(RunError, match=message):
+            check_same_sources(tmp_path, record | change)
 
 
 def test_a_run_that_died_writing_its_recipe_is_started_anew(tmp_path: Path) -> None:
@@ -210,6 +224,11 @@ def test_a_run_that_died_writing_its_recipe_is_started_anew(tmp_path: Path) -> N
         check_output(tmp_path, Recipe())
     write_recipe(tmp_path, Recipe())
     assert sorted(file.name for file in tmp_path.iterdir()) == [".gitignore", "recipe.yaml"]
+    for step in (2, 4, 10):  # killed when the third was in its place and the first not yet removed
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    write_recipe(tmp_path, Recipe(keep_checkpoints=2))
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".gitignore", "checkpoint-10", "checkpoint-4", "recipe.yaml"]
 
 
 def test_another_first_stage_is_not_taken_for_ours(tmp_path: Path) -> None:
@@ -220,6 +239,14 @@ def test_another_first_stage_is_not_taken_for_ours(tmp_path: Path) -> None:
     assert (tmp_path / "stage1-s0" / "training.json").exists()
     done = run("trainer", *words, "--data.limit_train", "16", "--output_dir", str(tmp_path / "two"), code=2)
     assert "stage1-s0 was started with data" in done.stderr and not (tmp_path / "two").exists()
+
+
+def test_passes_of_a_seed_are_its_own_and_the_last_step_is_logged(tmp_path: Path) -> None:
+    orders = [tuple(shuffled(50, seed, epoch)) for seed in range(4) for epoch in range(4)]
+    assert len(set(orders)) == 16 and all(sorted(order) == list(range(50)) for order in orders)
+    run("trainer", recipe("stage1"), *SMALL, "--optim.steps", "5", "--log_every", "3", "--save_every", "3", "--output_dir", str(tmp_path / "out"))
+    log = pd.read_parquet(tmp_path / "out" / "training.parquet")
+    assert log.loc[log["lm_loss"].notna(), "step"].tolist() == [3, 5]
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
@@ -252,7 +279,15 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
         ([recipe("stage1"), "--model.image_size", "100", *SMALL], "expected a multiple of 14"),
         ([recipe("stage1"), "--resume"], "no run in"),
         ([recipe("stage1"), "--report_to", "tensorbord"], "tensorbord"),
-        ([recipe("stage1"), "--optim.beta2", "1.5"], "optim.beta2 is 1.5: expected 0 to 1"),
+        ([recipe("stage1"), "--optim.beta2", "1.5"], "optim.beta2 is 1.5: expected 0 to below 1"),
+        ([recipe("stage1"), "--optim.global_batch", "-8"], "optim.global_batch is -8: expected at least 1"),
+        ([recipe("stage1"), "--optim.learning_rate", "inf"], "optim.learning_rate is inf: expected at least 0, and finite"),
+        ([recipe("stage1"), "--seed", "4294967296"], "seed is 4294967296: expected 0 to 4294967295"),
+        ([recipe("stage1"), "--model.init", "-1"], "model.init is -1.0: expected at least 0"),
+        ([recipe("stage1"), "--model.width", "36", "--model.heads", "12"], "model.width is 36: expected a multiple of 24 = 2 x model.heads"),
+        ([recipe("stage1"), "--data.weights", "0.5"], "data.weights is 0.5: expected none for a small LLaVA"),
+        ([recipe("viral"), "--start", "None", *SMALL, "--alignment.images", "others", "--data.limit_train", "1"], "there is one training image"),
+        ([recipe("viral"), "--alignment.schedule", "linear", "--alignment.warmup", "9", "--optim.steps", "9"], "alignment.warmup is 9, all steps"),
     ],
 )
 def test_bad_recipes_are_one_sentence_and_write_nothing(tmp_path: Path, words: list[str], message: str) -> None:

@@ -247,5 +247,6 @@ def weight_at(step: int, *, steps: int, weight: float, schedule: str = "constant
         return weight * (step + 1) / warmup
     if schedule == "constant":
         return weight
-    t = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
+    between = steps - 1 - warmup
+    t = min(1.0, (step - warmup) / between) if between > 0 else 1.0
     return final + (weight - final) * (1 - t if schedule == "linear" else (1 + math.cos(math.pi * t)) / 2)

@@ -10,8 +10,9 @@ processor, the heads, the scores and the card; recipe, record and logs stay here
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -30,7 +31,7 @@ from workbench.config import command, parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import HEAD_FILE, atomic_file
 from workbench.mllm.residual import FILE as RESIDUAL_FILE
-from workbench.training import cknna_log, training_record
+from workbench.training import RECORD_FILE, alignment_words, cknna_log, training_record
 from workbench.vfm import find_vfm
 from workbench.weights import CATALOGUE as WEIGHTS
 
@@ -62,21 +63,22 @@ def card(record: Mapping[str, Any], evaluation: pd.DataFrame, cknna: pd.DataFram
     """
     recipe = record["recipe"]
     settings, name = recipe["alignment"], Path(recipe["output_dir"]).name
+    made_from = record.get("origins") or origins(recipe)
     parts = [
         f"# {name}",
         _intent(recipe),
         "## Built from",
-        _table(_sources(recipe, record)),
+        _table(_sources(recipe, record, made_from)),
         "## Objective",
         _objective(recipe, record),
         "## Data",
         _data(recipe, record),
     ]
-    parts += ["## Scores", _scores(recipe, evaluation, cknna), "## How to load", _loading(settings), "## Recipe", _recipe(recipe)]
+    parts += ["## Scores", _scores(recipe, evaluation, cknna), "## How to load", _loading(settings), "## Recipe", _recipe(recipe, made_from)]
     parts += [f"Trained with VIRAL Workbench {record['packages']['viral-workbench']}, {_versions(record)}, {record['created'][:10]}."]
     if record.get("warnings"):
         parts += ["Warnings of the training:", "\n".join(f"- {_named(sentence)}" for sentence in record["warnings"])]
-    return f"---\n{_metadata(recipe)}\n---\n\n" + "\n\n".join(parts) + "\n"
+    return f"---\n{_metadata(recipe, made_from)}\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
 def _named(value: str) -> str:
@@ -92,28 +94,42 @@ def _last_part(word: str) -> str:
     return word if hub or "/" not in word or any(entry.hub == word for entry in map(WEIGHTS.get, WEIGHTS)) else Path(word).name
 
 
-def _weights(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """{role: name in the catalogue of weights} of the frozen and pretrained parts."""
-    found = {role: name for role, name in _parts(recipe).items() if name in WEIGHTS}
-    if recipe["alignment"]["objective"] != "none" and recipe["alignment"].get("target", "vfm") == "vfm":
-        found |= {f"alignment target {name}": find_vfm(name).weights for name in _list(recipe["alignment"]["vfm"])}
-    return found
+def origins(recipe: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What a model was made from, and what that was made from where it was trained here: part, weights (a folder's own name), hub (id or ""), from, licence.
+
+    Folders are looked at, so a training asks while they are there; its record keeps the answer.
+    """
+    rows = []
+    for part, name in _parts(recipe).items():
+        row, folder = {"part": part, "weights": name, "hub": ""}, Path(name)
+        if name in WEIGHTS:
+            entry = WEIGHTS.get(name)
+            rows.append(row | {"hub": entry.hub, "from": entry.hub or "a folder", "licence": entry.licence})
+        elif not folder.is_dir() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+            known = (entry.licence for entry in map(WEIGHTS.get, WEIGHTS) if entry.hub == name)
+            rows.append(row | {"hub": name, "from": "the hub", "licence": next(known, "see its page on the hub")})
+        elif not (folder / RECORD_FILE).exists():
+            rows.append(row | {"weights": folder.name, "from": "a folder", "licence": "its own"})
+        else:
+            record = training_record(folder)
+            rows.append(row | {"weights": folder.name, "from": "a training of this workbench", "licence": "that of its parts"})
+            rows += [own | {"part": f"{own['part']} of {folder.name}"} for own in record.get("origins") or origins(record["recipe"])]
+    return rows
 
 
 def _parts(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """{role: name} of what the model was made from."""
+    """{part: name} of what the model was made from."""
     model = recipe["model"]
     named = {"model": model.get("name")} if model.get("name") else {"vision tower": model["tower"], "language model": model.get("language")}
-    return {role: name for role, name in named.items() if name}
+    return {part: name for part, name in named.items() if name}
 
 
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _metadata(recipe: Mapping[str, Any]) -> str:
-    hubs = {role: WEIGHTS.get(name).hub for role, name in _weights(recipe).items()}
-    base = list(dict.fromkeys(hub for role, hub in hubs.items() if hub and not role.startswith("alignment")))  # a target is no part of the model
+def _metadata(recipe: Mapping[str, Any], made_from: Sequence[Mapping[str, str]]) -> str:
+    base = list(dict.fromkeys(own["hub"] for own in made_from if own["hub"]))
     tags = ["viral-workbench", *(["visual-representation-alignment"] if recipe["alignment"]["objective"] != "none" else [])]
     return ModelCardData(library_name="transformers", pipeline_tag="image-text-to-text", tags=tags, base_model=base or None).to_yaml()
 
@@ -121,21 +137,23 @@ def _metadata(recipe: Mapping[str, Any]) -> str:
 def _intent(recipe: Mapping[str, Any]) -> str:
     aligned = recipe["alignment"]["objective"] != "none"
     kind = "whose visual tokens were aligned with other features while it was trained (VIRAL, arXiv 2509.07979)" if aligned else "trained without alignment"
+    if aligned and recipe["alignment"].get("images", "same") == "others":
+        kind = "trained as a control of VIRAL (arXiv 2509.07979): its visual tokens were aligned with features of other images than its own"
     return f"A multimodal language model {kind}. A research model: nothing is known of it but the scores below."
 
 
-def _sources(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> pd.DataFrame:
-    rows = []
+def _sources(recipe: Mapping[str, Any], record: Mapping[str, Any], made_from: Sequence[Mapping[str, str]]) -> pd.DataFrame:
+    own, settings = recipe["model"], recipe["alignment"]
     prints = {part: record.get(f"{part.split(' ')[-1]}_fingerprint") for part in ("vision tower", "language model")}
-    if "/" in recipe["model"].get("tower", "") or recipe["model"].get("name"):  # of the model as a whole, before it was trained
+    if "/" in own.get("tower", "") or own.get("name"):  # of the model as a whole, before it was trained
         prints = dict.fromkeys(("model", "vision tower", "language model"), record.get("model_fingerprint"))
-    prints |= {f"alignment target {name}": value for name, value in zip(_list(record.get("vfm", [])), _list(record.get("vfm_fingerprint", [])), strict=True)}
-    unknown = {role: name for role, name in _parts(recipe).items() if name not in WEIGHTS}
-    rows += [(role, _named(name), "a folder or the hub", prints.get(role) or "", "its own") for role, name in unknown.items()]
-    for role, name in _weights(recipe).items():
-        entry = WEIGHTS.get(name)
-        rows.append((_named(role), _named(name), entry.hub or "a folder", prints.get(role) or "", entry.licence))
-    if not recipe["model"].get("language") and not recipe["model"].get("name"):
+    rows = [(row["part"], row["weights"], row["from"], prints.get(row["part"]) or "", row["licence"]) for row in made_from]
+    if settings["objective"] != "none" and settings.get("target", "vfm") == "vfm":
+        targets = dict(zip(_list(record.get("vfm", [])), _list(record.get("vfm_fingerprint", [])), strict=True))
+        for name in _list(settings["vfm"]):
+            entry = WEIGHTS.get(find_vfm(name).weights)
+            rows.append((f"alignment target {_named(name)}", _named(find_vfm(name).weights), entry.hub or "a folder", targets.get(name, ""), entry.licence))
+    if not own.get("language") and not own.get("name"):
         rows.append(("language model", "trained from nothing", "", "", ""))
     if recipe["start"]:
         rows.append(("start", _named(recipe["start"]), "a training of this workbench", record.get("start_fingerprint", ""), ""))
@@ -146,10 +164,10 @@ def _objective(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     own, optim = recipe["alignment"], recipe["optim"]
     said = "`L_LM`, the next-token loss on the answers"
     if own["objective"] != "none":
-        target = {"vfm": ", ".join(map(_named, _list(own["vfm"]))), "encoder": "its own encoder", "projector": "its own connector"}[own.get("target", "vfm")]
-        said = f"`L = L_LM + {own['weight']} * L_VRA`, {own['objective']} objective, layer {', '.join(map(str, _list(own['layer'])))}, target: {target}"
-    if own.get("residual", "none") != "none":
-        said += f"; the image is added again from the {own['residual']} after layer {', '.join(map(str, _list(own['layer'])))}"
+        factor = own["weight"] if own.get("schedule", "constant") == "constant" and not own.get("warmup") else "lambda(step)"
+        said = f"`L = L_LM + {factor} * L_VRA`, {own['objective']} objective"
+    if (words := alignment_words({**own, "layer": _list(own["layer"]), "vfm": [_named(name) for name in _list(own["vfm"])]})) != "none":
+        said += f"; aligned: {words}" if own["objective"] != "none" else f"; not aligned: {words}"
     batch = record.get("global_batch", optim["batch_size"] * optim["accumulation"])
     unit = "conversations" if "trained" in record else "images"
     return f"{said}. {optim['steps']} steps of {batch} {unit}, seed {recipe['seed']}; trained: {recipe['model'].get('train', 'all')}."
@@ -193,11 +211,14 @@ def _loading(settings: Mapping[str, Any]) -> str:
     )
 
 
-def _recipe(recipe: Mapping[str, Any]) -> str:
+def _recipe(recipe: Mapping[str, Any], made_from: Sequence[Mapping[str, str]]) -> str:
     kept = {key: value for key, value in recipe.items() if key not in ("output_dir", "resume", "report_to", "push_to_hub")}
     if recipe["model"].get("name"):  # which brings its own; the other keys describe a small LLaVA
         kept["model"] = {key: recipe["model"][key] for key in ("name", "train", "lora", "train_tower")}
-    return f"```yaml\n{yaml.safe_dump(_without_paths(kept), sort_keys=False)}```"
+    said = _without_paths(kept)
+    keys = {"model": "name", "vision tower": "tower", "language model": "language"}
+    said["model"] |= {keys[own["part"]]: own["weights"] for own in made_from if own["part"] in keys}  # hub ids whole, which look like paths
+    return f"```yaml\n{yaml.safe_dump(said, sort_keys=False)}```"
 
 
 def _without_paths(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +12,8 @@ from workbench.errors import ConfigError
 
 def _at_least(section: str, least: float, **values: float) -> None:
     for name, value in values.items():
-        if not value >= least:
-            raise ConfigError(f"{section}{name} is {value}: expected at least {least}")
+        if not least <= value < inf:
+            raise ConfigError(f"{section}{name} is {value}: expected at least {least}{', and finite' * (value == inf)}")
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,9 @@ class ModelConfig:
         _at_least("model.", 1, image_size=self.image_size, layers=self.layers, width=self.width, heads=self.heads, ffn=self.ffn)
         if not self.tower_features or min(self.tower_features) < 0:
             raise ConfigError(f"model.tower_features is {self.tower_features}: expected one or more block numbers from 0")
-        if self.width % self.heads:
-            raise ConfigError(f"model.width is {self.width}: expected a multiple of model.heads = {self.heads}")
+        _at_least("model.", 0, init=self.init)
+        if self.width % (2 * self.heads):  # rotary positions turn pairs
+            raise ConfigError(f"model.width is {self.width}: expected a multiple of {2 * self.heads} = 2 x model.heads")
         if self.released:
             self._check_released()
         elif self.train_tower:
@@ -118,7 +120,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.train:
             raise ConfigError("data.train is empty: expected a data set, such as shapes:train")
-        if self.weights and (len(self.weights) != len(self.train) or min(self.weights) <= 0):
+        if self.weights and (len(self.weights) != len(self.train) or not all(0 < weight < inf for weight in self.weights)):
             raise ConfigError(f"data.weights is {_listed(self.weights)}: expected {len(self.train)} numbers above 0, one for each of data.train")
         if self.max_length is not None:
             _at_least("data.", 2, max_length=self.max_length)
@@ -155,12 +157,15 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _at_least("optim.", 1, steps=self.steps, batch_size=self.batch_size, accumulation=self.accumulation)
         if self.global_batch is not None:
+            _at_least("optim.", 1, global_batch=self.global_batch)
             if self.accumulation != 1:
                 raise ConfigError(f"optim.accumulation is {self.accumulation}: expected none, since it follows from optim.global_batch = {self.global_batch}")
             self.accumulated(1)
-        for name, value in (("beta1", self.beta1), ("beta2", self.beta2), ("final_rate", self.final_rate)):
-            if not 0 <= value <= 1:
-                raise ConfigError(f"optim.{name} is {value}: expected 0 to 1")
+        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= value < 1:
+                raise ConfigError(f"optim.{name} is {value}: expected 0 to below 1")
+        if not 0 <= self.final_rate <= 1:
+            raise ConfigError(f"optim.final_rate is {self.final_rate}: expected 0 to 1")
         _at_least("optim.", 0, max_grad_norm=self.max_grad_norm)
         _at_least("optim.", 0, learning_rate=self.learning_rate, warmup=self.warmup, weight_decay=self.weight_decay)
         _at_least("optim.", 0, connector_rate=self.connector_rate or 0)
@@ -294,19 +299,28 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _at_least("", 1, log_every=self.log_every, eval_every=self.eval_every, save_every=self.save_every)
-        _at_least("", 0, seed=self.seed)
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed is {self.seed}: expected 0 to {2**32 - 1}")
         if self.keep_checkpoints is not None:
             _at_least("", 1, keep_checkpoints=self.keep_checkpoints)
         if self.save_every % self.log_every:
             raise ConfigError(f"save_every is {self.save_every}: expected a multiple of log_every = {self.log_every}, so that a resumed log is exact")
         if self.alignment.aligned and self.alignment.warmup > self.optim.steps:
             raise ConfigError(f"alignment.warmup is {self.alignment.warmup}: expected at most optim.steps = {self.optim.steps}")
+        if self.alignment.aligned and self.alignment.schedule != "constant" and self.alignment.warmup == self.optim.steps:
+            raise ConfigError(
+                f"alignment.warmup is {self.alignment.warmup}, all steps: expected fewer for schedule {self.alignment.schedule}, which follows it"
+            )
         if self.model.released:
             self._check_released()
             return
         if len(self.data.train) > 1 or self.data.max_length is not None:
             key, value = ("train", _listed(self.data.train)) if len(self.data.train) > 1 else ("max_length", self.data.max_length)
             raise ConfigError(f"data.{key} is {value}: expected {'one data set' if key == 'train' else 'none'} for a small LLaVA, whose questions are packed")
+        if self.data.weights:
+            raise ConfigError(
+                f"data.weights is {_listed(self.data.weights)}: expected none for a small LLaVA, which learns from one data set; see data.limit_train"
+            )
         if self.optim.checkpointing or self.optim.connector_rate is not None:
             raise ConfigError("optim.checkpointing and optim.connector_rate are for a released model: expected model.name, or a tower and a language model")
         if self.model.language is None:

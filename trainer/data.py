@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from trainer.config import DataConfig
 from trainer.features import Features
-from workbench.data import Dataset, Sample
-from workbench.data.base import content_hash
-from workbench.errors import DataError
+from workbench.data import Dataset, Sample, load_data
+from workbench.data.base import ConversationDataset, content_hash
+from workbench.errors import ConfigError, DataError
 from workbench.mllm.conversation import IGNORED
 
 
@@ -69,11 +70,32 @@ class Packer:
 
 
 def first_questions(data: Dataset, most: int | None) -> Dataset:
-    """`data` with the first `most` questions of each image, or all of them."""
+    """`data` with the first `most` questions of each image, or all of them.
+
+    Raises:
+        ConfigError: it has conversations of its own, whose turns need the earlier ones.
+    """
     if most is None:
         return data
+    if isinstance(data, ConversationDataset):
+        raise ConfigError(f"data.questions is {most}: expected none for {data.name}, whose rows are conversations; data.limit_train takes fewer of them")
     kept = [sample for scene in data.scenes for sample in scene[:most]]
     return Dataset(data.name, kept, content_hash(data.fingerprint, most), sorted(data.vocabulary))
+
+
+def load_questions(config: DataConfig) -> tuple[Dataset, Dataset]:
+    """Training and validation questions of a small LLaVA, all of every image.
+
+    Raises:
+        ConfigError: conversations, of which packing would leave out those without an image or with several; or validation questions without options.
+    """
+    train, val = load_data(config.train[0], limit=config.limit_train), load_data(config.val, limit=config.limit_val)
+    for data in (train, val):
+        if isinstance(data, ConversationDataset) and any(len(c.loads) != 1 or len(c.turns) != 1 for c in data.conversations):
+            raise ConfigError(f"{data.name} has conversations of several turns or images, or none: expected single questions about an image, or model.name")
+    if unscored := next((sample for sample in val if sample.answer not in sample.options), None):
+        raise ConfigError(f"question {unscored.id} of {val.name} has no options with its answer among them: expected them in data.val, which accuracy is of")
+    return train, val
 
 
 class PackedDataset(torch.utils.data.Dataset):

@@ -15,13 +15,14 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, Pretrain
 from trainer import processes
 from trainer.config import Recipe
 from trainer.conversations import ConversationSet
-from trainer.data import Packer, first_questions
-from trainer.lora import add_lora, check_peft
+from trainer.data import Packer, first_questions, load_questions
+from trainer.loop import check_names, with_stage
+from trainer.lora import add_lora
 from trainer.model import build_processor, freeze, llava_config
 from trainer.outline import Sizes, attach, on_meta, outline, sizes_of
 from trainer.output import check_output
 from trainer.student import check_student, choose_trained, load_conversations
-from workbench.data import Dataset, load_data
+from workbench.data import Dataset
 from workbench.errors import ConfigError, DataError, RunError
 from workbench.files import cache_folder
 from workbench.mllm import MLLM, Batch, VisualTokens
@@ -137,11 +138,8 @@ def plan(recipe: Recipe) -> Plan:
     Raises:
         WorkbenchError: a name, a shape or a data file is wrong, or the output folder is taken.
     """
-    recipe.optim.accumulated(processes.count())
-    if recipe.model.train == "lora":
-        check_peft()
-    if recipe.start is None or recipe.start.suffix != ".yaml":  # a first stage is trained on the way
-        check_output(recipe.output_dir, recipe)
+    check_names(recipe)
+    check_output(recipe.output_dir, with_stage(recipe))
     found = _conversations(recipe) if recipe.model.released else _packed_questions(recipe)
     if found.items < processes.count():
         raise ConfigError(f"{processes.count()} processes for {found.items} training {found.unit}: expected at most as many processes as {found.unit}")
@@ -150,7 +148,7 @@ def plan(recipe: Recipe) -> Plan:
 
 def _packed_questions(recipe: Recipe) -> Plan:
     """The plan of a small LLaVA."""
-    train, val = load_data(recipe.data.train[0], limit=recipe.data.limit_train), load_data(recipe.data.val, limit=recipe.data.limit_val)
+    train, val = load_questions(recipe.data)
     model, processor = meta_model(recipe, train, val)
     tokens = model.config.image_seq_length
     attached = attach(recipe, model, *one_square(model, tokens))

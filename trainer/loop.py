@@ -21,14 +21,25 @@ from transformers.trainer_callback import PrinterCallback
 
 from trainer import processes
 from trainer.alignment import weight_at
-from trainer.card import check_hub, push, write_card
+from trainer.card import check_hub, origins, push, write_card
 from trainer.checkpoint import load_model, part, save_model
 from trainer.config import Recipe
 from trainer.evaluation import metrics_of, summary
 from trainer.lora import adapters, check_peft, merge
 from trainer.model import IGNORED
-from trainer.monitor import EarlyWarnings, Progress, check_trackers, counted, stop_unless_finite, subset_alignment, warnings_of, write_log
-from trainer.output import FINAL, RECIPE_FILE, UNFINISHED, alone, check_output, check_same_recipe, publish_checkpoint, write_recipe
+from trainer.monitor import EarlyWarnings, LastLog, Progress, check_trackers, counted, stop_unless_finite, subset_alignment, warnings_of, write_log
+from trainer.output import (
+    FINAL,
+    RECIPE_FILE,
+    UNFINISHED,
+    alone,
+    check_output,
+    check_same_recipe,
+    check_same_sources,
+    publish_checkpoint,
+    write_recipe,
+    write_sources,
+)
 from trainer.prepare import Prepared, prepare
 from trainer.student import PreparedStudent, prepare_student
 from workbench.config import as_mapping, parse
@@ -54,18 +65,24 @@ class AlignmentTrainer(Trainer):
         self.recipe, self.prepared = recipe, prepared
         self._sums: dict[str, Tensor] = {}
         self._steps = 0  # optimizer steps since the last log
+        self._cut: Tensor | int = 0  # conversations in them that max_length left no answer
         self._aligned_steps: Tensor | int = 0  # those of them with an image
         self._aligned_items: Tensor | None = None  # of the global batch
         self._saving = False
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.evaluation: pd.DataFrame | None = None
         self.evaluated_at = -1
-        self.subset, left_out = subset_alignment(recipe, prepared)  # before the seed is set again, since building a VFM draws random numbers
+        self.subset, known = subset_alignment(recipe, prepared)  # before the seed is set again, since building a VFM draws random numbers
         collator = counted(prepared.collate, prepared.model.config.image_token_id)
         super().__init__(model=prepared.model, train_dataset=prepared.train, data_collator=collator, **kwargs)
         self.progress = Progress(recipe.output_dir, recipe.optim.steps)
         self.add_callback(self.progress)
-        self.add_callback(EarlyWarnings(recipe.monitor.head_steps, left_out, lambda: bool(self._aligned_items)))
+        self.add_callback(LastLog())
+        if recipe.optim.warmup >= recipe.optim.steps:
+            known.append(
+                f"optim.warmup is {recipe.optim.warmup} of {recipe.optim.steps} steps: the learning rate never comes to {recipe.optim.learning_rate:g}"
+            )
+        self.add_callback(EarlyWarnings(recipe.monitor.head_steps, known, lambda: bool(self._aligned_items)))
         self.model_accepts_loss_kwargs = True  # the LM loss is normalised over the accumulated batch, in the model
 
     def compute_loss(
@@ -94,9 +111,11 @@ class AlignmentTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
         """Answer tokens of the global batch; what is aligned is counted along."""
-        counts = torch.stack([torch.stack([batch["labels"].ne(IGNORED).sum(), self._aligned(batch)]) for batch in batch_samples]).sum(0)
-        answers, self._aligned_items = self.accelerator.reduce(counts.to(device), "sum")
-        return answers
+        answers = [batch["labels"].ne(IGNORED) for batch in batch_samples]
+        counts = [torch.stack([own.sum(), self._aligned(batch), (~own.any(1)).sum()]) for own, batch in zip(answers, batch_samples, strict=True)]
+        tokens, self._aligned_items, cut = self.accelerator.reduce(torch.stack(counts).sum(0).to(device), "sum")
+        self._cut = self._cut + cut
+        return tokens
 
     def _aligned(self, batch: dict[str, Any]) -> Tensor:
         """What the alignment loss of a batch is a mean over."""
@@ -133,6 +152,8 @@ class AlignmentTrainer(Trainer):
             aligned = int(self._aligned_steps)
             steps = [self._steps if name == "lm_loss" else aligned for name in names]
             logs |= {name: float(total / count) for name, total, count in zip(names, totals, steps, strict=True) if count}
+            if self.recipe.data.max_length is not None:
+                logs["answers_cut"], self._cut = int(self._cut), 0  # conversations without any answer left, since the row before
             if self.recipe.alignment.aligned:
                 logs["alignment_weight"] = self.alignment_weight(self.state.global_step - 1)  # of the last step that was made
             self._sums, self._steps, self._aligned_steps = {}, 0, 0
@@ -166,7 +187,12 @@ class AlignmentTrainer(Trainer):
         self._saving = True
         processes.together(lambda: self._write(lambda: super(AlignmentTrainer, self)._save_checkpoint(*args, **kwargs), name))
         self._saving = False
-        processes.on_main(lambda: publish_checkpoint(folder, name, self.recipe.keep_checkpoints))
+
+        def publish() -> None:
+            self._write(lambda: write_sources(folder / UNFINISHED / name, self.prepared.record), name)
+            publish_checkpoint(folder, name, self.recipe.keep_checkpoints)
+
+        processes.on_main(publish)
 
     def _write(self, action: Callable[[], None], name: str) -> None:
         try:
@@ -224,10 +250,9 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
         RunError: output_dir already holds a training run and `resume` is not set, or there is nothing to resume.
     """
     folder = recipe.output_dir
-    processes.together(lambda: _check_names(recipe))
+    processes.together(lambda: check_names(recipe))
     stage = recipe.start if recipe.start is not None and recipe.start.suffix == ".yaml" else None
-    if stage is not None:
-        recipe = replace(recipe, start=folder.parent / f"{stage.stem.split('_')[-1]}-s{recipe.seed}")
+    recipe = with_stage(recipe)
     checkpoint = processes.on_main(lambda: check_output(folder, recipe))
     if stage is not None:
         _first_stage(stage, recipe, argv)
@@ -236,9 +261,18 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
         return _train(recipe, checkpoint, argv)
 
 
-def _check_names(recipe: Recipe) -> None:
+def with_stage(recipe: Recipe) -> Recipe:
+    """The recipe with the folder where its first stage, if it is named by its recipe, is or will be."""
+    if recipe.start is None or recipe.start.suffix != ".yaml":
+        return recipe
+    return replace(recipe, start=recipe.output_dir.parent / f"{recipe.start.stem.split('_')[-1]}-s{recipe.seed}")
+
+
+def check_names(recipe: Recipe) -> None:
     """See that what the recipe names is there and fits the processes, before anything that takes long."""
     recipe.optim.accumulated(processes.count())
+    if recipe.start is not None and not (recipe.start if recipe.start.suffix == ".yaml" else recipe.start / "model.safetensors").exists():
+        raise ConfigError(f"start is {recipe.start}: expected the folder of a finished training, or the recipe of a first stage")
     check_trackers(recipe.report_to)
     if recipe.push_to_hub is not None:
         check_hub(recipe.push_to_hub)
@@ -257,6 +291,8 @@ def _check_names(recipe: Recipe) -> None:
 def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFrame:
     folder, optim = recipe.output_dir, recipe.optim
     prepared = processes.together(lambda: _enough(prepare_student(recipe) if recipe.model.released else prepare(recipe)))
+    if checkpoint is not None:
+        processes.on_main(lambda: check_same_sources(Path(checkpoint), prepared.record))
     trainer = build_trainer(recipe, prepared)
     processes.on_main(lambda: write_recipe(folder, recipe))
     trainer.run(checkpoint)
@@ -270,7 +306,8 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
         trainer.evaluation = prepared.evaluate(optim.batch_size)
         state = trainer.whole_state()
     launch = {"processes": processes.count(), "strategy": processes.strategy(), "global_batch": optim.images(processes.count())}
-    record = {"recipe": as_mapping(recipe), "seconds": seconds, "steps_per_second": optim.steps / seconds, **launch, **prepared.record, **environment(argv)}
+    own = {"recipe": as_mapping(recipe), "origins": origins(as_mapping(recipe)), "seconds": seconds, "steps_per_second": optim.steps / seconds}
+    record = own | launch | prepared.record | environment(argv)
     processes.on_main(lambda: _write_results(trainer, state, record))
     assert trainer.evaluation is not None
     return trainer.evaluation

@@ -20,7 +20,7 @@ from accelerate.utils import send_to_device
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from trainer import processes
@@ -58,6 +58,9 @@ def check_trackers(names: Sequence[str]) -> None:
 # --- progress and log ----------------------------------------------------------------------------------------------------------------------
 
 
+CUT = "data.max_length leaves no answer in"
+
+
 class Progress(TrainerCallback):
     """Both losses on stderr, of the first process: a bar on a terminal, elsewhere a line per log. Keeps the training log on disk as parquet."""
 
@@ -75,6 +78,8 @@ class Progress(TrainerCallback):
             self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: object, logs: dict[str, float] | None = None, **_: object) -> None:
+        if logs and logs.get("answers_cut") and not any(CUT in str(row.get("warning", "")) for row in state.log_history):
+            warn(state, f"{CUT} {logs['answers_cut']} conversations since the last row of the log, whose column answers_cut counts on; they teach nothing")
         own = {short: f"{logs[name]:.3f}" for name, short in SHOWN.items() if logs and name in logs}
         if not own or not state.is_world_process_zero:
             return
@@ -91,6 +96,14 @@ class Progress(TrainerCallback):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+class LastLog(TrainerCallback):
+    """Logs the losses since the last row at the last step too, wherever it falls."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
 
 
 def write_log(history: list[dict[str, Any]], folder: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from workbench.training import RECORD_FILE, checkpoints
 
 RECIPE_FILE = "recipe.yaml"
 FINAL = "final"  # the trained model, until each of its files is moved to where it is found
+SOURCES_FILE = "sources.json"  # in every checkpoint
 UNFINISHED = ".unfinished"  # checkpoints that are being written; whole ones are moved out of it
 
 
@@ -29,14 +31,44 @@ def check_same_recipe(folder: Path, recipe: Recipe) -> None:
         ConfigError: names the first key that differs.
     """
     written = parse(Recipe, [], prog=RECIPE_FILE, recipe=folder / RECIPE_FILE)  # one layer or one VFM was stored as a plain value once
-    stored, own = _absolute_start(as_mapping(written)), _absolute_start(as_mapping(recipe))
-    for key in sorted(set(own) - {"resume", "output_dir", "report_to", "keep_checkpoints", "push_to_hub"}):
+    stored, own = _keys(as_mapping(written)), _keys(as_mapping(recipe))
+    for key in sorted(set(own) - {"resume", "dry_run", "output_dir", "report_to", "keep_checkpoints", "push_to_hub"}):
         if stored.get(key) != own[key]:
             raise ConfigError(f"the run in {folder} was started with {key} {stored.get(key)}, and this recipe says {own[key]}: choose another output_dir")
 
 
-def _absolute_start(recipe: dict[str, Any]) -> dict[str, Any]:
-    return recipe | {"start": recipe["start"] and str(Path(recipe["start"]).resolve())}
+def _keys(recipe: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    """The values of a recipe by `section.key`, with an absolute `start`."""
+    found: dict[str, Any] = {}
+    for key, value in recipe.items():
+        found |= _keys(value, f"{section}{key}.") if isinstance(value, Mapping) else {f"{section}{key}": value}
+    return found if section else found | {"start": recipe["start"] and str(Path(recipe["start"]).resolve())}
+
+
+def write_sources(checkpoint: Path, record: Mapping[str, Any]) -> None:
+    """Keep in a checkpoint the fingerprints of what the run learns from and began with."""
+    (checkpoint / SOURCES_FILE).write_text(json.dumps(_sources(record), indent=2))
+
+
+def check_same_sources(checkpoint: Path, record: Mapping[str, Any]) -> None:
+    """See that data, weights and VFMs are those that `checkpoint` was trained with (one of before they were kept there says nothing).
+
+    Raises:
+        RunError: names the first that differs.
+    """
+    if not (checkpoint / SOURCES_FILE).exists():
+        return
+    stored, own = json.loads((checkpoint / SOURCES_FILE).read_text()), _sources(record)
+    for key in sorted(stored.keys() | own.keys()):
+        if stored.get(key) != own.get(key):
+            raise RunError(
+                f"{checkpoint} was trained with the {key} fingerprint {stored.get(key)}, and it is {own.get(key)} now: "
+                "expected the same content, since a resumed run is the uninterrupted one"
+            )
+
+
+def _sources(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.removesuffix("_fingerprint"): value for key, value in record.items() if key in ("data", "val") or key.endswith("_fingerprint")}
 
 
 @contextmanager
@@ -91,16 +123,21 @@ def publish_checkpoint(folder: Path, name: str, keep: int | None) -> None:
     try:
         _remove(folder / name)  # half of one, which an older version may have left
         (folder / UNFINISHED / name).rename(folder / name)
-        for old in checkpoints(folder)[: -keep if keep else 0]:
-            _remove(old.folder)
+        _keep_newest(folder, keep)
     except OSError as error:
         raise RunError(f"cannot write checkpoint {folder / name} ({error.strerror or error})") from error
+
+
+def _keep_newest(folder: Path, keep: int | None) -> None:
+    for old in checkpoints(folder)[: -keep if keep else 0]:
+        _remove(old.folder)
 
 
 def _remove(checkpoint: Path) -> None:
     """Delete a checkpoint; killed meanwhile, it leaves none that looks whole."""
     if checkpoint.exists():
         aside = checkpoint.parent / UNFINISHED / f"old-{checkpoint.name}"
+        aside.parent.mkdir(exist_ok=True)
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
@@ -108,6 +145,7 @@ def _remove(checkpoint: Path) -> None:
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
     """Store the recipe, which marks `folder` as a training run, and clear what a killed run left half written; under the lock of `alone`."""
+    _keep_newest(folder, recipe.keep_checkpoints)
     for left in (folder / UNFINISHED, folder / FINAL):
         shutil.rmtree(left, ignore_errors=True)
     remove_partial(folder)

@@ -16,7 +16,7 @@ from trainer.alignment import attach_alignment
 from trainer.checkpoint import part
 from trainer.config import AlignmentConfig, OptimConfig, Recipe
 from trainer.conversations import other_images, vfm_tokens
-from trainer.data import PackedDataset, Packer, collate, first_questions
+from trainer.data import PackedDataset, Packer, collate, first_questions, load_questions
 from trainer.evaluation import answer_packed
 from trainer.features import DerivedFeatures, Features, frozen_features
 from trainer.language import check_language
@@ -32,8 +32,9 @@ from trainer.model import (
 )
 from trainer.sampling import Stream
 from trainer.watched import Watched, WatchedBatch
-from workbench.data import Dataset, load_data
+from workbench.data import Dataset
 from workbench.data.base import content_hash
+from workbench.errors import ConfigError
 from workbench.mllm.residual import attach_residual
 from workbench.vfm import load_vfm
 from workbench.weights import check_unchanged, load_weights, weights_folder
@@ -114,7 +115,7 @@ class Prepared:
 
 def prepare(recipe: Recipe) -> Prepared:
     """Build model, data and features. The language model's initial weights depend on the seed only, never on the alignment."""
-    train, val = load_data(recipe.data.train[0], limit=recipe.data.limit_train), load_data(recipe.data.val, limit=recipe.data.limit_val)
+    train, val = load_questions(recipe.data)
     processor = build_processor(recipe.model, sorted(train.vocabulary | val.vocabulary))
     set_seed(recipe.seed)
     llava, parts = build_llava(recipe.model, processor)
@@ -188,5 +189,7 @@ def _controlled(settings: AlignmentConfig, targets: Features, seed: int) -> Feat
     if settings.centre:
         targets = DerivedFeatures(targets, minus=targets.mean())
     if settings.images == "others":
+        if len(targets) < 2:
+            raise ConfigError("alignment.images is others, and there is one training image: expected several")
         targets = DerivedFeatures(targets, order=other_images(len(targets), seed))
     return targets

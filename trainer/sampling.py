@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
 
 def shuffled(count: int, seed: int, epoch: int) -> list[int]:
-    """All images once, in an order that the seed and the number of the pass determine."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+    """All images once, in an order that the seed and the number of the pass determine; no pass of one seed is a pass of another."""
+    own = seed if epoch == 0 else int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
+    return torch.randperm(count, generator=torch.Generator().manual_seed(own)).tolist()
 
 
 class Stream(Sampler[int]):

@@ -35,6 +35,7 @@ from workbench.vfm import VFM, load_vfm
 from workbench.weights import fingerprint
 
 log = logging.getLogger(__name__)
+LOOKED_AT = 4  # conversations of each kind
 
 
 class AlignedMLLMForConditionalGeneration(Aligned):
@@ -320,7 +321,7 @@ def load_conversations(recipe: Recipe) -> tuple[ConversationSet, ConversationSet
 
 
 def check_student(recipe: Recipe, mllm: MLLM, train: ConversationSet, val: ConversationSet) -> list[list[Sample]]:
-    """See that recipe, model and data fit one another, before anything is written; the model is given the first conversation of each kind.
+    """See that recipe, model and data fit one another, before anything is written, by the first conversations of each kind.
 
     Returns:
         Validation questions with options, by image, if there are any.
@@ -331,10 +332,13 @@ def check_student(recipe: Recipe, mllm: MLLM, train: ConversationSet, val: Conve
     if hasattr(mllm.config, KEY):
         raise ConfigError(f"model.name is {recipe.model.name}, which adds its image again: expected a model trained without a residual")
     recipe.check_layer(mllm.n_layers)
-    for kind in (True, False):
-        first = next((c for c in train.conversations if bool(c.loads) == kind), None)
-        if first is not None:
-            encode_conversations(mllm, [first.images], [first.turns], max_length=recipe.data.max_length)
+    for data in (train, val):
+        for kind in (True, False):
+            few = [c for c in data.conversations if bool(c.loads) == kind][:LOOKED_AT]
+            left = [bool(encode_conversations(mllm, [c.images], [c.turns], max_length=recipe.data.max_length)[1].ne(IGNORED).any()) for c in few]
+            if few and not any(left):
+                which = f"the first {len(few)} conversations {'with' if kind else 'without'} an image of {data.data.name}"
+                raise ConfigError(f"data.max_length is {recipe.data.max_length}, which leaves none of the answers in {which}: expected more tokens")
     if not any(sample.answer in sample.options for sample in val.data):
         return []
     scenes = questions_of(val.data.scenes)

@@ -13,6 +13,7 @@ corrected for all variants of a question type.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -36,6 +37,7 @@ import pandas as pd
 from trainer.config import Recipe
 from trainer.output import RECIPE_FILE, check_same_recipe
 from workbench.config import command, parse
+from workbench.data import load_data
 from workbench.errors import ConfigError, RunError, UnknownNameError
 from workbench.files import atomic_file, make_folder
 from workbench.stats import holm, paired_test, t_interval
@@ -134,7 +136,8 @@ class Sweep:
     def _job(self, name: str, words: str, seed: int, folder: Path) -> Job:
         try:
             words = words.format(output_dir=shlex.quote(str(self.output_dir)), seed=seed)
-            return Job(name, seed, folder, [*shlex.split(words), "--seed", str(seed), "--output_dir", str(folder)])
+            given = [part for word in shlex.split(words) for part in (word.split("=", 1) if word.startswith("--start=") else [word])]
+            return Job(name, seed, folder, [*given, "--seed", str(seed), "--output_dir", str(folder)])
         except (KeyError, IndexError, ValueError) as error:
             raise ConfigError(f"variant '{name}: {words.strip()}' cannot be read ({error}): expected {{output_dir}} and {{seed}} alone in braces") from None
 
@@ -236,6 +239,10 @@ def _stop(running: list[Running]) -> None:
 
 def check(sweep: Sweep) -> None:
     """See that every recipe can be read, and that what is there was trained from the recipes of this sweep, so that no old run is compared with a new one."""
+    folders = [job.folder for job in sweep.jobs()]
+    if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
+        raise ConfigError(f"two runs of the sweep would be trained in {twice}: expected names that differ, that of `first` too")
+    first = folders[0] if sweep.first else None
     for job in sweep.jobs():
         if not job.arguments or job.arguments[0].startswith("-"):
             raise ConfigError(f"variant '{job.name}': expected a recipe first, as in '{job.name}: RECIPE.yaml [--section.key value ...]'")
@@ -244,6 +251,13 @@ def check(sweep: Sweep) -> None:
             raise ConfigError(f"variant '{job.name}' has the first stage {recipe.start}, which several runs would train at once: expected --start FOLDER there")
         if (job.folder / RECIPE_FILE).exists():
             check_same_recipe(job.folder, recipe)
+        if recipe.model.released and not job.finished and job.folder != first and not _has_options(recipe.data.val, recipe.data.limit_val):
+            raise ConfigError(f"variant '{job.name}' is validated on {recipe.data.val}, by the loss: {SCORED}")
+
+
+@cache
+def _has_options(spec: str, limit: int | None) -> bool:
+    return any(sample.answer in sample.options for sample in load_data(spec, limit=limit))
 
 
 @cache
@@ -260,13 +274,22 @@ def _ready(job: Job) -> bool:
 
 
 def accuracies(sweep: Sweep) -> pd.DataFrame:
-    """Accuracy on the validation split of each finished run: columns variant, seed, category, accuracy, n, chance."""
-    rows = []
+    """Accuracy on the validation split of each finished run: columns variant, seed, category, accuracy, n, chance.
+
+    Raises:
+        RunError: nothing is finished, a run was evaluated by its loss, or two were not asked the same.
+    """
+    rows: list[pd.DataFrame] = []
+    asked: dict[tuple[object, ...], Job] = {}
     for job in sweep.runs():
         if job.finished:
             table = pd.read_parquet(job.folder / "evaluation.parquet")
             if "correct" not in table:
-                raise RunError(f"{job.folder} was evaluated by its loss: expected validation questions with options, whose answers a sweep compares")
+                raise RunError(f"{job.folder} was evaluated by its loss: {SCORED}")
+            asked.setdefault((json.loads((job.folder / RECORD_FILE).read_text()).get("val"), *table["id"], *table["category"]), job)
+            if len(asked) > 1:
+                first, other = asked.values()
+                raise RunError(f"{first.folder} and {other.folder} were asked other validation questions: expected the same data.val, limit_val and questions")
             types = table.groupby("category").agg(accuracy=("correct", "mean"), n=("correct", "size"), chance=("chance", "mean"))
             mean = pd.DataFrame({"accuracy": types["accuracy"].mean(), "n": len(table), "chance": types["chance"].mean()}, index=[MEAN])
             rows.append(pd.concat([types, mean]).rename_axis("category").reset_index().assign(variant=job.name, seed=job.seed))
@@ -309,6 +332,7 @@ def _with_spread(low: float, high: float) -> tuple[float, float]:
     return (low, high) if high - low > 1e-9 else (-np.inf, np.inf)
 
 
+SCORED = "expected validation questions with options, whose answers a sweep compares"
 COLUMNS = ["type", "variant", "accuracy", "low", "high", "min", "seeds", "n", "chance", "against", "pairs", "difference", "d_low", "d_high", "p", "p_holm"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,24 @@ def training_record(folder: Path) -> dict[str, Any]:
     for key in ("layer", "vfm"):  # plain values in records from before there could be several
         alignment[key] = alignment[key] if isinstance(alignment[key], list) else [alignment[key]]
     return record
+
+
+def alignment_words(settings: Mapping[str, Any]) -> str:
+    """What was aligned to what, in a few words, every departure from plain VIRAL among them; a record from before a key existed had its default."""
+    layer, vfm = (", ".join(map(str, settings[key])) for key in ("layer", "vfm"))
+    words = []
+    if settings["objective"] != "none":
+        target = {"vfm": vfm, "encoder": "own encoder", "projector": "own projector"}[settings.get("target", "vfm")]
+        words = [target, f"layer {layer}", f"weight {settings['weight']}"]
+        usual = {"objective": "cosine", "schedule": "constant", "final_weight": None, "warmup": 0, "heads": "each", "where": "output"}
+        words += [f"{key.replace('_', ' ')} {settings[key]}" for key, value in usual.items() if settings.get(key, value) != value]
+        controls = {"images": ("others", "control: targets of other images"), "centre": (True, "targets less their mean")}
+        words += [said for key, (value, said) in controls.items() if settings.get(key) == value]
+        if settings.get("target", "vfm") == "vfm" and settings.get("teacher_norm", "own") != "own":
+            words.append("CLIP-normalised")
+    if settings.get("residual", "none") != "none":
+        words.append(f"residual {settings['residual']}" + (f", layer {layer}" if not words else ""))
+    return ", ".join(words) or "none"
 
 
 def training_log(folder: Path) -> pd.DataFrame:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -11,7 +9,7 @@ import streamlit as st
 
 from workbench import figures, runs
 from workbench.dashboard.folders import below_root, default_models, runs_root, trained_models
-from workbench.training import MEAN, RECORD_FILE, cknna_log, score_log, training_record
+from workbench.training import MEAN, RECORD_FILE, alignment_words, cknna_log, score_log, training_record
 
 EMPTY = "Nothing is stored in {} yet. Train a model with `python -m trainer trainer/recipes/shapes_viral.yaml`, or run `make demo`."
 
@@ -113,33 +111,17 @@ def _training_row(name: str) -> dict[str, object]:
     if not (below_root(name) / RECORD_FILE).exists():
         return {"model": name, "state": "not finished"}
     record = training_record(below_root(name))
-    recipe, alignment = record["recipe"], record["recipe"]["alignment"]
+    recipe = record["recipe"]
     return {
         "model": name,
         "state": "finished",
-        "alignment": _alignment(alignment),
+        "alignment": alignment_words(recipe["alignment"]),
         "seed": recipe["seed"],
         "steps": recipe["optim"]["steps"],
         "seconds": round(record["seconds"]),
         "steps/s": round(record["steps_per_second"], 2),
         "git": record["git"][:8] + (" (dirty)" if record["dirty"] else ""),
     }
-
-
-def _alignment(settings: dict[str, Any]) -> str:
-    """What was aligned to what, in a few words; records from before a key existed had its default."""
-    layer, vfm = (", ".join(map(str, settings[key])) for key in ("layer", "vfm"))
-    words = []
-    if settings["objective"] != "none":
-        target = {"vfm": vfm, "encoder": "own encoder", "projector": "own projector"}[settings.get("target", "vfm")]
-        words = [target, f"layer {layer}", f"weight {settings['weight']}"]
-        defaults = {"objective": "cosine", "schedule": "constant", "heads": "each", "where": "output"}
-        words += [f"{key} {settings[key]}" for key, usual in defaults.items() if settings.get(key, usual) != usual]
-        if settings.get("teacher_norm", "own") != "own":
-            words.append("CLIP-normalised")
-    if settings.get("residual", "none") != "none":
-        words.append(f"residual {settings['residual']}" + (f", layer {layer}" if not words else ""))
-    return ", ".join(words) or "none"
 
 
 def _stored() -> None:
