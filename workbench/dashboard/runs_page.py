@@ -38,7 +38,8 @@ def _training(models: list[str]) -> None:
     for column, measure in zip(st.columns(max(1, min(2, len(shown)))) * len(shown), shown, strict=False):
         column.plotly_chart(_curve(logs, measure), width="stretch", config=figures.EXPORT, key=f"curve-{measure}")
     if any(map(_validated, shown)):
-        st.caption("Bands: 95 % intervals over the images, or conversations, of the validation split. Losses are of training batches, without one.")
+        what = "Bands: 95 % intervals over the images, or conversations, of the validation split; n counts questions, or answer tokens."
+        st.caption(f"{what} Losses are of training batches, without one.")
     _alignment_curves(chosen)
     _warnings(logs)
     tables = {name: pd.read_parquet(file) for name in chosen if (file := below_root(name) / "accuracy.parquet").exists()}
@@ -60,7 +61,7 @@ def _curve(logs: dict[str, pd.DataFrame], measure: str) -> go.Figure:
         return figures.training_curves(logs, measure)
     table = pd.concat([score_log(log, measure).assign(model=name) for name, log in logs.items() if measure in log], ignore_index=True)
     accuracy = measure.startswith("accuracy/")  # the chance level of a loss, ln |V|, is far above all of its curve: said, not drawn
-    said = [f"{n:.0f} questions" if accuracy else f"{n:.0f} answer tokens, chance {chance:.2f}" for n, chance in zip(table["n"], table["chance"], strict=True)]
+    said = [f"n = {n:.0f}" if accuracy else f"n = {n:.0f}, chance {chance:.2f}" for n, chance in zip(table["n"], table["chance"], strict=True)]
     table["over"] = np.where(table["n"].notna(), said, "no interval stored")
     table = table.rename(columns={"chance": "null_q95"})
     figure = figures.step_curves(table, y=measure, null="chance" if accuracy and table["null_q95"].notna().any() else "")
