@@ -290,7 +290,7 @@ def curves(found: Mapping[str, Run], table: str = "scores") -> pd.DataFrame:
             continue
         for key, each in own.groupby(["model", "measure", "of", "step"], sort=False):
             if len(each) == len(seeds):
-                interval = t_interval(each["score"].to_numpy())
+                interval = t_interval(each["score"].to_numpy(), bounds=(0, 1) if key[1] == ACCURACY else (-np.inf, np.inf))
                 values = {"score": interval.estimate, "low": interval.low, "high": interval.high, "n": each["n"].iloc[0], "n_images": each["n_images"].iloc[0]}
                 named = dict(zip(("model", "measure", "of", "step"), key, strict=True))
                 parts.append(pd.DataFrame([named | values | {"over": f"{len(seeds)} seeds"} | each[["null_mean", "null_q95"]].mean().to_dict()]))

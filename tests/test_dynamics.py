@@ -99,7 +99,7 @@ def test_seeds_are_recognised_by_name_where_they_were_asked_the_same() -> None:
 def test_curves_over_seeds_have_students_interval_and_over_images_their_own() -> None:
     table = curves(found(base_s0=SLOW, base_s1=FAST, viral=FAST))
     base, viral = (table[table["model"] == name].set_index("step") for name in ("base", "viral"))
-    expected = t_interval([0.75, 0.9])
+    expected = t_interval([0.75, 0.9], bounds=(0, 1))
     assert base.loc[1000, ["score", "low", "high"]].tolist() == pytest.approx([expected.estimate, expected.low, expected.high])
     assert base["over"].eq("2 seeds").all() and viral["over"].eq("9 images").all() and viral.loc[1000, "low"] == pytest.approx(0.89)
     short = {"base-s0": stored("base-s0", SLOW), "base-s1": stored("base-s1", FAST[:4], steps=STEPS[:4])}

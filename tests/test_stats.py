@@ -53,6 +53,8 @@ def test_t_interval_equals_scipy_and_one_seed_says_nothing() -> None:
     values = np.array([0.8, 0.83, 0.79, 0.9, 0.85])
     interval = t_interval(values)
     assert (interval.low, interval.high) == pytest.approx(scipy_stats.t.interval(0.95, 4, values.mean(), scipy_stats.sem(values)))
+    cut = t_interval([0.79, 0.99, 1.0], bounds=(0, 1))
+    assert cut.high == 1 and cut.low == t_interval([0.79, 0.99, 1.0]).low > 0
     assert t_interval([0.5]).high == np.inf and bootstrap_ci([0.5, 0.7], groups=[0, 0]).low == -np.inf
 
 

@@ -99,6 +99,13 @@ def test_seeds_without_spread_have_no_interval(tmp_path: Path) -> None:
     assert own.loc["layer-3", ["low", "high"]].tolist() == [-np.inf, np.inf] and np.isfinite(own.loc["layer-3", ["d_low", "d_high"]].tolist()).all()
 
 
+def test_an_accuracy_has_no_interval_beyond_one_and_a_difference_none_cut(tmp_path: Path) -> None:
+    _store(tmp_path, {"baseline": [4, 9, 10], "layer-2": [10, 10, 9]})
+    sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1, 2), over=LINE, grid=("alignment.layer: 2",))
+    own = report(sweep).query("type == @MEAN").set_index("variant")
+    assert own["high"].tolist() == [1, 1] and (own["low"] >= 0).all() and own.loc["layer-2", "d_high"] > 1
+
+
 def test_runs_that_were_asked_other_questions_are_not_compared(tmp_path: Path) -> None:
     _store(tmp_path, {"baseline": [4, 5], "layer-2": [5, 6]})
     sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1), over=LINE, grid=("alignment.layer: 2",))

@@ -312,7 +312,7 @@ def report(sweep: Sweep) -> pd.DataFrame:
         raise RunError(f"no run of '{sweep.against}' is finished: expected one, since differences are taken against it")
     rows = []
     for (category, variant), part in table.groupby(["category", "variant"], sort=False):
-        own = t_interval(part["accuracy"].to_numpy())
+        own = t_interval(part["accuracy"].to_numpy(), bounds=(0, 1))
         low, high = _with_spread(own.low, own.high)
         row = {"type": category, "variant": variant, "accuracy": own.estimate, "low": low, "high": high, "min": part["accuracy"].min()}
         row |= {"seeds": " ".join(map(str, part["seed"])), "n": int(part["n"].mean()), "chance": part["chance"].mean(), "against": sweep.against}

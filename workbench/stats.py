@@ -114,13 +114,18 @@ def _resampled(values: np.ndarray, groups: Sequence[Hashable] | None, n: int, se
         return sums.sum(axis=0) / counts.sum(axis=0), (weights @ sums) / (weights @ counts), known
 
 
-def t_interval(values: Sequence[float] | np.ndarray, *, level: float = 0.95) -> Interval:
-    """Mean with Student's interval, for the handful of values that seeds give; one value has an infinite interval."""
+def t_interval(values: Sequence[float] | np.ndarray, *, level: float = 0.95, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
+    """Mean with Student's interval, for the handful of values that seeds give; one value has an infinite interval.
+
+    Args:
+        bounds: what the mean can be, which Student's interval does not know: (0, 1) for an accuracy, whose interval is cut there.
+    """
     array = _finite(values)
     if len(array) == 1:
         return Interval(float(array[0]), -np.inf, np.inf, 1, level)
     half = scipy_stats.t.ppf((1 + level) / 2, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
-    return Interval(float(array.mean()), float(array.mean() - half), float(array.mean() + half), len(array), level)
+    low, high = np.clip([array.mean() - half, array.mean() + half], *bounds)
+    return Interval(float(array.mean()), float(low), float(high), len(array), level)
 
 
 def jackknife_ci(estimate: float, left_out: Sequence[float] | np.ndarray, units: int, *, level: float = 0.95) -> Interval:
