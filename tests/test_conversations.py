@@ -209,7 +209,11 @@ def test_hugging_face_data_sets(tmp_path: Path) -> None:
     assert load_data(f"hf:{tmp_path / 'm.jsonl'}").conversations[0].turns == (("what is this ?", "a cat"),)
     for content, message in (
         ({"image": "0.png", "text": "x"}, "has columns image, text: expected conversations, messages, or question and answer"),
-        (row | {"image": "1.png"}, r"row 1: image .*1.png does not exist"),
+        (row | {"image": "1.png"}, r"1 image of q.jsonl is not below .* \(\. 1\), first 1.png: expected all of them"),
+        ({"images": ["1.png", "a/2.png"], "messages": messages}, r"2 images of q.jsonl are not below .* \(\. 1, a 1\), first 1.png, a/2.png"),
+        (row | {"image": 3}, "row 1 has image '3': expected a picture or a path"),
+        ({"image": "0.png", "messages": "what ?"}, "row 1 has no list of messages"),
+        ({"image": "0.png", "messages": ["what ?"]}, "row 1 has no list of messages"),
         ({"image": "0.png", "messages": messages[:1]}, "row 1 has no question with an answer"),
     ):
         file.write_text(json.dumps(content))
@@ -217,6 +221,32 @@ def test_hugging_face_data_sets(tmp_path: Path) -> None:
             load_data(f"hf:{file}")
     with pytest.raises(DataError, match="could not be loaded"):
         load_data(f"hf:{tmp_path / 'nowhere'}")
+
+
+def test_a_split_is_the_files_that_are_named_so(tmp_path: Path) -> None:
+    """A split that is not there is an error: all rows in its place would be trained and validated on alike."""
+    if not os.environ.get("CI"):
+        pytest.importorskip("datasets")
+
+    def rows(count: int) -> str:
+        return "\n".join(json.dumps({"question": "what ?", "answer": str(n)}) for n in range(count))
+
+    folder = tmp_path / "d"
+    (folder / "test").mkdir(parents=True)
+    (folder / "train-00000-of-00001.jsonl").write_text(rows(6))
+    (folder / "test" / "0.jsonl").write_text(rows(3))
+    assert [len(load_data(f"hf:{folder}{split}").conversations) for split in ("", "?split=train", "?split=test")] == [6, 6, 3]
+    with pytest.raises(DataError, match=r"has no file whose name says split val: expected split=train or split=test"):
+        load_data(f"hf:{folder}?split=val")
+    (folder / "test" / "1.jsonl").write_text(rows(1))
+    (folder / "train-00000-of-00001.jsonl").unlink()
+    with pytest.raises(DataError, match=r"says split train: expected split=test"):
+        load_data(f"hf:{folder}")
+    lone = tmp_path / "rows.jsonl"
+    lone.write_text(rows(2))
+    assert len(load_data(f"hf:{lone}").conversations) == 2
+    with pytest.raises(DataError, match=r"says split val: expected none"):
+        load_data(f"hf:{lone}?split=val")
 
 
 def test_mixing_repeats_and_samples(tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ sample:  photos/cat.jpg
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -51,3 +54,25 @@ def read_image(path: Path) -> Image.Image:
             return upright_rgb(file)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning, DataError) as error:
         raise DataError(f"picture {path} cannot be read ({error})") from error
+
+
+def file_sizes(root: Path, names: Iterable[str]) -> dict[str, int]:
+    """Bytes of each file below `root` that is there, by its name; every folder is read once."""
+    wanted: dict[str, dict[str, str]] = {}
+    for name in names:
+        parent, _, last = name.rpartition("/")
+        wanted.setdefault(parent, {})[last] = name
+    found: dict[str, int] = {}
+    for parent, own in wanted.items():
+        if (root / parent).is_dir():
+            with os.scandir(root / parent) as entries:
+                found |= {own[entry.name]: entry.stat().st_size for entry in entries if entry.name in own and entry.is_file()}
+    return found
+
+
+def missing(source: str, root: Path, names: Sequence[str]) -> str:
+    """How many images that `source` names are not below `root`, in which folders, and the first of them."""
+    folders = Counter(name.rpartition("/")[0] or "." for name in names)
+    where = ", ".join(f"{folder} {count}" for folder, count in folders.most_common())
+    counted = f"{len(names)} images of {source} are" if len(names) > 1 else f"1 image of {source} is"
+    return f"{counted} not below {root} ({where}), first {', '.join(names[:3])}"

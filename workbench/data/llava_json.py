@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from workbench.data.base import DATASETS, Conversation, ConversationDataset, content_hash, spec_options, subset
-from workbench.data.folder import read_image
+from workbench.data.folder import file_sizes, missing, read_image
 from workbench.errors import DataError, UnknownNameError
 from workbench.weights import sha256
 
@@ -62,9 +60,9 @@ def llava_json(spec: str, *, limit: int | None = None, seed: int = 0) -> Convers
     if options["split"] != "all":
         rows = _part(file, rows, options["split"], options["held"])
     rows = [rows[i] for i in subset(len(rows), limit, seed)]
-    sizes = _sizes(root, {name for _, names, _ in rows for name in names})
-    if lost := [(name, names) for name, names, _ in rows if any(own not in sizes for own in names)]:
-        rows = _without(rows, sizes, _report(file, root, lost, sizes), skip=options["missing"] == "skip")
+    sizes = file_sizes(root, {name for _, names, _ in rows for name in names})
+    if lost := [own for _, names, _ in rows for own in names if own not in sizes]:
+        rows = _without(rows, sizes, missing(file.name, root, lost), skip=options["missing"] == "skip")
     conversations = [Conversation(name, turns, tuple(partial(read_image, root / own) for own in names)) for name, names, turns in rows]
     used = sorted({own for _, names, _ in rows for own in names})
     return ConversationDataset(
@@ -153,28 +151,6 @@ def turns_of(where: str, messages: Any, images: int, *, speaker: str, text: str)
     if images and not count:
         raise DataError(f"{where} has {images} image{'' if images == 1 else 's'} and no {PLACE} in its first question")
     return ((turns[0][0].replace(PLACE, "").strip(), turns[0][1].strip()), *((q.strip(), a.strip()) for q, a in turns[1:]))
-
-
-def _sizes(root: Path, names: Iterable[str]) -> dict[str, int]:
-    """Bytes of each file that is there; every folder is read once."""
-    wanted: dict[str, dict[str, str]] = {}
-    for name in names:
-        parent, _, last = name.rpartition("/")
-        wanted.setdefault(parent, {})[last] = name
-    found: dict[str, int] = {}
-    for parent, own in wanted.items():
-        if (root / parent).is_dir():
-            with os.scandir(root / parent) as entries:
-                found |= {own[entry.name]: entry.stat().st_size for entry in entries if entry.name in own and entry.is_file()}
-    return found
-
-
-def _report(file: Path, root: Path, lost: Sequence[tuple[str, tuple[str, ...]]], sizes: Mapping[str, int]) -> str:
-    names = [own for _, images in lost for own in images if own not in sizes]
-    folders = Counter(name.rpartition("/")[0] or "." for name in names)
-    where = ", ".join(f"{folder} {count}" for folder, count in folders.most_common())
-    counted = f"{len(names)} images of {file.name} are" if len(names) > 1 else f"1 image of {file.name} is"
-    return f"{counted} not below {root} ({where}), first {', '.join(names[:3])}"
 
 
 def _without(rows: list[Row], sizes: Mapping[str, int], report: str, *, skip: bool) -> list[Row]:
