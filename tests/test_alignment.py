@@ -88,6 +88,17 @@ def test_relation_loss_equals_its_formula_and_ignores_rotation_scale_and_width()
     assert relation_loss(opposite, opposite.abs()).item() == pytest.approx(2)  # half of the pairs are the diagonal, the others 2 apart
 
 
+def test_relation_loss_is_exact_where_training_is_in_bfloat16() -> None:
+    """A small difference of two products, which bfloat16 would drown: both are taken in float32."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(64, 32, generator=generator) + 3
+    student = (target + 0.01 * torch.randn(64, 32, generator=generator)).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = relation_loss(student, target)
+    expected = by_hand("relation", student.detach().double().numpy(), target.double().numpy())
+    assert 0 < expected < 1e-5 and loss.item() == pytest.approx(expected, rel=1e-2)
+
+
 # --- attached to a model ------------------------------------------------------------------------------------------------------------------
 
 

@@ -83,11 +83,11 @@ def test_families_train_and_their_losses_are_those_of_transformers_and_of_the_fo
     assert all(parts.values()) and not {n for n in moved if n.startswith("student.")} - set.union(*parts.values())
     tower = {id(p) for p in plain.model.get_encoder(modality="image").parameters()} - {id(p) for p in plain.connector.parameters()}
     assert not {f"student.{n}" for n, p in plain.model.named_parameters() if id(p) in tower} & moved
-    ready.check_frozen(recipe_of([]), wrapped.student.state_dict())  # the VFM and the tower hold their values
+    ready.check_frozen(wrapped.student.state_dict())  # the VFM and the tower hold their values
     with torch.no_grad():
         next(p for p in wrapped.student.parameters() if not p.requires_grad).add_(1)
     with pytest.raises(WorkbenchError, match="a frozen part of the model changed"):
-        ready.check_frozen(recipe_of([]), wrapped.student.state_dict())
+        ready.check_frozen(wrapped.student.state_dict())
 
 
 def trainer_of(ready: PreparedStudent, recipe: Recipe, folder: Path) -> AlignmentTrainer:
@@ -428,6 +428,8 @@ def test_a_checkpoint_of_another_architecture_is_refused(llava: list[str], tmp_p
     for name in ("training.json", "model.safetensors"):
         (done / name).unlink()
     settings = json.loads((done / "checkpoint-2" / "config.json").read_text())
-    (done / "checkpoint-2" / "config.json").write_text(json.dumps(settings | {"architectures": ["LlavaNextForConditionalGeneration"]}))
+    written = (done / "checkpoint-2" / "config.json").write_text(json.dumps(settings | {"architectures": ["LlavaNextForConditionalGeneration"]}))
+    sizes = json.loads((done / "checkpoint-2" / "files.json").read_text())
+    (done / "checkpoint-2" / "files.json").write_text(json.dumps(sizes | {"config.json": written}))
     with pytest.raises(WorkbenchError, match="holds LlavaNextForConditionalGeneration: expected LlavaForConditionalGeneration"):
         folder_of([*llava, "--optim.steps", "2", "--resume"], done)

@@ -59,6 +59,7 @@ def test_the_first_stage_is_one_run_and_is_not_compared(tmp_path: Path) -> None:
         ({"seeds": (1, 1)}, "none of them twice"),
         ({"variants": (f"baseline: {LINE} {{root}}",)}, "expected {output_dir} and {seed} alone in braces"),
         ({"variants": ("baseline: --seed 1",)}, "expected a recipe first"),
+        ({"variants": (f"baseline: {LINE} --dry_run",)}, "has --dry_run, which trains nothing"),
         ({"variants": (f"baseline: {recipe('baseline')}",)}, "which several runs would train at once"),
     ],
 )
@@ -79,6 +80,9 @@ def test_every_line_of_a_sweep_is_a_recipe(file: Path, tmp_path: Path, monkeypat
     assert len(set(recipes)) == len(recipes), "two variants are the same training"
 
 
+RECORD = {"recipe": {"alignment": {"layer": 1, "vfm": "dinov2-small"}}}
+
+
 def _store(folder: Path, right: dict[str, list[int]]) -> None:
     """Finished runs that answered so many of ten questions of both types, by variant and seed."""
     for variant, seeds in right.items():
@@ -87,7 +91,7 @@ def _store(folder: Path, right: dict[str, list[int]]) -> None:
             place.mkdir()
             rows = [{"id": f"{kind}{i}", "category": kind, "correct": i < count, "chance": 0.5} for kind in ("a", "b") for i in range(10)]
             pd.DataFrame(rows).to_parquet(place / "evaluation.parquet")
-            (place / "training.json").write_text(json.dumps({}))
+            (place / "training.json").write_text(json.dumps(RECORD))
 
 
 def test_seeds_without_spread_have_no_interval(tmp_path: Path) -> None:
@@ -106,11 +110,37 @@ def test_an_accuracy_has_no_interval_beyond_one_and_a_difference_none_cut(tmp_pa
     assert own["high"].tolist() == [1, 1] and (own["low"] >= 0).all() and own.loc["layer-2", "d_high"] > 1
 
 
+def test_runs_whose_names_agree_and_whose_content_does_not_are_not_compared(tmp_path: Path) -> None:
+    """Such as a first stage that was trained anew between two runs."""
+    _store(tmp_path, {"baseline": [4, 5], "layer-2": [5, 6]})
+    sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1), over=LINE, grid=("alignment.layer: 2",))
+    recipe = RECORD["recipe"] | {"start": "runs/stage1"}
+
+    def record(seed: int, start: str, vfm: str) -> None:
+        (tmp_path / f"layer-2-s{seed}" / "training.json").write_text(
+            json.dumps({"recipe": recipe, "start_fingerprint": start, "vfm": "x", "vfm_fingerprint": vfm})
+        )
+        (tmp_path / f"baseline-s{seed}" / "training.json").write_text(json.dumps({"recipe": recipe, "start_fingerprint": f"{seed}", "data": "d"}))
+
+    record(0, "0", "v")
+    record(1, "1", "v")
+    assert len(report(sweep))
+    record(1, "0", "v")
+    with pytest.raises(RunError, match=r"baseline-s1 and .*layer-2-s1 name the same start, whose content was 1 and 0: expected the same in all runs"):
+        report(sweep)
+    record(1, "1", "w")
+    with pytest.raises(RunError, match=r"name the same vfm, whose content was v and w"):
+        report(sweep)
+    (tmp_path / "layer-2-s1" / "training.json").write_text("{")
+    with pytest.raises(RunError, match=r"training.json is damaged"):
+        report(sweep)
+
+
 def test_runs_that_were_asked_other_questions_are_not_compared(tmp_path: Path) -> None:
     _store(tmp_path, {"baseline": [4, 5], "layer-2": [5, 6]})
     sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1), over=LINE, grid=("alignment.layer: 2",))
     assert len(report(sweep))
-    (tmp_path / "layer-2-s1" / "training.json").write_text(json.dumps({"val": "other"}))
+    (tmp_path / "layer-2-s1" / "training.json").write_text(json.dumps(RECORD | {"val": "other"}))
     with pytest.raises(RunError, match=r"baseline-s0 and .*layer-2-s1 were asked other validation questions"):
         report(sweep)
 
@@ -137,7 +167,9 @@ def test_the_table_is_right_by_hand_and_stored(tmp_path: Path) -> None:
     p = {}
     for variant, values in right.items():
         values = np.array(values) / 10
-        assert own.loc[variant, ["accuracy", "low", "high"]].tolist() == pytest.approx([values.mean() + side * t * values.std(ddof=1) for side in (0, -1, 1)])
+        assert own.loc[variant, ["accuracy", "low", "high"]].tolist() == pytest.approx(
+            [np.clip(values.mean() + side * t * values.std(ddof=1), 0, 1) for side in (0, -1, 1)]
+        )
         if variant != "baseline":
             d = values - np.array(right["baseline"]) / 10
             assert own.loc[variant, ["difference", "d_low", "d_high"]].tolist() == pytest.approx([d.mean() + side * t * d.std(ddof=1) for side in (0, -1, 1)])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import pytest
@@ -21,12 +24,14 @@ from tests.conftest import ROOT, SMALL, SMALL_VIRAL, recipe, run
 from trainer.alignment import AlignmentHead, cosine_loss
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, Recipe
 from trainer.data import collate
-from trainer.model import block_diagonal_mask
-from trainer.output import check_output, check_same_sources, write_recipe, write_sources
+from trainer.loop import check_names
+from trainer.model import block_diagonal_mask, tower_config
+from trainer.output import check_output, check_same_sources, publish_checkpoint, write_recipe, write_sources
 from trainer.prepare import prepare
 from trainer.sampling import shuffled
+from workbench.config import parse
 from workbench.data import load_data
-from workbench.errors import RunError
+from workbench.errors import ConfigError, RunError, WeightsError
 from workbench.mllm import MLLM
 from workbench.weights import check_unchanged, load_weights
 
@@ -187,8 +192,9 @@ def test_tensorboard_has_the_same_numbers_as_the_log(runs_folder: Path) -> None:
         assert {e.step: e.value for e in board.Scalars(tag)} == pytest.approx(dict(zip(rows["step"], rows[measure], strict=True)), rel=1e-5)
 
 
-def test_a_run_that_died_after_its_last_step_is_only_finished(tmp_path: Path) -> None:
-    words = [recipe("viral"), "--start", "None", *SMALL_VIRAL, "--optim.steps", "6", "--output_dir", str(tmp_path / "out")]
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_run_that_died_after_its_last_step_is_only_finished(tmp_path: Path, precision: str) -> None:
+    words = [recipe("viral"), "--start", "None", *SMALL_VIRAL, "--optim.steps", "6", "--optim.precision", precision, "--output_dir", str(tmp_path / "out")]
     run("trainer", *words)
     before, log = tensors(tmp_path / "out"), pd.read_parquet(tmp_path / "out" / "training.parquet")
     sources = json.loads((tmp_path / "out" / "checkpoint-6" / "sources.json").read_text())
@@ -200,6 +206,23 @@ def test_a_run_that_died_after_its_last_step_is_only_finished(tmp_path: Path) ->
     assert all(torch.equal(before[k], after[k]) for k in before)
     pd.testing.assert_frame_equal(again.drop(columns="seconds"), log.drop(columns="seconds"))
     assert json.loads((tmp_path / "out" / "training.json").read_text())["seconds"] > 0
+
+
+def test_a_run_is_resumed_from_the_newest_checkpoint_that_is_whole(tmp_path: Path) -> None:
+    """After a power cut, a full quota or half a copy, which a rename does not rule out."""
+    words = [recipe("viral"), "--start", "None", *SMALL_VIRAL, "--optim.steps", "6", "--save_every", "2", "--output_dir", str(tmp_path / "out")]
+    run("trainer", *words, "--keep_checkpoints", "None")
+    before = tensors(tmp_path / "out")
+    (tmp_path / "out" / "training.json").unlink()
+    with (tmp_path / "out" / "checkpoint-6" / "optimizer.pt").open("r+b") as file:
+        file.truncate(100)
+    (tmp_path / "out" / "checkpoint-4" / "scheduler.pt").unlink()
+    done = run("trainer", *words, "--resume", "--keep_checkpoints", "2")
+    assert re.search(r"checkpoint-6 is damaged \(optimizer.pt has 100 of \d+ bytes\) and is skipped", done.stderr)
+    assert "checkpoint-4 is damaged (scheduler.pt is not there) and is skipped" in done.stderr
+    after = tensors(tmp_path / "out")
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
 
 
 def test_only_what_began_a_run_continues_it(tmp_path: Path) -> None:
@@ -225,10 +248,16 @@ def test_a_run_that_died_writing_its_recipe_is_started_anew(tmp_path: Path) -> N
     write_recipe(tmp_path, Recipe())
     assert sorted(file.name for file in tmp_path.iterdir()) == [".gitignore", "recipe.yaml"]
     for step in (2, 4, 10):  # killed when the third was in its place and the first not yet removed
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+        (tmp_path / ".unfinished" / f"checkpoint-{step}").mkdir(parents=True)
+        (tmp_path / ".unfinished" / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+        publish_checkpoint(tmp_path, f"checkpoint-{step}", None)
     write_recipe(tmp_path, Recipe(keep_checkpoints=2))
     assert sorted(file.name for file in tmp_path.iterdir()) == [".gitignore", "checkpoint-10", "checkpoint-4", "recipe.yaml"]
+    (tmp_path / "checkpoint-10" / "files.json").unlink()
+    write_recipe(tmp_path, Recipe(keep_checkpoints=1))  # the one that can be resumed from stays
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".gitignore", "checkpoint-10", "checkpoint-4", "recipe.yaml"]
+    words = Recipe(resume=True, keep_checkpoints=1)
+    assert check_output(tmp_path, words) == str(tmp_path / "checkpoint-4")
 
 
 def test_another_first_stage_is_not_taken_for_ours(tmp_path: Path) -> None:
@@ -296,6 +325,51 @@ def test_bad_recipes_are_one_sentence_and_write_nothing(tmp_path: Path, words: l
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"optim: {steps: 5}\noptim: {batch_size: 2}\n", r"mine.yaml is not valid YAML \(key 'optim' is there twice in .*line 2"),
+        (b"optim:\n  steps: 5\n  steps: 6\n", "key 'steps' is there twice"),
+        (b"output_dir: null\n", "key 'output_dir' in .*mine.yaml is null: expected a value"),
+        (b"base: mine.yaml\n", "mine.yaml has the base mine.yaml, which extends it in turn"),
+        (b"base: other.yaml\n", "other.yaml has the base mine.yaml, which extends it in turn"),
+        (b"base: 3\n", "key 'base' in .*mine.yaml is 3: expected the name of a recipe"),
+        (b"output_dir: \xff\n", "mine.yaml is not valid YAML"),
+    ],
+)
+def test_a_recipe_that_says_two_things_or_nothing_is_one_sentence(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "mine.yaml").write_bytes(content)
+    (tmp_path / "other.yaml").write_text("base: mine.yaml\n")
+    with pytest.raises(ConfigError, match=message):
+        parse(Recipe, [], prog="test", recipe=tmp_path / "mine.yaml")
+
+
+def test_weights_that_are_no_tower_and_a_first_stage_in_the_same_folder(tmp_path: Path) -> None:
+    for name in ("efficientnet-lite0", "smollm2-135m-instruct"):
+        with pytest.raises(ConfigError, match=f"model.tower is {name}: expected the weights of a vision transformer, such as dinov2-small"):
+            tower_config(ModelConfig(tower=name))
+    for start in (tmp_path / "stage1-s0", ROOT / "trainer" / "recipes" / "shapes_stage1.yaml"):
+        with pytest.raises(ConfigError, match="stage1-s0, the folder of the first stage that the run starts from: expected another"):
+            check_names(Recipe(start=start, output_dir=tmp_path / "stage1-s0"))
+
+
+@pytest.mark.parametrize("mode", ["lora", "all"])
+def test_what_is_frozen_and_the_vfm_are_checked_at_the_end(mode: Literal["lora", "all"]) -> None:
+    ready = prepare(replace(TINY, model=replace(TINY.model, train=mode)))
+    student = ready.model.student
+    ready.check_frozen(student.state_dict())
+    frozen = [p for n, p in student.named_parameters() if not p.requires_grad and ("language" in n or mode == "all")]
+    before = frozen[0].clone()
+    with torch.no_grad():
+        frozen[0].add_(1)
+        with pytest.raises(WeightsError, match="a frozen part of the model changed while it was trained"):
+            ready.check_frozen(student.state_dict())
+        frozen[0].copy_(before)
+        next(ready.vfms[0].network.parameters()).add_(1)
+    with pytest.raises(WeightsError, match="efficientnet-lite0 changed while the model was trained"):
+        ready.check_frozen(student.state_dict())
 
 
 def test_bad_yaml_keys_name_the_file(tmp_path: Path) -> None:

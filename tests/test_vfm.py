@@ -41,6 +41,7 @@ from transformers import (
 
 from tests.conftest import ROOT
 from trainer.config import AlignmentConfig, Recipe
+from trainer.conversations import load_vfms, vfm_record
 from trainer.output import check_same_recipe, write_recipe
 from trainer.prepare import vfm_features
 from workbench.data import load_data
@@ -143,8 +144,10 @@ def test_teacher_norm_student_normalises_for_clip_and_changes_the_identity() -> 
 
 def test_the_trainer_records_the_teachers_norm_and_reads_older_recipes(tmp_path: Path) -> None:
     data, alignment = load_data("shapes:val", limit=2), AlignmentConfig(objective="cosine", teacher_norm="student")
-    both = [vfm_features(Recipe(alignment=replace(alignment, teacher_norm=norm)), data, (4, 4)) for norm in ("student", "own")]
-    (targets, own), record = [features["efficientnet-lite0"].rows([0, 1]) for features, _ in both], both[0][1]
+    recipes = [Recipe(alignment=replace(alignment, teacher_norm=norm)) for norm in ("student", "own")]
+    vfms = [load_vfms(recipe.alignment) for recipe in recipes]
+    targets, own = (vfm_features(*both, data, (4, 4))["efficientnet-lite0"].rows([0, 1]) for both in zip(recipes, vfms, strict=True))
+    record = vfm_record(vfms[0])
     assert record["teacher_norm"] == "student" and record["vfm_fingerprint"] == "ad271f005b5806d1" and not torch.equal(targets, own)
     recipe = Recipe(alignment=replace(alignment, teacher_norm="own"))
     write_recipe(tmp_path, recipe)

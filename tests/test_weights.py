@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -55,6 +56,15 @@ def test_dinov2_equals_the_packages_own_graph_on_photographs(photos: list[Image.
         reference = reference[-256:]  # patch tokens
         ours = vfm([photo], grid=(16, 16)).tokens()[0].numpy()
         assert np.abs(ours - reference).max() / np.abs(reference).max() < 1e-4
+
+
+def test_damaged_weights_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(weights_folder("efficientnet-lite0"), tmp_path / "efficientnet-lite0")
+    with (tmp_path / "efficientnet-lite0" / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    monkeypatch.setenv("VIRAL_WEIGHTS", str(tmp_path))
+    with pytest.raises(WeightsError, match=r"efficientnet-lite0/model.safetensors is damaged \(.*\): expected a whole safetensors file"):
+        weights_folder("efficientnet-lite0")
 
 
 def test_efficientnet_classifies_photographs(photos: list[Image.Image]) -> None:

@@ -43,7 +43,8 @@ def relation_loss(predicted: Float[Tensor, "token d"], target: Float[Tensor, "to
     The diagonal counts, with 0 (as in the official code). The two widths may differ.
     """
     own, other = (nn.functional.normalize(values.float(), dim=-1) for values in (predicted, target.detach()))
-    return nn.functional.mse_loss(own @ own.T, other @ other.T)
+    with torch.autocast(own.device.type, enabled=False):  # which would take both products in bfloat16, and the loss is their small difference
+        return nn.functional.mse_loss(own @ own.T, other @ other.T)
 
 
 class Alignment(nn.Module):

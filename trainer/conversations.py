@@ -21,7 +21,7 @@ from workbench.data.base import Conversation, content_hash
 from workbench.errors import ConfigError
 from workbench.mllm import MLLM, VisualTokens
 from workbench.mllm.conversation import encode_conversations
-from workbench.vfm import VFM, patches_under
+from workbench.vfm import VFM, load_vfm, patches_under
 from workbench.vfm.patches import covered_pixels
 
 MEGABATCH = 50  # batches whose conversations are sorted by length together, as in transformers' own grouping
@@ -165,6 +165,17 @@ class StoredTargets(Targets):
 
     def __call__(self, numbers: Sequence[int], images: Pictures, visual: Places) -> dict[str, list[list[Tensor]]]:
         return {name: [[stores[grid][row] for grid, row in self._tiles[number]] for number in numbers] for name, stores in self._features.items()}
+
+
+def load_vfms(settings: AlignmentConfig, device: str = "cpu") -> list[VFM]:
+    """The VFMs that a recipe names."""
+    return [load_vfm(name, device=device, teacher_norm=settings.teacher_norm) for name in settings.vfm]
+
+
+def vfm_record(vfms: Sequence[VFM]) -> dict[str, Any]:
+    """What the VFMs say of themselves: plain values for one, lists for several."""
+    records = [vfm.record() for vfm in vfms]
+    return dict(records[0]) if len(records) == 1 else {key: [record[key] for record in records] for key in records[0]}
 
 
 def vfm_tokens(vfm: VFM, grid: tuple[int, int], images: list[Image.Image]) -> Tensor:

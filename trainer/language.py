@@ -5,7 +5,6 @@ Every function takes the folder that `weights_folder(name)` gives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -80,18 +79,15 @@ def grown(rows: Tensor, count: int) -> Tensor:
     return torch.cat([rows, rows.mean(0, keepdim=True).expand(count - len(rows), -1)])
 
 
-def check_language(llava: LlavaForConditionalGeneration, folder: Path, state: Mapping[str, Tensor] | None = None) -> str:
+def check_language(llava: LlavaForConditionalGeneration, folder: Path) -> str:
     """Return the fingerprint of the pretrained part of the language model: all but the rows of new tokens.
-
-    Args:
-        state: the tensors of `llava`, gathered, where its own parameters are only this process's part of them.
 
     Raises:
         WeightsError: a tensor does not hold the values in `folder`; names the first one.
     """
     expected = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
     old = language_config(folder).vocab_size
-    below, state = "model.language_model.", llava.state_dict() if state is None else state
+    below, state = "model.language_model.", llava.state_dict()
     parts = {f"model.{name.removeprefix(below)}": value for name, value in state.items() if name.startswith(below)}
     parts["lm_head.weight"] = state["lm_head.weight"]
     return check_unchanged(folder.name, {k: v[:old] if k in ("model.embed_tokens.weight", "lm_head.weight") else v for k, v in parts.items()}, expected)

@@ -174,6 +174,8 @@ class AlignmentTrainer(Trainer):
             losses = [row for row in state.log_history if row["step"] < state.global_step or "lm_loss" in row or "warning" in row]
             state.log_history = losses  # the last step is evaluated again
             self.state = state
+            if self.accelerator.native_amp:  # evaluated in the precision of an uninterrupted run, whose forward pass training has wrapped
+                self.accelerator.prepare_model(self.prepared.model, evaluation_mode=True)
             return
         torch.manual_seed(self.recipe.seed + 1_000_003 * processes.rank())  # the models are alike by now; their dropout must not be
         try:
@@ -271,6 +273,8 @@ def with_stage(recipe: Recipe) -> Recipe:
 def check_names(recipe: Recipe) -> None:
     """See that what the recipe names is there and fits the processes, before anything that takes long."""
     recipe.optim.accumulated(processes.count())
+    if recipe.start is not None and with_stage(recipe).start == recipe.output_dir:
+        raise ConfigError(f"output_dir is {recipe.output_dir}, the folder of the first stage that the run starts from: expected another")
     if recipe.start is not None and not (recipe.start if recipe.start.suffix == ".yaml" else recipe.start / "model.safetensors").exists():
         raise ConfigError(f"start is {recipe.start}: expected the folder of a finished training, or the recipe of a first stage")
     check_trackers(recipe.report_to)
@@ -300,7 +304,7 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
     if trainer.evaluated_at != optim.steps:  # the Trainer evaluates at its last step by itself
         trainer.evaluate()
     state = trainer.whole_state()
-    processes.on_main(lambda: prepared.check_frozen(recipe, part(state, "student.")))
+    processes.on_main(lambda: prepared.check_frozen(part(state, "student.")))
     if adapters(prepared.model.student):
         merge(prepared.model.student)  # what is stored is what is evaluated: merging rounds
         trainer.evaluation = prepared.evaluate(optim.batch_size)

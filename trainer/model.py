@@ -17,6 +17,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -30,7 +31,7 @@ from workbench.errors import ConfigError
 from workbench.mllm.conversation import IGNORED
 from workbench.mllm.residual import KEY, Residual
 from workbench.vfm.base import IMAGENET
-from workbench.weights import check_unchanged, fingerprint, load_weights, weights_folder
+from workbench.weights import check_unchanged, fingerprint, load_tensors, load_weights, weights_folder
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% for part in message['content'] %}"
@@ -47,7 +48,7 @@ def build_processor(config: ModelConfig, words: list[str]) -> LlavaProcessor:
     tokenizer, template = language_tokenizer(weights_folder(config.language)) if config.language else (_word_tokenizer(words), CHAT_TEMPLATE)
     size = {"height": config.image_size, "width": config.image_size}
     pixels = CLIPImageProcessor(size=size, do_center_crop=False, image_mean=IMAGENET[0], image_std=IMAGENET[1], crop_size=size)
-    patch = AutoConfig.from_pretrained(weights_folder(config.tower)).patch_size
+    patch = tower_config(config).patch_size
     return LlavaProcessor(pixels, tokenizer, patch_size=patch, vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=template)
 
 
@@ -60,13 +61,28 @@ def _word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
+def tower_config(config: ModelConfig) -> PretrainedConfig:
+    """The whole tower's configuration.
+
+    Raises:
+        ConfigError: the weights are not a vision transformer's.
+    """
+    try:
+        found = AutoConfig.from_pretrained(weights_folder(config.tower))
+    except ValueError:  # weights that transformers does not know, such as timm's
+        found = PretrainedConfig()
+    if not hasattr(found, "patch_size"):
+        raise ConfigError(f"model.tower is {config.tower}: expected the weights of a vision transformer, such as dinov2-small")
+    return found
+
+
 def llava_config(config: ModelConfig, processor: LlavaProcessor) -> LlavaConfig:
     """The configuration of `build_llava`: the tower's first blocks, and a pretrained language model or a fresh Qwen3 one.
 
     Raises:
         ConfigError: a block that the tower does not have, or an image size that its patches do not divide.
     """
-    vision = AutoConfig.from_pretrained(weights_folder(config.tower))
+    vision = tower_config(config)
     if max(config.tower_features) > vision.num_hidden_layers:
         raise ConfigError(f"model.tower_features is {config.tower_features}: expected 0 to {vision.num_hidden_layers}, the blocks of {config.tower}")
     if config.image_size % vision.patch_size:
@@ -146,6 +162,7 @@ def load_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, 
     """
     if not (folder / "model.safetensors").exists():
         raise ConfigError(f"start is {folder}: expected the folder of a finished training")
+    load_tensors(folder / "model.safetensors")
     if (found := (AutoConfig.from_pretrained(folder).architectures or ["nothing"])[0]) != "LlavaForConditionalGeneration":
         raise ConfigError(f"start is {folder}, which holds {found}: expected a LlavaForConditionalGeneration, as this recipe describes")
     if hasattr(AutoConfig.from_pretrained(folder), KEY):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,11 +18,14 @@ from trainer.config import Recipe
 from workbench.config import as_mapping, parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, locked, partial_files, remove_partial
-from workbench.training import RECORD_FILE, checkpoints
+from workbench.training import RECORD_FILE, Checkpoint, checkpoints
+
+log = logging.getLogger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
 FINAL = "final"  # the trained model, until each of its files is moved to where it is found
 SOURCES_FILE = "sources.json"  # in every checkpoint
+FILES_FILE = "files.json"  # in every checkpoint, written last: its files and their bytes
 UNFINISHED = ".unfinished"  # checkpoints that are being written; whole ones are moved out of it
 
 
@@ -96,7 +101,7 @@ def check_output(folder: Path, recipe: Recipe) -> str | None:
     if not (folder / RECIPE_FILE).exists():
         raise RunError(f"no run in {folder}: expected the output_dir of an interrupted run; start it without --resume")
     check_same_recipe(folder, recipe)
-    whole = checkpoints(folder)
+    whole = _whole(folder)
     if not whole:
         return None
     _check_same_launch(whole[-1].folder)
@@ -121,15 +126,52 @@ def publish_checkpoint(folder: Path, name: str, keep: int | None) -> None:
         RunError: the disk refuses.
     """
     try:
-        _remove(folder / name)  # half of one, which an older version may have left
+        _write_files(folder / UNFINISHED / name)
+        _remove(folder / name)  # a damaged one, before which the run was resumed
         (folder / UNFINISHED / name).rename(folder / name)
         _keep_newest(folder, keep)
     except OSError as error:
         raise RunError(f"cannot write checkpoint {folder / name} ({error.strerror or error})") from error
 
 
+def _write_files(checkpoint: Path) -> None:
+    """List what a checkpoint holds, all of it on the disk by then: a power cut, too, leaves a whole checkpoint or one that is seen to be none."""
+    sizes = {}
+    for file in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+        sizes[str(file.relative_to(checkpoint))] = file.stat().st_size
+    (checkpoint / FILES_FILE).write_text(json.dumps(sizes, indent=2))
+
+
+def _whole(folder: Path) -> list[Checkpoint]:
+    """The checkpoints by step that a run can be resumed from: those whose files are all there, in their whole length."""
+    found = []
+    for checkpoint in checkpoints(folder):
+        if why := _damage(checkpoint.folder):
+            log.warning("%s is damaged (%s) and is skipped", checkpoint.folder, why)
+        else:
+            found.append(checkpoint)
+    return found
+
+
+def _damage(checkpoint: Path) -> str:
+    try:
+        sizes = json.loads((checkpoint / FILES_FILE).read_text())
+    except (OSError, ValueError):
+        return f"{FILES_FILE} is not there or not whole"
+    for name, size in sizes.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is not there"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} of {size} bytes"
+    return ""
+
+
 def _keep_newest(folder: Path, keep: int | None) -> None:
-    for old in checkpoints(folder)[: -keep if keep else 0]:
+    """Remove all whole checkpoints but the newest `keep`."""
+    for old in _whole(folder)[: -keep if keep else 0]:
         _remove(old.folder)
 
 

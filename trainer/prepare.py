@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isqrt
@@ -13,13 +13,12 @@ from torch import Tensor
 from transformers import LlavaProcessor, set_seed
 
 from trainer.alignment import attach_alignment
-from trainer.checkpoint import part
+from trainer.checkpoint import check_frozen, frozen_fingerprint
 from trainer.config import AlignmentConfig, OptimConfig, Recipe
-from trainer.conversations import other_images, vfm_tokens
+from trainer.conversations import load_vfms, other_images, vfm_record, vfm_tokens
 from trainer.data import PackedDataset, Packer, collate, first_questions, load_questions
 from trainer.evaluation import answer_packed
 from trainer.features import DerivedFeatures, Features, frozen_features
-from trainer.language import check_language
 from trainer.lora import add_lora
 from trainer.model import (
     AlignedForConditionalGeneration,
@@ -36,19 +35,27 @@ from workbench.data import Dataset
 from workbench.data.base import content_hash
 from workbench.errors import ConfigError
 from workbench.mllm.residual import attach_residual
-from workbench.vfm import load_vfm
-from workbench.weights import check_unchanged, load_weights, weights_folder
+from workbench.vfm import VFM
+from workbench.weights import check_unchanged, load_weights
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything a run needs before its first step."""
+    """Everything a run needs before its first step.
+
+    Attributes:
+        input_rate: factor of the learning rate of the connector's first weight.
+        frozen: fingerprint of the parameters that are not trained.
+        vfms: the targets' networks.
+    """
 
     model: AlignedForConditionalGeneration
     processor: LlavaProcessor
     train: PackedDataset
     val: PackedDataset
     input_rate: float
+    frozen: str
+    vfms: list[VFM]
     record: dict[str, object]
     unit: ClassVar[str] = "images"
 
@@ -90,27 +97,26 @@ class Prepared:
         data, tokens, size = self.val.data, self.val.inputs.shape[1], recipe.optim.batch_size
         scenes = data.scenes[: recipe.monitor.cknna_images]
         few = Dataset(data.name, [sample for scene in scenes for sample in scene], content_hash(data.fingerprint, len(scenes)), sorted(data.vocabulary))
-        features, record = vfm_features(recipe, few, (isqrt(tokens), isqrt(tokens)))
+        vfms = self.vfms or load_vfms(recipe.alignment)
+        features = vfm_features(recipe, vfms, few, (isqrt(tokens), isqrt(tokens)))
         batches = []
         for start in range(0, len(scenes), size):
             rows = range(start, min(start + size, len(scenes)))
             inputs = collate([self.val[i] for i in rows])
             places = [(row, [own.nonzero().flatten()]) for row, own in enumerate(inputs["input_ids"] == self.processor.image_token_id)]
             batches.append(WatchedBatch(inputs, places, {name: [[image] for image in values.rows(rows)] for name, values in features.items()}))
-        return Watched(batches, record["vfm_fingerprint"])
+        return Watched(batches, vfm_record(vfms)["vfm_fingerprint"])
 
-    def check_frozen(self, recipe: Recipe, state: Mapping[str, Tensor]) -> None:
+    def check_frozen(self, state: Mapping[str, Tensor]) -> None:
         """See that training left alone what it should.
 
         Args:
             state: the model's tensors, whole.
 
         Raises:
-            WeightsError: the tower, or the language model where only the connector is trained, no longer holds its pretrained values.
+            WeightsError: a frozen part of the model or a VFM no longer holds the values it began with.
         """
-        check_unchanged(recipe.model.tower, part(state, "model.vision_tower."), load_weights(recipe.model.tower))
-        if recipe.model.language is not None and recipe.model.train == "connector" and recipe.start is None:
-            check_language(self.model.student, weights_folder(recipe.model.language), dict(state))
+        check_frozen(self.model.student, state, self.frozen, self.vfms)
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -147,16 +153,19 @@ def prepare(recipe: Recipe) -> Prepared:
     packer = Packer(processor, train_inputs.shape[1])
     few_train, few_val = (first_questions(data, recipe.data.questions) for data in (train, val))
     val_set = PackedDataset(few_val, packer, val_inputs)
+    frozen = frozen_fingerprint(llava, llava.state_dict())
+    vfms: list[VFM] = []
     if not settings.aligned:
         model = AlignedForConditionalGeneration(llava, None, residual)
-        return Prepared(model, processor, PackedDataset(few_train, packer, train_inputs), val_set, input_rate, record)
+        return Prepared(model, processor, PackedDataset(few_train, packer, train_inputs), val_set, input_rate, frozen, vfms, record)
     targets: dict[str, Features] | None = None
     if settings.target == "projector":
         dims = {"projector": llava.lm_head.in_features}
     else:
         if settings.target == "vfm":
-            targets, vfm_record = vfm_features(recipe, train, (side, side))
-            record |= vfm_record
+            vfms = load_vfms(recipe.alignment)
+            targets = vfm_features(recipe, vfms, train, (side, side))
+            record |= vfm_record(vfms)
         else:
             targets = {"encoder": train_inputs}
         targets = {name: _controlled(settings, values, recipe.seed) for name, values in targets.items()}
@@ -165,7 +174,7 @@ def prepare(recipe: Recipe) -> Prepared:
         llava, layers=settings.layer, dims=dims, objective=_objective(settings), heads=settings.heads, where=settings.where, hidden=settings.hidden
     )
     model = AlignedForConditionalGeneration(llava, alignment, residual, to_projector=settings.target == "projector")
-    return Prepared(model, processor, PackedDataset(few_train, packer, train_inputs, targets), val_set, input_rate, record)
+    return Prepared(model, processor, PackedDataset(few_train, packer, train_inputs, targets), val_set, input_rate, frozen, vfms, record)
 
 
 def _objective(settings: AlignmentConfig) -> Literal["cosine", "relation"]:
@@ -173,15 +182,13 @@ def _objective(settings: AlignmentConfig) -> Literal["cosine", "relation"]:
     return settings.objective
 
 
-def vfm_features(recipe: Recipe, data: Dataset, grid: tuple[int, int]) -> tuple[dict[str, Features], dict[str, object]]:
-    """Features (image, token, dim) of `data` by VFM, and the VFMs' record: plain values for one, lists for several."""
-    features, records = {}, []
-    for name in recipe.alignment.vfm:
-        vfm = load_vfm(name, teacher_norm=recipe.alignment.teacher_norm)
-        key = (vfm.entry.identity(), grid)
-        features[name] = frozen_features(data, key, partial(vfm_tokens, vfm, grid), what=vfm.name, mode=recipe.data.features)
-        records.append(vfm.record())
-    return features, dict(records[0]) if len(records) == 1 else {key: [record[key] for record in records] for key in records[0]}
+def vfm_features(recipe: Recipe, vfms: Sequence[VFM], data: Dataset, grid: tuple[int, int]) -> dict[str, Features]:
+    """Features (image, token, dim) of `data` by VFM."""
+    own = recipe.alignment.vfm
+    return {
+        name: frozen_features(data, (vfm.entry.identity(), grid), partial(vfm_tokens, vfm, grid), what=vfm.name, mode=recipe.data.features)
+        for name, vfm in zip(own, vfms, strict=True)
+    }
 
 
 def _controlled(settings: AlignmentConfig, targets: Features, seed: int) -> Features:

@@ -15,8 +15,9 @@ from transformers import set_seed
 
 from trainer import processes
 from trainer.alignment import Alignment, attach_alignment, mean_loss
+from trainer.checkpoint import check_frozen, frozen_fingerprint
 from trainer.config import OptimConfig, Recipe
-from trainer.conversations import Collator, ConversationSet, GroupedSampler, StoredTargets, Targets
+from trainer.conversations import Collator, ConversationSet, GroupedSampler, StoredTargets, Targets, load_vfms, vfm_record
 from trainer.evaluation import answer_questions, language_loss
 from trainer.lora import add_lora
 from trainer.model import Aligned, AlignedOutput
@@ -26,13 +27,12 @@ from workbench.answers import option_ids, questions_of
 from workbench.capture import by_token, read, tower_rows
 from workbench.data import Dataset, Sample, load_data
 from workbench.data.base import mixed
-from workbench.errors import ConfigError, WeightsError
+from workbench.errors import ConfigError
 from workbench.mllm import MLLM, VisualTokens
 from workbench.mllm.conversation import IGNORED, encode_conversations
 from workbench.mllm.family import family_of
 from workbench.mllm.residual import KEY, Residual, attach_residual
-from workbench.vfm import VFM, load_vfm
-from workbench.weights import fingerprint
+from workbench.vfm import VFM
 
 log = logging.getLogger(__name__)
 LOOKED_AT = 4  # conversations of each kind
@@ -208,7 +208,7 @@ class PreparedStudent:
         numbers = [n for n, c in enumerate(self.val.conversations) if c.loads][: recipe.monitor.cknna_images]
         if not numbers:
             raise ConfigError(f"no conversation of {self.val.data.name} has an image")
-        vfms = self.vfms or [load_vfm(name, device=str(self.mllm.device), teacher_norm=recipe.alignment.teacher_norm) for name in recipe.alignment.vfm]
+        vfms = self.vfms or load_vfms(recipe.alignment, str(self.mllm.device))
         collate, targets = Collator(self.mllm, self.val, self.collate.max_length), Targets(vfms)
         batches = []
         for start in range(0, len(numbers), recipe.optim.batch_size):
@@ -219,14 +219,13 @@ class PreparedStudent:
             flat = {name: [iter(row) for row in rows] for name, rows in targets(own, images, inputs["visual"]).items()}
             patches = {name: [[next(rows[row]) for _ in parts] for row, _, parts in groups] for name, rows in flat.items()}
             batches.append(WatchedBatch(inputs, [(row, [p.index for p in parts]) for row, _, parts in groups], patches))
-        prints = [vfm.record()["vfm_fingerprint"] for vfm in vfms]
-        return Watched(batches, prints[0] if len(prints) == 1 else prints)
+        return Watched(batches, vfm_record(vfms)["vfm_fingerprint"])
 
     def aligned(self, batch: dict[str, Any], objective: str) -> Tensor:
         """What the alignment loss of a batch is a mean over, as the Collator counted it: visual tokens, or images and tiles."""
         return torch.tensor(batch["aligned"])
 
-    def check_frozen(self, recipe: Recipe, state: Mapping[str, Tensor]) -> None:
+    def check_frozen(self, state: Mapping[str, Tensor]) -> None:
         """See that training left alone what it should.
 
         Args:
@@ -235,16 +234,7 @@ class PreparedStudent:
         Raises:
             WeightsError: a frozen part of the model or a VFM no longer holds the values it began with.
         """
-        if frozen_fingerprint(self.mllm, state) != self.frozen:
-            raise WeightsError(f"{self.mllm.name}: a frozen part of the model changed while it was trained; nothing is stored")
-        for vfm in self.vfms:
-            if fingerprint(vfm.network.state_dict()) != vfm.fingerprint:
-                raise WeightsError(f"{vfm.name} changed while the model was trained; nothing is stored")
-
-
-def frozen_fingerprint(mllm: MLLM, state: Mapping[str, Tensor]) -> str:
-    """Of all parameters that are not trained, whose values are in `state`."""
-    return fingerprint({name: state[name] for name, p in mllm.model.named_parameters() if not p.requires_grad})
+        check_frozen(self.mllm.model, state, self.frozen, self.vfms)
 
 
 def prepare_student(recipe: Recipe) -> PreparedStudent:
@@ -269,11 +259,10 @@ def prepare_student(recipe: Recipe) -> PreparedStudent:
         assert settings.objective != "none"
         dims = {"encoder": own_width, "projector": mllm.config.get_text_config().hidden_size}
         if settings.target == "vfm":
-            vfms = [load_vfm(name, device=str(mllm.device), teacher_norm=settings.teacher_norm) for name in settings.vfm]
+            vfms = load_vfms(settings, str(mllm.device))
             cached = recipe.data.features == "cache"
             targets = StoredTargets(vfms, mllm, train, settings, recipe.seed, recipe.data.max_length) if cached else Targets(vfms)
-            records = [vfm.record() for vfm in vfms]
-            record |= records[0] if len(records) == 1 else {key: [own[key] for own in records] for key in records[0]}
+            record |= vfm_record(vfms)
         dims = targets.dims if targets is not None else {settings.target: dims[settings.target]}
         torch.manual_seed(recipe.seed)
         alignment = attach_alignment(
@@ -287,7 +276,7 @@ def prepare_student(recipe: Recipe) -> PreparedStudent:
             sizes[trained[name]] += p.numel()
     sizes["head"] = sum(p.numel() for p in alignment.parameters()) if alignment is not None else 0
     record["trained"] = sizes  # parameters
-    return PreparedStudent(model, mllm, train, val, collate, questions, trained, frozen_fingerprint(mllm, mllm.model.state_dict()), vfms, record)
+    return PreparedStudent(model, mllm, train, val, collate, questions, trained, frozen_fingerprint(mllm.model, mllm.model.state_dict()), vfms, record)
 
 
 def load_conversations(recipe: Recipe) -> tuple[ConversationSet, ConversationSet]:

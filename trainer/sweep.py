@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -41,7 +41,7 @@ from workbench.data import load_data
 from workbench.errors import ConfigError, RunError, UnknownNameError
 from workbench.files import atomic_file, make_folder
 from workbench.stats import holm, paired_test, t_interval
-from workbench.training import MEAN, RECORD_FILE
+from workbench.training import MEAN, RECORD_FILE, training_record
 
 
 @dataclass(frozen=True)
@@ -247,6 +247,8 @@ def check(sweep: Sweep) -> None:
         if not job.arguments or job.arguments[0].startswith("-"):
             raise ConfigError(f"variant '{job.name}': expected a recipe first, as in '{job.name}: RECIPE.yaml [--section.key value ...]'")
         recipe = replace(_recipe(*job.arguments[:-4]), seed=job.seed, output_dir=job.folder)
+        if recipe.dry_run:
+            raise ConfigError(f"variant '{job.name}' has --dry_run, which trains nothing: expected python -m trainer for that")
         if recipe.start is not None and recipe.start.suffix == ".yaml":
             raise ConfigError(f"variant '{job.name}' has the first stage {recipe.start}, which several runs would train at once: expected --start FOLDER there")
         if (job.folder / RECIPE_FILE).exists():
@@ -281,12 +283,18 @@ def accuracies(sweep: Sweep) -> pd.DataFrame:
     """
     rows: list[pd.DataFrame] = []
     asked: dict[tuple[object, ...], Job] = {}
+    alike: dict[tuple[str, str], tuple[Path, str]] = {}
     for job in sweep.runs():
         if job.finished:
             table = pd.read_parquet(job.folder / "evaluation.parquet")
             if "correct" not in table:
                 raise RunError(f"{job.folder} was evaluated by its loss: {SCORED}")
-            asked.setdefault((json.loads((job.folder / RECORD_FILE).read_text()).get("val"), *table["id"], *table["category"]), job)
+            record = training_record(job.folder)
+            asked.setdefault((record.get("val"), *table["id"], *table["category"]), job)
+            for key, content in _contents(record, job.seed).items():
+                before, known = alike.setdefault(key, (job.folder, content))
+                if content != known:
+                    raise RunError(f"{before} and {job.folder} name the same {key[0]}, whose content was {known} and {content}: expected the same in all runs")
             if len(asked) > 1:
                 first, other = asked.values()
                 raise RunError(f"{first.folder} and {other.folder} were asked other validation questions: expected the same data.val, limit_val and questions")
@@ -296,6 +304,16 @@ def accuracies(sweep: Sweep) -> pd.DataFrame:
     if not rows:
         raise RunError(f"no finished run in {sweep.output_dir}")
     return pd.concat(rows, ignore_index=True)[["variant", "seed", "category", "accuracy", "n", "chance"]]
+
+
+def _contents(record: Mapping[str, Any], seed: int) -> dict[tuple[str, str], str]:
+    """Fingerprints by what a run names: its training data, what it starts from, its VFMs and its pretrained parts."""
+    recipe = record["recipe"]
+    model = recipe.get("model", {})
+    names = {"data": [recipe.get("data"), seed], "start": [recipe.get("start"), seed], "model": [model, seed], "vfm": record.get("vfm")}
+    names |= {key: model.get(key) for key in ("tower", "language")}
+    prints = {"data": record.get("data")} | {key.removesuffix("_fingerprint"): value for key, value in record.items() if key.endswith("_fingerprint")}
+    return {(key, json.dumps(names.get(key), sort_keys=True)): str(value) for key, value in prints.items() if value is not None}
 
 
 def report(sweep: Sweep) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 import yaml
@@ -37,6 +37,8 @@ def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str
     if recipe is not None:
         for key, value in _flatten(read_recipe(recipe)):
             _check_known(key, known, f"key '{key}' in {recipe}")
+            if value is None and type(None) not in get_args(known[key]):
+                raise ConfigError(f"key '{key}' in {recipe} is null: expected a value")
             flags += _as_flags(key, value)
     for word in argv:
         if word.startswith("--") and word != "--help":
@@ -60,25 +62,47 @@ def _with_commands(description: str) -> str:
     return re.sub(r"^(?=(?:python -m|accelerate launch) )", "    ", description, flags=re.MULTILINE)
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML's own loader drops the first in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key '{key.value}' is there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a YAML mapping; its key `base` names another recipe, relative to this one, that it extends.
 
+    Args:
+        extending: the recipes that have this one for their base.
+
     Raises:
-        ConfigError: no such file (with the nearest name in its folder), or not a mapping.
+        ConfigError: no such file (with the nearest name in its folder), not a mapping, a key that is there twice, or a base that extends itself.
     """
     if not path.is_file():
         names = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, names, n=1)
         raise ConfigError(f"no recipe {path}: expected a YAML file" + (f"; did you mean '{path.parent / near[0]}'?" if near else ""))
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} is not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, Mapping):
         raise ConfigError(f"recipe {path} holds {type(content).__name__}, expected a mapping of keys to values")
     own = dict(content)
     base = own.pop("base", None)
-    return merge(read_recipe(path.parent / base), own) if base else own
+    if base is None:
+        return own
+    if not isinstance(base, str):
+        raise ConfigError(f"key 'base' in {path} is {base}: expected the name of a recipe beside it")
+    extending = (*extending, path.resolve())
+    if (path.parent / base).resolve() in extending:
+        raise ConfigError(f"recipe {path} has the base {base}, which extends it in turn: expected a recipe that stands by itself")
+    return merge(read_recipe(path.parent / base, extending), own)
 
 
 def as_mapping(config: object) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -143,7 +144,19 @@ def _fetch(entry: Weights, folder: Path) -> None:
 
 def load_weights(name: str) -> dict[str, Tensor]:
     """Return the tensors of `weights_folder(name)` under the names in the file."""
-    return load_file(weights_folder(name) / FILE)
+    return load_tensors(weights_folder(name) / FILE)
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        WeightsError: it is damaged.
+    """
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise WeightsError(f"{file} is damaged ({error}): expected a whole safetensors file") from error
 
 
 def check_unchanged(name: str, model: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
@@ -186,7 +199,7 @@ def _fingerprint_of(folder: Path) -> str:
 @lru_cache(maxsize=64)
 def _file_fingerprint(file: Path, changed: int, size: int) -> str:
     """Large files are hashed once per process, unless they change."""
-    return fingerprint(load_file(file))
+    return fingerprint(load_tensors(file))
 
 
 def _from_package(entry: Weights, package: Package, folder: Path) -> None:
