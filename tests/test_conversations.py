@@ -259,6 +259,8 @@ def test_mixing_repeats_and_samples(tmp_path: Path) -> None:
     assert shapes.conversations[0].turns == tuple((s.question, s.answer) for s in shapes.scenes[0])
     with pytest.raises(DataError, match="weights are 1: expected 2 numbers above 0"):
         mixed(parts, [1.0])
+    with pytest.raises(DataError, match=r"weight 0.1 of shapes:val leaves none of its 4 conversations: expected at least 0.25"):
+        mixed(parts, [1.0, 0.1])
     with pytest.raises(DataError, match="questions without an answer"):
         _ = load_data(f"folder:{tmp_path / 'w'}").conversations
 

@@ -25,7 +25,7 @@ from transformers import AutoModelForImageTextToText, TrainerState, TrainingArgu
 from tests.conftest import run
 from trainer import monitor
 from trainer.alignment import Alignment, AlignmentHead
-from trainer.card import card, origins, sent_files
+from trainer.card import _named, card, origins, sent_files
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, MonitorConfig, OptimConfig, Recipe
 from trainer.data import collate
 from trainer.loop import train
@@ -257,6 +257,25 @@ def test_no_private_path_is_in_the_card_or_in_what_is_sent(folder: Path) -> None
     assert not {"recipe.yaml", "training.json", "training.parquet", "evaluation.parquet"} & set(names)
     private = [str(folder.parent).encode(), os.environ.get("VIRAL_CACHE", str(Path.home())).encode()]
     assert not [name for name in names for path in private if path in (folder / name).read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("hf:/home/secret/rows?split=train", "hf:rows?split=train"),
+        ("hf:../secret/rows.parquet", "hf:rows.parquet"),
+        ("llava_json:/a/x.json?images=/b/pics&split=val&held=5", "llava_json:x.json?images=pics&split=val&held=5"),
+        ("photos:val:/home/secret/cuts", "photos:val:cuts"),
+        ("timm:/home/secret/w", "timm:w"),
+        ("hf:facebook/dinov2-base", "hf:facebook/dinov2-base"),
+        ("timm:timm/vit_base.dino", "timm:timm/vit_base.dino"),
+        ("hf:some-one/rows?split=val", "hf:some-one/rows?split=val"),
+        ("openai/clip-vit-large-patch14-336", "openai/clip-vit-large-patch14-336"),
+        ("shapes:val", "shapes:val"),
+    ],
+)
+def test_a_name_in_the_card_keeps_its_last_part_split_and_options(written: str, shown: str) -> None:
+    assert _named(written) == shown
 
 
 def test_a_residual_model_says_that_it_needs_mllm_load(folder: Path) -> None:

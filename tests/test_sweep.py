@@ -103,6 +103,12 @@ def test_seeds_without_spread_have_no_interval(tmp_path: Path) -> None:
     assert own.loc["layer-3", ["low", "high"]].tolist() == [-np.inf, np.inf] and np.isfinite(own.loc["layer-3", ["d_low", "d_high"]].tolist()).all()
 
 
+def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(WorkbenchError, match=r"output_dir is .*/file, a file: expected a folder"):
+        check(replace(PLAIN, output_dir=tmp_path / "file"))
+
+
 def test_an_accuracy_has_no_interval_beyond_one_and_a_difference_none_cut(tmp_path: Path) -> None:
     _store(tmp_path, {"baseline": [4, 9, 10], "layer-2": [10, 10, 9]})
     sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1, 2), over=LINE, grid=("alignment.layer: 2",))

@@ -306,6 +306,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
         ([recipe("stage1"), "--model.tower", "dinov2-smal"], "did you mean 'dinov2-small'"),
         ([recipe("stage1"), "--model.tower_features", "13", *SMALL], "expected 0 to 12"),
         ([recipe("stage1"), "--model.image_size", "100", *SMALL], "expected a multiple of 14"),
+        ([recipe("stage1"), "--model.image_size", "28", *SMALL, "--dry_run"], "model.image_size is 28, 2 x 2 patches: expected at least 42"),
         ([recipe("stage1"), "--resume"], "no run in"),
         ([recipe("stage1"), "--report_to", "tensorbord"], "tensorbord"),
         ([recipe("stage1"), "--optim.beta2", "1.5"], "optim.beta2 is 1.5: expected 0 to below 1"),

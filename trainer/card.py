@@ -36,6 +36,7 @@ from workbench.vfm import find_vfm
 from workbench.weights import CATALOGUE as WEIGHTS
 
 CARD_FILE = "README.md"
+HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
 SENT = (
     *(CARD_FILE, "config.json", "generation_config.json", "*processor_config.json", "chat_template*", "accuracy.parquet"),
     *("model*.safetensors", "model.safetensors.index.json", HEAD_FILE, RESIDUAL_FILE),
@@ -87,11 +88,14 @@ def _named(value: str) -> str:
 
 
 def _last_part(word: str) -> str:
-    head, colon, rest = word.partition(":")
-    if colon and "/" in rest and head not in ("hf", "timm", "hub", "https"):
-        return f"{_last_part(head)}:{Path(rest).name}"
-    hub = head in ("hf", "timm", "hub", "https") and bool(colon)
-    return word if hub or "/" not in word or any(entry.hub == word for entry in map(WEIGHTS.get, WEIGHTS)) else Path(word).name
+    if word.startswith("https:"):
+        return word
+    pieces = re.split(r"([:?&=])", word)  # such as llava_json:FILE?images=FOLDER&split=val
+    for n, piece in enumerate(pieces):
+        named = pieces[n - 2 : n] in (["hf", ":"], ["timm", ":"], ["hub", ":"]) or any(entry.hub == piece for entry in map(WEIGHTS.get, WEIGHTS))
+        if "/" in piece and not (named and re.fullmatch(HUB_ID, piece) and not Path(piece).exists()):
+            pieces[n] = Path(piece).name
+    return "".join(pieces)
 
 
 def origins(recipe: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -105,7 +109,7 @@ def origins(recipe: Mapping[str, Any]) -> list[dict[str, str]]:
         if name in WEIGHTS:
             entry = WEIGHTS.get(name)
             rows.append(row | {"hub": entry.hub, "from": entry.hub or "a folder", "licence": entry.licence})
-        elif not folder.is_dir() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        elif not folder.is_dir() and re.fullmatch(HUB_ID, name):
             known = (entry.licence for entry in map(WEIGHTS.get, WEIGHTS) if entry.hub == name)
             rows.append(row | {"hub": name, "from": "the hub", "licence": next(known, "see its page on the hub")})
         elif not (folder / RECORD_FILE).exists():

@@ -125,11 +125,10 @@ class Plan:
 
     def _alignment(self) -> str:
         own = self.recipe.alignment
-        if not own.aligned:
-            return "none"
-        of = self.config.get_text_config().num_hidden_layers
+        layers = f"layer {', '.join(map(str, own.layer))} of {self.config.get_text_config().num_hidden_layers}"
         target = ", ".join(own.vfm) if own.target == "vfm" else own.target
-        return f"{own.objective}, {own.where} of layer {', '.join(map(str, own.layer))} of {of} with {target}, lambda {own.weight}"
+        aligned = [f"{own.objective}, {own.where} of {layers} with {target}, lambda {own.weight}"] if own.aligned else []
+        return "; ".join([*aligned, *([f"residual {own.residual} into {layers}"] if own.residual != "none" else [])]) or "none"
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -156,8 +155,8 @@ def _packed_questions(recipe: Recipe) -> Plan:
     packer = Packer(processor, tokens)
     sequence = max(len(packer(scene).input_ids) for scene in islice(first_questions(train, recipe.data.questions).scenes, 256))
     items, widths = len(train.scenes), dict(attached.widths)
-    features = FLOAT * tokens * ((items + len(val.scenes)) * widths.pop("tower") + items * sum(widths.values()))
-    return Plan(recipe, sizes, model.config, items, (tokens, tokens), sequence, len(val.scenes), checkpoint_bytes(sizes), features)
+    features = FLOAT * tokens * ((items + len(val.scenes)) * widths.pop("tower") + items * sum(widths.values())) if recipe.data.features == "cache" else 0
+    return Plan(recipe, sizes, model.config, items, (tokens, tokens), sequence, len(val.scenes), checkpoint_bytes(sizes), features, not_run=attached.not_run)
 
 
 def meta_model(recipe: Recipe, train: Dataset, val: Dataset) -> tuple[PreTrainedModel, LlavaProcessor]:

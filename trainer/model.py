@@ -87,6 +87,8 @@ def llava_config(config: ModelConfig, processor: LlavaProcessor) -> LlavaConfig:
         raise ConfigError(f"model.tower_features is {config.tower_features}: expected 0 to {vision.num_hidden_layers}, the blocks of {config.tower}")
     if config.image_size % vision.patch_size:
         raise ConfigError(f"model.image_size is {config.image_size}: expected a multiple of {vision.patch_size}, the patch size of {config.tower}")
+    if (side := config.image_size // vision.patch_size) < 3:  # fewer have no place code: sines and cosines of so few points are all alike
+        raise ConfigError(f"model.image_size is {config.image_size}, {side} x {side} patches: expected at least {3 * vision.patch_size}")
     blocks = max(1, *config.tower_features)  # later blocks would be computed and thrown away
     whole = {name: value for name, value in vision.to_dict().items() if name not in ("out_features", "out_indices", "stage_names")}  # they name the last block
     vision = type(vision).from_dict(whole | {"num_hidden_layers": blocks})

@@ -239,6 +239,8 @@ def _stop(running: list[Running]) -> None:
 
 def check(sweep: Sweep) -> None:
     """See that every recipe can be read, and that what is there was trained from the recipes of this sweep, so that no old run is compared with a new one."""
+    if sweep.output_dir.exists() and not sweep.output_dir.is_dir():
+        raise ConfigError(f"output_dir is {sweep.output_dir}, a file: expected a folder, or the name of a new one")
     folders = [job.folder for job in sweep.jobs()]
     if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
         raise ConfigError(f"two runs of the sweep would be trained in {twice}: expected names that differ, that of `first` too")

@@ -211,14 +211,16 @@ def mixed(parts: Sequence[Dataset], weights: Sequence[float], seed: int = 0) -> 
     """Conversations of several data sets as one epoch: each comes `weight` times, where 2.5 is all of it twice and a random half once more.
 
     Raises:
-        DataError: another number of weights, or none above 0.
+        DataError: another number of weights, one that is not above 0, or one so small that it leaves no conversation.
     """
     if len(weights) != len(parts) or not all(weight > 0 for weight in weights):
         raise DataError(f"weights are {', '.join(f'{w:g}' for w in weights)}: expected {len(parts)} numbers above 0, one for each data set")
     chosen: list[Conversation] = []
     for number, (part, weight) in enumerate(zip(parts, weights, strict=True)):
         own, whole = part.conversations, int(weight)
-        some = np.random.default_rng([seed, number]).choice(len(own), round((weight - whole) * len(own)), replace=False)
+        if not (more := round((weight - whole) * len(own))) and not whole:
+            raise DataError(f"weight {weight:g} of {part.name} leaves none of its {len(own)} conversations: expected at least {1 / len(own):.2g}")
+        some = np.random.default_rng([seed, number]).choice(len(own), more, replace=False)
         chosen += [*own * whole, *(own[i] for i in np.sort(some))]
     fingerprint = content_hash("mixed", seed, *((part.fingerprint, float(weight)) for part, weight in zip(parts, weights, strict=True)))
     return ConversationDataset(" + ".join(part.name for part in parts), chosen, fingerprint)
