@@ -32,6 +32,7 @@ from trainer.sampling import shuffled
 from workbench.config import parse
 from workbench.data import load_data
 from workbench.errors import ConfigError, RunError, WeightsError
+from workbench.files import UMASK
 from workbench.mllm import MLLM
 from workbench.weights import check_unchanged, load_weights
 
@@ -136,6 +137,7 @@ def test_controls_change_the_target_only() -> None:
 
 def test_the_folder_is_plain_transformers_and_the_log_has_both_losses(runs_folder: Path) -> None:
     LlavaForConditionalGeneration.from_pretrained(runs_folder / "viral")
+    assert {file.stat().st_mode & 0o777 for file in (runs_folder / "viral").rglob("*") if file.is_file()} == {0o666 & ~UMASK}
     head = AlignmentHead(32, 16, 112)
     head.load_state_dict(load_file(runs_folder / "viral" / "alignment_head.safetensors"))
     assert not (runs_folder / "baseline" / "alignment_head.safetensors").exists()

@@ -17,7 +17,7 @@ from trainer import processes
 from trainer.config import Recipe
 from workbench.config import as_mapping, parse
 from workbench.errors import ConfigError, RunError
-from workbench.files import atomic_file, locked, partial_files, remove_partial
+from workbench.files import atomic_file, locked, partial_files, remove_partial, share
 from workbench.training import RECORD_FILE, Checkpoint, checkpoints
 
 log = logging.getLogger(__name__)
@@ -127,6 +127,7 @@ def publish_checkpoint(folder: Path, name: str, keep: int | None) -> None:
     """
     try:
         _write_files(folder / UNFINISHED / name)
+        share(folder / UNFINISHED / name)
         _remove(folder / name)  # a damaged one, before which the run was resumed
         (folder / UNFINISHED / name).rename(folder / name)
         _keep_newest(folder, keep)

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from workbench.errors import RunError
 
 HEAD_FILE = "alignment_head.safetensors"  # in a model folder, beside the model itself
+UMASK = os.umask(0o077)  # can only be read by setting it
+os.umask(UMASK)
 
 
 def cache_folder(part: str) -> Path:
@@ -46,8 +48,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise RunError(f"cannot write to {target.parent}: {error.strerror or error}") from error
     try:
-        partial.chmod(0o755)
         yield partial
+        share(partial)
         try:
             partial.rename(target)
         except OSError:
@@ -66,11 +68,19 @@ def atomic_file(target: Path) -> Iterator[Path]:
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         yield partial
+        share(partial)
         partial.replace(target)
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot write {target}: {_reason(error)}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def share(written: Path) -> None:
+    """Let those read a file, or all of a folder, whom the umask lets: temporary folders and what safetensors writes are their owner's alone."""
+    for path in (written, *written.rglob("*")):
+        with suppress(OSError):  # a disk that knows no modes
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~UMASK)
 
 
 def partial_files(folder: Path, name: str = "*") -> list[Path]:
