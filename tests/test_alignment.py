@@ -190,7 +190,7 @@ def test_activation_checkpointing_gives_the_same_gradients(llava: Path, where: s
         alignment = attach_alignment(mllm, layers=[2], dims={"vfm": 6}, where=where, hidden=8)  # type: ignore[arg-type]
         mllm.model.train()
         if checkpointing:
-            mllm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+            mllm.model.activation_checkpointing_enable({"use_reentrant": reentrant})
             mllm.model.enable_input_require_grads()
         for seed in (0, 1):  # accumulated
             batch = mllm.encode([picture(seed)], ["what is this ?"])

@@ -17,12 +17,12 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from tests.conftest import ROOT, recipe
 from trainer.__main__ import read
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
-from trainer.loop import build_trainer, train
+from trainer.loop import _first_stage, build_trainer, train
 from trainer.prepare import prepare
 from trainer.sampling import Stream, shuffled
 from workbench.errors import ConfigError, RunError
@@ -185,6 +185,30 @@ def test_the_stream_is_the_passes_one_after_another_whatever_is_read_at_once() -
     assert sorted(stream[:5]) == sorted(stream[5:10]) == list(range(5)) and stream[:5] != stream[5:10] and len(stream) == len(Stream(5, 12, seed=3)) == 12
     assert stream[:7] == list(Stream(5, 7, seed=3)) and stream != list(Stream(5, 12, seed=4))
     assert stream[:5] == torch.randperm(5, generator=torch.Generator().manual_seed(3)).tolist() and stream[5:10] == shuffled(5, 3, 1)
+
+
+def test_one_process_that_sees_several_gpus_uses_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """transformers would take four times the batch and divide it, and the step would be another than the recipe's."""
+    made = TrainingArguments.__post_init__
+
+    def sees_four(self: TrainingArguments) -> None:
+        made(self)
+        assert self.device.type == "cpu"
+        self._n_gpu = 4
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", sees_four)
+    recipe = replace(SMALL, output_dir=tmp_path / "run")
+    trainer = build_trainer(recipe, prepare(recipe))
+    assert len(next(iter(trainer.get_train_dataloader()))["labels"]) == recipe.optim.batch_size
+    assert not isinstance(trainer._wrap_model(trainer.model), torch.nn.DataParallel)
+
+
+def test_a_first_stage_of_another_precision_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """accelerate fixes the precision of several processes once and for all."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    own = replace(SMALL, start=tmp_path / "stage1-s0", optim=replace(SMALL.optim, precision="bfloat16"))
+    with pytest.raises(ConfigError, match=r"optim.precision is bfloat16, and float32 in .*shapes_stage1.yaml: expected the same in several processes"):
+        _first_stage(Path(recipe("stage1")), own, [])
 
 
 def test_the_global_batch_stays_whatever_the_number_of_processes() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from transformers import AutoModelForImageTextToText
 
 from tests.students import VIRAL, picture, rows, write
@@ -94,3 +95,13 @@ def test_fsdp_divides_the_model_and_writes_a_plain_folder(root: Path) -> None:
     same(root / "one-lora", root / "fsdp-lora", within=1e-5, columns=LOSSES)
     same(root / "one-asked", root / "fsdp-asked", within=1e-5, columns=LOSSES)
     assert AutoModelForImageTextToText.from_pretrained(root / "fsdp").config.architectures == ["LlavaForConditionalGeneration"]
+
+
+def test_half_precision_is_autocast_however_the_weights_are_divided(root: Path) -> None:
+    """The weights stay float32, and what the log says of the losses is not rounded: FSDP's own mixed precision would round both."""
+    half = ["--optim.precision", "bfloat16", "--optim.checkpointing", "--model.train_tower"]
+    train(read(words(root, "one-half", *half, "--optim.batch_size", "4")), ["one"])
+    launch("--config_file", "trainer/launch/fsdp.yaml", "-m", "trainer", *words(root, "fsdp-half", *half))
+    same(root / "one-half", root / "fsdp-half", within=5e-3, columns=["lm_loss", "alignment_loss"])
+    losses = torch.tensor(pd.read_parquet(root / "fsdp-half" / "training.parquet")["lm_loss"].dropna().tolist())
+    assert not torch.equal(losses, losses.bfloat16().float())

@@ -110,10 +110,12 @@ def language_loss(model: torch.nn.Module, mllm: MLLM, conversations: Sequence[Co
     for numbers, counted in chain.from_iterable(_mine(kind, batch_size) for kind in kinds):
         own = [conversations[n] for n in numbers]
         batch, labels = encode_conversations(mllm, [c.images for c in own], [c.turns for c in own], max_length=max_length)
-        logits = model(labels=labels, visual=(), **batch.inputs).logits[:, :-1].float()
-        losses = torch.nn.functional.cross_entropy(logits.mT, labels[:, 1:], reduction="none", ignore_index=IGNORED).sum(1)
-        counts = (labels[:, 1:] != IGNORED).sum(1)
-        for number, c, loss, count in zip(numbers, own, losses.tolist(), counts.tolist(), strict=True):
+        logits = model(labels=labels, visual=(), **batch.inputs).logits[:, :-1]
+        wanted = labels[:, 1:] != IGNORED
+        counts = wanted.sum(1).tolist()
+        each = torch.nn.functional.cross_entropy(logits[wanted].float(), labels[:, 1:][wanted], reduction="none")  # of the answers alone, which need the memory
+        losses = [float(own.sum()) for own in each.split(counts)]
+        for number, c, loss, count in zip(numbers, own, losses, counts, strict=True):
             if count and counted:
                 rows.append((number, c.id, count, loss / count, math.log(logits.shape[-1])))
     return pd.DataFrame([row[1:] for row in sorted(processes.gathered(rows))], columns=["id", "tokens", "lm_loss", "chance"])

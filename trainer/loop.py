@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -74,7 +75,11 @@ class AlignmentTrainer(Trainer):
         self.evaluated_at = -1
         self.subset, known = subset_alignment(recipe, prepared)  # before the seed is set again, since building a VFM draws random numbers
         collator = counted(prepared.collate, prepared.model.config.image_token_id)
+        arguments: TrainingArguments = kwargs["args"]
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # where one process sees several GPUs, transformers would divide over them a batch that many times as large
         super().__init__(model=prepared.model, train_dataset=prepared.train, data_collator=collator, **kwargs)
+        if self.is_fsdp_enabled:  # bfloat16 is autocast around float32 weights here too: FSDP's own would round what is averaged, and the losses in the log
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
         self.progress = Progress(recipe.output_dir, recipe.optim.steps)
         self.add_callback(self.progress)
         self.add_callback(LastLog())
@@ -395,4 +400,7 @@ def _first_stage(stage: Path, recipe: Recipe, argv: list[str]) -> None:
     if (recipe.start / RECIPE_FILE).exists():
         check_same_recipe(recipe.start, own)
     if not (recipe.start / RECORD_FILE).exists():
+        if processes.count() > 1 and own.optim.precision != recipe.optim.precision:  # accelerate fixes it for the processes' whole life
+            said = f"optim.precision is {recipe.optim.precision}, and {own.optim.precision} in {stage}"
+            raise ConfigError(f"{said}: expected the same in several processes, or the first stage trained by itself before")
         train(replace(own, resume=(recipe.start / RECIPE_FILE).exists()), argv)

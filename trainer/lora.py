@@ -56,7 +56,8 @@ def merged_state(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[st
         own = {key: state.pop(key) for key in [key for key in state if key.startswith(f"{name}.")]}
         state |= {key.replace(f"{name}.base_layer.", f"{name}."): value for key, value in own.items() if key.startswith(f"{name}.base_layer.")}
         delta = (own[f"{name}.lora_B.default.weight"] @ own[f"{name}.lora_A.default.weight"]) * layer.scaling["default"]
-        state[f"{name}.weight"] = state[f"{name}.weight"] + delta.to(state[f"{name}.weight"])
+        merged = state[f"{name}.weight"] + delta.to(state[f"{name}.weight"])
+        state[f"{name}.weight"] = merged.cpu()  # one matrix at a time: a GPU that trains the model may have no room for it twice
     return state
 
 

@@ -279,7 +279,7 @@ class SubsetAlignment:
         shared = {"n": self.n, "k": self.settings.k, "n_images": self.images, "permutations": self.settings.permutations, "seed": self.seed}
         return {"pooling": "within", "layers": self.layers, **shared, "vfm_fingerprint": self.watched.fingerprint}
 
-    @torch.inference_mode()
+    @torch.no_grad()  # sharded weights know no inference mode
     def measure(self) -> dict[str, float]:
         """The score of each layer and VFM as `cknna/layer_L/VFM`, its 95 % interval over images and its permutation null, with n, k and images."""
         collector = Within(METRICS.get("cknna"), self.settings.k, null=self.settings.permutations, seed=self.seed)

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from workbench.errors import ConfigError, RunError, WorkbenchError
@@ -16,6 +17,7 @@ from workbench.errors import ConfigError, RunError, WorkbenchError
 if TYPE_CHECKING:
     from torch import Tensor
 
+PATIENCE = timedelta(hours=3)  # while one process writes, checks or sends a large model; one that is killed is noticed at once, whatever this is
 Result = TypeVar("Result")
 Strategy = Literal["ddp", "fsdp", "zero1", "zero2", "zero3"]
 
@@ -73,7 +75,7 @@ def start() -> None:
     from accelerate.utils import DistributedType
 
     cpu = not torch.cuda.is_available()
-    state = PartialState(cpu=cpu)
+    state = PartialState(cpu=cpu, timeout=PATIENCE)
     if cpu and strategy() == "fsdp":  # accelerate would ignore FSDP there and run DDP without a word; its FSDP2 code itself runs on a CPU
         state.distributed_type = DistributedType.MULTI_GPU
     if cpu and strategy().startswith("zero"):

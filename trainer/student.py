@@ -248,7 +248,7 @@ def prepare_student(recipe: Recipe) -> PreparedStudent:
     record: dict[str, object] = {"model": mllm.name, "model_fingerprint": mllm.fingerprint, "data": train.data.fingerprint, "val": val.data.fingerprint}
     trained = choose_trained(mllm, recipe)
     if recipe.optim.checkpointing:
-        mllm.model.gradient_checkpointing_enable({"use_reentrant": False})
+        mllm.model.activation_checkpointing_enable({"use_reentrant": False})
     settings, residual, targets = recipe.alignment, None, None
     own_width = _own_width(mllm, train) if settings.residual == "encoder" or (settings.aligned and settings.target == "encoder") else 0
     if settings.residual != "none":
