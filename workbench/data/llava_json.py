@@ -14,10 +14,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from workbench.data.base import DATASETS, Conversation, ConversationDataset, content_hash, spec_options, subset
 from workbench.data.folder import file_sizes, missing, read_image
@@ -50,7 +54,7 @@ def llava_json(spec: str, *, limit: int | None = None, seed: int = 0) -> Convers
     if not root.is_dir():
         raise DataError(f"image root '{root}' does not exist: expected the folder that the `image` paths in {file.name} start from")
     rows, broken = [], []
-    for number, row in _rows(file):
+    for number, row in tqdm(_rows(file), desc=f"rows of {file.name}", unit="row", file=sys.stderr, mininterval=2, delay=2, leave=False):
         try:
             rows.append(_row(number, _parsed(number, row) if file.suffix == LINES else row))
         except DataError as error:
@@ -112,7 +116,7 @@ def _row(number: int, row: Any) -> Row:
     names = (images,) if isinstance(images, str) else tuple(images) if isinstance(images, list) else (None,)
     if not all(isinstance(name, str) for name in names):
         raise DataError(f"row {number} has `image` {images!r}: expected a path or a list of paths")
-    if away := next((name for name in names if Path(name).is_absolute() or ".." in Path(name).parts), None):
+    if away := next((name for name in names if os.path.isabs(name) or ".." in name.split("/")), None):
         raise DataError(f"row {number} has image '{away}': expected a path below the image root")
     turns = turns_of(f"row {number}", row["conversations"], len(names), speaker="from", text="value")
     return f"{number}:{row.get('id', '')}", names, turns
