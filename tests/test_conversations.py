@@ -10,17 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tests.students import picture, rows, write
 from tests.tiny import BUILDERS, build
 from trainer.conversations import GroupedSampler
-from workbench.data import load_data
+from trainer.language import FLATTEN
+from workbench.answers import option_ids
+from workbench.convert.build import CHAT_TEMPLATE
+from workbench.data import Sample, load_data
 from workbench.data.base import Conversation, mixed
 from workbench.errors import DataError, ModelError, UnknownNameError
 from workbench.mllm import MLLM
-from workbench.mllm.conversation import IGNORED, encode_conversations
+from workbench.mllm.conversation import IGNORED, conversation_text, encode_conversations
 
 TURNS = [[("what is this ?", "a red cat"), ("what color ?", "red")], [("is this a dog ?", "no")]]
 
@@ -297,3 +302,80 @@ def test_groups_are_of_about_one_length_and_differ_by_seed() -> None:
         assert sorted(order.tolist()) == list(range(400))
     assert spread[True] < 5 < 60 < spread[False]
     assert list(GroupedSampler(made, 8, 400, 0)) != list(GroupedSampler(made, 8, 400, 1))
+
+
+# --- byte-level tokenizers: a word after a space is another token than the word alone ---------------------------------------------------------
+
+SMOLVLM = (
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}"
+    "{% endfor %}"
+    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+CHATML = (
+    "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+THINKING = (  # as Qwen3's: an empty thought before the last answer, and in the prompt only where thinking is off
+    "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n'}}{% if loop.last and m['role'] == 'assistant' %}{{'<think>\n\n</think>\n\n'}}{% endif %}"
+    "{{m['content'] + '<|im_end|>\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+
+
+def byte_level(folder: Path, template: str, end: str) -> MLLM:
+    """A small LLaVA with a byte-level BPE tokenizer."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<pad>", "<|im_start|>", "<|im_end|>", "<end_of_utterance>", "<image>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    text = ["User: is the mug left or right ? Assistant: left", "left\nright\nyes\nno", " left right yes no USER: ASSISTANT: what is it ?"] * 50
+    core.train_from_iterator(text, trainers.BpeTrainer(vocab_size=400, show_progress=False, initial_alphabet=alphabet, special_tokens=special))
+    tokenizer = tf.PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<|im_start|>", eos_token=end, extra_special_tokens={"image_token": "<image>"}
+    )
+    model = tf.AutoModelForImageTextToText.from_pretrained(build("llava", folder))
+    model.resize_token_embeddings(len(tokenizer))
+    model.config.image_token_index = model.config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    processor = tf.AutoProcessor.from_pretrained(folder)
+    made = tf.LlavaProcessor(
+        processor.image_processor,
+        tokenizer,
+        patch_size=processor.patch_size,
+        vision_feature_select_strategy=processor.vision_feature_select_strategy,
+        num_additional_image_tokens=processor.num_additional_image_tokens,
+        chat_template=template,
+    )
+    model.save_pretrained(folder)
+    made.save_pretrained(folder)
+    return MLLM.load(str(folder), validate=False)
+
+
+TEMPLATES = {
+    "smolvlm": (SMOLVLM, "<end_of_utterance>"),
+    "vicuna": (CHAT_TEMPLATE.replace("SYSTEM", ""), "<|im_end|>"),
+    "chatml": (FLATTEN + CHATML, "<|im_end|>"),
+    "thinking": (FLATTEN + THINKING, "<|im_end|>"),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_options_are_scored_by_the_tokens_that_are_learnt(name: str, tmp_path: Path) -> None:
+    """A model that knows every answer by heart must not be scored at chance because it is asked for other tokens than it learnt."""
+    mllm = byte_level(tmp_path / "m", *TEMPLATES[name])
+    sample = Sample("0", "0", lambda: picture(0), "is it left or right ?", "left", ("left", "right"), "side")
+    (batch, labels), (options,) = encode_conversations(mllm, [picture(0)], [[(sample.question, sample.answer)]]), option_ids(mllm, [sample])
+    at = int((labels[0] != IGNORED).long().argmax())
+    assert labels[0, at] == options[0] != options[1]
+    assert torch.equal(batch.inputs["input_ids"][0, :at], mllm.encode([picture(0)], [sample.question]).inputs["input_ids"][0])
+    learnt = labels[0][labels[0] != IGNORED].tolist()
+    assert learnt[:-1] == mllm.answer_ids("left") and learnt[-1] == mllm.processor.tokenizer.eos_token_id
+
+
+def test_a_turn_that_ends_with_another_token_than_the_model_keeps_its_own_end(tmp_path: Path) -> None:
+    mllm = byte_level(tmp_path / "m", FLATTEN + CHATML, "<end_of_utterance>")
+    text, spans = conversation_text(mllm, [("yes ?", "no"), ("no ?", "yes")], 0)
+    assert text.startswith("<|im_start|>user\nyes ?<|im_end|>\n<|im_start|>assistant\nno<|im_end|><end_of_utterance>\n<|im_start|>user\nno ?")
+    assert [text[start:stop] for start, stop in spans] == [f"{answer}<|im_end|><end_of_utterance>" for answer in ("no", "yes")]

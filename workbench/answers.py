@@ -214,12 +214,11 @@ def _may_share(mllm: MLLM) -> bool:
 
 
 def option_ids(mllm: MLLM, samples: Sequence[Sample]) -> Int[Tensor, "question option"]:
-    """First token of every option, -1 where a question has fewer options."""
-    tokenizer, known = mllm.processor.tokenizer, {}
+    """First token of every option where it stands behind a prompt, -1 where a question has fewer options."""
+    known: dict[tuple[str, ...], Tensor] = {}
     for options in {sample.options for sample in samples}:
-        ids = [tokenizer(option, add_special_tokens=False)["input_ids"][:1] for option in options]
-        known[options] = torch.tensor([own[0] for own in ids if own])
-        if len(known[options]) < len(options) or len(known[options].unique()) < len(options):
+        known[options] = torch.tensor([mllm.answer_ids(option)[0] for option in options])
+        if len(known[options].unique()) < len(options):
             raise DataError(f"the options {', '.join(options)} are not told apart by their first token in {mllm.name}: expected options that begin differently")
     return torch.nn.utils.rnn.pad_sequence([known[sample.options] for sample in samples], batch_first=True, padding_value=-1)
 

@@ -6,8 +6,9 @@ What differs between model families is in their `Family`; everything here goes t
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -108,10 +109,15 @@ class MLLM:
         if self.processor.chat_template is None:
             return self.processor.image_token * images + question
         content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
-        text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+        text = self.render([{"role": "user", "content": content}], generation=True)
         if text.count(self.template_place) != images:
             raise ModelError(f"{self.name}: its chat template gives {text.count(self.template_place)} image placeholders for {images} images")
         return text
+
+    def render(self, messages: Sequence[Mapping[str, object]], *, generation: bool) -> str:
+        """Messages in the model's own chat template, with the beginning of the answer if `generation`; a template that can think does not, so that an
+        answer follows its prompt at once."""
+        return str(self.processor.apply_chat_template(messages, add_generation_prompt=generation, tokenize=False, enable_thinking=False))
 
     def check_text(self, what: str, text: str) -> None:
         """Raise a ModelError if a text contains the image placeholder."""
@@ -229,14 +235,14 @@ class MLLM:
         """Length-normalised log-likelihood of each option as the answer: mean log p over the option's tokens.
 
         Args:
-            options: for each sample, the answers to compare; each is appended to the prompt as a text of its own tokens.
+            options: for each sample, the answers to compare; each is appended to the prompt as `answer_ids` gives it.
 
         Raises:
             ModelError: another number of samples than `batch` has, or an option without tokens or with the image placeholder.
         """
         if len(options) != len(batch):
             raise ModelError(f"options for {len(options)} samples: expected {len(batch)}")
-        answers = [[self._answer(option) for option in own] for own in options]
+        answers = [[self.answer_ids(option) for option in own] for own in options]
         with self.lock:
             first = last_logits(self.model(**batch.inputs, use_cache=False, logits_to_keep=_kept(batch)), batch).log_softmax(-1).cpu()
         scores = []
@@ -248,11 +254,31 @@ class MLLM:
                 scores.append(torch.stack([self._continuation(alone, ids).mean() for ids in own]))
         return scores
 
-    def _answer(self, option: str) -> list[int]:
-        ids = self.processor.tokenizer(option, add_special_tokens=False)["input_ids"]
-        if not ids or self.config.image_token_id in ids:
-            raise ModelError(f"option '{option}' has {'the image placeholder in it' if ids else 'no tokens'}: expected an answer in words")
-        return ids
+    def answer_ids(self, answer: str) -> list[int]:
+        """The tokens of an answer where it stands in a conversation, behind its prompt: those that training teaches (workbench/mllm/conversation.py).
+
+        Alone, the same text may be other tokens: byte-level tokenizers have the space that many templates put before an answer in its first token.
+
+        Raises:
+            ModelError: an answer without tokens, or with the image placeholder.
+        """
+        tokenizer, (prompt, space) = self.processor.tokenizer, self._turn
+        before, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + space + answer))
+        ids = whole[len(before) :] if whole[: len(before)] == before else tokenizer(answer, add_special_tokens=False)["input_ids"]
+        if not answer or not ids or self.config.image_token_id in ids:
+            raise ModelError(f"option '{answer}' has {'the image placeholder in it' if answer and ids else 'no tokens'}: expected an answer in words")
+        return list(ids)
+
+    @cached_property
+    def _turn(self) -> tuple[str, str]:
+        """A prompt, and the space that the template puts between it and an answer; empty where there is no template, or one that puts words there."""
+        if self.processor.chat_template is None:
+            return "", ""
+        question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+        prompt = self.render([question], generation=True)
+        whole = self.render([question, {"role": "assistant", "content": [{"type": "text", "text": "!"}]}], generation=False)
+        space = whole.removeprefix(prompt).partition("!")[0] if whole.startswith(prompt) and "!" in whole[len(prompt) :] else "-"
+        return ("", "") if space.strip() else (prompt, space)
 
     def _continuation(self, alone: Batch, answer: Sequence[int]) -> Float[Tensor, token]:  # noqa: F821
         """Log p of each token of `answer` after the prompt of one sample."""

@@ -68,19 +68,20 @@ def conversation_text(mllm: MLLM, turns: Turns, images: int) -> tuple[str, list[
         mllm.check_text("question", question)
         mllm.check_text("answer", answer)
         messages.append({"role": "user", "content": [{"type": "image"}] * (images if number == 0 else 0) + [{"type": "text", "text": question}]})
-        prompt = _render(mllm, messages, generation=True)
+        prompt = mllm.render(messages, generation=True)
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        whole = _render(mllm, messages, generation=False)
+        whole = mllm.render(messages, generation=False)
         at = whole.find(answer, len(prompt))
-        if not prompt.startswith(before) or not whole.startswith(prompt) or at < 0:
+        if not prompt.startswith(before) or not whole.startswith(prompt) or at < 0 or whole[len(prompt) : at].strip():
             raise ModelError(f"{mllm.name}: its chat template does not put answer {number + 1} behind its prompt as it is, so what is learnt cannot be told")
         at += len(answer)
         found = min(((whole.find(end, at), end) for end in ends if whole.find(end, at) >= 0), default=None)
         text += prompt[len(before) :]
         start = len(text)
-        if found is None:
-            text += whole[len(prompt) : at] + eos
+        if found is None:  # what else ends the turn stays, but for space, which LLaVA's own code leaves out too
+            text += whole[len(prompt) :].rstrip() + eos
             spans.append((start, len(text)))
+            text += whole[len(whole.rstrip()) :] if whole[at:].strip() else ""
         else:
             stop = found[0] + len(found[1])
             text += whole[len(prompt) : stop]
@@ -101,10 +102,6 @@ def end_tokens(mllm: MLLM) -> list[str]:
     if tokenizer.eos_token is None:
         raise ModelError(f"{mllm.name}: its tokenizer has no end token: expected one, which every answer is to end with")
     return [text for text in dict.fromkeys(texts) if text]
-
-
-def _render(mllm: MLLM, messages: list[dict[str, object]], *, generation: bool) -> str:
-    return str(mllm.processor.apply_chat_template(messages, add_generation_prompt=generation, tokenize=False))
 
 
 def _learnt(mllm: MLLM, text: str, spans: list[tuple[int, int]], special: bool) -> tuple[Tensor, Int[Tensor, " tail"]]:
