@@ -81,7 +81,7 @@ class Variant:
             seed=recipe.seed,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
-        self.trainer = AlignmentTrainer(recipe=recipe, prepared=self.prepared, args=arguments)
+        self.trainer = AlignmentTrainer(recipe=recipe, prepared=self.prepared, watched=(None, []), args=arguments)
         self.trainer.create_optimizer_and_scheduler(rounds)
         self.batches = self._batches()
         self.batch: dict[str, Any] = {}

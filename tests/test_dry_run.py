@@ -76,10 +76,10 @@ def test_a_7b_llava_from_its_configuration() -> None:
     assert sizes.block == 202_383_360  # 4 x 4096^2 + 3 x 4096 x 11008 + 2 x 4096
     whole = dry_run.Plan(viral, sizes, model.config, 665_000, (576, 576), 1024, 100, 0, 0)
     memory = {strategy: whole.memory(strategy, 8) - whole.activations() for strategy in dry_run.STRATEGIES}
-    assert memory["ddp"] > memory["zero2"] > memory["zero3"] == memory["fsdp"]
+    assert memory["ddp"] > memory["zero2"] > memory["fsdp"] >= memory["zero3"]
     assert memory["ddp"] == 4 * (sizes.total + 4 * sizes.trained)
     small = replace(whole, recipe=replace(viral, optim=replace(viral.optim, batch_size=1)))
-    assert small.memory("fsdp", 1000) == 4 * sizes.total  # each process loads all of it before it is divided
+    assert small.memory("fsdp", 1000) == 4 * sizes.total + 4 * sizes.total // 1000  # each process holds all of it until it is divided
     with pytest.raises(ConfigError, match=r"alignment.layer is 33: expected 1 to 32"):
         attach(replace(viral, model=ModelConfig(layers=64), alignment=replace(viral.alignment, layer=(33,))), model, *one_square(model, 576))
     with pytest.raises(ConfigError, match=r"an image of 530 visual tokens does not fit"):

@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainingArguments
 from tests.conftest import ROOT, recipe
 from trainer.__main__ import read
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
-from trainer.loop import _first_stage, build_trainer, train
+from trainer.loop import _first_stage, build_trainer, check_names, train
 from trainer.prepare import prepare
 from trainer.sampling import Stream, shuffled
 from workbench.errors import ConfigError, RunError
@@ -201,6 +201,20 @@ def test_one_process_that_sees_several_gpus_uses_one(monkeypatch: pytest.MonkeyP
     trainer = build_trainer(recipe, prepare(recipe))
     assert len(next(iter(trainer.get_train_dataloader()))["labels"]) == recipe.optim.batch_size
     assert not isinstance(trainer._wrap_model(trainer.model), torch.nn.DataParallel)
+
+
+@pytest.mark.parametrize(
+    ("launch", "more", "message"),
+    [
+        ("DEEPSPEED", ["--start", "None", "--optim.precision", "bfloat16"], "optim.precision is bfloat16 with zero2, which rounds the weights themselves"),
+        ("DEEPSPEED", [], "shapes_stage1.yaml with zero2, which trains once in a process: expected the first stage trained by itself before"),
+        ("FSDP", ["--start", "None", "--data.features", "compute"], "data.features is compute with fsdp, which divides the tower"),
+    ],
+)
+def test_what_a_launch_file_cannot_do_is_one_sentence(launch: str, more: list[str], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{launch}", "true")
+    with pytest.raises(ConfigError, match=message):
+        check_names(read([recipe("viral"), *more, "--output_dir", str(tmp_path / "run")]))
 
 
 def test_a_first_stage_of_another_precision_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

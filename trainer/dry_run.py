@@ -87,7 +87,7 @@ class Plan:
 
         Float32 weights W, gradients G and the two moments of AdamW of the trained part, which `ddp` keeps in every process (its gradients twice: the buckets
         that are averaged), ZeRO-2 divides but for the weights, FSDP and ZeRO-3 divide whole, with what is gathered for one block and its successor beside it;
-        never less than all weights, since every process loads the model whole before it is divided.
+        never less than all weights and, with FSDP, its part of them: every process loads the model whole, and holds it until all of it is divided.
         """
         weights, trained = FLOAT * self.sizes.total, FLOAT * self.sizes.trained
         if strategy == "ddp" or count == 1:
@@ -96,7 +96,7 @@ class Plan:
             own = weights + (trained if strategy == "zero1" else 0) + 3 * trained // count
         else:
             own = (weights + 3 * trained) // count + FLOAT * (self.sizes.outside + 2 * self.sizes.block)
-        return max(own + self.activations(), weights)
+        return max(own + self.activations(), weights + (weights // count if strategy == "fsdp" and count > 1 else 0))
 
     def activations(self) -> int:
         """Bytes of a forward pass of one process that wait for the backward pass.

@@ -28,7 +28,18 @@ from trainer.config import Recipe
 from trainer.evaluation import metrics_of, summary
 from trainer.lora import adapters, check_peft, merge
 from trainer.model import IGNORED
-from trainer.monitor import EarlyWarnings, LastLog, Progress, check_trackers, counted, stop_unless_finite, subset_alignment, warnings_of, write_log
+from trainer.monitor import (
+    EarlyWarnings,
+    LastLog,
+    Progress,
+    SubsetAlignment,
+    check_trackers,
+    counted,
+    stop_unless_finite,
+    subset_alignment,
+    warnings_of,
+    write_log,
+)
 from trainer.output import (
     FINAL,
     RECIPE_FILE,
@@ -62,7 +73,7 @@ class AlignmentTrainer(Trainer):
     are averaged over processes, each is multiplied by their number.
     """
 
-    def __init__(self, *, recipe: Recipe, prepared: Ready, **kwargs: Any) -> None:
+    def __init__(self, *, recipe: Recipe, prepared: Ready, watched: tuple[SubsetAlignment | None, list[str]], **kwargs: Any) -> None:
         self.recipe, self.prepared = recipe, prepared
         self._sums: dict[str, Tensor] = {}
         self._steps = 0  # optimizer steps since the last log
@@ -73,7 +84,7 @@ class AlignmentTrainer(Trainer):
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.evaluation: pd.DataFrame | None = None
         self.evaluated_at = -1
-        self.subset, known = subset_alignment(recipe, prepared)  # before the seed is set again, since building a VFM draws random numbers
+        self.subset, known = watched
         collator = counted(prepared.collate, prepared.model.config.image_token_id)
         arguments: TrainingArguments = kwargs["args"]
         arguments._n_gpu = min(arguments.n_gpu, 1)  # where one process sees several GPUs, transformers would divide over them a batch that many times as large
@@ -288,6 +299,7 @@ def check_names(recipe: Recipe) -> None:
     for name in () if recipe.model.released else (recipe.model.tower, recipe.model.language):
         if name is not None:
             WEIGHTS.get(name)
+    _check_strategy(recipe)
     if recipe.model.train == "lora":
         check_peft()
         if processes.strategy() == "zero3":
@@ -295,6 +307,18 @@ def check_names(recipe: Recipe) -> None:
     if recipe.alignment.aligned and recipe.alignment.target == "vfm":
         for name in recipe.alignment.vfm:
             find_vfm(name, teacher_norm=recipe.alignment.teacher_norm)
+
+
+def _check_strategy(recipe: Recipe) -> None:
+    """See that the way in which the processes divide the work can do what the recipe says."""
+    strategy = processes.strategy()
+    if strategy.startswith("zero") and recipe.optim.precision == "bfloat16":
+        raise ConfigError(f"optim.precision is bfloat16 with {strategy}, which rounds the weights themselves: expected float32, or ddp.yaml or fsdp.yaml")
+    stage = with_stage(recipe).start if recipe.start is not None and recipe.start.suffix == ".yaml" else None
+    if strategy.startswith("zero") and stage is not None and not (stage / RECORD_FILE).exists():
+        raise ConfigError(f"start is {recipe.start} with {strategy}, which trains once in a process: expected the first stage trained by itself before")
+    if processes.divided() and not recipe.model.released and recipe.data.features == "compute":
+        raise ConfigError(f"data.features is compute with {strategy}, which divides the tower that is asked for them: expected cache, or ddp.yaml")
 
 
 def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFrame:
@@ -332,6 +356,7 @@ def _enough(prepared: Ready) -> Ready:
 def build_trainer(recipe: Recipe, prepared: Ready) -> AlignmentTrainer:
     """The Trainer of a recipe, for as many processes as there are; it writes nothing yet."""
     folder, optim = recipe.output_dir, recipe.optim
+    watched = subset_alignment(recipe, prepared)  # before the arguments, after which ZeRO-3 divides whatever is loaded, a VFM too
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=optim.steps,
@@ -358,9 +383,13 @@ def build_trainer(recipe: Recipe, prepared: Ready) -> AlignmentTrainer:
         use_cpu=not torch.cuda.is_available(),
         logging_nan_inf_filter=False,
         ddp_find_unused_parameters=False,  # the frozen tower has no gradient, and all the rest is used in every pass
-        accelerator_config={"use_configured_state": processes.count() > 1},  # that of processes.start
+        accelerator_config={
+            "use_configured_state": processes.count() > 1,  # that of processes.start
+            # FSDP would keep the whole gradient in every process until the last accumulated pass
+            "gradient_accumulation_kwargs": {"sync_each_batch": processes.strategy() == "fsdp"},
+        },
     )
-    trainer = AlignmentTrainer(recipe=recipe, prepared=prepared, args=arguments, eval_dataset=prepared.val)
+    trainer = AlignmentTrainer(recipe=recipe, prepared=prepared, watched=watched, args=arguments, eval_dataset=prepared.val)
     trainer.pop_callback(PrinterCallback)
     return trainer
 

@@ -11,6 +11,7 @@ from workbench.data import Dataset, Sample, load_data
 from workbench.maps import picture, whole_image
 from workbench.metrics.geometry import joint_pca_rgb
 from workbench.mllm import MLLM
+from workbench.training import RECORD_FILE
 from workbench.vfm import CATALOGUE, VFM, load_vfm
 from workbench.weights import at_hand
 
@@ -49,7 +50,7 @@ def page() -> None:
         st.info("Choose one or more models.")
         return
     samples = scenes[number]
-    loaded = {name: _model(str(below_root(name)), (below_root(name) / "model.safetensors").stat().st_mtime) for name in chosen}
+    loaded = {name: _model(str(below_root(name)), (below_root(name) / RECORD_FILE).stat().st_mtime) for name in chosen}
     left, right = st.columns([1, 2], gap="large")
     with left:
         sample = _question(samples)

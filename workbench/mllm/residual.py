@@ -118,9 +118,13 @@ class Residual(nn.Module):
 
 def _wrap(module: Any, *, before: Callable[[Tensor], None] | None = None, after: Callable[[Any], Any] | None = None) -> None:
     """Let `module` show its first argument to `before`, and pass its output through `after`."""
-    forward = module.forward
+    wrapped_before = vars(module).get("forward")
 
-    @wraps(forward)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        # the class's own is looked up anew: FSDP gives the module another class, whose forward alone knows of activation checkpointing
+        return wrapped_before(*args, **kwargs) if wrapped_before is not None else type(module).forward(module, *args, **kwargs)
+
+    @wraps(module.forward)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if before is not None:
             before(args[0] if args else kwargs["hidden_states"])
