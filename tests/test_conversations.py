@@ -304,6 +304,25 @@ def test_groups_are_of_about_one_length_and_differ_by_seed() -> None:
     assert list(GroupedSampler(made, 8, 400, 0)) != list(GroupedSampler(made, 8, 400, 1))
 
 
+def test_a_kind_that_fills_no_step_is_told_of() -> None:
+    def sampler(images: int, texts: int, group: int, passes: int) -> GroupedSampler:
+        data = [Conversation(str(n), (("a", "b"),), (picture,) if n < images else ()) for n in range(images + texts)]
+        return GroupedSampler(data, group, passes * len(data) // group * group, 0)
+
+    assert sampler(1000, 5, 128, 10).left_out() == (
+        "the 5 conversations without an image are 0.00498 of the data and 0 of what is trained on, since they rarely fill a step of 128; "
+        "see optim.global_batch and data.group"
+    )
+    assert sampler(1000, 500, 128, 2).left_out() is None and sampler(100, 0, 8, 1).left_out() is None
+
+
+def test_placeholders_are_words_where_there_is_no_image(tmp_path: Path) -> None:
+    said = [{"from": "human", "value": "an <image> in XML ?"}, {"from": "gpt", "value": "<image>x</image>"}]
+    (tmp_path / "mix.json").write_text(json.dumps([{"id": 0, "conversations": said}]))
+    (only,) = load_data(f"llava_json:{tmp_path / 'mix.json'}").conversations
+    assert only.turns == (("an < image> in XML ?", "< image>x</image>"),)
+
+
 # --- byte-level tokenizers: a word after a space is another token than the word alone ---------------------------------------------------------
 
 SMOLVLM = (

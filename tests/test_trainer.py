@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from tests.conftest import ROOT, SMALL, SMALL_VIRAL, recipe, run
 from trainer.alignment import AlignmentHead, cosine_loss
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, Recipe
 from trainer.data import collate
-from trainer.loop import check_names
+from trainer.loop import check_names, train
 from trainer.model import block_diagonal_mask, tower_config
 from trainer.output import check_output, check_same_sources, publish_checkpoint, write_recipe, write_sources
 from trainer.prepare import prepare
@@ -340,6 +341,15 @@ def test_bad_recipes_are_one_sentence_and_write_nothing(tmp_path: Path, words: l
         (b"base: other.yaml\n", "other.yaml has the base mine.yaml, which extends it in turn"),
         (b"base: 3\n", "key 'base' in .*mine.yaml is 3: expected the name of a recipe"),
         (b"output_dir: \xff\n", "mine.yaml is not valid YAML"),
+        (b"output_dir: {{x}}\n", r"mine.yaml is not valid YAML \(a key is a list or a mapping"),
+        (b"optim.steps: 9\noptim: {steps: 8}\n", "key 'optim' is twice in .*mine.yaml"),
+        (b"optim:\n", "key 'optim' in .*mine.yaml is None: expected keys and values below it"),
+        (b"alignment: {objective: off}\n", "key 'alignment.objective' in .*mine.yaml is False: expected another value"),
+        (b"report_to: yes\n", "key 'report_to' in .*mine.yaml is True: expected another value"),
+        (b"resume: 1\n", "key 'resume' in .*mine.yaml is 1: expected yes or no"),
+        (b"model: {layers: [1, 2]}\n", r"key 'model.layers' in .*mine.yaml is \[1, 2\]: expected one value"),
+        (b"data: {weights: [0.5, --seed, 5]}\n", "key 'data.weights' in .*mine.yaml has --seed: expected a plain value"),
+        (b"model: {name: {}}\n", "key 'model.name' in .*mine.yaml"),
     ],
 )
 def test_a_recipe_that_says_two_things_or_nothing_is_one_sentence(tmp_path: Path, content: bytes, message: str) -> None:
@@ -410,3 +420,47 @@ def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
     rest = process.stderr.read()
     assert process.wait() == 130 and rest.strip().splitlines()[-1] == "interrupted" and "Traceback" not in rest
     assert not (tmp_path / "out" / "training.json").exists()
+
+
+def test_files_that_are_not_a_runs_own_are_left_alone(tmp_path: Path) -> None:
+    """A name that looks like a temporary one is not enough to be taken for what a killed run left."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".notes.2024").write_text("mine")
+    with pytest.raises(RunError, match="is not empty"):
+        train(replace(TINY, output_dir=tmp_path / "out"), ["test"])
+    assert (tmp_path / "out" / ".notes.2024").read_text() == "mine"
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """A run with checkpoints of steps 2 and 4 that is not finished."""
+    own = replace(TINY, output_dir=tmp_path_factory.mktemp("interrupted") / "run", save_every=2, log_every=2, optim=replace(TINY.optim, steps=4, warmup=0))
+    train(own, ["test"])
+    (own.output_dir / "training.json").unlink()
+    return own
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "trainer_state.json", "config.json", "sources.json", "optimizer.pt", "rng_state.pth", "files.json"])
+def test_a_checkpoint_that_cannot_be_read_is_skipped(name: str, interrupted: Recipe, tmp_path: Path) -> None:
+    """Its length is right and its content is not: the run goes on from the one before."""
+    folder = shutil.copytree(interrupted.output_dir, tmp_path / "run")
+    again = replace(interrupted, output_dir=folder, resume=True)
+    assert check_output(folder, again) == str(folder / "checkpoint-4")
+    file = folder / "checkpoint-4" / name
+    content = bytearray(file.read_bytes())
+    content[: min(300, len(content))] = bytes(min(300, len(content)))
+    file.write_bytes(content)
+    assert check_output(folder, again) == str(folder / "checkpoint-2")
+
+
+def test_a_start_without_its_tokenizer_is_one_sentence(interrupted: Recipe, tmp_path: Path) -> None:
+    folder = shutil.copytree(interrupted.output_dir, tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*", "tokenizer*"))
+    with pytest.raises(ConfigError, match=r"start is .*, whose configuration or tokenizer cannot be read"):
+        prepare(replace(TINY, start=folder))
+
+
+def test_a_recipe_wins_over_its_base_however_its_keys_are_written(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("data.limit_train: 4\noptim: {steps: 3}\n")
+    (tmp_path / "mine.yaml").write_text("base: base.yaml\ndata: {limit_train: 7}\noptim.steps: 9\n")
+    own = parse(Recipe, [], prog="test", recipe=tmp_path / "mine.yaml")
+    assert (own.data.limit_train, own.optim.steps) == (7, 9)

@@ -18,7 +18,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pandas as pd
 import yaml
 from huggingface_hub import HfApi, ModelCardData, get_token
@@ -31,11 +31,12 @@ from workbench.config import command, parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import HEAD_FILE, atomic_file
 from workbench.mllm.residual import FILE as RESIDUAL_FILE
-from workbench.training import RECORD_FILE, alignment_words, cknna_log, training_record
+from workbench.training import RECORD_FILE, alignment_words, cknna_log, evaluation_of, training_record
 from workbench.vfm import find_vfm
 from workbench.weights import CATALOGUE as WEIGHTS
 
 CARD_FILE = "README.md"
+UNREACHABLE = (httpx2.HTTPError, OSError, OfflineModeIsEnabled)  # what the hub's client raises
 HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
 SENT = (
     *(CARD_FILE, "config.json", "generation_config.json", "*processor_config.json", "chat_template*", "accuracy.parquet"),
@@ -49,7 +50,7 @@ SENT = (
 
 def write_card(folder: Path, record: Mapping[str, Any]) -> None:
     """Write the card of the training in `folder`, whose record may not be there yet."""
-    evaluation = pd.read_parquet(folder / "evaluation.parquet")
+    evaluation = evaluation_of(folder)
     with atomic_file(folder / CARD_FILE) as partial:
         partial.write_text(card(record, evaluation, cknna_log(folder)), encoding="utf-8")
 
@@ -250,7 +251,7 @@ def check_hub(name: str) -> None:
     """See, before anything is trained, that a push can be tried.
 
     Raises:
-        ConfigError: a name that no repository can have, a machine that is set offline, or nobody logged in.
+        ConfigError: a name that no repository can have, a machine that is set offline, nobody logged in, or a hub that is out of reach or refuses the login.
     """
     try:
         validate_repo_id(name)
@@ -260,6 +261,11 @@ def check_hub(name: str) -> None:
         raise ConfigError(f"push_to_hub is {name}, and HF_HUB_OFFLINE is set: expected a machine that may reach the hub, or no push_to_hub")
     if get_token() is None:
         raise ConfigError(f"push_to_hub is {name}: expected to be logged in, with `hf auth login` or the variable HF_TOKEN")
+    try:
+        HfApi().whoami()
+    except UNREACHABLE as error:
+        why = " ".join(str(error).split())[:160]
+        raise ConfigError(f"push_to_hub is {name}, and the hub is out of reach or refuses the login ({why}): expected a hub that takes the model") from error
 
 
 def sent_files(folder: Path) -> list[str]:
@@ -277,7 +283,7 @@ def push(folder: Path, name: str) -> str:
     try:
         repository = api.create_repo(name, private=True, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repository.repo_id, allow_patterns=sent_files(folder), commit_message="Upload model")
-    except (httpx.HTTPError, OSError, OfflineModeIsEnabled) as error:
+    except UNREACHABLE as error:
         why = " ".join(str(error).split())[:200]
         raise RunError(f"cannot send the model to {name} ({why}); it is whole in {folder}: `python -m trainer.card {folder} --push_to_hub {name}`") from error
     return str(repository)

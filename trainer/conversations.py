@@ -58,6 +58,17 @@ class GroupedSampler(Sampler[int]):
                 given += len(batch[: self._total - given])
             epoch += 1
 
+    def left_out(self) -> str | None:
+        """One sentence about a kind of conversations that comes less than half as often as it is in the data: what is left over of few fills no group."""
+        seen = self._with_image[torch.tensor(list(self))].float().mean()
+        for kind, there, own in (("with", self._with_image.float().mean(), seen), ("without", 1 - self._with_image.float().mean(), 1 - seen)):
+            if own < there / 2:
+                count = int((self._with_image == (kind == "with")).sum())
+                shares = f"{float(there):.3g} of the data and {float(own):.3g} of what is trained on"
+                why = f"since they rarely fill a step of {self._group}; see optim.global_batch and data.group"
+                return f"the {count} conversations {kind} an image are {shares}, {why}"
+        return None
+
     def _groups(self, order: Tensor, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
         """Whole groups of one kind each, in random order, and what is left of both kinds."""
         groups: list[Tensor] = []

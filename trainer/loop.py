@@ -84,7 +84,7 @@ class AlignmentTrainer(Trainer):
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.evaluation: pd.DataFrame | None = None
         self.evaluated_at = -1
-        self.subset, known = watched
+        self.subset, known = watched[0], [*watched[1], *prepared.known(recipe, processes.count())]
         collator = counted(prepared.collate, prepared.model.config.image_token_id)
         arguments: TrainingArguments = kwargs["args"]
         arguments._n_gpu = min(arguments.n_gpu, 1)  # where one process sees several GPUs, transformers would divide over them a batch that many times as large

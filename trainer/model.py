@@ -165,11 +165,15 @@ def load_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, 
     if not (folder / "model.safetensors").exists():
         raise ConfigError(f"start is {folder}: expected the folder of a finished training")
     load_tensors(folder / "model.safetensors")
-    if (found := (AutoConfig.from_pretrained(folder).architectures or ["nothing"])[0]) != "LlavaForConditionalGeneration":
+    try:
+        config, vocabulary = AutoConfig.from_pretrained(folder), PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"start is {folder}, whose configuration or tokenizer cannot be read ({' '.join(str(error).split())[:120]})") from error
+    if (found := (config.architectures or ["nothing"])[0]) != "LlavaForConditionalGeneration":
         raise ConfigError(f"start is {folder}, which holds {found}: expected a LlavaForConditionalGeneration, as this recipe describes")
-    if hasattr(AutoConfig.from_pretrained(folder), KEY):
+    if hasattr(config, KEY):
         raise ConfigError(f"start is {folder}, which adds its image again ({KEY} in its config.json): expected a model trained without a residual")
-    if PreTrainedTokenizerFast.from_pretrained(folder).get_vocab() != processor.tokenizer.get_vocab():
+    if vocabulary != processor.tokenizer.get_vocab():
         raise ConfigError(f"start is {folder}, whose vocabulary differs from the one of this recipe's data")
     state = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
     own = llava.state_dict()

@@ -10,23 +10,27 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import yaml
+from safetensors import SafetensorError, safe_open
 
 from trainer import processes
 from trainer.config import Recipe
 from workbench.config import as_mapping, parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, locked, partial_files, remove_partial, share
-from workbench.training import RECORD_FILE, Checkpoint, checkpoints
+from workbench.training import LOG_FILE, RECORD_FILE, Checkpoint, checkpoints
 
 log = logging.getLogger(__name__)
 
 RECIPE_FILE = "recipe.yaml"
+DAMAGED = "%s is damaged (%s) and is skipped"
 FINAL = "final"  # the trained model, until each of its files is moved to where it is found
 SOURCES_FILE = "sources.json"  # in every checkpoint
 FILES_FILE = "files.json"  # in every checkpoint, written last: its files and their bytes
 UNFINISHED = ".unfinished"  # checkpoints that are being written; whole ones are moved out of it
+WRITTEN = (RECIPE_FILE, RECORD_FILE, LOG_FILE, "README.md", "evaluation.parquet", "accuracy.parquet", "not_finite-step-*", FINAL)  # under another name first
 
 
 def check_same_recipe(folder: Path, recipe: Recipe) -> None:
@@ -91,7 +95,7 @@ def check_output(folder: Path, recipe: Recipe) -> str | None:
     Raises:
         RunError: the folder is taken, has nothing to resume, or is of a run in another number of processes or with its model divided otherwise.
     """
-    taken = folder.exists() and (not folder.is_dir() or any(file not in partial_files(folder) for file in folder.iterdir()))
+    taken = folder.exists() and (not folder.is_dir() or bool(set(folder.iterdir()) - {file for name in WRITTEN for file in partial_files(folder, name)}))
     if not recipe.resume:
         if taken:
             raise RunError(f"output_dir {folder} is not empty: expected a new folder, or --resume to continue the run in it")
@@ -101,11 +105,13 @@ def check_output(folder: Path, recipe: Recipe) -> str | None:
     if not (folder / RECIPE_FILE).exists():
         raise RunError(f"no run in {folder}: expected the output_dir of an interrupted run; start it without --resume")
     check_same_recipe(folder, recipe)
-    whole = _whole(folder)
-    if not whole:
-        return None
-    _check_same_launch(whole[-1].folder)
-    return str(whole[-1].folder)
+    for checkpoint in reversed(_whole(folder)):
+        if why := _unreadable(checkpoint.folder):
+            log.warning(DAMAGED, checkpoint.folder, why)
+            continue
+        _check_same_launch(checkpoint.folder)
+        return str(checkpoint.folder)
+    return None
 
 
 def _check_same_launch(checkpoint: Path) -> None:
@@ -150,7 +156,7 @@ def _whole(folder: Path) -> list[Checkpoint]:
     found = []
     for checkpoint in checkpoints(folder):
         if why := _damage(checkpoint.folder):
-            log.warning("%s is damaged (%s) and is skipped", checkpoint.folder, why)
+            log.warning(DAMAGED, checkpoint.folder, why)
         else:
             found.append(checkpoint)
     return found
@@ -160,6 +166,8 @@ def _damage(checkpoint: Path) -> str:
     try:
         sizes = json.loads((checkpoint / FILES_FILE).read_text())
     except (OSError, ValueError):
+        sizes = None
+    if not isinstance(sizes, dict) or not sizes:
         return f"{FILES_FILE} is not there or not whole"
     for name, size in sizes.items():
         file = checkpoint / name
@@ -167,6 +175,24 @@ def _damage(checkpoint: Path) -> str:
             return f"{name} is not there"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} of {size} bytes"
+    return ""
+
+
+def _unreadable(checkpoint: Path) -> str:
+    """Which of the files that a run would be resumed from cannot be read, though they have their length; only what torch wrote has checksums within."""
+    for file in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        try:
+            if file.suffix == ".json":
+                json.loads(file.read_text())
+            elif file.suffix == ".safetensors":
+                with safe_open(file, framework="pt"):
+                    pass
+            elif file.suffix in (".pt", ".pth"):
+                with ZipFile(file) as archive:
+                    if (part := archive.testzip()) is not None:
+                        return f"{file.name} does not match its checksum in {part}"
+        except (OSError, ValueError, BadZipFile, SafetensorError) as error:
+            return f"{file.name} cannot be read ({' '.join(str(error).split())[:80]})"
     return ""
 
 
@@ -191,6 +217,7 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
     _keep_newest(folder, recipe.keep_checkpoints)
     for left in (folder / UNFINISHED, folder / FINAL):
         shutil.rmtree(left, ignore_errors=True)
-    remove_partial(folder)
+    for name in WRITTEN:
+        remove_partial(folder, name)
     with atomic_file(folder / RECIPE_FILE) as partial:
         partial.write_text(yaml.safe_dump(as_mapping(recipe), sort_keys=False))

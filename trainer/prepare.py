@@ -67,6 +67,10 @@ class Prepared:
         """The order of images over the whole training in `count` processes."""
         return Stream(len(self.train), recipe.optim.steps * recipe.optim.images(count), recipe.seed)
 
+    def known(self, recipe: Recipe, count: int) -> list[str]:
+        """What should be said before the first step: nothing, here."""
+        return []
+
     def aligned(self, batch: dict[str, Any], objective: str) -> Tensor:
         """What the alignment loss of a batch is a mean over: its visual tokens, or its images."""
         visual = batch["input_ids"].eq(self.processor.image_token_id)

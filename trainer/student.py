@@ -176,6 +176,10 @@ class PreparedStudent:
         group = recipe.optim.images(count)
         return GroupedSampler(self.train.conversations, group, group * recipe.optim.steps, recipe.seed, grouped=recipe.data.group)
 
+    def known(self, recipe: Recipe, count: int) -> list[str]:
+        """What should be said before the first step."""
+        return [said] if (said := self.sampler(recipe, count).left_out()) else []
+
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
         """For AdamW: the connector may have a learning rate of its own; vectors are not decayed."""
         own = [(name.removeprefix("student."), p) for name, p in self.model.named_parameters() if p.requires_grad]
@@ -274,6 +278,7 @@ def prepare_student(recipe: Recipe) -> PreparedStudent:
     for name, p in mllm.model.named_parameters():
         if name in trained:
             sizes[trained[name]] += p.numel()
+    sizes["residual"] = sum(p.numel() for p in residual.parameters()) if residual is not None else 0
     sizes["head"] = sum(p.numel() for p in alignment.parameters()) if alignment is not None else 0
     record["trained"] = sizes  # parameters
     return PreparedStudent(model, mllm, train, val, collate, questions, trained, frozen_fingerprint(mllm.model, mllm.model.state_dict()), vfms, record)
@@ -328,7 +333,11 @@ def check_student(recipe: Recipe, mllm: MLLM, train: ConversationSet, val: Conve
             if few and not any(left):
                 which = f"the first {len(few)} conversations {'with' if kind else 'without'} an image of {data.data.name}"
                 raise ConfigError(f"data.max_length is {recipe.data.max_length}, which leaves none of the answers in {which}: expected more tokens")
-    if not any(sample.answer in sample.options for sample in val.data):
+    if (recipe.alignment.aligned or recipe.alignment.residual != "none") and not any(c.loads for c in train.conversations):
+        raise ConfigError(f"none of the {len(train)} conversations of {train.data.name} has an image: expected some, or alignment.objective none")
+    if lost := [sample for sample in val.data if sample.options and sample.answer not in sample.options]:
+        raise ConfigError(f"question {lost[0].id} of {val.data.name} has its answer '{lost[0].answer}' not among its options ({len(lost)} such in all)")
+    if not any(sample.options for sample in val.data):
         return []
     scenes = questions_of(val.data.scenes)
     option_ids(mllm, [sample for scene in scenes for sample in scene])

@@ -41,7 +41,7 @@ from workbench.data import load_data
 from workbench.errors import ConfigError, RunError, UnknownNameError
 from workbench.files import atomic_file, make_folder
 from workbench.stats import holm, paired_test, t_interval
-from workbench.training import MEAN, RECORD_FILE, training_record
+from workbench.training import MEAN, RECORD_FILE, evaluation_of, training_record
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ def accuracies(sweep: Sweep) -> pd.DataFrame:
     alike: dict[tuple[str, str], tuple[Path, str]] = {}
     for job in sweep.runs():
         if job.finished:
-            table = pd.read_parquet(job.folder / "evaluation.parquet")
+            table = evaluation_of(job.folder)
             if "correct" not in table:
                 raise RunError(f"{job.folder} was evaluated by its loss: {SCORED}")
             record = training_record(job.folder)

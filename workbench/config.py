@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -36,9 +36,10 @@ def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str
     flags: list[str] = []
     if recipe is not None:
         for key, value in _flatten(read_recipe(recipe)):
+            if any(name.startswith(f"{key}.") for name in known):
+                raise ConfigError(f"key '{key}' in {recipe} is {value}: expected keys and values below it, or no such key")
             _check_known(key, known, f"key '{key}' in {recipe}")
-            if value is None and type(None) not in get_args(known[key]):
-                raise ConfigError(f"key '{key}' in {recipe} is null: expected a value")
+            _check_kind(key, value, known[key], recipe)
             flags += _as_flags(key, value)
     for word in argv:
         if word.startswith("--") and word != "--help":
@@ -57,6 +58,21 @@ def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str
         raise ConfigError(_one_sentence(message.getvalue())) from None
 
 
+def _check_kind(key: str, value: Any, hint: Any, recipe: Path) -> None:
+    """See that a value of a YAML file is of a kind that a flag can say, before it becomes one."""
+    kinds = [hint, *get_args(hint)]
+    if value is None and type(None) not in kinds:
+        raise ConfigError(f"key '{key}' in {recipe} is null: expected a value")
+    if isinstance(value, bool) != (hint is bool):
+        said = "yes or no" if hint is bool else "another value (a word such as on, off, yes or no stands in quotes in YAML)"
+        raise ConfigError(f"key '{key}' in {recipe} is {value}: expected {said}")
+    if isinstance(value, list) and not any(get_origin(kind) is tuple for kind in kinds):
+        raise ConfigError(f"key '{key}' in {recipe} is {value}: expected one value")
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, list | Mapping) or (isinstance(part, str) and re.match("-+[A-Za-z]", part)):
+            raise ConfigError(f"key '{key}' in {recipe} has {part}: expected a plain value")
+
+
 def _with_commands(description: str) -> str:
     """`description` with its commands indented, which keeps each on its line."""
     return re.sub(r"^(?=(?:python -m|accelerate launch) )", "    ", description, flags=re.MULTILINE)
@@ -68,6 +84,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key is a list or a mapping", problem_mark=key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"key '{key.value}' is there twice", problem_mark=key.start_mark)
             seen.add(key.value)
@@ -93,7 +111,7 @@ def read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"recipe {path} is not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, Mapping):
         raise ConfigError(f"recipe {path} holds {type(content).__name__}, expected a mapping of keys to values")
-    own = dict(content)
+    own = _nested(content, path)
     base = own.pop("base", None)
     if base is None:
         return own
@@ -103,6 +121,23 @@ def read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     if (path.parent / base).resolve() in extending:
         raise ConfigError(f"recipe {path} has the base {base}, which extends it in turn: expected a recipe that stands by itself")
     return merge(read_recipe(path.parent / base, extending), own)
+
+
+def _nested(content: Mapping[Any, Any], path: Path) -> dict[str, Any]:
+    """The mapping with its dotted keys (`optim.steps: 8`) as sections, so that a recipe's own value replaces its base's however it is written."""
+    own: dict[str, Any] = {}
+    for name, value in content.items():
+        *sections, last = str(name).split(".")
+        place = own
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"key '{name}' in {path} is below '{section}', which has a value of its own: expected one of the two")
+        value = _nested(value, path) if isinstance(value, Mapping) else value
+        if last in place and not (isinstance(place[last], dict) and isinstance(value, dict) and not place[last].keys() & value.keys()):
+            raise ConfigError(f"key '{name}' is twice in {path}: expected one value")
+        place[last] = {**place[last], **value} if last in place else value
+    return own
 
 
 def as_mapping(config: object) -> dict[str, Any]:
@@ -152,7 +187,7 @@ def _fields(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in mapping.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -203,5 +238,5 @@ def command(main: Any) -> None:
     except OSError as error:
         if "--debug" in sys.argv:
             raise
-        sys.stderr.write(f"error: {error.strerror or error}: {error.filename or 'disk'}\n")
+        sys.stderr.write(f"error: {error.strerror}: {error.filename or 'disk'}\n" if error.strerror else f"error: {' '.join(str(error).split())}\n")
         sys.exit(2)

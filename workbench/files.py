@@ -83,12 +83,12 @@ def share(written: Path) -> None:
             path.chmod((0o777 if path.is_dir() else 0o666) & ~UMASK)
 
 
-def partial_files(folder: Path, name: str = "*") -> list[Path]:
+def partial_files(folder: Path, name: str) -> list[Path]:
     """What processes have begun to write into `folder`, as `name`, and not finished: temporary files and folders, of processes killed or alive."""
     return [path for path in folder.glob(f".{name}.*") if re.fullmatch(r"\d+" if path.is_file() else r"\w{8}", path.name.rpartition(".")[2])]
 
 
-def remove_partial(folder: Path, name: str = "*") -> None:
+def remove_partial(folder: Path, name: str) -> None:
     """Remove what killed processes left half written; only for who holds the lock that all who write there hold."""
     for path in partial_files(folder, name):
         if path.is_dir():

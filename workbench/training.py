@@ -44,6 +44,19 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
+def evaluation_of(folder: Path) -> pd.DataFrame:
+    """The answers to the validation questions, or the losses on the validation conversations, one row each.
+
+    Raises:
+        RunError: they are not there, or damaged.
+    """
+    file = folder / "evaluation.parquet"
+    try:
+        return pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read ({' '.join(str(error).split())[:120]}): expected what `python -m trainer` wrote there") from error
+
+
 def training_record(folder: Path) -> dict[str, Any]:
     """What a finished training says of itself: its recipe, fingerprints and environment.
 
@@ -55,7 +68,7 @@ def training_record(folder: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text())
         alignment = record["recipe"]["alignment"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{folder / RECORD_FILE} is damaged ({error})") from error
     for key in ("layer", "vfm"):  # plain values in records from before there could be several
         alignment[key] = alignment[key] if isinstance(alignment[key], list) else [alignment[key]]

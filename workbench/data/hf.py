@@ -7,6 +7,7 @@ of which split a file is, all there is. Columns: `image` or `images` (pictures, 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -70,6 +71,7 @@ def _table(path: str, split: str) -> tuple[Any, str]:
     import datasets
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what is wrong is in the error, which is one sentence
     place = Path(path)
     files = sorted(f for f in place.rglob("*") if f.suffix in FORMATS) if place.is_dir() else [place] if place.is_file() else []
     try:
@@ -84,7 +86,7 @@ def _table(path: str, split: str) -> tuple[Any, str]:
             table = datasets.load_dataset(path, split=split or "train")
             identity = content_hash(path, table._fingerprint)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"data set '{path}' could not be loaded ({' '.join(str(error).split())[:160]})") from error
+        raise DataError(f"data set '{path}' could not be loaded ({' '.join(str(error.__cause__ or error).split())[:160]})") from error
     for name, feature in table.features.items():  # a picture is decoded when it is asked for
         if isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))

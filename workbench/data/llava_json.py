@@ -31,7 +31,9 @@ from workbench.weights import sha256
 log = logging.getLogger(__name__)
 
 PLACE = "<image>"
+WORD = "< image>"  # the same in a conversation without images, where it is no placeholder
 LINES = ".jsonl"
+HELD = "500"
 SPEAKERS = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer"}
 
 
@@ -42,11 +44,13 @@ def llava_json(spec: str, *, limit: int | None = None, seed: int = 0) -> Convers
     Raises:
         DataError: no such file or folder, a broken row (its number, from 1, and why), or images that are not there.
     """
-    path, options = spec_options(spec, {"images": "", "missing": "error", "split": "all", "held": "500"})
+    path, options = spec_options(spec, {"images": "", "missing": "error", "split": "all", "held": HELD})
     if options["missing"] not in ("error", "skip"):
         raise UnknownNameError("missing", options["missing"], ("error", "skip"))
     if options["split"] not in ("all", "train", "val"):
         raise UnknownNameError("split", options["split"], ("all", "train", "val"))
+    if options["split"] == "all" and options["held"] != HELD:
+        raise DataError(f"held is {options['held']} without a split: expected split=val for these rows, or split=train for the others")
     file = Path(path)
     if not file.is_file():
         raise DataError(f"data file '{path}' does not exist: expected LLaVA conversations (JSON)")
@@ -95,7 +99,7 @@ def _rows(file: Path) -> list[tuple[int, Any]]:
             if file.suffix == LINES:
                 return [(number, line) for number, line in enumerate(text, start=1) if line.strip()]
             content = json.load(text)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DataError(f"{file} is not valid JSON ({error})") from error
     if not isinstance(content, list):
         raise DataError(f"{file} holds {type(content).__name__}: expected a list of conversations")
@@ -139,13 +143,20 @@ def turns_of(where: str, messages: Any, images: int, *, speaker: str, text: str)
     for place, message in enumerate(messages, start=1):
         kind = SPEAKERS.get(str(message.get(speaker))) if isinstance(message, Mapping) else None
         if kind is None or not isinstance(message.get(text), str):
-            raise DataError(f"{where}, message {place}: expected `{speaker}` human or gpt and `{text}` a text")
+            roles = "human or gpt" if speaker == "from" else "user or assistant"
+            found = f"{str(message.get(speaker))[:40]!r} and {type(message.get(text)).__name__}" if isinstance(message, Mapping) else repr(message)[:40]
+            raise DataError(f"{where}, message {place}: expected `{speaker}` {roles} and `{text}` a text, found {found}")
+        if not _encodes(message[text]):
+            raise DataError(f"{where}, message {place} has half a character (a lone surrogate): expected valid Unicode")
         if not said and kind == "answer":
             continue  # an answer to a question that was cut off
         if kind != ("answer" if len(said) % 2 else "question"):
             raise DataError(f"{where}, message {place}: expected {'an answer' if len(said) % 2 else 'a question'}, since they take turns")
         said.append((kind, message[text]))
     turns = [(question, answer) for (_, question), (_, answer) in zip(said[::2], said[1::2], strict=False)]
+    if not images and turns[:1] and not turns[0][0].strip().startswith(PLACE) and not turns[0][0].strip().endswith(PLACE):
+        # within a text, of XML perhaps; LLaVA's own code too takes it for words. Where a question begins or ends with it, an image has been lost
+        turns = [(question.replace(PLACE, WORD), answer.replace(PLACE, WORD)) for question, answer in turns]
     if not turns:
         raise DataError(f"{where} has no question with an answer")
     if late := next((n for n, turn in enumerate(turns, start=1) if PLACE in "".join(turn if n > 1 else turn[1:])), None):
@@ -155,6 +166,14 @@ def turns_of(where: str, messages: Any, images: int, *, speaker: str, text: str)
     if images and not count:
         raise DataError(f"{where} has {images} image{'' if images == 1 else 's'} and no {PLACE} in its first question")
     return ((turns[0][0].replace(PLACE, "").strip(), turns[0][1].strip()), *((q.strip(), a.strip()) for q, a in turns[1:]))
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _without(rows: list[Row], sizes: Mapping[str, int], report: str, *, skip: bool) -> list[Row]:

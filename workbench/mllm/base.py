@@ -117,7 +117,8 @@ class MLLM:
     def render(self, messages: Sequence[Mapping[str, object]], *, generation: bool) -> str:
         """Messages in the model's own chat template, with the beginning of the answer if `generation`; a template that can think does not, so that an
         answer follows its prompt at once."""
-        return str(self.processor.apply_chat_template(messages, add_generation_prompt=generation, tokenize=False, enable_thinking=False))
+        thinks = {"enable_thinking": False} if "enable_thinking" in str(self.processor.chat_template) else {}
+        return str(self.processor.apply_chat_template(messages, add_generation_prompt=generation, tokenize=False, **thinks))
 
     def check_text(self, what: str, text: str) -> None:
         """Raise a ModelError if a text contains the image placeholder."""
