@@ -10,6 +10,7 @@ time is printed beside the seconds that pass, because other programs on the mach
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import time
@@ -119,7 +120,9 @@ def head_step(variant: Variant, every: bool) -> Times:
 
 def main(argv: list[str]) -> None:
     """Print the median of each variant, and the median of its ratios with its interval."""
-    small = "--small" in argv
+    asked = argparse.ArgumentParser(prog="python -m benchmarks.trainer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--small", action="store_true", help="a small model and 4 rounds")
+    small = asked.parse_args(argv).small
     rounds = 4 if small else 150
     recipe = Recipe(
         model=ModelConfig(layers=2, width=32, ffn=64) if small else ModelConfig(),

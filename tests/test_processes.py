@@ -21,8 +21,9 @@ from transformers import TrainerCallback, TrainingArguments
 
 from tests.conftest import ROOT, recipe
 from trainer.__main__ import read
+from trainer.checks import check_names
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
-from trainer.loop import _first_stage, build_trainer, check_names, train
+from trainer.loop import _first_stage, build_trainer, train
 from trainer.prepare import prepare
 from trainer.sampling import Stream, shuffled
 from workbench.errors import ConfigError, RunError

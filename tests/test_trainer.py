@@ -23,9 +23,10 @@ from transformers import LlavaForConditionalGeneration
 
 from tests.conftest import ROOT, SMALL, SMALL_VIRAL, recipe, run
 from trainer.alignment import AlignmentHead, cosine_loss
+from trainer.checks import check_names
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, Recipe
 from trainer.data import collate
-from trainer.loop import check_names, train
+from trainer.loop import train
 from trainer.model import block_diagonal_mask, tower_config
 from trainer.output import check_output, check_same_sources, publish_checkpoint, write_recipe, write_sources
 from trainer.prepare import prepare

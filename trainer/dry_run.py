@@ -13,10 +13,10 @@ import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PretrainedConfig, PreTrainedModel
 
 from trainer import processes
+from trainer.checks import check_names, with_stage
 from trainer.config import Recipe
 from trainer.conversations import ConversationSet
 from trainer.data import Packer, first_questions, load_questions
-from trainer.loop import check_names, with_stage
 from trainer.lora import add_lora
 from trainer.model import build_processor, freeze, llava_config
 from trainer.outline import Sizes, attach, on_meta, outline, sizes_of

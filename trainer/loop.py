@@ -22,18 +22,18 @@ from transformers.trainer_callback import PrinterCallback
 
 from trainer import processes
 from trainer.alignment import weight_at
-from trainer.card import check_hub, origins, push, write_card
+from trainer.card import origins, push, write_card
 from trainer.checkpoint import load_model, part, save_model
+from trainer.checks import check_names, with_stage
 from trainer.config import Recipe
 from trainer.evaluation import metrics_of, summary
-from trainer.lora import adapters, check_peft, merge
+from trainer.lora import adapters, merge
 from trainer.model import IGNORED
 from trainer.monitor import (
     EarlyWarnings,
     LastLog,
     Progress,
     SubsetAlignment,
-    check_trackers,
     counted,
     stop_unless_finite,
     subset_alignment,
@@ -59,8 +59,6 @@ from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, atomic_folder
 from workbench.runs import environment
 from workbench.training import RECORD_FILE
-from workbench.vfm import find_vfm
-from workbench.weights import CATALOGUE as WEIGHTS
 
 Ready = Prepared | PreparedStudent
 
@@ -277,48 +275,6 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
     with ExitStack() as held:
         processes.together(lambda: held.enter_context(alone(folder)) if processes.is_main() else None)
         return _train(recipe, checkpoint, argv)
-
-
-def with_stage(recipe: Recipe) -> Recipe:
-    """The recipe with the folder where its first stage, if it is named by its recipe, is or will be."""
-    if recipe.start is None or recipe.start.suffix != ".yaml":
-        return recipe
-    return replace(recipe, start=recipe.output_dir.parent / f"{recipe.start.stem.split('_')[-1]}-s{recipe.seed}")
-
-
-def check_names(recipe: Recipe) -> None:
-    """See that what the recipe names is there and fits the processes, before anything that takes long."""
-    recipe.optim.accumulated(processes.count())
-    if recipe.start is not None and with_stage(recipe).start == recipe.output_dir:
-        raise ConfigError(f"output_dir is {recipe.output_dir}, the folder of the first stage that the run starts from: expected another")
-    if recipe.start is not None and not (recipe.start if recipe.start.suffix == ".yaml" else recipe.start / "model.safetensors").exists():
-        raise ConfigError(f"start is {recipe.start}: expected the folder of a finished training, or the recipe of a first stage")
-    check_trackers(recipe.report_to)
-    if recipe.push_to_hub is not None:
-        check_hub(recipe.push_to_hub)
-    for name in () if recipe.model.released else (recipe.model.tower, recipe.model.language):
-        if name is not None:
-            WEIGHTS.get(name)
-    _check_strategy(recipe)
-    if recipe.model.train == "lora":
-        check_peft()
-        if processes.strategy() == "zero3":
-            raise ConfigError("model.train is lora with ZeRO-3, whose divided weights cannot be merged: expected ddp.yaml, fsdp.yaml or zero2.yaml")
-    if recipe.alignment.aligned and recipe.alignment.target == "vfm":
-        for name in recipe.alignment.vfm:
-            find_vfm(name, teacher_norm=recipe.alignment.teacher_norm)
-
-
-def _check_strategy(recipe: Recipe) -> None:
-    """See that the way in which the processes divide the work can do what the recipe says."""
-    strategy = processes.strategy()
-    if strategy.startswith("zero") and recipe.optim.precision == "bfloat16":
-        raise ConfigError(f"optim.precision is bfloat16 with {strategy}, which rounds the weights themselves: expected float32, or ddp.yaml or fsdp.yaml")
-    stage = with_stage(recipe).start if recipe.start is not None and recipe.start.suffix == ".yaml" else None
-    if strategy.startswith("zero") and stage is not None and not (stage / RECORD_FILE).exists():
-        raise ConfigError(f"start is {recipe.start} with {strategy}, which trains once in a process: expected the first stage trained by itself before")
-    if processes.divided() and not recipe.model.released and recipe.data.features == "compute":
-        raise ConfigError(f"data.features is compute with {strategy}, which divides the tower that is asked for them: expected cache, or ddp.yaml")
 
 
 def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFrame:

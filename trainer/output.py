@@ -185,8 +185,7 @@ def _unreadable(checkpoint: Path) -> str:
             if file.suffix == ".json":
                 json.loads(file.read_text())
             elif file.suffix == ".safetensors":
-                with safe_open(file, framework="pt"):
-                    pass
+                safe_open(file, framework="pt")
             elif file.suffix in (".pt", ".pth"):
                 with ZipFile(file) as archive:
                     if (part := archive.testzip()) is not None:
