@@ -229,7 +229,8 @@ def test_what_a_released_model_lacks_is_one_sentence(tmp_path: Path, released: t
         (["--model.name", str(model)], file, ["--alignment.layer", "9"], "alignment.layer is 9: expected 1 to 4"),
         (["--model.name", str(model)], file, ["--model.train", "lora", "--model.lora.targets", "q_prj"], "did you mean 'q_proj'"),
         (["--model.name", str(model)], tmp_path / "none.json", [], "none.json"),
-        (["--model.name", str(model)], text, [], "none of the conversations .* has an image"),
+        (["--model.name", str(model)], text, [], "none of the 3 conversations .* has an image: expected some, or alignment.objective none"),
+        (["--model.name", str(model)], text, ["--alignment.objective", "none"], "none of the conversations .* has an image: expected some to plan by"),
     ):
         with pytest.raises(WorkbenchError, match=message) as error:
             plan(read(words(tmp_path, given, data, *more)))
