@@ -9,15 +9,15 @@ import pytest
 WRITE = """
 import sys
 from pathlib import Path
-import torch
-from safetensors.torch import save_file
+import numpy as np
+from safetensors.numpy import save_file
 from workbench.files import atomic_file, atomic_folder
 folder = Path(sys.argv[1])
 with atomic_file(folder / "one.safetensors") as partial:
-    save_file({"x": torch.zeros(1)}, partial)
+    save_file({"x": np.zeros(1)}, partial)
 with atomic_folder(folder / "several") as partial:
     (partial / "below").mkdir()
-    save_file({"x": torch.zeros(1)}, partial / "below" / "two.safetensors")
+    save_file({"x": np.zeros(1)}, partial / "below" / "two.safetensors")
 """
 
 
