@@ -128,6 +128,29 @@ def test_fsdp_divides_the_model_and_writes_the_same_folder(runs: Path) -> None:
     same(runs / "lora", runs / "fsdp-lora", within=1e-5)
 
 
+SLOW_END = """
+import atexit, time
+from torch import distributed, ones
+from trainer import processes
+class Slow:
+    def __del__(self): time.sleep(4)
+slow = Slow()
+processes.start()
+group = distributed.group.WORLD
+atexit.register(lambda: open(f"{__file__}.{processes.rank()}", "w").close())
+time.sleep(2 * processes.rank())
+distributed.all_reduce(ones(1), async_op=True)
+processes.stop()
+"""
+
+
+def test_a_thread_that_works_while_a_process_ends_does_not_abort_it(tmp_path: Path) -> None:
+    """Python ends slowly in process 0, and only then is the sum complete whose tensor is gloo's alone."""
+    (tmp_path / "slow_end.py").write_text(SLOW_END)
+    launch("--config_file", "trainer/launch/ddp.yaml", str(tmp_path / "slow_end.py"), PYTHONPATH=str(ROOT))
+    assert {file.name for file in tmp_path.iterdir()} == {"slow_end.py", "slow_end.py.0", "slow_end.py.1"}  # the exit functions have run
+
+
 SMALL = Recipe(
     model=ModelConfig(layers=2, width=32, ffn=64),
     data=DataConfig(limit_train=11, limit_val=4),

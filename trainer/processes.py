@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -83,11 +84,19 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Disconnect, in a run that ended well."""
+    """Disconnect and leave, in a run of several processes that ended well.
+
+    Python's own end is left out but for its exit functions: gloo's threads outlive the connection where something still refers to it (FSDP does),
+    and one that lets go of its last tensor while Python ends aborts the process, and so the run.
+    """
     if count() > 1:
         import torch
 
         torch.distributed.destroy_process_group()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def lost(error: RuntimeError) -> bool:
