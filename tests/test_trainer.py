@@ -18,7 +18,7 @@ from typing import Literal
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
 from tests.conftest import ROOT, SMALL, SMALL_VIRAL, recipe, run
@@ -26,6 +26,7 @@ from trainer.alignment import AlignmentHead, cosine_loss
 from trainer.checks import check_names
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, Recipe
 from trainer.data import collate
+from trainer.dry_run import plan
 from trainer.loop import train
 from trainer.model import block_diagonal_mask, tower_config
 from trainer.output import check_output, check_same_sources, publish_checkpoint, write_recipe, write_sources
@@ -457,6 +458,22 @@ def test_a_checkpoint_that_cannot_be_read_is_skipped(name: str, interrupted: Rec
 def test_a_start_without_its_tokenizer_is_one_sentence(interrupted: Recipe, tmp_path: Path) -> None:
     folder = shutil.copytree(interrupted.output_dir, tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*", "tokenizer*"))
     with pytest.raises(ConfigError, match=r"start is .*, whose configuration or tokenizer cannot be read"):
+        prepare(replace(TINY, start=folder))
+
+
+def test_a_start_that_does_not_fit_is_refused_by_the_dry_run_too(interrupted: Recipe, tmp_path: Path) -> None:
+    other = replace(TINY, start=interrupted.output_dir, model=replace(TINY.model, ffn=128), output_dir=tmp_path / "out")
+    for check in (prepare, plan):
+        with pytest.raises(ConfigError, match=r"start is .*, whose tensor '.*mlp.* does not fit the model"):
+            check(other)
+
+
+def test_a_start_that_lacks_a_tensor_is_not_filled_up(interrupted: Recipe, tmp_path: Path) -> None:
+    folder = shutil.copytree(interrupted.output_dir, tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*"))
+    tensors = load_file(folder / "model.safetensors")
+    gone = next(name for name in tensors if "mlp" in name and "language" in name)
+    save_file({name: value for name, value in tensors.items() if name != gone}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"start is .*, whose model.safetensors lacks '.*mlp"):
         prepare(replace(TINY, start=folder))
 
 

@@ -18,7 +18,7 @@ from trainer.config import Recipe
 from trainer.conversations import ConversationSet
 from trainer.data import Packer, first_questions, load_questions
 from trainer.lora import add_lora
-from trainer.model import build_processor, freeze, llava_config
+from trainer.model import build_processor, check_start, freeze, llava_config
 from trainer.outline import Sizes, attach, on_meta, outline, sizes_of
 from trainer.output import check_output
 from trainer.student import check_student, choose_trained, load_conversations
@@ -77,7 +77,7 @@ class Plan:
                 f"alignment      {self._alignment()}",
                 *(f"not run        {what}" for what in self.not_run),
                 f"checkpoint     {_gigabytes(self.checkpoint)}, kept: {kept}; frozen features {_gigabytes(self.features)}",
-                "memory per process, roughly: weights, gradients, optimiser states, activations",
+                "memory per process, roughly, without the VFM: weights, gradients, optimiser states, activations",
                 pd.DataFrame(memory).T.to_string(),
             ]
         )
@@ -164,6 +164,8 @@ def meta_model(recipe: Recipe, train: Dataset, val: Dataset) -> tuple[PreTrained
     """The small LLaVA of a recipe on meta, frozen where it will be, and its processor."""
     processor = build_processor(recipe.model, sorted(train.vocabulary | val.vocabulary))
     model = on_meta(LlavaForConditionalGeneration, llava_config(recipe.model, processor))
+    if recipe.start is not None and recipe.start.suffix != ".yaml":
+        check_start(model, processor, recipe.start)
     freeze(model, recipe.model)
     if recipe.model.train == "lora":
         with torch.device("meta"):

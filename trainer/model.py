@@ -160,6 +160,21 @@ def load_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, 
     """Copy the model in `folder` into `llava`, and return its fingerprint.
 
     Raises:
+        ConfigError: as `check_start`, or a tensor is not in its file.
+    """
+    check_start(llava, processor, folder)
+    stored, info = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise ConfigError(f"start is {folder}, whose model.safetensors lacks '{missing[0]}': expected the folder of a finished training")
+    state = stored.state_dict()
+    llava.load_state_dict(state)
+    return fingerprint(state)
+
+
+def check_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
+    """See that the model in `folder` fits `llava`, which may be on meta, by all but the values of its tensors.
+
+    Raises:
         ConfigError: it is not a finished training, or another model or vocabulary than the recipe describes.
     """
     if not (folder / "model.safetensors").exists():
@@ -175,13 +190,12 @@ def load_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, 
         raise ConfigError(f"start is {folder}, which adds its image again ({KEY} in its config.json): expected a model trained without a residual")
     if vocabulary != processor.tokenizer.get_vocab():
         raise ConfigError(f"start is {folder}, whose vocabulary differs from the one of this recipe's data")
-    state = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
+    with torch.device("meta"):
+        stored = LlavaForConditionalGeneration(config).state_dict()
     own = llava.state_dict()
-    wrong = sorted(name for name in state.keys() | own.keys() if name not in state or name not in own or state[name].shape != own[name].shape)
+    wrong = sorted(name for name in stored.keys() | own.keys() if name not in stored or name not in own or stored[name].shape != own[name].shape)
     if wrong:
         raise ConfigError(f"start is {folder}, whose tensor '{wrong[0]}' does not fit the model of this recipe")
-    llava.load_state_dict(state)
-    return fingerprint(state)
 
 
 @torch.inference_mode()

@@ -38,7 +38,7 @@ from trainer.config import Recipe
 from trainer.output import RECIPE_FILE, check_same_recipe
 from workbench.config import command, parse
 from workbench.data import load_data
-from workbench.errors import ConfigError, RunError, UnknownNameError
+from workbench.errors import ConfigError, RunError, UnknownNameError, WorkbenchError
 from workbench.files import atomic_file, make_folder
 from workbench.stats import holm, paired_test, t_interval
 from workbench.training import MEAN, RECORD_FILE, evaluation_of, training_record
@@ -248,7 +248,10 @@ def check(sweep: Sweep) -> None:
     for job in sweep.jobs():
         if not job.arguments or job.arguments[0].startswith("-"):
             raise ConfigError(f"variant '{job.name}': expected a recipe first, as in '{job.name}: RECIPE.yaml [--section.key value ...]'")
-        recipe = replace(_recipe(*job.arguments[:-4]), seed=job.seed, output_dir=job.folder)
+        try:
+            recipe = replace(_recipe(*job.arguments[:-4]), seed=job.seed, output_dir=job.folder)
+        except WorkbenchError as error:
+            raise ConfigError(f"variant '{job.name}': {error}") from error
         if recipe.dry_run:
             raise ConfigError(f"variant '{job.name}' has --dry_run, which trains nothing: expected python -m trainer for that")
         if recipe.start is not None and recipe.start.suffix == ".yaml":
