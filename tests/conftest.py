@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +25,18 @@ def run(*words: str, cwd: Path = ROOT, code: int | None = 0, **environment: str)
     done = subprocess.run([sys.executable, "-m", *words], cwd=cwd, capture_output=True, text=True, env=os.environ | environment, check=False)
     assert code is None or done.returncode == code, f"{words} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def refused(*words: str) -> str:
+    """The one sentence that `python -m ...` ends with, run in this process: each of its own would spend seconds on imports."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        patch.setattr(sys, "argv", list(words))
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    last = said.getvalue().strip().splitlines()[-1]
+    assert ended.value.code == 2 and last.startswith("error: ") and "Traceback" not in said.getvalue(), said.getvalue()
+    return last
 
 
 def recipe(name: str, world: str = "shapes") -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from tests.conftest import SMALL, recipe, run
+from tests.conftest import SMALL, recipe, refused
 from tests.tiny import BUILDERS, build
 from trainer.alignment import AlignmentHead, attach_alignment, cosine_loss, relation_loss, weight_at
 from trainer.config import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, Recipe
@@ -295,7 +295,7 @@ def test_settings_that_do_not_fit_are_one_sentence(settings: dict[str, Any], mes
 
 def test_a_typo_in_the_lora_targets_names_the_layers_there_are(tmp_path: Path) -> None:
     words = [recipe("baseline"), "--start", "None", *SMALL, "--model.train", "lora", "--model.lora.targets", "q_pro", "--output_dir", str(tmp_path / "out")]
-    last = run("trainer", *words, code=2).stderr.strip().splitlines()[-1]
+    last = refused("trainer", *words)
     assert last.startswith("error: unknown model.lora.targets 'q_pro': expected one of") and last.endswith("did you mean 'q_proj'?")
     assert not (tmp_path / "out").exists()
     for settings, message in (({"rank": 0}, "rank is 0: expected at least 1"), ({"dropout": 1.0}, "dropout is 1.0"), ({"targets": ()}, "targets is empty")):

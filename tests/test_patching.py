@@ -12,7 +12,7 @@ import torch
 
 from analyses import patching
 from analyses.patching import ANALYSIS, PATCHED, SELF, Config
-from tests.conftest import run
+from tests.conftest import refused, run
 from tests.test_permutation import model, planted
 from workbench import runs
 from workbench.analysis import Context
@@ -85,7 +85,7 @@ def test_models_that_do_not_fit_are_refused(folders: Path, monkeypatch: pytest.M
 def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> None:
     models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
     words = ["analyses.patching", "--model", *models, "--limit", "3", "--layers", "0", "2", "--output_dir", str(tmp_path)]
-    assert run(*words, code=2).stderr.strip().splitlines()[-1] == "error: no source given: expected --source FOLDER_OR_HUB_ID"
+    assert refused(*words) == "error: no source given: expected --source FOLDER_OR_HUB_ID"
     done = run(*words, "--source", models[1])
     found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path)["folder"])}
     assert set(found) == {"baseline", "viral"} and "patching-" in done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -163,7 +164,8 @@ def load_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, 
         ConfigError: as `check_start`, or a tensor is not in its file.
     """
     check_start(llava, processor, folder)
-    stored, info = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    stored, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(f"start is {folder}, whose model.safetensors lacks '{missing[0]}': expected the folder of a finished training")
     state = stored.state_dict()

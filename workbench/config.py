@@ -210,13 +210,12 @@ def _as_flags(key: str, value: Any) -> list[str]:
 
 
 def _one_sentence(boxed: str) -> str:
-    """The first statement of tyro's boxed message, without the box."""
-    lines = [re.sub(r"^[│\s]+|[│\s]+$", "", line) for line in boxed.splitlines() if line.startswith("│")]
-    body = []
-    for line in lines:
-        if set(line) <= {"─"}:
+    """The first statement of tyro's boxed message, without title and box, whose lines are those of what the terminal can show."""
+    body: list[str] = []
+    for line in [line.strip(" │") for line in boxed.splitlines()[1:]]:
+        if body and set(line) <= set("─-╰╯"):
             break
-        body.append(line)
+        body += [line] if set(line) - set("─-") else []
     return " ".join(body) or "the arguments could not be read; see --help"
 
 
