@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,21 +21,27 @@ ZERO = pytest.mark.parametrize("stage", ["zero2", "zero3"])
 
 
 def divided(stage: str, words: list[str], folder: Path) -> None:
-    """Train in two processes, to `folder`-two; and to `folder`-two-again, which goes on from the first one's checkpoint."""
-    two, again = (folder.with_name(f"{folder.name}-two{end}") for end in ("", "-again"))
+    """Train in two processes, to `folder`-two; to `folder`-two-again, which goes on from the first one's checkpoint; and only finish `folder`-two-last."""
+    two, again, last = (folder.with_name(f"{folder.name}-two{end}") for end in ("", "-again", "-last"))
     start = ["--config_file", f"trainer/launch/{stage}.yaml", "-m", "trainer", *words, "--output_dir"]
     launch(*start, str(two))  # DeepSpeed takes one run per process
     interrupted(again)
     launch(*start, str(again), "--resume")
+    last.mkdir()
+    shutil.copy(two / "recipe.yaml", last)
+    for checkpoint in two.glob("checkpoint-*"):
+        shutil.copytree(checkpoint, last / checkpoint.name)
+    launch(*start, str(last), "--resume")
 
 
 @ZERO
 def test_a_small_llava(stage: str, tmp_path: Path) -> None:
-    one, two, again = (tmp_path / name for name in ("one", "one-two", "one-two-again"))
+    one, two, again, last = (tmp_path / name for name in ("one", "one-two", "one-two-again", "one-two-last"))
     train(read([*TINY, "--output_dir", str(one), "--optim.batch_size", "8"]), ["one"])
     divided(stage, TINY, one)
     same(one, two, within=1e-5)
     same(two, again)
+    same(two, last)
 
 
 @ZERO
@@ -43,7 +50,7 @@ def test_conversations(stage: str, flags: list[str], tmp_path: Path) -> None:
     """With and without images for ZeRO-2, which keeps the weights whole; ZeRO-3 takes those with images, and no LoRA."""
     if stage == "zero3" and flags == LORA:
         pytest.skip("refused: tests/test_student.py")
-    one, two, again = (tmp_path / name for name in ("one", "one-two", "one-two-again"))
+    one, two, again, last = (tmp_path / name for name in ("one", "one-two", "one-two-again", "one-two-last"))
     model, data = build("llava", tmp_path / "llava"), f"llava_json:{write(tmp_path / 'world', rows(8, 6 if stage == 'zero2' else 0))}"
     (tmp_path / "recipe.yaml").write_text("monitor:\n  k: 3\n  cknna_images: 2\n  permutations: 10\n")
     words = [str(tmp_path / "recipe.yaml"), "--model.name", str(model), "--data.train", data, "--data.val", data, *STEPS, *VIRAL, *flags]
@@ -52,3 +59,4 @@ def test_conversations(stage: str, flags: list[str], tmp_path: Path) -> None:
     divided(stage, words, one)
     same(one, two, within=1e-5, columns=LOSSES)
     same(two, again, columns=LOSSES)
+    same(two, last, columns=LOSSES)

@@ -178,13 +178,11 @@ class AlignmentTrainer(Trainer):
         """Time spent training, that of the interrupted runs before this one included."""
         return self._seconds_before + time.monotonic() - self._started
 
-    def run(self, checkpoint: str | None) -> None:
-        """Train from `checkpoint` or from the beginning; a checkpoint of the last step needs no training."""
-        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")) if checkpoint else None
+    def run(self, checkpoint: str | None, state: TrainerState | None) -> None:
+        """Train from `checkpoint`, whose state is `state`, or from the beginning; a model of the last step needs no training."""
         if state is not None and state.log_history:
             self._seconds_before = next((row["seconds"] for row in reversed(state.log_history) if "seconds" in row), 0.0)
-        if checkpoint is not None and state is not None and state.global_step >= self.recipe.optim.steps:
-            load_model(self.prepared.model, Path(checkpoint))
+        if state is not None and state.global_step >= self.recipe.optim.steps:
             losses = [row for row in state.log_history if row["step"] < state.global_step or "lm_loss" in row or "warning" in row]
             state.log_history = losses  # the last step is evaluated again
             self.state = state
@@ -282,22 +280,25 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
     prepared = processes.together(lambda: _enough(prepare_student(recipe) if recipe.model.released else prepare(recipe)))
     if checkpoint is not None:
         processes.on_main(lambda: check_same_sources(Path(checkpoint), prepared.record))
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")) if checkpoint is not None else None
+    if checkpoint is not None and state is not None and state.global_step >= optim.steps:
+        load_model(prepared.model, Path(checkpoint))  # before there is a Trainer, from when on ZeRO-3 divides whatever is loaded
     trainer = build_trainer(recipe, prepared)
     processes.on_main(lambda: write_recipe(folder, recipe))
-    trainer.run(checkpoint)
+    trainer.run(checkpoint, state)
     seconds = trainer.seconds()
     if trainer.evaluated_at != optim.steps:  # the Trainer evaluates at its last step by itself
         trainer.evaluate()
-    state = trainer.whole_state()
-    processes.on_main(lambda: prepared.check_frozen(part(state, "student.")))
+    tensors = trainer.whole_state()
+    processes.on_main(lambda: prepared.check_frozen(part(tensors, "student.")))
     if adapters(prepared.model.student):
         merge(prepared.model.student)  # what is stored is what is evaluated: merging rounds
         trainer.evaluation = prepared.evaluate(optim.batch_size)
-        state = trainer.whole_state()
+        tensors = trainer.whole_state()
     launch = {"processes": processes.count(), "strategy": processes.strategy(), "global_batch": optim.images(processes.count())}
     own = {"recipe": as_mapping(recipe), "origins": origins(as_mapping(recipe)), "seconds": seconds, "steps_per_second": optim.steps / seconds}
     record = own | launch | prepared.record | environment(argv)
-    processes.on_main(lambda: _write_results(trainer, state, record))
+    processes.on_main(lambda: _write_results(trainer, tensors, record))
     assert trainer.evaluation is not None
     return trainer.evaluation
 
