@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import ROOT, SMALL_VIRAL, recipe, run
@@ -23,7 +25,7 @@ from trainer import features
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
 from trainer.features import DerivedFeatures, frozen_features
 from workbench.data import Dataset, Sample
-from workbench.errors import RunError
+from workbench.errors import ConfigError, RunError
 from workbench.files import cache_folder, locked
 
 TINY = Recipe(
@@ -296,6 +298,18 @@ def test_another_order_and_less_a_mean() -> None:
 
 
 @pytest.mark.real_cache
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=30), st.integers(0, 99))
+def test_other_images_are_all_of_them_and_never_the_same_picture(pictures: list[int], seed: int) -> None:
+    most = max(pictures.count(picture) for picture in pictures)
+    if 2 * most > len(pictures):
+        with pytest.raises(ConfigError, match=f"one picture is {most} of {len(pictures)} training images: expected half of them at most"):
+            features.other_images(pictures, seed)
+        return
+    others = features.other_images(pictures, seed)
+    assert sorted(others) == list(range(len(pictures))) and others == features.other_images(pictures, seed)
+    assert all(pictures[other] != own for other, own in zip(others, pictures, strict=True))
+
+
 def test_computed_at_every_step_equals_cached_within_noise() -> None:
     """Real networks: inputs, targets, and both losses and gradients of a training step; the frozen tower stays in eval mode."""
     from trainer.data import collate

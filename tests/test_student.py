@@ -133,8 +133,27 @@ def test_cached_targets_are_the_computed_ones_tile_by_tile(tmp_path: Path) -> No
     centred = prepare_student(recipe_of([*flags, "--data.limit_train", "10"], centre=True))
     every = [tile for own in centred.collate(list(range(10)))["targets"]["efficientnet-lite0"] for tile in own]
     assert torch.cat(every).mean(0).abs().max() < 1e-4
-    others = prepare_student(recipe_of(flags, images="others")).collate([3, 0, 8])["targets"]["efficientnet-lite0"]
-    assert all(not torch.equal(a, b) for x, y in zip(cached["efficientnet-lite0"], others, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def test_the_control_takes_another_picture_wherever_else_it_occurs(tmp_path: Path) -> None:
+    """Three conversations are about one picture, and a picture has several tiles."""
+    model = build("smolvlm", tmp_path / "smolvlm")
+    given = [row | {"image": "coco/0.png"} if row["id"] in (1, 2) else row for row in rows(8, 2)]
+    flags = ["--model.name", str(model), "--data.train", f"llava_json:{write(tmp_path / 'w', given)}", *FLAGS, *VIRAL]
+    flags += ["--data.val", f"llava_json:{tmp_path / 'w' / 'mix.json'}"]
+
+    def tiles(seed: int, images: str) -> list[tuple[tuple[int, int], torch.Tensor]]:
+        """Every tile's target, with its conversation and image."""
+        batch = prepare_student(replace(recipe_of(flags, images=images), seed=seed)).collate(list(range(10)))
+        own = zip(batch["visual"], batch["targets"]["efficientnet-lite0"], strict=True)
+        return [((row, part.image), target) for row, (parts, targets) in enumerate(own) for part, target in zip(parts, targets, strict=True)]
+
+    true = tiles(0, "same")
+    assert len(true) > len({whose for whose, _ in true}) > 8
+    for seed in range(4):
+        for whose, given in tiles(seed, "others"):
+            sources = {source for source, target in true if torch.equal(target, given)}
+            assert sources and whose not in sources
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl"])

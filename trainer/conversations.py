@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from tqdm import tqdm
 
 from trainer.config import AlignmentConfig
-from trainer.features import DerivedFeatures, Features, frozen_features
+from trainer.features import DerivedFeatures, Features, frozen_features, other_images
 from workbench.data import Dataset, Sample
 from workbench.data.base import Conversation, content_hash
 from workbench.errors import ConfigError
@@ -147,13 +147,14 @@ class StoredTargets(Targets):
     """The same from the feature cache, which one pass over the data fills: a store for each size of raster.
 
     Raises:
-        ConfigError: the control `images: others` where a raster occurs once.
+        ConfigError: the control `images: others` where most images of a raster are one picture.
     """
 
     def __init__(self, vfms: Sequence[VFM], mllm: MLLM, data: ConversationSet, settings: AlignmentConfig, seed: int, max_length: int | None) -> None:
         super().__init__(vfms)
         self._tiles: list[list[tuple[tuple[int, int], int]]] = []  # of each conversation: raster, number within its store
         samples: dict[tuple[int, int], list[Sample]] = {}
+        pictures: dict[tuple[int, int], list[tuple[int, int]]] = {}  # whose tile each sample is: conversation, image
         boxes = []
         for number, own in enumerate(tqdm(data.conversations, desc=f"tiles of {data.data.name}", file=sys.stderr, mininterval=2, delay=2)):
             places = []
@@ -165,6 +166,7 @@ class StoredTargets(Targets):
                     same = samples.setdefault(part.grid, [])
                     places.append((part.grid, len(same)))
                     boxes.append((part.grid, part.image, part.box))
+                    pictures.setdefault(part.grid, []).append((number, part.image))
                     same.append(Sample(f"{number}:{n}", f"{number}:{n}", partial(_covered, own, part)))
             self._tiles.append(places)
         fingerprint = content_hash(data.data.fingerprint, *boxes)
@@ -172,7 +174,7 @@ class StoredTargets(Targets):
         self._features: dict[str, dict[tuple[int, int], Features]] = {}
         for vfm in vfms:
             stores = {grid: frozen_features(own, (vfm.entry.identity(), grid), partial(vfm_tokens, vfm, grid), what=vfm.name) for grid, own in sets.items()}
-            self._features[vfm.name] = _controlled(stores, settings, seed)
+            self._features[vfm.name] = _controlled(stores, pictures, settings, seed)
 
     def __call__(self, numbers: Sequence[int], images: Pictures, visual: Places) -> dict[str, list[list[Tensor]]]:
         return {name: [[stores[grid][row] for grid, row in self._tiles[number]] for number in numbers] for name, stores in self._features.items()}
@@ -198,24 +200,19 @@ def _covered(conversation: Conversation, part: VisualTokens) -> Image.Image:
     return covered_pixels(conversation.loads[part.image](), part.box)
 
 
-def _controlled(stores: dict[tuple[int, int], Features], settings: AlignmentConfig, seed: int) -> dict[tuple[int, int], Features]:
-    """Targets with the controls that the recipe asks for: less the mean of all tokens, or those of another image with the same raster."""
+def _controlled(
+    stores: dict[tuple[int, int], Features], pictures: dict[tuple[int, int], list[tuple[int, int]]], settings: AlignmentConfig, seed: int
+) -> dict[tuple[int, int], Features]:
+    """Targets with the controls that the recipe asks for: less the mean of all tokens, or those of another picture with the same raster."""
     if settings.centre:
         counts = {grid: own.shape[0] * own.shape[1] for grid, own in stores.items()}
         mean = sum(own.mean() * (counts[grid] / sum(counts.values())) for grid, own in stores.items())
         assert isinstance(mean, Tensor)
         stores = {grid: DerivedFeatures(own, minus=mean) for grid, own in stores.items()}
     if settings.images == "others":
+        tiles: dict[tuple[int, int], list[bytes]] = {}  # of each picture, by which it is known in other conversations
         for grid, own in stores.items():
-            if len(own) < 2:
-                raise ConfigError(f"alignment.images is others, and only one image has {grid[0]} x {grid[1]} visual tokens: expected several of each raster")
-        stores = {grid: DerivedFeatures(own, order=other_images(len(own), seed)) for grid, own in stores.items()}
+            for picture, tile in zip(pictures[grid], own.images, strict=True):
+                tiles.setdefault(picture, []).append(tile)
+        stores = {grid: DerivedFeatures(own, order=other_images([tuple(tiles[p]) for p in pictures[grid]], seed)) for grid, own in stores.items()}
     return stores
-
-
-def other_images(count: int, seed: int) -> list[int]:
-    """For each image another one, by a permutation without fixed points: each goes to the next one in a random order."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    result = torch.empty_like(order)
-    result[order] = order.roll(1)
-    return [int(i) for i in result]

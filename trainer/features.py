@@ -18,7 +18,7 @@ import random
 import sys
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from workbench.data import Dataset
 from workbench.data.base import content_hash
-from workbench.errors import RunError
+from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, cache_folder, locked, make_folder, remove_partial
 
 Compute = Callable[[list[Image.Image]], Tensor]
@@ -45,9 +45,14 @@ TOLERANCE = 0.01  # relative; TF32 and other kernels stay below it, other pixels
 
 
 class Features(ABC):
-    """Features (image, token, d) of every image of a data set, of which only those that are asked for are in memory."""
+    """Features (image, token, d) of every image of a data set, of which only those that are asked for are in memory.
+
+    Attributes:
+        images: hash of every image, of features that are stored.
+    """
 
     shape: tuple[int, int, int]
+    images: Sequence[bytes] = ()
 
     @abstractmethod
     def rows(self, indices: Sequence[int]) -> Float[Tensor, "image token d"]:
@@ -76,7 +81,7 @@ class DerivedFeatures(Features):
     """
 
     def __init__(self, source: Features, *, order: Sequence[int] | None = None, minus: Float[Tensor, " d"] | None = None) -> None:
-        self.source, self.order, self.minus, self.shape = source, order, minus, source.shape
+        self.source, self.order, self.minus, self.shape, self.images = source, order, minus, source.shape, source.images
 
     def rows(self, indices: Sequence[int]) -> Float[Tensor, "image token d"]:
         values = self.source.rows(indices if self.order is None else [int(self.order[i]) for i in indices])
@@ -107,7 +112,7 @@ class StoredFeatures(Features):
     """
 
     def __init__(self, shards: dict[Path, safe_open], images: list[bytes], records: list[tuple[Path, int, int]], shape: tuple[int, int]) -> None:
-        self._shards, self._images, self._records, self.shape = shards, images, records, (len(images), *shape)
+        self._shards, self.images, self._records, self.shape = shards, images, records, (len(images), *shape)
 
     def rows(self, indices: Sequence[int]) -> Float[Tensor, "image token d"]:
         return torch.stack([self._record(index) for index in indices])
@@ -116,9 +121,26 @@ class StoredFeatures(Features):
         path, row, crc = self._records[index]
         with _reading(path):
             values = self._shards[path].get_slice("features")[row]
-        if _crc(self._images[index], values) != crc:
+        if _crc(self.images[index], values) != crc:
             raise _damaged(path, f"record {row} does not match its checksum")
         return values
+
+
+def other_images(pictures: Sequence[Hashable], seed: int) -> list[int]:
+    """For each of `pictures` the number of another one, all in turn: each goes to the next different one in a random order.
+
+    Raises:
+        ConfigError: more than half of them are one picture.
+    """
+    order = [int(i) for i in torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))]
+    groups: dict[Hashable, list[int]] = {}
+    for number in order:
+        groups.setdefault(pictures[number], []).append(number)
+    order = [number for group in groups.values() for number in group]
+    most = max(map(len, groups.values()))  # a step as long as the longest group leaves every group
+    if 2 * most > len(order):
+        raise ConfigError(f"alignment.images is others, and one picture is {most} of {len(order)} training images: expected half of them at most")
+    return [other for _, other in sorted(zip(order, order[-most:] + order[:-most], strict=True))]
 
 
 def frozen_features(data: Dataset, key: tuple[object, ...], compute: Compute, *, what: str, mode: Literal["cache", "compute"] = "cache") -> Features:

@@ -15,10 +15,10 @@ from transformers import LlavaProcessor, set_seed
 from trainer.alignment import attach_alignment
 from trainer.checkpoint import check_frozen, frozen_fingerprint
 from trainer.config import AlignmentConfig, OptimConfig, Recipe
-from trainer.conversations import load_vfms, other_images, vfm_record, vfm_tokens
+from trainer.conversations import load_vfms, vfm_record, vfm_tokens
 from trainer.data import PackedDataset, Packer, collate, first_questions, load_questions
 from trainer.evaluation import answer_packed
-from trainer.features import DerivedFeatures, Features, frozen_features
+from trainer.features import DerivedFeatures, Features, frozen_features, other_images
 from trainer.lora import add_lora
 from trainer.model import (
     AlignedForConditionalGeneration,
@@ -33,7 +33,6 @@ from trainer.sampling import Stream
 from trainer.watched import Watched, WatchedBatch
 from workbench.data import Dataset
 from workbench.data.base import content_hash
-from workbench.errors import ConfigError
 from workbench.mllm.residual import attach_residual
 from workbench.vfm import VFM
 from workbench.weights import check_unchanged, load_weights
@@ -200,7 +199,5 @@ def _controlled(settings: AlignmentConfig, targets: Features, seed: int) -> Feat
     if settings.centre:
         targets = DerivedFeatures(targets, minus=targets.mean())
     if settings.images == "others":
-        if len(targets) < 2:
-            raise ConfigError("alignment.images is others, and there is one training image: expected several")
-        targets = DerivedFeatures(targets, order=other_images(len(targets), seed))
+        targets = DerivedFeatures(targets, order=other_images(targets.images, seed))
     return targets
