@@ -46,4 +46,4 @@ def interrupted(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    processes.program(lambda: command(main))

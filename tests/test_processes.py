@@ -135,12 +135,15 @@ from trainer import processes
 class Slow:
     def __del__(self): time.sleep(4)
 slow = Slow()
-processes.start()
-group = distributed.group.WORLD
-atexit.register(lambda: open(f"{__file__}.{processes.rank()}", "w").close())
-time.sleep(2 * processes.rank())
-distributed.all_reduce(ones(1), async_op=True)
-processes.stop()
+def main():
+    global group
+    processes.start()
+    group = distributed.group.WORLD
+    atexit.register(lambda: open(f"{__file__}.{processes.rank()}", "w").close())
+    time.sleep(2 * processes.rank())
+    distributed.all_reduce(ones(1), async_op=True)
+    processes.stop()
+processes.program(main)
 """
 
 
@@ -174,7 +177,7 @@ def test_one_image_four_times_has_the_gradients_of_four_images_at_once(tmp_path:
         own = replace(SMALL, alignment=alignment, output_dir=tmp_path / str(size), optim=replace(SMALL.optim, batch_size=size, global_batch=4))
         trainer = build_trainer(own, prepare(own))
         trainer.add_callback(Keep())
-        trainer.run(None)
+        trainer.run()
     once, parts = found
     assert once.keys() == parts.keys() and any("alignment" in name for name in once)
     for name, value in once.items():
@@ -192,7 +195,7 @@ def read(argv):
         os.kill(os.getpid(), signal.SIGKILL)
     torch.distributed.all_reduce(torch.ones(1))
 command.read = read
-run(command.main)
+processes.program(lambda: run(command.main))
 """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -65,4 +65,4 @@ def run(config: Recipe) -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    processes.program(lambda: command(main))

@@ -178,7 +178,7 @@ class AlignmentTrainer(Trainer):
         """Time spent training, that of the interrupted runs before this one included."""
         return self._seconds_before + time.monotonic() - self._started
 
-    def run(self, checkpoint: str | None, state: TrainerState | None) -> None:
+    def run(self, checkpoint: str | None = None, state: TrainerState | None = None) -> None:
         """Train from `checkpoint`, whose state is `state`, or from the beginning; a model of the last step needs no training."""
         if state is not None and state.log_history:
             self._seconds_before = next((row["seconds"] for row in reversed(state.log_history) if "seconds" in row), 0.0)

@@ -84,19 +84,30 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Disconnect and leave, in a run of several processes that ended well.
-
-    Python's own end is left out but for its exit functions: gloo's threads outlive the connection where something still refers to it (FSDP does),
-    and one that lets go of its last tensor while Python ends aborts the process, and so the run.
-    """
+    """Disconnect, in a run that ended well."""
     if count() > 1:
         import torch
 
         torch.distributed.destroy_process_group()
+
+
+def program(main: Callable[[], None]) -> None:
+    """Run a whole program, and let each of several processes leave without Python's own end but for its exit functions.
+
+    Gloo's threads outlive the connection where something still refers to it, as FSDP does, or another process was lost; and one that lets go of its last
+    tensor while Python ends aborts the process, also in a run that ended well.
+    """
+    code: Any = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    if count() > 1:
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(code or 0)
+    sys.exit(code)
 
 
 def lost(error: RuntimeError) -> bool:
