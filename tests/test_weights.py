@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,15 @@ def test_dinov2_equals_the_packages_own_graph_on_photographs(photos: list[Image.
         reference = reference[-256:]  # patch tokens
         ours = vfm([photo], grid=(16, 16)).tokens()[0].numpy()
         assert np.abs(ours - reference).max() / np.abs(reference).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["dinov2-small", "efficientnet-lite0"])
+def test_fetching_leaves_the_random_numbers_of_a_training_alone(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the first run on a machine would begin with another head than the next one of the same seed."""
+    monkeypatch.setenv("VIRAL_CACHE", str(tmp_path))
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]
+    weights_folder(name)
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate() and np.array_equal(before[2], np.random.get_state()[1])
 
 
 def test_damaged_weights_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

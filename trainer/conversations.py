@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from tqdm import tqdm
 
 from trainer.config import AlignmentConfig
-from trainer.features import DerivedFeatures, Features, frozen_features, other_images
+from trainer.features import DerivedFeatures, Features, frozen_features, image_hashes, other_images
 from workbench.data import Dataset, Sample
 from workbench.data.base import Conversation, content_hash
 from workbench.errors import ConfigError
@@ -171,10 +171,11 @@ class StoredTargets(Targets):
             self._tiles.append(places)
         fingerprint = content_hash(data.data.fingerprint, *boxes)
         sets = {grid: Dataset(data.data.name, own, content_hash(fingerprint, grid)) for grid, own in samples.items()}
+        known = _known(pictures, sets) if settings.images == "others" else {}
         self._features: dict[str, dict[tuple[int, int], Features]] = {}
         for vfm in vfms:
             stores = {grid: frozen_features(own, (vfm.entry.identity(), grid), partial(vfm_tokens, vfm, grid), what=vfm.name) for grid, own in sets.items()}
-            self._features[vfm.name] = _controlled(stores, pictures, settings, seed)
+            self._features[vfm.name] = _controlled(stores, known, settings, seed)
 
     def __call__(self, numbers: Sequence[int], images: Pictures, visual: Places) -> dict[str, list[list[Tensor]]]:
         return {name: [[stores[grid][row] for grid, row in self._tiles[number]] for number in numbers] for name, stores in self._features.items()}
@@ -201,7 +202,7 @@ def _covered(conversation: Conversation, part: VisualTokens) -> Image.Image:
 
 
 def _controlled(
-    stores: dict[tuple[int, int], Features], pictures: dict[tuple[int, int], list[tuple[int, int]]], settings: AlignmentConfig, seed: int
+    stores: dict[tuple[int, int], Features], pictures: Mapping[tuple[int, int], Sequence[Hashable]], settings: AlignmentConfig, seed: int
 ) -> dict[tuple[int, int], Features]:
     """Targets with the controls that the recipe asks for: less the mean of all tokens, or those of another picture with the same raster."""
     if settings.centre:
@@ -210,9 +211,16 @@ def _controlled(
         assert isinstance(mean, Tensor)
         stores = {grid: DerivedFeatures(own, minus=mean) for grid, own in stores.items()}
     if settings.images == "others":
-        tiles: dict[tuple[int, int], list[bytes]] = {}  # of each picture, by which it is known in other conversations
-        for grid, own in stores.items():
-            for picture, tile in zip(pictures[grid], own.images, strict=True):
-                tiles.setdefault(picture, []).append(tile)
-        stores = {grid: DerivedFeatures(own, order=other_images([tuple(tiles[p]) for p in pictures[grid]], seed)) for grid, own in stores.items()}
+        stores = {grid: DerivedFeatures(own, order=other_images(pictures[grid], seed)) for grid, own in stores.items()}
     return stores
+
+
+def _known(
+    pictures: Mapping[tuple[int, int], Sequence[tuple[int, int]]], sets: Mapping[tuple[int, int], Dataset]
+) -> dict[tuple[int, int], list[tuple[bytes, ...]]]:
+    """The picture of each tile by what it shows, which is all its tiles, instead of by conversation and number: it may occur elsewhere."""
+    tiles: dict[tuple[int, int], list[bytes]] = {}
+    for grid, data in sets.items():
+        for picture, tile in zip(pictures[grid], image_hashes(data), strict=True):
+            tiles.setdefault(picture, []).append(tile)
+    return {grid: [tuple(tiles[picture]) for picture in own] for grid, own in pictures.items()}

@@ -45,14 +45,9 @@ TOLERANCE = 0.01  # relative; TF32 and other kernels stay below it, other pixels
 
 
 class Features(ABC):
-    """Features (image, token, d) of every image of a data set, of which only those that are asked for are in memory.
-
-    Attributes:
-        images: hash of every image, of features that are stored.
-    """
+    """Features (image, token, d) of every image of a data set, of which only those that are asked for are in memory."""
 
     shape: tuple[int, int, int]
-    images: Sequence[bytes] = ()
 
     @abstractmethod
     def rows(self, indices: Sequence[int]) -> Float[Tensor, "image token d"]:
@@ -81,7 +76,7 @@ class DerivedFeatures(Features):
     """
 
     def __init__(self, source: Features, *, order: Sequence[int] | None = None, minus: Float[Tensor, " d"] | None = None) -> None:
-        self.source, self.order, self.minus, self.shape, self.images = source, order, minus, source.shape, source.images
+        self.source, self.order, self.minus, self.shape = source, order, minus, source.shape
 
     def rows(self, indices: Sequence[int]) -> Float[Tensor, "image token d"]:
         values = self.source.rows(indices if self.order is None else [int(self.order[i]) for i in indices])
@@ -112,7 +107,7 @@ class StoredFeatures(Features):
     """
 
     def __init__(self, shards: dict[Path, safe_open], images: list[bytes], records: list[tuple[Path, int, int]], shape: tuple[int, int]) -> None:
-        self._shards, self.images, self._records, self.shape = shards, images, records, (len(images), *shape)
+        self._shards, self._images, self._records, self.shape = shards, images, records, (len(images), *shape)
 
     def rows(self, indices: Sequence[int]) -> Float[Tensor, "image token d"]:
         return torch.stack([self._record(index) for index in indices])
@@ -121,7 +116,7 @@ class StoredFeatures(Features):
         path, row, crc = self._records[index]
         with _reading(path):
             values = self._shards[path].get_slice("features")[row]
-        if _crc(self.images[index], values) != crc:
+        if _crc(self._images[index], values) != crc:
             raise _damaged(path, f"record {row} does not match its checksum")
         return values
 

@@ -18,7 +18,7 @@ from trainer.config import AlignmentConfig, OptimConfig, Recipe
 from trainer.conversations import load_vfms, vfm_record, vfm_tokens
 from trainer.data import PackedDataset, Packer, collate, first_questions, load_questions
 from trainer.evaluation import answer_packed
-from trainer.features import DerivedFeatures, Features, frozen_features, other_images
+from trainer.features import DerivedFeatures, Features, frozen_features, image_hashes, other_images
 from trainer.lora import add_lora
 from trainer.model import (
     AlignedForConditionalGeneration,
@@ -171,7 +171,7 @@ def prepare(recipe: Recipe) -> Prepared:
             record |= vfm_record(vfms)
         else:
             targets = {"encoder": train_inputs}
-        targets = {name: _controlled(settings, values, recipe.seed) for name, values in targets.items()}
+        targets = {name: _controlled(settings, values, train, recipe.seed) for name, values in targets.items()}
         dims = {name: values.shape[-1] for name, values in targets.items()}
     alignment = attach_alignment(
         llava, layers=settings.layer, dims=dims, objective=_objective(settings), heads=settings.heads, where=settings.where, hidden=settings.hidden
@@ -194,10 +194,10 @@ def vfm_features(recipe: Recipe, vfms: Sequence[VFM], data: Dataset, grid: tuple
     }
 
 
-def _controlled(settings: AlignmentConfig, targets: Features, seed: int) -> Features:
+def _controlled(settings: AlignmentConfig, targets: Features, data: Dataset, seed: int) -> Features:
     """Targets with the controls that the recipe asks for."""
     if settings.centre:
         targets = DerivedFeatures(targets, minus=targets.mean())
     if settings.images == "others":
-        targets = DerivedFeatures(targets, order=other_images(targets.images, seed))
+        targets = DerivedFeatures(targets, order=other_images(image_hashes(data), seed))
     return targets

