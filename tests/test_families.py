@@ -25,6 +25,7 @@ from workbench.errors import ConfigError, ModelError
 from workbench.mllm import FAMILIES, MLLM, Batch, VisualTokens
 from workbench.mllm.family import WHOLE, Family
 from workbench.mllm.validate import CELLS, _target, validate
+from workbench.vfm.patches import covered_pixels
 
 QUESTION = "what is this ?"
 THIN = [(400, 40), (40, 400), (223, 301), (56, 56), (1, 90)]
@@ -337,6 +338,19 @@ def test_pixels_that_belong_to_no_patch_belong_to_no_token(folders: Path) -> Non
     assert fine.grid == (8, 4) and fine.cell(0, 0) == pytest.approx((0, 0, 14 / 60, 14 / 120))
     assert fine.cell(4, 3) == pytest.approx((42 / 60, 60 / 120, 56 / 60, 74 / 120))  # the second tile begins at pixel 60, not at 56
     assert fine.box == pytest.approx((0, 0, 56 / 60, 116 / 120))
+
+
+@pytest.mark.parametrize("size", [(80, 40), (37, 91), (56, 56)])
+def test_a_vfm_is_shown_the_bars_that_a_padded_image_gets(size: tuple[int, int], folders: Path) -> None:
+    """The covered pixels, which are a square and need no bars, become the very numbers that the tower is given; black bars would not."""
+    padded = MLLM.load(str(build("llava_padded", folders / "padded")))
+    shown = picture(0, size)
+    batch = padded.encode([shown], [QUESTION])
+    (raster,) = padded.visual_tokens(batch)[0]
+    covered = covered_pixels(shown, raster)
+    assert torch.equal(padded.encode([covered], [QUESTION]).inputs["pixel_values"], batch.inputs["pixel_values"])
+    black = covered_pixels(shown, dataclasses.replace(raster, fill=(0, 0, 0)))
+    assert torch.equal(padded.encode([black], [QUESTION]).inputs["pixel_values"], batch.inputs["pixel_values"]) == (size[0] == size[1])
 
 
 def test_an_image_so_thin_that_all_of_it_is_dropped_has_no_raster(folders: Path) -> None:

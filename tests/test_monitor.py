@@ -28,7 +28,7 @@ from trainer.alignment import Alignment, AlignmentHead
 from trainer.card import _named, card, origins, sent_files
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, MonitorConfig, OptimConfig, Recipe
 from trainer.data import collate
-from trainer.loop import train
+from trainer.loop import build_trainer, train
 from trainer.prepare import prepare
 from workbench import MLLM, cknna, load_data, load_vfm
 from workbench.capture import read
@@ -164,6 +164,26 @@ def test_a_loss_that_is_not_finite_stops_with_its_batch(tmp_path: Path) -> None:
     assert batch["input_ids"].shape[0] == 4 and batch["targets.efficientnet-lite0"].shape == (4, 64, 112)
     known = {tuple(ids[ids != 0].tolist()) for ids in (prepare(recipe).train[i]["input_ids"] for i in range(24))}
     assert {tuple(ids[ids != 0].tolist()) for ids in batch["input_ids"]} <= known
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_gradient_that_is_not_finite_stops_before_a_checkpoint_has_it(step: int, tmp_path: Path) -> None:
+    """The loss of the step, which may be the last one, is finite."""
+    recipe = replace(
+        TINY, output_dir=tmp_path / "out", optim=replace(TINY.optim, steps=3, batch_size=2, accumulation=2), log_every=1, eval_every=3, save_every=1
+    )
+    trainer, seen = build_trainer(recipe, prepare(recipe)), []
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        seen.append(gradient)
+        return gradient * (float("nan") if len(seen) == 2 * step else 1.0)
+
+    trainer.prepared.model.student.model.multi_modal_projector.linear_1.weight.register_hook(spoil)
+    with pytest.raises(RunError, match=rf"grad_norm is nan at step {step}: training stopped before a checkpoint has it"):
+        trainer.run()
+    assert sorted(int(p.name.split("-")[1]) for p in (tmp_path / "out").glob("checkpoint-*")) == list(range(1, step))
+    batch = load_file(tmp_path / "out" / f"not_finite-step-{step}.safetensors")
+    assert batch["0.input_ids"].shape[0] == batch["1.input_ids"].shape[0] == 2
 
 
 def test_counts_that_differ_are_an_error_and_never_skipped() -> None:

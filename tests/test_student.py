@@ -399,7 +399,7 @@ def test_a_head_that_stands_still_and_a_loss_that_is_not_finite_are_told_of_conv
     card = (still / "README.md").read_text()
     assert "loss per answer token" in card and str(tmp_path) not in card and "dinov2-small" not in card and record["model_fingerprint"] in card
     wild = ["--optim.learning_rate", "1e30", "--optim.warmup", "0", "--optim.max_grad_norm", "1e30", "--monitor.cknna_images", "0"]
-    with pytest.raises(WorkbenchError, match="training stopped before the model took it"):
+    with pytest.raises(WorkbenchError, match="training stopped before a checkpoint has it"):
         folder_of([*llava, *VIRAL, *wild], tmp_path / "wild")
     (file,) = (tmp_path / "wild").glob("not_finite-step-*.safetensors")
     assert {"input_ids", "labels", "pixel_values"} <= load_file(file).keys()

@@ -165,7 +165,7 @@ class StoredTargets(Targets):
                         raise ConfigError(f"{mllm.name} gives visual tokens without rows and columns: expected data.features compute, or another model")
                     same = samples.setdefault(part.grid, [])
                     places.append((part.grid, len(same)))
-                    boxes.append((part.grid, part.image, part.box))
+                    boxes.append((part.grid, part.image, part.box, part.fill))
                     pictures.setdefault(part.grid, []).append((number, part.image))
                     same.append(Sample(f"{number}:{n}", f"{number}:{n}", partial(_covered, own, part)))
             self._tiles.append(places)
@@ -198,7 +198,7 @@ def vfm_tokens(vfm: VFM, grid: tuple[int, int], images: list[Image.Image]) -> Te
 
 
 def _covered(conversation: Conversation, part: VisualTokens) -> Image.Image:
-    return covered_pixels(conversation.loads[part.image](), part.box)
+    return covered_pixels(conversation.loads[part.image](), part)
 
 
 def _controlled(

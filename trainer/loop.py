@@ -78,6 +78,7 @@ class AlignmentTrainer(Trainer):
         self._cut: Tensor | int = 0  # conversations in them that max_length left no answer
         self._aligned_steps: Tensor | int = 0  # those of them with an image
         self._aligned_items: Tensor | None = None  # of the global batch
+        self._given: list[dict[str, Tensor]] = []  # this process's parts of the step that is being made
         self._saving = False
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.evaluation: pd.DataFrame | None = None
@@ -121,7 +122,16 @@ class AlignmentTrainer(Trainer):
                     self._note(f"alignment_loss/{name}", value * own / self._aligned_items)
         if model.training:
             stop_unless_finite(loss, parts, inputs, self.recipe.output_dir, self.state.global_step + 1)
+            self._given.append(inputs)
         return loss * self.accelerator.num_processes
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Tensor | float | None = None) -> float:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None:
+            value = torch.as_tensor(norm)
+            stop_unless_finite(value, {"grad_norm": value}, self._given, self.recipe.output_dir, self.state.global_step + 1)
+        self._given = []
+        return norm  # type: ignore[no-any-return]
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
         """Answer tokens of the global batch; what is aligned is counted along."""

@@ -189,25 +189,25 @@ def _heads(model: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:
 # --- what cannot go on ---------------------------------------------------------------------------------------------------------------------
 
 
-def stop_unless_finite(loss: Tensor, parts: Mapping[str, Tensor], batch: Mapping[str, Any], folder: Path, step: int) -> None:
-    """See that a loss is finite before its gradient reaches the model, so that no checkpoint has it.
+def stop_unless_finite(value: Tensor, parts: Mapping[str, Tensor], batch: Mapping[str, Any] | Sequence[Any], folder: Path, step: int) -> None:
+    """See that a loss or the norm of a gradient is finite, so that no checkpoint has what it would make of the model.
 
     Args:
-        parts: the losses by name, for the message.
-        batch: what the model was given, saved as safetensors where the loss is not finite.
+        parts: what it is, or is made of, by name, for the message.
+        batch: what the model was given, saved as safetensors where the value is not finite.
         step: the optimiser step that is being made, from 1.
 
     Raises:
-        RunError: names the loss, the step and the file.
+        RunError: names the value, the step and the file.
     """
-    if torch.isfinite(loss):
+    if torch.isfinite(value):
         return
-    bad = [f"{name} is {value.item()}" for name, value in parts.items() if not torch.isfinite(value)] or [f"the loss is {loss.item()}"]
+    bad = [f"{name} is {part.item()}" for name, part in parts.items() if not torch.isfinite(part)] or [f"the loss is {value.item()}"]
     file = folder / f"not_finite-step-{step}.safetensors"
     said = f"{', '.join(bad)} at step {step}"
     with atomic_file(file) as partial:
         save_file(dict(_tensors(batch)), partial, metadata={"step": str(step), "why": said})
-    raise RunError(f"{said}: training stopped before the model took it; its batch is in {file}, and the checkpoints before are as they were")
+    raise RunError(f"{said}: training stopped before a checkpoint has it; its batch is in {file}, and the checkpoints before are as they were")
 
 
 def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -37,6 +37,7 @@ class VisualTokens:
         rows: rows of the connector's input, flattened over the batch, that each token comes from; -1 where a token mixes
             several. A family may leave it None where tokens and rows follow one another.
         spans: top and bottom of each row, left and right of each column, in fractions of the image, where cells do not divide the box evenly.
+        fill: colour that the model is shown where the box reaches beyond the image.
     """
 
     index: Int[Tensor, token]  # noqa: F821  (a jaxtyping dimension)
@@ -45,6 +46,7 @@ class VisualTokens:
     image: int = 0
     rows: Int[Tensor, token] | None = None  # noqa: F821
     spans: tuple[Float[Tensor, "h 2"], Float[Tensor, "w 2"]] | None = None
+    fill: tuple[int, int, int] = (0, 0, 0)
 
     def cell(self, row: int, column: int) -> Box:
         """The part of the image that the token at (row, column) covers, in fractions of the image."""

@@ -28,8 +28,9 @@ def one_raster(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
             side = math.isqrt(len(index))
             if side * side != len(index):
                 raise ModelError(f"{mllm.family.name}: {len(index)} visual tokens of an image are not a square raster")
-            shown = _shown(mllm.processor.image_processor, batch.images[number][image])
-            parts.append(VisualTokens(index, (side, side), _patched(mllm.config, shown), image))
+            processor = mllm.processor.image_processor
+            box = _patched(mllm.config, _shown(processor, batch.images[number][image]))
+            parts.append(VisualTokens(index, (side, side), box, image, fill=_fill(processor)))
         found.append(parts)
     return found
 
@@ -54,6 +55,14 @@ def _shown(processor: Any, image: Image.Image) -> Box:
     crop = (processor.crop_size["width"], processor.crop_size["height"])
     left, top = ((n - c) // 2 for n, c in zip(new, crop, strict=True))
     return left / new[0], top / new[1], (left + crop[0]) / new[0], (top + crop[1]) / new[1]
+
+
+def _fill(processor: Any) -> tuple[int, int, int]:
+    """The colour of the bars around an image that is padded to a square: the mean that is taken off, as LLaVA's own code has it."""
+    if not getattr(processor, "do_pad", False):
+        return (0, 0, 0)
+    red, green, blue = (int(255 * channel) for channel in processor.image_mean)
+    return red, green, blue
 
 
 def _patched(config: Any, shown: Box) -> Box:

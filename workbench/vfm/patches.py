@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from workbench.errors import DataError
-from workbench.mllm.family import Box, VisualTokens
+from workbench.mllm.family import VisualTokens
 from workbench.vfm.base import VFM
 
 Patches = list[list[Float[Tensor, "token d"]]]
@@ -35,14 +35,20 @@ def layers_under(vfm: VFM, layers: Sequence[int], pictures: Sequence[Image.Image
     jobs = [(raster.grid, row, number) for row, sample in enumerate(places) for number, raster in enumerate(sample)]
     for grid in dict.fromkeys(job[0] for job in jobs):
         same = [(row, number) for own, row, number in jobs if own == grid]
-        covered = [covered_pixels(pictures[row], places[row][number].box) for row, number in same]
+        covered = [covered_pixels(pictures[row], places[row][number]) for row, number in same]
         for one, features in zip(found, vfm.layers(covered, layers, grid=grid) if layers else [vfm(covered, grid=grid)], strict=True):
             for (row, number), values in zip(same, features.tokens(), strict=True):
                 one[row][number] = values
     return found
 
 
-def covered_pixels(image: Image.Image, box: Box) -> Image.Image:
-    """The part of the image that the visual tokens cover, so that both sides see the same pixels under the same token; black where it ends."""
+def covered_pixels(image: Image.Image, raster: VisualTokens) -> Image.Image:
+    """What visual tokens cover of the image and beyond it, so that both sides see the same pixels under the same token."""
     width, height = image.size
-    return image.crop((round(box[0] * width), round(box[1] * height), round(box[2] * width), round(box[3] * height)))
+    left, top, right, bottom = raster.box
+    edges = round(left * width), round(top * height), round(right * width), round(bottom * height)
+    if raster.fill == (0, 0, 0):  # a crop is black beyond the image
+        return image.crop(edges)
+    shown = Image.new("RGB", (edges[2] - edges[0], edges[3] - edges[1]), raster.fill)
+    shown.paste(image, (-edges[0], -edges[1]))
+    return shown
