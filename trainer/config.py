@@ -135,11 +135,11 @@ class OptimConfig:
 
     steps: int = 1200
     batch_size: int = 16
-    """Images per process and forward pass; all questions of an image are packed into one sequence."""
+    """Images per process and forward pass (with `global_batch`: at most); all questions of an image are packed into one sequence."""
     accumulation: int = 1
     """Forward passes of each process per optimiser step."""
     global_batch: int | None = None
-    """Images of one optimiser step, whatever the number of processes; `accumulation` then follows from it."""
+    """Images of one optimiser step, whatever the number of processes; images per pass and `accumulation` follow from it."""
     learning_rate: float = 1.5e-3
     final_rate: float = 0.05
     warmup: int = 80
@@ -160,7 +160,6 @@ class OptimConfig:
             _at_least("optim.", 1, global_batch=self.global_batch)
             if self.accumulation != 1:
                 raise ConfigError(f"optim.accumulation is {self.accumulation}: expected none, since it follows from optim.global_batch = {self.global_batch}")
-            self.accumulated(1)
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= value < 1:
                 raise ConfigError(f"optim.{name} is {value}: expected 0 to below 1")
@@ -170,23 +169,26 @@ class OptimConfig:
         _at_least("optim.", 0, learning_rate=self.learning_rate, warmup=self.warmup, weight_decay=self.weight_decay)
         _at_least("optim.", 0, connector_rate=self.connector_rate or 0)
 
-    def accumulated(self, processes: int) -> int:
-        """Forward passes of each of so many processes per optimiser step.
+    def at_once(self, processes: int) -> int:
+        """Images of each of so many processes per forward pass: `batch_size`, or the most below it of which its share of the global batch is a multiple.
 
         Raises:
-            ConfigError: the global batch does not divide into them.
+            ConfigError: the processes cannot share the global batch.
         """
         if self.global_batch is None:
-            return self.accumulation
-        passes, rest = divmod(self.global_batch, self.batch_size * processes)
-        if rest or not passes:
-            each = f"optim.batch_size {self.batch_size} x {processes} process{'es' * (processes > 1)}"
-            raise ConfigError(f"optim.global_batch is {self.global_batch}: expected a multiple of {self.batch_size * processes} = {each}")
-        return passes
+            return self.batch_size
+        share, rest = divmod(self.global_batch, processes)
+        if rest:
+            raise ConfigError(f"optim.global_batch is {self.global_batch}: expected a multiple of {processes}, the processes that share it")
+        return next(size for size in range(min(self.batch_size, share), 0, -1) if share % size == 0)
+
+    def accumulated(self, processes: int) -> int:
+        """Forward passes of each of so many processes per optimiser step; raises as `at_once`."""
+        return self.accumulation if self.global_batch is None else self.global_batch // (self.at_once(processes) * processes)
 
     def images(self, processes: int) -> int:
         """Images of one optimiser step over all processes."""
-        return self.batch_size * self.accumulated(processes) * processes
+        return self.at_once(processes) * self.accumulated(processes) * processes
 
 
 @dataclass(frozen=True)

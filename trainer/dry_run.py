@@ -72,7 +72,7 @@ class Plan:
                 parts.to_string(index=False),
                 f"{self.unit:15}{self.items:,} to train on{texts}, {self.val_items:,} to validate on",
                 f"visual tokens  {fewest if fewest == most else f'{fewest} to {most}'} per image; longest sequence seen {self.sequence}",
-                f"steps          {optim.steps:,} of {batch} {self.unit} ({optim.batch_size} x {optim.accumulated(own)} accumulated x {own} processes):"
+                f"steps          {optim.steps:,} of {batch} {self.unit} ({optim.at_once(own)} x {optim.accumulated(own)} accumulated x {own} processes):"
                 f" {optim.steps * batch / self.items:.2f} passes over the data",
                 f"alignment      {self._alignment()}",
                 *(f"not run        {what}" for what in self.not_run),
@@ -96,26 +96,26 @@ class Plan:
             own = weights + (trained if strategy == "zero1" else 0) + 3 * trained // count
         else:
             own = (weights + 3 * trained) // count + FLOAT * (self.sizes.outside + 2 * self.sizes.block)
-        return max(own + self.activations(), weights + (weights // count if strategy == "fsdp" and count > 1 else 0))
+        return max(own + self.activations(count), weights + (weights // count if strategy == "fsdp" and count > 1 else 0))
 
-    def activations(self) -> int:
-        """Bytes of a forward pass of one process that wait for the backward pass.
+    def activations(self, count: int) -> int:
+        """Bytes of a forward pass of one of so many processes that wait for the backward pass.
 
         For each block 34 s b h bytes in half precision without the attention table, which is never kept (Korthikanti et al. 2022, eq. 2), twice that in
         float32; two tables of logits in float32. With checkpointing a block's input is kept instead, in float32, and one block's rest at a time. Autocast's
         bfloat16 copies of the weights wait too: of those that are trained, and of the frozen ones of the blocks that wait. A frozen tower keeps nothing.
         """
         text, optim, sizes = self.config.get_text_config(), self.recipe.optim, self.sizes
-        half = optim.precision == "bfloat16"
+        half, at_once = optim.precision == "bfloat16", optim.at_once(count)
         kept = 0
-        of_tower = optim.batch_size * self.tower_values if self.recipe.model.train_tower else 0
-        for values, blocks in ((optim.batch_size * self.sequence * text.hidden_size, text.num_hidden_layers), (of_tower, sizes.tower_blocks)):
+        of_tower = at_once * self.tower_values if self.recipe.model.train_tower else 0
+        for values, blocks in ((at_once * self.sequence * text.hidden_size, text.num_hidden_layers), (of_tower, sizes.tower_blocks)):
             each = values * 34 * (1 if half else 2)
             kept += values * FLOAT * blocks + each if optim.checkpointing else each * blocks
         if half:
             language, trained = sizes.parts["language"]
             kept += HALF * (sizes.trained + (sizes.block if optim.checkpointing else language - trained))
-        return kept + optim.batch_size * self.sequence * 2 * FLOAT * text.vocab_size
+        return kept + at_once * self.sequence * 2 * FLOAT * text.vocab_size
 
     def _possible(self, count: int) -> bool:
         try:
@@ -233,7 +233,8 @@ def _looked_at(mllm: MLLM, train: ConversationSet, max_length: int | None) -> It
 def checkpoint_bytes(sizes: Sizes) -> int:
     """Weights and heads, and both moments of what is trained; sharded training writes its weights twice."""
     weights = FLOAT * sizes.total * (2 if processes.strategy() != "ddp" else 1)
-    return weights + 2 * FLOAT * sizes.trained
+    adapted = FLOAT * sizes.trained if sizes.parts.get("lora", (0, 0))[0] else 0  # a file of their own, to go on from
+    return weights + 2 * FLOAT * sizes.trained + adapted
 
 
 def check_disk(found: Plan) -> None:
@@ -243,15 +244,16 @@ def check_disk(found: Plan) -> None:
         RunError: says how much is needed and how much is free.
     """
     recipe = found.recipe
-    saves = recipe.optim.steps // recipe.save_every
+    saves = -(-recipe.optim.steps // recipe.save_every)  # the last step is always kept
     kept = min(saves, saves if recipe.keep_checkpoints is None else recipe.keep_checkpoints + 1)  # the next one is whole before the oldest goes
     need = {"checkpoints and result": (_standing(recipe.output_dir), kept * found.checkpoint + FLOAT * found.sizes.total)}
-    if recipe.data.features == "cache":
-        need["frozen features"] = (cache_folder("features"), found.features)
-    for what, (folder, size) in need.items():
+    if found.features:
+        need["frozen features"] = (_standing(cache_folder("features")), found.features)
+    for folder, _ in need.values():
+        same = {what: size for what, (other, size) in need.items() if other.stat().st_dev == folder.stat().st_dev}
         free = shutil.disk_usage(folder).free
-        if size > free:
-            raise RunError(f"{what} need about {_gigabytes(size)} in {folder}, where {_gigabytes(free)} are free")
+        if sum(same.values()) > free:
+            raise RunError(f"{', '.join(same)} need about {_gigabytes(sum(same.values()))} in {folder}, where {_gigabytes(free)} are free")
 
 
 def _standing(folder: Path) -> Path:

@@ -327,7 +327,7 @@ def build_trainer(recipe: Recipe, prepared: Ready) -> AlignmentTrainer:
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=optim.steps,
-        per_device_train_batch_size=optim.batch_size,
+        per_device_train_batch_size=optim.at_once(processes.count()),
         gradient_accumulation_steps=optim.accumulated(processes.count()),
         learning_rate=optim.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
