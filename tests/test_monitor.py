@@ -114,7 +114,7 @@ def test_a_head_that_stands_still_is_named_in_log_and_record(tmp_path: Path, cap
     train(recipe, ["test"])
     said = training_record(tmp_path / "out")["warnings"]
     assert [s.split(" tensors")[0] for s in said] == [
-        f"step 3: the alignment head of layer {n} with efficientnet-lite0 does not move: 3 of its 6" for n in (2, 3)
+        f"step 4: the alignment head of layer {n} with efficientnet-lite0 does not move: 3 of its 6" for n in (2, 3)
     ]
     assert pd.read_parquet(tmp_path / "out" / "training.parquet")["warning"].notna().sum() == 2
     assert capsys.readouterr().err.count("warning: the alignment head") == 2

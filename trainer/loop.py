@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -222,7 +223,7 @@ class AlignmentTrainer(Trainer):
         try:
             action()
         except (OSError, SafetensorError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not isinstance(error, OSError | SafetensorError) and "write" not in str(error) and "pos" not in str(error):
+            if isinstance(error, RuntimeError) and not re.search("PytorchStreamWriter|unexpected pos", str(error)):  # torch says no more of a full disk
                 raise
             folder = self.recipe.output_dir
             shutil.rmtree(folder / UNFINISHED / name, ignore_errors=True)

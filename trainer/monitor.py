@@ -159,7 +159,7 @@ class EarlyWarnings(TrainerCallback, ExportableState):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: object, model: nn.Module | None = None, **_: object) -> None:
         if self.done:
             return
-        self.seen += self.aligned()
+        self.seen += self.aligned() and not (state.global_step == 1 and args.warmup_steps > 0)  # whose learning rate is 0
         if self.seen < self.steps and state.global_step < state.max_steps:
             return
         steps = state.global_step - self.first

@@ -136,6 +136,7 @@ def publish_checkpoint(folder: Path, name: str, keep: int | None) -> None:
         share(folder / UNFINISHED / name)
         _remove(folder / name)  # a damaged one, before which the run was resumed
         (folder / UNFINISHED / name).rename(folder / name)
+        _on_disk(folder)  # before older ones go
         _keep_newest(folder, keep)
     except OSError as error:
         raise RunError(f"cannot write checkpoint {folder / name} ({error.strerror or error})") from error
@@ -145,10 +146,20 @@ def _write_files(checkpoint: Path) -> None:
     """List what a checkpoint holds, all of it on the disk by then: a power cut, too, leaves a whole checkpoint or one that is seen to be none."""
     sizes = {}
     for file in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
-        with file.open("rb") as written:
-            os.fsync(written.fileno())
+        _on_disk(file)
         sizes[str(file.relative_to(checkpoint))] = file.stat().st_size
     (checkpoint / FILES_FILE).write_text(json.dumps(sizes, indent=2))
+    for path in (checkpoint / FILES_FILE, *(path for path in checkpoint.rglob("*") if path.is_dir()), checkpoint):
+        _on_disk(path)
+
+
+def _on_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would outlive a power cut."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _whole(folder: Path) -> list[Checkpoint]:

@@ -188,14 +188,16 @@ def train_all(sweep: Sweep) -> dict[str, str]:
     check(sweep)
     waiting = [job for job in sweep.jobs() if not job.finished]
     total, failed = len(waiting), {}
+    cores = os.cpu_count() or 1  # shared alike whatever else is left to run, since other threads round otherwise; only `first` is always alone
+    first = sweep.jobs()[0].folder if sweep.first else None
     running: list[Running] = []
     with _signals() as caught:
         try:
             while (running or any(map(_ready, waiting))) and not caught:
                 while len(running) < sweep.processes and any(map(_ready, waiting)):
                     ready = [_ready(job) for job in waiting]
-                    threads = max(1, (os.cpu_count() or 1) // min(sweep.processes, len(running) + sum(ready)))
-                    running.append(Running.begin(waiting.pop(ready.index(True)), threads))
+                    job = waiting.pop(ready.index(True))
+                    running.append(Running.begin(job, threads=cores if job.folder == first else max(1, cores // sweep.processes)))
                 for entry in [entry for entry in running if entry.process.poll() is not None]:
                     running.remove(entry)
                     if entry.process.returncode:
