@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 
 from tests.in_processes import interrupted
 from tests.students import VIRAL, rows, write
@@ -60,3 +62,18 @@ def test_conversations(stage: str, flags: list[str], tmp_path: Path) -> None:
     same(one, two, within=1e-5, columns=LOSSES)
     same(two, again, columns=LOSSES)
     same(two, last, columns=LOSSES)
+
+
+@ZERO
+def test_half_precision_is_autocast(stage: str, tmp_path: Path) -> None:
+    """As in one process: float32 weights, of which the frozen ones keep every bit, and losses that are not rounded."""
+    half, one, two = ["--optim.precision", "bfloat16"], tmp_path / "one", tmp_path / "two"
+    train(read([*TINY, *half, "--output_dir", str(one), "--optim.batch_size", "8"]), ["one"])
+    start = ["--config_file", f"trainer/launch/{stage}.yaml", "-m", "trainer", *TINY, *half, "--output_dir"]
+    launch(*start, str(two))
+    same(one, two, within=5e-3, columns=["lm_loss", "alignment_loss"])
+    interrupted(tmp_path / "two-again")
+    launch(*start, str(tmp_path / "two-again"), "--resume")
+    same(two, tmp_path / "two-again")
+    losses = torch.tensor(pd.read_parquet(two / "training.parquet")["lm_loss"].dropna().tolist())
+    assert not torch.equal(losses, losses.bfloat16().float())

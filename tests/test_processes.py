@@ -233,7 +233,6 @@ def test_one_process_that_sees_several_gpus_uses_one(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("launch", "more", "message"),
     [
-        ("DEEPSPEED", ["--start", "None", "--optim.precision", "bfloat16"], "optim.precision is bfloat16 with zero2, which rounds the weights themselves"),
         ("DEEPSPEED", [], "shapes_stage1.yaml with zero2, which trains once in a process: expected the first stage trained by itself before"),
         ("FSDP", ["--start", "None", "--data.features", "compute"], "data.features is compute with fsdp, which divides the tower"),
     ],

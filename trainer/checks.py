@@ -48,8 +48,6 @@ def check_launch(recipe: Recipe) -> None:
     strategy = processes.strategy()
     if strategy == "zero3" and recipe.model.train == "lora":
         raise ConfigError("model.train is lora with ZeRO-3, whose divided weights cannot be merged: expected ddp.yaml, fsdp.yaml or zero2.yaml")
-    if strategy.startswith("zero") and recipe.optim.precision == "bfloat16":
-        raise ConfigError(f"optim.precision is bfloat16 with {strategy}, which rounds the weights themselves: expected float32, or ddp.yaml or fsdp.yaml")
     stage = with_stage(recipe).start if recipe.start is not None and recipe.start.suffix == ".yaml" else None
     if strategy.startswith("zero") and stage is not None and not (stage / RECORD_FILE).exists():
         raise ConfigError(f"start is {recipe.start} with {strategy}, which trains once in a process: expected the first stage trained by itself before")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from accelerate.utils import convert_outputs_to_fp32
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -324,6 +325,9 @@ def _enough(prepared: Ready) -> Ready:
 def build_trainer(recipe: Recipe, prepared: Ready) -> AlignmentTrainer:
     """The Trainer of a recipe, for as many processes as there are; it writes nothing yet."""
     folder, optim = recipe.output_dir, recipe.optim
+    half, zero = optim.precision == "bfloat16", processes.strategy().startswith("zero")
+    if half and zero:  # autocast as everywhere: DeepSpeed's own bfloat16 would round the weights themselves
+        prepared.model.forward = convert_outputs_to_fp32(torch.autocast(processes.device().split(":")[0], torch.bfloat16)(prepared.model.forward))  # type: ignore[method-assign]
     watched = subset_alignment(recipe, prepared)  # before the arguments, after which ZeRO-3 divides whatever is loaded, a VFM too
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -347,7 +351,7 @@ def build_trainer(recipe: Recipe, prepared: Ready) -> AlignmentTrainer:
         dataloader_num_workers=0,
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
-        bf16=optim.precision == "bfloat16",
+        bf16=half and not zero,
         use_cpu=not torch.cuda.is_available(),
         logging_nan_inf_filter=False,
         ddp_find_unused_parameters=False,  # the frozen tower has no gradient, and all the rest is used in every pass
