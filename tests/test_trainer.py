@@ -204,7 +204,7 @@ def test_a_run_that_died_after_its_last_step_is_only_finished(tmp_path: Path, pr
     run("trainer", *words)
     before, log = tensors(tmp_path / "out"), pd.read_parquet(tmp_path / "out" / "training.parquet")
     sources = json.loads((tmp_path / "out" / "checkpoint-6" / "sources.json").read_text())
-    assert sources.keys() == {"data", "val", "tower", "vfm"} and all(sources.values())
+    assert sources.keys() == {"data", "val", "tower", "vfm", "items"} and all(sources.values())
     for name in ("training.json", "model.safetensors", "accuracy.parquet"):
         (tmp_path / "out" / name).unlink()
     run("trainer", *words, "--resume")
@@ -240,6 +240,12 @@ def test_only_what_began_a_run_continues_it(tmp_path: Path) -> None:
     for change, message in (({"data": "9161"}, "the data fingerprint 1f6a, and it is 9161 now"), ({"vfm_fingerprint": ["d"]}, "the vfm fingerprint")):
         with pytest.raises(RunError, match=message):
             check_same_sources(tmp_path, record | change)
+    (said,) = check_same_sources(tmp_path, record | {"data": "9161", "items": 8}, repaired=True)  # of before there were items
+    assert said.startswith("resumed with repaired data: ") and "the data fingerprint 1f6a, and it is 9161 now" in said
+    write_sources(tmp_path, record | {"items": 8})
+    for change, message in (({"data": "9161", "items": 7}, "trained with the items 8, and it is 7 now"), ({"vfm_fingerprint": ["d"]}, "the vfm fingerprint")):
+        with pytest.raises(RunError, match=message):
+            check_same_sources(tmp_path, record | {"items": 8} | change, repaired=True)
 
 
 def test_a_run_that_died_writing_its_recipe_is_started_anew(tmp_path: Path) -> None:

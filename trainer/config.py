@@ -279,6 +279,8 @@ class Recipe:
     is trained with this seed beside output_dir if it is not there yet."""
     resume: bool = False
     """Continue from the newest whole checkpoint in output_dir."""
+    repaired: bool = False
+    """With `resume`: the data may have other content than before, such as a picture that was repaired, in as many items; the record says so."""
     dry_run: bool = False
     """Train nothing: check names, shapes, data and disk, and say how large everything is; reads configurations, no weights, and writes nothing."""
     log_every: int = 20
@@ -305,6 +307,8 @@ class Recipe:
             raise ConfigError(f"seed is {self.seed}: expected 0 to {2**32 - 1}")
         if self.keep_checkpoints is not None:
             _at_least("", 1, keep_checkpoints=self.keep_checkpoints)
+        if self.repaired and not self.resume:
+            raise ConfigError("repaired is yes without resume: expected both, since it says that a run goes on with other data")
         if self.save_every % self.log_every:
             raise ConfigError(f"save_every is {self.save_every}: expected a multiple of log_every = {self.log_every}, so that a resumed log is exact")
         if self.alignment.aligned and self.alignment.warmup > self.optim.steps:

@@ -85,7 +85,7 @@ class AlignmentTrainer(Trainer):
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.evaluation: pd.DataFrame | None = None
         self.evaluated_at = -1
-        self.subset, known = watched[0], [*watched[1], *prepared.known(recipe, processes.count())]
+        self.subset, self.known = watched[0], [*watched[1], *prepared.known(recipe, processes.count())]
         collator = counted(prepared.collate, prepared.model.config.image_token_id)
         arguments: TrainingArguments = kwargs["args"]
         arguments._n_gpu = min(arguments.n_gpu, 1)  # where one process sees several GPUs, transformers would divide over them a batch that many times as large
@@ -96,10 +96,10 @@ class AlignmentTrainer(Trainer):
         self.add_callback(self.progress)
         self.add_callback(LastLog())
         if recipe.optim.warmup >= recipe.optim.steps:
-            known.append(
+            self.known.append(
                 f"optim.warmup is {recipe.optim.warmup} of {recipe.optim.steps} steps: the learning rate never comes to {recipe.optim.learning_rate:g}"
             )
-        self.add_callback(EarlyWarnings(recipe.monitor.head_steps, known, lambda: bool(self._aligned_items)))
+        self.add_callback(EarlyWarnings(recipe.monitor.head_steps, self.known, lambda: bool(self._aligned_items)))
         self.model_accepts_loss_kwargs = True  # the LM loss is normalised over the accumulated batch, in the model
 
     def compute_loss(
@@ -290,12 +290,12 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
 def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFrame:
     folder, optim = recipe.output_dir, recipe.optim
     prepared = processes.together(lambda: _enough(prepare_student(recipe) if recipe.model.released else prepare(recipe)))
-    if checkpoint is not None:
-        processes.on_main(lambda: check_same_sources(Path(checkpoint), prepared.record))
+    said = [] if checkpoint is None else processes.on_main(lambda: check_same_sources(Path(checkpoint), prepared.record, repaired=recipe.repaired))
     state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")) if checkpoint is not None else None
     if checkpoint is not None and state is not None and state.global_step >= optim.steps:
         load_model(prepared.model, Path(checkpoint))  # before there is a Trainer, from when on ZeRO-3 divides whatever is loaded
     trainer = build_trainer(recipe, prepared)
+    trainer.known += said
     processes.on_main(lambda: write_recipe(folder, recipe))
     trainer.run(checkpoint, state)
     seconds = trainer.seconds()
@@ -319,6 +319,7 @@ def _enough(prepared: Ready) -> Ready:
     """See that every process has something to train on."""
     if (found := len(prepared.train)) < processes.count():
         raise ConfigError(f"{processes.count()} processes for {found} training {prepared.unit}: expected at most as many processes as {prepared.unit}")
+    prepared.record["items"] = found
     return prepared
 
 

@@ -41,7 +41,7 @@ def check_same_recipe(folder: Path, recipe: Recipe) -> None:
     """
     written = parse(Recipe, [], prog=RECIPE_FILE, recipe=folder / RECIPE_FILE)  # one layer or one VFM was stored as a plain value once
     stored, own = _keys(as_mapping(written)), _keys(as_mapping(recipe))
-    for key in sorted(set(own) - {"resume", "dry_run", "output_dir", "report_to", "keep_checkpoints", "push_to_hub"}):
+    for key in sorted(set(own) - {"resume", "repaired", "dry_run", "output_dir", "report_to", "keep_checkpoints", "push_to_hub"}):
         if stored.get(key) != own[key]:
             raise ConfigError(f"the run in {folder} was started with {key} {stored.get(key)}, and this recipe says {own[key]}: choose another output_dir")
 
@@ -59,25 +59,30 @@ def write_sources(checkpoint: Path, record: Mapping[str, Any]) -> None:
     (checkpoint / SOURCES_FILE).write_text(json.dumps(_sources(record), indent=2))
 
 
-def check_same_sources(checkpoint: Path, record: Mapping[str, Any]) -> None:
+def check_same_sources(checkpoint: Path, record: Mapping[str, Any], *, repaired: bool = False) -> list[str]:
     """See that data, weights and VFMs are those that `checkpoint` was trained with (one of before they were kept there says nothing).
+
+    Args:
+        repaired: data of another fingerprint and as many items goes on; returned is what to say of it.
 
     Raises:
         RunError: names the first that differs.
     """
     if not (checkpoint / SOURCES_FILE).exists():
-        return
-    stored, own = json.loads((checkpoint / SOURCES_FILE).read_text()), _sources(record)
-    for key in sorted(stored.keys() | own.keys()):
+        return []
+    stored, own, said = json.loads((checkpoint / SOURCES_FILE).read_text()), _sources(record), []
+    for key in sorted(stored.keys() | own.keys() - {"items"}):
         if stored.get(key) != own.get(key):
-            raise RunError(
-                f"{checkpoint} was trained with the {key} fingerprint {stored.get(key)}, and it is {own.get(key)} now: "
-                "expected the same content, since a resumed run is the uninterrupted one"
-            )
+            differs = f"{checkpoint} was trained with the {key} {'' if key == 'items' else 'fingerprint '}{stored.get(key)}, and it is {own.get(key)} now"
+            if not repaired or key not in ("data", "val"):
+                more = " (for data with a file that was repaired, say --repaired)" if key in ("data", "val") else ""
+                raise RunError(f"{differs}: expected the same content, since a resumed run is the uninterrupted one{more}")
+            said.append(f"resumed with repaired data: {differs}")
+    return said
 
 
 def _sources(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key.removesuffix("_fingerprint"): value for key, value in record.items() if key in ("data", "val") or key.endswith("_fingerprint")}
+    return {key.removesuffix("_fingerprint"): value for key, value in record.items() if key in ("data", "val", "items") or key.endswith("_fingerprint")}
 
 
 @contextmanager
