@@ -388,6 +388,17 @@ def test_bad_input_is_one_sentence_and_writes_nothing(llava: list[str], tmp_path
         assert not (tmp_path / "out").exists()
 
 
+def test_a_mark_of_the_model_anywhere_in_the_data_is_found_before_training(tmp_path: Path) -> None:
+    """Which JSON files of others may hold as a word; the first few conversations do not."""
+    model = build("gemma3", tmp_path / "gemma3")
+    given = rows(8, 2)
+    given[-1]["conversations"][0]["value"] = "one <start_of_image> two ?"
+    data = f"llava_json:{write(tmp_path / 'w', given)}"
+    with pytest.raises(WorkbenchError, match=r"the conversation .*t1 of .* contains '<start_of_image>', this model's image placeholder"):
+        folder_of(["--model.name", str(model), "--data.train", data, "--data.val", data, *FLAGS], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # --- what is watched ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -424,7 +435,7 @@ def test_a_head_that_stands_still_and_a_loss_that_is_not_finite_are_told_of_conv
     with pytest.raises(WorkbenchError, match="training stopped before a checkpoint has it"):
         folder_of([*llava, *VIRAL, *wild], tmp_path / "wild")
     (file,) = (tmp_path / "wild").glob("not_finite-step-*.safetensors")
-    assert {"input_ids", "labels", "pixel_values"} <= load_file(file).keys()
+    assert {"input_ids", "labels"} <= load_file(file).keys()
 
 
 def test_steps_without_an_image_are_not_held_against_a_head(tmp_path: Path) -> None:

@@ -131,7 +131,8 @@ class AlignmentTrainer(Trainer):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None:
             value = torch.as_tensor(norm)
-            stop_unless_finite(value, {"grad_norm": value}, self._given, self.recipe.output_dir, self.state.global_step + 1)
+            batch = self._given[0] if len(self._given) == 1 else self._given
+            stop_unless_finite(value, {"grad_norm": value}, batch, self.recipe.output_dir, self.state.global_step + 1)
         self._given = []
         return norm  # type: ignore[no-any-return]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -315,7 +316,7 @@ def load_conversations(recipe: Recipe) -> tuple[ConversationSet, ConversationSet
 
 
 def check_student(recipe: Recipe, mllm: MLLM, train: ConversationSet, val: ConversationSet) -> list[list[Sample]]:
-    """See that recipe, model and data fit one another, before anything is written, by the first conversations of each kind.
+    """See that recipe, model and data fit one another, before anything is written: by all texts, and by the first conversations of each kind.
 
     Returns:
         Validation questions with options, by image, if there are any.
@@ -327,6 +328,8 @@ def check_student(recipe: Recipe, mllm: MLLM, train: ConversationSet, val: Conve
         raise ConfigError(f"model.name is {recipe.model.name}, which adds its image again: expected a model trained without a residual")
     recipe.check_layer(mllm.n_layers)
     for data in (train, val):
+        for own in data.conversations:
+            mllm.check_text(f"conversation {own.id} of {data.data.name}", "\n".join(chain.from_iterable(own.turns)))
         for kind in (True, False):
             few = [c for c in data.conversations if bool(c.loads) == kind][:LOOKED_AT]
             left = [bool(encode_conversations(mllm, [c.images], [c.turns], max_length=recipe.data.max_length)[1].ne(IGNORED).any()) for c in few]

@@ -121,8 +121,8 @@ class MLLM:
         return str(self.processor.apply_chat_template(messages, add_generation_prompt=generation, tokenize=False, **thinks))
 
     def check_text(self, what: str, text: str) -> None:
-        """Raise a ModelError if a text contains the image placeholder."""
-        for place in {self.processor.image_token, self.processor.tokenizer.convert_ids_to_tokens(self.config.image_token_id)}:
+        """Raise a ModelError if a text contains the image placeholder, or what stands for it in the model's template."""
+        for place in {self.processor.image_token, self.processor.tokenizer.convert_ids_to_tokens(self.config.image_token_id), self.template_place}:
             if place in text:
                 raise ModelError(f"the {what} contains '{place}', this model's image placeholder: expected text only, since images come before it")
 
