@@ -215,7 +215,10 @@ def test_recipes_of_7b_and_13b_are_planned_in_their_real_size(name: str, release
         found.sizes.parts["language"][0],
         0,
     )
-    assert {plans[1].recipe.optim.images(count) for count in (1, 2, 4, 8)} == {128} and {found.recipe.optim.images(count) for count in (1, 2, 4, 8)} == {256}
+    before = plan(read([viral, "--model.name", "None", *parts, *data]))  # by its parts, while there is no first stage yet
+    assert (before.sizes, before.sequence, before.checkpoint) == (plans[1].sizes, plans[1].sequence, plans[1].checkpoint)
+    counts = (1, 2, 4, 8, 16, 32, 64)
+    assert [{own.recipe.optim.images(count) for count in counts} for own in (plans[1], found)] == [{128}, {256}]
     own, other = (as_mapping(read([stage])) for stage in (baseline, viral))
     assert {key for key in own if own[key] != other[key]} == {"alignment", "output_dir"} and own["alignment"] == as_mapping(AlignmentConfig())
     assert not (root / "never").exists()
