@@ -216,7 +216,7 @@ def test_hugging_face_data_sets(tmp_path: Path) -> None:
         ({"image": "0.png", "text": "x"}, "has columns image, text: expected conversations, messages, or question and answer"),
         (row | {"image": "1.png"}, r"1 image of q.jsonl is not below .* \(\. 1\), first 1.png: expected all of them"),
         ({"images": ["1.png", "a/2.png"], "messages": messages}, r"2 images of q.jsonl are not below .* \(\. 1, a 1\), first 1.png, a/2.png"),
-        (row | {"image": 3}, "row 1 has image '3': expected a picture or a path"),
+        (row | {"image": 3}, "row 1 has image 3: expected an image, its path, or its bytes"),
         ({"image": "0.png", "messages": "what ?"}, "row 1 has no list of messages"),
         ({"image": "0.png", "messages": ["what ?"]}, "row 1 has no list of messages"),
         ({"image": "0.png", "messages": messages[:1]}, "row 1 has no question with an answer"),

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workbench.data.base import upright_rgb
-from workbench.data.folder import read_image
+from workbench.data.images import read_image, upright_rgb
 from workbench.errors import DataError
 
 
@@ -61,10 +60,10 @@ def test_bad_pictures_are_one_sentence(photo: Image.Image, tmp_path: Path) -> No
     photo.save(tmp_path / "cut.png")
     whole = (tmp_path / "cut.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"picture .*cut\.png cannot be read"):
+    with pytest.raises(DataError, match=r"image .*cut\.png cannot be read"):
         read_image(tmp_path / "cut.png")
     (tmp_path / "text.jpg").write_text("no picture")
-    with pytest.raises(DataError, match=r"picture .*text\.jpg cannot be read"):
+    with pytest.raises(DataError, match=r"image .*text\.jpg cannot be read"):
         read_image(tmp_path / "text.jpg")
 
 

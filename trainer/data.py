@@ -80,7 +80,7 @@ def first_questions(data: Dataset, most: int | None) -> Dataset:
     if isinstance(data, ConversationDataset):
         raise ConfigError(f"data.questions is {most}: expected none for {data.name}, whose rows are conversations; data.limit_train takes fewer of them")
     kept = [sample for scene in data.scenes for sample in scene[:most]]
-    return Dataset(data.name, kept, content_hash(data.fingerprint, most), sorted(data.vocabulary))
+    return Dataset(data.name, kept, lambda: content_hash(data.fingerprint, most), sorted(data.vocabulary), data.left_out)
 
 
 def load_questions(config: DataConfig) -> tuple[Dataset, Dataset]:
@@ -89,7 +89,7 @@ def load_questions(config: DataConfig) -> tuple[Dataset, Dataset]:
     Raises:
         ConfigError: conversations, of which packing would leave out those without an image or with several; or validation questions without options.
     """
-    train, val = load_data(config.train[0], limit=config.limit_train), load_data(config.val, limit=config.limit_val)
+    train, val = load_data(config.train[0], limit=config.limit_train, decode=False), load_data(config.val, limit=config.limit_val)
     for data in (train, val):
         if isinstance(data, ConversationDataset) and any(len(c.loads) != 1 or len(c.turns) != 1 for c in data.conversations):
             raise ConfigError(f"{data.name} has conversations of several turns or images, or none: expected single questions about an image, or model.name")

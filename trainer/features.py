@@ -20,7 +20,6 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +33,7 @@ from tqdm import tqdm
 
 from workbench.data import Dataset
 from workbench.data.base import content_hash
+from workbench.data.images import image_hash
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, cache_folder, locked, make_folder, remove_partial
 
@@ -268,11 +268,6 @@ def image_hashes(data: Dataset) -> list[bytes]:
 
 def _hash_file(data: Dataset) -> Path:
     return cache_folder("features") / "images" / f"{data.fingerprint}.safetensors"
-
-
-def image_hash(image: Image.Image) -> bytes:
-    """Hash of size, mode and pixels, 16 bytes."""
-    return blake2b(f"{image.mode} {image.size}|".encode() + image.tobytes(), digest_size=16).digest()
 
 
 def _image(data: Dataset, index: int, expected: bytes) -> Image.Image:

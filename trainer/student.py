@@ -296,10 +296,10 @@ def load_conversations(recipe: Recipe) -> tuple[ConversationSet, ConversationSet
 
     config = recipe.data
 
-    def load(spec: str, limit: int | None) -> Dataset:
-        return first_questions(load_data(spec, limit=limit), config.questions)
+    def load(spec: str, limit: int | None, decode: bool | None = None) -> Dataset:
+        return first_questions(load_data(spec, limit=limit, decode=decode), config.questions)
 
-    parts = [load(spec, config.limit_train) for spec in config.train]
+    parts = [load(spec, config.limit_train, decode=False) for spec in config.train]
     weights = config.weights or (1.0,) * len(parts)
     whole = parts[0] if len(parts) == 1 and weights == (1.0,) else mixed(parts, weights, recipe.seed)
     strategy, kinds = processes.strategy(), {bool(c.loads) for c in whole.conversations}

@@ -266,7 +266,7 @@ def check(sweep: Sweep) -> None:
 
 @cache
 def _has_options(spec: str, limit: int | None) -> bool:
-    return any(sample.answer in sample.options for sample in load_data(spec, limit=limit))
+    return any(sample.answer in sample.options for sample in load_data(spec, limit=limit, decode=False))
 
 
 @cache

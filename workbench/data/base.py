@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from workbench.data.images import upright_rgb as upright_rgb
+from workbench.data.selection import subset as subset
 from workbench.errors import DataError, UnknownNameError
 from workbench.registry import Registry
-
-Image.MAX_IMAGE_PIXELS = 120_000_000  # a larger picture is refused, not decoded
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ class Sample:
     """One question about one image.
 
     Attributes:
-        id: unique within the data set; `image_id` is shared by all questions of one image.
+        id: unique within the data set.
+        image_id: shared by all questions of one image: of images on disk the hash of their pixels; in training sets, of which none is decoded beforehand,
+            where they lie; in a folder of photographs the file's name, of which each shows another image.
         load: returns the image; a data set on disk reads it anew each time, so that photographs do not fill the memory.
         answer: the right answer, "" where there is none (a folder of photographs).
         options: every answer that the question allows, () where it is open.
@@ -91,11 +93,13 @@ class Conversation:
         id: unique within the data set.
         turns: (question, answer), one after another.
         loads: each returns one of the images, which all stand before the first question; () for text alone.
+        image_ids: of the images, as those of samples.
     """
 
     id: str
     turns: tuple[tuple[str, str], ...]
     loads: tuple[Callable[[], Image.Image], ...] = field(default=(), repr=False, compare=False)
+    image_ids: tuple[str, ...] = ()
 
     @property
     def images(self) -> tuple[Image.Image, ...]:
@@ -144,16 +148,22 @@ class Dataset:
 
     Args:
         name: the spec it was loaded from, such as "shapes:val".
-        samples: all questions, those of one image next to each other.
-        fingerprint: hash of everything that determines the samples.
+        samples: all questions.
+        fingerprint: hash of everything that determines the samples, or what finds it when it is first asked for.
         words: every word that can occur, where that is a closed list; by default those that do.
+        left_out: sentences about what was there and is not among the samples.
     """
 
-    def __init__(self, name: str, samples: list[Sample], fingerprint: str, words: Iterable[str] = ()) -> None:
+    def __init__(self, name: str, samples: list[Sample], fingerprint: str | Callable[[], str], words: Iterable[str] = (), left_out: Sequence[str] = ()) -> None:
         if not samples:
             raise DataError(f"data set '{name}' has no samples")
-        self.name, self.samples, self.fingerprint = name, samples, fingerprint
+        self.name, self.samples, self._fingerprint, self.left_out = name, samples, fingerprint, tuple(left_out)
         self._words = tuple(words)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything that determines the samples, the content of their images too."""
+        return self._fingerprint if isinstance(self._fingerprint, str) else self._fingerprint()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -178,7 +188,7 @@ class Dataset:
         """
         if unanswered := next((s for s in self.samples if not s.answer), None):
             raise DataError(f"data set '{self.name}' has questions without an answer, first {unanswered.id}: expected answers to train on")
-        return [Conversation(scene[0].image_id, tuple((s.question, s.answer) for s in scene), (scene[0].load,)) for scene in self.scenes]
+        return [Conversation(scene[0].image_id, tuple((s.question, s.answer) for s in scene), (scene[0].load,), (scene[0].image_id,)) for scene in self.scenes]
 
     @cached_property
     def scenes(self) -> list[list[Sample]]:
@@ -195,12 +205,20 @@ class ConversationDataset(Dataset):
     As samples it gives the first question of each conversation with one image (later turns need the earlier ones), or those that are given.
     """
 
-    def __init__(self, name: str, conversations: Sequence[Conversation], fingerprint: str, samples: Sequence[Sample] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        conversations: Sequence[Conversation],
+        fingerprint: str | Callable[[], str],
+        samples: Sequence[Sample] | None = None,
+        left_out: Sequence[str] = (),
+    ) -> None:
         if not conversations:
             raise DataError(f"data set '{name}' has no conversations")
         self._conversations = list(conversations)
-        first = [Sample(c.id, c.id, c.loads[0], *c.turns[0]) for c in conversations if len(c.loads) == 1]
-        self.name, self.samples, self.fingerprint, self._words = name, list(first if samples is None else samples), fingerprint, ()
+        first = [Sample(c.id, (c.image_ids or (c.id,))[0], c.loads[0], *c.turns[0]) for c in conversations if len(c.loads) == 1]
+        self.name, self.samples, self._fingerprint, self._words = name, list(first if samples is None else samples), fingerprint, ()
+        self.left_out = tuple(left_out)
 
     @property
     def conversations(self) -> list[Conversation]:  # type: ignore[override]
@@ -222,41 +240,26 @@ def mixed(parts: Sequence[Dataset], weights: Sequence[float], seed: int = 0) -> 
             raise DataError(f"weight {weight:g} of {part.name} leaves none of its {len(own)} conversations: expected at least {1 / len(own):.2g}")
         some = np.random.default_rng([seed, number]).choice(len(own), more, replace=False)
         chosen += [*own * whole, *(own[i] for i in np.sort(some))]
-    fingerprint = content_hash("mixed", seed, *((part.fingerprint, float(weight)) for part, weight in zip(parts, weights, strict=True)))
-    return ConversationDataset(" + ".join(part.name for part in parts), chosen, fingerprint)
 
+    def fingerprint() -> str:
+        return content_hash("mixed", seed, *((part.fingerprint, float(weight)) for part, weight in zip(parts, weights, strict=True)))
 
-def spec_options(spec: str, known: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """Split `PATH?option=value&...` into the path and its options, with the defaults of `known`.
-
-    Raises:
-        UnknownNameError: an option that is not among them.
-    """
-    path, _, rest = spec.partition("?")
-    given = dict(pair.partition("=")[::2] for pair in rest.split("&") if pair)
-    for name in given:
-        if name not in known:
-            raise UnknownNameError(f"option of {path}", name, known)
-    return path, {**known, **given}
-
-
-def subset(count: int, limit: int | None, seed: int) -> list[int]:
-    """All of `count` indices, or a random `limit` of them drawn with `seed`, in order."""
-    if limit is None or limit >= count:
-        return list(range(count))
-    return [int(i) for i in np.sort(np.random.default_rng(seed).choice(count, limit, replace=False))]
+    left_out = [sentence for part in parts for sentence in part.left_out]
+    return ConversationDataset(" + ".join(part.name for part in parts), chosen, fingerprint, left_out=left_out)
 
 
 Loader = Callable[..., Dataset]
 DATASETS: Registry[Loader] = Registry("data set")
 
 
-def load_data(spec: str, *, limit: int | None = None, seed: int = 0) -> Dataset:
+def load_data(spec: str, *, limit: int | None = None, seed: int = 0, decode: bool | None = None) -> Dataset:
     """Load a data set by its spec `name:rest`, for example `shapes:val` or `folder:/photos`.
 
     Args:
-        limit: number of images to keep; None keeps all. Generated worlds keep their first `limit` scenes, data sets
-            on disk a random subset drawn with `seed`, in the original order.
+        limit: number of images to keep, with all their questions; None keeps all. Generated data sets keep their first `limit` scenes, data sets on disk
+            a random subset drawn with `seed`, in the original order. A smaller subset lies within every larger one.
+        decode: look at the pixels of every image, by which images are then known; with False, for training sets of any size, they are known by where they
+            lie. By default they are looked at where there is a limit, or up to 10,000 images.
 
     Raises:
         UnknownNameError: no data set or split of that name.
@@ -266,33 +269,20 @@ def load_data(spec: str, *, limit: int | None = None, seed: int = 0) -> Dataset:
     if limit is not None and limit < 1:
         raise DataError(f"limit is {limit}: expected at least 1 image")
     loader = DATASETS.get(name)
-    return loader(rest, limit=limit, seed=seed)
+    return loader(rest, limit=limit, seed=seed, decode=decode)
 
 
 def content_hash(*parts: object) -> str:
     """Hash the representation of `parts` to 16 hex digits."""
-    return hashlib.sha256("|".join(map(repr, parts)).encode()).hexdigest()[:16]
+    return rows_hash(parts)
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """The first frame as RGB, turned as its EXIF tag says, with transparency on white: the same pixels for every model that looks at it.
-
-    Grey levels of 16 bits are divided by 257.
-
-    Raises:
-        DataError: levels that are no 8 or 16 bits, whose white is unknown.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode[0] in "IF":
-        levels = np.asarray(image)
-        if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
-            raise DataError(f"a picture of mode {image.mode} with levels {levels.min():g} to {levels.max():g}: expected 8 or 16 bits")
-        deep = image.mode != "I" or levels.max() > 255
-        return Image.fromarray((levels / (257 if deep else 1)).round().astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+def rows_hash(parts: Iterable[object]) -> str:
+    """`content_hash` of as many parts as there may be, one after another."""
+    digest = hashlib.sha256()
+    for number, part in enumerate(parts):
+        digest.update((f"|{part!r}" if number else repr(part)).encode())
+    return digest.hexdigest()[:16]
 
 
 def check_split(name: str, split: str, known: tuple[str, ...]) -> str:

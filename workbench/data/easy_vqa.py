@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from functools import partial
 
 import numpy as np
 
 from workbench.data.base import DATASETS, Dataset, Sample, check_split, content_hash
-from workbench.data.folder import read_image
+from workbench.data.images import StoredImage
+from workbench.data.selection import subset
 from workbench.data.sources import Source, source_folder
 from workbench.errors import DataError
 
@@ -40,8 +40,11 @@ OPTIONS = {
 
 
 @DATASETS.register("easy_vqa")
-def easy_vqa(split: str, *, limit: int | None = None, seed: int = 0) -> Dataset:
+def easy_vqa(split: str, *, limit: int | None = None, seed: int = 0, decode: bool | None = None) -> Dataset:
     """Load `easy_vqa:train`, `easy_vqa:val` or `easy_vqa:test`; `limit` keeps a random subset of the images, drawn with `seed`.
+
+    Args:
+        decode: no image is decoded in any case: their bytes are held against a digest, and no two show the same.
 
     Raises:
         DataError: the package that carries the data cannot be had.
@@ -49,10 +52,8 @@ def easy_vqa(split: str, *, limit: int | None = None, seed: int = 0) -> Dataset:
     check_split("easy_vqa", split, tuple(SPLITS))
     part, first, end = SPLITS[split]
     folder = source_folder(SOURCE) / part
-    kept = np.arange(first, end)
-    if limit is not None and limit < len(kept):
-        kept = np.sort(np.random.default_rng(seed).choice(kept, limit, replace=False))
-    asked: dict[int, list[tuple[str, str]]] = {int(image): [] for image in kept}
+    kept = [first + number for number in subset(end - first, limit, seed)]
+    asked: dict[int, list[tuple[str, str]]] = {image: [] for image in kept}
     words: set[str] = set()
     rows = json.loads((folder / "questions.json").read_text())
     text_only = _text_only([row for row in rows if first <= row[2] < end])
@@ -62,7 +63,8 @@ def easy_vqa(split: str, *, limit: int | None = None, seed: int = 0) -> Dataset:
             asked[image].append((question, answer))
     samples = []
     for image, questions in asked.items():
-        load = partial(read_image, folder / "images" / f"{image}.png")
+        file = folder / "images" / f"{image}.png"
+        load = StoredImage(str(file), file, str(file))
         for number, (question, answer) in enumerate(questions):
             category = category_of(question, answer)
             samples.append(
@@ -77,7 +79,7 @@ def easy_vqa(split: str, *, limit: int | None = None, seed: int = 0) -> Dataset:
                     text_only=text_only[category],
                 )
             )
-    return Dataset(f"easy_vqa:{split}", samples, content_hash("easy_vqa", SOURCE.digest, split, *map(int, kept)), sorted(words))
+    return Dataset(f"easy_vqa:{split}", samples, content_hash("easy_vqa", SOURCE.digest, split, *kept), sorted(words))
 
 
 def _text_only(rows: list[tuple[str, str, int]]) -> dict[str, float]:

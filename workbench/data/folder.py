@@ -1,78 +1,106 @@
 """A folder of the user's own photographs: no questions, no answers, just images.
 
 sample:  photos/cat.jpg
+
+Each image counts once: of files with the same pixels one is taken. Left out, counted and named are such copies, hidden files, and photographs in a
+format that the installed PIL does not read (HEIC needs a package, camera raw files an export).
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import warnings
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
-from workbench.data.base import DATASETS, Dataset, Sample, content_hash, subset, upright_rgb
+from workbench.data.base import DATASETS, Dataset, Sample, content_hash
+from workbench.data.image_files import walk
+from workbench.data.images import FORMATS, StoredImage, readable, shown
+from workbench.data.images import read_image as read_image
+from workbench.data.selection import hashes_of, shuffled
+from workbench.data.specs import path_of
 from workbench.errors import DataError
-from workbench.weights import sha256
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+log = logging.getLogger(__name__)
 QUESTION = "what is this ?"
+NAMED = 3  # files that are left out, in a message
 
 
 @DATASETS.register("folder")
-def folder(path: str, *, limit: int | None = None, seed: int = 0) -> Dataset:
-    """Load every picture below `path` in name order; `limit` keeps a random subset drawn with `seed`.
+def folder(path: str, *, limit: int | None = None, seed: int = 0, decode: bool | None = None) -> Dataset:
+    """Load every image below `path` in name order; `limit` keeps a random subset drawn with `seed`.
+
+    Args:
+        decode: images are looked at in any case, since copies count once.
 
     Raises:
-        DataError: no such folder, or no pictures in it.
+        DataError: no such folder, no images in it, or one that cannot be read.
     """
-    root = Path(path)
+    root = path_of(path)
     if not root.is_dir():
-        raise DataError(f"folder '{path}' does not exist")
-    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        raise DataError(f"folder '{shown(path)}' does not exist")
+    files, left_out = photographs(root)
     if not files:
-        raise DataError(f"folder '{path}' holds no pictures: expected files ending in {', '.join(SUFFIXES)}")
-    files = [files[i] for i in subset(len(files), limit, seed)]
-    samples = [Sample(str(f.relative_to(root)), str(f.relative_to(root)), partial(read_image, f), question=QUESTION) for f in files]
-    return Dataset(f"folder:{path}", samples, content_hash("folder", *(sha256(f) for f in files)))
+        raise DataError(f"folder '{shown(path)}' holds no images that can be read: expected files ending in {', '.join(_endings())}{_but(left_out)}")
+    order = shuffled(len(files), seed)  # of copies the first in this order is taken, whatever the limit
+    first: dict[bytes, int] = {}  # by pixels
+    copies: list[tuple[int, int]] = []
+    for number, pixels in zip(order, hashes_of([files[n] for n in order], limit or len(files), path), strict=False):
+        if (other := first.setdefault(pixels, number)) != number:
+            copies.append((number, other))
+        if len(first) == limit:
+            break
+    if copies:
+        named = [f"{shown(files[copy].place, 60)} is {shown(files[other].place, 60)}" for copy, other in sorted(copies)[:NAMED]]
+        left_out.append(f"{_files(len(copies))} with the pixels of another, which count once ({_some(named, len(copies))})")
+    for sentence in left_out:
+        log.warning("folder %s: left out %s", shown(path), sentence)
+    chosen = sorted((number, pixels) for pixels, number in first.items())
+    images = [files[n].with_pixels(pixels) for n, pixels in chosen]
+    samples = [Sample(image.place, image.place, image, question=QUESTION) for image in images]
+    return Dataset(f"folder:{path}", samples, content_hash("folder", *((image.place, image.pixels) for image in images)), left_out=left_out)
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read a picture as RGB, turned upright, transparency on white, first frame of an animation.
-
-    Raises:
-        DataError: truncated, not a picture, or too large.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            file = Image.open(path)
-        with file:
-            return upright_rgb(file)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning, DataError) as error:
-        raise DataError(f"picture {path} cannot be read ({error})") from error
-
-
-def file_sizes(root: Path, names: Iterable[str]) -> dict[str, int]:
-    """Bytes of each file below `root` that is there, by its name; every folder is read once."""
-    wanted: dict[str, dict[str, str]] = {}
-    for name in names:
-        parent, _, last = name.rpartition("/")
-        wanted.setdefault(parent, {})[last] = name
-    found: dict[str, int] = {}
-    for parent, own in wanted.items():
-        if (root / parent).is_dir():
-            with os.scandir(root / parent) as entries:
-                found |= {own[entry.name]: entry.stat().st_size for entry in entries if entry.name in own and entry.is_file()}
-    return found
+def photographs(root: Path) -> tuple[list[StoredImage], list[str]]:
+    """The images below `root` that PIL reads, by their paths from there, and sentences about those that are left out."""
+    files: list[StoredImage] = []
+    hidden: list[str] = []
+    unread: list[str] = []
+    for name, path in walk(root):
+        suffix, place = path.suffix.lower(), _text(name)
+        if suffix not in FORMATS:
+            continue
+        if path.name.startswith("."):
+            hidden.append(place)
+        elif readable(suffix):
+            files.append(StoredImage(str(path), path, place))
+        else:
+            unread.append(place)
+    left_out = []
+    if hidden:
+        left_out.append(f"{_files(len(hidden))} whose name begins with a dot ({_some(hidden, len(hidden))})")
+    if unread:
+        endings = ", ".join(sorted({Path(name).suffix.lower() for name in unread}))
+        left_out.append(f"{_files(len(unread))} in a format that this PIL does not read, {endings} ({_some(unread, len(unread))})")
+    return files, left_out
 
 
-def missing(source: str, root: Path, names: Sequence[str]) -> str:
-    """How many images that `source` names are not below `root`, in which folders, and the first of them."""
-    folders = Counter(name.rpartition("/")[0] or "." for name in names)
-    where = ", ".join(f"{folder} {count}" for folder, count in folders.most_common())
-    counted = f"{len(names)} images of {source} are" if len(names) > 1 else f"1 image of {source} is"
-    return f"{counted} not below {root} ({where}), first {', '.join(names[:3])}"
+def _files(count: int) -> str:
+    return f"{count} file{'' if count == 1 else 's'}"
+
+
+def _some(names: Sequence[str], count: int) -> str:
+    return ", ".join(shown(name) for name in names[:NAMED]) + (", ..." if count > NAMED else "")
+
+
+def _but(left_out: Sequence[str]) -> str:
+    return f"; left out: {shown('; '.join(left_out))}" if left_out else ""
+
+
+def _endings() -> list[str]:
+    return [suffix for suffix in (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".avif", ".heic") if readable(suffix)]
+
+
+def _text(name: str) -> str:
+    """A file's name as text, whatever its bytes are."""
+    return os.fsencode(name).decode(errors="backslashreplace")

@@ -9,28 +9,33 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from tqdm import tqdm
 
-from workbench.data.base import DATASETS, Conversation, ConversationDataset, Sample, content_hash, spec_options, subset, upright_rgb
-from workbench.data.folder import file_sizes, missing, read_image
-from workbench.data.llava_json import turns_of
+from workbench.data.base import DATASETS, Conversation, ConversationDataset, Sample
+from workbench.data.image_files import below, embedded_image, image_files, missing, stored_images, walk
+from workbench.data.images import LFS, StoredImage, embedded, shown
+from workbench.data.llava_json import content_fingerprint, turns_of
+from workbench.data.selection import choose
+from workbench.data.specs import path_of, spec_options
 from workbench.errors import DataError
-from workbench.weights import sha256
 
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 
 
 @DATASETS.register("hf")
-def hf(spec: str, *, limit: int | None = None, seed: int = 0) -> ConversationDataset:
-    """Load one split; `limit` keeps a random subset of rows drawn with `seed`.
+def hf(spec: str, *, limit: int | None = None, seed: int = 0, decode: bool | None = None) -> ConversationDataset:
+    """Load one split; `limit` keeps the rows of a random subset of the images drawn with `seed`.
+
+    Args:
+        decode: look at the pixels of each image, by which it is then known; see `load_data`.
 
     Raises:
         DataError: the package `datasets` is not installed, nothing loadable there, columns missing, or a broken row (its number, from 1, and why).
@@ -38,61 +43,89 @@ def hf(spec: str, *, limit: int | None = None, seed: int = 0) -> ConversationDat
     path, options = spec_options(spec, {"split": "", "images": ""})
     if find_spec("datasets") is None:
         raise DataError("data set hf: expected the package datasets, which pip install 'viral-workbench[data]' brings")
-    table, identity = _table(path, options["split"])
+    table = _table(path, options["split"])
     columns = set(table.column_names)
     chat = next((name for name in ("conversations", "messages") if name in columns), None)
     if chat is None and not {"question", "answer"} <= columns:
-        raise DataError(f"{path} has columns {', '.join(sorted(columns))}: expected conversations, messages, or question and answer")
-    root = Path(options["images"]) if options["images"] else Path(path) if Path(path).is_dir() else Path(path).parent
+        raise DataError(f"{shown(path)} has columns {shown(', '.join(sorted(columns)))}: expected conversations, messages, or question and answer")
+    root = path_of(options["images"]) if options["images"] else Path(path) if Path(path).is_dir() else Path(path).parent
     pictures = next((name for name in ("images", "image") if name in columns), None)
-    rows = subset(len(table), limit, seed)
-    names = {index: _names(f"{path} row {index + 1}", _cell(table, index, pictures)) for index in rows}
-    written = [name for own in names.values() for name in own if name is not None]
-    sizes = file_sizes(root, set(written))
-    if lost := [name for name in written if name not in sizes]:
+    written = _written(table, pictures, path, root)
+    files = image_files(root, {own for row in written for own in row if isinstance(own, str)})
+    if lost := [own for row in written for own in row if isinstance(own, str) and own not in files]:
         raise DataError(f"{missing(Path(path).name, root, lost)}: expected all of them")
+    there = stored_images(root, files)
+    images = [tuple(there[own] if isinstance(own, str) else own for own in row) for row in written]
+    chosen = choose(images, limit, seed, decode, path)
     conversations, samples = [], []
-    for index in rows:
+    for index, loads in chosen:
         row = {name: table[index][name] for name in columns - {pictures}} if pictures else table[index]
-        where = f"{path} row {index + 1}"
-        paths = [None if name is None else root / name for name in names[index]]
-        loads = tuple(partial(_picture, table, index, pictures, n, file) for n, file in enumerate(paths))
-        conversation = Conversation(f"{index + 1}", _turns(where, row, chat, len(loads)), loads)
+        where = f"{shown(path)} row {index + 1}"
+        conversation = Conversation(f"{index + 1}", _turns(where, row, chat, len(loads)), loads, tuple(image.image_id for image in loads))
         conversations.append(conversation)
         if len(loads) == 1 and chat is None:
             given = tuple(map(str, row.get("options") or row.get("choices") or ()))
-            samples.append(Sample(conversation.id, conversation.id, loads[0], *conversation.turns[0], given, str(row.get("category") or "question")))
-    fingerprint = content_hash("hf", identity, options["split"], limit, seed, sorted(sizes.items()))
+            category = str(row.get("category") or "question")
+            samples.append(Sample(conversation.id, loads[0].image_id, loads[0], *conversation.turns[0], given, category))
+
+    def fingerprint() -> str:
+        return content_fingerprint("hf", conversations, files, path, [(s.id, s.options, s.category) for s in samples])
+
     return ConversationDataset(f"hf:{spec}", conversations, fingerprint, samples if chat is None else None)
 
 
-def _table(path: str, split: str) -> tuple[Any, str]:
-    """The rows, pictures not decoded, and a hash of what they are."""
+def _table(path: str, split: str) -> Any:
+    """The rows, images not decoded."""
     import datasets
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # what is wrong is in the error, which is one sentence
     place = Path(path)
-    files = sorted(f for f in place.rglob("*") if f.suffix in FORMATS) if place.is_dir() else [place] if place.is_file() else []
     try:
-        if files:
+        if place.is_dir() and (saved := _saved(place)):
+            table = datasets.load_from_disk(str(_saved_split(place, saved, split)))
+        elif files := sorted(f for _, f in walk(place) if f.suffix in FORMATS) if place.is_dir() else [place] if place.is_file() else []:
             kinds = {FORMATS.get(file.suffix, "") for file in files}
             if len(kinds) > 1 or "" in kinds:
-                raise DataError(f"{path} holds files ending in {', '.join(sorted({f.suffix for f in files}))}: expected one of {', '.join(FORMATS)}")
+                endings = ", ".join(sorted({f.suffix for f in files}))
+                raise DataError(f"{shown(path)} holds files ending in {shown(endings)}: expected one of {', '.join(FORMATS)}")
             files = _of_split(place, files, split)
+            _check_pointers(files)
             table = datasets.load_dataset(kinds.pop(), data_files=[str(file) for file in files], split="train")
-            identity = content_hash(*(sha256(file) for file in files))
         else:
             table = datasets.load_dataset(path, split=split or "train")
-            identity = content_hash(path, table._fingerprint)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"data set '{path}' could not be loaded ({' '.join(str(error.__cause__ or error).split())[:160]})") from error
-    for name, feature in table.features.items():  # a picture is decoded when it is asked for
+        raise DataError(f"data set '{shown(path)}' could not be loaded ({shown(error.__cause__ or error)})") from error
+    for name, feature in table.features.items():  # an image is decoded when it is asked for
         if isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))
         elif isinstance(getattr(feature, "feature", None), datasets.Image):
             table = table.cast_column(name, datasets.List(datasets.Image(decode=False)))
-    return table, identity
+    return table
+
+
+def _saved(place: Path) -> list[str]:
+    """The splits of a folder that `save_to_disk` wrote, "" for a table without; none for any other folder."""
+    if (place / "state.json").is_file() and (place / "dataset_info.json").is_file():
+        return [""]
+    return sorted(file.parent.name for file in place.glob("*/state.json")) if (place / "dataset_dict.json").is_file() else []
+
+
+def _saved_split(place: Path, saved: Sequence[str], split: str) -> Path:
+    if saved == [""]:
+        if split:
+            raise DataError(f"{shown(place)} is one table that save_to_disk wrote: expected no split, which is {shown(split, 40)}")
+        return place
+    if (split or "train") not in saved:
+        raise DataError(f"{shown(place)} has no split {shown(split or 'train', 40)}: expected {' or '.join(f'split={name}' for name in saved)}")
+    return place / (split or "train")
+
+
+def _check_pointers(files: Sequence[Path]) -> None:
+    for file in files:
+        with file.open("rb") as opened:
+            if opened.read(len(LFS)) == LFS:
+                raise DataError(f"{shown(file)} is a git-lfs pointer: run git lfs pull")
 
 
 def _of_split(place: Path, files: list[Path], split: str) -> list[Path]:
@@ -108,27 +141,43 @@ def _of_split(place: Path, files: list[Path], split: str) -> list[Path]:
     return files
 
 
-def _cell(table: Any, index: int, column: str | None) -> list[Any]:
-    value = table[index][column] if column else None
+def _written(table: Any, column: str | None, path: str, root: Path) -> list[tuple[str | StoredImage, ...]]:
+    """The images of each row: the path below `root` that it writes, or what the table itself holds, which is read through once."""
+    if column is None:
+        return [()] * len(table)
+    own = table.select_columns([column])
+    found: list[tuple[str | StoredImage, ...]] = []
+    for index in tqdm(range(len(own)), desc=f"images of {shown(path, 40)}", unit="row", file=sys.stderr, mininterval=2, delay=2, leave=False):
+        where = f"{shown(path)} row {index + 1}"
+        row: list[str | StoredImage] = []
+        for number, value in enumerate(_cells(own, index, column)):
+            content = _content(value, where)
+            fetch: Callable[[], bytes] = partial(_bytes, own, index, column, number)
+            row.append(below(root, content, where) if isinstance(content, str) else embedded_image(content, f"{number + 1} of {where}", fetch))
+        found.append(tuple(row))
+    return found
+
+
+def _cells(table: Any, index: int, column: str) -> list[Any]:
+    value = table[index][column]
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
-def _names(where: str, cells: Sequence[Any]) -> list[str | None]:
-    """The path of each picture of a row as it is written; None for one that the table itself holds."""
-    for value in cells:
-        if not isinstance(value, str) and not (isinstance(value, Mapping) and (value.get("bytes") or isinstance(value.get("path"), str))):
-            raise DataError(f"{where} has image {str(value)[:80]!r}: expected a picture or a path")
-    return [value if isinstance(value, str) else None if value.get("bytes") else value["path"] for value in cells]
+def _content(value: Any, where: str) -> str | bytes:
+    """The path that a cell writes, or the bytes of the image that it holds."""
+    if isinstance(value, Mapping):
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise DataError(f"{where} has image {shown(repr(value), 60)}: expected an image, its path, or its bytes as base64 text")
+    return value if (data := embedded(value)) is None else data
 
 
-def _picture(table: Any, index: int, column: str | None, number: int, path: Path | None) -> Image.Image:
-    if path is not None:
-        return read_image(path)
-    try:
-        with Image.open(BytesIO(_cell(table, index, column)[number]["bytes"])) as image:
-            return upright_rgb(image)
-    except OSError as error:
-        raise DataError(f"picture {number + 1} of row {index + 1} cannot be read ({error})") from error
+def _bytes(table: Any, index: int, column: str, number: int) -> bytes:
+    content = _content(_cells(table, index, column)[number], "")
+    assert isinstance(content, bytes)
+    return content
 
 
 def _turns(where: str, row: dict[str, Any], chat: str | None, images: int) -> tuple[tuple[str, str], ...]:

@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Container, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from workbench.data.base import DATASETS, Conversation, ConversationDataset, content_hash, spec_options, subset
-from workbench.data.folder import file_sizes, missing, read_image
+from workbench.data.base import DATASETS, Conversation, ConversationDataset, rows_hash
+from workbench.data.image_files import ImageFile, below, embedded_image, file_hashes, image_files, missing, stored_images
+from workbench.data.images import LFS, StoredImage, embedded, shown
+from workbench.data.selection import choose, rows_of_images
+from workbench.data.specs import path_of, spec_options
 from workbench.errors import DataError, UnknownNameError
-from workbench.weights import sha256
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,11 @@ SPEAKERS = {"human": "question", "user": "question", "gpt": "answer", "assistant
 
 
 @DATASETS.register("llava_json")
-def llava_json(spec: str, *, limit: int | None = None, seed: int = 0) -> ConversationDataset:
-    """Load `FILE?images=DIR&missing=error|skip`; `limit` keeps a random subset of rows drawn with `seed`.
+def llava_json(spec: str, *, limit: int | None = None, seed: int = 0, decode: bool | None = None) -> ConversationDataset:
+    """Load `FILE?images=DIR&missing=error|skip`; `limit` keeps the rows of a random subset of the images drawn with `seed`.
+
+    Args:
+        decode: look at the pixels of each image, by which it is then known; see `load_data`.
 
     Raises:
         DataError: no such file or folder, a broken row (its number, from 1, and why), or images that are not there.
@@ -53,57 +57,98 @@ def llava_json(spec: str, *, limit: int | None = None, seed: int = 0) -> Convers
         raise DataError(f"held is {options['held']} without a split: expected split=val for these rows, or split=train for the others")
     file = Path(path)
     if not file.is_file():
-        raise DataError(f"data file '{path}' does not exist: expected LLaVA conversations (JSON)")
-    root = Path(options["images"]) if options["images"] else file.parent
+        raise DataError(f"data file '{shown(path)}' does not exist: expected LLaVA conversations (JSON)")
+    root = path_of(options["images"]) if options["images"] else file.parent
     if not root.is_dir():
-        raise DataError(f"image root '{root}' does not exist: expected the folder that the `image` paths in {file.name} start from")
+        raise DataError(f"image root '{shown(root)}' does not exist: expected the folder that the `image` paths in {shown(file.name)} start from")
     rows, broken = [], []
     for number, row in tqdm(_rows(file), desc=f"rows of {file.name}", unit="row", file=sys.stderr, mininterval=2, delay=2, leave=False):
         try:
-            rows.append(_row(number, _parsed(number, row) if file.suffix == LINES else row))
+            rows.append(_row(number, _parsed(number, row) if isinstance(row, Line) else row, root))
         except DataError as error:
             broken.append(str(error))
     if broken:
         raise DataError(f"{file} has {len(broken)} broken row{'s' if len(broken) > 1 else ''}: {broken[0]}")
     if options["split"] != "all":
         rows = _part(file, rows, options["split"], options["held"])
-    rows = [rows[i] for i in subset(len(rows), limit, seed)]
-    sizes = file_sizes(root, {name for _, names, _ in rows for name in names})
-    if lost := [own for _, names, _ in rows for own in names if own not in sizes]:
-        rows = _without(rows, sizes, missing(file.name, root, lost), skip=options["missing"] == "skip")
-    conversations = [Conversation(name, turns, tuple(partial(read_image, root / own) for own in names)) for name, names, turns in rows]
-    used = sorted({own for _, names, _ in rows for own in names})
-    return ConversationDataset(
-        f"llava_json:{spec}",
-        conversations,
-        content_hash("llava_json", sha256(file), options["split"], options["held"], limit, seed, len(rows), [(own, sizes[own]) for own in used]),
-    )
+    files = image_files(root, {own for _, written, _ in rows for own in written if isinstance(own, str)})
+    if lost := [own for _, written, _ in rows for own in written if isinstance(own, str) and own not in files]:
+        rows = _without(rows, files, missing(file.name, root, lost), skip=options["missing"] == "skip")
+    there = stored_images(root, files)
+    images = [tuple(there[own] if isinstance(own, str) else embedded_image(own, f"of row {name}") for own in written) for name, written, _ in rows]
+    chosen = choose(images, limit, seed, decode, file.name)
+    conversations = [Conversation(rows[row][0], rows[row][2], own, tuple(image.image_id for image in own)) for row, own in chosen]
+
+    def fingerprint() -> str:
+        return content_fingerprint("llava_json", conversations, files, file.name)
+
+    return ConversationDataset(f"llava_json:{spec}", conversations, fingerprint)
 
 
-Row = tuple[str, tuple[str, ...], tuple[tuple[str, str], ...]]
-"""id, image paths, turns"""
+def content_fingerprint(kind: str, conversations: Sequence[Conversation], files: Mapping[str, ImageFile], what: str, more: Iterable[object] = ()) -> str:
+    """Hash of rows and of what their images hold: of the pixels, where they have been looked at, else of the files' bytes.
+
+    Args:
+        files: by name, which is an image's place where its pixels have not been looked at.
+        what: the data set, beside the progress bar.
+        more: what else belongs to the rows.
+    """
+    unseen = {image.place for c in conversations for image in c.loads if isinstance(image, StoredImage) and image.pixels is None}
+    bytes_of = file_hashes({name: file for name, file in files.items() if name in unseen}, what)
+
+    def content(image: StoredImage) -> tuple[str, bytes]:
+        return image.image_id, bytes_of.get(image.place, b"")
+
+    rows = ((c.id, c.turns, [content(image) for image in c.loads if isinstance(image, StoredImage)]) for c in conversations)
+    return rows_hash(chain((kind,), rows, more))
+
+
+Row = tuple[str, tuple[str | bytes, ...], tuple[tuple[str, str], ...]]
+"""id, images (paths below the root, or what the row itself holds), turns"""
+
+
+class Line(str):
+    """A row that is still text."""
 
 
 def _part(file: Path, rows: list[Row], split: str, held: str) -> list[Row]:
-    """The rows held out, or the others."""
-    if not held.isdigit() or not 0 < int(held) < len(rows):
-        raise DataError(f"held is {held}: expected 1 to {len(rows) - 1}, fewer than the rows of {file.name}")
-    out = set(subset(len(rows), int(held), 0))
+    """The rows that show the images held out, or the others; a text alone counts as one image does."""
+    places = [written or number for number, (_, written, _) in enumerate(rows)]
+    count = len(set(places))
+    if not held.isdigit() or not 0 < int(held) < count:
+        raise DataError(f"held is {shown(held, 20)}: expected 1 to {count - 1}, fewer than the images (and texts alone) of {shown(file.name)}")
+    out = set(rows_of_images(places, int(held), 0))
     return [row for number, row in enumerate(rows) if (number in out) == (split == "val")]
 
 
 def _rows(file: Path) -> list[tuple[int, Any]]:
-    """Rows by number, from 1; those of JSON lines as text, with the number of their line."""
+    """Rows by number, from 1; those of JSON lines as text, with the number of their line. The encoding is what the first bytes say."""
     try:
-        with file.open(encoding="utf-8") as text:
-            if file.suffix == LINES:
-                return [(number, line) for number, line in enumerate(text, start=1) if line.strip()]
-            content = json.load(text)
+        data = file.read_bytes()
+        if data.startswith(LFS):
+            raise DataError(f"{shown(file)} is a git-lfs pointer: run git lfs pull")
+        text = data.decode(json.detect_encoding(data))
+        if file.suffix != LINES and not _is_lines(text):
+            content = json.loads(text)
+        else:
+            return [(number, Line(line)) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     except (ValueError, OSError, RecursionError) as error:
-        raise DataError(f"{file} is not valid JSON ({error})") from error
+        raise DataError(f"{shown(file)} is not valid JSON ({shown(error)})") from error
     if not isinstance(content, list):
-        raise DataError(f"{file} holds {type(content).__name__}: expected a list of conversations")
+        raise DataError(f"{shown(file)} holds {type(content).__name__}: expected a list of conversations")
     return list(enumerate(content, start=1))
+
+
+def _is_lines(text: str) -> bool:
+    """Whether a text is several JSON objects, one a line, whatever its file is called."""
+    first, _, rest = text.lstrip().partition("\n")
+    if not first.startswith("{") or not rest.strip():
+        return False
+    try:
+        json.loads(first)
+    except ValueError:
+        return False
+    return True
 
 
 def _parsed(number: int, line: str) -> Any:
@@ -113,17 +158,20 @@ def _parsed(number: int, line: str) -> Any:
         raise DataError(f"row {number} is not valid JSON ({error})") from error
 
 
-def _row(number: int, row: Any) -> Row:
+def _row(number: int, row: Any, root: Path) -> Row:
     if not isinstance(row, Mapping) or "conversations" not in row:
         raise DataError(f"row {number} has no `conversations`")
     images = row.get("image") or []
     names = (images,) if isinstance(images, str) else tuple(images) if isinstance(images, list) else (None,)
     if not all(isinstance(name, str) for name in names):
-        raise DataError(f"row {number} has `image` {images!r}: expected a path or a list of paths")
-    if away := next((name for name in names if os.path.isabs(name) or ".." in name.split("/")), None):
-        raise DataError(f"row {number} has image '{away}': expected a path below the image root")
+        raise DataError(f"row {number} has `image` {shown(repr(images))}: expected a path or a list of paths")
     turns = turns_of(f"row {number}", row["conversations"], len(names), speaker="from", text="value")
-    return f"{number}:{row.get('id', '')}", names, turns
+    return f"{number}:{row.get('id', '')}", written_images(names, root, f"row {number}"), turns
+
+
+def written_images(names: Sequence[str], root: Path, where: str) -> tuple[str | bytes, ...]:
+    """Each image as a row writes it: its path below the image root, or the bytes that the text holds."""
+    return tuple(below(root, name, where) if (data := embedded(name)) is None else data for name in names)
 
 
 def turns_of(where: str, messages: Any, images: int, *, speaker: str, text: str) -> tuple[tuple[str, str], ...]:
@@ -176,8 +224,8 @@ def _encodes(text: str) -> bool:
     return True
 
 
-def _without(rows: list[Row], sizes: Mapping[str, int], report: str, *, skip: bool) -> list[Row]:
-    kept = [row for row in rows if all(own in sizes for own in row[1])]
+def _without(rows: list[Row], files: Container[str], report: str, *, skip: bool) -> list[Row]:
+    kept = [row for row in rows if all(own in files for own in row[1] if isinstance(own, str))]
     if not skip or not kept:
         raise DataError(f"{report}: expected all of them, or the option missing=skip to leave their rows out")
     log.warning("%s: %d of %d rows are left out", report, len(rows) - len(kept), len(rows))

@@ -14,6 +14,7 @@ In a folder, "fire engine.png" is the thing `fire_engine`; "mug-1.png" and "mug-
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ import numpy as np
 from PIL import Image
 
 from workbench.data.base import DATASETS, Dataset, DrawnObject, Object, Sample, content_hash
-from workbench.data.folder import SUFFIXES
+from workbench.data.folder import photographs
+from workbench.data.images import look_at
 from workbench.data.scenes import (
     COUNT,
     COUNTS,
@@ -42,9 +44,11 @@ from workbench.data.scenes import (
     unique,
 )
 from workbench.data.sources import Source, source_folder
+from workbench.data.specs import path_of
 from workbench.errors import DataError
 from workbench.weights import sha256
 
+log = logging.getLogger(__name__)
 SIZE = 224  # pixels
 CATEGORIES = ("count", "exist", "position_x", "position_y", "relation_x", "relation_y", "furthest_x", "furthest_y", "neighbour_x", "neighbour_y")
 WORLD = World(
@@ -102,14 +106,18 @@ BACKGROUNDS = Source(
 
 
 @DATASETS.register("photos")
-def photos(rest: str, *, limit: int | None = None, seed: int = 0) -> Dataset:
-    """Load `photos:train`, `photos:val` or `photos:test`, or `photos:val:FOLDER` for cut-outs of the user's own; `limit` counts scenes, `seed` names the world.
+def photos(rest: str, *, limit: int | None = None, seed: int = 0, decode: bool | None = None) -> Dataset:
+    """Load `photos:train`, `photos:val` or `photos:test`, or `photos:val:FOLDER` for cut-outs of the user's own; `limit` counts scenes.
+
+    Args:
+        seed: names the data set.
+        decode: a scene is known without being drawn.
 
     Raises:
         DataError: the packages that carry the pictures cannot be had, or a folder that holds no usable cut-outs.
     """
     split, _, folder = rest.partition(":")
-    cast = own_cast(Path(folder)) if folder else default_cast()
+    cast = own_cast(path_of(folder)) if folder else default_cast()
     return WORLD.dataset(split, seed, limit, partial(scene_samples, cast), vocabulary(cast), cast.fingerprint, spec=rest)
 
 
@@ -141,7 +149,10 @@ def own_cast(folder: Path) -> Cast:
     if not folder.is_dir():
         raise DataError(f"folder '{folder}' does not exist")
     found: dict[str, tuple[Path, ...]] = {}
-    for file in sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()):
+    files, left_out = photographs(folder)
+    for sentence in left_out:
+        log.warning("folder %s: left out %s", folder, sentence)
+    for file in (Path(image.name) for image in files):
         name = thing_name(file)
         if name in RESERVED or not name:
             raise DataError(f"cut-out {file} would be called '{name}', a word of the questions: expected the name of a thing")
@@ -197,18 +208,19 @@ def layout(cast: Cast, split: str, seed: int, index: int) -> list[Placed]:
 # --- picture -------------------------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=512)
 def cut_out(file: Path) -> Image.Image:
     """A cut-out as RGBA, cropped to what is visible.
 
     Raises:
-        DataError: not a picture, without transparency, or with next to nothing visible.
+        DataError: not an image, without transparency, or with next to nothing visible.
     """
-    try:
-        with Image.open(file) as opened:
-            transparent, picture = opened.has_transparency_data, opened.convert("RGBA")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cut-out {file} cannot be read ({error})") from error
+    stat = file.stat() if file.exists() else None
+    return _cut_out(file, stat and (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+
+
+@lru_cache(maxsize=512)
+def _cut_out(file: Path, hints: object) -> Image.Image:
+    transparent, picture = look_at(file, str(file), lambda image: (image.has_transparency_data, image.convert("RGBA")))
     visible = picture.getchannel("A").point(lambda alpha: 255 * (alpha >= 128))
     box = visible.getbbox()
     if not transparent or visible.getextrema()[0]:

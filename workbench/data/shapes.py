@@ -64,8 +64,8 @@ class Placed:
 
 
 @DATASETS.register("shapes")
-def shapes(split: str, *, limit: int | None = None, seed: int = 0) -> Dataset:
-    """Load `shapes:train`, `shapes:val` or `shapes:test`; `limit` counts scenes, `seed` names the world."""
+def shapes(split: str, *, limit: int | None = None, seed: int = 0, decode: bool | None = None) -> Dataset:
+    """Load `shapes:train`, `shapes:val` or `shapes:test`; `limit` counts scenes, `seed` names the data set; a scene is known without being drawn."""
     return WORLD.dataset(split, seed, limit, scene_samples, vocabulary())
 
 

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, BatchFeature, PretrainedConfig
 
-from workbench.data.base import content_hash, upright_rgb
+from workbench.data.base import content_hash
+from workbench.data.images import upright_rgb
 from workbench.errors import DataError, ModelError
 from workbench.mllm.family import TEXT_INPUTS, Batch, Family, Pictures, VisualTokens, family_of
 from workbench.mllm.loading import check_complete, first_line, load_config, load_processor

@@ -21,7 +21,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workbench.data.base import content_hash, upright_rgb
+from workbench.data.base import content_hash
+from workbench.data.images import upright_rgb
 from workbench.errors import ConfigError, DataError
 from workbench.registry import Registry
 from workbench.weights import CATALOGUE as WEIGHTS

@@ -1,0 +1,177 @@
+"""Image files on the disk: which are there, and a hash of their bytes that is remembered for files that have not been touched."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b, file_digest
+from pathlib import Path
+from unicodedata import normalize
+from urllib.parse import unquote
+
+import numpy as np
+from tqdm import tqdm
+
+from workbench.data.base import content_hash
+from workbench.data.images import StoredImage, shown
+from workbench.errors import DataError
+from workbench.files import atomic_file, cache_folder
+
+SKIPPED_FOLDERS = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # besides those that begin with a dot
+RECENT = 2 * 10**9  # ns before now: a file changed that lately may change again within one tick of the disk's clock
+READERS = 8  # threads
+SPELLINGS: tuple[Callable[[str], str], ...] = (unquote, lambda name: name.replace("\\", "/"), partial(normalize, "NFC"), partial(normalize, "NFD"))
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A file that is there.
+
+    Attributes:
+        hints: inode, bytes, and when content and inode last changed (ns): equal hints say that a file is probably the same.
+    """
+
+    path: Path
+    hints: tuple[int, int, int, int]
+
+
+def below(root: Path, written: str, where: str) -> str:
+    """The path below `root` that a row of data writes, in one spelling.
+
+    Raises:
+        DataError: a web address, or a path that leads elsewhere.
+    """
+    if "://" in written[:10]:
+        raise DataError(f"{where} has image '{shown(written)}', a web address: expected a file below the image root; download it first")
+    name = os.path.relpath(os.path.realpath(written), os.path.realpath(root)) if os.path.isabs(written) else posixpath.normpath(written)
+    if name.split("/")[0] == ".." or not written.strip() or "\0" in written:
+        raise DataError(f"{where} has image '{shown(written)}': expected a path below the image root")
+    return name
+
+
+def image_files(root: Path, names: Iterable[str]) -> dict[str, ImageFile]:
+    """The file below `root` of each name that is there; every folder is read once.
+
+    A name that is not there as it stands may be there without its percent escapes, with `/` for its backslashes, or composed otherwise (Unicode).
+    """
+    wanted = set(names)
+    found = _listed(root, {name: name for name in wanted})
+    for spelled in SPELLINGS:
+        others = {other: name for name in wanted - found.keys() if (other := posixpath.normpath(spelled(name))) != name and other.split("/")[0] != ".."}
+        found |= _listed(root, others)
+    return found
+
+
+def stored_images(root: Path, files: Mapping[str, ImageFile]) -> dict[str, StoredImage]:
+    """The images that files below `root` are, by name; a file that is there under several names is one place."""
+    first: dict[object, str] = {}
+    return {name: StoredImage(str(file.path), file.path, first.setdefault(file.hints, name)) for name, file in sorted(files.items())}
+
+
+def embedded_image(data: bytes, name: str, fetch: Callable[[], bytes] | None = None) -> StoredImage:
+    """An image whose bytes stand in the data itself.
+
+    Args:
+        fetch: returns the bytes anew, so that they need not be held.
+    """
+    return StoredImage(name, fetch or (lambda: data), f"bytes {blake2b(data, digest_size=16).hexdigest()}")
+
+
+def _listed(root: Path, names: Mapping[str, str]) -> dict[str, ImageFile]:
+    """The files that are there, of `names` {path below root: name}, by name."""
+    wanted: dict[str, dict[str, str]] = {}
+    for path, name in names.items():
+        parent, _, last = path.rpartition("/")
+        wanted.setdefault(parent, {})[last] = name
+    found: dict[str, ImageFile] = {}
+    for parent, own in wanted.items():
+        if (root / parent).is_dir():
+            with os.scandir(root / parent) as entries:
+                for entry in entries:
+                    if entry.name in own and entry.is_file():
+                        found[own[entry.name]] = ImageFile(Path(entry.path), _hints(entry.stat()))
+    return found
+
+
+def _hints(stat: os.stat_result) -> tuple[int, int, int, int]:
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def missing(source: str, root: Path, names: Sequence[str]) -> str:
+    """How many images that `source` names are not below `root`, in which folders, and the first of them."""
+    folders = Counter(name.rpartition("/")[0] or "." for name in names)
+    where = ", ".join(f"{shown(folder, 30)} {count}" for folder, count in folders.most_common(6)) + (", ..." if len(folders) > 6 else "")
+    counted = f"{len(names)} images of {source} are" if len(names) > 1 else f"1 image of {source} is"
+    return f"{counted} not below {shown(root, 60)} ({where}), first {', '.join(shown(name, 40) for name in names[:3])}"
+
+
+def walk(root: Path) -> Iterator[tuple[str, Path]]:
+    """Every file below `root` by its path from there, in the order of these, links followed; folders of systems and editors are left out."""
+    files: list[tuple[str, Path]] = []
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        stat = os.stat(folder)
+        if (stat.st_dev, stat.st_ino) in seen:  # a link into a folder above
+            folders[:] = []
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in SKIPPED_FOLDERS]
+        files += [(os.path.relpath(path, root), Path(path)) for name in names if os.path.isfile(path := os.path.join(folder, name))]
+    yield from sorted(files)
+
+
+# --- what files hold -------------------------------------------------------------------------------------------------------------------------
+
+
+def file_hashes(files: Mapping[str, ImageFile], what: str) -> dict[str, bytes]:
+    """Hash of the bytes of each file, 16 bytes, by its name. Files with the hints of an earlier look are not read again.
+
+    Args:
+        what: the data set, beside the progress bar.
+
+    Raises:
+        DataError: a file that cannot be read.
+    """
+    names = sorted(files)
+    hints = np.array([files[name].hints for name in names], dtype=np.int64).reshape(len(names), 4)
+    hashes = np.zeros((len(names), 16), dtype=np.uint8)
+    store = cache_folder("images") / f"{content_hash(*(str(files[name].path) for name in names))}.npz"
+    known = np.zeros(len(names), dtype=bool)
+    if (earlier := _earlier(store)) is not None and earlier[0].shape == hints.shape:
+        known = (earlier[0] == hints).all(axis=1)
+        hashes[known] = earlier[1][known]
+    unknown = np.flatnonzero(~known)
+    began = time.time_ns()
+    bar = tqdm(unknown, desc=f"image files of {what}", unit="file", file=sys.stderr, mininterval=2, delay=2, leave=False)
+    with ThreadPoolExecutor(READERS) as readers:
+        for number, digest in zip(bar, readers.map(lambda n: _hash(files[names[n]].path), unknown), strict=True):
+            hashes[number] = np.frombuffer(digest, dtype=np.uint8)
+    if len(unknown):
+        settled = hints.copy()
+        settled[hints[:, 2:].max(axis=1) > began - RECENT] = -1  # looked at again next time
+        with atomic_file(store) as partial, partial.open("wb") as stream:
+            np.savez(stream, hints=settled, hashes=hashes)
+    return {name: row.tobytes() for name, row in zip(names, hashes, strict=True)}
+
+
+def _earlier(store: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    try:
+        with np.load(store) as stored:
+            return stored["hints"], stored["hashes"]
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+
+
+def _hash(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file_digest(file, lambda: blake2b(digest_size=16)).digest()
+    except OSError as error:
+        raise DataError(f"image {shown(path)} cannot be read ({error.strerror or error})") from error

@@ -1,0 +1,279 @@
+"""The one door for all images: files, bytes inside a table, base64 text and `data:` URLs are read, refused and named alike.
+
+An image is upright RGB: the first frame, turned as its EXIF tag says, with transparency on white. Its colors are the file's own; a color profile is not
+applied. What surrounds the pixels of a PNG or JPEG (texts, profiles, EXIF) may be broken or large without harm; broken pixels are one sentence.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from io import BytesIO
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import unquote, unquote_to_bytes
+
+import numpy as np
+from PIL import Image, features
+
+from workbench.errors import DataError
+
+Image.MAX_IMAGE_PIXELS = 120_000_000  # a larger image is refused, not decoded
+
+ORIENTATION = 0x0112  # EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+FORMATS = {  # endings of photographs, and what PIL calls their format
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp"), "JPEG"),
+    **dict.fromkeys((".png", ".apng"), "PNG"),
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **dict.fromkeys((".bmp", ".dib"), "BMP"),
+    **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), "PPM"),
+    **dict.fromkeys((".jp2", ".j2k", ".jpf", ".jpx"), "JPEG2000"),
+    **dict.fromkeys((".avif", ".avifs"), "AVIF"),
+    **dict.fromkeys((".heic", ".heif", ".hif"), "HEIF"),
+    ".gif": "GIF",
+    ".webp": "WEBP",
+    ".tga": "TGA",
+    ".qoi": "QOI",
+    **dict.fromkeys((".jxl", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"), ""),  # which PIL does not read as photographs
+}
+LFS = b"version https://git-lfs.github.com/spec/"
+MOST = 100  # characters of a value in a message
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+STARTS = (PNG, JPEG, b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"P5", b"P6")  # of the bytes of images, by which base64 text is known
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image where it lies, read anew each time it is called, so that photographs do not fill the memory.
+
+    Attributes:
+        name: in messages.
+        content: the file, or what returns the bytes.
+        place: what it is known by before any pixel is looked at; equal places hold equal images.
+        pixels: `image_hash` of the pixels that it must have, where they have been looked at.
+    """
+
+    name: str
+    content: Path | Callable[[], bytes] = field(compare=False, repr=False)
+    place: str
+    pixels: bytes | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def image_id(self) -> str:
+        """What it is known by: its pixels, where they have been looked at, or its place."""
+        return self.place if self.pixels is None else self.pixels.hex()[:16]
+
+    def with_pixels(self, pixels: bytes | None) -> StoredImage:
+        """The same, known by its pixels."""
+        return replace(self, pixels=pixels)
+
+    def __call__(self) -> Image.Image:
+        """The image in RGB, upright.
+
+        Raises:
+            DataError: it cannot be read, or its pixels are not those that were looked at before.
+        """
+        image = read_image(self.content if isinstance(self.content, Path) else self.content(), self.name)
+        if self.pixels is not None and image_hash(image) != self.pixels:
+            raise DataError(f"image {shown(self.name)} has been replaced since it was first read: expected the same pixels, or start again")
+        return image
+
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels of the upright image, from its header.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return image_size(self.content if isinstance(self.content, Path) else self.content(), self.name)
+
+
+def read_image(source: Path | bytes, name: str = "") -> Image.Image:
+    """Read an image as RGB, turned upright, transparency on white, first frame of an animation.
+
+    Args:
+        source: the file, or what it holds.
+        name: in messages; by default the file's.
+
+    Raises:
+        DataError: truncated, not an image, or too large.
+    """
+    return look_at(source, name, upright_rgb)
+
+
+def image_size(source: Path | bytes, name: str = "") -> tuple[int, int]:
+    """Width and height of the upright image in pixels; nothing is decoded.
+
+    Raises:
+        DataError: not an image, or too large.
+    """
+    return look_at(source, name, lambda image: image.size[::-1] if orientation(image) >= 5 else image.size)
+
+
+def image_hash(image: Image.Image) -> bytes:
+    """Hash of size, mode and pixels, 16 bytes."""
+    return blake2b(f"{image.mode} {image.size}|".encode() + image.tobytes(), digest_size=16).digest()
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The first frame as RGB, turned as its EXIF tag says, with transparency on white: the same pixels for every model that looks at it.
+
+    16 bits are scaled to 8.
+
+    Raises:
+        DataError: levels that nothing says the white of (32 bits, floating point).
+    """
+    if (turn := TURNS.get(orientation(image))) is not None:
+        image = image.transpose(turn)
+    if image.mode[0] in "IF":
+        levels = np.asarray(image)
+        if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
+            raise DataError(f"an image of mode {image.mode} with levels {levels.min():g} to {levels.max():g}: expected 8 or 16 bits")
+        deep = image.mode != "I" or levels.max() > 255
+        return Image.fromarray((levels / (257 if deep else 1)).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def orientation(image: Image.Image) -> int:
+    """How an image is to be turned, 1 to 8 as EXIF counts, 1 where its EXIF block is broken or says nothing."""
+    try:
+        turn = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # PIL raises what the broken bytes lead to: struct.error, KeyError, SyntaxError, ZeroDivisionError ...
+        return 1
+    return turn if isinstance(turn, int) and turn in TURNS else 1
+
+
+def readable(suffix: str) -> bool:
+    """Whether files with this ending, such as ".jpg", are photographs that the installed PIL reads."""
+    kind = FORMATS.get(suffix.lower(), "")
+    Image.init()
+    return kind in Image.OPEN and (kind != "JPEG2000" or bool(features.check("jpg_2000")))
+
+
+def shown(value: object, most: int = MOST) -> str:
+    """A value in a message: on one line, its middle left out where it is long."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= most else f"{text[: most // 4]}...{text[-(most - most // 4 - 3) :]}"
+
+
+# --- decoding ----------------------------------------------------------------------------------------------------------------------------
+
+
+def look_at(source: Path | bytes, name: str, look: Callable[[Image.Image], T]) -> T:
+    """What `look` finds in an image; where PIL stumbles over what surrounds the pixels, without that."""
+    name = name or (str(source) if isinstance(source, Path) else "of a table")
+    try:
+        return _look(source, look)
+    except Exception as error:  # PIL raises what the broken bytes lead to: OSError, SyntaxError, struct.error, zlib.error, TypeError ...
+        try:
+            data = source.read_bytes() if isinstance(source, Path) else source
+        except OSError as unread:
+            raise DataError(f"image {shown(name)} cannot be read ({shown(unread.strerror or unread)})") from unread
+        for bare in _bare(data):
+            with suppress(Exception):
+                return _look(bare, look)
+        raise DataError(f"image {shown(name)} cannot be read ({_reason(data, error)})") from error
+
+
+def _look(source: Path | bytes, look: Callable[[Image.Image], T]) -> T:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about EXIF, palettes, profiles
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(source if isinstance(source, Path) else BytesIO(source)) as image:
+            return look(image)
+
+
+def _reason(data: bytes, error: Exception) -> str:
+    """Why bytes are no image, by what they begin with, or else what PIL says."""
+    if not data:
+        return "it has 0 bytes"
+    if data.startswith(LFS):
+        return "it is a git-lfs pointer: run git lfs pull"
+    if re.match(rb"\s*<(!doctype|html|head|body|\?xml|error)", data[:512].removeprefix(b"\xef\xbb\xbf"), re.IGNORECASE) and b"<svg" not in data[:4096]:
+        return "it is a web page or XML, as of a download that failed"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "PIL does not know its format"
+    return shown(error) or type(error).__name__
+
+
+def _bare(data: bytes) -> list[bytes]:
+    """A PNG or JPEG without what surrounds its pixels: but for EXIF, which says how it is turned, and without that too."""
+    walk = _png_parts if data.startswith(PNG) else _jpeg_parts if data.startswith(JPEG) else None
+    if walk is None:
+        return []
+    parts = list(walk(data))
+    return [b"".join(part for kind, part in parts if kind in kept) for kept in (("pixels", "exif"), ("pixels",))]
+
+
+def _png_parts(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Critical chunks and transparency, EXIF, and all other chunks (texts, profiles, times)."""
+    yield "pixels", PNG
+    at = len(PNG)
+    while at + 8 <= len(data):
+        end, kind = at + 12 + int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        yield "pixels" if kind[:1].isupper() or kind == b"tRNS" else "exif" if kind == b"eXIf" else "other", data[at:end]
+        at = end
+
+
+def _jpeg_parts(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Segments: EXIF, all else between APP1 and APP15 (XMP, profiles), and the image; APP14 says how its colors are stored."""
+    yield "pixels", data[:2]
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        around = 0xE1 <= marker <= 0xEF and marker != 0xEE
+        yield "exif" if around and data[at + 4 : at + 8] == b"Exif" else "other" if around else "pixels", data[at:end]
+        at = end
+    yield "pixels", data[at:]
+
+
+# --- text ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def embedded(text: str) -> bytes | None:
+    """The bytes of an image that a text holds, as a `data:` URL or as base64, or None where the text is a path.
+
+    Raises:
+        DataError: a `data:` URL that does not decode.
+    """
+    if text[:5].lower() == "data:":
+        return _data_url(text)
+    if len(text) < 64 or not re.fullmatch(r"[A-Za-z0-9+/_-]{16}", text[:16]):
+        return None
+    packed = "".join(text.split()).translate(str.maketrans("-_", "+/")).rstrip("=")
+    try:
+        data = base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return data if data.startswith(STARTS) or data[4:8] == b"ftyp" or data[4:8] == b"jP  " else None
+
+
+def _data_url(text: str) -> bytes:
+    head, comma, body = text.partition(",")
+    if not comma:
+        raise DataError(f"image '{shown(text, 40)}' is a data: URL without a comma: expected data:image/png;base64,...")
+    if not head.lower().endswith(";base64"):
+        return unquote_to_bytes(body)
+    try:
+        return base64.b64decode("".join(unquote(body).split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"image '{shown(text, 40)}' is a data: URL that does not decode ({error})") from error
