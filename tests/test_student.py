@@ -185,7 +185,9 @@ def whole(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_a_run_that_met_a_broken_picture_goes_on_once_it_is_replaced(tmp_path: Path) -> None:
     """A picture of the fourth or fifth step ends where it should not (a batch is read one step ahead); another run has no such trouble."""
+    val = write(tmp_path / "val", rows(2, 0))  # all images of which are looked at before
     flags = [*world(tmp_path)[1], *VIRAL, "--data.features", "compute", "--monitor.cknna_images", "0", "--eval_every", "6", "--optim.steps", "6"]
+    flags += ["--data.val", f"llava_json:{val}"]
     ready = prepare_student(recipe_of(flags))
     order = list(ready.sampler(recipe_of(flags), 1))
     number = next(n for n in order[6:10] if n > 3 and n not in order[:6] and ready.train.conversations[n].loads)  # the first few are seen before training

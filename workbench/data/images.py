@@ -123,7 +123,7 @@ def image_size(source: Path | bytes, name: str = "") -> tuple[int, int]:
     Raises:
         DataError: not an image, or too large.
     """
-    return look_at(source, name, lambda image: image.size[::-1] if orientation(image) >= 5 else image.size)
+    return look_at(source, name, lambda image: image.size[::-1] if _turned(image) else image.size)
 
 
 def image_hash(image: Image.Image) -> bytes:
@@ -139,6 +139,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     Raises:
         DataError: levels that nothing says the white of (32 bits, floating point).
     """
+    image.load()  # before EXIF is asked for, whose errors do not matter: that of a PNG would load it too
     if (turn := TURNS.get(orientation(image))) is not None:
         image = image.transpose(turn)
     if image.mode[0] in "IF":
@@ -160,6 +161,11 @@ def orientation(image: Image.Image) -> int:
     except Exception:  # PIL raises what the broken bytes lead to: struct.error, KeyError, SyntaxError, ZeroDivisionError ...
         return 1
     return turn if isinstance(turn, int) and turn in TURNS else 1
+
+
+def _turned(image: Image.Image) -> bool:
+    """Whether width and height change places; the EXIF block of a PNG that stands behind its pixels is not looked for."""
+    return (image.format != "PNG" or "exif" in image.info) and orientation(image) >= 5
 
 
 def readable(suffix: str) -> bool:
