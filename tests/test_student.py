@@ -203,7 +203,7 @@ def test_a_run_that_met_a_broken_picture_goes_on_once_it_is_replaced(tmp_path: P
     folder_of([*flags, "--resume", "--repaired"], tmp_path / "out")
     first, second = whole(folder_of(flags, tmp_path / "untroubled")), whole(tmp_path / "out")
     assert first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
-    (said, _) = json.loads((tmp_path / "out" / "training.json").read_text())["warnings"]
+    (said,) = json.loads((tmp_path / "out" / "training.json").read_text())["warnings"]
     assert said.startswith("step 2: resumed with repaired data: ")
 
 
