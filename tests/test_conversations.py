@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from trainer.language import FLATTEN
 from workbench.answers import option_ids
 from workbench.convert.build import CHAT_TEMPLATE
 from workbench.data import Sample, load_data
-from workbench.data.base import Conversation, mixed
+from workbench.data.base import IMAGE_MARK, Conversation, mixed
 from workbench.errors import DataError, ModelError, UnknownNameError
 from workbench.mllm import MLLM
 from workbench.mllm.conversation import IGNORED, conversation_text, encode_conversations
@@ -93,6 +94,62 @@ def test_sequences_are_cut_but_not_inside_an_image(tmp_path: Path) -> None:
         encode_conversations(mllm, [picture(0)], TURNS[:1], max_length=10)
     with pytest.raises(ModelError, match="the answer contains '<image>'"):
         encode_conversations(mllm, [picture(0)], [[("what is this ?", "an <image>")]])
+
+
+@pytest.mark.parametrize("name", sorted(BUILDERS))
+def test_images_stand_between_the_words_where_the_template_lets_them(name: str, tmp_path: Path) -> None:
+    mllm = MLLM.load(str(build(name, tmp_path / "m")), validate=False)
+    images, question = [picture(0), picture(1, 40, 80)], f"one : {IMAGE_MARK} two : {IMAGE_MARK} what is red ?"
+    if mllm.processor.chat_template is None:
+        with pytest.raises(ModelError, match="has no chat template: expected images before the question"):
+            mllm.encode([images], [question])
+        return
+    batch, labels = encode_conversations(mllm, [images], [[(question, "one"), ("a ?", "no")]])
+    ids, visual = batch.inputs["input_ids"][0], mllm.visual_tokens(batch)[0]
+    asked = mllm.encode([images], [question]).inputs["input_ids"][0]
+    assert torch.equal(ids[: len(asked)], asked) and int((labels[0] != IGNORED).long().argmax()) == len(asked)
+    word = {w: mllm.processor.tokenizer.convert_tokens_to_ids(w) for w in ("one", "two", "what")}
+    places = [(ids[: len(asked)] == word[w]).nonzero().flatten().tolist() for w in word]
+    ends = [torch.cat([part.index for part in visual if part.image == n]) for n in (0, 1)]
+    assert places[0][0] < int(ends[0].min()) <= int(ends[0].max()) < places[1][0] < int(ends[1].min()) <= int(ends[1].max()) < places[2][0]
+    with pytest.raises(ModelError, match="has 2 places for 1 images"):
+        mllm.encode([images[0]], [question])
+    plain = mllm.processor.chat_template
+    first = "{% for p in m['content'] if p['type'] == 'image' %}IMAGE{% endfor %}{% for p in m['content'] if p['type'] == 'text' %} {{ p['text'] }}{% endfor %}"
+    mllm.processor.chat_template = "{% for m in messages %}" + first.replace("IMAGE", mllm.template_place) + "{% endfor %}"
+    mllm._orders.clear()
+    with pytest.raises(ModelError, match="has a chat template that puts images elsewhere: expected images before the question"):
+        mllm.encode([images], [question])
+    mllm.processor.chat_template = plain
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_onevision", "paligemma", "qwen3_vl", "smolvlm"])
+def test_control_tokens_of_the_model_are_refused_or_words(name: str, tmp_path: Path) -> None:
+    """All of them, in questions, answers and options; never obeyed."""
+    mllm = MLLM.load(str(build(name, tmp_path / "m")), validate=False)
+    tokenizer = mllm.processor.tokenizer
+    tokenizer.add_tokens(["tachycardia", "<b>", "  "])  # vocabulary, no control
+    tokenizer.add_tokens(["<|turn|>"])
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()} - {"tachycardia", "<b>", "  "} - mllm._places
+    marks = {token for token in added if not re.match("<loc|<seg", token)}  # PaliGemma's, which answers are made of
+    assert set(mllm.control_tokens) == marks >= {"<pad>", "<bos>", "<eos>", "<|turn|>"}
+    image, ids = [[picture(0)]], {token: tokenizer.convert_tokens_to_ids(token) for token in marks}
+    usual = encode_conversations(mllm, image, [[("what is tachycardia <b> ?", "a cat")]])
+    for token in sorted(marks):
+        text = f"a {token}{token} cat"
+        for turns in ([(text, "yes")], [("what ?", text)]):
+            with pytest.raises(ModelError, match=re.escape(f"contains '{token}', a control token of this model: expected a text without it")):
+                encode_conversations(mllm, image, [turns])
+        for call in (lambda text=text: mllm.encode(image, [text]), lambda text=text: mllm.answer_ids(text)):
+            with pytest.raises(ModelError, match="a control token"):
+                call()
+        mllm.words = True
+        batch, labels = encode_conversations(mllm, image, [[(text, text)]])
+        learnt = labels[0][labels[0] != IGNORED].tolist()
+        if ids[token] != tokenizer.unk_token_id:  # which the words of this tokenizer are
+            assert ids[token] not in learnt[:-1] and ids[token] not in mllm.answer_ids(text)
+            assert (batch.inputs["input_ids"] == ids[token]).sum() == (usual[0].inputs["input_ids"] == ids[token]).sum()
+        mllm.words = False
 
 
 # --- files -------------------------------------------------------------------------------------------------------------------------------

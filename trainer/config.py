@@ -114,6 +114,8 @@ class DataConfig:
     """`cache` computes what the frozen networks (tower, VFM) say once and keeps it on disk; `compute` runs them at every step, for data too large for that."""
     max_length: int | None = None
     """Tokens at which a conversation is cut."""
+    control_tokens: Literal["refuse", "words"] = "refuse"
+    """A control token of the model that a text of the data spells (such as `</s>`) is refused with its row, or read as `words`, `< /s>`."""
     group: bool = True
     """Batches of conversations that all have images, or none, and are of about the same length, in an order that depends on the seed."""
 

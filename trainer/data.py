@@ -13,8 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 from trainer.config import DataConfig
 from trainer.features import Features
 from workbench.data import Dataset, Sample, load_data
-from workbench.data.base import ConversationDataset, content_hash
+from workbench.data.base import IMAGE_MARK, ConversationDataset, content_hash
 from workbench.errors import ConfigError, DataError
+from workbench.mllm.control import control_tokens, spelled_in
 from workbench.mllm.conversation import IGNORED
 
 
@@ -38,10 +39,20 @@ class Packer:
     def __init__(self, processor: Any, image_tokens: int) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.image_tokens = image_tokens
+        self._control = control_tokens(processor, {processor.image_token})
         self._ids = lru_cache(maxsize=100_000)(self._tokenise)
 
     def _tokenise(self, question: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Prefix up to the last visual token, rest of the prompt, and answer with its end token."""
+        """Prefix up to the last visual token, rest of the prompt, and answer with its end token.
+
+        Raises:
+            DataError: a text with a control token, or a question with places for its images, or with another number of visual tokens.
+        """
+        for text in (question, answer):
+            if spelled := spelled_in(text, self._control):
+                raise DataError(f"the text {text[:60]!r} contains '{spelled[0]}', a control token of this model: expected a text without it")
+        if IMAGE_MARK in question:
+            raise DataError(f"the question {question.replace(IMAGE_MARK, '<image>')[:80]!r} has its image between its words: expected it before them")
         content = [{"type": "image"}, {"type": "text", "text": question}]
         text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
         image = self.processor.image_token

@@ -327,6 +327,7 @@ def check_student(recipe: Recipe, mllm: MLLM, train: ConversationSet, val: Conve
     if hasattr(mllm.config, KEY):
         raise ConfigError(f"model.name is {recipe.model.name}, which adds its image again: expected a model trained without a residual")
     recipe.check_layer(mllm.n_layers)
+    mllm.words = recipe.data.control_tokens == "words"
     for data in (train, val):
         for own in data.conversations:
             mllm.check_text(f"conversation {own.id} of {data.data.name}", "\n".join(chain.from_iterable(own.turns)))

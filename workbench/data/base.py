@@ -16,6 +16,8 @@ from workbench.data.selection import subset as subset
 from workbench.errors import DataError, UnknownNameError
 from workbench.registry import Registry
 
+IMAGE_MARK = "\ufdd0"  # where an image stands within a question; a noncharacter of Unicode, which no text holds
+
 
 @dataclass(frozen=True)
 class Object:
@@ -87,12 +89,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Questions and their answers in turn, after the images they are about: what a multimodal model is trained on.
+    """Questions and their answers in turn, and the images they are about: what a multimodal model is trained on.
 
     Attributes:
         id: unique within the data set.
         turns: (question, answer), one after another.
-        loads: each returns one of the images, which all stand before the first question; () for text alone.
+        loads: each returns one of the images, which all stand before the first question, or each at its IMAGE_MARK in it; () for text alone.
         image_ids: of the images, as those of samples.
     """
 
@@ -151,7 +153,7 @@ class Dataset:
         samples: all questions.
         fingerprint: hash of everything that determines the samples, or what finds it when it is first asked for.
         words: every word that can occur, where that is a closed list; by default those that do.
-        left_out: sentences about what was there and is not among the samples.
+        left_out: sentences about what was there and is not among the samples, or is not read as it stands.
     """
 
     def __init__(self, name: str, samples: list[Sample], fingerprint: str | Callable[[], str], words: Iterable[str] = (), left_out: Sequence[str] = ()) -> None:

@@ -4,16 +4,19 @@
     [{"from": "human", "value": "<image>\\nWhat are the colors of the bus in the image?"}, {"from": "gpt", "value": "The bus is white and red."}, ...]}
 
 `llava_json:FILE?images=DIR` reads a JSON list, or JSON lines. Its five image roots (coco/train2017, gqa/images, ocr_vqa/images, textvqa/train_images,
-vg/VG_100K and VG_100K_2) lie below DIR, by default the file's own folder. A row without `image` is text alone. As LLaVA's own code does, an answer before
-the first question and a question after the last answer are left out. Every image is looked for before anything is trained; `missing=skip` leaves out the
-rows whose image is not there, and says how many. The file has no validation split: `split=val&held=500` is 500 random rows, `split=train&held=500` the
-others; which rows these are depends on their number and on `held` alone.
+vg/VG_100K and VG_100K_2) lie below DIR, by default the file's own folder. Images are under `image`, `images` or one of `turns.IMAGE_KEYS`, a path or a list of
+them; a row without any is text alone, and one with a video, with audio or with images under another key is refused. Placeholders before or behind the first
+question mean that the images come first; between its words, each stands for an image there. As LLaVA's own code does, an answer before the first question and
+a question after the last answer are left out. What is left out or not read is counted, with the first row of each kind, in one warning (`Dataset.left_out`).
+
+Every image is looked for before anything is trained; `missing=skip` leaves out the rows whose image is not there, `broken=skip` those that cannot be read, and
+both say how many. The file has no validation split: `split=val&held=500` is 500 random rows, `split=train&held=500` the others; which rows these are depends
+on their number and on `held` alone.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import chain
@@ -27,15 +30,12 @@ from workbench.data.image_files import ImageFile, below, embedded_image, file_ha
 from workbench.data.images import LFS, StoredImage, embedded, shown
 from workbench.data.selection import choose, rows_of_images
 from workbench.data.specs import path_of, spec_options
+from workbench.data.turns import Notes, check_media, image_key, is_empty, turns_of
 from workbench.errors import DataError, UnknownNameError
 
-log = logging.getLogger(__name__)
-
-PLACE = "<image>"
-WORD = "< image>"  # the same in a conversation without images, where it is no placeholder
 LINES = ".jsonl"
 HELD = "500"
-SPEAKERS = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer"}
+READ = {"id", "conversations"}  # keys, besides that of the images
 
 
 @DATASETS.register("llava_json")
@@ -48,9 +48,10 @@ def llava_json(spec: str, *, limit: int | None = None, seed: int = 0, decode: bo
     Raises:
         DataError: no such file or folder, a broken row (its number, from 1, and why), or images that are not there.
     """
-    path, options = spec_options(spec, {"images": "", "missing": "error", "split": "all", "held": HELD})
-    if options["missing"] not in ("error", "skip"):
-        raise UnknownNameError("missing", options["missing"], ("error", "skip"))
+    path, options = spec_options(spec, {"images": "", "missing": "error", "broken": "error", "split": "all", "held": HELD})
+    for name in ("missing", "broken"):
+        if options[name] not in ("error", "skip"):
+            raise UnknownNameError(name, options[name], ("error", "skip"))
     if options["split"] not in ("all", "train", "val"):
         raise UnknownNameError("split", options["split"], ("all", "train", "val"))
     if options["split"] == "all" and options["held"] != HELD:
@@ -61,19 +62,20 @@ def llava_json(spec: str, *, limit: int | None = None, seed: int = 0, decode: bo
     root = path_of(options["images"]) if options["images"] else file.parent
     if not root.is_dir():
         raise DataError(f"image root '{shown(root)}' does not exist: expected the folder that the `image` paths in {shown(file.name)} start from")
-    rows, broken = [], []
+    notes = Notes()
+    rows: list[Row] = []
+    broken: list[str] = []
     for number, row in tqdm(_rows(file), desc=f"rows of {file.name}", unit="row", file=sys.stderr, mininterval=2, delay=2, leave=False):
         try:
-            rows.append(_row(number, _parsed(number, row) if isinstance(row, Line) else row, root))
+            rows.append(_row(number, _parsed(number, row) if isinstance(row, Line) else row, root, notes))
         except DataError as error:
             broken.append(str(error))
-    if broken:
-        raise DataError(f"{file} has {len(broken)} broken row{'s' if len(broken) > 1 else ''}: {broken[0]}")
+    check_broken(file, broken, len(rows), notes, skip=options["broken"] == "skip")
     if options["split"] != "all":
         rows = _part(file, rows, options["split"], options["held"])
     files = image_files(root, {own for _, written, _ in rows for own in written if isinstance(own, str)})
     if lost := [own for _, written, _ in rows for own in written if isinstance(own, str) and own not in files]:
-        rows = _without(rows, files, missing(file.name, root, lost), skip=options["missing"] == "skip")
+        rows = _without(rows, files, missing(file.name, root, lost), notes, skip=options["missing"] == "skip")
     there = stored_images(root, files)
     images = [tuple(there[own] if isinstance(own, str) else embedded_image(own, f"of row {name}") for own in written) for name, written, _ in rows]
     chosen = choose(images, limit, seed, decode, file.name)
@@ -82,7 +84,8 @@ def llava_json(spec: str, *, limit: int | None = None, seed: int = 0, decode: bo
     def fingerprint() -> str:
         return content_fingerprint("llava_json", conversations, files, file.name)
 
-    return ConversationDataset(f"llava_json:{spec}", conversations, fingerprint)
+    notes.warn(f"llava_json:{path}")
+    return ConversationDataset(f"llava_json:{spec}", conversations, fingerprint, left_out=notes.sentences())
 
 
 def content_fingerprint(kind: str, conversations: Sequence[Conversation], files: Mapping[str, ImageFile], what: str, more: Iterable[object] = ()) -> str:
@@ -158,15 +161,24 @@ def _parsed(number: int, line: str) -> Any:
         raise DataError(f"row {number} is not valid JSON ({error})") from error
 
 
-def _row(number: int, row: Any, root: Path) -> Row:
+def _row(number: int, row: Any, root: Path, notes: Notes) -> Row:
     if not isinstance(row, Mapping) or "conversations" not in row:
         raise DataError(f"row {number} has no `conversations`")
-    images = row.get("image") or []
+    where = f"row {number}"
+    try:
+        key = image_key(name for name, value in row.items() if not is_empty(value))
+    except DataError as error:
+        raise DataError(f"{where} {error}") from error
+    check_media(where, {name: value for name, value in row.items() if name not in READ}, key)
+    for name in row.keys() - {*READ, key}:
+        if not is_empty(row[name]):
+            notes.add(f"`{name}` is not read", where)
+    images = row[key] if key is not None else []
     names = (images,) if isinstance(images, str) else tuple(images) if isinstance(images, list) else (None,)
     if not all(isinstance(name, str) for name in names):
-        raise DataError(f"row {number} has `image` {shown(repr(images))}: expected a path or a list of paths")
-    turns = turns_of(f"row {number}", row["conversations"], len(names), speaker="from", text="value")
-    return f"{number}:{row.get('id', '')}", written_images(names, root, f"row {number}"), turns
+        raise DataError(f"row {number} has `{key}` {shown(repr(images))}: expected a path or a list of paths")
+    turns = turns_of(where, row["conversations"], len(names), speaker="from", text="value", notes=notes)
+    return f"{number}:{row.get('id', '')}", written_images(names, root, where), turns
 
 
 def written_images(names: Sequence[str], root: Path, where: str) -> tuple[str | bytes, ...]:
@@ -174,59 +186,27 @@ def written_images(names: Sequence[str], root: Path, where: str) -> tuple[str | 
     return tuple(below(root, name, where) if (data := embedded(name)) is None else data for name in names)
 
 
-def turns_of(where: str, messages: Any, images: int, *, speaker: str, text: str) -> tuple[tuple[str, str], ...]:
-    """Questions and answers of a list of messages, without image placeholders.
+def check_broken(source: Path | str, broken: list[str], whole: int, notes: Notes, *, skip: bool) -> None:
+    """See that all rows of a file could be read, or note how many are left out.
 
     Args:
-        where: the row, in messages.
-        images: how many images the row has; each has a placeholder in the first question, or none has one.
-        speaker, text: keys of a message.
+        broken: what is wrong, with the row, of each that could not be.
+        whole: how many could.
 
     Raises:
-        DataError: says which row and why.
+        DataError: some could not, and none or not all of them may be left out.
     """
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise DataError(f"{where} has no list of messages")
-    said: list[tuple[str, str]] = []
-    for place, message in enumerate(messages, start=1):
-        kind = SPEAKERS.get(str(message.get(speaker))) if isinstance(message, Mapping) else None
-        if kind is None or not isinstance(message.get(text), str):
-            roles = "human or gpt" if speaker == "from" else "user or assistant"
-            found = f"{str(message.get(speaker))[:40]!r} and {type(message.get(text)).__name__}" if isinstance(message, Mapping) else repr(message)[:40]
-            raise DataError(f"{where}, message {place}: expected `{speaker}` {roles} and `{text}` a text, found {found}")
-        if not _encodes(message[text]):
-            raise DataError(f"{where}, message {place} has half a character (a lone surrogate): expected valid Unicode")
-        if not said and kind == "answer":
-            continue  # an answer to a question that was cut off
-        if kind != ("answer" if len(said) % 2 else "question"):
-            raise DataError(f"{where}, message {place}: expected {'an answer' if len(said) % 2 else 'a question'}, since they take turns")
-        said.append((kind, message[text]))
-    turns = [(question, answer) for (_, question), (_, answer) in zip(said[::2], said[1::2], strict=False)]
-    if not images and turns[:1] and not turns[0][0].strip().startswith(PLACE) and not turns[0][0].strip().endswith(PLACE):
-        # within a text, of XML perhaps; LLaVA's own code too takes it for words. Where a question begins or ends with it, an image has been lost
-        turns = [(question.replace(PLACE, WORD), answer.replace(PLACE, WORD)) for question, answer in turns]
-    if not turns:
-        raise DataError(f"{where} has no question with an answer")
-    if late := next((n for n, turn in enumerate(turns, start=1) if PLACE in "".join(turn if n > 1 else turn[1:])), None):
-        raise DataError(f"{where} has {PLACE} in turn {late} after the first question: expected all images in the first question")
-    if (count := turns[0][0].count(PLACE)) not in {images, 0}:
-        raise DataError(f"{where} has {count} times {PLACE} for {images} image{'' if images == 1 else 's'}")
-    if images and not count:
-        raise DataError(f"{where} has {images} image{'' if images == 1 else 's'} and no {PLACE} in its first question")
-    return ((turns[0][0].replace(PLACE, "").strip(), turns[0][1].strip()), *((q.strip(), a.strip()) for q, a in turns[1:]))
+    if not broken:
+        return
+    count = f"{len(broken)} broken row{'s' if len(broken) > 1 else ''}"
+    if not skip or not whole:
+        raise DataError(f"{shown(source)} has {count}: {broken[0]}")
+    notes.say(f"{count} of {len(broken) + whole} {'is' if len(broken) == 1 else 'are'} left out, first {broken[0]}")
 
 
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _without(rows: list[Row], files: Container[str], report: str, *, skip: bool) -> list[Row]:
+def _without(rows: list[Row], files: Container[str], report: str, notes: Notes, *, skip: bool) -> list[Row]:
     kept = [row for row in rows if all(own in files for own in row[1] if isinstance(own, str))]
     if not skip or not kept:
         raise DataError(f"{report}: expected all of them, or the option missing=skip to leave their rows out")
-    log.warning("%s: %d of %d rows are left out", report, len(rows) - len(kept), len(rows))
+    notes.say(f"{report}: {len(rows) - len(kept)} of {len(rows)} rows are left out")
     return kept

@@ -18,9 +18,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, BatchFeature, PretrainedConfig
 
-from workbench.data.base import content_hash
+from workbench.data.base import IMAGE_MARK, content_hash
 from workbench.data.images import upright_rgb
 from workbench.errors import DataError, ModelError
+from workbench.mllm.control import as_words, control_tokens, spelled_in
 from workbench.mllm.family import TEXT_INPUTS, Batch, Family, Pictures, VisualTokens, family_of
 from workbench.mllm.loading import check_complete, first_line, load_config, load_processor
 from workbench.mllm.residual import KEY, Residual, load_residual
@@ -36,6 +37,8 @@ class MLLM:
         self.lock = threading.RLock()  # one trace of a model at a time
         if processor.chat_template is None:
             processor.chat_template = processor.tokenizer.chat_template
+        self._orders: dict[tuple[str, ...], bool] = {}
+        self.words = False  # whether control tokens in a text of the data are words (`plain`), instead of refused
         self.fingerprint = self._fingerprint()
         self.processor.tokenizer.padding_side = "left"  # generation continues from the last position
 
@@ -101,19 +104,73 @@ class MLLM:
         return next(self.model.parameters()).device
 
     def prompt(self, question: str, images: int = 1) -> str:
-        """One user turn with its images before the question, in the model's own chat template; without one, placeholders and the question.
+        """One user turn with its images, in the model's own chat template; without one, placeholders and the question.
+
+        The images come before the question, or where it has an IMAGE_MARK for each.
 
         Raises:
-            ModelError: the question contains the image placeholder, or the template gives another number of them.
+            ModelError: the question contains the image placeholder or a control token, or the template gives another number of them or puts them elsewhere.
         """
-        self.check_text("question", question)
+        content = self.content(question, images)
         if self.processor.chat_template is None:
-            return self.processor.image_token * images + question
-        content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+            return self.processor.image_token * images + content[-1]["text"]
         text = self.render([{"role": "user", "content": content}], generation=True)
         if text.count(self.template_place) != images:
             raise ModelError(f"{self.name}: its chat template gives {text.count(self.template_place)} image placeholders for {images} images")
         return text
+
+    def content(self, question: str, images: int) -> list[dict[str, str]]:
+        """The parts of a user turn, images and texts, for the chat template.
+
+        Raises:
+            ModelError: the question contains the image placeholder, has marks for another number of images, or the template does not keep their places.
+        """
+        pieces = self.plain("question", question).split(IMAGE_MARK)
+        if len(pieces) == 1:
+            return [{"type": "image"}] * images + [{"type": "text", "text": pieces[0]}]
+        if len(pieces) - 1 != images:
+            raise ModelError(f"the question has {len(pieces) - 1} places for {images} images: expected one for each")
+        parts: list[dict[str, str]] = []
+        for number, piece in enumerate(pieces):
+            parts += [{"type": "image"}] * (number > 0) + [{"type": "text", "text": piece}] * bool(piece.strip())
+        if not self._keeps_places(tuple(part["type"] for part in parts)):
+            reason = "has no chat template" if self.processor.chat_template is None else "has a chat template that puts images elsewhere"
+            raise ModelError(f"{self.name} {reason}: expected images before the question, not between its words")
+        return parts
+
+    def _keeps_places(self, kinds: tuple[str, ...]) -> bool:
+        """Whether the chat template leaves images and texts in their order."""
+        if self.processor.chat_template is None:
+            return False
+        if kinds not in self._orders:
+            texts = [f"({number})" for number in range(len(kinds))]
+            parts = [{"type": kind} | ({"text": text} if kind == "text" else {}) for kind, text in zip(kinds, texts, strict=True)]
+            rest, right = self.render([{"role": "user", "content": parts}], generation=False), True
+            for kind, text in zip(kinds, texts, strict=True):
+                _, there, rest = rest.partition(text if kind == "text" else self.template_place)
+                right = right and bool(there)
+            self._orders[kinds] = right and self.template_place not in rest
+        return self._orders[kinds]
+
+    def plain(self, what: str, text: str) -> str:
+        """A text of the data as the model may be given it: as it is, or with its control tokens as words, if `words` says so.
+
+        Raises:
+            ModelError: it has the image placeholder, or a control token (workbench/mllm/control.py) that is not to be words.
+        """
+        self.check_text(what, text)
+        if self.words:
+            return as_words(text, self.control_tokens)
+        if spelled := spelled_in(text, self.control_tokens):
+            raise ModelError(
+                f"the {what} contains '{spelled[0]}', a control token of this model: expected a text without it, or data.control_tokens words in a recipe"
+            )
+        return text
+
+    @cached_property
+    def control_tokens(self) -> tuple[str, ...]:
+        """What no text of the data may tell the model, besides image placeholders."""
+        return control_tokens(self.processor, self._places)
 
     def render(self, messages: Sequence[Mapping[str, object]], *, generation: bool) -> str:
         """Messages in the model's own chat template, with the beginning of the answer if `generation`; a template that can think does not, so that an
@@ -123,9 +180,13 @@ class MLLM:
 
     def check_text(self, what: str, text: str) -> None:
         """Raise a ModelError if a text contains the image placeholder, or what stands for it in the model's template."""
-        for place in {self.processor.image_token, self.processor.tokenizer.convert_ids_to_tokens(self.config.image_token_id), self.template_place}:
+        for place in self._places:
             if place in text:
                 raise ModelError(f"the {what} contains '{place}', this model's image placeholder: expected text only, since images come before it")
+
+    @property
+    def _places(self) -> set[str]:
+        return {self.processor.image_token, self.processor.tokenizer.convert_ids_to_tokens(self.config.image_token_id), self.template_place}
 
     @property
     def template_place(self) -> str:
@@ -264,7 +325,7 @@ class MLLM:
         Raises:
             ModelError: an answer without tokens, or with the image placeholder.
         """
-        tokenizer, (prompt, space) = self.processor.tokenizer, self._turn
+        tokenizer, (prompt, space), answer = self.processor.tokenizer, self._turn, self.plain("option", answer)
         before, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + space + answer))
         ids = whole[len(before) :] if whole[: len(before)] == before else tokenizer(answer, add_special_tokens=False)["input_ids"]
         if not answer or not ids or self.config.image_token_id in ids:

@@ -20,7 +20,7 @@ from workbench.mllm.family import Batch
 
 IGNORED = -100  # label of positions that are not learnt
 Turns = Sequence[tuple[str, str]]
-"""Questions and answers; images stand before the first question."""
+"""Questions and answers; images stand before the first question, or each at its IMAGE_MARK within it."""
 
 
 def encode_conversations(
@@ -65,9 +65,8 @@ def conversation_text(mllm: MLLM, turns: Turns, images: int) -> tuple[str, list[
     messages: list[dict[str, object]] = []
     text, before, spans = "", "", []
     for number, (question, answer) in enumerate(turns):
-        mllm.check_text("question", question)
-        mllm.check_text("answer", answer)
-        messages.append({"role": "user", "content": [{"type": "image"}] * (images if number == 0 else 0) + [{"type": "text", "text": question}]})
+        answer = mllm.plain("answer", answer)
+        messages.append({"role": "user", "content": mllm.content(question, images if number == 0 else 0)})
         prompt = mllm.render(messages, generation=True)
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         whole = mllm.render(messages, generation=False)
@@ -120,11 +119,10 @@ def _without_template(mllm: MLLM, pictures: tuple[tuple[Image.Image, ...], ...],
     """A model without a chat template is given the answer as a suffix; it knows no second question."""
     if any(len(own) != 1 for own in turns):
         raise ModelError(f"{mllm.name} ({mllm.family.name}) has no chat template, so it knows one question and its answer: expected no second turn")
-    for own in turns:
-        mllm.check_text("answer", own[0][1])
+    answers = [mllm.plain("answer", own[0][1]) for own in turns]
     questions = [own[0][0] for own in turns]
     texts = [mllm.prompt(question, len(own)) for question, own in zip(questions, pictures, strict=True)]
-    batch = mllm.process(pictures, texts, questions, padding_side="right", suffix=[own[0][1] for own in turns])
+    batch = mllm.process(pictures, texts, questions, padding_side="right", suffix=answers)
     ids = batch.inputs["input_ids"]
     answer = (batch.inputs["token_type_ids"] == mllm.family.answer_type) & batch.inputs["attention_mask"].bool()
     return _cut(mllm, batch, ids.masked_fill(~answer, IGNORED), max_length)

@@ -1,0 +1,251 @@
+"""Rows as others write them: media under any key, placeholders between words, options and answers of every form, cells that are text. Read right or refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.students import picture
+from workbench.data import load_data
+from workbench.data.base import IMAGE_MARK, ConversationDataset
+from workbench.data.choices import Options, answer_of, options_of
+from workbench.data.turns import Notes, placed, turns_of
+from workbench.errors import DataError, UnknownNameError
+
+
+def said(question: str, answer: str = "a cat") -> list[dict[str, str]]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+def llava(folder: Path, *given: dict[str, Any], options: str = "") -> ConversationDataset:
+    """A LLaVA JSON of these rows, beside 1.png and 2.png."""
+    for number in (1, 2):
+        picture(number).save(folder / f"{number}.png")
+    (folder / "mix.json").write_text(json.dumps(given))
+    data = load_data(f"llava_json:{folder / 'mix.json'}{options}")
+    assert isinstance(data, ConversationDataset)
+    return data
+
+
+def asked(folder: Path, *given: dict[str, Any], options: str = "") -> ConversationDataset:
+    """JSON lines of questions about 1.png."""
+    picture(1).save(folder / "1.png")
+    (folder / "q.jsonl").write_text("\n".join(json.dumps({"image": "1.png", "question": "what ?"} | row) for row in given))
+    data = load_data(f"hf:{folder / 'q.jsonl'}{options}")
+    assert isinstance(data, ConversationDataset)
+    return data
+
+
+# --- media -------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["image", "images", "image_path", "imagePath", "img", "Image", "image_file"])
+def test_images_are_read_under_every_usual_key(key: str, tmp_path: Path) -> None:
+    for value in ("1.png", ["1.png"]):
+        (only,) = llava(tmp_path, {key: value, "conversations": said("<image>\nwhat ?")}).conversations
+        assert only.images[0].tobytes() == picture(1).tobytes() and only.turns == (("what ?", "a cat"),)
+        (only,) = asked(tmp_path, {"image": None, "answer": "a cat"} | {key: value}).conversations
+        assert only.images[0].tobytes() == picture(1).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"video": "a.mp4"}, "row 2 has a video under `video`, which is not read"),
+        ({"image": "1.png", "video_path": "a.mp4"}, "row 2 has a video under `video_path`"),
+        ({"image": "1.png", "image_2": "2.png"}, "row 2 has `image_2` '2.png' beside `image`"),
+        ({"audio": {"bytes": "x"}}, "row 2 has audio under `audio`"),
+        ({"picture": "1.png"}, "row 2 has `picture` '1.png' and no image"),
+        ({"image_url": "http://x/1.png"}, "row 2 has `image_url` 'http://x/1.png' and no image"),
+        ({"image_id": 42}, "row 2 has `image_id` '42' and no image"),
+        ({"image": [], "frames": ["1.png"]}, "row 2 has `frames`"),
+        ({"image_path": "1.png", "img": "2.png"}, "row 2 has images under `image_path` and `img`"),
+    ],
+)
+def test_media_that_are_not_read_are_refused_with_the_row(more: dict[str, Any], message: str, tmp_path: Path) -> None:
+    question = "<image> what ?" if more.get("image") or "img" in more else "what ?"
+    with pytest.raises(DataError) as error:
+        llava(tmp_path, {"conversations": said("what ?")}, more | {"conversations": said(question)})
+    assert message in str(error.value) and len(str(error.value)) < 300
+    with pytest.raises(DataError) as error:
+        asked(tmp_path, {"image": None, "answer": "a"}, {"image": None, "answer": "a"} | more)
+    assert message.removeprefix("row 2 ") in str(error.value) and len(str(error.value)) < 300
+
+
+def test_what_is_no_medium_is_not_refused_but_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"image": "1.png", "image_id": 3, "source": "coco", "video": None, "conversations": said("<image> what ?")}, {"conversations": said("what ?")}]
+    data = llava(tmp_path, *rows, rows[0])
+    expected = ("`image_id` is not read: 2 rows, first row 1", "`source` is not read: 2 rows, first row 1")
+    assert data.left_out == expected and [record.getMessage() for record in caplog.records] == [f"llava_json:{tmp_path}/mix.json: {'; '.join(expected)}"]
+
+
+def test_placeholders_between_words_keep_their_places() -> None:
+    assert placed("row 1", "<image>\nwhat ?", 1) == placed("row 1", "what ?\n<image>", 1) == placed("row 1", "what ?", 1) == "what ?"
+    assert placed("row 1", "<image>\n<image> which ?", 2) == "which ?"
+    assert placed("row 1", "A: <image> B: <image>", 2) == f"A: {IMAGE_MARK} B: {IMAGE_MARK}"
+    assert placed("row 1", "<image 1> or <image 2> ?", 2) == f"{IMAGE_MARK} or {IMAGE_MARK} ?"
+    for question, images, message in (
+        ("<image 2> or <image 1> ?", 2, "expected <image 1> to <image 2> in this order"),
+        ("see <image>", 2, "row 1 has 1 times <image> for 2 images"),
+        ("see <video> now", 1, "row 1 has <video> in its question: expected images only"),
+    ):
+        with pytest.raises(DataError, match=message):
+            placed("row 1", question, images)
+
+
+def test_a_mark_without_its_medium_is_lost_at_the_edge_and_a_word_within(tmp_path: Path) -> None:
+    for question in ("<image>\nwhat ?", "what ? <video>", "<audio> what ?"):
+        with pytest.raises(DataError, match="row 1 has"):
+            llava(tmp_path, {"conversations": said(question)})
+    data = llava(tmp_path, {"conversations": said("a <video> in HTML ?")})
+    assert data.conversations[0].turns[0][0] == "a <video> in HTML ?" and data.left_out == ("<video> is a word where there is no image: 1 row, first row 1",)
+
+
+def test_parts_of_messages_are_images_and_texts(tmp_path: Path) -> None:
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "a cat"}]}
+    picture(1).save(tmp_path / "1.png")
+
+    def read(*parts: dict[str, Any]) -> str:
+        row = {"images": ["1.png"] * sum(part["type"].startswith("image") for part in parts), "messages": [{"role": "user", "content": list(parts)}, answer]}
+        (tmp_path / "m.jsonl").write_text(json.dumps(row))
+        return load_data(f"hf:{tmp_path / 'm.jsonl'}").conversations[0].turns[0][0]
+
+    one, image = {"type": "text", "text": "one : "}, {"type": "image", "text": None}
+    assert read(one, image, {"type": "text", "text": " two : "}, image | {"type": "image_url"}) == f"one : {IMAGE_MARK} two : {IMAGE_MARK}"
+    assert read(image, one) == "one :"
+    with pytest.raises(DataError, match=r"row 1, message 1 has a part of type 'video': expected text or image"):
+        read(one, {"type": "video", "video": "a.mp4"})
+
+
+def test_turns_that_are_cut_off_are_counted_and_empty_answers_refused(tmp_path: Path) -> None:
+    notes = Notes()
+    messages = [said("x", "hello")[1], *said("what ?"), said("more ?")[0]]
+    assert turns_of("row 7", messages, 0, speaker="from", text="value", notes=notes) == (("what ?", "a cat"),)
+    assert notes.sentences() == (
+        "a question after the last answer is left out: 1 row, first row 7",
+        "an answer before the first question is left out: 1 row, first row 7",
+    )
+    with pytest.raises(DataError, match="row 2, message 2 is an empty answer"):
+        llava(tmp_path, {"conversations": said("what ?")}, {"conversations": said("what ?", " ")})
+    with pytest.raises(DataError, match="row 1 has an empty question and no image"):
+        llava(tmp_path, {"conversations": said(" ")})
+
+
+def test_broken_rows_are_skipped_only_where_the_spec_says_so(tmp_path: Path) -> None:
+    rows = [{"conversations": said("what ?")}, {"conversations": said("what ?", "")}, {"video": "x", "conversations": said("what ?")}]
+    data = llava(tmp_path, *rows, options="?broken=skip")
+    assert len(data.conversations) == 1 and data.left_out[0].startswith("2 broken rows of 3 are left out, first row 2, message 2 is an empty answer")
+    data = asked(tmp_path, {"answer": "a"}, {"answer": ""}, options="?broken=skip")
+    assert len(data.conversations) == 1 and data.left_out[0].startswith("1 broken row of 2 is left out, first row 2 has an empty answer")
+    with pytest.raises(DataError, match="has 3 broken rows"):
+        llava(tmp_path, *[rows[1]] * 3, options="?broken=skip")
+    with pytest.raises(UnknownNameError, match="unknown broken 'skp'"):
+        llava(tmp_path, *rows, options="?broken=skp")
+
+
+# --- options and answers -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"options": ["a cat", "a dog"]},
+        {"choices": ["a cat", "a dog"]},
+        {"options": "['a cat', 'a dog']"},
+        {"options": '["a cat", "a dog"]'},
+        {"options": {"A": "a cat", "B": "a dog", "C": None}},
+        {"choices": {"text": ["a cat", "a dog"], "label": ["A", "B"]}},
+        {"A": "a cat", "B": "a dog", "C": ""},
+    ],
+)
+def test_options_of_every_form_and_their_answers(row: dict[str, Any], tmp_path: Path) -> None:
+    answers = ["a dog", 1, "B", "(B)", "B.", "(b)", "B. a dog", ["a dog"], ["a dog", "a dog"], "['a dog']"]
+    data = asked(tmp_path, *(row | {"answer": answer} for answer in answers))
+    assert [sample.answer for sample in data] == ["a dog"] * len(answers) == [c.turns[0][1] for c in data.conversations]
+    assert {sample.options for sample in data} == {("a cat", "a dog")}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"options": "left|right", "answer": "left"}, "its `options` is the text 'left|right': expected a list of texts"),
+        ({"options": ["a", ""], "answer": "a"}, "has an empty option 2"),
+        ({"options": ["a", None], "answer": "a"}, "option 2 is 'None'"),
+        ({"options": [True, False], "answer": "a"}, r"option 1 is 'True' \(bool\)"),
+        ({"options": ["<image 1>", "x"], "answer": "x"}, "has the option <image 1>, which is no text"),
+        ({"options": ["a", "b"], "choices": ["b", "a"], "answer": "a"}, "`options` and `choices` that differ"),
+        ({"options": ["a", "b"], "answer": "c"}, "the answer 'c' to the options a, b: expected one of them, its index from 0 or its letter"),
+        ({"options": ["a", "b"], "answer": 2}, "the answer '2' to the options a, b"),
+        ({"options": ["a", "b"], "answer": -1}, "the answer '-1' to the options a, b"),
+        ({"options": ["a", "b"], "answer": "1"}, "the answer '1' to the options a, b"),
+        ({"options": ["B", "A"], "answer": "A"}, r"its answer 'A' can mean 'A' \(text\) and 'B' \(letter\): expected answer=text or answer=letter"),
+        ({"options": ["1", "2", "3"], "answer": 1}, r"can mean '1' \(text\) and '2' \(index\)"),
+        ({"options": [1, 2, 3], "answer": 1}, r"can mean '1' \(text\) and '2' \(index\)"),
+        ({"answer": ["a", "b"]}, "has 2 answers"),
+        ({"answer": {"text": "a"}}, r"its answer is .* \(dict\): expected a text or a number"),
+        ({"answer": True}, r"its answer is 'True' \(bool\)"),
+        ({"answer": None}, "has an empty answer"),
+        ({"answer": []}, "has an empty answer"),
+        ({"answer": float("nan")}, "has an empty answer"),
+    ],
+)
+def test_answers_that_cannot_be_known_are_refused_with_the_row(row: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message) as error:
+        asked(tmp_path, {"answer": "x"}, row)
+    assert "row 2" in str(error.value)
+
+
+def test_the_spec_can_say_how_answers_are_meant(tmp_path: Path) -> None:
+    rows = [{"options": ["1", "2", "3"], "answer": 1}, {"options": ["1", "2", "3"], "answer": "2"}]
+    assert [s.answer for s in asked(tmp_path, *rows, options="?answer=index")] == ["2", "3"]
+    assert [s.answer for s in asked(tmp_path, *rows, options="?answer=text")] == ["1", "2"]
+    assert [s.answer for s in asked(tmp_path, {"options": ["B", "A"], "answer": "A"}, options="?answer=letter")] == ["B"]
+    with pytest.raises(DataError, match="expected a letter"):
+        asked(tmp_path, *rows, options="?answer=letter")
+    assert asked(tmp_path, *rows, options="?answer=index").fingerprint != asked(tmp_path, *rows, options="?answer=text").fingerprint
+
+
+def test_a_text_that_is_an_option_is_that_option() -> None:
+    options = options_of("row 1", {"options": ["A", "B", "3", "2020-01-01", "[0.1, 0.2]"]})
+    for text in options.texts:
+        assert answer_of("row 1", text, options) == text
+    assert answer_of("row 1", "[0.1, 0.2]", Options()) == "[0.1, 0.2]"  # a box
+    assert [answer_of("row 1", value, Options()) for value in (3, 1.5, "3.0")] == ["3", "1.5", "3.0"]
+
+
+# --- cells -------------------------------------------------------------------------------------------------------------------------------
+
+CELLS = ["007", "1.50", "None", "NA", "null", "nan", "True", "FALSE", "1e5", "2020-01-01", "N/A", "-0"]
+
+
+@pytest.mark.parametrize(("ending", "comma"), [(".csv", ","), (".tsv", "\t")])
+def test_cells_are_the_texts_that_stand_there(ending: str, comma: str, tmp_path: Path) -> None:
+    picture(1).save(tmp_path / "1.png")
+    table = tmp_path / f"q{ending}"
+    lines = [comma.join(("image", "question", "answer", "options")), *(comma.join(("1.png", f"{cell} ?", cell, "")) for cell in CELLS)]
+    table.write_text("\n".join(["\ufeff" + lines[0], *lines[1:]]))
+    data = load_data(f"hf:{table}")
+    assert [c.turns[0] for c in data.conversations] == [(f"{cell} ?", cell) for cell in CELLS] and not any(sample.options for sample in data)
+    (tmp_path / "q.jsonl").write_text("\n".join(json.dumps({"image": "1.png", "question": "?", "answer": cell}) for cell in CELLS))
+    assert [sample.answer for sample in load_data(f"hf:{tmp_path / 'q.jsonl'}")] == CELLS
+    table.write_text(f"{lines[0]}\n1.png{comma}what ?\n")
+    with pytest.raises(DataError, match="row 1 has 2 cells: expected 4, as in the first line"):
+        load_data(f"hf:{table}")
+    table.write_text(f"image{comma}image\n")
+    with pytest.raises(DataError, match="none of them twice"):
+        load_data(f"hf:{table}")
+
+
+def test_a_table_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
+    """With the same size and the same time of its last change."""
+    datasets = pytest.importorskip("datasets")
+    import os
+
+    file = tmp_path / "q.parquet"
+    for answer in ("cat", "dog"):
+        datasets.Dataset.from_dict({"question": ["what ?"], "answer": [answer]}).to_parquet(file)
+        os.utime(file, ns=(1, 1))
+        assert load_data(f"hf:{file}").conversations[0].turns == (("what ?", answer),)
