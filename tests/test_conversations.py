@@ -132,7 +132,7 @@ def test_control_tokens_of_the_model_are_refused_or_words(name: str, tmp_path: P
     tokenizer.add_tokens(["<|turn|>"])
     added = {token.content for token in tokenizer.added_tokens_decoder.values()} - {"tachycardia", "<b>", "  "} - mllm._places
     marks = {token for token in added if not re.match("<loc|<seg", token)}  # PaliGemma's, which answers are made of
-    assert set(mllm.control_tokens) == marks >= {"<pad>", "<bos>", "<eos>", "<|turn|>"}
+    assert set(mllm.control_tokens) - {"<video>"} == marks - {"<video>"} >= {"<pad>", "<bos>", "<eos>", "<|turn|>"}
     image, ids = [[picture(0)]], {token: tokenizer.convert_tokens_to_ids(token) for token in marks}
     usual = encode_conversations(mllm, image, [[("what is tachycardia <b> ?", "a cat")]])
     for token in sorted(marks):
