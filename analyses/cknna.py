@@ -29,6 +29,7 @@ from torch import Tensor
 from workbench import figures as fig
 from workbench.analysis import Analysis, Context, DataOptions, Result, main
 from workbench.capture import check_layers
+from workbench.data import Sample
 from workbench.data.folder import QUESTION
 from workbench.errors import ConfigError, DataError
 from workbench.metrics import METRICS, Metric
@@ -159,8 +160,11 @@ def run(config: Config, context: Context) -> Result:
         vfm.check_layers(config.vfm_layers)
     targets = [Target(name, layer) for name in vfms for layer in dict.fromkeys(config.vfm_layers or (None,))]
     collector = Within(metric, config.option, null=config.null, seed=config.seed) if config.pooling == "within" else Together(config, metric)
-    image_ids = _collect(collector, config, context, layers, vfms)
+    samples = _collect(collector, config, context, layers, vfms)
     found = collector.finish()
+    image_ids, left_out = [sample.image_id for sample in samples], list[str]()
+    if isinstance(collector, Within):
+        image_ids, left_out = [image_ids[n] for n in collector.scored], collector.sentences([sample.source for sample in samples])
     knobs = {"k": config.k if metric.option == "k" else None, "dim": config.dim if metric.option == "dim" else None}
     rows, parts = [], []
     names = image_ids if config.pooling == "within" else range(len(found.parts))
@@ -181,11 +185,11 @@ def run(config: Config, context: Context) -> Result:
     scores, table = pd.DataFrame(rows).astype(whole), pd.DataFrame(parts).astype({"vfm_layer": "Int64"})
     named_parts = {"per_image": table.rename(columns={"part": "image_id"})} if config.pooling == "within" else {"left_out": table}
     record = {"vfm_fingerprints": {name: vfm.fingerprint for name, vfm in vfms.items()}, "vfms": [vfm.record() for vfm in vfms.values()]}
-    return Result({"scores": scores, **named_parts}, record=record)
+    return Result({"scores": scores, **named_parts}, record=record, left_out=left_out)
 
 
-def _collect(collector: Within | Together, config: Config, context: Context, layers: list[int], vfms: Mapping[str, VFM]) -> list[str]:
-    """Feed it the visual tokens by layer and the VFMs' patches on each raster's own grid, batch by batch; returns the images' ids."""
+def _collect(collector: Within | Together, config: Config, context: Context, layers: list[int], vfms: Mapping[str, VFM]) -> list[Sample]:
+    """Feed it the visual tokens by layer and the VFMs' patches on each raster's own grid, batch by batch; returns a sample of each image."""
     images = [scene[0] for scene in context.data.scenes]
     starts = range(0, len(images), context.batch_size)
     for start in context.progress(starts, "cknna", len(starts)):
@@ -195,7 +199,7 @@ def _collect(collector: Within | Together, config: Config, context: Context, lay
         places = context.mllm.rasters(batch)
         targets = [rasters for vfm in vfms.values() for rasters in layers_under(vfm, config.vfm_layers, pictures, places)]
         collector.add(read_rasters(context.mllm, batch, places, layers), targets)
-    return [s.image_id for s in images]
+    return images
 
 
 def differences(found: Mapping[str, Run]) -> pd.DataFrame:

@@ -204,7 +204,9 @@ def _measure(asked: Questions, mllm: MLLM) -> tuple[dict[str, pd.DataFrame], dic
     rows = [_row(ACCURACY, own["category"], own, own["accuracy"], own["chance"], own["chance"]) for own in _accuracy(samples, config)]
     if not skipped:
         rows += [_row(DROP, own["category"], own, own["drop"], 0.0, 0.0) for own in change_by_type(samples, seed=config.seed)]
-    aligned, per_image = _aligned(asked, mllm)
+    aligned, per_image, left_out = _aligned(asked, mllm)
+    if left_out:
+        skipped |= {f"alignment of {len(left_out)} images": "; ".join(left_out[:3])}
     columns = ["id", "image_id", "category", "chance", "correct_before", "correct_after", "kl"]
     first = samples.groupby("id", sort=False).agg({name: "mean" if name in columns[4:] else "first" for name in columns[1:]}).reset_index()
     return {"scores": pd.DataFrame([*rows, *aligned]), "samples": first, "per_image": per_image}, skipped
@@ -238,8 +240,8 @@ def _answers(asked: Questions, mllm: MLLM) -> tuple[pd.DataFrame, dict[str, str]
     return pd.concat(parts, ignore_index=True), skipped
 
 
-def _aligned(asked: Questions, mllm: MLLM) -> tuple[list[dict[str, Any]], pd.DataFrame]:
-    """CKNNA of each layer with each VFM, and its values by image."""
+def _aligned(asked: Questions, mllm: MLLM) -> tuple[list[dict[str, Any]], pd.DataFrame, list[str]]:
+    """CKNNA of each layer with each VFM, its values by image, and sentences about images that have none."""
     config, size = asked.config, asked.context.batch_size
     collector = Within(METRICS.get("cknna"), config.k, null=config.null, seed=config.seed)
     for start, patches in zip(asked.starts(), asked.patches, strict=True):
@@ -248,7 +250,7 @@ def _aligned(asked: Questions, mllm: MLLM) -> tuple[list[dict[str, Any]], pd.Dat
         collector.add(read_rasters(mllm, batch, mllm.rasters(batch), asked.layers), patches)
     found = collector.finish()
     rows, per_image = [], []
-    ids = [scene[0].image_id for scene in asked.scenes]
+    ids = [asked.scenes[n][0].image_id for n in collector.scored]
     for row, layer in enumerate(asked.layers):
         for column, name in enumerate(dict.fromkeys(config.vfm)):
             interval = found.intervals[row][column]
@@ -256,7 +258,8 @@ def _aligned(asked: Questions, mllm: MLLM) -> tuple[list[dict[str, Any]], pd.Dat
             own = {"low": interval.low, "high": interval.high, "n": found.n, "n_images": interval.n, "seed": config.seed}
             rows.append(_row(CKNNA, f"layer {layer}, {name}", own, interval.estimate, null.mean, null.q95))
             per_image += [(layer, name, image_id, score) for image_id, score in zip(ids, found.parts[:, row, column].tolist(), strict=True)]
-    return rows, pd.DataFrame(per_image, columns=["layer", "vfm", "image_id", "score"])
+    left_out = collector.sentences([scene[0].source for scene in asked.scenes])
+    return rows, pd.DataFrame(per_image, columns=["layer", "vfm", "image_id", "score"]), left_out
 
 
 # --- several runs --------------------------------------------------------------------------------------------------------------------------

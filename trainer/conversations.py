@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from tqdm import tqdm
 from trainer.config import AlignmentConfig
 from trainer.features import DerivedFeatures, Features, frozen_features, image_hashes, other_images
 from workbench.data import Dataset, Sample
-from workbench.data.base import Conversation, content_hash
-from workbench.errors import ConfigError
+from workbench.data.base import Conversation, content_hash, rows_hash
+from workbench.data.images import image_hash, shown
+from workbench.errors import ConfigError, RunError
 from workbench.mllm import MLLM, VisualTokens
 from workbench.mllm.conversation import encode_conversations
 from workbench.vfm import VFM, load_vfm, patches_under
@@ -144,22 +146,28 @@ class Targets:
 
 
 class StoredTargets(Targets):
-    """The same from the feature cache, which one pass over the data fills: a store for each size of raster.
+    """The same from the feature cache, which one pass over the data fills: a store for each size of patch grid.
+
+    The pass looks at the pixels of every image, by which the stored features are known; each image that comes later must have them still.
 
     Raises:
-        ConfigError: the control `images: others` where most images of a raster are one picture.
+        ConfigError: the control `images: others` where most images of a patch grid are one image.
     """
 
     def __init__(self, vfms: Sequence[VFM], mllm: MLLM, data: ConversationSet, settings: AlignmentConfig, seed: int, max_length: int | None) -> None:
         super().__init__(vfms)
-        self._tiles: list[list[tuple[tuple[int, int], int]]] = []  # of each conversation: raster, number within its store
+        self._data = data
+        self._pixels: list[list[bytes]] = []  # of each conversation: hashes of its images
+        self._tiles: list[list[tuple[tuple[int, int], int]]] = []  # of each conversation: patch grid, number within its store
         samples: dict[tuple[int, int], list[Sample]] = {}
         pictures: dict[tuple[int, int], list[tuple[int, int]]] = {}  # whose tile each sample is: conversation, image
         boxes = []
         for number, own in enumerate(tqdm(data.conversations, desc=f"tiles of {data.data.name}", file=sys.stderr, mininterval=2, delay=2)):
-            places = []
+            places: list[tuple[tuple[int, int], int]] = []
+            self._pixels.append([])
             if own.loads:
                 batch, _ = encode_conversations(mllm, [own.images], [own.turns], max_length=max_length)
+                self._pixels[-1] = [image_hash(image) for image in batch.images[0]]
                 for n, part in enumerate(mllm.visual_tokens(batch)[0]):
                     if part.grid is None:
                         raise ConfigError(f"{mllm.name} gives visual tokens without rows and columns: expected data.features compute, or another model")
@@ -169,7 +177,7 @@ class StoredTargets(Targets):
                     pictures.setdefault(part.grid, []).append((number, part.image))
                     same.append(Sample(f"{number}:{n}", f"{number}:{n}", partial(_covered, own, part)))
             self._tiles.append(places)
-        fingerprint = content_hash(data.data.fingerprint, *boxes)
+        fingerprint = rows_hash(chain(self._pixels, boxes))
         sets = {grid: Dataset(data.data.name, own, content_hash(fingerprint, grid)) for grid, own in samples.items()}
         known = _known(pictures, sets) if settings.images == "others" else {}
         self._features: dict[str, dict[tuple[int, int], Features]] = {}
@@ -178,6 +186,18 @@ class StoredTargets(Targets):
             self._features[vfm.name] = _controlled(stores, known, settings, seed)
 
     def __call__(self, numbers: Sequence[int], images: Pictures, visual: Places) -> dict[str, list[list[Tensor]]]:
+        """Read from the store.
+
+        Raises:
+            RunError: an image has other pixels than those whose features are stored.
+        """
+        for number, own in zip(numbers, images, strict=True):
+            for n, (image, pixels) in enumerate(zip(own, self._pixels[number], strict=True)):
+                if image_hash(image) != pixels:
+                    raise RunError(
+                        f"image {n + 1} of conversation {self._data.conversations[number].id} of {shown(self._data.data.name)} has been replaced since the "
+                        "training began: expected the pixels that its targets were computed of; put it back, or start again"
+                    )
         return {name: [[stores[grid][row] for grid, row in self._tiles[number]] for number in numbers] for name, stores in self._features.items()}
 
 

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from workbench.data import Dataset
 from workbench.data.base import content_hash
-from workbench.data.images import image_hash
+from workbench.data.images import image_hash, shown
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, cache_folder, locked, make_folder, remove_partial
 
@@ -274,7 +274,8 @@ def _image(data: Dataset, index: int, expected: bytes) -> Image.Image:
     """The image, once its pixels are seen to be those that its hash was taken of."""
     image = data.scenes[index][0].image
     if image_hash(image) != expected:
-        raise RunError(f"image {data.scenes[index][0].image_id} of {data.name} is not the one that was hashed in {_hash_file(data)}: delete that file")
+        place = data.scenes[index][0].image_id
+        raise RunError(f"image {shown(place)} of {shown(data.name)} is not the one that was hashed in {_hash_file(data)}: delete that file")
     return image
 
 

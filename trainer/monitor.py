@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,6 +32,7 @@ from trainer.watched import WatchedBatch
 from workbench.errors import ConfigError, DataError, RunError, UnknownNameError, WeightsError
 from workbench.files import atomic_file
 from workbench.metrics import METRICS
+from workbench.metrics.alignment import MIN_ROWS
 from workbench.rasters import Within
 from workbench.stats import null_of
 from workbench.training import LOG_FILE
@@ -268,10 +270,11 @@ class SubsetAlignment:
         self.layers = sorted(alignment.layer) if given else [max(1, len(self.blocks) // 2)]
         self.model, self.settings, self.seed = prepared.model, settings, recipe.seed
         self.watched = prepared.watched(recipe)
-        lengths = [len(raster) for batch in self.watched.batches for _, image in batch.places for raster in image]
-        if settings.k >= min(lengths):
-            raise ConfigError(f"monitor.k is {settings.k}: expected less than {min(lengths)}, the visual tokens of an image")
-        self.n, self.images = int(median(lengths)), sum(len(batch.places) for batch in self.watched.batches)
+        lengths = [[len(raster) for raster in image] for batch in self.watched.batches for _, image in batch.places]
+        large = [own for own in lengths if min(own) >= max(settings.k + 1, MIN_ROWS)]
+        if not large:
+            raise ConfigError(f"monitor.k is {settings.k}: expected less than {max(map(min, lengths))}, the visual tokens of an image")
+        self.n, self.images, self.left_out = int(median(chain.from_iterable(large))), len(large), len(lengths) - len(large)
 
     @property
     def record(self) -> dict[str, object]:
@@ -288,7 +291,11 @@ class SubsetAlignment:
         for batch in self.watched.batches:
             collector.add(self._hidden(batch), list(batch.patches.values()))
         self.model.train(training)
-        found = collector.finish()
+        try:
+            found = collector.finish()
+        except DataError as error:  # the tokens of every image are alike by now, perhaps
+            tqdm.write(f"warning: CKNNA is not measured here: {error}", file=sys.stderr)
+            return {}
         logs: dict[str, float] = {}
         for row, layer in enumerate(self.layers):
             for column, name in enumerate(self.watched.batches[0].patches):
@@ -297,7 +304,7 @@ class SubsetAlignment:
                 values = {"cknna": interval.estimate, "cknna_low": interval.low, "cknna_high": interval.high}
                 logs |= {f"{key}/layer_{layer}/{name}": value for key, value in values.items()}
                 logs |= {f"cknna_null_mean/layer_{layer}/{name}": null.mean, f"cknna_null_q95/layer_{layer}/{name}": null.q95}
-        return logs | {"cknna_n": found.n, "cknna_k": self.settings.k, "cknna_images": self.images}
+        return logs | {"cknna_n": found.n, "cknna_k": self.settings.k, "cknna_images": len(collector.scored)}
 
     def _hidden(self, batch: WatchedBatch) -> list[list[list[Tensor]]]:
         """The visual tokens of each layer, [layer][image][raster]."""
@@ -323,6 +330,10 @@ def subset_alignment(recipe: Recipe, prepared: Prepared | PreparedStudent) -> tu
     if recipe.monitor.cknna_images == 0:
         return None, []
     try:
-        return SubsetAlignment(recipe, prepared), []
+        subset = SubsetAlignment(recipe, prepared)
+        few = (
+            f"CKNNA during training leaves out {subset.left_out} of {subset.left_out + subset.images} images, of no more than {recipe.monitor.k} visual tokens"
+        )
+        return subset, [few] if subset.left_out else []
     except (ConfigError, DataError, WeightsError, UnknownNameError) as error:
         return None, [f"CKNNA is not measured during training: {error}"]

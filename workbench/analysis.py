@@ -78,11 +78,12 @@ class Context:
 
 @dataclass(frozen=True)
 class Result:
-    """What `run` returns: tables and tensors to store, and values that belong in the record."""
+    """What `run` returns: tables and tensors to store, values that belong in the record, and sentences about what could not be measured."""
 
     tables: dict[str, pd.DataFrame]
     tensors: dict[str, Tensor] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
 
 Figures = Callable[[Mapping[str, Run]], dict[str, go.Figure]]
@@ -167,6 +168,7 @@ def execute(analysis: Analysis, config: DataOptions, where: Where, argv: list[st
                 "model_fingerprint": mllm.fingerprint,
                 "data": data.name,
                 "data_fingerprint": data.fingerprint,
+                "left_out": [*data.left_out, *result.left_out],
                 "config": as_mapping(config),
                 "seed": config.seed,
                 "device": str(mllm.device),
@@ -191,7 +193,15 @@ def _main(analysis: Analysis, argv: list[str]) -> None:
     found = execute(analysis, config, where, ["python", "-m", f"analyses.{analysis.name}", *argv])
     sys.stdout.write(analysis.summary(found).to_string(index=False, float_format="{:.3f}".format) + "\n")
     for run in found.values():
+        for sentence in _named(run.record.get("left_out", ())):
+            sys.stdout.write(f"{run.label}: left out {sentence}\n")
         sys.stdout.write(f"{run.label}: {runs.folder_of(where.output_dir, analysis.name, run.key)}\n")
+
+
+def _named(left_out: Sequence[str], most: int = 5) -> list[str]:
+    """The first sentences about what was left out, and how many more there are."""
+    more = len(left_out) - most
+    return [*left_out[:most], *([f"{more} more, which {runs.RUN_FILE} names"] if more > 0 else [])]
 
 
 def _part(asked: Any, cls: type[T]) -> T:

@@ -11,7 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.capture import read
+from workbench.data.images import shown
+from workbench.errors import DataError
 from workbench.metrics import Metric
+from workbench.metrics.alignment import MIN_ROWS
 from workbench.mllm import MLLM, Batch, VisualTokens
 from workbench.stats import Interval, bootstrap_columns, null_scores, permutations
 
@@ -49,21 +52,61 @@ class Scores:
 
 
 class Within:
-    """Each raster of an image is a problem of its own; an image is the mean of its rasters, the score the mean over images."""
+    """Each raster of an image is a problem of its own; an image is the mean of its rasters, the score the mean over images.
+
+    An image that cannot be scored, having too few visual tokens or all of them alike, is left out.
+
+    Attributes:
+        scored: numbers of the images that have a score, in the order in which they came.
+        left_out: number of each other image, and why.
+    """
 
     def __init__(self, metric: Metric, option: int, *, null: int, seed: int) -> None:
         self.metric, self.option, self.null, self.seed = metric, option, null, seed
-        self.own: list[np.ndarray] = []  # (layer, target) of each image
+        self.scored: list[int] = []
+        self.left_out: dict[int, str] = {}
+        self.own: list[np.ndarray] = []  # (layer, target) of each scored image
         self.nulls: np.ndarray | float = 0.0  # summed over images
         self.lengths: list[int] = []
 
     def add(self, hidden: Sequence[Rasters], patches: Sequence[Rasters]) -> None:
         """Take a batch of images: a representation for each layer, and for each target."""
-        first, lengths = len(self.own), [[len(raster) for raster in image] for image in hidden[0]]
-        self.own += [np.zeros((len(hidden), len(patches))) for _ in lengths]
-        where = [(image, raster) for image, own in enumerate(lengths) for raster in range(len(own))]
-        for length in dict.fromkeys(lengths[image][raster] for image, raster in where):
-            same = [(image, raster) for image, raster in where if lengths[image][raster] == length]
+        first, least = len(self.scored) + len(self.left_out), max(self.option + 1 if self.metric.option == "k" else 0, MIN_ROWS)
+        lengths = [[len(raster) for raster in image] for image in hidden[0]]
+        reasons = {n: f"{min(own)} visual tokens, fewer than the {least} that {self.metric.label} takes" for n, own in enumerate(lengths) if min(own) < least}
+        fine = [n for n in range(len(lengths)) if n not in reasons]
+        try:
+            scores, nulls = self._scores(hidden, patches, fine, first)
+        except DataError:
+            for n in fine:
+                if not all(raster.isfinite().all() for side in (*hidden, *patches) for raster in side[n]):
+                    raise  # a fault of the model, not of an image
+                try:
+                    self._scores(hidden, patches, [n], first)
+                except DataError as error:
+                    reasons[n] = str(error)
+            fine = [n for n in fine if n not in reasons]
+            scores, nulls = self._scores(hidden, patches, fine, first)
+        self.own += scores
+        self.nulls = self.nulls + nulls
+        self.scored += [first + n for n in fine]
+        self.left_out |= {first + n: why for n, why in reasons.items()}
+        self.lengths += [length for n in fine for length in lengths[n]]
+
+    def _scores(self, hidden: Sequence[Rasters], patches: Sequence[Rasters], images: Sequence[int], first: int) -> tuple[list[np.ndarray], np.ndarray | float]:
+        """Scores (layer, target) of each of `images`, and their nulls (draw, layer, target) in sum.
+
+        Args:
+            images: numbers within the batch, whose first image is number `first` of all.
+
+        Raises:
+            DataError: the metric refuses an image.
+        """
+        scores = {n: np.zeros((len(hidden), len(patches))) for n in images}
+        nulls: np.ndarray | float = 0.0
+        where = [(n, raster) for n in images for raster in range(len(hidden[0][n]))]
+        for length in dict.fromkeys(len(hidden[0][n][raster]) for n, raster in where):
+            same = [(n, raster) for n, raster in where if len(hidden[0][n][raster]) == length]
             step = self.metric.together(length, len(hidden) + len(patches))
             for start in range(0, len(same), step):
                 part = same[start : start + step]
@@ -71,18 +114,32 @@ class Within:
                     [self.metric.prepare(torch.stack([side[i][r] for i, r in part]), self.option, name) for side in sides]
                     for sides, name in ((hidden, "the visual tokens of an image"), (patches, "the VFM's patches of an image"))
                 )
-                scores = np.array([[self.metric.score(x, y).numpy() for y in ys] for x in xs])
+                found = np.array([[self.metric.score(x, y).numpy() for y in ys] for x in xs])
                 # a raster's permutations are its own, so that neither the batch size nor the other images change them
                 orders = torch.stack([permutations(length, self.null, (self.seed, first + i, r)) for i, r in part], dim=1)
-                weights = np.array([1 / len(lengths[i]) for i, _ in part])
-                self.nulls = self.nulls + np.stack([null_scores(self.metric, xs, y, orders) @ weights for y in ys], axis=-1)
+                weights = np.array([1 / len(hidden[0][i]) for i, _ in part])
+                nulls = nulls + np.stack([null_scores(self.metric, xs, y, orders) @ weights for y in ys], axis=-1)
                 for number, (image, _) in enumerate(part):
-                    self.own[first + image] += scores[..., number] * weights[number]
-        self.lengths += [length for own in lengths for length in own]
+                    scores[image] += found[..., number] * weights[number]
+        return list(scores.values()), nulls
 
     def finish(self) -> Scores:
-        """Intervals over images."""
+        """Intervals over images.
+
+        Raises:
+            DataError: no image could be scored.
+        """
+        if not self.own:
+            raise DataError(f"none of the {len(self.left_out)} images can be scored: of the first, {next(iter(self.left_out.values()), 'nothing')}")
         own = np.stack(self.own)
         intervals = bootstrap_columns(own.reshape(len(own), -1), seed=self.seed)
         rows = [intervals[start : start + own.shape[2]] for start in range(0, len(intervals), own.shape[2])]
         return Scores(rows, np.asarray(self.nulls) / len(own), int(np.median(self.lengths)), len(self.lengths), own)
+
+    def sentences(self, names: Sequence[str]) -> list[str]:
+        """What to say of the images that are left out.
+
+        Args:
+            names: of all images.
+        """
+        return [f"image {shown(names[n])}: {why}" for n, why in self.left_out.items()]

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
+from workbench.data.images import StoredImage
 from workbench.data.images import upright_rgb as upright_rgb
 from workbench.data.selection import subset as subset
 from workbench.errors import DataError, UnknownNameError
@@ -85,6 +86,11 @@ class Sample:
     def image(self) -> Image.Image:
         """The image in RGB, upright."""
         return self.load()
+
+    @property
+    def source(self) -> str:
+        """Where the image lies, in messages; what it is known by, where it lies nowhere."""
+        return self.load.name if isinstance(self.load, StoredImage) else self.image_id
 
 
 @dataclass(frozen=True)
