@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from scipy.stats import chisquare
@@ -25,7 +26,7 @@ print(content_hash(*[scene[0].image.tobytes() for scene in scenes], *[s.id + s.q
 """
 
 
-def load_or_skip(spec: str, **options: int) -> Dataset:
+def load_or_skip(spec: str, **options: Any) -> Dataset:
     """The data set; skips where the package that carries it cannot be had, which CI does not let pass."""
     try:
         return load_data(spec, **options)

@@ -289,7 +289,9 @@ def _written(table: Any, column: str | None, path: str, root: Path) -> list[tupl
 
 def _cells(table: Any, index: int, column: str) -> list[Any]:
     value = table[index][column]
-    return [] if is_empty(value) else value if isinstance(value, list) else [value]
+    cells = value if isinstance(value, list) else [value]
+    lost = any((cell.get("bytes") if isinstance(cell, Mapping) else cell) == b"" for cell in cells)  # 0 bytes are an image that has been lost, not none
+    return [] if is_empty(value) and not lost else cells
 
 
 def _content(value: Any, where: str) -> str | bytes:

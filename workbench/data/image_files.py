@@ -15,6 +15,7 @@ from hashlib import blake2b, file_digest
 from pathlib import Path
 from unicodedata import normalize
 from urllib.parse import unquote
+from zipfile import BadZipFile
 
 import numpy as np
 from tqdm import tqdm
@@ -92,7 +93,7 @@ def _listed(root: Path, names: Mapping[str, str]) -> dict[str, ImageFile]:
         wanted.setdefault(parent, {})[last] = name
     found: dict[str, ImageFile] = {}
     for parent, own in wanted.items():
-        if (root / parent).is_dir():
+        if os.path.isdir(root / parent):  # which of names that are too long is false
             with os.scandir(root / parent) as entries:
                 for entry in entries:
                     if entry.name in own and entry.is_file():
@@ -165,7 +166,7 @@ def _earlier(store: Path) -> tuple[np.ndarray, np.ndarray] | None:
     try:
         with np.load(store) as stored:
             return stored["hints"], stored["hashes"]
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
 
 

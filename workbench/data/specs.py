@@ -6,6 +6,7 @@ escapes say it outright, where no file of that very name exists. `~` is the home
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ def path_of(text: str) -> Path:
     """The path that a text names: as it stands, with the home folder for `~`, or with percent escapes where nothing of that name exists."""
     literal = Path(text).expanduser() if text.startswith("~") else Path(text)
     escaped = Path(unquote(text)).expanduser() if "%" in text else literal
-    return escaped if not literal.exists() and escaped.exists() else literal
+    return escaped if not os.path.exists(literal) and os.path.exists(escaped) else literal
 
 
 def spec_options(spec: str, known: Mapping[str, str]) -> tuple[str, dict[str, str]]:
@@ -27,10 +28,10 @@ def spec_options(spec: str, known: Mapping[str, str]) -> tuple[str, dict[str, st
     Raises:
         UnknownNameError: an option that is not among them.
     """
-    if path_of(spec).exists():
+    if os.path.exists(path_of(spec)):
         return str(path_of(spec)), dict(known)
     cuts = [match.start() for match in re.finditer(r"\?(?=\w+=|$)", spec)]
-    there = [at for at in cuts if path_of(spec[:at]).exists()]
+    there = [at for at in cuts if os.path.exists(path_of(spec[:at]))]
     if not cuts:
         return str(path_of(spec)), dict(known)
     at = (there or cuts)[-1]
@@ -44,7 +45,7 @@ def _options(path: str, text: str, known: Mapping[str, str]) -> dict[str, str]:
     last = ""
     for part in re.split(r"&(?=\w+=)", text) if text else ():
         name, _, value = part.partition("=")
-        if last and name not in known and path_of(f"{options[last]}&{part}").exists():
+        if last and name not in known and os.path.exists(path_of(f"{options[last]}&{part}")):
             options[last] += f"&{part}"
         elif name not in known:
             raise UnknownNameError(f"option of {path}", name, known)
