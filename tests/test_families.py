@@ -19,7 +19,7 @@ import transformers as tf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.tiny import BUILDERS, SIZES, VISION, WORDS, build
+from tests.tiny import BUILDERS, SIZES, VISION, WORDS, build, randomize
 from workbench.capture import attention, edit, read
 from workbench.errors import ConfigError, ModelError
 from workbench.mllm import FAMILIES, MLLM, Batch, VisualTokens
@@ -52,9 +52,13 @@ def picture(seed: int, size: tuple[int, int] = (90, 60)) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
 
 
-def mixed(mllm: MLLM) -> Batch:
-    """Different sizes and question lengths."""
-    return mllm.encode([picture(0), picture(1, (40, 120)), picture(2, (64, 64))], [QUESTION, "what color is the dog ?", "yes"])
+def mixed(mllm: MLLM, side: str = "left") -> Batch:
+    """Different sizes and question lengths, padded on one side; not every processor asks its tokenizer for the side, so it is passed on."""
+    questions = [QUESTION, "what color is the dog ?", "yes"]
+    pictures = tuple((image,) for image in (picture(0), picture(1, (40, 120)), picture(2, (64, 64))))
+    batch = mllm.process(pictures, [mllm.prompt(question) for question in questions], questions, padding_side=side)
+    assert bool(batch.inputs["attention_mask"][:, -1].all()) == (side == "left")
+    return batch
 
 
 def test_grids_and_boxes_fill_the_image(mllm: MLLM) -> None:
@@ -78,9 +82,7 @@ def test_painting_a_cell_moves_its_token_in_thin_and_square_images(mllm: MLLM, s
 
 def test_read_equals_transformers(mllm: MLLM) -> None:
     for side in ("left", "right"):
-        mllm.processor.tokenizer.padding_side = side
-        batch = mixed(mllm)
-        mllm.processor.tokenizer.padding_side = "left"
+        batch = mixed(mllm, side)
         with torch.inference_mode():
             theirs = mllm.model(**batch.inputs, output_hidden_states=True).hidden_states
         assert len(theirs) == mllm.n_layers + 1
@@ -127,9 +129,7 @@ def test_several_images_and_none(mllm: MLLM) -> None:
 
 def test_attention_rows_equal_eager(mllm: MLLM) -> None:
     for side in ("left", "right"):
-        mllm.processor.tokenizer.padding_side = side
-        batch = mixed(mllm)
-        mllm.processor.tokenizer.padding_side = "left"
+        batch = mixed(mllm, side)
         mask = batch.inputs["attention_mask"].bool()
         kept = [row.nonzero().flatten() for row in mask]
         rows = [[int(own[-1]), int(own[len(own) // 2]), int(own[-3])] for own in kept]
@@ -169,6 +169,26 @@ def test_edits_are_what_they_say(mllm: MLLM) -> None:
     assert (shuffled - plain).abs().max() > 1e-4
     with pytest.raises(ModelError, match="an edit returned visual tokens of shape"):
         edit(mllm, one, at=1, fn=lambda v, _: v[:1])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_edits_give_the_last_tokens_on_either_side_of_the_padding(mllm: MLLM, side: str) -> None:
+    """Logits of the last tokens of prompts of different lengths, as of each prompt alone."""
+    batch = mixed(mllm, side)
+    lengths = batch.inputs["attention_mask"].sum(1)
+    assert len(lengths.unique()) > 1
+    layer, keep = mllm.n_layers - 1, 3
+    together = edit(mllm, batch, at=layer, fn=lambda v, _: v.flip(0), keep=keep)
+    for row in range(len(batch)):
+        one = mllm.encode([batch.images[row]], [batch.prompts[row]])
+        assert torch.allclose(together[row], edit(mllm, one, at=layer, fn=lambda v, _: v.flip(0), keep=keep)[0], atol=1e-3)
+        with torch.inference_mode():
+            plain = mllm.model(**one.inputs).logits[0, -keep:].float()
+        assert torch.allclose(edit(mllm, one, at=layer, fn=lambda v, _: v, keep=keep)[0], plain, atol=1e-4)
+    assert torch.allclose(edit(mllm, batch, at=layer, fn=lambda v, _: v.flip(0)), together[:, -1:], atol=1e-4)
+    for number in (0, int(lengths.min()) + 1):
+        with pytest.raises(ConfigError, match=rf"keep is {number}: expected 1 to {int(lengths.min())}, the tokens of the shortest prompt"):
+            edit(mllm, batch, at=layer, fn=lambda v, _: v, keep=number)
 
 
 def test_edits_from_two_threads_do_not_mix(mllm: MLLM) -> None:
@@ -277,7 +297,7 @@ def test_a_fine_raster_that_is_one_column_off_is_caught(tmp_path: Path) -> None:
     processor.image_processor = tf.CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     vision = tf.CLIPVisionConfig(**VISION, image_size=336, patch_size=14)
     config = tf.LlavaConfig(vision_config=vision, text_config=tf.LlamaConfig(**SIZES, vocab_size=40), image_token_index=processor.image_token_id)
-    model = MLLM(tf.LlavaForConditionalGeneration(config), processor, FAMILIES.get("llava"), "fine")
+    model = MLLM(randomize(tf.LlavaForConditionalGeneration(config)), processor, FAMILIES.get("llava"), "fine")
     validate(model)
     with pytest.raises(ModelError, match=r"painting cell|looks shifted"):
         validate(with_family(model, FAULTS["one column off"][0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from workbench.answers import MEAN, Quiz
 from workbench.capture import knockout
 from workbench.data import Dataset, Object, Sample
 from workbench.errors import ConfigError, DataError
+from workbench.mllm import MLLM
 from workbench.mllm.family import VisualTokens
 
 RED_DOG, BLUE_DOG = Object("red dog", (0.0, 0.0, 0.5, 0.5)), Object("blue dog", (0.5, 0.5, 1.0, 1.0))
@@ -51,6 +53,38 @@ def test_knocking_out_all_blocks_removes_the_image(name: str, folders: Path) -> 
     assert (first - second).abs().max() > 1e-4
     with pytest.raises(ConfigError, match=r"layer 0 does not exist in .*: expected 1 to 4"):
         knockout(mllm, batches[0], blocks=[0])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", list(BUILDERS))
+def test_padding_on_either_side_changes_no_logit(name: str, side: str, folders: Path) -> None:
+    """Questions of different lengths in one batch: the last token of each, not the padding after it."""
+    mllm = model(name, folders)
+    questions = ["what is this ?", "yes", "what color is the dog ?"]
+    batch = mllm.process(*_texts(mllm, questions), padding_side=side)
+    lengths = batch.inputs["attention_mask"].sum(1).tolist()
+    assert len(set(lengths)) == 3 and bool(batch.inputs["attention_mask"][:, -1].all()) == (side == "left")
+    alone = [mllm.encode([picture(row, (90, 60))], [question]) for row, question in enumerate(questions)]
+    for blocks in ([2], [1, 2, 3, 4]):
+        expected = torch.cat([knockout(mllm, one, blocks=blocks) for one in alone])
+        assert torch.allclose(knockout(mllm, batch, blocks=blocks), expected, atol=1e-3), blocks
+
+
+def _texts(mllm: MLLM, questions: list[str]) -> tuple[Any, list[str], list[str]]:
+    pictures = tuple((picture(row, (90, 60)),) for row in range(len(questions)))
+    return pictures, [mllm.prompt(question) for question in questions], questions
+
+
+def test_a_quiz_padded_on_the_right_gives_the_same_answers(folders: Path) -> None:
+    for name in ("llava", "llava_next"):  # with and without a shared prefix
+        mllm, numbers = model(name, folders), {}
+        for side in ("left", "right"):
+            mllm.processor.tokenizer.padding_side = side
+            quiz = Quiz(mllm, planted().scenes, batch_size=5)
+            assert (quiz._shared is not None) == (name == "llava")
+            changes = quiz.logprobs(), quiz._whole(None, None), quiz.logprobs(1, lambda values, _: values.flip(0)), quiz.knocked_out([1, 2])
+            numbers[side] = [change.nan_to_num(neginf=0) for change in changes]
+        assert all(torch.allclose(left, right, atol=1e-4) for left, right in zip(*numbers.values(), strict=True))
 
 
 def test_without_positions_knockout_equals_a_prompt_without_image(folders: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.optimize import minimize
 from sklearn.metrics import balanced_accuracy_score, r2_score
 
 from analyses.linear_probe import ANALYSIS, Config, differences
@@ -126,6 +127,32 @@ def test_the_features_of_the_scored_images_are_not_used_to_standardise() -> None
     expected = (x[score] - x[fit].mean(0)) / x[fit].std(0) @ direct + y[fit].mean(0)
     assert np.allclose(regress(x, y, [(fit, score), (score, fit)], l2=10)[score], expected)
     assert groups.max() == 5
+
+
+def test_a_classifier_is_the_one_of_its_formula_and_standardised_on_fitted_images_only() -> None:
+    """An oracle that minimises the weighed loss by itself, on images that lie elsewhere and are spread otherwise than those that are scored."""
+    rng = np.random.default_rng(2)
+    truth = rng.choice(2, size=240, p=[0.8, 0.2])
+    x = rng.normal(size=(240, 3)) + truth[:, None] * (1.2, 0.8, 0.0)
+    x[120:] = 1.5 + 4 * x[120:]
+    folds = [(np.arange(120), np.arange(120, 240)), (np.arange(120, 240), np.arange(120))]
+    for l2 in (0.5, 30.0):
+        predicted, wrong = classify(x, np.stack([truth, 1 - truth], axis=1), folds, l2=l2), []
+        for fit, score in folds:
+            mean, spread = x[fit].mean(0), x[fit].std(0)
+            sign, weight = 2 * truth[fit] - 1, (len(fit) / (2 * np.bincount(truth[fit])))[truth[fit]]
+
+            def loss(w: np.ndarray, z: np.ndarray = (x[fit] - mean) / spread, sign: np.ndarray = sign, weight: np.ndarray = weight, l2: float = l2) -> float:
+                return float((weight * np.logaddexp(0, -sign * (z @ w[:3] + w[3]))).sum() + l2 / 2 * (w[:3] ** 2).sum())
+
+            best = minimize(loss, np.zeros(4), method="BFGS", options={"gtol": 1e-6}).x
+            margin = (x[score] - mean) / spread @ best[:3] + best[3]
+            clear = np.abs(margin) > 0.02
+            assert clear.mean() > 0.9 and ((margin > 0) == predicted[score, 0])[clear].all()
+            own = (x[score] - x[score].mean(0)) / x[score].std(0) @ best[:3] + best[3]
+            wrong.append(((margin > 0) != (own > 0)).mean())
+        assert min(wrong) > 0.1  # the scored images' own mean and spread would predict otherwise
+        assert ((predicted.sum(axis=1) == 1).mean()) > 0.95  # the labels of the other target, each by its own fit
 
 
 # --- planted truth ---------------------------------------------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """Intervals cover, tests keep their level, and units are images rather than rows."""
 
 from dataclasses import astuple
+from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
 from workbench.errors import DataError
-from workbench.stats import bootstrap_ci, bootstrap_columns, holm, jackknife_ci, jackknife_test, null_of, paired_columns, paired_test, t_interval
+from workbench.stats import bootstrap_ci, bootstrap_columns, holm, jackknife_ci, jackknife_test, null_of, paired_columns, paired_differences, paired_test, t_interval
 
 
 def test_bootstrap_covers_the_truth() -> None:
@@ -91,6 +93,34 @@ def test_holm_equals_the_textbook_and_keeps_its_level() -> None:
     assert (p.min(axis=1) <= 0.05).mean() > 0.6  # without it, most families of 24 tests find something in noise
     with pytest.raises(DataError, match=r"p is 1\.2: expected 0 to 1"):
         holm([0.1, 1.2])
+
+
+def closed(p: list[float]) -> list[float]:
+    """Holm's correction from its origin, closed testing: the largest Bonferroni p of the sets of hypotheses that hold each one (Marcus et al. 1976)."""
+    sets = [chosen for size in range(1, len(p) + 1) for chosen in combinations(range(len(p)), size)]
+    return [max(min(1.0, len(chosen) * min(p[i] for i in chosen)) for chosen in sets if one in chosen) for one in range(len(p))]
+
+
+@pytest.mark.parametrize("within", [("target",), ()])
+def test_differences_between_models_are_corrected_within_their_question(within: tuple[str, ...]) -> None:
+    """Each model minus the first, over the images that both have; Holm over the layers of a target, or over all rows of a model."""
+    rng = np.random.default_rng(7)
+    keys = [(target, layer, str(image)) for target in "ab" for layer in range(4) for image in range(9)]
+    tables = {}
+    for number, name in enumerate(("first", "second", "third")):
+        values = rng.normal(size=len(keys)) + np.array([number * 0.6 * layer for _, layer, _ in keys])
+        table = pd.DataFrame(keys, columns=["target", "layer", "image_id"]).assign(value=values)
+        tables[name] = table[table["image_id"] != str(number)].sample(frac=1, random_state=number)  # one image is missing in each, rows in any order
+    found = paired_differences(tables, by=("target", "layer"), within=within)
+    assert len(found) == 16 and set(found["model"]) == {"second", "third"} and (found["against"] == "first").all() and (found["n_images"] == 7).all()
+    for row in found.to_dict("records"):
+        first, other = (tables[name].set_index(["target", "layer"]).loc[(row["target"], row["layer"])] for name in ("first", row["model"]))
+        differences = (other.set_index("image_id")["value"] - first.set_index("image_id")["value"]).dropna()
+        known = scipy_stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf)
+        assert row["score"] == pytest.approx(differences.mean()) and row["p"] == pytest.approx(known.pvalue)
+    for _, family in found.groupby(["model", *within]):
+        assert len(family) == (4 if within else 8) and family["p_holm"].tolist() == pytest.approx(closed(family["p"].tolist()))
+    assert (found["p_holm"] > found["p"]).sum() > 8
 
 
 def test_null_counts_itself() -> None:

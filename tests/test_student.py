@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, TrainerState, TrainingArgu
 
 from tests.conftest import run
 from tests.students import FLAGS, VIRAL, picture, rows, world, write
-from tests.tiny import VISION, _text, _tokenizer, build
+from tests.tiny import VISION, _text, _tokenizer, build, randomize
 from trainer.__main__ import main
 from trainer.config import Recipe
 from trainer.loop import AlignmentTrainer, train
@@ -289,17 +289,18 @@ def parts(root: Path, tower: str) -> tuple[Path, Path]:
     if tower == "clip":
         text = tf.CLIPTextConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, vocab_size=30)
         vision = tf.CLIPVisionConfig(**VISION, image_size=56, patch_size=14)
-        tf.CLIPModel(tf.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)).save_pretrained(root / "tower")
+        clip = tf.CLIPModel(tf.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8))
+        randomize(clip).save_pretrained(root / "tower")
         tf.CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}).save_pretrained(root / "tower")
         language = tf.LlamaForCausalLM(_text(tf.LlamaConfig, tokenizer))
     else:
-        tf.SiglipVisionModel(tf.SiglipVisionConfig(**VISION, image_size=56, patch_size=14)).save_pretrained(root / "tower")
+        randomize(tf.SiglipVisionModel(tf.SiglipVisionConfig(**VISION, image_size=56, patch_size=14))).save_pretrained(root / "tower")
         tf.SiglipImageProcessor(size={"height": 56, "width": 56}).save_pretrained(root / "tower")
         language = tf.Qwen2ForCausalLM(_text(tf.Qwen2Config, tokenizer, tie_word_embeddings=True))
         tokenizer.chat_template = (
             "{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} <eos>\n{% endfor %}{% if add_generation_prompt %}assistant :{% endif %}"
         )
-    language.save_pretrained(root / "language")
+    randomize(language).save_pretrained(root / "language")
     tokenizer.save_pretrained(root / "language")
     return root / "tower", root / "language"
 

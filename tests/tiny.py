@@ -49,16 +49,39 @@ def build(name: str, folder: Path) -> Path:
     """Save a small model of family `name` with its processor."""
     torch.manual_seed(0)
     model, processor = BUILDERS[name]()
-    with torch.no_grad():
-        for part in model.modules():  # the usual deviation of 0.02 makes a small model nearly blind
-            if isinstance(part, torch.nn.Linear | torch.nn.Conv2d | torch.nn.Conv3d | torch.nn.Embedding):
-                part.weight.normal_(0, part.weight[0].numel() ** -0.5 if not isinstance(part, torch.nn.Embedding) else 1.0)
-            for key, value in part.named_parameters(recurse=False):
-                if key in ("position_embedding", "class_embedding", "image_newline", "mm_input_projection_weight", "cls_token", "position_embeddings"):
-                    value.normal_(0, 32**-0.5)
-    model.eval().save_pretrained(folder)
+    randomize(model).eval().save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@torch.no_grad()
+def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Draw all parameters of a fresh model such that no part of it is the identity, and return the model.
+
+    A fresh norm has weight 1, so that applying it twice, or leaving it out after another one, changes nothing; a fresh bias, gate or position embedding
+    of 0 changes nothing wherever it is added. Weights of matrices become large enough for the output to depend on the image: the usual standard
+    deviation of 0.02 leaves a small model nearly blind.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(value: torch.Tensor, std: float) -> torch.Tensor:
+        return std * torch.randn(value.shape, generator=generator)
+
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, value in module.named_parameters(recurse=False):
+            if id(value) in seen:  # tied to another one
+                continue
+            seen.add(id(value))
+            if isinstance(module, torch.nn.Embedding):
+                value.copy_(noise(value, 1.0))
+            elif name == "weight" and isinstance(module, torch.nn.Linear | torch.nn.Conv2d | torch.nn.Conv3d):
+                value.copy_(noise(value, value[0].numel() ** -0.5))
+            elif value.ndim > 1:  # position and class embeddings, newlines, projections that are bare parameters
+                value.copy_(noise(value, value.shape[-1] ** -0.5))
+            else:  # weights of norms (around 1, or 0 where the norm adds 1), layer scales, gates, logit scales, biases
+                value.add_(noise(value, 0.1 if name.endswith("bias") else 0.3))
+    return model
 
 
 def _tokenizer(*special: str, bos: bool = False, words: Sequence[str] = WORDS, **named: str) -> Any:

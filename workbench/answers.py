@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from workbench.capture import Blocked, Place, blocking, check_layers, check_place, edit, edited, knockout, read
 from workbench.data.base import Sample
 from workbench.errors import DataError, UnknownNameError
-from workbench.mllm.base import MLLM
+from workbench.mllm.base import MLLM, last_logits, positions_to_keep
 from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
 from workbench.stats import bootstrap_ci, bootstrap_columns, bootstrap_mean_of_columns, paired_test
@@ -100,7 +100,8 @@ class Quiz:
             row += len(batch)
             if at is None or change is None:
                 with self.mllm.lock, torch.inference_mode():
-                    logits.append(self.mllm.model(**batch.inputs, use_cache=False, logits_to_keep=1).logits[:, -1].float().cpu())
+                    output = self.mllm.model(**batch.inputs, use_cache=False, logits_to_keep=positions_to_keep(batch))
+                    logits.append(last_logits(output, batch).cpu())
             else:
                 logits.append(edit(self.mllm, batch, at=at, fn=partial(_of_sample, change=change, images=[self.first + n for n in owner]))[:, -1])
         return torch.cat(logits)
@@ -112,8 +113,9 @@ class Quiz:
         prompts, places = [], []
         for batch in self._batches:
             for row, parts in enumerate(self.mllm.visual_tokens(batch)):
-                pad = int(batch.inputs["attention_mask"][row].argmax())
-                prompts.append(batch.inputs["input_ids"][row, pad:].cpu())
+                real = batch.inputs["attention_mask"][row].nonzero().flatten()
+                pad = int(real[0])
+                prompts.append(batch.inputs["input_ids"][row, real].cpu())
                 places.append(torch.cat([part.index for part in parts]).cpu() - pad)
         visual = places[0]
         cut = int(visual.max()) + 1

@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from workbench.errors import ConfigError, ModelError
-from workbench.mllm.base import MLLM
+from workbench.mllm.base import MLLM, last_logits, positions_to_keep
 from workbench.mllm.family import Batch, VisualTokens
 
 Place = Literal["tower", "projector"] | int
@@ -373,7 +373,9 @@ def blocking(mllm: MLLM, blocked: Blocked) -> Iterator[None]:
 
 
 def knockout(mllm: MLLM, batch: Batch, *, blocks: Sequence[int]) -> Float[Tensor, "sample vocab"]:
-    """Logits of the last position when, in `blocks` (1 to L), no other position looks at the visual tokens; these still look at one another.
+    """Logits of each sample's last token when, in `blocks` (1 to L), no other position looks at the visual tokens; these still look at one another.
+
+    The last token is that before the padding, on whichever side that is.
 
     Raises:
         ConfigError: a block that the model does not have.
@@ -386,7 +388,7 @@ def knockout(mllm: MLLM, batch: Batch, *, blocks: Sequence[int]) -> Float[Tensor
             keys[row, part.index] = True
     blocked = Blocked(frozenset(wanted), ~keys, keys)
     with mllm.lock, torch.inference_mode(), blocking(mllm, blocked):
-        return mllm.model(**batch.inputs, use_cache=False, logits_to_keep=1, blocked=blocked).logits[:, -1].float().cpu()
+        return last_logits(mllm.model(**batch.inputs, use_cache=False, logits_to_keep=positions_to_keep(batch), blocked=blocked), batch).cpu()
 
 
 # --- interventions ---------------------------------------------------------------------------------------------------------------------
@@ -416,17 +418,21 @@ def check_place(mllm: MLLM, at: Place) -> Literal["tower"] | int:
 
 
 def edit(mllm: MLLM, batch: Batch, *, at: Place, fn: Edit, keep: int = 1) -> Float[Tensor, "sample position vocab"]:
-    """Logits of the last `keep` positions when the visual tokens are changed at one place on their way.
+    """Logits of each sample's last `keep` tokens when the visual tokens are changed at one place on their way.
 
     Args:
         at: "tower" for what the connector receives, "projector" for what it gives (layer 0), or layer l: the output of block l.
         fn: (visual tokens of one sample, its number in the batch) -> their replacement, of the same shape.
+        keep: how many tokens of the prompt, in its order; padding is none, on whichever side it is.
 
     Raises:
-        ConfigError: no such place.
+        ConfigError: no such place, or a prompt of fewer than `keep` tokens.
         ModelError: encoder features are added again after that place, so that the edit would be half undone; or `fn` changed the shape.
     """
     layer = check_place(mllm, at)
+    mask = batch.inputs["attention_mask"]
+    if not 1 <= keep <= int(mask.sum(1).min()):
+        raise ConfigError(f"keep is {keep}: expected 1 to {int(mask.sum(1).min())}, the tokens of the shortest prompt")
     found = mllm.visual_tokens(batch)
     rows = tower_rows(mllm, found) if layer == "tower" else []
     index = _positions_of(found)
@@ -447,7 +453,10 @@ def edit(mllm: MLLM, batch: Batch, *, at: Place, fn: Edit, keep: int = 1) -> Flo
         return changed
 
     with mllm.lock:
-        return _trace(mllm, batch, layer, change, keep).float().cpu()
+        logits = _trace(mllm, batch, layer, change, positions_to_keep(batch) + keep - 1)
+    last = logits.shape[1] - 1 - mask.flip(1).long().argmax(1)
+    positions = last[:, None] - torch.arange(keep - 1, -1, -1, device=mask.device)
+    return logits[torch.arange(len(mask), device=mask.device)[:, None], positions].float().cpu()
 
 
 def edited(fn: Edit, values: Float[Tensor, "token d"], sample: int) -> Float[Tensor, "token d"]:

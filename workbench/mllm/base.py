@@ -307,7 +307,7 @@ class MLLM:
             raise ModelError(f"options for {len(options)} samples: expected {len(batch)}")
         answers = [[self.answer_ids(option) for option in own] for own in options]
         with self.lock:
-            first = last_logits(self.model(**batch.inputs, use_cache=False, logits_to_keep=_kept(batch)), batch).log_softmax(-1).cpu()
+            first = last_logits(self.model(**batch.inputs, use_cache=False, logits_to_keep=positions_to_keep(batch)), batch).log_softmax(-1).cpu()
         scores = []
         for row, own in enumerate(answers):
             if all(len(ids) == 1 for ids in own):
@@ -380,6 +380,6 @@ def last_logits(output: Any, batch: Batch) -> Float[Tensor, "sample vocab"]:
     return output.logits[torch.arange(len(mask), device=mask.device), last].float()
 
 
-def _kept(batch: Batch) -> int:
-    """How many logits from the end hold the last real position of every sample."""
+def positions_to_keep(batch: Batch) -> int:
+    """Return how many positions from the end hold the last one of every sample that is not padding."""
     return int(batch.inputs["attention_mask"].flip(1).long().argmax(1).max()) + 1
