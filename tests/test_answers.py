@@ -66,8 +66,6 @@ def test_changes_by_type_by_hand() -> None:
 
 def test_the_p_of_a_change_is_the_sign_flip_test_of_the_images() -> None:
     """Six images of one question each, five of which lose it: 7 of the 64 flips of five signs and a zero reach as far, on either side."""
-    rows = [
-        {"id": str(n), "image_id": str(n), "category": "a", "chance": 0.5, "correct_before": True, "correct_after": n == 0, "kl": 0.0} for n in range(6)
-    ]
+    rows = [{"id": str(n), "image_id": str(n), "category": "a", "chance": 0.5, "correct_before": True, "correct_after": n == 0, "kl": 0.0} for n in range(6)]
     (row, same) = change_by_type(pd.DataFrame(rows), seed=0)
     assert row["p"] == pytest.approx(2 / 2**5) and same["p"] == row["p"] and row["drop"] == pytest.approx(5 / 6)

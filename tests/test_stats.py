@@ -9,7 +9,18 @@ import pytest
 from scipy import stats as scipy_stats
 
 from workbench.errors import DataError
-from workbench.stats import bootstrap_ci, bootstrap_columns, holm, jackknife_ci, jackknife_test, null_of, paired_columns, paired_differences, paired_test, t_interval
+from workbench.stats import (
+    bootstrap_ci,
+    bootstrap_columns,
+    holm,
+    jackknife_ci,
+    jackknife_test,
+    null_of,
+    paired_columns,
+    paired_differences,
+    paired_test,
+    t_interval,
+)
 
 
 def test_bootstrap_covers_the_truth() -> None:
