@@ -6,6 +6,12 @@ import difflib
 from collections.abc import Iterable
 
 
+def one_line(error: object, most: int = 160) -> str:
+    """What went wrong, in one line of at most `most` characters, for the brackets of a sentence."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[: most - 3].rstrip()}..."
+
+
 class WorkbenchError(Exception):
     """Base of every error a user can cause; the command line prints it as one line and exits with 2."""
 

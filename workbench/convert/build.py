@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from workbench.convert.checkpoint import Tensors
 from workbench.convert.source import HEAD, LANGUAGE_MODELS, TOWER
 from workbench.errors import ModelError
+from workbench.model_files import Tensors
 
 if TYPE_CHECKING:
     from torch import Size

@@ -1,139 +1,21 @@
-"""Reading checkpoints that others wrote: safetensors, pickles of plain tensors, shards, hub ids, and LoRA adapters merged into their base.
-
-Nothing here runs code from a file: a pickle is read with `weights_only=True` and refused if it needs more. Tensors stay mapped from disk until they are used.
-"""
+"""Tensors of checkpoints that others wrote: LoRA adapters merged into their base, and names and shapes compared."""
 
 from __future__ import annotations
 
-import json
 import math
-import pickle
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from workbench.errors import WeightsError
+from workbench.model_files import Tensors, find_part, listed, read_json, read_tensors
 
-Tensors = dict[str, Tensor]
-_FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
-_SMALL_FILES = ["*.json", "*.txt", "tokenizer.model"]
 _LORA_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 _LORA_PLAIN = {"peft_type": ("LORA",), "use_dora": (False, None), "fan_in_fan_out": (False, None), "init_lora_weights": (True, False, "gaussian", None)}
 _LORA_EMPTY = ("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        WeightsError: no such file, or something else in it.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise WeightsError(f"folder {path.parent} holds no {path.name}") from error
-    except ValueError as error:
-        raise WeightsError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds {type(content).__name__}, expected an object with keys and values")
-    return content
-
-
-def read_tensors(path: Path) -> Tensors:
-    """Map the tensors of one safetensors file or pickle (`.bin`) into memory.
-
-    Raises:
-        WeightsError: the file is damaged, is not what its name says, or holds anything but named tensors.
-    """
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise WeightsError(f"{path} is not a safetensors file ({error}); a file of another kind under this name is not opened") from error
-    try:
-        try:
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            found = torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6 cannot be mapped
-    except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path} was refused: it holds more than plain tensors, and opening it could run code; expected a state dict") from error
-    except FileNotFoundError as error:
-        raise WeightsError(f"folder {path.parent} holds no {path.name}") from error
-    except Exception as error:  # torch raises many unrelated types on damaged files
-        raise WeightsError(f"{path} could not be read ({type(error).__name__}); expected a state dict written by torch.save") from error
-    if not isinstance(found, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
-        raise WeightsError(f"{path} was refused: expected a state dict of names and tensors")
-    return dict(found)
-
-
-def find_part(folder: Path, stem: str) -> Path | None:
-    """`stem.safetensors` or else `stem.bin` in `folder`, or None."""
-    return next((file for file in (folder / f"{stem}.safetensors", folder / f"{stem}.bin") if file.exists()), None)
-
-
-def has_model(folder: Path) -> bool:
-    """Whether `folder` holds a whole model's weights, in one file or in shards."""
-    return any((folder / f"{stem}.{suffix}{end}").exists() for stem, suffix in _FORMATS for end in ("", ".index.json"))
-
-
-def read_model(folder: Path) -> Tensors:
-    """The tensors of a model folder; safetensors are preferred to pickles, and shards are joined by their index.
-
-    Raises:
-        WeightsError: no weights, a missing shard, or a tensor that the index names and its shard lacks.
-    """
-    for stem, suffix in _FORMATS:
-        whole, index = folder / f"{stem}.{suffix}", folder / f"{stem}.{suffix}.index.json"
-        if whole.exists():
-            return read_tensors(whole)
-        if index.exists():
-            return _read_shards(index)
-    raise WeightsError(f"folder {folder} holds no weights: expected model.safetensors or pytorch_model.bin, whole or in shards with an index")
-
-
-def _read_shards(index: Path) -> Tensors:
-    named = read_json(index).get("weight_map")
-    if not isinstance(named, dict) or not all(isinstance(file, str) and Path(file).name == file for file in named.values()):
-        raise WeightsError(f"{index} is not an index of shards: expected a weight_map from tensor names to files beside it")
-    found: Tensors = {}
-    for file in sorted(set(named.values())):
-        if not (index.parent / file).exists():
-            raise WeightsError(f"shard {index.parent / file} is missing: {index.name} says that it holds {sum(f == file for f in named.values())} tensors")
-        found |= read_tensors(index.parent / file)
-    if absent := named.keys() - found.keys():
-        raise WeightsError(f"{index} names {listed(absent)} that its shards do not hold")
-    return found
-
-
-def locate(name: str, what: str, option: str) -> Path:
-    """The folder of `name`: a local one, or a hub id's snapshot (pickles are fetched only where there are no safetensors).
-
-    Raises:
-        WeightsError: neither; says how to give a local folder.
-    """
-    if not name:
-        raise WeightsError(f"the folder does not say which {what} it belongs to: give a folder or hub id with {option}")
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=[*_SMALL_FILES, "model*.safetensors"]))
-        if not has_model(folder):
-            folder = Path(snapshot_download(name, allow_patterns=[*_SMALL_FILES, "pytorch_model*.bin"]))
-    except Exception as error:  # the hub client raises many unrelated types when it is offline
-        raise WeightsError(
-            f"{what} '{name}' is neither a folder nor a hub id within reach ({type(error).__name__}); give a local folder with {option}"
-        ) from error
-    return folder
 
 
 def read_lora(folder: Path) -> tuple[Tensors, float]:
@@ -198,9 +80,3 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, torch.Size
         wrong.append(f"has {listed(numbers)} that hold integers, as a quantised model does")
     if wrong:
         raise WeightsError(f"{where} does not fit its config.json: it {', and it '.join(wrong)}")
-
-
-def listed(names: Set[str] | Mapping[str, object]) -> str:
-    """The count and the first three names, such as "5 tensors (a, b, c, ...)"."""
-    first = ", ".join(sorted(names)[:3])
-    return f"{len(names)} tensor{'s' * (len(names) != 1)} ({first}{', ...' * (len(names) > 3)})"

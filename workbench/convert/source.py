@@ -7,8 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.convert.checkpoint import Tensors, find_part, has_model, locate, merge_lora, read_json, read_lora, read_model, read_tensors
+from workbench.convert.checkpoint import merge_lora, read_lora
 from workbench.errors import ModelError, WeightsError
+from workbench.model_files import Tensors, find_part, has_model, locate, read_json, read_model, read_tensors
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionConfig, PretrainedConfig, PreTrainedTokenizerBase
