@@ -14,17 +14,19 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, BatchFeature, PretrainedConfig
 
 from workbench.data.base import IMAGE_MARK, content_hash
 from workbench.data.images import upright_rgb
-from workbench.errors import DataError, ModelError
+from workbench.devices import check_device
+from workbench.errors import DataError, ModelError, one_line
 from workbench.mllm.control import as_words, control_tokens, spelled_in
 from workbench.mllm.family import TEXT_INPUTS, Batch, Family, Pictures, VisualTokens, family_of
-from workbench.mllm.loading import check_complete, first_line, load_config, load_processor
+from workbench.mllm.loading import load_config, load_model
+from workbench.mllm.processors import load_processor
 from workbench.mllm.residual import KEY, Residual, load_residual
+from workbench.pretrained import hub_options
 from workbench.weights import fingerprint
 
 
@@ -62,21 +64,19 @@ class MLLM:
             trust_remote_code: run code that comes with the model; without it such a model is refused.
 
         Raises:
-            ModelError: nothing loadable there, tensors missing or of another shape, or the validation failed.
+            ModelError, WeightsError: nothing loadable there, tensors missing or of another shape, a processor of another model, or the validation failed.
+            ConfigError: no such device.
             UnknownNameError: an architecture that no family covers.
         """
-        where = "cuda" if torch.cuda.is_available() else "cpu"
-        if device.startswith("cuda") and where == "cpu":
-            raise ModelError(f"device is {device}: expected cpu, since no GPU is visible here")
-        options: Any = {"revision": revision, "trust_remote_code": trust_remote_code}
-        family = family_of(load_config(name, **options))
-        try:
-            loaded: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, use_safetensors=True, output_loading_info=True, **options)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"model '{name}' could not be loaded ({first_line(error)})") from error
-        processor, (model, report) = load_processor(name, **options), loaded
-        check_complete(name, report, strict=validate)
-        model.to(where if device == "auto" else device)
+        where = check_device(device)
+        options: Any = {"revision": revision, "trust_remote_code": trust_remote_code} | hub_options(name)
+        config = load_config(name, **options)
+        family = family_of(config)
+        processor = load_processor(name, family, config, check=validate, **options)
+        quantized: Any = {"device_map": {"": where}} if getattr(config, "quantization_config", None) is not None else {}
+        model = load_model(AutoModelForImageTextToText, name, config, strict=validate, dtype=dtype, **quantized, **options)
+        if not quantized:
+            model.to(where)
         mllm = cls(model, processor, family, name, load_residual(model, name, revision))
         if validate:
             from workbench.mllm.validate import validate as check
@@ -113,7 +113,7 @@ class MLLM:
         """
         content = self.content(question, images)
         if self.processor.chat_template is None:
-            return self.processor.image_token * images + content[-1]["text"]
+            return "".join(self.template_place if part["type"] == "image" else part["text"] for part in content)
         text = self.render([{"role": "user", "content": content}], generation=True)
         if text.count(self.template_place) != images:
             raise ModelError(f"{self.name}: its chat template gives {text.count(self.template_place)} image placeholders for {images} images")
@@ -226,7 +226,7 @@ class MLLM:
         except (ValueError, ZeroDivisionError, RuntimeError) as error:
             sizes = [f"{i.width} x {i.height} px" for own in pictures for i in own]
             what = f"images of {', '.join(sizes[:4])}" if all(pictures) else "a prompt without an image here"
-            raise ModelError(f"{self.name}: its processor cannot take {what} ({first_line(error)})") from error
+            raise ModelError(f"{self.name}: its processor cannot take {what} ({one_line(error)})") from error
         inputs = BatchFeature({name: value for name, value in inputs.items() if name != "labels"})
         return Batch(inputs.to(self.device), pictures, tuple(prompts))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from workbench.registry import Registry
 if TYPE_CHECKING:
     from workbench.mllm.base import MLLM
 
+Setting = tuple[str, object, object]
 Box = tuple[float, float, float, float]
 Pictures = tuple[tuple[Image.Image, ...], ...]
 """[sample][image]"""
@@ -93,6 +94,7 @@ class Family:
         merged: config -> how many consecutive rows there are for each visual token, where the connector itself merges them.
         injected: config -> how many of the first blocks have encoder features added to their output.
         answer_type: value of `token_type_ids` at answer tokens, where the family uses them.
+        alike: (config, processor) -> what both must say alike, each as (name, the processor's value, the model's); None is a value that one does not say.
         shares_prefix: the connector's output goes as it is to the visual positions, and nothing up to them depends on what follows, so that
             all questions about an image can share one pass over it.
     """
@@ -104,6 +106,7 @@ class Family:
     merged: Callable[[PretrainedConfig], int] = lambda config: 1
     injected: Callable[[PretrainedConfig], int] = lambda config: 0
     answer_type: int = 0
+    alike: Callable[[PretrainedConfig, Any], Iterable[Setting]] = lambda config, processor: ()
     shares_prefix: bool = False
 
 

@@ -12,6 +12,7 @@ from workbench.errors import ModelError
 from workbench.mllm.base import MLLM
 from workbench.mllm.family import FAMILIES, Batch, Family, VisualTokens
 from workbench.mllm.llava import one_raster
+from workbench.mllm.processors import gemma3_settings
 
 
 def visual_tokens(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
@@ -25,4 +26,7 @@ def visual_tokens(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
     return one_raster(mllm, batch)
 
 
-GEMMA3 = FAMILIES.add("gemma3", Family("gemma3", ("Gemma3ForConditionalGeneration",), visual_tokens, connector="multi_modal_projector.mm_soft_emb_norm"))
+GEMMA3 = FAMILIES.add(
+    "gemma3",
+    Family("gemma3", ("Gemma3ForConditionalGeneration",), visual_tokens, connector="multi_modal_projector.mm_soft_emb_norm", alike=gemma3_settings),
+)

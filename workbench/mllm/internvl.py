@@ -14,6 +14,7 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_t
 
 from workbench.mllm.base import MLLM
 from workbench.mllm.family import FAMILIES, Batch, Family
+from workbench.mllm.processors import internvl_settings
 from workbench.mllm.tiles import Cuts, tiled
 
 
@@ -27,4 +28,4 @@ def _cuts(mllm: MLLM, batch: Batch, sample: int) -> Cuts:
     return [(rows, columns) if rows * columns > 1 else (0, 0) for rows, columns in cuts]
 
 
-INTERNVL = FAMILIES.add("internvl", Family("internvl", ("InternVLForConditionalGeneration",), partial(tiled, _cuts)))
+INTERNVL = FAMILIES.add("internvl", Family("internvl", ("InternVLForConditionalGeneration",), partial(tiled, _cuts), alike=internvl_settings))

@@ -17,6 +17,7 @@ from PIL import Image
 from workbench.errors import ModelError
 from workbench.mllm.base import MLLM
 from workbench.mllm.family import FAMILIES, WHOLE, Batch, Box, Family, VisualTokens, placeholders
+from workbench.mllm.processors import llava_settings
 
 
 def one_raster(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
@@ -73,4 +74,4 @@ def _patched(config: Any, shown: Box) -> Box:
     return left, top, left + share * (right - left), top + share * (bottom - top)
 
 
-LLAVA = FAMILIES.add("llava", Family("llava", ("LlavaForConditionalGeneration",), one_raster, shares_prefix=True))
+LLAVA = FAMILIES.add("llava", Family("llava", ("LlavaForConditionalGeneration",), one_raster, alike=llava_settings, shares_prefix=True))

@@ -20,6 +20,7 @@ from transformers.image_processing_utils import select_best_resolution
 from workbench.errors import ModelError
 from workbench.mllm.base import MLLM
 from workbench.mllm.family import FAMILIES, Batch, Family, VisualTokens
+from workbench.mllm.processors import llava_settings
 
 
 def visual_tokens(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
@@ -101,4 +102,4 @@ def _reduced(rows: Int[Tensor, "h w"], config: PretrainedConfig, side: int) -> I
     return rows if ratio <= 1.1 else torch.full((int(height // ratio), int(width // ratio)), -1)
 
 
-LLAVA_NEXT = FAMILIES.add("llava_next", Family("llava_next", ("LlavaNextForConditionalGeneration",), visual_tokens))
+LLAVA_NEXT = FAMILIES.add("llava_next", Family("llava_next", ("LlavaNextForConditionalGeneration",), visual_tokens, alike=llava_settings))

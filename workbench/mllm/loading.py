@@ -1,67 +1,190 @@
-"""Configurations, processors and checkpoints of hub ids and folders: read, and refused in one sentence where they are not whole or not safe."""
+"""Configurations and checkpoints of hub ids and folders: read, and refused in one sentence where they are not whole or not safe."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoProcessor, PretrainedConfig
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoHfQuantizer
+from transformers.utils import cached_file
 
-from workbench.errors import ModelError
+from workbench.errors import ModelError, one_line
+from workbench.model_files import PICKLE, SAFETENSORS, WeightFiles, check_folder, locate, read_model, weight_files
+from workbench.pretrained import call
 
+log = logging.getLogger(__name__)
 RECOMPUTED = ("position_ids", "inv_freq")  # buffers that old checkpoints carry and every model computes for itself
+
+
+# --- configuration -----------------------------------------------------------------------------------------------------------------------
 
 
 def load_config(name: str, **options: Any) -> PretrainedConfig:
     """The configuration of a hub id or a folder.
 
     Raises:
-        ModelError: nothing of the kind there, or pickled weights beside it.
+        WeightsError: a folder that does not hold a whole model.
+        ModelError: nothing of the kind there, or a configuration or quantization that cannot be read here.
     """
-    _check_folder(Path(name))
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
+    folder = Path(name)
+    if folder.is_dir():
+        check_folder(folder)
+
+    def failed(error: Exception) -> ModelError:
         if "trust_remote_code" in str(error):
-            raise ModelError(f"model '{name}' brings code of its own: expected trust_remote_code, if you have read it and trust it") from error
-        raise ModelError(f"model '{name}' is neither a folder nor a hub id within reach ({first_line(error)})") from error
+            return ModelError(f"model '{name}' brings code of its own: expected trust_remote_code, if you have read it and trust it")
+        if isinstance(error, OSError) and not folder.is_dir():
+            return ModelError(f"model '{name}' is neither a folder nor a hub id within reach ({one_line(error, 120)})")
+        return ModelError(f"model '{name}' has a config.json that transformers refuses ({one_line(error, 140)})")
+
+    config: PretrainedConfig = call(lambda: AutoConfig.from_pretrained(name, **options), failed)
+    check_quantization(name, config)
     return config
 
 
-def load_processor(name: str, **options: Any) -> Any:
-    """The processor of a hub id or a folder.
+def check_quantization(name: str, config: PretrainedConfig) -> None:
+    """See that quantized weights can be read here.
 
     Raises:
-        ModelError: it is not there, or lacks one of its parts.
+        ModelError: a method that transformers does not know, or whose package is not installed.
     """
-    try:
-        processor = AutoProcessor.from_pretrained(name, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"model '{name}' has no processor that could be loaded ({first_line(error)})") from error
-    if missing := [part for part in ("tokenizer", "image_processor") if not hasattr(processor, part)]:
-        raise ModelError(f"model '{name}' has a {type(processor).__name__} without {missing[0]}: expected a processor of text and images")
-    return processor
-
-
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
         return
-    if not (folder / "config.json").exists():
-        raise ModelError(f"folder {folder} holds no model: expected a config.json and model.safetensors there")
-    if not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):
-        raise ModelError(f"folder {folder} holds pickled weights (*.bin), which can run code when they are read: expected model.safetensors")
+    method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+    method = str(getattr(method, "value", method) or "an unnamed method")
+    if not isinstance(settings, dict) or not any(known.startswith(method) for known in AUTO_QUANTIZER_MAPPING):
+        raise ModelError(f"model '{name}' is quantized with {method}, which transformers does not know: expected its checkpoint in full precision")
+
+    def failed(error: Exception) -> ModelError:
+        reason = one_line(error, 120)
+        return ModelError(f"model '{name}' is quantized with {method}, which cannot be read here ({reason}): install that, or take it in full precision")
+
+    call(lambda: AutoHfQuantizer.from_config(dict(settings), pre_quantized=True).validate_environment(device_map=None), failed)
+
+
+# --- weights -----------------------------------------------------------------------------------------------------------------------------
+
+
+def weights_of(name: str, **options: Any) -> WeightFiles | None:
+    """The files that hold the weights of a folder or a hub id, fetched where the options allow it; None where they are not within reach.
+
+    Raises:
+        WeightsError: they are not whole.
+    """
+    if Path(name).is_dir():
+        return weight_files(Path(name))
+    for file in (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json"):
+        at = hub_file(name, file, **options)
+        if at is None:
+            continue
+        if file.startswith(PICKLE) and not options.get("local_files_only"):
+            return weight_files(locate(name, "model", "a folder"))
+        folder = Path(at).parent
+        return weight_files(folder) if not file.endswith(".json") or options.get("local_files_only") else WeightFiles(folder, (), False)
+    return None
+
+
+def hub_file(name: str, file: str, **options: Any) -> str | None:
+    """A file of a folder or a hub id, fetched where the options allow it; None where there is none."""
+    kinds = ("missing_entries", "connection_errors", "gated_repo")
+    quietly = {f"_raise_exceptions_for_{kind}": False for kind in kinds}
+
+    def failed(error: Exception) -> ModelError:
+        return ModelError(f"model '{name}' is neither a folder nor a hub id within reach ({one_line(error, 120)})")
+
+    return call(lambda: cached_file(name, file, **quietly, **options), failed)
+
+
+def load_model(auto: Any, name: str, config: PretrainedConfig, *, strict: bool = True, revision: str | None = None, **options: Any) -> Any:
+    """A transformers model with all its tensors from a folder or a hub id.
+
+    Safetensors are read by transformers; a pickle is read here, with care, and its tensors handed over one by one as they lie mapped on the disk.
+
+    Args:
+        auto: an auto class, or the class of the model.
+        strict: refuse tensors that the model has no place for.
+        options: of from_pretrained, such as dtype and device_map.
+
+    Raises:
+        ModelError, WeightsError: it cannot be loaded, or tensors are missing, of another shape or left over.
+    """
+    hub = {"revision": revision} | {key: options[key] for key in ("local_files_only",) if key in options}
+    weights = weights_of(name, **hub)
+    if weights is None:
+        raise ModelError(f"model '{name}' has no weights within reach: expected {SAFETENSORS} or {PICKLE}, in a folder, on the hub or in its cache")
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    if weights.pickled:
+        if options.pop("trust_remote_code", False) and getattr(config, "auto_map", None):
+            raise ModelError(f"model '{name}' has pickled weights and code of its own: expected {SAFETENSORS}")
+        options.pop("local_files_only", None)
+        cls = auto._model_mapping[type(config)] if hasattr(auto, "_model_mapping") else auto
+        state = read_model(weights.folder)
+        model, report = call(lambda: cls.from_pretrained(None, config=config, state_dict=state, **options), lambda error: _unreadable(name, error))
+        if (weights.folder / "generation_config.json").exists() and model.can_generate():
+            read = call(lambda: GenerationConfig.from_pretrained(weights.folder), lambda error: _unreadable(name, error))
+            model.generation_config = read
+    else:
+        options |= {"config": config, "revision": revision, "use_safetensors": True}
+        model, report = call(lambda: auto.from_pretrained(name, **options), lambda error: _unreadable(name, error))
+    check_complete(name, report, strict=strict)
+    repair_generation(name, model)
+    return model
+
+
+def _unreadable(name: str, error: Exception) -> ModelError:
+    return ModelError(f"model '{name}' could not be loaded ({one_line(error, 140)})")
 
 
 def check_complete(name: str, report: Any, *, strict: bool) -> None:
     """See that every tensor of the model came from the checkpoint, and every tensor of the checkpoint went into the model."""
     extra = [key for key in report["unexpected_keys"] if not key.endswith(RECOMPUTED)]
-    for kind, keys in (("lacks", report["missing_keys"]), ("has other shapes for", report["mismatched_keys"]), ("has no place for", extra if strict else ())):
+    for kind, keys in (("has other shapes for", report["mismatched_keys"]), ("lacks", report["missing_keys"]), ("has no place for", extra if strict else ())):
         if keys:
             names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
             whose = "the checkpoint" if kind != "has no place for" else "the model"
-            raise ModelError(f"model '{name}' does not fit its checkpoint: {whose} {kind} {len(names)} tensors, first {', '.join(names[:3])}")
+            raise ModelError(f"model '{name}' does not fit its checkpoint: {whose} {kind} {len(names)} tensors, first {', '.join(names[:2])}")
 
 
-def first_line(error: BaseException) -> str:
-    """What went wrong, short enough for a sentence."""
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+def repair_generation(name: str, model: Any) -> None:
+    """Unset settings of generation that contradict one another, such as Vicuna's temperature without sampling, which transformers would refuse to save.
+
+    Nothing that is generated here changes: answers are greedy.
+    """
+    defaults = GenerationConfig().to_dict()
+    config = model.config
+    misplaced = [key for key in defaults if key != "use_cache" and key not in config.__dataclass_fields__ and vars(config).get(key) is not None]
+    for key in misplaced:
+        delattr(config, key)
+    unset: list[str] = []
+    if model.can_generate():
+        model.generation_config, unset = _valid(model.generation_config)
+    if misplaced or unset:
+        names = ", ".join([*misplaced, *unset])
+        log.warning("%s: settings of generation left out, since they contradict one another or could not be saved: %s (answers are greedy here)", name, names)
+
+
+def _valid(config: GenerationConfig) -> tuple[GenerationConfig, list[str]]:
+    """As much of the configuration as does not contradict itself, what switches other settings on first; and the names of the rest."""
+    if _saves(config):
+        return config, []
+    values, defaults = config.to_dict(), GenerationConfig().to_dict()
+    changed = [key for key in values if values[key] != defaults.get(key) and not key.endswith("token_id")]
+    switches = [key for key in ("do_sample", "num_beams") if key in changed]
+    valid, unset = {key: value for key, value in values.items() if key not in changed}, []
+    for key in [*switches, *(key for key in changed if key not in switches)]:
+        if _saves(GenerationConfig.from_dict(valid | {key: values[key]})):
+            valid[key] = values[key]
+        else:
+            unset.append(key)
+    return GenerationConfig.from_dict(valid), unset
+
+
+def _saves(config: GenerationConfig) -> bool:
+    try:
+        config.validate(strict=True)
+    except (ValueError, TypeError, AttributeError):
+        return False
+    return True

@@ -7,12 +7,15 @@ Qwen2VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration, Qwen3VLForC
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import PretrainedConfig
 from transformers.vision_utils import get_vision_window_index
 
 from workbench.mllm.base import MLLM
 from workbench.mllm.family import FAMILIES, WHOLE, Batch, Family, VisualTokens, placeholders
+from workbench.mllm.processors import merged_settings
 
 
 def visual_tokens(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
@@ -47,6 +50,10 @@ def _deepstack(config: PretrainedConfig) -> int:
     return len(config.vision_config.deepstack_visual_indexes)
 
 
-QWEN2_VL = FAMILIES.add("qwen2_vl", Family("qwen2_vl", ("Qwen2VLForConditionalGeneration",), visual_tokens, "visual.merger", _merged))
-QWEN2_5_VL = FAMILIES.add("qwen2_5_vl", Family("qwen2_5_vl", ("Qwen2_5_VLForConditionalGeneration",), visual_tokens, "visual.merger", _merged))
-QWEN3_VL = FAMILIES.add("qwen3_vl", Family("qwen3_vl", ("Qwen3VLForConditionalGeneration",), visual_tokens, "visual.merger", _merged, _deepstack))
+def _family(name: str, architecture: str, **more: Any) -> Family:
+    return FAMILIES.add(name, Family(name, (architecture,), visual_tokens, "visual.merger", _merged, alike=merged_settings, **more))
+
+
+QWEN2_VL = _family("qwen2_vl", "Qwen2VLForConditionalGeneration")
+QWEN2_5_VL = _family("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration")
+QWEN3_VL = _family("qwen3_vl", "Qwen3VLForConditionalGeneration", injected=_deepstack)

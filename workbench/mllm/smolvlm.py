@@ -14,6 +14,7 @@ from functools import partial
 from workbench.errors import ModelError
 from workbench.mllm.base import MLLM
 from workbench.mllm.family import FAMILIES, Batch, Family
+from workbench.mllm.processors import smolvlm_settings
 from workbench.mllm.tiles import Cuts, tile_length, tiled
 
 THUMBNAIL = "<global-img>"
@@ -43,5 +44,6 @@ SMOLVLM = FAMILIES.add(
         ("SmolVLMForConditionalGeneration", "Idefics3ForConditionalGeneration"),
         partial(tiled, _cuts),
         connector="connector.modality_projection",
+        alike=smolvlm_settings,
     ),
 )

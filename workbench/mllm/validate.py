@@ -11,7 +11,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from workbench.errors import ModelError
+from workbench.errors import ModelError, one_line
+from workbench.pretrained import call
 
 if TYPE_CHECKING:
     from workbench.mllm.base import MLLM
@@ -75,11 +76,16 @@ def validate(mllm: MLLM, size: tuple[int, int] = SIZE) -> None:
 
 def encoder_output(mllm: MLLM, batch: Batch) -> tuple[list[Float[Tensor, "token d"]], Float[Tensor, "row features"]]:
     """The projected tokens of each sample, special ones such as newlines included, in the order of their positions; and the connector's input."""
+
+    def misfit(error: Exception) -> ModelError:
+        what = f"what its processor makes of an image does not fit its vision encoder ({one_line(error, 120)})"
+        return ModelError(f"{mllm.name}: {what}: expected the model's own processor")
+
     rows: list[Tensor] = []
     handle = mllm.connector.register_forward_pre_hook(lambda _, args: rows.append(args[0]))
     try:
         with mllm.lock, torch.inference_mode():
-            output = mllm.model.get_image_features(**batch.vision).pooler_output
+            output = call(lambda: mllm.model.get_image_features(**batch.vision).pooler_output, misfit)
     finally:
         handle.remove()
     flat = torch.cat([part.reshape(-1, part.shape[-1]) for part in output]).float().cpu()
