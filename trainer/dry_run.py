@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from trainer.conversations import ConversationSet
 from trainer.data import Packer, first_questions, load_questions
 from trainer.lora import add_lora
 from trainer.model import build_processor, check_start, freeze, llava_config
-from trainer.outline import Sizes, attach, on_meta, outline, sizes_of
+from trainer.outline import Sizes, attach, check_files, on_meta, outline, sizes_of
 from trainer.output import check_output
 from trainer.student import check_student, choose_trained, load_conversations
 from workbench.data import Dataset
@@ -28,6 +28,7 @@ from workbench.files import cache_folder
 from workbench.mllm import MLLM, Batch, VisualTokens
 from workbench.mllm.conversation import encode_conversations
 from workbench.mllm.family import WHOLE
+from workbench.model_files import WeightFiles
 
 FLOAT, HALF = 4, 2  # bytes: weights, gradients and both moments of AdamW are float32, also in bfloat16 training, which is autocast
 PROCESSES = (1, 2, 4, 8, 16, 32)
@@ -52,6 +53,7 @@ class Plan:
     texts: int = 0  # conversations without an image
     tower_values: int = 0
     not_run: tuple[str, ...] = ()
+    weights: Mapping[str, WeightFiles | None] = field(default_factory=dict)
 
     def report(self) -> str:
         """A few lines and a table, for people."""
@@ -70,6 +72,7 @@ class Plan:
             [
                 f"model          {type(self.config).__name__.removesuffix('Config')}, {text.num_hidden_layers} layers of width {text.hidden_size}",
                 parts.to_string(index=False),
+                *([f"weights        {'; '.join(_files(part, files) for part, files in self.weights.items())}"] if self.weights else []),
                 f"{self.unit:15}{self.items:,} to train on{texts}, {self.val_items:,} to validate on",
                 f"visual tokens  {fewest if fewest == most else f'{fewest} to {most}'} per image; longest sequence seen {self.sequence}",
                 f"steps          {optim.steps:,} of {batch} {self.unit} ({optim.at_once(own)} x {optim.accumulated(own)} accumulated x {own} processes):"
@@ -184,7 +187,7 @@ def one_square(model: PreTrainedModel, tokens: int) -> tuple[dict[str, torch.Ten
 def _conversations(recipe: Recipe) -> Plan:
     """The plan of a released model, or of one of released parts."""
     train, val = load_conversations(recipe)
-    mllm = outline(recipe.model)
+    mllm, weights = outline(recipe.model), check_files(recipe.model)
     check_student(recipe, mllm, train, val)
     with torch.device("meta"):
         choose_trained(mllm, recipe)
@@ -217,6 +220,7 @@ def _conversations(recipe: Recipe) -> Plan:
         texts=sum(not c.loads for c in train.conversations),
         tower_values=attached.tower_values // len(shown.images[0]),
         not_run=attached.not_run,
+        weights=weights,
     )
 
 
@@ -259,6 +263,13 @@ def check_disk(found: Plan) -> None:
 def _standing(folder: Path) -> Path:
     """The nearest folder that is there."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def _files(part: str, weights: WeightFiles | None) -> str:
+    if weights is None:
+        return f"{part}: fetched from the hub when training begins"
+    count = f"{len(weights.files)} file{'s' * (len(weights.files) != 1)}"
+    return f"{part}: {count}, {_gigabytes(weights.bytes)}{', pickled (read without running code)' if weights.pickled else ''}"
 
 
 def _gigabytes(size: int) -> str:

@@ -12,14 +12,17 @@ from transformers import AutoModelForImageTextToText, LlavaForConditionalGenerat
 
 from trainer.alignment import Alignment, attach_alignment
 from trainer.config import ModelConfig, Recipe
-from trainer.parts import describe_parts
+from trainer.parts import check_parts, describe_parts
 from trainer.student import parts_of
 from workbench.errors import ConfigError
 from workbench.mllm import VisualTokens
 from workbench.mllm.base import Outline
 from workbench.mllm.family import family_of
-from workbench.mllm.loading import load_config, load_processor
+from workbench.mllm.loading import check_weights, load_config
+from workbench.mllm.processors import load_processor
 from workbench.mllm.residual import Residual, attach_residual
+from workbench.model_files import WeightFiles
+from workbench.pretrained import hub_options
 from workbench.vfm import find_vfm
 
 
@@ -32,7 +35,7 @@ def on_meta(cls: Any, config: PretrainedConfig) -> Any:
 
 
 def outline(config: ModelConfig) -> Outline:
-    """A released model, or one of released parts, from its configuration, and with its processor; its weights are not looked for.
+    """A released model, or one of released parts, from its configuration, and with its processor; its weights are looked at in `check_files`.
 
     Raises:
         ConfigError, ModelError: a configuration or a processor that is not there or of no kind that fits.
@@ -42,10 +45,21 @@ def outline(config: ModelConfig) -> Outline:
         settings, processor = describe_parts(config)
         model, name = on_meta(LlavaForConditionalGeneration, settings), f"{config.tower} + {config.language}"
     else:
-        name, settings = config.name, load_config(config.name)
-        family_of(settings)
-        processor, model = load_processor(config.name), on_meta(AutoModelForImageTextToText, settings)
+        name, options = config.name, hub_options(config.name)
+        settings = load_config(name, **options)
+        processor, model = load_processor(name, family_of(settings), settings, **options), on_meta(AutoModelForImageTextToText, settings)
     return Outline(model, processor, family_of(model.config), name)
+
+
+def check_files(config: ModelConfig) -> dict[str, WeightFiles | None]:
+    """The files of the weights of a released model or of each released part, by names and shapes of their tensors; None: still on the hub.
+
+    Raises:
+        WorkbenchError: they could not be loaded when training begins.
+    """
+    if config.name is None:
+        return check_parts(config)
+    return {"model": check_weights(AutoModelForImageTextToText, config.name, load_config(config.name, **hub_options(config.name)))}
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,15 @@ As in LLaVA-1.5 the connector gets the output of the tower's last but one block,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
+    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlavaConfig,
@@ -23,13 +26,15 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from trainer.config import ModelConfig
 from trainer.language import FLATTEN, IMAGE, grown
 from workbench.convert.build import CHAT_TEMPLATE, SYSTEM
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, ModelError, WeightsError, one_line
 from workbench.mllm import MLLM
 from workbench.mllm.family import family_of
+from workbench.mllm.loading import check_weights, load_config, load_model
+from workbench.model_files import WeightFiles
+from workbench.pretrained import call, hub_options
 from workbench.weights import CATALOGUE, weights_folder
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
-UNREACHABLE = (OSError, ValueError, KeyError)
 ROWS = 64  # a vocabulary that grows becomes a multiple of this
 
 
@@ -75,8 +80,7 @@ def build_from_parts(config: ModelConfig) -> MLLM:
     settings, processor = describe_parts(config)
     with torch.device("meta"):  # the frame only: every part that holds weights takes its place below
         llava = LlavaForConditionalGeneration(settings)
-    tower = _whole("tower", config.tower, type(llava.model.vision_tower))
-    language = _whole("language", _source(config.language), AutoModelForCausalLM)
+    tower, language = _whole("tower", config.tower, type(llava.model.vision_tower)), _whole("language", _source(config.language), AutoModelForCausalLM)
     _grow(language, settings.get_text_config().vocab_size)
     llava.model.vision_tower, llava.model.language_model, llava.lm_head = tower, language.model, language.lm_head
     llava.model.multi_modal_projector = LlavaMultiModalProjector(llava.config)
@@ -86,14 +90,45 @@ def build_from_parts(config: ModelConfig) -> MLLM:
     return MLLM(llava, processor, family_of(llava.config), f"{config.tower} + {config.language}")
 
 
+def check_parts(config: ModelConfig) -> dict[str, WeightFiles | None]:
+    """The files of each part's weights, whose tensors fit by their names and shapes; None where they are still to be fetched from the hub.
+
+    Raises:
+        ConfigError: `build_from_parts` could not load a part.
+    """
+    classes = {"tower": (config.tower, None), "language": (_source(config.language), AutoModelForCausalLM)}
+    found = {}
+    for part, (name, auto) in classes.items():
+        with _named(part):
+            settings = _settings(name)
+            found[part] = check_weights(auto or _tower_class(settings), str(name), settings, strict=False)
+    return found
+
+
+@contextmanager
+def _named(part: str) -> Iterator[None]:
+    """Say which part of the model an error is about."""
+    try:
+        yield
+    except (ModelError, WeightsError) as error:
+        raise ConfigError(f"model.{part}: {error}") from error
+
+
+def _settings(name: Any) -> Any:
+    """A part's configuration: of a CLIP or SigLIP of image and text, that of its vision encoder."""
+    config = load_config(str(name), **hub_options(name))
+    return config.vision_config if "vision_config" in config.sub_configs else config
+
+
+def _tower_class(settings: Any) -> Any:
+    return AutoModel._model_mapping[type(settings)]  # type: ignore[attr-defined]
+
+
 def _tower(name: str) -> tuple[Any, Any]:
     """The tower's configuration, and the image processor that belongs to it."""
-    try:
-        config = AutoConfig.from_pretrained(name)
-        pixels = AutoImageProcessor.from_pretrained(name)
-    except UNREACHABLE as error:
-        raise _unreachable("tower", name, error) from error
-    vision = config.vision_config if "vision_config" in config.sub_configs else config
+    with _named("tower"):
+        vision = _settings(name)
+        pixels = call(lambda: AutoImageProcessor.from_pretrained(name, **hub_options(name)), partial(_lacks, name, "image processor"))
     if vision.model_type not in TOWERS:
         raise ConfigError(f"model.tower is {name}, a {vision.model_type}: expected a CLIP or SigLIP tower")
     return vision, pixels
@@ -102,11 +137,10 @@ def _tower(name: str) -> tuple[Any, Any]:
 def _language(name: str | None) -> tuple[Any, Any]:
     """The language model's configuration, with rows for the image token where its vocabulary has none to spare; and its tokenizer."""
     where = _source(name)
-    try:
-        config = AutoConfig.from_pretrained(where)
-        tokenizer = AutoTokenizer.from_pretrained(where, extra_special_tokens={"image_token": IMAGE})
-    except UNREACHABLE as error:
-        raise _unreachable("language", name, error) from error
+    with _named("language"):
+        config, special = _settings(where), {"image_token": IMAGE}
+        read = partial(AutoTokenizer.from_pretrained, where, extra_special_tokens=special, **hub_options(where))
+        tokenizer = call(read, partial(_lacks, where, "tokenizer"))
     if not any(architecture.endswith("ForCausalLM") for architecture in config.architectures or ()):
         raise ConfigError(f"model.language is {name}, a {config.model_type}: expected a causal language model")
     if tokenizer.eos_token is None or not tokenizer.is_fast:
@@ -133,15 +167,10 @@ def _grow(language: Any, count: int) -> None:
                 layer.weight.copy_(grown(layer.weight[:old], count))
 
 
-def _whole(part: str, name: Any, cls: Any) -> Any:
-    """A part in float32, all of whose tensors are in its file; transformers would draw the missing ones at random and only warn."""
-    try:
-        model, report = cls.from_pretrained(name, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
-    except UNREACHABLE as error:
-        raise _unreachable(part, name, error) from error
-    if missing := sorted(report["missing_keys"]):
-        raise ConfigError(f"model.{part} is {name}, which lacks {len(missing)} tensors of a {type(model).__name__}, first {missing[0]}")
-    return model
+def _whole(part: str, name: Any, auto: Any) -> Any:
+    """A part in float32, all of whose tensors are in its files; transformers would draw the missing ones at random and only warn."""
+    with _named(part):
+        return load_model(auto, str(name), _settings(name), strict=False, dtype=torch.float32, **hub_options(name))
 
 
 def _template(tokenizer: Any) -> str:
@@ -151,6 +180,5 @@ def _template(tokenizer: Any) -> str:
     return CHAT_TEMPLATE.replace("SYSTEM", SYSTEM.format(user="user"))
 
 
-def _unreachable(part: str, name: object, error: BaseException) -> ConfigError:
-    line = " ".join(str(error).split())[:160]
-    return ConfigError(f"model.{part} is {name}, which could not be loaded ({line}): expected a hub id within reach or a folder")
+def _lacks(name: object, what: str, error: Exception) -> ModelError:
+    return ModelError(f"model '{name}' has no {what} that could be loaded ({one_line(error, 140)}): expected its files beside the weights")

@@ -27,6 +27,10 @@ _INDEX = ".index.json"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _SMALL_FILES = ["*.json", "*.txt", "*.jinja", "tokenizer.model"]
 _FOREIGN = ("*.gguf", "*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.onnx")  # weights under names that are not read
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool, "U8": torch.uint8} | {
+    **{f"I{bits}": getattr(torch, f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64},
+}  # what safetensors calls them
 _NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt")
 
 
@@ -243,6 +247,24 @@ def read_tensors(path: Path) -> Tensors:
     if not isinstance(found, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
         raise WeightsError(f"{path} was refused: expected a state dict of names and tensors")
     return dict(found)
+
+
+def shapes_of(weights: WeightFiles) -> Tensors:
+    """Every tensor of a model without its values, on meta: from the headers of safetensors, or from pickles, which are read with care.
+
+    Raises:
+        WeightsError: a file is not what its name says.
+    """
+    found: Tensors = {}
+    for file in weights.files:
+        if weights.pickled:
+            found |= {name: value.to("meta") for name, value in read_tensors(file).items()}
+            continue
+        for name, entry in _header(file).items():
+            if entry["dtype"] not in _DTYPES:
+                raise WeightsError(f"{file} holds '{name}' as {entry['dtype']}: expected numbers that torch knows")
+            found[name] = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]], device="meta")
+    return found
 
 
 def find_part(folder: Path, stem: str) -> Path | None:

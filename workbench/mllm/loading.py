@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoHfQuantizer
 from transformers.utils import cached_file
 
 from workbench.errors import ModelError, one_line
-from workbench.model_files import PICKLE, SAFETENSORS, WeightFiles, check_folder, locate, read_model, weight_files
-from workbench.pretrained import call
+from workbench.model_files import PICKLE, SAFETENSORS, Tensors, WeightFiles, check_folder, locate, read_model, shapes_of, weight_files
+from workbench.pretrained import call, hub_options
 
 log = logging.getLogger(__name__)
+WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")  # in the order they are looked for
 RECOMPUTED = ("position_ids", "inv_freq")  # buffers that old checkpoints carry and every model computes for itself
 
 
@@ -76,14 +79,12 @@ def weights_of(name: str, **options: Any) -> WeightFiles | None:
     """
     if Path(name).is_dir():
         return weight_files(Path(name))
-    for file in (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json"):
+    for file in WEIGHTS:
         at = hub_file(name, file, **options)
-        if at is None:
-            continue
-        if file.startswith(PICKLE) and not options.get("local_files_only"):
+        if at is not None and file.endswith(".json") and not options.get("local_files_only"):
             return weight_files(locate(name, "model", "a folder"))
-        folder = Path(at).parent
-        return weight_files(folder) if not file.endswith(".json") or options.get("local_files_only") else WeightFiles(folder, (), False)
+        if at is not None:
+            return weight_files(Path(at).parent)
     return None
 
 
@@ -101,7 +102,7 @@ def hub_file(name: str, file: str, **options: Any) -> str | None:
 def load_model(auto: Any, name: str, config: PretrainedConfig, *, strict: bool = True, revision: str | None = None, **options: Any) -> Any:
     """A transformers model with all its tensors from a folder or a hub id.
 
-    Safetensors are read by transformers; a pickle is read here, with care, and its tensors handed over one by one as they lie mapped on the disk.
+    Safetensors are read by transformers; a pickle is read here, with care, and its tensors are handed over as they lie mapped on the disk.
 
     Args:
         auto: an auto class, or the class of the model.
@@ -114,24 +115,59 @@ def load_model(auto: Any, name: str, config: PretrainedConfig, *, strict: bool =
     hub = {"revision": revision} | {key: options[key] for key in ("local_files_only",) if key in options}
     weights = weights_of(name, **hub)
     if weights is None:
-        raise ModelError(f"model '{name}' has no weights within reach: expected {SAFETENSORS} or {PICKLE}, in a folder, on the hub or in its cache")
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        raise no_weights(name)
     if weights.pickled:
-        if options.pop("trust_remote_code", False) and getattr(config, "auto_map", None):
+        if getattr(config, "auto_map", None):
             raise ModelError(f"model '{name}' has pickled weights and code of its own: expected {SAFETENSORS}")
-        options.pop("local_files_only", None)
-        cls = auto._model_mapping[type(config)] if hasattr(auto, "_model_mapping") else auto
-        state = read_model(weights.folder)
-        model, report = call(lambda: cls.from_pretrained(None, config=config, state_dict=state, **options), lambda error: _unreadable(name, error))
+        options = {key: value for key, value in options.items() if key not in ("trust_remote_code", "local_files_only")}
+        model = _from_tensors(auto, name, config, read_model(weights.folder), strict=strict, **options)
         if (weights.folder / "generation_config.json").exists() and model.can_generate():
-            read = call(lambda: GenerationConfig.from_pretrained(weights.folder), lambda error: _unreadable(name, error))
-            model.generation_config = read
+            model.generation_config = call(lambda: GenerationConfig.from_pretrained(weights.folder), partial(_unreadable, name))
     else:
-        options |= {"config": config, "revision": revision, "use_safetensors": True}
-        model, report = call(lambda: auto.from_pretrained(name, **options), lambda error: _unreadable(name, error))
-    check_complete(name, report, strict=strict)
+        options |= {"config": config, "revision": revision, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, report = call(lambda: auto.from_pretrained(name, **options), partial(_unreadable, name))
+        check_complete(name, report, strict=strict)
     repair_generation(name, model)
     return model
+
+
+def _from_tensors(auto: Any, name: str, config: PretrainedConfig, state: Tensors, *, strict: bool, **options: Any) -> Any:
+    cls = auto._model_mapping[type(config)] if hasattr(auto, "_model_mapping") else auto
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, report = call(lambda: cls.from_pretrained(None, config=config, state_dict=state, **options), partial(_unreadable, name))
+    check_complete(name, report, strict=strict)
+    return model
+
+
+def check_weights(auto: Any, name: str, config: PretrainedConfig, *, strict: bool = True) -> WeightFiles | None:
+    """See that `load_model` would load the weights of a folder or a hub id, by the names and shapes of their tensors; their values are not read.
+
+    Returns:
+        Their files, or None for those of a hub id that are still to be fetched.
+
+    Raises:
+        ModelError, WeightsError: as `load_model`.
+    """
+    weights = weights_of(name, local_files_only=True)
+    if weights is None:
+        if hub_options(name) or not _on_hub(name):
+            raise no_weights(name)
+        return None
+    if getattr(config, "quantization_config", None) is None and not getattr(config, "auto_map", None):
+        _from_tensors(auto, name, config, shapes_of(weights), strict=strict, dtype=torch.float32, device_map="meta")
+    return weights
+
+
+def _on_hub(name: str) -> bool:
+    """Whether a hub id within reach has weights that are read."""
+    from huggingface_hub import list_repo_files
+
+    return bool({*WEIGHTS} & {*call(lambda: list_repo_files(name), partial(_unreadable, name))})
+
+
+def no_weights(name: str) -> ModelError:
+    """For a model whose weights cannot be had."""
+    return ModelError(f"model '{name}' has no weights within reach: expected {SAFETENSORS} or {PICKLE}, in a folder, on the hub or in its cache")
 
 
 def _unreadable(name: str, error: Exception) -> ModelError:
