@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transformers as tf
 from PIL import Image
 
@@ -52,7 +54,19 @@ def world(root: Path, family: str = "llava") -> tuple[Path, list[str]]:
     return model, ["--model.name", str(model), "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *FLAGS]
 
 
-# --- released parts, in their real size and without weights -----------------------------------------------------------------------------------
+# --- released parts, in their real size, with weights of zeros that take no room on the disk ---------------------------------------------------
+
+
+def write_sparse(folder: Path, model: torch.nn.Module) -> None:
+    """Write a model.safetensors for a model on meta: a header with every tensor, and a hole in place of their values."""
+    entries, at = {}, 0
+    for name, value in model.state_dict().items():
+        entries[name] = {"dtype": "F16", "shape": list(value.shape), "data_offsets": [at, at := at + 2 * value.numel()]}
+    header = json.dumps(entries).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + at)
+
 
 CLIP = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14}
 SIGLIP2 = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16, "image_size": 384, "patch_size": 16}
@@ -60,7 +74,7 @@ VICUNA = {7: (4096, 11008, 32, 32), 13: (5120, 13824, 40, 40)}  # width, feed-fo
 
 
 def configs(root: Path) -> dict[str, Path]:
-    """Folders with the configuration of each part that a recipe names, by hub id, and a small tokenizer or the image processor; no weights."""
+    """Folders of each part that a recipe names, by hub id: configuration, holes in place of weights, and a small tokenizer or the image processor."""
     found = {}
     clip = tf.CLIPConfig(vision_config=CLIP), tf.CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     siglip = tf.SiglipConfig(vision_config=SIGLIP2), tf.SiglipImageProcessor(size={"height": 384, "width": 384})
@@ -77,4 +91,6 @@ def configs(root: Path) -> dict[str, Path]:
         found[name] = root / name
         for part in saved:
             part.save_pretrained(found[name])
+        with torch.device("meta"):
+            write_sparse(found[name], (tf.AutoModel if name in towers else tf.AutoModelForCausalLM).from_config(saved[0]))
     return found

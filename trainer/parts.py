@@ -34,6 +34,7 @@ from workbench.model_files import WeightFiles
 from workbench.pretrained import call, hub_options
 from workbench.weights import CATALOGUE, weights_folder
 
+IMAGE_AND_TEXT = ("clip", "siglip", "siglip2")
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 ROWS = 64  # a vocabulary that grows becomes a multiple of this
 
@@ -115,9 +116,9 @@ def _named(part: str) -> Iterator[None]:
 
 
 def _settings(name: Any) -> Any:
-    """A part's configuration: of a CLIP or SigLIP of image and text, that of its vision encoder."""
+    """A part's configuration; of a CLIP or SigLIP of image and text, that of its vision encoder."""
     config = load_config(str(name), **hub_options(name))
-    return config.vision_config if "vision_config" in config.sub_configs else config
+    return config.vision_config if config.model_type in IMAGE_AND_TEXT else config
 
 
 def _tower_class(settings: Any) -> Any:
