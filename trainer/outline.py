@@ -14,7 +14,7 @@ from trainer.alignment import Alignment, attach_alignment
 from trainer.config import ModelConfig, Recipe
 from trainer.parts import check_parts, describe_parts
 from trainer.student import parts_of
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, one_line
 from workbench.mllm import VisualTokens
 from workbench.mllm.base import Outline
 from workbench.mllm.family import family_of
@@ -22,14 +22,18 @@ from workbench.mllm.loading import check_weights, load_config
 from workbench.mllm.processors import load_processor
 from workbench.mllm.residual import Residual, attach_residual
 from workbench.model_files import WeightFiles
-from workbench.pretrained import hub_options
+from workbench.pretrained import call, hub_options
 from workbench.vfm import find_vfm
 
 
 def on_meta(cls: Any, config: PretrainedConfig) -> Any:
     """A transformers model without storage: `cls` is its class, or an auto class that finds it."""
+
+    def failed(error: Exception) -> ConfigError:
+        return ConfigError(f"a {type(config).__name__.removesuffix('Config')} cannot be made from this configuration ({one_line(error)})")
+
     with torch.device("meta"):
-        model = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
+        model = call(lambda: cls.from_config(config) if hasattr(cls, "from_config") else cls(config), failed)
     model.config.architectures = [type(model).__name__]  # by which its family is known
     return model.float()
 
@@ -147,10 +151,12 @@ def attach(recipe: Recipe, model: Any, vision: Mapping[str, Any], places: Sequen
     handle = connector.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     inputs = {name: value.to("meta") if isinstance(value, Tensor) and value.is_floating_point() else value for name, value in vision.items()}
     features: list[Tensor] = []
+
+    def misfit(error: Exception) -> ConfigError:
+        return ConfigError(f"an image of {placeholders} visual tokens does not fit through tower and connector ({one_line(error)})")
+
     try:
-        said = _run(lambda: features.extend(model.get_image_features(**inputs).pooler_output))
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"an image of {placeholders} visual tokens does not fit through tower and connector ({_line(error)})") from error
+        said = call(lambda: _run(lambda: features.extend(model.get_image_features(**inputs).pooler_output)), misfit)
     finally:
         handle.remove()
     if said is None:

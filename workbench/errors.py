@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LISTED = 150  # characters of names in a sentence
+
 
 def one_line(error: object, most: int = 160) -> str:
     """What went wrong, in one line of at most `most` characters, for the brackets of a sentence."""
@@ -24,6 +26,9 @@ class UnknownNameError(WorkbenchError):
         near = difflib.get_close_matches(name, self.known, n=1, cutoff=0.5)
         nearest = f"; did you mean '{near[0]}'?" if near else ""
         listed = ", ".join(self.known) if self.known else "(none)"
+        if len(listed) > LISTED:  # a sentence stays one: the nearest names stand for the rest
+            shown = sorted(difflib.get_close_matches(name, self.known, n=3, cutoff=0.0))
+            listed = f"{', '.join(shown)}, ... ({len(self.known)} in all)"
         super().__init__(f"unknown {kind} '{name}': expected one of {listed}{', ' + also if also else ''}{nearest}")
 
 

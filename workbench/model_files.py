@@ -61,10 +61,10 @@ def check_folder(folder: Path) -> WeightFiles:
     """
     if not (folder / "config.json").exists() and (folder / ADAPTER).exists():
         raise WeightsError(_adapter_alone(folder))
-    for name in ("config.json", "tokenizer.json", "tokenizer.model", "generation_config.json"):
-        _check_file(folder / name, needed=name == "config.json")
-    for file in (*folder.glob("*.json"), *folder.glob("*.jinja"), *folder.glob("*.txt")):
-        _check_pointer(file)
+    _check_file(folder / "config.json")
+    for pattern in ("*.json", "*.jinja", "*.txt", "tokenizer.model"):
+        for file in folder.glob(pattern):
+            _check_file(file)
     read_json(folder / "config.json")
     weights = weight_files(folder)
     if (folder / ADAPTER).exists() and list(folder.glob("adapter_model*")):
@@ -148,14 +148,12 @@ def _at_hand(name: str) -> bool:
         return False
 
 
-def _check_file(file: Path, *, needed: bool = True) -> None:
+def _check_file(file: Path) -> None:
     """See that `file` is a file and no pointer to one."""
     if file.is_symlink() and not file.exists():
         raise WeightsError(f"{file} is a link to {file.readlink()}, which is not there: expected the file itself; copy the folder with its links followed")
     if not file.exists():
-        if needed:
-            raise WeightsError(f"folder {file.parent} holds no model: expected a {file.name} and {SAFETENSORS} there")
-        return
+        raise WeightsError(f"folder {file.parent} holds no model: expected a {file.name} and {SAFETENSORS} there")
     if not file.is_file():
         raise WeightsError(f"{file} is a folder: expected a file")
     _check_pointer(file)

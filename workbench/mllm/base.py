@@ -26,7 +26,7 @@ from workbench.mllm.family import TEXT_INPUTS, Batch, Family, Pictures, VisualTo
 from workbench.mllm.loading import load_config, load_model
 from workbench.mllm.processors import load_processor
 from workbench.mllm.residual import KEY, Residual, load_residual
-from workbench.pretrained import hub_options
+from workbench.pretrained import call, hub_options
 from workbench.weights import fingerprint
 
 
@@ -176,7 +176,11 @@ class MLLM:
         """Messages in the model's own chat template, with the beginning of the answer if `generation`; a template that can think does not, so that an
         answer follows its prompt at once."""
         thinks = {"enable_thinking": False} if "enable_thinking" in str(self.processor.chat_template) else {}
-        return str(self.processor.apply_chat_template(messages, add_generation_prompt=generation, tokenize=False, **thinks))
+
+        def failed(error: Exception) -> ModelError:
+            return ModelError(f"{self.name}: its chat template cannot be used ({one_line(error, 120)}): expected another chat_template.jinja in its folder")
+
+        return str(call(lambda: self.processor.apply_chat_template(messages, add_generation_prompt=generation, tokenize=False, **thinks), failed))
 
     def check_text(self, what: str, text: str) -> None:
         """Raise a ModelError if a text contains the image placeholder, or what stands for it in the model's template."""

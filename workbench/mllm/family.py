@@ -129,7 +129,8 @@ def family_of(config: PretrainedConfig) -> Family:
         ModelError: an architecture that has no visual tokens with a place, and why.
         UnknownNameError: an architecture that no family covers; lists those that are.
     """
-    architecture = (config.architectures or ["(none)"])[0]
+    named = config.architectures
+    architecture = str(named[0]) if isinstance(named, list | tuple) and named else str(named or "(none)")
     for name in FAMILIES:
         if architecture in FAMILIES.get(name).architectures:
             return FAMILIES.get(name)

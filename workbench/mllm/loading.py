@@ -44,7 +44,21 @@ def load_config(name: str, **options: Any) -> PretrainedConfig:
 
     config: PretrainedConfig = call(lambda: AutoConfig.from_pretrained(name, **options), failed)
     check_quantization(name, config)
+    _check_generation(name, **options)
     return config
+
+
+def _check_generation(name: str, **options: Any) -> None:
+    """See that the settings of generation can be read: with broken ones transformers would go on without the tokens at which the model stops."""
+    hub = {key: options[key] for key in ("revision", "local_files_only") if key in options}
+    file = hub_file(name, "generation_config.json", **hub)
+    if file is None:
+        return
+
+    def failed(error: Exception) -> ModelError:
+        return ModelError(f"model '{name}' has a generation_config.json that transformers refuses ({one_line(error, 140)}): mend or remove it")
+
+    call(lambda: GenerationConfig.from_pretrained(Path(file).parent), failed)
 
 
 def check_quantization(name: str, config: PretrainedConfig) -> None:
@@ -116,6 +130,7 @@ def load_model(auto: Any, name: str, config: PretrainedConfig, *, strict: bool =
     weights = weights_of(name, **hub)
     if weights is None:
         raise no_weights(name)
+    _check_fit(auto, name, config, weights, strict=strict)
     if weights.pickled:
         if getattr(config, "auto_map", None):
             raise ModelError(f"model '{name}' has pickled weights and code of its own: expected {SAFETENSORS}")
@@ -153,9 +168,14 @@ def check_weights(auto: Any, name: str, config: PretrainedConfig, *, strict: boo
         if hub_options(name) or not _on_hub(name):
             raise no_weights(name)
         return None
+    _check_fit(auto, name, config, weights, strict=strict)
+    return weights
+
+
+def _check_fit(auto: Any, name: str, config: PretrainedConfig, weights: WeightFiles, *, strict: bool) -> None:
+    """See that every tensor has a place and the right shape, before 14 GB are read; not of what only its own code or a quantizer knows to place."""
     if getattr(config, "quantization_config", None) is None and not getattr(config, "auto_map", None):
         _from_tensors(auto, name, config, shapes_of(weights), strict=strict, dtype=torch.float32, device_map="meta")
-    return weights
 
 
 def _on_hub(name: str) -> bool:

@@ -84,7 +84,8 @@ def check_agreement(name: str, family: Family, config: PretrainedConfig, process
     Raises:
         ModelError: they do not; both values are named.
     """
-    for what, ours, theirs in family.alike(config, processor):
+    token = ("the image token", getattr(processor, "image_token_id", None), getattr(config, "image_token_id", None))
+    for what, ours, theirs in (*family.alike(config, processor), token):
         if ours is not None and theirs is not None and ours != theirs:
             values = f"{one_line(ours, 50)} in its processor and {one_line(theirs, 50)} in its config.json"
             raise ModelError(f"model '{name}' has two values of {what}, {values}: expected one; the processor may be another model's")
@@ -131,7 +132,7 @@ def llava_settings(config: PretrainedConfig, processor: Any) -> Iterable[Setting
     """LLaVA, LLaVA-NeXT and LLaVA-OneVision: a processor that counts patches."""
     vision, patches = config.vision_config, patches_of(config)
     first = FIRST_TOKENS.get(vision.model_type)
-    yield "patch_size", side_of(getattr(processor, "patch_size", None)), side_of(getattr(vision, "patch_size", None))
+    yield "patch_size", getattr(processor, "patch_size", None), side_of(getattr(vision, "patch_size", None))
     yield from image_size(config, processor)
     for key in ("vision_feature_select_strategy", "vision_aspect_ratio"):
         yield key, getattr(processor, key, None), getattr(config, key, None)
