@@ -18,25 +18,24 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pandas as pd
 import yaml
 from huggingface_hub import HfApi, ModelCardData, get_token
-from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from trainer.evaluation import summary
 from workbench.answers import accuracy_by_type
 from workbench.config import command, parse
-from workbench.errors import ConfigError, RunError
+from workbench.errors import ConfigError, RunError, one_line
 from workbench.files import HEAD_FILE, atomic_file
 from workbench.mllm.residual import FILE as RESIDUAL_FILE
+from workbench.pretrained import call
 from workbench.training import RECORD_FILE, alignment_words, cknna_log, evaluation_of, training_record
 from workbench.vfm import find_vfm
 from workbench.weights import CATALOGUE as WEIGHTS
 
 CARD_FILE = "README.md"
-UNREACHABLE = (httpx2.HTTPError, OSError, OfflineModeIsEnabled)  # what the hub's client raises
 HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
 SENT = (
     *(CARD_FILE, "config.json", "generation_config.json", "*processor_config.json", "chat_template*", "accuracy.parquet"),
@@ -261,11 +260,12 @@ def check_hub(name: str) -> None:
         raise ConfigError(f"push_to_hub is {name}, and HF_HUB_OFFLINE is set: expected a machine that may reach the hub, or no push_to_hub")
     if get_token() is None:
         raise ConfigError(f"push_to_hub is {name}: expected to be logged in, with `hf auth login` or the variable HF_TOKEN")
-    try:
-        HfApi().whoami()
-    except UNREACHABLE as error:
-        why = " ".join(str(error).split())[:160]
-        raise ConfigError(f"push_to_hub is {name}, and the hub is out of reach or refuses the login ({why}): expected a hub that takes the model") from error
+
+    def failed(error: Exception) -> ConfigError:
+        why = f"the hub is out of reach or refuses the login ({one_line(error, 120)})"
+        return ConfigError(f"push_to_hub is {name}, and {why}: expected a hub that takes the model")
+
+    call(lambda: HfApi().whoami(), failed)
 
 
 def sent_files(folder: Path) -> list[str]:
@@ -279,13 +279,14 @@ def push(folder: Path, name: str) -> str:
     Raises:
         RunError: the hub cannot be reached or refuses; nothing is lost here.
     """
-    api = HfApi()
-    try:
-        repository = api.create_repo(name, private=True, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=repository.repo_id, allow_patterns=sent_files(folder), commit_message="Upload model")
-    except UNREACHABLE as error:
-        why = " ".join(str(error).split())[:200]
-        raise RunError(f"cannot send the model to {name} ({why}); it is whole in {folder}: `python -m trainer.card {folder} --push_to_hub {name}`") from error
+    api, files = HfApi(), sent_files(folder)
+
+    def failed(error: Exception) -> RunError:
+        again = f"`python -m trainer.card {folder} --push_to_hub {name}`"
+        return RunError(f"cannot send the model to {name} ({one_line(error, 100)}); it is whole in {folder}: {again}")
+
+    repository = call(lambda: api.create_repo(name, private=True, exist_ok=True), failed)
+    call(lambda: api.upload_folder(folder_path=folder, repo_id=repository.repo_id, allow_patterns=files, commit_message="Upload model"), failed)
     return str(repository)
 
 

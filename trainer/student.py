@@ -326,6 +326,9 @@ def check_student(recipe: Recipe, mllm: MLLM, train: ConversationSet, val: Conve
     """
     if hasattr(mllm.config, KEY):
         raise ConfigError(f"model.name is {recipe.model.name}, which adds its image again: expected a model trained without a residual")
+    if (quantized := getattr(mllm.config, "quantization_config", None)) is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", quantized)
+        raise ConfigError(f"model.name is {recipe.model.name}, quantized with {getattr(method, 'value', method)}: expected full precision, to train it")
     recipe.check_layer(mllm.n_layers)
     mllm.words = recipe.data.control_tokens == "words"
     for data in (train, val):

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from workbench import runs
 from workbench.config import as_mapping, command, parse
 from workbench.data import Dataset, load_data
+from workbench.devices import check_device
 from workbench.errors import ConfigError
 from workbench.files import make_folder
 from workbench.mllm import MLLM
@@ -61,6 +62,7 @@ class Where:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size is {self.batch_size}: expected at least 1")
+        check_device(self.device)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from workbench.errors import WeightsError, one_line
+from workbench.pretrained import call, hub_options
 
 Tensors = dict[str, Tensor]
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
@@ -60,7 +61,7 @@ def check_folder(folder: Path) -> WeightFiles:
         WeightsError: a file is missing, cut, a Git LFS pointer or a link to nothing; or the folder holds an adapter, or weights of another kind.
     """
     if not (folder / "config.json").exists() and (folder / ADAPTER).exists():
-        raise WeightsError(_adapter_alone(folder))
+        raise WeightsError(adapter_alone(folder))
     _check_file(folder / "config.json")
     for pattern in ("*.json", "*.jinja", "*.txt", "tokenizer.model"):
         for file in folder.glob(pattern):
@@ -95,7 +96,7 @@ def weight_files(folder: Path) -> WeightFiles:
                     raise WeightsError(f"{index} names {listed(absent)} that {file.name} does not hold")
             return WeightFiles(folder, files, name == PICKLE)
     if (folder / ADAPTER).exists():
-        raise WeightsError(_adapter_alone(folder))
+        raise WeightsError(adapter_alone(folder))
     raise WeightsError(_no_weights(folder))
 
 
@@ -115,9 +116,14 @@ def _no_weights(folder: Path) -> str:
     return f"folder {folder} holds no weights that are read, only {', '.join(other[:3])}: {expected}"
 
 
-def _adapter_alone(folder: Path) -> str:
+def is_within_training(folder: Path) -> bool:
+    """Whether this is a checkpoint-N folder of a LoRA training with the original code, which lacks all that is not an adapter."""
+    return (folder / ADAPTER).exists() and (folder / "trainer_state.json").exists() and not find_part(folder, "non_lora_trainables")
+
+
+def adapter_alone(folder: Path) -> str:
     """What to do with a folder that holds an adapter and no model: which folder is wanted, or what to run where its base is on this machine."""
-    if (folder / "trainer_state.json").exists() and not find_part(folder, "non_lora_trainables"):
+    if is_within_training(folder):
         return (
             f"folder {folder} is a checkpoint within a LoRA training, without the connector: expected the training's own folder, "
             "which has non_lora_trainables.bin and config.json, for python -m workbench.convert"
@@ -319,15 +325,15 @@ def locate(name: str, what: str, option: str) -> Path:
         return Path(name)
     from huggingface_hub import snapshot_download
 
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=[*_SMALL_FILES, "model*.safetensors"]))
-        if not has_model(folder):
-            folder = Path(snapshot_download(name, allow_patterns=[*_SMALL_FILES, "pytorch_model*.bin"]))
-    except Exception as error:  # the hub client raises many unrelated types when it is offline
-        raise WeightsError(
-            f"{what} '{name}' is neither a folder nor a hub id within reach ({type(error).__name__}); give a local folder with {option}"
-        ) from error
-    return folder
+    def failed(error: Exception) -> WeightsError:
+        reason = type(error).__name__  # the client's own words name caches and retries
+        return WeightsError(f"{what} '{name}' is neither a folder nor a hub id within reach ({reason}); give a local folder with {option}")
+
+    def fetched(*weights: str) -> Path:
+        return Path(call(lambda: snapshot_download(name, allow_patterns=[*_SMALL_FILES, *weights], **hub_options(name)), failed))
+
+    folder = fetched("model*.safetensors")
+    return folder if has_model(folder) else fetched("pytorch_model*.bin")
 
 
 def listed(names: Set[str] | Mapping[str, object]) -> str:

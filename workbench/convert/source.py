@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.convert.checkpoint import merge_lora, read_lora
 from workbench.errors import ModelError, WeightsError
-from workbench.model_files import Tensors, find_part, has_model, locate, read_json, read_model, read_tensors
+from workbench.model_files import Tensors, adapter_alone, find_part, has_model, is_within_training, locate, read_json, read_model, read_tensors
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -46,6 +46,8 @@ def read_source(official: Path, base: str = "") -> Source:
     """
     if not official.is_dir():
         raise WeightsError(f"{official} is not a folder: expected a checkpoint folder of the original LLaVA or VIRAL code")
+    if is_within_training(official):
+        raise WeightsError(adapter_alone(official))
     config = read_json(official / "config.json")
     check_supported(config, official)
     lora = (official / "adapter_config.json").exists()

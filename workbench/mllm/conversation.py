@@ -117,6 +117,11 @@ def _learnt(mllm: MLLM, text: str, spans: list[tuple[int, int]], special: bool) 
 
 def _without_template(mllm: MLLM, pictures: tuple[tuple[Image.Image, ...], ...], turns: Sequence[Turns], max_length: int | None) -> tuple[Batch, Tensor]:
     """A model without a chat template is given the answer as a suffix; it knows no second question."""
+    if not mllm.family.answer_type:
+        raise ModelError(
+            f"{mllm.name} has no chat template, so where an answer begins and ends is not known: put the chat_template.jinja of the model "
+            "that it was made from into its folder"
+        )
     if any(len(own) != 1 for own in turns):
         raise ModelError(f"{mllm.name} ({mllm.family.name}) has no chat template, so it knows one question and its answer: expected no second turn")
     answers = [mllm.plain("answer", own[0][1]) for own in turns]

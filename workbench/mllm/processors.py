@@ -84,11 +84,19 @@ def check_agreement(name: str, family: Family, config: PretrainedConfig, process
     Raises:
         ModelError: they do not; both values are named.
     """
-    token = ("the image token", getattr(processor, "image_token_id", None), getattr(config, "image_token_id", None))
-    for what, ours, theirs in (*family.alike(config, processor), token):
+    for what, ours, theirs in (*family.alike(config, processor), *_image_token(config, processor)):
         if ours is not None and theirs is not None and ours != theirs:
             values = f"{one_line(ours, 50)} in its processor and {one_line(theirs, 50)} in its config.json"
             raise ModelError(f"model '{name}' has two values of {what}, {values}: expected one; the processor may be another model's")
+
+
+def _image_token(config: PretrainedConfig, processor: Any) -> Iterable[Setting]:
+    """The id of the visual token, of which a processor may know another one too, such as Gemma's mark that begins an image."""
+    theirs = getattr(config, "image_token_id", None)
+    known = [getattr(part, "image_token_id", None) for part in (processor, processor.tokenizer)]
+    known = [token for token in known if token is not None]
+    if known and theirs not in known:
+        yield "the image token", known[0], theirs
 
 
 # --- what families compare ----------------------------------------------------------------------------------------------------------------
