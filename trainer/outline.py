@@ -18,7 +18,7 @@ from workbench.errors import ConfigError, one_line
 from workbench.mllm import VisualTokens
 from workbench.mllm.base import Outline
 from workbench.mllm.family import family_of
-from workbench.mllm.loading import check_weights, load_config
+from workbench.mllm.loading import check_weights, generation_of, load_config
 from workbench.mllm.processors import load_processor
 from workbench.mllm.residual import Residual, attach_residual
 from workbench.model_files import WeightFiles
@@ -52,6 +52,7 @@ def outline(config: ModelConfig) -> Outline:
         name, options = config.name, hub_options(config.name)
         settings = load_config(name, **options)
         processor, model = load_processor(name, family_of(settings), settings, **options), on_meta(AutoModelForImageTextToText, settings)
+        model.generation_config = generation_of(name, **options) or model.generation_config  # it names the tokens that end an answer
     return Outline(model, processor, family_of(model.config), name)
 
 

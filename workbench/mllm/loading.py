@@ -18,6 +18,7 @@ from workbench.pretrained import call, hub_options
 
 log = logging.getLogger(__name__)
 WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")  # in the order they are looked for
+COUNTS = ("eos_token_id", "bos_token_id", "pad_token_id", "num_beams", "max_length", "max_new_tokens")  # numbers in generation_config.json
 RECOMPUTED = ("position_ids", "inv_freq")  # buffers that old checkpoints carry and every model computes for itself
 
 
@@ -44,21 +45,30 @@ def load_config(name: str, **options: Any) -> PretrainedConfig:
 
     config: PretrainedConfig = call(lambda: AutoConfig.from_pretrained(name, **options), failed)
     check_quantization(name, config)
-    _check_generation(name, **options)
+    generation_of(name, **options)
     return config
 
 
-def _check_generation(name: str, **options: Any) -> None:
-    """See that the settings of generation can be read: with broken ones transformers would go on without the tokens at which the model stops."""
+def generation_of(name: str, **options: Any) -> GenerationConfig | None:
+    """The settings of generation of a hub id or a folder, None where it has none of its own.
+
+    Raises:
+        ModelError: they cannot be read; transformers would go on without the tokens at which the model stops.
+    """
     hub = {key: options[key] for key in ("revision", "local_files_only") if key in options}
     file = hub_file(name, "generation_config.json", **hub)
     if file is None:
-        return
+        return None
 
-    def failed(error: Exception) -> ModelError:
+    def failed(error: object) -> ModelError:
         return ModelError(f"model '{name}' has a generation_config.json that transformers refuses ({one_line(error, 140)}): mend or remove it")
 
-    call(lambda: GenerationConfig.from_pretrained(Path(file).parent), failed)
+    config: GenerationConfig = call(lambda: GenerationConfig.from_pretrained(Path(file).parent), failed)
+    for key in COUNTS:
+        value = getattr(config, key, None)
+        if not all(isinstance(part, int) for part in (value if isinstance(value, list) else [] if value is None else [value])):
+            raise failed(f"{key} is {value!r}, which is no number")
+    return config
 
 
 def check_quantization(name: str, config: PretrainedConfig) -> None:
@@ -136,8 +146,8 @@ def load_model(auto: Any, name: str, config: PretrainedConfig, *, strict: bool =
             raise ModelError(f"model '{name}' has pickled weights and code of its own: expected {SAFETENSORS}")
         options = {key: value for key, value in options.items() if key not in ("trust_remote_code", "local_files_only")}
         model = _from_tensors(auto, name, config, read_model(weights.folder), strict=strict, **options)
-        if (weights.folder / "generation_config.json").exists() and model.can_generate():
-            model.generation_config = call(lambda: GenerationConfig.from_pretrained(weights.folder), partial(_unreadable, name))
+        if model.can_generate():
+            model.generation_config = generation_of(str(weights.folder)) or model.generation_config
     else:
         options |= {"config": config, "revision": revision, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
         model, report = call(lambda: auto.from_pretrained(name, **options), partial(_unreadable, name))
