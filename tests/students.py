@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 import transformers as tf
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.tiny import WORDS, _tokenizer, build
 
@@ -52,6 +54,30 @@ def world(root: Path, family: str = "llava") -> tuple[Path, list[str]]:
     """A small model of a family, and the flags that train it on a small world."""
     model, file = build(family, root / family), write(root / "world")
     return model, ["--model.name", str(model), "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *FLAGS]
+
+
+def pickled(folder: Path, shards: int = 1) -> None:
+    """Weights as torch.save writes them, whole or in shards with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    if shards == 1:
+        torch.save(tensors, folder / "pytorch_model.bin")
+        return
+    names = {n: f"pytorch_model-{n + 1:05}-of-{shards:05}.bin" for n in range(shards)}
+    where = {key: names[n % shards] for n, key in enumerate(sorted(tensors))}
+    for name in names.values():
+        torch.save({key: tensors[key] for key in where if where[key] == name}, folder / name)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+
+
+class Bomb:
+    """Unpickled without care, this makes a folder."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.mark),)
 
 
 # --- released parts, in their real size, with weights of zeros that take no room on the disk ---------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import pickle
 import shutil
 import struct
@@ -15,12 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from tests.students import picture
+from tests.students import Bomb, pickled, picture
 from tests.tiny import build
-from trainer.config import ModelConfig
-from trainer.outline import check_files, outline
+from trainer.config import AlignmentConfig, ModelConfig
+from trainer.outline import attach, check_files, outline
 from workbench import pretrained
 from workbench.devices import check_device
 from workbench.errors import ConfigError, ModelError, UnknownNameError, WorkbenchError, one_line
@@ -69,20 +67,6 @@ def rewritten(file: str, text: str) -> Change:
     return lambda folder: (folder / file).write_text(text)
 
 
-def pickled(folder: Path, shards: int = 1) -> None:
-    """Weights as torch.save writes them, whole or in shards with an index."""
-    tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    if shards == 1:
-        torch.save(tensors, folder / "pytorch_model.bin")
-        return
-    names = {n: f"pytorch_model-{n + 1:05}-of-{shards:05}.bin" for n in range(shards)}
-    where = {key: names[n % shards] for n, key in enumerate(sorted(tensors))}
-    for name in names.values():
-        torch.save({key: tensors[key] for key in where if where[key] == name}, folder / name)
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-
-
 def indexed(index: object) -> Change:
     def change(folder: Path) -> None:
         (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
@@ -128,16 +112,6 @@ def adapter(*, base: str = "llava-hf/llava-1.5-7b-hf", config: bool = False, mod
             (folder / name).write_text("{}")
 
     return change
-
-
-class Bomb:
-    """Unpickled without care, this makes a folder."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.mark),)
 
 
 def bomb(folder: Path) -> None:
@@ -243,8 +217,6 @@ def loaded(folder: Path) -> None:
 
 def planned(folder: Path) -> None:
     """As the dry run of a training from `folder` looks at it."""
-    from trainer.config import AlignmentConfig
-    from trainer.outline import attach
 
     check_files(ModelConfig(name=str(folder)))
     mllm = outline(ModelConfig(name=str(folder)))

@@ -12,7 +12,7 @@ import torch
 from tests.tiny import randomize
 from workbench.capture import read
 from workbench.data import Sample, load_data
-from workbench.errors import ConfigError, ModelError, UnknownNameError
+from workbench.errors import ConfigError, ModelError, UnknownNameError, WeightsError
 from workbench.mllm import FAMILIES, MLLM, VisualTokens
 from workbench.mllm.validate import validate
 
@@ -125,7 +125,7 @@ def test_a_model_blind_to_the_image_does_not_pass(mllm: MLLM) -> None:
 
 
 def test_bad_models_are_one_sentence(tmp_path: Path, mllm: MLLM, samples: list[Sample]) -> None:
-    with pytest.raises(ModelError, match="holds no model"):
+    with pytest.raises(WeightsError, match="holds no model"):
         MLLM.load(str(tmp_path))
     with pytest.raises(ModelError, match="'no/such-model' is neither a folder nor a hub id within reach"):
         MLLM.load("no/such-model")

@@ -16,10 +16,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, TrainerState, TrainingArguments
 
 from tests.conftest import run
-from tests.students import FLAGS, VIRAL, picture, rows, world, write
+from tests.students import FLAGS, VIRAL, Bomb, pickled, picture, rows, world, write
 from tests.tiny import VISION, _text, _tokenizer, build, randomize
 from trainer.__main__ import main
+from trainer.__main__ import read as read_recipe
 from trainer.config import Recipe
+from trainer.dry_run import plan
 from trainer.loop import AlignmentTrainer, train
 from trainer.monitor import EarlyWarnings, subset_alignment
 from trainer.student import PreparedStudent, load_conversations, prepare_student
@@ -305,6 +307,62 @@ def parts(root: Path, tower: str) -> tuple[Path, Path]:
     return root / "tower", root / "language"
 
 
+def test_pickled_parts_are_planned_trained_and_saved_as_safetensors_are(tmp_path: Path) -> None:
+    """Vicuna's settings of generation included, which transformers would refuse to save after the last step."""
+    file = write(tmp_path / "w")
+    data = ["--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *FLAGS, "--optim.steps", "2", "--save_every", "2"]
+    results = []
+    for kind in ("safetensors", "pickles"):
+        tower, language = parts(tmp_path / kind, "clip")
+        (language / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2, "temperature": 0.9, "top_p": 0.6}))
+        if kind == "pickles":
+            pickled(tower)
+            pickled(language, 2)
+        words = ["--model.tower", str(tower), "--model.language", str(language), "--model.train", "connector", *data]
+        (tmp_path / "empty.yaml").write_text("{}")
+        found = plan(read_recipe([str(tmp_path / "empty.yaml"), *words, "--output_dir", str(tmp_path / "never")]))
+        assert {part: (len(own.files), own.pickled) for part, own in found.weights.items() if own} == (
+            {"tower": (1, True), "language": (2, True)} if kind == "pickles" else {"tower": (1, False), "language": (1, False)}
+        )
+        assert ("language: 2 files" in found.report() and "pickled (read without running code)" in found.report()) == (kind == "pickles")
+        folder = folder_of(words, tmp_path / f"out-{kind}")
+        results.append(whole(folder))
+        assert "temperature" not in json.loads((folder / "generation_config.json").read_text())
+    assert results[0].keys() == results[1].keys() and all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_parts_that_run_code_or_lack_a_tensor_are_refused_by_training_and_by_the_dry_run(tmp_path: Path) -> None:
+    file = write(tmp_path / "w")
+    (tmp_path / "empty.yaml").write_text("log_every: 1\nsave_every: 2\n")
+    for part in ("tower", "language"):
+        for fault, message in (
+            ("bomb", "was refused: it holds more than plain tensors"),
+            ("lacking", "the checkpoint lacks 1 tensors"),
+            ("gone", "is missing"),
+        ):
+            places = dict(zip(("tower", "language"), parts(tmp_path / f"{part}-{fault}", "clip"), strict=True))
+            own = places[part]
+            pickled(own, 1 + (part == "language"))
+            weights = next(own.glob("pytorch_model*.bin"))
+            tensors = torch.load(weights)
+            if fault == "gone":
+                weights.rename(own / "moved.bin")
+                message = "is missing" if part == "language" else "no weights that are read, only moved.bin"
+            else:
+                name = next(name for name in tensors if "text_model" not in name and name.endswith("proj.weight") and "visual" not in name)
+                del tensors[name]
+                torch.save(tensors | ({"a": Bomb(tmp_path / "mark")} if fault == "bomb" else {}), weights)
+                if fault == "lacking" and part == "language":
+                    index = own / "pytorch_model.bin.index.json"
+                    index.write_text(json.dumps({"weight_map": {k: v for k, v in json.loads(index.read_text())["weight_map"].items() if k != name}}))
+            words = [str(tmp_path / "empty.yaml"), "--model.tower", str(places["tower"]), "--model.language", str(places["language"])]
+            words += ["--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *FLAGS, "--output_dir", str(tmp_path / "out")]
+            for more in ([], ["--dry_run"]):
+                with pytest.raises(WorkbenchError, match=rf"^model\.{part}: .*{message}") as error:
+                    main([*words, *more])
+                assert "\n" not in str(error.value) and not (tmp_path / "out").exists() and not (tmp_path / "mark").exists()
+
+
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_a_first_stage_from_released_parts_and_a_second_one_after_it(kind: str, tmp_path: Path) -> None:
     tower, language = parts(tmp_path / kind, kind)
@@ -356,9 +414,7 @@ def test_a_recipe_pair_runs_from_the_command_line(tmp_path: Path) -> None:
 
 
 def test_bad_input_is_one_sentence_and_writes_nothing(llava: list[str], tmp_path: Path) -> None:
-    own = tmp_path / "own"
-    own.mkdir()
-    (own / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
+    tower, language = parts(tmp_path / "clip", "clip")
     empty = tmp_path / "empty.yaml"
     empty.write_text("log_every: 1\nsave_every: 2\n")
     model, short = llava[1], f"llava_json:{write(tmp_path / 'short', rows(3, 0))}"  # with an image of 18 tokens before the answer
@@ -369,11 +425,11 @@ def test_bad_input_is_one_sentence_and_writes_nothing(llava: list[str], tmp_path
         ([*llava, "--model.layers", "3"], "model.layers is 3: expected none, since model.name"),
         ([*llava, "--model.tower", "openai/clip"], "model.tower is openai/clip: expected none, since model.name"),
         ([*llava, "--start", "runs/baseline"], "start is runs/baseline: expected none for a released model"),
-        (["--model.name", str(own), *llava[2:]], "unknown model architecture 'LlamaForCausalLM'"),
+        (["--model.name", str(language), *llava[2:]], "unknown model architecture 'LlamaForCausalLM'"),
         (["--model.name", str(tmp_path / "none"), *llava[2:]], "neither a folder nor a hub id"),
         (["--model.tower", f"{model}/x", *llava[2:]], "expected hub ids or folders of both, or model.name"),
-        (["--model.tower", model, "--model.language", model, *llava[2:]], f"model.language is {model}, a llava: expected a causal language model"),
-        (["--model.tower", model, "--model.language", str(parts(tmp_path / "clip", "clip")[1]), *llava[2:]], "tensors of a CLIPVisionModel, first"),
+        (["--model.tower", str(tower), "--model.language", model, *llava[2:]], f"model.language is {model}, a llava: expected a causal language model"),
+        (["--model.tower", model, "--model.language", str(language), *llava[2:]], "a llava: expected a CLIP or SigLIP tower"),
         ([*llava, "--data.weights", "1", "2"], "data.weights is 1.0, 2.0: expected 1 numbers above 0"),
         ([*llava, "--data.questions", "1"], "data.questions is 1: expected none for"),
         ([*llava, "--data.train", short, "--data.val", short, "--data.max_length", "20"], "which leaves none of the answers in the first"),

@@ -54,11 +54,11 @@ class WeightFiles:
         return sum(file.stat().st_size for file in self.files)
 
 
-def check_folder(folder: Path) -> WeightFiles:
-    """See that `folder` holds one whole model, by its files alone: config.json, and weights as transformers or the original code would write them.
+def check_folder(folder: Path) -> None:
+    """See that `folder` holds a model's configuration, and that none of its small files is a Git LFS pointer or a link to nothing.
 
     Raises:
-        WeightsError: a file is missing, cut, a Git LFS pointer or a link to nothing; or the folder holds an adapter, or weights of another kind.
+        WeightsError: it does not, or it holds an adapter alone.
     """
     if not (folder / "config.json").exists() and (folder / ADAPTER).exists():
         raise WeightsError(adapter_alone(folder))
@@ -67,7 +67,15 @@ def check_folder(folder: Path) -> WeightFiles:
         for file in folder.glob(pattern):
             _check_file(file)
     read_json(folder / "config.json")
-    weights = weight_files(folder)
+
+
+def weight_files(folder: Path) -> WeightFiles:
+    """The weights in `folder`, in one file or in shards; safetensors come before pickles.
+
+    Raises:
+        WeightsError: there are none, or a file is missing, cut, a Git LFS pointer or a link to nothing; or an adapter lies beside them.
+    """
+    weights = _weight_files(folder)
     if (folder / ADAPTER).exists() and list(folder.glob("adapter_model*")):
         raise WeightsError(
             f"folder {folder} holds a whole model and an adapter ({ADAPTER}) beside it: expected one of them, since transformers would add the adapter; "
@@ -76,12 +84,7 @@ def check_folder(folder: Path) -> WeightFiles:
     return weights
 
 
-def weight_files(folder: Path) -> WeightFiles:
-    """The weights in `folder`, in one file or in shards; safetensors come before pickles.
-
-    Raises:
-        WeightsError: there are none, or a file is missing, cut, a Git LFS pointer or a link to nothing.
-    """
+def _weight_files(folder: Path) -> WeightFiles:
     for name in (SAFETENSORS, PICKLE):
         whole, index = folder / name, folder / f"{name}{_INDEX}"
         if _is_there(whole):

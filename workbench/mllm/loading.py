@@ -29,7 +29,7 @@ def load_config(name: str, **options: Any) -> PretrainedConfig:
     """The configuration of a hub id or a folder.
 
     Raises:
-        WeightsError: a folder that does not hold a whole model.
+        WeightsError: a folder that does not hold a model.
         ModelError: nothing of the kind there, or a configuration or quantization that cannot be read here.
     """
     folder = Path(name)
