@@ -240,7 +240,7 @@ def test_what_a_released_model_lacks_is_one_sentence(tmp_path: Path, released: t
     clip, text = folders["openai/clip-vit-large-patch14-336"], write(tmp_path / "text", rows(0, 3))
     for given, data, more, message in (
         (["--model.name", "no/such-model"], file, [], "model 'no/such-model' is neither a folder nor a hub id within reach"),
-        (["--model.name", str(bare)], file, [], "holds no weights: expected model.safetensors or pytorch_model.bin"),
+        (["--model.name", str(bare)], file, [], "has no tokenizer: expected tokenizer.json"),
         (
             ["--model.tower", "no/clip", "--model.language", "no/vicuna"],
             file,

@@ -127,7 +127,7 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     "another model_type": ("llava", settings(model_type="llavax"), "has a config.json that transformers refuses"),
     "no model_type": ("llava", settings(model_type=GONE), "has a config.json that transformers refuses"),
     "StrictDataclass": ("llava", settings(text_config__hidden_size="32"), r"refuses \(Validation error for field 'hidden_size'"),
-    "KeyError": ("llava", settings(projector_hidden_act="gelux"), "could not be loaded .*gelux"),
+    "KeyError": ("llava", settings(projector_hidden_act="gelux"), "(could not be loaded|cannot be made) .*gelux"),
     "AttributeError": ("llava", settings(dtype="float33"), "refuses .*float33"),
     "a list of vision": ("llava", settings(vision_config=[1]), "has a config.json that transformers refuses"),
     "more blocks": ("llava", settings(text_config__num_hidden_layers=6), "the checkpoint lacks 18 tensors"),
@@ -218,8 +218,8 @@ def loaded(folder: Path) -> None:
 def planned(folder: Path) -> None:
     """As the dry run of a training from `folder` looks at it."""
 
-    check_files(ModelConfig(name=str(folder)))
     mllm = outline(ModelConfig(name=str(folder)))
+    check_files(ModelConfig(name=str(folder)))
     batch = encode_conversations(mllm, [[picture(0)]], [[("what is this ?", "a cat")]])[0]
     (places,), ids = mllm.visual_tokens(batch), batch.inputs["input_ids"][0]
     recipe: Any = SimpleNamespace(alignment=AlignmentConfig(objective="none"), check_layer=lambda count: None)

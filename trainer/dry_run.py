@@ -187,7 +187,7 @@ def one_square(model: PreTrainedModel, tokens: int) -> tuple[dict[str, torch.Ten
 def _conversations(recipe: Recipe) -> Plan:
     """The plan of a released model, or of one of released parts."""
     train, val = load_conversations(recipe)
-    weights, mllm = check_files(recipe.model), outline(recipe.model)
+    mllm, weights = outline(recipe.model), check_files(recipe.model)
     check_student(recipe, mllm, train, val)
     with torch.device("meta"):
         choose_trained(mllm, recipe)

@@ -157,6 +157,8 @@ def load_model(auto: Any, name: str, config: PretrainedConfig, *, strict: bool =
 
 
 def _from_tensors(auto: Any, name: str, config: PretrainedConfig, state: Tensors, *, strict: bool, **options: Any) -> Any:
+    if hasattr(auto, "_model_mapping") and type(config) not in auto._model_mapping:
+        raise ModelError(f"model '{name}' is a {config.model_type}, which {auto.__name__} does not know: expected one that it does")
     cls = auto._model_mapping[type(config)] if hasattr(auto, "_model_mapping") else auto
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     model, report = call(lambda: cls.from_pretrained(None, config=config, state_dict=state, **options), partial(_unreadable, name))
