@@ -20,6 +20,7 @@ from torch import Tensor
 from analyses.cknna import ANALYSIS, Config, differences
 from analyses.cknna import run as run_cknna
 from tests.conftest import refused, run
+from tests.tiny import build
 from workbench import runs
 from workbench.analysis import Context
 from workbench.capture import Activations
@@ -27,6 +28,7 @@ from workbench.data import Dataset, load_data
 from workbench.errors import DataError, RunError
 from workbench.metrics import METRICS, cknna
 from workbench.mllm import MLLM
+from workbench.rasters import Scores, Within
 from workbench.vfm import load_vfm
 
 
@@ -234,7 +236,10 @@ def test_a_folder_of_photographs(runs_folder: Path, tmp_path: Path) -> None:
         (["--model", "MODEL", "--vfm_layers", "3", "13"], "layer 13 does not exist in dinov2-small: expected 1 to 12"),
         (["--model", "MODEL", "--vfm", "efficientnet-lite0", "--vfm_layers", "0"], "layer 0 does not exist in efficientnet-lite0: expected 1 to 5"),
         (["--model", "MODEL", "--metric", "svcca", "--dim", "64", "--limit", "4"], "dim is 64: expected 1 to "),
-        (["--model", "MODEL", "--k", "64", "--limit", "4"], "k is 64 with 64 rows"),
+        (
+            ["--model", "MODEL", "--k", "64", "--limit", "4"],
+            "of the 4 images can be scored: of the first, 64 visual tokens, expected at least 65 with k 64",
+        ),
         (["--model", "MODEL", "--layers", "9", "--limit", "4"], "layer 9 does not exist"),
         (["--model", "MODEL", "--data", "shapes:vall"], "did you mean 'val'"),
         (["--model", "MODEL", "--data", "folder:/nowhere"], "folder '/nowhere' does not exist"),
@@ -291,3 +296,51 @@ def test_a_family_without_a_raster_is_refused(mllm: MLLM, name: str) -> None:
     analysis = importlib.import_module(f"analyses.{name}").ANALYSIS
     with pytest.raises(DataError, match="gives visual tokens without a raster: expected a place in the image for each"):
         analysis.run(analysis.config(limit=12), Context(flat, load_data("shapes:val", limit=12), batch_size=4))
+
+
+# --- images that cannot be scored ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_that_a_metric_refuses_is_left_out_by_name_and_changes_no_other() -> None:
+    """Too few tokens, or all of them alike; whatever stands beside it in a batch."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"a": [20], "icon": [4], "b": [12, 20], "white": [20], "c": [20], "half": [20, 6]}
+    hidden = [[[torch.randn(n, 8, generator=generator) for n in own] for own in sizes.values()] for _ in range(2)]
+    patches = [[[torch.randn(n, 6, generator=generator) for n in own] for own in sizes.values()]]
+    for layer in hidden:
+        layer[3] = [torch.zeros(20, 8)]
+
+    def scored(names: list[str], size: int) -> tuple[Within, Scores]:
+        within, at = Within(METRICS.get("cknna"), 10, null=10, seed=0), [list(sizes).index(name) for name in names]
+        for start in range(0, len(at), size):
+            within.add(*([[side[n] for n in at[start : start + size]] for side in sides] for sides in (hidden, patches)))
+        return within, within.finish()
+
+    for size in (1, 2, 6):
+        within, found = scored(list(sizes), size)
+        assert [list(sizes)[n] for n in within.scored] == ["a", "b", "c"] and found.parts.shape == (3, 2, 1) and found.n == 20 and found.rasters == 4
+        icon, white, half = within.sentences(list(sizes))
+        assert icon == "image icon: 4 visual tokens, expected at least 11 with k 10" and half.startswith("image half: 6 visual tokens")
+        assert white.startswith("image white: ") and "zeros" in white
+        np.testing.assert_allclose(found.parts, scored(["a", "b", "c"], 3)[1].parts, rtol=1e-12)
+        single = [cknna(hidden[0][0][0], patches[0][0][0], k=10), cknna(hidden[0][4][0], patches[0][4][0], k=10)]
+        np.testing.assert_allclose(found.parts[[0, 2], 0, 0], single, rtol=1e-6)
+    with pytest.raises(DataError, match="none of the 2 images can be scored: of the first, 4 visual tokens"):
+        scored(["icon", "white"], 2)
+    hidden[0][0][0][3] = float("nan")  # a fault of the model
+    with pytest.raises(DataError, match="not finite"):
+        scored(list(sizes), 6)
+
+
+def test_an_icon_among_photographs_is_named_in_print_and_record(tmp_path: Path) -> None:
+    """A model of dynamic resolution gives it fewer visual tokens than k."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number, size in enumerate([(300, 200)] * 4 + [(30, 30)]):
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(photos / f"{number}.png")
+    command = ["analyses.cknna", "--model", str(build("qwen2_vl", tmp_path / "qwen")), "--vfm", "efficientnet-lite0", "--data", f"folder:{photos}"]
+    done = run(*command, "--layers", "1", "--null", "10", "--output_dir", str(tmp_path / "runs"))
+    assert done.returncode == 0 and f"qwen: left out image {photos}/4.png: 4 visual tokens, expected at least 11 with k 10" in done.stdout
+    (stored,) = (runs.load(folder.parent) for folder in (tmp_path / "runs").glob("*/run.json"))
+    assert stored.record["left_out"] == [f"image {photos}/4.png: 4 visual tokens, expected at least 11 with k 10"]
+    assert stored.tables["scores"]["n_images"].tolist() == [4] and set(stored.tables["per_image"]["image_id"]) == {f"{n}.png" for n in range(4)}

@@ -24,7 +24,7 @@ from tests.conftest import ROOT, SMALL_VIRAL, recipe, run
 from trainer import features
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
 from trainer.features import DerivedFeatures, frozen_features
-from workbench.data import Dataset, Sample
+from workbench.data import Dataset, Sample, load_data
 from workbench.errors import ConfigError, RunError
 from workbench.files import cache_folder, locked
 
@@ -139,6 +139,22 @@ def test_pictures_that_changed_behind_the_same_fingerprint_are_found() -> None:
     stored(data, Network())
     with pytest.raises(RunError, match=r"image image-\d of toy is not the one that was hashed in .*images.*: delete that file"):
         stored(Dataset("toy", changed.samples, data.fingerprint), Network())
+
+
+def test_replaced_pixels_of_the_same_size_are_computed_anew(tmp_path: Path) -> None:
+    """In files of as many bytes, with the old time of change: 20 of 20 openings give the features of what is there now, in the order of now."""
+    for number in range(6):
+        picture(number).save(tmp_path / f"{number}.bmp")
+    for opening in range(20):
+        file = tmp_path / f"{opening % 6}.bmp"
+        times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+        picture(100 + opening).save(file)
+        os.utime(file, ns=times)
+        data = load_data(f"folder:{tmp_path}")
+        assert torch.equal(stored(data, Network()).rows(range(6)), direct(data, Network()))
+    (tmp_path / "0.bmp").rename(tmp_path / "9.bmp")
+    data = load_data(f"folder:{tmp_path}")
+    assert torch.equal(stored(data, Network()).rows(range(6)), direct(data, Network()))
 
 
 def test_no_flipped_byte_gives_other_features(capfd: pytest.CaptureFixture[str]) -> None:

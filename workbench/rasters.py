@@ -73,7 +73,8 @@ class Within:
         """Take a batch of images: a representation for each layer, and for each target."""
         first, least = len(self.scored) + len(self.left_out), max(self.option + 1 if self.metric.option == "k" else 0, MIN_ROWS)
         lengths = [[len(raster) for raster in image] for image in hidden[0]]
-        reasons = {n: f"{min(own)} visual tokens, fewer than the {least} that {self.metric.label} takes" for n, own in enumerate(lengths) if min(own) < least}
+        given = f" with k {self.option}" if self.metric.option == "k" else ""
+        reasons = {n: f"{min(own)} visual tokens, expected at least {least}{given}" for n, own in enumerate(lengths) if min(own) < least}
         fine = [n for n in range(len(lengths)) if n not in reasons]
         try:
             scores, nulls = self._scores(hidden, patches, fine, first)
@@ -142,4 +143,4 @@ class Within:
         Args:
             names: of all images.
         """
-        return [f"image {shown(names[n])}: {why}" for n, why in self.left_out.items()]
+        return [f"image {shown(names[n])}: {why}" for n, why in sorted(self.left_out.items())]
