@@ -19,9 +19,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaTokeni
 
 from tests.conftest import run
 from trainer.alignment import AlignmentHead
+from workbench.capture import read
 from workbench.config import command
 from workbench.convert.__main__ import main
-from workbench.errors import ModelError, RunError, WeightsError, WorkbenchError
+from workbench.errors import DataError, ModelError, RunError, WeightsError, WorkbenchError
 from workbench.files import HEAD_FILE
 from workbench.mllm import MLLM
 
@@ -184,8 +185,8 @@ def lora_folder(root: Path, raw: dict[str, Tensor], trained: dict[str, Tensor], 
 # --- the forward pass, written out --------------------------------------------------------------------------------------------------------
 
 
-def see(raw: dict[str, Tensor], pixels: Tensor) -> Tensor:
-    """CLIP up to the last block but one, without the class token."""
+def see(raw: dict[str, Tensor], pixels: Tensor, *, class_token: bool = False) -> Tensor:
+    """CLIP up to the last block but one, with or without the class token."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         return F.layer_norm(x, (VD,), raw[f"{TOWER}{name}.weight"], raw[f"{TOWER}{name}.bias"], 1e-5)
@@ -204,7 +205,7 @@ def see(raw: dict[str, Tensor], pixels: Tensor) -> Tensor:
         x = x + linear((weights @ v).transpose(1, 2).flatten(2), f"{at}.self_attn.out_proj")
         h = linear(norm(x, f"{at}.layer_norm2"), f"{at}.mlp.fc1")
         x = x + linear(h * torch.sigmoid(1.702 * h), f"{at}.mlp.fc2")
-    return x[:, 1:]
+    return x if class_token else x[:, 1:]
 
 
 def answer(raw: dict[str, Tensor], ids: Tensor, pixels: Tensor, image_id: int) -> Tensor:
@@ -281,6 +282,23 @@ def test_the_folder_passes_the_validation_at_load_and_pads_as_it_was_trained(tmp
     pixels = images(wide, return_tensors="pt")["pixel_values"][0]
     assert pixels.shape == (3, SIDE, SIDE) and pixels[:, :13].abs().max() < 0.05 and pixels[:, 16:40].min() > 1.9
     assert mllm.model.generation_config.eos_token_id == 2 and mllm.generate(mllm.encode([wide], ["what is this ?"]), max_new_tokens=2)
+
+
+def test_the_class_token_is_a_visual_token_without_a_place(tmp_path: Path) -> None:
+    """`cls_patch`: what CLIP puts out for the class stands before the patches; computed from the raw tensors, then found in the model."""
+    raw = whole()
+    main([str(folder_of(tmp_path / "official", raw, mm_vision_select_feature="cls_patch")), str(tmp_path / "out")])
+    mllm = MLLM.load(str(tmp_path / "out"))
+    batch = mllm.encode([Image.new("RGB", (112, 56), (200, 90, 30))], ["what is this ?"])
+    (first, patches), patch_grid = mllm.visual_tokens(batch)[0], SIDE // PATCH
+    assert first.grid is None and len(first.index) == 1 and patches.grid == (patch_grid, patch_grid) and int(patches.index[0]) == int(first.index[0]) + 1
+    name = "model.mm_projector."
+    features = see(raw, batch.inputs["pixel_values"], class_token=True)
+    expected = F.gelu(features @ raw[f"{name}0.weight"].T + raw[f"{name}0.bias"]) @ raw[f"{name}2.weight"].T + raw[f"{name}2.bias"]
+    (activations,) = read(mllm, batch, layers=[0])
+    torch.testing.assert_close(activations.values[0], expected[0], atol=1e-5, rtol=1e-5)
+    with pytest.raises(DataError, match="gives visual tokens without a raster"):
+        mllm.rasters(batch)
 
 
 def test_square_images_are_cropped_in_the_centre(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,14 @@ from transformers import (
 )
 
 from tests.conftest import ROOT
+from tests.students import Bomb, pickled
 from tests.tiny import randomize
 from trainer.config import AlignmentConfig, Recipe
 from trainer.conversations import load_vfms, vfm_record
 from trainer.output import check_same_recipe, write_recipe
 from trainer.prepare import vfm_features
 from workbench.data import load_data
-from workbench.errors import ConfigError, UnknownNameError, WeightsError
+from workbench.errors import ConfigError, UnknownNameError, WeightsError, WorkbenchError
 from workbench.vfm import CATALOGUE, VFM, find_vfm, hf_models, load_vfm, timm_models
 from workbench.vfm.__main__ import main
 from workbench.vfm.base import CLIP, IMAGENET
@@ -361,9 +363,66 @@ def test_a_hub_id_is_fetched_once_and_half_precision_runs_in_float32(tmp_path: P
     whole = Dinov2Model.from_pretrained(hub, dtype=torch.float32).eval()(pixel_values=first._pixels(picture, (70, 42))[None]).last_hidden_state[0, 1:]
     assert torch.allclose(first([picture], grid=(3, 5)).tokens()[0], whole, atol=1e-5)
     assert first.entry.identity() == second.entry.identity() and (tmp_path / "cache" / "weights" / "hf" / "some-one" / "tiny" / "source.json").exists()
-    (hub / "model.safetensors").rename(hub / "pytorch_model.bin")
-    with pytest.raises(WeightsError, match=r"hf:some-one/pickle: the hub id some-one/pickle has no model\.safetensors, and other formats are not read"):
-        load_vfm("hf:some-one/pickle")
+    pickled(hub, 2)  # as CLIP is published
+    assert torch.equal(load_vfm("hf:some-one/pickle")([picture], grid=(3, 5)).values, first([picture], grid=(3, 5)).values)
+    assert sorted(file.name for file in (tmp_path / "cache" / "weights" / "hf" / "some-one" / "pickle").glob("*.*")) == [
+        *("config.json", "model.safetensors", "preprocessor_config.json", "source.json")
+    ]
+    torch.save({"a": Bomb(tmp_path / "mark")}, next(hub.glob("*.bin")))
+    with pytest.raises(WeightsError, match="was refused: it holds more than plain tensors"):
+        load_vfm("hf:some-one/bomb")
+    for file in hub.glob("*.bin*"):
+        file.unlink()
+    with pytest.raises(WeightsError, match=r"hf:some-one/none: the hub id some-one/none has no model\.safetensors, and no pytorch_model\.bin"):
+        load_vfm("hf:some-one/none")
+    assert not (tmp_path / "mark").exists() and not (tmp_path / "cache" / "weights" / "hf" / "some-one" / "bomb").exists()
+
+
+def json_of(**values: Any) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+    return change
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "pointer": (lambda p: (p / "model.safetensors").write_text(POINTER), "model.safetensors is a Git LFS pointer"),
+    "cut": (lambda p: (p / "model.safetensors").write_bytes((p / "model.safetensors").read_bytes()[:-9]), "model.safetensors is cut"),
+    "link": (lambda p: ((p / "model.safetensors").unlink(), (p / "model.safetensors").symlink_to("/nowhere")), "is a link to /nowhere"),
+    "no weights": (lambda p: (p / "model.safetensors").unlink(), "holds no weights"),
+    "GGUF": (lambda p: (p / "model.safetensors").rename(p / "m.gguf"), "as GGUF only"),
+    "pickle": (lambda p: pickled(p), r"holds its weights pickled .* expected one model.safetensors"),
+    "no configuration": (lambda p: (p / "config.json").unlink(), "holds no model: expected a config.json"),
+    "broken configuration": (lambda p: (p / "config.json").write_text("{"), "config.json is not valid JSON"),
+    "list": (lambda p: (p / "config.json").write_text("[]"), "holds list, expected an object"),
+    "model_type": (json_of(model_type="dinov9"), "transformers does not know the model"),
+    "strict": (json_of(hidden_size="32"), "transformers does not know the model"),
+    "patch": (json_of(patch_size=0), "has patch_size 0: expected a number from 1"),
+    "image": (json_of(image_size=[30, 30]), r"has image_size \[30, 30\]: expected a number from 1"),
+    "blocks": (json_of(num_hidden_layers=7), "lacks .* tensors of Dinov2Model"),
+    "width": (json_of(hidden_size=48), "does not (load as|hold)"),
+    "normalization": (lambda p: (p / "preprocessor_config.json").write_text('{"image_mean": [0.5], "image_std": 1}'), "says no normalisation"),
+    "processor": (lambda p: (p / "preprocessor_config.json").write_text("{"), "preprocessor_config.json is not valid JSON"),
+    "timm": (json_of(architecture="vit_tiny"), "unknown timm model 'vit_tiny'"),
+    "timm list": (json_of(architecture="vit_tiny_patch16_224", pretrained_cfg=[1]), "says no normalisation"),
+    "timm arguments": (
+        json_of(architecture="vit_tiny_patch16_224", pretrained_cfg={"mean": [0, 0, 0], "std": [1, 1, 1], "input_size": [3, 32, 32]}, model_args={"deep": 3}),
+        "timm makes no vit_tiny_patch16_224 with .*deep",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_folder_that_is_no_vfm_is_one_sentence(fault: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    folder = saved(MODELS["dinov2"](), tmp_path / "vfm")
+    change, message = BROKEN[fault]
+    change(folder)
+    with pytest.raises(WorkbenchError, match=message) as error:
+        load_vfm(str(folder))
+    assert "\n" not in str(error.value) and len(str(error.value).replace(str(tmp_path), "")) < 300
 
 
 def test_random_weights_are_out_of_reach_of_every_command() -> None:

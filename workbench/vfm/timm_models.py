@@ -13,7 +13,8 @@ import torch
 from timm.models.naflexvit import checkpoint_filter_fn as naflex_from_radio
 from torch import Tensor, nn
 
-from workbench.errors import UnknownNameError, WeightsError
+from workbench.errors import UnknownNameError, WeightsError, one_line
+from workbench.pretrained import call
 from workbench.vfm.base import CATALOGUE, CLIP, HALF, IMAGENET, Network, VFMEntry
 from workbench.weights import CATALOGUE as WEIGHTS
 from workbench.weights import Weights, check_unchanged, fingerprint, load_weights
@@ -95,24 +96,32 @@ def entry_from_name(name: str) -> VFMEntry:
 
 def entry_from_folder(name: str, weights: str, folder: Path, config: Mapping[str, Any]) -> VFMEntry:
     """The entry of a folder in timm's layout: config.json with `architecture`, and `pretrained_cfg` with mean, std and input_size."""
-    if not timm.is_model(config["architecture"]):
-        raise UnknownNameError("timm model", config["architecture"], difflib.get_close_matches(config["architecture"], timm.list_models(), n=5))
-    pretrained = config.get("pretrained_cfg", {})
-    if not {"mean", "std", "input_size"} <= set(pretrained):
+    architecture, pretrained = str(config["architecture"]), config.get("pretrained_cfg", {})
+    if not timm.is_model(architecture):
+        raise UnknownNameError("timm model", architecture, difflib.get_close_matches(architecture, timm.list_models(), n=5))
+    triples = [pretrained.get(key) for key in ("mean", "std", "input_size")] if isinstance(pretrained, Mapping) else [None]
+    if not all(isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(part, int | float) for part in value) for value in triples):
         raise WeightsError(f"{name}: {folder} says no normalisation: expected mean, std and input_size in pretrained_cfg of config.json")
-    return _entry(name, weights, config["architecture"], pretrained, config.get("model_args", {}))
+    arguments = config.get("model_args") or {}
+    if not isinstance(arguments, Mapping):
+        raise WeightsError(f"{name}: {folder / 'config.json'} has model_args {one_line(arguments, 60)}: expected names and values")
+    return _entry(name, weights, architecture, pretrained, arguments)
 
 
 def _entry(name: str, weights: str, architecture: str, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> VFMEntry:
     """The last stage of `architecture`, at any size that it takes."""
     options = {**arguments, "num_classes": 0}
+
+    def failed(error: Exception) -> WeightsError:
+        return WeightsError(f"{name}: timm makes no {architecture} with {one_line(dict(arguments), 60)} ({one_line(error, 100)})")
+
     side, dynamic = config["input_size"][-1], True
     with torch.device("meta"):
         try:
             network: Any = timm.create_model(architecture, pretrained=False, **options, dynamic_img_size=True)
             options["dynamic_img_size"] = True
-        except TypeError:  # a network that takes any size as it is, or one size only
-            network, dynamic = timm.create_model(architecture, pretrained=False, **options), not config.get("fixed_input_size", False)
+        except Exception:  # of whatever type, as timm's models raise it: a network that takes any size as it is, or one size only
+            network, dynamic = call(lambda: timm.create_model(architecture, pretrained=False, **options), failed), not config.get("fixed_input_size", False)
     if not hasattr(network, "forward_intermediates"):
         raise WeightsError(f"{name}: timm gives no feature maps of {architecture}: expected a model with forward_intermediates")
     strides, dim = [stage["reduction"] for stage in network.feature_info], network.feature_info[-1]["num_chs"]
