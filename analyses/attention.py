@@ -33,7 +33,7 @@ from workbench.maps import canvas, covered, lay
 from workbench.metrics import attention as metric
 from workbench.mllm.family import Batch, VisualTokens
 from workbench.runs import Run
-from workbench.stats import Interval, bootstrap_ci, bootstrap_columns, holm, paired_differences, paired_test
+from workbench.stats import Interval, Kind, holm, mean_interval, mean_intervals, paired_differences, paired_test
 
 SPREAD = {
     "mass": "attention on the image",
@@ -295,7 +295,7 @@ def _methods(
                 tensors[f"methods_{number}"] = torch.from_numpy(maps[2:].astype(np.float32))
     found = np.stack(values)  # (sample, method, measure)
     means, chances = _mean(np.stack(nulls), 0), _mean(np.array(chance), 0)
-    intervals = iter(bootstrap_columns(found.reshape(len(found), -1), seed=config.seed))
+    intervals = _intervals(found, list(FINDING), [a.sample.image_id for a in part])
     rows, single = [], []
     for at, name in enumerate(names):
         for m, measure in enumerate(FINDING):
@@ -309,11 +309,11 @@ def _methods(
 
 
 def _scores(reading: Reading, values: np.ndarray, images: list[str], layers: list[int], seed: int) -> pd.DataFrame:
-    """Every head's mean over samples, with a bootstrap over images."""
+    """Every head's mean over samples, with its interval over images."""
     assert reading.heads is not None and reading.counted is not None
     with np.errstate(invalid="ignore"):
         nulls = reading.heads / reading.counted
-    intervals = iter(bootstrap_columns(values.reshape(len(values), -1), groups=images, seed=seed))
+    intervals = _intervals(values, reading.measures, images)
     chance = _mean(np.array(reading.chance), 0)
     rows = []
     for at, layer in enumerate(layers):
@@ -325,15 +325,22 @@ def _scores(reading: Reading, values: np.ndarray, images: list[str], layers: lis
 
 
 def _by_layer(reading: Reading, values: np.ndarray, images: list[str], layers: list[int], seed: int) -> pd.DataFrame:
-    """The mean over a layer's heads, with a bootstrap over images."""
+    """The mean over a layer's heads, with its interval over images."""
     means, nulls, chance = _mean(values, 2), _mean(np.stack(reading.pairings), 0), _mean(np.array(reading.chance), 0)
-    intervals = iter(bootstrap_columns(means.reshape(len(means), -1), groups=images, seed=seed))
+    intervals = _intervals(means, reading.measures, images)
     rows = []
     for at, layer in enumerate(layers):
         for m, name in enumerate(reading.measures):
             n = int((~np.isnan(means[:, at, m])).sum())
             rows.append({"layer": layer, "measure": name} | _row(next(intervals), chance[m], nulls[:, at, m], n, seed))
     return pd.DataFrame(rows)
+
+
+def _intervals(values: np.ndarray, measures: Sequence[str], images: Sequence[str]) -> Iterator[Interval]:
+    """Means of `values` (sample, ..., measure) over samples with intervals over images, the measure running fastest; pointing is right or wrong."""
+    kinds: list[Kind] = ["proportion" if measure == "pointing" else "real" for measure in measures]
+    each = [mean_intervals(values[..., m].reshape(len(values), -1), kind=kind, groups=images) for m, kind in enumerate(kinds)]
+    return (interval for column in zip(*each, strict=True) for interval in column)
 
 
 def _row(interval: Interval, chance: float, nulls: np.ndarray, n: int, seed: int) -> dict[str, float]:
@@ -360,11 +367,11 @@ def _heads(config: Config, reading: Reading, values: np.ndarray, nulls: np.ndarr
         kept = ~np.isnan(own[:, m] - other[:, m])
         if not kept.any():
             continue  # attends the image nowhere in this half
-        interval = bootstrap_ci(own[kept, m], groups=groups[kept], seed=config.seed)
+        interval = mean_interval(own[kept, m], kind="proportion", groups=groups[kept])
         per_image = pd.DataFrame({"image": groups[kept], "own": own[kept, m], "other": other[kept, m]}).groupby("image", sort=False).mean()
         tested = paired_test(per_image["other"], per_image["own"], seed=config.seed)
         also = [reading.measures.index(name) for name in ("mass_ratio", "iou")]
-        ratio, iou = bootstrap_columns(own[kept][:, also], groups=list(groups[kept]), seed=config.seed)
+        ratio, iou = mean_intervals(own[kept][:, also], kind="real", groups=groups[kept])
         rows.append(
             {
                 **{"rank": rank, "layer": layers[at], "head": int(head), "pointing": interval.estimate, "low": interval.low, "high": interval.high},
@@ -462,7 +469,8 @@ def _overlays(label: str, run: Run) -> list[list[fig.Overlay]]:
     return [line for line in rows if line]
 
 
-ANALYSIS = Analysis("attention", "Where attention heads look, and which find the object", Config, run, figures, summary)
+# 2: intervals that cover what they say
+ANALYSIS = Analysis("attention", "Where attention heads look, and which find the object", Config, run, figures, summary, version=2)
 
 if __name__ == "__main__":
     main(ANALYSIS)

@@ -10,8 +10,8 @@ workbench/metrics (unbiased CKA, mutual kNN, SVCCA, RSA). `--vfm_layers` compare
 instead of its own output. What it is not: a measure of what the model uses; and several of the metrics are never 0 by chance, so each score carries
 its permutation null. Scores with another metric, n, k or pooling may not share an axis without their nulls.
 
-Two models are compared in pairs: image by image with pooling `within`, otherwise with the same groups of images left out of both (jackknife). The interval
-and p are over images, of these very models; they say nothing about other training seeds. p_holm corrects for all layers (and layers of the VFM) of a pair.
+Two models are compared in pairs: image by image with pooling `within`, otherwise in the same random halves of the images. The interval and p are over
+images, of these very models; they say nothing about other training seeds. p_holm corrects for all layers (and layers of the VFM) of a pair.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from workbench.metrics import METRICS, Metric
 from workbench.metrics.alignment import MIN_ROWS
 from workbench.rasters import Rasters, Scores, Within, read_rasters
 from workbench.runs import Run
-from workbench.stats import Paired, holm, jackknife_ci, jackknife_test, null_of, null_scores, paired_columns, permutations
+from workbench.stats import Paired, half_splits, holm, null_of, null_scores, paired_columns, permutations, split_half_ci, split_half_test
 from workbench.vfm import VFM, find_vfm, layers_under, load_vfm
 
 PAGE = "Alignment"
-GROUPS = 10  # of images, left out in turn, for the interval of a score that is not a mean over images
+SPLITS = 20  # of the images into halves, for the interval of a score that is not a mean over images
 
 
 @dataclass(frozen=True)
@@ -112,23 +112,22 @@ class Together:
             self.rasters += len(rasters)
 
     def finish(self) -> Scores:
-        """Intervals from leaving out one group of images at a time."""
+        """Intervals from random halves of the images."""
         n_images = len(self.hidden)
-        groups = np.random.default_rng(self.config.seed).permutation(n_images) % min(GROUPS, n_images)
-        kept = [(groups != g).nonzero()[0] for g in range(groups.max() + 1)]
-        self._check(min(sum(len(self.hidden[i][0]) for i in keep) for keep in kept), n_images)
+        halves = [[(split == side).nonzero()[0] for side in (1, 0)] for split in half_splits(n_images, splits=SPLITS, seed=self.config.seed)]
+        self._check(min(sum(len(self.hidden[i][0]) for i in half) for split in halves for half in split), n_images)
         n = sum(len(tokens[0]) for tokens in self.hidden)
         scores, nulls = self._scores(range(n_images), permutations(n, self.config.null, (self.config.seed,)))
-        parts = np.stack([self._scores(keep)[0] for keep in kept])
-        intervals = [[jackknife_ci(float(v), parts[:, row, column], n_images) for column, v in enumerate(line)] for row, line in enumerate(scores)]
+        parts = np.stack([np.subtract(*(self._scores(half)[0] for half in split)) for split in halves])
+        intervals = [[split_half_ci(float(v), parts[:, row, column], n_images) for column, v in enumerate(line)] for row, line in enumerate(scores)]
         return Scores(intervals, nulls, n, self.rasters, parts)
 
     def _check(self, smallest: int, n_images: int) -> None:
-        """Raise unless enough rows remain where images are left out."""
+        """Raise unless there are enough rows in half of the images."""
         option, least = self.metric.option, max(self.config.option + 1, MIN_ROWS)
         if smallest < least:
             given = f"{option} is {self.config.option} with {n_images} images" if option else f"{n_images} images"
-            raise DataError(f"{given}: an interval leaves some out and then compares {smallest} tokens; expected at least {least}")
+            raise DataError(f"{given}: the interval compares the {smallest} tokens of half of the images; expected at least {least}")
 
     def _scores(self, images: Iterable[int], orders: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Scores (layer, target) of these images, and with `orders` their nulls (draw, layer, target)."""
@@ -136,7 +135,7 @@ class Together:
         n, layers = sum(len(self.hidden[i][0]) for i in images), len(self.hidden[0])
 
         def prepared(side: list[list[Tensor]], number: int) -> object:
-            return self.metric.prepare(torch.cat([side[i][number] for i in images]), self.config.option, "the tokens of all images")
+            return self.metric.prepare(torch.cat([side[i][number] for i in images]), self.config.option, "the tokens of all images", int(side is self.patches))
 
         scores = np.zeros((layers, len(self.patches[0])))
         nulls = np.zeros((0 if orders is None else len(orders), *scores.shape))
@@ -183,7 +182,7 @@ def run(config: Config, context: Context) -> Result:
             parts += [named | {"part": str(name), "score": score} for name, score in zip(names, found.parts[:, row, column].tolist(), strict=True)]
     whole = {"vfm_layer": "Int64", "k": "Int64", "dim": "Int64"}  # numbers that can be absent
     scores, table = pd.DataFrame(rows).astype(whole), pd.DataFrame(parts).astype({"vfm_layer": "Int64"})
-    named_parts = {"per_image": table.rename(columns={"part": "image_id"})} if config.pooling == "within" else {"left_out": table}
+    named_parts = {"per_image": table.rename(columns={"part": "image_id"})} if config.pooling == "within" else {"halves": table}
     record = {"vfm_fingerprints": {name: vfm.fingerprint for name, vfm in vfms.items()}, "vfms": [vfm.record() for vfm in vfms.values()]}
     return Result({"scores": scores, **named_parts}, record=record, left_out=left_out)
 
@@ -233,14 +232,14 @@ def differences(found: Mapping[str, Run]) -> pd.DataFrame:
 
 
 def _tests(changes: pd.DataFrame, cells: list[tuple[str, int]], scores: list[pd.DataFrame]) -> list[Paired]:
-    """The paired test of each cell (target, layer): over images, or over the groups of images that were left out of both."""
+    """The paired test of each cell (target, layer): over images, or over the same halves of the images."""
     wide = changes.pivot(index="part", columns=["target", "layer"], values="score")[cells].to_numpy()
     if scores[0]["pooling"].iloc[0] == "within":
         flips = max(10_000, 40 * len(cells))  # so that the smallest p stays below .05 when it is corrected for all cells
         return paired_columns(wide, n=flips, seed=int(scores[0]["seed"].iloc[0]))
     whole = (scores[1]["score"] - scores[0]["score"]).to_numpy()
     n_images = int(scores[0]["n_images"].iloc[0])
-    return [jackknife_test(float(value), column, n_images) for value, column in zip(whole, wide.T, strict=True)]
+    return [split_half_test(float(value), column, n_images) for value, column in zip(whole, wide.T, strict=True)]
 
 
 def _question(run: Run) -> tuple[object, ...]:
@@ -258,9 +257,9 @@ def _scores(run: Run) -> pd.DataFrame:
 
 
 def _parts(run: Run) -> pd.DataFrame | None:
-    """What two runs are paired by; a run stored before version 2 has no groups."""
+    """What two runs are paired by: scores of single images, or differences of halves, which a run stored before version 3 does not have."""
     if _scores(run)["pooling"].iloc[0] != "within":
-        return run.tables.get("left_out")
+        return run.tables.get("halves")
     table = run.tables["per_image"].rename(columns={"image_id": "part"})
     return table if "target" in table else table.assign(target=table["vfm"])
 
@@ -302,7 +301,8 @@ def uses(config: Config) -> dict[str, str]:
 
 
 TITLE = "Layer-wise alignment with vision foundation models (CKNNA and other metrics)"
-ANALYSIS = Analysis("cknna", TITLE, Config, run, figures, summary, PAGE, version=2, uses=uses)  # 2: a raster's permutations are its own
+# 3: neighbours by float64, ties at random, intervals that cover what they say
+ANALYSIS = Analysis("cknna", TITLE, Config, run, figures, summary, PAGE, version=3, uses=uses)
 
 if __name__ == "__main__":
     main(ANALYSIS)

@@ -55,7 +55,7 @@ from workbench.weights import fingerprint, sha256
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2  # intervals that cover what they say
 ACCURACY, CKNNA, DROP = "accuracy", "CKNNA", "drop in accuracy"
 
 
@@ -293,7 +293,8 @@ def curves(found: Mapping[str, Run], table: str = "scores") -> pd.DataFrame:
             continue
         for key, each in own.groupby(["model", "measure", "of", "step"], sort=False):
             if len(each) == len(seeds):
-                interval = t_interval(each["score"].to_numpy(), bounds=(0, 1) if key[1] == ACCURACY else (-np.inf, np.inf))
+                known, trials = each["score"].to_numpy(), int(each["n"].iloc[0])
+                interval = t_interval(known, bounds=(0, 1), trials=trials) if key[1] == ACCURACY else t_interval(known)
                 values = {"score": interval.estimate, "low": interval.low, "high": interval.high, "n": each["n"].iloc[0], "n_images": each["n_images"].iloc[0]}
                 named = dict(zip(("model", "measure", "of", "step"), key, strict=True))
                 parts.append(pd.DataFrame([named | values | {"over": f"{len(seeds)} seeds"} | each[["null_mean", "null_q95"]].mean().to_dict()]))

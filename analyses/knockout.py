@@ -250,7 +250,8 @@ def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
     return made
 
 
-ANALYSIS = Analysis("knockout", "Where the text reads the image (attention knockout, object ablation)", Config, run, figures, summary)
+# 2: intervals that cover what they say
+ANALYSIS = Analysis("knockout", "Where the text reads the image (attention knockout, object ablation)", Config, run, figures, summary, version=2)
 
 if __name__ == "__main__":
     main(ANALYSIS)

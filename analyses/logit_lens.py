@@ -39,7 +39,7 @@ from workbench.maps import BACKGROUND, canvas, owners
 from workbench.mllm.base import MLLM
 from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
-from workbench.stats import bootstrap_columns, null_of, paired_differences
+from workbench.stats import mean_intervals, null_of, paired_differences
 
 PAGE = "Logit lens"
 KINDS = ("class", "colour")
@@ -274,7 +274,7 @@ def _scores(config: Config, reading: Reading, words: Words, layers: list[int], i
             by_image = np.mean(draws, axis=0)
             chance = _chance(len(columns), vocabulary)
             for m, measure in enumerate(MEASURES):
-                for at, (layer, interval) in enumerate(zip(layers, bootstrap_columns(own[m].T, seed=config.seed), strict=True)):
+                for at, (layer, interval) in enumerate(zip(layers, mean_intervals(own[m].T, kind="proportion"), strict=True)):
                     null = null_of(interval.estimate, nulls[:, m, at])
                     named = {"layer": layer, "cells": cells, "kind": kind, "measure": measure}
                     rows.append(
@@ -369,7 +369,8 @@ def _word_map(label: str, run: Run, number: int) -> fig.WordMap:
     return fig.WordMap(label, run.tensors[f"image_{number}"].numpy(), table[table["number"] == number])
 
 
-ANALYSIS = Analysis("logit_lens", "Which words the visual tokens would say at each layer (logit lens)", Config, run, figures, summary, PAGE)
+# 2: intervals that cover what they say
+ANALYSIS = Analysis("logit_lens", "Which words the visual tokens would say at each layer (logit lens)", Config, run, figures, summary, PAGE, version=2)
 
 if __name__ == "__main__":
     main(ANALYSIS)

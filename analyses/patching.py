@@ -156,7 +156,8 @@ def uses(config: Config) -> dict[str, str]:
     return {"source": _load(config.source).fingerprint}
 
 
-ANALYSIS = Analysis("patching", "Visual tokens of one model inside another (patching)", Config, run, figures, summary, uses=uses)
+# 2: intervals that cover what they say
+ANALYSIS = Analysis("patching", "Visual tokens of one model inside another (patching)", Config, run, figures, summary, version=2, uses=uses)
 
 if __name__ == "__main__":
     main(ANALYSIS)

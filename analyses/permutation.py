@@ -276,7 +276,8 @@ def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
     return made
 
 
-ANALYSIS = Analysis("permutation", "What changes when visual tokens change places (permutation)", Config, run, figures, summary)
+# 2: intervals that cover what they say
+ANALYSIS = Analysis("permutation", "What changes when visual tokens change places (permutation)", Config, run, figures, summary, version=2)
 
 if __name__ == "__main__":
     main(ANALYSIS)

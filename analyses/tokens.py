@@ -17,8 +17,7 @@ What the numbers are, each for the visual tokens of one image, then a mean over 
 
 The chance level is that of isotropic Gaussian tokens of the same n and d, one image a draw. The tower (what the connector receives) and each VFM, on the
 same pixels under each token, are references. What the numbers are not: a loss of information (a common offset changes them and not what can be read);
-and sinks are found by norm, not by attention. A share of 0 with an interval of no width says that none of the n images has one; up to about 3 in n of
-the images may (rule of three).
+and sinks are found by norm, not by attention. Where none of the n images has one, the interval of a share of 0 leaves room for some in about 4 in n.
 
 Pictures to look at, without numbers: `maps` keeps the tokens of a few images (float16, each layer divided by its root mean square) for PCA colours and the
 similarity of a clicked patch; `umap` holds sampled tokens on a plane, the layers of one model together, each VFM on its own, as widths differ.
@@ -51,7 +50,7 @@ from workbench.metrics.geometry import effective_rank, massive_tokens, mean_cosi
 from workbench.metrics.neighbors import unit_rows
 from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
-from workbench.stats import bootstrap_ci, holm, jackknife_ci, paired_test
+from workbench.stats import Kind, holm, jackknife_ci, mean_interval, paired_test
 from workbench.vfm import VFM, find_vfm, load_vfm, patches_under
 
 log = logging.getLogger(__name__)
@@ -67,6 +66,7 @@ MEASURES = {
     "sinks": "share of sink tokens",
     "massive": "share of tokens with a massive activation",
 }
+SHARES: dict[str, Kind] = {"sinks": "proportion", "massive": "proportion"}
 THUMBNAIL, PICTURE = 96, 224  # pixels of the longer side
 ON_OBJECT = 0.5  # share of a token's cell that an object covers
 
@@ -248,7 +248,7 @@ def _scores(config: Config, clouds: Mapping[str, Cloud]) -> pd.DataFrame:
         shapes = tuple(cloud.shapes)
         if shapes not in nulls:
             nulls[shapes] = isotropic(cloud.shapes, config.sink, draws=config.null, seed=config.seed)
-        scores = {measure: bootstrap_ci(values, seed=config.seed) for measure, values in cloud.values.items()}
+        scores = {measure: mean_interval(values, kind=SHARES.get(measure, "real")) for measure, values in cloud.values.items()}
         across = cosine_across(cloud)
         if across is not None:
             scores["cosine_across"] = jackknife_ci(across[0], across[1], len(cloud.sums))
@@ -470,7 +470,10 @@ def uses(config: Config) -> dict[str, str]:
     return {f"vfm {name}": find_vfm(name).identity() for name in config.vfm}
 
 
-ANALYSIS = Analysis("tokens", "Visual tokens by layer: homogenisation, rank, norms and sinks, maps to look at", Config, run, figures, summary, uses=uses)
+# 2: intervals that cover what they say
+ANALYSIS = Analysis(
+    "tokens", "Visual tokens by layer: homogenisation, rank, norms and sinks, maps to look at", Config, run, figures, summary, version=2, uses=uses
+)
 
 if __name__ == "__main__":
     main(ANALYSIS)

@@ -10,33 +10,17 @@ from scipy import stats as scipy_stats
 
 from workbench.errors import DataError
 from workbench.stats import (
-    bootstrap_ci,
-    bootstrap_columns,
+    half_splits,
     holm,
     jackknife_ci,
-    jackknife_test,
     null_of,
     paired_columns,
     paired_differences,
     paired_test,
-    t_interval,
+    sign_flip,
+    split_half_ci,
+    split_half_test,
 )
-
-
-def test_bootstrap_covers_the_truth() -> None:
-    rng = np.random.default_rng(0)
-    intervals = [bootstrap_ci(rng.normal(3, 2, 80), n=400, seed=i) for i in range(300)]
-    assert 0.91 <= np.mean([i.low <= 3 <= i.high for i in intervals]) <= 0.98
-
-
-def test_bootstrap_resamples_images_not_rows() -> None:
-    rng = np.random.default_rng(1)
-    by_image = rng.normal(size=40)
-    repeated = bootstrap_ci(np.repeat(by_image, 10), groups=np.repeat(np.arange(40), 10))
-    single = bootstrap_ci(by_image)
-    assert (repeated.low, repeated.high, repeated.n) == pytest.approx((single.low, single.high, 40))
-    naive = bootstrap_ci(np.repeat(by_image, 10))
-    assert naive.high - naive.low < 0.5 * (repeated.high - repeated.low)
 
 
 def test_jackknife_equals_the_classical_error_of_a_mean() -> None:
@@ -46,13 +30,20 @@ def test_jackknife_equals_the_classical_error_of_a_mean() -> None:
     assert (interval.low, interval.high) == pytest.approx(scipy_stats.t.interval(0.95, 59, values.mean(), scipy_stats.sem(values)))
 
 
-def test_a_jackknifed_difference_of_means_is_the_paired_t_test() -> None:
-    a, b = np.random.default_rng(5).normal(size=(2, 40)) + np.array([[0], [0.4]])
-    left_out = [np.delete(b - a, i).mean() for i in range(40)]
-    test, known = jackknife_test((b - a).mean(), left_out, 40), scipy_stats.ttest_rel(b, a)
-    assert test.p == pytest.approx(known.pvalue) and (test.low, test.high) == pytest.approx(tuple(known.confidence_interval()))
-    same = jackknife_test(0.0, np.zeros(10), 40)
+def test_halves_give_the_error_of_a_mean() -> None:
+    """Of a mean the squared difference of halves is, over all splits, four times its variance."""
+    values = np.random.default_rng(5).normal(size=40)
+    splits = half_splits(40, splits=4000)
+    gaps = np.array([values[split == 1].mean() - values[split == 0].mean() for split in splits])
+    assert ((splits == 1).sum(axis=1) == 20).all() and ((half_splits(41) == 1).sum(axis=1) == (half_splits(41) == 0).sum(axis=1)).all()
+    test = split_half_test(values.mean(), gaps, 40)
+    known = scipy_stats.ttest_1samp(values, 0)
+    assert test.p == pytest.approx(known.pvalue, abs=0.02) and (test.low, test.high) == pytest.approx(tuple(known.confidence_interval()), abs=0.02)
+    interval = split_half_ci(values.mean(), gaps, 40)
+    assert (interval.low, interval.high, interval.few) == (test.low, test.high, False) and split_half_ci(0.5, gaps, 9).few
+    same = split_half_test(0.0, np.zeros(10), 40)
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
+    assert split_half_test(0.1, np.zeros(10), 40).p == 1 and split_half_test(0.1, np.zeros(10), 40).high == np.inf
 
 
 @pytest.mark.parametrize("pairs", [6, 50])
@@ -60,15 +51,6 @@ def test_columns_are_tested_as_if_each_were_alone(pairs: int) -> None:
     a, b = np.random.default_rng(6).normal(size=(2, pairs, 3)) + np.array([[[0]], [[0.3]]])
     alone = [paired_test(x, y) for x, y in zip(a.T, b.T, strict=True)]
     assert np.array([astuple(test) for test in paired_columns(b - a)]) == pytest.approx(np.array([astuple(test) for test in alone]))
-
-
-def test_t_interval_equals_scipy_and_one_seed_says_nothing() -> None:
-    values = np.array([0.8, 0.83, 0.79, 0.9, 0.85])
-    interval = t_interval(values)
-    assert (interval.low, interval.high) == pytest.approx(scipy_stats.t.interval(0.95, 4, values.mean(), scipy_stats.sem(values)))
-    cut = t_interval([0.79, 0.99, 1.0], bounds=(0, 1))
-    assert cut.high == 1 and cut.low == t_interval([0.79, 0.99, 1.0]).low > 0
-    assert t_interval([0.5]).high == np.inf and bootstrap_ci([0.5, 0.7], groups=[0, 0]).low == -np.inf
 
 
 def test_paired_test_keeps_its_level_and_finds_a_shift() -> None:
@@ -81,18 +63,6 @@ def test_paired_test_keeps_its_level_and_finds_a_shift() -> None:
     five = paired_test([0.1, 0.2, 0.3, 0.4, 0.5], [0.2, 0.3, 0.4, 0.5, 0.6])
     assert five.p == pytest.approx(2 / 32) and five.difference == pytest.approx(0.1)
     assert paired_test([1.0, 2.0], [1.0, 2.0]).p == 1
-
-
-def test_columns_are_bootstrapped_as_if_each_were_alone() -> None:
-    rng = np.random.default_rng(4)
-    values, groups = rng.normal(size=(60, 3)), np.repeat(np.arange(20), 3)
-    for column, interval in enumerate(bootstrap_columns(values, groups=groups)):
-        alone = bootstrap_ci(values[:, column], groups=groups)
-        assert (interval.estimate, interval.low, interval.high, interval.n) == pytest.approx((alone.estimate, alone.low, alone.high, 20))
-    values[:3, 1] = values[:, 2] = np.nan  # an image without a value, a column without any
-    full, fewer, none = bootstrap_columns(values, groups=groups)
-    assert full.n == 20 and fewer.n == 19 and fewer.estimate == pytest.approx(np.nanmean(values[:, 1])) and fewer.low < fewer.estimate < fewer.high
-    assert none.n == 0 and np.isnan([none.estimate, none.low, none.high]).all()
 
 
 def test_holm_equals_the_textbook_and_keeps_its_level() -> None:
@@ -134,6 +104,40 @@ def test_differences_between_models_are_corrected_within_their_question(within: 
     assert (found["p_holm"] > found["p"]).sum() > 8
 
 
+@pytest.mark.parametrize("pairs", [5, 11, 40])
+@pytest.mark.parametrize("factor", [1e-300, 1e-9, 2.0**-30, 3.7, 2000.0, 1e6, 2.0**70, 1e300])
+def test_the_sign_flip_test_has_no_unit(pairs: int, factor: float) -> None:
+    """Eleven positive differences of norms near 2000 have p = 2 / 2^11, and so have they in any other unit; both by all flips and by random ones."""
+    rng = np.random.default_rng(pairs)
+    positive, mixed = 0.1 + rng.random(pairs), rng.normal(size=pairs)
+    tied = np.round(mixed, 1)  # sums that many flips reach exactly, up to rounding
+    p = sign_flip(np.stack([positive, mixed, tied], axis=1))
+    assert p[0] == pytest.approx(2 / 2**pairs if pairs <= 13 else 1 / 10_001)
+    assert sign_flip(factor * np.stack([positive, mixed, tied], axis=1)) == pytest.approx(p, abs=0)
+    assert paired_test(np.zeros(pairs), factor * positive).p == p[0]
+
+
+def test_the_sign_flip_test_counts_ties_that_rounding_hides() -> None:
+    """0.1 + 0.2 + 0.3 has sums that are equal in decimals and not in float64."""
+    differences = np.array([0.1, 0.2, 0.3, 0.3, 0.6, 0.7])
+    tenths = np.array([1, 2, 3, 3, 6, 7])
+    for signs in (np.array([1, 1, -1, 1, -1, 1]), np.array([1, -1, 1, -1, 1, 1])):
+        flips = 1 - 2 * ((np.arange(64)[:, None] >> np.arange(6)) & 1)
+        exact = np.mean(np.abs(flips @ (signs * tenths)) >= abs((signs * tenths).sum()))
+        for factor in (1, 1e-9, 1e6, 3.7):
+            assert sign_flip((factor * signs * differences)[:, None])[0] == exact
+    assert (sign_flip(np.zeros((11, 2))) == 1).all() and (sign_flip(np.zeros((40, 1))) == 1).all()
+    assert sign_flip(np.float32([[1e-20], [2e-20], [3e-20]]))[0] == 0.25
+
+
+def test_a_null_that_equals_the_value_up_to_rounding_counts() -> None:
+    value = 0.1 + 0.2
+    assert null_of(value, [0.3, 0.1, 0.1]).p == null_of(0.3, [value, 0.1, 0.1]).p == 2 / 4
+    assert null_of(1e-9 * value, 1e-9 * np.array([0.3, 0.1])).p == 2 / 3
+    assert null_of(-value, [-0.3, -0.4]).p == 2 / 3
+    assert null_of(0.0, [0.0, -0.1]).p == 2 / 3 and null_of(0.3001, [0.3, 0.1]).p == 1 / 3
+
+
 def test_null_counts_itself() -> None:
     null = null_of(5.0, np.arange(9))
     assert null.p == pytest.approx((1 + 4) / 10) and null.mean == 4
@@ -141,8 +145,6 @@ def test_null_counts_itself() -> None:
 
 def test_bad_values_are_named() -> None:
     with pytest.raises(DataError, match="value 1 is not finite"):
-        bootstrap_ci([1.0, float("nan")])
-    with pytest.raises(DataError, match="non-empty"):
-        t_interval([])
+        paired_test([1.0, 2.0], [1.0, float("nan")])
     with pytest.raises(DataError, match="2 values against 3: expected pairs"):
         paired_test([1, 2], [1, 2, 3])

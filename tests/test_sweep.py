@@ -22,6 +22,7 @@ from trainer.config import Recipe
 from trainer.sweep import Sweep, _recipe, _signals, check, report, write
 from workbench.config import parse
 from workbench.errors import ConfigError, RunError, WorkbenchError
+from workbench.stats import mean_interval
 from workbench.training import MEAN
 
 LINE = f"{recipe('viral')} --start {{output_dir}}/stage1"
@@ -100,7 +101,9 @@ def test_seeds_without_spread_have_no_interval(tmp_path: Path) -> None:
     sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1, 2), over=LINE, grid=("alignment.layer: 2 3",))
     own = report(sweep).query("type == @MEAN").set_index("variant")
     assert own.loc["layer-2", "difference"] == pytest.approx(0.1) and own.loc["layer-2", ["d_low", "d_high"]].tolist() == [-np.inf, np.inf]
-    assert own.loc["layer-3", ["low", "high"]].tolist() == [-np.inf, np.inf] and np.isfinite(own.loc["layer-3", ["d_low", "d_high"]].tolist()).all()
+    one = mean_interval([1.0] * 10 + [0.0] * 10, kind="proportion")  # equal seeds are no surer than one of them, of 20 questions
+    assert own.loc["layer-3", ["low", "high"]].tolist() == pytest.approx([one.low, one.high], abs=0.01) and not own["few"].any()
+    assert np.isfinite(own.loc["layer-3", ["d_low", "d_high"]].tolist()).all()
 
 
 def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
@@ -113,7 +116,8 @@ def test_an_accuracy_has_no_interval_beyond_one_and_a_difference_none_cut(tmp_pa
     _store(tmp_path, {"baseline": [4, 9, 10], "layer-2": [10, 10, 9]})
     sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1, 2), over=LINE, grid=("alignment.layer: 2",))
     own = report(sweep).query("type == @MEAN").set_index("variant")
-    assert own["high"].tolist() == [1, 1] and (own["low"] >= 0).all() and own.loc["layer-2", "d_high"] > 1
+    assert (own["high"] > own["accuracy"]).all() and (own["high"] <= 1).all() and (own["low"] >= 0).all() and own.loc["layer-2", "d_high"] > 1
+    assert own["few"].tolist() == [False, True]  # 2 of 60 answers are wrong
 
 
 def test_runs_whose_names_agree_and_whose_content_does_not_are_not_compared(tmp_path: Path) -> None:
@@ -162,7 +166,7 @@ def test_what_a_sweep_cannot_compare_is_refused_before_training(tmp_path: Path) 
 
 
 def test_the_table_is_right_by_hand_and_stored(tmp_path: Path) -> None:
-    """Three seeds of three variants with known answers: Student's interval, sign flips and Holm computed here from scratch."""
+    """Three seeds of three variants with known answers: Wilson's interval with Student's width, Student's of differences, sign flips and Holm computed here from scratch."""
     right = {"baseline": [4, 5, 6], "layer-2": [6, 8, 7], "layer-3": [5, 5, 9]}
     _store(tmp_path, right)
     sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1, 2), over=LINE, grid=("alignment.layer: 2 3 4",))
@@ -173,9 +177,10 @@ def test_the_table_is_right_by_hand_and_stored(tmp_path: Path) -> None:
     p = {}
     for variant, values in right.items():
         values = np.array(values) / 10
-        assert own.loc[variant, ["accuracy", "low", "high"]].tolist() == pytest.approx(
-            [np.clip(values.mean() + side * t * values.std(ddof=1), 0, 1) for side in (0, -1, 1)]
-        )
+        p_mean, low, high = own.loc[variant, ["accuracy", "low", "high"]]
+        for end in (low, high):  # as far from the mean as Student allows, where the spread goes with p (1 - p)
+            allowed = t * values.std(ddof=1) * np.sqrt(end * (1 - end) / (p_mean * (1 - p_mean)))
+            assert abs(end - p_mean) == pytest.approx(allowed) and p_mean == pytest.approx(values.mean())
         if variant != "baseline":
             d = values - np.array(right["baseline"]) / 10
             assert own.loc[variant, ["difference", "d_low", "d_high"]].tolist() == pytest.approx([d.mean() + side * t * d.std(ddof=1) for side in (0, -1, 1)])

@@ -19,7 +19,7 @@ from workbench.data import Sample
 from workbench.data.base import Conversation
 from workbench.mllm import MLLM
 from workbench.mllm.conversation import IGNORED, encode_conversations
-from workbench.stats import bootstrap_ci
+from workbench.stats import mean_interval
 from workbench.training import MEAN, OF_A_SCORE
 
 
@@ -128,7 +128,7 @@ def summary(evaluation: pd.DataFrame, seed: int) -> pd.DataFrame:
     # a ratio of sums: each conversation's deviation from it, over the mean length, has the spread of the ratio (the delta method)
     loss = float((evaluation["lm_loss"] * evaluation["tokens"]).sum() / evaluation["tokens"].sum())
     share = evaluation["tokens"] / evaluation["tokens"].mean()
-    interval = bootstrap_ci((loss + share * (evaluation["lm_loss"] - loss)).to_numpy(), seed=seed)
+    interval = mean_interval(loss + share * (evaluation["lm_loss"] - loss), kind="real")
     row = {"category": "lm_loss", "lm_loss": loss, "low": interval.low, "high": interval.high, "n": int(evaluation["tokens"].sum())}
     return pd.DataFrame([row | {"n_conversations": len(evaluation), "chance": float(evaluation["chance"].iloc[0]), "seed": seed}])
 

@@ -7,8 +7,8 @@ python -m trainer.sweep trainer/sweeps/shapes_seeds.yaml --report      # the tab
 A finished run is skipped and an interrupted one is resumed, so the command can be repeated until everything is there. A run that fails is named and the
 others go on. SIGTERM and Ctrl-C stop the trainings. The result is `sweep-NAME.parquet` and `sweep-NAME.html` in the output folder, NAME being the file's.
 
-Intervals are Student's over seeds. A difference is paired by seed; its p is that of all sign flips, which with S seeds is at least 2 / 2^S, and p_holm is
-corrected for all variants of a question type.
+Intervals are over seeds: Student's, for accuracies in the shape of Wilson's, which stays below 1. A difference is paired by seed; its p is that of all sign
+flips, which with S seeds is at least 2 / 2^S, and p_holm is corrected for all variants of a question type.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from workbench.config import command, parse
 from workbench.data import load_data
 from workbench.errors import ConfigError, RunError, UnknownNameError, WorkbenchError
 from workbench.files import atomic_file, make_folder
-from workbench.stats import holm, paired_test, t_interval
+from workbench.stats import holm, sign_flip, t_interval
 from workbench.training import MEAN, RECORD_FILE, evaluation_of, training_record
 
 
@@ -324,12 +324,13 @@ def _contents(record: Mapping[str, Any], seed: int) -> dict[tuple[str, str], str
 
 
 def report(sweep: Sweep) -> pd.DataFrame:
-    """Mean over seeds with Student's interval, and the paired difference to the variant `against` over the seeds both have.
+    """Mean over seeds with its interval, and the paired difference to the variant `against` over the seeds both have, with Student's.
 
     Returns:
-        Columns type, variant, accuracy, low, high, min, seeds (which), n (questions of a run), chance, and against, pairs, difference, d_low, d_high, p,
-        p_holm (over the variants of a type), NaN for the variant `against` itself and where no seed is shared. Seeds that answer equally many questions
-        show no spread to judge by: as for one seed, their interval is infinite.
+        Columns type, variant, accuracy, low, high, few (fewer than 5 wrong, or right, answers in all), min, seeds (which), n (questions of a run), chance,
+        and against, pairs, difference, d_low, d_high, p, p_holm (over the variants of a type), NaN for the variant `against` itself and where no seed is
+        shared. The interval of an accuracy has Student's width at Wilson's shape, which holds near 1 too; where all seeds answer equally many questions it
+        is that of one seed's questions. One seed, and differences that are all equal, show no spread to judge by: their interval is infinite.
     """
     check(sweep)
     table = accuracies(sweep)
@@ -337,15 +338,16 @@ def report(sweep: Sweep) -> pd.DataFrame:
         raise RunError(f"no run of '{sweep.against}' is finished: expected one, since differences are taken against it")
     rows = []
     for (category, variant), part in table.groupby(["category", "variant"], sort=False):
-        own = t_interval(part["accuracy"].to_numpy(), bounds=(0, 1))
-        low, high = _with_spread(own.low, own.high)
-        row = {"type": category, "variant": variant, "accuracy": own.estimate, "low": low, "high": high, "min": part["accuracy"].min()}
+        own = t_interval(part["accuracy"].to_numpy(), bounds=(0, 1), trials=int(part["n"].mean()))
+        low, high = (own.low, own.high) if own.n > 1 else (-np.inf, np.inf)
+        row = {"type": category, "variant": variant, "accuracy": own.estimate, "low": low, "high": high, "few": own.few, "min": part["accuracy"].min()}
         row |= {"seeds": " ".join(map(str, part["seed"])), "n": int(part["n"].mean()), "chance": part["chance"].mean(), "against": sweep.against}
         both = table[(table["variant"] == sweep.against) & (table["category"] == category)].merge(part, on="seed", suffixes=("_a", "_b"))
         if variant != sweep.against and len(both):
-            paired = paired_test(both["accuracy_a"].to_numpy(), both["accuracy_b"].to_numpy())
-            low, high = _with_spread(paired.low, paired.high)
-            row |= {"pairs": paired.n, "difference": paired.difference, "d_low": low, "d_high": high, "p": paired.p}
+            gain = (both["accuracy_b"] - both["accuracy_a"]).to_numpy()
+            interval, p = t_interval(gain), sign_flip(gain[:, None])[0]
+            low, high = (interval.low, interval.high) if np.ptp(gain) > SAME else (-np.inf, np.inf)
+            row |= {"pairs": interval.n, "difference": interval.estimate, "d_low": low, "d_high": high, "p": p}
         rows.append(row)
     found = pd.DataFrame(rows).reindex(columns=COLUMNS).astype({"pairs": "Int64"})
     tested = found[found["p"].notna()]
@@ -353,12 +355,10 @@ def report(sweep: Sweep) -> pd.DataFrame:
     return found
 
 
-def _with_spread(low: float, high: float) -> tuple[float, float]:
-    return (low, high) if high - low > 1e-9 else (-np.inf, np.inf)
-
-
+SAME = 1e-9  # accuracies are shares of at most some million questions: what differs by less is equal
 SCORED = "expected validation questions with options, whose answers a sweep compares"
-COLUMNS = ["type", "variant", "accuracy", "low", "high", "min", "seeds", "n", "chance", "against", "pairs", "difference", "d_low", "d_high", "p", "p_holm"]
+OF_A_VARIANT = ["type", "variant", "accuracy", "low", "high", "few", "min", "seeds", "n", "chance"]
+COLUMNS = [*OF_A_VARIANT, "against", "pairs", "difference", "d_low", "d_high", "p", "p_holm"]
 
 
 def write(sweep: Sweep, table: pd.DataFrame, name: str) -> Path:
@@ -373,7 +373,7 @@ def write(sweep: Sweep, table: pd.DataFrame, name: str) -> Path:
     pairs = int(table["pairs"].max()) if table["pairs"].notna().any() else 0
     mean = table[table["type"] == MEAN]
     facts = {
-        "what": f"accuracy on the validation split, mean of question types; n = {mean['n'].max()} questions a run; intervals are Student's, 95 %, over seeds "
+        "what": f"accuracy on the validation split, mean of question types; n = {mean['n'].max()} questions a run; intervals are 95 %, over seeds "
         f"{', '.join(map(str, dict.fromkeys(seeds)))}",
         "chance": f"{mean['chance'].mean():.3f}",
         "differences": f"paired by seed, against {sweep.against}; the sign-flip p of {pairs} pairs is at least {2 / 2**pairs:.2g}, so read the intervals"

@@ -12,6 +12,7 @@ _HOME = {
     "alignment_matrix": "workbench.metrics",
     "permutation_null": "workbench.stats",
     "bootstrap_ci": "workbench.stats",
+    "mean_interval": "workbench.stats",
     "paired_test": "workbench.stats",
     "load_data": "workbench.data",
     "load_vfm": "workbench.vfm",

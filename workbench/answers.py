@@ -25,7 +25,7 @@ from workbench.errors import DataError, UnknownNameError
 from workbench.mllm.base import MLLM, last_logits, positions_to_keep
 from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
-from workbench.stats import bootstrap_ci, bootstrap_columns, bootstrap_mean_of_columns, paired_test
+from workbench.stats import mean_interval, paired_test
 from workbench.training import MEAN as MEAN
 
 Change = Callable[[Float[Tensor, "token d"], int], Float[Tensor, "token d"]]
@@ -277,16 +277,14 @@ def questions_of(scenes: Sequence[Scene], *, types: Sequence[str] = (), each: in
 def change_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
     """Accuracy before and after, the drop between them and KL, for each question type and for the mean of types.
 
-    Rows of one question (random draws of a change) are averaged first. Intervals are 95 %, by resampling images, the drop's paired by question; p is of the
-    sign-flip test on the images' own drops. Where no image changed, resampling finds no spread: such an interval of [0, 0] still leaves room for a drop of
-    about 3 / n_images. In the mean of types every type weighs the same, however many questions it has.
+    Rows of one question (random draws of a change) are averaged first. Intervals are 95 %, over images, the drop's paired by question; where no answer
+    changed it has the room that so many images leave. p is of the sign-flip test on the images' own drops. `few` says that fewer than 10 images were asked
+    or fewer than 5 answers changed. In the mean of types every type weighs the same, however many questions it has.
     """
     scores = ["correct_before", "correct_after", "kl"]
     each = samples.groupby("id", sort=False).agg({"image_id": "first", "category": "first", "chance": "first"} | dict.fromkeys(scores, "mean"))
-    sizes = each.groupby("category")["kl"].size()
-    weights = each["category"].map(len(each) / (len(sizes) * sizes))
-    parts = [(name, each[each["category"] == name], 1.0) for name in sizes.index]
-    return [_changed(name, part, weight, seed) for name, part, weight in [*parts, (MEAN, each, weights)]]
+    parts = [(str(name), part) for name, part in each.groupby("category")]
+    return [_changed(name, part, seed) for name, part in [*parts, (MEAN, each)]]
 
 
 def changes(found: Mapping[str, Run]) -> pd.DataFrame:
@@ -301,30 +299,22 @@ def drops(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def accuracy_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
-    """Accuracy of each question type and of the mean of types, in which every type weighs the same, with a 95 % interval by resampling images.
-
-    Where every answer is right, or none, resampling finds no spread: the interval is that of Clopper and Pearson (1934), with an image for a trial.
+    """Accuracy of each question type and of the mean of types, in which every type weighs the same, with a 95 % interval over images.
 
     Args:
         samples: one row per question: image_id, category, chance, correct.
 
     Returns:
-        Rows with category, accuracy, low, high, chance, n (questions), n_images, seed.
+        Rows with category, accuracy, low, high, few, chance, n (questions), n_images, seed. `few` says that there are fewer than 10 images, or fewer than 5
+        wrong (or right) answers: see `workbench.intervals`.
     """
-    types = sorted(samples["category"].unique())
-    correct = np.stack([np.where(samples["category"] == name, samples["correct"].astype(float), np.nan) for name in types], axis=1)
-    images = samples["image_id"].tolist()
-    intervals = [*bootstrap_columns(correct, groups=images, seed=seed), bootstrap_mean_of_columns(correct, groups=images, seed=seed)]
-    chance = samples.groupby("category")["chance"].mean()
     rows: list[dict[str, Any]] = []
-    for name, interval in zip([*types, MEAN], intervals, strict=True):
-        count, level = (len(samples), chance.mean()) if name == MEAN else (int((samples["category"] == name).sum()), chance[name])
-        low, high = interval.low, interval.high
-        if interval.n > 1 and interval.estimate in (0.0, 1.0):
-            room = 1 - 0.025 ** (1 / interval.n)
-            low, high = (1 - room, 1.0) if interval.estimate == 1 else (0.0, room)
-        named = {"category": name, "accuracy": interval.estimate, "low": low, "high": high}
-        rows.append(named | {"chance": float(level), "n": count, "n_images": interval.n, "seed": seed})
+    chance = samples.groupby("category")["chance"].mean()
+    for name, part in [*samples.groupby("category"), (MEAN, samples)]:
+        interval = mean_interval(part["correct"].astype(float), kind="proportion", groups=part["image_id"].tolist(), strata=part["category"].tolist())
+        named = {"category": name, "accuracy": interval.estimate, "low": interval.low, "high": interval.high, "few": interval.few}
+        level = chance.mean() if name == MEAN else chance[name]
+        rows.append(named | {"chance": float(level), "n": len(part), "n_images": interval.n, "seed": seed})
     return rows
 
 
@@ -333,18 +323,22 @@ def random_order(tokens: int, *, image: int, draw: int, seed: int) -> Int[Tensor
     return torch.from_numpy(np.random.default_rng([seed, draw, image]).permutation(tokens))
 
 
-def _changed(category: str, each: pd.DataFrame, weight: pd.Series | float, seed: int) -> dict[str, Any]:
+def _changed(category: str, each: pd.DataFrame, seed: int) -> dict[str, Any]:
     """A row of the table: see `change_by_type`."""
-    values = {name: each[name].astype(float) * weight for name in ("correct_before", "correct_after", "kl", "chance")}
-    groups = each["image_id"].tolist()
-    drop = bootstrap_ci((values["correct_before"] - values["correct_after"]).to_numpy(), groups=groups, seed=seed)
-    kl = bootstrap_ci(values["kl"].to_numpy(), groups=groups, seed=seed)
-    by_image = pd.DataFrame(values).groupby(each["image_id"])[["correct_before", "correct_after"]].sum()
+    scores = each[["correct_before", "correct_after", "kl", "chance"]].astype(float)
+    shared = {"groups": each["image_id"].tolist(), "strata": each["category"].tolist()}
+    drop = mean_interval(scores["correct_before"] - scores["correct_after"], kind="difference", **shared)
+    kl = mean_interval(scores["kl"], kind="real", **shared)
+    sizes = each["category"].map(each["category"].value_counts())
+    weighted = scores.div(sizes * each["category"].nunique(), axis=0)  # so that sums are means of types
+    by_image = weighted.groupby(each["image_id"])[["correct_before", "correct_after"]].sum()
     test = paired_test(by_image["correct_after"].to_numpy(), by_image["correct_before"].to_numpy(), n=2000, seed=seed)
+    means = weighted.sum()
     return {
-        **{"category": category, "accuracy_before": values["correct_before"].mean(), "accuracy_after": values["correct_after"].mean()},
-        **{"drop": drop.estimate, "low": drop.low, "high": drop.high, "p": test.p, "kl": kl.estimate, "kl_low": kl.low, "kl_high": kl.high},
-        **{"n": len(each), "n_images": drop.n, "chance": values["chance"].mean(), "seed": seed},
+        **{"category": category, "accuracy_before": means["correct_before"], "accuracy_after": means["correct_after"]},
+        **{"drop": drop.estimate, "low": drop.low, "high": drop.high, "few": drop.few, "p": test.p},
+        **{"kl": kl.estimate, "kl_low": max(kl.low, 0.0), "kl_high": kl.high},
+        **{"n": len(each), "n_images": drop.n, "chance": means["chance"], "seed": seed},
     }
 
 

@@ -16,7 +16,7 @@ from workbench.errors import DataError
 from workbench.metrics import Metric
 from workbench.metrics.alignment import MIN_ROWS
 from workbench.mllm import MLLM, Batch, VisualTokens
-from workbench.stats import Interval, bootstrap_columns, null_scores, permutations
+from workbench.stats import Interval, mean_intervals, null_scores, permutations
 
 Rasters = Sequence[Sequence[Float[Tensor, "token d"]]]
 """One representation of a batch, [image][raster]."""
@@ -41,7 +41,7 @@ class Scores:
         intervals: [layer][target].
         nulls: (draw, layer, target).
         n: rows of one comparison; rasters: how many rasters of tokens were seen.
-        parts: (part, layer, target), the values that two models are paired by: scores of single images, or with one group of images left out.
+        parts: (part, layer, target), the values that two models are paired by: scores of single images, or differences between halves of the images.
     """
 
     intervals: list[list[Interval]]
@@ -112,8 +112,8 @@ class Within:
             for start in range(0, len(same), step):
                 part = same[start : start + step]
                 xs, ys = (
-                    [self.metric.prepare(torch.stack([side[i][r] for i, r in part]), self.option, name) for side in sides]
-                    for sides, name in ((hidden, "the visual tokens of an image"), (patches, "the VFM's patches of an image"))
+                    [self.metric.prepare(torch.stack([side[i][r] for i, r in part]), self.option, name, number) for side in sides]
+                    for number, (sides, name) in enumerate(((hidden, "the visual tokens of an image"), (patches, "the VFM's patches of an image")))
                 )
                 found = np.array([[self.metric.score(x, y).numpy() for y in ys] for x in xs])
                 # a raster's permutations are its own, so that neither the batch size nor the other images change them
@@ -133,7 +133,7 @@ class Within:
         if not self.own:
             raise DataError(f"none of the {len(self.left_out)} images can be scored: of the first, {next(iter(self.left_out.values()), 'nothing')}")
         own = np.stack(self.own)
-        intervals = bootstrap_columns(own.reshape(len(own), -1), seed=self.seed)
+        intervals = mean_intervals(own.reshape(len(own), -1), kind="real")
         rows = [intervals[start : start + own.shape[2]] for start in range(0, len(intervals), own.shape[2])]
         return Scores(rows, np.asarray(self.nulls) / len(own), int(np.median(self.lengths)), len(self.lengths), own)
 

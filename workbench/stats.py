@@ -1,4 +1,4 @@
-"""Intervals, nulls and paired tests: the one place where uncertainty is computed."""
+"""Nulls and paired tests, and the intervals of workbench/intervals.py: what every analysis takes its uncertainty from."""
 
 from __future__ import annotations
 
@@ -10,23 +10,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from scipy import stats as scipy_stats
 from torch import Tensor
 
 from workbench.errors import DataError
+from workbench.intervals import FEW_UNITS, finite
+from workbench.intervals import Interval as Interval
+from workbench.intervals import Kind as Kind
+from workbench.intervals import mean_interval as mean_interval
+from workbench.intervals import mean_intervals as mean_intervals
+from workbench.intervals import t_interval as t_interval
 from workbench.metrics.alignment import MAX_PAIRED_ROWS, METRICS, Array, Metric, check_same_rows
 
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its confidence interval; `n` counts the independent units (images, seeds)."""
-
-    estimate: float
-    low: float
-    high: float
-    n: int
-    level: float
+ROUNDING = 1e-10  # two sums of the same terms in another order differ by less, relative to the sum of their sizes
 
 
 @dataclass(frozen=True)
@@ -60,117 +57,97 @@ class Reached:
 def bootstrap_ci(
     values: Sequence[float] | np.ndarray, *, groups: Sequence[Hashable] | None = None, level: float = 0.95, n: int = 2000, seed: int = 0
 ) -> Interval:
-    """Mean of `values` with a percentile bootstrap interval.
-
-    Args:
-        groups: unit of each value, such as its image; whole units are resampled, since values of one image are not independent.
-        n: resamples.
-
-    One unit says nothing about its spread: its interval is infinite.
-
-    Raises:
-        DataError: no values, or one that is not finite.
-    """
-    return bootstrap_columns(_finite(values)[:, None], groups=groups, level=level, n=n, seed=seed)[0]
-
-
-def bootstrap_columns(values: np.ndarray, *, groups: Sequence[Hashable] | None = None, level: float = 0.95, n: int = 2000, seed: int = 0) -> list[Interval]:
-    """`bootstrap_ci` of every column of `values` (row, column) from the same resamples, where many layers or heads are measured on the same images.
-
-    A value that is NaN is absent: it counts neither in the mean nor, where it was its unit's only one, in `n`. A column of NaN has a NaN interval.
-    """
-    estimates, means, known = _resampled(values, groups, n, seed)
-    few = known < 2
-    means[:, few] = 0
-    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    low[few], high[few] = np.where(known[few] == 0, np.nan, -np.inf), np.where(known[few] == 0, np.nan, np.inf)
-    return [Interval(float(e), float(lo), float(hi), int(k), level) for e, lo, hi, k in zip(estimates, low, high, known, strict=True)]
-
-
-def bootstrap_mean_of_columns(values: np.ndarray, *, groups: Sequence[Hashable] | None = None, level: float = 0.95, n: int = 2000, seed: int = 0) -> Interval:
-    """Mean over the columns of `values` (row, column) of each column's own mean, such as accuracy over question types, with a bootstrap interval.
-
-    A value that is NaN is absent; a column that a resample leaves empty is left out of that resample. `n` counts the units.
-    """
-    estimates, means, _ = _resampled(values, groups, n, seed)
-    units = len(values) if groups is None else len(set(groups))
-    if units < 2:
-        return Interval(float(np.nanmean(estimates)), -np.inf, np.inf, units, level)
-    low, high = np.quantile(np.nanmean(means, axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(np.nanmean(estimates)), float(low), float(high), units, level)
-
-
-def _resampled(values: np.ndarray, groups: Sequence[Hashable] | None, n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean of each column, the same in each of `n` resamples of whole units (resample, column), and the units that each column has."""
-    there = ~np.isnan(values)
-    codes = np.arange(len(values)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    units = int(codes.max()) + 1
-    sums, counts = np.zeros((units, values.shape[1])), np.zeros((units, values.shape[1]))
-    np.add.at(sums, codes, np.where(there, values, 0))
-    np.add.at(counts, codes, there)
-    known = (counts > 0).sum(axis=0)
-    weights = np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=n).astype(float)
-    with np.errstate(invalid="ignore"):
-        return sums.sum(axis=0) / counts.sum(axis=0), (weights @ sums) / (weights @ counts), known
-
-
-def t_interval(values: Sequence[float] | np.ndarray, *, level: float = 0.95, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
-    """Mean with Student's interval, for the handful of values that seeds give; one value has an infinite interval.
-
-    Args:
-        bounds: what the mean can be, which Student's interval does not know: (0, 1) for an accuracy, whose interval is cut there.
-    """
-    array = _finite(values)
-    if len(array) == 1:
-        return Interval(float(array[0]), -np.inf, np.inf, 1, level)
-    half = scipy_stats.t.ppf((1 + level) / 2, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
-    low, high = np.clip([array.mean() - half, array.mean() + half], *bounds)
-    return Interval(float(array.mean()), float(low), float(high), len(array), level)
+    """`mean_interval` under the name of the design document. Resampling covers too little, so there is none any more and `n` and `seed` change nothing."""
+    return mean_interval(values, groups=groups, level=level)
 
 
 def jackknife_ci(estimate: float, left_out: Sequence[float] | np.ndarray, units: int, *, level: float = 0.95) -> Interval:
     """Interval of a statistic from its values with one group of units left out at a time (delete-a-group jackknife, Student's t).
 
-    For statistics such as CKNNA on pooled tokens, where a bootstrap would make every repeated unit its own nearest neighbour.
+    For smooth statistics, such as a mean over pairs of units; see `split_half_ci` for those of nearest neighbours.
     """
-    array = _finite(left_out)
+    array = finite(left_out)
     groups = len(array)
     error = np.sqrt((groups - 1) / groups * ((array - array.mean()) ** 2).sum())
     half = float(scipy_stats.t.ppf((1 + level) / 2, groups - 1) * error)
-    return Interval(estimate, estimate - half, estimate + half, units, level)
+    return Interval(estimate, estimate - half, estimate + half, units, level, few=units < FEW_UNITS)
 
 
-def paired_test(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, level: float = 0.95, n: int = 10_000, seed: int = 0) -> Paired:
+def paired_test(
+    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, *, kind: Kind = "real", level: float = 0.95, n: int = 10_000, seed: int = 0
+) -> Paired:
     """Test whether b - a has mean 0 over pairs (the same images or seeds), by flipping signs.
 
-    All 2^m flips are taken where there are at most `n`; the interval is Student's for fewer than 30 pairs and a bootstrap beyond.
+    All 2^m flips are taken where there are at most `n`, and `n` random ones beside the one observed otherwise, so p is never 0.
+
+    Args:
+        kind: of b - a, for its interval (`workbench.intervals`).
 
     Raises:
         DataError: different lengths, no pairs, or a value that is not finite.
     """
-    first, second = _finite(a), _finite(b)
+    first, second = finite(a), finite(b)
     if len(first) != len(second):
         raise DataError(f"{len(first)} values against {len(second)}: expected pairs")
-    return paired_columns((second - first)[:, None], level=level, n=n, seed=seed)[0]
+    return paired_columns((second - first)[:, None], kind=kind, level=level, n=n, seed=seed)[0]
 
 
-def paired_columns(differences: np.ndarray, *, level: float = 0.95, n: int = 10_000, seed: int = 0) -> list[Paired]:
-    """`paired_test` of every column of `differences` (pair, column) from the same flips and resamples, where many layers are measured on the same images."""
-    pairs, sums = len(differences), np.abs(differences.sum(axis=0)) - 1e-12
+def paired_columns(differences: np.ndarray, *, kind: Kind = "real", level: float = 0.95, n: int = 10_000, seed: int = 0) -> list[Paired]:
+    """`paired_test` of every column of `differences` (pair, column) from the same flips, where many layers are measured on the same images."""
+    intervals = mean_intervals(differences, kind=kind, level=level)
+    return [Paired(i.estimate, i.low, i.high, float(p), len(differences)) for i, p in zip(intervals, sign_flip(differences, n=n, seed=seed), strict=True)]
+
+
+def sign_flip(differences: np.ndarray, *, n: int = 10_000, seed: int = 0) -> Float[np.ndarray, " column"]:
+    """Two-sided p of each column of `differences` (pair, column): the share of sign flips whose sum is as far from 0 as the observed one.
+
+    The unit of the differences does not matter: sums count as equal where they differ by less than rounding, which is relative to the sum of sizes.
+    """
+    pairs, columns = differences.shape
+    largest = np.abs(differences).max(axis=0)
+    scaled = np.divide(differences, largest, out=np.zeros((pairs, columns)), where=largest > 0)  # float64, and no sum that overflows or vanishes
+    least = np.abs(scaled.sum(axis=0)) - ROUNDING * np.abs(scaled).sum(axis=0)
     exact = 2**pairs <= n
     signs = 1.0 - 2 * ((np.arange(2**pairs)[:, None] >> np.arange(pairs)) & 1) if exact else _random_signs(n, pairs, seed)
-    reached = sum((np.abs(part @ differences) >= sums).sum(axis=0) for part in np.array_split(signs, -(-len(signs) // 4096)))
-    p = reached / len(signs) if exact else (1 + reached) / (len(signs) + 1)
-    intervals = [t_interval(own, level=level) for own in differences.T] if pairs < 30 else bootstrap_columns(differences, level=level, seed=seed)
-    return [Paired(i.estimate, i.low, i.high, float(own), pairs) for i, own in zip(intervals, p, strict=True)]
+    reached = sum((np.abs(part @ scaled) >= least).sum(axis=0) for part in np.array_split(signs, -(-len(signs) // 4096)))
+    return np.asarray(reached / len(signs) if exact else (1 + reached) / (len(signs) + 1))
 
 
-def jackknife_test(difference: float, left_out: Sequence[float] | np.ndarray, units: int, *, level: float = 0.95) -> Paired:
-    """A difference of two statistics of the same units, from its values with one group of units left out at a time: `jackknife_ci` and Student's p."""
-    interval, groups = jackknife_ci(difference, left_out, units, level=level), len(left_out)
-    error = (interval.high - difference) / scipy_stats.t.ppf((1 + level) / 2, groups - 1)
-    p = 2 * float(scipy_stats.t.sf(abs(difference) / error, groups - 1)) if error > 0 else float(difference == 0)
+def half_splits(units: int, *, splits: int = 20, seed: int = 0) -> np.ndarray:
+    """Random halves of `units`, (split, unit): True for the first half; an odd unit belongs to neither, so that both are of one size."""
+    order = np.random.default_rng(seed).random((splits, units)).argsort(axis=1).argsort(axis=1)
+    return np.where(order < units // 2, 1, np.where(order < 2 * (units // 2), 0, -1))
+
+
+def split_half_ci(estimate: float, gaps: Sequence[float] | np.ndarray, units: int, *, level: float = 0.95) -> Interval:
+    """Interval of a statistic from its difference between two random halves of the units, in several splits.
+
+    For statistics such as CKNNA on pooled tokens. A bootstrap would make every repeated unit its own nearest neighbour; a jackknife counts what hangs on
+    pairs of units once for each of them, which makes it 1.4 to 1.5 times too wide (`python -m benchmarks.coverage --pooled_cknna`). Two halves share
+    nothing, so half their squared difference is the variance at half the units, twice that of the whole, as long as variance falls with 1 / n.
+
+    Args:
+        gaps: score of one half less that of the other, for each split.
+    """
+    array = finite(gaps)
+    error = np.sqrt((array**2).mean() / 4)
+    half = float(scipy_stats.t.ppf((1 + level) / 2, _freedom(array, units)) * error)
+    return Interval(estimate, estimate - half, estimate + half, units, level, few=units < FEW_UNITS)
+
+
+def split_half_test(difference: float, gaps: Sequence[float] | np.ndarray, units: int, *, level: float = 0.95) -> Paired:
+    """A difference of two statistics of the same units: `split_half_ci` of it, and Student's p. Equal in all halves, and not 0, it has no spread: p is 1."""
+    interval, array = split_half_ci(difference, gaps, units, level=level), finite(gaps)
+    error = float(np.sqrt((array**2).mean() / 4))
+    if error <= ROUNDING * abs(difference):
+        room = 0.0 if difference == 0 else np.inf
+        return Paired(difference, difference - room, difference + room, 1.0, units)
+    p = 2 * float(scipy_stats.t.sf(abs(difference) / error, _freedom(array, units)))
     return Paired(difference, interval.low, interval.high, p, units)
+
+
+def _freedom(gaps: np.ndarray, units: int) -> int:
+    return max(1, min(len(gaps), units - 1))
 
 
 def first_reached(steps: Sequence[float] | np.ndarray, scores: Sequence[float] | np.ndarray, level: float) -> Reached:
@@ -181,7 +158,7 @@ def first_reached(steps: Sequence[float] | np.ndarray, scores: Sequence[float] |
     Raises:
         DataError: no evaluations, another number of scores than steps, steps that do not ascend, or a value that is not finite.
     """
-    x, y = _finite(steps), _finite(scores)
+    x, y = finite(steps), finite(scores)
     if len(x) != len(y) or (np.diff(x) <= 0).any():
         raise DataError(f"{len(y)} scores at steps {', '.join(f'{step:g}' for step in x)}: expected one for each of ascending steps")
     above = (y >= level).nonzero()[0]
@@ -203,7 +180,7 @@ def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     Raises:
         DataError: no values, or one outside 0..1.
     """
-    array = _finite(p)
+    array = finite(p)
     if ((array < 0) | (array > 1)).any():
         raise DataError(f"p is {array[(array < 0) | (array > 1)][0]:g}: expected 0 to 1")
     order = np.argsort(array, kind="stable")
@@ -251,9 +228,10 @@ def _random_signs(n: int, pairs: int, seed: int) -> np.ndarray:
 
 
 def null_of(value: float, nulls: Sequence[float] | np.ndarray) -> Null:
-    """Summarise permuted values against the observed one."""
-    array = _finite(nulls)
-    return Null(float(array.mean()), float(np.quantile(array, 0.95)), float((1 + (array >= value).sum()) / (len(array) + 1)))
+    """Summarise permuted values against the observed one; a value that equals it up to rounding is as large."""
+    array = finite(nulls)
+    reached = array >= value - ROUNDING * max(abs(value), float(np.abs(array).max()))
+    return Null(float(array.mean()), float(np.quantile(array, 0.95)), float((1 + reached.sum()) / (len(array) + 1)))
 
 
 def permutation_null(metric: Callable[..., float], x: Array, y: Array, *, n: int = 100, seed: int = 0, **options: int) -> Null:
@@ -268,7 +246,7 @@ def permutation_null(metric: Callable[..., float], x: Array, y: Array, *, n: int
     if known is None or beyond or set(options) - {known.option}:  # cka(unbiased=False) is another metric
         return null_of(value, [metric(x, y[order], **options) for order in orders])
     option = options.get(known.option, 10)
-    return null_of(value, null_scores(known, [known.prepare(x, option, "x")], known.prepare(y, option, "y"), orders)[:, 0])
+    return null_of(value, null_scores(known, [known.prepare(x, option, "x", 0)], known.prepare(y, option, "y", 1), orders)[:, 0])
 
 
 def null_scores(metric: Metric, xs: Sequence[Any], y: Any, orders: Int[Tensor, "draw *batch n"]) -> np.ndarray:
@@ -280,12 +258,3 @@ def null_scores(metric: Metric, xs: Sequence[Any], y: Any, orders: Int[Tensor, "
 def permutations(n: int, draws: int, seed: Sequence[int]) -> Int[Tensor, "draw n"]:
     """Random orders of n things; `seed` may name what they are for, such as (seed, image), so that they do not depend on batches."""
     return torch.from_numpy(np.random.default_rng(list(seed)).random((draws, n)).argsort(axis=1))
-
-
-def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or len(array) == 0:
-        raise DataError(f"values of shape {array.shape}: expected a non-empty list of numbers")
-    if not np.isfinite(array).all():
-        raise DataError(f"value {int((~np.isfinite(array)).nonzero()[0][0])} is not finite")
-    return array

@@ -21,6 +21,7 @@ Array = Tensor | np.ndarray
 MIN_ROWS = 4  # the unbiased HSIC divides by n (n - 3)
 MAX_PAIRED_ROWS = 8192
 PREPARED_BYTES = 2**30  # of n x n forms held at a time
+NOTHING = 1e-10  # share of a kernel's squares at which its unbiased HSIC is what rounding leaves of 0
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Metric:
     Attributes:
         label: its name on an axis.
         function: (x, y, **{option: value}) -> float, for two representations; calling the metric calls it.
-        prepare: (values (*batch, n, d), option, name) -> prepared form; it has `permuted(order)`, where row i is what was row order[i].
+        prepare: (values (*batch, n, d), option, name, side) -> prepared form; it has `permuted(order)`, where row i is what was row order[i]. `side` is 0
+            for x and 1 for y: ties of neighbours are broken at random, not alike on both sides.
         score: two prepared forms -> (*batch).
         option: name of its one option, `k` or `dim`, or none.
         square: whether the prepared form holds n x n numbers.
@@ -38,7 +40,7 @@ class Metric:
 
     label: str
     function: Callable[..., float]
-    prepare: Callable[[Array, int, str], Any]
+    prepare: Callable[[Array, int, str, int], Any]
     score: Callable[[Any, Any], Float[Tensor, "*batch"]]
     option: str = ""
     square: bool = False
@@ -60,13 +62,19 @@ def cknna(x: Array, y: Array, *, k: int = 10) -> float:
     Inner-product kernels on L2-normalised rows, masked to the pairs (i, j) where j is among the k nearest neighbours of i on both sides
     (i itself excluded); unbiased HSIC of the masked kernels over the root of the two self terms, without an epsilon (Huh et al. 2024, The Platonic
     Representation Hypothesis, appendix). The mask is directed, so the masked kernels are not symmetric and the first HSIC term is
-    sum_ij K_ij L_ji, and exchanging x and y changes the value a little. 1 for identical representations; chance is above 0 and depends on n, d and k,
-    so read it against `permutation_null`.
+    sum_ij K_ij L_ji, and exchanging x and y changes the value a little. 1 for identical representations without equal rows; chance is above 0 and depends
+    on n, d and k, so read it against `permutation_null`.
 
-    Equal similarities are ranked by row number, so duplicate rows give a defined value that depends on their order.
+    The value can be above 1, and below 0: the unbiased HSIC is no inner product of one and the same kernel on both sides (the numerator's kernels are
+    masked to the neighbours that both share, each self term's to its own neighbours), so the inequality of Cauchy and Schwarz does not bound it. That is
+    seen where n is hardly larger than k: 6 rows and k = 4 can give 2.
+
+    Ties among equal rows are broken at random, with a fixed seed, and independently on both sides, so equal rows on both sides (a padded bar, a white
+    page) agree as often as by chance, and a representation with equal rows scores below 1 with itself.
 
     Raises:
-        DataError: different n, n <= k, n < 4, a value that is not finite, a row of zeros, or a self term that is not positive.
+        DataError: different n, n <= k, n < 4, a value that is not finite, a row of zeros, rows that all point the same way, or a self term that is not
+            positive.
     """
     return _single("cknna", x, y, k)
 
@@ -75,7 +83,7 @@ def _single(name: str, x: Array, y: Array, option: int = 0) -> float:
     """The score of two representations, by the same parts as that of many."""
     check_same_rows(x, y)
     metric = METRICS.get(name)
-    return float(metric.score(metric.prepare(x, option, "x"), metric.prepare(y, option, "y")))
+    return float(metric.score(metric.prepare(x, option, "x", 0), metric.prepare(y, option, "y", 1)))
 
 
 def check_same_rows(x: Array, y: Array) -> None:
@@ -101,10 +109,11 @@ class Masked:
         return Masked(self.near.permuted(order), self.own)
 
 
-def _masked(x: Array, k: int, name: str) -> Masked:
-    near = nearest_neighbors(x, k, name=name)
-    own = _hsic(near, near.kernel.double(), near.kernel.double())
-    if not (own > 0).all():
+def _masked(x: Array, k: int, name: str, side: int = 0) -> Masked:
+    near = nearest_neighbors(x, k, name=name, side=side)
+    kernel = near.kernel.double()
+    own = _hsic(near, kernel, kernel)
+    if not (own * near.n * (near.n - 3) > NOTHING * kernel.pow(2).sum((-2, -1))).all():
         raise DataError(f"CKNNA is undefined: the unbiased HSIC of {name} with itself is not positive (too few rows, or all rows alike)")
     return Masked(near, own)
 
@@ -148,10 +157,13 @@ def cka(x: Array, y: Array, *, unbiased: bool = True) -> float:
     check_same_rows(x, y)
     first, second = _centred(x, "x"), _centred(y, "y")
     hsic = _unbiased_linear_hsic if unbiased else lambda a, b: (a.T @ b).pow(2).sum()
-    scale = hsic(first, first) * hsic(second, second)
-    if not scale > 0:
-        raise DataError("CKA is undefined: the HSIC of a representation with itself is not positive (too few rows, or all rows alike)")
-    return float(hsic(first, second) / scale.sqrt())
+    own = []
+    for name, side in (("x", first), ("y", second)):
+        own.append(hsic(side, side))
+        squares = (side.T @ side).pow(2).sum()
+        if not own[-1] * (len(x) * (len(x) - 3) if unbiased else 1) > NOTHING * squares:
+            raise DataError(f"CKA is undefined: the HSIC of {name} with itself is not positive (too few rows, or all rows alike)")
+    return float(hsic(first, second) / (own[0] * own[1]).sqrt())
 
 
 def _unbiased_linear_hsic(x: Float[Tensor, "n d1"], y: Float[Tensor, "n d2"]) -> Float[Tensor, ""]:
@@ -179,18 +191,19 @@ def _inner(x: Square, y: Square) -> Float[Tensor, "*batch"]:
     return torch.linalg.vecdot(x.values.flatten(-2), y.values.flatten(-2))
 
 
-def _centred_gram(x: Array, _: int, name: str) -> Square:
+def _centred_gram(x: Array, _: int, name: str, __: int = 0) -> Square:
     """The U-centred matrix of inner products, whose inner products are n (n - 3) times the unbiased HSIC (Szekely and Rizzo 2014, eq. 3.2 and prop. 1)."""
     _check_pairs(x, "CKA")
     rows = _centred(x, name)
     n = rows.shape[-2]
     gram = rows @ rows.mT
+    whole = torch.linalg.matrix_norm(gram)[..., None, None]
     gram.diagonal(dim1=-2, dim2=-1).zero_()
     sums = gram.sum(-1, keepdim=True)
     gram = gram - (sums + sums.mT) / (n - 2) + sums.sum(-2, keepdim=True) / ((n - 1) * (n - 2))
     gram.diagonal(dim1=-2, dim2=-1).zero_()
     length = torch.linalg.matrix_norm(gram)[..., None, None]
-    if not (length > 0).all():
+    if not (length > NOTHING**0.5 * whole).all():
         raise DataError(f"CKA is undefined: the HSIC of {name} with itself is not positive (too few rows, or all rows alike)")
     return Square(gram / length)
 
@@ -207,6 +220,10 @@ def mutual_knn(x: Array, y: Array, *, k: int = 10) -> float:
         DataError: as `cknna`.
     """
     return _single("mutual_knn", x, y, k)
+
+
+def _neighbors(x: Array, k: int, name: str, side: int = 0) -> Neighbors:
+    return nearest_neighbors(x, k, name=name, side=side)
 
 
 def _mutual_knn(x: Neighbors, y: Neighbors) -> Float[Tensor, "*batch"]:
@@ -235,7 +252,7 @@ class Basis:
         return Basis(self.values.gather(-2, order[..., None].expand(*order.shape, self.values.shape[-1])))
 
 
-def _principal(x: Array, dim: int, name: str) -> Basis:
+def _principal(x: Array, dim: int, name: str, _: int = 0) -> Basis:
     u, scale, _ = torch.linalg.svd(_centred(x, name), full_matrices=False)
     rank = int(((scale > scale[..., :1] * 1e-7) & (scale > 0)).sum(-1).min())
     if not 1 <= dim <= rank:
@@ -256,14 +273,14 @@ def rsa(x: Array, y: Array) -> float:
     return _single("rsa", x, y)
 
 
-def _ranked(x: Array, _: int, name: str) -> Square:
+def _ranked(x: Array, _: int, name: str, __: int = 0) -> Square:
     """Ranks of all pairwise cosine similarities, of mean 0, at their pairs: Pearson's correlation of ranks is Spearman's."""
     _check_pairs(x, "RSA")
-    rows = unit_rows(x, name).double()
+    rows = unit_rows(torch.as_tensor(x).double(), name)
     n = rows.shape[-2]
     upper = torch.triu_indices(n, n, 1)
-    pairs = (rows @ rows.mT)[..., upper[0], upper[1]]
-    if (pairs.amax(-1) - pairs.amin(-1) < 1e-12).any():
+    pairs = (rows @ rows.mT)[..., upper[0], upper[1]].round(decimals=12)  # equal rows tie, whatever rounding makes of them
+    if (pairs.amax(-1) == pairs.amin(-1)).any():
         raise DataError(f"RSA is undefined: all pairs of {name} are equally similar")
     ranks = torch.from_numpy(rankdata(pairs.numpy(), axis=-1))
     ranks = ranks - ranks.mean(-1, keepdim=True)
@@ -284,7 +301,7 @@ def _centred(values: Array, name: str) -> Float[Tensor, "*batch n d"]:
 
 METRICS.add("cknna", Metric("CKNNA", cknna, _masked, _cknna, option="k"))
 METRICS.add("cka", Metric("unbiased CKA", cka, _centred_gram, _inner, square=True))
-METRICS.add("mutual_knn", Metric("mutual kNN", mutual_knn, lambda x, k, name: nearest_neighbors(x, k, name=name), _mutual_knn, option="k"))
+METRICS.add("mutual_knn", Metric("mutual kNN", mutual_knn, _neighbors, _mutual_knn, option="k"))
 METRICS.add("svcca", Metric("SVCCA", svcca, _principal, _svcca, option="dim"))
 METRICS.add("rsa", Metric("RSA", rsa, _ranked, _inner, square=True))
 
@@ -309,6 +326,6 @@ def alignment_matrix(xs: Mapping[str, Array], ys: Mapping[str, Array], *, metric
         if len(values) < MIN_ROWS:
             raise DataError(f"'{name}' has {len(values)} rows: expected at least {MIN_ROWS}")
     option = {"k": k, "dim": dim}.get(function.option, 0)
-    prepared = [{name: function.prepare(v, option, f"'{name}'") for name, v in side.items()} for side in (xs, ys)]
+    prepared = [{name: function.prepare(v, option, f"'{name}'", number) for name, v in side.items()} for number, side in enumerate((xs, ys))]
     scores = [[float(function.score(x, y)) for y in prepared[1].values()] for x in prepared[0].values()]
     return pd.DataFrame(scores, index=list(xs), columns=list(ys))
