@@ -166,7 +166,7 @@ def test_what_a_sweep_cannot_compare_is_refused_before_training(tmp_path: Path) 
 
 
 def test_the_table_is_right_by_hand_and_stored(tmp_path: Path) -> None:
-    """Three seeds of three variants with known answers: Wilson's interval with Student's width, Student's of differences, sign flips and Holm computed here from scratch."""
+    """Three seeds of three variants with known answers: intervals of means and of differences, sign flips and Holm computed here from scratch."""
     right = {"baseline": [4, 5, 6], "layer-2": [6, 8, 7], "layer-3": [5, 5, 9]}
     _store(tmp_path, right)
     sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1, 2), over=LINE, grid=("alignment.layer: 2 3 4",))
