@@ -105,7 +105,7 @@ def test_tokens_that_are_rows_of_the_unembedding_have_rank_one(folders: Path, mo
     for kind, layer, other in (("class", 1, 2), ("colour", 2, 1)):
         for measure in ("first", "candidate_rank", "reciprocal_rank"):
             row = scores.loc[("object", kind, measure, layer)]
-            assert row["score"] == row["low"] == row["high"] == 1 and row["p"] < 0.01 and row["n_images"] == 24 and row["n"] == 96
+            assert row["score"] == row["high"] == 1 and 0.8 < row["low"] < 0.9 and row["p"] < 0.01 and row["n_images"] == 24 and row["n"] == 96
         null = scores.loc[("object", kind, "first", layer), "null_mean"]
         assert null == pytest.approx(11 / 23, abs=0.03)  # of 23 other images 11 have the same word
         assert scores.loc[("object", kind, "candidate_rank", layer), "null_mean"] == pytest.approx((11 + 12 / 2) / 23, abs=0.03)
