@@ -39,7 +39,7 @@ AREAS: dict[str, tuple[str, ...]] = {
 TESTS: dict[str, tuple[str, ...]] = {  # of a file or of all files of a folder, after the tests of the same name and before those that import the module
     "workbench/capture.py": ("families", "attention", "knockout", "mllm"),
     "workbench/metrics/": ("metrics",),
-    "workbench/data/": ("rows", "identity", "pictures", "analyses", "photos"),
+    "workbench/data/": ("rows", "identity", "images", "conversations", "photos", "analyses"),
     "workbench/stats.py": ("stats", "metrics", "linear_probe"),
     "trainer/": ("trainer", "student"),
 }
