@@ -10,12 +10,14 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from tests.worlds import load_or_skip
+from trainer.evaluation import summary
 from workbench.data import images as door
 from workbench.data import load_data
 from workbench.data.base import mixed
@@ -157,6 +159,15 @@ def test_rows_of_one_image_are_held_out_together(tmp_path: Path) -> None:
     train, val = (load_data(f"llava_json:{file}?split={split}&held=20", decode=False) for split in ("train", "val"))
     assert not {s.image_id for s in train} & {s.image_id for s in val} and len(train.conversations) + len(val.conversations) == 2 * IMAGES * QUESTIONS
     assert len(val.scenes) + sum(not c.loads for c in val.conversations) == 20
+
+
+def test_the_interval_of_a_loss_resamples_images() -> None:
+    """Five conversations about each image, all alike, say no more than one."""
+    losses = np.random.default_rng(0).normal(3, 1, 20)
+    once = pd.DataFrame({"id": range(20), "image_id": range(20), "tokens": 7, "lm_loss": losses, "chance": 5.0})
+    often = pd.concat([once.assign(id=once["id"] + 100 * copy) for copy in range(5)], ignore_index=True)
+    single, several = (summary(table, 0).iloc[0] for table in (once, often))
+    assert (several["low"], several["high"]) == pytest.approx((single["low"], single["high"])) and several["lm_loss"] == pytest.approx(losses.mean())
 
 
 # --- known by content ----------------------------------------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ class DataConfig:
     """How often each data set comes in one epoch: 1 is all of it once, 0.5 a random half, 2.5 all of it twice and half of it again; 1 by default."""
     val: str = "shapes:val"
     limit_train: int | None = None
-    """Images (or conversations) of each training data set; all by default."""
+    """Images of each training data set, with all their questions or conversations (a text alone counts as one); all by default."""
     limit_val: int | None = None
     questions: int | None = None
     """The first so many questions of each image, of both splits; all by default. (Those of `shapes` stand in random order.)"""

@@ -103,7 +103,8 @@ def language_loss(model: torch.nn.Module, mllm: MLLM, conversations: Sequence[Co
     """The loss on the answer tokens of each conversation; those with images first, so that all processes have images in the same passes.
 
     Returns:
-        One row per conversation with an answer within `max_length`: id, tokens, lm_loss (nats per token), chance (of a guess among all tokens, ln |V|).
+        One row per conversation with an answer within `max_length`: id, image_id (of all its images; its id without any), tokens, lm_loss (nats per
+        token), chance (of a guess among all tokens, ln |V|).
     """
     rows = []
     kinds = [[n for n, c in enumerate(conversations) if bool(c.loads) == kind] for kind in (True, False)]
@@ -117,18 +118,19 @@ def language_loss(model: torch.nn.Module, mllm: MLLM, conversations: Sequence[Co
         losses = [float(own.sum()) for own in each.split(counts)]
         for number, c, loss, count in zip(numbers, own, losses, counts, strict=True):
             if count and counted:
-                rows.append((number, c.id, count, loss / count, math.log(logits.shape[-1])))
-    return pd.DataFrame([row[1:] for row in sorted(processes.gathered(rows))], columns=["id", "tokens", "lm_loss", "chance"])
+                rows.append((number, c.id, " ".join(c.image_ids) or f"text {c.id}", count, loss / count, math.log(logits.shape[-1])))
+    return pd.DataFrame([row[1:] for row in sorted(processes.gathered(rows))], columns=["id", "image_id", "tokens", "lm_loss", "chance"])
 
 
 def summary(evaluation: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Accuracy per question type and their mean, or the loss per answer token, with 95 % intervals: over images, or over conversations."""
+    """Accuracy per question type and their mean, or the loss per answer token, with 95 % intervals over images (a text alone is one too)."""
     if "correct" in evaluation:
         return pd.DataFrame(accuracy_by_type(evaluation, seed=seed))
     # a ratio of sums: each conversation's deviation from it, over the mean length, has the spread of the ratio (the delta method)
     loss = float((evaluation["lm_loss"] * evaluation["tokens"]).sum() / evaluation["tokens"].sum())
     share = evaluation["tokens"] / evaluation["tokens"].mean()
-    interval = mean_interval(loss + share * (evaluation["lm_loss"] - loss), kind="real")
+    each = loss + share * (evaluation["lm_loss"] - loss)
+    interval = mean_interval(each, kind="real", groups=evaluation["image_id"].tolist())
     row = {"category": "lm_loss", "lm_loss": loss, "low": interval.low, "high": interval.high, "n": int(evaluation["tokens"].sum())}
     return pd.DataFrame([row | {"n_conversations": len(evaluation), "chance": float(evaluation["chance"].iloc[0]), "seed": seed}])
 

@@ -331,9 +331,7 @@ def subset_alignment(recipe: Recipe, prepared: Prepared | PreparedStudent) -> tu
         return None, []
     try:
         subset = SubsetAlignment(recipe, prepared)
-        few = (
-            f"CKNNA during training leaves out {subset.left_out} of {subset.left_out + subset.images} images, of no more than {recipe.monitor.k} visual tokens"
-        )
+        few = f"CKNNA during training leaves out {subset.left_out} of {subset.left_out + subset.images} images, which have too few visual tokens for it"
         return subset, [few] if subset.left_out else []
     except (ConfigError, DataError, WeightsError, UnknownNameError) as error:
         return None, [f"CKNNA is not measured during training: {error}"]

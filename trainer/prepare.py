@@ -130,6 +130,7 @@ def prepare(recipe: Recipe) -> Prepared:
     llava, parts = build_llava(recipe.model, processor)
     recipe.check_layer(len(llava.model.language_model.layers))
     record: dict[str, object] = {"tower": recipe.model.tower, "data": train.fingerprint, "val": val.fingerprint}
+    record["left_out"] = [*train.left_out, *val.left_out]
     record |= {f"{part}_fingerprint": value for part, value in parts.items()}
 
     llava.eval()

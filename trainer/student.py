@@ -251,6 +251,7 @@ def prepare_student(recipe: Recipe) -> PreparedStudent:
     mllm.model.to(device)
     questions = check_student(recipe, mllm, train, val)
     record: dict[str, object] = {"model": mllm.name, "model_fingerprint": mllm.fingerprint, "data": train.data.fingerprint, "val": val.data.fingerprint}
+    record["left_out"] = [*train.data.left_out, *val.data.left_out]
     trained = choose_trained(mllm, recipe)
     if recipe.optim.checkpointing:
         mllm.model.activation_checkpointing_enable({"use_reentrant": False})
