@@ -20,6 +20,7 @@ from tests.students import picture, rows, write
 from tests.tiny import BUILDERS, build
 from trainer.conversations import GroupedSampler
 from trainer.language import FLATTEN
+from trainer.rows import Rows
 from workbench.answers import option_ids
 from workbench.convert.build import CHAT_TEMPLATE
 from workbench.data import Sample, load_data
@@ -339,9 +340,9 @@ def test_groups_are_of_one_kind_and_none_is_two_times_ahead(images: int, texts: 
     epochs = 3
     wholes = [epochs * count // group * group for count in (images, texts)]  # what three epochs give; less than a group of each kind waits
     total = sum(wholes) + group
-    order = list(GroupedSampler(made, group, total, seed))
-    assert len(order) == total and order == list(GroupedSampler(made, group, total, seed))
-    assert order[: total // 2] == list(GroupedSampler(made, group, total // 2, seed))  # a longer training begins in the same way
+    order = list(GroupedSampler(Rows.of(made), group, total, seed))
+    assert len(order) == total and order == list(GroupedSampler(Rows.of(made), group, total, seed))
+    assert order[: total // 2] == list(GroupedSampler(Rows.of(made), group, total // 2, seed))  # a longer training begins in the same way
     assert all(len({bool(made[n].loads) for n in order[start : start + group]}) == 1 for start in range(0, total, group))
     counts = Counter(order[: sum(wholes)])
     for kind, count, whole in zip((range(images), range(images, images + texts)), (images, texts), wholes, strict=True):
@@ -353,18 +354,18 @@ def test_groups_are_of_about_one_length_and_differ_by_seed() -> None:
     made = [Conversation(str(n), (("x" * (n * 7 % 100), ""),)) for n in range(400)]
     spread = {}
     for grouped in (True, False):
-        order = torch.tensor(list(GroupedSampler(made, 8, 400, 0, grouped=grouped)))
+        order = torch.tensor(list(GroupedSampler(Rows.of(made), 8, 400, 0, grouped=grouped)))
         lengths = torch.tensor([c.length for c in made])[order].view(-1, 8)
         spread[grouped] = (lengths.max(1).values - lengths.min(1).values).float().mean()
         assert sorted(order.tolist()) == list(range(400))
     assert spread[True] < 5 < 60 < spread[False]
-    assert list(GroupedSampler(made, 8, 400, 0)) != list(GroupedSampler(made, 8, 400, 1))
+    assert list(GroupedSampler(Rows.of(made), 8, 400, 0)) != list(GroupedSampler(Rows.of(made), 8, 400, 1))
 
 
 def test_a_kind_that_fills_no_step_is_told_of() -> None:
     def sampler(images: int, texts: int, group: int, passes: int) -> GroupedSampler:
         data = [Conversation(str(n), (("a", "b"),), (picture,) if n < images else ()) for n in range(images + texts)]
-        return GroupedSampler(data, group, passes * len(data) // group * group, 0)
+        return GroupedSampler(Rows.of(data), group, passes * len(data) // group * group, 0)
 
     assert sampler(1000, 5, 128, 10).left_out() == (
         "the 5 conversations without an image are 0.00498 of the data and 0 of what is trained on, since they rarely fill a step of 128; "

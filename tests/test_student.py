@@ -206,7 +206,7 @@ def test_a_run_that_met_a_broken_picture_goes_on_once_it_is_replaced(tmp_path: P
     first, second = whole(folder_of(flags, tmp_path / "untroubled")), whole(tmp_path / "out")
     assert first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
     (said,) = json.loads((tmp_path / "out" / "training.json").read_text())["warnings"]
-    assert said.startswith("step 2: resumed with repaired data: ")
+    assert said.startswith("step 2: resumed at step 2 with repaired data: ")
 
 
 @pytest.mark.parametrize("mode", ["all", "lora"])
@@ -453,7 +453,7 @@ def test_a_mark_of_the_model_anywhere_in_the_data_is_found_before_training(tmp_p
     given = rows(8, 2)
     given[-1]["conversations"][0]["value"] = "one <start_of_image> two ?"
     data = f"llava_json:{write(tmp_path / 'w', given)}"
-    with pytest.raises(WorkbenchError, match=r"the conversation .*t1 of .* contains '<start_of_image>', this model's image placeholder"):
+    with pytest.raises(WorkbenchError, match=r"conversation 10:t1 of .*: the question contains '<start_of_image>', this model's image placeholder"):
         folder_of(["--model.name", str(model), "--data.train", data, "--data.val", data, *FLAGS], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

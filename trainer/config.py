@@ -282,7 +282,8 @@ class Recipe:
     resume: bool = False
     """Continue from the newest whole checkpoint in output_dir."""
     repaired: bool = False
-    """With `resume`: the data may have other content than before, such as a picture that was repaired, in as many items; the record says so."""
+    """With `resume`: the data may have other content than before, such as an image that was replaced or fewer rows; the others keep their order, and the
+    record says so."""
     dry_run: bool = False
     """Train nothing: check names, shapes, data and disk, and say how large everything is; reads configurations, no weights, and writes nothing."""
     log_every: int = 20

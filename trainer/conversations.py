@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from trainer.config import AlignmentConfig
 from trainer.features import DerivedFeatures, Features, frozen_features, image_hashes, other_images
+from trainer.rows import Rows
 from workbench.data import Dataset, Sample
 from workbench.data.base import Conversation, content_hash, rows_hash
 from workbench.data.images import image_hash, shown
-from workbench.errors import ConfigError, RunError
-from workbench.mllm import MLLM, VisualTokens
+from workbench.errors import ConfigError, DataError, RunError, WorkbenchError
+from workbench.mllm import MLLM, Batch, VisualTokens
 from workbench.mllm.conversation import encode_conversations
 from workbench.vfm import VFM, load_vfm, patches_under
 from workbench.vfm.patches import covered_pixels
@@ -41,9 +42,8 @@ class GroupedSampler(Sampler[int]):
         grouped: False for a plain random order.
     """
 
-    def __init__(self, conversations: Sequence[Conversation], group: int, total: int, seed: int, *, grouped: bool = True) -> None:
-        self._with_image = torch.tensor([bool(c.loads) for c in conversations])
-        self._lengths = torch.tensor([c.length for c in conversations])
+    def __init__(self, rows: Rows, group: int, total: int, seed: int, *, grouped: bool = True) -> None:
+        self._with_image, self._lengths = torch.from_numpy(rows.with_image), torch.from_numpy(rows.lengths)
         self._group, self._total, self._seed, self._grouped = group, total, seed, grouped
 
     def __len__(self) -> int:
@@ -86,16 +86,64 @@ class GroupedSampler(Sampler[int]):
 
 
 class ConversationSet(torch.utils.data.Dataset):
-    """Conversations by number; the collator makes batches of them."""
+    """Conversations by number; the collator makes batches of them.
 
-    def __init__(self, data: Dataset) -> None:
-        self.data, self.conversations = data, data.conversations
+    Args:
+        data: what is read.
+        parts: the data sets that it is mixed from, by which rows are named.
+        stored: the rows that a run which goes on with repaired data was started with; its order stays, whatever became of some of them.
+
+    Attributes:
+        rows: those that the order is of.
+        said: what looking through them before the first step found (trainer/preflight.py).
+
+    Raises:
+        RunError: the data are not the stored rows, some of them repaired or some left out.
+    """
+
+    def __init__(self, data: Dataset, parts: Sequence[Dataset] = (), stored: Rows | None = None) -> None:
+        self.data, self.conversations, self.rows = data, data.conversations, Rows.of(data.conversations)
+        self._names = {id(c): part.name for part in parts for c in part.conversations}
+        self.said: list[str] = []
+        self.dropped = 0
+        if stored is not None:
+            numbers, self.dropped = self.rows.in_place_of(stored, data.name)
+            self.conversations, self.rows = [data.conversations[n] for n in numbers], stored
 
     def __len__(self) -> int:
         return len(self.conversations)
 
     def __getitem__(self, index: int) -> int:
         return index
+
+    def where(self, conversation: Conversation) -> str:
+        """A conversation in messages, by its row and its data set."""
+        return f"conversation {conversation.id} of {shown(self._names.get(id(conversation), self.data.name))}"
+
+    def sentences(self) -> list[str]:
+        """What is left out of the data, and what is cut."""
+        return [*(f"{shown(self.data.name)}: {sentence}" for sentence in self.data.left_out), *self.said]
+
+
+def encoded(mllm: MLLM, data: ConversationSet, numbers: Sequence[int], max_length: int | None) -> tuple[Batch, Tensor]:
+    """Some conversations as a batch, and its labels.
+
+    Raises:
+        DataError: names the row that cannot be used (all was looked through before, so its image is broken behind its header, or was replaced) and the remedy.
+    """
+    own = [data.conversations[number] for number in numbers]
+    try:
+        return encode_conversations(mllm, [c.images for c in own], [c.turns for c in own], max_length=max_length)
+    except WorkbenchError as error:
+        broken, why = own[0], error
+        for conversation in own if len(own) > 1 else ():
+            try:
+                encode_conversations(mllm, [conversation.images], [conversation.turns], max_length=max_length)
+            except WorkbenchError as alone:
+                broken, why = conversation, alone
+                break
+        remedy = "repair it, or leave it out (drop=ROW in the spec), and go on with --resume --repaired"
+        raise DataError(f"{data.where(broken)}: {why}; {remedy}") from error
 
 
 class Collator:
@@ -111,8 +159,7 @@ class Collator:
 
     def __call__(self, numbers: list[int]) -> dict[str, Any]:
         """Everything on the CPU: the Trainer moves it."""
-        own = [self._data.conversations[number] for number in numbers]
-        batch, labels = encode_conversations(self._mllm, [c.images for c in own], [c.turns for c in own], max_length=self.max_length)
+        batch, labels = encoded(self._mllm, self._data, numbers, self.max_length)
         visual = self._mllm.visual_tokens(batch)
         inputs: dict[str, Any] = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in batch.inputs.items()}
         parts = [part for sample in visual for part in sample]
@@ -166,7 +213,7 @@ class StoredTargets(Targets):
             places: list[tuple[tuple[int, int], int]] = []
             self._pixels.append([])
             if own.loads:
-                batch, _ = encode_conversations(mllm, [own.images], [own.turns], max_length=max_length)
+                batch, _ = encoded(mllm, data, [number], max_length)
                 self._pixels[-1] = [image_hash(image) for image in batch.images[0]]
                 for n, part in enumerate(mllm.visual_tokens(batch)[0]):
                     if part.grid is None:

@@ -12,13 +12,13 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from trainer import processes
+from trainer.conversations import ConversationSet, encoded
 from trainer.data import PackedDataset, collate
 from trainer.model import AlignedForConditionalGeneration
 from workbench.answers import Quiz, accuracy_by_type
 from workbench.data import Sample
-from workbench.data.base import Conversation
 from workbench.mllm import MLLM
-from workbench.mllm.conversation import IGNORED, encode_conversations
+from workbench.mllm.conversation import IGNORED
 from workbench.stats import mean_interval
 from workbench.training import MEAN, OF_A_SCORE
 
@@ -99,18 +99,18 @@ def _outside_blocks(model: torch.nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()  # sharded weights know no inference mode
-def language_loss(model: torch.nn.Module, mllm: MLLM, conversations: Sequence[Conversation], batch_size: int, max_length: int | None) -> pd.DataFrame:
+def language_loss(model: torch.nn.Module, mllm: MLLM, data: ConversationSet, batch_size: int, max_length: int | None) -> pd.DataFrame:
     """The loss on the answer tokens of each conversation; those with images first, so that all processes have images in the same passes.
 
     Returns:
         One row per conversation with an answer within `max_length`: id, image_id (of all its images; its id without any), tokens, lm_loss (nats per
         token), chance (of a guess among all tokens, ln |V|).
     """
-    rows = []
+    rows, conversations = [], data.conversations
     kinds = [[n for n, c in enumerate(conversations) if bool(c.loads) == kind] for kind in (True, False)]
     for numbers, counted in chain.from_iterable(_mine(kind, batch_size) for kind in kinds):
         own = [conversations[n] for n in numbers]
-        batch, labels = encode_conversations(mllm, [c.images for c in own], [c.turns for c in own], max_length=max_length)
+        batch, labels = encoded(mllm, data, numbers, max_length)
         logits = model(labels=labels, visual=(), **batch.inputs).logits[:, :-1]
         wanted = labels[:, 1:] != IGNORED
         counts = wanted.sum(1).tolist()

@@ -39,6 +39,7 @@ from trainer.monitor import (
     counted,
     stop_unless_finite,
     subset_alignment,
+    tell,
     warnings_of,
     write_log,
 )
@@ -199,6 +200,7 @@ class AlignmentTrainer(Trainer):
             losses = [row for row in state.log_history if row["step"] < state.global_step or "lm_loss" in row or "warning" in row]
             state.log_history = losses  # the last step is evaluated again
             self.state = state
+            tell(state, self.known)  # as at the beginning of a training
             if self.accelerator.native_amp:  # evaluated in the precision of an uninterrupted run, whose forward pass training has wrapped
                 self.accelerator.prepare_model(self.prepared.model, evaluation_mode=True)
             return
@@ -217,6 +219,9 @@ class AlignmentTrainer(Trainer):
 
         def publish() -> None:
             self._write(lambda: write_sources(folder / UNFINISHED / name, self.prepared.record), name)
+            if isinstance(self.prepared, PreparedStudent):
+                rows = self.prepared.train.rows
+                self._write(lambda: rows.save(folder / UNFINISHED / name), name)
             publish_checkpoint(folder, name, self.recipe.keep_checkpoints)
 
         processes.on_main(publish)
@@ -290,7 +295,7 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
 
 def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFrame:
     folder, optim = recipe.output_dir, recipe.optim
-    prepared = processes.together(lambda: _enough(prepare_student(recipe) if recipe.model.released else prepare(recipe)))
+    prepared = processes.together(lambda: _enough(_prepared(recipe, checkpoint)))
     said = [] if checkpoint is None else processes.on_main(lambda: check_same_sources(Path(checkpoint), prepared.record, repaired=recipe.repaired))
     state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")) if checkpoint is not None else None
     if checkpoint is not None and state is not None and state.global_step >= optim.steps:
@@ -314,6 +319,12 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
     processes.on_main(lambda: _write_results(trainer, tensors, record))
     assert trainer.evaluation is not None
     return trainer.evaluation
+
+
+def _prepared(recipe: Recipe, checkpoint: str | None) -> Ready:
+    if not recipe.model.released:
+        return prepare(recipe)
+    return prepare_student(recipe, Path(checkpoint) if checkpoint is not None else None)
 
 
 def _enough(prepared: Ready) -> Ready:

@@ -121,6 +121,13 @@ def warn(state: TrainerState, sentence: str) -> None:
         tqdm.write(f"warning: {sentence}", file=sys.stderr)
 
 
+def tell(state: TrainerState, sentences: Sequence[str]) -> None:
+    """Say what a resumed run has not said yet."""
+    for sentence in sentences:
+        if not any(row.get("warning") == sentence for row in state.log_history):
+            warn(state, sentence)
+
+
 def warnings_of(state: TrainerState) -> list[str]:
     """Every warning of a run so far, those before a resume included."""
     return [f"step {row['step']}: {row['warning']}" for row in state.log_history if "warning" in row]
@@ -150,9 +157,7 @@ class EarlyWarnings(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"first": self.first, "seen": self.seen, "done": self.done, "before": self.before}}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: object, model: nn.Module | None = None, **_: object) -> None:
-        for sentence in self.sentences:
-            if not any(row.get("warning") == sentence for row in state.log_history):  # a resumed run has said it
-                warn(state, sentence)
+        tell(state, self.sentences)
         kept: Any = state.stateful_callbacks if state.global_step else None  # as it is in a checkpoint
         kept = kept.get(type(self).__name__, {}).get("attributes", {}) if isinstance(kept, dict) else {}
         fresh = {"first": state.global_step, "seen": 0, "done": False, "before": {name: _fingerprints(head) for name, head in _heads(model)}}

@@ -41,9 +41,21 @@ def check_same_recipe(folder: Path, recipe: Recipe) -> None:
     """
     written = parse(Recipe, [], prog=RECIPE_FILE, recipe=folder / RECIPE_FILE)  # one layer or one VFM was stored as a plain value once
     stored, own = _keys(as_mapping(written)), _keys(as_mapping(recipe))
+    if recipe.resume:
+        stored |= {key: own[key] for key in own if key in stored and _may_differ(key, stored[key], own[key], repaired=recipe.repaired)}
     for key in sorted(set(own) - {"resume", "repaired", "dry_run", "output_dir", "report_to", "keep_checkpoints", "push_to_hub"}):
         if stored.get(key) != own[key]:
             raise ConfigError(f"the run in {folder} was started with {key} {stored.get(key)}, and this recipe says {own[key]}: choose another output_dir")
+
+
+def _may_differ(key: str, stored: Any, own: Any, *, repaired: bool) -> bool:
+    """Whether a run may go on with another value: a larger max_length, or another spec of the same data where it says that they are repaired."""
+    if key == "data.max_length":
+        return stored is not None and (own is None or own > stored)
+    if key not in ("data.train", "data.val") or not repaired:
+        return False
+    before, now = ([str(spec).partition("?")[0] for spec in (value if isinstance(value, list | tuple) else [value])] for value in (stored, own))
+    return before == now
 
 
 def _keys(recipe: Mapping[str, Any], section: str = "") -> dict[str, Any]:
@@ -62,8 +74,11 @@ def write_sources(checkpoint: Path, record: Mapping[str, Any]) -> None:
 def check_same_sources(checkpoint: Path, record: Mapping[str, Any], *, repaired: bool = False) -> list[str]:
     """See that data, weights and VFMs are those that `checkpoint` was trained with (one of before they were kept there says nothing).
 
+    Returns:
+        What the record is to say: another max_length, rows that are left out, data that were repaired.
+
     Args:
-        repaired: data of another fingerprint and as many items goes on; returned is what to say of it.
+        repaired: data of another fingerprint goes on.
 
     Raises:
         RunError: names the first that differs.
@@ -71,18 +86,28 @@ def check_same_sources(checkpoint: Path, record: Mapping[str, Any], *, repaired:
     if not (checkpoint / SOURCES_FILE).exists():
         return []
     stored, own, said = json.loads((checkpoint / SOURCES_FILE).read_text()), _sources(record), []
-    for key in sorted(stored.keys() | own.keys() - {"items"}):
+    step = checkpoint.name.removeprefix("checkpoint-")
+    if own.get("dropped", 0) > stored.get("dropped", 0):
+        left_out = own["dropped"] - stored.get("dropped", 0)
+        said.append(f"resumed at step {step} without {left_out} of {own['items']} conversations, in whose place the next ones come")
+    if stored.get("max_length") != own.get("max_length"):
+        said.append(f"resumed at step {step} with data.max_length {own['max_length']}, which was {stored.get('max_length')} before")
+    for key in sorted((stored.keys() | own.keys()) - {"max_length", "dropped"}):
         if stored.get(key) != own.get(key):
             differs = f"{checkpoint} was trained with the {key} {'' if key == 'items' else 'fingerprint '}{stored.get(key)}, and it is {own.get(key)} now"
             if not repaired or key not in ("data", "val"):
                 more = " (for data with a file that was repaired, say --repaired)" if key in ("data", "val") else ""
                 raise RunError(f"{differs}: expected the same content, since a resumed run is the uninterrupted one{more}")
-            said.append(f"resumed with repaired data: {differs}")
+            said.append(f"resumed at step {step} with repaired data: {differs}")
     return said
 
 
 def _sources(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key.removesuffix("_fingerprint"): value for key, value in record.items() if key in ("data", "val", "items") or key.endswith("_fingerprint")}
+    return {
+        key.removesuffix("_fingerprint"): value
+        for key, value in record.items()
+        if key in ("data", "val", "items", "max_length", "dropped") or key.endswith("_fingerprint")
+    }
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -23,6 +23,8 @@ from trainer.evaluation import answer_questions, language_loss
 from trainer.lora import add_lora
 from trainer.model import Aligned, AlignedOutput
 from trainer.parts import build_from_parts
+from trainer.preflight import look_through
+from trainer.rows import Rows
 from trainer.watched import Watched, WatchedBatch
 from workbench.answers import option_ids, questions_of
 from workbench.capture import by_token, read, tower_rows
@@ -175,11 +177,12 @@ class PreparedStudent:
     def sampler(self, recipe: Recipe, count: int) -> GroupedSampler:
         """The order of conversations over the whole training in `count` processes, one optimiser step after another."""
         group = recipe.optim.images(count)
-        return GroupedSampler(self.train.conversations, group, group * recipe.optim.steps, recipe.seed, grouped=recipe.data.group)
+        return GroupedSampler(self.train.rows, group, group * recipe.optim.steps, recipe.seed, grouped=recipe.data.group)
 
     def known(self, recipe: Recipe, count: int) -> list[str]:
         """What should be said before the first step."""
-        return [said] if (said := self.sampler(recipe, count).left_out()) else []
+        said = self.sampler(recipe, count).left_out()
+        return [*self.train.sentences(), *self.val.sentences(), *([said] if said else [])]
 
     def parameter_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
         """For AdamW: the connector may have a learning rate of its own; vectors are not decayed."""
@@ -199,7 +202,7 @@ class PreparedStudent:
         try:
             if self.questions:
                 return answer_questions(self.model, self.mllm, self.questions, batch_size)
-            return language_loss(self.model, self.mllm, self.val.conversations, batch_size, self.collate.max_length)
+            return language_loss(self.model, self.mllm, self.val, batch_size, self.collate.max_length)
         finally:
             self.model.train(was_training)
 
@@ -242,16 +245,20 @@ class PreparedStudent:
         check_frozen(self.mllm.model, state, self.frozen, self.vfms)
 
 
-def prepare_student(recipe: Recipe) -> PreparedStudent:
-    """Load data, model and targets. The model's initial weights depend on the seed only, never on the alignment."""
-    train, val = load_conversations(recipe)
+def prepare_student(recipe: Recipe, checkpoint: Path | None = None) -> PreparedStudent:
+    """Load data, model and targets. The model's initial weights depend on the seed only, never on the alignment.
+
+    Args:
+        checkpoint: from which the run goes on, with the order of its rows.
+    """
+    train, val = load_conversations(recipe, Rows.load(checkpoint) if checkpoint is not None else None)
     set_seed(recipe.seed)
     device = processes.device()
     mllm = MLLM.load(recipe.model.name, dtype="float32", device=device) if recipe.model.name is not None else build_from_parts(recipe.model)
     mllm.model.to(device)
     questions = check_student(recipe, mllm, train, val)
     record: dict[str, object] = {"model": mllm.name, "model_fingerprint": mllm.fingerprint, "data": train.data.fingerprint, "val": val.data.fingerprint}
-    record["left_out"] = [*train.data.left_out, *val.data.left_out]
+    record |= {"max_length": recipe.data.max_length, "left_out": [*train.sentences(), *val.sentences()], "dropped": train.dropped}
     trained = choose_trained(mllm, recipe)
     if recipe.optim.checkpointing:
         mllm.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -286,8 +293,11 @@ def prepare_student(recipe: Recipe) -> PreparedStudent:
     return PreparedStudent(model, mllm, train, val, collate, questions, trained, frozen_fingerprint(mllm.model, mllm.model.state_dict()), vfms, record)
 
 
-def load_conversations(recipe: Recipe) -> tuple[ConversationSet, ConversationSet]:
+def load_conversations(recipe: Recipe, stored: Rows | None = None) -> tuple[ConversationSet, ConversationSet]:
     """Training and validation data.
+
+    Args:
+        stored: the training rows that the run was started with, see ConversationSet.
 
     Raises:
         ConfigError: conversations with and without images, for ZeRO-3; or in random order, for FSDP: a process that has an image would wait for the others
@@ -313,7 +323,7 @@ def load_conversations(recipe: Recipe) -> tuple[ConversationSet, ConversationSet
             f"data.group is no with {strategy} for conversations with and without images: expected yes, since processes that divide the weights "
             "must have images in the same passes"
         )
-    return ConversationSet(whole), ConversationSet(load(config.val, config.limit_val))
+    return ConversationSet(whole, parts, stored), ConversationSet(load(config.val, config.limit_val))
 
 
 def check_student(recipe: Recipe, mllm: MLLM, train: ConversationSet, val: ConversationSet) -> list[list[Sample]]:
@@ -333,8 +343,8 @@ def check_student(recipe: Recipe, mllm: MLLM, train: ConversationSet, val: Conve
     recipe.check_layer(mllm.n_layers)
     mllm.words = recipe.data.control_tokens == "words"
     for data in (train, val):
-        for own in data.conversations:
-            mllm.check_text(f"conversation {own.id} of {data.data.name}", "\n".join(chain.from_iterable(own.turns)))
+        if processes.is_main():  # whose error the others hear of
+            data.said = look_through(mllm, data, recipe.data.max_length)
         for kind in (True, False):
             few = [c for c in data.conversations if bool(c.loads) == kind][:LOOKED_AT]
             left = [bool(encode_conversations(mllm, [c.images], [c.turns], max_length=recipe.data.max_length)[1].ne(IGNORED).any()) for c in few]

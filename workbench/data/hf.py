@@ -6,7 +6,7 @@ of which split a file is, all there is. Columns: `image` or `images` (pictures, 
 
 Cells of CSV (and TSV) are the texts that stand there, and so are those of JSON. An answer is one of its options, by its text, its index from 0 or its letter;
 where that can mean two of them, `answer=text`, `answer=index` or `answer=letter` says which (`choices.py`). `broken=skip` leaves out the rows that cannot be
-read and says how many.
+read, `drop=17,42` those of these numbers, and each says how many.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from workbench.data.base import DATASETS, Conversation, ConversationDataset, Sam
 from workbench.data.choices import LETTERED, OPTION_KEYS, READINGS, Options, answer_of, options_of
 from workbench.data.image_files import below, embedded_image, image_files, missing, stored_images, walk
 from workbench.data.images import LFS, StoredImage, embedded, shown
-from workbench.data.llava_json import check_broken, content_fingerprint
+from workbench.data.llava_json import check_broken, check_dropped, content_fingerprint, row_numbers
 from workbench.data.selection import choose
 from workbench.data.specs import path_of, spec_options
 from workbench.data.turns import Notes, check_media, image_key, is_empty, message_text, turns_of
@@ -52,7 +52,7 @@ def hf(spec: str, *, limit: int | None = None, seed: int = 0, decode: bool | Non
     Raises:
         DataError: the package `datasets` is not installed, nothing loadable there, columns missing, or a broken row (its number, from 1, and why).
     """
-    path, options = spec_options(spec, {"split": "", "images": "", "answer": "auto", "broken": "error"})
+    path, options = spec_options(spec, {"split": "", "images": "", "answer": "auto", "broken": "error", "drop": ""})
     for name, known in (("answer", READINGS), ("broken", ("error", "skip"))):
         if options[name] not in known:
             raise UnknownNameError(name, options[name], known)
@@ -66,11 +66,13 @@ def hf(spec: str, *, limit: int | None = None, seed: int = 0, decode: bool | Non
         pictures = image_key(name for name in columns if not isinstance(table, _Table) or any(not is_empty(row.get(name)) for row in table))
     except DataError as error:
         raise DataError(f"{shown(path)} {error}") from error
-    written = _written(table, pictures, path, root)
+    dropped = row_numbers(options["drop"])
+    check_dropped(path, dropped - set(range(1, len(table) + 1)))
+    written = [() if index in dropped else own for index, own in enumerate(_written(table, pictures, path, root), start=1)]
     files = image_files(root, {own for row in written for own in row if isinstance(own, str)})
     if lost := [own for row in written for own in row if isinstance(own, str) and own not in files]:
         raise DataError(f"{missing(Path(path).name, root, lost)}: expected all of them")
-    rows, notes = _rows(table, written, pictures, chat, options["answer"], Path(path).name, skip=options["broken"] == "skip")
+    rows, notes = _rows(table, written, pictures, chat, options["answer"], Path(path).name, dropped, skip=options["broken"] == "skip")
     there = stored_images(root, files)
     images = [tuple(there[own] if isinstance(own, str) else own for own in written[row.index]) for row in rows]
     chosen = choose(images, limit, seed, decode, path)
@@ -100,7 +102,7 @@ class _Row:
 
 
 def _rows(
-    table: Any, images: Sequence[Sequence[object]], pictures: str | None, chat: str | None, reading: str, name: str, *, skip: bool
+    table: Any, images: Sequence[Sequence[object]], pictures: str | None, chat: str | None, reading: str, name: str, dropped: set[int], *, skip: bool
 ) -> tuple[list[_Row], Notes]:
     """The rows that can be used, and what is to be said of the others.
 
@@ -111,6 +113,9 @@ def _rows(
     rows: list[_Row] = []
     broken: list[str] = []
     for index, own in enumerate(images):
+        if index + 1 in dropped:
+            notes.add("left out by drop", f"row {index + 1}")
+            continue
         try:
             rows.append(_row(f"row {index + 1}", index, texts[index], len(own), pictures, chat, reading, notes))
         except DataError as error:

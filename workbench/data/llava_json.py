@@ -9,14 +9,15 @@ them; a row without any is text alone, and one with a video, with audio or with 
 question mean that the images come first; between its words, each stands for an image there. As LLaVA's own code does, an answer before the first question and
 a question after the last answer are left out. What is left out or not read is counted, with the first row of each kind, in one warning (`Dataset.left_out`).
 
-Every image is looked for before anything is trained; `missing=skip` leaves out the rows whose image is not there, `broken=skip` those that cannot be read, and
-both say how many. The file has no validation split: `split=val&held=500` is 500 random rows, `split=train&held=500` the others; which rows these are depends
-on their number and on `held` alone.
+Every image is looked for before anything is trained; `missing=skip` leaves out the rows whose image is not there, `broken=skip` those that cannot be read,
+`drop=17,42` the rows of these numbers, and each says how many. The file has no validation split: `split=val&held=500` is 500 random images with all their
+rows, `split=train&held=500` the others; which these are depends on their number and on `held` alone.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import chain
@@ -48,7 +49,7 @@ def llava_json(spec: str, *, limit: int | None = None, seed: int = 0, decode: bo
     Raises:
         DataError: no such file or folder, a broken row (its number, from 1, and why), or images that are not there.
     """
-    path, options = spec_options(spec, {"images": "", "missing": "error", "broken": "error", "split": "all", "held": HELD})
+    path, options = spec_options(spec, {"images": "", "missing": "error", "broken": "error", "drop": "", "split": "all", "held": HELD})
     for name in ("missing", "broken"):
         if options[name] not in ("error", "skip"):
             raise UnknownNameError(name, options[name], ("error", "skip"))
@@ -62,14 +63,19 @@ def llava_json(spec: str, *, limit: int | None = None, seed: int = 0, decode: bo
     root = path_of(options["images"]) if options["images"] else file.parent
     if not root.is_dir():
         raise DataError(f"image root '{shown(root)}' does not exist: expected the folder that the `image` paths in {shown(file.name)} start from")
-    notes = Notes()
+    notes, dropped = Notes(), row_numbers(options["drop"])
     rows: list[Row] = []
     broken: list[str] = []
     for number, row in tqdm(_rows(file), desc=f"rows of {file.name}", unit="row", file=sys.stderr, mininterval=2, delay=2, leave=False):
+        if number in dropped:
+            dropped.discard(number)
+            notes.add("left out by drop", f"row {number}")
+            continue
         try:
             rows.append(_row(number, _parsed(number, row) if isinstance(row, Line) else row, root, notes))
         except DataError as error:
             broken.append(str(error))
+    check_dropped(file, dropped)
     check_broken(file, broken, len(rows), notes, skip=options["broken"] == "skip")
     if options["split"] != "all":
         rows = _part(file, rows, options["split"], options["held"])
@@ -184,6 +190,27 @@ def _row(number: int, row: Any, root: Path, notes: Notes) -> Row:
 def written_images(names: Sequence[str], root: Path, where: str) -> tuple[str | bytes, ...]:
     """Each image as a row writes it: its path below the image root, or the bytes that the text holds."""
     return tuple(below(root, name, where) if (data := embedded(name)) is None else data for name in names)
+
+
+def row_numbers(text: str) -> set[int]:
+    """The rows that the option `drop` names, such as `17,42`.
+
+    Raises:
+        DataError: it names none.
+    """
+    if text and not re.fullmatch(r"\d+(,\d+)*", text):
+        raise DataError(f"drop is {shown(text)}: expected numbers of rows, such as drop=17,42")
+    return {int(number) for number in text.split(",") if number}
+
+
+def check_dropped(source: Path | str, remaining: set[int]) -> None:
+    """See that every row that is to be left out was there.
+
+    Raises:
+        DataError: one was not.
+    """
+    if remaining:
+        raise DataError(f"drop names row {min(remaining)}, which {shown(source)} does not have: expected numbers of its rows")
 
 
 def check_broken(source: Path | str, broken: list[str], whole: int, notes: Notes, *, skip: bool) -> None:
