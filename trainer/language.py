@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlavaForConditionalGeneration, PretrainedConfig, PreTrainedTokenizerFast
 
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, one_line
+from workbench.pretrained import call
 from workbench.weights import check_unchanged
 
 IMAGE = "<image>"
@@ -31,12 +32,11 @@ def language_config(folder: Path) -> PretrainedConfig:
     Raises:
         ConfigError: the folder holds something else.
     """
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except ValueError:  # weights that transformers does not know, such as timm's
-        config = PretrainedConfig()
-    if not any(architecture.endswith("ForCausalLM") for architecture in config.architectures or ()):
-        raise ConfigError(f"model.language is {folder.name}: expected the weights of a language model, such as smollm2-135m-instruct")
+    expected = f"model.language is {folder.name}: expected the weights of a language model, such as smollm2-135m-instruct"
+    # timm's weights, among others, are not known to transformers
+    config: PretrainedConfig = call(lambda: AutoConfig.from_pretrained(folder), lambda error: ConfigError(f"{expected} ({one_line(error, 100)})"))
+    if not any(str(architecture).endswith("ForCausalLM") for architecture in config.architectures or ()):
+        raise ConfigError(expected)
     return config
 
 
@@ -47,7 +47,11 @@ def language_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerFast, str]:
         ConfigError: not a language model, or one that was never taught a chat format.
     """
     language_config(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder, extra_special_tokens={"image_token": IMAGE})
+
+    def failed(error: Exception) -> ConfigError:
+        return ConfigError(f"model.language is {folder.name}, whose tokenizer cannot be read ({one_line(error, 120)})")
+
+    tokenizer = call(lambda: AutoTokenizer.from_pretrained(folder, extra_special_tokens={"image_token": IMAGE}), failed)
     if (
         not isinstance(tokenizer, PreTrainedTokenizerFast)
         or not isinstance(tokenizer.chat_template, str)

@@ -28,9 +28,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from trainer.alignment import Alignment, mean_loss
 from trainer.config import ModelConfig
 from trainer.language import language_config, language_tokenizer, put_language
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, one_line
 from workbench.mllm.conversation import IGNORED
 from workbench.mllm.residual import KEY, Residual
+from workbench.pretrained import call
 from workbench.vfm.base import IMAGENET
 from workbench.weights import check_unchanged, fingerprint, load_tensors, load_weights, weights_folder
 
@@ -68,12 +69,11 @@ def tower_config(config: ModelConfig) -> PretrainedConfig:
     Raises:
         ConfigError: the weights are not a vision transformer's.
     """
-    try:
-        found = AutoConfig.from_pretrained(weights_folder(config.tower))
-    except ValueError:  # weights that transformers does not know, such as timm's
-        found = PretrainedConfig()
+    folder, expected = weights_folder(config.tower), f"model.tower is {config.tower}: expected the weights of a vision transformer, such as dinov2-small"
+    # timm's weights, among others, are not known to transformers
+    found: PretrainedConfig = call(lambda: AutoConfig.from_pretrained(folder), lambda error: ConfigError(f"{expected} ({one_line(error, 100)})"))
     if not hasattr(found, "patch_size"):
-        raise ConfigError(f"model.tower is {config.tower}: expected the weights of a vision transformer, such as dinov2-small")
+        raise ConfigError(expected)
     return found
 
 
@@ -182,10 +182,12 @@ def check_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor,
     if not (folder / "model.safetensors").exists():
         raise ConfigError(f"start is {folder}: expected the folder of a finished training")
     load_tensors(folder / "model.safetensors")
-    try:
-        config, vocabulary = AutoConfig.from_pretrained(folder), PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"start is {folder}, whose configuration or tokenizer cannot be read ({' '.join(str(error).split())[:120]})") from error
+
+    def failed(error: Exception) -> ConfigError:
+        return ConfigError(f"start is {folder}, whose configuration or tokenizer cannot be read ({one_line(error, 120)})")
+
+    config = call(lambda: AutoConfig.from_pretrained(folder), failed)
+    vocabulary = call(lambda: PreTrainedTokenizerFast.from_pretrained(folder), failed).get_vocab()
     if (found := (config.architectures or ["nothing"])[0]) != "LlavaForConditionalGeneration":
         raise ConfigError(f"start is {folder}, which holds {found}: expected a LlavaForConditionalGeneration, as this recipe describes")
     if hasattr(config, KEY):
@@ -193,7 +195,7 @@ def check_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor,
     if vocabulary != processor.tokenizer.get_vocab():
         raise ConfigError(f"start is {folder}, whose vocabulary differs from the one of this recipe's data")
     with torch.device("meta"):
-        stored = LlavaForConditionalGeneration(config).state_dict()
+        stored = call(lambda: LlavaForConditionalGeneration(config), failed).state_dict()
     own = llava.state_dict()
     wrong = sorted(name for name in stored.keys() | own.keys() if name not in stored or name not in own or stored[name].shape != own[name].shape)
     if wrong:

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from workbench.errors import ConfigError, ModelError
+from workbench.errors import ConfigError, ModelError, one_line
 from workbench.mllm.family import family_of
+from workbench.pretrained import call
 
 Source = Literal["encoder", "projector"]
 KEY = "visual_residual"  # in config.json
@@ -171,11 +172,15 @@ def load_residual(model: Any, name: str, revision: str | None = None) -> Residua
     settings: Mapping[str, Any] | None = getattr(model.config, KEY, None)
     if settings is None:
         return None
-    try:
-        residual = attach_residual(model, settings["source"], settings["layers"], settings["features"])
-        if len(residual.adapters):
-            residual.adapters.load_state_dict(load_file(str(cached_file(name, FILE, revision=revision))))
-    except (KeyError, OSError, RuntimeError) as error:
-        raise ModelError(f"model '{name}' adds its image again ({KEY} in its config.json), but {FILE} is missing or does not fit ({error})") from error
+
+    def failed(error: object) -> ModelError:
+        return ModelError(f"model '{name}' adds its image again ({KEY} in its config.json), but {FILE} is missing or does not fit ({one_line(error, 100)})")
+
+    if not isinstance(settings, Mapping) or not {"source", "layers", "features"} <= settings.keys() or not isinstance(settings["layers"], list):
+        raise failed(f"{KEY} is {one_line(settings, 60)}")
+    residual = attach_residual(model, settings["source"], settings["layers"], settings["features"])
+    if len(residual.adapters):
+        tensors = call(lambda: load_file(str(cached_file(name, FILE, revision=revision))), failed)
+        call(lambda: residual.adapters.load_state_dict(tensors), failed)
     weight = next(model.parameters())
     return residual.to(weight.device).eval()
