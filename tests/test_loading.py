@@ -370,6 +370,7 @@ def test_a_model_of_the_cache_without_weights_is_refused_and_the_dry_run_too() -
         ("cuda:9", "expected cpu, since no GPU is visible here"),
         ("cuda:x", "unknown device 'cuda:x'"),
         ("mps", "there is no mps on this machine"),
+        ("xpu:1", "there is no xpu on this machine"),
         ("", "unknown device ''"),
     ],
 )
@@ -377,6 +378,7 @@ def test_a_device_that_is_not_there_is_named(name: str, message: str, monkeypatc
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match=message):
         check_device(name)
+    assert [check_device(own) for own in ("auto", "cpu", "cpu:0")] == ["cpu", "cpu", "cpu:0"]  # accelerate numbers the CPU of each process
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert [check_device(own) for own in ("auto", "cpu", "cuda", "cuda:1")] == ["cuda", "cpu", "cuda", "cuda:1"]

@@ -310,7 +310,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
         ([recipe("viral"), "--alignment.weight", "-1"], "alignment.weight is -1.0: expected at least 0"),
         ([recipe("viral"), "--optim.steps", "0"], "optim.steps is 0: expected at least 1"),
         ([recipe("viral"), "--alignment.objective", "cosin"], "cosin"),
-        ([recipe("viral"), "--alignment.vfm", "dinov3", *SMALL], "unknown VFM 'dinov3': expected one of clip-large-336"),
+        ([recipe("viral"), "--alignment.vfm", "dinov3", *SMALL], "unknown VFM 'dinov3': expected one of dinov3-base, dinov3-large, dinov3-small, ..."),
         ([recipe("viral"), "--alignment.teacher_norm", "students", *SMALL], "students"),
         ([recipe("viral"), "--start", "None", "--data.train", "shape:train"], "unknown data set 'shape'"),
         ([recipe("viral"), "--start", "None", "--data.train", "shapes:trian"], "did you mean 'train'"),

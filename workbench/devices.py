@@ -21,7 +21,7 @@ def check_device(name: str) -> str:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return "cuda" if gpus else "cpu"
-    if name == "cpu" or (name == "cuda" and gpus):
+    if name in ("cpu", "cpu:0") or (name == "cuda" and gpus):  # accelerate numbers the CPU, too
         return name
     kind, number = name.partition(":")[::2]
     if kind == "cuda" and re.fullmatch(r"cuda(:\d+)?", name):
@@ -30,9 +30,9 @@ def check_device(name: str) -> str:
         if int(number) >= gpus:
             raise ConfigError(f"device is {name}: expected {'cuda:0' if gpus == 1 else f'cuda:0 to cuda:{gpus - 1}'}, since {gpus} GPUs are visible here")
         return name
-    if name in ("mps", "xpu"):
-        if not (torch.backends.mps.is_available() if name == "mps" else torch.xpu.is_available()):
-            raise ConfigError(f"device is {name}: expected {'cuda' if gpus else 'cpu'}, since there is no {name} on this machine")
+    if re.fullmatch(r"mps(:0)?|xpu(:\d+)?", name):
+        if not (torch.backends.mps.is_available() if kind == "mps" else torch.xpu.is_available()):
+            raise ConfigError(f"device is {name}: expected {'cuda' if gpus else 'cpu'}, since there is no {kind} on this machine")
         return name
     near = NICKNAMES.get(name.lower()) or next(iter(difflib.get_close_matches(name.lower(), ("auto", "cpu", "cuda", "mps", "xpu"), n=1)), None)
     raise ConfigError(f"unknown device '{name}': expected auto, cpu, cuda, cuda:NUMBER, mps or xpu{f'; did you mean {near!r}?' if near else ''}")
