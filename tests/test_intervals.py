@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 from scipy.optimize import brentq, minimize_scalar
 
 from benchmarks import coverage
-from workbench import bootstrap_ci
+from workbench import bootstrap_ci, figures
+from workbench.answers import MEAN, accuracy_by_type
 from workbench.errors import DataError
 from workbench.intervals import Kind, mean_interval, mean_intervals, t_interval, tango, wilson
 
@@ -122,6 +124,14 @@ def test_few_says_when_there_is_too_little_and_only_then() -> None:
 
     assert of(9, 5) and not of(10, 5) and of(10, 4) and of(100, 4) and not of(100, 5)
     assert mean_interval([0.1] * 9, kind="real").few and not mean_interval(np.linspace(0, 1, 10), kind="real").few
+
+
+def test_tables_and_their_figure_say_where_there_is_too_little() -> None:
+    rows = [{"image_id": i // 4, "category": "ab"[i % 2], "chance": 0.5, "correct": i % 2 == 0 or i % 8 == 1} for i in range(80)]
+    table = pd.DataFrame(accuracy_by_type(pd.DataFrame(rows), seed=0))
+    assert table.set_index("category")["few"].to_dict() == {"a": True, "b": False, MEAN: False}  # all of a is right
+    figure = figures.accuracy_by_type({"model": table})
+    assert [words for *_, words in figure.data[0].customdata] == [", too few to say much", "", ""]
 
 
 def test_fewer_wrong_answers_never_widen_towards_wrong() -> None:

@@ -255,7 +255,8 @@ def test_the_card_says_what_is_in_the_folder(folder: Path) -> None:
         assert part in text, part
     accuracy = pd.read_parquet(folder / "accuracy.parquet").set_index("category").loc["exist"]
     interval = f"{accuracy['low']:.3f} to {accuracy['high']:.3f}"
-    row = f"| accuracy, exist | {accuracy['accuracy']:.3f} | {interval} | 0.500 | {accuracy['n']:.0f} questions, {accuracy['n_images']:.0f} images |"
+    asked = f"{accuracy['n']:.0f} questions, {accuracy['n_images']:.0f} images" + (", too few to say much" if accuracy["few"] else "")
+    row = f"| accuracy, exist | {accuracy['accuracy']:.3f} | {interval} | 0.500 | {asked} |"
     assert row in text and "| CKNNA, layer 2, efficientnet-lite0, k = 10 |" in text and "64 tokens, 5 images" in text
     scope: dict[str, object] = {"FOLDER_OR_NAME": str(folder)}
     (code,) = text.split("```python\n")[1:]

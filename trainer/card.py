@@ -193,7 +193,8 @@ def _scores(recipe: Mapping[str, Any], evaluation: pd.DataFrame, cknna: pd.DataF
         rows.append(named | {"chance": f"{loss['chance']:.3f}", "n": f"{loss['n']} tokens, {loss['n_conversations']} conversations"})
     for own in accuracy_by_type(evaluation, seed=recipe["seed"]) if "correct" in evaluation else ():
         named = {"score": f"accuracy, {own['category']}", "value": own["accuracy"], "95 % interval": f"{own['low']:.3f} to {own['high']:.3f}"}
-        rows.append(named | {"chance": f"{own['chance']:.3f}", "n": f"{own['n']} questions, {own['n_images']} images"})
+        few = ", too few to say much" if own["few"] else ""
+        rows.append(named | {"chance": f"{own['chance']:.3f}", "n": f"{own['n']} questions, {own['n_images']} images{few}"})
     for row in cknna[cknna["step"] == recipe["optim"]["steps"]].itertuples():
         named = {"score": f"CKNNA, {_named(row.of)}, k = {row.k:.0f}", "value": row.score, "95 % interval": f"{row.low:.3f} to {row.high:.3f}"}
         rows.append(named | {"chance": f"{row.null_mean:.3f} (95 % below {row.null_q95:.3f})", "n": f"{row.n:.0f} tokens, {row.n_images:.0f} images"})

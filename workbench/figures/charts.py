@@ -32,7 +32,7 @@ def accuracy_by_type(tables: dict[str, pd.DataFrame]) -> go.Figure:
     """Accuracy of each question type with its interval, a point per model, and a grey tick at chance.
 
     Args:
-        tables: {model: columns category, accuracy, low, high, n_images, chance}.
+        tables: {model: columns category, accuracy, low, high, few, n_images, chance}; hovering says where there is too little to go by (`few`).
     """
     figure = new_figure(yaxis_title="accuracy", height=380, hovermode="closest")
     categories = list(dict.fromkeys(c for table in tables.values() for c in table["category"]))
@@ -41,11 +41,12 @@ def accuracy_by_type(tables: dict[str, pd.DataFrame]) -> go.Figure:
         offset = (number - (len(tables) - 1) / 2) * 0.14
         x = [categories.index(c) + offset for c in table["category"]]
         error = {"type": "data", "array": table["high"] - table["accuracy"], "arrayminus": table["accuracy"] - table["low"], "width": 3, "thickness": 1.5}
-        hover = "%{text}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], %{customdata[2]} images"
+        hover = "%{text}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], %{customdata[2]} images%{customdata[3]}"
+        few = np.where(table.get("few", pd.Series(False, table.index)), ", too few to say much", "")
         figure.add_scatter(
             **{"x": x, "y": table["accuracy"], "name": name, "mode": "markers", "error_y": error, "text": table["category"], "hovertemplate": hover},
             marker={"color": COLOURS[number % len(COLOURS)], "size": 8},
-            customdata=table[["low", "high", "n_images"]],
+            customdata=table[["low", "high", "n_images"]].assign(few=few),
         )
     x = list(range(len(categories)))
     marker = {"symbol": "line-ew", "size": 40, "line": {"width": 2, "color": GREY}}
