@@ -137,6 +137,9 @@ def test_good_pixels_are_read_whatever_surrounds_them(tmp_path: Path) -> None:
     for data in (png(plain, chunk(b"iCCP", big)), png(plain, chunk(b"zTXt", big)), png(plain, torn)):
         for look in ways(data, tmp_path):
             assert np.array_equal(np.asarray(look()), np.asarray(plain))
+    turn = chunk(b"eXIf", b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0))
+    for look in ways(png(plain, turn, torn), tmp_path):  # what says how it is turned is kept
+        assert np.array_equal(np.asarray(look()), np.rot90(np.asarray(plain), -1))
 
 
 def test_a_broken_exif_block_does_not_hide_the_pixels_and_a_whole_one_turns_them(tmp_path: Path) -> None:
