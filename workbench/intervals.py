@@ -162,7 +162,8 @@ def bounds_of(sums: Sums, kind: Kind, level: float = 0.95) -> tuple[Moments, Bou
     Proportions and differences of them (values of 0, 1 and -1) have the score interval of Wilson (1927) or Tango (1998) with the effective number of
     questions: the questions' own variance counts with the normal quantile and what images add to it with Student's, whose degrees of freedom are those of
     the units' weights, fewer where few units carry the spread. No interval is narrower than that of independent questions. Below 5 wrong (or right, or
-    changed) answers the spread between images cannot be seen: it is then assumed, up to one image being one question where there is none.
+    changed) answers the spread between images cannot be seen: it is then assumed, up to one image being one question where there is none, and a proportion's
+    interval holds that of Clopper and Pearson (1934) too, since Wilson's covers too little there.
 
     Real values have Student's interval with Hall's (1992) correction for skewness.
 
@@ -175,6 +176,9 @@ def bounds_of(sums: Sums, kind: Kind, level: float = 0.95) -> tuple[Moments, Bou
         else:
             scale = _score_scale(m, level)
             low, high = wilson(m.mean, scale) if kind == "proportion" else tango(m.positive, m.negative, scale)
+            if kind == "proportion":
+                exact, few = clopper_pearson(m.mean, scale, level), m.discrete & (m.events < FEW_EVENTS)
+                low, high = np.where(few, np.fmin(low, exact[0]), low), np.where(few, np.fmax(high, exact[1]), high)
     ends = {"proportion": (0.0, 1.0), "difference": (-1.0, 1.0), "real": (-np.inf, np.inf)}[kind]
     low, high = (np.where(m.units == 1, end, edge) for end, edge in zip(ends, (low, high), strict=True))
     low, high = (np.where(m.units == 0, np.nan, edge.clip(*ends)) for edge in (low, high))
@@ -203,6 +207,14 @@ def wilson(p: Float[np.ndarray, " column"], scale: Float[np.ndarray, " column"])
     """All q with (p - q)^2 <= scale q (1 - q); `scale` is z^2 / n for n independent answers (Wilson 1927)."""
     middle, half = (p + scale / 2) / (1 + scale), np.sqrt(scale * p * (1 - p) + scale**2 / 4) / (1 + scale)
     return (middle - half).clip(0, 1), (middle + half).clip(0, 1)
+
+
+def clopper_pearson(p: Float[np.ndarray, " column"], scale: Float[np.ndarray, " column"], level: float = 0.95) -> Bounds:
+    """The exact interval of as many independent answers as `scale` stands for, which need not be a whole number (Clopper and Pearson 1934)."""
+    n = scipy_stats.norm.ppf((1 + level) / 2) ** 2 / scale
+    right, wrong, tail = p * n, (1 - p) * n, (1 - level) / 2
+    low = np.where(right > 0, scipy_stats.beta.ppf(tail, np.maximum(right, 1e-300), wrong + 1), 0.0)
+    return low, np.where(wrong > 0, scipy_stats.beta.ppf(1 - tail, right + 1, np.maximum(wrong, 1e-300)), 1.0)
 
 
 def tango(gained: Float[np.ndarray, " column"], lost: Float[np.ndarray, " column"], scale: Float[np.ndarray, " column"]) -> Bounds:
