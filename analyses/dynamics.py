@@ -44,14 +44,17 @@ from workbench.config import as_mapping
 from workbench.data.base import Sample
 from workbench.errors import ConfigError, ModelError, RunError
 from workbench.files import cache_folder
+from workbench.fingerprints import fingerprint, saved_tensors
 from workbench.metrics import METRICS
 from workbench.mllm import MLLM
+from workbench.mllm.residual import FILE as RESIDUAL_FILE
+from workbench.models import did_you_mean
 from workbench.rasters import Rasters, Within, read_rasters
 from workbench.runs import Run
 from workbench.stats import first_reached, null_of, t_interval
 from workbench.training import LOG_FILE, Checkpoint, checkpoints, training_log, training_record
 from workbench.vfm import find_vfm, load_vfm, patches_under
-from workbench.weights import fingerprint, sha256
+from workbench.weights import sha256
 
 log = logging.getLogger(__name__)
 
@@ -113,15 +116,20 @@ def beside(config: Config, model: str) -> dict[str, str]:
     """The identity of the log, of every checkpoint, and of what the training started from."""
     folder = Path(model)
     if not folder.is_dir():
-        raise RunError(f"'{model}' is not a folder: expected the output_dir of a training, with its checkpoints")
+        raise RunError(f"'{model}' is not a folder: expected the output_dir of a training, with its checkpoints{did_you_mean(model)}")
     steps = {f"step {checkpoint.step}": _identity(checkpoint.folder) for checkpoint in _between(folder)}
     training_log(folder)
     start = _start(folder)
     return steps | {"log": sha256(folder / LOG_FILE), "start": "none" if start is None else _identity(start)}
 
 
+MODEL_FILES = ("model*.safetensors*", RESIDUAL_FILE, "*config.json", "*.jinja", "tokenizer*", "vocab*", "merges.txt", "*_tokens*.json")
+
+
 def _identity(folder: Path) -> str:
-    return ", ".join(f"{file.name} {sha256(file)}" for pattern in ("model*.safetensors", "*config.json") for file in sorted(folder.glob(pattern)))
+    """Of all by which a checkpoint answers; its optimizer, its heads and its log say nothing there."""
+    files = {file for pattern in MODEL_FILES for file in folder.glob(pattern)}
+    return ", ".join(f"{file.name} {sha256(file)}" for file in sorted(files))
 
 
 # --- one checkpoint ------------------------------------------------------------------------------------------------------------------------
@@ -164,7 +172,7 @@ def run(config: Config, context: Context) -> Result:
         mllm = context.mllm if step else None
         if place is not None:
             mllm = MLLM.load(str(place), dtype=str(context.mllm.model.dtype).removeprefix("torch."), device=str(context.mllm.device))
-        if step == 0 and (mllm is None or fingerprint(mllm.model.state_dict()) != record.get("start_fingerprint")):
+        if step == 0 and (mllm is None or fingerprint(saved_tensors(mllm.model)) != record.get("start_fingerprint")):
             notes["step 0"] = "the model that the training started from is not there" if mllm is None else f"{place} is not what the training started from"
             continue
         assert mllm is not None

@@ -23,12 +23,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench import figures as fig
-from workbench.analysis import Analysis, Context, DataOptions, Result, label_of, main
+from workbench.analysis import Analysis, Context, DataOptions, Result, main
 from workbench.answers import MEAN, Quiz, change_by_type, changes, drops, questions_of
 from workbench.capture import Activations, check_layers, check_place, read
 from workbench.data.base import Sample
 from workbench.errors import ConfigError, DataError, ModelError
 from workbench.mllm import MLLM
+from workbench.models import check_revision, label_of, split_name
 from workbench.runs import Run
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,9 @@ class Config(DataOptions):
     """What is put in, where, and what is asked."""
 
     source: str = ""
-    """The model whose visual tokens are put into the others: a folder or hub id."""
+    """The model whose visual tokens are put into the others: a folder or hub id, or NAME=FOLDER."""
+    source_revision: str | None = None
+    """Branch, tag or commit of a source that is a hub id."""
     layers: tuple[int, ...] = ()
     """Layers, 0 to L; by default all that both models have."""
     types: tuple[str, ...] = ()
@@ -56,15 +59,18 @@ class Config(DataOptions):
 
 
 @lru_cache(maxsize=1)
-def _load(name: str) -> MLLM:
-    if not name:
+def _load(source: str, revision: str | None) -> MLLM:
+    if not source:
         raise ConfigError("no source given: expected --source FOLDER_OR_HUB_ID")
-    return MLLM.load(name)
+    name = split_name(source)[1]
+    check_revision({source: name}, revision)
+    return MLLM.load(name, revision=revision)
 
 
 def run(config: Config, context: Context) -> Result:
     """Ask every question before and after each patch."""
-    target, source = context.mllm, _load(config.source)
+    target, source = context.mllm, _load(config.source, config.source_revision)
+    names = label_of(config.source), context.label or label_of(target.name)
     source.model.to(target.device)
     scenes = questions_of(context.data.scenes, types=config.types, each=config.questions)
     check_pair(target, source)
@@ -80,11 +86,11 @@ def run(config: Config, context: Context) -> Result:
             batch = mllm.encode([scene[0].image for scene in own], [scene[0].question for scene in own])
             tokens = read(mllm, batch, layers=layers)
             for number, layer in enumerate(layers):
-                after = quiz.logprobs(layer, partial(_put, tokens=tokens, number=number, names=(label_of(source.name), label_of(target.name))))
+                after = quiz.logprobs(layer, partial(_put, tokens=tokens, number=number, names=names))
                 parts.append(quiz.scored(before, after).assign(place=str(layer), layer=layer, kind=kind))
     samples = pd.concat(parts, ignore_index=True)
     record = {"source_fingerprint": source.fingerprint, "skipped": skipped}
-    return Result({"scores": _scores(samples, label_of(source.name), config), "samples": samples}, record=record)
+    return Result({"scores": _scores(samples, names[0], config), "samples": samples}, record=record)
 
 
 def check_pair(target: MLLM, source: MLLM) -> None:
@@ -153,7 +159,7 @@ def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
 
 def uses(config: Config) -> dict[str, str]:
     """The identity of the source: the same folder with other weights is another question."""
-    return {"source": _load(config.source).fingerprint}
+    return {"source": _load(config.source, config.source_revision).fingerprint}
 
 
 # 2: intervals that cover what they say

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from streamlit.string_util import is_emoji
 
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
@@ -55,3 +61,53 @@ def test_listing_runs_does_not_import_torch() -> None:
 
     code = "import sys, workbench.runs, workbench.figures, workbench.dashboard.runs_page; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[\s\[<>=!~;]", name)[0]).lower()
+
+
+def _imported(file: Path) -> Iterator[tuple[str, bool]]:
+    """The top-level modules that a file imports, and whether it does so when it is imported itself."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        yield from ((name.split(".")[0], node in tree.body) for name in names)
+
+
+def test_every_import_is_declared() -> None:
+    """What a module imports at once is a dependency; what a function imports may be an extra. Tests may use the extra `test` too."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {_normal(name) for name in project["dependencies"]}
+    extra = {key: {_normal(name) for name in names} for key, names in project["optional-dependencies"].items()}
+    optional = needed.union(*(names for key, names in extra.items() if key != "test"))
+    homes, own = packages_distributions(), {*ALLOWED, "app", "tests", "benchmarks"}
+    checked: dict[str, list[Path]] = {
+        "product": FILES,
+        "tests": sorted((ROOT / "tests").glob("*.py")),
+        "benchmarks": sorted((ROOT / "benchmarks").rglob("*.py")),
+    }
+    for kind, files in checked.items():
+        for file in files:
+            for module, at_once in _imported(file):
+                if module in sys.stdlib_module_names or module in own:
+                    continue
+                allowed = optional | extra["test"] if kind != "product" else needed if at_once else optional
+                assert allowed & set(map(_normal, homes.get(module, [module]))), (
+                    f"{file.relative_to(ROOT)} imports {module}, which pyproject.toml does not declare"
+                )
+
+
+def test_every_package_is_installed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    there = {".".join(f.parent.relative_to(ROOT).parts) for top in ("workbench", "analyses", "trainer") for f in (ROOT / top).rglob("__init__.py")}
+    assert sorted(listed) == sorted(there)
+
+
+def test_no_page_asks_a_font_server() -> None:
+    """Streamlit fetches a page's `:material/` icon, which becomes its tab's, from a server of fonts."""
+    for file in [*FILES, ROOT / ".streamlit" / "config.toml"]:
+        text = file.read_text()
+        assert not re.search(r":material/|fonts\.|googleapis|gstatic|jsdelivr|unpkg", text), file
+    for icon in re.findall(r'icon="([^"]*)"', "".join(file.read_text() for file in FILES)):
+        assert is_emoji(icon), icon  # drawn by the browser itself

@@ -35,7 +35,7 @@ def changed(mllm: MLLM, change: Any) -> MLLM:
 
 
 def patched(monkeypatch: pytest.MonkeyPatch, target: MLLM, source: MLLM, **options: Any) -> Any:
-    monkeypatch.setattr(patching, "_load", lambda name: source)
+    monkeypatch.setattr(patching, "_load", lambda *_: source)
     return patching.run(Config(source="source", questions=0, **options), Context(target, planted(), batch_size=3)).tables
 
 

@@ -32,6 +32,7 @@ from workbench.capture import read
 from workbench.config import parse
 from workbench.data import load_data
 from workbench.errors import ConfigError, UnknownNameError, WeightsError
+from workbench.fingerprints import saved_tensors
 from workbench.mllm import MLLM
 from workbench.weights import check_unchanged, load_weights, weights_folder
 
@@ -63,7 +64,7 @@ def mllm(folder: Path) -> MLLM:
 def test_only_the_connector_is_trained(folder: Path, mllm: MLLM, language: Path) -> None:
     """Tower and language model hold the pretrained values to the bit; each step moves both layers of the connector."""
     fingerprint = check_language(mllm.model, language)
-    tower = check_unchanged("dinov2-small", mllm.model.model.vision_tower.state_dict(), load_weights("dinov2-small"))
+    tower = check_unchanged("dinov2-small", saved_tensors(mllm.model.model.vision_tower), load_weights("dinov2-small"))
     record = json.loads((folder / "training.json").read_text())
     assert (record["language_fingerprint"], record["tower_fingerprint"]) == (fingerprint, tower)
     rows = mllm.model.get_input_embeddings().weight

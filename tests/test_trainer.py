@@ -37,6 +37,7 @@ from workbench.config import parse
 from workbench.data import load_data
 from workbench.errors import ConfigError, RunError, WeightsError
 from workbench.files import UMASK
+from workbench.fingerprints import saved_tensors
 from workbench.mllm import MLLM
 from workbench.weights import check_unchanged, load_weights
 
@@ -105,7 +106,7 @@ def test_one_step_moves_head_connector_and_language_model_and_not_the_tower(prep
     ):
         assert any(part in name for name in moved), part
     assert not any("vision_tower" in name for name in moved)
-    check_unchanged("dinov2-small", model.student.model.vision_tower.state_dict(), load_weights("dinov2-small"))
+    check_unchanged("dinov2-small", saved_tensors(model.student.model.vision_tower), load_weights("dinov2-small"))
     model.load_state_dict(before)
 
 
@@ -204,7 +205,7 @@ def test_a_run_that_died_after_its_last_step_is_only_finished(tmp_path: Path, pr
     run("trainer", *words)
     before, log = tensors(tmp_path / "out"), pd.read_parquet(tmp_path / "out" / "training.parquet")
     sources = json.loads((tmp_path / "out" / "checkpoint-6" / "sources.json").read_text())
-    assert sources.keys() == {"data", "val", "tower", "vfm", "items"} and all(sources.values())
+    assert sources.keys() == {"data", "val", "tower", "processor", "vfm", "vfm_settings", "items", "libraries"} and all(sources.values())
     for name in ("training.json", "model.safetensors", "accuracy.parquet"):
         (tmp_path / "out" / name).unlink()
     run("trainer", *words, "--resume")
@@ -240,12 +241,26 @@ def test_only_what_began_a_run_continues_it(tmp_path: Path) -> None:
     for change, message in (({"data": "9161"}, "the data fingerprint 1f6a, and it is 9161 now"), ({"vfm_fingerprint": ["d"]}, "the vfm fingerprint")):
         with pytest.raises(RunError, match=message):
             check_same_sources(tmp_path, record | change)
+    for part in ("processor", "vfm_settings"):
+        write_sources(tmp_path, record | {f"{part}_fingerprint": "abc"})
+        with pytest.raises(RunError, match=f"the {part} fingerprint abc, and it is abd now"):
+            check_same_sources(tmp_path, record | {f"{part}_fingerprint": "abd"}, repaired=True)
+    write_sources(tmp_path, record)
     (said,) = check_same_sources(tmp_path, record | {"data": "9161", "items": 8}, repaired=True)  # of before there were items
     assert said.startswith("resumed with repaired data: ") and "the data fingerprint 1f6a, and it is 9161 now" in said
     write_sources(tmp_path, record | {"items": 8})
     for change, message in (({"data": "9161", "items": 7}, "trained with the items 8, and it is 7 now"), ({"vfm_fingerprint": ["d"]}, "the vfm fingerprint")):
         with pytest.raises(RunError, match=message):
             check_same_sources(tmp_path, record | {"items": 8} | change, repaired=True)
+
+
+def test_a_run_resumed_with_other_libraries_says_so(tmp_path: Path) -> None:
+    write_sources(tmp_path, {"data": "1f6a"})
+    assert check_same_sources(tmp_path, {"data": "1f6a"}) == []
+    stored = json.loads((tmp_path / "sources.json").read_text())
+    (tmp_path / "sources.json").write_text(json.dumps(stored | {"libraries": stored["libraries"] | {"torch": "2.3"}}))
+    (said,) = check_same_sources(tmp_path, {"data": "1f6a"})
+    assert said.startswith("resumed with torch 2.") and "was written with 2.3" in said
 
 
 def test_a_run_that_died_writing_its_recipe_is_started_anew(tmp_path: Path) -> None:

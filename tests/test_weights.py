@@ -120,7 +120,7 @@ def test_a_damaged_cache_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     damaged[next(iter(damaged))].view(-1)[0] += 1
     save_file(damaged, tmp_path / "efficientnet-lite0" / "model.safetensors")
     monkeypatch.setenv("VIRAL_WEIGHTS", str(tmp_path))
-    with pytest.raises(WeightsError, match="expected ad271f005b5806d1"):
+    with pytest.raises(WeightsError, match="expected f0747919d4b19c80"):
         load_weights("efficientnet-lite0")
 
 

@@ -15,10 +15,10 @@ from trainer.lora import adapters, merged_state
 from trainer.model import Aligned
 from workbench.errors import RunError, WeightsError
 from workbench.files import HEAD_FILE
+from workbench.fingerprints import fingerprint, saved_tensors
 from workbench.mllm.residual import FILE as RESIDUAL_FILE
 from workbench.mllm.residual import save_residual
 from workbench.vfm import VFM
-from workbench.weights import fingerprint
 
 LORA_FILE = "trained.safetensors"  # in a checkpoint of a LoRA run: what is trained, exactly; its model.safetensors is merged
 
@@ -64,7 +64,7 @@ def check_frozen(model: nn.Module, state: Mapping[str, Tensor], frozen: str, vfm
     if frozen_fingerprint(model, state) != frozen:
         raise WeightsError("a frozen part of the model changed while it was trained; nothing is stored")
     for vfm in vfms:
-        if fingerprint(vfm.network.state_dict()) != vfm.fingerprint:
+        if fingerprint(saved_tensors(vfm.network)) != vfm.fingerprint:
             raise WeightsError(f"{vfm.name} changed while the model was trained; nothing is stored")
 
 

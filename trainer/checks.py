@@ -10,6 +10,7 @@ from trainer.config import Recipe
 from trainer.lora import check_peft
 from trainer.monitor import check_trackers
 from workbench.errors import ConfigError
+from workbench.models import check_there, did_you_mean
 from workbench.training import RECORD_FILE
 from workbench.vfm import find_vfm
 from workbench.weights import CATALOGUE as WEIGHTS
@@ -28,13 +29,17 @@ def check_names(recipe: Recipe) -> None:
     if recipe.start is not None and with_stage(recipe).start == recipe.output_dir:
         raise ConfigError(f"output_dir is {recipe.output_dir}, the folder of the first stage that the run starts from: expected another")
     if recipe.start is not None and not (recipe.start if recipe.start.suffix == ".yaml" else recipe.start / "model.safetensors").exists():
-        raise ConfigError(f"start is {recipe.start}: expected the folder of a finished training, or the recipe of a first stage")
+        raise ConfigError(
+            f"start is {recipe.start}: expected the folder of a finished training, or the recipe of a first stage{did_you_mean(str(recipe.start))}"
+        )
     check_trackers(recipe.report_to)
     if recipe.push_to_hub is not None and processes.is_main():  # it asks the network
         check_hub(recipe.push_to_hub)
-    for name in () if recipe.model.released else (recipe.model.tower, recipe.model.language):
-        if name is not None:
+    for name in (recipe.model.tower, recipe.model.language) if recipe.model.name is None else (recipe.model.name,):
+        if name is not None and not recipe.model.released:
             WEIGHTS.get(name)
+        elif name is not None and name not in WEIGHTS:
+            check_there(name)
     check_launch(recipe)
     if recipe.model.train == "lora":
         check_peft()

@@ -42,8 +42,12 @@ class ModelConfig:
 
     name: str | None = None
     """Hub id or folder of a multimodal model of a family that workbench.mllm knows, trained as it is on conversations; then no other part is named."""
+    revision: str | None = None
+    """Branch, tag or commit of a `name` that is a hub id."""
     tower: str = "dinov2-small"
     """Weights of the vision tower; hub id or folder of a CLIP or SigLIP (with a slash) for a LLaVA of released parts, whose connector is new."""
+    tower_revision: str | None = None
+    """Branch, tag or commit of a `tower` that is a hub id."""
     tower_features: tuple[int, ...] = (0, 8)
     """Hidden states of the tower that feed the connector, side by side: 0 is the patch embedding with its position, l the output of block l."""
     image_size: int = 112
@@ -51,6 +55,8 @@ class ModelConfig:
     language: str | None = None
     """Weights of a pretrained language model (or hub id or folder, with a slash), which brings its own sizes and tokenizer; by default one of the sizes
     below, trained from nothing."""
+    language_revision: str | None = None
+    """Branch, tag or commit of a `language` that is a hub id."""
     train: Literal["all", "connector", "lora"] = "all"
     """`connector` leaves the language model as it is, `lora` gives it low-rank adapters; the connector is always trained, the tower is frozen."""
     train_tower: bool = False
@@ -70,6 +76,10 @@ class ModelConfig:
         _at_least("model.", 0, init=self.init)
         if self.width % (2 * self.heads):  # rotary positions turn pairs
             raise ConfigError(f"model.width is {self.width}: expected a multiple of {2 * self.heads} = 2 x model.heads")
+        for key, part in (("revision", "name"), ("tower_revision", "tower"), ("language_revision", "language")):
+            revision, model = getattr(self, key), getattr(self, part)
+            if revision is not None and (model is None or Path(model).is_dir() or (part != "name" and "/" not in model)):
+                raise ConfigError(f"model.{key} is {revision}: expected none, since model.{part} is {model}, which is no hub id")
         if self.released:
             self._check_released()
         elif self.train_tower:
@@ -84,11 +94,11 @@ class ModelConfig:
         return self.name is not None or "/" in self.tower or "/" in (self.language or "")
 
     def _check_released(self) -> None:
-        given = [f.name for f in fields(self) if f.name not in ("name", "train", "lora", "train_tower") and getattr(self, f.name) != f.default]
+        given = [f.name for f in fields(self) if f.name not in ("name", "revision", "train", "lora", "train_tower") and getattr(self, f.name) != f.default]
         if self.name is None:
             if "/" not in self.tower or self.language is None:
                 raise ConfigError(f"model.tower is {self.tower} and model.language {self.language}: expected hub ids or folders of both, or model.name")
-            given = [name for name in given if name not in ("tower", "language")]
+            given = [name for name in given if name not in ("tower", "language", "tower_revision", "language_revision")]
         if given:
             whose = f"model.name = {self.name} brings its own" if self.name else "the released parts bring their own"
             raise ConfigError(f"model.{given[0]} is {getattr(self, given[0])}: expected none, since {whose}")

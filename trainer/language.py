@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlavaForConditionalGeneration, PretrainedConfig, PreTrainedTokenizerFast
 
 from workbench.errors import ConfigError, one_line
+from workbench.fingerprints import saved_tensors
 from workbench.pretrained import call
 from workbench.weights import check_unchanged
 
@@ -91,7 +92,6 @@ def check_language(llava: LlavaForConditionalGeneration, folder: Path) -> str:
     """
     expected = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
     old = language_config(folder).vocab_size
-    below, state = "model.language_model.", llava.state_dict()
-    parts = {f"model.{name.removeprefix(below)}": value for name, value in state.items() if name.startswith(below)}
-    parts["lm_head.weight"] = state["lm_head.weight"]
+    expected.setdefault("lm_head.weight", expected["model.embed_tokens.weight"])  # tied ones are in a file once
+    parts = {f"model.{name}": value for name, value in saved_tensors(llava.model.language_model).items()} | {"lm_head.weight": llava.lm_head.weight}
     return check_unchanged(folder.name, {k: v[:old] if k in ("model.embed_tokens.weight", "lm_head.weight") else v for k, v in parts.items()}, expected)

@@ -29,11 +29,12 @@ from trainer.alignment import Alignment, mean_loss
 from trainer.config import ModelConfig
 from trainer.language import language_config, language_tokenizer, put_language
 from workbench.errors import ConfigError, one_line
+from workbench.fingerprints import fingerprint, saved_tensors, tokenizer_settings
 from workbench.mllm.conversation import IGNORED
 from workbench.mllm.residual import KEY, Residual
 from workbench.pretrained import call
 from workbench.vfm.base import IMAGENET
-from workbench.weights import check_unchanged, fingerprint, load_tensors, load_weights, weights_folder
+from workbench.weights import check_unchanged, load_tensors, load_weights, weights_folder
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% for part in message['content'] %}"
@@ -123,7 +124,7 @@ def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaFo
     llava.generation_config.pad_token_id = tokenizer.pad_token_id
     tower = AutoModel.from_pretrained(weights_folder(config.tower), config=llava.config.vision_config)
     llava.model.vision_tower.load_state_dict(tower.state_dict())
-    parts = {"tower": check_unchanged(config.tower, llava.model.vision_tower.state_dict(), load_weights(config.tower))}
+    parts = {"tower": check_unchanged(config.tower, saved_tensors(llava.model.vision_tower), load_weights(config.tower))}
     if config.language:
         parts["language"] = put_language(llava, weights_folder(config.language))
     freeze(llava, config)
@@ -168,9 +169,8 @@ def load_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, 
     stored, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(f"start is {folder}, whose model.safetensors lacks '{missing[0]}': expected the folder of a finished training")
-    state = stored.state_dict()
-    llava.load_state_dict(state)
-    return fingerprint(state)
+    llava.load_state_dict(stored.state_dict())
+    return fingerprint(saved_tensors(stored))
 
 
 def check_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
@@ -187,13 +187,15 @@ def check_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor,
         return ConfigError(f"start is {folder}, whose configuration or tokenizer cannot be read ({one_line(error, 120)})")
 
     config = call(lambda: AutoConfig.from_pretrained(folder), failed)
-    vocabulary = call(lambda: PreTrainedTokenizerFast.from_pretrained(folder), failed).get_vocab()
+    tokenizer = call(lambda: PreTrainedTokenizerFast.from_pretrained(folder), failed)
     if (found := (config.architectures or ["nothing"])[0]) != "LlavaForConditionalGeneration":
         raise ConfigError(f"start is {folder}, which holds {found}: expected a LlavaForConditionalGeneration, as this recipe describes")
     if hasattr(config, KEY):
         raise ConfigError(f"start is {folder}, which adds its image again ({KEY} in its config.json): expected a model trained without a residual")
-    if vocabulary != processor.tokenizer.get_vocab():
+    if tokenizer.get_vocab() != processor.tokenizer.get_vocab():
         raise ConfigError(f"start is {folder}, whose vocabulary differs from the one of this recipe's data")
+    if tokenizer_settings(tokenizer)["core"] != tokenizer_settings(processor.tokenizer)["core"]:
+        raise ConfigError(f"start is {folder}, whose tokenizer has the vocabulary of this recipe's, but splits text otherwise: expected the same tokenizer")
     with torch.device("meta"):
         stored = call(lambda: LlavaForConditionalGeneration(config), failed).state_dict()
     own = llava.state_dict()

@@ -31,12 +31,12 @@ from trainer.student import PreparedStudent
 from trainer.watched import WatchedBatch
 from workbench.errors import ConfigError, DataError, RunError, UnknownNameError, WeightsError
 from workbench.files import atomic_file
+from workbench.fingerprints import fingerprint
 from workbench.metrics import METRICS
 from workbench.metrics.alignment import MIN_ROWS
 from workbench.rasters import Within
 from workbench.stats import null_of
 from workbench.training import LOG_FILE
-from workbench.weights import fingerprint
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}  # what each tracker needs
 SHOWN = {"lm_loss": "lm", "alignment_loss": "align", "accuracy/mean": "val accuracy", "val_lm_loss": "val lm"}

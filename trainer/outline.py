@@ -49,7 +49,7 @@ def outline(config: ModelConfig) -> Outline:
         settings, processor = describe_parts(config)
         model, name = on_meta(LlavaForConditionalGeneration, settings), f"{config.tower} + {config.language}"
     else:
-        name, options = config.name, hub_options(config.name)
+        name, options = config.name, hub_options(config.name, config.revision)
         settings = load_config(name, **options)
         processor, model = load_processor(name, family_of(settings), settings, **options), on_meta(AutoModelForImageTextToText, settings)
         model.generation_config = generation_of(name, **options) or model.generation_config  # it names the tokens that end an answer
@@ -64,7 +64,8 @@ def check_files(config: ModelConfig) -> dict[str, WeightFiles | None]:
     """
     if config.name is None:
         return check_parts(config)
-    return {"model": check_weights(AutoModelForImageTextToText, config.name, load_config(config.name, **hub_options(config.name)))}
+    settings = load_config(config.name, **hub_options(config.name, config.revision))
+    return {"model": check_weights(AutoModelForImageTextToText, config.name, settings, revision=config.revision)}
 
 
 @dataclass(frozen=True)

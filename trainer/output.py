@@ -20,6 +20,7 @@ from trainer.config import Recipe
 from workbench.config import as_mapping, parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, locked, partial_files, remove_partial, share
+from workbench.fingerprints import libraries
 from workbench.training import LOG_FILE, RECORD_FILE, Checkpoint, checkpoints
 
 log = logging.getLogger(__name__)
@@ -68,14 +69,14 @@ def _keys(recipe: Mapping[str, Any], section: str = "") -> dict[str, Any]:
 
 def write_sources(checkpoint: Path, record: Mapping[str, Any]) -> None:
     """Keep in a checkpoint the fingerprints of what the run learns from and began with."""
-    (checkpoint / SOURCES_FILE).write_text(json.dumps(_sources(record), indent=2))
+    (checkpoint / SOURCES_FILE).write_text(json.dumps(_sources(record) | {"libraries": libraries()}, indent=2))
 
 
 def check_same_sources(checkpoint: Path, record: Mapping[str, Any], *, repaired: bool = False) -> list[str]:
-    """See that data, weights and VFMs are those that `checkpoint` was trained with (one of before they were kept there says nothing).
+    """See that data, models and VFMs are those that `checkpoint` was trained with (one of before they were kept there says nothing).
 
     Returns:
-        What the record is to say: another max_length, rows that are left out, data that were repaired.
+        What the record is to say: another max_length, rows that are left out, data that were repaired, other releases of libraries.
 
     Args:
         repaired: data of another fingerprint goes on.
@@ -92,6 +93,9 @@ def check_same_sources(checkpoint: Path, record: Mapping[str, Any], *, repaired:
         said.append(f"resumed at step {step} without {left_out} of {own['items']} conversations, in whose place the next ones come")
     if stored.get("max_length") != own.get("max_length"):
         said.append(f"resumed at step {step} with data.max_length {own['max_length']}, which was {stored.get('max_length')} before")
+    for name, release in stored.pop("libraries", libraries()).items():
+        if (here := libraries().get(name)) != release:
+            said.append(f"resumed with {name} {here}, and {checkpoint} was written with {release}: the run is not to the bit the uninterrupted one")
     for key in sorted((stored.keys() | own.keys()) - {"max_length", "dropped"}):
         if stored.get(key) != own.get(key):
             differs = f"{checkpoint} was trained with the {key} {'' if key == 'items' else 'fingerprint '}{stored.get(key)}, and it is {own.get(key)} now"

@@ -45,8 +45,8 @@ def describe_parts(config: ModelConfig) -> tuple[LlavaConfig, LlavaProcessor]:
     Raises:
         ConfigError: a part that is not there, or that is no tower or no language model of a kind that fits.
     """
-    vision, image_processor = _tower(config.tower)
-    text, tokenizer = _language(config.language)
+    vision, image_processor = _tower(config.tower, config.tower_revision)
+    text, tokenizer = _language(config.language, config.language_revision)
     with_class = vision.model_type == "clip_vision_model"
     strategy: Literal["default", "full"] = "default" if with_class else "full"
     settings = LlavaConfig(
@@ -81,7 +81,8 @@ def build_from_parts(config: ModelConfig) -> MLLM:
     settings, processor = describe_parts(config)
     with torch.device("meta"):  # the frame only: every part that holds weights takes its place below
         llava = LlavaForConditionalGeneration(settings)
-    tower, language = _whole("tower", config.tower, type(llava.model.vision_tower)), _whole("language", _source(config.language), AutoModelForCausalLM)
+    tower = _whole("tower", config.tower, type(llava.model.vision_tower), config.tower_revision)
+    language = _whole("language", _source(config.language), AutoModelForCausalLM, config.language_revision)
     _grow(language, settings.get_text_config().vocab_size)
     llava.model.vision_tower, llava.model.language_model, llava.lm_head = tower, language.model, language.lm_head
     llava.model.multi_modal_projector = LlavaMultiModalProjector(llava.config)
@@ -97,12 +98,15 @@ def check_parts(config: ModelConfig) -> dict[str, WeightFiles | None]:
     Raises:
         ConfigError: `build_from_parts` could not load a part.
     """
-    classes = {"tower": (config.tower, None), "language": (_source(config.language), AutoModelForCausalLM)}
+    classes = {
+        "tower": (config.tower, config.tower_revision, None),
+        "language": (_source(config.language), config.language_revision, AutoModelForCausalLM),
+    }
     found = {}
-    for part, (name, auto) in classes.items():
+    for part, (name, revision, auto) in classes.items():
         with _named(part):
-            settings = _settings(name)
-            found[part] = check_weights(auto or _tower_class(settings), str(name), settings, strict=False)
+            settings = _settings(name, revision)
+            found[part] = check_weights(auto or _tower_class(settings), str(name), settings, strict=False, revision=revision)
     return found
 
 
@@ -115,9 +119,9 @@ def _named(part: str) -> Iterator[None]:
         raise ConfigError(f"model.{part}: {error}") from error
 
 
-def _settings(name: Any) -> Any:
+def _settings(name: Any, revision: str | None) -> Any:
     """A part's configuration; of a CLIP or SigLIP of image and text, that of its vision encoder."""
-    config = load_config(str(name), **hub_options(name))
+    config = load_config(str(name), **hub_options(name, revision))
     return config.vision_config if config.model_type in IMAGE_AND_TEXT else config
 
 
@@ -125,22 +129,22 @@ def _tower_class(settings: Any) -> Any:
     return AutoModel._model_mapping[type(settings)]  # type: ignore[attr-defined]
 
 
-def _tower(name: str) -> tuple[Any, Any]:
+def _tower(name: str, revision: str | None) -> tuple[Any, Any]:
     """The tower's configuration, and the image processor that belongs to it."""
     with _named("tower"):
-        vision = _settings(name)
-        pixels = call(lambda: AutoImageProcessor.from_pretrained(name, **hub_options(name)), partial(_lacks, name, "image processor"))
+        vision = _settings(name, revision)
+        pixels = call(lambda: AutoImageProcessor.from_pretrained(name, **hub_options(name, revision)), partial(_lacks, name, "image processor"))
     if vision.model_type not in TOWERS:
         raise ConfigError(f"model.tower is {name}, a {vision.model_type}: expected a CLIP or SigLIP tower")
     return vision, pixels
 
 
-def _language(name: str | None) -> tuple[Any, Any]:
+def _language(name: str | None, revision: str | None) -> tuple[Any, Any]:
     """The language model's configuration, with rows for the image token where its vocabulary has none to spare; and its tokenizer."""
     where = _source(name)
     with _named("language"):
-        config, special = _settings(where), {"image_token": IMAGE}
-        read = partial(AutoTokenizer.from_pretrained, where, extra_special_tokens=special, **hub_options(where))
+        config, special = _settings(where, revision), {"image_token": IMAGE}
+        read = partial(AutoTokenizer.from_pretrained, where, extra_special_tokens=special, **hub_options(where, revision))
         tokenizer = call(read, partial(_lacks, where, "tokenizer"))
     if not any(architecture.endswith("ForCausalLM") for architecture in config.architectures or ()):
         raise ConfigError(f"model.language is {name}, a {config.model_type}: expected a causal language model")
@@ -168,10 +172,10 @@ def _grow(language: Any, count: int) -> None:
                 layer.weight.copy_(grown(layer.weight[:old], count))
 
 
-def _whole(part: str, name: Any, auto: Any) -> Any:
+def _whole(part: str, name: Any, auto: Any, revision: str | None) -> Any:
     """A part in float32, all of whose tensors are in its files; transformers would draw the missing ones at random and only warn."""
     with _named(part):
-        return load_model(auto, str(name), _settings(name), strict=False, dtype=torch.float32, **hub_options(name))
+        return load_model(auto, str(name), _settings(name, revision), strict=False, dtype=torch.float32, **hub_options(name, revision))
 
 
 def _template(tokenizer: Any) -> str:

@@ -33,6 +33,7 @@ from trainer.sampling import Stream
 from trainer.watched import Watched, WatchedBatch
 from workbench.data import Dataset
 from workbench.data.base import content_hash
+from workbench.fingerprints import libraries, processor_fingerprint, saved_tensors, settings_hash, without_place
 from workbench.mllm.residual import attach_residual
 from workbench.vfm import VFM
 from workbench.weights import check_unchanged, load_weights
@@ -131,10 +132,11 @@ def prepare(recipe: Recipe) -> Prepared:
     recipe.check_layer(len(llava.model.language_model.layers))
     record: dict[str, object] = {"tower": recipe.model.tower, "data": train.fingerprint, "val": val.fingerprint}
     record["left_out"] = [*train.left_out, *val.left_out]
-    record |= {f"{part}_fingerprint": value for part, value in parts.items()}
+    record |= {f"{part}_fingerprint": value for part, value in (parts | {"processor": processor_fingerprint(processor)}).items()}
 
     llava.eval()
-    key = (parts["tower"], recipe.model.tower_features, recipe.model.image_size)
+    seen_as = settings_hash(without_place(llava.model.vision_tower.config.to_dict()), processor.image_processor.to_dict(), libraries())
+    key = (parts["tower"], seen_as, recipe.model.tower_features, recipe.model.image_size)
     train_inputs, val_inputs = (
         frozen_features(data, key, lambda images: connector_inputs(llava, processor, images), what=recipe.model.tower, mode=recipe.data.features)
         for data in (train, val)
@@ -145,7 +147,7 @@ def prepare(recipe: Recipe) -> Prepared:
         start_connector(llava, sample, side)
     else:
         record["start_fingerprint"] = load_start(llava, processor, recipe.start)
-        check_unchanged(recipe.model.tower, llava.model.vision_tower.state_dict(), load_weights(recipe.model.tower))
+        check_unchanged(recipe.model.tower, saved_tensors(llava.model.vision_tower), load_weights(recipe.model.tower))
     input_rate = llava.lm_head.in_features / sample.shape[-1] / input_deviation(sample)
 
     if recipe.model.train == "lora":

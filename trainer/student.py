@@ -254,11 +254,15 @@ def prepare_student(recipe: Recipe, checkpoint: Path | None = None) -> PreparedS
     train, val = load_conversations(recipe, Rows.load(checkpoint) if checkpoint is not None else None)
     set_seed(recipe.seed)
     device = processes.device()
-    mllm = MLLM.load(recipe.model.name, dtype="float32", device=device) if recipe.model.name is not None else build_from_parts(recipe.model)
+    if recipe.model.name is not None:
+        mllm = MLLM.load(recipe.model.name, dtype="float32", device=device, revision=recipe.model.revision)
+    else:
+        mllm = build_from_parts(recipe.model)
     mllm.model.to(device)
     questions = check_student(recipe, mllm, train, val)
     record: dict[str, object] = {"model": mllm.name, "model_fingerprint": mllm.fingerprint, "data": train.data.fingerprint, "val": val.data.fingerprint}
     record |= {"max_length": recipe.data.max_length, "left_out": [*train.sentences(), *val.sentences()], "dropped": train.dropped}
+    record["commit"] = getattr(mllm.config, "_commit_hash", None)  # of a hub id, what its revision was
     trained = choose_trained(mllm, recipe)
     if recipe.optim.checkpointing:
         mllm.model.activation_checkpointing_enable({"use_reentrant": False})

@@ -318,7 +318,8 @@ def _contents(record: Mapping[str, Any], seed: int) -> dict[tuple[str, str], str
     recipe = record["recipe"]
     model = recipe.get("model", {})
     names = {"data": [recipe.get("data"), seed], "start": [recipe.get("start"), seed], "model": [model, seed], "vfm": record.get("vfm")}
-    names |= {key: model.get(key) for key in ("tower", "language")}
+    names |= {key: model.get(key) for key in ("tower", "language")} | {"processor": [recipe.get("data"), model]}
+    names["vfm_settings"] = [record.get("vfm"), recipe.get("alignment", {}).get("teacher_norm")]
     prints = {"data": record.get("data")} | {key.removesuffix("_fingerprint"): value for key, value in record.items() if key.endswith("_fingerprint")}
     return {(key, json.dumps(names.get(key), sort_keys=True)): str(value) for key, value in prints.items() if value is not None}
 

@@ -25,8 +25,9 @@ from workbench.config import as_mapping, command, parse
 from workbench.data import Dataset, load_data
 from workbench.devices import check_device
 from workbench.errors import ConfigError
-from workbench.files import make_folder
+from workbench.files import check_can_make
 from workbench.mllm import MLLM
+from workbench.models import check_revision, is_folder, label_of, named_models
 from workbench.runs import Run
 
 T = TypeVar("T")
@@ -48,14 +49,16 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class Where:
-    """Which models, and where things go; none of this changes a number."""
+    """Which models, and where things go. A model is known by its content; what it is called, where it lies and in what batches it runs change no number."""
 
     model: tuple[str, ...] = ()
-    """Folders or hub ids."""
+    """Folders or hub ids; NAME=FOLDER gives one a name of your own."""
     output_dir: Path = Path("runs")
     batch_size: int = 32
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    revision: str | None = None
+    """Branch, tag or commit of the models that are hub ids."""
     trust_remote_code: bool = False
     """Run code that comes with a model; without it such a model is refused."""
 
@@ -72,10 +75,11 @@ class Context:
     mllm: MLLM
     data: Dataset
     batch_size: int
+    label: str = ""
 
     def progress(self, items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
         """A progress bar on stderr, shown once it has taken two seconds."""
-        return tqdm(items, desc=f"{what} ({label_of(self.mllm.name)})", total=total, delay=2, file=sys.stderr)
+        return tqdm(items, desc=f"{what} ({self.label or label_of(self.mllm.name)})", total=total, delay=2, file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -124,49 +128,34 @@ class Analysis:
         return self.page or self.name.replace("_", " ").capitalize()
 
 
-def label_of(model: str) -> str:
-    """A model's short name: the last part of its folder or hub id."""
-    return Path(model).name or model
-
-
-def check_labels(models: Sequence[str]) -> list[str]:
-    """The short names of `models`.
-
-    Raises:
-        ConfigError: no model, or two models with one short name.
-    """
-    if not models:
-        raise ConfigError("no model given: expected --model FOLDER_OR_HUB_ID ...")
-    labels = [label_of(model) for model in models]
-    if len(set(labels)) < len(labels):
-        raise ConfigError(f"two models are called '{max(labels, key=labels.count)}': expected folders with different names")
-    return labels
-
-
 def execute(analysis: Analysis, config: DataOptions, where: Where, argv: list[str]) -> dict[str, Run]:
     """Run `analysis` on every model, or load the stored run of the same question; returns {label: run} in order.
 
     Raises:
-        ConfigError: no model, or two models with one label.
+        ConfigError: no model, one that is given twice, or two of one name.
     """
-    labels = check_labels(where.model)
-    beside = {name: dict(analysis.beside(config, name)) for name in where.model}
-    make_folder(where.output_dir)
+    models = named_models(where.model)
+    check_revision(models, where.revision)
+    beside = {name: dict(analysis.beside(config, name)) for name in models.values()}
+    check_can_make(where.output_dir)
     data = load_data(config.data, limit=config.limit, seed=config.data_seed)
     found = {}
-    for label, name in zip(labels, where.model, strict=True):
-        mllm = MLLM.load(name, dtype=where.dtype, device=where.device, trust_remote_code=where.trust_remote_code)
+    for label, name in models.items():
+        revision = None if is_folder(name) else where.revision
+        mllm = MLLM.load(name, dtype=where.dtype, device=where.device, revision=revision, trust_remote_code=where.trust_remote_code)
         asked = as_mapping(config) | dict(analysis.uses(config)) | beside[name]
         key = runs.run_key(analysis.name, analysis.version, asked, mllm.fingerprint, data.fingerprint)
         folder = runs.folder_of(where.output_dir, analysis.name, key)
         if not folder.exists():
             started = time.monotonic()
-            result = analysis.run(config, Context(mllm, data, where.batch_size))
+            result = analysis.run(config, Context(mllm, data, where.batch_size, label))
             record = {
                 "analysis": analysis.name,
                 "version": analysis.version,
                 "label": label,
                 "model": name,
+                "revision": revision,
+                "commit": getattr(mllm.config, "_commit_hash", None),
                 "model_fingerprint": mllm.fingerprint,
                 "data": data.name,
                 "data_fingerprint": data.fingerprint,
@@ -179,7 +168,8 @@ def execute(analysis: Analysis, config: DataOptions, where: Where, argv: list[st
                 **runs.environment(argv),
             }
             runs.save(Run(key, record, result.tables, result.tensors), where.output_dir)
-        found[label] = runs.load(folder)
+        stored = runs.load(folder)
+        found[label] = dataclasses.replace(stored, record=stored.record | {"label": label, "model": name})  # the same model may have had another name then
     return found
 
 
@@ -194,10 +184,10 @@ def _main(analysis: Analysis, argv: list[str]) -> None:
     config, where = _part(asked, analysis.config), _part(asked, Where)
     found = execute(analysis, config, where, ["python", "-m", f"analyses.{analysis.name}", *argv])
     sys.stdout.write(analysis.summary(found).to_string(index=False, float_format="{:.3f}".format) + "\n")
-    for run in found.values():
+    for label, run in found.items():
         for sentence in _named(run.record.get("left_out", ())):
-            sys.stdout.write(f"{run.label}: left out {sentence}\n")
-        sys.stdout.write(f"{run.label}: {runs.folder_of(where.output_dir, analysis.name, run.key)}\n")
+            sys.stdout.write(f"{label}: left out {sentence}\n")
+        sys.stdout.write(f"{label}: {runs.folder_of(where.output_dir, analysis.name, run.key)}\n")
 
 
 def _named(left_out: Sequence[str], most: int = 5) -> list[str]:

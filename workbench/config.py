@@ -9,7 +9,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -41,6 +41,7 @@ def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str
             _check_known(key, known, f"key '{key}' in {recipe}")
             _check_kind(key, value, known[key], recipe)
             flags += _as_flags(key, value)
+    _check_no_stray_word(cls, argv, prog)
     for word in argv:
         if word.startswith("--") and word != "--help":
             key = word[2:].split("=")[0].replace("-", "_")
@@ -56,6 +57,15 @@ def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str
         if stop.code in (0, None):
             raise
         raise ConfigError(_one_sentence(message.getvalue())) from None
+
+
+def _check_no_stray_word(cls: Any, argv: Sequence[str], prog: str) -> None:
+    """Refuse a word before the first option, which would become one more value of the recipe's last list; some commands take such words."""
+    if not argv or argv[0].startswith("-"):
+        return
+    if any(tyro.conf.Positional in getattr(hint, "__metadata__", ()) for hint in get_type_hints(cls, include_extras=True).values()):
+        return
+    raise ConfigError(f"'{argv[0]}' belongs to no option: expected --option VALUE after {prog}; --help lists the options")
 
 
 def _check_kind(key: str, value: Any, hint: Any, recipe: Path) -> None:
@@ -196,9 +206,32 @@ def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 def _check_known(key: str, known: Mapping[str, Any], called: str) -> None:
     if key in known:
         return
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(known)}"
+    listed = ", ".join(known)
+    near = nearest_key(key, known)
+    hint = f"did you mean '{near}'?" if near else f"expected one of {listed if len(listed) < 160 else f'the {len(known)} that --help lists'}"
     raise ConfigError(f"unknown {called}: {hint}")
+
+
+def nearest_key(key: str, known: Iterable[str]) -> str | None:
+    """The key that `key` may stand for, by its last part: the same one in another section, one that it abbreviates (`optim.lr`), or one spelled alike."""
+
+    section, last = _split_key(key)
+
+    def likeness(name: str) -> float:
+        own = _split_key(name)[1]
+        if len(last) > 1 and last == "".join(word[:1] for word in own.split("_")):
+            return 0.95
+        if last in own.split("_") or own in last.split("_"):
+            return 0.9
+        return difflib.SequenceMatcher(None, last, own).ratio()
+
+    near = [(likeness(name) + 0.1 * (_split_key(name)[0] == section), name) for name in known if likeness(name) >= 0.6]
+    return max(near)[1] if near else None
+
+
+def _split_key(key: str) -> tuple[str, str]:
+    section, _, last = key.rpartition(".")
+    return section, last
 
 
 def _as_flags(key: str, value: Any) -> list[str]:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -36,13 +36,51 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def check_can_make(path: Path) -> None:
+    """See that a folder at `path` is there or can be made, and leave it as it was: what is found wrong later must leave no empty folder behind.
+
+    Raises:
+        RunError: it cannot be made, or not be written to.
+    """
+    new = [part for part in (path, *path.parents) if not part.exists()]
+    try:
+        make_folder(path)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise RunError(f"cannot write to folder {path}: expected one that is yours")
+    finally:
+        _remove_empty(new)
+
+
+@contextmanager
+def _parents(path: Path) -> Iterator[None]:
+    """Make `path` and its parents; on any failure those that were made are removed again, if nobody put anything there."""
+    new = [part for part in (path, *path.parents) if not part.exists()]
+    make_folder(path)
+    try:
+        yield
+    except BaseException:
+        _remove_empty(new)
+        raise
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # not empty
+            folder.rmdir()
+
+
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `target` and rename it to `target` on success; on any failure nothing remains.
 
     If another process finished the same folder meanwhile, its result is kept and ours is dropped.
     """
-    make_folder(target.parent)
+    with _parents(target.parent), _partial_folder(target) as partial:
+        yield partial
+
+
+@contextmanager
+def _partial_folder(target: Path) -> Iterator[Path]:
     try:
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
@@ -64,16 +102,16 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target` and rename it to `target` on success; on any failure `target` is untouched."""
-    make_folder(target.parent)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        yield partial
-        share(partial)
-        partial.replace(target)
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"cannot write {target}: {_reason(error)}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with _parents(target.parent):
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            yield partial
+            share(partial)
+            partial.replace(target)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"cannot write {target}: {_reason(error)}") from error
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def share(written: Path) -> None:
@@ -103,6 +141,7 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
 
     The kernel frees the lock of a process that dies.
     """
+    new = [part for part in path.parents if not part.exists()]
     make_folder(path.parent)
     try:
         file = _lock(path, wait)
@@ -116,10 +155,12 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
             yield True
         finally:
             path.unlink(missing_ok=True)
+            _remove_empty(new)  # a command that was refused under the lock leaves no folder
 
 
 def _lock(path: Path, wait: bool) -> IO[str] | None:
     while True:
+        make_folder(path.parent)  # whoever held the lock may have left nothing there
         file = path.open("w")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -47,9 +47,12 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def hub_options(name: object) -> dict[str, Any]:
-    """Options of from_pretrained for a hub id or a folder: where no hub is within reach, nothing is asked of it, which would take half a minute to fail."""
-    return {} if Path(str(name)).is_dir() or _hub_answers() else {"local_files_only": True}
+def hub_options(name: object, revision: str | None = None) -> dict[str, Any]:
+    """Options of from_pretrained for a hub id at `revision`, or a folder, which has none: where no hub is within reach, nothing is asked of it, which would
+    take half a minute to fail."""
+    if Path(str(name)).is_dir():
+        return {}
+    return ({} if revision is None else {"revision": revision}) | ({} if _hub_answers() else {"local_files_only": True})
 
 
 @lru_cache(maxsize=1)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,7 +35,7 @@ class Run:
     """A result and its record.
 
     Attributes:
-        key: hash of analysis, version, config, model fingerprint and data fingerprint.
+        key: hash of analysis, version, config, model fingerprint, data fingerprint and libraries.
         record: the content of run.json.
         tables: long-format data frames; every score in them carries its n, interval and chance level.
         tensors: larger arrays, where an analysis keeps any.
@@ -51,8 +53,10 @@ class Run:
 
 
 def run_key(analysis: str, version: int, config: Mapping[str, Any], model: str, data: str) -> str:
-    """Hash of all that determines a run's numbers, 12 hex digits; `model` and `data` are fingerprints."""
-    content = json.dumps([analysis, version, dict(config), model, data], sort_keys=True, default=str)
+    """Hash of all that determines a run's numbers, 12 hex digits; `model` and `data` are fingerprints, and the releases of libraries enter by themselves."""
+    from workbench.fingerprints import libraries
+
+    content = json.dumps([analysis, version, dict(config), model, data, libraries()], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
@@ -122,26 +126,55 @@ def now() -> str:
 
 
 def environment(argv: list[str]) -> dict[str, object]:
-    """What a result depends on besides its config: command, git commit, package versions, platform, time."""
-    packages = {}
-    for name in ("torch", "transformers", "timm", "nnsight", "numpy", "pillow", "viral-workbench"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = "absent"
+    """What a result depends on besides its config: command, commit of this package, package versions, platform, time.
+
+    `git` and `dirty` are of the checkout that this package lies in, "" and False where it is installed elsewhere: the repository around an environment, or
+    the one that the command is called in, says nothing about this code.
+    """
+    from workbench.fingerprints import LIBRARIES
+
+    root = checkout()
+    packages = {name: _version(name) for name in (*LIBRARIES, "accelerate", "nnsight")} | {PACKAGE: _own_version(root)}
     return {
         "argv": argv,
-        "git": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain")),
+        "git": "" if root is None else _git(root, "rev-parse", "HEAD"),
+        "dirty": root is not None and bool(_git(root, "status", "--porcelain", "--", *CODE)),
         "packages": packages,
         "platform": platform.platform(),
         "created": now(),
     }
 
 
-def _git(*arguments: str) -> str:
+PACKAGE = "viral-workbench"
+CODE = ("workbench", "analyses", "trainer", "app.py", "pyproject.toml")  # what a checkout holds that changes a number
+
+
+def checkout(code: Path | None = None) -> Path | None:
+    """The root of this project's repository if `code` (this package) lies in it, None for an installed or copied package, whatever repository is around it."""
+    root = (code or Path(__file__)).resolve().parent.parent
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent)
+        ours = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"] == PACKAGE
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return root if ours and (root / ".git").exists() else None
+
+
+def _own_version(root: Path | None) -> str:
+    """This package's version: in a checkout its own file says so, since another copy may be what is installed."""
+    return _version(PACKAGE) if root is None else str(tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def _git(root: Path, *arguments: str) -> str:
+    elsewhere = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}  # a hook of git's names its own repository there
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=root, env=elsewhere)
     except OSError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

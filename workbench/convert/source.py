@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.convert.checkpoint import merge_lora, read_lora
 from workbench.errors import ModelError, WeightsError
 from workbench.model_files import Tensors, adapter_alone, find_part, has_model, is_within_training, locate, read_json, read_model, read_tensors
+from workbench.models import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -45,7 +46,7 @@ def read_source(official: Path, base: str = "") -> Source:
         WeightsError: files are missing, damaged or refused.
     """
     if not official.is_dir():
-        raise WeightsError(f"{official} is not a folder: expected a checkpoint folder of the original LLaVA or VIRAL code")
+        raise WeightsError(f"{official} is not a folder: expected a checkpoint folder of the original LLaVA or VIRAL code{did_you_mean(str(official))}")
     if is_within_training(official):
         raise WeightsError(adapter_alone(official))
     config = read_json(official / "config.json")

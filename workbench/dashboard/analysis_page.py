@@ -68,9 +68,9 @@ def _stored(analysis: Analysis, table: pd.DataFrame) -> None:
     summary = analysis.summary(found)
     _table(summary)
     left, right = st.columns(2)
-    left.download_button("Table as CSV", summary.to_csv(index=False), f"{analysis.name}.csv", "text/csv", icon=":material/download:")
+    left.download_button("Table as CSV", summary.to_csv(index=False), f"{analysis.name}.csv", "text/csv")
     archive = partial(_archive, analysis.figures(found))
-    right.download_button("Figures as HTML", archive, f"{analysis.name}.zip", "application/zip", icon=":material/download:")
+    right.download_button("Figures as HTML", archive, f"{analysis.name}.zip", "application/zip")
     with st.expander("Commands"):
         for run in found.values():
             st.code(shlex.join(run.record["argv"]), language="bash")
@@ -87,7 +87,7 @@ def _warn(loaded: list[Run]) -> None:
     questions = [{key: value for key, value in run.record["config"].items()} | {"images": run.record["data_fingerprint"]} for run in loaded]
     differ = sorted(key for key in questions[0] if len({str(question.get(key)) for question in questions}) > 1)
     if differ:
-        st.warning(f"These runs differ in {', '.join(differ)}, so their chance levels may differ: compare each with its own.", icon=":material/warning:")
+        st.warning(f"These runs differ in {', '.join(differ)}, so their chance levels may differ: compare each with its own.")
 
 
 def _table(summary: pd.DataFrame) -> None:
@@ -127,7 +127,7 @@ def _new(analysis: Analysis) -> None:
     st.code(shlex.join(words), language="bash")
     wrong = [word for own in flags for word in own[1:] if word.startswith("-")]
     if wrong:
-        st.error(f"'{wrong[0]}' begins with a dash: expected a value, not an option.", icon=":material/error:")
+        st.error(f"'{wrong[0]}' begins with a dash: expected a value, not an option.")
     _start(analysis.name, words, ready=bool(chosen) and not wrong)
 
 
@@ -137,7 +137,7 @@ def _start(name: str, words: list[str], *, ready: bool) -> None:
     running = job is not None and job.state == "running"
     if not may_start():
         st.caption("Jobs start from here only where the dashboard is served to this machine alone (`--server.address 127.0.0.1`). Copy the command.")
-    elif st.button("Start", type="primary", icon=":material/play_arrow:", disabled=running or not ready, key="start-job"):
+    elif st.button("Start", type="primary", disabled=running or not ready, key="start-job"):
         jobs().start(name, words)
         st.session_state[f"seen-{name}"] = None
         st.rerun()
@@ -152,18 +152,18 @@ def _watch(name: str) -> None:
         share, text = progress if progress else (0.0, (job.lines() or ["starting"])[-1])
         st.progress(share, text=text)
         st.caption(f"Running for {time.monotonic() - job.started:.0f} s: `{shlex.join(job.words)}`")
-        if st.button("Stop", icon=":material/stop:", disabled=job.stopped, key="stop-job"):
+        if st.button("Stop", disabled=job.stopped, key="stop-job"):
             job.stop()
         return
     if st.session_state.get(f"watched-{name}") is job:  # it has just ended: draw the whole page with what it stored
         del st.session_state[f"watched-{name}"]
         st.rerun()
     if state == "failed":
-        st.error(job.error(), icon=":material/error:")
+        st.error(job.error())
     elif state == "stopped":
-        st.warning("Stopped. What was finished is stored; the same command goes on from there.", icon=":material/stop_circle:")
+        st.warning("Stopped. What was finished is stored; the same command goes on from there.")
     else:
-        st.success("Done: its runs are shown above.", icon=":material/check_circle:")
+        st.success("Done: its runs are shown above.")
     with st.expander("Output"):
         st.code("\n".join(job.lines()[-30:]), language=None)
 

@@ -87,7 +87,7 @@ def _warnings(logs: dict[str, pd.DataFrame]) -> None:
     for name, log in logs.items():
         if "warning" in log:
             for row in log.dropna(subset=["warning"]).itertuples():
-                st.warning(f"{name}, step {row.step}: {row.warning}", icon=":material/warning:")
+                st.warning(f"{name}, step {row.step}: {row.warning}")
 
 
 def _sweeps() -> None:

@@ -92,7 +92,7 @@ def _maps(loaded: dict[str, MLLM], vfm_name: str, sample: Sample) -> None:
     layer = st.slider("Layer", 0, layers - 1, layers // 2, key="layer", bind="query-params")
     widths = {values.shape[-1] for values, _ in read_out.values()}
     if len(widths) > 1:
-        st.warning(f"The models' widths differ ({sorted(widths)}), so each has a basis of its own.", icon=":material/warning:")
+        st.warning(f"The models' widths differ ({sorted(widths)}), so each has a basis of its own.")
     bases = joint_pca_rgb([values for values, _ in read_out.values()]) if len(widths) == 1 else [joint_pca_rgb([values])[0] for values, _ in read_out.values()]
     maps = {name: (rgb, size) for (name, (_, size)), rgb in zip(read_out.items(), bases, strict=True)}
     reference = joint_pca_rgb([_vfm(vfm_name)([sample.image], grid=grid).tokens()])[0][0]

@@ -13,19 +13,19 @@ from workbench.errors import WorkbenchError
 
 def show() -> None:
     """Draw the page that the address names; an error of ours is one sentence, not a traceback."""
-    st.set_page_config(page_title="VIRAL Workbench", page_icon=":material/layers:", layout="wide")
+    st.set_page_config(page_title="VIRAL Workbench", page_icon="👁", layout="wide")
     from workbench.dashboard import runs_page
 
-    pages = [st.Page(runs_page.page, title="Runs", icon=":material/inventory_2:", url_path="runs", default=True)]
+    pages = [st.Page(runs_page.page, title="Runs", url_path="runs", default=True)]
     for name, title in analysis_pages().items():
-        pages.append(st.Page(partial(_analysis, name), title=title, icon=":material/show_chart:", url_path=title.lower().replace(" ", "-")))
-    pages += [st.Page(_scene, title="Scene", icon=":material/image_search:", url_path="scene")]
+        pages.append(st.Page(partial(_analysis, name), title=title, url_path=title.lower().replace(" ", "-")))
+    pages += [st.Page(_scene, title="Scene", url_path="scene")]
     chosen = st.navigation(pages)
     st.html("<style>[data-testid=stMainBlockContainer] {padding-top: 2.5rem}</style>")
     try:
         chosen.run()
     except WorkbenchError as error:
-        st.error(str(error), icon=":material/error:")
+        st.error(str(error))
 
 
 def _analysis(name: str) -> None:

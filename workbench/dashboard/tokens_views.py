@@ -143,7 +143,7 @@ def _same_images(found: Mapping[str, Run]) -> dict[str, Run]:
     images = next(iter(found.values())).record["data_fingerprint"]
     left_out = [label for label, run in found.items() if run.record["data_fingerprint"] != images]
     if left_out:
-        st.warning(f"Other images, so not shown beside these: {', '.join(left_out)}.", icon=":material/warning:")
+        st.warning(f"Other images, so not shown beside these: {', '.join(left_out)}.")
     return {label: run for label, run in found.items() if label not in left_out}
 
 

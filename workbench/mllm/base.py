@@ -17,17 +17,17 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, BatchFeature, PretrainedConfig
 
-from workbench.data.base import IMAGE_MARK, content_hash
+from workbench.data.base import IMAGE_MARK
 from workbench.data.images import upright_rgb
 from workbench.devices import check_device
 from workbench.errors import DataError, ModelError, one_line
+from workbench.fingerprints import fingerprint, model_settings, processor_fingerprint, saved_tensors, settings_hash
 from workbench.mllm.control import as_words, control_tokens, spelled_in
 from workbench.mllm.family import TEXT_INPUTS, Batch, Family, Pictures, VisualTokens, family_of
 from workbench.mllm.loading import load_config, load_model
 from workbench.mllm.processors import load_processor
 from workbench.mllm.residual import KEY, Residual, load_residual
 from workbench.pretrained import call, hub_options
-from workbench.weights import fingerprint
 
 
 class MLLM:
@@ -45,11 +45,10 @@ class MLLM:
         self.processor.tokenizer.padding_side = "left"  # generation continues from the last position
 
     def _fingerprint(self) -> str:
-        """Of weights, settings and what the processor does to images and conversations."""
-        settings = {key: value for key, value in self.config.to_diff_dict().items() if key != "_name_or_path"}
+        """Of weights by name, configuration, generation settings, tokenizer, processor and chat template: all that decides an answer but the libraries."""
         adapters = {f"{KEY}.{key}": value for key, value in self.residual.state_dict().items()} if self.residual is not None else {}
-        images, template = self.processor.image_processor.to_dict(), self.processor.chat_template
-        return content_hash(fingerprint(self.model.state_dict() | adapters), settings, images, template)
+        weights = fingerprint(saved_tensors(self.model) | adapters)
+        return settings_hash(weights, model_settings(self.model), processor_fingerprint(self.processor))
 
     @classmethod
     def load(

@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 
 from workbench.errors import ModelError, one_line
 from workbench.model_files import PICKLE, SAFETENSORS, Tensors, WeightFiles, check_folder, locate, read_model, shapes_of, weight_files
+from workbench.models import check_there, did_you_mean
 from workbench.pretrained import call, hub_options
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ def load_config(name: str, **options: Any) -> PretrainedConfig:
         WeightsError: a folder that does not hold a model.
         ModelError: nothing of the kind there, or a configuration or quantization that cannot be read here.
     """
+    check_there(name)
     folder = Path(name)
     if folder.is_dir():
         check_folder(folder)
@@ -40,7 +42,7 @@ def load_config(name: str, **options: Any) -> PretrainedConfig:
         if "trust_remote_code" in str(error):
             return ModelError(f"model '{name}' brings code of its own: expected trust_remote_code, if you have read it and trust it")
         if isinstance(error, OSError) and not folder.is_dir():
-            return ModelError(f"model '{name}' is neither a folder nor a hub id within reach ({one_line(error, 120)})")
+            return ModelError(f"model '{name}' is neither a folder nor a hub id within reach ({one_line(error, 120)}){did_you_mean(name)}")
         return ModelError(f"model '{name}' has a config.json that transformers refuses ({one_line(error, 140)})")
 
     config: PretrainedConfig = call(lambda: AutoConfig.from_pretrained(name, **options), failed)
@@ -166,7 +168,7 @@ def _from_tensors(auto: Any, name: str, config: PretrainedConfig, state: Tensors
     return model
 
 
-def check_weights(auto: Any, name: str, config: PretrainedConfig, *, strict: bool = True) -> WeightFiles | None:
+def check_weights(auto: Any, name: str, config: PretrainedConfig, *, strict: bool = True, revision: str | None = None) -> WeightFiles | None:
     """See that `load_model` would load the weights of a folder or a hub id, by the names and shapes of their tensors; their values are not read.
 
     Returns:
@@ -175,7 +177,7 @@ def check_weights(auto: Any, name: str, config: PretrainedConfig, *, strict: boo
     Raises:
         ModelError, WeightsError: as `load_model`.
     """
-    weights = weights_of(name, local_files_only=True)
+    weights = weights_of(name, local_files_only=True, revision=revision)
     if weights is None:
         if hub_options(name) or not _on_hub(name):
             raise no_weights(name)

@@ -21,12 +21,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workbench.data.base import content_hash
 from workbench.data.images import upright_rgb
 from workbench.errors import ConfigError, DataError
+from workbench.fingerprints import libraries, settings_hash, without_place
 from workbench.registry import Registry
 from workbench.weights import CATALOGUE as WEIGHTS
-from workbench.weights import source
+from workbench.weights import source, weights_config
 
 TeacherNorm = Literal["own", "student"]
 
@@ -93,9 +93,13 @@ class VFMEntry:
         return (self.mean, self.std) if self.teacher_norm == "own" else CLIP
 
     def identity(self) -> str:
-        """Hash of all that its features depend on besides the image: weights, block or stage, normalisation, stride."""
-        own = (source(self.weights)["fingerprint"], self.name, self.stride, self.dim, self.mean, self.std)
-        return content_hash(*own) if self.teacher_norm == "own" else content_hash(*own, self.teacher_norm, *CLIP)
+        """Hash of all that its features depend on besides the image: weights by name, settings, and the libraries that compute them."""
+        return settings_hash(source(self.weights)["fingerprint"], self.settings(), libraries())
+
+    def settings(self) -> str:
+        """Hash of all that its features depend on besides image, weights and libraries: config.json, block or stage, normalization, stride."""
+        named = self.name if self.name in CATALOGUE else ""  # an entry of the catalogue says which block; a folder may have any name
+        return settings_hash(without_place(weights_config(self.weights)), named, self.stride, self.dim, self.fixed, *self.normalisation, self.teacher_norm)
 
 
 CATALOGUE: Registry[VFMEntry] = Registry("VFM")
@@ -132,10 +136,11 @@ class VFM:
         return cls(entry, network=entry.build(None, **sizes))
 
     def record(self) -> dict[str, str]:
-        """What a result that used it must say: name, fingerprint of the network, source, licence and whose normalisation."""
+        """What a result that used it must say: name, fingerprints of the network and its settings, source, licence and whose normalisation."""
         return {
             "vfm": self.name,
             "vfm_fingerprint": self.fingerprint,
+            "vfm_settings_fingerprint": self.entry.settings(),
             "vfm_source": source(self.entry.weights)["source"],
             "vfm_licence": WEIGHTS.get(self.entry.weights).licence,
             "teacher_norm": self.entry.teacher_norm,

@@ -9,6 +9,7 @@ from typing import get_args
 
 from workbench.errors import UnknownNameError, WeightsError
 from workbench.model_files import SAFETENSORS, check_folder, read_json, weight_files
+from workbench.models import did_you_mean
 from workbench.vfm.base import CATALOGUE, VFM, TeacherNorm, VFMEntry
 from workbench.vfm.hf_models import entry_from_folder as transformers_entry
 from workbench.vfm.timm_models import entry_from_folder as timm_entry
@@ -21,7 +22,7 @@ def load_vfm(name: str, *, device: str = "cpu", teacher_norm: TeacherNorm = "own
     """Load the VFM called `name` with real weights, checked against their fingerprint.
 
     Args:
-        name: a catalogue entry, `hf:ID`, `timm:NAME`, or a folder with config.json and model.safetensors.
+        name: a catalogue entry, `hf:ID` or `hf:ID@REVISION`, `timm:NAME`, or a folder with config.json and model.safetensors.
         teacher_norm: `own`, or `student` to feed it pixels normalised for CLIP, as the official code of the paper does.
 
     Raises:
@@ -37,8 +38,8 @@ def find_vfm(name: str, *, teacher_norm: TeacherNorm = "own") -> VFMEntry:
         raise UnknownNameError("teacher_norm", teacher_norm, get_args(TeacherNorm))
     if name in CATALOGUE:
         entry = CATALOGUE.get(name)
-    elif match := re.fullmatch(r"hf:([\w.-]*\w[\w.-]*(?:/[\w.-]*\w[\w.-]*)?)", name):
-        _weights(Weights(name, licence=f"see https://huggingface.co/{match[1]}", hub=match[1]))
+    elif match := re.fullmatch(r"hf:([\w.-]*\w[\w.-]*(?:/[\w.-]*\w[\w.-]*)?)(?:@([\w.-]+))?", name):
+        _weights(Weights(name, licence=f"see https://huggingface.co/{match[1]}", hub=match[1], revision=match[2]))
         entry = _from_folder(name, name)
     elif name.startswith("timm:"):
         entry = entry_from_name(name)
@@ -48,7 +49,8 @@ def find_vfm(name: str, *, teacher_norm: TeacherNorm = "own") -> VFMEntry:
         _weights(Weights(str(folder), licence="that of the folder's owner", folder=folder))
         entry = _from_folder(name, str(folder))
     else:
-        raise UnknownNameError("VFM", name, CATALOGUE, also="hf:ID, timm:NAME or a folder")
+        near = did_you_mean(name) if "/" in name and not name.startswith("hf:") else ""
+        raise UnknownNameError("VFM", name, CATALOGUE, also=f"hf:ID, timm:NAME or a folder{near}")
     return replace(entry, teacher_norm=teacher_norm)
 
 

@@ -14,10 +14,11 @@ from timm.models.naflexvit import checkpoint_filter_fn as naflex_from_radio
 from torch import Tensor, nn
 
 from workbench.errors import UnknownNameError, WeightsError, one_line
+from workbench.fingerprints import fingerprint
 from workbench.pretrained import call
 from workbench.vfm.base import CATALOGUE, CLIP, HALF, IMAGENET, Network, VFMEntry
 from workbench.weights import CATALOGUE as WEIGHTS
-from workbench.weights import Weights, check_unchanged, fingerprint, load_weights
+from workbench.weights import Weights, check_unchanged, load_weights
 
 State = dict[str, Tensor]
 

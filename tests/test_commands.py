@@ -1,0 +1,195 @@
+"""Every command: a stray word is refused, and what is refused leaves no folder behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from tests.conftest import ROOT, SMALL, recipe, refused
+from trainer.config import Recipe
+from workbench.catalogue import analysis_files
+from workbench.config import nearest_key, parse
+from workbench.errors import ConfigError, RunError
+from workbench.files import atomic_file, atomic_folder, check_can_make, locked
+from workbench.vfm.__main__ import main as show
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build("llava", tmp_path_factory.mktemp("model") / "llava")
+
+
+BAD = {
+    "no model": lambda model: [],
+    "model": lambda model: ["--model", f"{model}x"],
+    "the same model": lambda model: ["--model", str(model), str(model)],
+    "data": lambda model: ["--model", str(model), "--data", "shapes:vall"],
+    "limit": lambda model: ["--model", str(model), "--limit", "0"],
+    "option": lambda model: ["--model", str(model), "--lmit", "3"],
+    "revision": lambda model: ["--model", str(model), "--revision", "main"],
+}
+LATE: dict[str, list[str]] = {  # what is wrong only once data and model are there
+    "attention": ["--layers", "99"],
+    "cknna": ["--layers", "99"],
+    "dynamics": [],
+    "knockout": ["--width", "99"],
+    "linear_probe": ["--layers", "99"],
+    "logit_lens": ["--layers", "99"],
+    "patching": ["--source", "./nothing"],
+    "permutation": ["--layers", "99"],
+    "tokens": ["--layers", "99"],
+}
+
+
+@pytest.mark.parametrize("name", [*analysis_files(), "all"])
+def test_an_analysis_that_is_refused_leaves_no_folder(name: str, model: Path, tmp_path: Path) -> None:
+    out = ["--output_dir", str(tmp_path / "new" / "runs"), *(["--report", str(tmp_path / "new" / "report.html")] if name == "all" else [])]
+    for words in BAD.values():
+        refused(f"analyses.{name}", *words(model), *out)
+        assert not list(tmp_path.iterdir()), words(model)
+    if name != "all":  # which reports what an analysis refuses
+        refused(f"analyses.{name}", "--model", str(model), "--limit", "2", *LATE[name], *out)
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--data.train", "shapes:trian"],
+        ["--data.val", "shapes:vall"],
+        ["--start", "nothing"],
+        ["--model.tower", "dinov2-smal"],
+        ["--alignment.vfm", "dinov2-smal"],
+        ["--alignment.layer", "99"],
+        ["--model.image_size", "57"],
+        ["--optim.lr", "1"],
+        ["--resume"],
+    ],
+)
+def test_a_training_that_is_refused_leaves_no_folder(words: list[str], tmp_path: Path) -> None:
+    refused("trainer", recipe("viral"), "--start", "None", *SMALL, *words, "--output_dir", str(tmp_path / "new" / "model"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_conversations_that_are_refused_leave_no_folder(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "model"
+    for name, data in ((str(model), "llava_json:nothing.json"), (f"{model}x", "shapes:train")):
+        refused("trainer", "--model.name", name, "--data.train", data, "--output_dir", str(out))
+        assert not list(tmp_path.iterdir())
+
+
+def test_other_commands_that_are_refused_leave_no_folder(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(f"variants: ['baseline: {tmp_path}/nothing.yaml']\noutput_dir: {tmp_path}/new/sweep\n")
+    out = str(tmp_path / "new" / "out")
+    for words in (
+        ["trainer.sweep", str(tmp_path / "sweep.yaml")],
+        ["trainer.sweep", str(tmp_path / "sweep.yaml"), "--report"],
+        ["trainer.card", out],
+        ["workbench.convert", str(tmp_path / "nothing"), out],
+        ["workbench.convert", str(model), out],
+        ["workbench.vfm", "dinov2-smal"],
+    ):
+        refused(*words)
+        assert [path.name for path in tmp_path.iterdir()] == ["sweep.yaml"], words
+
+
+# --- the means ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write", [atomic_folder, atomic_file])
+def test_what_cannot_be_written_leaves_no_parents(write: Callable[[Path], object], tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ValueError, match="no"), write(tmp_path / "there" / "new" / "target"):  # type: ignore[attr-defined]
+        raise ValueError("no")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"] and not list((tmp_path / "there").iterdir())
+    with write(tmp_path / "there" / "new" / "target") as partial:  # type: ignore[attr-defined]
+        if not partial.is_dir():
+            partial.write_text("a")
+    assert (tmp_path / "there" / "new" / "target").exists()
+
+
+def test_a_lock_leaves_no_parents_but_what_was_written_there(tmp_path: Path) -> None:
+    with locked(tmp_path / "new" / ".a.lock") as held:
+        assert held
+    assert not list(tmp_path.iterdir())
+    with locked(tmp_path / "new" / ".a.lock"):
+        (tmp_path / "new" / "a").write_text("a")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a"]
+
+
+def test_whether_a_folder_can_be_made_is_asked_without_making_it(tmp_path: Path) -> None:
+    check_can_make(tmp_path / "new" / "runs")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "runs", Path("/proc/here")):
+        with pytest.raises(RunError, match=f"cannot make folder {path}"):
+            check_can_make(path)
+
+
+# --- words that belong to no option ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["trainer", recipe("viral"), "dinov2-small"],
+        ["trainer", recipe("viral"), "dinov2-small", "--seed", "1"],
+        ["trainer", recipe("viral"), "--seed", "1", "dinov2-small"],
+        ["trainer.sweep", str(ROOT / "trainer" / "sweeps" / "demo.yaml"), "5"],
+        ["trainer.card", "runs/viral", "again"],
+        ["analyses.cknna", "runs/viral"],
+        ["analyses.cknna", "runs/viral", "--limit", "2"],
+        ["analyses.all", "runs/viral"],
+        ["workbench.convert", "a", "b", "c"],
+    ],
+)
+def test_a_stray_word_is_refused(words: list[str]) -> None:
+    said = refused(*words)
+    assert any(f"{word}" in said for word in words[1:]) and len(said) < 300
+
+
+def test_words_of_a_list_are_not_stray(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = parse(Recipe, ["--alignment.vfm", "dinov2-small", "efficientnet-lite0"], prog="x", recipe=Path(recipe("viral")))
+    assert asked.alignment.vfm == ("dinov2-small", "efficientnet-lite0")
+
+    @dataclass(frozen=True)
+    class Listed:
+        model: tuple[str, ...] = ()
+
+    assert parse(Listed, ["--model", "a", "b"], prog="x").model == ("a", "b")
+    show(["efficientnet-lite0"])  # a command of words
+    assert "efficientnet-lite0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("optim.lr", "optim.learning_rate"),
+        ("lr", "optim.learning_rate"),
+        ("learning_rate", "optim.learning_rate"),
+        ("optim.learnig_rate", "optim.learning_rate"),
+        ("optm.steps", "optim.steps"),
+        ("data.batch_size", "optim.batch_size"),
+        ("optim.bs", "optim.batch_size"),
+        ("optim.max_steps", "optim.steps"),
+        ("alignment.layers", "alignment.layer"),
+        ("outputdir", "output_dir"),
+        ("xyz", None),
+    ],
+)
+def test_the_nearest_key_is_near_in_its_last_part(key: str, near: str | None) -> None:
+    from workbench.config import _fields
+
+    assert nearest_key(key, [name for name, _ in _fields(Recipe)]) == near
+
+
+def test_an_unknown_option_is_one_short_sentence(tmp_path: Path) -> None:
+    assert refused("trainer", recipe("viral"), "--optim.lr", "1").endswith("unknown option '--optim.lr': did you mean 'optim.learning_rate'?")
+    (tmp_path / "r.yaml").write_text("optim:\n  lr: 1.0\n")
+    with pytest.raises(ConfigError, match=r"unknown key 'optim\.lr' in .*: did you mean 'optim\.learning_rate'\?$"):
+        parse(Recipe, [], prog="x", recipe=tmp_path / "r.yaml")
+    assert len(refused("trainer", recipe("viral"), "--xyz", "1")) < 300

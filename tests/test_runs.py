@@ -1,0 +1,83 @@
+"""Provenance: a record names this package's commit, never that of a repository that happens to be around it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from workbench.runs import checkout, environment
+
+
+def git(*words: str, cwd: Path) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    return subprocess.run(["git", *identity, *words], cwd=cwd, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _repository(folder: Path) -> str:
+    """Make `folder` a repository with one commit, which is returned."""
+    folder.mkdir(parents=True, exist_ok=True)
+    git("init", "-q", cwd=folder)
+    (folder / "a.txt").write_text("a")
+    git("add", "a.txt", cwd=folder)
+    git("commit", "-qm", "one", cwd=folder)
+    return git("rev-parse", "HEAD", cwd=folder)
+
+
+def _package(root: Path, name: str = "viral-workbench") -> Path:
+    """A copy of the package in `root`, in a checkout's layout."""
+    shutil.copytree(ROOT / "workbench", root / "workbench", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text().replace('name = "viral-workbench"', f'name = "{name}"'))
+    return root
+
+
+def recorded(root: Path, cwd: Path, **variables: str) -> tuple[str, bool]:
+    """The commit and the flag that the package in `root` records when it is called in `cwd`."""
+    code = "from workbench.runs import environment; own = environment([]); print(own['git'], own['dirty'])"
+    words = [sys.executable, "-c", code]
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"} | variables
+    commit, _, dirty = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, check=True).stdout.rpartition(" ")
+    return commit.strip(), dirty.strip() == "True"
+
+
+def test_the_commit_is_the_checkouts_wherever_one_stands(tmp_path: Path) -> None:
+    root = tmp_path / "ours"
+    _repository(root)
+    _package(root)
+    git("add", ".", cwd=root)
+    git("commit", "-qm", "two", cwd=root)
+    own = git("rev-parse", "HEAD", cwd=root)
+    other = _repository(tmp_path / "mine")
+    assert own != other and recorded(root, tmp_path / "mine") == (own, False) == recorded(root, root)
+    assert recorded(root, root, GIT_DIR=str(tmp_path / "mine" / ".git"), GIT_WORK_TREE=str(tmp_path / "mine")) == (own, False)
+    (root / "runs").mkdir()
+    (root / "runs" / "result.json").write_text("{}")
+    assert recorded(root, root) == (own, False)  # what a run writes is no change of the code
+    (root / "workbench" / "runs.py").write_text((root / "workbench" / "runs.py").read_text() + "\n# changed\n")
+    assert recorded(root, tmp_path) == (own, True)
+
+
+def test_an_installed_package_has_no_commit(tmp_path: Path) -> None:
+    """An environment or a copy inside another repository, and another project of the same layout."""
+    _repository(tmp_path / "mine")
+    site = tmp_path / "mine" / ".venv" / "lib" / "site-packages"
+    shutil.copytree(ROOT / "workbench", site / "workbench", ignore=shutil.ignore_patterns("__pycache__"))
+    assert recorded(site, tmp_path / "mine") == ("", False)
+    assert recorded(_package(tmp_path / "mine" / "vendored"), tmp_path / "mine") == ("", False)
+    fork = tmp_path / "fork"
+    _repository(fork)
+    assert recorded(_package(fork, name="something-else"), fork) == ("", False)
+
+
+def test_a_record_has_this_packages_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tomllib
+
+    own = environment(["a"])
+    packages = own["packages"]
+    assert isinstance(packages, dict) and packages["viral-workbench"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert {"torch", "transformers", "tokenizers", "timm", "pillow", "numpy"} <= packages.keys() and own["argv"] == ["a"]
+    assert checkout() == ROOT if (ROOT / ".git").exists() else checkout() is None
