@@ -377,6 +377,15 @@ def test_a_hub_id_is_fetched_once_and_half_precision_runs_in_float32(tmp_path: P
     assert not (tmp_path / "mark").exists() and not (tmp_path / "cache" / "weights" / "hf" / "some-one" / "bomb").exists()
 
 
+def test_a_vfm_of_the_hub_may_have_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = saved(MODELS["dinov2"](), tmp_path / "hub")
+    monkeypatch.setenv("VIRAL_CACHE", str(tmp_path / "cache"))
+    asked: list[object] = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda id, **options: asked.append((id, options.get("revision"))) or str(hub))
+    assert find_vfm("hf:some-one/dated@v1.2").dim == find_vfm("hf:some-one/undated").dim
+    assert asked == [("some-one/dated", "v1.2"), ("some-one/undated", None)]
+
+
 def json_of(**values: Any) -> Callable[[Path], object]:
     def change(folder: Path) -> None:
         file = folder / "config.json"
