@@ -67,8 +67,8 @@ class Rows:
             same = at < new and int(self.digests[at]) == digest
             numbers.append(at if same else -1)
             at += same
-        if new > old or at < new:
-            reason = f"and row {at + 1} of what is there now is none of them in their order" if at < new else "fewer than there are now"
+        if at < new:
+            reason = f"and row {at + 1} of what is there now is none of them in their order"
             raise RunError(f"the run was started with {old} conversations, {reason} ({new} of {name}): expected the same ones, some repaired or some left out")
         left_out = [place for place, number in enumerate(numbers) if number < 0]
         for place in left_out:

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, BatchFeature, PretrainedConfig
+from transformers import AutoModelForImageTextToText, BatchFeature, PretrainedConfig, ProcessorMixin
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from workbench.data.base import IMAGE_MARK
 from workbench.data.images import upright_rgb
@@ -174,7 +175,13 @@ class MLLM:
     def render(self, messages: Sequence[Mapping[str, object]], *, generation: bool) -> str:
         """Messages in the model's own chat template, with the beginning of the answer if `generation`; a template that can think does not, so that an
         answer follows its prompt at once."""
-        thinks = {"enable_thinking": False} if "enable_thinking" in str(self.processor.chat_template) else {}
+        template = self.processor.chat_template
+        thinks = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
+        if isinstance(template, str) and type(self.processor).apply_chat_template is ProcessorMixin.apply_chat_template:  # the same, in a fifth of the time
+            special = {**self.processor.tokenizer.special_tokens_map, **thinks}
+            own = [dict(message) for message in messages]
+            return str(render_jinja_template(conversations=[own], chat_template=template, add_generation_prompt=generation, **special)[0][0])
+        return str(self.processor.apply_chat_template(messages, add_generation_prompt=generation, tokenize=False, **thinks))
 
         def failed(error: Exception) -> ModelError:
             return ModelError(f"{self.name}: its chat template cannot be used ({one_line(error, 120)}): expected another chat_template.jinja in its folder")
