@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.conftest import refused
 from tests.students import FLAGS, picture, rows, write
 from tests.tiny import BUILDERS, build
 from trainer.config import Recipe
@@ -123,6 +124,44 @@ def words(model: Path, file: Path | str, out: Path, *more: object) -> list[str]:
     spec = f"llava_json:{file}"
     given = ["--model.name", model, "--data.train", spec, "--data.val", spec, *FLAGS, "--monitor.cknna_images", 0, "--output_dir", out, *more]
     return [str(word) for word in given]
+
+
+@pytest.mark.parametrize(
+    ("family", "row", "make", "more", "message"),
+    [
+        ("qwen2_vl", said("<image> what ?", image="x.png"), lambda f: picture(9, 2270, 10).save(f), (), "x.png): "),
+        (
+            "qwen2_vl",
+            said("<image> what ?", image="x.png"),
+            lambda f: picture(9, 900, 600).save(f),
+            ("--data.max_length", 30),
+            "an image reaches beyond 30 tokens",
+        ),
+        ("llava", said("<image> what ?", image="x.png"), lambda f: f.write_bytes(b""), (), "x.png cannot be read (it has 0 bytes)"),
+        ("llava", said("what ?", "a <eos> cat"), None, (), "the answer contains '<eos>', a control token of this model"),
+        ("llava", said("what ? <video> <pad> ?"), None, (), "the question contains '<pad>'"),
+        ("paligemma", said("what ?"), None, (), "its processor cannot take a prompt without an image here"),
+    ],
+)
+def test_a_late_row_that_cannot_be_used_is_named_before_anything_is_written(
+    family: str, row: dict[str, Any], make: Any, more: tuple[object, ...], message: str, tmp_path: Path
+) -> None:
+    """The last of many, in training and in validation, dry run or not."""
+    model = build(family, tmp_path / family)
+    good = data_of(tmp_path / "good", [(60, 60)] * 12)
+    made = [one | {"conversations": one["conversations"][:2]} for one in json.loads(good.read_text())]
+    good.write_text(json.dumps(made))
+    bad = tmp_path / "good" / "bad.json"
+    bad.write_text(json.dumps([*made, row]))
+    if make is not None:
+        make(tmp_path / "good" / "x.png")
+    empty = tmp_path / "empty.yaml"
+    empty.write_text("log_every: 1\n")
+    for train_on, validate_on, dry in ((bad, good, ()), (good, bad, ("--dry_run",))):
+        given = words(model, train_on, tmp_path / "out", "--data.val", f"llava_json:{validate_on}", *more, *dry)
+        line = refused("trainer", str(empty), *given)
+        assert message in line and len(line) < 500 and not (tmp_path / "out").exists(), line
+        assert "x.png" in line if make is not None and not more else "13:x" in line, line
 
 
 def test_what_was_looked_through_is_remembered_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
