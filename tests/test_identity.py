@@ -253,7 +253,7 @@ def test_a_damaged_list_of_hashes_is_made_anew(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("VIRAL_CACHE", str(tmp_path / "cache"))
     spec = spec_of("llava_json", tmp_path / "w", NAMES)
     before = load_data(spec, decode=False).fingerprint
-    for file in (tmp_path / "cache" / "images").glob("*.npz"):
+    for file in (tmp_path / "cache" / "images").glob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:100])
     assert load_data(spec, decode=False).fingerprint == before
 

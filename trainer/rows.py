@@ -8,12 +8,13 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from workbench.data.base import Conversation
 from workbench.data.images import StoredImage
 from workbench.errors import RunError
 
-FILE = "rows.npz"  # in every checkpoint of a training on conversations
+FILE = "rows.safetensors"  # in every checkpoint of a training on conversations
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,15 @@ class Rows:
 
     def save(self, folder: Path) -> None:
         """Write them into a checkpoint."""
-        np.savez(folder / FILE, digests=self.digests, with_image=self.with_image, lengths=self.lengths)
+        save_file({"digests": self.digests, "with_image": self.with_image, "lengths": self.lengths}, folder / FILE)
 
     @classmethod
     def load(cls, folder: Path) -> Rows | None:
         """Those of a checkpoint; None where it has none."""
         if not (folder / FILE).exists():
             return None
-        with np.load(folder / FILE) as kept:
-            return cls(kept["digests"], kept["with_image"], kept["lengths"])
+        stored = load_file(folder / FILE)
+        return cls(stored["digests"], stored["with_image"], stored["lengths"])
 
     def in_place_of(self, stored: Rows, name: str) -> tuple[list[int], int]:
         """For each stored row the number of the one of these that takes its place, and how many stored rows are left out.

@@ -15,9 +15,10 @@ from hashlib import blake2b, file_digest
 from pathlib import Path
 from unicodedata import normalize
 from urllib.parse import unquote
-from zipfile import BadZipFile
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from workbench.data.base import content_hash
@@ -143,7 +144,7 @@ def file_hashes(files: Mapping[str, ImageFile], what: str) -> dict[str, bytes]:
     names = sorted(files)
     hints = np.array([files[name].hints for name in names], dtype=np.int64).reshape(len(names), 4)
     hashes = np.zeros((len(names), 16), dtype=np.uint8)
-    store = cache_folder("images") / f"{content_hash(*(str(files[name].path) for name in names))}.npz"
+    store = cache_folder("images") / f"{content_hash(*(str(files[name].path) for name in names))}.safetensors"
     known = np.zeros(len(names), dtype=bool)
     if (earlier := _earlier(store)) is not None and earlier[0].shape == hints.shape:
         known = (earlier[0] == hints).all(axis=1)
@@ -157,16 +158,16 @@ def file_hashes(files: Mapping[str, ImageFile], what: str) -> dict[str, bytes]:
     if len(unknown):
         settled = hints.copy()
         settled[hints[:, 2:].max(axis=1) > began - RECENT] = -1  # looked at again next time
-        with atomic_file(store) as partial, partial.open("wb") as stream:
-            np.savez(stream, hints=settled, hashes=hashes)
+        with atomic_file(store) as partial:
+            save_file({"hints": settled, "hashes": hashes}, partial)
     return {name: row.tobytes() for name, row in zip(names, hashes, strict=True)}
 
 
 def _earlier(store: Path) -> tuple[np.ndarray, np.ndarray] | None:
     try:
-        with np.load(store) as stored:
-            return stored["hints"], stored["hashes"]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        stored = load_file(store)
+        return stored["hints"], stored["hashes"]
+    except (OSError, KeyError, SafetensorError):
         return None
 
 
