@@ -347,3 +347,28 @@ def test_joint_pca_has_one_basis_and_fixed_signs() -> None:
     first, second = joint_pca_rgb([x, x])
     assert np.array_equal(first, second) and first.shape == (2, 30, 3) and first.min() >= 0 and first.max() <= 1
     assert np.allclose(joint_pca_rgb([100 * x])[0], joint_pca_rgb([x])[0])
+
+
+def test_joint_pca_is_the_pca_of_scikit_learn_over_all_maps() -> None:
+    """Maps of other scales and sizes, of one layer and of two: rows in units of their map's root mean square, then median, quartiles and tanh."""
+    rng = torch.Generator().manual_seed(4)
+    maps = [torch.randn(2, 25, 6, generator=rng) * torch.tensor([5.0, 3, 2, 1, 1, 1]) + 1, 40 * torch.randn(18, 6, generator=rng).exp()]
+    layers = [layer.double().numpy() for m in maps for layer in m.reshape(-1, *m.shape[-2:])]
+    rows = np.concatenate([layer / np.sqrt((layer**2).mean()) for layer in layers])
+    scores = PCA(3, svd_solver="full").fit_transform(rows)
+    scores *= np.sign(scores[np.abs(scores).argmax(axis=0), range(3)])
+    low, middle, high = np.percentile(scores, [25, 50, 75], axis=0)
+    expected = 0.5 + 0.5 * np.tanh((scores - middle) / (high - low))
+    first, second = joint_pca_rgb(maps)
+    assert first.shape == (2, 25, 3) and second.shape == (1, 18, 3)
+    assert np.allclose(np.concatenate([first.reshape(-1, 3), second.reshape(-1, 3)]), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cka", "rsa"])
+def test_metrics_of_all_pairs_refuse_more_rows_than_they_can_hold(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the limit a score, one row beyond it one sentence, before the matrix of all pairs exists."""
+    monkeypatch.setattr("workbench.metrics.alignment.MAX_PAIRED_ROWS", 40)
+    metric, x = METRICS.get(name), pair(41, 4, 0)[0]
+    assert metric.square and metric.score(*[metric.prepare(x[:40], 10, "x")] * 2).item() == pytest.approx(1)
+    with pytest.raises(DataError, match=f"41 rows: {name.upper()} compares every pair, expected at most 40"):
+        metric.prepare(x, 10, "x")
