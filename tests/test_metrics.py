@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from scipy.stats import spearmanr
 from sklearn.cross_decomposition import CCA
 from sklearn.decomposition import PCA
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from workbench.errors import DataError, UnknownNameError
 from workbench.metrics import METRICS, alignment_matrix, cka, cknna, mutual_knn, nearest_neighbors, rsa, svcca
@@ -228,6 +231,34 @@ def test_the_parts_of_a_metric_in_batches_and_permuted_equal_single_calls(name: 
         for draw in range(2):
             moved = b[orders[draw, number]]
             assert nulls[draw, :, number] == pytest.approx([metric(a, moved, **given), metric(b, moved, **given)], abs=1e-9)
+
+
+class Elsewhere(TorchFunctionMode):
+    """What is made without a device does not land where the values are: as on a machine whose values are on a GPU."""
+
+    MADE = (torch.arange, torch.zeros, torch.ones, torch.full, torch.empty, torch.eye, torch.triu_indices)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        absent = func in self.MADE and "device" not in (kwargs or {})
+        return func(*args, **(kwargs or {}), **({"device": "meta"} if absent else {}))
+
+
+@pytest.mark.parametrize("shape", [(1200, 16), (3, 40, 16)], ids=["one large", "several small"])
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_stays_on_the_device_of_its_values(name: str, shape: tuple[int, ...]) -> None:
+    metric, generator = METRICS.get(name), torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, *shape, generator=generator)
+    orders = permutations(shape[-2], 2, (0,))
+    orders = orders[:, None].expand(2, 3, -1) if len(shape) == 3 else orders
+
+    def scores() -> tuple[Tensor, np.ndarray]:
+        own, other = metric.prepare(x, 10, "x"), metric.prepare(y, 10, "y")
+        return metric.score(own, other), null_scores(metric, [own], other, orders)
+
+    wanted = scores()
+    with Elsewhere():
+        found = scores()
+    assert torch.equal(found[0], wanted[0]) and (found[1] == wanted[1]).all()
 
 
 def test_independent_features_fall_inside_their_null_and_related_ones_outside() -> None:

@@ -265,7 +265,7 @@ def prepare_student(recipe: Recipe, checkpoint: Path | None = None) -> PreparedS
     record["commit"] = getattr(mllm.config, "_commit_hash", None)  # of a hub id, what its revision was
     trained = choose_trained(mllm, recipe)
     if recipe.optim.checkpointing:
-        mllm.model.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(mllm.model)
     settings, residual, targets = recipe.alignment, None, None
     own_width = _own_width(mllm, train) if settings.residual == "encoder" or (settings.aligned and settings.target == "encoder") else 0
     if settings.residual != "none":
@@ -295,6 +295,12 @@ def prepare_student(recipe: Recipe, checkpoint: Path | None = None) -> PreparedS
     sizes["head"] = sum(p.numel() for p in alignment.parameters()) if alignment is not None else 0
     record["trained"] = sizes  # parameters
     return PreparedStudent(model, mllm, train, val, collate, questions, trained, frozen_fingerprint(mllm.model, mllm.model.state_dict()), vfms, record)
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Let a transformers model compute its activations again in the backward pass; older versions call that by another name."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def load_conversations(recipe: Recipe, stored: Rows | None = None) -> tuple[ConversationSet, ConversationSet]:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import nnsight
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -60,22 +59,53 @@ def read(
     wanted = check_layers(mllm, layers)
     found = mllm.visual_tokens(batch)
     index = _positions_of(found) if tokens == "visual" else [row.nonzero().flatten() for row in batch.inputs["attention_mask"]]
-    taken: dict[int, list[Tensor]] = {}
+    values: list[Tensor] = []
     features: list[Tensor] = []
+    copies = _Copies()
 
     def keep(layer: int, hidden: Tensor) -> None:
         if layer in wanted:
-            taken[layer] = [row[where].float().cpu() for row, where in zip(hidden, index, strict=True)]
+            if not values:
+                values.extend(copies.empty(hidden.device, len(wanted), len(where), hidden.shape[-1]) for where in index)
+            for row, where, kept in zip(hidden, index, values, strict=True):
+                copies.start(row[where.to(row.device)].float(), kept[wanted.index(layer)])
 
     def keep_tower(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         features.extend(by_token(mllm, args[0])[rows.to(args[0].device)].float().cpu() for rows in tower_rows(mllm, found))
 
     with mllm.lock, torch.inference_mode(), _hooks(mllm, keep, keep_tower if tower else None):
         mllm.model(**batch.inputs, use_cache=False, logits_to_keep=1)
-    return [
-        Activations(torch.stack([taken[layer][row] for layer in wanted]), tuple(wanted), index[row].cpu(), features[row] if features else None)
-        for row in range(len(batch))
-    ]
+        copies.finish()
+    return [Activations(values[row], tuple(wanted), index[row].cpu(), features[row] if features else None) for row in range(len(batch))]
+
+
+class _Copies:
+    """Copies of tensors in host memory, made on a stream of their own, so that a GPU goes on computing; ordinary copies where the values are on the CPU."""
+
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    @staticmethod
+    def empty(device: torch.device, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Host memory for values of `device`, pinned for a GPU's: into other memory it copies slowly, and with everything waiting."""
+        with torch.inference_mode(False):
+            return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+
+    def start(self, values: Tensor, kept: Tensor) -> None:
+        """Copy `values` into `kept`, which holds them after `finish`."""
+        if not values.is_cuda:
+            kept.copy_(values)
+            return
+        stream = self._streams.get(values.device) or self._streams.setdefault(values.device, torch.cuda.Stream(values.device))
+        stream.wait_stream(torch.cuda.current_stream(values.device))
+        with torch.cuda.stream(stream):
+            kept.copy_(values, non_blocking=True)
+        values.record_stream(stream)  # its memory is not given to others before
+
+    def finish(self) -> None:
+        """Wait for all copies."""
+        for stream in self._streams.values():
+            stream.synchronize()
 
 
 def check_layers(mllm: MLLM, layers: Sequence[int] | None, *, first: int = 0) -> list[int]:
@@ -160,10 +190,13 @@ class _Rows:
     rows: Int[Tensor, "sample row"]
     blocks: set[int]
     found: dict[int, Any] = field(default_factory=dict)
+    copies: _Copies = field(default_factory=_Copies)
 
     def take(self, block: int, scores: _Scores, value: Tensor, output: Tensor) -> Tensor:
         """Keep what is wanted of one block, and return the block's attention output."""
-        self.found[block] = scores.rows(self.rows).to(scores.query.dtype).cpu()
+        rows = scores.rows(self.rows).to(scores.query.dtype)
+        self.found[block] = self.copies.empty(rows.device, *rows.shape, dtype=rows.dtype)
+        self.copies.start(rows, self.found[block])
         return output
 
 
@@ -282,6 +315,7 @@ def _collect(mllm: MLLM, batch: Batch, collector: _Rows, *, keep: int | Tensor) 
     _check_uncapped(mllm)
     with mllm.lock, _implementation(mllm, ROWS):
         logits = mllm.model(**batch.inputs, use_cache=False, logits_to_keep=keep, collect_rows=collector).logits
+        collector.copies.finish()
     missing = collector.blocks - set(collector.found)
     if missing:
         raise ModelError(f"{mllm.name}: blocks {sorted(missing)} have no attention of the usual kind to read")
@@ -473,6 +507,8 @@ def edited(fn: Edit, values: Float[Tensor, "token d"], sample: int) -> Float[Ten
 
 def _trace(mllm: MLLM, batch: Batch, layer: int | str, change: Callable[[Tensor], Tensor], keep: int) -> Tensor:
     """One traced forward pass with the change in place; the caller holds the model's lock, because traces of one model must not overlap."""
+    import nnsight  # which only edits need
+
     own = vars(mllm.model)  # wrapping changes a model for good, so it is done once for each, and goes when the model goes
     traced = own.get("_traced") or own.setdefault("_traced", nnsight.NNsight(mllm.model))
     if layer == "tower":

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-import tyro
 import yaml
 
 from workbench.errors import ConfigError
@@ -32,6 +31,8 @@ def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str
         ConfigError: an unknown key or option (with the nearest valid one) or a value of the wrong type.
         SystemExit: after `--help`, with code 0.
     """
+    import tyro  # which only a command line needs
+
     known = dict(_fields(cls))
     flags: list[str] = []
     if recipe is not None:

@@ -115,7 +115,7 @@ class Within:
                     [self.metric.prepare(torch.stack([side[i][r] for i, r in part]), self.option, name, number) for side in sides]
                     for number, (sides, name) in enumerate(((hidden, "the visual tokens of an image"), (patches, "the VFM's patches of an image")))
                 )
-                found = np.array([[self.metric.score(x, y).numpy() for y in ys] for x in xs])
+                found = np.array([[self.metric.score(x, y).cpu().numpy() for y in ys] for x in xs])
                 # a raster's permutations are its own, so that neither the batch size nor the other images change them
                 orders = torch.stack([permutations(length, self.null, (self.seed, first + i, r)) for i, r in part], dim=1)
                 weights = np.array([1 / len(hidden[0][i]) for i, _ in part])

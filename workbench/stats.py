@@ -252,7 +252,7 @@ def permutation_null(metric: Callable[..., float], x: Array, y: Array, *, n: int
 def null_scores(metric: Metric, xs: Sequence[Any], y: Any, orders: Int[Tensor, "draw *batch n"]) -> np.ndarray:
     """Scores of prepared `xs` against prepared `y` under random pairings, (draw, x, *batch); all x meet the same pairings."""
     moved = map(y.permuted, orders)
-    return np.stack([np.stack([metric.score(x, other).numpy() for x in xs]) for other in moved])
+    return np.stack([np.stack([metric.score(x, other).cpu().numpy() for x in xs]) for other in moved])
 
 
 def permutations(n: int, draws: int, seed: Sequence[int]) -> Int[Tensor, "draw n"]:

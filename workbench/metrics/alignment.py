@@ -139,7 +139,7 @@ def _hsic(pairs: Neighbors, kx: Float[Tensor, "*batch n k"], ky: Float[Tensor, "
     n, (slot, mutual) = pairs.n, pairs.back
     flat_x, flat_y = kx.flatten(-2), ky.flatten(-2)
     traced = (flat_x * flat_y.gather(-1, slot) * mutual).sum(-1)
-    columns = torch.zeros(*flat_x.shape[:-1], n, dtype=torch.float64).scatter_add_(-1, pairs.index.flatten(-2), flat_x)
+    columns = torch.zeros(*flat_x.shape[:-1], n, dtype=torch.float64, device=flat_x.device).scatter_add_(-1, pairs.index.flatten(-2), flat_x)
     crossed = (columns * ky.sum(-1)).sum(-1)
     total = flat_x.sum(-1) * flat_y.sum(-1)
     return (traced + total / ((n - 1) * (n - 2)) - 2 * crossed / (n - 2)) / (n * (n - 3))
@@ -182,7 +182,7 @@ class Square:
 
     def permuted(self, order: Int[Tensor, "*batch n"]) -> Square:
         """The same things in another order."""
-        n = order.shape[-1]
+        order, n = order.to(self.values.device), order.shape[-1]
         flat = (order[..., :, None] * n + order[..., None, :]).flatten(-2)
         return Square(self.values.flatten(-2).gather(-1, flat).unflatten(-1, (n, n)))
 
@@ -249,7 +249,7 @@ class Basis:
 
     def permuted(self, order: Int[Tensor, "*batch n"]) -> Basis:
         """The same things in another order."""
-        return Basis(self.values.gather(-2, order[..., None].expand(*order.shape, self.values.shape[-1])))
+        return Basis(self.values.gather(-2, order[..., None].to(self.values.device).expand(*order.shape, self.values.shape[-1])))
 
 
 def _principal(x: Array, dim: int, name: str, _: int = 0) -> Basis:
@@ -278,13 +278,13 @@ def _ranked(x: Array, _: int, name: str, __: int = 0) -> Square:
     _check_pairs(x, "RSA")
     rows = unit_rows(torch.as_tensor(x).double(), name)
     n = rows.shape[-2]
-    upper = torch.triu_indices(n, n, 1)
+    upper = torch.triu_indices(n, n, 1, device=rows.device)
     pairs = (rows @ rows.mT)[..., upper[0], upper[1]].round(decimals=12)  # equal rows tie, whatever rounding makes of them
     if (pairs.amax(-1) == pairs.amin(-1)).any():
         raise DataError(f"RSA is undefined: all pairs of {name} are equally similar")
-    ranks = torch.from_numpy(rankdata(pairs.numpy(), axis=-1))
+    ranks = torch.from_numpy(rankdata(pairs.cpu().numpy(), axis=-1)).to(rows.device)
     ranks = ranks - ranks.mean(-1, keepdim=True)
-    values = torch.zeros(*rows.shape[:-1], n, dtype=torch.float64)
+    values = torch.zeros(*rows.shape[:-1], n, dtype=torch.float64, device=rows.device)
     values[..., upper[0], upper[1]] = values[..., upper[1], upper[0]] = ranks / (2 * ranks.pow(2).sum(-1, keepdim=True)).sqrt()
     return Square(values)
 

@@ -14,6 +14,7 @@ from workbench.errors import DataError
 
 CHUNK_BYTES = 2**26  # of similarities held at a time, where many small representations are searched together
 TILE = 2048  # rows of one block at most
+DEVICE_TILE, DEVICE_BYTES = 8192, 2**31  # on a GPU, which less leaves waiting for the host
 BLOCK = 512  # rows of one block at least, where there are two
 SAFE = (1e-12, 1e15)  # lengths whose squares float32 holds
 PARALLEL = 0.99  # mean cosine of all pairs of rows from which all products are float64's
@@ -44,8 +45,9 @@ class Neighbors:
 
     def permuted(self, order: Int[Tensor, "*batch n"]) -> Neighbors:
         """The lists of the same things in another order: row i is what was row order[i]. Nothing is searched again, so it costs O(n k log k)."""
+        order = order.to(self.index.device)
         rows = order[..., None].expand(*order.shape, self.k)
-        now = torch.empty_like(order).scatter_(-1, order, torch.arange(self.n).expand(order.shape))  # where each old row stands
+        now = torch.empty_like(order).scatter_(-1, order, torch.arange(self.n, device=order.device).expand(order.shape))  # where each old row stands
         index = now.gather(-1, self.index.gather(-2, rows).flatten(-2)).unflatten(-1, (self.n, self.k))
         index, slots = index.sort(dim=-1)
         return Neighbors(index, self.kernel.gather(-2, rows).gather(-1, slots))
@@ -53,7 +55,7 @@ class Neighbors:
     @cached_property
     def back(self) -> tuple[Int[Tensor, "*batch n*k"], Bool[Tensor, "*batch n*k"]]:
         """For each pair (i, j), where the pair (j, i) stands in the flattened lists, and whether it stands there at all."""
-        rows = torch.arange(self.n)[:, None]
+        rows = torch.arange(self.n, device=self.index.device)[:, None]
         keys = (rows * self.n + self.index).flatten(-2)  # ascending, since neighbours are
         wanted = (self.index * self.n + rows).flatten(-2)
         slot = torch.searchsorted(keys, wanted).clamp_max(self.n * self.k - 1)
@@ -107,7 +109,8 @@ def nearest_neighbors(x: Tensor | np.ndarray, k: int, *, name: str = "x", side: 
     parallel = flat.mean(dim=-2, dtype=torch.float64).pow(2).sum(-1) > PARALLEL
     for number in parallel.nonzero().flatten().tolist():
         _check_spread(flat_values[number], name)
-    index, kernel = torch.zeros(*flat.shape[:2], k, dtype=torch.long), torch.zeros(*flat.shape[:2], k, dtype=torch.float64 if parallel.any() else rows.dtype)
+    index = torch.zeros(*flat.shape[:2], k, dtype=torch.long, device=flat.device)
+    kernel = torch.zeros(*flat.shape[:2], k, dtype=torch.float64 if parallel.any() else rows.dtype, device=flat.device)
     for chosen, exact in ((~parallel, False), (parallel, True)):
         if chosen.any():
             part = flat if chosen.all() else flat[chosen]
@@ -148,7 +151,7 @@ def _search(rows: Float[Tensor, "batch n d"], values: Float[Tensor, "batch n d"]
 def _open_rows(kernel: Float[Tensor, "batch n m"], k: int, d: int) -> Bool[Tensor, "batch n"]:
     """Rows whose k-th similarity is the next one up to the rounding of their dtype."""
     if kernel.shape[-1] == k:
-        return torch.zeros(kernel.shape[:-1], dtype=torch.bool)
+        return torch.zeros(kernel.shape[:-1], dtype=torch.bool, device=kernel.device)
     return kernel[..., k - 1] - kernel[..., k] <= _rounding(kernel.dtype, d)
 
 
@@ -160,10 +163,10 @@ def _decided(values: Float[Tensor, "n d"], open_rows: Int[Tensor, " row"], k: in
     """The k nearest neighbours of some rows from float64 products, ties broken by random directions of the rows."""
     n, d = values.shape
     away, parts = None, []
-    for rows in open_rows.split(max(1, CHUNK_BYTES // (8 * n))):
+    for rows in open_rows.split(max(1, (CHUNK_BYTES if values.device.type == "cpu" else DEVICE_BYTES) // (8 * n))):
         mine = unit_rows(values[rows].double())
-        similarity = torch.cat([mine @ unit_rows(block.double()).T for block in values.split(TILE)], dim=1)
-        similarity[torch.arange(len(rows)), rows] = -torch.inf
+        similarity = torch.cat([mine @ unit_rows(block.double()).T for block in values.split(_tile(values))], dim=1)
+        similarity[torch.arange(len(rows), device=rows.device), rows] = -torch.inf
         last = similarity.topk(k, dim=1).values[:, -1:]
         near = (similarity - last).abs() <= _rounding(torch.float64, d)
         rank = torch.where(near, 0.0, torch.where(similarity > last, torch.inf, -torch.inf))
@@ -177,18 +180,24 @@ def _decided(values: Float[Tensor, "n d"], open_rows: Int[Tensor, " row"], k: in
 
 def _displacements(values: Float[Tensor, "n d"], side: int) -> Float[Tensor, "n j"]:
     """A random direction for every row, which follows it when rows are reordered; among equal rows the order decides."""
-    along = torch.randn(values.shape[1], generator=torch.Generator().manual_seed(TIES), dtype=torch.float64)
-    where = torch.cat([unit_rows(block.double()) @ along for block in values.split(TILE)])
+    along = torch.randn(values.shape[1], generator=torch.Generator().manual_seed(TIES), dtype=torch.float64).to(values.device)  # the same on every device
+    where = torch.cat([unit_rows(block.double()) @ along for block in values.split(_tile(values))])
     order = where.round(decimals=12).argsort(stable=True)
     drawn = torch.randn(len(values), JITTER, generator=torch.Generator().manual_seed(TIES + 1 + side), dtype=torch.float64)
-    return torch.empty_like(drawn).index_copy_(0, order, drawn)
+    return torch.empty_like(drawn, device=values.device).index_copy_(0, order, drawn.to(values.device))
+
+
+def _tile(rows: Tensor) -> int:
+    """Rows of one block at most."""
+    return TILE if rows.device.type == "cpu" else DEVICE_TILE
 
 
 def _tiled(rows: Float[Tensor, "n d"], k: int) -> tuple[Int[Tensor, "n m"], Float[Tensor, "n m"]]:
     """The k + 1 nearest (k where there are no more), nearest first. One product of two blocks of rows serves both, so half of all products are enough."""
     n, m = len(rows), min(k + 1, len(rows) - 1)
-    index, kernel = torch.zeros(n, m, dtype=torch.long), torch.full((n, m), -torch.inf, dtype=rows.dtype)
-    tile = min(TILE, max(BLOCK, -(-n // 2)))  # two blocks at least, so that the products of one with the other serve both
+    index = torch.zeros(n, m, dtype=torch.long, device=rows.device)
+    kernel = torch.full((n, m), -torch.inf, dtype=rows.dtype, device=rows.device)
+    tile = min(_tile(rows), max(BLOCK, -(-n // 2)))  # two blocks at least, so that the products of one with the other serve both
     blocks = [slice(start, min(start + tile, n)) for start in range(0, n, tile)]
     for number, one in enumerate(blocks):
         for two in blocks[number:]:

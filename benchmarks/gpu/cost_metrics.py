@@ -1,0 +1,90 @@
+"""CKNNA of many layers and VFMs, and of one pair of up to a million rows, on the device; against the dense definition where its n x n kernels fit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from benchmarks.cknna import dense_cknna
+from benchmarks.gpu.cost_reading import extra_memory, seconds
+from benchmarks.gpu.harness import Bench
+from workbench.metrics import METRICS, cknna
+
+K, LAYERS, VFMS, MODELS = 10, 33, 4, 2
+WIDTHS = 4096, 768
+
+
+def run(bench: Bench) -> None:
+    """The sweep, and single pairs."""
+    with bench.guard("CKNNA, layers x VFMs x models"):
+        _sweep(bench)
+    rows = (1_000, 4_000) if bench.toy else (20_000, 100_000, 1_000_000)
+    rate = 0.0
+    for n in rows:
+        expected = n * n * rate
+        setting = f"n {n:,}, d 1024"
+        if bench.time_for("CKNNA of one pair", 1.1 * expected + 5 * (not bench.toy), setting):
+            with bench.guard("CKNNA of one pair", setting=setting):
+                rate = _pair(bench, n, setting) / (n * n)
+
+
+def _pair(bench: Bench, n: int, setting: str) -> float:
+    generator = torch.Generator(bench.device).manual_seed(0)
+    x = torch.randn(n, 1024, generator=generator, device=bench.device)
+    y = x + torch.randn(n, 1024, generator=generator, device=bench.device)
+    cknna(x[:2000], y[:2000], k=K)
+    score = 0.0
+
+    def once() -> None:
+        nonlocal score
+        score = cknna(x, y, k=K)
+
+    memory = 0.0
+    if bench.device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    taken = seconds(bench, once)
+    if bench.device == "cuda":
+        memory = (torch.cuda.max_memory_allocated() - before) / 1e9
+    figures = {"s": taken, "score": score, "extra GB": memory, "input GB": 2 * x.nbytes / 1e9}
+    if n <= 20_000:
+        dense = 0.0
+
+        def reference() -> None:
+            nonlocal dense
+            dense = dense_cknna(x, y, K)
+
+        figures["dense s"] = seconds(bench, reference)
+        figures["dense extra GB"] = extra_memory(reference) if bench.device == "cuda" else 0.0
+        bench.error("CKNNA of one pair against the dense definition", abs(score - dense), 1e-5, setting=setting)
+    bench.add("CKNNA of one pair", figures, setting=setting)
+    return taken
+
+
+def _sweep(bench: Bench) -> None:
+    """Every layer of every model against every VFM."""
+    n, layers = (256, 4) if bench.toy else (2048, LAYERS)
+    generator = torch.Generator(bench.device).manual_seed(0)
+    metric = METRICS.get("cknna")
+
+    def rows(width: int) -> Tensor:
+        return torch.randn(n, width, generator=generator, device=bench.device)
+
+    hidden = [[rows(WIDTHS[0]) for _ in range(layers)] for _ in range(MODELS)]
+    patches = [rows(WIDTHS[1]) for _ in range(VFMS)]
+
+    def ours() -> list[float]:
+        near = [metric.prepare(y, K, "y") for y in patches]
+        return [float(metric.score(x, y)) for own in hidden for x in (metric.prepare(v, K, "x") for v in own) for y in near]
+
+    def dense(pairs: int) -> list[float]:
+        every = [(x, y) for own in hidden for x in own for y in patches][:pairs]
+        return [dense_cknna(x, y, K) for x, y in every]
+
+    some, pairs = 8, layers * VFMS * MODELS
+    scores, wanted = ours(), dense(some)
+    figures = {"s": seconds(bench, ours), "dense s": seconds(bench, lambda: dense(some)) * pairs / some}
+    figures |= {"difference": max(abs(a - b) for a, b in zip(scores, wanted, strict=False))}
+    passed = figures["difference"] <= 1e-5
+    bench.add(f"CKNNA, {layers} layers x {VFMS} VFMs x {MODELS} models", figures, setting=f"n {n}", tolerance="difference <= 1e-05", passed=passed)

@@ -1,0 +1,202 @@
+"""A training step with LoRA 128 at the geometry of LLaVA-1.5-7B: baseline against VIRAL with cached features and with the VFM at every step; peak memory.
+
+Steps are those of the trainer's own loop, with loading, clipping, optimizer and schedule. All variants train the same model in turn, a few steps at a time, so
+that what disturbs one disturbs all; the time of a step is from the end of the one before to its own, synchronized.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from benchmarks.gpu import models
+from benchmarks.gpu.harness import Bench
+from trainer.alignment import Alignment, attach_alignment
+from trainer.config import AlignmentConfig, LoraConfig, ModelConfig, MonitorConfig, OptimConfig, Recipe
+from trainer.conversations import Collator, ConversationSet, Targets
+from trainer.dry_run import Plan
+from trainer.loop import AlignmentTrainer, build_trainer
+from trainer.lora import add_lora
+from trainer.outline import sizes_of
+from trainer.student import AlignedMLLMForConditionalGeneration, PreparedStudent, checkpoint_activations
+from workbench.vfm import VFM
+
+BASELINE, CACHED, COMPUTED = "baseline", "VIRAL, VFM cached", "VIRAL, VFM at every step"
+GOAL = 1.03  # of the baseline's time
+WITHIN = 0.1  # of the dry run's estimate
+ROUNDS, WARM_UP = 3, 2  # rounds of all variants; steps of each that are not counted
+WORDS = 120  # of a conversation, beside its 576 visual tokens
+
+
+class Remembered(Targets):
+    """Features that were computed before, in memory, as a store gives them."""
+
+    def __init__(self, vfms: Sequence[VFM], features: Tensor) -> None:
+        super().__init__(vfms)
+        self._features = features
+
+    def __call__(self, numbers: Sequence[int], images: Any, visual: Any) -> dict[str, list[list[Tensor]]]:
+        return {name: [[self._features[number % len(self._features)]] for number in numbers] for name in self.dims}
+
+
+class Model:
+    """One model that every variant trains: its adapters, its heads, its data."""
+
+    def __init__(self, bench: Bench, dtype: torch.dtype) -> None:
+        self.bench, self.toy = bench, bench.toy
+        self.mllm = models.llava(bench.device, dtype, toy=bench.toy)
+        self.mllm.model.requires_grad_(False)
+        self.rank = 8 if bench.toy else 128
+        add_lora(self.mllm.model, LoraConfig(rank=self.rank, alpha=2 * self.rank))
+        self.mllm.connector.requires_grad_(True).float()
+        for name, value in self.mllm.model.named_parameters():
+            if "lora_" in name:
+                value.data = value.data.float()
+        self.trained = {name: "lora" if "lora_" in name else "connector" for name, p in self.mllm.model.named_parameters() if p.requires_grad}
+        side = self.mllm.config.vision_config.image_size
+        self.vfm = models.dino(bench.device, toy=bench.toy)
+        self.tokens = self.mllm.config.image_seq_length
+        layer = 2 if bench.toy else 16
+        self.alignment = attach_alignment(self.mllm, layers=[layer], dims={self.vfm.name: self.vfm.dim}, hidden=32 if bench.toy else 2048)
+        self.features = torch.randn(16, self.tokens, self.vfm.dim)
+        self.data = ConversationSet(models.conversations(64, side=side, words=WORDS // 4 if bench.toy else WORDS))
+        settings = AlignmentConfig(objective="cosine", layer=(layer,), hidden=32 if bench.toy else 2048)
+        self.recipe = Recipe(
+            output_dir=bench.folder / "run",
+            log_every=20,
+            eval_every=10_000,
+            save_every=10_000,
+            model=ModelConfig(name="random", train="lora", lora=LoraConfig(rank=self.rank, alpha=2 * self.rank)),
+            optim=OptimConfig(steps=1, batch_size=8, warmup=0, learning_rate=1e-5, precision="bfloat16"),
+            alignment=settings,
+            monitor=MonitorConfig(cknna_images=0, head_steps=10_000),
+        )
+
+    def trainer(self, variant: str, *, batch: int, steps: int, checkpointing: bool) -> AlignmentTrainer:
+        """A trainer of one variant, which takes so many steps."""
+        recipe = replace(self.recipe, optim=replace(self.recipe.optim, steps=steps, batch_size=batch, checkpointing=checkpointing))
+        alignment: Alignment | None = self.alignment
+        targets: Targets | None = None if variant == BASELINE else Remembered([self.vfm], self.features) if variant == CACHED else Targets([self.vfm])
+        if variant == BASELINE:
+            recipe, alignment = replace(recipe, alignment=AlignmentConfig()), None
+        module: Any = self.mllm.model
+        if checkpointing:
+            checkpoint_activations(module)
+        else:
+            (getattr(module, "activation_checkpointing_disable", None) or module.gradient_checkpointing_disable)()
+        collate = Collator(self.mllm, self.data, None, targets)
+        model = AlignedMLLMForConditionalGeneration(self.mllm, alignment)
+        prepared = PreparedStudent(model, self.mllm, self.data, self.data, collate, [], self.trained, "", [], {})
+        recipe.output_dir.mkdir(exist_ok=True)
+        return build_trainer(recipe, prepared)
+
+    def steps(self, variant: str, *, batch: int, steps: int, checkpointing: bool = False) -> tuple[list[float], int, int]:
+        """Seconds of each step, peak bytes of the card in them, and tokens of a sequence."""
+        trainer = self.trainer(variant, batch=batch, steps=steps, checkpointing=checkpointing)
+        clock = Clock(self.bench.device)
+        trainer.add_callback(clock)
+        forward = trainer.prepared.model.forward
+        try:
+            trainer.train()
+        finally:
+            trainer.prepared.model.forward = forward  # type: ignore[method-assign]
+            trainer.accelerator.free_memory()
+            trainer.optimizer = None
+            self.mllm.model.zero_grad(set_to_none=True)
+            self.alignment.zero_grad(set_to_none=True)
+        return clock.seconds, clock.peak, int(trainer.prepared.collate([0])["input_ids"].shape[1])
+
+    def halve(self) -> None:
+        """Round the frozen base to bfloat16."""
+        for value in self.mllm.model.parameters():
+            if not value.requires_grad:
+                value.data = value.data.bfloat16()
+
+    def estimate(self, batch: int, *, checkpointing: bool, sequence: int) -> int:
+        """What the dry run says that such a training needs, in bytes, without the VFM."""
+        recipe = replace(self.recipe, optim=replace(self.recipe.optim, batch_size=batch, checkpointing=checkpointing))
+        sizes = sizes_of(self.mllm.model, self.alignment)
+        return Plan(recipe, sizes, self.mllm.config, len(self.data), (self.tokens, self.tokens), sequence, 0, 0, 0).memory("ddp", 1)
+
+
+class Clock(TrainerCallback):
+    """The time of each step and the card's peak memory; nothing is saved or evaluated."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda, self.seconds, self.peak, self._last = device == "cuda", list[float](), 0, 0.0
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Start."""
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        self._last = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take the time, and let nothing be written."""
+        if self.cuda:
+            torch.cuda.synchronize()
+            self.peak = torch.cuda.max_memory_allocated()
+        self.seconds.append(time.perf_counter() - self._last)
+        control.should_save = control.should_evaluate = control.should_log = False
+        self._last = time.perf_counter()
+
+
+def run(bench: Bench) -> None:
+    """Memory with a float32 base, as recipes train it today; then times, and memory with a bfloat16 base."""
+    with bench.guard("model"):
+        model = Model(bench, torch.float32)
+        _memory(bench, model, "float32 base", CACHED)
+        model.halve()
+        _times(bench, model)
+        _memory(bench, model, "bfloat16 base", CACHED)
+
+
+def _times(bench: Bench, model: Model) -> None:
+    """Ratios of the median step."""
+    batch, steps = (2, 3) if bench.toy else (8, 8)
+    seconds: dict[str, list[float]] = {name: [] for name in (BASELINE, CACHED, COMPUTED)}
+    sequence = 0
+    for turn in range(ROUNDS):
+        names = list(seconds)
+        for name in names[turn:] + names[:turn]:
+            if bench.left() < 20:
+                break
+            taken, _, sequence = model.steps(name, batch=batch, steps=steps, checkpointing=True)
+            seconds[name] += taken[WARM_UP:]
+    for name, own in seconds.items():
+        figures: Mapping[str, Any] = {"ms": statistics.median(own) * 1000, "steps": len(own), "tokens": batch * sequence}
+        if name == BASELINE:
+            bench.add("training step", figures, setting=name)
+            continue
+        ratio = statistics.median(own) / statistics.median(seconds[BASELINE])
+        tolerance, passed = (f"ratio <= {GOAL}", ratio <= GOAL) if name == CACHED and not bench.toy else (None, None)
+        bench.add("training step", {**figures, "ratio": ratio}, setting=name, tolerance=tolerance, passed=passed)
+
+
+def _memory(bench: Bench, model: Model, base: str, variant: str) -> None:
+    """Peak by micro-batch, with and without checkpointing, until one does not fit."""
+    for checkpointing in (True, False):
+        for batch in (1, 2) if bench.toy else (1, 2, 4, 8, 16):
+            setting = f"{base}, batch {batch}, {'' if checkpointing else 'no '}checkpointing"
+            if not bench.time_for("peak memory", 30 if not bench.toy else 1, setting):
+                return
+            full = True
+            with bench.guard("peak memory", setting=setting, full_is_fine=True):
+                taken, peak, sequence = model.steps(variant, batch=batch, steps=3, checkpointing=checkpointing)
+                full = False
+                figures = {"GB": peak / 1e9, "ms": taken[-1] * 1000}
+                if base == "float32 base":
+                    estimate = model.estimate(batch, checkpointing=checkpointing, sequence=sequence)
+                    figures["dry run's GB"] = estimate / 1e9
+                goal = base == "float32 base" and bench.device == "cuda" and not bench.toy
+                passed = abs(peak - figures["dry run's GB"] * 1e9) <= WITHIN * peak if goal else None
+                bench.add("peak memory", figures, setting=setting, tolerance=f"within {WITHIN:.0%}" if goal else None, passed=passed)
+            if full:
+                break

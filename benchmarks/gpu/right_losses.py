@@ -1,0 +1,164 @@
+"""Alignment losses and their gradients, the packed mask under every kernel of sdpa, and LoRA on a frozen bfloat16 base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.gpu import models
+from benchmarks.gpu.harness import Bench
+from benchmarks.gpu.right_reading import at, relative
+from trainer.alignment import attach_alignment, cosine_loss, relation_loss
+from trainer.config import LoraConfig
+from trainer.lora import add_lora
+from trainer.model import block_diagonal_mask
+from trainer.student import AlignedMLLMForConditionalGeneration
+from workbench.mllm import MLLM
+from workbench.mllm.conversation import encode_conversations
+
+TOLERANCES = {"float32": 1e-4, "autocast bfloat16": 0.06}  # relative
+DIM, LAYERS = 24, (2, 3)
+KERNELS = (SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION)
+
+
+def run(bench: Bench) -> None:
+    """All of it, on small models."""
+    with bench.guard("losses alone"):
+        _alone(bench)
+    small = models.tiny_llava()
+    with bench.guard("alignment in the model"):
+        _in_model(bench, small)
+    with bench.guard("the packed mask"):
+        _packed(bench)
+    with bench.guard("LoRA on a frozen bfloat16 base"):
+        _lora(bench, small)
+
+
+def _alone(bench: Bench) -> None:
+    """Each loss and its gradient, of tensors."""
+    losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cosine": cosine_loss, "relation": relation_loss}
+    x, y = torch.randn(2, 200, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for name, loss in losses.items():
+        wanted = _with_gradient(loss, x, y)
+        for setting, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+            found = _with_gradient(loss, x.to(bench.device, dtype), y.to(bench.device, dtype))
+            for what, own, other in zip(("loss", "gradient"), found, wanted, strict=True):
+                bench.error(f"{name}, {what}", relative(own, other), 1e-5 if setting == "float32" else 0.02, setting=setting)
+
+
+def _with_gradient(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.clone().requires_grad_(True)
+    value = loss(x, y)
+    value.backward()
+    assert x.grad is not None
+    return value.reshape(1), x.grad
+
+
+def _in_model(bench: Bench, small: MLLM) -> None:
+    """Both losses of a batch of conversations, and the gradients of heads, projector and language model."""
+    for objective in ("cosine", "relation"):
+        wanted = _step(at(small, "cpu", torch.float64), objective, autocast=False)
+        for setting, tolerance in TOLERANCES.items():
+            with bench.guard(f"{objective} in the model", setting=setting):
+                found = _step(at(small, bench.device, torch.float32), objective, autocast=setting != "float32")
+                for what in wanted:
+                    bench.error(f"{objective} in the model, {what}", relative(found[what], wanted[what]), tolerance, setting=setting)
+
+
+def _step(mllm: MLLM, objective: Any, *, autocast: bool) -> dict[str, Tensor | list[Tensor]]:
+    torch.manual_seed(0)
+    alignment = attach_alignment(mllm, layers=LAYERS, dims={"vfm": DIM}, objective=objective, hidden=16)
+    for head in alignment.heads:  # drawn on the CPU, so that they are the same everywhere
+        for value in head.parameters():
+            value.data = (torch.randn(value.shape, dtype=torch.float64) * value.shape[-1] ** -0.5).to(value)
+    dtype = next(mllm.model.parameters()).dtype
+    alignment.to(mllm.device, dtype)
+    model = AlignedMLLMForConditionalGeneration(mllm, alignment).train()
+    data = models.conversations(3, side=64, words=9).conversations
+    batch, labels = encode_conversations(mllm, [c.images for c in data], [c.turns for c in data])
+    visual = mllm.visual_tokens(batch)
+    targets = {"vfm": [torch.randn(16, DIM, generator=torch.Generator().manual_seed(n)) for n in range(3)]}
+    with torch.autocast(mllm.device.type, torch.bfloat16, enabled=autocast):
+        output = model(labels=labels, visual=visual, targets=targets, **batch.inputs)
+    assert output.alignment_loss is not None
+    (output.lm_loss + 0.5 * output.alignment_loss).backward()
+    parts = {"heads": alignment, "projector": mllm.connector, "block 1": mllm.decoder.layers[0]}
+    gradients = {f"gradient of {name}": [torch.cat([p.grad.flatten() for p in part.parameters() if p.grad is not None])] for name, part in parts.items()}
+    return {"lm_loss": output.lm_loss.reshape(1), "alignment_loss": output.alignment_loss.reshape(1), **gradients}
+
+
+# --- the packed mask -----------------------------------------------------------------------------------------------------------------------
+
+
+def _packed(bench: Bench) -> None:
+    """sdpa with the mask of packed questions, in each of its kernels, against a softmax in float64; values and gradients."""
+    segments = torch.tensor([[0] * 40 + [1] * 13 + [2] * 20 + [3] * 7, [0] * 40 + [1] * 9 + [2] * 11 + [-1] * 20])
+    query, key, value = torch.randn(3, 2, 4, 80, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wanted = _attended(query, key, value, segments, None)
+    for kernel in KERNELS if bench.device == "cuda" else (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION):
+        for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.02)):
+            what, setting = f"packed mask, sdpa {kernel.name.lower()}", str(dtype).removeprefix("torch.")
+            try:
+                found = _attended(*(t.to(bench.device, dtype) for t in (query, key, value)), segments.to(bench.device), kernel)
+            except RuntimeError as error:
+                if "No available kernel" not in str(error):
+                    raise
+                bench.add(what, {"not available": "sdpa has no such kernel for this mask and type"}, setting=setting)
+                continue
+            bench.error(what, relative(found[:1], wanted[:1]), tolerance, setting=setting)
+            bench.error(f"{what}, gradients", relative(found[1:], wanted[1:]), tolerance, setting=setting)
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, kernel: SDPBackend | None) -> list[Tensor]:
+    leaves = [own.clone().requires_grad_(True) for own in (query, key, value)]
+    mask = block_diagonal_mask(segments)
+    if kernel is None:
+        scores = (leaves[0] @ leaves[1].mT * query.shape[-1] ** -0.5).masked_fill(~mask, -torch.inf)
+        output = scores.softmax(-1) @ leaves[2]
+    else:
+        with sdpa_kernel(kernel):
+            output = nn.functional.scaled_dot_product_attention(*leaves, attn_mask=mask)
+    output.pow(2).sum().backward()
+    return [output, *(own.grad for own in leaves if own.grad is not None)]
+
+
+# --- LoRA ------------------------------------------------------------------------------------------------------------------------------------
+
+
+def _lora(bench: Bench, small: MLLM) -> None:
+    """Adapters in float32 on a base in float32 and in bfloat16, under autocast, against float64: losses, gradients, and that a step leaves the base alone."""
+    wanted = _adapted(at(small, "cpu", torch.float64), torch.float64, autocast=False)
+    for dtype in (torch.float32, torch.bfloat16):
+        setting = f"{str(dtype)[6:]} base"
+        found = _adapted(at(small, bench.device, torch.float32), dtype, autocast=True)
+        for what, own, other, tolerance in zip(("loss", "gradient of the adapters"), found, wanted, (0.06, 0.2), strict=False):
+            bench.error(f"LoRA under autocast, {what}", relative(own, other), tolerance, setting=setting)
+        held, full = found[2:]
+        bench.add("LoRA: the base is as it was, adapters in float32", {"base": held, "adapters": full}, setting=setting, passed=held and full)
+
+
+def _adapted(mllm: MLLM, base: torch.dtype, *, autocast: bool) -> tuple[Tensor, Tensor, bool, bool]:
+    """Loss and gradient of the adapters in one step, whether the base held, and whether the adapters are float32."""
+    mllm.model.requires_grad_(False)
+    add_lora(mllm.model, LoraConfig(rank=4, alpha=4))
+    torch.manual_seed(0)
+    adapters = {name: p for name, p in mllm.model.named_parameters() if "lora_" in name}
+    for value in adapters.values():
+        value.data = (torch.randn(value.shape, dtype=torch.float64) * 0.1).to(value)
+    for name, value in mllm.model.named_parameters():
+        if name not in adapters:
+            value.data = value.data.to(base)
+    before = {name: value.detach().clone() for name, value in mllm.model.named_parameters() if name not in adapters}
+    model = AlignedMLLMForConditionalGeneration(mllm).train()
+    batch, labels = encode_conversations(mllm, [[models.image(0)]], [[("what is this ?", "a red cat")]])
+    with torch.autocast(mllm.device.type, torch.bfloat16, enabled=autocast):
+        loss = model(labels=labels, visual=(), **batch.inputs).lm_loss
+    loss.backward()
+    gradient = torch.cat([value.grad.flatten() for value in adapters.values() if value.grad is not None])
+    torch.optim.AdamW(adapters.values(), lr=1e-3).step()
+    held = all(torch.equal(value, before[name]) for name, value in mllm.model.named_parameters() if name in before)
+    return loss.detach().reshape(1), gradient, held, {value.dtype for value in adapters.values()} == {torch.float32}

@@ -1,0 +1,168 @@
+"""The GPU benchmark at its toy size on the CPU: with the packages of a bare machine, within limits, and a page of its results."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu import harness, right_training
+from benchmarks.gpu.harness import PARTS, Bench, Part, apart, append, chosen, read_results, run_parts
+from benchmarks.gpu.report import report
+from tests.conftest import ROOT, refused
+from workbench.errors import RunError, UnknownNameError
+
+BLOCKED = """
+import runpy, sys
+absent = {"tyro", "nnsight", "plotly", "streamlit", "umap", "gguf", "onnx", "datasets", "num2words"}
+class Bare:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+sys.meta_path.insert(0, Bare())
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name.split(".")[0] in absent else find(name, package)
+sys.argv = ["benchmarks.gpu", *sys.argv[1:]]
+runpy.run_module("benchmarks.gpu", run_name="__main__")
+"""
+COMMON: dict[str, Any] = {"device": "cpu", "size": "toy", "card": "CPU", "driver": "", "versions": {"torch": "2"}}
+QUICK = ("reading", "metrics", "losses", "features", "capture", "permutation", "answers")
+
+
+def test_a_bare_machine_runs_the_toy_size(tmp_path: Path) -> None:
+    """Without command line, traces, figures and pages; every comparison is within its tolerance, and what is missing is named."""
+    file = tmp_path / "gpu.json"
+    command = [sys.executable, "-c", BLOCKED, "--part", *QUICK, "--output", str(file), "--report"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("no CUDA here: the toy size on the CPU")
+    entries = read_results(file)
+    assert {entry["part"] for entry in entries} == set(QUICK)
+    assert not [entry for entry in entries if entry["passed"] is False or "failed" in entry["figures"]]
+    judged = {part: [entry for entry in entries if entry["part"] == part and entry["passed"]] for part in QUICK}
+    assert all(len(judged[part]) > 5 for part in ("reading", "metrics", "losses")) and len(judged["features"]) == 5
+    missing = [entry["what"] for entry in entries if entry["figures"].get("not run") == "the package nnsight is missing"]
+    assert missing == ["edit at the vision encoder", "edit at the projector", "edit at layer 2"]
+    assert {"card", "driver", "versions", "tolerance", "time"} <= set(entries[0]) and entries[0]["versions"]["nnsight"]
+    page = file.with_suffix(".md").read_text()
+    assert "Not run yet." in page and "### reading" in page and "| hidden states of all layers | float32 |" in page
+
+
+def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
+    said = refused("benchmarks.gpu", "--part", "redaing")
+    assert "unknown part 'redaing'" in said and said.endswith("did you mean 'reading'?")
+    assert "minutes is 0.0" in refused("benchmarks.gpu", "--minutes", "0")
+    assert "JSON" in refused("benchmarks.gpu", "--output", str(tmp_path / "gpu.txt"))
+    (tmp_path / "gpu.json").write_text('{"part": 1}')
+    assert "expected a JSON list" in refused("benchmarks.gpu", "--output", str(tmp_path / "gpu.json"))
+    assert (tmp_path / "gpu.json").read_text() == '{"part": 1}'
+
+
+def test_groups_and_names_choose_parts() -> None:
+    assert [part.name for part in chosen(["right"])] == ["reading", "metrics", "losses", "features", "training"]
+    assert [part.name for part in chosen(["profile", "reading"])] == ["reading", "profile"] and chosen([]) == list(PARTS)
+    assert all(callable(part.load()) for part in PARTS) and all(part.minutes <= 10 for part in PARTS)
+    with pytest.raises(UnknownNameError):
+        chosen(["all of it"])
+
+
+def _part(monkeypatch: pytest.MonkeyPatch, action: Any) -> Part:
+    monkeypatch.setattr(Part, "load", lambda _: action)
+    return replace(PARTS[0], name="one")
+
+
+def _hang(bench: Bench) -> None:
+    bench.add("before", {"n": 1}, passed=True)
+    time.sleep(60)
+
+
+def _crash(bench: Bench) -> None:
+    os._exit(7)
+
+
+def _parts_fail(bench: Bench) -> None:
+    with bench.guard("first"):
+        raise ValueError("no\nsuch kernel")
+    with bench.guard("second", setting="batch 16", full_is_fine=True):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    with bench.guard("third"):
+        bench.error("third", 0.5, 1.0)
+    bench.error("fourth", float("nan"), 1.0)
+
+
+def test_a_part_that_hangs_or_dies_leaves_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "gpu.json"
+    monkeypatch.setattr(harness, "MARGIN", 0.5)
+    assert run_parts([_part(monkeypatch, _hang)], file, minutes=2 / 60, toy=True)
+    before, whole = read_results(file)
+    assert before["what"] == "before" and whole["figures"]["stopped"].startswith("at its limit of 2 s")
+    assert not run_parts([_part(monkeypatch, _crash)], file, minutes=1, toy=True)
+    assert read_results(file)[-1]["figures"] == {"failed": "its process ended with code 7"}
+    assert run_parts([_part(monkeypatch, _crash)], file, minutes=0.01, toy=True)
+    assert read_results(file)[-1]["figures"]["not run"].endswith("of --minutes")
+
+
+def test_a_failure_is_recorded_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "gpu.json"
+    assert not run_parts([_part(monkeypatch, _parts_fail)], file, minutes=1, toy=True)
+    first, second, third, fourth, whole = read_results(file)
+    assert first["figures"]["failed"].startswith("ValueError: no such kernel (test_gpu_benchmark.py:") and first["passed"] is False
+    assert second["figures"] == {"out of memory": "batch 16"} and second["passed"] is None
+    assert third["passed"] is True and fourth["passed"] is False and "seconds" in whole["figures"]
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "NEEDED", ("torch", "no_such_package"))
+    with pytest.raises(harness.ConfigError, match="not here: no_such_package"):
+        harness.setting(True)
+
+
+def test_the_page_has_the_newest_result_of_each_card(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    one = {"part": "step", "what": "training step", "setting": "cached", "tolerance": "ratio <= 1.03", "time": "2026-01-02T03:04:05+00:00", **COMMON}
+    card = one | {"device": "cuda", "size": "full", "card": "H100", "driver": "580.1"}
+    for entry in (
+        one | {"figures": {"ratio": 1.5}, "passed": None},
+        card | {"figures": {"ratio": 1.2}, "passed": False},
+        card | {"figures": {"ratio": 1.01}, "passed": True},
+    ):
+        append(file, entry)
+    page = report(read_results(file), file.name)
+    assert page.index("## H100, full size") < page.index("## CPU, toy size")
+    assert "| training step | cached | ratio 1.01 | ratio <= 1.03 | yes |" in page and "1.2 " not in page
+    assert "2026-01-02, driver 580.1; torch 2. 1 of 1 results" in page and page.count("Not run yet.") == len(PARTS) - 1
+    assert "Not run yet." in report([], "gpu.json")
+
+
+def test_an_error_in_a_process_apart_is_the_callers() -> None:
+    assert apart(os.path.basename, "a/b") == "b"
+    with pytest.raises(RunError, match="ZeroDivisionError: "):
+        apart(lambda: 1 // 0)
+    with pytest.raises(RunError, match="ended without a result"):
+        apart(os._exit, 1)
+    assert apart(lambda: os.environ["CUDA_VISIBLE_DEVICES"], cuda=False) == ""
+
+
+def test_trainings_are_compared_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is cut and goes on is the whole one to the bit; cached features give the losses of computed ones."""
+    monkeypatch.setenv("VIRAL_CACHE", str(tmp_path / "cache"))
+    made = right_training.recipes(tmp_path)
+    cached, computed = made["VIRAL, VFM cached"], made["VIRAL, VFM at every step"]
+    whole, every = (right_training.trained(replace(own, output_dir=tmp_path / name)) for name, own in (("whole", cached), ("every", computed)))
+    right_training.trained(replace(cached, output_dir=tmp_path / "cut"), stop=right_training.CUT)
+    assert not (tmp_path / "cut" / f"checkpoint-{right_training.STEPS}").exists()
+    resumed = right_training.trained(replace(cached, output_dir=tmp_path / "cut"), resume=True)
+    assert len(whole["losses"]) == right_training.STEPS and whole == resumed
+    for one, other in zip(whole["losses"], every["losses"], strict=True):
+        assert {name: pytest.approx(value, rel=1e-5, abs=1e-6) for name, value in one.items()} == other
+    json.dumps(whole)
