@@ -125,15 +125,15 @@ class ConversationSet(torch.utils.data.Dataset):
         return [*(f"{shown(self.data.name)}: {sentence}" for sentence in self.data.left_out), *self.said]
 
 
-def encoded(mllm: MLLM, data: ConversationSet, numbers: Sequence[int], max_length: int | None) -> tuple[Batch, Tensor]:
-    """Some conversations as a batch, and its labels.
+def encoded(mllm: MLLM, data: ConversationSet, numbers: Sequence[int], max_length: int | None, *, device: str | None = None) -> tuple[Batch, Tensor]:
+    """Some conversations as a batch, and its labels; on the model's device where no other is asked for.
 
     Raises:
         DataError: names the row that cannot be used (all was looked through before, so its image is broken behind its header, or was replaced) and the remedy.
     """
     own = [data.conversations[number] for number in numbers]
     try:
-        return encode_conversations(mllm, [c.images for c in own], [c.turns for c in own], max_length=max_length)
+        return encode_conversations(mllm, [c.images for c in own], [c.turns for c in own], max_length=max_length, device=device)
     except WorkbenchError as error:
         broken, why = own[0], error
         for conversation in own if len(own) > 1 else ():
@@ -159,11 +159,11 @@ class Collator:
 
     def __call__(self, numbers: list[int]) -> dict[str, Any]:
         """Everything on the CPU: the Trainer moves it."""
-        batch, labels = encoded(self._mllm, self._data, numbers, self.max_length)
+        batch, labels = encoded(self._mllm, self._data, numbers, self.max_length, device="cpu")
         visual = self._mllm.visual_tokens(batch)
-        inputs: dict[str, Any] = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in batch.inputs.items()}
+        inputs: dict[str, Any] = dict(batch.inputs)
         parts = [part for sample in visual for part in sample]
-        inputs |= {"labels": labels.cpu(), "visual": visual, "aligned": len(parts) if self._count_tiles else sum(len(part.index) for part in parts)}
+        inputs |= {"labels": labels, "visual": visual, "aligned": len(parts) if self._count_tiles else sum(len(part.index) for part in parts)}
         if self._targets is not None:
             inputs["targets"] = self._targets(numbers, batch.images, visual)
         return inputs
@@ -213,7 +213,7 @@ class StoredTargets(Targets):
             places: list[tuple[tuple[int, int], int]] = []
             self._pixels.append([])
             if own.loads:
-                batch, _ = encoded(mllm, data, [number], max_length)
+                batch, _ = encoded(mllm, data, [number], max_length, device="cpu")
                 self._pixels[-1] = [image_hash(image) for image in batch.images[0]]
                 for n, part in enumerate(mllm.visual_tokens(batch)[0]):
                     if part.grid is None:

@@ -370,6 +370,7 @@ def build_trainer(recipe: Recipe, prepared: Ready) -> AlignmentTrainer:
         ddp_find_unused_parameters=False,  # the frozen tower has no gradient, and all the rest is used in every pass
         accelerator_config={
             "use_configured_state": processes.count() > 1,  # that of processes.start
+            "non_blocking": torch.cuda.is_available(),  # from pinned memory
             # FSDP would keep the whole gradient in every process until the last accumulated pass
             "gradient_accumulation_kwargs": {"sync_each_batch": processes.strategy() == "fsdp"},
         },

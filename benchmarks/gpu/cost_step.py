@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,7 +50,7 @@ class Model:
     """One model that every variant trains: its adapters, its heads, its data."""
 
     def __init__(self, bench: Bench, dtype: torch.dtype) -> None:
-        self.bench, self.toy = bench, bench.toy
+        self.bench, self.toy, self.loading = bench, bench.toy, 0.0  # loading: median ms between the steps of the last run
         self.mllm = models.llava(bench.device, dtype, toy=bench.toy)
         self.mllm.model.requires_grad_(False)
         self.rank = 8 if bench.toy else 128
@@ -111,6 +111,7 @@ class Model:
             trainer.optimizer = None
             self.mllm.model.zero_grad(set_to_none=True)
             self.alignment.zero_grad(set_to_none=True)
+        self.loading = statistics.median(clock.loading[1:] or clock.loading) * 1000
         return clock.seconds, clock.peak, int(trainer.prepared.collate([0])["input_ids"].shape[1])
 
     def halve(self) -> None:
@@ -131,12 +132,17 @@ class Clock(TrainerCallback):
 
     def __init__(self, device: str) -> None:
         self.cuda, self.seconds, self.peak, self._last = device == "cuda", list[float](), 0, 0.0
+        self.loading: list[float] = []
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Start."""
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         self._last = time.perf_counter()
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """The batch is there."""
+        self.loading.append(time.perf_counter() - self._last)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take the time, and let nothing be written."""
@@ -162,6 +168,7 @@ def _times(bench: Bench, model: Model) -> None:
     """Ratios of the median step."""
     batch, steps = (2, 3) if bench.toy else (8, 8)
     seconds: dict[str, list[float]] = {name: [] for name in (BASELINE, CACHED, COMPUTED)}
+    loading: dict[str, float] = {}
     sequence = 0
     for turn in range(ROUNDS):
         names = list(seconds)
@@ -170,8 +177,9 @@ def _times(bench: Bench, model: Model) -> None:
                 break
             taken, _, sequence = model.steps(name, batch=batch, steps=steps, checkpointing=True)
             seconds[name] += taken[WARM_UP:]
+            loading[name] = model.loading
     for name, own in seconds.items():
-        figures: Mapping[str, Any] = {"ms": statistics.median(own) * 1000, "steps": len(own), "tokens": batch * sequence}
+        figures = {"ms": statistics.median(own) * 1000, "of that loading": loading[name], "steps": len(own), "tokens": batch * sequence}
         if name == BASELINE:
             bench.add("training step", figures, setting=name)
             continue

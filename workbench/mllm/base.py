@@ -216,12 +216,13 @@ class MLLM:
         texts = [self.prompt(question, len(own)) for question, own in zip(prompts, pictures, strict=True)]
         return self.process(pictures, texts, prompts)
 
-    def process(self, pictures: Pictures, texts: Sequence[str], prompts: Sequence[str], **options: Any) -> Batch:
+    def process(self, pictures: Pictures, texts: Sequence[str], prompts: Sequence[str], *, device: str | torch.device | None = None, **options: Any) -> Batch:
         """Pictures and texts in the model's own format through its own processor: the one way into the model, for questions and for training.
 
         Args:
             texts: with image placeholders.
             prompts: what the batch says that was asked.
+            device: where the batch is wanted; the model's by default.
             options: of the processor.
 
         Raises:
@@ -238,7 +239,7 @@ class MLLM:
             what = f"images of {', '.join(sizes[:4])}" if all(pictures) else "a prompt without an image here"
             raise ModelError(f"{self.name}: its processor cannot take {what} ({one_line(error)})") from error
         inputs = BatchFeature({name: value for name, value in inputs.items() if name != "labels"})
-        return Batch(inputs.to(self.device), pictures, tuple(prompts))
+        return Batch(inputs.to(self.device if device is None else device), pictures, tuple(prompts))
 
     def adds_special(self, texts: Sequence[str]) -> bool:
         """Whether the tokenizer begins a text with its own tokens: the template may have put BOS there already, and one is enough."""

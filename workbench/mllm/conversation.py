@@ -24,12 +24,18 @@ Turns = Sequence[tuple[str, str]]
 
 
 def encode_conversations(
-    mllm: MLLM, images: Sequence[Image.Image | Sequence[Image.Image]], turns: Sequence[Turns], *, max_length: int | None = None
+    mllm: MLLM,
+    images: Sequence[Image.Image | Sequence[Image.Image]],
+    turns: Sequence[Turns],
+    *,
+    max_length: int | None = None,
+    device: str | torch.device | None = None,
 ) -> tuple[Batch, Int[Tensor, "sample s"]]:
     """Encode conversations, padded on the right, and say what is learnt from them.
 
     Args:
         max_length: tokens at which a sequence is cut.
+        device: where the batch is wanted; the model's by default.
 
     Returns:
         The batch, and its labels: the tokens of the answers and of their ends, in place (a model predicts each from the position before), else -100.
@@ -40,9 +46,9 @@ def encode_conversations(
     pictures = upright(images)
     questions = [own[0][0] for own in turns]
     if mllm.processor.chat_template is None:
-        return _without_template(mllm, pictures, turns, max_length)
+        return _without_template(mllm, pictures, turns, max_length, device)
     built = [conversation_text(mllm, own, len(shown)) for own, shown in zip(turns, pictures, strict=True)]
-    batch = mllm.process(pictures, [text for text, _ in built], questions, padding_side="right")
+    batch = mllm.process(pictures, [text for text, _ in built], questions, device=device, padding_side="right")
     labels = torch.full_like(batch.inputs["input_ids"], IGNORED)
     special = mllm.adds_special([text for text, _ in built])
     for row, (text, spans) in enumerate(built):
@@ -115,7 +121,9 @@ def _learnt(mllm: MLLM, text: str, spans: list[tuple[int, int]], special: bool) 
     return chosen[begin:], torch.tensor(encoded["input_ids"])[begin:]
 
 
-def _without_template(mllm: MLLM, pictures: tuple[tuple[Image.Image, ...], ...], turns: Sequence[Turns], max_length: int | None) -> tuple[Batch, Tensor]:
+def _without_template(
+    mllm: MLLM, pictures: tuple[tuple[Image.Image, ...], ...], turns: Sequence[Turns], max_length: int | None, device: str | torch.device | None
+) -> tuple[Batch, Tensor]:
     """A model without a chat template is given the answer as a suffix; it knows no second question."""
     if not mllm.family.answer_type:
         raise ModelError(
@@ -127,7 +135,7 @@ def _without_template(mllm: MLLM, pictures: tuple[tuple[Image.Image, ...], ...],
     answers = [mllm.plain("answer", own[0][1]) for own in turns]
     questions = [own[0][0] for own in turns]
     texts = [mllm.prompt(question, len(own)) for question, own in zip(questions, pictures, strict=True)]
-    batch = mllm.process(pictures, texts, questions, padding_side="right", suffix=answers)
+    batch = mllm.process(pictures, texts, questions, device=device, padding_side="right", suffix=answers)
     ids = batch.inputs["input_ids"]
     answer = (batch.inputs["token_type_ids"] == mllm.family.answer_type) & batch.inputs["attention_mask"].bool()
     return _cut(mllm, batch, ids.masked_fill(~answer, IGNORED), max_length)
