@@ -10,17 +10,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration
 
+from benchmarks.gpu import models
 from tests.conftest import ROOT, SMALL_VIRAL, recipe, refused, run
 from tests.students import FLAGS, VIRAL, configs, rows, write, write_sparse
 from tests.tiny import build
 from trainer import dry_run
 from trainer.__main__ import read
+from trainer.alignment import attach_alignment
 from trainer.checkpoint import save_model
 from trainer.config import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, OptimConfig, Recipe
 from trainer.dry_run import FLOAT, check_disk, one_square, plan
 from trainer.loop import train
+from trainer.lora import add_lora
 from trainer.outline import Sizes, attach, on_meta, sizes_of
 from trainer.parts import describe_parts
 from trainer.prepare import prepare
@@ -176,6 +180,26 @@ def test_what_waits_for_the_backward_pass_follows_precision_and_checkpointing() 
     ):
         recipe: Any = SimpleNamespace(optim=OptimConfig(batch_size=3, precision=precision, checkpointing=checkpointing), model=ModelConfig())  # type: ignore[arg-type]
         assert dry_run.Plan(recipe, sizes, config, 9, (4, 4), 5, 1, 0, 0).activations(1) == expected + logits
+
+
+def test_memory_is_what_a_gpu_needed() -> None:
+    """LLaVA-1.5-7B with LoRA 128 and one aligned layer, 701 tokens, autocast: peaks in GB that an H100 allocated (docs/results/gpu.md), within 5 %."""
+    lora = LoraConfig(rank=128, alpha=256)
+    model = on_meta(LlavaForConditionalGeneration, models.config()).requires_grad_(False)
+    with torch.device("meta"):
+        add_lora(model, lora)
+        alignment = attach_alignment(model, layers=[16], dims={"vfm": 768}, hidden=2048)
+    model.model.multi_modal_projector.requires_grad_(True)
+    sizes = sizes_of(model, alignment)
+    peaks = {(True, 1): 35.72, (True, 2): 35.76, (True, 4): 36.13, (True, 8): 38.86, (True, 16): 44.30, (False, 1): 52.69, (False, 2): 57.89, (False, 4): 68.15}
+    for (checkpointing, batch), peak in peaks.items():
+        recipe = Recipe(
+            model=ModelConfig(name="llava", train="lora", lora=lora),
+            optim=OptimConfig(batch_size=batch, precision="bfloat16", checkpointing=checkpointing),
+            alignment=AlignmentConfig(objective="cosine", layer=(16,)),
+        )
+        planned = dry_run.Plan(recipe, sizes, model.config, 64, (576, 576), 701, 0, 0, 0).memory("ddp", 1) / 1e9
+        assert planned == pytest.approx(peak, rel=0.05), (checkpointing, batch)
 
 
 @pytest.fixture(scope="module")

@@ -107,18 +107,27 @@ class Plan:
         For each block 34 s b h bytes in half precision without the attention table, which is never kept (Korthikanti et al. 2022, eq. 2), twice that in
         float32; two tables of logits in float32. With checkpointing a block's input is kept instead, in float32, and one block's rest at a time. Autocast's
         bfloat16 copies of the weights wait too: of those that are trained, and of the frozen ones of the blocks that wait. A frozen tower keeps nothing.
+        Each adapter of LoRA keeps a copy of its input in half precision, which autocast makes of the float32 values that it is given, and its few channels.
         """
         text, optim, sizes = self.config.get_text_config(), self.recipe.optim, self.sizes
         half, at_once = optim.precision == "bfloat16", optim.at_once(count)
-        kept = 0
+        kept, tokens, each_value = 0, at_once * self.sequence, 34 * (1 if half else 2)
         of_tower = at_once * self.tower_values if self.recipe.model.train_tower else 0
-        for values, blocks in ((at_once * self.sequence * text.hidden_size, text.num_hidden_layers), (of_tower, sizes.tower_blocks)):
-            each = values * 34 * (1 if half else 2)
+        adapted = HALF * tokens * self._adapted() if half else 0
+        for values, more, blocks in ((tokens * text.hidden_size, adapted, text.num_hidden_layers), (of_tower, 0, sizes.tower_blocks)):
+            each = values * each_value + more
             kept += values * FLOAT * blocks + each if optim.checkpointing else each * blocks
         if half:
             language, trained = sizes.parts["language"]
             kept += HALF * (sizes.trained + (sizes.block if optim.checkpointing else language - trained))
-        return kept + at_once * self.sequence * 2 * FLOAT * text.vocab_size
+        return kept + tokens * 2 * FLOAT * text.vocab_size
+
+    def _adapted(self) -> int:
+        """Values that the adapters of one block keep of each token: their input and its projection on `rank` channels."""
+        text, model = self.config.get_text_config(), self.recipe.model
+        if model.train != "lora":
+            return 0
+        return sum((text.intermediate_size if target == "down_proj" else text.hidden_size) + model.lora.rank for target in model.lora.targets)
 
     def _possible(self, count: int) -> bool:
         try:
