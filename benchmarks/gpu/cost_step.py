@@ -197,6 +197,8 @@ def _times(bench: Bench, model: Model) -> None:
 
 def _memory(bench: Bench, model: Model, base: str, variant: str) -> None:
     """Peak by micro-batch, with and without checkpointing, until one does not fit."""
+    with bench.guard("peak memory", setting=base):
+        model.steps(variant, batch=1, steps=1, checkpointing=True)  # lets go of what a run that did not fit still holds
     for checkpointing in (True, False):
         for batch in (1, 2) if bench.toy else (1, 2, 4, 8, 16):
             setting = f"{base}, batch {batch}, {'' if checkpointing else 'no '}checkpointing"
