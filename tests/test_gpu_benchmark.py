@@ -166,3 +166,11 @@ def test_trainings_are_compared_step_by_step(tmp_path: Path, monkeypatch: pytest
     for one, other in zip(whole["losses"], every["losses"], strict=True):
         assert {name: pytest.approx(value, rel=1e-5, abs=1e-6) for name, value in one.items()} == other
     json.dumps(whole)
+
+
+def test_the_published_page_is_that_of_the_published_results() -> None:
+    file = ROOT / "docs" / "results" / "gpu.json"
+    entries = read_results(file)
+    assert report(entries, file.name) == file.with_suffix(".md").read_text()
+    assert {entry["part"] for entry in entries if entry["device"] == "cuda"} == {part.name for part in PARTS}
+    assert not [entry for entry in entries if entry["passed"] is False]
