@@ -64,6 +64,8 @@ def _check_no_stray_word(cls: Any, argv: Sequence[str], prog: str) -> None:
     """Refuse a word before the first option, which would become one more value of the recipe's last list; some commands take such words."""
     if not argv or argv[0].startswith("-"):
         return
+    import tyro
+
     if any(tyro.conf.Positional in getattr(hint, "__metadata__", ()) for hint in get_type_hints(cls, include_extras=True).values()):
         return
     raise ConfigError(f"'{argv[0]}' belongs to no option: expected --option VALUE after {prog}; --help lists the options")
