@@ -173,6 +173,7 @@ def run(config: Config, context: Context) -> Result:
         places.add(seen)
     if skipped:
         clouds.pop(TOWER, None)
+        sinks = [row for row in sinks if row["at"] != TOWER]
         maps.tensors = {name: value for name, value in maps.tensors.items() if not name.endswith(f".{TOWER}")}
     columns = ["at", "image_id", "token", "norm_ratio", "left", "top", "right", "bottom"]
     tables = {"scores": _scores(config, clouds), "per_image": _per_image(clouds, image_ids), "sinks": pd.DataFrame(sinks, columns=columns)}

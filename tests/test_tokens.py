@@ -252,6 +252,21 @@ def test_photographs_through_tiles_and_free_grids(family: str, tmp_path: Path) -
     assert (table[["thing", "name", "colour", "shape"]] == "").all(axis=None) and table["left"].between(-0.5, 1).all()
 
 
+def test_a_tower_that_cannot_be_read_for_one_image_is_left_out_for_all(tmp_path: Path) -> None:
+    """OneVision mixes the features of an image of many tiles: the images before it had a tower, and nothing of it remains, of the layers all does."""
+    model = MLLM.load(str(build("llava_onevision", tmp_path / "llava_onevision")))
+    samples = [Sample(str(n), str(n), lambda n=n: picture(n, (400, 300) if n == 2 else (60, 60)), "what is this ?") for n in range(4)]
+    config = Config(layers=(1, 2), sink=1.1, **SMALL | {"maps": 4})  # type: ignore[arg-type]
+    result = measure(config, Context(model, Dataset("sizes", samples, "sizes"), batch_size=1))
+    assert "its tokens mix several tower features" in result.record["skipped"]["tower"]
+    assert "tower" not in set(result.tables["scores"]["at"]) | set(result.tables["per_image"]["at"]) | set(result.tables["sinks"]["at"])
+    assert {"layer 1", "layer 2"} <= set(result.tables["sinks"]["at"]) and set(result.tables["per_image"]["image_id"]) == {"0", "1", "2", "3"}
+    maps = {name for name in result.tensors if name.startswith("map.")}
+    assert maps == {f"map.{n}.{at}" for n in range(4) for at in ("layer 1", "layer 2", "efficientnet-lite0")}
+    assert "tower" not in result.record["map_representations"]
+    assert sum(name.startswith("picture.") for name in result.tensors) == 4
+
+
 def test_two_models_are_compared_in_pairs(llava: MLLM) -> None:
     result = measure(Config(**SMALL), Context(llava, planted(12), batch_size=6))
     own = SimpleNamespace(tables=result.tables, record={"seed": 0})
