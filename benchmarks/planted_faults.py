@@ -41,6 +41,7 @@ TESTS: dict[str, tuple[str, ...]] = {  # of a file or of all files of a folder, 
     "workbench/metrics/": ("metrics",),
     "workbench/data/": ("rows", "identity", "images", "conversations", "photos", "analyses"),
     "workbench/stats.py": ("stats", "metrics", "linear_probe"),
+    "workbench/answers.py": ("answers", "permutation", "knockout"),
     "trainer/": ("trainer", "student"),
 }
 ANOTHER = ("workbench/metrics/alignment.py",)  # tests of the same name are of another module
