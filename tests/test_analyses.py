@@ -221,8 +221,8 @@ def test_a_folder_of_photographs(runs_folder: Path, tmp_path: Path) -> None:
     assert (stored.tables["scores"]["n_images"] == 5).all() and "dinov2-small" in done.stdout
     (photos / "broken.jpg").write_bytes((photos / "coffee.jpg").read_bytes()[:2000])
     failed = run("analyses.cknna", "--model", str(runs_folder / "viral"), "--data", f"folder:{photos}", "--output_dir", str(tmp_path / "out2"), code=2)
-    assert failed.stderr.strip().splitlines()[-1].startswith("error: picture ") and "broken.jpg" in failed.stderr
-    assert list((tmp_path / "out2").iterdir()) == []
+    assert failed.stderr.strip().splitlines()[-1].startswith("error: image ") and "broken.jpg" in failed.stderr
+    assert not (tmp_path / "out2").exists()
 
 
 @pytest.mark.parametrize(
@@ -243,8 +243,8 @@ def test_a_folder_of_photographs(runs_folder: Path, tmp_path: Path) -> None:
         (["--model", "MODEL", "--layers", "9", "--limit", "4"], "layer 9 does not exist"),
         (["--model", "MODEL", "--data", "shapes:vall"], "did you mean 'val'"),
         (["--model", "MODEL", "--data", "folder:/nowhere"], "folder '/nowhere' does not exist"),
-        (["--model", "MODEL", "--data", "folder:EMPTY"], "holds no pictures"),
-        (["--model", "MODEL", "MODEL"], "two models are called 'viral'"),
+        (["--model", "MODEL", "--data", "folder:EMPTY"], "holds no images that can be read"),
+        (["--model", "MODEL", "MODEL"], "is given twice: expected each model once"),
         (["--model", "EMPTY"], "holds no model"),
         (["--model", "MODEL", "--batch_size", "0"], "batch_size is 0"),
         (["--model", "MODEL", "--device", "cuda"], "no GPU is visible"),

@@ -317,7 +317,7 @@ def test_any_network_of_timm_gives_the_grid_asked_for(name: str, fixed: int | No
         ("hf:../../etc", UnknownNameError, "unknown VFM"),
         ("hf:..", UnknownNameError, "unknown VFM"),
         ("", UnknownNameError, "unknown VFM ''"),
-        (str(ROOT / "trainer"), WeightsError, "trainer has no model.safetensors: expected a folder with config.json and model.safetensors"),
+        (str(ROOT / "trainer"), WeightsError, "trainer holds no model: expected a config.json and model.safetensors there"),
     ],
 )
 def test_what_cannot_be_had_is_one_sentence(name: str, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
