@@ -47,7 +47,7 @@ TESTS: dict[str, tuple[str, ...]] = {  # of a file or of all files of a folder, 
 ANOTHER = ("workbench/metrics/alignment.py",)  # tests of the same name are of another module
 NOT_RUN = ("processes", "deepspeed", "resume", "docs", "dashboard", "jobs", "sweep", "report")  # of other commands, browsers and several ranks: minutes each
 SLOW = ("runs_folder", "command", "browser", "bitwise")  # tests with these in their name or fixtures come last
-SILENT = ("log", "logger", "warnings", "print", "progress")
+SILENT = ("log", "logger", "warnings", "print", "progress", "tqdm")
 
 
 @dataclass(frozen=True)
@@ -321,7 +321,7 @@ def main() -> None:
         for copy in (folder, clean):
             subprocess.run(["git", "clone", "-q", "--shared", str(ROOT), str(copy)], check=True)
         cache(Path(temporary) / "cache")
-        sound: dict[str, bool] = {}
+        sound: dict[str, str] = {}
         for number, (area, fault) in enumerate(faults):
             if number in {own["number"] for own in known} or number % parts != part - 1:
                 continue
@@ -330,9 +330,9 @@ def main() -> None:
             outcome, failed = tested(folder, tests, Path(temporary) / "work", options.timeout) if tests else ("nothing run", "no tests of this module")
             subprocess.run(["git", "checkout", "-q", "."], cwd=folder, check=True)
             if outcome == "failed" and not failed.startswith("collection") and failed not in sound:
-                sound[failed] = tested(clean, [failed], Path(temporary) / "work", options.timeout)[0] == "passed"
-            if outcome == "failed" and not sound.get(failed, True):
-                outcome, failed = "nothing run", f"{failed} fails without the fault, too"
+                sound[failed] = tested(clean, [failed], Path(temporary) / "work", options.timeout)[0]
+            if outcome == "failed" and sound.get(failed, "passed") != "passed":
+                outcome, failed = "nothing run", f"{failed}; without the fault: {sound[failed]}"
             name = {"failed": "caught", "passed": "survived", "timeout": "timeout"}.get(outcome, "not runnable")
             before, after = lines.split("\n")
             record = {"number": number, "area": area, **asdict(fault), "before": before, "after": after, "outcome": name, "by": failed}

@@ -432,8 +432,10 @@ def test_modes_of_pictures_are_read_alike(mllm: MLLM) -> None:
 
 def test_rows_that_cannot_be_read_are_one_sentence(mllm: MLLM) -> None:
     batch = mixed(mllm)
-    with pytest.raises(ConfigError, match="outside the sequence"):
-        attention(mllm, batch, rows=[[10_000]] * 3)
+    length = batch.inputs["input_ids"].shape[1]
+    for outside in (length, -length - 1, 10_000):
+        with pytest.raises(ConfigError, match=rf"row -?\d+ is outside the sequence: expected {-length} to {length - 1}"):
+            attention(mllm, batch, rows=[[outside]] * 3)
     padded = int(batch.inputs["attention_mask"].sum(1).argmin())
     rows = [[-1], [-1], [-1]]
     rows[padded] = [0]
