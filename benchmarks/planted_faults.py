@@ -372,6 +372,7 @@ def write_table(records: Path) -> None:
         f"`python -m benchmarks.planted_faults --seed {seed} --count {len(rows)}` on commit `{commit[:12]}`: one fault in each of {len(rows)} drawn lines.",
         "",
     ]
+    text += ["`timeout`: no test had failed when its time was over; `not runnable`: a test failed that could not be seen to pass without the fault.", ""]
     text += ["| area | " + " | ".join(outcomes) + " |", "|---|" + "---|" * len(outcomes)]
     for area in [*dict.fromkeys(own["area"] for own in rows), "all"]:
         counts = [sum(own["outcome"] == outcome and area in (own["area"], "all") for own in rows) for outcome in outcomes]
