@@ -12,6 +12,7 @@ go by (fewer than 10 images, or fewer than 5 wrong, right or changed answers). T
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -225,7 +226,13 @@ def _markdown(table: pd.DataFrame) -> str:
 
 def main(argv: list[str]) -> None:
     """Simulate, print the summary and the table, and with --output store them."""
-    small, names = "--small" in argv, [name for name in FAMILIES if f"--{name.replace(' ', '_')}" in argv] or list(FAMILIES)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="a few cells of each family with 200 draws")
+    parser.add_argument("--output", type=Path, help="a Markdown file whose part after `<!-- table -->` is written anew")
+    for name in FAMILIES:
+        parser.add_argument(f"--{name.replace(' ', '_')}", action="append_const", dest="names", const=name, help=f"this family: {name}")
+    options = parser.parse_args(argv)
+    small, names = options.small, options.names or list(FAMILIES)
     started, rows = time.perf_counter(), []
     for name in names:
         cells = list(FAMILIES[name]())
@@ -234,8 +241,7 @@ def main(argv: list[str]) -> None:
     text = report(pd.DataFrame(rows))
     print(text)
     print(f"{len(rows)} cells in {time.perf_counter() - started:.0f} s")
-    if "--output" in argv:
-        file = Path(argv[argv.index("--output") + 1])
+    if (file := options.output) is not None:
         head = file.read_text().split("<!-- table -->")[0] if file.exists() else "# Coverage\n\n"
         file.write_text(f"{head}<!-- table -->\n\n{text}")
 

@@ -213,3 +213,20 @@ def test_the_benchmark_prints_its_table(capsys: pytest.CaptureFixture[str]) -> N
     coverage.main(["--small", "--real", "--seeds"])
     text = capsys.readouterr().out
     assert "## real" in text and "| family | cells |" in text and "cells in" in text
+
+
+def test_no_interval_is_wider_than_that_of_as_many_questions_as_images() -> None:
+    """Of 40 images with 5 questions each one answer changes: less is known than of 40 changes in 200, and more than of 40 questions."""
+    groups = [image for image in range(40) for _ in range(5)]
+    widths = []
+    for changed in range(4):
+        values = np.zeros(200)
+        values[: 5 * changed : 5] = 1
+        interval = mean_interval(values, kind="difference", groups=groups)
+        widths.append(interval.high - interval.low)
+        assert interval.low <= interval.estimate <= interval.high and interval.few
+    assert max(widths) < 0.3 and widths[0] < 0.2
+    one = np.zeros(40)
+    one[0] = 1
+    alone = mean_interval(one, kind="difference")
+    assert widths[1] <= 1.1 * (alone.high - alone.low)

@@ -194,7 +194,10 @@ def _score_scale(m: Moments, level: float) -> Float[np.ndarray, " column"]:
     added = z**2 * independent + t**2 * np.maximum(m.between - independent, 0)
     wary = np.clip((FEW_UNITS - m.kish) / 4, 0, 1)  # few units say little of their spread: all of it then counts with Student's quantile
     square = np.where(m.discrete, added + wary * (np.maximum(added, t**2 * m.between) - added), t**2 * m.between)
-    return np.where(m.spread * square > 0, square / np.where(m.spread > 0, m.spread, 1), z**2 / m.kish)
+    scale = np.where(m.spread * square > 0, square / np.where(m.spread > 0, m.spread, 1), z**2 / m.kish)
+    # no spread between units is larger than that of units whose values are all alike; one changed answer may look as if it were
+    alike = scipy_stats.t.ppf((1 + level) / 2, np.clip(np.where(np.isfinite(m.kish), m.kish, 2) - 1, 1, None)) ** 2 / m.kish
+    return np.asarray(np.fmin(scale, np.maximum(alike, z**2 / m.kish)))
 
 
 def _student(m: Moments, level: float) -> Float[np.ndarray, " column"]:
