@@ -91,7 +91,7 @@ def _with_commands(description: str) -> str:
     return re.sub(r"^(?=(?:python -m|accelerate launch) )", "    ", description, flags=re.MULTILINE)
 
 
-class _Loader(yaml.SafeLoader):
+class UniqueKeyLoader(yaml.SafeLoader):
     """Refuses a key that is there twice, of which YAML's own loader drops the first in silence."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -119,7 +119,7 @@ def read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
         near = difflib.get_close_matches(path.name, names, n=1)
         raise ConfigError(f"no recipe {path}: expected a YAML file" + (f"; did you mean '{path.parent / near[0]}'?" if near else ""))
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} is not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, Mapping):
