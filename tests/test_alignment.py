@@ -22,6 +22,7 @@ from trainer.alignment import AlignmentHead, attach_alignment, cosine_loss, rela
 from trainer.config import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, Recipe
 from trainer.data import collate
 from trainer.loop import train
+from trainer.packing import Packing
 from trainer.prepare import prepare
 from workbench.capture import edit, read
 from workbench.config import parse
@@ -345,7 +346,7 @@ def test_the_targets_of_a_run_are_what_they_are_called(objective: str, target: s
     for layer in (1, 3):
         model.student.model.language_model.layers[layer - 1].register_forward_hook(lambda _, __, output, layer=layer: states.update({layer: output}))
     output = model(**batch)
-    visual = batch["input_ids"] == model.config.image_token_id
+    visual = Packing.of(batch["segments"]).flat(batch["input_ids"]) == model.config.image_token_id
     projector = model.student.model.multi_modal_projector
     projected = projector.linear_2(torch.nn.functional.gelu(projector.linear_1(batch["connector_inputs"])))
     if target == "vfm":
@@ -402,7 +403,7 @@ def test_the_default_head_and_loss_are_what_they_were() -> None:
     seen: list[torch.Tensor] = []
     ready.model.student.model.language_model.layers[1].register_forward_hook(lambda _, __, output: seen.append(output))
     output = ready.model(**batch)
-    visual = seen[0][batch["input_ids"] == ready.model.config.image_token_id].view(4, 64, -1)
+    visual = seen[0][Packing.of(batch["segments"]).flat(batch["input_ids"]) == ready.model.config.image_token_id].view(4, 64, -1)
     assert torch.equal(output.alignment_loss, cosine_loss(head(visual), batch["targets"]["efficientnet-lite0"]))
 
 

@@ -29,7 +29,7 @@ from trainer.config import AlignmentConfig, DataConfig, ModelConfig, Recipe
 from trainer.data import collate
 from trainer.dry_run import plan
 from trainer.loop import train
-from trainer.model import block_diagonal_mask, tower_config
+from trainer.model import tower_config
 from trainer.output import check_output, check_same_sources, publish_checkpoint, write_recipe, write_sources
 from trainer.prepare import prepare
 from trainer.sampling import shuffled
@@ -62,11 +62,6 @@ def test_cosine_loss_equals_its_formula_and_spares_the_target() -> None:
     loss.backward()
     assert student.grad is not None and student.grad.abs().sum() > 0 and target.grad is None
     assert cosine_loss(3 * b, b).item() == pytest.approx(-1)
-
-
-def test_the_mask_is_block_diagonal_behind_a_shared_prefix() -> None:
-    mask = block_diagonal_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))[0, 0].int().tolist()
-    assert mask == [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1]]
 
 
 def test_packed_questions_are_answered_as_if_alone(runs_folder: Path) -> None:

@@ -28,9 +28,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from trainer.alignment import Alignment, mean_loss
 from trainer.config import ModelConfig
 from trainer.language import language_config, language_tokenizer, put_language
+from trainer.packing import Packing, use_packed_attention
 from workbench.errors import ConfigError, one_line
 from workbench.fingerprints import fingerprint, saved_tensors, tokenizer_settings
 from workbench.mllm.conversation import IGNORED
+from workbench.mllm.family import VisualTokens
 from workbench.mllm.residual import KEY, Residual
 from workbench.pretrained import call
 from workbench.vfm.base import IMAGENET
@@ -295,6 +297,7 @@ class AlignedForConditionalGeneration(Aligned):
     ) -> None:
         super().__init__(llava, alignment, residual)
         self.to_projector = to_projector
+        use_packed_attention(llava)
 
     def forward(
         self,
@@ -315,30 +318,26 @@ class AlignedForConditionalGeneration(Aligned):
             targets: features by name; without them, as in evaluation, there is no alignment loss.
             num_items_in_batch: answer tokens of the whole accumulated batch, by which the loss is normalised.
         """
+        packing = Packing.of(segments)
+        ids, answers = packing.flat(input_ids), packing.flat(labels)
         projected = self.student.model.multi_modal_projector(connector_inputs)
         image = BaseModelOutputWithPooling(pooler_output=list(projected))  # type: ignore[arg-type]
         logits = self.student(
-            input_ids=input_ids,
-            attention_mask=block_diagonal_mask(segments),
-            position_ids=position_ids,
+            input_ids=ids,
+            attention_mask=ids.new_ones(1, 1, 1, 1, dtype=torch.bool),  # no mask is made; what a token sees is in `packing`
+            position_ids=packing.flat(position_ids),
             mm_encoder_outputs={"image": image},
             use_cache=False,
+            packing=packing,
         ).logits
-        wanted = labels != IGNORED
-        losses = nn.functional.cross_entropy(logits[wanted].float(), labels[wanted], reduction="sum")
+        wanted = answers != IGNORED
+        losses = nn.functional.cross_entropy(logits[wanted].float(), answers[wanted], reduction="sum")
         lm_loss = losses / (wanted.sum() if num_items_in_batch is None else num_items_in_batch)
         if self.to_projector and self.training:
             targets = {"projector": projected.detach()}
         if self.alignment is None or targets is None:
-            return AlignedOutput(lm_loss, None, logits)
-        parts = self.alignment.losses(targets, input_ids == self.config.image_token_id)
-        return AlignedOutput(lm_loss, mean_loss(parts), logits, parts)
-
-
-def block_diagonal_mask(segments: Int[Tensor, "b s"]) -> Tensor:
-    """(b, 1, s, s) bool, True where a query (row) may see a key: causal, same segment or the shared prefix; padding sees itself only."""
-    query, key = segments[:, :, None], segments[:, None, :]
-    length = segments.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    own = torch.eye(length, dtype=torch.bool, device=segments.device)
-    return (((causal & ((key == 0) | (key == query))) & (query >= 0)) | own)[:, None]
+            return AlignedOutput(lm_loss, None, packing.padded(logits))
+        tokens = (ids[0] == self.config.image_token_id).nonzero().flatten()
+        visual = [VisualTokens(index, None, (0.0, 0.0, 1.0, 1.0)) for index in tokens.view(len(projected), -1)]
+        parts = self.alignment.losses(targets, [visual])
+        return AlignedOutput(lm_loss, mean_loss(parts), packing.padded(logits), parts)

@@ -29,6 +29,7 @@ from trainer.model import (
     load_start,
     start_connector,
 )
+from trainer.packing import Packing
 from trainer.sampling import Stream
 from trainer.watched import Watched, WatchedBatch
 from workbench.data import Dataset
@@ -107,7 +108,9 @@ class Prepared:
         for start in range(0, len(scenes), size):
             rows = range(start, min(start + size, len(scenes)))
             inputs = collate([self.val[i] for i in rows])
-            places = [(row, [own.nonzero().flatten()]) for row, own in enumerate(inputs["input_ids"] == self.processor.image_token_id)]
+            sequence = Packing.of(inputs["segments"]).flat(inputs["input_ids"])[0]
+            visual = (sequence == self.processor.image_token_id).nonzero().view(len(rows), tokens)
+            places = [(0, [positions]) for positions in visual]
             batches.append(WatchedBatch(inputs, places, {name: [[image] for image in values.rows(rows)] for name, values in features.items()}))
         return Watched(batches, vfm_record(vfms)["vfm_fingerprint"])
 

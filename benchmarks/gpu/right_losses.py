@@ -1,13 +1,12 @@
-"""Alignment losses and their gradients, the packed mask under every kernel of sdpa, and LoRA on a frozen bfloat16 base."""
+"""Alignment losses and their gradients, attention of packed questions, and LoRA on a frozen bfloat16 base."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu import models
 from benchmarks.gpu.harness import Bench
@@ -15,14 +14,13 @@ from benchmarks.gpu.right_reading import at, relative
 from trainer.alignment import attach_alignment, cosine_loss, relation_loss
 from trainer.config import LoraConfig
 from trainer.lora import add_lora
-from trainer.model import block_diagonal_mask
+from trainer.packing import Packing, packed_attention
 from trainer.student import AlignedMLLMForConditionalGeneration
 from workbench.mllm import MLLM
 from workbench.mllm.conversation import encode_conversations
 
 TOLERANCES = {"float32": 1e-4, "autocast bfloat16": 0.06}  # relative
 DIM, LAYERS = 24, (2, 3)
-KERNELS = (SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION)
 
 
 def run(bench: Bench) -> None:
@@ -32,7 +30,7 @@ def run(bench: Bench) -> None:
     small = models.tiny_llava()
     with bench.guard("alignment in the model"):
         _in_model(bench, small)
-    with bench.guard("the packed mask"):
+    with bench.guard("packed questions"):
         _packed(bench)
     with bench.guard("LoRA on a frozen bfloat16 base"):
         _lora(bench, small)
@@ -95,35 +93,37 @@ def _step(mllm: MLLM, objective: Any, *, autocast: bool) -> dict[str, Tensor | l
 
 
 def _packed(bench: Bench) -> None:
-    """sdpa with the mask of packed questions, in each of its kernels, against a softmax in float64; values and gradients."""
+    """Attention of packed questions against a softmax under their mask in float64; values and gradients."""
     segments = torch.tensor([[0] * 40 + [1] * 13 + [2] * 20 + [3] * 7, [0] * 40 + [1] * 9 + [2] * 11 + [-1] * 20])
-    query, key, value = torch.randn(3, 2, 4, 80, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    wanted = _attended(query, key, value, segments, None)
-    for kernel in KERNELS if bench.device == "cuda" else (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION):
-        for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.02)):
-            what, setting = f"packed mask, sdpa {kernel.name.lower()}", str(dtype).removeprefix("torch.")
-            try:
-                found = _attended(*(t.to(bench.device, dtype) for t in (query, key, value)), segments.to(bench.device), kernel)
-            except RuntimeError as error:
-                if "No available kernel" not in str(error):
-                    raise
-                bench.add(what, {"not available": "sdpa has no such kernel for this mask and type"}, setting=setting)
-                continue
-            bench.error(what, relative(found[:1], wanted[:1]), tolerance, setting=setting)
-            bench.error(f"{what}, gradients", relative(found[1:], wanted[1:]), tolerance, setting=setting)
+    inputs = torch.randn(3, 2, 4, 80, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wanted = _attended(inputs, segments, _masked)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.02)):
+        found = _attended(inputs.to(bench.device, dtype), segments.to(bench.device), _flat)
+        setting = str(dtype).removeprefix("torch.")
+        bench.error("packed questions", relative(found[:1], wanted[:1]), tolerance, setting=setting)
+        bench.error("packed questions, gradients", relative(found[1:], wanted[1:]), tolerance, setting=setting)
 
 
-def _attended(query: Tensor, key: Tensor, value: Tensor, segments: Tensor, kernel: SDPBackend | None) -> list[Tensor]:
-    leaves = [own.clone().requires_grad_(True) for own in (query, key, value)]
-    mask = block_diagonal_mask(segments)
-    if kernel is None:
-        scores = (leaves[0] @ leaves[1].mT * query.shape[-1] ** -0.5).masked_fill(~mask, -torch.inf)
-        output = scores.softmax(-1) @ leaves[2]
-    else:
-        with sdpa_kernel(kernel):
-            output = nn.functional.scaled_dot_product_attention(*leaves, attn_mask=mask)
+def _attended(inputs: Tensor, segments: Tensor, attend: Callable[[Sequence[Tensor], Tensor], Tensor]) -> list[Tensor]:
+    """Output (token, head, d) at the real tokens, and the gradients of query, key and value."""
+    leaves = [values.clone().requires_grad_(True) for values in inputs]
+    output = attend(leaves, segments)
     output.pow(2).sum().backward()
-    return [output, *(own.grad for own in leaves if own.grad is not None)]
+    return [output, *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+
+def _masked(leaves: Sequence[Tensor], segments: Tensor) -> Tensor:
+    query, key = segments[:, :, None], segments[:, None]
+    later = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool).triu(1)
+    hidden = (later | ((key != 0) & (key != query)) | (query < 0)) & ~torch.eye(len(later), dtype=torch.bool)
+    scores = (leaves[0] @ leaves[1].mT * leaves[0].shape[-1] ** -0.5).masked_fill(hidden[:, None], -torch.inf)
+    return (scores.softmax(-1) @ leaves[2]).transpose(1, 2)[segments >= 0]
+
+
+def _flat(leaves: Sequence[Tensor], segments: Tensor) -> Tensor:
+    packing = Packing.of(segments)
+    query, key, value = (packing.flat(values.transpose(1, 2)).transpose(1, 2) for values in leaves)
+    return packed_attention(nn.Identity(), query, key, value, None, packing=packing)[0][0]
 
 
 # --- LoRA ------------------------------------------------------------------------------------------------------------------------------------
