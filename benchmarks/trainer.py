@@ -1,4 +1,4 @@
-"""Seconds of a training step with and without alignment, with its features from the cache or computed anew, in one run.
+"""Seconds of a training step with and without alignment, with its features from the cache or computed anew, and of rows padded under a mask, in one run.
 
 python -m benchmarks.trainer            # the model of the laptop recipes, about 4 minutes on 2 cores
 python -m benchmarks.trainer --small    # a small model, to see that it works
@@ -24,14 +24,19 @@ import torch
 from scipy.stats import bootstrap
 from torch import Tensor, nn
 from transformers import TrainingArguments
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from trainer.alignment import cosine_loss
 from trainer.config import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
 from trainer.loop import AlignmentTrainer
+from trainer.model import AlignedForConditionalGeneration, AlignedOutput
+from trainer.packing import Packing
 from trainer.prepare import prepare
+from workbench.mllm.conversation import IGNORED
 
 WARM_UP = 3  # rounds
 BASELINE, CACHED, COMPUTED, EVERY = "baseline", "VIRAL, VFM from the cache", "VIRAL, VFM at every step", "VIRAL from the cache, head on all positions"
+PADDED = "baseline, padded rows under a mask"
 HEAD, HEAD_EVERY = "head and its loss, visual positions", "head and its loss, all positions"
 
 
@@ -53,17 +58,39 @@ class EveryPosition(nn.Module):
         model.student.model.language_model.layers[layer - 1].register_forward_hook(lambda _, __, output: setattr(self, "hidden", output))
 
     def _see_tokens(self, model: nn.Module, _: object, inputs: dict[str, Tensor]) -> None:
-        self.visual = inputs["input_ids"] == model.config.image_token_id
+        self.visual = Packing.of(inputs["segments"]).flat(inputs["input_ids"]) == model.config.image_token_id
 
     def forward(self, visual: Tensor) -> Tensor:
         return self.head(self.hidden)[self.visual]
 
 
+class Padded(AlignedForConditionalGeneration):
+    """The plain reference: every row is as long as the longest of its batch, and a mask (b, 1, s, s) keeps its questions apart."""
+
+    def __init__(self, model: AlignedForConditionalGeneration) -> None:
+        super().__init__(model.student)
+        self.student.set_attn_implementation({"text_config": "sdpa"})
+
+    def forward(self, input_ids, labels, position_ids, segments, connector_inputs, num_items_in_batch=None, **_) -> AlignedOutput:
+        """The language-model loss alone."""
+        query, key = segments[:, :, None], segments[:, None]
+        earlier, itself = (torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool) for _ in range(2))
+        seen = (earlier.tril() & ((key == 0) | (key == query)) & (query >= 0)) | (itself.tril() & itself.triu())
+        image = BaseModelOutputWithPooling(pooler_output=list(self.student.model.multi_modal_projector(connector_inputs)))
+        inputs = {"input_ids": input_ids, "attention_mask": seen[:, None], "position_ids": position_ids}
+        logits = self.student(**inputs, mm_encoder_outputs={"image": image}, use_cache=False).logits
+        answers = labels != IGNORED
+        losses = nn.functional.cross_entropy(logits[answers].float(), labels[answers], reduction="sum")
+        return AlignedOutput(losses / num_items_in_batch, None, logits)
+
+
 class Variant:
     """A model in training, a step at a time."""
 
-    def __init__(self, recipe: Recipe, folder: Path, rounds: int, *, compute_vfm: bool = False, every_position: bool = False) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, rounds: int, *, compute_vfm: bool = False, every_position: bool = False, padded: bool = False) -> None:
         self.recipe, self.prepared = recipe, prepare(recipe)
+        if padded:
+            self.prepared = replace(self.prepared, model=Padded(self.prepared.model))
         model, train = self.prepared.model, self.prepared.train
         if compute_vfm:  # the VFM alone: a baseline needs the tower's features too, and keeps them in the cache
             train.targets = prepare(replace(recipe, data=replace(recipe.data, features="compute"))).train.targets
@@ -86,6 +113,7 @@ class Variant:
         self.trainer.create_optimizer_and_scheduler(rounds)
         self.batches = self._batches()
         self.batch: dict[str, Any] = {}
+        self.losses: list[Tensor] = []
 
     def _batches(self) -> Iterator[dict[str, Any]]:
         while True:
@@ -97,7 +125,7 @@ class Variant:
         (self.batch,), answers = self.trainer.get_batch_samples(self.batches, 1, self.trainer.args.device)
         model = self.prepared.model
         self.trainer.current_gradient_accumulation_steps = 1
-        self.trainer.training_step(model, self.batch, answers)
+        self.losses.append(self.trainer.training_step(model, self.batch, answers))
         nn.utils.clip_grad_norm_(model.parameters(), self.recipe.optim.max_grad_norm)
         self.trainer.optimizer.step()
         self.trainer.lr_scheduler.step()
@@ -131,10 +159,10 @@ def main(argv: list[str]) -> None:
         alignment=AlignmentConfig(objective="cosine", layer=(1,) if small else (3,)),
     )
     with tempfile.TemporaryDirectory() as folder:
-        settings = {BASELINE: {}, CACHED: {}, COMPUTED: {"compute_vfm": True}, EVERY: {"every_position": True}}
+        settings = {BASELINE: {}, CACHED: {}, COMPUTED: {"compute_vfm": True}, EVERY: {"every_position": True}, PADDED: {"padded": True}}
         variants = {}
         for name, extra in settings.items():
-            own = replace(recipe, alignment=AlignmentConfig()) if name == BASELINE else recipe
+            own = replace(recipe, alignment=AlignmentConfig()) if name in (BASELINE, PADDED) else recipe
             variants[name] = Variant(own, Path(folder), rounds + WARM_UP, **extra)
         names = list(variants)
         times: dict[str, list[Times]] = {name: [] for name in [*names, HEAD, HEAD_EVERY]}
@@ -147,7 +175,18 @@ def main(argv: list[str]) -> None:
     length, batch = variants[CACHED].batch["input_ids"].shape[1], recipe.optim.batch_size
     tokens = variants[CACHED].prepared.train.inputs.shape[1]
     print(f"batch {batch}, {length} positions of which {tokens} visual, float32, {torch.get_num_threads()} threads, {rounds} rounds; medians [95 %]")
-    for name, against in ((BASELINE, BASELINE), (CACHED, BASELINE), (COMPUTED, BASELINE), (EVERY, BASELINE), (EVERY, CACHED), (HEAD, HEAD), (HEAD_EVERY, HEAD)):
+    away = max(float((a - b).abs()) for a, b in zip(variants[BASELINE].losses, variants[PADDED].losses, strict=True))
+    print(f"largest difference of a loss between {BASELINE} and {PADDED}, over {rounds + WARM_UP} steps: {away:.1e}")
+    for name, against in (
+        (BASELINE, BASELINE),
+        (PADDED, BASELINE),
+        (CACHED, BASELINE),
+        (COMPUTED, BASELINE),
+        (EVERY, BASELINE),
+        (EVERY, CACHED),
+        (HEAD, HEAD),
+        (HEAD_EVERY, HEAD),
+    ):
         passed, cpu = np.median(seconds[name], axis=0) * 1000
         print(f"{name:43} {passed:8.1f} ms, CPU {cpu:8.1f} ms", end="" if name != against else "\n")
         if name != against:
