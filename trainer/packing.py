@@ -19,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 from workbench.errors import ConfigError
 
 NAME = "packed_questions"
+TOGETHER = 4  # questions of one image that are computed as one row: fewer copy its prefix more often, more are filled up with nothing
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,16 @@ class Packing:
         real: which positions of the padded batch are tokens.
         prefix: the tokens before the questions, image by image; shorter prefixes are filled up with token 0.
         in_prefix: which entries of `prefix` are no filling.
-        questions: the tokens of each question, filled up with token 0.
+        questions: the tokens of each question, filled up with token 0; every row holds up to `TOGETHER` questions of one image.
+        image: for each row of `questions`, its row in `prefix`.
         place: for each token its row in `prefix` and `questions`, flattened and joined.
     """
 
     real: Bool[Tensor, "b s"]
     prefix: Int[Tensor, "b p"]
     in_prefix: Bool[Tensor, "b p"]
-    questions: Int[Tensor, "b q l"]
+    questions: Int[Tensor, "r q l"]
+    image: Int[Tensor, " r"]
     place: Int[Tensor, " n"]
 
     @classmethod
@@ -53,14 +56,17 @@ class Packing:
         begins = torch.ones_like(rows, dtype=torch.bool)
         begins[1:] = (rows[1:] != rows[:-1]) | (question[1:] != question[:-1])
         offset = columns - columns[begins][begins.cumsum(0) - 1]
-        most, longest = (int(values.max()) + 1 if len(rows) else 0 for values in (question, offset))
-        questions = torch.zeros(len(segments), most, longest, dtype=torch.long, device=segments.device)
-        questions[rows, question, offset] = number[rows, columns]
+        longest = int(offset.max()) + 1 if len(rows) else 0
+        per_image = (segments.clamp_min(0).amax(1) + TOGETHER - 1) // TOGETHER
+        image = torch.arange(len(segments), device=segments.device).repeat_interleave(per_image)
+        row, slot = (per_image.cumsum(0) - per_image)[rows] + question // TOGETHER, question % TOGETHER
+        questions = torch.zeros(len(image), TOGETHER, longest, dtype=torch.long, device=segments.device)
+        questions[row, slot, offset] = number[rows, columns]
 
         place = torch.empty(int(real.sum()), dtype=torch.long, device=segments.device)
         place[prefix[in_prefix]] = in_prefix.flatten().nonzero().flatten()
-        place[number[rows, columns]] = prefix.numel() + (rows * most + question) * longest + offset
-        return cls(real, prefix, in_prefix, questions, place)
+        place[number[rows, columns]] = prefix.numel() + (row * TOGETHER + slot) * longest + offset
+        return cls(real, prefix, in_prefix, questions, image, place)
 
     def flat(self, values: Tensor) -> Tensor:
         """(b, s, ...) of the padded batch as (1, N, ...)."""
@@ -104,7 +110,7 @@ def packed_attention(
     """
     if packing is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
-    (images, before), (_, most, longest) = packing.prefix.shape, packing.questions.shape
+    (images, before), (groups, together, longest) = packing.prefix.shape, packing.questions.shape
     heads, width = query.shape[1], query.shape[-1]
     scale = width**-0.5 if scaling is None else scaling
     order = torch.cat([packing.prefix.flatten(), packing.questions.flatten()])
@@ -113,26 +119,27 @@ def packed_attention(
         rows = values[0].transpose(0, 1).flatten(1).index_select(0, order).view(len(order), values.shape[1], width)
         if rows.shape[1] < heads:
             rows = rows.repeat_interleave(heads // rows.shape[1], dim=1)
-        prefix, questions = rows.split([images * before, images * most * longest])
-        return prefix.view(images, before, heads, width).transpose(1, 2), questions.view(images, most * longest, heads, width).transpose(1, 2)
+        prefix, questions = rows.split([images * before, groups * together * longest])
+        return prefix.view(images, before, heads, width).transpose(1, 2), questions.view(groups, together * longest, heads, width).transpose(1, 2)
 
     def by_question(values: Float[Tensor, "b h ql d"]) -> Float[Tensor, "b h q l d"]:
-        return values.unflatten(2, (most, longest))
+        return values.unflatten(2, (together, longest))
 
     (query_0, query_q), (key_0, key_q), (value_0, value_q) = parts(query), parts(key), parts(value)
     p = dropout if module.training else 0.0
     output_0 = nn.functional.scaled_dot_product_attention(query_0, key_0, value_0, is_causal=True, scale=scale, dropout_p=p)
-    to_prefix = query_q @ key_0.transpose(-1, -2)
+    query_q = query_q * scale
+    to_prefix = query_q @ key_0.index_select(0, packing.image).transpose(-1, -2)
     if not packing.in_prefix.all():
-        to_prefix = to_prefix.masked_fill(~packing.in_prefix[:, None, None], -torch.inf)
+        to_prefix = to_prefix.masked_fill(~packing.in_prefix[packing.image, None, None], -torch.inf)
     later = torch.ones(longest, longest, dtype=torch.bool, device=query.device).triu(1)
     to_question = (by_question(query_q) @ by_question(key_q).transpose(-1, -2)).masked_fill(later, -torch.inf)
-    scores = torch.cat([by_question(to_prefix), to_question], dim=-1) * scale
+    scores = torch.cat([by_question(to_prefix), to_question], dim=-1)
     weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
     if p:
         weights = nn.functional.dropout(weights, p)
     on_prefix, on_question = weights.split([before, longest], dim=-1)
-    output_q = on_prefix.flatten(2, 3) @ value_0 + (on_question @ by_question(value_q)).flatten(2, 3)
+    output_q = on_prefix.flatten(2, 3) @ value_0.index_select(0, packing.image) + (on_question @ by_question(value_q)).flatten(2, 3)
     rows = torch.cat([part.transpose(1, 2).flatten(0, 1).flatten(1) for part in (output_0, output_q)])
     return rows.index_select(0, packing.place).view(1, len(packing.place), heads, width), None
 
