@@ -346,7 +346,7 @@ def test_the_targets_of_a_run_are_what_they_are_called(objective: str, target: s
     for layer in (1, 3):
         model.student.model.language_model.layers[layer - 1].register_forward_hook(lambda _, __, output, layer=layer: states.update({layer: output}))
     output = model(**batch)
-    visual = Packing.of(batch["segments"]).flat(batch["input_ids"]) == model.config.image_token_id
+    visual = Packing.of(batch["segments"]).flat(batch["input_ids"])[0] == model.config.image_token_id
     projector = model.student.model.multi_modal_projector
     projected = projector.linear_2(torch.nn.functional.gelu(projector.linear_1(batch["connector_inputs"])))
     if target == "vfm":
@@ -358,7 +358,8 @@ def test_the_targets_of_a_run_are_what_they_are_called(objective: str, target: s
     for i, layer in enumerate((1, 3)):
         for j, (name, values) in enumerate(targets.items()):
             head = model.alignment.heads[i * len(targets) + j]
-            each = [by_hand(objective, run_head(head, states[layer][row][visual[row]]), values[row].detach().double().numpy()) for row in range(2)]
+            tokens = states[layer][0][visual].unflatten(0, (2, 64))
+            each = [by_hand(objective, run_head(head, tokens[row]), values[row].detach().double().numpy()) for row in range(2)]
             expected[f"layer_{layer}/{name}"] = np.mean(each)
     assert {name: value.item() for name, value in output.alignment_losses.items()} == pytest.approx(expected, abs=2e-5)
     assert output.alignment_loss.item() == pytest.approx(np.mean(list(expected.values())), abs=2e-5)

@@ -39,12 +39,19 @@ def test_the_layout_of_a_batch_is_read_off_its_segments() -> None:
     packing = Packing.of(SEGMENTS)
     assert packing.prefix.tolist() == [[0, 1, 0], [8, 9, 0], [11, 12, 13]] and packing.in_prefix.tolist() == [[True, True, False]] * 2 + [[True] * 3]
     assert packing.questions.tolist() == [
-        [[2, 3, 0, 0], [4, 0, 0, 0], [5, 6, 7, 0]],
-        [[10, 0, 0, 0]] + [[0] * 4] * 2,
-        [[14, 15, 16, 17], [18, 0, 0, 0], [0] * 4],
+        [[2, 3, 0, 0], [4, 0, 0, 0], [5, 6, 7, 0], [0] * 4],
+        [[10, 0, 0, 0]] + [[0] * 4] * 3,
+        [[14, 15, 16, 17], [18, 0, 0, 0], [0] * 4, [0] * 4],
     ]
+    assert packing.image.tolist() == [0, 1, 2]
     both = torch.cat([packing.prefix.flatten(), packing.questions.flatten()])
     assert both[packing.place].tolist() == list(range(19))
+
+
+def test_a_row_holds_four_questions_of_one_image() -> None:
+    packing = Packing.of(torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, -1, -1, -1, -1], [0, -1, -1, -1, -1, -1]]))
+    assert packing.questions[..., 0].tolist() == [[1, 2, 3, 4], [5, 0, 0, 0], [7, 0, 0, 0]]
+    assert packing.image.tolist() == [0, 0, 1]
 
 
 def test_values_go_into_the_sequence_and_back() -> None:
@@ -55,7 +62,16 @@ def test_values_go_into_the_sequence_and_back() -> None:
     assert torch.equal(back[SEGMENTS >= 0], values[SEGMENTS >= 0]) and (back[SEGMENTS < 0] == -1).all()
 
 
-@pytest.mark.parametrize("segments", [SEGMENTS, SEGMENTS[:1], torch.tensor([[0, 0, 0], [0, 0, 0]]), torch.tensor([[0, 1, 2, 3, 4]])])
+@pytest.mark.parametrize(
+    "segments",
+    [
+        SEGMENTS,
+        SEGMENTS[:1],
+        torch.tensor([[0, 0, 0], [0, 0, 0]]),
+        torch.tensor([[0, 1, 2, 3, 4, 5]]),
+        torch.tensor([[0, 1, 2, 3, 4, 5, 5], [0, 0, 0, -1, -1, -1, -1], [0, 0, 1, 1, 2, -1, -1]]),
+    ],
+)
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
 def test_packed_logits_and_gradients_are_those_of_the_padded_batch(kind: str, segments: Tensor) -> None:
     """In float64 (but for the norms, which transformers takes in float32), with shared key heads and without."""

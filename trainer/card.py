@@ -182,6 +182,8 @@ def _data(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> str:
         ("training", " + ".join(map(_named, _list(recipe["data"]["train"]))), record["data"]),
         ("validation", _named(recipe["data"]["val"]), record.get("val", "")),
     ]
+    if (test := recipe["data"].get("test")) is not None:
+        rows.append(("test", _named(test), record.get("test", "")))
     return _table(pd.DataFrame(rows, columns=["split", "data", "fingerprint"]))
 
 
@@ -199,6 +201,8 @@ def _scores(recipe: Mapping[str, Any], evaluation: pd.DataFrame, cknna: pd.DataF
         named = {"score": f"CKNNA, {_named(row.of)}, k = {row.k:.0f}", "value": row.score, "95 % interval": f"{row.low:.3f} to {row.high:.3f}"}
         rows.append(named | {"chance": f"{row.null_mean:.3f} (95 % below {row.null_q95:.3f})", "n": f"{row.n:.0f} tokens, {row.n_images:.0f} images"})
     how = "On the validation split, which was looked at while training. "
+    if recipe["data"].get("test") is not None:
+        how = "On the test split, which was looked at once, after training (CKNNA: on the validation split). "
     how += "Intervals are over images (of a loss: over conversations), of this one model: they say nothing about other seeds."
     return f"{_table(pd.DataFrame(rows))}\n\n{how} Seed {recipe['seed']}."
 

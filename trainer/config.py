@@ -115,9 +115,13 @@ class DataConfig:
     weights: tuple[float, ...] = ()
     """How often each data set comes in one epoch: 1 is all of it once, 0.5 a random half, 2.5 all of it twice and half of it again; 1 by default."""
     val: str = "shapes:val"
+    test: str | None = None
+    """What the finished model is evaluated on, once, instead of `val`, on which it is watched while it trains."""
     limit_train: int | None = None
-    """Images of each training data set, with all their questions or conversations (a text alone counts as one); all by default."""
+    """Images of each training data set, with all their questions or conversations (a text alone counts as one); all by default. The run's seed draws them at
+    random, so all variants of one seed learn from the same images; a smaller subset lies within every larger one."""
     limit_val: int | None = None
+    limit_test: int | None = None
     questions: int | None = None
     """The first so many questions of each image, of both splits; all by default. (Those of `shapes` stand in random order.)"""
     features: Literal["cache", "compute"] = "cache"
@@ -136,7 +140,9 @@ class DataConfig:
             raise ConfigError(f"data.weights is {_listed(self.weights)}: expected {len(self.train)} numbers above 0, one for each of data.train")
         if self.max_length is not None:
             _at_least("data.", 2, max_length=self.max_length)
-        for name, value in (("limit_train", self.limit_train), ("limit_val", self.limit_val), ("questions", self.questions)):
+        if self.limit_test is not None and self.test is None:
+            raise ConfigError(f"data.limit_test is {self.limit_test}: expected none without data.test")
+        for name, value in (("limit_train", self.limit_train), ("limit_val", self.limit_val), ("limit_test", self.limit_test), ("questions", self.questions)):
             if value is not None:
                 _at_least("data.", 1, **{name: value})
 
@@ -304,6 +310,8 @@ class Recipe:
     """Steps between checkpoints."""
     keep_checkpoints: int | None = 2
     """The newest so many stay; None (null) keeps all, which `analyses.dynamics` reads."""
+    keep_best: bool = False
+    """Keep the model of the highest validation score (mean accuracy of the types, or the least loss) as `best/` too; it is evaluated as the last one is."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Trackers, besides the parquet log."""
     push_to_hub: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from trainer.config import DataConfig
 from trainer.features import Features
 from workbench.data import Dataset, Sample, load_data
-from workbench.data.base import IMAGE_MARK, ConversationDataset, content_hash
+from workbench.data.base import IMAGE_MARK, Conversation, ConversationDataset, content_hash
 from workbench.errors import ConfigError, DataError
 from workbench.mllm.control import control_tokens, spelled_in
 from workbench.mllm.conversation import IGNORED
@@ -80,6 +80,24 @@ class Packer:
         return Packed(*(torch.tensor(v) for v in (ids, labels, positions, segments)))
 
 
+class Splits(NamedTuple):
+    """The data sets of a run; `test` is None where the finished model is evaluated on `val`."""
+
+    train: Dataset
+    val: Dataset
+    test: Dataset | None
+
+    @property
+    def all(self) -> list[Dataset]:
+        """Those that there are."""
+        return [data for data in self if data is not None]
+
+    @property
+    def words(self) -> list[str]:
+        """The closed vocabulary of all of them."""
+        return sorted(set().union(*(data.vocabulary for data in self.all)))
+
+
 def first_questions(data: Dataset, most: int | None) -> Dataset:
     """`data` with the first `most` questions of each image, or all of them.
 
@@ -94,19 +112,42 @@ def first_questions(data: Dataset, most: int | None) -> Dataset:
     return Dataset(data.name, kept, lambda: content_hash(data.fingerprint, most), sorted(data.vocabulary), data.left_out)
 
 
-def load_questions(config: DataConfig) -> tuple[Dataset, Dataset]:
-    """Training and validation questions of a small LLaVA, all of every image.
+def load_training(spec: str, limit: int | None, seed: int) -> Dataset:
+    """A training data set, or a random `limit` of its images drawn with the run's `seed`; a smaller subset lies within every larger one of that seed.
 
     Raises:
-        ConfigError: conversations, of which packing would leave out those without an image or with several; or validation questions without options.
+        ConfigError: it has fewer images.
     """
-    train, val = load_data(config.train[0], limit=config.limit_train, decode=False), load_data(config.val, limit=config.limit_val)
-    for data in (train, val):
+    data = load_data(spec, limit=limit, draw=seed, decode=False)
+    items = data.conversations if isinstance(data, ConversationDataset) else data.scenes
+    images = len({(item.image_ids or item.id) if isinstance(item, Conversation) else item[0].image_id for item in items})
+    if limit is not None and images < limit:
+        raise ConfigError(f"data.limit_train is {limit}: expected at most {images}, the images of {spec}")
+    return data
+
+
+def load_questions(config: DataConfig, seed: int) -> Splits:
+    """Questions of a small LLaVA, all of every image.
+
+    Args:
+        seed: of the run, which draws the images of `data.limit_train`.
+
+    Raises:
+        ConfigError: conversations, of which packing would leave out those without an image or with several; questions without options where accuracy is
+            measured; a limit beyond the training images.
+    """
+    train, val = load_training(config.train[0], config.limit_train, seed), load_data(config.val, limit=config.limit_val)
+    test = None if config.test is None else load_data(config.test, limit=config.limit_test)
+    for key, data in (("train", train), ("val", val), ("test", test)):
         if isinstance(data, ConversationDataset) and any(len(c.loads) != 1 or len(c.turns) != 1 for c in data.conversations):
             raise ConfigError(f"{data.name} has conversations of several turns or images, or none: expected single questions about an image, or model.name")
-    if unscored := next((sample for sample in val if sample.answer not in sample.options), None):
-        raise ConfigError(f"question {unscored.id} of {val.name} has no options with its answer among them: expected them in data.val, which accuracy is of")
-    return train, val
+        if data is None or key == "train":
+            continue
+        if unscored := next((sample for sample in data if sample.answer not in sample.options), None):
+            raise ConfigError(
+                f"question {unscored.id} of {data.name} has no options with its answer among them: expected them in data.{key}, which accuracy is of"
+            )
+    return Splits(train, val, test)
 
 
 class PackedDataset(torch.utils.data.Dataset):

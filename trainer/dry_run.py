@@ -22,7 +22,6 @@ from trainer.model import build_processor, check_start, freeze, llava_config
 from trainer.outline import Sizes, attach, check_files, on_meta, outline, sizes_of
 from trainer.output import check_output
 from trainer.student import check_student, choose_trained, load_conversations
-from workbench.data import Dataset
 from workbench.errors import ConfigError, DataError, RunError
 from workbench.files import cache_folder
 from workbench.mllm import MLLM, Batch, VisualTokens
@@ -160,21 +159,22 @@ def plan(recipe: Recipe) -> Plan:
 
 def _packed_questions(recipe: Recipe) -> Plan:
     """The plan of a small LLaVA."""
-    train, val = load_questions(recipe.data)
-    model, processor = meta_model(recipe, train, val)
+    splits = load_questions(recipe.data, recipe.seed)
+    model, processor = meta_model(recipe, splits.words)
     tokens = model.config.image_seq_length
     attached = attach(recipe, model, *one_square(model, tokens))
     sizes = sizes_of(model, attached.alignment, attached.residual)
     packer = Packer(processor, tokens)
-    sequence = max(len(packer(scene).input_ids) for scene in islice(first_questions(train, recipe.data.questions).scenes, 256))
-    items, widths = len(train.scenes), dict(attached.widths)
-    features = FLOAT * tokens * ((items + len(val.scenes)) * widths.pop("tower") + items * sum(widths.values())) if recipe.data.features == "cache" else 0
-    return Plan(recipe, sizes, model.config, items, (tokens, tokens), sequence, len(val.scenes), checkpoint_bytes(sizes), features, not_run=attached.not_run)
+    sequence = max(len(packer(scene).input_ids) for scene in islice(first_questions(splits.train, recipe.data.questions).scenes, 256))
+    items, images = len(splits.train.scenes), sum(len(data.scenes) for data in splits.all)
+    features = FLOAT * tokens * images * sum(attached.widths.values()) if recipe.data.features == "cache" else 0
+    evaluated = len(splits.val.scenes)
+    return Plan(recipe, sizes, model.config, items, (tokens, tokens), sequence, evaluated, checkpoint_bytes(sizes), features, not_run=attached.not_run)
 
 
-def meta_model(recipe: Recipe, train: Dataset, val: Dataset) -> tuple[PreTrainedModel, LlavaProcessor]:
+def meta_model(recipe: Recipe, words: list[str]) -> tuple[PreTrainedModel, LlavaProcessor]:
     """The small LLaVA of a recipe on meta, frozen where it will be, and its processor."""
-    processor = build_processor(recipe.model, sorted(train.vocabulary | val.vocabulary))
+    processor = build_processor(recipe.model, words)
     model = on_meta(LlavaForConditionalGeneration, llava_config(recipe.model, processor))
     if recipe.start is not None and recipe.start.suffix != ".yaml":
         check_start(model, processor, recipe.start)
@@ -195,9 +195,9 @@ def one_square(model: PreTrainedModel, tokens: int) -> tuple[dict[str, torch.Ten
 
 def _conversations(recipe: Recipe) -> Plan:
     """The plan of a released model, or of one of released parts."""
-    train, val = load_conversations(recipe)
+    train, val, test = load_conversations(recipe)
     mllm, weights = outline(recipe.model), check_files(recipe.model)
-    check_student(recipe, mllm, train, val)
+    check_student(recipe, mllm, train, val, test)
     with torch.device("meta"):
         choose_trained(mllm, recipe)
     shown, per_image, longest = None, [], 0

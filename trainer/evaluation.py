@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import chain
 
 import pandas as pd
 import torch
+from accelerate.utils import send_to_device
 from torch.distributed.fsdp import FSDPModule
 
 from trainer import processes
@@ -38,9 +40,29 @@ def _mine(numbers: Sequence[int], size: int, *, together: bool = False) -> Itera
         yield batches[min(mine, len(batches) - 1)], mine < len(batches)
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation of a model gives.
+
+    Attributes:
+        table: one row per question, with `correct`, or per conversation, with its `lm_loss`.
+        losses: the training losses on the same data, by name: `lm_loss` per answer token, `alignment_loss` per visual token.
+    """
+
+    table: pd.DataFrame
+    losses: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        """The larger, the better: mean accuracy of the question types, or the negative loss per answer token."""
+        if "correct" in self.table:
+            return float(self.table.groupby("category")["correct"].mean().mean())
+        return -float((self.table["lm_loss"] * self.table["tokens"]).sum() / self.table["tokens"].sum())
+
+
 @torch.no_grad()  # sharded weights know no inference mode
-def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, batch_size: int) -> pd.DataFrame:
-    """Whether each question is answered right by greedy decoding: every answer token and the end token is the most likely one.
+def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, batch_size: int) -> Evaluation:
+    """Whether each question is answered right by greedy decoding: every answer token and the end token is the most likely one; and both losses.
 
     Several processes share the batches; each runs as many passes as the others, since sharded weights are gathered in every pass, but every sample counts once.
 
@@ -50,11 +72,16 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
     was_training = model.training
     model.eval()
     rows, scenes = [], data.data.scenes
+    sums: list[dict[str, tuple[float, int]]] = []  # of each batch: a loss times what it is a mean over, and that
     for indices, counts in _mine(range(len(data)), batch_size):
         batch, device = collate(data.__getitems__(indices)), next(model.parameters()).device
-        output = model(**{name: value.to(device) for name, value in batch.items()})
+        output = model(**send_to_device(batch, device))
         if not counts:
             continue
+        tokens = int(batch["labels"].ne(IGNORED).sum())
+        sums.append({"lm_loss": (float(output.lm_loss) * tokens, tokens)})
+        if output.alignment_loss is not None:
+            sums[-1]["alignment_loss"] = (float(output.alignment_loss) * len(indices), len(indices))
         right = (output.logits.argmax(-1).cpu() == batch["labels"]) | (batch["labels"] == IGNORED)
         for row, index in enumerate(indices):
             for number, sample in enumerate(scenes[index], start=1):
@@ -63,7 +90,9 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
     model.train(was_training)
     rows = [row[2:] for row in sorted(processes.gathered(rows))]
     assert len(rows) == sum(map(len, scenes))
-    return pd.DataFrame(rows, columns=["id", "image_id", "category", "answer", "correct", "chance"])
+    batches = processes.gathered(sums)
+    losses = {name: sum(part[name][0] for part in batches) / sum(part[name][1] for part in batches) for name in batches[0]}
+    return Evaluation(pd.DataFrame(rows, columns=["id", "image_id", "category", "answer", "correct", "chance"]), losses)
 
 
 def answer_questions(model: torch.nn.Module, mllm: MLLM, scenes: Sequence[Sequence[Sample]], batch_size: int) -> pd.DataFrame:
@@ -135,13 +164,14 @@ def summary(evaluation: pd.DataFrame, seed: int) -> pd.DataFrame:
     return pd.DataFrame([row | {"n_conversations": len(evaluation), "chance": float(evaluation["chance"].iloc[0]), "seed": seed}])
 
 
-def metrics_of(evaluation: pd.DataFrame, seed: int) -> dict[str, float]:
-    """What the training log says of an evaluation: accuracy by type and their mean, or the loss per answer token; each with low, high, chance and n."""
-    if "correct" not in evaluation:
-        (loss,) = summary(evaluation, seed).to_dict("records")
+def metrics_of(evaluation: Evaluation, seed: int) -> dict[str, float]:
+    """What the training log says of an evaluation: accuracy by type and their mean, or the loss per answer token, each with low, high, chance and n."""
+    table = evaluation.table
+    if "correct" not in table:
+        (loss,) = summary(table, seed).to_dict("records")
         return {"val_lm_loss": loss["lm_loss"], **{f"val_lm_loss_{key}": float(loss[key]) for key in OF_A_SCORE}}
-    found: dict[str, float] = {}
-    for row in accuracy_by_type(evaluation, seed=seed):
+    found = {f"val_{name}": value for name, value in evaluation.losses.items()}
+    for row in accuracy_by_type(table, seed=seed):
         name = "mean" if row["category"] == MEAN else row["category"]
         found |= {f"accuracy/{name}": row["accuracy"], **{f"accuracy_{key}/{name}": float(row[key]) for key in OF_A_SCORE}}
     return found

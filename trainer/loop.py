@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import time
@@ -28,7 +29,7 @@ from trainer.card import origins, push, write_card
 from trainer.checkpoint import load_model, part, save_model
 from trainer.checks import check_names, with_stage
 from trainer.config import Recipe
-from trainer.evaluation import metrics_of, summary
+from trainer.evaluation import Evaluation, metrics_of, summary
 from trainer.lora import adapters, merge
 from trainer.model import IGNORED
 from trainer.monitor import (
@@ -44,10 +45,13 @@ from trainer.monitor import (
     write_log,
 )
 from trainer.output import (
+    BEST,
+    BEST_FILE,
     FINAL,
     RECIPE_FILE,
     UNFINISHED,
     alone,
+    best_of,
     check_output,
     check_same_recipe,
     check_same_sources,
@@ -84,7 +88,6 @@ class AlignmentTrainer(Trainer):
         self._given: list[dict[str, Tensor]] = []  # this process's parts of the step that is being made
         self._saving = False
         self._started, self._seconds_before = time.monotonic(), 0.0
-        self.evaluation: pd.DataFrame | None = None
         self.evaluated_at = -1
         self.subset, self.known = watched[0], [*watched[1], *prepared.known(recipe, processes.count())]
         collator = counted(prepared.collate, prepared.model.config.image_token_id)
@@ -244,14 +247,16 @@ class AlignmentTrainer(Trainer):
         """AdamW on the groups of parameters that the model asks for."""
         if self.optimizer is None:
             optim = self.recipe.optim
-            self.optimizer = torch.optim.AdamW(self.prepared.parameter_groups(optim), lr=optim.learning_rate, betas=(optim.beta1, optim.beta2))
+            self.optimizer = torch.optim.AdamW(self.prepared.parameter_groups(optim), lr=optim.learning_rate, betas=(optim.beta1, optim.beta2), fused=True)
         return self.optimizer
 
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
-        """Accuracy per question type on the validation split, or the loss on it, and CKNNA on its first images."""
-        self.evaluation = self.prepared.evaluate(self.recipe.optim.batch_size)
-        metrics = metrics_of(self.evaluation, self.recipe.seed)
+        """Accuracy per question type on the validation split, the losses on it, and CKNNA on its first images."""
+        evaluation = self.prepared.evaluate(self.recipe.optim.batch_size)
+        metrics = metrics_of(evaluation, self.recipe.seed)
         self.log(metrics | (self.subset.measure() if self.subset is not None else {}))
+        if self.recipe.keep_best:
+            self._keep_best(evaluation.score)
         self.evaluated_at = self.state.global_step
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # or the last step is evaluated twice
         return metrics
@@ -261,6 +266,22 @@ class AlignmentTrainer(Trainer):
         folder, state = Path(output_dir or self.recipe.output_dir), self.whole_state()
         name = folder.name
         processes.on_main(lambda: self._write(lambda: save_model(self.prepared.model, self.prepared.processor, folder, state), name))
+
+    def _keep_best(self, score: float) -> None:
+        """Write the model to `best/` if it scores higher on the validation split than any before."""
+        folder = self.recipe.output_dir
+        if not processes.on_main(lambda: score > best_of(folder).get("score", -math.inf)):
+            return
+        state, unfinished = self.whole_state(), folder / UNFINISHED / BEST
+
+        def write() -> None:
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+            unfinished.mkdir(parents=True)
+            save_model(self.prepared.model, self.prepared.processor, unfinished, state)
+            (unfinished / BEST_FILE).write_text(json.dumps({"step": self.state.global_step, "score": score}))
+            publish_checkpoint(folder, BEST, None)
+
+        processes.on_main(lambda: self._write(write, BEST))
 
     def whole_state(self) -> dict[str, Tensor]:
         """The model's tensors; with a divided model in the main process only, but all must ask."""
@@ -311,14 +332,27 @@ def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFr
     processes.on_main(lambda: prepared.check_frozen(part(tensors, "student.")))
     if adapters(prepared.model.student):
         merge(prepared.model.student)  # what is stored is what is evaluated: merging rounds
-        trainer.evaluation = prepared.evaluate(optim.batch_size)
         tensors = trainer.whole_state()
+    evaluation = prepared.evaluate(optim.batch_size, final=True)
     launch = {"processes": processes.count(), "strategy": processes.strategy(), "global_batch": optim.images(processes.count())}
     own = {"recipe": as_mapping(recipe), "origins": origins(as_mapping(recipe)), "seconds": seconds, "steps_per_second": optim.steps / seconds}
     record = own | launch | prepared.record | environment(argv)
-    processes.on_main(lambda: _write_results(trainer, tensors, record))
-    assert trainer.evaluation is not None
-    return trainer.evaluation
+    processes.on_main(lambda: _write_results(trainer, tensors, evaluation))
+    if recipe.keep_best:
+        record["best"] = _evaluate_best(trainer, evaluation)
+    processes.on_main(lambda: _write_record(trainer, record))
+    return evaluation.table
+
+
+def _evaluate_best(trainer: AlignmentTrainer, last: Evaluation) -> dict[str, float]:
+    """Evaluate the model in `best/` as the finished one was, beside it; returns its step and its validation score."""
+    folder, prepared, seed = trainer.recipe.output_dir, trainer.prepared, trainer.recipe.seed
+    best = processes.together(lambda: best_of(folder))
+    if best["step"] != trainer.state.global_step:
+        processes.together(lambda: load_model(prepared.model, folder / BEST))
+        last = prepared.evaluate(trainer.recipe.optim.batch_size, final=True)
+    processes.on_main(lambda: _write_tables(folder / BEST, last, seed))
+    return best
 
 
 def _prepared(recipe: Recipe, checkpoint: str | None) -> Ready:
@@ -380,19 +414,27 @@ def build_trainer(recipe: Recipe, prepared: Ready) -> AlignmentTrainer:
     return trainer
 
 
-def _write_results(trainer: AlignmentTrainer, state: dict[str, Tensor], record: dict[str, Any]) -> None:
-    """Write the trained model, the log, the accuracies and, last, the record."""
-    recipe, folder, evaluation = trainer.recipe, trainer.recipe.output_dir, trainer.evaluation
-    assert evaluation is not None
+def _write_results(trainer: AlignmentTrainer, state: dict[str, Tensor], evaluation: Evaluation) -> None:
+    """Write the trained model, the log and the accuracies."""
+    recipe, folder = trainer.recipe, trainer.recipe.output_dir
     with atomic_folder(folder / FINAL) as partial:
         save_model(trainer.prepared.model, trainer.prepared.processor, partial, state)
     for file in (folder / FINAL).iterdir():
         file.replace(folder / file.name)
     (folder / FINAL).rmdir()
     write_log(trainer.state.log_history, folder)
-    for name, table in (("evaluation", evaluation), ("accuracy", summary(evaluation, recipe.seed))):
+    _write_tables(folder, evaluation, recipe.seed)
+
+
+def _write_tables(folder: Path, evaluation: Evaluation, seed: int) -> None:
+    for name, table in (("evaluation", evaluation.table), ("accuracy", summary(evaluation.table, seed))):
         with atomic_file(folder / f"{name}.parquet") as partial:
             table.to_parquet(partial)
+
+
+def _write_record(trainer: AlignmentTrainer, record: dict[str, Any]) -> None:
+    """Write the card and, last, the record."""
+    recipe, folder = trainer.recipe, trainer.recipe.output_dir
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     record |= {"warnings": warnings_of(trainer.state), "cknna": trainer.subset.record if trainer.subset is not None else None}
     write_card(folder, record)

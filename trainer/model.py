@@ -315,7 +315,7 @@ class AlignedForConditionalGeneration(Aligned):
         Args:
             labels: the token to predict *at* each position (already shifted), -100 where nothing is learnt.
             segments: 0 for the shared image prefix, q for question q, -1 for padding; questions do not see one another.
-            targets: features by name; without them, as in evaluation, there is no alignment loss.
+            targets: features by name; without them, and without `to_projector`, there is no alignment loss.
             num_items_in_batch: answer tokens of the whole accumulated batch, by which the loss is normalised.
         """
         packing = Packing.of(segments)
@@ -333,7 +333,7 @@ class AlignedForConditionalGeneration(Aligned):
         wanted = answers != IGNORED
         losses = nn.functional.cross_entropy(logits[wanted].float(), answers[wanted], reduction="sum")
         lm_loss = losses / (wanted.sum() if num_items_in_batch is None else num_items_in_batch)
-        if self.to_projector and self.training:
+        if self.to_projector:
             targets = {"projector": projected.detach()}
         if self.alignment is None or targets is None:
             return AlignedOutput(lm_loss, None, packing.padded(logits))

@@ -31,7 +31,9 @@ FINAL = "final"  # the trained model, until each of its files is moved to where 
 SOURCES_FILE = "sources.json"  # in every checkpoint
 FILES_FILE = "files.json"  # in every checkpoint, written last: its files and their bytes
 UNFINISHED = ".unfinished"  # checkpoints that are being written; whole ones are moved out of it
-WRITTEN = (RECIPE_FILE, RECORD_FILE, LOG_FILE, "README.md", "evaluation.parquet", "accuracy.parquet", "not_finite-step-*", FINAL)  # under another name first
+BEST, BEST_FILE = "best", "best.json"  # the model of the highest validation score, and its step and score
+TABLES = ("evaluation.parquet", "accuracy.parquet")
+WRITTEN = (RECIPE_FILE, RECORD_FILE, LOG_FILE, "README.md", *TABLES, "not_finite-step-*", FINAL)  # under another name first
 
 
 def check_same_recipe(folder: Path, recipe: Recipe) -> None:
@@ -53,7 +55,7 @@ def _may_differ(key: str, stored: Any, own: Any, *, repaired: bool) -> bool:
     """Whether a run may go on with another value: a larger max_length, or another spec of the same data where it says that they are repaired."""
     if key == "data.max_length":
         return stored is not None and (own is None or own > stored)
-    if key not in ("data.train", "data.val") or not repaired:
+    if key not in ("data.train", "data.val", "data.test") or not repaired:
         return False
     before, now = ([str(spec).partition("?")[0] for spec in (value if isinstance(value, list | tuple) else [value])] for value in (stored, own))
     return before == now
@@ -99,8 +101,8 @@ def check_same_sources(checkpoint: Path, record: Mapping[str, Any], *, repaired:
     for key in sorted((stored.keys() | own.keys()) - {"max_length", "dropped"}):
         if stored.get(key) != own.get(key):
             differs = f"{checkpoint} was trained with the {key} {'' if key == 'items' else 'fingerprint '}{stored.get(key)}, and it is {own.get(key)} now"
-            if not repaired or key not in ("data", "val"):
-                more = " (for data with a file that was repaired, say --repaired)" if key in ("data", "val") else ""
+            if not repaired or key not in ("data", "val", "test"):
+                more = " (for data with a file that was repaired, say --repaired)" if key in ("data", "val", "test") else ""
                 raise RunError(f"{differs}: expected the same content, since a resumed run is the uninterrupted one{more}")
             said.append(f"resumed at step {step} with repaired data: {differs}")
     return said
@@ -110,8 +112,21 @@ def _sources(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key.removesuffix("_fingerprint"): value
         for key, value in record.items()
-        if key in ("data", "val", "items", "max_length", "dropped") or key.endswith("_fingerprint")
+        if key in ("data", "val", "test", "items", "max_length", "dropped") or key.endswith("_fingerprint")
     }
+
+
+def best_of(folder: Path) -> dict[str, float]:
+    """Step and validation score of the model in `best/`; nothing where there is none.
+
+    Raises:
+        RunError: its record is damaged.
+    """
+    file = folder / BEST / BEST_FILE
+    try:
+        return {key: float(value) for key, value in json.loads(file.read_text()).items()} if file.exists() else {}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise RunError(f"{file} is damaged ({error}): expected the step and score of the best model") from error
 
 
 @contextmanager

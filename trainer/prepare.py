@@ -8,7 +8,6 @@ from functools import partial
 from math import isqrt
 from typing import Any, ClassVar, Literal
 
-import pandas as pd
 from torch import Tensor
 from transformers import LlavaProcessor, set_seed
 
@@ -16,8 +15,8 @@ from trainer.alignment import attach_alignment
 from trainer.checkpoint import check_frozen, frozen_fingerprint
 from trainer.config import AlignmentConfig, OptimConfig, Recipe
 from trainer.conversations import load_vfms, vfm_record, vfm_tokens
-from trainer.data import PackedDataset, Packer, collate, first_questions, load_questions
-from trainer.evaluation import answer_packed
+from trainer.data import PackedDataset, Packer, Splits, collate, first_questions, load_questions
+from trainer.evaluation import Evaluation, answer_packed
 from trainer.features import DerivedFeatures, Features, frozen_features, image_hashes, other_images
 from trainer.lora import add_lora
 from trainer.model import (
@@ -54,6 +53,7 @@ class Prepared:
     processor: LlavaProcessor
     train: PackedDataset
     val: PackedDataset
+    test: PackedDataset | None
     input_rate: float
     frozen: str
     vfms: list[VFM]
@@ -93,9 +93,9 @@ class Prepared:
             {"params": [p for n, p in trainable if p.ndim == 1], "weight_decay": 0.0},
         ]
 
-    def evaluate(self, batch_size: int) -> pd.DataFrame:
-        """Whether each question of the validation split is answered right; see `answer_packed`."""
-        return answer_packed(self.model, self.val, batch_size)
+    def evaluate(self, batch_size: int, *, final: bool = False) -> Evaluation:
+        """Whether each question of the validation split is answered right, or of the test split where the run has one and is `final`; see `answer_packed`."""
+        return answer_packed(self.model, self.test if final and self.test is not None else self.val, batch_size)
 
     def watched(self, recipe: Recipe) -> Watched:
         """The first validation images; the visual tokens stand before the questions, which therefore do not change them."""
@@ -128,22 +128,24 @@ class Prepared:
 
 def prepare(recipe: Recipe) -> Prepared:
     """Build model, data and features. The language model's initial weights depend on the seed only, never on the alignment."""
-    train, val = load_questions(recipe.data)
-    processor = build_processor(recipe.model, sorted(train.vocabulary | val.vocabulary))
+    train, val, test = splits = load_questions(recipe.data, recipe.seed)
+    processor = build_processor(recipe.model, splits.words)
     set_seed(recipe.seed)
     llava, parts = build_llava(recipe.model, processor)
     recipe.check_layer(len(llava.model.language_model.layers))
     record: dict[str, object] = {"tower": recipe.model.tower, "data": train.fingerprint, "val": val.fingerprint}
-    record["left_out"] = [*train.left_out, *val.left_out]
+    record |= {} if test is None else {"test": test.fingerprint}
+    record["left_out"] = [sentence for data in splits.all for sentence in data.left_out]
     record |= {f"{part}_fingerprint": value for part, value in (parts | {"processor": processor_fingerprint(processor)}).items()}
 
     llava.eval()
     seen_as = settings_hash(without_place(llava.model.vision_tower.config.to_dict()), processor.image_processor.to_dict(), libraries())
     key = (parts["tower"], seen_as, recipe.model.tower_features, recipe.model.image_size)
-    train_inputs, val_inputs = (
+    inputs = [
         frozen_features(data, key, lambda images: connector_inputs(llava, processor, images), what=recipe.model.tower, mode=recipe.data.features)
-        for data in (train, val)
-    )
+        for data in splits.all
+    ]
+    train_inputs = inputs[0]
     side = recipe.model.image_size // processor.patch_size
     sample = train_inputs.rows(range(min(256, len(train_inputs))))  # a few thousand tokens fix mean and deviation well
     if recipe.start is None:
@@ -160,30 +162,40 @@ def prepare(recipe: Recipe) -> Prepared:
     if settings.residual != "none":
         residual = attach_residual(llava, settings.residual, sorted(settings.layer), train_inputs.shape[-1])
     packer = Packer(processor, train_inputs.shape[1])
-    few_train, few_val = (first_questions(data, recipe.data.questions) for data in (train, val))
-    val_set = PackedDataset(few_val, packer, val_inputs)
     frozen = frozen_fingerprint(llava, llava.state_dict())
-    vfms: list[VFM] = []
-    if not settings.aligned:
-        model = AlignedForConditionalGeneration(llava, None, residual)
-        return Prepared(model, processor, PackedDataset(few_train, packer, train_inputs), val_set, input_rate, frozen, vfms, record)
-    targets: dict[str, Features] | None = None
-    if settings.target == "projector":
-        dims = {"projector": llava.lm_head.in_features}
-    else:
-        if settings.target == "vfm":
-            vfms = load_vfms(recipe.alignment)
-            targets = vfm_features(recipe, vfms, train, (side, side))
-            record |= vfm_record(vfms)
-        else:
-            targets = {"encoder": train_inputs}
-        targets = {name: _controlled(settings, values, train, recipe.seed) for name, values in targets.items()}
-        dims = {name: values.shape[-1] for name, values in targets.items()}
-    alignment = attach_alignment(
-        llava, layers=settings.layer, dims=dims, objective=_objective(settings), heads=settings.heads, where=settings.where, hidden=settings.hidden
-    )
-    model = AlignedForConditionalGeneration(llava, alignment, residual, to_projector=settings.target == "projector")
-    return Prepared(model, processor, PackedDataset(few_train, packer, train_inputs, targets), val_set, input_rate, frozen, vfms, record)
+    vfms = load_vfms(settings) if settings.aligned and settings.target == "vfm" else []
+    record |= vfm_record(vfms) if vfms else {}
+    targets = _targets(recipe, vfms, splits, inputs, (side, side))
+    sets = [
+        PackedDataset(first_questions(data, recipe.data.questions), packer, values, aligned)
+        for data, values, aligned in zip(splits.all, inputs, targets, strict=True)
+    ]
+    alignment = None
+    if settings.aligned:
+        dims = {name: values.shape[-1] for name, values in (targets[0] or {}).items()} or {"projector": llava.lm_head.in_features}
+        alignment = attach_alignment(
+            llava, layers=settings.layer, dims=dims, objective=_objective(settings), heads=settings.heads, where=settings.where, hidden=settings.hidden
+        )
+    model = AlignedForConditionalGeneration(llava, alignment, residual, to_projector=settings.aligned and settings.target == "projector")
+    return Prepared(model, processor, sets[0], sets[1], sets[2] if test is not None else None, input_rate, frozen, vfms, record)
+
+
+def _targets(recipe: Recipe, vfms: Sequence[VFM], splits: Splits, inputs: Sequence[Features], grid: tuple[int, int]) -> list[dict[str, Features] | None]:
+    """Targets by name of each split, as the recipe changes them; None where there are none beforehand. The mean that is subtracted is the training set's.
+
+    Args:
+        inputs: what the connector receives, of each split.
+    """
+    settings = recipe.alignment
+    if not settings.aligned or settings.target == "projector":
+        return [None for _ in inputs]
+    encoder = settings.target == "encoder"
+    each = [{"encoder": values} if encoder else vfm_features(recipe, vfms, data, grid) for data, values in zip(splits.all, inputs, strict=True)]
+    means = {name: values.mean() if settings.centre else None for name, values in each[0].items()}
+    return [
+        {name: _controlled(settings, values, means[name], data, recipe.seed) for name, values in own.items()}
+        for data, own in zip(splits.all, each, strict=True)
+    ]
 
 
 def _objective(settings: AlignmentConfig) -> Literal["cosine", "relation"]:
@@ -200,10 +212,10 @@ def vfm_features(recipe: Recipe, vfms: Sequence[VFM], data: Dataset, grid: tuple
     }
 
 
-def _controlled(settings: AlignmentConfig, targets: Features, data: Dataset, seed: int) -> Features:
+def _controlled(settings: AlignmentConfig, targets: Features, mean: Tensor | None, data: Dataset, seed: int) -> Features:
     """Targets with the controls that the recipe asks for."""
-    if settings.centre:
-        targets = DerivedFeatures(targets, minus=targets.mean())
+    if mean is not None:
+        targets = DerivedFeatures(targets, minus=mean)
     if settings.images == "others":
         targets = DerivedFeatures(targets, order=other_images(image_hashes(data), seed))
     return targets

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pandas as pd
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from trainer.alignment import Alignment, attach_alignment, mean_loss
 from trainer.checkpoint import check_frozen, frozen_fingerprint
 from trainer.config import OptimConfig, Recipe
 from trainer.conversations import Collator, ConversationSet, GroupedSampler, StoredTargets, Targets, load_vfms, vfm_record
-from trainer.evaluation import answer_questions, language_loss
+from trainer.evaluation import Evaluation, answer_questions, language_loss
 from trainer.lora import add_lora
 from trainer.model import Aligned, AlignedOutput
 from trainer.parts import build_from_parts
@@ -152,7 +151,8 @@ class PreparedStudent:
     """Everything a run needs before its first step.
 
     Attributes:
-        questions: of the validation split, by image, where they have options; else its loss is what is evaluated.
+        test: what the finished model is evaluated on, where that is not `val`.
+        questions: of `val` and of `test`, by image, where they have options; else the loss is what is evaluated.
         trained: part of each trained parameter of the model, by name.
         frozen: fingerprint of all others.
     """
@@ -161,8 +161,9 @@ class PreparedStudent:
     mllm: MLLM
     train: ConversationSet
     val: ConversationSet
+    test: ConversationSet | None
     collate: Collator
-    questions: list[list[Sample]]
+    questions: list[list[list[Sample]]]
     trained: dict[str, str]
     frozen: str
     vfms: Sequence[VFM]
@@ -195,14 +196,15 @@ class PreparedStudent:
             groups.append({"params": [p for p in values if p.ndim <= 1], "lr": rate, "weight_decay": 0.0})
         return groups
 
-    def evaluate(self, batch_size: int) -> pd.DataFrame:
-        """Answers to the validation questions, or the loss on each validation conversation."""
+    def evaluate(self, batch_size: int, *, final: bool = False) -> Evaluation:
+        """Answers to the validation questions, or the loss on each validation conversation; of the test split where the run has one and is `final`."""
         was_training = self.model.training
+        data, questions = (self.val, self.questions[0]) if self.test is None or not final else (self.test, self.questions[1])
         self.model.eval()
         try:
-            if self.questions:
-                return answer_questions(self.model, self.mllm, self.questions, batch_size)
-            return language_loss(self.model, self.mllm, self.val, batch_size, self.collate.max_length)
+            if questions:
+                return Evaluation(answer_questions(self.model, self.mllm, questions, batch_size))
+            return Evaluation(language_loss(self.model, self.mllm, data, batch_size, self.collate.max_length))
         finally:
             self.model.train(was_training)
 
@@ -251,7 +253,7 @@ def prepare_student(recipe: Recipe, checkpoint: Path | None = None) -> PreparedS
     Args:
         checkpoint: from which the run goes on, with the order of its rows.
     """
-    train, val = load_conversations(recipe, Rows.load(checkpoint) if checkpoint is not None else None)
+    train, val, test = load_conversations(recipe, Rows.load(checkpoint) if checkpoint is not None else None)
     set_seed(recipe.seed)
     device = processes.device()
     if recipe.model.name is not None:
@@ -259,9 +261,11 @@ def prepare_student(recipe: Recipe, checkpoint: Path | None = None) -> PreparedS
     else:
         mllm = build_from_parts(recipe.model)
     mllm.model.to(device)
-    questions = check_student(recipe, mllm, train, val)
+    questions = check_student(recipe, mllm, train, val, test)
     record: dict[str, object] = {"model": mllm.name, "model_fingerprint": mllm.fingerprint, "data": train.data.fingerprint, "val": val.data.fingerprint}
-    record |= {"max_length": recipe.data.max_length, "left_out": [*train.sentences(), *val.sentences()], "dropped": train.dropped}
+    record |= {} if test is None else {"test": test.data.fingerprint}
+    left_out = [sentence for data in (train, val, test) if data is not None for sentence in data.sentences()]
+    record |= {"max_length": recipe.data.max_length, "left_out": left_out, "dropped": train.dropped}
     record["commit"] = getattr(mllm.config, "_commit_hash", None)  # of a hub id, what its revision was
     trained = choose_trained(mllm, recipe)
     if recipe.optim.checkpointing:
@@ -294,7 +298,8 @@ def prepare_student(recipe: Recipe, checkpoint: Path | None = None) -> PreparedS
     sizes["residual"] = sum(p.numel() for p in residual.parameters()) if residual is not None else 0
     sizes["head"] = sum(p.numel() for p in alignment.parameters()) if alignment is not None else 0
     record["trained"] = sizes  # parameters
-    return PreparedStudent(model, mllm, train, val, collate, questions, trained, frozen_fingerprint(mllm.model, mllm.model.state_dict()), vfms, record)
+    frozen = frozen_fingerprint(mllm.model, mllm.model.state_dict())
+    return PreparedStudent(model, mllm, train, val, test, collate, questions, trained, frozen, vfms, record)
 
 
 def checkpoint_activations(model: Any) -> None:
@@ -303,8 +308,8 @@ def checkpoint_activations(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def load_conversations(recipe: Recipe, stored: Rows | None = None) -> tuple[ConversationSet, ConversationSet]:
-    """Training and validation data.
+def load_conversations(recipe: Recipe, stored: Rows | None = None) -> tuple[ConversationSet, ConversationSet, ConversationSet | None]:
+    """Training, validation and, where the recipe has it, test data.
 
     Args:
         stored: the training rows that the run was started with, see ConversationSet.
@@ -313,14 +318,14 @@ def load_conversations(recipe: Recipe, stored: Rows | None = None) -> tuple[Conv
         ConfigError: conversations with and without images, for ZeRO-3; or in random order, for FSDP: a process that has an image would wait for the others
             to gather the tower's weights.
     """
-    from trainer.data import first_questions
+    from trainer.data import first_questions, load_training
 
     config = recipe.data
 
-    def load(spec: str, limit: int | None, decode: bool | None = None) -> Dataset:
-        return first_questions(load_data(spec, limit=limit, decode=decode), config.questions)
+    def evaluated(spec: str, limit: int | None) -> ConversationSet:
+        return ConversationSet(first_questions(load_data(spec, limit=limit), config.questions))
 
-    parts = [load(spec, config.limit_train, decode=False) for spec in config.train]
+    parts = [first_questions(load_training(spec, config.limit_train, recipe.seed), config.questions) for spec in config.train]
     weights = config.weights or (1.0,) * len(parts)
     whole = parts[0] if len(parts) == 1 and weights == (1.0,) else mixed(parts, weights, recipe.seed)
     strategy, kinds = processes.strategy(), {bool(c.loads) for c in whole.conversations}
@@ -333,14 +338,15 @@ def load_conversations(recipe: Recipe, stored: Rows | None = None) -> tuple[Conv
             f"data.group is no with {strategy} for conversations with and without images: expected yes, since processes that divide the weights "
             "must have images in the same passes"
         )
-    return ConversationSet(whole, parts, stored), ConversationSet(load(config.val, config.limit_val))
+    test = None if config.test is None else evaluated(config.test, config.limit_test)
+    return ConversationSet(whole, parts, stored), evaluated(config.val, config.limit_val), test
 
 
-def check_student(recipe: Recipe, mllm: MLLM, train: ConversationSet, val: ConversationSet) -> list[list[Sample]]:
+def check_student(recipe: Recipe, mllm: MLLM, train: ConversationSet, val: ConversationSet, test: ConversationSet | None = None) -> list[list[list[Sample]]]:
     """See that recipe, model and data fit one another, before anything is written: by all texts, and by the first conversations of each kind.
 
     Returns:
-        Validation questions with options, by image, if there are any.
+        Questions with options, by image, if there are any: of the validation split, and of the test split if there is one.
 
     Raises:
         WorkbenchError: they do not.
@@ -352,7 +358,7 @@ def check_student(recipe: Recipe, mllm: MLLM, train: ConversationSet, val: Conve
         raise ConfigError(f"model.name is {recipe.model.name}, quantized with {getattr(method, 'value', method)}: expected full precision, to train it")
     recipe.check_layer(mllm.n_layers)
     mllm.words = recipe.data.control_tokens == "words"
-    for data in (train, val):
+    for data in filter(None, (train, val, test)):
         if processes.is_main():  # whose error the others hear of
             data.said = look_through(mllm, data, recipe.data.max_length)
         for kind in (True, False):
@@ -363,11 +369,16 @@ def check_student(recipe: Recipe, mllm: MLLM, train: ConversationSet, val: Conve
                 raise ConfigError(f"data.max_length is {recipe.data.max_length}, which leaves none of the answers in {which}: expected more tokens")
     if (recipe.alignment.aligned or recipe.alignment.residual != "none") and not any(c.loads for c in train.conversations):
         raise ConfigError(f"none of the {len(train)} conversations of {train.data.name} has an image: expected some, or alignment.objective none")
-    if lost := [sample for sample in val.data if sample.options and sample.answer not in sample.options]:
-        raise ConfigError(f"question {lost[0].id} of {val.data.name} has its answer '{lost[0].answer}' not among its options ({len(lost)} such in all)")
-    if not any(sample.options for sample in val.data):
+    return [_questions(mllm, data.data) for data in (val, test) if data is not None]
+
+
+def _questions(mllm: MLLM, data: Dataset) -> list[list[Sample]]:
+    """Questions with options, by image."""
+    if lost := [sample for sample in data if sample.options and sample.answer not in sample.options]:
+        raise ConfigError(f"question {lost[0].id} of {data.name} has its answer '{lost[0].answer}' not among its options ({len(lost)} such in all)")
+    if not any(sample.options for sample in data):
         return []
-    scenes = questions_of(val.data.scenes)
+    scenes = questions_of(data.scenes)
     option_ids(mllm, [sample for scene in scenes for sample in scene])
     return scenes
 

@@ -260,12 +260,13 @@ Loader = Callable[..., Dataset]
 DATASETS: Registry[Loader] = Registry("data set")
 
 
-def load_data(spec: str, *, limit: int | None = None, seed: int = 0, decode: bool | None = None) -> Dataset:
+def load_data(spec: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None) -> Dataset:
     """Load a data set by its spec `name:rest`, for example `shapes:val` or `folder:/photos`.
 
     Args:
         limit: number of images to keep, with all their questions; None keeps all. Generated data sets keep their first `limit` scenes, data sets on disk
             a random subset drawn with `seed`, in the original order. A smaller subset lies within every larger one.
+        draw: the seed with which a random subset is drawn instead, of generated data sets too (where `seed` names the scenes).
         decode: look at the pixels of every image, by which images are then known; with False, for training sets of any size, they are known by where they
             lie. By default they are looked at where there is a limit, or up to 10,000 images.
 
@@ -277,7 +278,7 @@ def load_data(spec: str, *, limit: int | None = None, seed: int = 0, decode: boo
     if limit is not None and limit < 1:
         raise DataError(f"limit is {limit}: expected at least 1 image")
     loader = DATASETS.get(name)
-    return loader(rest, limit=limit, seed=seed, decode=decode)
+    return loader(rest, limit=limit, seed=seed, draw=draw, decode=decode)
 
 
 def content_hash(*parts: object) -> str:

@@ -40,7 +40,7 @@ OPTIONS = {
 
 
 @DATASETS.register("easy_vqa")
-def easy_vqa(split: str, *, limit: int | None = None, seed: int = 0, decode: bool | None = None) -> Dataset:
+def easy_vqa(split: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None) -> Dataset:
     """Load `easy_vqa:train`, `easy_vqa:val` or `easy_vqa:test`; `limit` keeps a random subset of the images, drawn with `seed`.
 
     Args:
@@ -52,7 +52,7 @@ def easy_vqa(split: str, *, limit: int | None = None, seed: int = 0, decode: boo
     check_split("easy_vqa", split, tuple(SPLITS))
     part, first, end = SPLITS[split]
     folder = source_folder(SOURCE) / part
-    kept = [first + number for number in subset(end - first, limit, seed)]
+    kept = [first + number for number in subset(end - first, limit, seed if draw is None else draw)]
     asked: dict[int, list[tuple[str, str]]] = {image: [] for image in kept}
     words: set[str] = set()
     rows = json.loads((folder / "questions.json").read_text())

@@ -27,7 +27,7 @@ NAMED = 3  # files that are left out, in a message
 
 
 @DATASETS.register("folder")
-def folder(path: str, *, limit: int | None = None, seed: int = 0, decode: bool | None = None) -> Dataset:
+def folder(path: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None) -> Dataset:
     """Load every image below `path` in name order; `limit` keeps a random subset drawn with `seed`.
 
     Args:
@@ -42,7 +42,7 @@ def folder(path: str, *, limit: int | None = None, seed: int = 0, decode: bool |
     files, left_out = photographs(root)
     if not files:
         raise DataError(f"folder '{shown(path)}' holds no images that can be read: expected files ending in {', '.join(_endings())}{_but(left_out)}")
-    order = shuffled(len(files), seed)  # of copies the first in this order is taken, whatever the limit
+    order = shuffled(len(files), seed if draw is None else draw)  # of copies the first in this order is taken, whatever the limit
     first: dict[bytes, int] = {}  # by pixels
     copies: list[tuple[int, int]] = []
     for number, pixels in zip(order, hashes_of([files[n] for n in order], limit or len(files), path), strict=False):

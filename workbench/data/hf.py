@@ -43,7 +43,7 @@ CHATS = ("conversations", "messages")
 
 
 @DATASETS.register("hf")
-def hf(spec: str, *, limit: int | None = None, seed: int = 0, decode: bool | None = None) -> ConversationDataset:
+def hf(spec: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None) -> ConversationDataset:
     """Load one split; `limit` keeps the rows of a random subset of the images drawn with `seed`.
 
     Args:
@@ -75,7 +75,7 @@ def hf(spec: str, *, limit: int | None = None, seed: int = 0, decode: bool | Non
     rows, notes = _rows(table, written, pictures, chat, options["answer"], Path(path).name, dropped, skip=options["broken"] == "skip")
     there = stored_images(root, files)
     images = [tuple(there[own] if isinstance(own, str) else own for own in written[row.index]) for row in rows]
-    chosen = choose(images, limit, seed, decode, path)
+    chosen = choose(images, limit, seed if draw is None else draw, decode, path)
     conversations, samples = [], []
     for number, loads in chosen:
         row = rows[number]

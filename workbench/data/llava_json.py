@@ -40,7 +40,7 @@ READ = {"id", "conversations"}  # keys, besides that of the images
 
 
 @DATASETS.register("llava_json")
-def llava_json(spec: str, *, limit: int | None = None, seed: int = 0, decode: bool | None = None) -> ConversationDataset:
+def llava_json(spec: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None) -> ConversationDataset:
     """Load `FILE?images=DIR&missing=error|skip`; `limit` keeps the rows of a random subset of the images drawn with `seed`.
 
     Args:
@@ -84,7 +84,7 @@ def llava_json(spec: str, *, limit: int | None = None, seed: int = 0, decode: bo
         rows = _without(rows, files, missing(file.name, root, lost), notes, skip=options["missing"] == "skip")
     there = stored_images(root, files)
     images = [tuple(there[own] if isinstance(own, str) else embedded_image(own, f"of row {name}") for own in written) for name, written, _ in rows]
-    chosen = choose(images, limit, seed, decode, file.name)
+    chosen = choose(images, limit, seed if draw is None else draw, decode, file.name)
     conversations = [Conversation(rows[row][0], rows[row][2], own, tuple(image.image_id for image in own)) for row, own in chosen]
 
     def fingerprint() -> str:

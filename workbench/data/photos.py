@@ -106,7 +106,7 @@ BACKGROUNDS = Source(
 
 
 @DATASETS.register("photos")
-def photos(rest: str, *, limit: int | None = None, seed: int = 0, decode: bool | None = None) -> Dataset:
+def photos(rest: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None) -> Dataset:
     """Load `photos:train`, `photos:val` or `photos:test`, or `photos:val:FOLDER` for cut-outs of the user's own; `limit` counts scenes.
 
     Args:
@@ -118,7 +118,7 @@ def photos(rest: str, *, limit: int | None = None, seed: int = 0, decode: bool |
     """
     split, _, folder = rest.partition(":")
     cast = own_cast(path_of(folder)) if folder else default_cast()
-    return WORLD.dataset(split, seed, limit, partial(scene_samples, cast), vocabulary(cast), cast.fingerprint, spec=rest)
+    return WORLD.dataset(split, seed, limit, draw, partial(scene_samples, cast), vocabulary(cast), cast.fingerprint, spec=rest)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from scipy.stats import binom
 
-from workbench.data.base import Dataset, Object, Sample, check_split, content_hash
+from workbench.data.base import Dataset, Object, Sample, check_split, content_hash, subset
 
 COUNTS = ("0", "1", "2", "3")
 CENTRE_MARGIN = 0.08  # a thing nearer to the middle line than this is not asked for its side
@@ -82,11 +82,20 @@ class World:
         return np.random.default_rng([self.version, seed, list(self.splits).index(split), index, purpose])
 
     def dataset(
-        self, split: str, seed: int, limit: int | None, scene: Callable[[str, int, int], list[Sample]], words: Iterable[str], *content: object, spec: str = ""
+        self,
+        split: str,
+        seed: int,
+        limit: int | None,
+        draw: int | None,
+        scene: Callable[[str, int, int], list[Sample]],
+        words: Iterable[str],
+        *content: object,
+        spec: str = "",
     ) -> Dataset:
-        """The first `limit` scenes of a split.
+        """The first `limit` scenes of a split, or a random `limit` of them.
 
         Args:
+            draw: the seed with which they are drawn at random; None takes the first.
             scene: (split, seed, index) -> the samples of a scene.
             words: the closed vocabulary.
             content: what determines the scenes besides the world's version.
@@ -94,8 +103,10 @@ class World:
         """
         check_split(self.name, split, tuple(self.splits))
         count = min(self.splits[split], limit or self.splits[split])
-        samples = [sample for index in range(count) for sample in scene(split, seed, index)]
-        return Dataset(f"{self.name}:{spec or split}", samples, content_hash(self.name, self.version, *content, split, seed, count), words)
+        indices = range(count) if draw is None else subset(self.splits[split], count, draw)
+        samples = [sample for index in indices for sample in scene(split, seed, index)]
+        drawn = () if len(indices) == self.splits[split] or draw is None else (draw,)
+        return Dataset(f"{self.name}:{spec or split}", samples, content_hash(self.name, self.version, *content, split, seed, count, *drawn), words)
 
     def draw_number(self, rng: np.random.Generator) -> int:
         """Draw how many things a scene has."""

@@ -64,9 +64,9 @@ class Placed:
 
 
 @DATASETS.register("shapes")
-def shapes(split: str, *, limit: int | None = None, seed: int = 0, decode: bool | None = None) -> Dataset:
+def shapes(split: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None) -> Dataset:
     """Load `shapes:train`, `shapes:val` or `shapes:test`; `limit` counts scenes, `seed` names the data set; a scene is known without being drawn."""
-    return WORLD.dataset(split, seed, limit, scene_samples, vocabulary())
+    return WORLD.dataset(split, seed, limit, draw, scene_samples, vocabulary())
 
 
 def vocabulary() -> list[str]:
