@@ -18,8 +18,12 @@ import pytest
 from scipy import stats as scipy_stats
 
 from tests.conftest import ROOT, SMALL, recipe, run
+from tests.stored_runs import RECORD, store
 from trainer.config import Recipe
-from trainer.sweep import Sweep, _recipe, _signals, check, report, write
+from trainer.sweep.comparison import report, write
+from trainer.sweep.results import finished
+from trainer.sweep.runner import noted_signals
+from trainer.sweep.spec import Sweep, check
 from workbench.config import parse
 from workbench.errors import ConfigError, RunError, WorkbenchError
 from workbench.stats import mean_interval
@@ -31,14 +35,14 @@ PLAIN = Sweep(variants=(f"baseline: {LINE} --alignment.objective none",), seeds=
 
 def test_a_grid_is_every_combination_and_a_list_is_one_value(tmp_path: Path) -> None:
     sweep = replace(PLAIN, output_dir=tmp_path, over=LINE, grid=("alignment.layer: 2 2,3", "alignment.weight: 0.5 1"))
-    names = [name for name, _ in sweep.named()]
+    names = [setting.name for setting in sweep.settings()]
     assert names == ["baseline", "layer-2_weight-0.5", "layer-2_weight-1", "layer-2+3_weight-0.5", "layer-2+3_weight-1"]
     jobs = list(sweep.runs())
     assert [str(job) for job in jobs[-2:]] == ["layer-2+3_weight-1-s0", "layer-2+3_weight-1-s1"]
     made = parse(Recipe, jobs[-1].arguments[1:], prog="test", recipe=Path(jobs[-1].arguments[0]))
     assert made.alignment.layer == (2, 3) and made.alignment.weight == 1 and made.seed == 1 and made.start == tmp_path / "stage1"
-    vfms = replace(PLAIN, over=LINE, grid=("alignment.vfm: dinov2-small hf:some/model",)).named()
-    assert [name for name, _ in vfms[1:]] == ["vfm-dinov2-small", "vfm-hf-some-model"]
+    vfms = replace(PLAIN, over=LINE, grid=("alignment.vfm: dinov2-small hf:some/model",)).settings()
+    assert [setting.name for setting in vfms[1:]] == ["vfm-dinov2-small", "vfm-hf-some-model"]
 
 
 def test_the_first_stage_is_one_run_and_is_not_compared(tmp_path: Path) -> None:
@@ -52,13 +56,15 @@ def test_the_first_stage_is_one_run_and_is_not_compared(tmp_path: Path) -> None:
     [
         ({"grid": ("seed: 0 1",)}, "and seeds in `seeds`"),
         ({"grid": ("alignment.layer",)}, "expected 'section.key: value value"),
-        ({"grid": ("alignment.layer: 2",), "over": ""}, "expected both or none"),
+        ({"grid": ("alignment.layer: 2",), "over": "", "variants": ()}, "expected `variants`, or `over`"),
+        ({"over": LINE}, "without a grid"),
+        ({"grid": ("model.dropout: 0", "model.lora.dropout: 0")}, "two keys that end in 'dropout'"),
         ({"grid": ("alignment.layer: 2 2",)}, "two variants are called 'layer-2'"),
         ({"grid": ("alignment.layr: 2",)}, "variant 'layr-2': unknown option '--alignment.layr': did you mean 'alignment.layer'"),
         ({"grid": ("alignment.layer: 9",)}, "variant 'layer-9': alignment.layer is 9: expected 1 to 6"),
         ({"against": "basline"}, "did you mean 'baseline'"),
         ({"seeds": (1, 1)}, "none of them twice"),
-        ({"variants": (f"baseline: {LINE} {{root}}",)}, "expected {output_dir} and {seed} alone in braces"),
+        ({"variants": (f"baseline: {LINE} {{root}}",)}, "expected {output_dir}, {point} and {seed} alone in braces"),
         ({"variants": ("baseline: --seed 1",)}, "expected a recipe first"),
         ({"variants": (f"baseline: {LINE} --dry_run",)}, "has --dry_run, which trains nothing"),
         ({"variants": (f"baseline: {recipe('baseline')}",)}, "which several runs would train at once"),
@@ -77,29 +83,19 @@ def test_every_line_of_a_sweep_is_a_recipe(file: Path, tmp_path: Path, monkeypat
     monkeypatch.chdir(ROOT)
     sweep = parse(Sweep, ["--output_dir", str(tmp_path), "--seeds", "0"], prog="sweep", recipe=file)
     check(sweep)
-    recipes = [repr(_recipe(*job.arguments[:-4])) for job in sweep.jobs()]
+    recipes = [repr(replace(job.recipe(), output_dir=tmp_path)) for job in sweep.jobs()]
     assert len(set(recipes)) == len(recipes), "two variants are the same training"
 
 
-RECORD = {"recipe": {"alignment": {"layer": 1, "vfm": "dinov2-small"}}}
-
-
-def _store(folder: Path, right: dict[str, list[int]]) -> None:
-    """Finished runs that answered so many of ten questions of both types, by variant and seed."""
-    for variant, seeds in right.items():
-        for seed, count in enumerate(seeds):
-            place = folder / f"{variant}-s{seed}"
-            place.mkdir()
-            rows = [{"id": f"{kind}{i}", "category": kind, "correct": i < count, "chance": 0.5} for kind in ("a", "b") for i in range(10)]
-            pd.DataFrame(rows).to_parquet(place / "evaluation.parquet")
-            (place / "training.json").write_text(json.dumps(RECORD))
+def compared(sweep: Sweep) -> pd.DataFrame:
+    return report(sweep, finished(sweep))
 
 
 def test_seeds_without_spread_have_no_interval(tmp_path: Path) -> None:
     """One right answer more with every seed is not a certain difference; 0.1 has a rounding error here."""
-    _store(tmp_path, {"baseline": [4, 5, 6], "layer-2": [5, 6, 7], "layer-3": [5, 5, 5]})
+    store(tmp_path, {"baseline": [4, 5, 6], "layer-2": [5, 6, 7], "layer-3": [5, 5, 5]})
     sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1, 2), over=LINE, grid=("alignment.layer: 2 3",))
-    own = report(sweep).query("type == @MEAN").set_index("variant")
+    own = compared(sweep).query("type == @MEAN").set_index("variant")
     assert own.loc["layer-2", "difference"] == pytest.approx(0.1) and own.loc["layer-2", ["d_low", "d_high"]].tolist() == [-np.inf, np.inf]
     one = mean_interval([1.0] * 10 + [0.0] * 10, kind="proportion")  # equal seeds are no surer than one of them, of 20 questions
     assert own.loc["layer-3", ["low", "high"]].tolist() == pytest.approx([one.low, one.high], abs=0.01) and not own["few"].any()
@@ -113,52 +109,52 @@ def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
 
 
 def test_an_accuracy_has_no_interval_beyond_one_and_a_difference_none_cut(tmp_path: Path) -> None:
-    _store(tmp_path, {"baseline": [4, 9, 10], "layer-2": [10, 10, 9]})
+    store(tmp_path, {"baseline": [4, 9, 10], "layer-2": [10, 10, 9]})
     sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1, 2), over=LINE, grid=("alignment.layer: 2",))
-    own = report(sweep).query("type == @MEAN").set_index("variant")
+    own = compared(sweep).query("type == @MEAN").set_index("variant")
     assert (own["high"] > own["accuracy"]).all() and (own["high"] <= 1).all() and (own["low"] >= 0).all() and own.loc["layer-2", "d_high"] > 1
     assert own["few"].tolist() == [False, True]  # 2 of 60 answers are wrong
 
 
 def test_runs_whose_names_agree_and_whose_content_does_not_are_not_compared(tmp_path: Path) -> None:
     """Such as a first stage that was trained anew between two runs."""
-    _store(tmp_path, {"baseline": [4, 5], "layer-2": [5, 6]})
+    store(tmp_path, {"baseline": [4, 5], "layer-2": [5, 6]})
     sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1), over=LINE, grid=("alignment.layer: 2",))
     recipe = RECORD["recipe"] | {"start": "runs/stage1"}
 
     def record(seed: int, start: str, vfm: str) -> None:
         (tmp_path / f"layer-2-s{seed}" / "training.json").write_text(
-            json.dumps({"recipe": recipe, "start_fingerprint": start, "vfm": "x", "vfm_fingerprint": vfm})
+            json.dumps(RECORD | {"recipe": recipe, "start_fingerprint": start, "vfm": "x", "vfm_fingerprint": vfm})
         )
-        (tmp_path / f"baseline-s{seed}" / "training.json").write_text(json.dumps({"recipe": recipe, "start_fingerprint": f"{seed}", "data": "d"}))
+        (tmp_path / f"baseline-s{seed}" / "training.json").write_text(json.dumps(RECORD | {"recipe": recipe, "start_fingerprint": f"{seed}", "data": "d"}))
 
     record(0, "0", "v")
     record(1, "1", "v")
-    assert len(report(sweep))
+    assert len(compared(sweep))
     record(1, "0", "v")
     with pytest.raises(RunError, match=r"baseline-s1 and .*layer-2-s1 name the same start, whose content was 1 and 0: expected the same in all runs"):
-        report(sweep)
+        compared(sweep)
     record(1, "1", "w")
     with pytest.raises(RunError, match=r"name the same vfm, whose content was v and w"):
-        report(sweep)
+        compared(sweep)
     (tmp_path / "layer-2-s1" / "training.json").write_text("{")
     with pytest.raises(RunError, match=r"training.json is damaged"):
-        report(sweep)
+        compared(sweep)
 
 
 def test_runs_that_were_asked_other_questions_are_not_compared(tmp_path: Path) -> None:
-    _store(tmp_path, {"baseline": [4, 5], "layer-2": [5, 6]})
+    store(tmp_path, {"baseline": [4, 5], "layer-2": [5, 6]})
     sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1), over=LINE, grid=("alignment.layer: 2",))
-    assert len(report(sweep))
+    assert len(compared(sweep))
     (tmp_path / "layer-2-s1" / "training.json").write_text(json.dumps(RECORD | {"val": "other"}))
-    with pytest.raises(RunError, match=r"baseline-s0 and .*layer-2-s1 were asked other validation questions"):
-        report(sweep)
+    with pytest.raises(RunError, match=r"baseline-s0 and .*layer-2-s1 were asked other questions"):
+        compared(sweep)
 
 
 def test_what_a_sweep_cannot_compare_is_refused_before_training(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(json.dumps([{"id": "a", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "yes"}]}]))
     words = f"trainer/recipes/llava15_7b_baseline.yaml --data.train llava_json:{tmp_path}/c.json --data.val llava_json:{tmp_path}/c.json"
-    with pytest.raises(ConfigError, match=r"is validated on .* by the loss: expected validation questions with options"):
+    with pytest.raises(ConfigError, match=r"is validated on .* by the loss: expected questions with options"):
         check(Sweep(output_dir=tmp_path / "out", variants=(f"baseline: {words}",)))
     with pytest.raises(ConfigError, match=r"two runs of the sweep would be trained in .*baseline-s0"):
         check(replace(PLAIN, output_dir=tmp_path, first="baseline-s0: trainer/recipes/shapes_stage1.yaml"))
@@ -168,9 +164,9 @@ def test_what_a_sweep_cannot_compare_is_refused_before_training(tmp_path: Path) 
 def test_the_table_is_right_by_hand_and_stored(tmp_path: Path) -> None:
     """Three seeds of three variants with known answers: intervals of means and of differences, sign flips and Holm computed here from scratch."""
     right = {"baseline": [4, 5, 6], "layer-2": [6, 8, 7], "layer-3": [5, 5, 9]}
-    _store(tmp_path, right)
+    store(tmp_path, right)
     sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1, 2), over=LINE, grid=("alignment.layer: 2 3 4",))
-    table = report(sweep)
+    table = compared(sweep)
     own = table[table["type"] == MEAN].set_index("variant")
     assert list(own.index) == ["baseline", "layer-2", "layer-3"] and (own["n"] == 20).all() and (own["chance"] == 0.5).all() and (own["seeds"] == "0 1 2").all()
     t = scipy_stats.t.ppf(0.975, 2) / np.sqrt(3)
@@ -190,7 +186,7 @@ def test_the_table_is_right_by_hand_and_stored(tmp_path: Path) -> None:
     low, high = sorted(p, key=lambda name: p[name])
     assert own.loc[low, "p_holm"] == pytest.approx(min(1, 2 * p[low])) and own.loc[high, "p_holm"] == pytest.approx(min(1, max(2 * p[low], p[high])))
     assert np.isnan(own.loc["baseline", "difference"]) and np.isnan(own.loc["baseline", "p_holm"])
-    page = write(sweep, table, "mine").read_text()
+    page = write(sweep, finished(sweep), table, "mine").read_text()
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "sweep-mine.parquet"), table)
     assert "n = 20 questions a run" in page and "over seeds 0, 1, 2" in page and '"showlegend":true' in page  # chance, the only line with a name
     assert "layer-2" in page and "at least 0.25" in page and not re.search(r"<(script|link)[^>]+(src|href)=\"http", page)
@@ -240,7 +236,7 @@ def test_sigterm_stops_the_trainings(tmp_path: Path) -> None:
 def test_signals_are_noted_and_ignored_ones_stay_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with _signals() as caught:
+        with noted_signals() as caught:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if number != signal.SIGINT or signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
                     os.kill(os.getpid(), number)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from trainer import processes
 from trainer.config import Recipe
-from workbench.config import as_mapping, parse
+from workbench.config import as_mapping, merge, parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, locked, partial_files, remove_partial, share
 from workbench.fingerprints import libraries
@@ -43,12 +43,24 @@ def check_same_recipe(folder: Path, recipe: Recipe) -> None:
         ConfigError: names the first key that differs.
     """
     written = parse(Recipe, [], prog=RECIPE_FILE, recipe=folder / RECIPE_FILE)  # one layer or one VFM was stored as a plain value once
-    stored, own = _keys(as_mapping(written)), _keys(as_mapping(recipe))
+    check_same_values(folder, as_mapping(written), recipe)
+
+
+def check_same_values(place: Path, values: Mapping[str, Any], recipe: Recipe, advice: str = "choose another output_dir") -> None:
+    """See that a run was started with `recipe`; `values` are those of its own, without keys that are younger than it.
+
+    Args:
+        place: where the run is, or is told of.
+
+    Raises:
+        ConfigError: names the first key that differs.
+    """
+    stored, own = _keys(merge(as_mapping(Recipe()), values)), _keys(as_mapping(recipe))
     if recipe.resume:
         stored |= {key: own[key] for key in own if key in stored and _may_differ(key, stored[key], own[key], repaired=recipe.repaired)}
     for key in sorted(set(own) - {"resume", "repaired", "dry_run", "output_dir", "report_to", "keep_checkpoints", "push_to_hub"}):
         if stored.get(key) != own[key]:
-            raise ConfigError(f"the run in {folder} was started with {key} {stored.get(key)}, and this recipe says {own[key]}: choose another output_dir")
+            raise ConfigError(f"the run in {place} was started with {key} {stored.get(key)}, and this recipe says {own[key]}: {advice}")
 
 
 def _may_differ(key: str, stored: Any, own: Any, *, repaired: bool) -> bool:

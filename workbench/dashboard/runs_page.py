@@ -103,7 +103,7 @@ def _sweeps() -> None:
     kinds = list(dict.fromkeys(table["type"]))
     kind = right.selectbox("Question type", kinds, index=kinds.index(MEAN) if MEAN in kinds else 0, key="sweep-type")
     own = table[table["type"] == kind]
-    st.plotly_chart(figures.sweep_points(own), width="stretch", config=figures.EXPORT, key="sweep-points")
+    st.plotly_chart(figures.sweep_figure(own), width="stretch", config=figures.EXPORT, key="sweep-points")
     st.caption("95 % intervals over seeds; differences paired by seed, Holm's correction over the variants. One seed has no interval.")
     st.dataframe(own.drop(columns=["type", "against"]), hide_index=True, width="stretch")
 

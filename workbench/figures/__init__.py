@@ -1,8 +1,9 @@
 """One plotly template and the chart forms that several analyses share."""
 
-from workbench.figures.charts import accuracy_by_type, bars, points, sweep_points
+from workbench.figures.charts import accuracy_by_type, bars, points
 from workbench.figures.layers import difference_curves, layer_curves, with_ceilings
 from workbench.figures.maps import Overlay, WordMap, head_maps, matrix_maps, overlays, word_maps
+from workbench.figures.sweeps import grid_keys, sweep_curves, sweep_figure, sweep_points
 from workbench.figures.template import COLOURS, DASHES, EXPORT, GREY, Figure, html_figure, javascript, new_figure, translucent
 from workbench.figures.training import step_curves, step_differences, training_curves
 
@@ -17,6 +18,7 @@ __all__ = [
     "accuracy_by_type",
     "bars",
     "difference_curves",
+    "grid_keys",
     "head_maps",
     "html_figure",
     "javascript",
@@ -27,6 +29,8 @@ __all__ = [
     "points",
     "step_curves",
     "step_differences",
+    "sweep_curves",
+    "sweep_figure",
     "sweep_points",
     "training_curves",
     "translucent",

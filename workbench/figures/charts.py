@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from workbench.figures.template import COLOURS, GREY, error_bars, new_figure
 
@@ -74,37 +73,4 @@ def points(table: pd.DataFrame, *, y: str, title: str) -> go.Figure:
         null = {"name": "chance (other images' objects)", "legendgroup": "null", "showlegend": number == 0, "hovertemplate": "chance %{y:.3f}<extra></extra>"}
         figure.add_scatter(x=x, y=part["null_mean"], mode="markers", marker=tick, **null)
     figure.update_yaxes(rangemode="tozero")
-    return figure
-
-
-def sweep_points(table: pd.DataFrame) -> go.Figure:
-    """Variants of a sweep, a row each: the score with its interval over seeds beside chance, and the paired difference to one of them over a line at 0.
-
-    Args:
-        table: columns variant, accuracy, low, high, seeds, n, chance, against, pairs, difference, d_low, d_high, p_holm of one question type; an interval
-            of one seed is infinite and is not drawn.
-    """
-    against = str(table["against"].iloc[0])
-    titles = ["accuracy, mean of seeds", f"difference to {against}, paired by seed"]
-    figure = make_subplots(1, 2, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.04)
-    compared = table[table["difference"].notna()]
-    chance = {"symbol": "line-ns", "size": 16, "line": {"width": 2, "color": GREY}}
-    figure.add_scatter(x=table["chance"], y=table["variant"], name="chance", mode="markers", marker=chance, hovertemplate="chance %{x:.3f}", row=1, col=1)
-    for column, own, names, more, hover in (
-        (1, table, ("accuracy", "low", "high"), ["seeds", "n", "chance"], "seeds %{customdata[2]}, %{customdata[3]} questions, chance %{customdata[4]:.3f}"),
-        (2, compared, ("difference", "d_low", "d_high"), ["pairs", "p_holm"], "%{customdata[2]} seeds, Holm p %{customdata[3]:.3g}"),
-    ):
-        score, low, high = (own[name].replace([np.inf, -np.inf], np.nan) for name in names)
-        error = {"type": "data", "symmetric": False, "array": high - score, "arrayminus": score - low, "width": 4, "thickness": 1.5, "color": GREY}
-        colours = [COLOURS[0] if variant == against else COLOURS[1] for variant in own["variant"]]
-        figure.add_scatter(
-            **{"x": score, "y": own["variant"], "mode": "markers", "error_x": error, "showlegend": False, "row": 1, "col": column},
-            marker={"color": colours, "size": 9},
-            customdata=own[[*names[1:], *more]],
-            hovertemplate="%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], " + hover + "<extra></extra>",
-        )
-    figure.add_vline(x=0, line={"color": GREY, "dash": "dot", "width": 1.5}, row=1, col=2)
-    figure.update_yaxes(autorange="reversed", type="category")
-    figure.update_layout(template="workbench", height=150 + 34 * len(table), hovermode="closest", margin={"l": 140, "t": 80})
-    figure.update_layout(showlegend=True, legend={"y": 1.0, "yanchor": "top", "yref": "container", "x": 1, "xanchor": "right"})
     return figure

@@ -1,0 +1,1 @@
+"""Sweeps: several trainings side by side, and what comes of comparing them."""

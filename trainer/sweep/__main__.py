@@ -1,0 +1,66 @@
+"""Train several variants over several seeds, side by side, and compare them with paired intervals.
+
+python -m trainer.sweep trainer/sweeps/shapes_seeds.yaml
+python -m trainer.sweep trainer/sweeps/ablation_layer.yaml --seeds 0 1 2
+python -m trainer.sweep trainer/sweeps/shapes_seeds.yaml --report      # the table of what is there, no training
+python -m trainer.sweep trainer/sweeps/shapes_seeds.yaml --export docs/results/seeds      # what outlives the machine: a small JSON file a run
+python -m trainer.sweep trainer/sweeps/shapes_seeds.yaml --report --exported docs/results/seeds
+
+A finished run is skipped and an interrupted one is resumed, so the command can be repeated until everything is there. A run that fails is named and the
+others go on. SIGTERM and Ctrl-C stop the trainings. The result is `sweep-NAME.parquet` and `sweep-NAME.html` in the output folder, NAME being the file's.
+
+Intervals are over seeds: Student's, for accuracies in the shape of Wilson's, which stays below 1. A difference is paired by seed; its p is that of all sign
+flips, which with S seeds is at least 2 / 2^S, and p_holm is corrected for all variants of a question type.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from trainer.sweep.comparison import Runs, notes, report, write
+from trainer.sweep.results import export, finished
+from trainer.sweep.runner import train_all
+from trainer.sweep.spec import Sweep
+from workbench.config import command, parse
+from workbench.errors import ConfigError, RunError
+
+
+def main(argv: list[str]) -> None:
+    """Train what is missing, print and store the comparison; name the runs that failed."""
+    prog = "python -m trainer.sweep SWEEP"
+    if argv in (["--help"], ["-h"]):
+        parse(Sweep, argv, prog=prog, description=__doc__ or "")
+    if not argv or argv[0].startswith("-"):
+        raise ConfigError("no sweep given: expected python -m trainer.sweep SWEEP.yaml")
+    sweep = parse(Sweep, argv[1:], prog=prog, description=__doc__ or "", recipe=Path(argv[0]))
+    failed = {} if sweep.report or sweep.export else train_all(sweep)
+    try:
+        runs = finished(sweep)
+        if sweep.export is not None:
+            export(sweep.export, runs)
+            sys.stdout.write(f"{len(runs)} of {len(list(sweep.runs()))} runs are in {sweep.export}\n")
+        if sweep.report or sweep.export is None:
+            _print(sweep, runs, Path(argv[0]).stem)
+    except RunError as error:
+        if failed:
+            raise _failure(failed) from error
+        raise
+    if failed:
+        raise _failure(failed)
+
+
+def _print(sweep: Sweep, runs: Runs, name: str) -> None:
+    table = report(sweep, runs)
+    target = write(sweep, runs, table, name)
+    lines = [table.drop(columns="against").to_string(index=False, float_format="{:.3f}".format, na_rep=""), *notes(sweep, runs, table), str(target)]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _failure(failed: dict[str, str]) -> RunError:
+    each = "; ".join(f"{name}: {why}" for name, why in failed.items())
+    return RunError(f"{len(failed)} {'run is' if len(failed) == 1 else 'runs are'} missing ({each}); the same command tries them again")
+
+
+if __name__ == "__main__":
+    command(main)

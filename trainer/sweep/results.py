@@ -1,0 +1,203 @@
+"""What is kept of a finished run: one record, read from its folder or from the small JSON file that outlives the folder.
+
+python -m trainer.sweep SWEEP.yaml --export FOLDER                 # writes FOLDER/RUN.json, a few kB each
+python -m trainer.sweep SWEEP.yaml --report --exported FOLDER      # the table from those files alone
+
+{"run": "viral_limit_train-300-s10", "words": "RECIPE.yaml --data.limit_train 300", "seed": 10, "git": ..., "last": {"asked": ..., "types": ...}, ...}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from trainer.output import check_same_values
+from trainer.sweep.spec import SCORED, Job, Sweep, check
+from workbench.data.base import content_hash
+from workbench.errors import RunError
+from workbench.files import atomic_file
+from workbench.training import LOG_FILE, RECORD_FILE, evaluation_of, training_record
+
+BEST_FOLDER, BEST_FILE = "best", "best.json"  # in a run: the checkpoint with the highest validation score, as a model of its own
+CURVE = {"step": "step", "accuracy": "accuracy/mean", "val_lm_loss": "val_lm_loss", "val_alignment_loss": "val_alignment_loss"}
+MACHINE = ("output_dir", "resume", "repaired", "dry_run", "report_to", "push_to_hub")  # keys of a recipe that say nothing of the model
+ENVIRONMENT = ("git", "dirty", "packages", "platform", "created")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Answers to the questions of one type."""
+
+    right: int
+    n: int
+    chance: float
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered.
+
+    Attributes:
+        asked: hash of the questions: data, ids and types.
+        step: after so many steps.
+        types: {question type: score}.
+    """
+
+    asked: str
+    step: int
+    types: dict[str, Score]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        words: recipe and options as the sweep says them; {output_dir}, {point} and {seed} are not filled in.
+        recipe: all its values, without those of the machine; `start` is relative to the sweep's folder.
+        environment: git, dirty, packages, platform, created.
+        fingerprints: {part: hash of its content}, such as data, val, test, tower, vfm.
+        last: of the model after the last step.
+        best: of the checkpoint with the highest validation score, if there is one.
+        curve: {step, accuracy (mean of types), val_lm_loss, val_alignment_loss: one value for each evaluation on the validation split}.
+        losses: {step, lm_loss, alignment_loss}, of the last steps of training.
+    """
+
+    run: str
+    words: str
+    seed: int
+    recipe: dict[str, Any]
+    steps: int
+    seconds: float
+    environment: dict[str, Any]
+    vfm: str | None
+    fingerprints: dict[str, str]
+    last: Answers
+    best: Answers | None
+    curve: dict[str, list[float | None]]
+    losses: dict[str, float | None]
+    warnings: list[str]
+
+
+def finished(sweep: Sweep) -> list[tuple[Job, Result]]:
+    """The runs that are there, from their folders or, with `exported`, from their JSON files.
+
+    Raises:
+        RunError: there is none, or one is damaged or was evaluated by its loss.
+        ConfigError: one was trained from another recipe.
+    """
+    check(sweep)
+    if sweep.exported is None:
+        runs = [(job, result_of(sweep, job)) for job in sweep.runs() if job.finished]
+    else:
+        runs = [(job, _read(sweep, job, file)) for job in sweep.runs() if (file := sweep.exported / f"{job}.json").exists()]
+    if not runs:
+        raise RunError(f"no finished run in {sweep.exported or sweep.output_dir}")
+    return runs
+
+
+def result_of(sweep: Sweep, job: Job) -> Result:
+    """What the folder of a finished run says.
+
+    Raises:
+        RunError: something is missing or damaged, or it was evaluated by its loss.
+    """
+    record = training_record(job.folder)
+    if lacking := next((key for key in ("seconds", *ENVIRONMENT) if key not in record), None):
+        raise RunError(f"{job.folder / RECORD_FILE} is damaged (no '{lacking}')")
+    recipe = {key: value for key, value in record["recipe"].items() if key not in MACHINE}
+    if recipe.get("start"):
+        recipe["start"] = os.path.relpath(recipe["start"], sweep.output_dir)
+    prints = {key.removesuffix("_fingerprint"): value for key, value in record.items() if key in ("data", "val", "test") or key.endswith("_fingerprint")}
+    data, steps = prints.get("test") or prints.get("val"), recipe["optim"]["steps"]
+    curve, losses = _log(job.folder)
+    return Result(
+        run=str(job),
+        words=job.setting.words,
+        seed=job.seed,
+        recipe=recipe,
+        steps=steps,
+        seconds=round(record["seconds"], 1),
+        environment={key: record[key] for key in ENVIRONMENT},
+        vfm=record.get("vfm"),
+        fingerprints={key: str(value) for key, value in prints.items() if value is not None},
+        last=_answers(job.folder, data, steps),
+        best=_best(job.folder, data),
+        curve=curve,
+        losses=losses,
+        warnings=record.get("warnings", []),
+    )
+
+
+def _answers(folder: Path, data: str | None, step: int) -> Answers:
+    table = evaluation_of(folder)
+    if "correct" not in table:
+        raise RunError(f"{folder} was evaluated by its loss: {SCORED}")
+    types = table.groupby("category").agg(right=("correct", "sum"), n=("correct", "size"), chance=("chance", "mean"))
+    scores = {str(kind): Score(int(row.right), int(row.n), float(row.chance)) for kind, row in zip(types.index, types.itertuples(), strict=True)}
+    return Answers(content_hash(data, *table["id"], *table["category"]), step, scores)
+
+
+def _best(folder: Path, data: str | None) -> Answers | None:
+    file = folder / BEST_FOLDER / BEST_FILE
+    if not file.exists():
+        return None
+    try:
+        step = int(json.loads(file.read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file} is damaged ({error}): expected the step of the best checkpoint") from error
+    return _answers(folder / BEST_FOLDER, data, step)
+
+
+def _log(folder: Path) -> tuple[dict[str, list[float | None]], dict[str, float | None]]:
+    """The validation curve, and the last losses of training."""
+    try:
+        log = pd.read_parquet(folder / LOG_FILE).reindex(columns=[*CURVE.values(), "lm_loss", "alignment_loss"])
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder / LOG_FILE} cannot be read ({' '.join(str(error).split())[:120]})") from error
+    evaluated = log[log["accuracy/mean"].notna()].drop_duplicates("step", keep="last")
+    trained = log.loc[log["lm_loss"].notna(), ["step", "lm_loss", "alignment_loss"]].tail(1).to_dict("records")
+    curve = {name: [_number(value) for value in evaluated[column]] for name, column in CURVE.items()}
+    return curve, {name: _number(value) for name, value in (trained[0] if trained else {}).items()}
+
+
+def _number(value: float) -> float | None:
+    """Six digits, or None for what was not measured; steps are whole."""
+    if not math.isfinite(value):
+        return None
+    return int(value) if value == int(value) else float(f"{value:.6g}")
+
+
+def export(folder: Path, runs: Sequence[tuple[Job, Result]]) -> None:
+    """Write a JSON file for each run, a line for each of its entries."""
+    for _, result in runs:
+        with atomic_file(folder / f"{result.run}.json") as partial:
+            lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in asdict(result).items())
+            partial.write_text(f"{{\n{lines}\n}}\n")
+
+
+def _read(sweep: Sweep, job: Job, file: Path) -> Result:
+    """The record in a file, of a run that was trained with the recipe that the sweep has now."""
+    try:
+        content = json.loads(file.read_text())
+        last, best = (None if content[key] is None else _answers_of(content[key]) for key in ("last", "best"))
+        result = Result(**content | {"last": last, "best": best})
+        assert result.last is not None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise RunError(f"{file} is damaged ({' '.join(str(error).split())[:120]}): expected what --export wrote there") from error
+    stored = result.recipe
+    if stored.get("start"):
+        stored = stored | {"start": str(sweep.output_dir / stored["start"])}
+    check_same_values(file, stored, job.recipe(), advice=f"expected the sweep as it was at commit {result.environment['git'][:8]}")
+    return result
+
+
+def _answers_of(content: Mapping[str, Any]) -> Answers:
+    return Answers(content["asked"], content["step"], {kind: Score(**score) for kind, score in content["types"].items()})
