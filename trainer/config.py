@@ -68,12 +68,16 @@ class ModelConfig:
     ffn: int = 384
     init: float = 0.03
     """Standard deviation of the language model's initial weights."""
+    dropout: float = 0.0
+    """Share of what each block of a small LLaVA's language model adds to the residual stream that is dropped while training (GPT-2's `resid_pdrop`)."""
 
     def __post_init__(self) -> None:
         _at_least("model.", 1, image_size=self.image_size, layers=self.layers, width=self.width, heads=self.heads, ffn=self.ffn)
         if not self.tower_features or min(self.tower_features) < 0:
             raise ConfigError(f"model.tower_features is {self.tower_features}: expected one or more block numbers from 0")
         _at_least("model.", 0, init=self.init)
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout is {self.dropout}: expected 0 to below 1")
         if self.width % (2 * self.heads):  # rotary positions turn pairs
             raise ConfigError(f"model.width is {self.width}: expected a multiple of {2 * self.heads} = 2 x model.heads")
         for key, part in (("revision", "name"), ("tower_revision", "tower"), ("language_revision", "language")):

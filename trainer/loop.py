@@ -452,7 +452,7 @@ def _first_stage(stage: Path, recipe: Recipe, argv: list[str]) -> None:
     """
     assert recipe.start is not None
     own = parse(Recipe, [], prog="first stage", recipe=stage)
-    model = replace(recipe.model, train=own.model.train, lora=own.model.lora)  # its sizes, but not what this run trains of it
+    model = replace(recipe.model, train=own.model.train, lora=own.model.lora, dropout=own.model.dropout)  # its sizes, but not how this run trains it
     own = replace(own, seed=recipe.seed, output_dir=recipe.start, data=recipe.data, model=model)
     if (recipe.start / RECIPE_FILE).exists():
         check_same_recipe(recipe.start, own)

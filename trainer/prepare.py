@@ -16,6 +16,7 @@ from trainer.checkpoint import check_frozen, frozen_fingerprint
 from trainer.config import AlignmentConfig, OptimConfig, Recipe
 from trainer.conversations import load_vfms, vfm_record, vfm_tokens
 from trainer.data import PackedDataset, Packer, Splits, collate, first_questions, load_questions
+from trainer.dropout import add_dropout
 from trainer.evaluation import Evaluation, answer_packed
 from trainer.features import DerivedFeatures, Features, frozen_features, image_hashes, other_images
 from trainer.lora import add_lora
@@ -158,6 +159,7 @@ def prepare(recipe: Recipe) -> Prepared:
     if recipe.model.train == "lora":
         add_lora(llava, recipe.model.lora)
         llava.model.multi_modal_projector.requires_grad_(True)
+    add_dropout(llava, recipe.model.dropout)
     settings, residual = recipe.alignment, None
     if settings.residual != "none":
         residual = attach_residual(llava, settings.residual, sorted(settings.layer), train_inputs.shape[-1])
