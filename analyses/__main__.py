@@ -16,6 +16,7 @@ def main(argv: list[str]) -> None:
     for name in analysis_files():
         print(f"{name:<16} {import_module(f'analyses.{name}').ANALYSIS.title}")
     print("\npython -m analyses.NAME --model A B --help\npython -m analyses.all --model A B --report report.html")
+    print("python -m analyses.claims --runs FOLDER    the claims ledger: what the paper says, and the verdict of stored runs")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ seeds: [1, 2, 3]
 level: 0.05
 measures: {answers: 1, stored: 1}
 trainings:
-  a: {folder: "a-s{seed}", sweep: s.yaml, runs: runs, recipe: {alignment.objective: none}}
+  a: {folder: "a-s{seed}", sweep: s.yaml, runs: runs, recipe: {data.train: [d], alignment.objective: none}}
   b: {folder: "b-s{seed}", sweep: s.yaml, runs: runs, like: a, but: [alignment]}
 analyses:
   cknna: python -m analyses.cknna --model {models} --vfm x y --limit 9 --no-objects --localise --output_dir {runs} --batch_size 4
@@ -97,7 +97,9 @@ def test_what_decides_is_in_the_hash(old: str, new: str, changed: set[str]) -> N
         ("analysis: cknna", "analysis: cknn", "did you mean 'cknna'"),
         ("expect: more}\n  - {id: closer", "expects: more}\n  - {id: closer", "did you mean 'expect'"),
         ("expect: more}\n  - {id: closer", "expect: bigger}\n  - {id: closer", "expected one of less, more"),
-        ("like: a,", "like: q,", "unknown training 'q'"),
+        ("like: a,", "like: q,", "unknown training that b is like 'q'"),
+        ("recipe: {data.train: [d], alignment.objective: none}", "like: b", "training a in small.yaml is like b like a"),
+        ("data.train: [d], ", "", "training a in small.yaml is like no other and has no data.train"),
         ("id: closer", "id: better", "two claims of small.yaml are called better"),
         ("seeds: [1, 2, 3]", "seeds: [1]", "seeds of small.yaml are [1]"),
         ("level: 0.05", "level: 5", "level of small.yaml is 5"),

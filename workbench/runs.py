@@ -159,6 +159,16 @@ def checkout(code: Path | None = None) -> Path | None:
     return root if ours and (root / ".git").exists() else None
 
 
+def file_at(root: Path, commit: str, path: str) -> str | None:
+    """A file of a repository as it was at a commit; None where the commit has none, or is not there (see `has_commit`)."""
+    return _git(root, "show", f"{commit}:{path}") or None
+
+
+def has_commit(root: Path, commit: str) -> bool:
+    """Whether a commit is in the repository, of this machine."""
+    return _git(root, "cat-file", "-t", commit) == "commit"
+
+
 def _own_version(root: Path | None) -> str:
     """This package's version: in a checkout its own file says so, since another copy may be what is installed."""
     return _version(PACKAGE) if root is None else str(tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])

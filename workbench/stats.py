@@ -172,19 +172,27 @@ def first_reached(steps: Sequence[float] | np.ndarray, scores: Sequence[float] |
     return Reached(step, f"step {step:.0f}")
 
 
-def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
+def holm(p: Sequence[float] | np.ndarray, weights: Sequence[float] | np.ndarray | None = None) -> np.ndarray:
     """Holm's correction (1979): p-values adjusted so that calling those below a level significant errs at all with at most that probability.
 
     Use it wherever many layers, heads or models are tested at once; it needs no independence between them.
 
+    Args:
+        weights: share of the error that each test may make, relative to the others (section 3 there); by default all the same. They are chosen before p is
+            seen.
+
     Raises:
-        DataError: no values, or one outside 0..1.
+        DataError: no values, one outside 0..1, or weights that are not as many numbers above 0.
     """
     array = finite(p)
     if ((array < 0) | (array > 1)).any():
         raise DataError(f"p is {array[(array < 0) | (array > 1)][0]:g}: expected 0 to 1")
-    order = np.argsort(array, kind="stable")
-    adjusted = np.maximum.accumulate(array[order] * np.arange(len(array), 0, -1)).clip(max=1)
+    shares = np.ones(len(array)) if weights is None else finite(weights)
+    if len(shares) != len(array) or (shares <= 0).any():
+        raise DataError(f"weights are {', '.join(f'{share:g}' for share in shares[:5])} for {len(array)} p-values: expected a number above 0 for each")
+    order = np.argsort(array / shares, kind="stable")
+    remaining = shares[order][::-1].cumsum()[::-1]
+    adjusted = np.maximum.accumulate(array[order] / shares[order] * remaining).clip(max=1)
     result = np.empty_like(array)
     result[order] = adjusted
     return result

@@ -229,7 +229,15 @@ def _check(ledger: Ledger, where: str) -> None:
             raise ConfigError(f"folder of training {name} in {where} is {training.folder}: expected a name with {{seed}}")
         _check_name(training.checkpoint, ("last", "best"), f"checkpoint of training {name}")
         if training.like:
-            _check_name(training.like, ledger.trainings, "training")
+            _check_name(training.like, ledger.trainings, f"training that {name} is like")
+        elif "data.train" not in training.recipe:
+            raise ConfigError(f"training {name} in {where} is like no other and has no data.train in its recipe: expected what it learns from")
+    for name in ledger.trainings:
+        chain = [name]
+        while like := ledger.trainings[chain[-1]].like:
+            if like in chain:
+                raise ConfigError(f"training {name} in {where} is like {' like '.join([*chain[1:], like])}: expected one at the end that is like no other")
+            chain.append(like)
     for claim in ledger.claims:
         _check_claim(ledger, claim, where)
     rules = [ledger.hash(claim) for claim in ledger.claims if claim.tested]

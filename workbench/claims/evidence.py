@@ -1,0 +1,257 @@
+"""The stored runs that rules judge: trainings by variant and seed, and analyses of them. Nothing is computed here and nothing is guessed.
+
+A training counts where its recipe is what the ledger says; an analysis counts where it lies beside the training, was asked what the ledger's command asks,
+and was stored after the training had finished.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workbench.claims.rules import Ledger, Training, options_of
+from workbench.errors import RunError, one_line
+from workbench.runs import RUN_FILE
+from workbench.training import RECORD_FILE, training_record
+
+ANY = ("output_dir", "report_to", "resume", "repaired", "dry_run", "push_to_hub", "keep_checkpoints", "keep_best", "save_every")  # change no number
+BEST = "best"
+
+
+class MissingRun(Exception):
+    """A run that is not there, and the command that makes it, with `{models}` for the model that it is about."""
+
+    def __init__(self, what: str, command: str, model: str = "") -> None:
+        super().__init__(f"{what} is not there")
+        self.what, self.command, self.model = what, command, model
+
+
+def commands(missing: Iterable[MissingRun]) -> list[str]:
+    """The commands that make some runs, each once: one analysis of several models is one command."""
+    models: dict[str, list[str]] = {}
+    for run in missing:
+        models.setdefault(run.command, []).append(run.model)
+    return [command.replace("{models}", " ".join(dict.fromkeys(own))) for command, own in models.items()]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training.
+
+    Attributes:
+        name: the training in the ledger.
+        record: what training.json says.
+    """
+
+    name: str
+    training: Training
+    seed: int
+    folder: Path
+    record: Mapping[str, Any]
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """Values by dotted key."""
+        return flat(self.record["recipe"])
+
+    @property
+    def finished(self) -> datetime:
+        return _time(self.record, self.folder / RECORD_FILE)
+
+    @property
+    def answers(self) -> Path:
+        """The file of its answers, of the checkpoint that the ledger names."""
+        return (self.folder / BEST if self.training.checkpoint == BEST else self.folder) / "evaluation.parquet"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stored analysis: its folder and its record; tables are read when they are asked for."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+    def table(self, name: str) -> pd.DataFrame:
+        """One of its tables.
+
+        Raises:
+            RunError: it is not there, or damaged.
+        """
+        return read_table(self.folder / f"{name}.parquet")
+
+    @property
+    def asked(self) -> tuple[object, ...]:
+        """What must be the same for two numbers to be compared."""
+        config = {key: value for key, value in self.record["config"].items() if key not in ("source", "source_revision")}
+        return (self.record["data_fingerprint"], self.record["version"], json.dumps(config, sort_keys=True))
+
+
+class Evidence:
+    """What lies in some folders of runs, as a ledger needs it."""
+
+    def __init__(self, ledger: Ledger, roots: Sequence[Path]) -> None:
+        self.ledger = ledger
+        self.roots = list({root.resolve(): root for root in roots}.values())  # each once, as the user called it
+        self._trained: dict[tuple[str, int], Trained | Exception] = {}
+        self._stored: dict[Path, list[Stored]] = {}
+
+    def trained(self, name: str, seed: int) -> Trained:
+        """The run of a training with a seed, once it is seen to be what the ledger says.
+
+        Raises:
+            MissingRun: it is not there.
+            RunError: it is damaged, there are two, or its recipe, its seed or its data are not what the ledger says.
+        """
+        key = (name, seed)
+        if key not in self._trained:
+            try:
+                self._trained[key] = self._find(name, seed)
+            except (MissingRun, RunError) as error:
+                self._trained[key] = error
+        found = self._trained[key]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _find(self, name: str, seed: int) -> Trained:
+        training = self.ledger.trainings[name]
+        called = training.folder.format(seed=seed)
+        roots = [root for root in self.roots if root.resolve().name == Path(training.runs).name] or self.roots
+        there = [root / called for root in roots if (root / called / RECORD_FILE).exists()]
+        named = [Trained(name, training, seed, folder, training_record(folder)) for folder in there]
+        named = [one for one in named if one.recipe.get("data.train") == self._data(name)]  # runs of other data may be called the same
+        wrong = [next(self._wrong(one), "") for one in named]
+        found = [one for one, said in zip(named, wrong, strict=True) if not said]
+        if len(found) > 1:
+            raise RunError(f"{found[0].folder} and {found[1].folder} are both {name} of seed {seed}: expected one of them below --runs")
+        if not found and any(wrong):
+            raise RunError(next(filter(None, wrong)))
+        if not found:
+            raise MissingRun(called, f"python -m trainer.sweep {training.sweep}")
+        if training.like:
+            self._check_like(found[0], self.trained(training.like, seed))
+        return found[0]
+
+    def _data(self, name: str) -> Any:
+        """What a training of the ledger learns from."""
+        training = self.ledger.trainings[name]
+        return training.recipe["data.train"] if "data.train" in training.recipe else self._data(training.like)
+
+    @staticmethod
+    def _wrong(one: Trained) -> Iterator[str]:
+        """What of a recipe is not what the ledger says."""
+        for key, value in {**one.training.recipe, "seed": one.seed}.items():
+            if key not in one.recipe or one.recipe[key] != value:
+                yield f"{one.folder} was trained with {key} {one.recipe.get(key, 'absent')}: expected {value}, as {one.name} in the ledger has"
+
+    @staticmethod
+    def _check_like(one: Trained, other: Trained) -> None:
+        """See that two runs differ in nothing but what the ledger lets differ."""
+        for key in sorted((one.recipe.keys() | other.recipe.keys()) - {*ANY}):
+            allowed = any(key == free or key.startswith(f"{free}.") for free in one.training.but)
+            if not allowed and one.recipe.get(key) != other.recipe.get(key):
+                values, free = f"{one.recipe.get(key)} and {other.recipe.get(key)}", ", ".join(one.training.but) or "nothing"
+                raise RunError(f"{one.folder} and {other.folder} differ in {key}, {values}: expected the same but for {free}")
+        data = [own.record.get("data") for own in (one, other)]
+        if data[0] != data[1]:
+            raise RunError(f"{one.folder} and {other.folder} learned from data with fingerprints {data[0]} and {data[1]}: expected the same data")
+
+    # --- analyses ------------------------------------------------------------------------------------------------------------------------
+
+    def analysis(self, name: str, of: Trained, source: Trained | None = None) -> Stored:
+        """The stored analysis of a run, with the options that the ledger's command has.
+
+        Raises:
+            MissingRun: it is not there.
+            RunError: it is damaged, there are several, or it is older than the training.
+        """
+        asked = {"seed": ["0"], "data_seed": ["0"]} | options_of(self.ledger.analyses[name])
+        found = [own for own in self._beside(of) if own.record["analysis"] == name and _model(own.record["model"]) == of.folder.name]
+        found = [own for own in found if all(_same(own.record["config"].get(option), words) for option, words in asked.items())]
+        if source is not None:
+            found = [own for own in found if _model(own.record["config"].get("source", "")) == source.folder.name]
+        if not found:
+            words = self.ledger.analyses[name].replace("{runs}", str(of.folder.parent))
+            raise MissingRun(f"{name} of {of.folder.name}", words.replace("{source}", str(source.folder) if source is not None else ""), str(of.folder))
+        if len(found) > 1:
+            raise RunError(f"{found[0].folder} and {found[1].folder} both are {name} of {of.folder.name}: expected one of them")
+        for trained in (of, *([source] if source is not None else [])):
+            if _time(found[0].record, found[0].folder / RUN_FILE) < trained.finished:
+                raise RunError(f"{found[0].folder} is older than the training in {trained.folder}: expected an analysis of the model that is there now")
+        return found[0]
+
+    def _beside(self, run: Trained) -> list[Stored]:
+        """The stored analyses in the folder that a run lies in."""
+        root = run.folder.parent
+        if root not in self._stored:
+            self._stored[root] = _stored(root)
+        return self._stored[root]
+
+
+def _stored(root: Path) -> list[Stored]:
+    """Every stored analysis below a folder."""
+    found = []
+    for path in sorted(root.glob(f"*/{RUN_FILE}")):
+        try:
+            record = json.loads(path.read_text())
+            if all(name in record for name in ("analysis", "model", "config", "data_fingerprint", "version", "created")):
+                found.append(Stored(path.parent, record))
+        except (OSError, ValueError, TypeError):
+            continue  # an analysis that cannot be read is one that is not there
+    return found
+
+
+def _model(name: str) -> str:
+    """The last part of a model's folder; NAME=FOLDER has a name of its own."""
+    return Path(name.partition("=")[2] or name).name
+
+
+def _same(value: Any, words: Any) -> bool:
+    """Whether a stored option has the value that the words of a command have."""
+    if isinstance(words, bool) or isinstance(value, bool):
+        return value is words
+    values = value if isinstance(value, list | tuple) else [value]
+    return len(values) == len(words) and all(_equal(own, word) for own, word in zip(values, words, strict=True))
+
+
+def _equal(value: Any, word: str) -> bool:
+    try:
+        return float(value) == float(word)
+    except (TypeError, ValueError):
+        return str(value) == word
+
+
+def _time(record: Mapping[str, Any], file: Path) -> datetime:
+    try:
+        return datetime.fromisoformat(record["created"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{file} does not say when it was written ({one_line(error)}): expected a time under 'created'") from error
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """A table of a run.
+
+    Raises:
+        RunError: it is not there, or damaged.
+    """
+    if not file.exists():
+        raise RunError(f"{file} is not there: expected a table of a finished run")
+    try:
+        return pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read ({one_line(error, 100)}): expected a table of a finished run") from error
+
+
+def flat(recipe: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    """The values of a recipe by dotted key."""
+    found: dict[str, Any] = {}
+    for key, value in recipe.items():
+        found |= flat(value, f"{section}{key}.") if isinstance(value, Mapping) else {f"{section}{key}": value}
+    return found
