@@ -24,7 +24,8 @@ from workbench.errors import ConfigError, RunError, WorkbenchError
 from workbench.figures import sweep_figure
 from workbench.training import MEAN
 
-VARIANTS = (f"baseline: {recipe('stage1')}", f"viral: {recipe('stage1')} --alignment.objective cosine")
+LINE = f"{recipe('stage1')} --keep_best --data.test shapes:test"
+VARIANTS = (f"baseline: {LINE}", f"viral: {LINE} --alignment.objective cosine")
 CURVE = Sweep(variants=VARIANTS, grid=("data.limit_train: 30 100",), seeds=(3, 4, 5))
 RIGHT = {
     "baseline_limit_train-30": [4, 5, 6],
@@ -62,6 +63,8 @@ def test_every_variant_is_trained_at_every_point(tmp_path: Path) -> None:
         ({"grid": ("data.limit_train: 30 30",)}, "two variants are called 'baseline_limit_train-30'"),
         ({"grid": ("data.limit_trian: 30",)}, "unknown option '--data.limit_trian': did you mean 'data.limit_train'"),
         ({"against": "baseline_limit_train-30"}, "did you mean 'baseline'"),
+        ({"best": ("baseline",), "variants": (f"baseline: {recipe('stage1')} --keep_best",)}, "has keep_best True and data.test None: expected both"),
+        ({"best": ("baseline",), "variants": (f"baseline: {LINE} --no-keep_best",)}, "has keep_best False and data.test shapes:test: expected both"),
         ({"best": ("virl",)}, "did you mean 'viral'"),
         ({"exported": Path("x")}, "expected it with --report"),
         ({"exported": Path("x"), "report": True, "export": Path("y")}, "without --export"),
@@ -115,9 +118,9 @@ def test_the_best_checkpoint_is_a_row_of_its_own(tmp_path: Path) -> None:
     assert own.loc["baseline, best checkpoint", ["accuracy", "difference"]].tolist() == pytest.approx([0.7, 0.2])
     other = means(replace(sweep, against="baseline, best checkpoint")).set_index("variant")
     assert other.loc["viral", "difference"] == pytest.approx(0.6 - 0.7)
-    with pytest.raises(RunError, match=r"viral-s3 has no best checkpoint: expected best/evaluation.parquet in it"):
+    with pytest.raises(RunError, match=r"viral-s3 has no best checkpoint: expected a run with keep_best"):
         means(replace(sweep, best=("viral",)))
-    (tmp_path / "baseline-s4" / "best" / "best.json").write_text("{}")
+    (tmp_path / "baseline-s4" / "best" / "best.json").write_text('{"score": 1}')
     with pytest.raises(RunError, match=r"best.json is damaged"):
         means(sweep)
 
@@ -186,7 +189,7 @@ def test_one_point_or_two_keys_are_rows(curve: Sweep) -> None:
 
 def test_the_report_from_the_export_is_that_from_the_runs(tmp_path: Path) -> None:
     curve = replace(CURVE, output_dir=tmp_path / "out")
-    for job in curve.runs():
+    for job in curve.runs():  # as the trainer leaves them
         right = RIGHT[job.name][job.seed - 3]
         store_run(job.folder, right, best=right + 1, recipe=as_mapping(job.recipe()), tower="dinov2-small", tower_fingerprint="t", data=f"d{job.seed}")
     curve = replace(curve, best=("baseline",))

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 RECORD_FILE = "training.json"  # written last: a folder without it is not a finished model
 LOG_FILE = "training.parquet"
 MEAN = "mean of types"
-BEST = ", best checkpoint"  # after the name of a variant, in a row of its own of a sweep's table
+BEST_ROW = ", best checkpoint"  # after the name of a variant, in a row of its own of a sweep's table
 OF_A_SCORE = ("low", "high", "chance", "n")  # `accuracy/count` in the log has `accuracy_low/count` and so on; `val_lm_loss` has `val_lm_loss_low`
 
 

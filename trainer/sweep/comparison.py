@@ -19,7 +19,7 @@ from trainer.sweep.spec import Job, Sweep, last
 from workbench.errors import RunError
 from workbench.files import atomic_file, make_folder
 from workbench.stats import holm, sign_flip, t_interval
-from workbench.training import BEST, MEAN
+from workbench.training import BEST_ROW, MEAN
 
 Runs = Sequence[tuple[Job, Result]]
 
@@ -44,8 +44,8 @@ def accuracies(sweep: Sweep, runs: Runs) -> pd.DataFrame:
         rows += [{"variant": job.setting.variant} | of_run | score for score in _scores(result.last)]
         if job.setting.variant in sweep.best:
             if result.best is None:
-                raise RunError(f"{job} has no best checkpoint: expected best/evaluation.parquet in it, which python -m trainer writes")
-            rows += [{"variant": f"{job.setting.variant}{BEST}"} | of_run | score for score in _scores(result.best)]
+                raise RunError(f"{job} has no best checkpoint: expected a run with keep_best")
+            rows += [{"variant": f"{job.setting.variant}{BEST_ROW}"} | of_run | score for score in _scores(result.best)]
     return pd.DataFrame(rows)
 
 

@@ -18,14 +18,13 @@ from typing import Any
 
 import pandas as pd
 
-from trainer.output import check_same_values
+from trainer.output import BEST, BEST_FILE, best_of, check_same_values
 from trainer.sweep.spec import SCORED, Job, Sweep, check
 from workbench.data.base import content_hash
 from workbench.errors import RunError
 from workbench.files import atomic_file
 from workbench.training import LOG_FILE, RECORD_FILE, evaluation_of, training_record
 
-BEST_FOLDER, BEST_FILE = "best", "best.json"  # in a run: the checkpoint with the highest validation score, as a model of its own
 CURVE = {"step": "step", "accuracy": "accuracy/mean", "val_lm_loss": "val_lm_loss", "val_alignment_loss": "val_alignment_loss"}
 MACHINE = ("output_dir", "resume", "repaired", "dry_run", "report_to", "push_to_hub")  # keys of a recipe that say nothing of the model
 ENVIRONMENT = ("git", "dirty", "packages", "platform", "created")
@@ -146,14 +145,10 @@ def _answers(folder: Path, data: str | None, step: int) -> Answers:
 
 
 def _best(folder: Path, data: str | None) -> Answers | None:
-    file = folder / BEST_FOLDER / BEST_FILE
-    if not file.exists():
-        return None
-    try:
-        step = int(json.loads(file.read_text())["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file} is damaged ({error}): expected the step of the best checkpoint") from error
-    return _answers(folder / BEST_FOLDER, data, step)
+    best = best_of(folder)
+    if best and "step" not in best:
+        raise RunError(f"{folder / BEST / BEST_FILE} is damaged (no 'step')")
+    return _answers(folder / BEST, data, int(best["step"])) if best else None
 
 
 def _log(folder: Path) -> tuple[dict[str, list[float | None]], dict[str, float | None]]:

@@ -15,7 +15,7 @@ from trainer.output import RECIPE_FILE, check_same_recipe
 from workbench.config import parse
 from workbench.data import load_data
 from workbench.errors import ConfigError, UnknownNameError, WorkbenchError
-from workbench.training import BEST, RECORD_FILE
+from workbench.training import BEST_ROW, RECORD_FILE
 
 SCORED = "expected questions with options, whose answers a sweep compares"
 
@@ -103,7 +103,7 @@ class Sweep:
     suffix: bool = True
     """Name folders NAME-sSEED; without it NAME alone, for a single seed."""
     best: tuple[str, ...] = ()
-    """Variants whose best checkpoint by validation score is a row of its own, "NAME, best checkpoint": stopped early. Needs `data.test`."""
+    """Variants whose best checkpoint by validation score is a row of its own, "NAME, best checkpoint": stopped early. Needs `keep_best` and `data.test`."""
     report: bool = False
     """Print the table of the finished runs and train nothing."""
     export: Path | None = None
@@ -128,7 +128,7 @@ class Sweep:
         for name in self.best:
             if name not in variants:
                 raise UnknownNameError("variant", name, variants)
-        variants += [f"{name}{BEST}" for name in self.best]
+        variants += [f"{name}{BEST_ROW}" for name in self.best]
         if self.against not in variants:
             raise UnknownNameError("variant", self.against, variants)
         names = [setting.name for setting in self.settings()]
@@ -218,6 +218,11 @@ def check(sweep: Sweep) -> None:
             raise ConfigError(f"variant '{job.name}' has --dry_run, which trains nothing: expected python -m trainer for that")
         if recipe.start is not None and recipe.start.suffix == ".yaml":
             raise ConfigError(f"variant '{job.name}' has the first stage {recipe.start}, which several runs would train at once: expected --start FOLDER there")
+        if job.setting.variant in sweep.best and (recipe.data.test is None or not recipe.keep_best):
+            raise ConfigError(
+                f"variant '{job.name}' has keep_best {recipe.keep_best} and data.test {recipe.data.test}: expected both for a row of its best checkpoint, "
+                "since on data.val, which chose it, it looks too good"
+            )
         if (job.folder / RECIPE_FILE).exists():
             check_same_recipe(job.folder, recipe)
         if recipe.model.released and not job.finished and job.folder != first and not _has_options(recipe.data.val, recipe.data.limit_val):

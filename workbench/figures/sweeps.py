@@ -9,7 +9,7 @@ from pandas.api.types import is_numeric_dtype
 from plotly.subplots import make_subplots
 
 from workbench.figures.template import COLOURS, DASHES, GREY
-from workbench.training import BEST
+from workbench.training import BEST_ROW
 
 AXES = {"limit_train": "training images"}
 APART = 0.02  # between neighboring curves at one point, as a share of the axis: intervals must not hide one another
@@ -47,7 +47,7 @@ def sweep_curves(table: pd.DataFrame, key: str) -> go.Figure:
     against = str(table["against"].iloc[0])
     figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.09, row_heights=[0.6, 0.4])
     values, variants = sorted(table[key].unique()), list(dict.fromkeys(table["variant"]))
-    trained = list(dict.fromkeys(variant.removesuffix(BEST) for variant in variants))
+    trained = list(dict.fromkeys(variant.removesuffix(BEST_ROW) for variant in variants))
     logarithmic = values[0] > 0
     apart = np.ptp(np.log(values) if logarithmic else values) * APART
     chance = table.groupby(key)["chance"].mean().reset_index()
@@ -63,7 +63,7 @@ def sweep_curves(table: pd.DataFrame, key: str) -> go.Figure:
             part = table[(table["variant"] == variant) & table[names[0]].notna()].sort_values(key)
             if part.empty:
                 continue
-            color, dash = COLOURS[trained.index(variant.removesuffix(BEST)) % len(COLOURS)], DASHES[variant.endswith(BEST)]
+            color, dash = COLOURS[trained.index(variant.removesuffix(BEST_ROW)) % len(COLOURS)], DASHES[variant.endswith(BEST_ROW)]
             shift = (number - (len(variants) - 1) / 2) * apart
             score, low, high = (part[name].replace([np.inf, -np.inf], np.nan) for name in names)
             figure.add_scatter(
