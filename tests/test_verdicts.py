@@ -18,6 +18,8 @@ from scipy import stats as scipy_stats
 
 from tests.conftest import refused
 from tests.ledgers import EARLY, LATE, SEEDS, analyzed, answers, commit, layers, ledger, pairs, train
+from trainer.sweep.results import export, result_of
+from trainer.sweep.spec import Job, Setting, Sweep
 from workbench import runs
 from workbench.claims import verdicts
 from workbench.claims.evidence import Evidence
@@ -241,7 +243,7 @@ def test_nan_is_said(world: World) -> None:
         for name in ("a", "b"):
             analyzed(world.runs, world.runs / f"{name}-s{seed}", layers([0.5, 0.5, np.nan if (name, seed) == ("b", 2) else 0.5]))
     found = world.judge(MORE, CLOSER)
-    assert "has no answer to question count-0" in found["more"]["reason"] and "has score nan" in found["closer"]["reason"]
+    assert "has question count-0 without an answer" in found["more"]["reason"] and "has score nan" in found["closer"]["reason"]
     assert {found["more"]["verdict"], found["closer"]["verdict"]} == {"refused"}
 
 
@@ -280,6 +282,35 @@ def test_runs_of_other_data_may_be_called_the_same(world: World, tmp_path: Path)
     shutil.copytree(world.runs, tmp_path / "copy" / "abc")
     table, _, _ = judge(rules, Evidence(rules, [world.runs, tmp_path / "copy" / "abc"]))
     assert table["verdict"].tolist() == ["refused"] and "are both b of seed 1" in table["reason"][0]
+
+
+def exported(root: Path) -> None:
+    """Keep of every run what `python -m trainer.sweep --export` does, and remove the folders."""
+    jobs = [Job(Setting(folder.name.partition("-s")[0], "x.yaml"), int(folder.name.partition("-s")[2]), folder, []) for folder in sorted(root.glob("*-s*"))]
+    export(root, [(job, result_of(Sweep(output_dir=root, variants=("baseline: x.yaml",)), job)) for job in jobs])
+    for job in jobs:
+        shutil.rmtree(job.folder)
+
+
+def test_what_is_kept_of_runs_says_the_same_as_their_folders(world: World) -> None:
+    claims = (MORE, COUNT, STOPPED, AT, SOON)
+    pairs(world.runs, GAINS, git=world.commit(*claims), best=answers(count=60, exist=70), seconds=1.0, packages={}, platform="here")
+    for seed in SEEDS:
+        (world.runs / f"a-s{seed}" / "best" / "best.json").write_text('{"step": 50, "score": 0.6}')
+    before = world.judge(*claims)
+    exported(world.runs)
+    assert len(list(world.runs.iterdir())) == 12
+    after = world.judge(*claims)
+    assert before["more"]["verdict"] == "reproduced" and before["stopped"]["verdict"] == "contradicted"
+    for name, row in after.items():
+        for column in ("ours", "low", "high", "p", "p_holm", "verdict", "rule", "commits"):
+            assert row[column] == pytest.approx(before[name][column], nan_ok=True) if isinstance(row[column], float) else row[column] == before[name][column]
+    assert after["more"]["n"] == 200 and after["count"]["n"] == 100 and after["more"]["chance"] == 0.25
+    kept = json.loads((world.runs / "a-s1.json").read_text())
+    for content, said in (({"last": {**kept["last"], "asked": "others"}}, "different questions"), ({"last": None}, "is not there"), ({"curve": 3}, "damaged")):
+        (world.runs / "a-s1.json").write_text(json.dumps(kept | content))
+        row = world.judge(*claims)["more"]
+        assert row["verdict"] == "refused" and said in row["reason"] and "a-s1.json" in row["reason"]
 
 
 # --- measures --------------------------------------------------------------------------------------------------------------------------------

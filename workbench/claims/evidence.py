@@ -9,20 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from workbench.claims.rules import Ledger, Training, options_of
-from workbench.errors import RunError, one_line
+from workbench.claims.rules import Ledger, options_of
+from workbench.claims.trained import Trained, find_trained, read_table, time_of
+from workbench.errors import RunError
 from workbench.runs import RUN_FILE
-from workbench.training import RECORD_FILE, training_record
 
 ANY = ("output_dir", "report_to", "resume", "repaired", "dry_run", "push_to_hub", "keep_checkpoints", "keep_best", "save_every")  # change no number
-BEST = "best"
 
 
 class MissingRun(Exception):
@@ -39,36 +36,6 @@ def commands(missing: Iterable[MissingRun]) -> list[str]:
     for run in missing:
         models.setdefault(run.command, []).append(run.model)
     return [command.replace("{models}", " ".join(dict.fromkeys(own))) for command, own in models.items()]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished training.
-
-    Attributes:
-        name: the training in the ledger.
-        record: what training.json says.
-    """
-
-    name: str
-    training: Training
-    seed: int
-    folder: Path
-    record: Mapping[str, Any]
-
-    @cached_property
-    def recipe(self) -> dict[str, Any]:
-        """Values by dotted key."""
-        return flat(self.record["recipe"])
-
-    @property
-    def finished(self) -> datetime:
-        return _time(self.record, self.folder / RECORD_FILE)
-
-    @property
-    def answers(self) -> Path:
-        """The file of its answers, of the checkpoint that the ledger names."""
-        return (self.folder / BEST if self.training.checkpoint == BEST else self.folder) / "evaluation.parquet"
 
 
 @dataclass(frozen=True)
@@ -122,10 +89,8 @@ class Evidence:
 
     def _find(self, name: str, seed: int) -> Trained:
         training = self.ledger.trainings[name]
-        called = training.folder.format(seed=seed)
         roots = [root for root in self.roots if root.resolve().name == Path(training.runs).name] or self.roots
-        there = [root / called for root in roots if (root / called / RECORD_FILE).exists()]
-        named = [Trained(name, training, seed, folder, training_record(folder)) for folder in there]
+        named = [one for root in roots if (one := find_trained(root, name, training, seed)) is not None]
         named = [one for one in named if one.recipe.get("data.train") == self._data(name)]  # runs of other data may be called the same
         wrong = [next(self._wrong(one), "") for one in named]
         found = [one for one, said in zip(named, wrong, strict=True) if not said]
@@ -134,7 +99,7 @@ class Evidence:
         if not found and any(wrong):
             raise RunError(next(filter(None, wrong)))
         if not found:
-            raise MissingRun(called, f"python -m trainer.sweep {training.sweep}")
+            raise MissingRun(training.folder.format(seed=seed), f"python -m trainer.sweep {training.sweep}")
         if training.like:
             self._check_like(found[0], self.trained(training.like, seed))
         return found[0]
@@ -183,7 +148,7 @@ class Evidence:
         if len(found) > 1:
             raise RunError(f"{found[0].folder} and {found[1].folder} both are {name} of {of.folder.name}: expected one of them")
         for trained in (of, *([source] if source is not None else [])):
-            if _time(found[0].record, found[0].folder / RUN_FILE) < trained.finished:
+            if time_of(found[0].record, str(found[0].folder / RUN_FILE)) < trained.finished:
                 raise RunError(f"{found[0].folder} is older than the training in {trained.folder}: expected an analysis of the model that is there now")
         return found[0]
 
@@ -226,32 +191,3 @@ def _equal(value: Any, word: str) -> bool:
         return float(value) == float(word)
     except (TypeError, ValueError):
         return str(value) == word
-
-
-def _time(record: Mapping[str, Any], file: Path) -> datetime:
-    try:
-        return datetime.fromisoformat(record["created"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{file} does not say when it was written ({one_line(error)}): expected a time under 'created'") from error
-
-
-def read_table(file: Path) -> pd.DataFrame:
-    """A table of a run.
-
-    Raises:
-        RunError: it is not there, or damaged.
-    """
-    if not file.exists():
-        raise RunError(f"{file} is not there: expected a table of a finished run")
-    try:
-        return pd.read_parquet(file)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file} cannot be read ({one_line(error, 100)}): expected a table of a finished run") from error
-
-
-def flat(recipe: Mapping[str, Any], section: str = "") -> dict[str, Any]:
-    """The values of a recipe by dotted key."""
-    found: dict[str, Any] = {}
-    for key, value in recipe.items():
-        found |= flat(value, f"{section}{key}.") if isinstance(value, Mapping) else {f"{section}{key}": value}
-    return found

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.claims.evidence import Evidence, Stored, Trained, read_table
+from workbench.claims.evidence import Evidence, Stored
 from workbench.claims.rules import Ledger
+from workbench.claims.trained import Trained
 from workbench.errors import ConfigError, RunError, UnknownNameError
 from workbench.stats import first_reached
-from workbench.training import LOG_FILE, score_log
 
 Options = Mapping[str, Any]
 
@@ -63,22 +63,15 @@ class Measure:
 
 
 def _answers(evidence: Evidence, run: Trained, options: Options) -> Number:
-    table = read_table(run.answers)
-    if absent := [name for name in ("id", "category", "correct", "chance") if name not in table]:
-        raise RunError(f"{run.answers} has no column {absent[0]}: expected answers to questions with options")
-    known = sorted(set(table["category"]))
-    wanted = sorted(options.get("categories", known))
-    for name in wanted:
+    answers = run.answers
+    known = sorted(answers.types)
+    scores = []
+    for name in options.get("categories", known):
         if name not in known:
-            raise RunError(f"{run.answers} has no questions of type {name}: expected one of {', '.join(known)}")
-    table = table[table["category"].isin(wanted)].sort_values(["category", "id"])
-    if table["id"].duplicated().any():
-        raise RunError(f"{run.answers} has question {table['id'][table['id'].duplicated()].iloc[0]} twice: expected each once")
-    if table["correct"].isna().any():
-        raise RunError(f"{run.answers} has no answer to question {table['id'][table['correct'].isna()].iloc[0]}: expected right or wrong for each")
-    scores = table.astype({"correct": float}).groupby("category")[["correct", "chance"]].mean().mean()
-    asked = (run.record.get("test") or run.record.get("val"), tuple(table["id"]), tuple(table["category"]))
-    return Number(float(scores["correct"]), len(table), float(scores["chance"]), asked, str(run.answers))
+            raise RunError(f"{run.source} has no questions of type {name}: expected one of {', '.join(known)}")
+        scores.append(answers.types[name])
+    value, chance = (float(np.mean(own)) for own in ([score.right / score.n for score in scores], [score.chance for score in scores]))
+    return Number(value, sum(score.n for score in scores), chance, (answers.asked,), run.source)
 
 
 def _stored(evidence: Evidence, run: Trained, options: Options) -> Number:
@@ -165,18 +158,15 @@ def _steps_to(evidence: Evidence, run: Trained, options: Options) -> Number:
 
 def _log(run: Trained, column: str) -> tuple[pd.DataFrame, int]:
     """The evaluations of a run while it was trained, by step, and how many steps it has."""
-    table = read_table(run.folder / LOG_FILE)
-    if column not in table or table[column].notna().sum() == 0:
-        raise RunError(f"{run.folder / LOG_FILE} has no {column}: expected the log of a run that is validated by questions")
-    log = score_log(table, column).sort_values("step", ignore_index=True)
+    log = run.log(column)
     for value in log["score"]:
-        _known(value, str(run.folder / LOG_FILE), column)
+        _known(value, f"the log of {run.folder}", column)
     return log, int(run.recipe["optim.steps"])
 
 
 def _of_log(value: float, run: Trained, log: pd.DataFrame) -> Number:
-    n, chance = float(log["n"].fillna(0).iloc[-1]), float(log["chance"].iloc[-1])  # a log from before they were stored has none
-    return Number(value, int(n), chance, (run.record.get("val"), tuple(log["step"]), n), str(run.folder / LOG_FILE))
+    n, chance = log["n"].fillna(0).iloc[-1], float(log["chance"].iloc[-1])  # what is kept of a run without its folder has no n
+    return Number(value, int(n), chance, (run.record.get("val"), tuple(log["step"])), f"the log of {run.folder}")
 
 
 _TABLE = ("analysis", "table", "where", "column", "n")

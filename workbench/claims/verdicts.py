@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats as scipy_stats
 
-from workbench.claims.evidence import Evidence, MissingRun, Trained, commands
+from workbench.claims.evidence import Evidence, MissingRun, commands
 from workbench.claims.measures import MEASURES, NoNumber, Number
 from workbench.claims.rules import FILE, Claim, Ledger, parse_ledger
+from workbench.claims.trained import Trained
 from workbench.errors import RunError, WorkbenchError, one_line
 from workbench.runs import checkout, file_at, has_commit
 from workbench.stats import holm, t_interval
