@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from trainer.sweep.spec import Sweep
+from workbench.claims.evidence import Evidence
 from workbench.claims.rules import Ledger, options_of, parse_ledger, read_ledger
+from workbench.claims.trained import Trained
+from workbench.config import as_mapping, parse
 from workbench.errors import ConfigError, UnknownNameError
 
 LEDGER = Path(__file__).parent.parent / "analyses" / "claims.yaml"
@@ -42,6 +46,23 @@ def test_the_projects_ledger_can_be_read() -> None:
     ledger = read_ledger(LEDGER)
     assert len(ledger.rules()) == sum(claim.tested for claim in ledger.claims) > 40
     assert ledger.seeds == (10, 11, 12, 13, 14, 15)
+
+
+def test_the_sweeps_train_what_the_ledger_judges() -> None:
+    """A run whose recipe is not the ledger's would be refused, after hours of training."""
+    ledger = read_ledger(LEDGER)
+    planned: dict[str, Trained] = {}
+    for name, training in ledger.trainings.items():
+        sweep = parse(Sweep, [], prog="sweep", recipe=LEDGER.parent.parent / training.sweep)
+        assert str(sweep.output_dir) == training.runs and sweep.seeds == ledger.seeds
+        jobs = [job for job in sweep.runs() if job.folder.name == training.folder.format(seed=10) and job.seed == 10]
+        if not jobs and name == "two_encoders-300":
+            continue  # as soon as a model can see two encoders
+        (job,) = jobs
+        planned[name] = Trained(name, training, 10, job.folder, {"recipe": as_mapping(job.recipe())})
+        assert list(Evidence.wrong(planned[name])) == [] and (training.checkpoint == "last" or planned[name].recipe["keep_best"])
+        if training.like:
+            Evidence.check_like(planned[name], planned[training.like])
 
 
 def test_options_of_a_command() -> None:

@@ -92,16 +92,16 @@ class Evidence:
         roots = [root for root in self.roots if root.resolve().name == Path(training.runs).name] or self.roots
         named = [one for root in roots if (one := find_trained(root, name, training, seed)) is not None]
         named = [one for one in named if one.recipe.get("data.train") == self._data(name)]  # runs of other data may be called the same
-        wrong = [next(self._wrong(one), "") for one in named]
-        found = [one for one, said in zip(named, wrong, strict=True) if not said]
+        said = [next(self.wrong(one), "") for one in named]
+        found = [one for one, wrong in zip(named, said, strict=True) if not wrong]
         if len(found) > 1:
             raise RunError(f"{found[0].folder} and {found[1].folder} are both {name} of seed {seed}: expected one of them below --runs")
-        if not found and any(wrong):
-            raise RunError(next(filter(None, wrong)))
+        if not found and said:
+            raise RunError(said[0])
         if not found:
             raise MissingRun(training.folder.format(seed=seed), f"python -m trainer.sweep {training.sweep}")
         if training.like:
-            self._check_like(found[0], self.trained(training.like, seed))
+            self.check_like(found[0], self.trained(training.like, seed))
         return found[0]
 
     def _data(self, name: str) -> Any:
@@ -110,14 +110,14 @@ class Evidence:
         return training.recipe["data.train"] if "data.train" in training.recipe else self._data(training.like)
 
     @staticmethod
-    def _wrong(one: Trained) -> Iterator[str]:
+    def wrong(one: Trained) -> Iterator[str]:
         """What of a recipe is not what the ledger says."""
         for key, value in {**one.training.recipe, "seed": one.seed}.items():
             if key not in one.recipe or one.recipe[key] != value:
                 yield f"{one.folder} was trained with {key} {one.recipe.get(key, 'absent')}: expected {value}, as {one.name} in the ledger has"
 
     @staticmethod
-    def _check_like(one: Trained, other: Trained) -> None:
+    def check_like(one: Trained, other: Trained) -> None:
         """See that two runs differ in nothing but what the ledger lets differ."""
         for key in sorted((one.recipe.keys() | other.recipe.keys()) - {*ANY}):
             allowed = any(key == free or key.startswith(f"{free}.") for free in one.training.but)
