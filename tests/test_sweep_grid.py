@@ -140,7 +140,7 @@ def test_one_seed_and_missing_runs_are_said(curve: Sweep) -> None:
     table = report(curve, runs)
     said = notes(curve, runs, table)
     assert said[0].startswith("one seed, so no interval") and said[0].endswith(": viral, limit_train 100")
-    assert said[1] == "2 of 12 runs are not finished: viral_limit_train-100-s4, viral_limit_train-100-s5" and len(said) == 2
+    assert said[1] == "2 of 12 runs are not there: viral_limit_train-100-s4, viral_limit_train-100-s5" and len(said) == 2
     row = table.query("type == @MEAN and variant == 'viral' and limit_train == 100").iloc[0]
     assert row["seeds"] == "3" and math.isinf(row["low"]) and math.isinf(row["d_high"])
     assert "one seed, so no interval" in write(curve, runs, table, "one").read_text()
@@ -212,7 +212,7 @@ def test_what_is_exported_of_a_run(curve: Sweep, tmp_path: Path) -> None:
     own = json.loads((tmp_path / "kept" / "viral_limit_train-100-s4.json").read_text())
     assert own["seed"] == 4 and own["words"].endswith("--alignment.objective cosine --data.limit_train 100") and own["seconds"] == 12.3 and own["steps"] == 40
     assert own["last"]["types"] == {kind: {"right": 9, "n": 10, "chance": 0.5} for kind in ("a", "b")} and own["best"] is None
-    assert own["curve"] == {"step": [20, 40], "accuracy": [0.5, 0.9], "val_lm_loss": [2.5, 0.333333], "val_alignment_loss": [None, None]}
+    assert own["curve"] == {"step": [20, 40], "accuracy": [0.5, 0.9], "val_lm_loss": [2.5, 1 / 3], "val_alignment_loss": [None, None]}
     assert own["losses"] == {"step": 40, "lm_loss": 0.25, "alignment_loss": None} and own["fingerprints"] == {"val": "v0"}
     assert own["environment"]["git"] == "0123456789abcdef" and "/a/machine" not in json.dumps(own) and "resume" not in own["recipe"]
 

@@ -146,7 +146,7 @@ def notes(sweep: Sweep, runs: Runs, table: pd.DataFrame) -> list[str]:
     there = {str(job) for job, _ in runs}
     missing = [str(job) for job in sweep.runs() if str(job) not in there]
     if missing:
-        found.append(f"{len(missing)} of {len(missing) + len(there)} runs are not finished: {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}")
+        found.append(f"{len(missing)} of {len(missing) + len(there)} runs are not there: {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}")
     commits = Counter(f"{result.environment['git'][:8] or 'no commit'}{', dirty' if result.environment['dirty'] else ''}" for _, result in runs)
     if len(commits) > 1:
         found.append(f"the runs are of {len(commits)} states of the code: {'; '.join(f'{name} ({count})' for name, count in commits.items())}")

@@ -164,10 +164,10 @@ def _log(folder: Path) -> tuple[dict[str, list[float | None]], dict[str, float |
 
 
 def _number(value: float) -> float | None:
-    """Six digits, or None for what was not measured; steps are whole."""
+    """The value to the last bit, since rules judge the curve by it, or None for what was not measured; steps are whole."""
     if not math.isfinite(value):
         return None
-    return int(value) if value == int(value) else float(f"{value:.6g}")
+    return int(value) if value == int(value) else float(value)
 
 
 def export(folder: Path, runs: Sequence[tuple[Job, Result]]) -> None:
