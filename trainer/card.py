@@ -63,7 +63,7 @@ def card(record: Mapping[str, Any], evaluation: pd.DataFrame, cknna: pd.DataFram
         cknna: as `cknna_log` gives it.
     """
     recipe = record["recipe"]
-    settings, name = recipe["alignment"], Path(recipe["output_dir"]).name
+    name = Path(recipe["output_dir"]).name
     made_from = record.get("origins") or origins(recipe)
     parts = [
         f"# {name}",
@@ -75,7 +75,7 @@ def card(record: Mapping[str, Any], evaluation: pd.DataFrame, cknna: pd.DataFram
         "## Data",
         _data(recipe, record),
     ]
-    parts += ["## Scores", _scores(recipe, evaluation, cknna), "## How to load", _loading(settings), "## Recipe", _recipe(recipe, made_from)]
+    parts += ["## Scores", _scores(recipe, evaluation, cknna), "## How to load", _loading(recipe), "## Recipe", _recipe(recipe, made_from)]
     parts += [f"Trained with VIRAL Workbench {record['packages']['viral-workbench']}, {_versions(record)}, {record['created'][:10]}."]
     if record.get("warnings"):
         parts += ["Warnings of the training:", "\n".join(f"- {_named(sentence)}" for sentence in record["warnings"])]
@@ -135,7 +135,8 @@ def _list(value: Any) -> list[Any]:
 def _metadata(recipe: Mapping[str, Any], made_from: Sequence[Mapping[str, str]]) -> str:
     base = list(dict.fromkeys(own["hub"] for own in made_from if own["hub"]))
     tags = ["viral-workbench", *(["visual-representation-alignment"] if recipe["alignment"]["objective"] != "none" else [])]
-    return ModelCardData(library_name="transformers", pipeline_tag="image-text-to-text", tags=tags, base_model=base or None).to_yaml()
+    library = None if recipe["model"].get("second_encoder") else "transformers"  # which cannot run it
+    return ModelCardData(library_name=library, pipeline_tag="image-text-to-text", tags=tags, base_model=base or None).to_yaml()
 
 
 def _intent(recipe: Mapping[str, Any]) -> str:
@@ -155,13 +156,20 @@ def _sources(recipe: Mapping[str, Any], record: Mapping[str, Any], made_from: Se
     if settings["objective"] != "none" and settings.get("target", "vfm") == "vfm":
         targets = dict(zip(_list(record.get("vfm", [])), _list(record.get("vfm_fingerprint", [])), strict=True))
         for name in _list(settings["vfm"]):
-            entry = WEIGHTS.get(find_vfm(name).weights)
-            rows.append((f"alignment target {_named(name)}", _named(find_vfm(name).weights), entry.hub or "a folder", targets.get(name, ""), entry.licence))
+            rows.append(_vfm_row("alignment target", name, targets.get(name, "")))
+    if own.get("second_encoder"):
+        rows.append(_vfm_row("second encoder", own["second_encoder"], record.get("second_encoder_fingerprint", "")))
     if not own.get("language") and not own.get("name"):
         rows.append(("language model", "trained from nothing", "", "", ""))
     if recipe["start"]:
         rows.append(("start", _named(recipe["start"]), "a training of this workbench", record.get("start_fingerprint", ""), ""))
     return pd.DataFrame(rows, columns=["part", "weights", "from", "fingerprint", "licence"])
+
+
+def _vfm_row(part: str, name: str, fingerprint: str) -> tuple[str, str, str, str, str]:
+    weights = find_vfm(name).weights
+    entry = WEIGHTS.get(weights)
+    return f"{part} {_named(name)}", _named(weights), entry.hub or "a folder", fingerprint, entry.licence
 
 
 def _objective(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> str:
@@ -207,7 +215,13 @@ def _scores(recipe: Mapping[str, Any], evaluation: pd.DataFrame, cknna: pd.DataF
     return f"{_table(pd.DataFrame(rows))}\n\n{how} Seed {recipe['seed']}."
 
 
-def _loading(settings: Mapping[str, Any]) -> str:
+def _loading(recipe: Mapping[str, Any]) -> str:
+    settings = recipe["alignment"]
+    if second := recipe["model"].get("second_encoder"):
+        return (
+            f"This model sees {_named(second)} beside its own vision encoder, and its connector is as wide as both: neither plain transformers nor `MLLM.load` "
+            "can run it, the trainer alone can (`start`, `--resume`). Its accuracies are those above and in `accuracy.parquet`."
+        )
     if settings.get("residual", "none") != "none":
         return (
             "This model adds its image again inside the language model. Plain `from_pretrained` ignores that and computes **another model**; load it with\n\n"

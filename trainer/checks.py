@@ -43,6 +43,8 @@ def check_names(recipe: Recipe) -> None:
     check_launch(recipe)
     if recipe.model.train == "lora":
         check_peft()
+    if recipe.model.second_encoder is not None:
+        find_vfm(recipe.model.second_encoder)
     if recipe.alignment.aligned and recipe.alignment.target == "vfm":
         for name in recipe.alignment.vfm:
             find_vfm(name, teacher_norm=recipe.alignment.teacher_norm)

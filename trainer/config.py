@@ -68,6 +68,8 @@ class ModelConfig:
     ffn: int = 384
     init: float = 0.03
     """Standard deviation of the language model's initial weights."""
+    second_encoder: str | None = None
+    """A VFM, named as in `alignment.vfm`, whose frozen features a small LLaVA's connector receives beside the tower's; only the trainer runs such a model."""
     dropout: float = 0.0
     """Share of what each block of a small LLaVA's language model adds to the residual stream that is dropped while training (GPT-2's `resid_pdrop`)."""
 
@@ -354,6 +356,11 @@ class Recipe:
             )
         if self.optim.checkpointing or self.optim.connector_rate is not None:
             raise ConfigError("optim.checkpointing and optim.connector_rate are for a released model: expected model.name, or a tower and a language model")
+        if self.model.second_encoder is not None:
+            for key, value in (("target", self.alignment.target if self.alignment.aligned else ""), ("residual", self.alignment.residual)):
+                if value == "encoder":  # of two encoders side by side, the one with the larger numbers alone would count
+                    expected = "another, since it would mix two encoders; alignment.vfm takes several, each with its own heads"
+                    raise ConfigError(f"alignment.{key} is encoder with model.second_encoder {self.model.second_encoder}: expected {expected}")
         if self.model.language is None:
             self.check_layer(self.model.layers)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from transformers import LlavaForConditionalGeneration, LlavaProcessor, PretrainedConfig, PreTrainedModel
+from transformers import LlavaProcessor, PretrainedConfig, PreTrainedModel
 
 from trainer import processes
 from trainer.checks import check_names, with_stage
@@ -21,6 +21,7 @@ from trainer.lora import add_lora
 from trainer.model import build_processor, check_start, freeze, llava_config
 from trainer.outline import Sizes, attach, check_files, on_meta, outline, sizes_of
 from trainer.output import check_output
+from trainer.second_encoder import LlavaForConditionalGeneration
 from trainer.student import check_student, choose_trained, load_conversations
 from workbench.errors import ConfigError, DataError, RunError
 from workbench.files import cache_folder

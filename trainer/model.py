@@ -16,7 +16,6 @@ from transformers import (
     AutoModel,
     CLIPImageProcessor,
     LlavaConfig,
-    LlavaForConditionalGeneration,
     LlavaProcessor,
     PretrainedConfig,
     PreTrainedModel,
@@ -29,10 +28,12 @@ from trainer.alignment import Alignment, mean_loss
 from trainer.config import ModelConfig
 from trainer.language import language_config, language_tokenizer, put_language
 from trainer.packing import Packing, use_packed_attention
+from trainer.second_encoder import LlavaForConditionalGeneration, second_config, tower_alone
 from workbench.errors import ConfigError, one_line
 from workbench.fingerprints import fingerprint, saved_tensors, tokenizer_settings
 from workbench.mllm.conversation import IGNORED
 from workbench.mllm.family import VisualTokens
+from workbench.mllm.loading import SECOND_ENCODER
 from workbench.mllm.residual import KEY, Residual
 from workbench.pretrained import call
 from workbench.vfm.base import IMAGENET
@@ -99,7 +100,7 @@ def llava_config(config: ModelConfig, processor: LlavaProcessor) -> LlavaConfig:
     tokenizer = processor.tokenizer
     text = language_config(weights_folder(config.language)) if config.language else _fresh_text(config, tokenizer)
     text.vocab_size = max(text.vocab_size, len(tokenizer))
-    return LlavaConfig(
+    llava = LlavaConfig(
         vision_config=vision,
         text_config=text,
         image_token_index=processor.image_token_id,
@@ -108,6 +109,9 @@ def llava_config(config: ModelConfig, processor: LlavaProcessor) -> LlavaConfig:
         vision_feature_select_strategy="default",
         tie_word_embeddings=text.tie_word_embeddings,
     )
+    if config.second_encoder is not None:
+        setattr(llava, SECOND_ENCODER, second_config(config.second_encoder))
+    return llava
 
 
 def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaForConditionalGeneration, dict[str, str]]:
@@ -194,6 +198,10 @@ def check_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor,
         raise ConfigError(f"start is {folder}, which holds {found}: expected a LlavaForConditionalGeneration, as this recipe describes")
     if hasattr(config, KEY):
         raise ConfigError(f"start is {folder}, which adds its image again ({KEY} in its config.json): expected a model trained without a residual")
+    stored_second, second = (getattr(own, SECOND_ENCODER, None) or {"vfm": "none"} for own in (config, llava.config))
+    if any(stored_second.get(key) != value for key, value in second.items()):
+        changed = " of other weights" * (stored_second["vfm"] == second["vfm"])
+        raise ConfigError(f"start is {folder}, whose second encoder is {stored_second['vfm']}{changed}: expected {second['vfm']}, as model.second_encoder says")
     if tokenizer.get_vocab() != processor.tokenizer.get_vocab():
         raise ConfigError(f"start is {folder}, whose vocabulary differs from the one of this recipe's data")
     if tokenizer_settings(tokenizer)["core"] != tokenizer_settings(processor.tokenizer)["core"]:
@@ -210,8 +218,13 @@ def check_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor,
 def connector_inputs(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, images: list[Image.Image]) -> Float[Tensor, "image token d"]:
     """What the frozen tower hands to the connector: read at the connector itself, so that it cannot differ from inference."""
     seen: list[Tensor] = []
+
+    def keep(connector: nn.Module, args: tuple[Tensor]) -> Tensor:
+        seen.append(args[0])
+        return tower_alone(connector, args[0])
+
     llava.model.vision_tower.eval()  # a training step sets the whole model to training
-    handle = llava.model.multi_modal_projector.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    handle = llava.model.multi_modal_projector.register_forward_pre_hook(keep)
     pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"].to(llava.device)
     try:
         llava.get_image_features(pixel_values=pixels)

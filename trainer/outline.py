@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, LlavaForConditionalGenerat
 from trainer.alignment import Alignment, attach_alignment
 from trainer.config import ModelConfig, Recipe
 from trainer.parts import check_parts, describe_parts
+from trainer.second_encoder import tower_alone
 from trainer.student import parts_of
 from workbench.errors import ConfigError, one_line
 from workbench.mllm import VisualTokens
@@ -120,7 +121,7 @@ class Attached:
     """What `attach` put on a model and saw of its shapes.
 
     Attributes:
-        widths: of what may be cached: `tower` for the connector's input of one visual token, and each VFM.
+        widths: of what may be cached: `tower` for what the connector receives from it for one visual token, and each VFM.
         tower_values: numbers that the connector receives for the images of the sample.
         not_run: what meta could not run, with the reason.
     """
@@ -150,7 +151,13 @@ def attach(recipe: Recipe, model: Any, vision: Mapping[str, Any], places: Sequen
     recipe.check_layer(text.num_hidden_layers)
     family = family_of(model.config)
     connector, seen = model.model.get_submodule(family.connector), []
-    handle = connector.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    second = find_vfm(recipe.model.second_encoder).dim if recipe.model.second_encoder is not None else 0
+
+    def keep(_: nn.Module, args: tuple[Tensor]) -> Tensor | None:
+        seen.append(args[0])
+        return tower_alone(connector, args[0]) if second else None
+
+    handle = connector.register_forward_pre_hook(keep)
     inputs = {name: value.to("meta") if isinstance(value, Tensor) and value.is_floating_point() else value for name, value in vision.items()}
     features: list[Tensor] = []
 
@@ -167,7 +174,7 @@ def attach(recipe: Recipe, model: Any, vision: Mapping[str, Any], places: Sequen
     else:
         not_run.append(f"tower and connector, of which widths alone were compared ({said})")
         matrices = [module for module in connector.modules() if isinstance(module, nn.Linear)]
-        found, width = (placeholders, matrices[-1].out_features), matrices[0].in_features
+        found, width = (placeholders, matrices[-1].out_features), matrices[0].in_features - second
     if found != (placeholders, text.hidden_size):
         raise ConfigError(f"the tower gives visual tokens {found}: expected {(placeholders, text.hidden_size)}")
     widths = {"tower": width}
@@ -175,6 +182,9 @@ def attach(recipe: Recipe, model: Any, vision: Mapping[str, Any], places: Sequen
     if settings.target == "vfm" and settings.aligned:
         widths |= {name: find_vfm(name, teacher_norm=settings.teacher_norm).dim for name in settings.vfm}
         dims |= widths
+    if second:  # a target of the same name has the same features, unless its images are normalized otherwise
+        name = str(recipe.model.second_encoder)
+        widths[name if settings.teacher_norm == "own" else f"second encoder {name}"] = second
     names = settings.vfm if settings.target == "vfm" else (settings.target,)
     dims = {name: dims[name] for name in names} if settings.aligned else {}
     with torch.device("meta"):

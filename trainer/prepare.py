@@ -9,7 +9,7 @@ from math import isqrt
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
-from transformers import LlavaProcessor, set_seed
+from transformers import LlavaConfig, LlavaProcessor, set_seed
 
 from trainer.alignment import attach_alignment
 from trainer.checkpoint import check_frozen, frozen_fingerprint
@@ -31,12 +31,14 @@ from trainer.model import (
 )
 from trainer.packing import Packing
 from trainer.sampling import Stream
+from trainer.second_encoder import JoinedFeatures, second_record, stored_second
 from trainer.watched import Watched, WatchedBatch
 from workbench.data import Dataset
 from workbench.data.base import content_hash
 from workbench.fingerprints import libraries, processor_fingerprint, saved_tensors, settings_hash, without_place
+from workbench.mllm.loading import SECOND_ENCODER
 from workbench.mllm.residual import attach_residual
-from workbench.vfm import VFM
+from workbench.vfm import VFM, load_vfm
 from workbench.weights import check_unchanged, load_weights
 
 
@@ -48,6 +50,7 @@ class Prepared:
         input_rate: factor of the learning rate of the connector's first weight.
         frozen: fingerprint of the parameters that are not trained.
         vfms: the targets' networks.
+        second: the second encoder, whose features the connector receives beside the tower's.
     """
 
     model: AlignedForConditionalGeneration
@@ -58,6 +61,7 @@ class Prepared:
     input_rate: float
     frozen: str
     vfms: list[VFM]
+    second: VFM | None
     record: dict[str, object]
     unit: ClassVar[str] = "images"
 
@@ -124,7 +128,7 @@ class Prepared:
         Raises:
             WeightsError: a frozen part of the model or a VFM no longer holds the values it began with.
         """
-        check_frozen(self.model.student, state, self.frozen, self.vfms)
+        check_frozen(self.model.student, state, self.frozen, [*self.vfms, *([self.second] if self.second is not None else [])])
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -142,13 +146,17 @@ def prepare(recipe: Recipe) -> Prepared:
     llava.eval()
     seen_as = settings_hash(without_place(llava.model.vision_tower.config.to_dict()), processor.image_processor.to_dict(), libraries())
     key = (parts["tower"], seen_as, recipe.model.tower_features, recipe.model.image_size)
-    inputs = [
+    inputs: list[Features] = [
         frozen_features(data, key, lambda images: connector_inputs(llava, processor, images), what=recipe.model.tower, mode=recipe.data.features)
         for data in splits.all
     ]
-    train_inputs = inputs[0]
     side = recipe.model.image_size // processor.patch_size
-    sample = train_inputs.rows(range(min(256, len(train_inputs))))  # a few thousand tokens fix mean and deviation well
+    second = load_vfm(recipe.model.second_encoder) if recipe.model.second_encoder is not None else None
+    if second is not None:
+        inputs = _joined(recipe, second, llava.config, splits, inputs, (side, side))
+        record |= second_record(second) | {"second_encoder_scale": getattr(llava.config, SECOND_ENCODER)["scale"]}
+    train_inputs = inputs[0]
+    sample = _sample(train_inputs)
     if recipe.start is None:
         start_connector(llava, sample, side)
     else:
@@ -179,7 +187,29 @@ def prepare(recipe: Recipe) -> Prepared:
             llava, layers=settings.layer, dims=dims, objective=_objective(settings), heads=settings.heads, where=settings.where, hidden=settings.hidden
         )
     model = AlignedForConditionalGeneration(llava, alignment, residual, to_projector=settings.aligned and settings.target == "projector")
-    return Prepared(model, processor, sets[0], sets[1], sets[2] if test is not None else None, input_rate, frozen, vfms, record)
+    return Prepared(model, processor, sets[0], sets[1], sets[2] if test is not None else None, input_rate, frozen, vfms, second, record)
+
+
+def _sample(features: Features) -> Tensor:
+    """A few thousand tokens, which fix mean and deviation well."""
+    return features.rows(range(min(256, len(features))))
+
+
+def _joined(recipe: Recipe, vfm: VFM, config: LlavaConfig, splits: Splits, inputs: Sequence[Features], grid: tuple[int, int]) -> list[Features]:
+    """What the connector receives from the tower and, beside it, from the second encoder, of each split; `config` then says which that is.
+
+    The second encoder's channels are scaled by one number to vary as much as the tower's: Adam's steps in the connector's first weight have one size for all
+    channels, by which those of the smaller numbers would hardly be learnt from. A first stage hands its number on.
+
+    Args:
+        inputs: the tower's features.
+    """
+    more = [_features(vfm, data, grid, recipe) for data in splits.all]
+    scale = input_deviation(_sample(inputs[0])) / input_deviation(_sample(more[0]))
+    if recipe.start is not None:
+        scale = stored_second(recipe.start).get("scale", scale)  # without one the start is refused
+    getattr(config, SECOND_ENCODER).update(fingerprint=vfm.fingerprint, scale=scale)
+    return [JoinedFeatures(own, other, scale) for own, other in zip(inputs, more, strict=True)]
 
 
 def _targets(recipe: Recipe, vfms: Sequence[VFM], splits: Splits, inputs: Sequence[Features], grid: tuple[int, int]) -> list[dict[str, Features] | None]:
@@ -207,11 +237,11 @@ def _objective(settings: AlignmentConfig) -> Literal["cosine", "relation"]:
 
 def vfm_features(recipe: Recipe, vfms: Sequence[VFM], data: Dataset, grid: tuple[int, int]) -> dict[str, Features]:
     """Features (image, token, dim) of `data` by VFM."""
-    own = recipe.alignment.vfm
-    return {
-        name: frozen_features(data, (vfm.entry.identity(), grid), partial(vfm_tokens, vfm, grid), what=vfm.name, mode=recipe.data.features)
-        for name, vfm in zip(own, vfms, strict=True)
-    }
+    return {name: _features(vfm, data, grid, recipe) for name, vfm in zip(recipe.alignment.vfm, vfms, strict=True)}
+
+
+def _features(vfm: VFM, data: Dataset, grid: tuple[int, int], recipe: Recipe) -> Features:
+    return frozen_features(data, (vfm.entry.identity(), grid), partial(vfm_tokens, vfm, grid), what=vfm.name, mode=recipe.data.features)
 
 
 def _controlled(settings: AlignmentConfig, targets: Features, mean: Tensor | None, data: Dataset, seed: int) -> Features:

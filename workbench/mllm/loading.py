@@ -20,6 +20,7 @@ from workbench.pretrained import call, hub_options
 log = logging.getLogger(__name__)
 WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")  # in the order they are looked for
 COUNTS = ("eos_token_id", "bos_token_id", "pad_token_id", "num_beams", "max_length", "max_new_tokens")  # numbers in generation_config.json
+SECOND_ENCODER = "viral_second_encoder"  # in the config.json of a model that the trainer gave a second encoder
 RECOMPUTED = ("position_ids", "inv_freq")  # buffers that old checkpoints carry and every model computes for itself
 
 
@@ -31,7 +32,7 @@ def load_config(name: str, **options: Any) -> PretrainedConfig:
 
     Raises:
         WeightsError: a folder that does not hold a model.
-        ModelError: nothing of the kind there, or a configuration or quantization that cannot be read here.
+        ModelError: nothing of the kind there, a configuration or quantization that cannot be read here, or a model that runs in its training only.
     """
     check_there(name)
     folder = Path(name)
@@ -46,9 +47,25 @@ def load_config(name: str, **options: Any) -> PretrainedConfig:
         return ModelError(f"model '{name}' has a config.json that transformers refuses ({one_line(error, 140)})")
 
     config: PretrainedConfig = call(lambda: AutoConfig.from_pretrained(name, **options), failed)
+    check_encoders(name, config)
     check_quantization(name, config)
     generation_of(name, **options)
     return config
+
+
+def check_encoders(name: str, config: PretrainedConfig) -> None:
+    """See that what the model sees is what its vision encoder gives.
+
+    Raises:
+        ModelError: it was trained with a second encoder, which is no part of its folder.
+    """
+    second = getattr(config, SECOND_ENCODER, None)
+    if second is None:
+        return
+    folders = [folder for folder in (Path(name), Path(name).parent) if (folder / "accuracy.parquet").exists()]
+    scores = f"are in {folders[0] / 'accuracy.parquet'}" if folders else "are in accuracy.parquet, in the folder of its training"
+    what = f"sees {second['vfm'] if isinstance(second, dict) else 'something'} beside its own vision encoder"
+    raise ModelError(f"model '{name}' {what} ({SECOND_ENCODER} in its config.json) and can be run by the trainer alone: its accuracies {scores}")
 
 
 def generation_of(name: str, **options: Any) -> GenerationConfig | None:
