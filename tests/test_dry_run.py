@@ -64,7 +64,7 @@ def test_a_report_names_the_residual_what_was_not_run_and_no_features_that_are_n
     report = plan(VARIANTS["residual"]).report()
     assert "residual encoder into layer 1 of 3" in report and "not run        language model and heads (a residual needs the whole model at once)" in report
     cached, computed = (plan(replace(TINY, data=replace(TINY.data, features=mode))) for mode in ("cache", "compute"))
-    assert cached.features == 4 * 64 * (16 * 768 + 12 * 112) and computed.features == 0
+    assert cached.features == 4 * 64 * 16 * (768 + 112) and computed.features == 0
     assert "not run" not in cached.report() and "cosine, output of layer 2, 3 of 3 with efficientnet-lite0, lambda 0.5" in cached.report()
 
 
