@@ -23,7 +23,9 @@ from workbench.config import parse
 from workbench.dashboard import folders, shell
 from workbench.errors import RunError
 
-PAGES = {"runs": "runs_page.page()", "scene": "scene_page.page()"} | {name: f"analysis_page.page('{name}')" for name in shell.analysis_pages()}
+PAGES = {"runs": "runs_page.page()", "claims": "claims_page.page()", "scene": "scene_page.page()"} | {
+    name: f"analysis_page.page('{name}')" for name in shell.analysis_pages()
+}
 
 
 def open_page(name: str, root: Path, monkeypatch: pytest.MonkeyPatch, **query: str) -> AppTest:

@@ -16,15 +16,17 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from tests.conftest import refused
+from tests.conftest import ROOT, refused
 from tests.ledgers import EARLY, LATE, SEEDS, analyzed, answers, commit, layers, ledger, pairs, train
+from tests.test_dashboard import open_page
 from trainer.sweep.results import export, result_of
 from trainer.sweep.spec import Job, Setting, Sweep
-from workbench import runs
+from workbench import report, runs
 from workbench.claims import verdicts
 from workbench.claims.evidence import Evidence
 from workbench.claims.measures import check_measures
 from workbench.claims.rules import parse_ledger
+from workbench.claims.shown import newest
 from workbench.claims.verdicts import judge
 from workbench.errors import ConfigError, UnknownNameError
 
@@ -152,6 +154,8 @@ def test_one_run_of_another_commit_is_enough(world: World) -> None:
     before, after = world.commit(LESS), world.commit(MORE)
     pairs(world.runs, GAINS, git=after)
     assert world.judge(MORE)["more"]["verdict"] == "reproduced"
+    train(world.runs / "a-s4", answers(count=44, exist=44), git=world.commit(MORE, NEVER))
+    assert world.judge(MORE)["more"]["verdict"] == "reproduced" and world.judge(MORE)["more"]["reason"].endswith("6 of 6; its runs are of 2 commits")
     train(world.runs / "a-s4", answers(count=44, exist=44), git=before)
     row = world.judge(MORE)["more"]
     assert (
@@ -523,12 +527,42 @@ def test_the_command_prints_and_stores(world: World, tmp_path: Path) -> None:
     assert len(lines) == 1 and lines[0].startswith(f"python -m analyses.cknna --model {world.runs / 'b-s1'} ") and not (tmp_path / "none").exists()
 
 
+def test_the_page_and_the_report_show_the_newest_ledger(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims = (MORE.replace("B is better.", "B is <b>better</b>."), LESS, CLOSER, NEVER)
+    pairs(world.runs, GAINS, git=world.commit(*claims))
+    rules, out = world.repository / "analyses" / "claims.yaml", tmp_path / "out"
+    command("--runs", world.runs, "--claims", rules, "--output_dir", out)
+    app = open_page("claims", out, monkeypatch)
+    table = app.dataframe[0].value
+    assert table["verdict"].tolist() == ["reproduced", "contradicted", "no runs yet", "not testable here"]
+    assert table["here, 95 % over seeds"][0].startswith("0.1017 [0.0894, 0.1139] over 6 seeds")
+    assert app.dataframe[1].value["b"].tolist() == pytest.approx([(40 + seed + gain) / 100 for seed, gain in zip(SEEDS, GAINS, strict=True)])
+    app.selectbox(key="claim").set_value("closer").run()
+    assert "analyses.cknna --model" in app.code[0].value
+    app.multiselect(key="verdict").set_value(["contradicted"]).run()
+    assert app.dataframe[0].value["id"].tolist() == ["less"]
+    text = report.page("A report", {}, [], newest(out))
+    assert '<a href="#claims">' in text and "B is &lt;b&gt;better&lt;/b&gt;." in text and "1 reproduced, 1 contradicted" in text
+    assert 'id="claims"' not in report.page("A report", {}, [], newest(tmp_path / "nothing"))
+
+
 def test_the_projects_ledger_without_runs(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     printed = command("--runs", tmp_path / "empty", "--output_dir", tmp_path / "out")
     assert "reproduced" not in printed.splitlines()[-2] and "no runs yet" in printed.splitlines()[-2]
     lines = command("--runs", tmp_path / "empty", "--commands").splitlines()
     assert lines == [f"python -m trainer.sweep trainer/sweeps/{name}.yaml" for name in ("data_efficiency", "scarce_photos", "scarce_easy_vqa", "rivals")]
+
+
+def test_the_commands_in_the_docs(tmp_path: Path) -> None:
+    lines = [line for line in (ROOT / "docs" / "claims.md").read_text().splitlines() if line.startswith("python -m analyses.claims ")]
+    assert len(lines) == 2
+    for line in lines:
+        words = line.split()[3:]
+        places = [
+            tmp_path / word if words[number - 1] == "--output_dir" else tmp_path if word.startswith("runs") else word for number, word in enumerate(words)
+        ]
+        assert ("python -m trainer.sweep" if "--commands" in words else "no runs yet") in command(*places)
 
 
 def test_bad_input_is_one_sentence(tmp_path: Path) -> None:

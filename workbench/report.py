@@ -15,8 +15,10 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.analysis import Analysis
+from workbench.claims.shown import EXPLAINED, TITLE, counted, shown
 from workbench.figures import Figure, html_figure, javascript
 from workbench.files import atomic_file
+from workbench.runs import Run
 
 LONG = 16  # rows of a table that is shown unfolded
 
@@ -41,6 +43,7 @@ details { margin: .6rem 0 } summary { cursor: pointer; color: var(--quiet) } nav
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
 th { position: sticky; top: 0; background: var(--raised) }
+.claims th, .claims td { text-align: left; white-space: normal; min-width: 7rem; vertical-align: top }
 .left table { width: 100% } .left th { width: 7rem }
 .left th, .left td { text-align: left; white-space: normal; overflow-wrap: anywhere; position: static }
 """
@@ -66,17 +69,20 @@ class Section:
     table: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
-def write(target: Path, title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> None:
+def write(target: Path, title: str, facts: Mapping[str, str], sections: Sequence[Section], ledger: Run | None = None) -> None:
     """Write the report; on any failure `target` is as it was before."""
     with atomic_file(target) as partial:
-        partial.write_text(page(title, facts, sections), encoding="utf-8")
+        partial.write_text(page(title, facts, sections, ledger), encoding="utf-8")
 
 
-def page(title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> str:
-    """The whole page; `facts` are shown as a table under the title."""
+def page(title: str, facts: Mapping[str, str], sections: Sequence[Section], ledger: Run | None = None) -> str:
+    """The whole page; `facts` are shown as a table under the title, the stored claims ledger, if there is one, before the analyses."""
     names = [section.analysis.name for section in sections]
     contents = "".join(f'<li><a href="#{escape(s.analysis.name)}">{escape(s.analysis.title)}</a>{_state(s)}</li>' for s in sections)
     body = "".join(_section(section, names) for section in sections)
+    if ledger is not None:
+        contents = f'<li><a href="#claims">{escape(TITLE)}</a></li>{contents}'
+        body = _ledger(ledger) + body
     return _document(title, facts, f"<nav><h3>Contents</h3><ul>{contents}</ul></nav>\n{body}")
 
 
@@ -99,6 +105,15 @@ def _document(title: str, facts: Mapping[str, str], body: str) -> str:
 
 def _state(section: Section) -> str:
     return "" if section.models else ' <span class="quiet">(skipped)</span>'
+
+
+def _ledger(ledger: Run) -> str:
+    """The claims and their verdicts."""
+    table, record = ledger.tables["claims"], ledger.record
+    said = f"{counted(table)}. {EXPLAINED}"
+    where = f"Stored {record['created'][:16]} from {record['model']}: {shlex.join(record['argv'])}"
+    parts = [f'<section><h2 id="claims">{escape(TITLE)}</h2>', f"<p>{escape(said)}</p>", f'<p class="quiet">{escape(where)}</p>']
+    return "\n".join([*parts, f'<div class="claims">{_table(shown(table), "claims")}</div>']) + "</section>\n"
 
 
 def _section(section: Section, names: Sequence[str]) -> str:

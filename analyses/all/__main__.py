@@ -3,7 +3,8 @@
     python -m analyses.all --model runs/baseline runs/viral --limit 50 --output_dir runs --report report.html
 
 Each analysis runs with its own defaults besides what is said here, on one model after another; what is stored already is not computed again, so an
-interrupted report goes on where it stopped. An analysis that refuses a model is left out, and the report says why.
+interrupted report goes on where it stopped. An analysis that refuses a model is left out, and the report says why. Where output_dir has a claims ledger
+(`python -m analyses.claims`), the newest one comes first.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from workbench import report
 from workbench.analysis import Analysis, DataOptions, Where, execute
 from workbench.catalogue import analysis_files
+from workbench.claims.shown import newest
 from workbench.config import changed_flags, command, parse
 from workbench.data import load_data
 from workbench.errors import ConfigError, UnknownNameError, WorkbenchError
@@ -75,7 +77,7 @@ def main(argv: list[str]) -> None:
         "platform": here["platform"],
         "command": " ".join(words),
     }
-    report.write(asked.report, "VIRAL Workbench: " + ", ".join(models), facts, sections)
+    report.write(asked.report, "VIRAL Workbench: " + ", ".join(models), facts, sections, newest(asked.output_dir))
     for section in sections:
         done = ", ".join(section.models) or "skipped"
         print(f"{section.analysis.name:<16} {done}{''.join(f'; {note}' for note in section.notes)}")

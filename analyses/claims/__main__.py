@@ -13,7 +13,6 @@ import hashlib
 import sys
 import textwrap
 import time
-from collections import Counter
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +24,8 @@ from workbench import runs
 from workbench.claims.evidence import Evidence
 from workbench.claims.measures import check_measures
 from workbench.claims.rules import read_ledger
-from workbench.claims.verdicts import VERDICTS, judge, ours
+from workbench.claims.shown import counted
+from workbench.claims.verdicts import judge, ours
 from workbench.config import as_mapping, command, parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import check_can_make
@@ -70,8 +70,7 @@ def main(argv: list[str]) -> None:
     folder = runs.save(stored, asked.output_dir)
     for row in table.to_dict("records"):
         sys.stdout.write(_block(row))
-    counts = Counter(table["verdict"])
-    sys.stdout.write(f"{len(table)} claims: {', '.join(f'{counts[name]} {name}' for name in VERDICTS if counts[name])}\n{folder}\n")
+    sys.stdout.write(f"{counted(table)}\n{folder}\n")
 
 
 def hash_of(file: Path) -> str:

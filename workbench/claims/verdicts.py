@@ -218,6 +218,8 @@ def _verdict(case: Case, ledger: Ledger, values: np.ndarray, p: float, p_holm: f
     test = f"p {p:.2g}, Holm over {len(ledger.rules())} rules {p_holm:.2g}, seeds {claim.expect} {claim.than:g}: "
     agree = int(((values > claim.than) if claim.expect == "more" else (values < claim.than)).sum())
     test += f"{agree} of {len(values)}"
+    commits = len({run.record.get("git") for run in case.trained.values()})
+    test += f"; its runs are of {commits} commits" if commits > 1 else ""
     if p_holm >= ledger.level:
         return NOT_SHOWN, test
     return (REPRODUCED if side else CONTRADICTED), test

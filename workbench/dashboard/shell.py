@@ -19,7 +19,7 @@ def show() -> None:
     pages = [st.Page(runs_page.page, title="Runs", url_path="runs", default=True)]
     for name, title in analysis_pages().items():
         pages.append(st.Page(partial(_analysis, name), title=title, url_path=title.lower().replace(" ", "-")))
-    pages += [st.Page(_scene, title="Scene", url_path="scene")]
+    pages += [st.Page(_claims, title="Claims", url_path="claims"), st.Page(_scene, title="Scene", url_path="scene")]
     chosen = st.navigation(pages)
     st.html("<style>[data-testid=stMainBlockContainer] {padding-top: 2.5rem}</style>")
     try:
@@ -32,6 +32,12 @@ def _analysis(name: str) -> None:
     from workbench.dashboard.analysis_page import page  # brings torch, which the first page does without
 
     page(name)
+
+
+def _claims() -> None:
+    from workbench.dashboard.claims_page import page
+
+    page()
 
 
 def _scene() -> None:

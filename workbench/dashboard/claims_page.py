@@ -1,0 +1,42 @@
+"""Claims: the newest stored ledger, as a table, and each claim with the numbers that it rests on."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from workbench.claims.shown import EXPLAINED, TITLE, counted, newest, shown
+from workbench.claims.verdicts import VERDICTS
+from workbench.dashboard.folders import runs_root
+
+EMPTY = "No ledger is stored yet. Run `python -m analyses.claims --runs runs/data_efficiency`."
+
+
+def page() -> None:
+    """The table of claims, and one claim in full."""
+    st.title("Claims")
+    st.caption(TITLE)
+    run = newest(runs_root())
+    if run is None:
+        st.info(EMPTY)
+        return
+    table, numbers = run.tables["claims"], run.tables["numbers"]
+    st.write(f"{counted(table)}. {EXPLAINED}")
+    there = [name for name in VERDICTS if name in set(table["verdict"])]
+    wanted = st.multiselect("Verdicts", there, default=there, key="verdict", bind="query-params")
+    table = table[table["verdict"].isin(wanted)]
+    st.dataframe(shown(table), hide_index=True, width="stretch")
+    st.download_button("Table as CSV", run.tables["claims"].to_csv(index=False), "claims.csv", "text/csv")
+    if len(table):
+        name = st.selectbox("One claim", list(table["id"]), key="claim", bind="query-params")
+        row = table.set_index("id").loc[name]
+        st.markdown(f"**{row['verdict']}**: {row['reason']}")
+        own = numbers[numbers["id"] == name]
+        if len(own):
+            st.dataframe(own.pivot_table(index="seed", columns="training", values="value").reset_index(), hide_index=True, width="stretch")
+            st.caption(
+                f"n = {own['n'].min()}; {row['expect']} than {row['null']:g} is what the claim says; rule {row['rule']}, runs of commits {row['commits']}."
+            )
+        if row["commands"]:
+            st.code(row["commands"], language="bash")
+    record = run.record
+    st.caption(f"Stored {record['created'][:16]} from {record['model']}, commit {record['git'][:8]}{' (dirty)' if record['dirty'] else ''}.")
