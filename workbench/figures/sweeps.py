@@ -110,7 +110,7 @@ def sweep_points(table: pd.DataFrame) -> go.Figure:
             hovertemplate="%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], " + hover + "<extra></extra>",
         )
     figure.add_vline(x=0, line={"color": GREY, "dash": "dot", "width": 1.5}, row=1, col=2)
-    figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_yaxes(autorange="reversed", type="category", automargin=True)
     figure.update_layout(template="workbench", height=150 + 34 * len(table), hovermode="closest", margin={"l": 140, "t": 80})
     figure.update_layout(showlegend=True, legend={"y": 1.0, "yanchor": "top", "yref": "container", "x": 1, "xanchor": "right"})
     return figure
