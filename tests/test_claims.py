@@ -56,8 +56,6 @@ def test_the_sweeps_train_what_the_ledger_judges() -> None:
         sweep = parse(Sweep, [], prog="sweep", recipe=LEDGER.parent.parent / training.sweep)
         assert str(sweep.output_dir) == training.runs and sweep.seeds == ledger.seeds
         jobs = [job for job in sweep.runs() if job.folder.name == training.folder.format(seed=10) and job.seed == 10]
-        if not jobs and name == "two_encoders-300":
-            continue  # as soon as a model can see two encoders
         (job,) = jobs
         planned[name] = Trained(name, training, 10, job.folder, {"recipe": as_mapping(job.recipe())})
         assert list(Evidence.wrong(planned[name])) == [] and (training.checkpoint == "last" or planned[name].recipe["keep_best"])
