@@ -267,6 +267,18 @@ def test_a_run_that_is_not_what_its_folder_is_called(world: World, recipe: dict[
     assert row["verdict"] == "refused" and said in row["reason"]
 
 
+def test_a_variant_that_is_no_variant(world: World) -> None:
+    decay = "{id: decay, claim: Decay helps., paper: none, measure: answers, of: {c: 1, a: -1}, expect: more}"
+    text = ledger(decay).replace("analyses:", '  c: {folder: "c-s{seed}", sweep: c.yaml, runs: runs/abc, like: a, but: [optim.weight_decay]}\nanalyses:')
+    pairs(world.runs, GAINS, git=(git := commit(world.repository, text)))
+    for seed in SEEDS:
+        train(world.runs / f"c-s{seed}", answers(count=50, exist=51 + seed % 2), git=git, recipe={"optim.weight_decay": 0.5 if seed != 4 else 0.05})
+    row = world.judge(text=text)["decay"]
+    assert row["verdict"] == "refused" and "c-s4" in row["reason"] and "have one recipe: expected recipes that differ in optim.weight_decay" in row["reason"]
+    train(world.runs / "c-s4", answers(count=50, exist=51), git=git, recipe={"optim.weight_decay": 0.5})
+    assert world.judge(text=text)["decay"]["verdict"] == "reproduced"
+
+
 def test_what_changes_no_number_may_differ(world: World) -> None:
     pairs(world.runs, GAINS, git=(git := world.commit(MORE)))
     train(world.runs / "b-s2", answers(count=52, exist=52), git=git, recipe={"alignment.objective": "cosine", "alignment.layer": [2], "output_dir": "there"})

@@ -119,11 +119,14 @@ class Evidence:
     @staticmethod
     def check_like(one: Trained, other: Trained) -> None:
         """See that two runs differ in nothing but what the ledger lets differ."""
-        for key in sorted((one.recipe.keys() | other.recipe.keys()) - {*ANY}):
-            allowed = any(key == free or key.startswith(f"{free}.") for free in one.training.but)
-            if not allowed and one.recipe.get(key) != other.recipe.get(key):
-                values, free = f"{one.recipe.get(key)} and {other.recipe.get(key)}", ", ".join(one.training.but) or "nothing"
+        differ = [key for key in sorted((one.recipe.keys() | other.recipe.keys()) - {*ANY}) if one.recipe.get(key) != other.recipe.get(key)]
+        free = ", ".join(one.training.but) or "nothing"
+        for key in differ:
+            if not any(key == own or key.startswith(f"{own}.") for own in one.training.but):
+                values = f"{one.recipe.get(key)} and {other.recipe.get(key)}"
                 raise RunError(f"{one.folder} and {other.folder} differ in {key}, {values}: expected the same but for {free}")
+        if one.training.but and not differ:
+            raise RunError(f"{one.folder} and {other.folder} have one recipe: expected recipes that differ in {free}")
         data = [own.record.get("data") for own in (one, other)]
         if data[0] != data[1]:
             raise RunError(f"{one.folder} and {other.folder} learned from data with fingerprints {data[0]} and {data[1]}: expected the same data")
