@@ -273,7 +273,7 @@ def test_questions_with_options_are_answered_as_in_the_analyses(llava: list[str]
         lines.append(json.dumps({"image": f"{n}.png", "question": "what is this ?", "answer": "cat" if n % 2 else "dog", "options": ["cat", "dog"]}))
     (tmp_path / "q.jsonl").write_text("\n".join(lines))
     ready = prepare_student(recipe_of([*llava, "--data.val", f"hf:{tmp_path / 'q.jsonl'}"]))
-    table, mllm = ready.evaluate(2), ready.mllm
+    table, mllm = ready.evaluate(2).table, ready.mllm
     right = []
     for n in range(5):
         scores = mllm.option_logprobs(mllm.encode([picture(n)], ["what is this ?"]), [["cat", "dog"]])[0]
