@@ -133,6 +133,17 @@ def test_a_curve_of_different_questions_is_refused(curve: Sweep) -> None:
         means(curve)
 
 
+def test_other_content_of_the_test_split_is_refused(tmp_path: Path) -> None:
+    store_run(tmp_path / "baseline-s3", 5, test="t0")
+    store_run(tmp_path / "viral-s3", 6, test="t0", val="v1")
+    sweep = replace(CURVE, output_dir=tmp_path, grid=(), seeds=(3,))
+    assert len(means(sweep)) == 2  # the split that is not asked may differ
+    (tmp_path / "viral-s3").rename(tmp_path / "aside")
+    store_run(tmp_path / "viral-s3", 6, test="t1")
+    with pytest.raises(RunError, match="baseline-s3 and viral-s3 were asked other questions"):
+        means(sweep)
+
+
 def test_one_seed_and_missing_runs_are_said(curve: Sweep) -> None:
     for seed in (4, 5):
         (curve.output_dir / f"viral_limit_train-100-s{seed}" / "training.json").unlink()
