@@ -21,11 +21,10 @@ from workbench.config import as_mapping, merge, parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, locked, partial_files, remove_partial, share
 from workbench.fingerprints import libraries
-from workbench.training import LOG_FILE, RECORD_FILE, Checkpoint, checkpoints
+from workbench.training import LOG_FILE, RECIPE_FILE, RECORD_FILE, Checkpoint, checkpoints
 
 log = logging.getLogger(__name__)
 
-RECIPE_FILE = "recipe.yaml"
 DAMAGED = "%s is damaged (%s) and is skipped"
 FINAL = "final"  # the trained model, until each of its files is moved to where it is found
 SOURCES_FILE = "sources.json"  # in every checkpoint

@@ -18,7 +18,8 @@ from workbench.models import did_you_mean
 log = logging.getLogger(__name__)
 
 RECORD_FILE = "training.json"  # written last: a folder without it is not a finished model
-LOG_FILE = "training.parquet"
+RECIPE_FILE = "recipe.yaml"  # written first
+LOG_FILE = "training.parquet"  # written anew at every row
 MEAN = "mean of types"
 BEST_ROW = ", best checkpoint"  # after the name of a variant, in a row of its own of a sweep's table
 OF_A_SCORE = ("low", "high", "chance", "n")  # `accuracy/count` in the log has `accuracy_low/count` and so on; `val_lm_loss` has `val_lm_loss_low`
@@ -76,6 +77,32 @@ def training_record(folder: Path) -> dict[str, Any]:
     for key in ("layer", "vfm"):  # plain values in records from before there could be several
         alignment[key] = alignment[key] if isinstance(alignment[key], list) else [alignment[key]]
     return record
+
+
+def training_recipe(folder: Path) -> dict[str, Any]:
+    """The recipe of a training, finished or not, {} where there is none to be read."""
+    import yaml
+
+    try:
+        if (folder / RECORD_FILE).exists():  # which reads faster
+            found = json.loads((folder / RECORD_FILE).read_text())["recipe"]
+        else:
+            found = yaml.safe_load((folder / RECIPE_FILE).read_text())
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def training_steps(folder: Path) -> int | None:
+    """How many steps a training has, finished or not, None where that is not known."""
+    optim = training_recipe(folder).get("optim")
+    return optim.get("steps") if isinstance(optim, dict) else None
+
+
+def evaluated_on(recipe: Mapping[str, Any]) -> str:
+    """The data set of a training's final evaluation."""
+    data = recipe["data"]
+    return str(data.get("test") or data["val"])
 
 
 def alignment_words(settings: Mapping[str, Any]) -> str:
