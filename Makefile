@@ -14,22 +14,9 @@ env: .venv/.ready
 	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
-demo: $(RUNS)/baseline/training.json $(RUNS)/viral/training.json
-	@echo "== every analysis of both models, on 40 images each"
-	$(BIN)/python -m analyses.all --model $(RUNS)/baseline $(RUNS)/viral --limit 40 --output_dir $(RUNS) --report $(RUNS)/report.html
-	@echo "== CKNNA of both models with DINOv2 and EfficientNet"
-	$(BIN)/python -m analyses.cknna --model $(RUNS)/baseline $(RUNS)/viral --vfm dinov2-small efficientnet-lite0 --data shapes:val --limit 200 --output_dir $(RUNS)
-ifeq ($(HEADLESS),)
-	@echo "== dashboard: http://127.0.0.1:8501 (Ctrl-C stops it)"
-	$(BIN)/streamlit run app.py -- --runs $(RUNS)
-else
-	@echo "== done; serve it with: $(BIN)/streamlit run app.py -- --runs $(RUNS)"
-endif
-
-# One first stage, then the pair side by side; an interrupted run goes on where it stopped.
-$(RUNS)/baseline/training.json $(RUNS)/viral/training.json &: | env
-	@echo "== training"
-	$(BIN)/python -m trainer.sweep trainer/sweeps/demo.yaml --output_dir $(RUNS)
+# The dashboard at once, and behind it two trainings and every analysis of both; what is done already is looked up, so an interrupted demo goes on.
+demo: env
+	$(BIN)/python -m workbench.demo --runs $(RUNS) $(if $(HEADLESS),--headless)
 
 # Two workers, one thread each: most of the time goes into starting commands. The files go to a worker whole, with the models they share.
 test: env browser

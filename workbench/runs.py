@@ -109,7 +109,7 @@ def index(root: Path) -> pd.DataFrame:
     Columns: folder, analysis, label, model, data, seconds, created, key, config.
     """
     rows = []
-    for path in sorted(root.glob(f"*/{RUN_FILE}")):
+    for path in sorted(root.glob(f"[!.]*/{RUN_FILE}")):  # one that begins with a dot is being written
         try:
             record = json.loads(path.read_text())
             names = ("analysis", "label", "model", "data", "seconds", "created", "key", "config")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 from workbench.errors import RunError
+from workbench.training import training_recipe
 
 
 def runs_root() -> Path:
@@ -30,13 +30,13 @@ def below_root(path: str | Path) -> Path:
 
 
 def default_models(models: list[str]) -> list[str]:
-    """A baseline and an aligned model to begin with: the first of each kind, first stages left out."""
+    """A baseline and an aligned model to begin with, finished or not: the first of each kind, first stages left out."""
     kinds: dict[bool, str] = {}
-    for name in models:
-        file = below_root(name) / "training.json"
-        recipe = json.loads(file.read_text())["recipe"] if file.exists() else None
-        if recipe is not None and recipe["start"] is not None:
-            kinds.setdefault(recipe["alignment"]["objective"] != "none", name)
+    recipes = {name: training_recipe(below_root(name)) for name in models}
+    starts = {Path(recipe["start"]).name for recipe in recipes.values() if recipe.get("start")}
+    for name, recipe in recipes.items():
+        if recipe and Path(name).name not in starts:
+            kinds.setdefault(recipe.get("alignment", {}).get("objective", "none") != "none", name)
     return [kinds[aligned] for aligned in sorted(kinds)] or models[:2]
 
 

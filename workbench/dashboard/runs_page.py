@@ -1,4 +1,4 @@
-"""Runs: what is stored, and the training curves of several models laid over each other."""
+"""Runs: what is stored, and the training curves of several models laid over each other, those that are being trained among them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,22 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from workbench import figures, runs
+from workbench import figures, runs, summary
+from workbench.dashboard import live
 from workbench.dashboard.folders import below_root, default_models, runs_root, trained_models
-from workbench.training import MEAN, RECORD_FILE, alignment_words, cknna_log, score_log, training_record
+from workbench.errors import RunError, one_line
+from workbench.training import (
+    LOG_FILE,
+    MEAN,
+    RECORD_FILE,
+    alignment_words,
+    cknna_log,
+    evaluated_on,
+    score_log,
+    training_recipe,
+    training_record,
+    training_steps,
+)
 
 EMPTY = "Nothing is stored in {} yet. Train a model with `python -m trainer trainer/recipes/shapes_viral.yaml`, or run `make demo`."
 
@@ -17,38 +30,66 @@ EMPTY = "Nothing is stored in {} yet. Train a model with `python -m trainer trai
 def page() -> None:
     """Training curves of the chosen models, and the stored analyses."""
     st.title("Runs")
+    live.watch()
+    coming = live.demo()
     models = trained_models()
-    if not models:
+    if not models and coming:
+        st.info("The first curves will be here within about two minutes.")
+    elif not models:
         st.info(EMPTY.format(f"`{runs_root()}`"))
     else:
         _training(models)
     _sweeps()
-    _stored()
+    _stored(coming)
 
 
 def _training(models: list[str]) -> None:
     st.subheader("Training")
-    chosen = st.multiselect("Models", models, default=default_models(models), key="models", bind="query-params")
-    logs = {name: pd.read_parquet(below_root(name) / "training.parquet") for name in chosen}
+    chosen = st.multiselect("Models", models, default=live.follow("models", default_models(models)), key="models", bind="query-params")
+    logs = _logs(chosen)
+    _summary(list(logs))
     measures = list(dict.fromkeys(c for log in logs.values() for c in log.columns if c.endswith("_loss") or c.startswith(("accuracy/", "alignment_"))))
     if not measures:
         return
     first = [m for m in ("lm_loss", "accuracy/mean", "val_lm_loss") if m in measures] or measures[:1]
-    shown = st.multiselect("Curves", measures, default=first, key="curves", bind="query-params")
+    shown = st.multiselect("Curves", measures, default=live.follow("curves", first), key="curves", bind="query-params")
     for column, measure in zip(st.columns(max(1, min(2, len(shown)))) * len(shown), shown, strict=False):
         column.plotly_chart(_curve(logs, measure), width="stretch", config=figures.EXPORT, key=f"curve-{measure}")
     if any(map(_validated, shown)):
         what = "Bands: 95 % intervals over the images, or conversations, of the validation split; n counts questions, or answer tokens."
         st.caption(f"{what} Losses are of training batches, without one.")
-    _alignment_curves(chosen)
+    _alignment_curves(list(logs))
     _warnings(logs)
-    tables = {name: pd.read_parquet(file) for name in chosen if (file := below_root(name) / "accuracy.parquet").exists()}
+    tables = {name: pd.read_parquet(file) for name in logs if (file := below_root(name) / "accuracy.parquet").exists()}
     tables = {name: table for name, table in tables.items() if "accuracy" in table}  # a model of conversations may have a loss instead
     if tables:
         st.subheader("Accuracy by question type")
         st.plotly_chart(figures.accuracy_by_type(tables), width="stretch", config=figures.EXPORT, key="accuracy")
-        st.caption("Validation split; 95 % intervals over images. One seed each: the difference between two models needs several.")
-    st.dataframe(pd.DataFrame([_training_row(name) for name in chosen]), hide_index=True, width="stretch")
+        asked = dict.fromkeys(evaluated_on(recipe) for name in tables if (recipe := training_recipe(below_root(name))))
+        st.caption(f"On {', '.join(asked)}; 95 % intervals over images. One seed each: the difference between two models needs several.")
+    st.dataframe(pd.DataFrame([_training_row(name, log) for name, log in logs.items()]), hide_index=True, width="stretch")
+
+
+def _logs(names: list[str]) -> dict[str, pd.DataFrame]:
+    """The training logs that can be read; one that cannot is named."""
+    logs = {}
+    for name in names:
+        try:
+            logs[name] = pd.read_parquet(below_root(name) / LOG_FILE)
+        except (OSError, ValueError) as error:
+            st.warning(f"The log of {name} cannot be read ({one_line(error)}): expected what `python -m trainer` writes there.")
+    return logs
+
+
+def _summary(chosen: list[str]) -> None:
+    """What was compared and what came out, where two finished models are chosen."""
+    if len(chosen) != 2 or not all((below_root(name) / RECORD_FILE).exists() for name in chosen):
+        return
+    try:
+        first, second = (summary.Trained.read(name, below_root(name)) for name in chosen)
+        st.info(f"{summary.what_was_compared(first, second)}\n\n{summary.what_came_out(first, second, summary.outcome(first, second))}")
+    except RunError as error:
+        st.caption(f"Not compared: {error}.")
 
 
 def _validated(measure: str) -> bool:
@@ -108,9 +149,10 @@ def _sweeps() -> None:
     st.dataframe(own.drop(columns=["type", "against"]), hide_index=True, width="stretch")
 
 
-def _training_row(name: str) -> dict[str, object]:
+def _training_row(name: str, log: pd.DataFrame) -> dict[str, object]:
     if not (below_root(name) / RECORD_FILE).exists():
-        return {"model": name, "state": "not finished"}
+        steps, last = training_steps(below_root(name)), log["step"].max()
+        return {"model": name, "state": f"at step {last:.0f}" + (f" of {steps}" if steps else "")}
     record = training_record(below_root(name))
     recipe = record["recipe"]
     return {
@@ -125,11 +167,12 @@ def _training_row(name: str) -> dict[str, object]:
     }
 
 
-def _stored() -> None:
+def _stored(coming: bool) -> None:
     st.subheader("Analyses")
     table = runs.index(runs_root())
     if table.empty:
-        st.info("No analysis is stored yet. Try `python -m analyses.cknna --model runs/baseline runs/viral`.")
+        none = "No analysis is stored yet. Try `python -m analyses.cknna --model runs/baseline runs/viral`."
+        st.info("The analyses come after the trainings." if coming else none)
         return
     shown = table.assign(options=[", ".join(f"{k}={v}" for k, v in c.items() if k not in ("data", "seed")) for c in table["config"]])
     shown["created"] = shown["created"].str.slice(0, 16)
