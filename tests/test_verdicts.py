@@ -404,6 +404,14 @@ def test_an_analysis_that_was_asked_something_else_is_another_one(world: World) 
     assert world.judge(CLOSER)["closer"]["verdict"] == "reproduced"
 
 
+def test_a_damaged_analysis_is_said_and_not_there(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    pairs(world.runs, GAINS, git=world.commit(CLOSER))
+    analyses(world, [0.9, 0.6, 0.2], [0.5, 0.7, 0.9])
+    broken = sorted(world.runs.glob("cknna-*"))[0]
+    (broken / "run.json").write_text("{")
+    assert world.judge(CLOSER)["closer"]["verdict"] == "no runs yet" and f"{broken / 'run.json'} is damaged" in caplog.text
+
+
 def test_an_analysis_of_an_older_model(world: World) -> None:
     pairs(world.runs, GAINS, git=(git := world.commit(CLOSER)))
     analyses(world, [0.9, 0.6, 0.2], [0.5, 0.7, 0.9])

@@ -7,6 +7,7 @@ and was stored after the training had finished.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ import pandas as pd
 
 from workbench.claims.rules import Ledger, options_of
 from workbench.claims.trained import Trained, find_trained, read_table, time_of
-from workbench.errors import RunError
+from workbench.errors import RunError, one_line
 from workbench.runs import RUN_FILE
+
+log = logging.getLogger(__name__)
 
 ANY = ("output_dir", "report_to", "resume", "repaired", "dry_run", "push_to_hub", "keep_checkpoints", "keep_best", "save_every")  # change no number
 
@@ -171,8 +174,8 @@ def _stored(root: Path) -> list[Stored]:
             record = json.loads(path.read_text())
             if all(name in record for name in ("analysis", "model", "config", "data_fingerprint", "version", "created")):
                 found.append(Stored(path.parent, record))
-        except (OSError, ValueError, TypeError):
-            continue  # an analysis that cannot be read is one that is not there
+        except (OSError, ValueError, TypeError) as error:
+            log.warning("%s is damaged (%s): what it would say is not there", path, one_line(error))
     return found
 
 
