@@ -167,6 +167,7 @@ def test_one_run_of_another_commit_is_enough(world: World) -> None:
     ("record", "said"),
     [
         ({"dirty": True}, "was trained with changes that are not committed"),
+        ({"dirty": None}, "was trained with changes that are not committed"),
         ({"git": ""}, "was trained by a copy without a repository"),
         ({"git": "f" * 40}, "since that commit is not in the repository"),
     ],
@@ -360,6 +361,14 @@ def test_the_best_checkpoint_has_answers_of_its_own(world: World) -> None:
     pairs(world.runs, GAINS, git=git, best=answers(count=60, exist=70))
     found = world.judge(MORE, STOPPED)
     assert found["stopped"]["ours"] == pytest.approx(found["more"]["ours"] + 0.435 - 0.65) and found["stopped"]["verdict"] == "contradicted"
+
+
+def test_trainings_are_weighed(world: World) -> None:
+    half = "{id: half, claim: B gives more than half., paper: none, measure: answers, of: {best: 1, b: -0.5, a: -0.5}, expect: more}"
+    pairs(world.runs, GAINS, git=world.commit(half), best=answers(count=60, exist=70))
+    row = world.judge(half)["half"]
+    assert row["ours"] == pytest.approx(np.mean([0.65 - (40 + seed + gain / 2) / 100 for seed, gain in zip(SEEDS, GAINS, strict=True)]))
+    assert row["verdict"] == "reproduced"
 
 
 def analyses(world: World, a: list[float], b: list[float], **more: Any) -> None:

@@ -113,7 +113,7 @@ def not_written_before(run: Trained, rule: str) -> str:
     commit = str(run.record.get("git") or "")
     if not commit:
         return f"{run.folder} was trained by a copy without a repository, so no commit says that the rule was there before"
-    if run.record.get("dirty", True):
+    if run.record.get("dirty") is not False:
         return f"{run.folder} was trained with changes that are not committed, so commit {commit[:12]} does not say what the rules were"
     rules = rules_at(commit)
     if isinstance(rules, str):
