@@ -176,6 +176,8 @@ def test_the_curve_has_a_line_a_variant_chance_and_the_difference(curve: Sweep) 
     (below,) = [trace for trace in figure.data if trace.yaxis == "y2"]
     assert [trace.name for trace in above] == ["chance", "baseline", "viral"] and list(above[0].y) == [0.5, 0.5]
     assert list(above[1].y) == pytest.approx([0.5, 7.333333 / 10]) and below.name == "viral"
+    row = means(curve).set_index(["variant", "limit_train"]).loc[("viral", 30)]
+    assert [below.y[0] - below.error_y.arrayminus[0], below.y[0] + below.error_y.array[0]] == pytest.approx(row[["d_low", "d_high"]].tolist())
     assert list(below.y) == pytest.approx([0.2, 0.0]) and list(np.isfinite(below.error_y.array)) == [True, False]  # one seed has no interval
     assert {figure.layout.xaxis.type, figure.layout.xaxis2.type} == {"log"} and figure.layout.xaxis2.ticktext == ("30", "100")
     assert figure.layout.xaxis2.title.text == "training images, logarithmic" and figure.layout.yaxis2.title.text == "minus baseline"

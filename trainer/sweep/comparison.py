@@ -142,7 +142,8 @@ def notes(sweep: Sweep, runs: Runs, table: pd.DataFrame) -> list[str]:
     keys = [last(key) for key in sweep.keys]
     single = table[(table["type"] == MEAN) & ~table["seeds"].str.contains(" ")]
     names = [", ".join([row["variant"], *(f"{key} {row[key]}" for key in keys)]) for row in single.to_dict("records")]
-    found = [f"one seed, so no interval and no difference that says much: {'; '.join(names)}"] if names else []
+    rows = "" if len(names) == int((table["type"] == MEAN).sum()) else f": {'; '.join(names)}"
+    found = [f"one seed, so no interval and no difference that says much{rows}"] if names else []
     there = {str(job) for job, _ in runs}
     missing = [str(job) for job in sweep.runs() if str(job) not in there]
     if missing:
