@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -21,6 +22,7 @@ from trainer.sweep.spec import Sweep
 from workbench import demo
 from workbench.config import parse
 from workbench.dashboard import live
+from workbench.dashboard.folders import files_below
 from workbench.demo import Children, Config, Progress, Stage, children, stages
 from workbench.errors import RunError
 
@@ -220,6 +222,24 @@ def test_a_half_written_file_does_not_break_the_page(runs_folder: Path, tmp_path
     assert any("No analysis is stored yet" in info.value for info in app.info)
 
 
+def test_a_folder_that_goes_while_it_is_looked_into_does_not_break_the_page(runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `.unfinished`, `final` and the folders of runs do."""
+    half_trained(runs_folder / "baseline", tmp_path / "baseline", 3)
+    (tmp_path / "baseline" / "final").mkdir()
+    scandir, went = os.scandir, []
+
+    def late(path: str = ".") -> Any:
+        if Path(path).name == "final":
+            went.append(path)
+            Path(path).rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", late)
+    assert [file.name for file in files_below(tmp_path, "training.*")] == ["training.parquet"] and len(went) == 1
+    (tmp_path / "baseline" / "final").mkdir()
+    assert open_page("runs", tmp_path, monkeypatch).multiselect(key="models").value == ["baseline"] and len(went) == 2
+
+
 def test_two_finished_models_are_compared_in_words(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = open_page("runs", runs_folder, monkeypatch)
     (said,) = [info.value for info in app.info]
@@ -237,12 +257,12 @@ def test_the_page_fills_itself_in_a_real_browser(runs_folder: Path, tmp_path: Pa
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.goto(address)
-        expect(page.get_by_text("Nothing is stored in")).to_be_visible(timeout=30_000)
+        expect(page.get_by_text("Nothing is stored in")).to_be_visible(timeout=60_000)
         Progress((Stage("both trainings", GOOD, state="running"), Stage("analyses", GOOD)), os.getpid()).write(tmp_path)
         half_trained(runs_folder / "baseline", tmp_path / "baseline", 3)
-        expect(page.get_by_text("analyses: still to come")).to_be_visible(timeout=30_000)
-        expect(page.locator(".js-plotly-plot").first).to_be_visible(timeout=60_000)
+        expect(page.get_by_text("analyses: still to come")).to_be_visible(timeout=60_000)
         half_trained(runs_folder / "viral", tmp_path / "viral", 3)
-        expect(page.locator(".js-plotly-plot .legendtext").get_by_text("viral").first).to_be_visible(timeout=30_000)
+        expect(page.get_by_role("button", name="Remove viral")).to_be_visible(timeout=60_000)
+        expect(page.locator(".js-plotly-plot .legendtext").get_by_text("viral").first).to_be_visible(timeout=180_000)  # the browser reads plotly first
         assert page.locator("[data-testid=stException]").count() == 0
         browser.close()

@@ -190,7 +190,7 @@ def serve(runs: Path, own: Children) -> str:
         RunError: it ended, or does not answer within two minutes.
     """
     port = _free_port()
-    words = ["-m", "streamlit", "run", "app.py", "--server.port", str(port), "--", "--runs", str(runs)]
+    words = ["-m", "streamlit", "run", "app.py", "--server.port", str(port), "--logger.level", "warning", "--", "--runs", str(runs)]
     server = own.start(words, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while True:
@@ -249,12 +249,12 @@ def run(config: Config, own: Children) -> list[str]:
             raise
         progress = progress.changed(number, state=state, seconds=round(time.monotonic() - began, 1), cpu=round(_cpu() - cpu, 1))
         progress.write(config.runs)
+        if number < len(progress.stages) - 1:  # the last words are those of what came out
+            _say(f"{state} after {progress.stages[number].seconds:.0f} s, {progress.stages[number].cpu:.0f} s of all cores")
         if state == "failed":
             failed.append(stage.title)
             if stage.needed:
                 raise RunError(f"{stage.title}: the command above ended with code {code}; make demo goes on from there")
-    for stage in progress.stages:
-        _say(f"{stage.seconds:6.0f} s, {stage.cpu:5.0f} s on all cores: {stage.title}")
     return failed
 
 

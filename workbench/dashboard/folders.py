@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 from workbench.errors import RunError
-from workbench.training import training_recipe
+from workbench.training import LOG_FILE, training_recipe
 
 
 def runs_root() -> Path:
@@ -29,6 +31,15 @@ def below_root(path: str | Path) -> Path:
     return resolved
 
 
+def files_below(root: Path, *patterns: str) -> list[Path]:
+    """Files below `root` whose names match, sorted; what begins with a dot is being written, and a folder may be gone before it is looked into."""
+    found = []
+    for folder, folders, names in os.walk(root):  # unlike Path.glob, it goes on where a folder has gone
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if not name.startswith(".") and any(fnmatch(name, pattern) for pattern in patterns)]
+    return sorted(found)
+
+
 def default_models(models: list[str]) -> list[str]:
     """A baseline and an aligned model to begin with, finished or not: the first of each kind, first stages left out."""
     kinds: dict[bool, str] = {}
@@ -43,5 +54,5 @@ def default_models(models: list[str]) -> list[str]:
 def trained_models(finished: bool = False) -> list[str]:
     """Training folders below the runs folder, relative to it; with `finished`, those that hold a model."""
     root = runs_root()
-    found = sorted((path.parent for path in root.glob("**/training.parquet")), key=lambda f: (len(f.parts), f))  # those of a sweep last
+    found = sorted((file.parent for file in files_below(root, LOG_FILE)), key=lambda f: (len(f.parts), f))  # those of a sweep last
     return [str(f.relative_to(root)) for f in found if not finished or (f / "training.json").exists()]

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import streamlit as st
 
-from workbench.dashboard.folders import runs_root
+from workbench.dashboard.folders import files_below, runs_root
 from workbench.demo import PROGRESS_FILE, Progress, Stage
 from workbench.runs import RUN_FILE
 from workbench.training import LOG_FILE, RECORD_FILE
@@ -36,11 +36,7 @@ def watch() -> None:
 
 def contents(root: Path) -> frozenset[tuple[str, int]]:
     """What pages show of `root`: each file with the time of its last change. All of them are written aside and renamed, so none is seen half written."""
-    files = [
-        root / PROGRESS_FILE,
-        *root.glob(f"[!.]*/{RUN_FILE}"),
-        *(file for name in (LOG_FILE, RECORD_FILE, "sweep-*.parquet") for file in root.glob(f"**/{name}")),
-    ]
+    files = [*root.glob(f"[!.]*/{RUN_FILE}"), *files_below(root, PROGRESS_FILE, LOG_FILE, RECORD_FILE, "sweep-*.parquet")]
     found = []
     for file in files:
         try:

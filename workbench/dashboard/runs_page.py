@@ -9,7 +9,7 @@ import streamlit as st
 
 from workbench import figures, runs, summary
 from workbench.dashboard import live
-from workbench.dashboard.folders import below_root, default_models, runs_root, trained_models
+from workbench.dashboard.folders import below_root, default_models, files_below, runs_root, trained_models
 from workbench.errors import RunError, one_line
 from workbench.training import (
     LOG_FILE,
@@ -134,7 +134,7 @@ def _warnings(logs: dict[str, pd.DataFrame]) -> None:
 def _sweeps() -> None:
     """The tables of `python -m trainer.sweep`."""
     root = runs_root()
-    files = {str(file.relative_to(root).with_suffix("")): file for file in sorted(root.glob("**/sweep-*.parquet"))}
+    files = {str(file.relative_to(root).with_suffix("")): file for file in files_below(root, "sweep-*.parquet")}
     if not files:
         return
     st.subheader("Sweeps")
