@@ -118,11 +118,9 @@ def not_written_before(run: Trained, rule: str) -> str:
     rules = rules_at(commit)
     if isinstance(rules, str):
         return f"the rule is not known to be in commit {commit[:12]} of run {run.folder.name}, since {rules}"
-    return (
-        ""
-        if rule in rules
-        else f"the rule {rule} is not in commit {commit[:12]} of run {run.folder.name}: expected a run that was trained after the rule was written"
-    )
+    if rule not in rules:
+        return f"the rule {rule} is not in commit {commit[:12]} of run {run.folder.name}: expected a run that was trained after it was written"
+    return ""
 
 
 @lru_cache(maxsize=64)
