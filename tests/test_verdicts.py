@@ -205,6 +205,7 @@ def test_one_seed_has_a_figure_and_no_interval(world: World) -> None:
     pairs(world.runs, (10,), git=world.commit(MORE))
     row = world.judge(MORE)["more"]
     assert row["verdict"] == "no runs yet" and row["ours"] == pytest.approx(0.1) and not np.isfinite(row["low"]) and "one seed has no interval" in row["reason"]
+    assert np.isnan(row["p"]) and np.isnan(row["p_holm"])
     assert verdicts.ours(row).startswith("0.1 no interval, seeds 1, n 200, null 0; b 0.51, a 0.41")
 
 
@@ -221,6 +222,8 @@ def test_runs_that_were_asked_different_questions(world: World) -> None:
     train(world.runs / "a-s2", answers(count=42, exist=42).iloc[:-1], git=git)
     row = world.judge(MORE)["more"]
     assert row["verdict"] == "refused" and "were asked different questions" in row["reason"] and "a-s2" in row["reason"]
+    train(world.runs / "a-s2", answers(count=42, exist=42).assign(id=lambda t: "other-" + t["id"]), git=git)
+    assert "were asked different questions" in world.judge(MORE)["more"]["reason"]
     train(world.runs / "a-s2", answers(count=42, exist=42), git=git, test="of another test split")
     assert "were asked different questions" in world.judge(MORE)["more"]["reason"]
 
