@@ -222,7 +222,7 @@ def planned(folder: Path) -> None:
     check_files(ModelConfig(name=str(folder)))
     batch = encode_conversations(mllm, [[picture(0)]], [[("what is this ?", "a cat")]])[0]
     (places,), ids = mllm.visual_tokens(batch), batch.inputs["input_ids"][0]
-    recipe: Any = SimpleNamespace(alignment=AlignmentConfig(objective="none"), check_layer=lambda count: None)
+    recipe: Any = SimpleNamespace(model=ModelConfig(), alignment=AlignmentConfig(objective="none"), check_layer=lambda count: None)
     attach(recipe, mllm.model, batch.vision, places, int((ids == mllm.config.image_token_id).sum()), len(ids))
 
 

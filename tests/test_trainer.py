@@ -189,7 +189,7 @@ def test_tensorboard_has_the_same_numbers_as_the_log(runs_folder: Path) -> None:
     board.Reload()
     log = pd.read_parquet(runs_folder / "viral" / "training.parquet")
     for measure in ("lm_loss", "alignment_loss", "accuracy/mean"):
-        (tag,) = [t for t in board.Tags()["scalars"] if t.endswith(measure)]
+        (tag,) = [t for t in board.Tags()["scalars"] if t.removeprefix("eval/").removeprefix("train/") == measure]
         rows = log.dropna(subset=[measure]).drop_duplicates("step")
         assert {e.step: e.value for e in board.Scalars(tag)} == pytest.approx(dict(zip(rows["step"], rows[measure], strict=True)), rel=1e-5)
 

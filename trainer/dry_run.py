@@ -21,7 +21,7 @@ from trainer.lora import add_lora
 from trainer.model import build_processor, check_start, freeze, llava_config
 from trainer.outline import Sizes, attach, check_files, on_meta, outline, sizes_of
 from trainer.output import check_output
-from trainer.second_encoder import LlavaForConditionalGeneration
+from trainer.second_encoder import llava_class
 from trainer.student import check_student, choose_trained, load_conversations
 from workbench.errors import ConfigError, DataError, RunError
 from workbench.files import cache_folder
@@ -176,7 +176,8 @@ def _packed_questions(recipe: Recipe) -> Plan:
 def meta_model(recipe: Recipe, words: list[str]) -> tuple[PreTrainedModel, LlavaProcessor]:
     """The small LLaVA of a recipe on meta, frozen where it will be, and its processor."""
     processor = build_processor(recipe.model, words)
-    model = on_meta(LlavaForConditionalGeneration, llava_config(recipe.model, processor))
+    settings = llava_config(recipe.model, processor)
+    model = on_meta(llava_class(settings), settings)
     if recipe.start is not None and recipe.start.suffix != ".yaml":
         check_start(model, processor, recipe.start)
     freeze(model, recipe.model)

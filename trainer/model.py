@@ -16,6 +16,7 @@ from transformers import (
     AutoModel,
     CLIPImageProcessor,
     LlavaConfig,
+    LlavaForConditionalGeneration,
     LlavaProcessor,
     PretrainedConfig,
     PreTrainedModel,
@@ -28,7 +29,7 @@ from trainer.alignment import Alignment, mean_loss
 from trainer.config import ModelConfig
 from trainer.language import language_config, language_tokenizer, put_language
 from trainer.packing import Packing, use_packed_attention
-from trainer.second_encoder import LlavaForConditionalGeneration, second_config, tower_alone
+from trainer.second_encoder import llava_class, second_config, tower_alone
 from workbench.errors import ConfigError, one_line
 from workbench.fingerprints import fingerprint, saved_tensors, tokenizer_settings
 from workbench.mllm.conversation import IGNORED
@@ -124,7 +125,8 @@ def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaFo
         ConfigError: a block that the tower does not have, or an image size that its patches do not divide.
         WeightsError: a part no longer holds its pretrained values once the model stands around it.
     """
-    llava, tokenizer = LlavaForConditionalGeneration(llava_config(config, processor)), processor.tokenizer
+    settings, tokenizer = llava_config(config, processor), processor.tokenizer
+    llava = llava_class(settings)(settings)
     llava.config.architectures = ["LlavaForConditionalGeneration"]
     llava.generation_config.eos_token_id = tokenizer.eos_token_id
     llava.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -171,7 +173,7 @@ def load_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, 
         ConfigError: as `check_start`, or a tensor is not in its file.
     """
     check_start(llava, processor, folder)
-    loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    loaded: Any = llava_class(llava.config).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     stored, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(f"start is {folder}, whose model.safetensors lacks '{missing[0]}': expected the folder of a finished training")
@@ -207,7 +209,7 @@ def check_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor,
     if tokenizer_settings(tokenizer)["core"] != tokenizer_settings(processor.tokenizer)["core"]:
         raise ConfigError(f"start is {folder}, whose tokenizer has the vocabulary of this recipe's, but splits text otherwise: expected the same tokenizer")
     with torch.device("meta"):
-        stored = call(lambda: LlavaForConditionalGeneration(config), failed).state_dict()
+        stored = call(lambda: llava_class(config)(config), failed).state_dict()
     own = llava.state_dict()
     wrong = sorted(name for name in stored.keys() | own.keys() if name not in stored or name not in own or stored[name].shape != own[name].shape)
     if wrong:

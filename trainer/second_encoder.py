@@ -22,13 +22,17 @@ from workbench.vfm import VFM, find_vfm
 
 
 class LlavaForConditionalGeneration(transformers.LlavaForConditionalGeneration):
-    """transformers' LLaVA, whose connector is as wide as both encoders where its config names a second one."""
+    """transformers' LLaVA, whose connector is as wide as both encoders; its folders have another layout than the hub's."""
 
     def __init__(self, config: transformers.LlavaConfig) -> None:
         super().__init__(config)
-        if second := getattr(config, SECOND_ENCODER, None):
-            narrow = self.model.multi_modal_projector.linear_1
-            self.model.multi_modal_projector.linear_1 = nn.Linear(narrow.in_features + second["features"], narrow.out_features)
+        narrow, second = self.model.multi_modal_projector.linear_1, getattr(config, SECOND_ENCODER)
+        self.model.multi_modal_projector.linear_1 = nn.Linear(narrow.in_features + second["features"], narrow.out_features)
+
+
+def llava_class(config: transformers.PretrainedConfig) -> type[transformers.LlavaForConditionalGeneration]:
+    """The class of a LLaVA's configuration: transformers' own, or the one above where it names a second encoder."""
+    return LlavaForConditionalGeneration if getattr(config, SECOND_ENCODER, None) else transformers.LlavaForConditionalGeneration
 
 
 class JoinedFeatures(Features):
