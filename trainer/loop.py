@@ -45,13 +45,10 @@ from trainer.monitor import (
     write_log,
 )
 from trainer.output import (
-    BEST,
-    BEST_FILE,
     FINAL,
     RECIPE_FILE,
     UNFINISHED,
     alone,
-    best_of,
     check_output,
     check_same_recipe,
     check_same_sources,
@@ -65,7 +62,7 @@ from workbench.config import as_mapping, parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, atomic_folder
 from workbench.runs import environment
-from workbench.training import RECORD_FILE
+from workbench.training import BEST, BEST_FILE, RECORD_FILE, best_of
 
 Ready = Prepared | PreparedStudent
 

@@ -30,7 +30,6 @@ FINAL = "final"  # the trained model, until each of its files is moved to where 
 SOURCES_FILE = "sources.json"  # in every checkpoint
 FILES_FILE = "files.json"  # in every checkpoint, written last: its files and their bytes
 UNFINISHED = ".unfinished"  # checkpoints that are being written; whole ones are moved out of it
-BEST, BEST_FILE = "best", "best.json"  # the model of the highest validation score, and its step and score
 TABLES = ("evaluation.parquet", "accuracy.parquet")
 WRITTEN = (RECIPE_FILE, RECORD_FILE, LOG_FILE, "README.md", *TABLES, "not_finite-step-*", FINAL)  # under another name first
 
@@ -125,19 +124,6 @@ def _sources(record: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in record.items()
         if key in ("data", "val", "test", "items", "max_length", "dropped") or key.endswith("_fingerprint")
     }
-
-
-def best_of(folder: Path) -> dict[str, float]:
-    """Step and validation score of the model in `best/`; nothing where there is none.
-
-    Raises:
-        RunError: its record is damaged.
-    """
-    file = folder / BEST / BEST_FILE
-    try:
-        return {key: float(value) for key, value in json.loads(file.read_text()).items()} if file.exists() else {}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise RunError(f"{file} is damaged ({error}): expected the step and score of the best model") from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.errors import RunError
+from workbench.errors import RunError, one_line
 from workbench.models import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 RECORD_FILE = "training.json"  # written last: a folder without it is not a finished model
 RECIPE_FILE = "recipe.yaml"  # written first
 LOG_FILE = "training.parquet"  # written anew at every row
+EVALUATION_FILE = "evaluation.parquet"
+BEST, BEST_FILE = "best", "best.json"  # the model of the highest validation score, and its step and score
 MEAN = "mean of types"
 BEST_ROW = ", best checkpoint"  # after the name of a variant, in a row of its own of a sweep's table
 OF_A_SCORE = ("low", "high", "chance", "n")  # `accuracy/count` in the log has `accuracy_low/count` and so on; `val_lm_loss` has `val_lm_loss_low`
@@ -53,11 +55,35 @@ def evaluation_of(folder: Path) -> pd.DataFrame:
     Raises:
         RunError: they are not there, or damaged.
     """
-    file = folder / "evaluation.parquet"
+    return read_table(folder / EVALUATION_FILE)
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """A table of a finished run.
+
+    Raises:
+        RunError: it is not there, or damaged.
+    """
+    if not file.exists():
+        raise RunError(f"{file} is not there: expected a table of a finished run")
     try:
         return pd.read_parquet(file)
     except (OSError, ValueError) as error:
-        raise RunError(f"{file} cannot be read ({' '.join(str(error).split())[:120]}): expected what `python -m trainer` wrote there") from error
+        raise RunError(f"{file} cannot be read ({one_line(error, 100)}): expected a table of a finished run") from error
+
+
+def best_of(folder: Path) -> dict[str, float]:
+    """Step and validation score of the model in `best/`; nothing where there is none.
+
+    Raises:
+        RunError: its record is damaged.
+    """
+    file = folder / BEST / BEST_FILE
+    try:
+        content = json.loads(file.read_text()) if file.exists() else {}
+        return {key: float(content[key]) for key in ("step", "score")} if content else {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file} is damaged ({one_line(error)}): expected the step and score of the best model") from error
 
 
 def training_record(folder: Path) -> dict[str, Any]:

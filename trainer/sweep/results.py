@@ -11,47 +11,21 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from trainer.output import BEST, BEST_FILE, best_of, check_same_values
-from trainer.sweep.spec import SCORED, Job, Sweep, check
-from workbench.data.base import content_hash
+from trainer.output import check_same_values
+from trainer.sweep.spec import Job, Sweep, check
 from workbench.errors import RunError
 from workbench.files import atomic_file
-from workbench.training import LOG_FILE, RECORD_FILE, evaluation_of, training_record
+from workbench.scores import Answers, answers_of
+from workbench.training import BEST, LOG_FILE, RECORD_FILE, best_of, read_table, training_record
 
 CURVE = {"step": "step", "accuracy": "accuracy/mean", "val_lm_loss": "val_lm_loss", "val_alignment_loss": "val_alignment_loss"}
 MACHINE = ("output_dir", "resume", "repaired", "dry_run", "report_to", "push_to_hub")  # keys of a recipe that say nothing of the model
 ENVIRONMENT = ("git", "dirty", "packages", "platform", "created")
-
-
-@dataclass(frozen=True)
-class Score:
-    """Answers to the questions of one type."""
-
-    right: int
-    n: int
-    chance: float
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a model answered.
-
-    Attributes:
-        asked: hash of the questions: data, ids and types.
-        step: after so many steps.
-        types: {question type: score}.
-    """
-
-    asked: str
-    step: int
-    types: dict[str, Score]
 
 
 @dataclass(frozen=True)
@@ -64,7 +38,7 @@ class Result:
         environment: git, dirty, packages, platform, created.
         fingerprints: {part: hash of its content}, such as data, val, test, tower, vfm.
         last: of the model after the last step.
-        best: of the checkpoint with the highest validation score, if there is one.
+        best: of the checkpoint with the highest validation score, if there is one; `best_step` is its step.
         curve: {step, accuracy (mean of types), val_lm_loss, val_alignment_loss: one value for each evaluation on the validation split}.
         losses: {step, lm_loss, alignment_loss}, of the last steps of training.
     """
@@ -80,6 +54,7 @@ class Result:
     fingerprints: dict[str, str]
     last: Answers
     best: Answers | None
+    best_step: int | None
     curve: dict[str, list[float | None]]
     losses: dict[str, float | None]
     warnings: list[str]
@@ -117,6 +92,7 @@ def result_of(sweep: Sweep, job: Job) -> Result:
     prints = {key.removesuffix("_fingerprint"): value for key, value in record.items() if key in ("data", "val", "test") or key.endswith("_fingerprint")}
     data, steps = prints.get("test") or prints.get("val"), recipe["optim"]["steps"]
     curve, losses = _log(job.folder)
+    best = best_of(job.folder)
     return Result(
         run=str(job),
         words=job.setting.words,
@@ -127,36 +103,18 @@ def result_of(sweep: Sweep, job: Job) -> Result:
         environment={key: record[key] for key in ENVIRONMENT},
         vfm=record.get("vfm"),
         fingerprints={key: str(value) for key, value in prints.items() if value is not None},
-        last=_answers(job.folder, data, steps),
-        best=_best(job.folder, data),
+        last=answers_of(job.folder, data),
+        best=answers_of(job.folder / BEST, data) if best else None,
+        best_step=int(best["step"]) if best else None,
         curve=curve,
         losses=losses,
         warnings=record.get("warnings", []),
     )
 
 
-def _answers(folder: Path, data: str | None, step: int) -> Answers:
-    table = evaluation_of(folder)
-    if "correct" not in table:
-        raise RunError(f"{folder} was evaluated by its loss: {SCORED}")
-    types = table.groupby("category").agg(right=("correct", "sum"), n=("correct", "size"), chance=("chance", "mean"))
-    scores = {str(kind): Score(int(row.right), int(row.n), float(row.chance)) for kind, row in zip(types.index, types.itertuples(), strict=True)}
-    return Answers(content_hash(data, *table["id"], *table["category"]), step, scores)
-
-
-def _best(folder: Path, data: str | None) -> Answers | None:
-    best = best_of(folder)
-    if best and "step" not in best:
-        raise RunError(f"{folder / BEST / BEST_FILE} is damaged (no 'step')")
-    return _answers(folder / BEST, data, int(best["step"])) if best else None
-
-
 def _log(folder: Path) -> tuple[dict[str, list[float | None]], dict[str, float | None]]:
     """The validation curve, and the last losses of training."""
-    try:
-        log = pd.read_parquet(folder / LOG_FILE).reindex(columns=[*CURVE.values(), "lm_loss", "alignment_loss"])
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder / LOG_FILE} cannot be read ({' '.join(str(error).split())[:120]})") from error
+    log = read_table(folder / LOG_FILE).reindex(columns=[*CURVE.values(), "lm_loss", "alignment_loss"])
     evaluated = log[log["accuracy/mean"].notna()].drop_duplicates("step", keep="last")
     trained = log.loc[log["lm_loss"].notna(), ["step", "lm_loss", "alignment_loss"]].tail(1).to_dict("records")
     curve = {name: [_number(value) for value in evaluated[column]] for name, column in CURVE.items()}
@@ -182,7 +140,7 @@ def _read(sweep: Sweep, job: Job, file: Path) -> Result:
     """The record in a file, of a run that was trained with the recipe that the sweep has now."""
     try:
         content = json.loads(file.read_text())
-        last, best = (None if content[key] is None else _answers_of(content[key]) for key in ("last", "best"))
+        last, best = (None if content[key] is None else Answers.stored(content[key], f"{file}, {key}") for key in ("last", "best"))
         result = Result(**content | {"last": last, "best": best})
         assert result.last is not None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
@@ -192,7 +150,3 @@ def _read(sweep: Sweep, job: Job, file: Path) -> Result:
         stored = stored | {"start": str(sweep.output_dir / stored["start"])}
     check_same_values(file, stored, job.recipe(), advice=f"expected the sweep as it was at commit {result.environment['git'][:8]}")
     return result
-
-
-def _answers_of(content: Mapping[str, Any]) -> Answers:
-    return Answers(content["asked"], content["step"], {kind: Score(**score) for kind, score in content["types"].items()})

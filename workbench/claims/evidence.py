@@ -16,9 +16,10 @@ from typing import Any
 import pandas as pd
 
 from workbench.claims.rules import Ledger, options_of
-from workbench.claims.trained import Trained, find_trained, read_table, time_of
+from workbench.claims.trained import Trained, find_trained, time_of
 from workbench.errors import RunError, one_line
 from workbench.runs import RUN_FILE
+from workbench.training import read_table
 
 log = logging.getLogger(__name__)
 

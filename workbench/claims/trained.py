@@ -13,29 +13,11 @@ from typing import Any
 import pandas as pd
 
 from workbench.claims.rules import Training
-from workbench.data.base import content_hash
 from workbench.errors import RunError, one_line
-from workbench.training import LOG_FILE, RECORD_FILE, score_log, training_record
+from workbench.scores import Answers, answers_of
+from workbench.training import BEST, EVALUATION_FILE, LOG_FILE, RECORD_FILE, read_table, score_log, training_record
 
-BEST = "best"
 CURVES = {"accuracy/mean": "accuracy", "val_lm_loss": "val_lm_loss", "val_alignment_loss": "val_alignment_loss"}  # what a kept file has of a log
-
-
-@dataclass(frozen=True)
-class Score:
-    """Right answers to the questions of one type."""
-
-    right: int
-    n: int
-    chance: float
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a model answered: by question type, and a hash of the questions."""
-
-    asked: str
-    types: Mapping[str, Score]
 
 
 @dataclass(frozen=True)
@@ -72,7 +54,7 @@ class Trained:
         part = BEST if self.training.checkpoint == BEST else "last"
         if self.kept is not None:
             return f"{self.folder}.json, {part}"
-        return str((self.folder / BEST if part == BEST else self.folder) / "evaluation.parquet")
+        return str((self.folder / BEST if part == BEST else self.folder) / EVALUATION_FILE)
 
     @cached_property
     def answers(self) -> Answers:
@@ -82,14 +64,11 @@ class Trained:
             RunError: they are not there, damaged, or no answers to questions with options.
         """
         if self.kept is None:
-            return _answers_of(Path(self.source), self.record.get("test") or self.record.get("val"))
+            return answers_of(Path(self.source).parent, self.record.get("test") or self.record.get("val"))
         stored = self.kept.get(BEST if self.training.checkpoint == BEST else "last")
         if stored is None:
             raise RunError(f"{self.source} is not there: expected the answers of a run with keep_best")
-        try:
-            return Answers(stored["asked"], {str(name): Score(int(own["right"]), int(own["n"]), float(own["chance"])) for name, own in stored["types"].items()})
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RunError(f"{self.source} is damaged ({one_line(error)}): expected right answers, n and chance of each question type") from error
+        return Answers.stored(stored, self.source)
 
     def log(self, column: str) -> pd.DataFrame:
         """A score of its evaluations while it was trained: columns step, score, chance, n, by step.
@@ -126,32 +105,6 @@ def find_trained(root: Path, name: str, training: Training, seed: int) -> Traine
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise RunError(f"{file} is damaged ({one_line(error)}): expected what python -m trainer.sweep --export wrote there") from error
     return Trained(name, training, seed, folder, record, kept)
-
-
-def _answers_of(file: Path, data: str | None) -> Answers:
-    table = read_table(file)
-    if absent := [name for name in ("id", "category", "correct", "chance") if name not in table]:
-        raise RunError(f"{file} has no column {absent[0]}: expected answers to questions with options")
-    for column, wrong in (("twice", table["id"].duplicated()), ("without an answer", table["correct"].isna())):
-        if wrong.any():
-            raise RunError(f"{file} has question {table['id'][wrong].iloc[0]} {column}: expected each question once, right or wrong")
-    types = table.groupby("category").agg(right=("correct", "sum"), n=("correct", "size"), chance=("chance", "mean"))
-    scores = {str(row.Index): Score(int(row.right), int(row.n), float(row.chance)) for row in types.itertuples()}
-    return Answers(content_hash(data, *table["id"], *table["category"]), scores)
-
-
-def read_table(file: Path) -> pd.DataFrame:
-    """A table of a run.
-
-    Raises:
-        RunError: it is not there, or damaged.
-    """
-    if not file.exists():
-        raise RunError(f"{file} is not there: expected a table of a finished run")
-    try:
-        return pd.read_parquet(file)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file} cannot be read ({one_line(error, 100)}): expected a table of a finished run") from error
 
 
 def time_of(record: Mapping[str, Any], where: str) -> datetime:
