@@ -28,6 +28,7 @@ PAGES = {
     "logit-lens": 1700,
     "linear-probe": 1700,
     "dynamics": 2400,
+    "claims": 1700,
     "scene": 1250,
 }  # height of the picture
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"]

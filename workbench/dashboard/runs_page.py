@@ -51,13 +51,14 @@ def _training(models: list[str]) -> None:
     measures = list(dict.fromkeys(c for log in logs.values() for c in log.columns if c.endswith("_loss") or c.startswith(("accuracy/", "alignment_"))))
     if not measures:
         return
-    first = [m for m in ("lm_loss", "accuracy/mean", "val_lm_loss") if m in measures] or measures[:1]
+    scores = ["accuracy/mean", *(["val_lm_loss"] if any("val_lm_loss_low" in log for log in logs.values()) else [])]  # those with an interval
+    first = [m for m in ("lm_loss", *scores) if m in measures] or measures[:1]
     shown = st.multiselect("Curves", measures, default=live.follow("curves", first), key="curves", bind="query-params")
     for column, measure in zip(st.columns(max(1, min(2, len(shown)))) * len(shown), shown, strict=False):
         column.plotly_chart(_curve(logs, measure), width="stretch", config=figures.EXPORT, key=f"curve-{measure}")
     if any(map(_validated, shown)):
         what = "Bands: 95 % intervals over the images, or conversations, of the validation split; n counts questions, or answer tokens."
-        st.caption(f"{what} Losses are of training batches, without one.")
+        st.caption(f"{what} Losses of training batches have none, nor has a loss beside accuracies.")
     _alignment_curves(list(logs))
     _warnings(logs)
     tables = {name: pd.read_parquet(file) for name in logs if (file := below_root(name) / "accuracy.parquet").exists()}
