@@ -40,7 +40,7 @@ SPREAD = {
     "entropy_shannon": "Shannon entropy / ln(cells)",
     "entropy_raw": "component entropy (nats)",
     "entropy_components": "component entropy / ln(components)",
-    "entropy_cells": "component entropy / ln(cells)",
+    "component_entropy": "component entropy / ln(cells)",
 }
 FINDING = {"pointing": "pointing accuracy", "mass_ratio": "mass in the object / its area", "iou": "best-threshold IoU"}
 MEASURES = SPREAD | FINDING
@@ -470,7 +470,7 @@ def _overlays(label: str, run: Run) -> list[list[fig.Overlay]]:
 
 
 # 2: intervals that cover what they say
-ANALYSIS = Analysis("attention", "Where attention heads look, and which find the object", Config, run, figures, summary, version=2)
+ANALYSIS = Analysis("attention", "Where attention heads look, and which find the object", Config, run, figures, summary, version=3)
 
 if __name__ == "__main__":
     main(ANALYSIS)

@@ -211,7 +211,7 @@ def _measure(asked: Questions, mllm: MLLM) -> tuple[dict[str, pd.DataFrame], dic
     samples, skipped = _answers(asked, mllm)
     rows = [_row(ACCURACY, own["category"], own, own["accuracy"], own["chance"], own["chance"]) for own in _accuracy(samples, config)]
     if not skipped:
-        rows += [_row(DROP, own["category"], own, own["drop"], 0.0, 0.0) for own in change_by_type(samples, seed=config.seed)]
+        rows += [_row(DROP, own["category"], own, own["accuracy_drop"], 0.0, 0.0) for own in change_by_type(samples, seed=config.seed)]
     aligned, per_image, left_out = _aligned(asked, mllm)
     if left_out:
         skipped |= {f"alignment of {len(left_out)} images": "; ".join(left_out[:3])}
@@ -239,7 +239,7 @@ def _answers(asked: Questions, mllm: MLLM) -> tuple[pd.DataFrame, dict[str, str]
         before = quiz.logprobs()
         for draw in range(config.permutations):
             try:
-                after = quiz.logprobs("tower", lambda v, i, draw=draw: v[random_order(len(v), image=i, draw=draw, seed=config.seed)])  # type: ignore[misc]
+                after = quiz.logprobs("encoder", lambda v, i, draw=draw: v[random_order(len(v), image=i, draw=draw, seed=config.seed)])  # type: ignore[misc]
             except ModelError as error:
                 skipped["drop"], after = str(error), before
             parts.append(quiz.scored(before, after).assign(draw=draw))

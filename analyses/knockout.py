@@ -97,7 +97,7 @@ def run(config: Config, context: Context) -> Result:
         quiz = Quiz(mllm, scenes[start : start + context.batch_size], context.batch_size, features=features[start : start + context.batch_size] or None)
         before = quiz.logprobs()
         for first, last in windows:
-            named = {"place": f"blocks {first}-{last}", "kind": "knockout", "first": first, "last": last, "draw": 0}
+            named = {"site": f"blocks {first}-{last}", "kind": "knockout", "first": first, "last": last, "draw": 0}
             parts.append(quiz.scored(before, quiz.knocked_out(range(first, last + 1))).assign(**named))
     starts = range(0, len(asked), context.batch_size)
     for start in context.progress(starts, "taking objects away", len(starts)):
@@ -131,7 +131,7 @@ def _objects(
     if not any(objects for own in named for objects in own.values()):
         raise DataError(f"no question of {context.data.name} names an object that the data set knows: expected objects, or --no-objects")
     try:
-        check_place(mllm, "tower")
+        check_place(mllm, "encoder")
         rasters, features = survey(mllm, scenes, context.batch_size, tower=True)
         if len({grids_of(parts) for parts in rasters}) > 1:
             raise ModelError("images have different rasters, so a place is not the same place in all of them")
@@ -196,8 +196,8 @@ def _ablated(
     changes += [(RANDOM, draw, [own.others[draw] for own in asked]) for draw in range(config.draws)]
     parts = []
     for kind, draw, tokens in changes:
-        after = quiz.logprobs("tower", partial(_without, tokens=tokens, mean=mean))
-        parts.append(quiz.scored(before, after).assign(place="tower", kind=kind, first=0, last=0, draw=draw))
+        after = quiz.logprobs("encoder", partial(_without, tokens=tokens, mean=mean))
+        parts.append(quiz.scored(before, after).assign(site="encoder", kind=kind, first=0, last=0, draw=draw))
     return parts
 
 
@@ -213,14 +213,14 @@ def _without(values: Float[Tensor, "token f"], group: int, *, tokens: list[Int[T
 def _scores(samples: pd.DataFrame, config: Config) -> pd.DataFrame:
     """One row for each place, kind and question type, random draws averaged question by question."""
     rows = []
-    for (place, kind, first, last), own in samples.groupby(["place", "kind", "first", "last"], sort=False):
-        named: dict[str, Any] = {"place": place, "kind": kind, "first": first, "last": last, "draws": own["draw"].nunique()}
+    for (place, kind, first, last), own in samples.groupby(["site", "kind", "first", "last"], sort=False):
+        named: dict[str, Any] = {"site": place, "kind": kind, "first": first, "last": last, "draws": own["draw"].nunique()}
         rows += [named | row for row in change_by_type(own, seed=config.seed)]
     objects, random = (samples[samples["kind"] == kind] for kind in (OBJECT, RANDOM))
     if len(objects):
         mean = random.groupby("id")[["correct_after", "kl"]].mean().loc[objects["id"]]
         both = objects.assign(correct_before=mean["correct_after"].to_numpy(), kl=objects["kl"].to_numpy() - mean["kl"].to_numpy())
-        named = {"place": "tower", "kind": AGAINST, "first": 0, "last": 0, "draws": config.draws}
+        named = {"site": "encoder", "kind": AGAINST, "first": 0, "last": 0, "draws": config.draws}
         rows += [named | row for row in change_by_type(both, seed=config.seed)]
     return pd.DataFrame(rows)
 
@@ -228,7 +228,7 @@ def _scores(samples: pd.DataFrame, config: Config) -> pd.DataFrame:
 def summary(found: Mapping[str, Run]) -> pd.DataFrame:
     """One row per model and window for the mean of types, and one per type for the objects; `object - random` is after random against after object."""
     table = changes(found)
-    return table[(table["category"] == MEAN) | (table["place"] == "tower")].drop(columns=["first", "last", "seed", "draws"])
+    return table[(table["category"] == MEAN) | (table["site"] == "encoder")].drop(columns=["first", "last", "seed", "draws"])
 
 
 def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
@@ -251,7 +251,7 @@ def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
 
 
 # 2: intervals that cover what they say
-ANALYSIS = Analysis("knockout", "Where the text reads the image (attention knockout, object ablation)", Config, run, figures, summary, version=2)
+ANALYSIS = Analysis("knockout", "Where the text reads the image (attention knockout, object ablation)", Config, run, figures, summary, version=3)
 
 if __name__ == "__main__":
     main(ANALYSIS)

@@ -87,7 +87,7 @@ def run(config: Config, context: Context) -> Result:
             tokens = read(mllm, batch, layers=layers)
             for number, layer in enumerate(layers):
                 after = quiz.logprobs(layer, partial(_put, tokens=tokens, number=number, names=names))
-                parts.append(quiz.scored(before, after).assign(place=str(layer), layer=layer, kind=kind))
+                parts.append(quiz.scored(before, after).assign(site=str(layer), layer=layer, kind=kind))
     samples = pd.concat(parts, ignore_index=True)
     record = {"source_fingerprint": source.fingerprint, "skipped": skipped}
     return Result({"scores": _scores(samples, names[0], config), "samples": samples}, record=record)
@@ -121,7 +121,7 @@ def _layers(target: MLLM, source: MLLM, config: Config) -> tuple[list[int], dict
                 check_place(mllm, layer)
             layers.append(layer)
         except ModelError as error:
-            skipped[f"place {layer}"] = str(error)
+            skipped[f"site {layer}"] = str(error)
             log.warning("%s: layer %s is left out: %s", target.name, layer, error)
     if not layers:
         raise ModelError(f"{target.name}: none of the layers can be patched ({next(iter(skipped.values()))})")
@@ -139,7 +139,7 @@ def _put(values: Float[Tensor, "token d"], image: int, *, tokens: list[Activatio
 def _scores(samples: pd.DataFrame, source: str, config: Config) -> pd.DataFrame:
     rows = []
     for (layer, kind), own in samples.groupby(["layer", "kind"], sort=False):
-        named: dict[str, Any] = {"place": str(layer), "layer": layer, "kind": kind, "source": source}
+        named: dict[str, Any] = {"site": str(layer), "layer": layer, "kind": kind, "source": source}
         rows += [named | row for row in change_by_type(own, seed=config.seed)]
     return pd.DataFrame(rows)
 
@@ -163,7 +163,7 @@ def uses(config: Config) -> dict[str, str]:
 
 
 # 2: intervals that cover what they say
-ANALYSIS = Analysis("patching", "Visual tokens of one model inside another (patching)", Config, run, figures, summary, version=2, uses=uses)
+ANALYSIS = Analysis("patching", "Visual tokens of one model inside another (patching)", Config, run, figures, summary, version=3, uses=uses)
 
 if __name__ == "__main__":
     main(ANALYSIS)

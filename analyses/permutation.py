@@ -136,7 +136,7 @@ def run(config: Config, context: Context) -> Result:
         before = quiz.logprobs()
         for one in conditions:
             scored = quiz.scored(before, quiz.logprobs(one.place, one.change))
-            parts.append(scored.assign(place=str(one.place), kind=one.kind, part=one.part, draw=one.draw))
+            parts.append(scored.assign(site=str(one.place), kind=one.kind, part=one.part, draw=one.draw))
     samples = pd.concat(parts, ignore_index=True)
     tables = {"scores": _scores(samples, config), "samples": samples}
     return Result(tables, record={"skipped": skipped, "positional_share": _positional_share(images)})
@@ -153,12 +153,12 @@ def _places(mllm: MLLM, layers: list[int]) -> tuple[list[Place], dict[str, str]]
     """The places that can be changed, and why the others cannot."""
     places: list[Place] = []
     skipped = {}
-    wanted: list[Place] = ["tower", *layers]
+    wanted: list[Place] = ["encoder", *layers]
     for place in wanted:
         try:
             places.append(check_place(mllm, place))
         except ModelError as error:
-            skipped[f"place {place}"] = str(error)
+            skipped[f"site {place}"] = str(error)
     if not places:
         raise ModelError(f"{mllm.name}: none of the places can be changed ({next(iter(skipped.values()))})")
     return places, skipped
@@ -167,19 +167,19 @@ def _places(mllm: MLLM, layers: list[int]) -> tuple[list[Place], dict[str, str]]
 def _images(config: Config, context: Context, scenes: list[list[Sample]], places: list[Place], skipped: dict[str, str]) -> Images:
     """Rasters and tower features; the tower leaves `places` where its features cannot be told apart."""
     try:
-        rasters, features = survey(context.mllm, scenes, context.batch_size, tower="tower" in places)
+        rasters, features = survey(context.mllm, scenes, context.batch_size, tower="encoder" in places)
     except ModelError as error:
-        if "tower" not in places:
+        if "encoder" not in places:
             raise
         rasters, features = survey(context.mllm, scenes, context.batch_size, tower=False)
-        places.remove("tower")
-        skipped["place tower"] = str(error)
+        places.remove("encoder")
+        skipped["site encoder"] = str(error)
     return Images(config, [grids_of(parts) for parts in rasters], features)
 
 
 def _conditions(images: Images, places: list[Place], skipped: dict[str, str]) -> Iterator[Condition]:
     """All changes; what the images' rasters do not allow is noted in `skipped`."""
-    if "tower" in places:
+    if "encoder" in places:
         yield from _controls(images, skipped)
     for place in places:
         for draw in range(images.config.permutations):
@@ -190,23 +190,23 @@ def _conditions(images: Images, places: list[Place], skipped: dict[str, str]) ->
 def _controls(images: Images, skipped: dict[str, str]) -> Iterator[Condition]:
     """What is changed at the tower only: controls, and features and positions apart."""
     draws = range(images.config.permutations)
-    yield Condition("tower", "identity", "whole", 0, lambda v, _: v)
+    yield Condition("encoder", "identity", "whole", 0, lambda v, _: v)
     for draw in draws:
-        yield Condition("tower", "block shuffle", "whole", draw, partial(_reordered, order=partial(images.shuffled_blocks, draw=draw)))
+        yield Condition("encoder", "block shuffle", "whole", draw, partial(_reordered, order=partial(images.shuffled_blocks, draw=draw)))
     if all(rows == columns for grids in images.grids for rows, columns in grids):
-        yield Condition("tower", "transpose", "whole", 0, partial(_reordered, order=images.transposed))
+        yield Condition("encoder", "transpose", "whole", 0, partial(_reordered, order=images.transposed))
     else:
         skipped["transpose"] = "a raster is not square"
     if not images.alike:
         skipped["other image"] = skipped["parts features, positions"] = "images have different rasters, so a place is not the same place in all of them"
         return
     others = _others(len(images.grids), images.config.seed)
-    yield Condition("tower", "other image", "whole", 0, lambda _, i: images.features[others[i]])
+    yield Condition("encoder", "other image", "whole", 0, lambda _, i: images.features[others[i]])
     mean = torch.stack(images.features).mean(0)
     for draw in draws:
         order = partial(images.permuted, draw=draw)
-        yield Condition("tower", "permute", "features", draw, partial(_part_moved, mean=mean, order=order, features=True))
-        yield Condition("tower", "permute", "positions", draw, partial(_part_moved, mean=mean, order=order, features=False))
+        yield Condition("encoder", "permute", "features", draw, partial(_part_moved, mean=mean, order=order, features=True))
+        yield Condition("encoder", "permute", "positions", draw, partial(_part_moved, mean=mean, order=order, features=False))
 
 
 def _reordered(values: Float[Tensor, "token d"], image: int, *, order: Order) -> Float[Tensor, "token d"]:
@@ -244,8 +244,8 @@ def _positional_share(images: Images) -> float | None:
 def _scores(samples: pd.DataFrame, config: Config) -> pd.DataFrame:
     """One row for each place, kind, part and question type, random draws averaged question by question."""
     rows = []
-    for (place, kind, part), own in samples.groupby(["place", "kind", "part"], sort=False):
-        named: dict[str, Any] = {"place": place, "kind": kind, "part": part, "draws": own["draw"].nunique()}
+    for (place, kind, part), own in samples.groupby(["site", "kind", "part"], sort=False):
+        named: dict[str, Any] = {"site": place, "kind": kind, "part": part, "draws": own["draw"].nunique()}
         rows += [named | row for row in change_by_type(own, seed=config.seed)]
     return pd.DataFrame(rows)
 
@@ -253,7 +253,7 @@ def _scores(samples: pd.DataFrame, config: Config) -> pd.DataFrame:
 def summary(found: Mapping[str, Run]) -> pd.DataFrame:
     """One row per model, place and change for the mean of types, and one per type for the permutation at the tower."""
     table = changes(found)
-    at_tower = (table["place"] == "tower") & (table["kind"] == "permute")
+    at_tower = (table["site"] == "encoder") & (table["kind"] == "permute")
     return table[(table["category"] == MEAN) | at_tower].drop(columns=["seed", "draws"])
 
 
@@ -262,9 +262,9 @@ def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
     table = drops(changes(found))
     mean, drop = table[table["category"] == MEAN], "drop in accuracy"
     curves = mean[mean["kind"].isin(["permute", "mean token"]) & (mean["part"] == "whole")]
-    curves = curves.assign(layer=curves["place"].replace("tower", "-1").astype(int))
+    curves = curves.assign(layer=curves["site"].replace("encoder", "-1").astype(int))
     made = {"Drop by layer, mean of types": fig.layer_curves(curves, y=drop, kind="kind")}
-    tower = table[table["place"] == "tower"]
+    tower = table[table["site"] == "encoder"]
     for part in PARTS:
         own = tower[(tower["kind"] == "permute") & (tower["part"] == part)]
         if len(own):
@@ -277,7 +277,7 @@ def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
 
 
 # 2: intervals that cover what they say
-ANALYSIS = Analysis("permutation", "What changes when visual tokens change places (permutation)", Config, run, figures, summary, version=2)
+ANALYSIS = Analysis("permutation", "What changes when visual tokens change places (permutation)", Config, run, figures, summary, version=3)
 
 if __name__ == "__main__":
     main(ANALYSIS)

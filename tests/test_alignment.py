@@ -284,7 +284,7 @@ def test_the_weight_follows_its_schedule() -> None:
         ({"vfm": ()}, "alignment.vfm is empty"),
         ({"heads": "none"}, "alignment.heads is none: expected each or shared"),
         ({"final_weight": 0.1}, "alignment.final_weight is 0.1: expected none for a constant schedule"),
-        ({"target": "projector", "centre": True}, "alignment.target is projector"),
+        ({"target": "projector", "center": True}, "alignment.target is projector"),
         ({"warmup": 5000}, "alignment.warmup is 5000: expected at most optim.steps"),
         ({"objective": "none", "residual": "encoder", "layer": (9,)}, "alignment.layer is 9: expected 1 to 3"),
     ],
@@ -582,14 +582,14 @@ def test_interventions_see_the_residual(llava: Path, source: str) -> None:
     other = mllm.encode([picture(1)], ["what is this ?"])
     with torch.inference_mode():
         plain, wanted = (mllm.model(**b.inputs).logits[:, -1:].float() for b in (batch, other))
-    for place in ("tower", "projector", 1, 2, 3):
+    for place in ("encoder", "projector", 1, 2, 3):
         handed: list[torch.Tensor] = []
         logits = edit(mllm, batch, at=place, fn=lambda values, _, handed=handed: handed.append(values.clone()) or values)
         torch.testing.assert_close(logits, plain, atol=1e-5, rtol=1e-4)
         if isinstance(place, int):
             torch.testing.assert_close(handed[0], read(mllm, batch, layers=[place])[0].values[0], atol=1e-5, rtol=1e-4)
     features = read(mllm, other, layers=[0], tower=True)[0]
-    torch.testing.assert_close(edit(mllm, batch, at="tower", fn=lambda *_: features.tower), wanted, atol=1e-4, rtol=1e-3)  # type: ignore[arg-type, return-value]
+    torch.testing.assert_close(edit(mllm, batch, at="encoder", fn=lambda *_: features.tower), wanted, atol=1e-4, rtol=1e-3)  # type: ignore[arg-type, return-value]
     if source == "projector":
         torch.testing.assert_close(edit(mllm, batch, at="projector", fn=lambda *_: features.values[0]), wanted, atol=1e-4, rtol=1e-3)
 
@@ -639,7 +639,7 @@ def test_the_runs_page_reads_old_and_new_records(tmp_path: Path) -> None:
     for objective, words in (("cosine", "efficientnet-lite0, layer 3, weight 0.5"), ("none", "none")):
         (tmp_path / "training.json").write_text(json.dumps({"recipe": {"alignment": old | {"objective": objective}}}))
         assert alignment_words(training_record(tmp_path)["recipe"]["alignment"]) == words
-    control = as_mapping(AlignmentConfig(objective="cosine", images="others", centre=True, schedule="linear", final_weight=0.1, warmup=5, where="attention"))
+    control = as_mapping(AlignmentConfig(objective="cosine", images="others", center=True, schedule="linear", final_weight=0.1, warmup=5, where="attention"))
     assert alignment_words(control) == (
         "efficientnet-lite0, layer 3, weight 0.5, schedule linear, final weight 0.1, warmup 5, where attention, "
         "control: targets of other images, targets less their mean"

@@ -59,7 +59,7 @@ def test_changes_by_type_by_hand() -> None:
     assert set(table.index) == {*TYPES, MEAN} and (table["seed"] == 3).all()
     for column, wanted in (("chance", CHANCE), ("accuracy_before", BEFORE), ("accuracy_after", AFTER), ("kl", KL)):
         assert table[column].to_dict() == pytest.approx(wanted), column
-    assert table["drop"].to_dict() == pytest.approx({name: BEFORE[name] - AFTER[name] for name in BEFORE})
+    assert table["accuracy_drop"].to_dict() == pytest.approx({name: BEFORE[name] - AFTER[name] for name in BEFORE})
     assert table["n"].to_dict() == {"color": 5, "count": 1, "side": 2, MEAN: 8}
     assert table["n_images"].to_dict() == {"color": 3, "count": 1, "side": 2, MEAN: 4}
 
@@ -68,4 +68,4 @@ def test_the_p_of_a_change_is_the_sign_flip_test_of_the_images() -> None:
     """Six images of one question each, five of which lose it: 7 of the 64 flips of five signs and a zero reach as far, on either side."""
     rows = [{"id": str(n), "image_id": str(n), "category": "a", "chance": 0.5, "correct_before": True, "correct_after": n == 0, "kl": 0.0} for n in range(6)]
     (row, same) = change_by_type(pd.DataFrame(rows), seed=0)
-    assert row["p"] == pytest.approx(2 / 2**5) and same["p"] == row["p"] and row["drop"] == pytest.approx(5 / 6)
+    assert row["p"] == pytest.approx(2 / 2**5) and same["p"] == row["p"] and row["accuracy_drop"] == pytest.approx(5 / 6)

@@ -185,9 +185,9 @@ def test_the_end_agrees_with_the_other_analyses(runs_folder: Path, output: Path,
     own = next(o for o in map(runs.load, runs.index(output)["folder"]) if o.label == "viral").tables["scores"].query("step == 12").set_index(["measure", "of"])
     for row in one["cknna"].itertuples():
         assert own.loc[(CKNNA, f"layer {row.layer}, {row.vfm}"), ["score", "low", "high"]].tolist() == pytest.approx([row.score, row.low, row.high], abs=1e-5)
-    moved = one["permutation"].query("place == 'tower' and kind == 'permute' and part == 'whole'")
+    moved = one["permutation"].query("site == 'encoder' and kind == 'permute' and part == 'whole'")
     for row in moved.itertuples():
-        assert own.loc[(DROP, row.category), "score"] == pytest.approx(row.drop) and own.loc[(ACCURACY, row.category), "score"] == pytest.approx(
+        assert own.loc[(DROP, row.category), "score"] == pytest.approx(row.accuracy_drop) and own.loc[(ACCURACY, row.category), "score"] == pytest.approx(
             row.accuracy_before
         )
 

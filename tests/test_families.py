@@ -159,11 +159,11 @@ def test_edits_are_what_they_say(mllm: MLLM) -> None:
         assert torch.allclose(mllm.model(**one.inputs).logits[:, -1:].float(), plain, atol=1e-6)  # the wrapped model still runs as before
     if clean:
         with pytest.raises(ModelError, match=r"qwen3_vl adds encoder features to the outputs of its first 2 blocks.*expected a layer from 3 to 4"):
-            edit(mllm, one, at="tower", fn=lambda v, _: v)
+            edit(mllm, one, at="encoder", fn=lambda v, _: v)
         return
     target = read(mllm, other, tower=True)[0]
     assert target.tower is not None
-    assert torch.allclose(edit(mllm, one, at="tower", fn=lambda v, _: target.tower), swapped, atol=1e-4)
+    assert torch.allclose(edit(mllm, one, at="encoder", fn=lambda v, _: target.tower), swapped, atol=1e-4)
     assert torch.allclose(edit(mllm, one, at="projector", fn=lambda v, _: target.values[0]), swapped, atol=1e-4)
     shuffled = edit(mllm, one, at="projector", fn=lambda v, _: v.flip(0))
     assert (shuffled - plain).abs().max() > 1e-4
@@ -505,5 +505,5 @@ def test_an_interpolated_raster_has_no_tower_rows(folders: Path) -> None:
     with pytest.raises(ModelError, match="its tokens mix several tower features"):
         read(model, batch, tower=True)
     with pytest.raises(ModelError, match="its tokens mix several tower features"):
-        edit(model, batch, at="tower", fn=lambda v, _: v)
+        edit(model, batch, at="encoder", fn=lambda v, _: v)
     assert edit(model, batch, at=1, fn=lambda v, _: v).shape[0] == 1

@@ -31,7 +31,7 @@ from workbench.files import cache_folder, locked
 TINY = Recipe(
     model=ModelConfig(layers=3, width=32, ffn=64),
     data=DataConfig(limit_train=24, limit_val=8),
-    alignment=AlignmentConfig(objective="cosine", layer=(2,), hidden=16, images="others", centre=True),
+    alignment=AlignmentConfig(objective="cosine", layer=(2,), hidden=16, images="others", center=True),
 )
 
 

@@ -124,15 +124,16 @@ def test_taking_away_what_every_image_has_changes_nothing(folders: Path) -> None
     """If all images are one, each token already is the mean at its place; if they differ, it is not."""
     mllm, config = model("llava", folders), Config(width=(1, 4), draws=2, questions=0)
     same = knock(config, Context(mllm, with_objects(different=False), 3)).tables["scores"]
-    taken = same[same["place"] == "tower"]
-    assert set(taken["kind"]) == {OBJECT, RANDOM, AGAINST} and (taken["kl"].abs() < 1e-6).all() and (taken["drop"] == 0).all()
+    taken = same[same["site"] == "encoder"]
+    assert set(taken["kind"]) == {OBJECT, RANDOM, AGAINST} and (taken["kl"].abs() < 1e-6).all() and (taken["accuracy_drop"] == 0).all()
     result = knock(config, Context(mllm, with_objects(), 3))
     other, samples = result.tables["scores"], result.tables["samples"]
     assert (other[other["kind"].isin([OBJECT, RANDOM])]["kl"] > 1e-7).all()
-    assert set(other["place"]) == {"tower", "blocks 1-1", "blocks 2-2", "blocks 3-3", "blocks 4-4", "blocks 1-4"}
-    assert not samples[samples["place"] == "tower"]["id"].str.endswith("-1").any() and (other[other["kind"] == "knockout"]["n"].max() == 12)
+    assert set(other["site"]) == {"encoder", "blocks 1-1", "blocks 2-2", "blocks 3-3", "blocks 4-4", "blocks 1-4"}
+    assert not samples[samples["site"] == "encoder"]["id"].str.endswith("-1").any() and (other[other["kind"] == "knockout"]["n"].max() == 12)
     row, mean = (other[(other["kind"] == kind) & (other["category"] == MEAN)].iloc[0] for kind in (AGAINST, RANDOM))
-    assert row["accuracy_before"] == pytest.approx(mean["accuracy_after"]) and row["drop"] == pytest.approx(row["accuracy_before"] - row["accuracy_after"])
+    assert row["accuracy_before"] == pytest.approx(mean["accuracy_after"])
+    assert row["accuracy_drop"] == pytest.approx(row["accuracy_before"] - row["accuracy_after"])
 
 
 def test_what_cannot_be_knocked_out_is_refused_or_noted(folders: Path) -> None:
@@ -144,7 +145,7 @@ def test_what_cannot_be_knocked_out_is_refused_or_noted(folders: Path) -> None:
     with pytest.raises(DataError, match="no question of planted names an object that the data set knows: expected objects, or --no-objects"):
         knock(Config(width=(1,)), Context(llava, planted(), 4))
     result = knock(Config(width=(2,), layers=(3,)), Context(qwen, with_objects(2), 4))
-    assert "adds encoder features" in result.record["skipped"]["objects"] and set(result.tables["scores"]["place"]) == {"blocks 3-4", "blocks 1-4"}
+    assert "adds encoder features" in result.record["skipped"]["objects"] and set(result.tables["scores"]["site"]) == {"blocks 3-4", "blocks 1-4"}
 
 
 def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
     found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path)["folder"])}
     assert set(found) == {"baseline", "viral"} and "knockout-" in done.stdout and AGAINST in done.stdout
     scores = found["viral"].tables["scores"]
-    assert set(scores["place"]) == {"blocks 2-2", "blocks 1-3", "tower"} and scores.drop(columns=["p"]).notna().all(axis=None)
+    assert set(scores["site"]) == {"blocks 2-2", "blocks 1-3", "encoder"} and scores.drop(columns=["p"]).notna().all(axis=None)
     figures = ANALYSIS.figures(found)
     assert len(figures) == 3 and all("error_y" in trace.to_plotly_json() for figure in list(figures.values())[1:] for trace in figure.data)
     failed = run("analyses.knockout", "--model", models[0], "--widht", "1", code=2)

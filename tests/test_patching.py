@@ -43,7 +43,7 @@ def test_patching_a_model_with_itself_changes_nothing(folders: Path, monkeypatch
     mllm = model("llava", folders)
     table = patched(monkeypatch, mllm, mllm)["scores"]
     assert set(table["layer"]) == {0, 1, 2, 3, 4} and set(table["kind"]) == {PATCHED, SELF}
-    assert (table["drop"] == 0).all() and (table["kl"] < 1e-6).all() and (table["n_images"] == 4).all()
+    assert (table["accuracy_drop"] == 0).all() and (table["kl"] < 1e-6).all() and (table["n_images"] == 4).all()
     assert (table["low"] < 0).all() and (table["high"] > 0).all() and table["few"].all()  # four images leave room for a drop
 
 
@@ -91,6 +91,6 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
     found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path)["folder"])}
     assert set(found) == {"baseline", "viral"} and "patching-" in done.stdout
     scores = found["viral"].tables["scores"]
-    assert (scores["drop"] == 0).all() and (scores["kl"] < 1e-6).all()
+    assert (scores["accuracy_drop"] == 0).all() and (scores["kl"] < 1e-6).all()
     (figure,) = ANALYSIS.figures(found).values()
     assert sum(trace.fill == "toself" for trace in figure.data) == 4

@@ -74,22 +74,22 @@ def scored(mllm: MLLM, config: Config, data: Dataset) -> tuple[pd.DataFrame, dic
 def test_permuting_a_bag_of_tokens_changes_nothing(folders: Path) -> None:
     table, _ = scored(bag_of_tokens(folders), Config(questions=0), planted())
     order = table[table["kind"].isin(["permute", "block shuffle", "transpose", "identity"]) & (table["part"] == "whole")]
-    assert set(order["place"]) == {"tower", "0", "1"} and (order["drop"] == 0).all() and (order["kl"] < 1e-6).all()
+    assert set(order["site"]) == {"encoder", "0", "1"} and (order["accuracy_drop"] == 0).all() and (order["kl"] < 1e-6).all()
     for kind in ("other image", "mean token"):  # what the bag holds does matter
-        assert (table[(table["kind"] == kind) & (table["place"] == "tower")]["kl"] > 1e-5).any(), kind
+        assert (table[(table["kind"] == kind) & (table["site"] == "encoder")]["kl"] > 1e-5).any(), kind
     assert (table[(table["part"] == "features")]["kl"] > 1e-7).any()  # another bag: features meet the positional part of other places
 
 
 def test_identity_is_exactly_nothing_and_order_is_something(folders: Path) -> None:
     table, record = scored(model("llava", folders), Config(questions=0, permutations=2), planted())
     identity = table[table["kind"] == "identity"]
-    assert len(identity) == 3 and (identity[["drop", "kl", "kl_low", "kl_high"]] == 0).all(axis=None) and (identity["p"] == 1).all()
+    assert len(identity) == 3 and (identity[["accuracy_drop", "kl", "kl_low", "kl_high"]] == 0).all(axis=None) and (identity["p"] == 1).all()
     assert (identity["low"] < 0).all() and (identity["high"] > 0).all() and identity["few"].all()  # four images that did not change leave room for a drop
-    assert (table[(table["kind"] == "permute") & (table["place"] != "4")]["kl"] > 1e-6).all()
-    assert (table[table["place"] == "4"]["kl"] < 1e-9).all()  # after the last block nothing reads the visual tokens
+    assert (table[(table["kind"] == "permute") & (table["site"] != "4")]["kl"] > 1e-6).all()
+    assert (table[table["site"] == "4"]["kl"] < 1e-9).all()  # after the last block nothing reads the visual tokens
     assert record["skipped"] == {} and 0 < record["positional_share"] < 1
-    both = table[table["kind"].eq("permute") & table["part"].eq("whole") & table["category"].eq(MEAN)].set_index("place")["kl"]
-    assert both["tower"] == pytest.approx(both["0"], abs=1e-5)  # this connector treats every token alike
+    both = table[table["kind"].eq("permute") & table["part"].eq("whole") & table["category"].eq(MEAN)].set_index("site")["kl"]
+    assert both["encoder"] == pytest.approx(both["0"], abs=1e-5)  # this connector treats every token alike
     assert (table["n_images"] == 4).all() and set(table.groupby("category")["n"].first().to_dict().items()) == {("colour", 8), ("side", 4), (MEAN, 12)}
     chance = table.groupby("category")["chance"].first()
     assert chance["colour"] == 0.5 and chance["side"] == pytest.approx(1 / 3) and chance[MEAN] == pytest.approx((1 / 2 + 1 / 3) / 2)
@@ -116,7 +116,7 @@ def test_the_shared_prefix_is_the_same_computation(folders: Path) -> None:
         seen.add(image)
         return values.roll(image, 0)
 
-    for place in ("tower", "projector", 0, 1, 2, 3, 4):
+    for place in ("encoder", "projector", 0, 1, 2, 3, 4):
         assert torch.allclose(quiz._from_prefix(place, roll), quiz._whole(place, roll), atol=1e-4), place  # type: ignore[arg-type]
     assert seen == {7, 8, 9, 10}
 
@@ -124,7 +124,7 @@ def test_the_shared_prefix_is_the_same_computation(folders: Path) -> None:
 def test_a_change_that_writes_into_its_tokens_does_not_leak(folders: Path) -> None:
     quiz = Quiz(model("llava", folders), planted().scenes, batch_size=5)
     before = quiz.logprobs()
-    for place in ("tower", 0, 2):
+    for place in ("encoder", 0, 2):
         assert not torch.equal(quiz.logprobs(place, lambda values, _: values.zero_()), before)  # type: ignore[arg-type]
         assert torch.equal(quiz.logprobs(place, lambda values, _: values), before)  # type: ignore[arg-type]
 
@@ -132,7 +132,7 @@ def test_a_change_that_writes_into_its_tokens_does_not_leak(folders: Path) -> No
 @pytest.mark.parametrize(
     ("name", "skipped"),
     [
-        ("qwen3_vl", {"place tower": "adds encoder features", "place 0": "adds", "place 1": "adds", "place 2": "adds"}),
+        ("qwen3_vl", {"site encoder": "adds encoder features", "site 0": "adds", "site 1": "adds", "site 2": "adds"}),
         ("llava_next", {"transpose": "not square"}),
     ],
 )
@@ -140,8 +140,8 @@ def test_other_families_are_asked_whole_and_what_cannot_be_is_noted(folders: Pat
     config = Config(permutations=1, questions=1, block=1, layers=() if name == "qwen3_vl" else (1,))
     table, record = scored(model(name, folders), config, planted(2, (120, 60)))
     assert record["skipped"].keys() == skipped.keys() and all(text in record["skipped"][key] for key, text in skipped.items())
-    assert set(table["place"]) == ({"3", "4"} if name == "qwen3_vl" else {"tower", "1"})
-    assert (table[table["kind"] == "identity"]["kl"] == 0).all() and (table[(table["kind"] == "permute") & (table["place"] != "4")]["kl"] > 0).any()
+    assert set(table["site"]) == ({"3", "4"} if name == "qwen3_vl" else {"encoder", "1"})
+    assert (table[table["kind"] == "identity"]["kl"] == 0).all() and (table[(table["kind"] == "permute") & (table["site"] != "4")]["kl"] > 0).any()
 
 
 # --- the parts -----------------------------------------------------------------------------------------------------------------------------
@@ -167,9 +167,10 @@ def test_scores_by_hand() -> None:
     rows = [(f"q{i}", f"i{i % 3}", "a" if i < 6 else "b", 0.5, True, i >= 3, 0.1 * i) for i in range(9)]
     columns = ["id", "image_id", "category", "chance", "correct_before", "correct_after", "kl"]
     table = pd.DataFrame(change_by_type(pd.DataFrame(rows, columns=columns), seed=0)).set_index("category")
-    assert table.loc["a", "drop"] == 0.5 and table.loc["b", "drop"] == 0 and table.loc[MEAN, "drop"] == pytest.approx(0.25)
+    assert table.loc["a", "accuracy_drop"] == 0.5 and table.loc["b", "accuracy_drop"] == 0 and table.loc[MEAN, "accuracy_drop"] == pytest.approx(0.25)
     assert table.loc["a", "kl"] == pytest.approx(0.25) and table.loc[MEAN, "kl"] == pytest.approx((0.25 + 0.7) / 2)
-    assert (table["low"] <= table["drop"]).all() and (table["drop"] <= table["high"]).all() and table.loc[MEAN, "n"] == 9 and table.loc["a", "n_images"] == 3
+    assert (table["low"] <= table["accuracy_drop"]).all() and (table["accuracy_drop"] <= table["high"]).all()
+    assert table.loc[MEAN, "n"] == 9 and table.loc["a", "n_images"] == 3
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------------------------------
@@ -216,11 +217,11 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
     assert set(found) == {"baseline", "viral"} and "permutation-" in done.stdout and MEAN in done.stdout
     stored = found["viral"]
     scores, samples = stored.tables["scores"], stored.tables["samples"]
-    assert set(scores["place"]) == {"tower", "0", "2"} and set(scores["part"]) == {"whole", "features", "positions"}
+    assert set(scores["site"]) == {"encoder", "0", "2"} and set(scores["part"]) == {"whole", "features", "positions"}
     assert scores.drop(columns=["p"]).notna().all(axis=None) and (scores["seed"] == 0).all() and (scores["n_images"] <= 3).all()
-    assert np.allclose(scores["drop"], scores["accuracy_before"] - scores["accuracy_after"])
-    one = samples[(samples["place"] == "tower") & (samples["kind"] == "transpose") & (samples["category"] == "exist")]
-    row = scores[(scores["place"] == "tower") & (scores["kind"] == "transpose") & (scores["category"] == "exist")].iloc[0]
+    assert np.allclose(scores["accuracy_drop"], scores["accuracy_before"] - scores["accuracy_after"])
+    one = samples[(samples["site"] == "encoder") & (samples["kind"] == "transpose") & (samples["category"] == "exist")]
+    row = scores[(scores["site"] == "encoder") & (scores["kind"] == "transpose") & (scores["category"] == "exist")].iloc[0]
     assert row["accuracy_after"] == one["correct_after"].mean() and row["kl"] == pytest.approx(one["kl"].mean()) and row["n"] == len(one)
     figures = ANALYSIS.figures(found)
     assert len(figures) == 5 and all("error_y" in trace.to_plotly_json() for title in list(figures)[1:] for trace in figures[title].data)

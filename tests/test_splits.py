@@ -60,7 +60,7 @@ def test_a_limit_beyond_the_data_says_how_many_there_are() -> None:
     assert "data.limit_test is 3: expected none without data.test" in message
 
 
-@pytest.mark.parametrize("settings", [{}, {"target": "projector"}, {"target": "encoder"}, {"centre": True}])
+@pytest.mark.parametrize("settings", [{}, {"target": "projector"}, {"target": "encoder"}, {"center": True}])
 def test_validation_losses_are_means_over_tokens(settings: dict[str, object]) -> None:
     ready = prepare(replace(TINY, alignment=replace(TINY.alignment, **settings)))
     evaluation = ready.evaluate(4)  # 10 images: batches of unlike sizes
@@ -74,7 +74,7 @@ def test_validation_losses_are_means_over_tokens(settings: dict[str, object]) ->
 
 
 def test_validation_targets_are_controlled_as_in_training() -> None:
-    centered = prepare(replace(TINY, alignment=replace(TINY.alignment, centre=True)))
+    centered = prepare(replace(TINY, alignment=replace(TINY.alignment, center=True)))
     plain = prepare(TINY)
     name = "efficientnet-lite0"
     mean = plain.train.targets[name].mean()

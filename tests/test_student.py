@@ -132,7 +132,7 @@ def test_cached_targets_are_the_computed_ones_tile_by_tile(tmp_path: Path) -> No
         for one, other in zip(a, b, strict=True):
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
     assert [len(own) for own in cached["efficientnet-lite0"]] == [4, 2, 0]
-    centred = prepare_student(recipe_of([*flags, "--data.limit_train", "10"], centre=True))
+    centred = prepare_student(recipe_of([*flags, "--data.limit_train", "10"], center=True))
     every = [tile for own in centred.collate(list(range(10)))["targets"]["efficientnet-lite0"] for tile in own]
     assert torch.cat(every).mean(0).abs().max() < 1e-4
 
@@ -436,7 +436,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(llava: list[str], tmp_path
         (["--data.train", llava[3], "--data.val", llava[3]], "has conversations of several turns or images, or none: expected single questions"),
         ([*llava, "--data.max_length", "12"], "an image reaches beyond 12 tokens"),
         ([*llava, "--data.train", f"{llava[3]}?images=/nowhere"], "image root '/nowhere' does not exist"),
-        ([*llava, *VIRAL, "--alignment.centre", "--data.features", "compute"], "expected target vfm and data.features cache"),
+        ([*llava, *VIRAL, "--alignment.center", "--data.features", "compute"], "expected target vfm and data.features cache"),
         ([*llava, "--model.train_tower", "--model.train", "lora"], "expected model.train all for a tower that is trained too"),
         (["--data.train", "shapes:train", "shapes:val"], "expected one data set for a small LLaVA"),
     ]

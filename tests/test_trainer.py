@@ -123,7 +123,7 @@ def test_controls_change_the_target_only() -> None:
 
     plain = prepare(TINY)
     others = prepare(replace(TINY, alignment=replace(TINY.alignment, images="others")))
-    centred = prepare(replace(TINY, alignment=replace(TINY.alignment, centre=True)))
+    centred = prepare(replace(TINY, alignment=replace(TINY.alignment, center=True)))
     for a, b in zip(plain.model.state_dict().values(), others.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     same, exchanged, without = (ready.train.targets["efficientnet-lite0"] for ready in (plain, others, centred))

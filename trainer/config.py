@@ -245,7 +245,7 @@ class AlignmentConfig:
     """Width of a head's two hidden layers."""
     images: Literal["same", "others"] = "same"
     """`others` is a control: the target is the feature map of another training image, the same one at every step."""
-    centre: bool = False
+    center: bool = False
     """Subtract the training set's mean feature vector from the target, so that a constant prediction earns nothing."""
     residual: Literal["none", "encoder", "projector"] = "none"
     """Add the image again to the visual tokens after each layer of `layer`: a light adapter of what the connector receives, or what it gave."""
@@ -260,8 +260,8 @@ class AlignmentConfig:
             raise ConfigError("alignment.heads is none: expected each or shared for the cosine objective, whose two sides have different widths")
         if self.schedule == "constant" and self.final_weight is not None:
             raise ConfigError(f"alignment.final_weight is {self.final_weight}: expected none for a constant schedule, or schedule linear or cosine")
-        if self.target == "projector" and (self.centre or self.images == "others"):
-            raise ConfigError("alignment.target is projector, which changes in training: expected no centre and no other images for it")
+        if self.target == "projector" and (self.center or self.images == "others"):
+            raise ConfigError("alignment.target is projector, which changes in training: expected no center and no other images for it")
 
     @property
     def aligned(self) -> bool:
@@ -369,8 +369,8 @@ class Recipe:
         if self.start is not None:
             raise ConfigError(f"start is {self.start}: expected none for a released model; a folder to start from is a model.name")
         own = self.alignment
-        if (own.centre or own.images == "others") and (own.target == "encoder" or self.data.features == "compute"):
-            raise ConfigError("alignment.centre and images others need all targets beforehand: expected target vfm and data.features cache")
+        if (own.center or own.images == "others") and (own.target == "encoder" or self.data.features == "compute"):
+            raise ConfigError("alignment.center and images others need all targets beforehand: expected target vfm and data.features cache")
 
     def check_layer(self, layers: int) -> None:
         """See that the aligned layers are the model's; a pretrained language model says only when it is loaded how many it has."""

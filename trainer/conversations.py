@@ -272,7 +272,7 @@ def _controlled(
     stores: dict[tuple[int, int], Features], pictures: Mapping[tuple[int, int], Sequence[Hashable]], settings: AlignmentConfig, seed: int
 ) -> dict[tuple[int, int], Features]:
     """Targets with the controls that the recipe asks for: less the mean of all tokens, or those of another picture with the same raster."""
-    if settings.centre:
+    if settings.center:
         counts = {grid: own.shape[0] * own.shape[1] for grid, own in stores.items()}
         mean = sum(own.mean() * (counts[grid] / sum(counts.values())) for grid, own in stores.items())
         assert isinstance(mean, Tensor)

@@ -223,7 +223,7 @@ def _targets(recipe: Recipe, vfms: Sequence[VFM], splits: Splits, inputs: Sequen
         return [None for _ in inputs]
     encoder = settings.target == "encoder"
     each = [{"encoder": values} if encoder else vfm_features(recipe, vfms, data, grid) for data, values in zip(splits.all, inputs, strict=True)]
-    means = {name: values.mean() if settings.centre else None for name, values in each[0].items()}
+    means = {name: values.mean() if settings.center else None for name, values in each[0].items()}
     return [
         {name: _controlled(settings, values, means[name], data, recipe.seed) for name, values in own.items()}
         for data, own in zip(splits.all, each, strict=True)

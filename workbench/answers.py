@@ -170,7 +170,7 @@ class Quiz:
             return output
 
         features = self._shared.features.to(self.mllm.device, embed.weight.dtype)
-        projected = self.mllm.connector(changed(features) if at == "tower" else features)
+        projected = self.mllm.connector(changed(features) if at == "encoder" else features)
         hidden = embed(self._shared.starts.to(self.mllm.device))
         hidden[:, visual] = (changed(projected) if at in ("projector", 0) else projected).to(hidden.dtype)
         cache: Any = DynamicCache(config=self.mllm.config.get_text_config())
@@ -295,7 +295,7 @@ def changes(found: Mapping[str, Run]) -> pd.DataFrame:
 
 def drops(table: pd.DataFrame) -> pd.DataFrame:
     """`changes` for a figure: score is the drop, to_chance the drop that would leave the answers at chance."""
-    return table.assign(to_chance=table["accuracy_before"] - table["chance"]).drop(columns="chance").rename(columns={"drop": "score"})
+    return table.assign(to_chance=table["accuracy_before"] - table["chance"]).drop(columns="chance").rename(columns={"accuracy_drop": "score"})
 
 
 def accuracy_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
@@ -336,7 +336,7 @@ def _changed(category: str, each: pd.DataFrame, seed: int) -> dict[str, Any]:
     means = weighted.sum()
     return {
         **{"category": category, "accuracy_before": means["correct_before"], "accuracy_after": means["correct_after"]},
-        **{"drop": drop.estimate, "low": drop.low, "high": drop.high, "few": drop.few, "p": test.p},
+        **{"accuracy_drop": drop.estimate, "low": drop.low, "high": drop.high, "few": drop.few, "p": test.p},
         **{"kl": kl.estimate, "kl_low": max(kl.low, 0.0), "kl_high": kl.high},
         **{"n": len(each), "n_images": drop.n, "chance": means["chance"], "seed": seed},
     }

@@ -22,7 +22,7 @@ from workbench.errors import ConfigError, ModelError
 from workbench.mllm.base import MLLM, last_logits, positions_to_keep
 from workbench.mllm.family import Batch, VisualTokens
 
-Place = Literal["tower", "projector"] | int
+Place = Literal["encoder", "projector"] | int
 
 
 @dataclass(frozen=True)
@@ -430,8 +430,8 @@ def knockout(mllm: MLLM, batch: Batch, *, blocks: Sequence[int]) -> Float[Tensor
 Edit = Callable[[Float[Tensor, "token d"], int], Float[Tensor, "token d"]]
 
 
-def check_place(mllm: MLLM, at: Place) -> Literal["tower"] | int:
-    """Return "tower" or the layer number of a place where visual tokens can be changed.
+def check_place(mllm: MLLM, at: Place) -> Literal["encoder"] | int:
+    """Return "encoder" or the layer number of a place where visual tokens can be changed.
 
     Raises:
         ConfigError: no such place.
@@ -440,8 +440,8 @@ def check_place(mllm: MLLM, at: Place) -> Literal["tower"] | int:
     layer = 0 if at == "projector" else at
     if isinstance(layer, int):
         check_layers(mllm, [layer])
-    elif layer != "tower":
-        raise ConfigError(f"place '{at}' does not exist: expected 'tower', 'projector' or a layer from 0 to {mllm.n_layers}")
+    elif layer != "encoder":
+        raise ConfigError(f"place '{at}' does not exist: expected 'encoder', 'projector' or a layer from 0 to {mllm.n_layers}")
     injected = mllm.family.injected(mllm.config)
     if injected and (not isinstance(layer, int) or layer <= injected):
         raise ModelError(
@@ -455,7 +455,7 @@ def edit(mllm: MLLM, batch: Batch, *, at: Place, fn: Edit, keep: int = 1) -> Flo
     """Logits of each sample's last `keep` tokens when the visual tokens are changed at one place on their way.
 
     Args:
-        at: "tower" for what the connector receives, "projector" for what it gives (layer 0), or layer l: the output of block l.
+        at: "encoder" for what the connector receives, "projector" for what it gives (layer 0), or layer l: the output of block l.
         fn: (visual tokens of one sample, its number in the batch) -> their replacement, of the same shape.
         keep: how many tokens of the prompt, in its order; padding is none, on whichever side it is.
 
@@ -468,14 +468,14 @@ def edit(mllm: MLLM, batch: Batch, *, at: Place, fn: Edit, keep: int = 1) -> Flo
     if not 1 <= keep <= int(mask.sum(1).min()):
         raise ConfigError(f"keep is {keep}: expected 1 to {int(mask.sum(1).min())}, the tokens of the shortest prompt")
     found = mllm.visual_tokens(batch)
-    rows = tower_rows(mllm, found) if layer == "tower" else []
+    rows = tower_rows(mllm, found) if layer == "encoder" else []
     index = _positions_of(found)
     if not any(len(own) for own in index):
         raise ModelError("no sample of the batch has an image: expected visual tokens to edit")
 
     def change(hidden: Tensor) -> Tensor:
         changed = hidden.clone()
-        if layer == "tower":
+        if layer == "encoder":
             flat = by_token(mllm, changed)
             for sample, own in enumerate(rows):
                 if len(own):
@@ -511,12 +511,12 @@ def _trace(mllm: MLLM, batch: Batch, layer: int | str, change: Callable[[Tensor]
 
     own = vars(mllm.model)  # wrapping changes a model for good, so it is done once for each, and goes when the model goes
     traced = own.get("_traced") or own.setdefault("_traced", nnsight.NNsight(mllm.model))
-    if layer == "tower":
+    if layer == "encoder":
         module = traced.get(f"model.{mllm.family.connector}")
     else:
         blocks = next(name for name, part in mllm.model.named_modules() if part is mllm.decoder.layers)
         module = traced.get(f"{blocks}.{max(0, int(layer) - 1)}")
-    before = layer in ("tower", 0)
+    before = layer in ("encoder", 0)
     with torch.no_grad(), traced.trace(**batch.inputs, use_cache=False, logits_to_keep=keep):
         if before:
             module.input = change(module.input)

@@ -38,7 +38,7 @@ IN_WORDS = (
     "warmup",
     "teacher_norm",
     "images",
-    "centre",
+    "center",
     "residual",
 )
 LISTED = 3  # differences of recipes that a sentence names

@@ -140,7 +140,7 @@ def alignment_words(settings: Mapping[str, Any]) -> str:
         words = [target, f"layer {layer}", f"weight {settings['weight']}"]
         usual = {"objective": "cosine", "schedule": "constant", "final_weight": None, "warmup": 0, "heads": "each", "where": "output"}
         words += [f"{key.replace('_', ' ')} {settings[key]}" for key, value in usual.items() if settings.get(key, value) != value]
-        controls = {"images": ("others", "control: targets of other images"), "centre": (True, "targets less their mean")}
+        controls = {"images": ("others", "control: targets of other images"), "center": (True, "targets less their mean")}
         words += [said for key, (value, said) in controls.items() if settings.get(key) == value]
         if settings.get("target", "vfm") == "vfm" and settings.get("teacher_norm", "own") != "own":
             words.append("CLIP-normalised")

@@ -113,7 +113,7 @@ def permutation(bench: Bench) -> None:
         bench.add("encoding the questions", {"s": taken}, setting=f"batch {size}")
         order = partial(_permuted, tokens=mllm.config.image_seq_length)
         each = []
-        for place in ("tower", 0, mllm.n_layers // 2, mllm.n_layers):
+        for place in ("encoder", 0, mllm.n_layers // 2, mllm.n_layers):
             if bench.left() < 15:
                 break
             taken = seconds(bench, lambda place=place: [quiz.logprobs(place, order) for quiz in quizzes])  # type: ignore[misc]

@@ -61,7 +61,7 @@ READINGS: dict[str, Callable[[MLLM], Tensor | Sequence[Tensor]]] = {
     "attention rows of one prompt": lambda m: list(attention(m, one_prompt(m), rows=[[-1, 4, 9]])),
     "gradient times attention": lambda m: list(gradient_attention(m, encoded(m), rows=[-1] * 3)),
     "attention rollout": lambda m: rollout(m, encoded(m), rows=[-1] * 3, chunk=7),
-    "edit at the vision encoder": edited_at("tower"),
+    "edit at the vision encoder": edited_at("encoder"),
     "edit at the projector": edited_at("projector"),
     "edit at layer 2": edited_at(2),
     "knockout of blocks 2 and 3": lambda m: knockout(m, encoded(m), blocks=[2, 3]),
