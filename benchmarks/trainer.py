@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from trainer.aligned_model import AlignedForConditionalGeneration, AlignedOutput
 from trainer.alignment import cosine_loss
-from trainer.config import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
 from trainer.loop import AlignmentTrainer
-from trainer.model import AlignedForConditionalGeneration, AlignedOutput
-from trainer.packing import Packing
-from trainer.prepare import prepare
+from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
+from trainer.setups.packed import prepare
+from trainer.setups.packing import Packing
 from workbench.mllm.conversation import IGNORED
 
 WARM_UP = 3  # rounds

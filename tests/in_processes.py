@@ -12,24 +12,24 @@ import signal
 import sys
 from pathlib import Path
 
-from trainer import processes
+from trainer import distributed
 from trainer.__main__ import read
-from trainer.loop import train
+from trainer.run import train
 from workbench.config import command
 
 
 def main(argv: list[str]) -> None:
     sys.addaudithook(die)
-    processes.start()
+    distributed.start()
     for words in json.loads(Path(argv[0]).read_text()):
-        config = processes.together(lambda words=words: read(words))
+        config = distributed.together(lambda words=words: read(words))
         if config.resume:
-            processes.on_main(lambda folder=config.output_dir: interrupted(folder))
+            distributed.on_main(lambda folder=config.output_dir: interrupted(folder))
         try:
             train(config, words)
-        except processes.ElsewhereError:
+        except distributed.ElsewhereError:
             sys.exit(2)
-    processes.stop()
+    distributed.stop()
 
 
 def die(event: str, arguments: tuple[object, ...]) -> None:
@@ -46,4 +46,4 @@ def interrupted(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    processes.program(lambda: command(main))
+    distributed.program(lambda: command(main))

@@ -19,11 +19,11 @@ from transformers import AutoModelForImageTextToText
 from tests.conftest import SMALL, recipe, refused
 from tests.tiny import BUILDERS, build
 from trainer.alignment import AlignmentHead, attach_alignment, cosine_loss, relation_loss, weight_at
-from trainer.config import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, Recipe
-from trainer.data import collate
-from trainer.loop import train
-from trainer.packing import Packing
-from trainer.prepare import prepare
+from trainer.recipe import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, Recipe
+from trainer.run import train
+from trainer.setups.packed import prepare
+from trainer.setups.packed_data import collate
+from trainer.setups.packing import Packing
 from workbench.capture import edit, read
 from workbench.config import parse
 from workbench.errors import ConfigError, DataError, ModelError, UnknownNameError
@@ -388,7 +388,8 @@ def test_the_default_head_and_loss_are_what_they_were() -> None:
     """Seed, order of construction and formula of the first VIRAL recipe: the head is made after the VFM, from the generator as it stands then."""
     from transformers import set_seed
 
-    from trainer.model import build_llava, build_processor, start_connector
+    from trainer.build.connector_init import start_connector
+    from trainer.build.toy_llava import build_llava, build_processor
     from workbench.data import load_data
 
     ready = prepare(tiny())

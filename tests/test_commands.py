@@ -10,7 +10,7 @@ import pytest
 
 from tests import tiny
 from tests.conftest import ROOT, SMALL, recipe, refused
-from trainer.config import Recipe
+from trainer.recipe import Recipe
 from workbench.catalogue import analysis_files
 from workbench.config import nearest_key, parse
 from workbench.errors import ConfigError, RunError

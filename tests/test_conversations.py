@@ -18,9 +18,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tests.students import picture, rows, write
 from tests.tiny import BUILDERS, build
-from trainer.conversations import GroupedSampler
-from trainer.language import FLATTEN
-from trainer.rows import Rows
+from trainer.build.language import FLATTEN
+from trainer.setups.conversation_data import GroupedSampler
+from trainer.setups.rows import Rows
 from workbench.answers import option_ids
 from workbench.convert.build import CHAT_TEMPLATE
 from workbench.data import Sample, load_data

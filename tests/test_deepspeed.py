@@ -15,7 +15,7 @@ from tests.test_processes import TINY, launch, same
 from tests.test_student_processes import LORA, LOSSES, STEPS
 from tests.tiny import build
 from trainer.__main__ import read
-from trainer.loop import train
+from trainer.run import train
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install deepspeed")
 

@@ -52,7 +52,7 @@ def test_the_makefile_runs_it_and_it_trains_what_it_analyses() -> None:
 
 
 def test_the_pair_differs_in_alignment_alone_and_is_small() -> None:
-    from trainer.config import Recipe
+    from trainer.recipe import Recipe
 
     sweep = parse(Sweep, [], prog="sweep", recipe=ROOT / Config().sweep)
     first, second = (parse(Recipe, job.arguments[1:], prog="trainer", recipe=ROOT / job.arguments[0]) for job in sweep.runs())

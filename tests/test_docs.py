@@ -13,7 +13,7 @@ from PIL import Image
 from skimage import data as photographs
 
 from tests.conftest import ROOT, SMALL, SMALL_VIRAL, run
-from trainer.config import Recipe
+from trainer.recipe import Recipe
 from workbench.config import parse
 
 README = (ROOT / "README.md").read_text()

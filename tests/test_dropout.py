@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from tests.conftest import recipe, refused
-from trainer.checkpoint import save_model
-from trainer.config import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, OptimConfig, Recipe
-from trainer.data import collate
 from trainer.evaluation import answer_packed
-from trainer.loop import train
-from trainer.prepare import Prepared, prepare
+from trainer.output.model_folder import save_model
+from trainer.recipe import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, OptimConfig, Recipe
+from trainer.run import train
+from trainer.setups.packed import Prepared, prepare
+from trainer.setups.packed_data import collate
 from workbench.errors import ConfigError
 from workbench.mllm import MLLM
 

@@ -17,18 +17,20 @@ from benchmarks.gpu import models
 from tests.conftest import ROOT, SMALL_VIRAL, recipe, refused, run
 from tests.students import FLAGS, VIRAL, configs, rows, write, write_sparse
 from tests.tiny import build
-from trainer import dry_run
 from trainer.__main__ import read
 from trainer.alignment import attach_alignment
-from trainer.checkpoint import save_model
-from trainer.config import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, OptimConfig, Recipe
-from trainer.dry_run import FLOAT, check_disk, one_square, plan
-from trainer.loop import train
-from trainer.lora import add_lora
-from trainer.outline import Sizes, attach, on_meta, sizes_of
-from trainer.parts import describe_parts
-from trainer.prepare import prepare
-from trainer.student import prepare_student
+from trainer.build.assembled_llava import describe_parts
+from trainer.build.lora import add_lora
+from trainer.dry_run import disk
+from trainer.dry_run.disk import check_disk
+from trainer.dry_run.meta import attach, on_meta
+from trainer.dry_run.plan import STRATEGIES, Plan, one_square, plan
+from trainer.dry_run.sizes import FLOAT, Sizes, sizes_of
+from trainer.output.model_folder import save_model
+from trainer.recipe import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, OptimConfig, Recipe
+from trainer.run import train
+from trainer.setups.conversation import prepare_student
+from trainer.setups.packed import prepare
 from workbench.config import as_mapping
 from workbench.errors import ConfigError, RunError, WorkbenchError
 
@@ -80,8 +82,8 @@ def test_a_7b_llava_from_its_configuration() -> None:
     assert sum(sizes.parts[part][0] for part in ("tower", "connector", "language")) == 7_063_427_072
     assert sizes.parts["head"][0] == 4096 * 2048 + 2048 + 2048 * 2048 + 2048 + 2048 * 768 + 768
     assert sizes.block == 202_383_360  # 4 x 4096^2 + 3 x 4096 x 11008 + 2 x 4096
-    whole = dry_run.Plan(viral, sizes, model.config, 665_000, (576, 576), 1024, 100, 0, 0)
-    memory = {strategy: whole.memory(strategy, 8) - whole.activations(8) for strategy in dry_run.STRATEGIES}
+    whole = Plan(viral, sizes, model.config, 665_000, (576, 576), 1024, 100, 0, 0)
+    memory = {strategy: whole.memory(strategy, 8) - whole.activations(8) for strategy in STRATEGIES}
     assert memory["ddp"] > memory["zero2"] > memory["fsdp"] >= memory["zero3"]
     assert memory["ddp"] == 4 * (sizes.total + 4 * sizes.trained)
     small = replace(whole, recipe=replace(viral, optim=replace(viral.optim, batch_size=1, global_batch=None)))
@@ -94,7 +96,7 @@ def test_a_7b_llava_from_its_configuration() -> None:
 
 def test_a_disk_that_is_too_small_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A disk of one megabyte."""
-    monkeypatch.setattr(dry_run.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**6}))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10**6}))
     with pytest.raises(RunError, match=r"checkpoints and result, frozen features need about .* MB in .*, where 1.0 MB are free"):
         check_disk(plan(replace(TINY, output_dir=tmp_path / "out")))
 
@@ -111,7 +113,7 @@ def test_the_disk_holds_a_checkpoint_of_the_last_step_and_what_lora_goes_on_from
     assert abs(written - planned) < FLOAT * found.sizes.trained  # of either: there are names beside the numbers, and what is merged is not written
     result = 4 * found.sizes.total
     for free, fits in ((planned + result - 1, False), (planned + result + 1, True)):
-        monkeypatch.setattr(dry_run.shutil, "disk_usage", lambda _, free=free: type("Usage", (), {"free": free}))
+        monkeypatch.setattr(disk.shutil, "disk_usage", lambda _, free=free: type("Usage", (), {"free": free}))
         with nullcontext() if fits else pytest.raises(RunError, match="checkpoints and result need about"):
             check_disk(found)
 
@@ -179,7 +181,7 @@ def test_what_waits_for_the_backward_pass_follows_precision_and_checkpointing() 
         ("bfloat16", True, tokens * 8 * (2 * 4 + 34) + 2 * (1000 + 300)),
     ):
         recipe: Any = SimpleNamespace(optim=OptimConfig(batch_size=3, precision=precision, checkpointing=checkpointing), model=ModelConfig())  # type: ignore[arg-type]
-        assert dry_run.Plan(recipe, sizes, config, 9, (4, 4), 5, 1, 0, 0).activations(1) == expected + logits
+        assert Plan(recipe, sizes, config, 9, (4, 4), 5, 1, 0, 0).activations(1) == expected + logits
 
 
 def test_memory_is_what_a_gpu_needed() -> None:
@@ -198,7 +200,7 @@ def test_memory_is_what_a_gpu_needed() -> None:
             optim=OptimConfig(batch_size=batch, precision="bfloat16", checkpointing=checkpointing),
             alignment=AlignmentConfig(objective="cosine", layer=(16,)),
         )
-        planned = dry_run.Plan(recipe, sizes, model.config, 64, (576, 576), 701, 0, 0, 0).memory("ddp", 1) / 1e9
+        planned = Plan(recipe, sizes, model.config, 64, (576, 576), 701, 0, 0, 0).memory("ddp", 1) / 1e9
         assert planned == pytest.approx(peak, rel=0.05), (checkpointing, batch)
 
 

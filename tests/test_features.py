@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import ROOT, SMALL_VIRAL, recipe, run
-from trainer import features
-from trainer.config import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
-from trainer.features import DerivedFeatures, frozen_features
+from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
+from trainer.targets import feature_store
+from trainer.targets.feature_store import frozen_features
+from trainer.targets.features import DerivedFeatures, Features, other_images
 from workbench.data import Dataset, Sample, load_data
 from workbench.errors import ConfigError, RunError
 from workbench.files import cache_folder, locked
@@ -56,7 +57,7 @@ def picture(seed: int) -> Image.Image:
 def world(seeds: list[int], name: str = "toy") -> Dataset:
     """One question for each image; image i is drawn from seeds[i]."""
     samples = [Sample(f"{i}", f"image-{i}", lambda seed=seed: picture(seed)) for i, seed in enumerate(seeds)]
-    return Dataset(name, samples, f"{name}-{features.content_hash(*seeds)}")
+    return Dataset(name, samples, f"{name}-{feature_store.content_hash(*seeds)}")
 
 
 def direct(data: Dataset, network: Network) -> torch.Tensor:
@@ -67,7 +68,7 @@ def shards() -> list[Path]:
     return sorted(cache_folder("features").glob("*/*.safetensors"), key=lambda path: (path.parent.name == "images", path))
 
 
-def stored(data: Dataset, network: Network, key: tuple[object, ...] = ("a", (3, 1))) -> features.Features:
+def stored(data: Dataset, network: Network, key: tuple[object, ...] = ("a", (3, 1))) -> Features:
     return frozen_features(data, key, network, what="toy net")
 
 
@@ -76,8 +77,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
     """A cache of its own with four images a shard, computed two by two."""
     if "real_cache" not in request.keywords:
         monkeypatch.setenv("VIRAL_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(features, "SHARD", 4)
-        monkeypatch.setattr(features, "BATCH", 2)
+        monkeypatch.setattr(feature_store, "SHARD", 4)
+        monkeypatch.setattr(feature_store, "BATCH", 2)
     yield
 
 
@@ -201,8 +202,8 @@ READER = """
 from pathlib import Path
 import numpy as np, torch
 import tests.test_features as t
-from trainer import features
-features.SHARD, features.BATCH = 8, 4
+from trainer.targets import feature_store
+feature_store.SHARD, feature_store.BATCH = 8, 4
 
 def memory():
     lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(("RssAnon", "RssFile"))]
@@ -234,8 +235,8 @@ def test_reading_one_image_does_not_read_the_store() -> None:
 WORKER = """
 import sys, time
 import tests.test_features as t
-from trainer import features
-features.SHARD, features.BATCH = 4, 2
+from trainer.targets import feature_store
+feature_store.SHARD, feature_store.BATCH = 4, 2
 network = t.Network()
 def slow(images):
     time.sleep(0.05)
@@ -318,18 +319,18 @@ def test_other_images_are_all_of_them_and_never_the_same_picture(pictures: list[
     most = max(pictures.count(picture) for picture in pictures)
     if 2 * most > len(pictures):
         with pytest.raises(ConfigError, match=f"one picture is {most} of {len(pictures)} training images: expected half of them at most"):
-            features.other_images(pictures, seed)
+            other_images(pictures, seed)
         return
-    others = features.other_images(pictures, seed)
-    assert sorted(others) == list(range(len(pictures))) and others == features.other_images(pictures, seed)
+    others = other_images(pictures, seed)
+    assert sorted(others) == list(range(len(pictures))) and others == other_images(pictures, seed)
     assert all(pictures[other] != own for other, own in zip(others, pictures, strict=True))
 
 
 @pytest.mark.real_cache
 def test_computed_at_every_step_equals_cached_within_noise() -> None:
     """Real networks: inputs, targets, and both losses and gradients of a training step; the frozen tower stays in eval mode."""
-    from trainer.data import collate
-    from trainer.prepare import prepare
+    from trainer.setups.packed import prepare
+    from trainer.setups.packed_data import collate
 
     both = []
     for mode in ("cache", "compute"):
@@ -379,7 +380,7 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(empty_cache: Path, tmp_p
 @pytest.mark.real_cache
 def test_a_whole_training_without_a_cache(empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`data.features: compute` trains to the end and writes no feature to the disk."""
-    from trainer.loop import train
+    from trainer.run import train
 
     monkeypatch.setenv("VIRAL_CACHE", str(empty_cache))
     few = replace(TINY, data=DataConfig(limit_train=8, limit_val=4, features="compute"), optim=OptimConfig(steps=3, batch_size=4), output_dir=tmp_path / "out")

@@ -17,8 +17,8 @@ import torch
 
 from tests.students import Bomb, pickled, picture
 from tests.tiny import build
-from trainer.config import AlignmentConfig, ModelConfig
-from trainer.outline import attach, check_files, outline
+from trainer.dry_run.meta import attach, check_files, outline
+from trainer.recipe import AlignmentConfig, ModelConfig
 from workbench import pretrained
 from workbench.devices import check_device
 from workbench.errors import ConfigError, ModelError, UnknownNameError, WorkbenchError, one_line

@@ -11,8 +11,8 @@ from transformers import AutoModelForImageTextToText
 
 from tests.students import picture
 from tests.tiny import build, randomize
-from trainer.config import LoraConfig
-from trainer.lora import adapters, add_lora, merge, merged_state
+from trainer.build.lora import adapters, add_lora, merge, merged_state
+from trainer.recipe import LoraConfig
 from workbench.mllm import MLLM
 
 CONFIG = LoraConfig(rank=2, alpha=3.0)  # type: ignore[arg-type]

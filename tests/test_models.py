@@ -193,7 +193,7 @@ def test_a_revision_reaches_the_hub_and_the_record(pair: list[Path], tmp_path: P
 
 
 def test_the_trainers_models_have_revisions() -> None:
-    from trainer.config import ModelConfig
+    from trainer.recipe import ModelConfig
 
     assert ModelConfig(name="some/model", revision="v1").revision == "v1"
     assert ModelConfig(tower="some/clip", tower_revision="a", language="some/llama", language_revision="b").released

@@ -23,13 +23,19 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, TrainerState, TrainingArguments
 
 from tests.conftest import run
-from trainer import monitor
 from trainer.alignment import Alignment, AlignmentHead
-from trainer.card import _named, card, origins, sent_files
-from trainer.config import AlignmentConfig, DataConfig, ModelConfig, MonitorConfig, OptimConfig, Recipe
-from trainer.data import collate
-from trainer.loop import build_trainer, train
-from trainer.prepare import prepare
+from trainer.card import _named, card, origins
+from trainer.hub import sent_files
+from trainer.loop import build_trainer
+from trainer.monitor import progress as progress_log
+from trainer.monitor import warnings as early
+from trainer.monitor.cknna import subset_alignment
+from trainer.monitor.guards import counted
+from trainer.monitor.warnings import EarlyWarnings
+from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, MonitorConfig, OptimConfig, Recipe
+from trainer.run import train
+from trainer.setups.packed import prepare
+from trainer.setups.packed_data import collate
 from workbench import MLLM, cknna, load_data, load_vfm
 from workbench.capture import read
 from workbench.config import as_mapping
@@ -97,14 +103,14 @@ def test_cknna_in_the_log_is_that_of_the_stored_model(folder: Path) -> None:
 def test_a_baseline_is_measured_in_its_middle_layer_and_goes_on_without_a_vfm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plain = replace(TINY, alignment=AlignmentConfig())
     prepared = prepare(plain)
-    subset, said = monitor.subset_alignment(plain, prepared)
+    subset, said = subset_alignment(plain, prepared)
     assert subset is not None and subset.layers == [1] and said == []
     few = replace(plain, monitor=MonitorConfig(k=64))
-    assert monitor.subset_alignment(few, prepared)[1] == [
+    assert subset_alignment(few, prepared)[1] == [
         "CKNNA is not measured during training: monitor.k is 64: expected less than 64, the visual tokens of an image"
     ]
-    assert monitor.subset_alignment(replace(plain, alignment=AlignmentConfig(vfm=("nowhere",))), prepared)[0] is None
-    assert monitor.subset_alignment(replace(plain, monitor=MonitorConfig(cknna_images=0)), prepared) == (None, [])
+    assert subset_alignment(replace(plain, alignment=AlignmentConfig(vfm=("nowhere",))), prepared)[0] is None
+    assert subset_alignment(replace(plain, monitor=MonitorConfig(cknna_images=0)), prepared) == (None, [])
 
 
 def test_a_head_that_stands_still_is_named_in_log_and_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +146,7 @@ def test_a_head_is_compared_with_what_it_was_before_the_checkpoint(moved: bool) 
     model.alignment = Alignment({1: 4}, {"vfm": 3}, "cosine", "each", 2)
     args = TrainingArguments(report_to=[])
     for step in range(3):
-        warnings = monitor.EarlyWarnings(3, (), lambda: True)  # one for each step: the run is killed after it
+        warnings = EarlyWarnings(3, (), lambda: True)  # one for each step: the run is killed after it
         warnings.on_train_begin(args, state, None, model=model)
         if moved and step == 0:
             with torch.no_grad():
@@ -188,7 +194,7 @@ def test_a_gradient_that_is_not_finite_stops_before_a_checkpoint_has_it(step: in
 def test_counts_that_differ_are_an_error_and_never_skipped() -> None:
     prepared = prepare(TINY)
     token = prepared.processor.image_token_id
-    check, items = monitor.counted(collate, token), [prepared.train[i] for i in range(2)]
+    check, items = counted(collate, token), [prepared.train[i] for i in range(2)]
     assert torch.equal(check(items)["input_ids"], collate(items)["input_ids"])
     short = items[1] | {"connector_inputs": items[0]["connector_inputs"]} | {"input_ids": items[1]["input_ids"].clone()}
     short["input_ids"][(short["input_ids"] == token).nonzero()[0]] = 7
@@ -199,14 +205,14 @@ def test_counts_that_differ_are_an_error_and_never_skipped() -> None:
 
 
 def test_a_tracker_without_its_package_is_one_sentence_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monitor.check_trackers(["tensorboard"])
-    monkeypatch.setitem(monitor.PACKAGES, "wandb", "no_such_tracker")
+    progress_log.check_trackers(["tensorboard"])
+    monkeypatch.setitem(progress_log.PACKAGES, "wandb", "no_such_tracker")
     with pytest.raises(ConfigError, match="report_to is wandb: expected the package no_such_tracker"):
         train(replace(TINY, output_dir=tmp_path / "out", report_to=("wandb",)), ["test"])
     (tmp_path / "no_such_tracker").mkdir()  # what a tracker leaves in the working folder
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError, match="no_such_tracker"):
-        monitor.check_trackers(["wandb"])
+        progress_log.check_trackers(["wandb"])
     assert not (tmp_path / "out").exists()
 
 
@@ -217,7 +223,7 @@ def test_progress_is_a_bar_with_both_losses_on_a_terminal_and_a_line_elsewhere(t
         termios.tcsetwinsize(inner, (24, 120))
     with os.fdopen(inner, "w", buffering=1) as stream:
         monkeypatch.setattr(sys, "stderr", stream)
-        progress, state = monitor.Progress(tmp_path / "name", 3), TrainerState(max_steps=3)
+        progress, state = progress_log.Progress(tmp_path / "name", 3), TrainerState(max_steps=3)
         progress.on_train_begin(None, state, None)  # type: ignore[arg-type]
         for state.global_step in (1, 2, 3):
             progress.on_step_end(None, state, None)  # type: ignore[arg-type]
@@ -239,9 +245,9 @@ def test_heads_of_one_layer_and_of_several_have_names() -> None:
             self.alignment.sharing, self.alignment.layers, self.alignment.dims = sharing, (2, 3), {"a": 4, "b": 4}
             self.alignment.heads = torch.nn.ModuleList(AlignmentHead(4, 4, 4) for _ in range(count))
 
-    assert [name for name, _ in monitor._heads(Model("each", 4))] == ["layer 2 with a", "layer 2 with b", "layer 3 with a", "layer 3 with b"]
-    assert [name for name, _ in monitor._heads(Model("shared", 2))] == ["all layers with a", "all layers with b"]
-    assert list(monitor._heads(Model("none", 0))) == [] and list(monitor._heads(torch.nn.Linear(1, 1))) == []
+    assert [name for name, _ in early._heads(Model("each", 4))] == ["layer 2 with a", "layer 2 with b", "layer 3 with a", "layer 3 with b"]
+    assert [name for name, _ in early._heads(Model("shared", 2))] == ["all layers with a", "all layers with b"]
+    assert list(early._heads(Model("none", 0))) == [] and list(early._heads(torch.nn.Linear(1, 1))) == []
 
 
 # --- the card ------------------------------------------------------------------------------------------------------------------------------

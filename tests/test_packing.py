@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from trainer.packing import NAME, Packing, use_packed_attention
+from trainer.setups.packing import NAME, Packing, use_packed_attention
 from workbench.errors import ConfigError
 
 SEGMENTS = torch.tensor([[0, 0, 1, 1, 2, 3, 3, 3], [0, 0, 1, -1, -1, -1, -1, -1], [0, 0, 0, 1, 1, 1, 1, 2]])

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 
 from tests.conftest import SMALL, recipe, run
 from tests.worlds import answer_p_value, assert_at_chance, hashes_in_fresh_processes, load_or_skip
-from trainer.config import ModelConfig
-from trainer.model import build_processor
+from trainer.build.toy_llava import build_processor
+from trainer.recipe import ModelConfig
 from workbench.data import Dataset, asked_object, load_data, sources
 from workbench.data.photos import CATEGORIES, SIZE, STAMPS, THINGS, thing_name
 from workbench.data.scenes import CENTRE_MARGIN, RELATION_MARGIN

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from tests.conftest import refused
 from tests.students import FLAGS, picture, rows, write
 from tests.tiny import BUILDERS, build
-from trainer.config import Recipe
-from trainer.conversations import ConversationSet
-from trainer.loop import train
 from trainer.preflight import VisualLengths, _lengths, image_sizes, look_through
-from trainer.rows import Rows
-from trainer.student import prepare_student
+from trainer.recipe import Recipe
+from trainer.run import train
+from trainer.setups.conversation import prepare_student
+from trainer.setups.conversation_data import ConversationSet
+from trainer.setups.rows import Rows
 from workbench.config import parse
 from workbench.data import load_data
 from workbench.data.base import Conversation

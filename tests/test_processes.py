@@ -22,10 +22,11 @@ from transformers import TrainerCallback, TrainingArguments
 from tests.conftest import ROOT, recipe
 from trainer.__main__ import read
 from trainer.checks import check_names
-from trainer.config import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
-from trainer.loop import _first_stage, build_trainer, train
-from trainer.prepare import prepare
+from trainer.loop import build_trainer
+from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
+from trainer.run import _first_stage, train
 from trainer.sampling import Stream, shuffled
+from trainer.setups.packed import prepare
 from workbench.errors import ConfigError, RunError
 from workbench.training import checkpoints
 
@@ -131,19 +132,19 @@ def test_fsdp_divides_the_model_and_writes_the_same_folder(runs: Path) -> None:
 SLOW_END = """
 import atexit, time
 from torch import distributed, ones
-from trainer import processes
+from trainer import distributed
 class Slow:
     def __del__(self): time.sleep(4)
 slow = Slow()
 def main():
     global group
-    processes.start()
+    distributed.start()
     group = distributed.group.WORLD
-    atexit.register(lambda: open(f"{__file__}.{processes.rank()}", "w").close())
-    time.sleep(2 * processes.rank())
+    atexit.register(lambda: open(f"{__file__}.{distributed.rank()}", "w").close())
+    time.sleep(2 * distributed.rank())
     distributed.all_reduce(ones(1), async_op=True)
-    processes.stop()
-processes.program(main)
+    distributed.stop()
+distributed.program(main)
 """
 
 
@@ -188,14 +189,14 @@ def test_a_process_that_is_left_alone_stops_with_one_sentence() -> None:
     """Of two connected processes one is killed: the other has no traceback, and does not wait."""
     code = """
 import os, signal, sys, torch
-from trainer import __main__ as command, processes
+from trainer import __main__ as command, distributed
 from workbench.config import command as run
 def read(argv):
-    if processes.rank() == 1:
+    if distributed.rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     torch.distributed.all_reduce(torch.ones(1))
 command.read = read
-processes.program(lambda: run(command.main))
+distributed.program(lambda: run(command.main))
 """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -13,9 +13,9 @@ import torch
 
 from tests.students import FLAGS, VIRAL, picture, rows, write
 from tests.tiny import build
-from trainer.config import Recipe
-from trainer.loop import train
-from trainer.student import prepare_student
+from trainer.recipe import Recipe
+from trainer.run import train
+from trainer.setups.conversation import prepare_student
 from workbench.config import parse
 from workbench.errors import RunError
 

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from tests.conftest import recipe, refused
-from trainer.checkpoint import load_model, save_model
-from trainer.config import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
-from trainer.data import collate
-from trainer.dry_run import plan
-from trainer.loop import train
-from trainer.prepare import Prepared, prepare
+from trainer.dry_run.plan import plan
+from trainer.output.model_folder import load_model, save_model
+from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
+from trainer.run import train
+from trainer.setups.packed import Prepared, prepare
+from trainer.setups.packed_data import collate
 from workbench import load_vfm
 from workbench.errors import ConfigError, ModelError, WeightsError
 from workbench.mllm import MLLM

@@ -20,13 +20,14 @@ from transformers import AutoTokenizer
 
 from analyses import cknna
 from tests.conftest import ROOT, run
-from trainer.config import AlignmentConfig, DataConfig, ModelConfig, Recipe
-from trainer.data import PackedDataset, Packer, collate, first_questions
-from trainer.features import ComputedFeatures
-from trainer.language import IMAGE, check_language, grown, language_config
-from trainer.loop import train
-from trainer.model import AlignedForConditionalGeneration, connector_inputs
-from trainer.output import check_same_recipe, write_recipe
+from trainer.aligned_model import AlignedForConditionalGeneration
+from trainer.build.language import IMAGE, check_language, grown, language_config
+from trainer.build.toy_llava import connector_inputs
+from trainer.output.folder import check_same_recipe, write_recipe
+from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, Recipe
+from trainer.run import train
+from trainer.setups.packed_data import PackedDataset, Packer, collate, first_questions
+from trainer.targets.feature_store import ComputedFeatures
 from workbench.analysis import Context
 from workbench.capture import read
 from workbench.config import parse

@@ -12,10 +12,10 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from tests.conftest import ROOT, refused, run
-from trainer.config import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
-from trainer.data import collate, load_questions, load_training
-from trainer.loop import train
-from trainer.prepare import prepare
+from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
+from trainer.run import train
+from trainer.setups.packed import prepare
+from trainer.setups.packed_data import collate, load_questions, load_training
 from workbench.data import load_data
 from workbench.errors import ConfigError
 from workbench.mllm.conversation import IGNORED
@@ -96,7 +96,7 @@ def test_the_best_model_by_validation_is_kept_and_evaluated_on_the_test_split(tm
     asked = {sample.id for sample in load_data("shapes:test", limit=6)}
     assert set(table["id"]) == asked == set(pd.read_parquet(folder / "best" / "evaluation.parquet")["id"])
     LlavaForConditionalGeneration.from_pretrained(folder / "best")
-    from trainer.checkpoint import load_model
+    from trainer.output.model_folder import load_model
 
     ready = prepare(TINY)
     for part in (folder, folder / "best"):

@@ -20,11 +20,13 @@ from tests.students import FLAGS, VIRAL, Bomb, pickled, picture, rows, world, wr
 from tests.tiny import VISION, _text, _tokenizer, build, randomize
 from trainer.__main__ import main
 from trainer.__main__ import read as read_recipe
-from trainer.config import Recipe
-from trainer.dry_run import plan
-from trainer.loop import AlignmentTrainer, train
-from trainer.monitor import EarlyWarnings, subset_alignment
-from trainer.student import PreparedStudent, load_conversations, prepare_student
+from trainer.dry_run.plan import plan
+from trainer.loop import AlignmentTrainer
+from trainer.monitor.cknna import subset_alignment
+from trainer.monitor.warnings import EarlyWarnings
+from trainer.recipe import Recipe
+from trainer.run import train
+from trainer.setups.conversation import PreparedStudent, load_conversations, prepare_student
 from workbench import cknna
 from workbench.capture import read
 from workbench.config import parse

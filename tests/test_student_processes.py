@@ -14,7 +14,7 @@ from tests.students import VIRAL, picture, rows, write
 from tests.test_processes import launch, same
 from tests.tiny import build
 from trainer.__main__ import read
-from trainer.loop import train
+from trainer.run import train
 from workbench.training import checkpoints
 
 LOSSES = ["lm_loss", "alignment_loss", "loss", "grad_norm", "learning_rate", "epoch"]

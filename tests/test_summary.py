@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import ROOT, refused
-from trainer.config import Recipe
+from trainer.recipe import Recipe
 from workbench.config import as_mapping, parse
 from workbench.errors import RunError
 from workbench.intervals import mean_interval

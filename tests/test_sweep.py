@@ -19,7 +19,7 @@ from scipy import stats as scipy_stats
 
 from tests.conftest import ROOT, SMALL, recipe, run
 from tests.stored_runs import RECORD, store
-from trainer.config import Recipe
+from trainer.recipe import Recipe
 from trainer.sweep.comparison import report, write
 from trainer.sweep.results import finished
 from trainer.sweep.runner import noted_signals

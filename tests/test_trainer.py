@@ -24,15 +24,16 @@ from transformers import LlavaForConditionalGeneration
 
 from tests.conftest import ROOT, SMALL, SMALL_VIRAL, recipe, refused, run
 from trainer.alignment import AlignmentHead, cosine_loss
+from trainer.build.toy_llava import tower_config
 from trainer.checks import check_names
-from trainer.config import AlignmentConfig, DataConfig, ModelConfig, Recipe
-from trainer.data import collate
-from trainer.dry_run import plan
-from trainer.loop import train
-from trainer.model import tower_config
-from trainer.output import check_output, check_same_sources, publish_checkpoint, write_recipe, write_sources
-from trainer.prepare import prepare
+from trainer.dry_run.plan import plan
+from trainer.output.checkpoints import check_same_sources, publish_checkpoint, write_sources
+from trainer.output.folder import check_output, write_recipe
+from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, Recipe
+from trainer.run import train
 from trainer.sampling import shuffled
+from trainer.setups.packed import prepare
+from trainer.setups.packed_data import collate
 from workbench.config import parse
 from workbench.data import load_data
 from workbench.errors import ConfigError, RunError, WeightsError

@@ -43,10 +43,10 @@ from transformers import (
 from tests.conftest import ROOT
 from tests.students import Bomb, pickled
 from tests.tiny import randomize
-from trainer.config import AlignmentConfig, Recipe
-from trainer.conversations import load_vfms, vfm_record
-from trainer.output import check_same_recipe, write_recipe
-from trainer.prepare import vfm_features
+from trainer.output.folder import check_same_recipe, write_recipe
+from trainer.recipe import AlignmentConfig, Recipe
+from trainer.setups.packed import vfm_features
+from trainer.targets.vfm_targets import load_vfms, vfm_record
 from workbench.data import load_data
 from workbench.errors import ConfigError, UnknownNameError, WeightsError, WorkbenchError
 from workbench.vfm import CATALOGUE, VFM, find_vfm, hf_models, load_vfm, timm_models

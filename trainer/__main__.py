@@ -11,24 +11,24 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from trainer import processes
-from trainer.config import Recipe
+from trainer import distributed
+from trainer.recipe import Recipe
 from workbench.config import command, parse
 from workbench.errors import ConfigError, RunError
 
 
 def main(argv: list[str]) -> None:
     """Run `python -m trainer ARGV`, in one process or in several."""
-    processes.start()
+    distributed.start()
     try:
-        run(processes.together(lambda: read(argv)))
-    except processes.ElsewhereError:
+        run(distributed.together(lambda: read(argv)))
+    except distributed.ElsewhereError:
         sys.exit(2)
     except RuntimeError as error:
-        if not processes.lost(error):
+        if not distributed.lost(error):
             raise
-        raise RunError(f"process {processes.rank()} stops, since another one ended (unless it was killed, it said why): continue with --resume") from error
-    processes.stop()
+        raise RunError(f"process {distributed.rank()} stops, since another one ended (unless it was killed, it said why): continue with --resume") from error
+    distributed.stop()
 
 
 def read(argv: list[str]) -> Recipe:
@@ -49,20 +49,21 @@ def read(argv: list[str]) -> Recipe:
 def run(config: Recipe) -> None:
     """Train, and print the accuracy per question type, or the loss."""
     if config.dry_run:
-        from trainer.dry_run import check_disk, plan
+        from trainer.dry_run.disk import check_disk
+        from trainer.dry_run.plan import plan
 
-        found = processes.together(lambda: plan(config) if processes.is_main() else None)
+        found = distributed.together(lambda: plan(config) if distributed.is_main() else None)
         if found is not None:
             print(found.report(), flush=True)
-        processes.together(lambda: check_disk(found) if found is not None else None)
+        distributed.together(lambda: check_disk(found) if found is not None else None)
         return
     from trainer.evaluation import summary  # after parsing: a typo is answered at once
-    from trainer.loop import train
+    from trainer.run import train
 
     evaluation = train(config, sys.argv)
-    if processes.is_main():
+    if distributed.is_main():
         print(summary(evaluation, config.seed).to_string(index=False, float_format="{:.3f}".format))
 
 
 if __name__ == "__main__":
-    processes.program(lambda: command(main))
+    distributed.program(lambda: command(main))

@@ -113,8 +113,6 @@ class Alignment(nn.Module):
             return cosine_loss(predicted, target)
         return torch.stack([relation_loss(own, other) for own, other in zip(predicted.split(sizes), target.split(sizes), strict=True)]).mean()
 
-    # --- hooks ---------------------------------------------------------------------------------------------------------------------------
-
     def _hook(self, decoder: Any, where: Where) -> None:
         """The decoder says when a pass begins and ends, so that what activation checkpointing computes again in backward is not kept."""
         self._handles.append(decoder.register_forward_pre_hook(self._begin))
@@ -234,9 +232,6 @@ def _rows(name: str, target: Any, dim: int, count: int) -> Float[Tensor, "token 
     if len(flat) != count:
         raise DataError(f"target '{name}' has {len(flat)} tokens: expected {count}, the visual tokens of the batch")
     return flat
-
-
-# --- lambda ------------------------------------------------------------------------------------------------------------------------------
 
 
 def weight_at(step: int, *, steps: int, weight: float, schedule: str = "constant", final: float = 0.0, warmup: int = 0) -> float:

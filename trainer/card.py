@@ -9,42 +9,26 @@ processor, the heads, the scores and the card; recipe, record and logs stay here
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
-from huggingface_hub import HfApi, ModelCardData, get_token
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import ModelCardData
 
 from trainer.evaluation import summary
+from trainer.hub import CARD_FILE, HUB_ID, check_hub, push
 from workbench.answers import accuracy_by_type
 from workbench.config import command, parse
-from workbench.errors import ConfigError, RunError, one_line
+from workbench.errors import ConfigError
 from workbench.files import HEAD_FILE, atomic_file
-from workbench.mllm.residual import FILE as RESIDUAL_FILE
-from workbench.pretrained import call
 from workbench.training import RECORD_FILE, alignment_words, cknna_log, evaluation_of, training_record
 from workbench.vfm import find_vfm
 from workbench.weights import CATALOGUE as WEIGHTS
-
-CARD_FILE = "README.md"
-HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
-SENT = (
-    *(CARD_FILE, "config.json", "generation_config.json", "*processor_config.json", "chat_template*", "accuracy.parquet"),
-    *("model*.safetensors", "model.safetensors.index.json", HEAD_FILE, RESIDUAL_FILE),
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
-)
-
-
-# --- the card ------------------------------------------------------------------------------------------------------------------------------
 
 
 def write_card(folder: Path, record: Mapping[str, Any]) -> None:
@@ -260,53 +244,6 @@ def _table(table: pd.DataFrame) -> str:
     """A table in Markdown."""
     cells = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell).replace("|", "\\|") for cell in row] for row in table.itertuples(index=False)]
     return "\n".join("| " + " | ".join(row) + " |" for row in [list(table.columns), ["---"] * len(table.columns), *cells])
-
-
-# --- the hub -------------------------------------------------------------------------------------------------------------------------------
-
-
-def check_hub(name: str) -> None:
-    """See, before anything is trained, that a push can be tried.
-
-    Raises:
-        ConfigError: a name that no repository can have, a machine that is set offline, nobody logged in, or a hub that is out of reach or refuses the login.
-    """
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise ConfigError(f"push_to_hub is '{name}': expected a name such as NAME/MODEL ({' '.join(str(error).split())})") from None
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise ConfigError(f"push_to_hub is {name}, and HF_HUB_OFFLINE is set: expected a machine that may reach the hub, or no push_to_hub")
-    if get_token() is None:
-        raise ConfigError(f"push_to_hub is {name}: expected to be logged in, with `hf auth login` or the variable HF_TOKEN")
-
-    def failed(error: Exception) -> ConfigError:
-        why = f"the hub is out of reach or refuses the login ({one_line(error, 120)})"
-        return ConfigError(f"push_to_hub is {name}, and {why}: expected a hub that takes the model")
-
-    call(lambda: HfApi().whoami(), failed)
-
-
-def sent_files(folder: Path) -> list[str]:
-    """The names of the files that go to the hub."""
-    return sorted(file.name for file in folder.iterdir() if file.is_file() and any(fnmatch(file.name, pattern) for pattern in SENT))
-
-
-def push(folder: Path, name: str) -> str:
-    """Send the finished model in `folder` to the hub and return its address; a repository that is not there yet becomes a private one.
-
-    Raises:
-        RunError: the hub cannot be reached or refuses; nothing is lost here.
-    """
-    api, files = HfApi(), sent_files(folder)
-
-    def failed(error: Exception) -> RunError:
-        again = f"`python -m trainer.card {folder} --push_to_hub {name}`"
-        return RunError(f"cannot send the model to {name} ({one_line(error, 100)}); it is whole in {folder}: {again}")
-
-    repository = call(lambda: api.create_repo(name, private=True, exist_ok=True), failed)
-    call(lambda: api.upload_folder(folder_path=folder, repo_id=repository.repo_id, allow_patterns=files, commit_message="Upload model"), failed)
-    return str(repository)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trainer import processes
-from trainer.card import check_hub
-from trainer.config import Recipe
-from trainer.lora import check_peft
-from trainer.monitor import check_trackers
+from trainer import distributed
+from trainer.build.lora import check_peft
+from trainer.hub import check_hub
+from trainer.monitor.progress import check_trackers
+from trainer.recipe import Recipe
 from workbench.errors import ConfigError
 from workbench.models import check_there, did_you_mean
 from workbench.training import RECORD_FILE
@@ -25,7 +25,7 @@ def with_stage(recipe: Recipe) -> Recipe:
 
 def check_names(recipe: Recipe) -> None:
     """See that what the recipe names is there and fits the processes, before anything that takes long."""
-    recipe.optim.accumulated(processes.count())
+    recipe.optim.accumulated(distributed.count())
     if recipe.start is not None and with_stage(recipe).start == recipe.output_dir:
         raise ConfigError(f"output_dir is {recipe.output_dir}, the folder of the first stage that the run starts from: expected another")
     if recipe.start is not None and not (recipe.start if recipe.start.suffix == ".yaml" else recipe.start / "model.safetensors").exists():
@@ -33,7 +33,7 @@ def check_names(recipe: Recipe) -> None:
             f"start is {recipe.start}: expected the folder of a finished training, or the recipe of a first stage{did_you_mean(str(recipe.start))}"
         )
     check_trackers(recipe.report_to)
-    if recipe.push_to_hub is not None and processes.is_main():  # it asks the network
+    if recipe.push_to_hub is not None and distributed.is_main():  # it asks the network
         check_hub(recipe.push_to_hub)
     for name in (recipe.model.tower, recipe.model.language) if recipe.model.name is None else (recipe.model.name,):
         if name is not None and not recipe.model.released:
@@ -52,11 +52,11 @@ def check_names(recipe: Recipe) -> None:
 
 def check_launch(recipe: Recipe) -> None:
     """See that the launch file, which says how the processes divide the work, can do what the recipe says."""
-    strategy = processes.strategy()
+    strategy = distributed.strategy()
     if strategy == "zero3" and recipe.model.train == "lora":
         raise ConfigError("model.train is lora with ZeRO-3, whose divided weights cannot be merged: expected ddp.yaml, fsdp.yaml or zero2.yaml")
     stage = with_stage(recipe).start if recipe.start is not None and recipe.start.suffix == ".yaml" else None
     if strategy.startswith("zero") and stage is not None and not (stage / RECORD_FILE).exists():
         raise ConfigError(f"start is {recipe.start} with {strategy}, which trains once in a process: expected the first stage trained by itself before")
-    if processes.divided() and not recipe.model.released and recipe.data.features == "compute":
+    if distributed.divided() and not recipe.model.released and recipe.data.features == "compute":
         raise ConfigError(f"data.features is compute with {strategy}, which divides the tower that is asked for them: expected cache, or ddp.yaml")

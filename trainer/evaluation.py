@@ -13,10 +13,10 @@ import torch
 from accelerate.utils import send_to_device
 from torch.distributed.fsdp import FSDPModule
 
-from trainer import processes
-from trainer.conversations import ConversationSet, encoded
-from trainer.data import PackedDataset, collate
-from trainer.model import AlignedForConditionalGeneration
+from trainer import distributed
+from trainer.aligned_model import AlignedForConditionalGeneration
+from trainer.setups.conversation_data import ConversationSet, encoded
+from trainer.setups.packed_data import PackedDataset, collate
 from workbench.answers import Quiz, accuracy_by_type
 from workbench.data import Sample
 from workbench.mllm import MLLM
@@ -35,8 +35,8 @@ def _mine(numbers: Sequence[int], size: int, *, together: bool = False) -> Itera
     if together:
         yield from ((batch, True) for batch in batches)
         return
-    for turn in range(0, len(batches), processes.count()):
-        mine = turn + processes.rank()
+    for turn in range(0, len(batches), distributed.count()):
+        mine = turn + distributed.rank()
         yield batches[min(mine, len(batches) - 1)], mine < len(batches)
 
 
@@ -88,9 +88,9 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
                 correct = bool(right[row][batch["segments"][row] == number].all())
                 rows.append((index, number, sample.id, sample.image_id, sample.category, sample.answer, correct, sample.chance))
     model.train(was_training)
-    rows = [row[2:] for row in sorted(processes.gathered(rows))]
+    rows = [row[2:] for row in sorted(distributed.gathered(rows))]
     assert len(rows) == sum(map(len, scenes))
-    batches = processes.gathered(sums)
+    batches = distributed.gathered(sums)
     losses = {name: sum(part[name][0] for part in batches) / sum(part[name][1] for part in batches) for name in batches[0]}
     return Evaluation(pd.DataFrame(rows, columns=["id", "image_id", "category", "answer", "correct", "chance"]), losses)
 
@@ -102,14 +102,14 @@ def answer_questions(model: torch.nn.Module, mllm: MLLM, scenes: Sequence[Sequen
         model: the whole of which `mllm` is a part. Processes that divide its weights answer all questions together, since how many passes a batch takes
             follows from its questions.
     """
-    tables, together = [], processes.divided()
+    tables, together = [], distributed.divided()
     with _outside_blocks(model):
         for numbers, counts in _mine(range(len(scenes)), batch_size, together=together):
             if counts:
                 quiz = Quiz(mllm, [scenes[n] for n in numbers], batch_size)
                 scores = quiz.logprobs()
                 tables.append((numbers, quiz.scored(scores, scores).assign(answer=[sample.answer for sample in quiz.samples])))
-    found = tables if together else sorted(processes.gathered(tables), key=lambda own: own[0])
+    found = tables if together else sorted(distributed.gathered(tables), key=lambda own: own[0])
     table = pd.concat([table for _, table in found], ignore_index=True)
     return table.rename(columns={"correct_before": "correct"})[["id", "image_id", "category", "answer", "correct", "chance"]]
 
@@ -148,7 +148,7 @@ def language_loss(model: torch.nn.Module, mllm: MLLM, data: ConversationSet, bat
         for number, c, loss, count in zip(numbers, own, losses, counts, strict=True):
             if count and counted:
                 rows.append((number, c.id, " ".join(c.image_ids) or f"text {c.id}", count, loss / count, math.log(logits.shape[-1])))
-    return pd.DataFrame([row[1:] for row in sorted(processes.gathered(rows))], columns=["id", "image_id", "tokens", "lm_loss", "chance"])
+    return pd.DataFrame([row[1:] for row in sorted(distributed.gathered(rows))], columns=["id", "image_id", "tokens", "lm_loss", "chance"])
 
 
 def summary(evaluation: pd.DataFrame, seed: int) -> pd.DataFrame:

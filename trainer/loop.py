@@ -1,4 +1,4 @@
-"""The training run: the Trainer subclass, and what is written to the output folder."""
+"""The Trainer subclass: both losses, their log, evaluation and checkpoints."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from accelerate.utils import convert_outputs_to_fp32
 from safetensors import SafetensorError
@@ -23,46 +20,21 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from trainer import processes
+from trainer import distributed
 from trainer.alignment import weight_at
-from trainer.card import origins, push, write_card
-from trainer.checkpoint import load_model, part, save_model
-from trainer.checks import check_names, with_stage
-from trainer.config import Recipe
-from trainer.evaluation import Evaluation, metrics_of, summary
-from trainer.lora import adapters, merge
-from trainer.model import IGNORED
-from trainer.monitor import (
-    EarlyWarnings,
-    LastLog,
-    Progress,
-    SubsetAlignment,
-    counted,
-    stop_unless_finite,
-    subset_alignment,
-    tell,
-    warnings_of,
-    write_log,
-)
-from trainer.output import (
-    FINAL,
-    RECIPE_FILE,
-    UNFINISHED,
-    alone,
-    check_output,
-    check_same_recipe,
-    check_same_sources,
-    publish_checkpoint,
-    write_recipe,
-    write_sources,
-)
-from trainer.prepare import Prepared, prepare
-from trainer.student import PreparedStudent, prepare_student
-from workbench.config import as_mapping, parse
-from workbench.errors import ConfigError, RunError
-from workbench.files import atomic_file, atomic_folder
-from workbench.runs import environment
-from workbench.training import BEST, BEST_FILE, RECORD_FILE, best_of
+from trainer.evaluation import metrics_of
+from trainer.monitor.cknna import SubsetAlignment, subset_alignment
+from trainer.monitor.guards import counted, stop_unless_finite
+from trainer.monitor.progress import LastLog, Progress
+from trainer.monitor.warnings import EarlyWarnings, tell
+from trainer.output.checkpoints import UNFINISHED, publish_checkpoint, write_sources
+from trainer.output.model_folder import load_model, save_model
+from trainer.recipe import Recipe
+from trainer.setups.conversation import PreparedStudent
+from trainer.setups.packed import Prepared
+from workbench.errors import RunError
+from workbench.mllm.conversation import IGNORED
+from workbench.training import BEST, BEST_FILE, best_of
 
 Ready = Prepared | PreparedStudent
 
@@ -86,7 +58,7 @@ class AlignmentTrainer(Trainer):
         self._saving = False
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.evaluated_at = -1
-        self.subset, self.known = watched[0], [*watched[1], *prepared.known(recipe, processes.count())]
+        self.subset, self.known = watched[0], [*watched[1], *prepared.known(recipe, distributed.count())]
         collator = counted(prepared.collate, prepared.model.config.image_token_id)
         arguments: TrainingArguments = kwargs["args"]
         arguments._n_gpu = min(arguments.n_gpu, 1)  # where one process sees several GPUs, transformers would divide over them a batch that many times as large
@@ -150,7 +122,7 @@ class AlignmentTrainer(Trainer):
         return self.prepared.aligned(batch, self.recipe.alignment.objective).to(batch["labels"].device)
 
     def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:
-        return self.prepared.sampler(self.recipe, processes.count())
+        return self.prepared.sampler(self.recipe, distributed.count())
 
     def alignment_weight(self, step: int) -> float:
         """lambda at optimiser step `step`, from 0."""
@@ -173,7 +145,7 @@ class AlignmentTrainer(Trainer):
         """Log, all but the Trainer's last words: their mean loss and speeds are of the steps since a resume only."""
         if "train_runtime" in logs:
             return
-        self.state.epoch = self.state.global_step * self.recipe.optim.images(processes.count()) / len(self.prepared.train)
+        self.state.epoch = self.state.global_step * self.recipe.optim.images(distributed.count()) / len(self.prepared.train)
         if "loss" in logs:
             names, nothing = self._names(), torch.zeros((), device=self.args.device)
             totals = self.accelerator.reduce(torch.stack([self._sums.get(name, nothing) for name in names]), "sum")
@@ -204,7 +176,7 @@ class AlignmentTrainer(Trainer):
             if self.accelerator.native_amp:  # evaluated in the precision of an uninterrupted run, whose forward pass training has wrapped
                 self.accelerator.prepare_model(self.prepared.model, evaluation_mode=True)
             return
-        torch.manual_seed(self.recipe.seed + 1_000_003 * processes.rank())  # the models are alike by now; their dropout must not be
+        torch.manual_seed(self.recipe.seed + 1_000_003 * distributed.rank())  # the models are alike by now; their dropout must not be
         try:
             self.train(resume_from_checkpoint=checkpoint)
         finally:
@@ -214,7 +186,7 @@ class AlignmentTrainer(Trainer):
         """Write a checkpoint aside and, once every process has done its part, move it to its place; or say in one sentence why not, and leave none."""
         folder, name = self.recipe.output_dir, f"checkpoint-{self.state.global_step}"
         self._saving = True
-        processes.together(lambda: self._write(lambda: super(AlignmentTrainer, self)._save_checkpoint(*args, **kwargs), name))
+        distributed.together(lambda: self._write(lambda: super(AlignmentTrainer, self)._save_checkpoint(*args, **kwargs), name))
         self._saving = False
 
         def publish() -> None:
@@ -224,7 +196,7 @@ class AlignmentTrainer(Trainer):
                 self._write(lambda: rows.save(folder / UNFINISHED / name), name)
             publish_checkpoint(folder, name, self.recipe.keep_checkpoints)
 
-        processes.on_main(publish)
+        distributed.on_main(publish)
 
     def _write(self, action: Callable[[], None], name: str) -> None:
         try:
@@ -262,12 +234,12 @@ class AlignmentTrainer(Trainer):
         """Write the whole model, gathered from all processes where it is divided, from the main one."""
         folder, state = Path(output_dir or self.recipe.output_dir), self.whole_state()
         name = folder.name
-        processes.on_main(lambda: self._write(lambda: save_model(self.prepared.model, self.prepared.processor, folder, state), name))
+        distributed.on_main(lambda: self._write(lambda: save_model(self.prepared.model, self.prepared.processor, folder, state), name))
 
     def _keep_best(self, score: float) -> None:
         """Write the model to `best/` if it scores higher on the validation split than any before."""
         folder = self.recipe.output_dir
-        if not processes.on_main(lambda: score > best_of(folder).get("score", -math.inf)):
+        if not distributed.on_main(lambda: score > best_of(folder).get("score", -math.inf)):
             return
         state, unfinished = self.whole_state(), folder / UNFINISHED / BEST
 
@@ -278,11 +250,11 @@ class AlignmentTrainer(Trainer):
             (unfinished / BEST_FILE).write_text(json.dumps({"step": self.state.global_step, "score": score}))
             publish_checkpoint(folder, BEST, None)
 
-        processes.on_main(lambda: self._write(write, BEST))
+        distributed.on_main(lambda: self._write(write, BEST))
 
     def whole_state(self) -> dict[str, Tensor]:
         """The model's tensors; with a divided model in the main process only, but all must ask."""
-        if processes.strategy() == "ddp" or (self.model_wrapped is self.prepared.model and not self.is_fsdp_enabled):
+        if distributed.strategy() == "ddp" or (self.model_wrapped is self.prepared.model and not self.is_fsdp_enabled):
             return self.prepared.model.state_dict()
         return self.accelerator.get_state_dict(self.model_wrapped)  # type: ignore[no-any-return]
 
@@ -293,91 +265,18 @@ class AlignmentTrainer(Trainer):
             load_model(self.prepared.model, Path(resume_from_checkpoint))
 
 
-def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
-    """Run a recipe to its end and return the final evaluation; the folder then loads with transformers alone.
-
-    Raises:
-        RunError: output_dir already holds a training run and `resume` is not set, or there is nothing to resume.
-    """
-    folder = recipe.output_dir
-    processes.together(lambda: check_names(recipe))
-    stage = recipe.start if recipe.start is not None and recipe.start.suffix == ".yaml" else None
-    recipe = with_stage(recipe)
-    checkpoint = processes.on_main(lambda: check_output(folder, recipe))
-    if stage is not None:
-        _first_stage(stage, recipe, argv)
-    with ExitStack() as held:
-        processes.together(lambda: held.enter_context(alone(folder)) if processes.is_main() else None)
-        return _train(recipe, checkpoint, argv)
-
-
-def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFrame:
-    folder, optim = recipe.output_dir, recipe.optim
-    prepared = processes.together(lambda: _enough(_prepared(recipe, checkpoint)))
-    said = [] if checkpoint is None else processes.on_main(lambda: check_same_sources(Path(checkpoint), prepared.record, repaired=recipe.repaired))
-    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")) if checkpoint is not None else None
-    if checkpoint is not None and state is not None and state.global_step >= optim.steps:
-        load_model(prepared.model, Path(checkpoint))  # before there is a Trainer, from when on ZeRO-3 divides whatever is loaded
-    trainer = build_trainer(recipe, prepared)
-    trainer.known += said
-    processes.on_main(lambda: write_recipe(folder, recipe))
-    trainer.run(checkpoint, state)
-    seconds = trainer.seconds()
-    if trainer.evaluated_at != optim.steps:  # the Trainer evaluates at its last step by itself
-        trainer.evaluate()
-    tensors = trainer.whole_state()
-    processes.on_main(lambda: prepared.check_frozen(part(tensors, "student.")))
-    if adapters(prepared.model.student):
-        merge(prepared.model.student)  # what is stored is what is evaluated: merging rounds
-        tensors = trainer.whole_state()
-    evaluation = prepared.evaluate(optim.batch_size, final=True)
-    launch = {"processes": processes.count(), "strategy": processes.strategy(), "global_batch": optim.images(processes.count())}
-    own = {"recipe": as_mapping(recipe), "origins": origins(as_mapping(recipe)), "seconds": seconds, "steps_per_second": optim.steps / seconds}
-    record = own | launch | prepared.record | environment(argv)
-    processes.on_main(lambda: _write_results(trainer, tensors, evaluation))
-    if recipe.keep_best:
-        record["best"] = _evaluate_best(trainer, evaluation)
-    processes.on_main(lambda: _write_record(trainer, record))
-    return evaluation.table
-
-
-def _evaluate_best(trainer: AlignmentTrainer, last: Evaluation) -> dict[str, float]:
-    """Evaluate the model in `best/` as the finished one was, beside it; returns its step and its validation score."""
-    folder, prepared, seed = trainer.recipe.output_dir, trainer.prepared, trainer.recipe.seed
-    best = processes.together(lambda: best_of(folder))
-    if best["step"] != trainer.state.global_step:
-        processes.together(lambda: load_model(prepared.model, folder / BEST))
-        last = prepared.evaluate(trainer.recipe.optim.batch_size, final=True)
-    processes.on_main(lambda: _write_tables(folder / BEST, last, seed))
-    return best
-
-
-def _prepared(recipe: Recipe, checkpoint: str | None) -> Ready:
-    if not recipe.model.released:
-        return prepare(recipe)
-    return prepare_student(recipe, Path(checkpoint) if checkpoint is not None else None)
-
-
-def _enough(prepared: Ready) -> Ready:
-    """See that every process has something to train on."""
-    if (found := len(prepared.train)) < processes.count():
-        raise ConfigError(f"{processes.count()} processes for {found} training {prepared.unit}: expected at most as many processes as {prepared.unit}")
-    prepared.record["items"] = found
-    return prepared
-
-
 def build_trainer(recipe: Recipe, prepared: Ready) -> AlignmentTrainer:
     """The Trainer of a recipe, for as many processes as there are; it writes nothing yet."""
     folder, optim = recipe.output_dir, recipe.optim
-    half, zero = optim.precision == "bfloat16", processes.strategy().startswith("zero")
+    half, zero = optim.precision == "bfloat16", distributed.strategy().startswith("zero")
     if half and zero:  # autocast as everywhere: DeepSpeed's own bfloat16 would round the weights themselves
-        prepared.model.forward = convert_outputs_to_fp32(torch.autocast(processes.device().split(":")[0], torch.bfloat16)(prepared.model.forward))  # type: ignore[method-assign]
+        prepared.model.forward = convert_outputs_to_fp32(torch.autocast(distributed.device().split(":")[0], torch.bfloat16)(prepared.model.forward))  # type: ignore[method-assign]
     watched = subset_alignment(recipe, prepared)  # before the arguments, after which ZeRO-3 divides whatever is loaded, a VFM too
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=optim.steps,
-        per_device_train_batch_size=optim.at_once(processes.count()),
-        gradient_accumulation_steps=optim.accumulated(processes.count()),
+        per_device_train_batch_size=optim.at_once(distributed.count()),
+        gradient_accumulation_steps=optim.accumulated(distributed.count()),
         learning_rate=optim.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": optim.final_rate},
@@ -400,61 +299,12 @@ def build_trainer(recipe: Recipe, prepared: Ready) -> AlignmentTrainer:
         logging_nan_inf_filter=False,
         ddp_find_unused_parameters=False,  # the frozen tower has no gradient, and all the rest is used in every pass
         accelerator_config={
-            "use_configured_state": processes.count() > 1,  # that of processes.start
+            "use_configured_state": distributed.count() > 1,  # that of distributed.start
             "non_blocking": torch.cuda.is_available(),  # from pinned memory
             # FSDP would keep the whole gradient in every process until the last accumulated pass
-            "gradient_accumulation_kwargs": {"sync_each_batch": processes.strategy() == "fsdp"},
+            "gradient_accumulation_kwargs": {"sync_each_batch": distributed.strategy() == "fsdp"},
         },
     )
     trainer = AlignmentTrainer(recipe=recipe, prepared=prepared, watched=watched, args=arguments, eval_dataset=prepared.val)
     trainer.pop_callback(PrinterCallback)
     return trainer
-
-
-def _write_results(trainer: AlignmentTrainer, state: dict[str, Tensor], evaluation: Evaluation) -> None:
-    """Write the trained model, the log and the accuracies."""
-    recipe, folder = trainer.recipe, trainer.recipe.output_dir
-    with atomic_folder(folder / FINAL) as partial:
-        save_model(trainer.prepared.model, trainer.prepared.processor, partial, state)
-    for file in (folder / FINAL).iterdir():
-        file.replace(folder / file.name)
-    (folder / FINAL).rmdir()
-    write_log(trainer.state.log_history, folder)
-    _write_tables(folder, evaluation, recipe.seed)
-
-
-def _write_tables(folder: Path, evaluation: Evaluation, seed: int) -> None:
-    for name, table in (("evaluation", evaluation.table), ("accuracy", summary(evaluation.table, seed))):
-        with atomic_file(folder / f"{name}.parquet") as partial:
-            table.to_parquet(partial)
-
-
-def _write_record(trainer: AlignmentTrainer, record: dict[str, Any]) -> None:
-    """Write the card and, last, the record."""
-    recipe, folder = trainer.recipe, trainer.recipe.output_dir
-    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-    record |= {"warnings": warnings_of(trainer.state), "cknna": trainer.subset.record if trainer.subset is not None else None}
-    write_card(folder, record)
-    with atomic_file(folder / RECORD_FILE) as partial:
-        partial.write_text(json.dumps(record, indent=2))
-    if recipe.push_to_hub is not None:
-        push(folder, recipe.push_to_hub)
-
-
-def _first_stage(stage: Path, recipe: Recipe, argv: list[str]) -> None:
-    """Train the first stage that the recipe `stage` describes into `recipe.start`, unless it is there.
-
-    Raises:
-        ConfigError: what is there was trained from another recipe.
-    """
-    assert recipe.start is not None
-    own = parse(Recipe, [], prog="first stage", recipe=stage)
-    model = replace(recipe.model, train=own.model.train, lora=own.model.lora, dropout=own.model.dropout)  # its sizes, but not how this run trains it
-    own = replace(own, seed=recipe.seed, output_dir=recipe.start, data=recipe.data, model=model)
-    if (recipe.start / RECIPE_FILE).exists():
-        check_same_recipe(recipe.start, own)
-    if not (recipe.start / RECORD_FILE).exists():
-        if processes.count() > 1 and own.optim.precision != recipe.optim.precision:  # accelerate fixes it for the processes' whole life
-            said = f"optim.precision is {recipe.optim.precision}, and {own.optim.precision} in {stage}"
-            raise ConfigError(f"{said}: expected the same in several processes, or the first stage trained by itself before")
-        train(replace(own, resume=(recipe.start / RECIPE_FILE).exists()), argv)

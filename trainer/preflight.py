@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from trainer.conversations import ConversationSet
+from trainer.setups.conversation_data import ConversationSet
 from workbench.data.base import Conversation, content_hash
 from workbench.data.images import StoredImage, shown
 from workbench.errors import DataError, ModelError, WorkbenchError

@@ -18,14 +18,17 @@ from transformers import TrainerCallback
 
 from benchmarks.gpu import models
 from benchmarks.gpu.harness import Bench
+from trainer.aligned_model import AlignedMLLMForConditionalGeneration
 from trainer.alignment import Alignment, attach_alignment
-from trainer.config import AlignmentConfig, LoraConfig, ModelConfig, MonitorConfig, OptimConfig, Recipe
-from trainer.conversations import Collator, ConversationSet, Targets
-from trainer.dry_run import Plan
+from trainer.build.lora import add_lora
+from trainer.build.partition import checkpoint_activations
+from trainer.dry_run.plan import Plan
+from trainer.dry_run.sizes import sizes_of
 from trainer.loop import AlignmentTrainer, build_trainer
-from trainer.lora import add_lora
-from trainer.outline import sizes_of
-from trainer.student import AlignedMLLMForConditionalGeneration, PreparedStudent, checkpoint_activations
+from trainer.recipe import AlignmentConfig, LoraConfig, ModelConfig, MonitorConfig, OptimConfig, Recipe
+from trainer.setups.conversation import PreparedStudent
+from trainer.setups.conversation_data import Collator, ConversationSet
+from trainer.targets.vfm_targets import Targets
 from workbench.vfm import VFM
 
 BASELINE, CACHED, COMPUTED = "baseline", "VIRAL, VFM cached", "VIRAL, VFM at every step"

@@ -9,8 +9,8 @@ import torch
 from benchmarks.gpu import models
 from benchmarks.gpu.harness import Bench
 from benchmarks.gpu.right_reading import relative
-from trainer.conversations import vfm_tokens
-from trainer.features import frozen_features
+from trainer.targets.feature_store import frozen_features
+from trainer.targets.vfm_targets import vfm_tokens
 from workbench.data import Dataset
 from workbench.data.base import Sample
 from workbench.errors import RunError

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from benchmarks.gpu import models
 from benchmarks.gpu.harness import Bench
 from benchmarks.gpu.right_reading import at, relative
+from trainer.aligned_model import AlignedMLLMForConditionalGeneration
 from trainer.alignment import attach_alignment, cosine_loss, relation_loss
-from trainer.config import LoraConfig
-from trainer.lora import add_lora
-from trainer.packing import Packing, packed_attention
-from trainer.student import AlignedMLLMForConditionalGeneration
+from trainer.build.lora import add_lora
+from trainer.recipe import LoraConfig
+from trainer.setups.packing import Packing, packed_attention
 from workbench.mllm import MLLM
 from workbench.mllm.conversation import encode_conversations
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.gpu import models
 from benchmarks.gpu.harness import Apart, Bench, apart
-from trainer.config import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, MonitorConfig, OptimConfig, Recipe
+from trainer.recipe import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, MonitorConfig, OptimConfig, Recipe
 
 STEPS, CUT = 6, 3
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.03}  # of a loss, relative to it or to 0.1
@@ -109,7 +109,7 @@ def trained(recipe: Recipe, deterministic: bool = False, stop: int | None = None
     from transformers import TrainerCallback, TrainerState
 
     from trainer.loop import build_trainer
-    from trainer.student import prepare_student
+    from trainer.setups.conversation import prepare_student
     from workbench.weights import fingerprint
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.output import check_same_values
+from trainer.output.folder import check_same_values
 from trainer.sweep.spec import Job, Sweep, check
 from workbench.errors import RunError
 from workbench.files import atomic_file

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from threading import Thread
 from typing import Any
 
-from trainer.output import RECIPE_FILE
 from trainer.sweep.spec import Job, Sweep, check
-from workbench.training import RECORD_FILE
+from workbench.training import RECIPE_FILE, RECORD_FILE
 
 
 @dataclass

@@ -10,12 +10,12 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-from trainer.config import Recipe
-from trainer.output import RECIPE_FILE, check_same_recipe
+from trainer.output.folder import check_same_recipe
+from trainer.recipe import Recipe
 from workbench.config import parse
 from workbench.data import load_data
 from workbench.errors import ConfigError, UnknownNameError, WorkbenchError
-from workbench.training import BEST_ROW, RECORD_FILE
+from workbench.training import BEST_ROW, RECIPE_FILE, RECORD_FILE
 
 SCORED = "expected questions with options, whose answers a sweep compares"
 

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration, PretrainedConfig
 
 from trainer.alignment import Alignment, attach_alignment
-from trainer.config import ModelConfig, Recipe
-from trainer.parts import check_parts, describe_parts
-from trainer.second_encoder import tower_alone
-from trainer.student import parts_of
+from trainer.build.assembled_llava import check_parts, describe_parts
+from trainer.build.second_encoder import tower_alone
+from trainer.recipe import ModelConfig, Recipe
 from workbench.errors import ConfigError, one_line
 from workbench.mllm import VisualTokens
 from workbench.mllm.base import Outline
@@ -67,53 +66,6 @@ def check_files(config: ModelConfig) -> dict[str, WeightFiles | None]:
         return check_parts(config)
     settings = load_config(config.name, **hub_options(config.name, config.revision))
     return {"model": check_weights(AutoModelForImageTextToText, config.name, settings, revision=config.revision)}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Parameters of a model on meta.
-
-    Attributes:
-        parts: parameters and trained parameters of each part: tower, connector, language, head, residual, lora.
-        block: parameters of its largest decoder or tower block, which sharded training gathers one at a time.
-        outside: parameters outside the blocks, which are gathered together.
-        tower_blocks: how many of the blocks are the tower's.
-    """
-
-    parts: dict[str, tuple[int, int]]
-    block: int
-    outside: int
-    tower_blocks: int = 0
-
-    @property
-    def total(self) -> int:
-        return sum(count for count, _ in self.parts.values())
-
-    @property
-    def trained(self) -> int:
-        return sum(count for _, count in self.parts.values())
-
-
-def sizes_of(model: Any, alignment: nn.Module | None = None, residual: nn.Module | None = None) -> Sizes:
-    """Count the parameters of a transformers model and of what is attached to it; tied ones count once."""
-    counts, found = dict.fromkeys(("tower", "connector", "language", "lora"), (0, 0)), parts_of(model)
-    for name, p in model.named_parameters():
-        part = "lora" if ".lora_" in name else found[name]
-        counts[part] = (counts[part][0] + p.numel(), counts[part][1] + p.numel() * p.requires_grad)
-    for part, module in (("head", alignment), ("residual", residual)):
-        count = sum(p.numel() for p in module.parameters()) if module is not None else 0
-        counts[part] = (count, count)
-
-    def blocks(below: Any) -> list[int]:
-        kinds = set(model._no_split_modules or ())
-        return [sum(p.numel() for p in module.parameters()) for module in below.modules() if type(module).__name__ in kinds]
-
-    every = blocks(model)
-    total = sum(count for count, _ in counts.values())
-    return Sizes(counts, max(every, default=0), total - sum(every), len(blocks(model.get_encoder(modality="image"))))
-
-
-# --- heads and shapes ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from transformers import (
 from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from trainer.config import ModelConfig
-from trainer.language import FLATTEN, IMAGE, grown
+from trainer.build.language import FLATTEN, IMAGE, grown
+from trainer.recipe import ModelConfig
 from workbench.convert.build import CHAT_TEMPLATE, SYSTEM
 from workbench.errors import ConfigError, ModelError, WeightsError, one_line
 from workbench.mllm import MLLM

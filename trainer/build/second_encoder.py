@@ -15,7 +15,7 @@ import transformers
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trainer.features import Features
+from trainer.targets.features import Features
 from workbench.mllm.loading import SECOND_ENCODER
 from workbench.model_files import read_json
 from workbench.vfm import VFM, find_vfm

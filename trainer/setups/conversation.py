@@ -1,4 +1,4 @@
-"""Any model of workbench/mllm as the student, unmodified: what is trained of it, its losses on conversations, and what a run needs before its first step."""
+"""Training of any model of workbench/mllm on conversations."""
 
 from __future__ import annotations
 
@@ -9,141 +9,35 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import set_seed
 
-from trainer import processes
-from trainer.alignment import Alignment, attach_alignment, mean_loss
-from trainer.checkpoint import check_frozen, frozen_fingerprint
-from trainer.config import OptimConfig, Recipe
-from trainer.conversations import Collator, ConversationSet, GroupedSampler, StoredTargets, Targets, load_vfms, vfm_record
+from trainer import distributed
+from trainer.aligned_model import AlignedMLLMForConditionalGeneration
+from trainer.alignment import attach_alignment
+from trainer.build.assembled_llava import build_from_parts
+from trainer.build.partition import checkpoint_activations, choose_trained
 from trainer.evaluation import Evaluation, answer_questions, language_loss
-from trainer.lora import add_lora
-from trainer.model import Aligned, AlignedOutput
-from trainer.parts import build_from_parts
+from trainer.frozen import check_frozen, frozen_fingerprint
 from trainer.preflight import look_through
-from trainer.rows import Rows
-from trainer.watched import Watched, WatchedBatch
+from trainer.recipe import OptimConfig, Recipe
+from trainer.setups.base import Watched, WatchedBatch
+from trainer.setups.conversation_data import Collator, ConversationSet, GroupedSampler
+from trainer.setups.rows import Rows
+from trainer.setups.stored_targets import StoredTargets
+from trainer.targets.vfm_targets import Targets, load_vfms, vfm_record
 from workbench.answers import option_ids, questions_of
-from workbench.capture import by_token, read, tower_rows
+from workbench.capture import read
 from workbench.data import Dataset, Sample, load_data
 from workbench.data.base import mixed
 from workbench.errors import ConfigError
-from workbench.mllm import MLLM, VisualTokens
+from workbench.mllm import MLLM
 from workbench.mllm.conversation import IGNORED, encode_conversations
-from workbench.mllm.family import family_of
-from workbench.mllm.residual import KEY, Residual, attach_residual
+from workbench.mllm.residual import KEY, attach_residual
 from workbench.vfm import VFM
 
 log = logging.getLogger(__name__)
 LOOKED_AT = 4  # conversations of each kind
-
-
-class AlignedMLLMForConditionalGeneration(Aligned):
-    """Any multimodal model that learns from conversations.
-
-    Args:
-        target: `vfm` for features that come with the batch; `encoder` for what the connector receives, `projector` for what the first block does.
-    """
-
-    def __init__(self, mllm: MLLM, alignment: Alignment | None = None, residual: Residual | None = None, *, target: str = "vfm") -> None:
-        super().__init__(mllm.model, alignment, residual)
-        self.target, self._mllm = target, mllm
-        self._tower: Tensor | None = None
-        self._first: Tensor | None = None
-        if alignment is not None and target == "encoder":
-            mllm.connector.register_forward_pre_hook(self._keep_tower)
-        if alignment is not None and target == "projector":
-            mllm.decoder.layers[0].register_forward_pre_hook(self._keep_first, with_kwargs=True)
-
-    def _keep_tower(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._tower = args[0].detach()
-
-    def _keep_first(self, _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        if self._first is None:  # what activation checkpointing computes again is not kept
-            self._first = (args[0] if args else kwargs["hidden_states"]).detach()
-
-    def forward(
-        self,
-        labels: Int[Tensor, "b s"],
-        visual: Sequence[Sequence[VisualTokens]],
-        targets: dict[str, Any] | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        aligned: int = 0,
-        **inputs: Any,
-    ) -> AlignedOutput:
-        """Language-model loss over the answers, and the alignment loss of the visual tokens.
-
-        Args:
-            labels: the tokens to learn, in place; -100 elsewhere.
-            visual: where the visual tokens of each conversation are; conversations without an image have no alignment loss.
-            targets: features by VFM; without them, as in evaluation, only the model's own features can be targets, and only in training.
-            num_items_in_batch: answer tokens of the whole accumulated batch, by which the loss is normalised.
-            aligned: what the Collator counted, for the trainer.
-            inputs: of the model, as its processor gave them.
-        """
-        self._first = None
-        logits = self.student(**inputs, use_cache=False).logits
-        wanted = labels[:, 1:] != IGNORED
-        losses = nn.functional.cross_entropy(logits[:, :-1][wanted].float(), labels[:, 1:][wanted], reduction="sum")
-        count = wanted.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=losses.device)
-        lm_loss = losses / count.clamp(min=1)  # a cut may have left no answer
-        if not self.training:
-            return AlignedOutput(lm_loss, None, logits)
-        lm_loss = lm_loss + self._nothing()
-        if self.alignment is None or not any(map(len, visual)):
-            return AlignedOutput(lm_loss, None, logits)
-        if self.target != "vfm":
-            targets = {self.target: self._own_target(visual)}
-        assert targets is not None
-        parts = self.alignment.losses(targets, visual)
-        return AlignedOutput(lm_loss, mean_loss(parts), logits, parts)
-
-    def _nothing(self) -> Tensor:
-        """0, with a gradient of 0 for all that texts alone, or a tower whose last blocks are not read, do not reach.
-
-        AdamW moves a parameter whose gradient is 0 and leaves one that has none; so it is 0 in any number of processes, and DDP finds a gradient of each.
-        What ZeRO-3 has divided (`ds_id`) has no values here.
-        """
-        language = {id(p) for p in self._mllm.decoder.parameters()}
-        rest = [processes.own_part(p).sum() for p in self.parameters() if p.requires_grad and id(p) not in language and not hasattr(p, "ds_id")]
-        return 0.0 * torch.stack(rest).sum() if rest else torch.zeros(())
-
-    def _own_target(self, visual: Sequence[Sequence[VisualTokens]]) -> list[Tensor]:
-        """Features (token, d) of each conversation with an image."""
-        if self.target == "encoder":
-            assert self._tower is not None
-            flat = by_token(self._mllm, self._tower)
-            return [flat[rows.to(flat.device)] for rows in tower_rows(self._mllm, [list(own) for own in visual]) if len(rows)]
-        assert self._first is not None
-        return [self._first[row, torch.cat([part.index for part in own]).to(self._first.device)] for row, own in enumerate(visual) if own]
-
-
-# --- what is trained --------------------------------------------------------------------------------------------------------------------
-
-
-def parts_of(model: Any) -> dict[str, str]:
-    """Which part of a transformers model each parameter belongs to, by name: `tower`, `language`, or `connector` for all that is between them."""
-    own = {id(p) for p in model.model.get_submodule(family_of(model.config).connector).parameters()}
-    tower = {id(p) for p in model.get_encoder(modality="image").parameters()} - own
-    language = {id(p) for module in (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()) for p in module.parameters()}
-    return {name: "tower" if id(p) in tower else "language" if id(p) in language else "connector" for name, p in model.named_parameters()}
-
-
-def choose_trained(mllm: MLLM, recipe: Recipe) -> dict[str, str]:
-    """Let what the recipe trains require a gradient, nothing else; returns the part of each trained parameter by name."""
-    config, parts = recipe.model, parts_of(mllm.model)
-    trained = {"connector", *(["language"] if config.train == "all" else []), *(["tower"] if config.train_tower else [])}
-    if config.train == "lora":
-        add_lora(mllm.model, config.lora)
-    for name, value in mllm.model.named_parameters():
-        if name in parts:
-            value.requires_grad_(parts[name] in trained)
-    return {name: parts.get(name, "lora") for name, p in mllm.model.named_parameters() if p.requires_grad}
-
-
-# --- before the first step ----------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -255,7 +149,7 @@ def prepare_student(recipe: Recipe, checkpoint: Path | None = None) -> PreparedS
     """
     train, val, test = load_conversations(recipe, Rows.load(checkpoint) if checkpoint is not None else None)
     set_seed(recipe.seed)
-    device = processes.device()
+    device = distributed.device()
     if recipe.model.name is not None:
         mllm = MLLM.load(recipe.model.name, dtype="float32", device=device, revision=recipe.model.revision)
     else:
@@ -302,12 +196,6 @@ def prepare_student(recipe: Recipe, checkpoint: Path | None = None) -> PreparedS
     return PreparedStudent(model, mllm, train, val, test, collate, questions, trained, frozen, vfms, record)
 
 
-def checkpoint_activations(model: Any) -> None:
-    """Let a transformers model compute its activations again in the backward pass; older versions call that by another name."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-
-
 def load_conversations(recipe: Recipe, stored: Rows | None = None) -> tuple[ConversationSet, ConversationSet, ConversationSet | None]:
     """Training, validation and, where the recipe has it, test data.
 
@@ -318,7 +206,7 @@ def load_conversations(recipe: Recipe, stored: Rows | None = None) -> tuple[Conv
         ConfigError: conversations with and without images, for ZeRO-3; or in random order, for FSDP: a process that has an image would wait for the others
             to gather the tower's weights.
     """
-    from trainer.data import first_questions, load_training
+    from trainer.setups.packed_data import first_questions, load_training
 
     config = recipe.data
 
@@ -328,12 +216,12 @@ def load_conversations(recipe: Recipe, stored: Rows | None = None) -> tuple[Conv
     parts = [first_questions(load_training(spec, config.limit_train, recipe.seed), config.questions) for spec in config.train]
     weights = config.weights or (1.0,) * len(parts)
     whole = parts[0] if len(parts) == 1 and weights == (1.0,) else mixed(parts, weights, recipe.seed)
-    strategy, kinds = processes.strategy(), {bool(c.loads) for c in whole.conversations}
+    strategy, kinds = distributed.strategy(), {bool(c.loads) for c in whole.conversations}
     if strategy == "zero3" and len(kinds) > 1:
         raise ConfigError(
             "zero3 for conversations with and without images: expected fsdp.yaml, since DeepSpeed takes the last gradient again of what texts do not reach"
         )
-    if processes.divided() and not config.group and len(kinds) > 1:
+    if distributed.divided() and not config.group and len(kinds) > 1:
         raise ConfigError(
             f"data.group is no with {strategy} for conversations with and without images: expected yes, since processes that divide the weights "
             "must have images in the same passes"
@@ -359,7 +247,7 @@ def check_student(recipe: Recipe, mllm: MLLM, train: ConversationSet, val: Conve
     recipe.check_layer(mllm.n_layers)
     mllm.words = recipe.data.control_tokens == "words"
     for data in filter(None, (train, val, test)):
-        if processes.is_main():  # whose error the others hear of
+        if distributed.is_main():  # whose error the others hear of
             data.said = look_through(mllm, data, recipe.data.max_length)
         for kind in (True, False):
             few = [c for c in data.conversations if bool(c.loads) == kind][:LOOKED_AT]

@@ -1,13 +1,12 @@
-"""Building a small LLaVA around a real tower, and wrapping any LLaVA with an alignment head for training."""
+"""The toy LLaVA: a pretrained frozen vision encoder, a new projector, and a fresh or pretrained small language model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
@@ -19,23 +18,17 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PretrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from trainer.alignment import Alignment, mean_loss
-from trainer.config import ModelConfig
-from trainer.language import language_config, language_tokenizer, put_language
-from trainer.packing import Packing, use_packed_attention
-from trainer.second_encoder import llava_class, second_config, tower_alone
+from trainer.build.language import language_config, language_tokenizer, put_language
+from trainer.build.second_encoder import llava_class, second_config, tower_alone
+from trainer.recipe import ModelConfig
 from workbench.errors import ConfigError, one_line
 from workbench.fingerprints import fingerprint, saved_tensors, tokenizer_settings
-from workbench.mllm.conversation import IGNORED
-from workbench.mllm.family import VisualTokens
 from workbench.mllm.loading import SECOND_ENCODER
-from workbench.mllm.residual import KEY, Residual
+from workbench.mllm.residual import KEY
 from workbench.pretrained import call
 from workbench.vfm.base import IMAGENET
 from workbench.weights import check_unchanged, load_tensors, load_weights, weights_folder
@@ -233,126 +226,3 @@ def connector_inputs(llava: LlavaForConditionalGeneration, processor: LlavaProce
     finally:
         handle.remove()
     return seen[0]
-
-
-def input_deviation(inputs: Float[Tensor, "image token d"]) -> float:
-    """Mean standard deviation of a connector input channel."""
-    return float(inputs.flatten(0, 1).std(0).mean())
-
-
-def start_connector(llava: LlavaForConditionalGeneration, inputs: Float[Tensor, "image token d"], side: int) -> None:
-    """Give the connector a first layer that fits its inputs.
-
-    Its units see inputs of mean 0 and deviation 1, folded into weight and bias, in random directions; the first few instead start as the least-squares
-    estimate of each token's place (sine and cosine of row and column, and their negatives). A tower carries that place faintly, and a language
-    model with one-dimensional positions finds the column last or never.
-    """
-    first = llava.model.multi_modal_projector.linear_1
-    tokens = inputs.flatten(0, 1)
-    mean, std = tokens.mean(0), tokens.std(0).clamp_min(1e-6)
-    standard = ((tokens - mean) / std).double()
-    code = _place_code(side).repeat(len(inputs), 1)
-    ridge = standard.T @ standard + 0.01 * len(standard) * torch.eye(len(std), dtype=torch.float64)
-    place = torch.linalg.solve(ridge, standard.T @ code).T.float()
-    with torch.no_grad():
-        nn.init.normal_(first.weight, std=len(std) ** -0.5)
-        first.weight[: 2 * len(place)] = torch.cat([place, -place])
-        first.weight /= std
-        first.bias.copy_(-first.weight @ mean)
-
-
-def _place_code(side: int) -> Float[Tensor, "token channel"]:
-    """Sine and cosine of half and whole turns over rows and columns, in raster order; every channel has mean 0 and deviation 1."""
-    at = (torch.arange(side, dtype=torch.float64) + 0.5) / side
-    waves = torch.stack([f(turns * torch.pi * at) for turns in (1, 2) for f in (torch.sin, torch.cos)], dim=-1)
-    rows, columns = waves[:, None].expand(side, side, -1), waves[None].expand(side, side, -1)
-    code = torch.cat([rows, columns], dim=-1).flatten(0, 1)
-    return (code - code.mean(0)) / code.std(0)
-
-
-@dataclass
-class AlignedOutput:
-    """Losses of one forward pass, with the logits."""
-
-    lm_loss: Tensor
-    alignment_loss: Tensor | None
-    logits: Tensor
-    alignment_losses: dict[str, Tensor] = field(default_factory=dict)
-    """Of each layer and target; `alignment_loss` is their mean."""
-
-
-class Aligned(nn.Module):
-    """A transformers model as it is, its alignment heads and its residual, called as one module so that DDP, FSDP and ZeRO see all of them.
-
-    Args:
-        alignment: attached to the model; None for the baseline, which then has no head at all.
-        residual: attached to the model.
-    """
-
-    student: PreTrainedModel
-
-    def __init__(self, student: PreTrainedModel, alignment: Alignment | None, residual: Residual | None) -> None:
-        super().__init__()
-        self.student, self.config, self.alignment, self.residual = student, student.config, alignment, residual
-        blocks = {type(part).__name__ for part in student.modules()}
-        self._no_split_modules = sorted(blocks & set(student._no_split_modules or ()))  # what FSDP divides one by one
-
-
-class AlignedForConditionalGeneration(Aligned):
-    """A LLaVA that learns from packed questions; its tower stays frozen.
-
-    Args:
-        to_projector: the target is what the connector gives, instead of features that come with the batch.
-    """
-
-    student: LlavaForConditionalGeneration
-
-    def __init__(
-        self, llava: LlavaForConditionalGeneration, alignment: Alignment | None = None, residual: Residual | None = None, *, to_projector: bool = False
-    ) -> None:
-        super().__init__(llava, alignment, residual)
-        self.to_projector = to_projector
-        use_packed_attention(llava)
-
-    def forward(
-        self,
-        input_ids: Int[Tensor, "b s"],
-        labels: Int[Tensor, "b s"],
-        position_ids: Int[Tensor, "b s"],
-        segments: Int[Tensor, "b s"],
-        connector_inputs: Float[Tensor, "b token d"],
-        targets: dict[str, Float[Tensor, "b token dim"]] | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        **_: object,
-    ) -> AlignedOutput:
-        """Language-model loss over the answers, and the alignment loss of the visual tokens.
-
-        Args:
-            labels: the token to predict *at* each position (already shifted), -100 where nothing is learnt.
-            segments: 0 for the shared image prefix, q for question q, -1 for padding; questions do not see one another.
-            targets: features by name; without them, and without `to_projector`, there is no alignment loss.
-            num_items_in_batch: answer tokens of the whole accumulated batch, by which the loss is normalised.
-        """
-        packing = Packing.of(segments)
-        ids, answers = packing.flat(input_ids), packing.flat(labels)
-        projected = self.student.model.multi_modal_projector(connector_inputs)
-        image = BaseModelOutputWithPooling(pooler_output=list(projected))  # type: ignore[arg-type]
-        logits = self.student(
-            input_ids=ids,
-            attention_mask=ids.new_ones(1, 1, 1, 1, dtype=torch.bool),  # no mask is made; what a token sees is in `packing`
-            position_ids=packing.flat(position_ids),
-            mm_encoder_outputs={"image": image},
-            use_cache=False,
-            packing=packing,
-        ).logits
-        wanted = answers != IGNORED
-        losses = nn.functional.cross_entropy(logits[wanted].float(), answers[wanted], reduction="sum")
-        lm_loss = losses / (wanted.sum() if num_items_in_batch is None else num_items_in_batch)
-        if self.to_projector:
-            targets = {"projector": projected.detach()}
-        if self.alignment is None or targets is None:
-            return AlignedOutput(lm_loss, None, packing.padded(logits))
-        tokens = (ids[0] == self.config.image_token_id).nonzero().flatten()
-        visual = [VisualTokens(index, None, (0.0, 0.0, 1.0, 1.0)) for index in tokens.view(len(projected), -1)]
-        parts = self.alignment.losses(targets, [visual])
-        return AlignedOutput(lm_loss, mean_loss(parts), packing.padded(logits), parts)

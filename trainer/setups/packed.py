@@ -11,28 +11,24 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 from transformers import LlavaConfig, LlavaProcessor, set_seed
 
+from trainer.aligned_model import AlignedForConditionalGeneration
 from trainer.alignment import attach_alignment
-from trainer.checkpoint import check_frozen, frozen_fingerprint
-from trainer.config import AlignmentConfig, OptimConfig, Recipe
-from trainer.conversations import load_vfms, vfm_record, vfm_tokens
-from trainer.data import PackedDataset, Packer, Splits, collate, first_questions, load_questions
-from trainer.dropout import add_dropout
+from trainer.build.connector_init import input_deviation, start_connector
+from trainer.build.dropout import add_dropout
+from trainer.build.lora import add_lora
+from trainer.build.second_encoder import JoinedFeatures, second_record, stored_second
+from trainer.build.toy_llava import build_llava, build_processor, connector_inputs, load_start
 from trainer.evaluation import Evaluation, answer_packed
-from trainer.features import DerivedFeatures, Features, frozen_features, image_hashes, other_images
-from trainer.lora import add_lora
-from trainer.model import (
-    AlignedForConditionalGeneration,
-    build_llava,
-    build_processor,
-    connector_inputs,
-    input_deviation,
-    load_start,
-    start_connector,
-)
-from trainer.packing import Packing
+from trainer.frozen import check_frozen, frozen_fingerprint
+from trainer.recipe import AlignmentConfig, OptimConfig, Recipe
 from trainer.sampling import Stream
-from trainer.second_encoder import JoinedFeatures, second_record, stored_second
-from trainer.watched import Watched, WatchedBatch
+from trainer.setups.base import Watched, WatchedBatch
+from trainer.setups.packed_data import PackedDataset, Packer, Splits, collate, first_questions, load_questions
+from trainer.setups.packing import Packing
+from trainer.targets.feature_store import frozen_features
+from trainer.targets.features import Features
+from trainer.targets.image_hashes import image_hashes
+from trainer.targets.vfm_targets import controlled, load_vfms, vfm_record, vfm_tokens
 from workbench.data import Dataset
 from workbench.data.base import content_hash
 from workbench.fingerprints import libraries, processor_fingerprint, saved_tensors, settings_hash, without_place
@@ -225,7 +221,10 @@ def _targets(recipe: Recipe, vfms: Sequence[VFM], splits: Splits, inputs: Sequen
     each = [{"encoder": values} if encoder else vfm_features(recipe, vfms, data, grid) for data, values in zip(splits.all, inputs, strict=True)]
     means = {name: values.mean() if settings.center else None for name, values in each[0].items()}
     return [
-        {name: _controlled(settings, values, means[name], data, recipe.seed) for name, values in own.items()}
+        {
+            name: controlled(settings, values, means[name], image_hashes(data) if settings.images == "others" else None, recipe.seed)
+            for name, values in own.items()
+        }
         for data, own in zip(splits.all, each, strict=True)
     ]
 
@@ -242,12 +241,3 @@ def vfm_features(recipe: Recipe, vfms: Sequence[VFM], data: Dataset, grid: tuple
 
 def _features(vfm: VFM, data: Dataset, grid: tuple[int, int], recipe: Recipe) -> Features:
     return frozen_features(data, (vfm.entry.identity(), grid), partial(vfm_tokens, vfm, grid), what=vfm.name, mode=recipe.data.features)
-
-
-def _controlled(settings: AlignmentConfig, targets: Features, mean: Tensor | None, data: Dataset, seed: int) -> Features:
-    """Targets with the controls that the recipe asks for."""
-    if mean is not None:
-        targets = DerivedFeatures(targets, minus=mean)
-    if settings.images == "others":
-        targets = DerivedFeatures(targets, order=other_images(image_hashes(data), seed))
-    return targets

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from trainer.config import DataConfig
-from trainer.features import Features
+from trainer.recipe import DataConfig
+from trainer.targets.features import Features
 from workbench.data import Dataset, Sample, load_data
 from workbench.data.base import IMAGE_MARK, Conversation, ConversationDataset, content_hash
 from workbench.errors import ConfigError, DataError

@@ -1,4 +1,4 @@
-"""A run's output folder: free or resumable, held by one process, and only ever continued with the recipe that began it."""
+"""Checkpoints: written aside, published whole, checked before a run goes on from one."""
 
 from __future__ import annotations
 
@@ -6,77 +6,24 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
-import yaml
 from safetensors import SafetensorError, safe_open
 
-from trainer import processes
-from trainer.config import Recipe
-from workbench.config import as_mapping, merge, parse
-from workbench.errors import ConfigError, RunError
-from workbench.files import atomic_file, locked, partial_files, remove_partial, share
+from trainer import distributed
+from workbench.errors import RunError
+from workbench.files import share
 from workbench.fingerprints import libraries
-from workbench.training import LOG_FILE, RECIPE_FILE, RECORD_FILE, Checkpoint, checkpoints
+from workbench.training import Checkpoint, checkpoints
 
 log = logging.getLogger(__name__)
-
 DAMAGED = "%s is damaged (%s) and is skipped"
-FINAL = "final"  # the trained model, until each of its files is moved to where it is found
 SOURCES_FILE = "sources.json"  # in every checkpoint
 FILES_FILE = "files.json"  # in every checkpoint, written last: its files and their bytes
 UNFINISHED = ".unfinished"  # checkpoints that are being written; whole ones are moved out of it
-TABLES = ("evaluation.parquet", "accuracy.parquet")
-WRITTEN = (RECIPE_FILE, RECORD_FILE, LOG_FILE, "README.md", *TABLES, "not_finite-step-*", FINAL)  # under another name first
-
-
-def check_same_recipe(folder: Path, recipe: Recipe) -> None:
-    """See that the run in `folder` was started with `recipe`; a key that its recipe lacks, being older than the key, had the default.
-
-    Raises:
-        ConfigError: names the first key that differs.
-    """
-    written = parse(Recipe, [], prog=RECIPE_FILE, recipe=folder / RECIPE_FILE)  # one layer or one VFM was stored as a plain value once
-    check_same_values(folder, as_mapping(written), recipe)
-
-
-def check_same_values(place: Path, values: Mapping[str, Any], recipe: Recipe, advice: str = "choose another output_dir") -> None:
-    """See that a run was started with `recipe`; `values` are those of its own, without keys that are younger than it.
-
-    Args:
-        place: where the run is, or is told of.
-
-    Raises:
-        ConfigError: names the first key that differs.
-    """
-    stored, own = _keys(merge(as_mapping(Recipe()), values)), _keys(as_mapping(recipe))
-    if recipe.resume:
-        stored |= {key: own[key] for key in own if key in stored and _may_differ(key, stored[key], own[key], repaired=recipe.repaired)}
-    for key in sorted(set(own) - {"resume", "repaired", "dry_run", "output_dir", "report_to", "keep_checkpoints", "push_to_hub"}):
-        if stored.get(key) != own[key]:
-            raise ConfigError(f"the run in {place} was started with {key} {stored.get(key)}, and this recipe says {own[key]}: {advice}")
-
-
-def _may_differ(key: str, stored: Any, own: Any, *, repaired: bool) -> bool:
-    """Whether a run may go on with another value: a larger max_length, or another spec of the same data where it says that they are repaired."""
-    if key == "data.max_length":
-        return stored is not None and (own is None or own > stored)
-    if key not in ("data.train", "data.val", "data.test") or not repaired:
-        return False
-    before, now = ([str(spec).partition("?")[0] for spec in (value if isinstance(value, list | tuple) else [value])] for value in (stored, own))
-    return before == now
-
-
-def _keys(recipe: Mapping[str, Any], section: str = "") -> dict[str, Any]:
-    """The values of a recipe by `section.key`, with an absolute `start`."""
-    found: dict[str, Any] = {}
-    for key, value in recipe.items():
-        found |= _keys(value, f"{section}{key}.") if isinstance(value, Mapping) else {f"{section}{key}": value}
-    return found if section else found | {"start": recipe["start"] and str(Path(recipe["start"]).resolve())}
 
 
 def write_sources(checkpoint: Path, record: Mapping[str, Any]) -> None:
@@ -126,49 +73,15 @@ def _sources(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of an output folder while training into it."""
-    with locked(folder.parent / f".{folder.name}.lock") as ours:
-        if not ours:
-            raise RunError(f"another process is training in {folder}")
-        yield
-
-
-def check_output(folder: Path, recipe: Recipe) -> str | None:
-    """See that output_dir is free, or find the checkpoint to resume from (None: the run stopped before its first one); writes nothing.
-
-    Raises:
-        RunError: the folder is taken, has nothing to resume, or is of a run in another number of processes or with its model divided otherwise.
-    """
-    taken = folder.exists() and (not folder.is_dir() or bool(set(folder.iterdir()) - {file for name in WRITTEN for file in partial_files(folder, name)}))
-    if not recipe.resume:
-        if taken:
-            raise RunError(f"output_dir {folder} is not empty: expected a new folder, or --resume to continue the run in it")
-        return None
-    if (folder / RECORD_FILE).exists():
-        raise RunError(f"the run in {folder} is finished: nothing to resume")
-    if not (folder / RECIPE_FILE).exists():
-        raise RunError(f"no run in {folder}: expected the output_dir of an interrupted run; start it without --resume")
-    check_same_recipe(folder, recipe)
-    for checkpoint in reversed(_whole(folder)):
-        if why := _unreadable(checkpoint.folder):
-            log.warning(DAMAGED, checkpoint.folder, why)
-            continue
-        _check_same_launch(checkpoint.folder)
-        return str(checkpoint.folder)
-    return None
-
-
-def _check_same_launch(checkpoint: Path) -> None:
+def check_same_launch(checkpoint: Path) -> None:
     """See that as many processes go on as wrote `checkpoint`, and with their model divided alike: others would add up in another order, or find no state."""
     parts = len(list(checkpoint.glob("rng_state_*.pth")))  # one in each of several processes
-    wrote, own = parts or 1, processes.count()
+    wrote, own = parts or 1, distributed.count()
     if wrote != own:
         raise RunError(f"{checkpoint} was written by {wrote} processes, and these are {own}: expected as many, since a resumed run continues to the bit")
     divided = "fsdp" if list(checkpoint.glob("optimizer_*")) else "zero" if list(checkpoint.glob("global_step*")) else "ddp"
-    if not processes.strategy().startswith(divided):
-        raise RunError(f"{checkpoint} was written with {divided}, and this launch is {processes.strategy()}: expected the same launch file")
+    if not distributed.strategy().startswith(divided):
+        raise RunError(f"{checkpoint} was written with {divided}, and this launch is {distributed.strategy()}: expected the same launch file")
 
 
 def publish_checkpoint(folder: Path, name: str, keep: int | None) -> None:
@@ -183,7 +96,7 @@ def publish_checkpoint(folder: Path, name: str, keep: int | None) -> None:
         _remove(folder / name)  # a damaged one, before which the run was resumed
         (folder / UNFINISHED / name).rename(folder / name)
         _on_disk(folder)  # before older ones go
-        _keep_newest(folder, keep)
+        keep_newest(folder, keep)
     except OSError as error:
         raise RunError(f"cannot write checkpoint {folder / name} ({error.strerror or error})") from error
 
@@ -208,7 +121,7 @@ def _on_disk(path: Path) -> None:
         os.close(opened)
 
 
-def _whole(folder: Path) -> list[Checkpoint]:
+def whole_checkpoints(folder: Path) -> list[Checkpoint]:
     """The checkpoints by step that a run can be resumed from: those whose files are all there, in their whole length."""
     found = []
     for checkpoint in checkpoints(folder):
@@ -235,7 +148,7 @@ def _damage(checkpoint: Path) -> str:
     return ""
 
 
-def _unreadable(checkpoint: Path) -> str:
+def unreadable_file(checkpoint: Path) -> str:
     """Which of the files that a run would be resumed from cannot be read, though they have their length; only what torch wrote has checksums within."""
     for file in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         try:
@@ -252,9 +165,9 @@ def _unreadable(checkpoint: Path) -> str:
     return ""
 
 
-def _keep_newest(folder: Path, keep: int | None) -> None:
+def keep_newest(folder: Path, keep: int | None) -> None:
     """Remove all whole checkpoints but the newest `keep`."""
-    for old in _whole(folder)[: -keep if keep else 0]:
+    for old in whole_checkpoints(folder)[: -keep if keep else 0]:
         _remove(old.folder)
 
 
@@ -266,14 +179,3 @@ def _remove(checkpoint: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """Store the recipe, which marks `folder` as a training run, and clear what a killed run left half written; under the lock of `alone`."""
-    _keep_newest(folder, recipe.keep_checkpoints)
-    for left in (folder / UNFINISHED, folder / FINAL):
-        shutil.rmtree(left, ignore_errors=True)
-    for name in WRITTEN:
-        remove_partial(folder, name)
-    with atomic_file(folder / RECIPE_FILE) as partial:
-        partial.write_text(yaml.safe_dump(as_mapping(recipe), sort_keys=False))

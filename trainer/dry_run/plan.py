@@ -1,38 +1,36 @@
-"""What a recipe would train, found out without training: sizes, shapes, data and disk, on tensors without storage (trainer/outline.py)."""
+"""What a recipe would train, found out without training: sizes, shapes, data and disk, on tensors without storage."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 
 import pandas as pd
 import torch
 from transformers import LlavaProcessor, PretrainedConfig, PreTrainedModel
 
-from trainer import processes
+from trainer import distributed
+from trainer.build.lora import add_lora
+from trainer.build.partition import choose_trained
+from trainer.build.second_encoder import llava_class
+from trainer.build.toy_llava import build_processor, check_start, freeze, llava_config
 from trainer.checks import check_names, with_stage
-from trainer.config import Recipe
-from trainer.conversations import ConversationSet
-from trainer.data import Packer, first_questions, load_questions
-from trainer.lora import add_lora
-from trainer.model import build_processor, check_start, freeze, llava_config
-from trainer.outline import Sizes, attach, check_files, on_meta, outline, sizes_of
-from trainer.output import check_output
-from trainer.second_encoder import llava_class
-from trainer.student import check_student, choose_trained, load_conversations
-from workbench.errors import ConfigError, DataError, RunError
-from workbench.files import cache_folder
+from trainer.dry_run.meta import attach, check_files, on_meta, outline
+from trainer.dry_run.sizes import FLOAT, HALF, Sizes, checkpoint_bytes, gigabytes, sizes_of, weights_line
+from trainer.output.folder import check_output
+from trainer.recipe import Recipe
+from trainer.setups.conversation import check_student, load_conversations
+from trainer.setups.conversation_data import ConversationSet
+from trainer.setups.packed_data import Packer, first_questions, load_questions
+from workbench.errors import ConfigError, DataError
 from workbench.mllm import MLLM, Batch, VisualTokens
 from workbench.mllm.conversation import encode_conversations
 from workbench.mllm.family import WHOLE
 from workbench.model_files import WeightFiles
 
-FLOAT, HALF = 4, 2  # bytes: weights, gradients and both moments of AdamW are float32, also in bfloat16 training, which is autocast
 PROCESSES = (1, 2, 4, 8, 16, 32)
-STRATEGIES: tuple[processes.Strategy, ...] = ("ddp", "fsdp", "zero2", "zero3")
+STRATEGIES: tuple[distributed.Strategy, ...] = ("ddp", "fsdp", "zero2", "zero3")
 LOOKED_AT = 192, 64  # conversations: the first so many with an image, and the longest of all, in characters
 
 
@@ -57,13 +55,13 @@ class Plan:
 
     def report(self) -> str:
         """A few lines and a table, for people."""
-        optim, own = self.recipe.optim, processes.count()
+        optim, own = self.recipe.optim, distributed.count()
         batch = optim.images(own)
         text = self.config.get_text_config()
         rows = [(name, f"{count:,}", f"{trained:,}") for name, (count, trained) in self.sizes.parts.items() if count]
         parts = pd.DataFrame([*rows, ("all", f"{self.sizes.total:,}", f"{self.sizes.trained:,}")], columns=["part", "parameters", "trained"])
         memory = {
-            strategy: {f"{count} proc.": _gigabytes(self.memory(strategy, count)) for count in PROCESSES if self._possible(count)} for strategy in STRATEGIES
+            strategy: {f"{count} proc.": gigabytes(self.memory(strategy, count)) for count in PROCESSES if self._possible(count)} for strategy in STRATEGIES
         }
         kept = "all" if self.recipe.keep_checkpoints is None else self.recipe.keep_checkpoints
         fewest, most = self.image_tokens
@@ -72,20 +70,20 @@ class Plan:
             [
                 f"model          {type(self.config).__name__.removesuffix('Config')}, {text.num_hidden_layers} layers of width {text.hidden_size}",
                 parts.to_string(index=False),
-                *([f"weights        {'; '.join(_files(part, files) for part, files in self.weights.items())}"] if self.weights else []),
+                *([f"weights        {'; '.join(weights_line(part, files) for part, files in self.weights.items())}"] if self.weights else []),
                 f"{self.unit:15}{self.items:,} to train on{texts}, {self.val_items:,} to validate on",
                 f"visual tokens  {fewest if fewest == most else f'{fewest} to {most}'} per image; longest sequence seen {self.sequence}",
                 f"steps          {optim.steps:,} of {batch} {self.unit} ({optim.at_once(own)} x {optim.accumulated(own)} accumulated x {own} processes):"
                 f" {optim.steps * batch / self.items:.2f} passes over the data",
                 f"alignment      {self._alignment()}",
                 *(f"not run        {what}" for what in self.not_run),
-                f"checkpoint     {_gigabytes(self.checkpoint)}, kept: {kept}; frozen features {_gigabytes(self.features)}",
+                f"checkpoint     {gigabytes(self.checkpoint)}, kept: {kept}; frozen features {gigabytes(self.features)}",
                 "memory per process, roughly, without the VFM: weights, gradients, optimiser states, activations",
                 pd.DataFrame(memory).T.to_string(),
             ]
         )
 
-    def memory(self, strategy: processes.Strategy, count: int) -> int:
+    def memory(self, strategy: distributed.Strategy, count: int) -> int:
         """Bytes per process.
 
         Float32 weights W, gradients G and the two moments of AdamW of the trained part, which `ddp` keeps in every process (its gradients twice: the buckets
@@ -153,8 +151,8 @@ def plan(recipe: Recipe) -> Plan:
     check_names(recipe)
     check_output(recipe.output_dir, with_stage(recipe))
     found = _conversations(recipe) if recipe.model.released else _packed_questions(recipe)
-    if found.items < processes.count():
-        raise ConfigError(f"{processes.count()} processes for {found.items} training {found.unit}: expected at most as many processes as {found.unit}")
+    if found.items < distributed.count():
+        raise ConfigError(f"{distributed.count()} processes for {found.items} training {found.unit}: expected at most as many processes as {found.unit}")
     return found
 
 
@@ -243,45 +241,3 @@ def _looked_at(mllm: MLLM, train: ConversationSet, max_length: int | None) -> It
     chosen = [train.conversations[n] for n in dict.fromkeys([*with_image[:first], *by_length[:longest]])]
     for own in chosen:
         yield encode_conversations(mllm, [own.images], [own.turns], max_length=max_length)[0]
-
-
-def checkpoint_bytes(sizes: Sizes) -> int:
-    """Weights and heads, and both moments of what is trained; sharded training writes its weights twice."""
-    weights = FLOAT * sizes.total * (2 if processes.strategy() != "ddp" else 1)
-    adapted = FLOAT * sizes.trained if sizes.parts.get("lora", (0, 0))[0] else 0  # a file of their own, to go on from
-    return weights + 2 * FLOAT * sizes.trained + adapted
-
-
-def check_disk(found: Plan) -> None:
-    """See that checkpoints, the result and the frozen features fit on their disks.
-
-    Raises:
-        RunError: says how much is needed and how much is free.
-    """
-    recipe = found.recipe
-    saves = -(-recipe.optim.steps // recipe.save_every)  # the last step is always kept
-    kept = min(saves, saves if recipe.keep_checkpoints is None else recipe.keep_checkpoints + 1)  # the next one is whole before the oldest goes
-    need = {"checkpoints and result": (_standing(recipe.output_dir), kept * found.checkpoint + FLOAT * found.sizes.total)}
-    if found.features:
-        need["frozen features"] = (_standing(cache_folder("features")), found.features)
-    for folder, _ in need.values():
-        same = {what: size for what, (other, size) in need.items() if other.stat().st_dev == folder.stat().st_dev}
-        free = shutil.disk_usage(folder).free
-        if sum(same.values()) > free:
-            raise RunError(f"{', '.join(same)} need about {_gigabytes(sum(same.values()))} in {folder}, where {_gigabytes(free)} are free")
-
-
-def _standing(folder: Path) -> Path:
-    """The nearest folder that is there."""
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-
-
-def _files(part: str, weights: WeightFiles | None) -> str:
-    if weights is None:
-        return f"{part}: fetched from the hub when training begins"
-    count = f"{len(weights.files)} file{'s' * (len(weights.files) != 1)}"
-    return f"{part}: {count}, {_gigabytes(weights.bytes)}{', pickled (read without running code)' if weights.pickled else ''}"
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

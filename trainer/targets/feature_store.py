@@ -17,70 +17,30 @@ from __future__ import annotations
 import random
 import sys
 import zlib
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from trainer.targets.features import BATCH, Features
+from trainer.targets.image_hashes import damaged, hash_file, hash_rows, image_hashes, reading
 from workbench.data import Dataset
 from workbench.data.base import content_hash
 from workbench.data.images import image_hash, shown
-from workbench.errors import ConfigError, RunError
+from workbench.errors import RunError
 from workbench.files import atomic_file, cache_folder, locked, make_folder, remove_partial
 
 Compute = Callable[[list[Image.Image]], Tensor]
 FORMAT = "shards-1"  # part of every key
 SHARD = 256  # images
-BATCH = 32  # images that a network sees at once
 TOLERANCE = 0.01  # relative; TF32 and other kernels stay below it, other pixels or weights do not
-
-
-class Features(ABC):
-    """Features (image, token, d) of every image of a data set, of which only those that are asked for are in memory."""
-
-    shape: tuple[int, int, int]
-
-    @abstractmethod
-    def rows(self, indices: Sequence[int]) -> Float[Tensor, "image token d"]:
-        """The features of some images, in the order asked for."""
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: int) -> Float[Tensor, "token d"]:
-        return self.rows([index])[0]
-
-    def mean(self) -> Float[Tensor, " d"]:
-        """Mean over all tokens of all images, a batch at a time in float64."""
-        total = torch.zeros(self.shape[2], dtype=torch.float64)
-        for start in tqdm(range(0, len(self), BATCH), desc="mean feature", unit="batch", file=sys.stderr, mininterval=2, leave=False, delay=2):
-            total += self.rows(range(start, min(start + BATCH, len(self)))).sum(dim=(0, 1), dtype=torch.float64)
-        return (total / (self.shape[0] * self.shape[1])).float()
-
-
-class DerivedFeatures(Features):
-    """Other features with their images in another order, or less a mean.
-
-    Args:
-        order: for each image the one whose features it gets.
-        minus: what is subtracted from every token.
-    """
-
-    def __init__(self, source: Features, *, order: Sequence[int] | None = None, minus: Float[Tensor, " d"] | None = None) -> None:
-        self.source, self.order, self.minus, self.shape = source, order, minus, source.shape
-
-    def rows(self, indices: Sequence[int]) -> Float[Tensor, "image token d"]:
-        values = self.source.rows(indices if self.order is None else [int(self.order[i]) for i in indices])
-        return values if self.minus is None else values - self.minus
 
 
 class ComputedFeatures(Features):
@@ -114,28 +74,11 @@ class StoredFeatures(Features):
 
     def _record(self, index: int) -> Float[Tensor, "token d"]:
         path, row, crc = self._records[index]
-        with _reading(path):
+        with reading(path):
             values = self._shards[path].get_slice("features")[row]
         if _crc(self._images[index], values) != crc:
-            raise _damaged(path, f"record {row} does not match its checksum")
+            raise damaged(path, f"record {row} does not match its checksum")
         return values
-
-
-def other_images(pictures: Sequence[Hashable], seed: int) -> list[int]:
-    """For each of `pictures` the number of another one, all in turn: each goes to the next different one in a random order.
-
-    Raises:
-        ConfigError: more than half of them are one picture.
-    """
-    order = [int(i) for i in torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))]
-    groups: dict[Hashable, list[int]] = {}
-    for number in order:
-        groups.setdefault(pictures[number], []).append(number)
-    order = [number for group in groups.values() for number in group]
-    most = max(map(len, groups.values()))  # a step as long as the longest group leaves every group
-    if 2 * most > len(order):
-        raise ConfigError(f"alignment.images is others, and one picture is {most} of {len(order)} training images: expected half of them at most")
-    return [other for _, other in sorted(zip(order, order[-most:] + order[:-most], strict=True))]
 
 
 def frozen_features(data: Dataset, key: tuple[object, ...], compute: Compute, *, what: str, mode: Literal["cache", "compute"] = "cache") -> Features:
@@ -230,44 +173,22 @@ class Store:
         path = self.folder / f"{content_hash(*own)}.safetensors"
         remove_partial(self.folder, path.name)
         with atomic_file(path) as partial:
-            save_file({"image": _tensor(own), "crc": crc, "features": features}, partial, metadata={"network": self.what})
+            save_file({"image": hash_rows(own), "crc": crc, "features": features}, partial, metadata={"network": self.what})
         self._scan()
 
     def _scan(self) -> None:
         """Take in the shards that were not there before."""
         for path in sorted(set(self.folder.glob("*.safetensors")) - set(self._shards)):
-            with _reading(path):
+            with reading(path):
                 shard = safe_open(path, framework="pt")
                 keys, crcs, slices = shard.get_tensor("image"), shard.get_tensor("crc"), shard.get_slice("features")
                 shape, dtype = tuple(slices.get_shape()), slices.get_dtype()
             self._shape = self._shape or shape[1:]
             if dtype != "F32" or shape != (len(keys), *self._shape) or keys.shape[1:] != (16,) or crcs.shape != (len(keys),):
-                raise _damaged(path, f"it holds {dtype} {shape} for {len(keys)} images")
+                raise damaged(path, f"it holds {dtype} {shape} for {len(keys)} images")
             for row, (key, crc) in enumerate(zip(keys.numpy(), crcs.tolist(), strict=True)):
                 self._records.setdefault(key.tobytes(), (path, row, crc))
             self._shards[path] = shard
-
-
-def image_hashes(data: Dataset) -> list[bytes]:
-    """Hash of the pixels of every image of `data`, 16 bytes each; kept on disk by the data set's fingerprint, so that images are decoded for it once."""
-    path = _hash_file(data)
-    if not path.exists():
-        with locked(path.with_suffix(".lock"), wait=True):
-            if not path.exists():  # another process may have written it meanwhile
-                scenes = tqdm(data.scenes, desc=f"images of {data.name}", unit="image", file=sys.stderr, mininterval=2, delay=2)
-                hashes = [image_hash(scene[0].image) for scene in scenes]
-                remove_partial(path.parent, path.name)
-                with atomic_file(path) as partial:
-                    save_file({"image": _tensor(hashes)}, partial)
-    with _reading(path), safe_open(path, framework="pt") as file:
-        hashes = [row.tobytes() for row in file.get_tensor("image").numpy()]
-    if len(hashes) != len(data.scenes):
-        raise _damaged(path, f"it holds {len(hashes)} images of {len(data.scenes)}")
-    return hashes
-
-
-def _hash_file(data: Dataset) -> Path:
-    return cache_folder("features") / "images" / f"{data.fingerprint}.safetensors"
 
 
 def _image(data: Dataset, index: int, expected: bytes) -> Image.Image:
@@ -275,25 +196,9 @@ def _image(data: Dataset, index: int, expected: bytes) -> Image.Image:
     image = data.scenes[index][0].image
     if image_hash(image) != expected:
         place = data.scenes[index][0].image_id
-        raise RunError(f"image {shown(place)} of {shown(data.name)} is not the one that was hashed in {_hash_file(data)}: delete that file")
+        raise RunError(f"image {shown(place)} of {shown(data.name)} is not the one that was hashed in {hash_file(data)}: delete that file")
     return image
 
 
 def _crc(image: bytes, values: Tensor) -> int:
     return zlib.crc32(values.numpy().data, zlib.crc32(image))
-
-
-def _tensor(hashes: list[bytes]) -> Tensor:
-    return torch.frombuffer(bytearray(b"".join(hashes)), dtype=torch.uint8).view(-1, 16)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, " ".join(str(error).split())[:120]) from error
-
-
-def _damaged(path: Path, why: str) -> RunError:
-    return RunError(f"feature cache {path} is damaged ({why}): delete that file, and what it held is computed anew")

@@ -1,24 +1,22 @@
-"""What a checkpoint holds: a plain transformers folder, LoRA merged, with the heads, the residual's adapters and, for LoRA, the trained tensors beside it."""
+"""The trained model as a plain transformers folder, with what belongs to it beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig
 
-from trainer.lora import adapters, merged_state
-from trainer.model import Aligned
-from workbench.errors import RunError, WeightsError
+from trainer.aligned_model import Aligned
+from trainer.build.lora import adapters, merged_state
+from workbench.errors import RunError
 from workbench.files import HEAD_FILE
-from workbench.fingerprints import fingerprint, saved_tensors
 from workbench.mllm.residual import FILE as RESIDUAL_FILE
 from workbench.mllm.residual import save_residual
-from workbench.vfm import VFM
 
 LORA_FILE = "trained.safetensors"  # in a checkpoint of a LoRA run: what is trained, exactly; its model.safetensors is merged
 
@@ -48,24 +46,6 @@ def save_model(model: Aligned, processor: Any, folder: Path, state: Mapping[str,
         save_file(part(state, "alignment.heads.0." if len(model.alignment.heads) == 1 else "alignment.heads."), folder / HEAD_FILE)
     if model.residual is not None:
         save_residual(model.residual, folder, part(state, "residual.adapters."))
-
-
-def frozen_fingerprint(model: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """Of all parameters that are not trained, whose values are in `state`."""
-    return fingerprint({name: state[name] for name, p in model.named_parameters() if not p.requires_grad})
-
-
-def check_frozen(model: nn.Module, state: Mapping[str, Tensor], frozen: str, vfms: Sequence[VFM]) -> None:
-    """See that the frozen parameters of `model` are those of `frozen`, their fingerprint before, and that each VFM is what was loaded.
-
-    Raises:
-        WeightsError: one of them is not.
-    """
-    if frozen_fingerprint(model, state) != frozen:
-        raise WeightsError("a frozen part of the model changed while it was trained; nothing is stored")
-    for vfm in vfms:
-        if fingerprint(saved_tensors(vfm.network)) != vfm.fingerprint:
-            raise WeightsError(f"{vfm.name} changed while the model was trained; nothing is stored")
 
 
 def part(state: Mapping[str, Tensor], below: str) -> dict[str, Tensor]:
