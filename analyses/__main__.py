@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from workbench.catalogue import analysis_files
-from workbench.config import command
+from workbench.analysis.discover import analysis_files
+from workbench.cli import command
 
 
 def main(argv: list[str]) -> None:

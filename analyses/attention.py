@@ -25,14 +25,16 @@ from PIL import Image
 from torch import Tensor
 
 from workbench import figures as fig
-from workbench.analysis import Analysis, Context, DataOptions, Result, main
-from workbench.capture import attention, check_layers, gradient_attention, rollout
+from workbench.analysis.command import main
+from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
+from workbench.capture.attention import attention, gradient_attention, rollout
+from workbench.capture.hidden_states import check_layers
 from workbench.data import Dataset, Object, Sample, asked_object
 from workbench.errors import ConfigError, DataError
-from workbench.maps import canvas, covered, lay
 from workbench.metrics import attention as metric
 from workbench.mllm.family import Batch, VisualTokens
 from workbench.runs import Run
+from workbench.spatial.grids import canvas, covered, lay
 from workbench.stats import Interval, Kind, holm, mean_interval, mean_intervals, paired_differences, paired_test
 
 SPREAD = {

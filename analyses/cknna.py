@@ -27,17 +27,19 @@ import torch
 from torch import Tensor
 
 from workbench import figures as fig
-from workbench.analysis import Analysis, Context, DataOptions, Result, main
-from workbench.capture import check_layers
+from workbench.analysis.command import main
+from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
+from workbench.capture.hidden_states import check_layers
 from workbench.data import Sample
 from workbench.data.folder import QUESTION
 from workbench.errors import ConfigError, DataError
 from workbench.metrics import METRICS, Metric
 from workbench.metrics.alignment import MIN_ROWS
-from workbench.rasters import Rasters, Scores, Within, read_rasters
 from workbench.runs import Run
+from workbench.spatial.vfm_patches import layers_under
+from workbench.spatial.within_image import Rasters, Scores, Within, read_rasters
 from workbench.stats import Paired, half_splits, holm, null_of, null_scores, paired_columns, permutations, split_half_ci, split_half_test
-from workbench.vfm import VFM, find_vfm, layers_under, load_vfm
+from workbench.vfm import VFM, find_vfm, load_vfm
 
 PAGE = "Alignment"
 SPLITS = 20  # of the images into halves, for the interval of a score that is not a mean over images

@@ -37,24 +37,28 @@ import plotly.graph_objects as go
 
 from workbench import figures as fig
 from workbench import runs
-from workbench.analysis import Analysis, Context, DataOptions, Result, main
-from workbench.answers import MEAN, Quiz, accuracy_by_type, change_by_type, questions_of, random_order
-from workbench.capture import check_layers
-from workbench.config import as_mapping
+from workbench.analysis.command import main
+from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
+from workbench.capture.hidden_states import check_layers
 from workbench.data.base import Sample
 from workbench.errors import ConfigError, ModelError, RunError
 from workbench.files import cache_folder
-from workbench.fingerprints import fingerprint, saved_tensors
+from workbench.hashing import fingerprint, saved_tensors
 from workbench.metrics import METRICS
 from workbench.mllm import MLLM
 from workbench.mllm.residual import FILE as RESIDUAL_FILE
 from workbench.models import did_you_mean
-from workbench.rasters import Rasters, Within, read_rasters
 from workbench.runs import Run
+from workbench.scoring.questions import questions_of, random_order
+from workbench.scoring.quiz import Quiz
+from workbench.scoring.tables import accuracy_by_type, change_by_type
+from workbench.spatial.vfm_patches import patches_under
+from workbench.spatial.within_image import Rasters, Within, read_rasters
 from workbench.stats import first_reached, null_of, t_interval
-from workbench.training import LOG_FILE, Checkpoint, checkpoints, training_log, training_record
-from workbench.vfm import find_vfm, load_vfm, patches_under
-from workbench.weights import sha256
+from workbench.training_folder import LOG_FILE, MEAN, Checkpoint, checkpoints, training_log, training_record
+from workbench.vfm import find_vfm, load_vfm
+from workbench.weights.fetch import sha256
+from workbench.yaml_config import as_mapping
 
 log = logging.getLogger(__name__)
 

@@ -33,13 +33,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench import figures as fig
-from workbench.analysis import Analysis, Context, DataOptions, Result, main
-from workbench.answers import MEAN, Quiz, change_by_type, changes, drops, grids_of, questions_of, survey
-from workbench.capture import check_layers, check_place
+from workbench.analysis.command import main
+from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
+from workbench.capture.edit import check_place
+from workbench.capture.hidden_states import check_layers
 from workbench.data.base import Object, Sample
 from workbench.errors import ConfigError, DataError, ModelError
 from workbench.mllm.family import Box, VisualTokens
 from workbench.runs import Run
+from workbench.scoring.questions import grids_of, questions_of, survey
+from workbench.scoring.quiz import Quiz
+from workbench.scoring.tables import change_by_type, changes, drops
+from workbench.training_folder import MEAN
 
 log = logging.getLogger(__name__)
 

@@ -37,17 +37,19 @@ import plotly.graph_objects as go
 from jaxtyping import Float, Int
 
 from workbench import figures as fig
-from workbench.analysis import Analysis, Context, DataOptions, Result, main
-from workbench.capture import check_layers, read, tower_rows
+from workbench.analysis.command import main
+from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
+from workbench.capture.hidden_states import check_layers, read, tower_rows
 from workbench.data.base import Sample, class_and_colour
 from workbench.data.folder import QUESTION
 from workbench.errors import ConfigError, DataError, ModelError
-from workbench.maps import BACKGROUND, OUTSIDE, centres, owners
 from workbench.metrics.probing import balanced_accuracy, classify, folds_of, r_squared, regress
 from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
+from workbench.spatial.grids import BACKGROUND, OUTSIDE, centres, owners
+from workbench.spatial.vfm_patches import patches_under
 from workbench.stats import mean_interval, paired_differences
-from workbench.vfm import VFM, find_vfm, load_vfm, patches_under
+from workbench.vfm import VFM, find_vfm, load_vfm
 
 log = logging.getLogger(__name__)
 

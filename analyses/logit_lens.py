@@ -29,16 +29,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench import figures as fig
-from workbench.analysis import Analysis, Context, DataOptions, Result, main
-from workbench.capture import check_layers, read
+from workbench.analysis.command import main
+from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
+from workbench.capture.hidden_states import check_layers, read
 from workbench.data.base import Sample, class_and_colour
 from workbench.data.folder import QUESTION
 from workbench.errors import ConfigError, DataError
 from workbench.lens import Lens, first_tokens, lens_of
-from workbench.maps import BACKGROUND, canvas, owners
 from workbench.mllm.base import MLLM
 from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
+from workbench.spatial.grids import BACKGROUND, canvas, owners
 from workbench.stats import mean_intervals, null_of, paired_differences
 
 PAGE = "Logit lens"

@@ -23,14 +23,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench import figures as fig
-from workbench.analysis import Analysis, Context, DataOptions, Result, main
-from workbench.answers import MEAN, Quiz, change_by_type, changes, drops, questions_of
-from workbench.capture import Activations, check_layers, check_place, read
+from workbench.analysis.command import main
+from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
+from workbench.capture.edit import check_place
+from workbench.capture.hidden_states import Activations, check_layers, read
 from workbench.data.base import Sample
 from workbench.errors import ConfigError, DataError, ModelError
 from workbench.mllm import MLLM
 from workbench.models import check_revision, label_of, split_name
 from workbench.runs import Run
+from workbench.scoring.questions import questions_of
+from workbench.scoring.quiz import Quiz
+from workbench.scoring.tables import change_by_type, changes, drops
+from workbench.training_folder import MEAN
 
 log = logging.getLogger(__name__)
 

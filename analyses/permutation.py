@@ -32,13 +32,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench import figures as fig
-from workbench.analysis import Analysis, Context, DataOptions, Result, main
-from workbench.answers import MEAN, Change, Grid, Quiz, change_by_type, changes, drops, grids_of, questions_of, random_order, survey
-from workbench.capture import Place, check_layers, check_place
+from workbench.analysis.command import main
+from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
+from workbench.capture.edit import Place, check_place
+from workbench.capture.hidden_states import check_layers
 from workbench.data.base import Sample
 from workbench.errors import ConfigError, DataError, ModelError
 from workbench.mllm import MLLM
 from workbench.runs import Run
+from workbench.scoring.questions import Grid, grids_of, questions_of, random_order, survey
+from workbench.scoring.quiz import Change, Quiz
+from workbench.scoring.tables import change_by_type, changes, drops
+from workbench.training_folder import MEAN
 
 log = logging.getLogger(__name__)
 

@@ -39,19 +39,21 @@ from PIL import Image
 from torch import Tensor
 
 from workbench import figures as fig
-from workbench.analysis import Analysis, Context, DataOptions, Result, main
-from workbench.capture import check_layers, read, tower_rows
+from workbench.analysis.command import main
+from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
+from workbench.capture.hidden_states import check_layers, read, tower_rows
 from workbench.data.base import Sample
 from workbench.data.folder import QUESTION
 from workbench.data.shapes import COLOURS
 from workbench.errors import ConfigError, ModelError
-from workbench.maps import covered, whole_image
 from workbench.metrics.geometry import effective_rank, massive_tokens, mean_cosine, norm_ratios, umap_map
 from workbench.metrics.neighbors import unit_rows
 from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
+from workbench.spatial.grids import covered, whole_image
+from workbench.spatial.vfm_patches import patches_under
 from workbench.stats import Kind, holm, jackknife_ci, mean_interval, paired_test
-from workbench.vfm import VFM, find_vfm, load_vfm, patches_under
+from workbench.vfm import VFM, find_vfm, load_vfm
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,8 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
-from workbench.capture import attention, read
+from workbench.capture.attention import attention
+from workbench.capture.hidden_states import read
 from workbench.mllm import FAMILIES, MLLM, Batch
 
 ROUNDS = 7

@@ -29,19 +29,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 AREAS: dict[str, tuple[str, ...]] = {
-    "capture": ("workbench/capture.py", "workbench/lens.py", "workbench/maps.py"),
+    "capture": ("workbench/capture/*.py", "workbench/lens.py", "workbench/spatial/*.py"),
     "data": ("workbench/data/*.py",),
     "metrics": ("workbench/metrics/*.py",),
-    "stats": ("workbench/stats.py", "workbench/answers.py"),
+    "stats": ("workbench/stats.py", "workbench/scoring/*.py"),
     "analyses": ("analyses/*.py",),
-    "trainer": ("trainer/*.py",),
+    "trainer": ("trainer/*.py", "trainer/*/*.py"),
 }
 TESTS: dict[str, tuple[str, ...]] = {  # of a file or of all files of a folder, after the tests of the same name and before those that import the module
-    "workbench/capture.py": ("families", "attention", "knockout", "mllm"),
+    "workbench/capture/": ("families", "attention", "knockout", "mllm"),
     "workbench/metrics/": ("metrics",),
     "workbench/data/": ("rows", "identity", "images", "conversations", "photos", "analyses"),
     "workbench/stats.py": ("stats", "metrics", "linear_probe"),
-    "workbench/answers.py": ("answers", "permutation", "knockout"),
+    "workbench/scoring/": ("answers", "permutation", "knockout"),
     "trainer/": ("trainer", "student"),
 }
 ANOTHER = ("workbench/metrics/alignment.py",)  # tests of the same name are of another module

@@ -15,7 +15,7 @@ from pathlib import Path
 from trainer import distributed
 from trainer.__main__ import read
 from trainer.run import train
-from workbench.config import command
+from workbench.cli import command
 
 
 def main(argv: list[str]) -> None:

@@ -24,13 +24,15 @@ from trainer.run import train
 from trainer.setups.packed import prepare
 from trainer.setups.packed_data import collate
 from trainer.setups.packing import Packing
-from workbench.capture import edit, read
-from workbench.config import parse
+from workbench.capture.edit import edit
+from workbench.capture.hidden_states import read
+from workbench.cli import parse
 from workbench.errors import ConfigError, DataError, ModelError, UnknownNameError
+from workbench.hashing import fingerprint
 from workbench.mllm import MLLM
 from workbench.mllm.residual import attach_residual
-from workbench.vfm import load_vfm, patches_under
-from workbench.weights import fingerprint
+from workbench.spatial.vfm_patches import patches_under
+from workbench.vfm import load_vfm
 
 TINY = Recipe(model=ModelConfig(layers=3, width=32, ffn=64), data=DataConfig(limit_train=8, limit_val=4))
 VFMS = ("efficientnet-lite0", "dinov2-small")
@@ -633,8 +635,8 @@ def test_the_fingerprint_knows_the_residual(variants: Path, tmp_path: Path) -> N
 
 
 def test_the_runs_page_reads_old_and_new_records(tmp_path: Path) -> None:
-    from workbench.config import as_mapping
-    from workbench.training import alignment_words, training_record
+    from workbench.training_folder import alignment_words, training_record
+    from workbench.yaml_config import as_mapping
 
     old = {"layer": 3, "vfm": "efficientnet-lite0", "weight": 0.5}  # of a record from before there could be several
     for objective, words in (("cosine", "efficientnet-lite0, layer 3, weight 0.5"), ("none", "none")):

@@ -22,13 +22,13 @@ from analyses.cknna import run as run_cknna
 from tests.conftest import refused, run
 from tests.tiny import build
 from workbench import runs
-from workbench.analysis import Context
-from workbench.capture import Activations
+from workbench.analysis.declaration import Context
+from workbench.capture.hidden_states import Activations
 from workbench.data import Dataset, load_data
 from workbench.errors import DataError, RunError
 from workbench.metrics import METRICS, cknna
 from workbench.mllm import MLLM
-from workbench.rasters import Scores, Within
+from workbench.spatial.within_image import Scores, Within
 from workbench.vfm import load_vfm
 
 
@@ -50,7 +50,7 @@ def test_a_stored_run_has_n_seed_interval_null_and_provenance(runs_folder: Path)
 
 
 def test_the_stored_score_is_the_metric_on_the_same_tokens(runs_folder: Path, mllm: MLLM) -> None:
-    from workbench.capture import read
+    from workbench.capture.hidden_states import read
 
     sample = load_data("shapes:val", limit=1)[0]
     tokens = read(mllm, mllm.encode([sample.image], [sample.question]), layers=[2])[0].values[0]
@@ -72,7 +72,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, data: Dataset, *makers: Callable[[], 
         return [Activations(own, tuple(range(len(made))), torch.arange(own.shape[1])) for own in values.unbind(1)]
 
     planted.seen = 0
-    monkeypatch.setattr("workbench.rasters.read", planted)
+    monkeypatch.setattr("workbench.spatial.within_image.read", planted)
 
 
 def turned(features: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ def test_runs_of_version_1_are_still_shown_and_compared(runs_folder: Path) -> No
 def test_every_raster_counts_and_an_image_is_the_mean_of_its_rasters(family: str, tmp_path: Path) -> None:
     """Photographs of different shapes through tiled models and free grids, against single calls."""
     from tests.tiny import build
-    from workbench.capture import read
+    from workbench.capture.hidden_states import read
 
     (tmp_path / "photos").mkdir()
     for name in ("astronaut", "chelsea", "coffee", "rocket"):

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.answers import accuracy_by_type, change_by_type
-from workbench.training import MEAN
+from workbench.scoring.tables import accuracy_by_type, change_by_type
+from workbench.training_folder import MEAN
 
 QUESTIONS = [  # id, image, type, options, right before, right after in each of two draws, KL of each draw
     ("q0", "i0", "color", 4, True, (True, False), (0.1, 0.3)),

@@ -22,9 +22,9 @@ ALLOWED = {
 }
 ONLY_IN = {
     "streamlit": ("app.py", "workbench/dashboard/"),
-    "nnsight": ("workbench/capture.py",),
+    "nnsight": ("workbench/capture/edit.py",),
     "peft": ("trainer/build/lora.py",),
-    "plotly": ("workbench/figures/", "workbench/analysis.py", "workbench/dashboard/", "analyses/"),
+    "plotly": ("workbench/figures/", "workbench/analysis/", "workbench/dashboard/", "analyses/"),
 }
 FILES = [f for top in ALLOWED for f in ([ROOT / top] if top.endswith(".py") else sorted((ROOT / top).rglob("*.py")))]
 

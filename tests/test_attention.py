@@ -18,13 +18,14 @@ from tests.conftest import refused, run
 from tests.tiny import BUILDERS, build
 from workbench import figures as fig
 from workbench import runs
-from workbench.analysis import Context, Result
-from workbench.capture import attention, gradient_attention, read, rollout
+from workbench.analysis.declaration import Context, Result
+from workbench.capture.attention import attention, gradient_attention, rollout
+from workbench.capture.hidden_states import read
 from workbench.data import Object, Sample, asked_object, load_data
 from workbench.errors import DataError, ModelError
-from workbench.maps import canvas, covered, lay
 from workbench.metrics.attention import best_iou, entropies, mass_ratio, pointing, random_iou, renormalised, touched
 from workbench.mllm import MLLM, Batch, VisualTokens
+from workbench.spatial.grids import canvas, covered, lay
 
 RASTER = VisualTokens(torch.arange(64), (8, 8), (0.0, 0.0, 1.0, 1.0))
 SQUARE = Object("red square", (0.25, 0.5, 0.5, 0.75))  # four of 8 x 8 cells: rows 4 and 5, columns 2 and 3

@@ -10,8 +10,9 @@ from trainer.sweep.spec import Sweep
 from workbench.claims.evidence import Evidence
 from workbench.claims.rules import Ledger, options_of, parse_ledger, read_ledger
 from workbench.claims.trained import Trained
-from workbench.config import as_mapping, parse
+from workbench.cli import parse
 from workbench.errors import ConfigError, UnknownNameError
+from workbench.yaml_config import as_mapping
 
 LEDGER = Path(__file__).parent.parent / "analyses" / "claims.yaml"
 SMALL = """

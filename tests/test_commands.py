@@ -11,11 +11,12 @@ import pytest
 from tests import tiny
 from tests.conftest import ROOT, SMALL, recipe, refused
 from trainer.recipe import Recipe
-from workbench.catalogue import analysis_files
-from workbench.config import nearest_key, parse
+from workbench.analysis.discover import analysis_files
+from workbench.cli import parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, atomic_folder, check_can_make, locked
 from workbench.vfm.__main__ import main as show
+from workbench.yaml_config import nearest_key
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +183,7 @@ def test_words_of_a_list_are_not_stray(capsys: pytest.CaptureFixture[str]) -> No
     ],
 )
 def test_the_nearest_key_is_near_in_its_last_part(key: str, near: str | None) -> None:
-    from workbench.config import _fields
+    from workbench.yaml_config import _fields
 
     assert nearest_key(key, [name for name, _ in _fields(Recipe)]) == near
 

@@ -21,13 +21,13 @@ from tests.tiny import BUILDERS, build
 from trainer.build.language import FLATTEN
 from trainer.setups.conversation_data import GroupedSampler
 from trainer.setups.rows import Rows
-from workbench.answers import option_ids
 from workbench.convert.build import CHAT_TEMPLATE
 from workbench.data import Sample, load_data
 from workbench.data.base import IMAGE_MARK, Conversation, mixed
 from workbench.errors import DataError, ModelError, UnknownNameError
 from workbench.mllm import MLLM
 from workbench.mllm.conversation import IGNORED, conversation_text, encode_conversations
+from workbench.scoring.questions import option_ids
 
 TURNS = [[("what is this ?", "a red cat"), ("what color ?", "red")], [("is this a dog ?", "no")]]
 

@@ -19,8 +19,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaTokeni
 
 from tests.conftest import run
 from trainer.alignment import AlignmentHead
-from workbench.capture import read
-from workbench.config import command
+from workbench.capture.hidden_states import read
+from workbench.cli import command
 from workbench.convert.__main__ import main
 from workbench.errors import DataError, ModelError, RunError, WeightsError, WorkbenchError
 from workbench.files import HEAD_FILE

@@ -19,7 +19,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.conftest import ROOT
-from workbench.config import parse
+from workbench.cli import parse
 from workbench.dashboard import folders, shell
 from workbench.errors import RunError
 

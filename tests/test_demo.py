@@ -20,7 +20,7 @@ from tests.conftest import ROOT, SMALL, refused
 from tests.test_dashboard import CHROMIUM, chromium_or_skip, open_page, serve
 from trainer.sweep.spec import Sweep
 from workbench import demo
-from workbench.config import parse
+from workbench.cli import parse
 from workbench.dashboard import live
 from workbench.dashboard.folders import files_below
 from workbench.demo import Children, Config, Progress, Stage, children, stages

@@ -14,7 +14,7 @@ from skimage import data as photographs
 
 from tests.conftest import ROOT, SMALL, SMALL_VIRAL, run
 from trainer.recipe import Recipe
-from workbench.config import parse
+from workbench.cli import parse
 
 README = (ROOT / "README.md").read_text()
 

@@ -31,8 +31,8 @@ from trainer.recipe import AlignmentConfig, DataConfig, LoraConfig, ModelConfig,
 from trainer.run import train
 from trainer.setups.conversation import prepare_student
 from trainer.setups.packed import prepare
-from workbench.config import as_mapping
 from workbench.errors import ConfigError, RunError, WorkbenchError
+from workbench.yaml_config import as_mapping
 
 TINY = Recipe(
     model=ModelConfig(layers=3, width=32, ffn=64),

@@ -15,11 +15,11 @@ from analyses import dynamics
 from analyses.dynamics import ACCURACY, ANALYSIS, CKNNA, DROP, compared, curves, groups, losses, summary, to_reach
 from tests.conftest import refused, run
 from workbench import runs
-from workbench.answers import MEAN, accuracy_by_type
 from workbench.errors import DataError, RunError
 from workbench.runs import Run
+from workbench.scoring.tables import accuracy_by_type
 from workbench.stats import first_reached, mean_interval, t_interval
-from workbench.training import checkpoints
+from workbench.training_folder import MEAN, checkpoints
 
 STEPS = (0, 200, 400, 600, 800, 1000)
 
@@ -195,7 +195,8 @@ def test_the_end_agrees_with_the_other_analyses(runs_folder: Path, output: Path,
 def test_an_interrupted_analysis_goes_on_where_it_stopped(runs_folder: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every checkpoint is kept, so the same question to another runs folder loads models but measures nothing."""
     monkeypatch.setattr(dynamics, "_measure", lambda *_: pytest.fail("measured again"))
-    from workbench.analysis import Where, execute
+    from workbench.analysis.declaration import Where
+    from workbench.analysis.execution import execute
 
     config = dynamics.Config(limit=3, permutations=1, null=10, k=5)
     again = execute(ANALYSIS, config, Where((str(runs_folder / "viral"),), tmp_path), [])

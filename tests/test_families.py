@@ -20,12 +20,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import BUILDERS, SIZES, VISION, WORDS, build, randomize
-from workbench.capture import attention, edit, read
+from workbench.capture.attention import attention
+from workbench.capture.edit import edit
+from workbench.capture.hidden_states import read
 from workbench.errors import ConfigError, ModelError
 from workbench.mllm import FAMILIES, MLLM, Batch, VisualTokens
 from workbench.mllm.family import WHOLE, Family
 from workbench.mllm.validate import CELLS, _target, validate
-from workbench.vfm.patches import covered_pixels
+from workbench.spatial.vfm_patches import covered_pixels
 
 QUESTION = "what is this ?"
 THIN = [(400, 40), (40, 400), (223, 301), (56, 56), (1, 90)]

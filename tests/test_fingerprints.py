@@ -19,13 +19,14 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, CLIPVisionModel
 
 from tests import tiny
-from workbench import fingerprints, runs
+from workbench import hashing as fingerprints
+from workbench import runs
 from workbench.errors import WeightsError
-from workbench.fingerprints import digest, fingerprint, libraries, processor_fingerprint, saved_tensors, settings_hash
+from workbench.hashing import digest, fingerprint, libraries, processor_fingerprint, saved_tensors, settings_hash
 from workbench.mllm import MLLM
 from workbench.vfm import find_vfm
 from workbench.vfm.hf_models import KINDS
-from workbench.weights import check_unchanged, load_tensors
+from workbench.weights.fetch import check_unchanged, load_tensors
 
 State = dict[str, Tensor]
 

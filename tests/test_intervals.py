@@ -10,9 +10,10 @@ from scipy.optimize import brentq, minimize_scalar
 
 from benchmarks import coverage
 from workbench import bootstrap_ci, figures
-from workbench.answers import MEAN, accuracy_by_type
 from workbench.errors import DataError
 from workbench.intervals import Kind, mean_interval, mean_intervals, t_interval, tango, wilson
+from workbench.scoring.tables import accuracy_by_type
+from workbench.training_folder import MEAN
 
 Z2 = scipy_stats.norm.ppf(0.975) ** 2
 

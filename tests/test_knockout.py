@@ -16,13 +16,14 @@ from tests.conftest import run
 from tests.test_permutation import bag_of_tokens, model, picture, planted
 from tests.tiny import BUILDERS
 from workbench import runs
-from workbench.analysis import Context
-from workbench.answers import MEAN, Quiz
-from workbench.capture import knockout
+from workbench.analysis.declaration import Context
+from workbench.capture.knockout import knockout
 from workbench.data import Dataset, Object, Sample
 from workbench.errors import ConfigError, DataError
 from workbench.mllm import MLLM
 from workbench.mllm.family import VisualTokens
+from workbench.scoring.quiz import Quiz
+from workbench.training_folder import MEAN
 
 RED_DOG, BLUE_DOG = Object("red dog", (0.0, 0.0, 0.5, 0.5)), Object("blue dog", (0.5, 0.5, 1.0, 1.0))
 

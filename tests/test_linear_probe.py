@@ -18,16 +18,16 @@ from analyses.linear_probe import run as probe
 from tests.conftest import refused, run
 from tests.test_permutation import model, picture
 from workbench import runs
-from workbench.analysis import Context, Result
-from workbench.capture import Activations, read
+from workbench.analysis.declaration import Context, Result
+from workbench.capture.hidden_states import Activations, read
 from workbench.data import Dataset, Object, Sample
 from workbench.data.base import class_and_colour
 from workbench.errors import ConfigError, DataError
-from workbench.maps import BACKGROUND, BETWEEN, OUTSIDE, centres, owners
 from workbench.metrics.probing import balanced_accuracy, classify, folds_of, r_squared, regress
 from workbench.mllm import MLLM
 from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
+from workbench.spatial.grids import BACKGROUND, BETWEEN, OUTSIDE, centres, owners
 from workbench.stats import bootstrap_ci, paired_differences
 
 NAMES = [f"{colour} {kind}" for colour in ("red", "blue") for kind in ("cat", "dog")]

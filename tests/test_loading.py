@@ -19,13 +19,13 @@ from tests.students import Bomb, pickled, picture
 from tests.tiny import build
 from trainer.dry_run.meta import attach, check_files, outline
 from trainer.recipe import AlignmentConfig, ModelConfig
-from workbench import pretrained
 from workbench.devices import check_device
 from workbench.errors import ConfigError, ModelError, UnknownNameError, WorkbenchError, one_line
 from workbench.mllm import MLLM
 from workbench.mllm.conversation import encode_conversations
-from workbench.model_files import read_model, shapes_of, weight_files
-from workbench.pretrained import call
+from workbench.weights import pretrained
+from workbench.weights.model_files import read_model, shapes_of, weight_files
+from workbench.weights.pretrained import call
 
 Change = Callable[[Path], object]
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 13000000\n"

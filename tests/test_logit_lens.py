@@ -18,8 +18,8 @@ from tests.conftest import refused, run
 from tests.test_permutation import model, picture
 from tests.tiny import BUILDERS
 from workbench import runs
-from workbench.analysis import Context, Result
-from workbench.capture import Activations, read
+from workbench.analysis.declaration import Context, Result
+from workbench.capture.hidden_states import Activations, read
 from workbench.data import Dataset, Object, Sample
 from workbench.errors import ConfigError, DataError, ModelError
 from workbench.lens import first_tokens, lens_of

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.tiny import randomize
-from workbench.capture import read
+from workbench.capture.hidden_states import read
 from workbench.data import Sample, load_data
 from workbench.errors import ConfigError, ModelError, UnknownNameError, WeightsError
 from workbench.mllm import FAMILIES, MLLM, VisualTokens

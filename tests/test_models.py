@@ -17,10 +17,11 @@ from tests import tiny
 from tests.conftest import refused
 from workbench import analysis as analyses_module
 from workbench import runs
-from workbench.analysis import Analysis, DataOptions, Result, Where, execute
+from workbench.analysis.declaration import Analysis, DataOptions, Result, Where
+from workbench.analysis.execution import execute
 from workbench.errors import ConfigError, ModelError
 from workbench.mllm import MLLM
-from workbench.mllm.loading import load_config
+from workbench.mllm.load import load_config
 from workbench.models import check_there, did_you_mean, label_of, named_models, split_name
 from workbench.runs import Run
 
@@ -112,7 +113,7 @@ def test_the_nearest_folder_is_named(name: str, near: str, here: Path) -> None:
 
 @pytest.mark.parametrize("name", ["./runs/virl", "/nowhere/at/all", "runs/a/checkpoint-10", "~/nothing", "runs/virl/", ""])
 def test_what_can_only_be_a_folder_is_not_asked_of_a_hub(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workbench.mllm.loading.AutoConfig", None)
+    monkeypatch.setattr("workbench.mllm.load.AutoConfig", None)
     with pytest.raises(ModelError, match="is neither a folder nor a hub id: expected the folder of a model, or an id such as NAME/MODEL") as refusal:
         load_config(name)
     assert len(str(refusal.value)) < 300 and "\n" not in str(refusal.value)

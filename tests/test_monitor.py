@@ -37,12 +37,12 @@ from trainer.run import train
 from trainer.setups.packed import prepare
 from trainer.setups.packed_data import collate
 from workbench import MLLM, cknna, load_data, load_vfm
-from workbench.capture import read
-from workbench.config import as_mapping
+from workbench.capture.hidden_states import read
 from workbench.errors import ConfigError, DataError, RunError
+from workbench.spatial.vfm_patches import patches_under
 from workbench.stats import bootstrap_ci
-from workbench.training import MEAN, cknna_log, score_log, training_record
-from workbench.vfm import patches_under
+from workbench.training_folder import MEAN, cknna_log, score_log, training_record
+from workbench.yaml_config import as_mapping
 
 TINY = Recipe(
     log_every=2,

@@ -15,10 +15,11 @@ from analyses.patching import ANALYSIS, PATCHED, SELF, Config
 from tests.conftest import refused, run
 from tests.test_permutation import model, planted
 from workbench import runs
-from workbench.analysis import Context
-from workbench.answers import MEAN, Quiz
+from workbench.analysis.declaration import Context
 from workbench.errors import ConfigError, ModelError
 from workbench.mllm import MLLM
+from workbench.scoring.quiz import Quiz
+from workbench.training_folder import MEAN
 
 
 @pytest.fixture(scope="module")

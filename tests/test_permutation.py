@@ -16,11 +16,14 @@ from analyses.permutation import run as permute
 from tests.conftest import refused, run
 from tests.tiny import build
 from workbench import runs
-from workbench.analysis import Context
-from workbench.answers import MEAN, Quiz, change_by_type, kl_divergence, questions_of
+from workbench.analysis.declaration import Context
 from workbench.data import Dataset, Sample
 from workbench.errors import DataError
 from workbench.mllm import MLLM
+from workbench.scoring.questions import questions_of
+from workbench.scoring.quiz import Quiz
+from workbench.scoring.tables import change_by_type, kl_divergence
+from workbench.training_folder import MEAN
 
 
 def picture(seed: int, size: tuple[int, int] = (60, 60)) -> Image.Image:

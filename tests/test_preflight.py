@@ -22,13 +22,13 @@ from trainer.run import train
 from trainer.setups.conversation import prepare_student
 from trainer.setups.conversation_data import ConversationSet
 from trainer.setups.rows import Rows
-from workbench.config import parse
+from workbench.cli import parse
 from workbench.data import load_data
 from workbench.data.base import Conversation
 from workbench.errors import DataError, RunError, WorkbenchError
 from workbench.mllm import MLLM
 from workbench.mllm.conversation import IGNORED, encode_conversations
-from workbench.training import checkpoints
+from workbench.training_folder import checkpoints
 
 SIZES = [(60, 60), (90, 60), (60, 90), (300, 200), (61, 333), (640, 480), (20, 100), (1000, 40)]
 

@@ -28,7 +28,7 @@ from trainer.run import _first_stage, train
 from trainer.sampling import Stream, shuffled
 from trainer.setups.packed import prepare
 from workbench.errors import ConfigError, RunError
-from workbench.training import checkpoints
+from workbench.training_folder import checkpoints
 
 STEPS = ["--optim.steps", "4", "--optim.warmup", "0", "--log_every", "1", "--eval_every", "4", "--save_every", "2"]
 TINY = [recipe("viral"), "--start", "None", *STEPS, "--data.limit_train", "11", "--data.limit_val", "5", "--model.layers", "2", "--model.width", "32"]
@@ -190,7 +190,7 @@ def test_a_process_that_is_left_alone_stops_with_one_sentence() -> None:
     code = """
 import os, signal, sys, torch
 from trainer import __main__ as command, distributed
-from workbench.config import command as run
+from workbench.cli import command as run
 def read(argv):
     if distributed.rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)

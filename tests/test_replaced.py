@@ -16,7 +16,7 @@ from tests.tiny import build
 from trainer.recipe import Recipe
 from trainer.run import train
 from trainer.setups.conversation import prepare_student
-from workbench.config import parse
+from workbench.cli import parse
 from workbench.errors import RunError
 
 

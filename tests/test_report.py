@@ -17,9 +17,9 @@ from analyses.knockout import ANALYSIS as KNOCKOUT
 from tests.conftest import refused, run
 from tests.test_dashboard import CHROMIUM
 from workbench import figures as fig
-from workbench import report
-from workbench.catalogue import analysis_files
-from workbench.config import changed_flags, parse
+from workbench.analysis import report
+from workbench.analysis.discover import analysis_files
+from workbench.cli import changed_flags, parse
 from workbench.figures import new_figure
 
 EVIL = "</script><script>document.title='taken'</script><img src=http://example.org/x.png onerror=\"document.title='taken'\">"

@@ -24,7 +24,7 @@ from trainer.setups.packed_data import collate
 from workbench import load_vfm
 from workbench.errors import ConfigError, ModelError, WeightsError
 from workbench.mllm import MLLM
-from workbench.training import training_record
+from workbench.training_folder import training_record
 
 VFM = "efficientnet-lite0"
 TOWER, DIM = 768, 112

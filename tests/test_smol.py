@@ -28,14 +28,14 @@ from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, Recipe
 from trainer.run import train
 from trainer.setups.packed_data import PackedDataset, Packer, collate, first_questions
 from trainer.targets.feature_store import ComputedFeatures
-from workbench.analysis import Context
-from workbench.capture import read
-from workbench.config import parse
+from workbench.analysis.declaration import Context
+from workbench.capture.hidden_states import read
+from workbench.cli import parse
 from workbench.data import load_data
 from workbench.errors import ConfigError, UnknownNameError, WeightsError
-from workbench.fingerprints import saved_tensors
+from workbench.hashing import saved_tensors
 from workbench.mllm import MLLM
-from workbench.weights import check_unchanged, load_weights, weights_folder
+from workbench.weights.fetch import check_unchanged, load_weights, weights_folder
 
 NAME = "smollm2-135m-instruct"
 RECIPE = str(ROOT / "trainer" / "recipes" / "smol_viral.yaml")

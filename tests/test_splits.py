@@ -19,7 +19,7 @@ from trainer.setups.packed_data import collate, load_questions, load_training
 from workbench.data import load_data
 from workbench.errors import ConfigError
 from workbench.mllm.conversation import IGNORED
-from workbench.training import training_record
+from workbench.training_folder import training_record
 
 TINY = Recipe(
     model=ModelConfig(layers=2, width=32, ffn=64),

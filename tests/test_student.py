@@ -28,13 +28,14 @@ from trainer.recipe import Recipe
 from trainer.run import train
 from trainer.setups.conversation import PreparedStudent, load_conversations, prepare_student
 from workbench import cknna
-from workbench.capture import read
-from workbench.config import parse
+from workbench.capture.hidden_states import read
+from workbench.cli import parse
 from workbench.errors import DataError, RunError, WorkbenchError
+from workbench.hashing import fingerprint
 from workbench.mllm import MLLM
-from workbench.training import checkpoints
-from workbench.vfm import load_vfm, patches_under
-from workbench.weights import fingerprint
+from workbench.spatial.vfm_patches import patches_under
+from workbench.training_folder import checkpoints
+from workbench.vfm import load_vfm
 
 
 def recipe_of(flags: list[str], **alignment: Any) -> Recipe:

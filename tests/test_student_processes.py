@@ -15,7 +15,7 @@ from tests.test_processes import launch, same
 from tests.tiny import build
 from trainer.__main__ import read
 from trainer.run import train
-from workbench.training import checkpoints
+from workbench.training_folder import checkpoints
 
 LOSSES = ["lm_loss", "alignment_loss", "loss", "grad_norm", "learning_rate", "epoch"]
 LORA = ["--model.train", "lora", "--model.lora.rank", "2"]

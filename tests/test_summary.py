@@ -12,10 +12,11 @@ import pytest
 
 from tests.conftest import ROOT, refused
 from trainer.recipe import Recipe
-from workbench.config import as_mapping, parse
+from workbench.cli import parse
 from workbench.errors import RunError
 from workbench.intervals import mean_interval
 from workbench.summary import Trained, main, outcome, sentences, what_came_out, what_to_open, what_was_compared
+from workbench.yaml_config import as_mapping
 
 IMAGES, EACH = 30, 4  # questions of an image: two colors, two counts
 

@@ -24,10 +24,10 @@ from trainer.sweep.comparison import report, write
 from trainer.sweep.results import finished
 from trainer.sweep.runner import noted_signals
 from trainer.sweep.spec import Sweep, check
-from workbench.config import parse
+from workbench.cli import parse
 from workbench.errors import ConfigError, RunError, WorkbenchError
 from workbench.stats import mean_interval
-from workbench.training import MEAN
+from workbench.training_folder import MEAN
 
 LINE = f"{recipe('viral')} --start {{output_dir}}/stage1"
 PLAIN = Sweep(variants=(f"baseline: {LINE} --alignment.objective none",), seeds=(0, 1))

@@ -19,10 +19,10 @@ from trainer.sweep.__main__ import main
 from trainer.sweep.comparison import notes, report, write
 from trainer.sweep.results import export, finished
 from trainer.sweep.spec import Sweep, check
-from workbench.config import as_mapping
 from workbench.errors import ConfigError, RunError, WorkbenchError
 from workbench.figures import sweep_figure
-from workbench.training import MEAN
+from workbench.training_folder import MEAN
+from workbench.yaml_config import as_mapping
 
 LINE = f"{recipe('stage1')} --keep_best --data.test shapes:test"
 VARIANTS = (f"baseline: {LINE}", f"viral: {LINE} --alignment.objective cosine")

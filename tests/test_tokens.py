@@ -23,16 +23,17 @@ from tests.test_dashboard import CHROMIUM, chromium_or_skip, serve
 from tests.test_permutation import picture, planted
 from tests.tiny import build
 from workbench import runs
-from workbench.analysis import Context, Where, execute
-from workbench.capture import Activations, read
+from workbench.analysis.declaration import Context, Where
+from workbench.analysis.execution import execute
+from workbench.capture.hidden_states import Activations, read
 from workbench.dashboard.tokens_figures import clickable, located, small_maps, token_planes
 from workbench.dashboard.tokens_views import BASES, _apart, _at, _colours, _raster
 from workbench.data import Dataset, Object, Sample, load_data
 from workbench.errors import ConfigError, DataError
-from workbench.maps import whole_image
 from workbench.metrics.geometry import effective_rank, joint_pca_rgb, massive_tokens, mean_cosine, norm_ratios, similarity_to, umap_map
 from workbench.mllm import MLLM
 from workbench.mllm.family import VisualTokens
+from workbench.spatial.grids import whole_image
 
 SMALL = {"vfm": ("efficientnet-lite0",), "null": 10, "umap_images": 0, "maps": 0}
 

@@ -34,13 +34,13 @@ from trainer.run import train
 from trainer.sampling import shuffled
 from trainer.setups.packed import prepare
 from trainer.setups.packed_data import collate
-from workbench.config import parse
+from workbench.cli import parse
 from workbench.data import load_data
 from workbench.errors import ConfigError, RunError, WeightsError
 from workbench.files import UMASK
-from workbench.fingerprints import saved_tensors
+from workbench.hashing import saved_tensors
 from workbench.mllm import MLLM
-from workbench.weights import check_unchanged, load_weights
+from workbench.weights.fetch import check_unchanged, load_weights
 
 TINY = Recipe(
     model=ModelConfig(layers=3, width=32, ffn=64),

@@ -21,7 +21,8 @@ from tests.ledgers import SEEDS, analyzed, answers, commit, layers, ledger, pair
 from tests.test_dashboard import open_page
 from trainer.sweep.results import export, result_of
 from trainer.sweep.spec import Job, Setting, Sweep
-from workbench import report, runs
+from workbench import runs
+from workbench.analysis import report
 from workbench.claims import verdicts
 from workbench.claims.evidence import Evidence
 from workbench.claims.measures import check_measures

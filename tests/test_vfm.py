@@ -52,8 +52,8 @@ from workbench.errors import ConfigError, UnknownNameError, WeightsError, Workbe
 from workbench.vfm import CATALOGUE, VFM, find_vfm, hf_models, load_vfm, timm_models
 from workbench.vfm.__main__ import main
 from workbench.vfm.base import CLIP, IMAGENET
-from workbench.weights import CATALOGUE as WEIGHTS
-from workbench.weights import at_hand, load_weights
+from workbench.weights.catalogue import CATALOGUE as WEIGHTS
+from workbench.weights.fetch import at_hand, load_weights
 
 MILLIONS = {  # published sizes of the vision encoders, position embeddings included
     **{"dinov2-small": 22.1, "dinov2-base": 86.6, "dinov2-large": 304.4, "dinov2-giant": 1136.5, "clip-large-336": 303.5, "siglip2-so400m-384": 428.2},

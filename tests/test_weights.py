@@ -18,8 +18,10 @@ from skimage import data as photographs
 
 from workbench.errors import UnknownNameError, WeightsError
 from workbench.files import cache_folder
+from workbench.hashing import fingerprint
 from workbench.vfm import load_vfm
-from workbench.weights import CATALOGUE, check_unchanged, fingerprint, load_weights, weights_folder
+from workbench.weights.catalogue import CATALOGUE
+from workbench.weights.fetch import check_unchanged, load_weights, weights_folder
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trainer import distributed
 from trainer.recipe import Recipe
-from workbench.config import command, parse
+from workbench.cli import command, parse
 from workbench.errors import ConfigError, RunError
 
 

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from trainer import distributed
 from trainer.alignment import Alignment, mean_loss
 from trainer.setups.packing import Packing, use_packed_attention
-from workbench.capture import by_token, tower_rows
+from workbench.capture.hidden_states import by_token, tower_rows
 from workbench.mllm import MLLM, VisualTokens
 from workbench.mllm.conversation import IGNORED
 from workbench.mllm.residual import Residual

@@ -22,13 +22,13 @@ from huggingface_hub import ModelCardData
 
 from trainer.evaluation import summary
 from trainer.hub import CARD_FILE, HUB_ID, check_hub, push
-from workbench.answers import accuracy_by_type
-from workbench.config import command, parse
+from workbench.cli import command, parse
 from workbench.errors import ConfigError
 from workbench.files import HEAD_FILE, atomic_file
-from workbench.training import RECORD_FILE, alignment_words, cknna_log, evaluation_of, training_record
+from workbench.scoring.tables import accuracy_by_type
+from workbench.training_folder import RECORD_FILE, alignment_words, cknna_log, evaluation_of, training_record
 from workbench.vfm import find_vfm
-from workbench.weights import CATALOGUE as WEIGHTS
+from workbench.weights.catalogue import CATALOGUE as WEIGHTS
 
 
 def write_card(folder: Path, record: Mapping[str, Any]) -> None:

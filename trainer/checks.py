@@ -11,9 +11,9 @@ from trainer.monitor.progress import check_trackers
 from trainer.recipe import Recipe
 from workbench.errors import ConfigError
 from workbench.models import check_there, did_you_mean
-from workbench.training import RECORD_FILE
+from workbench.training_folder import RECORD_FILE
 from workbench.vfm import find_vfm
-from workbench.weights import CATALOGUE as WEIGHTS
+from workbench.weights.catalogue import CATALOGUE as WEIGHTS
 
 
 def with_stage(recipe: Recipe) -> Recipe:

@@ -17,12 +17,13 @@ from trainer import distributed
 from trainer.aligned_model import AlignedForConditionalGeneration
 from trainer.setups.conversation_data import ConversationSet, encoded
 from trainer.setups.packed_data import PackedDataset, collate
-from workbench.answers import Quiz, accuracy_by_type
 from workbench.data import Sample
 from workbench.mllm import MLLM
 from workbench.mllm.conversation import IGNORED
+from workbench.scoring.quiz import Quiz
+from workbench.scoring.tables import accuracy_by_type
 from workbench.stats import mean_interval
-from workbench.training import MEAN, OF_A_SCORE
+from workbench.training_folder import MEAN, OF_A_SCORE
 
 
 def _mine(numbers: Sequence[int], size: int, *, together: bool = False) -> Iterator[tuple[list[int], bool]]:
@@ -96,7 +97,7 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
 
 
 def answer_questions(model: torch.nn.Module, mllm: MLLM, scenes: Sequence[Sequence[Sample]], batch_size: int) -> pd.DataFrame:
-    """Whether the right option of each question is the most likely one, as in every analysis (workbench/answers.py); columns as `answer_packed`.
+    """Whether the right option of each question is the most likely one, as in every analysis (workbench/scoring/); columns as `answer_packed`.
 
     Args:
         model: the whole of which `mllm` is a part. Processes that divide its weights answer all questions together, since how many passes a batch takes

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from workbench.errors import WeightsError
-from workbench.fingerprints import fingerprint, saved_tensors
+from workbench.hashing import fingerprint, saved_tensors
 from workbench.vfm import VFM
 
 

@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from workbench.errors import ConfigError, RunError, one_line
 from workbench.files import HEAD_FILE
 from workbench.mllm.residual import FILE as RESIDUAL_FILE
-from workbench.pretrained import call
+from workbench.weights.pretrained import call
 
 CARD_FILE = "README.md"
 HUB_ID = r"[\w-][\w.-]*/[\w.-]+"

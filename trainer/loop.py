@@ -34,7 +34,7 @@ from trainer.setups.conversation import PreparedStudent
 from trainer.setups.packed import Prepared
 from workbench.errors import RunError
 from workbench.mllm.conversation import IGNORED
-from workbench.training import BEST, BEST_FILE, best_of
+from workbench.training_folder import BEST, BEST_FILE, best_of
 
 Ready = Prepared | PreparedStudent
 

@@ -28,11 +28,12 @@ from trainer.output.model_folder import load_model, part, save_model
 from trainer.recipe import Recipe
 from trainer.setups.conversation import prepare_student
 from trainer.setups.packed import prepare
-from workbench.config import as_mapping, parse
+from workbench.cli import parse
 from workbench.errors import ConfigError
 from workbench.files import atomic_file, atomic_folder
 from workbench.runs import environment
-from workbench.training import BEST, RECIPE_FILE, RECORD_FILE, best_of
+from workbench.training_folder import BEST, RECIPE_FILE, RECORD_FILE, best_of
+from workbench.yaml_config import as_mapping
 
 
 def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from workbench.config import command, parse
+from workbench.cli import command, parse
 from workbench.errors import RunError
 from workbench.files import atomic_file, make_folder
 from workbench.runs import now

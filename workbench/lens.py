@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.capture import read
+from workbench.capture.hidden_states import read
 from workbench.errors import DataError, ModelError
 from workbench.mllm.base import MLLM
 from workbench.mllm.family import Batch

@@ -54,7 +54,7 @@ class Run:
 
 def run_key(analysis: str, version: int, config: Mapping[str, Any], model: str, data: str) -> str:
     """Hash of all that determines a run's numbers, 12 hex digits; `model` and `data` are fingerprints, and the releases of libraries enter by themselves."""
-    from workbench.fingerprints import libraries
+    from workbench.hashing import libraries
 
     content = json.dumps([analysis, version, dict(config), model, data, libraries()], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
@@ -131,7 +131,7 @@ def environment(argv: list[str]) -> dict[str, object]:
     `git` and `dirty` are of the checkout that this package lies in, "" and False where it is installed elsewhere: the repository around an environment, or
     the one that the command is called in, says nothing about this code.
     """
-    from workbench.fingerprints import LIBRARIES
+    from workbench.hashing import LIBRARIES
 
     root = checkout()
     packages = {name: _version(name) for name in (*LIBRARIES, "accelerate", "nnsight")} | {PACKAGE: _own_version(root)}

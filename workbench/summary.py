@@ -17,11 +17,11 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.config import command, parse
+from workbench.cli import command, parse
 from workbench.errors import ConfigError, RunError, one_line
 from workbench.intervals import Interval, mean_interval
 from workbench.models import named_models
-from workbench.training import alignment_words, evaluated_on, evaluation_of, training_record
+from workbench.training_folder import alignment_words, evaluated_on, evaluation_of, training_record
 
 NOT_OF_THE_MODEL = ("output_dir", "resume", "repaired", "dry_run", "report_to", "push_to_hub", "keep_checkpoints", "save_every", "log_every", "eval_every")
 TARGETS = {"vfm": "the features of another vision network", "encoder": "the features of its own vision encoder", "projector": "what its own projector gives"}

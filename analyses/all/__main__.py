@@ -18,14 +18,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from workbench import report
-from workbench.analysis import Analysis, DataOptions, Where, execute
-from workbench.catalogue import analysis_files
+from workbench.analysis import report
+from workbench.analysis.declaration import Analysis, DataOptions, Where
+from workbench.analysis.discover import analysis_files
+from workbench.analysis.execution import execute
 from workbench.claims.shown import newest
-from workbench.config import changed_flags, command, parse
+from workbench.cli import changed_flags, command, parse
 from workbench.data import load_data
 from workbench.errors import ConfigError, UnknownNameError, WorkbenchError
-from workbench.mllm.loading import load_config
+from workbench.mllm.load import load_config
 from workbench.models import check_revision, is_folder, label_of, named_models
 from workbench.runs import Run, environment
 from workbench.vfm import find_vfm

@@ -26,11 +26,12 @@ from workbench.claims.measures import check_measures
 from workbench.claims.rules import read_ledger
 from workbench.claims.shown import counted
 from workbench.claims.verdicts import judge, ours
-from workbench.config import as_mapping, command, parse
+from workbench.cli import command, parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import check_can_make
 from workbench.models import did_you_mean
 from workbench.runs import Run, environment
+from workbench.yaml_config import as_mapping
 
 VERSION = 1
 

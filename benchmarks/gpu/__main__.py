@@ -9,7 +9,7 @@ from pathlib import Path
 import benchmarks.gpu
 from benchmarks.gpu.harness import GROUPS, PARTS, chosen, read_results, run_parts
 from benchmarks.gpu.report import write_report
-from workbench.config import command
+from workbench.cli import command
 from workbench.errors import ConfigError
 
 RESULTS = Path("docs/results/gpu.json")

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from benchmarks.gpu import models
 from benchmarks.gpu.harness import Bench
-from workbench.answers import Quiz, random_order, survey
-from workbench.capture import attention, read
+from workbench.capture.attention import attention
+from workbench.capture.hidden_states import read
 from workbench.mllm import MLLM
+from workbench.scoring.questions import random_order, survey
+from workbench.scoring.quiz import Quiz
 
 READ_GOAL, ROWS_GOAL = 1.10, 0.05
 ROUNDS = 7

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from benchmarks.gpu import models
 from benchmarks.gpu.harness import Bench
-from workbench.answers import Quiz
-from workbench.capture import attention, edit, gradient_attention, knockout, read, rollout
+from workbench.capture.attention import attention, gradient_attention, rollout
+from workbench.capture.edit import edit
+from workbench.capture.hidden_states import read
+from workbench.capture.knockout import knockout
 from workbench.lens import lens_of
 from workbench.mllm import MLLM, Batch
+from workbench.scoring.quiz import Quiz
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.06}  # relative
 QUESTIONS = ("what is this ?", "what color is the cat left of the dog ?", "is this a cat ?")

@@ -110,7 +110,7 @@ def trained(recipe: Recipe, deterministic: bool = False, stop: int | None = None
 
     from trainer.loop import build_trainer
     from trainer.setups.conversation import prepare_student
-    from workbench.weights import fingerprint
+    from workbench.hashing import fingerprint
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if deterministic:

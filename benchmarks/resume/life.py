@@ -24,9 +24,9 @@ import psutil
 import torch
 
 from benchmarks.resume.compare import differences
-from workbench.config import command
+from workbench.cli import command
 from workbench.files import cache_folder
-from workbench.training import RECORD_FILE
+from workbench.training_folder import RECORD_FILE
 
 ROOT = Path(__file__).parents[2]
 HANGING = 120.0  # seconds after which a process that should have ended hangs

@@ -29,10 +29,11 @@ from workbench.convert.build import CHAT_TEMPLATE, SYSTEM
 from workbench.errors import ConfigError, ModelError, WeightsError, one_line
 from workbench.mllm import MLLM
 from workbench.mllm.family import family_of
-from workbench.mllm.loading import check_weights, load_config, load_model
-from workbench.model_files import WeightFiles
-from workbench.pretrained import call, hub_options
-from workbench.weights import CATALOGUE, weights_folder
+from workbench.mllm.load import check_weights, load_config, load_model
+from workbench.weights.catalogue import CATALOGUE
+from workbench.weights.fetch import weights_folder
+from workbench.weights.model_files import WeightFiles
+from workbench.weights.pretrained import call, hub_options
 
 IMAGE_AND_TEXT = ("clip", "siglip", "siglip2")
 TOWERS = ("clip_vision_model", "siglip_vision_model")

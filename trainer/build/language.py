@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlavaForConditionalGeneration, PretrainedConfig, PreTrainedTokenizerFast
 
 from workbench.errors import ConfigError, one_line
-from workbench.fingerprints import saved_tensors
-from workbench.pretrained import call
-from workbench.weights import check_unchanged
+from workbench.hashing import saved_tensors
+from workbench.weights.fetch import check_unchanged
+from workbench.weights.pretrained import call
 
 IMAGE = "<image>"
 # Turns whose content is a list of parts become plain text, the image on a line of its own before the question, for a template that knows text only.

@@ -1,7 +1,7 @@
 """A VFM as second vision encoder of a small LLaVA: its frozen features beside the tower's, channel by channel, are what the connector receives.
 
 That is the baseline that *sees* what VIRAL is only aligned to (channel concatenation, as in Eagle, arXiv 2408.15998). The VFM is no part of the saved folder,
-which therefore runs in this trainer alone: its config.json says so (`SECOND_ENCODER`), and `workbench.mllm.loading` refuses it.
+which therefore runs in this trainer alone: its config.json says so (`SECOND_ENCODER`), and `workbench.mllm.load` refuses it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from trainer.targets.features import Features
-from workbench.mllm.loading import SECOND_ENCODER
-from workbench.model_files import read_json
+from workbench.mllm.load import SECOND_ENCODER
 from workbench.vfm import VFM, find_vfm
+from workbench.weights.model_files import read_json
 
 
 class LlavaForConditionalGeneration(transformers.LlavaForConditionalGeneration):

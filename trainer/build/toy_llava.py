@@ -26,12 +26,12 @@ from trainer.build.language import language_config, language_tokenizer, put_lang
 from trainer.build.second_encoder import llava_class, second_config, tower_alone
 from trainer.recipe import ModelConfig
 from workbench.errors import ConfigError, one_line
-from workbench.fingerprints import fingerprint, saved_tensors, tokenizer_settings
-from workbench.mllm.loading import SECOND_ENCODER
+from workbench.hashing import fingerprint, saved_tensors, tokenizer_settings
+from workbench.mllm.load import SECOND_ENCODER
 from workbench.mllm.residual import KEY
-from workbench.pretrained import call
 from workbench.vfm.base import IMAGENET
-from workbench.weights import check_unchanged, load_tensors, load_weights, weights_folder
+from workbench.weights.fetch import check_unchanged, load_tensors, load_weights, weights_folder
+from workbench.weights.pretrained import call
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% for part in message['content'] %}"

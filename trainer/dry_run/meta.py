@@ -18,12 +18,12 @@ from workbench.errors import ConfigError, one_line
 from workbench.mllm import VisualTokens
 from workbench.mllm.base import Outline
 from workbench.mllm.family import family_of
-from workbench.mllm.loading import check_weights, generation_of, load_config
+from workbench.mllm.load import check_weights, generation_of, load_config
 from workbench.mllm.processors import load_processor
 from workbench.mllm.residual import Residual, attach_residual
-from workbench.model_files import WeightFiles
-from workbench.pretrained import call, hub_options
 from workbench.vfm import find_vfm
+from workbench.weights.model_files import WeightFiles
+from workbench.weights.pretrained import call, hub_options
 
 
 def on_meta(cls: Any, config: PretrainedConfig) -> Any:

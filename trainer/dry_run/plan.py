@@ -27,7 +27,7 @@ from workbench.errors import ConfigError, DataError
 from workbench.mllm import MLLM, Batch, VisualTokens
 from workbench.mllm.conversation import encode_conversations
 from workbench.mllm.family import WHOLE
-from workbench.model_files import WeightFiles
+from workbench.weights.model_files import WeightFiles
 
 PROCESSES = (1, 2, 4, 8, 16, 32)
 STRATEGIES: tuple[distributed.Strategy, ...] = ("ddp", "fsdp", "zero2", "zero3")

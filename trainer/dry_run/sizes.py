@@ -9,7 +9,7 @@ from torch import nn
 
 from trainer import distributed
 from trainer.build.partition import parts_of
-from workbench.model_files import WeightFiles
+from workbench.weights.model_files import WeightFiles
 
 FLOAT, HALF = 4, 2  # bytes: weights, gradients and both moments of AdamW are float32, also in bfloat16 training, which is autocast
 

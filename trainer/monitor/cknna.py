@@ -20,7 +20,7 @@ from trainer.setups.packed import Prepared
 from workbench.errors import ConfigError, DataError, UnknownNameError, WeightsError
 from workbench.metrics import METRICS
 from workbench.metrics.alignment import MIN_ROWS
-from workbench.rasters import Within
+from workbench.spatial.within_image import Within
 from workbench.stats import null_of
 
 

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trainer.monitor.warnings import warn
 from workbench.errors import ConfigError
 from workbench.files import atomic_file
-from workbench.training import LOG_FILE
+from workbench.training_folder import LOG_FILE
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}  # what each tracker needs
 SHOWN = {"lm_loss": "lm", "alignment_loss": "align", "accuracy/mean": "val accuracy", "val_lm_loss": "val lm"}

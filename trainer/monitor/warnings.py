@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from trainer import distributed
-from workbench.fingerprints import fingerprint
+from workbench.hashing import fingerprint
 
 
 def warn(state: TrainerState, sentence: str) -> None:

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from trainer import distributed
 from workbench.errors import RunError
 from workbench.files import share
-from workbench.fingerprints import libraries
-from workbench.training import Checkpoint, checkpoints
+from workbench.hashing import libraries
+from workbench.training_folder import Checkpoint, checkpoints
 
 log = logging.getLogger(__name__)
 DAMAGED = "%s is damaged (%s) and is skipped"

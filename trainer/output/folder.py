@@ -12,10 +12,11 @@ import yaml
 
 from trainer.output.checkpoints import DAMAGED, UNFINISHED, check_same_launch, keep_newest, log, unreadable_file, whole_checkpoints
 from trainer.recipe import Recipe
-from workbench.config import as_mapping, merge, parse
+from workbench.cli import parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, locked, partial_files, remove_partial
-from workbench.training import LOG_FILE, RECIPE_FILE, RECORD_FILE
+from workbench.training_folder import LOG_FILE, RECIPE_FILE, RECORD_FILE
+from workbench.yaml_config import as_mapping, merge
 
 FINAL = "final"  # the trained model, until each of its files is moved to where it is found
 TABLES = ("evaluation.parquet", "accuracy.parquet")

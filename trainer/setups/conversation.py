@@ -26,14 +26,14 @@ from trainer.setups.conversation_data import Collator, ConversationSet, GroupedS
 from trainer.setups.rows import Rows
 from trainer.setups.stored_targets import StoredTargets
 from trainer.targets.vfm_targets import Targets, load_vfms, vfm_record
-from workbench.answers import option_ids, questions_of
-from workbench.capture import read
+from workbench.capture.hidden_states import read
 from workbench.data import Dataset, Sample, load_data
 from workbench.data.base import mixed
 from workbench.errors import ConfigError
 from workbench.mllm import MLLM
 from workbench.mllm.conversation import IGNORED, encode_conversations
 from workbench.mllm.residual import KEY, attach_residual
+from workbench.scoring.questions import option_ids, questions_of
 from workbench.vfm import VFM
 
 log = logging.getLogger(__name__)

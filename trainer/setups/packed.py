@@ -31,11 +31,11 @@ from trainer.targets.image_hashes import image_hashes
 from trainer.targets.vfm_targets import controlled, load_vfms, vfm_record, vfm_tokens
 from workbench.data import Dataset
 from workbench.data.base import content_hash
-from workbench.fingerprints import libraries, processor_fingerprint, saved_tensors, settings_hash, without_place
-from workbench.mllm.loading import SECOND_ENCODER
+from workbench.hashing import libraries, processor_fingerprint, saved_tensors, settings_hash, without_place
+from workbench.mllm.load import SECOND_ENCODER
 from workbench.mllm.residual import attach_residual
 from workbench.vfm import VFM, load_vfm
-from workbench.weights import check_unchanged, load_weights
+from workbench.weights.fetch import check_unchanged, load_weights
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from workbench.data.base import Conversation, content_hash, rows_hash
 from workbench.data.images import image_hash, shown
 from workbench.errors import ConfigError, RunError
 from workbench.mllm import MLLM, VisualTokens
+from workbench.spatial.vfm_patches import covered_pixels
 from workbench.vfm import VFM
-from workbench.vfm.patches import covered_pixels
 
 
 class StoredTargets(Targets):

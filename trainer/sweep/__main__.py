@@ -22,7 +22,7 @@ from trainer.sweep.comparison import Runs, notes, report, write
 from trainer.sweep.results import export, finished
 from trainer.sweep.runner import train_all
 from trainer.sweep.spec import Sweep
-from workbench.config import command, parse
+from workbench.cli import command, parse
 from workbench.errors import ConfigError, RunError
 
 

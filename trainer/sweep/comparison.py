@@ -19,7 +19,7 @@ from trainer.sweep.spec import Job, Sweep, last
 from workbench.errors import RunError
 from workbench.files import atomic_file, make_folder
 from workbench.stats import holm, sign_flip, t_interval
-from workbench.training import BEST_ROW, MEAN
+from workbench.training_folder import BEST_ROW, MEAN
 
 Runs = Sequence[tuple[Job, Result]]
 
@@ -156,8 +156,8 @@ def notes(sweep: Sweep, runs: Runs, table: pd.DataFrame) -> list[str]:
 
 def write(sweep: Sweep, runs: Runs, table: pd.DataFrame, name: str) -> Path:
     """Store the table as parquet, and with its figure as one HTML file that needs no network; return the latter."""
+    from workbench.analysis.report import figure_page
     from workbench.figures import sweep_figure
-    from workbench.report import figure_page
 
     folder = make_folder(sweep.output_dir)
     with atomic_file(folder / f"sweep-{name}.parquet") as partial:

@@ -20,8 +20,8 @@ from trainer.output.folder import check_same_values
 from trainer.sweep.spec import Job, Sweep, check
 from workbench.errors import RunError
 from workbench.files import atomic_file
-from workbench.scores import Answers, answers_of
-from workbench.training import BEST, LOG_FILE, RECORD_FILE, best_of, read_table, training_record
+from workbench.scoring.answers import Answers, answers_of
+from workbench.training_folder import BEST, LOG_FILE, RECORD_FILE, best_of, read_table, training_record
 
 CURVE = {"step": "step", "accuracy": "accuracy/mean", "val_lm_loss": "val_lm_loss", "val_alignment_loss": "val_alignment_loss"}
 MACHINE = ("output_dir", "resume", "repaired", "dry_run", "report_to", "push_to_hub")  # keys of a recipe that say nothing of the model

@@ -15,7 +15,7 @@ from threading import Thread
 from typing import Any
 
 from trainer.sweep.spec import Job, Sweep, check
-from workbench.training import RECIPE_FILE, RECORD_FILE
+from workbench.training_folder import RECIPE_FILE, RECORD_FILE
 
 
 @dataclass

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from trainer.output.folder import check_same_recipe
 from trainer.recipe import Recipe
-from workbench.config import parse
+from workbench.cli import parse
 from workbench.data import load_data
 from workbench.errors import ConfigError, UnknownNameError, WorkbenchError
-from workbench.training import BEST_ROW, RECIPE_FILE, RECORD_FILE
+from workbench.training_folder import BEST_ROW, RECIPE_FILE, RECORD_FILE
 
 SCORED = "expected questions with options, whose answers a sweep compares"
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from trainer.recipe import AlignmentConfig
 from trainer.targets.features import DerivedFeatures, Features, other_images
 from workbench.mllm import VisualTokens
-from workbench.vfm import VFM, load_vfm, patches_under
+from workbench.spatial.vfm_patches import patches_under
+from workbench.vfm import VFM, load_vfm
 
 Places = Sequence[Sequence[VisualTokens]]
 Pictures = Sequence[Sequence[Image.Image]]

@@ -19,7 +19,7 @@ from workbench.claims.rules import Ledger, options_of
 from workbench.claims.trained import Trained, find_trained, time_of
 from workbench.errors import RunError, one_line
 from workbench.runs import RUN_FILE
-from workbench.training import read_table
+from workbench.training_folder import read_table
 
 log = logging.getLogger(__name__)
 

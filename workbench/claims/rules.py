@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
-from workbench.config import UniqueKeyLoader
 from workbench.errors import ConfigError, UnknownNameError, one_line
+from workbench.yaml_config import UniqueKeyLoader
 
 FILE = "analyses/claims.yaml"  # within the repository
 UNDECIDED = ("--model", "--output_dir", "--source", "--batch_size", "--device", "--dtype")  # of a command: which models, where, and in what batches

@@ -14,8 +14,8 @@ import pandas as pd
 
 from workbench.claims.rules import Training
 from workbench.errors import RunError, one_line
-from workbench.scores import Answers, answers_of
-from workbench.training import BEST, EVALUATION_FILE, LOG_FILE, RECORD_FILE, read_table, score_log, training_record
+from workbench.scoring.answers import Answers, answers_of
+from workbench.training_folder import BEST, EVALUATION_FILE, LOG_FILE, RECORD_FILE, read_table, score_log, training_record
 
 CURVES = {"accuracy/mean": "accuracy", "val_lm_loss": "val_lm_loss", "val_alignment_loss": "val_alignment_loss"}  # what a kept file has of a log
 

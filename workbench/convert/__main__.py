@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from workbench.config import command, parse
+from workbench.cli import command, parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import HEAD_FILE, atomic_folder
 

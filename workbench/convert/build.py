@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.convert.source import HEAD, LANGUAGE_MODELS, TOWER
 from workbench.errors import ModelError
-from workbench.model_files import Tensors
+from workbench.weights.model_files import Tensors
 
 if TYPE_CHECKING:
     from torch import Size

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WeightsError
-from workbench.model_files import Tensors, find_part, listed, read_json, read_tensors
+from workbench.weights.model_files import Tensors, find_part, listed, read_json, read_tensors
 
 _LORA_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 _LORA_PLAIN = {"peft_type": ("LORA",), "use_dora": (False, None), "fan_in_fan_out": (False, None), "init_lora_weights": (True, False, "gaussian", None)}

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.convert.checkpoint import merge_lora, read_lora
 from workbench.errors import ModelError, WeightsError
-from workbench.model_files import Tensors, adapter_alone, find_part, has_model, is_within_training, locate, read_json, read_model, read_tensors
 from workbench.models import did_you_mean
+from workbench.weights.model_files import Tensors, adapter_alone, find_part, has_model, is_within_training, locate, read_json, read_model, read_tensors
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionConfig, PretrainedConfig, PreTrainedTokenizerBase

@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from workbench import figures, runs
-from workbench.analysis import Analysis
+from workbench.analysis.declaration import Analysis
 from workbench.dashboard.folders import default_models, runs_root, trained_models
 from workbench.dashboard.jobs import jobs, may_start
 from workbench.runs import Run

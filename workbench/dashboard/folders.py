@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from workbench.errors import RunError
-from workbench.training import LOG_FILE, training_recipe
+from workbench.training_folder import LOG_FILE, training_recipe
 
 
 def runs_root() -> Path:

@@ -12,7 +12,7 @@ import streamlit as st
 from workbench.dashboard.folders import files_below, runs_root
 from workbench.demo import PROGRESS_FILE, Progress, Stage
 from workbench.runs import RUN_FILE
-from workbench.training import LOG_FILE, RECORD_FILE
+from workbench.training_folder import LOG_FILE, RECORD_FILE
 
 T = TypeVar("T")
 SECONDS = 3.0  # between two looks

@@ -11,7 +11,7 @@ from workbench import figures, runs, summary
 from workbench.dashboard import live
 from workbench.dashboard.folders import below_root, default_models, files_below, runs_root, trained_models
 from workbench.errors import RunError, one_line
-from workbench.training import (
+from workbench.training_folder import (
     LOG_FILE,
     MEAN,
     RECORD_FILE,

@@ -5,15 +5,15 @@ from __future__ import annotations
 import streamlit as st
 from PIL import Image
 
-from workbench.capture import read
+from workbench.capture.hidden_states import read
 from workbench.dashboard.folders import below_root, default_models, trained_models
 from workbench.data import Dataset, Sample, load_data
-from workbench.maps import picture, whole_image
 from workbench.metrics.geometry import joint_pca_rgb
 from workbench.mllm import MLLM
-from workbench.training import RECORD_FILE
+from workbench.spatial.grids import picture, whole_image
+from workbench.training_folder import RECORD_FILE
 from workbench.vfm import CATALOGUE, VFM, load_vfm
-from workbench.weights import at_hand
+from workbench.weights.fetch import at_hand
 
 SCENES = 100  # of the validation split, enough to browse
 

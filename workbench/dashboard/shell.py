@@ -7,7 +7,7 @@ from functools import partial
 
 import streamlit as st
 
-from workbench.catalogue import analysis_files
+from workbench.analysis.discover import analysis_files
 from workbench.errors import WorkbenchError
 
 

@@ -35,7 +35,7 @@ from workbench.data.specs import path_of, spec_options
 from workbench.data.turns import Notes, check_media, image_key, is_empty, message_text, turns_of
 from workbench.errors import DataError, UnknownNameError
 from workbench.files import cache_folder
-from workbench.weights import sha256
+from workbench.weights.fetch import sha256
 
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}

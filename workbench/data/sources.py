@@ -19,7 +19,7 @@ from pathlib import Path
 from workbench.errors import DataError, PackageError
 from workbench.files import atomic_folder, cache_folder
 from workbench.packages import unpack_deb, unpack_wheel
-from workbench.weights import sha256
+from workbench.weights.fetch import sha256
 
 log = logging.getLogger(__name__)
 

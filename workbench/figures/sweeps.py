@@ -9,7 +9,7 @@ from pandas.api.types import is_numeric_dtype
 from plotly.subplots import make_subplots
 
 from workbench.figures.template import COLOURS, DASHES, GREY
-from workbench.training import BEST_ROW
+from workbench.training_folder import BEST_ROW
 
 AXES = {"limit_train": "training images"}
 APART = 0.02  # between neighboring curves at one point, as a share of the axis: intervals must not hide one another

@@ -1,6 +1,6 @@
-"""Multimodal language models, one file per family; importing this package registers them all."""
+"""Multimodal language models; importing this package registers every family."""
 
-from workbench.mllm import gemma3, internvl, llava, llava_next, llava_onevision, paligemma, qwen_vl, smolvlm  # noqa: F401  (each registers itself)
+import workbench.mllm.families  # noqa: F401  (each family registers itself)
 from workbench.mllm.base import MLLM
 from workbench.mllm.family import FAMILIES, Batch, Family, VisualTokens
 

@@ -22,13 +22,13 @@ from workbench.data.base import IMAGE_MARK
 from workbench.data.images import upright_rgb
 from workbench.devices import check_device
 from workbench.errors import DataError, ModelError, one_line
-from workbench.fingerprints import fingerprint, model_settings, processor_fingerprint, saved_tensors, settings_hash
+from workbench.hashing import fingerprint, model_settings, processor_fingerprint, saved_tensors, settings_hash
 from workbench.mllm.control import as_words, control_tokens, spelled_in
 from workbench.mllm.family import TEXT_INPUTS, Batch, Family, Pictures, VisualTokens, family_of
-from workbench.mllm.loading import load_config, load_model
+from workbench.mllm.load import load_config, load_model
 from workbench.mllm.processors import load_processor
 from workbench.mllm.residual import KEY, Residual, load_residual
-from workbench.pretrained import call, hub_options
+from workbench.weights.pretrained import call, hub_options
 
 
 class MLLM:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoProcessor, PretrainedConfig
 
 from workbench.errors import ModelError, one_line
-from workbench.mllm.loading import hub_file
-from workbench.pretrained import call
+from workbench.mllm.load import hub_file
+from workbench.weights.pretrained import call
 
 if TYPE_CHECKING:
     from workbench.mllm.family import Family, Setting

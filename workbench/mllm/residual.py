@@ -21,7 +21,7 @@ from transformers.utils import cached_file
 
 from workbench.errors import ConfigError, ModelError, one_line
 from workbench.mllm.family import family_of
-from workbench.pretrained import call
+from workbench.weights.pretrained import call
 
 Source = Literal["encoder", "projector"]
 KEY = "visual_residual"  # in config.json

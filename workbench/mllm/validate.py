@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from workbench.errors import ModelError, one_line
-from workbench.pretrained import call
+from workbench.weights.pretrained import call
 
 if TYPE_CHECKING:
     from workbench.mllm.base import MLLM
@@ -37,7 +37,7 @@ def validate(mllm: MLLM, size: tuple[int, int] = SIZE) -> None:
     Raises:
         ModelError: names the check that failed, and the fault where it can be told.
     """
-    from workbench.capture import read
+    from workbench.capture.hidden_states import read
 
     rng = np.random.default_rng(0)
     plain, other = (Image.fromarray(rng.integers(low, high, size=(size[1], size[0], 3), dtype=np.uint8)) for low, high in ((90, 160), (0, 255)))

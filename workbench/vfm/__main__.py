@@ -10,11 +10,11 @@ from typing import Annotated
 
 import tyro
 
-from workbench.config import command, parse
+from workbench.cli import command, parse
 from workbench.vfm.base import CATALOGUE, CLIP, HALF, IMAGENET, VFMEntry
 from workbench.vfm.find import find_vfm
-from workbench.weights import CATALOGUE as WEIGHTS
-from workbench.weights import at_hand, source
+from workbench.weights.catalogue import CATALOGUE as WEIGHTS
+from workbench.weights.fetch import at_hand, source
 
 NORMS = {IMAGENET: "ImageNet", HALF: "0.5", CLIP: "CLIP"}
 

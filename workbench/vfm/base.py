@@ -23,10 +23,10 @@ from torch.nn import functional
 
 from workbench.data.images import upright_rgb
 from workbench.errors import ConfigError, DataError
-from workbench.fingerprints import libraries, settings_hash, without_place
+from workbench.hashing import libraries, settings_hash, without_place
 from workbench.registry import Registry
-from workbench.weights import CATALOGUE as WEIGHTS
-from workbench.weights import source, weights_config
+from workbench.weights.catalogue import CATALOGUE as WEIGHTS
+from workbench.weights.fetch import source, weights_config
 
 TeacherNorm = Literal["own", "student"]
 

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import get_args
 
 from workbench.errors import UnknownNameError, WeightsError
-from workbench.model_files import SAFETENSORS, check_folder, read_json, weight_files
 from workbench.models import did_you_mean
 from workbench.vfm.base import CATALOGUE, VFM, TeacherNorm, VFMEntry
 from workbench.vfm.hf_models import entry_from_folder as transformers_entry
 from workbench.vfm.timm_models import entry_from_folder as timm_entry
 from workbench.vfm.timm_models import entry_from_name
-from workbench.weights import CATALOGUE as WEIGHTS
-from workbench.weights import Weights, weights_folder
+from workbench.weights.catalogue import CATALOGUE as WEIGHTS
+from workbench.weights.catalogue import Weights
+from workbench.weights.fetch import weights_folder
+from workbench.weights.model_files import SAFETENSORS, check_folder, read_json, weight_files
 
 
 def load_vfm(name: str, *, device: str = "cpu", teacher_norm: TeacherNorm = "own") -> VFM:

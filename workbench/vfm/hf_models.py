@@ -30,12 +30,13 @@ from transformers import (
 )
 
 from workbench.errors import WeightsError, one_line
-from workbench.fingerprints import fingerprint, saved_tensors
-from workbench.model_files import read_json
-from workbench.pretrained import call
+from workbench.hashing import fingerprint, saved_tensors
 from workbench.vfm.base import CATALOGUE, CLIP, HALF, IMAGENET, Network, VFMEntry
-from workbench.weights import CATALOGUE as WEIGHTS
-from workbench.weights import Weights, check_unchanged, load_weights, weights_folder
+from workbench.weights.catalogue import CATALOGUE as WEIGHTS
+from workbench.weights.catalogue import Weights
+from workbench.weights.fetch import check_unchanged, load_weights, weights_folder
+from workbench.weights.model_files import read_json
+from workbench.weights.pretrained import call
 
 UNUSED = ("mask_token", "pooler.dense")  # parts of a network that no feature passes through; a file may lack them
 

@@ -14,11 +14,12 @@ from timm.models.naflexvit import checkpoint_filter_fn as naflex_from_radio
 from torch import Tensor, nn
 
 from workbench.errors import UnknownNameError, WeightsError, one_line
-from workbench.fingerprints import fingerprint
-from workbench.pretrained import call
+from workbench.hashing import fingerprint
 from workbench.vfm.base import CATALOGUE, CLIP, HALF, IMAGENET, Network, VFMEntry
-from workbench.weights import CATALOGUE as WEIGHTS
-from workbench.weights import Weights, check_unchanged, load_weights
+from workbench.weights.catalogue import CATALOGUE as WEIGHTS
+from workbench.weights.catalogue import Weights
+from workbench.weights.fetch import check_unchanged, load_weights
+from workbench.weights.pretrained import call
 
 State = dict[str, Tensor]
 

@@ -10,8 +10,8 @@ LlavaOnevisionForConditionalGeneration
 
 from __future__ import annotations
 
+from workbench.mllm.families.llava_next import visual_tokens
 from workbench.mllm.family import FAMILIES, Family
-from workbench.mllm.llava_next import visual_tokens
 from workbench.mllm.processors import llava_settings
 
 LLAVA_ONEVISION = FAMILIES.add("llava_onevision", Family("llava_onevision", ("LlavaOnevisionForConditionalGeneration",), visual_tokens, alike=llava_settings))

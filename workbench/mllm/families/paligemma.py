@@ -8,8 +8,8 @@ PaliGemmaForConditionalGeneration
 
 from __future__ import annotations
 
+from workbench.mllm.families.llava import one_raster
 from workbench.mllm.family import FAMILIES, Family
-from workbench.mllm.llava import one_raster
 from workbench.mllm.processors import paligemma_settings
 
 # Tokens of the answer have type 1: they see only what came before them.

@@ -9,7 +9,7 @@ from typing import Any
 
 from workbench.data.base import content_hash
 from workbench.errors import RunError, one_line
-from workbench.training import EVALUATION_FILE, evaluation_of
+from workbench.training_folder import EVALUATION_FILE, evaluation_of
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from functools import partial
 
 from workbench.errors import ModelError
 from workbench.mllm.base import MLLM
+from workbench.mllm.families.tiles import Cuts, tile_length, tiled
 from workbench.mllm.family import FAMILIES, Batch, Family
 from workbench.mllm.processors import smolvlm_settings
-from workbench.mllm.tiles import Cuts, tile_length, tiled
 
 THUMBNAIL = "<global-img>"
 

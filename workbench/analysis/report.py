@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from workbench.analysis import Analysis
+from workbench.analysis.declaration import Analysis
 from workbench.claims.shown import EXPLAINED, TITLE, counted, shown
 from workbench.figures import Figure, html_figure, javascript
 from workbench.files import atomic_file

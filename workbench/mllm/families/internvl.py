@@ -13,9 +13,9 @@ from functools import partial
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
 from workbench.mllm.base import MLLM
+from workbench.mllm.families.tiles import Cuts, tiled
 from workbench.mllm.family import FAMILIES, Batch, Family
 from workbench.mllm.processors import internvl_settings
-from workbench.mllm.tiles import Cuts, tiled
 
 
 def _cuts(mllm: MLLM, batch: Batch, sample: int) -> Cuts:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.capture import read
+from workbench.capture.hidden_states import read
 from workbench.data.images import shown
 from workbench.errors import DataError
 from workbench.metrics import Metric

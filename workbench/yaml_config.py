@@ -1,77 +1,20 @@
-"""One mechanism for every command: a frozen dataclass becomes flags (`--alignment.layer 4`), and a YAML file is flags in a file."""
+"""YAML configurations: reading with `base`, writing back, and the keys that they may have."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
-import io
-import os
 import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
 from workbench.errors import ConfigError
 
-Config = TypeVar("Config")
 
-# Commands show their own progress; transformers' bars and load reports would bury it. Read when transformers is imported, which is later.
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-
-def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str = "", recipe: Path | None = None) -> Config:
-    """Build a `cls` from its defaults, then the YAML file `recipe`, then the flags in `argv`.
-
-    Raises:
-        ConfigError: an unknown key or option (with the nearest valid one) or a value of the wrong type.
-        SystemExit: after `--help`, with code 0.
-    """
-    import tyro  # which only a command line needs
-
-    known = dict(_fields(cls))
-    flags: list[str] = []
-    if recipe is not None:
-        for key, value in _flatten(read_recipe(recipe)):
-            if any(name.startswith(f"{key}.") for name in known):
-                raise ConfigError(f"key '{key}' in {recipe} is {value}: expected keys and values below it, or no such key")
-            _check_known(key, known, f"key '{key}' in {recipe}")
-            _check_kind(key, value, known[key], recipe)
-            flags += _as_flags(key, value)
-    _check_no_stray_word(cls, argv, prog)
-    for word in argv:
-        if word.startswith("--") and word != "--help":
-            key = word[2:].split("=")[0].replace("-", "_")
-            positive = re.sub(r"(^|\.)no_", r"\1", key)  # --data.no-group
-            _check_known(positive if known.get(positive) is bool else key, known, f"option '{word.split('=')[0]}'")
-    message = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(message):
-            return tyro.cli(
-                cls, prog=prog, description=_with_commands(description), args=[*flags, *argv], use_underscores=True, config=(tyro.conf.AvoidSubcommands,)
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise ConfigError(_one_sentence(message.getvalue())) from None
-
-
-def _check_no_stray_word(cls: Any, argv: Sequence[str], prog: str) -> None:
-    """Refuse a word before the first option, which would become one more value of the recipe's last list; some commands take such words."""
-    if not argv or argv[0].startswith("-"):
-        return
-    import tyro
-
-    if any(tyro.conf.Positional in getattr(hint, "__metadata__", ()) for hint in get_type_hints(cls, include_extras=True).values()):
-        return
-    raise ConfigError(f"'{argv[0]}' belongs to no option: expected --option VALUE after {prog}; --help lists the options")
-
-
-def _check_kind(key: str, value: Any, hint: Any, recipe: Path) -> None:
+def check_kind(key: str, value: Any, hint: Any, recipe: Path) -> None:
     """See that a value of a YAML file is of a kind that a flag can say, before it becomes one."""
     kinds = [hint, *get_args(hint)]
     if value is None and type(None) not in kinds:
@@ -84,11 +27,6 @@ def _check_kind(key: str, value: Any, hint: Any, recipe: Path) -> None:
     for part in value if isinstance(value, list) else [value]:
         if isinstance(part, list | Mapping) or (isinstance(part, str) and re.match("-+[A-Za-z]", part)):
             raise ConfigError(f"key '{key}' in {recipe} has {part}: expected a plain value")
-
-
-def _with_commands(description: str) -> str:
-    """`description` with its commands indented, which keeps each on its line."""
-    return re.sub(r"^(?=(?:python -m|accelerate launch) )", "    ", description, flags=re.MULTILINE)
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
@@ -155,29 +93,16 @@ def _nested(content: Mapping[Any, Any], path: Path) -> dict[str, Any]:
 
 def as_mapping(config: object) -> dict[str, Any]:
     """A dataclass as nested plain values, for JSON and YAML."""
-    return {key: _plain(value) for key, value in dataclasses.asdict(config).items()}  # type: ignore[call-overload]
+    return {key: plain(value) for key, value in dataclasses.asdict(config).items()}  # type: ignore[call-overload]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """`value` as YAML can hold it."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def changed_flags(config: object) -> list[str]:
-    """The words of a command line that make `config` from its defaults: none for a field that has its default.
-
-    Raises:
-        TypeError: a field with a default factory or a nested dataclass, which no analysis has.
-    """
-    words = []
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = getattr(config, field.name)
-        if value != field.default:
-            words += _as_flags(field.name, _plain(value))
-    return words
 
 
 def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,24 +114,27 @@ def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _fields(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def config_fields(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys of a configuration with their types, nested ones with dots."""
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[field.name]):
-            yield from _fields(hints[field.name], f"{prefix}{field.name}.")
+            yield from config_fields(hints[field.name], f"{prefix}{field.name}.")
         else:
             yield prefix + field.name, hints[field.name]
 
 
-def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a nested mapping by key with dots."""
     for key, value in mapping.items():
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def _check_known(key: str, known: Mapping[str, Any], called: str) -> None:
+def check_known(key: str, known: Mapping[str, Any], called: str) -> None:
+    """Refuse a key that is not in `known`, with the nearest one that is; `called` is what the key is named in the error."""
     if key in known:
         return
     listed = ", ".join(known)
@@ -235,43 +163,3 @@ def nearest_key(key: str, known: Iterable[str]) -> str | None:
 def _split_key(key: str) -> tuple[str, str]:
     section, _, last = key.rpartition(".")
     return section, last
-
-
-def _as_flags(key: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        head, _, last = key.rpartition(".")
-        return [f"--{key}" if value else f"--{head + '.' if head else ''}no-{last}"]
-    values = value if isinstance(value, list) else [value]
-    return [f"--{key}", *map(str, values)]
-
-
-def _one_sentence(boxed: str) -> str:
-    """The first statement of tyro's boxed message, without title and box, whose lines are those of what the terminal can show."""
-    body: list[str] = []
-    for line in [line.strip(" │") for line in boxed.splitlines()[1:]]:
-        if body and set(line) <= set("─-╰╯"):
-            break
-        body += [line] if set(line) - set("─-") else []
-    return " ".join(body) or "the arguments could not be read; see --help"
-
-
-def command(main: Any) -> None:
-    """Run `main(argv)` as a command: an error is one line on stderr and exit code 2, Ctrl-C is 130; `--debug` shows the traceback."""
-    from workbench.errors import WorkbenchError
-
-    argv = [word for word in sys.argv[1:] if word != "--debug"]
-    try:
-        main(argv)
-    except WorkbenchError as error:
-        if "--debug" in sys.argv:
-            raise
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(130)
-    except OSError as error:
-        if "--debug" in sys.argv:
-            raise
-        sys.stderr.write(f"error: {error.strerror}: {error.filename or 'disk'}\n" if error.strerror else f"error: {' '.join(str(error).split())}\n")
-        sys.exit(2)

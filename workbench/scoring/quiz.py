@@ -1,37 +1,27 @@
-"""Answers to questions with options while the visual tokens are changed on their way: what every intervention is scored by.
-
-An answer is scored at the last position of the prompt, by the log-probability of each option's first token among the options. Where options of one
-question begin with the same token that is no answer, and the question is refused.
-"""
+"""Asking a model questions with options, as it is and with its visual tokens changed."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from workbench.capture import Blocked, Place, blocking, check_layers, check_place, edit, edited, knockout, read
-from workbench.data.base import Sample
-from workbench.errors import DataError, UnknownNameError
+from workbench.capture.edit import Place, check_place, edit, edited
+from workbench.capture.hidden_states import check_layers
+from workbench.capture.knockout import Blocked, blocking, knockout
 from workbench.mllm.base import MLLM, last_logits, positions_to_keep
-from workbench.mllm.family import VisualTokens
-from workbench.runs import Run
-from workbench.stats import mean_interval, paired_test
-from workbench.training import MEAN as MEAN
+from workbench.scoring.questions import Scene, option_ids, survey
+from workbench.scoring.tables import kl_divergence
 
 Change = Callable[[Float[Tensor, "token d"], int], Float[Tensor, "token d"]]
 """(visual tokens of one image, number of the image) -> their replacement."""
-Scene = Sequence[Sample]
-Grid = tuple[int, int]
 
 
 class Quiz:
@@ -105,8 +95,6 @@ class Quiz:
             else:
                 logits.append(edit(self.mllm, batch, at=at, fn=partial(_of_sample, change=change, images=[self.first + n for n in owner]))[:, -1])
         return torch.cat(logits)
-
-    # --- one pass over an image for all its questions ------------------------------------------------------------------------------------
 
     def _share(self, scenes: Sequence[Scene], features: Sequence[Tensor] | None) -> _Shared | None:
         """The common beginning of each image's prompts, or None where there is none of one length and with the visual tokens at one place."""
@@ -213,136 +201,3 @@ def _may_share(mllm: MLLM) -> bool:
     text = mllm.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     return mllm.family.shares_prefix and mllm.residual is None and kinds == {"full_attention"} and getattr(text, "sliding_window", None) is None
-
-
-def option_ids(mllm: MLLM, samples: Sequence[Sample]) -> Int[Tensor, "question option"]:
-    """First token of every option where it stands behind a prompt, -1 where a question has fewer options."""
-    known: dict[tuple[str, ...], Tensor] = {}
-    for options in {sample.options for sample in samples}:
-        known[options] = torch.tensor([mllm.answer_ids(option)[0] for option in options])
-        if len(known[options].unique()) < len(options):
-            raise DataError(f"the options {', '.join(options)} are not told apart by their first token in {mllm.name}: expected options that begin differently")
-    return torch.nn.utils.rnn.pad_sequence([known[sample.options] for sample in samples], batch_first=True, padding_value=-1)
-
-
-def survey(mllm: MLLM, scenes: Sequence[Scene], batch_size: int, *, tower: bool) -> tuple[list[list[VisualTokens]], list[Float[Tensor, "token f"]]]:
-    """The visual tokens of each scene's image, and on request what the connector receives for them (on the CPU, by visual token).
-
-    Raises:
-        DataError: visual tokens without a raster.
-        ModelError: the tower is asked for where a token comes from several features.
-    """
-    rasters, features = [], []
-    for start in range(0, len(scenes), batch_size):
-        part = [scene[0] for scene in scenes[start : start + batch_size]]
-        batch = mllm.encode([s.image for s in part], [s.question for s in part])
-        rasters += mllm.rasters(batch)
-        if tower:
-            features += [own.tower for own in read(mllm, batch, layers=[0], tower=True) if own.tower is not None]
-    return rasters, features
-
-
-def grids_of(parts: Sequence[VisualTokens]) -> tuple[Grid, ...]:
-    """The rasters of an image as (rows, columns)."""
-    return tuple(part.grid for part in parts if part.grid is not None)
-
-
-def questions_of(scenes: Sequence[Scene], *, types: Sequence[str] = (), each: int = 0) -> list[list[Sample]]:
-    """The questions to ask: those with options, of the asked types, the first `each` of a type for an image (0: all); images without any are left out.
-
-    Raises:
-        DataError: nothing is left.
-        UnknownNameError: a type that no question with options has.
-    """
-    scored = [[sample for sample in scene if sample.answer in sample.options] for scene in scenes]
-    known = {sample.category for scene in scored for sample in scene}
-    if not known:
-        raise DataError(f"none of {len(scenes)} images has a question with options and an answer: expected a data set of questions, such as shapes:val")
-    for name in types:
-        if name not in known:
-            raise UnknownNameError("question type", name, known)
-    kept = []
-    for scene in scored:
-        count: Counter[str] = Counter()
-        own = []
-        for sample in scene:
-            count[sample.category] += 1
-            if (not types or sample.category in types) and (not each or count[sample.category] <= each):
-                own.append(sample)
-        if own:
-            kept.append(own)
-    return kept
-
-
-def change_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
-    """Accuracy before and after, the drop between them and KL, for each question type and for the mean of types.
-
-    Rows of one question (random draws of a change) are averaged first. Intervals are 95 %, over images, the drop's paired by question; where no answer
-    changed it has the room that so many images leave. p is of the sign-flip test on the images' own drops. `few` says that fewer than 10 images were asked
-    or fewer than 5 answers changed. In the mean of types every type weighs the same, however many questions it has.
-    """
-    scores = ["correct_before", "correct_after", "kl"]
-    each = samples.groupby("id", sort=False).agg({"image_id": "first", "category": "first", "chance": "first"} | dict.fromkeys(scores, "mean"))
-    parts = [(str(name), part) for name, part in each.groupby("category")]
-    return [_changed(name, part, seed) for name, part in [*parts, (MEAN, each)]]
-
-
-def changes(found: Mapping[str, Run]) -> pd.DataFrame:
-    """What an intervention changed in each model, as stored in the table `scores` of its run."""
-    table = pd.concat([run.tables["scores"].assign(model=label) for label, run in found.items()], ignore_index=True)
-    return table[["model", *(column for column in table.columns if column != "model")]]
-
-
-def drops(table: pd.DataFrame) -> pd.DataFrame:
-    """`changes` for a figure: score is the drop, to_chance the drop that would leave the answers at chance."""
-    return table.assign(to_chance=table["accuracy_before"] - table["chance"]).drop(columns="chance").rename(columns={"accuracy_drop": "score"})
-
-
-def accuracy_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
-    """Accuracy of each question type and of the mean of types, in which every type weighs the same, with a 95 % interval over images.
-
-    Args:
-        samples: one row per question: image_id, category, chance, correct.
-
-    Returns:
-        Rows with category, accuracy, low, high, few, chance, n (questions), n_images, seed. `few` says that there are fewer than 10 images, or fewer than 5
-        wrong (or right) answers: see `workbench.intervals`.
-    """
-    rows: list[dict[str, Any]] = []
-    chance = samples.groupby("category")["chance"].mean()
-    for name, part in [*samples.groupby("category"), (MEAN, samples)]:
-        interval = mean_interval(part["correct"].astype(float), kind="proportion", groups=part["image_id"].tolist(), strata=part["category"].tolist())
-        named = {"category": name, "accuracy": interval.estimate, "low": interval.low, "high": interval.high, "few": interval.few}
-        level = chance.mean() if name == MEAN else chance[name]
-        rows.append(named | {"chance": float(level), "n": len(part), "n_images": interval.n, "seed": seed})
-    return rows
-
-
-def random_order(tokens: int, *, image: int, draw: int, seed: int) -> Int[Tensor, token]:  # noqa: F821
-    """A random order of the visual tokens of image number `image`, the same wherever they are permuted."""
-    return torch.from_numpy(np.random.default_rng([seed, draw, image]).permutation(tokens))
-
-
-def _changed(category: str, each: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """A row of the table: see `change_by_type`."""
-    scores = each[["correct_before", "correct_after", "kl", "chance"]].astype(float)
-    shared = {"groups": each["image_id"].tolist(), "strata": each["category"].tolist()}
-    drop = mean_interval(scores["correct_before"] - scores["correct_after"], kind="difference", **shared)
-    kl = mean_interval(scores["kl"], kind="real", **shared)
-    sizes = each["category"].map(each["category"].value_counts())
-    weighted = scores.div(sizes * each["category"].nunique(), axis=0)  # so that sums are means of types
-    by_image = weighted.groupby(each["image_id"])[["correct_before", "correct_after"]].sum()
-    test = paired_test(by_image["correct_after"].to_numpy(), by_image["correct_before"].to_numpy(), n=2000, seed=seed)
-    means = weighted.sum()
-    return {
-        **{"category": category, "accuracy_before": means["correct_before"], "accuracy_after": means["correct_after"]},
-        **{"accuracy_drop": drop.estimate, "low": drop.low, "high": drop.high, "few": drop.few, "p": test.p},
-        **{"kl": kl.estimate, "kl_low": max(kl.low, 0.0), "kl_high": kl.high},
-        **{"n": len(each), "n_images": drop.n, "chance": means["chance"], "seed": seed},
-    }
-
-
-def kl_divergence(before: Float[Tensor, "question option"], after: Float[Tensor, "question option"]) -> Float[Tensor, question]:  # noqa: F821
-    """KL(before || after) in nats of log-probabilities that share their -inf; 0 where nothing moved."""
-    terms = before.exp() * (before - after)
-    return terms.masked_fill(before == -torch.inf, 0).sum(-1).clamp(min=0)

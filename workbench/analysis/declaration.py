@@ -1,0 +1,118 @@
+"""What an analysis declares: options, run, figures, summary."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pandas as pd
+import plotly.graph_objects as go
+from torch import Tensor
+from tqdm import tqdm
+
+from workbench.data import Dataset
+from workbench.devices import check_device
+from workbench.errors import ConfigError
+from workbench.mllm import MLLM
+from workbench.models import label_of
+from workbench.runs import Run
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What every analysis is asked about. Subclass it for an analysis's own options."""
+
+    data: str = "shapes:val"
+    """Data set: shapes:val, folder:PATH, ..."""
+    limit: int = 200
+    """Images."""
+    data_seed: int = 0
+    """Which world, or which subset of a folder."""
+    seed: int = 0
+    """Of everything random in the analysis; it does not change the images."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which models, and where things go. A model is known by its content; what it is called, where it lies and in what batches it runs change no number."""
+
+    model: tuple[str, ...] = ()
+    """Folders or hub ids; NAME=FOLDER gives one a name of your own."""
+    output_dir: Path = Path("runs")
+    batch_size: int = 32
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    revision: str | None = None
+    """Branch, tag or commit of the models that are hub ids."""
+    trust_remote_code: bool = False
+    """Run code that comes with a model; without it such a model is refused."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.batch_size}: expected at least 1")
+        check_device(self.device)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What `run` is given besides its config."""
+
+    mllm: MLLM
+    data: Dataset
+    batch_size: int
+    label: str = ""
+
+    def progress(self, items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+        """A progress bar on stderr, shown once it has taken two seconds."""
+        return tqdm(items, desc=f"{what} ({self.label or label_of(self.mllm.name)})", total=total, delay=2, file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `run` returns: tables and tensors to store, values that belong in the record, and sentences about what could not be measured."""
+
+    tables: dict[str, pd.DataFrame]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+
+Figures = Callable[[Mapping[str, Run]], dict[str, go.Figure]]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A declared analysis.
+
+    Attributes:
+        config: frozen dataclass, a subclass of `DataOptions`.
+        run: (config, context) -> Result, for one model.
+        figures: {label: run} -> {title: figure}.
+        summary: {label: run} -> the table that the command prints.
+        page: short title of its page where that is not its name; the module says it in a line `PAGE = "..."`, from which the navigation is made.
+        version: raise it when the same config would give other numbers.
+        uses: config -> {name: identity} of everything else that the numbers depend on, such as a VFM's weights.
+        beside: (config, model as named) -> {name: identity} of what lies beside a model and that the numbers depend on, such as its checkpoints. It is
+            called for every model before any is loaded, and raises where a model lacks it.
+    """
+
+    name: str
+    title: str
+    config: type[DataOptions]
+    run: Callable[[Any, Context], Result]
+    figures: Figures
+    summary: Callable[[Mapping[str, Run]], pd.DataFrame]
+    page: str = ""
+    version: int = 1
+    uses: Callable[[Any], Mapping[str, str]] = field(default=lambda config: {})
+    beside: Callable[[Any, str], Mapping[str, str]] = field(default=lambda config, model: {})
+
+    @property
+    def heading(self) -> str:
+        """Short title of its page."""
+        return self.page or self.name.replace("_", " ").capitalize()

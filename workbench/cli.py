@@ -1,0 +1,127 @@
+"""Command lines from frozen dataclasses: parsing, errors in one line, exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from workbench.errors import ConfigError
+from workbench.yaml_config import check_kind, check_known, config_fields, flatten, plain, read_recipe
+
+Config = TypeVar("Config")
+# Commands show their own progress; transformers' bars and load reports would bury it. Read when transformers is imported, which is later.
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str = "", recipe: Path | None = None) -> Config:
+    """Build a `cls` from its defaults, then the YAML file `recipe`, then the flags in `argv`.
+
+    Raises:
+        ConfigError: an unknown key or option (with the nearest valid one) or a value of the wrong type.
+        SystemExit: after `--help`, with code 0.
+    """
+    import tyro  # which only a command line needs
+
+    known = dict(config_fields(cls))
+    flags: list[str] = []
+    if recipe is not None:
+        for key, value in flatten(read_recipe(recipe)):
+            if any(name.startswith(f"{key}.") for name in known):
+                raise ConfigError(f"key '{key}' in {recipe} is {value}: expected keys and values below it, or no such key")
+            check_known(key, known, f"key '{key}' in {recipe}")
+            check_kind(key, value, known[key], recipe)
+            flags += _as_flags(key, value)
+    _check_no_stray_word(cls, argv, prog)
+    for word in argv:
+        if word.startswith("--") and word != "--help":
+            key = word[2:].split("=")[0].replace("-", "_")
+            positive = re.sub(r"(^|\.)no_", r"\1", key)  # --data.no-group
+            check_known(positive if known.get(positive) is bool else key, known, f"option '{word.split('=')[0]}'")
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message):
+            return tyro.cli(
+                cls, prog=prog, description=_with_commands(description), args=[*flags, *argv], use_underscores=True, config=(tyro.conf.AvoidSubcommands,)
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ConfigError(_one_sentence(message.getvalue())) from None
+
+
+def _check_no_stray_word(cls: Any, argv: Sequence[str], prog: str) -> None:
+    """Refuse a word before the first option, which would become one more value of the recipe's last list; some commands take such words."""
+    if not argv or argv[0].startswith("-"):
+        return
+    import tyro
+
+    if any(tyro.conf.Positional in getattr(hint, "__metadata__", ()) for hint in get_type_hints(cls, include_extras=True).values()):
+        return
+    raise ConfigError(f"'{argv[0]}' belongs to no option: expected --option VALUE after {prog}; --help lists the options")
+
+
+def _with_commands(description: str) -> str:
+    """`description` with its commands indented, which keeps each on its line."""
+    return re.sub(r"^(?=(?:python -m|accelerate launch) )", "    ", description, flags=re.MULTILINE)
+
+
+def changed_flags(config: object) -> list[str]:
+    """The words of a command line that make `config` from its defaults: none for a field that has its default.
+
+    Raises:
+        TypeError: a field with a default factory or a nested dataclass, which no analysis has.
+    """
+    words = []
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        if value != field.default:
+            words += _as_flags(field.name, plain(value))
+    return words
+
+
+def _as_flags(key: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        head, _, last = key.rpartition(".")
+        return [f"--{key}" if value else f"--{head + '.' if head else ''}no-{last}"]
+    values = value if isinstance(value, list) else [value]
+    return [f"--{key}", *map(str, values)]
+
+
+def _one_sentence(boxed: str) -> str:
+    """The first statement of tyro's boxed message, without title and box, whose lines are those of what the terminal can show."""
+    body: list[str] = []
+    for line in [line.strip(" │") for line in boxed.splitlines()[1:]]:
+        if body and set(line) <= set("─-╰╯"):
+            break
+        body += [line] if set(line) - set("─-") else []
+    return " ".join(body) or "the arguments could not be read; see --help"
+
+
+def command(main: Any) -> None:
+    """Run `main(argv)` as a command: an error is one line on stderr and exit code 2, Ctrl-C is 130; `--debug` shows the traceback."""
+    from workbench.errors import WorkbenchError
+
+    argv = [word for word in sys.argv[1:] if word != "--debug"]
+    try:
+        main(argv)
+    except WorkbenchError as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+    except OSError as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.stderr.write(f"error: {error.strerror}: {error.filename or 'disk'}\n" if error.strerror else f"error: {' '.join(str(error).split())}\n")
+        sys.exit(2)

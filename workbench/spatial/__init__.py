@@ -1,0 +1,1 @@
+"""Where visual tokens are in an image: grids, scores within one image, VFM patches under tokens."""
