@@ -292,7 +292,7 @@ def test_a_family_without_a_raster_is_refused(mllm: MLLM, name: str) -> None:
     """Tokens without rows and columns have no pixels under them: nothing is measured."""
     own = mllm.family
     flat = MLLM(mllm.model, mllm.processor, own, mllm.name)
-    flat.family = dataclasses.replace(own, visual_tokens=lambda m, b: [[dataclasses.replace(t, grid=None) for t in s] for s in own.visual_tokens(m, b)])
+    flat.family = dataclasses.replace(own, visual_tokens=lambda *given: [[dataclasses.replace(t, grid=None) for t in s] for s in own.visual_tokens(*given)])
     analysis = importlib.import_module(f"analyses.{name}").ANALYSIS
     with pytest.raises(DataError, match="gives visual tokens without a raster: expected a place in the image for each"):
         analysis.run(analysis.config(limit=12), Context(flat, load_data("shapes:val", limit=12), batch_size=4))

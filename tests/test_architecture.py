@@ -7,6 +7,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -52,6 +53,29 @@ def test_arrows(file: Path) -> None:
         assert homes is None or name.startswith(homes), f"{name} imports {module}"
         if name.startswith("workbench/") and not name.startswith("workbench/dashboard/"):
             assert not module.startswith("workbench.dashboard"), f"{name} imports the dashboard"
+
+
+def _module(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_two_files_import_each_other() -> None:
+    """Nor do more of them in a circle, not even inside functions or for types alone; a package's `__init__`, which hands names on, is left out."""
+    modules = {_module(file): file for file in FILES}
+    arrows: dict[str, set[str]] = {}
+    for name, file in modules.items():
+        if file.name == "__init__.py":
+            continue
+        named = [
+            f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in modules else node.module or ""
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        ]
+        arrows[name] = {one for one in named if one in modules and modules[one].name != "__init__.py"}
+    assert len(arrows) > 150 and sum(map(len, arrows.values())) > 500
+    list(TopologicalSorter(arrows).static_order())  # raises CycleError with the circle
 
 
 def test_listing_runs_does_not_import_torch() -> None:

@@ -426,8 +426,8 @@ def test_no_question_left_and_no_raster_are_one_sentence(mllm: MLLM) -> None:
     with pytest.raises(DataError, match=r"none of the \d+ questions of 'shapes:val' names exactly one object"):
         run_attention(Config(limit=6), Context(mllm, data, batch_size=8))
 
-    def without(asked: MLLM, batch: Batch) -> list[list[VisualTokens]]:
-        return [[dataclasses.replace(part, grid=None) for part in own] for own in mllm.family.visual_tokens(asked, batch)]
+    def without(*given: Any) -> list[list[VisualTokens]]:
+        return [[dataclasses.replace(part, grid=None) for part in own] for own in mllm.family.visual_tokens(*given)]
 
     blind = MLLM(mllm.model, mllm.processor, dataclasses.replace(mllm.family, visual_tokens=without), mllm.name)
     with pytest.raises(ModelError, match="have no rows and columns"):

@@ -227,8 +227,8 @@ def with_family(mllm: MLLM, change: Any) -> MLLM:
     """The same model under a family whose answer is changed."""
     right = mllm.family.visual_tokens
 
-    def wrong(asked: MLLM, batch: Batch) -> list[list[VisualTokens]]:
-        return [change(sample) for sample in right(asked, batch)]
+    def wrong(*given: Any) -> list[list[VisualTokens]]:
+        return [change(sample) for sample in right(*given)]
 
     family: Family = dataclasses.replace(mllm.family, visual_tokens=wrong)
     return MLLM(mllm.model, mllm.processor, family, mllm.name)

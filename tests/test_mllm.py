@@ -85,7 +85,7 @@ def test_the_greedy_answer_is_the_likeliest_option(mllm: MLLM, samples: list[Sam
 
 def _moved(change: Callable[[VisualTokens], VisualTokens]) -> Callable[..., list[list[VisualTokens]]]:
     right = FAMILIES.get("llava").visual_tokens
-    return lambda mllm, batch: [[change(part) for part in sample] for sample in right(mllm, batch)]
+    return lambda *given: [[change(part) for part in sample] for sample in right(*given)]
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import pytest
 from analyses.dynamics import groups
 from tests import tiny
 from tests.conftest import refused
-from workbench import analysis as analyses_module
 from workbench import runs
+from workbench.analysis import execution as analyses_module
 from workbench.analysis.declaration import Analysis, DataOptions, Result, Where
 from workbench.analysis.execution import execute
 from workbench.errors import ConfigError, ModelError

@@ -28,6 +28,7 @@ from workbench.mllm.family import TEXT_INPUTS, Batch, Family, Pictures, VisualTo
 from workbench.mllm.load import load_config, load_model
 from workbench.mllm.processors import load_processor
 from workbench.mllm.residual import KEY, Residual, load_residual
+from workbench.mllm.validate import validate as validate_mllm
 from workbench.weights.pretrained import call, hub_options
 
 
@@ -79,9 +80,7 @@ class MLLM:
             model.to(where)
         mllm = cls(model, processor, family, name, load_residual(model, name, revision))
         if validate:
-            from workbench.mllm.validate import validate as check
-
-            check(mllm)
+            validate_mllm(mllm)
         return mllm
 
     @property
@@ -255,7 +254,7 @@ class MLLM:
             ModelError: the family gives a position that holds no visual token, the same one twice, or a grid of another size.
         """
         found, row = [], 0
-        for number, sample in enumerate(self.family.visual_tokens(self, batch)):
+        for number, sample in enumerate(self.family.visual_tokens(self.config, self.processor, batch)):
             taken = []
             for part in sample:
                 if part.grid is not None and part.grid[0] * part.grid[1] != len(part.index):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxtyping import Float, Int
 from PIL import Image
@@ -14,9 +14,7 @@ from transformers import BatchFeature, PretrainedConfig
 from workbench.errors import ModelError, UnknownNameError
 from workbench.registry import Registry
 
-if TYPE_CHECKING:
-    from workbench.mllm.base import MLLM
-
+Processor = Any  # a transformers ProcessorMixin, whose attributes differ between families
 Setting = tuple[str, object, object]
 Box = tuple[float, float, float, float]
 Pictures = tuple[tuple[Image.Image, ...], ...]
@@ -89,7 +87,7 @@ class Family:
 
     Attributes:
         architectures: values of `config.architectures[0]` that belong to this family.
-        visual_tokens: (mllm, batch) -> [sample][image or tile], images in order, the tiles of an image one after another.
+        visual_tokens: (config, processor, batch) -> [sample][image or tile], images in order, the tiles of an image one after another.
         connector: path below `model.model` of the module whose input is the tower's features, one row for each visual token.
         merged: config -> how many consecutive rows there are for each visual token, where the connector itself merges them.
         injected: config -> how many of the first blocks have encoder features added to their output.
@@ -101,7 +99,7 @@ class Family:
 
     name: str
     architectures: tuple[str, ...]
-    visual_tokens: Callable[[MLLM, Batch], list[list[VisualTokens]]]
+    visual_tokens: Callable[[PretrainedConfig, Processor, Batch], list[list[VisualTokens]]]
     connector: str = "multi_modal_projector"
     merged: Callable[[PretrainedConfig], int] = lambda config: 1
     injected: Callable[[PretrainedConfig], int] = lambda config: 0
@@ -140,7 +138,7 @@ def family_of(config: PretrainedConfig) -> Family:
     raise UnknownNameError("model architecture", architecture, known, also="or a new family: one file in workbench/mllm, see CONTRIBUTING.md")
 
 
-def placeholders(mllm: MLLM, batch: Batch, counts: Sequence[Sequence[int]] | None = None) -> list[list[Int[Tensor, token]]]:  # noqa: F821
+def placeholders(config: PretrainedConfig, batch: Batch, counts: Sequence[Sequence[int]] | None = None) -> list[list[Int[Tensor, token]]]:  # noqa: F821
     """The positions of visual tokens, [sample][image]: split by `counts`, or evenly over the images of a sample.
 
     Raises:
@@ -148,10 +146,10 @@ def placeholders(mllm: MLLM, batch: Batch, counts: Sequence[Sequence[int]] | Non
     """
     found = []
     for number, ids in enumerate(batch.inputs["input_ids"]):
-        index = (ids == mllm.config.image_token_id).nonzero().flatten()
+        index = (ids == config.image_token_id).nonzero().flatten()
         images = len(batch.images[number])
         own = list(counts[number]) if counts is not None else [len(index) // max(1, images)] * images
         if sum(own) != len(index):
-            raise ModelError(f"{mllm.family.name}: {len(index)} visual tokens for {images} images of sample {number}, expected {sum(own)}")
+            raise ModelError(f"{family_of(config).name}: {len(index)} visual tokens for {images} images of sample {number}, expected {sum(own)}")
         found.append(list(index.split(own)) if own else [])
     return found

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from workbench.errors import ModelError, one_line
+from workbench.mllm.family import Batch, VisualTokens
 from workbench.weights.pretrained import call
-
-if TYPE_CHECKING:
-    from workbench.mllm.base import MLLM
-    from workbench.mllm.family import Batch, VisualTokens
 
 SIZE = (400, 300)  # width, height in pixels: not square, so that exchanged rows and columns show
 QUESTION = "what is this ?"
@@ -24,8 +22,8 @@ CELLS = 3  # painted in each raster, one at a time
 PEAKS = 2  # of them must move their token more than the tokens around it: a raster that is one column off has none
 
 
-def validate(mllm: MLLM, size: tuple[int, int] = SIZE) -> None:
-    """Check that visual tokens sit where the family says, for images of `size` (width, height) in pixels.
+def validate(mllm: Any, size: tuple[int, int] = SIZE) -> None:
+    """Check that the visual tokens of an `MLLM` sit where its family says, for images of `size` (width, height) in pixels.
 
     1. Every position given holds the image placeholder, and grids multiply to the number of tokens (`MLLM.visual_tokens`).
     2. The first block receives, at the visual positions, exactly what the projector returned.
@@ -37,8 +35,6 @@ def validate(mllm: MLLM, size: tuple[int, int] = SIZE) -> None:
     Raises:
         ModelError: names the check that failed, and the fault where it can be told.
     """
-    from workbench.capture.hidden_states import read
-
     rng = np.random.default_rng(0)
     plain, other = (Image.fromarray(rng.integers(low, high, size=(size[1], size[0], 3), dtype=np.uint8)) for low, high in ((90, 160), (0, 255)))
     batch = mllm.encode([plain, other], [QUESTION] * 2)
@@ -48,12 +44,13 @@ def validate(mllm: MLLM, size: tuple[int, int] = SIZE) -> None:
     visual = torch.cat([part.index for part in tokens[0]]).cpu()
 
     projected, tower = encoder_output(mllm, batch)
-    everything = read(mllm, batch, layers=[0, mllm.n_layers], tokens="all")
-    if not all(torch.isfinite(values).all() for values in (tower, *projected, *(sample.values for sample in everything))):
+    positions = [row.nonzero().flatten().cpu() for row in batch.inputs["attention_mask"]]
+    received, given = _ends(mllm, batch, positions)
+    if not all(torch.isfinite(values).all() for values in (tower, *projected, *received, *given)):
         raise ModelError(f"{mllm.name} computes values that are not finite in {mllm.model.dtype}: expected bfloat16 or float32 to be wide enough")
-    ours = [torch.isin(sample.tokens, visual) for sample in everything]
+    ours = torch.isin(positions[0], visual)
     order = visual.argsort().argsort()  # the family's order, which is not the sequence's where tiles interleave
-    embedded = everything[0].values[0][ours[0]][order]
+    embedded = received[0][ours][order]
     expected = projected[0][_among_placeholders(mllm, batch, 0, visual)]
     if (embedded - expected).abs().max() > 1e-3 * expected.abs().max():
         raise ModelError(
@@ -65,16 +62,16 @@ def validate(mllm: MLLM, size: tuple[int, int] = SIZE) -> None:
         left_out[_among_placeholders(mllm, batch, 0, visual)] = False
         if left_out.any():
             raise ModelError(f"{mllm.name}: family '{mllm.family.name}' leaves out {int(left_out.sum())} visual tokens that depend on the image")
-    first, second = everything[0].values[1], everything[1].values[1]
-    before = everything[0].tokens < visual.min()
+    first, second = given
+    before = positions[0] < visual.min()
     if before.any() and not torch.allclose(first[before], second[before], atol=1e-4, rtol=1e-3):
         raise ModelError(f"{mllm.name}: another image changed the text before the visual tokens; family '{mllm.family.name}' starts them too late")
-    if ((first - second)[ours[0]].abs().amax(-1) == 0).any():
+    if ((first - second)[ours].abs().amax(-1) == 0).any():
         raise ModelError(f"{mllm.name}: another image left a visual token unchanged; family '{mllm.family.name}' is wrong about positions")
     _check_rasters(mllm, plain, tokens[0], projected[0], tower)
 
 
-def encoder_output(mllm: MLLM, batch: Batch) -> tuple[list[Float[Tensor, "token d"]], Float[Tensor, "row features"]]:
+def encoder_output(mllm: Any, batch: Batch) -> tuple[list[Float[Tensor, "token d"]], Float[Tensor, "row features"]]:
     """The projected tokens of each sample, special ones such as newlines included, in the order of their positions; and the connector's input."""
 
     def misfit(error: Exception) -> ModelError:
@@ -96,13 +93,35 @@ def encoder_output(mllm: MLLM, batch: Batch) -> tuple[list[Float[Tensor, "token 
     return list(flat.split(counts)), rows[0].reshape(-1, rows[0].shape[-1] * merged).float().cpu()
 
 
-def _among_placeholders(mllm: MLLM, batch: Batch, sample: int, index: Tensor) -> Tensor:
+def _ends(mllm: Any, batch: Batch, positions: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """What the first block receives and what the last one gives at `positions` of each sample (token, d), in one forward pass."""
+    ends: dict[str, Tensor] = {}
+    blocks = mllm.decoder.layers
+
+    def first(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        ends["received"] = args[0] if args else kwargs["hidden_states"]
+
+    def last(_: nn.Module, __: object, output: Tensor) -> None:
+        ends["given"] = output
+
+    handles = [blocks[0].register_forward_pre_hook(first, with_kwargs=True), blocks[-1].register_forward_hook(last)]
+    try:
+        with mllm.lock, torch.inference_mode():
+            mllm.model(**batch.inputs, use_cache=False, logits_to_keep=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    received, given = ([row[index.to(row.device)].float().cpu() for row, index in zip(ends[name], positions, strict=True)] for name in ("received", "given"))
+    return received, given
+
+
+def _among_placeholders(mllm: Any, batch: Batch, sample: int, index: Tensor) -> Tensor:
     """Where each position of `index` stands among all placeholders of a sample."""
     placeholders = (batch.inputs["input_ids"][sample] == mllm.config.image_token_id).nonzero().flatten().cpu()
     return torch.searchsorted(placeholders, index.cpu())
 
 
-def _check_rasters(mllm: MLLM, plain: Image.Image, parts: list[VisualTokens], projected: Tensor, tower: Tensor) -> None:
+def _check_rasters(mllm: Any, plain: Image.Image, parts: list[VisualTokens], projected: Tensor, tower: Tensor) -> None:
     """Paint a cell of every raster, another one in each, and see whose tokens move; rasters that overlap take turns."""
     turns = [(numbers, attempt) for numbers in _apart(parts) for attempt in range(CELLS)]
     if not turns:
@@ -181,7 +200,7 @@ OUTPUT, INPUT = "the projector's output", "the connector's input"
 Cells = dict[int, tuple[int, int]]
 
 
-def _check_cell(mllm: MLLM, parts: list[VisualTokens], number: int, targets: Cells, moved: list[Tensor], where: str) -> bool:
+def _check_cell(mllm: Any, parts: list[VisualTokens], number: int, targets: Cells, moved: list[Tensor], where: str) -> bool:
     """Raise unless the painted cell's token moved more than nine in ten; return whether it moved most among those around it."""
     grid, cell, own = parts[number].grid, targets[number], moved[number]
     assert grid is not None

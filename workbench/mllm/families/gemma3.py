@@ -8,22 +8,23 @@ Gemma3ForConditionalGeneration
 
 from __future__ import annotations
 
+from transformers import PretrainedConfig
+
 from workbench.errors import ModelError
-from workbench.mllm.base import MLLM
 from workbench.mllm.families.llava import one_raster
-from workbench.mllm.family import FAMILIES, Batch, Family, VisualTokens
+from workbench.mllm.family import FAMILIES, Batch, Family, Processor, VisualTokens
 from workbench.mllm.processors import gemma3_settings
 
 
-def visual_tokens(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
+def visual_tokens(config: PretrainedConfig, processor: Processor, batch: Batch) -> list[list[VisualTokens]]:
     """One square raster per image.
 
     Raises:
         ModelError: the processor adds crops of the image.
     """
-    if mllm.processor.image_processor.do_pan_and_scan:
+    if processor.image_processor.do_pan_and_scan:
         raise ModelError("gemma3: the processor adds crops of the image (do_pan_and_scan): expected do_pan_and_scan=False, one raster an image")
-    return one_raster(mllm, batch)
+    return one_raster(config, processor, batch)
 
 
 GEMMA3 = FAMILIES.add(

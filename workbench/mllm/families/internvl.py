@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from functools import partial
 
+from transformers import PretrainedConfig
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
-from workbench.mllm.base import MLLM
 from workbench.mllm.families.tiles import Cuts, tiled
-from workbench.mllm.family import FAMILIES, Batch, Family
+from workbench.mllm.family import FAMILIES, Batch, Family, Processor
 from workbench.mllm.processors import internvl_settings
 
 
-def _cuts(mllm: MLLM, batch: Batch, sample: int) -> Cuts:
+def _cuts(config: PretrainedConfig, processor: Processor, batch: Batch, sample: int) -> Cuts:
     """Computed from each image's size, as the processor does."""
-    images, wanted = mllm.processor.image_processor, mllm.processor.images_kwargs
+    images, wanted = processor.image_processor, processor.images_kwargs
     if not wanted.get("crop_to_patches", images.crop_to_patches) or images.max_patches < 2:
         return [(0, 0)] * len(batch.images[sample])
     size = (images.size["height"], images.size["width"])

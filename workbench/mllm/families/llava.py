@@ -13,28 +13,27 @@ import math
 from typing import Any
 
 from PIL import Image
+from transformers import PretrainedConfig
 
 from workbench.errors import ModelError
-from workbench.mllm.base import MLLM
-from workbench.mllm.family import FAMILIES, WHOLE, Batch, Box, Family, VisualTokens, placeholders
+from workbench.mllm.family import FAMILIES, WHOLE, Batch, Box, Family, Processor, VisualTokens, family_of, placeholders
 from workbench.mllm.processors import FIRST_TOKENS, llava_settings
 
 
-def one_raster(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
+def one_raster(config: PretrainedConfig, processor: Processor, batch: Batch) -> list[list[VisualTokens]]:
     """One square raster per image; before it the class token, which has no place in the image, where the connector is given all that the encoder puts out."""
     found = []
-    for number, sample in enumerate(placeholders(mllm, batch)):
+    for number, sample in enumerate(placeholders(config, batch)):
         parts = []
         for image, index in enumerate(sample):
-            if first := _class_tokens(mllm.config):
+            if first := _class_tokens(config):
                 parts.append(VisualTokens(index[:first], None, WHOLE, image))
                 index = index[first:]
             side = math.isqrt(len(index))
             if side * side != len(index):
-                raise ModelError(f"{mllm.family.name}: {len(index)} visual tokens of an image are not a square raster")
-            processor = mllm.processor.image_processor
-            box = _patched(mllm.config, _shown(processor, batch.images[number][image]))
-            parts.append(VisualTokens(index, (side, side), box, image, fill=_fill(processor)))
+                raise ModelError(f"{family_of(config).name}: {len(index)} visual tokens of an image are not a square raster")
+            box = _patched(config, _shown(processor.image_processor, batch.images[number][image]))
+            parts.append(VisualTokens(index, (side, side), box, image, fill=_fill(processor.image_processor)))
         found.append(parts)
     return found
 

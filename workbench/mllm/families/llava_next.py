@@ -18,14 +18,13 @@ from transformers import LlavaOnevisionConfig, PretrainedConfig
 from transformers.image_processing_utils import select_best_resolution
 
 from workbench.errors import ModelError
-from workbench.mllm.base import MLLM
-from workbench.mllm.family import FAMILIES, Batch, Family, VisualTokens
+from workbench.mllm.family import FAMILIES, Batch, Family, Processor, VisualTokens, family_of
 from workbench.mllm.processors import llava_settings
 
 
-def visual_tokens(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
+def visual_tokens(config: PretrainedConfig, processor: Processor, batch: Batch) -> list[list[VisualTokens]]:
     """For each image the base raster and the high-resolution raster; samples with several images of OneVision have base rasters only."""
-    config, found, first = mllm.config, [], 0
+    found, first = [], 0
     vision = config.vision_config
     side = vision.image_size // vision.patch_size
     tile = side * side
@@ -44,7 +43,7 @@ def visual_tokens(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
             whole, rows = rows, _reduced(rows, config, side)
             height, width = rows.shape
             if at + height * (width + 1) > len(positions):
-                raise ModelError(f"{mllm.family.name}: {len(positions)} visual tokens in sample {number}, fewer than a {height} x {width} raster needs")
+                raise ModelError(f"{family_of(config).name}: {len(positions)} visual tokens in sample {number}, fewer than a {height} x {width} raster needs")
             index = positions[at : at + height * (width + 1)].view(height, width + 1)[:, :width].flatten()
             if rows.numel():  # an image so thin that the model drops all of it has newlines only
                 (top, bottom), (left, right) = ((float(span[0, 0]), float(span[-1, 1])) for span in spans)
@@ -53,7 +52,7 @@ def visual_tokens(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
                 parts.append(VisualTokens(index, (height, width), (left, top, right, bottom), image, own, exact))
             at, first = at + height * (width + 1), first + tiles * tile
         if at != len(positions):
-            raise ModelError(f"{mllm.family.name}: {len(positions)} visual tokens in sample {number}, expected {at}")
+            raise ModelError(f"{family_of(config).name}: {len(positions)} visual tokens in sample {number}, expected {at}")
         found.append(parts)
     return found
 

@@ -13,14 +13,13 @@ import torch
 from transformers import PretrainedConfig
 from transformers.vision_utils import get_vision_window_index
 
-from workbench.mllm.base import MLLM
-from workbench.mllm.family import FAMILIES, WHOLE, Batch, Family, VisualTokens, placeholders
+from workbench.mllm.family import FAMILIES, WHOLE, Batch, Family, Processor, VisualTokens, placeholders
 from workbench.mllm.processors import merged_settings
 
 
-def visual_tokens(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
+def visual_tokens(config: PretrainedConfig, processor: Processor, batch: Batch) -> list[list[VisualTokens]]:
     """One raster per image; the processor stretches the image to whole patches."""
-    vision = mllm.config.vision_config
+    vision = config.vision_config
     merge = vision.spatial_merge_size
     patches = batch.inputs.get("image_grid_thw", torch.empty(0, 3)).cpu()
     grids = [(int(h) // merge, int(w) // merge) for _, h, w in patches]
@@ -33,7 +32,7 @@ def visual_tokens(mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
         per_sample.append(grids[at : at + len(images)])
         at += len(images)
     found, row = [], 0
-    for sample, own in zip(placeholders(mllm, batch, [[h * w for h, w in own] for own in per_sample]), per_sample, strict=True):
+    for sample, own in zip(placeholders(config, batch, [[h * w for h, w in own] for own in per_sample]), per_sample, strict=True):
         parts = []
         for image, (index, grid) in enumerate(zip(sample, own, strict=True)):
             parts.append(VisualTokens(index, grid, WHOLE, image, order[row : row + len(index)]))

@@ -11,21 +11,22 @@ from __future__ import annotations
 import re
 from functools import partial
 
+from transformers import PretrainedConfig
+
 from workbench.errors import ModelError
-from workbench.mllm.base import MLLM
 from workbench.mllm.families.tiles import Cuts, tile_length, tiled
-from workbench.mllm.family import FAMILIES, Batch, Family
+from workbench.mllm.family import FAMILIES, Batch, Family, Processor, family_of
 from workbench.mllm.processors import smolvlm_settings
 
 THUMBNAIL = "<global-img>"
 
 
-def _cuts(mllm: MLLM, batch: Batch, sample: int) -> Cuts:
+def _cuts(config: PretrainedConfig, processor: Processor, batch: Batch, sample: int) -> Cuts:
     """Read from the prompt itself, where each tile comes after its mark, and the whole image after the tiles."""
     ids = batch.inputs["input_ids"][sample]
-    starts = (ids == mllm.config.image_token_id).nonzero().flatten()[:: tile_length(mllm)] - 1
+    starts = (ids == config.image_token_id).nonzero().flatten()[:: tile_length(processor)] - 1
     cuts, last = [], (0, 0)
-    for mark in mllm.processor.tokenizer.convert_ids_to_tokens(ids[starts.clamp_min(0)].tolist()):
+    for mark in processor.tokenizer.convert_ids_to_tokens(ids[starts.clamp_min(0)].tolist()):
         tile = re.fullmatch(r"<row_(\d+)_col_(\d+)>", mark)
         if tile is not None:
             last = (int(tile[1]), int(tile[2]))
@@ -33,7 +34,7 @@ def _cuts(mllm: MLLM, batch: Batch, sample: int) -> Cuts:
             cuts.append(last)
             last = (0, 0)
         else:
-            raise ModelError(f"{mllm.family.name}: '{mark}' before the visual tokens of a tile, expected <row_R_col_C> or {THUMBNAIL}")
+            raise ModelError(f"{family_of(config).name}: '{mark}' before the visual tokens of a tile, expected <row_R_col_C> or {THUMBNAIL}")
     return cuts
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from workbench.mllm.base import MLLM
-from workbench.mllm.family import WHOLE, Batch, Box, VisualTokens, placeholders
+from transformers import PretrainedConfig
+
+from workbench.mllm.family import WHOLE, Batch, Box, Processor, VisualTokens, placeholders
 
 Cuts = list[tuple[int, int]]  # rows and columns of tiles of each image; 0 x 0 where it is not cut
 LENGTH = ("image_seq_length", "image_seq_len")  # what the processors call the number of tokens of one tile
 
 
-def tile_length(mllm: MLLM) -> int:
+def tile_length(processor: Processor) -> int:
     """Visual tokens of one tile."""
-    return next(getattr(mllm.processor, name) for name in LENGTH if hasattr(mllm.processor, name))
+    return next(getattr(processor, name) for name in LENGTH if hasattr(processor, name))
 
 
 def _boxes(rows: int, columns: int) -> Iterator[Box]:
@@ -25,14 +26,16 @@ def _boxes(rows: int, columns: int) -> Iterator[Box]:
     yield WHOLE
 
 
-def tiled(cut: Callable[[MLLM, Batch, int], Cuts], mllm: MLLM, batch: Batch) -> list[list[VisualTokens]]:
+def tiled(
+    cut: Callable[[PretrainedConfig, Processor, Batch, int], Cuts], config: PretrainedConfig, processor: Processor, batch: Batch
+) -> list[list[VisualTokens]]:
     """One square raster per tile, the thumbnail's last."""
-    length = tile_length(mllm)
+    length = tile_length(processor)
     side = math.isqrt(length)
-    cuts = [cut(mllm, batch, sample) for sample in range(len(batch))]
+    cuts = [cut(config, processor, batch, sample) for sample in range(len(batch))]
     counts = [[length * (rows * columns + 1) for rows, columns in own] for own in cuts]
     found = []
-    for sample, own in zip(placeholders(mllm, batch, counts), cuts, strict=True):
+    for sample, own in zip(placeholders(config, batch, counts), cuts, strict=True):
         parts = []
         for image, (index, (rows, columns)) in enumerate(zip(sample, own, strict=True)):
             parts += [VisualTokens(tile, (side, side), box, image) for tile, box in zip(index.split(length), _boxes(rows, columns), strict=True)]
