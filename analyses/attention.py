@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from workbench import figures as fig
+from workbench.analysis.chunks import Chunk, Part, stacked
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
 from workbench.capture.attention import attention, gradient_attention, rollout
@@ -95,6 +97,22 @@ class Reading:
     heads: np.ndarray | None = None  # (pairing, layer, head, measure), sums over samples, and
     counted: np.ndarray | None = None  # how many of them were defined
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Its state, to be stored."""
+        assert self.heads is not None and self.counted is not None
+        arrays = {name: np.stack(getattr(self, name)) for name in BY_SAMPLE} | {"heads": self.heads, "counted": self.counted}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Add the state of another reading, of the samples that follow."""
+        for name in BY_SAMPLE:
+            getattr(self, name).extend(tensors[name].numpy())
+        self.heads = tensors["heads"].numpy() + (0 if self.heads is None else self.heads)
+        self.counted = tensors["counted"].numpy() + (0 if self.counted is None else self.counted)
+
+
+BY_SAMPLE = ("values", "chance", "nulls", "pairings")
+
 
 def run(config: Config, context: Context) -> Result:
     """Measure every head of every layer, and report the heads that find the object on images they were not chosen on."""
@@ -103,7 +121,13 @@ def run(config: Config, context: Context) -> Result:
     images = [a.sample.image_id for a in asked]
     report = _reported(images, config.seed) if config.localise else np.ones(len(asked), dtype=bool)
     shown = _examples(images, report, config.examples)
-    reading, tensors, rows = _read(config, context, layers, asked, shown)
+    parts = context.map("attention", asked, partial(_read, config, context, layers, asked, shown), depends=context.data.fingerprint)
+    reading, rows = Reading(list(MEASURES if config.localise else SPREAD)), []
+    tensors: dict[str, Tensor] = {}
+    for part in parts:
+        reading.take(part.tensors)
+        tensors |= {name: value for name, value in part.tensors.items() if name.startswith(("map_", "image_"))}
+        rows += part.record["examples"]
     values, nulls = np.stack(reading.values), np.stack(reading.nulls)
     tables = {
         "scores": _scores(reading, values, images, layers, config.seed),
@@ -167,13 +191,12 @@ def _examples(images: Sequence[str], report: np.ndarray, count: int) -> list[int
 EDGES = ("left", "top", "right", "bottom")
 
 
-def _read(config: Config, context: Context, layers: list[int], asked: list[Asked], shown: list[int]) -> tuple[Reading, dict[str, Tensor], list[tuple]]:
-    """Read the attention batch by batch and measure it sample by sample; maps are kept of the samples `shown` only."""
+def _read(config: Config, context: Context, layers: list[int], asked: list[Asked], shown: list[int], chunk: Chunk[Asked]) -> Part:
+    """Read the attention of a chunk of `asked` and measure it sample by sample; maps are kept of the samples `shown` only."""
     reading = Reading(list(MEASURES if config.localise else SPREAD))
     tensors: dict[str, Tensor] = {}
     rows: list[tuple] = []
-    rng = np.random.default_rng(config.seed)
-    for start, batch, last in _batches(context, asked, "reading attention"):
+    for start, batch, last in _batches(context, chunk):
         blocks = attention(context.mllm, batch, rows=[[position] for position in last], layers=layers)
         given = torch.stack([block[:, :, 0].float() for block in blocks], dim=1)  # (sample, layer, head, key)
         for number, parts in enumerate(context.mllm.visual_tokens(batch), start=start):
@@ -181,20 +204,18 @@ def _read(config: Config, context: Context, layers: list[int], asked: list[Asked
             own = _on_image(given[number - start], parts)
             maps = metric.renormalised(lay(own, parts, raster))
             uniform = own.shape[-1] / int(batch.inputs["attention_mask"][number - start].sum())
-            _measure(config, reading, asked, number, raster, own.sum(-1), maps, uniform, rng)
+            _measure(config, reading, asked, number, raster, own.sum(-1), maps, uniform)
             if number in shown:
                 name, sample, thing = shown.index(number), asked[number].sample, asked[number].thing
                 tensors[f"map_{name}"] = torch.from_numpy(maps.astype(np.float32))
                 tensors[f"image_{name}"] = torch.from_numpy(np.array(_reduced(batch.images[number - start][0])))
                 rows.append((name, sample.id, sample.question, thing.name if thing else "", *raster.box, *_box(thing)))
-    return reading, tensors, rows
+    return Part(tensors=reading.tensors() | tensors, record={"examples": rows})
 
 
-def _batches(context: Context, asked: Sequence[Asked], what: str) -> Iterator[tuple[int, Batch, list[int]]]:
+def _batches(context: Context, chunk: Chunk[Asked]) -> Iterator[tuple[int, Batch, list[int]]]:
     """(number of its first sample, the batch, the last position of each prompt)."""
-    starts = range(0, len(asked), context.batch_size)
-    for start in context.progress(starts, what, len(starts)):
-        part = asked[start : start + context.batch_size]
+    for start, part in chunk.batches():
         batch = context.mllm.encode([a.sample.image for a in part], [a.sample.question for a in part])
         mask = batch.inputs["attention_mask"].cpu()
         yield start, batch, (mask.shape[1] - 1 - mask.flip(1).long().argmax(1)).tolist()
@@ -228,9 +249,9 @@ def _measure(
     mass: np.ndarray,
     maps: np.ndarray,
     uniform: float,
-    rng: np.random.Generator,
 ) -> None:
     """Every measure of one sample's maps (layer, head, h, w), beside its null."""
+    rng = np.random.default_rng([config.seed, number])
     cells = rng.permuted(np.tile(np.arange(maps[0, 0].size), (config.null, 1)), axis=1)
     shuffled = np.moveaxis(maps.reshape(*maps.shape[:2], -1)[..., cells].reshape(*maps.shape[:2], config.null, *maps.shape[2:]), 2, 0)
     values, nulls = _spread(mass, maps), _spread(np.broadcast_to(uniform, shuffled.shape[:3]), shuffled)
@@ -278,25 +299,11 @@ def _methods(
     """Raw attention beside rollout and gradient x attention, on one question of each image; table, per-sample values, and the examples' maps."""
     layer, head = int(heads["layer"][0]), int(heads["head"][0])
     names = [f"raw, L{layer} H{head}", "raw, mean of heads and layers", "rollout", "gradient x attention"]
-    part, rng = [asked[i] for i in picks], np.random.default_rng(config.seed)
-    values, nulls, chance, tensors = [], [], [], {}
-    for start, batch, last in _batches(context, part, "rollout and gradients"):
-        blocks = attention(context.mllm, batch, rows=[[position] for position in last], layers=layers)
-        raw = torch.stack([block[:, :, 0].float() for block in blocks], dim=1)
-        helped = torch.stack([block.float().clamp_min(0).mean(1) for block in gradient_attention(context.mllm, batch, rows=last, layers=layers)]).mean(0)
-        each = torch.stack([raw[:, layers.index(layer), head], raw.mean((1, 2)), rollout(context.mllm, batch, rows=last), helped], dim=1)
-        for number, parts in enumerate(context.mllm.visual_tokens(batch), start=start):
-            raster, thing = canvas(parts), part[number].thing
-            assert thing is not None
-            maps = metric.renormalised(lay(_on_image(each[number - start], parts), parts, raster))
-            inside, elsewhere = covered(thing, raster), np.stack([covered(other, raster) for other in _others(config, asked, picks[number], rng)])
-            values.append(np.stack(_find(maps, inside), axis=-1))
-            nulls.append(np.stack(_find(maps, elsewhere), axis=-1))
-            chance.append(_finding_chance(inside, config.seed))
-            if number < config.examples:
-                tensors[f"methods_{number}"] = torch.from_numpy(maps[2:].astype(np.float32))
-    found = np.stack(values)  # (sample, method, measure)
-    means, chances = _mean(np.stack(nulls), 0), _mean(np.array(chance), 0)
+    part = [asked[i] for i in picks]
+    fn = partial(_compared, config, context, layers, asked, picks, (layer, head))
+    parts = context.map("rollout and gradients", part, fn, depends=(context.data.fingerprint, layer, head))
+    found, means, chances = stacked(parts, "values").numpy(), _mean(stacked(parts, "nulls").numpy(), 0), _mean(stacked(parts, "chance").numpy(), 0)
+    tensors = {name: value for one in parts for name, value in one.tensors.items() if name.startswith("methods_")}
     intervals = _intervals(found, list(FINDING), [a.sample.image_id for a in part])
     rows, single = [], []
     for at, name in enumerate(names):
@@ -305,6 +312,29 @@ def _methods(
             rows.append({"method": name, "measure": measure} | _row(next(intervals), chances[m], means[:, at, m], n, config.seed))
             single += [(a.sample.id, a.sample.image_id, name, measure, v) for a, v in zip(part, found[:, at, m].tolist(), strict=True)]
     return pd.DataFrame(rows), pd.DataFrame(single, columns=["sample_id", "image_id", "method", "measure", "value"]), tensors
+
+
+def _compared(config: Config, context: Context, layers: list[int], asked: list[Asked], picks: list[int], best: tuple[int, int], chunk: Chunk[Asked]) -> Part:
+    """Values (sample, method, measure), nulls and chance of a chunk of the samples `picks`, and the maps of the examples; `best` is a layer and its head."""
+    layer, head = best
+    values, nulls, chance, tensors = [], [], [], {}
+    for start, batch, last in _batches(context, chunk):
+        blocks = attention(context.mllm, batch, rows=[[position] for position in last], layers=layers)
+        raw = torch.stack([block[:, :, 0].float() for block in blocks], dim=1)
+        helped = torch.stack([block.float().clamp_min(0).mean(1) for block in gradient_attention(context.mllm, batch, rows=last, layers=layers)]).mean(0)
+        each = torch.stack([raw[:, layers.index(layer), head], raw.mean((1, 2)), rollout(context.mllm, batch, rows=last), helped], dim=1)
+        for number, parts in enumerate(context.mllm.visual_tokens(batch), start=start):
+            raster, thing, rng = canvas(parts), asked[picks[number]].thing, np.random.default_rng([config.seed, picks[number], 1])
+            assert thing is not None
+            maps = metric.renormalised(lay(_on_image(each[number - start], parts), parts, raster))
+            inside, elsewhere = covered(thing, raster), np.stack([covered(other, raster) for other in _others(config, asked, picks[number], rng)])
+            values.append(np.stack(_find(maps, inside), axis=-1))
+            nulls.append(np.stack(_find(maps, elsewhere), axis=-1))
+            chance.append(_finding_chance(inside, config.seed))
+            if number < config.examples:
+                tensors[f"methods_{number}"] = torch.from_numpy(maps[2:].astype(np.float32))
+    arrays = {"values": np.stack(values), "nulls": np.stack(nulls), "chance": np.array(chance, dtype=float)}
+    return Part(tensors={name: torch.from_numpy(array) for name, array in arrays.items()} | tensors)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------------------------
@@ -472,7 +502,7 @@ def _overlays(label: str, run: Run) -> list[list[fig.Overlay]]:
 
 
 # 2: intervals that cover what they say
-ANALYSIS = Analysis("attention", "Where attention heads look, and which find the object", Config, run, figures, summary, version=3)
+ANALYSIS = Analysis("attention", "Where attention heads look, and which find the object", Config, run, figures, summary, version=4)
 
 if __name__ == "__main__":
     main(ANALYSIS)

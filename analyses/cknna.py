@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor
 
 from workbench import figures as fig
+from workbench.analysis.chunks import Chunk, Part
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
 from workbench.capture.hidden_states import check_layers
@@ -102,16 +104,29 @@ class Together:
         self.hidden: list[list[Tensor]] = []  # of each image, by layer
         self.patches: list[list[Tensor]] = []
         self.rasters = 0
-        self.generator = torch.Generator().manual_seed(config.seed)
 
-    def add(self, hidden: Sequence[Rasters], patches: Sequence[Rasters]) -> None:
-        """Take a batch of images: a representation for each layer, and for each target; only what is compared is kept."""
+    def add(self, hidden: Sequence[Rasters], patches: Sequence[Rasters], first: int) -> None:
+        """Take a batch of images, whose first is number `first`: a representation for each layer, and for each target; only what is compared is kept."""
         for image, rasters in enumerate(hidden[0]):
-            chosen = torch.randperm(sum(map(len, rasters)), generator=self.generator)[: self.config.tokens_per_image]
+            rng = np.random.default_rng([self.config.seed, first + image])
+            chosen = torch.from_numpy(rng.permutation(sum(map(len, rasters)))[: self.config.tokens_per_image])
             for kept, sides in ((self.hidden, hidden), (self.patches, patches)):
                 tokens = [torch.cat(list(side[image])) for side in sides]
                 kept.append([own.mean(dim=0, keepdim=True) if self.config.pooling == "pooled" else own[chosen] for own in tokens])
             self.rasters += len(rasters)
+
+    def part(self) -> Part:
+        """Its state: tokens of all images one after another, by layer and by target."""
+        sides = {"hidden": self.hidden, "patches": self.patches}
+        tensors = {f"{name}_{n}": torch.cat([image[n] for image in side]) for name, side in sides.items() for n in range(len(side[0]))}
+        return Part(tensors=tensors, record={"tokens": [len(image[0]) for image in self.hidden], "rasters": self.rasters})
+
+    def take(self, part: Part) -> None:
+        """Add the state of another one, of the images that follow."""
+        for name, side in (("hidden", self.hidden), ("patches", self.patches)):
+            columns = [part.tensors[f"{name}_{n}"].split(part.record["tokens"]) for n in range(sum(key.startswith(name) for key in part.tensors))]
+            side += [list(image) for image in zip(*columns, strict=True)]
+        self.rasters += part.record["rasters"]
 
     def finish(self) -> Scores:
         """Intervals from random halves of the images."""
@@ -160,14 +175,20 @@ def run(config: Config, context: Context) -> Result:
     for vfm in vfms.values():
         vfm.check_layers(config.vfm_layers)
     targets = [Target(name, layer) for name in vfms for layer in dict.fromkeys(config.vfm_layers or (None,))]
+    samples = [scene[0] for scene in context.data.scenes]
+    parts = context.map("visual tokens and VFMs", samples, partial(_part, config, context, layers, vfms), keep=config.pooling == "within")
     collector = Within(metric, config.option, null=config.null, seed=config.seed) if config.pooling == "within" else Together(config, metric)
-    samples = _collect(collector, config, context, layers, vfms)
+    for part in parts:
+        if isinstance(collector, Within):
+            collector.take(part.tensors, part.record)
+        else:
+            collector.take(part)
     found = collector.finish()
     image_ids, left_out = [sample.image_id for sample in samples], list[str]()
     if isinstance(collector, Within):
         image_ids, left_out = [image_ids[n] for n in collector.scored], collector.sentences([sample.source for sample in samples])
     knobs = {"k": config.k if metric.option == "k" else None, "dim": config.dim if metric.option == "dim" else None}
-    rows, parts = [], []
+    rows, each = [], []
     names = image_ids if config.pooling == "within" else range(len(found.parts))
     for row, layer in enumerate(layers):
         for column, target in enumerate(targets):
@@ -181,26 +202,30 @@ def run(config: Config, context: Context) -> Result:
                     **{"n": found.n, "rasters": found.rasters, **knobs, "pooling": config.pooling, "seed": config.seed},
                 }
             )
-            parts += [named | {"part": str(name), "score": score} for name, score in zip(names, found.parts[:, row, column].tolist(), strict=True)]
+            each += [named | {"part": str(name), "score": score} for name, score in zip(names, found.parts[:, row, column].tolist(), strict=True)]
     whole = {"vfm_layer": "Int64", "k": "Int64", "dim": "Int64"}  # numbers that can be absent
-    scores, table = pd.DataFrame(rows).astype(whole), pd.DataFrame(parts).astype({"vfm_layer": "Int64"})
+    scores, table = pd.DataFrame(rows).astype(whole), pd.DataFrame(each).astype({"vfm_layer": "Int64"})
     named_parts = {"per_image": table.rename(columns={"part": "image_id"})} if config.pooling == "within" else {"halves": table}
     record = {"vfm_fingerprints": {name: vfm.fingerprint for name, vfm in vfms.items()}, "vfms": [vfm.record() for vfm in vfms.values()]}
     return Result({"scores": scores, **named_parts}, record=record, left_out=left_out)
 
 
-def _collect(collector: Within | Together, config: Config, context: Context, layers: list[int], vfms: Mapping[str, VFM]) -> list[Sample]:
-    """Feed it the visual tokens by layer and the VFMs' patches on each raster's own grid, batch by batch; returns a sample of each image."""
-    images = [scene[0] for scene in context.data.scenes]
-    starts = range(0, len(images), context.batch_size)
-    for start in context.progress(starts, "cknna", len(starts)):
-        part = images[start : start + context.batch_size]
-        pictures = [s.image for s in part]
-        batch = context.mllm.encode(pictures, [s.question or QUESTION for s in part])
+def _part(config: Config, context: Context, layers: list[int], vfms: Mapping[str, VFM], chunk: Chunk[Sample]) -> Part:
+    """The visual tokens of a chunk by layer against the VFMs' patches on each raster's own grid."""
+    metric = METRICS.get(config.metric)
+    within = Within(metric, config.option, null=config.null, seed=config.seed, first=chunk.start)
+    together = Together(config, metric)
+    for first, samples in chunk.batches():
+        images = [s.image for s in samples]
+        batch = context.mllm.encode(images, [s.question or QUESTION for s in samples])
         places = context.mllm.rasters(batch)
-        targets = [rasters for vfm in vfms.values() for rasters in layers_under(vfm, config.vfm_layers, pictures, places)]
-        collector.add(read_rasters(context.mllm, batch, places, layers), targets)
-    return images
+        targets = [rasters for vfm in vfms.values() for rasters in layers_under(vfm, config.vfm_layers, images, places)]
+        hidden = read_rasters(context.mllm, batch, places, layers)
+        if config.pooling == "within":
+            within.add(hidden, targets)
+        else:
+            together.add(hidden, targets, first)
+    return Part(tensors=within.tensors(), record=within.record()) if config.pooling == "within" else together.part()
 
 
 def differences(found: Mapping[str, Run]) -> pd.DataFrame:

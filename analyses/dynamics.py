@@ -24,9 +24,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench import figures as fig
-from workbench import runs
+from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
 from workbench.capture.hidden_states import check_layers
 from workbench.data.base import Sample
 from workbench.errors import ConfigError, ModelError, RunError
-from workbench.files import cache_folder
 from workbench.hashing import fingerprint, saved_tensors
 from workbench.metrics import METRICS
 from workbench.mllm import MLLM
@@ -56,9 +55,8 @@ from workbench.spatial.vfm_patches import patches_under
 from workbench.spatial.within_image import Rasters, Within, read_rasters
 from workbench.stats import first_reached, null_of, t_interval
 from workbench.training_folder import LOG_FILE, MEAN, Checkpoint, checkpoints, training_log, training_record
-from workbench.vfm import find_vfm, load_vfm
+from workbench.vfm import VFM, find_vfm, load_vfm
 from workbench.weights.fetch import sha256
-from workbench.yaml_config import as_mapping
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +137,7 @@ def _identity(folder: Path) -> str:
 # --- one checkpoint ------------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class Questions:
     """What every checkpoint is asked, and what is the same for all of them."""
 
@@ -148,19 +146,20 @@ class Questions:
     scenes: list[list[Sample]]
     layers: list[int]
 
-    def starts(self) -> range:
-        return range(0, len(self.scenes), self.context.batch_size)
+    @cached_property
+    def vfms(self) -> list[VFM]:
+        return [load_vfm(name) for name in dict.fromkeys(self.config.vfm)]
 
     @cached_property
-    def patches(self) -> list[list[Rasters]]:
-        """Each VFM's patches of every batch, found once: [batch][VFM]."""
-        vfms = {name: load_vfm(name) for name in self.config.vfm}
-        found: list[list[Rasters]] = []
-        for start in self.context.progress(self.starts(), "VFM patches", len(self.starts())):
-            part = [scene[0] for scene in self.scenes[start : start + self.context.batch_size]]
-            places = self.context.mllm.rasters(self.context.mllm.encode([s.image for s in part], [s.question for s in part]))
-            found.append([patches_under(vfm, [s.image for s in part], places) for vfm in vfms.values()])
-        return found
+    def _patches(self) -> dict[int, list[Rasters]]:
+        return {}
+
+    def patches(self, start: int, samples: Sequence[Sample]) -> list[Rasters]:
+        """Each VFM's patches of the batch that begins with image number `start`, found once for all checkpoints: [VFM]."""
+        if start not in self._patches:
+            places = self.context.mllm.rasters(self.context.mllm.encode([s.image for s in samples], [s.question for s in samples]))
+            self._patches[start] = [patches_under(vfm, [s.image for s in samples], places) for vfm in self.vfms]
+        return self._patches[start]
 
 
 def run(config: Config, context: Context) -> Result:
@@ -172,15 +171,14 @@ def run(config: Config, context: Context) -> Result:
     found: dict[str, list[pd.DataFrame]] = {}
     points: list[tuple[int, Path | None]] = [(checkpoint.step, checkpoint.folder) for checkpoint in _between(folder)]
     points = [(0, _start(folder)), *points, (record["recipe"]["optim"]["steps"], None)]
-    for step, place in context.progress(points, "checkpoints", len(points)):
-        mllm = context.mllm if step else None
-        if place is not None:
-            mllm = MLLM.load(str(place), dtype=str(context.mllm.model.dtype).removeprefix("torch."), device=str(context.mllm.device))
-        if step == 0 and (mllm is None or fingerprint(saved_tensors(mllm.model)) != record.get("start_fingerprint")):
-            notes["step 0"] = "the model that the training started from is not there" if mllm is None else f"{place} is not what the training started from"
+    for step, place in points:
+        point = Checked(asked, step, place)
+        if step == 0 and (place is None or not point.is_start(record.get("start_fingerprint"))):
+            notes["step 0"] = "the model that the training started from is not there" if place is None else f"{place} is not what the training started from"
             continue
-        assert mllm is not None
-        for name, table in _stored(asked, mllm, notes).items():
+        tables, skipped = _measure(asked, point)
+        notes |= skipped
+        for name, table in tables.items():
             found.setdefault(name, []).append(table.assign(step=step))
     for what, why in notes.items():
         log.warning("%s: %s is left out: %s", context.mllm.name, what, why)
@@ -195,28 +193,44 @@ def _layers(config: Config, mllm: MLLM, record: Mapping[str, Any]) -> list[int]:
     return check_layers(mllm, config.layers or sorted({1, *middle, mllm.n_layers}))
 
 
-def _stored(asked: Questions, mllm: MLLM, notes: dict[str, str]) -> dict[str, pd.DataFrame]:
-    """The tables of one checkpoint, kept in the cache, so that an interrupted analysis goes on where it stopped."""
-    config = as_mapping(asked.config) | uses(asked.config) | {"layers": asked.layers}
-    key = runs.run_key("dynamics", VERSION, config, mllm.fingerprint, asked.context.data.fingerprint)
-    root = cache_folder("dynamics")
-    folder = runs.folder_of(root, "checkpoint", key)
-    if not folder.exists():
-        tables, skipped = _measure(asked, mllm)
-        runs.save(Run(key, {"analysis": "checkpoint", "config": config, "model": mllm.name, "skipped": skipped}, tables), root)
-    stored = runs.load(folder)
-    notes.update(stored.record["skipped"])
-    return stored.tables
+@dataclass
+class Checked:
+    """One point of the training: its step, and the folder of its model, where that is not the finished one.
+
+    The model is loaded when the first chunk of questions has to be asked.
+    """
+
+    asked: Questions
+    step: int
+    folder: Path | None
+
+    @cached_property
+    def mllm(self) -> MLLM:
+        finished = self.asked.context.mllm
+        if self.folder is None:
+            return finished
+        return MLLM.load(str(self.folder), dtype=str(finished.model.dtype).removeprefix("torch."), device=str(finished.device))
+
+    def is_start(self, wanted: object) -> bool:
+        """Whether the model has the fingerprint with which the training started."""
+
+        def same(_: Chunk[str]) -> Part:
+            return Part(record={"fingerprint": fingerprint(saved_tensors(self.mllm.model))})
+
+        (part,) = self.asked.context.map("start", [str(self.folder)], same)
+        return bool(part.record["fingerprint"] == wanted)
 
 
-def _measure(asked: Questions, mllm: MLLM) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+def _measure(asked: Questions, point: Checked) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
     """The scores of one checkpoint with their intervals over images, and the questions they come from."""
     config = asked.config
-    samples, skipped = _answers(asked, mllm)
+    parts = asked.context.map(f"answers at step {point.step}", asked.scenes, partial(_answers, config, point))
+    samples, why = joined(parts, "samples"), next((part.record["why"] for part in parts if part.record["why"]), "")
+    skipped = {"drop": why} if why else {}
     rows = [_row(ACCURACY, own["category"], own, own["accuracy"], own["chance"], own["chance"]) for own in _accuracy(samples, config)]
     if not skipped:
         rows += [_row(DROP, own["category"], own, own["accuracy_drop"], 0.0, 0.0) for own in change_by_type(samples, seed=config.seed)]
-    aligned, per_image, left_out = _aligned(asked, mllm)
+    aligned, per_image, left_out = _aligned(asked, point)
     if left_out:
         skipped |= {f"alignment of {len(left_out)} images": "; ".join(left_out[:3])}
     columns = ["id", "image_id", "category", "chance", "correct_before", "correct_after", "kl"]
@@ -234,32 +248,39 @@ def _row(measure: str, of: str, own: Mapping[str, Any], score: float, null_mean:
     return named | {"n": own["n"], "n_images": own["n_images"], "seed": own["seed"]}
 
 
-def _answers(asked: Questions, mllm: MLLM) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Every question before and after each permutation at the tower; before alone where the tower cannot be changed."""
-    config, size = asked.config, asked.context.batch_size
-    parts, skipped = [], {}
-    for start in asked.starts():
-        quiz = Quiz(mllm, asked.scenes[start : start + size], size, first=start)
+def _answers(config: Config, point: Checked, chunk: Chunk[list[Sample]]) -> Part:
+    """The questions of a chunk before and after each permutation at the tower; before alone where the tower cannot be changed."""
+    tables, why = [], ""
+    for start, scenes in chunk.batches():
+        quiz = Quiz(point.mllm, scenes, chunk.batch_size, first=start)
         before = quiz.logprobs()
         for draw in range(config.permutations):
             try:
                 after = quiz.logprobs("encoder", lambda v, i, draw=draw: v[random_order(len(v), image=i, draw=draw, seed=config.seed)])  # type: ignore[misc]
             except ModelError as error:
-                skipped["drop"], after = str(error), before
-            parts.append(quiz.scored(before, after).assign(draw=draw))
-            if skipped:
+                why, after = str(error), before
+            tables.append(quiz.scored(before, after).assign(draw=draw))
+            if why:
                 break
-    return pd.concat(parts, ignore_index=True), skipped
+    return Part({"samples": pd.concat(tables, ignore_index=True)}, record={"why": why})
 
 
-def _aligned(asked: Questions, mllm: MLLM) -> tuple[list[dict[str, Any]], pd.DataFrame, list[str]]:
+def _read(asked: Questions, point: Checked, chunk: Chunk[list[Sample]]) -> Part:
+    """CKNNA of the images of a chunk, by layer and VFM."""
+    within = Within(METRICS.get("cknna"), asked.config.k, null=asked.config.null, seed=asked.config.seed, first=chunk.start)
+    for start, scenes in chunk.batches():
+        samples = [scene[0] for scene in scenes]
+        batch = point.mllm.encode([s.image for s in samples], [s.question for s in samples])
+        within.add(read_rasters(point.mllm, batch, point.mllm.rasters(batch), asked.layers), asked.patches(start, samples))
+    return Part(tensors=within.tensors(), record=within.record())
+
+
+def _aligned(asked: Questions, point: Checked) -> tuple[list[dict[str, Any]], pd.DataFrame, list[str]]:
     """CKNNA of each layer with each VFM, its values by image, and sentences about images that have none."""
-    config, size = asked.config, asked.context.batch_size
+    config = asked.config
     collector = Within(METRICS.get("cknna"), config.k, null=config.null, seed=config.seed)
-    for start, patches in zip(asked.starts(), asked.patches, strict=True):
-        part = [scene[0] for scene in asked.scenes[start : start + size]]
-        batch = mllm.encode([s.image for s in part], [s.question for s in part])
-        collector.add(read_rasters(mllm, batch, mllm.rasters(batch), asked.layers), patches)
+    for part in asked.context.map(f"alignment at step {point.step}", asked.scenes, partial(_read, asked, point), depends=asked.layers):
+        collector.take(part.tensors, part.record)
     found = collector.finish()
     rows, per_image = [], []
     ids = [asked.scenes[n][0].image_id for n in collector.scored]

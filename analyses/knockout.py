@@ -33,6 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench import figures as fig
+from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
 from workbench.capture.edit import check_place
@@ -92,23 +93,25 @@ class Asked:
 
 def run(config: Config, context: Context) -> Result:
     """Ask every question with and without what is taken away."""
-    mllm = context.mllm
     scenes = questions_of(context.data.scenes, types=config.types, each=config.questions)
     windows = _windows(config, context)
     asked, mean, features, record = _objects(config, context, scenes)
-    parts = []
-    starts = range(0, len(scenes), context.batch_size)
-    for start in context.progress(starts, "knocking out", len(starts)):
-        quiz = Quiz(mllm, scenes[start : start + context.batch_size], context.batch_size, features=features[start : start + context.batch_size] or None)
+    parts = context.map("knockout", scenes, partial(_knocked_out, context, windows, features))
+    parts += context.map("object ablation", range(len(asked)), partial(_ablated, config, context, asked, mean, features), depends=context.data.fingerprint)
+    samples = joined(parts, "samples")
+    return Result({"scores": _scores(samples, config), "samples": samples}, record=record)
+
+
+def _knocked_out(context: Context, windows: Sequence[tuple[int, int]], features: Sequence[Tensor], chunk: Chunk[list[Sample]]) -> Part:
+    """The questions of a chunk before and after the knockout of each window of blocks."""
+    tables = []
+    for start, scenes in chunk.batches():
+        quiz = Quiz(context.mllm, scenes, chunk.batch_size, features=features[start : start + len(scenes)] or None)
         before = quiz.logprobs()
         for first, last in windows:
             named = {"site": f"blocks {first}-{last}", "kind": "knockout", "first": first, "last": last, "draw": 0}
-            parts.append(quiz.scored(before, quiz.knocked_out(range(first, last + 1))).assign(**named))
-    starts = range(0, len(asked), context.batch_size)
-    for start in context.progress(starts, "taking objects away", len(starts)):
-        parts += _ablated(config, context, asked[start : start + context.batch_size], mean, features)
-    samples = pd.concat(parts, ignore_index=True)
-    return Result({"scores": _scores(samples, config), "samples": samples}, record=record)
+            tables.append(quiz.scored(before, quiz.knocked_out(range(first, last + 1))).assign(**named))
+    return Part({"samples": pd.concat(tables, ignore_index=True)})
 
 
 def _windows(config: Config, context: Context) -> list[tuple[int, int]]:
@@ -137,18 +140,22 @@ def _objects(
         raise DataError(f"no question of {context.data.name} names an object that the data set knows: expected objects, or --no-objects")
     try:
         check_place(mllm, "encoder")
-        rasters, features = survey(mllm, scenes, context.batch_size, tower=True)
-        if len({grids_of(parts) for parts in rasters}) > 1:
+        surveyed = context.map("images of the questions", scenes, partial(_surveyed, context), keep=False)
+        if why := next((part.record["why"] for part in surveyed if part.record["why"]), ""):
+            raise ModelError(why)
+        if len({str(grids) for part in surveyed for grids in part.record["grids"]}) > 1:
             raise ModelError("images have different rasters, so a place is not the same place in all of them")
     except ModelError as error:
         log.warning("%s: objects are left out: %s", mllm.name, error)
         return [], torch.empty(0, 0), [], {"skipped": {"objects": str(error)}}
+    features = [own for part in surveyed for own in part.tensors["features"].split(part.record["tokens"])]
+    covered = [tokens for part in surveyed for tokens in part.record["covered"]]
     found, left_out = [], 0
     for image, scene in enumerate(scenes):
         groups: dict[tuple[int, ...], list[Sample]] = {}
-        for sample in scene:
+        for sample, tokens_of in zip(scene, covered[image], strict=True):
             if named[image][sample.id]:
-                groups.setdefault(tuple(covering(rasters[image], named[image][sample.id])), []).append(sample)
+                groups.setdefault(tuple(tokens_of), []).append(sample)
         for tokens, questions in groups.items():
             others = np.setdiff1d(np.arange(len(features[image])), tokens)
             if not tokens or len(others) < len(tokens):
@@ -158,6 +165,21 @@ def _objects(
             drawn = [torch.from_numpy(generator.choice(others, size=len(tokens), replace=False)) for _ in range(config.draws)]
             found.append(Asked(image, questions, torch.tensor(tokens), drawn))
     return found, torch.stack(features).mean(0), features, {"skipped": {}, "questions_without_as_many_other_tokens": left_out}
+
+
+def _surveyed(context: Context, chunk: Chunk[list[Sample]]) -> Part:
+    """Grids of the images of a chunk, what the connector receives for them, and the visual tokens that cover the objects of each question; or why not."""
+    grids, features, covered, why = [], list[Tensor](), [], ""
+    for _, scenes in chunk.batches():
+        try:
+            rasters, read = survey(context.mllm, scenes, chunk.batch_size, tower=True)
+        except ModelError as error:
+            return Part(record={"why": str(error)})
+        grids += [grids_of(parts) for parts in rasters]
+        features += read
+        covered += [[covering(parts, asked_objects(sample)) for sample in scene] for parts, scene in zip(rasters, scenes, strict=True)]
+    record = {"grids": grids, "tokens": [len(own) for own in features], "covered": covered, "why": why}
+    return Part(tensors={"features": torch.cat(features)}, record=record)
 
 
 def asked_objects(sample: Sample) -> list[Object]:
@@ -192,18 +214,25 @@ def _touches(cell: Box, item: Object) -> bool:
 
 
 def _ablated(
-    config: Config, context: Context, asked: list[Asked], mean: Float[Tensor, "token f"], features: list[Float[Tensor, "token f"]]
-) -> list[pd.DataFrame]:
-    """Scores of some questions without their objects, and without as many other tokens."""
-    quiz = Quiz(context.mllm, [own.questions for own in asked], context.batch_size, features=[features[own.image] for own in asked])
-    before = quiz.logprobs()
-    changes = [(OBJECT, 0, [own.tokens for own in asked])]
-    changes += [(RANDOM, draw, [own.others[draw] for own in asked]) for draw in range(config.draws)]
-    parts = []
-    for kind, draw, tokens in changes:
-        after = quiz.logprobs("encoder", partial(_without, tokens=tokens, mean=mean))
-        parts.append(quiz.scored(before, after).assign(site="encoder", kind=kind, first=0, last=0, draw=draw))
-    return parts
+    config: Config,
+    context: Context,
+    asked: list[Asked],
+    mean: Float[Tensor, "token f"],
+    features: list[Float[Tensor, "token f"]],
+    chunk: Chunk[int],
+) -> Part:
+    """Scores of some questions without their objects, and without as many other tokens; the items of the chunk are numbers of `asked`."""
+    tables = []
+    for _, numbers in chunk.batches():
+        part = [asked[number] for number in numbers]
+        quiz = Quiz(context.mllm, [one.questions for one in part], chunk.batch_size, features=[features[one.image] for one in part])
+        before = quiz.logprobs()
+        taken = [(OBJECT, 0, [one.tokens for one in part])]
+        taken += [(RANDOM, draw, [one.others[draw] for one in part]) for draw in range(config.draws)]
+        for kind, draw, tokens in taken:
+            after = quiz.logprobs("encoder", partial(_without, tokens=tokens, mean=mean))
+            tables.append(quiz.scored(before, after).assign(site="encoder", kind=kind, first=0, last=0, draw=draw))
+    return Part({"samples": pd.concat(tables, ignore_index=True)})
 
 
 def _without(values: Float[Tensor, "token f"], group: int, *, tokens: list[Int[Tensor, token]], mean: Float[Tensor, "token f"]) -> Float[Tensor, "token f"]:  # noqa: F821

@@ -29,14 +29,17 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import torch
 from jaxtyping import Float, Int
 
 from workbench import figures as fig
+from workbench.analysis.chunks import Chunk, Part
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
 from workbench.capture.hidden_states import check_layers, read, tower_rows
@@ -114,6 +117,26 @@ class Tokens:
     features: dict[str, list[np.ndarray]] = field(default_factory=dict)
     means: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
+    def part(self, skipped: str) -> Part:
+        """Its state, to be stored."""
+        tensors = {f"{kind}.{name}": torch.from_numpy(np.concatenate(own)) for kind in ("features", "means") for name, own in getattr(self, kind).items()}
+        tensors |= {name: torch.from_numpy(np.stack(getattr(self, name))) for name in ("elsewhere", "place") if self.image}
+        plain = {name: getattr(self, name) for name in ("image", "thing", "cell", "spread")}
+        return Part(tensors=tensors, record=plain | {"skipped": skipped})
+
+    def take(self, part: Part, without: set[str]) -> None:
+        """Add the state of another one, of the images that follow, but for the features of `without`."""
+        for name in ("image", "thing", "spread"):
+            getattr(self, name).extend(part.record[name])
+        self.cell += [tuple(cell) for cell in part.record["cell"]]
+        for name in ("elsewhere", "place"):
+            if name in part.tensors:
+                getattr(self, name).extend(part.tensors[name].numpy())
+        for key, values in part.tensors.items():
+            kind, _, name = key.partition(".")
+            if kind in ("features", "means") and name not in without:
+                getattr(self, kind).setdefault(name, []).append(values.numpy())
+
     def keep(self, name: str, values: Float[np.ndarray, "token d"], chosen: Int[np.ndarray, row], *, image: bool) -> None:  # noqa: F821
         """Features of an image's tokens: those of the chosen ones, and their mean if the image is to be counted."""
         self.features.setdefault(name, []).append(values[chosen])
@@ -149,10 +172,18 @@ def run(config: Config, context: Context) -> Result:
     if len(images) < config.folds:
         raise DataError(f"{len(images)} images for {config.folds} folds: expected at least as many images as folds")
     vfms = {name: load_vfm(name) for name in config.vfm}
-    tokens, skipped = _read(config, context, layers, images, vfms)
+    fn = partial(_read, config, context, layers, images, vfms)
+    parts = context.map("tokens to probe", images, fn, depends=context.data.fingerprint, keep=False)
+    skipped = next(({TOWER: part.record["skipped"]} for part in parts if part.record["skipped"]), {})
+    if skipped:
+        log.warning("%s: the tower is left out: %s", context.mllm.name, skipped[TOWER])
+    tokens = Tokens()
+    for part in parts:
+        tokens.take(part, without=set(skipped))
     tasks, left_out = _tasks(config, context.data.name, images, tokens)
     rows, each = [], []
-    for name in context.progress(tokens.features, "fitting probes", len(tokens.features)):
+    order = [name for name in (*map(str, layers), TOWER, *vfms) if name in tokens.features]
+    for name in context.progress(order, "fitting probes", len(order)):
         x, means = np.concatenate(tokens.features[name]), np.concatenate(tokens.means[name])
         for task in tasks:
             row, per_image = _probed(config, task, x[task.rows] if task.rows is not None else means[task.images])
@@ -166,21 +197,19 @@ def run(config: Config, context: Context) -> Result:
 # --- reading ---------------------------------------------------------------------------------------------------------------------------
 
 
-def _read(config: Config, context: Context, layers: list[int], images: Sequence[Sample], vfms: Mapping[str, VFM]) -> tuple[Tokens, dict[str, str]]:
-    """The chosen tokens of every image at every layer, the tower and the VFMs; every image has the same prompt, so that none can tell its answer."""
-    mllm, tokens, skipped = context.mllm, Tokens(), {}
+def _read(config: Config, context: Context, layers: list[int], images: Sequence[Sample], vfms: Mapping[str, VFM], chunk: Chunk[Sample]) -> Part:
+    """The chosen tokens of a chunk of `images` at every layer, the tower and the VFMs; every image has the same prompt, so that none can tell its answer."""
+    mllm, tokens, skipped = context.mllm, Tokens(), ""
     first_thing = np.cumsum([0, *(len(sample.objects) for sample in images)])
-    starts = range(0, len(images), context.batch_size)
-    for start in context.progress(starts, "reading layers", len(starts)):
-        part = images[start : start + context.batch_size]
+    for start, part in chunk.batches():
         pictures = [s.image for s in part]
         batch = mllm.encode(pictures, [QUESTION] * len(part))
         places = mllm.visual_tokens(batch)
         try:
             tower_rows(mllm, places)
         except ModelError as error:
-            skipped[TOWER] = str(error)
-        found = read(mllm, batch, layers=layers, tower=TOWER not in skipped)
+            skipped = str(error)
+        found = read(mllm, batch, layers=layers, tower=not skipped)
         patches = {name: patches_under(vfm, pictures, places) for name, vfm in vfms.items()}
         for row, (number, own) in enumerate(enumerate(found, start=start)):
             chosen = _choose(config, tokens, images, number, places[row], int(first_thing[number]))
@@ -190,10 +219,7 @@ def _read(config: Config, context: Context, layers: list[int], images: Sequence[
                 tokens.keep(TOWER, own.tower.numpy(), chosen, image=True)
             for name in vfms:
                 tokens.keep(name, np.concatenate([raster.numpy() for raster in patches[name][row]]), chosen, image=True)
-    if TOWER in skipped:
-        log.warning("%s: the tower is left out: %s", mllm.name, skipped[TOWER])
-        tokens.features.pop(TOWER, None)
-    return tokens, skipped
+    return tokens.part(skipped)
 
 
 def _choose(config: Config, tokens: Tokens, images: Sequence[Sample], number: int, parts: list[VisualTokens], first_thing: int) -> Int[np.ndarray, row]:  # noqa: F821

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench import figures as fig
+from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
 from workbench.capture.hidden_states import check_layers, read
@@ -112,15 +114,35 @@ class Reading:
     logp: list[Float[np.ndarray, "cell layer word"]] = field(default_factory=list)
     rank: list[Float[np.ndarray, "cell layer word"]] = field(default_factory=list)
 
+    def part(self) -> Part:
+        """Its state, to be stored."""
+        arrays = {name: np.concatenate(getattr(self, name)) for name in ("logp", "rank") if self.logp}
+        record = {"image": self.image, "cells": self.cells, "labels": self.labels}
+        return Part(tensors={name: torch.from_numpy(array) for name, array in arrays.items()}, record=record)
+
+    def take(self, part: Part) -> None:
+        """Add the state of another reading, of the images that follow."""
+        self.image += part.record["image"]
+        self.cells += part.record["cells"]
+        for kind, labels in part.record["labels"].items():
+            self.labels[kind] += labels
+        for name in ("logp", "rank"):
+            if name in part.tensors:
+                getattr(self, name).append(part.tensors[name].numpy())
+
 
 def run(config: Config, context: Context) -> Result:
     """Read the layers, score the cells of objects, and keep the words of a few images."""
     layers = check_layers(context.mllm, config.layers)
     images = [scene[0] for scene in context.data.scenes]
     words = _words(config, context, images)
-    reading, maps, tensors, vocabulary = _read(config, context, layers, images, words)
-    tables = {"maps": maps}
+    depends = [words.names, words.tokens, words.kinds]  # the words of all objects of the data set
+    parts = context.map("words of visual tokens", images, partial(_read, config, context, layers, words), depends=depends)
+    tables, tensors = {"maps": joined(parts, "maps")}, {name: value for part in parts for name, value in part.tensors.items() if name.startswith("image_")}
     if config.scores:
+        reading, vocabulary = Reading(), max(part.record["vocabulary"] for part in parts)
+        for part in parts:
+            reading.take(part)
         tables["scores"], tables["per_image"] = _scores(config, reading, words, layers, [s.image_id for s in images], vocabulary)
     return Result(tables, tensors, words.record | {"layers": layers})
 
@@ -146,12 +168,10 @@ def _words(config: Config, context: Context, images: Sequence[Sample]) -> Words:
 # --- reading ---------------------------------------------------------------------------------------------------------------------------
 
 
-def _read(config: Config, context: Context, layers: list[int], images: Sequence[Sample], words: Words) -> tuple[Reading, pd.DataFrame, dict[str, Tensor], int]:
-    """Batch by batch: the scored words at the scored cells, and of the first images the most likely words of every cell."""
+def _read(config: Config, context: Context, layers: list[int], words: Words, chunk: Chunk[Sample]) -> Part:
+    """The scored words at the scored cells of a chunk, and of the first images the most likely words of every cell."""
     mllm, reading, rows, tensors, lens, vocabulary = context.mllm, Reading(), [], {}, None, 0
-    starts = range(0, len(images), context.batch_size)
-    for start in context.progress(starts, "reading layers", len(starts)):
-        part = images[start : start + context.batch_size]
+    for start, part in chunk.batches():
         batch = mllm.encode([s.image for s in part], [QUESTION] * len(part))
         lens = lens or lens_of(mllm, batch)
         found = read(mllm, batch, layers=layers)
@@ -164,7 +184,8 @@ def _read(config: Config, context: Context, layers: list[int], images: Sequence[
                 picture.thumbnail((SIDE, SIDE))
                 tensors[f"image_{number}"] = torch.from_numpy(np.array(picture))
     columns = ["number", "image_id", "layer", "token", *EDGES, "rank", "word", "probability", "truth", "right_word"]
-    return reading, pd.DataFrame(rows, columns=columns), tensors, vocabulary
+    state = reading.part()
+    return Part({"maps": pd.DataFrame(rows, columns=columns)}, state.tensors | tensors, state.record | {"vocabulary": vocabulary})
 
 
 def _score_cells(

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench import figures as fig
+from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
 from workbench.capture.edit import check_place
@@ -82,20 +83,24 @@ def run(config: Config, context: Context) -> Result:
     for mllm in (target, source):
         _check_prefix(mllm, scenes[0][0])
     layers, skipped = _layers(target, source, config)
-    starts, parts = range(0, len(scenes), context.batch_size), []
-    for start in context.progress(starts, "patching", len(starts)):
-        own = scenes[start : start + context.batch_size]
-        quiz = Quiz(target, own, context.batch_size)
+    samples = joined(context.map("patched questions", scenes, partial(_patched, target, source, layers, names)), "samples")
+    record = {"source_fingerprint": source.fingerprint, "skipped": skipped}
+    return Result({"scores": _scores(samples, names[0], config), "samples": samples}, record=record)
+
+
+def _patched(target: MLLM, source: MLLM, layers: list[int], names: tuple[str, str], chunk: Chunk[list[Sample]]) -> Part:
+    """The questions of a chunk before and after the tokens of the source, and the target's own, are put in at each layer."""
+    tables = []
+    for _, scenes in chunk.batches():
+        quiz = Quiz(target, scenes, chunk.batch_size)
         before = quiz.logprobs()
         for kind, mllm in ((PATCHED, source), (SELF, target)):
-            batch = mllm.encode([scene[0].image for scene in own], [scene[0].question for scene in own])
+            batch = mllm.encode([scene[0].image for scene in scenes], [scene[0].question for scene in scenes])
             tokens = read(mllm, batch, layers=layers)
             for number, layer in enumerate(layers):
                 after = quiz.logprobs(layer, partial(_put, tokens=tokens, number=number, names=names))
-                parts.append(quiz.scored(before, after).assign(site=str(layer), layer=layer, kind=kind))
-    samples = pd.concat(parts, ignore_index=True)
-    record = {"source_fingerprint": source.fingerprint, "skipped": skipped}
-    return Result({"scores": _scores(samples, names[0], config), "samples": samples}, record=record)
+                tables.append(quiz.scored(before, after).assign(site=str(layer), layer=layer, kind=kind))
+    return Part({"samples": pd.concat(tables, ignore_index=True)})
 
 
 def check_pair(target: MLLM, source: MLLM) -> None:

@@ -19,7 +19,7 @@ more: compare it with the mean token in the same layer, where every visual token
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,6 +32,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench import figures as fig
+from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
 from workbench.capture.edit import Place, check_place
@@ -134,17 +135,23 @@ def run(config: Config, context: Context) -> Result:
     conditions = list(_conditions(images, places, skipped))
     for what, why in skipped.items():
         log.warning("%s: %s is left out: %s", mllm.name, what, why)
-    starts, parts = range(0, len(scenes), context.batch_size), []
-    for start in context.progress(starts, "permuting", len(starts)):
-        stop = start + context.batch_size
-        quiz = Quiz(mllm, scenes[start:stop], context.batch_size, features=images.features[start:stop] or None, first=start)
+    parts = context.map("permuted questions", scenes, partial(_answers, context, images, conditions), depends=context.data.fingerprint)
+    samples = joined(parts, "samples")
+    tables = {"scores": _scores(samples, config), "samples": samples}
+    return Result(tables, record={"skipped": skipped, "positional_share": _positional_share(images)})
+
+
+def _answers(context: Context, images: Images, conditions: Sequence[Condition], chunk: Chunk[list[Sample]]) -> Part:
+    """The questions of a chunk before and after every change."""
+    tables = []
+    for first, scenes in chunk.batches():
+        features = images.features[first : first + len(scenes)] or None
+        quiz = Quiz(context.mllm, scenes, chunk.batch_size, features=features, first=first)
         before = quiz.logprobs()
         for one in conditions:
             scored = quiz.scored(before, quiz.logprobs(one.place, one.change))
-            parts.append(scored.assign(site=str(one.place), kind=one.kind, part=one.part, draw=one.draw))
-    samples = pd.concat(parts, ignore_index=True)
-    tables = {"scores": _scores(samples, config), "samples": samples}
-    return Result(tables, record={"skipped": skipped, "positional_share": _positional_share(images)})
+            tables.append(scored.assign(site=str(one.place), kind=one.kind, part=one.part, draw=one.draw))
+    return Part({"samples": pd.concat(tables, ignore_index=True)})
 
 
 def _asked(config: Config, context: Context) -> list[list[Sample]]:
@@ -171,15 +178,33 @@ def _places(mllm: MLLM, layers: list[int]) -> tuple[list[Place], dict[str, str]]
 
 def _images(config: Config, context: Context, scenes: list[list[Sample]], places: list[Place], skipped: dict[str, str]) -> Images:
     """Rasters and tower features; the tower leaves `places` where its features cannot be told apart."""
-    try:
-        rasters, features = survey(context.mllm, scenes, context.batch_size, tower="encoder" in places)
-    except ModelError as error:
-        if "encoder" not in places:
-            raise
-        rasters, features = survey(context.mllm, scenes, context.batch_size, tower=False)
+    parts = context.map("images of the questions", scenes, partial(_surveyed, context, "encoder" in places), keep=False)
+    why = next((part.record["why"] for part in parts if part.record["why"]), "")
+    if why:
         places.remove("encoder")
-        skipped["site encoder"] = str(error)
-    return Images(config, [grids_of(parts) for parts in rasters], features)
+        skipped["site encoder"] = why
+    grids = [tuple((rows, columns) for rows, columns in grids) for part in parts for grids in part.record["grids"]]
+    features = [] if why or "encoder" not in places else [own for part in parts for own in part.tensors["features"].split(part.record["tokens"])]
+    return Images(config, grids, features)
+
+
+def _surveyed(context: Context, encoder: bool, chunk: Chunk[list[Sample]]) -> Part:
+    """Grids of the images of a chunk, and if `encoder` what the connector receives for them, or why that cannot be read."""
+    grids: list[tuple[Grid, ...]] = []
+    features: list[Tensor] = []
+    why = ""
+    for _, scenes in chunk.batches():
+        try:
+            rasters, read = survey(context.mllm, scenes, chunk.batch_size, tower=encoder and not why)
+        except ModelError as error:
+            if not encoder:
+                raise
+            why = str(error)
+            rasters, read = survey(context.mllm, scenes, chunk.batch_size, tower=False)
+        grids += [grids_of(parts) for parts in rasters]
+        features += read
+    tensors = {"features": torch.cat(features)} if features and not why else {}
+    return Part(tensors=tensors, record={"grids": grids, "tokens": [len(own) for own in features], "why": why})
 
 
 def _conditions(images: Images, places: list[Place], skipped: dict[str, str]) -> Iterator[Condition]:

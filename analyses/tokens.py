@@ -28,6 +28,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from PIL import Image
 from torch import Tensor
 
 from workbench import figures as fig
+from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
 from workbench.capture.hidden_states import check_layers, read, tower_rows
@@ -130,6 +132,14 @@ class Cloud:
     shapes: list[tuple[int, int]] = field(default_factory=list)
     sums: list[Float[Tensor, d]] = field(default_factory=list)  # noqa: F821  of unit tokens
 
+    def take(self, name: str, part: Part) -> None:
+        """Add the state of another one, of the images that follow: what `part` has of the representation `name`."""
+        state = part.record["measures"][name]
+        for measure, values in state["values"].items():
+            self.values.setdefault(measure, []).extend(values)
+        self.shapes += [(n, d) for n, d in state["shapes"]]
+        self.sums += list(part.tensors[f"sums.{name}"])
+
     def add(self, tokens: Float[Tensor, "token d"], sink: float) -> None:
         """Measure one image."""
         for name, value in measured(tokens, sink).items():
@@ -161,41 +171,60 @@ def run(config: Config, context: Context) -> Result:
         if layer not in layers:
             raise ConfigError(f"umap_layers names layer {layer}: expected one of the layers {', '.join(map(str, layers))}")
     vfms = {name: load_vfm(name) for name in config.vfm}
+    images = [scene[0] for scene in context.data.scenes]
+    umap_layers = [f"layer {layer}" for layer in shown]
+    parts = context.map("visual tokens", images, partial(_measured, config, context, layers, umap_layers, vfms))
+    skipped = next(({TOWER: part.record["skipped"]} for part in parts if part.record["skipped"]), {})
+    names = [name for name in (TOWER, *(f"layer {layer}" for layer in layers), *vfms) if name not in skipped]
+    clouds = {name: Cloud() for name in names}
+    places = Places(config, umap_layers)
+    for part in parts:
+        for name, cloud in clouds.items():
+            cloud.take(name, part)
+        places.take(part)
+    maps = parts[0].record["maps"]  # the representations of the first image
+    kept = {f"map.{number}.{name}" for number in range(config.maps) for name in maps if name in clouds}
+    tensors = {key: value for part in parts for key, value in part.tensors.items() if key in kept or key.startswith("picture.")}
+    sinks = joined(parts, "sinks")
+    image_ids = [sample.image_id for sample in images]
+    tables = {"scores": _scores(config, clouds), "per_image": _per_image(clouds, image_ids), "sinks": sinks[sinks["at"].isin(names)].reset_index(drop=True)}
+    tables["maps"] = joined(parts, "maps")
+    table, sampled, left_out = places.mapped()
+    record = {
+        "vfms": [vfm.record() for vfm in vfms.values()],
+        "vfm_fingerprints": {name: vfm.fingerprint for name, vfm in vfms.items()},
+        "map_representations": [name for name in maps if name in clouds],
+        "skipped": skipped | left_out,
+    }
+    return Result(tables | {"umap": table}, tensors | sampled, record)
+
+
+def _measured(config: Config, context: Context, layers: list[int], umap_layers: list[str], vfms: Mapping[str, VFM], chunk: Chunk[Sample]) -> Part:
+    """The measures of a chunk of images in every representation, and what is kept of them to look at."""
     clouds: dict[str, Cloud] = {}
     sinks: list[dict[str, object]] = []
-    maps, places = Maps(config), Places(config, [f"layer {layer}" for layer in shown])
-    image_ids: list[str] = []
+    maps, places = Maps(config), Places(config, umap_layers)
     skipped: dict[str, str] = {}
-    for seen in _images(config, context, layers, vfms, skipped):
-        image_ids.append(seen.sample.image_id)
+    for seen in _images(context, layers, vfms, skipped, chunk):
         for name, tokens in seen.tokens.items():
             clouds.setdefault(name, Cloud()).add(tokens, config.sink)
             sinks += _sinks(seen, name, tokens, config.sink)
         maps.add(seen)
         places.add(seen)
-    if skipped:
-        clouds.pop(TOWER, None)
-        sinks = [row for row in sinks if row["at"] != TOWER]
-        maps.tensors = {name: value for name, value in maps.tensors.items() if not name.endswith(f".{TOWER}")}
-    columns = ["at", "image_id", "token", "norm_ratio", "left", "top", "right", "bottom"]
-    tables = {"scores": _scores(config, clouds), "per_image": _per_image(clouds, image_ids), "sinks": pd.DataFrame(sinks, columns=columns)}
-    tables["maps"] = pd.DataFrame(maps.rows, columns=["number", "image_id", "rows", "columns", "left", "top", "right", "bottom"])
-    table, tensors, left_out = places.mapped()
-    record = {
-        "vfms": [vfm.record() for vfm in vfms.values()],
-        "vfm_fingerprints": {name: vfm.fingerprint for name, vfm in vfms.items()},
-        "map_representations": [name for name in maps.names if name in clouds],
-        "skipped": skipped | left_out,
+    edges = ["left", "top", "right", "bottom"]
+    tables = {
+        "sinks": pd.DataFrame(sinks, columns=["at", "image_id", "token", "norm_ratio", *edges]),
+        "maps": pd.DataFrame(maps.rows, columns=["number", "image_id", "rows", "columns", *edges]),
     }
-    return Result(tables | {"umap": table}, maps.tensors | tensors, record)
+    tensors = {f"sums.{name}": torch.stack(cloud.sums) for name, cloud in clouds.items()} | maps.tensors | places.state()
+    measures = {name: {"values": cloud.values, "shapes": cloud.shapes} for name, cloud in clouds.items()}
+    return Part(tables, tensors, {"measures": measures, "skipped": skipped.get(TOWER, ""), "maps": maps.names, "places": places.rows})
 
 
-def _images(config: Config, context: Context, layers: list[int], vfms: Mapping[str, VFM], skipped: dict[str, str]) -> Iterator[Seen]:
-    """Every image in every representation; where the tower cannot be read token by token, `skipped` says why."""
-    mllm, images = context.mllm, [scene[0] for scene in context.data.scenes]
-    starts = range(0, len(images), context.batch_size)
-    for start in context.progress(starts, "reading tokens", len(starts)):
-        part = images[start : start + context.batch_size]
+def _images(context: Context, layers: list[int], vfms: Mapping[str, VFM], skipped: dict[str, str], chunk: Chunk[Sample]) -> Iterator[Seen]:
+    """Every image of a chunk in every representation; where the tower cannot be read token by token, `skipped` says why."""
+    mllm = context.mllm
+    for start, part in chunk.batches():
         pictures = [sample.image for sample in part]
         batch = mllm.encode(pictures, [sample.question or QUESTION for sample in part])
         rasters = mllm.rasters(batch)
@@ -383,10 +412,24 @@ class Places:
                 self.tokens.setdefault(at, []).append(tokens[torch.from_numpy(chosen)])
         self.tensors[f"thumbnail.{seen.number}"] = _pixels(seen.picture, THUMBNAIL)
 
+    def state(self) -> dict[str, Tensor]:
+        """The sampled tokens by representation, and thumbnails; `rows` say of which image each token is."""
+        return {f"sampled.{name}": torch.cat(own) for name, own in self.tokens.items()} | self.tensors
+
+    def take(self, part: Part) -> None:
+        """Add the state of another one, of the images that follow."""
+        self.rows += part.record["places"]
+        for key, values in part.tensors.items():
+            kind, _, name = key.partition(".")
+            if kind == "sampled":
+                self.tokens.setdefault(name, []).append(values)
+            elif kind == "thumbnail":
+                self.tensors[key] = values
+
     def mapped(self) -> tuple[pd.DataFrame, dict[str, Tensor], dict[str, str]]:
         """Where each sampled token lies in the plane, layers of the model in one map; the tokens; and what was left out and why."""
         parts, left_out = [], {}
-        groups = {"layers": self.layers} | {name: [name] for name in self.tokens if name not in self.layers}
+        groups = {"layers": self.layers} | {name: [name] for name in self.config.vfm if name in self.tokens}
         for group, names in groups.items() if self.rows else ():
             values = torch.cat([torch.cat(self.tokens[name]) for name in names])
             if len(values) <= self.config.umap_neighbors:

@@ -11,6 +11,7 @@ from workbench import runs
 from workbench.analysis.declaration import Analysis, Where
 from workbench.analysis.execution import execute
 from workbench.cli import command, parse
+from workbench.ranks import Ranks
 
 T = TypeVar("T")
 
@@ -25,6 +26,8 @@ def _main(analysis: Analysis, argv: list[str]) -> None:
     asked: Any = parse(both, argv, prog=f"python -m analyses.{analysis.name}", description=analysis.title)
     config, where = _part(asked, analysis.config), _part(asked, Where)
     found = execute(analysis, config, where, ["python", "-m", f"analyses.{analysis.name}", *argv])
+    if not Ranks.here().main:
+        return
     sys.stdout.write(analysis.summary(found).to_string(index=False, float_format="{:.3f}".format) + "\n")
     for label, run in found.items():
         for sentence in _named(run.record.get("left_out", ())):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from torch import Tensor
 from tqdm import tqdm
 
+from workbench.analysis.chunks import Chunk, Chunks, Part, chunked, identity, origin_of
 from workbench.data import Dataset
 from workbench.devices import check_device
 from workbench.errors import ConfigError
@@ -66,10 +67,27 @@ class Context:
     data: Dataset
     batch_size: int
     label: str = ""
+    chunks: Chunks = field(default_factory=Chunks)
+
+    def map(
+        self, what: str, items: Sequence[T], fn: Callable[[Chunk[T]], Part], *, size: int | None = None, depends: object = (), keep: bool = True
+    ) -> list[Part]:
+        """`fn` of every chunk of `items`, in order: the loop of an analysis. A chunk is stored when it is done and not computed twice (see `chunks`).
+
+        Args:
+            what: beside the progress bar; no two maps of an analysis have the same.
+            fn: its result may depend on the chunk, the config, the model, and on `depends`, nothing else.
+            size: items of a chunk; by default 32, or the next multiple of the batch size.
+            depends: what else the result depends on, such as the fingerprint of all data.
+            keep: False for parts so large that they are removed when the run is stored, so that a larger `limit` computes them again.
+        """
+        bar = f"{what} ({self.label or label_of(self.mllm.name)})"
+        return self.chunks.map(what, chunked(items, self.batch_size, size), fn, (origin_of(self.data), identity(depends)), keep, bar)
 
     def progress(self, items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
-        """A progress bar on stderr, shown once it has taken two seconds."""
-        return tqdm(items, desc=f"{what} ({self.label or label_of(self.mllm.name)})", total=total, delay=2, file=sys.stderr)
+        """A progress bar on stderr, shown once it has taken two seconds, for what follows the maps."""
+        disable = not self.chunks.ranks.main
+        return tqdm(items, desc=f"{what} ({self.label or label_of(self.mllm.name)})", total=total, delay=2, file=sys.stderr, disable=disable)
 
 
 @dataclass(frozen=True)

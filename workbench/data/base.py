@@ -160,13 +160,23 @@ class Dataset:
         fingerprint: hash of everything that determines the samples, or what finds it when it is first asked for.
         words: every word that can occur, where that is a closed list; by default those that do.
         left_out: sentences about what was there and is not among the samples, or is not read as it stands.
+        origin: hash of all that a sample depends on besides what it says of itself, where that does not depend on the limit; by default the fingerprint
+            stands for it.
     """
 
-    def __init__(self, name: str, samples: list[Sample], fingerprint: str | Callable[[], str], words: Iterable[str] = (), left_out: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        samples: list[Sample],
+        fingerprint: str | Callable[[], str],
+        words: Iterable[str] = (),
+        left_out: Sequence[str] = (),
+        origin: str = "",
+    ) -> None:
         if not samples:
             raise DataError(f"data set '{name}' has no samples")
         self.name, self.samples, self._fingerprint, self.left_out = name, samples, fingerprint, tuple(left_out)
-        self._words = tuple(words)
+        self._words, self.origin = tuple(words), origin
 
     @cached_property
     def fingerprint(self) -> str:
@@ -226,7 +236,7 @@ class ConversationDataset(Dataset):
         self._conversations = list(conversations)
         first = [Sample(c.id, (c.image_ids or (c.id,))[0], c.loads[0], *c.turns[0]) for c in conversations if len(c.loads) == 1]
         self.name, self.samples, self._fingerprint, self._words = name, list(first if samples is None else samples), fingerprint, ()
-        self.left_out = tuple(left_out)
+        self.left_out, self.origin = tuple(left_out), ""
 
     @property
     def conversations(self) -> list[Conversation]:  # type: ignore[override]

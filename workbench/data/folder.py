@@ -58,7 +58,7 @@ def folder(path: str, *, limit: int | None = None, seed: int = 0, draw: int | No
     chosen = sorted((number, pixels) for pixels, number in first.items())
     images = [files[n].with_pixels(pixels) for n, pixels in chosen]
     samples = [Sample(image.place, image.place, image, question=QUESTION) for image in images]
-    return Dataset(f"folder:{path}", samples, content_hash("folder", *((image.place, image.pixels) for image in images)), left_out=left_out)
+    return Dataset(f"folder:{path}", samples, content_hash("folder", *((image.place, image.pixels) for image in images)), left_out=left_out, origin="folder")
 
 
 def photographs(root: Path) -> tuple[list[StoredImage], list[str]]:

@@ -106,7 +106,8 @@ class World:
         indices = range(count) if draw is None else subset(self.splits[split], count, draw)
         samples = [sample for index in indices for sample in scene(split, seed, index)]
         drawn = () if len(indices) == self.splits[split] or draw is None else (draw,)
-        return Dataset(f"{self.name}:{spec or split}", samples, content_hash(self.name, self.version, *content, split, seed, count, *drawn), words)
+        origin = (self.name, self.version, *content, split, seed)
+        return Dataset(f"{self.name}:{spec or split}", samples, content_hash(*origin, count, *drawn), words, origin=content_hash(*origin))
 
     def draw_number(self, rng: np.random.Generator) -> int:
         """Draw how many things a scene has."""

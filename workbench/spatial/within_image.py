@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,13 +57,16 @@ class Within:
 
     An image that cannot be scored, having too few visual tokens or all of them alike, is left out.
 
+    Args:
+        first: number of the first image, where these are some of more, whose states are put together by `take`.
+
     Attributes:
         scored: numbers of the images that have a score, in the order in which they came.
         left_out: number of each other image, and why.
     """
 
-    def __init__(self, metric: Metric, option: int, *, null: int, seed: int) -> None:
-        self.metric, self.option, self.null, self.seed = metric, option, null, seed
+    def __init__(self, metric: Metric, option: int, *, null: int, seed: int, first: int = 0) -> None:
+        self.metric, self.option, self.null, self.seed, self.first = metric, option, null, seed, first
         self.scored: list[int] = []
         self.left_out: dict[int, str] = {}
         self.own: list[np.ndarray] = []  # (layer, target) of each scored image
@@ -71,7 +75,7 @@ class Within:
 
     def add(self, hidden: Sequence[Rasters], patches: Sequence[Rasters]) -> None:
         """Take a batch of images: a representation for each layer, and for each target."""
-        first, least = len(self.scored) + len(self.left_out), max(self.option + 1 if self.metric.option == "k" else 0, MIN_ROWS)
+        first, least = self.first + len(self.scored) + len(self.left_out), max(self.option + 1 if self.metric.option == "k" else 0, MIN_ROWS)
         lengths = [[len(raster) for raster in image] for image in hidden[0]]
         given = f" with k {self.option}" if self.metric.option == "k" else ""
         reasons = {n: f"{min(own)} visual tokens, expected at least {least}{given}" for n, own in enumerate(lengths) if min(own) < least}
@@ -93,6 +97,23 @@ class Within:
         self.scored += [first + n for n in fine]
         self.left_out |= {first + n: why for n, why in reasons.items()}
         self.lengths += [length for n in fine for length in lengths[n]]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Scores (image, layer, target) and nulls (draw, layer, target) summed over images, if there are any."""
+        return {"scores": torch.from_numpy(np.stack(self.own)), "nulls": torch.from_numpy(np.asarray(self.nulls))} if self.own else {}
+
+    def record(self) -> dict[str, Any]:
+        """The rest of its state, as plain values."""
+        return {"scored": self.scored, "left_out": [[n, why] for n, why in self.left_out.items()], "lengths": self.lengths}
+
+    def take(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """Add the state of another one, of the images that follow."""
+        if "scores" in tensors:
+            self.own += list(tensors["scores"].numpy())
+            self.nulls = self.nulls + tensors["nulls"].numpy()
+        self.scored += record["scored"]
+        self.left_out |= {n: why for n, why in record["left_out"]}
+        self.lengths += record["lengths"]
 
     def _scores(self, hidden: Sequence[Rasters], patches: Sequence[Rasters], images: Sequence[int], first: int) -> tuple[list[np.ndarray], np.ndarray | float]:
         """Scores (layer, target) of each of `images`, and their nulls (draw, layer, target) in sum.
