@@ -25,7 +25,7 @@ ONLY_IN = {
     "streamlit": ("app.py", "workbench/dashboard/"),
     "nnsight": ("workbench/capture/edit.py",),
     "peft": ("trainer/build/lora.py",),
-    "plotly": ("workbench/figures/", "workbench/analysis/", "workbench/dashboard/", "analyses/"),
+    "plotly": ("workbench/figures/", "workbench/runs.py", "workbench/analysis/", "workbench/dashboard/", "analyses/"),
 }
 FILES = [f for top in ALLOWED for f in ([ROOT / top] if top.endswith(".py") else sorted((ROOT / top).rglob("*.py")))]
 

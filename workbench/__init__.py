@@ -20,6 +20,8 @@ _HOME = {
     "read": "workbench.capture",
     "attention": "workbench.capture",
     "edit": "workbench.capture",
+    "run_analysis": "workbench.analysis.api",
+    "compare": "workbench.analysis.api",
 }
 __all__ = sorted(_HOME)
 

@@ -25,6 +25,7 @@ from workbench.errors import RunError
 from workbench.files import atomic_folder
 
 if TYPE_CHECKING:  # torch takes a second to import, and listing runs does not need it
+    import plotly.graph_objects as go
     from torch import Tensor
 
 RUN_FILE = "run.json"
@@ -50,6 +51,17 @@ class Run:
     def label(self) -> str:
         """Short name of the model, as figures show it."""
         return str(self.record["label"])
+
+    def figures(self) -> dict[str, go.Figure]:
+        """{title: figure} of this run alone; `workbench.compare` draws several together."""
+        from workbench.analysis.discover import load_analysis
+
+        drawn: dict[str, go.Figure] = load_analysis(self.record["analysis"]).figures({self.label: self})
+        return drawn
+
+    def save(self, root: str | Path) -> Path:
+        """Store it below `root` and return its folder; see `save`."""
+        return save(self, Path(root))
 
 
 def run_key(analysis: str, version: int, config: Mapping[str, Any], model: str, data: str) -> str:

@@ -5,6 +5,20 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import Any
+
+from workbench.errors import UnknownNameError
+
+
+def load_analysis(name: str) -> Any:
+    """The declaration of an analysis, an `Analysis`.
+
+    Raises:
+        UnknownNameError: there is none of this name.
+    """
+    if name not in analysis_files():
+        raise UnknownNameError("analysis", name, list(analysis_files()))
+    return import_module(f"analyses.{name}").ANALYSIS
 
 
 def analysis_files() -> dict[str, Path]:

@@ -6,12 +6,14 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from workbench import runs
 from workbench.analysis.chunks import Chunks, RunStoredError
-from workbench.analysis.declaration import Analysis, Context, DataOptions, Where
+from workbench.analysis.declaration import Analysis, Context, DataOptions, Result, Where
 from workbench.data import Dataset, load_data
 from workbench.files import check_can_make
 from workbench.hashing import libraries
@@ -37,64 +39,72 @@ def execute(analysis: Analysis, config: DataOptions, where: Where, argv: list[st
     data = load_data(config.data, limit=config.limit, seed=config.data_seed)
     ranks, found = Ranks.here(), {}
     for label, name in models.items():
-        mllm = MLLM.load(
-            name, dtype=where.dtype, device=_device(where.device, ranks), revision=revision_of(name, where), trust_remote_code=where.trust_remote_code
-        )
-        stored = _stored(analysis, config, where, mllm, data, Asked(label, name, beside[name]), ranks, argv)
+        revision = None if is_folder(name) else where.revision
+        mllm = MLLM.load(name, dtype=where.dtype, device=_device(where.device, ranks), revision=revision, trust_remote_code=where.trust_remote_code)
+        asked = Asked(label, name, beside[name], revision)
+        stored = stored_run(analysis, config, where.output_dir, where.batch_size, mllm, data, asked, ranks, argv)
         found[label] = dataclasses.replace(stored, record=stored.record | {"label": label, "model": name})  # the same model may have had another name then
     return found
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One of the models that a command names: its label, its name, and what of it lies beside its folder (`Analysis.beside`)."""
+    """One of the models that are asked: its label, its name and revision, and what of it lies beside its folder (`Analysis.beside`)."""
 
     label: str
     name: str
     beside: Mapping[str, str]
+    revision: str | None = None
 
 
-def _stored(analysis: Analysis, config: DataOptions, where: Where, mllm: MLLM, data: Dataset, asked: Asked, ranks: Ranks, argv: list[str]) -> Run:
-    """The stored run of one model, computed first if it is not there."""
-    question = as_mapping(config) | dict(analysis.uses(config)) | dict(asked.beside)
+def stored_run(
+    analysis: Analysis, config: DataOptions, root: Path, batch_size: int, mllm: MLLM, data: Dataset, asked: Asked, ranks: Ranks, argv: list[str]
+) -> Run:
+    """The run of one model that is stored below `root`, computed first if it is not there."""
+    question = question_of(analysis, config, asked)
     key = runs.run_key(analysis.name, analysis.version, question, mllm.fingerprint, data.fingerprint)
-    folder = runs.folder_of(where.output_dir, analysis.name, key)
+    folder = runs.folder_of(root, analysis.name, key)
     if not folder.exists():
-        part = {name: value for name, value in question.items() if name != "limit"}
-        parts = [analysis.name, analysis.version, part, mllm.fingerprint, libraries()]
-        chunks = Chunks(where.output_dir / CHUNKS / analysis.name, parts, ranks, folder.exists)
+        without_limit = {name: value for name, value in question.items() if name != "limit"}
+        parts = [analysis.name, analysis.version, without_limit, mllm.fingerprint, libraries()]
+        chunks = Chunks(root / CHUNKS / analysis.name, parts, ranks, folder.exists)
         started = time.monotonic()
         try:
-            result = analysis.run(config, Context(mllm, data, where.batch_size, asked.label, chunks))
+            result = analysis.run(config, Context(mllm, data, batch_size, asked.label, chunks))
         except RunStoredError:
             return runs.load(folder)
-        record = {
-            "analysis": analysis.name,
-            "version": analysis.version,
-            "label": asked.label,
-            "model": asked.name,
-            "revision": revision_of(asked.name, where),
-            "commit": getattr(mllm.config, "_commit_hash", None),
-            "model_fingerprint": mllm.fingerprint,
-            "data": data.name,
-            "data_fingerprint": data.fingerprint,
-            "left_out": [*data.left_out, *result.left_out],
-            "config": as_mapping(config),
-            "seed": config.seed,
-            "device": str(mllm.device),
-            "processes": ranks.count,
-            "seconds": round(time.monotonic() - started, 2),
-            **result.record,
-            **runs.environment(argv),
-        }
-        runs.save(Run(key, record, result.tables, result.tensors), where.output_dir)
+        record = record_of(analysis, config, mllm, data, asked, result, argv)
+        record |= {"processes": ranks.count, "seconds": round(time.monotonic() - started, 2)}
+        runs.save(Run(key, record, result.tables, result.tensors), root)
         chunks.clean()
     return runs.load(folder)
 
 
-def revision_of(name: str, where: Where) -> str | None:
-    """The revision of a model, which a folder has none of."""
-    return None if is_folder(name) else where.revision
+def question_of(analysis: Analysis, config: DataOptions, asked: Asked) -> dict[str, Any]:
+    """What the numbers of a run depend on besides model, data and libraries."""
+    return as_mapping(config) | dict(analysis.uses(config)) | dict(asked.beside)
+
+
+def record_of(analysis: Analysis, config: DataOptions, mllm: MLLM, data: Dataset, asked: Asked, result: Result, argv: list[str]) -> dict[str, Any]:
+    """What is stored beside the tables of a run: all that its numbers depend on, what was left out, and where it was computed."""
+    return {
+        "analysis": analysis.name,
+        "version": analysis.version,
+        "label": asked.label,
+        "model": asked.name,
+        "revision": asked.revision,
+        "commit": getattr(mllm.config, "_commit_hash", None),
+        "model_fingerprint": mllm.fingerprint,
+        "data": data.name,
+        "data_fingerprint": data.fingerprint,
+        "left_out": [*data.left_out, *result.left_out],
+        "config": as_mapping(config),
+        "seed": config.seed,
+        "device": str(mllm.device),
+        "processes": 1,
+        **result.record,
+        **runs.environment(argv),
+    }
 
 
 def _device(name: str, ranks: Ranks) -> str:

@@ -26,7 +26,7 @@ from workbench.hashing import fingerprint, model_settings, processor_fingerprint
 from workbench.mllm.control import as_words, control_tokens, spelled_in
 from workbench.mllm.family import TEXT_INPUTS, Batch, Family, Pictures, VisualTokens, family_of
 from workbench.mllm.load import load_config, load_model
-from workbench.mllm.processors import load_processor
+from workbench.mllm.processors import check_agreement, load_processor
 from workbench.mllm.residual import KEY, Residual, load_residual
 from workbench.mllm.validate import validate as validate_mllm
 from workbench.weights.pretrained import call, hub_options
@@ -81,6 +81,22 @@ class MLLM:
         mllm = cls(model, processor, family, name, load_residual(model, name, revision))
         if validate:
             validate_mllm(mllm)
+        return mllm
+
+    @classmethod
+    def wrap(cls, model: Any, processor: Any, name: str = "") -> MLLM:
+        """A transformers model in memory and its processor, checked as a loaded one is.
+
+        Args:
+            name: what it is called; by default where it was loaded from, or its class.
+
+        Raises:
+            ModelError, UnknownNameError: see `load`.
+        """
+        name, family = name or model.config._name_or_path or type(model).__name__, family_of(model.config)
+        check_agreement(name, family, model.config, processor)
+        mllm = cls(model, processor, family, name)
+        validate_mllm(mllm)
         return mllm
 
     @property

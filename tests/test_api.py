@@ -1,0 +1,85 @@
+"""What the commands do, from Python: the same numbers, in memory or stored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import transformers as tf
+
+from tests.tiny import build
+from workbench import MLLM, compare, load_data, run_analysis
+from workbench.analysis.command import main
+from workbench.errors import ConfigError, ModelError, RunError, UnknownNameError
+from workbench.runs import Run, load
+
+ASKED = {"vfm": ["efficientnet-lite0"], "null": 10, "k": 3, "layers": [1, 2], "limit": 4}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("llava", tmp_path_factory.mktemp("model") / "llava")
+
+
+@pytest.fixture(scope="module")
+def run(model: Path) -> Run:
+    return run_analysis("cknna", model, **ASKED)
+
+
+def test_a_run_in_memory_has_the_numbers_of_the_command(run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from analyses.cknna import ANALYSIS
+
+    words = ["--model", str(model), "--vfm", "efficientnet-lite0", "--null", "10", "--k", "3", "--layers", "1", "2", "--limit", "4"]
+    monkeypatch.setattr("sys.argv", ["analyses.cknna", *words, "--output_dir", str(tmp_path)])
+    main(ANALYSIS)
+    (folder,) = (path.parent for path in tmp_path.glob("cknna-*/run.json"))
+    stored = load(folder)
+    pd.testing.assert_frame_equal(run.tables["scores"], stored.tables["scores"], check_exact=True)
+    assert run.key == stored.key and set(run.record) == set(json.loads((folder / "run.json").read_text())) - {"key", "tables", "seconds"}
+    assert run.save(tmp_path / "again") == tmp_path / "again" / folder.name and load(tmp_path / "again" / folder.name).key == run.key
+
+
+def test_a_stored_run_is_looked_up(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from analyses import cknna
+
+    first = run_analysis("cknna", model, output_dir=tmp_path, **ASKED)
+    monkeypatch.setattr(cknna, "_part", None)
+    assert run_analysis("cknna", model, output_dir=tmp_path, **ASKED).record == first.record
+
+
+def test_models_in_memory_and_folders_are_one_model(run: Run, model: Path) -> None:
+    wrapped = MLLM.wrap(tf.AutoModelForImageTextToText.from_pretrained(model), tf.AutoProcessor.from_pretrained(model), name="mine")
+    for given in (wrapped, (wrapped.model, wrapped.processor)):
+        again = run_analysis("cknna", given, data=load_data("shapes:val", limit=4), **ASKED)
+        pd.testing.assert_frame_equal(again.tables["scores"], run.tables["scores"])
+        assert again.record["data"] == "shapes:val" and again.key == run.key
+    assert run_analysis("cknna", wrapped, label="other", **ASKED).label == "other"
+    wrong = tf.AutoProcessor.from_pretrained(model)
+    wrong.patch_size = 7
+    with pytest.raises(ModelError):
+        MLLM.wrap(wrapped.model, wrong)
+
+
+def test_runs_are_compared_by_label(run: Run, model: Path) -> None:
+    other = run_analysis("cknna", f"second={model}", **ASKED)
+    both = compare([run, other])
+    assert list(both.tables["scores"]["model"].unique()) == ["llava", "second"] and len(both.tables["scores"]) == 2 * len(run.tables["scores"])
+    assert set(both.figures()) > set(run.figures()) and len(both.summary) == 2 * len(run.tables["scores"])
+    with pytest.raises(RunError, match="2 runs with labels llava: expected one or more of different labels"):
+        compare([run, run])
+    assert list(compare({"a": run, "b": run}).runs) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        ({"name": "cknn"}, UnknownNameError, "did you mean 'cknna'"),
+        ({"limt": 3}, ConfigError, "unknown option 'limt' of cknna: did you mean 'limit'"),
+        ({"k": 0}, ConfigError, "k is 0"),
+    ],
+)
+def test_bad_input_is_one_sentence(model: Path, words: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        run_analysis(**({"name": "cknna", "model": model, "vfm": ["efficientnet-lite0"]} | words))  # type: ignore[arg-type]
