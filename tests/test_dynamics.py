@@ -193,16 +193,18 @@ def test_the_end_agrees_with_the_other_analyses(runs_folder: Path, output: Path,
 
 
 def test_an_interrupted_analysis_goes_on_where_it_stopped(runs_folder: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every checkpoint is kept, so the same question to another runs folder loads models but measures nothing."""
-    monkeypatch.setattr(dynamics, "_measure", lambda *_: pytest.fail("measured again"))
+    """Its chunks are there, so no checkpoint is loaded and no question is asked; another limit is another question."""
     from workbench.analysis.declaration import Where
-    from workbench.analysis.execution import execute
+    from workbench.analysis.execution import CHUNKS, execute
 
+    shutil.copytree(output / CHUNKS, tmp_path / CHUNKS)
+    monkeypatch.setattr(dynamics, "Quiz", lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr(dynamics, "read_rasters", lambda *_: pytest.fail("read again"))
     config = dynamics.Config(limit=3, permutations=1, null=10, k=5)
     again = execute(ANALYSIS, config, Where((str(runs_folder / "viral"),), tmp_path), [])
     stored_run = next(own for own in map(runs.load, runs.index(output)["folder"]) if own.label == "viral")
     pd.testing.assert_frame_equal(again["viral"].tables["scores"], stored_run.tables["scores"])
-    with pytest.raises(pytest.fail.Exception, match="measured again"):
+    with pytest.raises(pytest.fail.Exception, match="asked again"):
         execute(ANALYSIS, dynamics.Config(limit=2, permutations=1, null=10, k=5), Where((str(runs_folder / "viral"),), tmp_path), [])
 
 
