@@ -131,7 +131,8 @@ def test_fsdp_divides_the_model_and_writes_the_same_folder(runs: Path) -> None:
 
 SLOW_END = """
 import atexit, time
-from torch import distributed, ones
+import torch.distributed as td
+from torch import ones
 from trainer import distributed
 class Slow:
     def __del__(self): time.sleep(4)
@@ -139,10 +140,10 @@ slow = Slow()
 def main():
     global group
     distributed.start()
-    group = distributed.group.WORLD
+    group = td.group.WORLD
     atexit.register(lambda: open(f"{__file__}.{distributed.rank()}", "w").close())
     time.sleep(2 * distributed.rank())
-    distributed.all_reduce(ones(1), async_op=True)
+    td.all_reduce(ones(1), async_op=True)
     distributed.stop()
 distributed.program(main)
 """
