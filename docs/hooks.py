@@ -146,10 +146,27 @@ def _analyses() -> list[str]:
     return sorted(analysis_files())
 
 
-EXTRA = ("trainer.run.train", "trainer.alignment.attach_alignment", "trainer.alignment.Alignment", "trainer.recipe.Recipe")
-EXTRA += ("workbench.runs.Run", "workbench.runs.load", "workbench.runs.index", "workbench.analysis.execution.execute")
-EXTRA += ("workbench.analysis.declaration.Analysis", "workbench.data.base.Sample", "workbench.data.base.Dataset", "workbench.mllm.family.VisualTokens")
-EXTRA += ("workbench.mllm.family.Family", "workbench.vfm.base.VFM", "workbench.capture.hidden_states.Activations", "workbench.capture.knockout.knockout")
+EXTRA = [
+    "trainer.run.train",
+    "trainer.recipe.Recipe",
+    "trainer.alignment.attach_alignment",
+    "trainer.alignment.Alignment",
+    "workbench.runs.Run",
+    "workbench.runs.load",
+    "workbench.runs.index",
+    "workbench.analysis.api.Comparison",
+    "workbench.analysis.declaration.Analysis",
+    "workbench.analysis.declaration.Context",
+    "workbench.analysis.chunks.Chunk",
+    "workbench.analysis.chunks.Part",
+    "workbench.data.base.Sample",
+    "workbench.data.base.Dataset",
+    "workbench.mllm.family.VisualTokens",
+    "workbench.mllm.family.Family",
+    "workbench.vfm.base.VFM",
+    "workbench.capture.hidden_states.Activations",
+    "workbench.capture.knockout.knockout",
+]  # public names that `from workbench import` does not give
 
 
 def api() -> str:

@@ -24,6 +24,7 @@ from PIL import Image
 from skimage import data as photographs
 
 from tests.conftest import ROOT, SMALL, SMALL_VIRAL, run
+from tests.tiny import build
 from trainer.recipe import Recipe
 from workbench.cli import parse
 from workbench.yaml_config import config_fields
@@ -179,6 +180,20 @@ def test_probe_python(folder: Path, capsys: pytest.CaptureFixture[str], monkeypa
     assert grid.startswith("(8, 8) (0.0, 0.0, 0.125, 0.125)") and shapes.startswith("torch.Size([2, 64, 32]) torch.Size([1, 4, 1, ")
 
 
+def test_other_tools_python(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nnsight and TransformerLens read is what `read` reads."""
+    with_nnsight, with_lens = blocks(PAGES["howto/other_tools.md"], "python")
+    monkeypatch.chdir(folder)
+    scope: dict[str, Any] = {}
+    (tmp_path / "other_tools.py").write_text(with_nnsight)
+    exec(compile(with_nnsight, tmp_path / "other_tools.py", "exec"), scope)  # nnsight reads the source of a trace
+    assert capsys.readouterr().out.strip() == "torch.Size([64, 32]) True" and scope["logits"].isfinite().all()
+    if importlib.util.find_spec("transformer_lens"):
+        llava = build("llava", tmp_path / "llava")
+        exec(compile(with_lens.replace("llava-hf/llava-1.5-7b-hf", str(llava)), "other_tools.md", "exec"), scope)
+        assert capsys.readouterr().out.strip() == "True"
+
+
 def test_read_run_python(runs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs").mkdir()
     for path in runs_folder.glob("cknna-*"):
@@ -188,7 +203,7 @@ def test_read_run_python(runs_folder: Path, tmp_path: Path, capsys: pytest.Captu
     scope: dict[str, Any] = {}
     for block in blocks(PAGES["howto/read_run.md"], "python"):
         exec(compile(block, "read_run.md", "exec"), scope)
-    assert set(scope["both"]) == {"baseline", "viral"} and "Alignment by layer" in capsys.readouterr().out
+    assert set(scope["both"].runs) == {"baseline", "viral"} and "Alignment by layer" in capsys.readouterr().out
     assert (scope["run"].tables["scores"].n_images == 6).all()
 
 
@@ -208,8 +223,9 @@ def run_notebook(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> di
 
 def test_probe_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scope = run_notebook("probe_a_model.ipynb", folder, monkeypatch)
-    assert scope["states"].shape == (4, 64, 32) and set(scope["runs"]) == {"baseline", "viral"}
-    assert set(scope["scores"].layer) == {0, 1, 2, 3} and (scope["scores"].n_images == 12).all() and "Alignment by layer" in scope["figures"]
+    scores = scope["both"].tables["scores"]
+    assert scope["states"].shape == (4, 64, 32) and list(scope["both"].runs) == ["baseline", "viral"] and "Alignment by layer" in scope["figures"]
+    assert set(scores.layer) == {0, 1, 2, 3} and (scores.n_images == 12).all()
 
 
 def test_alignment_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
