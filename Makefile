@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUNS ?= runs
 HEADLESS ?=
 
-.PHONY: demo test check env browser clean
+.PHONY: demo test check docs docs-serve env browser clean
 
 env: .venv/.ready
 
@@ -29,5 +29,16 @@ browser:
 check: env
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+# The site in site/, from docs/ and the docstrings; a broken link or a page outside the navigation is an error.
+docs: env .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo "site/index.html"
+
+docs-serve: env .venv/.docs
+	$(BIN)/python -m mkdocs serve
+
+.venv/.docs: .venv/.ready
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build site *.egg-info

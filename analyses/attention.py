@@ -1,4 +1,4 @@
-"""Where each attention head looks in the image when the answer is due (PAPER.md, A3 and A4).
+"""Where each attention head looks in the image when the answer is due (docs/paper.md, A3 and A4).
 
     python -m analyses.attention --model runs/baseline runs/viral --data shapes:val --limit 200 --output_dir runs
 

@@ -1,4 +1,4 @@
-"""Layer-wise alignment of a model's visual tokens with vision foundation models (PAPER.md, A2).
+"""Layer-wise alignment of a model's visual tokens with vision foundation models (docs/paper.md, A2).
 
     python -m analyses.cknna --model runs/baseline runs/viral --vfm dinov2-small --data shapes:val --limit 200 --k 10 --output_dir runs
     python -m analyses.cknna --model runs/baseline runs/viral --vfm dinov2-small --vfm_layers 3 6 9 12 --metric cka --output_dir runs

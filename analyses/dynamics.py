@@ -1,4 +1,4 @@
-"""What becomes of answers and alignment while a model is trained, and how soon one run is as good as another in the end (PAPER.md, A6).
+"""What becomes of answers and alignment while a model is trained, and how soon one run is as good as another in the end (docs/paper.md, A6).
 
     python -m analyses.dynamics --model runs/baseline-s0 runs/viral-s0 runs/baseline-s1 runs/viral-s1 --vfm dinov2-small --data shapes:val --limit 200
 

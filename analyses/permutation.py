@@ -1,4 +1,4 @@
-"""What becomes of the answers when visual tokens change places (PAPER.md, A5), at the tower and inside every layer.
+"""What becomes of the answers when visual tokens change places (docs/paper.md, A5), at the tower and inside every layer.
 
     python -m analyses.permutation --model runs/baseline runs/viral --data shapes:val --limit 200 --output_dir runs
 

@@ -1,4 +1,4 @@
-"""What becomes of the cloud of visual tokens on its way through the layers: do they grow alike, lose dimensions, form sinks (PAPER.md, A7)?
+"""What becomes of the cloud of visual tokens on its way through the layers: do they grow alike, lose dimensions, form sinks (docs/paper.md, A7)?
 
     python -m analyses.tokens --model runs/baseline runs/viral --vfm dinov2-small --data shapes:val --limit 200 --output_dir runs
 

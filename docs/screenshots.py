@@ -1,4 +1,4 @@
-"""Take the pictures of the dashboard that the README shows, in light and dark.
+"""Take screenshots of every page of the dashboard, in light and dark; the README shows one of them.
 
     python docs/screenshots.py --runs runs --out docs/images
 
@@ -30,7 +30,7 @@ PAGES = {
     "dynamics": 2400,
     "claims": 1700,
     "scene": 1250,
-}  # height of the picture
+}  # height of the screenshot
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 

@@ -1,9 +1,17 @@
-"""Every command in the README and the pages is run: as it stands, but on the small models and with small settings."""
+"""Every command, link and piece of Python in the README and the pages works: as it stands, but on the small models and with small settings."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import io
+import json
 import re
+import runpy
 import shlex
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +21,20 @@ from PIL import Image
 from skimage import data as photographs
 
 from tests.conftest import ROOT, SMALL, SMALL_VIRAL, run
+from tests.pages import DOCS, PAGES, README, blocks, commands
+from tests.tiny import build
 from trainer.recipe import Recipe
 from workbench.cli import parse
 
-README = (ROOT / "README.md").read_text()
+OUTSIDE = ("results/", "laptop_world.md")  # pages whose commands are what made their tables, hours long
 
 
-def commands(page: str) -> list[str]:
-    return [line for block in re.findall(r"```bash\n(.*?)```", page, re.S) for line in block.splitlines() if line.strip()]
+def _commands() -> Iterator[str]:
+    for text in (README, *(text for name, text in PAGES.items() if not name.startswith(OUTSIDE))):
+        yield from commands(text)
 
 
-OF_PAGES = [line for name in ("cluster", "monitor", "worlds") for line in commands((ROOT / "docs" / f"{name}.md").read_text())]
-COMMANDS = [*commands(README), *(line for line in OF_PAGES if "trainer.sweep" not in line)]  # tests/test_sweep.py reads every sweep
+COMMANDS = [line for line in dict.fromkeys(_commands()) if "mine.yaml" not in line and "ablation" not in line]  # the first is test_pretrained's
 FEW = {
     "analyses.attention": ["--limit", "12", "--null", "10"],
     "analyses.cknna": ["--limit", "12", "--null", "10", "--k", "5"],
@@ -41,16 +51,35 @@ FEW = {
 
 @pytest.fixture(scope="module")
 def folder(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder as the README assumes it: recipes, `photos`, and `runs` with a trained pair and their first stages."""
+    """A working folder as the pages assume it: recipes, `photos`, and `runs` with a trained pair and their first stages."""
     root = tmp_path_factory.mktemp("readme")
     for name in ("trainer", "app.py", "analyses", "workbench", "benchmarks"):
         (root / name).symlink_to(ROOT / name)
-    (root / "runs").symlink_to(runs_folder)
+    (root / "runs").mkdir()
+    for path in runs_folder.iterdir():
+        (root / "runs" / path.name).symlink_to(path)
     (root / "photos").mkdir()
     Image.fromarray(photographs.astronaut()).save(root / "photos" / "astronaut.jpg")
     return root
 
 
+def here(folder: Path, *words: str, code: int = 0) -> str:
+    """What `python -m ...` prints, run in this process: each of its own would spend seconds on imports."""
+    printed, errors = io.StringIO(), io.StringIO()
+    ended: object = 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", list(words))
+        patch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+        try:
+            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+        except SystemExit as stop:
+            ended = stop.code or 0
+    assert ended == code, f"{words} ended with {ended}:\n{printed.getvalue()}\n{errors.getvalue()}"
+    return printed.getvalue() if code == 0 else errors.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore:.* found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("line", COMMANDS, ids=lambda line: " ".join(line.split()[2:5]))
 def test_command(line: str, folder: Path, tmp_path: Path) -> None:
     words = shlex.split(line, comments=True)
@@ -60,7 +89,9 @@ def test_command(line: str, folder: Path, tmp_path: Path) -> None:
     start = folder / "runs" / "baseline"
     if words[:2] == ["accelerate", "launch"]:
         few = [*SMALL_VIRAL, "--optim.steps", "2", "--eval_every", "2", "--start", str(start), "--output_dir", str(tmp_path / "out")]
-        assert "accuracy" in run("accelerate.commands.launch", *words[2:], *few, cwd=folder).stdout
+        of_an_analysis = words[words.index("-m") + 1].startswith("analyses.")
+        few = FEW["analyses.cknna"] if of_an_analysis else few
+        assert ("cknna-" if of_an_analysis else "accuracy") in run("accelerate.commands.launch", *words[2:], *few, cwd=folder).stdout
         return
     assert words[:2] == ["python", "-m"]
     module, given = words[2], words[3:]
@@ -73,7 +104,7 @@ def test_command(line: str, folder: Path, tmp_path: Path) -> None:
         sweep = tmp_path / "sweep.yaml"
         flags = " ".join(SMALL)
         sweep.write_text(
-            f"seeds: [0, 1]\nvariants:\n  - 'stage1: trainer/recipes/shapes_stage1.yaml {flags}'\n"
+            f"seeds: [0]\nvariants:\n  - 'stage1: trainer/recipes/shapes_stage1.yaml {flags}'\n"
             f"  - 'baseline: trainer/recipes/shapes_baseline.yaml --start {{output_dir}}/stage1-s{{seed}} {flags}'\n"
         )
         if "--report" in given:
@@ -81,14 +112,34 @@ def test_command(line: str, folder: Path, tmp_path: Path) -> None:
         else:
             assert "baseline" in run(module, str(sweep), *given[1:], cwd=folder).stdout
     elif "--push_to_hub" in given:  # where nobody is logged in
-        assert "hub" in run(module, *given, cwd=folder, code=2).stderr
+        assert "hub" in here(folder, module, *given, code=2)
     elif module == "analyses.all":
-        assert "report.html" in run(module, *given, *FEW[module], cwd=folder).stdout and (folder / "report.html").exists()
+        assert "report.html" in here(folder, module, *given, *FEW[module]) and (folder / "report.html").exists()
+    elif module == "analyses.claims":
+        for name in given[1 : given.index("runs/scarce_easy_vqa") + 1]:
+            (folder / name).mkdir(exist_ok=True)
+        assert "trainer.sweep" in here(folder, module, *given) if "--commands" in given else "no runs yet" in here(folder, module, *given)
     elif module.startswith("analyses."):
         few = FEW[module][:4] if "photos" in line else FEW[module]
-        assert f"{module.removeprefix('analyses.')}-" in run(module, *given, *few, cwd=folder).stdout
-    else:
+        assert f"{module.removeprefix('analyses.')}-" in here(folder, module, *given, *few)
+    elif module.startswith("benchmarks."):
         assert run(module, *given, cwd=folder).stdout
+    else:
+        assert here(folder, module, *given)
+
+
+def test_commands_that_are_only_read() -> None:
+    """Those of the result pages and the long sweeps: module, files and options exist."""
+    texts = "\n".join([*(block for text in PAGES.values() for block in blocks(text, "")), *(line for text in PAGES.values() for line in commands(text))])
+    lines = re.findall(r"^python -m .*$", texts, re.M) + re.findall(r"`(python -m [^`]*)`", "\n".join([README, *PAGES.values()]))
+    assert len(lines) > 60
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        assert words[2] == "analyses.NAME" or importlib.util.find_spec(words[2]), line
+        for name in (word for word in words if word.endswith(".yaml") and "/" in word):
+            assert (ROOT / name).exists(), line
+        if words[2] == "trainer" and len(words) > 3 and words[3].endswith(".yaml") and "/" in words[3] and "VALUE" not in line:
+            parse(Recipe, words[4:], prog="trainer", recipe=ROOT / words[3])
 
 
 @pytest.mark.parametrize("module", ["trainer", "trainer.sweep", "trainer.card", "workbench.convert", "analyses.cknna"])
@@ -101,59 +152,108 @@ def test_help_names_options_as_the_pages_do(module: str) -> None:
 
 
 def test_readme_python(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    (block,) = blocks(README, "python")
     exec(compile(block, "README.md", "exec"), {})
     score, null = capsys.readouterr().out.split(maxsplit=1)
     assert 0 < float(score) < 1 and null.startswith("Null(mean=")
 
 
-def test_families_python(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "families.md").read_text(), re.S)
+def test_probe_python(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = blocks(PAGES["howto/probe.md"], "python")
     monkeypatch.chdir(folder)
-    exec(compile(block, "families.md", "exec"), {})
+    exec(compile(block, "probe.md", "exec"), {})
     grid, shapes = capsys.readouterr().out.strip().splitlines()
     assert grid.startswith("(8, 8) (0.0, 0.0, 0.125, 0.125)") and shapes.startswith("torch.Size([2, 64, 32]) torch.Size([1, 4, 1, ")
 
 
-ALIGNMENT = (ROOT / "docs" / "alignment.md").read_text()
+def test_other_tools_python(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nnsight and TransformerLens read is what `read` reads."""
+    with_nnsight, with_lens = blocks(PAGES["howto/other_tools.md"], "python")
+    monkeypatch.chdir(folder)
+    scope: dict[str, Any] = {}
+    (tmp_path / "other_tools.py").write_text(with_nnsight)
+    exec(compile(with_nnsight, tmp_path / "other_tools.py", "exec"), scope)  # nnsight reads the source of a trace
+    assert capsys.readouterr().out.strip() == "torch.Size([64, 32]) True" and scope["logits"].isfinite().all()
+    if importlib.util.find_spec("transformer_lens"):
+        llava = build("llava", tmp_path / "llava")
+        exec(compile(with_lens.replace("llava-hf/llava-1.5-7b-hf", str(llava)), "other_tools.md", "exec"), scope)
+        assert capsys.readouterr().out.strip() == "True"
+
+
+def test_read_run_python(runs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    for path in runs_folder.glob("cknna-*"):
+        if json.loads((path / "run.json").read_text())["config"]["limit"] == 6:
+            shutil.copytree(path, tmp_path / "runs" / path.name)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    for block in blocks(PAGES["howto/read_run.md"], "python"):
+        exec(compile(block, "read_run.md", "exec"), scope)
+    assert set(scope["both"].runs) == {"baseline", "viral"} and "Alignment by layer" in capsys.readouterr().out
+    assert (scope["run"].tables["scores"].n_images == 6).all()
+
+
+def cells(name: str) -> list[str]:
+    content = json.loads((DOCS / "notebooks" / name).read_text())
+    assert content["nbformat"] == 4 and not any(cell.get("outputs") for cell in content["cells"])
+    return ["".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "code"]
+
+
+def run_notebook(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.chdir(folder)
+    scope: dict[str, Any] = {}
+    for number, cell in enumerate(cells(name)):
+        exec(compile(cell, f"{name}, cell {number}", "exec"), scope)
+    return scope
+
+
+def test_probe_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scope = run_notebook("probe_a_model.ipynb", folder, monkeypatch)
+    scores = scope["both"].tables["scores"]
+    assert scope["states"].shape == (4, 64, 32) and list(scope["both"].runs) == ["baseline", "viral"] and "Alignment by layer" in scope["figures"]
+    assert set(scores.layer) == {0, 1, 2, 3} and (scores.n_images == 12).all()
+
+
+def test_alignment_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both losses are trained: the heads and the language model move, and the alignment loss falls."""
+    scope = run_notebook("align_your_loop.ipynb", folder, monkeypatch)
+    losses = [alignment for _, alignment in scope["history"]]
+    assert len(losses) > 8 and losses[-1] < losses[0] - 0.05 and all(-1 <= loss <= 1 for loss in losses)
+    assert not scope["alignment"]._handles
+
+
+ALIGNMENT = PAGES["concepts/alignment_loss.md"]
 
 
 def test_alignment_flags() -> None:
     """Every variant of the table is a recipe, and no two are the same."""
-    rows = [shlex.split(flags) for flags in re.findall(r"^\|[^|]*\| `(--[^`]*)` \|$", ALIGNMENT, re.M)]
+    table = ALIGNMENT.split("## Rivals")[0]
+    rows = [shlex.split(flags) for flags in re.findall(r"^\|[^|]*\| `(--[^`]*)` \|$", table, re.M)]
     base = ROOT / "trainer" / "recipes" / "shapes_viral.yaml"
     recipes = [parse(Recipe, flags, prog="trainer", recipe=base) for flags in rows]
     plain = parse(Recipe, [], prog="trainer", recipe=base)
     assert len(rows) == 19 and [r for r in recipes if r == plain] == [recipes[1]] and len({repr(r) for r in recipes}) == 19
 
 
-def test_alignment_python(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_loop_python(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop of one's own and the Trainer of one's own, as they stand; both move the head."""
-    loop, trainer = re.findall(r"```python\n(.*?)```", ALIGNMENT, re.S)
+    loop, trainer = blocks(PAGES["howto/own_loop.md"], "python")
     monkeypatch.chdir(folder)
     scope: dict[str, Any] = {}
-    exec(compile(loop.replace("for sample", "before = [p.clone() for p in alignment.parameters()]\nfor sample"), "alignment.md", "exec"), scope)
+    exec(compile(loop.replace("for sample", "before = [p.clone() for p in alignment.parameters()]\nfor sample"), "own_loop.md", "exec"), scope)
     steps = [list(map(float, line.split())) for line in capsys.readouterr().out.strip().splitlines()]
     assert len(steps) > 4 and all(lm - 0.5 <= loss <= lm + 0.5 and loss != lm for lm, loss in steps)
     middle = [p.detach().clone() for p in scope["alignment"].parameters()]
     assert all(not torch.equal(a, b) for a, b in zip(scope["before"], middle, strict=True))
-    exec(compile(trainer.replace('"runs/own"', repr(str(tmp_path))), "alignment.md", "exec"), scope)
+    exec(compile(trainer.replace('"runs/own"', repr(str(tmp_path))), "own_loop.md", "exec"), scope)
     assert all(not torch.equal(a, b) for a, b in zip(middle, scope["alignment"].parameters(), strict=True))
 
 
-def test_students(folder: Path, tmp_path: Path) -> None:
+def test_pretrained(folder: Path, tmp_path: Path) -> None:
     """The recipe of the page as it stands."""
-    page = (ROOT / "docs" / "students.md").read_text()
-    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
-    assert "python -m trainer mine.yaml --output_dir runs/mine" in page
+    page = PAGES["howto/pretrained.md"]
+    (block,) = blocks(page, "yaml")
+    assert commands(page) == ["python -m trainer mine.yaml --output_dir runs/mine"]
     (tmp_path / "mine.yaml").write_text(block)
     done = run("trainer", str(tmp_path / "mine.yaml"), "--output_dir", str(tmp_path / "mine"), "--log_every", "2", "--save_every", "4", cwd=folder)
     assert "accuracy" in done.stdout and (tmp_path / "mine" / "alignment_head.safetensors").exists()
-
-
-def test_everything_the_readme_and_contributing_name_exists() -> None:
-    text = README + (ROOT / "CONTRIBUTING.md").read_text()
-    for path in re.findall(r"\]\(([^)#]+)\)", text):
-        assert (ROOT / path).exists(), path
-    for path in re.findall(r"`((?:workbench|trainer|analyses|tests|docs)/[\w./]+\.(?:py|md|yaml))`", text):
-        assert (ROOT / path).exists(), path

@@ -1,6 +1,6 @@
 """Visual representation alignment: objectives, heads, and the hooks that read a model's visual tokens while it trains (VIRAL, arXiv 2509.07979).
 
-`attach_alignment` works on any model of workbench/mllm, unmodified, in a training loop of your own (docs/alignment.md); the trainer uses the same.
+`attach_alignment` works on any model of workbench/mllm, unmodified, in a training loop of your own (docs/howto/own_loop.md); the trainer uses the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Visual = Bool[Tensor, "b s"] | Sequence[Sequence[VisualTokens]]
 
 
 class AlignmentHead(nn.Sequential):
-    """P_pi: a three-layer MLP with SiLU from the language model's width to the VFM's (PAPER.md: D -> hidden -> hidden -> dim)."""
+    """P_pi: a three-layer MLP with SiLU from the language model's width to the VFM's (docs/paper.md: D -> hidden -> hidden -> dim)."""
 
     def __init__(self, width: int, hidden: int, dim: int) -> None:
         super().__init__(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, dim))

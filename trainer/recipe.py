@@ -217,7 +217,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class AlignmentConfig:
-    """The second loss, on the visual tokens inside the language model (PAPER.md, L_VRA and its variants; equations in docs/alignment.md)."""
+    """The second loss, on the visual tokens inside the language model (L_VRA; variants and equations in docs/concepts/alignment_loss.md)."""
 
     objective: Literal["none", "cosine", "relation"] = "none"
     """`none` is the baseline; `relation` compares the two tables of similarities between the tokens of an image."""
@@ -270,7 +270,7 @@ class AlignmentConfig:
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    """What is watched while training (docs/monitor.md)."""
+    """What is watched while training (docs/howto/watch.md)."""
 
     cknna_images: int = 32
     """The first so many images of the validation split, on which CKNNA of the aligned layer is measured at every evaluation; 0 for none."""

@@ -264,7 +264,7 @@ class MLLM:
         return not (bos and texts and texts[0].startswith(bos))
 
     def visual_tokens(self, batch: Batch) -> list[list[VisualTokens]]:
-        """Where the visual tokens of each sample are: [sample][image or tile].
+        """Where the visual tokens of each sample are, `[sample][image or tile]`.
 
         Raises:
             ModelError: the family gives a position that holds no visual token, the same one twice, or a grid of another size.

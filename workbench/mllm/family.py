@@ -87,7 +87,7 @@ class Family:
 
     Attributes:
         architectures: values of `config.architectures[0]` that belong to this family.
-        visual_tokens: (config, processor, batch) -> [sample][image or tile], images in order, the tiles of an image one after another.
+        visual_tokens: (config, processor, batch) -> `[sample][image or tile]`, images in order, the tiles of an image one after another.
         connector: path below `model.model` of the module whose input is the tower's features, one row for each visual token.
         merged: config -> how many consecutive rows there are for each visual token, where the connector itself merges them.
         injected: config -> how many of the first blocks have encoder features added to their output.

@@ -1,4 +1,4 @@
-"""Residual re-injection: what the image was before the language model, added again to its visual tokens after some blocks (PAPER.md, variants).
+"""Residual re-injection: what the image was before the language model, added again to its visual tokens after some blocks (docs/paper.md, variants).
 
     e_img[l] += P_phi(z)     source `projector`: the visual tokens as the first block received them; no new weights
     e_img[l] += A_l(z)       source `encoder`: a light adapter of its own for each layer, A_l(z) = W_l norm(z) + b_l, which starts at zero

@@ -2,7 +2,7 @@
 
 A VFM owns its resize and its normalisation, because preprocessing belongs to the weights: images normalised for another model are
 the silent defect this class exists to rule out. Its weights are fingerprinted when they are loaded and again after the model is built.
-The one exception is asked for by name: `teacher_norm="student"` normalises for CLIP, as the official code does to every VFM (PAPER.md, traps).
+The one exception is asked for by name: `teacher_norm="student"` normalises for CLIP, as the official code does to every VFM (docs/paper.md, traps).
 
 Geometry: an image is stretched so that feature (i, j) covers the same fraction of the picture as cell (i, j) of the MLLM. Networks that interpolate their
 position embeddings run at grid x stride; the others run at their own fixed size and the feature map is resampled.
