@@ -43,7 +43,7 @@ FEW = {
 def folder(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder as the README assumes it: recipes, `photos`, and `runs` with a trained pair and their first stages."""
     root = tmp_path_factory.mktemp("readme")
-    for name in ("trainer", "app.py", "analyses", "workbench", "benchmarks"):
+    for name in ("trainer", "app.py", "analyses", "workbench", "viral_workbench.py", "benchmarks"):
         (root / name).symlink_to(ROOT / name)
     (root / "runs").symlink_to(runs_folder)
     (root / "photos").mkdir()

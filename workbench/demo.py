@@ -270,7 +270,7 @@ def _say(line: str) -> None:
 def main(argv: list[str]) -> None:
     """Run the demo, and serve until Ctrl-C."""
     config = parse(Config, argv, prog="python -m workbench.demo", description=__doc__ or "")
-    read_recipe(SWEEPS.find(config.sweep))  # before anything is started
+    read_recipe(SWEEPS.find(config.sweep), called="sweep")  # before anything is started
     with children() as own:
         failed = run(config, own)
         if not config.headless:

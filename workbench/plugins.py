@@ -82,8 +82,8 @@ class Plugin:
 def plugins(group: str) -> Mapping[str, Plugin]:
     """{name: plugin} of a group, in the order of their packages; nothing is imported."""
     named: dict[str, Plugin] = {}
-    for point in entry_points(group=PREFIX + group):
-        package, version = (point.dist.name, point.dist.version) if point.dist is not None else ("(unknown)", "")
+    points = [(point.dist.name, point.dist.version, point) for point in entry_points(group=PREFIX + group) if point.dist is not None]
+    for package, version, point in sorted(points, key=lambda entry: entry[0]):
         first = named.get(point.name)
         if first is None:
             named[point.name] = Plugin(group, point, package, version)

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     if not argv or argv[0].startswith("-"):
         raise ConfigError("no sweep given: expected python -m trainer.sweep SWEEP")
     file = SWEEPS.find(argv[0])
-    sweep = parse(Sweep, argv[1:], prog=prog, description=__doc__ or "", recipe=file)
+    sweep = parse(Sweep, argv[1:], prog=prog, description=__doc__ or "", recipe=file, called="sweep")
     failed = {} if sweep.report or sweep.export else train_all(sweep)
     try:
         runs = finished(sweep)
