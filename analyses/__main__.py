@@ -1,22 +1,41 @@
-"""The table of analyses.
+"""The table of analyses, and any of them by its name.
 
 python -m analyses
+python -m analyses cknna --model runs/baseline runs/viral --limit 50
 """
 
 from __future__ import annotations
 
-from importlib import import_module
+import runpy
+import sys
 
-from workbench.analysis.discover import analysis_files
+from workbench.analysis.discover import analysis_commands, analysis_names, load_analyses, load_analysis
 from workbench.cli import command
+from workbench.errors import UnknownNameError
 
 
 def main(argv: list[str]) -> None:
-    """Print the name and title of every analysis in this package, and how to run one or all of them."""
-    for name in analysis_files():
-        print(f"{name:<16} {import_module(f'analyses.{name}').ANALYSIS.title}")
+    """Run the analysis that the first word names; without one, print the name and title of every analysis, and how to run one or all of them."""
+    if argv and not argv[0].startswith("-"):
+        return _run(argv[0], argv[1:])
+    if argv and argv not in (["--help"], ["-h"]):
+        raise UnknownNameError("option", argv[0], ["--help"], also="or the name of an analysis")
+    for name, analysis in load_analyses().items():
+        print(f"{name:<16} {analysis.title}")
     print("\npython -m analyses.NAME --model A B --help\npython -m analyses.all --model A B --report report.html")
     print("python -m analyses.claims --runs FOLDER    the claims ledger: what the paper says, and the verdict of stored runs")
+
+
+def _run(name: str, argv: list[str]) -> None:
+    if name in analysis_commands():
+        sys.argv[1:] = argv
+        runpy.run_module(f"analyses.{name}", run_name="__main__", alter_sys=True)
+        return
+    if name not in analysis_names():
+        raise UnknownNameError("analysis", name, [*analysis_names(), *analysis_commands()])
+    from workbench.analysis.command import run
+
+    run(load_analysis(name), argv)
 
 
 if __name__ == "__main__":

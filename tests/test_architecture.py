@@ -8,7 +8,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,9 @@ ALLOWED = {
     "analyses": {"analyses", "workbench"},
     "trainer": {"trainer", "workbench"},
     "app.py": {"workbench"},
+    "viral_workbench.py": {"workbench"},
 }
+TOPS = {"workbench", "analyses", "trainer", "app", "viral_workbench", "tests", "benchmarks"}
 ONLY_IN = {
     "streamlit": ("app.py", "workbench/dashboard/"),
     "nnsight": ("workbench/capture/edit.py",),
@@ -44,8 +46,9 @@ def imports(file: Path) -> set[str]:
 def test_arrows(file: Path) -> None:
     name = str(file.relative_to(ROOT))
     top = name.split("/")[0]
-    own = {module.split(".")[0] for module in imports(file)} & {"workbench", "analyses", "trainer", "app", "tests", "benchmarks"}
-    assert own <= ALLOWED[top], f"{name} imports {own - ALLOWED[top]}"
+    own = {module.split(".")[0] for module in imports(file)} & TOPS
+    checked = {"viral_workbench"} if name.count("/") == 1 and name.endswith("/__init__.py") else set()  # the check of the installation
+    assert own <= ALLOWED[top] | checked, f"{name} imports {own - ALLOWED[top]}"
     for module in imports(file):
         if top == "analyses" and module.startswith("analyses."):
             raise AssertionError(f"{name} imports another analysis: {module}")
@@ -105,7 +108,7 @@ def test_every_import_is_declared() -> None:
     needed = {_normal(name) for name in project["dependencies"]}
     extra = {key: {_normal(name) for name in names} for key, names in project["optional-dependencies"].items()}
     optional = needed.union(*(names for key, names in extra.items() if key != "test"))
-    homes, own = packages_distributions(), {*ALLOWED, "app", "tests", "benchmarks"}
+    homes, own = packages_distributions(), TOPS
     checked: dict[str, list[Path]] = {
         "product": FILES,
         "tests": sorted((ROOT / "tests").glob("*.py")),
@@ -120,6 +123,14 @@ def test_every_import_is_declared() -> None:
                 assert allowed & set(map(_normal, homes.get(module, [module]))), (
                     f"{file.relative_to(ROOT)} imports {module}, which pyproject.toml does not declare"
                 )
+
+
+def test_every_dependency_has_a_lower_bound_that_this_environment_meets() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for line in [*project["dependencies"], *(line for lines in project["optional-dependencies"].values() for line in lines)]:
+        name, _, bound = line.partition(">=")
+        assert re.fullmatch(r"\d+(\.\d+)?", bound), f"{line}: expected NAME>=MAJOR.MINOR"
+        assert tuple(map(int, version(name).split(".")[:2])) >= tuple(map(int, bound.split("."))), f"{line}: {version(name)} is installed"
 
 
 def test_no_page_asks_a_font_server() -> None:

@@ -25,6 +25,7 @@ from workbench.dashboard import live
 from workbench.dashboard.folders import files_below
 from workbench.demo import Children, Config, Progress, Stage, children, stages
 from workbench.errors import RunError
+from workbench.package_files import RECIPES, SWEEPS
 
 GOOD, BAD = ("-c", "print('done')"), ("-c", "raise SystemExit(3)")
 
@@ -47,15 +48,15 @@ def gone(process: int) -> bool:
 def test_the_makefile_runs_it_and_it_trains_what_it_analyses() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(r"^demo: env\n\t\$\(BIN\)/python -m workbench\.demo --runs \$\(RUNS\) \$\(if \$\(HEADLESS\),--headless\)$", makefile, re.M)
-    sweep = parse(Sweep, [], prog="sweep", recipe=ROOT / Config().sweep)
+    sweep = parse(Sweep, [], prog="sweep", recipe=SWEEPS.find(Config().sweep))
     assert [job.folder for job in sweep.runs()] == [Config().runs / name for name in demo.MODELS] and sweep.processes == 2
 
 
 def test_the_pair_differs_in_alignment_alone_and_is_small() -> None:
     from trainer.recipe import Recipe
 
-    sweep = parse(Sweep, [], prog="sweep", recipe=ROOT / Config().sweep)
-    first, second = (parse(Recipe, job.arguments[1:], prog="trainer", recipe=ROOT / job.arguments[0]) for job in sweep.runs())
+    sweep = parse(Sweep, [], prog="sweep", recipe=SWEEPS.find(Config().sweep))
+    first, second = (parse(Recipe, job.arguments[1:], prog="trainer", recipe=RECIPES.find(job.arguments[0])) for job in sweep.runs())
     assert replace(second, alignment=first.alignment, output_dir=first.output_dir) == first and not first.alignment.aligned and second.alignment.aligned
     assert first.start is None and first.optim.steps <= 600 and (first.data.limit_train or 9999) <= 300  # ten minutes on two cores
     assert first.keep_checkpoints is None and first.save_every < first.optim.steps  # for analyses.dynamics
@@ -67,9 +68,11 @@ def test_every_stage_is_a_command_whose_options_exist(stage: Stage, tmp_path: Pa
     assert "unknown option '--xyz'" in refused(*stage.words[1:], "--xyz", "1")
 
 
-def test_the_demo_is_started_in_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_that_is_not_there_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert f"no trainer/sweeps/demo.yaml in {tmp_path}" in refused("workbench.demo", "--headless") and not list(tmp_path.iterdir())
+    assert refused("workbench.demo", "--sweep", "dmeo").endswith("did you mean 'demo'?")
+    assert "no sweep mine/demo.yaml: expected a YAML file" in refused("workbench.demo", "--sweep", "mine/demo.yaml")
+    assert not list(tmp_path.iterdir())
 
 
 # --- how far it is -------------------------------------------------------------------------------------------------------------------------
@@ -88,7 +91,7 @@ def test_every_stage_is_run_and_its_state_stored(tmp_path: Path, monkeypatch: py
 
 def test_what_others_need_stops_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     staged(monkeypatch, Stage("broken", BAD, needed=True), Stage("never", GOOD))
-    with pytest.raises(RunError, match="broken: the command above ended with code 3; make demo goes on from there"):
+    with pytest.raises(RunError, match="broken: the command above ended with code 3; the same command goes on from there"):
         demo.run(Config(tmp_path, headless=True), Children())
     progress = Progress.read(tmp_path)
     assert progress is not None and [stage.state for stage in progress.stages] == ["failed", "waiting"]
@@ -122,7 +125,7 @@ def test_it_trains_says_three_sentences_and_a_second_run_trains_nothing(
         "seeds: [0]\nsuffix: false\nvariants:\n"
         f"  - 'baseline: {ROOT}/trainer/recipes/demo_baseline.yaml {flags}'\n  - 'viral: {ROOT}/trainer/recipes/demo_viral.yaml {flags} --alignment.layer 2'\n"
     )
-    config = Config(tmp_path / "runs", headless=True, sweep=tmp_path / "small.yaml")
+    config = Config(tmp_path / "runs", headless=True, sweep=str(tmp_path / "small.yaml"))
     training, summary = (stage for stage in stages(config) if stage.words[1] in ("trainer.sweep", "workbench.summary"))
     staged(monkeypatch, training, summary)
     monkeypatch.chdir(ROOT)
@@ -130,7 +133,7 @@ def test_it_trains_says_three_sentences_and_a_second_run_trains_nothing(
     said = capfd.readouterr().out
     assert re.search(r"^1\. Two models were trained alike, on the same 24 images of shapes:train, for 4 steps, with seed 0", said, re.M)
     assert re.search(r"^2\. On \d+ questions about 8 images of shapes:test, baseline answers", said, re.M)
-    assert re.search(r"^3\. Open next: .*streamlit run app\.py -- --runs", said, re.M)
+    assert re.search(r"^3\. Open next: .*`viral app --runs", said, re.M)
     written = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").glob("*/training.*")}
     assert len(written) == 4 and demo.run(config, Children()) == []
     assert written == {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").glob("*/training.*")}

@@ -53,7 +53,7 @@ FEW = {
 def folder(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder as the pages assume it: recipes, `photos`, and `runs` with a trained pair and their first stages."""
     root = tmp_path_factory.mktemp("readme")
-    for name in ("trainer", "app.py", "analyses", "workbench", "benchmarks"):
+    for name in ("trainer", "app.py", "analyses", "workbench", "viral_workbench.py", "benchmarks"):
         (root / name).symlink_to(ROOT / name)
     (root / "runs").mkdir()
     for path in runs_folder.iterdir():

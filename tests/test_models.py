@@ -207,7 +207,7 @@ def test_all_analyses_keep_two_folders_of_one_name_apart(pair: list[Path], tmp_p
     from analyses.all.__main__ import Budget, _section
     from workbench.models import named_models as names
 
-    monkeypatch.setattr("analyses.all.__main__.import_module", lambda name: SimpleNamespace(ANALYSIS=_analysis()))
+    monkeypatch.setattr("analyses.all.__main__.load_analysis", lambda name: _analysis())
     asked = Budget(model=tuple(map(str, pair)), limit=2, output_dir=tmp_path)
     section, crashed = _section("toy", asked, names(asked.model))
     assert not crashed and section.models == ["a/checkpoint-1", "b/checkpoint-1"] and not section.notes

@@ -28,9 +28,14 @@ def _repository(folder: Path) -> str:
     return git("rev-parse", "HEAD", cwd=folder)
 
 
+def _copy(root: Path) -> None:
+    shutil.copytree(ROOT / "workbench", root / "workbench", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "viral_workbench.py", root)
+
+
 def _package(root: Path, name: str = "viral-workbench") -> Path:
     """A copy of the package in `root`, in a checkout's layout."""
-    shutil.copytree(ROOT / "workbench", root / "workbench", ignore=shutil.ignore_patterns("__pycache__"))
+    _copy(root)
     (root / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text().replace('name = "viral-workbench"', f'name = "{name}"'))
     return root
 
@@ -65,7 +70,7 @@ def test_an_installed_package_has_no_commit(tmp_path: Path) -> None:
     """An environment or a copy inside another repository, and another project of the same layout."""
     _repository(tmp_path / "mine")
     site = tmp_path / "mine" / ".venv" / "lib" / "site-packages"
-    shutil.copytree(ROOT / "workbench", site / "workbench", ignore=shutil.ignore_patterns("__pycache__"))
+    _copy(site)
     assert recorded(site, tmp_path / "mine") == ("", False)
     assert recorded(_package(tmp_path / "mine" / "vendored"), tmp_path / "mine") == ("", False)
     fork = tmp_path / "fork"

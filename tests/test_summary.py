@@ -142,9 +142,9 @@ def test_what_to_open_names_what_is_there(tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     assert "report.html" not in what_to_open(report=report, runs=tmp_path)
     report.write_text("")
-    said = what_to_open(report=report, runs=Path("runs"), sweep=Path("trainer/sweeps/demo.yaml"))
-    assert said.startswith(f"Open next: {report} in a browser") and "`streamlit run app.py -- --runs runs`" in said
-    assert "`python -m trainer.sweep trainer/sweeps/demo.yaml --seeds 1 2 3 --suffix --output_dir runs/seeds`" in said
+    said = what_to_open(report=report, runs=Path("runs"), sweep="demo")
+    assert said.startswith(f"Open next: {report} in a browser") and "`viral app --runs runs`" in said
+    assert "`python -m trainer.sweep demo --seeds 1 2 3 --suffix --output_dir runs/seeds`" in said
     assert "http://127.0.0.1:8501" in (served := what_to_open(runs=Path("runs"), address="http://127.0.0.1:8501")) and "streamlit run" not in served
 
 

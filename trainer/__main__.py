@@ -1,20 +1,22 @@
 """Train one model.
 
-python -m trainer trainer/recipes/shapes_viral.yaml --seed 1 --output_dir runs/viral-s1
-python -m trainer trainer/recipes/shapes_stage1.yaml --optim.steps 20 --data.limit_train 64 --output_dir runs/try
-accelerate launch --num_processes 2 -m trainer trainer/recipes/shapes_viral.yaml
+python -m trainer shapes_viral --seed 1 --output_dir runs/viral-s1
+python -m trainer shapes_stage1 --optim.steps 20 --data.limit_train 64 --output_dir runs/try
+accelerate launch --num_processes 2 -m trainer shapes_viral
+
+A recipe is a name (`viral path` lists those in the package) or the path of a YAML file.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from trainer import distributed
 from trainer.recipe import Recipe
 from workbench.cli import command, parse
 from workbench.errors import ConfigError, RunError
+from workbench.package_files import RECIPES
 
 
 def main(argv: list[str]) -> None:
@@ -35,10 +37,10 @@ def read(argv: list[str]) -> Recipe:
     """The recipe that a command line describes."""
     if not argv or argv[0].startswith("-"):
         if "--help" not in argv and "-h" not in argv:
-            raise ConfigError("no recipe given: expected python -m trainer RECIPE.yaml [--section.key value ...]")
+            raise ConfigError("no recipe given: expected python -m trainer RECIPE [--section.key value ...]")
         recipe, rest = None, argv
     else:
-        recipe, rest = Path(argv[0]), argv[1:]
+        recipe, rest = RECIPES.find(argv[0]), argv[1:]
     config = parse(Recipe, rest, prog="python -m trainer RECIPE", description=__doc__ or "", recipe=recipe)
 
     if config.start is not None and config.start.suffix == ".yaml" and recipe is not None:

@@ -3,6 +3,10 @@
 from importlib import import_module
 from typing import Any
 
+from viral_workbench import check_packages
+
+check_packages()
+
 _HOME = {
     "cknna": "workbench.metrics",
     "cka": "workbench.metrics",

@@ -21,8 +21,43 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
-def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str = "", recipe: Path | None = None) -> Config:
+@dataclasses.dataclass(frozen=True)
+class ConfigFile:
+    """An option of commands whose options a file may have; a base class of their options."""
+
+    config: Path | None = None
+    """YAML file with any of these options, each under its name; an option on the command line overrides it."""
+
+
+def parse_with_file(cls: type[Config], argv: Sequence[str], *, prog: str, description: str = "") -> Config:
+    """`parse` for a subclass of `ConfigFile`: its defaults, then the file after `--config`, then the flags.
+
+    Raises:
+        ConfigError: as `parse`; or --config twice, without a file, or in the file itself.
+    """
+    words, files = [], []
+    given = iter(argv)
+    for word in given:
+        name, equals, value = word.partition("=")
+        if name != "--config":
+            words.append(word)
+        elif not (file := value if equals else next(given, "")) or file.startswith("--"):
+            raise ConfigError(f"option '--config' has {f'the value {file!r}' if file else 'no value'}: expected --config FILE.yaml")
+        else:
+            files.append(Path(file))
+    if len(files) > 1:
+        raise ConfigError(f"option '--config' is there with {files[0]} and {files[1]}: expected one file")
+    asked: Any = parse(cls, words, prog=prog, description=description, recipe=files[0] if files else None, called="file")
+    if asked.config is not None:
+        raise ConfigError(f"key 'config' in {files[0]} is {asked.config}: expected options, and --config on the command line alone")
+    return asked  # type: ignore[no-any-return]
+
+
+def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str = "", recipe: Path | None = None, called: str = "recipe") -> Config:
     """Build a `cls` from its defaults, then the YAML file `recipe`, then the flags in `argv`.
+
+    Args:
+        called: what errors call the file.
 
     Raises:
         ConfigError: an unknown key or option (with the nearest valid one) or a value of the wrong type.
@@ -33,7 +68,7 @@ def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str
     known = dict(config_fields(cls))
     flags: list[str] = []
     if recipe is not None:
-        for key, value in flatten(read_recipe(recipe)):
+        for key, value in flatten(read_recipe(recipe, called=called)):
             if any(name.startswith(f"{key}.") for name in known):
                 raise ConfigError(f"key '{key}' in {recipe} is {value}: expected keys and values below it, or no such key")
             check_known(key, known, f"key '{key}' in {recipe}")

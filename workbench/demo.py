@@ -1,4 +1,4 @@
-"""What `make demo` does: the dashboard first, behind it a pair of trainings and every analysis of both, and three sentences at the end.
+"""What `viral demo` and `make demo` do: the dashboard first, behind it a pair of trainings and every analysis of both, and three sentences at the end.
 
 python -m workbench.demo
 python -m workbench.demo --runs runs --headless
@@ -27,7 +27,10 @@ from typing import Any, Literal
 from workbench.cli import command, parse
 from workbench.errors import RunError
 from workbench.files import atomic_file, make_folder
+from workbench.package_files import SWEEPS
+from workbench.processes import environment, python
 from workbench.runs import now
+from workbench.yaml_config import read_recipe
 
 State = Literal["waiting", "running", "done", "failed", "stopped"]
 PROGRESS_FILE = "demo.json"
@@ -44,8 +47,8 @@ class Config:
     """The folder for models, analyses and the report."""
     headless: bool = False
     """Serve no dashboard."""
-    sweep: Path = Path("trainer/sweeps/demo.yaml")
-    """What trains `baseline` and `viral`."""
+    sweep: str = "demo"
+    """What trains `baseline` and `viral`: the name of a sweep in the package, or the path of a YAML file."""
     limit: int = 40
     """Images for each analysis."""
     cknna_limit: int = 100
@@ -127,10 +130,10 @@ def stages(config: Config) -> list[Stage]:
     analyses = ("-m", "analyses.all", "--model", *models, "--limit", str(config.limit), "--output_dir", runs, "--report", report)
     vfms = ("dinov2-small", "efficientnet-lite0")
     cknna = ("-m", "analyses.cknna", "--model", *models, "--vfm", *vfms, "--data", "shapes:val", "--limit", str(config.cknna_limit), "--output_dir", runs)
-    summary = ("-m", "workbench.summary", "--model", *models, "--report", report, "--runs", runs, "--sweep", str(config.sweep))
+    summary = ("-m", "workbench.summary", "--model", *models, "--report", report, "--runs", runs, "--sweep", config.sweep)
     return [
         Stage("the weights of both vision networks", ("-m", "workbench.vfm", *vfms), needed=True),
-        Stage("both trainings, side by side", ("-m", "trainer.sweep", str(config.sweep), "--output_dir", runs), needed=True),
+        Stage("both trainings, side by side", ("-m", "trainer.sweep", config.sweep, "--output_dir", runs), needed=True),
         Stage(f"every analysis of both models, on {config.limit} images", analyses),
         Stage(f"CKNNA of both with both vision networks, on {config.cknna_limit} images", cknna),
         Stage("what came out", summary, needed=True),
@@ -146,8 +149,9 @@ class Children:
 
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(self, words: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen([sys.executable, *words], stdin=subprocess.DEVNULL, **options)
+    def start(self, words: Sequence[str], stdout: int | None = None, **variables: str) -> subprocess.Popen[bytes]:
+        """Start `python WORDS`, with `variables` in its environment."""
+        process = subprocess.Popen(python(words), stdin=subprocess.DEVNULL, stdout=stdout, env=environment(**variables))
         self.running.append(process)
         return process
 
@@ -190,8 +194,8 @@ def serve(runs: Path, own: Children) -> str:
         RunError: it ended, or does not answer within two minutes.
     """
     port = _free_port()
-    words = ["-m", "streamlit", "run", "app.py", "--server.port", str(port), "--logger.level", "warning", "--", "--runs", str(runs)]
-    server = own.start(words, stdout=subprocess.DEVNULL)
+    words = ["-m", "workbench.dashboard", "--port", str(port), "--runs", str(runs)]
+    server = own.start(words, stdout=subprocess.DEVNULL, STREAMLIT_LOGGER_LEVEL="warning")
     deadline = time.monotonic() + 120
     while True:
         with socket.socket() as asked:
@@ -254,7 +258,7 @@ def run(config: Config, own: Children) -> list[str]:
         if state == "failed":
             failed.append(stage.title)
             if stage.needed:
-                raise RunError(f"{stage.title}: the command above ended with code {code}; make demo goes on from there")
+                raise RunError(f"{stage.title}: the command above ended with code {code}; the same command goes on from there")
     return failed
 
 
@@ -266,15 +270,14 @@ def _say(line: str) -> None:
 def main(argv: list[str]) -> None:
     """Run the demo, and serve until Ctrl-C."""
     config = parse(Config, argv, prog="python -m workbench.demo", description=__doc__ or "")
-    if missing := next((file for file in (config.sweep, Path("app.py")) if not file.exists()), None):
-        raise RunError(f"no {missing} in {Path.cwd()}: expected the demo to be started in the folder of the repository, as `make demo` does")
+    read_recipe(SWEEPS.find(config.sweep), called="sweep")  # before anything is started
     with children() as own:
         failed = run(config, own)
         if not config.headless:
             _say("the dashboard goes on until Ctrl-C")
             own.running[0].wait()
     if failed:
-        raise RunError(f"{len(failed)} of the stages failed ({'; '.join(failed)}): expected none; make demo tries them again")
+        raise RunError(f"{len(failed)} of the stages failed ({'; '.join(failed)}): expected none; the same command tries them again")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,10 @@ class PackageError(WorkbenchError):
     """A package that carries files we need and cannot be downloaded."""
 
 
+class PluginError(WorkbenchError):
+    """Something that another package adds by an entry point, and that cannot be loaded."""
+
+
 class ModelError(WorkbenchError):
     """A model that is unsupported, or that fails its validation at load."""
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from workbench.errors import UnknownNameError
+from workbench.errors import PluginError, UnknownNameError
+from workbench.plugins import plugins
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class Registry(Generic[T]):
-    """Maps names to values of one kind; `kind` is the word used in error messages, such as "metric"."""
+    """Maps names to values of one kind.
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    Args:
+        kind: the word used in error messages, such as "metric".
+        group: of entry points (`workbench.plugins`), by which other packages add theirs; they are loaded when a name is first asked for.
+        of: the class of the values, by which a plugin is checked; None for functions.
+    """
+
+    def __init__(self, kind: str, group: str = "", of: type[object] | None = None) -> None:
+        self.kind, self.group, self.of = kind, group, of
         self._items: dict[str, T] = {}
+        self._broken: dict[str, PluginError] = {}
+        self._loaded = not group
 
     def add(self, name: str, item: T) -> T:
         """Register `item` under `name`; a second registration of a name is a programming error."""
@@ -29,17 +40,43 @@ class Registry(Generic[T]):
         return lambda item: self.add(name, item)
 
     def get(self, name: str) -> T:
-        """Return the item called `name`, or raise `UnknownNameError` with the nearest valid name."""
+        """Return the item called `name`.
+
+        Raises:
+            UnknownNameError: no such name; it has the nearest valid one.
+            PluginError: the plugin of that name cannot be loaded.
+        """
+        if name not in self._items:
+            self._load()
+        if name in self._broken:
+            raise self._broken[name]
         try:
             return self._items[name]
         except KeyError:
             raise UnknownNameError(self.kind, name, self._items) from None
 
     def names(self) -> list[str]:
+        """All names, those of plugins last; a plugin that cannot be loaded is left out, with a warning."""
+        self._load()
         return list(self._items)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
+        return iter(self.names())
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.names())
+
+    def _load(self) -> None:
+        """Register what plugins add, once; what is here already keeps its name."""
+        if self._loaded:
+            return
+        self._loaded = True
+        for name, plugin in plugins(self.group).items():
+            try:
+                if name in self._items:
+                    raise PluginError(f"{plugin} has the name of a {self.kind} of viral-workbench: expected another one; it is left out")
+                self._items[name] = plugin.load(self.of)
+            except PluginError as error:
+                log.warning("%s", error)
+                if name not in self._items:
+                    self._broken[name] = error

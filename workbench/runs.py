@@ -23,6 +23,7 @@ import pandas as pd
 
 from workbench.errors import RunError
 from workbench.files import atomic_folder
+from workbench.plugins import identities, installed_packages
 
 if TYPE_CHECKING:  # torch takes a second to import, and listing runs does not need it
     import plotly.graph_objects as go
@@ -65,10 +66,15 @@ class Run:
 
 
 def run_key(analysis: str, version: int, config: Mapping[str, Any], model: str, data: str) -> str:
-    """Hash of all that determines a run's numbers, 12 hex digits; `model` and `data` are fingerprints, and the releases of libraries enter by themselves."""
+    """Hash of all that determines a run's numbers, 12 hex digits; `model` and `data` are fingerprints.
+
+    The releases of libraries enter by themselves, and so do the plugins that the analysis and its options name.
+    """
     from workbench.hashing import libraries
 
-    content = json.dumps([analysis, version, dict(config), model, data, libraries()], sort_keys=True, default=str)
+    used = identities(analysis, config)  # {} for most runs, whose keys know of no plugins
+    parts = [analysis, version, dict(config), model, data, libraries(), *([used] if used else [])]
+    content = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
@@ -146,7 +152,7 @@ def environment(argv: list[str]) -> dict[str, object]:
     from workbench.hashing import LIBRARIES
 
     root = checkout()
-    packages = {name: _version(name) for name in (*LIBRARIES, "accelerate", "nnsight")} | {PACKAGE: _own_version(root)}
+    packages = {name: _version(name) for name in (*LIBRARIES, "accelerate", "nnsight")} | {PACKAGE: _own_version(root)} | installed_packages()
     return {
         "argv": argv,
         "git": "" if root is None else _git(root, "rev-parse", "HEAD"),
@@ -158,7 +164,7 @@ def environment(argv: list[str]) -> dict[str, object]:
 
 
 PACKAGE = "viral-workbench"
-CODE = ("workbench", "analyses", "trainer", "app.py", "pyproject.toml")  # what a checkout holds that changes a number
+CODE = ("workbench", "analyses", "trainer", "viral_workbench.py", "app.py", "pyproject.toml")  # what a checkout holds that changes a number
 
 
 def checkout(code: Path | None = None) -> Path | None:

@@ -1,6 +1,6 @@
 """Two trained models in three sentences for someone who sees them for the first time.
 
-python -m workbench.summary --model runs/baseline runs/viral --report runs/report.html --sweep trainer/sweeps/demo.yaml
+python -m workbench.summary --model runs/baseline runs/viral --report runs/report.html --sweep demo
 
 What was compared follows from the two recipes, what came out from the answers that both folders hold to the same questions, and what to open next from what
 is there. The difference is paired by question, with an interval over images. One pair of trainings says nothing about other seeds, and the sentence says so.
@@ -156,7 +156,7 @@ def what_came_out(first: Trained, second: Trained, found: Outcome) -> str:
     return f"On {asked}, {scores} ({by_chance}): {points}{few}, so {ahead}; {once}."
 
 
-def what_to_open(*, report: Path | None = None, address: str = "", runs: Path | None = None, sweep: Path | None = None) -> str:
+def what_to_open(*, report: Path | None = None, address: str = "", runs: Path | None = None, sweep: str | None = None) -> str:
     """Where to look next, of what there is.
 
     Args:
@@ -171,9 +171,9 @@ def what_to_open(*, report: Path | None = None, address: str = "", runs: Path | 
     if address:
         parts.append(f"{address}, where each page shows one analysis of both models")
     elif runs is not None:
-        parts.append(f"the dashboard, served by `{shlex.join(['streamlit', 'run', 'app.py', '--', '--runs', str(runs)])}`")
+        parts.append(f"the dashboard, served by `{shlex.join(['viral', 'app', '--runs', str(runs)])}`")
     if sweep is not None and runs is not None:
-        words = ["python", "-m", "trainer.sweep", str(sweep), "--seeds", "1", "2", "3", "--suffix", "--output_dir", str(runs / "seeds")]
+        words = ["python", "-m", "trainer.sweep", sweep, "--seeds", "1", "2", "3", "--suffix", "--output_dir", str(runs / "seeds")]
         parts.append(f"`{shlex.join(words)}`, three pairs more, whose interval is over seeds")
     return f"Open next: {'; '.join(parts)}." if parts else "Open next: python -m analyses lists what can be asked of both models."
 
@@ -238,7 +238,7 @@ class Config:
     """Where the dashboard is served, if it is."""
     runs: Path | None = None
     """The runs folder; by default the one that holds the first model."""
-    sweep: Path | None = None
+    sweep: str | None = None
     """The sweep that trained them."""
 
 

@@ -43,11 +43,12 @@ class UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_recipe(path: Path, extending: tuple[Path, ...] = (), called: str = "recipe") -> dict[str, Any]:
     """Read a YAML mapping; its key `base` names another recipe, relative to this one, that it extends.
 
     Args:
         extending: the recipes that have this one for their base.
+        called: what errors call it.
 
     Raises:
         ConfigError: no such file (with the nearest name in its folder), not a mapping, a key that is there twice, or a base that extends itself.
@@ -55,23 +56,23 @@ def read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not path.is_file():
         names = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, names, n=1)
-        raise ConfigError(f"no recipe {path}: expected a YAML file" + (f"; did you mean '{path.parent / near[0]}'?" if near else ""))
+        raise ConfigError(f"no {called} {path}: expected a YAML file" + (f"; did you mean '{path.parent / near[0]}'?" if near else ""))
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {path} is not valid YAML ({' '.join(str(error).split())})") from error
+        raise ConfigError(f"{called} {path} is not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, Mapping):
-        raise ConfigError(f"recipe {path} holds {type(content).__name__}, expected a mapping of keys to values")
+        raise ConfigError(f"{called} {path} holds {type(content).__name__}, expected a mapping of keys to values")
     own = _nested(content, path)
     base = own.pop("base", None)
     if base is None:
         return own
     if not isinstance(base, str):
-        raise ConfigError(f"key 'base' in {path} is {base}: expected the name of a recipe beside it")
+        raise ConfigError(f"key 'base' in {path} is {base}: expected the name of a {called} beside it")
     extending = (*extending, path.resolve())
     if (path.parent / base).resolve() in extending:
-        raise ConfigError(f"recipe {path} has the base {base}, which extends it in turn: expected a recipe that stands by itself")
-    return merge(read_recipe(path.parent / base, extending), own)
+        raise ConfigError(f"{called} {path} has the base {base}, which extends it in turn: expected one that stands by itself")
+    return merge(read_recipe(path.parent / base, extending, called), own)
 
 
 def _nested(content: Mapping[Any, Any], path: Path) -> dict[str, Any]:

@@ -14,16 +14,15 @@ import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from workbench.analysis import report
 from workbench.analysis.declaration import Analysis, DataOptions, Where
-from workbench.analysis.discover import analysis_files
+from workbench.analysis.discover import analysis_names, load_analyses, load_analysis, words_of
 from workbench.analysis.execution import execute
 from workbench.claims.shown import newest
-from workbench.cli import changed_flags, command, parse
+from workbench.cli import ConfigFile, changed_flags, command, parse_with_file
 from workbench.data import load_data
 from workbench.errors import ConfigError, UnknownNameError, WorkbenchError
 from workbench.mllm.load import load_config
@@ -33,7 +32,7 @@ from workbench.vfm import find_vfm
 
 
 @dataclass(frozen=True)
-class Budget(DataOptions, Where):
+class Budget(DataOptions, Where, ConfigFile):
     """What every analysis is given."""
 
     limit: int = 50
@@ -50,7 +49,7 @@ class Budget(DataOptions, Where):
 def main(argv: list[str]) -> None:
     """Run them all and write the report; exit code 1 where one failed for a reason that is not the user's."""
     words = ["python", "-m", "analyses.all", *argv]
-    asked = parse(Budget, argv, prog="python -m analyses.all", description="All analyses, one HTML report")
+    asked = parse_with_file(Budget, argv, prog="python -m analyses.all", description="All analyses, one HTML report")
     names = _names(asked)
     models = named_models(asked.model)
     check_revision(models, asked.revision)
@@ -88,16 +87,18 @@ def main(argv: list[str]) -> None:
 
 
 def _names(asked: Budget) -> list[str]:
-    known = list(analysis_files())
+    """The analyses that are asked for; a plugin that cannot be loaded is an error where it is named, and left out where all are asked for."""
+    known = analysis_names()
     for name in asked.only:
         if name not in known:
             raise UnknownNameError("analysis", name, known)
-    return [name for name in known if not asked.only or name in asked.only]
+        load_analysis(name)
+    return list(load_analyses(name for name in known if not asked.only or name in asked.only))
 
 
 def _section(name: str, asked: Budget, models: Mapping[str, str]) -> tuple[report.Section, bool]:
     """One analysis on every model that it takes, and whether it crashed on one."""
-    analysis: Analysis = import_module(f"analyses.{name}").ANALYSIS
+    analysis = load_analysis(name)
     found: dict[str, Run] = {}
     notes: dict[str, list[str]] = {}
     commands, crashed = [], False
@@ -107,7 +108,7 @@ def _section(name: str, asked: Budget, models: Mapping[str, str]) -> tuple[repor
             word = model if label == label_of(model) else f"{label}={model}"
             options: dict[str, Any] = {field.name: getattr(asked, field.name) for field in dataclasses.fields(Where)}
             where = Where(**options | {"model": (word,)} | ({"revision": None} if is_folder(model) else {}))
-            words = ["python", "-m", f"analyses.{name}", "--model", word, *changed_flags(config), "--output_dir", str(asked.output_dir)]
+            words = [*words_of(name), "--model", word, *changed_flags(config), "--output_dir", str(asked.output_dir)]
             words += ["--revision", where.revision] if where.revision else []
             found |= execute(analysis, config, where, words)
             commands.append(words)

@@ -1,10 +1,12 @@
 """Train several variants over several seeds, side by side, and compare them with paired intervals.
 
-python -m trainer.sweep trainer/sweeps/shapes_seeds.yaml
-python -m trainer.sweep trainer/sweeps/ablation_layer.yaml --seeds 0 1 2
-python -m trainer.sweep trainer/sweeps/shapes_seeds.yaml --report      # the table of what is there, no training
-python -m trainer.sweep trainer/sweeps/shapes_seeds.yaml --export docs/results/seeds      # what outlives the machine: a small JSON file a run
-python -m trainer.sweep trainer/sweeps/shapes_seeds.yaml --report --exported docs/results/seeds
+python -m trainer.sweep shapes_seeds
+python -m trainer.sweep ablation_layer --seeds 0 1 2
+python -m trainer.sweep shapes_seeds --report      # the table of what is there, no training
+python -m trainer.sweep shapes_seeds --export docs/results/seeds      # what outlives the machine: a small JSON file a run
+python -m trainer.sweep shapes_seeds --report --exported docs/results/seeds
+
+A sweep is a name (`viral path` lists those in the package) or the path of a YAML file.
 
 A finished run is skipped and an interrupted one is resumed, so the command can be repeated until everything is there. A run that fails is named and the
 others go on. SIGTERM and Ctrl-C stop the trainings. The result is `sweep-NAME.parquet` and `sweep-NAME.html` in the output folder, NAME being the file's.
@@ -16,7 +18,6 @@ flips, which with S seeds is at least 2 / 2^S, and p_holm is corrected for all v
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from trainer.sweep.comparison import Runs, notes, report, write
 from trainer.sweep.results import export, finished
@@ -24,6 +25,7 @@ from trainer.sweep.runner import train_all
 from trainer.sweep.spec import Sweep
 from workbench.cli import command, parse
 from workbench.errors import ConfigError, RunError
+from workbench.package_files import SWEEPS
 
 
 def main(argv: list[str]) -> None:
@@ -32,8 +34,9 @@ def main(argv: list[str]) -> None:
     if argv in (["--help"], ["-h"]):
         parse(Sweep, argv, prog=prog, description=__doc__ or "")
     if not argv or argv[0].startswith("-"):
-        raise ConfigError("no sweep given: expected python -m trainer.sweep SWEEP.yaml")
-    sweep = parse(Sweep, argv[1:], prog=prog, description=__doc__ or "", recipe=Path(argv[0]))
+        raise ConfigError("no sweep given: expected python -m trainer.sweep SWEEP")
+    file = SWEEPS.find(argv[0])
+    sweep = parse(Sweep, argv[1:], prog=prog, description=__doc__ or "", recipe=file, called="sweep")
     failed = {} if sweep.report or sweep.export else train_all(sweep)
     try:
         runs = finished(sweep)
@@ -41,7 +44,7 @@ def main(argv: list[str]) -> None:
             export(sweep.export, runs)
             sys.stdout.write(f"{len(runs)} of {len(list(sweep.runs()))} runs are in {sweep.export}\n")
         if sweep.report or sweep.export is None:
-            _print(sweep, runs, Path(argv[0]).stem)
+            _print(sweep, runs, file.stem)
     except RunError as error:
         if failed:
             raise _failure(failed) from error

@@ -15,6 +15,7 @@ from threading import Thread
 from typing import Any
 
 from trainer.sweep.spec import Job, Sweep, check
+from workbench.processes import environment, python
 from workbench.training_folder import RECIPE_FILE, RECORD_FILE
 
 
@@ -30,9 +31,9 @@ class Running:
     @classmethod
     def begin(cls, job: Job, threads: int) -> Running:
         resume = ["--resume"] if (job.folder / RECIPE_FILE).exists() else []
-        words = [sys.executable, "-m", "trainer", *job.arguments, *resume]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
+        words = python(["-m", "trainer", *job.arguments, *resume])
+        variables = environment(OMP_NUM_THREADS=str(threads))
+        process = subprocess.Popen(words, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
         lines: deque[str] = deque(maxlen=20)
         reader = Thread(target=cls._relay, args=(process, lines), daemon=True)
         reader.start()

@@ -15,6 +15,7 @@ from trainer.recipe import Recipe
 from workbench.cli import parse
 from workbench.data import load_data
 from workbench.errors import ConfigError, UnknownNameError, WorkbenchError
+from workbench.package_files import RECIPES
 from workbench.training_folder import BEST_ROW, RECIPE_FILE, RECORD_FILE
 
 SCORED = "expected questions with options, whose answers a sweep compares"
@@ -87,13 +88,13 @@ class Sweep:
     output_dir: Path = Path("runs/sweep")
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     variants: tuple[str, ...] = ()
-    """Each "name: RECIPE.yaml --section.key value ..."; {output_dir}, {point} (of the grid, such as _limit_train-300) and {seed} are filled in, and a run waits
+    """Each "name: RECIPE --section.key value ..."; {output_dir}, {point} (of the grid, such as _limit_train-300) and {seed} are filled in, and a run waits
     for its --start folder."""
     grid: tuple[str, ...] = ()
     """Each "section.key: value value ..."; every combination is trained for every variant or, with `over`, is a variant of that recipe. A value such as 2,3,4
     is a list."""
     over: str = ""
-    """A recipe that the grid varies, instead of all variants: "RECIPE.yaml --section.key value ..."."""
+    """A recipe that the grid varies, instead of all variants: "RECIPE --section.key value ..."."""
     first: str = ""
     """A run, written as in `variants`, that is trained once, in a folder of its name and with the first seed: a first stage that all share."""
     against: str = "baseline"
@@ -120,7 +121,7 @@ class Sweep:
             raise ConfigError(f"{len(self.seeds)} seeds without a suffix would share their folders: expected one seed")
         for text in (*self.variants, *filter(None, [self.first])):
             if not re.match(r"[\w.+-]+:\s*\S", text):
-                raise ConfigError(f"variant '{text}': expected 'name: RECIPE.yaml [--section.key value ...]'")
+                raise ConfigError(f"variant '{text}': expected 'name: RECIPE [--section.key value ...]'")
         if self.exported is not None and (self.export is not None or not self.report):
             raise ConfigError(f"exported is {self.exported}: expected it with --report, and without --export, since it is read in place of the runs")
         self._check_grid()
@@ -212,7 +213,7 @@ def check(sweep: Sweep) -> None:
     first = folders[0] if sweep.first else None
     for job in sweep.jobs():
         if not job.arguments or job.arguments[0].startswith("-"):
-            raise ConfigError(f"variant '{job.name}': expected a recipe first, as in '{job.name}: RECIPE.yaml [--section.key value ...]'")
+            raise ConfigError(f"variant '{job.name}': expected a recipe first, as in '{job.name}: RECIPE [--section.key value ...]'")
         recipe = job.recipe()
         if recipe.dry_run:
             raise ConfigError(f"variant '{job.name}' has --dry_run, which trains nothing: expected python -m trainer for that")
@@ -236,4 +237,4 @@ def _has_options(spec: str, limit: int | None) -> bool:
 
 @cache
 def _recipe(file: str, *words: str) -> Recipe:
-    return parse(Recipe, words, prog="sweep", recipe=Path(file))
+    return parse(Recipe, words, prog="sweep", recipe=RECIPES.find(file))

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 from workbench import runs
 from workbench.analysis.declaration import Analysis, Where
+from workbench.analysis.discover import words_of
 from workbench.analysis.execution import execute
-from workbench.cli import command, parse
+from workbench.cli import ConfigFile, command, parse_with_file
 from workbench.ranks import Ranks
 
 T = TypeVar("T")
@@ -18,14 +19,16 @@ T = TypeVar("T")
 
 def main(analysis: Analysis) -> None:
     """The command line of one analysis."""
-    command(lambda argv: _main(analysis, argv))
+    command(lambda argv: run(analysis, argv))
 
 
-def _main(analysis: Analysis, argv: list[str]) -> None:
-    both = dataclasses.make_dataclass("Command", [], bases=(analysis.config, Where), frozen=True)
-    asked: Any = parse(both, argv, prog=f"python -m analyses.{analysis.name}", description=analysis.title)
+def run(analysis: Analysis, argv: list[str]) -> None:
+    """Run an analysis as its command line asks, and print the table and the folders of its runs."""
+    words = words_of(analysis.name)
+    both = dataclasses.make_dataclass("Command", [], bases=(analysis.config, Where, ConfigFile), frozen=True)
+    asked: Any = parse_with_file(both, argv, prog=" ".join(words), description=analysis.title)
     config, where = _part(asked, analysis.config), _part(asked, Where)
-    found = execute(analysis, config, where, ["python", "-m", f"analyses.{analysis.name}", *argv])
+    found = execute(analysis, config, where, [*words, *argv])
     if not Ranks.here().main:
         return
     sys.stdout.write(analysis.summary(found).to_string(index=False, float_format="{:.3f}".format) + "\n")

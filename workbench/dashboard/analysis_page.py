@@ -19,6 +19,7 @@ import streamlit as st
 
 from workbench import figures, runs
 from workbench.analysis.declaration import Analysis
+from workbench.analysis.discover import load_analysis, words_of
 from workbench.dashboard.folders import default_models, runs_root, trained_models
 from workbench.dashboard.jobs import jobs, may_start
 from workbench.runs import Run
@@ -28,14 +29,14 @@ CURVES = "Curves and table"
 
 def page(name: str) -> None:
     """Figures and table of the chosen runs of one analysis."""
-    analysis: Analysis = import_module(f"analyses.{name}").ANALYSIS
+    analysis = load_analysis(name)
     st.title(analysis.heading)
     st.caption(analysis.title)
     _show_finished(name)
     table = runs.index(runs_root())
     table = table[table["analysis"] == name]
     if table.empty:
-        st.info(f"Nothing of this kind is stored yet. Run `python -m analyses.{name} --model runs/baseline runs/viral`, or start it below.")
+        st.info(f"Nothing of this kind is stored yet. Run `{' '.join(words_of(name))} --model runs/baseline runs/viral`, or start it below.")
     else:
         _stored(analysis, table)
     with st.expander("A new run", expanded=table.empty):
@@ -117,7 +118,7 @@ def _new(analysis: Analysis) -> None:
     """A form from the Config, and the command that it stands for."""
     models = trained_models(finished=True)
     chosen = st.multiselect("Models", models, default=default_models(models), key="new-model")
-    words = ["python", "-m", f"analyses.{analysis.name}", "--model", *(str(runs_root() / name) for name in chosen)]
+    words = [*words_of(analysis.name), "--model", *(str(runs_root() / name) for name in chosen)]
     hints = get_type_hints(analysis.config)
     flags: list[list[str]] = []
     for column, field in zip(st.columns(3) * len(hints), dataclasses.fields(analysis.config), strict=False):

@@ -11,19 +11,18 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
 import streamlit as st
 
 from workbench.errors import RunError
+from workbench.processes import environment, python
 
 State = Literal["running", "done", "failed", "stopped"]
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -107,17 +106,15 @@ class Jobs:
         with self.lock:
             if name in self.newest and self.newest[name].state == "running":
                 raise RunError(f"a job of '{name}' is running already: expected one at a time; stop it or wait for its end")
-            home = str(Path(next(iter(import_module("analyses").__path__))).parent)
-            paths = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
             descriptor, output = tempfile.mkstemp(prefix=f"viral-{name}-", suffix=".log")
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     process = subprocess.Popen(
-                        [sys.executable, *words[1:]],
+                        python(words[1:]),
                         stdin=subprocess.DEVNULL,
                         stdout=file,
                         stderr=subprocess.STDOUT,
-                        env=os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"},
+                        env=environment(PYTHONUNBUFFERED="1"),
                         start_new_session=True,
                     )
             except (OSError, ValueError) as error:

@@ -61,7 +61,7 @@ def follow(key: str, default: Sequence[T]) -> Sequence[T] | None:
 
 
 def demo() -> bool:
-    """The stages of `make demo`, where this folder has one: what is done, what runs, what is still to come; returns whether it is under way."""
+    """The stages of a demo, where this folder has one: what is done, what runs, what is still to come; returns whether it is under way."""
     progress = Progress.read(runs_root())
     if progress is None:
         return False
@@ -69,7 +69,7 @@ def demo() -> bool:
     with st.expander("The demo" + (", done" if ended else ""), expanded=not ended):
         st.markdown("\n".join(f"- {MARKS.get(stage.state, '')} {_said(stage)}" for stage in progress.stages))
         if not ended and not progress.alive:
-            st.warning("The demo was interrupted; `make demo` goes on where it stopped.")
+            st.warning("The demo was interrupted; the same command (`viral demo` or `make demo`) goes on where it stopped.")
         elif not ended:
             st.caption("This page draws itself again whenever there is something new; the other pages when you open them.")
     return not ended and progress.alive

@@ -24,7 +24,7 @@ from workbench.training_folder import (
     training_steps,
 )
 
-EMPTY = "Nothing is stored in {} yet. Train a model with `python -m trainer trainer/recipes/shapes_viral.yaml`, or run `make demo`."
+EMPTY = "Nothing is stored in {} yet. Train a model with `python -m trainer shapes_viral`, or run `viral demo`."
 
 
 def page() -> None:

@@ -38,7 +38,7 @@ def page() -> None:
     st.title("Scene")
     models = trained_models(finished=True)
     if not models:
-        st.info("No finished model is stored yet. Train one with `python -m trainer trainer/recipes/shapes_viral.yaml`, or run `make demo`.")
+        st.info("No finished model is stored yet. Train one with `python -m trainer shapes_viral`, or run `viral demo`.")
         return
     with st.sidebar:
         chosen = st.multiselect("Models", models, default=default_models(models), key="models", max_selections=4, bind="query-params")

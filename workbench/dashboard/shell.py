@@ -7,7 +7,7 @@ from functools import partial
 
 import streamlit as st
 
-from workbench.analysis.discover import analysis_files
+from workbench.analysis.discover import analysis_files, analysis_names
 from workbench.errors import WorkbenchError
 
 
@@ -47,9 +47,12 @@ def _scene() -> None:
 
 
 def analysis_pages() -> dict[str, str]:
-    """{name: page title} of every file in `analyses`, read from its `PAGE = "..."` line: importing them all would take seconds."""
-    found = {}
-    for name, file in analysis_files().items():
-        title = re.search(r'^PAGE = "([^"]+)"$', file.read_text(), re.M)
-        found[name] = title[1] if title else name.replace("_", " ").capitalize()
-    return found
+    """{name: page title} of every analysis, read from the line `PAGE = "..."` of its file: importing them all would take seconds.
+
+    The title of a plugin's page is its name.
+    """
+    files, titles = analysis_files(), {}
+    for name in analysis_names():
+        title = re.search(r'^PAGE = "([^"]+)"$', files[name].read_text(encoding="utf-8"), re.M) if name in files else None
+        titles[name] = title[1] if title else name.replace("_", " ").capitalize()
+    return titles

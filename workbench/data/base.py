@@ -267,7 +267,7 @@ def mixed(parts: Sequence[Dataset], weights: Sequence[float], seed: int = 0) -> 
 
 
 Loader = Callable[..., Dataset]
-DATASETS: Registry[Loader] = Registry("data set")
+DATASETS: Registry[Loader] = Registry("data set", "data")
 
 
 def load_data(spec: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None) -> Dataset:

@@ -53,7 +53,7 @@ class Metric:
         return max(1, PREPARED_BYTES // (8 * n * n * forms)) if self.square else 2**20
 
 
-METRICS: Registry[Metric] = Registry("metric")
+METRICS: Registry[Metric] = Registry("metric", "metrics", Metric)
 
 
 def cknna(x: Array, y: Array, *, k: int = 10) -> float:

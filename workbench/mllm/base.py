@@ -29,6 +29,7 @@ from workbench.mllm.load import load_config, load_model
 from workbench.mllm.processors import check_agreement, load_processor
 from workbench.mllm.residual import KEY, Residual, load_residual
 from workbench.mllm.validate import validate as validate_mllm
+from workbench.plugins import identity
 from workbench.weights.pretrained import call, hub_options
 
 
@@ -50,7 +51,8 @@ class MLLM:
         """Of weights by name, configuration, generation settings, tokenizer, processor and chat template: all that decides an answer but the libraries."""
         adapters = {f"{KEY}.{key}": value for key, value in self.residual.state_dict().items()} if self.residual is not None else {}
         weights = fingerprint(saved_tensors(self.model) | adapters)
-        return settings_hash(weights, model_settings(self.model), processor_fingerprint(self.processor))
+        code = [plugin] if (plugin := identity("families", self.family.name)) else []
+        return settings_hash(weights, model_settings(self.model), processor_fingerprint(self.processor), *code)
 
     @classmethod
     def load(

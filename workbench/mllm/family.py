@@ -108,7 +108,7 @@ class Family:
     shares_prefix: bool = False
 
 
-FAMILIES: Registry[Family] = Registry("model family")
+FAMILIES: Registry[Family] = Registry("model family", "families", Family)
 
 CROSS_ATTENTION = "its language model reads the image through cross-attention, so no position of its sequence is a visual token"
 QUERIES = "its Q-Former turns the image into learnt queries, so its visual tokens have no place in the image"

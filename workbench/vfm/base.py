@@ -24,6 +24,7 @@ from torch.nn import functional
 from workbench.data.images import upright_rgb
 from workbench.errors import ConfigError, DataError
 from workbench.hashing import libraries, settings_hash, without_place
+from workbench.plugins import identity
 from workbench.registry import Registry
 from workbench.weights.catalogue import CATALOGUE as WEIGHTS
 from workbench.weights.fetch import source, weights_config
@@ -97,12 +98,14 @@ class VFMEntry:
         return settings_hash(source(self.weights)["fingerprint"], self.settings(), libraries())
 
     def settings(self) -> str:
-        """Hash of all that its features depend on besides image, weights and libraries: config.json, block or stage, normalization, stride."""
+        """Hash of all that its features depend on besides image, weights and libraries: config.json, block or stage, normalization, stride, a plugin's code."""
         named = self.name if self.name in CATALOGUE else ""  # an entry of the catalogue says which block; a folder may have any name
-        return settings_hash(without_place(weights_config(self.weights)), named, self.stride, self.dim, self.fixed, *self.normalisation, self.teacher_norm)
+        code = [plugin] if (plugin := identity("vfms", self.name)) else []
+        parts = (named, self.stride, self.dim, self.fixed, *self.normalisation, self.teacher_norm, *code)
+        return settings_hash(without_place(weights_config(self.weights)), *parts)
 
 
-CATALOGUE: Registry[VFMEntry] = Registry("VFM")
+CATALOGUE: Registry[VFMEntry] = Registry("VFM", "vfms", VFMEntry)
 
 
 @dataclass(frozen=True)

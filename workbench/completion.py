@@ -1,0 +1,98 @@
+"""What a shell needs to complete `viral`: commands, names of recipes, sweeps and analyses, and options; anything else is completed as a file.
+
+python -m workbench.completion bash
+python -m workbench.completion zsh
+
+    viral completion bash > ~/.local/share/bash-completion/completions/viral
+    viral completion zsh > ~/.viral-completion.zsh      # and in ~/.zshrc: source ~/.viral-completion.zsh
+
+The script is a snapshot: write it again after an upgrade, or when another package has added an analysis.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any, Literal, get_type_hints
+
+import tyro
+
+from workbench.analysis.declaration import Where
+from workbench.analysis.discover import load_analyses
+from workbench.cli import ConfigFile, command, parse
+from workbench.commands import COMMANDS, Command
+from workbench.package_files import RECIPES, SWEEPS
+from workbench.yaml_config import config_fields
+
+SCRIPT = """{start}_viral() {{
+    local cur="${{COMP_WORDS[COMP_CWORD]}}" at="$COMP_CWORD" words=""
+    if (( at == 1 )); then
+        words="{commands}"
+    else
+        case "${{COMP_WORDS[1]}}" in
+{cases}
+        esac
+    fi
+    COMPREPLY=( $(compgen -W "$words" -- "$cur") )
+}}
+complete -o default -o bashdefault -F _viral viral
+"""
+START = {"bash": "", "zsh": "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which shell."""
+
+    shell: Annotated[Literal["bash", "zsh"], tyro.conf.Positional]
+
+
+def main(argv: list[str]) -> None:
+    """Print the script."""
+    sys.stdout.write(script(parse(Config, argv, prog="python -m workbench.completion", description=__doc__ or "").shell))
+
+
+def script(shell: str) -> str:
+    """The completion script of a shell."""
+    cases = [f"            {name}) {_words(_first(command), flags_of(*_classes(command)))} ;;" for name, command in COMMANDS.items() if command.options]
+    analyses = load_analyses()
+    each = [f"                {name}) {_words((), flags_of(analysis.config, Where, ConfigFile))} ;;" for name, analysis in analyses.items()]
+    listed = f'(( at == 2 )) && words="{" ".join(analyses)}"'
+    cases.append(
+        "\n".join(["            analyze)", f"                {listed}", '                case "${COMP_WORDS[2]}" in', *each, "                esac ;;"])
+    )
+    return SCRIPT.format(start=START[shell], commands=" ".join([*COMMANDS, "--help", "--version"]), cases="\n".join(cases))
+
+
+def _first(command: Command) -> Iterable[str]:
+    return {"recipe": RECIPES, "sweep": SWEEPS}[command.first].files() if command.first else ()
+
+
+def _classes(command: Command) -> list[Any]:
+    module, _, name = command.options.partition(":")
+    return [getattr(import_module(module), name)]
+
+
+def _words(first: Iterable[str], flags: Iterable[str]) -> str:
+    """The bash that sets `words`: the options, and where a command begins the names too."""
+    names = " ".join(first)
+    return f'words="{" ".join(flags)}"' + (f'; (( at == 2 )) && words="{names} $words"' if names else "")
+
+
+def flags_of(*classes: Any) -> Iterator[str]:
+    """The options of a command line that is made of dataclasses."""
+    for cls in classes:
+        words = {name for name, hint in get_type_hints(cls, include_extras=True).items() if tyro.conf.Positional in getattr(hint, "__metadata__", ())}
+        for key, hint in config_fields(cls):
+            if key not in words:
+                yield f"--{key}"
+                if hint is bool:
+                    head, _, last = key.rpartition(".")
+                    yield f"--{head + '.' if head else ''}no-{last}"
+    yield from ("--help", "--debug")
+
+
+if __name__ == "__main__":
+    command(main)
