@@ -30,7 +30,7 @@ from trainer.aligned_model import AlignedForConditionalGeneration, AlignedOutput
 from trainer.alignment import cosine_loss
 from trainer.loop import AlignmentTrainer
 from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
-from trainer.setups.packed import prepare
+from trainer.setups.packed import PackedSetup
 from trainer.setups.packing import Packing
 from workbench.mllm.conversation import IGNORED
 
@@ -55,7 +55,7 @@ class EveryPosition(nn.Module):
         super().__init__()
         self.head, self.hidden, self.visual = head, torch.empty(0), torch.empty(0)
         model.register_forward_pre_hook(self._see_tokens, with_kwargs=True)
-        model.student.model.language_model.layers[layer - 1].register_forward_hook(lambda _, __, output: setattr(self, "hidden", output))
+        model.base.model.language_model.layers[layer - 1].register_forward_hook(lambda _, __, output: setattr(self, "hidden", output))
 
     def _see_tokens(self, model: nn.Module, _: object, inputs: dict[str, Tensor]) -> None:
         self.visual = Packing.of(inputs["segments"]).flat(inputs["input_ids"]) == model.config.image_token_id
@@ -68,17 +68,17 @@ class Padded(AlignedForConditionalGeneration):
     """The plain reference: every row is as long as the longest of its batch, and a mask (b, 1, s, s) keeps its questions apart."""
 
     def __init__(self, model: AlignedForConditionalGeneration) -> None:
-        super().__init__(model.student)
-        self.student.set_attn_implementation({"text_config": "sdpa"})
+        super().__init__(model.base)
+        self.base.set_attn_implementation({"text_config": "sdpa"})
 
     def forward(self, input_ids, labels, position_ids, segments, connector_inputs, num_items_in_batch=None, **_) -> AlignedOutput:
         """The language-model loss alone."""
         query, key = segments[:, :, None], segments[:, None]
         earlier, itself = (torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool) for _ in range(2))
         seen = (earlier.tril() & ((key == 0) | (key == query)) & (query >= 0)) | (itself.tril() & itself.triu())
-        image = BaseModelOutputWithPooling(pooler_output=list(self.student.model.multi_modal_projector(connector_inputs)))
+        image = BaseModelOutputWithPooling(pooler_output=list(self.base.model.multi_modal_projector(connector_inputs)))
         inputs = {"input_ids": input_ids, "attention_mask": seen[:, None], "position_ids": position_ids}
-        logits = self.student(**inputs, mm_encoder_outputs={"image": image}, use_cache=False).logits
+        logits = self.base(**inputs, mm_encoder_outputs={"image": image}, use_cache=False).logits
         answers = labels != IGNORED
         losses = nn.functional.cross_entropy(logits[answers].float(), labels[answers], reduction="sum")
         return AlignedOutput(losses / num_items_in_batch, None, logits)
@@ -88,12 +88,12 @@ class Variant:
     """A model in training, a step at a time."""
 
     def __init__(self, recipe: Recipe, folder: Path, rounds: int, *, compute_vfm: bool = False, every_position: bool = False, padded: bool = False) -> None:
-        self.recipe, self.prepared = recipe, prepare(recipe)
+        self.recipe, self.setup = recipe, PackedSetup.from_recipe(recipe)
         if padded:
-            self.prepared = replace(self.prepared, model=Padded(self.prepared.model))
-        model, train = self.prepared.model, self.prepared.train
+            self.setup = replace(self.setup, model=Padded(self.setup.model))
+        model, train = self.setup.model, self.setup.train
         if compute_vfm:  # the VFM alone: a baseline needs the tower's features too, and keeps them in the cache
-            train.targets = prepare(replace(recipe, data=replace(recipe.data, features="compute"))).train.targets
+            train.targets = PackedSetup.from_recipe(replace(recipe, data=replace(recipe.data, features="compute"))).train.targets
         if every_position:
             model.alignment.heads[0] = EveryPosition(model.alignment.heads[0], model, recipe.alignment.layer[0])
         optim = recipe.optim
@@ -109,7 +109,7 @@ class Variant:
             seed=recipe.seed,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
-        self.trainer = AlignmentTrainer(recipe=recipe, prepared=self.prepared, watched=(None, []), args=arguments)
+        self.trainer = AlignmentTrainer(recipe=recipe, setup=self.setup, watched=(None, []), args=arguments)
         self.trainer.create_optimizer_and_scheduler(rounds)
         self.batches = self._batches()
         self.batch: dict[str, Any] = {}
@@ -123,7 +123,7 @@ class Variant:
         """Take one training step."""
         start = clocks()
         (self.batch,), answers = self.trainer.get_batch_samples(self.batches, 1, self.trainer.args.device)
-        model = self.prepared.model
+        model = self.setup.model
         self.trainer.current_gradient_accumulation_steps = 1
         self.losses.append(self.trainer.training_step(model, self.batch, answers))
         nn.utils.clip_grad_norm_(model.parameters(), self.recipe.optim.max_grad_norm)
@@ -135,7 +135,7 @@ class Variant:
 
 def head_step(variant: Variant, every: bool) -> Times:
     """Take the head, its loss and their gradients alone, on hidden states of the shape of the last batch."""
-    model, batch = variant.prepared.model, variant.batch
+    model, batch = variant.setup.model, variant.batch
     hidden = torch.randn(*batch["input_ids"].shape, model.config.text_config.hidden_size, requires_grad=True)
     head, visual, (target,) = model.alignment.heads[0], batch["input_ids"] == model.config.image_token_id, batch["targets"].values()
     start = clocks()
@@ -173,7 +173,7 @@ def main(argv: list[str]) -> None:
                 times[name].append(head_step(variants[CACHED], name == HEAD_EVERY))
     seconds = {name: np.array(own)[WARM_UP:] for name, own in times.items()}
     length, batch = variants[CACHED].batch["input_ids"].shape[1], recipe.optim.batch_size
-    tokens = variants[CACHED].prepared.train.inputs.shape[1]
+    tokens = variants[CACHED].setup.train.inputs.shape[1]
     print(f"batch {batch}, {length} positions of which {tokens} visual, float32, {torch.get_num_threads()} threads, {rounds} rounds; medians [95 %]")
     away = max(float((a - b).abs()) for a, b in zip(variants[BASELINE].losses, variants[PADDED].losses, strict=True))
     print(f"largest difference of a loss between {BASELINE} and {PADDED}, over {rounds + WARM_UP} steps: {away:.1e}")

@@ -21,7 +21,7 @@ from tests.tiny import BUILDERS, build
 from trainer.alignment import AlignmentHead, attach_alignment, cosine_loss, relation_loss, weight_at
 from trainer.recipe import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, Recipe
 from trainer.run import train
-from trainer.setups.packed import prepare
+from trainer.setups.packed import PackedSetup
 from trainer.setups.packed_data import collate
 from trainer.setups.packing import Packing
 from workbench.capture.edit import edit
@@ -297,7 +297,7 @@ def test_settings_that_do_not_fit_are_one_sentence(settings: dict[str, Any], mes
 
 
 def test_a_typo_in_the_lora_targets_names_the_layers_there_are(tmp_path: Path) -> None:
-    words = [recipe("baseline"), "--start", "None", *SMALL, "--model.train", "lora", "--model.lora.targets", "q_pro", "--output_dir", str(tmp_path / "out")]
+    words = [recipe("baseline"), "--stage1", "None", *SMALL, "--model.train", "lora", "--model.lora.targets", "q_pro", "--output_dir", str(tmp_path / "out")]
     last = refused("trainer", *words)
     assert last.startswith("error: unknown model.lora.targets 'q_pro': expected one of") and last.endswith("did you mean 'q_proj'?")
     assert not (tmp_path / "out").exists()
@@ -311,7 +311,7 @@ def test_a_typo_in_the_lora_targets_names_the_layers_there_are(tmp_path: Path) -
 
 def one_step(settings: Recipe) -> tuple[Any, Any, set[str]]:
     """The prepared run, its first output, and the names of the tensors that a step moved."""
-    ready = prepare(settings)
+    ready = PackedSetup.from_recipe(settings)
     model = ready.model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
@@ -326,7 +326,7 @@ def test_the_head_moves_in_the_first_step_in_every_mode(train: str) -> None:
     base = tiny()
     _, _, moved = one_step(replace(base, model=replace(base.model, train=train)))  # type: ignore[arg-type]
     assert {f"alignment.heads.0.{n}.{p}" for n in (0, 2, 4) for p in ("weight", "bias")} <= moved
-    assert {"student.model.multi_modal_projector.linear_1.weight", "student.model.multi_modal_projector.linear_2.weight"} <= moved
+    assert {"base.model.multi_modal_projector.linear_1.weight", "base.model.multi_modal_projector.linear_2.weight"} <= moved
     assert not any("vision_tower" in name for name in moved)
     language = {name for name in moved if "language_model" in name}
     if train == "all":
@@ -341,15 +341,15 @@ def test_the_head_moves_in_the_first_step_in_every_mode(train: str) -> None:
 @pytest.mark.parametrize("objective", ["cosine", "relation"])
 def test_the_targets_of_a_run_are_what_they_are_called(objective: str, target: str) -> None:
     """The first loss of a run equals float64 computed from the model's own hidden states and independently made targets."""
-    ready = prepare(tiny(objective=objective, target=target, vfm=VFMS, layer=(1, 3)))
+    ready = PackedSetup.from_recipe(tiny(objective=objective, target=target, vfm=VFMS, layer=(1, 3)))
     batch = collate([ready.train[i] for i in range(2)])
     model = ready.model.train()
     states: dict[int, torch.Tensor] = {}
     for layer in (1, 3):
-        model.student.model.language_model.layers[layer - 1].register_forward_hook(lambda _, __, output, layer=layer: states.update({layer: output}))
+        model.base.model.language_model.layers[layer - 1].register_forward_hook(lambda _, __, output, layer=layer: states.update({layer: output}))
     output = model(**batch)
     visual = Packing.of(batch["segments"]).flat(batch["input_ids"])[0] == model.config.image_token_id
-    projector = model.student.model.multi_modal_projector
+    projector = model.base.model.multi_modal_projector
     projected = projector.linear_2(torch.nn.functional.gelu(projector.linear_1(batch["connector_inputs"])))
     if target == "vfm":
         images = [ready.train.data.scenes[i][0].image for i in range(2)]
@@ -369,19 +369,19 @@ def test_the_targets_of_a_run_are_what_they_are_called(objective: str, target: s
 
 def test_the_target_of_the_projector_has_no_gradient() -> None:
     """With the language model cut off before the head, nothing is left that could move the connector."""
-    ready = prepare(tiny(target="projector"))
+    ready = PackedSetup.from_recipe(tiny(target="projector"))
     model = ready.model.train()
-    model.student.model.language_model.layers[1].register_forward_hook(lambda _, __, output: output.detach())
+    model.base.model.language_model.layers[1].register_forward_hook(lambda _, __, output: output.detach())
     del model.alignment._handles
-    fresh = attach_alignment(model.student, layers=[2], dims={"projector": 32}, hidden=16)
+    fresh = attach_alignment(model.base, layers=[2], dims={"projector": 32}, hidden=16)
     model.alignment = fresh
     model(**collate([ready.train[0]])).alignment_loss.backward()
-    assert all(p.grad is None or not p.grad.any() for p in model.student.parameters())
+    assert all(p.grad is None or not p.grad.any() for p in model.base.parameters())
     assert all(p.grad is not None and p.grad.any() for p in fresh.parameters())
 
 
 def test_the_controls_act_on_the_own_encoder_too() -> None:
-    plain, others = (prepare(tiny(target="encoder", images=images)) for images in ("same", "others"))
+    plain, others = (PackedSetup.from_recipe(tiny(target="encoder", images=images)) for images in ("same", "others"))
     assert torch.equal(plain.train.targets["encoder"].rows(range(8)), plain.train.inputs.rows(range(8)))
     assert all(not torch.equal(plain.train.inputs[i], others.train.targets["encoder"][i]) for i in range(8))
 
@@ -394,7 +394,7 @@ def test_the_default_head_and_loss_are_what_they_were() -> None:
     from trainer.build.toy_llava import build_llava, build_processor
     from workbench.data import load_data
 
-    ready = prepare(tiny())
+    ready = PackedSetup.from_recipe(tiny())
     train, val = load_data("shapes:train", limit=8), load_data("shapes:val", limit=4)
     processor = build_processor(TINY.model, sorted(train.vocabulary | val.vocabulary))
     set_seed(0)
@@ -405,13 +405,13 @@ def test_the_default_head_and_loss_are_what_they_were() -> None:
     assert all(torch.equal(a, b) for a, b in zip(head.parameters(), ready.model.alignment.parameters(), strict=True))
     batch = collate([ready.train[i] for i in range(4)])
     seen: list[torch.Tensor] = []
-    ready.model.student.model.language_model.layers[1].register_forward_hook(lambda _, __, output: seen.append(output))
+    ready.model.base.model.language_model.layers[1].register_forward_hook(lambda _, __, output: seen.append(output))
     output = ready.model(**batch)
     visual = seen[0][Packing.of(batch["segments"]).flat(batch["input_ids"]) == ready.model.config.image_token_id].view(4, 64, -1)
     assert torch.equal(output.alignment_loss, cosine_loss(head(visual), batch["targets"]["efficientnet-lite0"]))
 
 
-VARIED = ["--start", "None", *SMALL, "--alignment.hidden", "16"]
+VARIED = ["--stage1", "None", *SMALL, "--alignment.hidden", "16"]
 SPLIT = {
     "several": ["--alignment.layer", "1", "3", "--alignment.vfm", *VFMS, "--alignment.schedule", "cosine", "--alignment.warmup", "3"],
     "residual": ["--alignment.residual", "encoder", "--alignment.layer", "2", "--alignment.objective", "relation"],
@@ -470,9 +470,11 @@ def test_lora_ends_as_a_plain_folder_that_computes_the_same(variants: Path) -> N
     folder = variants / "lora"
     assert not (folder / "trained.safetensors").exists() and not list(folder.rglob("adapter_config.json"))
     base = tiny()
-    ready = prepare(replace(base, data=DataConfig(limit_train=24, limit_val=8), model=replace(base.model, train="lora", lora=LoraConfig(rank=2))))
+    ready = PackedSetup.from_recipe(
+        replace(base, data=DataConfig(limit_train=24, limit_val=8), model=replace(base.model, train="lora", lora=LoraConfig(rank=2)))
+    )
     trained = load_file(folder / "checkpoint-12" / "trained.safetensors")
-    own = dict(ready.model.student.named_parameters())
+    own = dict(ready.model.base.named_parameters())
     assert set(trained) == {name for name, p in own.items() if p.requires_grad} and all("lora" in n or "projector" in n for n in trained)
     with torch.no_grad():
         for name, value in trained.items():
@@ -489,7 +491,7 @@ def test_lora_ends_as_a_plain_folder_that_computes_the_same(variants: Path) -> N
     mllm = MLLM.load(str(folder))
     batch = mllm.encode([ready.val.data[0].image], [ready.val.data[0].question])
     with torch.inference_mode():
-        torch.testing.assert_close(ready.model.student(**batch.inputs).logits, mllm.model(**batch.inputs).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ready.model.base(**batch.inputs).logits, mllm.model(**batch.inputs).logits, atol=1e-4, rtol=1e-4)
 
 
 # --- residual -----------------------------------------------------------------------------------------------------------------------------
@@ -500,14 +502,14 @@ def test_the_loaded_residual_computes_what_training_computed(variants: Path) -> 
     folder = variants / "residual"
     mllm = MLLM.load(str(folder))
     assert mllm.residual is not None and all(p.any() for p in mllm.residual.parameters())
-    ready = prepare(replace(tiny(objective="none", residual="encoder"), data=DataConfig(limit_train=24, limit_val=8)))
+    ready = PackedSetup.from_recipe(replace(tiny(objective="none", residual="encoder"), data=DataConfig(limit_train=24, limit_val=8)))
     model = ready.model.eval()
-    model.student.load_state_dict(AutoModelForImageTextToText.from_pretrained(folder).state_dict())
+    model.base.load_state_dict(AutoModelForImageTextToText.from_pretrained(folder).state_dict())
     model.residual.adapters.load_state_dict(load_file(folder / "visual_residual.safetensors"))
     sample = ready.val.data.scenes[0][0]
     batch = mllm.encode([sample.image], [sample.question])
     seen: list[torch.Tensor] = []
-    hook = model.student.model.language_model.layers[1].register_forward_hook(lambda _, __, output: seen.append(output))
+    hook = model.base.model.language_model.layers[1].register_forward_hook(lambda _, __, output: seen.append(output))
     with torch.inference_mode():
         packed = collate([ready.val[0]])
         first = (packed["labels"][0].ne(-100) & (packed["segments"][0] == 1)).nonzero()[0, 0]
@@ -614,7 +616,7 @@ def test_a_residual_that_cannot_be_right_is_refused(variants: Path, tmp_path: Pa
     with pytest.raises(ModelError, match=r"adds its image again.*is missing or does not fit"):
         MLLM.load(str(tmp_path / "copy"))
     with pytest.raises(ConfigError, match="expected a model trained without a residual"):
-        prepare(replace(TINY, start=variants / "residual", data=DataConfig(limit_train=24, limit_val=8)))
+        PackedSetup.from_recipe(replace(TINY, start=variants / "residual", data=DataConfig(limit_train=24, limit_val=8)))
     gemma = MLLM.load(str(build("gemma3", tmp_path / "gemma")), validate=False)
     with pytest.raises(ModelError, match="does not give one visual token for each feature"):
         attach_residual(gemma.model, "encoder", [2], 32)

@@ -63,7 +63,7 @@ def test_an_analysis_that_is_refused_leaves_no_folder(name: str, model: Path, tm
         ["--data.train", "shapes:trian"],
         ["--data.val", "shapes:vall"],
         ["--start", "nothing"],
-        ["--model.tower", "dinov2-smal"],
+        ["--model.vision_encoder", "dinov2-smal"],
         ["--alignment.vfm", "dinov2-smal"],
         ["--alignment.layer", "99"],
         ["--model.image_size", "57"],
@@ -72,7 +72,7 @@ def test_an_analysis_that_is_refused_leaves_no_folder(name: str, model: Path, tm
     ],
 )
 def test_a_training_that_is_refused_leaves_no_folder(words: list[str], tmp_path: Path) -> None:
-    refused("trainer", recipe("viral"), "--start", "None", *SMALL, *words, "--output_dir", str(tmp_path / "new" / "model"))
+    refused("trainer", recipe("viral"), "--stage1", "None", *SMALL, *words, "--output_dir", str(tmp_path / "new" / "model"))
     assert not list(tmp_path.iterdir())
 
 
@@ -183,9 +183,9 @@ def test_words_of_a_list_are_not_stray(capsys: pytest.CaptureFixture[str]) -> No
     ],
 )
 def test_the_nearest_key_is_near_in_its_last_part(key: str, near: str | None) -> None:
-    from workbench.yaml_config import _fields
+    from workbench.yaml_config import config_fields
 
-    assert nearest_key(key, [name for name, _ in _fields(Recipe)]) == near
+    assert nearest_key(key, [name for name, _ in config_fields(Recipe)]) == near
 
 
 def test_an_unknown_option_is_one_short_sentence(tmp_path: Path) -> None:

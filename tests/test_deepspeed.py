@@ -47,7 +47,7 @@ def test_a_small_llava(stage: str, tmp_path: Path) -> None:
 
 
 @ZERO
-@pytest.mark.parametrize("flags", [["--model.train_tower"], LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("flags", [["--model.train_vision_encoder"], LORA], ids=["full", "lora"])
 def test_conversations(stage: str, flags: list[str], tmp_path: Path) -> None:
     """With and without images for ZeRO-2, which keeps the weights whole; ZeRO-3 takes those with images, and no LoRA."""
     if stage == "zero3" and flags == LORA:

@@ -20,7 +20,7 @@ from trainer.evaluation import answer_packed
 from trainer.output.model_folder import save_model
 from trainer.recipe import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, OptimConfig, Recipe
 from trainer.run import train
-from trainer.setups.packed import Prepared, prepare
+from trainer.setups.packed import PackedSetup
 from trainer.setups.packed_data import collate
 from workbench.errors import ConfigError
 from workbench.mllm import MLLM
@@ -38,11 +38,11 @@ TINY = Recipe(
 DROPPED = replace(TINY, model=replace(TINY.model, dropout=RATE))
 
 
-def states(ready: Prepared, *, training: bool) -> dict[str, list[Tensor]]:
+def states(ready: PackedSetup, *, training: bool) -> dict[str, list[Tensor]]:
     """What one pass makes of each block: its input, what attention and MLP receive and are about to add, the stream between them, and its output."""
     seen: dict[str, list[Tensor]] = defaultdict(list)
     handles = []
-    for block in ready.model.student.model.language_model.layers:
+    for block in ready.model.base.model.language_model.layers:
         handles += [
             block.register_forward_pre_hook(lambda _, args, kwargs: seen["input"].append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True),
             block.self_attn.o_proj.register_forward_pre_hook(lambda layer, args: seen["attention"].append(nn.functional.linear(args[0], layer.weight))),
@@ -60,7 +60,7 @@ def states(ready: Prepared, *, training: bool) -> dict[str, list[Tensor]]:
 
 def test_a_share_of_what_each_block_adds_is_dropped_and_nothing_else() -> None:
     """Elementwise, what is added is 0 or 1 / (1 - rate) of what would be; the stream itself, the image and the logits have no dropout of their own."""
-    ready = prepare(DROPPED)
+    ready = PackedSetup.from_recipe(DROPPED)
     torch.manual_seed(3)
     seen, plain = states(ready, training=True), states(ready, training=False)
     for before, adds, after in (("input", "attention", "between"), ("between", "mlp", "output")):
@@ -70,7 +70,7 @@ def test_a_share_of_what_each_block_adds_is_dropped_and_nothing_else() -> None:
             count = dropped.numel()
             assert abs(int(dropped.sum()) - RATE * count) < 5 * (RATE * (1 - RATE) * count) ** 0.5
     assert torch.equal(seen["input"][0], plain["input"][0]) and all(map(torch.equal, seen["input"][1:], seen["output"][:-1]))
-    student = ready.model.student
+    student = ready.model.base
     with torch.no_grad():
         logits = student.lm_head(student.model.language_model.norm(seen["output"][-1]))[0]
     assert_close(seen["logits"][0][collate([ready.train[i] for i in range(4)])["segments"] >= 0], logits)
@@ -79,7 +79,7 @@ def test_a_share_of_what_each_block_adds_is_dropped_and_nothing_else() -> None:
 
 
 def test_the_mean_over_many_draws_is_what_is_added_without_dropout() -> None:
-    layer = prepare(DROPPED).model.student.model.language_model.layers[0].mlp.down_proj.train()
+    layer = PackedSetup.from_recipe(DROPPED).model.base.model.language_model.layers[0].mlp.down_proj.train()
     x, draws = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)), 2000
     torch.manual_seed(0)
     with torch.no_grad():
@@ -91,8 +91,8 @@ def test_the_mean_over_many_draws_is_what_is_added_without_dropout() -> None:
 
 def test_adapters_are_dropped_with_their_layer() -> None:
     """Else a hook would sit on the layer below the adapter, whose part of the sum would never be 0."""
-    ready = prepare(replace(DROPPED, model=replace(DROPPED.model, train="lora", lora=LoraConfig(rank=2))))
-    layer = ready.model.student.model.language_model.layers[0].self_attn.o_proj
+    ready = PackedSetup.from_recipe(replace(DROPPED, model=replace(DROPPED.model, train="lora", lora=LoraConfig(rank=2))))
+    layer = ready.model.base.model.language_model.layers[0].self_attn.o_proj
     nn.init.normal_(layer.lora_B["default"].weight)
     torch.manual_seed(0)
     dropped = layer.train()(torch.randn(200, 32)).eq(0).float().mean()
@@ -100,7 +100,7 @@ def test_adapters_are_dropped_with_their_layer() -> None:
 
 
 def test_without_dropout_every_loss_is_to_the_bit_what_it_was_and_with_it_the_evaluation_is(tmp_path: Path) -> None:
-    plain, none, some = (prepare(own) for own in (TINY, replace(DROPPED, model=replace(DROPPED.model, dropout=0.0)), DROPPED))
+    plain, none, some = (PackedSetup.from_recipe(own) for own in (TINY, replace(DROPPED, model=replace(DROPPED.model, dropout=0.0)), DROPPED))
     losses = []
     for ready in (plain, none, some):
         torch.manual_seed(0)
@@ -116,7 +116,7 @@ def test_without_dropout_every_loss_is_to_the_bit_what_it_was_and_with_it_the_ev
     mllm, sample = MLLM.load(str(tmp_path)), plain.val.data.scenes[0][0]
     batch = mllm.encode([sample.image], [sample.question])
     with torch.no_grad():
-        assert torch.equal(mllm.model(**batch.inputs).logits, plain.model.student.eval()(**batch.inputs).logits)
+        assert torch.equal(mllm.model(**batch.inputs).logits, plain.model.base.eval()(**batch.inputs).logits)
 
 
 def test_a_run_is_the_same_again_and_goes_on_to_the_bit(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_run_is_the_same_again_and_goes_on_to_the_bit(tmp_path: Path) -> None:
 def test_a_first_stage_has_the_dropout_of_its_own_recipe(tmp_path: Path) -> None:
     stage = tmp_path / "tiny_stage1.yaml"
     stage.write_text(f"base: {recipe('stage1')}\noptim: {{steps: 2, batch_size: 4}}\nlog_every: 2\nsave_every: 2\neval_every: 2\n")
-    own = replace(TINY, alignment=AlignmentConfig(), monitor=replace(TINY.monitor, cknna_images=0), start=stage, optim=replace(TINY.optim, steps=2, warmup=0))
+    own = replace(TINY, alignment=AlignmentConfig(), monitor=replace(TINY.monitor, cknna_images=0), stage1=stage, optim=replace(TINY.optim, steps=2, warmup=0))
     for name, rate in (("one", 0.5), ("two", 0.0)):
         train(replace(own, model=replace(own.model, dropout=rate), output_dir=tmp_path / name), ["test"])
     rates = [yaml.safe_load((tmp_path / name / "recipe.yaml").read_text())["model"]["dropout"] for name in ("stage1-s0", "one", "two")]

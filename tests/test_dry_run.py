@@ -29,8 +29,8 @@ from trainer.dry_run.sizes import FLOAT, Sizes, sizes_of
 from trainer.output.model_folder import save_model
 from trainer.recipe import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, OptimConfig, Recipe
 from trainer.run import train
-from trainer.setups.conversation import prepare_student
-from trainer.setups.packed import prepare
+from trainer.setups.conversation import ConversationSetup
+from trainer.setups.packed import PackedSetup
 from workbench.errors import ConfigError, RunError, WorkbenchError
 from workbench.yaml_config import as_mapping
 
@@ -51,7 +51,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_sizes_are_those_of_the_real_model(tmp_path: Path, name: str) -> None:
-    found, ready = plan(VARIANTS[name]), prepare(VARIANTS[name])
+    found, ready = plan(VARIANTS[name]), PackedSetup.from_recipe(VARIANTS[name])
     real = list(ready.model.parameters())
     assert found.sizes.total == sum(p.numel() for p in real) and found.sizes.trained == sum(p.numel() for p in real if p.requires_grad)
     assert set(found.image_tokens) == {ready.train.inputs.shape[1]} and found.sequence == max(len(packed.input_ids) for packed in ready.train.packed)
@@ -119,7 +119,7 @@ def test_the_disk_holds_a_checkpoint_of_the_last_step_and_what_lora_goes_on_from
 
 
 def test_the_command_says_it_and_writes_nothing(tmp_path: Path) -> None:
-    words = [recipe("viral"), "--start", "None", *SMALL_VIRAL, "--output_dir", str(tmp_path / "out"), "--dry_run"]
+    words = [recipe("viral"), "--stage1", "None", *SMALL_VIRAL, "--output_dir", str(tmp_path / "out"), "--dry_run"]
     said = run("trainer", *words, "--optim.global_batch", "8").stdout
     for text in ("64 per image", "12 of 8 images (4 x 2 accumulated x 1 processes)", "output of layer 2 of 3 with efficientnet-lite0", "zero3", "2 proc."):
         assert text in said, text
@@ -140,7 +140,7 @@ def words(root: Path, model: list[str], file: Path, *more: str) -> list[str]:
 FAMILIES = {  # and what meta cannot run of them
     "llava_next": (["--model.train", "lora", "--model.lora.rank", "2"], ""),
     "qwen2_5_vl": (["--alignment.target", "encoder"], "tower and connector"),
-    "smolvlm": (["--model.train_tower"], "tower and connector"),
+    "smolvlm": (["--model.train_vision_encoder"], "tower and connector"),
     "paligemma": (["--alignment.objective", "none", "--alignment.residual", "projector"], "language model and heads"),
 }
 
@@ -150,7 +150,7 @@ def test_the_sizes_of_a_released_model_are_those_of_the_real_one(name: str, tmp_
     more, missing = FAMILIES[name]
     file = write(tmp_path / "w", rows(4, 2) if name != "paligemma" else rows(3, 0)[1:])
     recipe = read(words(tmp_path, ["--model.name", str(build(name, tmp_path / name))], file, *more))
-    found, ready = plan(recipe), prepare_student(recipe)
+    found, ready = plan(recipe), ConversationSetup.from_recipe(recipe)
     real = list(ready.model.parameters())
     assert found.sizes.total == sum(p.numel() for p in real) and found.sizes.trained == sum(p.numel() for p in real if p.requires_grad)
     for part, count in ready.record["trained"].items():  # type: ignore[attr-defined]
@@ -211,6 +211,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path],
     return configs(root), write(root / "w", rows(8, 2)), root
 
 
+ASSEMBLED = ["--model.kind", "assembled", "--model.vision_encoder"]
 PAIRS = {  # name of the stages: total of tower, connector and language model; aligned layer and layers
     "llava15_7b": (7_063_427_072, 16, 32),
     "llava15_7b_siglip2": (7_188_700_608, 16, 32),
@@ -228,7 +229,7 @@ def test_recipes_of_7b_and_13b_are_planned_in_their_real_size(name: str, release
     first, baseline, viral = (str(ROOT / "trainer" / "recipes" / f"{name}_{stage}.yaml") for stage in ("stage1", "baseline", "viral"))
     named = read([first]).model
     assert named.language is not None
-    parts = ["--model.tower", str(folders[named.tower]), "--model.language", str(folders[named.language])]
+    parts = [*ASSEMBLED, str(folders[named.vision_encoder]), "--model.language", str(folders[named.language])]
     found = plan(read([first, *parts, *data]))
     settings, processor = describe_parts(found.recipe.model)
     for part in (settings, processor):
@@ -268,13 +269,18 @@ def test_what_a_released_model_lacks_is_one_sentence(tmp_path: Path, released: t
         (["--model.name", "no/such-model"], file, [], "model 'no/such-model' is neither a folder nor a hub id within reach"),
         (["--model.name", str(bare)], file, [], "has no tokenizer: expected tokenizer.json"),
         (
-            ["--model.tower", "no/clip", "--model.language", "no/vicuna"],
+            [*ASSEMBLED, "no/clip", "--model.language", "no/vicuna"],
             file,
             [],
-            "model.tower: model 'no/clip' is neither a folder nor a hub id within reach",
+            "model.vision_encoder: model 'no/clip' is neither a folder nor a hub id within reach",
         ),
-        (["--model.tower", str(clip), "--model.language", "no/vicuna"], file, [], "model.language: model 'no/vicuna' is neither a folder nor a hub id"),
-        (["--model.tower", str(clip), "--model.language", str(clip)], file, [], "a clip_vision_model: expected a causal language model"),
+        (
+            [*ASSEMBLED, str(clip), "--model.language", "no/vicuna"],
+            file,
+            [],
+            "model.language: model 'no/vicuna' is neither a folder nor a hub id",
+        ),
+        ([*ASSEMBLED, str(clip), "--model.language", str(clip)], file, [], "a clip_vision_model: expected a causal language model"),
         (["--model.name", str(model)], file, ["--alignment.layer", "9"], "alignment.layer is 9: expected 1 to 4"),
         (["--model.name", str(model)], file, ["--model.train", "lora", "--model.lora.targets", "q_prj"], "did you mean 'q_proj'"),
         (["--model.name", str(model)], tmp_path / "none.json", [], "none.json"),
@@ -289,7 +295,7 @@ def test_what_a_released_model_lacks_is_one_sentence(tmp_path: Path, released: t
 def test_the_plan_of_a_released_model_is_printed_before_a_disk_is_found_too_small(tmp_path: Path, released: tuple[dict[str, Path], Path, Path]) -> None:
     """LLaVA-1.5-7B in the checkpoints of a hundred thousand steps."""
     folders, file, _ = released
-    parts = ["--model.tower", str(folders["openai/clip-vit-large-patch14-336"]), "--model.language", str(folders["lmsys/vicuna-7b-v1.5"])]
+    parts = [*ASSEMBLED, str(folders["openai/clip-vit-large-patch14-336"]), "--model.language", str(folders["lmsys/vicuna-7b-v1.5"])]
     more = ["--keep_checkpoints", "None", "--optim.steps", "100000", "--dry_run"]
     done = run("trainer", *words(tmp_path, parts, file, *more), code=2)
     assert "6,738,939,904" in done.stdout and done.stderr.strip().splitlines()[-1].startswith("error: checkpoints and result, frozen features need about")

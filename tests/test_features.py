@@ -329,19 +329,19 @@ def test_other_images_are_all_of_them_and_never_the_same_picture(pictures: list[
 @pytest.mark.real_cache
 def test_computed_at_every_step_equals_cached_within_noise() -> None:
     """Real networks: inputs, targets, and both losses and gradients of a training step; the frozen tower stays in eval mode."""
-    from trainer.setups.packed import prepare
+    from trainer.setups.packed import PackedSetup
     from trainer.setups.packed_data import collate
 
     both = []
     for mode in ("cache", "compute"):
-        ready = prepare(replace(TINY, data=replace(TINY.data, features=mode)))
+        ready = PackedSetup.from_recipe(replace(TINY, data=replace(TINY.data, features=mode)))
         ready.model.train()
         batch = collate(ready.train.__getitems__([3, 8, 1]))
         output = ready.model(**batch)
         (output.lm_loss + 0.5 * output.alignment_loss).backward()
-        gradient = ready.model.student.model.multi_modal_projector.linear_1.weight.grad
+        gradient = ready.model.base.model.multi_modal_projector.linear_1.weight.grad
         both.append((batch["connector_inputs"], batch["targets"]["efficientnet-lite0"], output.lm_loss.detach(), output.alignment_loss.detach(), gradient))
-        tower = ready.model.student.model.vision_tower
+        tower = ready.model.base.model.vision_tower
         assert not (mode == "compute" and tower.training) and all(p.grad is None for p in tower.parameters())
     for one, other in zip(*both, strict=True):
         assert one.norm() > 0 and (one - other).norm() / one.norm() < 1e-5
@@ -371,7 +371,7 @@ def empty_cache(tmp_path: Path) -> Path:
 @pytest.mark.real_cache
 def test_a_cache_that_cannot_be_written_is_one_sentence(empty_cache: Path, tmp_path: Path) -> None:
     (empty_cache / "features").write_text("")
-    words = ["trainer", recipe("viral"), "--start", "None", *SMALL_VIRAL, "--output_dir", str(tmp_path / "out")]
+    words = ["trainer", recipe("viral"), "--stage1", "None", *SMALL_VIRAL, "--output_dir", str(tmp_path / "out")]
     done = run(*words, code=2, VIRAL_CACHE=str(empty_cache))
     assert "Traceback" not in done.stderr and done.stderr.strip().splitlines()[-1].startswith(f"error: cannot make folder {empty_cache}/features")
     assert not (tmp_path / "out").exists()

@@ -34,7 +34,7 @@ from trainer.monitor.guards import counted
 from trainer.monitor.warnings import EarlyWarnings
 from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, MonitorConfig, OptimConfig, Recipe
 from trainer.run import train
-from trainer.setups.packed import prepare
+from trainer.setups.packed import PackedSetup
 from trainer.setups.packed_data import collate
 from workbench import MLLM, cknna, load_data, load_vfm
 from workbench.capture.hidden_states import read
@@ -48,7 +48,7 @@ TINY = Recipe(
     log_every=2,
     eval_every=5,
     save_every=4,
-    model=ModelConfig(layers=3, width=32, ffn=64, tower_features=(0, 1)),
+    model=ModelConfig(layers=3, width=32, ffn=64, vision_encoder_features=(0, 1)),
     data=DataConfig(limit_train=24, limit_val=8),
     optim=OptimConfig(steps=8, batch_size=4, warmup=2),
     alignment=AlignmentConfig(objective="cosine", layer=(2,), hidden=16),
@@ -102,14 +102,15 @@ def test_cknna_in_the_log_is_that_of_the_stored_model(folder: Path) -> None:
 
 def test_a_baseline_is_measured_in_its_middle_layer_and_goes_on_without_a_vfm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plain = replace(TINY, alignment=AlignmentConfig())
-    prepared = prepare(plain)
+    prepared = PackedSetup.from_recipe(plain)
     subset, said = subset_alignment(plain, prepared)
     assert subset is not None and subset.layers == [1] and said == []
     few = replace(plain, monitor=MonitorConfig(k=64))
     assert subset_alignment(few, prepared)[1] == [
         "CKNNA is not measured during training: monitor.k is 64: expected less than 64, the visual tokens of an image"
     ]
-    assert subset_alignment(replace(plain, alignment=AlignmentConfig(vfm=("nowhere",))), prepared)[0] is None
+    lacking = replace(plain, alignment=AlignmentConfig(vfm=("nowhere",)))
+    assert subset_alignment(lacking, replace(prepared, recipe=lacking))[0] is None
     assert subset_alignment(replace(plain, monitor=MonitorConfig(cknna_images=0)), prepared) == (None, [])
 
 
@@ -167,7 +168,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_batch(tmp_path: Path) -> None:
     batch = load_file(file)
     assert str(file) in str(stopped.value) and not (tmp_path / "out" / "training.json").exists()
     assert batch["input_ids"].shape[0] == 4 and batch["targets.efficientnet-lite0"].shape == (4, 64, 112)
-    known = {tuple(ids[ids != 0].tolist()) for ids in (prepare(recipe).train[i]["input_ids"] for i in range(24))}
+    known = {tuple(ids[ids != 0].tolist()) for ids in (PackedSetup.from_recipe(recipe).train[i]["input_ids"] for i in range(24))}
     assert {tuple(ids[ids != 0].tolist()) for ids in batch["input_ids"]} <= known
 
 
@@ -177,13 +178,13 @@ def test_a_gradient_that_is_not_finite_stops_before_a_checkpoint_has_it(step: in
     recipe = replace(
         TINY, output_dir=tmp_path / "out", optim=replace(TINY.optim, steps=3, batch_size=2, accumulation=2), log_every=1, eval_every=3, save_every=1
     )
-    trainer, seen = build_trainer(recipe, prepare(recipe)), []
+    trainer, seen = build_trainer(recipe, PackedSetup.from_recipe(recipe)), []
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
         seen.append(gradient)
         return gradient * (float("nan") if len(seen) == 2 * step else 1.0)
 
-    trainer.prepared.model.student.model.multi_modal_projector.linear_1.weight.register_hook(spoil)
+    trainer.setup.model.base.model.multi_modal_projector.linear_1.weight.register_hook(spoil)
     with pytest.raises(RunError, match=rf"grad_norm is nan at step {step}: training stopped before a checkpoint has it"):
         trainer.run()
     assert sorted(int(p.name.split("-")[1]) for p in (tmp_path / "out").glob("checkpoint-*")) == list(range(1, step))
@@ -192,7 +193,7 @@ def test_a_gradient_that_is_not_finite_stops_before_a_checkpoint_has_it(step: in
 
 
 def test_counts_that_differ_are_an_error_and_never_skipped() -> None:
-    prepared = prepare(TINY)
+    prepared = PackedSetup.from_recipe(TINY)
     token = prepared.processor.image_token_id
     check, items = counted(collate, token), [prepared.train[i] for i in range(2)]
     assert torch.equal(check(items)["input_ids"], collate(items)["input_ids"])
@@ -312,7 +313,7 @@ def test_a_residual_model_says_that_it_needs_mllm_load(folder: Path) -> None:
 
 
 def test_the_card_names_hub_ids_whole_and_what_a_folder_came_from(folder: Path, tmp_path: Path) -> None:
-    first = as_mapping(Recipe(model=ModelConfig(tower="google/siglip2-so400m-patch16-384", language="lmsys/vicuna-7b-v1.5")))
+    first = as_mapping(Recipe(model=ModelConfig(kind="assembled", vision_encoder="google/siglip2-so400m-patch16-384", language="lmsys/vicuna-7b-v1.5")))
     (tmp_path / "stage1").mkdir()
     (tmp_path / "stage1" / "training.json").write_text(json.dumps({"recipe": first, "origins": origins(first)}))
     record = json.loads(json.dumps(training_record(folder))) | {"model_fingerprint": "abc"}

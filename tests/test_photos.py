@@ -227,7 +227,7 @@ def test_licences_name_every_picture() -> None:
 
 def test_the_recipe_trains_by_the_real_command_line(val: Dataset, tmp_path: Path) -> None:
     words = [*SMALL, "--optim.steps", "2", "--data.limit_train", "12", "--data.limit_val", "40"]
-    done = run("trainer", recipe("baseline", "photos"), "--start", "None", "--output_dir", str(tmp_path / "b"), *words)
+    done = run("trainer", recipe("baseline", "photos"), "--stage1", "None", "--output_dir", str(tmp_path / "b"), *words)
     assert "neighbour_x" in done.stdout
-    typo = run("trainer", recipe("baseline", "photos"), "--start", "None", "--output_dir", str(tmp_path / "c"), "--data.val", "photo:val", code=2)
+    typo = run("trainer", recipe("baseline", "photos"), "--stage1", "None", "--output_dir", str(tmp_path / "c"), "--data.val", "photo:val", code=2)
     assert "did you mean 'photos'" in typo.stderr and "Traceback" not in typo.stderr

@@ -19,7 +19,7 @@ from tests.tiny import BUILDERS, build
 from trainer.preflight import VisualLengths, _lengths, image_sizes, look_through
 from trainer.recipe import Recipe
 from trainer.run import train
-from trainer.setups.conversation import prepare_student
+from trainer.setups.conversation import ConversationSetup
 from trainer.setups.conversation_data import ConversationSet
 from trainer.setups.rows import Rows
 from workbench.cli import parse
@@ -224,8 +224,8 @@ def met(tmp_path: Path) -> tuple[list[str], Path, int]:
     model, file = build("llava", tmp_path / "llava"), write(tmp_path / "w", rows(24, 4))
     flags = words(model, file, tmp_path, "--optim.steps", 6, "--eval_every", 6, "--log_every", 1, "--save_every", 2)
     recipe = parse(Recipe, flags, prog="trainer")
-    ready = prepare_student(recipe)
-    order = list(ready.sampler(recipe, 1))
+    ready = ConversationSetup.from_recipe(recipe)
+    order = list(ready.sampler(1))
     return flags, file, next(n for n in order[6:10] if n > 3 and n not in order[:6] and len(ready.train.conversations[n].loads) == 1)
 
 

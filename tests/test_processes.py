@@ -21,17 +21,17 @@ from transformers import TrainerCallback, TrainingArguments
 
 from tests.conftest import ROOT, recipe
 from trainer.__main__ import read
-from trainer.checks import check_names
+from trainer.checks import checked_stages
 from trainer.loop import build_trainer
 from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
-from trainer.run import _first_stage, train
+from trainer.run import train
 from trainer.sampling import Stream, shuffled
-from trainer.setups.packed import prepare
+from trainer.setups.packed import PackedSetup
 from workbench.errors import ConfigError, RunError
 from workbench.training_folder import checkpoints
 
 STEPS = ["--optim.steps", "4", "--optim.warmup", "0", "--log_every", "1", "--eval_every", "4", "--save_every", "2"]
-TINY = [recipe("viral"), "--start", "None", *STEPS, "--data.limit_train", "11", "--data.limit_val", "5", "--model.layers", "2", "--model.width", "32"]
+TINY = [recipe("viral"), "--stage1", "None", *STEPS, "--data.limit_train", "11", "--data.limit_val", "5", "--model.layers", "2", "--model.width", "32"]
 TINY += ["--model.ffn", "64", "--alignment.layer", "1", "2", "--alignment.hidden", "16", "--optim.batch_size", "2", "--optim.global_batch", "8"]
 LORA = ["--model.train", "lora", "--model.lora.rank", "2", "--model.lora.dropout", "0.1", "--alignment.residual", "encoder", "--optim.batch_size", "4"]
 COLUMNS = ["lm_loss", "alignment_loss", "alignment_loss/layer_1/efficientnet-lite0", "loss", "grad_norm", "learning_rate", "epoch"]
@@ -171,13 +171,13 @@ def test_one_image_four_times_has_the_gradients_of_four_images_at_once(tmp_path:
 
     class Keep(TrainerCallback):
         def on_pre_optimizer_step(self, *_: object, **__: object) -> None:
-            found.append({name: p.grad.clone() for name, p in trainer.prepared.model.named_parameters() if p.grad is not None})
+            found.append({name: p.grad.clone() for name, p in trainer.setup.model.named_parameters() if p.grad is not None})
 
     found: list[dict[str, torch.Tensor]] = []
     alignment = AlignmentConfig(objective=objective, layer=(1,), hidden=16, weight=5.0)  # type: ignore[arg-type]
     for size in (4, 1):
         own = replace(SMALL, alignment=alignment, output_dir=tmp_path / str(size), optim=replace(SMALL.optim, batch_size=size, global_batch=4))
-        trainer = build_trainer(own, prepare(own))
+        trainer = build_trainer(own, PackedSetup.from_recipe(own))
         trainer.add_callback(Keep())
         trainer.run()
     once, parts = found
@@ -227,7 +227,7 @@ def test_one_process_that_sees_several_gpus_uses_one(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(TrainingArguments, "__post_init__", sees_four)
     recipe = replace(SMALL, output_dir=tmp_path / "run")
-    trainer = build_trainer(recipe, prepare(recipe))
+    trainer = build_trainer(recipe, PackedSetup.from_recipe(recipe))
     assert len(next(iter(trainer.get_train_dataloader()))["labels"]) == recipe.optim.batch_size
     assert not isinstance(trainer._wrap_model(trainer.model), torch.nn.DataParallel)
 
@@ -235,22 +235,22 @@ def test_one_process_that_sees_several_gpus_uses_one(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("launch", "more", "message"),
     [
-        ("DEEPSPEED", [], "shapes_stage1.yaml with zero2, which trains once in a process: expected the first stage trained by itself before"),
-        ("FSDP", ["--start", "None", "--data.features", "compute"], "data.features is compute with fsdp, which divides the tower"),
+        ("DEEPSPEED", [], "stage1-s0 with zero2, which trains once in a process: expected the first stage trained by itself before"),
+        ("FSDP", ["--stage1", "None", "--data.features", "compute"], "data.features is compute with fsdp, which divides the vision encoder"),
     ],
 )
 def test_what_a_launch_file_cannot_do_is_one_sentence(launch: str, more: list[str], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{launch}", "true")
     with pytest.raises(ConfigError, match=message):
-        check_names(read([recipe("viral"), *more, "--output_dir", str(tmp_path / "run")]))
+        checked_stages(read([recipe("viral"), *more, "--output_dir", str(tmp_path / "run")]))
 
 
 def test_a_first_stage_of_another_precision_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """accelerate fixes the precision of several processes once and for all."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    own = replace(SMALL, start=tmp_path / "stage1-s0", optim=replace(SMALL.optim, precision="bfloat16"))
-    with pytest.raises(ConfigError, match=r"optim.precision is bfloat16, and float32 in .*shapes_stage1.yaml: expected the same in several processes"):
-        _first_stage(Path(recipe("stage1")), own, [])
+    own = replace(SMALL, stage1=Path(recipe("stage1")), output_dir=tmp_path / "run", optim=replace(SMALL.optim, precision="bfloat16"))
+    with pytest.raises(ConfigError, match=r"optim.precision is bfloat16, and float32 in stage1: expected the same in several processes"):
+        checked_stages(own)
 
 
 def test_the_global_batch_stays_whatever_the_number_of_processes() -> None:
@@ -270,7 +270,7 @@ def test_the_commands_of_the_page_are_launch_files_that_accelerate_reads_and_rec
     """Parsed by accelerate's own command line, and the rest by the trainer's; the runs above start the same."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-    page = (ROOT / "docs" / "cluster.md").read_text()
+    page = (ROOT / "docs" / "howto" / "cluster.md").read_text()
     lines = [line for block in re.findall(r"```bash\n(.*?)```", page, re.S) for line in block.splitlines() if line.startswith("accelerate launch")]
     files = sorted((ROOT / "trainer" / "launch").glob("*.yaml"))
     assert len(lines) == 3 and [f.stem for f in files] == ["ddp", "fsdp", "zero2", "zero3"] and all(f.name in page for f in files)

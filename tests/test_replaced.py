@@ -15,7 +15,7 @@ from tests.students import FLAGS, VIRAL, picture, rows, write
 from tests.tiny import build
 from trainer.recipe import Recipe
 from trainer.run import train
-from trainer.setups.conversation import prepare_student
+from trainer.setups.conversation import ConversationSetup
 from workbench.cli import parse
 from workbench.errors import RunError
 
@@ -40,7 +40,7 @@ def replace_pixels(file: Path, seed: int) -> None:
 
 
 def targets(flags: list[str], mode: str) -> list[torch.Tensor]:
-    ready = prepare_student(parse(Recipe, [*flags, "--data.features", mode], prog="trainer"))
+    ready = ConversationSetup.from_recipe(parse(Recipe, [*flags, "--data.features", mode], prog="trainer"))
     batch = ready.collate(list(range(len(ready.train))))
     return [part for parts in batch["targets"]["efficientnet-lite0"] for part in parts]
 
@@ -54,7 +54,7 @@ def test_targets_are_those_of_the_images_that_are_there(flags: list[str], tmp_pa
 
 
 def test_an_image_that_is_replaced_while_training_stops_it_by_name(flags: list[str], tmp_path: Path) -> None:
-    ready = prepare_student(parse(Recipe, flags, prog="trainer"))
+    ready = ConversationSetup.from_recipe(parse(Recipe, flags, prog="trainer"))
     ready.collate([3, 4])
     replace_pixels(tmp_path / "w" / "gqa" / "3.bmp", 200)
     ready.collate([4, 5])

@@ -19,7 +19,7 @@ from trainer.dry_run.plan import plan
 from trainer.output.model_folder import load_model, save_model
 from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
 from trainer.run import train
-from trainer.setups.packed import Prepared, prepare
+from trainer.setups.packed import PackedSetup
 from trainer.setups.packed_data import collate
 from workbench import load_vfm
 from workbench.errors import ConfigError, ModelError, WeightsError
@@ -40,19 +40,19 @@ PLAIN = Recipe(
 BOTH = replace(PLAIN, model=replace(PLAIN.model, second_encoder=VFM))
 
 
-def logits(ready: Prepared) -> torch.Tensor:
+def logits(ready: PackedSetup) -> torch.Tensor:
     with torch.no_grad():
         return ready.model.eval()(**collate([ready.train[i] for i in range(4)])).logits
 
 
 @pytest.fixture(scope="module")
-def plain() -> Prepared:
-    return prepare(PLAIN)
+def plain() -> PackedSetup:
+    return PackedSetup.from_recipe(PLAIN)
 
 
 @pytest.fixture(scope="module")
-def both() -> Prepared:
-    return prepare(BOTH)
+def both() -> PackedSetup:
+    return PackedSetup.from_recipe(BOTH)
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +64,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_the_connector_receives_both_and_with_the_second_weighted_zero_the_model_is_the_one_without(plain: Prepared, both: Prepared) -> None:
+def test_the_connector_receives_both_and_with_the_second_weighted_zero_the_model_is_the_one_without(plain: PackedSetup, both: PackedSetup) -> None:
     states = [ready.model.state_dict() for ready in (plain, both)]
-    connector = both.model.student.model.multi_modal_projector
+    connector = both.model.base.model.multi_modal_projector
     other = {name for name in states[0] if states[0][name].shape != states[1][name].shape or not torch.equal(states[0][name], states[1][name])}
-    assert states[0].keys() == states[1].keys() and other == {f"student.model.multi_modal_projector.linear_1.{name}" for name in ("weight", "bias")}
+    assert states[0].keys() == states[1].keys() and other == {f"base.model.multi_modal_projector.linear_1.{name}" for name in ("weight", "bias")}
 
     features = both.train.inputs.rows(range(12))
     assert torch.equal(features[..., :TOWER], plain.train.inputs.rows(range(12))) and features.shape == (12, 64, TOWER + DIM)
@@ -87,7 +87,7 @@ def test_the_connector_receives_both_and_with_the_second_weighted_zero_the_model
         kept = connector.linear_1.weight.clone(), connector.linear_1.bias.clone()
         connector.linear_1.weight[:, TOWER:] = 0
         assert (logits(both) - before).abs().max() > 1e-3
-        narrow = plain.model.student.model.multi_modal_projector.linear_1
+        narrow = plain.model.base.model.multi_modal_projector.linear_1
         connector.linear_1.weight[:, :TOWER] = narrow.weight
         connector.linear_1.bias.copy_(narrow.bias)
     assert_close(logits(both), logits(plain), atol=1e-5, rtol=1e-5)
@@ -96,8 +96,8 @@ def test_the_connector_receives_both_and_with_the_second_weighted_zero_the_model
         connector.linear_1.bias.copy_(kept[1])
 
 
-def test_features_computed_at_every_step_are_those_of_the_cache(both: Prepared) -> None:
-    computed = prepare(replace(BOTH, data=replace(BOTH.data, features="compute", limit_train=2, limit_val=2)))
+def test_features_computed_at_every_step_are_those_of_the_cache(both: PackedSetup) -> None:
+    computed = PackedSetup.from_recipe(replace(BOTH, data=replace(BOTH.data, features="compute", limit_train=2, limit_val=2)))
     assert computed.val.inputs.shape == (2, 64, TOWER + DIM)
     assert_close(
         computed.val.inputs.rows([0, 1])[..., TOWER:] / computed.record["second_encoder_scale"],
@@ -107,25 +107,25 @@ def test_features_computed_at_every_step_are_those_of_the_cache(both: Prepared) 
     )
 
 
-def test_a_step_trains_the_connector_on_both_and_leaves_the_second_encoder_as_it_was(both: Prepared) -> None:
+def test_a_step_trains_the_connector_on_both_and_leaves_the_second_encoder_as_it_was(both: PackedSetup) -> None:
     both.model.train()
     both.model(**collate([both.train[i] for i in range(4)])).lm_loss.backward()
-    gradient = both.model.student.model.multi_modal_projector.linear_1.weight.grad
+    gradient = both.model.base.model.multi_modal_projector.linear_1.weight.grad
     assert gradient is not None and gradient[:, :TOWER].abs().sum() > 0 and gradient[:, TOWER:].abs().sum() > 0
     both.model.zero_grad()
-    both.check_frozen(both.model.student.state_dict())
+    both.check_frozen(both.model.base.state_dict())
     assert both.second is not None
     values = next(both.second.network.parameters())
     with torch.no_grad():
         values.add_(1)
         with pytest.raises(WeightsError, match=f"{VFM} changed while the model was trained"):
-            both.check_frozen(both.model.student.state_dict())
+            both.check_frozen(both.model.base.state_dict())
         values.sub_(1)
 
 
-def test_a_folder_goes_back_into_its_model_and_into_no_other(both: Prepared, tmp_path: Path) -> None:
+def test_a_folder_goes_back_into_its_model_and_into_no_other(both: PackedSetup, tmp_path: Path) -> None:
     save_model(both.model, both.processor, tmp_path)
-    again = prepare(replace(BOTH, seed=1))
+    again = PackedSetup.from_recipe(replace(BOTH, seed=1))
     assert not torch.equal(logits(again), logits(both))
     load_model(again.model, tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(again.model.state_dict().values(), both.model.state_dict().values(), strict=True))
@@ -176,13 +176,13 @@ def test_it_goes_on_to_the_bit(folder: Path, tmp_path: Path) -> None:
 def test_a_second_stage_has_the_scale_of_the_first_and_no_other_encoder(folder: Path, tmp_path: Path) -> None:
     """The scale is measured on the first stage's images; measured anew on others it would not be the one that the connector was trained with."""
     second = replace(BOTH, start=folder, data=replace(BOTH.data, limit_train=3), output_dir=tmp_path / "out")
-    ready = prepare(second)
-    scales = [record["second_encoder_scale"] for record in (training_record(folder), ready.record, prepare(replace(second, start=None)).record)]
+    ready = PackedSetup.from_recipe(second)
+    scales = [record["second_encoder_scale"] for record in (training_record(folder), ready.record, PackedSetup.from_recipe(replace(second, start=None)).record)]
     assert scales[0] == scales[1] != scales[2]
     trained = load_file(folder / "model.safetensors")
     (name,) = [name for name in trained if name.endswith("linear_1.weight")]
-    assert torch.equal(ready.model.student.model.multi_modal_projector.linear_1.weight, trained[name])
-    for check in (prepare, plan):
+    assert torch.equal(ready.model.base.model.multi_modal_projector.linear_1.weight, trained[name])
+    for check in (PackedSetup.from_recipe, plan):
         with pytest.raises(ConfigError, match=r"start is .*, whose second encoder is efficientnet-lite0: expected none, as model.second_encoder says"):
             check(replace(second, model=PLAIN.model))
     changed = shutil.copytree(folder, tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*"))
@@ -191,7 +191,7 @@ def test_a_second_stage_has_the_scale_of_the_first_and_no_other_encoder(folder: 
         there = config["viral_second_encoder"] | {key: value}
         (changed / "config.json").write_text(json.dumps(config | {"viral_second_encoder": there}))
         with pytest.raises(ConfigError, match=f"whose second encoder is {said} efficientnet-lite0, as model.second_encoder says"):
-            prepare(replace(second, start=changed))
+            PackedSetup.from_recipe(replace(second, start=changed))
 
 
 @pytest.mark.parametrize("vfm", [VFM, "dinov2-small"])
@@ -200,7 +200,7 @@ def test_the_dry_run_has_the_real_sizes_and_counts_shared_features_once(vfm: str
     found = plan(own)
     assert found.features == 4 * 64 * 16 * (TOWER + DIM + (384 if vfm != VFM else 0)) and found.not_run == ()
     if vfm == VFM:
-        assert found.sizes.total == sum(p.numel() for p in prepare(own).model.parameters())
+        assert found.sizes.total == sum(p.numel() for p in PackedSetup.from_recipe(own).model.parameters())
 
 
 @pytest.mark.parametrize(

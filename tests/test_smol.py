@@ -157,7 +157,7 @@ def test_bad_recipes_are_one_sentence(tmp_path: Path) -> None:
 def test_a_layer_the_language_model_does_not_have_is_refused() -> None:
     recipe = Recipe(model=ModelConfig(language=NAME), alignment=AlignmentConfig(objective="cosine", layer=(31,)))
     with pytest.raises(ConfigError, match=r"alignment\.layer is 31: expected 1 to 30"):
-        recipe.check_layer(30)
+        recipe.alignment.check_layers(30)
 
 
 def test_a_recipe_stored_before_a_key_existed_is_still_the_same_recipe(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import LlavaForConditionalGeneration
 from tests.conftest import ROOT, refused, run
 from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
 from trainer.run import train
-from trainer.setups.packed import prepare
+from trainer.setups.packed import PackedSetup
 from trainer.setups.packed_data import collate, load_questions, load_training
 from workbench.data import load_data
 from workbench.errors import ConfigError
@@ -62,8 +62,8 @@ def test_a_limit_beyond_the_data_says_how_many_there_are() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"target": "projector"}, {"target": "encoder"}, {"center": True}])
 def test_validation_losses_are_means_over_tokens(settings: dict[str, object]) -> None:
-    ready = prepare(replace(TINY, alignment=replace(TINY.alignment, **settings)))
-    evaluation = ready.evaluate(4)  # 10 images: batches of unlike sizes
+    ready = PackedSetup.from_recipe(replace(TINY, alignment=replace(TINY.alignment, **settings)))
+    evaluation = ready.evaluate()  # 10 images: batches of unlike sizes
     ready.model.eval()
     with torch.inference_mode():
         each = [ready.model(**collate([ready.val[i]])) for i in range(10)]
@@ -74,12 +74,12 @@ def test_validation_losses_are_means_over_tokens(settings: dict[str, object]) ->
 
 
 def test_validation_targets_are_controlled_as_in_training() -> None:
-    centered = prepare(replace(TINY, alignment=replace(TINY.alignment, center=True)))
-    plain = prepare(TINY)
+    centered = PackedSetup.from_recipe(replace(TINY, alignment=replace(TINY.alignment, center=True)))
+    plain = PackedSetup.from_recipe(TINY)
     name = "efficientnet-lite0"
     mean = plain.train.targets[name].mean()
     assert torch.allclose(centered.val.targets[name][3], plain.val.targets[name][3] - mean, atol=1e-5)
-    others = prepare(replace(TINY, alignment=replace(TINY.alignment, images="others")))
+    others = PackedSetup.from_recipe(replace(TINY, alignment=replace(TINY.alignment, images="others")))
     assert all(not torch.equal(others.val.targets[name][i], plain.val.targets[name][i]) for i in range(10))
 
 
@@ -98,10 +98,10 @@ def test_the_best_model_by_validation_is_kept_and_evaluated_on_the_test_split(tm
     LlavaForConditionalGeneration.from_pretrained(folder / "best")
     from trainer.output.model_folder import load_model
 
-    ready = prepare(TINY)
+    ready = PackedSetup.from_recipe(TINY)
     for part in (folder, folder / "best"):
         load_model(ready.model, part)
-        assert ready.evaluate(4, final=True).table.equals(pd.read_parquet(part / "evaluation.parquet"))
+        assert ready.evaluate(final=True).table.equals(pd.read_parquet(part / "evaluation.parquet"))
     assert "test" in (folder / "README.md").read_text()
 
 
@@ -126,7 +126,7 @@ def test_a_resumed_run_keeps_the_best_of_before(tmp_path: Path) -> None:
 def test_two_processes_choose_the_best_model_that_one_does(tmp_path: Path) -> None:
     words = ["--optim.steps", "4", "--optim.global_batch", "4", "--data.limit_train", "8", "--data.limit_val", "6", "--data.test", "shapes:test"]
     words += ["--data.limit_test", "5", "--model.layers", "2", "--model.width", "32", "--model.ffn", "64", "--alignment.layer", "1", "--alignment.hidden", "16"]
-    words += ["--log_every", "2", "--eval_every", "2", "--save_every", "2", "--keep_best", "--start", "None"]
+    words += ["--log_every", "2", "--eval_every", "2", "--save_every", "2", "--keep_best", "--stage1", "None"]
     command = ["trainer", str(ROOT / "trainer" / "recipes" / "shapes_viral.yaml"), *words]
     run(*command, "--output_dir", str(tmp_path / "one"), OMP_NUM_THREADS="1")
     run("accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", *command, "--output_dir", str(tmp_path / "two"), OMP_NUM_THREADS="1")

@@ -26,7 +26,7 @@ from trainer.monitor.cknna import subset_alignment
 from trainer.monitor.warnings import EarlyWarnings
 from trainer.recipe import Recipe
 from trainer.run import train
-from trainer.setups.conversation import PreparedStudent, load_conversations, prepare_student
+from trainer.setups.conversation import ConversationSetup, load_conversations
 from workbench import cknna
 from workbench.capture.hidden_states import read
 from workbench.cli import parse
@@ -56,7 +56,7 @@ FAMILIES = ["gemma3", "llava_next", "paligemma", "qwen3_vl", "smolvlm"]  # two-w
 def test_families_train_and_their_losses_are_those_of_transformers_and_of_the_formula(name: str, tmp_path: Path) -> None:
     model, file = build(name, tmp_path / name), write(tmp_path / "w", rows(4, 0) if name != "paligemma" else rows(3, 0)[1:])
     flags = ["--model.name", str(model), "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *VIRAL]
-    ready = prepare_student(recipe_of([*flags, "--data.features", "compute"]))
+    ready = ConversationSetup.from_recipe(recipe_of([*flags, "--data.features", "compute"]))
     numbers = list(range(len(ready.train)))
     batch = ready.collate(numbers)
     wrapped = ready.model.train()
@@ -79,32 +79,32 @@ def test_families_train_and_their_losses_are_those_of_transformers_and_of_the_fo
     assert output.alignment_loss.item() == pytest.approx(-torch.cat(cosines).mean().item(), abs=2e-4)
     head.float()
 
-    optimizer = torch.optim.SGD([p for group in ready.parameter_groups(recipe_of([]).optim) for p in group["params"]], lr=1e-2)
+    optimizer = torch.optim.SGD([p for group in ready.parameter_groups() for p in group["params"]], lr=1e-2)
     (output.lm_loss + 0.5 * output.alignment_loss).backward()
     optimizer.step()
     moved = {n for n, p in wrapped.named_parameters() if not torch.equal(p, before[n])}
     assert {n for n in before if n.startswith("alignment.")} <= moved
-    parts = {part: {f"student.{n}" for n, own in ready.trained.items() if own == part} & moved for part in ("connector", "language")}
-    assert all(parts.values()) and not {n for n in moved if n.startswith("student.")} - set.union(*parts.values())
+    parts = {part: {f"base.{n}" for n, own in ready.trained.items() if own == part} & moved for part in ("connector", "language")}
+    assert all(parts.values()) and not {n for n in moved if n.startswith("base.")} - set.union(*parts.values())
     tower = {id(p) for p in plain.model.get_encoder(modality="image").parameters()} - {id(p) for p in plain.connector.parameters()}
-    assert not {f"student.{n}" for n, p in plain.model.named_parameters() if id(p) in tower} & moved
-    ready.check_frozen(wrapped.student.state_dict())  # the VFM and the tower hold their values
+    assert not {f"base.{n}" for n, p in plain.model.named_parameters() if id(p) in tower} & moved
+    ready.check_frozen(wrapped.base.state_dict())  # the VFM and the tower hold their values
     with torch.no_grad():
-        next(p for p in wrapped.student.parameters() if not p.requires_grad).add_(1)
+        next(p for p in wrapped.base.parameters() if not p.requires_grad).add_(1)
     with pytest.raises(WorkbenchError, match="a frozen part of the model changed"):
-        ready.check_frozen(wrapped.student.state_dict())
+        ready.check_frozen(wrapped.base.state_dict())
 
 
-def trainer_of(ready: PreparedStudent, recipe: Recipe, folder: Path) -> AlignmentTrainer:
+def trainer_of(ready: ConversationSetup, recipe: Recipe, folder: Path) -> AlignmentTrainer:
     arguments = TrainingArguments(str(folder), max_steps=1, report_to=[], remove_unused_columns=False, use_cpu=True, label_names=["labels"])
-    return AlignmentTrainer(recipe=replace(recipe, output_dir=folder), prepared=ready, watched=(None, []), args=arguments)
+    return AlignmentTrainer(recipe=replace(recipe, output_dir=folder), setup=ready, watched=(None, []), args=arguments)
 
 
 @pytest.mark.parametrize("objective", ["cosine", "relation"])
 def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tmp_path: Path, objective: str) -> None:
     """With tiles of different numbers and texts alone among them: 1 x 8 equals 8 x 1."""
     recipe = recipe_of([*world(tmp_path, "llava_next")[1], *VIRAL], objective=objective)
-    ready = prepare_student(recipe)
+    ready = ConversationSetup.from_recipe(recipe)
     trainer = trainer_of(ready, recipe, tmp_path)
     numbers, found = [0, 1, 2, 3, 4, 8, 5, 9], []
     for parts in ([numbers], [[n] for n in numbers]):
@@ -119,7 +119,7 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tmp_path: Path, 
 
 
 def test_text_alone_has_a_language_loss_and_no_alignment_loss(llava: list[str]) -> None:
-    ready = prepare_student(recipe_of([*llava, *VIRAL]))
+    ready = ConversationSetup.from_recipe(recipe_of([*llava, *VIRAL]))
     output = ready.model.train()(**ready.collate([8, 9]))
     assert output.alignment_loss is None and output.lm_loss > 0
     output.lm_loss.backward()
@@ -129,13 +129,15 @@ def test_text_alone_has_a_language_loss_and_no_alignment_loss(llava: list[str]) 
 
 def test_cached_targets_are_the_computed_ones_tile_by_tile(tmp_path: Path) -> None:
     flags = [*world(tmp_path, "llava_next")[1], *VIRAL]
-    cached, computed = (prepare_student(recipe_of([*flags, "--data.features", mode])).collate([3, 0, 8])["targets"] for mode in ("cache", "compute"))
+    cached, computed = (
+        ConversationSetup.from_recipe(recipe_of([*flags, "--data.features", mode])).collate([3, 0, 8])["targets"] for mode in ("cache", "compute")
+    )
     for a, b in zip(cached["efficientnet-lite0"], computed["efficientnet-lite0"], strict=True):
         assert [tuple(t.shape) for t in a] == [tuple(t.shape) for t in b]
         for one, other in zip(a, b, strict=True):
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
     assert [len(own) for own in cached["efficientnet-lite0"]] == [4, 2, 0]
-    centred = prepare_student(recipe_of([*flags, "--data.limit_train", "10"], center=True))
+    centred = ConversationSetup.from_recipe(recipe_of([*flags, "--data.limit_train", "10"], center=True))
     every = [tile for own in centred.collate(list(range(10)))["targets"]["efficientnet-lite0"] for tile in own]
     assert torch.cat(every).mean(0).abs().max() < 1e-4
 
@@ -149,7 +151,7 @@ def test_the_control_takes_another_picture_wherever_else_it_occurs(tmp_path: Pat
 
     def tiles(seed: int, images: str) -> list[tuple[tuple[int, int], torch.Tensor]]:
         """Every tile's target, with its conversation and image."""
-        batch = prepare_student(replace(recipe_of(flags, images=images), seed=seed)).collate(list(range(10)))
+        batch = ConversationSetup.from_recipe(replace(recipe_of(flags, images=images), seed=seed)).collate(list(range(10)))
         own = zip(batch["visual"], batch["targets"]["efficientnet-lite0"], strict=True)
         return [((row, part.image), target) for row, (parts, targets) in enumerate(own) for part, target in zip(parts, targets, strict=True)]
 
@@ -165,7 +167,7 @@ def test_the_control_takes_another_picture_wherever_else_it_occurs(tmp_path: Pat
 def test_own_targets_are_what_the_connector_receives_and_gives(name: str, tmp_path: Path) -> None:
     flags = [*world(tmp_path, name)[1], *VIRAL]
     for target in ("encoder", "projector"):
-        ready = prepare_student(recipe_of(flags, target=target))
+        ready = ConversationSetup.from_recipe(recipe_of(flags, target=target))
         ready.model.train()
         seen: list[Any] = []
         plain = ready.model.alignment.losses
@@ -193,8 +195,8 @@ def test_a_run_that_met_a_broken_picture_goes_on_once_it_is_replaced(tmp_path: P
     val = write(tmp_path / "val", rows(2, 0))  # all images of which are looked at before
     flags = [*world(tmp_path)[1], *VIRAL, "--data.features", "compute", "--monitor.cknna_images", "0", "--eval_every", "6", "--optim.steps", "6"]
     flags += ["--data.val", f"llava_json:{val}"]
-    ready = prepare_student(recipe_of(flags))
-    order = list(ready.sampler(recipe_of(flags), 1))
+    ready = ConversationSetup.from_recipe(recipe_of(flags))
+    order = list(ready.sampler(1))
     number = next(n for n in order[6:10] if n > 3 and n not in order[:6] and ready.train.conversations[n].loads)  # the first few are seen before training
     file = tmp_path / "world" / "coco" / f"{number}.png"
     good = file.read_bytes()
@@ -275,8 +277,8 @@ def test_questions_with_options_are_answered_as_in_the_analyses(llava: list[str]
         picture(n).save(tmp_path / f"{n}.png")
         lines.append(json.dumps({"image": f"{n}.png", "question": "what is this ?", "answer": "cat" if n % 2 else "dog", "options": ["cat", "dog"]}))
     (tmp_path / "q.jsonl").write_text("\n".join(lines))
-    ready = prepare_student(recipe_of([*llava, "--data.val", f"hf:{tmp_path / 'q.jsonl'}"]))
-    table, mllm = ready.evaluate(2).table, ready.mllm
+    ready = ConversationSetup.from_recipe(recipe_of([*llava, "--data.val", f"hf:{tmp_path / 'q.jsonl'}"]))
+    table, mllm = ready.evaluate().table, ready.mllm
     right = []
     for n in range(5):
         scores = mllm.option_logprobs(mllm.encode([picture(n)], ["what is this ?"]), [["cat", "dog"]])[0]
@@ -284,7 +286,10 @@ def test_questions_with_options_are_answered_as_in_the_analyses(llava: list[str]
     assert table["correct"].tolist() == right and set(table["chance"]) == {0.5} and table["category"].unique().tolist() == ["question"]
 
 
-# --- a LLaVA of released parts ------------------------------------------------------------------------------------------------------------
+# --- an assembled LLaVA ------------------------------------------------------------------------------------------------------------
+
+
+ASSEMBLED = ["--model.kind", "assembled", "--model.vision_encoder"]
 
 
 def parts(root: Path, tower: str) -> tuple[Path, Path]:
@@ -321,11 +326,11 @@ def test_pickled_parts_are_planned_trained_and_saved_as_safetensors_are(tmp_path
         if kind == "pickles":
             pickled(tower)
             pickled(language, 2)
-        words = ["--model.tower", str(tower), "--model.language", str(language), "--model.train", "connector", *data]
+        words = [*ASSEMBLED, str(tower), "--model.language", str(language), "--model.train", "connector", *data]
         (tmp_path / "empty.yaml").write_text("{}")
         found = plan(read_recipe([str(tmp_path / "empty.yaml"), *words, "--output_dir", str(tmp_path / "never")]))
         assert {part: (len(own.files), own.pickled) for part, own in found.weights.items() if own} == (
-            {"tower": (1, True), "language": (2, True)} if kind == "pickles" else {"tower": (1, False), "language": (1, False)}
+            {"vision_encoder": (1, True), "language": (2, True)} if kind == "pickles" else {"vision_encoder": (1, False), "language": (1, False)}
         )
         assert ("language: 2 files" in found.report() and "pickled (read without running code)" in found.report()) == (kind == "pickles")
         folder = folder_of(words, tmp_path / f"out-{kind}")
@@ -337,13 +342,13 @@ def test_pickled_parts_are_planned_trained_and_saved_as_safetensors_are(tmp_path
 def test_parts_that_run_code_or_lack_a_tensor_are_refused_by_training_and_by_the_dry_run(tmp_path: Path) -> None:
     file = write(tmp_path / "w")
     (tmp_path / "empty.yaml").write_text("log_every: 1\nsave_every: 2\n")
-    for part in ("tower", "language"):
+    for part in ("vision_encoder", "language"):
         for fault, message in (
             ("bomb", "was refused: it holds more than plain tensors"),
             ("lacking", "the checkpoint lacks 1 tensors"),
             ("gone", "is missing"),
         ):
-            places = dict(zip(("tower", "language"), parts(tmp_path / f"{part}-{fault}", "clip"), strict=True))
+            places = dict(zip(("vision_encoder", "language"), parts(tmp_path / f"{part}-{fault}", "clip"), strict=True))
             own = places[part]
             pickled(own, 1 + (part == "language"))
             weights = next(own.glob("pytorch_model*.bin"))
@@ -358,7 +363,7 @@ def test_parts_that_run_code_or_lack_a_tensor_are_refused_by_training_and_by_the
                 if fault == "lacking" and part == "language":
                     index = own / "pytorch_model.bin.index.json"
                     index.write_text(json.dumps({"weight_map": {k: v for k, v in json.loads(index.read_text())["weight_map"].items() if k != name}}))
-            words = [str(tmp_path / "empty.yaml"), "--model.tower", str(places["tower"]), "--model.language", str(places["language"])]
+            words = [str(tmp_path / "empty.yaml"), *ASSEMBLED, str(places["vision_encoder"]), "--model.language", str(places["language"])]
             words += ["--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *FLAGS, "--output_dir", str(tmp_path / "out")]
             for more in ([], ["--dry_run"]):
                 with pytest.raises(WorkbenchError, match=rf"^model\.{part}: .*{message}") as error:
@@ -371,7 +376,7 @@ def test_a_first_stage_from_released_parts_and_a_second_one_after_it(kind: str, 
     tower, language = parts(tmp_path / kind, kind)
     file = write(tmp_path / "w")
     data = ["--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *FLAGS, "--optim.steps", "2", "--save_every", "2"]
-    first = folder_of(["--model.tower", str(tower), "--model.language", str(language), "--model.train", "connector", *data], tmp_path / "stage1")
+    first = folder_of([*ASSEMBLED, str(tower), "--model.language", str(language), "--model.train", "connector", *data], tmp_path / "stage1")
     mllm = MLLM.load(str(first))  # with the causal check of its visual tokens
     old = tf.AutoModelForCausalLM.from_pretrained(language)
     kept = {n: v for n, v in old.base_model.state_dict().items() if "embed" not in n}
@@ -426,13 +431,17 @@ def test_bad_input_is_one_sentence_and_writes_nothing(llava: list[str], tmp_path
         ([*llava, *VIRAL, "--alignment.vfm", "hf:no/such-vfm"], "hf:no/such-vfm"),
         ([*llava, "--model.train", "lora", "--model.lora.targets", "q_prj"], "did you mean 'q_proj'"),
         ([*llava, "--model.layers", "3"], "model.layers is 3: expected none, since model.name"),
-        ([*llava, "--model.tower", "openai/clip"], "model.tower is openai/clip: expected none, since model.name"),
-        ([*llava, "--start", "runs/baseline"], "start is runs/baseline: expected none for a released model"),
+        ([*llava, "--model.vision_encoder", "openai/clip"], "model.vision_encoder is openai/clip: expected none, since model.name"),
+        ([*llava, "--start", "runs/baseline"], "start is runs/baseline: expected none for a model of kind pretrained"),
         (["--model.name", str(language), *llava[2:]], "unknown model architecture 'LlamaForCausalLM'"),
         (["--model.name", str(tmp_path / "none"), *llava[2:]], "neither a folder nor a hub id"),
-        (["--model.tower", f"{model}/x", *llava[2:]], "expected hub ids or folders of both, or model.name"),
-        (["--model.tower", str(tower), "--model.language", model, *llava[2:]], f"model.language is {model}, a llava: expected a causal language model"),
-        (["--model.tower", model, "--model.language", str(language), *llava[2:]], "a llava: expected a CLIP or SigLIP tower"),
+        ([*ASSEMBLED, f"{model}/x", *llava[2:]], "model.language None: expected hub ids or folders of both"),
+        (["--model.vision_encoder", f"{model}/x", *llava[2:]], f"unknown weights '{model}/x'"),
+        (
+            [*ASSEMBLED, str(tower), "--model.language", model, *llava[2:]],
+            f"model.language is {model}, a llava: expected a causal language model",
+        ),
+        ([*ASSEMBLED, model, "--model.language", str(language), *llava[2:]], "a llava: expected a CLIP or SigLIP vision encoder"),
         ([*llava, "--data.weights", "1", "2"], "data.weights is 1.0, 2.0: expected 1 numbers above 0"),
         ([*llava, "--data.questions", "1"], "data.questions is 1: expected none for"),
         ([*llava, "--data.train", short, "--data.val", short, "--data.max_length", "20"], "which leaves none of the answers in the first"),
@@ -440,8 +449,8 @@ def test_bad_input_is_one_sentence_and_writes_nothing(llava: list[str], tmp_path
         ([*llava, "--data.max_length", "12"], "an image reaches beyond 12 tokens"),
         ([*llava, "--data.train", f"{llava[3]}?images=/nowhere"], "image root '/nowhere' does not exist"),
         ([*llava, *VIRAL, "--alignment.center", "--data.features", "compute"], "expected target vfm and data.features cache"),
-        ([*llava, "--model.train_tower", "--model.train", "lora"], "expected model.train all for a tower that is trained too"),
-        (["--data.train", "shapes:train", "shapes:val"], "expected one data set for a small LLaVA"),
+        ([*llava, "--model.train_vision_encoder", "--model.train", "lora"], "expected model.train all for a vision encoder that is trained too"),
+        (["--data.train", "shapes:train", "shapes:val"], "expected one data set for a toy LLaVA"),
     ]
     for words, message in cases:
         with pytest.raises(WorkbenchError) as error:
@@ -469,7 +478,7 @@ def test_cknna_of_conversations_is_that_of_the_analyses(name: str, tmp_path: Pat
     """Over tiles of different sizes, two images in one conversation, and texts alone; against the model and the VFM read by themselves, image by image."""
     model, file = build(name, tmp_path / name), write(tmp_path / "w", rows(4 if name != "paligemma" else 3, 2 * (name != "paligemma"))[name == "paligemma" :])
     recipe = recipe_of(["--model.name", str(model), "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *VIRAL, "--monitor.k", "2"])
-    ready = prepare_student(recipe)
+    ready = ConversationSetup.from_recipe(recipe)
     subset, said = subset_alignment(recipe, ready)
     assert subset is not None and said == []
     logs, vfm, expected = subset.measure(), load_vfm("efficientnet-lite0"), []
@@ -504,7 +513,7 @@ def test_steps_without_an_image_are_not_held_against_a_head(tmp_path: Path) -> N
     """Text alone: no alignment loss is logged, and the head is not warned of before it had its steps, but at the end."""
     model, file = build("llava", tmp_path / "m"), write(tmp_path / "w", rows(2, 6))
     recipe = recipe_of(["--model.name", str(model), "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *VIRAL])
-    ready = prepare_student(recipe)
+    ready = ConversationSetup.from_recipe(recipe)
     trainer = trainer_of(ready, recipe, tmp_path)
     trainer.state.global_step = 1
     ready.model.train()
@@ -526,7 +535,7 @@ def test_steps_without_an_image_are_not_held_against_a_head(tmp_path: Path) -> N
 
 def test_launch_files_that_divide_the_weights_want_one_kind_in_a_step(llava: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert len(load_conversations(recipe_of(llava))[0]) == 10
+    assert len(load_conversations(recipe_of(llava)).train) == 10
     with pytest.raises(WorkbenchError, match=r"data.group is no with fsdp for conversations with and without images: expected yes"):
         load_conversations(recipe_of([*llava, "--data.no-group"]))
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
@@ -535,7 +544,7 @@ def test_launch_files_that_divide_the_weights_want_one_kind_in_a_step(llava: lis
     with pytest.raises(WorkbenchError, match=r"zero3 for conversations with and without images: expected fsdp.yaml"):
         load_conversations(recipe_of(llava))
     seen = f"llava_json:{write(tmp_path / 'seen', rows(4, 0))}"
-    assert len(load_conversations(recipe_of([*llava, "--data.train", seen]))[0]) == 4
+    assert len(load_conversations(recipe_of([*llava, "--data.train", seen])).train) == 4
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(llava: list[str], tmp_path: Path) -> None:

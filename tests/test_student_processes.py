@@ -35,9 +35,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture(n).save(root / f"{n}.png")
         lines.append(json.dumps({"image": f"{n}.png", "question": "what is this ?", "answer": "cat" if n % 2 else "dog", "options": ["cat", "dog"]}))
     (root / "asked.jsonl").write_text("\n".join(lines))
-    train(read(words(root, "one", "--model.train_tower", "--optim.batch_size", "4")), ["one"])
+    train(read(words(root, "one", "--model.train_vision_encoder", "--optim.batch_size", "4")), ["one"])
     train(read(words(root, "one-lora", *LORA, "--optim.batch_size", "4")), ["one"])
-    runs = [words(root, "two-lora", *LORA), words(root, "two", "--model.train_tower"), words(root, "killed", "--model.train_tower")]
+    runs = [words(root, "two-lora", *LORA), words(root, "two", "--model.train_vision_encoder"), words(root, "killed", "--model.train_vision_encoder")]
     (root / "ddp.json").write_text(json.dumps(runs))
     die = "killed/.unfinished/checkpoint-4/trainer_state.json"
     launch("--config_file", "trainer/launch/ddp.yaml", "-m", "tests.in_processes", str(root / "ddp.json"), fails=True, DIE_AT=die)
@@ -73,7 +73,7 @@ def test_two_processes_equal_one_and_some_steps_have_no_image(root: Path) -> Non
 
 def test_two_processes_killed_and_resumed_are_bitwise_the_uninterrupted_run(root: Path) -> None:
     assert [c.step for c in checkpoints(root / "killed")] == [2] and not (root / "killed" / "training.json").exists()
-    launch("--config_file", "trainer/launch/ddp.yaml", "-m", "trainer", *words(root, "killed", "--model.train_tower", "--resume"))
+    launch("--config_file", "trainer/launch/ddp.yaml", "-m", "trainer", *words(root, "killed", "--model.train_vision_encoder", "--resume"))
     same(root / "two", root / "killed", columns=LOSSES)
 
 
@@ -81,7 +81,11 @@ def test_fsdp_divides_the_model_and_writes_a_plain_folder(root: Path) -> None:
     """Full and LoRA, interrupted or not, evaluated by its loss or by answers; both kinds in one pass are refused."""
     asked = ["--data.val", f"hf:{root / 'asked.jsonl'}"]
     train(read(words(root, "one-asked", *asked, "--optim.batch_size", "4")), ["one"])
-    runs = [words(root, "fsdp", "--model.train_tower"), words(root, "fsdp-again", "--model.train_tower", "--resume"), words(root, "fsdp-lora", *LORA)]
+    runs = [
+        words(root, "fsdp", "--model.train_vision_encoder"),
+        words(root, "fsdp-again", "--model.train_vision_encoder", "--resume"),
+        words(root, "fsdp-lora", *LORA),
+    ]
     runs += [words(root, "fsdp-asked", *asked), words(root, "none", "--data.no-group")]
     (root / "fsdp.json").write_text(json.dumps(runs))
     stderr = launch("--config_file", "trainer/launch/fsdp.yaml", "-m", "tests.in_processes", str(root / "fsdp.json"), fails=True)
@@ -99,7 +103,7 @@ def test_fsdp_divides_the_model_and_writes_a_plain_folder(root: Path) -> None:
 
 def test_half_precision_is_autocast_however_the_weights_are_divided(root: Path) -> None:
     """The weights stay float32, and what the log says of the losses is not rounded: FSDP's own mixed precision would round both."""
-    half = ["--optim.precision", "bfloat16", "--optim.checkpointing", "--model.train_tower"]
+    half = ["--optim.precision", "bfloat16", "--optim.checkpointing", "--model.train_vision_encoder"]
     train(read(words(root, "one-half", *half, "--optim.batch_size", "4")), ["one"])
     launch("--config_file", "trainer/launch/fsdp.yaml", "-m", "trainer", *words(root, "fsdp-half", *half))
     same(root / "one-half", root / "fsdp-half", within=5e-3, columns=["lm_loss", "alignment_loss"])

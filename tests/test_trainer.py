@@ -24,15 +24,15 @@ from transformers import LlavaForConditionalGeneration
 
 from tests.conftest import ROOT, SMALL, SMALL_VIRAL, recipe, refused, run
 from trainer.alignment import AlignmentHead, cosine_loss
-from trainer.build.toy_llava import tower_config
-from trainer.checks import check_names
+from trainer.build.toy_llava import encoder_config
+from trainer.checks import checked_stages
 from trainer.dry_run.plan import plan
 from trainer.output.checkpoints import check_same_sources, publish_checkpoint, write_sources
 from trainer.output.folder import check_output, write_recipe
 from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, Recipe
 from trainer.run import train
 from trainer.sampling import shuffled
-from trainer.setups.packed import prepare
+from trainer.setups.packed import PackedSetup
 from trainer.setups.packed_data import collate
 from workbench.cli import parse
 from workbench.data import load_data
@@ -51,7 +51,7 @@ TINY = Recipe(
 
 @pytest.fixture(scope="module")
 def prepared():
-    return prepare(TINY)
+    return PackedSetup.from_recipe(TINY)
 
 
 def test_cosine_loss_equals_its_formula_and_spares_the_target() -> None:
@@ -70,7 +70,7 @@ def test_packed_questions_are_answered_as_if_alone(runs_folder: Path) -> None:
     mllm = MLLM.load(str(runs_folder / "viral"))
     from dataclasses import replace
 
-    ready = prepare(replace(TINY, start=runs_folder / "viral"))
+    ready = PackedSetup.from_recipe(replace(TINY, start=runs_folder / "viral"))
     ready.model.eval()
     data = load_data("shapes:val", limit=3)
     with torch.inference_mode():
@@ -102,7 +102,7 @@ def test_one_step_moves_head_connector_and_language_model_and_not_the_tower(prep
     ):
         assert any(part in name for name in moved), part
     assert not any("vision_tower" in name for name in moved)
-    check_unchanged("dinov2-small", saved_tensors(model.student.model.vision_tower), load_weights("dinov2-small"))
+    check_unchanged("dinov2-small", saved_tensors(model.base.model.vision_tower), load_weights("dinov2-small"))
     model.load_state_dict(before)
 
 
@@ -122,18 +122,18 @@ def test_the_alignment_gradient_stops_at_its_layer(prepared) -> None:
 def test_controls_change_the_target_only() -> None:
     from dataclasses import replace
 
-    plain = prepare(TINY)
-    others = prepare(replace(TINY, alignment=replace(TINY.alignment, images="others")))
-    centred = prepare(replace(TINY, alignment=replace(TINY.alignment, center=True)))
+    plain = PackedSetup.from_recipe(TINY)
+    others = PackedSetup.from_recipe(replace(TINY, alignment=replace(TINY.alignment, images="others")))
+    centred = PackedSetup.from_recipe(replace(TINY, alignment=replace(TINY.alignment, center=True)))
     for a, b in zip(plain.model.state_dict().values(), others.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     same, exchanged, without = (ready.train.targets["efficientnet-lite0"] for ready in (plain, others, centred))
     assert all(not torch.equal(same[i], exchanged[i]) for i in range(24))
     assert torch.equal(*(features.rows(range(24)).sum((1, 2)).sort().values for features in (same, exchanged)))
     assert without.mean().abs().max() < 1e-4
-    baseline = prepare(replace(TINY, alignment=AlignmentConfig()))
+    baseline = PackedSetup.from_recipe(replace(TINY, alignment=AlignmentConfig()))
     assert baseline.model.alignment is None
-    assert all(torch.equal(v, plain.model.student.state_dict()[k]) for k, v in baseline.model.student.state_dict().items())
+    assert all(torch.equal(v, plain.model.base.state_dict()[k]) for k, v in baseline.model.base.state_dict().items())
 
 
 def test_the_folder_is_plain_transformers_and_the_log_has_both_losses(runs_folder: Path) -> None:
@@ -159,7 +159,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("accumulation", ["1", "2"])
 def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path: Path, accumulation: str) -> None:
     """SIGKILL after the first checkpoint, then --resume: the model, the head, and every row of the log are the same to the bit, and nothing is left over."""
-    words = [recipe("viral"), "--start", "None", *SMALL_VIRAL, "--optim.accumulation", accumulation]
+    words = [recipe("viral"), "--stage1", "None", *SMALL_VIRAL, "--optim.accumulation", accumulation]
     run("trainer", *words, "--output_dir", str(tmp_path / "whole"))
     process = subprocess.Popen(
         [sys.executable, "-m", "trainer", *words, "--output_dir", str(tmp_path / "killed")], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
@@ -197,7 +197,7 @@ def test_tensorboard_has_the_same_numbers_as_the_log(runs_folder: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_run_that_died_after_its_last_step_is_only_finished(tmp_path: Path, precision: str) -> None:
-    words = [recipe("viral"), "--start", "None", *SMALL_VIRAL, "--optim.steps", "6", "--optim.precision", precision, "--output_dir", str(tmp_path / "out")]
+    words = [recipe("viral"), "--stage1", "None", *SMALL_VIRAL, "--optim.steps", "6", "--optim.precision", precision, "--output_dir", str(tmp_path / "out")]
     run("trainer", *words)
     before, log = tensors(tmp_path / "out"), pd.read_parquet(tmp_path / "out" / "training.parquet")
     sources = json.loads((tmp_path / "out" / "checkpoint-6" / "sources.json").read_text())
@@ -213,7 +213,7 @@ def test_a_run_that_died_after_its_last_step_is_only_finished(tmp_path: Path, pr
 
 def test_a_run_is_resumed_from_the_newest_checkpoint_that_is_whole(tmp_path: Path) -> None:
     """After a power cut, a full quota or half a copy, which a rename does not rule out."""
-    words = [recipe("viral"), "--start", "None", *SMALL_VIRAL, "--optim.steps", "6", "--save_every", "2", "--output_dir", str(tmp_path / "out")]
+    words = [recipe("viral"), "--stage1", "None", *SMALL_VIRAL, "--optim.steps", "6", "--save_every", "2", "--output_dir", str(tmp_path / "out")]
     run("trainer", *words, "--keep_checkpoints", "None")
     before = tensors(tmp_path / "out")
     (tmp_path / "out" / "training.json").unlink()
@@ -280,13 +280,13 @@ def test_a_run_that_died_writing_its_recipe_is_started_anew(tmp_path: Path) -> N
     write_recipe(tmp_path, Recipe(keep_checkpoints=1))  # the one that can be resumed from stays
     assert sorted(file.name for file in tmp_path.iterdir()) == [".gitignore", "checkpoint-10", "checkpoint-4", "recipe.yaml"]
     words = Recipe(resume=True, keep_checkpoints=1)
-    assert check_output(tmp_path, words) == str(tmp_path / "checkpoint-4")
+    assert check_output(tmp_path, words) == tmp_path / "checkpoint-4"
 
 
 def test_another_first_stage_is_not_taken_for_ours(tmp_path: Path) -> None:
     stage = tmp_path / "tiny_stage1.yaml"
     stage.write_text(f"base: {recipe('stage1')}\noptim:\n  steps: 2\n  batch_size: 4\nlog_every: 2\nsave_every: 2\neval_every: 2\n")
-    words = [recipe("baseline"), *SMALL, "--optim.steps", "2", "--start", str(stage)]
+    words = [recipe("baseline"), *SMALL, "--optim.steps", "2", "--stage1", str(stage)]
     run("trainer", *words, "--output_dir", str(tmp_path / "one"))
     assert (tmp_path / "stage1-s0" / "training.json").exists()
     assert "stage1-s0 was started with data" in refused("trainer", *words, "--data.limit_train", "16", "--output_dir", str(tmp_path / "two"))
@@ -323,11 +323,11 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
         ([recipe("viral"), "--alignment.objective", "cosin"], "cosin"),
         ([recipe("viral"), "--alignment.vfm", "dinov3", *SMALL], "unknown VFM 'dinov3': expected one of dinov3-base, dinov3-large, dinov3-small, ..."),
         ([recipe("viral"), "--alignment.teacher_norm", "students", *SMALL], "students"),
-        ([recipe("viral"), "--start", "None", "--data.train", "shape:train"], "unknown data set 'shape'"),
-        ([recipe("viral"), "--start", "None", "--data.train", "shapes:trian"], "did you mean 'train'"),
+        ([recipe("viral"), "--stage1", "None", "--data.train", "shape:train"], "unknown data set 'shape'"),
+        ([recipe("viral"), "--stage1", "None", "--data.train", "shapes:trian"], "did you mean 'train'"),
         ([recipe("viral"), "--start", "nowhere", *SMALL], "start is nowhere: expected the folder of a finished training"),
-        ([recipe("stage1"), "--model.tower", "dinov2-smal"], "did you mean 'dinov2-small'"),
-        ([recipe("stage1"), "--model.tower_features", "13", *SMALL], "expected 0 to 12"),
+        ([recipe("stage1"), "--model.vision_encoder", "dinov2-smal"], "did you mean 'dinov2-small'"),
+        ([recipe("stage1"), "--model.vision_encoder_features", "13", *SMALL], "expected 0 to 12"),
         ([recipe("stage1"), "--model.image_size", "100", *SMALL], "expected a multiple of 14"),
         ([recipe("stage1"), "--model.image_size", "28", *SMALL, "--dry_run"], "model.image_size is 28, 2 x 2 patches: expected at least 42"),
         ([recipe("stage1"), "--resume"], "no run in"),
@@ -340,7 +340,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
         ([recipe("stage1"), "--model.width", "36", "--model.heads", "12"], "model.width is 36: expected a multiple of 24 = 2 x model.heads"),
         ([recipe("stage1"), "--data.weights", "0.5"], "data.weights is 0.5: expected none for a small LLaVA"),
         (
-            [recipe("viral"), "--start", "None", *SMALL, "--alignment.images", "others", "--data.limit_train", "1"],
+            [recipe("viral"), "--stage1", "None", *SMALL, "--alignment.images", "others", "--data.limit_train", "1"],
             "one picture is 1 of 1 training images: expected half of them at most",
         ),
         ([recipe("viral"), "--alignment.schedule", "linear", "--alignment.warmup", "9", "--optim.steps", "9"], "alignment.warmup is 9, all steps"),
@@ -382,17 +382,18 @@ def test_a_recipe_that_says_two_things_or_nothing_is_one_sentence(tmp_path: Path
 
 def test_weights_that_are_no_tower_and_a_first_stage_in_the_same_folder(tmp_path: Path) -> None:
     for name in ("efficientnet-lite0", "smollm2-135m-instruct"):
-        with pytest.raises(ConfigError, match=f"model.tower is {name}: expected the weights of a vision transformer, such as dinov2-small"):
-            tower_config(ModelConfig(tower=name))
-    for start in (tmp_path / "stage1-s0", ROOT / "trainer" / "recipes" / "shapes_stage1.yaml"):
+        with pytest.raises(ConfigError, match=f"model.vision_encoder is {name}: expected the weights of a vision transformer, such as dinov2-small"):
+            encoder_config(ModelConfig(vision_encoder=name))
+    folder, stage1 = tmp_path / "stage1-s0", ROOT / "trainer" / "recipes" / "shapes_stage1.yaml"
+    for own in (Recipe(start=folder, output_dir=folder), Recipe(stage1=stage1, output_dir=folder)):
         with pytest.raises(ConfigError, match="stage1-s0, the folder of the first stage that the run starts from: expected another"):
-            check_names(Recipe(start=start, output_dir=tmp_path / "stage1-s0"))
+            checked_stages(own)
 
 
 @pytest.mark.parametrize("mode", ["lora", "all"])
 def test_what_is_frozen_and_the_vfm_are_checked_at_the_end(mode: Literal["lora", "all"]) -> None:
-    ready = prepare(replace(TINY, model=replace(TINY.model, train=mode)))
-    student = ready.model.student
+    ready = PackedSetup.from_recipe(replace(TINY, model=replace(TINY.model, train=mode)))
+    student = ready.model.base
     ready.check_frozen(student.state_dict())
     frozen = [p for n, p in student.named_parameters() if not p.requires_grad and ("language" in n or mode == "all")]
     before = frozen[0].clone()
@@ -468,23 +469,23 @@ def test_a_checkpoint_that_cannot_be_read_is_skipped(name: str, interrupted: Rec
     """Its length is right and its content is not: the run goes on from the one before."""
     folder = shutil.copytree(interrupted.output_dir, tmp_path / "run")
     again = replace(interrupted, output_dir=folder, resume=True)
-    assert check_output(folder, again) == str(folder / "checkpoint-4")
+    assert check_output(folder, again) == folder / "checkpoint-4"
     file = folder / "checkpoint-4" / name
     content = bytearray(file.read_bytes())
     content[: min(300, len(content))] = bytes(min(300, len(content)))
     file.write_bytes(content)
-    assert check_output(folder, again) == str(folder / "checkpoint-2")
+    assert check_output(folder, again) == folder / "checkpoint-2"
 
 
 def test_a_start_without_its_tokenizer_is_one_sentence(interrupted: Recipe, tmp_path: Path) -> None:
     folder = shutil.copytree(interrupted.output_dir, tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*", "tokenizer*"))
     with pytest.raises(ConfigError, match=r"start is .*, whose configuration or tokenizer cannot be read"):
-        prepare(replace(TINY, start=folder))
+        PackedSetup.from_recipe(replace(TINY, start=folder))
 
 
 def test_a_start_that_does_not_fit_is_refused_by_the_dry_run_too(interrupted: Recipe, tmp_path: Path) -> None:
     other = replace(TINY, start=interrupted.output_dir, model=replace(TINY.model, ffn=128), output_dir=tmp_path / "out")
-    for check in (prepare, plan):
+    for check in (PackedSetup.from_recipe, plan):
         with pytest.raises(ConfigError, match=r"start is .*, whose tensor '.*mlp.* does not fit the model"):
             check(other)
 
@@ -495,7 +496,7 @@ def test_a_start_that_lacks_a_tensor_is_not_filled_up(interrupted: Recipe, tmp_p
     gone = next(name for name in tensors if "mlp" in name and "language" in name)
     save_file({name: value for name, value in tensors.items() if name != gone}, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=r"start is .*, whose model.safetensors lacks '.*mlp"):
-        prepare(replace(TINY, start=folder))
+        PackedSetup.from_recipe(replace(TINY, start=folder))
 
 
 def test_a_recipe_wins_over_its_base_however_its_keys_are_written(tmp_path: Path) -> None:

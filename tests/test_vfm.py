@@ -45,7 +45,7 @@ from tests.students import Bomb, pickled
 from tests.tiny import randomize
 from trainer.output.folder import check_same_recipe, write_recipe
 from trainer.recipe import AlignmentConfig, Recipe
-from trainer.setups.packed import vfm_features
+from trainer.setups.packed_features import vfm_features
 from trainer.targets.vfm_targets import load_vfms, vfm_record
 from workbench.data import load_data
 from workbench.errors import ConfigError, UnknownNameError, WeightsError, WorkbenchError
@@ -148,7 +148,9 @@ def test_the_trainer_records_the_teachers_norm_and_reads_older_recipes(tmp_path:
     data, alignment = load_data("shapes:val", limit=2), AlignmentConfig(objective="cosine", teacher_norm="student")
     recipes = [Recipe(alignment=replace(alignment, teacher_norm=norm)) for norm in ("student", "own")]
     vfms = [load_vfms(recipe.alignment) for recipe in recipes]
-    targets, own = (vfm_features(*both, data, (4, 4))["efficientnet-lite0"].rows([0, 1]) for both in zip(recipes, vfms, strict=True))
+    targets, own = (
+        vfm_features(recipe.alignment, own, data, (4, 4), "cache")["efficientnet-lite0"].rows([0, 1]) for recipe, own in zip(recipes, vfms, strict=True)
+    )
     record = vfm_record(vfms[0])
     assert record["teacher_norm"] == "student" and record["vfm_fingerprint"] == "f0747919d4b19c80" and not torch.equal(targets, own)
     recipe = Recipe(alignment=replace(alignment, teacher_norm="own"))

@@ -82,7 +82,7 @@ def test_it_works_in_an_empty_folder(site: Path, tmp_path: Path) -> None:
     assert viral(site, tmp_path, "path", "demo") == f"{site / 'trainer' / 'sweeps' / 'demo.yaml'}\n"
     said = viral(site, tmp_path, "train", "shapes_virl", code=2)
     assert said.startswith("error: unknown recipe 'shapes_virl'") and said.endswith("did you mean 'shapes_viral'?\n")
-    assert "accuracy" in viral(site, tmp_path, "train", "shapes_viral", "--start", "None", *SMALL, "--output_dir", "runs/viral")
+    assert "accuracy" in viral(site, tmp_path, "train", "shapes_viral", "--stage1", "None", *SMALL, "--output_dir", "runs/viral")
     record = json.loads((tmp_path / "runs" / "viral" / "training.json").read_text())
     assert record["packages"]["viral-workbench"] == VERSION and (record["git"], record["dirty"]) == ("", False)
     asked = ["--model", "runs/viral", "--vfm", "dinov2-small", "--limit", "3", "--null", "10", "--k", "5", "--output_dir", "runs"]

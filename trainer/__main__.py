@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     """Run `python -m trainer ARGV`, in one process or in several."""
     distributed.start()
     try:
-        run(distributed.together(lambda: read(argv)))
+        run(distributed.together(read, argv))
     except distributed.ElsewhereError:
         sys.exit(2)
     except RuntimeError as error:
@@ -43,8 +43,8 @@ def read(argv: list[str]) -> Recipe:
         recipe, rest = RECIPES.find(argv[0]), argv[1:]
     config = parse(Recipe, rest, prog="python -m trainer RECIPE", description=__doc__ or "", recipe=recipe)
 
-    if config.start is not None and config.start.suffix == ".yaml" and recipe is not None:
-        config = replace(config, start=config.start if config.start.exists() else recipe.parent / config.start)
+    if config.stage1 is not None and recipe is not None and not config.stage1.exists():
+        config = replace(config, stage1=recipe.parent / config.stage1)
     return config
 
 

@@ -39,27 +39,28 @@ class Aligned(nn.Module):
     """A transformers model as it is, its alignment heads and its residual, called as one module so that DDP, FSDP and ZeRO see all of them.
 
     Args:
+        base: the transformers model.
         alignment: attached to the model; None for the baseline, which then has no head at all.
         residual: attached to the model.
     """
 
-    student: PreTrainedModel
+    base: PreTrainedModel
 
-    def __init__(self, student: PreTrainedModel, alignment: Alignment | None, residual: Residual | None) -> None:
+    def __init__(self, base: PreTrainedModel, alignment: Alignment | None, residual: Residual | None) -> None:
         super().__init__()
-        self.student, self.config, self.alignment, self.residual = student, student.config, alignment, residual
-        blocks = {type(part).__name__ for part in student.modules()}
-        self._no_split_modules = sorted(blocks & set(student._no_split_modules or ()))  # what FSDP divides one by one
+        self.base, self.config, self.alignment, self.residual = base, base.config, alignment, residual
+        blocks = {type(part).__name__ for part in base.modules()}
+        self._no_split_modules = sorted(blocks & set(base._no_split_modules or ()))  # what FSDP divides one by one
 
 
 class AlignedForConditionalGeneration(Aligned):
-    """A LLaVA that learns from packed questions; its tower stays frozen.
+    """A toy LLaVA that learns from packed questions; its vision encoder stays frozen.
 
     Args:
         to_projector: the target is what the connector gives, instead of features that come with the batch.
     """
 
-    student: LlavaForConditionalGeneration
+    base: LlavaForConditionalGeneration
 
     def __init__(
         self, llava: LlavaForConditionalGeneration, alignment: Alignment | None = None, residual: Residual | None = None, *, to_projector: bool = False
@@ -89,9 +90,9 @@ class AlignedForConditionalGeneration(Aligned):
         """
         packing = Packing.of(segments)
         ids, answers = packing.flat(input_ids), packing.flat(labels)
-        projected = self.student.model.multi_modal_projector(connector_inputs)
+        projected = self.base.model.multi_modal_projector(connector_inputs)
         image = BaseModelOutputWithPooling(pooler_output=list(projected))  # type: ignore[arg-type]
-        logits = self.student(
+        logits = self.base(
             input_ids=ids,
             attention_mask=ids.new_ones(1, 1, 1, 1, dtype=torch.bool),  # no mask is made; what a token sees is in `packing`
             position_ids=packing.flat(position_ids),
@@ -156,7 +157,7 @@ class AlignedMLLMForConditionalGeneration(Aligned):
             inputs: of the model, as its processor gave them.
         """
         self._first = None
-        logits = self.student(**inputs, use_cache=False).logits
+        logits = self.base(**inputs, use_cache=False).logits
         wanted = labels[:, 1:] != IGNORED
         losses = nn.functional.cross_entropy(logits[:, :-1][wanted].float(), labels[:, 1:][wanted], reduction="sum")
         count = wanted.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=losses.device)

@@ -108,7 +108,7 @@ def origins(recipe: Mapping[str, Any]) -> list[dict[str, str]]:
 def _parts(recipe: Mapping[str, Any]) -> dict[str, str]:
     """{part: name} of what the model was made from."""
     model = recipe["model"]
-    named = {"model": model.get("name")} if model.get("name") else {"vision tower": model["tower"], "language model": model.get("language")}
+    named = {"model": model.get("name")} if model.get("name") else {"vision encoder": model["vision_encoder"], "language model": model.get("language")}
     return {part: name for part, name in named.items() if name}
 
 
@@ -133,9 +133,9 @@ def _intent(recipe: Mapping[str, Any]) -> str:
 
 def _sources(recipe: Mapping[str, Any], record: Mapping[str, Any], made_from: Sequence[Mapping[str, str]]) -> pd.DataFrame:
     own, settings = recipe["model"], recipe["alignment"]
-    prints = {part: record.get(f"{part.split(' ')[-1]}_fingerprint") for part in ("vision tower", "language model")}
-    if "/" in own.get("tower", "") or own.get("name"):  # of the model as a whole, before it was trained
-        prints = dict.fromkeys(("model", "vision tower", "language model"), record.get("model_fingerprint"))
+    prints = {"vision encoder": record.get("tower_fingerprint"), "language model": record.get("language_fingerprint")}
+    if own["kind"] != "toy":  # of the model as a whole, before it was trained
+        prints = dict.fromkeys(("model", "vision encoder", "language model"), record.get("model_fingerprint"))
     rows = [(row["part"], row["weights"], row["from"], prints.get(row["part"]) or "", row["licence"]) for row in made_from]
     if settings["objective"] != "none" and settings.get("target", "vfm") == "vfm":
         targets = dict(zip(_list(record.get("vfm", [])), _list(record.get("vfm_fingerprint", [])), strict=True))
@@ -220,10 +220,10 @@ def _loading(recipe: Mapping[str, Any]) -> str:
 
 def _recipe(recipe: Mapping[str, Any], made_from: Sequence[Mapping[str, str]]) -> str:
     kept = {key: value for key, value in recipe.items() if key not in ("output_dir", "resume", "report_to", "push_to_hub")}
-    if recipe["model"].get("name"):  # which brings its own; the other keys describe a small LLaVA
-        kept["model"] = {key: recipe["model"][key] for key in ("name", "train", "lora", "train_tower")}
+    if recipe["model"].get("name"):  # which brings its own; the other keys describe a toy LLaVA
+        kept["model"] = {key: recipe["model"][key] for key in ("kind", "name", "train", "lora", "train_vision_encoder")}
     said = _without_paths(kept)
-    keys = {"model": "name", "vision tower": "tower", "language model": "language"}
+    keys = {"model": "name", "vision encoder": "vision_encoder", "language model": "language"}
     said["model"] |= {keys[own["part"]]: own["weights"] for own in made_from if own["part"] in keys}  # hub ids whole, which look like paths
     return f"```yaml\n{yaml.safe_dump(said, sort_keys=False)}```"
 

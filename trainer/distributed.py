@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from workbench.errors import ConfigError, RunError, WorkbenchError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PATIENCE = timedelta(hours=3)  # while one process writes, checks or sends a large model; one that is killed is noticed at once, whatever this is
+Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Strategy = Literal["ddp", "fsdp", "zero1", "zero2", "zero3"]
 
@@ -156,18 +157,18 @@ def device() -> str:
     return str(PartialState().device)
 
 
-def together(action: Callable[[], Result]) -> Result:
-    """Run `action` in every process and wait for all; if it fails in one, every process stops, and only one says why.
+def together(action: Callable[Arguments, Result], *args: Arguments.args, **options: Arguments.kwargs) -> Result:
+    """Run `action(*args, **options)` in every process and wait for all; if it fails in one, every process stops, and only one says why.
 
     Raises:
         WorkbenchError, OSError: in the main process, its own or what happened in another one.
         ElsewhereError: in the others.
     """
     if count() == 1:
-        return action()
+        return action(*args, **options)
     result, error = None, None
     try:
-        result = action()
+        result = action(*args, **options)
     except (WorkbenchError, OSError) as caught:
         error = caught
     messages = gathered([None if error is None else str(error)])
@@ -181,9 +182,9 @@ def together(action: Callable[[], Result]) -> Result:
     return result  # type: ignore[return-value]
 
 
-def on_main(action: Callable[[], Result]) -> Result:
-    """Run `action` in the main process while the others wait; all get its result, which must be picklable, or stop with its error."""
-    result = together(lambda: action() if is_main() else None)
+def on_main(action: Callable[Arguments, Result], *args: Arguments.args, **options: Arguments.kwargs) -> Result:
+    """Run `action(*args, **options)` in the main process while the others wait; all get its result, which must be picklable, or stop with its error."""
+    result = together(lambda: action(*args, **options) if is_main() else None)
     return next(value for value in gathered([result]))  # type: ignore[return-value]
 
 

@@ -30,25 +30,22 @@ from trainer.monitor.warnings import EarlyWarnings, tell
 from trainer.output.checkpoints import UNFINISHED, publish_checkpoint, write_sources
 from trainer.output.model_folder import load_model, save_model
 from trainer.recipe import Recipe
-from trainer.setups.conversation import PreparedStudent
-from trainer.setups.packed import Prepared
+from trainer.setups.base import Setup
 from workbench.errors import RunError
 from workbench.mllm.conversation import IGNORED
 from workbench.training_folder import BEST, BEST_FILE, best_of
 
-Ready = Prepared | PreparedStudent
-
 
 class AlignmentTrainer(Trainer):
-    """Trainer that adds the weighted alignment loss, logs both losses, and evaluates; packed questions and conversations differ in what is prepared only.
+    """Trainer that adds the weighted alignment loss, logs both losses, and evaluates; packed questions and conversations differ in their `Setup` only.
 
     One optimiser step is the same in any number of processes and accumulated parts: both losses are means over the global batch, the language model's over
     its answer tokens and the alignment's over its visual tokens (`relation`: over its images and tiles). Every part has its share of them, and since gradients
     are averaged over processes, each is multiplied by their number.
     """
 
-    def __init__(self, *, recipe: Recipe, prepared: Ready, watched: tuple[SubsetAlignment | None, list[str]], **kwargs: Any) -> None:
-        self.recipe, self.prepared = recipe, prepared
+    def __init__(self, *, recipe: Recipe, setup: Setup, watched: tuple[SubsetAlignment | None, list[str]], **kwargs: Any) -> None:
+        self.recipe, self.setup = recipe, setup
         self._sums: dict[str, Tensor] = {}
         self._steps = 0  # optimizer steps since the last log
         self._cut: Tensor | int = 0  # conversations in them that max_length left no answer
@@ -57,12 +54,12 @@ class AlignmentTrainer(Trainer):
         self._given: list[dict[str, Tensor]] = []  # this process's parts of the step that is being made
         self._saving = False
         self._started, self._seconds_before = time.monotonic(), 0.0
-        self.evaluated_at = -1
-        self.subset, self.known = watched[0], [*watched[1], *prepared.known(recipe, distributed.count())]
-        collator = counted(prepared.collate, prepared.model.config.image_token_id)
+        self.trained_for, self.evaluated_at = 0.0, -1  # seconds, and step
+        self.subset, self.known = watched[0], [*watched[1], *setup.known(distributed.count())]
+        collator = counted(setup.collate, setup.model.config.image_token_id)
         arguments: TrainingArguments = kwargs["args"]
         arguments._n_gpu = min(arguments.n_gpu, 1)  # where one process sees several GPUs, transformers would divide over them a batch that many times as large
-        super().__init__(model=prepared.model, train_dataset=prepared.train, data_collator=collator, **kwargs)
+        super().__init__(model=setup.model, train_dataset=setup.train, data_collator=collator, **kwargs)
         if self.is_fsdp_enabled:  # bfloat16 is autocast around float32 weights here too: FSDP's own would round what is averaged, and the losses in the log
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
         self.progress = Progress(recipe.output_dir, recipe.optim.steps)
@@ -119,10 +116,10 @@ class AlignmentTrainer(Trainer):
 
     def _aligned(self, batch: dict[str, Any]) -> Tensor:
         """What the alignment loss of a batch is a mean over."""
-        return self.prepared.aligned(batch, self.recipe.alignment.objective).to(batch["labels"].device)
+        return self.setup.aligned(batch).to(batch["labels"].device)
 
     def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:
-        return self.prepared.sampler(self.recipe, distributed.count())
+        return self.setup.sampler(distributed.count())
 
     def alignment_weight(self, step: int) -> float:
         """lambda at optimiser step `step`, from 0."""
@@ -135,7 +132,7 @@ class AlignmentTrainer(Trainer):
 
     def _names(self) -> list[str]:
         """The losses that are logged: the same in every process, whether its own batches have images or not."""
-        alignment = self.prepared.model.alignment
+        alignment = self.setup.model.alignment
         if alignment is None:
             return ["lm_loss"]
         each = [f"alignment_loss/layer_{layer}/{target}" for layer in alignment.layers for target in alignment.dims]
@@ -145,7 +142,7 @@ class AlignmentTrainer(Trainer):
         """Log, all but the Trainer's last words: their mean loss and speeds are of the steps since a resume only."""
         if "train_runtime" in logs:
             return
-        self.state.epoch = self.state.global_step * self.recipe.optim.images(distributed.count()) / len(self.prepared.train)
+        self.state.epoch = self.state.global_step * self.recipe.optim.images(distributed.count()) / len(self.setup.train)
         if "loss" in logs:
             names, nothing = self._names(), torch.zeros((), device=self.args.device)
             totals = self.accelerator.reduce(torch.stack([self._sums.get(name, nothing) for name in names]), "sum")
@@ -164,23 +161,30 @@ class AlignmentTrainer(Trainer):
         """Time spent training, that of the interrupted runs before this one included."""
         return self._seconds_before + time.monotonic() - self._started
 
-    def run(self, checkpoint: str | None = None, state: TrainerState | None = None) -> None:
-        """Train from `checkpoint`, whose state is `state`, or from the beginning; a model of the last step needs no training."""
+    def run(self, checkpoint: Path | None = None, state: TrainerState | None = None) -> None:
+        """Train from `checkpoint`, whose state is `state`, or from the beginning, and evaluate at the last step; a model of that step needs no training."""
         if state is not None and state.log_history:
             self._seconds_before = next((row["seconds"] for row in reversed(state.log_history) if "seconds" in row), 0.0)
         if state is not None and state.global_step >= self.recipe.optim.steps:
-            losses = [row for row in state.log_history if row["step"] < state.global_step or "lm_loss" in row or "warning" in row]
-            state.log_history = losses  # the last step is evaluated again
-            self.state = state
-            tell(state, self.known)  # as at the beginning of a training
-            if self.accelerator.native_amp:  # evaluated in the precision of an uninterrupted run, whose forward pass training has wrapped
-                self.accelerator.prepare_model(self.prepared.model, evaluation_mode=True)
-            return
-        torch.manual_seed(self.recipe.seed + 1_000_003 * distributed.rank())  # the models are alike by now; their dropout must not be
-        try:
-            self.train(resume_from_checkpoint=checkpoint)
-        finally:
-            self.progress.close()
+            self._take_up(state)
+        else:
+            torch.manual_seed(self.recipe.seed + 1_000_003 * distributed.rank())  # the models are alike by now; their dropout must not be
+            try:
+                self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            finally:
+                self.progress.close()
+        self.trained_for = self.seconds()
+        if self.evaluated_at != self.recipe.optim.steps:  # the Trainer evaluates at its last step by itself
+            self.evaluate()
+
+    def _take_up(self, state: TrainerState) -> None:
+        """Go on with the state of the last step, which is evaluated again."""
+        losses = [row for row in state.log_history if row["step"] < state.global_step or "lm_loss" in row or "warning" in row]
+        state.log_history = losses
+        self.state = state
+        tell(state, self.known)  # as at the beginning of a training
+        if self.accelerator.native_amp:  # evaluated in the precision of an uninterrupted run, whose forward pass training has wrapped
+            self.accelerator.prepare_model(self.setup.model, evaluation_mode=True)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Write a checkpoint aside and, once every process has done its part, move it to its place; or say in one sentence why not, and leave none."""
@@ -190,10 +194,8 @@ class AlignmentTrainer(Trainer):
         self._saving = False
 
         def publish() -> None:
-            self._write(lambda: write_sources(folder / UNFINISHED / name, self.prepared.record), name)
-            if isinstance(self.prepared, PreparedStudent):
-                rows = self.prepared.train.rows
-                self._write(lambda: rows.save(folder / UNFINISHED / name), name)
+            self._write(lambda: write_sources(folder / UNFINISHED / name, self.setup.record), name)
+            self._write(lambda: self.setup.write_extras(folder / UNFINISHED / name), name)
             publish_checkpoint(folder, name, self.recipe.keep_checkpoints)
 
         distributed.on_main(publish)
@@ -216,12 +218,12 @@ class AlignmentTrainer(Trainer):
         """AdamW on the groups of parameters that the model asks for."""
         if self.optimizer is None:
             optim = self.recipe.optim
-            self.optimizer = torch.optim.AdamW(self.prepared.parameter_groups(optim), lr=optim.learning_rate, betas=(optim.beta1, optim.beta2), fused=True)
+            self.optimizer = torch.optim.AdamW(self.setup.parameter_groups(), lr=optim.learning_rate, betas=(optim.beta1, optim.beta2), fused=True)
         return self.optimizer
 
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
         """Accuracy per question type on the validation split, the losses on it, and CKNNA on its first images."""
-        evaluation = self.prepared.evaluate(self.recipe.optim.batch_size)
+        evaluation = self.setup.evaluate()
         metrics = metrics_of(evaluation, self.recipe.seed)
         self.log(metrics | (self.subset.measure() if self.subset is not None else {}))
         if self.recipe.keep_best:
@@ -234,7 +236,7 @@ class AlignmentTrainer(Trainer):
         """Write the whole model, gathered from all processes where it is divided, from the main one."""
         folder, state = Path(output_dir or self.recipe.output_dir), self.whole_state()
         name = folder.name
-        distributed.on_main(lambda: self._write(lambda: save_model(self.prepared.model, self.prepared.processor, folder, state), name))
+        distributed.on_main(lambda: self._write(lambda: save_model(self.setup.model, self.setup.processor, folder, state), name))
 
     def _keep_best(self, score: float) -> None:
         """Write the model to `best/` if it scores higher on the validation split than any before."""
@@ -246,7 +248,7 @@ class AlignmentTrainer(Trainer):
         def write() -> None:
             shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
             unfinished.mkdir(parents=True)
-            save_model(self.prepared.model, self.prepared.processor, unfinished, state)
+            save_model(self.setup.model, self.setup.processor, unfinished, state)
             (unfinished / BEST_FILE).write_text(json.dumps({"step": self.state.global_step, "score": score}))
             publish_checkpoint(folder, BEST, None)
 
@@ -254,24 +256,24 @@ class AlignmentTrainer(Trainer):
 
     def whole_state(self) -> dict[str, Tensor]:
         """The model's tensors; with a divided model in the main process only, but all must ask."""
-        if distributed.strategy() == "ddp" or (self.model_wrapped is self.prepared.model and not self.is_fsdp_enabled):
-            return self.prepared.model.state_dict()
+        if distributed.strategy() == "ddp" or (self.model_wrapped is self.setup.model and not self.is_fsdp_enabled):
+            return self.setup.model.state_dict()
         return self.accelerator.get_state_dict(self.model_wrapped)  # type: ignore[no-any-return]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            load_model(self.prepared.model, Path(resume_from_checkpoint))
+            load_model(self.setup.model, Path(resume_from_checkpoint))
 
 
-def build_trainer(recipe: Recipe, prepared: Ready) -> AlignmentTrainer:
+def build_trainer(recipe: Recipe, setup: Setup) -> AlignmentTrainer:
     """The Trainer of a recipe, for as many processes as there are; it writes nothing yet."""
     folder, optim = recipe.output_dir, recipe.optim
     half, zero = optim.precision == "bfloat16", distributed.strategy().startswith("zero")
     if half and zero:  # autocast as everywhere: DeepSpeed's own bfloat16 would round the weights themselves
-        prepared.model.forward = convert_outputs_to_fp32(torch.autocast(distributed.device().split(":")[0], torch.bfloat16)(prepared.model.forward))  # type: ignore[method-assign]
-    watched = subset_alignment(recipe, prepared)  # before the arguments, after which ZeRO-3 divides whatever is loaded, a VFM too
+        setup.model.forward = convert_outputs_to_fp32(torch.autocast(distributed.device().split(":")[0], torch.bfloat16)(setup.model.forward))  # type: ignore[method-assign]
+    watched = subset_alignment(recipe, setup)  # before the arguments, after which ZeRO-3 divides whatever is loaded, a VFM too
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=optim.steps,
@@ -297,7 +299,7 @@ def build_trainer(recipe: Recipe, prepared: Ready) -> AlignmentTrainer:
         bf16=half and not zero,
         use_cpu=not torch.cuda.is_available(),
         logging_nan_inf_filter=False,
-        ddp_find_unused_parameters=False,  # the frozen tower has no gradient, and all the rest is used in every pass
+        ddp_find_unused_parameters=False,  # the frozen vision encoder has no gradient, and all the rest is used in every pass
         accelerator_config={
             "use_configured_state": distributed.count() > 1,  # that of distributed.start
             "non_blocking": torch.cuda.is_available(),  # from pinned memory
@@ -305,6 +307,6 @@ def build_trainer(recipe: Recipe, prepared: Ready) -> AlignmentTrainer:
             "gradient_accumulation_kwargs": {"sync_each_batch": distributed.strategy() == "fsdp"},
         },
     )
-    trainer = AlignmentTrainer(recipe=recipe, prepared=prepared, watched=watched, args=arguments, eval_dataset=prepared.val)
+    trainer = AlignmentTrainer(recipe=recipe, setup=setup, watched=watched, args=arguments, eval_dataset=setup.val)
     trainer.pop_callback(PrinterCallback)
     return trainer

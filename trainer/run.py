@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,109 +16,126 @@ from transformers import TrainerState
 from trainer import distributed
 from trainer.build.lora import adapters, merge
 from trainer.card import origins, write_card
-from trainer.checks import check_names, with_stage
+from trainer.checks import checked_stages
 from trainer.evaluation import Evaluation, summary
 from trainer.hub import push
-from trainer.loop import AlignmentTrainer, Ready, build_trainer
+from trainer.loop import AlignmentTrainer, build_trainer
 from trainer.monitor.progress import write_log
 from trainer.monitor.warnings import warnings_of
 from trainer.output.checkpoints import UNFINISHED, check_same_sources
-from trainer.output.folder import FINAL, alone, check_output, check_same_recipe, write_recipe
+from trainer.output.folder import FINAL, alone, check_output, write_recipe
 from trainer.output.model_folder import load_model, part, save_model
 from trainer.recipe import Recipe
-from trainer.setups.conversation import prepare_student
-from trainer.setups.packed import prepare
-from workbench.cli import parse
+from trainer.setups.base import Setup
+from trainer.setups.conversation import ConversationSetup
+from trainer.setups.packed import PackedSetup
 from workbench.errors import ConfigError
 from workbench.files import atomic_file, atomic_folder
 from workbench.runs import environment
 from workbench.training_folder import BEST, RECIPE_FILE, RECORD_FILE, best_of
 from workbench.yaml_config import as_mapping
 
+SETUPS: Mapping[str, type[Setup]] = {"toy": PackedSetup, "assembled": ConversationSetup, "pretrained": ConversationSetup}
+"""What each kind of model is trained with."""
+
 
 def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
     """Run a recipe to its end and return the final evaluation; the folder then loads with transformers alone.
 
+    Stage 1, where the recipe names one, is trained first, unless it is there.
+
     Raises:
         RunError: output_dir already holds a training run and `resume` is not set, or there is nothing to resume.
     """
-    folder = recipe.output_dir
-    distributed.together(lambda: check_names(recipe))
-    stage = recipe.start if recipe.start is not None and recipe.start.suffix == ".yaml" else None
-    recipe = with_stage(recipe)
-    checkpoint = distributed.on_main(lambda: check_output(folder, recipe))
-    if stage is not None:
-        _first_stage(stage, recipe, argv)
-    with ExitStack() as held:
-        distributed.together(lambda: held.enter_context(alone(folder)) if distributed.is_main() else None)
-        return _train(recipe, checkpoint, argv)
+    *before, recipe = distributed.together(checked_stages, recipe)
+    checkpoint = distributed.on_main(check_output, recipe.output_dir, recipe)
+    for stage in before:
+        if not (stage.output_dir / RECORD_FILE).exists():
+            train(replace(stage, resume=(stage.output_dir / RECIPE_FILE).exists()), argv)
+    with alone(recipe.output_dir):
+        trainer = _trained(recipe, checkpoint)
+        return _finished(trainer, argv)
 
 
-def _train(recipe: Recipe, checkpoint: str | None, argv: list[str]) -> pd.DataFrame:
-    folder, optim = recipe.output_dir, recipe.optim
-    prepared = distributed.together(lambda: _enough(_prepared(recipe, checkpoint)))
-    said = [] if checkpoint is None else distributed.on_main(lambda: check_same_sources(Path(checkpoint), prepared.record, repaired=recipe.repaired))
-    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")) if checkpoint is not None else None
-    if checkpoint is not None and state is not None and state.global_step >= optim.steps:
-        load_model(prepared.model, Path(checkpoint))  # before there is a Trainer, from when on ZeRO-3 divides whatever is loaded
-    trainer = build_trainer(recipe, prepared)
-    trainer.known += said
-    distributed.on_main(lambda: write_recipe(folder, recipe))
+def setup_of(recipe: Recipe, checkpoint: Path | None = None) -> Setup:
+    """Return what a run needs before its first step, of the kind that its model is trained with.
+
+    Args:
+        checkpoint: from which the run goes on.
+
+    Raises:
+        ConfigError: a process would have nothing to train on.
+        WorkbenchError: model, data or VFMs cannot be loaded, or do not fit one another.
+    """
+    setup = SETUPS[str(recipe.model.kind)].from_recipe(recipe, checkpoint)
+    if (count := len(setup.train)) < distributed.count():
+        raise ConfigError(f"{distributed.count()} processes for {count} training {setup.unit}: expected at most as many processes as {setup.unit}")
+    setup.record["items"] = count
+    return setup
+
+
+def _trained(recipe: Recipe, checkpoint: Path | None) -> AlignmentTrainer:
+    """Train the model of a recipe, from the beginning or on from a checkpoint, to its last step and evaluation."""
+    setup = distributed.together(setup_of, recipe, checkpoint)
+    state, known = None, list[str]()
+    if checkpoint is not None:
+        known = distributed.on_main(check_same_sources, checkpoint, setup.record, repaired=recipe.repaired)
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step >= recipe.optim.steps:
+            load_model(setup.model, checkpoint)  # before there is a Trainer, from when on ZeRO-3 divides whatever is loaded
+    trainer = build_trainer(recipe, setup)
+    trainer.known += known
+    distributed.on_main(write_recipe, recipe.output_dir, recipe)
     trainer.run(checkpoint, state)
-    seconds = trainer.seconds()
-    if trainer.evaluated_at != optim.steps:  # the Trainer evaluates at its last step by itself
-        trainer.evaluate()
-    tensors = trainer.whole_state()
-    distributed.on_main(lambda: prepared.check_frozen(part(tensors, "student.")))
-    if adapters(prepared.model.student):
-        merge(prepared.model.student)  # what is stored is what is evaluated: merging rounds
+    return trainer
+
+
+def _finished(trainer: AlignmentTrainer, argv: list[str]) -> pd.DataFrame:
+    """Check, evaluate and store the trained model and, last of all, its record; return the final evaluation."""
+    setup, tensors = trainer.setup, trainer.whole_state()
+    distributed.on_main(lambda: setup.check_frozen(part(tensors, "base.")))
+    if adapters(setup.model.base):
+        merge(setup.model.base)  # what is stored is what is evaluated: merging rounds
         tensors = trainer.whole_state()
-    evaluation = prepared.evaluate(optim.batch_size, final=True)
-    launch = {"processes": distributed.count(), "strategy": distributed.strategy(), "global_batch": optim.images(distributed.count())}
-    own = {"recipe": as_mapping(recipe), "origins": origins(as_mapping(recipe)), "seconds": seconds, "steps_per_second": optim.steps / seconds}
-    record = own | launch | prepared.record | environment(argv)
-    distributed.on_main(lambda: _write_results(trainer, tensors, evaluation))
-    if recipe.keep_best:
+    evaluation = setup.evaluate(final=True)
+    record = _record(trainer, argv)
+    distributed.on_main(_write_results, trainer, tensors, evaluation)
+    if trainer.recipe.keep_best:
         record["best"] = _evaluate_best(trainer, evaluation)
-    distributed.on_main(lambda: _write_record(trainer, record))
+    distributed.on_main(_write_record, trainer, record)
     return evaluation.table
 
 
+def _record(trainer: AlignmentTrainer, argv: list[str]) -> dict[str, Any]:
+    """What training.json says of a run: its recipe, how long it took, and what it was made from and with."""
+    recipe, seconds, processes = as_mapping(trainer.recipe), trainer.trained_for, distributed.count()
+    optim = trainer.recipe.optim
+    own = {"recipe": recipe, "origins": origins(recipe), "seconds": seconds, "steps_per_second": optim.steps / seconds}
+    launch = {"processes": processes, "strategy": distributed.strategy(), "global_batch": optim.images(processes)}
+    return own | launch | trainer.setup.record | environment(argv)
+
+
 def _evaluate_best(trainer: AlignmentTrainer, last: Evaluation) -> dict[str, float]:
-    """Evaluate the model in `best/` as the finished one was, beside it; returns its step and its validation score."""
-    folder, prepared, seed = trainer.recipe.output_dir, trainer.prepared, trainer.recipe.seed
-    best = distributed.together(lambda: best_of(folder))
+    """Evaluate the model in `best/` as the finished one was, beside it; return its step and its validation score."""
+    folder, setup = trainer.recipe.output_dir, trainer.setup
+    best = distributed.together(best_of, folder)
     if best["step"] != trainer.state.global_step:
-        distributed.together(lambda: load_model(prepared.model, folder / BEST))
-        last = prepared.evaluate(trainer.recipe.optim.batch_size, final=True)
-    distributed.on_main(lambda: _write_tables(folder / BEST, last, seed))
+        distributed.together(load_model, setup.model, folder / BEST)
+        last = setup.evaluate(final=True)
+    distributed.on_main(_write_tables, folder / BEST, last, trainer.recipe.seed)
     return best
-
-
-def _prepared(recipe: Recipe, checkpoint: str | None) -> Ready:
-    if not recipe.model.released:
-        return prepare(recipe)
-    return prepare_student(recipe, Path(checkpoint) if checkpoint is not None else None)
-
-
-def _enough(prepared: Ready) -> Ready:
-    """See that every process has something to train on."""
-    if (found := len(prepared.train)) < distributed.count():
-        raise ConfigError(f"{distributed.count()} processes for {found} training {prepared.unit}: expected at most as many processes as {prepared.unit}")
-    prepared.record["items"] = found
-    return prepared
 
 
 def _write_results(trainer: AlignmentTrainer, state: dict[str, Tensor], evaluation: Evaluation) -> None:
     """Write the trained model, the log and the accuracies."""
-    recipe, folder = trainer.recipe, trainer.recipe.output_dir
+    folder = trainer.recipe.output_dir
     with atomic_folder(folder / FINAL) as partial:
-        save_model(trainer.prepared.model, trainer.prepared.processor, partial, state)
+        save_model(trainer.setup.model, trainer.setup.processor, partial, state)
     for file in (folder / FINAL).iterdir():
         file.replace(folder / file.name)
     (folder / FINAL).rmdir()
     write_log(trainer.state.log_history, folder)
-    _write_tables(folder, evaluation, recipe.seed)
+    _write_tables(folder, evaluation, trainer.recipe.seed)
 
 
 def _write_tables(folder: Path, evaluation: Evaluation, seed: int) -> None:
@@ -129,30 +146,11 @@ def _write_tables(folder: Path, evaluation: Evaluation, seed: int) -> None:
 
 def _write_record(trainer: AlignmentTrainer, record: dict[str, Any]) -> None:
     """Write the card and, last, the record."""
-    recipe, folder = trainer.recipe, trainer.recipe.output_dir
+    folder, hub = trainer.recipe.output_dir, trainer.recipe.push_to_hub
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     record |= {"warnings": warnings_of(trainer.state), "cknna": trainer.subset.record if trainer.subset is not None else None}
     write_card(folder, record)
     with atomic_file(folder / RECORD_FILE) as partial:
         partial.write_text(json.dumps(record, indent=2))
-    if recipe.push_to_hub is not None:
-        push(folder, recipe.push_to_hub)
-
-
-def _first_stage(stage: Path, recipe: Recipe, argv: list[str]) -> None:
-    """Train the first stage that the recipe `stage` describes into `recipe.start`, unless it is there.
-
-    Raises:
-        ConfigError: what is there was trained from another recipe.
-    """
-    assert recipe.start is not None
-    own = parse(Recipe, [], prog="first stage", recipe=stage)
-    model = replace(recipe.model, train=own.model.train, lora=own.model.lora, dropout=own.model.dropout)  # its sizes, but not how this run trains it
-    own = replace(own, seed=recipe.seed, output_dir=recipe.start, data=recipe.data, model=model)
-    if (recipe.start / RECIPE_FILE).exists():
-        check_same_recipe(recipe.start, own)
-    if not (recipe.start / RECORD_FILE).exists():
-        if distributed.count() > 1 and own.optim.precision != recipe.optim.precision:  # accelerate fixes it for the processes' whole life
-            said = f"optim.precision is {recipe.optim.precision}, and {own.optim.precision} in {stage}"
-            raise ConfigError(f"{said}: expected the same in several processes, or the first stage trained by itself before")
-        train(replace(own, resume=(recipe.start / RECIPE_FILE).exists()), argv)
+    if hub is not None:
+        push(folder, hub)

@@ -9,10 +9,12 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 from workbench.errors import ConfigError
+from workbench.ranges import ranges
 from workbench.yaml_config import check_kind, check_known, config_fields, flatten, plain, read_recipe
 
 Config = TypeVar("Config")
@@ -65,13 +67,13 @@ def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str
     """
     import tyro  # which only a command line needs
 
-    known = dict(config_fields(cls))
+    known, renamed = dict(config_fields(cls)), getattr(cls, "RENAMED", {})
     flags: list[str] = []
     if recipe is not None:
         for key, value in flatten(read_recipe(recipe, called=called)):
             if any(name.startswith(f"{key}.") for name in known):
                 raise ConfigError(f"key '{key}' in {recipe} is {value}: expected keys and values below it, or no such key")
-            check_known(key, known, f"key '{key}' in {recipe}")
+            check_known(key, known, f"key '{key}' in {recipe}", renamed)
             check_kind(key, value, known[key], recipe)
             flags += _as_flags(key, value)
     _check_no_stray_word(cls, argv, prog)
@@ -79,17 +81,48 @@ def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str
         if word.startswith("--") and word != "--help":
             key = word[2:].split("=")[0].replace("-", "_")
             positive = re.sub(r"(^|\.)no_", r"\1", key)  # --data.no-group
-            check_known(positive if known.get(positive) is bool else key, known, f"option '{word.split('=')[0]}'")
+            check_known(positive if known.get(positive) is bool else key, known, f"option '{word.split('=')[0]}'", renamed)
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
             return tyro.cli(
-                cls, prog=prog, description=_with_commands(description), args=[*flags, *argv], use_underscores=True, config=(tyro.conf.AvoidSubcommands,)
+                cls,
+                prog=prog,
+                description=_with_commands(description),
+                args=[*flags, *argv],
+                use_underscores=True,
+                config=(tyro.conf.AvoidSubcommands,),
+                registry=_ranges_in_help(),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise ConfigError(_one_sentence(message.getvalue())) from None
+
+
+def _ranges_in_help() -> Any:
+    """Return a rule for tyro by which the help of an option shows the range that its field declares, before its default."""
+    import tyro
+
+    registry, asking = tyro.constructors.ConstructorRegistry(), False
+
+    @registry.struct_rule
+    def with_ranges(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
+        nonlocal asking
+        if asking or not dataclasses.is_dataclass(info.type):
+            return None
+        asking = True
+        try:
+            spec = registry.get_struct_spec(info)
+        finally:
+            asking = False
+        if not isinstance(spec, tyro.constructors.StructConstructorSpec):
+            return None
+        shown = {name: partial("({}; default: {})".format, own) for name, own in ranges(info.type).items()}
+        types: dict[str, Any] = {name: Annotated[own.type, tyro.conf.arg(help_behavior_hint=shown[name])] for own in spec.fields if (name := own.name) in shown}
+        return dataclasses.replace(spec, fields=tuple(dataclasses.replace(own, type=types.get(own.name, own.type)) for own in spec.fields))
+
+    return registry
 
 
 def _check_no_stray_word(cls: Any, argv: Sequence[str], prog: str) -> None:

@@ -209,7 +209,7 @@ def _way(recipe: Mapping[str, Any]) -> str:
 def _shared(model: Trained) -> dict[str, str]:
     """What two trainings may have in common: words by the key of the recipe that says it; `data` by the content."""
     recipe, record = model.recipe, model.record
-    unit = "conversations" if recipe["model"].get("name") or "/" in recipe["model"]["tower"] else "images"
+    unit = "images" if recipe["model"]["kind"] == "toy" else "conversations"
     return {
         "data": f"on the same {record['items']} {unit} of {', '.join(recipe['data']['train'])}",
         "optim.steps": f"for {recipe['optim']['steps']} steps",

@@ -14,6 +14,7 @@ import pandas as pd
 
 from workbench.errors import RunError, one_line
 from workbench.models import did_you_mean
+from workbench.stored_recipe import current_recipe
 
 log = logging.getLogger(__name__)
 
@@ -97,11 +98,12 @@ def training_record(folder: Path) -> dict[str, Any]:
         raise RunError(f"{folder} is not the folder of a finished training: expected a {RECORD_FILE} there, which `python -m trainer` writes last{near}")
     try:
         record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text())
-        alignment = record["recipe"]["alignment"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        record["recipe"] = current_recipe(record["recipe"])
+        for origin in record.get("origins", ()):
+            origin["part"] = origin["part"].replace("vision tower", "vision encoder")  # as it was called once
+        assert isinstance(record["recipe"]["alignment"], dict)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise RunError(f"{folder / RECORD_FILE} is damaged ({error})") from error
-    for key in ("layer", "vfm"):  # plain values in records from before there could be several
-        alignment[key] = alignment[key] if isinstance(alignment[key], list) else [alignment[key]]
     return record
 
 
@@ -116,7 +118,7 @@ def training_recipe(folder: Path) -> dict[str, Any]:
             found = yaml.safe_load((folder / RECIPE_FILE).read_text())
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return current_recipe(found) if isinstance(found, dict) else {}
 
 
 def training_steps(folder: Path) -> int | None:

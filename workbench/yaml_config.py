@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
@@ -134,10 +135,17 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value
 
 
-def check_known(key: str, known: Mapping[str, Any], called: str) -> None:
-    """Refuse a key that is not in `known`, with the nearest one that is; `called` is what the key is named in the error."""
+def check_known(key: str, known: Mapping[str, Any], called: str, renamed: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Refuse a key that is not in `known`, with the nearest one that is.
+
+    Args:
+        called: what the key is named in the error.
+        renamed: the new names of keys by their old ones.
+    """
     if key in known:
         return
+    if key in renamed:
+        raise ConfigError(f"unknown {called}: it is called '{renamed[key]}' now")
     listed = ", ".join(known)
     near = nearest_key(key, known)
     hint = f"did you mean '{near}'?" if near else f"expected one of {listed if len(listed) < 160 else f'the {len(known)} that --help lists'}"

@@ -26,7 +26,7 @@ from trainer.dry_run.plan import Plan
 from trainer.dry_run.sizes import sizes_of
 from trainer.loop import AlignmentTrainer, build_trainer
 from trainer.recipe import AlignmentConfig, LoraConfig, ModelConfig, MonitorConfig, OptimConfig, Recipe
-from trainer.setups.conversation import PreparedStudent
+from trainer.setups.conversation import ConversationSetup
 from trainer.setups.conversation_data import Collator, ConversationSet
 from trainer.targets.vfm_targets import Targets
 from workbench.vfm import VFM
@@ -96,26 +96,26 @@ class Model:
             (getattr(module, "activation_checkpointing_disable", None) or module.gradient_checkpointing_disable)()
         collate = Collator(self.mllm, self.data, None, targets)
         model = AlignedMLLMForConditionalGeneration(self.mllm, alignment)
-        prepared = PreparedStudent(model, self.mllm, self.data, self.data, collate, [], self.trained, "", [], {})
+        setup = ConversationSetup(recipe, model, self.mllm, self.data, self.data, collate, [], self.trained, "", [], {})
         recipe.output_dir.mkdir(exist_ok=True)
-        return build_trainer(recipe, prepared)
+        return build_trainer(recipe, setup)
 
     def steps(self, variant: str, *, batch: int, steps: int, checkpointing: bool = False) -> tuple[list[float], int, int]:
         """Seconds of each step, peak bytes of the card in them, and tokens of a sequence."""
         trainer = self.trainer(variant, batch=batch, steps=steps, checkpointing=checkpointing)
         clock = Clock(self.bench.device)
         trainer.add_callback(clock)
-        forward = trainer.prepared.model.forward
+        forward = trainer.setup.model.forward
         try:
             trainer.train()
         finally:
-            trainer.prepared.model.forward = forward  # type: ignore[method-assign]
+            trainer.setup.model.forward = forward  # type: ignore[method-assign]
             trainer.accelerator.free_memory()
             trainer.optimizer = None
             self.mllm.model.zero_grad(set_to_none=True)
             self.alignment.zero_grad(set_to_none=True)
         self.loading = statistics.median(clock.loading[1:] or clock.loading) * 1000
-        return clock.seconds, clock.peak, int(trainer.prepared.collate([0])["input_ids"].shape[1])
+        return clock.seconds, clock.peak, int(trainer.setup.collate([0])["input_ids"].shape[1])
 
     def halve(self) -> None:
         """Round the frozen base to bfloat16."""

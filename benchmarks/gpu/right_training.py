@@ -109,7 +109,7 @@ def trained(recipe: Recipe, deterministic: bool = False, stop: int | None = None
     from transformers import TrainerCallback, TrainerState
 
     from trainer.loop import build_trainer
-    from trainer.setups.conversation import prepare_student
+    from trainer.setups.conversation import ConversationSetup
     from workbench.hashing import fingerprint
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -123,11 +123,11 @@ def trained(recipe: Recipe, deterministic: bool = False, stop: int | None = None
             control.should_evaluate = False
 
     recipe.output_dir.mkdir(exist_ok=True)
-    trainer = build_trainer(recipe, prepare_student(recipe))
+    trainer = build_trainer(recipe, ConversationSetup.from_recipe(recipe))
     trainer.add_callback(Stop())
     checkpoint = recipe.output_dir / f"checkpoint-{CUT}"
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")) if resume else None
     trainer.run(str(checkpoint) if resume else None, state)
     rows = [row for row in trainer.state.log_history if "lm_loss" in row]
-    moved = {name: value.detach() for name, value in trainer.prepared.model.named_parameters() if value.requires_grad}
+    moved = {name: value.detach() for name, value in trainer.setup.model.named_parameters() if value.requires_grad}
     return {"losses": [{loss: row[loss] for loss in LOSSES if loss in row} for row in rows], "weights": fingerprint(moved)}

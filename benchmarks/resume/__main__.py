@@ -28,7 +28,7 @@ from tests.students import world
 
 SMALL = f"""
 base: {ROOT}/trainer/recipes/shapes_viral.yaml
-start: null
+stage1: null
 model: {{layers: 2, width: 32, ffn: 64}}
 data: {{limit_train: 12, limit_val: 4}}
 alignment: {{layer: [1, 2], hidden: 16}}
@@ -67,7 +67,7 @@ def settings(folder: Path) -> list[Setting]:
         Setting("viral, full, cold", small, cold=True),
         Setting("viral, full, accumulated", [*small, *parts]),
         Setting("viral, LoRA, accumulated, cold", [*small, *LORA, *parts], cold=True),
-        Setting("viral, full, after a first stage", [*small, "--start", str(stage)]),
+        Setting("viral, full, after a first stage", [*small, "--stage1", str(stage)]),
         Setting("student, full, accumulated, cold", [*student, *parts], cold=True),
         Setting("student, LoRA", [*student, *LORA]),
         Setting("viral, full, 2 processes, cold", small, 2, cold=True),

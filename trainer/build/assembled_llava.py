@@ -1,6 +1,6 @@
-"""A LLaVA of released parts: a CLIP or SigLIP tower, a new connector, and a causal language model with `<image>` as one more token.
+"""A LLaVA assembled from pretrained parts: a CLIP or SigLIP vision encoder, a new projector, and a causal language model with `<image>` as one more token.
 
-As in LLaVA-1.5 the connector gets the output of the tower's last but one block, and an image goes into the middle of a square of its mean colour.
+As in LLaVA-1.5 the connector gets the output of the vision encoder's last but one block, and an image goes into the middle of a square of its mean color.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from workbench.weights.model_files import WeightFiles
 from workbench.weights.pretrained import call, hub_options
 
 IMAGE_AND_TEXT = ("clip", "siglip", "siglip2")
-TOWERS = ("clip_vision_model", "siglip_vision_model")
+ENCODERS = ("clip_vision_model", "siglip_vision_model")
 ROWS = 64  # a vocabulary that grows becomes a multiple of this
 
 
@@ -44,9 +44,9 @@ def describe_parts(config: ModelConfig) -> tuple[LlavaConfig, LlavaProcessor]:
     """Configuration and processor of the model that `config` describes; no weights are read.
 
     Raises:
-        ConfigError: a part that is not there, or that is no tower or no language model of a kind that fits.
+        ConfigError: a part that is not there, or that is no vision encoder or no language model of a kind that fits.
     """
-    vision, image_processor = _tower(config.tower, config.tower_revision)
+    vision, image_processor = _vision_encoder(config.vision_encoder, config.vision_encoder_revision)
     text, tokenizer = _language(config.language, config.language_revision)
     with_class = vision.model_type == "clip_vision_model"
     strategy: Literal["default", "full"] = "default" if with_class else "full"
@@ -82,15 +82,15 @@ def build_from_parts(config: ModelConfig) -> MLLM:
     settings, processor = describe_parts(config)
     with torch.device("meta"):  # the frame only: every part that holds weights takes its place below
         llava = LlavaForConditionalGeneration(settings)
-    tower = _whole("tower", config.tower, type(llava.model.vision_tower), config.tower_revision)
+    encoder = _whole("vision_encoder", config.vision_encoder, type(llava.model.vision_tower), config.vision_encoder_revision)
     language = _whole("language", _source(config.language), AutoModelForCausalLM, config.language_revision)
     _grow(language, settings.get_text_config().vocab_size)
-    llava.model.vision_tower, llava.model.language_model, llava.lm_head = tower, language.model, language.lm_head
+    llava.model.vision_tower, llava.model.language_model, llava.lm_head = encoder, language.model, language.lm_head
     llava.model.multi_modal_projector = LlavaMultiModalProjector(llava.config)
-    llava.config.text_config, llava.config.vision_config = language.config, tower.config
+    llava.config.text_config, llava.config.vision_config = language.config, encoder.config
     llava.generation_config = language.generation_config
     llava.generation_config.eos_token_id = llava.generation_config.eos_token_id or processor.tokenizer.eos_token_id
-    return MLLM(llava, processor, family_of(llava.config), f"{config.tower} + {config.language}")
+    return MLLM(llava, processor, family_of(llava.config), f"{config.vision_encoder} + {config.language}")
 
 
 def check_parts(config: ModelConfig) -> dict[str, WeightFiles | None]:
@@ -100,14 +100,14 @@ def check_parts(config: ModelConfig) -> dict[str, WeightFiles | None]:
         ConfigError: `build_from_parts` could not load a part.
     """
     classes = {
-        "tower": (config.tower, config.tower_revision, None),
+        "vision_encoder": (config.vision_encoder, config.vision_encoder_revision, None),
         "language": (_source(config.language), config.language_revision, AutoModelForCausalLM),
     }
     found = {}
     for part, (name, revision, auto) in classes.items():
         with _named(part):
             settings = _settings(name, revision)
-            found[part] = check_weights(auto or _tower_class(settings), str(name), settings, strict=False, revision=revision)
+            found[part] = check_weights(auto or _encoder_class(settings), str(name), settings, strict=False, revision=revision)
     return found
 
 
@@ -126,17 +126,17 @@ def _settings(name: Any, revision: str | None) -> Any:
     return config.vision_config if config.model_type in IMAGE_AND_TEXT else config
 
 
-def _tower_class(settings: Any) -> Any:
+def _encoder_class(settings: Any) -> Any:
     return AutoModel._model_mapping[type(settings)]  # type: ignore[attr-defined]
 
 
-def _tower(name: str, revision: str | None) -> tuple[Any, Any]:
-    """The tower's configuration, and the image processor that belongs to it."""
-    with _named("tower"):
+def _vision_encoder(name: str, revision: str | None) -> tuple[Any, Any]:
+    """The vision encoder's configuration, and the image processor that belongs to it."""
+    with _named("vision_encoder"):
         vision = _settings(name, revision)
         pixels = call(lambda: AutoImageProcessor.from_pretrained(name, **hub_options(name, revision)), partial(_lacks, name, "image processor"))
-    if vision.model_type not in TOWERS:
-        raise ConfigError(f"model.tower is {name}, a {vision.model_type}: expected a CLIP or SigLIP tower")
+    if vision.model_type not in ENCODERS:
+        raise ConfigError(f"model.vision_encoder is {name}, a {vision.model_type}: expected a CLIP or SigLIP vision encoder")
     return vision, pixels
 
 

@@ -19,7 +19,7 @@ def start_connector(llava: LlavaForConditionalGeneration, inputs: Float[Tensor, 
     """Give the connector a first layer that fits its inputs.
 
     Its units see inputs of mean 0 and deviation 1, folded into weight and bias, in random directions; the first few instead start as the least-squares
-    estimate of each token's place (sine and cosine of row and column, and their negatives). A tower carries that place faintly, and a language
+    estimate of each token's place (sine and cosine of row and column, and their negatives). A vision encoder carries that place faintly, and a language
     model with one-dimensional positions finds the column last or never.
     """
     first = llava.model.multi_modal_projector.linear_1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.build.lora import add_lora
-from trainer.recipe import Recipe
+from trainer.recipe import ModelConfig
 from workbench.mllm import MLLM
 from workbench.mllm.family import family_of
 
@@ -18,10 +18,10 @@ def parts_of(model: Any) -> dict[str, str]:
     return {name: "tower" if id(p) in tower else "language" if id(p) in language else "connector" for name, p in model.named_parameters()}
 
 
-def choose_trained(mllm: MLLM, recipe: Recipe) -> dict[str, str]:
-    """Let what the recipe trains require a gradient, nothing else; returns the part of each trained parameter by name."""
-    config, parts = recipe.model, parts_of(mllm.model)
-    trained = {"connector", *(["language"] if config.train == "all" else []), *(["tower"] if config.train_tower else [])}
+def choose_trained(mllm: MLLM, config: ModelConfig) -> dict[str, str]:
+    """Let what the configuration trains require a gradient, nothing else; returns the part of each trained parameter by name."""
+    parts = parts_of(mllm.model)
+    trained = {"connector", *(["language"] if config.train == "all" else []), *(["tower"] if config.train_vision_encoder else [])}
     if config.train == "lora":
         add_lora(mllm.model, config.lora)
     for name, value in mllm.model.named_parameters():

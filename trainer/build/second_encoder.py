@@ -1,4 +1,4 @@
-"""A VFM as second vision encoder of a small LLaVA: its frozen features beside the tower's, channel by channel, are what the connector receives.
+"""A VFM as second vision encoder of a toy LLaVA: its frozen features beside the vision encoder's, channel by channel, are what the connector receives.
 
 That is the baseline that *sees* what VIRAL is only aligned to (channel concatenation, as in Eagle, arXiv 2408.15998). The VFM is no part of the saved folder,
 which therefore runs in this trainer alone: its config.json says so (`SECOND_ENCODER`), and `workbench.mllm.load` refuses it.
@@ -38,12 +38,12 @@ def llava_class(config: transformers.PretrainedConfig) -> type[transformers.Llav
 class JoinedFeatures(Features):
     """Features of the same images and tokens side by side, channel by channel, those of the second encoder `scale` times as large."""
 
-    def __init__(self, tower: Features, second: Features, scale: float) -> None:
-        self.tower, self.second, self.scale = tower, second, scale
-        self.shape = (*tower.shape[:2], tower.shape[2] + second.shape[2])
+    def __init__(self, encoder: Features, second: Features, scale: float) -> None:
+        self.encoder, self.second, self.scale = encoder, second, scale
+        self.shape = (*encoder.shape[:2], encoder.shape[2] + second.shape[2])
 
     def rows(self, indices: Sequence[int]) -> Float[Tensor, "image token d"]:
-        return torch.cat([self.tower.rows(indices), self.scale * self.second.rows(indices)], dim=-1)
+        return torch.cat([self.encoder.rows(indices), self.scale * self.second.rows(indices)], dim=-1)
 
 
 def second_config(name: str) -> dict[str, Any]:
@@ -62,6 +62,6 @@ def second_record(vfm: VFM) -> dict[str, str]:
     return {key.replace("vfm", "second_encoder"): value for key, value in vfm.record().items() if key.startswith("vfm")}
 
 
-def tower_alone(connector: Any, features: Float[Tensor, "image token d"]) -> Float[Tensor, "image token wide"]:
-    """The tower's features as the connector takes them, with zeros for those of a second encoder if there is one; to read or try the tower by itself."""
+def encoder_alone(connector: Any, features: Float[Tensor, "image token d"]) -> Float[Tensor, "image token wide"]:
+    """Return the vision encoder's features as the projector takes them, with zeros for those of a second encoder if there is one; to read it by itself."""
     return nn.functional.pad(features, (0, connector.linear_1.in_features - features.shape[-1]))

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from trainer.build.language import language_config, language_tokenizer, put_language
-from trainer.build.second_encoder import llava_class, second_config, tower_alone
+from trainer.build.second_encoder import encoder_alone, llava_class, second_config
 from trainer.recipe import ModelConfig
 from workbench.errors import ConfigError, one_line
 from workbench.hashing import fingerprint, saved_tensors, tokenizer_settings
@@ -48,7 +48,7 @@ def build_processor(config: ModelConfig, words: list[str]) -> LlavaProcessor:
     tokenizer, template = language_tokenizer(weights_folder(config.language)) if config.language else (_word_tokenizer(words), CHAT_TEMPLATE)
     size = {"height": config.image_size, "width": config.image_size}
     pixels = CLIPImageProcessor(size=size, do_center_crop=False, image_mean=IMAGENET[0], image_std=IMAGENET[1], crop_size=size)
-    patch = tower_config(config).patch_size
+    patch = encoder_config(config).patch_size
     return LlavaProcessor(pixels, tokenizer, patch_size=patch, vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=template)
 
 
@@ -61,13 +61,16 @@ def _word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def tower_config(config: ModelConfig) -> PretrainedConfig:
-    """The whole tower's configuration.
+def encoder_config(config: ModelConfig) -> PretrainedConfig:
+    """The whole vision encoder's configuration.
 
     Raises:
         ConfigError: the weights are not a vision transformer's.
     """
-    folder, expected = weights_folder(config.tower), f"model.tower is {config.tower}: expected the weights of a vision transformer, such as dinov2-small"
+    folder, expected = (
+        weights_folder(config.vision_encoder),
+        f"model.vision_encoder is {config.vision_encoder}: expected the weights of a vision transformer, such as dinov2-small",
+    )
     # timm's weights, among others, are not known to transformers
     found: PretrainedConfig = call(lambda: AutoConfig.from_pretrained(folder), lambda error: ConfigError(f"{expected} ({one_line(error, 100)})"))
     if not hasattr(found, "patch_size"):
@@ -76,19 +79,22 @@ def tower_config(config: ModelConfig) -> PretrainedConfig:
 
 
 def llava_config(config: ModelConfig, processor: LlavaProcessor) -> LlavaConfig:
-    """The configuration of `build_llava`: the tower's first blocks, and a pretrained language model or a fresh Qwen3 one.
+    """The configuration of `build_llava`: the vision encoder's first blocks, and a pretrained language model or a fresh Qwen3 one.
 
     Raises:
-        ConfigError: a block that the tower does not have, or an image size that its patches do not divide.
+        ConfigError: a block that the vision encoder does not have, or an image size that its patches do not divide.
     """
-    vision = tower_config(config)
-    if max(config.tower_features) > vision.num_hidden_layers:
-        raise ConfigError(f"model.tower_features is {config.tower_features}: expected 0 to {vision.num_hidden_layers}, the blocks of {config.tower}")
+    vision = encoder_config(config)
+    if max(config.vision_encoder_features) > vision.num_hidden_layers:
+        raise ConfigError(
+            f"model.vision_encoder_features is {config.vision_encoder_features}: expected 0 to {vision.num_hidden_layers}, "
+            f"the blocks of {config.vision_encoder}"
+        )
     if config.image_size % vision.patch_size:
-        raise ConfigError(f"model.image_size is {config.image_size}: expected a multiple of {vision.patch_size}, the patch size of {config.tower}")
+        raise ConfigError(f"model.image_size is {config.image_size}: expected a multiple of {vision.patch_size}, the patch size of {config.vision_encoder}")
     if (side := config.image_size // vision.patch_size) < 3:  # fewer have no place code: sines and cosines of so few points are all alike
         raise ConfigError(f"model.image_size is {config.image_size}, {side} x {side} patches: expected at least {3 * vision.patch_size}")
-    blocks = max(1, *config.tower_features)  # later blocks would be computed and thrown away
+    blocks = max(1, *config.vision_encoder_features)  # later blocks would be computed and thrown away
     whole = {name: value for name, value in vision.to_dict().items() if name not in ("out_features", "out_indices", "stage_names")}  # they name the last block
     vision = type(vision).from_dict(whole | {"num_hidden_layers": blocks})
     tokenizer = processor.tokenizer
@@ -99,7 +105,7 @@ def llava_config(config: ModelConfig, processor: LlavaProcessor) -> LlavaConfig:
         text_config=text,
         image_token_index=processor.image_token_id,
         image_seq_length=(config.image_size // vision.patch_size) ** 2,
-        vision_feature_layer=list(config.tower_features),
+        vision_feature_layer=list(config.vision_encoder_features),
         vision_feature_select_strategy="default",
         tie_word_embeddings=text.tie_word_embeddings,
     )
@@ -109,13 +115,13 @@ def llava_config(config: ModelConfig, processor: LlavaProcessor) -> LlavaConfig:
 
 
 def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaForConditionalGeneration, dict[str, str]]:
-    """A LlavaForConditionalGeneration with a pretrained frozen tower, and a pretrained language model or a fresh Qwen3 one.
+    """A LlavaForConditionalGeneration with a pretrained frozen vision encoder, and a pretrained language model or a fresh Qwen3 one.
 
     Returns:
         The model, and the fingerprint of each pretrained part: `tower`, `language`.
 
     Raises:
-        ConfigError: a block that the tower does not have, or an image size that its patches do not divide.
+        ConfigError: a block that the vision encoder does not have, or an image size that its patches do not divide.
         WeightsError: a part no longer holds its pretrained values once the model stands around it.
     """
     settings, tokenizer = llava_config(config, processor), processor.tokenizer
@@ -123,9 +129,9 @@ def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaFo
     llava.config.architectures = ["LlavaForConditionalGeneration"]
     llava.generation_config.eos_token_id = tokenizer.eos_token_id
     llava.generation_config.pad_token_id = tokenizer.pad_token_id
-    tower = AutoModel.from_pretrained(weights_folder(config.tower), config=llava.config.vision_config)
-    llava.model.vision_tower.load_state_dict(tower.state_dict())
-    parts = {"tower": check_unchanged(config.tower, saved_tensors(llava.model.vision_tower), load_weights(config.tower))}
+    encoder = AutoModel.from_pretrained(weights_folder(config.vision_encoder), config=llava.config.vision_config)
+    llava.model.vision_tower.load_state_dict(encoder.state_dict())
+    parts = {"tower": check_unchanged(config.vision_encoder, saved_tensors(llava.model.vision_tower), load_weights(config.vision_encoder))}
     if config.language:
         parts["language"] = put_language(llava, weights_folder(config.language))
     freeze(llava, config)
@@ -133,7 +139,7 @@ def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaFo
 
 
 def freeze(llava: LlavaForConditionalGeneration, config: ModelConfig) -> None:
-    """Take the gradient from what is not trained: always the tower, and the language model where it stays as it is or gets adapters."""
+    """Take the gradient from what is not trained: always the vision encoder, and the language model where it stays as it is or gets adapters."""
     llava.model.vision_tower.requires_grad_(False)
     if config.train != "all":
         llava.model.language_model.requires_grad_(False)
@@ -211,12 +217,12 @@ def check_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor,
 
 @torch.inference_mode()
 def connector_inputs(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, images: list[Image.Image]) -> Float[Tensor, "image token d"]:
-    """What the frozen tower hands to the connector: read at the connector itself, so that it cannot differ from inference."""
+    """What the frozen vision encoder hands to the connector: read at the connector itself, so that it cannot differ from inference."""
     seen: list[Tensor] = []
 
     def keep(connector: nn.Module, args: tuple[Tensor]) -> Tensor:
         seen.append(args[0])
-        return tower_alone(connector, args[0])
+        return encoder_alone(connector, args[0])
 
     llava.model.vision_tower.eval()  # a training step sets the whole model to training
     handle = llava.model.multi_modal_projector.register_forward_pre_hook(keep)

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, LlavaForConditionalGenerat
 
 from trainer.alignment import Alignment, attach_alignment
 from trainer.build.assembled_llava import check_parts, describe_parts
-from trainer.build.second_encoder import tower_alone
+from trainer.build.second_encoder import encoder_alone
 from trainer.recipe import ModelConfig, Recipe
 from workbench.errors import ConfigError, one_line
 from workbench.mllm import VisualTokens
@@ -39,7 +39,7 @@ def on_meta(cls: Any, config: PretrainedConfig) -> Any:
 
 
 def outline(config: ModelConfig) -> Outline:
-    """A released model, or one of released parts, from its configuration, and with its processor; its weights are looked at in `check_files`.
+    """A pretrained or an assembled model from its configuration, and with its processor; its weights are looked at in `check_files`.
 
     Raises:
         ConfigError, ModelError: a configuration or a processor that is not there or of no kind that fits.
@@ -47,7 +47,7 @@ def outline(config: ModelConfig) -> Outline:
     settings: PretrainedConfig
     if config.name is None:
         settings, processor = describe_parts(config)
-        model, name = on_meta(LlavaForConditionalGeneration, settings), f"{config.tower} + {config.language}"
+        model, name = on_meta(LlavaForConditionalGeneration, settings), f"{config.vision_encoder} + {config.language}"
     else:
         name, options = config.name, hub_options(config.name, config.revision)
         settings = load_config(name, **options)
@@ -57,7 +57,7 @@ def outline(config: ModelConfig) -> Outline:
 
 
 def check_files(config: ModelConfig) -> dict[str, WeightFiles | None]:
-    """The files of the weights of a released model or of each released part, by names and shapes of their tensors; None: still on the hub.
+    """The files of the weights of a pretrained model, or of each part of an assembled one, by names and shapes of their tensors; None: still on the hub.
 
     Raises:
         WorkbenchError: they could not be loaded when training begins.
@@ -89,25 +89,25 @@ class Attached:
 def attach(recipe: Recipe, model: Any, vision: Mapping[str, Any], places: Sequence[VisualTokens], placeholders: int, length: int) -> Attached:
     """Put heads and residual on a model on meta and run tower, connector, language model and heads once each, so that every shape is seen to fit.
 
-    They run one after another, since which positions hold the image is a matter of values, which meta tensors do not have. A tower that asks for values
-    itself is not run: the widths of its connector's matrices are compared instead.
+    They run one after another, since which positions hold the image is a matter of values, which meta tensors do not have. A vision encoder that asks
+    for values itself is not run: the widths of its connector's matrices are compared instead.
 
     Args:
         vision: what the processor made of one sample's images.
         places: where their visual tokens are, in a sequence of `length` tokens, `placeholders` of which are the image's.
 
     Raises:
-        ConfigError: an aligned layer that the model does not have, or a tower that gives other tokens than the language model has places for.
+        ConfigError: an aligned layer that the model does not have, or a vision encoder that gives other tokens than the language model has places for.
     """
     settings, text, not_run = recipe.alignment, model.config.get_text_config(), []
-    recipe.check_layer(text.num_hidden_layers)
+    settings.check_layers(text.num_hidden_layers)
     family = family_of(model.config)
     connector, seen = model.model.get_submodule(family.connector), []
     second = find_vfm(recipe.model.second_encoder).dim if recipe.model.second_encoder is not None else 0
 
     def keep(_: nn.Module, args: tuple[Tensor]) -> Tensor | None:
         seen.append(args[0])
-        return tower_alone(connector, args[0]) if second else None
+        return encoder_alone(connector, args[0]) if second else None
 
     handle = connector.register_forward_pre_hook(keep)
     inputs = {name: value.to("meta") if isinstance(value, Tensor) and value.is_floating_point() else value for name, value in vision.items()}
@@ -128,7 +128,7 @@ def attach(recipe: Recipe, model: Any, vision: Mapping[str, Any], places: Sequen
         matrices = [module for module in connector.modules() if isinstance(module, nn.Linear)]
         found, width = (placeholders, matrices[-1].out_features), matrices[0].in_features - second
     if found != (placeholders, text.hidden_size):
-        raise ConfigError(f"the tower gives visual tokens {found}: expected {(placeholders, text.hidden_size)}")
+        raise ConfigError(f"the vision encoder gives visual tokens {found}: expected {(placeholders, text.hidden_size)}")
     widths = {"tower": width}
     dims = {"encoder": width, "projector": text.hidden_size}
     if settings.target == "vfm" and settings.aligned:

@@ -15,12 +15,12 @@ from trainer.build.lora import add_lora
 from trainer.build.partition import choose_trained
 from trainer.build.second_encoder import llava_class
 from trainer.build.toy_llava import build_processor, check_start, freeze, llava_config
-from trainer.checks import check_names, with_stage
+from trainer.checks import checked_stages
 from trainer.dry_run.meta import attach, check_files, on_meta, outline
 from trainer.dry_run.sizes import FLOAT, HALF, Sizes, checkpoint_bytes, gigabytes, sizes_of, weights_line
 from trainer.output.folder import check_output
 from trainer.recipe import Recipe
-from trainer.setups.conversation import check_student, load_conversations
+from trainer.setups.conversation import check_conversations, load_conversations
 from trainer.setups.conversation_data import ConversationSet
 from trainer.setups.packed_data import Packer, first_questions, load_questions
 from workbench.errors import ConfigError, DataError
@@ -104,13 +104,13 @@ class Plan:
 
         For each block 34 s b h bytes in half precision without the attention table, which is never kept (Korthikanti et al. 2022, eq. 2), twice that in
         float32; two tables of logits in float32. With checkpointing a block's input is kept instead, in float32, and one block's rest at a time. Autocast's
-        bfloat16 copies of the weights wait too: of those that are trained, and of the frozen ones of the blocks that wait. A frozen tower keeps nothing.
+        bfloat16 copies of the weights wait too: of those that are trained, and of the frozen ones of the blocks that wait. A frozen encoder keeps nothing.
         Each adapter of LoRA keeps a copy of its input in half precision, which autocast makes of the float32 values that it is given, and its few channels.
         """
         text, optim, sizes = self.config.get_text_config(), self.recipe.optim, self.sizes
         half, at_once = optim.precision == "bfloat16", optim.at_once(count)
         kept, tokens, each_value = 0, at_once * self.sequence, 34 * (1 if half else 2)
-        of_tower = at_once * self.tower_values if self.recipe.model.train_tower else 0
+        of_tower = at_once * self.tower_values if self.recipe.model.train_vision_encoder else 0
         adapted = HALF * tokens * self._adapted() if half else 0
         for values, more, blocks in ((tokens * text.hidden_size, adapted, text.num_hidden_layers), (of_tower, 0, sizes.tower_blocks)):
             each = values * each_value + more
@@ -148,16 +148,15 @@ def plan(recipe: Recipe) -> Plan:
     Raises:
         WorkbenchError: a name, a shape or a data file is wrong, or the output folder is taken.
     """
-    check_names(recipe)
-    check_output(recipe.output_dir, with_stage(recipe))
-    found = _conversations(recipe) if recipe.model.released else _packed_questions(recipe)
+    check_output(recipe.output_dir, checked_stages(recipe)[-1])
+    found = _packed_questions(recipe) if recipe.model.kind == "toy" else _conversations(recipe)
     if found.items < distributed.count():
         raise ConfigError(f"{distributed.count()} processes for {found.items} training {found.unit}: expected at most as many processes as {found.unit}")
     return found
 
 
 def _packed_questions(recipe: Recipe) -> Plan:
-    """The plan of a small LLaVA."""
+    """The plan of a toy LLaVA."""
     splits = load_questions(recipe.data, recipe.seed)
     model, processor = meta_model(recipe, splits.words)
     tokens = model.config.image_seq_length
@@ -172,11 +171,11 @@ def _packed_questions(recipe: Recipe) -> Plan:
 
 
 def meta_model(recipe: Recipe, words: list[str]) -> tuple[PreTrainedModel, LlavaProcessor]:
-    """The small LLaVA of a recipe on meta, frozen where it will be, and its processor."""
+    """The toy LLaVA of a recipe on meta, frozen where it will be, and its processor."""
     processor = build_processor(recipe.model, words)
     settings = llava_config(recipe.model, processor)
     model = on_meta(llava_class(settings), settings)
-    if recipe.start is not None and recipe.start.suffix != ".yaml":
+    if recipe.start is not None:
         check_start(model, processor, recipe.start)
     freeze(model, recipe.model)
     if recipe.model.train == "lora":
@@ -194,12 +193,13 @@ def one_square(model: PreTrainedModel, tokens: int) -> tuple[dict[str, torch.Ten
 
 
 def _conversations(recipe: Recipe) -> Plan:
-    """The plan of a released model, or of one of released parts."""
-    train, val, test = load_conversations(recipe)
+    """The plan of a pretrained or an assembled model."""
+    splits = load_conversations(recipe)
+    train = splits.train
     mllm, weights = outline(recipe.model), check_files(recipe.model)
-    check_student(recipe, mllm, train, val, test)
+    check_conversations(recipe, mllm, splits)
     with torch.device("meta"):
-        choose_trained(mllm, recipe)
+        choose_trained(mllm, recipe.model)
     shown, per_image, longest = None, [], 0
     for batch in _looked_at(mllm, train, recipe.data.max_length):
         longest = max(longest, batch.inputs["input_ids"].shape[1])
@@ -222,7 +222,7 @@ def _conversations(recipe: Recipe) -> Plan:
         len(train),
         (min(per_image), max(per_image)),
         longest,
-        len(val),
+        len(splits.val),
         checkpoint_bytes(sizes),
         round(FLOAT * width * sum(len(c.loads) for c in train.conversations) * sum(per_image) / len(per_image)) if cached else 0,
         unit="conversations",

@@ -22,7 +22,7 @@ class Sizes:
         parts: parameters and trained parameters of each part: tower, connector, language, head, residual, lora.
         block: parameters of its largest decoder or tower block, which sharded training gathers one at a time.
         outside: parameters outside the blocks, which are gathered together.
-        tower_blocks: how many of the blocks are the tower's.
+        tower_blocks: how many of the blocks are the vision encoder's.
     """
 
     parts: dict[str, tuple[int, int]]

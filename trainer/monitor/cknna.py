@@ -13,10 +13,8 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from trainer.recipe import Recipe
-from trainer.setups.base import WatchedBatch
-from trainer.setups.conversation import PreparedStudent
-from trainer.setups.packed import Prepared
+from trainer.recipe import AlignmentConfig, MonitorConfig, Recipe
+from trainer.setups.base import Setup, WatchedBatch
 from workbench.errors import ConfigError, DataError, UnknownNameError, WeightsError
 from workbench.metrics import METRICS
 from workbench.metrics.alignment import MIN_ROWS
@@ -34,14 +32,12 @@ class SubsetAlignment:
         WeightsError, UnknownNameError: a VFM that cannot be had.
     """
 
-    def __init__(self, recipe: Recipe, prepared: Prepared | PreparedStudent) -> None:
-        settings, alignment = recipe.monitor, recipe.alignment
-        decoder = prepared.model.student.get_decoder()
+    def __init__(self, setup: Setup, alignment: AlignmentConfig, settings: MonitorConfig, seed: int) -> None:
+        decoder = setup.model.base.get_decoder()
         self.blocks = getattr(decoder, "model", decoder).layers
-        given = alignment.aligned or alignment.residual != "none"
-        self.layers = sorted(alignment.layer) if given else [max(1, len(self.blocks) // 2)]
-        self.model, self.settings, self.seed = prepared.model, settings, recipe.seed
-        self.watched = prepared.watched(recipe)
+        self.layers = sorted(alignment.layer) if alignment.changes_layers else [max(1, len(self.blocks) // 2)]
+        self.model, self.settings, self.seed = setup.model, settings, seed
+        self.watched = setup.watched()
         lengths = [[len(raster) for raster in image] for batch in self.watched.batches for _, image in batch.places]
         large = [own for own in lengths if min(own) >= max(settings.k + 1, MIN_ROWS)]
         if not large:
@@ -97,12 +93,12 @@ class SubsetAlignment:
         return [[[kept[layer][row, index.to(kept[layer].device)].float().cpu() for index in image] for row, image in batch.places] for layer in self.layers]
 
 
-def subset_alignment(recipe: Recipe, prepared: Prepared | PreparedStudent) -> tuple[SubsetAlignment | None, list[str]]:
+def subset_alignment(recipe: Recipe, setup: Setup) -> tuple[SubsetAlignment | None, list[str]]:
     """What measures CKNNA during training; a run that cannot have it, such as a baseline without a VFM at hand, goes on, and a sentence says so."""
     if recipe.monitor.cknna_images == 0:
         return None, []
     try:
-        subset = SubsetAlignment(recipe, prepared)
+        subset = SubsetAlignment(setup, recipe.alignment, recipe.monitor, recipe.seed)
         few = f"CKNNA during training leaves out {subset.left_out} of {subset.left_out + subset.images} images, which have too few visual tokens for it"
         return subset, [few] if subset.left_out else []
     except (ConfigError, DataError, WeightsError, UnknownNameError) as error:

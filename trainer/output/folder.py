@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from trainer import distributed
 from trainer.output.checkpoints import DAMAGED, UNFINISHED, check_same_launch, keep_newest, log, unreadable_file, whole_checkpoints
 from trainer.recipe import Recipe
-from workbench.cli import parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, locked, partial_files, remove_partial
+from workbench.stored_recipe import current_recipe
 from workbench.training_folder import LOG_FILE, RECIPE_FILE, RECORD_FILE
-from workbench.yaml_config import as_mapping, merge
+from workbench.yaml_config import as_mapping, check_known, config_fields, flatten, merge, read_recipe
 
 FINAL = "final"  # the trained model, until each of its files is moved to where it is found
 TABLES = ("evaluation.parquet", "accuracy.parquet")
@@ -24,13 +25,16 @@ WRITTEN = (RECIPE_FILE, RECORD_FILE, LOG_FILE, "README.md", *TABLES, "not_finite
 
 
 def check_same_recipe(folder: Path, recipe: Recipe) -> None:
-    """See that the run in `folder` was started with `recipe`; a key that its recipe lacks, being older than the key, had the default.
+    """Check that the run in `folder` was started with `recipe`; a key that its recipe lacks, being older than the key, had the default.
 
     Raises:
-        ConfigError: names the first key that differs.
+        ConfigError: names the first key that differs, or one that no recipe has.
     """
-    written = parse(Recipe, [], prog=RECIPE_FILE, recipe=folder / RECIPE_FILE)  # one layer or one VFM was stored as a plain value once
-    check_same_values(folder, as_mapping(written), recipe)
+    written = current_recipe(read_recipe(folder / RECIPE_FILE))
+    known = dict(config_fields(Recipe))
+    for key, _ in flatten(written):
+        check_known(key, known, f"key '{key}' in {folder / RECIPE_FILE}")
+    check_same_values(folder, written, recipe)
 
 
 def check_same_values(place: Path, values: Mapping[str, Any], recipe: Recipe, advice: str = "choose another output_dir") -> None:
@@ -70,15 +74,23 @@ def _keys(recipe: Mapping[str, Any], section: str = "") -> dict[str, Any]:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of an output folder while training into it."""
-    with locked(folder.parent / f".{folder.name}.lock") as ours:
-        if not ours:
-            raise RunError(f"another process is training in {folder}")
+    """Hold the lock of an output folder while training into it: one run has it, whose main process takes it.
+
+    Raises:
+        RunError: another run has it.
+    """
+    with ExitStack() as held:
+        distributed.together(lambda: _lock(folder, held) if distributed.is_main() else None)
         yield
 
 
-def check_output(folder: Path, recipe: Recipe) -> str | None:
-    """See that output_dir is free, or find the checkpoint to resume from (None: the run stopped before its first one); writes nothing.
+def _lock(folder: Path, held: ExitStack) -> None:
+    if not held.enter_context(locked(folder.parent / f".{folder.name}.lock")):
+        raise RunError(f"another process is training in {folder}")
+
+
+def check_output(folder: Path, recipe: Recipe) -> Path | None:
+    """Check that output_dir is free, or find the checkpoint to resume from (None: the run stopped before its first one); writes nothing.
 
     Raises:
         RunError: the folder is taken, has nothing to resume, or is of a run in another number of processes or with its model divided otherwise.
@@ -98,7 +110,7 @@ def check_output(folder: Path, recipe: Recipe) -> str | None:
             log.warning(DAMAGED, checkpoint.folder, why)
             continue
         check_same_launch(checkpoint.folder)
-        return str(checkpoint.folder)
+        return checkpoint.folder
     return None
 
 

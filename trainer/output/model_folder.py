@@ -34,12 +34,12 @@ def save_model(model: Aligned, processor: Any, folder: Path, state: Mapping[str,
     names: dict[int, str] = {}
     for name, value in model.named_parameters(remove_duplicate=False):
         state[name] = state[names.setdefault(id(value), name)]  # tied tensors, gathered one by one, are one again
-    student = part(state, "student.")
-    if adapters(model.student):
-        model.student.save_pretrained(folder, state_dict=merged_state(model.student, student))
-        save_file({name: student[name].detach().contiguous() for name in _trained(model.student)}, folder / LORA_FILE)
+    base = part(state, "base.")
+    if adapters(model.base):
+        model.base.save_pretrained(folder, state_dict=merged_state(model.base, base))
+        save_file({name: base[name].detach().contiguous() for name in _trained(model.base)}, folder / LORA_FILE)
     else:
-        model.student.save_pretrained(folder, state_dict=student)
+        model.base.save_pretrained(folder, state_dict=base)
     processor.save_pretrained(folder)
     if _heads(model) is not None:
         assert model.alignment is not None
@@ -62,12 +62,12 @@ def load_model(model: Aligned, folder: Path) -> None:
         RunError: a folder with another architecture, or a LoRA folder with other tensors than the model trains.
     """
     found = (AutoConfig.from_pretrained(folder).architectures or ["nothing"])[0]
-    if found != type(model.student).__name__:
-        raise RunError(f"checkpoint {folder} holds {found}: expected {type(model.student).__name__}, the model of this recipe")
-    if adapters(model.student):
-        _load_trained(model.student, load_file(folder / LORA_FILE))
+    if found != type(model.base).__name__:
+        raise RunError(f"checkpoint {folder} holds {found}: expected {type(model.base).__name__}, the model of this recipe")
+    if adapters(model.base):
+        _load_trained(model.base, load_file(folder / LORA_FILE))
     else:
-        model.student.load_state_dict(type(model.student).from_pretrained(folder, dtype=torch.float32).state_dict())
+        model.base.load_state_dict(type(model.base).from_pretrained(folder, dtype=torch.float32).state_dict())
     if (heads := _heads(model)) is not None:
         heads.load_state_dict(load_file(folder / HEAD_FILE))
     if model.residual is not None and len(model.residual.adapters):

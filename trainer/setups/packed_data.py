@@ -127,7 +127,7 @@ def load_training(spec: str, limit: int | None, seed: int) -> Dataset:
 
 
 def load_questions(config: DataConfig, seed: int) -> Splits:
-    """Questions of a small LLaVA, all of every image.
+    """Questions of a toy LLaVA, all of every image.
 
     Args:
         seed: of the run, which draws the images of `data.limit_train`.

@@ -85,7 +85,7 @@ def _contents(result: Result) -> dict[tuple[str, str], str]:
     recipe = result.recipe
     model, data = recipe.get("model", {}), recipe.get("data")
     names = {"data": [data, result.seed], "start": [recipe.get("start"), result.seed], "model": [model, result.seed], "vfm": result.vfm}
-    names |= {key: model.get(key) for key in ("tower", "language")} | {"processor": [data, model]}
+    names |= {"tower": model.get("vision_encoder"), "language": model.get("language"), "processor": [data, model]}
     names["vfm_settings"] = [result.vfm, recipe.get("alignment", {}).get("teacher_norm")]
     prints = {key: content for key, content in result.fingerprints.items() if key not in ("val", "test")}  # which the questions are hashed with
     return {(key, json.dumps(names.get(key, [data, model]), sort_keys=True)): content for key, content in prints.items()}

@@ -21,6 +21,7 @@ from trainer.sweep.spec import Job, Sweep, check
 from workbench.errors import RunError
 from workbench.files import atomic_file
 from workbench.scoring.answers import Answers, answers_of
+from workbench.stored_recipe import current_recipe
 from workbench.training_folder import BEST, LOG_FILE, RECORD_FILE, best_of, read_table, training_record
 
 CURVE = {"step": "step", "accuracy": "accuracy/mean", "val_lm_loss": "val_lm_loss", "val_alignment_loss": "val_alignment_loss"}
@@ -141,7 +142,7 @@ def _read(sweep: Sweep, job: Job, file: Path) -> Result:
     try:
         content = json.loads(file.read_text())
         last, best = (None if content[key] is None else Answers.stored(content[key], f"{file}, {key}") for key in ("last", "best"))
-        result = Result(**content | {"last": last, "best": best})
+        result = Result(**content | {"recipe": current_recipe(content["recipe"]), "last": last, "best": best})
         assert result.last is not None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise RunError(f"{file} is damaged ({' '.join(str(error).split())[:120]}): expected what --export wrote there") from error

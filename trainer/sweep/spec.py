@@ -217,8 +217,10 @@ def check(sweep: Sweep) -> None:
         recipe = job.recipe()
         if recipe.dry_run:
             raise ConfigError(f"variant '{job.name}' has --dry_run, which trains nothing: expected python -m trainer for that")
-        if recipe.start is not None and recipe.start.suffix == ".yaml":
-            raise ConfigError(f"variant '{job.name}' has the first stage {recipe.start}, which several runs would train at once: expected --start FOLDER there")
+        if recipe.stage1 is not None:
+            raise ConfigError(
+                f"variant '{job.name}' has the first stage {recipe.stage1}, which several runs would train at once: expected --start FOLDER there"
+            )
         if job.setting.variant in sweep.best and (recipe.data.test is None or not recipe.keep_best):
             raise ConfigError(
                 f"variant '{job.name}' has keep_best {recipe.keep_best} and data.test {recipe.data.test}: expected both for a row of its best checkpoint, "
@@ -226,7 +228,7 @@ def check(sweep: Sweep) -> None:
             )
         if (job.folder / RECIPE_FILE).exists():
             check_same_recipe(job.folder, recipe)
-        if recipe.model.released and not job.finished and job.folder != first and not _has_options(recipe.data.val, recipe.data.limit_val):
+        if recipe.model.kind != "toy" and not job.finished and job.folder != first and not _has_options(recipe.data.val, recipe.data.limit_val):
             raise ConfigError(f"variant '{job.name}' is validated on {recipe.data.val}, by the loss: {SCORED}")
 
 

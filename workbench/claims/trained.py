@@ -15,6 +15,7 @@ import pandas as pd
 from workbench.claims.rules import Training
 from workbench.errors import RunError, one_line
 from workbench.scoring.answers import Answers, answers_of
+from workbench.stored_recipe import current_recipe
 from workbench.training_folder import BEST, EVALUATION_FILE, LOG_FILE, RECORD_FILE, read_table, score_log, training_record
 
 CURVES = {"accuracy/mean": "accuracy", "val_lm_loss": "val_lm_loss", "val_alignment_loss": "val_alignment_loss"}  # what a kept file has of a log
@@ -100,9 +101,9 @@ def find_trained(root: Path, name: str, training: Training, seed: int) -> Traine
         return None
     try:
         kept = json.loads(file.read_text())
-        record = {"recipe": kept["recipe"], **kept["environment"], **kept["fingerprints"]}
-        assert isinstance(kept["recipe"], dict) and isinstance(kept["curve"], dict)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+        record = {"recipe": current_recipe(kept["recipe"]), **kept["environment"], **kept["fingerprints"]}
+        assert isinstance(kept["curve"], dict)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise RunError(f"{file} is damaged ({one_line(error)}): expected what python -m trainer.sweep --export wrote there") from error
     return Trained(name, training, seed, folder, record, kept)
 

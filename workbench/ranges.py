@@ -1,0 +1,74 @@
+"""Ranges of options, declared once at the field of a configuration: `steps: Annotated[int, Ge(1)] = 1200`.
+
+`check_ranges` judges values by them, `python -m ... --help` shows them (see `workbench.cli.parse`), and `range_of` gives them to a form. None stands for an
+option that is not set and is in every range; of a tuple every value must be in it; no number is infinite or NaN.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from math import inf, isfinite
+from types import MappingProxyType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
+
+from workbench.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both of them included unless `above` or `below` excludes its end."""
+
+    low: float = -inf
+    high: float = inf
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return isfinite(value) and (self.low < value if self.above else self.low <= value) and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        """The range in words, such as `at least 1` or `0 to below 1`."""
+        if self.low == -inf:
+            return f"{'below' if self.below else 'at most'} {self.high}"
+        if self.high == inf:
+            return f"{'above' if self.above else 'at least'} {self.low}"
+        return f"{'above ' if self.above else ''}{self.low} to {'below ' if self.below else ''}{self.high}"
+
+
+def range_of(hint: Any) -> Range | None:
+    """Return the range that the annotation of a field declares, None where it declares none."""
+    if get_origin(hint) is not Annotated:
+        return None
+    ends: dict[str, Any] = {}
+    for part in get_args(hint)[1:]:
+        for end in part if isinstance(part, GroupedMetadata) else [part]:
+            if isinstance(end, Ge | Gt):
+                ends |= {"low": end.ge} if isinstance(end, Ge) else {"low": end.gt, "above": True}
+            elif isinstance(end, Le | Lt):
+                ends |= {"high": end.le} if isinstance(end, Le) else {"high": end.lt, "below": True}
+    return Range(**ends) if ends else None
+
+
+def ranges(cls: type) -> Mapping[str, Range]:
+    """Return the declared ranges of a dataclass by the name of the field."""
+    hints = get_type_hints(cls, include_extras=True)
+    return MappingProxyType({field.name: own for field in dataclasses.fields(cls) if (own := range_of(hints[field.name])) is not None})
+
+
+def check_ranges(config: Any, section: str = "") -> None:
+    """Check every value of a configuration against the range that its field declares; those of nested ones check themselves.
+
+    Args:
+        section: what stands before the name of a field in messages, such as `model.`.
+
+    Raises:
+        ConfigError: names the first field whose value is outside.
+    """
+    for name, expected in ranges(type(config)).items():
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else [value]:
+            if number is not None and number not in expected:
+                raise ConfigError(f"{section}{name} is {number}: expected {expected}{', and finite' * (not isfinite(number))}")
