@@ -175,7 +175,7 @@ def run(config: Config, context: Context) -> Result:
     umap_layers = [f"layer {layer}" for layer in shown]
     parts = context.map("visual tokens", images, partial(_measured, config, context, layers, umap_layers, vfms))
     skipped = next(({TOWER: part.record["skipped"]} for part in parts if part.record["skipped"]), {})
-    names = [name for name in (TOWER, *(f"layer {layer}" for layer in layers), *vfms) if name not in skipped]
+    names = [name for name in (TOWER, *(f"layer {layer}" for layer in layers), *vfms) if name in parts[0].record["measures"] and name not in skipped]
     clouds = {name: Cloud() for name in names}
     places = Places(config, umap_layers)
     for part in parts:

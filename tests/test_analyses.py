@@ -202,12 +202,12 @@ def test_the_same_question_is_a_look_up(runs_folder: Path, tmp_path: Path) -> No
     words = ["analyses.cknna", "--model", str(runs_folder / "viral"), "--limit", "3", "--null", "10", "--k", "5", "--layers", "1", "3"]
     words += ["--pooling", "pooled", "--k", "2", "--limit", "12", "--output_dir", str(tmp_path)]
     run(*words)
-    (folder,) = [f for f in tmp_path.iterdir()]
+    (folder,) = tmp_path.glob("[!.]*")
     before = (folder / "run.json").stat().st_mtime_ns
     assert str(folder) in run(*words).stdout
-    assert (folder / "run.json").stat().st_mtime_ns == before and len(list(tmp_path.iterdir())) == 1
+    assert (folder / "run.json").stat().st_mtime_ns == before and len(list(tmp_path.glob("[!.]*"))) == 1
     run(*words, "--seed", "1")
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("[!.]*"))) == 2
 
 
 def test_a_folder_of_photographs(runs_folder: Path, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_folder_of_photographs(runs_folder: Path, tmp_path: Path) -> None:
         Image.fromarray(getattr(photographs, name)()).save(photos / f"{name}.jpg")
     Image.fromarray(photographs.camera()).save(photos / "grey.png")
     done = run("analyses.cknna", "--model", str(runs_folder / "viral"), "--data", f"folder:{photos}", "--null", "10", "--output_dir", str(tmp_path / "out"))
-    stored = runs.load(next((tmp_path / "out").iterdir()))
+    stored = runs.load(next((tmp_path / "out").glob("[!.]*")))
     assert (stored.tables["scores"]["n_images"] == 5).all() and "dinov2-small" in done.stdout
     (photos / "broken.jpg").write_bytes((photos / "coffee.jpg").read_bytes()[:2000])
     failed = run("analyses.cknna", "--model", str(runs_folder / "viral"), "--data", f"folder:{photos}", "--output_dir", str(tmp_path / "out2"), code=2)
@@ -257,7 +257,7 @@ def test_bad_input_is_one_sentence(runs_folder: Path, tmp_path: Path, words: lis
     (tmp_path / "empty").mkdir()
     given = [w.replace("MODEL", str(runs_folder / "viral")).replace("EMPTY", str(tmp_path / "empty")) for w in words]
     assert message in refused("analyses.cknna", *([] if "--output_dir" in words else ["--output_dir", str(tmp_path / "out")]), *given)
-    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").glob("[!.]*")) == []
 
 
 def test_a_crash_leaves_no_half_run(tmp_path: Path) -> None:

@@ -127,9 +127,12 @@ def test_every_import_is_declared() -> None:
 
 def test_every_dependency_has_a_lower_bound_that_this_environment_meets() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for line in [*project["dependencies"], *(line for lines in project["optional-dependencies"].values() for line in lines)]:
+    extras = project["optional-dependencies"]
+    for line in [*project["dependencies"], *(line for lines in extras.values() for line in lines)]:
         name, _, bound = line.partition(">=")
         assert re.fullmatch(r"\d+(\.\d+)?", bound), f"{line}: expected NAME>=MAJOR.MINOR"
+        if line in extras["docs"]:
+            continue  # installed by `make docs` alone
         assert tuple(map(int, version(name).split(".")[:2])) >= tuple(map(int, bound.split("."))), f"{line}: {version(name)} is installed"
 
 

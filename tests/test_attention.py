@@ -361,7 +361,7 @@ def test_the_command_stores_every_number_with_its_chance(runs_folder: Path, tmp_
     models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
     words = ["analyses.attention", "--model", *models, "--limit", "8", "--null", "10", "--questions", "2", "--output_dir", str(tmp_path)]
     done = run(*words)
-    stored = {one.label: one for one in map(runs.load, tmp_path.iterdir())}
+    stored = {one.label: one for one in map(runs.load, tmp_path.glob("[!.]*"))}
     found = {label: stored[label] for label in sorted(stored)}
     assert set(found) == {"baseline", "viral"} and "p_holm" in done.stdout
     for one in found.values():
@@ -387,9 +387,9 @@ def test_the_command_stores_every_number_with_its_chance(runs_folder: Path, tmp_
     heat = drawn["pointing accuracy: by head"]
     assert heat.data[0].customdata.shape == (3, 4, 5) and heat.layout.annotations[0].text == "baseline"
     assert all(figure.to_json() for figure in drawn.values())
-    before = {folder: (folder / "run.json").stat().st_mtime_ns for folder in tmp_path.iterdir()}
+    before = {folder: (folder / "run.json").stat().st_mtime_ns for folder in tmp_path.glob("[!.]*")}
     run(*words)
-    assert before == {folder: (folder / "run.json").stat().st_mtime_ns for folder in tmp_path.iterdir()}
+    assert before == {folder: (folder / "run.json").stat().st_mtime_ns for folder in tmp_path.glob("[!.]*")}
 
 
 def test_photographs_have_mass_and_entropies(mllm: MLLM, tmp_path: Path) -> None:
@@ -417,7 +417,7 @@ def test_bad_input_is_one_sentence(runs_folder: Path, tmp_path: Path, words: lis
     Image.new("RGB", (40, 40), "red").save(tmp_path / "photos" / "a.png")
     given = [w.replace("PHOTOS", str(tmp_path / "photos")) for w in words]
     assert message in refused("analyses.attention", "--model", str(runs_folder / "viral"), "--output_dir", str(tmp_path / "out"), *given)
-    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").glob("[!.]*")) == []
 
 
 def test_no_question_left_and_no_raster_are_one_sentence(mllm: MLLM) -> None:

@@ -236,4 +236,4 @@ def test_bad_input_is_one_sentence(runs_folder: Path, tmp_path: Path, words: lis
     shutil.copytree(runs_folder / "viral", tmp_path / "nolog", ignore=shutil.ignore_patterns("training.parquet"))
     names = {"BARE": str(tmp_path / "bare"), "NOLOG": str(tmp_path / "nolog"), "VIRAL": str(runs_folder / "viral")}
     assert message in refused("analyses.dynamics", *(names.get(word, word) for word in words), *FEW, "--output_dir", str(tmp_path / "out"))
-    assert list((tmp_path / "out").glob("*")) == []
+    assert list((tmp_path / "out").glob("[!.]*")) == []

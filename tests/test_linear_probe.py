@@ -306,4 +306,4 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
 def test_bad_input_is_one_sentence(runs_folder: Path, tmp_path: Path, words: list[str], message: str) -> None:
     given = ["--limit", "6", "--output_dir", str(tmp_path / "out"), *words]
     assert message in refused("analyses.linear_probe", "--model", str(runs_folder / "viral"), *given)
-    assert list((tmp_path / "out").glob("*")) == []
+    assert list((tmp_path / "out").glob("[!.]*")) == []

@@ -206,7 +206,7 @@ def test_bad_input_is_one_sentence(runs_folder: Path, tmp_path: Path, words: lis
     picture(0).save(tmp_path / "photos" / "noise.png")
     given = [word.replace("PHOTOS", str(tmp_path / "photos")) for word in words]
     assert message in refused("analyses.permutation", "--model", str(runs_folder / "viral"), "--limit", "2", "--output_dir", str(tmp_path / "out"), *given)
-    assert list((tmp_path / "out").glob("*")) == []
+    assert list((tmp_path / "out").glob("[!.]*")) == []
 
 
 # --- the command -----------------------------------------------------------------------------------------------------------------------------

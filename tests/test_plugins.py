@@ -198,5 +198,5 @@ def test_a_command_in_a_process_of_its_own_has_them(site: Path) -> None:
 
 
 def test_the_page_says_what_the_groups_are() -> None:
-    page = (ROOT / "docs" / "plugins.md").read_text()
+    page = (ROOT / "docs" / "howto" / "plugins.md").read_text()
     assert all(f"viral_workbench.{group}" in page for group in GROUPS)

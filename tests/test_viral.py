@@ -161,9 +161,9 @@ def test_a_file_and_flags_are_one_question(tmp_path: Path) -> None:
     model = tiny.build("llava", tmp_path / "llava")
     (tmp_path / "options.yaml").write_text(f"model: {model}\nlimit: 4\nk: 5\nlayers: [0, 2]\n'null': 10\noutput_dir: {tmp_path}/runs\n")
     run("analyses", "cknna", "--config", str(tmp_path / "options.yaml"), "--limit", "3")
-    (folder,) = (tmp_path / "runs").iterdir()
+    (folder,) = (tmp_path / "runs").glob("[!.]*")
     config = json.loads((folder / "run.json").read_text())["config"]
     assert (config["limit"], config["k"], config["layers"]) == (3, 5, [0, 2])
     flags = ["--model", str(model), "--limit", "3", "--k", "5", "--layers", "0", "2", "--null", "10", "--output_dir", str(tmp_path / "runs")]
     run("analyses.cknna", *flags)
-    assert list((tmp_path / "runs").iterdir()) == [folder]
+    assert list((tmp_path / "runs").glob("[!.]*")) == [folder]

@@ -1,6 +1,6 @@
 """What other packages add by entry points: model families, VFMs, metrics, data sets and analyses, without a fork.
 
-A package that is installed beside this one names them in its pyproject.toml (docs/plugins.md):
+A package that is installed beside this one names them in its pyproject.toml (docs/howto/plugins.md):
 
     [project.entry-points."viral_workbench.metrics"]
     angle = "acme.metrics:ANGLE"
