@@ -214,7 +214,7 @@ def test_all_analyses_keep_two_folders_of_one_name_apart(pair: list[Path], tmp_p
     asked = Budget(model=tuple(map(str, pair)), limit=2, output_dir=tmp_path)
     section, crashed = _section("toy", asked, names(asked.model))
     assert not crashed and section.models == ["a/checkpoint-1", "b/checkpoint-1"] and not section.notes
-    assert section.commands[0][4] == f"a/checkpoint-1={pair[0]}"
+    assert f"a/checkpoint-1={pair[0]}" in section.commands[0]
 
 
 def test_a_model_that_is_not_there_is_one_sentence(pair: list[Path]) -> None:
