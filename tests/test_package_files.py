@@ -73,8 +73,8 @@ def test_every_sweep_finds_its_recipes_from_everywhere(name: str) -> None:
 
 
 def test_a_first_stage_is_found_beside_its_recipe() -> None:
-    start = read(["shapes_viral"]).start
-    assert start is not None and start.is_file() and start.parent == ROOT / "trainer" / "recipes"
+    stage1 = read(["shapes_viral"]).stage1
+    assert stage1 is not None and stage1.is_file() and stage1.parent == ROOT / "trainer" / "recipes"
 
 
 def test_where_a_file_is(capsys: pytest.CaptureFixture[str]) -> None:
