@@ -1,7 +1,8 @@
 """The distribution `viral-workbench`: the command `viral`, and the check that its packages are its own.
 
-`workbench`, `trainer` and `analyses` are common names, and other distributions install packages of the same names. Each of the three calls `check_packages`
-when it is imported, so that such a mixture is noticed before anything is computed with it. This module needs nothing but the standard library.
+`workbench`, `trainer` and `analyses` are common names, and other distributions install packages of the same names. Each
+of the three calls `check_packages` when it is imported, so that such a mixture is noticed before anything is computed
+with it. This module needs nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ def _replaced(package: str, home: Path, installed: Mapping[str, str]) -> str:
     if init not in installed or _hash(home / init) == installed[init]:
         return ""
     return (
-        f"{home / init} is not what viral-workbench installed{_owner(home, init)}: expected an environment without another package '{package}'; "
-        "uninstall that one, then `pip install --force-reinstall --no-deps viral-workbench`"
+        f"{home / init} is not what viral-workbench installed{_owner(home, init)}: expected an environment without"
+        f" another package '{package}'; uninstall that one, then `pip install --force-reinstall --no-deps"
+        " viral-workbench`"
     )
 
 
@@ -61,7 +63,10 @@ def _found_elsewhere(package: str, home: Path) -> str:
         return ""
     if spec is None or spec.origin is None or Path(spec.origin).resolve().parent == home / package:
         return ""
-    return f"the package '{package}' of viral-workbench is in {home}, but an import finds {spec.origin}: expected no other '{package}' first on the path"
+    return (
+        f"the package '{package}' of viral-workbench is in {home}, but an import finds {spec.origin}: expected no other"
+        f" '{package}' first on the path"
+    )
 
 
 def _shared(package: str, home: Path, installed: Mapping[str, str]) -> str:
@@ -69,11 +74,17 @@ def _shared(package: str, home: Path, installed: Mapping[str, str]) -> str:
     names = [f"{package}/{path.name}" for path in sorted((home / package).glob("*.py"))] if installed else []
     stranger = next((name for name in names if name not in installed), "")
     owner = _owner(home, stranger) if stranger else ""
-    return f"{home / stranger} lies in a package of viral-workbench{owner}: expected an environment without another '{package}'" if owner else ""
+    return (
+        f"{home / stranger} lies in a package of viral-workbench{owner}: expected an environment without another"
+        f" '{package}'"
+        if owner
+        else ""
+    )
 
 
 def _installed_files(home: Path) -> dict[str, str]:
-    """{file: hash} of all that an installer put into `home` for this distribution; {} in a checkout and where no record says."""
+    """{file: hash} of all that an installer put into `home` for this distribution; {} in a checkout and where no record
+    says."""
     record = next(home.glob("viral_workbench-*.dist-info/RECORD"), None)
     if record is None:
         return {}

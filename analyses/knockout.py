@@ -2,15 +2,17 @@
 
     python -m analyses.knockout --model runs/baseline runs/viral --data shapes:val --limit 200 --output_dir runs
 
-What the numbers are: accuracy before minus accuracy after, on the same questions, with an interval over images, and KL(before || after) of the answer
-over the question's options, in nats.
+What the numbers are: accuracy before minus accuracy after, on the same questions, with an interval over images, and
+KL(before || after) of the answer over the question's options, in nats.
 
-    knockout  in the blocks of a window no text looks at the visual tokens, which still look at one another. A window that changes nothing is not one
-              that reads nothing: what it reads can also be read elsewhere. In all blocks at once the image has no influence left.
-    object    the tower's features of the tokens that cover the objects a question names are replaced by their mean over the images of the run at the
-              same place; `random` does so with as many other tokens of the image. `object - random` compares both question by question: there,
-              accuracy before is without the random tokens, accuracy after without the object. Neighbouring tokens of a transformer's tower know of
-              the object too, so a small drop does not mean that the object was not needed.
+    knockout  in the blocks of a window no text looks at the visual tokens, which still look at one another. A window
+              that changes nothing is not one that reads nothing: what it reads can also be read elsewhere. In all
+              blocks at once the image has no influence left.
+    object    the tower's features of the tokens that cover the objects a question names are replaced by their mean over
+              the images of the run at the same place; `random` does so with as many other tokens of the image. `object
+              - random` compares both question by question: there, accuracy before is without the random tokens,
+              accuracy after without the object. Neighbouring tokens of a transformer's tower know of the object too, so
+              a small drop does not mean that the object was not needed.
 
 A question names an object by all words of its name, or, where none is named so, by some of them.
 """
@@ -87,8 +89,8 @@ class Asked:
 
     image: int
     questions: list[Sample]
-    tokens: Int[Tensor, token]  # noqa: F821
-    others: list[Int[Tensor, token]]  # noqa: F821
+    tokens: Int[Tensor, " token"]
+    others: list[Int[Tensor, " token"]]
 
 
 def run(config: Config, context: Context) -> Result:
@@ -97,12 +99,19 @@ def run(config: Config, context: Context) -> Result:
     windows = _windows(config, context)
     asked, mean, features, record = _objects(config, context, scenes)
     parts = context.map("knockout", scenes, partial(_knocked_out, context, windows, features))
-    parts += context.map("object ablation", range(len(asked)), partial(_ablated, config, context, asked, mean, features), depends=context.data.fingerprint)
+    parts += context.map(
+        "object ablation",
+        range(len(asked)),
+        partial(_ablated, config, context, asked, mean, features),
+        depends=context.data.fingerprint,
+    )
     samples = joined(parts, "samples")
     return Result({"scores": _scores(samples, config), "samples": samples}, record=record)
 
 
-def _knocked_out(context: Context, windows: Sequence[tuple[int, int]], features: Sequence[Tensor], chunk: Chunk[list[Sample]]) -> Part:
+def _knocked_out(
+    context: Context, windows: Sequence[tuple[int, int]], features: Sequence[Tensor], chunk: Chunk[list[Sample]]
+) -> Part:
     """The questions of a chunk before and after the knockout of each window of blocks."""
     tables = []
     for start, scenes in chunk.batches():
@@ -125,7 +134,7 @@ def _windows(config: Config, context: Context) -> list[tuple[int, int]]:
     return list(dict.fromkeys([*windows, (1, count)]))
 
 
-# --- objects -----------------------------------------------------------------------------------------------------------------------------
+# --- objects --------------------------------------------------------------------------------------
 
 
 def _objects(
@@ -137,7 +146,10 @@ def _objects(
         return [], torch.empty(0, 0), [], {"skipped": {}}
     named = [{s.id: asked_objects(s) for s in scene} for scene in scenes]
     if not any(objects for own in named for objects in own.values()):
-        raise DataError(f"no question of {context.data.name} names an object that the data set knows: expected objects, or --no-objects")
+        raise DataError(
+            f"no question of {context.data.name} names an object that the data set knows: expected objects, or"
+            " --no-objects"
+        )
     try:
         check_place(mllm, "encoder")
         surveyed = context.map("images of the questions", scenes, partial(_surveyed, context), keep=False)
@@ -162,13 +174,21 @@ def _objects(
                 left_out += len(questions)
                 continue
             generator = np.random.default_rng([config.seed, image, *tokens])
-            drawn = [torch.from_numpy(generator.choice(others, size=len(tokens), replace=False)) for _ in range(config.draws)]
+            drawn = [
+                torch.from_numpy(generator.choice(others, size=len(tokens), replace=False)) for _ in range(config.draws)
+            ]
             found.append(Asked(image, questions, torch.tensor(tokens), drawn))
-    return found, torch.stack(features).mean(0), features, {"skipped": {}, "questions_without_as_many_other_tokens": left_out}
+    return (
+        found,
+        torch.stack(features).mean(0),
+        features,
+        {"skipped": {}, "questions_without_as_many_other_tokens": left_out},
+    )
 
 
 def _surveyed(context: Context, chunk: Chunk[list[Sample]]) -> Part:
-    """Grids of the images of a chunk, what the connector receives for them, and the visual tokens that cover the objects of each question; or why not."""
+    """Grids of the images of a chunk, what the connector receives for them, and the visual tokens that cover the
+    objects of each question; or why not."""
     grids, features, covered, why = [], list[Tensor](), [], ""
     for _, scenes in chunk.batches():
         try:
@@ -177,7 +197,10 @@ def _surveyed(context: Context, chunk: Chunk[list[Sample]]) -> Part:
             return Part(record={"why": str(error)})
         grids += [grids_of(parts) for parts in rasters]
         features += read
-        covered += [[covering(parts, asked_objects(sample)) for sample in scene] for parts, scene in zip(rasters, scenes, strict=True)]
+        covered += [
+            [covering(parts, asked_objects(sample)) for sample in scene]
+            for parts, scene in zip(rasters, scenes, strict=True)
+        ]
     record = {"grids": grids, "tokens": [len(own) for own in features], "covered": covered, "why": why}
     return Part(tensors={"features": torch.cat(features)}, record=record)
 
@@ -221,11 +244,17 @@ def _ablated(
     features: list[Float[Tensor, "token f"]],
     chunk: Chunk[int],
 ) -> Part:
-    """Scores of some questions without their objects, and without as many other tokens; the items of the chunk are numbers of `asked`."""
+    """Scores of some questions without their objects, and without as many other tokens; the items of the chunk are
+    numbers of `asked`."""
     tables = []
     for _, numbers in chunk.batches():
         part = [asked[number] for number in numbers]
-        quiz = Quiz(context.mllm, [one.questions for one in part], chunk.batch_size, features=[features[one.image] for one in part])
+        quiz = Quiz(
+            context.mllm,
+            [one.questions for one in part],
+            chunk.batch_size,
+            features=[features[one.image] for one in part],
+        )
         before = quiz.logprobs()
         taken = [(OBJECT, 0, [one.tokens for one in part])]
         taken += [(RANDOM, draw, [one.others[draw] for one in part]) for draw in range(config.draws)]
@@ -235,41 +264,56 @@ def _ablated(
     return Part({"samples": pd.concat(tables, ignore_index=True)})
 
 
-def _without(values: Float[Tensor, "token f"], group: int, *, tokens: list[Int[Tensor, token]], mean: Float[Tensor, "token f"]) -> Float[Tensor, "token f"]:  # noqa: F821
+def _without(
+    values: Float[Tensor, "token f"], group: int, *, tokens: list[Int[Tensor, " token"]], mean: Float[Tensor, "token f"]
+) -> Float[Tensor, "token f"]:
     """The features with the tokens of a group replaced by the mean at their places."""
     values[tokens[group]] = mean[tokens[group]].to(values)
     return values
 
 
-# --- tables and figures --------------------------------------------------------------------------------------------------------------------
+# --- tables and figures ---------------------------------------------------------------------------
 
 
 def _scores(samples: pd.DataFrame, config: Config) -> pd.DataFrame:
     """One row for each place, kind and question type, random draws averaged question by question."""
     rows = []
     for (place, kind, first, last), own in samples.groupby(["site", "kind", "first", "last"], sort=False):
-        named: dict[str, Any] = {"site": place, "kind": kind, "first": first, "last": last, "draws": own["draw"].nunique()}
+        named: dict[str, Any] = {
+            "site": place,
+            "kind": kind,
+            "first": first,
+            "last": last,
+            "draws": own["draw"].nunique(),
+        }
         rows += [named | row for row in change_by_type(own, seed=config.seed)]
     objects, random = (samples[samples["kind"] == kind] for kind in (OBJECT, RANDOM))
     if len(objects):
         mean = random.groupby("id")[["correct_after", "kl"]].mean().loc[objects["id"]]
-        both = objects.assign(correct_before=mean["correct_after"].to_numpy(), kl=objects["kl"].to_numpy() - mean["kl"].to_numpy())
+        both = objects.assign(
+            correct_before=mean["correct_after"].to_numpy(), kl=objects["kl"].to_numpy() - mean["kl"].to_numpy()
+        )
         named = {"site": "encoder", "kind": AGAINST, "first": 0, "last": 0, "draws": config.draws}
         rows += [named | row for row in change_by_type(both, seed=config.seed)]
     return pd.DataFrame(rows)
 
 
 def summary(found: Mapping[str, Run]) -> pd.DataFrame:
-    """One row per model and window for the mean of types, and one per type for the objects; `object - random` is after random against after object."""
+    """One row per model and window for the mean of types, and one per type for the objects; `object - random` is after
+    random against after object."""
     table = changes(found)
-    return table[(table["category"] == MEAN) | (table["site"] == "encoder")].drop(columns=["first", "last", "seed", "draws"])
+    return table[(table["category"] == MEAN) | (table["site"] == "encoder")].drop(
+        columns=["first", "last", "seed", "draws"]
+    )
 
 
 def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
     """The drop by window, and by question type without the asked object and without as many other tokens."""
     table = drops(changes(found))
     windows = table[(table["kind"] == "knockout") & (table["category"] == MEAN)]
-    windows = windows.assign(layer=windows["first"], width=(windows["last"] - windows["first"] + 1).map("{} blocks".format))
+    windows = windows.assign(
+        layer=windows["first"], width=(windows["last"] - windows["first"] + 1).map("{} blocks".format)
+    )
     figure = fig.layer_curves(windows, y="drop in accuracy", kind="width")
     figure.update_xaxes(title="first block of the window")
     made = {"Drop by window of blocks in which no text looks at the image, mean of types": figure}
@@ -280,12 +324,22 @@ def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
             objects, x="category", y="drop in accuracy", by="taken"
         )
         against = table[table["kind"] == AGAINST]
-        made["How much more the asked object matters than as many other tokens"] = fig.bars(against, x="category", y="accuracy without random - without object")
+        made["How much more the asked object matters than as many other tokens"] = fig.bars(
+            against, x="category", y="accuracy without random - without object"
+        )
     return made
 
 
 # 2: intervals that cover what they say
-ANALYSIS = Analysis("knockout", "Where the text reads the image (attention knockout, object ablation)", Config, run, figures, summary, version=3)
+ANALYSIS = Analysis(
+    "knockout",
+    "Where the text reads the image (attention knockout, object ablation)",
+    Config,
+    run,
+    figures,
+    summary,
+    version=3,
+)
 
 if __name__ == "__main__":
     main(ANALYSIS)

@@ -1,26 +1,31 @@
 """What can be read off the visual tokens of each layer by a linear probe: class, colour, foreground, place and count.
 
-    python -m analyses.linear_probe --model runs/baseline runs/viral --vfm dinov2-small --data shapes:val --limit 200 --output_dir runs
+    python -m analyses.linear_probe --model runs/baseline runs/viral --vfm dinov2-small --data shapes:val --limit 200
+    --output_dir runs
 
-Probes are scikit-learn's logistic regression (class, colour, foreground) and ridge regression (x, y, count), fitted on some images and scored on
-others (GroupKFold over images, the same folds for every layer, target and model), with features standardised on the fitted images and a fixed penalty
-`l2`. Rows are the layers 0 to L, the tower (what the connector receives) and frozen VFMs on the same pixels, as ceilings.
+Probes are scikit-learn's logistic regression (class, colour, foreground) and ridge regression (x, y, count), fitted on
+some images and scored on others (GroupKFold over images, the same folds for every layer, target and model), with
+features standardised on the fitted images and a fixed penalty `l2`. Rows are the layers 0 to L, the tower (what the
+connector receives) and frozen VFMs on the same pixels, as ceilings.
 
     class, colour   of the object that covers at least `cover` of a token's cell; balanced accuracy, chance 1 / classes
     foreground      such a cell against one that no object touches; balanced accuracy, chance 1 / 2
     x, y            middle of the token's cell, in fractions of the image; R2, chance 0
     count           objects of the image, from the mean of all its visual tokens; R2, chance 0
 
-Controls (Hewitt and Liang 2019, arXiv 1909.03368) have the same inputs, probe and folds, and labels without meaning. Selectivity is score - control,
-or score - chance where the control is below chance: a ridge regression on labels without meaning has a negative R2, and that is no merit of the score.
+Controls (Hewitt and Liang 2019, arXiv 1909.03368) have the same inputs, probe and folds, and labels without meaning.
+Selectivity is score - control, or score - chance where the control is below chance: a ridge regression on labels
+without meaning has a negative R2, and that is no merit of the score.
 
     class, colour   labels change places between the objects of all images; all tokens of an object share one
     foreground      the objects of another image: what the place alone tells
-    x, y            places change places between the cells of the raster, once for all images: a probe that only knows which cell it is in scores here
+    x, y            places change places between the cells of the raster, once for all images: a probe that only knows
+                    which cell it is in scores here
     count           labels change places between images
 
-What the numbers are: whether a linear read-out exists and generalises to other images. What they are not: whether the model uses it. Intervals and
-paired differences resample images, at fixed out-of-fold predictions: that the probes were fitted on these images, and training seeds, are not in them.
+What the numbers are: whether a linear read-out exists and generalises to other images. What they are not: whether the
+model uses it. Intervals and paired differences resample images, at fixed out-of-fold predictions: that the probes were
+fitted on these images, and training seeds, are not in them.
 """
 
 from __future__ import annotations
@@ -119,8 +124,14 @@ class Tokens:
 
     def part(self, skipped: str) -> Part:
         """Its state, to be stored."""
-        tensors = {f"{kind}.{name}": torch.from_numpy(np.concatenate(own)) for kind in ("features", "means") for name, own in getattr(self, kind).items()}
-        tensors |= {name: torch.from_numpy(np.stack(getattr(self, name))) for name in ("elsewhere", "place") if self.image}
+        tensors = {
+            f"{kind}.{name}": torch.from_numpy(np.concatenate(own))
+            for kind in ("features", "means")
+            for name, own in getattr(self, kind).items()
+        }
+        tensors |= {
+            name: torch.from_numpy(np.stack(getattr(self, name))) for name in ("elsewhere", "place") if self.image
+        }
         plain = {name: getattr(self, name) for name in ("image", "thing", "cell", "spread")}
         return Part(tensors=tensors, record=plain | {"skipped": skipped})
 
@@ -137,7 +148,9 @@ class Tokens:
             if kind in ("features", "means") and name not in without:
                 getattr(self, kind).setdefault(name, []).append(values.numpy())
 
-    def keep(self, name: str, values: Float[np.ndarray, "token d"], chosen: Int[np.ndarray, row], *, image: bool) -> None:  # noqa: F821
+    def keep(
+        self, name: str, values: Float[np.ndarray, "token d"], chosen: Int[np.ndarray, " row"], *, image: bool
+    ) -> None:
         """Features of an image's tokens: those of the chosen ones, and their mean if the image is to be counted."""
         self.features.setdefault(name, []).append(values[chosen])
         self.means.setdefault(name, []).append(values.mean(0, keepdims=True) if image else values[:0])
@@ -154,10 +167,10 @@ class Task:
     """
 
     name: Target
-    rows: Int[np.ndarray, row] | None  # noqa: F821
+    rows: Int[np.ndarray, " row"] | None
     labels: np.ndarray
-    groups: Int[np.ndarray, row]  # noqa: F821
-    images: Int[np.ndarray, group]  # noqa: F821
+    groups: Int[np.ndarray, " row"]
+    images: Int[np.ndarray, " group"]
     classes: tuple[str, ...] = ()
 
     @property
@@ -187,18 +200,34 @@ def run(config: Config, context: Context) -> Result:
         x, means = np.concatenate(tokens.features[name]), np.concatenate(tokens.means[name])
         for task in tasks:
             row, per_image = _probed(config, task, x[task.rows] if task.rows is not None else means[task.images])
-            place = {"layer": int(name) if name.isdigit() else -1, "source": "model" if name.isdigit() else name, "target": task.name}
+            place = {
+                "layer": int(name) if name.isdigit() else -1,
+                "source": "model" if name.isdigit() else name,
+                "target": task.name,
+            }
             rows.append(place | row)
             each.append(per_image.assign(**place, image_id=[images[i].image_id for i in task.images]))
-    record = {"vfms": [vfm.record() for vfm in vfms.values()], "skipped": skipped | left_out, "classes": {task.name: task.classes for task in tasks}}
+    record = {
+        "vfms": [vfm.record() for vfm in vfms.values()],
+        "skipped": skipped | left_out,
+        "classes": {task.name: task.classes for task in tasks},
+    }
     return Result({"scores": pd.DataFrame(rows), "per_image": pd.concat(each, ignore_index=True)}, record=record)
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
-def _read(config: Config, context: Context, layers: list[int], images: Sequence[Sample], vfms: Mapping[str, VFM], chunk: Chunk[Sample]) -> Part:
-    """The chosen tokens of a chunk of `images` at every layer, the tower and the VFMs; every image has the same prompt, so that none can tell its answer."""
+def _read(
+    config: Config,
+    context: Context,
+    layers: list[int],
+    images: Sequence[Sample],
+    vfms: Mapping[str, VFM],
+    chunk: Chunk[Sample],
+) -> Part:
+    """The chosen tokens of a chunk of `images` at every layer, the tower and the VFMs; every image has the same prompt,
+    so that none can tell its answer."""
     mllm, tokens, skipped = context.mllm, Tokens(), ""
     first_thing = np.cumsum([0, *(len(sample.objects) for sample in images)])
     for start, part in chunk.batches():
@@ -222,7 +251,9 @@ def _read(config: Config, context: Context, layers: list[int], images: Sequence[
     return tokens.part(skipped)
 
 
-def _choose(config: Config, tokens: Tokens, images: Sequence[Sample], number: int, parts: list[VisualTokens], first_thing: int) -> Int[np.ndarray, row]:  # noqa: F821
+def _choose(
+    config: Config, tokens: Tokens, images: Sequence[Sample], number: int, parts: list[VisualTokens], first_thing: int
+) -> Int[np.ndarray, " row"]:
     """Random cells of an image, and random ones on its objects; the same for every model with the same raster."""
     rng = np.random.default_rng([config.seed, number])
     own, place = owners(images[number].objects, parts, share=config.cover), centres(parts)
@@ -241,11 +272,12 @@ def _choose(config: Config, tokens: Tokens, images: Sequence[Sample], number: in
     return chosen
 
 
-# --- what is asked ---------------------------------------------------------------------------------------------------------------------
+# --- what is asked --------------------------------------------------------------------------------
 
 
 def _tasks(config: Config, data: str, images: Sequence[Sample], tokens: Tokens) -> tuple[list[Task], dict[str, str]]:
-    """The targets that the data has, and why others are left out; one that was asked for by name is not left out but refused.
+    """The targets that the data has, and why others are left out; one that was asked for by name is not left out but
+    refused.
 
     Raises:
         DataError: a target that was asked for cannot be had, or none can.
@@ -267,9 +299,16 @@ def _tasks(config: Config, data: str, images: Sequence[Sample], tokens: Tokens) 
 
 def _task(config: Config, name: Target, data: str, images: Sequence[Sample], tokens: Tokens) -> Task:
     rng = np.random.default_rng([config.seed, TARGETS.index(name)])
-    image, thing, spread, place = np.array(tokens.image), np.array(tokens.thing), np.array(tokens.spread), np.array(tokens.place)
+    image, thing, spread, place = (
+        np.array(tokens.image),
+        np.array(tokens.thing),
+        np.array(tokens.spread),
+        np.array(tokens.place),
+    )
     if name not in ("x", "y") and not any(sample.objects for sample in images):
-        raise DataError(f"data set '{data}' knows no objects: expected one that does, such as shapes:val, for the target {name}")
+        raise DataError(
+            f"data set '{data}' knows no objects: expected one that does, such as shapes:val, for the target {name}"
+        )
     if name in ("x", "y"):
         rows = spread.nonzero()[0]
         truth = place[rows, ("x", "y").index(name)]
@@ -277,18 +316,32 @@ def _task(config: Config, name: Target, data: str, images: Sequence[Sample], tok
         return _checked(config, name, rows, np.stack([truth, *control], axis=1), image[rows])
     if name == "count":
         counts = np.array([float(len(sample.objects)) for sample in images])
-        return _checked(config, name, None, np.stack([counts, *(rng.permutation(counts) for _ in range(config.controls))], axis=1), np.arange(len(images)))
+        return _checked(
+            config,
+            name,
+            None,
+            np.stack([counts, *(rng.permutation(counts) for _ in range(config.controls))], axis=1),
+            np.arange(len(images)),
+        )
     if name == "foreground":
         elsewhere = np.array(tokens.elsewhere)
         rows = (spread & ((thing >= 0) | (thing == BACKGROUND))).nonzero()[0]
         labels = np.concatenate([thing[rows, None], elsewhere[rows]], axis=1) >= 0
         return _checked(config, name, rows, labels.astype(int), image[rows], ("background", "object"))
     parts = [class_and_colour(item.name)[name == "colour"] for sample in images for item in sample.objects]
-    seen = Counter(parts[i] for own, i in {(own, i) for own, i in zip(image[~spread], thing[~spread], strict=True)} if parts[i])
-    within = {label: len({own for own, i in zip(image[~spread], thing[~spread], strict=True) if parts[i] == label}) for label in seen}
+    seen = Counter(
+        parts[i] for own, i in {(own, i) for own, i in zip(image[~spread], thing[~spread], strict=True)} if parts[i]
+    )
+    within = {
+        label: len({own for own, i in zip(image[~spread], thing[~spread], strict=True) if parts[i] == label})
+        for label in seen
+    }
     classes = tuple(sorted(label for label in seen if within[label] >= config.folds))
     if len(classes) < 2:
-        raise DataError(f"{len(classes)} values of {name} lie on cells covered to {config.cover:g} in at least {config.folds} images each: expected at least 2")
+        raise DataError(
+            f"{len(classes)} values of {name} lie on cells covered to {config.cover:g} in at least {config.folds}"
+            " images each: expected at least 2"
+        )
     code = np.array([classes.index(label) if label in classes else -1 for label in parts])
     rows = (~spread & (thing >= 0)).nonzero()[0]
     rows = rows[code[thing[rows]] >= 0]
@@ -312,7 +365,14 @@ def _moved_cells(tokens: Tokens, rows: np.ndarray, truth: np.ndarray, rng: np.ra
     return np.array([moved[cell] for cell in cells])
 
 
-def _checked(config: Config, name: Target, rows: np.ndarray | None, labels: np.ndarray, image: np.ndarray, classes: tuple[str, ...] = ()) -> Task:
+def _checked(
+    config: Config,
+    name: Target,
+    rows: np.ndarray | None,
+    labels: np.ndarray,
+    image: np.ndarray,
+    classes: tuple[str, ...] = (),
+) -> Task:
     """A task with enough images, and with something to tell apart in its labels.
 
     Raises:
@@ -320,13 +380,16 @@ def _checked(config: Config, name: Target, rows: np.ndarray | None, labels: np.n
     """
     images, groups = np.unique(image, return_inverse=True)
     if len(images) < config.folds:
-        raise DataError(f"{len(images)} images have tokens for {name}, for {config.folds} folds: expected at least as many images as folds")
+        raise DataError(
+            f"{len(images)} images have tokens for {name}, for {config.folds} folds: expected at least as many images"
+            " as folds"
+        )
     if len(np.unique(labels[:, 0])) < 2:
         raise DataError(f"{name} is the same for all {len(labels)} rows: expected at least 2 values to tell apart")
     return Task(name, rows, labels, groups, images, classes)
 
 
-# --- probes ----------------------------------------------------------------------------------------------------------------------------
+# --- probes ---------------------------------------------------------------------------------------
 
 
 def _probed(config: Config, task: Task, x: Float[np.ndarray, "row d"]) -> tuple[dict[str, Any], pd.DataFrame]:
@@ -342,14 +405,30 @@ def _probed(config: Config, task: Task, x: Float[np.ndarray, "row d"]) -> tuple[
     meant = own - (control if control.mean() > task.chance else task.chance)
     for name, values in (("score", own), ("control", control), ("selectivity", meant)):
         # an accuracy without a miss has no spread to judge by: the interval is then that of so many right images
-        interval = mean_interval(values, kind="proportion" if task.name not in REGRESSED and np.isin(values, (0, 1)).all() else "real")
-        row |= {name: interval.estimate} | {f"{name}_{edge}" if name != "score" else edge: getattr(interval, edge) for edge in ("low", "high")}
-    row |= {"chance": task.chance, "measure": "R2" if task.name in REGRESSED else "balanced accuracy", "n_images": len(own), "n": len(x), "d": x.shape[1]}
-    row |= {"classes": len(task.classes), "folds": config.folds, "l2": config.l2, "controls": len(controls), "seed": config.seed}
+        interval = mean_interval(
+            values, kind="proportion" if task.name not in REGRESSED and np.isin(values, (0, 1)).all() else "real"
+        )
+        row |= {name: interval.estimate} | {
+            f"{name}_{edge}" if name != "score" else edge: getattr(interval, edge) for edge in ("low", "high")
+        }
+    row |= {
+        "chance": task.chance,
+        "measure": "R2" if task.name in REGRESSED else "balanced accuracy",
+        "n_images": len(own),
+        "n": len(x),
+        "d": x.shape[1],
+    }
+    row |= {
+        "classes": len(task.classes),
+        "folds": config.folds,
+        "l2": config.l2,
+        "controls": len(controls),
+        "seed": config.seed,
+    }
     return row, pd.DataFrame({"value": own, "control": control})
 
 
-# --- tables and figures ----------------------------------------------------------------------------------------------------------------
+# --- tables and figures ---------------------------------------------------------------------------
 
 
 def _table(found: Mapping[str, Run], name: str = "scores") -> pd.DataFrame:
@@ -358,14 +437,30 @@ def _table(found: Mapping[str, Run], name: str = "scores") -> pd.DataFrame:
 
 def summary(found: Mapping[str, Run]) -> pd.DataFrame:
     """One row per model, target and layer, tower or VFM (layer -1)."""
-    columns = ["model", "source", "layer", "target", "score", "low", "high", "control", "selectivity", "selectivity_low", "selectivity_high", "chance"]
+    columns = [
+        "model",
+        "source",
+        "layer",
+        "target",
+        "score",
+        "low",
+        "high",
+        "control",
+        "selectivity",
+        "selectivity_low",
+        "selectivity_high",
+        "chance",
+    ]
     return _table(found)[[*columns, "n_images", "n", "measure"]].sort_values(["model", "target"], kind="stable")
 
 
 def differences(found: Mapping[str, Run]) -> pd.DataFrame:
-    """Every model minus the first by target and layer, paired over images, Holm-corrected over the layers of a target."""
+    """Every model minus the first by target and layer, paired over images, Holm-corrected over the layers of a
+    target."""
     tables = {label: run.tables["per_image"].query("source == 'model'") for label, run in found.items()}
-    return paired_differences(tables, by=("target", "layer"), within=("target",), seed=int(next(iter(found.values())).record["seed"]))
+    return paired_differences(
+        tables, by=("target", "layer"), within=("target",), seed=int(next(iter(found.values())).record["seed"])
+    )
 
 
 def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
@@ -375,13 +470,20 @@ def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
         own = table[table["target"] == target]
         layers = own[own["source"].isin(["model", TOWER])]
         title = f"{target}: {own['measure'].iloc[0]}"
-        control = layers.assign(labels="control", **{name: layers[f"control{end}"] for name, end in (("score", ""), ("low", "_low"), ("high", "_high"))})
-        curves = fig.layer_curves(pd.concat([layers.assign(labels="true labels"), control]), y=str(own["measure"].iloc[0]), kind="labels")
+        control = layers.assign(
+            labels="control",
+            **{name: layers[f"control{end}"] for name, end in (("score", ""), ("low", "_low"), ("high", "_high"))},
+        )
+        curves = fig.layer_curves(
+            pd.concat([layers.assign(labels="true labels"), control]), y=str(own["measure"].iloc[0]), kind="labels"
+        )
         ceilings = own[~own["source"].isin(["model", TOWER])].drop_duplicates("source")
         drawn[title] = fig.with_ceilings(curves, ceilings, name="source")
         change = changes[changes["target"] == target]
         if len(change):
-            drawn[f"{title}, difference"] = fig.difference_curves(change, y=f"{own['measure'].iloc[0]}, minus {change['against'].iloc[0]}")
+            drawn[f"{title}, difference"] = fig.difference_curves(
+                change, y=f"{own['measure'].iloc[0]}, minus {change['against'].iloc[0]}"
+            )
     return drawn
 
 
@@ -391,7 +493,17 @@ def uses(config: Config) -> dict[str, str]:
 
 
 # 2: intervals that cover what they say
-ANALYSIS = Analysis("linear_probe", "What a linear probe reads off the visual tokens of each layer", Config, run, figures, summary, PAGE, version=2, uses=uses)
+ANALYSIS = Analysis(
+    "linear_probe",
+    "What a linear probe reads off the visual tokens of each layer",
+    Config,
+    run,
+    figures,
+    summary,
+    PAGE,
+    version=2,
+    uses=uses,
+)
 
 if __name__ == "__main__":
     main(ANALYSIS)

@@ -1,18 +1,22 @@
-"""Which words the visual tokens would say at each layer (logit lens), and whether they are the words of what lies under them.
+"""Which words the visual tokens would say at each layer (logit lens), and whether they are the words of what lies under
+them.
 
     python -m analyses.logit_lens --model runs/baseline runs/viral --data shapes:val --limit 200 --output_dir runs
 
-The model's own final norm and output head are applied to the visual tokens of layers 0 to L (nostalgebraist 2020; on visual tokens Neo et al. 2024,
-arXiv 2410.07149). At layer L this is the model's own output there, which is checked on every model.
+The model's own final norm and output head are applied to the visual tokens of layers 0 to L (nostalgebraist 2020; on
+visual tokens Neo et al. 2024, arXiv 2410.07149). At layer L this is the model's own output there, which is checked on
+every model.
 
-What the numbers are: for cells that an object covers by at least `cover`, the probability and the rank of the object's colour and class words; rank 1
-is the most likely token. A word counts by its first token after a space; the run's record lists them, and the words left out. `first` and
-`candidate_rank` compare the words of the same kind in the data set with one another, `reciprocal_rank` the whole vocabulary. Cells that no object
-touches (`background`) are scored by the words of a random object of their image. The null gives each cell the words of a random cell of another
-image. Every image weighs the same.
+What the numbers are: for cells that an object covers by at least `cover`, the probability and the rank of the object's
+colour and class words; rank 1 is the most likely token. A word counts by its first token after a space; the run's
+record lists them, and the words left out. `first` and `candidate_rank` compare the words of the same kind in the data
+set with one another, `reciprocal_rank` the whole vocabulary. Cells that no object touches (`background`) are scored by
+the words of a random object of their image. The null gives each cell the words of a random cell of another image. Every
+image weighs the same.
 
-What they are not: what a layer knows. A token is trained to serve later tokens, not to say a word at its own place, so a word that the lens does not
-find may still be there (see linear_probe). Every image is read with the same prompt, so that no question can tell its answer.
+What they are not: what a layer knows. A token is trained to serve later tokens, not to say a word at its own place, so
+a word that the lens does not find may still be there (see linear_probe). Every image is read with the same prompt, so
+that no question can tell its answer.
 """
 
 from __future__ import annotations
@@ -137,13 +141,20 @@ def run(config: Config, context: Context) -> Result:
     images = [scene[0] for scene in context.data.scenes]
     words = _words(config, context, images)
     depends = [words.names, words.tokens, words.kinds]  # the words of all objects of the data set
-    parts = context.map("words of visual tokens", images, partial(_read, config, context, layers, words), depends=depends)
-    tables, tensors = {"maps": joined(parts, "maps")}, {name: value for part in parts for name, value in part.tensors.items() if name.startswith("image_")}
+    parts = context.map(
+        "words of visual tokens", images, partial(_read, config, context, layers, words), depends=depends
+    )
+    tables, tensors = (
+        {"maps": joined(parts, "maps")},
+        {name: value for part in parts for name, value in part.tensors.items() if name.startswith("image_")},
+    )
     if config.scores:
         reading, vocabulary = Reading(), max(part.record["vocabulary"] for part in parts)
         for part in parts:
             reading.take(part)
-        tables["scores"], tables["per_image"] = _scores(config, reading, words, layers, [s.image_id for s in images], vocabulary)
+        tables["scores"], tables["per_image"] = _scores(
+            config, reading, words, layers, [s.image_id for s in images], vocabulary
+        )
     return Result(tables, tensors, words.record | {"layers": layers})
 
 
@@ -152,20 +163,28 @@ def _words(config: Config, context: Context, images: Sequence[Sample]) -> Words:
     if not config.scores:
         return Words([], [], {}, {})
     if not any(sample.objects for sample in images):
-        raise DataError(f"data set '{context.data.name}' knows no objects: expected one that does, such as shapes:val, or --no-scores for maps alone")
-    parts = [class_and_colour(name) for name in dict.fromkeys(thing.name for sample in images for thing in sample.objects)]
+        raise DataError(
+            f"data set '{context.data.name}' knows no objects: expected one that does, such as shapes:val, or"
+            " --no-scores for maps alone"
+        )
+    parts = [
+        class_and_colour(name) for name in dict.fromkeys(thing.name for sample in images for thing in sample.objects)
+    ]
     by_kind = {kind: sorted({own[number] for own in parts} - {""}) for number, kind in enumerate(KINDS)}
     tokens, left_out = first_tokens(context.mllm, [word for own in by_kind.values() for word in own])
     kinds = {kind: [list(tokens).index(word) for word in own if word in tokens] for kind, own in by_kind.items()}
     kinds = {kind: own for kind, own in kinds.items() if len(own) > 1}
     if not kinds:
-        raise DataError(f"the objects of '{context.data.name}' have {len(tokens)} words with a token of their own: expected at least 2 of a kind to compare")
+        raise DataError(
+            f"the objects of '{context.data.name}' have {len(tokens)} words with a token of their own: expected at"
+            " least 2 of a kind to compare"
+        )
     tokenizer = context.mllm.processor.tokenizer
     shown = {word: tokenizer.convert_ids_to_tokens(token) for word, token in tokens.items()}
     return Words(list(tokens), list(tokens.values()), kinds, {"words": shown, "words_left_out": left_out})
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 def _read(config: Config, context: Context, layers: list[int], words: Words, chunk: Chunk[Sample]) -> Part:
@@ -175,7 +194,9 @@ def _read(config: Config, context: Context, layers: list[int], words: Words, chu
         batch = mllm.encode([s.image for s in part], [QUESTION] * len(part))
         lens = lens or lens_of(mllm, batch)
         found = read(mllm, batch, layers=layers)
-        for number, (sample, own, parts) in enumerate(zip(part, found, mllm.visual_tokens(batch), strict=True), start=start):
+        for number, (sample, own, parts) in enumerate(
+            zip(part, found, mllm.visual_tokens(batch), strict=True), start=start
+        ):
             if config.scores:
                 vocabulary = _score_cells(config, reading, words, lens, own.values, number, sample, parts)
             if number < config.maps:
@@ -185,11 +206,22 @@ def _read(config: Config, context: Context, layers: list[int], words: Words, chu
                 tensors[f"image_{number}"] = torch.from_numpy(np.array(picture))
     columns = ["number", "image_id", "layer", "token", *EDGES, "rank", "word", "probability", "truth", "right_word"]
     state = reading.part()
-    return Part({"maps": pd.DataFrame(rows, columns=columns)}, state.tensors | tensors, state.record | {"vocabulary": vocabulary})
+    return Part(
+        {"maps": pd.DataFrame(rows, columns=columns)},
+        state.tensors | tensors,
+        state.record | {"vocabulary": vocabulary},
+    )
 
 
 def _score_cells(
-    config: Config, reading: Reading, words: Words, lens: Lens, values: Float[Tensor, "layer token d"], number: int, sample: Sample, parts: list[VisualTokens]
+    config: Config,
+    reading: Reading,
+    words: Words,
+    lens: Lens,
+    values: Float[Tensor, "layer token d"],
+    number: int,
+    sample: Sample,
+    parts: list[VisualTokens],
 ) -> int:
     """Log-probability and rank of every word at some of an image's cells; returns the size of the vocabulary."""
     own = owners(sample.objects, parts, share=config.cover)
@@ -197,7 +229,9 @@ def _score_cells(
     known = [words.of(thing.name) for thing in sample.objects]
     chosen: list[int] = []
     for kind, there in zip(CELLS, (own >= 0, own == BACKGROUND), strict=True):
-        cells = rng.permutation(there.nonzero()[0])[: config.tokens_per_image] if sample.objects else np.empty(0, dtype=int)
+        cells = (
+            rng.permutation(there.nonzero()[0])[: config.tokens_per_image] if sample.objects else np.empty(0, dtype=int)
+        )
         things = own[cells] if kind == "object" else rng.integers(max(1, len(known)), size=len(cells))
         chosen += cells.tolist()
         reading.image += [number] * len(cells)
@@ -213,7 +247,8 @@ def _score_cells(
 
 
 def _ranked(lens: Lens, values: Float[Tensor, "layer cell d"], tokens: list[int]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Log-probability over the vocabulary and rank in it (1 is the most likely, ties share their mean) of `tokens`, (layer, cell, word)."""
+    """Log-probability over the vocabulary and rank in it (1 is the most likely, ties share their mean) of `tokens`,
+    (layer, cell, word)."""
     logps, ranks, vocabulary = [], [], 0
     for part in values.flatten(0, 1).split(ROWS):
         logits = lens(part)
@@ -232,9 +267,17 @@ EDGES = ("left", "top", "right", "bottom")
 
 
 def _map(
-    config: Config, mllm: MLLM, lens: Lens, values: Float[Tensor, "layer token d"], layers: list[int], number: int, sample: Sample, parts: list[VisualTokens]
+    config: Config,
+    mllm: MLLM,
+    lens: Lens,
+    values: Float[Tensor, "layer token d"],
+    layers: list[int],
+    number: int,
+    sample: Sample,
+    parts: list[VisualTokens],
 ) -> list[tuple]:
-    """The most likely words of every cell of the finest raster, and whether the first is a word of the object under it."""
+    """The most likely words of every cell of the finest raster, and whether the first is a word of the object under
+    it."""
     own = owners(sample.objects, parts, share=config.cover)
     canvas(parts)  # refuses tokens without a place
     cells = [part.cell(row, column) for part in parts for row in range(part.grid[0]) for column in range(part.grid[1])]  # type: ignore[index]
@@ -248,7 +291,18 @@ def _map(
             truth = sample.objects[own[cell]].name if own[cell] >= 0 else ""
             right = set(first_tokens_of(mllm, truth))
             rows += [
-                (number, sample.image_id, layer, cell, *cells[cell], rank, _readable(mllm, token), p, truth, token in right)
+                (
+                    number,
+                    sample.image_id,
+                    layer,
+                    cell,
+                    *cells[cell],
+                    rank,
+                    _readable(mllm, token),
+                    p,
+                    truth,
+                    token in right,
+                )
                 for rank, (token, p) in enumerate(zip(tokens, likely, strict=True), start=1)
             ]
     return rows
@@ -267,14 +321,25 @@ def _readable(mllm: MLLM, token: int) -> str:
     return tokenizer.decode([token]).strip() or str(tokenizer.convert_ids_to_tokens(token))
 
 
-# --- scores ----------------------------------------------------------------------------------------------------------------------------
+# --- scores ---------------------------------------------------------------------------------------
 
 
-def _scores(config: Config, reading: Reading, words: Words, layers: list[int], image_ids: list[str], vocabulary: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One row for each layer, kind of cell, kind of word and measure; and the values of the images, with their own null."""
+def _scores(
+    config: Config, reading: Reading, words: Words, layers: list[int], image_ids: list[str], vocabulary: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One row for each layer, kind of cell, kind of word and measure; and the values of the images, with their own
+    null."""
     if not reading.logp:
-        raise DataError(f"no cell is covered by an object to {config.cover:g} or free of objects in {len(image_ids)} images: expected some, or a smaller cover")
-    logp, rank, image, where = np.concatenate(reading.logp), np.concatenate(reading.rank), np.array(reading.image), np.array(reading.cells)
+        raise DataError(
+            f"no cell is covered by an object to {config.cover:g} or free of objects in {len(image_ids)} images:"
+            " expected some, or a smaller cover"
+        )
+    logp, rank, image, where = (
+        np.concatenate(reading.logp),
+        np.concatenate(reading.rank),
+        np.array(reading.image),
+        np.array(reading.cells),
+    )
     rows, each = [], []
     for cells in CELLS:
         for kind, columns in words.kinds.items():
@@ -284,32 +349,62 @@ def _scores(config: Config, reading: Reading, words: Words, layers: list[int], i
             if len(units) < 2:
                 if cells == "object":
                     raise DataError(
-                        f"{len(units)} of {len(image_ids)} images have a cell covered to {config.cover:g} by an object with a {kind}: expected at least 2"
+                        f"{len(units)} of {len(image_ids)} images have a cell covered to {config.cover:g} by an object"
+                        f" with a {kind}: expected at least 2"
                     )
                 continue
             right = np.array([columns.index(own) for own in label[there]])
-            values = _measured(logp[there][..., columns], rank[there][..., columns])  # (measure, cell, layer, candidate)
+            # (measure, cell, layer, candidate)
+            values = _measured(logp[there][..., columns], rank[there][..., columns])
             owner = np.searchsorted(units, image[there])
             own = _by_image(values, right, owner)  # (measure, layer, image)
-            draws = [_by_image(values, right[_elsewhere(owner, [config.seed, draw])], owner) for draw in range(config.null)]
+            draws = [
+                _by_image(values, right[_elsewhere(owner, [config.seed, draw])], owner) for draw in range(config.null)
+            ]
             nulls = np.stack([draw.mean(-1) for draw in draws])  # (draw, measure, layer)
             by_image = np.mean(draws, axis=0)
             chance = _chance(len(columns), vocabulary)
             for m, measure in enumerate(MEASURES):
-                for at, (layer, interval) in enumerate(zip(layers, mean_intervals(own[m].T, kind="proportion"), strict=True)):
+                for at, (layer, interval) in enumerate(
+                    zip(layers, mean_intervals(own[m].T, kind="proportion"), strict=True)
+                ):
                     null = null_of(interval.estimate, nulls[:, m, at])
                     named = {"layer": layer, "cells": cells, "kind": kind, "measure": measure}
                     rows.append(
                         named
-                        | {"score": interval.estimate, "low": interval.low, "high": interval.high, "null_mean": null.mean, "null_q95": null.q95, "p": null.p}
-                        | {"uniform": chance[measure], "n_images": interval.n, "n": int(there.sum()), "candidates": len(columns), "vocabulary": vocabulary}
+                        | {
+                            "score": interval.estimate,
+                            "low": interval.low,
+                            "high": interval.high,
+                            "null_mean": null.mean,
+                            "null_q95": null.q95,
+                            "p": null.p,
+                        }
+                        | {
+                            "uniform": chance[measure],
+                            "n_images": interval.n,
+                            "n": int(there.sum()),
+                            "candidates": len(columns),
+                            "vocabulary": vocabulary,
+                        }
                         | {"seed": config.seed}
                     )
-                    each.append(pd.DataFrame(named | {"image_id": [image_ids[u] for u in units], "value": own[m, at], "null": by_image[m, at]}))
+                    each.append(
+                        pd.DataFrame(
+                            named
+                            | {
+                                "image_id": [image_ids[u] for u in units],
+                                "value": own[m, at],
+                                "null": by_image[m, at],
+                            }
+                        )
+                    )
     return pd.DataFrame(rows), pd.concat(each, ignore_index=True)
 
 
-def _measured(logp: Float[np.ndarray, "cell layer word"], rank: Float[np.ndarray, "cell layer word"]) -> Float[np.ndarray, "measure cell layer word"]:
+def _measured(
+    logp: Float[np.ndarray, "cell layer word"], rank: Float[np.ndarray, "cell layer word"]
+) -> Float[np.ndarray, "measure cell layer word"]:
     """Every measure of every candidate, as if it were the right word; equal candidates share their places."""
     greater = (logp[..., None, :] > logp[..., :, None]).sum(-1)
     equal = (logp[..., None, :] == logp[..., :, None]).sum(-1)  # itself included
@@ -345,44 +440,71 @@ def _chance(candidates: int, vocabulary: int) -> dict[str, float]:
     }
 
 
-# --- tables and figures ----------------------------------------------------------------------------------------------------------------
+# --- tables and figures ---------------------------------------------------------------------------
 
 
 def summary(found: Mapping[str, Run]) -> pd.DataFrame:
-    """One row per model, layer, kind of word and measure, for the cells of objects; without scores, the words that lead most cells of the maps."""
+    """One row per model, layer, kind of word and measure, for the cells of objects; without scores, the words that lead
+    most cells of the maps."""
     if any("scores" not in run.tables for run in found.values()):
         first = pd.concat([run.tables["maps"].assign(model=label) for label, run in found.items()])
         first = first[first["rank"] == 1].groupby(["model", "layer"], sort=False)["word"]
         return first.value_counts().groupby(level=[0, 1], sort=False).head(3).rename("cells").reset_index()
     table = pd.concat([run.tables["scores"].assign(model=label) for label, run in found.items()])
-    columns = ["model", "layer", "kind", "measure", "score", "low", "high", "null_mean", "null_q95", "p", "n_images", "n", "candidates"]
+    columns = [
+        "model",
+        "layer",
+        "kind",
+        "measure",
+        "score",
+        "low",
+        "high",
+        "null_mean",
+        "null_q95",
+        "p",
+        "n_images",
+        "n",
+        "candidates",
+    ]
     return table[table["cells"] == "object"][columns]
 
 
 def differences(found: Mapping[str, Run]) -> pd.DataFrame:
-    """Every model minus the first, paired over images, Holm-corrected over layers: one row for each kind of cell, kind of word, measure and layer."""
+    """Every model minus the first, paired over images, Holm-corrected over layers: one row for each kind of cell, kind
+    of word, measure and layer."""
     tables = {label: run.tables["per_image"] for label, run in found.items()}
     seed = int(next(iter(found.values())).record["seed"])
-    return paired_differences(tables, by=("cells", "kind", "measure", "layer"), within=("cells", "kind", "measure"), seed=seed)
+    return paired_differences(
+        tables, by=("cells", "kind", "measure", "layer"), within=("cells", "kind", "measure"), seed=seed
+    )
 
 
 def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
     """The words over each stored image, then every score by layer over its null, and its difference between models."""
     drawn: dict[str, go.Figure] = {}
     for number in sorted({n for run in found.values() for n in run.tables["maps"]["number"]}):
-        shown = [_word_map(label, run, number) for label, run in found.items() if (run.tables["maps"]["number"] == number).any()]
+        shown = [
+            _word_map(label, run, number)
+            for label, run in found.items()
+            if (run.tables["maps"]["number"] == number).any()
+        ]
         drawn[f"Words over image {number}"] = fig.word_maps(shown)
     scored = {label: run for label, run in found.items() if "scores" in run.tables}
     if not scored:
         return drawn
-    table, changes = pd.concat([run.tables["scores"].assign(model=label) for label, run in scored.items()]), differences(scored)
+    table = pd.concat([run.tables["scores"].assign(model=label) for label, run in scored.items()])
+    changes = differences(scored)
     for kind in dict.fromkeys(table["kind"]):
         for measure, title in MEASURES.items():
             own = table[(table["kind"] == kind) & (table["measure"] == measure)]
             drawn[f"{kind}: {title}"] = fig.layer_curves(own, y=title, kind="cells")
-            change = changes[(changes["kind"] == kind) & (changes["measure"] == measure) & (changes["cells"] == "object")]
+            change = changes[
+                (changes["kind"] == kind) & (changes["measure"] == measure) & (changes["cells"] == "object")
+            ]
             if len(change):
-                drawn[f"{kind}: {title}, difference on objects"] = fig.difference_curves(change, y=f"{title}, minus {change['against'].iloc[0]}")
+                drawn[f"{kind}: {title}, difference on objects"] = fig.difference_curves(
+                    change, y=f"{title}, minus {change['against'].iloc[0]}"
+                )
     return drawn
 
 
@@ -392,7 +514,16 @@ def _word_map(label: str, run: Run, number: int) -> fig.WordMap:
 
 
 # 2: intervals that cover what they say
-ANALYSIS = Analysis("logit_lens", "Which words the visual tokens would say at each layer (logit lens)", Config, run, figures, summary, PAGE, version=2)
+ANALYSIS = Analysis(
+    "logit_lens",
+    "Which words the visual tokens would say at each layer (logit lens)",
+    Config,
+    run,
+    figures,
+    summary,
+    PAGE,
+    version=2,
+)
 
 if __name__ == "__main__":
     main(ANALYSIS)

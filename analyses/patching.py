@@ -1,11 +1,14 @@
-"""What one model reads in another model's visual tokens: those of `source` at layer l are put into each model at layer l.
+"""What one model reads in another model's visual tokens: those of `source` at layer l are put into each model at layer
+l.
 
-    python -m analyses.patching --model runs/baseline runs/viral --source runs/viral --data shapes:val --limit 200 --output_dir runs
+    python -m analyses.patching --model runs/baseline runs/viral --source runs/viral --data shapes:val --limit 200
+    --output_dir runs
 
-What the number is: accuracy before minus accuracy after, on the same questions, with an interval over images, and KL(before || after) of the answer over
-the question's options, in nats. Two models trained apart need not agree on what a direction in their tokens means, so a drop does not say that the source's
-tokens hold less; models that come from one first stage agree the most. The control `self` puts a model's own tokens, read in a pass of their own, back
-into it, which must change nothing; so must a model that is patched with itself.
+What the number is: accuracy before minus accuracy after, on the same questions, with an interval over images, and
+KL(before || after) of the answer over the question's options, in nats. Two models trained apart need not agree on what
+a direction in their tokens means, so a drop does not say that the source's tokens hold less; models that come from one
+first stage agree the most. The control `self` puts a model's own tokens, read in a pass of their own, back into it,
+which must change nothing; so must a model that is patched with itself.
 """
 
 from __future__ import annotations
@@ -83,13 +86,16 @@ def run(config: Config, context: Context) -> Result:
     for mllm in (target, source):
         _check_prefix(mllm, scenes[0][0])
     layers, skipped = _layers(target, source, config)
-    samples = joined(context.map("patched questions", scenes, partial(_patched, target, source, layers, names)), "samples")
+    samples = joined(
+        context.map("patched questions", scenes, partial(_patched, target, source, layers, names)), "samples"
+    )
     record = {"source_fingerprint": source.fingerprint, "skipped": skipped}
     return Result({"scores": _scores(samples, names[0], config), "samples": samples}, record=record)
 
 
 def _patched(target: MLLM, source: MLLM, layers: list[int], names: tuple[str, str], chunk: Chunk[list[Sample]]) -> Part:
-    """The questions of a chunk before and after the tokens of the source, and the target's own, are put in at each layer."""
+    """The questions of a chunk before and after the tokens of the source, and the target's own, are put in at each
+    layer."""
     tables = []
     for _, scenes in chunk.batches():
         quiz = Quiz(target, scenes, chunk.batch_size)
@@ -107,9 +113,15 @@ def check_pair(target: MLLM, source: MLLM) -> None:
     """Raise a ConfigError unless tokens of one fit into the other and both read text alike."""
     widths = [mllm.config.get_text_config().hidden_size for mllm in (source, target)]
     if widths[0] != widths[1]:
-        raise ConfigError(f"{source.name} has visual tokens of width {widths[0]}, {target.name} of width {widths[1]}: expected the same width")
+        raise ConfigError(
+            f"{source.name} has visual tokens of width {widths[0]}, {target.name} of width {widths[1]}: expected the"
+            " same width"
+        )
     if source.processor.tokenizer.get_vocab() != target.processor.tokenizer.get_vocab():
-        raise ConfigError(f"{source.name} and {target.name} have different tokenisers: expected the same one, so that both are asked the same")
+        raise ConfigError(
+            f"{source.name} and {target.name} have different tokenisers: expected the same one, so that both are asked"
+            " the same"
+        )
 
 
 def _check_prefix(mllm: MLLM, sample: Sample) -> None:
@@ -117,7 +129,10 @@ def _check_prefix(mllm: MLLM, sample: Sample) -> None:
     batch = mllm.encode([sample.image] * 2, [sample.question, f"{sample.question} {sample.question}"])
     first, second = (own.values for own in read(mllm, batch))
     if not torch.allclose(first, second, rtol=1e-2, atol=1e-2 * float(first.abs().max())):
-        raise ModelError(f"the visual tokens of {mllm.name} depend on the question that follows: expected a model that reads the image first")
+        raise ModelError(
+            f"the visual tokens of {mllm.name} depend on the question that follows: expected a model that reads the"
+            " image first"
+        )
 
 
 def _layers(target: MLLM, source: MLLM, config: Config) -> tuple[list[int], dict[str, str]]:
@@ -138,11 +153,16 @@ def _layers(target: MLLM, source: MLLM, config: Config) -> tuple[list[int], dict
     return layers, skipped
 
 
-def _put(values: Float[Tensor, "token d"], image: int, *, tokens: list[Activations], number: int, names: tuple[str, str]) -> Float[Tensor, "token d"]:
+def _put(
+    values: Float[Tensor, "token d"], image: int, *, tokens: list[Activations], number: int, names: tuple[str, str]
+) -> Float[Tensor, "token d"]:
     """The tokens of the other pass in place of `values`."""
     new = tokens[image].values[number]
     if new.shape != values.shape:
-        raise DataError(f"{names[0]} has {len(new)} visual tokens where {names[1]} has {len(values)}: expected the same number for every image")
+        raise DataError(
+            f"{names[0]} has {len(new)} visual tokens where {names[1]} has {len(values)}: expected the same number for"
+            " every image"
+        )
     return new
 
 
@@ -163,8 +183,14 @@ def summary(found: Mapping[str, Run]) -> pd.DataFrame:
 def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
     """The drop by layer of the patch, and of a model's own tokens put back."""
     curves = drops(changes(found))
-    curves = curves[curves["category"] == MEAN].assign(kind=lambda t: t["kind"].where(t["kind"] == SELF, "tokens of " + t["source"]))
-    return {"Drop by layer with another model's visual tokens, mean of types": fig.layer_curves(curves, y="drop in accuracy", kind="kind")}
+    curves = curves[curves["category"] == MEAN].assign(
+        kind=lambda t: t["kind"].where(t["kind"] == SELF, "tokens of " + t["source"])
+    )
+    return {
+        "Drop by layer with another model's visual tokens, mean of types": fig.layer_curves(
+            curves, y="drop in accuracy", kind="kind"
+        )
+    }
 
 
 def uses(config: Config) -> dict[str, str]:
@@ -173,7 +199,16 @@ def uses(config: Config) -> dict[str, str]:
 
 
 # 2: intervals that cover what they say
-ANALYSIS = Analysis("patching", "Visual tokens of one model inside another (patching)", Config, run, figures, summary, version=3, uses=uses)
+ANALYSIS = Analysis(
+    "patching",
+    "Visual tokens of one model inside another (patching)",
+    Config,
+    run,
+    figures,
+    summary,
+    version=3,
+    uses=uses,
+)
 
 if __name__ == "__main__":
     main(ANALYSIS)

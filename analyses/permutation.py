@@ -1,19 +1,22 @@
-"""What becomes of the answers when visual tokens change places (docs/paper.md, A5), at the tower and inside every layer.
+"""What becomes of the answers when visual tokens change places (docs/paper.md, A5), at the tower and inside every
+layer.
 
     python -m analyses.permutation --model runs/baseline runs/viral --data shapes:val --limit 200 --output_dir runs
 
-What the number is: accuracy before minus accuracy after, on the same questions, with an interval over images; and KL(before || after) of the answer over
-the question's options, in nats. The permutation is drawn anew for each image, and again for each of the `permutations`, whose mean is taken.
-What it is not: a measure of how well a model knows where things are. At the tower, features that carry their place carry it along when they are permuted,
-which hides the effect; so three things are permuted apart (`part`):
+What the number is: accuracy before minus accuracy after, on the same questions, with an interval over images; and
+KL(before || after) of the answer over the question's options, in nats. The permutation is drawn anew for each image,
+and again for each of the `permutations`, whose mean is taken. What it is not: a measure of how well a model knows where
+things are. At the tower, features that carry their place carry it along when they are permuted, which hides the effect;
+so three things are permuted apart (`part`):
 
     whole      features with their positions: rows of the connector's input change places, as in the paper
     features   features alone: the positional part stays where it is, what remains of each feature moves
     positions  positions alone: the positional part moves, what remains of each feature stays
 
-The positional part of a place is the mean of the tower's features there over the images of the run, so it is estimated on `n_images` images; what depends
-on place *and* content together counts as content. And a drop of 0 deep inside may mean that order does not matter there or that nothing is read there any
-more: compare it with the mean token in the same layer, where every visual token of an image is replaced by their mean.
+The positional part of a place is the mean of the tower's features there over the images of the run, so it is estimated
+on `n_images` images; what depends on place *and* content together counts as content. And a drop of 0 deep inside may
+mean that order does not matter there or that nothing is read there any more: compare it with the mean token in the same
+layer, where every visual token of an image is replaced by their mean.
 """
 
 from __future__ import annotations
@@ -87,7 +90,8 @@ class Condition:
 
 @dataclass(frozen=True)
 class Images:
-    """What the changes need to know about the images of the run: their rasters, and what the connector receives for them (none without the tower)."""
+    """What the changes need to know about the images of the run: their rasters, and what the connector receives for
+    them (none without the tower)."""
 
     config: Config
     grids: list[tuple[Grid, ...]]
@@ -98,32 +102,36 @@ class Images:
         """Whether every image has the same rasters, so that a place means the same in all of them."""
         return len(set(self.grids)) == 1
 
-    def permuted(self, image: int, draw: int) -> Int[Tensor, token]:  # noqa: F821
+    def permuted(self, image: int, draw: int) -> Int[Tensor, " token"]:
         """A random order of all visual tokens of an image; the same in every layer and for every part."""
         count = sum(rows * columns for rows, columns in self.grids[image])
         return random_order(count, image=image, draw=draw, seed=self.config.seed)
 
-    def shuffled_blocks(self, image: int, draw: int) -> Int[Tensor, token]:  # noqa: F821
+    def shuffled_blocks(self, image: int, draw: int) -> Int[Tensor, " token"]:
         """A random order of the blocks of each raster; inside of a block nothing moves."""
         rng, b = np.random.default_rng([self.config.seed, draw, image]), self.config.block
 
         def order(rows: int, columns: int) -> np.ndarray:
             if rows % b or columns % b:
                 raise ConfigError(f"block is {b} in a raster of {rows} x {columns} tokens: expected a divisor of both")
-            blocks = np.arange(rows * columns).reshape(rows // b, b, columns // b, b).transpose(0, 2, 1, 3).reshape(-1, b, b)
+            blocks = (
+                np.arange(rows * columns).reshape(rows // b, b, columns // b, b).transpose(0, 2, 1, 3).reshape(-1, b, b)
+            )
             return rng.permutation(blocks).reshape(rows // b, columns // b, b, b).transpose(0, 2, 1, 3)
 
         return _joined([order(*grid) for grid in self.grids[image]])
 
-    def transposed(self, image: int) -> Int[Tensor, token]:  # noqa: F821
+    def transposed(self, image: int) -> Int[Tensor, " token"]:
         """Rows as columns and columns as rows, of square rasters."""
         return _joined([np.arange(rows * columns).reshape(rows, columns).T for rows, columns in self.grids[image]])
 
 
-def _joined(orders: list[np.ndarray]) -> Int[Tensor, token]:  # noqa: F821
+def _joined(orders: list[np.ndarray]) -> Int[Tensor, " token"]:
     """One order of the tokens of all rasters of an image, each raster keeping its own."""
     starts = np.cumsum([0, *(order.size for order in orders)])
-    return torch.from_numpy(np.concatenate([order.reshape(-1) + start for order, start in zip(orders, starts, strict=False)]))
+    return torch.from_numpy(
+        np.concatenate([order.reshape(-1) + start for order, start in zip(orders, starts, strict=False)])
+    )
 
 
 def run(config: Config, context: Context) -> Result:
@@ -135,7 +143,9 @@ def run(config: Config, context: Context) -> Result:
     conditions = list(_conditions(images, places, skipped))
     for what, why in skipped.items():
         log.warning("%s: %s is left out: %s", mllm.name, what, why)
-    parts = context.map("permuted questions", scenes, partial(_answers, context, images, conditions), depends=context.data.fingerprint)
+    parts = context.map(
+        "permuted questions", scenes, partial(_answers, context, images, conditions), depends=context.data.fingerprint
+    )
     samples = joined(parts, "samples")
     tables = {"scores": _scores(samples, config), "samples": samples}
     return Result(tables, record={"skipped": skipped, "positional_share": _positional_share(images)})
@@ -157,7 +167,9 @@ def _answers(context: Context, images: Images, conditions: Sequence[Condition], 
 def _asked(config: Config, context: Context) -> list[list[Sample]]:
     scenes = questions_of(context.data.scenes, types=config.types, each=config.questions)
     if len(scenes) < 2:
-        raise DataError(f"{len(scenes)} image with questions: expected at least 2, since tokens of another image are a control")
+        raise DataError(
+            f"{len(scenes)} image with questions: expected at least 2, since tokens of another image are a control"
+        )
     return scenes
 
 
@@ -176,7 +188,9 @@ def _places(mllm: MLLM, layers: list[int]) -> tuple[list[Place], dict[str, str]]
     return places, skipped
 
 
-def _images(config: Config, context: Context, scenes: list[list[Sample]], places: list[Place], skipped: dict[str, str]) -> Images:
+def _images(
+    config: Config, context: Context, scenes: list[list[Sample]], places: list[Place], skipped: dict[str, str]
+) -> Images:
     """Rasters and tower features; the tower leaves `places` where its features cannot be told apart."""
     parts = context.map("images of the questions", scenes, partial(_surveyed, context, "encoder" in places), keep=False)
     why = next((part.record["why"] for part in parts if part.record["why"]), "")
@@ -184,12 +198,17 @@ def _images(config: Config, context: Context, scenes: list[list[Sample]], places
         places.remove("encoder")
         skipped["site encoder"] = why
     grids = [tuple((rows, columns) for rows, columns in grids) for part in parts for grids in part.record["grids"]]
-    features = [] if why or "encoder" not in places else [own for part in parts for own in part.tensors["features"].split(part.record["tokens"])]
+    features = (
+        []
+        if why or "encoder" not in places
+        else [own for part in parts for own in part.tensors["features"].split(part.record["tokens"])]
+    )
     return Images(config, grids, features)
 
 
 def _surveyed(context: Context, encoder: bool, chunk: Chunk[list[Sample]]) -> Part:
-    """Grids of the images of a chunk, and if `encoder` what the connector receives for them, or why that cannot be read."""
+    """Grids of the images of a chunk, and if `encoder` what the connector receives for them, or why that cannot be
+    read."""
     grids: list[tuple[Grid, ...]] = []
     features: list[Tensor] = []
     why = ""
@@ -213,7 +232,9 @@ def _conditions(images: Images, places: list[Place], skipped: dict[str, str]) ->
         yield from _controls(images, skipped)
     for place in places:
         for draw in range(images.config.permutations):
-            yield Condition(place, "permute", "whole", draw, partial(_reordered, order=partial(images.permuted, draw=draw)))
+            yield Condition(
+                place, "permute", "whole", draw, partial(_reordered, order=partial(images.permuted, draw=draw))
+            )
         yield Condition(place, "mean token", "whole", 0, lambda v, _: v.mean(0, keepdim=True).expand_as(v))
 
 
@@ -222,32 +243,48 @@ def _controls(images: Images, skipped: dict[str, str]) -> Iterator[Condition]:
     draws = range(images.config.permutations)
     yield Condition("encoder", "identity", "whole", 0, lambda v, _: v)
     for draw in draws:
-        yield Condition("encoder", "block shuffle", "whole", draw, partial(_reordered, order=partial(images.shuffled_blocks, draw=draw)))
+        yield Condition(
+            "encoder",
+            "block shuffle",
+            "whole",
+            draw,
+            partial(_reordered, order=partial(images.shuffled_blocks, draw=draw)),
+        )
     if all(rows == columns for grids in images.grids for rows, columns in grids):
         yield Condition("encoder", "transpose", "whole", 0, partial(_reordered, order=images.transposed))
     else:
         skipped["transpose"] = "a raster is not square"
     if not images.alike:
-        skipped["other image"] = skipped["parts features, positions"] = "images have different rasters, so a place is not the same place in all of them"
+        skipped["other image"] = skipped["parts features, positions"] = (
+            "images have different rasters, so a place is not the same place in all of them"
+        )
         return
     others = _others(len(images.grids), images.config.seed)
     yield Condition("encoder", "other image", "whole", 0, lambda _, i: images.features[others[i]])
     mean = torch.stack(images.features).mean(0)
     for draw in draws:
         order = partial(images.permuted, draw=draw)
-        yield Condition("encoder", "permute", "features", draw, partial(_part_moved, mean=mean, order=order, features=True))
-        yield Condition("encoder", "permute", "positions", draw, partial(_part_moved, mean=mean, order=order, features=False))
+        yield Condition(
+            "encoder", "permute", "features", draw, partial(_part_moved, mean=mean, order=order, features=True)
+        )
+        yield Condition(
+            "encoder", "permute", "positions", draw, partial(_part_moved, mean=mean, order=order, features=False)
+        )
 
 
 def _reordered(values: Float[Tensor, "token d"], image: int, *, order: Order) -> Float[Tensor, "token d"]:
     return values[order(image)]
 
 
-def _part_moved(values: Float[Tensor, "token f"], image: int, *, mean: Float[Tensor, "token f"], order: Order, features: bool) -> Float[Tensor, "token f"]:
+def _part_moved(
+    values: Float[Tensor, "token f"], image: int, *, mean: Float[Tensor, "token f"], order: Order, features: bool
+) -> Float[Tensor, "token f"]:
     return _moved(values, mean, order(image), features=features)
 
 
-def _moved(values: Float[Tensor, "token f"], mean: Float[Tensor, "token f"], order: Int[Tensor, token], *, features: bool) -> Float[Tensor, "token f"]:  # noqa: F821
+def _moved(
+    values: Float[Tensor, "token f"], mean: Float[Tensor, "token f"], order: Int[Tensor, " token"], *, features: bool
+) -> Float[Tensor, "token f"]:
     """Permute what remains of the features without their positional part, or that part alone."""
     mean = mean.to(values.device)
     rest = values.float() - mean
@@ -263,7 +300,8 @@ def _others(count: int, seed: int) -> list[int]:
 
 
 def _positional_share(images: Images) -> float | None:
-    """Share of the variance of the tower's features that their mean at each place holds; with n images 1/n of the rest is in it by chance."""
+    """Share of the variance of the tower's features that their mean at each place holds; with n images 1/n of the rest
+    is in it by chance."""
     if not images.features or not images.alike:
         return None
     features = torch.stack(images.features).double()
@@ -302,12 +340,22 @@ def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
     controls = tower[tower["category"] == MEAN]
     if len(controls):
         change = np.where(controls["part"] == "whole", controls["kind"], controls["kind"] + ", " + controls["part"])
-        made["Drop at the tower by what is changed, mean of types"] = fig.bars(controls.assign(change=change), x="change", y=drop)
+        made["Drop at the tower by what is changed, mean of types"] = fig.bars(
+            controls.assign(change=change), x="change", y=drop
+        )
     return made
 
 
 # 2: intervals that cover what they say
-ANALYSIS = Analysis("permutation", "What changes when visual tokens change places (permutation)", Config, run, figures, summary, version=3)
+ANALYSIS = Analysis(
+    "permutation",
+    "What changes when visual tokens change places (permutation)",
+    Config,
+    run,
+    figures,
+    summary,
+    version=3,
+)
 
 if __name__ == "__main__":
     main(ANALYSIS)

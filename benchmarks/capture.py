@@ -1,4 +1,5 @@
-"""Time and memory of reading layers and attention rows, against a plain forward pass and against eager attention, in one run.
+"""Time and memory of reading layers and attention rows, against a plain forward pass and against eager attention, in
+one run.
 
 python -m benchmarks.capture            # 2916 visual tokens, about 2 minutes on 2 cores
 python -m benchmarks.capture --small    # seconds, to see that it works
@@ -16,7 +17,15 @@ from pathlib import Path
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
 
 from workbench.capture.attention import attention
 from workbench.capture.hidden_states import read
@@ -29,13 +38,33 @@ def model(side: int) -> MLLM:
     """A LLaVA of random weights with side x side visual tokens and a language model of 4 blocks, 8 heads."""
     words = Tokenizer(models.WordLevel({"<pad>": 0, "<image>": 1, "what": 2, "?": 3}, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", extra_special_tokens={"image_token": "<image>"})
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", extra_special_tokens={"image_token": "<image>"}
+    )
     pixels = {"height": 14 * side, "width": 14 * side}
     processor = LlavaProcessor(
-        CLIPImageProcessor(size=pixels, do_center_crop=False), tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1
+        CLIPImageProcessor(size=pixels, do_center_crop=False),
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
     )
-    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=1, image_size=14 * side, patch_size=14)
-    text = LlamaConfig(vocab_size=4, hidden_size=512, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=8)
+    vision = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        image_size=14 * side,
+        patch_size=14,
+    )
+    text = LlamaConfig(
+        vocab_size=4,
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+    )
     torch.manual_seed(0)
     llava = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=1))
     return MLLM(llava, processor, FAMILIES.get("llava"), "benchmark")
@@ -65,7 +94,8 @@ def runs(mllm: MLLM, batch: Batch) -> dict[str, Callable[[], object]]:
 
 
 def memory(side: int, name: str) -> None:
-    """Print the MiB that one run needs at its peak beyond what a plain forward pass needs at its own, in a process of its own."""
+    """Print the MiB that one run needs at its peak beyond what a plain forward pass needs at its own, in a process of
+    its own."""
     mllm = model(side)
     batch = mllm.encode([Image.new("RGB", (300, 300), "gray")], ["what ?" * 8])
     every = runs(mllm, batch)

@@ -49,7 +49,10 @@ def main(argv: list[str]) -> None:
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # before anything dense is built
     print(f"threads {torch.get_num_threads()}, d = {d}, k = {k}")
-    print(f"n = {large:,}: {seconds:.1f} s, peak memory of the process {peak:.2f} GiB (inputs {2 * x.nbytes / 2**30:.2f} GiB), score {score:.4f}")
+    print(
+        f"n = {large:,}: {seconds:.1f} s, peak memory of the process {peak:.2f} GiB (inputs {2 * x.nbytes / 2**30:.2f}"
+        f" GiB), score {score:.4f}"
+    )
     x, y = pair(n, d)
     times, scores = {}, {}
     for name, function, repeats in (("ours", lambda: cknna(x, y, k=k), 3), ("dense", lambda: dense_cknna(x, y, k), 1)):
@@ -59,7 +62,10 @@ def main(argv: list[str]) -> None:
             scores[name] = function()
         times[name] = (time.perf_counter() - start) / repeats
     ratio = times["dense"] / times["ours"]
-    print(f"n = {n:,}: ours {times['ours']:.2f} s, dense {times['dense']:.2f} s, ratio {ratio:.1f}, difference {abs(scores['ours'] - scores['dense']):.1e}")
+    print(
+        f"n = {n:,}: ours {times['ours']:.2f} s, dense {times['dense']:.2f} s, ratio {ratio:.1f}, difference"
+        f" {abs(scores['ours'] - scores['dense']):.1e}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Which faults do the tests see? One small fault in each of some drawn lines, and the tests of its module.
 
-python -m benchmarks.planted_faults --seed 0 --count 40       # the committed state, one to ten minutes a fault; an interrupted run goes on
+python -m benchmarks.planted_faults --seed 0 --count 40       # the committed state, one to ten minutes a fault; an
+                                                              interrupted run goes on
 python -m benchmarks.planted_faults --seed 1 --count 6 --output_dir /tmp/faults --areas metrics stats
 
-Lines are drawn over six areas in equal shares, in each area with equal probability, from the lines on which a fault can be planted (see `faults_in`):
-messages, log lines, annotations and docstrings are none. A fault is caught when a test of its module fails that passes without it. Where no test fails,
-it survived: the table names the line, and a person says whether it changes a number (`verdict` in the JSON lines).
+Lines are drawn over six areas in equal shares, in each area with equal probability, from the lines on which a fault can
+be planted (see `faults_in`): messages, log lines, annotations and docstrings are none. A fault is caught when a test of
+its module fails that passes without it. Where no test fails, it survived: the table names the line, and a person says
+whether it changes a number (`verdict` in the JSON lines).
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ AREAS: dict[str, tuple[str, ...]] = {
     "analyses": ("analyses/*.py",),
     "trainer": ("trainer/*.py", "trainer/*/*.py"),
 }
-TESTS: dict[str, tuple[str, ...]] = {  # of a file or of all files of a folder, after the tests of the same name and before those that import the module
+# of a file or of all files of a folder, after the tests of the same name and before those that import the module
+TESTS: dict[str, tuple[str, ...]] = {
     "workbench/capture/": ("families", "attention", "knockout", "mllm"),
     "workbench/metrics/": ("metrics",),
     "workbench/data/": ("rows", "identity", "images", "conversations", "photos", "analyses"),
@@ -45,7 +48,8 @@ TESTS: dict[str, tuple[str, ...]] = {  # of a file or of all files of a folder, 
     "trainer/": ("trainer", "student"),
 }
 ANOTHER = ("workbench/metrics/alignment.py",)  # tests of the same name are of another module
-NOT_RUN = ("processes", "deepspeed", "resume", "docs", "dashboard", "jobs", "sweep", "report")  # of other commands, browsers and several ranks: minutes each
+# of other commands, browsers and several ranks: minutes each
+NOT_RUN = ("processes", "deepspeed", "resume", "docs", "dashboard", "jobs", "sweep", "report")
 SLOW = ("runs_folder", "command", "browser", "bitwise")  # tests with these in their name or fixtures come last
 SILENT = ("log", "logger", "warnings", "print", "progress", "tqdm")
 
@@ -62,11 +66,34 @@ class Fault:
     new: str
 
 
-# --- faults ----------------------------------------------------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------
 
-COMPARED = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==", "in": "not in", "not in": "in", "is": "is not", "is not": "is"}
+COMPARED = {
+    "<": "<=",
+    "<=": "<",
+    ">": ">=",
+    ">=": ">",
+    "==": "!=",
+    "!=": "==",
+    "in": "not in",
+    "not in": "in",
+    "is": "is not",
+    "is not": "is",
+}
 COMPUTED = {"+": "-", "-": "+", "*": "/", "/": "*", "//": "*", "**": "*", "&": "|", "|": "&"}
-PAIRS = ["mean sum", "max min", "argmax argmin", "any all", "floor ceil", "amax amin", "maximum minimum", "std var", "zeros ones", "append extend", "abs exp"]
+PAIRS = [
+    "mean sum",
+    "max min",
+    "argmax argmin",
+    "any all",
+    "floor ceil",
+    "amax amin",
+    "maximum minimum",
+    "std var",
+    "zeros ones",
+    "append extend",
+    "abs exp",
+]
 CALLED = {a: b for pair in PAIRS for a, b in (pair.split(), reversed(pair.split()))}
 CHOSEN = {"arguments exchanged": 0.3}  # most of them stop the program at once
 TEXTS = ast.Constant | ast.JoinedStr
@@ -94,7 +121,8 @@ def faults_in(text: str, file: str) -> list[Fault]:
 
 
 def _numeric(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the parts of a program that can change a number: no annotations, messages, errors, log lines, decorators and imports."""
+    """Yield the parts of a program that can change a number: no annotations, messages, errors, log lines, decorators
+    and imports."""
     if isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom):
         return
     call = node.value if isinstance(node, ast.Expr) else node
@@ -122,7 +150,11 @@ def _replacements(node: ast.AST, at, source, raw: bytes) -> Iterator[tuple[str, 
     if isinstance(node, ast.Compare):
         for left, right in zip([node.left, *node.comparators], node.comparators, strict=False):
             yield from between("comparison", left, right, COMPARED)
-    elif isinstance(node, ast.BinOp) and not isinstance(node.left, TEXTS | ast.List | ast.Tuple) and not isinstance(node.right, ast.JoinedStr | ast.List):
+    elif (
+        isinstance(node, ast.BinOp)
+        and not isinstance(node.left, TEXTS | ast.List | ast.Tuple)
+        and not isinstance(node.right, ast.JoinedStr | ast.List)
+    ):
         yield from between("operator", node.left, node.right, COMPUTED)
     elif isinstance(node, ast.BoolOp):
         old, new = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
@@ -134,10 +166,24 @@ def _replacements(node: ast.AST, at, source, raw: bytes) -> Iterator[tuple[str, 
         yield "negation dropped", at(node), at(node, end=True), f"({source(node.operand)})"
     elif isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
         value = node.value
-        changed = [not value] if isinstance(value, bool) else [value + 1, value - 1] if isinstance(value, int) else [value * 2 or 0.5]
-        yield from (("constant", at(node), at(node, end=True), repr(new) if repr(new)[0] != "-" else f"({new!r})") for new in changed)
+        changed = (
+            [not value]
+            if isinstance(value, bool)
+            else [value + 1, value - 1]
+            if isinstance(value, int)
+            else [value * 2 or 0.5]
+        )
+        yield from (
+            ("constant", at(node), at(node, end=True), repr(new) if repr(new)[0] != "-" else f"({new!r})")
+            for new in changed
+        )
     elif isinstance(node, ast.IfExp):
-        yield "branches exchanged", at(node), at(node, end=True), f"({source(node.orelse)} if {source(node.test)} else {source(node.body)})"
+        yield (
+            "branches exchanged",
+            at(node),
+            at(node, end=True),
+            f"({source(node.orelse)} if {source(node.test)} else {source(node.body)})",
+        )
     elif isinstance(node, ast.If | ast.While):
         yield "condition negated", at(node.test), at(node.test, end=True), f"not ({source(node.test)})"
     elif isinstance(node, ast.AugAssign) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
@@ -147,7 +193,13 @@ def _replacements(node: ast.AST, at, source, raw: bytes) -> Iterator[tuple[str, 
         if len(plain) == len(node.args) > 1 and ast.dump(plain[0]) != ast.dump(plain[1]):
             first, second = node.args[:2]
             yield "arguments exchanged", at(first), at(second, end=True), f"{source(second)}, {source(first)}"
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id if isinstance(node.func, ast.Name) else ""
+        name = (
+            node.func.attr
+            if isinstance(node.func, ast.Attribute)
+            else node.func.id
+            if isinstance(node.func, ast.Name)
+            else ""
+        )
         if name in CALLED:
             end = at(node.func, end=True)
             yield "another function", end - len(name), end, CALLED[name]
@@ -158,10 +210,16 @@ def _replacements(node: ast.AST, at, source, raw: bytes) -> Iterator[tuple[str, 
 
 
 def drawn(seed: int, count: int, areas: list[str]) -> list[tuple[str, Fault]]:
-    """Draw `count` lines, in turn from each area, and one fault on each: the same for the same commit, seed and areas."""
+    """Draw `count` lines, in turn from each area, and one fault on each: the same for the same commit, seed and
+    areas."""
     rng, pools = random.Random(seed), {}
     for area in areas:
-        files = sorted(file for pattern in AREAS[area] for file in ROOT.glob(pattern) if file.name not in ("__init__.py", "__main__.py"))
+        files = sorted(
+            file
+            for pattern in AREAS[area]
+            for file in ROOT.glob(pattern)
+            if file.name not in ("__init__.py", "__main__.py")
+        )
         lines: dict[tuple[str, int], list[Fault]] = {}
         for file in files:
             for fault in faults_in(file.read_text(), str(file.relative_to(ROOT))):
@@ -188,18 +246,29 @@ def _valid(fault: Fault) -> bool:
     return True
 
 
-# --- tests -----------------------------------------------------------------------------------------------------------------------------
+# --- tests ----------------------------------------------------------------------------------------
 
 
 def tests_of(file: str) -> list[str]:
     """Return the test files of a module: that of the same name, those of the table, then those that import it."""
     module = file.removesuffix(".py").replace("/", ".")
     package, _, name = module.rpartition(".")
-    imported = re.compile(rf"(from {re.escape(module)} import|import {re.escape(module)}\b|from {re.escape(package)} import [^\n]*\b{name}\b)")
-    stems = [name] * (file not in ANOTHER) + [stem for key, own in TESTS.items() if file == key or (key[-1] == "/" and file.startswith(key)) for stem in own]
+    imported = re.compile(
+        rf"(from {re.escape(module)} import|import {re.escape(module)}\b|from {re.escape(package)} import"
+        rf" [^\n]*\b{name}\b)"
+    )
+    stems = [name] * (file not in ANOTHER) + [
+        stem for key, own in TESTS.items() if file == key or (key[-1] == "/" and file.startswith(key)) for stem in own
+    ]
     named = [f"tests/test_{stem}.py" for stem in stems]
-    importing = [str(test.relative_to(ROOT)) for test in sorted(ROOT.glob("tests/test_*.py")) if imported.search(test.read_text())]
-    return [test for test in dict.fromkeys([*named, *importing]) if (ROOT / test).exists() and not _left_out(test, name)]
+    importing = [
+        str(test.relative_to(ROOT))
+        for test in sorted(ROOT.glob("tests/test_*.py"))
+        if imported.search(test.read_text())
+    ]
+    return [
+        test for test in dict.fromkeys([*named, *importing]) if (ROOT / test).exists() and not _left_out(test, name)
+    ]
 
 
 def _left_out(test: str, name: str) -> bool:
@@ -225,7 +294,8 @@ class _FastFirst:
 
 
 def tested(folder: Path, tests: list[str], work: Path, timeout: float) -> tuple[str, str]:
-    """Run tests of the copy in `folder` until one fails; returns passed, failed, timeout or nothing run, and the name of the failed one.
+    """Run tests of the copy in `folder` until one fails; returns passed, failed, timeout or nothing run, and the name
+    of the failed one.
 
     The tests run in a fork of this process, which has imported the large libraries and nothing of the project.
     """
@@ -245,7 +315,16 @@ def tested(folder: Path, tests: list[str], work: Path, timeout: float) -> tuple[
             sys.stdout = sys.stderr = log
             import pytest
 
-            options = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={work / 'tmp'}"]
+            options = [
+                "-x",
+                "-q",
+                "--no-header",
+                "-p",
+                "no:cacheprovider",
+                "-p",
+                "no:xdist",
+                f"--basetemp={work / 'tmp'}",
+            ]
             code = int(pytest.main([*options, *tests], plugins=[_FastFirst(failed)]))
         os._exit(code)
     ends, status = time.monotonic() + timeout, None
@@ -273,7 +352,7 @@ def plant(fault: Fault, folder: Path) -> str:
     return f"{before}\n{after}"
 
 
-# --- the run ---------------------------------------------------------------------------------------------------------------------------
+# --- the run --------------------------------------------------------------------------------------
 
 
 def cache(folder: Path) -> None:
@@ -294,7 +373,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--areas", nargs="+", choices=list(AREAS), default=list(AREAS))
     parser.add_argument("--timeout", type=float, default=900, help="seconds for the tests of one fault")
-    parser.add_argument("--share", default="1/1", help="1/2 and 2/2 for two processes side by side that write into one folder")
+    parser.add_argument(
+        "--share", default="1/1", help="1/2 and 2/2 for two processes side by side that write into one folder"
+    )
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
     parser.add_argument("--list", action="store_true", help="print the drawn faults and stop")
     parser.add_argument("--table", action="store_true", help="write the table of the records that are there and stop")
@@ -305,15 +386,27 @@ def main() -> None:
     faults = drawn(options.seed, options.count, options.areas)
     if options.list:
         for number, (area, fault) in enumerate(faults):
-            print(number, area, f"{fault.file}:{fault.line}", fault.kind, repr(fault.new), " ".join(tests_of(fault.file)))
+            print(
+                number, area, f"{fault.file}:{fault.line}", fault.kind, repr(fault.new), " ".join(tests_of(fault.file))
+            )
         return None
-    if subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "workbench", "analyses", "trainer", "tests"], cwd=ROOT, check=False).returncode:
-        raise SystemExit("error: there are changes that are not committed: expected a checkout without, since faults are planted in copies of the commit")
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    if subprocess.run(
+        ["git", "diff", "--quiet", "HEAD", "--", "workbench", "analyses", "trainer", "tests"], cwd=ROOT, check=False
+    ).returncode:
+        raise SystemExit(
+            "error: there are changes that are not committed: expected a checkout without, since faults are planted in"
+            " copies of the commit"
+        )
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
     options.output_dir.mkdir(parents=True, exist_ok=True)
     known = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
     if any((own["commit"], own["seed"]) != (commit, options.seed) for own in known):
-        raise SystemExit(f"error: {records} is of another commit or seed: expected an empty --output_dir, or the same commit and seed")
+        raise SystemExit(
+            f"error: {records} is of another commit or seed: expected an empty --output_dir, or the same commit and"
+            " seed"
+        )
     part, parts = map(int, options.share.split("/"))
     preload()
     with tempfile.TemporaryDirectory(prefix="planted-") as temporary:
@@ -327,7 +420,11 @@ def main() -> None:
                 continue
             begun, tests = time.monotonic(), tests_of(fault.file)
             lines = plant(fault, folder)
-            outcome, failed = tested(folder, tests, Path(temporary) / "work", options.timeout) if tests else ("nothing run", "no tests of this module")
+            outcome, failed = (
+                tested(folder, tests, Path(temporary) / "work", options.timeout)
+                if tests
+                else ("nothing run", "no tests of this module")
+            )
             subprocess.run(["git", "checkout", "-q", "."], cwd=folder, check=True)
             if outcome == "failed" and not failed.startswith("collection") and failed not in sound:
                 sound[failed] = tested(clean, [failed], Path(temporary) / "work", options.timeout)[0]
@@ -335,17 +432,40 @@ def main() -> None:
                 outcome, failed = "nothing run", f"{failed}; without the fault: {sound[failed]}"
             name = {"failed": "caught", "passed": "survived", "timeout": "timeout"}.get(outcome, "not runnable")
             before, after = lines.split("\n")
-            record = {"number": number, "area": area, **asdict(fault), "before": before, "after": after, "outcome": name, "by": failed}
-            record |= {"tests": tests, "seconds": round(time.monotonic() - begun), "commit": commit, "seed": options.seed, "verdict": ""}
+            record = {
+                "number": number,
+                "area": area,
+                **asdict(fault),
+                "before": before,
+                "after": after,
+                "outcome": name,
+                "by": failed,
+            }
+            record |= {
+                "tests": tests,
+                "seconds": round(time.monotonic() - begun),
+                "commit": commit,
+                "seed": options.seed,
+                "verdict": "",
+            }
             with records.open("a") as stream:
                 stream.write(json.dumps(record) + "\n")
-            print(f"{number:3} {name:12} {fault.file}:{fault.line} {fault.kind}: {after}  [{failed}, {record['seconds']} s]", flush=True)
+            print(
+                f"{number:3} {name:12} {fault.file}:{fault.line} {fault.kind}: {after}  [{failed},"
+                f" {record['seconds']} s]",
+                flush=True,
+            )
     return write_table(records)
 
 
 def preload() -> None:
     """Import what takes seconds and is not the project's, once for all forks."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONDONTWRITEBYTECODE": "1"}
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     sys.dont_write_bytecode = True
     import pandas  # noqa: F401
     import plotly.graph_objects  # noqa: F401
@@ -357,7 +477,8 @@ def preload() -> None:
     import transformers
 
     torch.set_num_threads(1)
-    assert transformers.AutoModelForImageTextToText and transformers.AutoProcessor and transformers.Trainer  # loaded when they are asked for
+    # loaded when they are asked for
+    assert transformers.AutoModelForImageTextToText and transformers.AutoProcessor and transformers.Trainer
 
 
 def write_table(records: Path) -> None:
@@ -369,19 +490,39 @@ def write_table(records: Path) -> None:
     outcomes = ("caught", "survived", "timeout", "not runnable")
     text = ["# Planted faults", ""]
     text += [
-        f"`python -m benchmarks.planted_faults --seed {seed} --count {len(rows)}` on commit `{commit[:12]}`: one fault in each of {len(rows)} drawn lines.",
+        (
+            f"`python -m benchmarks.planted_faults --seed {seed} --count {len(rows)}` on commit `{commit[:12]}`: one"
+            f" fault in each of {len(rows)} drawn lines."
+        ),
         "",
     ]
-    text += ["`timeout`: no test had failed when its time was over; `not runnable`: a test failed that could not be seen to pass without the fault.", ""]
+    text += [
+        (
+            "`timeout`: no test had failed when its time was over; `not runnable`: a test failed that could not be seen"
+            " to pass without the fault."
+        ),
+        "",
+    ]
     text += ["| area | " + " | ".join(outcomes) + " |", "|---|" + "---|" * len(outcomes)]
     for area in [*dict.fromkeys(own["area"] for own in rows), "all"]:
-        counts = [sum(own["outcome"] == outcome and area in (own["area"], "all") for own in rows) for outcome in outcomes]
+        counts = [
+            sum(own["outcome"] == outcome and area in (own["area"], "all") for own in rows) for outcome in outcomes
+        ]
         text.append(f"| {area} | " + " | ".join(map(str, counts)) + " |")
-    text += ["", "## Not caught", "", "| line | fault | before | after | outcome | does it change a number? |", "|---|---|---|---|---|---|"]
+    text += [
+        "",
+        "## Not caught",
+        "",
+        "| line | fault | before | after | outcome | does it change a number? |",
+        "|---|---|---|---|---|---|",
+    ]
     for own in rows:
         if own["outcome"] != "caught":
             before, after = (own[key].replace("|", "\\|") for key in ("before", "after"))
-            text.append(f"| `{own['file']}:{own['line']}` | {own['kind']} | `{before}` | `{after}` | {own['outcome']} | {own['verdict'] or 'not yet judged'} |")
+            text.append(
+                f"| `{own['file']}:{own['line']}` | {own['kind']} | `{before}` | `{after}` | {own['outcome']} |"
+                f" {own['verdict'] or 'not yet judged'} |"
+            )
     text += ["", "## Caught", "", "| line | fault | after | first test that fails |", "|---|---|---|---|"]
     for own in rows:
         if own["outcome"] == "caught":

@@ -22,12 +22,14 @@ def clopper_pearson(p: np.ndarray, n: np.ndarray) -> Bounds:
 
 def jeffreys(p: np.ndarray, n: np.ndarray) -> Bounds:
     """Jeffreys' interval in the form of Brown, Cai and DasGupta (2001)."""
-    low, high = stats.beta.ppf(0.025, p * n + 0.5, (1 - p) * n + 0.5), stats.beta.ppf(0.975, p * n + 0.5, (1 - p) * n + 0.5)
+    low = stats.beta.ppf(0.025, p * n + 0.5, (1 - p) * n + 0.5)
+    high = stats.beta.ppf(0.975, p * n + 0.5, (1 - p) * n + 0.5)
     return np.where(p > 0, low, 0.0), np.where(p < 1, high, 1.0)
 
 
 def proportions(right: np.ndarray, count: np.ndarray, rng: np.random.Generator) -> dict[str, Bounds]:
-    """Intervals of an accuracy from answers by (draw, image): of independent questions, of surveys, and from resampling images."""
+    """Intervals of an accuracy from answers by (draw, image): of independent questions, of surveys, and from resampling
+    images."""
     n, images = count.sum(axis=1), count.shape[1]
     p = right.sum(axis=1) / n
     linear = (right - p[:, None] * count) / n[:, None]
@@ -76,14 +78,23 @@ def differences(gained: np.ndarray, lost: np.ndarray, count: np.ndarray, rng: np
 
     return {
         "Tango, independent": tango(up, down, Z**2 / n),
-        "MOVER of Wilson, independent": (d - combined(up - up_low, down_high - down), d + combined(up_high - up, down - down_low)),
+        "MOVER of Wilson, independent": (
+            d - combined(up - up_low, down_high - down),
+            d + combined(up_high - up, down - down_low),
+        ),
         "Student, linearised": (d - wald, d + wald),
         "Tango, Korn-Graubard n": tango(up, down, Z**2 / adjusted),
         **_resampled(gained - lost, count, rng),
     }
 
 
-def means(values: np.ndarray, rng: np.random.Generator, *, bounds: tuple[float, float] = (-np.inf, np.inf), resampled: bool = True) -> dict[str, Bounds]:
+def means(
+    values: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+    resampled: bool = True,
+) -> dict[str, Bounds]:
     """Intervals of a mean of (draw, unit) values."""
     n, mean, error = values.shape[1], values.mean(axis=1), values.std(axis=1, ddof=1) / np.sqrt(values.shape[1])
     t = stats.t.ppf(0.975, n - 1)
@@ -91,11 +102,16 @@ def means(values: np.ndarray, rng: np.random.Generator, *, bounds: tuple[float, 
     if np.isfinite(bounds).all():
         with np.errstate(invalid="ignore", divide="ignore"):
             steep = np.where(mean * (1 - mean) > 0, t * error / (mean * (1 - mean)), 0)
-            found["logit, Student"] = np.where(mean > 0, expit(logit(mean) - steep), 0), np.where(mean < 1, expit(logit(mean) + steep), 1)
+            found["logit, Student"] = (
+                np.where(mean > 0, expit(logit(mean) - steep), 0),
+                np.where(mean < 1, expit(logit(mean) + steep), 1),
+            )
     return found | (_resampled(values, np.ones_like(values), rng, studentised=True) if resampled else {})
 
 
-def _resampled(total: np.ndarray, count: np.ndarray, rng: np.random.Generator, *, studentised: bool = False) -> dict[str, Bounds]:
+def _resampled(
+    total: np.ndarray, count: np.ndarray, rng: np.random.Generator, *, studentised: bool = False
+) -> dict[str, Bounds]:
     """Percentile, BCa (Efron 1987) and, of one value a unit, bootstrap-t intervals; whole units are resampled."""
     draws, units = total.shape
     weights = rng.multinomial(units, np.full(units, 1 / units), size=RESAMPLES).astype(float)
@@ -111,7 +127,10 @@ def _resampled(total: np.ndarray, count: np.ndarray, rng: np.random.Generator, *
     for z in (-Z, Z):
         share = stats.norm.cdf(bias + (bias + z) / (1 - faster * (bias + z)))
         edges.append(ordered[(share * (RESAMPLES - 1)).round().astype(int).clip(0, RESAMPLES - 1), np.arange(draws)])
-    found = {"percentile bootstrap": (ordered[round(0.025 * RESAMPLES)], ordered[round(0.975 * RESAMPLES) - 1]), "BCa": (edges[0], edges[1])}
+    found = {
+        "percentile bootstrap": (ordered[round(0.025 * RESAMPLES)], ordered[round(0.975 * RESAMPLES) - 1]),
+        "BCa": (edges[0], edges[1]),
+    }
     if studentised:
         error = np.sqrt((residual**2).sum(axis=1) / units / (units - 1))
         spread = np.sqrt(((weights @ total.T**2) / units - again**2).clip(min=0) / (units - 1))

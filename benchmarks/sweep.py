@@ -1,10 +1,13 @@
-"""Speed of CKNNA over many layers and VFMs against the dense definition computed anew for each pair, alternating in one run.
+"""Speed of CKNNA over many layers and VFMs against the dense definition computed anew for each pair, alternating in one
+run.
 
-python -m benchmarks.sweep                # 33 layers x 4 VFMs x 2 models at n = 2048; 100 images x 33 layers x 4 VFMs at n = 576
+python -m benchmarks.sweep                # 33 layers x 4 VFMs x 2 models at n = 2048; 100 images x 33 layers x 4 VFMs
+                                          at n = 576
 python -m benchmarks.sweep --width 4096   # of the model; 1024 by default
 python -m benchmarks.sweep --small        # seconds, to see that it works
 
-The dense computation is timed on a few pairs and scaled to all of them, and so is ours within images on a few images; the output says on how many.
+The dense computation is timed on a few pairs and scaled to all of them, and so is ours within images on a few images;
+the output says on how many.
 """
 
 from __future__ import annotations
@@ -51,8 +54,14 @@ class Tally:
         dense = [seconds / self.dense_pairs * pairs for seconds in self.dense]
         print(f"{title}\n                wall        CPU")
         print(f"  ours  {ours[0]:10.1f} {ours[1]:10.1f} s, timed on {self.ours_pairs:,} of {pairs:,} pairs")
-        print(f"  dense {dense[0]:10.1f} {dense[1]:10.1f} s, timed on {self.dense_pairs:,} of {pairs:,} pairs and scaled")
-        print(f"  ratio {dense[0] / ours[0]:10.1f} {dense[1] / ours[1]:10.1f}, largest difference of a score {self.apart:.1e}", flush=True)
+        print(
+            f"  dense {dense[0]:10.1f} {dense[1]:10.1f} s, timed on {self.dense_pairs:,} of {pairs:,} pairs and scaled"
+        )
+        print(
+            f"  ratio {dense[0] / ours[0]:10.1f} {dense[1] / ours[1]:10.1f}, largest difference of a score"
+            f" {self.apart:.1e}",
+            flush=True,
+        )
 
 
 def timed(seconds: list[float], function: Callable[[], T]) -> T:
@@ -64,12 +73,16 @@ def timed(seconds: list[float], function: Callable[[], T]) -> T:
 
 
 def measure(tally: Tally, hidden: list[Tensor], patches: list[Tensor], block: int = 8) -> None:
-    """Score every layer against every VFM (image, n, d), and after each block of layers one pair of the first image by the dense computation."""
+    """Score every layer against every VFM (image, n, d), and after each block of layers one pair of the first image by
+    the dense computation."""
     metric = METRICS.get("cknna")
     near = timed(tally.ours, lambda: [metric.prepare(y, K, "y") for y in patches])
     for start in range(0, len(hidden), block):
         layers = hidden[start : start + block]
-        table = timed(tally.ours, lambda own=layers: [[metric.score(x, y) for y in near] for x in (metric.prepare(v, K, "x") for v in own)])
+        table = timed(
+            tally.ours,
+            lambda own=layers: [[metric.score(x, y) for y in near] for x in (metric.prepare(v, K, "x") for v in own)],
+        )
         vfm = (start // block) % len(patches)
         direct = timed(tally.dense, lambda x=layers[-1][0], y=patches[vfm][0]: dense_cknna(x, y, K))
         tally.dense_pairs += 1
@@ -84,7 +97,9 @@ def compare(title: str, *, n: int, width: int, batches: int, images: int, layers
     dense_cknna(warm[0][0], warm[1][0], K)
     for batch in range(batches):
         samples = [representations(n, width, layers, vfms, seed=batch * images + number) for number in range(images)]
-        hidden, patches = ([torch.stack(side) for side in zip(*sides, strict=True)] for sides in zip(*samples, strict=True))
+        hidden, patches = (
+            [torch.stack(side) for side in zip(*sides, strict=True)] for sides in zip(*samples, strict=True)
+        )
         del samples
         measure(tally, hidden, patches)
     tally.report(f"{title}, n = {n}, d = {width} and {min(width, VFM_WIDTH)}", total * layers * vfms)
@@ -99,10 +114,28 @@ def main() -> None:
     print(f"threads {torch.get_num_threads()}, k = {K}")
     if given.small:
         compare("4 layers x 2 VFMs x 2 models", n=256, width=64, batches=2, images=1, layers=4, vfms=2, total=2)
-        compare("8 images x 4 layers x 2 VFMs within the image", n=64, width=64, batches=1, images=4, layers=4, vfms=2, total=8)
+        compare(
+            "8 images x 4 layers x 2 VFMs within the image",
+            n=64,
+            width=64,
+            batches=1,
+            images=4,
+            layers=4,
+            vfms=2,
+            total=8,
+        )
         return
     compare("33 layers x 4 VFMs x 2 models", n=2048, width=given.width, batches=2, images=1, layers=33, vfms=4, total=2)
-    compare("100 images x 33 layers x 4 VFMs within the image", n=576, width=given.width, batches=2, images=8, layers=33, vfms=4, total=100)
+    compare(
+        "100 images x 33 layers x 4 VFMs within the image",
+        n=576,
+        width=given.width,
+        batches=2,
+        images=8,
+        layers=33,
+        vfms=4,
+        total=100,
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Seconds of a training step with and without alignment, with its features from the cache or computed anew, and of rows padded under a mask, in one run.
+"""Seconds of a training step with and without alignment, with its features from the cache or computed anew, and of rows
+padded under a mask, in one run.
 
 python -m benchmarks.trainer            # the model of the laptop recipes, about 4 minutes on 2 cores
 python -m benchmarks.trainer --small    # a small model, to see that it works
 
-A step is fetching the batch, forward, backward, clipping and optimizer, through `AlignmentTrainer`. All variants take a step in every round, in rotating order,
-so that a busy moment hits all of them; a ratio is that of two steps of one round, and its interval is that of the median over rounds (95 %, bootstrap). CPU
-time is printed beside the seconds that pass, because other programs on the machine disturb it less.
+A step is fetching the batch, forward, backward, clipping and optimizer, through `AlignmentTrainer`. All variants take a
+step in every round, in rotating order, so that a busy moment hits all of them; a ratio is that of two steps of one
+round, and its interval is that of the median over rounds (95 %, bootstrap). CPU time is printed beside the seconds that
+pass, because other programs on the machine disturb it less.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ from trainer.setups.packing import Packing
 from workbench.mllm.conversation import IGNORED
 
 WARM_UP = 3  # rounds
-BASELINE, CACHED, COMPUTED, EVERY = "baseline", "VIRAL, VFM from the cache", "VIRAL, VFM at every step", "VIRAL from the cache, head on all positions"
+BASELINE = "baseline"
+CACHED = "VIRAL, VFM from the cache"
+COMPUTED = "VIRAL, VFM at every step"
+EVERY = "VIRAL from the cache, head on all positions"
 PADDED = "baseline, padded rows under a mask"
 HEAD, HEAD_EVERY = "head and its loss, visual positions", "head and its loss, all positions"
 
@@ -49,13 +54,16 @@ def clocks() -> Times:
 
 
 class EveryPosition(nn.Module):
-    """The alignment head applied to all positions of layer l before the visual ones are picked: what the trainer does not do."""
+    """The alignment head applied to all positions of layer l before the visual ones are picked: what the trainer does
+    not do."""
 
     def __init__(self, head: nn.Module, model: nn.Module, layer: int) -> None:
         super().__init__()
         self.head, self.hidden, self.visual = head, torch.empty(0), torch.empty(0)
         model.register_forward_pre_hook(self._see_tokens, with_kwargs=True)
-        model.base.model.language_model.layers[layer - 1].register_forward_hook(lambda _, __, output: setattr(self, "hidden", output))
+        model.base.model.language_model.layers[layer - 1].register_forward_hook(
+            lambda _, __, output: setattr(self, "hidden", output)
+        )
 
     def _see_tokens(self, model: nn.Module, _: object, inputs: dict[str, Tensor]) -> None:
         self.visual = Packing.of(inputs["segments"]).flat(inputs["input_ids"]) == model.config.image_token_id
@@ -65,13 +73,16 @@ class EveryPosition(nn.Module):
 
 
 class Padded(AlignedForConditionalGeneration):
-    """The plain reference: every row is as long as the longest of its batch, and a mask (b, 1, s, s) keeps its questions apart."""
+    """The plain reference: every row is as long as the longest of its batch, and a mask (b, 1, s, s) keeps its
+    questions apart."""
 
     def __init__(self, model: AlignedForConditionalGeneration) -> None:
         super().__init__(model.base)
         self.base.set_attn_implementation({"text_config": "sdpa"})
 
-    def forward(self, input_ids, labels, position_ids, segments, connector_inputs, num_items_in_batch=None, **_) -> AlignedOutput:
+    def forward(
+        self, input_ids, labels, position_ids, segments, connector_inputs, num_items_in_batch=None, **_
+    ) -> AlignedOutput:
         """The language-model loss alone."""
         query, key = segments[:, :, None], segments[:, None]
         earlier, itself = (torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool) for _ in range(2))
@@ -87,13 +98,24 @@ class Padded(AlignedForConditionalGeneration):
 class Variant:
     """A model in training, a step at a time."""
 
-    def __init__(self, recipe: Recipe, folder: Path, rounds: int, *, compute_vfm: bool = False, every_position: bool = False, padded: bool = False) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        rounds: int,
+        *,
+        compute_vfm: bool = False,
+        every_position: bool = False,
+        padded: bool = False,
+    ) -> None:
         self.recipe, self.setup = recipe, PackedSetup.from_recipe(recipe)
         if padded:
             self.setup = replace(self.setup, model=Padded(self.setup.model))
         model, train = self.setup.model, self.setup.train
         if compute_vfm:  # the VFM alone: a baseline needs the tower's features too, and keeps them in the cache
-            train.targets = PackedSetup.from_recipe(replace(recipe, data=replace(recipe.data, features="compute"))).train.targets
+            train.targets = PackedSetup.from_recipe(
+                replace(recipe, data=replace(recipe.data, features="compute"))
+            ).train.targets
         if every_position:
             model.alignment.heads[0] = EveryPosition(model.alignment.heads[0], model, recipe.alignment.layer[0])
         optim = recipe.optim
@@ -137,7 +159,11 @@ def head_step(variant: Variant, every: bool) -> Times:
     """Take the head, its loss and their gradients alone, on hidden states of the shape of the last batch."""
     model, batch = variant.setup.model, variant.batch
     hidden = torch.randn(*batch["input_ids"].shape, model.config.text_config.hidden_size, requires_grad=True)
-    head, visual, (target,) = model.alignment.heads[0], batch["input_ids"] == model.config.image_token_id, batch["targets"].values()
+    head, visual, (target,) = (
+        model.alignment.heads[0],
+        batch["input_ids"] == model.config.image_token_id,
+        batch["targets"].values(),
+    )
     start = clocks()
     predicted = head(hidden)[visual] if every else head(hidden[visual])
     cosine_loss(predicted, target.flatten(0, 1)).backward()
@@ -148,7 +174,9 @@ def head_step(variant: Variant, every: bool) -> Times:
 
 def main(argv: list[str]) -> None:
     """Print the median of each variant, and the median of its ratios with its interval."""
-    asked = argparse.ArgumentParser(prog="python -m benchmarks.trainer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked = argparse.ArgumentParser(
+        prog="python -m benchmarks.trainer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     asked.add_argument("--small", action="store_true", help="a small model and 4 rounds")
     small = asked.parse_args(argv).small
     rounds = 4 if small else 150
@@ -159,7 +187,13 @@ def main(argv: list[str]) -> None:
         alignment=AlignmentConfig(objective="cosine", layer=(1,) if small else (3,)),
     )
     with tempfile.TemporaryDirectory() as folder:
-        settings = {BASELINE: {}, CACHED: {}, COMPUTED: {"compute_vfm": True}, EVERY: {"every_position": True}, PADDED: {"padded": True}}
+        settings = {
+            BASELINE: {},
+            CACHED: {},
+            COMPUTED: {"compute_vfm": True},
+            EVERY: {"every_position": True},
+            PADDED: {"padded": True},
+        }
         variants = {}
         for name, extra in settings.items():
             own = replace(recipe, alignment=AlignmentConfig()) if name in (BASELINE, PADDED) else recipe
@@ -174,7 +208,10 @@ def main(argv: list[str]) -> None:
     seconds = {name: np.array(own)[WARM_UP:] for name, own in times.items()}
     length, batch = variants[CACHED].batch["input_ids"].shape[1], recipe.optim.batch_size
     tokens = variants[CACHED].setup.train.inputs.shape[1]
-    print(f"batch {batch}, {length} positions of which {tokens} visual, float32, {torch.get_num_threads()} threads, {rounds} rounds; medians [95 %]")
+    print(
+        f"batch {batch}, {length} positions of which {tokens} visual, float32, {torch.get_num_threads()} threads,"
+        f" {rounds} rounds; medians [95 %]"
+    )
     away = max(float((a - b).abs()) for a, b in zip(variants[BASELINE].losses, variants[PADDED].losses, strict=True))
     print(f"largest difference of a loss between {BASELINE} and {PADDED}, over {rounds + WARM_UP} steps: {away:.1e}")
     for name, against in (
@@ -191,8 +228,12 @@ def main(argv: list[str]) -> None:
         print(f"{name:43} {passed:8.1f} ms, CPU {cpu:8.1f} ms", end="" if name != against else "\n")
         if name != against:
             ratios = seconds[name] / seconds[against]
-            low, high = bootstrap((ratios,), np.median, n_resamples=2000, method="percentile", rng=0).confidence_interval
-            wall, cpu_only = (f"x{a:.3f} [{b:.3f}, {c:.3f}]" for a, b, c in zip(np.median(ratios, axis=0), low, high, strict=True))
+            low, high = bootstrap(
+                (ratios,), np.median, n_resamples=2000, method="percentile", rng=0
+            ).confidence_interval
+            wall, cpu_only = (
+                f"x{a:.3f} [{b:.3f}, {c:.3f}]" for a, b, c in zip(np.median(ratios, axis=0), low, high, strict=True)
+            )
             print(f"  {wall}, CPU {cpu_only} of {against}")
 
 

@@ -1,6 +1,8 @@
-"""What `make docs` fills in: pages that are files of the repository's root, and the references that are made from the code.
+"""What `make docs` fills in: pages that are files of the repository's root, and the references that are made from the
+code.
 
-A page says `<!-- from: recipe -->`, and the text is made while the site is built, so that it cannot differ from the code.
+A page says `<!-- from: recipe -->`, and the text is made while the site is built, so that it cannot differ from the
+code.
 """
 
 from __future__ import annotations
@@ -70,7 +72,9 @@ def field_texts(cls: type) -> dict[str, str]:
         assert isinstance(tree, ast.ClassDef)
         for node, after in zip(tree.body, [*tree.body[1:], ast.Pass()], strict=True):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+                text = (
+                    after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+                )
                 texts[node.target.id] = " ".join(str(text).split())
     return texts
 
@@ -106,7 +110,15 @@ def rows(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
 
 def _table(found: Iterator[tuple[str, str, str, str]]) -> str:
     lines = ["| key | values | default | what it is |", "|---|---|---|---|"]
-    return "\n".join([*lines, *(f"| `{key}` | {kind} | `{default}` | {text.replace('|', chr(92) + '|')} |" for key, kind, default, text in found)])
+    return "\n".join(
+        [
+            *lines,
+            *(
+                f"| `{key}` | {kind} | `{default}` | {text.replace('|', chr(92) + '|')} |"
+                for key, kind, default, text in found
+            ),
+        ]
+    )
 
 
 def recipe_keys() -> str:
@@ -130,7 +142,10 @@ def analysis_options() -> str:
     """Options of every analysis: those that all have, then each one's own, with its module's text."""
     from workbench.analysis.declaration import DataOptions, Where
 
-    parts = [f"## Options of every analysis\n\n{_table((f'--{key}', *rest) for cls in (Where, DataOptions) for key, *rest in rows(cls))}"]  # type: ignore[misc]
+    parts = [
+        "## Options of every"
+        f" analysis\n\n{_table((f'--{key}', *rest) for cls in (Where, DataOptions) for key, *rest in rows(cls))}"
+    ]  # type: ignore[misc]
     shared = {field.name for field in dataclasses.fields(DataOptions)}
     for name in _analyses():
         module = __import__(f"analyses.{name}", fromlist=["ANALYSIS"])
@@ -174,8 +189,12 @@ def api() -> str:
     import workbench
 
     names = {getattr(workbench, name) for name in workbench.__all__}
-    where = {f"{value.__module__}.{value.__qualname__}" for value in names if hasattr(value, "__qualname__")} | set(EXTRA)
+    where = {f"{value.__module__}.{value.__qualname__}" for value in names if hasattr(value, "__qualname__")} | set(
+        EXTRA
+    )
     modules: dict[str, list[str]] = defaultdict(list)
     for path in sorted(where):
         modules[path.rpartition(".")[0]].append(path)
-    return "\n\n".join(f"## `{module}`\n\n" + "\n\n".join(f"::: {path}" for path in paths) for module, paths in sorted(modules.items()))
+    return "\n\n".join(
+        f"## `{module}`\n\n" + "\n\n".join(f"::: {path}" for path in paths) for module, paths in sorted(modules.items())
+    )

@@ -45,7 +45,18 @@ def main() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port), "--", "--runs", str(options.runs)]
+    command = [
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        "app.py",
+        "--server.port",
+        str(port),
+        "--",
+        "--runs",
+        str(options.runs),
+    ]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while socket.socket().connect_ex(("127.0.0.1", port)):
@@ -67,7 +78,10 @@ def main() -> None:
 def _settle(page: Page) -> None:
     """Wait until the page has drawn and stopped running."""
     page.wait_for_selector("h1", timeout=60_000)
-    idle = "() => document.querySelector('[data-test-script-state=notRunning]') && !document.querySelector('[data-testid=stSkeleton]')"
+    idle = (
+        "() => document.querySelector('[data-test-script-state=notRunning]') &&"
+        " !document.querySelector('[data-testid=stSkeleton]')"
+    )
     for _ in range(3):  # a widget's first value can start a second run
         page.wait_for_function(idle, timeout=120_000)
         page.wait_for_timeout(700)

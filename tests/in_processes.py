@@ -1,4 +1,5 @@
-"""Train several recipes, one after another, in the processes that `accelerate launch` started: -m tests.in_processes WORDS.json, a list of command lines.
+"""Train several recipes, one after another, in the processes that `accelerate launch` started: -m tests.in_processes
+WORDS.json, a list of command lines.
 
 $DIE_AT is the end of a path: the process that opens such a file kills itself there and then.
 """
@@ -38,7 +39,8 @@ def die(event: str, arguments: tuple[object, ...]) -> None:
 
 
 def interrupted(folder: Path) -> None:
-    """Make `X-again` of `X`: its recipe and its first checkpoint, which is what is left of a run that is killed after it."""
+    """Make `X-again` of `X`: its recipe and its first checkpoint, which is what is left of a run that is killed after
+    it."""
     whole = folder.with_name(folder.name.removesuffix("-again"))
     folder.mkdir()
     shutil.copy(whole / "recipe.yaml", folder)

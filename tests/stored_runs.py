@@ -10,7 +10,12 @@ from typing import Any
 import pandas as pd
 
 RECORD: dict[str, Any] = {
-    "recipe": {"alignment": {"layer": 1, "vfm": "dinov2-small"}, "optim": {"steps": 40}, "output_dir": "/a/machine/out", "resume": True},
+    "recipe": {
+        "alignment": {"layer": 1, "vfm": "dinov2-small"},
+        "optim": {"steps": 40},
+        "output_dir": "/a/machine/out",
+        "resume": True,
+    },
     "seconds": 12.345,
     "git": "0123456789abcdef",
     "dirty": False,
@@ -23,7 +28,11 @@ RECORD: dict[str, Any] = {
 
 def answers(right: int, prefix: str = "") -> pd.DataFrame:
     """So many of ten questions of both types are right."""
-    rows = [{"id": f"{prefix}{kind}{i}", "category": kind, "correct": i < right, "chance": 0.5} for kind in ("a", "b") for i in range(10)]
+    rows = [
+        {"id": f"{prefix}{kind}{i}", "category": kind, "correct": i < right, "chance": 0.5}
+        for kind in ("a", "b")
+        for i in range(10)
+    ]
     return pd.DataFrame(rows)
 
 
@@ -31,7 +40,9 @@ def store_run(place: Path, right: int, *, best: int | None = None, **record: Any
     """One finished run, with a best checkpoint of step 20 if `best` says how many it has right."""
     place.mkdir(parents=True)
     answers(right).to_parquet(place / "evaluation.parquet")
-    log = pd.DataFrame({"step": [20, 20, 40, 40], "lm_loss": [1.5, None, 0.25, None], "accuracy/mean": [None, 0.5, None, right / 10]})
+    log = pd.DataFrame(
+        {"step": [20, 20, 40, 40], "lm_loss": [1.5, None, 0.25, None], "accuracy/mean": [None, 0.5, None, right / 10]}
+    )
     log.assign(val_lm_loss=[None, 2.5, None, 1 / 3]).to_parquet(place / "training.parquet")
     if best is not None:
         (place / "best").mkdir()

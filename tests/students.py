@@ -1,4 +1,5 @@
-"""A small world for models of tests/tiny.py to train on: pictures of one colour and conversations about them in words that they know."""
+"""A small world for models of tests/tiny.py to train on: pictures of one colour and conversations about them in words
+that they know."""
 
 from __future__ import annotations
 
@@ -16,8 +17,30 @@ from safetensors.torch import load_file
 
 from tests.tiny import WORDS, _tokenizer, build
 
-FLAGS = ["--log_every", "1", "--eval_every", "4", "--save_every", "2", "--optim.steps", "4", "--optim.batch_size", "2", "--optim.warmup", "1"]
-VIRAL = ["--alignment.objective", "cosine", "--alignment.layer", "2", "--alignment.hidden", "8", "--alignment.vfm", "efficientnet-lite0"]
+FLAGS = [
+    "--log_every",
+    "1",
+    "--eval_every",
+    "4",
+    "--save_every",
+    "2",
+    "--optim.steps",
+    "4",
+    "--optim.batch_size",
+    "2",
+    "--optim.warmup",
+    "1",
+]
+VIRAL = [
+    "--alignment.objective",
+    "cosine",
+    "--alignment.layer",
+    "2",
+    "--alignment.hidden",
+    "8",
+    "--alignment.vfm",
+    "efficientnet-lite0",
+]
 
 
 def picture(seed: int, width: int = 90, height: int = 60) -> Image.Image:
@@ -32,9 +55,23 @@ def rows(images: int = 8, texts: int = 2) -> list[dict[str, Any]]:
         said = [("human", "<image>\n" * len(names) + "what is this ?"), ("gpt", "a red cat" if n % 2 else "a blue dog")]
         if n % 3 == 0:
             said += [("human", "what color ?"), ("gpt", "red" if n % 2 else "blue")]
-        found.append({"id": n, "image": names if len(names) > 1 else names[0], "conversations": [{"from": a, "value": b} for a, b in said]})
+        found.append(
+            {
+                "id": n,
+                "image": names if len(names) > 1 else names[0],
+                "conversations": [{"from": a, "value": b} for a, b in said],
+            }
+        )
     for n in range(texts):
-        found.append({"id": f"t{n}", "conversations": [{"from": "human", "value": "one of the two ?"}, {"from": "gpt", "value": "one" if n else "two"}]})
+        found.append(
+            {
+                "id": f"t{n}",
+                "conversations": [
+                    {"from": "human", "value": "one of the two ?"},
+                    {"from": "gpt", "value": "one" if n else "two"},
+                ],
+            }
+        )
     return found
 
 
@@ -53,7 +90,15 @@ def write(folder: Path, given: list[dict[str, Any]] | None = None) -> Path:
 def world(root: Path, family: str = "llava") -> tuple[Path, list[str]]:
     """A small model of a family, and the flags that train it on a small world."""
     model, file = build(family, root / family), write(root / "world")
-    return model, ["--model.name", str(model), "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *FLAGS]
+    return model, [
+        "--model.name",
+        str(model),
+        "--data.train",
+        f"llava_json:{file}",
+        "--data.val",
+        f"llava_json:{file}",
+        *FLAGS,
+    ]
 
 
 def pickled(folder: Path, shards: int = 1) -> None:
@@ -80,11 +125,12 @@ class Bomb:
         return os.mkdir, (str(self.mark),)
 
 
-# --- released parts, in their real size, with weights of zeros that take no room on the disk ---------------------------------------------------
+# --- released parts, in their real size, with weights of zeros that take no room on the disk ------
 
 
 def write_sparse(folder: Path, model: torch.nn.Module) -> None:
-    """Write a model.safetensors for a model on meta: a header with every tensor, and a hole in place of their values."""
+    """Write a model.safetensors for a model on meta: a header with every tensor, and a hole in place of their
+    values."""
     entries, at = {}, 0
     for name, value in model.state_dict().items():
         entries[name] = {"dtype": "F16", "shape": list(value.shape), "data_offsets": [at, at := at + 2 * value.numel()]}
@@ -94,23 +140,57 @@ def write_sparse(folder: Path, model: torch.nn.Module) -> None:
         file.truncate(8 + len(header) + at)
 
 
-CLIP = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14}
-SIGLIP2 = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16, "image_size": 384, "patch_size": 16}
+CLIP = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+SIGLIP2 = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 16,
+}
 VICUNA = {7: (4096, 11008, 32, 32), 13: (5120, 13824, 40, 40)}  # width, feed-forward, layers, heads
 
 
 def configs(root: Path) -> dict[str, Path]:
-    """Folders of each part that a recipe names, by hub id: configuration, holes in place of weights, and a small tokenizer or the image processor."""
+    """Folders of each part that a recipe names, by hub id: configuration, holes in place of weights, and a small
+    tokenizer or the image processor."""
     found = {}
-    clip = tf.CLIPConfig(vision_config=CLIP), tf.CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    clip = (
+        tf.CLIPConfig(vision_config=CLIP),
+        tf.CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}),
+    )
     siglip = tf.SiglipConfig(vision_config=SIGLIP2), tf.SiglipImageProcessor(size={"height": 384, "width": 384})
     towers = {"openai/clip-vit-large-patch14-336": clip, "google/siglip2-so400m-patch16-384": siglip}
-    vicuna = _tokenizer(words=[*WORDS, *(f"word{n}" for n in range(32000 - len(_tokenizer())))])  # <image> is one more than there are rows
+    # <image> is one more than there are rows
+    vicuna = _tokenizer(words=[*WORDS, *(f"word{n}" for n in range(32000 - len(_tokenizer())))])
     languages: dict[str, tuple[Any, Any]] = {}
     for billions, (width, ffn, layers, heads) in VICUNA.items():
-        sizes = {"hidden_size": width, "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": heads, "vocab_size": 32000}
-        languages[f"lmsys/vicuna-{billions}b-v1.5"] = tf.LlamaConfig(**sizes, architectures=["LlamaForCausalLM"]), vicuna
-    sizes = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4}
+        sizes = {
+            "hidden_size": width,
+            "intermediate_size": ffn,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "vocab_size": 32000,
+        }
+        languages[f"lmsys/vicuna-{billions}b-v1.5"] = (
+            tf.LlamaConfig(**sizes, architectures=["LlamaForCausalLM"]),
+            vicuna,
+        )
+    sizes = {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+    }
     qwen = tf.Qwen2Config(**sizes, vocab_size=152064, tie_word_embeddings=False, architectures=["Qwen2ForCausalLM"])
     languages["Qwen/Qwen2.5-7B-Instruct"] = qwen, _tokenizer()
     for name, saved in (towers | languages).items():
@@ -118,5 +198,7 @@ def configs(root: Path) -> dict[str, Path]:
         for part in saved:
             part.save_pretrained(found[name])
         with torch.device("meta"):
-            write_sparse(found[name], (tf.AutoModel if name in towers else tf.AutoModelForCausalLM).from_config(saved[0]))
+            write_sparse(
+                found[name], (tf.AutoModel if name in towers else tf.AutoModelForCausalLM).from_config(saved[0])
+            )
     return found

@@ -1,4 +1,5 @@
-"""Objectives and variants: each equals its formula in float64 and trains the student only; attached to any model; re-injected where it should be."""
+"""Objectives and variants: each equals its formula in float64 and trains the student only; attached to any model;
+re-injected where it should be."""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("llava", tmp_path_factory.mktemp("llava"))
 
 
-# --- losses ------------------------------------------------------------------------------------------------------------------------------
+# --- losses ---------------------------------------------------------------------------------------
 
 
 def by_hand(objective: str, predicted: np.ndarray, target: np.ndarray) -> float:
@@ -81,14 +82,22 @@ def test_relation_loss_equals_its_formula_and_ignores_rotation_scale_and_width()
     torch.manual_seed(0)
     student, target = torch.randn(6, 5, requires_grad=True), torch.randn(6, 7, requires_grad=True)
     loss = relation_loss(student, target)
-    assert loss.item() == pytest.approx(by_hand("relation", student.detach().double().numpy(), target.detach().double().numpy()), abs=1e-6)
+    assert loss.item() == pytest.approx(
+        by_hand("relation", student.detach().double().numpy(), target.detach().double().numpy()), abs=1e-6
+    )
     loss.backward()
     assert student.grad is not None and student.grad.abs().sum() > 0 and target.grad is None
     rotation = torch.linalg.qr(torch.randn(7, 7))[0]
     with torch.no_grad():
-        assert relation_loss(3 * target @ rotation, target).item() < 1e-12 < 0.01 < relation_loss(target.flip(0) + 1, target).item()
+        assert (
+            relation_loss(3 * target @ rotation, target).item()
+            < 1e-12
+            < 0.01
+            < relation_loss(target.flip(0) + 1, target).item()
+        )
     opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    assert relation_loss(opposite, opposite.abs()).item() == pytest.approx(2)  # half of the pairs are the diagonal, the others 2 apart
+    # half of the pairs are the diagonal, the others 2 apart
+    assert relation_loss(opposite, opposite.abs()).item() == pytest.approx(2)
 
 
 def test_relation_loss_is_exact_where_training_is_in_bfloat16() -> None:
@@ -102,11 +111,12 @@ def test_relation_loss_is_exact_where_training_is_in_bfloat16() -> None:
     assert 0 < expected < 1e-5 and loss.item() == pytest.approx(expected, rel=1e-2)
 
 
-# --- attached to a model ------------------------------------------------------------------------------------------------------------------
+# --- attached to a model --------------------------------------------------------------------------
 
 
 def hidden_states(mllm: MLLM, batch: Any, where: str) -> dict[int, list[torch.Tensor]]:
-    """By layer, the visual tokens of each image as transformers itself gives them: its hidden states, or W_o^-1 of what attention adds."""
+    """By layer, the visual tokens of each image as transformers itself gives them: its hidden states, or W_o^-1 of what
+    attention adds."""
     found: dict[int, Any] = {}
     if where == "output":
         states = mllm.model(**batch.inputs, output_hidden_states=True).hidden_states
@@ -120,25 +130,37 @@ def hidden_states(mllm: MLLM, batch: Any, where: str) -> dict[int, list[torch.Te
         for hook in hooks:
             hook.remove()
         for layer, output in list(found.items()):
-            found[layer] = torch.linalg.solve(mllm.decoder.layers[layer - 1].self_attn.o_proj.weight.double(), output.double().mT).mT
+            found[layer] = torch.linalg.solve(
+                mllm.decoder.layers[layer - 1].self_attn.o_proj.weight.double(), output.double().mT
+            ).mT
     tokens = mllm.visual_tokens(batch)
-    return {layer: [values[row, part.index] for row, sample in enumerate(tokens) for part in sample] for layer, values in found.items()}
+    return {
+        layer: [values[row, part.index] for row, sample in enumerate(tokens) for part in sample]
+        for layer, values in found.items()
+    }
 
 
 @pytest.mark.parametrize("where", ["output", "attention"])
 @pytest.mark.parametrize("heads", ["each", "shared", "none"])
 @pytest.mark.parametrize("objective", ["cosine", "relation"])
-def test_the_attached_loss_is_the_mean_over_layers_and_targets_in_float64(llava: Path, objective: str, heads: str, where: str) -> None:
+def test_the_attached_loss_is_the_mean_over_layers_and_targets_in_float64(
+    llava: Path, objective: str, heads: str, where: str
+) -> None:
     if (objective, heads) == ("cosine", "none"):
         return
     torch.manual_seed(0)
     mllm = MLLM.load(str(llava), validate=False)
     dims = {"a": 6, "b": 9}
-    alignment = attach_alignment(mllm, layers=[3, 1], dims=dims, objective=objective, heads=heads, where=where, hidden=8)  # type: ignore[arg-type]
+    alignment = attach_alignment(
+        mllm, layers=[3, 1], dims=dims, objective=objective, heads=heads, where=where, hidden=8
+    )  # type: ignore[arg-type]
     assert len(alignment.heads) == {"each": 4, "shared": 2, "none": 0}[heads]
     batch = mllm.encode([picture(0), [picture(1), picture(2)]], ["what is this ?", "a red cat ?"])
     tokens = mllm.visual_tokens(batch)
-    targets = {name: [torch.randn(len(part.index), dim, requires_grad=True) for sample in tokens for part in sample] for name, dim in dims.items()}
+    targets = {
+        name: [torch.randn(len(part.index), dim, requires_grad=True) for sample in tokens for part in sample]
+        for name, dim in dims.items()
+    }
     mllm.model(**batch.inputs)
     parts = alignment.losses(targets, tokens)
     states, expected = hidden_states(mllm, batch, where), {}
@@ -153,7 +175,11 @@ def test_the_attached_loss_is_the_mean_over_layers_and_targets_in_float64(llava:
     assert {name: value.item() for name, value in parts.items()} == pytest.approx(expected, abs=2e-5)
     torch.stack(list(parts.values())).mean().backward()
     assert all(own.grad is None for target in targets.values() for own in target)
-    reached = {n.split("layers.")[1][0] for n, p in mllm.model.named_parameters() if "language_model.layers" in n and p.grad is not None and p.grad.any()}
+    reached = {
+        n.split("layers.")[1][0]
+        for n, p in mllm.model.named_parameters()
+        if "language_model.layers" in n and p.grad is not None and p.grad.any()
+    }
     assert reached == {"0", "1", "2"}
     assert all(p.grad is not None and p.grad.any() for p in alignment.parameters())
 
@@ -205,9 +231,16 @@ def test_activation_checkpointing_gives_the_same_gradients(llava: Path, where: s
                 return
             loss = mllm.model(**batch.inputs, labels=batch.inputs["input_ids"]).loss
             (loss + alignment.loss({"vfm": target}, tokens)).backward()
-            with pytest.raises(ModelError, match="before a forward pass"):  # what backward computes again is no forward pass
+            # what backward computes again is no forward pass
+            with pytest.raises(ModelError, match="before a forward pass"):
                 alignment.loss({"vfm": target}, tokens)
-        found.append({n: p.grad for n, p in [*mllm.model.named_parameters(), *alignment.named_parameters()] if p.grad is not None})
+        found.append(
+            {
+                n: p.grad
+                for n, p in [*mllm.model.named_parameters(), *alignment.named_parameters()]
+                if p.grad is not None
+            }
+        )
     assert found[0].keys() == found[1].keys()
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, atol=1e-6, rtol=1e-4)
@@ -240,7 +273,8 @@ def test_misuse_is_one_sentence(llava: Path) -> None:
 
 
 def test_the_vfm_is_seen_under_each_tile_and_stays_as_it_is(tmp_path: Path) -> None:
-    """A loop of one's own with a real VFM on a model with tiles: the loss falls, and the VFM's weights are bitwise what they were."""
+    """A loop of one's own with a real VFM on a model with tiles: the loss falls, and the VFM's weights are bitwise what
+    they were."""
     mllm, vfm = MLLM.load(str(build("internvl", tmp_path)), validate=False), load_vfm("efficientnet-lite0")
     before = fingerprint(vfm.network.state_dict())
     torch.manual_seed(0)
@@ -261,7 +295,7 @@ def test_the_vfm_is_seen_under_each_tile_and_stays_as_it_is(tmp_path: Path) -> N
     assert not any(p.requires_grad for p in vfm.network.parameters())
 
 
-# --- lambda -------------------------------------------------------------------------------------------------------------------------------
+# --- lambda ---------------------------------------------------------------------------------------
 
 
 def test_the_weight_follows_its_schedule() -> None:
@@ -270,9 +304,16 @@ def test_the_weight_follows_its_schedule() -> None:
 
     assert all_of() == [0.8] * 9
     assert all_of(warmup=4) == pytest.approx([0.2, 0.4, 0.6] + [0.8] * 6)
-    assert all_of(schedule="linear", final=0.2, warmup=2) == pytest.approx([0.4, 0.8, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
+    assert all_of(schedule="linear", final=0.2, warmup=2) == pytest.approx(
+        [0.4, 0.8, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
+    )
     half = all_of(schedule="cosine")
-    assert half[0] == 0.8 and half[4] == pytest.approx(0.4) and half[8] == pytest.approx(0) and half == sorted(half, reverse=True)
+    assert (
+        half[0] == 0.8
+        and half[4] == pytest.approx(0.4)
+        and half[8] == pytest.approx(0)
+        and half == sorted(half, reverse=True)
+    )
     assert all(a + b == pytest.approx(0.8) for a, b in zip(half, reversed(half), strict=True))
 
 
@@ -297,16 +338,33 @@ def test_settings_that_do_not_fit_are_one_sentence(settings: dict[str, Any], mes
 
 
 def test_a_typo_in_the_lora_targets_names_the_layers_there_are(tmp_path: Path) -> None:
-    words = [recipe("baseline"), "--stage1", "None", *SMALL, "--model.train", "lora", "--model.lora.targets", "q_pro", "--output_dir", str(tmp_path / "out")]
+    words = [
+        recipe("baseline"),
+        "--stage1",
+        "None",
+        *SMALL,
+        "--model.train",
+        "lora",
+        "--model.lora.targets",
+        "q_pro",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     last = refused("trainer", *words)
-    assert last.startswith("error: unknown model.lora.targets 'q_pro': expected one of") and last.endswith("did you mean 'q_proj'?")
+    assert last.startswith("error: unknown model.lora.targets 'q_pro': expected one of") and last.endswith(
+        "did you mean 'q_proj'?"
+    )
     assert not (tmp_path / "out").exists()
-    for settings, message in (({"rank": 0}, "rank is 0: expected at least 1"), ({"dropout": 1.0}, "dropout is 1.0"), ({"targets": ()}, "targets is empty")):
+    for settings, message in (
+        ({"rank": 0}, "rank is 0: expected at least 1"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"targets": ()}, "targets is empty"),
+    ):
         with pytest.raises(ConfigError, match=f"model.lora.{message}"):
             LoraConfig(**settings)  # type: ignore[arg-type]
 
 
-# --- the trainer --------------------------------------------------------------------------------------------------------------------------
+# --- the trainer ----------------------------------------------------------------------------------
 
 
 def one_step(settings: Recipe) -> tuple[Any, Any, set[str]]:
@@ -326,7 +384,10 @@ def test_the_head_moves_in_the_first_step_in_every_mode(train: str) -> None:
     base = tiny()
     _, _, moved = one_step(replace(base, model=replace(base.model, train=train)))  # type: ignore[arg-type]
     assert {f"alignment.heads.0.{n}.{p}" for n in (0, 2, 4) for p in ("weight", "bias")} <= moved
-    assert {"base.model.multi_modal_projector.linear_1.weight", "base.model.multi_modal_projector.linear_2.weight"} <= moved
+    assert {
+        "base.model.multi_modal_projector.linear_1.weight",
+        "base.model.multi_modal_projector.linear_2.weight",
+    } <= moved
     assert not any("vision_tower" in name for name in moved)
     language = {name for name in moved if "language_model" in name}
     if train == "all":
@@ -334,19 +395,23 @@ def test_the_head_moves_in_the_first_step_in_every_mode(train: str) -> None:
     elif train == "connector":
         assert not language
     else:
-        assert len(language) == 21 and all("lora_B" in name for name in language)  # 7 layers in 3 blocks; A has no gradient while B is zero
+        # 7 layers in 3 blocks; A has no gradient while B is zero
+        assert len(language) == 21 and all("lora_B" in name for name in language)
 
 
 @pytest.mark.parametrize("target", ["encoder", "projector", "vfm"])
 @pytest.mark.parametrize("objective", ["cosine", "relation"])
 def test_the_targets_of_a_run_are_what_they_are_called(objective: str, target: str) -> None:
-    """The first loss of a run equals float64 computed from the model's own hidden states and independently made targets."""
+    """The first loss of a run equals float64 computed from the model's own hidden states and independently made
+    targets."""
     ready = PackedSetup.from_recipe(tiny(objective=objective, target=target, vfm=VFMS, layer=(1, 3)))
     batch = collate([ready.train[i] for i in range(2)])
     model = ready.model.train()
     states: dict[int, torch.Tensor] = {}
     for layer in (1, 3):
-        model.base.model.language_model.layers[layer - 1].register_forward_hook(lambda _, __, output, layer=layer: states.update({layer: output}))
+        model.base.model.language_model.layers[layer - 1].register_forward_hook(
+            lambda _, __, output, layer=layer: states.update({layer: output})
+        )
     output = model(**batch)
     visual = Packing.of(batch["segments"]).flat(batch["input_ids"])[0] == model.config.image_token_id
     projector = model.base.model.multi_modal_projector
@@ -361,7 +426,10 @@ def test_the_targets_of_a_run_are_what_they_are_called(objective: str, target: s
         for j, (name, values) in enumerate(targets.items()):
             head = model.alignment.heads[i * len(targets) + j]
             tokens = states[layer][0][visual].unflatten(0, (2, 64))
-            each = [by_hand(objective, run_head(head, tokens[row]), values[row].detach().double().numpy()) for row in range(2)]
+            each = [
+                by_hand(objective, run_head(head, tokens[row]), values[row].detach().double().numpy())
+                for row in range(2)
+            ]
             expected[f"layer_{layer}/{name}"] = np.mean(each)
     assert {name: value.item() for name, value in output.alignment_losses.items()} == pytest.approx(expected, abs=2e-5)
     assert output.alignment_loss.item() == pytest.approx(np.mean(list(expected.values())), abs=2e-5)
@@ -387,7 +455,8 @@ def test_the_controls_act_on_the_own_encoder_too() -> None:
 
 
 def test_the_default_head_and_loss_are_what_they_were() -> None:
-    """Seed, order of construction and formula of the first VIRAL recipe: the head is made after the VFM, from the generator as it stands then."""
+    """Seed, order of construction and formula of the first VIRAL recipe: the head is made after the VFM, from the
+    generator as it stands then."""
     from transformers import set_seed
 
     from trainer.build.connector_init import start_connector
@@ -407,15 +476,36 @@ def test_the_default_head_and_loss_are_what_they_were() -> None:
     seen: list[torch.Tensor] = []
     ready.model.base.model.language_model.layers[1].register_forward_hook(lambda _, __, output: seen.append(output))
     output = ready.model(**batch)
-    visual = seen[0][Packing.of(batch["segments"]).flat(batch["input_ids"]) == ready.model.config.image_token_id].view(4, 64, -1)
+    visual = seen[0][Packing.of(batch["segments"]).flat(batch["input_ids"]) == ready.model.config.image_token_id].view(
+        4, 64, -1
+    )
     assert torch.equal(output.alignment_loss, cosine_loss(head(visual), batch["targets"]["efficientnet-lite0"]))
 
 
 VARIED = ["--stage1", "None", *SMALL, "--alignment.hidden", "16"]
 SPLIT = {
-    "several": ["--alignment.layer", "1", "3", "--alignment.vfm", *VFMS, "--alignment.schedule", "cosine", "--alignment.warmup", "3"],
+    "several": [
+        "--alignment.layer",
+        "1",
+        "3",
+        "--alignment.vfm",
+        *VFMS,
+        "--alignment.schedule",
+        "cosine",
+        "--alignment.warmup",
+        "3",
+    ],
     "residual": ["--alignment.residual", "encoder", "--alignment.layer", "2", "--alignment.objective", "relation"],
-    "lora": ["--model.train", "lora", "--model.lora.rank", "2", "--model.lora.dropout", "0.1", "--alignment.layer", "2"],
+    "lora": [
+        "--model.train",
+        "lora",
+        "--model.lora.rank",
+        "2",
+        "--model.lora.dropout",
+        "0.1",
+        "--alignment.layer",
+        "2",
+    ],
 }
 
 
@@ -444,7 +534,9 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_resumed_is_bitwise_the_uninterrupted_run(variants: Path, name: str) -> None:
     whole, parts = variants / name, variants / f"{name}-parts"
     files = {file.name for file in whole.glob("*.safetensors")}
-    assert files == {"model.safetensors", "alignment_head.safetensors"} | ({"visual_residual.safetensors"} if name == "residual" else set())
+    assert files == {"model.safetensors", "alignment_head.safetensors"} | (
+        {"visual_residual.safetensors"} if name == "residual" else set()
+    )
     for file in files:
         a, b = load_file(whole / file), load_file(parts / file)
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), file
@@ -466,16 +558,23 @@ def test_several_layers_and_vfms_are_logged_apart(variants: Path) -> None:
 
 
 def test_lora_ends_as_a_plain_folder_that_computes_the_same(variants: Path) -> None:
-    """The last checkpoint keeps the exact adapters; they merge into what the final folder holds, and only the adapters and the connector were trained."""
+    """The last checkpoint keeps the exact adapters; they merge into what the final folder holds, and only the adapters
+    and the connector were trained."""
     folder = variants / "lora"
     assert not (folder / "trained.safetensors").exists() and not list(folder.rglob("adapter_config.json"))
     base = tiny()
     ready = PackedSetup.from_recipe(
-        replace(base, data=DataConfig(limit_train=24, limit_val=8), model=replace(base.model, train="lora", lora=LoraConfig(rank=2)))
+        replace(
+            base,
+            data=DataConfig(limit_train=24, limit_val=8),
+            model=replace(base.model, train="lora", lora=LoraConfig(rank=2)),
+        )
     )
     trained = load_file(folder / "checkpoint-12" / "trained.safetensors")
     own = dict(ready.model.base.named_parameters())
-    assert set(trained) == {name for name, p in own.items() if p.requires_grad} and all("lora" in n or "projector" in n for n in trained)
+    assert set(trained) == {name for name, p in own.items() if p.requires_grad} and all(
+        "lora" in n or "projector" in n for n in trained
+    )
     with torch.no_grad():
         for name, value in trained.items():
             own[name].copy_(value)
@@ -483,26 +582,43 @@ def test_lora_ends_as_a_plain_folder_that_computes_the_same(variants: Path) -> N
     for reference in (plain, AutoModelForImageTextToText.from_pretrained(folder / "checkpoint-12")):
         merged = reference.state_dict()
         weight = "model.language_model.layers.1.mlp.up_proj"
-        delta = 32 / 2 * trained[f"{weight}.lora_B.default.weight"].double() @ trained[f"{weight}.lora_A.default.weight"].double()
-        torch.testing.assert_close(merged[f"{weight}.weight"].double(), own[f"{weight}.base_layer.weight"].double() + delta, atol=1e-6, rtol=1e-5)
+        delta = (
+            32
+            / 2
+            * trained[f"{weight}.lora_B.default.weight"].double()
+            @ trained[f"{weight}.lora_A.default.weight"].double()
+        )
+        torch.testing.assert_close(
+            merged[f"{weight}.weight"].double(),
+            own[f"{weight}.base_layer.weight"].double() + delta,
+            atol=1e-6,
+            rtol=1e-5,
+        )
         assert delta.abs().max() > 1e-5
-        assert torch.equal(merged["model.language_model.embed_tokens.weight"], own["model.language_model.embed_tokens.weight"])
+        assert torch.equal(
+            merged["model.language_model.embed_tokens.weight"], own["model.language_model.embed_tokens.weight"]
+        )
     ready.model.eval()
     mllm = MLLM.load(str(folder))
     batch = mllm.encode([ready.val.data[0].image], [ready.val.data[0].question])
     with torch.inference_mode():
-        torch.testing.assert_close(ready.model.base(**batch.inputs).logits, mllm.model(**batch.inputs).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            ready.model.base(**batch.inputs).logits, mllm.model(**batch.inputs).logits, atol=1e-4, rtol=1e-4
+        )
 
 
-# --- residual -----------------------------------------------------------------------------------------------------------------------------
+# --- residual -------------------------------------------------------------------------------------
 
 
 def test_the_loaded_residual_computes_what_training_computed(variants: Path) -> None:
-    """Packed logits and hidden states of the trainer's model equal those of `MLLM.load`; plain transformers, which ignores the residual, differs."""
+    """Packed logits and hidden states of the trainer's model equal those of `MLLM.load`; plain transformers, which
+    ignores the residual, differs."""
     folder = variants / "residual"
     mllm = MLLM.load(str(folder))
     assert mllm.residual is not None and all(p.any() for p in mllm.residual.parameters())
-    ready = PackedSetup.from_recipe(replace(tiny(objective="none", residual="encoder"), data=DataConfig(limit_train=24, limit_val=8)))
+    ready = PackedSetup.from_recipe(
+        replace(tiny(objective="none", residual="encoder"), data=DataConfig(limit_train=24, limit_val=8))
+    )
     model = ready.model.eval()
     model.base.load_state_dict(AutoModelForImageTextToText.from_pretrained(folder).state_dict())
     model.residual.adapters.load_state_dict(load_file(folder / "visual_residual.safetensors"))
@@ -532,7 +648,8 @@ def test_the_image_is_added_at_the_visual_positions_only(llava: Path, source: st
     mllm.residual = residual
     if source == "encoder":
         after = read(mllm, batch, layers=[3], tokens="all")
-        assert all(torch.equal(a.values[0], b.values[2]) for a, b in zip(after, before, strict=True))  # adapters begin at zero
+        # adapters begin at zero
+        assert all(torch.equal(a.values[0], b.values[2]) for a, b in zip(after, before, strict=True))
         torch.nn.init.normal_(residual.adapters[0].weight)  # type: ignore[arg-type]
         torch.nn.init.normal_(residual.adapters[0].bias)  # type: ignore[arg-type]
     after = read(mllm, batch, layers=[2], tokens="all")
@@ -546,7 +663,9 @@ def test_the_image_is_added_at_the_visual_positions_only(llava: Path, source: st
             z = tower[row].tower.double()
             z = (z - z.mean(1, keepdim=True)) / (z.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
             added = z @ residual.adapters[0].weight.double().T + residual.adapters[0].bias.double()
-        torch.testing.assert_close(after[row].values[0][visual].double(), before[row].values[1][visual].double() + added, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            after[row].values[0][visual].double(), before[row].values[1][visual].double() + added, atol=1e-4, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("source", ["encoder", "projector"])
@@ -571,13 +690,16 @@ def test_decoding_with_a_cache_equals_full_passes(llava: Path, source: str) -> N
     steps = []
     with torch.inference_mode():  # a decoded token is no visual position, even with the placeholder's id
         for step in ({"input_ids": image}, {"inputs_embeds": mllm.model.get_input_embeddings()(image)}):
-            steps.append(mllm.model(**step, past_key_values=mllm.model(**batch.inputs, use_cache=True).past_key_values).logits)
+            steps.append(
+                mllm.model(**step, past_key_values=mllm.model(**batch.inputs, use_cache=True).past_key_values).logits
+            )
     assert torch.equal(*steps)
 
 
 @pytest.mark.parametrize("source", ["encoder", "projector"])
 def test_interventions_see_the_residual(llava: Path, source: str) -> None:
-    """Editing nothing changes nothing, at every place; what an edit is handed is what `read` says; another image put in at the tower is that image."""
+    """Editing nothing changes nothing, at every place; what an edit is handed is what `read` says; another image put in
+    at the tower is that image."""
     mllm = MLLM.load(str(llava), validate=False)
     mllm.residual = attach_residual(mllm.model, source, [2], 32)  # type: ignore[arg-type]
     torch.manual_seed(0)
@@ -589,14 +711,20 @@ def test_interventions_see_the_residual(llava: Path, source: str) -> None:
         plain, wanted = (mllm.model(**b.inputs).logits[:, -1:].float() for b in (batch, other))
     for place in ("encoder", "projector", 1, 2, 3):
         handed: list[torch.Tensor] = []
-        logits = edit(mllm, batch, at=place, fn=lambda values, _, handed=handed: handed.append(values.clone()) or values)
+        logits = edit(
+            mllm, batch, at=place, fn=lambda values, _, handed=handed: handed.append(values.clone()) or values
+        )
         torch.testing.assert_close(logits, plain, atol=1e-5, rtol=1e-4)
         if isinstance(place, int):
             torch.testing.assert_close(handed[0], read(mllm, batch, layers=[place])[0].values[0], atol=1e-5, rtol=1e-4)
     features = read(mllm, other, layers=[0], tower=True)[0]
-    torch.testing.assert_close(edit(mllm, batch, at="encoder", fn=lambda *_: features.tower), wanted, atol=1e-4, rtol=1e-3)  # type: ignore[arg-type, return-value]
+    torch.testing.assert_close(
+        edit(mllm, batch, at="encoder", fn=lambda *_: features.tower), wanted, atol=1e-4, rtol=1e-3
+    )  # type: ignore[arg-type, return-value]
     if source == "projector":
-        torch.testing.assert_close(edit(mllm, batch, at="projector", fn=lambda *_: features.values[0]), wanted, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(
+            edit(mllm, batch, at="projector", fn=lambda *_: features.values[0]), wanted, atol=1e-4, rtol=1e-3
+        )
 
 
 def test_a_residual_that_cannot_be_right_is_refused(variants: Path, tmp_path: Path) -> None:
@@ -616,7 +744,9 @@ def test_a_residual_that_cannot_be_right_is_refused(variants: Path, tmp_path: Pa
     with pytest.raises(ModelError, match=r"adds its image again.*is missing or does not fit"):
         MLLM.load(str(tmp_path / "copy"))
     with pytest.raises(ConfigError, match="expected a model trained without a residual"):
-        PackedSetup.from_recipe(replace(TINY, start=variants / "residual", data=DataConfig(limit_train=24, limit_val=8)))
+        PackedSetup.from_recipe(
+            replace(TINY, start=variants / "residual", data=DataConfig(limit_train=24, limit_val=8))
+        )
     gemma = MLLM.load(str(build("gemma3", tmp_path / "gemma")), validate=False)
     with pytest.raises(ModelError, match="does not give one visual token for each feature"):
         attach_residual(gemma.model, "encoder", [2], 32)
@@ -633,7 +763,7 @@ def test_the_fingerprint_knows_the_residual(variants: Path, tmp_path: Path) -> N
     assert MLLM.load(str(variants / "residual")).fingerprint != MLLM.load(str(tmp_path / "copy")).fingerprint
 
 
-# --- records ------------------------------------------------------------------------------------------------------------------------------
+# --- records --------------------------------------------------------------------------------------
 
 
 def test_the_runs_page_reads_old_and_new_records(tmp_path: Path) -> None:
@@ -644,12 +774,27 @@ def test_the_runs_page_reads_old_and_new_records(tmp_path: Path) -> None:
     for objective, words in (("cosine", "efficientnet-lite0, layer 3, weight 0.5"), ("none", "none")):
         (tmp_path / "training.json").write_text(json.dumps({"recipe": {"alignment": old | {"objective": objective}}}))
         assert alignment_words(training_record(tmp_path)["recipe"]["alignment"]) == words
-    control = as_mapping(AlignmentConfig(objective="cosine", images="others", center=True, schedule="linear", final_weight=0.1, warmup=5, where="attention"))
+    control = as_mapping(
+        AlignmentConfig(
+            objective="cosine",
+            images="others",
+            center=True,
+            schedule="linear",
+            final_weight=0.1,
+            warmup=5,
+            where="attention",
+        )
+    )
     assert alignment_words(control) == (
         "efficientnet-lite0, layer 3, weight 0.5, schedule linear, final weight 0.1, warmup 5, where attention, "
         "control: targets of other images, targets less their mean"
     )
     new = as_mapping(AlignmentConfig(objective="relation", layer=(2, 3), vfm=VFMS, teacher_norm="student"))
     new = json.loads(json.dumps(new))
-    assert alignment_words(new) == "efficientnet-lite0, dinov2-small, layer 2, 3, weight 0.5, objective relation, CLIP-normalised"
-    assert alignment_words(as_mapping(AlignmentConfig(residual="projector", layer=(2,)))) == "residual projector, layer 2"
+    assert (
+        alignment_words(new)
+        == "efficientnet-lite0, dinov2-small, layer 2, 3, weight 0.5, objective relation, CLIP-normalised"
+    )
+    assert (
+        alignment_words(as_mapping(AlignmentConfig(residual="projector", layer=(2,)))) == "residual projector, layer 2"
+    )

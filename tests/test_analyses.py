@@ -1,4 +1,5 @@
-"""The CKNNA analysis from its command line: planted truth, look-up of stored runs, every pooling, photographs, bad input."""
+"""The CKNNA analysis from its command line: planted truth, look-up of stored runs, every pooling, photographs, bad
+input."""
 
 from __future__ import annotations
 
@@ -42,9 +43,22 @@ def test_a_stored_run_has_n_seed_interval_null_and_provenance(runs_folder: Path)
     assert sorted(table["label"]) == ["baseline", "viral"]
     stored = runs.load(table["folder"][0])
     scores = stored.tables["scores"]
-    assert scores["layer"].tolist() == [0, 1, 2, 3] and (scores["n"] == 64).all() and (scores["n_images"] == 6).all() and (scores["seed"] == 0).all()
-    assert (scores["low"] <= scores["score"]).all() and (scores["score"] <= scores["high"]).all() and (scores["null_mean"] <= scores["null_q95"]).all()
-    assert stored.record["vfm_fingerprints"]["dinov2-small"] and stored.record["git"] and stored.record["config"]["tokens_per_image"] == 16
+    assert (
+        scores["layer"].tolist() == [0, 1, 2, 3]
+        and (scores["n"] == 64).all()
+        and (scores["n_images"] == 6).all()
+        and (scores["seed"] == 0).all()
+    )
+    assert (
+        (scores["low"] <= scores["score"]).all()
+        and (scores["score"] <= scores["high"]).all()
+        and (scores["null_mean"] <= scores["null_q95"]).all()
+    )
+    assert (
+        stored.record["vfm_fingerprints"]["dinov2-small"]
+        and stored.record["git"]
+        and stored.record["config"]["tokens_per_image"] == 16
+    )
     per_image = stored.tables["per_image"].groupby("layer")["score"].mean()
     assert np.allclose(per_image, scores.set_index("layer")["score"])
 
@@ -55,7 +69,9 @@ def test_the_stored_score_is_the_metric_on_the_same_tokens(runs_folder: Path, ml
     sample = load_data("shapes:val", limit=1)[0]
     tokens = read(mllm, mllm.encode([sample.image], [sample.question]), layers=[2])[0].values[0]
     direct = cknna(tokens, load_vfm("dinov2-small")([sample.image], grid=(8, 8)).tokens()[0], k=10)
-    stored = next(runs.load(f) for f in runs.index(runs_folder)["folder"] if runs.load(f).label == "viral").tables["per_image"]
+    stored = next(runs.load(f) for f in runs.index(runs_folder)["folder"] if runs.load(f).label == "viral").tables[
+        "per_image"
+    ]
     row = stored[(stored["layer"] == 2) & (stored["image_id"] == sample.image_id)]
     assert row["score"].item() == pytest.approx(direct, abs=1e-5)
 
@@ -85,8 +101,11 @@ def noise(images: int) -> Tensor:
 
 @pytest.mark.parametrize("metric", list(METRICS))
 @pytest.mark.parametrize("pooling", ["within", "tokens", "pooled"])
-def test_a_layer_that_is_a_layer_of_the_vfm_scores_one_there_alone(mllm: MLLM, monkeypatch: pytest.MonkeyPatch, pooling: str, metric: str) -> None:
-    """Planted truth: layers 0 and 1 are blocks 9 and 3 of the VFM up to a rotation, layer 2 is noise and scores its null."""
+def test_a_layer_that_is_a_layer_of_the_vfm_scores_one_there_alone(
+    mllm: MLLM, monkeypatch: pytest.MonkeyPatch, pooling: str, metric: str
+) -> None:
+    """Planted truth: layers 0 and 1 are blocks 9 and 3 of the VFM up to a rotation, layer 2 is noise and scores its
+    null."""
     data = load_data("shapes:val", limit=24)
     images = [scene[0].image for scene in data.scenes]
     third, ninth = (features.tokens() for features in load_vfm("dinov2-small").layers(images, [3, 9], grid=(8, 8)))
@@ -97,8 +116,16 @@ def test_a_layer_that_is_a_layer_of_the_vfm_scores_one_there_alone(mllm: MLLM, m
     assert scores.loc[0, 9] == pytest.approx(1, abs=1e-4) and scores.loc[1, 3] == pytest.approx(1, abs=1e-4)
     assert scores.loc[0, 3] < 0.97 and scores.loc[1, 9] < 0.97
     planted, random = (table[(table["layer"] == 2) == is_noise] for is_noise in (False, True))
-    assert (planted["p"] < 0.05).all() and (random["p"] > 0.01).all() and (random["score"] - random["null_mean"] < 0.2).all()
-    assert (table["low"] <= table["score"]).all() and (table["score"] <= table["high"]).all() and (table["n_images"] == 24).all()
+    assert (
+        (planted["p"] < 0.05).all()
+        and (random["p"] > 0.01).all()
+        and (random["score"] - random["null_mean"] < 0.2).all()
+    )
+    assert (
+        (table["low"] <= table["score"]).all()
+        and (table["score"] <= table["high"]).all()
+        and (table["n_images"] == 24).all()
+    )
     option = {"k": 5, "dim": 5}.get(METRICS.get(metric).option)
     assert option is None or (table[METRICS.get(metric).option] == option).all()
 
@@ -106,13 +133,20 @@ def test_a_layer_that_is_a_layer_of_the_vfm_scores_one_there_alone(mllm: MLLM, m
 def test_batches_change_no_number(mllm: MLLM) -> None:
     data = load_data("shapes:val", limit=5)
     for metric in METRICS:
-        tables = [run_cknna(Config(limit=5, layers=(1,), metric=metric, null=10), Context(mllm, data, size)).tables["scores"] for size in (2, 5)]
+        tables = [
+            run_cknna(Config(limit=5, layers=(1,), metric=metric, null=10), Context(mllm, data, size)).tables["scores"]
+            for size in (2, 5)
+        ]
         numbers = tables[0].select_dtypes("number").columns
-        assert np.allclose(tables[0][numbers].astype(float), tables[1][numbers].astype(float), atol=1e-4, equal_nan=True), metric
+        assert np.allclose(
+            tables[0][numbers].astype(float), tables[1][numbers].astype(float), atol=1e-4, equal_nan=True
+        ), metric
 
 
 @pytest.mark.parametrize("pooling", ["within", "tokens", "pooled"])
-def test_a_model_does_not_differ_from_itself_and_differs_from_noise(mllm: MLLM, monkeypatch: pytest.MonkeyPatch, pooling: str) -> None:
+def test_a_model_does_not_differ_from_itself_and_differs_from_noise(
+    mllm: MLLM, monkeypatch: pytest.MonkeyPatch, pooling: str
+) -> None:
     data = load_data("shapes:val", limit=40)
     features = load_vfm("dinov2-small")([scene[0].image for scene in data.scenes], grid=(8, 8)).tokens()
     config, context = Config(limit=40, layers=(0, 1), pooling=pooling, k=5, null=10), Context(mllm, data, batch_size=8)
@@ -122,21 +156,43 @@ def test_a_model_does_not_differ_from_itself_and_differs_from_noise(mllm: MLLM, 
         plant(monkeypatch, data, lambda: turned(features), lambda second=second: second)
         found[name] = runs.Run(name, record, run_cknna(config, context).tables)
     table = differences(found).set_index(["model", "layer"])
-    assert (table.loc["again"][["score", "low", "high"]] == 0).all(axis=None) and (table.loc["again"]["p_holm"] == 1).all()
+    assert (table.loc["again"][["score", "low", "high"]] == 0).all(axis=None) and (
+        table.loc["again"]["p_holm"] == 1
+    ).all()
     assert (table.loc[("noise", 0)][["score", "low", "high"]] == 0).all()
     fall = table.loc[("noise", 1)]
     scores = found["noise"].tables["scores"].set_index("layer")["score"]
-    assert fall["score"] == pytest.approx(scores[1] - scores[0], abs=1e-4) and fall["low"] <= fall["score"] <= fall["high"] < -0.3
+    assert (
+        fall["score"] == pytest.approx(scores[1] - scores[0], abs=1e-4)
+        and fall["low"] <= fall["score"] <= fall["high"] < -0.3
+    )
     assert fall["p"] <= fall["p_holm"] < 0.05 and fall["n_images"] == 40 and (table["against"] == "a").all()
     (change,) = (figure for title, figure in ANALYSIS.figures(found).items() if title == "Difference by layer")
-    assert "CKNNA, minus a" in change.layout.yaxis.title.text and sum(trace.fill == "toself" for trace in change.data) == 2
+    assert (
+        "CKNNA, minus a" in change.layout.yaxis.title.text and sum(trace.fill == "toself" for trace in change.data) == 2
+    )
     other = dataclasses.replace(found["again"], record=record | {"data_fingerprint": "e"})
-    assert differences({"a": found["a"], "other": other}).empty and list(ANALYSIS.figures({"a": found["a"], "other": other})) == ["Alignment by layer"]
+    assert differences({"a": found["a"], "other": other}).empty and list(
+        ANALYSIS.figures({"a": found["a"], "other": other})
+    ) == ["Alignment by layer"]
 
 
 def test_the_matrix_view_marks_what_differs(runs_folder: Path, tmp_path: Path) -> None:
     models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
-    words = ["--limit", "12", "--null", "10", "--metric", "rsa", "--vfm", "dinov2-small", "efficientnet-lite0", "--vfm_layers", "2", "4"]
+    words = [
+        "--limit",
+        "12",
+        "--null",
+        "10",
+        "--metric",
+        "rsa",
+        "--vfm",
+        "dinov2-small",
+        "efficientnet-lite0",
+        "--vfm_layers",
+        "2",
+        "4",
+    ]
     done = run("analyses.cknna", "--model", *models, *words, "--output_dir", str(tmp_path))
     assert "vfm_layer" in done.stdout and "rsa" in done.stdout
     found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path).sort_values("label")["folder"])}
@@ -161,11 +217,15 @@ def test_runs_of_version_1_are_still_shown_and_compared(runs_folder: Path) -> No
     found = {stored.label: stored for stored in map(runs.load, runs.index(runs_folder).sort_values("label")["folder"])}
     gone = ["metric", "target", "vfm_layer", "dim"]
     old = {
-        label: dataclasses.replace(stored, tables={name: table.drop(columns=gone, errors="ignore") for name, table in stored.tables.items()})
+        label: dataclasses.replace(
+            stored, tables={name: table.drop(columns=gone, errors="ignore") for name, table in stored.tables.items()}
+        )
         for label, stored in found.items()
     }
     assert list(ANALYSIS.figures(old)) == list(ANALYSIS.figures(found)) == ["Alignment by layer", "Difference by layer"]
-    assert differences(old)[["score", "low", "high", "p_holm"]].equals(differences(found)[["score", "low", "high", "p_holm"]])
+    assert differences(old)[["score", "low", "high", "p_holm"]].equals(
+        differences(found)[["score", "low", "high", "p_holm"]]
+    )
     assert np.allclose(ANALYSIS.summary(old)["score"], ANALYSIS.summary(found)["score"])
 
 
@@ -185,21 +245,41 @@ def test_every_raster_counts_and_an_image_is_the_mean_of_its_rasters(family: str
         batch = tiled.encode([sample.image], [sample.question])
         values, scores, at = read(tiled, batch, layers=[1])[0].values[0], [], 0
         for raster in tiled.visual_tokens(batch)[0]:
-            left, top, right, bottom = (round(v * side) for v, side in zip(raster.box, sample.image.size * 2, strict=True))
+            left, top, right, bottom = (
+                round(v * side) for v, side in zip(raster.box, sample.image.size * 2, strict=True)
+            )
             target = vfm([sample.image.crop((left, top, right, bottom))], grid=raster.grid).tokens()[0]
             scores.append(cknna(values[at : at + len(raster.index)], target, k=3))
             at += len(raster.index)
         expected.append(np.mean(scores))
     assert np.allclose(table["per_image"]["score"], expected, atol=2e-3)
-    assert table["scores"]["score"].item() == pytest.approx(np.mean(expected), abs=2e-3) and table["scores"]["n_images"].item() == 4
+    assert (
+        table["scores"]["score"].item() == pytest.approx(np.mean(expected), abs=2e-3)
+        and table["scores"]["n_images"].item() == 4
+    )
     config = Config(data=data.name, layers=(1,), k=3, null=10, pooling="tokens", tokens_per_image=8)
     assert run_cknna(config, Context(tiled, data, batch_size=4)).tables["scores"]["n"].item() == 32
-    with pytest.raises(DataError, match=r"k is 1 with 4 images: .* compares the 2 tokens of half of the images; expected at least 4"):
+    with pytest.raises(
+        DataError, match=r"k is 1 with 4 images: .* compares the 2 tokens of half of the images; expected at least 4"
+    ):
         run_cknna(dataclasses.replace(config, k=1, pooling="pooled"), Context(tiled, data, batch_size=4))
 
 
 def test_the_same_question_is_a_look_up(runs_folder: Path, tmp_path: Path) -> None:
-    words = ["analyses.cknna", "--model", str(runs_folder / "viral"), "--limit", "3", "--null", "10", "--k", "5", "--layers", "1", "3"]
+    words = [
+        "analyses.cknna",
+        "--model",
+        str(runs_folder / "viral"),
+        "--limit",
+        "3",
+        "--null",
+        "10",
+        "--k",
+        "5",
+        "--layers",
+        "1",
+        "3",
+    ]
     words += ["--pooling", "pooled", "--k", "2", "--limit", "12", "--output_dir", str(tmp_path)]
     run(*words)
     (folder,) = tmp_path.glob("[!.]*")
@@ -216,11 +296,30 @@ def test_a_folder_of_photographs(runs_folder: Path, tmp_path: Path) -> None:
     for name in ("astronaut", "chelsea", "coffee", "rocket"):
         Image.fromarray(getattr(photographs, name)()).save(photos / f"{name}.jpg")
     Image.fromarray(photographs.camera()).save(photos / "grey.png")
-    done = run("analyses.cknna", "--model", str(runs_folder / "viral"), "--data", f"folder:{photos}", "--null", "10", "--output_dir", str(tmp_path / "out"))
+    done = run(
+        "analyses.cknna",
+        "--model",
+        str(runs_folder / "viral"),
+        "--data",
+        f"folder:{photos}",
+        "--null",
+        "10",
+        "--output_dir",
+        str(tmp_path / "out"),
+    )
     stored = runs.load(next((tmp_path / "out").glob("[!.]*")))
     assert (stored.tables["scores"]["n_images"] == 5).all() and "dinov2-small" in done.stdout
     (photos / "broken.jpg").write_bytes((photos / "coffee.jpg").read_bytes()[:2000])
-    failed = run("analyses.cknna", "--model", str(runs_folder / "viral"), "--data", f"folder:{photos}", "--output_dir", str(tmp_path / "out2"), code=2)
+    failed = run(
+        "analyses.cknna",
+        "--model",
+        str(runs_folder / "viral"),
+        "--data",
+        f"folder:{photos}",
+        "--output_dir",
+        str(tmp_path / "out2"),
+        code=2,
+    )
     assert failed.stderr.strip().splitlines()[-1].startswith("error: image ") and "broken.jpg" in failed.stderr
     assert not (tmp_path / "out2").exists()
 
@@ -234,7 +333,10 @@ def test_a_folder_of_photographs(runs_folder: Path, tmp_path: Path) -> None:
         (["--model", "MODEL", "--k", "0"], "k is 0: expected at least 1"),
         (["--model", "MODEL", "--metric", "cknn"], "cknna"),
         (["--model", "MODEL", "--vfm_layers", "3", "13"], "layer 13 does not exist in dinov2-small: expected 1 to 12"),
-        (["--model", "MODEL", "--vfm", "efficientnet-lite0", "--vfm_layers", "0"], "layer 0 does not exist in efficientnet-lite0: expected 1 to 5"),
+        (
+            ["--model", "MODEL", "--vfm", "efficientnet-lite0", "--vfm_layers", "0"],
+            "layer 0 does not exist in efficientnet-lite0: expected 1 to 5",
+        ),
         (["--model", "MODEL", "--metric", "svcca", "--dim", "64", "--limit", "4"], "dim is 64: expected 1 to "),
         (
             ["--model", "MODEL", "--k", "64", "--limit", "4"],
@@ -256,7 +358,9 @@ def test_a_folder_of_photographs(runs_folder: Path, tmp_path: Path) -> None:
 def test_bad_input_is_one_sentence(runs_folder: Path, tmp_path: Path, words: list[str], message: str) -> None:
     (tmp_path / "empty").mkdir()
     given = [w.replace("MODEL", str(runs_folder / "viral")).replace("EMPTY", str(tmp_path / "empty")) for w in words]
-    assert message in refused("analyses.cknna", *([] if "--output_dir" in words else ["--output_dir", str(tmp_path / "out")]), *given)
+    assert message in refused(
+        "analyses.cknna", *([] if "--output_dir" in words else ["--output_dir", str(tmp_path / "out")]), *given
+    )
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").glob("[!.]*")) == []
 
 
@@ -292,13 +396,18 @@ def test_a_family_without_a_raster_is_refused(mllm: MLLM, name: str) -> None:
     """Tokens without rows and columns have no pixels under them: nothing is measured."""
     own = mllm.family
     flat = MLLM(mllm.model, mllm.processor, own, mllm.name)
-    flat.family = dataclasses.replace(own, visual_tokens=lambda *given: [[dataclasses.replace(t, grid=None) for t in s] for s in own.visual_tokens(*given)])
+    flat.family = dataclasses.replace(
+        own,
+        visual_tokens=lambda *given: [
+            [dataclasses.replace(t, grid=None) for t in s] for s in own.visual_tokens(*given)
+        ],
+    )
     analysis = importlib.import_module(f"analyses.{name}").ANALYSIS
     with pytest.raises(DataError, match="gives visual tokens without a raster: expected a place in the image for each"):
         analysis.run(analysis.config(limit=12), Context(flat, load_data("shapes:val", limit=12), batch_size=4))
 
 
-# --- images that cannot be scored ---------------------------------------------------------------------------------------------------------
+# --- images that cannot be scored -----------------------------------------------------------------
 
 
 def test_an_image_that_a_metric_refuses_is_left_out_by_name_and_changes_no_other() -> None:
@@ -313,14 +422,23 @@ def test_an_image_that_a_metric_refuses_is_left_out_by_name_and_changes_no_other
     def scored(names: list[str], size: int) -> tuple[Within, Scores]:
         within, at = Within(METRICS.get("cknna"), 10, null=10, seed=0), [list(sizes).index(name) for name in names]
         for start in range(0, len(at), size):
-            within.add(*([[side[n] for n in at[start : start + size]] for side in sides] for sides in (hidden, patches)))
+            within.add(
+                *([[side[n] for n in at[start : start + size]] for side in sides] for sides in (hidden, patches))
+            )
         return within, within.finish()
 
     for size in (1, 2, 6):
         within, found = scored(list(sizes), size)
-        assert [list(sizes)[n] for n in within.scored] == ["a", "b", "c"] and found.parts.shape == (3, 2, 1) and found.n == 20 and found.rasters == 4
+        assert (
+            [list(sizes)[n] for n in within.scored] == ["a", "b", "c"]
+            and found.parts.shape == (3, 2, 1)
+            and found.n == 20
+            and found.rasters == 4
+        )
         icon, white, half = within.sentences(list(sizes))
-        assert icon == "image icon: 4 visual tokens, expected at least 11 with k 10" and half.startswith("image half: 6 visual tokens")
+        assert icon == "image icon: 4 visual tokens, expected at least 11 with k 10" and half.startswith(
+            "image half: 6 visual tokens"
+        )
         assert white.startswith("image white: ") and "zeros" in white
         np.testing.assert_allclose(found.parts, scored(["a", "b", "c"], 3)[1].parts, rtol=1e-12)
         single = [cknna(hidden[0][0][0], patches[0][0][0], k=10), cknna(hidden[0][4][0], patches[0][4][0], k=10)]
@@ -337,10 +455,25 @@ def test_an_icon_among_photographs_is_named_in_print_and_record(tmp_path: Path) 
     photos = tmp_path / "photos"
     photos.mkdir()
     for number, size in enumerate([(300, 200)] * 4 + [(30, 30)]):
-        Image.fromarray(np.random.default_rng(number).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(photos / f"{number}.png")
-    command = ["analyses.cknna", "--model", str(build("qwen2_vl", tmp_path / "qwen")), "--vfm", "efficientnet-lite0", "--data", f"folder:{photos}"]
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(
+            photos / f"{number}.png"
+        )
+    command = [
+        "analyses.cknna",
+        "--model",
+        str(build("qwen2_vl", tmp_path / "qwen")),
+        "--vfm",
+        "efficientnet-lite0",
+        "--data",
+        f"folder:{photos}",
+    ]
     done = run(*command, "--layers", "1", "--null", "10", "--output_dir", str(tmp_path / "runs"))
-    assert done.returncode == 0 and f"qwen: left out image {photos}/4.png: 4 visual tokens, expected at least 11 with k 10" in done.stdout
+    assert (
+        done.returncode == 0
+        and f"qwen: left out image {photos}/4.png: 4 visual tokens, expected at least 11 with k 10" in done.stdout
+    )
     (stored,) = (runs.load(folder.parent) for folder in (tmp_path / "runs").glob("*/run.json"))
     assert stored.record["left_out"] == [f"image {photos}/4.png: 4 visual tokens, expected at least 11 with k 10"]
-    assert stored.tables["scores"]["n_images"].tolist() == [4] and set(stored.tables["per_image"]["image_id"]) == {f"{n}.png" for n in range(4)}
+    assert stored.tables["scores"]["n_images"].tolist() == [4] and set(stored.tables["per_image"]["image_id"]) == {
+        f"{n}.png" for n in range(4)
+    }

@@ -1,4 +1,5 @@
-"""Scores of answers by question type and for the mean of types, by hand: unequal numbers of questions, and chance levels that differ within a type."""
+"""Scores of answers by question type and for the mean of types, by hand: unequal numbers of questions, and chance
+levels that differ within a type."""
 
 from __future__ import annotations
 
@@ -38,20 +39,33 @@ KL = expected(lambda q: sum(q[6]) / 2)
 
 
 def test_accuracy_by_type_by_hand() -> None:
-    """The mean of types is the mean of their accuracies, and its chance the mean of their chance levels: .29 here, not the .33 of all questions."""
+    """The mean of types is the mean of their accuracies, and its chance the mean of their chance levels: .29 here, not
+    the .33 of all questions."""
     rows = [{"image_id": q[1], "category": q[2], "chance": 1 / q[3], "correct": q[4]} for q in QUESTIONS]
     table = pd.DataFrame(accuracy_by_type(pd.DataFrame(rows), seed=3)).set_index("category")
     assert list(table.index) == [*TYPES, MEAN] and (table["seed"] == 3).all()
     assert table["accuracy"].to_dict() == pytest.approx(BEFORE)
-    assert table["chance"].to_dict() == pytest.approx(CHANCE) and abs(CHANCE[MEAN] - np.mean([1 / q[3] for q in QUESTIONS])) > 0.04
+    assert (
+        table["chance"].to_dict() == pytest.approx(CHANCE)
+        and abs(CHANCE[MEAN] - np.mean([1 / q[3] for q in QUESTIONS])) > 0.04
+    )
     assert table["n"].to_dict() == {"color": 5, "count": 1, "side": 2, MEAN: 8}
     assert table["n_images"].to_dict() == {"color": 3, "count": 1, "side": 2, MEAN: 4}
 
 
 def test_changes_by_type_by_hand() -> None:
-    """Draws of one question count as one question; every type weighs the same in the mean of types, in accuracy, drop, KL and chance."""
+    """Draws of one question count as one question; every type weighs the same in the mean of types, in accuracy, drop,
+    KL and chance."""
     rows = [
-        {"id": q[0], "image_id": q[1], "category": q[2], "chance": 1 / q[3], "correct_before": q[4], "correct_after": q[5][draw], "kl": q[6][draw]}
+        {
+            "id": q[0],
+            "image_id": q[1],
+            "category": q[2],
+            "chance": 1 / q[3],
+            "correct_before": q[4],
+            "correct_after": q[5][draw],
+            "kl": q[6][draw],
+        }
         for q in QUESTIONS
         for draw in (0, 1)
     ]
@@ -65,7 +79,21 @@ def test_changes_by_type_by_hand() -> None:
 
 
 def test_the_p_of_a_change_is_the_sign_flip_test_of_the_images() -> None:
-    """Six images of one question each, five of which lose it: 7 of the 64 flips of five signs and a zero reach as far, on either side."""
-    rows = [{"id": str(n), "image_id": str(n), "category": "a", "chance": 0.5, "correct_before": True, "correct_after": n == 0, "kl": 0.0} for n in range(6)]
+    """Six images of one question each, five of which lose it: 7 of the 64 flips of five signs and a zero reach as far,
+    on either side."""
+    rows = [
+        {
+            "id": str(n),
+            "image_id": str(n),
+            "category": "a",
+            "chance": 0.5,
+            "correct_before": True,
+            "correct_after": n == 0,
+            "kl": 0.0,
+        }
+        for n in range(6)
+    ]
     (row, same) = change_by_type(pd.DataFrame(rows), seed=0)
-    assert row["p"] == pytest.approx(2 / 2**5) and same["p"] == row["p"] and row["accuracy_drop"] == pytest.approx(5 / 6)
+    assert (
+        row["p"] == pytest.approx(2 / 2**5) and same["p"] == row["p"] and row["accuracy_drop"] == pytest.approx(5 / 6)
+    )

@@ -28,17 +28,40 @@ def run(model: Path) -> Run:
     return run_analysis("cknna", model, **ASKED)
 
 
-def test_a_run_in_memory_has_the_numbers_of_the_command(run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_in_memory_has_the_numbers_of_the_command(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from analyses.cknna import ANALYSIS
 
-    words = ["--model", str(model), "--vfm", "efficientnet-lite0", "--null", "10", "--k", "3", "--layers", "1", "2", "--limit", "4"]
+    words = [
+        "--model",
+        str(model),
+        "--vfm",
+        "efficientnet-lite0",
+        "--null",
+        "10",
+        "--k",
+        "3",
+        "--layers",
+        "1",
+        "2",
+        "--limit",
+        "4",
+    ]
     monkeypatch.setattr("sys.argv", ["analyses.cknna", *words, "--output_dir", str(tmp_path)])
     main(ANALYSIS)
     (folder,) = (path.parent for path in tmp_path.glob("cknna-*/run.json"))
     stored = load(folder)
     pd.testing.assert_frame_equal(run.tables["scores"], stored.tables["scores"], check_exact=True)
-    assert run.key == stored.key and set(run.record) == set(json.loads((folder / "run.json").read_text())) - {"key", "tables", "seconds"}
-    assert run.save(tmp_path / "again") == tmp_path / "again" / folder.name and load(tmp_path / "again" / folder.name).key == run.key
+    assert run.key == stored.key and set(run.record) == set(json.loads((folder / "run.json").read_text())) - {
+        "key",
+        "tables",
+        "seconds",
+    }
+    assert (
+        run.save(tmp_path / "again") == tmp_path / "again" / folder.name
+        and load(tmp_path / "again" / folder.name).key == run.key
+    )
 
 
 def test_a_stored_run_is_looked_up(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +73,9 @@ def test_a_stored_run_is_looked_up(model: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_models_in_memory_and_folders_are_one_model(run: Run, model: Path) -> None:
-    wrapped = MLLM.wrap(tf.AutoModelForImageTextToText.from_pretrained(model), tf.AutoProcessor.from_pretrained(model), name="mine")
+    wrapped = MLLM.wrap(
+        tf.AutoModelForImageTextToText.from_pretrained(model), tf.AutoProcessor.from_pretrained(model), name="mine"
+    )
     for given in (wrapped, (wrapped.model, wrapped.processor)):
         again = run_analysis("cknna", given, data=load_data("shapes:val", limit=4), **ASKED)
         pd.testing.assert_frame_equal(again.tables["scores"], run.tables["scores"])
@@ -65,7 +90,9 @@ def test_models_in_memory_and_folders_are_one_model(run: Run, model: Path) -> No
 def test_runs_are_compared_by_label(run: Run, model: Path) -> None:
     other = run_analysis("cknna", f"second={model}", **ASKED)
     both = compare([run, other])
-    assert list(both.tables["scores"]["model"].unique()) == ["llava", "second"] and len(both.tables["scores"]) == 2 * len(run.tables["scores"])
+    assert list(both.tables["scores"]["model"].unique()) == ["llava", "second"] and len(
+        both.tables["scores"]
+    ) == 2 * len(run.tables["scores"])
     assert set(both.figures()) > set(run.figures()) and len(both.summary) == 2 * len(run.tables["scores"])
     with pytest.raises(RunError, match="2 runs with labels llava: expected one or more of different labels"):
         compare([run, run])

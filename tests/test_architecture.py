@@ -47,7 +47,8 @@ def test_arrows(file: Path) -> None:
     name = str(file.relative_to(ROOT))
     top = name.split("/")[0]
     own = {module.split(".")[0] for module in imports(file)} & TOPS
-    checked = {"viral_workbench"} if name.count("/") == 1 and name.endswith("/__init__.py") else set()  # the check of the installation
+    # the check of the installation
+    checked = {"viral_workbench"} if name.count("/") == 1 and name.endswith("/__init__.py") else set()
     assert own <= ALLOWED[top] | checked, f"{name} imports {own - ALLOWED[top]}"
     for module in imports(file):
         if top == "analyses" and module.startswith("analyses."):
@@ -64,7 +65,8 @@ def _module(file: Path) -> str:
 
 
 def test_no_two_files_import_each_other() -> None:
-    """Nor do more of them in a circle, not even inside functions or for types alone; a package's `__init__`, which hands names on, is left out."""
+    """Nor do more of them in a circle, not even inside functions or for types alone; a package's `__init__`, which
+    hands names on, is left out."""
     modules = {_module(file): file for file in FILES}
     arrows: dict[str, set[str]] = {}
     for name, file in modules.items():
@@ -87,7 +89,10 @@ def test_listing_runs_does_not_import_torch() -> None:
     import sys
 
     code = "import sys, workbench.runs, workbench.figures, workbench.dashboard.runs_page; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )
 
 
 def _normal(name: str) -> str:
@@ -98,12 +103,19 @@ def _imported(file: Path) -> Iterator[tuple[str, bool]]:
     """The top-level modules that a file imports, and whether it does so when it is imported itself."""
     tree = ast.parse(file.read_text())
     for node in ast.walk(tree):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names = (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
         yield from ((name.split(".")[0], node in tree.body) for name in names)
 
 
 def test_every_import_is_declared() -> None:
-    """What a module imports at once is a dependency; what a function imports may be an extra. Tests may use the extra `test` too."""
+    """What a module imports at once is a dependency; what a function imports may be an extra. Tests may use the extra
+    `test` too."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = {_normal(name) for name in project["dependencies"]}
     extra = {key: {_normal(name) for name in names} for key, names in project["optional-dependencies"].items()}
@@ -133,7 +145,9 @@ def test_every_dependency_has_a_lower_bound_that_this_environment_meets() -> Non
         assert re.fullmatch(r"\d+(\.\d+)?", bound), f"{line}: expected NAME>=MAJOR.MINOR"
         if line in extras["docs"]:
             continue  # installed by `make docs` alone
-        assert tuple(map(int, version(name).split(".")[:2])) >= tuple(map(int, bound.split("."))), f"{line}: {version(name)} is installed"
+        assert tuple(map(int, version(name).split(".")[:2])) >= tuple(map(int, bound.split("."))), (
+            f"{line}: {version(name)} is installed"
+        )
 
 
 def test_no_page_asks_a_font_server() -> None:

@@ -1,4 +1,5 @@
-"""Attention maps: their mathematics and chance levels, their pixels in every family, planted heads, and the analysis from its command line."""
+"""Attention maps: their mathematics and chance levels, their pixels in every family, planted heads, and the analysis
+from its command line."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def one_cell(row: int, column: int) -> np.ndarray:
     return values
 
 
-# --- mathematics -----------------------------------------------------------------------------------------------------------------------
+# --- mathematics ----------------------------------------------------------------------------------
 
 
 def test_entropies_of_known_maps() -> None:
@@ -102,7 +103,9 @@ def test_a_map_that_is_the_object_is_found_and_its_neighbour_is_not() -> None:
 
 def test_many_objects_and_maps_are_every_pair() -> None:
     maps = renormalised(np.random.default_rng(2).random((2, 3, 8, 8)))
-    things = np.stack([covered(Object("a", box), RASTER) for box in [(0, 0, 0.3, 0.4), (0.5, 0.1, 0.9, 0.9), (0.2, 0.2, 0.4, 1)]])
+    things = np.stack(
+        [covered(Object("a", box), RASTER) for box in [(0, 0, 0.3, 0.4), (0.5, 0.1, 0.9, 0.9), (0.2, 0.2, 0.4, 1)]]
+    )
     for f in (pointing, mass_ratio, best_iou):
         every = f(maps, things)
         assert every.shape == (3, 2, 3)
@@ -111,7 +114,9 @@ def test_many_objects_and_maps_are_every_pair() -> None:
 
 def test_no_attention_and_objects_out_of_sight_are_nan() -> None:
     nothing, inside = renormalised(np.zeros((8, 8))), covered(SQUARE, RASTER)
-    assert all(np.isnan(value) for value in (pointing(nothing, inside), mass_ratio(nothing, inside), best_iou(nothing, inside)))
+    assert all(
+        np.isnan(value) for value in (pointing(nothing, inside), mass_ratio(nothing, inside), best_iou(nothing, inside))
+    )
     assert all(np.isnan(value) for value in dataclasses.astuple(entropies(nothing)))
     outside = covered(SQUARE, VisualTokens(torch.arange(4), (2, 2), (0.6, 0.0, 1.0, 1.0)))
     assert all(np.isnan(f(np.full((2, 2), 0.25), outside)) for f in (pointing, mass_ratio, best_iou))
@@ -121,12 +126,22 @@ def test_cells_count_the_pixels_of_the_mask() -> None:
     mask = np.zeros((10, 10), dtype=bool)
     mask[2:5, 1:6] = True
     thing = Object("x", (0.1, 0.2, 0.6, 0.5), mask)
-    raster = VisualTokens(torch.arange(6), (2, 3), (0.0, -0.5, 1.0, 1.5))  # padded above and below, as LLaVA does with wide images
+    # padded above and below, as LLaVA does with wide images
+    raster = VisualTokens(torch.arange(6), (2, 3), (0.0, -0.5, 1.0, 1.5))
     expected = [
-        [np.mean([[mask[y, x] if 0 <= y < 10 else False for x in _pixels(c)] for y in range(-5 + 10 * r, 5 + 10 * r)]) for c in range(3)] for r in (0, 1)
+        [
+            np.mean(
+                [[mask[y, x] if 0 <= y < 10 else False for x in _pixels(c)] for y in range(-5 + 10 * r, 5 + 10 * r)]
+            )
+            for c in range(3)
+        ]
+        for r in (0, 1)
     ]
-    assert covered(thing, VisualTokens(torch.arange(4), (2, 2), (0.0, 0.0, 1.0, 1.0))) == pytest.approx(np.array([[12 / 25, 3 / 25], [0, 0]]))
-    assert covered(thing, raster).sum() * 10 * 10 / 3 == pytest.approx(mask.sum())  # nothing is lost to cells that do not end at pixels
+    assert covered(thing, VisualTokens(torch.arange(4), (2, 2), (0.0, 0.0, 1.0, 1.0))) == pytest.approx(
+        np.array([[12 / 25, 3 / 25], [0, 0]])
+    )
+    # nothing is lost to cells that do not end at pixels
+    assert covered(thing, raster).sum() * 10 * 10 / 3 == pytest.approx(mask.sum())
     assert covered(thing, raster)[0, 0] == pytest.approx(3 * (10 / 3 - 1) / (10 / 3 * 10)) and len(expected) == 2
     assert covered(dataclasses.replace(thing, mask=None), raster) == pytest.approx(covered(thing, raster))
 
@@ -135,11 +150,18 @@ def _pixels(column: int) -> range:
     return range(round(column * 10 / 3), round((column + 1) * 10 / 3))
 
 
-# --- which object a question asks about ------------------------------------------------------------------------------------------------
+# --- which object a question asks about -----------------------------------------------------------
 
 
 def sample(question: str, answer: str = "", *names: str) -> Sample:
-    return Sample("s", "i", lambda: Image.new("RGB", (4, 4)), question, answer, objects=tuple(Object(n, (0, 0, 1, 1)) for n in names))
+    return Sample(
+        "s",
+        "i",
+        lambda: Image.new("RGB", (4, 4)),
+        question,
+        answer,
+        objects=tuple(Object(n, (0, 0, 1, 1)) for n in names),
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,7 +193,7 @@ def test_every_kind_of_question_about_one_object_is_found_in_the_shapes_world() 
             assert asked.answer in thing.name
 
 
-# --- pixels, in every family -----------------------------------------------------------------------------------------------------------
+# --- pixels, in every family ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -195,13 +217,23 @@ def test_attention_on_a_token_lands_on_its_pixels(name: str, tiny_folders: Path)
             left, top, right, bottom = part.cell(*divmod(number, part.grid[1]))
             lit = boxes[values > 0]
             width, height = boxes[0, 0, 2] - boxes[0, 0, 0], boxes[0, 0, 3] - boxes[0, 0, 1]
-            assert values.sum() == pytest.approx(1, abs=1e-6) or left < raster.box[0] or top < raster.box[1] or right > raster.box[2] or bottom > raster.box[3]
+            assert (
+                values.sum() == pytest.approx(1, abs=1e-6)
+                or left < raster.box[0]
+                or top < raster.box[1]
+                or right > raster.box[2]
+                or bottom > raster.box[3]
+            )
             assert (lit[:, 0] > left - width).all() and (lit[:, 1] > top - height).all()
             assert (lit[:, 2] < right + width).all() and (lit[:, 3] < bottom + height).all()
-            centre = ((boxes[..., 0] + boxes[..., 2]) / 2 * values).sum(), ((boxes[..., 1] + boxes[..., 3]) / 2 * values).sum()
+            centre = (
+                ((boxes[..., 0] + boxes[..., 2]) / 2 * values).sum(),
+                ((boxes[..., 1] + boxes[..., 3]) / 2 * values).sum(),
+            )
             if values.sum() == pytest.approx(1, abs=1e-6):
                 assert centre == pytest.approx(((left + right) / 2, (top + bottom) / 2), abs=max(width, height))
-            if np.allclose([right - left, bottom - top], [width, height], rtol=1e-3):  # a token of the finest raster is one cell
+            # a token of the finest raster is one cell
+            if np.allclose([right - left, bottom - top], [width, height], rtol=1e-3):
                 assert len(lit) == 1 and lit[0] == pytest.approx((left, top, right, bottom), abs=1e-6)
         figure = fig.overlays([[fig.Overlay("t", np.array(picture), one_hot[-1], raster.box)]])
         heat = next(trace for trace in figure.data if trace.type == "heatmap")
@@ -247,7 +279,7 @@ def test_tokens_without_a_raster_are_refused() -> None:
         canvas([])
 
 
-# --- planted heads ---------------------------------------------------------------------------------------------------------------------
+# --- planted heads --------------------------------------------------------------------------------
 
 
 def test_a_head_built_to_look_at_one_cell_points_there(tiny_folders: Path) -> None:
@@ -265,7 +297,8 @@ def test_a_head_built_to_look_at_one_cell_points_there(tiny_folders: Path) -> No
         normed = block.input_layernorm(hidden)
         wanted = torch.zeros(len(normed), 1)
         wanted[target] = 1
-        slowest = mllm.model.config.text_config.hidden_size // 4 // 2 - 1  # the dimension of a head that its position turns least
+        # the dimension of a head that its position turns least
+        slowest = mllm.model.config.text_config.hidden_size // 4 // 2 - 1
         block.self_attn.k_proj.weight[:8] = 0
         block.self_attn.k_proj.weight[slowest] = 40 * torch.linalg.lstsq(normed, wanted, driver="gelsd").solution[:, 0]
         block.self_attn.q_proj.weight[:8] = 0
@@ -317,11 +350,18 @@ def test_the_planted_head_is_chosen_and_holds_on_the_other_half(planted_result: 
     heads = planted_result.tables["heads"]
     assert (heads["layer"][0], heads["head"][0]) == (2, 1)
     best = heads.iloc[0]
-    assert best["pointing"] == 1 and best["gain_low"] > 0.3 and best["p_holm"] < 0.01 and best["p_holm"] >= best["p"] and best["mass_ratio"] > 2
+    assert (
+        best["pointing"] == 1
+        and best["gain_low"] > 0.3
+        and best["p_holm"] < 0.01
+        and best["p_holm"] >= best["p"]
+        and best["mass_ratio"] > 2
+    )
     assert (heads["p_holm"][1:] > 0.01).all()
     scores = planted_result.tables["scores"].set_index(["measure", "layer", "head"])
     centre, noise = scores.loc[("pointing", 2, 2)], scores.loc[("pointing", 1, 0)]
-    assert centre["low"] <= centre["null_q95"] and centre["high"] >= centre["null_mean"]  # looks where objects often are, at whichever object
+    # looks where objects often are, at whichever object
+    assert centre["low"] <= centre["null_q95"] and centre["high"] >= centre["null_mean"]
     assert noise["low"] <= noise["chance"] <= noise["high"]
     assert scores.loc[("iou", 2, 1), "score"] > scores.loc[("iou", 2, 1), "null_q95"] > 0
     assert scores.loc[("entropy_shannon", 2, 1), "score"] < scores.loc[("entropy_shannon", 1, 0), "score"] < 1
@@ -330,20 +370,33 @@ def test_the_planted_head_is_chosen_and_holds_on_the_other_half(planted_result: 
     assert heads["n_images"][0] == samples.loc[samples["half"] == "report", "image_id"].nunique()
 
 
-def test_a_planted_difference_between_models_is_found_and_only_that(planted_result: Result, mllm: MLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_difference_between_models_is_found_and_only_that(
+    planted_result: Result, mllm: MLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = load_data("shapes:val", limit=40)
     monkeypatch.setattr("analyses.attention.attention", _noise)
     plain = run_attention(Config(limit=40, questions=2, top=3, null=10, compare=0), Context(mllm, data, batch_size=16))
-    found = {n: runs.Run(n, {"label": n, "seed": 0, **r.record}, r.tables, r.tensors) for n, r in (("plain", plain), ("planted", planted_result))}
+    found = {
+        n: runs.Run(n, {"label": n, "seed": 0, **r.record}, r.tables, r.tensors)
+        for n, r in (("plain", plain), ("planted", planted_result))
+    }
     table = differences(found).set_index(["measure", "layer"])
-    assert (table["low"] <= table["score"]).all() and (table["score"] <= table["high"]).all() and (table["p"] <= table["p_holm"]).all()
+    assert (
+        (table["low"] <= table["score"]).all()
+        and (table["score"] <= table["high"]).all()
+        and (table["p"] <= table["p_holm"]).all()
+    )
     assert table.loc[("pointing", 2), "low"] > 0.1 and table.loc[("pointing", 2), "p_holm"] < 0.01
     assert table.loc[("pointing", 1), "p_holm"] > 0.05 and table.loc[("iou", 3), "p_holm"] > 0.05
     drawn = ANALYSIS.figures(found)
     for title, figure in drawn.items():
         if "difference" in title:
-            assert sum(trace.fill == "toself" for trace in figure.data) == sum(trace.fill != "toself" for trace in figure.data)
-    assert {f"{title}: {kind}" for title in MEASURES.values() for kind in ("by layer", "by head", "difference by layer")} < set(drawn)
+            assert sum(trace.fill == "toself" for trace in figure.data) == sum(
+                trace.fill != "toself" for trace in figure.data
+            )
+    assert {
+        f"{title}: {kind}" for title in MEASURES.values() for kind in ("by layer", "by head", "difference by layer")
+    } < set(drawn)
     assert differences({"plain": found["plain"]}).empty
 
 
@@ -354,35 +407,60 @@ def _noise(_: MLLM, batch: Batch, *, rows: list[list[int]], layers: list[int]) -
         yield torch.from_numpy(given / given.sum(-1, keepdims=True)).float()
 
 
-# --- the command line ------------------------------------------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------
 
 
 def test_the_command_stores_every_number_with_its_chance(runs_folder: Path, tmp_path: Path) -> None:
     models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
-    words = ["analyses.attention", "--model", *models, "--limit", "8", "--null", "10", "--questions", "2", "--output_dir", str(tmp_path)]
+    words = [
+        "analyses.attention",
+        "--model",
+        *models,
+        "--limit",
+        "8",
+        "--null",
+        "10",
+        "--questions",
+        "2",
+        "--output_dir",
+        str(tmp_path),
+    ]
     done = run(*words)
     stored = {one.label: one for one in map(runs.load, tmp_path.glob("[!.]*"))}
     found = {label: stored[label] for label in sorted(stored)}
     assert set(found) == {"baseline", "viral"} and "p_holm" in done.stdout
     for one in found.values():
         scores, samples = one.tables["scores"], one.tables["samples"]
-        assert set(scores["measure"]) == set(MEASURES) and scores["layer"].unique().tolist() == [1, 2, 3] and (scores["seed"] == 0).all()
-        assert scores.loc[scores["measure"] != "entropy_raw", ["score", "low", "high", "chance", "null_mean"]].notna().all(axis=None)
+        assert (
+            set(scores["measure"]) == set(MEASURES)
+            and scores["layer"].unique().tolist() == [1, 2, 3]
+            and (scores["seed"] == 0).all()
+        )
+        assert (
+            scores.loc[scores["measure"] != "entropy_raw", ["score", "low", "high", "chance", "null_mean"]]
+            .notna()
+            .all(axis=None)
+        )
         assert (scores["low"] <= scores["score"] + 1e-9).all() and (scores["score"] <= scores["high"] + 1e-9).all()
         values = one.tensors["values"]
         assert values.shape == (len(samples), 3, 4, len(MEASURES)) and samples.groupby("image_id").size().max() <= 2
         mass = scores[scores["measure"] == "mass"].set_index(["layer", "head"])["score"]
-        assert mass[2, 1] == pytest.approx(float(values[:, 1, 1, 0].mean()), abs=1e-5) and ((mass > 0) & (mass < 1)).all()
-        assert one.tensors["map_0"].shape == (3, 4, 8, 8) and one.tensors["map_0"].sum((-2, -1)).allclose(torch.ones(3, 4))
+        assert (
+            mass[2, 1] == pytest.approx(float(values[:, 1, 1, 0].mean()), abs=1e-5) and ((mass > 0) & (mass < 1)).all()
+        )
+        assert one.tensors["map_0"].shape == (3, 4, 8, 8) and one.tensors["map_0"].sum((-2, -1)).allclose(
+            torch.ones(3, 4)
+        )
         assert set(one.tables["examples"]["sample_id"]) <= set(samples.loc[samples["half"] == "report", "sample_id"])
-    assert found["baseline"].tables["samples"]["half"].equals(found["viral"].tables["samples"]["half"])  # the same halves, so pairs exist
+    # the same halves, so pairs exist
+    assert found["baseline"].tables["samples"]["half"].equals(found["viral"].tables["samples"]["half"])
     drawn = ANALYSIS.figures(found)
     overlay = drawn["Attention over the image, of a head that was chosen on other images"]
     assert [trace.type for trace in overlay.data].count("heatmap") == 2 * 3 * len(found["viral"].tables["examples"])
     methods = found["viral"].tables["methods"]
-    assert methods["method"].tolist()[6:] == ["rollout"] * 3 + ["gradient x attention"] * 3 and methods[["score", "low", "high", "chance"]].notna().all(
-        axis=None
-    )
+    assert methods["method"].tolist()[6:] == ["rollout"] * 3 + ["gradient x attention"] * 3 and methods[
+        ["score", "low", "high", "chance"]
+    ].notna().all(axis=None)
     assert (methods["n_images"] == found["viral"].tables["heads"]["n_images"][0]).all()  # the half reported on
     heat = drawn["pointing accuracy: by head"]
     assert heat.data[0].customdata.shape == (3, 4, 5) and heat.layout.annotations[0].text == "baseline"
@@ -394,10 +472,14 @@ def test_the_command_stores_every_number_with_its_chance(runs_folder: Path, tmp_
 
 def test_photographs_have_mass_and_entropies(mllm: MLLM, tmp_path: Path) -> None:
     for number, size in enumerate([(60, 40), (30, 80)]):
-        Image.fromarray(np.random.default_rng(number).integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (*size, 3), dtype=np.uint8)).save(
+            tmp_path / f"{number}.png"
+        )
     data = load_data(f"folder:{tmp_path}")
     result = run_attention(Config(localise=False, null=10), Context(mllm, data, batch_size=2))
-    assert set(result.tables) == {"scores", "layers", "samples", "examples"} and "pointing" not in set(result.tables["scores"]["measure"])
+    assert set(result.tables) == {"scores", "layers", "samples", "examples"} and "pointing" not in set(
+        result.tables["scores"]["measure"]
+    )
     found = {"viral": runs.Run("k", {"label": "viral", "seed": 0, **result.record}, result.tables, result.tensors)}
     assert len(ANALYSIS.figures(found)) == 1 + 2 * 5 and len(ANALYSIS.summary(found)) == 3 * 5
 
@@ -416,7 +498,9 @@ def test_bad_input_is_one_sentence(runs_folder: Path, tmp_path: Path, words: lis
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (40, 40), "red").save(tmp_path / "photos" / "a.png")
     given = [w.replace("PHOTOS", str(tmp_path / "photos")) for w in words]
-    assert message in refused("analyses.attention", "--model", str(runs_folder / "viral"), "--output_dir", str(tmp_path / "out"), *given)
+    assert message in refused(
+        "analyses.attention", "--model", str(runs_folder / "viral"), "--output_dir", str(tmp_path / "out"), *given
+    )
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").glob("[!.]*")) == []
 
 

@@ -1,4 +1,5 @@
-"""The loop of an analysis: chunks are stored as they are done, taken over, shared by processes, and change no bit of a result."""
+"""The loop of an analysis: chunks are stored as they are done, taken over, shared by processes, and change no bit of a
+result."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ DEPENDS = ("an origin",)
 def squares(chunk: Chunk[int]) -> Part:
     numbers = torch.tensor([float(item) for _, items in chunk.batches() for item in items])
     return Part(
-        {"rows": pd.DataFrame({"at": range(chunk.start, chunk.start + len(chunk)), "value": numbers.numpy()})}, {"squares": numbers**2}, {"n": len(chunk)}
+        {"rows": pd.DataFrame({"at": range(chunk.start, chunk.start + len(chunk)), "value": numbers.numpy()})},
+        {"squares": numbers**2},
+        {"n": len(chunk)},
     )
 
 
@@ -53,7 +56,9 @@ def mapped(chunks: Chunks, items: Sequence[int], fn: object, *, size: int = 4, k
 def test_chunks_are_whole_batches_and_cover_every_item_once() -> None:
     for batch_size, sizes in ((32, [32, 32, 6]), (8, [32, 32, 6]), (24, [48, 22]), (64, [64, 6])):
         chunks = chunked(range(70), batch_size)
-        assert [len(chunk) for chunk in chunks] == sizes and [item for chunk in chunks for _, items in chunk.batches() for item in items] == list(range(70))
+        assert [len(chunk) for chunk in chunks] == sizes and [
+            item for chunk in chunks for _, items in chunk.batches() for item in items
+        ] == list(range(70))
         assert all(len(items) == batch_size for chunk in chunks[:-1] for _, items in chunk.batches())
         assert [first for chunk in chunks for first, _ in chunk.batches()] == list(range(0, 70, batch_size))
 
@@ -63,7 +68,9 @@ def test_parts_come_back_as_they_were_and_nothing_is_computed_twice(tmp_path: Pa
     stored = mapped(Chunks(tmp_path, "q"), range(10), fn)
     assert fn.starts == [0, 4, 8] and [part.record for part in stored] == [{"n": 4}, {"n": 4}, {"n": 2}]
     pd.testing.assert_frame_equal(joined(stored, "rows"), joined(memory, "rows"))
-    assert torch.equal(stacked(stored, "squares"), stacked(memory, "squares")) and stacked(stored, "squares").tolist() == [float(n**2) for n in range(10)]
+    assert torch.equal(stacked(stored, "squares"), stacked(memory, "squares")) and stacked(
+        stored, "squares"
+    ).tolist() == [float(n**2) for n in range(10)]
     mapped(Chunks(tmp_path, "q"), range(10), fn)
     assert fn.starts == [0, 4, 8]
 
@@ -93,16 +100,27 @@ def test_an_error_keeps_the_chunks_before_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda f: (f / PART_FILE).write_text("{"), lambda f: (f / "rows.parquet").unlink(), lambda f: (f / "tensors.safetensors").write_bytes(b"no")]
+    "damage",
+    [
+        lambda f: (f / PART_FILE).write_text("{"),
+        lambda f: (f / "rows.parquet").unlink(),
+        lambda f: (f / "tensors.safetensors").write_bytes(b"no"),
+    ],
 )
-def test_a_damaged_chunk_is_computed_again_and_named(tmp_path: Path, damage: object, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_chunk_is_computed_again_and_named(
+    tmp_path: Path, damage: object, caplog: pytest.LogCaptureFixture
+) -> None:
     fn = Counted()
     mapped(Chunks(tmp_path, "q"), range(8), fn)
     folder = next(path for path in tmp_path.iterdir() if path.name.startswith("squares-4-"))
     damage(folder)  # type: ignore[operator]
     with caplog.at_level(logging.WARNING):
         parts = mapped(Chunks(tmp_path, "q"), range(8), fn)
-    assert fn.starts == [0, 4, 4] and stacked(parts, "squares").tolist() == [float(n**2) for n in range(8)] and f"{folder} is damaged" in caplog.text
+    assert (
+        fn.starts == [0, 4, 4]
+        and stacked(parts, "squares").tolist() == [float(n**2) for n in range(8)]
+        and f"{folder} is damaged" in caplog.text
+    )
 
 
 def test_parts_that_are_not_kept_are_removed_when_the_run_is_stored(tmp_path: Path) -> None:
@@ -138,7 +156,8 @@ def test_processes_share_the_chunks_and_all_have_all_of_them(tmp_path: Path, mon
         process.join()
     assert results[0] == results[1] == [float(n**2) for n in range(40)]
     done = [path.name.split("-") for path in (tmp_path / "log").iterdir()]
-    assert sorted(int(start) for start, _ in done) == list(range(0, 40, 4)) and len({pid for _, pid in done}) == 2  # each once, by both
+    # each once, by both
+    assert sorted(int(start) for start, _ in done) == list(range(0, 40, 4)) and len({pid for _, pid in done}) == 2
 
 
 def test_ranks_are_those_of_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,16 +171,45 @@ def test_ranks_are_those_of_the_launcher(monkeypatch: pytest.MonkeyPatch) -> Non
     for name, value in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), "120", strict=True):
         monkeypatch.setenv(name, value)
     assert Ranks.here() == Ranks(1, 2, 0)
-    assert [Ranks(rank, 3).turned(range(6)) for rank in range(3)] == [[0, 1, 2, 3, 4, 5], [2, 3, 4, 5, 0, 1], [4, 5, 0, 1, 2, 3]]
+    assert [Ranks(rank, 3).turned(range(6)) for rank in range(3)] == [
+        [0, 1, 2, 3, 4, 5],
+        [2, 3, 4, 5, 0, 1],
+        [4, 5, 0, 1, 2, 3],
+    ]
 
 
 def test_an_item_is_known_by_all_that_it_says() -> None:
     def sample(**more: object) -> Sample:
-        return Sample(**({"id": "a", "image_id": "i", "load": lambda: Image.new("RGB", (1, 1)), "question": "q", "options": ("x", "y")} | more))  # type: ignore[arg-type]
+        return Sample(
+            **(
+                {
+                    "id": "a",
+                    "image_id": "i",
+                    "load": lambda: Image.new("RGB", (1, 1)),
+                    "question": "q",
+                    "options": ("x", "y"),
+                }
+                | more
+            )
+        )  # type: ignore[arg-type]
 
-    others = [sample(id="b"), sample(image_id="j"), sample(question="r"), sample(options=("y", "x")), sample(answer="x"), sample(category="c")]
-    others += [sample(objects=(Object("dog", (0, 0, 1, 1)),)), sample(objects=(Object("dog", (0, 0, 1, 0.5)),)), sample(text_only=0.5)]
-    assert identity(sample()) == identity(sample()) and len({str(identity(one)) for one in [sample(), *others]}) == len(others) + 1
+    others = [
+        sample(id="b"),
+        sample(image_id="j"),
+        sample(question="r"),
+        sample(options=("y", "x")),
+        sample(answer="x"),
+        sample(category="c"),
+    ]
+    others += [
+        sample(objects=(Object("dog", (0, 0, 1, 1)),)),
+        sample(objects=(Object("dog", (0, 0, 1, 0.5)),)),
+        sample(text_only=0.5),
+    ]
+    assert (
+        identity(sample()) == identity(sample())
+        and len({str(identity(one)) for one in [sample(), *others]}) == len(others) + 1
+    )
     with pytest.raises(TypeError, match="is a object"):
         identity(object())
 
@@ -172,7 +220,7 @@ def test_scenes_keep_their_identity_under_another_limit() -> None:
     assert identity(few.scenes) == identity(many.scenes[:3])
 
 
-# --- the real command ----------------------------------------------------------------------------------------------------------------------
+# --- the real command -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +229,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(model: Path, out: Path) -> list[str]:
-    asked = ["--model", str(model), "--data", "shapes:val", "--vfm", "efficientnet-lite0", "--null", "10", "--k", "3", "--layers", "1", "2"]
+    asked = [
+        "--model",
+        str(model),
+        "--data",
+        "shapes:val",
+        "--vfm",
+        "efficientnet-lite0",
+        "--null",
+        "10",
+        "--k",
+        "3",
+        "--layers",
+        "1",
+        "2",
+    ]
     return [*asked, "--output_dir", str(out), "--limit", "14", "--batch_size", "2"]
 
 
@@ -206,7 +268,13 @@ def launch(folder: Path, model: Path, out: Path, **more: str) -> subprocess.Pope
     script.write_text(SMALL)
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
-    return subprocess.Popen([sys.executable, str(script), *words(model, out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        [sys.executable, str(script), *words(model, out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +303,10 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(model: Path, whole:
 
 
 def test_two_ranks_give_the_bits_of_one_and_one_of_them_speaks(model: Path, whole: Path, tmp_path: Path) -> None:
-    ranks = [launch(tmp_path, model, tmp_path / "runs", RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)) for rank in range(2)]
+    ranks = [
+        launch(tmp_path, model, tmp_path / "runs", RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
+        for rank in range(2)
+    ]
     said = [process.communicate(timeout=300) for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], said
     assert "cknna-" in said[0][0] and not said[1][0]

@@ -23,10 +23,13 @@ trainings:
   a: {folder: "a-s{seed}", sweep: s.yaml, runs: runs, recipe: {data.train: [d], alignment.objective: none}}
   b: {folder: "b-s{seed}", sweep: s.yaml, runs: runs, like: a, but: [alignment]}
 analyses:
-  cknna: python -m analyses.cknna --model {models} --vfm x y --limit 9 --no-objects --localise --output_dir {runs} --batch_size 4
+  cknna:
+    python -m analyses.cknna --model {models} --vfm x y --limit 9 --no-objects --localise --output_dir {runs}
+    --batch_size 4
 claims:
   - {id: better, claim: B is better., paper: none, measure: answers, of: {b: 1, a: -1}, expect: more}
-  - {id: closer, claim: B is closer., paper: none, measure: stored, options: {analysis: cknna, where: {layer: 3}}, of: {b: 1}, expect: more}
+  - {id: closer, claim: B is closer., paper: none, measure: stored, options: {analysis: cknna, where: {layer: 3}},
+     of: {b: 1}, expect: more}
   - {id: later, claim: Who knows., paper: none, not_testable: too large}
 """
 
@@ -59,13 +62,20 @@ def test_the_sweeps_train_what_the_ledger_judges() -> None:
         jobs = [job for job in sweep.runs() if job.folder.name == training.folder.format(seed=10) and job.seed == 10]
         (job,) = jobs
         planned[name] = Trained(name, training, 10, job.folder, {"recipe": as_mapping(job.recipe())})
-        assert list(Evidence.wrong(planned[name])) == [] and (training.checkpoint == "last" or planned[name].recipe["keep_best"])
+        assert list(Evidence.wrong(planned[name])) == [] and (
+            training.checkpoint == "last" or planned[name].recipe["keep_best"]
+        )
         if training.like:
             Evidence.check_like(planned[name], planned[training.like])
 
 
 def test_options_of_a_command() -> None:
-    assert options_of(small().analyses["cknna"]) == {"vfm": ["x", "y"], "limit": ["9"], "objects": False, "localise": True}
+    assert options_of(small().analyses["cknna"]) == {
+        "vfm": ["x", "y"],
+        "limit": ["9"],
+        "objects": False,
+        "localise": True,
+    }
 
 
 @pytest.mark.parametrize(
@@ -112,13 +122,21 @@ def test_what_decides_is_in_the_hash(old: str, new: str, changed: set[str]) -> N
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("of: {b: 1, a: -1}", "of: {b: 1, c: -1}", "unknown training of claim better in small.yaml 'c': expected one of a, b"),
+        (
+            "of: {b: 1, a: -1}",
+            "of: {b: 1, c: -1}",
+            "unknown training of claim better in small.yaml 'c': expected one of a, b",
+        ),
         ("measure: answers", "measure: answer", "'answer': expected one of answers, stored; did you mean 'answers'"),
         ("analysis: cknna", "analysis: cknn", "did you mean 'cknna'"),
         ("expect: more}\n  - {id: closer", "expects: more}\n  - {id: closer", "did you mean 'expect'"),
         ("expect: more}\n  - {id: closer", "expect: bigger}\n  - {id: closer", "expected one of less, more"),
         ("like: a,", "like: q,", "unknown training that b is like 'q'"),
-        ("recipe: {data.train: [d], alignment.objective: none}", "like: b", "training a in small.yaml is like b like a"),
+        (
+            "recipe: {data.train: [d], alignment.objective: none}",
+            "like: b",
+            "training a in small.yaml is like b like a",
+        ),
         ("data.train: [d], ", "", "training a in small.yaml is like no other and has no data.train"),
         ("id: closer", "id: better", "two claims of small.yaml are called better"),
         ("seeds: [1, 2, 3]", "seeds: [1]", "seeds of small.yaml are [1]"),

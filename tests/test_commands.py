@@ -48,7 +48,11 @@ LATE: dict[str, list[str]] = {  # what is wrong only once data and model are the
 
 @pytest.mark.parametrize("name", [*analysis_files(), "all"])
 def test_an_analysis_that_is_refused_leaves_no_folder(name: str, model: Path, tmp_path: Path) -> None:
-    out = ["--output_dir", str(tmp_path / "new" / "runs"), *(["--report", str(tmp_path / "new" / "report.html")] if name == "all" else [])]
+    out = [
+        "--output_dir",
+        str(tmp_path / "new" / "runs"),
+        *(["--report", str(tmp_path / "new" / "report.html")] if name == "all" else []),
+    ]
     for words in BAD.values():
         refused(f"analyses.{name}", *words(model), *out)
         assert not list(tmp_path.iterdir()), words(model)
@@ -72,7 +76,9 @@ def test_an_analysis_that_is_refused_leaves_no_folder(name: str, model: Path, tm
     ],
 )
 def test_a_training_that_is_refused_leaves_no_folder(words: list[str], tmp_path: Path) -> None:
-    refused("trainer", recipe("viral"), "--stage1", "None", *SMALL, *words, "--output_dir", str(tmp_path / "new" / "model"))
+    refused(
+        "trainer", recipe("viral"), "--stage1", "None", *SMALL, *words, "--output_dir", str(tmp_path / "new" / "model")
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -84,7 +90,9 @@ def test_conversations_that_are_refused_leave_no_folder(model: Path, tmp_path: P
 
 
 def test_other_commands_that_are_refused_leave_no_folder(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "sweep.yaml").write_text(f"variants: ['baseline: {tmp_path}/nothing.yaml']\noutput_dir: {tmp_path}/new/sweep\n")
+    (tmp_path / "sweep.yaml").write_text(
+        f"variants: ['baseline: {tmp_path}/nothing.yaml']\noutput_dir: {tmp_path}/new/sweep\n"
+    )
     out = str(tmp_path / "new" / "out")
     for words in (
         ["trainer.sweep", str(tmp_path / "sweep.yaml")],
@@ -98,7 +106,7 @@ def test_other_commands_that_are_refused_leave_no_folder(model: Path, tmp_path: 
         assert [path.name for path in tmp_path.iterdir()] == ["sweep.yaml"], words
 
 
-# --- the means ------------------------------------------------------------------------------------------------------------------------------
+# --- the means ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("write", [atomic_folder, atomic_file])
@@ -131,7 +139,7 @@ def test_whether_a_folder_can_be_made_is_asked_without_making_it(tmp_path: Path)
             check_can_make(path)
 
 
-# --- words that belong to no option ---------------------------------------------------------------------------------------------------------
+# --- words that belong to no option ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -154,7 +162,9 @@ def test_a_stray_word_is_refused(words: list[str]) -> None:
 
 
 def test_words_of_a_list_are_not_stray(capsys: pytest.CaptureFixture[str]) -> None:
-    asked = parse(Recipe, ["--alignment.vfm", "dinov2-small", "efficientnet-lite0"], prog="x", recipe=Path(recipe("viral")))
+    asked = parse(
+        Recipe, ["--alignment.vfm", "dinov2-small", "efficientnet-lite0"], prog="x", recipe=Path(recipe("viral"))
+    )
     assert asked.alignment.vfm == ("dinov2-small", "efficientnet-lite0")
 
     @dataclass(frozen=True)
@@ -189,7 +199,9 @@ def test_the_nearest_key_is_near_in_its_last_part(key: str, near: str | None) ->
 
 
 def test_an_unknown_option_is_one_short_sentence(tmp_path: Path) -> None:
-    assert refused("trainer", recipe("viral"), "--optim.lr", "1").endswith("unknown option '--optim.lr': did you mean 'optim.learning_rate'?")
+    assert refused("trainer", recipe("viral"), "--optim.lr", "1").endswith(
+        "unknown option '--optim.lr': did you mean 'optim.learning_rate'?"
+    )
     (tmp_path / "r.yaml").write_text("optim:\n  lr: 1.0\n")
     with pytest.raises(ConfigError, match=r"unknown key 'optim\.lr' in .*: did you mean 'optim\.learning_rate'\?$"):
         parse(Recipe, [], prog="x", recipe=tmp_path / "r.yaml")

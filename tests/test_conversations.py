@@ -1,4 +1,5 @@
-"""Conversations: what each family's template lets a model learn equals encoded prefixes; files are read whole or refused; batches are grouped and exact."""
+"""Conversations: what each family's template lets a model learn equals encoded prefixes; files are read whole or
+refused; batches are grouped and exact."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def ids_of(mllm: MLLM, images: list[Any], text: str) -> torch.Tensor:
     return mllm.process((tuple(images),), [text], ["?"]).inputs["input_ids"][0]
 
 
-def by_prefixes(mllm: MLLM, images: list[Any], turns: list[tuple[str, str]], place: str, bos: str, end: str, after: str) -> torch.Tensor:
+def by_prefixes(
+    mllm: MLLM, images: list[Any], turns: list[tuple[str, str]], place: str, bos: str, end: str, after: str
+) -> torch.Tensor:
     """Labels of one conversation, from the lengths of its encoded beginnings; the format is written out by hand."""
     text, labels = f"{bos}", ids_of(mllm, images, bos + place * len(images) or "x").new_empty(0)
     for number, (question, answer) in enumerate(turns):
@@ -58,17 +61,30 @@ def test_what_is_learnt_equals_encoded_prefixes(name: str, tmp_path: Path) -> No
     if name.startswith("qwen"):
         place = "<|vision_start|> <|image_pad|> <|vision_end|>"
     plain = mllm.processor.chat_template
-    for end, after, template in ((" <eos>", "\n", plain), ("<eos>", "", plain.replace(" <eos>", ""))):  # and a template that ends no turn
+    # and a template that ends no turn
+    for end, after, template in ((" <eos>", "\n", plain), ("<eos>", "", plain.replace(" <eos>", ""))):
         mllm.processor.chat_template = template
         for images in ([[picture(0)], [picture(1, 40, 80)]], [[picture(0), picture(2)], []], [[], []]):
             batch, labels = encode_conversations(mllm, images, TURNS)
             for row in range(2):
                 expected = by_prefixes(mllm, images[row], TURNS[row], place, bos, end, after)
                 ids = batch.inputs["input_ids"][row][batch.inputs["attention_mask"][row].bool()]
-                assert torch.equal(labels[row, : len(expected)], expected) and (labels[row, len(expected) :] == IGNORED).all()
+                assert (
+                    torch.equal(labels[row, : len(expected)], expected)
+                    and (labels[row, len(expected) :] == IGNORED).all()
+                )
                 asked = mllm.encode([images[row]], [TURNS[row][0][0]]).inputs["input_ids"][0]
-                assert torch.equal(ids[: len(asked)], asked) and int((labels[row] != IGNORED).long().argmax()) == len(asked)
-            assert mllm.processor.tokenizer.decode(labels[0][labels[0] != IGNORED]).split() == ["a", "red", "cat", "<eos>", "red", "<eos>"]
+                assert torch.equal(ids[: len(asked)], asked) and int((labels[row] != IGNORED).long().argmax()) == len(
+                    asked
+                )
+            assert mllm.processor.tokenizer.decode(labels[0][labels[0] != IGNORED]).split() == [
+                "a",
+                "red",
+                "cat",
+                "<eos>",
+                "red",
+                "<eos>",
+            ]
 
 
 def test_a_model_without_a_template_learns_the_suffix(tmp_path: Path) -> None:
@@ -77,10 +93,14 @@ def test_a_model_without_a_template_learns_the_suffix(tmp_path: Path) -> None:
     batch, labels = encode_conversations(mllm, [picture(0), picture(1)], turns)
     for row, ((question, answer),) in enumerate(turns):
         prompt = mllm.encode([picture(row)], [question]).inputs["input_ids"][0]
-        tail = mllm.processor.tokenizer(f"{answer} <eos>", add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+        tail = mllm.processor.tokenizer(f"{answer} <eos>", add_special_tokens=False, return_tensors="pt")["input_ids"][
+            0
+        ]
         whole = torch.cat([prompt, tail])
         assert torch.equal(batch.inputs["input_ids"][row, : len(whole)], whole)
-        assert torch.equal(labels[row, len(prompt) : len(whole)], tail) and int((labels[row] != IGNORED).sum()) == len(tail)
+        assert torch.equal(labels[row, len(prompt) : len(whole)], tail) and int((labels[row] != IGNORED).sum()) == len(
+            tail
+        )
     with pytest.raises(ModelError, match="knows one question"):
         encode_conversations(mllm, [picture(0)], TURNS[:1])
 
@@ -89,7 +109,10 @@ def test_sequences_are_cut_but_not_inside_an_image(tmp_path: Path) -> None:
     mllm = MLLM.load(str(build("llava", tmp_path / "m")), validate=False)
     whole, labels = encode_conversations(mllm, [picture(0)], TURNS[:1])
     cut, short = encode_conversations(mllm, [picture(0)], TURNS[:1], max_length=30)
-    assert cut.inputs["input_ids"].shape == cut.inputs["attention_mask"].shape == short.shape == (1, 30) and torch.equal(labels[:, :30], short)
+    assert cut.inputs["input_ids"].shape == cut.inputs["attention_mask"].shape == short.shape == (
+        1,
+        30,
+    ) and torch.equal(labels[:, :30], short)
     assert whole.inputs["input_ids"].shape[1] > 30
     with pytest.raises(ModelError, match="reaches beyond 10 tokens"):
         encode_conversations(mllm, [picture(0)], TURNS[:1], max_length=10)
@@ -112,14 +135,29 @@ def test_images_stand_between_the_words_where_the_template_lets_them(name: str, 
     word = {w: mllm.processor.tokenizer.convert_tokens_to_ids(w) for w in ("one", "two", "what")}
     places = [(ids[: len(asked)] == word[w]).nonzero().flatten().tolist() for w in word]
     ends = [torch.cat([part.index for part in visual if part.image == n]) for n in (0, 1)]
-    assert places[0][0] < int(ends[0].min()) <= int(ends[0].max()) < places[1][0] < int(ends[1].min()) <= int(ends[1].max()) < places[2][0]
+    assert (
+        places[0][0]
+        < int(ends[0].min())
+        <= int(ends[0].max())
+        < places[1][0]
+        < int(ends[1].min())
+        <= int(ends[1].max())
+        < places[2][0]
+    )
     with pytest.raises(ModelError, match="has 2 places for 1 images"):
         mllm.encode([images[0]], [question])
     plain = mllm.processor.chat_template
-    first = "{% for p in m['content'] if p['type'] == 'image' %}IMAGE{% endfor %}{% for p in m['content'] if p['type'] == 'text' %} {{ p['text'] }}{% endfor %}"
-    mllm.processor.chat_template = "{% for m in messages %}" + first.replace("IMAGE", mllm.template_place) + "{% endfor %}"
+    first = (
+        "{% for p in m['content'] if p['type'] == 'image' %}IMAGE{% endfor %}{% for p in m['content'] if p['type'] =="
+        " 'text' %} {{ p['text'] }}{% endfor %}"
+    )
+    mllm.processor.chat_template = (
+        "{% for m in messages %}" + first.replace("IMAGE", mllm.template_place) + "{% endfor %}"
+    )
     mllm._orders.clear()
-    with pytest.raises(ModelError, match="has a chat template that puts images elsewhere: expected images before the question"):
+    with pytest.raises(
+        ModelError, match="has a chat template that puts images elsewhere: expected images before the question"
+    ):
         mllm.encode([images], [question])
     mllm.processor.chat_template = plain
 
@@ -131,7 +169,11 @@ def test_control_tokens_of_the_model_are_refused_or_words(name: str, tmp_path: P
     tokenizer = mllm.processor.tokenizer
     tokenizer.add_tokens(["tachycardia", "<b>", "  "])  # vocabulary, no control
     tokenizer.add_tokens(["<|turn|>"])
-    added = {token.content for token in tokenizer.added_tokens_decoder.values()} - {"tachycardia", "<b>", "  "} - mllm._places
+    added = (
+        {token.content for token in tokenizer.added_tokens_decoder.values()}
+        - {"tachycardia", "<b>", "  "}
+        - mllm._places
+    )
     marks = {token for token in added if not re.match("<loc|<seg", token)}  # PaliGemma's, which answers are made of
     assert set(mllm.control_tokens) - {"<video>"} == marks - {"<video>"} >= {"<pad>", "<bos>", "<eos>", "<|turn|>"}
     image, ids = [[picture(0)]], {token: tokenizer.convert_tokens_to_ids(token) for token in marks}
@@ -139,7 +181,10 @@ def test_control_tokens_of_the_model_are_refused_or_words(name: str, tmp_path: P
     for token in sorted(marks):
         text = f"a {token}{token} cat"
         for turns in ([(text, "yes")], [("what ?", text)]):
-            with pytest.raises(ModelError, match=re.escape(f"contains '{token}', a control token of this model: expected a text without it")):
+            with pytest.raises(
+                ModelError,
+                match=re.escape(f"contains '{token}', a control token of this model: expected a text without it"),
+            ):
                 encode_conversations(mllm, image, [turns])
         for call in (lambda text=text: mllm.encode(image, [text]), lambda text=text: mllm.answer_ids(text)):
             with pytest.raises(ModelError, match="a control token"):
@@ -153,19 +198,26 @@ def test_control_tokens_of_the_model_are_refused_or_words(name: str, tmp_path: P
         mllm.words = False
 
 
-# --- files -------------------------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def test_llava_json_is_read_as_it_stands(tmp_path: Path) -> None:
     file = write(tmp_path / "w")
     data = load_data(f"llava_json:{file}")
     first, other, text = data.conversations[0], data.conversations[3], data.conversations[-1]
-    assert first.turns == (("what is this ?", "a blue dog"), ("what color ?", "blue")) and len(first.loads) == 1 and len(other.loads) == 2
+    assert (
+        first.turns == (("what is this ?", "a blue dog"), ("what color ?", "blue"))
+        and len(first.loads) == 1
+        and len(other.loads) == 2
+    )
     assert text.loads == () and text.turns == (("one of the two ?", "one"),)
     assert first.images[0].tobytes() == picture(0).tobytes() and other.images[1].tobytes() == picture(103).tobytes()
     assert len(data.conversations) == 10 and len(data.samples) == 6  # samples: one image each
     some = load_data(f"llava_json:{file}", limit=4, seed=1)
-    assert len(some.conversations) == 4 and some.fingerprint != data.fingerprint == load_data(f"llava_json:{file}").fingerprint
+    assert (
+        len(some.conversations) == 4
+        and some.fingerprint != data.fingerprint == load_data(f"llava_json:{file}").fingerprint
+    )
     moved = tmp_path / "elsewhere"
     (tmp_path / "w" / "coco").rename(tmp_path / "c")
     moved.mkdir()
@@ -174,18 +226,28 @@ def test_llava_json_is_read_as_it_stands(tmp_path: Path) -> None:
     assert load_data(f"llava_json:{file}?images={moved}").fingerprint == data.fingerprint
     lines = tmp_path / "w" / "mix.jsonl"
     lines.write_text("\n".join(map(json.dumps, rows())))
-    assert [c.turns for c in load_data(f"llava_json:{lines}?images={moved}").conversations] == [c.turns for c in data.conversations]
+    assert [c.turns for c in load_data(f"llava_json:{lines}?images={moved}").conversations] == [
+        c.turns for c in data.conversations
+    ]
 
 
 def test_rows_are_held_out(tmp_path: Path) -> None:
     file = write(tmp_path / "w")
-    train, val = ({c.id for c in load_data(f"llava_json:{file}?split={split}&held=3").conversations} for split in ("train", "val"))
-    assert len(val) == 3 and not train & val and train | val == {c.id for c in load_data(f"llava_json:{file}").conversations}
+    train, val = (
+        {c.id for c in load_data(f"llava_json:{file}?split={split}&held=3").conversations} for split in ("train", "val")
+    )
+    assert (
+        len(val) == 3
+        and not train & val
+        and train | val == {c.id for c in load_data(f"llava_json:{file}").conversations}
+    )
     with pytest.raises(DataError, match="held is 10: expected 1 to 9"):
         load_data(f"llava_json:{file}?split=val&held=10")
 
 
-def test_missing_images_are_counted_and_named_before_anything_starts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_images_are_counted_and_named_before_anything_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = write(tmp_path / "w")
     for name in ("coco/1.png", "coco/3.png", "gqa/3.png"):
         (tmp_path / "w" / name).unlink()
@@ -204,14 +266,29 @@ HUMAN, GPT = {"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "val
     [
         ({"image": "coco/0.png"}, "row 2 has no `conversations`"),
         ({"image": "coco/0.png", "conversations": []}, "row 2 has no list of messages"),
-        ({"image": "coco/0.png", "conversations": [HUMAN, HUMAN]}, "row 2, message 2: expected an answer, since they take turns"),
+        (
+            {"image": "coco/0.png", "conversations": [HUMAN, HUMAN]},
+            "row 2, message 2: expected an answer, since they take turns",
+        ),
         ({"image": "coco/0.png", "conversations": [HUMAN]}, "row 2 has no question with an answer"),
-        ({"image": "coco/0.png", "conversations": [HUMAN, {"from": "gpt", "value": 7}]}, "row 2, message 2: expected `from` human or gpt"),
-        ({"image": "coco/0.png", "conversations": [HUMAN, {"from": "cat", "value": "x"}]}, "row 2, message 2: expected `from` human or gpt"),
+        (
+            {"image": "coco/0.png", "conversations": [HUMAN, {"from": "gpt", "value": 7}]},
+            "row 2, message 2: expected `from` human or gpt",
+        ),
+        (
+            {"image": "coco/0.png", "conversations": [HUMAN, {"from": "cat", "value": "x"}]},
+            "row 2, message 2: expected `from` human or gpt",
+        ),
         ({"conversations": [HUMAN, GPT]}, "row 2 has 1 times <image> for 0 images"),
         ({"image": ["coco/0.png"] * 2, "conversations": [HUMAN, GPT]}, "row 2 has 1 times <image> for 2 images"),
-        ({"image": "coco/0.png", "conversations": [GPT | {"from": "human"}, GPT]}, "row 2 has 1 image and no <image> in its first question"),
-        ({"image": "coco/0.png", "conversations": [HUMAN, GPT, HUMAN, GPT]}, "row 2 has <image> in turn 2 after the first question"),
+        (
+            {"image": "coco/0.png", "conversations": [GPT | {"from": "human"}, GPT]},
+            "row 2 has 1 image and no <image> in its first question",
+        ),
+        (
+            {"image": "coco/0.png", "conversations": [HUMAN, GPT, HUMAN, GPT]},
+            "row 2 has <image> in turn 2 after the first question",
+        ),
         ({"image": "../secret.png", "conversations": [HUMAN, GPT]}, "expected a path below the image root"),
         ({"image": 3, "conversations": [HUMAN, GPT]}, "row 2 has `image` 3"),
         ("text", "row 2 has no `conversations`"),
@@ -261,19 +338,38 @@ def test_hugging_face_data_sets(tmp_path: Path) -> None:
     assert data.conversations[1].images[0].tobytes() == picture(1).tobytes()
     file = tmp_path / "q.jsonl"
     picture(0).save(tmp_path / "0.png")
-    row = {"image": "0.png", "question": "what is this ?", "answer": "cat", "options": ["cat", "dog"], "category": "kind"}
+    row = {
+        "image": "0.png",
+        "question": "what is this ?",
+        "answer": "cat",
+        "options": ["cat", "dog"],
+        "category": "kind",
+    }
     file.write_text("\n".join(map(json.dumps, [row, row | {"answer": "dog"}])))
     asked = load_data(f"hf:{file}")
-    assert [s.answer for s in asked] == ["cat", "dog"] and asked[0].options == ("cat", "dog") and asked[0].category == "kind"
+    assert (
+        [s.answer for s in asked] == ["cat", "dog"]
+        and asked[0].options == ("cat", "dog")
+        and asked[0].category == "kind"
+    )
     assert asked.conversations[0].images[0].tobytes() == picture(0).tobytes()
     parts = [{"type": "image"}, {"type": "text", "text": "what is this ?"}]
-    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "a cat"}]}]
+    messages = [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": [{"type": "text", "text": "a cat"}]},
+    ]
     (tmp_path / "m.jsonl").write_text(json.dumps({"images": ["0.png"], "messages": messages}))
     assert load_data(f"hf:{tmp_path / 'm.jsonl'}").conversations[0].turns == (("what is this ?", "a cat"),)
     for content, message in (
-        ({"image": "0.png", "text": "x"}, "has columns image, text: expected conversations, messages, or question and answer"),
+        (
+            {"image": "0.png", "text": "x"},
+            "has columns image, text: expected conversations, messages, or question and answer",
+        ),
         (row | {"image": "1.png"}, r"1 image of q.jsonl is not below .* \(\. 1\), first 1.png: expected all of them"),
-        ({"images": ["1.png", "a/2.png"], "messages": messages}, r"2 images of q.jsonl are not below .* \(\. 1, a 1\), first 1.png, a/2.png"),
+        (
+            {"images": ["1.png", "a/2.png"], "messages": messages},
+            r"2 images of q.jsonl are not below .* \(\. 1, a 1\), first 1.png, a/2.png",
+        ),
         (row | {"image": 3}, "row 1 has image 3: expected an image, its path, or its bytes"),
         ({"image": "0.png", "messages": "what ?"}, "row 1 has no list of messages"),
         ({"image": "0.png", "messages": ["what ?"]}, "row 1 has no list of messages"),
@@ -298,7 +394,11 @@ def test_a_split_is_the_files_that_are_named_so(tmp_path: Path) -> None:
     (folder / "test").mkdir(parents=True)
     (folder / "train-00000-of-00001.jsonl").write_text(rows(6))
     (folder / "test" / "0.jsonl").write_text(rows(3))
-    assert [len(load_data(f"hf:{folder}{split}").conversations) for split in ("", "?split=train", "?split=test")] == [6, 6, 3]
+    assert [len(load_data(f"hf:{folder}{split}").conversations) for split in ("", "?split=train", "?split=test")] == [
+        6,
+        6,
+        3,
+    ]
     with pytest.raises(DataError, match=r"has no file whose name says split val: expected split=train or split=test"):
         load_data(f"hf:{folder}?split=val")
     (folder / "test" / "1.jsonl").write_text(rows(1))
@@ -317,18 +417,25 @@ def test_mixing_repeats_and_samples(tmp_path: Path) -> None:
     parts = [load_data(f"llava_json:{file}"), shapes]
     both = mixed(parts, [2.5, 0.5], seed=3)
     count = Counter(c.id for c in both.conversations)
-    assert sorted(count[c.id] for c in parts[0].conversations) == [2] * 5 + [3] * 5 and sum(count[c.id] for c in shapes.conversations) == 2
-    assert both.fingerprint == mixed(parts, [2.5, 0.5], seed=3).fingerprint != mixed(parts, [2.5, 0.5], seed=4).fingerprint
+    assert (
+        sorted(count[c.id] for c in parts[0].conversations) == [2] * 5 + [3] * 5
+        and sum(count[c.id] for c in shapes.conversations) == 2
+    )
+    assert (
+        both.fingerprint == mixed(parts, [2.5, 0.5], seed=3).fingerprint != mixed(parts, [2.5, 0.5], seed=4).fingerprint
+    )
     assert shapes.conversations[0].turns == tuple((s.question, s.answer) for s in shapes.scenes[0])
     with pytest.raises(DataError, match="weights are 1: expected 2 numbers above 0"):
         mixed(parts, [1.0])
-    with pytest.raises(DataError, match=r"weight 0.1 of shapes:val leaves none of its 4 conversations: expected at least 0.25"):
+    with pytest.raises(
+        DataError, match=r"weight 0.1 of shapes:val leaves none of its 4 conversations: expected at least 0.25"
+    ):
         mixed(parts, [1.0, 0.1])
     with pytest.raises(DataError, match="questions without an answer"):
         _ = load_data(f"folder:{tmp_path / 'w'}").conversations
 
 
-# --- order -------------------------------------------------------------------------------------------------------------------------------
+# --- order ----------------------------------------------------------------------------------------
 
 
 @settings(max_examples=25, deadline=None)
@@ -338,12 +445,16 @@ def test_groups_are_of_one_kind_and_none_is_two_times_ahead(images: int, texts: 
         return
     made = [Conversation(str(n), (("x" * (n % 9), ""),), (picture,) * (n < images)) for n in range(images + texts)]  # type: ignore[arg-type]
     epochs = 3
-    wholes = [epochs * count // group * group for count in (images, texts)]  # what three epochs give; less than a group of each kind waits
+    # what three epochs give; less than a group of each kind waits
+    wholes = [epochs * count // group * group for count in (images, texts)]
     total = sum(wholes) + group
     order = list(GroupedSampler(Rows.of(made), group, total, seed))
     assert len(order) == total and order == list(GroupedSampler(Rows.of(made), group, total, seed))
-    assert order[: total // 2] == list(GroupedSampler(Rows.of(made), group, total // 2, seed))  # a longer training begins in the same way
-    assert all(len({bool(made[n].loads) for n in order[start : start + group]}) == 1 for start in range(0, total, group))
+    # a longer training begins in the same way
+    assert order[: total // 2] == list(GroupedSampler(Rows.of(made), group, total // 2, seed))
+    assert all(
+        len({bool(made[n].loads) for n in order[start : start + group]}) == 1 for start in range(0, total, group)
+    )
     counts = Counter(order[: sum(wholes)])
     for kind, count, whole in zip((range(images), range(images, images + texts)), (images, texts), wholes, strict=True):
         given = [counts[n] for n in kind]
@@ -367,9 +478,10 @@ def test_a_kind_that_fills_no_step_is_told_of() -> None:
         data = [Conversation(str(n), (("a", "b"),), (picture,) if n < images else ()) for n in range(images + texts)]
         return GroupedSampler(Rows.of(data), group, passes * len(data) // group * group, 0)
 
-    assert sampler(1000, 5, 128, 10).left_out() == (
-        "the 5 conversations without an image are 0.00498 of the data and 0 of what is trained on, since they rarely fill a step of 128; "
-        "see optim.global_batch and data.group"
+    assert (
+        sampler(1000, 5, 128, 10).left_out()
+        == "the 5 conversations without an image are 0.00498 of the data and 0 of what is trained on, since they rarely"
+        " fill a step of 128; see optim.global_batch and data.group"
     )
     assert sampler(1000, 500, 128, 2).left_out() is None and sampler(100, 0, 8, 1).left_out() is None
 
@@ -381,23 +493,23 @@ def test_placeholders_are_words_where_there_is_no_image(tmp_path: Path) -> None:
     assert only.turns == (("an < image> in XML ?", "< image>x</image>"),)
 
 
-# --- byte-level tokenizers: a word after a space is another token than the word alone ---------------------------------------------------------
+# --- byte-level tokenizers: a word after a space is another token than the word alone -------------
 
 SMOLVLM = (
-    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
-    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
-    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}"
-    "{% endfor %}"
-    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}{% if message['content'][0]['type'] =="
+    " 'image' %}{{':'}}{% else %}{{': '}}{% endif %}{% for line in message['content'] %}{% if line['type'] == 'text'"
+    " %}{{line['text']}}{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{%"
+    " endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 CHATML = (
     "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 THINKING = (  # as Qwen3's: an empty thought before the last answer, and in the prompt only where thinking is off
-    "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n'}}{% if loop.last and m['role'] == 'assistant' %}{{'<think>\n\n</think>\n\n'}}{% endif %}"
-    "{{m['content'] + '<|im_end|>\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
+    "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n'}}{% if loop.last and m['role'] == 'assistant'"
+    " %}{{'<think>\n\n</think>\n\n'}}{% endif %}{{m['content'] + '<|im_end|>\n'}}{% endfor %}{% if"
+    " add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% if enable_thinking is defined and enable_thinking is"
+    " false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
 )
 
 
@@ -407,10 +519,21 @@ def byte_level(folder: Path, template: str, end: str) -> MLLM:
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special = ["<pad>", "<|im_start|>", "<|im_end|>", "<end_of_utterance>", "<image>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    text = ["User: is the mug left or right ? Assistant: left", "left\nright\nyes\nno", " left right yes no USER: ASSISTANT: what is it ?"] * 50
-    core.train_from_iterator(text, trainers.BpeTrainer(vocab_size=400, show_progress=False, initial_alphabet=alphabet, special_tokens=special))
+    text = [
+        "User: is the mug left or right ? Assistant: left",
+        "left\nright\nyes\nno",
+        " left right yes no USER: ASSISTANT: what is it ?",
+    ] * 50
+    core.train_from_iterator(
+        text,
+        trainers.BpeTrainer(vocab_size=400, show_progress=False, initial_alphabet=alphabet, special_tokens=special),
+    )
     tokenizer = tf.PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<|im_start|>", eos_token=end, extra_special_tokens={"image_token": "<image>"}
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<|im_start|>",
+        eos_token=end,
+        extra_special_tokens={"image_token": "<image>"},
     )
     model = tf.AutoModelForImageTextToText.from_pretrained(build("llava", folder))
     model.resize_token_embeddings(len(tokenizer))
@@ -440,13 +563,19 @@ TEMPLATES = {
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_options_are_scored_by_the_tokens_that_are_learnt(name: str, tmp_path: Path) -> None:
-    """A model that knows every answer by heart must not be scored at chance because it is asked for other tokens than it learnt."""
+    """A model that knows every answer by heart must not be scored at chance because it is asked for other tokens than
+    it learnt."""
     mllm = byte_level(tmp_path / "m", *TEMPLATES[name])
     sample = Sample("0", "0", lambda: picture(0), "is it left or right ?", "left", ("left", "right"), "side")
-    (batch, labels), (options,) = encode_conversations(mllm, [picture(0)], [[(sample.question, sample.answer)]]), option_ids(mllm, [sample])
+    (batch, labels), (options,) = (
+        encode_conversations(mllm, [picture(0)], [[(sample.question, sample.answer)]]),
+        option_ids(mllm, [sample]),
+    )
     at = int((labels[0] != IGNORED).long().argmax())
     assert labels[0, at] == options[0] != options[1]
-    assert torch.equal(batch.inputs["input_ids"][0, :at], mllm.encode([picture(0)], [sample.question]).inputs["input_ids"][0])
+    assert torch.equal(
+        batch.inputs["input_ids"][0, :at], mllm.encode([picture(0)], [sample.question]).inputs["input_ids"][0]
+    )
     learnt = labels[0][labels[0] != IGNORED].tolist()
     assert learnt[:-1] == mllm.answer_ids("left") and learnt[-1] == mllm.processor.tokenizer.eos_token_id
 
@@ -454,5 +583,10 @@ def test_options_are_scored_by_the_tokens_that_are_learnt(name: str, tmp_path: P
 def test_a_turn_that_ends_with_another_token_than_the_model_keeps_its_own_end(tmp_path: Path) -> None:
     mllm = byte_level(tmp_path / "m", FLATTEN + CHATML, "<end_of_utterance>")
     text, spans = conversation_text(mllm, [("yes ?", "no"), ("no ?", "yes")], 0)
-    assert text.startswith("<|im_start|>user\nyes ?<|im_end|>\n<|im_start|>assistant\nno<|im_end|><end_of_utterance>\n<|im_start|>user\nno ?")
-    assert [text[start:stop] for start, stop in spans] == [f"{answer}<|im_end|><end_of_utterance>" for answer in ("no", "yes")]
+    assert text.startswith(
+        "<|im_start|>user\nyes"
+        " ?<|im_end|>\n<|im_start|>assistant\nno<|im_end|><end_of_utterance>\n<|im_start|>user\nno ?"
+    )
+    assert [text[start:stop] for start, stop in spans] == [
+        f"{answer}<|im_end|><end_of_utterance>" for answer in ("no", "yes")
+    ]

@@ -1,4 +1,5 @@
-"""Folders as the original LLaVA-1.5 and VIRAL code writes them, made from raw tensors, against a forward pass written out on those tensors."""
+"""Folders as the original LLaVA-1.5 and VIRAL code writes them, made from raw tensors, against a forward pass written
+out on those tensors."""
 
 from __future__ import annotations
 
@@ -31,7 +32,14 @@ VD, VFFN, VLAYERS, VHEADS, PATCH, SIDE = 24, 40, 3, 4, 14, 56
 THETA, EPS = 500.0, 1e-5
 TOWER = "model.vision_tower.vision_tower.vision_model."
 HIDDEN, Z = 20, 12
-VISION = {"hidden_size": VD, "intermediate_size": VFFN, "num_hidden_layers": VLAYERS, "num_attention_heads": VHEADS, "patch_size": PATCH, "image_size": SIDE}
+VISION = {
+    "hidden_size": VD,
+    "intermediate_size": VFFN,
+    "num_hidden_layers": VLAYERS,
+    "num_attention_heads": VHEADS,
+    "patch_size": PATCH,
+    "image_size": SIDE,
+}
 CONFIG: dict[str, Any] = {
     "_name_or_path": "lmsys/vicuna-7b-v1.5",
     "architectures": ["LlavaLlamaForCausalLM"],
@@ -69,10 +77,17 @@ VIRAL = {
     "projector_dim": HIDDEN,
     "z_dim": Z,
 }
-LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": False, "bias": "none", "base_model_name_or_path": "lmsys/vicuna-7b-v1.5"}
+LORA = {
+    "peft_type": "LORA",
+    "r": 4,
+    "lora_alpha": 8,
+    "use_rslora": False,
+    "bias": "none",
+    "base_model_name_or_path": "lmsys/vicuna-7b-v1.5",
+}
 
 
-# --- the original layout, from raw tensors ------------------------------------------------------------------------------------------------
+# --- the original layout, from raw tensors --------------------------------------------------------
 
 
 def randn(*shape: int) -> Tensor:
@@ -80,13 +95,26 @@ def randn(*shape: int) -> Tensor:
 
 
 def language_model(bias: bool = False) -> dict[str, Tensor]:
-    raw = {"model.embed_tokens.weight": randn(VOCAB, D), "lm_head.weight": randn(VOCAB, D), "model.norm.weight": 1 + randn(D)}
+    raw = {
+        "model.embed_tokens.weight": randn(VOCAB, D),
+        "lm_head.weight": randn(VOCAB, D),
+        "model.norm.weight": 1 + randn(D),
+    }
     for i in range(LAYERS):
         at, kv = f"model.layers.{i}", KV * D // HEADS
         raw |= {f"{at}.input_layernorm.weight": 1 + randn(D), f"{at}.post_attention_layernorm.weight": 1 + randn(D)}
-        raw |= {f"{at}.self_attn.{name}_proj.weight": randn(rows, D) for name, rows in (("q", D), ("k", kv), ("v", kv), ("o", D))}
-        raw |= {f"{at}.self_attn.{name}_proj.bias": randn(rows) for name, rows in (("q", D), ("k", kv), ("v", kv)) if bias}
-        raw |= {f"{at}.mlp.gate_proj.weight": randn(FFN, D), f"{at}.mlp.up_proj.weight": randn(FFN, D), f"{at}.mlp.down_proj.weight": randn(D, FFN)}
+        raw |= {
+            f"{at}.self_attn.{name}_proj.weight": randn(rows, D)
+            for name, rows in (("q", D), ("k", kv), ("v", kv), ("o", D))
+        }
+        raw |= {
+            f"{at}.self_attn.{name}_proj.bias": randn(rows) for name, rows in (("q", D), ("k", kv), ("v", kv)) if bias
+        }
+        raw |= {
+            f"{at}.mlp.gate_proj.weight": randn(FFN, D),
+            f"{at}.mlp.up_proj.weight": randn(FFN, D),
+            f"{at}.mlp.down_proj.weight": randn(D, FFN),
+        }
     return raw | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(D // HEADS // 2)}
 
 
@@ -117,7 +145,14 @@ def tower() -> dict[str, Tensor]:
 
 
 def projector(prefix: str = "alignment_projector.") -> dict[str, Tensor]:
-    sizes = {"0.weight": (HIDDEN, D), "0.bias": (HIDDEN,), "2.weight": (HIDDEN, HIDDEN), "2.bias": (HIDDEN,), "4.weight": (Z, HIDDEN), "4.bias": (Z,)}
+    sizes = {
+        "0.weight": (HIDDEN, D),
+        "0.bias": (HIDDEN,),
+        "2.weight": (HIDDEN, HIDDEN),
+        "2.bias": (HIDDEN,),
+        "4.weight": (Z, HIDDEN),
+        "4.bias": (Z,),
+    }
     return {f"{prefix}projector.{name}": randn(*shape) for name, shape in sizes.items()}
 
 
@@ -127,16 +162,31 @@ def whole(bias: bool = False) -> dict[str, Tensor]:
 
 
 def words() -> list[str]:
-    return ["<unk>", "<s>", "</s>", "USER:", "ASSISTANT:", "what", "is", "this", "?", *(f"w{i}" for i in range(VOCAB - 9))]
+    return [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "USER:",
+        "ASSISTANT:",
+        "what",
+        "is",
+        "this",
+        "?",
+        *(f"w{i}" for i in range(VOCAB - 9)),
+    ]
 
 
 def tokenizer_files(folder: Path) -> None:
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words())}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
 
 
-def folder_of(folder: Path, tensors: dict[str, Tensor] | None, tokenizer: bool = True, tower: Path | None = None, **settings: Any) -> Path:
+def folder_of(
+    folder: Path, tensors: dict[str, Tensor] | None, tokenizer: bool = True, tower: Path | None = None, **settings: Any
+) -> Path:
     folder.mkdir(parents=True)
     tower = tower or tower_folder(folder.parent / "clip")
     (folder / "config.json").write_text(json.dumps(CONFIG | {"mm_vision_tower": str(tower)} | settings))
@@ -150,10 +200,19 @@ def folder_of(folder: Path, tensors: dict[str, Tensor] | None, tokenizer: bool =
 def tower_folder(folder: Path, tensors: dict[str, Tensor] | None = None) -> Path:
     """A CLIP folder as the hub has it: the text half is there too, and is not wanted."""
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": VISION, "text_config": {"hidden_size": 8}}))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "clip", "vision_config": VISION, "text_config": {"hidden_size": 8}})
+    )
     if tensors:
-        own = {name.removeprefix("model.vision_tower.vision_tower."): value for name, value in tensors.items() if name.startswith(TOWER)}
-        save_file(own | {"logit_scale": torch.ones(()), "text_model.final_layer_norm.weight": torch.ones(8)}, folder / "model.safetensors")
+        own = {
+            name.removeprefix("model.vision_tower.vision_tower."): value
+            for name, value in tensors.items()
+            if name.startswith(TOWER)
+        }
+        save_file(
+            own | {"logit_scale": torch.ones(()), "text_model.final_layer_norm.weight": torch.ones(8)},
+            folder / "model.safetensors",
+        )
     return folder
 
 
@@ -166,23 +225,42 @@ def shard(folder: Path, tensors: dict[str, Tensor], kind: str) -> None:
     (folder / f"{stem}.{kind}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
 
 
-def lora_folder(root: Path, raw: dict[str, Tensor], trained: dict[str, Tensor], *, rslora: bool = False, named: str = "lora_A.weight") -> Path:
-    """`root/base` with the language model and `root/lora` with what LoRA training writes; the tower lies in `root/tower`."""
-    folder_of(root / "base", {name: value for name, value in raw.items() if "mm_projector" not in name and not name.startswith(TOWER)}, model_type="llama")
-    official = folder_of(root / "lora", None, tokenizer=False, mm_vision_tower=str(tower_folder(root / "tower", raw)), **VIRAL)
+def lora_folder(
+    root: Path,
+    raw: dict[str, Tensor],
+    trained: dict[str, Tensor],
+    *,
+    rslora: bool = False,
+    named: str = "lora_A.weight",
+) -> Path:
+    """`root/base` with the language model and `root/lora` with what LoRA training writes; the tower lies in
+    `root/tower`."""
+    folder_of(
+        root / "base",
+        {name: value for name, value in raw.items() if "mm_projector" not in name and not name.startswith(TOWER)},
+        model_type="llama",
+    )
+    official = folder_of(
+        root / "lora", None, tokenizer=False, mm_vision_tower=str(tower_folder(root / "tower", raw)), **VIRAL
+    )
     (official / "adapter_config.json").write_text(json.dumps(LORA | {"use_rslora": rslora}))
     adapter = {}
     for name, value in raw.items():
         if "model.layers." in name and name.endswith("_proj.weight"):
             at = f"base_model.model.{name.removesuffix('weight')}"
-            adapter |= {f"{at}{named}": randn(4, value.shape[1]), f"{at}{named.replace('_A', '_B')}": 0.1 * randn(value.shape[0], 4)}
+            adapter |= {
+                f"{at}{named}": randn(4, value.shape[1]),
+                f"{at}{named.replace('_A', '_B')}": 0.1 * randn(value.shape[0], 4),
+            }
     save_file(adapter, official / "adapter_model.safetensors")
     others = {name: value for name, value in raw.items() if "mm_projector" in name} | trained
-    torch.save({f"base_model.model.{name}": value for name, value in others.items()}, official / "non_lora_trainables.bin")
+    torch.save(
+        {f"base_model.model.{name}": value for name, value in others.items()}, official / "non_lora_trainables.bin"
+    )
     return official
 
 
-# --- the forward pass, written out --------------------------------------------------------------------------------------------------------
+# --- the forward pass, written out ----------------------------------------------------------------
 
 
 def see(raw: dict[str, Tensor], pixels: Tensor, *, class_token: bool = False) -> Tensor:
@@ -194,7 +272,9 @@ def see(raw: dict[str, Tensor], pixels: Tensor, *, class_token: bool = False) ->
     def linear(x: Tensor, name: str) -> Tensor:
         return x @ raw[f"{TOWER}{name}.weight"].T + raw[f"{TOWER}{name}.bias"]
 
-    patches = F.conv2d(pixels, raw[f"{TOWER}embeddings.patch_embedding.weight"], stride=PATCH).flatten(2).transpose(1, 2)
+    patches = (
+        F.conv2d(pixels, raw[f"{TOWER}embeddings.patch_embedding.weight"], stride=PATCH).flatten(2).transpose(1, 2)
+    )
     x = torch.cat([raw[f"{TOWER}embeddings.class_embedding"].expand(len(patches), 1, VD), patches], 1)
     x = norm(x + raw[f"{TOWER}embeddings.position_embedding.weight"], "pre_layrnorm")
     for i in range(VLAYERS - 1):
@@ -211,7 +291,10 @@ def see(raw: dict[str, Tensor], pixels: Tensor, *, class_token: bool = False) ->
 def answer(raw: dict[str, Tensor], ids: Tensor, pixels: Tensor, image_id: int) -> Tensor:
     """Logits of one sequence whose image tokens are replaced by the projected picture."""
     name = "model.mm_projector."
-    picture = F.gelu(see(raw, pixels) @ raw[f"{name}0.weight"].T + raw[f"{name}0.bias"]) @ raw[f"{name}2.weight"].T + raw[f"{name}2.bias"]
+    picture = (
+        F.gelu(see(raw, pixels) @ raw[f"{name}0.weight"].T + raw[f"{name}0.bias"]) @ raw[f"{name}2.weight"].T
+        + raw[f"{name}2.bias"]
+    )
     x = raw["model.embed_tokens.weight"][ids.clamp(max=VOCAB - 1)]
     x[ids == image_id] = picture[0]
     size, dim = len(ids), D // HEADS
@@ -228,13 +311,20 @@ def answer(raw: dict[str, Tensor], ids: Tensor, pixels: Tensor, image_id: int) -
     for i in range(LAYERS):
         at = f"model.layers.{i}"
         h = norm(x, f"{at}.input_layernorm.weight")
-        q, k, v = (h @ raw[f"{at}.self_attn.{n}_proj.weight"].T + raw.get(f"{at}.self_attn.{n}_proj.bias", torch.zeros(())) for n in "qkv")
+        q, k, v = (
+            h @ raw[f"{at}.self_attn.{n}_proj.weight"].T + raw.get(f"{at}.self_attn.{n}_proj.bias", torch.zeros(()))
+            for n in "qkv"
+        )
         q, k, v = (part.unflatten(-1, (-1, dim)).transpose(0, 1) for part in (q, k, v))
         k, v = k.repeat_interleave(HEADS // KV, 0), v.repeat_interleave(HEADS // KV, 0)
         mixed = ((turn(q) @ turn(k).mT * dim**-0.5 + hidden).softmax(-1) @ v).transpose(0, 1).flatten(1)
         x = x + mixed @ raw[f"{at}.self_attn.o_proj.weight"].T
         h = norm(x, f"{at}.post_attention_layernorm.weight")
-        x = x + (F.silu(h @ raw[f"{at}.mlp.gate_proj.weight"].T) * (h @ raw[f"{at}.mlp.up_proj.weight"].T)) @ raw[f"{at}.mlp.down_proj.weight"].T
+        x = (
+            x
+            + (F.silu(h @ raw[f"{at}.mlp.gate_proj.weight"].T) * (h @ raw[f"{at}.mlp.up_proj.weight"].T))
+            @ raw[f"{at}.mlp.down_proj.weight"].T
+        )
     return norm(x, "model.norm.weight") @ raw["lm_head.weight"].T
 
 
@@ -244,7 +334,8 @@ def check_logits(out: Path, raw: dict[str, Tensor]) -> None:
     processor = AutoProcessor.from_pretrained(out)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 100, 3), dtype=np.uint8))
     prompt = processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is this ? w3 w70"}]}], add_generation_prompt=True
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is this ? w3 w70"}]}],
+        add_generation_prompt=True,
     )
     inputs = processor(images=picture, text=prompt, return_tensors="pt")
     ids = inputs["input_ids"][0]
@@ -257,7 +348,7 @@ def check_logits(out: Path, raw: dict[str, Tensor]) -> None:
     assert not (logits.argmax(-1) >= VOCAB).any(), "an added token is never the likeliest"
 
 
-# --- what is converted --------------------------------------------------------------------------------------------------------------------
+# --- what is converted ----------------------------------------------------------------------------
 
 
 def test_a_whole_folder_by_the_real_command(tmp_path: Path) -> None:
@@ -272,29 +363,41 @@ def test_a_whole_folder_by_the_real_command(tmp_path: Path) -> None:
 def test_the_folder_passes_the_validation_at_load_and_pads_as_it_was_trained(tmp_path: Path) -> None:
     main([str(folder_of(tmp_path / "official", whole())), str(tmp_path / "out")])
     mllm = MLLM.load(str(tmp_path / "out"))
-    assert mllm.prompt("what is this ?") == (
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's "
-        "questions. USER: <image>\nwhat is this ? ASSISTANT:"
+    assert (
+        mllm.prompt("what is this ?")
+        == "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful,"
+        " detailed, and polite answers to the user's questions. USER: <image>\nwhat is this ? ASSISTANT:"
     )
     images = mllm.processor.image_processor
     assert images.do_pad and not images.do_center_crop
     wide = Image.new("RGB", (112, 56), (255, 255, 255))
     pixels = images(wide, return_tensors="pt")["pixel_values"][0]
     assert pixels.shape == (3, SIDE, SIDE) and pixels[:, :13].abs().max() < 0.05 and pixels[:, 16:40].min() > 1.9
-    assert mllm.model.generation_config.eos_token_id == 2 and mllm.generate(mllm.encode([wide], ["what is this ?"]), max_new_tokens=2)
+    assert mllm.model.generation_config.eos_token_id == 2 and mllm.generate(
+        mllm.encode([wide], ["what is this ?"]), max_new_tokens=2
+    )
 
 
 def test_the_class_token_is_a_visual_token_without_a_place(tmp_path: Path) -> None:
-    """`cls_patch`: what CLIP puts out for the class stands before the patches; computed from the raw tensors, then found in the model."""
+    """`cls_patch`: what CLIP puts out for the class stands before the patches; computed from the raw tensors, then
+    found in the model."""
     raw = whole()
     main([str(folder_of(tmp_path / "official", raw, mm_vision_select_feature="cls_patch")), str(tmp_path / "out")])
     mllm = MLLM.load(str(tmp_path / "out"))
     batch = mllm.encode([Image.new("RGB", (112, 56), (200, 90, 30))], ["what is this ?"])
     (first, patches), patch_grid = mllm.visual_tokens(batch)[0], SIDE // PATCH
-    assert first.grid is None and len(first.index) == 1 and patches.grid == (patch_grid, patch_grid) and int(patches.index[0]) == int(first.index[0]) + 1
+    assert (
+        first.grid is None
+        and len(first.index) == 1
+        and patches.grid == (patch_grid, patch_grid)
+        and int(patches.index[0]) == int(first.index[0]) + 1
+    )
     name = "model.mm_projector."
     features = see(raw, batch.inputs["pixel_values"], class_token=True)
-    expected = F.gelu(features @ raw[f"{name}0.weight"].T + raw[f"{name}0.bias"]) @ raw[f"{name}2.weight"].T + raw[f"{name}2.bias"]
+    expected = (
+        F.gelu(features @ raw[f"{name}0.weight"].T + raw[f"{name}0.bias"]) @ raw[f"{name}2.weight"].T
+        + raw[f"{name}2.bias"]
+    )
     (activations,) = read(mllm, batch, layers=[0])
     torch.testing.assert_close(activations.values[0], expected[0], atol=1e-5, rtol=1e-5)
     with pytest.raises(DataError, match="gives visual tokens without a raster"):
@@ -313,7 +416,10 @@ def test_square_images_are_cropped_in_the_centre(tmp_path: Path) -> None:
 def test_viral_folder_with_its_head(tmp_path: Path, several: bool, capsys: pytest.CaptureFixture[str]) -> None:
     raw = whole()
     heads = [projector(f"alignment_projector.{i}.") for i in range(2)] if several else [projector()]
-    encoder = {"alignment_encoder.cls_token": randn(1, 1, 8), "alignment_encoder.blocks.0.attn.qkv.weight": randn(24, 8)}
+    encoder = {
+        "alignment_encoder.cls_token": randn(1, 1, 8),
+        "alignment_encoder.blocks.0.attn.qkv.weight": randn(24, 8),
+    }
     settings = VIRAL | ({"use_multiple_projectors": True, "target_layers": [1, 2]} if several else {})
     folder_of(tmp_path / "viral", raw | encoder | {k: v for head in heads for k, v in head.items()}, **settings)
     main([str(tmp_path / "viral"), str(tmp_path / "out")])
@@ -333,7 +439,10 @@ def test_viral_folder_with_its_head(tmp_path: Path, several: bool, capsys: pytes
     for i, head in enumerate(heads):
         at = f"alignment_projector.{i}." if several else "alignment_projector."
         w = {name.removeprefix(f"{at}projector."): value for name, value in head.items()}
-        expected = F.silu(F.silu(x @ w["0.weight"].T + w["0.bias"]) @ w["2.weight"].T + w["2.bias"]) @ w["4.weight"].T + w["4.bias"]
+        expected = (
+            F.silu(F.silu(x @ w["0.weight"].T + w["0.bias"]) @ w["2.weight"].T + w["2.bias"]) @ w["4.weight"].T
+            + w["4.bias"]
+        )
         torch.testing.assert_close((ours[i] if several else ours)(x), expected, atol=1e-5, rtol=1e-5)  # type: ignore[index, operator]
 
 
@@ -362,11 +471,19 @@ def test_safetensors_come_before_pickles_and_old_pickles_are_read(tmp_path: Path
 def test_a_tower_outside_the_checkpoint(tmp_path: Path, setting: str) -> None:
     raw = whole()
     outside = tower_folder(tmp_path / "clip-weights", raw)
-    (outside / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], "crop_size": 224}))
+    (outside / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], "crop_size": 224})
+    )
     own = {name: value for name, value in raw.items() if not name.startswith(TOWER)}
     named = str(outside) if setting == "config" else "openai/clip-vit-large-patch14-336"
     folder_of(tmp_path / "official", own, mm_vision_tower=named)
-    main([str(tmp_path / "official"), str(tmp_path / "out"), *(["--vision_tower", str(outside)] if setting == "option" else [])])
+    main(
+        [
+            str(tmp_path / "official"),
+            str(tmp_path / "out"),
+            *(["--vision_tower", str(outside)] if setting == "option" else []),
+        ]
+    )
     check_logits(tmp_path / "out", raw)
     assert list(AutoProcessor.from_pretrained(tmp_path / "out").image_processor.image_std) == [0.25, 0.25, 0.25]
 
@@ -387,11 +504,14 @@ def test_lora_with_non_lora_trainables(tmp_path: Path, rslora: bool, named: str)
             target = name.removeprefix("base_model.model.").split(".lora_A.")[0] + ".weight"
             raw[target] = raw[target] + factor * (adapter[name.replace("lora_A", "lora_B")] @ adapter[name])
     check_logits(tmp_path / "out", raw)
-    assert (tmp_path / "out" / HEAD_FILE).exists() and json.loads((tmp_path / "out" / "alignment.json").read_text())["head_trained"] is True
+    assert (tmp_path / "out" / HEAD_FILE).exists() and json.loads((tmp_path / "out" / "alignment.json").read_text())[
+        "head_trained"
+    ] is True
 
 
 def test_a_head_that_lora_left_frozen_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The original code freezes the projector under LoRA; it then lies in a file of its own, not among the trained tensors."""
+    """The original code freezes the projector under LoRA; it then lies in a file of its own, not among the trained
+    tensors."""
     official = lora_folder(tmp_path, whole(), {})
     head = projector()
     torch.save(head, official / "alignment_projector.bin")
@@ -416,7 +536,13 @@ def test_a_connector_alone_goes_on_its_base(tmp_path: Path) -> None:
 
 def test_qwen_language_model(tmp_path: Path) -> None:
     raw = whole(bias=True)
-    official = folder_of(tmp_path / "official", raw, model_type="llava_qwen2", architectures=["LlavaQwen2ForCausalLM"], use_sliding_window=False)
+    official = folder_of(
+        tmp_path / "official",
+        raw,
+        model_type="llava_qwen2",
+        architectures=["LlavaQwen2ForCausalLM"],
+        use_sliding_window=False,
+    )
     main([str(official), str(tmp_path / "out")])
     check_logits(tmp_path / "out", raw)
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "out").config.text_config.model_type == "qwen2"
@@ -428,7 +554,9 @@ def test_tied_embeddings_and_a_vocabulary_with_room(tmp_path: Path) -> None:
     official = folder_of(tmp_path / "official", raw, tokenizer=False, tie_word_embeddings=True)
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words()[: VOCAB - 6])}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>").save_pretrained(official)
+    PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(official)
     main([str(official), str(tmp_path / "out")])
     check_logits(tmp_path / "out", raw | {"lm_head.weight": raw["model.embed_tokens.weight"]})
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
@@ -442,12 +570,22 @@ def test_half_precision_stays_and_the_connector_follows(tmp_path: Path) -> None:
     assert {value.dtype for value in written.values()} == {torch.bfloat16}
     embedding = next(value for name, value in written.items() if name.endswith("embed_tokens.weight"))
     assert torch.equal(embedding[:VOCAB], raw["model.embed_tokens.weight"]) and len(embedding) == 128
-    torch.testing.assert_close(embedding[VOCAB].float(), raw["model.embed_tokens.weight"].float().mean(0), atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(
+        embedding[VOCAB].float(), raw["model.embed_tokens.weight"].float().mean(0), atol=1e-2, rtol=1e-2
+    )
 
 
 def test_text_around_an_image_is_tokenized_like_in_the_original_code(tmp_path: Path) -> None:
-    """There the two sides are tokenized on their own, so that a Llama tokenizer's space mark stands before the second one too."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *"abcdefghijklmnopqrstuvwxyzAERSTNIU.:?'"]
+    """There the two sides are tokenized on their own, so that a Llama tokenizer's space mark stands before the second
+    one too."""
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{i:02X}>" for i in range(256)),
+        "▁",
+        *"abcdefghijklmnopqrstuvwxyzAERSTNIU.:?'",
+    ]
     original = LlamaTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], add_bos_token=True)
     raw = whole()
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -458,12 +596,14 @@ def test_text_around_an_image_is_tokenized_like_in_the_original_code(tmp_path: P
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     before, after = "a chat. USER: ", "\nwhat? ASSISTANT:"
     ids = processor.tokenizer(f"{before}<image>{after}")["input_ids"]
-    assert LlamaTokenizer.from_pretrained(tmp_path / "out")(f"{before}<image>{after}")["input_ids"] == ids, "by its own class, too, which rebuilds itself"
+    assert LlamaTokenizer.from_pretrained(tmp_path / "out")(f"{before}<image>{after}")["input_ids"] == ids, (
+        "by its own class, too, which rebuilds itself"
+    )
     assert ids == [*original(before)["input_ids"], processor.image_token_id, *original(after)["input_ids"][1:]]
     assert original.convert_ids_to_tokens(ids[ids.index(processor.image_token_id) + 1 :][:2]) == ["▁", "<0x0A>"]
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 class Bomb:
@@ -486,43 +626,89 @@ def without(raw: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
         (lambda raw: without(raw, "model.norm.weight"), r"it misses 1 tensor \(model.norm.weight\)$"),
         (
             lambda raw: {name: value for name, value in raw.items() if not name.startswith("model.layers.1.")},
-            r"it misses 9 tensors \(model.layers.1.input_layernorm.weight, model.layers.1.mlp.down_proj.weight, model.layers.1.mlp.gate_proj.weight, ...\)$",
+            (
+                r"it misses 9 tensors \(model.layers.1.input_layernorm.weight, model.layers.1.mlp.down_proj.weight,"
+                r" model.layers.1.mlp.gate_proj.weight, ...\)$"
+            ),
         ),
-        (lambda raw: raw | {"model.layers.3.mlp.up_proj.weight": randn(2, 2)}, r"it has 1 tensor \(model.layers.3.mlp.up_proj.weight\) too many$"),
-        (lambda raw: raw | {"model.mm_projector.4.weight": randn(D, D)}, r"it has 1 tensor \(model.mm_projector.4.weight\) too many$"),
+        (
+            lambda raw: raw | {"model.layers.3.mlp.up_proj.weight": randn(2, 2)},
+            r"it has 1 tensor \(model.layers.3.mlp.up_proj.weight\) too many$",
+        ),
+        (
+            lambda raw: raw | {"model.mm_projector.4.weight": randn(D, D)},
+            r"it has 1 tensor \(model.mm_projector.4.weight\) too many$",
+        ),
         (
             lambda raw: raw | {"lm_head.weight": randn(VOCAB + 1, D), "model.norm.weight": randn(D + 1)},
-            r"it has 2 tensors \(lm_head.weight, model.norm.weight\) of another shape \('.+' is \(\d+.*\) instead of \(\d+.*\)\)$",
+            (
+                r"it has 2 tensors \(lm_head.weight, model.norm.weight\) of another shape \('.+' is \(\d+.*\) instead"
+                r" of \(\d+.*\)\)$"
+            ),
         ),
-        (lambda raw: without(raw, "lm_head.weight") | {"head": randn(2)}, r"it misses 1 tensor \(lm_head.weight\), and it has 1 tensor \(head\) too many$"),
+        (
+            lambda raw: without(raw, "lm_head.weight") | {"head": randn(2)},
+            r"it misses 1 tensor \(lm_head.weight\), and it has 1 tensor \(head\) too many$",
+        ),
         (
             lambda raw: raw | {"model.norm.weight": torch.ones(D, dtype=torch.int8)},
             "it has 1 tensor .model.norm.weight. that hold integers, as a quantised model",
         ),
-        (lambda raw: raw | without(projector(), "alignment_projector.projector.2.bias"), "it misses 1 tensor .alignment_projector.projector.2.bias.$"),
-        (lambda raw: raw | projector("alignment_projector.0."), "it misses 6 tensors .+ and it has 6 tensors .+ too many$"),
+        (
+            lambda raw: raw | without(projector(), "alignment_projector.projector.2.bias"),
+            "it misses 1 tensor .alignment_projector.projector.2.bias.$",
+        ),
+        (
+            lambda raw: raw | projector("alignment_projector.0."),
+            "it misses 6 tensors .+ and it has 6 tensors .+ too many$",
+        ),
     ],
 )
-def test_tensors_that_do_not_fit(tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], message: str) -> None:
-    refuse(folder_of(tmp_path / "official", change(whole()), **VIRAL), tmp_path / "out", WeightsError, f"does not fit its config.json: {message}")
+def test_tensors_that_do_not_fit(
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], message: str
+) -> None:
+    refuse(
+        folder_of(tmp_path / "official", change(whole()), **VIRAL),
+        tmp_path / "out",
+        WeightsError,
+        f"does not fit its config.json: {message}",
+    )
 
 
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"model_type": "llava_mpt"}, ModelError, "has model_type='llava_mpt': expected llava or llava_llama or llava_qwen or llava_qwen2"),
+        (
+            {"model_type": "llava_mpt"},
+            ModelError,
+            "has model_type='llava_mpt': expected llava or llava_llama or llava_qwen or llava_qwen2",
+        ),
         ({"mm_projector_type": "linear"}, ModelError, "has mm_projector_type='linear': expected mlp2x_gelu"),
-        ({"mm_patch_merge_type": "spatial_unpad"}, ModelError, "has mm_patch_merge_type='spatial_unpad': expected flat"),
+        (
+            {"mm_patch_merge_type": "spatial_unpad"},
+            ModelError,
+            "has mm_patch_merge_type='spatial_unpad': expected flat",
+        ),
         ({"image_aspect_ratio": "anyres"}, ModelError, "has image_aspect_ratio='anyres': expected pad or square"),
         ({"residual": True}, ModelError, "has residual=True: expected False"),
         ({"text_config": {}}, ModelError, "is a transformers folder already"),
-        ({"target_layers": 16}, ModelError, r"has target_layers=16, projector_dim and z_dim \[1, 1\]: expected a list of layers and two sizes"),
+        (
+            {"target_layers": 16},
+            ModelError,
+            r"has target_layers=16, projector_dim and z_dim \[1, 1\]: expected a list of layers and two sizes",
+        ),
         ({"hidden_size": 33}, ModelError, "config.json does not describe a llama language model .*33"),
         ({"mm_vision_select_layer": -9}, ModelError, "has mm_vision_select_layer=-9: the vision tower has 3 layers"),
-        ({"mm_vision_tower": None}, WeightsError, "does not say which vision tower it belongs to: give a folder or hub id with --vision_tower"),
+        (
+            {"mm_vision_tower": None},
+            WeightsError,
+            "does not say which vision tower it belongs to: give a folder or hub id with --vision_tower",
+        ),
     ],
 )
-def test_settings_that_are_not_supported(tmp_path: Path, settings: dict[str, Any], error: type[WorkbenchError], message: str) -> None:
+def test_settings_that_are_not_supported(
+    tmp_path: Path, settings: dict[str, Any], error: type[WorkbenchError], message: str
+) -> None:
     refuse(folder_of(tmp_path / "official", whole(), **settings), tmp_path / "out", error, message)
 
 
@@ -530,16 +716,33 @@ def test_pickles_are_refused_and_never_run(tmp_path: Path) -> None:
     raw, mark = whole(), tmp_path / "mark"
     official = folder_of(tmp_path / "official", None)
     torch.save(raw | {"extra": Bomb(mark)}, official / "pytorch_model.bin")
-    refuse(official, tmp_path / "out", WeightsError, "pytorch_model.bin was refused: it holds more than plain tensors, and opening it could run code")
+    refuse(
+        official,
+        tmp_path / "out",
+        WeightsError,
+        "pytorch_model.bin was refused: it holds more than plain tensors, and opening it could run code",
+    )
     torch.save([1, 2], official / "pytorch_model.bin")
-    refuse(official, tmp_path / "out", WeightsError, "pytorch_model.bin was refused: expected a state dict of names and tensors")
+    refuse(
+        official,
+        tmp_path / "out",
+        WeightsError,
+        "pytorch_model.bin was refused: expected a state dict of names and tensors",
+    )
     (official / "pytorch_model.bin").write_bytes(b"PK nothing")
     refuse(official, tmp_path / "out", WeightsError, "pytorch_model.bin (could not be read|was refused)")
     torch.save(raw | {"extra": Bomb(mark)}, official / "model.safetensors")
     refuse(official, tmp_path / "out", WeightsError, "model.safetensors is not a safetensors file")
     lora = lora_folder(tmp_path / "l", raw, {})
     torch.save({"extra": Bomb(mark)}, lora / "non_lora_trainables.bin")
-    refuse(lora, tmp_path / "out", WeightsError, "non_lora_trainables.bin was refused", "--base", str(tmp_path / "l" / "base"))
+    refuse(
+        lora,
+        tmp_path / "out",
+        WeightsError,
+        "non_lora_trainables.bin was refused",
+        "--base",
+        str(tmp_path / "l" / "base"),
+    )
     assert not mark.exists()
 
 
@@ -550,27 +753,60 @@ def test_files_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     refuse(official, out, WeightsError, "holds no weights: expected model.safetensors or pytorch_model.bin")
     shard(official, whole(), "safetensors")
     (official / "model-00002-of-00002.safetensors").unlink()
-    refuse(official, out, WeightsError, "shard .*model-00002-of-00002.safetensors is missing: .* that it holds 45 tensors")
-    (official / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": "../../secret"}}))
-    refuse(official, out, WeightsError, "is not an index of shards: expected a weight_map from tensor names to files beside it")
+    refuse(
+        official, out, WeightsError, "shard .*model-00002-of-00002.safetensors is missing: .* that it holds 45 tensors"
+    )
+    (official / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"lm_head.weight": "../../secret"}})
+    )
+    refuse(
+        official,
+        out,
+        WeightsError,
+        "is not an index of shards: expected a weight_map from tensor names to files beside it",
+    )
     (official / "config.json").write_text("{")
     refuse(official, out, WeightsError, "config.json is not valid JSON")
     (official / "config.json").unlink()
     refuse(official, out, WeightsError, "holds no config.json")
     no_words = folder_of(tmp_path / "no-words", whole(), tokenizer=False)
-    refuse(no_words, out, WeightsError, "no tokenizer in .*no-words: expected one of tokenizer.json, tokenizer.model, vocab.json")
+    refuse(
+        no_words,
+        out,
+        WeightsError,
+        "no tokenizer in .*no-words: expected one of tokenizer.json, tokenizer.model, vocab.json",
+    )
     (no_words / "tokenizer.model").write_bytes(b"unknown")
     with monkeypatch.context() as patch:
         patch.setattr("workbench.convert.source.find_spec", lambda _: None)
-        refuse(no_words, out, WeightsError, "tokenizer.model needs the package sentencepiece: pip install sentencepiece, or put its tokenizer.json beside it")
+        refuse(
+            no_words,
+            out,
+            WeightsError,
+            "tokenizer.model needs the package sentencepiece: pip install sentencepiece, or put its tokenizer.json"
+            " beside it",
+        )
     (no_words / "tokenizer.json").write_text("{}")
     refuse(no_words, out, WeightsError, "the tokenizer in .*no-words could not be loaded")
     own = {name: value for name, value in whole().items() if not name.startswith(TOWER)}
     no_tower = folder_of(tmp_path / "no-tower", own, mm_vision_tower="openai/clip-vit-large-patch14-336")
-    refuse(no_tower, out, WeightsError, "vision tower 'openai/clip-vit-large-patch14-336' is neither a folder .*; give a local folder with --vision_tower$")
+    refuse(
+        no_tower,
+        out,
+        WeightsError,
+        "vision tower 'openai/clip-vit-large-patch14-336' is neither a folder .*; give a local folder with"
+        " --vision_tower$",
+    )
     other = tower_folder(tmp_path / "siglip")
     (other / "config.json").write_text(json.dumps({"model_type": "siglip_vision_model"}))
-    refuse(no_tower, out, ModelError, "has model_type='siglip_vision_model': expected clip or clip_vision_model", "--vision_tower", str(other))
+    refuse(
+        no_tower,
+        out,
+        ModelError,
+        "has model_type='siglip_vision_model': expected clip or clip_vision_model",
+        "--vision_tower",
+        str(other),
+    )
 
 
 @pytest.mark.parametrize(
@@ -592,23 +828,48 @@ def test_lora_variants_that_are_not_supported(tmp_path: Path, settings: dict[str
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a, key: without(a, f"{key}.lora_B.weight"), "holds only one of lora_A and lora_B for 1 tensor .model.layers.0.mlp.up_proj.weight.$"),
-        (lambda a, key: a | {f"{key}.lora_B.weight": randn(FFN + 1, 4)}, r"lora_B \(49, 4\) times lora_A \(4, 32\) does not fit 'model.layers.0.mlp.up_proj"),
-        (lambda a, key: a | {f"{key}.bias": randn(3)}, "adapter tensor 'base_model.model.model.layers.0.mlp.up_proj.bias' is not one of LoRA's"),
-        (lambda a, key: a | {f"{key}x.lora_{w}.weight": randn(4, 4) for w in "AB"}, "changes 1 tensor .*up_projx.weight. that the base does not hold"),
+        (
+            lambda a, key: without(a, f"{key}.lora_B.weight"),
+            "holds only one of lora_A and lora_B for 1 tensor .model.layers.0.mlp.up_proj.weight.$",
+        ),
+        (
+            lambda a, key: a | {f"{key}.lora_B.weight": randn(FFN + 1, 4)},
+            r"lora_B \(49, 4\) times lora_A \(4, 32\) does not fit 'model.layers.0.mlp.up_proj",
+        ),
+        (
+            lambda a, key: a | {f"{key}.bias": randn(3)},
+            "adapter tensor 'base_model.model.model.layers.0.mlp.up_proj.bias' is not one of LoRA's",
+        ),
+        (
+            lambda a, key: a | {f"{key}x.lora_{w}.weight": randn(4, 4) for w in "AB"},
+            "changes 1 tensor .*up_projx.weight. that the base does not hold",
+        ),
     ],
 )
 def test_lora_factors_that_do_not_fit(tmp_path: Path, change: Callable[..., dict[str, Tensor]], message: str) -> None:
     official = lora_folder(tmp_path, whole(), {})
     file = official / "adapter_model.safetensors"
-    save_file(change({name: value.clone() for name, value in load_file(file).items()}, "base_model.model.model.layers.0.mlp.up_proj"), file)
+    save_file(
+        change(
+            {name: value.clone() for name, value in load_file(file).items()},
+            "base_model.model.model.layers.0.mlp.up_proj",
+        ),
+        file,
+    )
     refuse(official, tmp_path / "out", WeightsError, message, "--base", str(tmp_path / "base"))
 
 
 def test_a_base_out_of_reach_is_named(tmp_path: Path) -> None:
     official = lora_folder(tmp_path, whole(), {})
-    refuse(official, tmp_path / "out", WeightsError, "base language model 'lmsys/vicuna-7b-v1.5' is neither a folder .*; give a local folder with --base$")
-    refuse(official, tmp_path / "out", WeightsError, "base language model './typo' is neither a folder", "--base", "./typo")
+    refuse(
+        official,
+        tmp_path / "out",
+        WeightsError,
+        "base language model 'lmsys/vicuna-7b-v1.5' is neither a folder .*; give a local folder with --base$",
+    )
+    refuse(
+        official, tmp_path / "out", WeightsError, "base language model './typo' is neither a folder", "--base", "./typo"
+    )
 
 
 def test_a_taken_folder_is_left_alone(tmp_path: Path) -> None:
@@ -619,7 +880,9 @@ def test_a_taken_folder_is_left_alone(tmp_path: Path) -> None:
         main([str(official), str(tmp_path / "taken")])
     (tmp_path / "empty").mkdir()
     main([str(official), str(tmp_path / "empty")])
-    assert [file.name for file in (tmp_path / "taken").iterdir()] == ["mine"] and (tmp_path / "empty" / "model.safetensors").exists()
+    assert [file.name for file in (tmp_path / "taken").iterdir()] == ["mine"] and (
+        tmp_path / "empty" / "model.safetensors"
+    ).exists()
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ PAGES = {"runs": "runs_page.page()", "claims": "claims_page.page()", "scene": "s
 def open_page(name: str, root: Path, monkeypatch: pytest.MonkeyPatch, **query: str) -> AppTest:
     """Run one page on the runs folder `root`."""
     monkeypatch.setattr(sys, "argv", ["app.py", "--runs", str(root)])
-    app = AppTest.from_string(f"from workbench.dashboard import {PAGES[name].split('.')[0]}\n{PAGES[name]}", default_timeout=120)
+    app = AppTest.from_string(
+        f"from workbench.dashboard import {PAGES[name].split('.')[0]}\n{PAGES[name]}", default_timeout=120
+    )
     for key, value in query.items():
         app.query_params[key] = value
     app.run()
@@ -40,7 +42,9 @@ def open_page(name: str, root: Path, monkeypatch: pytest.MonkeyPatch, **query: s
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_page_says_what_to_do_when_nothing_is_stored(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_page_says_what_to_do_when_nothing_is_stored(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app = open_page(name, tmp_path, monkeypatch)
     assert app.info and "python -m" in app.info[0].value
 
@@ -49,10 +53,17 @@ def test_runs_page_lays_training_curves_over_each_other(runs_folder: Path, monke
     app = open_page("runs", runs_folder, monkeypatch)
     assert app.multiselect(key="models").value == ["baseline", "viral"]
     table = app.dataframe[0].value
-    assert table["model"].tolist() == ["baseline", "viral"] and (table["state"] == "finished").all() and (table["steps"] == 12).all()
+    assert (
+        table["model"].tolist() == ["baseline", "viral"]
+        and (table["state"] == "finished").all()
+        and (table["steps"] == 12).all()
+    )
     assert app.dataframe[1].value["label"].tolist() in (["baseline", "viral"], ["viral", "baseline"])
     (said,) = [caption.value for caption in app.caption if "tokens, k = " in caption.value]
-    assert "viral, layer 2, efficientnet-lite0: n = 64 tokens, k = 10, 8 images" in said and "baseline, layer 1, efficientnet-lite0" in said
+    assert (
+        "viral, layer 2, efficientnet-lite0: n = 64 tokens, k = 10, 8 images" in said
+        and "baseline, layer 1, efficientnet-lite0" in said
+    )
 
 
 def test_alignment_page_shows_interval_null_and_n(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +71,11 @@ def test_alignment_page_shows_interval_null_and_n(runs_folder: Path, monkeypatch
     app.select_slider(key="layer").set_value(3).run()
     table = app.dataframe[0].value
     assert table["model"].tolist() == app.multiselect(key="run").value or len(table) == 2
-    assert (table["layer"] == 3).all() and (table["low"] <= table["score"]).all() and (table["score"] <= table["high"]).all()
+    assert (
+        (table["layer"] == 3).all()
+        and (table["low"] <= table["score"]).all()
+        and (table["score"] <= table["high"]).all()
+    )
     assert {"null_mean", "null_q95", "p", "n_images", "n", "k"} <= set(table.columns)
     assert any("analyses.cknna" in code.value for code in app.code)
 
@@ -74,13 +89,18 @@ def test_the_form_of_an_analysis_is_its_command(runs_folder: Path, monkeypatch: 
     app.selectbox(key="new-pooling").set_value("pooled")
     app.text_input(key="new-layers").set_value("0 2").run()
     command = app.code[-1].value
-    assert command == f"python -m analyses.cknna {models} --layers 0 2 --k 7 --pooling pooled --output_dir {runs_folder}"
+    assert (
+        command == f"python -m analyses.cknna {models} --layers 0 2 --k 7 --pooling pooled --output_dir {runs_folder}"
+    )
     analysis = importlib.import_module("analyses.cknna").ANALYSIS
     assert parse(analysis.config, ["--layers", "0", "2", "--k", "7", "--pooling", "pooled"], prog="test").k == 7
 
 
 def test_pages_are_found_without_importing_the_analyses() -> None:
-    code = "import sys; from workbench.dashboard import shell; print(shell.analysis_pages()); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from workbench.dashboard import shell; print(shell.analysis_pages()); assert 'torch' not in"
+        " sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "'cknna': 'Alignment'" in done.stdout
     for name, title in shell.analysis_pages().items():
@@ -112,7 +132,18 @@ def serve(root: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port), "--", "--runs", str(root)]
+    command = [
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        "app.py",
+        "--server.port",
+        str(port),
+        "--",
+        "--runs",
+        str(root),
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         deadline = time.monotonic() + 60

@@ -1,4 +1,5 @@
-"""DeepSpeed ZeRO-2 and ZeRO-3 in two processes: the same training as in one. Runs where DeepSpeed is installed; it is no dependency."""
+"""DeepSpeed ZeRO-2 and ZeRO-3 in two processes: the same training as in one. Runs where DeepSpeed is installed; it is
+no dependency."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ ZERO = pytest.mark.parametrize("stage", ["zero2", "zero3"])
 
 
 def divided(stage: str, words: list[str], folder: Path) -> None:
-    """Train in two processes, to `folder`-two; to `folder`-two-again, which goes on from the first one's checkpoint; and only finish `folder`-two-last."""
+    """Train in two processes, to `folder`-two; to `folder`-two-again, which goes on from the first one's checkpoint;
+    and only finish `folder`-two-last."""
     two, again, last = (folder.with_name(f"{folder.name}-two{end}") for end in ("", "-again", "-last"))
     start = ["--config_file", f"trainer/launch/{stage}.yaml", "-m", "trainer", *words, "--output_dir"]
     launch(*start, str(two))  # DeepSpeed takes one run per process
@@ -49,13 +51,26 @@ def test_a_small_llava(stage: str, tmp_path: Path) -> None:
 @ZERO
 @pytest.mark.parametrize("flags", [["--model.train_vision_encoder"], LORA], ids=["full", "lora"])
 def test_conversations(stage: str, flags: list[str], tmp_path: Path) -> None:
-    """With and without images for ZeRO-2, which keeps the weights whole; ZeRO-3 takes those with images, and no LoRA."""
+    """With and without images for ZeRO-2, which keeps the weights whole; ZeRO-3 takes those with images, and no
+    LoRA."""
     if stage == "zero3" and flags == LORA:
         pytest.skip("refused: tests/test_student.py")
     one, two, again, last = (tmp_path / name for name in ("one", "one-two", "one-two-again", "one-two-last"))
-    model, data = build("llava", tmp_path / "llava"), f"llava_json:{write(tmp_path / 'world', rows(8, 6 if stage == 'zero2' else 0))}"
+    model = build("llava", tmp_path / "llava")
+    data = f"llava_json:{write(tmp_path / 'world', rows(8, 6 if stage == 'zero2' else 0))}"
     (tmp_path / "recipe.yaml").write_text("monitor:\n  k: 3\n  cknna_images: 2\n  permutations: 10\n")
-    words = [str(tmp_path / "recipe.yaml"), "--model.name", str(model), "--data.train", data, "--data.val", data, *STEPS, *VIRAL, *flags]
+    words = [
+        str(tmp_path / "recipe.yaml"),
+        "--model.name",
+        str(model),
+        "--data.train",
+        data,
+        "--data.val",
+        data,
+        *STEPS,
+        *VIRAL,
+        *flags,
+    ]
     words += ["--optim.batch_size", "1", "--optim.global_batch", "4"]
     train(read([*words, "--output_dir", str(one), "--optim.batch_size", "4"]), ["one"])
     divided(stage, words, one)

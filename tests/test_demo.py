@@ -42,23 +42,36 @@ def gone(process: int) -> bool:
         return True
 
 
-# --- what it runs --------------------------------------------------------------------------------------------------------------------------
+# --- what it runs ---------------------------------------------------------------------------------
 
 
 def test_the_makefile_runs_it_and_it_trains_what_it_analyses() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    assert re.search(r"^demo: env\n\t\$\(BIN\)/python -m workbench\.demo --runs \$\(RUNS\) \$\(if \$\(HEADLESS\),--headless\)$", makefile, re.M)
+    assert re.search(
+        r"^demo: env\n\t\$\(BIN\)/python -m workbench\.demo --runs \$\(RUNS\) \$\(if \$\(HEADLESS\),--headless\)$",
+        makefile,
+        re.M,
+    )
     sweep = parse(Sweep, [], prog="sweep", recipe=SWEEPS.find(Config().sweep))
-    assert [job.folder for job in sweep.runs()] == [Config().runs / name for name in demo.MODELS] and sweep.processes == 2
+    assert [job.folder for job in sweep.runs()] == [
+        Config().runs / name for name in demo.MODELS
+    ] and sweep.processes == 2
 
 
 def test_the_pair_differs_in_alignment_alone_and_is_small() -> None:
     from trainer.recipe import Recipe
 
     sweep = parse(Sweep, [], prog="sweep", recipe=SWEEPS.find(Config().sweep))
-    first, second = (parse(Recipe, job.arguments[1:], prog="trainer", recipe=RECIPES.find(job.arguments[0])) for job in sweep.runs())
-    assert replace(second, alignment=first.alignment, output_dir=first.output_dir) == first and not first.alignment.aligned and second.alignment.aligned
-    assert first.start is None and first.optim.steps <= 600 and (first.data.limit_train or 9999) <= 300  # ten minutes on two cores
+    first, second = (
+        parse(Recipe, job.arguments[1:], prog="trainer", recipe=RECIPES.find(job.arguments[0])) for job in sweep.runs()
+    )
+    assert (
+        replace(second, alignment=first.alignment, output_dir=first.output_dir) == first
+        and not first.alignment.aligned
+        and second.alignment.aligned
+    )
+    # ten minutes on two cores
+    assert first.start is None and first.optim.steps <= 600 and (first.data.limit_train or 9999) <= 300
     assert first.keep_checkpoints is None and first.save_every < first.optim.steps  # for analyses.dynamics
 
 
@@ -68,30 +81,40 @@ def test_every_stage_is_a_command_whose_options_exist(stage: Stage, tmp_path: Pa
     assert "unknown option '--xyz'" in refused(*stage.words[1:], "--xyz", "1")
 
 
-def test_a_sweep_that_is_not_there_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_that_is_not_there_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert refused("workbench.demo", "--sweep", "dmeo").endswith("did you mean 'demo'?")
     assert "no sweep mine/demo.yaml: expected a YAML file" in refused("workbench.demo", "--sweep", "mine/demo.yaml")
     assert not list(tmp_path.iterdir())
 
 
-# --- how far it is -------------------------------------------------------------------------------------------------------------------------
+# --- how far it is --------------------------------------------------------------------------------
 
 
-def test_every_stage_is_run_and_its_state_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_stage_is_run_and_its_state_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "runs" / demo.PROGRESS_FILE
     look = ("-c", f"import json; print([stage['state'] for stage in json.load(open({str(file)!r}))['stages']])")
     staged(monkeypatch, Stage("first", GOOD), Stage("broken", BAD), Stage("look", look, needed=True))
     assert demo.run(Config(tmp_path / "runs", headless=True), Children()) == ["broken"]
     assert "['done', 'failed', 'running']" in capfd.readouterr().out
     progress = Progress.read(tmp_path / "runs")
-    assert progress is not None and [stage.state for stage in progress.stages] == ["done", "failed", "done"] and progress.alive
+    assert (
+        progress is not None
+        and [stage.state for stage in progress.stages] == ["done", "failed", "done"]
+        and progress.alive
+    )
     assert all(0 <= stage.cpu < 10 and 0 <= stage.seconds < 60 for stage in progress.stages)
 
 
 def test_what_others_need_stops_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     staged(monkeypatch, Stage("broken", BAD, needed=True), Stage("never", GOOD))
-    with pytest.raises(RunError, match="broken: the command above ended with code 3; the same command goes on from there"):
+    with pytest.raises(
+        RunError, match="broken: the command above ended with code 3; the same command goes on from there"
+    ):
         demo.run(Config(tmp_path, headless=True), Children())
     progress = Progress.read(tmp_path)
     assert progress is not None and [stage.state for stage in progress.stages] == ["failed", "waiting"]
@@ -99,31 +122,45 @@ def test_what_others_need_stops_the_demo(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_progress_that_cannot_be_read_is_none_and_a_dead_demo_was_interrupted(tmp_path: Path) -> None:
     assert Progress.read(tmp_path) is None
-    made = Progress((Stage("a", GOOD, state="done"), Stage("b", GOOD, state="running"), Stage("c", GOOD)), os.getpid(), "http://127.0.0.1:1")
+    made = Progress(
+        (Stage("a", GOOD, state="done"), Stage("b", GOOD, state="running"), Stage("c", GOOD)),
+        os.getpid(),
+        "http://127.0.0.1:1",
+    )
     made.write(tmp_path)
     assert Progress.read(tmp_path) == made
     with subprocess.Popen(["true"]) as dead:
         pass
     replace(made, process=dead.pid).write(tmp_path)
     read = Progress.read(tmp_path)
-    assert read is not None and not read.alive and [stage.state for stage in read.stages] == ["done", "stopped", "waiting"]
+    assert (
+        read is not None and not read.alive and [stage.state for stage in read.stages] == ["done", "stopped", "waiting"]
+    )
     whole = (tmp_path / demo.PROGRESS_FILE).read_text()
-    for text in ("", whole[:-20], "[]", "{}", json.dumps({"stages": [{"title": "a"}]}), json.dumps(json.loads(whole) | {"other": 1})):
+    for text in (
+        "",
+        whole[:-20],
+        "[]",
+        "{}",
+        json.dumps({"stages": [{"title": "a"}]}),
+        json.dumps(json.loads(whole) | {"other": 1}),
+    ):
         (tmp_path / demo.PROGRESS_FILE).write_text(text)
         assert Progress.read(tmp_path) is None
 
 
-# --- going on and stopping -----------------------------------------------------------------------------------------------------------------
+# --- going on and stopping ------------------------------------------------------------------------
 
 
 def test_it_trains_says_three_sentences_and_a_second_run_trains_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Training and summary as they are, with small models; `make demo` runs the analyses between them, which have tests of their own."""
+    """Training and summary as they are, with small models; `make demo` runs the analyses between them, which have tests
+    of their own."""
     flags = " ".join(SMALL).replace("--optim.steps 12", "--optim.steps 4") + " --data.limit_test 8"
     (tmp_path / "small.yaml").write_text(
-        "seeds: [0]\nsuffix: false\nvariants:\n"
-        f"  - 'baseline: {ROOT}/trainer/recipes/demo_baseline.yaml {flags}'\n  - 'viral: {ROOT}/trainer/recipes/demo_viral.yaml {flags} --alignment.layer 2'\n"
+        f"seeds: [0]\nsuffix: false\nvariants:\n  - 'baseline: {ROOT}/trainer/recipes/demo_baseline.yaml {flags}'\n  -"
+        f" 'viral: {ROOT}/trainer/recipes/demo_viral.yaml {flags} --alignment.layer 2'\n"
     )
     config = Config(tmp_path / "runs", headless=True, sweep=str(tmp_path / "small.yaml"))
     training, summary = (stage for stage in stages(config) if stage.words[1] in ("trainer.sweep", "workbench.summary"))
@@ -131,7 +168,11 @@ def test_it_trains_says_three_sentences_and_a_second_run_trains_nothing(
     monkeypatch.chdir(ROOT)
     assert demo.run(config, Children()) == []
     said = capfd.readouterr().out
-    assert re.search(r"^1\. Two models were trained alike, on the same 24 images of shapes:train, for 4 steps, with seed 0", said, re.M)
+    assert re.search(
+        r"^1\. Two models were trained alike, on the same 24 images of shapes:train, for 4 steps, with seed 0",
+        said,
+        re.M,
+    )
     assert re.search(r"^2\. On \d+ questions about 8 images of shapes:test, baseline answers", said, re.M)
     assert re.search(r"^3\. Open next: .*`viral app --runs", said, re.M)
     written = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").glob("*/training.*")}
@@ -143,9 +184,19 @@ def test_it_trains_says_three_sentences_and_a_second_run_trains_nothing(
 def test_a_signal_stops_the_stage_and_the_dashboard(number: signal.Signals, tmp_path: Path) -> None:
     """Sent to the demo alone, as `kill` does; Ctrl-C reaches its children too, which makes it no harder."""
     sleeping = "import time; print('asleep', flush=True); time.sleep(600)"
-    code = f"from workbench import demo; demo.stages = lambda config: [demo.Stage('sleep', ('-c', {sleeping!r}))]; demo.command(demo.main)"
+    code = (
+        f"from workbench import demo; demo.stages = lambda config: [demo.Stage('sleep', ('-c', {sleeping!r}))];"
+        " demo.command(demo.main)"
+    )
     words = [sys.executable, "-c", code, "--runs", str(tmp_path)]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True)
+    process = subprocess.Popen(
+        words,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
     assert process.stdout is not None
     said = []
     for line in process.stdout:
@@ -153,7 +204,8 @@ def test_a_signal_stops_the_stage_and_the_dashboard(number: signal.Signals, tmp_
         if line == "asleep\n":
             break
     own = [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-    assert len(own) == 2 and re.fullmatch(r"== the dashboard, which fills itself: http://127\.0\.0\.1:\d+\n", said[0])  # at once
+    # at once
+    assert len(own) == 2 and re.fullmatch(r"== the dashboard, which fills itself: http://127\.0\.0\.1:\d+\n", said[0])
     process.send_signal(number)
     assert process.wait(60) == 130 and all(map(gone, own))
     progress = Progress.read(tmp_path)
@@ -162,7 +214,9 @@ def test_a_signal_stops_the_stage_and_the_dashboard(number: signal.Signals, tmp_
 
 def test_a_child_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "PATIENCE", 0.5)
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+    )
     with children() as own:
         process = own.start(["-c", deaf], stdout=subprocess.PIPE)
         assert process.stdout is not None and process.stdout.readline() == b"deaf\n"
@@ -170,7 +224,7 @@ def test_a_child_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch)
     process.stdout.close()
 
 
-# --- the first page ------------------------------------------------------------------------------------------------------------------------
+# --- the first page -------------------------------------------------------------------------------
 
 
 def half_trained(source: Path, target: Path, rows: int) -> None:
@@ -180,20 +234,36 @@ def half_trained(source: Path, target: Path, rows: int) -> None:
     pd.read_parquet(source / "training.parquet").iloc[:rows].to_parquet(target / "training.parquet")
 
 
-def test_the_page_shows_what_runs_and_what_is_to_come(runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_shows_what_runs_and_what_is_to_come(
+    runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     half_trained(runs_folder / "baseline", tmp_path / "baseline", 3)
     Progress(
-        (Stage("a", GOOD, state="done", seconds=7.2), Stage("b", GOOD, state="running", started="2026-11-26T03:04:05+00:00"), Stage("c", GOOD)), os.getpid()
+        (
+            Stage("a", GOOD, state="done", seconds=7.2),
+            Stage("b", GOOD, state="running", started="2026-11-26T03:04:05+00:00"),
+            Stage("c", GOOD),
+        ),
+        os.getpid(),
     ).write(tmp_path)
     app = open_page("runs", tmp_path, monkeypatch)
     (said,) = [markdown.value for markdown in app.markdown]
-    assert "a: 7 s" in said and "b: since 03:04:05 UTC" in said and "c: still to come" in said and not [w for w in app.warning if "interrupted" in w.value]
-    assert app.multiselect(key="models").value == ["baseline"] and app.dataframe[0].value["state"].tolist() == ["at step 4 of 12"]
+    assert (
+        "a: 7 s" in said
+        and "b: since 03:04:05 UTC" in said
+        and "c: still to come" in said
+        and not [w for w in app.warning if "interrupted" in w.value]
+    )
+    assert app.multiselect(key="models").value == ["baseline"] and app.dataframe[0].value["state"].tolist() == [
+        "at step 4 of 12"
+    ]
     seen = live.contents(tmp_path)
     half_trained(runs_folder / "viral", tmp_path / "viral", 2)
     assert live.contents(tmp_path) != seen
     app.run()  # as the fragment does, without a click: what is new is chosen
-    assert app.multiselect(key="models").value == ["baseline", "viral"] and app.dataframe[0].value["state"].tolist() == ["at step 4 of 12", "at step 2 of 12"]
+    assert app.multiselect(key="models").value == ["baseline", "viral"] and app.dataframe[0].value[
+        "state"
+    ].tolist() == ["at step 4 of 12", "at step 2 of 12"]
     half_trained(runs_folder / "baseline", tmp_path / "baseline", 99)
     app.run()
     assert app.multiselect(key="curves").value == ["lm_loss", "accuracy/mean"]
@@ -209,7 +279,9 @@ def test_the_page_leaves_a_choice_alone(runs_folder: Path, tmp_path: Path, monke
     assert app.multiselect(key="models").value == ["viral"]
 
 
-def test_a_half_written_file_does_not_break_the_page(runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_half_written_file_does_not_break_the_page(
+    runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     half_trained(runs_folder / "baseline", tmp_path / "baseline", 3)
     half_trained(runs_folder / "viral", tmp_path / "viral", 3)
     log = tmp_path / "viral" / "training.parquet"
@@ -225,7 +297,9 @@ def test_a_half_written_file_does_not_break_the_page(runs_folder: Path, tmp_path
     assert any("No analysis is stored yet" in info.value for info in app.info)
 
 
-def test_a_folder_that_goes_while_it_is_looked_into_does_not_break_the_page(runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_goes_while_it_is_looked_into_does_not_break_the_page(
+    runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As `.unfinished`, `final` and the folders of runs do."""
     half_trained(runs_folder / "baseline", tmp_path / "baseline", 3)
     (tmp_path / "baseline" / "final").mkdir()
@@ -246,7 +320,11 @@ def test_a_folder_that_goes_while_it_is_looked_into_does_not_break_the_page(runs
 def test_two_finished_models_are_compared_in_words(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = open_page("runs", runs_folder, monkeypatch)
     (said,) = [info.value for info in app.info]
-    assert "viral also learns to make its image tokens resemble" in said and "viral less baseline is" in said and "trained once" in said
+    assert (
+        "viral also learns to make its image tokens resemble" in said
+        and "viral less baseline is" in said
+        and "trained once" in said
+    )
     app.multiselect(key="models").set_value(["viral"]).run()
     assert not app.info
 
@@ -266,6 +344,7 @@ def test_the_page_fills_itself_in_a_real_browser(runs_folder: Path, tmp_path: Pa
         expect(page.get_by_text("analyses: still to come")).to_be_visible(timeout=60_000)
         half_trained(runs_folder / "viral", tmp_path / "viral", 3)
         expect(page.get_by_role("button", name="Remove viral")).to_be_visible(timeout=60_000)
-        expect(page.locator(".js-plotly-plot .legendtext").get_by_text("viral").first).to_be_visible(timeout=180_000)  # the browser reads plotly first
+        # the browser reads plotly first
+        expect(page.locator(".js-plotly-plot .legendtext").get_by_text("viral").first).to_be_visible(timeout=180_000)
         assert page.locator("[data-testid=stException]").count() == 0
         browser.close()

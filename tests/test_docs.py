@@ -1,4 +1,5 @@
-"""Every command, link and piece of Python in the README and the pages works: as it stands, but on the small models and with small settings."""
+"""Every command, link and piece of Python in the README and the pages works: as it stands, but on the small models and
+with small settings."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def _commands() -> Iterator[str]:
         yield from commands(text)
 
 
-COMMANDS = [line for line in dict.fromkeys(_commands()) if "mine.yaml" not in line and "ablation" not in line]  # the first is test_pretrained's
+# the first is test_pretrained's
+COMMANDS = [line for line in dict.fromkeys(_commands()) if "mine.yaml" not in line and "ablation" not in line]
 FEW = {
     "analyses.attention": ["--limit", "12", "--null", "10"],
     "analyses.cknna": ["--limit", "12", "--null", "10", "--k", "5"],
@@ -51,7 +53,8 @@ FEW = {
 
 @pytest.fixture(scope="module")
 def folder(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder as the pages assume it: recipes, `photos`, and `runs` with a trained pair and their first stages."""
+    """A working folder as the pages assume it: recipes, `photos`, and `runs` with a trained pair and their first
+    stages."""
     root = tmp_path_factory.mktemp("readme")
     for name in ("trainer", "app.py", "analyses", "workbench", "viral_workbench.py", "benchmarks"):
         (root / name).symlink_to(ROOT / name)
@@ -88,14 +91,29 @@ def test_command(line: str, folder: Path, tmp_path: Path) -> None:
         return
     start = folder / "runs" / "baseline"
     if words[:2] == ["accelerate", "launch"]:
-        few = [*SMALL_VIRAL, "--optim.steps", "2", "--eval_every", "2", "--start", str(start), "--output_dir", str(tmp_path / "out")]
+        few = [
+            *SMALL_VIRAL,
+            "--optim.steps",
+            "2",
+            "--eval_every",
+            "2",
+            "--start",
+            str(start),
+            "--output_dir",
+            str(tmp_path / "out"),
+        ]
         of_an_analysis = words[words.index("-m") + 1].startswith("analyses.")
         few = FEW["analyses.cknna"] if of_an_analysis else few
-        assert ("cknna-" if of_an_analysis else "accuracy") in run("accelerate.commands.launch", *words[2:], *few, cwd=folder).stdout
+        assert ("cknna-" if of_an_analysis else "accuracy") in run(
+            "accelerate.commands.launch", *words[2:], *few, cwd=folder
+        ).stdout
         return
     assert words[:2] == ["python", "-m"]
     module, given = words[2], words[3:]
-    given = [str(tmp_path / Path(word).name) if given[i - 1] == "--output_dir" and module != "analyses" else word for i, word in enumerate(given)]
+    given = [
+        str(tmp_path / Path(word).name) if given[i - 1] == "--output_dir" and module != "analyses" else word
+        for i, word in enumerate(given)
+    ]
     if module == "trainer":
         small = SMALL_VIRAL if "viral" in line else SMALL
         done = run(module, *given, *small, "--start", str(start), cwd=folder)
@@ -118,7 +136,11 @@ def test_command(line: str, folder: Path, tmp_path: Path) -> None:
     elif module == "analyses.claims":
         for name in given[1 : given.index("runs/scarce_easy_vqa") + 1]:
             (folder / name).mkdir(exist_ok=True)
-        assert "trainer.sweep" in here(folder, module, *given) if "--commands" in given else "no runs yet" in here(folder, module, *given)
+        assert (
+            "trainer.sweep" in here(folder, module, *given)
+            if "--commands" in given
+            else "no runs yet" in here(folder, module, *given)
+        )
     elif module.startswith("analyses."):
         few = FEW[module][:4] if "photos" in line else FEW[module]
         assert f"{module.removeprefix('analyses.')}-" in here(folder, module, *given, *few)
@@ -130,15 +152,28 @@ def test_command(line: str, folder: Path, tmp_path: Path) -> None:
 
 def test_commands_that_are_only_read() -> None:
     """Those of the result pages and the long sweeps: module, files and options exist."""
-    texts = "\n".join([*(block for text in PAGES.values() for block in blocks(text, "")), *(line for text in PAGES.values() for line in commands(text))])
-    lines = re.findall(r"^python -m .*$", texts, re.M) + re.findall(r"`(python -m [^`]*)`", "\n".join([README, *PAGES.values()]))
+    texts = "\n".join(
+        [
+            *(block for text in PAGES.values() for block in blocks(text, "")),
+            *(line for text in PAGES.values() for line in commands(text)),
+        ]
+    )
+    lines = re.findall(r"^python -m .*$", texts, re.M) + re.findall(
+        r"`(python -m [^`]*)`", "\n".join([README, *PAGES.values()])
+    )
     assert len(lines) > 60
     for line in lines:
         words = shlex.split(line, comments=True)
         assert words[2] == "analyses.NAME" or importlib.util.find_spec(words[2]), line
         for name in (word for word in words if word.endswith(".yaml") and "/" in word):
             assert (ROOT / name).exists(), line
-        if words[2] == "trainer" and len(words) > 3 and words[3].endswith(".yaml") and "/" in words[3] and "VALUE" not in line:
+        if (
+            words[2] == "trainer"
+            and len(words) > 3
+            and words[3].endswith(".yaml")
+            and "/" in words[3]
+            and "VALUE" not in line
+        ):
             parse(Recipe, words[4:], prog="trainer", recipe=ROOT / words[3])
 
 
@@ -163,10 +198,14 @@ def test_probe_python(folder: Path, capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.chdir(folder)
     exec(compile(block, "probe.md", "exec"), {})
     grid, shapes = capsys.readouterr().out.strip().splitlines()
-    assert grid.startswith("(8, 8) (0.0, 0.0, 0.125, 0.125)") and shapes.startswith("torch.Size([2, 64, 32]) torch.Size([1, 4, 1, ")
+    assert grid.startswith("(8, 8) (0.0, 0.0, 0.125, 0.125)") and shapes.startswith(
+        "torch.Size([2, 64, 32]) torch.Size([1, 4, 1, "
+    )
 
 
-def test_other_tools_python(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_tools_python(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What nnsight and TransformerLens read is what `read` reads."""
     with_nnsight, with_lens = blocks(PAGES["howto/other_tools.md"], "python")
     monkeypatch.chdir(folder)
@@ -180,7 +219,9 @@ def test_other_tools_python(folder: Path, tmp_path: Path, capsys: pytest.Capture
         assert capsys.readouterr().out.strip() == "True"
 
 
-def test_read_run_python(runs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_run_python(
+    runs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "runs").mkdir()
     for path in runs_folder.glob("cknna-*"):
         if json.loads((path / "run.json").read_text())["config"]["limit"] == 6:
@@ -210,7 +251,11 @@ def run_notebook(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> di
 def test_probe_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scope = run_notebook("probe_a_model.ipynb", folder, monkeypatch)
     scores = scope["both"].tables["scores"]
-    assert scope["states"].shape == (4, 64, 32) and list(scope["both"].runs) == ["baseline", "viral"] and "Alignment by layer" in scope["figures"]
+    assert (
+        scope["states"].shape == (4, 64, 32)
+        and list(scope["both"].runs) == ["baseline", "viral"]
+        and "Alignment by layer" in scope["figures"]
+    )
     assert set(scores.layer) == {0, 1, 2, 3} and (scores.n_images == 12).all()
 
 
@@ -232,15 +277,26 @@ def test_alignment_flags() -> None:
     base = ROOT / "trainer" / "recipes" / "shapes_viral.yaml"
     recipes = [parse(Recipe, flags, prog="trainer", recipe=base) for flags in rows]
     plain = parse(Recipe, [], prog="trainer", recipe=base)
-    assert len(rows) == 19 and [r for r in recipes if r == plain] == [recipes[1]] and len({repr(r) for r in recipes}) == 19
+    assert (
+        len(rows) == 19 and [r for r in recipes if r == plain] == [recipes[1]] and len({repr(r) for r in recipes}) == 19
+    )
 
 
-def test_own_loop_python(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_loop_python(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The loop of one's own and the Trainer of one's own, as they stand; both move the head."""
     loop, trainer = blocks(PAGES["howto/own_loop.md"], "python")
     monkeypatch.chdir(folder)
     scope: dict[str, Any] = {}
-    exec(compile(loop.replace("for sample", "before = [p.clone() for p in alignment.parameters()]\nfor sample"), "own_loop.md", "exec"), scope)
+    exec(
+        compile(
+            loop.replace("for sample", "before = [p.clone() for p in alignment.parameters()]\nfor sample"),
+            "own_loop.md",
+            "exec",
+        ),
+        scope,
+    )
     steps = [list(map(float, line.split())) for line in capsys.readouterr().out.strip().splitlines()]
     assert len(steps) > 4 and all(lm - 0.5 <= loss <= lm + 0.5 and loss != lm for lm, loss in steps)
     middle = [p.detach().clone() for p in scope["alignment"].parameters()]
@@ -255,5 +311,15 @@ def test_pretrained(folder: Path, tmp_path: Path) -> None:
     (block,) = blocks(page, "yaml")
     assert commands(page) == ["python -m trainer mine.yaml --output_dir runs/mine"]
     (tmp_path / "mine.yaml").write_text(block)
-    done = run("trainer", str(tmp_path / "mine.yaml"), "--output_dir", str(tmp_path / "mine"), "--log_every", "2", "--save_every", "4", cwd=folder)
+    done = run(
+        "trainer",
+        str(tmp_path / "mine.yaml"),
+        "--output_dir",
+        str(tmp_path / "mine"),
+        "--log_every",
+        "2",
+        "--save_every",
+        "4",
+        cwd=folder,
+    )
     assert "accuracy" in done.stdout and (tmp_path / "mine" / "alignment_head.safetensors").exists()

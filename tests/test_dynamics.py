@@ -1,4 +1,5 @@
-"""Scores over checkpoints: planted curves, censoring, seeds, agreement with the other analyses on one checkpoint, resuming, and the real command line."""
+"""Scores over checkpoints: planted curves, censoring, seeds, agreement with the other analyses on one checkpoint,
+resuming, and the real command line."""
 
 from __future__ import annotations
 
@@ -24,7 +25,15 @@ from workbench.training_folder import MEAN, checkpoints
 STEPS = (0, 200, 400, 600, 800, 1000)
 
 
-def stored(label: str, scores: list[float], *, steps: tuple[int, ...] = STEPS, measure: str = ACCURACY, of: str = MEAN, limit: int = 9) -> Run:
+def stored(
+    label: str,
+    scores: list[float],
+    *,
+    steps: tuple[int, ...] = STEPS,
+    measure: str = ACCURACY,
+    of: str = MEAN,
+    limit: int = 9,
+) -> Run:
     """A run with one planted curve."""
     rows = [
         {**{"measure": measure, "of": of, "step": step, "score": score, "low": score - 0.01, "high": score + 0.01}}
@@ -44,20 +53,29 @@ def found(**scores: list[float]) -> dict[str, Run]:
     return {name.replace("_", "-"): stored(name.replace("_", "-"), own) for name, own in scores.items()}
 
 
-# --- planted truth -----------------------------------------------------------------------------------------------------------------------
+# --- planted truth --------------------------------------------------------------------------------
 
 
 def test_a_run_that_is_there_at_half_the_steps() -> None:
     table = compared(found(base_s0=SLOW, viral_s0=FAST, base_s1=SLOW, viral_s1=FAST)).set_index("model")
     fast = table.loc["viral"]
     assert fast["step"] == pytest.approx(500) and fast["other_step"] == 1000 and fast["seeds"] == 2
-    assert fast["difference"] == pytest.approx(-500) and fast["low"] == pytest.approx(-500) and fast["high"] == pytest.approx(-500)
+    assert (
+        fast["difference"] == pytest.approx(-500)
+        and fast["low"] == pytest.approx(-500)
+        and fast["high"] == pytest.approx(-500)
+    )
 
 
 def test_never_there_is_words_and_no_number() -> None:
-    table = compared(found(base_s0=SLOW, viral_s0=FAST, base_s1=[0.5, 0.7, 0.8, 0.9, 0.9, 0.95], viral_s1=FAST)).set_index("model")
+    table = compared(
+        found(base_s0=SLOW, viral_s0=FAST, base_s1=[0.5, 0.7, 0.8, 0.9, 0.9, 0.95], viral_s1=FAST)
+    ).set_index("model")
     slow = table.loc["base"]
-    assert np.isnan([slow["step"], slow["difference"], slow["low"], slow["high"]]).all() and slow["reached"] == "seed 0: not within 1000 steps"
+    assert (
+        np.isnan([slow["step"], slow["difference"], slow["low"], slow["high"]]).all()
+        and slow["reached"] == "seed 0: not within 1000 steps"
+    )
     row = to_reach(found(base_s0=SLOW, viral_s0=FAST)).set_index("model").loc["base"]
     assert np.isnan(row["step"]) and row["reached"] == "not within 1000 steps" and row["other_step"] == 1000
 
@@ -65,20 +83,28 @@ def test_never_there_is_words_and_no_number() -> None:
 def test_identical_runs_differ_by_nothing() -> None:
     same = [0.5, 0.6, 0.6, 0.8, 0.8, 0.8]
     table = compared(found(base_s0=same, viral_s0=same, base_s1=FAST, viral_s1=FAST))
-    assert len(table) == 2 and (table[["difference", "low", "high"]] == 0).all(axis=None) and (table["step"] == (600 + 1000) / 2).all()
+    assert (
+        len(table) == 2
+        and (table[["difference", "low", "high"]] == 0).all(axis=None)
+        and (table["step"] == (600 + 1000) / 2).all()
+    )
 
 
 def test_differences_are_paired_by_seed() -> None:
     later = [0.5, 0.5, 0.6, 0.7, 0.8, 0.9]
     table = compared(found(base_s0=SLOW, viral_s0=FAST, base_s1=SLOW, viral_s1=later, viral_s2=FAST)).set_index("model")
     expected = t_interval([500 - 1000, 700 - 1000])  # by hand; seed 2 has no partner
-    assert table.loc["viral", ["difference", "low", "high"]].tolist() == pytest.approx([expected.estimate, expected.low, expected.high])
+    assert table.loc["viral", ["difference", "low", "high"]].tolist() == pytest.approx(
+        [expected.estimate, expected.low, expected.high]
+    )
     one = compared(found(baseline=SLOW, viral=FAST)).set_index("model").loc["viral"]
-    assert one["difference"] == pytest.approx(-500) and one["low"] == -np.inf and one["high"] == np.inf  # one pair says nothing of other seeds
+    # one pair says nothing of other seeds
+    assert one["difference"] == pytest.approx(-500) and one["low"] == -np.inf and one["high"] == np.inf
 
 
 def test_first_reached_by_hand() -> None:
-    assert first_reached([0, 10, 20], [0.0, 0.5, 0.4], 0.45).step == pytest.approx(9)  # the first time counts, not the last
+    # the first time counts, not the last
+    assert first_reached([0, 10, 20], [0.0, 0.5, 0.4], 0.45).step == pytest.approx(9)
     assert first_reached([0, 10], [0.3, 0.1], 0.2).step == 0
     assert first_reached([200, 400], [0.3, 0.4], 0.2) == dynamics.first_reached([200, 400], [0.3, 0.4], 0.3)
     early = first_reached([200, 400], [0.3, 0.4], 0.2)
@@ -93,26 +119,41 @@ def test_seeds_are_recognised_by_name_where_they_were_asked_the_same() -> None:
     assert {name: list(seeds) for name, seeds in groups(plain).items()} == {"base": ["0", "1"], "viral": [""]}
     assert list(groups(plain | found(base=SLOW))) == ["base-s0", "base-s1", "viral", "base"]
     other = plain | {"base-s1": stored("base-s1", SLOW, limit=8)}
-    assert list(groups(other)) == ["base-s0", "base-s1", "viral"] and to_reach({"a": stored("a", SLOW), "b": stored("b", FAST, limit=8)}).empty
+    assert (
+        list(groups(other)) == ["base-s0", "base-s1", "viral"]
+        and to_reach({"a": stored("a", SLOW), "b": stored("b", FAST, limit=8)}).empty
+    )
 
 
 def test_curves_over_seeds_have_students_interval_and_over_images_their_own() -> None:
     table = curves(found(base_s0=SLOW, base_s1=FAST, viral=FAST))
     base, viral = (table[table["model"] == name].set_index("step") for name in ("base", "viral"))
     expected = t_interval([0.75, 0.9], bounds=(0, 1), trials=40)
-    assert base.loc[1000, ["score", "low", "high"]].tolist() == pytest.approx([expected.estimate, expected.low, expected.high])
-    assert base["over"].eq("2 seeds").all() and viral["over"].eq("9 images").all() and viral.loc[1000, "low"] == pytest.approx(0.89)
+    assert base.loc[1000, ["score", "low", "high"]].tolist() == pytest.approx(
+        [expected.estimate, expected.low, expected.high]
+    )
+    assert (
+        base["over"].eq("2 seeds").all()
+        and viral["over"].eq("9 images").all()
+        and viral.loc[1000, "low"] == pytest.approx(0.89)
+    )
     short = {"base-s0": stored("base-s0", SLOW), "base-s1": stored("base-s1", FAST[:4], steps=STEPS[:4])}
     assert curves(short)["step"].tolist() == list(STEPS[:4])  # a mean of fewer seeds is not shown among means of all
     logged = losses(found(base_s0=SLOW, base_s1=FAST, viral=FAST))
-    assert set(logged["of"]) == {"language model", "alignment"} and set(logged[logged["of"] == "alignment"]["model"]) == {"viral"}
+    assert set(logged["of"]) == {"language model", "alignment"} and set(
+        logged[logged["of"] == "alignment"]["model"]
+    ) == {"viral"}
 
 
 def test_differences_of_scores_are_paired_by_seed_and_need_two() -> None:
     shifted = [score + 0.1 for score in SLOW]
-    table = dynamics.differences(found(base_s0=SLOW, base_s1=FAST, viral_s0=shifted, viral_s1=[score + 0.3 for score in FAST])).set_index("step")
+    table = dynamics.differences(
+        found(base_s0=SLOW, base_s1=FAST, viral_s0=shifted, viral_s1=[score + 0.3 for score in FAST])
+    ).set_index("step")
     expected = t_interval([0.1, 0.3])  # although the seeds themselves are far apart
-    assert table.loc[600, ["score", "low", "high"]].tolist() == pytest.approx([expected.estimate, expected.low, expected.high])
+    assert table.loc[600, ["score", "low", "high"]].tolist() == pytest.approx(
+        [expected.estimate, expected.low, expected.high]
+    )
     assert table["model"].eq("viral - base").all() and dynamics.differences(found(base=SLOW, viral=FAST)).empty
 
 
@@ -131,21 +172,32 @@ def test_figures_say_what_is_not_known_and_give_no_difference_without_an_interva
     assert "Steps to the other model's final score" not in ANALYSIS.figures(found(baseline=SLOW, viral=FAST))
     bands = [trace for trace in made["Accuracy over training, mean of types"].data if trace.fill == "toself"]
     assert len(bands) == 2  # both seeds are the same here, and no surer than one
-    assert sum(trace.fill == "toself" for trace in ANALYSIS.figures(found(a=SLOW, b=FAST))["Accuracy over training, mean of types"].data) == 2
+    assert (
+        sum(
+            trace.fill == "toself"
+            for trace in ANALYSIS.figures(found(a=SLOW, b=FAST))["Accuracy over training, mean of types"].data
+        )
+        == 2
+    )
 
 
 def test_accuracy_of_the_mean_of_types_stays_between_0_and_1() -> None:
     rows = [{"image_id": i % 7, "category": "a" if i % 5 else "b", "chance": 0.5, "correct": i != 3} for i in range(40)]
     table = pd.DataFrame(accuracy_by_type(pd.DataFrame(rows), seed=0)).set_index("category")
-    assert table.loc[MEAN, "accuracy"] == pytest.approx((31 / 32 + 1) / 2) and table.loc["a", "accuracy"] == pytest.approx(31 / 32)
+    assert table.loc[MEAN, "accuracy"] == pytest.approx((31 / 32 + 1) / 2) and table.loc[
+        "a", "accuracy"
+    ] == pytest.approx(31 / 32)
     assert (table["high"] <= 1).all() and (table["low"] <= table["accuracy"]).all() and table.loc[MEAN, "n_images"] == 7
-    assert table.loc["b", "accuracy"] == 1 and 1 - table.loc["b", "low"] == pytest.approx(scipy_stats.beta.ppf(0.975, 1, 7), abs=0.06)  # 7 images' room
+    # 7 images' room
+    assert table.loc["b", "accuracy"] == 1 and 1 - table.loc["b", "low"] == pytest.approx(
+        scipy_stats.beta.ppf(0.975, 1, 7), abs=0.06
+    )
     assert table["few"].all()  # one wrong answer
     two = mean_interval([1.0, 0.0], kind="proportion", strata=["a", "b"], groups=[0, 0])
     assert two.estimate == 0.5 and (two.low, two.high) == (0, 1)
 
 
-# --- the command -----------------------------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 FEW = ["--limit", "3", "--permutations", "1", "--null", "10", "--k", "5"]
 
@@ -153,7 +205,15 @@ FEW = ["--limit", "3", "--permutations", "1", "--null", "10", "--k", "5"]
 @pytest.fixture(scope="module")
 def output(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("dynamics")
-    run("analyses.dynamics", "--model", str(runs_folder / "baseline"), str(runs_folder / "viral"), *FEW, "--output_dir", str(root))
+    run(
+        "analyses.dynamics",
+        "--model",
+        str(runs_folder / "baseline"),
+        str(runs_folder / "viral"),
+        *FEW,
+        "--output_dir",
+        str(root),
+    )
     return root
 
 
@@ -162,8 +222,14 @@ def test_the_command_follows_a_real_pair_of_trainings(runs_folder: Path, output:
     scores = by_label["viral"].tables["scores"]
     assert sorted(scores["step"].unique()) == [0, 6, 12] and set(scores["measure"]) == {ACCURACY, CKNNA, DROP}
     assert set(scores[scores["measure"] == CKNNA]["of"]) == {f"layer {layer}, dinov2-small" for layer in (1, 2, 3)}
-    assert scores.notna().all(axis=None) and (scores["low"] <= scores["score"]).all() and (scores["score"] <= scores["high"]).all()
-    start = [own.tables["scores"].query("step == 0").drop(columns="step").reset_index(drop=True) for own in by_label.values()]
+    assert (
+        scores.notna().all(axis=None)
+        and (scores["low"] <= scores["score"]).all()
+        and (scores["score"] <= scores["high"]).all()
+    )
+    start = [
+        own.tables["scores"].query("step == 0").drop(columns="step").reset_index(drop=True) for own in by_label.values()
+    ]
     common = [table[table["measure"] == ACCURACY] for table in start]
     pd.testing.assert_frame_equal(*common)  # both started from one model
     log = by_label["viral"].tables["log"]
@@ -182,17 +248,26 @@ def test_the_end_agrees_with_the_other_analyses(runs_folder: Path, output: Path,
     run("analyses.cknna", *model, "--k", "5", "--null", "10", "--layers", "1", "3")
     run("analyses.permutation", *model, "--permutations", "1", "--layers", "0")
     one = {own.record["analysis"]: own.tables["scores"] for own in map(runs.load, runs.index(tmp_path)["folder"])}
-    own = next(o for o in map(runs.load, runs.index(output)["folder"]) if o.label == "viral").tables["scores"].query("step == 12").set_index(["measure", "of"])
+    own = (
+        next(o for o in map(runs.load, runs.index(output)["folder"]) if o.label == "viral")
+        .tables["scores"]
+        .query("step == 12")
+        .set_index(["measure", "of"])
+    )
     for row in one["cknna"].itertuples():
-        assert own.loc[(CKNNA, f"layer {row.layer}, {row.vfm}"), ["score", "low", "high"]].tolist() == pytest.approx([row.score, row.low, row.high], abs=1e-5)
+        assert own.loc[(CKNNA, f"layer {row.layer}, {row.vfm}"), ["score", "low", "high"]].tolist() == pytest.approx(
+            [row.score, row.low, row.high], abs=1e-5
+        )
     moved = one["permutation"].query("site == 'encoder' and kind == 'permute' and part == 'whole'")
     for row in moved.itertuples():
-        assert own.loc[(DROP, row.category), "score"] == pytest.approx(row.accuracy_drop) and own.loc[(ACCURACY, row.category), "score"] == pytest.approx(
-            row.accuracy_before
-        )
+        assert own.loc[(DROP, row.category), "score"] == pytest.approx(row.accuracy_drop) and own.loc[
+            (ACCURACY, row.category), "score"
+        ] == pytest.approx(row.accuracy_before)
 
 
-def test_an_interrupted_analysis_goes_on_where_it_stopped(runs_folder: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_analysis_goes_on_where_it_stopped(
+    runs_folder: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its chunks are there, so no checkpoint is loaded and no question is asked; another limit is another question."""
     from workbench.analysis.declaration import Where
     from workbench.analysis.execution import CHUNKS, execute
@@ -205,7 +280,12 @@ def test_an_interrupted_analysis_goes_on_where_it_stopped(runs_folder: Path, out
     stored_run = next(own for own in map(runs.load, runs.index(output)["folder"]) if own.label == "viral")
     pd.testing.assert_frame_equal(again["viral"].tables["scores"], stored_run.tables["scores"])
     with pytest.raises(pytest.fail.Exception, match="asked again"):
-        execute(ANALYSIS, dynamics.Config(limit=2, permutations=1, null=10, k=5), Where((str(runs_folder / "viral"),), tmp_path), [])
+        execute(
+            ANALYSIS,
+            dynamics.Config(limit=2, permutations=1, null=10, k=5),
+            Where((str(runs_folder / "viral"),), tmp_path),
+            [],
+        )
 
 
 def test_other_checkpoints_are_another_question(runs_folder: Path, tmp_path: Path) -> None:
@@ -232,8 +312,12 @@ def test_other_checkpoints_are_another_question(runs_folder: Path, tmp_path: Pat
     ],
 )
 def test_bad_input_is_one_sentence(runs_folder: Path, tmp_path: Path, words: list[str], message: str) -> None:
-    shutil.copytree(runs_folder / "viral", tmp_path / "bare", ignore=shutil.ignore_patterns("checkpoint-*", "training.json"))
+    shutil.copytree(
+        runs_folder / "viral", tmp_path / "bare", ignore=shutil.ignore_patterns("checkpoint-*", "training.json")
+    )
     shutil.copytree(runs_folder / "viral", tmp_path / "nolog", ignore=shutil.ignore_patterns("training.parquet"))
     names = {"BARE": str(tmp_path / "bare"), "NOLOG": str(tmp_path / "nolog"), "VIRAL": str(runs_folder / "viral")}
-    assert message in refused("analyses.dynamics", *(names.get(word, word) for word in words), *FEW, "--output_dir", str(tmp_path / "out"))
+    assert message in refused(
+        "analyses.dynamics", *(names.get(word, word) for word in words), *FEW, "--output_dir", str(tmp_path / "out")
+    )
     assert list((tmp_path / "out").glob("[!.]*")) == []

@@ -1,4 +1,5 @@
-"""easy-VQA: the authors' images, questions and split as they are, a validation split of ours, and how much of it the text gives away."""
+"""easy-VQA: the authors' images, questions and split as they are, a validation split of ours, and how much of it the
+text gives away."""
 
 from __future__ import annotations
 
@@ -39,7 +40,14 @@ def test_rows_are_the_authors_own(splits: dict[str, Dataset]) -> None:
 
 def test_images_are_those_the_questions_are_about(splits: dict[str, Dataset]) -> None:
     """The colour of the pixels that differ from the ground is the one that the questions name."""
-    rgb = {"black": (0, 0, 0), "blue": (0, 0, 255), "brown": (150, 75, 0), "gray": (128, 128, 128), "green": (0, 128, 0), "red": (255, 0, 0)}
+    rgb = {
+        "black": (0, 0, 0),
+        "blue": (0, 0, 255),
+        "brown": (150, 75, 0),
+        "gray": (128, 128, 128),
+        "green": (0, 128, 0),
+        "red": (255, 0, 0),
+    }
     rgb |= {"teal": (0, 128, 128), "yellow": (255, 255, 0)}
     right = []
     for scene in splits["test"].scenes[:200]:
@@ -54,20 +62,29 @@ def test_images_are_those_the_questions_are_about(splits: dict[str, Dataset]) ->
 
 
 def test_chance_is_what_the_text_alone_gives_away(splits: dict[str, Dataset]) -> None:
-    """Not ours to balance, so measured: chance covers what a table from question text to its most frequent answer reaches, which is far above .5."""
+    """Not ours to balance, so measured: chance covers what a table from question text to its most frequent answer
+    reaches, which is far above .5."""
     for name in ("val", "test"):
         for category, options in OPTIONS.items():
             asked = [s for s in splits[name] if s.category == category]
             interval = bootstrap_ci(text_only(splits["train"], asked), groups=[s.image_id for s in asked], level=0.999)
             (chance,) = {s.chance for s in asked}
-            assert interval.low <= chance <= interval.high and chance >= 1 / len(options), f"{category}: {chance}, {interval}"
+            assert interval.low <= chance <= interval.high and chance >= 1 / len(options), (
+                f"{category}: {chance}, {interval}"
+            )
             assert (chance > 0.8) == (len(options) == 2)
 
 
 def test_types_and_options(splits: dict[str, Dataset]) -> None:
     assert all(s.answer in s.options and s.options == OPTIONS[s.category] for data in splits.values() for s in data)
-    assert category_of("does the image not contain a gray shape?", "yes") == "yes_no_negated" and category_of("is no circle present?", "no") == "yes_no_negated"
-    assert category_of("is there a circle?", "no") == "yes_no" and category_of("what is the blue shape?", "circle") == "shape"
+    assert (
+        category_of("does the image not contain a gray shape?", "yes") == "yes_no_negated"
+        and category_of("is no circle present?", "no") == "yes_no_negated"
+    )
+    assert (
+        category_of("is there a circle?", "no") == "yes_no"
+        and category_of("what is the blue shape?", "circle") == "shape"
+    )
     with pytest.raises(DataError, match="answer 'pink' to 'what color is it\\?' is of no known type"):
         category_of("what color is it?", "pink")
 
@@ -75,7 +92,11 @@ def test_types_and_options(splits: dict[str, Dataset]) -> None:
 def test_the_same_in_every_process_and_a_limit_is_a_subset(splits: dict[str, Dataset]) -> None:
     assert len(hashes_in_fresh_processes("easy_vqa:val")) == 1
     few, other = load_data("easy_vqa:val", limit=20), load_data("easy_vqa:val", limit=20, seed=1)
-    assert len(few.scenes) == 20 and {s.id for s in few} <= {s.id for s in splits["val"]} and few.fingerprint != other.fingerprint
+    assert (
+        len(few.scenes) == 20
+        and {s.id for s in few} <= {s.id for s in splits["val"]}
+        and few.fingerprint != other.fingerprint
+    )
     assert few.vocabulary == splits["train"].vocabulary
 
 

@@ -1,4 +1,5 @@
-"""Every family, on small models with the real processor classes: positions, pixels, hidden states, attention rows, edits, answers; and planted faults."""
+"""Every family, on small models with the real processor classes: positions, pixels, hidden states, attention rows,
+edits, answers; and planted faults."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def picture(seed: int, size: tuple[int, int] = (90, 60)) -> Image.Image:
 
 
 def mixed(mllm: MLLM, side: str = "left") -> Batch:
-    """Different sizes and question lengths, padded on one side; not every processor asks its tokenizer for the side, so it is passed on."""
+    """Different sizes and question lengths, padded on one side; not every processor asks its tokenizer for the side, so
+    it is passed on."""
     questions = [QUESTION, "what color is the dog ?", "yes"]
     pictures = tuple((image,) for image in (picture(0), picture(1, (40, 120)), picture(2, (64, 64))))
     batch = mllm.process(pictures, [mllm.prompt(question) for question in questions], questions, padding_side=side)
@@ -69,7 +71,9 @@ def test_grids_and_boxes_fill_the_image(mllm: MLLM) -> None:
             continue  # below
         batch = mllm.encode([picture(0, size)], [QUESTION])
         (parts,) = mllm.visual_tokens(batch)
-        special = int((batch.inputs["input_ids"] == mllm.config.image_token_id).sum()) - sum(len(part.index) for part in parts)
+        special = int((batch.inputs["input_ids"] == mllm.config.image_token_id).sum()) - sum(
+            len(part.index) for part in parts
+        )
         assert special == sum(part.grid[0] for part in parts[1:] if part.grid) * ("llava_" in mllm.family.name)
         for part in parts:
             assert part.grid is not None and part.grid[0] * part.grid[1] == len(part.index)
@@ -90,12 +94,17 @@ def test_read_equals_transformers(mllm: MLLM) -> None:
         assert len(theirs) == mllm.n_layers + 1
         for tokens in ("visual", "all"):
             for row, ours in enumerate(read(mllm, batch, tokens=tokens)):  # type: ignore[arg-type]
-                expected = torch.cat([p.index for p in mllm.visual_tokens(batch)[row]]) if tokens == "visual" else ours.tokens
+                expected = (
+                    torch.cat([p.index for p in mllm.visual_tokens(batch)[row]]) if tokens == "visual" else ours.tokens
+                )
                 assert torch.equal(ours.tokens, expected)
                 for layer in range(mllm.n_layers):
                     if layer and layer <= mllm.family.injected(mllm.config) and tokens == "visual":
                         continue  # transformers records these after encoder features were added
-                    assert torch.allclose(ours.values[layer], theirs[layer][row, ours.tokens], atol=1e-6), (layer, tokens)
+                    assert torch.allclose(ours.values[layer], theirs[layer][row, ours.tokens], atol=1e-6), (
+                        layer,
+                        tokens,
+                    )
                 with torch.inference_mode():
                     assert torch.allclose(mllm.decoder.norm(ours.values[-1]), theirs[-1][row, ours.tokens], atol=1e-4)
 
@@ -126,7 +135,9 @@ def test_several_images_and_none(mllm: MLLM) -> None:
     assert mllm.visual_tokens(text) == [[]] and read(mllm, text)[0].values.shape[1] == 0
     assert len(mllm.generate(text, max_new_tokens=2)) == 1
     both = mllm.encode([[], [picture(2)]], ["yes", "yes"])
-    assert mllm.visual_tokens(both)[0] == [] and torch.allclose(read(mllm, both, layers=[0])[1].values, hidden[1].values, atol=1e-5)
+    assert mllm.visual_tokens(both)[0] == [] and torch.allclose(
+        read(mllm, both, layers=[0])[1].values, hidden[1].values, atol=1e-5
+    )
 
 
 def test_attention_rows_equal_eager(mllm: MLLM) -> None:
@@ -145,7 +156,9 @@ def test_attention_rows_equal_eager(mllm: MLLM) -> None:
             for sample, own in enumerate(rows):
                 expected = theirs[block][sample][:, own]
                 assert (ours[sample] - expected).abs().max() < 1e-5, (side, block, sample)
-    few = list(attention(mllm, batch, rows=[[-1]] * 3, layers=[3])) if batch.inputs["attention_mask"][:, -1].all() else []
+    few = (
+        list(attention(mllm, batch, rows=[[-1]] * 3, layers=[3])) if batch.inputs["attention_mask"][:, -1].all() else []
+    )
     assert all(part.shape[2] == 1 for part in few)
 
 
@@ -158,9 +171,13 @@ def test_edits_are_what_they_say(mllm: MLLM) -> None:
     for layer in range(clean, mllm.n_layers + 1):
         assert torch.allclose(edit(mllm, one, at=layer, fn=lambda v, _: v), plain, atol=1e-5)
     with torch.inference_mode():
-        assert torch.allclose(mllm.model(**one.inputs).logits[:, -1:].float(), plain, atol=1e-6)  # the wrapped model still runs as before
+        # the wrapped model still runs as before
+        assert torch.allclose(mllm.model(**one.inputs).logits[:, -1:].float(), plain, atol=1e-6)
     if clean:
-        with pytest.raises(ModelError, match=r"qwen3_vl adds encoder features to the outputs of its first 2 blocks.*expected a layer from 3 to 4"):
+        with pytest.raises(
+            ModelError,
+            match=r"qwen3_vl adds encoder features to the outputs of its first 2 blocks.*expected a layer from 3 to 4",
+        ):
             edit(mllm, one, at="encoder", fn=lambda v, _: v)
         return
     target = read(mllm, other, tower=True)[0]
@@ -183,13 +200,18 @@ def test_edits_give_the_last_tokens_on_either_side_of_the_padding(mllm: MLLM, si
     together = edit(mllm, batch, at=layer, fn=lambda v, _: v.flip(0), keep=keep)
     for row in range(len(batch)):
         one = mllm.encode([batch.images[row]], [batch.prompts[row]])
-        assert torch.allclose(together[row], edit(mllm, one, at=layer, fn=lambda v, _: v.flip(0), keep=keep)[0], atol=1e-3)
+        assert torch.allclose(
+            together[row], edit(mllm, one, at=layer, fn=lambda v, _: v.flip(0), keep=keep)[0], atol=1e-3
+        )
         with torch.inference_mode():
             plain = mllm.model(**one.inputs).logits[0, -keep:].float()
         assert torch.allclose(edit(mllm, one, at=layer, fn=lambda v, _: v, keep=keep)[0], plain, atol=1e-4)
     assert torch.allclose(edit(mllm, batch, at=layer, fn=lambda v, _: v.flip(0)), together[:, -1:], atol=1e-4)
     for number in (0, int(lengths.min()) + 1):
-        with pytest.raises(ConfigError, match=rf"keep is {number}: expected 1 to {int(lengths.min())}, the tokens of the shortest prompt"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"keep is {number}: expected 1 to {int(lengths.min())}, the tokens of the shortest prompt",
+        ):
             edit(mllm, batch, at=layer, fn=lambda v, _: v, keep=number)
 
 
@@ -207,20 +229,25 @@ def test_options_score_what_decoding_step_by_step_scores(mllm: MLLM) -> None:
     """An independent oracle: transformers' own cached decoding, one token after another."""
     batch = mllm.encode([picture(0)], [QUESTION])
     with torch.inference_mode():
-        special = [i for token, i in mllm.processor.tokenizer.get_vocab().items() if token not in WORDS]  # a placeholder in the answer is no answer
+        # a placeholder in the answer is no answer
+        special = [i for token, i in mllm.processor.tokenizer.get_vocab().items() if token not in WORDS]
         wanted = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": special}
         steps = mllm.model.generate(**batch.inputs, **wanted, output_logits=True, return_dict_in_generate=True)
     ids = steps.sequences[0, batch.inputs["input_ids"].shape[1] :].tolist()
-    expected = torch.stack([logits[0].float().log_softmax(-1)[token] for logits, token in zip(steps.logits, ids, strict=True)])
+    expected = torch.stack(
+        [logits[0].float().log_softmax(-1)[token] for logits, token in zip(steps.logits, ids, strict=True)]
+    )
     found = mllm._continuation(mllm.encode([picture(0)], [QUESTION]), ids)
     assert torch.allclose(found, expected, atol=1e-4)
-    scores = mllm.option_logprobs(mllm.encode([picture(0), picture(3)], [QUESTION] * 2), [["yes", "red cat", "no"], ["two"]])
+    scores = mllm.option_logprobs(
+        mllm.encode([picture(0), picture(3)], [QUESTION] * 2), [["yes", "red cat", "no"], ["two"]]
+    )
     assert [len(own) for own in scores] == [3, 1] and all(torch.isfinite(own).all() for own in scores)
     one = mllm.option_logprobs(batch, [["red cat"]])[0]
     assert torch.allclose(scores[0][1], one[0], atol=1e-4)
 
 
-# --- planted faults: each is caught, and named -----------------------------------------------------------------------------------------
+# --- planted faults: each is caught, and named ----------------------------------------------------
 
 
 def with_family(mllm: MLLM, change: Any) -> MLLM:
@@ -240,22 +267,44 @@ def _each(change: Any) -> Any:
 
 def _columns_first(part: VisualTokens) -> VisualTokens:
     rows, columns = part.grid or (1, 1)
-    order = torch.arange(rows * columns).view(rows, columns).T.flatten() if rows == columns else torch.arange(rows * columns).view(columns, rows).T.flatten()
+    order = (
+        torch.arange(rows * columns).view(rows, columns).T.flatten()
+        if rows == columns
+        else torch.arange(rows * columns).view(columns, rows).T.flatten()
+    )
     return dataclasses.replace(part, index=part.index[order], rows=None if part.rows is None else part.rows[order])
 
 
 FAULTS: dict[str, tuple[Any, str]] = {
-    "one position late": (_each(lambda p: dataclasses.replace(p, index=p.index + 1)), "is wrong about positions.*off by \\+1|leaves out"),
-    "one position early": (_each(lambda p: dataclasses.replace(p, index=p.index - 1)), "is wrong about positions.*off by -1"),
-    "columns before rows": (_each(_columns_first), "painting cell .*(rows and columns look exchanged|most at cell|grid looks like)"),
-    "a token twice": (_each(lambda p: dataclasses.replace(p, index=torch.cat([p.index[:1], p.index[:-1]]))), "gives some visual tokens of sample 0 twice"),
-    "a grid too large": (_each(lambda p: dataclasses.replace(p, grid=(p.grid[0] + 1, p.grid[1]))), "does not multiply to"),
+    "one position late": (
+        _each(lambda p: dataclasses.replace(p, index=p.index + 1)),
+        "is wrong about positions.*off by \\+1|leaves out",
+    ),
+    "one position early": (
+        _each(lambda p: dataclasses.replace(p, index=p.index - 1)),
+        "is wrong about positions.*off by -1",
+    ),
+    "columns before rows": (
+        _each(_columns_first),
+        "painting cell .*(rows and columns look exchanged|most at cell|grid looks like)",
+    ),
+    "a token twice": (
+        _each(lambda p: dataclasses.replace(p, index=torch.cat([p.index[:1], p.index[:-1]]))),
+        "gives some visual tokens of sample 0 twice",
+    ),
+    "a grid too large": (
+        _each(lambda p: dataclasses.replace(p, grid=(p.grid[0] + 1, p.grid[1]))),
+        "does not multiply to",
+    ),
     "no tokens": (lambda sample: [], "finds no visual tokens"),
     "one column off": (
         _each(lambda p: dataclasses.replace(p, index=p.index.roll(1), rows=None if p.rows is None else p.rows.roll(1))),
         "painting cell|looks shifted",
     ),
-    "upside down": (_each(lambda p: dataclasses.replace(p, index=p.index.flip(0), rows=None if p.rows is None else p.rows.flip(0))), "painting cell"),
+    "upside down": (
+        _each(lambda p: dataclasses.replace(p, index=p.index.flip(0), rows=None if p.rows is None else p.rows.flip(0))),
+        "painting cell",
+    ),
 }
 
 
@@ -267,7 +316,10 @@ def test_a_wrong_family_is_caught(mllm: MLLM, fault: str) -> None:
 
 
 def test_a_grid_with_its_sides_exchanged_is_caught(mllm: MLLM) -> None:
-    if all(part.grid and part.grid[0] == part.grid[1] for part in mllm.visual_tokens(mllm.encode([picture(0, (400, 300))], [QUESTION]))[0]):
+    if all(
+        part.grid and part.grid[0] == part.grid[1]
+        for part in mllm.visual_tokens(mllm.encode([picture(0, (400, 300))], [QUESTION]))[0]
+    ):
         pytest.skip("square rasters")
     with pytest.raises(ModelError, match=r"the grid looks like \(|most at cell|the sides look exchanged"):
         validate(with_family(mllm, _each(lambda p: dataclasses.replace(p, grid=p.grid[::-1]))))
@@ -289,16 +341,25 @@ def test_no_two_tiles_are_painted_alike(side: int) -> None:
     """Rasters painted at the same cells three times over could be exchanged unseen."""
     parts = [VisualTokens(torch.arange(side * side), (side, side), WHOLE) for _ in range(13)]
     painted = [[_target(part, number, attempt) for attempt in range(CELLS)] for number, part in enumerate(parts)]
-    assert all(sum(a == b for a, b in zip(one, other, strict=True)) < CELLS for one, other in itertools.combinations(painted, 2))
+    assert all(
+        sum(a == b for a, b in zip(one, other, strict=True)) < CELLS
+        for one, other in itertools.combinations(painted, 2)
+    )
 
 
 def test_a_fine_raster_that_is_one_column_off_is_caught(tmp_path: Path) -> None:
     """LLaVA-1.5's own 24 x 24 tokens, where a painted cell is close to its neighbours."""
     torch.manual_seed(0)
     _, processor = BUILDERS["llava"]()
-    processor.image_processor = tf.CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    processor.image_processor = tf.CLIPImageProcessor(
+        size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
+    )
     vision = tf.CLIPVisionConfig(**VISION, image_size=336, patch_size=14)
-    config = tf.LlavaConfig(vision_config=vision, text_config=tf.LlamaConfig(**SIZES, vocab_size=40), image_token_index=processor.image_token_id)
+    config = tf.LlavaConfig(
+        vision_config=vision,
+        text_config=tf.LlamaConfig(**SIZES, vocab_size=40),
+        image_token_index=processor.image_token_id,
+    )
     model = MLLM(randomize(tf.LlavaForConditionalGeneration(config)), processor, FAMILIES.get("llava"), "fine")
     validate(model)
     with pytest.raises(ModelError, match=r"painting cell|looks shifted"):
@@ -317,7 +378,7 @@ def test_values_that_are_not_finite_are_named(mllm: MLLM) -> None:
         handle.remove()
 
 
-# --- prompts and pixels ----------------------------------------------------------------------------------------------------------------
+# --- prompts and pixels ---------------------------------------------------------------------------
 
 
 def test_a_prompt_begins_once(mllm: MLLM) -> None:
@@ -329,7 +390,11 @@ def test_a_prompt_begins_once(mllm: MLLM) -> None:
     if mllm.processor.chat_template is not None and not mllm.name.endswith("llava_siglip"):
         content = [{"type": "image", "image": picture(0)}, {"type": "text", "text": QUESTION}]
         theirs = mllm.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
         )
         assert torch.equal(ids, theirs["input_ids"][0])
 
@@ -353,18 +418,22 @@ def test_pixels_that_belong_to_no_patch_belong_to_no_token(folders: Path) -> Non
     assert part.grid == (4, 4) and part.box == pytest.approx((0, 0, 56 / 66, 56 / 66))
     edge = picture(0, (66, 66))
     edge.paste((255, 0, 0), (57, 0, 66, 66))
-    assert torch.equal(read(siglip, batch, layers=[0])[0].values, read(siglip, siglip.encode([edge], [QUESTION]), layers=[0])[0].values)
+    assert torch.equal(
+        read(siglip, batch, layers=[0])[0].values, read(siglip, siglip.encode([edge], [QUESTION]), layers=[0])[0].values
+    )
     onevision = MLLM.load(str(build("llava_onevision", folders / "onevision")))
     batch = onevision.encode([picture(0, (60, 120))], [QUESTION])
     fine = onevision.visual_tokens(batch)[0][1]
     assert fine.grid == (8, 4) and fine.cell(0, 0) == pytest.approx((0, 0, 14 / 60, 14 / 120))
-    assert fine.cell(4, 3) == pytest.approx((42 / 60, 60 / 120, 56 / 60, 74 / 120))  # the second tile begins at pixel 60, not at 56
+    # the second tile begins at pixel 60, not at 56
+    assert fine.cell(4, 3) == pytest.approx((42 / 60, 60 / 120, 56 / 60, 74 / 120))
     assert fine.box == pytest.approx((0, 0, 56 / 60, 116 / 120))
 
 
 @pytest.mark.parametrize("size", [(80, 40), (37, 91), (56, 56)])
 def test_a_vfm_is_shown_the_bars_that_a_padded_image_gets(size: tuple[int, int], folders: Path) -> None:
-    """The covered pixels, which are a square and need no bars, become the very numbers that the tower is given; black bars would not."""
+    """The covered pixels, which are a square and need no bars, become the very numbers that the tower is given; black
+    bars would not."""
     padded = MLLM.load(str(build("llava_padded", folders / "padded")))
     shown = picture(0, size)
     batch = padded.encode([shown], [QUESTION])
@@ -372,7 +441,9 @@ def test_a_vfm_is_shown_the_bars_that_a_padded_image_gets(size: tuple[int, int],
     covered = covered_pixels(shown, raster)
     assert torch.equal(padded.encode([covered], [QUESTION]).inputs["pixel_values"], batch.inputs["pixel_values"])
     black = covered_pixels(shown, dataclasses.replace(raster, fill=(0, 0, 0)))
-    assert torch.equal(padded.encode([black], [QUESTION]).inputs["pixel_values"], batch.inputs["pixel_values"]) == (size[0] == size[1])
+    assert torch.equal(padded.encode([black], [QUESTION]).inputs["pixel_values"], batch.inputs["pixel_values"]) == (
+        size[0] == size[1]
+    )
 
 
 def test_an_image_so_thin_that_all_of_it_is_dropped_has_no_raster(folders: Path) -> None:
@@ -402,11 +473,14 @@ def test_an_edited_model_can_be_forgotten(tmp_path: Path) -> None:
     assert gone() is None
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 def test_placeholders_come_from_images_only(mllm: MLLM) -> None:
-    for place in (mllm.processor.image_token, mllm.processor.tokenizer.convert_ids_to_tokens(mllm.config.image_token_id)):
+    for place in (
+        mllm.processor.image_token,
+        mllm.processor.tokenizer.convert_ids_to_tokens(mllm.config.image_token_id),
+    ):
         with pytest.raises(ModelError, match="this model's image placeholder"):
             mllm.encode([picture(0)], [f"what is {place} this ?"])
     with pytest.raises(ModelError, match=r"the option contains .* this model's image placeholder"):
@@ -436,7 +510,9 @@ def test_rows_that_cannot_be_read_are_one_sentence(mllm: MLLM) -> None:
     batch = mixed(mllm)
     length = batch.inputs["input_ids"].shape[1]
     for outside in (length, -length - 1, 10_000):
-        with pytest.raises(ConfigError, match=rf"row -?\d+ is outside the sequence: expected {-length} to {length - 1}"):
+        with pytest.raises(
+            ConfigError, match=rf"row -?\d+ is outside the sequence: expected {-length} to {length - 1}"
+        ):
             attention(mllm, batch, rows=[[outside]] * 3)
     padded = int(batch.inputs["attention_mask"].sum(1).argmin())
     rows = [[-1], [-1], [-1]]
@@ -463,9 +539,18 @@ def broken(folders: Path, tmp_path: Path, change: Any) -> str:
 
 
 CHECKPOINTS: dict[str, tuple[Any, str]] = {
-    "missing": (lambda t: t.pop("multi_modal_projector.linear_1.weight"), "the checkpoint lacks 1 tensors, first .*linear_1.weight"),
-    "extra": (lambda t: t.update({"adapter.weight": torch.zeros(2)}), "the model has no place for 1 tensors, first .*adapter.weight"),
-    "mis-shaped": (lambda t: t.update({"multi_modal_projector.linear_1.bias": torch.zeros(2)}), "has other shapes|could not be loaded .*shape|mismatch"),
+    "missing": (
+        lambda t: t.pop("multi_modal_projector.linear_1.weight"),
+        "the checkpoint lacks 1 tensors, first .*linear_1.weight",
+    ),
+    "extra": (
+        lambda t: t.update({"adapter.weight": torch.zeros(2)}),
+        "the model has no place for 1 tensors, first .*adapter.weight",
+    ),
+    "mis-shaped": (
+        lambda t: t.update({"multi_modal_projector.linear_1.bias": torch.zeros(2)}),
+        "has other shapes|could not be loaded .*shape|mismatch",
+    ),
 }
 
 
@@ -479,11 +564,15 @@ def test_a_checkpoint_that_does_not_fit_is_refused(folders: Path, tmp_path: Path
 def test_foreign_code_and_imageless_models_are_refused(folders: Path, tmp_path: Path) -> None:
     foreign = tmp_path / "foreign"
     foreign.mkdir()
-    (foreign / "config.json").write_text('{"model_type": "strange", "architectures": ["Strange"], "auto_map": {"AutoConfig": "code.StrangeConfig"}}')
+    (foreign / "config.json").write_text(
+        '{"model_type": "strange", "architectures": ["Strange"], "auto_map": {"AutoConfig": "code.StrangeConfig"}}'
+    )
     (foreign / "code.py").write_text("raise SystemExit('this must not run')")
     with pytest.raises(ModelError, match="brings code of its own: expected trust_remote_code"):
         MLLM.load(str(foreign))
-    (foreign / "config.json").write_text('{"model_type": "mllama", "architectures": ["MllamaForConditionalGeneration"]}')
+    (foreign / "config.json").write_text(
+        '{"model_type": "mllama", "architectures": ["MllamaForConditionalGeneration"]}'
+    )
     with pytest.raises(ModelError, match=r"MllamaForConditionalGeneration cannot be probed: .* cross-attention"):
         MLLM.load(str(foreign))
     (foreign / "config.json").write_text('{"model_type": "blip-2", "architectures": ["Blip2ForConditionalGeneration"]}')
@@ -493,15 +582,26 @@ def test_foreign_code_and_imageless_models_are_refused(folders: Path, tmp_path: 
 
 def test_capped_attention_is_refused(folders: Path) -> None:
     """Soft-capped scores cannot be had from sdpa, so they are refused and not approximated."""
-    model = MLLM.load(str(folders / "gemma3")) if (folders / "gemma3").exists() else MLLM.load(str(build("gemma3", folders / "gemma3")))
+    model = (
+        MLLM.load(str(folders / "gemma3"))
+        if (folders / "gemma3").exists()
+        else MLLM.load(str(build("gemma3", folders / "gemma3")))
+    )
     model.config.get_text_config().attn_logit_softcapping = 50.0
     with pytest.raises(ModelError, match=r"caps its attention scores \(attn_logit_softcapping 50.0\)"):
         attention(model, mixed(model), rows=[[-1]] * 3)
 
 
 def test_an_interpolated_raster_has_no_tower_rows(folders: Path) -> None:
-    """OneVision shrinks a raster of too many tiles; such a token is no row of the tower's output, and nothing pretends that it is."""
-    model = MLLM.load(str(folders / "llava_onevision" if (folders / "llava_onevision").exists() else build("llava_onevision", folders / "llava_onevision")))
+    """OneVision shrinks a raster of too many tiles; such a token is no row of the tower's output, and nothing pretends
+    that it is."""
+    model = MLLM.load(
+        str(
+            folders / "llava_onevision"
+            if (folders / "llava_onevision").exists()
+            else build("llava_onevision", folders / "llava_onevision")
+        )
+    )
     batch = model.encode([picture(0, (400, 300))], [QUESTION])
     assert model.visual_tokens(batch)[0][1].rows is not None and (model.visual_tokens(batch)[0][1].rows == -1).all()
     with pytest.raises(ModelError, match="its tokens mix several tower features"):

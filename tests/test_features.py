@@ -1,4 +1,5 @@
-"""Frozen features: what is stored equals what was computed, nothing is computed twice, damage is named, and only what is asked for is read."""
+"""Frozen features: what is stored equals what was computed, nothing is computed twice, damage is named, and only what
+is asked for is read."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ class Network:
     def __call__(self, images: list[Image.Image]) -> torch.Tensor:
         self.seen += [image.tobytes() for image in images]
         pixels = [torch.from_numpy(np.array(image, dtype=np.float32)) / 255 for image in images]
-        return torch.stack([torch.einsum("hwc,hwd->cd", one, self.weight.view(4, 4, -1)) for one in pixels])  # one by one: no batch changes a bit
+        # one by one: no batch changes a bit
+        return torch.stack([torch.einsum("hwc,hwd->cd", one, self.weight.view(4, 4, -1)) for one in pixels])
 
 
 def picture(seed: int) -> Image.Image:
@@ -65,7 +67,9 @@ def direct(data: Dataset, network: Network) -> torch.Tensor:
 
 
 def shards() -> list[Path]:
-    return sorted(cache_folder("features").glob("*/*.safetensors"), key=lambda path: (path.parent.name == "images", path))
+    return sorted(
+        cache_folder("features").glob("*/*.safetensors"), key=lambda path: (path.parent.name == "images", path)
+    )
 
 
 def stored(data: Dataset, network: Network, key: tuple[object, ...] = ("a", (3, 1))) -> Features:
@@ -92,18 +96,24 @@ def test_what_is_read_is_bitwise_what_was_computed_once() -> None:
     for ready in (first, second):
         assert ready.shape == (10, 3, 5) and len(ready) == 10
         assert torch.equal(ready.rows(range(10)), direct(data, Network()))
-        assert torch.equal(ready.rows([7, 0, 7]), direct(data, Network())[[7, 0, 7]]) and torch.equal(ready[4], direct(data, Network())[4])
+        assert torch.equal(ready.rows([7, 0, 7]), direct(data, Network())[[7, 0, 7]]) and torch.equal(
+            ready[4], direct(data, Network())[4]
+        )
     assert torch.allclose(second.mean(), direct(data, Network()).mean((0, 1)), atol=1e-6)
 
 
 def test_a_whole_store_is_only_read() -> None:
-    """So it may lie on a disk that cannot be written; and its images are not decoded again but for the two that are checked."""
+    """So it may lie on a disk that cannot be written; and its images are not decoded again but for the two that are
+    checked."""
     data = world(list(range(9)))
     stored(data, Network())
     root = cache_folder("features")
-    before = {path: path.stat().st_mtime_ns for path in [root, *root.rglob("*")]}  # a lock would change its folder's time
+    # a lock would change its folder's time
+    before = {path: path.stat().st_mtime_ns for path in [root, *root.rglob("*")]}
     loads = []
-    counted = [replace(sample, load=lambda sample=sample: (loads.append(sample.id), sample.load())[1]) for sample in data]
+    counted = [
+        replace(sample, load=lambda sample=sample: (loads.append(sample.id), sample.load())[1]) for sample in data
+    ]
     stored(Dataset(data.name, counted, data.fingerprint), Network())
     assert before == {path: path.stat().st_mtime_ns for path in [root, *root.rglob("*")]} and len(loads) == 2
 
@@ -111,10 +121,16 @@ def test_a_whole_store_is_only_read() -> None:
 def test_identical_images_are_computed_once_within_and_between_data_sets() -> None:
     network = Network()
     first = stored(world([1, 2, 1, 1, 3, 2]), network)
-    assert len(network.seen) == 3 and torch.equal(first[0], first[3]) and torch.equal(first[1], first[5]) and not torch.equal(first[0], first[1])
+    assert (
+        len(network.seen) == 3
+        and torch.equal(first[0], first[3])
+        and torch.equal(first[1], first[5])
+        and not torch.equal(first[0], first[1])
+    )
     network = Network()
     second = stored(world([3, 9, 1], name="other"), network)
-    assert network.seen.count(picture(9).tobytes()) == 1 and len(network.seen) == 3  # 9, and the two known ones that are checked
+    # 9, and the two known ones that are checked
+    assert network.seen.count(picture(9).tobytes()) == 1 and len(network.seen) == 3
     assert torch.equal(second.rows(range(3)), direct(world([3, 9, 1]), Network()))
 
 
@@ -122,11 +138,16 @@ def test_identical_images_are_computed_once_within_and_between_data_sets() -> No
 def test_another_fingerprint_or_geometry_is_another_store(key: tuple[object, ...]) -> None:
     data, network = world([1, 2, 3]), Network(scale=2)
     stored(data, Network())
-    assert torch.equal(stored(data, network, key).rows(range(3)), direct(data, Network(scale=2))) and len(network.seen) == 3
+    assert (
+        torch.equal(stored(data, network, key).rows(range(3)), direct(data, Network(scale=2)))
+        and len(network.seen) == 3
+    )
     assert torch.equal(stored(data, Network()).rows(range(3)), direct(data, Network()))
 
 
-@pytest.mark.parametrize(("network", "why"), [(Network(scale=1.03), "differ by 0.029"), (Network(d=6), "they are 3 x 5 and should be 3 x 6")])
+@pytest.mark.parametrize(
+    ("network", "why"), [(Network(scale=1.03), "differ by 0.029"), (Network(d=6), "they are 3 x 5 and should be 3 x 6")]
+)
 def test_a_network_that_says_something_else_under_the_same_key_is_found(network: Network, why: str) -> None:
     data = world(list(range(6)))
     stored(data, Network())
@@ -138,12 +159,15 @@ def test_a_network_that_says_something_else_under_the_same_key_is_found(network:
 def test_pictures_that_changed_behind_the_same_fingerprint_are_found() -> None:
     data, changed = world([1, 2, 3]), world([4, 5, 6])
     stored(data, Network())
-    with pytest.raises(RunError, match=r"image image-\d of toy is not the one that was hashed in .*images.*: delete that file"):
+    with pytest.raises(
+        RunError, match=r"image image-\d of toy is not the one that was hashed in .*images.*: delete that file"
+    ):
         stored(Dataset("toy", changed.samples, data.fingerprint), Network())
 
 
 def test_replaced_pixels_of_the_same_size_are_computed_anew(tmp_path: Path) -> None:
-    """In files of as many bytes, with the old time of change: 20 of 20 openings give the features of what is there now, in the order of now."""
+    """In files of as many bytes, with the old time of change: 20 of 20 openings give the features of what is there now,
+    in the order of now."""
     for number in range(6):
         picture(number).save(tmp_path / f"{number}.bmp")
     for opening in range(20):
@@ -159,7 +183,8 @@ def test_replaced_pixels_of_the_same_size_are_computed_anew(tmp_path: Path) -> N
 
 
 def test_no_flipped_byte_gives_other_features(capfd: pytest.CaptureFixture[str]) -> None:
-    """Wherever it lies, the error names the file, or the features are right all the same (a name in the header, an image's hash: computed anew)."""
+    """Wherever it lies, the error names the file, or the features are right all the same (a name in the header, an
+    image's hash: computed anew)."""
     data = world(list(range(4)))
     truth = stored(data, Network()).rows(range(4))
     path, whole = shards()[0], shards()[0].read_bytes()
@@ -184,14 +209,20 @@ def test_no_flipped_byte_gives_other_features(capfd: pytest.CaptureFixture[str])
 def test_a_cut_shard_is_named_and_only_the_shard_that_is_asked_for_is_read() -> None:
     data = world(list(range(12)))
     ready, truth = stored(data, Network()), direct(world(list(range(12))), Network())
-    by_image = {path: [i for i in range(12) if ready._records[i][0] == path] for path in shards() if path.parent.name != "images"}
+    by_image = {
+        path: [i for i in range(12) if ready._records[i][0] == path]
+        for path in shards()
+        if path.parent.name != "images"
+    }
     good, bad, _ = by_image
     content = bytearray(bad.read_bytes())
     content[content.find(truth[by_image[bad][3]].numpy().tobytes()) + 10] ^= 1  # the last of its four records
     bad.write_bytes(bytes(content))
     for index in by_image[good] + by_image[bad][:3]:
         assert torch.equal(ready[index], truth[index])
-    with pytest.raises(RunError, match=f"{bad.name} is damaged .record 3 does not match its checksum.: delete that file"):
+    with pytest.raises(
+        RunError, match=f"{bad.name} is damaged .record 3 does not match its checksum.: delete that file"
+    ):
         ready.rows(range(12))
     bad.write_bytes(bytes(content[:-30]))
     with pytest.raises(RunError, match=f"{bad.name} is damaged"):
@@ -206,8 +237,8 @@ from trainer.targets import feature_store
 feature_store.SHARD, feature_store.BATCH = 8, 4
 
 def memory():
-    lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(("RssAnon", "RssFile"))]
-    return [int(words[1]) / 1024 for words in lines]
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return [int(line.split()[1]) / 1024 for line in lines if line.startswith(("RssAnon", "RssFile"))]
 
 data = t.world(list(range(32)))
 wide = lambda images: torch.stack([torch.full((512, 1024), float(np.asarray(image)[0, 0, 0])) for image in images])
@@ -222,12 +253,16 @@ print(sum(one) - sum(before), memory()[0] - before[0])
 
 
 def test_reading_one_image_does_not_read_the_store() -> None:
-    """64 MiB on disk; the memory that one image takes, and the memory of its own that a process holds on to after a pass over all images (MiB).
+    """64 MiB on disk; the memory that one image takes, and the memory of its own that a process holds on to after a
+    pass over all images (MiB).
 
-    A process of its own, whose freed memory goes back at once: otherwise the allocator keeps tens of MiB, as many as what ran before left room for.
+    A process of its own, whose freed memory goes back at once: otherwise the allocator keeps tens of MiB, as many as
+    what ran before left room for.
     """
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    out = subprocess.run([sys.executable, "-c", READER], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", READER], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    ).stdout
     one, whole = map(float, out.split())
     assert one < 12 and whole < 12, out  # pages of the file itself are the kernel's to take back
 
@@ -249,8 +284,16 @@ print(len(network.seen), t.torch.equal(ready.rows(range(40)), t.direct(t.world(l
 
 
 def worker() -> subprocess.Popen[str]:
-    """A process that waits for a line, fills the store of `world(range(40))`, and prints how many images it computed and whether all are right."""
-    process = subprocess.Popen([sys.executable, "-c", WORKER], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """A process that waits for a line, fills the store of `world(range(40))`, and prints how many images it computed
+    and whether all are right."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORKER],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout is not None and process.stdout.readline() == "imported\n"
     return process
 
@@ -286,10 +329,13 @@ def test_processes_side_by_side_share_the_work() -> None:
     results = [process.communicate() for process in pair]
     counts = [int(out.split()[0]) for out, _ in results]
     assert all(out.split()[1] == "True" for out, _ in results), results
-    assert sum(counts) in (40, 42) and min(counts) >= 8, counts  # no image twice; two are the check, where one came after the other's first shard
+    # no image twice; two are the check, where one came after the other's first shard
+    assert sum(counts) in (40, 42) and min(counts) >= 8, counts
     (store,) = [path for path in cache_folder("features").iterdir() if path.name != "images"]
     assert len(list(store.glob("*"))) == 10 and not list(store.glob(".*"))
-    assert torch.equal(stored(world(list(range(40))), Network()).rows(range(40)), direct(world(list(range(40))), Network()))
+    assert torch.equal(
+        stored(world(list(range(40))), Network()).rows(range(40)), direct(world(list(range(40))), Network())
+    )
 
 
 def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
@@ -302,7 +348,9 @@ def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
 
 def test_features_that_are_not_finite_are_not_stored() -> None:
     with pytest.raises(RunError, match="toy net returned features that are not finite for images of toy"):
-        frozen_features(world([1, 2]), ("a",), lambda images: torch.full((len(images), 2, 2), float("nan")), what="toy net")
+        frozen_features(
+            world([1, 2]), ("a",), lambda images: torch.full((len(images), 2, 2), float("nan")), what="toy net"
+        )
     assert [path.parent.name for path in shards()] == ["images"]
 
 
@@ -310,7 +358,10 @@ def test_another_order_and_less_a_mean() -> None:
     data = world([1, 2, 3])
     ready, truth = stored(data, Network()), direct(data, Network())
     swapped = DerivedFeatures(DerivedFeatures(ready, minus=ready.mean()), order=[2, 0, 1])
-    assert torch.allclose(swapped.rows([0, 1]), truth[[2, 0]] - truth.mean((0, 1)), atol=1e-6) and swapped.shape == ready.shape
+    assert (
+        torch.allclose(swapped.rows([0, 1]), truth[[2, 0]] - truth.mean((0, 1)), atol=1e-6)
+        and swapped.shape == ready.shape
+    )
     assert swapped.mean().abs().max() < 1e-6
 
 
@@ -318,7 +369,10 @@ def test_another_order_and_less_a_mean() -> None:
 def test_other_images_are_all_of_them_and_never_the_same_picture(pictures: list[int], seed: int) -> None:
     most = max(pictures.count(picture) for picture in pictures)
     if 2 * most > len(pictures):
-        with pytest.raises(ConfigError, match=f"one picture is {most} of {len(pictures)} training images: expected half of them at most"):
+        with pytest.raises(
+            ConfigError,
+            match=f"one picture is {most} of {len(pictures)} training images: expected half of them at most",
+        ):
             other_images(pictures, seed)
         return
     others = other_images(pictures, seed)
@@ -328,7 +382,8 @@ def test_other_images_are_all_of_them_and_never_the_same_picture(pictures: list[
 
 @pytest.mark.real_cache
 def test_computed_at_every_step_equals_cached_within_noise() -> None:
-    """Real networks: inputs, targets, and both losses and gradients of a training step; the frozen tower stays in eval mode."""
+    """Real networks: inputs, targets, and both losses and gradients of a training step; the frozen tower stays in eval
+    mode."""
     from trainer.setups.packed import PackedSetup
     from trainer.setups.packed_data import collate
 
@@ -340,7 +395,15 @@ def test_computed_at_every_step_equals_cached_within_noise() -> None:
         output = ready.model(**batch)
         (output.lm_loss + 0.5 * output.alignment_loss).backward()
         gradient = ready.model.base.model.multi_modal_projector.linear_1.weight.grad
-        both.append((batch["connector_inputs"], batch["targets"]["efficientnet-lite0"], output.lm_loss.detach(), output.alignment_loss.detach(), gradient))
+        both.append(
+            (
+                batch["connector_inputs"],
+                batch["targets"]["efficientnet-lite0"],
+                output.lm_loss.detach(),
+                output.alignment_loss.detach(),
+                gradient,
+            )
+        )
         tower = ready.model.base.model.vision_tower
         assert not (mode == "compute" and tower.training) and all(p.grad is None for p in tower.parameters())
     for one, other in zip(*both, strict=True):
@@ -373,7 +436,9 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(empty_cache: Path, tmp_p
     (empty_cache / "features").write_text("")
     words = ["trainer", recipe("viral"), "--stage1", "None", *SMALL_VIRAL, "--output_dir", str(tmp_path / "out")]
     done = run(*words, code=2, VIRAL_CACHE=str(empty_cache))
-    assert "Traceback" not in done.stderr and done.stderr.strip().splitlines()[-1].startswith(f"error: cannot make folder {empty_cache}/features")
+    assert "Traceback" not in done.stderr and done.stderr.strip().splitlines()[-1].startswith(
+        f"error: cannot make folder {empty_cache}/features"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -383,7 +448,13 @@ def test_a_whole_training_without_a_cache(empty_cache: Path, tmp_path: Path, mon
     from trainer.run import train
 
     monkeypatch.setenv("VIRAL_CACHE", str(empty_cache))
-    few = replace(TINY, data=DataConfig(limit_train=8, limit_val=4, features="compute"), optim=OptimConfig(steps=3, batch_size=4), output_dir=tmp_path / "out")
+    few = replace(
+        TINY,
+        data=DataConfig(limit_train=8, limit_val=4, features="compute"),
+        optim=OptimConfig(steps=3, batch_size=4),
+        output_dir=tmp_path / "out",
+    )
     train(few, [])
     assert json.loads((tmp_path / "out" / "training.json").read_text())["recipe"]["data"]["features"] == "compute"
-    assert [path.name for path in (empty_cache / "features").iterdir()] == ["images"]  # hashes, by which the control tells pictures apart
+    # hashes, by which the control tells pictures apart
+    assert [path.name for path in (empty_cache / "features").iterdir()] == ["images"]

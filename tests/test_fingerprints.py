@@ -16,7 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, processors
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, CLIPVisionModel
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+)
 
 from tests import tiny
 from workbench import hashing as fingerprints
@@ -31,27 +38,40 @@ from workbench.weights.fetch import check_unchanged, load_tensors
 State = dict[str, Tensor]
 
 
-# --- tensors by name -----------------------------------------------------------------------------------------------------------------------
+# --- tensors by name ------------------------------------------------------------------------------
 
 
 def _exchanged(tensors: State, first: str, second: str) -> State:
     """The tensors with those whose names begin with `first` and with `second` in each other's place."""
-    swap = {name: first + name.removeprefix(second) if name.startswith(second) else second + name.removeprefix(first) for name in tensors}
+    swap = {
+        name: first + name.removeprefix(second) if name.startswith(second) else second + name.removeprefix(first)
+        for name in tensors
+    }
     return {swap[name] if name.startswith((first, second)) else name: value for name, value in tensors.items()}
 
 
 def test_a_fingerprint_knows_where_a_tensor_stands_and_not_in_which_order() -> None:
     torch.manual_seed(0)
-    tensors = {f"layers.{layer}.{part}.weight": torch.randn(4, 4) for layer in range(3) for part in ("gate_proj", "up_proj")}
+    tensors = {
+        f"layers.{layer}.{part}.weight": torch.randn(4, 4) for layer in range(3) for part in ("gate_proj", "up_proj")
+    }
     known = fingerprint(tensors)
     assert fingerprint(dict(reversed(tensors.items()))) == known
     assert fingerprint(_exchanged(tensors, "layers.0.", "layers.1.")) != known
     assert fingerprint(_exchanged(tensors, "layers.1.gate_proj", "layers.1.up_proj")) != known
     first = "layers.0.gate_proj.weight"
-    for other in (tensors[first].half(), tensors[first].T.contiguous(), tensors[first].reshape(2, 8), tensors[first] + 1):
+    for other in (
+        tensors[first].half(),
+        tensors[first].T.contiguous(),
+        tensors[first].reshape(2, 8),
+        tensors[first] + 1,
+    ):
         assert fingerprint(tensors | {first: other}) != known
-    assert fingerprint(tensors | {first: tensors[first].T.contiguous().T}) == known  # the same values, in another order in memory
-    assert fingerprint({"a.b": torch.zeros(0), "a": torch.tensor(True)}) != fingerprint({"a": torch.zeros(0), "a.b": torch.tensor(True)})
+    # the same values, in another order in memory
+    assert fingerprint(tensors | {first: tensors[first].T.contiguous().T}) == known
+    assert fingerprint({"a.b": torch.zeros(0), "a": torch.tensor(True)}) != fingerprint(
+        {"a": torch.zeros(0), "a.b": torch.tensor(True)}
+    )
 
 
 def test_a_large_tensor_is_hashed_where_it_is() -> None:
@@ -72,13 +92,20 @@ def test_a_models_file_has_its_names_loaded_and_built(family: str, tmp_path: Pat
     built = tiny.BUILDERS[family]()[0]
     built.load_state_dict(loaded.state_dict())
     assert fingerprint(saved_tensors(built)) == fingerprint(saved_tensors(loaded))
-    assert loaded.state_dict().keys() == AutoModelForImageTextToText.from_pretrained(folder).state_dict().keys()  # nothing of it is changed
+    # nothing of it is changed
+    assert loaded.state_dict().keys() == AutoModelForImageTextToText.from_pretrained(folder).state_dict().keys()
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_a_vision_models_file_has_its_names(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "image_size": 32,
+    }
     own = KINDS[kind]
     own.model((own.config or own.model.config_class)(**sizes)).save_pretrained(tmp_path)
     loaded, file = own.model.from_pretrained(tmp_path), load_tensors(tmp_path / "model.safetensors")
@@ -96,8 +123,16 @@ def test_timms_names_are_those_of_its_file(tmp_path: Path) -> None:
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole CLIP, whose text and vision encoders have blocks of one shape and name."""
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
-    config = CLIPConfig(text_config=CLIPTextConfig(**sizes, vocab_size=50), vision_config=CLIPVisionConfig(**sizes, image_size=28, patch_size=14))
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    config = CLIPConfig(
+        text_config=CLIPTextConfig(**sizes, vocab_size=50),
+        vision_config=CLIPVisionConfig(**sizes, image_size=28, patch_size=14),
+    )
     folder = tmp_path_factory.mktemp("clip")
     CLIPModel(config).save_pretrained(folder)
     return folder
@@ -112,18 +147,22 @@ def test_a_part_of_a_model_is_compared_name_by_name(clip: Path) -> None:
     check_unchanged("clip", first, file)
     check_unchanged("clip", dict(reversed(whole.items())), file)
     below = next(name for name in whole if "layers.0." in name).split("layers.0.")[0]
-    exchanged = {"blocks": (f"{below}layers.0.", f"{below}layers.1."), "matrices": (f"{below}layers.1.self_attn.q_proj", f"{below}layers.1.self_attn.k_proj")}
+    exchanged = {
+        "blocks": (f"{below}layers.0.", f"{below}layers.1."),
+        "matrices": (f"{below}layers.1.self_attn.q_proj", f"{below}layers.1.self_attn.k_proj"),
+    }
     for first_name, second_name in exchanged.values():
         with pytest.raises(WeightsError, match=r"clip: tensor '.*layers\..*' does not hold the pretrained values"):
             check_unchanged("clip", _exchanged(whole, first_name, second_name), file)
     with pytest.raises(WeightsError, match="clip: tensor 'more' of the built model is not in the pretrained file"):
         check_unchanged("clip", whole | {"more": torch.zeros(1)}, file)
-    text = {name: file[f"text_model.{name}"] if "layers." in name else value for name, value in whole.items()}  # the other encoder's blocks
+    # the other encoder's blocks
+    text = {name: file[f"text_model.{name}"] if "layers." in name else value for name, value in whole.items()}
     with pytest.raises(WeightsError, match="does not hold the pretrained values"):
         check_unchanged("clip", text, file)
 
 
-# --- the model's key -----------------------------------------------------------------------------------------------------------------------
+# --- the model's key ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -166,12 +205,16 @@ def tokenizer_with(change: Callable[[Tokenizer], object]) -> Callable[[Path], No
 
 
 def begins_with_bos(core: Tokenizer) -> None:
-    core.post_processor = processors.TemplateProcessing(single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", 1)])
+    core.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", 1)]
+    )
 
 
 def weights(change: Callable[[State], State]) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
-        save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(
+            change(load_file(folder / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"}
+        )
 
     return edit
 
@@ -182,11 +225,17 @@ def chat_template(folder: Path) -> None:
 
 BLOCK = "language_model.model.layers"
 MATTERS: dict[str, Callable[[Path], None]] = {
-    "a weight": weights(lambda state: state | {f"{BLOCK}.0.mlp.up_proj.weight": state[f"{BLOCK}.0.mlp.up_proj.weight"] * 2}),
+    "a weight": weights(
+        lambda state: state | {f"{BLOCK}.0.mlp.up_proj.weight": state[f"{BLOCK}.0.mlp.up_proj.weight"] * 2}
+    ),
     "two blocks exchanged": weights(lambda state: _exchanged(state, f"{BLOCK}.0.", f"{BLOCK}.1.")),
-    "gate_proj and up_proj exchanged": weights(lambda state: _exchanged(state, f"{BLOCK}.2.mlp.gate_proj", f"{BLOCK}.2.mlp.up_proj")),
+    "gate_proj and up_proj exchanged": weights(
+        lambda state: _exchanged(state, f"{BLOCK}.2.mlp.gate_proj", f"{BLOCK}.2.mlp.up_proj")
+    ),
     "config: norm of the language model": edited("config.json", lambda c: c["text_config"].update(rms_norm_eps=1e-2)),
-    "config: rotary base": edited("config.json", lambda c: c["text_config"]["rope_parameters"].update(rope_theta=123.0)),
+    "config: rotary base": edited(
+        "config.json", lambda c: c["text_config"]["rope_parameters"].update(rope_theta=123.0)
+    ),
     "config: feature layer": edited("config.json", lambda c: c.update(vision_feature_layer=-1)),
     "generation settings": edited("generation_config.json", lambda c: c.update(repetition_penalty=1.5)),
     "vocabulary: two words exchanged": edited("tokenizer.json", swapped_words),
@@ -198,10 +247,14 @@ MATTERS: dict[str, Callable[[Path], None]] = {
     "tokenizer: an added token strips": edited("tokenizer.json", lambda c: c["added_tokens"][-1].update(lstrip=True)),
     "special token: end": edited("tokenizer_config.json", lambda c: c.update(eos_token="<pad>")),
     "special token: padding": edited("tokenizer_config.json", lambda c: c.update(pad_token="<eos>")),
-    "image processor: mean": edited("processor_config.json", lambda c: c["image_processor"].update(image_mean=[0.5, 0.5, 0.5])),
+    "image processor: mean": edited(
+        "processor_config.json", lambda c: c["image_processor"].update(image_mean=[0.5, 0.5, 0.5])
+    ),
     "image processor: resampling": edited("processor_config.json", lambda c: c["image_processor"].update(resample=0)),
     "processor: patch_size": edited("processor_config.json", lambda c: c.update(patch_size=28)),
-    "processor: select strategy": edited("processor_config.json", lambda c: c.update(vision_feature_select_strategy="full")),
+    "processor: select strategy": edited(
+        "processor_config.json", lambda c: c.update(vision_feature_select_strategy="full")
+    ),
     "processor: additional tokens": edited("processor_config.json", lambda c: c.update(num_additional_image_tokens=0)),
     "chat template": chat_template,
 }
@@ -220,7 +273,9 @@ def test_merges_are_in_the_key() -> None:
     words = {"<unk>": 0, "a": 1, "b": 2, "c": 3, "ab": 4, "bc": 5}
     prints = set()
     for merges in ([("a", "b"), ("b", "c")], [("b", "c"), ("a", "b")]):
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab=words, merges=merges, unk_token="<unk>")), unk_token="<unk>")
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(models.BPE(vocab=words, merges=merges, unk_token="<unk>")), unk_token="<unk>"
+        )
         prints.add(settings_hash(fingerprints.tokenizer_settings(tokenizer)))
     assert len(prints) == 2
 
@@ -238,7 +293,9 @@ def touched(folder: Path) -> Path:
 def reordered(folder: Path) -> Path:
     weights(lambda state: dict(reversed(state.items())))(folder)
     for name in ("config.json", "tokenizer_config.json", "processor_config.json"):
-        edited(name, lambda content: content.update({key: content.pop(key) for key in sorted(content, reverse=True)}))(folder)
+        edited(name, lambda content: content.update({key: content.pop(key) for key in sorted(content, reverse=True)}))(
+            folder
+        )
     return folder
 
 
@@ -269,7 +326,9 @@ def padded(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("change", [moved, touched, reordered, sharded, in_memory_layout, padded], ids=lambda change: change.__name__)
+@pytest.mark.parametrize(
+    "change", [moved, touched, reordered, sharded, in_memory_layout, padded], ids=lambda change: change.__name__
+)
 def test_the_same_answer_has_the_same_key(change: Callable[[Path], Path], model: Path, copy: Path) -> None:
     assert key(change(copy)) == key(model)
 
@@ -280,7 +339,11 @@ def test_using_a_model_leaves_its_key(model: Path) -> None:
     tokenizer = mllm.processor.tokenizer
     tokenizer(["what is this", "a"], padding="max_length", max_length=7, truncation=True)
     tokenizer.padding_side = "right"
-    assert processor_fingerprint(mllm.processor) == before == processor_fingerprint(MLLM.load(str(model), validate=False).processor)
+    assert (
+        processor_fingerprint(mllm.processor)
+        == before
+        == processor_fingerprint(MLLM.load(str(model), validate=False).processor)
+    )
 
 
 @pytest.mark.parametrize("family", list(tiny.BUILDERS))
@@ -293,7 +356,7 @@ def test_every_familys_processor_is_the_same_saved_and_loaded(family: str, tmp_p
     assert processor_fingerprint(built) == processor_fingerprint(AutoProcessor.from_pretrained(tmp_path))
 
 
-# --- the run's key -------------------------------------------------------------------------------------------------------------------------
+# --- the run's key --------------------------------------------------------------------------------
 
 
 def test_a_run_is_keyed_by_question_versions_and_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +382,7 @@ def test_a_patch_release_changes_no_key(monkeypatch: pytest.MonkeyPatch) -> None
     libraries.cache_clear()
 
 
-# --- the VFM's ----------------------------------------------------------------------------------------------------------------------------
+# --- the VFM's ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -328,7 +391,9 @@ def dinov2(tmp_path: Path) -> Path:
     folder = tmp_path / "vfm"
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14, "image_size": 28}
     KINDS["dinov2"].model(KINDS["dinov2"].model.config_class(**sizes)).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]})
+    )
     return folder
 
 

@@ -1,4 +1,5 @@
-"""The GPU benchmark at its toy size on the CPU: with the packages of a bare machine, within limits, and a page of its results."""
+"""The GPU benchmark at its toy size on the CPU: with the packages of a bare machine, within limits, and a page of its
+results."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ QUICK = ("reading", "metrics", "losses", "features", "capture", "permutation", "
 
 
 def test_a_bare_machine_runs_the_toy_size(tmp_path: Path) -> None:
-    """Without command line, traces, figures and pages; every comparison is within its tolerance, and what is missing is named."""
+    """Without command line, traces, figures and pages; every comparison is within its tolerance, and what is missing is
+    named."""
     file = tmp_path / "gpu.json"
     command = [sys.executable, "-c", BLOCKED, "--part", *QUICK, "--output", str(file), "--report"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -51,7 +53,9 @@ def test_a_bare_machine_runs_the_toy_size(tmp_path: Path) -> None:
     assert not [entry for entry in entries if entry["passed"] is False or "failed" in entry["figures"]]
     judged = {part: [entry for entry in entries if entry["part"] == part and entry["passed"]] for part in QUICK}
     assert all(len(judged[part]) > 5 for part in ("reading", "metrics", "losses")) and len(judged["features"]) == 5
-    missing = [entry["what"] for entry in entries if entry["figures"].get("not run") == "the package nnsight is missing"]
+    missing = [
+        entry["what"] for entry in entries if entry["figures"].get("not run") == "the package nnsight is missing"
+    ]
     assert missing == ["edit at the vision encoder", "edit at the projector", "edit at layer 2"]
     assert {"card", "driver", "versions", "tolerance", "time"} <= set(entries[0]) and entries[0]["versions"]["nnsight"]
     page = file.with_suffix(".md").read_text()
@@ -70,7 +74,9 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
 
 def test_groups_and_names_choose_parts() -> None:
     assert [part.name for part in chosen(["right"])] == ["reading", "metrics", "losses", "features", "training"]
-    assert [part.name for part in chosen(["profile", "reading"])] == ["reading", "profile"] and chosen([]) == list(PARTS)
+    assert [part.name for part in chosen(["profile", "reading"])] == ["reading", "profile"] and chosen([]) == list(
+        PARTS
+    )
     assert all(callable(part.load()) for part in PARTS) and all(part.minutes <= 10 for part in PARTS)
     with pytest.raises(UnknownNameError):
         chosen(["all of it"])
@@ -116,7 +122,10 @@ def test_a_failure_is_recorded_and_the_rest_goes_on(tmp_path: Path, monkeypatch:
     file = tmp_path / "gpu.json"
     assert not run_parts([_part(monkeypatch, _parts_fail)], file, minutes=1, toy=True)
     first, second, third, fourth, whole = read_results(file)
-    assert first["figures"]["failed"].startswith("ValueError: no such kernel (test_gpu_benchmark.py:") and first["passed"] is False
+    assert (
+        first["figures"]["failed"].startswith("ValueError: no such kernel (test_gpu_benchmark.py:")
+        and first["passed"] is False
+    )
     assert second["figures"] == {"out of memory": "batch 16"} and second["passed"] is None
     assert third["passed"] is True and fourth["passed"] is False and "seconds" in whole["figures"]
 
@@ -129,7 +138,14 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_page_has_the_newest_result_of_each_card(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
-    one = {"part": "step", "what": "training step", "setting": "cached", "tolerance": "ratio <= 1.03", "time": "2026-01-02T03:04:05+00:00", **COMMON}
+    one = {
+        "part": "step",
+        "what": "training step",
+        "setting": "cached",
+        "tolerance": "ratio <= 1.03",
+        "time": "2026-01-02T03:04:05+00:00",
+        **COMMON,
+    }
     card = one | {"device": "cuda", "size": "full", "card": "H100", "driver": "580.1"}
     for entry in (
         one | {"figures": {"ratio": 1.5}, "passed": None},
@@ -158,7 +174,10 @@ def test_trainings_are_compared_step_by_step(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("VIRAL_CACHE", str(tmp_path / "cache"))
     made = right_training.recipes(tmp_path)
     cached, computed = made["VIRAL, VFM cached"], made["VIRAL, VFM at every step"]
-    whole, every = (right_training.trained(replace(own, output_dir=tmp_path / name)) for name, own in (("whole", cached), ("every", computed)))
+    whole, every = (
+        right_training.trained(replace(own, output_dir=tmp_path / name))
+        for name, own in (("whole", cached), ("every", computed))
+    )
     right_training.trained(replace(cached, output_dir=tmp_path / "cut"), stop=right_training.CUT)
     assert not (tmp_path / "cut" / f"checkpoint-{right_training.STEPS}").exists()
     resumed = right_training.trained(replace(cached, output_dir=tmp_path / "cut"), resume=True)

@@ -1,4 +1,5 @@
-"""What counts as one image: rows, files and copies of one image are one, a limit counts images, and images are known by what they hold."""
+"""What counts as one image: rows, files and copies of one image are one, a limit counts images, and images are known by
+what they hold."""
 
 from __future__ import annotations
 
@@ -37,7 +38,11 @@ def questions(root: Path, names: list[str]) -> Path:
     for number, name in enumerate(names):
         if not (root / name).exists():
             noise(number).save(root / name)
-    rows = [{"image": name, "question": f"what {'a ' * q}?", "answer": "yes", "options": ["yes", "no"]} for q in range(QUESTIONS) for name in names]
+    rows = [
+        {"image": name, "question": f"what {'a ' * q}?", "answer": "yes", "options": ["yes", "no"]}
+        for q in range(QUESTIONS)
+        for name in names
+    ]
     file = root / "q.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     return file
@@ -50,7 +55,10 @@ def chats(root: Path, names: list[str]) -> Path:
     for line in file.read_text().splitlines():
         row = json.loads(line)
         said = [{"from": "human", "value": f"<image>\n{row['question']}"}, {"from": "gpt", "value": "yes"}]
-        rows += [{"image": row["image"], "conversations": said}, {"conversations": [{"from": "human", "value": "and now ?"}, said[1]]}]
+        rows += [
+            {"image": row["image"], "conversations": said},
+            {"conversations": [{"from": "human", "value": "and now ?"}, said[1]]},
+        ]
     (root / "mix.json").write_text(json.dumps(rows))
     return root / "mix.json"
 
@@ -60,7 +68,9 @@ def table(root: Path, names: list[str]) -> Path:
     datasets = import_module("datasets") if os.environ.get("CI") else pytest.importorskip("datasets")
     rows = [json.loads(line) for line in questions(root, names).read_text().splitlines()]
     columns = {key: [row[key] for row in rows] for key in ("question", "answer", "options")}
-    whole = datasets.Dataset.from_dict({"image": [{"bytes": (root / row["image"]).read_bytes(), "path": None} for row in rows], **columns})
+    whole = datasets.Dataset.from_dict(
+        {"image": [{"bytes": (root / row["image"]).read_bytes(), "path": None} for row in rows], **columns}
+    )
     whole.cast_column("image", datasets.Image(decode=False)).to_parquet(root / "train.parquet")
     return root / "train.parquet"
 
@@ -78,14 +88,18 @@ NAMES = [f"{n}.bmp" for n in range(IMAGES)]
 ON_DISK = ["folder", "hf", "table", "llava_json"]
 
 
-# --- limits -------------------------------------------------------------------------------------------------------------------------------
+# --- limits ---------------------------------------------------------------------------------------
 
 
 @given(st.integers(1, 40), st.integers(0, 2**32 - 1), st.data())
 def test_a_subset_lies_within_every_larger_one(count: int, seed: int, data: st.DataObject) -> None:
     small, large = sorted(data.draw(st.lists(st.integers(1, 50), min_size=2, max_size=2)))
     few, many = subset(count, small, seed), subset(count, large, seed)
-    assert set(few) <= set(many) <= set(subset(count, None, seed)) == set(range(count)) and few == sorted(few) and len(few) == min(small, count)
+    assert (
+        set(few) <= set(many) <= set(subset(count, None, seed)) == set(range(count))
+        and few == sorted(few)
+        and len(few) == min(small, count)
+    )
 
 
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=30), st.integers(0, 1000), st.integers(1, 4))
@@ -95,14 +109,20 @@ def test_rows_of_a_limit_are_nested_and_show_that_many_images(places: list[int],
     before: set[int] = set()
     for limit in range(1, total + 2):
         rows = rows_of_images(places, limit, seed, lambda row: places[row] // copies)
-        assert before <= set(rows) and rows == sorted(rows) and len({places[row] // copies for row in rows}) == min(limit, total)
+        assert (
+            before <= set(rows)
+            and rows == sorted(rows)
+            and len({places[row] // copies for row in rows}) == min(limit, total)
+        )
         assert all(other in rows for row in rows for other in range(len(places)) if places[other] == places[row])
         before = set(rows)
 
 
 @pytest.mark.parametrize("kind", [*ON_DISK, "shapes:val", "easy_vqa:val", "photos:val"])
 @pytest.mark.parametrize("decode", [None, False])
-def test_every_data_set_is_nested_over_its_limits_and_counts_images(kind: str, decode: bool | None, tmp_path: Path) -> None:
+def test_every_data_set_is_nested_over_its_limits_and_counts_images(
+    kind: str, decode: bool | None, tmp_path: Path
+) -> None:
     spec = spec_of(kind, tmp_path / "w", NAMES) if kind in ON_DISK else kind
     before: set[str] = set()
     for limit in (1, 2, 5, 11):
@@ -113,17 +133,23 @@ def test_every_data_set_is_nested_over_its_limits_and_counts_images(kind: str, d
         before = units
     if kind in ON_DISK:
         whole = load_data(spec, decode=decode)
-        assert before <= {sample.image_id for sample in whole} | {c.id for c in (whole.conversations if kind == "llava_json" else ())}
+        assert before <= {sample.image_id for sample in whole} | {
+            c.id for c in (whole.conversations if kind == "llava_json" else ())
+        }
 
 
-# --- one image ------------------------------------------------------------------------------------------------------------------------------
+# --- one image ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["hf", "table", "llava_json"])
 @pytest.mark.parametrize("decode", [None, False])
 def test_all_questions_of_an_image_are_one_scene(kind: str, decode: bool | None, tmp_path: Path) -> None:
     data = load_data(spec_of(kind, tmp_path / "w", NAMES), decode=decode)
-    assert len(data.scenes) == IMAGES and all(len(scene) == QUESTIONS for scene in data.scenes) and len({s.id for s in data}) == IMAGES * QUESTIONS
+    assert (
+        len(data.scenes) == IMAGES
+        and all(len(scene) == QUESTIONS for scene in data.scenes)
+        and len({s.id for s in data}) == IMAGES * QUESTIONS
+    )
     few = load_data(spec_of(kind, tmp_path / "w", NAMES), limit=5, decode=decode)
     assert all(len(scene) == QUESTIONS for scene in few.scenes)
 
@@ -142,7 +168,10 @@ def test_files_with_equal_pixels_are_one_image_where_they_are_looked_at(tmp_path
         assert len(unseen.scenes) == (4 if kind != "table" else 3)  # of a table all bytes are read
         for limit in (1, 2):
             assert len({s.image_id for s in load_data(spec, limit=limit)} - {""}) <= limit
-    assert load_data(f"hf:{tmp_path / 'hf' / 'q.jsonl'}")[0].image_id == load_data(f"hf:{tmp_path / 'table' / 'train.parquet'}")[0].image_id
+    assert (
+        load_data(f"hf:{tmp_path / 'hf' / 'q.jsonl'}")[0].image_id
+        == load_data(f"hf:{tmp_path / 'table' / 'train.parquet'}")[0].image_id
+    )
 
 
 def test_links_to_one_file_are_one_image_without_a_look(tmp_path: Path) -> None:
@@ -157,7 +186,10 @@ def test_links_to_one_file_are_one_image_without_a_look(tmp_path: Path) -> None:
 def test_rows_of_one_image_are_held_out_together(tmp_path: Path) -> None:
     file = chats(tmp_path / "w", NAMES)
     train, val = (load_data(f"llava_json:{file}?split={split}&held=20", decode=False) for split in ("train", "val"))
-    assert not {s.image_id for s in train} & {s.image_id for s in val} and len(train.conversations) + len(val.conversations) == 2 * IMAGES * QUESTIONS
+    assert (
+        not {s.image_id for s in train} & {s.image_id for s in val}
+        and len(train.conversations) + len(val.conversations) == 2 * IMAGES * QUESTIONS
+    )
     assert len(val.scenes) + sum(not c.loads for c in val.conversations) == 20
 
 
@@ -167,10 +199,12 @@ def test_the_interval_of_a_loss_resamples_images() -> None:
     once = pd.DataFrame({"id": range(20), "image_id": range(20), "tokens": 7, "lm_loss": losses, "chance": 5.0})
     often = pd.concat([once.assign(id=once["id"] + 100 * copy) for copy in range(5)], ignore_index=True)
     single, several = (summary(table, 0).iloc[0] for table in (once, often))
-    assert (several["low"], several["high"]) == pytest.approx((single["low"], single["high"])) and several["lm_loss"] == pytest.approx(losses.mean())
+    assert (several["low"], several["high"]) == pytest.approx((single["low"], single["high"])) and several[
+        "lm_loss"
+    ] == pytest.approx(losses.mean())
 
 
-# --- known by content ----------------------------------------------------------------------------------------------------------------------
+# --- known by content -----------------------------------------------------------------------------
 
 
 def replace_pixels(file: Path, seed: int, *, keep_time: bool) -> None:
@@ -184,7 +218,9 @@ def replace_pixels(file: Path, seed: int, *, keep_time: bool) -> None:
 
 @pytest.mark.parametrize("decode", [None, False])
 @pytest.mark.parametrize("kind", ["folder", "hf", "llava_json"])
-def test_twenty_of_twenty_replaced_images_are_noticed(kind: str, decode: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twenty_of_twenty_replaced_images_are_noticed(
+    kind: str, decode: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VIRAL_CACHE", str(tmp_path / "cache"))
     root = tmp_path / "w"
     spec = spec_of(kind, root, NAMES)
@@ -211,10 +247,16 @@ def test_what_does_not_matter_changes_no_fingerprint(kind: str, decode: bool | N
     shutil.copytree(tmp_path / "w", tmp_path / "elsewhere", copy_function=shutil.copyfile)
     os.utime(tmp_path / "elsewhere" / NAMES[0], (1, 1))
     spec = before.name.replace(str(tmp_path / "w"), str(tmp_path / "elsewhere"))
-    assert load_data(spec, decode=decode).fingerprint == before.fingerprint == load_data(spec, limit=1000, seed=5, decode=decode).fingerprint
+    assert (
+        load_data(spec, decode=decode).fingerprint
+        == before.fingerprint
+        == load_data(spec, limit=1000, seed=5, decode=decode).fingerprint
+    )
 
 
-def test_nothing_is_decoded_of_a_training_set_and_its_files_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_decoded_of_a_training_set_and_its_files_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VIRAL_CACHE", str(tmp_path / "cache"))
     spec = spec_of("llava_json", tmp_path / "w", NAMES)
     old = 1_000_000_000
@@ -258,7 +300,7 @@ def test_a_damaged_list_of_hashes_is_made_anew(tmp_path: Path, monkeypatch: pyte
     assert load_data(spec, decode=False).fingerprint == before
 
 
-# --- specs -----------------------------------------------------------------------------------------------------------------------------------
+# --- specs ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["R&D", "what?", "a=b", "x?images=y", "50%", "q?split=val", "plain"])

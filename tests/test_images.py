@@ -1,4 +1,5 @@
-"""Images as users have them: every mode reads as upright RGB, the same for models and VFMs, and a bad one is one sentence, wherever it lies."""
+"""Images as users have them: every mode reads as upright RGB, the same for models and VFMs, and a bad one is one
+sentence, wherever it lies."""
 
 from __future__ import annotations
 
@@ -86,7 +87,7 @@ def test_a_picture_of_a_hundred_megapixels_is_read_and_a_larger_one_refused(tmp_
         read_image(tmp_path / "larger.png")
 
 
-# --- one door for all of them -----------------------------------------------------------------------------------------------------------
+# --- one door for all of them ---------------------------------------------------------------------
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -106,7 +107,11 @@ def jpeg(image: Image.Image, *segments: tuple[int, bytes]) -> bytes:
     stream = BytesIO()
     image.save(stream, format="JPEG", quality=95)
     whole = stream.getvalue()
-    return whole[:2] + b"".join(b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data for marker, data in segments) + whole[2:]
+    return (
+        whole[:2]
+        + b"".join(b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data for marker, data in segments)
+        + whole[2:]
+    )
 
 
 def noise() -> Image.Image:
@@ -114,18 +119,25 @@ def noise() -> Image.Image:
 
 
 def ways(data: bytes, folder: Path) -> Iterator[Callable[[], Image.Image]]:
-    """The same bytes as a file, inside a parquet file, as base64 text of a column, and as a data: URL of LLaVA's layout."""
+    """The same bytes as a file, inside a parquet file, as base64 text of a column, and as a data: URL of LLaVA's
+    layout."""
     (folder / "one.png").write_bytes(data)
     yield lambda: read_image(folder / "one.png")
     code = base64.b64encode(data).decode()
-    row = {"image": f"data:image/png;base64,{code}", "conversations": [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "a cat"}]}
+    row = {
+        "image": f"data:image/png;base64,{code}",
+        "conversations": [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "a cat"}],
+    }
     (folder / "mix.json").write_text(json.dumps([row]))
     yield lambda: load_data(f"llava_json:{folder / 'mix.json'}").conversations[0].images[0]
     datasets = pytest.importorskip("datasets") if not os.environ.get("CI") else import_module("datasets")
-    table = datasets.Dataset.from_dict({"image": [{"bytes": data, "path": None}], "question": ["what ?"], "answer": ["a cat"]})
+    table = datasets.Dataset.from_dict(
+        {"image": [{"bytes": data, "path": None}], "question": ["what ?"], "answer": ["a cat"]}
+    )
     table.cast_column("image", datasets.Image(decode=False)).to_parquet(folder / "train.parquet")
     yield lambda: load_data(f"hf:{folder / 'train.parquet'}").samples[0].image
-    if data[:4] in (b"\x89PNG", b"\xff\xd8\xff\xe1"):  # as text without a head, bytes are an image by what they begin with
+    # as text without a head, bytes are an image by what they begin with
+    if data[:4] in (b"\x89PNG", b"\xff\xd8\xff\xe1"):
         (folder / "q.jsonl").write_text(json.dumps({"image": code, "question": "what ?", "answer": "a cat"}))
         yield lambda: load_data(f"hf:{folder / 'q.jsonl'}").samples[0].image
 
@@ -171,7 +183,10 @@ def bad() -> dict[str, tuple[bytes, str]]:
         "zeroed": (whole[:at] + bytes(400) + whole[at + 400 :], "broken data stream"),
         "empty": (b"", "it has 0 bytes"),
         "page": (b"\n<!DOCTYPE html><html>404</html>", "it is a web page or XML"),
-        "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "it is a git-lfs pointer: run git lfs pull"),
+        "pointer": (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n",
+            "it is a git-lfs pointer: run git lfs pull",
+        ),
         "text": (b"no image", "PIL does not know its format"),
     }
 
@@ -188,10 +203,18 @@ def test_a_bad_image_is_the_same_short_sentence_wherever_it_lies(name: str, tmp_
 def test_text_that_is_no_image_is_a_path_and_never_fills_a_message(tmp_path: Path) -> None:
     assert embedded("coco/train2017/000000033471.jpg") is None and embedded("a" * 5000) is None
     code = base64.b64encode(png(noise())).decode()
-    assert embedded(code) == embedded(f"data:image/png;base64,{code}") == embedded(code.replace("+", "-").replace("/", "_").rstrip("=")) == png(noise())
+    assert (
+        embedded(code)
+        == embedded(f"data:image/png;base64,{code}")
+        == embedded(code.replace("+", "-").replace("/", "_").rstrip("="))
+        == png(noise())
+    )
     starts = ("", "a/" * 4000, "data:image/png;base64,?", "data:", "http://e.org/", "/", "/b" * 4000, "../")
     for image in (start + "x" * 5000 for start in starts):
-        row = {"image": image, "conversations": [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "a cat"}]}
+        row = {
+            "image": image,
+            "conversations": [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "a cat"}],
+        }
         (tmp_path / "mix.json").write_text(json.dumps([row]))
         (tmp_path / "q.jsonl").write_text(json.dumps({"image": image, "question": "what ?", "answer": "a cat"}))
         for spec in (f"llava_json:{tmp_path / 'mix.json'}", f"hf:{tmp_path / 'q.jsonl'}"):
@@ -201,22 +224,47 @@ def test_text_that_is_no_image_is_a_path_and_never_fills_a_message(tmp_path: Pat
 
 
 def test_odd_names_below_the_image_root_are_read(tmp_path: Path) -> None:
-    names = {name: name for name in ("a?.png", "b&c=1.png", "d#1.png", "e%20f.png", "g h.png", "Übung ö.png", "./sub/i.png", "sub//j.png", "k:l.png")}
-    names |= {"m%20n.png": "m n.png", "sub\\o.png": "sub/o.png", normalize("NFD", "é.png"): normalize("NFC", "é.png"), str(tmp_path / "p.png"): "p.png"}
+    names = {
+        name: name
+        for name in (
+            "a?.png",
+            "b&c=1.png",
+            "d#1.png",
+            "e%20f.png",
+            "g h.png",
+            "Übung ö.png",
+            "./sub/i.png",
+            "sub//j.png",
+            "k:l.png",
+        )
+    }
+    names |= {
+        "m%20n.png": "m n.png",
+        "sub\\o.png": "sub/o.png",
+        normalize("NFD", "é.png"): normalize("NFC", "é.png"),
+        str(tmp_path / "p.png"): "p.png",
+    }
     rows = []
     for number, (written, file) in enumerate(names.items()):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / file)
-        rows.append({"image": written, "conversations": [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "a cat"}]})
+        rows.append(
+            {
+                "image": written,
+                "conversations": [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "a cat"}],
+            }
+        )
     (tmp_path / "mix.json").write_text(json.dumps(rows))
     read = load_data(f"llava_json:{tmp_path / 'mix.json'}").conversations
     assert [c.images[0].getpixel((0, 0))[0] for c in read] == list(range(len(names)))
 
 
-# --- a folder of them -------------------------------------------------------------------------------------------------------------------
+# --- a folder of them -----------------------------------------------------------------------------
 
 
-def test_a_folder_reads_what_pil_reads_and_names_what_is_left_out(photo: Image.Image, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_reads_what_pil_reads_and_names_what_is_left_out(
+    photo: Image.Image, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     kinds = {"1.jfif": "JPEG", "2.jpe": "JPEG", "3.ppm": "PPM", "4.pgm": "PPM", "5.pbm": "PPM", "6.JPG": "JPEG"}
     kinds |= {name: kind for name, kind in (("7.avif", "AVIF"), ("8.jp2", "JPEG2000")) if readable(Path(name).suffix)}
     for number, (name, kind) in enumerate(kinds.items()):
@@ -236,7 +284,11 @@ def test_a_folder_reads_what_pil_reads_and_names_what_is_left_out(photo: Image.I
     assert {sample.id for sample in data} - chosen == set(kinds) - {"2.jpe", "3.ppm"} and len(chosen) == 2
     hidden, unread, copies = data.left_out
     assert hidden == "1 file whose name begins with a dot (._1.jpg)" and ".dng" in unread and "a.dng" in unread
-    assert copies.startswith("2 files with the pixels of another, which count once (") and "copy.jpg" in copies and "other bytes.bmp" in copies
+    assert (
+        copies.startswith("2 files with the pixels of another, which count once (")
+        and "copy.jpg" in copies
+        and "other bytes.bmp" in copies
+    )
     assert all(sentence in caplog.text for sentence in data.left_out)
     for limit in range(1, len(data) + 1):
         assert len(load_data(f"folder:{tmp_path}", limit=limit).scenes) == limit
@@ -244,7 +296,13 @@ def test_a_folder_reads_what_pil_reads_and_names_what_is_left_out(photo: Image.I
 
 def test_a_folder_without_readable_images_says_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "a.dng").write_bytes(b"raw")
-    with pytest.raises(DataError, match=r"holds no images that can be read: expected files ending in \.jpg, .*; left out: 1 file in a format .*a\.dng"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"holds no images that can be read: expected files ending in \.jpg, .*; left out: 1 file in a format"
+            r" .*a\.dng"
+        ),
+    ):
         load_data(f"folder:{tmp_path}")
 
 

@@ -1,4 +1,5 @@
-"""Intervals cover what they say for every kind of quantity, never leave what it can be, and count images rather than rows."""
+"""Intervals cover what they say for every kind of quantity, never leave what it can be, and count images rather than
+rows."""
 
 from __future__ import annotations
 
@@ -41,7 +42,11 @@ def test_intervals_cover_in_cells_of_the_benchmark(family: str, named: dict[str,
 
 def test_resampling_covers_too_little_where_ours_holds() -> None:
     """The fault this module replaced: an accuracy of .98 at 20 images."""
-    cell = next(c for c in coverage.accuracies() if c.named == {"images": 20, "questions": 5, "rho": 0.0, "uneven": False, "p": 0.98})
+    cell = next(
+        c
+        for c in coverage.accuracies()
+        if c.named == {"images": 20, "questions": 5, "rho": 0.0, "uneven": False, "p": 0.98}
+    )
     _, _, others = cell.simulate(np.random.default_rng(0), 500)
     low, high = others["percentile bootstrap"]
     assert np.mean((low <= 0.98) & (high >= 0.98)) < 0.9
@@ -56,7 +61,9 @@ def test_one_question_an_image_is_the_interval_of_wilson() -> None:
     def rejected(p: float) -> float:
         return (0.74 - p) ** 2 - Z2 * p * (1 - p) / 50
 
-    assert (interval.low, interval.high) == pytest.approx((brentq(rejected, 0.01, 0.74), brentq(rejected, 0.74, 0.999)), rel=2e-2)
+    assert (interval.low, interval.high) == pytest.approx(
+        (brentq(rejected, 0.01, 0.74), brentq(rejected, 0.74, 0.999)), rel=2e-2
+    )
     assert wilson(np.array([0.74]), np.array([Z2 / 50]))[0][0] == pytest.approx(brentq(rejected, 0.01, 0.74))
 
 
@@ -79,7 +86,11 @@ def test_the_interval_of_a_difference_inverts_the_score_test(gained: int, lost: 
 @pytest.mark.parametrize("kind", ["proportion", "difference", "real"])
 def test_images_count_and_not_their_rows(kind: Kind) -> None:
     rng = np.random.default_rng(1)
-    by_image = {"proportion": rng.integers(0, 2, 40), "difference": rng.integers(-1, 2, 40), "real": rng.normal(size=40)}[kind]
+    by_image = {
+        "proportion": rng.integers(0, 2, 40),
+        "difference": rng.integers(-1, 2, 40),
+        "real": rng.normal(size=40),
+    }[kind]
     single = mean_interval(by_image, kind=kind)
     repeated = mean_interval(np.repeat(by_image, 10), kind=kind, groups=np.repeat(np.arange(40), 10))
     assert repeated.n == 40 and repeated.estimate == pytest.approx(single.estimate)
@@ -111,7 +122,11 @@ def test_intervals_hold_their_estimate_and_stay_where_the_quantity_can_be() -> N
         groups, strata = rng.integers(0, images, rows), rng.integers(0, 3, rows)
         right = (rng.random(rows) < rng.choice([0.02, 0.5, 0.98])).astype(float)
         share = right * rng.random(rows)
-        for kind, values, least in (("proportion", right, 0), ("proportion", share, 0), ("difference", right - rng.integers(0, 2, rows), -1)):
+        for kind, values, least in (
+            ("proportion", right, 0),
+            ("proportion", share, 0),
+            ("difference", right - rng.integers(0, 2, rows), -1),
+        ):
             interval = mean_interval(values, kind=kind, groups=groups, strata=strata)  # type: ignore[arg-type]
             assert least <= interval.low <= interval.estimate <= interval.high <= 1
             assert interval.n == len(set(groups)) and (interval.few or interval.n >= 10)
@@ -128,7 +143,10 @@ def test_few_says_when_there_is_too_little_and_only_then() -> None:
 
 
 def test_tables_and_their_figure_say_where_there_is_too_little() -> None:
-    rows = [{"image_id": i // 4, "category": "ab"[i % 2], "chance": 0.5, "correct": i % 2 == 0 or i % 8 == 1} for i in range(80)]
+    rows = [
+        {"image_id": i // 4, "category": "ab"[i % 2], "chance": 0.5, "correct": i % 2 == 0 or i % 8 == 1}
+        for i in range(80)
+    ]
     table = pd.DataFrame(accuracy_by_type(pd.DataFrame(rows), seed=0))
     assert table.set_index("category")["few"].to_dict() == {"a": True, "b": False, MEAN: False}  # all of a is right
     figure = figures.accuracy_by_type({"model": table})
@@ -153,7 +171,8 @@ def test_the_mean_of_types_weighs_types_alike() -> None:
     interval = mean_interval(right, kind="proportion", groups=images, strata=types)
     assert interval.estimate == pytest.approx((right[:20].mean() + right[20:].mean()) / 2)
     rare = mean_interval(right[:20], kind="proportion", groups=images[:20])
-    assert 0.4 < (interval.high - interval.low) / (rare.high - rare.low) < 0.7  # half of the rare type's error, and a little of the other's
+    # half of the rare type's error, and a little of the other's
+    assert 0.4 < (interval.high - interval.low) / (rare.high - rare.low) < 0.7
 
 
 def test_columns_are_measured_as_if_each_were_alone() -> None:
@@ -161,10 +180,17 @@ def test_columns_are_measured_as_if_each_were_alone() -> None:
     values, groups = rng.normal(size=(60, 3)), np.repeat(np.arange(20), 3)
     for column, interval in enumerate(mean_intervals(values, kind="real", groups=groups)):
         alone = mean_interval(values[:, column], groups=groups)
-        assert (interval.estimate, interval.low, interval.high, interval.n) == pytest.approx((alone.estimate, alone.low, alone.high, 20))
+        assert (interval.estimate, interval.low, interval.high, interval.n) == pytest.approx(
+            (alone.estimate, alone.low, alone.high, 20)
+        )
     values[:3, 1] = values[:, 2] = np.nan  # an image without a value, a column without any
     full, fewer, none = mean_intervals(values, kind="real", groups=groups)
-    assert full.n == 20 and fewer.n == 19 and fewer.estimate == pytest.approx(np.nanmean(values[:, 1])) and fewer.low < fewer.estimate < fewer.high
+    assert (
+        full.n == 20
+        and fewer.n == 19
+        and fewer.estimate == pytest.approx(np.nanmean(values[:, 1]))
+        and fewer.low < fewer.estimate < fewer.high
+    )
     assert none.n == 0 and np.isnan([none.estimate, none.low, none.high]).all()
 
 
@@ -217,7 +243,8 @@ def test_the_benchmark_prints_its_table(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_no_interval_is_wider_than_that_of_as_many_questions_as_images() -> None:
-    """Of 40 images with 5 questions each one answer changes: less is known than of 40 changes in 200, and more than of 40 questions."""
+    """Of 40 images with 5 questions each one answer changes: less is known than of 40 changes in 200, and more than of
+    40 questions."""
     groups = [image for image in range(40) for _ in range(5)]
     widths = []
     for changed in range(4):

@@ -1,4 +1,5 @@
-"""Jobs of the dashboard: started, watched, stopped and failed as real processes, with arguments as a list and on this machine only."""
+"""Jobs of the dashboard: started, watched, stopped and failed as real processes, with arguments as a list and on this
+machine only."""
 
 from __future__ import annotations
 
@@ -51,7 +52,10 @@ def test_a_job_shows_the_newest_state_of_its_bar(own: Jobs) -> None:
     job = own.start("x", python(bar))
     while not job.lines():
         time.sleep(0.02)
-    assert job.lines() == ["reading (a):  50%|##  | 2/4 [00:01<00:01, 2it/s]"] and job.progress() == (0.5, "reading (a): 2/4 [00:01<00:01, 2it/s]")
+    assert job.lines() == ["reading (a):  50%|##  | 2/4 [00:01<00:01, 2it/s]"] and job.progress() == (
+        0.5,
+        "reading (a): 2/4 [00:01<00:01, 2it/s]",
+    )
     with pytest.raises(RunError, match="a job of 'x' is running already"):
         own.start("x", python("0"))
     assert own.start("y", python("0")).process.wait() == 0  # another analysis may run beside it
@@ -62,7 +66,10 @@ def test_a_job_shows_the_newest_state_of_its_bar(own: Jobs) -> None:
 
 def test_a_job_that_does_not_listen_is_ended(own: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE", 0.3)
-    deaf = "import signal, time; [signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)]; print('deaf', flush=True); time.sleep(60)"
+    deaf = (
+        "import signal, time; [signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)];"
+        " print('deaf', flush=True); time.sleep(60)"
+    )
     job = own.start("x", python(deaf))
     while not job.lines():
         time.sleep(0.02)
@@ -72,7 +79,9 @@ def test_a_job_that_does_not_listen_is_ended(own: Jobs, monkeypatch: pytest.Monk
 
 
 def test_a_failure_is_its_own_sentence(own: Jobs) -> None:
-    said = own.start("x", python("import sys; sys.stderr.write('warning\\nerror: k is 0: expected at least 1\\n'); sys.exit(2)"))
+    said = own.start(
+        "x", python("import sys; sys.stderr.write('warning\\nerror: k is 0: expected at least 1\\n'); sys.exit(2)")
+    )
     wait(said)
     assert said.state == "failed" and said.error() == "k is 0: expected at least 1"
     crashed = own.start("x", python("raise SystemError('boom')"))
@@ -87,7 +96,7 @@ def test_no_shell_sees_the_arguments(own: Jobs, tmp_path: Path) -> None:
     assert job.lines() == [evil] and list(tmp_path.iterdir()) == []
 
 
-# --- on the page -----------------------------------------------------------------------------------------------------------------------------
+# --- on the page ----------------------------------------------------------------------------------
 
 
 def form(root: Path, monkeypatch: pytest.MonkeyPatch, models: Path) -> AppTest:
@@ -103,12 +112,18 @@ def form(root: Path, monkeypatch: pytest.MonkeyPatch, models: Path) -> AppTest:
     return app
 
 
-def test_the_form_starts_its_command_and_the_result_appears(runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_form_starts_its_command_and_the_result_appears(
+    runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app = form(tmp_path, monkeypatch, runs_folder)
     app.button(key="start-job").click().run()
     job = jobs().newest["cknna"]
     assert " ".join(job.words) == app.code[-1].value and job.process.args[0] == sys.executable
-    assert app.button(key="stop-job") and app.button(key="start-job").disabled and any("Running for" in caption.value for caption in app.caption)
+    assert (
+        app.button(key="stop-job")
+        and app.button(key="start-job").disabled
+        and any("Running for" in caption.value for caption in app.caption)
+    )
     wait(job)
     app.run()
     assert job.state == "done", job.lines()
@@ -123,7 +138,9 @@ def test_a_failed_job_shows_its_sentence(runs_folder: Path, tmp_path: Path, monk
     app.button(key="start-job").click().run()
     wait(jobs().newest["cknna"])
     app.run()
-    assert [error.value for error in app.error] == [f"layer 99 does not exist in {tmp_path}/viral: expected 0 to 3"] and runs.index(tmp_path).empty
+    assert [error.value for error in app.error] == [
+        f"layer 99 does not exist in {tmp_path}/viral: expected 0 to 3"
+    ] and runs.index(tmp_path).empty
 
 
 def test_stopping_from_the_page(runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,12 +152,22 @@ def test_stopping_from_the_page(runs_folder: Path, tmp_path: Path, monkeypatch: 
     assert app.warning and "Stopped" in app.warning[0].value and runs.index(tmp_path).empty
 
 
-def test_an_option_cannot_be_smuggled_in_and_other_machines_start_nothing(runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_option_cannot_be_smuggled_in_and_other_machines_start_nothing(
+    runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app = form(tmp_path, monkeypatch, runs_folder)
     app.text_input(key="new-layers").set_value("1 --output_dir /elsewhere").run()
     assert app.button(key="start-job").disabled and "'--output_dir' begins with a dash" in app.error[0].value
-    for address, allowed in (("127.0.0.1", True), ("0.0.0.0", False), ("", False), (None, False), ("192.168.0.4", False)):
+    for address, allowed in (
+        ("127.0.0.1", True),
+        ("0.0.0.0", False),
+        ("", False),
+        (None, False),
+        ("192.168.0.4", False),
+    ):
         monkeypatch.setattr(st, "get_option", lambda _, address=address: address)
         assert may_start() is allowed
     app.run()
-    assert "start-job" not in [button.key for button in app.button] and any("served to this machine alone" in caption.value for caption in app.caption)
+    assert "start-job" not in [button.key for button in app.button] and any(
+        "served to this machine alone" in caption.value for caption in app.caption
+    )

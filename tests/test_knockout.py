@@ -37,7 +37,10 @@ def with_objects(images: int = 4, different: bool = True) -> Dataset:
     """The planted questions with two objects in each picture; the first and the third question name some."""
     return Dataset(
         "planted",
-        [dataclasses.replace(s, objects=(RED_DOG, BLUE_DOG), load=(lambda n=int(s.image_id) * different: picture(n))) for s in planted(images)],
+        [
+            dataclasses.replace(s, objects=(RED_DOG, BLUE_DOG), load=(lambda n=int(s.image_id) * different: picture(n)))
+            for s in planted(images)
+        ],
         f"planted {different}",
     )
 
@@ -46,7 +49,10 @@ def with_objects(images: int = 4, different: bool = True) -> Dataset:
 def test_knocking_out_all_blocks_removes_the_image(name: str, folders: Path) -> None:
     """In every family: another image of the same size gives the same logits; with one block left it does not."""
     mllm = model(name, folders)
-    batches = [mllm.encode([picture(n, (90, 60)), picture(n + 5, (90, 60))], ["what is this ?", "what color is the dog ?"]) for n in (0, 1)]
+    batches = [
+        mllm.encode([picture(n, (90, 60)), picture(n + 5, (90, 60))], ["what is this ?", "what color is the dog ?"])
+        for n in (0, 1)
+    ]
     every = range(1, mllm.n_layers + 1)
     first, second = (knockout(mllm, batch, blocks=every) for batch in batches)
     assert torch.allclose(first, second, atol=1e-5)
@@ -83,13 +89,19 @@ def test_a_quiz_padded_on_the_right_gives_the_same_answers(folders: Path) -> Non
             mllm.processor.tokenizer.padding_side = side
             quiz = Quiz(mllm, planted().scenes, batch_size=5)
             assert (quiz._shared is not None) == (name == "llava")
-            changes = quiz.logprobs(), quiz._whole(None, None), quiz.logprobs(1, lambda values, _: values.flip(0)), quiz.knocked_out([1, 2])
+            changes = (
+                quiz.logprobs(),
+                quiz._whole(None, None),
+                quiz.logprobs(1, lambda values, _: values.flip(0)),
+                quiz.knocked_out([1, 2]),
+            )
             numbers[side] = [change.nan_to_num(neginf=0) for change in changes]
         assert all(torch.allclose(left, right, atol=1e-4) for left, right in zip(*numbers.values(), strict=True))
 
 
 def test_without_positions_knockout_equals_a_prompt_without_image(folders: Path) -> None:
-    """An independent oracle: one block that knows no positions cannot tell tokens that nobody looks at from tokens that are not there."""
+    """An independent oracle: one block that knows no positions cannot tell tokens that nobody looks at from tokens that
+    are not there."""
     mllm = bag_of_tokens(folders)
     knocked = knockout(mllm, mllm.encode([picture(0)], ["what is this ?"]), blocks=[1])
     with torch.inference_mode():
@@ -109,12 +121,23 @@ def test_the_shared_prefix_knocks_out_the_same(folders: Path) -> None:
 
 def test_tokens_of_named_objects_by_hand() -> None:
     def asks(question: str) -> list[str]:
-        return [o.name for o in asked_objects(Sample("0", "0", lambda: picture(0), question, objects=(RED_DOG, BLUE_DOG)))]
+        return [
+            o.name for o in asked_objects(Sample("0", "0", lambda: picture(0), question, objects=(RED_DOG, BLUE_DOG)))
+        ]
 
     assert asks("any red dog ?") == ["red dog"] and asks("is red left of blue?") == ["red dog", "blue dog"]
     assert asks("how many dog ?") == ["red dog", "blue dog"] and asks("is a cat here ?") == []
     raster = [VisualTokens(torch.arange(16), (4, 4), (0.0, 0.0, 1.0, 1.0))]
-    assert covering(raster, [RED_DOG]) == [0, 1, 4, 5] and covering(raster, [RED_DOG, BLUE_DOG]) == [0, 1, 4, 5, 10, 11, 14, 15]
+    assert covering(raster, [RED_DOG]) == [0, 1, 4, 5] and covering(raster, [RED_DOG, BLUE_DOG]) == [
+        0,
+        1,
+        4,
+        5,
+        10,
+        11,
+        14,
+        15,
+    ]
     mask = np.zeros((80, 80), dtype=bool)
     mask[20:40, 39:41] = True  # rows of the second token row, columns on both sides of the middle
     assert covering(raster, [Object("thin", (0, 0, 1, 1), mask)]) == [5, 6]
@@ -126,12 +149,18 @@ def test_taking_away_what_every_image_has_changes_nothing(folders: Path) -> None
     mllm, config = model("llava", folders), Config(width=(1, 4), draws=2, questions=0)
     same = knock(config, Context(mllm, with_objects(different=False), 3)).tables["scores"]
     taken = same[same["site"] == "encoder"]
-    assert set(taken["kind"]) == {OBJECT, RANDOM, AGAINST} and (taken["kl"].abs() < 1e-6).all() and (taken["accuracy_drop"] == 0).all()
+    assert (
+        set(taken["kind"]) == {OBJECT, RANDOM, AGAINST}
+        and (taken["kl"].abs() < 1e-6).all()
+        and (taken["accuracy_drop"] == 0).all()
+    )
     result = knock(config, Context(mllm, with_objects(), 3))
     other, samples = result.tables["scores"], result.tables["samples"]
     assert (other[other["kind"].isin([OBJECT, RANDOM])]["kl"] > 1e-7).all()
     assert set(other["site"]) == {"encoder", "blocks 1-1", "blocks 2-2", "blocks 3-3", "blocks 4-4", "blocks 1-4"}
-    assert not samples[samples["site"] == "encoder"]["id"].str.endswith("-1").any() and (other[other["kind"] == "knockout"]["n"].max() == 12)
+    assert not samples[samples["site"] == "encoder"]["id"].str.endswith("-1").any() and (
+        other[other["kind"] == "knockout"]["n"].max() == 12
+    )
     row, mean = (other[(other["kind"] == kind) & (other["category"] == MEAN)].iloc[0] for kind in (AGAINST, RANDOM))
     assert row["accuracy_before"] == pytest.approx(mean["accuracy_after"])
     assert row["accuracy_drop"] == pytest.approx(row["accuracy_before"] - row["accuracy_after"])
@@ -143,20 +172,42 @@ def test_what_cannot_be_knocked_out_is_refused_or_noted(folders: Path) -> None:
         knock(Config(width=(5,)), Context(llava, with_objects(), 4))
     with pytest.raises(ConfigError, match="layer 9 does not exist"):
         knock(Config(layers=(9,)), Context(llava, with_objects(), 4))
-    with pytest.raises(DataError, match="no question of planted names an object that the data set knows: expected objects, or --no-objects"):
+    with pytest.raises(
+        DataError,
+        match="no question of planted names an object that the data set knows: expected objects, or --no-objects",
+    ):
         knock(Config(width=(1,)), Context(llava, planted(), 4))
     result = knock(Config(width=(2,), layers=(3,)), Context(qwen, with_objects(2), 4))
-    assert "adds encoder features" in result.record["skipped"]["objects"] and set(result.tables["scores"]["site"]) == {"blocks 3-4", "blocks 1-4"}
+    assert "adds encoder features" in result.record["skipped"]["objects"] and set(result.tables["scores"]["site"]) == {
+        "blocks 3-4",
+        "blocks 1-4",
+    }
 
 
 def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> None:
     models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
-    done = run("analyses.knockout", "--model", *models, "--limit", "3", "--layers", "2", "--width", "1", "--output_dir", str(tmp_path))
+    done = run(
+        "analyses.knockout",
+        "--model",
+        *models,
+        "--limit",
+        "3",
+        "--layers",
+        "2",
+        "--width",
+        "1",
+        "--output_dir",
+        str(tmp_path),
+    )
     found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path)["folder"])}
     assert set(found) == {"baseline", "viral"} and "knockout-" in done.stdout and AGAINST in done.stdout
     scores = found["viral"].tables["scores"]
-    assert set(scores["site"]) == {"blocks 2-2", "blocks 1-3", "encoder"} and scores.drop(columns=["p"]).notna().all(axis=None)
+    assert set(scores["site"]) == {"blocks 2-2", "blocks 1-3", "encoder"} and scores.drop(columns=["p"]).notna().all(
+        axis=None
+    )
     figures = ANALYSIS.figures(found)
-    assert len(figures) == 3 and all("error_y" in trace.to_plotly_json() for figure in list(figures.values())[1:] for trace in figure.data)
+    assert len(figures) == 3 and all(
+        "error_y" in trace.to_plotly_json() for figure in list(figures.values())[1:] for trace in figure.data
+    )
     failed = run("analyses.knockout", "--model", models[0], "--widht", "1", code=2)
     assert "did you mean 'width'" in failed.stderr and "Traceback" not in failed.stderr

@@ -1,4 +1,5 @@
-"""Linear probes: their scores as means over images, planted directions, leaks between images, controls, families, and the real command line."""
+"""Linear probes: their scores as means over images, planted directions, leaks between images, controls, families, and
+the real command line."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def scenes(images: int = 40, seed: int = 0) -> Dataset:
 
 
 def planted(monkeypatch: pytest.MonkeyPatch, data: Dataset, dims: int = 24) -> None:
-    """Replace what the model computes. Layer 0 is noise, layer 1 noise and the truth (in directions of its own), layer 2 noise and a code of the image."""
+    """Replace what the model computes. Layer 0 is noise, layer 1 noise and the truth (in directions of its own), layer
+    2 noise and a code of the image."""
     position = [0]
 
     def fake(mllm: MLLM, batch: Any, *, layers: list[int], tower: bool) -> list[Activations]:
@@ -67,7 +69,14 @@ def planted(monkeypatch: pytest.MonkeyPatch, data: Dataset, dims: int = 24) -> N
                     noise[1, token, :3] += (3.0, 3.0 * (kind == "cat"), 3.0 * (colour == "red"))
             noise[1, :, 3:5] += 3 * centres(places)
             noise[2] += 5 * rng.normal(size=dims)
-            found.append(Activations(torch.from_numpy(noise[layers]).float(), tuple(layers), torch.arange(16), torch.zeros(16, 4) if tower else None))
+            found.append(
+                Activations(
+                    torch.from_numpy(noise[layers]).float(),
+                    tuple(layers),
+                    torch.arange(16),
+                    torch.zeros(16, 4) if tower else None,
+                )
+            )
         position[0] += len(batch)
         return found
 
@@ -78,7 +87,7 @@ def scored(mllm: MLLM, data: Dataset, config: Config = FEW) -> pd.DataFrame:
     return probe(config, Context(mllm, data, 8)).tables["scores"].set_index(["source", "layer", "target"])
 
 
-# --- mathematics -----------------------------------------------------------------------------------------------------------------------
+# --- mathematics ----------------------------------------------------------------------------------
 
 
 def test_scores_are_means_over_images_and_equal_to_scikit_learn() -> None:
@@ -89,7 +98,9 @@ def test_scores_are_means_over_images_and_equal_to_scikit_learn() -> None:
     assert (balanced_accuracy(truth, truth, groups) == 1).all()
     y = rng.normal(size=210)
     near = y + rng.normal(size=210)
-    assert r_squared(y, near, groups).mean() == pytest.approx(r2_score(y, near)) and (r_squared(y, y, groups) == 1).all()
+    assert (
+        r_squared(y, near, groups).mean() == pytest.approx(r2_score(y, near)) and (r_squared(y, y, groups) == 1).all()
+    )
 
 
 def test_the_interval_is_that_of_resampled_images() -> None:
@@ -123,14 +134,17 @@ def test_the_features_of_the_scored_images_are_not_used_to_standardise() -> None
     fit, score = np.arange(50), np.arange(50, 60)
     y = x @ np.array([[1.0], [2.0], [0.0]])
     x[score] += 100
-    direct = np.linalg.solve((z := (x[fit] - x[fit].mean(0)) / x[fit].std(0)).T @ z + 10 * np.eye(3), z.T @ (y[fit] - y[fit].mean(0)))
+    direct = np.linalg.solve(
+        (z := (x[fit] - x[fit].mean(0)) / x[fit].std(0)).T @ z + 10 * np.eye(3), z.T @ (y[fit] - y[fit].mean(0))
+    )
     expected = (x[score] - x[fit].mean(0)) / x[fit].std(0) @ direct + y[fit].mean(0)
     assert np.allclose(regress(x, y, [(fit, score), (score, fit)], l2=10)[score], expected)
     assert groups.max() == 5
 
 
 def test_a_classifier_is_the_one_of_its_formula_and_standardised_on_fitted_images_only() -> None:
-    """An oracle that minimises the weighed loss by itself, on images that lie elsewhere and are spread otherwise than those that are scored."""
+    """An oracle that minimises the weighed loss by itself, on images that lie elsewhere and are spread otherwise than
+    those that are scored."""
     rng = np.random.default_rng(2)
     truth = rng.choice(2, size=240, p=[0.8, 0.2])
     x = rng.normal(size=(240, 3)) + truth[:, None] * (1.2, 0.8, 0.0)
@@ -142,7 +156,13 @@ def test_a_classifier_is_the_one_of_its_formula_and_standardised_on_fitted_image
             mean, spread = x[fit].mean(0), x[fit].std(0)
             sign, weight = 2 * truth[fit] - 1, (len(fit) / (2 * np.bincount(truth[fit])))[truth[fit]]
 
-            def loss(w: np.ndarray, z: np.ndarray = (x[fit] - mean) / spread, sign: np.ndarray = sign, weight: np.ndarray = weight, l2: float = l2) -> float:
+            def loss(
+                w: np.ndarray,
+                z: np.ndarray = (x[fit] - mean) / spread,
+                sign: np.ndarray = sign,
+                weight: np.ndarray = weight,
+                l2: float = l2,
+            ) -> float:
                 return float((weight * np.logaddexp(0, -sign * (z @ w[:3] + w[3]))).sum() + l2 / 2 * (w[:3] ** 2).sum())
 
             best = minimize(loss, np.zeros(4), method="BFGS", options={"gtol": 1e-6}).x
@@ -155,10 +175,12 @@ def test_a_classifier_is_the_one_of_its_formula_and_standardised_on_fitted_image
         assert ((predicted.sum(axis=1) == 1).mean()) > 0.95  # the labels of the other target, each by its own fit
 
 
-# --- planted truth ---------------------------------------------------------------------------------------------------------------------
+# --- planted truth --------------------------------------------------------------------------------
 
 
-def test_a_planted_direction_is_found_and_its_controls_are_at_chance(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_direction_is_found_and_its_controls_are_at_chance(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mllm, data = model("llava", folders), scenes()
     planted(monkeypatch, data)
     table = scored(mllm, data, dataclasses.replace(FEW, layers=(0, 1, 2), controls=6))
@@ -167,7 +189,9 @@ def test_a_planted_direction_is_found_and_its_controls_are_at_chance(folders: Pa
         assert row["score"] > 0.95 and row["low"] > 0.9 and row["chance"] == 0.5, target
     for target in ("class", "colour"):
         row = table.loc[("model", 1, target)]
-        assert abs(row["control"] - 0.5) < 0.12 and row["selectivity"] == pytest.approx(row["score"] - max(0.5, row["control"]))
+        assert abs(row["control"] - 0.5) < 0.12 and row["selectivity"] == pytest.approx(
+            row["score"] - max(0.5, row["control"])
+        )
         assert row["selectivity_low"] > 0.25
     spread = 9 * np.var([0.125, 0.375, 0.625, 0.875])  # of the planted place, against noise of 0.3
     for axis in ("x", "y"):
@@ -177,11 +201,13 @@ def test_a_planted_direction_is_found_and_its_controls_are_at_chance(folders: Pa
     for target in ("class", "colour", "foreground", "x", "y", "count"):  # noise is at chance
         row = table.loc[("model", 0, target)]
         assert row["low"] < row["chance"] + 0.05 and row["score"] < row["chance"] + 0.12, target
-        assert table.loc[("tower", -1, target), "score"] <= row["chance"] + 0.05, target  # constant features tell nothing
+        # constant features tell nothing
+        assert table.loc[("tower", -1, target), "score"] <= row["chance"] + 0.05, target
 
 
 def test_features_that_only_tell_the_scene_are_at_chance(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layer 2 identifies each image perfectly. Split by token and not by image, the same probe would score far above chance."""
+    """Layer 2 identifies each image perfectly. Split by token and not by image, the same probe would score far above
+    chance."""
     mllm, data = model("llava", folders), scenes()
     planted(monkeypatch, data)
     table = scored(mllm, data, dataclasses.replace(FEW, layers=(2,)))
@@ -196,7 +222,8 @@ def test_features_that_only_tell_the_scene_are_at_chance(folders: Path, monkeypa
 
 
 def test_a_cell_code_without_order_is_no_place(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens that carry the number of their cell as one of sixteen: x can be read off, and so can any other labelling of the cells."""
+    """Tokens that carry the number of their cell as one of sixteen: x can be read off, and so can any other labelling
+    of the cells."""
 
     def fake(mllm: MLLM, batch: Any, *, layers: list[int], tower: bool) -> list[Activations]:
         return [Activations(torch.eye(16)[None], (0,), torch.arange(16), None) for _ in range(len(batch))]
@@ -208,7 +235,7 @@ def test_a_cell_code_without_order_is_no_place(folders: Path, monkeypatch: pytes
         assert row["score"] > 0.9 and row["control"] > 0.9 and abs(row["selectivity"]) < 0.05
 
 
-# --- cells and names -------------------------------------------------------------------------------------------------------------------
+# --- cells and names ------------------------------------------------------------------------------
 
 
 def test_cells_and_their_objects_by_hand() -> None:
@@ -221,15 +248,24 @@ def test_cells_and_their_objects_by_hand() -> None:
     assert owners(things, [padded]).reshape(4, 4)[:, 0].tolist() == [OUTSIDE, 0, BACKGROUND, OUTSIDE]
     spans = (torch.tensor([[0.0, 0.25], [0.25, 1.0]]), torch.tensor([[0.0, 0.5], [0.5, 1.0]]))
     uneven = VisualTokens(torch.arange(4), (2, 2), (0.0, 0.0, 1.0, 1.0), spans=spans)
-    assert owners(things, [uneven]).tolist() == [0, BETWEEN, BACKGROUND, BETWEEN] and centres([uneven])[0].tolist() == [0.25, 0.125]
+    assert owners(things, [uneven]).tolist() == [0, BETWEEN, BACKGROUND, BETWEEN] and centres([uneven])[0].tolist() == [
+        0.25,
+        0.125,
+    ]
 
 
 def test_names_are_split_into_class_and_colour() -> None:
-    assert class_and_colour("red circle") == ("circle", "red") and class_and_colour("orange") == ("orange", "") and class_and_colour("Dog") == ("dog", "")
-    assert class_and_colour("traffic light") == ("traffic light", "") and class_and_colour("dark blue traffic light") == ("dark traffic light", "blue")
+    assert (
+        class_and_colour("red circle") == ("circle", "red")
+        and class_and_colour("orange") == ("orange", "")
+        and class_and_colour("Dog") == ("dog", "")
+    )
+    assert class_and_colour("traffic light") == ("traffic light", "") and class_and_colour(
+        "dark blue traffic light"
+    ) == ("dark traffic light", "blue")
 
 
-# --- families, models, bad input -------------------------------------------------------------------------------------------------------
+# --- families, models, bad input ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["internvl", "llava_next", "qwen2_vl", "llava_onevision"])
@@ -247,12 +283,20 @@ def test_models_are_compared_image_by_image(folders: Path, monkeypatch: pytest.M
         tables = {name: table.replace({"layer": {layer: 7}}) for name, table in result.tables.items()}
         found[label] = Run(label, {"seed": 0, "label": label}, tables, {})
     table = differences(found).set_index(["target", "layer"])
-    scores = {label: own.tables["scores"].query("source == 'model'").set_index(["target", "layer"])["score"] for label, own in found.items()}
+    scores = {
+        label: own.tables["scores"].query("source == 'model'").set_index(["target", "layer"])["score"]
+        for label, own in found.items()
+    }
     assert np.allclose(table["score"], (scores["knows"] - scores["noise"])[table.index])
     row, same = table.loc[("class", 7)], table.loc[("class", 2)]
-    assert row["low"] > 0.2 and row["p_holm"] == pytest.approx(2 * row["p"]) and same["score"] == 0 and same["p_holm"] == 1
+    assert (
+        row["low"] > 0.2 and row["p_holm"] == pytest.approx(2 * row["p"]) and same["score"] == 0 and same["p_holm"] == 1
+    )
     figures = ANALYSIS.figures(found)
-    assert len(figures) == 12 and sum(t.fill == "toself" for t in figures["class: balanced accuracy, difference"].data) == 1
+    assert (
+        len(figures) == 12
+        and sum(t.fill == "toself" for t in figures["class: balanced accuracy, difference"].data) == 1
+    )
     assert paired_differences({"one": found["noise"].tables["per_image"]}, by=("target", "layer")).empty
 
 
@@ -260,12 +304,24 @@ def test_what_cannot_be_probed_is_refused_or_noted(folders: Path) -> None:
     mllm, data = model("llava", folders), scenes(10)
     bare = Dataset("photos", [dataclasses.replace(s, objects=()) for s in data], "photos")
     one = Dataset("one", [dataclasses.replace(s, objects=(Object("cat", BOXES[0]),)) for s in data], "one")
-    tiny = Dataset("tiny", [dataclasses.replace(s, objects=(Object("red cat", (0, 0, 0.01, 0.01)),)) for s in data], "tiny")
-    with pytest.raises(DataError, match=r"'photos' knows no objects: expected one that does, such as shapes:val, for the target class"):
+    tiny = Dataset(
+        "tiny", [dataclasses.replace(s, objects=(Object("red cat", (0, 0, 0.01, 0.01)),)) for s in data], "tiny"
+    )
+    with pytest.raises(
+        DataError, match=r"'photos' knows no objects: expected one that does, such as shapes:val, for the target class"
+    ):
         probe(dataclasses.replace(FEW, targets=("class",)), Context(mllm, bare, 4))
     result = probe(dataclasses.replace(FEW, layers=(1,)), Context(mllm, bare, 4))
-    assert set(result.tables["scores"]["target"]) == {"x", "y"} and set(result.record["skipped"]) == {"class", "colour", "foreground", "count"}
-    with pytest.raises(DataError, match=r"1 values of class lie on cells covered to 0\.5 in at least 5 images each: expected at least 2"):
+    assert set(result.tables["scores"]["target"]) == {"x", "y"} and set(result.record["skipped"]) == {
+        "class",
+        "colour",
+        "foreground",
+        "count",
+    }
+    with pytest.raises(
+        DataError,
+        match=r"1 values of class lie on cells covered to 0\.5 in at least 5 images each: expected at least 2",
+    ):
         probe(dataclasses.replace(FEW, targets=("class",)), Context(mllm, one, 4))
     with pytest.raises(DataError, match="count is the same for all 10 rows"):
         probe(dataclasses.replace(FEW, targets=("count",)), Context(mllm, one, 4))
@@ -282,14 +338,33 @@ def test_what_cannot_be_probed_is_refused_or_noted(folders: Path) -> None:
 
 def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> None:
     models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
-    done = run("analyses.linear_probe", "--model", *models, "--limit", "20", "--controls", "1", "--folds", "2", "--output_dir", str(tmp_path))
+    done = run(
+        "analyses.linear_probe",
+        "--model",
+        *models,
+        "--limit",
+        "20",
+        "--controls",
+        "1",
+        "--folds",
+        "2",
+        "--output_dir",
+        str(tmp_path),
+    )
     found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path)["folder"])}
     assert set(found) == {"baseline", "viral"} and "linear_probe-" in done.stdout and "selectivity" in done.stdout
     scores = found["viral"].tables["scores"]
-    assert set(scores["source"]) == {"model", "tower", "dinov2-small"} and scores.notna().all(axis=None) and (scores["low"] <= scores["score"]).all()
+    assert (
+        set(scores["source"]) == {"model", "tower", "dinov2-small"}
+        and scores.notna().all(axis=None)
+        and (scores["low"] <= scores["score"]).all()
+    )
     frozen = [own.tables["scores"].query("source == 'dinov2-small'")["score"].to_numpy() for own in found.values()]
     assert np.array_equal(*frozen)  # the same tokens and folds for both models
-    assert found["viral"].record["vfms"][0]["vfm"] == "dinov2-small" and len(found["viral"].record["classes"]["colour"]) >= 2
+    assert (
+        found["viral"].record["vfms"][0]["vfm"] == "dinov2-small"
+        and len(found["viral"].record["classes"]["colour"]) >= 2
+    )
 
 
 @pytest.mark.parametrize(

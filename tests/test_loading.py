@@ -1,4 +1,5 @@
-"""Folders of models as people have them: each loads right, or is one sentence with the remedy, to the dry run as to training."""
+"""Folders of models as people have them: each loads right, or is one sentence with the remedy, to the dry run as to
+training."""
 
 from __future__ import annotations
 
@@ -99,10 +100,14 @@ def without(*patterns: str) -> Change:
     return lambda folder: [file.unlink() for pattern in patterns for file in folder.glob(pattern)]
 
 
-def adapter(*, base: str = "llava-hf/llava-1.5-7b-hf", config: bool = False, model: bool = False, also: tuple[str, ...] = ()) -> Change:
+def adapter(
+    *, base: str = "llava-hf/llava-1.5-7b-hf", config: bool = False, model: bool = False, also: tuple[str, ...] = ()
+) -> Change:
     def change(folder: Path) -> None:
         named = base or str(folder.parent)
-        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8, "base_model_name_or_path": named}))
+        (folder / "adapter_config.json").write_text(
+            json.dumps({"peft_type": "LORA", "r": 8, "base_model_name_or_path": named})
+        )
         (folder / "adapter_model.safetensors").write_bytes(b"")
         if not model:
             (folder / "model.safetensors").unlink()
@@ -126,56 +131,172 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     "architectures of numbers": ("llava", settings(architectures=[3]), "unknown model architecture '3'"),
     "another model_type": ("llava", settings(model_type="llavax"), "has a config.json that transformers refuses"),
     "no model_type": ("llava", settings(model_type=GONE), "has a config.json that transformers refuses"),
-    "StrictDataclass": ("llava", settings(text_config__hidden_size="32"), r"refuses \(Validation error for field 'hidden_size'"),
+    "StrictDataclass": (
+        "llava",
+        settings(text_config__hidden_size="32"),
+        r"refuses \(Validation error for field 'hidden_size'",
+    ),
     "KeyError": ("llava", settings(projector_hidden_act="gelux"), "(could not be loaded|cannot be made) .*gelux"),
     "AttributeError": ("llava", settings(dtype="float33"), "refuses .*float33"),
     "a list of vision": ("llava", settings(vision_config=[1]), "has a config.json that transformers refuses"),
     "more blocks": ("llava", settings(text_config__num_hidden_layers=6), "the checkpoint lacks 18 tensors"),
     "fewer blocks": ("llava", settings(text_config__num_hidden_layers=2), "the model has no place for 18 tensors"),
-    "another width": ("llava", settings(text_config__intermediate_size=64), "the checkpoint has other shapes for 12 tensors"),
+    "another width": (
+        "llava",
+        settings(text_config__intermediate_size=64),
+        "the checkpoint has other shapes for 12 tensors",
+    ),
     "a layer that is not there": ("llava", settings(vision_feature_layer=99), "does not fit"),
     "JSON": ("llava", rewritten("config.json", "{"), "config.json is not valid JSON"),
     "a JSON list": ("llava", rewritten("config.json", "[]"), "holds list, expected an object"),
-    "generation": ("llava", rewritten("generation_config.json", "[]"), "has a generation_config.json that transformers refuses"),
-    "an end that is no token": ("llava", settings("generation_config.json", eos_token_id="x"), "eos_token_id is 'x', which is no number"),
+    "generation": (
+        "llava",
+        rewritten("generation_config.json", "[]"),
+        "has a generation_config.json that transformers refuses",
+    ),
+    "an end that is no token": (
+        "llava",
+        settings("generation_config.json", eos_token_id="x"),
+        "eos_token_id is 'x', which is no number",
+    ),
     # quantization
-    "awq": ("llava", settings(quantization_config={"quant_method": "awq", "bits": 4}), "is quantized with awq.*gptqmodel"),
-    "gptq": ("llava", settings(quantization_config={"quant_method": "gptq", "bits": 4}), "is quantized with gptq.*optimum"),
-    "4 bit": ("llava", settings(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}), "with bitsandbytes.*pip install"),
-    "compressed": ("llava", settings(quantization_config={"quant_method": "compressed-tensors", "config_groups": {}}), "compressed-tensors>="),
-    "an unknown method": ("llava", settings(quantization_config={"quant_method": "my_quant"}), "my_quant, which transformers does not know"),
+    "awq": (
+        "llava",
+        settings(quantization_config={"quant_method": "awq", "bits": 4}),
+        "is quantized with awq.*gptqmodel",
+    ),
+    "gptq": (
+        "llava",
+        settings(quantization_config={"quant_method": "gptq", "bits": 4}),
+        "is quantized with gptq.*optimum",
+    ),
+    "4 bit": (
+        "llava",
+        settings(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        "with bitsandbytes.*pip install",
+    ),
+    "compressed": (
+        "llava",
+        settings(quantization_config={"quant_method": "compressed-tensors", "config_groups": {}}),
+        "compressed-tensors>=",
+    ),
+    "an unknown method": (
+        "llava",
+        settings(quantization_config={"quant_method": "my_quant"}),
+        "my_quant, which transformers does not know",
+    ),
     "no method": ("llava", settings(quantization_config={"bits": 4}), "an unnamed method"),
     # processors
     "no processor": ("llava", without("*processor*"), "has no processor that could be loaded"),
     "no tokenizer": ("llava", without("tokenizer*"), "has no tokenizer: expected tokenizer.json"),
-    "processor of another class": ("llava", settings("processor_config.json", processor_class="Qwen2VLProcessor"), "has no processor"),
-    "class token": ("llava_siglip", settings("processor_config.json", num_additional_image_tokens=1), "num_additional_image_tokens, 1 in .* and 0 in"),
-    "no class token": ("llava", settings("processor_config.json", num_additional_image_tokens=0), "0 in its processor and 1 in its config"),
-    "strategy": ("llava", settings("processor_config.json", vision_feature_select_strategy="full"), "full in its processor and default in"),
-    "patch in words": ("llava", settings("processor_config.json", patch_size="x"), "patch_size, x in its processor and 14 in"),
-    "patch": ("llava_next", settings("processor_config.json", patch_size=28), "patch_size, 28 in its processor and 14 in"),
-    "crop": ("llava", settings("processor_config.json", **{f"{IMAGES}crop_size": {"height": 84, "width": 84}}), "84 x 84 in its processor and 56 x 56"),
-    "tile": ("internvl", settings("processor_config.json", image_seq_length=4), "image_seq_length, 4 in its processor and 16 in"),
-    "size of a tile": ("internvl", settings("processor_config.json", **{f"{IMAGES}size": {"height": 56, "width": 56}}), "56 x 56 in its processor and 112"),
-    "tile of SmolVLM": ("smolvlm", settings("processor_config.json", image_seq_len=4), "image_seq_len, 4 in its processor and 16 in"),
-    "pool": ("gemma3", settings("processor_config.json", image_seq_length=4), "image_seq_length, 4 in its processor and 16 in"),
-    "size": ("paligemma", settings("processor_config.json", **{f"{IMAGES}size": {"height": 84, "width": 84}}), "84 x 84 in its processor and 56 x 56"),
-    "merged": ("qwen2_vl", settings("processor_config.json", **{f"{IMAGES}merge_size": 1}), "merge_size, 1 in its processor and 2 in"),
-    "patch of Qwen": ("qwen2_vl", settings("processor_config.json", **{f"{IMAGES}patch_size": 28}), "patch_size, 28 in its processor and 14 in"),
-    "tokens of OneVision": ("llava_onevision", settings("processor_config.json", num_image_tokens=9), "num_image_tokens, 9 in its processor and 16 in"),
+    "processor of another class": (
+        "llava",
+        settings("processor_config.json", processor_class="Qwen2VLProcessor"),
+        "has no processor",
+    ),
+    "class token": (
+        "llava_siglip",
+        settings("processor_config.json", num_additional_image_tokens=1),
+        "num_additional_image_tokens, 1 in .* and 0 in",
+    ),
+    "no class token": (
+        "llava",
+        settings("processor_config.json", num_additional_image_tokens=0),
+        "0 in its processor and 1 in its config",
+    ),
+    "strategy": (
+        "llava",
+        settings("processor_config.json", vision_feature_select_strategy="full"),
+        "full in its processor and default in",
+    ),
+    "patch in words": (
+        "llava",
+        settings("processor_config.json", patch_size="x"),
+        "patch_size, x in its processor and 14 in",
+    ),
+    "patch": (
+        "llava_next",
+        settings("processor_config.json", patch_size=28),
+        "patch_size, 28 in its processor and 14 in",
+    ),
+    "crop": (
+        "llava",
+        settings("processor_config.json", **{f"{IMAGES}crop_size": {"height": 84, "width": 84}}),
+        "84 x 84 in its processor and 56 x 56",
+    ),
+    "tile": (
+        "internvl",
+        settings("processor_config.json", image_seq_length=4),
+        "image_seq_length, 4 in its processor and 16 in",
+    ),
+    "size of a tile": (
+        "internvl",
+        settings("processor_config.json", **{f"{IMAGES}size": {"height": 56, "width": 56}}),
+        "56 x 56 in its processor and 112",
+    ),
+    "tile of SmolVLM": (
+        "smolvlm",
+        settings("processor_config.json", image_seq_len=4),
+        "image_seq_len, 4 in its processor and 16 in",
+    ),
+    "pool": (
+        "gemma3",
+        settings("processor_config.json", image_seq_length=4),
+        "image_seq_length, 4 in its processor and 16 in",
+    ),
+    "size": (
+        "paligemma",
+        settings("processor_config.json", **{f"{IMAGES}size": {"height": 84, "width": 84}}),
+        "84 x 84 in its processor and 56 x 56",
+    ),
+    "merged": (
+        "qwen2_vl",
+        settings("processor_config.json", **{f"{IMAGES}merge_size": 1}),
+        "merge_size, 1 in its processor and 2 in",
+    ),
+    "patch of Qwen": (
+        "qwen2_vl",
+        settings("processor_config.json", **{f"{IMAGES}patch_size": 28}),
+        "patch_size, 28 in its processor and 14 in",
+    ),
+    "tokens of OneVision": (
+        "llava_onevision",
+        settings("processor_config.json", num_image_tokens=9),
+        "num_image_tokens, 9 in its processor and 16 in",
+    ),
     "image token": ("llava", settings(image_token_index=9999), "the image token, 4 in its processor and 9999 in"),
     "template": ("llava", rewritten("chat_template.jinja", "{% for"), "its chat template cannot be used"),
-    "template that raises": ("llava", rewritten("chat_template.jinja", "{{ raise_exception('no') }}"), "its chat template cannot be used .no"),
+    "template that raises": (
+        "llava",
+        rewritten("chat_template.jinja", "{{ raise_exception('no') }}"),
+        "its chat template cannot be used .no",
+    ),
     # weights
-    "pointer": ("llava", rewritten("model.safetensors", POINTER), "model.safetensors is a Git LFS pointer.*git lfs pull"),
+    "pointer": (
+        "llava",
+        rewritten("model.safetensors", POINTER),
+        "model.safetensors is a Git LFS pointer.*git lfs pull",
+    ),
     "pointer to a tokenizer": ("llava", rewritten("tokenizer.json", POINTER), "tokenizer.json is a Git LFS pointer"),
     "cut header": ("llava", shortened(lambda size: 5000), "is not a safetensors file, but a damaged one"),
     "cut": ("llava", shortened(lambda size: size - 100), r"is cut, with [\d,]+ of [\d,]+ bytes"),
     "empty": ("llava", shortened(lambda size: 0), "model.safetensors is empty"),
     "none": ("llava", without("*.safetensors"), "holds no weights: expected model.safetensors or pytorch_model.bin"),
-    "GGUF": ("llava", lambda p: (p / "model.safetensors").rename(p / "model-q4.gguf"), r"as GGUF only \(model-q4.gguf\), which is not read"),
-    "another name": ("llava", lambda p: (p / "model.safetensors").rename(p / "w.safetensors"), "no weights that are read, only w.safetensors"),
-    "no index": ("llava", lambda p: (p / "model.safetensors").rename(p / "model-00001-of-00002.safetensors"), "without their index"),
+    "GGUF": (
+        "llava",
+        lambda p: (p / "model.safetensors").rename(p / "model-q4.gguf"),
+        r"as GGUF only \(model-q4.gguf\), which is not read",
+    ),
+    "another name": (
+        "llava",
+        lambda p: (p / "model.safetensors").rename(p / "w.safetensors"),
+        "no weights that are read, only w.safetensors",
+    ),
+    "no index": (
+        "llava",
+        lambda p: (p / "model.safetensors").rename(p / "model-00001-of-00002.safetensors"),
+        "without their index",
+    ),
     "link": ("llava", linked("model.safetensors"), "is a link to /nowhere/blob, which is not there"),
     "link of a processor": ("llava", linked("processor_config.json"), "is a link to /nowhere/blob, which is not there"),
     "an index that is a list": ("llava", indexed([]), "index.json holds list"),
@@ -185,22 +306,52 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     "an index that leaves": ("llava", mapped("../x.safetensors"), "is not an index of shards"),
     "an index of numbers": ("llava", mapped(3), "is not an index of shards"),
     "a missing shard": ("llava", mapped("none.safetensors"), "none.safetensors is missing"),
-    "a tensor that is not there": ("llava", mapped("model-00001-of-00001.safetensors", "nope"), "names 1 tensor .nope. that .* does not hold"),
-    "a folder": ("llava", lambda p: ((p / "config.json").unlink(), (p / "config.json").mkdir()), "config.json is a folder: expected a file"),
-    "cut pickle": ("llava", lambda p: (pickled(p), (p / "pytorch_model.bin").write_bytes(b"PK")), "pytorch_model.bin (could not be read|was refused)"),
+    "a tensor that is not there": (
+        "llava",
+        mapped("model-00001-of-00001.safetensors", "nope"),
+        "names 1 tensor .nope. that .* does not hold",
+    ),
+    "a folder": (
+        "llava",
+        lambda p: ((p / "config.json").unlink(), (p / "config.json").mkdir()),
+        "config.json is a folder: expected a file",
+    ),
+    "cut pickle": (
+        "llava",
+        lambda p: (pickled(p), (p / "pytorch_model.bin").write_bytes(b"PK")),
+        "pytorch_model.bin (could not be read|was refused)",
+    ),
     "bomb": ("llava", bomb, "was refused: it holds more than plain tensors"),
     # adapters
     "adapter": ("llava", adapter(), "holds an adapter of llava-hf/llava-1.5-7b-hf, not a model"),
-    "adapter with a configuration": ("llava", adapter(config=True), "holds an adapter of llava-hf/llava-1.5-7b-hf, not a model"),
-    "adapter of a base at hand": ("llava", adapter(base=""), r"merge it into that with peft, PeftModel.from_pretrained\(base"),
+    "adapter with a configuration": (
+        "llava",
+        adapter(config=True),
+        "holds an adapter of llava-hf/llava-1.5-7b-hf, not a model",
+    ),
+    "adapter of a base at hand": (
+        "llava",
+        adapter(base=""),
+        r"merge it into that with peft, PeftModel.from_pretrained\(base",
+    ),
     "adapter beside a model": ("llava", adapter(config=True, model=True), "holds a whole model and an adapter"),
-    "checkpoint": ("llava", adapter(config=True, also=("trainer_state.json",)), "checkpoint within a LoRA training.*non_lora_trainables.bin and config.json"),
-    "original LoRA": ("llava", adapter(also=("non_lora_trainables.bin",)), "run python -m workbench.convert .* --base llava-hf/llava-1.5-7b-hf"),
+    "checkpoint": (
+        "llava",
+        adapter(config=True, also=("trainer_state.json",)),
+        "checkpoint within a LoRA training.*non_lora_trainables.bin and config.json",
+    ),
+    "original LoRA": (
+        "llava",
+        adapter(also=("non_lora_trainables.bin",)),
+        "run python -m workbench.convert .* --base llava-hf/llava-1.5-7b-hf",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_loaded_is_one_sentence_to_training_and_to_the_dry_run(name: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_is_one_sentence_to_training_and_to_the_dry_run(
+    name: str, folders: Callable[[str], Path], tmp_path: Path
+) -> None:
     family, change, message = REFUSED[name]
     folder = changed(folders, family, change, tmp_path / "m")
     before = sorted(folder.rglob("*"))
@@ -222,11 +373,13 @@ def planned(folder: Path) -> None:
     check_files(ModelConfig(name=str(folder)))
     batch = encode_conversations(mllm, [[picture(0)]], [[("what is this ?", "a cat")]])[0]
     (places,), ids = mllm.visual_tokens(batch), batch.inputs["input_ids"][0]
-    recipe: Any = SimpleNamespace(model=ModelConfig(), alignment=AlignmentConfig(objective="none"), check_layer=lambda count: None)
+    recipe: Any = SimpleNamespace(
+        model=ModelConfig(), alignment=AlignmentConfig(objective="none"), check_layer=lambda count: None
+    )
     attach(recipe, mllm.model, batch.vision, places, int((ids == mllm.config.image_token_id).sum()), len(ids))
 
 
-# --- what loads -------------------------------------------------------------------------------------------------------------------------
+# --- what loads -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lost", ["patch_size", "vision_feature_select_strategy", "num_additional_image_tokens", "all"])
@@ -248,11 +401,15 @@ def test_what_an_old_processor_does_not_say_is_taken_from_the_configuration(
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "smolvlm"])
-def test_pickled_weights_are_those_of_the_safetensors(family: str, shards: int, folders: Callable[[str], Path], tmp_path: Path) -> None:
+def test_pickled_weights_are_those_of_the_safetensors(
+    family: str, shards: int, folders: Callable[[str], Path], tmp_path: Path
+) -> None:
     folder = changed(folders, family, lambda p: pickled(p, shards), tmp_path / "m")
     model, whole = MLLM.load(str(folder)), MLLM.load(str(folders(family)))
     ours, theirs = model.model.state_dict(), whole.model.state_dict()
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) and ours[key].dtype == theirs[key].dtype for key in ours)
+    assert ours.keys() == theirs.keys() and all(
+        torch.equal(ours[key], theirs[key]) and ours[key].dtype == theirs[key].dtype for key in ours
+    )
     assert model.model.generation_config.to_dict() == whole.model.generation_config.to_dict()
     weights = check_files(ModelConfig(name=str(folder)))["model"]
     assert weights is not None and weights.pickled and len(weights.files) == shards
@@ -262,12 +419,16 @@ def test_shapes_are_those_of_the_tensors_and_hold_nothing(folders: Callable[[str
     both = folders("llava"), changed(folders, "llava", lambda p: pickled(p, 2), tmp_path / "m")
     for folder in both:
         shapes, tensors = shapes_of(weight_files(folder)), read_model(folder)
-        assert {key: (v.shape, v.dtype) for key, v in shapes.items()} == {key: (v.shape, v.dtype) for key, v in tensors.items()}
+        assert {key: (v.shape, v.dtype) for key, v in shapes.items()} == {
+            key: (v.shape, v.dtype) for key, v in tensors.items()
+        }
         assert all(value.is_meta for value in shapes.values())
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_vl", "internvl", "smolvlm", "gemma3"])
-def test_a_model_without_a_chat_template_is_asked_plainly_and_not_trained(family: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_model_without_a_chat_template_is_asked_plainly_and_not_trained(
+    family: str, folders: Callable[[str], Path], tmp_path: Path
+) -> None:
     mllm = MLLM.load(str(changed(folders, family, without("chat_template*"), tmp_path / "m")))
     batch = mllm.encode([picture(0)], ["what is this ?"])
     assert mllm.visual_tokens(batch)[0] and len(mllm.generate(batch, max_new_tokens=2)) == 1
@@ -297,21 +458,27 @@ def test_settings_of_generation_that_could_not_be_saved_are_left_out(
     model.generation_config.eos_token_id = [2, 3]  # changed, so that transformers looks at all of it
     model.save_pretrained(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
-    assert {key: saved[key] for key in values if key not in unset and values[key] != 1} == {k: v for k, v in values.items() if k not in unset and v != 1}
+    assert {key: saved[key] for key in values if key not in unset and values[key] != 1} == {
+        k: v for k, v in values.items() if k not in unset and v != 1
+    }
     assert not unset & {key for key in saved if saved[key] not in (None, 1.0)}
 
 
-def test_settings_of_generation_in_the_configuration_are_left_out(folders: Callable[[str], Path], tmp_path: Path) -> None:
+def test_settings_of_generation_in_the_configuration_are_left_out(
+    folders: Callable[[str], Path], tmp_path: Path
+) -> None:
     folder = changed(folders, "llava", settings(temperature=0.7, max_length=99), tmp_path / "m")
     model = MLLM.load(str(folder)).model
     model.save_pretrained(tmp_path / "saved")
     assert "temperature" not in json.loads((tmp_path / "saved" / "config.json").read_text())
 
 
-# --- the door -----------------------------------------------------------------------------------------------------------------------------
+# --- the door -------------------------------------------------------------------------------------
 
 
-def test_the_door_turns_every_exception_into_the_sentence_and_is_quiet(caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder) -> None:
+def test_the_door_turns_every_exception_into_the_sentence_and_is_quiet(
+    caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
     import warnings
 
     def noisy(error: Exception) -> Any:
@@ -319,7 +486,15 @@ def test_the_door_turns_every_exception_into_the_sentence_and_is_quiet(caplog: p
         warnings.warn("deprecated", stacklevel=1)
         raise error
 
-    for error in (OSError("a\nb"), KeyError("a"), TypeError(), ImportError("a"), pickle.UnpicklingError("a"), struct.error("a"), AttributeError("a")):
+    for error in (
+        OSError("a\nb"),
+        KeyError("a"),
+        TypeError(),
+        ImportError("a"),
+        pickle.UnpicklingError("a"),
+        struct.error("a"),
+        AttributeError("a"),
+    ):
         with pytest.raises(ModelError) as raised:
             call(lambda error=error: noisy(error), lambda e: ModelError(one_line(e)))  # type: ignore[misc]
         assert "\n" not in str(raised.value) and str(raised.value)
@@ -343,11 +518,19 @@ def test_a_fault_of_our_own_is_no_sentence(folders: Callable[[str], Path], monke
 
 def test_no_hub_is_asked_twice_where_none_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
-    session = SimpleNamespace(head=lambda *_, **options: asked.append(options["timeout"]) or (_ for _ in ()).throw(ConnectionError("no such host")))
+    session = SimpleNamespace(
+        head=lambda *_, **options: (
+            asked.append(options["timeout"]) or (_ for _ in ()).throw(ConnectionError("no such host"))
+        )
+    )
     monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: session)
     pretrained._hub_answers.cache_clear()
     try:
-        assert pretrained.hub_options("a/b") == pretrained.hub_options("c/d") == {"local_files_only": True} and len(asked) == 1 and asked[0] <= 10
+        assert (
+            pretrained.hub_options("a/b") == pretrained.hub_options("c/d") == {"local_files_only": True}
+            and len(asked) == 1
+            and asked[0] <= 10
+        )
         assert pretrained.hub_options(tmp_path) == {}
     finally:
         pretrained._hub_answers.cache_clear()
@@ -378,7 +561,8 @@ def test_a_device_that_is_not_there_is_named(name: str, message: str, monkeypatc
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match=message):
         check_device(name)
-    assert [check_device(own) for own in ("auto", "cpu", "cpu:0")] == ["cpu", "cpu", "cpu:0"]  # accelerate numbers the CPU of each process
+    # accelerate numbers the CPU of each process
+    assert [check_device(own) for own in ("auto", "cpu", "cpu:0")] == ["cpu", "cpu", "cpu:0"]
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert [check_device(own) for own in ("auto", "cpu", "cuda", "cuda:1")] == ["cuda", "cpu", "cuda", "cuda:1"]
@@ -388,6 +572,8 @@ def test_a_device_that_is_not_there_is_named(name: str, message: str, monkeypatc
 
 
 def test_a_long_list_of_names_is_the_nearest_ones() -> None:
-    with pytest.raises(UnknownNameError, match=r"expected one of .*name7.*\.\.\. \(200 in all\).*did you mean 'name7'") as error:
+    with pytest.raises(
+        UnknownNameError, match=r"expected one of .*name7.*\.\.\. \(200 in all\).*did you mean 'name7'"
+    ) as error:
         raise UnknownNameError("thing", "nam7", [f"name{n}" for n in range(200)])
     assert len(str(error.value)) < 200

@@ -1,4 +1,5 @@
-"""The logit lens: equal to the model's own logits in every family, planted words, where its null lies, words and tokens, and the real command line."""
+"""The logit lens: equal to the model's own logits in every family, planted words, where its null lies, words and
+tokens, and the real command line."""
 
 from __future__ import annotations
 
@@ -39,11 +40,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scenes(images: int = 8) -> Dataset:
     """Pictures of noise, each with one object in a quarter; a fourth of the images for each name."""
     objects = [(Object(NAMES[n % 4], (LEFT, RIGHT)[n // 4 % 2]),) for n in range(images)]
-    return Dataset("planted", [Sample(str(n), str(n), lambda n=n: picture(n), objects=own) for n, own in enumerate(objects)], "planted")
+    return Dataset(
+        "planted",
+        [Sample(str(n), str(n), lambda n=n: picture(n), objects=own) for n, own in enumerate(objects)],
+        "planted",
+    )
 
 
 def planted(mllm: MLLM, monkeypatch: pytest.MonkeyPatch, say: dict[int, tuple[int, ...]]) -> None:
-    """Let the tokens on each image's object be rows of the output embedding: those of the words in `say`, by layer (0: class, 1: colour of its object)."""
+    """Let the tokens on each image's object be rows of the output embedding: those of the words in `say`, by layer (0:
+    class, 1: colour of its object)."""
     head = mllm.model.get_output_embeddings().weight.detach()
     words, _ = first_tokens(mllm, ["red", "blue", "cat", "dog"])
     start = [0]
@@ -56,7 +62,9 @@ def planted(mllm: MLLM, monkeypatch: pytest.MonkeyPatch, say: dict[int, tuple[in
             values = torch.randn(real.values.shape, generator=torch.Generator().manual_seed(number))
             cells = [0, 1, 4, 5] if number // 4 % 2 == 0 else [10, 11, 14, 15]
             for layer, spoken in say.items():
-                values[layers.index(layer), cells] = 20 * sum(head[words[(kind, colour)[i]]] for i in spoken) / len(spoken)
+                values[layers.index(layer), cells] = (
+                    20 * sum(head[words[(kind, colour)[i]]] for i in spoken) / len(spoken)
+                )
             found.append(dataclasses.replace(real, values=values))
         start[0] += len(batch)
         return found
@@ -77,7 +85,9 @@ def test_at_the_last_layer_the_lens_is_the_models_own_output(name: str, folders:
     assert not torch.allclose(lens(states.values[0]), own, atol=1e-2)
 
 
-def test_caps_are_those_that_the_model_applies_and_other_heads_are_refused(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caps_are_those_that_the_model_applies_and_other_heads_are_refused(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """PaliGemma caps its logits where the configuration says so; Gemma 3 reads the same setting and does not."""
     for name, applied in (("paligemma", True), ("gemma3", False)):
         mllm = model(name, folders)
@@ -86,7 +96,11 @@ def test_caps_are_those_that_the_model_applies_and_other_heads_are_refused(folde
     mllm = model("llava", folders)
     batch = mllm.encode([picture(0)], ["what is this ?"])
     whole = mllm.model.forward
-    monkeypatch.setattr(mllm.model, "forward", lambda **inputs: (lambda out: (setattr(out, "logits", out.logits * 2), out)[1])(whole(**inputs)))
+    monkeypatch.setattr(
+        mllm.model,
+        "forward",
+        lambda **inputs: (lambda out: (setattr(out, "logits", out.logits * 2), out)[1])(whole(**inputs)),
+    )
     with pytest.raises(ModelError, match="do not give its own logits"):
         lens_of(mllm, batch)
     mllm.decoder.norm_elsewhere = mllm.decoder.norm
@@ -96,7 +110,8 @@ def test_caps_are_those_that_the_model_applies_and_other_heads_are_refused(folde
 
 
 def test_tokens_that_are_rows_of_the_unembedding_have_rank_one(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layer 1 says the class, layer 2 the colour, layer 0 is noise; the null knows how often another image has the same word."""
+    """Layer 1 says the class, layer 2 the colour, layer 0 is noise; the null knows how often another image has the same
+    word."""
     mllm = model("llava", folders)
     head = mllm.model.get_output_embeddings().weight.detach()
     planted(mllm, monkeypatch, {1: (0,), 2: (1,)})
@@ -105,19 +120,31 @@ def test_tokens_that_are_rows_of_the_unembedding_have_rank_one(folders: Path, mo
     for kind, layer, other in (("class", 1, 2), ("colour", 2, 1)):
         for measure in ("first", "candidate_rank", "reciprocal_rank"):
             row = scores.loc[("object", kind, measure, layer)]
-            assert row["score"] == row["high"] == 1 and 0.8 < row["low"] < 0.9 and row["p"] < 0.01 and row["n_images"] == 24 and row["n"] == 96
+            assert (
+                row["score"] == row["high"] == 1
+                and 0.8 < row["low"] < 0.9
+                and row["p"] < 0.01
+                and row["n_images"] == 24
+                and row["n"] == 96
+            )
         null = scores.loc[("object", kind, "first", layer), "null_mean"]
         assert null == pytest.approx(11 / 23, abs=0.03)  # of 23 other images 11 have the same word
-        assert scores.loc[("object", kind, "candidate_rank", layer), "null_mean"] == pytest.approx((11 + 12 / 2) / 23, abs=0.03)
+        assert scores.loc[("object", kind, "candidate_rank", layer), "null_mean"] == pytest.approx(
+            (11 + 12 / 2) / 23, abs=0.03
+        )
         ids = list(first_tokens(mllm, [name.split()[kind == "class"] for name in NAMES])[0].values())
-        said = (head @ mllm.decoder.norm(20 * head[ids]).detach().T).softmax(0)[ids, range(len(ids))].mean().item()  # by hand
+        # by hand
+        said = (head @ mllm.decoder.norm(20 * head[ids]).detach().T).softmax(0)[ids, range(len(ids))].mean().item()
         assert scores.loc[("object", kind, "probability", layer), "score"] == pytest.approx(said, abs=1e-3)
         assert scores.loc[("object", kind, "probability", layer), "null_q95"] < said - 0.2
-        for own, at in (("object", 0), ("background", layer), ("object", other)):  # noise, cells of no object, the other word
+        # noise, cells of no object, the other word
+        for own, at in (("object", 0), ("background", layer), ("object", other)):
             row = scores.loc[(own, kind, "first", at)]
             assert row["p"] > 0.01 and row["score"] < 0.85, (own, kind, at)
     means = tables["per_image"].groupby(["cells", "kind", "measure", "layer"])[["value", "null"]].mean()
-    assert np.allclose(means["value"], scores.loc[means.index, "score"]) and np.allclose(means["null"], scores.loc[means.index, "null_mean"])
+    assert np.allclose(means["value"], scores.loc[means.index, "score"]) and np.allclose(
+        means["null"], scores.loc[means.index, "null_mean"]
+    )
 
 
 def test_a_word_that_every_image_says_is_worth_nothing(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +156,11 @@ def test_a_word_that_every_image_says_is_worth_nothing(folders: Path, monkeypatc
         return [dataclasses.replace(a, values=20 * red.expand_as(a.values)) for a in read(own, batch, layers=layers)]
 
     monkeypatch.setattr("analyses.logit_lens.read", fake)
-    scores = look(dataclasses.replace(FEW, layers=(1,), null=100), Context(mllm, scenes(24), 8)).tables["scores"].set_index(["cells", "kind", "measure"])
+    scores = (
+        look(dataclasses.replace(FEW, layers=(1,), null=100), Context(mllm, scenes(24), 8))
+        .tables["scores"]
+        .set_index(["cells", "kind", "measure"])
+    )
     row = scores.loc[("object", "colour", "first")]
     assert row["score"] == pytest.approx(0.5) and row["null_mean"] == pytest.approx(0.5, abs=0.02) and row["p"] > 0.2
 
@@ -138,7 +169,9 @@ def test_scores_by_hand_and_chance_levels() -> None:
     logp = np.log(np.array([[[0.5, 0.2, 0.2, 0.1]]]))
     first, candidate, vocabulary, probability = _measured(logp, np.array([[[1.0, 4.5, 4.5, 9.0]]]))
     assert first[0, 0].tolist() == [1, 0, 0, 0] and candidate[0, 0] == pytest.approx([1, 1 / 2.5, 1 / 2.5, 1 / 4])
-    assert vocabulary[0, 0] == pytest.approx([1, 1 / 4.5, 1 / 4.5, 1 / 9]) and probability[0, 0] == pytest.approx([0.5, 0.2, 0.2, 0.1])
+    assert vocabulary[0, 0] == pytest.approx([1, 1 / 4.5, 1 / 4.5, 1 / 9]) and probability[0, 0] == pytest.approx(
+        [0.5, 0.2, 0.2, 0.1]
+    )
     alike = _measured(np.zeros((1, 1, 4)), np.ones((1, 1, 4)))
     assert alike[0, 0, 0].tolist() == [0.25] * 4 and alike[1, 0, 0] == pytest.approx([1 / 2.5] * 4)
     random = np.random.default_rng(0).normal(size=(20000, 1, 4))
@@ -147,9 +180,12 @@ def test_scores_by_hand_and_chance_levels() -> None:
 
 
 def test_words_are_first_tokens_with_their_space(folders: Path) -> None:
-    """A byte-level tokenizer writes "red" and " red" differently; words that begin alike, or are not there, are left out and named."""
+    """A byte-level tokenizer writes "red" and " red" differently; words that begin alike, or are not there, are left
+    out and named."""
     mllm = model("llava", folders)
-    assert first_tokens(mllm, ["red", "cat"])[0] == {word: mllm.processor.tokenizer.convert_tokens_to_ids(word) for word in ("red", "cat")}
+    assert first_tokens(mllm, ["red", "cat"])[0] == {
+        word: mllm.processor.tokenizer.convert_tokens_to_ids(word) for word in ("red", "cat")
+    }
     _, left_out = first_tokens(mllm, ["red", "zebra"])
     assert left_out == {"zebra": "not in the vocabulary"}
     pieces = ["a", "r", "e", "d", "re", "ed", "red", "Ġ", "Ġr", "Ġre", "Ġred", "p", "u", "l", "s", "Ġp", "Ġpu", "ur"]
@@ -159,7 +195,9 @@ def test_words_are_first_tokens_with_their_space(folders: Path) -> None:
     mllm.processor.tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
     words, left_out = first_tokens(mllm, ["red", "purple", "purse"])
     assert (
-        words == {"red": pieces.index("Ġred")} and set(left_out) == {"purple", "purse"} and "begins with the same token as another (Ġpu)" in left_out["purse"]
+        words == {"red": pieces.index("Ġred")}
+        and set(left_out) == {"purple", "purse"}
+        and "begins with the same token as another (Ġpu)" in left_out["purse"]
     )
     with pytest.raises(DataError, match="none of 2 words has a token of its own"):
         first_tokens(mllm, ["purple", "purse"])
@@ -168,11 +206,16 @@ def test_words_are_first_tokens_with_their_space(folders: Path) -> None:
 def test_batches_change_no_number_and_tiles_are_scored(folders: Path) -> None:
     for name in ("llava", "internvl"):
         mllm = model(name, folders)
-        tables = [look(dataclasses.replace(FEW, layers=(2,), maps=1), Context(mllm, scenes(), size)).tables for size in (3, 8)]
+        tables = [
+            look(dataclasses.replace(FEW, layers=(2,), maps=1), Context(mllm, scenes(), size)).tables for size in (3, 8)
+        ]
         numbers = tables[0]["scores"].select_dtypes("number").columns
         assert np.allclose(tables[0]["scores"][numbers], tables[1]["scores"][numbers], atol=1e-4)
         first = tables[0]["maps"].query("rank == 1")
-        assert len(first) == {"llava": 16, "internvl": first["token"].nunique()}[name] and (tables[0]["maps"]["probability"] <= 1).all()
+        assert (
+            len(first) == {"llava": 16, "internvl": first["token"].nunique()}[name]
+            and (tables[0]["maps"]["probability"] <= 1).all()
+        )
 
 
 def test_what_cannot_be_scored_is_refused(folders: Path) -> None:
@@ -181,14 +224,39 @@ def test_what_cannot_be_scored_is_refused(folders: Path) -> None:
     with pytest.raises(DataError, match="knows no objects: expected one that does, such as shapes:val, or --no-scores"):
         look(FEW, Context(mllm, bare, 4))
     result = look(dataclasses.replace(FEW, scores=False, maps=2), Context(mllm, bare, 4))
-    assert set(result.tables) == {"maps"} and result.tables["maps"]["number"].nunique() == 2 and (result.tables["maps"]["truth"] == "").all()
+    assert (
+        set(result.tables) == {"maps"}
+        and result.tables["maps"]["number"].nunique() == 2
+        and (result.tables["maps"]["truth"] == "").all()
+    )
     found = {"plain": Run("k", {"seed": 0}, result.tables, result.tensors)}
-    assert set(ANALYSIS.summary(found).columns) == {"model", "layer", "word", "cells"} and len(ANALYSIS.figures(found)) == 2
+    assert (
+        set(ANALYSIS.summary(found).columns) == {"model", "layer", "word", "cells"}
+        and len(ANALYSIS.figures(found)) == 2
+    )
     tiny = Object("red cat", (0.0, 0.0, 0.05, 0.05))
-    with pytest.raises(DataError, match=r"0 of 8 images have a cell covered to 0\.5 by an object with a class: expected at least 2"):
-        look(FEW, Context(mllm, Dataset("t", [dataclasses.replace(s, objects=(tiny, Object("blue dog", tiny.box))) for s in scenes()], "t"), 4))
+    with pytest.raises(
+        DataError, match=r"0 of 8 images have a cell covered to 0\.5 by an object with a class: expected at least 2"
+    ):
+        look(
+            FEW,
+            Context(
+                mllm,
+                Dataset(
+                    "t", [dataclasses.replace(s, objects=(tiny, Object("blue dog", tiny.box))) for s in scenes()], "t"
+                ),
+                4,
+            ),
+        )
     with pytest.raises(DataError, match="expected at least 2 of a kind to compare"):
-        look(FEW, Context(mllm, Dataset("one", [dataclasses.replace(s, objects=(Object("red cat", LEFT),)) for s in scenes()], "one"), 4))
+        look(
+            FEW,
+            Context(
+                mllm,
+                Dataset("one", [dataclasses.replace(s, objects=(Object("red cat", LEFT),)) for s in scenes()], "one"),
+                4,
+            ),
+        )
     with pytest.raises(ConfigError, match="layer 9 does not exist"):
         look(dataclasses.replace(FEW, layers=(9,)), Context(mllm, scenes(), 4))
 
@@ -202,28 +270,58 @@ def test_models_are_compared_image_by_image(folders: Path, monkeypatch: pytest.M
     table = differences(found).set_index(["cells", "kind", "measure", "layer"])
     own, same = table.loc[("object", "class", "first", 1)], table.loc[("object", "class", "first", 0)]
     scores = [run.tables["scores"].set_index(["cells", "kind", "measure", "layer"])["score"] for run in found.values()]
-    assert own["score"] == pytest.approx((scores[1] - scores[0])[("object", "class", "first", 1)]) and own["low"] > 0 and own["p_holm"] < 0.01
+    assert (
+        own["score"] == pytest.approx((scores[1] - scores[0])[("object", "class", "first", 1)])
+        and own["low"] > 0
+        and own["p_holm"] < 0.01
+    )
     assert same["score"] == same["low"] == same["high"] == 0 and same["p_holm"] == 1 and own["n_images"] == 16
     assert own["p_holm"] == pytest.approx(2 * own["p"])  # Holm over the two layers
 
 
 def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> None:
     models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
-    done = run("analyses.logit_lens", "--model", *models, "--limit", "12", "--null", "10", "--maps", "1", "--output_dir", str(tmp_path))
+    done = run(
+        "analyses.logit_lens",
+        "--model",
+        *models,
+        "--limit",
+        "12",
+        "--null",
+        "10",
+        "--maps",
+        "1",
+        "--output_dir",
+        str(tmp_path),
+    )
     found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path)["folder"])}
     assert set(found) == {"baseline", "viral"} and "logit_lens-" in done.stdout and "reciprocal_rank" in done.stdout
     stored = found["viral"]
     scores = stored.tables["scores"]
-    assert scores.notna().all(axis=None) and (scores["low"] <= scores["score"]).all() and (scores["score"] <= scores["high"]).all()
+    assert (
+        scores.notna().all(axis=None)
+        and (scores["low"] <= scores["score"]).all()
+        and (scores["score"] <= scores["high"]).all()
+    )
     assert set(scores["layer"]) == {0, 1, 2, 3} and (scores["seed"] == 0).all()
     assert stored.record["words"]["red"] == "red" and not stored.record["words_left_out"]
     figures = ANALYSIS.figures(found)
     words = figures["Words over image 0"]
-    assert len(words.layout.sliders[0].steps) == 4 and sum(trace.visible for trace in words.data if trace.type == "scatter" and trace.mode == "text") == 2
+    assert (
+        len(words.layout.sliders[0].steps) == 4
+        and sum(trace.visible for trace in words.data if trace.type == "scatter" and trace.mode == "text") == 2
+    )
     for step in words.layout.sliders[0].steps:  # each step shows both pictures and one layer of both models
         assert sum(step.args[0]["visible"]) == 4
-    assert sum(trace.fill == "toself" for trace in figures["colour: right word first of its kind"].data) == 5  # two models, objects and background, null
-    assert sum(trace.fill == "toself" for trace in figures["colour: right word first of its kind, difference on objects"].data) == 1
+    # two models, objects and background, null
+    assert sum(trace.fill == "toself" for trace in figures["colour: right word first of its kind"].data) == 5
+    assert (
+        sum(
+            trace.fill == "toself"
+            for trace in figures["colour: right word first of its kind, difference on objects"].data
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -242,5 +340,14 @@ def test_bad_input_is_one_sentence(runs_folder: Path, tmp_path: Path, words: lis
     (tmp_path / "photos").mkdir()
     picture(0).save(tmp_path / "photos" / "noise.png")
     given = [word.replace("PHOTOS", str(tmp_path / "photos")) for word in words]
-    assert message in refused("analyses.logit_lens", "--model", str(runs_folder / "viral"), "--limit", "4", "--output_dir", str(tmp_path / "out"), *given)
+    assert message in refused(
+        "analyses.logit_lens",
+        "--model",
+        str(runs_folder / "viral"),
+        "--limit",
+        "4",
+        "--output_dir",
+        str(tmp_path / "out"),
+        *given,
+    )
     assert list((tmp_path / "out").glob("[!.]*")) == []

@@ -1,4 +1,5 @@
-"""LoRA on small models whose two factors are both drawn at random: a fresh one has B = 0, which hides every fault of scale, order and merging."""
+"""LoRA on small models whose two factors are both drawn at random: a fresh one has B = 0, which hides every fault of
+scale, order and merging."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ CONFIG = LoraConfig(rank=2, alpha=3.0)  # type: ignore[arg-type]
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "smolvlm"])
 def test_merged_weights_compute_what_the_adapters_compute(name: str, tmp_path: Path) -> None:
-    """W + alpha / rank B A, in plain tensors and in place, against the adapted model's own forward pass and against the formula in float64."""
+    """W + alpha / rank B A, in plain tensors and in place, against the adapted model's own forward pass and against the
+    formula in float64."""
     folder = build(name, tmp_path / name)
     mllm = MLLM.load(str(folder), validate=False)
     batch = mllm.encode([picture(0)], ["what is this ?"])
@@ -29,9 +31,12 @@ def test_merged_weights_compute_what_the_adapters_compute(name: str, tmp_path: P
     old = {key: value.double().clone() for key, value in mllm.model.state_dict().items()}
     add_lora(mllm.model, CONFIG)
     with torch.inference_mode():
-        assert torch.allclose(mllm.model(**batch.inputs).logits, before, atol=1e-5)  # B is 0: a run begins with the model itself
+        # B is 0: a run begins with the model itself
+        assert torch.allclose(mllm.model(**batch.inputs).logits, before, atol=1e-5)
     layers, state = adapters(mllm.model), mllm.model.state_dict()
-    assert len(layers) == mllm.n_layers * len(CONFIG.targets) and all(layer.lora_A["default"].out_features == 2 for layer in layers.values())
+    assert len(layers) == mllm.n_layers * len(CONFIG.targets) and all(
+        layer.lora_A["default"].out_features == 2 for layer in layers.values()
+    )
     for number, layer in enumerate(layers.values()):
         randomize(layer.lora_A, number), randomize(layer.lora_B, number)
     with torch.inference_mode():
@@ -42,14 +47,20 @@ def test_merged_weights_compute_what_the_adapters_compute(name: str, tmp_path: P
     for key, value in merged.items():
         layer = layers.get(key.removesuffix(".weight"))
         added = (
-            0.0 if layer is None or not key.endswith(".weight") else 3 / 2 * layer.lora_B["default"].weight.double() @ layer.lora_A["default"].weight.double()
+            0.0
+            if layer is None or not key.endswith(".weight")
+            else 3 / 2 * layer.lora_B["default"].weight.double() @ layer.lora_A["default"].weight.double()
         )
         torch.testing.assert_close(value.double(), old[key] + added, atol=1e-5, rtol=1e-5)
     plain = AutoModelForImageTextToText.from_pretrained(folder)
     plain.load_state_dict(merged)
     in_place = copy.deepcopy(mllm.model)
     merge(in_place)
-    assert not adapters(in_place) and in_place.state_dict().keys() == old.keys() and state.keys() == mllm.model.state_dict().keys()
+    assert (
+        not adapters(in_place)
+        and in_place.state_dict().keys() == old.keys()
+        and state.keys() == mllm.model.state_dict().keys()
+    )
     with torch.inference_mode():
         for model in (plain.eval(), in_place.eval()):
             torch.testing.assert_close(model(**batch.inputs).logits, adapted, atol=1e-3, rtol=1e-3)

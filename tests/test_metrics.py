@@ -35,7 +35,11 @@ def dense_cknna(x: Tensor, y: Tensor, k: int) -> float:
 
     def hsic(a: Tensor, b: Tensor) -> Tensor:
         ones = torch.ones(n, dtype=torch.float64)
-        return (torch.trace(a @ b) + (ones @ a @ ones) * (ones @ b @ ones) / ((n - 1) * (n - 2)) - 2 / (n - 2) * (ones @ a @ b @ ones)) / (n * (n - 3))
+        return (
+            torch.trace(a @ b)
+            + (ones @ a @ ones) * (ones @ b @ ones) / ((n - 1) * (n - 2))
+            - 2 / (n - 2) * (ones @ a @ b @ ones)
+        ) / (n * (n - 3))
 
     both = masks[0] * masks[1]
     own = [hsic(m * kernel, m * kernel) for m, kernel in zip(masks, kernels, strict=True)]
@@ -99,12 +103,18 @@ def test_any_float_dtype_and_numpy(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("tile", [1, 2, 3, 7, 1024])
-def test_neighbors_do_not_depend_on_tiles_and_ties_are_broken_among_the_tied(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbors_do_not_depend_on_tiles_and_ties_are_broken_among_the_tied(
+    tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("workbench.metrics.neighbors.TILE", tile)
     x = torch.tensor([[1.0, 0], [1, 0], [1, 0], [1, 0], [0, 1], [0, 1]])
     near = nearest_neighbors(x, 2)
     assert near.index[:4].max() < 4 and all(row not in near.index[row] for row in range(6))
-    assert near.kernel[:4].tolist() == [[1, 1]] * 4 and near.index[4:, 1].tolist() == [5, 4] and near.index[4:, 0].max() < 4
+    assert (
+        near.kernel[:4].tolist() == [[1, 1]] * 4
+        and near.index[4:, 1].tolist() == [5, 4]
+        and near.index[4:, 0].max() < 4
+    )
     assert torch.equal(near.index, nearest_neighbors(torch.stack([x, x]), 2).index[1])
     # the same rows in batches, as the problems of many images are searched, and of both dtypes
     many = torch.stack([tied(64, 24, seed)[0] for seed in range(4)])
@@ -112,7 +122,9 @@ def test_neighbors_do_not_depend_on_tiles_and_ties_are_broken_among_the_tied(til
         batch = nearest_neighbors(many.to(dtype), 5, side=1)
         for number, rows in enumerate(many):
             alone = nearest_neighbors(rows.to(dtype), 5, side=1)
-            assert torch.equal(batch.index[number], alone.index) and torch.allclose(batch.kernel[number], alone.kernel, atol=1e-6)
+            assert torch.equal(batch.index[number], alone.index) and torch.allclose(
+                batch.kernel[number], alone.kernel, atol=1e-6
+            )
 
 
 def tied(n: int, m: int, seed: int, d: tuple[int, int] = (32, 24)) -> tuple[Tensor, Tensor]:
@@ -127,13 +139,17 @@ def tied(n: int, m: int, seed: int, d: tuple[int, int] = (32, 24)) -> tuple[Tens
 @pytest.mark.parametrize("name", ["cknna", "mutual_knn"])
 @pytest.mark.parametrize("m", [32, 128, 224])
 def test_equal_rows_on_both_sides_agree_as_often_as_by_chance(name: str, m: int) -> None:
-    """A white page, a padded bar: what jittered rows give on average, the same for reordered rows; 1.0 where ties went to the lower row."""
+    """A white page, a padded bar: what jittered rows give on average, the same for reordered rows; 1.0 where ties went
+    to the lower row."""
     metric, values, jittered = METRICS.get(name), [], []
     for seed in range(8):
         x, y = tied(256, m, seed)
         values.append(metric(x, y))
         generator = torch.Generator().manual_seed(seed + 100)
-        jittered += [metric(*(v + 1e-4 * torch.randn(v.shape, generator=generator, dtype=v.dtype) for v in (x, y))) for _ in range(4)]
+        jittered += [
+            metric(*(v + 1e-4 * torch.randn(v.shape, generator=generator, dtype=v.dtype) for v in (x, y)))
+            for _ in range(4)
+        ]
         order = torch.randperm(256, generator=generator)
         assert metric(x[order], y[order]) == pytest.approx(values[-1], abs=1e-9)
         assert metric(x.float(), 3 * y.float()) == pytest.approx(values[-1], abs=1e-6)
@@ -149,21 +165,27 @@ def parallel(n: int, spread: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]
     """Two related representations whose rows differ by `spread` of their length."""
     generator = torch.Generator().manual_seed(0)
     shared = torch.randn(n, 16, generator=generator, dtype=torch.float64)
-    sides = [torch.cat([shared, torch.randn(n, width, generator=generator, dtype=torch.float64)], 1) for width in (48, 32)]
+    sides = [
+        torch.cat([shared, torch.randn(n, width, generator=generator, dtype=torch.float64)], 1) for width in (48, 32)
+    ]
     return tuple((5 + 5 * spread * side).to(dtype) for side in sides)  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("name", ["cknna", "mutual_knn", "rsa"])
 @pytest.mark.parametrize("spread", [0.1, 1e-2, 1e-3, 1e-4])
 def test_nearly_parallel_rows_are_compared_in_float64(name: str, spread: float) -> None:
-    """Cosines of 1 - 1e-5 and closer, which float32 products cannot rank; the same in a batch beside rows that are not parallel."""
+    """Cosines of 1 - 1e-5 and closer, which float32 products cannot rank; the same in a batch beside rows that are not
+    parallel."""
     metric, (x, y) = METRICS.get(name), parallel(200, spread, torch.float32)
     exact = metric(x.double(), y.double())
     assert metric(x, y) == pytest.approx(exact, abs=1e-6)
     assert exact == pytest.approx(metric(*parallel(200, spread, torch.float64)), abs=0.01) and exact > 0.05
     option = 10 if metric.option else 0
     free = torch.randn(200, 64, generator=torch.Generator().manual_seed(1))
-    sides = metric.prepare(torch.stack([free, x]), option, "x", 0), metric.prepare(torch.stack([free[:, :48], y]), option, "y", 1)
+    sides = (
+        metric.prepare(torch.stack([free, x]), option, "x", 0),
+        metric.prepare(torch.stack([free[:, :48], y]), option, "y", 1),
+    )
     assert metric.score(*sides)[1].item() == pytest.approx(metric(x, y), abs=1e-9)
     assert metric.score(*sides)[0].item() == pytest.approx(metric(free, free[:, :48]), abs=1e-6)
 
@@ -222,15 +244,23 @@ def test_the_parts_of_a_metric_in_batches_and_permuted_equal_single_calls(name: 
     metric = METRICS.get(name)
     problems = [pair(40, 12, 0.5, seed) for seed in range(3)]
     option, given = {"k": (6, {"k": 6}), "dim": (4, {"dim": 4})}.get(metric.option, (0, {}))
-    x, y = (metric.prepare(torch.stack(side), option, "x", number) for number, side in enumerate(zip(*problems, strict=True)))
+    x, y = (
+        metric.prepare(torch.stack(side), option, "x", number)
+        for number, side in enumerate(zip(*problems, strict=True))
+    )
     orders = torch.stack([permutations(40, 2, [seed]) for seed in range(3)], dim=1)
     nulls = null_scores(metric, [x, y], y, orders)
-    assert nulls.shape == (2, 2, 3) and [sorted(order) == list(range(40)) for order in orders[:, 0].tolist()] == [True, True]
+    assert nulls.shape == (2, 2, 3) and [sorted(order) == list(range(40)) for order in orders[:, 0].tolist()] == [
+        True,
+        True,
+    ]
     for number, (a, b) in enumerate(problems):
         assert metric.score(x, y)[number].item() == pytest.approx(metric(a, b, **given), abs=1e-9)
         for draw in range(2):
             moved = b[orders[draw, number]]
-            assert nulls[draw, :, number] == pytest.approx([metric(a, moved, **given), metric(b, moved, **given)], abs=1e-9)
+            assert nulls[draw, :, number] == pytest.approx(
+                [metric(a, moved, **given), metric(b, moved, **given)], abs=1e-9
+            )
 
 
 class Elsewhere(TorchFunctionMode):
@@ -279,7 +309,9 @@ def test_null_by_renumbering_agrees_with_the_plain_one() -> None:
 def test_matrix_equals_single_calls() -> None:
     x, y = pair(90, 8, 0.5)
     table = alignment_matrix({"layer 1": x, "layer 2": y}, {"vfm": y}, k=9)
-    assert table.loc["layer 1", "vfm"] == pytest.approx(cknna(x, y, k=9)) and table.loc["layer 2", "vfm"] == pytest.approx(1)
+    assert table.loc["layer 1", "vfm"] == pytest.approx(cknna(x, y, k=9)) and table.loc[
+        "layer 2", "vfm"
+    ] == pytest.approx(1)
     with pytest.raises(UnknownNameError, match="did you mean 'cknna'"):
         alignment_matrix({"a": x}, {"b": y}, metric="cknn")
     with pytest.raises(DataError, match="'a' has 90 rows and 'b' has 89"):
@@ -287,18 +319,26 @@ def test_matrix_equals_single_calls() -> None:
 
 
 def rotated(x: Tensor) -> Tensor:
-    return x @ torch.linalg.qr(torch.randn(x.shape[1], x.shape[1], dtype=x.dtype, generator=torch.Generator().manual_seed(9))).Q
+    return (
+        x
+        @ torch.linalg.qr(
+            torch.randn(x.shape[1], x.shape[1], dtype=x.dtype, generator=torch.Generator().manual_seed(9))
+        ).Q
+    )
 
 
 @pytest.mark.parametrize("name", list(METRICS))
 def test_every_metric_has_its_invariances_and_its_chance_level(name: str) -> None:
-    """1 for itself, unmoved by rotation, scale and common order, moved by noise, and in its null where nothing is shared."""
+    """1 for itself, unmoved by rotation, scale and common order, moved by noise, and in its null where nothing is
+    shared."""
     metric = METRICS.get(name)
     x, y = pair(120, 16, 0.8)
     order = torch.randperm(120, generator=torch.Generator().manual_seed(2))
     score = metric(x, y)
     assert metric(x, x) == pytest.approx(1, abs=1e-9) and metric(x, 3 * rotated(x)) == pytest.approx(1, abs=1e-6)
-    assert metric(rotated(x), 50 * y) == pytest.approx(score, abs=1e-6) and metric(y, x) == pytest.approx(score, abs=5e-3 if name == "cknna" else 1e-9)
+    assert metric(rotated(x), 50 * y) == pytest.approx(score, abs=1e-6) and metric(y, x) == pytest.approx(
+        score, abs=5e-3 if name == "cknna" else 1e-9
+    )
     assert metric(x[order], y[order]) == pytest.approx(score, abs=1e-9)
     null = permutation_null(metric, x, y, n=60)
     assert null.p == pytest.approx(1 / 61) and null.q95 < score < 1
@@ -316,29 +356,48 @@ def test_unbiased_cka_equals_its_definition_and_is_zero_by_chance() -> None:
     def hsic(a: Tensor, b: Tensor) -> Tensor:
         k, m = (v @ v.T * (1 - torch.eye(40, dtype=torch.float64)) for v in (a, b))
         ones = torch.ones(40, dtype=torch.float64)
-        return (torch.trace(k @ m) + (ones @ k @ ones) * (ones @ m @ ones) / (39 * 38) - 2 / 38 * (ones @ k @ m @ ones)) / (40 * 37)
+        return (
+            torch.trace(k @ m) + (ones @ k @ ones) * (ones @ m @ ones) / (39 * 38) - 2 / 38 * (ones @ k @ m @ ones)
+        ) / (40 * 37)
 
     assert cka(x, y) == pytest.approx(float(hsic(x, y) / (hsic(x, x) * hsic(y, y)).sqrt()))
     assert cka(x + 7, y - 3) == pytest.approx(cka(x, y))
     centred = [v - v.mean(0) for v in (x, y)]
     kernels = [v @ v.T for v in centred]
-    assert cka(x, y, unbiased=False) == pytest.approx(float((kernels[0] * kernels[1]).sum() / (kernels[0].norm() * kernels[1].norm())))
+    assert cka(x, y, unbiased=False) == pytest.approx(
+        float((kernels[0] * kernels[1]).sum() / (kernels[0].norm() * kernels[1].norm()))
+    )
     independent = [cka(pair(40, 60, 0, seed=s)[0], pair(40, 60, 0, seed=s + 500)[0]) for s in range(60)]
     assert abs(np.mean(independent)) < 0.02
-    assert np.mean([cka(pair(40, 60, 0, seed=s)[0], pair(40, 60, 0, seed=s + 500)[0], unbiased=False) for s in range(10)]) > 0.5
+    assert (
+        np.mean([cka(pair(40, 60, 0, seed=s)[0], pair(40, 60, 0, seed=s + 500)[0], unbiased=False) for s in range(10)])
+        > 0.5
+    )
 
 
 def test_mutual_knn_svcca_and_rsa_against_plain_code() -> None:
     x, y = pair(50, 8, 0.7)
-    near = [np.argsort(-(v / v.norm(dim=1, keepdim=True) @ (v / v.norm(dim=1, keepdim=True)).T - 10 * torch.eye(50)).numpy(), axis=1)[:, :5] for v in (x, y)]
-    assert mutual_knn(x, y, k=5) == pytest.approx(np.mean([len(set(a) & set(b)) / 5 for a, b in zip(*near, strict=True)]))
-    shuffled = [mutual_knn(x, y[torch.randperm(50, generator=torch.Generator().manual_seed(s))], k=5) for s in range(80)]
+    near = [
+        np.argsort(
+            -(v / v.norm(dim=1, keepdim=True) @ (v / v.norm(dim=1, keepdim=True)).T - 10 * torch.eye(50)).numpy(),
+            axis=1,
+        )[:, :5]
+        for v in (x, y)
+    ]
+    assert mutual_knn(x, y, k=5) == pytest.approx(
+        np.mean([len(set(a) & set(b)) / 5 for a, b in zip(*near, strict=True)])
+    )
+    shuffled = [
+        mutual_knn(x, y[torch.randperm(50, generator=torch.Generator().manual_seed(s))], k=5) for s in range(80)
+    ]
     assert np.mean(shuffled) == pytest.approx(5 / 49, abs=0.02)
     linear = x @ torch.diag(torch.linspace(1, 2, 8, dtype=torch.float64))
     assert svcca(x, linear, dim=8) == pytest.approx(1)
     reduced = [PCA(3).fit_transform(v.numpy()) for v in (x, y)]
     canonical = CCA(3, scale=False, max_iter=5000, tol=1e-12).fit(*reduced)
-    correlations = [np.corrcoef(a, b)[0, 1] for a, b in zip(*(side.T for side in canonical.transform(*reduced)), strict=True)]
+    correlations = [
+        np.corrcoef(a, b)[0, 1] for a, b in zip(*(side.T for side in canonical.transform(*reduced)), strict=True)
+    ]
     assert svcca(x, y, dim=3) == pytest.approx(np.mean(correlations), abs=1e-3)
     with pytest.raises(DataError, match="dim is 9: expected 1 to 8, the independent directions of x"):
         svcca(x, y, dim=9)
@@ -381,9 +440,13 @@ def test_joint_pca_has_one_basis_and_fixed_signs() -> None:
 
 
 def test_joint_pca_is_the_pca_of_scikit_learn_over_all_maps() -> None:
-    """Maps of other scales and sizes, of one layer and of two: rows in units of their map's root mean square, then median, quartiles and tanh."""
+    """Maps of other scales and sizes, of one layer and of two: rows in units of their map's root mean square, then
+    median, quartiles and tanh."""
     rng = torch.Generator().manual_seed(4)
-    maps = [torch.randn(2, 25, 6, generator=rng) * torch.tensor([5.0, 3, 2, 1, 1, 1]) + 1, 40 * torch.randn(18, 6, generator=rng).exp()]
+    maps = [
+        torch.randn(2, 25, 6, generator=rng) * torch.tensor([5.0, 3, 2, 1, 1, 1]) + 1,
+        40 * torch.randn(18, 6, generator=rng).exp(),
+    ]
     layers = [layer.double().numpy() for m in maps for layer in m.reshape(-1, *m.shape[-2:])]
     rows = np.concatenate([layer / np.sqrt((layer**2).mean()) for layer in layers])
     scores = PCA(3, svd_solver="full").fit_transform(rows)

@@ -1,4 +1,5 @@
-"""Visual positions, hidden states and answers, against transformers' own outputs; and wrong families that must not pass."""
+"""Visual positions, hidden states and answers, against transformers' own outputs; and wrong families that must not
+pass."""
 
 from __future__ import annotations
 
@@ -19,14 +20,17 @@ from workbench.mllm.validate import validate
 
 @pytest.fixture(scope="module")
 def mllm(runs_folder: Path) -> MLLM:
-    """The trained model with other weights: after twelve steps its norms are still nearly 1, which hides one that is applied twice."""
+    """The trained model with other weights: after twelve steps its norms are still nearly 1, which hides one that is
+    applied twice."""
     trained = MLLM.load(str(runs_folder / "viral"))
     return MLLM(randomize(trained.model), trained.processor, trained.family, trained.name)
 
 
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
-    return [scene[0] for scene in load_data("shapes:val", limit=4).scenes] + load_data("shapes:val", limit=4).samples[1:3]
+    return [scene[0] for scene in load_data("shapes:val", limit=4).scenes] + load_data("shapes:val", limit=4).samples[
+        1:3
+    ]
 
 
 def encode(mllm: MLLM, samples: list[Sample]):
@@ -80,7 +84,10 @@ def test_the_greedy_answer_is_the_likeliest_option(mllm: MLLM, samples: list[Sam
     few = mllm.option_logprobs(batch, [words[: 2 + i] for i in range(2)])
     assert [len(s) for s in few] == [2, 3]
     two_words = mllm.option_logprobs(encode(mllm, samples[:1]), [["yes no", "yes"]])[0]
-    assert two_words[1] == pytest.approx(float(scores[0][vocabulary.index("yes")]), abs=1e-4) and torch.isfinite(two_words).all()
+    assert (
+        two_words[1] == pytest.approx(float(scores[0][vocabulary.index("yes")]), abs=1e-4)
+        and torch.isfinite(two_words).all()
+    )
 
 
 def _moved(change: Callable[[VisualTokens], VisualTokens]) -> Callable[..., list[list[VisualTokens]]]:
@@ -109,7 +116,10 @@ def test_a_projector_that_transposes_the_picture_does_not_pass(mllm: MLLM) -> No
     projector = mllm.model.model.multi_modal_projector
     handle = projector.register_forward_hook(lambda _, __, out: out.unflatten(1, (8, 8)).transpose(1, 2).flatten(1, 2))
     try:
-        with pytest.raises(ModelError, match=r"painting cell .* at the projector's output more than its own .rows and columns look exchanged"):
+        with pytest.raises(
+            ModelError,
+            match=r"painting cell .* at the projector's output more than its own .rows and columns look exchanged",
+        ):
             validate(mllm)
     finally:
         handle.remove()
@@ -130,7 +140,10 @@ def test_bad_models_are_one_sentence(tmp_path: Path, mllm: MLLM, samples: list[S
     with pytest.raises(ModelError, match="'no/such-model' is neither a folder nor a hub id within reach"):
         MLLM.load("no/such-model")
     (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
-    with pytest.raises(UnknownNameError, match=r"unknown model architecture 'LlamaForCausalLM': .* LlavaForCond.* one file in workbench/mllm"):
+    with pytest.raises(
+        UnknownNameError,
+        match=r"unknown model architecture 'LlamaForCausalLM': .* LlavaForCond.* one file in workbench/mllm",
+    ):
         MLLM.load(str(tmp_path))
     with pytest.raises(ConfigError, match=r"layer 4 does not exist in .*: expected 0 to 3"):
         read(mllm, encode(mllm, samples[:1]), layers=[4])

@@ -1,4 +1,5 @@
-"""Models as commands name them: labels that tell them apart, names of one's own, and sentences for those that are not there."""
+"""Models as commands name them: labels that tell them apart, names of one's own, and sentences for those that are not
+there."""
 
 from __future__ import annotations
 
@@ -29,7 +30,15 @@ from workbench.runs import Run
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with folders of models."""
-    for name in ("runs/a/checkpoint-100", "runs/b/checkpoint-100", "runs/viral", "runs/a/viral-s0", "runs/b/viral-s0", "runs/b/viral-s1", "lr=0.1"):
+    for name in (
+        "runs/a/checkpoint-100",
+        "runs/b/checkpoint-100",
+        "runs/viral",
+        "runs/a/viral-s0",
+        "runs/b/viral-s0",
+        "runs/b/viral-s1",
+        "lr=0.1",
+    ):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -42,7 +51,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["runs/viral/"], ["viral"]),
         (["llava-hf/llava-1.5-7b-hf"], ["llava-1.5-7b-hf"]),
         (["runs/a/checkpoint-100", "runs/b/checkpoint-100"], ["a/checkpoint-100", "b/checkpoint-100"]),
-        (["runs/a/checkpoint-100", "runs/viral", "runs/b/checkpoint-100"], ["a/checkpoint-100", "viral", "b/checkpoint-100"]),
+        (
+            ["runs/a/checkpoint-100", "runs/viral", "runs/b/checkpoint-100"],
+            ["a/checkpoint-100", "viral", "b/checkpoint-100"],
+        ),
         (["one/llava", "two/llava"], ["one/llava", "two/llava"]),
         (["viral", "runs/viral"], ["viral", "runs/viral"]),
         (["mine=runs/viral", "runs/a/checkpoint-100"], ["mine", "checkpoint-100"]),
@@ -55,7 +67,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_labels_are_the_shortest_that_tell_models_apart(words: list[str], labels: list[str], here: Path) -> None:
     models = named_models(words)
-    assert list(models) == labels and all(word.endswith(model) for word, model in zip(words, models.values(), strict=True))
+    assert list(models) == labels and all(
+        word.endswith(model) for word, model in zip(words, models.values(), strict=True)
+    )
 
 
 def test_a_label_can_be_said_again(here: Path) -> None:
@@ -69,7 +83,10 @@ def test_a_label_can_be_said_again(here: Path) -> None:
     [
         ([], "no model given: expected --model FOLDER_OR_HUB_ID"),
         (["runs/viral", "runs/viral"], "model runs/viral is given twice: expected each model once"),
-        (["runs/viral", "./runs/../runs/viral/"], r"model \./runs/\.\./runs/viral/, which is runs/viral too is given twice"),
+        (
+            ["runs/viral", "./runs/../runs/viral/"],
+            r"model \./runs/\.\./runs/viral/, which is runs/viral too is given twice",
+        ),
         (["a=runs/viral", "b=runs/viral"], "model runs/viral is given twice"),
         (["a/b", "a/b"], "model a/b is given twice"),
         (["a=runs/viral", "a=runs/a/viral-s0"], "two models are called 'a': expected NAME=FOLDER with different names"),
@@ -111,10 +128,17 @@ def test_the_nearest_folder_is_named(name: str, near: str, here: Path) -> None:
     assert did_you_mean(name) == (f"; did you mean '{near}'?" if near else "")
 
 
-@pytest.mark.parametrize("name", ["./runs/virl", "/nowhere/at/all", "runs/a/checkpoint-10", "~/nothing", "runs/virl/", ""])
-def test_what_can_only_be_a_folder_is_not_asked_of_a_hub(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["./runs/virl", "/nowhere/at/all", "runs/a/checkpoint-10", "~/nothing", "runs/virl/", ""]
+)
+def test_what_can_only_be_a_folder_is_not_asked_of_a_hub(
+    name: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("workbench.mllm.load.AutoConfig", None)
-    with pytest.raises(ModelError, match="is neither a folder nor a hub id: expected the folder of a model, or an id such as NAME/MODEL") as refusal:
+    with pytest.raises(
+        ModelError,
+        match="is neither a folder nor a hub id: expected the folder of a model, or an id such as NAME/MODEL",
+    ) as refusal:
         load_config(name)
     assert len(str(refusal.value)) < 300 and "\n" not in str(refusal.value)
 
@@ -128,16 +152,24 @@ def test_a_file_is_no_model(here: Path) -> None:
 
 
 def test_a_hub_id_that_does_not_exist_may_be_a_folder(here: Path) -> None:
-    with pytest.raises(ModelError, match=r"model 'runs/virl' is neither a folder nor a hub id within reach \(.*\); did you mean 'runs/viral'\?$") as refusal:
+    with pytest.raises(
+        ModelError,
+        match=r"model 'runs/virl' is neither a folder nor a hub id within reach \(.*\); did you mean 'runs/viral'\?$",
+    ) as refusal:
         load_config("runs/virl")
     assert len(str(refusal.value)) < 300
 
 
 def test_names_and_paths_are_split() -> None:
-    assert split_name("a=b/c") == ("a", "b/c") and split_name("b/c") == ("", "b/c") and label_of("a=b/c") == "a" and label_of("b/c") == "c"
+    assert (
+        split_name("a=b/c") == ("a", "b/c")
+        and split_name("b/c") == ("", "b/c")
+        and label_of("a=b/c") == "a"
+        and label_of("b/c") == "c"
+    )
 
 
-# --- a model under several names -----------------------------------------------------------------------------------------------------------
+# --- a model under several names ------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +188,9 @@ def _analysis() -> Analysis:
     def measure(config: Any, context: Any) -> Result:
         return Result({"scores": pd.DataFrame({"score": [context.mllm.config.text_config.rms_norm_eps]})})
 
-    return Analysis("toy", "A toy", DataOptions, measure, lambda found: {}, lambda found: pd.DataFrame({"model": list(found)}))
+    return Analysis(
+        "toy", "A toy", DataOptions, measure, lambda found: {}, lambda found: pd.DataFrame({"model": list(found)})
+    )
 
 
 def test_each_model_has_its_numbers_whatever_it_is_called(pair: list[Path], tmp_path: Path) -> None:
@@ -174,7 +208,9 @@ def test_each_model_has_its_numbers_whatever_it_is_called(pair: list[Path], tmp_
     assert len(table) == 2 and table["label"].nunique() == 2  # what is the same is looked up
 
 
-def test_a_revision_reaches_the_hub_and_the_record(pair: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_revision_reaches_the_hub_and_the_record(
+    pair: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[Any] = []
     whole = MLLM.load(str(pair[0]), validate=False)
     whole.config._commit_hash = "c0ffee"
@@ -189,7 +225,10 @@ def test_a_revision_reaches_the_hub_and_the_record(pair: list[Path], tmp_path: P
     assert asked == [("some/model", "v1.2"), (str(pair[1]), None)]
     assert found["model"].record["commit"] == "c0ffee"
     assert runs.load(runs.folder_of(tmp_path, "toy", found["model"].key)).record["revision"] == "v1.2"
-    with pytest.raises(ConfigError, match=r"revision is v1\.2, and .*checkpoint-1 is a folder: expected a hub id, since a folder has no revisions"):
+    with pytest.raises(
+        ConfigError,
+        match=r"revision is v1\.2, and .*checkpoint-1 is a folder: expected a hub id, since a folder has no revisions",
+    ):
         execute(_analysis(), DataOptions(limit=2), dataclasses.replace(where, model=(str(pair[1]),)), [])
 
 
@@ -198,15 +237,27 @@ def test_the_trainers_models_have_revisions() -> None:
 
     assert ModelConfig(name="some/model", revision="v1").revision == "v1"
     assert (
-        ModelConfig(kind="assembled", vision_encoder="some/clip", vision_encoder_revision="a", language="some/llama", language_revision="b").language_revision
+        ModelConfig(
+            kind="assembled",
+            vision_encoder="some/clip",
+            vision_encoder_revision="a",
+            language="some/llama",
+            language_revision="b",
+        ).language_revision
         == "b"
     )
-    for wrong in ({"revision": "v1"}, {"vision_encoder_revision": "v1"}, {"language_revision": "v1", "language": "smollm2-135m-instruct"}):
+    for wrong in (
+        {"revision": "v1"},
+        {"vision_encoder_revision": "v1"},
+        {"language_revision": "v1", "language": "smollm2-135m-instruct"},
+    ):
         with pytest.raises(ConfigError, match="revision is v1: expected none, since "):
             ModelConfig(**wrong)  # type: ignore[arg-type]
 
 
-def test_all_analyses_keep_two_folders_of_one_name_apart(pair: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_analyses_keep_two_folders_of_one_name_apart(
+    pair: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from analyses.all.__main__ import Budget, _section
     from workbench.models import named_models as names
 

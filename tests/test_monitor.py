@@ -1,4 +1,5 @@
-"""What is watched while training, and the card of the model: by independent computations, on one small run in this process."""
+"""What is watched while training, and the card of the model: by independent computations, on one small run in this
+process."""
 
 from __future__ import annotations
 
@@ -65,7 +66,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_evaluation_is_made_once_and_no_head_is_warned_of(folder: Path) -> None:
     log = pd.read_parquet(folder / "training.parquet")
-    assert log["accuracy/mean"].dropna().index.size == 2 and log.loc[log["accuracy/mean"].notna(), "step"].tolist() == [5, 8]
+    assert log["accuracy/mean"].dropna().index.size == 2 and log.loc[log["accuracy/mean"].notna(), "step"].tolist() == [
+        5,
+        8,
+    ]
     assert training_record(folder)["warnings"] == [] and "warning" not in log
 
 
@@ -75,32 +79,52 @@ def test_accuracy_in_the_log_has_what_the_last_table_has(folder: Path) -> None:
     for category, row in table.iterrows():
         own = score_log(log, f"accuracy/{'mean' if category == MEAN else category}")
         last = own.iloc[-1]
-        assert own["step"].tolist() == [5, 8] and last["score"] == row["accuracy"] and (last["n"], last["chance"]) == (row["n"], row["chance"])
-        assert (last["low"], last["high"]) == (row["low"], row["high"]) and 0 <= last["low"] <= last["score"] <= last["high"] <= 1
-    assert MEAN in table.index and table.loc[MEAN, "accuracy"] == pytest.approx(table.drop(index=MEAN)["accuracy"].mean())
+        assert (
+            own["step"].tolist() == [5, 8]
+            and last["score"] == row["accuracy"]
+            and (last["n"], last["chance"]) == (row["n"], row["chance"])
+        )
+        assert (last["low"], last["high"]) == (row["low"], row["high"]) and 0 <= last["low"] <= last["score"] <= last[
+            "high"
+        ] <= 1
+    assert MEAN in table.index and table.loc[MEAN, "accuracy"] == pytest.approx(
+        table.drop(index=MEAN)["accuracy"].mean()
+    )
     before = score_log(log[["step", "accuracy/mean"]], "accuracy/mean")  # a log from before there were intervals
     assert before["score"].notna().all() and before[["low", "high", "chance", "n"]].isna().all(axis=None)
 
 
 def test_cknna_in_the_log_is_that_of_the_stored_model(folder: Path) -> None:
-    """The last row against the plain path: the folder loaded by transformers, its hidden states read, the VFM's patches, the metric image by image."""
+    """The last row against the plain path: the folder loaded by transformers, its hidden states read, the VFM's
+    patches, the metric image by image."""
     mllm, vfm = MLLM.load(str(folder)), load_vfm("efficientnet-lite0")
     scenes = load_data("shapes:val", limit=5).scenes
     batch = mllm.encode([scene[0].image for scene in scenes], [scene[0].question for scene in scenes])
     patches = patches_under(vfm, [scene[0].image for scene in scenes], mllm.visual_tokens(batch))
-    values = [cknna(own.values[0], other[0], k=10) for own, other in zip(read(mllm, batch, layers=[2]), patches, strict=True)]
+    values = [
+        cknna(own.values[0], other[0], k=10) for own, other in zip(read(mllm, batch, layers=[2]), patches, strict=True)
+    ]
     table = cknna_log(folder)
     assert table["step"].tolist() == [5, 8] and set(table["of"]) == {"layer 2, efficientnet-lite0"}
     last = table.iloc[-1]
     assert last["score"] == pytest.approx(np.mean(values), abs=1e-5)
     interval = bootstrap_ci(values, seed=0)
     assert (last["low"], last["high"]) == pytest.approx((interval.low, interval.high), abs=1e-5)
-    assert (last["n"], last["k"], last["n_images"]) == (64, 10, 5) and 0 < last["null_mean"] < last["null_q95"] < last["score"]
+    assert (last["n"], last["k"], last["n_images"]) == (64, 10, 5) and 0 < last["null_mean"] < last["null_q95"] < last[
+        "score"
+    ]
     record = training_record(folder)["cknna"]
-    assert record["layers"] == [2] and record["n"] == 64 and record["permutations"] == 20 and record["vfm_fingerprint"] == vfm.record()["vfm_fingerprint"]
+    assert (
+        record["layers"] == [2]
+        and record["n"] == 64
+        and record["permutations"] == 20
+        and record["vfm_fingerprint"] == vfm.record()["vfm_fingerprint"]
+    )
 
 
-def test_a_baseline_is_measured_in_its_middle_layer_and_goes_on_without_a_vfm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_baseline_is_measured_in_its_middle_layer_and_goes_on_without_a_vfm(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     plain = replace(TINY, alignment=AlignmentConfig())
     prepared = PackedSetup.from_recipe(plain)
     subset, said = subset_alignment(plain, prepared)
@@ -114,9 +138,16 @@ def test_a_baseline_is_measured_in_its_middle_layer_and_goes_on_without_a_vfm(mo
     assert subset_alignment(replace(plain, monitor=MonitorConfig(cknna_images=0)), prepared) == (None, [])
 
 
-def test_a_head_that_stands_still_is_named_in_log_and_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_head_that_stands_still_is_named_in_log_and_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With weight 0 its gradient is zero and weight decay alone moves its matrices; that is no movement."""
-    recipe = replace(TINY, output_dir=tmp_path / "out", alignment=replace(TINY.alignment, weight=0.0, layer=(2, 3)), monitor=MonitorConfig(0, head_steps=3))
+    recipe = replace(
+        TINY,
+        output_dir=tmp_path / "out",
+        alignment=replace(TINY.alignment, weight=0.0, layer=(2, 3)),
+        monitor=MonitorConfig(0, head_steps=3),
+    )
     train(recipe, ["test"])
     said = training_record(tmp_path / "out")["warnings"]
     assert [s.split(" tensors")[0] for s in said] == [
@@ -130,19 +161,24 @@ def test_a_head_that_stands_still_is_named_in_log_and_record(tmp_path: Path, cap
 def test_a_resumed_run_warns_of_a_head_when_the_uninterrupted_one_does(tmp_path: Path, step: int) -> None:
     """Resumed before the warning, and after it: the same rows at the same steps."""
     alignment, saved = replace(TINY.alignment, weight=0.0), {"save_every": 2, "keep_checkpoints": None}
-    recipe = replace(TINY, output_dir=tmp_path / "whole", alignment=alignment, monitor=MonitorConfig(0, head_steps=3), **saved)  # type: ignore[arg-type]
+    recipe = replace(
+        TINY, output_dir=tmp_path / "whole", alignment=alignment, monitor=MonitorConfig(0, head_steps=3), **saved
+    )  # type: ignore[arg-type]
     train(recipe, ["test"])
     cut = tmp_path / "cut"  # what a run leaves that is killed after this checkpoint
     shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", cut / f"checkpoint-{step}")
     shutil.copy(tmp_path / "whole" / "recipe.yaml", cut)
     train(replace(recipe, output_dir=cut, resume=True), ["test"])
-    pd.testing.assert_frame_equal(*(pd.read_parquet(tmp_path / name / "training.parquet").drop(columns="seconds") for name in ("whole", "cut")))
+    pd.testing.assert_frame_equal(
+        *(pd.read_parquet(tmp_path / name / "training.parquet").drop(columns="seconds") for name in ("whole", "cut"))
+    )
     assert training_record(cut)["warnings"] == training_record(tmp_path / "whole")["warnings"] != []
 
 
 @pytest.mark.parametrize("moved", [True, False])
 def test_a_head_is_compared_with_what_it_was_before_the_checkpoint(moved: bool) -> None:
-    """Moved before the checkpoint and still after it is no reason to warn, and the steps that the sentence counts are those it compares."""
+    """Moved before the checkpoint and still after it is no reason to warn, and the steps that the sentence counts are
+    those it compares."""
     model, state = nn.Module(), TrainerState(max_steps=9)
     model.alignment = Alignment({1: 4}, {"vfm": 3}, "cosine", "each", 2)
     args = TrainingArguments(report_to=[])
@@ -161,14 +197,22 @@ def test_a_head_is_compared_with_what_it_was_before_the_checkpoint(moved: bool) 
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_batch(tmp_path: Path) -> None:
-    recipe = replace(TINY, output_dir=tmp_path / "out", optim=replace(TINY.optim, learning_rate=1e30, warmup=0, max_grad_norm=1e30), save_every=2)
+    recipe = replace(
+        TINY,
+        output_dir=tmp_path / "out",
+        optim=replace(TINY.optim, learning_rate=1e30, warmup=0, max_grad_norm=1e30),
+        save_every=2,
+    )
     with pytest.raises(RunError, match=r"lm_loss is (nan|inf).* at step \d: training stopped") as stopped:
         train(recipe, ["test"])
     (file,) = (tmp_path / "out").glob("not_finite-step-*.safetensors")
     batch = load_file(file)
     assert str(file) in str(stopped.value) and not (tmp_path / "out" / "training.json").exists()
     assert batch["input_ids"].shape[0] == 4 and batch["targets.efficientnet-lite0"].shape == (4, 64, 112)
-    known = {tuple(ids[ids != 0].tolist()) for ids in (PackedSetup.from_recipe(recipe).train[i]["input_ids"] for i in range(24))}
+    known = {
+        tuple(ids[ids != 0].tolist())
+        for ids in (PackedSetup.from_recipe(recipe).train[i]["input_ids"] for i in range(24))
+    }
     assert {tuple(ids[ids != 0].tolist()) for ids in batch["input_ids"]} <= known
 
 
@@ -176,7 +220,12 @@ def test_a_loss_that_is_not_finite_stops_with_its_batch(tmp_path: Path) -> None:
 def test_a_gradient_that_is_not_finite_stops_before_a_checkpoint_has_it(step: int, tmp_path: Path) -> None:
     """The loss of the step, which may be the last one, is finite."""
     recipe = replace(
-        TINY, output_dir=tmp_path / "out", optim=replace(TINY.optim, steps=3, batch_size=2, accumulation=2), log_every=1, eval_every=3, save_every=1
+        TINY,
+        output_dir=tmp_path / "out",
+        optim=replace(TINY.optim, steps=3, batch_size=2, accumulation=2),
+        log_every=1,
+        eval_every=3,
+        save_every=1,
     )
     trainer, seen = build_trainer(recipe, PackedSetup.from_recipe(recipe)), []
 
@@ -185,7 +234,9 @@ def test_a_gradient_that_is_not_finite_stops_before_a_checkpoint_has_it(step: in
         return gradient * (float("nan") if len(seen) == 2 * step else 1.0)
 
     trainer.setup.model.base.model.multi_modal_projector.linear_1.weight.register_hook(spoil)
-    with pytest.raises(RunError, match=rf"grad_norm is nan at step {step}: training stopped before a checkpoint has it"):
+    with pytest.raises(
+        RunError, match=rf"grad_norm is nan at step {step}: training stopped before a checkpoint has it"
+    ):
         trainer.run()
     assert sorted(int(p.name.split("-")[1]) for p in (tmp_path / "out").glob("checkpoint-*")) == list(range(1, step))
     batch = load_file(tmp_path / "out" / f"not_finite-step-{step}.safetensors")
@@ -205,7 +256,9 @@ def test_counts_that_differ_are_an_error_and_never_skipped() -> None:
         check([item | {"targets": {name: value[:-1] for name, value in item["targets"].items()}} for item in items])
 
 
-def test_a_tracker_without_its_package_is_one_sentence_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_without_its_package_is_one_sentence_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     progress_log.check_trackers(["tensorboard"])
     monkeypatch.setitem(progress_log.PACKAGES, "wandb", "no_such_tracker")
     with pytest.raises(ConfigError, match="report_to is wandb: expected the package no_such_tracker"):
@@ -218,7 +271,9 @@ def test_a_tracker_without_its_package_is_one_sentence_before_training(tmp_path:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_progress_is_a_bar_with_both_losses_on_a_terminal_and_a_line_elsewhere(terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_a_bar_with_both_losses_on_a_terminal_and_a_line_elsewhere(
+    terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outer, inner = os.openpty() if terminal else os.pipe()
     if terminal:
         termios.tcsetwinsize(inner, (24, 120))
@@ -234,7 +289,11 @@ def test_progress_is_a_bar_with_both_losses_on_a_terminal_and_a_line_elsewhere(t
         stream.flush()
         said = os.read(outer, 100_000).decode()
     monkeypatch.undo()
-    assert ("\r" in said and "3/3" in said and "lm=2.500" in said and "align=-0.250" in said) if terminal else "name: step 3/3  lm 2.500  align -0.250" in said
+    assert (
+        ("\r" in said and "3/3" in said and "lm=2.500" in said and "align=-0.250" in said)
+        if terminal
+        else "name: step 3/3  lm 2.500  align -0.250" in said
+    )
     assert len(pd.read_parquet(tmp_path / "name" / "training.parquet")) == 3
 
 
@@ -246,23 +305,41 @@ def test_heads_of_one_layer_and_of_several_have_names() -> None:
             self.alignment.sharing, self.alignment.layers, self.alignment.dims = sharing, (2, 3), {"a": 4, "b": 4}
             self.alignment.heads = torch.nn.ModuleList(AlignmentHead(4, 4, 4) for _ in range(count))
 
-    assert [name for name, _ in early._heads(Model("each", 4))] == ["layer 2 with a", "layer 2 with b", "layer 3 with a", "layer 3 with b"]
+    assert [name for name, _ in early._heads(Model("each", 4))] == [
+        "layer 2 with a",
+        "layer 2 with b",
+        "layer 3 with a",
+        "layer 3 with b",
+    ]
     assert [name for name, _ in early._heads(Model("shared", 2))] == ["all layers with a", "all layers with b"]
     assert list(early._heads(Model("none", 0))) == [] and list(early._heads(torch.nn.Linear(1, 1))) == []
 
 
-# --- the card ------------------------------------------------------------------------------------------------------------------------------
+# --- the card -------------------------------------------------------------------------------------
 
 
 def test_the_card_says_what_is_in_the_folder(folder: Path) -> None:
     text = (folder / "README.md").read_text()
-    assert text.startswith("---\n") and "base_model:\n- facebook/dinov2-small\n" in text and "pipeline_tag: image-text-to-text" in text
+    assert (
+        text.startswith("---\n")
+        and "base_model:\n- facebook/dinov2-small\n" in text
+        and "pipeline_tag: image-text-to-text" in text
+    )
     record = training_record(folder)
-    for part in ("DINOv2 itself is Apache-2.0", record["tower_fingerprint"], record["vfm_fingerprint"], record["data"], "L_LM + 0.5 * L_VRA", "seed 0"):
+    for part in (
+        "DINOv2 itself is Apache-2.0",
+        record["tower_fingerprint"],
+        record["vfm_fingerprint"],
+        record["data"],
+        "L_LM + 0.5 * L_VRA",
+        "seed 0",
+    ):
         assert part in text, part
     accuracy = pd.read_parquet(folder / "accuracy.parquet").set_index("category").loc["exist"]
     interval = f"{accuracy['low']:.3f} to {accuracy['high']:.3f}"
-    asked = f"{accuracy['n']:.0f} questions, {accuracy['n_images']:.0f} images" + (", too few to say much" if accuracy["few"] else "")
+    asked = f"{accuracy['n']:.0f} questions, {accuracy['n_images']:.0f} images" + (
+        ", too few to say much" if accuracy["few"] else ""
+    )
     row = f"| accuracy, exist | {accuracy['accuracy']:.3f} | {interval} | 0.500 | {asked} |"
     assert row in text and "| CKNNA, layer 2, efficientnet-lite0, k = 10 |" in text and "64 tokens, 5 images" in text
     scope: dict[str, object] = {"FOLDER_OR_NAME": str(folder)}
@@ -278,9 +355,22 @@ def test_no_private_path_is_in_the_card_or_in_what_is_sent(folder: Path) -> None
     record["warnings"] = ["CKNNA is not measured during training: /home/secret/vfm has no model.safetensors"]
     record["argv"] = ["/home/secret/trainer"]
     text = card(record, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder))
-    assert "secret" not in text and "# mine\n" in text and "folder:photos" in text and "| start | stage1 |" in text and "facebook/dinov2-small" in text
+    assert (
+        "secret" not in text
+        and "# mine\n" in text
+        and "folder:photos" in text
+        and "| start | stage1 |" in text
+        and "facebook/dinov2-small" in text
+    )
     names = sent_files(folder)
-    assert {"README.md", "model.safetensors", "alignment_head.safetensors", "config.json", "tokenizer.json", "accuracy.parquet"} <= set(names)
+    assert {
+        "README.md",
+        "model.safetensors",
+        "alignment_head.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "accuracy.parquet",
+    } <= set(names)
     assert not {"recipe.yaml", "training.json", "training.parquet", "evaluation.parquet"} & set(names)
     private = [str(folder.parent).encode(), os.environ.get("VIRAL_CACHE", str(Path.home())).encode()]
     assert not [name for name in names for path in private if path in (folder / name).read_bytes()]
@@ -309,19 +399,36 @@ def test_a_residual_model_says_that_it_needs_mllm_load(folder: Path) -> None:
     record = json.loads(json.dumps(training_record(folder)))
     record["recipe"]["alignment"] |= {"objective": "none", "residual": "encoder"}
     text = card(record, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder))
-    assert "MLLM.load(FOLDER_OR_NAME)" in text and "AutoModel" not in text and "another model" in text and "alignment target" not in text
+    assert (
+        "MLLM.load(FOLDER_OR_NAME)" in text
+        and "AutoModel" not in text
+        and "another model" in text
+        and "alignment target" not in text
+    )
 
 
 def test_the_card_names_hub_ids_whole_and_what_a_folder_came_from(folder: Path, tmp_path: Path) -> None:
-    first = as_mapping(Recipe(model=ModelConfig(kind="assembled", vision_encoder="google/siglip2-so400m-patch16-384", language="lmsys/vicuna-7b-v1.5")))
+    first = as_mapping(
+        Recipe(
+            model=ModelConfig(
+                kind="assembled", vision_encoder="google/siglip2-so400m-patch16-384", language="lmsys/vicuna-7b-v1.5"
+            )
+        )
+    )
     (tmp_path / "stage1").mkdir()
     (tmp_path / "stage1" / "training.json").write_text(json.dumps({"recipe": first, "origins": origins(first)}))
     record = json.loads(json.dumps(training_record(folder))) | {"model_fingerprint": "abc"}
     del record["origins"]
     record["recipe"] |= {"model": as_mapping(ModelConfig(name=str(tmp_path / "stage1")))}
     text = card(record, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder))
-    assert "base_model:\n- google/siglip2-so400m-patch16-384\n- lmsys/vicuna-7b-v1.5\n" in text and str(tmp_path) not in text
-    assert "| model | stage1 | a training of this workbench | abc |" in text and "| language model of stage1 | lmsys/vicuna-7b-v1.5 | the hub |" in text
+    assert (
+        "base_model:\n- google/siglip2-so400m-patch16-384\n- lmsys/vicuna-7b-v1.5\n" in text
+        and str(tmp_path) not in text
+    )
+    assert (
+        "| model | stage1 | a training of this workbench | abc |" in text
+        and "| language model of stage1 | lmsys/vicuna-7b-v1.5 | the hub |" in text
+    )
     record["recipe"] |= {"model": as_mapping(ModelConfig(name="llava-hf/llava-1.5-7b-hf"))}
     text = card(record, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder))
     assert "base_model:\n- llava-hf/llava-1.5-7b-hf\n" in text and "name: llava-hf/llava-1.5-7b-hf" in text
@@ -331,7 +438,11 @@ def test_a_control_is_not_presented_as_viral(folder: Path) -> None:
     record = json.loads(json.dumps(training_record(folder)))
     record["recipe"]["alignment"] |= {"images": "others", "schedule": "linear"}
     text = card(record, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder))
-    assert "as a control of VIRAL" in text and "control: targets of other images" in text and "L_LM + lambda(step) * L_VRA" in text
+    assert (
+        "as a control of VIRAL" in text
+        and "control: targets of other images" in text
+        and "L_LM + lambda(step) * L_VRA" in text
+    )
 
 
 def test_a_push_that_cannot_be_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,11 +468,23 @@ def hub() -> Iterator[tuple[str, dict[str, object]]]:
                 seen["create"], seen["token"] = json.loads(body), self.headers["Authorization"]
                 answer = {"url": f"{address}/me/mine", "id": "0", "name": "me/mine"}
             elif "/preupload/" in self.path:
-                answer = {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]}
+                answer = {
+                    "files": [
+                        {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                        for f in json.loads(body)["files"]
+                    ]
+                }
             elif "/commit/" in self.path:
                 rows = [json.loads(line) for line in body.decode().splitlines()]
-                seen["files"] = {r["value"]["path"]: base64.b64decode(r["value"]["content"]) for r in rows if r["key"] == "file"}
-                answer = {"success": True, "commitOid": "0" * 40, "commitUrl": f"{address}/me/mine/commit/{'0' * 40}", "hookOutput": ""}
+                seen["files"] = {
+                    r["value"]["path"]: base64.b64decode(r["value"]["content"]) for r in rows if r["key"] == "file"
+                }
+                answer = {
+                    "success": True,
+                    "commitOid": "0" * 40,
+                    "commitUrl": f"{address}/me/mine/commit/{'0' * 40}",
+                    "hookOutput": "",
+                }
             self._send(answer)
 
         def do_GET(self) -> None:
@@ -393,7 +516,20 @@ def hub() -> Iterator[tuple[str, dict[str, object]]]:
 
 def test_push_sends_model_and_card_and_nothing_else(folder: Path, hub: tuple[str, dict[str, object]]) -> None:
     address, seen = hub
-    done = run("trainer.card", str(folder), "--push_to_hub", "me/mine", HF_ENDPOINT=address, HF_HUB_OFFLINE="0", HF_TOKEN="hf_none", HF_HUB_DISABLE_XET="1")
+    done = run(
+        "trainer.card",
+        str(folder),
+        "--push_to_hub",
+        "me/mine",
+        HF_ENDPOINT=address,
+        HF_HUB_OFFLINE="0",
+        HF_TOKEN="hf_none",
+        HF_HUB_DISABLE_XET="1",
+    )
     assert done.stdout.strip() == f"{address}/me/mine"
-    assert seen["create"]["name"] == "mine" and seen["create"]["visibility"] == "private" and seen["token"] == "Bearer hf_none"  # type: ignore[index]
+    assert (
+        seen["create"]["name"] == "mine"
+        and seen["create"]["visibility"] == "private"
+        and seen["token"] == "Bearer hf_none"
+    )  # type: ignore[index]
     assert seen["files"] == {name: (folder / name).read_bytes() for name in sent_files(folder)}

@@ -26,20 +26,31 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_file_of_the_package_has_its_name(kind: Kind) -> None:
     files = sorted((ROOT / kind.package / kind.folder).glob("*.yaml"))
     assert list(kind.files().values()) == files and [kind.find(file.stem) for file in files] == files
-    assert [kind.find(f"{kind.package}/{kind.folder}/{file.name}") for file in files] == files  # as the pages and the ledger write them
+    # as the pages and the ledger write them
+    assert [kind.find(f"{kind.package}/{kind.folder}/{file.name}") for file in files] == files
 
 
 def test_a_path_is_the_users(elsewhere: Path) -> None:
     (elsewhere / "mine.yaml").write_text("seed: 5")
     (elsewhere / "shapes_viral").write_text("seed: 6")
     assert RECIPES.find("mine.yaml") == Path("mine.yaml") and RECIPES.find("./shapes_viral") == Path("shapes_viral")
-    assert RECIPES.find("shapes_viral") == ROOT / "trainer" / "recipes" / "shapes_viral.yaml"  # a file of that name in the current folder changes nothing
-    assert RECIPES.find("other/shapes_viral.yaml") == Path("other/shapes_viral.yaml")  # whoever reads it says that it is not there
+    # a file of that name in the current folder changes nothing
+    assert RECIPES.find("shapes_viral") == ROOT / "trainer" / "recipes" / "shapes_viral.yaml"
+    # whoever reads it says that it is not there
+    assert RECIPES.find("other/shapes_viral.yaml") == Path("other/shapes_viral.yaml")
     (elsewhere / "trainer" / "recipes").mkdir(parents=True)
     (elsewhere / "trainer" / "recipes" / "shapes_viral.yaml").write_text("seed: 7")
-    assert read(["trainer/recipes/shapes_viral.yaml"]).seed == 7 and read(["shapes_viral"]).seed == 0 and read(["mine.yaml"]).seed == 5
-    with pytest.raises(ConfigError, match=r"no recipe trainer/recipes/shapes_stage1\.yaml: .*did you mean 'trainer/recipes/shapes_viral\.yaml'\?"):
-        read(["trainer/recipes/shapes_stage1.yaml"])  # the current folder has recipes of its own: none of ours is taken for one of them
+    assert (
+        read(["trainer/recipes/shapes_viral.yaml"]).seed == 7
+        and read(["shapes_viral"]).seed == 0
+        and read(["mine.yaml"]).seed == 5
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"no recipe trainer/recipes/shapes_stage1\.yaml: .*did you mean 'trainer/recipes/shapes_viral\.yaml'\?",
+    ):
+        # the current folder has recipes of its own: none of ours is taken for one of them
+        read(["trainer/recipes/shapes_stage1.yaml"])
 
 
 @pytest.mark.parametrize(
@@ -55,7 +66,10 @@ def test_a_path_is_the_users(elsewhere: Path) -> None:
 )
 def test_a_name_that_is_not_there_has_its_nearest(kind: Kind, word: str, near: str, elsewhere: Path) -> None:
     (elsewhere / "mine.yaml").write_text("")
-    with pytest.raises(UnknownNameError, match=rf"^unknown {kind.word} '.*': expected one of .*or the path of a YAML file; did you mean '{near}'\?$") as error:
+    with pytest.raises(
+        UnknownNameError,
+        match=rf"^unknown {kind.word} '.*': expected one of .*or the path of a YAML file; did you mean '{near}'\?$",
+    ) as error:
         kind.find(word)
     assert len(str(error.value)) < 300
 
@@ -79,10 +93,16 @@ def test_a_first_stage_is_found_beside_its_recipe() -> None:
 
 def test_where_a_file_is(capsys: pytest.CaptureFixture[str]) -> None:
     main(["ddp", "sweep/demo"])
-    assert capsys.readouterr().out == f"{ROOT / 'trainer' / 'launch' / 'ddp.yaml'}\n{ROOT / 'trainer' / 'sweeps' / 'demo.yaml'}\n"
+    assert (
+        capsys.readouterr().out
+        == f"{ROOT / 'trainer' / 'launch' / 'ddp.yaml'}\n{ROOT / 'trainer' / 'sweeps' / 'demo.yaml'}\n"
+    )
     main([])
     listed = capsys.readouterr().out
-    assert all(f"  {file.stem} " in listed for kind in KINDS for file in kind.files().values()) and "The pair of `viral demo`: one stage" in listed
+    assert (
+        all(f"  {file.stem} " in listed for kind in KINDS for file in kind.files().values())
+        and "The pair of `viral demo`: one stage" in listed
+    )
     for word, near in (("dpp", "ddp"), ("sweep/dmeo", "sweep/demo")):
         with pytest.raises(UnknownNameError, match=rf"did you mean '{near}'\?"):
             path_of(word)
@@ -90,7 +110,10 @@ def test_where_a_file_is(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_name_of_two_kinds_must_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workbench.paths.KINDS", (RECIPES, Kind("copy", "copies", "trainer", "recipes")))
-    with pytest.raises(ConfigError, match=r"'shapes_viral' is the name of several files: expected one of recipe/shapes_viral, copy/shapes_viral"):
+    with pytest.raises(
+        ConfigError,
+        match=r"'shapes_viral' is the name of several files: expected one of recipe/shapes_viral, copy/shapes_viral",
+    ):
         path_of("shapes_viral")
     assert path_of("copy/shapes_viral") == path_of("recipe/shapes_viral")
 

@@ -1,4 +1,5 @@
-"""Packed questions without padding: the numbers of a padded batch under a block-diagonal mask, which is written out here."""
+"""Packed questions without padding: the numbers of a padded batch under a block-diagonal mask, which is written out
+here."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ SEGMENTS = torch.tensor([[0, 0, 1, 1, 2, 3, 3, 3], [0, 0, 1, -1, -1, -1, -1, -1]
 
 
 def mask_of(segments: Tensor) -> Tensor:
-    """(b, 1, s, s) bool by the definition: a token sees the prefix and its own question, up to itself; padding sees itself."""
+    """(b, 1, s, s) bool by the definition: a token sees the prefix and its own question, up to itself; padding sees
+    itself."""
     length = segments.shape[1]
     mask = torch.zeros(len(segments), 1, length, length, dtype=torch.bool)
     for row, of in enumerate(segments.tolist()):
@@ -37,7 +39,9 @@ def positions_of(segments: Tensor) -> Tensor:
 
 def test_the_layout_of_a_batch_is_read_off_its_segments() -> None:
     packing = Packing.of(SEGMENTS)
-    assert packing.prefix.tolist() == [[0, 1, 0], [8, 9, 0], [11, 12, 13]] and packing.in_prefix.tolist() == [[True, True, False]] * 2 + [[True] * 3]
+    assert packing.prefix.tolist() == [[0, 1, 0], [8, 9, 0], [11, 12, 13]] and packing.in_prefix.tolist() == [
+        [True, True, False]
+    ] * 2 + [[True] * 3]
     assert packing.questions.tolist() == [
         [[2, 3, 0, 0], [4, 0, 0, 0], [5, 6, 7, 0], [0] * 4],
         [[10, 0, 0, 0]] + [[0] * 4] * 3,
@@ -76,7 +80,13 @@ def test_values_go_into_the_sequence_and_back() -> None:
 def test_packed_logits_and_gradients_are_those_of_the_padded_batch(kind: str, segments: Tensor) -> None:
     """In float64 (but for the norms, which transformers takes in float32), with shared key heads and without."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
     model: torch.nn.Module
     if kind == "qwen3":
         model = Qwen3ForCausalLM(Qwen3Config(**sizes, num_key_value_heads=4, head_dim=8, initializer_range=0.3))
@@ -96,7 +106,13 @@ def test_packed_logits_and_gradients_are_those_of_the_padded_batch(kind: str, se
     model.set_attn_implementation(NAME)
     packing = Packing.of(segments)
     nothing = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-    output = model(input_ids=packing.flat(ids), attention_mask=nothing, position_ids=packing.flat(positions), packing=packing, use_cache=False).logits
+    output = model(
+        input_ids=packing.flat(ids),
+        attention_mask=nothing,
+        position_ids=packing.flat(positions),
+        packing=packing,
+        use_cache=False,
+    ).logits
     packed = packing.padded(output)
     torch.testing.assert_close(packed[real], plain[real], atol=1e-6, rtol=1e-5)
     for found, wanted in zip(gradients(packed), expected, strict=True):
@@ -105,7 +121,9 @@ def test_packed_logits_and_gradients_are_those_of_the_padded_batch(kind: str, se
 
 def test_without_a_packing_the_model_attends_as_ever() -> None:
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)).eval()
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    ).eval()
     inputs = {"input_ids": torch.randint(5, 40, (2, 6)), "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])}
     plain = model(**inputs).logits
     use_packed_attention(model)
@@ -115,7 +133,14 @@ def test_without_a_packing_the_model_attends_as_ever() -> None:
 def test_blocks_that_do_not_see_everything_are_refused() -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    config = Qwen2Config(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4)
+    config = Qwen2Config(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+    )
     config.layer_types = ["full_attention", "sliding_attention"]
     with pytest.raises(ConfigError, match="sliding_attention: expected full attention in every block"):
         use_packed_attention(Qwen2ForCausalLM(config))

@@ -37,7 +37,9 @@ def changed(mllm: MLLM, change: Any) -> MLLM:
 
 def patched(monkeypatch: pytest.MonkeyPatch, target: MLLM, source: MLLM, **options: Any) -> Any:
     monkeypatch.setattr(patching, "_load", lambda *_: source)
-    return patching.run(Config(source="source", questions=0, **options), Context(target, planted(), batch_size=3)).tables
+    return patching.run(
+        Config(source="source", questions=0, **options), Context(target, planted(), batch_size=3)
+    ).tables
 
 
 def test_patching_a_model_with_itself_changes_nothing(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,19 +47,26 @@ def test_patching_a_model_with_itself_changes_nothing(folders: Path, monkeypatch
     table = patched(monkeypatch, mllm, mllm)["scores"]
     assert set(table["layer"]) == {0, 1, 2, 3, 4} and set(table["kind"]) == {PATCHED, SELF}
     assert (table["accuracy_drop"] == 0).all() and (table["kl"] < 1e-6).all() and (table["n_images"] == 4).all()
-    assert (table["low"] < 0).all() and (table["high"] > 0).all() and table["few"].all()  # four images leave room for a drop
+    # four images leave room for a drop
+    assert (table["low"] < 0).all() and (table["high"] > 0).all() and table["few"].all()
 
 
 def test_a_blind_model_answers_with_the_tokens_of_one_that_sees(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: the target is the source but for its connector, so that the source's tokens at layer 0 give the source's own answers."""
+    """Planted: the target is the source but for its connector, so that the source's tokens at layer 0 give the source's
+    own answers."""
     source = model("llava", folders)
     blind = changed(source, lambda m: m.multi_modal_projector.linear_2.weight.zero_())
     quiz = Quiz(source, planted().scenes, 4)
     expected = quiz.scored(Quiz(blind, planted().scenes, 4).logprobs(), quiz.logprobs()).set_index("id")
     samples = patched(monkeypatch, blind, source)["samples"]
     own = samples[(samples["kind"] == PATCHED) & (samples["layer"] == 0)].set_index("id").loc[expected.index]
-    assert (own["correct_after"] == expected["correct_after"]).all() and np.allclose(own["kl"], expected["kl"], atol=1e-5) and (own["kl"] > 1e-5).any()
-    assert (samples[(samples["kind"] == PATCHED) & (samples["layer"] == 4)]["kl"] < 1e-6).all()  # nothing reads them after the last block
+    assert (
+        (own["correct_after"] == expected["correct_after"]).all()
+        and np.allclose(own["kl"], expected["kl"], atol=1e-5)
+        and (own["kl"] > 1e-5).any()
+    )
+    # nothing reads them after the last block
+    assert (samples[(samples["kind"] == PATCHED) & (samples["layer"] == 4)]["kl"] < 1e-6).all()
     assert (samples[samples["kind"] == SELF]["kl"] < 1e-6).all()
 
 
@@ -71,7 +80,9 @@ def test_other_blocks_read_the_same_projection_but_other_layers(folders: Path, m
 
 def test_models_that_do_not_fit_are_refused(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     llava, other, pali = model("llava", folders), model("llava_onevision", folders), model("paligemma", folders)
-    with pytest.raises(ConfigError, match=r"llava_onevision and .*llava have different tokenisers: expected the same one"):
+    with pytest.raises(
+        ConfigError, match=r"llava_onevision and .*llava have different tokenisers: expected the same one"
+    ):
         patched(monkeypatch, llava, other)
     with pytest.raises(ModelError, match=r"paligemma depend on the question that follows"):
         patched(monkeypatch, pali, pali)
@@ -80,13 +91,27 @@ def test_models_that_do_not_fit_are_refused(folders: Path, monkeypatch: pytest.M
     wide = copy.deepcopy(llava.config)
     wide.get_text_config().hidden_size = 64
     monkeypatch.setattr(other, "config", wide)
-    with pytest.raises(ConfigError, match=r"llava_onevision has visual tokens of width 64, .*llava of width 32: expected the same width"):
+    with pytest.raises(
+        ConfigError,
+        match=r"llava_onevision has visual tokens of width 64, .*llava of width 32: expected the same width",
+    ):
         patched(monkeypatch, llava, other)
 
 
 def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> None:
     models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
-    words = ["analyses.patching", "--model", *models, "--limit", "3", "--layers", "0", "2", "--output_dir", str(tmp_path)]
+    words = [
+        "analyses.patching",
+        "--model",
+        *models,
+        "--limit",
+        "3",
+        "--layers",
+        "0",
+        "2",
+        "--output_dir",
+        str(tmp_path),
+    ]
     assert refused(*words) == "error: no source given: expected --source FOLDER_OR_HUB_ID"
     done = run(*words, "--source", models[1])
     found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path)["folder"])}

@@ -1,4 +1,5 @@
-"""Permutation of visual tokens: planted truth on small models, the shared prefix against whole prompts, and the real command line."""
+"""Permutation of visual tokens: planted truth on small models, the shared prefix against whole prompts, and the real
+command line."""
 
 from __future__ import annotations
 
@@ -34,10 +35,24 @@ def planted(images: int = 4, size: tuple[int, int] = (60, 60)) -> Dataset:
     """Pictures of noise with three questions each, whose answers are arbitrary."""
     samples = []
     for number in range(images):
-        picked = [("is this red ?", ("yes", "no"), "colour"), ("is the cat left ?", ("left", "right", "one"), "side"), ("a dog ?", ("yes", "no"), "colour")]
+        picked = [
+            ("is this red ?", ("yes", "no"), "colour"),
+            ("is the cat left ?", ("left", "right", "one"), "side"),
+            ("a dog ?", ("yes", "no"), "colour"),
+        ]
         for part, (question, options, category) in enumerate(picked):
             answer = options[(number + part) % len(options)]
-            samples.append(Sample(f"{number}-{part}", str(number), lambda n=number: picture(n, size), question, answer, options, category))
+            samples.append(
+                Sample(
+                    f"{number}-{part}",
+                    str(number),
+                    lambda n=number: picture(n, size),
+                    question,
+                    answer,
+                    options,
+                    category,
+                )
+            )
     return Dataset("planted", samples, "planted")
 
 
@@ -71,36 +86,60 @@ def scored(mllm: MLLM, config: Config, data: Dataset) -> tuple[pd.DataFrame, dic
     return result.tables["scores"], result.record
 
 
-# --- planted truth -----------------------------------------------------------------------------------------------------------------------
+# --- planted truth --------------------------------------------------------------------------------
 
 
 def test_permuting_a_bag_of_tokens_changes_nothing(folders: Path) -> None:
     table, _ = scored(bag_of_tokens(folders), Config(questions=0), planted())
-    order = table[table["kind"].isin(["permute", "block shuffle", "transpose", "identity"]) & (table["part"] == "whole")]
-    assert set(order["site"]) == {"encoder", "0", "1"} and (order["accuracy_drop"] == 0).all() and (order["kl"] < 1e-6).all()
+    order = table[
+        table["kind"].isin(["permute", "block shuffle", "transpose", "identity"]) & (table["part"] == "whole")
+    ]
+    assert (
+        set(order["site"]) == {"encoder", "0", "1"}
+        and (order["accuracy_drop"] == 0).all()
+        and (order["kl"] < 1e-6).all()
+    )
     for kind in ("other image", "mean token"):  # what the bag holds does matter
         assert (table[(table["kind"] == kind) & (table["site"] == "encoder")]["kl"] > 1e-5).any(), kind
-    assert (table[(table["part"] == "features")]["kl"] > 1e-7).any()  # another bag: features meet the positional part of other places
+    # another bag: features meet the positional part of other places
+    assert (table[(table["part"] == "features")]["kl"] > 1e-7).any()
 
 
 def test_identity_is_exactly_nothing_and_order_is_something(folders: Path) -> None:
     table, record = scored(model("llava", folders), Config(questions=0, permutations=2), planted())
     identity = table[table["kind"] == "identity"]
-    assert len(identity) == 3 and (identity[["accuracy_drop", "kl", "kl_low", "kl_high"]] == 0).all(axis=None) and (identity["p"] == 1).all()
-    assert (identity["low"] < 0).all() and (identity["high"] > 0).all() and identity["few"].all()  # four images that did not change leave room for a drop
+    assert (
+        len(identity) == 3
+        and (identity[["accuracy_drop", "kl", "kl_low", "kl_high"]] == 0).all(axis=None)
+        and (identity["p"] == 1).all()
+    )
+    # four images that did not change leave room for a drop
+    assert (identity["low"] < 0).all() and (identity["high"] > 0).all() and identity["few"].all()
     assert (table[(table["kind"] == "permute") & (table["site"] != "4")]["kl"] > 1e-6).all()
     assert (table[table["site"] == "4"]["kl"] < 1e-9).all()  # after the last block nothing reads the visual tokens
     assert record["skipped"] == {} and 0 < record["positional_share"] < 1
-    both = table[table["kind"].eq("permute") & table["part"].eq("whole") & table["category"].eq(MEAN)].set_index("site")["kl"]
+    both = table[table["kind"].eq("permute") & table["part"].eq("whole") & table["category"].eq(MEAN)].set_index(
+        "site"
+    )["kl"]
     assert both["encoder"] == pytest.approx(both["0"], abs=1e-5)  # this connector treats every token alike
-    assert (table["n_images"] == 4).all() and set(table.groupby("category")["n"].first().to_dict().items()) == {("colour", 8), ("side", 4), (MEAN, 12)}
+    assert (table["n_images"] == 4).all() and set(table.groupby("category")["n"].first().to_dict().items()) == {
+        ("colour", 8),
+        ("side", 4),
+        (MEAN, 12),
+    }
     chance = table.groupby("category")["chance"].first()
-    assert chance["colour"] == 0.5 and chance["side"] == pytest.approx(1 / 3) and chance[MEAN] == pytest.approx((1 / 2 + 1 / 3) / 2)
+    assert (
+        chance["colour"] == 0.5
+        and chance["side"] == pytest.approx(1 / 3)
+        and chance[MEAN] == pytest.approx((1 / 2 + 1 / 3) / 2)
+    )
 
 
 def test_batches_change_no_number(folders: Path) -> None:
     mllm, data = model("llava", folders), planted()
-    first, second = (permute(Config(permutations=1), Context(mllm, data, batch_size=size)).tables["scores"] for size in (1, 4))
+    first, second = (
+        permute(Config(permutations=1), Context(mllm, data, batch_size=size)).tables["scores"] for size in (1, 4)
+    )
     numbers = first.select_dtypes("number").columns
     assert np.allclose(first[numbers], second[numbers], atol=1e-4)
 
@@ -110,7 +149,8 @@ def test_the_shared_prefix_is_the_same_computation(folders: Path) -> None:
     quiz = Quiz(mllm, planted().scenes, batch_size=5, first=7)
     assert quiz._shared is not None
     assert torch.allclose(quiz._from_prefix(None, None), quiz._whole(None, None), atol=1e-4)
-    for row, sample in enumerate(quiz.samples):  # options of one token: the model's own score of an answer, among the options
+    # options of one token: the model's own score of an answer, among the options
+    for row, sample in enumerate(quiz.samples):
         (own,) = mllm.option_logprobs(mllm.encode([sample.image], [sample.question]), [sample.options])
         assert torch.allclose(quiz.logprobs()[row, : len(own)], own.log_softmax(-1), atol=1e-4)
     seen = set()
@@ -139,15 +179,21 @@ def test_a_change_that_writes_into_its_tokens_does_not_leak(folders: Path) -> No
         ("llava_next", {"transpose": "not square"}),
     ],
 )
-def test_other_families_are_asked_whole_and_what_cannot_be_is_noted(folders: Path, name: str, skipped: dict[str, str]) -> None:
+def test_other_families_are_asked_whole_and_what_cannot_be_is_noted(
+    folders: Path, name: str, skipped: dict[str, str]
+) -> None:
     config = Config(permutations=1, questions=1, block=1, layers=() if name == "qwen3_vl" else (1,))
     table, record = scored(model(name, folders), config, planted(2, (120, 60)))
-    assert record["skipped"].keys() == skipped.keys() and all(text in record["skipped"][key] for key, text in skipped.items())
+    assert record["skipped"].keys() == skipped.keys() and all(
+        text in record["skipped"][key] for key, text in skipped.items()
+    )
     assert set(table["site"]) == ({"3", "4"} if name == "qwen3_vl" else {"encoder", "1"})
-    assert (table[table["kind"] == "identity"]["kl"] == 0).all() and (table[(table["kind"] == "permute") & (table["site"] != "4")]["kl"] > 0).any()
+    assert (table[table["kind"] == "identity"]["kl"] == 0).all() and (
+        table[(table["kind"] == "permute") & (table["site"] != "4")]["kl"] > 0
+    ).any()
 
 
-# --- the parts -----------------------------------------------------------------------------------------------------------------------------
+# --- the parts ------------------------------------------------------------------------------------
 
 
 def test_parts_add_up_and_orders_keep_what_they_promise() -> None:
@@ -155,9 +201,13 @@ def test_parts_add_up_and_orders_keep_what_they_promise() -> None:
     values, mean, order = torch.randn(16, 5), torch.randn(16, 5), images.permuted(0, 1)
     both = _moved(_moved(values, mean, order, features=True), mean, order, features=False)
     assert torch.allclose(both, values[order], atol=1e-5)
-    assert sorted(images.permuted(1, 0).tolist()) == list(range(20)) and not torch.equal(images.permuted(0, 0), images.permuted(0, 1))
+    assert sorted(images.permuted(1, 0).tolist()) == list(range(20)) and not torch.equal(
+        images.permuted(0, 0), images.permuted(0, 1)
+    )
     grid = torch.arange(16).reshape(4, 4)
-    assert torch.equal(images.transposed(0).reshape(4, 4), grid.T) and torch.equal(images.transposed(1)[16:], torch.tensor([16, 18, 17, 19]))
+    assert torch.equal(images.transposed(0).reshape(4, 4), grid.T) and torch.equal(
+        images.transposed(1)[16:], torch.tensor([16, 18, 17, 19])
+    )
     blocks = images.shuffled_blocks(0, 0).reshape(2, 2, 2, 2).permute(0, 2, 1, 3).reshape(4, 4)
     assert sorted(blocks.tolist()) == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
     others = _others(9, 0)
@@ -170,13 +220,17 @@ def test_scores_by_hand() -> None:
     rows = [(f"q{i}", f"i{i % 3}", "a" if i < 6 else "b", 0.5, True, i >= 3, 0.1 * i) for i in range(9)]
     columns = ["id", "image_id", "category", "chance", "correct_before", "correct_after", "kl"]
     table = pd.DataFrame(change_by_type(pd.DataFrame(rows, columns=columns), seed=0)).set_index("category")
-    assert table.loc["a", "accuracy_drop"] == 0.5 and table.loc["b", "accuracy_drop"] == 0 and table.loc[MEAN, "accuracy_drop"] == pytest.approx(0.25)
+    assert (
+        table.loc["a", "accuracy_drop"] == 0.5
+        and table.loc["b", "accuracy_drop"] == 0
+        and table.loc[MEAN, "accuracy_drop"] == pytest.approx(0.25)
+    )
     assert table.loc["a", "kl"] == pytest.approx(0.25) and table.loc[MEAN, "kl"] == pytest.approx((0.25 + 0.7) / 2)
     assert (table["low"] <= table["accuracy_drop"]).all() and (table["accuracy_drop"] <= table["high"]).all()
     assert table.loc[MEAN, "n"] == 9 and table.loc["a", "n_images"] == 3
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 def test_questions_that_cannot_be_scored_are_refused(folders: Path) -> None:
@@ -205,32 +259,67 @@ def test_bad_input_is_one_sentence(runs_folder: Path, tmp_path: Path, words: lis
     (tmp_path / "photos").mkdir()
     picture(0).save(tmp_path / "photos" / "noise.png")
     given = [word.replace("PHOTOS", str(tmp_path / "photos")) for word in words]
-    assert message in refused("analyses.permutation", "--model", str(runs_folder / "viral"), "--limit", "2", "--output_dir", str(tmp_path / "out"), *given)
+    assert message in refused(
+        "analyses.permutation",
+        "--model",
+        str(runs_folder / "viral"),
+        "--limit",
+        "2",
+        "--output_dir",
+        str(tmp_path / "out"),
+        *given,
+    )
     assert list((tmp_path / "out").glob("[!.]*")) == []
 
 
-# --- the command -----------------------------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> None:
     models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
-    words = ["analyses.permutation", "--model", *models, "--limit", "3", "--permutations", "1", "--layers", "0", "2", "--output_dir", str(tmp_path)]
+    words = [
+        "analyses.permutation",
+        "--model",
+        *models,
+        "--limit",
+        "3",
+        "--permutations",
+        "1",
+        "--layers",
+        "0",
+        "2",
+        "--output_dir",
+        str(tmp_path),
+    ]
     done = run(*words)
     found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path)["folder"])}
     assert set(found) == {"baseline", "viral"} and "permutation-" in done.stdout and MEAN in done.stdout
     stored = found["viral"]
     scores, samples = stored.tables["scores"], stored.tables["samples"]
     assert set(scores["site"]) == {"encoder", "0", "2"} and set(scores["part"]) == {"whole", "features", "positions"}
-    assert scores.drop(columns=["p"]).notna().all(axis=None) and (scores["seed"] == 0).all() and (scores["n_images"] <= 3).all()
+    assert (
+        scores.drop(columns=["p"]).notna().all(axis=None)
+        and (scores["seed"] == 0).all()
+        and (scores["n_images"] <= 3).all()
+    )
     assert np.allclose(scores["accuracy_drop"], scores["accuracy_before"] - scores["accuracy_after"])
     one = samples[(samples["site"] == "encoder") & (samples["kind"] == "transpose") & (samples["category"] == "exist")]
-    row = scores[(scores["site"] == "encoder") & (scores["kind"] == "transpose") & (scores["category"] == "exist")].iloc[0]
-    assert row["accuracy_after"] == one["correct_after"].mean() and row["kl"] == pytest.approx(one["kl"].mean()) and row["n"] == len(one)
+    row = scores[
+        (scores["site"] == "encoder") & (scores["kind"] == "transpose") & (scores["category"] == "exist")
+    ].iloc[0]
+    assert (
+        row["accuracy_after"] == one["correct_after"].mean()
+        and row["kl"] == pytest.approx(one["kl"].mean())
+        and row["n"] == len(one)
+    )
     figures = ANALYSIS.figures(found)
-    assert len(figures) == 5 and all("error_y" in trace.to_plotly_json() for title in list(figures)[1:] for trace in figures[title].data)
+    assert len(figures) == 5 and all(
+        "error_y" in trace.to_plotly_json() for title in list(figures)[1:] for trace in figures[title].data
+    )
     by_layer = figures["Drop by layer, mean of types"]
     assert sum(trace.fill == "toself" for trace in by_layer.data) == 4
     (chance,) = (trace for trace in by_layer.data if trace.name == "answers at chance")
     lost = pd.concat([run.tables["scores"] for run in found.values()]).query("category == 'mean of types'")
-    assert chance.y[0] == pytest.approx((lost["accuracy_before"] - lost["chance"]).mean())  # a drop: chance itself would be another scale
+    # a drop: chance itself would be another scale
+    assert chance.y[0] == pytest.approx((lost["accuracy_before"] - lost["chance"]).mean())
     assert by_layer.layout.shapes[0].y0 == 0

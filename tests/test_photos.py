@@ -1,4 +1,5 @@
-"""The photographic world: its pictures are the pinned ones, scenes are the same everywhere, and nothing can be learnt from the text alone."""
+"""The photographic world: its pictures are the pinned ones, scenes are the same everywhere, and nothing can be learnt
+from the text alone."""
 
 from __future__ import annotations
 
@@ -40,10 +41,13 @@ def val() -> Dataset:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A folder with eight cut-outs of the user's own, one of which has two pictures: discs of different colours on nothing."""
+    """A folder with eight cut-outs of the user's own, one of which has two pictures: discs of different colours on
+    nothing."""
     folder = tmp_path / "own"
     folder.mkdir()
-    for number, name in enumerate(("Fire Engine", "mug-1", "mug-2", "sofa", "lamp", "vase", "bowl", "tea-cup", "plate")):
+    for number, name in enumerate(
+        ("Fire Engine", "mug-1", "mug-2", "sofa", "lamp", "vase", "bowl", "tea-cup", "plate")
+    ):
         picture = Image.new("RGBA", (40, 30))
         ImageDraw.Draw(picture).ellipse((4, 4, 35, 25), fill=(20 * number, 255 - 20 * number, 90, 255))
         picture.save(folder / f"{name}.png")
@@ -53,7 +57,9 @@ def own(tmp_path: Path) -> Path:
 def test_scenes_are_the_same_in_every_process_and_order(val: Dataset) -> None:
     assert len(hashes_in_fresh_processes("photos:val")) == 1
     few = load_data("photos:val", limit=5)
-    assert few.scenes[3][0].image.tobytes() == val.scenes[3][0].image.tobytes() and [s.question for s in few.scenes[3]] == [s.question for s in val.scenes[3]]
+    assert few.scenes[3][0].image.tobytes() == val.scenes[3][0].image.tobytes() and [
+        s.question for s in few.scenes[3]
+    ] == [s.question for s in val.scenes[3]]
 
 
 def test_splits_share_no_scene(val: Dataset) -> None:
@@ -75,7 +81,10 @@ def test_a_text_only_model_is_at_chance(category: str, train: Dataset, test: Dat
 
 def test_the_test_of_chance_sees_a_leak(train: Dataset, test: Dataset) -> None:
     """A world in which existence can be guessed from the name fails it."""
-    leaky = [replace(s, answer="yes" if s.question.split()[1] < "k" else "no") if s.category == "exist" else s for s in [*train, *test]]
+    leaky = [
+        replace(s, answer="yes" if s.question.split()[1] < "k" else "no") if s.category == "exist" else s
+        for s in [*train, *test]
+    ]
     with pytest.raises(AssertionError, match=r"exist: .*chance 0\.5"):
         assert_at_chance(leaky[: len(train)], leaky[len(train) :], "exist")
 
@@ -100,7 +109,7 @@ def test_answers_are_true_of_the_objects(val: Dataset) -> None:
         else:
             axis = int(sample.category.endswith("y"))
             low = {"position_x": "left", "position_y": "top", "relation_x": "left", "relation_y": "above"}
-            (name, *other) = [word for word in words if word in THINGS]
+            name, *other = [word for word in words if word in THINGS]
             assert times[name] == 1
             if sample.category.startswith("position"):
                 offset, least = centres[name][axis] - 0.5, CENTRE_MARGIN
@@ -114,7 +123,11 @@ def test_answers_are_true_of_the_objects(val: Dataset) -> None:
                 gaps = [(o.box[axis] + o.box[axis + 2]) / 2 - centres[name][axis] for o in others]
                 sign = -1 if words[2] in ("left", "above") else 1
                 assert [o.name for o, gap in zip(others, gaps, strict=True) if sign * gap > 0] == [sample.answer]
-                assert any(sign * gap < 0 for gap in gaps) and name not in sample.options and len(sample.options) == len(THINGS) - 1
+                assert (
+                    any(sign * gap < 0 for gap in gaps)
+                    and name not in sample.options
+                    and len(sample.options) == len(THINGS) - 1
+                )
                 offset, least = min(gaps, key=abs), RELATION_MARGIN
             assert abs(offset) > least - 1 / SIZE  # a box stands on whole pixels
     assert set(seen) == set(CATEGORIES)
@@ -151,7 +164,16 @@ def test_every_word_is_one_token_of_the_word_tokenizer(val: Dataset, own: Path) 
 
 def test_a_folder_of_own_cut_outs_is_a_world_of_its_own(own: Path) -> None:
     data = load_or_skip(f"photos:train:{own}", limit=200)
-    assert {o.name for s in data for o in s.objects} == {"fire_engine", "mug", "sofa", "lamp", "vase", "bowl", "tea_cup", "plate"}
+    assert {o.name for s in data for o in s.objects} == {
+        "fire_engine",
+        "mug",
+        "sofa",
+        "lamp",
+        "vase",
+        "bowl",
+        "tea_cup",
+        "plate",
+    }
     assert len(hashes_in_fresh_processes(f"photos:val:{own}")) == 1
     before = data.fingerprint
     Image.open(own / "sofa.png").transpose(Image.Transpose.ROTATE_90).save(own / "sofa.png")
@@ -205,14 +227,22 @@ def test_changed_pictures_are_caught(val: Dataset, tmp_path: Path, monkeypatch: 
     source_folder.cache_clear()
 
 
-def test_without_the_package_there_is_one_sentence_and_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_there_is_one_sentence_and_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> str:
         raise PackageError("package tuxpaint-stamps-default could not be downloaded (no network)")
 
     monkeypatch.setenv("VIRAL_CACHE", str(tmp_path))
     monkeypatch.setattr(sources, "unpack_deb", refuse)
     source_folder.cache_clear()
-    with pytest.raises(DataError, match=r"tuxpaint-stamps: package .* could not be downloaded \(no network\); put the folder usr/share/tuxpaint/stamps"):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"tuxpaint-stamps: package .* could not be downloaded \(no network\); put the folder"
+            r" usr/share/tuxpaint/stamps"
+        ),
+    ):
         source_folder(STAMPS)
     assert list((tmp_path / "data").iterdir()) == []
     source_folder.cache_clear()
@@ -229,5 +259,15 @@ def test_the_recipe_trains_by_the_real_command_line(val: Dataset, tmp_path: Path
     words = [*SMALL, "--optim.steps", "2", "--data.limit_train", "12", "--data.limit_val", "40"]
     done = run("trainer", recipe("baseline", "photos"), "--stage1", "None", "--output_dir", str(tmp_path / "b"), *words)
     assert "neighbour_x" in done.stdout
-    typo = run("trainer", recipe("baseline", "photos"), "--stage1", "None", "--output_dir", str(tmp_path / "c"), "--data.val", "photo:val", code=2)
+    typo = run(
+        "trainer",
+        recipe("baseline", "photos"),
+        "--stage1",
+        "None",
+        "--output_dir",
+        str(tmp_path / "c"),
+        "--data.val",
+        "photo:val",
+        code=2,
+    )
     assert "did you mean 'photos'" in typo.stderr and "Traceback" not in typo.stderr

@@ -1,4 +1,5 @@
-"""The script that plants faults: where it plants them, that a draw can be repeated, and that a fault is seen by the tests of its module."""
+"""The script that plants faults: where it plants them, that a draw can be repeated, and that a fault is seen by the
+tests of its module."""
 
 from __future__ import annotations
 
@@ -27,21 +28,38 @@ def planted(tmp_path: Path) -> set[tuple[int, str, str]]:
         (tmp_path / "f.py").write_text(PROGRAM)
         lines.add((fault.line, fault.kind, plant(fault, tmp_path).split("\n")[1]))
         changed = (tmp_path / "f.py").read_text().splitlines()
-        assert [n for n, (a, b) in enumerate(zip(PROGRAM.splitlines(), changed, strict=True), 1) if a != b] == [fault.line]
+        assert [n for n, (a, b) in enumerate(zip(PROGRAM.splitlines(), changed, strict=True), 1) if a != b] == [
+            fault.line
+        ]
     return lines
 
 
 def test_faults_are_where_numbers_are(tmp_path: Path) -> None:
-    """None in docstrings, annotations, errors and log lines; bytes are counted where a line has more of them than characters."""
+    """None in docstrings, annotations, errors and log lines; bytes are counted where a line has more of them than
+    characters."""
     found = planted(tmp_path)
     assert {line for line, _, _ in found} == {2, 4, 7, 8}
     assert {text for line, kind, text in found if (line, kind) == (4, "comparison")} == {"if x <= 2 and not x:  # µ"}
-    assert (4, "and / or", "if x < 2 or not x:  # µ") in found and (4, "negation dropped", "if x < 2 and (x):  # µ") in found
-    assert (4, "condition negated", "if not (x < 2 and not x):  # µ") in found and (4, "constant", "if x < 3 and not x:  # µ") in found
+    assert (4, "and / or", "if x < 2 or not x:  # µ") in found and (
+        4,
+        "negation dropped",
+        "if x < 2 and (x):  # µ",
+    ) in found
+    assert (4, "condition negated", "if not (x < 2 and not x):  # µ") in found and (
+        4,
+        "constant",
+        "if x < 3 and not x:  # µ",
+    ) in found
     assert {text for line, kind, text in found if line == 7 and kind != "constant"} == {"pass", "x += g(1, x)"}
     last = {kind: text for line, kind, text in found if line == 8}
-    assert last["another function"] == "return -x.sum(dim=-1) if x else h(x) + 0.5" and last["operator"] == "return -x.mean(dim=-1) if x else h(x) - 0.5"
-    assert last["branches exchanged"] == "return (h(x) + 0.5 if x else -x.mean(dim=-1))" and last["another dim"] == "return -x.mean(dim=0) if x else h(x) + 0.5"
+    assert (
+        last["another function"] == "return -x.sum(dim=-1) if x else h(x) + 0.5"
+        and last["operator"] == "return -x.mean(dim=-1) if x else h(x) - 0.5"
+    )
+    assert (
+        last["branches exchanged"] == "return (h(x) + 0.5 if x else -x.mean(dim=-1))"
+        and last["another dim"] == "return -x.mean(dim=0) if x else h(x) + 0.5"
+    )
 
 
 def test_a_draw_is_shared_between_areas_and_can_be_repeated() -> None:
@@ -58,11 +76,15 @@ def test_a_draw_is_shared_between_areas_and_can_be_repeated() -> None:
 
 def test_outcomes_are_those_of_the_tests(tmp_path: Path) -> None:
     """A test that fails is named; a file that cannot be collected is a failure too; what passes has survived."""
-    (tmp_path / "test_a.py").write_text("def test_right():\n    assert True\n\ndef test_command():\n    assert False\n\ndef test_wrong():\n    assert False\n")
+    (tmp_path / "test_a.py").write_text(
+        "def test_right():\n    assert True\n\ndef test_command():\n    assert False\n\ndef test_wrong():\n    assert"
+        " False\n"
+    )
     (tmp_path / "test_b.py").write_text("import nothing_of_this_name\n")
     (tmp_path / "test_c.py").write_text("import time\n\ndef test_for_ever():\n    time.sleep(60)\n")
     run = planted_faults.tested
-    assert run(tmp_path, ["test_a.py"], tmp_path / "work", 60) == ("failed", "test_a.py::test_wrong")  # the command's test comes last
+    # the command's test comes last
+    assert run(tmp_path, ["test_a.py"], tmp_path / "work", 60) == ("failed", "test_a.py::test_wrong")
     assert run(tmp_path, ["test_a.py::test_right"], tmp_path / "work", 60) == ("passed", "")
     assert run(tmp_path, ["test_b.py"], tmp_path / "work", 60) == ("failed", "collection of test_b.py")
     assert run(tmp_path, ["test_c.py"], tmp_path / "work", 4) == ("timeout", "")

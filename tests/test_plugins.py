@@ -1,4 +1,5 @@
-"""Another package adds a family, a VFM, a metric, a data set and an analysis by entry points; what cannot be loaded is a sentence."""
+"""Another package adds a family, a VFM, a metric, a data set and an analysis by entry points; what cannot be loaded is
+a sentence."""
 
 from __future__ import annotations
 
@@ -43,7 +44,11 @@ POINTS = {
         "cka": "acme_viral.things:COSINE",
     },
     "data": {"plain": "acme_viral.things:plain"},
-    "analyses": {"acme_scores": "acme_viral.things:ANALYSIS", "acme_broken": "acme_viral.broken:ANALYSIS", "acme_wrong": "acme_viral.things:ANALYSIS"},
+    "analyses": {
+        "acme_scores": "acme_viral.things:ANALYSIS",
+        "acme_broken": "acme_viral.broken:ANALYSIS",
+        "acme_wrong": "acme_viral.things:ANALYSIS",
+    },
 }
 REGISTRIES: tuple[Registry[Any], ...] = (FAMILIES, CATALOGUE, METRICS, DATASETS)
 
@@ -53,7 +58,10 @@ def install(site: Path, points: dict[str, dict[str, str]], name: str = "acme-vir
     folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
     folder.mkdir(parents=True)
     (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    groups = [f"[{PREFIX}{group}]\n" + "".join(f"{key} = {value}\n" for key, value in named.items()) for group, named in points.items()]
+    groups = [
+        f"[{PREFIX}{group}]\n" + "".join(f"{key} = {value}\n" for key, value in named.items())
+        for group, named in points.items()
+    ]
     (folder / "entry_points.txt").write_text("\n".join(groups))
 
 
@@ -87,22 +95,31 @@ def _forget() -> None:
 def test_each_kind_works_by_its_name(site: Path) -> None:
     assert family_of(SimpleNamespace(architectures=["AcmeForConditionalGeneration"])).name == "acme"  # type: ignore[arg-type]
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-    assert METRICS.get("acme_cosine")(x, x) == pytest.approx(1) and METRICS.get("acme_cosine")(x, -x) == pytest.approx(-1)
+    assert METRICS.get("acme_cosine")(x, x) == pytest.approx(1) and METRICS.get("acme_cosine")(x, -x) == pytest.approx(
+        -1
+    )
     assert alignment_matrix({"a": x}, {"b": -x}, metric="acme_cosine").loc["a", "b"] == pytest.approx(-1)
     data = load_data("plain:", limit=3)
     assert len(data) == 3 and data.scenes[2][0].image.getpixel((0, 0)) == (64, 0, 191)
     features = load_vfm("acme-colors")([data.scenes[2][0].image]).values
     expected = torch.tensor([64, 0, 191]) / 255 * 2 - 1
-    torch.testing.assert_close(features, (expected * torch.tensor([1.0, 2.0, 3.0])).expand(1, 2, 2, 3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        features, (expected * torch.tensor([1.0, 2.0, 3.0])).expand(1, 2, 2, 3), atol=1e-6, rtol=0
+    )
 
 
 def test_a_plugins_analysis_runs_as_any_other_and_its_key_knows_its_code(site: Path, tmp_path: Path) -> None:
     model = tiny.build("llava", tmp_path / "llava")
     where = Where(model=(str(model),), output_dir=tmp_path / "runs")
     analysis = load_analysis("acme_scores")
-    (first,) = execute(analysis, analysis.config(data="plain:", limit=2), where, [*words_of("acme_scores"), "--limit", "2"]).values()
+    (first,) = execute(
+        analysis, analysis.config(data="plain:", limit=2), where, [*words_of("acme_scores"), "--limit", "2"]
+    ).values()
     assert first.tables["scores"]["score"].tolist() == pytest.approx([1.0, 1.0])
-    assert first.record["argv"][:4] == ["python", "-m", "analyses", "acme_scores"] and first.record["packages"]["acme-viral"] == "1.2"
+    assert (
+        first.record["argv"][:4] == ["python", "-m", "analyses", "acme_scores"]
+        and first.record["packages"]["acme-viral"] == "1.2"
+    )
     (again,) = execute(analysis, analysis.config(data="plain:", limit=2), where, []).values()
     assert again.key == first.key and len(list((tmp_path / "runs").iterdir())) == 1
     (site / "acme_viral" / "__init__.py").write_text("# another line of code\n")
@@ -115,16 +132,32 @@ def test_what_is_used_is_in_the_key_and_nothing_else(site: Path) -> None:
     def key(analysis: str, **config: object) -> str:
         return run_key(analysis, 1, config, "model", "data")
 
-    with_plugin = [key("cknna", vfm=["acme-colors"]), key("cknna", metric="acme_cosine"), key("cknna", data="plain:"), key("acme_scores")]
+    with_plugin = [
+        key("cknna", vfm=["acme-colors"]),
+        key("cknna", metric="acme_cosine"),
+        key("cknna", data="plain:"),
+        key("acme_scores"),
+    ]
     without = [key("cknna", vfm=["dinov2-small"], metric="cknna", data="shapes:val")]
-    assert set(identities("cknna", {"vfm": ("acme-colors", "dinov2-small"), "data": "plain:x", "k": 3})) == {"acme-colors", "plain"}
+    assert set(identities("cknna", {"vfm": ("acme-colors", "dinov2-small"), "data": "plain:x", "k": 3})) == {
+        "acme-colors",
+        "plain",
+    }
     _, before = identity("vfms", "acme-colors"), find_vfm("acme-colors").identity()
     (site / "acme_viral-1.2.dist-info").rename(site / "acme_viral-1.3.dist-info")
     metadata = site / "acme_viral-1.3.dist-info" / "METADATA"
     metadata.write_text(metadata.read_text().replace("Version: 1.2", "Version: 1.3"))
     module.plugins.cache_clear()
-    after = [key("cknna", vfm=["acme-colors"]), key("cknna", metric="acme_cosine"), key("cknna", data="plain:"), key("acme_scores")]
-    assert not set(with_plugin) & set(after) and key("cknna", vfm=["dinov2-small"], metric="cknna", data="shapes:val") == without[0]
+    after = [
+        key("cknna", vfm=["acme-colors"]),
+        key("cknna", metric="acme_cosine"),
+        key("cknna", data="plain:"),
+        key("acme_scores"),
+    ]
+    assert (
+        not set(with_plugin) & set(after)
+        and key("cknna", vfm=["dinov2-small"], metric="cknna", data="shapes:val") == without[0]
+    )
     assert find_vfm("acme-colors").identity() != before and environment([])["packages"]["acme-viral"] == "1.3"  # type: ignore[index]
 
 
@@ -136,25 +169,50 @@ def test_what_is_ours_has_the_keys_that_it_had(site: Path) -> None:
     from workbench.hashing import libraries
 
     config = {"vfm": ["dinov2-small"], "data": "shapes:val", "limit": 200}
-    written = hashlib.sha256(json.dumps(["cknna", 3, config, "m", "d", libraries()], sort_keys=True, default=str).encode()).hexdigest()[:12]
+    written = hashlib.sha256(
+        json.dumps(["cknna", 3, config, "m", "d", libraries()], sort_keys=True, default=str).encode()
+    ).hexdigest()[:12]
     assert run_key("cknna", 3, config, "m", "d") == written and identity("metrics", "cknna") == ""
 
 
 BROKEN = [
     (
         "acme_broken",
-        r"plugin 'acme_broken' \(metrics\) of acme-viral 1\.2 cannot be loaded \(ModuleNotFoundError: No module named 'a_package_that_is_not_there'\)",
+        (
+            r"plugin 'acme_broken' \(metrics\) of acme-viral 1\.2 cannot be loaded \(ModuleNotFoundError: No module"
+            r" named 'a_package_that_is_not_there'\)"
+        ),
     ),
-    ("acme_missing", r"plugin 'acme_missing' .* cannot be loaded \(AttributeError: .*NOTHING.*\): expected to import acme_viral\.things:NOTHING"),
-    ("acme_other", r"plugin 'acme_other' .* is a Family: expected a workbench\.metrics\.alignment\.Metric at acme_viral\.things:FAMILY"),
+    (
+        "acme_missing",
+        (
+            r"plugin 'acme_missing' .* cannot be loaded \(AttributeError: .*NOTHING.*\): expected to import"
+            r" acme_viral\.things:NOTHING"
+        ),
+    ),
+    (
+        "acme_other",
+        (
+            r"plugin 'acme_other' .* is a Family: expected a workbench\.metrics\.alignment\.Metric at"
+            r" acme_viral\.things:FAMILY"
+        ),
+    ),
 ]
 
 
 @pytest.mark.parametrize(("name", "message"), BROKEN)
-def test_one_that_cannot_be_loaded_is_a_sentence_and_the_rest_works(name: str, message: str, site: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_that_cannot_be_loaded_is_a_sentence_and_the_rest_works(
+    name: str, message: str, site: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         assert "acme_cosine" in METRICS and name not in METRICS and "cknna" in METRICS
-    assert sorted(record.message.split("'")[1] for record in caplog.records) == ["acme_broken", "acme_missing", "acme_other", "cka"]  # each once
+    # each once
+    assert sorted(record.message.split("'")[1] for record in caplog.records) == [
+        "acme_broken",
+        "acme_missing",
+        "acme_other",
+        "cka",
+    ]
     assert all(len(record.message) < 300 for record in caplog.records)
     with pytest.raises(PluginError, match=message):
         METRICS.get(name)
@@ -166,16 +224,27 @@ def test_our_names_stay_ours(site: Path, caplog: pytest.LogCaptureFixture) -> No
     assert METRICS.get("cka").label == "unbiased CKA"
     with caplog.at_level(logging.WARNING):
         METRICS.names()
-    assert METRICS.get("cka").label == "unbiased CKA" and "plugin 'cka' (metrics) of acme-viral 1.2 has the name of a metric of viral-workbench" in caplog.text
+    assert (
+        METRICS.get("cka").label == "unbiased CKA"
+        and "plugin 'cka' (metrics) of acme-viral 1.2 has the name of a metric of viral-workbench" in caplog.text
+    )
 
 
 def test_analyses_of_plugins_are_listed_and_named(site: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert analysis_names()[-3:] == ["acme_scores", "acme_broken", "acme_wrong"] and analysis_pages()["acme_scores"] == "Acme scores"
+    assert (
+        analysis_names()[-3:] == ["acme_scores", "acme_broken", "acme_wrong"]
+        and analysis_pages()["acme_scores"] == "Acme scores"
+    )
     with caplog.at_level(logging.WARNING):
         loaded = load_analyses()
     assert "acme_scores" in loaded and "cknna" in loaded and not {"acme_broken", "acme_wrong"} & set(loaded)
-    assert "plugin 'acme_wrong' (analyses) of acme-viral 1.2 calls itself 'acme_scores': expected the name of its entry point" in caplog.text
-    assert "plugin 'acme_broken' (analyses) of acme-viral 1.2 cannot be loaded" in refused("analyses", "acme_broken", "--model", "a")
+    assert (
+        "plugin 'acme_wrong' (analyses) of acme-viral 1.2 calls itself 'acme_scores': expected the name of its entry"
+        " point" in caplog.text
+    )
+    assert "plugin 'acme_broken' (analyses) of acme-viral 1.2 cannot be loaded" in refused(
+        "analyses", "acme_broken", "--model", "a"
+    )
     assert "plugin 'acme_broken'" in refused("analyses.all", "--only", "acme_broken", "--model", "a")
     assert refused("analyses", "acme_scores", "--modle", "a").endswith("did you mean 'model'?")
     assert refused("analyses", "acme_score").endswith("did you mean 'acme_scores'?")
@@ -185,7 +254,11 @@ def test_two_packages_with_one_name_are_told(site: Path) -> None:
     install(site, {"metrics": {"acme_cosine": "b_viral:COSINE"}}, name="b-viral")
     module.plugins.cache_clear()
     with pytest.raises(
-        PluginError, match=r"plugin 'acme_cosine' \(metrics\) of acme-viral 1\.2 is also one of b-viral: expected one package to have that name"
+        PluginError,
+        match=(
+            r"plugin 'acme_cosine' \(metrics\) of acme-viral 1\.2 is also one of b-viral: expected one package to have"
+            r" that name"
+        ),
     ):
         METRICS.get("acme_cosine")
 

@@ -1,4 +1,5 @@
-"""What cannot be trained on is named with row and file before the first step, and what is cut is counted; later, a run goes on with the remedy."""
+"""What cannot be trained on is named with row and file before the first step, and what is cut is counted; later, a run
+goes on with the remedy."""
 
 from __future__ import annotations
 
@@ -44,14 +45,20 @@ def data_of(folder: Path, sizes: list[tuple[int, int]], extra: list[dict[str, An
     folder.mkdir(parents=True, exist_ok=True)
     for n, size in enumerate(sizes):
         picture(n, *size).save(folder / f"{n}.png")
-        turns = [("human", "<image>\nwhat is this ?"), ("gpt", "a red cat"), ("human", "what color ?"), ("gpt", "red")][: 2 + 2 * (n % 2)]
+        turns = [("human", "<image>\nwhat is this ?"), ("gpt", "a red cat"), ("human", "what color ?"), ("gpt", "red")][
+            : 2 + 2 * (n % 2)
+        ]
         made.append({"id": n, "image": f"{n}.png", "conversations": [{"from": a, "value": b} for a, b in turns]})
     (folder / "mix.json").write_text(json.dumps(made + (extra or [])))
     return folder / "mix.json"
 
 
 def said(question: str, answer: str = "a cat", **more: Any) -> dict[str, Any]:
-    return {"id": "x", **more, "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+    return {
+        "id": "x",
+        **more,
+        "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}],
+    }
 
 
 @pytest.mark.parametrize("name", sorted(BUILDERS))
@@ -80,14 +87,18 @@ def test_lengths_without_pixels_are_those_of_the_encoded_conversations(name: str
 
 
 @pytest.mark.parametrize("name", ["llava_next", "qwen2_vl", "smolvlm", "internvl"])
-def test_the_arithmetic_is_used_where_it_agrees_with_the_processor(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_arithmetic_is_used_where_it_agrees_with_the_processor(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mllm = MLLM.load(str(build(name, tmp_path / "m")), validate=False)
     many = {(60 + 7 * n, 60 + (13 * n) % 100) for n in range(30)}
     monkeypatch.setattr("trainer.preflight.ASKED", 5)
     few = VisualLengths(mllm, many)
     monkeypatch.setattr("trainer.preflight.ASKED", 1000)
     every = VisualLengths(mllm, many)
-    assert {size: few[size] for size in many} == {size: every[size] for size in many} and len(set(every._known.values())) > 1
+    assert {size: few[size] for size in many} == {size: every[size] for size in many} and len(
+        set(every._known.values())
+    ) > 1
 
 
 @pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_vl", "paligemma"])
@@ -97,7 +108,9 @@ def test_an_image_is_refused_exactly_where_training_would_stop_at_it(name: str, 
     made = [row | {"conversations": row["conversations"][:2]} for row in json.loads(file.read_text())]
     file.write_text(json.dumps(made))
     data = ConversationSet(load_data(f"llava_json:{file}"))
-    ids = encode_conversations(mllm, [data.conversations[1].images], [data.conversations[1].turns])[0].inputs["input_ids"][0]
+    ids = encode_conversations(mllm, [data.conversations[1].images], [data.conversations[1].turns])[0].inputs[
+        "input_ids"
+    ][0]
     last = int((ids == mllm.config.image_token_id).nonzero().max())
     for max_length in (last - 20, last - 2, last, last + 1, last + 2, len(ids), len(ids) + 1):
         stops, cut, lost = False, 0, 0
@@ -114,15 +127,30 @@ def test_an_image_is_refused_exactly_where_training_would_stop_at_it(name: str, 
                 look_through(mllm, data, max_length)
             continue
         sentences = look_through(mllm, data, max_length)
-        assert [sentence.split(" of ")[0].split()[-1] for sentence in sentences] == [str(count) for count in (cut, lost) if count]
+        assert [sentence.split(" of ")[0].split()[-1] for sentence in sentences] == [
+            str(count) for count in (cut, lost) if count
+        ]
 
 
-# --- the command line ------------------------------------------------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------
 
 
 def words(model: Path, file: Path | str, out: Path, *more: object) -> list[str]:
     spec = f"llava_json:{file}"
-    given = ["--model.name", model, "--data.train", spec, "--data.val", spec, *FLAGS, "--monitor.cknna_images", 0, "--output_dir", out, *more]
+    given = [
+        "--model.name",
+        model,
+        "--data.train",
+        spec,
+        "--data.val",
+        spec,
+        *FLAGS,
+        "--monitor.cknna_images",
+        0,
+        "--output_dir",
+        out,
+        *more,
+    ]
     return [str(word) for word in given]
 
 
@@ -137,8 +165,20 @@ def words(model: Path, file: Path | str, out: Path, *more: object) -> list[str]:
             ("--data.max_length", 30),
             "an image reaches beyond 30 tokens",
         ),
-        ("llava", said("<image> what ?", image="x.png"), lambda f: f.write_bytes(b""), (), "x.png cannot be read (it has 0 bytes)"),
-        ("llava", said("what ?", "a <eos> cat"), None, (), "the answer contains '<eos>', a control token of this model"),
+        (
+            "llava",
+            said("<image> what ?", image="x.png"),
+            lambda f: f.write_bytes(b""),
+            (),
+            "x.png cannot be read (it has 0 bytes)",
+        ),
+        (
+            "llava",
+            said("what ?", "a <eos> cat"),
+            None,
+            (),
+            "the answer contains '<eos>', a control token of this model",
+        ),
         ("llava", said("what ? <video> <pad> ?"), None, (), "the question contains '<pad>'"),
         ("paligemma", said("what ?"), None, (), "its processor cannot take a prompt without an image here"),
     ],
@@ -183,7 +223,7 @@ def test_what_was_looked_through_is_remembered_by_its_content(tmp_path: Path, mo
     assert [look(), look()] == [1, 0]
 
 
-# --- going on ----------------------------------------------------------------------------------------------------------------------------------
+# --- going on -------------------------------------------------------------------------------------
 
 
 def test_rows_take_the_place_of_those_that_are_left_out() -> None:
@@ -220,13 +260,18 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def met(tmp_path: Path) -> tuple[list[str], Path, int]:
-    """Flags of a run of six steps, its file, and the number of a conversation with one image whose turn comes in step 4 or 5."""
+    """Flags of a run of six steps, its file, and the number of a conversation with one image whose turn comes in step 4
+    or 5."""
     model, file = build("llava", tmp_path / "llava"), write(tmp_path / "w", rows(24, 4))
     flags = words(model, file, tmp_path, "--optim.steps", 6, "--eval_every", 6, "--log_every", 1, "--save_every", 2)
     recipe = parse(Recipe, flags, prog="trainer")
     ready = ConversationSetup.from_recipe(recipe)
     order = list(ready.sampler(1))
-    return flags, file, next(n for n in order[6:10] if n > 3 and n not in order[:6] and len(ready.train.conversations[n].loads) == 1)
+    return (
+        flags,
+        file,
+        next(n for n in order[6:10] if n > 3 and n not in order[:6] and len(ready.train.conversations[n].loads) == 1),
+    )
 
 
 def break_late(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -244,16 +289,24 @@ def break_late(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["drop", "deleted"])
-def test_a_run_goes_on_without_a_row(how: str, met: tuple[list[str], Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the run that had the next conversation of its kind in that place from the beginning; resumed again, it says so still."""
+def test_a_run_goes_on_without_a_row(
+    how: str, met: tuple[list[str], Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the run that had the next conversation of its kind in that place from the beginning; resumed again, it says so
+    still."""
     flags, file, number = met
     given = json.loads(file.read_text())
     break_late(monkeypatch, f"coco/{number}.png")
     import trainer.loop as loop
 
     begin = loop.AlignmentTrainer.run
-    monkeypatch.setattr(loop.AlignmentTrainer, "run", lambda *a, **k: (monkeypatch.setenv("BROKEN", "1"), begin(*a, **k))[1])
-    with pytest.raises(DataError, match=rf"conversation {number + 1}:{number} of llava_json:.*{number}.png cannot be read.*--resume --repaired"):
+    monkeypatch.setattr(
+        loop.AlignmentTrainer, "run", lambda *a, **k: (monkeypatch.setenv("BROKEN", "1"), begin(*a, **k))[1]
+    )
+    with pytest.raises(
+        DataError,
+        match=rf"conversation {number + 1}:{number} of llava_json:.*{number}.png cannot be read.*--resume --repaired",
+    ):
         run_of(flags, tmp_path / "out")
     assert [c.step for c in checkpoints(tmp_path / "out")] == [2]
     if how == "drop":
@@ -278,7 +331,10 @@ def test_a_run_goes_on_without_a_row(how: str, met: tuple[list[str], Path, int],
     stored = Rows.load(tmp_path / "out" / "checkpoint-6")
     assert stored is not None and len(stored.digests) == len(given)
     monkeypatch.setattr(ConversationSet, "rows", property(lambda self: stored, lambda self, value: None), raising=False)
-    first, second = weights(run_of([w.partition("?")[0] if w.startswith("llava_json:") else w for w in flags], tmp_path / "same")), weights(tmp_path / "out")
+    first = weights(
+        run_of([w.partition("?")[0] if w.startswith("llava_json:") else w for w in flags], tmp_path / "same")
+    )
+    second = weights(tmp_path / "out")
     assert first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
@@ -310,7 +366,13 @@ def test_what_is_left_out_and_cut_is_in_the_record(tmp_path: Path) -> None:
     file.write_text(json.dumps([*given, long]))
     run_of(words(model, file, tmp_path, "--data.max_length", 60, "--optim.steps", 1), tmp_path / "out")
     record = json.loads((tmp_path / "out" / "training.json").read_text())
-    expected = ["`source` is not read: 1 row, first row 8", "data.max_length = 60 cuts 1 of 8 conversations", "leaves no answer in 1 of 8 conversations"]
+    expected = [
+        "`source` is not read: 1 row, first row 8",
+        "data.max_length = 60 cuts 1 of 8 conversations",
+        "leaves no answer in 1 of 8 conversations",
+    ]
     for what in expected:
-        assert any(what in sentence for sentence in record["left_out"]) and any(what in warning for warning in record["warnings"]), (what, record["left_out"])
+        assert any(what in sentence for sentence in record["left_out"]) and any(
+            what in warning for warning in record["warnings"]
+        ), (what, record["left_out"])
     assert not np.isnan(record["seconds"])

@@ -38,33 +38,85 @@ from workbench.yaml_config import as_mapping, config_fields
 RECIPES = sorted((ROOT / "trainer" / "recipes").glob("*.yaml"))
 HUB = {"vision_encoder": "openai/clip", "language": "lmsys/vicuna"}
 
-# --- kind of model -------------------------------------------------------------------------------------------------------------------------
+# --- kind of model --------------------------------------------------------------------------------
 
 
 def test_the_kind_follows_from_the_name_alone_and_is_stored() -> None:
-    assert [ModelConfig().kind, ModelConfig(name="a").kind, ModelConfig(name="a/b").kind] == ["toy", "pretrained", "pretrained"]
+    assert [ModelConfig().kind, ModelConfig(name="a").kind, ModelConfig(name="a/b").kind] == [
+        "toy",
+        "pretrained",
+        "pretrained",
+    ]
     assert ModelConfig(**HUB).kind == "toy"  # no guess by a slash
-    assert as_mapping(Recipe())["model"]["kind"] == "toy" and as_mapping(Recipe(model=ModelConfig(kind="assembled", **HUB)))["model"]["kind"] == "assembled"
+    assert (
+        as_mapping(Recipe())["model"]["kind"] == "toy"
+        and as_mapping(Recipe(model=ModelConfig(kind="assembled", **HUB)))["model"]["kind"] == "assembled"
+    )
     assert dataclasses.replace(ModelConfig(name="a"), train="lora").kind == "pretrained"
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"kind": "toy", "name": "a/b"}, "model.kind is toy and model.name a/b: expected model.kind pretrained, or no model.name"),
-        ({"kind": "pretrained"}, "model.kind is pretrained without a model.name: expected the hub id or folder of a multimodal model"),
-        ({"kind": "assembled"}, "model.kind is assembled from model.vision_encoder dinov2-small and model.language None: expected hub ids or folders of both"),
-        ({"kind": "assembled", "vision_encoder": "a/b"}, "model.vision_encoder a/b and model.language None: expected hub ids or folders of both"),
-        ({"kind": "assembled", "language": "a/b"}, "model.vision_encoder dinov2-small and model.language a/b: expected hub ids or folders of both"),
-        ({"kind": "assembled", "name": "a/b", **HUB}, "model.kind is assembled and model.name a/b: expected model.kind pretrained, or no model.name"),
-        ({"kind": "assembled", "revision": "v1", **HUB}, "model.revision is v1: expected none, since no model.name is given"),
-        ({"kind": "assembled", "layers": 3, **HUB}, "model.layers is 3: expected none, since the assembled parts bring their own"),
-        ({"name": "a/b", "vision_encoder": "c/d"}, "model.vision_encoder is c/d: expected none, since model.name = a/b brings its own"),
-        ({"name": "a/b", "train_vision_encoder": True, "train": "lora"}, "expected model.train all for a vision encoder that is trained too"),
-        ({"train_vision_encoder": True}, "model.train_vision_encoder is yes: expected no, since the vision encoder of a toy LLaVA stays as it is"),
-        ({"language": "smollm2-135m-instruct", "layers": 3}, "model.layers is 3: expected none, since model.language = smollm2-135m-instruct brings its own"),
-        ({"vision_encoder_revision": "v1"}, "model.vision_encoder_revision is v1: expected none, since a toy LLaVA's weights are pinned"),
-        ({"vision_encoder_features": ()}, "model.vision_encoder_features is empty: expected one or more block numbers from 0"),
+        (
+            {"kind": "toy", "name": "a/b"},
+            "model.kind is toy and model.name a/b: expected model.kind pretrained, or no model.name",
+        ),
+        (
+            {"kind": "pretrained"},
+            "model.kind is pretrained without a model.name: expected the hub id or folder of a multimodal model",
+        ),
+        (
+            {"kind": "assembled"},
+            (
+                "model.kind is assembled from model.vision_encoder dinov2-small and model.language None: expected hub"
+                " ids or folders of both"
+            ),
+        ),
+        (
+            {"kind": "assembled", "vision_encoder": "a/b"},
+            "model.vision_encoder a/b and model.language None: expected hub ids or folders of both",
+        ),
+        (
+            {"kind": "assembled", "language": "a/b"},
+            "model.vision_encoder dinov2-small and model.language a/b: expected hub ids or folders of both",
+        ),
+        (
+            {"kind": "assembled", "name": "a/b", **HUB},
+            "model.kind is assembled and model.name a/b: expected model.kind pretrained, or no model.name",
+        ),
+        (
+            {"kind": "assembled", "revision": "v1", **HUB},
+            "model.revision is v1: expected none, since no model.name is given",
+        ),
+        (
+            {"kind": "assembled", "layers": 3, **HUB},
+            "model.layers is 3: expected none, since the assembled parts bring their own",
+        ),
+        (
+            {"name": "a/b", "vision_encoder": "c/d"},
+            "model.vision_encoder is c/d: expected none, since model.name = a/b brings its own",
+        ),
+        (
+            {"name": "a/b", "train_vision_encoder": True, "train": "lora"},
+            "expected model.train all for a vision encoder that is trained too",
+        ),
+        (
+            {"train_vision_encoder": True},
+            "model.train_vision_encoder is yes: expected no, since the vision encoder of a toy LLaVA stays as it is",
+        ),
+        (
+            {"language": "smollm2-135m-instruct", "layers": 3},
+            "model.layers is 3: expected none, since model.language = smollm2-135m-instruct brings its own",
+        ),
+        (
+            {"vision_encoder_revision": "v1"},
+            "model.vision_encoder_revision is v1: expected none, since a toy LLaVA's weights are pinned",
+        ),
+        (
+            {"vision_encoder_features": ()},
+            "model.vision_encoder_features is empty: expected one or more block numbers from 0",
+        ),
     ],
 )
 def test_a_kind_that_contradicts_the_rest_is_one_sentence(model: dict[str, Any], message: str) -> None:
@@ -78,39 +130,73 @@ def test_a_folder_has_no_revision(tmp_path: Path) -> None:
         part = "name" if model.name else "vision_encoder"
         revision = "revision" if model.name else "vision_encoder_revision"
         assert getattr(dataclasses.replace(model, **{revision: "v1"}), revision) == "v1"
-        with pytest.raises(ConfigError, match=rf"model.{revision} is v1: expected none, since model.{part} is .*, a folder"):
+        with pytest.raises(
+            ConfigError, match=rf"model.{revision} is v1: expected none, since model.{part} is .*, a folder"
+        ):
             dataclasses.replace(model, **{part: str(tmp_path), revision: "v1"})
 
 
 def test_every_recipe_says_its_kind_where_it_is_not_toy() -> None:
     kinds = {file.stem: read([str(file)]).model.kind for file in RECIPES}
-    assert {kind: sum(own == kind for own in kinds.values()) for kind in ("toy", "assembled", "pretrained")} == {"toy": 15, "assembled": 4, "pretrained": 8}
+    assert {kind: sum(own == kind for own in kinds.values()) for kind in ("toy", "assembled", "pretrained")} == {
+        "toy": 15,
+        "assembled": 4,
+        "pretrained": 8,
+    }
     for file in RECIPES:
         model = yaml.safe_load(file.read_text()).get("model", {})
-        assert "name" not in model or model.get("kind") == "pretrained" or "llava15_7b_baseline" in yaml.safe_load(file.read_text())["base"], file
+        assert (
+            "name" not in model
+            or model.get("kind") == "pretrained"
+            or "llava15_7b_baseline" in yaml.safe_load(file.read_text())["base"]
+        ), file
 
 
-# --- what a run starts from ----------------------------------------------------------------------------------------------------------------
+# --- what a run starts from -----------------------------------------------------------------------
 
 
 def test_a_recipe_under_start_is_an_error_that_names_stage1(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("start: first.yaml\n")
     for words in ([str(tmp_path / "mine.yaml")], [str(RECIPES[0]), "--start", "first.yml"]):
         with pytest.raises(
-            ConfigError, match=r"start is first\.ya?ml, a recipe: expected the folder of a finished training, or the recipe under the key stage1"
+            ConfigError,
+            match=(
+                r"start is first\.ya?ml, a recipe: expected the folder of a finished training, or the recipe under the"
+                r" key stage1"
+            ),
         ):
             read(words)
 
 
 def test_stage1_becomes_a_recipe_of_its_own_and_the_folder_that_the_run_starts_from() -> None:
     viral = read(
-        [str(ROOT / "trainer" / "recipes" / "shapes_viral.yaml"), "--seed", "3", "--data.limit_train", "24", "--output_dir", "out/viral", "--model.width", "64"]
+        [
+            str(ROOT / "trainer" / "recipes" / "shapes_viral.yaml"),
+            "--seed",
+            "3",
+            "--data.limit_train",
+            "24",
+            "--output_dir",
+            "out/viral",
+            "--model.width",
+            "64",
+        ]
     )
     assert viral.start is None and viral.stage1 == ROOT / "trainer" / "recipes" / "shapes_stage1.yaml"
     first, own = stages(viral)
     alone = read([str(viral.stage1)])
-    assert (own.start, own.stage1, first.output_dir, first.seed) == (Path("out/stage1-s3"), None, Path("out/stage1-s3"), 3)
-    assert (first.data, first.model.width, first.optim, first.alignment) == (viral.data, 64, alone.optim, alone.alignment)
+    assert (own.start, own.stage1, first.output_dir, first.seed) == (
+        Path("out/stage1-s3"),
+        None,
+        Path("out/stage1-s3"),
+        3,
+    )
+    assert (first.data, first.model.width, first.optim, first.alignment) == (
+        viral.data,
+        64,
+        alone.optim,
+        alone.alignment,
+    )
     assert dataclasses.replace(own, start=None) == dataclasses.replace(viral, stage1=None)
     assert stages(own) == [own] and stages(first) == [first]
 
@@ -121,11 +207,14 @@ def test_a_folder_takes_the_place_of_stage1() -> None:
 
 
 def test_a_stage1_that_is_not_there_is_one_sentence() -> None:
-    with pytest.raises(ConfigError, match=r"no recipe .*shapes_stage2\.yaml: expected a YAML file; did you mean '.*shapes_stage1\.yaml'"):
+    with pytest.raises(
+        ConfigError,
+        match=r"no recipe .*shapes_stage2\.yaml: expected a YAML file; did you mean '.*shapes_stage1\.yaml'",
+    ):
         stages(read([str(ROOT / "trainer" / "recipes" / "shapes_viral.yaml"), "--stage1", "shapes_stage2.yaml"]))
 
 
-# --- old keys ------------------------------------------------------------------------------------------------------------------------------
+# --- old keys -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
@@ -144,7 +233,11 @@ def old_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     old = json.loads(json.dumps(recipe))
     names = {new: key.rpartition(".")[2] for key, new in RENAMED.items()}
     for section in ("model", "alignment"):
-        old[section] = {names.get(f"{section}.{key}", key): value for key, value in old[section].items() if (section, key) != ("model", "kind")}
+        old[section] = {
+            names.get(f"{section}.{key}", key): value
+            for key, value in old[section].items()
+            if (section, key) != ("model", "kind")
+        }
     old["alignment"] |= {"layer": old["alignment"]["layer"][0], "vfm": old["alignment"]["vfm"][0]}  # plain values once
     del old["stage1"]
     return old
@@ -162,7 +255,11 @@ def old_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
 def test_a_stored_recipe_is_read_with_the_keys_of_today(model: ModelConfig) -> None:
     recipe = as_mapping(Recipe(model=model))
     old = old_recipe(recipe)
-    assert {"tower", "tower_features"} <= old["model"].keys() and "kind" not in old["model"] and "centre" in old["alignment"]
+    assert (
+        {"tower", "tower_features"} <= old["model"].keys()
+        and "kind" not in old["model"]
+        and "centre" in old["alignment"]
+    )
     before = json.dumps(old)
     assert current_recipe(old) == recipe == current_recipe(recipe) and json.dumps(old) == before
     assert current_recipe({"seed": 1, "optim": {"steps": 4}}) == {"seed": 1, "optim": {"steps": 4}}
@@ -185,8 +282,13 @@ def test_a_folder_from_before_the_new_keys_is_read_everywhere(runs_folder: Path,
     recipe = parse(Recipe, [], prog="test", recipe=runs_folder / "viral" / "recipe.yaml")
     check_same_recipe(folder, dataclasses.replace(recipe, output_dir=folder))
     with pytest.raises(ConfigError, match=r"was started with model\.vision_encoder_features"):
-        check_same_recipe(folder, dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vision_encoder_features=(0, 7))))
-    texts = [card(own, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder)) for own in (training_record(folder), new)]
+        check_same_recipe(
+            folder, dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vision_encoder_features=(0, 7)))
+        )
+    texts = [
+        card(own, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder))
+        for own in (training_record(folder), new)
+    ]
     assert texts[0] == texts[1] and "| vision encoder | dinov2-small |" in texts[0]
     assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == files
     stored["model"]["towr"] = 1
@@ -196,7 +298,9 @@ def test_a_folder_from_before_the_new_keys_is_read_everywhere(runs_folder: Path,
 
 
 def test_sweeps_exports_and_the_ledger_read_a_run_from_before_the_new_keys(tmp_path: Path) -> None:
-    sweep = Sweep(output_dir=tmp_path / "out", seeds=(0,), variants=(f"baseline: {RECIPES[-1].with_name('shapes_stage1.yaml')}",))
+    sweep = Sweep(
+        output_dir=tmp_path / "out", seeds=(0,), variants=(f"baseline: {RECIPES[-1].with_name('shapes_stage1.yaml')}",)
+    )
     (job,) = sweep.runs()
     recipe = as_mapping(job.recipe())
     store_run(job.folder, 8, recipe=old_recipe(recipe))
@@ -212,7 +316,7 @@ def test_sweeps_exports_and_the_ledger_read_a_run_from_before_the_new_keys(tmp_p
         assert trained is not None and trained.record["recipe"]["model"] == recipe["model"]
 
 
-# --- ranges --------------------------------------------------------------------------------------------------------------------------------
+# --- ranges ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -247,9 +351,23 @@ def test_a_value_outside_its_range_is_one_sentence(values: dict[str, Any], messa
 
 
 def test_the_ends_of_a_range() -> None:
-    for values in ({}, {"count": 1}, {"share": 0.0}, {"share": 0.999}, {"optional": 3}, {"optional": 1}, {"many": (1, 5)}, {"many": ()}):
+    for values in (
+        {},
+        {"count": 1},
+        {"share": 0.0},
+        {"share": 0.999},
+        {"optional": 3},
+        {"optional": 1},
+        {"many": (1, 5)},
+        {"many": ()},
+    ):
         check_ranges(Few(**values))  # type: ignore[arg-type]
-    assert ranges(Few) == {"count": Range(1), "share": Range(0, 1, below=True), "optional": Range(0, 3, above=True), "many": Range(1, 5)}
+    assert ranges(Few) == {
+        "count": Range(1),
+        "share": Range(0, 1, below=True),
+        "optional": Range(0, 3, above=True),
+        "many": Range(1, 5),
+    }
     assert [str(range_of(Annotated[int, end])) for end in (Lt(2), Le(2), Gt(2))] == ["below 2", "at most 2", "above 2"]
     assert range_of(int) is range_of(Annotated[int, "a word"]) is None
 
@@ -259,7 +377,11 @@ def test_help_shows_ranges_with_defaults_and_the_trainers_numbers_have_them() ->
     with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
         parse(Few, ["--help"], prog="few")
     text = " ".join(shown.getvalue().replace("│", " ").split())
-    assert "How many. (at least 1; default: 1)" in text and "(0 to below 1; default: 0.0)" in text and "(default: a)" in text
+    assert (
+        "How many. (at least 1; default: 1)" in text
+        and "(0 to below 1; default: 0.0)" in text
+        and "(default: a)" in text
+    )
     assert parse(Few, ["--count", "3", "--many", "4", "5"], prog="few") == Few(count=3, many=(4, 5))
     numbers = [key for key, hint in config_fields(OptimConfig) if hint in (int, float)]
     assert set(numbers) <= ranges(OptimConfig).keys()

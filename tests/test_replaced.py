@@ -1,4 +1,5 @@
-"""Images that are replaced by others of as many bytes: the targets are those of what is there, a resumed run stops, and a running one stops too."""
+"""Images that are replaced by others of as many bytes: the targets are those of what is there, a resumed run stops, and
+a running one stops too."""
 
 from __future__ import annotations
 
@@ -24,8 +25,20 @@ from workbench.errors import RunError
 def flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A small LLaVA, and images as BMP, whose size in bytes follows from their size in pixels."""
     monkeypatch.setenv("VIRAL_CACHE", str(tmp_path / "cache"))
-    file, val = (write(tmp_path / name, [as_bmp(row) for row in given]) for name, given in (("w", rows(6, 1)), ("val", rows(1, 0))))
-    return ["--model.name", str(build("llava", tmp_path / "llava")), "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{val}", *FLAGS, *VIRAL]
+    file, val = (
+        write(tmp_path / name, [as_bmp(row) for row in given])
+        for name, given in (("w", rows(6, 1)), ("val", rows(1, 0)))
+    )
+    return [
+        "--model.name",
+        str(build("llava", tmp_path / "llava")),
+        "--data.train",
+        f"llava_json:{file}",
+        "--data.val",
+        f"llava_json:{val}",
+        *FLAGS,
+        *VIRAL,
+    ]
 
 
 def as_bmp(row: dict[str, Any]) -> dict[str, Any]:
@@ -50,7 +63,9 @@ def test_targets_are_those_of_the_images_that_are_there(flags: list[str], tmp_pa
     replace_pixels(tmp_path / "w" / "coco" / "1.bmp", 200)
     stored = targets(flags, "cache")
     torch.testing.assert_close(stored, targets(flags, "compute"), rtol=1e-3, atol=1e-3)
-    assert [torch.allclose(a, b, atol=1e-2) for a, b in zip(before, stored, strict=True)] == [n != 1 for n in range(len(stored))]
+    assert [torch.allclose(a, b, atol=1e-2) for a, b in zip(before, stored, strict=True)] == [
+        n != 1 for n in range(len(stored))
+    ]
 
 
 def test_an_image_that_is_replaced_while_training_stops_it_by_name(flags: list[str], tmp_path: Path) -> None:
@@ -58,14 +73,26 @@ def test_an_image_that_is_replaced_while_training_stops_it_by_name(flags: list[s
     ready.collate([3, 4])
     replace_pixels(tmp_path / "w" / "gqa" / "3.bmp", 200)
     ready.collate([4, 5])
-    with pytest.raises(RunError, match=r"image 2 of conversation 4:3 of llava_json:.* has been replaced since the training began") as error:
+    with pytest.raises(
+        RunError, match=r"image 2 of conversation 4:3 of llava_json:.* has been replaced since the training began"
+    ) as error:
         ready.collate([4, 3])
     assert len(str(error.value)) < 400
 
 
 def test_a_run_is_not_resumed_on_other_images(flags: list[str], tmp_path: Path) -> None:
     """A baseline's too, which computes no targets; the validation images are held to it as well."""
-    flags = [*flags, "--alignment.objective", "none", "--optim.steps", "2", "--monitor.cknna_images", "0", "--eval_every", "2"]
+    flags = [
+        *flags,
+        "--alignment.objective",
+        "none",
+        "--optim.steps",
+        "2",
+        "--monitor.cknna_images",
+        "0",
+        "--eval_every",
+        "2",
+    ]
     done, cut = tmp_path / "done", tmp_path / "cut"
     train(parse(Recipe, [*flags, "--output_dir", str(done)], prog="trainer"), [])
     cut.mkdir()

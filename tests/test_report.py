@@ -1,4 +1,5 @@
-"""The report of all analyses: from the real command line, self-contained, safe against strange names, and once in a real browser without a network."""
+"""The report of all analyses: from the real command line, self-contained, safe against strange names, and once in a
+real browser without a network."""
 
 from __future__ import annotations
 
@@ -22,7 +23,10 @@ from workbench.analysis.discover import analysis_files
 from workbench.cli import changed_flags, parse
 from workbench.figures import new_figure
 
-EVIL = "</script><script>document.title='taken'</script><img src=http://example.org/x.png onerror=\"document.title='taken'\">"
+EVIL = (
+    "</script><script>document.title='taken'</script><img src=http://example.org/x.png"
+    " onerror=\"document.title='taken'\">"
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,18 @@ def made(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("report")
     shutil.copytree(runs_folder / "baseline", root / "bare", ignore=shutil.ignore_patterns("checkpoint-*", "cknna-*"))
     models = [str(root / "bare"), str(runs_folder / "viral")]
-    words = ["--only", "patching", "cknna", "dynamics", "--limit", "3", "--vfm", "efficientnet-lite0", "--output_dir", str(root / "runs")]
+    words = [
+        "--only",
+        "patching",
+        "cknna",
+        "dynamics",
+        "--limit",
+        "3",
+        "--vfm",
+        "efficientnet-lite0",
+        "--output_dir",
+        str(root / "runs"),
+    ]
     done = run("analyses.all", "--model", *models, *words, "--report", str(root / "report.html"))
     assert "dynamics         viral; Left out: bare." in done.stdout and done.stdout.strip().endswith("report.html")
     return root / "report.html"
@@ -39,19 +54,34 @@ def made(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_report_says_what_was_run_on_what_and_why_not(made: Path) -> None:
     text = re.sub(r"<script>.*?</script>", "", made.read_text(), flags=re.S)
-    assert [f'id="{name}"' in text for name in ("cknna", "dynamics", "patching", "attention")] == [True, True, True, False]
+    assert [f'id="{name}"' in text for name in ("cknna", "dynamics", "patching", "attention")] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     assert text.count('class="warn"') == 1 and "has no checkpoints from before its end" in text
     assert "What the numbers are, and what they are not" in text and "never 0 by chance" in text
-    for fact in ("shapes:val, 3 images", "torch 2.", "efficientnet-lite0", "python -m analyses.patching --model", "--source"):
+    for fact in (
+        "shapes:val, 3 images",
+        "torch 2.",
+        "efficientnet-lite0",
+        "python -m analyses.patching --model",
+        "--source",
+    ):
         assert fact in text, fact
     csv = re.search(r'download="cknna.csv" href="data:text/csv;base64,([^"]+)"', text)
     assert csv is not None and base64.b64decode(csv[1]).decode().startswith("model,")
-    assert "dinov2-small" not in re.sub(r"<details>.*?</details>", "", text, flags=re.S)  # --vfm reached every analysis that has it
+    # --vfm reached every analysis that has it
+    assert "dinov2-small" not in re.sub(r"<details>.*?</details>", "", text, flags=re.S)
 
 
 def test_nothing_is_fetched_and_plotly_is_there_once(made: Path) -> None:
     text = made.read_text()
-    tags = re.findall(r"<(?:script|link|img|iframe|style|form|video|object|embed)\b[^>]*>", re.sub(r"(<script[^>]*>).*?</script>", r"\1", text, flags=re.S))
+    tags = re.findall(
+        r"<(?:script|link|img|iframe|style|form|video|object|embed)\b[^>]*>",
+        re.sub(r"(<script[^>]*>).*?</script>", r"\1", text, flags=re.S),
+    )
     assert tags and not [tag for tag in tags if "http" in tag or " src=" in tag]
     assert text.count(fig.javascript()[:4000]) == 1 and len(text) < 2 * len(fig.javascript())
     assert "connect-src" not in report.POLICY and report.POLICY.startswith("default-src 'none'")
@@ -59,9 +89,20 @@ def test_nothing_is_fetched_and_plotly_is_there_once(made: Path) -> None:
 
 def test_a_second_report_looks_up_what_is_stored(made: Path, runs_folder: Path) -> None:
     stored = {folder: (folder / "run.json").stat().st_mtime_ns for folder in (made.parent / "runs").glob("[!.]*")}
-    words = ["--only", "cknna", "--limit", "3", "--vfm", "efficientnet-lite0", "--output_dir", str(made.parent / "runs")]
+    words = [
+        "--only",
+        "cknna",
+        "--limit",
+        "3",
+        "--vfm",
+        "efficientnet-lite0",
+        "--output_dir",
+        str(made.parent / "runs"),
+    ]
     run("analyses.all", "--model", str(runs_folder / "viral"), *words, "--report", str(made.parent / "second.html"))
-    assert stored == {folder: (folder / "run.json").stat().st_mtime_ns for folder in (made.parent / "runs").glob("[!.]*")}
+    assert stored == {
+        folder: (folder / "run.json").stat().st_mtime_ns for folder in (made.parent / "runs").glob("[!.]*")
+    }
 
 
 @pytest.mark.parametrize(
@@ -77,7 +118,9 @@ def test_a_second_report_looks_up_what_is_stored(made: Path, runs_folder: Path) 
 )
 def test_bad_input_is_one_sentence(runs_folder: Path, tmp_path: Path, words: list[str], message: str) -> None:
     given = [word.replace("VIRAL", str(runs_folder / "viral")) for word in words]
-    assert message in refused("analyses.all", *given, "--report", str(tmp_path / "report.html"), "--output_dir", str(tmp_path / "out"))
+    assert message in refused(
+        "analyses.all", *given, "--report", str(tmp_path / "report.html"), "--output_dir", str(tmp_path / "out")
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -89,7 +132,9 @@ def test_the_list_of_analyses_holds_files_only() -> None:
 
 def test_flags_of_a_config_make_the_same_config() -> None:
     config: Any = DYNAMICS.config(limit=7, layers=(0, 2), types=("count",), data="folder:my photos")
-    assert parse(DYNAMICS.config, changed_flags(config), prog="test") == config and changed_flags(DYNAMICS.config()) == []
+    assert (
+        parse(DYNAMICS.config, changed_flags(config), prog="test") == config and changed_flags(DYNAMICS.config()) == []
+    )
     plain = KNOCKOUT.config(objects=False)  # type: ignore[call-arg]
     assert parse(KNOCKOUT.config, changed_flags(plain), prog="test") == plain
 
@@ -103,7 +148,11 @@ def evil_page() -> str:
 
 def test_names_are_escaped() -> None:
     page = evil_page()
-    assert "</script><script>document" not in page and "<img src=http" not in page and "<details><summary>Table, 20 rows" in page
+    assert (
+        "</script><script>document" not in page
+        and "<img src=http" not in page
+        and "<details><summary>Table, 20 rows" in page
+    )
 
 
 def test_in_a_real_browser_without_a_network(made: Path, tmp_path: Path) -> None:
@@ -127,10 +176,17 @@ def test_in_a_real_browser_without_a_network(made: Path, tmp_path: Path) -> None
             page.goto(f"file://{file}")
             count = page.locator(".plotly-graph-div").count()
             assert count >= 1 and page.locator(".js-plotly-plot .main-svg").first.is_visible()
-            assert page.evaluate("[...document.querySelectorAll('.js-plotly-plot')].every(d => d.querySelector('.main-svg'))")
+            assert page.evaluate(
+                "[...document.querySelectorAll('.js-plotly-plot')].every(d => d.querySelector('.main-svg'))"
+            )
             assert page.locator(".js-plotly-plot").count() == count
-            buttons = page.evaluate("[...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title || b.getAttribute('aria-label') || '')")
-            assert buttons and not [title for title in buttons if re.search("cloud|chart studio|edit in|plotly", title, re.I)]
+            buttons = page.evaluate(
+                "[...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title ||"
+                " b.getAttribute('aria-label') || '')"
+            )
+            assert buttons and not [
+                title for title in buttons if re.search("cloud|chart studio|edit in|plotly", title, re.I)
+            ]
             assert page.title() != "taken"
         browser.close()
     assert not errors and [url for url in requests if not url.startswith(("file://", "data:", "blob:"))] == []

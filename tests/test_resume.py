@@ -18,8 +18,12 @@ def finished(folder: Path, *, weight: float = 1.0, loss: float = 2.0, seconds: f
     (folder / "out" / "checkpoint-2").mkdir(parents=True)
     save_file({"w": torch.tensor([weight])}, folder / "out" / "model.safetensors")
     torch.save({"state": [torch.tensor(weight)], "lr": weight}, folder / "out" / "checkpoint-2" / "optimizer.pt")
-    pd.DataFrame({"step": [1, 2], "loss": [float("nan"), loss], "seconds": seconds}).to_parquet(folder / "out" / "training.parquet")
-    (folder / "out" / "training.json").write_text(json.dumps({"seconds": seconds, "recipe": {"output_dir": str(folder), "loss": loss}}))
+    pd.DataFrame({"step": [1, 2], "loss": [float("nan"), loss], "seconds": seconds}).to_parquet(
+        folder / "out" / "training.parquet"
+    )
+    (folder / "out" / "training.json").write_text(
+        json.dumps({"seconds": seconds, "recipe": {"output_dir": str(folder), "loss": loss}})
+    )
     if left:
         (folder / "out" / ".training.parquet.77").write_text("half")
         (folder / ".out.lock").write_text("")  # of a process that is dead: no longer held

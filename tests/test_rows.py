@@ -1,4 +1,5 @@
-"""Rows as others write them: media under any key, placeholders between words, options and answers of every form, cells that are text. Read right or refused."""
+"""Rows as others write them: media under any key, placeholders between words, options and answers of every form, cells
+that are text. Read right or refused."""
 
 from __future__ import annotations
 
@@ -33,13 +34,15 @@ def llava(folder: Path, *given: dict[str, Any], options: str = "") -> Conversati
 def asked(folder: Path, *given: dict[str, Any], options: str = "") -> ConversationDataset:
     """JSON lines of questions about 1.png."""
     picture(1).save(folder / "1.png")
-    (folder / "q.jsonl").write_text("\n".join(json.dumps({"image": "1.png", "question": "what ?"} | row) for row in given))
+    (folder / "q.jsonl").write_text(
+        "\n".join(json.dumps({"image": "1.png", "question": "what ?"} | row) for row in given)
+    )
     data = load_data(f"hf:{folder / 'q.jsonl'}{options}")
     assert isinstance(data, ConversationDataset)
     return data
 
 
-# --- media -------------------------------------------------------------------------------------------------------------------------------
+# --- media ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", ["image", "images", "image_path", "imagePath", "img", "Image", "image_file"])
@@ -76,14 +79,24 @@ def test_media_that_are_not_read_are_refused_with_the_row(more: dict[str, Any], 
 
 
 def test_what_is_no_medium_is_not_refused_but_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rows = [{"image": "1.png", "image_id": 3, "source": "coco", "video": None, "conversations": said("<image> what ?")}, {"conversations": said("what ?")}]
+    rows = [
+        {"image": "1.png", "image_id": 3, "source": "coco", "video": None, "conversations": said("<image> what ?")},
+        {"conversations": said("what ?")},
+    ]
     data = llava(tmp_path, *rows, rows[0])
     expected = ("`image_id` is not read: 2 rows, first row 1", "`source` is not read: 2 rows, first row 1")
-    assert data.left_out == expected and [record.getMessage() for record in caplog.records] == [f"llava_json:{tmp_path}/mix.json: {'; '.join(expected)}"]
+    assert data.left_out == expected and [record.getMessage() for record in caplog.records] == [
+        f"llava_json:{tmp_path}/mix.json: {'; '.join(expected)}"
+    ]
 
 
 def test_placeholders_between_words_keep_their_places() -> None:
-    assert placed("row 1", "<image>\nwhat ?", 1) == placed("row 1", "what ?\n<image>", 1) == placed("row 1", "what ?", 1) == "what ?"
+    assert (
+        placed("row 1", "<image>\nwhat ?", 1)
+        == placed("row 1", "what ?\n<image>", 1)
+        == placed("row 1", "what ?", 1)
+        == "what ?"
+    )
     assert placed("row 1", "<image>\n<image> which ?", 2) == "which ?"
     assert placed("row 1", "A: <image> B: <image>", 2) == f"A: {IMAGE_MARK} B: {IMAGE_MARK}"
     assert placed("row 1", "<image 1> or <image 2> ?", 2) == f"{IMAGE_MARK} or {IMAGE_MARK} ?"
@@ -101,7 +114,9 @@ def test_a_mark_without_its_medium_is_lost_at_the_edge_and_a_word_within(tmp_pat
         with pytest.raises(DataError, match="row 1 has"):
             llava(tmp_path, {"conversations": said(question)})
     data = llava(tmp_path, {"conversations": said("a <video> in HTML ?")})
-    assert data.conversations[0].turns[0][0] == "a <video> in HTML ?" and data.left_out == ("<video> is a word where there is no image: 1 row, first row 1",)
+    assert data.conversations[0].turns[0][0] == "a <video> in HTML ?" and data.left_out == (
+        "<video> is a word where there is no image: 1 row, first row 1",
+    )
 
 
 def test_parts_of_messages_are_images_and_texts(tmp_path: Path) -> None:
@@ -109,12 +124,18 @@ def test_parts_of_messages_are_images_and_texts(tmp_path: Path) -> None:
     picture(1).save(tmp_path / "1.png")
 
     def read(*parts: dict[str, Any]) -> str:
-        row = {"images": ["1.png"] * sum(part["type"].startswith("image") for part in parts), "messages": [{"role": "user", "content": list(parts)}, answer]}
+        row = {
+            "images": ["1.png"] * sum(part["type"].startswith("image") for part in parts),
+            "messages": [{"role": "user", "content": list(parts)}, answer],
+        }
         (tmp_path / "m.jsonl").write_text(json.dumps(row))
         return load_data(f"hf:{tmp_path / 'm.jsonl'}").conversations[0].turns[0][0]
 
     one, image = {"type": "text", "text": "one : "}, {"type": "image", "text": None}
-    assert read(one, image, {"type": "text", "text": " two : "}, image | {"type": "image_url"}) == f"one : {IMAGE_MARK} two : {IMAGE_MARK}"
+    assert (
+        read(one, image, {"type": "text", "text": " two : "}, image | {"type": "image_url"})
+        == f"one : {IMAGE_MARK} two : {IMAGE_MARK}"
+    )
     assert read(image, one) == "one :"
     with pytest.raises(DataError, match=r"row 1, message 1 has a part of type 'video': expected text or image"):
         read(one, {"type": "video", "video": "a.mp4"})
@@ -135,18 +156,26 @@ def test_turns_that_are_cut_off_are_counted_and_empty_answers_refused(tmp_path: 
 
 
 def test_broken_rows_are_skipped_only_where_the_spec_says_so(tmp_path: Path) -> None:
-    rows = [{"conversations": said("what ?")}, {"conversations": said("what ?", "")}, {"video": "x", "conversations": said("what ?")}]
+    rows = [
+        {"conversations": said("what ?")},
+        {"conversations": said("what ?", "")},
+        {"video": "x", "conversations": said("what ?")},
+    ]
     data = llava(tmp_path, *rows, options="?broken=skip")
-    assert len(data.conversations) == 1 and data.left_out[0].startswith("2 broken rows of 3 are left out, first row 2, message 2 is an empty answer")
+    assert len(data.conversations) == 1 and data.left_out[0].startswith(
+        "2 broken rows of 3 are left out, first row 2, message 2 is an empty answer"
+    )
     data = asked(tmp_path, {"answer": "a"}, {"answer": ""}, options="?broken=skip")
-    assert len(data.conversations) == 1 and data.left_out[0].startswith("1 broken row of 2 is left out, first row 2 has an empty answer")
+    assert len(data.conversations) == 1 and data.left_out[0].startswith(
+        "1 broken row of 2 is left out, first row 2 has an empty answer"
+    )
     with pytest.raises(DataError, match="has 3 broken rows"):
         llava(tmp_path, *[rows[1]] * 3, options="?broken=skip")
     with pytest.raises(UnknownNameError, match="unknown broken 'skp'"):
         llava(tmp_path, *rows, options="?broken=skp")
 
 
-# --- options and answers -----------------------------------------------------------------------------------------------------------------
+# --- options and answers --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -171,17 +200,26 @@ def test_options_of_every_form_and_their_answers(row: dict[str, Any], tmp_path: 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"options": "left|right", "answer": "left"}, "its `options` is the text 'left|right': expected a list of texts"),
+        (
+            {"options": "left|right", "answer": "left"},
+            "its `options` is the text 'left|right': expected a list of texts",
+        ),
         ({"options": ["a", ""], "answer": "a"}, "has an empty option 2"),
         ({"options": ["a", None], "answer": "a"}, "option 2 is 'None'"),
         ({"options": [True, False], "answer": "a"}, r"option 1 is 'True' \(bool\)"),
         ({"options": ["<image 1>", "x"], "answer": "x"}, "has the option <image 1>, which is no text"),
         ({"options": ["a", "b"], "choices": ["b", "a"], "answer": "a"}, "`options` and `choices` that differ"),
-        ({"options": ["a", "b"], "answer": "c"}, "the answer 'c' to the options a, b: expected one of them, its index from 0 or its letter"),
+        (
+            {"options": ["a", "b"], "answer": "c"},
+            "the answer 'c' to the options a, b: expected one of them, its index from 0 or its letter",
+        ),
         ({"options": ["a", "b"], "answer": 2}, "the answer '2' to the options a, b"),
         ({"options": ["a", "b"], "answer": -1}, "the answer '-1' to the options a, b"),
         ({"options": ["a", "b"], "answer": "1"}, "the answer '1' to the options a, b"),
-        ({"options": ["B", "A"], "answer": "A"}, r"its answer 'A' can mean 'A' \(text\) and 'B' \(letter\): expected answer=text or answer=letter"),
+        (
+            {"options": ["B", "A"], "answer": "A"},
+            r"its answer 'A' can mean 'A' \(text\) and 'B' \(letter\): expected answer=text or answer=letter",
+        ),
         ({"options": ["1", "2", "3"], "answer": 1}, r"can mean '1' \(text\) and '2' \(index\)"),
         ({"options": [1, 2, 3], "answer": 1}, r"can mean '1' \(text\) and '2' \(index\)"),
         ({"answer": ["a", "b"]}, "has 2 answers"),
@@ -192,7 +230,9 @@ def test_options_of_every_form_and_their_answers(row: dict[str, Any], tmp_path: 
         ({"answer": float("nan")}, "has an empty answer"),
     ],
 )
-def test_answers_that_cannot_be_known_are_refused_with_the_row(row: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_answers_that_cannot_be_known_are_refused_with_the_row(
+    row: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match=message) as error:
         asked(tmp_path, {"answer": "x"}, row)
     assert "row 2" in str(error.value)
@@ -202,10 +242,15 @@ def test_the_spec_can_say_how_answers_are_meant(tmp_path: Path) -> None:
     rows = [{"options": ["1", "2", "3"], "answer": 1}, {"options": ["1", "2", "3"], "answer": "2"}]
     assert [s.answer for s in asked(tmp_path, *rows, options="?answer=index")] == ["2", "3"]
     assert [s.answer for s in asked(tmp_path, *rows, options="?answer=text")] == ["1", "2"]
-    assert [s.answer for s in asked(tmp_path, {"options": ["B", "A"], "answer": "A"}, options="?answer=letter")] == ["B"]
+    assert [s.answer for s in asked(tmp_path, {"options": ["B", "A"], "answer": "A"}, options="?answer=letter")] == [
+        "B"
+    ]
     with pytest.raises(DataError, match="expected a letter"):
         asked(tmp_path, *rows, options="?answer=letter")
-    assert asked(tmp_path, *rows, options="?answer=index").fingerprint != asked(tmp_path, *rows, options="?answer=text").fingerprint
+    assert (
+        asked(tmp_path, *rows, options="?answer=index").fingerprint
+        != asked(tmp_path, *rows, options="?answer=text").fingerprint
+    )
 
 
 def test_a_text_that_is_an_option_is_that_option() -> None:
@@ -216,7 +261,7 @@ def test_a_text_that_is_an_option_is_that_option() -> None:
     assert [answer_of("row 1", value, Options()) for value in (3, 1.5, "3.0")] == ["3", "1.5", "3.0"]
 
 
-# --- cells -------------------------------------------------------------------------------------------------------------------------------
+# --- cells ----------------------------------------------------------------------------------------
 
 CELLS = ["007", "1.50", "None", "NA", "null", "nan", "True", "FALSE", "1e5", "2020-01-01", "N/A", "-0"]
 
@@ -225,11 +270,18 @@ CELLS = ["007", "1.50", "None", "NA", "null", "nan", "True", "FALSE", "1e5", "20
 def test_cells_are_the_texts_that_stand_there(ending: str, comma: str, tmp_path: Path) -> None:
     picture(1).save(tmp_path / "1.png")
     table = tmp_path / f"q{ending}"
-    lines = [comma.join(("image", "question", "answer", "options")), *(comma.join(("1.png", f"{cell} ?", cell, "")) for cell in CELLS)]
+    lines = [
+        comma.join(("image", "question", "answer", "options")),
+        *(comma.join(("1.png", f"{cell} ?", cell, "")) for cell in CELLS),
+    ]
     table.write_text("\n".join(["\ufeff" + lines[0], *lines[1:]]))
     data = load_data(f"hf:{table}")
-    assert [c.turns[0] for c in data.conversations] == [(f"{cell} ?", cell) for cell in CELLS] and not any(sample.options for sample in data)
-    (tmp_path / "q.jsonl").write_text("\n".join(json.dumps({"image": "1.png", "question": "?", "answer": cell}) for cell in CELLS))
+    assert [c.turns[0] for c in data.conversations] == [(f"{cell} ?", cell) for cell in CELLS] and not any(
+        sample.options for sample in data
+    )
+    (tmp_path / "q.jsonl").write_text(
+        "\n".join(json.dumps({"image": "1.png", "question": "?", "answer": cell}) for cell in CELLS)
+    )
     assert [sample.answer for sample in load_data(f"hf:{tmp_path / 'q.jsonl'}")] == CELLS
     table.write_text(f"{lines[0]}\n1.png{comma}what ?\n")
     with pytest.raises(DataError, match="row 1 has 2 cells: expected 4, as in the first line"):

@@ -15,7 +15,9 @@ from workbench.runs import checkout, environment
 
 def git(*words: str, cwd: Path) -> str:
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    return subprocess.run(["git", *identity, *words], cwd=cwd, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["git", *identity, *words], cwd=cwd, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def _repository(folder: Path) -> str:
@@ -36,7 +38,9 @@ def _copy(root: Path) -> None:
 def _package(root: Path, name: str = "viral-workbench") -> Path:
     """A copy of the package in `root`, in a checkout's layout."""
     _copy(root)
-    (root / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text().replace('name = "viral-workbench"', f'name = "{name}"'))
+    (root / "pyproject.toml").write_text(
+        (ROOT / "pyproject.toml").read_text().replace('name = "viral-workbench"', f'name = "{name}"')
+    )
     return root
 
 
@@ -45,7 +49,9 @@ def recorded(root: Path, cwd: Path, **variables: str) -> tuple[str, bool]:
     code = "from workbench.runs import environment; own = environment([]); print(own['git'], own['dirty'])"
     words = [sys.executable, "-c", code]
     env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"} | variables
-    commit, _, dirty = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, check=True).stdout.rpartition(" ")
+    commit, _, dirty = subprocess.run(
+        words, cwd=cwd, env=env, capture_output=True, text=True, check=True
+    ).stdout.rpartition(" ")
     return commit.strip(), dirty.strip() == "True"
 
 
@@ -58,7 +64,10 @@ def test_the_commit_is_the_checkouts_wherever_one_stands(tmp_path: Path) -> None
     own = git("rev-parse", "HEAD", cwd=root)
     other = _repository(tmp_path / "mine")
     assert own != other and recorded(root, tmp_path / "mine") == (own, False) == recorded(root, root)
-    assert recorded(root, root, GIT_DIR=str(tmp_path / "mine" / ".git"), GIT_WORK_TREE=str(tmp_path / "mine")) == (own, False)
+    assert recorded(root, root, GIT_DIR=str(tmp_path / "mine" / ".git"), GIT_WORK_TREE=str(tmp_path / "mine")) == (
+        own,
+        False,
+    )
     (root / "runs").mkdir()
     (root / "runs" / "result.json").write_text("{}")
     assert recorded(root, root) == (own, False)  # what a run writes is no change of the code
@@ -83,6 +92,11 @@ def test_a_record_has_this_packages_version(monkeypatch: pytest.MonkeyPatch) -> 
 
     own = environment(["a"])
     packages = own["packages"]
-    assert isinstance(packages, dict) and packages["viral-workbench"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert {"torch", "transformers", "tokenizers", "timm", "pillow", "numpy"} <= packages.keys() and own["argv"] == ["a"]
+    assert (
+        isinstance(packages, dict)
+        and packages["viral-workbench"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    )
+    assert {"torch", "transformers", "tokenizers", "timm", "pillow", "numpy"} <= packages.keys() and own["argv"] == [
+        "a"
+    ]
     assert checkout() == ROOT if (ROOT / ".git").exists() else checkout() is None

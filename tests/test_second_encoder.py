@@ -1,4 +1,5 @@
-"""A second encoder beside the tower: what the connector receives, what it changes, and that a folder which cannot run elsewhere says so everywhere."""
+"""A second encoder beside the tower: what the connector receives, what it changes, and that a folder which cannot run
+elsewhere says so everywhere."""
 
 from __future__ import annotations
 
@@ -64,21 +65,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_the_connector_receives_both_and_with_the_second_weighted_zero_the_model_is_the_one_without(plain: PackedSetup, both: PackedSetup) -> None:
+def test_the_connector_receives_both_and_with_the_second_weighted_zero_the_model_is_the_one_without(
+    plain: PackedSetup, both: PackedSetup
+) -> None:
     states = [ready.model.state_dict() for ready in (plain, both)]
     connector = both.model.base.model.multi_modal_projector
-    other = {name for name in states[0] if states[0][name].shape != states[1][name].shape or not torch.equal(states[0][name], states[1][name])}
-    assert states[0].keys() == states[1].keys() and other == {f"base.model.multi_modal_projector.linear_1.{name}" for name in ("weight", "bias")}
+    other = {
+        name
+        for name in states[0]
+        if states[0][name].shape != states[1][name].shape or not torch.equal(states[0][name], states[1][name])
+    }
+    assert states[0].keys() == states[1].keys() and other == {
+        f"base.model.multi_modal_projector.linear_1.{name}" for name in ("weight", "bias")
+    }
 
     features = both.train.inputs.rows(range(12))
-    assert torch.equal(features[..., :TOWER], plain.train.inputs.rows(range(12))) and features.shape == (12, 64, TOWER + DIM)
+    assert torch.equal(features[..., :TOWER], plain.train.inputs.rows(range(12))) and features.shape == (
+        12,
+        64,
+        TOWER + DIM,
+    )
     images = [scene[0].image for scene in both.train.data.scenes]
     scale = both.record["second_encoder_scale"]
     assert isinstance(scale, float)
     assert_close(features[..., TOWER:], scale * load_vfm(VFM)(images, grid=(8, 8)).tokens(), atol=1e-5, rtol=1e-4)
     tower, second = (part.flatten(0, 1).std(0).mean() for part in features.split([TOWER, DIM], -1))
     assert_close(tower, second)
-    assert both.input_rate == pytest.approx(plain.input_rate * TOWER / (TOWER + DIM), rel=1e-4)  # 32 / width / deviation
+    # 32 / width / deviation
+    assert both.input_rate == pytest.approx(plain.input_rate * TOWER / (TOWER + DIM), rel=1e-4)
 
     seen = connector.linear_1(features).detach().flatten(0, 1)  # standardized, as a narrow connector's are
     assert seen.mean(0).abs().max() < 1e-3 and 0.5 < float(seen.std(0).mean()) < 2
@@ -97,7 +111,9 @@ def test_the_connector_receives_both_and_with_the_second_weighted_zero_the_model
 
 
 def test_features_computed_at_every_step_are_those_of_the_cache(both: PackedSetup) -> None:
-    computed = PackedSetup.from_recipe(replace(BOTH, data=replace(BOTH.data, features="compute", limit_train=2, limit_val=2)))
+    computed = PackedSetup.from_recipe(
+        replace(BOTH, data=replace(BOTH.data, features="compute", limit_train=2, limit_val=2))
+    )
     assert computed.val.inputs.shape == (2, 64, TOWER + DIM)
     assert_close(
         computed.val.inputs.rows([0, 1])[..., TOWER:] / computed.record["second_encoder_scale"],
@@ -128,7 +144,10 @@ def test_a_folder_goes_back_into_its_model_and_into_no_other(both: PackedSetup, 
     again = PackedSetup.from_recipe(replace(BOTH, seed=1))
     assert not torch.equal(logits(again), logits(both))
     load_model(again.model, tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(again.model.state_dict().values(), both.model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again.model.state_dict().values(), both.model.state_dict().values(), strict=True)
+    )
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["viral_second_encoder"] == {
         "vfm": VFM,
@@ -138,59 +157,118 @@ def test_a_folder_goes_back_into_its_model_and_into_no_other(both: PackedSetup, 
     }
     with pytest.raises(RuntimeError, match=r"size mismatch|mismatched"):
         transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"sees efficientnet-lite0 beside .* its accuracies are in accuracy.parquet, in the folder of its training$"):
+    with pytest.raises(
+        ModelError,
+        match=(
+            r"sees efficientnet-lite0 beside .* its accuracies are in accuracy.parquet, in the folder of its training$"
+        ),
+    ):
         MLLM.load(str(tmp_path))
 
 
 def test_a_run_is_evaluated_recorded_and_refused_elsewhere(folder: Path) -> None:
     record = training_record(folder)
     vfm = load_vfm(VFM)
-    assert record["second_encoder"] == VFM and record["second_encoder_fingerprint"] == vfm.fingerprint and record["second_encoder_licence"] == "Apache-2.0"
+    assert (
+        record["second_encoder"] == VFM
+        and record["second_encoder_fingerprint"] == vfm.fingerprint
+        and record["second_encoder_licence"] == "Apache-2.0"
+    )
     sources = json.loads((folder / "checkpoint-6" / "sources.json").read_text())
-    assert {"second_encoder": vfm.fingerprint, "second_encoder_settings": vfm.entry.settings()}.items() <= sources.items()
-    assert len(pd.read_parquet(folder / "accuracy.parquet")) > 1 and len(pd.read_parquet(folder / "best" / "accuracy.parquet")) > 1
+    assert {
+        "second_encoder": vfm.fingerprint,
+        "second_encoder_settings": vfm.entry.settings(),
+    }.items() <= sources.items()
+    assert (
+        len(pd.read_parquet(folder / "accuracy.parquet")) > 1
+        and len(pd.read_parquet(folder / "best" / "accuracy.parquet")) > 1
+    )
     assert f"cknna/layer_1/{VFM}" in pd.read_parquet(folder / "training.parquet").columns
     card = (folder / "README.md").read_text()
-    assert "This model sees efficientnet-lite0 beside its own vision encoder" in card and "from_pretrained" not in card and "library_name" not in card
+    assert (
+        "This model sees efficientnet-lite0 beside its own vision encoder" in card
+        and "from_pretrained" not in card
+        and "library_name" not in card
+    )
     (row,) = [line for line in card.splitlines() if line.startswith("| second encoder ")]
-    assert row.startswith("| second encoder efficientnet-lite0 | efficientnet-lite0 |") and row.endswith(f"| {vfm.fingerprint} | Apache-2.0 |")
+    assert row.startswith("| second encoder efficientnet-lite0 | efficientnet-lite0 |") and row.endswith(
+        f"| {vfm.fingerprint} | Apache-2.0 |"
+    )
     for model, scores in ((folder, folder), (folder / "best", folder / "best"), (folder / "checkpoint-4", folder)):
-        said = refused("analyses.attention", "--model", str(model), "--data", "shapes:val", "--limit", "2", "--output_dir", str(folder.parent / "runs"))
-        assert said == (
-            f"error: model '{model}' sees efficientnet-lite0 beside its own vision encoder (viral_second_encoder in its config.json) and can be run by the "
-            f"trainer alone: its accuracies are in {scores / 'accuracy.parquet'}"
+        said = refused(
+            "analyses.attention",
+            "--model",
+            str(model),
+            "--data",
+            "shapes:val",
+            "--limit",
+            "2",
+            "--output_dir",
+            str(folder.parent / "runs"),
+        )
+        assert (
+            said
+            == f"error: model '{model}' sees efficientnet-lite0 beside its own vision encoder (viral_second_encoder in"
+            " its config.json) and can be run by the trainer alone: its accuracies are in"
+            f" {scores / 'accuracy.parquet'}"
         )
     assert not (folder.parent / "runs").exists()
 
 
 def test_it_goes_on_to_the_bit(folder: Path, tmp_path: Path) -> None:
-    own = replace(BOTH, data=replace(BOTH.data, test="shapes:test", limit_test=4), keep_best=True, output_dir=tmp_path / "resumed", resume=True)
+    own = replace(
+        BOTH,
+        data=replace(BOTH.data, test="shapes:test", limit_test=4),
+        keep_best=True,
+        output_dir=tmp_path / "resumed",
+        resume=True,
+    )
     shutil.copytree(folder, tmp_path / "resumed", ignore=shutil.ignore_patterns("checkpoint-6", "training.json"))
     train(own, ["test"])
     whole, resumed = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "resumed"))
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
-    logs = [pd.read_parquet(path / "training.parquet").drop(columns="seconds") for path in (folder, tmp_path / "resumed")]
+    logs = [
+        pd.read_parquet(path / "training.parquet").drop(columns="seconds") for path in (folder, tmp_path / "resumed")
+    ]
     pd.testing.assert_frame_equal(*logs)
 
 
 def test_a_second_stage_has_the_scale_of_the_first_and_no_other_encoder(folder: Path, tmp_path: Path) -> None:
-    """The scale is measured on the first stage's images; measured anew on others it would not be the one that the connector was trained with."""
+    """The scale is measured on the first stage's images; measured anew on others it would not be the one that the
+    connector was trained with."""
     second = replace(BOTH, start=folder, data=replace(BOTH.data, limit_train=3), output_dir=tmp_path / "out")
     ready = PackedSetup.from_recipe(second)
-    scales = [record["second_encoder_scale"] for record in (training_record(folder), ready.record, PackedSetup.from_recipe(replace(second, start=None)).record)]
+    scales = [
+        record["second_encoder_scale"]
+        for record in (
+            training_record(folder),
+            ready.record,
+            PackedSetup.from_recipe(replace(second, start=None)).record,
+        )
+    ]
     assert scales[0] == scales[1] != scales[2]
     trained = load_file(folder / "model.safetensors")
     (name,) = [name for name in trained if name.endswith("linear_1.weight")]
     assert torch.equal(ready.model.base.model.multi_modal_projector.linear_1.weight, trained[name])
     for check in (PackedSetup.from_recipe, plan):
-        with pytest.raises(ConfigError, match=r"start is .*, whose second encoder is efficientnet-lite0: expected none, as model.second_encoder says"):
+        with pytest.raises(
+            ConfigError,
+            match=(
+                r"start is .*, whose second encoder is efficientnet-lite0: expected none, as model.second_encoder says"
+            ),
+        ):
             check(replace(second, model=PLAIN.model))
     changed = shutil.copytree(folder, tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*"))
     config = json.loads((changed / "config.json").read_text())
-    for key, value, said in (("vfm", "another", "another: expected"), ("fingerprint", "abc", "efficientnet-lite0 of other weights: expected")):
+    for key, value, said in (
+        ("vfm", "another", "another: expected"),
+        ("fingerprint", "abc", "efficientnet-lite0 of other weights: expected"),
+    ):
         there = config["viral_second_encoder"] | {key: value}
         (changed / "config.json").write_text(json.dumps(config | {"viral_second_encoder": there}))
-        with pytest.raises(ConfigError, match=f"whose second encoder is {said} efficientnet-lite0, as model.second_encoder says"):
+        with pytest.raises(
+            ConfigError, match=f"whose second encoder is {said} efficientnet-lite0, as model.second_encoder says"
+        ):
             PackedSetup.from_recipe(replace(second, start=changed))
 
 
@@ -208,10 +286,22 @@ def test_the_dry_run_has_the_real_sizes_and_counts_shared_features_once(vfm: str
     [
         (["--model.second_encodr", VFM], "unknown option '--model.second_encodr': did you mean 'model.second_encoder'"),
         (["--model.second_encoder", "dinov2-smal"], "unknown VFM 'dinov2-smal': expected one of dinov2-small, "),
-        (["--model.second_encoder", "dinov2-smal", "--dry_run"], "unknown VFM 'dinov2-smal': expected one of dinov2-small, "),
-        (["--model.second_encoder", VFM, "--alignment.target", "encoder"], f"alignment.target is encoder with model.second_encoder {VFM}: expected another"),
-        (["--model.second_encoder", VFM, "--alignment.residual", "encoder"], "alignment.residual is encoder with model.second_encoder"),
-        (["--model.second_encoder", VFM, "--model.name", "a/b"], f"model.second_encoder is {VFM}: expected none, since model.name = a/b brings its own"),
+        (
+            ["--model.second_encoder", "dinov2-smal", "--dry_run"],
+            "unknown VFM 'dinov2-smal': expected one of dinov2-small, ",
+        ),
+        (
+            ["--model.second_encoder", VFM, "--alignment.target", "encoder"],
+            f"alignment.target is encoder with model.second_encoder {VFM}: expected another",
+        ),
+        (
+            ["--model.second_encoder", VFM, "--alignment.residual", "encoder"],
+            "alignment.residual is encoder with model.second_encoder",
+        ),
+        (
+            ["--model.second_encoder", VFM, "--model.name", "a/b"],
+            f"model.second_encoder is {VFM}: expected none, since model.name = a/b brings its own",
+        ),
     ],
 )
 def test_what_it_cannot_be_is_one_sentence(tmp_path: Path, words: list[str], message: str) -> None:

@@ -47,7 +47,9 @@ def test_answers_are_true_of_the_objects() -> None:
             assert sample.answer in name
         if sample.category == "relation_x":
             first, second = sample.question.split()[1], sample.question.split()[6]
-            centre = {w: (o.box[0] + o.box[2]) / 2 for o in sample.objects for w in o.name.split() if w in (first, second)}
+            centre = {
+                w: (o.box[0] + o.box[2]) / 2 for o in sample.objects for w in o.name.split() if w in (first, second)
+            }
             assert (sample.answer == "left") == (centre[first] < centre[second])
 
 

@@ -1,4 +1,5 @@
-"""The documentation as a site: every link leads somewhere, every page is shown, and what is made from the code is the code's."""
+"""The documentation as a site: every link leads somewhere, every page is shown, and what is made from the code is the
+code's."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def slug(heading: str) -> str:
 
 
 def test_every_link_leads_somewhere() -> None:
-    texts = {ROOT / name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")} | {DOCS / name: text for name, text in PAGES.items()}
+    texts = {ROOT / name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")} | {
+        DOCS / name: text for name, text in PAGES.items()
+    }
     followed = 0
     for page, text in texts.items():
         for target, anchor in re.findall(r"\]\(([^)#:]*)(#[^)]*)?\)", text):
@@ -35,7 +38,9 @@ def test_every_link_leads_somewhere() -> None:
                 path = ROOT / "CONTRIBUTING.md"
             assert path.exists(), f"{page.name}: {target}"
             if anchor:
-                assert anchor[1:] in map(slug, re.findall(r"^#+ (.*)$", path.read_text(), re.M)), f"{page.name}: {target}{anchor}"
+                assert anchor[1:] in map(slug, re.findall(r"^#+ (.*)$", path.read_text(), re.M)), (
+                    f"{page.name}: {target}{anchor}"
+                )
     assert followed > 100
 
 
@@ -44,7 +49,10 @@ def test_files_that_pages_and_code_name_exist() -> None:
     for path in re.findall(r"`((?:workbench|trainer|analyses|tests|docs)/[\w./]+\.(?:py|md|yaml))`", text):
         assert (ROOT / path).exists(), path
     sources = [
-        path for part in ("workbench", "trainer", "analyses", "benchmarks", "tests") for path in (ROOT / part).rglob("*.*") if path.suffix in (".py", ".yaml")
+        path
+        for part in ("workbench", "trainer", "analyses", "benchmarks", "tests")
+        for path in (ROOT / part).rglob("*.*")
+        if path.suffix in (".py", ".yaml")
     ]
     for source in sources:
         for path in re.findall(r"docs/[\w/]+\.md", source.read_text()):
@@ -77,12 +85,17 @@ def test_recipe_keys_are_those_of_the_code(hooks: ModuleType) -> None:
     page = hooks.on_page_markdown(PAGES["reference/recipe.md"])
     assert sorted(re.findall(r"^\| `([\w.]+)` \|", page, re.M)) == sorted(key for key, _ in config_fields(Recipe))
     assert "| `alignment.weight` | float | `0.5` | lambda in L = L_LM + lambda * L_VRA. |" in page
-    assert "| `alignment.objective` | none / cosine / relation | `none` |" in page and "| `data.train` | list of str | `shapes:train` |" in page
+    assert (
+        "| `alignment.objective` | none / cosine / relation | `none` |" in page
+        and "| `data.train` | list of str | `shapes:train` |" in page
+    )
 
 
 def test_options_and_names_are_those_of_the_code(hooks: ModuleType) -> None:
     options = hooks.on_page_markdown(PAGES["reference/commands.md"])
-    assert "| `--limit` | int | `200` | Images. |" in options and all(f"## `analyses.{name}`" in options for name in analysis_files())
+    assert "| `--limit` | int | `200` | Images. |" in options and all(
+        f"## `analyses.{name}`" in options for name in analysis_files()
+    )
     for path in re.findall(r"^::: (\S+)$", hooks.on_page_markdown(PAGES["reference/api.md"]), re.M):
         module, _, name = path.rpartition(".")
         assert getattr(import_module(module), name).__doc__, path
@@ -99,4 +112,9 @@ def test_citation_and_bibtex_name_the_same_paper() -> None:
     paper = yaml.safe_load((ROOT / "CITATION.cff").read_text())["preferred-citation"]
     (bibtex,) = blocks(README, "bibtex")
     authors = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
-    assert authors in " ".join(bibtex.split()) and paper["title"] in bibtex and "2509.07979" in bibtex and "2509.07979" in paper["url"]
+    assert (
+        authors in " ".join(bibtex.split())
+        and paper["title"] in bibtex
+        and "2509.07979" in bibtex
+        and "2509.07979" in paper["url"]
+    )

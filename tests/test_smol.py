@@ -1,4 +1,5 @@
-"""Real weights on both sides: DINOv2-S and SmolLM2-135M-Instruct around a connector that the trainer's own command line trains, at toy size."""
+"""Real weights on both sides: DINOv2-S and SmolLM2-135M-Instruct around a connector that the trainer's own command line
+trains, at toy size."""
 
 from __future__ import annotations
 
@@ -39,7 +40,20 @@ from workbench.weights.fetch import check_unchanged, load_weights, weights_folde
 
 NAME = "smollm2-135m-instruct"
 RECIPE = str(ROOT / "trainer" / "recipes" / "smol_viral.yaml")
-TOY = ["--model.image_size", "56", "--data.limit_train", "4", "--data.limit_val", "2", "--data.questions", "2", "--optim.steps", "2", "--optim.batch_size", "2"]
+TOY = [
+    "--model.image_size",
+    "56",
+    "--data.limit_train",
+    "4",
+    "--data.limit_val",
+    "2",
+    "--data.questions",
+    "2",
+    "--optim.steps",
+    "2",
+    "--optim.batch_size",
+    "2",
+]
 TOY += ["--log_every", "1", "--save_every", "1", "--eval_every", "2", "--alignment.hidden", "16"]
 
 
@@ -78,20 +92,30 @@ def test_only_the_connector_is_trained(folder: Path, mllm: MLLM, language: Path)
     first, last = tensors(folder / "checkpoint-1"), tensors(folder)
     assert len(first) == 4 and all(not torch.equal(first[name], last[name]) for name in first)
     log = pd.read_parquet(folder / "training.parquet")
-    assert log["lm_loss"].dropna().gt(0).all() and log["alignment_loss"].dropna().between(-1, 1).all() and len(log["lm_loss"].dropna()) == 2
+    assert (
+        log["lm_loss"].dropna().gt(0).all()
+        and log["alignment_loss"].dropna().between(-1, 1).all()
+        and len(log["lm_loss"].dropna()) == 2
+    )
 
 
 def test_the_prompt_is_the_language_models_own_chat_format(mllm: MLLM, language: Path) -> None:
     text = mllm.prompt("any red star ?")
-    assert text.endswith(f"<|im_start|>user\n{IMAGE}\nany red star ?<|im_end|>\n<|im_start|>assistant\n") and text.startswith("<|im_start|>system\n")
+    assert text.endswith(
+        f"<|im_start|>user\n{IMAGE}\nany red star ?<|im_end|>\n<|im_start|>assistant\n"
+    ) and text.startswith("<|im_start|>system\n")
     plain = [{"role": "user", "content": f"{IMAGE}\nany red star ?"}]
-    assert text == AutoTokenizer.from_pretrained(language).apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
+    assert text == AutoTokenizer.from_pretrained(language).apply_chat_template(
+        plain, add_generation_prompt=True, tokenize=False
+    )
 
 
 def test_packed_questions_are_answered_as_if_alone(mllm: MLLM) -> None:
     """Packed logits equal those of the plain processor-to-logits path, for every answer token of every question."""
     data = first_questions(load_data("shapes:val", limit=2), 3)
-    assert [len(scene) for scene in data.scenes] == [3, 3] and data.scenes[0] == load_data("shapes:val", limit=2).scenes[0][:3]
+    assert [len(scene) for scene in data.scenes] == [3, 3] and data.scenes[0] == load_data(
+        "shapes:val", limit=2
+    ).scenes[0][:3]
     inputs = ComputedFeatures(data, partial(connector_inputs, mllm.model, mllm.processor))
     batch = collate([*PackedDataset(data, Packer(mllm.processor, inputs.shape[1]), inputs)])
     end = mllm.processor.tokenizer.eos_token_id
@@ -114,7 +138,9 @@ def test_the_probe_reads_photographs_and_it_answers(mllm: MLLM, tmp_path: Path) 
         Image.fromarray(getattr(photographs, name)()).save(tmp_path / f"{name}.png")
     config = cknna.Config(vfm=("dinov2-small", "efficientnet-lite0"), layers=(0, 30), k=5, null=10)
     scores = cknna.run(config, Context(mllm, load_data(f"folder:{tmp_path}"), 2)).tables["scores"]
-    assert scores["layer"].tolist() == [0, 0, 30, 30] and (scores["n"] == 16).all() and scores["score"].between(0, 1).all()
+    assert (
+        scores["layer"].tolist() == [0, 0, 30, 30] and (scores["n"] == 16).all() and scores["score"].between(0, 1).all()
+    )
     assert scores["score"][0] > scores["null_q95"][0]  # the connector of a DINOv2 tower keeps DINOv2's neighbourhoods
     sample = load_data("shapes:val", limit=1)[0]
     batch = mllm.encode([sample.image], [sample.question])
@@ -124,8 +150,13 @@ def test_the_probe_reads_photographs_and_it_answers(mllm: MLLM, tmp_path: Path) 
 
 
 def test_the_pair_differs_in_its_alignment_only() -> None:
-    baseline, viral = (parse(Recipe, [], prog="trainer", recipe=Path(RECIPE.replace("viral", name))) for name in ("baseline", "viral"))
-    assert baseline == replace(viral, alignment=AlignmentConfig(), output_dir=Path("runs/smol-baseline")) and baseline.model.language == NAME
+    baseline, viral = (
+        parse(Recipe, [], prog="trainer", recipe=Path(RECIPE.replace("viral", name))) for name in ("baseline", "viral")
+    )
+    assert (
+        baseline == replace(viral, alignment=AlignmentConfig(), output_dir=Path("runs/smol-baseline"))
+        and baseline.model.language == NAME
+    )
 
 
 def test_grown_rows_are_the_mean() -> None:
@@ -142,7 +173,10 @@ def test_a_changed_language_model_is_noticed(mllm: MLLM, language: Path) -> None
 
 
 def test_bad_recipes_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model\.layers is 4: expected none, since model\.language = smollm2-135m-instruct brings its own"):
+    with pytest.raises(
+        ConfigError,
+        match=r"model\.layers is 4: expected none, since model\.language = smollm2-135m-instruct brings its own",
+    ):
         ModelConfig(language=NAME, layers=4)
     with pytest.raises(ConfigError, match=r"data\.questions is 0: expected at least 1"):
         DataConfig(questions=0)

@@ -1,4 +1,5 @@
-"""What a run learns from, is watched on and is evaluated on: nested subsets by seed, losses on the validation split, the best checkpoint, the test split."""
+"""What a run learns from, is watched on and is evaluated on: nested subsets by seed, losses on the validation split,
+the best checkpoint, the test split."""
 
 from __future__ import annotations
 
@@ -54,9 +55,13 @@ def test_variants_of_a_seed_share_their_images_and_evaluations_do_not_depend_on_
 
 
 def test_a_limit_beyond_the_data_says_how_many_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"data\.limit_train is 5000: expected at most 4000, the images of shapes:train"):
+    with pytest.raises(
+        ConfigError, match=r"data\.limit_train is 5000: expected at most 4000, the images of shapes:train"
+    ):
         load_training("shapes:train", 5000, 0)
-    message = refused("trainer", str(ROOT / "trainer" / "recipes" / "shapes_stage1.yaml"), "--data.limit_test", "3", "--dry_run")
+    message = refused(
+        "trainer", str(ROOT / "trainer" / "recipes" / "shapes_stage1.yaml"), "--data.limit_test", "3", "--dry_run"
+    )
     assert "data.limit_test is 3: expected none without data.test" in message
 
 
@@ -70,7 +75,9 @@ def test_validation_losses_are_means_over_tokens(settings: dict[str, object]) ->
         tokens = [int((ready.val.packed[i].labels != IGNORED).sum()) for i in range(10)]
     lm_loss = sum(float(one.lm_loss) * count for one, count in zip(each, tokens, strict=True)) / sum(tokens)
     assert evaluation.losses["lm_loss"] == pytest.approx(lm_loss, abs=1e-5)
-    assert evaluation.losses["alignment_loss"] == pytest.approx(sum(float(one.alignment_loss) for one in each) / 10, abs=1e-5)
+    assert evaluation.losses["alignment_loss"] == pytest.approx(
+        sum(float(one.alignment_loss) for one in each) / 10, abs=1e-5
+    )
 
 
 def test_validation_targets_are_controlled_as_in_training() -> None:
@@ -89,7 +96,11 @@ def test_the_best_model_by_validation_is_kept_and_evaluated_on_the_test_split(tm
     log = pd.read_parquet(folder / "training.parquet")
     scores = log[log["accuracy/mean"].notna()].set_index("step")["accuracy/mean"]
     best = json.loads((folder / "best" / "best.json").read_text())
-    assert sorted(scores.index) == [2, 4, 6] and best["score"] == pytest.approx(scores.max()) and best["step"] == scores.idxmax()
+    assert (
+        sorted(scores.index) == [2, 4, 6]
+        and best["score"] == pytest.approx(scores.max())
+        and best["step"] == scores.idxmax()
+    )
     assert log["val_lm_loss"].notna().sum() == 3 == log["val_alignment_loss"].notna().sum()
     record = training_record(folder)
     assert record["best"] == best and record["test"] == load_data("shapes:test", limit=6).fingerprint
@@ -124,12 +135,48 @@ def test_a_resumed_run_keeps_the_best_of_before(tmp_path: Path) -> None:
 
 
 def test_two_processes_choose_the_best_model_that_one_does(tmp_path: Path) -> None:
-    words = ["--optim.steps", "4", "--optim.global_batch", "4", "--data.limit_train", "8", "--data.limit_val", "6", "--data.test", "shapes:test"]
-    words += ["--data.limit_test", "5", "--model.layers", "2", "--model.width", "32", "--model.ffn", "64", "--alignment.layer", "1", "--alignment.hidden", "16"]
+    words = [
+        "--optim.steps",
+        "4",
+        "--optim.global_batch",
+        "4",
+        "--data.limit_train",
+        "8",
+        "--data.limit_val",
+        "6",
+        "--data.test",
+        "shapes:test",
+    ]
+    words += [
+        "--data.limit_test",
+        "5",
+        "--model.layers",
+        "2",
+        "--model.width",
+        "32",
+        "--model.ffn",
+        "64",
+        "--alignment.layer",
+        "1",
+        "--alignment.hidden",
+        "16",
+    ]
     words += ["--log_every", "2", "--eval_every", "2", "--save_every", "2", "--keep_best", "--stage1", "None"]
     command = ["trainer", str(ROOT / "trainer" / "recipes" / "shapes_viral.yaml"), *words]
     run(*command, "--output_dir", str(tmp_path / "one"), OMP_NUM_THREADS="1")
-    run("accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", *command, "--output_dir", str(tmp_path / "two"), OMP_NUM_THREADS="1")
+    run(
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "-m",
+        *command,
+        "--output_dir",
+        str(tmp_path / "two"),
+        OMP_NUM_THREADS="1",
+    )
     one, two = (json.loads((tmp_path / name / "best" / "best.json").read_text()) for name in ("one", "two"))
     assert one == pytest.approx(two)
-    assert pd.read_parquet(tmp_path / "two" / "evaluation.parquet")["id"].nunique() == len(load_data("shapes:test", limit=5))
+    assert pd.read_parquet(tmp_path / "two" / "evaluation.parquet")["id"].nunique() == len(
+        load_data("shapes:test", limit=5)
+    )

@@ -27,7 +27,9 @@ def test_jackknife_equals_the_classical_error_of_a_mean() -> None:
     values = np.random.default_rng(2).normal(size=60)
     left_out = [np.delete(values, i).mean() for i in range(60)]
     interval = jackknife_ci(values.mean(), left_out, 60)
-    assert (interval.low, interval.high) == pytest.approx(scipy_stats.t.interval(0.95, 59, values.mean(), scipy_stats.sem(values)))
+    assert (interval.low, interval.high) == pytest.approx(
+        scipy_stats.t.interval(0.95, 59, values.mean(), scipy_stats.sem(values))
+    )
 
 
 def test_halves_give_the_error_of_a_mean() -> None:
@@ -35,12 +37,18 @@ def test_halves_give_the_error_of_a_mean() -> None:
     values = np.random.default_rng(5).normal(size=40)
     splits = half_splits(40, splits=4000)
     gaps = np.array([values[split == 1].mean() - values[split == 0].mean() for split in splits])
-    assert ((splits == 1).sum(axis=1) == 20).all() and ((half_splits(41) == 1).sum(axis=1) == (half_splits(41) == 0).sum(axis=1)).all()
+    assert ((splits == 1).sum(axis=1) == 20).all() and (
+        (half_splits(41) == 1).sum(axis=1) == (half_splits(41) == 0).sum(axis=1)
+    ).all()
     test = split_half_test(values.mean(), gaps, 40)
     known = scipy_stats.ttest_1samp(values, 0)
-    assert test.p == pytest.approx(known.pvalue, abs=0.02) and (test.low, test.high) == pytest.approx(tuple(known.confidence_interval()), abs=0.02)
+    assert test.p == pytest.approx(known.pvalue, abs=0.02) and (test.low, test.high) == pytest.approx(
+        tuple(known.confidence_interval()), abs=0.02
+    )
     interval = split_half_ci(values.mean(), gaps, 40)
-    assert (interval.low, interval.high, interval.few) == (test.low, test.high, False) and split_half_ci(0.5, gaps, 9).few
+    assert (interval.low, interval.high, interval.few) == (test.low, test.high, False) and split_half_ci(
+        0.5, gaps, 9
+    ).few
     same = split_half_test(0.0, np.zeros(10), 40)
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
     assert split_half_test(0.1, np.zeros(10), 40).p == 1 and split_half_test(0.1, np.zeros(10), 40).high == np.inf
@@ -50,7 +58,9 @@ def test_halves_give_the_error_of_a_mean() -> None:
 def test_columns_are_tested_as_if_each_were_alone(pairs: int) -> None:
     a, b = np.random.default_rng(6).normal(size=(2, pairs, 3)) + np.array([[[0]], [[0.3]]])
     alone = [paired_test(x, y) for x, y in zip(a.T, b.T, strict=True)]
-    assert np.array([astuple(test) for test in paired_columns(b - a)]) == pytest.approx(np.array([astuple(test) for test in alone]))
+    assert np.array([astuple(test) for test in paired_columns(b - a)]) == pytest.approx(
+        np.array([astuple(test) for test in alone])
+    )
 
 
 def test_paired_test_keeps_its_level_and_finds_a_shift() -> None:
@@ -77,37 +87,54 @@ def test_holm_equals_the_textbook_and_keeps_its_level() -> None:
 
 
 def closed(p: list[float]) -> list[float]:
-    """Holm's correction from its origin, closed testing: the largest Bonferroni p of the sets of hypotheses that hold each one (Marcus et al. 1976)."""
+    """Holm's correction from its origin, closed testing: the largest Bonferroni p of the sets of hypotheses that hold
+    each one (Marcus et al. 1976)."""
     sets = [chosen for size in range(1, len(p) + 1) for chosen in combinations(range(len(p)), size)]
-    return [max(min(1.0, len(chosen) * min(p[i] for i in chosen)) for chosen in sets if one in chosen) for one in range(len(p))]
+    return [
+        max(min(1.0, len(chosen) * min(p[i] for i in chosen)) for chosen in sets if one in chosen)
+        for one in range(len(p))
+    ]
 
 
 @pytest.mark.parametrize("within", [("target",), ()])
 def test_differences_between_models_are_corrected_within_their_question(within: tuple[str, ...]) -> None:
-    """Each model minus the first, over the images that both have; Holm over the layers of a target, or over all rows of a model."""
+    """Each model minus the first, over the images that both have; Holm over the layers of a target, or over all rows of
+    a model."""
     rng = np.random.default_rng(7)
     keys = [(target, layer, str(image)) for target in "ab" for layer in range(4) for image in range(9)]
     tables = {}
     for number, name in enumerate(("first", "second", "third")):
         values = rng.normal(size=len(keys)) + np.array([number * 0.6 * layer for _, layer, _ in keys])
         table = pd.DataFrame(keys, columns=["target", "layer", "image_id"]).assign(value=values)
-        tables[name] = table[table["image_id"] != str(number)].sample(frac=1, random_state=number)  # one image is missing in each, rows in any order
+        # one image is missing in each, rows in any order
+        tables[name] = table[table["image_id"] != str(number)].sample(frac=1, random_state=number)
     found = paired_differences(tables, by=("target", "layer"), within=within)
-    assert len(found) == 16 and set(found["model"]) == {"second", "third"} and (found["against"] == "first").all() and (found["n_images"] == 7).all()
+    assert (
+        len(found) == 16
+        and set(found["model"]) == {"second", "third"}
+        and (found["against"] == "first").all()
+        and (found["n_images"] == 7).all()
+    )
     for row in found.to_dict("records"):
-        first, other = (tables[name].set_index(["target", "layer"]).loc[(row["target"], row["layer"])] for name in ("first", row["model"]))
+        first, other = (
+            tables[name].set_index(["target", "layer"]).loc[(row["target"], row["layer"])]
+            for name in ("first", row["model"])
+        )
         differences = (other.set_index("image_id")["value"] - first.set_index("image_id")["value"]).dropna()
         known = scipy_stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf)
         assert row["score"] == pytest.approx(differences.mean()) and row["p"] == pytest.approx(known.pvalue)
     for _, family in found.groupby(["model", *within]):
-        assert len(family) == (4 if within else 8) and family["p_holm"].tolist() == pytest.approx(closed(family["p"].tolist()))
+        assert len(family) == (4 if within else 8) and family["p_holm"].tolist() == pytest.approx(
+            closed(family["p"].tolist())
+        )
     assert (found["p_holm"] > found["p"]).sum() > 8
 
 
 @pytest.mark.parametrize("pairs", [5, 11, 40])
 @pytest.mark.parametrize("factor", [1e-300, 1e-9, 2.0**-30, 3.7, 2000.0, 1e6, 2.0**70, 1e300])
 def test_the_sign_flip_test_has_no_unit(pairs: int, factor: float) -> None:
-    """Eleven positive differences of norms near 2000 have p = 2 / 2^11, and so have they in any other unit; both by all flips and by random ones."""
+    """Eleven positive differences of norms near 2000 have p = 2 / 2^11, and so have they in any other unit; both by all
+    flips and by random ones."""
     rng = np.random.default_rng(pairs)
     positive, mixed = 0.1 + rng.random(pairs), rng.normal(size=pairs)
     tied = np.round(mixed, 1)  # sums that many flips reach exactly, up to rounding

@@ -1,4 +1,5 @@
-"""Any family as the student: both losses equal independent ones, the right parts move, runs resume bitwise, folders are plain, bad input is one sentence."""
+"""Any family as the student: both losses equal independent ones, the right parts move, runs resume bitwise, folders are
+plain, bad input is one sentence."""
 
 from __future__ import annotations
 
@@ -49,13 +50,26 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return world(tmp_path_factory.mktemp("llava"))[1]
 
 
-FAMILIES = ["gemma3", "llava_next", "paligemma", "qwen3_vl", "smolvlm"]  # two-way images, tiles, no template, merged patches, a text model with another path
+# two-way images, tiles, no template, merged patches, a text model with another path
+FAMILIES = ["gemma3", "llava_next", "paligemma", "qwen3_vl", "smolvlm"]
 
 
-@pytest.mark.parametrize("name", FAMILIES)  # that heads attach to every family is in test_alignment.py, their labels in test_conversations.py
-def test_families_train_and_their_losses_are_those_of_transformers_and_of_the_formula(name: str, tmp_path: Path) -> None:
-    model, file = build(name, tmp_path / name), write(tmp_path / "w", rows(4, 0) if name != "paligemma" else rows(3, 0)[1:])
-    flags = ["--model.name", str(model), "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *VIRAL]
+# that heads attach to every family is in test_alignment.py, their labels in test_conversations.py
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_train_and_their_losses_are_those_of_transformers_and_of_the_formula(
+    name: str, tmp_path: Path
+) -> None:
+    model = build(name, tmp_path / name)
+    file = write(tmp_path / "w", rows(4, 0) if name != "paligemma" else rows(3, 0)[1:])
+    flags = [
+        "--model.name",
+        str(model),
+        "--data.train",
+        f"llava_json:{file}",
+        "--data.val",
+        f"llava_json:{file}",
+        *VIRAL,
+    ]
     ready = ConversationSetup.from_recipe(recipe_of([*flags, "--data.features", "compute"]))
     numbers = list(range(len(ready.train)))
     batch = ready.collate(numbers)
@@ -75,7 +89,11 @@ def test_families_train_and_their_losses_are_those_of_transformers_and_of_the_fo
         images = ready.train.conversations[number].images
         for part in batch["visual"][row]:
             (target,) = patches_under(vfm, [images[part.image]], [[part]])[0]
-            cosines.append(torch.nn.functional.cosine_similarity(head(states[row, part.index].double()), target.double().clone(), dim=-1))
+            cosines.append(
+                torch.nn.functional.cosine_similarity(
+                    head(states[row, part.index].double()), target.double().clone(), dim=-1
+                )
+            )
     assert output.alignment_loss.item() == pytest.approx(-torch.cat(cosines).mean().item(), abs=2e-4)
     head.float()
 
@@ -84,9 +102,14 @@ def test_families_train_and_their_losses_are_those_of_transformers_and_of_the_fo
     optimizer.step()
     moved = {n for n, p in wrapped.named_parameters() if not torch.equal(p, before[n])}
     assert {n for n in before if n.startswith("alignment.")} <= moved
-    parts = {part: {f"base.{n}" for n, own in ready.trained.items() if own == part} & moved for part in ("connector", "language")}
+    parts = {
+        part: {f"base.{n}" for n, own in ready.trained.items() if own == part} & moved
+        for part in ("connector", "language")
+    }
     assert all(parts.values()) and not {n for n in moved if n.startswith("base.")} - set.union(*parts.values())
-    tower = {id(p) for p in plain.model.get_encoder(modality="image").parameters()} - {id(p) for p in plain.connector.parameters()}
+    tower = {id(p) for p in plain.model.get_encoder(modality="image").parameters()} - {
+        id(p) for p in plain.connector.parameters()
+    }
     assert not {f"base.{n}" for n, p in plain.model.named_parameters() if id(p) in tower} & moved
     ready.check_frozen(wrapped.base.state_dict())  # the VFM and the tower hold their values
     with torch.no_grad():
@@ -96,7 +119,9 @@ def test_families_train_and_their_losses_are_those_of_transformers_and_of_the_fo
 
 
 def trainer_of(ready: ConversationSetup, recipe: Recipe, folder: Path) -> AlignmentTrainer:
-    arguments = TrainingArguments(str(folder), max_steps=1, report_to=[], remove_unused_columns=False, use_cpu=True, label_names=["labels"])
+    arguments = TrainingArguments(
+        str(folder), max_steps=1, report_to=[], remove_unused_columns=False, use_cpu=True, label_names=["labels"]
+    )
     return AlignmentTrainer(recipe=replace(recipe, output_dir=folder), setup=ready, watched=(None, []), args=arguments)
 
 
@@ -109,7 +134,9 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tmp_path: Path, 
     numbers, found = [0, 1, 2, 3, 4, 8, 5, 9], []
     for parts in ([numbers], [[n] for n in numbers]):
         ready.model.train().zero_grad()
-        batches, items = trainer.get_batch_samples(iter([ready.collate(part) for part in parts]), len(parts), torch.device("cpu"))
+        batches, items = trainer.get_batch_samples(
+            iter([ready.collate(part) for part in parts]), len(parts), torch.device("cpu")
+        )
         for batch in batches:
             trainer.compute_loss(ready.model, batch, num_items_in_batch=items).backward()
         found.append({n: p.grad.clone() for n, p in ready.model.named_parameters() if p.grad is not None})
@@ -130,7 +157,8 @@ def test_text_alone_has_a_language_loss_and_no_alignment_loss(llava: list[str]) 
 def test_cached_targets_are_the_computed_ones_tile_by_tile(tmp_path: Path) -> None:
     flags = [*world(tmp_path, "llava_next")[1], *VIRAL]
     cached, computed = (
-        ConversationSetup.from_recipe(recipe_of([*flags, "--data.features", mode])).collate([3, 0, 8])["targets"] for mode in ("cache", "compute")
+        ConversationSetup.from_recipe(recipe_of([*flags, "--data.features", mode])).collate([3, 0, 8])["targets"]
+        for mode in ("cache", "compute")
     )
     for a, b in zip(cached["efficientnet-lite0"], computed["efficientnet-lite0"], strict=True):
         assert [tuple(t.shape) for t in a] == [tuple(t.shape) for t in b]
@@ -151,9 +179,15 @@ def test_the_control_takes_another_picture_wherever_else_it_occurs(tmp_path: Pat
 
     def tiles(seed: int, images: str) -> list[tuple[tuple[int, int], torch.Tensor]]:
         """Every tile's target, with its conversation and image."""
-        batch = ConversationSetup.from_recipe(replace(recipe_of(flags, images=images), seed=seed)).collate(list(range(10)))
+        batch = ConversationSetup.from_recipe(replace(recipe_of(flags, images=images), seed=seed)).collate(
+            list(range(10))
+        )
         own = zip(batch["visual"], batch["targets"]["efficientnet-lite0"], strict=True)
-        return [((row, part.image), target) for row, (parts, targets) in enumerate(own) for part, target in zip(parts, targets, strict=True)]
+        return [
+            ((row, part.image), target)
+            for row, (parts, targets) in enumerate(own)
+            for part, target in zip(parts, targets, strict=True)
+        ]
 
     true = tiles(0, "same")
     assert len(true) > len({whose for whose, _ in true}) > 8
@@ -171,11 +205,15 @@ def test_own_targets_are_what_the_connector_receives_and_gives(name: str, tmp_pa
         ready.model.train()
         seen: list[Any] = []
         plain = ready.model.alignment.losses
-        ready.model.alignment.losses = lambda targets, visual, plain=plain, seen=seen: seen.append(targets) or plain(targets, visual)
+        ready.model.alignment.losses = lambda targets, visual, plain=plain, seen=seen: (
+            seen.append(targets) or plain(targets, visual)
+        )
         ready.model(**ready.collate([0, 8, 3]))
         for row, own in zip((0, 3), seen[0][target], strict=True):
             conversation = ready.train.conversations[row]
-            (known,) = read(ready.mllm, ready.mllm.encode([conversation.images], [conversation.turns[0][0]]), layers=[0], tower=True)
+            (known,) = read(
+                ready.mllm, ready.mllm.encode([conversation.images], [conversation.turns[0][0]]), layers=[0], tower=True
+            )
             expected = known.tower if target == "encoder" else known.values[0]
             torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-4)
             assert not own.requires_grad
@@ -191,13 +229,26 @@ def whole(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_that_met_a_broken_picture_goes_on_once_it_is_replaced(tmp_path: Path) -> None:
-    """A picture of the fourth or fifth step ends where it should not (a batch is read one step ahead); another run has no such trouble."""
+    """A picture of the fourth or fifth step ends where it should not (a batch is read one step ahead); another run has
+    no such trouble."""
     val = write(tmp_path / "val", rows(2, 0))  # all images of which are looked at before
-    flags = [*world(tmp_path)[1], *VIRAL, "--data.features", "compute", "--monitor.cknna_images", "0", "--eval_every", "6", "--optim.steps", "6"]
+    flags = [
+        *world(tmp_path)[1],
+        *VIRAL,
+        "--data.features",
+        "compute",
+        "--monitor.cknna_images",
+        "0",
+        "--eval_every",
+        "6",
+        "--optim.steps",
+        "6",
+    ]
     flags += ["--data.val", f"llava_json:{val}"]
     ready = ConversationSetup.from_recipe(recipe_of(flags))
     order = list(ready.sampler(1))
-    number = next(n for n in order[6:10] if n > 3 and n not in order[:6] and ready.train.conversations[n].loads)  # the first few are seen before training
+    # the first few are seen before training
+    number = next(n for n in order[6:10] if n > 3 and n not in order[:6] and ready.train.conversations[n].loads)
     file = tmp_path / "world" / "coco" / f"{number}.png"
     good = file.read_bytes()
     file.write_bytes(good[: len(good) // 2])
@@ -205,7 +256,9 @@ def test_a_run_that_met_a_broken_picture_goes_on_once_it_is_replaced(tmp_path: P
         folder_of(flags, tmp_path / "out")
     assert [c.step for c in checkpoints(tmp_path / "out")] == [2]
     file.write_bytes(good)
-    with pytest.raises(RunError, match=r"the data fingerprint .* \(for data with a file that was repaired, say --repaired\)"):
+    with pytest.raises(
+        RunError, match=r"the data fingerprint .* \(for data with a file that was repaired, say --repaired\)"
+    ):
         folder_of([*flags, "--resume"], tmp_path / "out")
     folder_of([*flags, "--resume", "--repaired"], tmp_path / "out")
     first, second = whole(folder_of(flags, tmp_path / "untroubled")), whole(tmp_path / "out")
@@ -217,8 +270,24 @@ def test_a_run_that_met_a_broken_picture_goes_on_once_it_is_replaced(tmp_path: P
 @pytest.mark.parametrize("mode", ["all", "lora"])
 def test_a_run_that_was_cut_off_goes_on_bitwise(mode: str, llava: list[str], tmp_path: Path) -> None:
     """Over the end of an epoch, with accumulation, dropout in LoRA, and the order of the data from the seed."""
-    more = ["--optim.steps", "6", "--optim.accumulation", "2", "--model.train", mode, "--keep_checkpoints", "None", "--seed", "1"]
-    flags = [*llava, *VIRAL, *more, *(["--model.lora.rank", "2", "--model.lora.dropout", "0.3"] if mode == "lora" else [])]
+    more = [
+        "--optim.steps",
+        "6",
+        "--optim.accumulation",
+        "2",
+        "--model.train",
+        mode,
+        "--keep_checkpoints",
+        "None",
+        "--seed",
+        "1",
+    ]
+    flags = [
+        *llava,
+        *VIRAL,
+        *more,
+        *(["--model.lora.rank", "2", "--model.lora.dropout", "0.3"] if mode == "lora" else []),
+    ]
     done = folder_of(flags, tmp_path / "whole")
     assert [c.step for c in checkpoints(done)] == [2, 4, 6]
     cut = tmp_path / "cut"  # what a run leaves that is killed after its first checkpoint
@@ -228,37 +297,75 @@ def test_a_run_that_was_cut_off_goes_on_bitwise(mode: str, llava: list[str], tmp
     folder_of([*flags, "--resume"], cut)
     first, second = whole(done), whole(cut)
     assert first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
-    logs = [pd.read_parquet(folder / "training.parquet")[["step", "lm_loss", "alignment_loss", "grad_norm"]].dropna(subset="lm_loss") for folder in (done, cut)]
+    logs = [
+        pd.read_parquet(folder / "training.parquet")[["step", "lm_loss", "alignment_loss", "grad_norm"]].dropna(
+            subset="lm_loss"
+        )
+        for folder in (done, cut)
+    ]
     pd.testing.assert_frame_equal(logs[0].reset_index(drop=True), logs[1].reset_index(drop=True))
 
 
 @pytest.mark.parametrize(("name", "mode"), [("llava", "connector"), ("qwen2_5_vl", "lora")])
 def test_the_folder_is_plain_and_what_is_trained_is_recorded(name: str, mode: str, tmp_path: Path) -> None:
     model, flags = world(tmp_path, name)
-    out = folder_of([*flags, *VIRAL, "--model.train", mode, "--model.lora.rank", "2", "--optim.steps", "2"], tmp_path / "out")
+    out = folder_of(
+        [*flags, *VIRAL, "--model.train", mode, "--model.lora.rank", "2", "--optim.steps", "2"], tmp_path / "out"
+    )
     old, new = MLLM.load(str(model), validate=False), MLLM.load(str(out), validate=False)
     assert AutoModelForImageTextToText.from_pretrained(out).config.architectures == old.config.architectures
     trained = json.loads((out / "training.json").read_text())["trained"]
-    assert [bool(trained[part]) for part in ("tower", "connector", "language", "lora", "head")] == [False, True, mode == "all", mode == "lora", True]
+    assert [bool(trained[part]) for part in ("tower", "connector", "language", "lora", "head")] == [
+        False,
+        True,
+        mode == "all",
+        mode == "lora",
+        True,
+    ]
     before, after = old.model.state_dict(), new.model.state_dict()
     assert before.keys() == after.keys()
     moved = {n for n in before if not torch.equal(before[n], after[n])}
     decoder = next(n for n, part in old.model.named_modules() if part is old.decoder)
-    assert any(n.startswith(decoder) for n in moved) == (mode != "connector") and any(not n.startswith(decoder) for n in moved)
+    assert any(n.startswith(decoder) for n in moved) == (mode != "connector") and any(
+        not n.startswith(decoder) for n in moved
+    )
     head = load_file(out / "alignment_head.safetensors")
     torch.manual_seed(0)
     assert set(head) == {f"{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")}
     loss = pd.read_parquet(out / "accuracy.parquet").iloc[0]
-    assert loss["low"] <= loss["lm_loss"] <= loss["high"] and loss["n"] > loss["n_conversations"] == 10 and loss["chance"] > 3
+    assert (
+        loss["low"] <= loss["lm_loss"] <= loss["high"]
+        and loss["n"] > loss["n_conversations"] == 10
+        and loss["chance"] > 3
+    )
     evaluation = pd.read_parquet(out / "evaluation.parquet")
-    assert (evaluation["lm_loss"] * evaluation["tokens"]).sum() / evaluation["tokens"].sum() == pytest.approx(loss["lm_loss"])
+    assert (evaluation["lm_loss"] * evaluation["tokens"]).sum() / evaluation["tokens"].sum() == pytest.approx(
+        loss["lm_loss"]
+    )
 
 
 def test_variants_bfloat16_and_checkpointing_train(llava: list[str], tmp_path: Path) -> None:
     variants = [
         ["--alignment.objective", "relation", "--alignment.heads", "none"],
-        ["--alignment.layer", "1", "3", "--alignment.where", "attention", "--alignment.vfm", "efficientnet-lite0", "dinov2-small"],
-        ["--optim.precision", "bfloat16", "--optim.checkpointing", "--optim.connector_rate", "1e-4", "--alignment.schedule", "cosine"],
+        [
+            "--alignment.layer",
+            "1",
+            "3",
+            "--alignment.where",
+            "attention",
+            "--alignment.vfm",
+            "efficientnet-lite0",
+            "dinov2-small",
+        ],
+        [
+            "--optim.precision",
+            "bfloat16",
+            "--optim.checkpointing",
+            "--optim.connector_rate",
+            "1e-4",
+            "--alignment.schedule",
+            "cosine",
+        ],
         ["--alignment.objective", "none", "--alignment.residual", "encoder"],
     ]
     for number, variant in enumerate(variants):
@@ -267,7 +374,10 @@ def test_variants_bfloat16_and_checkpointing_train(llava: list[str], tmp_path: P
         assert log["lm_loss"].dropna().between(1, 20).all() and ("alignment_loss" in log) == ("none" not in variant[:2])
     assert MLLM.load(str(tmp_path / "3"), validate=False).residual is not None
     sides = [c for c in pd.read_parquet(tmp_path / "1" / "training.parquet") if c.startswith("alignment_loss/")]
-    assert sides == [f"alignment_loss/layer_{n}/{vfm}" for n in (1, 3) for vfm in ("dinov2-small", "efficientnet-lite0")]  # by name, also after a resume
+    # by name, also after a resume
+    assert sides == [
+        f"alignment_loss/layer_{n}/{vfm}" for n in (1, 3) for vfm in ("dinov2-small", "efficientnet-lite0")
+    ]
 
 
 def test_questions_with_options_are_answered_as_in_the_analyses(llava: list[str], tmp_path: Path) -> None:
@@ -275,7 +385,16 @@ def test_questions_with_options_are_answered_as_in_the_analyses(llava: list[str]
     lines = []
     for n in range(5):
         picture(n).save(tmp_path / f"{n}.png")
-        lines.append(json.dumps({"image": f"{n}.png", "question": "what is this ?", "answer": "cat" if n % 2 else "dog", "options": ["cat", "dog"]}))
+        lines.append(
+            json.dumps(
+                {
+                    "image": f"{n}.png",
+                    "question": "what is this ?",
+                    "answer": "cat" if n % 2 else "dog",
+                    "options": ["cat", "dog"],
+                }
+            )
+        )
     (tmp_path / "q.jsonl").write_text("\n".join(lines))
     ready = ConversationSetup.from_recipe(recipe_of([*llava, "--data.val", f"hf:{tmp_path / 'q.jsonl'}"]))
     table, mllm = ready.evaluate().table, ready.mllm
@@ -283,32 +402,44 @@ def test_questions_with_options_are_answered_as_in_the_analyses(llava: list[str]
     for n in range(5):
         scores = mllm.option_logprobs(mllm.encode([picture(n)], ["what is this ?"]), [["cat", "dog"]])[0]
         right.append(int(scores.argmax()) == (n + 1) % 2)
-    assert table["correct"].tolist() == right and set(table["chance"]) == {0.5} and table["category"].unique().tolist() == ["question"]
+    assert (
+        table["correct"].tolist() == right
+        and set(table["chance"]) == {0.5}
+        and table["category"].unique().tolist() == ["question"]
+    )
 
 
-# --- an assembled LLaVA ------------------------------------------------------------------------------------------------------------
+# --- an assembled LLaVA ---------------------------------------------------------------------------
 
 
 ASSEMBLED = ["--model.kind", "assembled", "--model.vision_encoder"]
 
 
 def parts(root: Path, tower: str) -> tuple[Path, Path]:
-    """Folders as the hub has them: a whole CLIP, or a SigLIP tower; a Llama without a chat template, or a Qwen2 with one."""
+    """Folders as the hub has them: a whole CLIP, or a SigLIP tower; a Llama without a chat template, or a Qwen2 with
+    one."""
     torch.manual_seed(0)
     tokenizer = _tokenizer()
     if tower == "clip":
-        text = tf.CLIPTextConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, vocab_size=30)
+        text = tf.CLIPTextConfig(
+            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, vocab_size=30
+        )
         vision = tf.CLIPVisionConfig(**VISION, image_size=56, patch_size=14)
         clip = tf.CLIPModel(tf.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8))
         randomize(clip).save_pretrained(root / "tower")
-        tf.CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}).save_pretrained(root / "tower")
+        tf.CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}).save_pretrained(
+            root / "tower"
+        )
         language = tf.LlamaForCausalLM(_text(tf.LlamaConfig, tokenizer))
     else:
-        randomize(tf.SiglipVisionModel(tf.SiglipVisionConfig(**VISION, image_size=56, patch_size=14))).save_pretrained(root / "tower")
+        randomize(tf.SiglipVisionModel(tf.SiglipVisionConfig(**VISION, image_size=56, patch_size=14))).save_pretrained(
+            root / "tower"
+        )
         tf.SiglipImageProcessor(size={"height": 56, "width": 56}).save_pretrained(root / "tower")
         language = tf.Qwen2ForCausalLM(_text(tf.Qwen2Config, tokenizer, tie_word_embeddings=True))
         tokenizer.chat_template = (
-            "{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} <eos>\n{% endfor %}{% if add_generation_prompt %}assistant :{% endif %}"
+            "{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} <eos>\n{% endfor %}{% if add_generation_prompt"
+            " %}assistant :{% endif %}"
         )
     randomize(language).save_pretrained(root / "language")
     tokenizer.save_pretrained(root / "language")
@@ -318,11 +449,23 @@ def parts(root: Path, tower: str) -> tuple[Path, Path]:
 def test_pickled_parts_are_planned_trained_and_saved_as_safetensors_are(tmp_path: Path) -> None:
     """Vicuna's settings of generation included, which transformers would refuse to save after the last step."""
     file = write(tmp_path / "w")
-    data = ["--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *FLAGS, "--optim.steps", "2", "--save_every", "2"]
+    data = [
+        "--data.train",
+        f"llava_json:{file}",
+        "--data.val",
+        f"llava_json:{file}",
+        *FLAGS,
+        "--optim.steps",
+        "2",
+        "--save_every",
+        "2",
+    ]
     results = []
     for kind in ("safetensors", "pickles"):
         tower, language = parts(tmp_path / kind, "clip")
-        (language / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2, "temperature": 0.9, "top_p": 0.6}))
+        (language / "generation_config.json").write_text(
+            json.dumps({"bos_token_id": 1, "eos_token_id": 2, "temperature": 0.9, "top_p": 0.6})
+        )
         if kind == "pickles":
             pickled(tower)
             pickled(language, 2)
@@ -330,13 +473,19 @@ def test_pickled_parts_are_planned_trained_and_saved_as_safetensors_are(tmp_path
         (tmp_path / "empty.yaml").write_text("{}")
         found = plan(read_recipe([str(tmp_path / "empty.yaml"), *words, "--output_dir", str(tmp_path / "never")]))
         assert {part: (len(own.files), own.pickled) for part, own in found.weights.items() if own} == (
-            {"vision_encoder": (1, True), "language": (2, True)} if kind == "pickles" else {"vision_encoder": (1, False), "language": (1, False)}
+            {"vision_encoder": (1, True), "language": (2, True)}
+            if kind == "pickles"
+            else {"vision_encoder": (1, False), "language": (1, False)}
         )
-        assert ("language: 2 files" in found.report() and "pickled (read without running code)" in found.report()) == (kind == "pickles")
+        assert ("language: 2 files" in found.report() and "pickled (read without running code)" in found.report()) == (
+            kind == "pickles"
+        )
         folder = folder_of(words, tmp_path / f"out-{kind}")
         results.append(whole(folder))
         assert "temperature" not in json.loads((folder / "generation_config.json").read_text())
-    assert results[0].keys() == results[1].keys() and all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+    assert results[0].keys() == results[1].keys() and all(
+        torch.equal(results[0][name], results[1][name]) for name in results[0]
+    )
 
 
 def test_parts_that_run_code_or_lack_a_tensor_are_refused_by_training_and_by_the_dry_run(tmp_path: Path) -> None:
@@ -357,26 +506,69 @@ def test_parts_that_run_code_or_lack_a_tensor_are_refused_by_training_and_by_the
                 weights.rename(own / "moved.bin")
                 message = "is missing" if part == "language" else "no weights that are read, only moved.bin"
             else:
-                name = next(name for name in tensors if "text_model" not in name and name.endswith("proj.weight") and "visual" not in name)
+                name = next(
+                    name
+                    for name in tensors
+                    if "text_model" not in name and name.endswith("proj.weight") and "visual" not in name
+                )
                 del tensors[name]
                 torch.save(tensors | ({"a": Bomb(tmp_path / "mark")} if fault == "bomb" else {}), weights)
                 if fault == "lacking" and part == "language":
                     index = own / "pytorch_model.bin.index.json"
-                    index.write_text(json.dumps({"weight_map": {k: v for k, v in json.loads(index.read_text())["weight_map"].items() if k != name}}))
-            words = [str(tmp_path / "empty.yaml"), *ASSEMBLED, str(places["vision_encoder"]), "--model.language", str(places["language"])]
-            words += ["--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *FLAGS, "--output_dir", str(tmp_path / "out")]
+                    index.write_text(
+                        json.dumps(
+                            {
+                                "weight_map": {
+                                    k: v for k, v in json.loads(index.read_text())["weight_map"].items() if k != name
+                                }
+                            }
+                        )
+                    )
+            words = [
+                str(tmp_path / "empty.yaml"),
+                *ASSEMBLED,
+                str(places["vision_encoder"]),
+                "--model.language",
+                str(places["language"]),
+            ]
+            words += [
+                "--data.train",
+                f"llava_json:{file}",
+                "--data.val",
+                f"llava_json:{file}",
+                *FLAGS,
+                "--output_dir",
+                str(tmp_path / "out"),
+            ]
             for more in ([], ["--dry_run"]):
                 with pytest.raises(WorkbenchError, match=rf"^model\.{part}: .*{message}") as error:
                     main([*words, *more])
-                assert "\n" not in str(error.value) and not (tmp_path / "out").exists() and not (tmp_path / "mark").exists()
+                assert (
+                    "\n" not in str(error.value)
+                    and not (tmp_path / "out").exists()
+                    and not (tmp_path / "mark").exists()
+                )
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_a_first_stage_from_released_parts_and_a_second_one_after_it(kind: str, tmp_path: Path) -> None:
     tower, language = parts(tmp_path / kind, kind)
     file = write(tmp_path / "w")
-    data = ["--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *FLAGS, "--optim.steps", "2", "--save_every", "2"]
-    first = folder_of([*ASSEMBLED, str(tower), "--model.language", str(language), "--model.train", "connector", *data], tmp_path / "stage1")
+    data = [
+        "--data.train",
+        f"llava_json:{file}",
+        "--data.val",
+        f"llava_json:{file}",
+        *FLAGS,
+        "--optim.steps",
+        "2",
+        "--save_every",
+        "2",
+    ]
+    first = folder_of(
+        [*ASSEMBLED, str(tower), "--model.language", str(language), "--model.train", "connector", *data],
+        tmp_path / "stage1",
+    )
     mllm = MLLM.load(str(first))  # with the causal check of its visual tokens
     old = tf.AutoModelForCausalLM.from_pretrained(language)
     kept = {n: v for n, v in old.base_model.state_dict().items() if "embed" not in n}
@@ -392,7 +584,7 @@ def test_a_first_stage_from_released_parts_and_a_second_one_after_it(kind: str, 
     assert ("ASSISTANT:" in mllm.prompt("what ?")) == (kind == "clip")
 
 
-# --- the command line -----------------------------------------------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------
 
 
 def test_a_recipe_pair_runs_from_the_command_line(tmp_path: Path) -> None:
@@ -400,12 +592,22 @@ def test_a_recipe_pair_runs_from_the_command_line(tmp_path: Path) -> None:
     pairs = dict(zip(flags[::2], flags[1::2], strict=True))
     base = tmp_path / "baseline.yaml"
     base.write_text(
-        f"model:\n  name: {model}\ndata:\n  train: [{pairs['--data.train']}, {pairs['--data.train']}]\n  weights: [1, 0.5]\n  val: {pairs['--data.val']}\n"
-        "log_every: 1\neval_every: 2\nsave_every: 2\noptim:\n  steps: 2\n  warmup: 1\n  batch_size: 2\n"
+        f"model:\n  name: {model}\ndata:\n  train: [{pairs['--data.train']}, {pairs['--data.train']}]\n  weights: [1,"
+        f" 0.5]\n  val: {pairs['--data.val']}\nlog_every: 1\neval_every: 2\nsave_every: 2\noptim:\n  steps: 2\n "
+        " warmup: 1\n  batch_size: 2\n"
     )
     viral = tmp_path / "viral.yaml"
     viral.write_text("base: baseline.yaml\nalignment:\n  objective: cosine\n  layer: 2\n  hidden: 8\n")
-    done = run("accelerate.commands.launch", "--num_processes", "2", "-m", "trainer", str(viral), "--output_dir", str(tmp_path / "two"))
+    done = run(
+        "accelerate.commands.launch",
+        "--num_processes",
+        "2",
+        "-m",
+        "trainer",
+        str(viral),
+        "--output_dir",
+        str(tmp_path / "two"),
+    )
     assert "lm_loss" in done.stdout and "step 2/2" in done.stderr
     main([str(viral), "--output_dir", str(tmp_path / "viral"), "--optim.batch_size", "4"])
     two, one = whole(tmp_path / "two"), whole(tmp_path / "viral")
@@ -416,22 +618,30 @@ def test_a_recipe_pair_runs_from_the_command_line(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(first, second, atol=1e-4)
     record = json.loads((tmp_path / "two" / "training.json").read_text())
     assert (record["processes"], record["global_batch"]) == (2, 4)
-    assert [w.split(" are ")[0] for w in record["warnings"]] == ["step 0: the 3 conversations without an image"]  # of which a step has none
+    # of which a step has none
+    assert [w.split(" are ")[0] for w in record["warnings"]] == ["step 0: the 3 conversations without an image"]
     main([str(base), "--output_dir", str(tmp_path / "baseline")])
-    assert not (tmp_path / "baseline" / "alignment_head.safetensors").exists() and (tmp_path / "viral" / "alignment_head.safetensors").exists()
+    assert (
+        not (tmp_path / "baseline" / "alignment_head.safetensors").exists()
+        and (tmp_path / "viral" / "alignment_head.safetensors").exists()
+    )
 
 
 def test_bad_input_is_one_sentence_and_writes_nothing(llava: list[str], tmp_path: Path) -> None:
     tower, language = parts(tmp_path / "clip", "clip")
     empty = tmp_path / "empty.yaml"
     empty.write_text("log_every: 1\nsave_every: 2\n")
-    model, short = llava[1], f"llava_json:{write(tmp_path / 'short', rows(3, 0))}"  # with an image of 18 tokens before the answer
+    # with an image of 18 tokens before the answer
+    model, short = llava[1], f"llava_json:{write(tmp_path / 'short', rows(3, 0))}"
     cases = [
         ([*llava, *VIRAL, "--alignment.layer", "9"], "alignment.layer is 9: expected 1 to 4"),
         ([*llava, *VIRAL, "--alignment.vfm", "hf:no/such-vfm"], "hf:no/such-vfm"),
         ([*llava, "--model.train", "lora", "--model.lora.targets", "q_prj"], "did you mean 'q_proj'"),
         ([*llava, "--model.layers", "3"], "model.layers is 3: expected none, since model.name"),
-        ([*llava, "--model.vision_encoder", "openai/clip"], "model.vision_encoder is openai/clip: expected none, since model.name"),
+        (
+            [*llava, "--model.vision_encoder", "openai/clip"],
+            "model.vision_encoder is openai/clip: expected none, since model.name",
+        ),
         ([*llava, "--start", "runs/baseline"], "start is runs/baseline: expected none for a model of kind pretrained"),
         (["--model.name", str(language), *llava[2:]], "unknown model architecture 'LlamaForCausalLM'"),
         (["--model.name", str(tmp_path / "none"), *llava[2:]], "neither a folder nor a hub id"),
@@ -441,15 +651,30 @@ def test_bad_input_is_one_sentence_and_writes_nothing(llava: list[str], tmp_path
             [*ASSEMBLED, str(tower), "--model.language", model, *llava[2:]],
             f"model.language is {model}, a llava: expected a causal language model",
         ),
-        ([*ASSEMBLED, model, "--model.language", str(language), *llava[2:]], "a llava: expected a CLIP or SigLIP vision encoder"),
+        (
+            [*ASSEMBLED, model, "--model.language", str(language), *llava[2:]],
+            "a llava: expected a CLIP or SigLIP vision encoder",
+        ),
         ([*llava, "--data.weights", "1", "2"], "data.weights is 1.0, 2.0: expected 1 numbers above 0"),
         ([*llava, "--data.questions", "1"], "data.questions is 1: expected none for"),
-        ([*llava, "--data.train", short, "--data.val", short, "--data.max_length", "20"], "which leaves none of the answers in the first"),
-        (["--data.train", llava[3], "--data.val", llava[3]], "has conversations of several turns or images, or none: expected single questions"),
+        (
+            [*llava, "--data.train", short, "--data.val", short, "--data.max_length", "20"],
+            "which leaves none of the answers in the first",
+        ),
+        (
+            ["--data.train", llava[3], "--data.val", llava[3]],
+            "has conversations of several turns or images, or none: expected single questions",
+        ),
         ([*llava, "--data.max_length", "12"], "an image reaches beyond 12 tokens"),
         ([*llava, "--data.train", f"{llava[3]}?images=/nowhere"], "image root '/nowhere' does not exist"),
-        ([*llava, *VIRAL, "--alignment.center", "--data.features", "compute"], "expected target vfm and data.features cache"),
-        ([*llava, "--model.train_vision_encoder", "--model.train", "lora"], "expected model.train all for a vision encoder that is trained too"),
+        (
+            [*llava, *VIRAL, "--alignment.center", "--data.features", "compute"],
+            "expected target vfm and data.features cache",
+        ),
+        (
+            [*llava, "--model.train_vision_encoder", "--model.train", "lora"],
+            "expected model.train all for a vision encoder that is trained too",
+        ),
         (["--data.train", "shapes:train", "shapes:val"], "expected one data set for a toy LLaVA"),
     ]
     for words, message in cases:
@@ -465,19 +690,38 @@ def test_a_mark_of_the_model_anywhere_in_the_data_is_found_before_training(tmp_p
     given = rows(8, 2)
     given[-1]["conversations"][0]["value"] = "one <start_of_image> two ?"
     data = f"llava_json:{write(tmp_path / 'w', given)}"
-    with pytest.raises(WorkbenchError, match=r"conversation 10:t1 of .*: the question contains '<start_of_image>', this model's image placeholder"):
+    with pytest.raises(
+        WorkbenchError,
+        match=r"conversation 10:t1 of .*: the question contains '<start_of_image>', this model's image placeholder",
+    ):
         folder_of(["--model.name", str(model), "--data.train", data, "--data.val", data, *FLAGS], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-# --- what is watched ------------------------------------------------------------------------------------------------------------------------
+# --- what is watched ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["llava_next", "paligemma"])
 def test_cknna_of_conversations_is_that_of_the_analyses(name: str, tmp_path: Path) -> None:
-    """Over tiles of different sizes, two images in one conversation, and texts alone; against the model and the VFM read by themselves, image by image."""
-    model, file = build(name, tmp_path / name), write(tmp_path / "w", rows(4 if name != "paligemma" else 3, 2 * (name != "paligemma"))[name == "paligemma" :])
-    recipe = recipe_of(["--model.name", str(model), "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *VIRAL, "--monitor.k", "2"])
+    """Over tiles of different sizes, two images in one conversation, and texts alone; against the model and the VFM
+    read by themselves, image by image."""
+    model = build(name, tmp_path / name)
+    file = write(
+        tmp_path / "w", rows(4 if name != "paligemma" else 3, 2 * (name != "paligemma"))[name == "paligemma" :]
+    )
+    recipe = recipe_of(
+        [
+            "--model.name",
+            str(model),
+            "--data.train",
+            f"llava_json:{file}",
+            "--data.val",
+            f"llava_json:{file}",
+            *VIRAL,
+            "--monitor.k",
+            "2",
+        ]
+    )
     ready = ConversationSetup.from_recipe(recipe)
     subset, said = subset_alignment(recipe, ready)
     assert subset is not None and said == []
@@ -491,18 +735,39 @@ def test_cknna_of_conversations_is_that_of_the_analyses(name: str, tmp_path: Pat
             hidden = [values for p, values in zip(places, own, strict=True) if p.image == number]
             pairs = zip(hidden, patches_under(vfm, [image], [parts])[0], strict=True)
             expected.append(sum(cknna(a, b, k=2) for a, b in pairs) / len(parts))
-    assert logs["cknna_images"] == len(expected) and logs["cknna/layer_2/efficientnet-lite0"] == pytest.approx(sum(expected) / len(expected), abs=1e-5)
+    assert logs["cknna_images"] == len(expected) and logs["cknna/layer_2/efficientnet-lite0"] == pytest.approx(
+        sum(expected) / len(expected), abs=1e-5
+    )
     few = replace(recipe, monitor=replace(recipe.monitor, k=10_000))
     assert "visual tokens of an image" in subset_alignment(few, ready)[1][0]
 
 
-def test_a_head_that_stands_still_and_a_loss_that_is_not_finite_are_told_of_conversations(llava: list[str], tmp_path: Path) -> None:
+def test_a_head_that_stands_still_and_a_loss_that_is_not_finite_are_told_of_conversations(
+    llava: list[str], tmp_path: Path
+) -> None:
     still = folder_of([*llava, *VIRAL, "--alignment.weight", "0", "--monitor.cknna_images", "0"], tmp_path / "still")
     record = json.loads((still / "training.json").read_text())
-    assert len(record["warnings"]) == 1 and "the alignment head of layer 2 with efficientnet-lite0 does not move" in record["warnings"][0]
+    assert (
+        len(record["warnings"]) == 1
+        and "the alignment head of layer 2 with efficientnet-lite0 does not move" in record["warnings"][0]
+    )
     card = (still / "README.md").read_text()
-    assert "loss per answer token" in card and str(tmp_path) not in card and "dinov2-small" not in card and record["model_fingerprint"] in card
-    wild = ["--optim.learning_rate", "1e30", "--optim.warmup", "0", "--optim.max_grad_norm", "1e30", "--monitor.cknna_images", "0"]
+    assert (
+        "loss per answer token" in card
+        and str(tmp_path) not in card
+        and "dinov2-small" not in card
+        and record["model_fingerprint"] in card
+    )
+    wild = [
+        "--optim.learning_rate",
+        "1e30",
+        "--optim.warmup",
+        "0",
+        "--optim.max_grad_norm",
+        "1e30",
+        "--monitor.cknna_images",
+        "0",
+    ]
     with pytest.raises(WorkbenchError, match="training stopped before a checkpoint has it"):
         folder_of([*llava, *VIRAL, *wild], tmp_path / "wild")
     (file,) = (tmp_path / "wild").glob("not_finite-step-*.safetensors")
@@ -510,9 +775,12 @@ def test_a_head_that_stands_still_and_a_loss_that_is_not_finite_are_told_of_conv
 
 
 def test_steps_without_an_image_are_not_held_against_a_head(tmp_path: Path) -> None:
-    """Text alone: no alignment loss is logged, and the head is not warned of before it had its steps, but at the end."""
+    """Text alone: no alignment loss is logged, and the head is not warned of before it had its steps, but at the
+    end."""
     model, file = build("llava", tmp_path / "m"), write(tmp_path / "w", rows(2, 6))
-    recipe = recipe_of(["--model.name", str(model), "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *VIRAL])
+    recipe = recipe_of(
+        ["--model.name", str(model), "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}", *VIRAL]
+    )
     ready = ConversationSetup.from_recipe(recipe)
     trainer = trainer_of(ready, recipe, tmp_path)
     trainer.state.global_step = 1
@@ -533,10 +801,14 @@ def test_steps_without_an_image_are_not_held_against_a_head(tmp_path: Path) -> N
     assert said == [0, 0, 0, 1]
 
 
-def test_launch_files_that_divide_the_weights_want_one_kind_in_a_step(llava: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_launch_files_that_divide_the_weights_want_one_kind_in_a_step(
+    llava: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert len(load_conversations(recipe_of(llava)).train) == 10
-    with pytest.raises(WorkbenchError, match=r"data.group is no with fsdp for conversations with and without images: expected yes"):
+    with pytest.raises(
+        WorkbenchError, match=r"data.group is no with fsdp for conversations with and without images: expected yes"
+    ):
         load_conversations(recipe_of([*llava, "--data.no-group"]))
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
@@ -552,8 +824,12 @@ def test_a_checkpoint_of_another_architecture_is_refused(llava: list[str], tmp_p
     for name in ("training.json", "model.safetensors"):
         (done / name).unlink()
     settings = json.loads((done / "checkpoint-2" / "config.json").read_text())
-    written = (done / "checkpoint-2" / "config.json").write_text(json.dumps(settings | {"architectures": ["LlavaNextForConditionalGeneration"]}))
+    written = (done / "checkpoint-2" / "config.json").write_text(
+        json.dumps(settings | {"architectures": ["LlavaNextForConditionalGeneration"]})
+    )
     sizes = json.loads((done / "checkpoint-2" / "files.json").read_text())
     (done / "checkpoint-2" / "files.json").write_text(json.dumps(sizes | {"config.json": written}))
-    with pytest.raises(WorkbenchError, match="holds LlavaNextForConditionalGeneration: expected LlavaForConditionalGeneration"):
+    with pytest.raises(
+        WorkbenchError, match="holds LlavaNextForConditionalGeneration: expected LlavaForConditionalGeneration"
+    ):
         folder_of([*llava, "--optim.steps", "2", "--resume"], done)

@@ -1,4 +1,5 @@
-"""A released model that learns from conversations, with images and without, in two processes: the same training as in one, however the weights are divided."""
+"""A released model that learns from conversations, with images and without, in two processes: the same training as in
+one, however the weights are divided."""
 
 from __future__ import annotations
 
@@ -20,12 +21,26 @@ from workbench.training_folder import checkpoints
 LOSSES = ["lm_loss", "alignment_loss", "loss", "grad_norm", "learning_rate", "epoch"]
 LORA = ["--model.train", "lora", "--model.lora.rank", "2"]
 STEPS = ["--optim.steps", "4", "--optim.warmup", "0", "--optim.learning_rate", "5e-4"]
-STEPS += ["--log_every", "1", "--eval_every", "4", "--save_every", "2", "--seed", "1", "--optim.batch_size", "1", "--optim.global_batch", "4"]
+STEPS += [
+    "--log_every",
+    "1",
+    "--eval_every",
+    "4",
+    "--save_every",
+    "2",
+    "--seed",
+    "1",
+    "--optim.batch_size",
+    "1",
+    "--optim.global_batch",
+    "4",
+]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small LLaVA with its tower trained, or LoRA, in one process and in two, and in two that are killed while they write the second checkpoint."""
+    """A small LLaVA with its tower trained, or LoRA, in one process and in two, and in two that are killed while they
+    write the second checkpoint."""
     root = tmp_path_factory.mktemp("students")
     build("llava", root / "llava")
     write(root / "world", rows(8, 6))
@@ -33,14 +48,35 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = []
     for n in range(3):
         picture(n).save(root / f"{n}.png")
-        lines.append(json.dumps({"image": f"{n}.png", "question": "what is this ?", "answer": "cat" if n % 2 else "dog", "options": ["cat", "dog"]}))
+        lines.append(
+            json.dumps(
+                {
+                    "image": f"{n}.png",
+                    "question": "what is this ?",
+                    "answer": "cat" if n % 2 else "dog",
+                    "options": ["cat", "dog"],
+                }
+            )
+        )
     (root / "asked.jsonl").write_text("\n".join(lines))
     train(read(words(root, "one", "--model.train_vision_encoder", "--optim.batch_size", "4")), ["one"])
     train(read(words(root, "one-lora", *LORA, "--optim.batch_size", "4")), ["one"])
-    runs = [words(root, "two-lora", *LORA), words(root, "two", "--model.train_vision_encoder"), words(root, "killed", "--model.train_vision_encoder")]
+    runs = [
+        words(root, "two-lora", *LORA),
+        words(root, "two", "--model.train_vision_encoder"),
+        words(root, "killed", "--model.train_vision_encoder"),
+    ]
     (root / "ddp.json").write_text(json.dumps(runs))
     die = "killed/.unfinished/checkpoint-4/trainer_state.json"
-    launch("--config_file", "trainer/launch/ddp.yaml", "-m", "tests.in_processes", str(root / "ddp.json"), fails=True, DIE_AT=die)
+    launch(
+        "--config_file",
+        "trainer/launch/ddp.yaml",
+        "-m",
+        "tests.in_processes",
+        str(root / "ddp.json"),
+        fails=True,
+        DIE_AT=die,
+    )
     return root
 
 
@@ -73,7 +109,13 @@ def test_two_processes_equal_one_and_some_steps_have_no_image(root: Path) -> Non
 
 def test_two_processes_killed_and_resumed_are_bitwise_the_uninterrupted_run(root: Path) -> None:
     assert [c.step for c in checkpoints(root / "killed")] == [2] and not (root / "killed" / "training.json").exists()
-    launch("--config_file", "trainer/launch/ddp.yaml", "-m", "trainer", *words(root, "killed", "--model.train_vision_encoder", "--resume"))
+    launch(
+        "--config_file",
+        "trainer/launch/ddp.yaml",
+        "-m",
+        "trainer",
+        *words(root, "killed", "--model.train_vision_encoder", "--resume"),
+    )
     same(root / "two", root / "killed", columns=LOSSES)
 
 
@@ -88,21 +130,31 @@ def test_fsdp_divides_the_model_and_writes_a_plain_folder(root: Path) -> None:
     ]
     runs += [words(root, "fsdp-asked", *asked), words(root, "none", "--data.no-group")]
     (root / "fsdp.json").write_text(json.dumps(runs))
-    stderr = launch("--config_file", "trainer/launch/fsdp.yaml", "-m", "tests.in_processes", str(root / "fsdp.json"), fails=True)
+    stderr = launch(
+        "--config_file", "trainer/launch/fsdp.yaml", "-m", "tests.in_processes", str(root / "fsdp.json"), fails=True
+    )
     errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "data.group is no with fsdp for conversations with and without images: expected yes" in errors[0], stderr
+    assert (
+        len(errors) == 1
+        and "data.group is no with fsdp for conversations with and without images: expected yes" in errors[0]
+    ), stderr
     assert not (root / "none").exists()
-    shards = [file.stat().st_size for file in (root / "fsdp" / "checkpoint-2" / "pytorch_model_fsdp_0").glob("*.distcp")]
+    shards = [
+        file.stat().st_size for file in (root / "fsdp" / "checkpoint-2" / "pytorch_model_fsdp_0").glob("*.distcp")
+    ]
     assert len(shards) == 2 and min(shards) > 0.8 * max(shards)
     same(root / "one", root / "fsdp", within=1e-5, columns=LOSSES)
     same(root / "fsdp", root / "fsdp-again", columns=LOSSES)
     same(root / "one-lora", root / "fsdp-lora", within=1e-5, columns=LOSSES)
     same(root / "one-asked", root / "fsdp-asked", within=1e-5, columns=LOSSES)
-    assert AutoModelForImageTextToText.from_pretrained(root / "fsdp").config.architectures == ["LlavaForConditionalGeneration"]
+    assert AutoModelForImageTextToText.from_pretrained(root / "fsdp").config.architectures == [
+        "LlavaForConditionalGeneration"
+    ]
 
 
 def test_half_precision_is_autocast_however_the_weights_are_divided(root: Path) -> None:
-    """The weights stay float32, and what the log says of the losses is not rounded: FSDP's own mixed precision would round both."""
+    """The weights stay float32, and what the log says of the losses is not rounded: FSDP's own mixed precision would
+    round both."""
     half = ["--optim.precision", "bfloat16", "--optim.checkpointing", "--model.train_vision_encoder"]
     train(read(words(root, "one-half", *half, "--optim.batch_size", "4")), ["one"])
     launch("--config_file", "trainer/launch/fsdp.yaml", "-m", "trainer", *words(root, "fsdp-half", *half))

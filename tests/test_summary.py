@@ -1,4 +1,5 @@
-"""The three sentences about a pair: right by hand, turned round where the models are exchanged, refused where nothing can be compared."""
+"""The three sentences about a pair: right by hand, turned round where the models are exchanged, refused where nothing
+can be compared."""
 
 from __future__ import annotations
 
@@ -36,7 +37,12 @@ def questions(right: float, seed: int = 0) -> pd.DataFrame:
 def store(folder: Path, recipe: str, table: pd.DataFrame, *flags: str, **record: Any) -> Path:
     """A finished training as far as the sentences read it."""
     folder.mkdir(parents=True)
-    own = parse(Recipe, [*flags, "--output_dir", str(folder)], prog="trainer", recipe=ROOT / "trainer" / "recipes" / f"{recipe}.yaml")
+    own = parse(
+        Recipe,
+        [*flags, "--output_dir", str(folder)],
+        prog="trainer",
+        recipe=ROOT / "trainer" / "recipes" / f"{recipe}.yaml",
+    )
     content = {"recipe": as_mapping(own), "items": 300, "data": "d1", "val": "v1", "test": "t1"} | record
     (folder / "training.json").write_text(json.dumps(content))
     table.to_parquet(folder / "evaluation.parquet")
@@ -53,23 +59,48 @@ def pair(tmp_path: Path) -> tuple[Trained, Trained]:
 
 def test_the_difference_is_right_by_hand_and_paired(pair: tuple[Trained, Trained]) -> None:
     found = outcome(*pair)
-    colors = [questions(share)["correct"][questions(share)["category"] == "color"].mean() for share in (0.4, 0.4 + 1 / 3)]
+    colors = [
+        questions(share)["correct"][questions(share)["category"] == "color"].mean() for share in (0.4, 0.4 + 1 / 3)
+    ]
     assert colors == pytest.approx([0.4, 44 / 60])
-    assert found.accuracy == pytest.approx(((0.4 + 0.5) / 2, (44 / 60 + 0.5) / 2)) and found.chance == pytest.approx(0.375)
-    assert found.difference.estimate == pytest.approx(20 / 60 / 2) and (found.questions, found.types, found.difference.n) == (120, 2, IMAGES)
+    assert found.accuracy == pytest.approx(((0.4 + 0.5) / 2, (44 / 60 + 0.5) / 2)) and found.chance == pytest.approx(
+        0.375
+    )
+    assert found.difference.estimate == pytest.approx(20 / 60 / 2) and (
+        found.questions,
+        found.types,
+        found.difference.n,
+    ) == (120, 2, IMAGES)
     a, b = questions(0.4), questions(0.4 + 1 / 3)
-    paired = mean_interval(b["correct"] * 1.0 - a["correct"] * 1.0, kind="difference", groups=list(a["image_id"]), strata=list(a["category"]))
+    paired = mean_interval(
+        b["correct"] * 1.0 - a["correct"] * 1.0,
+        kind="difference",
+        groups=list(a["image_id"]),
+        strata=list(a["category"]),
+    )
     assert (found.difference.low, found.difference.high) == (paired.low, paired.high)
 
 
 def test_the_sentences_say_what_came_out(pair: tuple[Trained, Trained]) -> None:
     compared, came_out, _ = sentences(*pair, "")
-    assert "alike, on the same 300 images of shapes:train, for 600 steps, with seed 0, from random initialization: " in compared
-    assert "baseline learns from the answers alone; viral also learns to make its image tokens resemble the features of another vision network" in compared
+    assert (
+        "alike, on the same 300 images of shapes:train, for 600 steps, with seed 0, from random initialization: "
+        in compared
+    )
+    assert (
+        "baseline learns from the answers alone; viral also learns to make its image tokens resemble the features of"
+        " another vision network" in compared
+    )
     assert "(efficientnet-lite0, layer 3, weight 0.5)." in compared
     assert "On 120 questions about 30 images of shapes:test, baseline answers 45.0 % right and viral 61.7 %" in came_out
-    assert "guessing gives 37.5 %" in came_out and "viral less baseline is +16.7 points, with a 95 % interval over images from +" in came_out
-    assert "so viral is ahead on such questions; this says little about training again, since each was trained once" in came_out
+    assert (
+        "guessing gives 37.5 %" in came_out
+        and "viral less baseline is +16.7 points, with a 95 % interval over images from +" in came_out
+    )
+    assert (
+        "so viral is ahead on such questions; this says little about training again, since each was trained once"
+        in came_out
+    )
 
 
 def test_exchanged_models_turn_the_sentences_round(pair: tuple[Trained, Trained]) -> None:
@@ -77,9 +108,14 @@ def test_exchanged_models_turn_the_sentences_round(pair: tuple[Trained, Trained]
     plain, turned = outcome(first, second).difference, outcome(second, first).difference
     assert (turned.estimate, turned.low, turned.high) == pytest.approx((-plain.estimate, -plain.high, -plain.low))
     said = what_came_out(second, first, outcome(second, first))
-    assert f"baseline less viral is -16.7 points, with a 95 % interval over images from {-100 * plain.high:+.1f} to {-100 * plain.low:+.1f}" in said
+    assert (
+        f"baseline less viral is -16.7 points, with a 95 % interval over images from {-100 * plain.high:+.1f} to"
+        f" {-100 * plain.low:+.1f}" in said
+    )
     assert "viral answers 61.7 % right and baseline 45.0 %" in said and "so viral is ahead" in said
-    assert ": viral also learns" in what_was_compared(second, first) and "; baseline learns from the answers alone." in what_was_compared(second, first)
+    assert ": viral also learns" in what_was_compared(
+        second, first
+    ) and "; baseline learns from the answers alone." in what_was_compared(second, first)
 
 
 def test_an_interval_that_holds_zero_names_no_winner(tmp_path: Path) -> None:
@@ -91,7 +127,10 @@ def test_an_interval_that_holds_zero_names_no_winner(tmp_path: Path) -> None:
     assert found.difference.low < 0 < found.difference.high
     assert "do not show which of the two is ahead" in what_came_out(first, second, found)
     same = outcome(first, first)  # no answer differs
-    assert same.difference.estimate == 0 and "(wide, since few answers differ), so these questions do not show" in what_came_out(first, first, same)
+    assert (
+        same.difference.estimate == 0
+        and "(wide, since few answers differ), so these questions do not show" in what_came_out(first, first, same)
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,7 +146,18 @@ def test_an_interval_that_holds_zero_names_no_winner(tmp_path: Path) -> None:
         ),
         (("--alignment.residual", "encoder"), "; b learns from the answers alone, with a residual encoder, layer 3."),
         (
-            ("--optim.beta1", "0.8", "--optim.beta2", "0.9", "--optim.warmup", "1", "--data.limit_train", "9", "--seed", "1"),
+            (
+                "--optim.beta1",
+                "0.8",
+                "--optim.beta2",
+                "0.9",
+                "--optim.warmup",
+                "1",
+                "--data.limit_train",
+                "9",
+                "--seed",
+                "1",
+            ),
             "2 more keys of the recipe differ.",
         ),
     ],
@@ -118,7 +168,11 @@ def test_what_was_compared_is_what_differs(flags: tuple[str, ...], said: str, tm
     second = Trained.read("b", store(tmp_path / "b", "demo_baseline", questions(0.5), *flags, data=data))
     sentence = what_was_compared(first, second)
     assert said in sentence
-    for word, key in (("with seed", "--seed"), ("steps,", "--optim.steps"), ("images of shapes:train", "--data.limit_train")):
+    for word, key in (
+        ("with seed", "--seed"),
+        ("steps,", "--optim.steps"),
+        ("images of shapes:train", "--data.limit_train"),
+    ):
         assert (word in sentence) == (key not in flags)  # what differs is not called alike
 
 
@@ -131,7 +185,11 @@ def test_other_training_data_of_one_name_are_said(tmp_path: Path) -> None:
 def test_other_questions_are_not_compared(tmp_path: Path) -> None:
     first = Trained.read("a", store(tmp_path / "a", "demo_baseline", questions(0.5)))
     own = questions(0.5)
-    cases: list[tuple[pd.DataFrame, dict[str, str]]] = [(own.iloc[1:], {}), (own.assign(answer="blue"), {}), (own, {"test": "t2"})]
+    cases: list[tuple[pd.DataFrame, dict[str, str]]] = [
+        (own.iloc[1:], {}),
+        (own.assign(answer="blue"), {}),
+        (own, {"test": "t2"}),
+    ]
     for number, (table, record) in enumerate(cases):
         second = Trained.read("b", store(tmp_path / f"b{number}", "demo_baseline", table, **record))
         with pytest.raises(RunError, match="a and b were not asked the same questions"):
@@ -145,7 +203,10 @@ def test_what_to_open_names_what_is_there(tmp_path: Path) -> None:
     said = what_to_open(report=report, runs=Path("runs"), sweep="demo")
     assert said.startswith(f"Open next: {report} in a browser") and "`viral app --runs runs`" in said
     assert "`python -m trainer.sweep demo --seeds 1 2 3 --suffix --output_dir runs/seeds`" in said
-    assert "http://127.0.0.1:8501" in (served := what_to_open(runs=Path("runs"), address="http://127.0.0.1:8501")) and "streamlit run" not in served
+    assert (
+        "http://127.0.0.1:8501" in (served := what_to_open(runs=Path("runs"), address="http://127.0.0.1:8501"))
+        and "streamlit run" not in served
+    )
 
 
 def test_the_command_prints_three_and_refuses_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,7 +215,13 @@ def test_the_command_prints_three_and_refuses_the_rest(tmp_path: Path, capsys: p
     main(["--model", str(tmp_path / "baseline"), f"B={tmp_path / 'viral'}"])
     lines = capsys.readouterr().out.splitlines()
     assert [line[:3] for line in lines] == ["1. ", "2. ", "3. "] and "B less baseline" in lines[1]
-    assert "model names 3: expected two" in refused("workbench.summary", "--model", *(str(tmp_path / name) for name in ("baseline", "viral", "third")))
-    assert "is not the folder of a finished training" in refused("workbench.summary", "--model", str(tmp_path / "baseline"), str(tmp_path / "virals"))
+    assert "model names 3: expected two" in refused(
+        "workbench.summary", "--model", *(str(tmp_path / name) for name in ("baseline", "viral", "third"))
+    )
+    assert "is not the folder of a finished training" in refused(
+        "workbench.summary", "--model", str(tmp_path / "baseline"), str(tmp_path / "virals")
+    )
     pd.DataFrame({"id": ["a"], "lm_loss": [1.0]}).to_parquet(tmp_path / "third" / "evaluation.parquet")
-    assert "was evaluated by its loss" in refused("workbench.summary", "--model", str(tmp_path / "baseline"), str(tmp_path / "third"))
+    assert "was evaluated by its loss" in refused(
+        "workbench.summary", "--model", str(tmp_path / "baseline"), str(tmp_path / "third")
+    )

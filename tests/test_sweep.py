@@ -40,7 +40,12 @@ def test_a_grid_is_every_combination_and_a_list_is_one_value(tmp_path: Path) -> 
     jobs = list(sweep.runs())
     assert [str(job) for job in jobs[-2:]] == ["layer-2+3_weight-1-s0", "layer-2+3_weight-1-s1"]
     made = parse(Recipe, jobs[-1].arguments[1:], prog="test", recipe=Path(jobs[-1].arguments[0]))
-    assert made.alignment.layer == (2, 3) and made.alignment.weight == 1 and made.seed == 1 and made.start == tmp_path / "stage1"
+    assert (
+        made.alignment.layer == (2, 3)
+        and made.alignment.weight == 1
+        and made.seed == 1
+        and made.start == tmp_path / "stage1"
+    )
     vfms = replace(PLAIN, over=LINE, grid=("alignment.vfm: dinov2-small hf:some/model",)).settings()
     assert [setting.name for setting in vfms[1:]] == ["vfm-dinov2-small", "vfm-hf-some-model"]
 
@@ -60,7 +65,10 @@ def test_the_first_stage_is_one_run_and_is_not_compared(tmp_path: Path) -> None:
         ({"over": LINE}, "without a grid"),
         ({"grid": ("model.dropout: 0", "model.lora.dropout: 0")}, "two keys that end in 'dropout'"),
         ({"grid": ("alignment.layer: 2 2",)}, "two variants are called 'layer-2'"),
-        ({"grid": ("alignment.layr: 2",)}, "variant 'layr-2': unknown option '--alignment.layr': did you mean 'alignment.layer'"),
+        (
+            {"grid": ("alignment.layr: 2",)},
+            "variant 'layr-2': unknown option '--alignment.layr': did you mean 'alignment.layer'",
+        ),
         ({"grid": ("alignment.layer: 9",)}, "variant 'layer-9': alignment.layer is 9: expected 1 to 6"),
         ({"against": "basline"}, "did you mean 'baseline'"),
         ({"seeds": (1, 1)}, "none of them twice"),
@@ -96,9 +104,15 @@ def test_seeds_without_spread_have_no_interval(tmp_path: Path) -> None:
     store(tmp_path, {"baseline": [4, 5, 6], "layer-2": [5, 6, 7], "layer-3": [5, 5, 5]})
     sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1, 2), over=LINE, grid=("alignment.layer: 2 3",))
     own = compared(sweep).query("type == @MEAN").set_index("variant")
-    assert own.loc["layer-2", "difference"] == pytest.approx(0.1) and own.loc["layer-2", ["d_low", "d_high"]].tolist() == [-np.inf, np.inf]
-    one = mean_interval([1.0] * 10 + [0.0] * 10, kind="proportion")  # equal seeds are no surer than one of them, of 20 questions
-    assert own.loc["layer-3", ["low", "high"]].tolist() == pytest.approx([one.low, one.high], abs=0.01) and not own["few"].any()
+    assert own.loc["layer-2", "difference"] == pytest.approx(0.1) and own.loc[
+        "layer-2", ["d_low", "d_high"]
+    ].tolist() == [-np.inf, np.inf]
+    # equal seeds are no surer than one of them, of 20 questions
+    one = mean_interval([1.0] * 10 + [0.0] * 10, kind="proportion")
+    assert (
+        own.loc["layer-3", ["low", "high"]].tolist() == pytest.approx([one.low, one.high], abs=0.01)
+        and not own["few"].any()
+    )
     assert np.isfinite(own.loc["layer-3", ["d_low", "d_high"]].tolist()).all()
 
 
@@ -112,7 +126,12 @@ def test_an_accuracy_has_no_interval_beyond_one_and_a_difference_none_cut(tmp_pa
     store(tmp_path, {"baseline": [4, 9, 10], "layer-2": [10, 10, 9]})
     sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1, 2), over=LINE, grid=("alignment.layer: 2",))
     own = compared(sweep).query("type == @MEAN").set_index("variant")
-    assert (own["high"] > own["accuracy"]).all() and (own["high"] <= 1).all() and (own["low"] >= 0).all() and own.loc["layer-2", "d_high"] > 1
+    assert (
+        (own["high"] > own["accuracy"]).all()
+        and (own["high"] <= 1).all()
+        and (own["low"] >= 0).all()
+        and own.loc["layer-2", "d_high"] > 1
+    )
     assert own["few"].tolist() == [False, True]  # 2 of 60 answers are wrong
 
 
@@ -126,13 +145,21 @@ def test_runs_whose_names_agree_and_whose_content_does_not_are_not_compared(tmp_
         (tmp_path / f"layer-2-s{seed}" / "training.json").write_text(
             json.dumps(RECORD | {"recipe": recipe, "start_fingerprint": start, "vfm": "x", "vfm_fingerprint": vfm})
         )
-        (tmp_path / f"baseline-s{seed}" / "training.json").write_text(json.dumps(RECORD | {"recipe": recipe, "start_fingerprint": f"{seed}", "data": "d"}))
+        (tmp_path / f"baseline-s{seed}" / "training.json").write_text(
+            json.dumps(RECORD | {"recipe": recipe, "start_fingerprint": f"{seed}", "data": "d"})
+        )
 
     record(0, "0", "v")
     record(1, "1", "v")
     assert len(compared(sweep))
     record(1, "0", "v")
-    with pytest.raises(RunError, match=r"baseline-s1 and .*layer-2-s1 name the same start, whose content was 1 and 0: expected the same in all runs"):
+    with pytest.raises(
+        RunError,
+        match=(
+            r"baseline-s1 and .*layer-2-s1 name the same start, whose content was 1 and 0: expected the same in all"
+            r" runs"
+        ),
+    ):
         compared(sweep)
     record(1, "1", "w")
     with pytest.raises(RunError, match=r"name the same vfm, whose content was v and w"):
@@ -152,23 +179,36 @@ def test_runs_that_were_asked_other_questions_are_not_compared(tmp_path: Path) -
 
 
 def test_what_a_sweep_cannot_compare_is_refused_before_training(tmp_path: Path) -> None:
-    (tmp_path / "c.json").write_text(json.dumps([{"id": "a", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "yes"}]}]))
-    words = f"trainer/recipes/llava15_7b_baseline.yaml --data.train llava_json:{tmp_path}/c.json --data.val llava_json:{tmp_path}/c.json"
+    (tmp_path / "c.json").write_text(
+        json.dumps([{"id": "a", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "yes"}]}])
+    )
+    words = (
+        f"trainer/recipes/llava15_7b_baseline.yaml --data.train llava_json:{tmp_path}/c.json --data.val"
+        f" llava_json:{tmp_path}/c.json"
+    )
     with pytest.raises(ConfigError, match=r"is validated on .* by the loss: expected questions with options"):
         check(Sweep(output_dir=tmp_path / "out", variants=(f"baseline: {words}",)))
     with pytest.raises(ConfigError, match=r"two runs of the sweep would be trained in .*baseline-s0"):
         check(replace(PLAIN, output_dir=tmp_path, first="baseline-s0: trainer/recipes/shapes_stage1.yaml"))
-    assert next(Sweep(output_dir=tmp_path, variants=(f"baseline: {recipe('stage1')} --start=runs/a",)).runs()).start == Path("runs/a")
+    assert next(
+        Sweep(output_dir=tmp_path, variants=(f"baseline: {recipe('stage1')} --start=runs/a",)).runs()
+    ).start == Path("runs/a")
 
 
 def test_the_table_is_right_by_hand_and_stored(tmp_path: Path) -> None:
-    """Three seeds of three variants with known answers: intervals of means and of differences, sign flips and Holm computed here from scratch."""
+    """Three seeds of three variants with known answers: intervals of means and of differences, sign flips and Holm
+    computed here from scratch."""
     right = {"baseline": [4, 5, 6], "layer-2": [6, 8, 7], "layer-3": [5, 5, 9]}
     store(tmp_path, right)
     sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1, 2), over=LINE, grid=("alignment.layer: 2 3 4",))
     table = compared(sweep)
     own = table[table["type"] == MEAN].set_index("variant")
-    assert list(own.index) == ["baseline", "layer-2", "layer-3"] and (own["n"] == 20).all() and (own["chance"] == 0.5).all() and (own["seeds"] == "0 1 2").all()
+    assert (
+        list(own.index) == ["baseline", "layer-2", "layer-3"]
+        and (own["n"] == 20).all()
+        and (own["chance"] == 0.5).all()
+        and (own["seeds"] == "0 1 2").all()
+    )
     t = scipy_stats.t.ppf(0.975, 2) / np.sqrt(3)
     p = {}
     for variant, values in right.items():
@@ -179,23 +219,39 @@ def test_the_table_is_right_by_hand_and_stored(tmp_path: Path) -> None:
             assert abs(end - p_mean) == pytest.approx(allowed) and p_mean == pytest.approx(values.mean())
         if variant != "baseline":
             d = values - np.array(right["baseline"]) / 10
-            assert own.loc[variant, ["difference", "d_low", "d_high"]].tolist() == pytest.approx([d.mean() + side * t * d.std(ddof=1) for side in (0, -1, 1)])
+            assert own.loc[variant, ["difference", "d_low", "d_high"]].tolist() == pytest.approx(
+                [d.mean() + side * t * d.std(ddof=1) for side in (0, -1, 1)]
+            )
             flips = [abs(np.dot(d, [a, b, c])) for a in (1, -1) for b in (1, -1) for c in (1, -1)]
             p[variant] = np.mean([flip >= abs(d.sum()) - 1e-9 for flip in flips])
             assert own.loc[variant, "p"] == pytest.approx(p[variant])
     low, high = sorted(p, key=lambda name: p[name])
-    assert own.loc[low, "p_holm"] == pytest.approx(min(1, 2 * p[low])) and own.loc[high, "p_holm"] == pytest.approx(min(1, max(2 * p[low], p[high])))
+    assert own.loc[low, "p_holm"] == pytest.approx(min(1, 2 * p[low])) and own.loc[high, "p_holm"] == pytest.approx(
+        min(1, max(2 * p[low], p[high]))
+    )
     assert np.isnan(own.loc["baseline", "difference"]) and np.isnan(own.loc["baseline", "p_holm"])
     page = write(sweep, finished(sweep), table, "mine").read_text()
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "sweep-mine.parquet"), table)
-    assert "n = 20 questions a run" in page and "over seeds 0, 1, 2" in page and '"showlegend":true' in page  # chance, the only line with a name
-    assert "layer-2" in page and "at least 0.25" in page and not re.search(r"<(script|link)[^>]+(src|href)=\"http", page)
+    # chance, the only line with a name
+    assert "n = 20 questions a run" in page and "over seeds 0, 1, 2" in page and '"showlegend":true' in page
+    assert (
+        "layer-2" in page and "at least 0.25" in page and not re.search(r"<(script|link)[^>]+(src|href)=\"http", page)
+    )
 
 
 def test_a_single_seed_has_no_interval_and_is_drawn(tmp_path: Path) -> None:
     from workbench.figures import sweep_points
 
-    row = {"variant": "baseline", "accuracy": 0.5, "low": -np.inf, "high": np.inf, "seeds": "0", "n": 8, "chance": 0.4, "against": "baseline"}
+    row = {
+        "variant": "baseline",
+        "accuracy": 0.5,
+        "low": -np.inf,
+        "high": np.inf,
+        "seeds": "0",
+        "n": 8,
+        "chance": 0.4,
+        "against": "baseline",
+    }
     table = pd.DataFrame([row | dict.fromkeys(("pairs", "difference", "d_low", "d_high", "p_holm"), np.nan)])
     drawn = sweep_points(table).to_json()
     assert "Infinity" not in drawn and '"baseline"' in drawn
@@ -205,20 +261,34 @@ def test_a_failed_run_is_named_and_loses_no_other(tmp_path: Path) -> None:
     flags = " ".join(SMALL).replace("--optim.steps 12", "--optim.steps 2")
     sweep = tmp_path / "mine.yaml"
     sweep.write_text(
-        f"output_dir: {tmp_path / 'out'}\nseeds: [0]\nvariants:\n  - 'broken: {recipe('stage1')} {flags} --data.val shapes:nope'\n"
-        f"  - 'after: {recipe('stage1')} --start {{output_dir}}/broken-s0 {flags}'\n  - 'baseline: {recipe('stage1')} {flags}'\n"
+        f"output_dir: {tmp_path / 'out'}\nseeds: [0]\nvariants:\n  - 'broken: {recipe('stage1')} {flags} --data.val"
+        f" shapes:nope'\n  - 'after: {recipe('stage1')} --start {{output_dir}}/broken-s0 {flags}'\n  - 'baseline:"
+        f" {recipe('stage1')} {flags}'\n"
     )
     done = run("trainer.sweep", str(sweep), code=2)
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: 2 runs are missing (broken-s0: ") and "nope" in last and "after-s0: not started, since the run in" in last
+    assert (
+        last.startswith("error: 2 runs are missing (broken-s0: ")
+        and "nope" in last
+        and "after-s0: not started, since the run in" in last
+    )
     assert "baseline" in done.stdout and (tmp_path / "out" / "baseline-s0" / "training.json").exists()
     assert (tmp_path / "out" / "sweep-mine.parquet").exists() and not (tmp_path / "out" / "broken-s0").exists()
 
 
 def test_sigterm_stops_the_trainings(tmp_path: Path) -> None:
     sweep = tmp_path / "mine.yaml"
-    sweep.write_text(f"output_dir: {tmp_path / 'out'}\nseeds: [0]\nvariants:\n  - 'baseline: {recipe('stage1')} {' '.join(SMALL)} --optim.steps 90000'\n")
-    process = subprocess.Popen([sys.executable, "-m", "trainer.sweep", str(sweep)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT)
+    sweep.write_text(
+        f"output_dir: {tmp_path / 'out'}\nseeds: [0]\nvariants:\n  - 'baseline: {recipe('stage1')} {' '.join(SMALL)}"
+        " --optim.steps 90000'\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer.sweep", str(sweep)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if "step 2/" in line:

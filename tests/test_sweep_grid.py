@@ -49,8 +49,14 @@ def test_every_variant_is_trained_at_every_point(tmp_path: Path) -> None:
     two = (*VARIANTS, f"second: {recipe('viral')} --start {{output_dir}}/baseline{{point}}-s{{seed}}")
     jobs = list(replace(CURVE, output_dir=tmp_path, variants=two, seeds=(3,)).runs())
     names = [f"{variant}_limit_train-{n}-s3" for n in (30, 100) for variant in ("baseline", "viral", "second")]
-    assert [str(job) for job in jobs] == names and [job.recipe().data.limit_train for job in jobs] == [30] * 3 + [100] * 3
-    assert jobs[-1].start == tmp_path / "baseline_limit_train-100-s3" and jobs[-1].recipe().alignment.aligned and jobs[-1].recipe().seed == 3
+    assert [str(job) for job in jobs] == names and [job.recipe().data.limit_train for job in jobs] == [30] * 3 + [
+        100
+    ] * 3
+    assert (
+        jobs[-1].start == tmp_path / "baseline_limit_train-100-s3"
+        and jobs[-1].recipe().alignment.aligned
+        and jobs[-1].recipe().seed == 3
+    )
     both = replace(CURVE, grid=("data.limit_train: 30 100", "alignment.layer: 2 2,3"), seeds=(3,))
     assert str(list(both.runs())[-1]) == "viral_limit_train-100_layer-2+3-s3"
 
@@ -58,13 +64,25 @@ def test_every_variant_is_trained_at_every_point(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"variants": (f"baseline: {recipe('stage1')} --data.limit_train 5",)}, "has --data.limit_train, which the grid varies"),
-        ({"variants": (f"baseline: {recipe('stage1')} --data.limit-train=5",)}, "has --data.limit_train, which the grid varies"),
+        (
+            {"variants": (f"baseline: {recipe('stage1')} --data.limit_train 5",)},
+            "has --data.limit_train, which the grid varies",
+        ),
+        (
+            {"variants": (f"baseline: {recipe('stage1')} --data.limit-train=5",)},
+            "has --data.limit_train, which the grid varies",
+        ),
         ({"grid": ("data.limit_train: 30 30",)}, "two variants are called 'baseline_limit_train-30'"),
         ({"grid": ("data.limit_trian: 30",)}, "unknown option '--data.limit_trian': did you mean 'data.limit_train'"),
         ({"against": "baseline_limit_train-30"}, "did you mean 'baseline'"),
-        ({"best": ("baseline",), "variants": (f"baseline: {recipe('stage1')} --keep_best",)}, "has keep_best True and data.test None: expected both"),
-        ({"best": ("baseline",), "variants": (f"baseline: {LINE} --no-keep_best",)}, "has keep_best False and data.test shapes:test: expected both"),
+        (
+            {"best": ("baseline",), "variants": (f"baseline: {recipe('stage1')} --keep_best",)},
+            "has keep_best True and data.test None: expected both",
+        ),
+        (
+            {"best": ("baseline",), "variants": (f"baseline: {LINE} --no-keep_best",)},
+            "has keep_best False and data.test shapes:test: expected both",
+        ),
         ({"best": ("virl",)}, "did you mean 'viral'"),
         ({"exported": Path("x")}, "expected it with --report"),
         ({"exported": Path("x"), "report": True, "export": Path("y")}, "without --export"),
@@ -85,7 +103,9 @@ def test_differences_are_taken_at_the_same_point(curve: Sweep) -> None:
         gain = (np.array(RIGHT[f"viral_limit_train-{n}"]) - RIGHT[f"baseline_limit_train-{n}"]) / 10
         expected = [gain.mean(), gain.mean() - t * gain.std(ddof=1), gain.mean() + t * gain.std(ddof=1)]
         assert own.loc[("viral", n), ["difference", "d_low", "d_high"]].tolist() == pytest.approx(expected)
-        assert own.loc[("viral", n), "pairs"] == 3 and own.loc[("viral", n), "accuracy"] == pytest.approx(np.mean(RIGHT[f"viral_limit_train-{n}"]) / 10)
+        assert own.loc[("viral", n), "pairs"] == 3 and own.loc[("viral", n), "accuracy"] == pytest.approx(
+            np.mean(RIGHT[f"viral_limit_train-{n}"]) / 10
+        )
     assert own["difference"].isna().tolist() == [True, False, True, False]
     # sign flips of three pairs: all positive is 2 of 8; 0, 2, 0 reach their sum in all flips; Holm over both points
     assert own["p"].dropna().tolist() == [0.25, 1.0] and own["p_holm"].dropna().tolist() == [0.5, 1.0]
@@ -93,12 +113,25 @@ def test_differences_are_taken_at_the_same_point(curve: Sweep) -> None:
 
 def test_a_type_is_together_in_the_table(curve: Sweep) -> None:
     table = report(curve, finished(curve))
-    assert table["type"].tolist() == ["a"] * 4 + ["b"] * 4 + [MEAN] * 4 and list(table.columns[:4]) == ["type", "variant", "limit_train", "accuracy"]
+    assert table["type"].tolist() == ["a"] * 4 + ["b"] * 4 + [MEAN] * 4 and list(table.columns[:4]) == [
+        "type",
+        "variant",
+        "limit_train",
+        "accuracy",
+    ]
 
 
 def test_values_that_are_no_numbers_are_words(tmp_path: Path) -> None:
-    store(tmp_path, {"baseline_vfm-dinov2-small": [5], "baseline_vfm-dinov2-small+efficientnet-lite0": [6]}, first_seed=3)
-    sweep = replace(CURVE, output_dir=tmp_path, variants=VARIANTS[:1], grid=("alignment.vfm: dinov2-small dinov2-small,efficientnet-lite0",), seeds=(3,))
+    store(
+        tmp_path, {"baseline_vfm-dinov2-small": [5], "baseline_vfm-dinov2-small+efficientnet-lite0": [6]}, first_seed=3
+    )
+    sweep = replace(
+        CURVE,
+        output_dir=tmp_path,
+        variants=VARIANTS[:1],
+        grid=("alignment.vfm: dinov2-small dinov2-small,efficientnet-lite0",),
+        seeds=(3,),
+    )
     table = means(sweep)
     assert table["vfm"].tolist() == ["dinov2-small", "dinov2-small,efficientnet-lite0"]
     write(sweep, finished(sweep), table, "words")
@@ -129,7 +162,9 @@ def test_a_curve_of_different_questions_is_refused(curve: Sweep) -> None:
     file = curve.output_dir / "viral_limit_train-100-s5" / "evaluation.parquet"
     table = pd.read_parquet(file)
     table.assign(id="other" + table["id"]).to_parquet(file)
-    with pytest.raises(RunError, match=r"baseline_limit_train-30-s3 and viral_limit_train-100-s5 were asked other questions"):
+    with pytest.raises(
+        RunError, match=r"baseline_limit_train-30-s3 and viral_limit_train-100-s5 were asked other questions"
+    ):
         means(curve)
 
 
@@ -151,7 +186,9 @@ def test_one_seed_and_missing_runs_are_said(curve: Sweep) -> None:
     table = report(curve, runs)
     said = notes(curve, runs, table)
     assert said[0].startswith("one seed, so no interval") and said[0].endswith(": viral, limit_train 100")
-    assert said[1] == "2 of 12 runs are not there: viral_limit_train-100-s4, viral_limit_train-100-s5" and len(said) == 2
+    assert (
+        said[1] == "2 of 12 runs are not there: viral_limit_train-100-s4, viral_limit_train-100-s5" and len(said) == 2
+    )
     row = table.query("type == @MEAN and variant == 'viral' and limit_train == 100").iloc[0]
     assert row["seeds"] == "3" and math.isinf(row["low"]) and math.isinf(row["d_high"])
     assert "one seed, so no interval" in write(curve, runs, table, "one").read_text()
@@ -162,10 +199,12 @@ def test_runs_of_other_commits_are_said(curve: Sweep) -> None:
     record = json.loads((curve.output_dir / "extra" / "training.json").read_text()) | {"git": "f" * 40, "dirty": True}
     (curve.output_dir / "viral_limit_train-30-s3" / "training.json").write_text(json.dumps(record))
     runs = finished(curve)
-    assert notes(curve, runs, report(curve, runs)) == ["the runs are of 2 states of the code: 01234567 (11); ffffffff, dirty (1)"]
+    assert notes(curve, runs, report(curve, runs)) == [
+        "the runs are of 2 states of the code: 01234567 (11); ffffffff, dirty (1)"
+    ]
 
 
-# --- the figure -----------------------------------------------------------------------------------------------------------------------------
+# --- the figure -----------------------------------------------------------------------------------
 
 
 def test_the_curve_has_a_line_a_variant_chance_and_the_difference(curve: Sweep) -> None:
@@ -177,12 +216,22 @@ def test_the_curve_has_a_line_a_variant_chance_and_the_difference(curve: Sweep) 
     assert [trace.name for trace in above] == ["chance", "baseline", "viral"] and list(above[0].y) == [0.5, 0.5]
     assert list(above[1].y) == pytest.approx([0.5, 7.333333 / 10]) and below.name == "viral"
     row = means(curve).set_index(["variant", "limit_train"]).loc[("viral", 30)]
-    assert [below.y[0] - below.error_y.arrayminus[0], below.y[0] + below.error_y.array[0]] == pytest.approx(row[["d_low", "d_high"]].tolist())
-    assert list(below.y) == pytest.approx([0.2, 0.0]) and list(np.isfinite(below.error_y.array)) == [True, False]  # one seed has no interval
-    assert {figure.layout.xaxis.type, figure.layout.xaxis2.type} == {"log"} and figure.layout.xaxis2.ticktext == ("30", "100")
-    assert figure.layout.xaxis2.title.text == "training images, logarithmic" and figure.layout.yaxis2.title.text == "minus baseline"
+    assert [below.y[0] - below.error_y.arrayminus[0], below.y[0] + below.error_y.array[0]] == pytest.approx(
+        row[["d_low", "d_high"]].tolist()
+    )
+    # one seed has no interval
+    assert list(below.y) == pytest.approx([0.2, 0.0]) and list(np.isfinite(below.error_y.array)) == [True, False]
+    assert {figure.layout.xaxis.type, figure.layout.xaxis2.type} == {"log"} and figure.layout.xaxis2.ticktext == (
+        "30",
+        "100",
+    )
+    assert (
+        figure.layout.xaxis2.title.text == "training images, logarithmic"
+        and figure.layout.yaxis2.title.text == "minus baseline"
+    )
     shown = np.array([trace.x for trace in above[1:]])
-    assert (shown[0] < shown[1]).all() and np.allclose(shown, [[30, 100]] * 2, rtol=0.05)  # beside one another, at their place on the axis
+    # beside one another, at their place on the axis
+    assert (shown[0] < shown[1]).all() and np.allclose(shown, [[30, 100]] * 2, rtol=0.05)
     assert "Infinity" not in figure.to_json()
 
 
@@ -192,19 +241,32 @@ def test_one_point_or_two_keys_are_rows(curve: Sweep) -> None:
     assert list(rows.data[1].y) == ["baseline", "viral"]
     both = table.assign(weight=0.5)[["type", "variant", "limit_train", "weight", *table.columns[3:]]]
     rows = sweep_figure(both)
-    assert list(rows.data[1].y) == ["baseline, limit_train 30", "viral, limit_train 30", "baseline, limit_train 100", "viral, limit_train 100"]
+    assert list(rows.data[1].y) == [
+        "baseline, limit_train 30",
+        "viral, limit_train 30",
+        "baseline, limit_train 100",
+        "viral, limit_train 100",
+    ]
     first, second = rows.data[1].marker.color[:2]
     assert list(rows.data[1].marker.color) == [first, second] * 2 and first != second
 
 
-# --- what outlives the runs -----------------------------------------------------------------------------------------------------------------
+# --- what outlives the runs -----------------------------------------------------------------------
 
 
 def test_the_report_from_the_export_is_that_from_the_runs(tmp_path: Path) -> None:
     curve = replace(CURVE, output_dir=tmp_path / "out")
     for job in curve.runs():  # as the trainer leaves them
         right = RIGHT[job.name][job.seed - 3]
-        store_run(job.folder, right, best=right + 1, recipe=as_mapping(job.recipe()), tower="dinov2-small", tower_fingerprint="t", data=f"d{job.seed}")
+        store_run(
+            job.folder,
+            right,
+            best=right + 1,
+            recipe=as_mapping(job.recipe()),
+            tower="dinov2-small",
+            tower_fingerprint="t",
+            data=f"d{job.seed}",
+        )
     curve = replace(curve, best=("baseline",))
     runs = finished(curve)
     table = report(curve, runs)
@@ -217,22 +279,49 @@ def test_the_report_from_the_export_is_that_from_the_runs(tmp_path: Path) -> Non
     pd.testing.assert_frame_equal(report(again, finished(again)), table)
     assert write(again, finished(again), table, "mine").read_text() == page
     kept = sorted((tmp_path / "kept").iterdir())
-    assert [file.name for file in kept] == sorted(f"{job}.json" for job in curve.runs()) and max(file.stat().st_size for file in kept) < 4000
+    assert [file.name for file in kept] == sorted(f"{job}.json" for job in curve.runs()) and max(
+        file.stat().st_size for file in kept
+    ) < 4000
 
 
 def test_what_is_exported_of_a_run(curve: Sweep, tmp_path: Path) -> None:
     export(tmp_path / "kept", finished(curve))
     own = json.loads((tmp_path / "kept" / "viral_limit_train-100-s4.json").read_text())
-    assert own["seed"] == 4 and own["words"].endswith("--alignment.objective cosine --data.limit_train 100") and own["seconds"] == 12.3 and own["steps"] == 40
-    assert own["last"]["types"] == {kind: {"right": 9, "n": 10, "chance": 0.5} for kind in ("a", "b")} and own["best"] is None
-    assert own["curve"] == {"step": [20, 40], "accuracy": [0.5, 0.9], "val_lm_loss": [2.5, 1 / 3], "val_alignment_loss": [None, None]}
-    assert own["losses"] == {"step": 40, "lm_loss": 0.25, "alignment_loss": None} and own["fingerprints"] == {"val": "v0"}
-    assert own["environment"]["git"] == "0123456789abcdef" and "/a/machine" not in json.dumps(own) and "resume" not in own["recipe"]
+    assert (
+        own["seed"] == 4
+        and own["words"].endswith("--alignment.objective cosine --data.limit_train 100")
+        and own["seconds"] == 12.3
+        and own["steps"] == 40
+    )
+    assert (
+        own["last"]["types"] == {kind: {"right": 9, "n": 10, "chance": 0.5} for kind in ("a", "b")}
+        and own["best"] is None
+    )
+    assert own["curve"] == {
+        "step": [20, 40],
+        "accuracy": [0.5, 0.9],
+        "val_lm_loss": [2.5, 1 / 3],
+        "val_alignment_loss": [None, None],
+    }
+    assert own["losses"] == {"step": 40, "lm_loss": 0.25, "alignment_loss": None} and own["fingerprints"] == {
+        "val": "v0"
+    }
+    assert (
+        own["environment"]["git"] == "0123456789abcdef"
+        and "/a/machine" not in json.dumps(own)
+        and "resume" not in own["recipe"]
+    )
 
 
 def test_an_export_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     out, kept = tmp_path / "out", tmp_path / "kept"
-    sweep = replace(CURVE, output_dir=out, variants=(f"baseline: {recipe('baseline')} --start {{output_dir}}/first",), seeds=(3,), grid=("optim.steps: 40",))
+    sweep = replace(
+        CURVE,
+        output_dir=out,
+        variants=(f"baseline: {recipe('baseline')} --start {{output_dir}}/first",),
+        seeds=(3,),
+        grid=("optim.steps: 40",),
+    )
     job = next(sweep.runs())
     store_run(job.folder, 5, recipe=as_mapping(job.recipe()))
     export(kept, finished(sweep))
@@ -240,7 +329,13 @@ def test_an_export_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Path)
     again = replace(sweep, exported=kept, report=True)
     assert len(finished(again)) == 1
     other = replace(again, variants=(f"{sweep.variants[0]} --optim.warmup 7",))
-    with pytest.raises(ConfigError, match=r"s3.json was started with optim.warmup 40, and this recipe says 7: expected the sweep as it was at commit 01234567"):
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"s3.json was started with optim.warmup 40, and this recipe says 7: expected the sweep as it was at commit"
+            r" 01234567"
+        ),
+    ):
         finished(other)
     (kept / f"{job}.json").write_text("{}")
     with pytest.raises(RunError, match=r"s3.json is damaged"):
@@ -254,14 +349,21 @@ def test_two_stages_over_a_grid_by_the_real_command(tmp_path: Path, capsys: pyte
     flags = " ".join(SMALL).replace("--optim.steps 12", "--optim.steps 2").replace("--data.limit_train 24 ", "")
     file = tmp_path / "mine.yaml"
     file.write_text(
-        f"output_dir: {tmp_path / 'out'}\nseeds: [0]\ngrid: ['data.limit_train: 8']\nvariants:\n  - 'baseline: {recipe('stage1')} {flags}'\n"
-        f"  - 'second: {recipe('baseline')} {flags} --start {{output_dir}}/baseline{{point}}-s{{seed}}'\n"
+        f"output_dir: {tmp_path / 'out'}\nseeds: [0]\ngrid: ['data.limit_train: 8']\nvariants:\n  - 'baseline:"
+        f" {recipe('stage1')} {flags}'\n  - 'second: {recipe('baseline')} {flags} --start"
+        " {output_dir}/baseline{point}-s{seed}'\n"
     )
     done = run("trainer.sweep", str(file))
     first, second = (tmp_path / "out" / f"{variant}_limit_train-8-s0" for variant in ("baseline", "second"))
-    assert json.loads((second / "training.json").read_text())["recipe"]["start"] == str(first) and "one seed, so no interval" in done.stdout
+    assert (
+        json.loads((second / "training.json").read_text())["recipe"]["start"] == str(first)
+        and "one seed, so no interval" in done.stdout
+    )
     main([str(file), "--export", str(tmp_path / "kept")])
-    assert capsys.readouterr().out == f"2 of 2 runs are in {tmp_path / 'kept'}\n" and (tmp_path / "kept" / f"{second.name}.json").stat().st_size < 8000
+    assert (
+        capsys.readouterr().out == f"2 of 2 runs are in {tmp_path / 'kept'}\n"
+        and (tmp_path / "kept" / f"{second.name}.json").stat().st_size < 8000
+    )
     (tmp_path / "out").rename(tmp_path / "gone")
     main([str(file), "--report", "--exported", str(tmp_path / "kept")])
     assert capsys.readouterr().out == done.stdout

@@ -30,7 +30,15 @@ from workbench.dashboard.tokens_figures import clickable, located, small_maps, t
 from workbench.dashboard.tokens_views import BASES, _apart, _at, _colours, _raster
 from workbench.data import Dataset, Object, Sample, load_data
 from workbench.errors import ConfigError, DataError
-from workbench.metrics.geometry import effective_rank, joint_pca_rgb, massive_tokens, mean_cosine, norm_ratios, similarity_to, umap_map
+from workbench.metrics.geometry import (
+    effective_rank,
+    joint_pca_rgb,
+    massive_tokens,
+    mean_cosine,
+    norm_ratios,
+    similarity_to,
+    umap_map,
+)
 from workbench.mllm import MLLM
 from workbench.mllm.family import VisualTokens
 from workbench.spatial.grids import whole_image
@@ -46,7 +54,7 @@ def rotation(d: int, seed: int = 1) -> Tensor:
     return torch.linalg.qr(noise(d, d, seed=seed).double()).Q
 
 
-# --- metrics -------------------------------------------------------------------------------------------------------------------------------
+# --- metrics --------------------------------------------------------------------------------------
 
 
 def test_identical_and_orthogonal_tokens() -> None:
@@ -54,7 +62,9 @@ def test_identical_and_orthogonal_tokens() -> None:
     assert float(mean_cosine(same)) == pytest.approx(1) and float(effective_rank(same)) == pytest.approx(1, abs=1e-6)
     apart = 7 * rotation(12)
     assert float(mean_cosine(apart)) == pytest.approx(0, abs=1e-9) and float(effective_rank(apart)) == pytest.approx(12)
-    assert float(mean_cosine(apart - apart.mean(0))) == pytest.approx(-1 / 11) and float(effective_rank(apart - apart.mean(0))) == pytest.approx(11)
+    assert float(mean_cosine(apart - apart.mean(0))) == pytest.approx(-1 / 11) and float(
+        effective_rank(apart - apart.mean(0))
+    ) == pytest.approx(11)
 
 
 def test_against_direct_computation_and_invariance() -> None:
@@ -66,7 +76,9 @@ def test_against_direct_computation_and_invariance() -> None:
     shares = singular / singular.sum(1, keepdims=True)
     assert np.allclose(effective_rank(x), np.exp(-(shares * np.log(shares)).sum(1)))
     for turned in (x.double() @ rotation(6), 1e4 * x):
-        assert torch.allclose(mean_cosine(turned), mean_cosine(x), atol=1e-6) and torch.allclose(effective_rank(turned), effective_rank(x))
+        assert torch.allclose(mean_cosine(turned), mean_cosine(x), atol=1e-6) and torch.allclose(
+            effective_rank(turned), effective_rank(x)
+        )
     assert not torch.allclose(effective_rank(x * torch.tensor([9.0, 1, 1, 1, 1, 1])), effective_rank(x), rtol=0.01)
 
 
@@ -99,7 +111,8 @@ def test_joint_pca_of_equal_models_and_of_both_rotated() -> None:
     assert np.array_equal(first, second)
     turned = joint_pca_rgb([x @ rotation(8), x @ rotation(8)])
     assert np.allclose(turned[0], turned[1]) and np.allclose(turned[0], first, atol=1e-6)
-    one, other = joint_pca_rgb([x, x @ rotation(8)])  # a basis in common is no alignment: the same model rotated looks different
+    # a basis in common is no alignment: the same model rotated looks different
+    one, other = joint_pca_rgb([x, x @ rotation(8)])
     assert not np.allclose(one, other, atol=0.1)
 
 
@@ -114,7 +127,9 @@ def test_umap_is_the_same_twice_and_keeps_clusters_apart() -> None:
 def test_similarity_of_a_patch() -> None:
     x = noise(16, 6)
     near = similarity_to(x, 5)
-    assert float(near[5]) == pytest.approx(1) and np.allclose(near, [float(torch.cosine_similarity(x[5], y, dim=0)) for y in x], atol=1e-6)
+    assert float(near[5]) == pytest.approx(1) and np.allclose(
+        near, [float(torch.cosine_similarity(x[5], y, dim=0)) for y in x], atol=1e-6
+    )
 
 
 def test_cosine_across_images_by_hand() -> None:
@@ -125,15 +140,21 @@ def test_cosine_across_images_by_hand() -> None:
     units = [c / c.norm(dim=1, keepdim=True) for c in clouds]
 
     def direct(images: list[int]) -> float:
-        return float(np.mean(np.concatenate([(units[i] @ units[j].T).flatten().numpy() for i in images for j in images if i != j])))
+        return float(
+            np.mean(
+                np.concatenate([(units[i] @ units[j].T).flatten().numpy() for i in images for j in images if i != j])
+            )
+        )
 
     found = cosine_across(own)
     assert found is not None
-    assert found[0] == pytest.approx(direct([0, 1, 2]), abs=1e-6) and np.allclose(found[1], [direct([1, 2]), direct([0, 2]), direct([0, 1])], atol=1e-6)
+    assert found[0] == pytest.approx(direct([0, 1, 2]), abs=1e-6) and np.allclose(
+        found[1], [direct([1, 2]), direct([0, 2]), direct([0, 1])], atol=1e-6
+    )
     assert cosine_across(analysis.Cloud(sums=own.sums[:2], shapes=own.shapes[:2])) is None
 
 
-# --- the analysis --------------------------------------------------------------------------------------------------------------------------
+# --- the analysis ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -166,17 +187,28 @@ def test_planted_layers(llava: MLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(analysis, "read", layers)
     result = measure(Config(**SMALL | {"null": 40}), Context(llava, planted(30), batch_size=8))
     found = scores(result.tables)
-    assert found.loc[("layer 1", "cosine"), "score"] == pytest.approx(1) and found.loc[("layer 1", "effective_rank"), "score"] == pytest.approx(1, abs=1e-5)
+    assert found.loc[("layer 1", "cosine"), "score"] == pytest.approx(1) and found.loc[
+        ("layer 1", "effective_rank"), "score"
+    ] == pytest.approx(1, abs=1e-5)
     assert abs(found.loc[("layer 1", "cosine_across"), "score"]) < 0.15
     for name in ("cosine", "cosine_across", "effective_rank", "rank_share", "norm_ratio"):
         row = found.loc[("layer 2", name)]
-        assert row["low"] < row["high"] and row["score"] == pytest.approx(row["null_mean"], abs=0.02 * max(1, row["null_mean"])), name
-    assert found.loc[("layer 2", "rank_share"), "score"] == pytest.approx(found.loc[("layer 2", "effective_rank"), "score"] / 16)
-    assert found.loc[("layer 3", "sinks"), "score"] == pytest.approx(1 / 16) and found.loc[("layer 2", "sinks"), "score"] == 0
+        assert row["low"] < row["high"] and row["score"] == pytest.approx(
+            row["null_mean"], abs=0.02 * max(1, row["null_mean"])
+        ), name
+    assert found.loc[("layer 2", "rank_share"), "score"] == pytest.approx(
+        found.loc[("layer 2", "effective_rank"), "score"] / 16
+    )
+    assert (
+        found.loc[("layer 3", "sinks"), "score"] == pytest.approx(1 / 16)
+        and found.loc[("layer 2", "sinks"), "score"] == 0
+    )
     sinks = result.tables["sinks"]
     assert set(sinks["at"]) == {"layer 3"} and (sinks["token"] == 6).all() and len(sinks) == 30
     assert sinks[["left", "top", "right", "bottom"]].iloc[0].tolist() == pytest.approx([0.5, 0.25, 0.75, 0.5])
-    assert found.loc[("layer 2", "cosine"), "n_images"] == 30 and found.loc[("layer 2", "cosine"), ["n", "d"]].tolist() == [16, 32]
+    assert found.loc[("layer 2", "cosine"), "n_images"] == 30 and found.loc[
+        ("layer 2", "cosine"), ["n", "d"]
+    ].tolist() == [16, 32]
 
 
 def test_isotropic_reference_takes_the_shapes_of_all_images() -> None:
@@ -192,24 +224,40 @@ def with_objects() -> Dataset:
 
 
 def test_what_is_kept_to_look_at(llava: MLLM) -> None:
-    """Maps and sampled tokens are those of the model; labels are those of their cells; a patch's map equals a direct computation."""
-    config = Config(**SMALL | {"maps": 2, "umap_images": 3, "umap_tokens": 8, "umap_layers": (0, 4), "umap_neighbors": 5})
+    """Maps and sampled tokens are those of the model; labels are those of their cells; a patch's map equals a direct
+    computation."""
+    config = Config(
+        **SMALL | {"maps": 2, "umap_images": 3, "umap_tokens": 8, "umap_layers": (0, 4), "umap_neighbors": 5}
+    )
     result = measure(config, Context(llava, with_objects(), batch_size=3))
     batch = llava.encode([picture(1)], ["is this red ?"])
     values = read(llava, batch, tower=True)[0]
     kept = result.tensors["map.1.layer 4"].float()
     direct = torch.nn.functional.cosine_similarity(values.values[4], values.values[4][9], dim=-1)
     assert torch.allclose(similarity_to(kept, 9).float(), direct, atol=2e-3)
-    assert torch.allclose(similarity_to(result.tensors[f"map.1.{TOWER}"].float(), 9).float(), torch.cosine_similarity(values.tower, values.tower[9]), atol=2e-3)
-    assert {name for name in result.tensors if name.startswith("map.")} == {f"map.{i}.{at}" for i in (0, 1) for at in result.record["map_representations"]}
+    assert torch.allclose(
+        similarity_to(result.tensors[f"map.1.{TOWER}"].float(), 9).float(),
+        torch.cosine_similarity(values.tower, values.tower[9]),
+        atol=2e-3,
+    )
+    assert {name for name in result.tensors if name.startswith("map.")} == {
+        f"map.{i}.{at}" for i in (0, 1) for at in result.record["map_representations"]
+    }
     assert result.record["map_representations"] == [TOWER, *(f"layer {i}" for i in range(5)), "efficientnet-lite0"]
     table = result.tables["umap"]
-    assert table.groupby("at").size().to_dict() == {"layer 0": 24, "layer 4": 24, "efficientnet-lite0": 24} and table[["x", "y"]].notna().all(axis=None)
-    assert set(table["token"][table["thing"] == "object"]) == {0, 1, 4, 5} and table["colour"].isin(["red", "background"]).all()
+    assert table.groupby("at").size().to_dict() == {"layer 0": 24, "layer 4": 24, "efficientnet-lite0": 24} and table[
+        ["x", "y"]
+    ].notna().all(axis=None)
+    assert (
+        set(table["token"][table["thing"] == "object"]) == {0, 1, 4, 5}
+        and table["colour"].isin(["red", "background"]).all()
+    )
     assert (table[table["thing"] == "object"][["name", "colour", "shape"]] == ["red dog", "red", "dog"]).all(axis=None)
     row = table[(table["at"] == "layer 4") & (table["image"] == 1)].reset_index(drop=True)
     stored = result.tensors["umap.layer 4"].float()[8:16]
-    assert torch.allclose(torch.cosine_similarity(stored, values.values[4][row["token"].tolist()]), torch.ones(8), atol=1e-3)
+    assert torch.allclose(
+        torch.cosine_similarity(stored, values.values[4][row["token"].tolist()]), torch.ones(8), atol=1e-3
+    )
     again = measure(config, Context(llava, with_objects(), batch_size=1)).tables["umap"]
     assert again[["at", "token", "name"]].equals(table[["at", "token", "name"]])
     twice = measure(config, Context(llava, with_objects(), batch_size=3)).tables["umap"]
@@ -219,7 +267,8 @@ def test_what_is_kept_to_look_at(llava: MLLM) -> None:
 def test_maps_keep_to_their_megabytes(llava: MLLM) -> None:
     wide = VisualTokens(torch.arange(64 * 64), (64, 64), (0.0, 0.0, 1.0, 1.0))
     names = [TOWER, *(f"layer {i}" for i in range(5))]
-    seen = analysis.Seen(0, planted(1)[0], picture(0), [wide], {name: torch.ones(4096, 128) for name in names})  # 1 MB each
+    # 1 MB each
+    seen = analysis.Seen(0, planted(1)[0], picture(0), [wide], {name: torch.ones(4096, 128) for name in names})
     maps = analysis.Maps(Config(maps=1, map_megabytes=4))
     maps.add(seen)
     assert maps.names == [TOWER, "layer 0", "layer 2", "layer 4"]
@@ -233,9 +282,13 @@ def test_photographs_through_tiles_and_free_grids(family: str, tmp_path: Path) -
     """No objects, several rasters, images of different sizes."""
     (tmp_path / "photos").mkdir()
     for name in ("astronaut", "chelsea", "rocket"):
-        Image.fromarray(getattr(photographs, name)()).resize((120, 80) if name == "rocket" else (90, 90)).save(tmp_path / "photos" / f"{name}.png")
+        Image.fromarray(getattr(photographs, name)()).resize((120, 80) if name == "rocket" else (90, 90)).save(
+            tmp_path / "photos" / f"{name}.png"
+        )
     model, data = MLLM.load(str(build(family, tmp_path / family))), load_data(f"folder:{tmp_path / 'photos'}")
-    config = Config(data=data.name, layers=(1, 2), **SMALL | {"maps": 3, "umap_images": 3, "umap_tokens": 6, "umap_neighbors": 4})
+    config = Config(
+        data=data.name, layers=(1, 2), **SMALL | {"maps": 3, "umap_images": 3, "umap_tokens": 6, "umap_neighbors": 4}
+    )
     result = measure(config, Context(model, data, batch_size=2))
     found = scores(result.tables)
     direct = []
@@ -247,21 +300,33 @@ def test_photographs_through_tiles_and_free_grids(family: str, tmp_path: Path) -
         own, raster = whole_image(places)
         row = result.tables["maps"].set_index("number").loc[number]
         assert (row["rows"], row["columns"]) == raster.grid and raster.box[2] - raster.box[0] > 0.9
-        assert torch.allclose(torch.cosine_similarity(result.tensors[f"map.{number}.layer 2"].float(), values[own]), torch.ones(len(raster.index)), atol=1e-3)
+        assert torch.allclose(
+            torch.cosine_similarity(result.tensors[f"map.{number}.layer 2"].float(), values[own]),
+            torch.ones(len(raster.index)),
+            atol=1e-3,
+        )
     assert found.loc[("layer 2", "cosine"), "score"] == pytest.approx(np.mean(direct), abs=1e-4)
     table = result.tables["umap"]
     assert (table[["thing", "name", "colour", "shape"]] == "").all(axis=None) and table["left"].between(-0.5, 1).all()
 
 
 def test_a_tower_that_cannot_be_read_for_one_image_is_left_out_for_all(tmp_path: Path) -> None:
-    """OneVision mixes the features of an image of many tiles: the images before it had a tower, and nothing of it remains, of the layers all does."""
+    """OneVision mixes the features of an image of many tiles: the images before it had a tower, and nothing of it
+    remains, of the layers all does."""
     model = MLLM.load(str(build("llava_onevision", tmp_path / "llava_onevision")))
-    samples = [Sample(str(n), str(n), lambda n=n: picture(n, (400, 300) if n == 2 else (60, 60)), "what is this ?") for n in range(4)]
+    samples = [
+        Sample(str(n), str(n), lambda n=n: picture(n, (400, 300) if n == 2 else (60, 60)), "what is this ?")
+        for n in range(4)
+    ]
     config = Config(layers=(1, 2), sink=1.1, **SMALL | {"maps": 4})  # type: ignore[arg-type]
     result = measure(config, Context(model, Dataset("sizes", samples, "sizes"), batch_size=1))
     assert "its tokens mix several tower features" in result.record["skipped"]["tower"]
-    assert "tower" not in set(result.tables["scores"]["at"]) | set(result.tables["per_image"]["at"]) | set(result.tables["sinks"]["at"])
-    assert {"layer 1", "layer 2"} <= set(result.tables["sinks"]["at"]) and set(result.tables["per_image"]["image_id"]) == {"0", "1", "2", "3"}
+    assert "tower" not in set(result.tables["scores"]["at"]) | set(result.tables["per_image"]["at"]) | set(
+        result.tables["sinks"]["at"]
+    )
+    assert {"layer 1", "layer 2"} <= set(result.tables["sinks"]["at"]) and set(
+        result.tables["per_image"]["image_id"]
+    ) == {"0", "1", "2", "3"}
     maps = {name for name in result.tensors if name.startswith("map.")}
     assert maps == {f"map.{n}.{at}" for n in range(4) for at in ("layer 1", "layer 2", "efficientnet-lite0")}
     assert "tower" not in result.record["map_representations"]
@@ -274,15 +339,24 @@ def test_two_models_are_compared_in_pairs(llava: MLLM) -> None:
     moved = result.tables["per_image"].copy()
     here = (moved["measure"] == "cosine") & (moved["at"] == "layer 2")
     moved.loc[here, "value"] += 0.1 + np.linspace(0, 0.01, 12)
-    found = differences({"a": own, "b": SimpleNamespace(tables=result.tables | {"per_image": moved}, record={"seed": 0})})  # type: ignore[dict-item]
+    found = differences(
+        {"a": own, "b": SimpleNamespace(tables=result.tables | {"per_image": moved}, record={"seed": 0})}
+    )  # type: ignore[dict-item]
     row = found[(found["measure"] == "cosine") & (found["layer"] == 2)].iloc[0]
-    assert row["score"] == pytest.approx(0.105) and row["low"] > 0.09 and row["p"] < row["p_holm"] < 0.01 and row["n_images"] == 12
+    assert (
+        row["score"] == pytest.approx(0.105)
+        and row["low"] > 0.09
+        and row["p"] < row["p_holm"] < 0.01
+        and row["n_images"] == 12
+    )
     assert found.drop(row.name)["score"].eq(0).all() and "efficientnet-lite0" not in str(found)
     drawn = ANALYSIS.figures({"a": own, "b": own})  # type: ignore[dict-item]
-    assert len(drawn) == 7 and all("%{customdata[1]:.3f}" in t.hovertemplate for f in drawn.values() for t in f.data if t.mode == "lines+markers")
+    assert len(drawn) == 7 and all(
+        "%{customdata[1]:.3f}" in t.hovertemplate for f in drawn.values() for t in f.data if t.mode == "lines+markers"
+    )
 
 
-# --- the page's figures --------------------------------------------------------------------------------------------------------------------
+# --- the page's figures ---------------------------------------------------------------------------
 
 
 def test_views(llava: MLLM) -> None:
@@ -299,7 +373,11 @@ def test_views(llava: MLLM) -> None:
     assert figure.data[0].z[1][2] == 6 and min(figure.data[1].x) == 1.5 and min(figure.data[1].y) == 0.5
     picture_ = clickable(np.zeros((40, 80, 3), dtype=np.uint8), raster, 5)
     points = picture_.data[-1]
-    assert points.customdata.tolist() == list(range(16)) and points.x[5] == pytest.approx(20) and points.y[5] == pytest.approx(15)
+    assert (
+        points.customdata.tolist() == list(range(16))
+        and points.x[5] == pytest.approx(20)
+        and points.y[5] == pytest.approx(15)
+    )
     framed = located(np.full((30, 30, 3), 90, dtype=np.uint8), (0.5, 0, 1, 0.5))
     assert (framed[0, 150] == 0).all() and (framed[200, 100] == 90).all()
 
@@ -317,14 +395,19 @@ def test_planes_by_place_and_by_kind(llava: MLLM) -> None:
     assert len(by_row.data) == 3 and set(np.round(by_row.data[0].marker.color, 3)) <= {0.125, 0.375, 0.625, 0.875}
 
 
-POINT = """() => { const chart = document.querySelector('.st-key-token-planes .js-plotly-plot'), trace = chart._fullData[0];
+POINT = """() => { const chart = document.querySelector('.st-key-token-planes .js-plotly-plot');
+  const trace = chart._fullData[0], layout = chart._fullLayout;
   const area = chart.querySelector('.nsewdrag').getBoundingClientRect();
-  return {at: [area.x + chart._fullLayout.xaxis.d2p(trace.x[0]), area.y + chart._fullLayout.yaxis.d2p(trace.y[0])]}; }"""
-FRAME = "() => { const frame = document.querySelector('.js-plotly-plot')._fullData[1]; return [Math.min(...frame.x), Math.min(...frame.y)]; }"
+  return {at: [area.x + layout.xaxis.d2p(trace.x[0]), area.y + layout.yaxis.d2p(trace.y[0])]}; }"""
+FRAME = (
+    "() => { const frame = document.querySelector('.js-plotly-plot')._fullData[1]; return [Math.min(...frame.x),"
+    " Math.min(...frame.y)]; }"
+)
 
 
 def test_hover_and_click_in_a_real_browser(llava: MLLM, tmp_path: Path) -> None:
-    """A clicked patch is framed and its similarities drawn; a token shows its picture on hover and keeps it on click."""
+    """A clicked patch is framed and its similarities drawn; a token shows its picture on hover and keeps it on
+    click."""
     from playwright.sync_api import expect, sync_playwright
 
     chromium = chromium_or_skip()
@@ -357,23 +440,42 @@ def test_hover_and_click_in_a_real_browser(llava: MLLM, tmp_path: Path) -> None:
         browser.close()
 
 
-# --- the command line ----------------------------------------------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------
 
 
 def test_the_command(runs_folder: Path, tmp_path: Path) -> None:
     models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
-    done = run("analyses.tokens", "--model", *models, "--limit", "4", "--null", "10", "--umap_images", "0", "--output_dir", str(tmp_path))
+    done = run(
+        "analyses.tokens",
+        "--model",
+        *models,
+        "--limit",
+        "4",
+        "--null",
+        "10",
+        "--umap_images",
+        "0",
+        "--output_dir",
+        str(tmp_path),
+    )
     found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path)["folder"])}
     assert set(found) == {"baseline", "viral"} and "cosine_across" in done.stdout
     table = found["viral"].tables["scores"]
-    assert set(table["at"]) == {TOWER, "layer 0", "layer 1", "layer 2", "layer 3", "dinov2-small"} and (table["low"] <= table["high"]).all()
+    assert (
+        set(table["at"]) == {TOWER, "layer 0", "layer 1", "layer 2", "layer 3", "dinov2-small"}
+        and (table["low"] <= table["high"]).all()
+    )
     failed = run("analyses.tokens", "--model", models[0], "--umap_layer", "1", code=2)
     assert "did you mean 'umap_layers'" in failed.stderr and "Traceback" not in failed.stderr
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [({"sink": 1.0}, "sink is 1.0: expected a multiple"), ({"null": 3}, "null is 3: expected at least 10"), ({"maps": -1}, "maps is -1: expected at least 0")],
+    [
+        ({"sink": 1.0}, "sink is 1.0: expected a multiple"),
+        ({"null": 3}, "null is 3: expected at least 10"),
+        ({"maps": -1}, "maps is -1: expected at least 0"),
+    ],
 )
 def test_bad_options(words: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

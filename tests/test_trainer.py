@@ -1,4 +1,5 @@
-"""The trainer: packing is exact, both losses train what they should and nothing else, resume is bitwise, bad recipes are one sentence."""
+"""The trainer: packing is exact, both losses train what they should and nothing else, resume is bitwise, bad recipes
+are one sentence."""
 
 from __future__ import annotations
 
@@ -138,7 +139,9 @@ def test_controls_change_the_target_only() -> None:
 
 def test_the_folder_is_plain_transformers_and_the_log_has_both_losses(runs_folder: Path) -> None:
     LlavaForConditionalGeneration.from_pretrained(runs_folder / "viral")
-    assert {file.stat().st_mode & 0o777 for file in (runs_folder / "viral").rglob("*") if file.is_file()} == {0o666 & ~UMASK}
+    assert {file.stat().st_mode & 0o777 for file in (runs_folder / "viral").rglob("*") if file.is_file()} == {
+        0o666 & ~UMASK
+    }
     head = AlignmentHead(32, 16, 112)
     head.load_state_dict(load_file(runs_folder / "viral" / "alignment_head.safetensors"))
     assert not (runs_folder / "baseline" / "alignment_head.safetensors").exists()
@@ -149,29 +152,42 @@ def test_the_folder_is_plain_transformers_and_the_log_has_both_losses(runs_folde
     evaluation = pd.read_parquet(runs_folder / "viral" / "evaluation.parquet")
     assert set(evaluation["id"]) == {s.id for s in load_data("shapes:val", limit=8)}
     record = json.loads((runs_folder / "viral" / "training.json").read_text())
-    assert record["tower_fingerprint"] and record["vfm_fingerprint"] and record["recipe"]["alignment"]["layer"] == [2] and record["packages"]["torch"]
+    assert (
+        record["tower_fingerprint"]
+        and record["vfm_fingerprint"]
+        and record["recipe"]["alignment"]["layer"] == [2]
+        and record["packages"]["torch"]
+    )
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors") | {f"head.{k}": v for k, v in load_file(folder / "alignment_head.safetensors").items()}
+    return load_file(folder / "model.safetensors") | {
+        f"head.{k}": v for k, v in load_file(folder / "alignment_head.safetensors").items()
+    }
 
 
 @pytest.mark.parametrize("accumulation", ["1", "2"])
 def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path: Path, accumulation: str) -> None:
-    """SIGKILL after the first checkpoint, then --resume: the model, the head, and every row of the log are the same to the bit, and nothing is left over."""
+    """SIGKILL after the first checkpoint, then --resume: the model, the head, and every row of the log are the same to
+    the bit, and nothing is left over."""
     words = [recipe("viral"), "--stage1", "None", *SMALL_VIRAL, "--optim.accumulation", accumulation]
     run("trainer", *words, "--output_dir", str(tmp_path / "whole"))
     process = subprocess.Popen(
-        [sys.executable, "-m", "trainer", *words, "--output_dir", str(tmp_path / "killed")], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "trainer", *words, "--output_dir", str(tmp_path / "killed")],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 240
     while not (tmp_path / "killed" / "checkpoint-6" / "trainer_state.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline, "the run ended or hung before its first checkpoint"
+        assert process.poll() is None and time.monotonic() < deadline, (
+            "the run ended or hung before its first checkpoint"
+        )
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "training.json").exists()
-    for half in (".training.parquet.123", ".final.a1b2_3c4/model.safetensors", "final/config.json"):  # what a kill leaves a little later
+    # what a kill leaves a little later
+    for half in (".training.parquet.123", ".final.a1b2_3c4/model.safetensors", "final/config.json"):
         (tmp_path / "killed" / half).parent.mkdir(exist_ok=True)
         (tmp_path / "killed" / half).write_text("half")
     run("trainer", *words, "--output_dir", str(tmp_path / "killed"), "--resume")
@@ -179,7 +195,9 @@ def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path: Path, acc
     assert names[0] == names[1]
     whole, resumed = tensors(tmp_path / "whole"), tensors(tmp_path / "killed")
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[k], resumed[k]) for k in whole)
-    pd.testing.assert_frame_equal(*(pd.read_parquet(tmp_path / name / "training.parquet").drop(columns="seconds") for name in ("whole", "killed")))
+    pd.testing.assert_frame_equal(
+        *(pd.read_parquet(tmp_path / name / "training.parquet").drop(columns="seconds") for name in ("whole", "killed"))
+    )
 
 
 def test_tensorboard_has_the_same_numbers_as_the_log(runs_folder: Path) -> None:
@@ -192,16 +210,31 @@ def test_tensorboard_has_the_same_numbers_as_the_log(runs_folder: Path) -> None:
     for measure in ("lm_loss", "alignment_loss", "accuracy/mean"):
         (tag,) = [t for t in board.Tags()["scalars"] if t.removeprefix("eval/").removeprefix("train/") == measure]
         rows = log.dropna(subset=[measure]).drop_duplicates("step")
-        assert {e.step: e.value for e in board.Scalars(tag)} == pytest.approx(dict(zip(rows["step"], rows[measure], strict=True)), rel=1e-5)
+        assert {e.step: e.value for e in board.Scalars(tag)} == pytest.approx(
+            dict(zip(rows["step"], rows[measure], strict=True)), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_run_that_died_after_its_last_step_is_only_finished(tmp_path: Path, precision: str) -> None:
-    words = [recipe("viral"), "--stage1", "None", *SMALL_VIRAL, "--optim.steps", "6", "--optim.precision", precision, "--output_dir", str(tmp_path / "out")]
+    words = [
+        recipe("viral"),
+        "--stage1",
+        "None",
+        *SMALL_VIRAL,
+        "--optim.steps",
+        "6",
+        "--optim.precision",
+        precision,
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     run("trainer", *words)
     before, log = tensors(tmp_path / "out"), pd.read_parquet(tmp_path / "out" / "training.parquet")
     sources = json.loads((tmp_path / "out" / "checkpoint-6" / "sources.json").read_text())
-    assert sources.keys() == {"data", "val", "tower", "processor", "vfm", "vfm_settings", "items", "libraries"} and all(sources.values())
+    assert sources.keys() == {"data", "val", "tower", "processor", "vfm", "vfm_settings", "items", "libraries"} and all(
+        sources.values()
+    )
     for name in ("training.json", "model.safetensors", "accuracy.parquet"):
         (tmp_path / "out" / name).unlink()
     run("trainer", *words, "--resume")
@@ -213,7 +246,18 @@ def test_a_run_that_died_after_its_last_step_is_only_finished(tmp_path: Path, pr
 
 def test_a_run_is_resumed_from_the_newest_checkpoint_that_is_whole(tmp_path: Path) -> None:
     """After a power cut, a full quota or half a copy, which a rename does not rule out."""
-    words = [recipe("viral"), "--stage1", "None", *SMALL_VIRAL, "--optim.steps", "6", "--save_every", "2", "--output_dir", str(tmp_path / "out")]
+    words = [
+        recipe("viral"),
+        "--stage1",
+        "None",
+        *SMALL_VIRAL,
+        "--optim.steps",
+        "6",
+        "--save_every",
+        "2",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     run("trainer", *words, "--keep_checkpoints", "None")
     before = tensors(tmp_path / "out")
     (tmp_path / "out" / "training.json").unlink()
@@ -229,12 +273,16 @@ def test_a_run_is_resumed_from_the_newest_checkpoint_that_is_whole(tmp_path: Pat
 
 
 def test_only_what_began_a_run_continues_it(tmp_path: Path) -> None:
-    """A checkpoint knows the content of its data and weights, since a folder or a file of the same name may hold others."""
+    """A checkpoint knows the content of its data and weights, since a folder or a file of the same name may hold
+    others."""
     record = {"data": "1f6a", "tower_fingerprint": "abc", "vfm_fingerprint": ["d", "e"], "tower": "a name"}
     check_same_sources(tmp_path, record)  # of before there were fingerprints
     write_sources(tmp_path, record)
     check_same_sources(tmp_path, record | {"tower": "another name"})
-    for change, message in (({"data": "9161"}, "the data fingerprint 1f6a, and it is 9161 now"), ({"vfm_fingerprint": ["d"]}, "the vfm fingerprint")):
+    for change, message in (
+        ({"data": "9161"}, "the data fingerprint 1f6a, and it is 9161 now"),
+        ({"vfm_fingerprint": ["d"]}, "the vfm fingerprint"),
+    ):
         with pytest.raises(RunError, match=message):
             check_same_sources(tmp_path, record | change)
     for part in ("processor", "vfm_settings"):
@@ -243,9 +291,16 @@ def test_only_what_began_a_run_continues_it(tmp_path: Path) -> None:
             check_same_sources(tmp_path, record | {f"{part}_fingerprint": "abd"}, repaired=True)
     write_sources(tmp_path, record | {"items": 8})
     (said,) = check_same_sources(tmp_path, record | {"data": "9161", "items": 8}, repaired=True)
-    assert said.startswith("resumed at step ") and " with repaired data: " in said and "the data fingerprint 1f6a, and it is 9161 now" in said
+    assert (
+        said.startswith("resumed at step ")
+        and " with repaired data: " in said
+        and "the data fingerprint 1f6a, and it is 9161 now" in said
+    )
     write_sources(tmp_path, record | {"items": 8})
-    for change, message in (({"data": "9161", "items": 7}, "trained with the items 8, and it is 7 now"), ({"vfm_fingerprint": ["d"]}, "the vfm fingerprint")):
+    for change, message in (
+        ({"data": "9161", "items": 7}, "trained with the items 8, and it is 7 now"),
+        ({"vfm_fingerprint": ["d"]}, "the vfm fingerprint"),
+    ):
         with pytest.raises(RunError, match=message):
             check_same_sources(tmp_path, record | {"items": 8} | change, repaired=True)
 
@@ -275,28 +330,54 @@ def test_a_run_that_died_writing_its_recipe_is_started_anew(tmp_path: Path) -> N
         (tmp_path / ".unfinished" / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
         publish_checkpoint(tmp_path, f"checkpoint-{step}", None)
     write_recipe(tmp_path, Recipe(keep_checkpoints=2))
-    assert sorted(file.name for file in tmp_path.iterdir()) == [".gitignore", "checkpoint-10", "checkpoint-4", "recipe.yaml"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        ".gitignore",
+        "checkpoint-10",
+        "checkpoint-4",
+        "recipe.yaml",
+    ]
     (tmp_path / "checkpoint-10" / "files.json").unlink()
     write_recipe(tmp_path, Recipe(keep_checkpoints=1))  # the one that can be resumed from stays
-    assert sorted(file.name for file in tmp_path.iterdir()) == [".gitignore", "checkpoint-10", "checkpoint-4", "recipe.yaml"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        ".gitignore",
+        "checkpoint-10",
+        "checkpoint-4",
+        "recipe.yaml",
+    ]
     words = Recipe(resume=True, keep_checkpoints=1)
     assert check_output(tmp_path, words) == tmp_path / "checkpoint-4"
 
 
 def test_another_first_stage_is_not_taken_for_ours(tmp_path: Path) -> None:
     stage = tmp_path / "tiny_stage1.yaml"
-    stage.write_text(f"base: {recipe('stage1')}\noptim:\n  steps: 2\n  batch_size: 4\nlog_every: 2\nsave_every: 2\neval_every: 2\n")
+    stage.write_text(
+        f"base: {recipe('stage1')}\noptim:\n  steps: 2\n  batch_size: 4\nlog_every: 2\nsave_every: 2\neval_every: 2\n"
+    )
     words = [recipe("baseline"), *SMALL, "--optim.steps", "2", "--stage1", str(stage)]
     run("trainer", *words, "--output_dir", str(tmp_path / "one"))
     assert (tmp_path / "stage1-s0" / "training.json").exists()
-    assert "stage1-s0 was started with data" in refused("trainer", *words, "--data.limit_train", "16", "--output_dir", str(tmp_path / "two"))
+    assert "stage1-s0 was started with data" in refused(
+        "trainer", *words, "--data.limit_train", "16", "--output_dir", str(tmp_path / "two")
+    )
     assert not (tmp_path / "two").exists()
 
 
 def test_passes_of_a_seed_are_its_own_and_the_last_step_is_logged(tmp_path: Path) -> None:
     orders = [tuple(shuffled(50, seed, epoch)) for seed in range(4) for epoch in range(4)]
     assert len(set(orders)) == 16 and all(sorted(order) == list(range(50)) for order in orders)
-    run("trainer", recipe("stage1"), *SMALL, "--optim.steps", "5", "--log_every", "3", "--save_every", "3", "--output_dir", str(tmp_path / "out"))
+    run(
+        "trainer",
+        recipe("stage1"),
+        *SMALL,
+        "--optim.steps",
+        "5",
+        "--log_every",
+        "3",
+        "--save_every",
+        "3",
+        "--output_dir",
+        str(tmp_path / "out"),
+    )
     log = pd.read_parquet(tmp_path / "out" / "training.parquet")
     assert log.loc[log["lm_loss"].notna(), "step"].tolist() == [3, 5]
 
@@ -304,7 +385,13 @@ def test_passes_of_a_seed_are_its_own_and_the_last_step_is_logged(tmp_path: Path
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     """A file size limit of 4 MB stands for the full disk: the checkpoint does not fit."""
     words = [sys.executable, "-m", "trainer", recipe("stage1"), *SMALL, "--output_dir", str(tmp_path / "out")]
-    done = subprocess.run(["bash", "-c", f"ulimit -f 4000; exec {shlex.join(words)}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 4000; exec {shlex.join(words)}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: cannot write checkpoint")
     assert not list((tmp_path / "out").glob("checkpoint-*")) and not (tmp_path / "out" / "training.json").exists()
@@ -315,35 +402,56 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     [
         ([], "no recipe given"),
         (["trainer/recipes/shapes_virl.yaml"], "did you mean 'trainer/recipes/shapes_viral.yaml'"),
-        ([recipe("viral"), "--alignment.layr", "3"], "unknown option '--alignment.layr': did you mean 'alignment.layer'"),
+        (
+            [recipe("viral"), "--alignment.layr", "3"],
+            "unknown option '--alignment.layr': did you mean 'alignment.layer'",
+        ),
         ([recipe("viral"), "--alignment.layer", "three"], "alignment.layer"),
         ([recipe("viral"), "--alignment.layer", "9"], "alignment.layer is 9: expected 1 to 6"),
         ([recipe("viral"), "--alignment.weight", "-1"], "alignment.weight is -1.0: expected at least 0"),
         ([recipe("viral"), "--optim.steps", "0"], "optim.steps is 0: expected at least 1"),
         ([recipe("viral"), "--alignment.objective", "cosin"], "cosin"),
-        ([recipe("viral"), "--alignment.vfm", "dinov3", *SMALL], "unknown VFM 'dinov3': expected one of dinov3-base, dinov3-large, dinov3-small, ..."),
+        (
+            [recipe("viral"), "--alignment.vfm", "dinov3", *SMALL],
+            "unknown VFM 'dinov3': expected one of dinov3-base, dinov3-large, dinov3-small, ...",
+        ),
         ([recipe("viral"), "--alignment.teacher_norm", "students", *SMALL], "students"),
         ([recipe("viral"), "--stage1", "None", "--data.train", "shape:train"], "unknown data set 'shape'"),
         ([recipe("viral"), "--stage1", "None", "--data.train", "shapes:trian"], "did you mean 'train'"),
-        ([recipe("viral"), "--start", "nowhere", *SMALL], "start is nowhere: expected the folder of a finished training"),
+        (
+            [recipe("viral"), "--start", "nowhere", *SMALL],
+            "start is nowhere: expected the folder of a finished training",
+        ),
         ([recipe("stage1"), "--model.vision_encoder", "dinov2-smal"], "did you mean 'dinov2-small'"),
         ([recipe("stage1"), "--model.vision_encoder_features", "13", *SMALL], "expected 0 to 12"),
         ([recipe("stage1"), "--model.image_size", "100", *SMALL], "expected a multiple of 14"),
-        ([recipe("stage1"), "--model.image_size", "28", *SMALL, "--dry_run"], "model.image_size is 28, 2 x 2 patches: expected at least 42"),
+        (
+            [recipe("stage1"), "--model.image_size", "28", *SMALL, "--dry_run"],
+            "model.image_size is 28, 2 x 2 patches: expected at least 42",
+        ),
         ([recipe("stage1"), "--resume"], "no run in"),
         ([recipe("stage1"), "--report_to", "tensorbord"], "tensorbord"),
         ([recipe("stage1"), "--optim.beta2", "1.5"], "optim.beta2 is 1.5: expected 0 to below 1"),
         ([recipe("stage1"), "--optim.global_batch", "-8"], "optim.global_batch is -8: expected at least 1"),
-        ([recipe("stage1"), "--optim.learning_rate", "inf"], "optim.learning_rate is inf: expected at least 0, and finite"),
+        (
+            [recipe("stage1"), "--optim.learning_rate", "inf"],
+            "optim.learning_rate is inf: expected at least 0, and finite",
+        ),
         ([recipe("stage1"), "--seed", "4294967296"], "seed is 4294967296: expected 0 to 4294967295"),
         ([recipe("stage1"), "--model.init", "-1"], "model.init is -1.0: expected at least 0"),
-        ([recipe("stage1"), "--model.width", "36", "--model.heads", "12"], "model.width is 36: expected a multiple of 24 = 2 x model.heads"),
+        (
+            [recipe("stage1"), "--model.width", "36", "--model.heads", "12"],
+            "model.width is 36: expected a multiple of 24 = 2 x model.heads",
+        ),
         ([recipe("stage1"), "--data.weights", "0.5"], "data.weights is 0.5: expected none for a small LLaVA"),
         (
             [recipe("viral"), "--stage1", "None", *SMALL, "--alignment.images", "others", "--data.limit_train", "1"],
             "one picture is 1 of 1 training images: expected half of them at most",
         ),
-        ([recipe("viral"), "--alignment.schedule", "linear", "--alignment.warmup", "9", "--optim.steps", "9"], "alignment.warmup is 9, all steps"),
+        (
+            [recipe("viral"), "--alignment.schedule", "linear", "--alignment.warmup", "9", "--optim.steps", "9"],
+            "alignment.warmup is 9, all steps",
+        ),
     ],
 )
 def test_bad_recipes_are_one_sentence_and_write_nothing(tmp_path: Path, words: list[str], message: str) -> None:
@@ -355,7 +463,10 @@ def test_bad_recipes_are_one_sentence_and_write_nothing(tmp_path: Path, words: l
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"optim: {steps: 5}\noptim: {batch_size: 2}\n", r"mine.yaml is not valid YAML \(key 'optim' is there twice in .*line 2"),
+        (
+            b"optim: {steps: 5}\noptim: {batch_size: 2}\n",
+            r"mine.yaml is not valid YAML \(key 'optim' is there twice in .*line 2",
+        ),
         (b"optim:\n  steps: 5\n  steps: 6\n", "key 'steps' is there twice"),
         (b"output_dir: null\n", "key 'output_dir' in .*mine.yaml is null: expected a value"),
         (b"base: mine.yaml\n", "mine.yaml has the base mine.yaml, which extends it in turn"),
@@ -369,7 +480,10 @@ def test_bad_recipes_are_one_sentence_and_write_nothing(tmp_path: Path, words: l
         (b"report_to: yes\n", "key 'report_to' in .*mine.yaml is True: expected another value"),
         (b"resume: 1\n", "key 'resume' in .*mine.yaml is 1: expected yes or no"),
         (b"model: {layers: [1, 2]}\n", r"key 'model.layers' in .*mine.yaml is \[1, 2\]: expected one value"),
-        (b"data: {weights: [0.5, --seed, 5]}\n", "key 'data.weights' in .*mine.yaml has --seed: expected a plain value"),
+        (
+            b"data: {weights: [0.5, --seed, 5]}\n",
+            "key 'data.weights' in .*mine.yaml has --seed: expected a plain value",
+        ),
         (b"model: {name: {}}\n", "key 'model.name' in .*mine.yaml"),
     ],
 )
@@ -382,11 +496,16 @@ def test_a_recipe_that_says_two_things_or_nothing_is_one_sentence(tmp_path: Path
 
 def test_weights_that_are_no_tower_and_a_first_stage_in_the_same_folder(tmp_path: Path) -> None:
     for name in ("efficientnet-lite0", "smollm2-135m-instruct"):
-        with pytest.raises(ConfigError, match=f"model.vision_encoder is {name}: expected the weights of a vision transformer, such as dinov2-small"):
+        with pytest.raises(
+            ConfigError,
+            match=f"model.vision_encoder is {name}: expected the weights of a vision transformer, such as dinov2-small",
+        ):
             encoder_config(ModelConfig(vision_encoder=name))
     folder, stage1 = tmp_path / "stage1-s0", ROOT / "trainer" / "recipes" / "shapes_stage1.yaml"
     for own in (Recipe(start=folder, output_dir=folder), Recipe(stage1=stage1, output_dir=folder)):
-        with pytest.raises(ConfigError, match="stage1-s0, the folder of the first stage that the run starts from: expected another"):
+        with pytest.raises(
+            ConfigError, match="stage1-s0, the folder of the first stage that the run starts from: expected another"
+        ):
             checked_stages(own)
 
 
@@ -410,7 +529,9 @@ def test_what_is_frozen_and_the_vfm_are_checked_at_the_end(mode: Literal["lora",
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_a_value_that_cannot_be_read_is_said_on_any_terminal(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-    with pytest.raises(ConfigError, match=r"^Error parsing --optim.steps: invalid literal for int\(\) with base 10: 'x'$"):
+    with pytest.raises(
+        ConfigError, match=r"^Error parsing --optim.steps: invalid literal for int\(\) with base 10: 'x'$"
+    ):
         parse(Recipe, ["--optim.steps", "x"], prog="test")
 
 
@@ -429,13 +550,18 @@ def test_an_output_folder_is_never_overwritten(runs_folder: Path, tmp_path: Path
     assert "is finished: nothing to resume" in refused("trainer", *words, "--resume")
     assert before == {f: f.stat().st_mtime_ns for f in (runs_folder / "viral").rglob("*")}
     (tmp_path / "file").write_text("")
-    assert "cannot make folder" in refused("trainer", recipe("stage1"), *SMALL, "--output_dir", str(tmp_path / "file" / "out"))
+    assert "cannot make folder" in refused(
+        "trainer", recipe("stage1"), *SMALL, "--output_dir", str(tmp_path / "file" / "out")
+    )
 
 
 def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background ignores it, and so would its children
+    # a suite started in the background ignores it, and so would its children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     words = [recipe("stage1"), *SMALL, "--optim.steps", "5000", "--output_dir", str(tmp_path / "out")]
-    process = subprocess.Popen([sys.executable, "-m", "trainer", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trainer", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if "step 4/" in line:
@@ -458,13 +584,30 @@ def test_files_that_are_not_a_runs_own_are_left_alone(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """A run with checkpoints of steps 2 and 4 that is not finished."""
-    own = replace(TINY, output_dir=tmp_path_factory.mktemp("interrupted") / "run", save_every=2, log_every=2, optim=replace(TINY.optim, steps=4, warmup=0))
+    own = replace(
+        TINY,
+        output_dir=tmp_path_factory.mktemp("interrupted") / "run",
+        save_every=2,
+        log_every=2,
+        optim=replace(TINY.optim, steps=4, warmup=0),
+    )
     train(own, ["test"])
     (own.output_dir / "training.json").unlink()
     return own
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "trainer_state.json", "config.json", "sources.json", "optimizer.pt", "rng_state.pth", "files.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors",
+        "trainer_state.json",
+        "config.json",
+        "sources.json",
+        "optimizer.pt",
+        "rng_state.pth",
+        "files.json",
+    ],
+)
 def test_a_checkpoint_that_cannot_be_read_is_skipped(name: str, interrupted: Recipe, tmp_path: Path) -> None:
     """Its length is right and its content is not: the run goes on from the one before."""
     folder = shutil.copytree(interrupted.output_dir, tmp_path / "run")
@@ -478,7 +621,9 @@ def test_a_checkpoint_that_cannot_be_read_is_skipped(name: str, interrupted: Rec
 
 
 def test_a_start_without_its_tokenizer_is_one_sentence(interrupted: Recipe, tmp_path: Path) -> None:
-    folder = shutil.copytree(interrupted.output_dir, tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*", "tokenizer*"))
+    folder = shutil.copytree(
+        interrupted.output_dir, tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*", "tokenizer*")
+    )
     with pytest.raises(ConfigError, match=r"start is .*, whose configuration or tokenizer cannot be read"):
         PackedSetup.from_recipe(replace(TINY, start=folder))
 
@@ -494,7 +639,11 @@ def test_a_start_that_lacks_a_tensor_is_not_filled_up(interrupted: Recipe, tmp_p
     folder = shutil.copytree(interrupted.output_dir, tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*"))
     tensors = load_file(folder / "model.safetensors")
     gone = next(name for name in tensors if "mlp" in name and "language" in name)
-    save_file({name: value for name, value in tensors.items() if name != gone}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: value for name, value in tensors.items() if name != gone},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     with pytest.raises(ConfigError, match=r"start is .*, whose model.safetensors lacks '.*mlp"):
         PackedSetup.from_recipe(replace(TINY, start=folder))
 

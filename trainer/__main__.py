@@ -29,7 +29,10 @@ def main(argv: list[str]) -> None:
     except RuntimeError as error:
         if not distributed.lost(error):
             raise
-        raise RunError(f"process {distributed.rank()} stops, since another one ended (unless it was killed, it said why): continue with --resume") from error
+        raise RunError(
+            f"process {distributed.rank()} stops, since another one ended (unless it was killed, it said why): continue"
+            " with --resume"
+        ) from error
     distributed.stop()
 
 

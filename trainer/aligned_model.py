@@ -36,7 +36,8 @@ class AlignedOutput:
 
 
 class Aligned(nn.Module):
-    """A transformers model as it is, its alignment heads and its residual, called as one module so that DDP, FSDP and ZeRO see all of them.
+    """A transformers model as it is, its alignment heads and its residual, called as one module so that DDP, FSDP and
+    ZeRO see all of them.
 
     Args:
         base: the transformers model.
@@ -63,7 +64,12 @@ class AlignedForConditionalGeneration(Aligned):
     base: LlavaForConditionalGeneration
 
     def __init__(
-        self, llava: LlavaForConditionalGeneration, alignment: Alignment | None = None, residual: Residual | None = None, *, to_projector: bool = False
+        self,
+        llava: LlavaForConditionalGeneration,
+        alignment: Alignment | None = None,
+        residual: Residual | None = None,
+        *,
+        to_projector: bool = False,
     ) -> None:
         super().__init__(llava, alignment, residual)
         self.to_projector = to_projector
@@ -94,7 +100,8 @@ class AlignedForConditionalGeneration(Aligned):
         image = BaseModelOutputWithPooling(pooler_output=list(projected))  # type: ignore[arg-type]
         logits = self.base(
             input_ids=ids,
-            attention_mask=ids.new_ones(1, 1, 1, 1, dtype=torch.bool),  # no mask is made; what a token sees is in `packing`
+            # no mask is made; what a token sees is in `packing`
+            attention_mask=ids.new_ones(1, 1, 1, 1, dtype=torch.bool),
             position_ids=packing.flat(position_ids),
             mm_encoder_outputs={"image": image},
             use_cache=False,
@@ -117,10 +124,13 @@ class AlignedMLLMForConditionalGeneration(Aligned):
     """Any multimodal model that learns from conversations.
 
     Args:
-        target: `vfm` for features that come with the batch; `encoder` for what the connector receives, `projector` for what the first block does.
+        target: `vfm` for features that come with the batch; `encoder` for what the connector receives, `projector` for
+            what the first block does.
     """
 
-    def __init__(self, mllm: MLLM, alignment: Alignment | None = None, residual: Residual | None = None, *, target: str = "vfm") -> None:
+    def __init__(
+        self, mllm: MLLM, alignment: Alignment | None = None, residual: Residual | None = None, *, target: str = "vfm"
+    ) -> None:
         super().__init__(mllm.model, alignment, residual)
         self.target, self._mllm = target, mllm
         self._tower: Tensor | None = None
@@ -150,8 +160,10 @@ class AlignedMLLMForConditionalGeneration(Aligned):
 
         Args:
             labels: the tokens to learn, in place; -100 elsewhere.
-            visual: where the visual tokens of each conversation are; conversations without an image have no alignment loss.
-            targets: features by VFM; without them, as in evaluation, only the model's own features can be targets, and only in training.
+            visual: where the visual tokens of each conversation are; conversations without an image have no alignment
+                loss.
+            targets: features by VFM; without them, as in evaluation, only the model's own features can be targets, and
+                only in training.
             num_items_in_batch: answer tokens of the whole accumulated batch, by which the loss is normalised.
             aligned: what the Collator counted, for the trainer.
             inputs: of the model, as its processor gave them.
@@ -160,7 +172,9 @@ class AlignedMLLMForConditionalGeneration(Aligned):
         logits = self.base(**inputs, use_cache=False).logits
         wanted = labels[:, 1:] != IGNORED
         losses = nn.functional.cross_entropy(logits[:, :-1][wanted].float(), labels[:, 1:][wanted], reduction="sum")
-        count = wanted.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=losses.device)
+        count = (
+            wanted.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=losses.device)
+        )
         lm_loss = losses / count.clamp(min=1)  # a cut may have left no answer
         if not self.training:
             return AlignedOutput(lm_loss, None, logits)
@@ -176,11 +190,15 @@ class AlignedMLLMForConditionalGeneration(Aligned):
     def _nothing(self) -> Tensor:
         """0, with a gradient of 0 for all that texts alone, or a tower whose last blocks are not read, do not reach.
 
-        AdamW moves a parameter whose gradient is 0 and leaves one that has none; so it is 0 in any number of processes, and DDP finds a gradient of each.
-        What ZeRO-3 has divided (`ds_id`) has no values here.
+        AdamW moves a parameter whose gradient is 0 and leaves one that has none; so it is 0 in any number of processes,
+        and DDP finds a gradient of each. What ZeRO-3 has divided (`ds_id`) has no values here.
         """
         language = {id(p) for p in self._mllm.decoder.parameters()}
-        rest = [distributed.own_part(p).sum() for p in self.parameters() if p.requires_grad and id(p) not in language and not hasattr(p, "ds_id")]
+        rest = [
+            distributed.own_part(p).sum()
+            for p in self.parameters()
+            if p.requires_grad and id(p) not in language and not hasattr(p, "ds_id")
+        ]
         return 0.0 * torch.stack(rest).sum() if rest else torch.zeros(())
 
     def _own_target(self, visual: Sequence[Sequence[VisualTokens]]) -> list[Tensor]:
@@ -188,6 +206,14 @@ class AlignedMLLMForConditionalGeneration(Aligned):
         if self.target == "encoder":
             assert self._tower is not None
             flat = by_token(self._mllm, self._tower)
-            return [flat[rows.to(flat.device)] for rows in tower_rows(self._mllm, [list(own) for own in visual]) if len(rows)]
+            return [
+                flat[rows.to(flat.device)]
+                for rows in tower_rows(self._mllm, [list(own) for own in visual])
+                if len(rows)
+            ]
         assert self._first is not None
-        return [self._first[row, torch.cat([part.index for part in own]).to(self._first.device)] for row, own in enumerate(visual) if own]
+        return [
+            self._first[row, torch.cat([part.index for part in own]).to(self._first.device)]
+            for row, own in enumerate(visual)
+            if own
+        ]

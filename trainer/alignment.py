@@ -1,6 +1,8 @@
-"""Visual representation alignment: objectives, heads, and the hooks that read a model's visual tokens while it trains (VIRAL, arXiv 2509.07979).
+"""Visual representation alignment: objectives, heads, and the hooks that read a model's visual tokens while it trains
+(VIRAL, arXiv 2509.07979).
 
-`attach_alignment` works on any model of workbench/mllm, unmodified, in a training loop of your own (docs/howto/own_loop.md); the trainer uses the same.
+`attach_alignment` works on any model of workbench/mllm, unmodified, in a training loop of your own
+(docs/howto/own_loop.md); the trainer uses the same.
 """
 
 from __future__ import annotations
@@ -26,10 +28,13 @@ Visual = Bool[Tensor, "b s"] | Sequence[Sequence[VisualTokens]]
 
 
 class AlignmentHead(nn.Sequential):
-    """P_pi: a three-layer MLP with SiLU from the language model's width to the VFM's (docs/paper.md: D -> hidden -> hidden -> dim)."""
+    """P_pi: a three-layer MLP with SiLU from the language model's width to the VFM's (docs/paper.md: D -> hidden ->
+    hidden -> dim)."""
 
     def __init__(self, width: int, hidden: int, dim: int) -> None:
-        super().__init__(nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, dim))
+        super().__init__(
+            nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, dim)
+        )
 
 
 def cosine_loss(predicted: Float[Tensor, "*batch d"], target: Float[Tensor, "*batch d"]) -> Float[Tensor, ""]:
@@ -38,26 +43,31 @@ def cosine_loss(predicted: Float[Tensor, "*batch d"], target: Float[Tensor, "*ba
 
 
 def relation_loss(predicted: Float[Tensor, "token d"], target: Float[Tensor, "token dim"]) -> Float[Tensor, ""]:
-    """L_rel = (1/N^2) sum_ij (cos(p_i, p_j) - cos(y_i, y_j))^2 over the N tokens of one image, in 0..4; no gradient reaches the target.
+    """L_rel = (1/N^2) sum_ij (cos(p_i, p_j) - cos(y_i, y_j))^2 over the N tokens of one image, in 0..4; no gradient
+    reaches the target.
 
     The diagonal counts, with 0 (as in the official code). The two widths may differ.
     """
     own, other = (nn.functional.normalize(values.float(), dim=-1) for values in (predicted, target.detach()))
-    with torch.autocast(own.device.type, enabled=False):  # which would take both products in bfloat16, and the loss is their small difference
+    # which would take both products in bfloat16, and the loss is their small difference
+    with torch.autocast(own.device.type, enabled=False):
         return nn.functional.mse_loss(own @ own.T, other @ other.T)
 
 
 class Alignment(nn.Module):
-    """The heads, and the hooks that keep the visual tokens of some layers while the model runs; made by `attach_alignment`.
+    """The heads, and the hooks that keep the visual tokens of some layers while the model runs; made by
+    `attach_alignment`.
 
-    The module holds the heads only, so `parameters()` is what an optimiser needs beside the model's own. One forward pass of the model, then
-    `loss(...)`: the states kept are those of the latest pass, and they are taken once.
+    The module holds the heads only, so `parameters()` is what an optimiser needs beside the model's own. One forward
+    pass of the model, then `loss(...)`: the states kept are those of the latest pass, and they are taken once.
 
     Attributes:
         heads: layer by layer, within a layer target by target; with shared heads one for each target.
     """
 
-    def __init__(self, widths: Mapping[int, int], dims: Mapping[str, int], objective: Objective, heads: Heads, hidden: int) -> None:
+    def __init__(
+        self, widths: Mapping[int, int], dims: Mapping[str, int], objective: Objective, heads: Heads, hidden: int
+    ) -> None:
         super().__init__()
         self.layers, self.dims, self.objective, self.sharing = tuple(widths), dict(dims), objective, heads
         given = {"each": list(widths.values()), "shared": list(widths.values())[:1], "none": []}[heads]
@@ -70,9 +80,11 @@ class Alignment(nn.Module):
         """The loss of each layer and target after a forward pass, as `layer_L/target`; nothing is summed or weighted.
 
         Args:
-            targets: for each name of `dims` the features of the visual tokens: a tensor whose rows (its last dim is the width) follow one another
-                image by image, or a list of tensors (token, dim), one for each image or tile, nested as it likes.
-            visual: which positions are visual tokens: a mask with one image in each row, or `mllm.visual_tokens(batch)`.
+            targets: for each name of `dims` the features of the visual tokens: a tensor whose rows (its last dim is the
+                width) follow one another image by image, or a list of tensors (token, dim), one for each image or tile,
+                nested as it likes.
+            visual: which positions are visual tokens: a mask with one image in each row, or
+                `mllm.visual_tokens(batch)`.
 
         Raises:
             ModelError: no forward pass since the last call, or one that did not reach all layers.
@@ -80,10 +92,15 @@ class Alignment(nn.Module):
         """
         states, self._states = self._states, {}
         if not states:
-            raise ModelError("the alignment loss was asked for before a forward pass of the model: expected one pass, then one loss")
+            raise ModelError(
+                "the alignment loss was asked for before a forward pass of the model: expected one pass, then one loss"
+            )
         if set(states) != set(self.layers):
             lost = sorted(set(self.layers) - set(states))
-            raise ModelError(f"the forward pass gave no states of layers {lost}: attach the alignment after the last change to the model's modules (LoRA)")
+            raise ModelError(
+                f"the forward pass gave no states of layers {lost}: attach the alignment after the last change to the"
+                " model's modules (LoRA)"
+            )
         if set(targets) != set(self.dims):
             raise DataError(f"targets are {', '.join(targets) or '(none)'}: expected {', '.join(self.dims)}")
         (rows, columns), sizes = _places(visual)
@@ -91,15 +108,19 @@ class Alignment(nn.Module):
         found = {}
         for i, (layer, hidden) in enumerate(states.items()):
             at = (rows * hidden.shape[1] + columns).to(hidden.device)
-            tokens = hidden.flatten(0, 1).index_select(0, at)  # whose gradient is added row by row, twice as fast as by two indices
+            # whose gradient is added row by row, twice as fast as by two indices
+            tokens = hidden.flatten(0, 1).index_select(0, at)
             for j, (name, target) in enumerate(flat.items()):
-                head = None if self.sharing == "none" else self.heads[(i if self.sharing == "each" else 0) * len(flat) + j]
+                head = (
+                    None if self.sharing == "none" else self.heads[(i if self.sharing == "each" else 0) * len(flat) + j]
+                )
                 predicted = tokens if head is None else head(tokens.to(next(head.parameters()).dtype))
                 found[f"layer_{layer}/{name}"] = self._objective(predicted, target.to(tokens.device), sizes)
         return found
 
     def loss(self, targets: Targets, visual: Visual) -> Float[Tensor, ""]:
-        """L_VRA: the mean of `losses` over layers and targets, each with the same weight; arguments and errors as there."""
+        """L_VRA: the mean of `losses` over layers and targets, each with the same weight; arguments and errors as
+        there."""
         return mean_loss(self.losses(targets, visual))
 
     def remove(self) -> None:
@@ -108,13 +129,18 @@ class Alignment(nn.Module):
             handle.remove()
         self._handles, self._states = [], {}
 
-    def _objective(self, predicted: Float[Tensor, "token d"], target: Float[Tensor, "token dim"], sizes: list[int]) -> Float[Tensor, ""]:
+    def _objective(
+        self, predicted: Float[Tensor, "token d"], target: Float[Tensor, "token dim"], sizes: list[int]
+    ) -> Float[Tensor, ""]:
         if self.objective == "cosine":
             return cosine_loss(predicted, target)
-        return torch.stack([relation_loss(own, other) for own, other in zip(predicted.split(sizes), target.split(sizes), strict=True)]).mean()
+        return torch.stack(
+            [relation_loss(own, other) for own, other in zip(predicted.split(sizes), target.split(sizes), strict=True)]
+        ).mean()
 
     def _hook(self, decoder: Any, where: Where) -> None:
-        """The decoder says when a pass begins and ends, so that what activation checkpointing computes again in backward is not kept."""
+        """The decoder says when a pass begins and ends, so that what activation checkpointing computes again in
+        backward is not kept."""
         self._handles.append(decoder.register_forward_pre_hook(self._begin))
         self._handles.append(decoder.register_forward_hook(self._end, always_call=True))
         for layer in self.layers:
@@ -122,7 +148,9 @@ class Alignment(nn.Module):
             if where == "output":
                 self._handles.append(block.register_forward_hook(partial(self._keep_output, layer)))
             else:
-                self._handles.append(_attention_output(block, layer).register_forward_pre_hook(partial(self._keep_input, layer)))
+                self._handles.append(
+                    _attention_output(block, layer).register_forward_pre_hook(partial(self._keep_input, layer))
+                )
 
     def _begin(self, *_: object) -> None:
         self._running, self._states, self._with_gradient = True, {}, torch.is_grad_enabled()
@@ -138,7 +166,10 @@ class Alignment(nn.Module):
         if not self._running:
             return
         if self._with_gradient and not torch.is_grad_enabled():
-            raise ModelError("re-entrant activation checkpointing hides the attention's output from the loss: expected use_reentrant=False")
+            raise ModelError(
+                "re-entrant activation checkpointing hides the attention's output from the loss: expected"
+                " use_reentrant=False"
+            )
         self._states[layer] = args[0]
 
 
@@ -166,8 +197,10 @@ def attach_alignment(
         layers: 1 to L; layer l is the output of block l, before the final norm.
         dims: width of the targets by name, such as {"dinov2-small": 384}.
         objective: `cosine_loss`, or `relation_loss` within each image or tile.
-        heads: `each` layer its own head for each target, `shared` by all layers, or `none`, where `relation` compares the tokens as they are.
-        where: `output` of the block, or what its `attention` gives: all heads side by side, which is the input of o_proj.
+        heads: `each` layer its own head for each target, `shared` by all layers, or `none`, where `relation` compares
+            the tokens as they are.
+        where: `output` of the block, or what its `attention` gives: all heads side by side, which is the input of
+            o_proj.
         hidden: width of a head's two hidden layers.
 
     Raises:
@@ -184,11 +217,19 @@ def attach_alignment(
         if not 1 <= layer <= len(blocks):
             raise ConfigError(f"layer is {layer}: expected 1 to {len(blocks)}, the layers of the model")
     if not layers or not dims or len(set(layers)) < len(layers):
-        raise ConfigError(f"layers are {list(layers)} and targets {list(dims)}: expected at least one of each, none of them twice")
+        raise ConfigError(
+            f"layers are {list(layers)} and targets {list(dims)}: expected at least one of each, none of them twice"
+        )
     if heads == "none" and objective != "relation":
-        raise ConfigError(f"objective {objective} without heads: expected heads each or shared, since only relation compares tokens of unlike widths")
+        raise ConfigError(
+            f"objective {objective} without heads: expected heads each or shared, since only relation compares tokens"
+            " of unlike widths"
+        )
     width = model.config.get_text_config().hidden_size
-    widths = {layer: width if where == "output" else _attention_output(blocks[layer - 1], layer).in_features for layer in sorted(layers)}
+    widths = {
+        layer: width if where == "output" else _attention_output(blocks[layer - 1], layer).in_features
+        for layer in sorted(layers)
+    }
     if heads == "shared" and len(set(widths.values())) > 1:
         raise ConfigError(f"heads are shared by layers of widths {sorted(set(widths.values()))}: expected one width")
     alignment = Alignment(widths, dims, objective, heads, hidden).to(next(blocks[0].parameters()).device)
@@ -212,7 +253,10 @@ def _places(visual: Visual) -> tuple[tuple[Tensor, Tensor], list[int]]:
     else:
         parts = [(row, part.index) for row, sample in enumerate(visual) for part in sample]
         sizes = [len(index) for _, index in parts]
-        rows, columns = (torch.cat(own) if own else torch.empty(0) for own in ([torch.full_like(i, row) for row, i in parts], [i for _, i in parts]))
+        rows, columns = (
+            torch.cat(own) if own else torch.empty(0)
+            for own in ([torch.full_like(i, row) for row, i in parts], [i for _, i in parts])
+        )
     if not sum(sizes):
         raise DataError("no sample of the batch has an image: expected visual tokens to align")
     return (rows, columns), sizes
@@ -234,11 +278,15 @@ def _rows(name: str, target: Any, dim: int, count: int) -> Float[Tensor, "token 
     return flat
 
 
-def weight_at(step: int, *, steps: int, weight: float, schedule: str = "constant", final: float = 0.0, warmup: int = 0) -> float:
-    """lambda in L = L_LM + lambda * L_VRA at optimiser step `step`, from 0; a function of the step alone, so a resumed run has the same.
+def weight_at(
+    step: int, *, steps: int, weight: float, schedule: str = "constant", final: float = 0.0, warmup: int = 0
+) -> float:
+    """lambda in L = L_LM + lambda * L_VRA at optimiser step `step`, from 0; a function of the step alone, so a resumed
+    run has the same.
 
-    It rises over `warmup` steps, as weight * (step + 1) / warmup, and then stays, or goes to `final`, which the last step has: with t from 0 to 1,
-    linear: weight + (final - weight) t; cosine: final + (weight - final) (1 + cos(pi t)) / 2.
+    It rises over `warmup` steps, as weight * (step + 1) / warmup, and then stays, or goes to `final`, which the last
+    step has: with t from 0 to 1, linear: weight + (final - weight) t; cosine: final + (weight - final) (1 + cos(pi t))
+    / 2.
     """
     if step < warmup:
         return weight * (step + 1) / warmup

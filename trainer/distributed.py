@@ -1,6 +1,8 @@
-"""Several processes as one training run: who writes, who waits, and how the error of one process stops all of them with one sentence.
+"""Several processes as one training run: who writes, who waits, and how the error of one process stops all of them with
+one sentence.
 
-`accelerate launch` starts the processes and says through the environment how the model is divided; with one process nothing here does anything.
+`accelerate launch` starts the processes and says through the environment how the model is divided; with one process
+nothing here does anything.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from workbench.errors import ConfigError, RunError, WorkbenchError
 if TYPE_CHECKING:
     from torch import Tensor
 
-PATIENCE = timedelta(hours=3)  # while one process writes, checks or sends a large model; one that is killed is noticed at once, whatever this is
+# while one process writes, checks or sends a large model; one that is killed is noticed at once, whatever this is
+PATIENCE = timedelta(hours=3)
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Strategy = Literal["ddp", "fsdp", "zero1", "zero2", "zero3"]
@@ -54,7 +57,8 @@ def strategy() -> Strategy:
 
 
 def divided() -> bool:
-    """Whether every process holds a part of the weights: all must then run the same modules in every pass, since a module's weights are gathered from all."""
+    """Whether every process holds a part of the weights: all must then run the same modules in every pass, since a
+    module's weights are gathered from all."""
     return strategy() in ("fsdp", "zero3")
 
 
@@ -67,7 +71,8 @@ def start() -> None:
     """Connect the processes that `accelerate launch` started, with gloo where there is no GPU.
 
     Raises:
-        ConfigError: accelerate was asked for several processes and started one, as it does where it sees no GPU, and how many is not to be found out.
+        ConfigError: accelerate was asked for several processes and started one, as it does where it sees no GPU, and
+            how many is not to be found out.
     """
     if count() == 1:
         _start_again()
@@ -78,7 +83,8 @@ def start() -> None:
 
     cpu = not torch.cuda.is_available()
     state = PartialState(cpu=cpu, timeout=PATIENCE)
-    if cpu and strategy() == "fsdp":  # accelerate would ignore FSDP there and run DDP without a word; its FSDP2 code itself runs on a CPU
+    # accelerate would ignore FSDP there and run DDP without a word; its FSDP2 code itself runs on a CPU
+    if cpu and strategy() == "fsdp":
         state.distributed_type = DistributedType.MULTI_GPU
     if cpu and strategy().startswith("zero"):
         state.distributed_type = DistributedType.DEEPSPEED
@@ -95,8 +101,8 @@ def stop() -> None:
 def program(main: Callable[[], None]) -> None:
     """Run a whole program, and let each of several processes leave without Python's own end but for its exit functions.
 
-    Gloo's threads outlive the connection where something still refers to it, as FSDP does, or another process was lost; and one that lets go of its last
-    tensor while Python ends aborts the process, also in a run that ended well.
+    Gloo's threads outlive the connection where something still refers to it, as FSDP does, or another process was lost;
+    and one that lets go of its last tensor while Python ends aborts the process, also in a run that ended well.
     """
     code: Any = 0
     try:
@@ -113,11 +119,14 @@ def program(main: Callable[[], None]) -> None:
 
 def lost(error: RuntimeError) -> bool:
     """Whether `error` is that the process at the other end of a connection is gone (gloo)."""
-    return count() > 1 and any(words in str(error) for words in ("Connection reset by peer", "Connection closed by peer", "Broken pipe"))
+    return count() > 1 and any(
+        words in str(error) for words in ("Connection reset by peer", "Connection closed by peer", "Broken pipe")
+    )
 
 
 def _start_again() -> None:
-    """Start the processes that `accelerate launch --num_processes N` was asked for; without a GPU it starts one, leaving nothing but an address."""
+    """Start the processes that `accelerate launch --num_processes N` was asked for; without a GPU it starts one,
+    leaving nothing but an address."""
     if "WORLD_SIZE" in os.environ or "MASTER_ADDR" not in os.environ or "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return
     import psutil
@@ -126,7 +135,10 @@ def _start_again() -> None:
     asked.add_argument("--num_processes", "--num-processes", type=int, default=0)
     number = asked.parse_known_args(psutil.Process(os.getppid()).cmdline())[0].num_processes
     if number < 2:
-        raise ConfigError("accelerate started one process of several: expected accelerate launch --multi_gpu --num_processes N, which works without GPUs too")
+        raise ConfigError(
+            "accelerate started one process of several: expected accelerate launch --multi_gpu --num_processes N, which"
+            " works without GPUs too"
+        )
     launch = [
         sys.executable,
         "-m",
@@ -158,7 +170,8 @@ def device() -> str:
 
 
 def together(action: Callable[Arguments, Result], *args: Arguments.args, **options: Arguments.kwargs) -> Result:
-    """Run `action(*args, **options)` in every process and wait for all; if it fails in one, every process stops, and only one says why.
+    """Run `action(*args, **options)` in every process and wait for all; if it fails in one, every process stops, and
+    only one says why.
 
     Raises:
         WorkbenchError, OSError: in the main process, its own or what happened in another one.
@@ -183,7 +196,8 @@ def together(action: Callable[Arguments, Result], *args: Arguments.args, **optio
 
 
 def on_main(action: Callable[Arguments, Result], *args: Arguments.args, **options: Arguments.kwargs) -> Result:
-    """Run `action(*args, **options)` in the main process while the others wait; all get its result, which must be picklable, or stop with its error."""
+    """Run `action(*args, **options)` in the main process while the others wait; all get its result, which must be
+    picklable, or stop with its error."""
     result = together(lambda: action(*args, **options) if is_main() else None)
     return next(value for value in gathered([result]))  # type: ignore[return-value]
 

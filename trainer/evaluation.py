@@ -1,4 +1,5 @@
-"""Evaluation while a model is trained: answers to packed questions or to questions with options, or the loss on conversations; and the tables."""
+"""Evaluation while a model is trained: answers to packed questions or to questions with options, or the loss on
+conversations; and the tables."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ from workbench.training_folder import MEAN, OF_A_SCORE
 
 
 def _mine(numbers: Sequence[int], size: int, *, together: bool = False) -> Iterator[tuple[list[int], bool]]:
-    """This process's batches of `numbers`, and whether each is its own to answer: every process makes as many passes as the others.
+    """This process's batches of `numbers`, and whether each is its own to answer: every process makes as many passes as
+    the others.
 
     Args:
         together: all batches are every process's own.
@@ -47,7 +49,8 @@ class Evaluation:
 
     Attributes:
         table: one row per question, with `correct`, or per conversation, with its `lm_loss`.
-        losses: the training losses on the same data, by name: `lm_loss` per answer token, `alignment_loss` per visual token.
+        losses: the training losses on the same data, by name: `lm_loss` per answer token, `alignment_loss` per visual
+            token.
     """
 
     table: pd.DataFrame
@@ -63,9 +66,11 @@ class Evaluation:
 
 @torch.no_grad()  # sharded weights know no inference mode
 def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, batch_size: int) -> Evaluation:
-    """Whether each question is answered right by greedy decoding: every answer token and the end token is the most likely one; and both losses.
+    """Whether each question is answered right by greedy decoding: every answer token and the end token is the most
+    likely one; and both losses.
 
-    Several processes share the batches; each runs as many passes as the others, since sharded weights are gathered in every pass, but every sample counts once.
+    Several processes share the batches; each runs as many passes as the others, since sharded weights are gathered in
+    every pass, but every sample counts once.
 
     Returns:
         One row per sample: id, image_id, category, answer, correct, chance (one over the number of options).
@@ -87,21 +92,28 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
         for row, index in enumerate(indices):
             for number, sample in enumerate(scenes[index], start=1):
                 correct = bool(right[row][batch["segments"][row] == number].all())
-                rows.append((index, number, sample.id, sample.image_id, sample.category, sample.answer, correct, sample.chance))
+                rows.append(
+                    (index, number, sample.id, sample.image_id, sample.category, sample.answer, correct, sample.chance)
+                )
     model.train(was_training)
     rows = [row[2:] for row in sorted(distributed.gathered(rows))]
     assert len(rows) == sum(map(len, scenes))
     batches = distributed.gathered(sums)
-    losses = {name: sum(part[name][0] for part in batches) / sum(part[name][1] for part in batches) for name in batches[0]}
+    losses = {
+        name: sum(part[name][0] for part in batches) / sum(part[name][1] for part in batches) for name in batches[0]
+    }
     return Evaluation(pd.DataFrame(rows, columns=["id", "image_id", "category", "answer", "correct", "chance"]), losses)
 
 
-def answer_questions(model: torch.nn.Module, mllm: MLLM, scenes: Sequence[Sequence[Sample]], batch_size: int) -> pd.DataFrame:
-    """Whether the right option of each question is the most likely one, as in every analysis (workbench/scoring/); columns as `answer_packed`.
+def answer_questions(
+    model: torch.nn.Module, mllm: MLLM, scenes: Sequence[Sequence[Sample]], batch_size: int
+) -> pd.DataFrame:
+    """Whether the right option of each question is the most likely one, as in every analysis (workbench/scoring/);
+    columns as `answer_packed`.
 
     Args:
-        model: the whole of which `mllm` is a part. Processes that divide its weights answer all questions together, since how many passes a batch takes
-            follows from its questions.
+        model: the whole of which `mllm` is a part. Processes that divide its weights answer all questions together,
+            since how many passes a batch takes follows from its questions.
     """
     tables, together = [], distributed.divided()
     with _outside_blocks(model):
@@ -109,15 +121,20 @@ def answer_questions(model: torch.nn.Module, mllm: MLLM, scenes: Sequence[Sequen
             if counts:
                 quiz = Quiz(mllm, [scenes[n] for n in numbers], batch_size)
                 scores = quiz.logprobs()
-                tables.append((numbers, quiz.scored(scores, scores).assign(answer=[sample.answer for sample in quiz.samples])))
+                tables.append(
+                    (numbers, quiz.scored(scores, scores).assign(answer=[sample.answer for sample in quiz.samples]))
+                )
     found = tables if together else sorted(distributed.gathered(tables), key=lambda own: own[0])
     table = pd.concat([table for _, table in found], ignore_index=True)
-    return table.rename(columns={"correct_before": "correct"})[["id", "image_id", "category", "answer", "correct", "chance"]]
+    return table.rename(columns={"correct_before": "correct"})[
+        ["id", "image_id", "category", "answer", "correct", "chance"]
+    ]
 
 
 @contextmanager
 def _outside_blocks(model: torch.nn.Module) -> Iterator[None]:
-    """Hold the weights outside the blocks whole, where FSDP divides them and parts of the model are called by themselves; each block gathers its own."""
+    """Hold the weights outside the blocks whole, where FSDP divides them and parts of the model are called by
+    themselves; each block gathers its own."""
     if not isinstance(model, FSDPModule):
         yield
         return
@@ -129,11 +146,15 @@ def _outside_blocks(model: torch.nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()  # sharded weights know no inference mode
-def language_loss(model: torch.nn.Module, mllm: MLLM, data: ConversationSet, batch_size: int, max_length: int | None) -> pd.DataFrame:
-    """The loss on the answer tokens of each conversation; those with images first, so that all processes have images in the same passes.
+def language_loss(
+    model: torch.nn.Module, mllm: MLLM, data: ConversationSet, batch_size: int, max_length: int | None
+) -> pd.DataFrame:
+    """The loss on the answer tokens of each conversation; those with images first, so that all processes have images in
+    the same passes.
 
     Returns:
-        One row per conversation with an answer within `max_length`: id, image_id (of all its images; its id without any), tokens, lm_loss (nats per
+        One row per conversation with an answer within `max_length`: id, image_id (of all its images; its id without
+            any), tokens, lm_loss (nats per
         token), chance (of a guess among all tokens, ln |V|).
     """
     rows, conversations = [], data.conversations
@@ -144,29 +165,53 @@ def language_loss(model: torch.nn.Module, mllm: MLLM, data: ConversationSet, bat
         logits = model(labels=labels, visual=(), **batch.inputs).logits[:, :-1]
         wanted = labels[:, 1:] != IGNORED
         counts = wanted.sum(1).tolist()
-        each = torch.nn.functional.cross_entropy(logits[wanted].float(), labels[:, 1:][wanted], reduction="none")  # of the answers alone, which need the memory
+        # of the answers alone, which need the memory
+        each = torch.nn.functional.cross_entropy(logits[wanted].float(), labels[:, 1:][wanted], reduction="none")
         losses = [float(own.sum()) for own in each.split(counts)]
         for number, c, loss, count in zip(numbers, own, losses, counts, strict=True):
             if count and counted:
-                rows.append((number, c.id, " ".join(c.image_ids) or f"text {c.id}", count, loss / count, math.log(logits.shape[-1])))
-    return pd.DataFrame([row[1:] for row in sorted(distributed.gathered(rows))], columns=["id", "image_id", "tokens", "lm_loss", "chance"])
+                rows.append(
+                    (
+                        number,
+                        c.id,
+                        " ".join(c.image_ids) or f"text {c.id}",
+                        count,
+                        loss / count,
+                        math.log(logits.shape[-1]),
+                    )
+                )
+    return pd.DataFrame(
+        [row[1:] for row in sorted(distributed.gathered(rows))],
+        columns=["id", "image_id", "tokens", "lm_loss", "chance"],
+    )
 
 
 def summary(evaluation: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Accuracy per question type and their mean, or the loss per answer token, with 95 % intervals over images (a text alone is one too)."""
+    """Accuracy per question type and their mean, or the loss per answer token, with 95 % intervals over images (a text
+    alone is one too)."""
     if "correct" in evaluation:
         return pd.DataFrame(accuracy_by_type(evaluation, seed=seed))
-    # a ratio of sums: each conversation's deviation from it, over the mean length, has the spread of the ratio (the delta method)
+    # a ratio of sums: each conversation's deviation from it, over the mean length, has the spread of the ratio (the
+    # delta method)
     loss = float((evaluation["lm_loss"] * evaluation["tokens"]).sum() / evaluation["tokens"].sum())
     share = evaluation["tokens"] / evaluation["tokens"].mean()
     each = loss + share * (evaluation["lm_loss"] - loss)
     interval = mean_interval(each, kind="real", groups=evaluation["image_id"].tolist())
-    row = {"category": "lm_loss", "lm_loss": loss, "low": interval.low, "high": interval.high, "n": int(evaluation["tokens"].sum())}
-    return pd.DataFrame([row | {"n_conversations": len(evaluation), "chance": float(evaluation["chance"].iloc[0]), "seed": seed}])
+    row = {
+        "category": "lm_loss",
+        "lm_loss": loss,
+        "low": interval.low,
+        "high": interval.high,
+        "n": int(evaluation["tokens"].sum()),
+    }
+    return pd.DataFrame(
+        [row | {"n_conversations": len(evaluation), "chance": float(evaluation["chance"].iloc[0]), "seed": seed}]
+    )
 
 
 def metrics_of(evaluation: Evaluation, seed: int) -> dict[str, float]:
-    """What the training log says of an evaluation: accuracy by type and their mean, or the loss per answer token, each with low, high, chance and n."""
+    """What the training log says of an evaluation: accuracy by type and their mean, or the loss per answer token, each
+    with low, high, chance and n."""
     table = evaluation.table
     if "correct" not in table:
         (loss,) = summary(table, seed).to_dict("records")
@@ -174,5 +219,8 @@ def metrics_of(evaluation: Evaluation, seed: int) -> dict[str, float]:
     found = {f"val_{name}": value for name, value in evaluation.losses.items()}
     for row in accuracy_by_type(table, seed=seed):
         name = "mean" if row["category"] == MEAN else row["category"]
-        found |= {f"accuracy/{name}": row["accuracy"], **{f"accuracy_{key}/{name}": float(row[key]) for key in OF_A_SCORE}}
+        found |= {
+            f"accuracy/{name}": row["accuracy"],
+            **{f"accuracy_{key}/{name}": float(row[key]) for key in OF_A_SCORE},
+        }
     return found

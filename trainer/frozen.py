@@ -17,7 +17,8 @@ def frozen_fingerprint(model: nn.Module, state: Mapping[str, Tensor]) -> str:
 
 
 def check_frozen(model: nn.Module, state: Mapping[str, Tensor], frozen: str, vfms: Sequence[VFM]) -> None:
-    """See that the frozen parameters of `model` are those of `frozen`, their fingerprint before, and that each VFM is what was loaded.
+    """See that the frozen parameters of `model` are those of `frozen`, their fingerprint before, and that each VFM is
+    what was loaded.
 
     Raises:
         WeightsError: one of them is not.

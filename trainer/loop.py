@@ -37,14 +37,18 @@ from workbench.training_folder import BEST, BEST_FILE, best_of
 
 
 class AlignmentTrainer(Trainer):
-    """Trainer that adds the weighted alignment loss, logs both losses, and evaluates; packed questions and conversations differ in their `Setup` only.
+    """Trainer that adds the weighted alignment loss, logs both losses, and evaluates; packed questions and
+    conversations differ in their `Setup` only.
 
-    One optimiser step is the same in any number of processes and accumulated parts: both losses are means over the global batch, the language model's over
-    its answer tokens and the alignment's over its visual tokens (`relation`: over its images and tiles). Every part has its share of them, and since gradients
-    are averaged over processes, each is multiplied by their number.
+    One optimiser step is the same in any number of processes and accumulated parts: both losses are means over the
+    global batch, the language model's over its answer tokens and the alignment's over its visual tokens (`relation`:
+    over its images and tiles). Every part has its share of them, and since gradients are averaged over processes, each
+    is multiplied by their number.
     """
 
-    def __init__(self, *, recipe: Recipe, setup: Setup, watched: tuple[SubsetAlignment | None, list[str]], **kwargs: Any) -> None:
+    def __init__(
+        self, *, recipe: Recipe, setup: Setup, watched: tuple[SubsetAlignment | None, list[str]], **kwargs: Any
+    ) -> None:
         self.recipe, self.setup = recipe, setup
         self._sums: dict[str, Tensor] = {}
         self._steps = 0  # optimizer steps since the last log
@@ -58,29 +62,40 @@ class AlignmentTrainer(Trainer):
         self.subset, self.known = watched[0], [*watched[1], *setup.known(distributed.count())]
         collator = counted(setup.collate, setup.model.config.image_token_id)
         arguments: TrainingArguments = kwargs["args"]
-        arguments._n_gpu = min(arguments.n_gpu, 1)  # where one process sees several GPUs, transformers would divide over them a batch that many times as large
+        # where one process sees several GPUs, transformers would divide over them a batch that many times as large
+        arguments._n_gpu = min(arguments.n_gpu, 1)
         super().__init__(model=setup.model, train_dataset=setup.train, data_collator=collator, **kwargs)
-        if self.is_fsdp_enabled:  # bfloat16 is autocast around float32 weights here too: FSDP's own would round what is averaged, and the losses in the log
+        # bfloat16 is autocast around float32 weights here too: FSDP's own would round what is averaged, and the losses
+        # in the log
+        if self.is_fsdp_enabled:
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
         self.progress = Progress(recipe.output_dir, recipe.optim.steps)
         self.add_callback(self.progress)
         self.add_callback(LastLog())
         if recipe.optim.warmup >= recipe.optim.steps:
             self.known.append(
-                f"optim.warmup is {recipe.optim.warmup} of {recipe.optim.steps} steps: the learning rate never comes to {recipe.optim.learning_rate:g}"
+                f"optim.warmup is {recipe.optim.warmup} of {recipe.optim.steps} steps: the learning rate never comes to"
+                f" {recipe.optim.learning_rate:g}"
             )
         self.add_callback(EarlyWarnings(recipe.monitor.head_steps, self.known, lambda: bool(self._aligned_items)))
         self.model_accepts_loss_kwargs = True  # the LM loss is normalised over the accumulated batch, in the model
 
     def compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """L = L_LM + lambda * L_VRA, this part's share of both, times the processes over which gradients are averaged."""
+        """L = L_LM + lambda * L_VRA, this part's share of both, times the processes over which gradients are
+        averaged."""
         output = model(**inputs, num_items_in_batch=num_items_in_batch)
         loss = output.lm_loss
         if self.accelerator.sync_gradients:
             self._steps += 1
-            self._aligned_steps = self._aligned_steps + (0 if self._aligned_items is None else (self._aligned_items > 0).int())
+            self._aligned_steps = self._aligned_steps + (
+                0 if self._aligned_items is None else (self._aligned_items > 0).int()
+            )
         self._note("lm_loss", output.lm_loss)
         parts = {"lm_loss": output.lm_loss}
         if output.alignment_loss is not None:
@@ -109,7 +124,10 @@ class AlignmentTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
         """Answer tokens of the global batch; what is aligned is counted along."""
         answers = [batch["labels"].ne(IGNORED) for batch in batch_samples]
-        counts = [torch.stack([own.sum(), self._aligned(batch), (~own.any(1)).sum()]) for own, batch in zip(answers, batch_samples, strict=True)]
+        counts = [
+            torch.stack([own.sum(), self._aligned(batch), (~own.any(1)).sum()])
+            for own, batch in zip(answers, batch_samples, strict=True)
+        ]
         tokens, self._aligned_items, cut = self.accelerator.reduce(torch.stack(counts).sum(0).to(device), "sum")
         self._cut = self._cut + cut
         return tokens
@@ -125,7 +143,14 @@ class AlignmentTrainer(Trainer):
         """lambda at optimiser step `step`, from 0."""
         own = self.recipe.alignment
         final = own.final_weight or 0.0
-        return weight_at(step, steps=self.recipe.optim.steps, weight=own.weight, schedule=own.schedule, final=final, warmup=own.warmup)
+        return weight_at(
+            step,
+            steps=self.recipe.optim.steps,
+            weight=own.weight,
+            schedule=own.schedule,
+            final=final,
+            warmup=own.warmup,
+        )
 
     def _note(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums.get(name, torch.zeros((), device=value.device)) + value.detach()
@@ -142,17 +167,23 @@ class AlignmentTrainer(Trainer):
         """Log, all but the Trainer's last words: their mean loss and speeds are of the steps since a resume only."""
         if "train_runtime" in logs:
             return
-        self.state.epoch = self.state.global_step * self.recipe.optim.images(distributed.count()) / len(self.setup.train)
+        self.state.epoch = (
+            self.state.global_step * self.recipe.optim.images(distributed.count()) / len(self.setup.train)
+        )
         if "loss" in logs:
             names, nothing = self._names(), torch.zeros((), device=self.args.device)
             totals = self.accelerator.reduce(torch.stack([self._sums.get(name, nothing) for name in names]), "sum")
             aligned = int(self._aligned_steps)
             steps = [self._steps if name == "lm_loss" else aligned for name in names]
-            logs |= {name: float(total / count) for name, total, count in zip(names, totals, steps, strict=True) if count}
+            logs |= {
+                name: float(total / count) for name, total, count in zip(names, totals, steps, strict=True) if count
+            }
             if self.recipe.data.max_length is not None:
-                logs["answers_cut"], self._cut = int(self._cut), 0  # conversations without any answer left, since the row before
+                # conversations without any answer left, since the row before
+                logs["answers_cut"], self._cut = int(self._cut), 0
             if self.recipe.alignment.aligned:
-                logs["alignment_weight"] = self.alignment_weight(self.state.global_step - 1)  # of the last step that was made
+                # of the last step that was made
+                logs["alignment_weight"] = self.alignment_weight(self.state.global_step - 1)
             self._sums, self._steps, self._aligned_steps = {}, 0, 0
         logs["seconds"] = self.seconds()
         super().log(logs, start_time)
@@ -162,13 +193,17 @@ class AlignmentTrainer(Trainer):
         return self._seconds_before + time.monotonic() - self._started
 
     def run(self, checkpoint: Path | None = None, state: TrainerState | None = None) -> None:
-        """Train from `checkpoint`, whose state is `state`, or from the beginning, and evaluate at the last step; a model of that step needs no training."""
+        """Train from `checkpoint`, whose state is `state`, or from the beginning, and evaluate at the last step; a
+        model of that step needs no training."""
         if state is not None and state.log_history:
-            self._seconds_before = next((row["seconds"] for row in reversed(state.log_history) if "seconds" in row), 0.0)
+            self._seconds_before = next(
+                (row["seconds"] for row in reversed(state.log_history) if "seconds" in row), 0.0
+            )
         if state is not None and state.global_step >= self.recipe.optim.steps:
             self._take_up(state)
         else:
-            torch.manual_seed(self.recipe.seed + 1_000_003 * distributed.rank())  # the models are alike by now; their dropout must not be
+            # the models are alike by now; their dropout must not be
+            torch.manual_seed(self.recipe.seed + 1_000_003 * distributed.rank())
             try:
                 self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             finally:
@@ -179,18 +214,24 @@ class AlignmentTrainer(Trainer):
 
     def _take_up(self, state: TrainerState) -> None:
         """Go on with the state of the last step, which is evaluated again."""
-        losses = [row for row in state.log_history if row["step"] < state.global_step or "lm_loss" in row or "warning" in row]
+        losses = [
+            row for row in state.log_history if row["step"] < state.global_step or "lm_loss" in row or "warning" in row
+        ]
         state.log_history = losses
         self.state = state
         tell(state, self.known)  # as at the beginning of a training
-        if self.accelerator.native_amp:  # evaluated in the precision of an uninterrupted run, whose forward pass training has wrapped
+        # evaluated in the precision of an uninterrupted run, whose forward pass training has wrapped
+        if self.accelerator.native_amp:
             self.accelerator.prepare_model(self.setup.model, evaluation_mode=True)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Write a checkpoint aside and, once every process has done its part, move it to its place; or say in one sentence why not, and leave none."""
+        """Write a checkpoint aside and, once every process has done its part, move it to its place; or say in one
+        sentence why not, and leave none."""
         folder, name = self.recipe.output_dir, f"checkpoint-{self.state.global_step}"
         self._saving = True
-        distributed.together(lambda: self._write(lambda: super(AlignmentTrainer, self)._save_checkpoint(*args, **kwargs), name))
+        distributed.together(
+            lambda: self._write(lambda: super(AlignmentTrainer, self)._save_checkpoint(*args, **kwargs), name)
+        )
         self._saving = False
 
         def publish() -> None:
@@ -204,12 +245,15 @@ class AlignmentTrainer(Trainer):
         try:
             action()
         except (OSError, SafetensorError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not re.search("PytorchStreamWriter|unexpected pos", str(error)):  # torch says no more of a full disk
+            # torch says no more of a full disk
+            if isinstance(error, RuntimeError) and not re.search("PytorchStreamWriter|unexpected pos", str(error)):
                 raise
             folder = self.recipe.output_dir
             shutil.rmtree(folder / UNFINISHED / name, ignore_errors=True)
             reason = " ".join(str(error).split())[:120]
-            raise RunError(f"cannot write checkpoint {folder / name} ({reason}); resume from the one before with --resume") from error
+            raise RunError(
+                f"cannot write checkpoint {folder / name} ({reason}); resume from the one before with --resume"
+            ) from error
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.recipe.output_dir / UNFINISHED) if self._saving else str(super()._get_output_dir(trial))
@@ -218,7 +262,9 @@ class AlignmentTrainer(Trainer):
         """AdamW on the groups of parameters that the model asks for."""
         if self.optimizer is None:
             optim = self.recipe.optim
-            self.optimizer = torch.optim.AdamW(self.setup.parameter_groups(), lr=optim.learning_rate, betas=(optim.beta1, optim.beta2), fused=True)
+            self.optimizer = torch.optim.AdamW(
+                self.setup.parameter_groups(), lr=optim.learning_rate, betas=(optim.beta1, optim.beta2), fused=True
+            )
         return self.optimizer
 
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
@@ -229,14 +275,17 @@ class AlignmentTrainer(Trainer):
         if self.recipe.keep_best:
             self._keep_best(evaluation.score)
         self.evaluated_at = self.state.global_step
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # or the last step is evaluated twice
+        # or the last step is evaluated twice
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the whole model, gathered from all processes where it is divided, from the main one."""
         folder, state = Path(output_dir or self.recipe.output_dir), self.whole_state()
         name = folder.name
-        distributed.on_main(lambda: self._write(lambda: save_model(self.setup.model, self.setup.processor, folder, state), name))
+        distributed.on_main(
+            lambda: self._write(lambda: save_model(self.setup.model, self.setup.processor, folder, state), name)
+        )
 
     def _keep_best(self, score: float) -> None:
         """Write the model to `best/` if it scores higher on the validation split than any before."""
@@ -272,8 +321,11 @@ def build_trainer(recipe: Recipe, setup: Setup) -> AlignmentTrainer:
     folder, optim = recipe.output_dir, recipe.optim
     half, zero = optim.precision == "bfloat16", distributed.strategy().startswith("zero")
     if half and zero:  # autocast as everywhere: DeepSpeed's own bfloat16 would round the weights themselves
-        setup.model.forward = convert_outputs_to_fp32(torch.autocast(distributed.device().split(":")[0], torch.bfloat16)(setup.model.forward))  # type: ignore[method-assign]
-    watched = subset_alignment(recipe, setup)  # before the arguments, after which ZeRO-3 divides whatever is loaded, a VFM too
+        setup.model.forward = convert_outputs_to_fp32(
+            torch.autocast(distributed.device().split(":")[0], torch.bfloat16)(setup.model.forward)
+        )  # type: ignore[method-assign]
+    # before the arguments, after which ZeRO-3 divides whatever is loaded, a VFM too
+    watched = subset_alignment(recipe, setup)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=optim.steps,
@@ -299,7 +351,8 @@ def build_trainer(recipe: Recipe, setup: Setup) -> AlignmentTrainer:
         bf16=half and not zero,
         use_cpu=not torch.cuda.is_available(),
         logging_nan_inf_filter=False,
-        ddp_find_unused_parameters=False,  # the frozen vision encoder has no gradient, and all the rest is used in every pass
+        # the frozen vision encoder has no gradient, and all the rest is used in every pass
+        ddp_find_unused_parameters=False,
         accelerator_config={
             "use_configured_state": distributed.count() > 1,  # that of distributed.start
             "non_blocking": torch.cuda.is_available(),  # from pinned memory

@@ -1,9 +1,11 @@
-"""All conversations looked through before the first step: every text in the model's format, every image's size, and what `max_length` leaves of them.
+"""All conversations looked through before the first step: every text in the model's format, every image's size, and
+what `max_length` leaves of them.
 
-What cannot be trained on is an error that names its row and file, before anything is written: a text that the chat template cannot take, a control token in
-it, an image that is none or that the processor refuses, one that `max_length` cuts. What is cut off or too long for the model is counted. No image is decoded:
-from its header comes its size, and from its size how many visual tokens it has, by the processor itself on an empty image, or by its arithmetic where the two
-agree.
+What cannot be trained on is an error that names its row and file, before anything is written: a text that the chat
+template cannot take, a control token in it, an image that is none or that the processor refuses, one that `max_length`
+cuts. What is cut off or too long for the model is counted. No image is decoded: from its header comes its size, and
+from its size how many visual tokens it has, by the processor itself on an empty image, or by its arithmetic where the
+two agree.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from workbench.mllm.conversation import IGNORED, conversation_text, encode_conve
 VERSION = 1
 READERS = 16  # threads
 AT_ONCE = 256  # texts
-MARGIN = 8  # tokens: where the text around an image is merged otherwise, an estimate is off by a few; nearer ones are encoded
+# tokens: where the text around an image is merged otherwise, an estimate is off by a few; nearer ones are encoded
+MARGIN = 8
 ODD = 32, 8  # pixels of a short side below which, and aspect above which, the processor itself is asked
 ASKED = 64  # sizes for which the processor is asked in any case
 
@@ -40,7 +43,8 @@ Size = tuple[int, int]
 
 @dataclass
 class Seen:
-    """What was found in one data set: rows that are cut, that keep no answer, that are longer than the model knows positions, with the first of each."""
+    """What was found in one data set: rows that are cut, that keep no answer, that are longer than the model knows
+    positions, with the first of each."""
 
     rows: int = 0
     longest: int = 0
@@ -59,11 +63,15 @@ class Seen:
             "lost": f"data.max_length = {max_length} leaves no answer in",
             "long": "the model has fewer positions than",
         }
-        return [f"{said[what]} {count} of {self.rows} conversations of {name}, first {self.first[what]}" for what, count in self.cut.items()]
+        return [
+            f"{said[what]} {count} of {self.rows} conversations of {name}, first {self.first[what]}"
+            for what, count in self.cut.items()
+        ]
 
 
 def look_through(mllm: MLLM, data: ConversationSet, max_length: int | None) -> list[str]:
-    """See that every conversation can be trained on, and return what is to be said of those that are cut; remembered by the content of data and processor.
+    """See that every conversation can be trained on, and return what is to be said of those that are cut; remembered by
+    the content of data and processor.
 
     Raises:
         DataError, ModelError: names the first row that cannot be, and how many there are.
@@ -84,11 +92,21 @@ def look_through(mllm: MLLM, data: ConversationSet, max_length: int | None) -> l
 def _identity(mllm: MLLM) -> str:
     """Of all that makes tokens of texts and images."""
     processor = mllm.processor
-    settings = {name: value for name, value in vars(processor).items() if isinstance(value, str | int | float | bool | None)}
+    settings = {
+        name: value for name, value in vars(processor).items() if isinstance(value, str | int | float | bool | None)
+    }
     backend = getattr(processor.tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else sorted(processor.tokenizer.get_vocab().items())
     positions = getattr(mllm.config.get_text_config(), "max_position_embeddings", None)
-    return content_hash(mllm.family.name, settings, processor.image_processor.to_dict(), text, processor.chat_template, positions, mllm.control_tokens)
+    return content_hash(
+        mllm.family.name,
+        settings,
+        processor.image_processor.to_dict(),
+        text,
+        processor.chat_template,
+        positions,
+        mllm.control_tokens,
+    )
 
 
 def _look_through(mllm: MLLM, data: ConversationSet, max_length: int | None) -> Seen:
@@ -97,7 +115,15 @@ def _look_through(mllm: MLLM, data: ConversationSet, max_length: int | None) -> 
     tokens = VisualLengths(mllm, set(sizes.values()))
     positions = getattr(mllm.config.get_text_config(), "max_position_embeddings", None)
     seen, broken = Seen(len(conversations)), list[str]()
-    bar = tqdm(total=len(conversations), desc=f"texts of {data.data.name[:40]}", unit="row", file=sys.stderr, mininterval=2, delay=2, leave=False)
+    bar = tqdm(
+        total=len(conversations),
+        desc=f"texts of {data.data.name[:40]}",
+        unit="row",
+        file=sys.stderr,
+        mininterval=2,
+        delay=2,
+        leave=False,
+    )
     with bar:
         for start in range(0, len(conversations), AT_ONCE):
             part = conversations[start : start + AT_ONCE]
@@ -118,7 +144,7 @@ def _look_through(mllm: MLLM, data: ConversationSet, max_length: int | None) -> 
     return seen
 
 
-# --- images --------------------------------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 def image_sizes(data: ConversationSet) -> dict[Any, Size]:
@@ -137,7 +163,15 @@ def image_sizes(data: ConversationSet) -> dict[Any, Size]:
         except WorkbenchError as error:
             return str(error)
 
-    bar = tqdm(total=len(stored), desc=f"image sizes of {data.data.name[:40]}", unit="image", file=sys.stderr, mininterval=2, delay=2, leave=False)
+    bar = tqdm(
+        total=len(stored),
+        desc=f"image sizes of {data.data.name[:40]}",
+        unit="image",
+        file=sys.stderr,
+        mininterval=2,
+        delay=2,
+        leave=False,
+    )
     with ThreadPoolExecutor(min(READERS, 2 * (os.cpu_count() or 1))) as readers, bar:
         for place, value in zip(stored, readers.map(size, stored.values()), strict=True):
             bar.update()
@@ -172,10 +206,26 @@ class VisualLengths:
         ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
         apart = ordered[:: max(1, len(ordered) // ASKED)] + ordered[-1:]
         asked = {*apart, *(size for size in ordered if min(size) < ODD[0] or max(size) > ODD[1] * min(size))}
-        for size in tqdm(sorted(asked), desc="visual tokens by size", unit="size", file=sys.stderr, mininterval=2, delay=2, leave=False):
+        for size in tqdm(
+            sorted(asked),
+            desc="visual tokens by size",
+            unit="size",
+            file=sys.stderr,
+            mininterval=2,
+            delay=2,
+            leave=False,
+        ):
             self._known[size] = self._ask(size)
         shift = self._shift()
-        for size in tqdm(sizes - asked, desc="visual tokens by size", unit="size", file=sys.stderr, mininterval=2, delay=2, leave=False):
+        for size in tqdm(
+            sizes - asked,
+            desc="visual tokens by size",
+            unit="size",
+            file=sys.stderr,
+            mininterval=2,
+            delay=2,
+            leave=False,
+        ):
             self._known[size] = self._ask(size) if shift is None else (self._arithmetic(size) + shift[0], shift[1])
 
     def __getitem__(self, size: Size) -> tuple[int, int]:
@@ -214,7 +264,7 @@ class VisualLengths:
         return shifts.pop() if len(shifts) == 1 else None
 
 
-# --- texts ---------------------------------------------------------------------------------------------------------------------------------
+# --- texts ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -227,9 +277,15 @@ class Length:
 
 
 def _lengths(
-    mllm: MLLM, conversations: Sequence[Conversation], sizes: dict[Any, Size], tokens: VisualLengths, broken: list[str], data: ConversationSet
+    mllm: MLLM,
+    conversations: Sequence[Conversation],
+    sizes: dict[Any, Size],
+    tokens: VisualLengths,
+    broken: list[str],
+    data: ConversationSet,
 ) -> Iterator[tuple[Conversation, Length]]:
-    """The lengths of those conversations that the model can be given; what is wrong with the others goes to `broken`."""
+    """The lengths of those conversations that the model can be given; what is wrong with the others goes to
+    `broken`."""
     texts: list[tuple[Conversation, str, int, list[tuple[int, int]]]] = []
     for own in conversations:
         try:
@@ -238,7 +294,9 @@ def _lengths(
                 prompt = mllm.prompt(own.turns[0][0], len(own.loads))
                 texts.append((own, f"{prompt}{mllm.plain('answer', own.turns[0][1])}", len(prompt), added))
                 if len(own.turns) > 1 or not own.loads:
-                    encode_conversations(mllm, [[Image.new("RGB", sizes[_place(load)]) for load in own.loads]], [own.turns])
+                    encode_conversations(
+                        mllm, [[Image.new("RGB", sizes[_place(load)]) for load in own.loads]], [own.turns]
+                    )
             else:
                 text, spans = conversation_text(mllm, own.turns, len(own.loads))
                 texts.append((own, text, spans[0][0], added))
@@ -248,7 +306,11 @@ def _lengths(
         return
     special = mllm.adds_special([text for _, text, _, _ in texts])
     place = mllm.processor.tokenizer.convert_tokens_to_ids(mllm.template_place)
-    encoded = mllm.processor.tokenizer([text for _, text, _, _ in texts], add_special_tokens=special, return_offsets_mapping=mllm.processor.tokenizer.is_fast)
+    encoded = mllm.processor.tokenizer(
+        [text for _, text, _, _ in texts],
+        add_special_tokens=special,
+        return_offsets_mapping=mllm.processor.tokenizer.is_fast,
+    )
     for number, (own, _, start, added) in enumerate(texts):
         ids = encoded["input_ids"][number]
         more = sum(tokens for tokens, _ in added)
@@ -265,7 +327,11 @@ def _cut(mllm: MLLM, own: Conversation, sizes: Sequence[Size], length: Length, m
         ModelError: it cuts an image.
     """
     whole, lost = length.whole > max_length, length.answer >= max_length
-    if length.visual + MARGIN >= max_length or abs(length.answer - max_length) <= MARGIN or abs(length.whole - max_length) <= MARGIN:
+    if (
+        length.visual + MARGIN >= max_length
+        or abs(length.answer - max_length) <= MARGIN
+        or abs(length.whole - max_length) <= MARGIN
+    ):
         images = [[Image.new("RGB", size) for size in sizes]]
         whole = encode_conversations(mllm, images, [own.turns])[0].inputs["input_ids"].shape[1] > max_length
         lost = not encode_conversations(mllm, images, [own.turns], max_length=max_length)[1].ne(IGNORED).any()

@@ -35,7 +35,11 @@ from workbench.runs import environment
 from workbench.training_folder import BEST, RECIPE_FILE, RECORD_FILE, best_of
 from workbench.yaml_config import as_mapping
 
-SETUPS: Mapping[str, type[Setup]] = {"toy": PackedSetup, "assembled": ConversationSetup, "pretrained": ConversationSetup}
+SETUPS: Mapping[str, type[Setup]] = {
+    "toy": PackedSetup,
+    "assembled": ConversationSetup,
+    "pretrained": ConversationSetup,
+}
 """What each kind of model is trained with."""
 
 
@@ -69,7 +73,10 @@ def setup_of(recipe: Recipe, checkpoint: Path | None = None) -> Setup:
     """
     setup = SETUPS[str(recipe.model.kind)].from_recipe(recipe, checkpoint)
     if (count := len(setup.train)) < distributed.count():
-        raise ConfigError(f"{distributed.count()} processes for {count} training {setup.unit}: expected at most as many processes as {setup.unit}")
+        raise ConfigError(
+            f"{distributed.count()} processes for {count} training {setup.unit}: expected at most as many processes as"
+            f" {setup.unit}"
+        )
     setup.record["items"] = count
     return setup
 
@@ -82,7 +89,8 @@ def _trained(recipe: Recipe, checkpoint: Path | None) -> AlignmentTrainer:
         known = distributed.on_main(check_same_sources, checkpoint, setup.record, repaired=recipe.repaired)
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         if state.global_step >= recipe.optim.steps:
-            load_model(setup.model, checkpoint)  # before there is a Trainer, from when on ZeRO-3 divides whatever is loaded
+            # before there is a Trainer, from when on ZeRO-3 divides whatever is loaded
+            load_model(setup.model, checkpoint)
     trainer = build_trainer(recipe, setup)
     trainer.known += known
     distributed.on_main(write_recipe, recipe.output_dir, recipe)
@@ -148,7 +156,10 @@ def _write_record(trainer: AlignmentTrainer, record: dict[str, Any]) -> None:
     """Write the card and, last, the record."""
     folder, hub = trainer.recipe.output_dir, trainer.recipe.push_to_hub
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-    record |= {"warnings": warnings_of(trainer.state), "cknna": trainer.subset.record if trainer.subset is not None else None}
+    record |= {
+        "warnings": warnings_of(trainer.state),
+        "cknna": trainer.subset.record if trainer.subset is not None else None,
+    }
     write_card(folder, record)
     with atomic_file(folder / RECORD_FILE) as partial:
         partial.write_text(json.dumps(record, indent=2))

@@ -1,4 +1,5 @@
-"""The order of the training images: one stream that does not depend on how many processes read it, or on where a run was interrupted."""
+"""The order of the training images: one stream that does not depend on how many processes read it, or on where a run
+was interrupted."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from torch.utils.data import Sampler
 
 
 def shuffled(count: int, seed: int, epoch: int) -> list[int]:
-    """All images once, in an order that the seed and the number of the pass determine; no pass of one seed is a pass of another."""
+    """All images once, in an order that the seed and the number of the pass determine; no pass of one seed is a pass of
+    another."""
     own = seed if epoch == 0 else int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
     return torch.randperm(count, generator=torch.Generator().manual_seed(own)).tolist()
 
@@ -19,8 +21,9 @@ def shuffled(count: int, seed: int, epoch: int) -> list[int]:
 class Stream(Sampler[int]):
     """Pass after pass over the data, cut off at `length`: position p is image p mod n of pass p div n.
 
-    Whatever is read from it in order, in batches of any size that are dealt to any number of processes, is the same stream, so optimiser step s always sees
-    the images s * global_batch to (s + 1) * global_batch - 1. A pass that ends within a batch is continued by the next one: no batch is short.
+    Whatever is read from it in order, in batches of any size that are dealt to any number of processes, is the same
+    stream, so optimiser step s always sees the images s * global_batch to (s + 1) * global_batch - 1. A pass that ends
+    within a batch is continued by the next one: no batch is short.
 
     Args:
         count: images.

@@ -9,9 +9,11 @@ from workbench.cli import parse
 
 
 def stages(recipe: Recipe) -> list[Recipe]:
-    """Return the trainings of a recipe in their order, each as a recipe that stands by itself: every one but the first starts from the folder before it.
+    """Return the trainings of a recipe in their order, each as a recipe that stands by itself: every one but the first
+    starts from the folder before it.
 
-    Stage 1 has this run's seed, data and model, but trains the parts of the model that its own recipe says; it is trained beside output_dir.
+    Stage 1 has this run's seed, data and model, but trains the parts of the model that its own recipe says; it is
+    trained beside output_dir.
 
     Raises:
         ConfigError: the recipe of stage 1 cannot be read.

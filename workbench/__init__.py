@@ -1,4 +1,5 @@
-"""The library behind the trainer, the analyses and the dashboard. The public names are imported on first use, so that a part is quick to import."""
+"""The library behind the trainer, the analyses and the dashboard. The public names are imported on first use, so that a
+part is quick to import."""
 
 from importlib import import_module
 from typing import Any

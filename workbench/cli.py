@@ -18,7 +18,8 @@ from workbench.ranges import ranges
 from workbench.yaml_config import check_kind, check_known, config_fields, flatten, plain, read_recipe
 
 Config = TypeVar("Config")
-# Commands show their own progress; transformers' bars and load reports would bury it. Read when transformers is imported, which is later.
+# Commands show their own progress; transformers' bars and load reports would bury it. Read when transformers is
+# imported, which is later.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -44,18 +45,32 @@ def parse_with_file(cls: type[Config], argv: Sequence[str], *, prog: str, descri
         if name != "--config":
             words.append(word)
         elif not (file := value if equals else next(given, "")) or file.startswith("--"):
-            raise ConfigError(f"option '--config' has {f'the value {file!r}' if file else 'no value'}: expected --config FILE.yaml")
+            raise ConfigError(
+                f"option '--config' has {f'the value {file!r}' if file else 'no value'}: expected --config FILE.yaml"
+            )
         else:
             files.append(Path(file))
     if len(files) > 1:
         raise ConfigError(f"option '--config' is there with {files[0]} and {files[1]}: expected one file")
-    asked: Any = parse(cls, words, prog=prog, description=description, recipe=files[0] if files else None, called="file")
+    asked: Any = parse(
+        cls, words, prog=prog, description=description, recipe=files[0] if files else None, called="file"
+    )
     if asked.config is not None:
-        raise ConfigError(f"key 'config' in {files[0]} is {asked.config}: expected options, and --config on the command line alone")
+        raise ConfigError(
+            f"key 'config' in {files[0]} is {asked.config}: expected options, and --config on the command line alone"
+        )
     return asked  # type: ignore[no-any-return]
 
 
-def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str = "", recipe: Path | None = None, called: str = "recipe") -> Config:
+def parse(
+    cls: type[Config],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str = "",
+    recipe: Path | None = None,
+    called: str = "recipe",
+) -> Config:
     """Build a `cls` from its defaults, then the YAML file `recipe`, then the flags in `argv`.
 
     Args:
@@ -72,7 +87,9 @@ def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str
     if recipe is not None:
         for key, value in flatten(read_recipe(recipe, called=called)):
             if any(name.startswith(f"{key}.") for name in known):
-                raise ConfigError(f"key '{key}' in {recipe} is {value}: expected keys and values below it, or no such key")
+                raise ConfigError(
+                    f"key '{key}' in {recipe} is {value}: expected keys and values below it, or no such key"
+                )
             check_known(key, known, f"key '{key}' in {recipe}", renamed)
             check_kind(key, value, known[key], recipe)
             flags += _as_flags(key, value)
@@ -81,7 +98,9 @@ def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str
         if word.startswith("--") and word != "--help":
             key = word[2:].split("=")[0].replace("-", "_")
             positive = re.sub(r"(^|\.)no_", r"\1", key)  # --data.no-group
-            check_known(positive if known.get(positive) is bool else key, known, f"option '{word.split('=')[0]}'", renamed)
+            check_known(
+                positive if known.get(positive) is bool else key, known, f"option '{word.split('=')[0]}'", renamed
+            )
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
@@ -101,7 +120,8 @@ def parse(cls: type[Config], argv: Sequence[str], *, prog: str, description: str
 
 
 def _ranges_in_help() -> Any:
-    """Return a rule for tyro by which the help of an option shows the range that its field declares, before its default."""
+    """Return a rule for tyro by which the help of an option shows the range that its field declares, before its
+    default."""
     import tyro
 
     registry, asking = tyro.constructors.ConstructorRegistry(), False
@@ -119,21 +139,33 @@ def _ranges_in_help() -> Any:
         if not isinstance(spec, tyro.constructors.StructConstructorSpec):
             return None
         shown = {name: partial("({}; default: {})".format, own) for name, own in ranges(info.type).items()}
-        types: dict[str, Any] = {name: Annotated[own.type, tyro.conf.arg(help_behavior_hint=shown[name])] for own in spec.fields if (name := own.name) in shown}
-        return dataclasses.replace(spec, fields=tuple(dataclasses.replace(own, type=types.get(own.name, own.type)) for own in spec.fields))
+        types: dict[str, Any] = {
+            name: Annotated[own.type, tyro.conf.arg(help_behavior_hint=shown[name])]
+            for own in spec.fields
+            if (name := own.name) in shown
+        }
+        return dataclasses.replace(
+            spec, fields=tuple(dataclasses.replace(own, type=types.get(own.name, own.type)) for own in spec.fields)
+        )
 
     return registry
 
 
 def _check_no_stray_word(cls: Any, argv: Sequence[str], prog: str) -> None:
-    """Refuse a word before the first option, which would become one more value of the recipe's last list; some commands take such words."""
+    """Refuse a word before the first option, which would become one more value of the recipe's last list; some commands
+    take such words."""
     if not argv or argv[0].startswith("-"):
         return
     import tyro
 
-    if any(tyro.conf.Positional in getattr(hint, "__metadata__", ()) for hint in get_type_hints(cls, include_extras=True).values()):
+    if any(
+        tyro.conf.Positional in getattr(hint, "__metadata__", ())
+        for hint in get_type_hints(cls, include_extras=True).values()
+    ):
         return
-    raise ConfigError(f"'{argv[0]}' belongs to no option: expected --option VALUE after {prog}; --help lists the options")
+    raise ConfigError(
+        f"'{argv[0]}' belongs to no option: expected --option VALUE after {prog}; --help lists the options"
+    )
 
 
 def _with_commands(description: str) -> str:
@@ -164,7 +196,8 @@ def _as_flags(key: str, value: Any) -> list[str]:
 
 
 def _one_sentence(boxed: str) -> str:
-    """The first statement of tyro's boxed message, without title and box, whose lines are those of what the terminal can show."""
+    """The first statement of tyro's boxed message, without title and box, whose lines are those of what the terminal
+    can show."""
     body: list[str] = []
     for line in [line.strip(" │") for line in boxed.splitlines()[1:]]:
         if body and set(line) <= set("─-╰╯"):
@@ -174,7 +207,8 @@ def _one_sentence(boxed: str) -> str:
 
 
 def command(main: Any) -> None:
-    """Run `main(argv)` as a command: an error is one line on stderr and exit code 2, Ctrl-C is 130; `--debug` shows the traceback."""
+    """Run `main(argv)` as a command: an error is one line on stderr and exit code 2, Ctrl-C is 130; `--debug` shows the
+    traceback."""
     from workbench.errors import WorkbenchError
 
     argv = [word for word in sys.argv[1:] if word != "--debug"]
@@ -191,5 +225,9 @@ def command(main: Any) -> None:
     except OSError as error:
         if "--debug" in sys.argv:
             raise
-        sys.stderr.write(f"error: {error.strerror}: {error.filename or 'disk'}\n" if error.strerror else f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(
+            f"error: {error.strerror}: {error.filename or 'disk'}\n"
+            if error.strerror
+            else f"error: {' '.join(str(error).split())}\n"
+        )
         sys.exit(2)

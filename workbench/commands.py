@@ -37,19 +37,48 @@ class Command:
 
 
 COMMANDS: Mapping[str, Command] = {
-    "demo": Command("workbench.demo", "workbench.demo:Config", "train a baseline and a VIRAL model, run every analysis of both, and serve the dashboard"),
-    "train": Command("trainer", "trainer.recipe:Recipe", "train one model: viral train RECIPE [--section.key value ...]", "recipe"),
-    "sweep": Command("trainer.sweep", "trainer.sweep.spec:Sweep", "train several variants over several seeds, and compare them: viral sweep SWEEP", "sweep"),
-    "analyze": Command("analyses", "", "run an analysis: viral analyze NAME --model A B; without a name, list them", "analysis"),
+    "demo": Command(
+        "workbench.demo",
+        "workbench.demo:Config",
+        "train a baseline and a VIRAL model, run every analysis of both, and serve the dashboard",
+    ),
+    "train": Command(
+        "trainer", "trainer.recipe:Recipe", "train one model: viral train RECIPE [--section.key value ...]", "recipe"
+    ),
+    "sweep": Command(
+        "trainer.sweep",
+        "trainer.sweep.spec:Sweep",
+        "train several variants over several seeds, and compare them: viral sweep SWEEP",
+        "sweep",
+    ),
+    "analyze": Command(
+        "analyses", "", "run an analysis: viral analyze NAME --model A B; without a name, list them", "analysis"
+    ),
     "report": Command("analyses.all", "analyses.all.__main__:Budget", "run all analyses into one HTML file"),
-    "claims": Command("analyses.claims", "analyses.claims.__main__:Options", "the claims ledger, with the verdicts of stored runs"),
+    "claims": Command(
+        "analyses.claims", "analyses.claims.__main__:Options", "the claims ledger, with the verdicts of stored runs"
+    ),
     "summary": Command("workbench.summary", "workbench.summary:Config", "two trained models in three sentences"),
-    "app": Command("workbench.dashboard", "workbench.dashboard.__main__:Config", "serve the dashboard: viral app --runs runs"),
+    "app": Command(
+        "workbench.dashboard", "workbench.dashboard.__main__:Config", "serve the dashboard: viral app --runs runs"
+    ),
     "card": Command("trainer.card", "trainer.card:Card", "the model card of a training, and its upload"),
-    "convert": Command("workbench.convert", "workbench.convert.__main__:ConvertConfig", "original LLaVA-1.5 and VIRAL checkpoints as transformers folders"),
+    "convert": Command(
+        "workbench.convert",
+        "workbench.convert.__main__:ConvertConfig",
+        "original LLaVA-1.5 and VIRAL checkpoints as transformers folders",
+    ),
     "vfm": Command("workbench.vfm", "workbench.vfm.__main__:Config", "the catalogue of vision foundation models"),
-    "path": Command("workbench.paths", "workbench.paths:Config", "where recipes, sweeps and launch files of the package are: viral path [NAME]"),
-    "completion": Command("workbench.completion", "workbench.completion:Config", "what a shell needs to complete `viral`: viral completion bash"),
+    "path": Command(
+        "workbench.paths",
+        "workbench.paths:Config",
+        "where recipes, sweeps and launch files of the package are: viral path [NAME]",
+    ),
+    "completion": Command(
+        "workbench.completion",
+        "workbench.completion:Config",
+        "what a shell needs to complete `viral`: viral completion bash",
+    ),
 }
 
 

@@ -1,4 +1,5 @@
-"""What a shell needs to complete `viral`: commands, names of recipes, sweeps and analyses, and options; anything else is completed as a file.
+"""What a shell needs to complete `viral`: commands, names of recipes, sweeps and analyses, and options; anything else
+is completed as a file.
 
 python -m workbench.completion bash
 python -m workbench.completion zsh
@@ -51,19 +52,38 @@ class Config:
 
 def main(argv: list[str]) -> None:
     """Print the script."""
-    sys.stdout.write(script(parse(Config, argv, prog="python -m workbench.completion", description=__doc__ or "").shell))
+    sys.stdout.write(
+        script(parse(Config, argv, prog="python -m workbench.completion", description=__doc__ or "").shell)
+    )
 
 
 def script(shell: str) -> str:
     """The completion script of a shell."""
-    cases = [f"            {name}) {_words(_first(command), flags_of(*_classes(command)))} ;;" for name, command in COMMANDS.items() if command.options]
+    cases = [
+        f"            {name}) {_words(_first(command), flags_of(*_classes(command)))} ;;"
+        for name, command in COMMANDS.items()
+        if command.options
+    ]
     analyses = load_analyses()
-    each = [f"                {name}) {_words((), flags_of(analysis.config, Where, ConfigFile))} ;;" for name, analysis in analyses.items()]
+    each = [
+        f"                {name}) {_words((), flags_of(analysis.config, Where, ConfigFile))} ;;"
+        for name, analysis in analyses.items()
+    ]
     listed = f'(( at == 2 )) && words="{" ".join(analyses)}"'
     cases.append(
-        "\n".join(["            analyze)", f"                {listed}", '                case "${COMP_WORDS[2]}" in', *each, "                esac ;;"])
+        "\n".join(
+            [
+                "            analyze)",
+                f"                {listed}",
+                '                case "${COMP_WORDS[2]}" in',
+                *each,
+                "                esac ;;",
+            ]
+        )
     )
-    return SCRIPT.format(start=START[shell], commands=" ".join([*COMMANDS, "--help", "--version"]), cases="\n".join(cases))
+    return SCRIPT.format(
+        start=START[shell], commands=" ".join([*COMMANDS, "--help", "--version"]), cases="\n".join(cases)
+    )
 
 
 def _first(command: Command) -> Iterable[str]:
@@ -84,7 +104,11 @@ def _words(first: Iterable[str], flags: Iterable[str]) -> str:
 def flags_of(*classes: Any) -> Iterator[str]:
     """The options of a command line that is made of dataclasses."""
     for cls in classes:
-        words = {name for name, hint in get_type_hints(cls, include_extras=True).items() if tyro.conf.Positional in getattr(hint, "__metadata__", ())}
+        words = {
+            name
+            for name, hint in get_type_hints(cls, include_extras=True).items()
+            if tyro.conf.Positional in getattr(hint, "__metadata__", ())
+        }
         for key, hint in config_fields(cls):
             if key not in words:
                 yield f"--{key}"

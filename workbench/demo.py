@@ -1,10 +1,12 @@
-"""What `viral demo` and `make demo` do: the dashboard first, behind it a pair of trainings and every analysis of both, and three sentences at the end.
+"""What `viral demo` and `make demo` do: the dashboard first, behind it a pair of trainings and every analysis of both,
+and three sentences at the end.
 
 python -m workbench.demo
 python -m workbench.demo --runs runs --headless
 
-Every stage is a command that can be given by itself, and each looks up what is there: an interrupted demo goes on where it stopped, and a second one is
-quick. RUNS/demo.json says how far it is, for the dashboard's first page. Ctrl-C and SIGTERM stop the commands and the dashboard.
+Every stage is a command that can be given by itself, and each looks up what is there: an interrupted demo goes on where
+it stopped, and a second one is quick. RUNS/demo.json says how far it is, for the dashboard's first page. Ctrl-C and
+SIGTERM stop the commands and the dashboard.
 """
 
 from __future__ import annotations
@@ -116,7 +118,9 @@ class Progress:
 
     def changed(self, number: int, **values: Any) -> Progress:
         """With other values of one stage."""
-        return replace(self, stages=tuple(replace(own, **values) if at == number else own for at, own in enumerate(self.stages)))
+        return replace(
+            self, stages=tuple(replace(own, **values) if at == number else own for at, own in enumerate(self.stages))
+        )
 
 
 def _cut_off(stage: Stage) -> Stage:
@@ -127,10 +131,45 @@ def stages(config: Config) -> list[Stage]:
     """The commands, in order."""
     runs, models = str(config.runs), [str(config.runs / name) for name in MODELS]
     report = str(config.runs / "report.html")
-    analyses = ("-m", "analyses.all", "--model", *models, "--limit", str(config.limit), "--output_dir", runs, "--report", report)
+    analyses = (
+        "-m",
+        "analyses.all",
+        "--model",
+        *models,
+        "--limit",
+        str(config.limit),
+        "--output_dir",
+        runs,
+        "--report",
+        report,
+    )
     vfms = ("dinov2-small", "efficientnet-lite0")
-    cknna = ("-m", "analyses.cknna", "--model", *models, "--vfm", *vfms, "--data", "shapes:val", "--limit", str(config.cknna_limit), "--output_dir", runs)
-    summary = ("-m", "workbench.summary", "--model", *models, "--report", report, "--runs", runs, "--sweep", config.sweep)
+    cknna = (
+        "-m",
+        "analyses.cknna",
+        "--model",
+        *models,
+        "--vfm",
+        *vfms,
+        "--data",
+        "shapes:val",
+        "--limit",
+        str(config.cknna_limit),
+        "--output_dir",
+        runs,
+    )
+    summary = (
+        "-m",
+        "workbench.summary",
+        "--model",
+        *models,
+        "--report",
+        report,
+        "--runs",
+        runs,
+        "--sweep",
+        config.sweep,
+    )
     return [
         Stage("the weights of both vision networks", ("-m", "workbench.vfm", *vfms), needed=True),
         Stage("both trainings, side by side", ("-m", "trainer.sweep", config.sweep, "--output_dir", runs), needed=True),
@@ -140,7 +179,7 @@ def stages(config: Config) -> list[Stage]:
     ]
 
 
-# --- processes -----------------------------------------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -169,7 +208,8 @@ class Children:
 
 @contextmanager
 def children() -> Iterator[Children]:
-    """Processes that are stopped on the way out, whatever the reason; SIGTERM and SIGHUP are reasons like Ctrl-C, unless they are ignored (nohup)."""
+    """Processes that are stopped on the way out, whatever the reason; SIGTERM and SIGHUP are reasons like Ctrl-C,
+    unless they are ignored (nohup)."""
     found = Children()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
 
@@ -202,7 +242,10 @@ def serve(runs: Path, own: Children) -> str:
             if not asked.connect_ex(("127.0.0.1", port)):
                 return f"http://127.0.0.1:{port}"
         if server.poll() is not None or time.monotonic() > deadline:
-            raise RunError(f"the dashboard does not answer on port {port}: expected it within two minutes; --headless does without it")
+            raise RunError(
+                f"the dashboard does not answer on port {port}: expected it within two minutes; --headless does"
+                " without it"
+            )
         time.sleep(0.1)
 
 
@@ -224,7 +267,7 @@ def _cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
-# --- the demo ------------------------------------------------------------------------------------------------------------------------------
+# --- the demo -------------------------------------------------------------------------------------
 
 
 def run(config: Config, own: Children) -> list[str]:
@@ -240,7 +283,10 @@ def run(config: Config, own: Children) -> list[str]:
         _say(f"the dashboard, which fills itself: {progress.address}")
     failed = []
     for number, stage in enumerate(progress.stages):
-        words = [*stage.words, *(["--address", progress.address] if progress.address and "workbench.summary" in stage.words else [])]
+        words = [
+            *stage.words,
+            *(["--address", progress.address] if progress.address and "workbench.summary" in stage.words else []),
+        ]
         _say(f"{stage.title}: {shlex.join(['python', *words])}")
         progress = progress.changed(number, state="running", started=now())
         progress.write(config.runs)
@@ -251,14 +297,21 @@ def run(config: Config, own: Children) -> list[str]:
         except BaseException:
             progress.changed(number, state="stopped").write(config.runs)
             raise
-        progress = progress.changed(number, state=state, seconds=round(time.monotonic() - began, 1), cpu=round(_cpu() - cpu, 1))
+        progress = progress.changed(
+            number, state=state, seconds=round(time.monotonic() - began, 1), cpu=round(_cpu() - cpu, 1)
+        )
         progress.write(config.runs)
         if number < len(progress.stages) - 1:  # the last words are those of what came out
-            _say(f"{state} after {progress.stages[number].seconds:.0f} s, {progress.stages[number].cpu:.0f} s of all cores")
+            _say(
+                f"{state} after {progress.stages[number].seconds:.0f} s, {progress.stages[number].cpu:.0f} s of all"
+                " cores"
+            )
         if state == "failed":
             failed.append(stage.title)
             if stage.needed:
-                raise RunError(f"{stage.title}: the command above ended with code {code}; the same command goes on from there")
+                raise RunError(
+                    f"{stage.title}: the command above ended with code {code}; the same command goes on from there"
+                )
     return failed
 
 
@@ -277,7 +330,10 @@ def main(argv: list[str]) -> None:
             _say("the dashboard goes on until Ctrl-C")
             own.running[0].wait()
     if failed:
-        raise RunError(f"{len(failed)} of the stages failed ({'; '.join(failed)}): expected none; the same command tries them again")
+        raise RunError(
+            f"{len(failed)} of the stages failed ({'; '.join(failed)}): expected none; the same command tries them"
+            " again"
+        )
 
 
 if __name__ == "__main__":

@@ -28,11 +28,21 @@ def check_device(name: str) -> str:
         if not gpus:
             raise ConfigError(f"device is {name}: expected cpu, since no GPU is visible here")
         if int(number) >= gpus:
-            raise ConfigError(f"device is {name}: expected {'cuda:0' if gpus == 1 else f'cuda:0 to cuda:{gpus - 1}'}, since {gpus} GPUs are visible here")
+            raise ConfigError(
+                f"device is {name}: expected {'cuda:0' if gpus == 1 else f'cuda:0 to cuda:{gpus - 1}'}, since {gpus}"
+                " GPUs are visible here"
+            )
         return name
     if re.fullmatch(r"mps(:0)?|xpu(:\d+)?", name):
         if not (torch.backends.mps.is_available() if kind == "mps" else torch.xpu.is_available()):
-            raise ConfigError(f"device is {name}: expected {'cuda' if gpus else 'cpu'}, since there is no {kind} on this machine")
+            raise ConfigError(
+                f"device is {name}: expected {'cuda' if gpus else 'cpu'}, since there is no {kind} on this machine"
+            )
         return name
-    near = NICKNAMES.get(name.lower()) or next(iter(difflib.get_close_matches(name.lower(), ("auto", "cpu", "cuda", "mps", "xpu"), n=1)), None)
-    raise ConfigError(f"unknown device '{name}': expected auto, cpu, cuda, cuda:NUMBER, mps or xpu{f'; did you mean {near!r}?' if near else ''}")
+    near = NICKNAMES.get(name.lower()) or next(
+        iter(difflib.get_close_matches(name.lower(), ("auto", "cpu", "cuda", "mps", "xpu"), n=1)), None
+    )
+    raise ConfigError(
+        f"unknown device '{name}': expected auto, cpu, cuda, cuda:NUMBER, mps or"
+        f" xpu{f'; did you mean {near!r}?' if near else ''}"
+    )

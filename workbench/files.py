@@ -37,7 +37,8 @@ def make_folder(path: Path) -> Path:
 
 
 def check_can_make(path: Path) -> None:
-    """See that a folder at `path` is there or can be made, and leave it as it was: what is found wrong later must leave no empty folder behind.
+    """See that a folder at `path` is there or can be made, and leave it as it was: what is found wrong later must leave
+    no empty folder behind.
 
     Raises:
         RunError: it cannot be made, or not be written to.
@@ -53,7 +54,8 @@ def check_can_make(path: Path) -> None:
 
 @contextmanager
 def _parents(path: Path) -> Iterator[None]:
-    """Make `path` and its parents; on any failure those that were made are removed again, if nobody put anything there."""
+    """Make `path` and its parents; on any failure those that were made are removed again, if nobody put anything
+    there."""
     new = [part for part in (path, *path.parents) if not part.exists()]
     make_folder(path)
     try:
@@ -101,7 +103,8 @@ def _partial_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target` and rename it to `target` on success; on any failure `target` is untouched."""
+    """Yield a temporary path beside `target` and rename it to `target` on success; on any failure `target` is
+    untouched."""
     with _parents(target.parent):
         partial = target.with_name(f".{target.name}.{os.getpid()}")
         try:
@@ -115,15 +118,21 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 def share(written: Path) -> None:
-    """Let those read a file, or all of a folder, whom the umask lets: temporary folders and what safetensors writes are their owner's alone."""
+    """Let those read a file, or all of a folder, whom the umask lets: temporary folders and what safetensors writes are
+    their owner's alone."""
     for path in (written, *written.rglob("*")):
         with suppress(OSError):  # a disk that knows no modes
             path.chmod((0o777 if path.is_dir() else 0o666) & ~UMASK)
 
 
 def partial_files(folder: Path, name: str) -> list[Path]:
-    """What processes have begun to write into `folder`, as `name`, and not finished: temporary files and folders, of processes killed or alive."""
-    return [path for path in folder.glob(f".{name}.*") if re.fullmatch(r"\d+" if path.is_file() else r"\w{8}", path.name.rpartition(".")[2])]
+    """What processes have begun to write into `folder`, as `name`, and not finished: temporary files and folders, of
+    processes killed or alive."""
+    return [
+        path
+        for path in folder.glob(f".{name}.*")
+        if re.fullmatch(r"\d+" if path.is_file() else r"\w{8}", path.name.rpartition(".")[2])
+    ]
 
 
 def remove_partial(folder: Path, name: str) -> None:
@@ -137,7 +146,8 @@ def remove_partial(folder: Path, name: str) -> None:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold `path` as a lock against other processes, and yield whether it is held: at once, or when it is free if `wait`.
+    """Hold `path` as a lock against other processes, and yield whether it is held: at once, or when it is free if
+    `wait`.
 
     The kernel frees the lock of a process that dies.
     """

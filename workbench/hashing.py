@@ -1,7 +1,8 @@
-"""What identifies a model: its tensors by name, its configuration, tokenizer and processor, and the libraries that compute with it.
+"""What identifies a model: its tensors by name, its configuration, tokenizer and processor, and the libraries that
+compute with it.
 
-Every number is stored under a hash of all that it depends on. Here are the parts of that hash that belong to a model; none of them depends on where a file
-lies, when it was written, or in how many pieces and in which order.
+Every number is stored under a hash of all that it depends on. Here are the parts of that hash that belong to a model;
+none of them depends on where a file lies, when it was written, or in how many pieces and in which order.
 """
 
 from __future__ import annotations
@@ -19,17 +20,25 @@ if TYPE_CHECKING:  # the versions of libraries are asked for where torch is not 
     from torch import Tensor, nn
 
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "timm", "pillow", "numpy", "scipy", "scikit-learn")
-"""Whose releases may change a number: kernels, models, text and pixel preprocessing, random streams, probes. Their major and minor version is in every key; a
-patch release is in the record alone."""
+"""Whose releases may change a number: kernels, models, text and pixel preprocessing, random streams, probes. Their
+major and minor version is in every key; a patch release is in the record alone."""
 
-SETTINGS_OF_A_PLACE = ("_name_or_path", "name_or_path", "processor_name_or_path", "transformers_version", "_commit_hash")
-"""Keys of configurations that say where it came from, not what it is. (The version of transformers is in the key by itself.)"""
+SETTINGS_OF_A_PLACE = (
+    "_name_or_path",
+    "name_or_path",
+    "processor_name_or_path",
+    "transformers_version",
+    "_commit_hash",
+)
+"""Keys of configurations that say where it came from, not what it is. (The version of transformers is in the key by
+itself.)"""
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Hash names, dtypes, shapes and bytes of `tensors` to 16 hex digits of SHA-256; their order does not matter.
 
-    transformers renames parameters between file and memory: of a model in memory, hash `saved_tensors`, so that it has the fingerprint of its file.
+    transformers renames parameters between file and memory: of a model in memory, hash `saved_tensors`, so that it has
+    the fingerprint of its file.
     """
     whole = hashlib.sha256()
     for name in sorted(tensors):
@@ -49,10 +58,11 @@ def digest(value: Tensor) -> str:
 
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a model under the names that its folder would have, without second names of tied ones; no tensor is copied where none is reshaped.
+    """The tensors of a model under the names that its folder would have, without second names of tied ones; no tensor
+    is copied where none is reshaped.
 
-    A transformers model is renamed as `save_pretrained` does for one that was made from its configuration, however this one was loaded; any other module
-    (timm's) has the names of its state dict.
+    A transformers model is renamed as `save_pretrained` does for one that was made from its configuration, however this
+    one was loaded; any other module (timm's) has the names of its state dict.
     """
     from transformers import PreTrainedModel
     from transformers.core_model_loading import revert_weight_conversion
@@ -71,7 +81,7 @@ def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
             model._weight_conversions = loaded
 
 
-# --- settings ------------------------------------------------------------------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------------------
 
 
 def settings_hash(*parts: object) -> str:
@@ -87,11 +97,22 @@ def without_place(value: Any) -> Any:
 
 
 def processor_fingerprint(processor: Any) -> str:
-    """Of all that a processor does to text and images: its tokenizer, its settings, those of its image processor, and its chat template."""
+    """Of all that a processor does to text and images: its tokenizer, its settings, those of its image processor, and
+    its chat template."""
     tokenizer, images = processor.tokenizer, processor.image_processor
-    settings = {key: value for key, value in processor.to_dict().items() if key not in ("tokenizer", "chat_template", "image_processor")}
+    settings = {
+        key: value
+        for key, value in processor.to_dict().items()
+        if key not in ("tokenizer", "chat_template", "image_processor")
+    }
     code = [own for part in (processor, tokenizer, images) if (own := _code_of(part))]
-    return settings_hash(tokenizer_settings(tokenizer), without_place(settings), without_place(images.to_dict()), processor.chat_template, code)
+    return settings_hash(
+        tokenizer_settings(tokenizer),
+        without_place(settings),
+        without_place(images.to_dict()),
+        processor.chat_template,
+        code,
+    )
 
 
 def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
@@ -103,13 +124,30 @@ def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
     else:
         core = {"vocabulary": tokenizer.get_vocab(), "sentencepiece": _sentencepiece(tokenizer)}
     added = {str(number): _added(token) for number, token in tokenizer.added_tokens_decoder.items()}
-    plain = ("clean_up_tokenization_spaces", "split_special_tokens", "model_input_names", "add_bos_token", "add_eos_token", "add_prefix_space", "legacy")
+    plain = (
+        "clean_up_tokenization_spaces",
+        "split_special_tokens",
+        "model_input_names",
+        "add_bos_token",
+        "add_eos_token",
+        "add_prefix_space",
+        "legacy",
+    )
     named = {name: getattr(tokenizer, name, None) for name in plain}
-    return {"core": core, "added": added, "special": tokenizer.special_tokens_map, "settings": named, "class": type(tokenizer).__name__}
+    return {
+        "core": core,
+        "added": added,
+        "special": tokenizer.special_tokens_map,
+        "settings": named,
+        "class": type(tokenizer).__name__,
+    }
 
 
 def _added(token: Any) -> list[object]:
-    return [str(token), *(getattr(token, name, None) for name in ("single_word", "lstrip", "rstrip", "normalized", "special"))]
+    return [
+        str(token),
+        *(getattr(token, name, None) for name in ("single_word", "lstrip", "rstrip", "normalized", "special")),
+    ]
 
 
 def _sentencepiece(tokenizer: Any) -> str:
@@ -121,12 +159,21 @@ def _sentencepiece(tokenizer: Any) -> str:
 def model_settings(model: Any) -> dict[str, Any]:
     """Configuration and generation settings of a transformers model, and the code that it brings, if it does."""
     generation = getattr(model, "generation_config", None)
-    kept = {} if generation is None else {key: value for key, value in generation.to_diff_dict().items() if key != "_from_model_config"}
-    return {"config": without_place(model.config.to_diff_dict()), "generation": without_place(kept), "code": _code_of(model)}
+    kept = (
+        {}
+        if generation is None
+        else {key: value for key, value in generation.to_diff_dict().items() if key != "_from_model_config"}
+    )
+    return {
+        "config": without_place(model.config.to_diff_dict()),
+        "generation": without_place(kept),
+        "code": _code_of(model),
+    }
 
 
 def _code_of(part: Any) -> str:
-    """Hash of the file that defines the class of `part`, where it came with a model (trust_remote_code); the libraries' own have versions."""
+    """Hash of the file that defines the class of `part`, where it came with a model (trust_remote_code); the libraries'
+    own have versions."""
     module = sys.modules.get(type(part).__module__)
     file = getattr(module, "__file__", None)
     if not type(part).__module__.startswith("transformers_modules") or file is None:

@@ -1,7 +1,8 @@
-"""The logit lens: a model's own final norm and output head on the hidden states of any layer, and the tokens that stand for words.
+"""The logit lens: a model's own final norm and output head on the hidden states of any layer, and the tokens that stand
+for words.
 
-Where a family keeps its norm and head, and whether it caps its logits, is not looked up by name: what is found is compared with the logits that the
-model itself gives, and a model for which they differ is refused.
+Where a family keeps its norm and head, and whether it caps its logits, is not looked up by name: what is found is
+compared with the logits that the model itself gives, and a model for which they differ is refused.
 """
 
 from __future__ import annotations
@@ -49,11 +50,18 @@ def lens_of(mllm: MLLM, batch: Batch) -> Lens:
     head = mllm.model.get_output_embeddings()
     norm = next((getattr(mllm.decoder, name) for name in NORMS if hasattr(mllm.decoder, name)), None)
     if head is None or norm is None:
-        raise ModelError(f"{mllm.name} has no {'output head' if head is None else 'final norm'} where transformers' decoders have it: expected both")
+        raise ModelError(
+            f"{mllm.name} has no {'output head' if head is None else 'final norm'} where transformers' decoders have"
+            " it: expected both"
+        )
     last = read(mllm, batch, layers=[mllm.n_layers])[0]
     chosen = torch.linspace(0, len(last.tokens) - 1, min(CHECKED, len(last.tokens))).long()
     with mllm.lock, torch.inference_mode():
-        own = mllm.model(**batch.inputs, use_cache=False, logits_to_keep=last.tokens[chosen].to(mllm.device)).logits[0].float()
+        own = (
+            mllm.model(**batch.inputs, use_cache=False, logits_to_keep=last.tokens[chosen].to(mllm.device))
+            .logits[0]
+            .float()
+        )
     cap = getattr(mllm.config.get_text_config(), "final_logit_softcapping", None)
     tolerance = 1e-3 if own.dtype == torch.float32 and head.weight.dtype == torch.float32 else 0.05
     for limit in dict.fromkeys((cap, None)):  # some families read the setting, others do not
@@ -61,13 +69,17 @@ def lens_of(mllm: MLLM, batch: Batch) -> Lens:
         found = lens(last.values[0, chosen])
         if found.shape == own.shape and (found - own).abs().max() <= tolerance * own.std():
             return lens
-    raise ModelError(f"{mllm.name}: its final norm and output head do not give its own logits, so the lens would show what it does not say")
+    raise ModelError(
+        f"{mllm.name}: its final norm and output head do not give its own logits, so the lens would show what it does"
+        " not say"
+    )
 
 
 def first_tokens(mllm: MLLM, words: Sequence[str]) -> tuple[dict[str, int], dict[str, str]]:
     """The first token of each word as it stands after another word, with its space, and why words were left out.
 
-    A word of several tokens counts by its first one; where words begin with the same token, none of them is told from the others, and all are left out.
+    A word of several tokens counts by its first one; where words begin with the same token, none of them is told from
+    the others, and all are left out.
 
     Raises:
         DataError: no word is left.
@@ -77,7 +89,8 @@ def first_tokens(mllm: MLLM, words: Sequence[str]) -> tuple[dict[str, int], dict
     found, left_out = {}, {}
     for word in dict.fromkeys(words):
         ids = tokenizer(f"a {word}", add_special_tokens=False)["input_ids"]
-        own = [i for i in ids[len(before) :] if i == tokenizer.unk_token_id or tokenizer.decode([i]).strip()]  # some write the space as a token of its own
+        # some write the space as a token of its own
+        own = [i for i in ids[len(before) :] if i == tokenizer.unk_token_id or tokenizer.decode([i]).strip()]
         if ids[: len(before)] != before or not own:
             left_out[word] = "the tokenizer merges it with the word before"
         elif own[0] == tokenizer.unk_token_id:

@@ -1,4 +1,5 @@
-"""Models as they are named on a command line: folders and hub ids, their labels, and the nearest name of one that is not there."""
+"""Models as they are named on a command line: folders and hub ids, their labels, and the nearest name of one that is
+not there."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ def is_folder(model: str) -> bool:
 
 
 def split_name(word: str) -> tuple[str, str]:
-    """`NAME=FOLDER_OR_HUB_ID` as both; a word without a name has the name "". A folder that is there may have = in its own name.
+    """`NAME=FOLDER_OR_HUB_ID` as both; a word without a name has the name "". A folder that is there may have = in its
+    own name.
 
     Raises:
         ConfigError: nothing before or behind the =.
@@ -39,9 +41,10 @@ def label_of(model: str) -> str:
 def named_models(words: Sequence[str]) -> dict[str, str]:
     """{label: folder or hub id} of models as a command names them, in order.
 
-    A label is the name that was given (NAME=FOLDER), or the last part of the folder or hub id; where several have the same, the shortest end of their paths
-    that tells them apart: runs/a/checkpoint-100 and runs/b/checkpoint-100 become a/checkpoint-100 and b/checkpoint-100. Seeds of one training (NAME-s0,
-    NAME-s1) are lengthened together, so that they stay seeds of one name.
+    A label is the name that was given (NAME=FOLDER), or the last part of the folder or hub id; where several have the
+    same, the shortest end of their paths that tells them apart: runs/a/checkpoint-100 and runs/b/checkpoint-100 become
+    a/checkpoint-100 and b/checkpoint-100. Seeds of one training (NAME-s0, NAME-s1) are lengthened together, so that
+    they stay seeds of one name.
 
     Raises:
         ConfigError: no model, the same one twice, or two of one name.
@@ -91,17 +94,24 @@ def _stem(parts: tuple[str, ...]) -> str:
 def check_revision(models: Mapping[str, str], revision: str | None) -> None:
     """Raise a ConfigError where a revision is asked for and no model is a hub id."""
     if revision is not None and all(map(is_folder, models.values())):
-        raise ConfigError(f"revision is {revision}, and {next(iter(models.values()))} is a folder: expected a hub id, since a folder has no revisions")
+        raise ConfigError(
+            f"revision is {revision}, and {next(iter(models.values()))} is a folder: expected a hub id, since a folder"
+            " has no revisions"
+        )
 
 
 def check_there(model: str) -> None:
-    """Raise a ModelError if `model` can only mean a folder, and is none: a path from the root, from here or from home, or one of three parts and more."""
+    """Raise a ModelError if `model` can only mean a folder, and is none: a path from the root, from here or from home,
+    or one of three parts and more."""
     if is_folder(model):
         return
     if Path(model).is_file():
         raise ModelError(f"model '{model}' is a file: expected the folder that holds it, or a hub id")
     if not model or model.startswith(("/", ".", "~")) or model.count("/") > 1 or model.endswith("/"):
-        raise ModelError(f"model '{model}' is neither a folder nor a hub id: expected the folder of a model, or an id such as NAME/MODEL{did_you_mean(model)}")
+        raise ModelError(
+            f"model '{model}' is neither a folder nor a hub id: expected the folder of a model, or an id such as"
+            f" NAME/MODEL{did_you_mean(model)}"
+        )
 
 
 def did_you_mean(model: str) -> str:

@@ -33,10 +33,11 @@ class Kind:
         return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
     def find(self, name: str | Path) -> Path:
-        """The file that a word of a command line means: `NAME` is in the package, anything with a slash or a suffix is a path.
+        """The file that a word of a command line means: `NAME` is in the package, anything with a slash or a suffix is
+        a path.
 
-        A path within the package, such as trainer/recipes/NAME.yaml, means the package's file in every folder that has no such path of its own. Any other
-        path is returned as it is, there or not.
+        A path within the package, such as trainer/recipes/NAME.yaml, means the package's file in every folder that has
+        no such path of its own. Any other path is returned as it is, there or not.
 
         Raises:
             UnknownNameError: no such name in the package, or a NAME.yaml that is not here.
@@ -65,6 +66,7 @@ KINDS = (RECIPES, SWEEPS, LAUNCH_FILES)
 
 
 def first_sentence(file: Path) -> str:
-    """What a YAML file says of itself: the first sentence of the comment that it begins with, "" where there is none."""
+    """What a YAML file says of itself: the first sentence of the comment that it begins with, "" where there is
+    none."""
     lines = list(takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines()))
     return re.split(r"(?<=\.) ", " ".join(line.lstrip("# ") for line in lines))[0]

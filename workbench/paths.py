@@ -1,4 +1,5 @@
-"""The recipes, sweeps and launch files of this package: a table of all, or the path of one, for programs that want a file.
+"""The recipes, sweeps and launch files of this package: a table of all, or the path of one, for programs that want a
+file.
 
 python -m workbench.paths
 python -m workbench.paths ddp
@@ -23,7 +24,8 @@ class Config:
     """Which file."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """A recipe, a sweep or a launch file, as NAME or as recipe/NAME, sweep/NAME or launch/NAME where several have the name; by default all of them."""
+    """A recipe, a sweep or a launch file, as NAME or as recipe/NAME, sweep/NAME or launch/NAME where several have the
+    name; by default all of them."""
 
 
 def main(argv: list[str]) -> None:
@@ -33,7 +35,11 @@ def main(argv: list[str]) -> None:
         sys.stdout.write("".join(f"{path_of(name)}\n" for name in names))
         return
     for kind in KINDS:
-        sys.stdout.write(f"{kind.plural}\n" + "".join(f"  {name:<28}{first_sentence(file)}\n" for name, file in kind.files().items()) + "\n")
+        sys.stdout.write(
+            f"{kind.plural}\n"
+            + "".join(f"  {name:<28}{first_sentence(file)}\n" for name, file in kind.files().items())
+            + "\n"
+        )
 
 
 def path_of(name: str) -> str:
@@ -49,7 +55,11 @@ def path_of(name: str) -> str:
     if len(found) > 1:
         raise ConfigError(f"'{name}' is the name of several files: expected one of {', '.join(found)}")
     if not found:
-        known = [name for kind in KINDS for name in ([f"{kind.word}/{own}" for own in kind.files()] if slash else kind.files())]
+        known = [
+            name
+            for kind in KINDS
+            for name in ([f"{kind.word}/{own}" for own in kind.files()] if slash else kind.files())
+        ]
         raise UnknownNameError("recipe, sweep or launch file", name, known)
     return str(next(iter(found.values())))
 

@@ -5,8 +5,9 @@ A package that is installed beside this one names them in its pyproject.toml (do
     [project.entry-points."viral_workbench.metrics"]
     angle = "acme.metrics:ANGLE"
 
-The name is what a command calls it, and the value is what the package itself would register under it. A plugin that cannot be loaded is one sentence, and
-the rest works. What a plugin computes is known by its package, the version, and the content of its code.
+The name is what a command calls it, and the value is what the package itself would register under it. A plugin that
+cannot be loaded is one sentence, and the rest works. What a plugin computes is known by its package, the version, and
+the content of its code.
 """
 
 from __future__ import annotations
@@ -53,10 +54,14 @@ class Plugin:
             kind: what it must be; None for anything that can be called.
 
         Raises:
-            PluginError: it cannot be imported, is something else, has another name than its entry point, or two packages have that name.
+            PluginError: it cannot be imported, is something else, has another name than its entry point, or two
+                packages have that name.
         """
         if self.also:
-            raise PluginError(f"{self} is also one of {', '.join(self.also)}: expected one package to have that name; uninstall the other")
+            raise PluginError(
+                f"{self} is also one of {', '.join(self.also)}: expected one package to have that name; uninstall the"
+                " other"
+            )
         try:
             item = self.point.load()
         except Exception as error:  # whatever a module of somebody else's does
@@ -71,7 +76,8 @@ class Plugin:
         return item
 
     def identity(self) -> str:
-        """What decides its numbers: package, version, and the content of the package's Python files (of the module, where it is a single file)."""
+        """What decides its numbers: package, version, and the content of the package's Python files (of the module,
+        where it is a single file)."""
         return f"{self.package} {self.version} {_code_hash(self.point.module)}"
 
     def __str__(self) -> str:
@@ -82,7 +88,11 @@ class Plugin:
 def plugins(group: str) -> Mapping[str, Plugin]:
     """{name: plugin} of a group, in the order of their packages; nothing is imported."""
     named: dict[str, Plugin] = {}
-    points = [(point.dist.name, point.dist.version, point) for point in entry_points(group=PREFIX + group) if point.dist is not None]
+    points = [
+        (point.dist.name, point.dist.version, point)
+        for point in entry_points(group=PREFIX + group)
+        if point.dist is not None
+    ]
     for package, version, point in sorted(points, key=lambda entry: entry[0]):
         first = named.get(point.name)
         if first is None:
@@ -101,7 +111,9 @@ def identity(group: str, name: str) -> str:
 def identities(analysis: str, config: Mapping[str, Any]) -> dict[str, str]:
     """{name: identity} of every plugin that an analysis and the values of its options name."""
     words = {word for value in config.values() for word in _words(value)}
-    found = {name: identity(group, name) for group in ("vfms", "metrics", "data") for name in plugins(group) if name in words}
+    found = {
+        name: identity(group, name) for group in ("vfms", "metrics", "data") for name in plugins(group) if name in words
+    }
     return found | ({analysis: own} if (own := identity("analyses", analysis)) else {})
 
 

@@ -1,7 +1,8 @@
 """Ranges of options, declared once at the field of a configuration: `steps: Annotated[int, Ge(1)] = 1200`.
 
-`check_ranges` judges values by them, `python -m ... --help` shows them (see `workbench.cli.parse`), and `range_of` gives them to a form. None stands for an
-option that is not set and is in every range; of a tuple every value must be in it; no number is infinite or NaN.
+`check_ranges` judges values by them, `python -m ... --help` shows them (see `workbench.cli.parse`), and `range_of`
+gives them to a form. None stands for an option that is not set and is in every range; of a tuple every value must be in
+it; no number is infinite or NaN.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ class Range:
     below: bool = False
 
     def __contains__(self, value: float) -> bool:
-        return isfinite(value) and (self.low < value if self.above else self.low <= value) and (value < self.high if self.below else value <= self.high)
+        return (
+            isfinite(value)
+            and (self.low < value if self.above else self.low <= value)
+            and (value < self.high if self.below else value <= self.high)
+        )
 
     def __str__(self) -> str:
         """The range in words, such as `at least 1` or `0 to below 1`."""
@@ -55,11 +60,14 @@ def range_of(hint: Any) -> Range | None:
 def ranges(cls: type) -> Mapping[str, Range]:
     """Return the declared ranges of a dataclass by the name of the field."""
     hints = get_type_hints(cls, include_extras=True)
-    return MappingProxyType({field.name: own for field in dataclasses.fields(cls) if (own := range_of(hints[field.name])) is not None})
+    return MappingProxyType(
+        {field.name: own for field in dataclasses.fields(cls) if (own := range_of(hints[field.name])) is not None}
+    )
 
 
 def check_ranges(config: Any, section: str = "") -> None:
-    """Check every value of a configuration against the range that its field declares; those of nested ones check themselves.
+    """Check every value of a configuration against the range that its field declares; those of nested ones check
+    themselves.
 
     Args:
         section: what stands before the name of a field in messages, such as `model.`.
@@ -71,4 +79,6 @@ def check_ranges(config: Any, section: str = "") -> None:
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else [value]:
             if number is not None and number not in expected:
-                raise ConfigError(f"{section}{name} is {number}: expected {expected}{', and finite' * (not isfinite(number))}")
+                raise ConfigError(
+                    f"{section}{name} is {number}: expected {expected}{', and finite' * (not isfinite(number))}"
+                )

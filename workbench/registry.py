@@ -18,7 +18,8 @@ class Registry(Generic[T]):
 
     Args:
         kind: the word used in error messages, such as "metric".
-        group: of entry points (`workbench.plugins`), by which other packages add theirs; they are loaded when a name is first asked for.
+        group: of entry points (`workbench.plugins`), by which other packages add theirs; they are loaded when a name is
+            first asked for.
         of: the class of the values, by which a plugin is checked; None for functions.
     """
 
@@ -74,7 +75,10 @@ class Registry(Generic[T]):
         for name, plugin in plugins(self.group).items():
             try:
                 if name in self._items:
-                    raise PluginError(f"{plugin} has the name of a {self.kind} of viral-workbench: expected another one; it is left out")
+                    raise PluginError(
+                        f"{plugin} has the name of a {self.kind} of viral-workbench: expected another one; it is"
+                        " left out"
+                    )
                 self._items[name] = plugin.load(self.of)
             except PluginError as error:
                 log.warning("%s", error)

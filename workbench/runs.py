@@ -1,7 +1,8 @@
-"""Stored runs: one folder each, `run.json` with everything the numbers depend on, tables as parquet, tensors as safetensors.
+"""Stored runs: one folder each, `run.json` with everything the numbers depend on, tables as parquet, tensors as
+safetensors.
 
-A run is keyed by what determines its numbers, so the same question is a look-up. It is written under a temporary name and renamed: a crash leaves no
-half run.
+A run is keyed by what determines its numbers, so the same question is a look-up. It is written under a temporary name
+and renamed: a crash leaves no half run.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ def save(run: Run, root: Path) -> Path:
         if run.tensors:
             from safetensors.torch import save_file
 
-            save_file({name: value.contiguous() for name, value in run.tensors.items()}, partial / "tensors.safetensors")
+            save_file(
+                {name: value.contiguous() for name, value in run.tensors.items()}, partial / "tensors.safetensors"
+            )
         record = run.record | {"key": run.key, "tables": sorted(run.tables)}
         (partial / RUN_FILE).write_text(json.dumps(record, indent=2, default=str))
     return target
@@ -134,7 +137,9 @@ def index(root: Path) -> pd.DataFrame:
             rows.append({"folder": path.parent, **{name: record[name] for name in names}})
         except (OSError, ValueError, KeyError):
             continue  # someone else's run.json
-    table = pd.DataFrame(rows, columns=["folder", "analysis", "label", "model", "data", "seconds", "created", "key", "config"])
+    table = pd.DataFrame(
+        rows, columns=["folder", "analysis", "label", "model", "data", "seconds", "created", "key", "config"]
+    )
     return table.sort_values("created", ascending=False, ignore_index=True)
 
 
@@ -146,13 +151,17 @@ def now() -> str:
 def environment(argv: list[str]) -> dict[str, object]:
     """What a result depends on besides its config: command, commit of this package, package versions, platform, time.
 
-    `git` and `dirty` are of the checkout that this package lies in, "" and False where it is installed elsewhere: the repository around an environment, or
-    the one that the command is called in, says nothing about this code.
+    `git` and `dirty` are of the checkout that this package lies in, "" and False where it is installed elsewhere: the
+    repository around an environment, or the one that the command is called in, says nothing about this code.
     """
     from workbench.hashing import LIBRARIES
 
     root = checkout()
-    packages = {name: _version(name) for name in (*LIBRARIES, "accelerate", "nnsight")} | {PACKAGE: _own_version(root)} | installed_packages()
+    packages = (
+        {name: _version(name) for name in (*LIBRARIES, "accelerate", "nnsight")}
+        | {PACKAGE: _own_version(root)}
+        | installed_packages()
+    )
     return {
         "argv": argv,
         "git": "" if root is None else _git(root, "rev-parse", "HEAD"),
@@ -164,11 +173,13 @@ def environment(argv: list[str]) -> dict[str, object]:
 
 
 PACKAGE = "viral-workbench"
-CODE = ("workbench", "analyses", "trainer", "viral_workbench.py", "app.py", "pyproject.toml")  # what a checkout holds that changes a number
+# what a checkout holds that changes a number
+CODE = ("workbench", "analyses", "trainer", "viral_workbench.py", "app.py", "pyproject.toml")
 
 
 def checkout(code: Path | None = None) -> Path | None:
-    """The root of this project's repository if `code` (this package) lies in it, None for an installed or copied package, whatever repository is around it."""
+    """The root of this project's repository if `code` (this package) lies in it, None for an installed or copied
+    package, whatever repository is around it."""
     root = (code or Path(__file__)).resolve().parent.parent
     try:
         ours = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"] == PACKAGE
@@ -178,7 +189,8 @@ def checkout(code: Path | None = None) -> Path | None:
 
 
 def file_at(root: Path, commit: str, path: str) -> str | None:
-    """A file of a repository as it was at a commit; None where the commit has none, or is not there (see `has_commit`)."""
+    """A file of a repository as it was at a commit; None where the commit has none, or is not there (see
+    `has_commit`)."""
     return _git(root, "show", f"{commit}:{path}") or None
 
 
@@ -189,7 +201,11 @@ def has_commit(root: Path, commit: str) -> bool:
 
 def _own_version(root: Path | None) -> str:
     """This package's version: in a checkout its own file says so, since another copy may be what is installed."""
-    return _version(PACKAGE) if root is None else str(tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
+    return (
+        _version(PACKAGE)
+        if root is None
+        else str(tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
+    )
 
 
 def _version(name: str) -> str:
@@ -200,7 +216,8 @@ def _version(name: str) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    elsewhere = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}  # a hook of git's names its own repository there
+    # a hook of git's names its own repository there
+    elsewhere = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=root, env=elsewhere)
     except OSError:

@@ -20,14 +20,20 @@ LISTS = ("data.train", "alignment.layer", "alignment.vfm")  # a plain value once
 
 
 def current_recipe(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stored recipe with today's keys; what has them already comes back as it is, and keys that are younger than the recipe stay away.
+    """Return a stored recipe with today's keys; what has them already comes back as it is, and keys that are younger
+    than the recipe stay away.
 
-    `model.kind`, which was not stored once, followed from the other keys then: a model with a name is `pretrained`; one with a part that is a hub id or a
-    folder, by its slash, is `assembled`; any other is `toy`. A recipe that starts from a folder names no `stage1`.
+    `model.kind`, which was not stored once, followed from the other keys then: a model with a name is `pretrained`; one
+    with a part that is a hub id or a folder, by its slash, is `assembled`; any other is `toy`. A recipe that starts
+    from a folder names no `stage1`.
     """
     recipe: dict[str, Any] = {}
     for section, value in stored.items():
-        recipe[section] = {_name(section, key): _value(section, key, own) for key, own in value.items()} if isinstance(value, Mapping) else value
+        recipe[section] = (
+            {_name(section, key): _value(section, key, own) for key, own in value.items()}
+            if isinstance(value, Mapping)
+            else value
+        )
         if section == "start" and "stage1" not in stored:
             recipe["stage1"] = None
     model = recipe.get("model")

@@ -2,8 +2,9 @@
 
 python -m workbench.summary --model runs/baseline runs/viral --report runs/report.html --sweep demo
 
-What was compared follows from the two recipes, what came out from the answers that both folders hold to the same questions, and what to open next from what
-is there. The difference is paired by question, with an interval over images. One pair of trainings says nothing about other seeds, and the sentence says so.
+What was compared follows from the two recipes, what came out from the answers that both folders hold to the same
+questions, and what to open next from what is there. The difference is paired by question, with an interval over images.
+One pair of trainings says nothing about other seeds, and the sentence says so.
 """
 
 from __future__ import annotations
@@ -23,8 +24,23 @@ from workbench.intervals import Interval, mean_interval
 from workbench.models import named_models
 from workbench.training_folder import alignment_words, evaluated_on, evaluation_of, training_record
 
-NOT_OF_THE_MODEL = ("output_dir", "resume", "repaired", "dry_run", "report_to", "push_to_hub", "keep_checkpoints", "save_every", "log_every", "eval_every")
-TARGETS = {"vfm": "the features of another vision network", "encoder": "the features of its own vision encoder", "projector": "what its own projector gives"}
+NOT_OF_THE_MODEL = (
+    "output_dir",
+    "resume",
+    "repaired",
+    "dry_run",
+    "report_to",
+    "push_to_hub",
+    "keep_checkpoints",
+    "save_every",
+    "log_every",
+    "eval_every",
+)
+TARGETS = {
+    "vfm": "the features of another vision network",
+    "encoder": "the features of its own vision encoder",
+    "projector": "what its own projector gives",
+}
 IN_WORDS = (
     "objective",
     "weight",
@@ -61,7 +77,9 @@ class Trained:
         """
         record, evaluation = training_record(folder), evaluation_of(folder)
         if "correct" not in evaluation:
-            raise RunError(f"{folder} was evaluated by its loss: expected answers to questions with options, which are compared")
+            raise RunError(
+                f"{folder} was evaluated by its loss: expected answers to questions with options, which are compared"
+            )
         return cls(label, record, evaluation)
 
     @property
@@ -110,24 +128,45 @@ def outcome(first: Trained, second: Trained) -> Outcome:
     same = len(a) == len(b) and all((a[key] == b[key]).all() for key in ("id", "image_id", "category", "answer"))
     if not same or first.asked_content != second.asked_content or first.asked != second.asked:
         asked = " and ".join(f"{len(model.evaluation)} of {model.asked}" for model in (first, second))
-        raise RunError(f"{first.label} and {second.label} were not asked the same questions ({asked}): expected recipes with the same data.val and data.test")
+        raise RunError(
+            f"{first.label} and {second.label} were not asked the same questions ({asked}): expected recipes with the"
+            " same data.val and data.test"
+        )
     types, images = a["category"].tolist(), a["image_id"].tolist()
     accuracy = [float(table["correct"].groupby(table["category"]).mean().mean()) for table in (a, b)]
-    interval = mean_interval(b["correct"].astype(float) - a["correct"].astype(float), kind="difference", groups=images, strata=types)
-    return Outcome((accuracy[0], accuracy[1]), interval, len(a), len(set(types)), float(a["chance"].groupby(a["category"]).mean().mean()))
+    interval = mean_interval(
+        b["correct"].astype(float) - a["correct"].astype(float), kind="difference", groups=images, strata=types
+    )
+    return Outcome(
+        (accuracy[0], accuracy[1]),
+        interval,
+        len(a),
+        len(set(types)),
+        float(a["chance"].groupby(a["category"]).mean().mean()),
+    )
 
 
-# --- the sentences -------------------------------------------------------------------------------------------------------------------------
+# --- the sentences --------------------------------------------------------------------------------
 
 
 def what_was_compared(first: Trained, second: Trained) -> str:
     """What the two trainings share, and all that differs between their recipes."""
     changed = _changed(first.recipe, second.recipe)
     ways = [_way(model.recipe) for model in (first, second)]
-    plain = all(model.recipe["alignment"]["objective"] == "none" for model in (first, second))  # whose other keys of alignment do nothing
-    rest = [key for key in changed if not key.startswith("alignment.") or not (plain or key.removeprefix("alignment.") in IN_WORDS)]
-    parts = [f"{model.label} {way}" for model, way in zip((first, second), ways, strict=True)] if ways[0] != ways[1] else []
-    parts += [f"{key} is {_value(first.recipe, key)} for {first.label} and {_value(second.recipe, key)} for {second.label}" for key in rest[:LISTED]]
+    # whose other keys of alignment do nothing
+    plain = all(model.recipe["alignment"]["objective"] == "none" for model in (first, second))
+    rest = [
+        key
+        for key in changed
+        if not key.startswith("alignment.") or not (plain or key.removeprefix("alignment.") in IN_WORDS)
+    ]
+    parts = (
+        [f"{model.label} {way}" for model, way in zip((first, second), ways, strict=True)] if ways[0] != ways[1] else []
+    )
+    parts += [
+        f"{key} is {_value(first.recipe, key)} for {first.label} and {_value(second.recipe, key)} for {second.label}"
+        for key in rest[:LISTED]
+    ]
     parts += [f"{len(rest) - LISTED} more keys of the recipe differ"] * (len(rest) > LISTED)
     same_data = first.record.get("data") == second.record.get("data")
     if not same_data and not any(key.startswith("data.") or key == "seed" for key in rest):  # the seed may draw them
@@ -145,18 +184,24 @@ def what_came_out(first: Trained, second: Trained, found: Outcome) -> str:
     asked = f"{found.questions} questions about {d.n} images of {first.asked}"
     by_chance = f"mean of {found.types} question types, guessing gives {100 * found.chance:.1f} %"
     points = (
-        f"{second.label} less {first.label} is {100 * d.estimate:+.1f} points, with a 95 % interval over images from {100 * d.low:+.1f} to {100 * d.high:+.1f}"
+        f"{second.label} less {first.label} is {100 * d.estimate:+.1f} points, with a 95 % interval over images from"
+        f" {100 * d.low:+.1f} to {100 * d.high:+.1f}"
     )
     if d.low > 0 or d.high < 0:
         ahead = f"{second.label if d.low > 0 else first.label} is ahead on such questions"
     else:
         ahead = "these questions do not show which of the two is ahead"
     few = " (wide, since few answers differ)" if d.few else ""
-    once = "this says little about training again, since each was trained once: with another seed the difference can be another one, or change sign"
+    once = (
+        "this says little about training again, since each was trained once: with another seed the difference can be"
+        " another one, or change sign"
+    )
     return f"On {asked}, {scores} ({by_chance}): {points}{few}, so {ahead}; {once}."
 
 
-def what_to_open(*, report: Path | None = None, address: str = "", runs: Path | None = None, sweep: str | None = None) -> str:
+def what_to_open(
+    *, report: Path | None = None, address: str = "", runs: Path | None = None, sweep: str | None = None
+) -> str:
     """Where to look next, of what there is.
 
     Args:
@@ -173,13 +218,30 @@ def what_to_open(*, report: Path | None = None, address: str = "", runs: Path | 
     elif runs is not None:
         parts.append(f"the dashboard, served by `{shlex.join(['viral', 'app', '--runs', str(runs)])}`")
     if sweep is not None and runs is not None:
-        words = ["python", "-m", "trainer.sweep", sweep, "--seeds", "1", "2", "3", "--suffix", "--output_dir", str(runs / "seeds")]
+        words = [
+            "python",
+            "-m",
+            "trainer.sweep",
+            sweep,
+            "--seeds",
+            "1",
+            "2",
+            "3",
+            "--suffix",
+            "--output_dir",
+            str(runs / "seeds"),
+        ]
         parts.append(f"`{shlex.join(words)}`, three pairs more, whose interval is over seeds")
-    return f"Open next: {'; '.join(parts)}." if parts else "Open next: python -m analyses lists what can be asked of both models."
+    return (
+        f"Open next: {'; '.join(parts)}."
+        if parts
+        else "Open next: python -m analyses lists what can be asked of both models."
+    )
 
 
 def _changed(a: Mapping[str, Any], b: Mapping[str, Any], section: str = "") -> list[str]:
-    """The keys, `section.key`, whose values differ; a key that only one recipe has, being newer, differs where its value is not empty."""
+    """The keys, `section.key`, whose values differ; a key that only one recipe has, being newer, differs where its
+    value is not empty."""
     found = []
     for key in dict.fromkeys([*a, *b]):
         own, other = a.get(key), b.get(key)
@@ -223,7 +285,7 @@ def sentences(first: Trained, second: Trained, next_step: str) -> list[str]:
     return [what_was_compared(first, second), what_came_out(first, second, outcome(first, second)), next_step]
 
 
-# --- the command ---------------------------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -247,10 +309,14 @@ def main(argv: list[str]) -> None:
     asked = parse(Config, argv, prog="python -m workbench.summary", description=__doc__ or "")
     models = named_models(asked.model)
     if len(models) != 2:
-        raise ConfigError(f"model names {len(models)}: expected two trained models, such as --model runs/baseline runs/viral")
+        raise ConfigError(
+            f"model names {len(models)}: expected two trained models, such as --model runs/baseline runs/viral"
+        )
     first, second = (Trained.read(label, Path(folder)) for label, folder in models.items())
     runs = asked.runs or Path(next(iter(models.values()))).parent
-    said = sentences(first, second, what_to_open(report=asked.report, address=asked.address, runs=runs, sweep=asked.sweep))
+    said = sentences(
+        first, second, what_to_open(report=asked.report, address=asked.address, runs=runs, sweep=asked.sweep)
+    )
     sys.stdout.write("".join(f"{number}. {sentence}\n" for number, sentence in enumerate(said, start=1)))
 
 

@@ -25,7 +25,8 @@ EVALUATION_FILE = "evaluation.parquet"
 BEST, BEST_FILE = "best", "best.json"  # the model of the highest validation score, and its step and score
 MEAN = "mean of types"
 BEST_ROW = ", best checkpoint"  # after the name of a variant, in a row of its own of a sweep's table
-OF_A_SCORE = ("low", "high", "chance", "n")  # `accuracy/count` in the log has `accuracy_low/count` and so on; `val_lm_loss` has `val_lm_loss_low`
+# `accuracy/count` in the log has `accuracy_low/count` and so on; `val_lm_loss` has `val_lm_loss_low`
+OF_A_SCORE = ("low", "high", "chance", "n")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Checkpoint:
 
 
 def checkpoints(folder: Path) -> list[Checkpoint]:
-    """The checkpoints in a training folder by step; one that was not written to its end is left out (its state file comes last)."""
+    """The checkpoints in a training folder by step; one that was not written to its end is left out (its state file
+    comes last)."""
     found = []
     for path in folder.glob("checkpoint-*"):
         number = path.name.removeprefix("checkpoint-")
@@ -84,7 +86,9 @@ def best_of(folder: Path) -> dict[str, float]:
         content = json.loads(file.read_text()) if file.exists() else {}
         return {key: float(content[key]) for key in ("step", "score")} if content else {}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file} is damaged ({one_line(error)}): expected the step and score of the best model") from error
+        raise RunError(
+            f"{file} is damaged ({one_line(error)}): expected the step and score of the best model"
+        ) from error
 
 
 def training_record(folder: Path) -> dict[str, Any]:
@@ -95,7 +99,10 @@ def training_record(folder: Path) -> dict[str, Any]:
     """
     if not (folder / RECORD_FILE).exists():
         near = "" if folder.is_dir() else did_you_mean(str(folder))
-        raise RunError(f"{folder} is not the folder of a finished training: expected a {RECORD_FILE} there, which `python -m trainer` writes last{near}")
+        raise RunError(
+            f"{folder} is not the folder of a finished training: expected a {RECORD_FILE} there, which `python -m"
+            f" trainer` writes last{near}"
+        )
     try:
         record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text())
         record["recipe"] = current_recipe(record["recipe"])
@@ -134,15 +141,30 @@ def evaluated_on(recipe: Mapping[str, Any]) -> str:
 
 
 def alignment_words(settings: Mapping[str, Any]) -> str:
-    """What was aligned to what, in a few words, every departure from plain VIRAL among them; a record from before a key existed had its default."""
+    """What was aligned to what, in a few words, every departure from plain VIRAL among them; a record from before a key
+    existed had its default."""
     layer, vfm = (", ".join(map(str, settings[key])) for key in ("layer", "vfm"))
     words = []
     if settings["objective"] != "none":
         target = {"vfm": vfm, "encoder": "own encoder", "projector": "own projector"}[settings.get("target", "vfm")]
         words = [target, f"layer {layer}", f"weight {settings['weight']}"]
-        usual = {"objective": "cosine", "schedule": "constant", "final_weight": None, "warmup": 0, "heads": "each", "where": "output"}
-        words += [f"{key.replace('_', ' ')} {settings[key]}" for key, value in usual.items() if settings.get(key, value) != value]
-        controls = {"images": ("others", "control: targets of other images"), "center": (True, "targets less their mean")}
+        usual = {
+            "objective": "cosine",
+            "schedule": "constant",
+            "final_weight": None,
+            "warmup": 0,
+            "heads": "each",
+            "where": "output",
+        }
+        words += [
+            f"{key.replace('_', ' ')} {settings[key]}"
+            for key, value in usual.items()
+            if settings.get(key, value) != value
+        ]
+        controls = {
+            "images": ("others", "control: targets of other images"),
+            "center": (True, "targets less their mean"),
+        }
         words += [said for key, (value, said) in controls.items() if settings.get(key) == value]
         if settings.get("target", "vfm") == "vfm" and settings.get("teacher_norm", "own") != "own":
             words.append("CLIP-normalised")
@@ -152,7 +174,8 @@ def alignment_words(settings: Mapping[str, Any]) -> str:
 
 
 def training_log(folder: Path) -> pd.DataFrame:
-    """The losses of the training batches, means since the row before: columns step, lm_loss, alignment_loss (NaN without alignment).
+    """The losses of the training batches, means since the row before: columns step, lm_loss, alignment_loss (NaN
+    without alignment).
 
     Raises:
         RunError: no log, or a damaged one.
@@ -168,7 +191,8 @@ def training_log(folder: Path) -> pd.DataFrame:
 
 
 def score_log(log: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """An accuracy, or `val_lm_loss`, as it was measured while training; NaN where a log from before has no more than the score.
+    """An accuracy, or `val_lm_loss`, as it was measured while training; NaN where a log from before has no more than
+    the score.
 
     Returns:
         Columns step, score, low, high (95 %, over images or conversations), chance, n (questions or answer tokens).
@@ -180,7 +204,8 @@ def score_log(log: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 
 def cknna_log(folder: Path) -> pd.DataFrame:
-    """CKNNA of the aligned layer as it was measured while training, with its interval over images and its permutation null; empty where it was not.
+    """CKNNA of the aligned layer as it was measured while training, with its interval over images and its permutation
+    null; empty where it was not.
 
     Returns:
         Columns of (such as "layer 3, dinov2-small"), step, score, low, high, null_mean, null_q95, n, k, n_images.
@@ -191,9 +216,20 @@ def cknna_log(folder: Path) -> pd.DataFrame:
         if column.startswith("cknna/"):
             name = column.removeprefix("cknna/")
             own = table[table[column].notna()]
-            sources = {"score": column, **{key: f"cknna_{key}/{name}" for key in ("low", "high", "null_mean", "null_q95")}}
+            sources = {
+                "score": column,
+                **{key: f"cknna_{key}/{name}" for key in ("low", "high", "null_mean", "null_q95")},
+            }
             sources |= {"n": "cknna_n", "k": "cknna_k", "n_images": "cknna_images", "step": "step"}
             layer, _, vfm = name.partition("/")
-            parts.append(pd.DataFrame({key: own[source] for key, source in sources.items()}).assign(of=f"{layer.replace('_', ' ')}, {vfm}"))
+            parts.append(
+                pd.DataFrame({key: own[source] for key, source in sources.items()}).assign(
+                    of=f"{layer.replace('_', ' ')}, {vfm}"
+                )
+            )
     columns = ["of", "step", "score", "low", "high", "null_mean", "null_q95", "n", "k", "n_images"]
-    return pd.concat(parts).drop_duplicates(["of", "step"], keep="last")[columns] if parts else pd.DataFrame(columns=columns)
+    return (
+        pd.concat(parts).drop_duplicates(["of", "step"], keep="last")[columns]
+        if parts
+        else pd.DataFrame(columns=columns)
+    )

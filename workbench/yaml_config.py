@@ -21,7 +21,11 @@ def check_kind(key: str, value: Any, hint: Any, recipe: Path) -> None:
     if value is None and type(None) not in kinds:
         raise ConfigError(f"key '{key}' in {recipe} is null: expected a value")
     if isinstance(value, bool) != (hint is bool):
-        said = "yes or no" if hint is bool else "another value (a word such as on, off, yes or no stands in quotes in YAML)"
+        said = (
+            "yes or no"
+            if hint is bool
+            else "another value (a word such as on, off, yes or no stands in quotes in YAML)"
+        )
         raise ConfigError(f"key '{key}' in {recipe} is {value}: expected {said}")
     if isinstance(value, list) and not any(get_origin(kind) is tuple for kind in kinds):
         raise ConfigError(f"key '{key}' in {recipe} is {value}: expected one value")
@@ -52,12 +56,15 @@ def read_recipe(path: Path, extending: tuple[Path, ...] = (), called: str = "rec
         called: what errors call it.
 
     Raises:
-        ConfigError: no such file (with the nearest name in its folder), not a mapping, a key that is there twice, or a base that extends itself.
+        ConfigError: no such file (with the nearest name in its folder), not a mapping, a key that is there twice, or a
+            base that extends itself.
     """
     if not path.is_file():
         names = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, names, n=1)
-        raise ConfigError(f"no {called} {path}: expected a YAML file" + (f"; did you mean '{path.parent / near[0]}'?" if near else ""))
+        raise ConfigError(
+            f"no {called} {path}: expected a YAML file" + (f"; did you mean '{path.parent / near[0]}'?" if near else "")
+        )
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -72,12 +79,15 @@ def read_recipe(path: Path, extending: tuple[Path, ...] = (), called: str = "rec
         raise ConfigError(f"key 'base' in {path} is {base}: expected the name of a {called} beside it")
     extending = (*extending, path.resolve())
     if (path.parent / base).resolve() in extending:
-        raise ConfigError(f"{called} {path} has the base {base}, which extends it in turn: expected one that stands by itself")
+        raise ConfigError(
+            f"{called} {path} has the base {base}, which extends it in turn: expected one that stands by itself"
+        )
     return merge(read_recipe(path.parent / base, extending, called), own)
 
 
 def _nested(content: Mapping[Any, Any], path: Path) -> dict[str, Any]:
-    """The mapping with its dotted keys (`optim.steps: 8`) as sections, so that a recipe's own value replaces its base's however it is written."""
+    """The mapping with its dotted keys (`optim.steps: 8`) as sections, so that a recipe's own value replaces its base's
+    however it is written."""
     own: dict[str, Any] = {}
     for name, value in content.items():
         *sections, last = str(name).split(".")
@@ -85,9 +95,14 @@ def _nested(content: Mapping[Any, Any], path: Path) -> dict[str, Any]:
         for section in sections:
             place = place.setdefault(section, {})
             if not isinstance(place, dict):
-                raise ConfigError(f"key '{name}' in {path} is below '{section}', which has a value of its own: expected one of the two")
+                raise ConfigError(
+                    f"key '{name}' in {path} is below '{section}', which has a value of its own: expected one of"
+                    " the two"
+                )
         value = _nested(value, path) if isinstance(value, Mapping) else value
-        if last in place and not (isinstance(place[last], dict) and isinstance(value, dict) and not place[last].keys() & value.keys()):
+        if last in place and not (
+            isinstance(place[last], dict) and isinstance(value, dict) and not place[last].keys() & value.keys()
+        ):
             raise ConfigError(f"key '{name}' is twice in {path}: expected one value")
         place[last] = {**place[last], **value} if last in place else value
     return own
@@ -135,7 +150,9 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value
 
 
-def check_known(key: str, known: Mapping[str, Any], called: str, renamed: Mapping[str, str] = MappingProxyType({})) -> None:
+def check_known(
+    key: str, known: Mapping[str, Any], called: str, renamed: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Refuse a key that is not in `known`, with the nearest one that is.
 
     Args:
@@ -148,12 +165,17 @@ def check_known(key: str, known: Mapping[str, Any], called: str, renamed: Mappin
         raise ConfigError(f"unknown {called}: it is called '{renamed[key]}' now")
     listed = ", ".join(known)
     near = nearest_key(key, known)
-    hint = f"did you mean '{near}'?" if near else f"expected one of {listed if len(listed) < 160 else f'the {len(known)} that --help lists'}"
+    hint = (
+        f"did you mean '{near}'?"
+        if near
+        else f"expected one of {listed if len(listed) < 160 else f'the {len(known)} that --help lists'}"
+    )
     raise ConfigError(f"unknown {called}: {hint}")
 
 
 def nearest_key(key: str, known: Iterable[str]) -> str | None:
-    """The key that `key` may stand for, by its last part: the same one in another section, one that it abbreviates (`optim.lr`), or one spelled alike."""
+    """The key that `key` may stand for, by its last part: the same one in another section, one that it abbreviates
+    (`optim.lr`), or one spelled alike."""
 
     section, last = _split_key(key)
 

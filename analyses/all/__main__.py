@@ -2,9 +2,9 @@
 
     python -m analyses.all --model runs/baseline runs/viral --limit 50 --output_dir runs --report report.html
 
-Each analysis runs with its own defaults besides what is said here, on one model after another; what is stored already is not computed again, so an
-interrupted report goes on where it stopped. An analysis that refuses a model is left out, and the report says why. Where output_dir has a claims ledger
-(`python -m analyses.claims`), the newest one comes first.
+Each analysis runs with its own defaults besides what is said here, on one model after another; what is stored already
+is not computed again, so an interrupted report goes on where it stopped. An analysis that refuses a model is left out,
+and the report says why. Where output_dir has a claims ledger (`python -m analyses.claims`), the newest one comes first.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def main(argv: list[str]) -> None:
     models = named_models(asked.model)
     check_revision(models, asked.revision)
     for model in models.values():  # one that is not there is a mistake, not a model that analyses refuse
-        load_config(model, revision=None if is_folder(model) else asked.revision, trust_remote_code=asked.trust_remote_code)
+        load_config(
+            model, revision=None if is_folder(model) else asked.revision, trust_remote_code=asked.trust_remote_code
+        )
     for name in asked.vfm:
         find_vfm(name)
     if asked.report.is_dir():
@@ -70,7 +72,10 @@ def main(argv: list[str]) -> None:
     facts = {
         "date": f"{here['created']} (UTC)",
         "models": ", ".join(asked.model),
-        "data": f"{data.name}, {len(data.scenes)} images, {len(data)} questions, fingerprint {data.fingerprint}, data_seed {asked.data_seed}",
+        "data": (
+            f"{data.name}, {len(data.scenes)} images, {len(data)} questions, fingerprint {data.fingerprint}, data_seed"
+            f" {asked.data_seed}"
+        ),
         "seed": str(asked.seed),
         "git": f"{here['git'] or 'unknown'}{' with changes that are not committed' if here['dirty'] else ''}",
         "packages": ", ".join(f"{package} {version}" for package, version in here["packages"].items()),
@@ -87,7 +92,8 @@ def main(argv: list[str]) -> None:
 
 
 def _names(asked: Budget) -> list[str]:
-    """The analyses that are asked for; a plugin that cannot be loaded is an error where it is named, and left out where all are asked for."""
+    """The analyses that are asked for; a plugin that cannot be loaded is an error where it is named, and left out where
+    all are asked for."""
     known = analysis_names()
     for name in asked.only:
         if name not in known:

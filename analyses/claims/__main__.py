@@ -1,10 +1,11 @@
-"""The claims ledger: every claim of the paper that can be tested here, and of its rivals, with the verdict that its rule computes from stored runs.
+"""The claims ledger: every claim of the paper that can be tested here, and of its rivals, with the verdict that its
+rule computes from stored runs.
 
     python -m analyses.claims --runs runs/data_efficiency runs/scarce_photos runs/scarce_easy_vqa --output_dir runs
     python -m analyses.claims --runs runs/data_efficiency --commands        # what makes the runs that are not there
 
-The rules are in analyses/claims.yaml, written before the runs that they judge; docs/claims.md says how a verdict comes about. Intervals are Student's, 95 %,
-over training seeds, and are not corrected for the number of claims; p_holm is.
+The rules are in analyses/claims.yaml, written before the runs that they judge; docs/claims.md says how a verdict comes
+about. Intervals are Student's, 95 %, over training seeds, and are not corrected for the number of claims; p_holm is.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Options:
     runs: tuple[Path, ...] = ()
     """Folders that hold trainings, and beside them analyses of them."""
     claims: Path | None = None
-    """Another ledger than analyses/claims.yaml; its rules too must be in analyses/claims.yaml at the commit of every run."""
+    """Another ledger than analyses/claims.yaml; its rules too must be in analyses/claims.yaml at the commit of every
+    run."""
     output_dir: Path = Path("runs")
     commands: bool = False
     """Print the commands that make the runs that are not there, judge nothing and store nothing."""
@@ -57,7 +59,10 @@ def main(argv: list[str]) -> None:
         raise ConfigError("no runs given: expected --runs FOLDER ..., such as --runs runs/data_efficiency")
     for folder in asked.runs:
         if not folder.is_dir():
-            raise RunError(f"{folder} is not a folder: expected one that holds trainings, such as runs/data_efficiency{did_you_mean(str(folder))}")
+            raise RunError(
+                f"{folder} is not a folder: expected one that holds trainings, such as"
+                f" runs/data_efficiency{did_you_mean(str(folder))}"
+            )
     file = asked.claims or Path(next(iter(import_module("analyses").__path__))) / "claims.yaml"
     ledger = read_ledger(file)
     check_measures(ledger, str(file))
@@ -84,10 +89,21 @@ def _stored(asked: Options, table: pd.DataFrame, numbers: pd.DataFrame, words: l
     content = hashlib.sha256((table.to_json() + numbers.to_json() + words[0]).encode()).hexdigest()
     key = runs.run_key("claims", VERSION, {}, words[0], content)
     record: dict[str, Any] = {
-        **{"analysis": "claims", "version": VERSION, "label": "ledger", "model": ", ".join(map(str, asked.runs)), "data": "", "config": as_mapping(asked)},
+        **{
+            "analysis": "claims",
+            "version": VERSION,
+            "label": "ledger",
+            "model": ", ".join(map(str, asked.runs)),
+            "data": "",
+            "config": as_mapping(asked),
+        },
         **{"claims_sha256": words[0], "seconds": round(seconds, 2)},
     }
-    return Run(key, record | environment(["python", "-m", "analyses.claims", *words[1:]]), {"claims": table, "numbers": numbers})
+    return Run(
+        key,
+        record | environment(["python", "-m", "analyses.claims", *words[1:]]),
+        {"claims": table, "numbers": numbers},
+    )
 
 
 def _block(row: dict[str, Any]) -> str:

@@ -17,13 +17,27 @@ RESULTS = Path("docs/results/gpu.json")
 
 def main(argv: list[str]) -> None:
     """Run parts, list them, or write the report."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=benchmarks.gpu.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", nargs="+", default=[], metavar="NAME", help=f"parts, or groups of them ({', '.join(GROUPS)}); all by default")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=benchmarks.gpu.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--part",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"parts, or groups of them ({', '.join(GROUPS)}); all by default",
+    )
     parser.add_argument("--minutes", type=float, default=60.0, help="time limit of the whole command")
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="FILE.json", help="results are appended to it")
     parser.add_argument("--toy", action="store_true", help="the toy size on a GPU too")
     parser.add_argument("--list", action="store_true", help="say what the parts are")
-    parser.add_argument("--report", action="store_true", help="write the report of the results file beside it, after running what --part names, if anything")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="write the report of the results file beside it, after running what --part names, if anything",
+    )
     asked = parser.parse_args(argv)
     if not asked.minutes > 0:
         raise ConfigError(f"minutes is {asked.minutes}: expected more than 0")

@@ -1,4 +1,5 @@
-"""CKNNA of many layers and VFMs, and of one pair of up to a million rows, on the device; against the dense definition where its n x n kernels fit."""
+"""CKNNA of many layers and VFMs, and of one pair of up to a million rows, on the device; against the dense definition
+where its n x n kernels fit."""
 
 from __future__ import annotations
 
@@ -76,7 +77,9 @@ def _sweep(bench: Bench) -> None:
 
     def ours() -> list[float]:
         near = [metric.prepare(y, K, "y") for y in patches]
-        return [float(metric.score(x, y)) for own in hidden for x in (metric.prepare(v, K, "x") for v in own) for y in near]
+        return [
+            float(metric.score(x, y)) for own in hidden for x in (metric.prepare(v, K, "x") for v in own) for y in near
+        ]
 
     def dense(pairs: int) -> list[float]:
         every = [(x, y) for own in hidden for x in own for y in patches][:pairs]
@@ -87,4 +90,10 @@ def _sweep(bench: Bench) -> None:
     figures = {"s": seconds(bench, ours), "dense s": seconds(bench, lambda: dense(some)) * pairs / some}
     figures |= {"difference": max(abs(a - b) for a, b in zip(scores, wanted, strict=False))}
     passed = figures["difference"] <= 1e-5
-    bench.add(f"CKNNA, {layers} layers x {VFMS} VFMs x {MODELS} models", figures, setting=f"n {n}", tolerance="difference <= 1e-05", passed=passed)
+    bench.add(
+        f"CKNNA, {layers} layers x {VFMS} VFMs x {MODELS} models",
+        figures,
+        setting=f"n {n}",
+        tolerance="difference <= 1e-05",
+        passed=passed,
+    )

@@ -1,4 +1,5 @@
-"""What probing costs at the geometry of LLaVA-1.5-7B in bfloat16: reading layers and attention rows, permuted tokens, greedy answers."""
+"""What probing costs at the geometry of LLaVA-1.5-7B in bfloat16: reading layers and attention rows, permuted tokens,
+greedy answers."""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ def extra_memory(action: Callable[[], object]) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 1e9
 
 
-# --- reading -------------------------------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 def capture(bench: Bench) -> None:
@@ -92,17 +93,22 @@ def capture(bench: Bench) -> None:
             if memory:
                 figures["extra GB"] = memory[name]
                 if name.startswith("attention"):
-                    share = (memory[name] - memory["plain forward"]) / max(memory["eager forward"] - memory["plain forward"], 1e-9)
+                    share = (memory[name] - memory["plain forward"]) / max(
+                        memory["eager forward"] - memory["plain forward"], 1e-9
+                    )
                     figures["share of eager's"] = share
-                    tolerance, passed = (f"share <= {ROWS_GOAL:.0%}", share <= ROWS_GOAL) if not bench.toy else (None, None)
+                    tolerance, passed = (
+                        (f"share <= {ROWS_GOAL:.0%}", share <= ROWS_GOAL) if not bench.toy else (None, None)
+                    )
             bench.add(name, figures, setting=size, tolerance=tolerance, passed=passed)
 
 
-# --- permutation -----------------------------------------------------------------------------------------------------------------------------
+# --- permutation ----------------------------------------------------------------------------------
 
 
 def permutation(bench: Bench) -> None:
-    """100 questions about 100 images before and after a permutation at the vision encoder and in some layers; the whole analysis follows from that."""
+    """100 questions about 100 images before and after a permutation at the vision encoder and in some layers; the whole
+    analysis follows from that."""
     with bench.guard("permutation"):
         mllm, size = model(bench), 4 if bench.toy else 20
         scenes = models.questions(8 if bench.toy else 100, side=336)
@@ -111,7 +117,12 @@ def permutation(bench: Bench) -> None:
         taken = seconds(bench, lambda: features.extend(survey(mllm, chunk, size, tower=True)[1] for chunk in chunks))
         bench.add("reading what the projector receives", {"s": taken, "images": len(scenes)}, setting=f"batch {size}")
         quizzes: list[Quiz] = []
-        taken = seconds(bench, lambda: quizzes.extend(Quiz(mllm, chunk, size, features=own) for chunk, own in zip(chunks, features, strict=True)))
+        taken = seconds(
+            bench,
+            lambda: quizzes.extend(
+                Quiz(mllm, chunk, size, features=own) for chunk, own in zip(chunks, features, strict=True)
+            ),
+        )
         bench.add("encoding the questions", {"s": taken}, setting=f"batch {size}")
         order = partial(_permuted, tokens=mllm.config.image_seq_length)
         each = []
@@ -120,7 +131,11 @@ def permutation(bench: Bench) -> None:
                 break
             taken = seconds(bench, lambda place=place: [quiz.logprobs(place, order) for quiz in quizzes])  # type: ignore[misc]
             each.append(taken)
-            bench.add("100 questions, permuted" if not bench.toy else "8 questions, permuted", {"s": taken}, setting=f"at {place}")
+            bench.add(
+                "100 questions, permuted" if not bench.toy else "8 questions, permuted",
+                {"s": taken},
+                setting=f"at {place}",
+            )
         conditions = 9 + 3 * (mllm.n_layers + 2)
         figures = {"conditions": conditions, "minutes": statistics.mean(each) * conditions / 60}
         bench.add("the whole analysis, from these", figures, setting="every layer, 2 draws")
@@ -130,7 +145,7 @@ def _permuted(values: Tensor, image: int, *, tokens: int) -> Tensor:
     return values[random_order(tokens, image=image, draw=0, seed=0).to(values.device)]
 
 
-# --- answers ---------------------------------------------------------------------------------------------------------------------------------
+# --- answers --------------------------------------------------------------------------------------
 
 
 def answers(bench: Bench) -> None:
@@ -146,4 +161,6 @@ def answers(bench: Bench) -> None:
                 taken = min(seconds(bench, partial(mllm.generate, batch, max_new_tokens=length)) for _ in range(2))
                 rate = size * length / taken
                 first = first or rate
-                bench.add("greedy answers", {"tokens/s": rate, "times one by one": rate / first}, setting=f"batch {size}")
+                bench.add(
+                    "greedy answers", {"tokens/s": rate, "times one by one": rate / first}, setting=f"batch {size}"
+                )

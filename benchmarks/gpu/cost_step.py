@@ -1,7 +1,9 @@
-"""A training step with LoRA 128 at the geometry of LLaVA-1.5-7B: baseline against VIRAL with cached features and with the VFM at every step; peak memory.
+"""A training step with LoRA 128 at the geometry of LLaVA-1.5-7B: baseline against VIRAL with cached features and with
+the VFM at every step; peak memory.
 
-Steps are those of the trainer's own loop, with loading, clipping, optimizer and schedule. All variants train the same model in turn, a few steps at a time, so
-that what disturbs one disturbs all; the time of a step is from the end of the one before to its own, synchronized.
+Steps are those of the trainer's own loop, with loading, clipping, optimizer and schedule. All variants train the same
+model in turn, a few steps at a time, so that what disturbs one disturbs all; the time of a step is from the end of the
+one before to its own, synchronized.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ class Model:
     """One model that every variant trains: its adapters, its heads, its data."""
 
     def __init__(self, bench: Bench, dtype: torch.dtype) -> None:
-        self.bench, self.toy, self.loading = bench, bench.toy, 0.0  # loading: median ms between the steps of the last run
+        # loading: median ms between the steps of the last run
+        self.bench, self.toy, self.loading = bench, bench.toy, 0.0
         self.mllm = models.llava(bench.device, dtype, toy=bench.toy)
         self.mllm.model.requires_grad_(False)
         self.rank = 8 if bench.toy else 128
@@ -62,12 +65,18 @@ class Model:
         for name, value in self.mllm.model.named_parameters():
             if "lora_" in name:
                 value.data = value.data.float()
-        self.trained = {name: "lora" if "lora_" in name else "connector" for name, p in self.mllm.model.named_parameters() if p.requires_grad}
+        self.trained = {
+            name: "lora" if "lora_" in name else "connector"
+            for name, p in self.mllm.model.named_parameters()
+            if p.requires_grad
+        }
         side = self.mllm.config.vision_config.image_size
         self.vfm = models.dino(bench.device, toy=bench.toy)
         self.tokens = self.mllm.config.image_seq_length
         layer = 2 if bench.toy else 16
-        self.alignment = attach_alignment(self.mllm, layers=[layer], dims={self.vfm.name: self.vfm.dim}, hidden=32 if bench.toy else 2048)
+        self.alignment = attach_alignment(
+            self.mllm, layers=[layer], dims={self.vfm.name: self.vfm.dim}, hidden=32 if bench.toy else 2048
+        )
         self.features = torch.randn(16, self.tokens, self.vfm.dim)
         self.data = ConversationSet(models.conversations(64, side=side, words=WORDS // 4 if bench.toy else WORDS))
         settings = AlignmentConfig(objective="cosine", layer=(layer,), hidden=32 if bench.toy else 2048)
@@ -84,9 +93,17 @@ class Model:
 
     def trainer(self, variant: str, *, batch: int, steps: int, checkpointing: bool) -> AlignmentTrainer:
         """A trainer of one variant, which takes so many steps."""
-        recipe = replace(self.recipe, optim=replace(self.recipe.optim, steps=steps, batch_size=batch, checkpointing=checkpointing))
+        recipe = replace(
+            self.recipe, optim=replace(self.recipe.optim, steps=steps, batch_size=batch, checkpointing=checkpointing)
+        )
         alignment: Alignment | None = self.alignment
-        targets: Targets | None = None if variant == BASELINE else Remembered([self.vfm], self.features) if variant == CACHED else Targets([self.vfm])
+        targets: Targets | None = (
+            None
+            if variant == BASELINE
+            else Remembered([self.vfm], self.features)
+            if variant == CACHED
+            else Targets([self.vfm])
+        )
         if variant == BASELINE:
             recipe, alignment = replace(recipe, alignment=AlignmentConfig()), None
         module: Any = self.mllm.model
@@ -100,7 +117,9 @@ class Model:
         recipe.output_dir.mkdir(exist_ok=True)
         return build_trainer(recipe, setup)
 
-    def steps(self, variant: str, *, batch: int, steps: int, checkpointing: bool = False) -> tuple[list[float], int, int]:
+    def steps(
+        self, variant: str, *, batch: int, steps: int, checkpointing: bool = False
+    ) -> tuple[list[float], int, int]:
         """Seconds of each step, peak bytes of the card in them, and tokens of a sequence."""
         trainer = self.trainer(variant, batch=batch, steps=steps, checkpointing=checkpointing)
         clock = Clock(self.bench.device)
@@ -127,7 +146,9 @@ class Model:
         """What the dry run says that such a training needs, in bytes, without the VFM."""
         recipe = replace(self.recipe, optim=replace(self.recipe.optim, batch_size=batch, checkpointing=checkpointing))
         sizes = sizes_of(self.mllm.model, self.alignment)
-        return Plan(recipe, sizes, self.mllm.config, len(self.data), (self.tokens, self.tokens), sequence, 0, 0, 0).memory("ddp", 1)
+        return Plan(
+            recipe, sizes, self.mllm.config, len(self.data), (self.tokens, self.tokens), sequence, 0, 0, 0
+        ).memory("ddp", 1)
 
 
 class Clock(TrainerCallback):
@@ -189,7 +210,12 @@ def _times(bench: Bench, model: Model) -> None:
             seconds[name] += taken[WARM_UP:]
             loading[name] = model.loading
     for name, own in seconds.items():
-        figures = {"ms": statistics.median(own) * 1000, "of that loading": loading[name], "steps": len(own), "tokens": batch * sequence}
+        figures = {
+            "ms": statistics.median(own) * 1000,
+            "of that loading": loading[name],
+            "steps": len(own),
+            "tokens": batch * sequence,
+        }
         if name == BASELINE:
             bench.add("training step", figures, setting=name)
             continue
@@ -217,6 +243,12 @@ def _memory(bench: Bench, model: Model, base: str, variant: str) -> None:
                     figures["dry run's GB"] = estimate / 1e9
                 goal = base == "float32 base" and bench.device == "cuda" and not bench.toy
                 passed = abs(peak - figures["dry run's GB"] * 1e9) <= WITHIN * peak if goal else None
-                bench.add("peak memory", figures, setting=setting, tolerance=f"within {WITHIN:.0%}" if goal else None, passed=passed)
+                bench.add(
+                    "peak memory",
+                    figures,
+                    setting=setting,
+                    tolerance=f"within {WITHIN:.0%}" if goal else None,
+                    passed=passed,
+                )
             if full:
                 break

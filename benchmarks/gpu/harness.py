@@ -1,4 +1,5 @@
-"""Parts that run alone, each in a process of its own with a time limit, and a JSON file to which every result is appended as soon as it is there."""
+"""Parts that run alone, each in a process of its own with a time limit, and a JSON file to which every result is
+appended as soon as it is there."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ from typing import Any, Generic, Literal, TypeVar
 from workbench.errors import ConfigError, RunError, UnknownNameError
 from workbench.files import atomic_file
 
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking whether there is a GPU must not start CUDA, which no forked process can use then
+# asking whether there is a GPU must not start CUDA, which no forked process can use then
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 NEEDED = ("torch", "transformers", "timm", "accelerate", "peft", "pandas", "scipy", "jaxtyping")
 VERSIONS = ("torch", "transformers", "timm", "accelerate", "peft", "nnsight")
 MARGIN = 5.0  # seconds in which a part that was told to end may still end by itself
@@ -54,13 +56,37 @@ class Part:
 
 
 PARTS = (
-    Part("reading", "right", "right_reading:run", 3, "hidden states, attention rows, edits, knockout, option scores and answers"),
+    Part(
+        "reading",
+        "right",
+        "right_reading:run",
+        3,
+        "hidden states, attention rows, edits, knockout, option scores and answers",
+    ),
     Part("metrics", "right", "right_metrics:run", 2, "CKNNA and its null, and the other metrics"),
-    Part("losses", "right", "right_losses:run", 3, "alignment losses and gradients, the packed mask, LoRA on a frozen bfloat16 base"),
+    Part(
+        "losses",
+        "right",
+        "right_losses:run",
+        3,
+        "alignment losses and gradients, the packed mask, LoRA on a frozen bfloat16 base",
+    ),
     Part("features", "right", "right_features:run", 2, "VFM features, cached against computed"),
-    Part("training", "right", "right_training:run", 5, "a few steps of the trainer against the CPU's, and resuming to the bit"),
+    Part(
+        "training",
+        "right",
+        "right_training:run",
+        5,
+        "a few steps of the trainer against the CPU's, and resuming to the bit",
+    ),
     Part("step", "cost", "cost_step:run", 4, "training step with LoRA: baseline against VIRAL"),
-    Part("memory", "cost", "cost_step:memory", 6, "peak memory of training with LoRA by micro-batch, against the dry run's estimate"),
+    Part(
+        "memory",
+        "cost",
+        "cost_step:memory",
+        6,
+        "peak memory of training with LoRA by micro-batch, against the dry run's estimate",
+    ),
     Part("capture", "cost", "cost_reading:capture", 3, "reading all layers and attention rows at 2880 visual tokens"),
     Part("permutation", "cost", "cost_reading:permutation", 4, "100 questions with permuted tokens"),
     Part("answers", "cost", "cost_reading:answers", 3, "tokens per second of greedy answers"),
@@ -83,7 +109,7 @@ def chosen(names: Sequence[str]) -> list[Part]:
     return [part for part in PARTS if not names or part.name in names or part.group in names]
 
 
-# --- the file ----------------------------------------------------------------------------------------------------------------------------
+# --- the file -------------------------------------------------------------------------------------
 
 
 def read_results(file: Path) -> list[dict[str, Any]]:
@@ -97,7 +123,10 @@ def read_results(file: Path) -> list[dict[str, Any]]:
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError(f"results file {file} cannot be read ({' '.join(str(error).split())[:100]}): expected a JSON list, or a new name") from error
+        raise RunError(
+            f"results file {file} cannot be read ({' '.join(str(error).split())[:100]}): expected a JSON list, or a new"
+            " name"
+        ) from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "part" in entry for entry in entries):
         raise RunError(f"results file {file} holds something else: expected a JSON list of results, or a new name")
     return entries
@@ -124,7 +153,7 @@ def number(value: object) -> str:
     return f"{value:.2e}" if value and (abs(value) < 1e-3 or abs(value) >= 1e6) else f"{value:.4g}"
 
 
-# --- what a part is given ------------------------------------------------------------------------------------------------------------------
+# --- what a part is given -------------------------------------------------------------------------
 
 
 class Bench:
@@ -152,9 +181,24 @@ class Bench:
         self.add(what, {"not run": f"{self.left():.0f} s left, {seconds:.0f} s needed"}, setting=setting)
         return False
 
-    def add(self, what: str, figures: Mapping[str, Any], *, setting: str = "", tolerance: float | str | None = None, passed: bool | None = None) -> None:
+    def add(
+        self,
+        what: str,
+        figures: Mapping[str, Any],
+        *,
+        setting: str = "",
+        tolerance: float | str | None = None,
+        passed: bool | None = None,
+    ) -> None:
         """Record and print one result; `passed` stays open where there is no goal."""
-        entry = {"part": self.part.name, "what": what, "setting": setting, "figures": dict(figures), "tolerance": tolerance, "passed": passed}
+        entry = {
+            "part": self.part.name,
+            "what": what,
+            "setting": setting,
+            "figures": dict(figures),
+            "tolerance": tolerance,
+            "passed": passed,
+        }
         entry |= {"time": datetime.now(UTC).isoformat(timespec="seconds"), **self.common}
         append(self.file, entry)
         print(line(entry), flush=True)
@@ -178,7 +222,10 @@ class Bench:
             self.add(what, {"out of memory": setting or what}, setting=setting, passed=None if full_is_fine else False)
         except Exception as error:  # whatever it is, the other results are wanted
             where = traceback.extract_tb(error.__traceback__)[-1]
-            said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({Path(where.filename).name}:{where.lineno})"
+            said = (
+                f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                f" ({Path(where.filename).name}:{where.lineno})"
+            )
             self.add(what, {"failed": said}, setting=setting, passed=False)
             if os.environ.get("BENCHMARK_TRACEBACK"):
                 traceback.print_exc()
@@ -189,7 +236,7 @@ class Bench:
             torch.cuda.empty_cache()
 
 
-# --- running -------------------------------------------------------------------------------------------------------------------------------
+# --- running --------------------------------------------------------------------------------------
 
 
 def setting(toy: bool) -> dict[str, Any]:
@@ -205,7 +252,13 @@ def setting(toy: bool) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     card, driver = _card() if cuda else (f"CPU, {os.cpu_count()} cores", "")
     versions = {name: _version(name) for name in VERSIONS}
-    return {"device": "cuda" if cuda else "cpu", "size": "toy" if toy or not cuda else "full", "card": card, "driver": driver, "versions": versions}
+    return {
+        "device": "cuda" if cuda else "cpu",
+        "size": "toy" if toy or not cuda else "full",
+        "card": card,
+        "driver": driver,
+        "versions": versions,
+    }
 
 
 def _card() -> tuple[str, str]:
@@ -231,7 +284,10 @@ def run_parts(parts: Sequence[Part], file: Path, *, minutes: float, toy: bool) -
     common = setting(toy)
     if common["device"] == "cpu":
         print("no CUDA here: the toy size on the CPU", flush=True)
-    print(f"{common['card']}  {common['driver']}  {'  '.join(f'{k} {v}' for k, v in common['versions'].items())}", flush=True)
+    print(
+        f"{common['card']}  {common['driver']}  {'  '.join(f'{k} {v}' for k, v in common['versions'].items())}",
+        flush=True,
+    )
     before, end = len(read_results(file)), time.monotonic() + 60 * minutes
     for part in parts:
         part.load()  # imported once, here
@@ -242,7 +298,8 @@ def run_parts(parts: Sequence[Part], file: Path, *, minutes: float, toy: bool) -
 
 
 def _run_alone(part: Part, file: Path, common: Mapping[str, Any], seconds: float) -> None:
-    """Run one part in a process of its own and see that it ends; how it ended is recorded where it was not by itself."""
+    """Run one part in a process of its own and see that it ends; how it ended is recorded where it was not by
+    itself."""
     folder = Path(tempfile.mkdtemp(prefix="gpu-benchmark-"))
     bench, started = Bench(part, file, common, seconds - MARGIN, folder), time.monotonic()
     try:
@@ -317,5 +374,13 @@ def _apart(pipe: Any, action: Callable[..., Any], values: Sequence[Any], cuda: b
         pipe.send((action(*values), None))
     except Exception as error:  # becomes the caller's
         where = traceback.extract_tb(error.__traceback__)[-1]
-        pipe.send((None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({Path(where.filename).name}:{where.lineno})"))
+        pipe.send(
+            (
+                None,
+                (
+                    f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+                    f" ({Path(where.filename).name}:{where.lineno})"
+                ),
+            )
+        )
     pipe.close()

@@ -1,4 +1,5 @@
-"""The models of the benchmark: a small LLaVA and a small DINOv2 for what is compared, and the released geometries, all with random weights."""
+"""The models of the benchmark: a small LLaVA and a small DINOv2 for what is compared, and the released geometries, all
+with random weights."""
 
 from __future__ import annotations
 
@@ -23,31 +24,79 @@ from workbench.vfm.hf_models import KINDS, _build
 
 CONFIGS = Path(__file__).parent / "configs"
 WORDS = tuple(
-    ["what", "is", "this", "?", "a", "red", "blue", "cat", "dog", "yes", "no", "left", "right", "one", "two", "of", "the", "color", "User", "Assistant", ":"]
+    [
+        "what",
+        "is",
+        "this",
+        "?",
+        "a",
+        "red",
+        "blue",
+        "cat",
+        "dog",
+        "yes",
+        "no",
+        "left",
+        "right",
+        "one",
+        "two",
+        "of",
+        "the",
+        "color",
+        "User",
+        "Assistant",
+        ":",
+    ]
 )
 TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}User : {% for p in m['content'] %}{% if p['type'] == 'image' %}<image>{% else %} "
-    "{{ p['text'] }}{% endif %}{% endfor %} Assistant :{% else %} {{ m['content'][0]['text'] }} <eos>\n{% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}User : {% for p in m['content'] %}{% if p['type'] == 'image'"
+    " %}<image>{% else %} {{ p['text'] }}{% endif %}{% endfor %} Assistant :{% else %} {{ m['content'][0]['text'] }}"
+    " <eos>\n{% endif %}{% endfor %}"
 )
 TINY = {
-    "text_config": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2},
-    "vision_config": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 56},
+    "text_config": {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    "vision_config": {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "image_size": 56,
+    },
 }
 TOY = {  # of the released geometries
-    "text_config": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4},
-    "vision_config": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 112},
+    "text_config": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+    },
+    "vision_config": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 112,
+    },
 }
 TOY_DINO = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 class RandomMLLM(MLLM):
-    """A model whose weights are nobody's: they are not hashed, which of 14 GB on a GPU would take longer than what is measured."""
+    """A model whose weights are nobody's: they are not hashed, which of 14 GB on a GPU would take longer than what is
+    measured."""
 
     def _fingerprint(self) -> str:
         return ""
 
 
-# --- LLaVA -------------------------------------------------------------------------------------------------------------------------------
+# --- LLaVA ----------------------------------------------------------------------------------------
 
 
 def config(**changed: Any) -> tf.LlavaConfig:
@@ -60,22 +109,30 @@ def config(**changed: Any) -> tf.LlavaConfig:
 
 
 def processor(settings: tf.LlavaConfig) -> tf.LlavaProcessor:
-    """CLIP's image processor, and a word-level tokenizer with as many words as Vicuna has tokens, whose image token is the configuration's."""
+    """CLIP's image processor, and a word-level tokenizer with as many words as Vicuna has tokens, whose image token is
+    the configuration's."""
     first = {word: number for number, word in enumerate(("<pad>", "<bos>", "<eos>", "<unk>", *WORDS))}
     words = first | {f"w{number}": number for number in range(len(first), settings.image_token_id)}
     core = Tokenizer(models.WordLevel(words | {"<image>": settings.image_token_id}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     named = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    tokenizer = tf.PreTrainedTokenizerFast(tokenizer_object=core, extra_special_tokens={"image_token": "<image>"}, **named)
+    tokenizer = tf.PreTrainedTokenizerFast(
+        tokenizer_object=core, extra_special_tokens={"image_token": "<image>"}, **named
+    )
     tokenizer.add_tokens(["<image>"], special_tokens=True)
     side = settings.vision_config.image_size
     pixels = tf.CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    patches = {"patch_size": settings.vision_config.patch_size, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    patches = {
+        "patch_size": settings.vision_config.patch_size,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+    }
     return tf.LlavaProcessor(pixels, tokenizer, **patches, chat_template=TEMPLATE)
 
 
 def tiny_llava() -> MLLM:
-    """A LLaVA of 16 visual tokens and 4 blocks on the CPU in float32, whose weights are large enough for it to see; the same at every call."""
+    """A LLaVA of 16 visual tokens and 4 blocks on the CPU in float32, whose weights are large enough for it to see; the
+    same at every call."""
     settings = config(**TINY)
     settings.image_token_index = settings.image_token_id = len(WORDS) + 4
     settings.text_config.vocab_size = len(WORDS) + 5
@@ -99,7 +156,12 @@ def llava(device: str, dtype: torch.dtype, *, toy: bool) -> MLLM:
         model = tf.LlavaForConditionalGeneration(settings)
     model.config.architectures = ["LlavaForConditionalGeneration"]
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
-    return RandomMLLM(model, processor(settings), FAMILIES.get("llava"), "LLaVA of the toy size" if toy else "LLaVA-1.5-7B, random weights")
+    return RandomMLLM(
+        model,
+        processor(settings),
+        FAMILIES.get("llava"),
+        "LLaVA of the toy size" if toy else "LLaVA-1.5-7B, random weights",
+    )
 
 
 @contextmanager
@@ -113,7 +175,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-# --- DINOv2 ------------------------------------------------------------------------------------------------------------------------------
+# --- DINOv2 ---------------------------------------------------------------------------------------
 
 
 def dino(device: str, *, toy: bool) -> VFM:
@@ -122,7 +184,9 @@ def dino(device: str, *, toy: bool) -> VFM:
     sizes = {name: value for name, value in sizes.items() if name not in ("architectures", "model_type")}
     torch.manual_seed(1)
     network = _build(KINDS["dinov2"], None, sizes, None)
-    entry = VFMEntry("dinov2", "", lambda _: network, 14, sizes["hidden_size"], *IMAGENET, (16, 16), "", "DINOv2", "random weights")
+    entry = VFMEntry(
+        "dinov2", "", lambda _: network, 14, sizes["hidden_size"], *IMAGENET, (16, 16), "", "DINOv2", "random weights"
+    )
     return VFM(entry, device)
 
 
@@ -135,7 +199,7 @@ def save_dino(folder: Path) -> Path:
     return folder
 
 
-# --- data --------------------------------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 def image(seed: int, side: int = 64) -> Image.Image:
@@ -162,4 +226,7 @@ def conversations(count: int, *, side: int, words: int, name: str = "conversatio
 
 def questions(count: int, *, side: int) -> list[list[Sample]]:
     """Images with one question each, of two options."""
-    return [[Sample(f"{n}", f"{n}", lambda n=n: image(n, side), text(6, n) + " ?", "red", ("red", "blue"), "color")] for n in range(count)]
+    return [
+        [Sample(f"{n}", f"{n}", lambda n=n: image(n, side), text(6, n) + " ?", "red", ("red", "blue"), "color")]
+        for n in range(count)
+    ]

@@ -1,4 +1,5 @@
-"""What the GPU waits for in a training step: copies to and from the host, and synchronizations, by the line that asks for them."""
+"""What the GPU waits for in a training step: copies to and from the host, and synchronizations, by the line that asks
+for them."""
 
 from __future__ import annotations
 
@@ -60,18 +61,28 @@ def run(bench: Bench) -> None:
         events = watch.profile.key_averages()
         counts = {event.key: event.count for event in events}
         steps = 2
-        figures: dict[str, Any] = {name: sum(n for key, n in counts.items() if key == name) / steps for name in (*WAITS, *HOST)}
+        figures: dict[str, Any] = {
+            name: sum(n for key, n in counts.items() if key == name) / steps for name in (*WAITS, *HOST)
+        }
         for name in ("Memcpy HtoD", "Memcpy DtoH"):
             figures[name] = sum(n for key, n in counts.items() if key.startswith(name)) / steps
         bench.add("calls of one step", {name: value for name, value in figures.items() if value}, setting=CACHED)
-        busy = sum(event.self_device_time_total for event in events if event.device_type == DeviceType.CUDA) / steps / 1e3
-        bench.add("device time of one step", {"ms": busy, "of a step's ms": 1e3 * sum(clock.seconds[FIRST : FIRST + 2]) / 2}, setting=CACHED)
+        busy = (
+            sum(event.self_device_time_total for event in events if event.device_type == DeviceType.CUDA) / steps / 1e3
+        )
+        bench.add(
+            "device time of one step",
+            {"ms": busy, "of a step's ms": 1e3 * sum(clock.seconds[FIRST : FIRST + 2]) / 2},
+            setting=CACHED,
+        )
         looked = STEPS - FIRST - 2
         lines = Counter(_where(w) for w in caught if "synchroniz" in str(w.message))
         for line, count in lines.most_common():
             bench.add("synchronizes", {"times a step": count / looked}, setting=line)
         sort = "self_device_time_total" if bench.device == "cuda" else "self_cpu_time_total"
-        table = f"{bench.common['card']}, two training steps: {CACHED}\n\n" + events.table(sort_by=sort, row_limit=40, max_name_column_width=60)
+        table = f"{bench.common['card']}, two training steps: {CACHED}\n\n" + events.table(
+            sort_by=sort, row_limit=40, max_name_column_width=60
+        )
         (bench.file.parent / TABLE).write_text(table, encoding="utf-8")
 
 

@@ -47,7 +47,10 @@ def _origin(entries: Sequence[Mapping[str, Any]]) -> str:
     versions = {name: value for entry in entries for name, value in entry["versions"].items()}
     driver = next((f", driver {entry['driver']}" for entry in entries if entry["driver"]), "")
     judged = [entry["passed"] for entry in entries if entry["passed"] is not None]
-    said = f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}{driver}; {', '.join(f'{name} {value}' for name, value in versions.items())}."
+    said = (
+        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}{driver};"
+        f" {', '.join(f'{name} {value}' for name, value in versions.items())}."
+    )
     return f"{said} {sum(judged)} of {len(judged)} results with a tolerance or a goal are within it."
 
 
@@ -56,6 +59,12 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     for entry in rows:
         figures = ", ".join(f"{name} {number(value)}" for name, value in entry["figures"].items())
         tolerance = "" if entry["tolerance"] is None else number(entry["tolerance"])
-        cells = (entry["what"], entry["setting"], figures, tolerance, {True: "yes", False: "**no**", None: ""}[entry["passed"]])
+        cells = (
+            entry["what"],
+            entry["setting"],
+            figures,
+            tolerance,
+            {True: "yes", False: "**no**", None: ""}[entry["passed"]],
+        )
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return "\n".join(lines) + "\n"

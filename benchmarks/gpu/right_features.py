@@ -54,4 +54,6 @@ def run(bench: Bench) -> None:
             torch.backends.cudnn.allow_tf32 = True
             values = compute(images)
             torch.backends.cudnn.allow_tf32 = False
-            bench.error("VFM features with TF32 convolutions", relative(values, wanted), 0.01, setting="torch's default")
+            bench.error(
+                "VFM features with TF32 convolutions", relative(values, wanted), 0.01, setting="torch's default"
+            )

@@ -45,7 +45,9 @@ def _alone(bench: Bench) -> None:
         for setting, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
             found = _with_gradient(loss, x.to(bench.device, dtype), y.to(bench.device, dtype))
             for what, own, other in zip(("loss", "gradient"), found, wanted, strict=True):
-                bench.error(f"{name}, {what}", relative(own, other), 1e-5 if setting == "float32" else 0.02, setting=setting)
+                bench.error(
+                    f"{name}, {what}", relative(own, other), 1e-5 if setting == "float32" else 0.02, setting=setting
+                )
 
 
 def _with_gradient(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +66,12 @@ def _in_model(bench: Bench, small: MLLM) -> None:
             with bench.guard(f"{objective} in the model", setting=setting):
                 found = _step(at(small, bench.device, torch.float32), objective, autocast=setting != "float32")
                 for what in wanted:
-                    bench.error(f"{objective} in the model, {what}", relative(found[what], wanted[what]), tolerance, setting=setting)
+                    bench.error(
+                        f"{objective} in the model, {what}",
+                        relative(found[what], wanted[what]),
+                        tolerance,
+                        setting=setting,
+                    )
 
 
 def _step(mllm: MLLM, objective: Any, *, autocast: bool) -> dict[str, Tensor | list[Tensor]]:
@@ -85,11 +92,14 @@ def _step(mllm: MLLM, objective: Any, *, autocast: bool) -> dict[str, Tensor | l
     assert output.alignment_loss is not None
     (output.lm_loss + 0.5 * output.alignment_loss).backward()
     parts = {"heads": alignment, "projector": mllm.connector, "block 1": mllm.decoder.layers[0]}
-    gradients = {f"gradient of {name}": [torch.cat([p.grad.flatten() for p in part.parameters() if p.grad is not None])] for name, part in parts.items()}
+    gradients = {
+        f"gradient of {name}": [torch.cat([p.grad.flatten() for p in part.parameters() if p.grad is not None])]
+        for name, part in parts.items()
+    }
     return {"lm_loss": output.lm_loss.reshape(1), "alignment_loss": output.alignment_loss.reshape(1), **gradients}
 
 
-# --- the packed mask -----------------------------------------------------------------------------------------------------------------------
+# --- the packed mask ------------------------------------------------------------------------------
 
 
 def _packed(bench: Bench) -> None:
@@ -126,19 +136,27 @@ def _flat(leaves: Sequence[Tensor], segments: Tensor) -> Tensor:
     return packed_attention(nn.Identity(), query, key, value, None, packing=packing)[0][0]
 
 
-# --- LoRA ------------------------------------------------------------------------------------------------------------------------------------
+# --- LoRA -----------------------------------------------------------------------------------------
 
 
 def _lora(bench: Bench, small: MLLM) -> None:
-    """Adapters in float32 on a base in float32 and in bfloat16, under autocast, against float64: losses, gradients, and that a step leaves the base alone."""
+    """Adapters in float32 on a base in float32 and in bfloat16, under autocast, against float64: losses, gradients, and
+    that a step leaves the base alone."""
     wanted = _adapted(at(small, "cpu", torch.float64), torch.float64, autocast=False)
     for dtype in (torch.float32, torch.bfloat16):
         setting = f"{str(dtype)[6:]} base"
         found = _adapted(at(small, bench.device, torch.float32), dtype, autocast=True)
-        for what, own, other, tolerance in zip(("loss", "gradient of the adapters"), found, wanted, (0.06, 0.2), strict=False):
+        for what, own, other, tolerance in zip(
+            ("loss", "gradient of the adapters"), found, wanted, (0.06, 0.2), strict=False
+        ):
             bench.error(f"LoRA under autocast, {what}", relative(own, other), tolerance, setting=setting)
         held, full = found[2:]
-        bench.add("LoRA: the base is as it was, adapters in float32", {"base": held, "adapters": full}, setting=setting, passed=held and full)
+        bench.add(
+            "LoRA: the base is as it was, adapters in float32",
+            {"base": held, "adapters": full},
+            setting=setting,
+            passed=held and full,
+        )
 
 
 def _adapted(mllm: MLLM, base: torch.dtype, *, autocast: bool) -> tuple[Tensor, Tensor, bool, bool]:

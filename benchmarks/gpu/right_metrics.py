@@ -13,7 +13,8 @@ from benchmarks.gpu.harness import Bench
 from workbench.metrics import METRICS
 from workbench.stats import null_scores, permutations
 
-TOLERANCES = {"float64": 1e-9, "float32": 1e-3}  # absolute; in float32 a pair of nearly equal neighbors may change places
+# absolute; in float32 a pair of nearly equal neighbors may change places
+TOLERANCES = {"float64": 1e-9, "float32": 1e-3}
 
 
 def pair(*shape: int) -> tuple[Tensor, Tensor]:
@@ -39,7 +40,9 @@ def run(bench: Bench) -> None:
                     dtype = getattr(torch, setting)
                     with bench.guard(f"{name}, {size}", setting=setting):
                         found = _scores(name, x.to(bench.device, dtype), y.to(bench.device, dtype), orders)
-                        for what, own, other in zip((f"{name}, {size}", f"{name}, {size}, null"), found, wanted, strict=True):
+                        for what, own, other in zip(
+                            (f"{name}, {size}", f"{name}, {size}, null"), found, wanted, strict=True
+                        ):
                             bench.error(what, float(np.abs(own - other).max()), tolerance, setting=setting)
 
 

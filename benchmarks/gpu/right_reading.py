@@ -1,4 +1,5 @@
-"""What is read from a model and what interventions do to it: the device in float32 and bfloat16 against the CPU in float64."""
+"""What is read from a model and what interventions do to it: the device in float32 and bfloat16 against the CPU in
+float64."""
 
 from __future__ import annotations
 
@@ -77,7 +78,13 @@ READINGS: dict[str, Callable[[MLLM], Tensor | Sequence[Tensor]]] = {
 }
 
 
-DIVIDED = ("hidden states of all layers", "attention rows", "knockout of blocks 2 and 3", "whole-option scores", "answers to questions, edited at layer 2")
+DIVIDED = (
+    "hidden states of all layers",
+    "attention rows",
+    "knockout of blocks 2 and 3",
+    "whole-option scores",
+    "answers to questions, edited at layer 2",
+)
 
 
 def run(bench: Bench) -> None:
@@ -114,10 +121,17 @@ def _divided(bench: Bench, small: MLLM, reference: MLLM) -> None:
     mllm = MLLM(copy.deepcopy(small.model), small.processor, small.family, "divided")
     names = {f"model.language_model.layers.{n}": "cpu" if n > 1 else 0 for n in range(mllm.n_layers)}
     names |= {f"model.language_model.{part}": 0 for part in ("embed_tokens", "norm", "rotary_emb")}
-    mllm.model = dispatch_model(mllm.model, names | {"model.vision_tower": 0, "model.multi_modal_projector": 0, "lm_head": 0}, main_device=0)
+    mllm.model = dispatch_model(
+        mllm.model, names | {"model.vision_tower": 0, "model.multi_modal_projector": 0, "lm_head": 0}, main_device=0
+    )
     for what in DIVIDED:
         with bench.guard(what, setting="device_map"):
-            bench.error(what, relative(READINGS[what](mllm), READINGS[what](reference)), TOLERANCES["float32"], setting="device_map")
+            bench.error(
+                what,
+                relative(READINGS[what](mllm), READINGS[what](reference)),
+                TOLERANCES["float32"],
+                setting="device_map",
+            )
 
 
 def relative(values: Any, wanted: Any) -> float:

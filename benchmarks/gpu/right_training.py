@@ -1,7 +1,8 @@
 """The trainer on the device: a few steps against the CPU's, and a run that was interrupted against one that was not.
 
-The runs are processes of their own, since the CPU's must not see the GPU. They go through `build_trainer` and the Trainer's loop, with data, cache, clipping,
-optimizer and checkpoints, and leave out the command line and the model card.
+The runs are processes of their own, since the CPU's must not see the GPU. They go through `build_trainer` and the
+Trainer's loop, with data, cache, clipping, optimizer and checkpoints, and leave out the command line and the model
+card.
 """
 
 from __future__ import annotations
@@ -33,7 +34,13 @@ def world(folder: Path) -> tuple[Path, str, str]:
         (question, answer) = own.turns[0]
         said = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
         rows.append({"id": number, "image": name, "conversations": said})
-    rows += [{"id": "text", "conversations": [{"from": "human", "value": "what is this ?"}, {"from": "gpt", "value": "a red cat"}]} for _ in range(2)]
+    rows += [
+        {
+            "id": "text",
+            "conversations": [{"from": "human", "value": "what is this ?"}, {"from": "gpt", "value": "a red cat"}],
+        }
+        for _ in range(2)
+    ]
     (folder / "data.json").write_text(json.dumps(rows))
     return folder / "model", f"llava_json:{folder / 'data.json'}", str(models.save_dino(folder / "vfm"))
 
@@ -58,7 +65,9 @@ def recipes(folder: Path) -> dict[str, Recipe]:
         "baseline": plain,
         "VIRAL, VFM at every step": replace(plain, alignment=viral),
         "VIRAL, VFM cached": cached,
-        "VIRAL, relation, checkpointing": replace(cached, alignment=replace(viral, objective="relation"), optim=replace(plain.optim, checkpointing=True)),
+        "VIRAL, relation, checkpointing": replace(
+            cached, alignment=replace(viral, objective="relation"), optim=replace(plain.optim, checkpointing=True)
+        ),
         "VIRAL, bfloat16": replace(cached, optim=replace(plain.optim, precision="bfloat16")),
         "VIRAL, LoRA, bfloat16": replace(cached, model=lora, optim=replace(plain.optim, precision="bfloat16")),
     }
@@ -74,12 +83,17 @@ def run(bench: Bench) -> None:
             with bench.guard(name, setting=setting):
                 exact = replace(recipe, optim=replace(recipe.optim, precision="float32"))
                 on_cpu = Apart(trained, replace(exact, output_dir=bench.folder / f"{name} cpu"), cuda=False)
-                found, wanted = apart(trained, replace(recipe, output_dir=bench.folder / f"{name} device")), on_cpu.result()
+                found = apart(trained, replace(recipe, output_dir=bench.folder / f"{name} device"))
+                wanted = on_cpu.result()
                 for loss in LOSSES:
-                    pairs = [(a[loss], b[loss]) for a, b in zip(found["losses"], wanted["losses"], strict=True) if loss in b]
+                    pairs = [
+                        (a[loss], b[loss]) for a, b in zip(found["losses"], wanted["losses"], strict=True) if loss in b
+                    ]
                     if pairs:
                         error = max(abs(a - b) / max(abs(b), 0.1) for a, b in pairs)
-                        bench.error(f"{name}: {loss} of {len(pairs)} steps", error, TOLERANCES[setting], setting=setting)
+                        bench.error(
+                            f"{name}: {loss} of {len(pairs)} steps", error, TOLERANCES[setting], setting=setting
+                        )
         if name in ("VIRAL, VFM cached", "VIRAL, LoRA, bfloat16"):
             with bench.guard(f"{name}, resumed", setting=setting):
                 _resumed(bench, name, recipe)
@@ -91,14 +105,26 @@ def _resumed(bench: Bench, name: str, recipe: Recipe) -> None:
     first = Apart(trained, replace(recipe, output_dir=folders[0]), True)
     apart(trained, replace(recipe, output_dir=folders[1]), True, CUT)
     whole, resumed = first.result(), apart(trained, replace(recipe, output_dir=folders[1]), True, None, True)
-    away = max((abs(a[loss] - b[loss]) for a, b in zip(whole["losses"], resumed["losses"], strict=True) for loss in a), default=float("nan"))
+    away = max(
+        (abs(a[loss] - b[loss]) for a, b in zip(whole["losses"], resumed["losses"], strict=True) for loss in a),
+        default=float("nan"),
+    )
     same = whole["weights"] == resumed["weights"] and away == 0
     figures = {"weights equal": whole["weights"] == resumed["weights"], "largest difference of a loss": away}
-    bench.add(f"{name}, resumed after step {CUT} of {STEPS}", figures, setting=f"{recipe.optim.precision}, deterministic", tolerance="to the bit", passed=same)
+    bench.add(
+        f"{name}, resumed after step {CUT} of {STEPS}",
+        figures,
+        setting=f"{recipe.optim.precision}, deterministic",
+        tolerance="to the bit",
+        passed=same,
+    )
 
 
-def trained(recipe: Recipe, deterministic: bool = False, stop: int | None = None, resume: bool = False) -> dict[str, Any]:
-    """Train in this process, whose seed and device are its own; returns the losses of each step and the fingerprint of what is trained.
+def trained(
+    recipe: Recipe, deterministic: bool = False, stop: int | None = None, resume: bool = False
+) -> dict[str, Any]:
+    """Train in this process, whose seed and device are its own; returns the losses of each step and the fingerprint of
+    what is trained.
 
     Args:
         stop: the step after whose checkpoint the run is left.
@@ -130,4 +156,7 @@ def trained(recipe: Recipe, deterministic: bool = False, stop: int | None = None
     trainer.run(str(checkpoint) if resume else None, state)
     rows = [row for row in trainer.state.log_history if "lm_loss" in row]
     moved = {name: value.detach() for name, value in trainer.setup.model.named_parameters() if value.requires_grad}
-    return {"losses": [{loss: row[loss] for loss in LOSSES if loss in row} for row in rows], "weights": fingerprint(moved)}
+    return {
+        "losses": [{loss: row[loss] for loss in LOSSES if loss in row} for row in rows],
+        "weights": fingerprint(moved),
+    }

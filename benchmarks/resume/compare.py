@@ -20,9 +20,11 @@ OF_THIS_RUN = WALL_CLOCK | {"argv", "output_dir", "resume", "start", "git", "dir
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Names of files that one folder lacks or that hold something else, wall-clock values and the names of folders aside."""
+    """Names of files that one folder lacks or that hold something else, wall-clock values and the names of folders
+    aside."""
     names = [{str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} for folder in (one, other)]
-    names = [{name for name in own if not re.search(r"^cache/(?!features)|\.lock$", name)} for own in names]  # a lock is free when its process is dead
+    # a lock is free when its process is dead
+    names = [{name for name in own if not re.search(r"^cache/(?!features)|\.lock$", name)} for own in names]
     wrong = [f"{name} is {'missing' if name in names[0] else 'left over'}" for name in sorted(names[0] ^ names[1])]
     for name in sorted(names[0] & names[1]):
         first, second = (content(folder / name) for folder in (one, other))
@@ -37,12 +39,19 @@ def content(file: Path) -> Any:
             return {"metadata": tensors.metadata(), **{name: tensors.get_tensor(name) for name in tensors.keys()}}  # noqa: SIM118
     if file.suffix in (".pt", ".pth"):
         return plain(torch.load(file, weights_only=False))
-    if file.name == ".metadata":  # of a checkpoint that several processes wrote: its folder and the number of the saving are of this run
+    # of a checkpoint that several processes wrote: its folder and the number of the saving are of this run
+    if file.name == ".metadata":
         parts = FileSystemReader(file.parent).read_metadata()
         return {"tensors": parts.state_dict_metadata, "places": parts.storage_data}
     if file.suffix == ".parquet":
         table = pd.read_parquet(file)
-        return plain({"columns": list(table.columns), "rows": len(table), **{name: table[name].tolist() for name in table.columns}})
+        return plain(
+            {
+                "columns": list(table.columns),
+                "rows": len(table),
+                **{name: table[name].tolist() for name in table.columns},
+            }
+        )
     if file.name == "files.json":  # bytes of files some of which hold wall-clock values
         return sorted(json.loads(file.read_text()))
     if file.suffix in (".json", ".yaml"):

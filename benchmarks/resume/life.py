@@ -34,13 +34,15 @@ HOOK = """
 import os, sys, time
 def watch():
     root, signals, rank = os.environ["WATCHED"], os.environ["SIGNALS"], os.environ.get("RANK", "0")
-    at, stop, seen = int(os.environ["KILL_AT"]) if rank == os.environ["KILL_RANK"] else -1, os.environ["KILL_STOPS"] == "1", 0
+    at = int(os.environ["KILL_AT"]) if rank == os.environ["KILL_RANK"] else -1
+    stop, seen = os.environ["KILL_STOPS"] == "1", 0
     def said(name):
         with open(f"{signals}/{name}-{rank}", "w") as file:
             file.write(f"{os.getpid()} {seen}")
     def hook(event, args):
         nonlocal seen
-        if event not in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree") or root not in str(args[0]):
+        watched = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
+        if event not in watched or root not in str(args[0]):
             return
         if event == "open" and not (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             return
@@ -55,7 +57,8 @@ def watch():
     return said
 """  # in every process of a run: says when it begins, and when it comes to the moment at which it is to be killed
 COMMAND = """
-if "WATCHED" in os.environ and "trainer" in sys.orig_argv and ("RANK" in os.environ or "accelerate.commands.launch" not in sys.orig_argv):
+launcher = "accelerate.commands.launch" in sys.orig_argv and "RANK" not in os.environ
+if "WATCHED" in os.environ and "trainer" in sys.orig_argv and not launcher:
     import atexit
     atexit.register(watch(), "ended")
 """
@@ -81,12 +84,14 @@ class Kill:
     ended_after: float = 0.0
 
 
-SERVER = multiprocessing.get_context("forkserver")  # copies of a process that has imported everything and done nothing: a second of computing, not ten
+# copies of a process that has imported everything and done nothing: a second of computing, not ten
+SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["trainer.loop", "tests.students"])
 
 
 class Copy:
-    """A run in copies of a process; the command line is read as ever, but of two processes no launcher ends one when the other dies.
+    """A run in copies of a process; the command line is read as ever, but of two processes no launcher ends one when
+    the other dies.
 
     Has of subprocess.Popen what is needed here.
     """
@@ -95,8 +100,15 @@ class Copy:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        several = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        own = [several | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {} for rank in range(processes)]
+        several = {
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        own = [
+            several | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {} for rank in range(processes)
+        ]
         self.workers = [SERVER.Process(target=work, args=(words, dict(environment) | extra, stderr)) for extra in own]
         for worker in self.workers:
             worker.start()
@@ -160,17 +172,35 @@ class Life:
         shutil.rmtree(self.signals, ignore_errors=True)
         self.signals.mkdir()
         python = [sys.executable, "-m"]
-        launch = ["accelerate.commands.launch", "--config_file", f"trainer/launch/{self.setting.launch}.yaml", "--main_process_port", "0", "-m"]
-        words = [*python, *(launch if self.setting.processes > 1 else []), "trainer", *self.setting.words, "--output_dir", str(self.out)]
+        launch = [
+            "accelerate.commands.launch",
+            "--config_file",
+            f"trainer/launch/{self.setting.launch}.yaml",
+            "--main_process_port",
+            "0",
+            "-m",
+        ]
+        words = [
+            *python,
+            *(launch if self.setting.processes > 1 else []),
+            "trainer",
+            *self.setting.words,
+            "--output_dir",
+            str(self.out),
+        ]
         self.environment |= {"KILL_AT": str(kill_at), "KILL_RANK": str(kill_rank), "KILL_STOPS": str(int(stops))}
         words += ["--resume"] if resume else []
         self.started, self.resumed = time.time(), resume
         own = words[words.index("trainer") + 1 :]
         if self.forked:
-            self.process: subprocess.Popen[bytes] | Copy = Copy(own, self.environment, self.signals / "stderr", self.setting.processes)
+            self.process: subprocess.Popen[bytes] | Copy = Copy(
+                own, self.environment, self.signals / "stderr", self.setting.processes
+            )
             return
         with (self.signals / "stderr").open("w") as stderr:
-            self.process = subprocess.Popen(words, cwd=ROOT, env=self.environment, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True)
+            self.process = subprocess.Popen(
+                words, cwd=ROOT, env=self.environment, stdout=subprocess.DEVNULL, stderr=stderr, start_new_session=True
+            )
 
     def wait(self, seconds: float = 600.0) -> int | None:
         """The exit code, or None for a run that hangs and is ended."""
@@ -240,7 +270,9 @@ class Life:
         return "evaluation" if step % 3 == 0 and not known else "steps"
 
 
-def live(setting: Setting, whole: Reference, folder: Path, hooks: Path | None, dice: random.Random, kills: int) -> tuple[list[Kill], list[str]]:
+def live(
+    setting: Setting, whole: Reference, folder: Path, hooks: Path | None, dice: random.Random, kills: int
+) -> tuple[list[Kill], list[str]]:
     """One life with at most so many kills; returns them, and what differs from the uninterrupted run in the end."""
     hits: list[Kill] = []
     life = Life(setting, folder, hooks)
@@ -261,14 +293,20 @@ def live(setting: Setting, whole: Reference, folder: Path, hooks: Path | None, d
         elif life.process.returncode != 0:
             return hits, [f"{setting.name}: {life.process.returncode}, {told(life.stderr())}"]
         if (life.out / RECORD_FILE).exists():
-            return hits, [f"{setting.name}, killed in {', '.join(h.stage for h in hits)}: {why}" for why in differences(whole.folder, folder)]
+            return hits, [
+                f"{setting.name}, killed in {', '.join(h.stage for h in hits)}: {why}"
+                for why in differences(whole.folder, folder)
+            ]
         resume = True
 
 
 def told(stderr: str) -> str:
     """The line that says most."""
     lines = [line for line in stderr.splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if re.match(r"error: |\w*Error", line)), lines[-1] if lines else "nothing on stderr")
+    return next(
+        (line for line in reversed(lines) if re.match(r"error: |\w*Error", line)),
+        lines[-1] if lines else "nothing on stderr",
+    )
 
 
 def attempt(life: Life, whole: Reference, dice: random.Random, resume: bool) -> Kill | None:
@@ -306,7 +344,8 @@ def attempt(life: Life, whole: Reference, dice: random.Random, resume: bool) -> 
 
 @dataclass
 class Reference:
-    """The uninterrupted run: what holds its folder, seconds before the first file and after it, and how often each process changes something on the disk."""
+    """The uninterrupted run: what holds its folder, seconds before the first file and after it, and how often each
+    process changes something on the disk."""
 
     folder: Path
     start_up: float

@@ -1,6 +1,8 @@
-"""A LLaVA assembled from pretrained parts: a CLIP or SigLIP vision encoder, a new projector, and a causal language model with `<image>` as one more token.
+"""A LLaVA assembled from pretrained parts: a CLIP or SigLIP vision encoder, a new projector, and a causal language
+model with `<image>` as one more token.
 
-As in LLaVA-1.5 the connector gets the output of the vision encoder's last but one block, and an image goes into the middle of a square of its mean color.
+As in LLaVA-1.5 the connector gets the output of the vision encoder's last but one block, and an image goes into the
+middle of a square of its mean color.
 """
 
 from __future__ import annotations
@@ -61,7 +63,11 @@ def describe_parts(config: ModelConfig) -> tuple[LlavaConfig, LlavaProcessor]:
     )
     settings.architectures = ["LlavaForConditionalGeneration"]
     square = {"height": vision.image_size, "width": vision.image_size}
-    pixels = {"image_mean": image_processor.image_mean, "image_std": image_processor.image_std, "resample": image_processor.resample}
+    pixels = {
+        "image_mean": image_processor.image_mean,
+        "image_std": image_processor.image_std,
+        "resample": image_processor.resample,
+    }
     processor = LlavaProcessor(
         LlavaImageProcessor(do_pad=True, size=square, do_center_crop=False, crop_size=square, **pixels),
         tokenizer,
@@ -82,7 +88,9 @@ def build_from_parts(config: ModelConfig) -> MLLM:
     settings, processor = describe_parts(config)
     with torch.device("meta"):  # the frame only: every part that holds weights takes its place below
         llava = LlavaForConditionalGeneration(settings)
-    encoder = _whole("vision_encoder", config.vision_encoder, type(llava.model.vision_tower), config.vision_encoder_revision)
+    encoder = _whole(
+        "vision_encoder", config.vision_encoder, type(llava.model.vision_tower), config.vision_encoder_revision
+    )
     language = _whole("language", _source(config.language), AutoModelForCausalLM, config.language_revision)
     _grow(language, settings.get_text_config().vocab_size)
     llava.model.vision_tower, llava.model.language_model, llava.lm_head = encoder, language.model, language.lm_head
@@ -94,7 +102,8 @@ def build_from_parts(config: ModelConfig) -> MLLM:
 
 
 def check_parts(config: ModelConfig) -> dict[str, WeightFiles | None]:
-    """The files of each part's weights, whose tensors fit by their names and shapes; None where they are still to be fetched from the hub.
+    """The files of each part's weights, whose tensors fit by their names and shapes; None where they are still to be
+    fetched from the hub.
 
     Raises:
         ConfigError: `build_from_parts` could not load a part.
@@ -107,7 +116,9 @@ def check_parts(config: ModelConfig) -> dict[str, WeightFiles | None]:
     for part, (name, revision, auto) in classes.items():
         with _named(part):
             settings = _settings(name, revision)
-            found[part] = check_weights(auto or _encoder_class(settings), str(name), settings, strict=False, revision=revision)
+            found[part] = check_weights(
+                auto or _encoder_class(settings), str(name), settings, strict=False, revision=revision
+            )
     return found
 
 
@@ -134,25 +145,34 @@ def _vision_encoder(name: str, revision: str | None) -> tuple[Any, Any]:
     """The vision encoder's configuration, and the image processor that belongs to it."""
     with _named("vision_encoder"):
         vision = _settings(name, revision)
-        pixels = call(lambda: AutoImageProcessor.from_pretrained(name, **hub_options(name, revision)), partial(_lacks, name, "image processor"))
+        pixels = call(
+            lambda: AutoImageProcessor.from_pretrained(name, **hub_options(name, revision)),
+            partial(_lacks, name, "image processor"),
+        )
     if vision.model_type not in ENCODERS:
-        raise ConfigError(f"model.vision_encoder is {name}, a {vision.model_type}: expected a CLIP or SigLIP vision encoder")
+        raise ConfigError(
+            f"model.vision_encoder is {name}, a {vision.model_type}: expected a CLIP or SigLIP vision encoder"
+        )
     return vision, pixels
 
 
 def _language(name: str | None, revision: str | None) -> tuple[Any, Any]:
-    """The language model's configuration, with rows for the image token where its vocabulary has none to spare; and its tokenizer."""
+    """The language model's configuration, with rows for the image token where its vocabulary has none to spare; and its
+    tokenizer."""
     where = _source(name)
     with _named("language"):
         config, special = _settings(where, revision), {"image_token": IMAGE}
-        read = partial(AutoTokenizer.from_pretrained, where, extra_special_tokens=special, **hub_options(where, revision))
+        read = partial(
+            AutoTokenizer.from_pretrained, where, extra_special_tokens=special, **hub_options(where, revision)
+        )
         tokenizer = call(read, partial(_lacks, where, "tokenizer"))
     if not any(architecture.endswith("ForCausalLM") for architecture in config.architectures or ()):
         raise ConfigError(f"model.language is {name}, a {config.model_type}: expected a causal language model")
     if tokenizer.eos_token is None or not tokenizer.is_fast:
         raise ConfigError(f"model.language is {name}: expected a fast tokenizer with an end token")
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # never learnt, whatever it is: labels come from the text
+        # never learnt, whatever it is: labels come from the text
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if len(tokenizer) > config.vocab_size:
         config.vocab_size = -(-len(tokenizer) // ROWS) * ROWS
     return config, tokenizer
@@ -174,17 +194,24 @@ def _grow(language: Any, count: int) -> None:
 
 
 def _whole(part: str, name: Any, auto: Any, revision: str | None) -> Any:
-    """A part in float32, all of whose tensors are in its files; transformers would draw the missing ones at random and only warn."""
+    """A part in float32, all of whose tensors are in its files; transformers would draw the missing ones at random and
+    only warn."""
     with _named(part):
-        return load_model(auto, str(name), _settings(name, revision), strict=False, dtype=torch.float32, **hub_options(name, revision))
+        return load_model(
+            auto, str(name), _settings(name, revision), strict=False, dtype=torch.float32, **hub_options(name, revision)
+        )
 
 
 def _template(tokenizer: Any) -> str:
-    """The language model's own conversation, with the image on a line before the question; Vicuna's, where it has none."""
+    """The language model's own conversation, with the image on a line before the question; Vicuna's, where it has
+    none."""
     if isinstance(tokenizer.chat_template, str):
         return FLATTEN + tokenizer.chat_template
     return CHAT_TEMPLATE.replace("SYSTEM", SYSTEM.format(user="user"))
 
 
 def _lacks(name: object, what: str, error: Exception) -> ModelError:
-    return ModelError(f"model '{name}' has no {what} that could be loaded ({one_line(error, 140)}): expected its files beside the weights")
+    return ModelError(
+        f"model '{name}' has no {what} that could be loaded ({one_line(error, 140)}): expected its files beside the"
+        " weights"
+    )

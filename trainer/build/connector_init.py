@@ -18,9 +18,10 @@ def input_deviation(inputs: Float[Tensor, "image token d"]) -> float:
 def start_connector(llava: LlavaForConditionalGeneration, inputs: Float[Tensor, "image token d"], side: int) -> None:
     """Give the connector a first layer that fits its inputs.
 
-    Its units see inputs of mean 0 and deviation 1, folded into weight and bias, in random directions; the first few instead start as the least-squares
-    estimate of each token's place (sine and cosine of row and column, and their negatives). A vision encoder carries that place faintly, and a language
-    model with one-dimensional positions finds the column last or never.
+    Its units see inputs of mean 0 and deviation 1, folded into weight and bias, in random directions; the first few
+    instead start as the least-squares estimate of each token's place (sine and cosine of row and column, and their
+    negatives). A vision encoder carries that place faintly, and a language model with one-dimensional positions finds
+    the column last or never.
     """
     first = llava.model.multi_modal_projector.linear_1
     tokens = inputs.flatten(0, 1)
@@ -37,7 +38,8 @@ def start_connector(llava: LlavaForConditionalGeneration, inputs: Float[Tensor, 
 
 
 def _place_code(side: int) -> Float[Tensor, "token channel"]:
-    """Sine and cosine of half and whole turns over rows and columns, in raster order; every channel has mean 0 and deviation 1."""
+    """Sine and cosine of half and whole turns over rows and columns, in raster order; every channel has mean 0 and
+    deviation 1."""
     at = (torch.arange(side, dtype=torch.float64) + 0.5) / side
     waves = torch.stack([f(turns * torch.pi * at) for turns in (1, 2) for f in (torch.sin, torch.cos)], dim=-1)
     rows, columns = waves[:, None].expand(side, side, -1), waves[None].expand(side, side, -1)

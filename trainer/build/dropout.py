@@ -10,10 +10,11 @@ from transformers import PreTrainedModel
 
 
 def add_dropout(model: PreTrainedModel, rate: float) -> None:
-    """While training, let a random share `rate` of what each decoder block adds to the residual stream be 0, and the rest 1 / (1 - rate) times as large.
+    """While training, let a random share `rate` of what each decoder block adds to the residual stream be 0, and the
+    rest 1 / (1 - rate) times as large.
 
-    That is GPT-2's `resid_pdrop`, on the outputs of attention and MLP, and nothing else. Hooks do it, so that the model is saved as it is without them; call
-    it after LoRA, which puts other layers in the place of those that have a hook.
+    That is GPT-2's `resid_pdrop`, on the outputs of attention and MLP, and nothing else. Hooks do it, so that the model
+    is saved as it is without them; call it after LoRA, which puts other layers in the place of those that have a hook.
     """
     decoder: Any = model.get_decoder()
     for block in getattr(decoder, "model", decoder).layers if rate else ():

@@ -16,11 +16,14 @@ from workbench.errors import ConfigError, UnknownNameError
 def check_peft() -> None:
     """See that peft is installed."""
     if find_spec("peft") is None:
-        raise ConfigError("model.train is lora: expected the package peft, which pip install 'viral-workbench[lora]' brings")
+        raise ConfigError(
+            "model.train is lora: expected the package peft, which pip install 'viral-workbench[lora]' brings"
+        )
 
 
 def add_lora(model: PreTrainedModel, config: LoraConfig) -> None:
-    """Put adapters into the language model, in place; only they require a gradient then, and the class and its paths stay what they were.
+    """Put adapters into the language model, in place; only they require a gradient then, and the class and its paths
+    stay what they were.
 
     Raises:
         ConfigError: peft is not installed.
@@ -37,7 +40,10 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> None:
         if not any(name.split(".")[-1] == target for name in linear):
             raise UnknownNameError("model.lora.targets", target, {name.split(".")[-1] for name in linear})
     chosen = [name for name in linear if name.split(".")[-1] in config.targets]
-    inject_adapter_in_model(PeftConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=chosen), model)  # type: ignore[arg-type]
+    # peft's annotation says int; any number works
+    alpha: Any = config.alpha
+    adapter = PeftConfig(r=config.rank, lora_alpha=alpha, lora_dropout=config.dropout, target_modules=chosen)
+    inject_adapter_in_model(adapter, model)
 
 
 def adapters(model: nn.Module) -> dict[str, Any]:
@@ -50,14 +56,20 @@ def adapters(model: nn.Module) -> dict[str, Any]:
 
 
 def merged_state(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of `model`, whose `state` is given, as if it had never had adapters: W + (alpha / rank) B A where it has one."""
+    """The tensors of `model`, whose `state` is given, as if it had never had adapters: W + (alpha / rank) B A where it
+    has one."""
     state = dict(state)
     for name, layer in adapters(model).items():
         own = {key: state.pop(key) for key in [key for key in state if key.startswith(f"{name}.")]}
-        state |= {key.replace(f"{name}.base_layer.", f"{name}."): value for key, value in own.items() if key.startswith(f"{name}.base_layer.")}
+        state |= {
+            key.replace(f"{name}.base_layer.", f"{name}."): value
+            for key, value in own.items()
+            if key.startswith(f"{name}.base_layer.")
+        }
         delta = (own[f"{name}.lora_B.default.weight"] @ own[f"{name}.lora_A.default.weight"]) * layer.scaling["default"]
         merged = state[f"{name}.weight"] + delta.to(state[f"{name}.weight"])
-        state[f"{name}.weight"] = merged.cpu()  # one matrix at a time: a GPU that trains the model may have no room for it twice
+        # one matrix at a time: a GPU that trains the model may have no room for it twice
+        state[f"{name}.weight"] = merged.cpu()
     return state
 
 

@@ -1,7 +1,9 @@
-"""A VFM as second vision encoder of a toy LLaVA: its frozen features beside the vision encoder's, channel by channel, are what the connector receives.
+"""A VFM as second vision encoder of a toy LLaVA: its frozen features beside the vision encoder's, channel by channel,
+are what the connector receives.
 
-That is the baseline that *sees* what VIRAL is only aligned to (channel concatenation, as in Eagle, arXiv 2408.15998). The VFM is no part of the saved folder,
-which therefore runs in this trainer alone: its config.json says so (`SECOND_ENCODER`), and `workbench.mllm.load` refuses it.
+That is the baseline that *sees* what VIRAL is only aligned to (channel concatenation, as in Eagle, arXiv 2408.15998).
+The VFM is no part of the saved folder, which therefore runs in this trainer alone: its config.json says so
+(`SECOND_ENCODER`), and `workbench.mllm.load` refuses it.
 """
 
 from __future__ import annotations
@@ -22,21 +24,29 @@ from workbench.weights.model_files import read_json
 
 
 class LlavaForConditionalGeneration(transformers.LlavaForConditionalGeneration):
-    """transformers' LLaVA, whose connector is as wide as both encoders; its folders have another layout than the hub's."""
+    """transformers' LLaVA, whose connector is as wide as both encoders; its folders have another layout than the
+    hub's."""
 
     def __init__(self, config: transformers.LlavaConfig) -> None:
         super().__init__(config)
         narrow, second = self.model.multi_modal_projector.linear_1, getattr(config, SECOND_ENCODER)
-        self.model.multi_modal_projector.linear_1 = nn.Linear(narrow.in_features + second["features"], narrow.out_features)
+        self.model.multi_modal_projector.linear_1 = nn.Linear(
+            narrow.in_features + second["features"], narrow.out_features
+        )
 
 
 def llava_class(config: transformers.PretrainedConfig) -> type[transformers.LlavaForConditionalGeneration]:
     """The class of a LLaVA's configuration: transformers' own, or the one above where it names a second encoder."""
-    return LlavaForConditionalGeneration if getattr(config, SECOND_ENCODER, None) else transformers.LlavaForConditionalGeneration
+    return (
+        LlavaForConditionalGeneration
+        if getattr(config, SECOND_ENCODER, None)
+        else transformers.LlavaForConditionalGeneration
+    )
 
 
 class JoinedFeatures(Features):
-    """Features of the same images and tokens side by side, channel by channel, those of the second encoder `scale` times as large."""
+    """Features of the same images and tokens side by side, channel by channel, those of the second encoder `scale`
+    times as large."""
 
     def __init__(self, encoder: Features, second: Features, scale: float) -> None:
         self.encoder, self.second, self.scale = encoder, second, scale
@@ -63,5 +73,6 @@ def second_record(vfm: VFM) -> dict[str, str]:
 
 
 def encoder_alone(connector: Any, features: Float[Tensor, "image token d"]) -> Float[Tensor, "image token wide"]:
-    """Return the vision encoder's features as the projector takes them, with zeros for those of a second encoder if there is one; to read it by itself."""
+    """Return the vision encoder's features as the projector takes them, with zeros for those of a second encoder if
+    there is one; to read it by itself."""
     return nn.functional.pad(features, (0, connector.linear_1.in_features - features.shape[-1]))

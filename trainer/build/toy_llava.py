@@ -1,4 +1,5 @@
-"""The toy LLaVA: a pretrained frozen vision encoder, a new projector, and a fresh or pretrained small language model."""
+"""The toy LLaVA: a pretrained frozen vision encoder, a new projector, and a fresh or pretrained small language
+model."""
 
 from __future__ import annotations
 
@@ -43,13 +44,27 @@ def build_processor(config: ModelConfig, words: list[str]) -> LlavaProcessor:
     """A LlavaProcessor that stretches images to a square.
 
     Args:
-        words: a closed vocabulary, which becomes one token each; a pretrained language model has its own tokenizer instead.
+        words: a closed vocabulary, which becomes one token each; a pretrained language model has its own tokenizer
+            instead.
     """
-    tokenizer, template = language_tokenizer(weights_folder(config.language)) if config.language else (_word_tokenizer(words), CHAT_TEMPLATE)
+    tokenizer, template = (
+        language_tokenizer(weights_folder(config.language))
+        if config.language
+        else (_word_tokenizer(words), CHAT_TEMPLATE)
+    )
     size = {"height": config.image_size, "width": config.image_size}
-    pixels = CLIPImageProcessor(size=size, do_center_crop=False, image_mean=IMAGENET[0], image_std=IMAGENET[1], crop_size=size)
+    pixels = CLIPImageProcessor(
+        size=size, do_center_crop=False, image_mean=IMAGENET[0], image_std=IMAGENET[1], crop_size=size
+    )
     patch = encoder_config(config).patch_size
-    return LlavaProcessor(pixels, tokenizer, patch_size=patch, vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=template)
+    return LlavaProcessor(
+        pixels,
+        tokenizer,
+        patch_size=patch,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=template,
+    )
 
 
 def _word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
@@ -57,7 +72,12 @@ def _word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *words])}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", extra_special_tokens={"image_token": "<image>"}
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        extra_special_tokens={"image_token": "<image>"},
     )
 
 
@@ -67,19 +87,23 @@ def encoder_config(config: ModelConfig) -> PretrainedConfig:
     Raises:
         ConfigError: the weights are not a vision transformer's.
     """
-    folder, expected = (
-        weights_folder(config.vision_encoder),
-        f"model.vision_encoder is {config.vision_encoder}: expected the weights of a vision transformer, such as dinov2-small",
+    folder = weights_folder(config.vision_encoder)
+    expected = (
+        f"model.vision_encoder is {config.vision_encoder}: expected the weights of a vision transformer, such as"
+        " dinov2-small"
     )
     # timm's weights, among others, are not known to transformers
-    found: PretrainedConfig = call(lambda: AutoConfig.from_pretrained(folder), lambda error: ConfigError(f"{expected} ({one_line(error, 100)})"))
+    found: PretrainedConfig = call(
+        lambda: AutoConfig.from_pretrained(folder), lambda error: ConfigError(f"{expected} ({one_line(error, 100)})")
+    )
     if not hasattr(found, "patch_size"):
         raise ConfigError(expected)
     return found
 
 
 def llava_config(config: ModelConfig, processor: LlavaProcessor) -> LlavaConfig:
-    """The configuration of `build_llava`: the vision encoder's first blocks, and a pretrained language model or a fresh Qwen3 one.
+    """The configuration of `build_llava`: the vision encoder's first blocks, and a pretrained language model or a fresh
+    Qwen3 one.
 
     Raises:
         ConfigError: a block that the vision encoder does not have, or an image size that its patches do not divide.
@@ -87,15 +111,27 @@ def llava_config(config: ModelConfig, processor: LlavaProcessor) -> LlavaConfig:
     vision = encoder_config(config)
     if max(config.vision_encoder_features) > vision.num_hidden_layers:
         raise ConfigError(
-            f"model.vision_encoder_features is {config.vision_encoder_features}: expected 0 to {vision.num_hidden_layers}, "
-            f"the blocks of {config.vision_encoder}"
+            f"model.vision_encoder_features is {config.vision_encoder_features}: expected 0 to"
+            f" {vision.num_hidden_layers}, the blocks of {config.vision_encoder}"
         )
     if config.image_size % vision.patch_size:
-        raise ConfigError(f"model.image_size is {config.image_size}: expected a multiple of {vision.patch_size}, the patch size of {config.vision_encoder}")
-    if (side := config.image_size // vision.patch_size) < 3:  # fewer have no place code: sines and cosines of so few points are all alike
-        raise ConfigError(f"model.image_size is {config.image_size}, {side} x {side} patches: expected at least {3 * vision.patch_size}")
+        raise ConfigError(
+            f"model.image_size is {config.image_size}: expected a multiple of {vision.patch_size}, the patch size of"
+            f" {config.vision_encoder}"
+        )
+    # fewer have no place code: sines and cosines of so few points are all alike
+    if (side := config.image_size // vision.patch_size) < 3:
+        raise ConfigError(
+            f"model.image_size is {config.image_size}, {side} x {side} patches: expected at least"
+            f" {3 * vision.patch_size}"
+        )
     blocks = max(1, *config.vision_encoder_features)  # later blocks would be computed and thrown away
-    whole = {name: value for name, value in vision.to_dict().items() if name not in ("out_features", "out_indices", "stage_names")}  # they name the last block
+    # they name the last block
+    whole = {
+        name: value
+        for name, value in vision.to_dict().items()
+        if name not in ("out_features", "out_indices", "stage_names")
+    }
     vision = type(vision).from_dict(whole | {"num_hidden_layers": blocks})
     tokenizer = processor.tokenizer
     text = language_config(weights_folder(config.language)) if config.language else _fresh_text(config, tokenizer)
@@ -115,7 +151,8 @@ def llava_config(config: ModelConfig, processor: LlavaProcessor) -> LlavaConfig:
 
 
 def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaForConditionalGeneration, dict[str, str]]:
-    """A LlavaForConditionalGeneration with a pretrained frozen vision encoder, and a pretrained language model or a fresh Qwen3 one.
+    """A LlavaForConditionalGeneration with a pretrained frozen vision encoder, and a pretrained language model or a
+    fresh Qwen3 one.
 
     Returns:
         The model, and the fingerprint of each pretrained part: `tower`, `language`.
@@ -131,7 +168,11 @@ def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaFo
     llava.generation_config.pad_token_id = tokenizer.pad_token_id
     encoder = AutoModel.from_pretrained(weights_folder(config.vision_encoder), config=llava.config.vision_config)
     llava.model.vision_tower.load_state_dict(encoder.state_dict())
-    parts = {"tower": check_unchanged(config.vision_encoder, saved_tensors(llava.model.vision_tower), load_weights(config.vision_encoder))}
+    parts = {
+        "tower": check_unchanged(
+            config.vision_encoder, saved_tensors(llava.model.vision_tower), load_weights(config.vision_encoder)
+        )
+    }
     if config.language:
         parts["language"] = put_language(llava, weights_folder(config.language))
     freeze(llava, config)
@@ -139,7 +180,8 @@ def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaFo
 
 
 def freeze(llava: LlavaForConditionalGeneration, config: ModelConfig) -> None:
-    """Take the gradient from what is not trained: always the vision encoder, and the language model where it stays as it is or gets adapters."""
+    """Take the gradient from what is not trained: always the vision encoder, and the language model where it stays as
+    it is or gets adapters."""
     llava.model.vision_tower.requires_grad_(False)
     if config.train != "all":
         llava.model.language_model.requires_grad_(False)
@@ -175,7 +217,10 @@ def load_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, 
     loaded: Any = llava_class(llava.config).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     stored, info = loaded
     if missing := sorted(info["missing_keys"]):
-        raise ConfigError(f"start is {folder}, whose model.safetensors lacks '{missing[0]}': expected the folder of a finished training")
+        raise ConfigError(
+            f"start is {folder}, whose model.safetensors lacks '{missing[0]}': expected the folder of a finished"
+            " training"
+        )
     llava.load_state_dict(stored.state_dict())
     return fingerprint(saved_tensors(stored))
 
@@ -191,33 +236,54 @@ def check_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor,
     load_tensors(folder / "model.safetensors")
 
     def failed(error: Exception) -> ConfigError:
-        return ConfigError(f"start is {folder}, whose configuration or tokenizer cannot be read ({one_line(error, 120)})")
+        return ConfigError(
+            f"start is {folder}, whose configuration or tokenizer cannot be read ({one_line(error, 120)})"
+        )
 
     config = call(lambda: AutoConfig.from_pretrained(folder), failed)
     tokenizer = call(lambda: PreTrainedTokenizerFast.from_pretrained(folder), failed)
     if (found := (config.architectures or ["nothing"])[0]) != "LlavaForConditionalGeneration":
-        raise ConfigError(f"start is {folder}, which holds {found}: expected a LlavaForConditionalGeneration, as this recipe describes")
+        raise ConfigError(
+            f"start is {folder}, which holds {found}: expected a LlavaForConditionalGeneration, as this recipe"
+            " describes"
+        )
     if hasattr(config, KEY):
-        raise ConfigError(f"start is {folder}, which adds its image again ({KEY} in its config.json): expected a model trained without a residual")
+        raise ConfigError(
+            f"start is {folder}, which adds its image again ({KEY} in its config.json): expected a model trained"
+            " without a residual"
+        )
     stored_second, second = (getattr(own, SECOND_ENCODER, None) or {"vfm": "none"} for own in (config, llava.config))
     if any(stored_second.get(key) != value for key, value in second.items()):
         changed = " of other weights" * (stored_second["vfm"] == second["vfm"])
-        raise ConfigError(f"start is {folder}, whose second encoder is {stored_second['vfm']}{changed}: expected {second['vfm']}, as model.second_encoder says")
+        raise ConfigError(
+            f"start is {folder}, whose second encoder is {stored_second['vfm']}{changed}: expected {second['vfm']}, as"
+            " model.second_encoder says"
+        )
     if tokenizer.get_vocab() != processor.tokenizer.get_vocab():
         raise ConfigError(f"start is {folder}, whose vocabulary differs from the one of this recipe's data")
     if tokenizer_settings(tokenizer)["core"] != tokenizer_settings(processor.tokenizer)["core"]:
-        raise ConfigError(f"start is {folder}, whose tokenizer has the vocabulary of this recipe's, but splits text otherwise: expected the same tokenizer")
+        raise ConfigError(
+            f"start is {folder}, whose tokenizer has the vocabulary of this recipe's, but splits text otherwise:"
+            " expected the same tokenizer"
+        )
     with torch.device("meta"):
         stored = call(lambda: llava_class(config)(config), failed).state_dict()
     own = llava.state_dict()
-    wrong = sorted(name for name in stored.keys() | own.keys() if name not in stored or name not in own or stored[name].shape != own[name].shape)
+    wrong = sorted(
+        name
+        for name in stored.keys() | own.keys()
+        if name not in stored or name not in own or stored[name].shape != own[name].shape
+    )
     if wrong:
         raise ConfigError(f"start is {folder}, whose tensor '{wrong[0]}' does not fit the model of this recipe")
 
 
 @torch.inference_mode()
-def connector_inputs(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, images: list[Image.Image]) -> Float[Tensor, "image token d"]:
-    """What the frozen vision encoder hands to the connector: read at the connector itself, so that it cannot differ from inference."""
+def connector_inputs(
+    llava: LlavaForConditionalGeneration, processor: LlavaProcessor, images: list[Image.Image]
+) -> Float[Tensor, "image token d"]:
+    """What the frozen vision encoder hands to the connector: read at the connector itself, so that it cannot differ
+    from inference."""
     seen: list[Tensor] = []
 
     def keep(connector: nn.Module, args: tuple[Tensor]) -> Tensor:

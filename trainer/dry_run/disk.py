@@ -19,15 +19,21 @@ def check_disk(found: Plan) -> None:
     """
     recipe = found.recipe
     saves = -(-recipe.optim.steps // recipe.save_every)  # the last step is always kept
-    kept = min(saves, saves if recipe.keep_checkpoints is None else recipe.keep_checkpoints + 1)  # the next one is whole before the oldest goes
-    need = {"checkpoints and result": (_standing(recipe.output_dir), kept * found.checkpoint + FLOAT * found.sizes.total)}
+    # the next one is whole before the oldest goes
+    kept = min(saves, saves if recipe.keep_checkpoints is None else recipe.keep_checkpoints + 1)
+    need = {
+        "checkpoints and result": (_standing(recipe.output_dir), kept * found.checkpoint + FLOAT * found.sizes.total)
+    }
     if found.features:
         need["frozen features"] = (_standing(cache_folder("features")), found.features)
     for folder, _ in need.values():
         same = {what: size for what, (other, size) in need.items() if other.stat().st_dev == folder.stat().st_dev}
         free = shutil.disk_usage(folder).free
         if sum(same.values()) > free:
-            raise RunError(f"{', '.join(same)} need about {gigabytes(sum(same.values()))} in {folder}, where {gigabytes(free)} are free")
+            raise RunError(
+                f"{', '.join(same)} need about {gigabytes(sum(same.values()))} in {folder}, where {gigabytes(free)} are"
+                " free"
+            )
 
 
 def _standing(folder: Path) -> Path:

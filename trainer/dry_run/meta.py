@@ -1,4 +1,5 @@
-"""A recipe's model on the meta device: every tensor has its shape and none has storage, so that one of 13B is looked at in seconds."""
+"""A recipe's model on the meta device: every tensor has its shape and none has storage, so that one of 13B is looked at
+in seconds."""
 
 from __future__ import annotations
 
@@ -30,7 +31,10 @@ def on_meta(cls: Any, config: PretrainedConfig) -> Any:
     """A transformers model without storage: `cls` is its class, or an auto class that finds it."""
 
     def failed(error: Exception) -> ConfigError:
-        return ConfigError(f"a {type(config).__name__.removesuffix('Config')} cannot be made from this configuration ({one_line(error)})")
+        return ConfigError(
+            f"a {type(config).__name__.removesuffix('Config')} cannot be made from this configuration"
+            f" ({one_line(error)})"
+        )
 
     with torch.device("meta"):
         model = call(lambda: cls.from_config(config) if hasattr(cls, "from_config") else cls(config), failed)
@@ -39,7 +43,8 @@ def on_meta(cls: Any, config: PretrainedConfig) -> Any:
 
 
 def outline(config: ModelConfig) -> Outline:
-    """A pretrained or an assembled model from its configuration, and with its processor; its weights are looked at in `check_files`.
+    """A pretrained or an assembled model from its configuration, and with its processor; its weights are looked at in
+    `check_files`.
 
     Raises:
         ConfigError, ModelError: a configuration or a processor that is not there or of no kind that fits.
@@ -51,13 +56,16 @@ def outline(config: ModelConfig) -> Outline:
     else:
         name, options = config.name, hub_options(config.name, config.revision)
         settings = load_config(name, **options)
-        processor, model = load_processor(name, family_of(settings), settings, **options), on_meta(AutoModelForImageTextToText, settings)
-        model.generation_config = generation_of(name, **options) or model.generation_config  # it names the tokens that end an answer
+        processor = load_processor(name, family_of(settings), settings, **options)
+        model = on_meta(AutoModelForImageTextToText, settings)
+        # it names the tokens that end an answer
+        model.generation_config = generation_of(name, **options) or model.generation_config
     return Outline(model, processor, family_of(model.config), name)
 
 
 def check_files(config: ModelConfig) -> dict[str, WeightFiles | None]:
-    """The files of the weights of a pretrained model, or of each part of an assembled one, by names and shapes of their tensors; None: still on the hub.
+    """The files of the weights of a pretrained model, or of each part of an assembled one, by names and shapes of their
+    tensors; None: still on the hub.
 
     Raises:
         WorkbenchError: they could not be loaded when training begins.
@@ -73,7 +81,8 @@ class Attached:
     """What `attach` put on a model and saw of its shapes.
 
     Attributes:
-        widths: of what may be cached: `tower` for what the connector receives from it for one visual token, and each VFM.
+        widths: of what may be cached: `tower` for what the connector receives from it for one visual token, and each
+            VFM.
         tower_values: numbers that the connector receives for the images of the sample.
         not_run: what meta could not run, with the reason.
     """
@@ -86,18 +95,29 @@ class Attached:
 
 
 @torch.no_grad()
-def attach(recipe: Recipe, model: Any, vision: Mapping[str, Any], places: Sequence[VisualTokens], placeholders: int, length: int) -> Attached:
-    """Put heads and residual on a model on meta and run tower, connector, language model and heads once each, so that every shape is seen to fit.
+def attach(
+    recipe: Recipe,
+    model: Any,
+    vision: Mapping[str, Any],
+    places: Sequence[VisualTokens],
+    placeholders: int,
+    length: int,
+) -> Attached:
+    """Put heads and residual on a model on meta and run tower, connector, language model and heads once each, so that
+    every shape is seen to fit.
 
-    They run one after another, since which positions hold the image is a matter of values, which meta tensors do not have. A vision encoder that asks
-    for values itself is not run: the widths of its connector's matrices are compared instead.
+    They run one after another, since which positions hold the image is a matter of values, which meta tensors do not
+    have. A vision encoder that asks for values itself is not run: the widths of its connector's matrices are compared
+    instead.
 
     Args:
         vision: what the processor made of one sample's images.
-        places: where their visual tokens are, in a sequence of `length` tokens, `placeholders` of which are the image's.
+        places: where their visual tokens are, in a sequence of `length` tokens, `placeholders` of which are the
+            image's.
 
     Raises:
-        ConfigError: an aligned layer that the model does not have, or a vision encoder that gives other tokens than the language model has places for.
+        ConfigError: an aligned layer that the model does not have, or a vision encoder that gives other tokens than the
+            language model has places for.
     """
     settings, text, not_run = recipe.alignment, model.config.get_text_config(), []
     settings.check_layers(text.num_hidden_layers)
@@ -110,11 +130,16 @@ def attach(recipe: Recipe, model: Any, vision: Mapping[str, Any], places: Sequen
         return encoder_alone(connector, args[0]) if second else None
 
     handle = connector.register_forward_pre_hook(keep)
-    inputs = {name: value.to("meta") if isinstance(value, Tensor) and value.is_floating_point() else value for name, value in vision.items()}
+    inputs = {
+        name: value.to("meta") if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in vision.items()
+    }
     features: list[Tensor] = []
 
     def misfit(error: Exception) -> ConfigError:
-        return ConfigError(f"an image of {placeholders} visual tokens does not fit through tower and connector ({one_line(error)})")
+        return ConfigError(
+            f"an image of {placeholders} visual tokens does not fit through tower and connector ({one_line(error)})"
+        )
 
     try:
         said = call(lambda: _run(lambda: features.extend(model.get_image_features(**inputs).pooler_output)), misfit)
@@ -128,7 +153,9 @@ def attach(recipe: Recipe, model: Any, vision: Mapping[str, Any], places: Sequen
         matrices = [module for module in connector.modules() if isinstance(module, nn.Linear)]
         found, width = (placeholders, matrices[-1].out_features), matrices[0].in_features - second
     if found != (placeholders, text.hidden_size):
-        raise ConfigError(f"the vision encoder gives visual tokens {found}: expected {(placeholders, text.hidden_size)}")
+        raise ConfigError(
+            f"the vision encoder gives visual tokens {found}: expected {(placeholders, text.hidden_size)}"
+        )
     widths = {"tower": width}
     dims = {"encoder": width, "projector": text.hidden_size}
     if settings.target == "vfm" and settings.aligned:
@@ -140,10 +167,19 @@ def attach(recipe: Recipe, model: Any, vision: Mapping[str, Any], places: Sequen
     names = settings.vfm if settings.target == "vfm" else (settings.target,)
     dims = {name: dims[name] for name in names} if settings.aligned else {}
     with torch.device("meta"):
-        residual = None if settings.residual == "none" else attach_residual(model, settings.residual, sorted(settings.layer), width)
+        residual = (
+            None
+            if settings.residual == "none"
+            else attach_residual(model, settings.residual, sorted(settings.layer), width)
+        )
         alignment = None
         if settings.objective != "none":
-            options: dict[str, Any] = {"objective": settings.objective, "heads": settings.heads, "where": settings.where, "hidden": settings.hidden}
+            options: dict[str, Any] = {
+                "objective": settings.objective,
+                "heads": settings.heads,
+                "where": settings.where,
+                "hidden": settings.hidden,
+            }
             alignment = attach_alignment(model, layers=settings.layer, dims=dims, **options)
     if residual is not None:
         not_run.append("language model and heads (a residual needs the whole model at once)")
@@ -152,12 +188,19 @@ def attach(recipe: Recipe, model: Any, vision: Mapping[str, Any], places: Sequen
     return Attached(alignment, residual, widths, seen[0].numel() if seen else width * placeholders, tuple(not_run))
 
 
-def _language(model: Any, alignment: Alignment | None, dims: Mapping[str, int], places: Sequence[VisualTokens], length: int) -> None:
+def _language(
+    model: Any, alignment: Alignment | None, dims: Mapping[str, int], places: Sequence[VisualTokens], length: int
+) -> None:
     """One pass of the language model over a sequence, and one of the heads over its visual tokens."""
     decoder = model.get_decoder()
     decoder = getattr(decoder, "model", decoder)
-    seen_by_all = torch.ones(1, 1, length, length, dtype=torch.bool, device="meta")  # a mask of its own would be looked at
-    decoder(inputs_embeds=torch.empty(1, length, model.config.get_text_config().hidden_size, device="meta"), attention_mask=seen_by_all, use_cache=False)
+    # a mask of its own would be looked at
+    seen_by_all = torch.ones(1, 1, length, length, dtype=torch.bool, device="meta")
+    decoder(
+        inputs_embeds=torch.empty(1, length, model.config.get_text_config().hidden_size, device="meta"),
+        attention_mask=seen_by_all,
+        use_cache=False,
+    )
     if alignment is not None:
         tokens = sum(len(part.index) for part in places)
         alignment.loss({name: torch.empty(tokens, dim, device="meta") for name, dim in dims.items()}, [places])
@@ -168,7 +211,11 @@ def _run(action: Callable[[], None]) -> str | None:
     try:
         action()
     except RuntimeError as error:
-        if not isinstance(error, NotImplementedError) and "on device meta" not in str(error) and "device cpu" not in str(error):
+        if (
+            not isinstance(error, NotImplementedError)
+            and "on device meta" not in str(error)
+            and "device cpu" not in str(error)
+        ):
             raise
         return _line(error).split(". ")[0]
     return None

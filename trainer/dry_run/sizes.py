@@ -11,7 +11,8 @@ from trainer import distributed
 from trainer.build.partition import parts_of
 from workbench.weights.model_files import WeightFiles
 
-FLOAT, HALF = 4, 2  # bytes: weights, gradients and both moments of AdamW are float32, also in bfloat16 training, which is autocast
+# bytes: weights, gradients and both moments of AdamW are float32, also in bfloat16 training, which is autocast
+FLOAT, HALF = 4, 2
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ def sizes_of(model: Any, alignment: nn.Module | None = None, residual: nn.Module
 
     def blocks(below: Any) -> list[int]:
         kinds = set(model._no_split_modules or ())
-        return [sum(p.numel() for p in module.parameters()) for module in below.modules() if type(module).__name__ in kinds]
+        return [
+            sum(p.numel() for p in module.parameters()) for module in below.modules() if type(module).__name__ in kinds
+        ]
 
     every = blocks(model)
     total = sum(count for count, _ in counts.values())
@@ -63,7 +66,10 @@ def weights_line(part: str, weights: WeightFiles | None) -> str:
     if weights is None:
         return f"{part}: fetched from the hub when training begins"
     count = f"{len(weights.files)} file{'s' * (len(weights.files) != 1)}"
-    return f"{part}: {count}, {gigabytes(weights.bytes)}{', pickled (read without running code)' if weights.pickled else ''}"
+    return (
+        f"{part}: {count},"
+        f" {gigabytes(weights.bytes)}{', pickled (read without running code)' if weights.pickled else ''}"
+    )
 
 
 def gigabytes(size: int) -> str:

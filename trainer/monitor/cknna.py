@@ -23,9 +23,11 @@ from workbench.stats import null_of
 
 
 class SubsetAlignment:
-    """CKNNA of the visual tokens of some layers with VFMs, within images, on the same first validation images at every evaluation.
+    """CKNNA of the visual tokens of some layers with VFMs, within images, on the same first validation images at every
+    evaluation.
 
-    The layers are the aligned ones (or those with a residual); a baseline's is the middle one, as in `analyses.dynamics`. The VFMs are the recipe's.
+    The layers are the aligned ones (or those with a residual); a baseline's is the middle one, as in
+    `analyses.dynamics`. The VFMs are the recipe's.
 
     Raises:
         ConfigError: k is not below the number of visual tokens.
@@ -41,18 +43,29 @@ class SubsetAlignment:
         lengths = [[len(raster) for raster in image] for batch in self.watched.batches for _, image in batch.places]
         large = [own for own in lengths if min(own) >= max(settings.k + 1, MIN_ROWS)]
         if not large:
-            raise ConfigError(f"monitor.k is {settings.k}: expected less than {max(map(min, lengths))}, the visual tokens of an image")
-        self.n, self.images, self.left_out = int(median(chain.from_iterable(large))), len(large), len(lengths) - len(large)
+            raise ConfigError(
+                f"monitor.k is {settings.k}: expected less than {max(map(min, lengths))}, the visual tokens of an image"
+            )
+        self.n = int(median(chain.from_iterable(large)))
+        self.images = len(large)
+        self.left_out = len(lengths) - len(large)
 
     @property
     def record(self) -> dict[str, object]:
         """What the scores are of."""
-        shared = {"n": self.n, "k": self.settings.k, "n_images": self.images, "permutations": self.settings.permutations, "seed": self.seed}
+        shared = {
+            "n": self.n,
+            "k": self.settings.k,
+            "n_images": self.images,
+            "permutations": self.settings.permutations,
+            "seed": self.seed,
+        }
         return {"pooling": "within", "layers": self.layers, **shared, "vfm_fingerprint": self.watched.fingerprint}
 
     @torch.no_grad()  # sharded weights know no inference mode
     def measure(self) -> dict[str, float]:
-        """The score of each layer and VFM as `cknna/layer_L/VFM`, its 95 % interval over images and its permutation null, with n, k and images."""
+        """The score of each layer and VFM as `cknna/layer_L/VFM`, its 95 % interval over images and its permutation
+        null, with n, k and images."""
         collector = Within(METRICS.get("cknna"), self.settings.k, null=self.settings.permutations, seed=self.seed)
         training = self.model.training
         self.model.eval()
@@ -71,7 +84,10 @@ class SubsetAlignment:
                 null = null_of(interval.estimate, found.nulls[:, row, column])
                 values = {"cknna": interval.estimate, "cknna_low": interval.low, "cknna_high": interval.high}
                 logs |= {f"{key}/layer_{layer}/{name}": value for key, value in values.items()}
-                logs |= {f"cknna_null_mean/layer_{layer}/{name}": null.mean, f"cknna_null_q95/layer_{layer}/{name}": null.q95}
+                logs |= {
+                    f"cknna_null_mean/layer_{layer}/{name}": null.mean,
+                    f"cknna_null_q95/layer_{layer}/{name}": null.q95,
+                }
         return logs | {"cknna_n": found.n, "cknna_k": self.settings.k, "cknna_images": len(collector.scored)}
 
     def _hidden(self, batch: WatchedBatch) -> list[list[list[Tensor]]]:
@@ -90,16 +106,26 @@ class SubsetAlignment:
         finally:
             for handle in handles:
                 handle.remove()
-        return [[[kept[layer][row, index.to(kept[layer].device)].float().cpu() for index in image] for row, image in batch.places] for layer in self.layers]
+        return [
+            [
+                [kept[layer][row, index.to(kept[layer].device)].float().cpu() for index in image]
+                for row, image in batch.places
+            ]
+            for layer in self.layers
+        ]
 
 
 def subset_alignment(recipe: Recipe, setup: Setup) -> tuple[SubsetAlignment | None, list[str]]:
-    """What measures CKNNA during training; a run that cannot have it, such as a baseline without a VFM at hand, goes on, and a sentence says so."""
+    """What measures CKNNA during training; a run that cannot have it, such as a baseline without a VFM at hand, goes
+    on, and a sentence says so."""
     if recipe.monitor.cknna_images == 0:
         return None, []
     try:
         subset = SubsetAlignment(setup, recipe.alignment, recipe.monitor, recipe.seed)
-        few = f"CKNNA during training leaves out {subset.left_out} of {subset.left_out + subset.images} images, which have too few visual tokens for it"
+        few = (
+            f"CKNNA during training leaves out {subset.left_out} of {subset.left_out + subset.images} images, which"
+            " have too few visual tokens for it"
+        )
         return subset, [few] if subset.left_out else []
     except (ConfigError, DataError, WeightsError, UnknownNameError) as error:
         return None, [f"CKNNA is not measured during training: {error}"]

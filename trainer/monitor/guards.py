@@ -14,7 +14,9 @@ from workbench.errors import DataError, RunError
 from workbench.files import atomic_file
 
 
-def stop_unless_finite(value: Tensor, parts: Mapping[str, Tensor], batch: Mapping[str, Any] | Sequence[Any], folder: Path, step: int) -> None:
+def stop_unless_finite(
+    value: Tensor, parts: Mapping[str, Tensor], batch: Mapping[str, Any] | Sequence[Any], folder: Path, step: int
+) -> None:
     """See that a loss or the norm of a gradient is finite, so that no checkpoint has what it would make of the model.
 
     Args:
@@ -27,12 +29,17 @@ def stop_unless_finite(value: Tensor, parts: Mapping[str, Tensor], batch: Mappin
     """
     if torch.isfinite(value):
         return
-    bad = [f"{name} is {part.item()}" for name, part in parts.items() if not torch.isfinite(part)] or [f"the loss is {value.item()}"]
+    bad = [f"{name} is {part.item()}" for name, part in parts.items() if not torch.isfinite(part)] or [
+        f"the loss is {value.item()}"
+    ]
     file = folder / f"not_finite-step-{step}.safetensors"
     said = f"{', '.join(bad)} at step {step}"
     with atomic_file(file) as partial:
         save_file(dict(_tensors(batch)), partial, metadata={"step": str(step), "why": said})
-    raise RunError(f"{said}: training stopped before a checkpoint has it; its batch is in {file}, and the checkpoints before are as they were")
+    raise RunError(
+        f"{said}: training stopped before a checkpoint has it; its batch is in {file}, and the checkpoints before are"
+        " as they were"
+    )
 
 
 def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -47,7 +54,8 @@ def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 def counted(collator: Callable[[list[Any]], dict[str, Any]], image_token: int) -> Callable[[list[Any]], dict[str, Any]]:
     """`collator`, whose batches are checked: as many visual tokens in each text as the image and every target have.
 
-    Of conversations every image and tile is compared with its target; that they fit the text is what `MLLM.visual_tokens` sees to.
+    Of conversations every image and tile is compared with its target; that they fit the text is what
+    `MLLM.visual_tokens` sees to.
 
     Raises:
         DataError: from the returned function, with both counts. A sample is never left out.
@@ -61,12 +69,18 @@ def counted(collator: Callable[[list[Any]], dict[str, Any]], image_token: int) -
             others = {name: [[len(part) for part in sample] for sample in values] for name, values in targets.items()}
         else:
             found = [[count] for count in (batch["input_ids"] == image_token).sum(1).tolist()]
-            others = {name: [[len(row)] for row in values] for name, values in ({"image": batch["connector_inputs"]} | targets).items()}
+            others = {
+                name: [[len(row)] for row in values]
+                for name, values in ({"image": batch["connector_inputs"]} | targets).items()
+            }
         for name, counts in others.items():
             for row, (own, other) in enumerate(zip(found, counts, strict=True)):
                 if own != other:
                     said, had = (" + ".join(map(str, value)) or "no" for value in (own, other))
-                    raise DataError(f"sample {row} of a batch has {said} visual tokens in its text and {had} of its {name}: expected as many")
+                    raise DataError(
+                        f"sample {row} of a batch has {said} visual tokens in its text and {had} of its {name}:"
+                        " expected as many"
+                    )
         return batch
 
     return checked

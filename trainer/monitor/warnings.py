@@ -35,7 +35,8 @@ def warnings_of(state: TrainerState) -> list[str]:
 
 
 class EarlyWarnings(TrainerCallback, ExportableState):
-    """Says what is known at the start, and warns when an alignment head does not move, as the paper's P_pi does not under its documented LoRA recipe.
+    """Says what is known at the start, and warns when an alignment head does not move, as the paper's P_pi does not
+    under its documented LoRA recipe.
 
     What it has seen goes into the checkpoints, so that a resumed run says what the uninterrupted one says.
 
@@ -48,23 +49,37 @@ class EarlyWarnings(TrainerCallback, ExportableState):
     def __init__(self, steps: int, sentences: Sequence[str], aligned: Callable[[], bool]) -> None:
         self.steps, self.sentences, self.aligned = steps, sentences, aligned
         self.first, self.seen, self.done = 0, 0, False
-        self.before: dict[str, list[str]] = {}  # of each head the fingerprints of its tensors, which fit into a checkpoint
+        # of each head the fingerprints of its tensors, which fit into a checkpoint
+        self.before: dict[str, list[str]] = {}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"args": {}, "attributes": {"first": self.first, "seen": self.seen, "done": self.done, "before": self.before}}
+        return {
+            "args": {},
+            "attributes": {"first": self.first, "seen": self.seen, "done": self.done, "before": self.before},
+        }
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: object, model: nn.Module | None = None, **_: object) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: object, model: nn.Module | None = None, **_: object
+    ) -> None:
         tell(state, self.sentences)
         kept: Any = state.stateful_callbacks if state.global_step else None  # as it is in a checkpoint
         kept = kept.get(type(self).__name__, {}).get("attributes", {}) if isinstance(kept, dict) else {}
-        fresh = {"first": state.global_step, "seen": 0, "done": False, "before": {name: _fingerprints(head) for name, head in _heads(model)}}
+        fresh = {
+            "first": state.global_step,
+            "seen": 0,
+            "done": False,
+            "before": {name: _fingerprints(head) for name, head in _heads(model)},
+        }
         vars(self).update(fresh | kept)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: object, model: nn.Module | None = None, **_: object) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: object, model: nn.Module | None = None, **_: object
+    ) -> None:
         if self.done:
             return
-        self.seen += self.aligned() and not (state.global_step == 1 and args.warmup_steps > 0)  # whose learning rate is 0
+        # whose learning rate is 0
+        self.seen += self.aligned() and not (state.global_step == 1 and args.warmup_steps > 0)
         if self.seen < self.steps and state.global_step < state.max_steps:
             return
         steps = state.global_step - self.first
@@ -73,13 +88,20 @@ class EarlyWarnings(TrainerCallback, ExportableState):
             still = sum(old == new for old, new in pairs)
             if still:  # one tensor is enough: weight decay moves matrices that no gradient reaches
                 found = f"{still} of its {len(pairs)} tensors are as they were {steps} steps ago"
-                warn(state, f"the alignment head of {name} does not move: {found}; look at alignment.weight, the learning rate and what is frozen")
+                warn(
+                    state,
+                    f"the alignment head of {name} does not move: {found}; look at alignment.weight, the learning rate"
+                    " and what is frozen",
+                )
         self.before, self.done = {}, True
 
 
 def _fingerprints(head: nn.Module) -> list[str]:
-    """Of each tensor, or this process's part of it; empty where it has none. (A checkpoint holds the main process's, whose warning is the one that counts.)"""
-    return [fingerprint({"": part.detach()}) if (part := distributed.own_part(p)).numel() else "" for p in head.parameters()]
+    """Of each tensor, or this process's part of it; empty where it has none. (A checkpoint holds the main process's,
+    whose warning is the one that counts.)"""
+    return [
+        fingerprint({"": part.detach()}) if (part := distributed.own_part(p)).numel() else "" for p in head.parameters()
+    ]
 
 
 def _heads(model: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:

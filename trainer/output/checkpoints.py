@@ -32,10 +32,12 @@ def write_sources(checkpoint: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_same_sources(checkpoint: Path, record: Mapping[str, Any], *, repaired: bool = False) -> list[str]:
-    """See that data, models and VFMs are those that `checkpoint` was trained with (one of before they were kept there says nothing).
+    """See that data, models and VFMs are those that `checkpoint` was trained with (one of before they were kept there
+    says nothing).
 
     Returns:
-        What the record is to say: another max_length, rows that are left out, data that were repaired, other releases of libraries.
+        What the record is to say: another max_length, rows that are left out, data that were repaired, other releases
+            of libraries.
 
     Args:
         repaired: data of another fingerprint goes on.
@@ -49,18 +51,36 @@ def check_same_sources(checkpoint: Path, record: Mapping[str, Any], *, repaired:
     step = checkpoint.name.removeprefix("checkpoint-")
     if own.get("dropped", 0) > stored.get("dropped", 0):
         left_out = own["dropped"] - stored.get("dropped", 0)
-        said.append(f"resumed at step {step} without {left_out} of {own['items']} conversations, in whose place the next ones come")
+        said.append(
+            f"resumed at step {step} without {left_out} of {own['items']} conversations, in whose place the next ones"
+            " come"
+        )
     if stored.get("max_length") != own.get("max_length"):
-        said.append(f"resumed at step {step} with data.max_length {own['max_length']}, which was {stored.get('max_length')} before")
+        said.append(
+            f"resumed at step {step} with data.max_length {own['max_length']}, which was {stored.get('max_length')}"
+            " before"
+        )
     for name, release in stored.pop("libraries", libraries()).items():
         if (here := libraries().get(name)) != release:
-            said.append(f"resumed with {name} {here}, and {checkpoint} was written with {release}: the run is not to the bit the uninterrupted one")
+            said.append(
+                f"resumed with {name} {here}, and {checkpoint} was written with {release}: the run is not to the bit"
+                " the uninterrupted one"
+            )
     for key in sorted((stored.keys() | own.keys()) - {"max_length", "dropped"}):
         if stored.get(key) != own.get(key):
-            differs = f"{checkpoint} was trained with the {key} {'' if key == 'items' else 'fingerprint '}{stored.get(key)}, and it is {own.get(key)} now"
+            differs = (
+                f"{checkpoint} was trained with the {key} {'' if key == 'items' else 'fingerprint '}{stored.get(key)},"
+                f" and it is {own.get(key)} now"
+            )
             if not repaired or key not in ("data", "val", "test"):
-                more = " (for data with a file that was repaired, say --repaired)" if key in ("data", "val", "test") else ""
-                raise RunError(f"{differs}: expected the same content, since a resumed run is the uninterrupted one{more}")
+                more = (
+                    " (for data with a file that was repaired, say --repaired)"
+                    if key in ("data", "val", "test")
+                    else ""
+                )
+                raise RunError(
+                    f"{differs}: expected the same content, since a resumed run is the uninterrupted one{more}"
+                )
             said.append(f"resumed at step {step} with repaired data: {differs}")
     return said
 
@@ -74,14 +94,23 @@ def _sources(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same_launch(checkpoint: Path) -> None:
-    """See that as many processes go on as wrote `checkpoint`, and with their model divided alike: others would add up in another order, or find no state."""
+    """See that as many processes go on as wrote `checkpoint`, and with their model divided alike: others would add up
+    in another order, or find no state."""
     parts = len(list(checkpoint.glob("rng_state_*.pth")))  # one in each of several processes
     wrote, own = parts or 1, distributed.count()
     if wrote != own:
-        raise RunError(f"{checkpoint} was written by {wrote} processes, and these are {own}: expected as many, since a resumed run continues to the bit")
-    divided = "fsdp" if list(checkpoint.glob("optimizer_*")) else "zero" if list(checkpoint.glob("global_step*")) else "ddp"
+        raise RunError(
+            f"{checkpoint} was written by {wrote} processes, and these are {own}: expected as many, since a resumed run"
+            " continues to the bit"
+        )
+    divided = (
+        "fsdp" if list(checkpoint.glob("optimizer_*")) else "zero" if list(checkpoint.glob("global_step*")) else "ddp"
+    )
     if not distributed.strategy().startswith(divided):
-        raise RunError(f"{checkpoint} was written with {divided}, and this launch is {distributed.strategy()}: expected the same launch file")
+        raise RunError(
+            f"{checkpoint} was written with {divided}, and this launch is {distributed.strategy()}: expected the same"
+            " launch file"
+        )
 
 
 def publish_checkpoint(folder: Path, name: str, keep: int | None) -> None:
@@ -102,7 +131,8 @@ def publish_checkpoint(folder: Path, name: str, keep: int | None) -> None:
 
 
 def _write_files(checkpoint: Path) -> None:
-    """List what a checkpoint holds, all of it on the disk by then: a power cut, too, leaves a whole checkpoint or one that is seen to be none."""
+    """List what a checkpoint holds, all of it on the disk by then: a power cut, too, leaves a whole checkpoint or one
+    that is seen to be none."""
     sizes = {}
     for file in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         _on_disk(file)
@@ -122,7 +152,8 @@ def _on_disk(path: Path) -> None:
 
 
 def whole_checkpoints(folder: Path) -> list[Checkpoint]:
-    """The checkpoints by step that a run can be resumed from: those whose files are all there, in their whole length."""
+    """The checkpoints by step that a run can be resumed from: those whose files are all there, in their whole
+    length."""
     found = []
     for checkpoint in checkpoints(folder):
         if why := _damage(checkpoint.folder):
@@ -149,7 +180,8 @@ def _damage(checkpoint: Path) -> str:
 
 
 def unreadable_file(checkpoint: Path) -> str:
-    """Which of the files that a run would be resumed from cannot be read, though they have their length; only what torch wrote has checksums within."""
+    """Which of the files that a run would be resumed from cannot be read, though they have their length; only what
+    torch wrote has checksums within."""
     for file in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         try:
             if file.suffix == ".json":

@@ -1,4 +1,5 @@
-"""A run's output folder: free or resumable, held by one process, and only ever continued with the recipe that began it."""
+"""A run's output folder: free or resumable, held by one process, and only ever continued with the recipe that began
+it."""
 
 from __future__ import annotations
 
@@ -11,7 +12,15 @@ from typing import Any
 import yaml
 
 from trainer import distributed
-from trainer.output.checkpoints import DAMAGED, UNFINISHED, check_same_launch, keep_newest, log, unreadable_file, whole_checkpoints
+from trainer.output.checkpoints import (
+    DAMAGED,
+    UNFINISHED,
+    check_same_launch,
+    keep_newest,
+    log,
+    unreadable_file,
+    whole_checkpoints,
+)
 from trainer.recipe import Recipe
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, locked, partial_files, remove_partial
@@ -21,11 +30,13 @@ from workbench.yaml_config import as_mapping, check_known, config_fields, flatte
 
 FINAL = "final"  # the trained model, until each of its files is moved to where it is found
 TABLES = ("evaluation.parquet", "accuracy.parquet")
-WRITTEN = (RECIPE_FILE, RECORD_FILE, LOG_FILE, "README.md", *TABLES, "not_finite-step-*", FINAL)  # under another name first
+# under another name first
+WRITTEN = (RECIPE_FILE, RECORD_FILE, LOG_FILE, "README.md", *TABLES, "not_finite-step-*", FINAL)
 
 
 def check_same_recipe(folder: Path, recipe: Recipe) -> None:
-    """Check that the run in `folder` was started with `recipe`; a key that its recipe lacks, being older than the key, had the default.
+    """Check that the run in `folder` was started with `recipe`; a key that its recipe lacks, being older than the key,
+    had the default.
 
     Raises:
         ConfigError: names the first key that differs, or one that no recipe has.
@@ -37,7 +48,9 @@ def check_same_recipe(folder: Path, recipe: Recipe) -> None:
     check_same_values(folder, written, recipe)
 
 
-def check_same_values(place: Path, values: Mapping[str, Any], recipe: Recipe, advice: str = "choose another output_dir") -> None:
+def check_same_values(
+    place: Path, values: Mapping[str, Any], recipe: Recipe, advice: str = "choose another output_dir"
+) -> None:
     """See that a run was started with `recipe`; `values` are those of its own, without keys that are younger than it.
 
     Args:
@@ -48,19 +61,32 @@ def check_same_values(place: Path, values: Mapping[str, Any], recipe: Recipe, ad
     """
     stored, own = _keys(merge(as_mapping(Recipe()), values)), _keys(as_mapping(recipe))
     if recipe.resume:
-        stored |= {key: own[key] for key in own if key in stored and _may_differ(key, stored[key], own[key], repaired=recipe.repaired)}
-    for key in sorted(set(own) - {"resume", "repaired", "dry_run", "output_dir", "report_to", "keep_checkpoints", "push_to_hub"}):
+        stored |= {
+            key: own[key]
+            for key in own
+            if key in stored and _may_differ(key, stored[key], own[key], repaired=recipe.repaired)
+        }
+    for key in sorted(
+        set(own) - {"resume", "repaired", "dry_run", "output_dir", "report_to", "keep_checkpoints", "push_to_hub"}
+    ):
         if stored.get(key) != own[key]:
-            raise ConfigError(f"the run in {place} was started with {key} {stored.get(key)}, and this recipe says {own[key]}: {advice}")
+            raise ConfigError(
+                f"the run in {place} was started with {key} {stored.get(key)}, and this recipe says {own[key]}:"
+                f" {advice}"
+            )
 
 
 def _may_differ(key: str, stored: Any, own: Any, *, repaired: bool) -> bool:
-    """Whether a run may go on with another value: a larger max_length, or another spec of the same data where it says that they are repaired."""
+    """Whether a run may go on with another value: a larger max_length, or another spec of the same data where it says
+    that they are repaired."""
     if key == "data.max_length":
         return stored is not None and (own is None or own > stored)
     if key not in ("data.train", "data.val", "data.test") or not repaired:
         return False
-    before, now = ([str(spec).partition("?")[0] for spec in (value if isinstance(value, list | tuple) else [value])] for value in (stored, own))
+    before, now = (
+        [str(spec).partition("?")[0] for spec in (value if isinstance(value, list | tuple) else [value])]
+        for value in (stored, own)
+    )
     return before == now
 
 
@@ -90,15 +116,22 @@ def _lock(folder: Path, held: ExitStack) -> None:
 
 
 def check_output(folder: Path, recipe: Recipe) -> Path | None:
-    """Check that output_dir is free, or find the checkpoint to resume from (None: the run stopped before its first one); writes nothing.
+    """Check that output_dir is free, or find the checkpoint to resume from (None: the run stopped before its first
+    one); writes nothing.
 
     Raises:
-        RunError: the folder is taken, has nothing to resume, or is of a run in another number of processes or with its model divided otherwise.
+        RunError: the folder is taken, has nothing to resume, or is of a run in another number of processes or with its
+            model divided otherwise.
     """
-    taken = folder.exists() and (not folder.is_dir() or bool(set(folder.iterdir()) - {file for name in WRITTEN for file in partial_files(folder, name)}))
+    taken = folder.exists() and (
+        not folder.is_dir()
+        or bool(set(folder.iterdir()) - {file for name in WRITTEN for file in partial_files(folder, name)})
+    )
     if not recipe.resume:
         if taken:
-            raise RunError(f"output_dir {folder} is not empty: expected a new folder, or --resume to continue the run in it")
+            raise RunError(
+                f"output_dir {folder} is not empty: expected a new folder, or --resume to continue the run in it"
+            )
         return None
     if (folder / RECORD_FILE).exists():
         raise RunError(f"the run in {folder} is finished: nothing to resume")
@@ -115,7 +148,8 @@ def check_output(folder: Path, recipe: Recipe) -> Path | None:
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """Store the recipe, which marks `folder` as a training run, and clear what a killed run left half written; under the lock of `alone`."""
+    """Store the recipe, which marks `folder` as a training run, and clear what a killed run left half written; under
+    the lock of `alone`."""
     keep_newest(folder, recipe.keep_checkpoints)
     for left in (folder / UNFINISHED, folder / FINAL):
         shutil.rmtree(left, ignore_errors=True)

@@ -18,7 +18,8 @@ from workbench.files import HEAD_FILE
 from workbench.mllm.residual import FILE as RESIDUAL_FILE
 from workbench.mllm.residual import save_residual
 
-LORA_FILE = "trained.safetensors"  # in a checkpoint of a LoRA run: what is trained, exactly; its model.safetensors is merged
+# in a checkpoint of a LoRA run: what is trained, exactly; its model.safetensors is merged
+LORA_FILE = "trained.safetensors"
 
 
 def save_model(model: Aligned, processor: Any, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
@@ -43,7 +44,10 @@ def save_model(model: Aligned, processor: Any, folder: Path, state: Mapping[str,
     processor.save_pretrained(folder)
     if _heads(model) is not None:
         assert model.alignment is not None
-        save_file(part(state, "alignment.heads.0." if len(model.alignment.heads) == 1 else "alignment.heads."), folder / HEAD_FILE)
+        save_file(
+            part(state, "alignment.heads.0." if len(model.alignment.heads) == 1 else "alignment.heads."),
+            folder / HEAD_FILE,
+        )
     if model.residual is not None:
         save_residual(model.residual, folder, part(state, "residual.adapters."))
 
@@ -63,7 +67,9 @@ def load_model(model: Aligned, folder: Path) -> None:
     """
     found = (AutoConfig.from_pretrained(folder).architectures or ["nothing"])[0]
     if found != type(model.base).__name__:
-        raise RunError(f"checkpoint {folder} holds {found}: expected {type(model.base).__name__}, the model of this recipe")
+        raise RunError(
+            f"checkpoint {folder} holds {found}: expected {type(model.base).__name__}, the model of this recipe"
+        )
     if adapters(model.base):
         _load_trained(model.base, load_file(folder / LORA_FILE))
     else:
@@ -75,7 +81,8 @@ def load_model(model: Aligned, folder: Path) -> None:
 
 
 def _heads(model: Aligned) -> torch.nn.Module | None:
-    """What HEAD_FILE holds: one head by itself (`0.weight`), several by number (`1.0.weight`), layer by layer, within a layer VFM by VFM."""
+    """What HEAD_FILE holds: one head by itself (`0.weight`), several by number (`1.0.weight`), layer by layer, within a
+    layer VFM by VFM."""
     if model.alignment is None or not len(model.alignment.heads):
         return None
     return model.alignment.heads[0] if len(model.alignment.heads) == 1 else model.alignment.heads
@@ -93,6 +100,8 @@ def _load_trained(model: torch.nn.Module, saved: dict[str, Tensor]) -> None:
     """
     own = _trained(model)
     if own.keys() != saved.keys():
-        raise RunError(f"the checkpoint holds other trained tensors than this recipe has, first {min(own.keys() ^ saved.keys())}")
+        raise RunError(
+            f"the checkpoint holds other trained tensors than this recipe has, first {min(own.keys() ^ saved.keys())}"
+        )
     for name, value in own.items():
         value.copy_(saved[name])

@@ -1,4 +1,5 @@
-"""What a run needs before its first step: one protocol, which packed questions (toy LLaVA) and conversations (any other model) fulfil."""
+"""What a run needs before its first step: one protocol, which packed questions (toy LLaVA) and conversations (any other
+model) fulfil."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ class Watched:
 
 
 class Setup(Protocol):
-    """Model, data and features of one run, made from its recipe; the Trainer asks nothing else about the kind of training.
+    """Model, data and features of one run, made from its recipe; the Trainer asks nothing else about the kind of
+    training.
 
     Attributes:
         model: with its alignment heads; it takes what `collate` returns.
@@ -86,7 +88,8 @@ class Setup(Protocol):
         ...
 
     def sampler(self, processes: int) -> Sampler[int]:
-        """Return the order of the training items over the whole training in so many processes, one optimizer step after another."""
+        """Return the order of the training items over the whole training in so many processes, one optimizer step after
+        another."""
         ...
 
     def known(self, processes: int) -> list[str]:
@@ -94,7 +97,8 @@ class Setup(Protocol):
         ...
 
     def aligned(self, batch: dict[str, Any]) -> Tensor:
-        """Return what the alignment loss of a batch is a mean over: the number of its visual tokens or, for `relation`, of its images and tiles."""
+        """Return what the alignment loss of a batch is a mean over: the number of its visual tokens or, for `relation`,
+        of its images and tiles."""
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -102,7 +106,8 @@ class Setup(Protocol):
         ...
 
     def evaluate(self, *, final: bool = False) -> Evaluation:
-        """Evaluate the model on the validation split or, where the run has a test split and this evaluation is `final`, on that."""
+        """Evaluate the model on the validation split or, where the run has a test split and this evaluation is `final`,
+        on that."""
         ...
 
     def watched(self) -> Watched:

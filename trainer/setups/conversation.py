@@ -110,7 +110,9 @@ class ConversationSetup:
             train=splits.train,
             val=splits.val,
             test=splits.test,
-            collate=Collator(mllm, splits.train, recipe.data.max_length, targets, count_tiles=settings.objective == "relation"),
+            collate=Collator(
+                mllm, splits.train, recipe.data.max_length, targets, count_tiles=settings.objective == "relation"
+            ),
             questions=questions,
             trained=trained,
             frozen=frozen,
@@ -126,7 +128,9 @@ class ConversationSetup:
     def sampler(self, processes: int) -> GroupedSampler:
         optim = self.recipe.optim
         group = optim.images(processes)
-        return GroupedSampler(self.train.rows, group, group * optim.steps, self.recipe.seed, grouped=self.recipe.data.group)
+        return GroupedSampler(
+            self.train.rows, group, group * optim.steps, self.recipe.seed, grouped=self.recipe.data.group
+        )
 
     def known(self, processes: int) -> list[str]:
         left_out = self.sampler(processes).left_out()
@@ -140,7 +144,10 @@ class ConversationSetup:
         """The projector may have a learning rate of its own; vectors are not decayed."""
         optim = self.recipe.optim
         trainable = [(name.removeprefix("base."), p) for name, p in self.model.named_parameters() if p.requires_grad]
-        rates = {True: optim.learning_rate if optim.connector_rate is None else optim.connector_rate, False: optim.learning_rate}
+        rates = {
+            True: optim.learning_rate if optim.connector_rate is None else optim.connector_rate,
+            False: optim.learning_rate,
+        }
         groups = []
         for connector, rate in rates.items():
             values = [p for name, p in trainable if (self.trained.get(name) == "connector") == connector]
@@ -151,7 +158,9 @@ class ConversationSetup:
     def evaluate(self, *, final: bool = False) -> Evaluation:
         """Answers to the questions, or the loss on each conversation."""
         was_training, batch_size = self.model.training, self.recipe.optim.batch_size
-        data, questions = (self.val, self.questions[0]) if self.test is None or not final else (self.test, self.questions[1])
+        data, questions = (
+            (self.val, self.questions[0]) if self.test is None or not final else (self.test, self.questions[1])
+        )
         self.model.eval()
         try:
             if questions:
@@ -173,13 +182,20 @@ class ConversationSetup:
             raise ConfigError(f"no conversation of {self.val.data.name} has an image")
         vfms = self.vfms or load_vfms(self.recipe.alignment, str(self.mllm.device))
         collate, targets = Collator(self.mllm, self.val, self.collate.max_length), Targets(vfms)
-        batches = [self._watched_batch(numbers[start : start + size], collate, targets) for start in range(0, len(numbers), size)]
+        batches = [
+            self._watched_batch(numbers[start : start + size], collate, targets)
+            for start in range(0, len(numbers), size)
+        ]
         return Watched(batches, vfm_record(vfms)["vfm_fingerprint"])
 
     def _watched_batch(self, numbers: list[int], collate: Collator, targets: Targets) -> WatchedBatch:
         inputs = collate(numbers)
         images = [self.val.conversations[n].images for n in numbers]
-        groups = [(row, n, [p for p in inputs["visual"][row] if p.image == n]) for row, shown in enumerate(images) for n in range(len(shown))]
+        groups = [
+            (row, n, [p for p in inputs["visual"][row] if p.image == n])
+            for row, shown in enumerate(images)
+            for n in range(len(shown))
+        ]
         flat = {name: [iter(row) for row in rows] for name, rows in targets(numbers, images, inputs["visual"]).items()}
         patches = {name: [[next(rows[row]) for _ in parts] for row, _, parts in groups] for name, rows in flat.items()}
         return WatchedBatch(inputs, [(row, [p.index for p in parts]) for row, _, parts in groups], patches)
@@ -192,7 +208,7 @@ class ConversationSetup:
         self.train.rows.save(checkpoint)
 
 
-# --- data ----------------------------------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 def load_conversations(recipe: Recipe, stored: Rows | None = None) -> ConversationSplits:
@@ -209,7 +225,9 @@ def load_conversations(recipe: Recipe, stored: Rows | None = None) -> Conversati
     def evaluated(spec: str, limit: int | None) -> ConversationSet:
         return ConversationSet(first_questions(load_data(spec, limit=limit), config.questions))
 
-    parts = [first_questions(load_training(spec, config.limit_train, recipe.seed), config.questions) for spec in config.train]
+    parts = [
+        first_questions(load_training(spec, config.limit_train, recipe.seed), config.questions) for spec in config.train
+    ]
     weights = config.weights or (1.0,) * len(parts)
     whole = parts[0] if len(parts) == 1 and weights == (1.0,) else mixed(parts, weights, recipe.seed)
     _check_kinds(whole, config)
@@ -221,28 +239,32 @@ def _check_kinds(data: Dataset, config: DataConfig) -> None:
     """Check that the launch file can train on conversations with and without images, where the data have both.
 
     Raises:
-        ConfigError: for ZeRO-3; or in random order, for FSDP: a process that has an image would wait for the others to gather the vision encoder's weights.
+        ConfigError: for ZeRO-3; or in random order, for FSDP: a process that has an image would wait for the others to
+            gather the vision encoder's weights.
     """
     strategy, kinds = distributed.strategy(), {bool(c.loads) for c in data.conversations}
     if strategy == "zero3" and len(kinds) > 1:
         raise ConfigError(
-            "zero3 for conversations with and without images: expected fsdp.yaml, since DeepSpeed takes the last gradient again of what texts do not reach"
+            "zero3 for conversations with and without images: expected fsdp.yaml, since DeepSpeed takes the last"
+            " gradient again of what texts do not reach"
         )
     if distributed.divided() and not config.group and len(kinds) > 1:
         raise ConfigError(
-            f"data.group is no with {strategy} for conversations with and without images: expected yes, since processes that divide the weights "
-            "must have images in the same passes"
+            f"data.group is no with {strategy} for conversations with and without images: expected yes, since processes"
+            " that divide the weights must have images in the same passes"
         )
 
 
-# --- the checks of model and data against one another --------------------------------------------------------------------------------------
+# --- the checks of model and data against one another ---------------------------------------------
 
 
 def check_conversations(recipe: Recipe, mllm: MLLM, splits: ConversationSplits) -> list[list[list[Sample]]]:
-    """Check that recipe, model and data fit one another, before anything is written: by all texts, and by the first conversations of each kind.
+    """Check that recipe, model and data fit one another, before anything is written: by all texts, and by the first
+    conversations of each kind.
 
     Returns:
-        Questions with options, by image, if there are any: of the validation split, and of the test split if there is one.
+        Questions with options, by image, if there are any: of the validation split, and of the test split if there is
+            one.
 
     Raises:
         WorkbenchError: they do not.
@@ -254,34 +276,54 @@ def check_conversations(recipe: Recipe, mllm: MLLM, splits: ConversationSplits) 
         _check_texts(mllm, data, recipe.data.max_length)
     if recipe.alignment.changes_layers and not any(c.loads for c in splits.train.conversations):
         count, name = len(splits.train), splits.train.data.name
-        raise ConfigError(f"none of the {count} conversations of {name} has an image: expected some, or alignment.objective none")
+        raise ConfigError(
+            f"none of the {count} conversations of {name} has an image: expected some, or alignment.objective none"
+        )
     return [_questions(mllm, data.data) for data in splits.evaluated]
 
 
 def _check_model(mllm: MLLM, config: ModelConfig) -> None:
     if hasattr(mllm.config, KEY):
-        raise ConfigError(f"model.name is {config.name}, which adds its image again: expected a model trained without a residual")
+        raise ConfigError(
+            f"model.name is {config.name}, which adds its image again: expected a model trained without a residual"
+        )
     if (quantized := getattr(mllm.config, "quantization_config", None)) is not None:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", quantized)
-        raise ConfigError(f"model.name is {config.name}, quantized with {getattr(method, 'value', method)}: expected full precision, to train it")
+        method = (
+            quantized.get("quant_method")
+            if isinstance(quantized, dict)
+            else getattr(quantized, "quant_method", quantized)
+        )
+        raise ConfigError(
+            f"model.name is {config.name}, quantized with {getattr(method, 'value', method)}: expected full precision,"
+            " to train it"
+        )
 
 
 def _check_texts(mllm: MLLM, data: ConversationSet, max_length: int | None) -> None:
-    """Look through all texts, and see that `max_length` leaves an answer in some of the first conversations with and without images."""
+    """Look through all texts, and see that `max_length` leaves an answer in some of the first conversations with and
+    without images."""
     if distributed.is_main():  # whose error the others hear of
         data.said = look_through(mllm, data, max_length)
     for kind in (True, False):
         few = [c for c in data.conversations if bool(c.loads) == kind][:LOOKED_AT]
-        answered = [bool(encode_conversations(mllm, [c.images], [c.turns], max_length=max_length)[1].ne(IGNORED).any()) for c in few]
+        answered = [
+            bool(encode_conversations(mllm, [c.images], [c.turns], max_length=max_length)[1].ne(IGNORED).any())
+            for c in few
+        ]
         if few and not any(answered):
             which = f"the first {len(few)} conversations {'with' if kind else 'without'} an image of {data.data.name}"
-            raise ConfigError(f"data.max_length is {max_length}, which leaves none of the answers in {which}: expected more tokens")
+            raise ConfigError(
+                f"data.max_length is {max_length}, which leaves none of the answers in {which}: expected more tokens"
+            )
 
 
 def _questions(mllm: MLLM, data: Dataset) -> list[list[Sample]]:
     """Questions with options, by image."""
     if lost := [sample for sample in data if sample.options and sample.answer not in sample.options]:
-        raise ConfigError(f"question {lost[0].id} of {data.name} has its answer '{lost[0].answer}' not among its options ({len(lost)} such in all)")
+        raise ConfigError(
+            f"question {lost[0].id} of {data.name} has its answer '{lost[0].answer}' not among its options ({len(lost)}"
+            " such in all)"
+        )
     if not any(sample.options for sample in data):
         return []
     scenes = questions_of(data.scenes)
@@ -289,13 +331,17 @@ def _questions(mllm: MLLM, data: Dataset) -> list[list[Sample]]:
     return scenes
 
 
-# --- the steps of from_recipe, in their order ----------------------------------------------------------------------------------------------
+# --- the steps of from_recipe, in their order -----------------------------------------------------
 
 
 def _load_model(config: ModelConfig) -> MLLM:
     """The model in float32, on this process's device."""
     device = distributed.device()
-    mllm = build_from_parts(config) if config.name is None else MLLM.load(config.name, dtype="float32", device=device, revision=config.revision)
+    mllm = (
+        build_from_parts(config)
+        if config.name is None
+        else MLLM.load(config.name, dtype="float32", device=device, revision=config.revision)
+    )
     mllm.model.to(device)
     return mllm
 
@@ -333,7 +379,8 @@ def _add_residual(mllm: MLLM, settings: AlignmentConfig, width: int) -> Residual
 
 
 def _targets(mllm: MLLM, train: ConversationSet, recipe: Recipe) -> tuple[Sequence[VFM], Targets | None]:
-    """The VFMs of the recipe's targets, and what returns their features for a batch; None where the target is the model's own."""
+    """The VFMs of the recipe's targets, and what returns their features for a batch; None where the target is the
+    model's own."""
     settings, data = recipe.alignment, recipe.data
     if not settings.aligned or settings.target != "vfm":
         return (), None
@@ -355,11 +402,19 @@ def _heads(mllm: MLLM, settings: AlignmentConfig, targets: Targets | None, width
     widths: dict[str, int] = {"encoder": width, "projector": mllm.config.get_text_config().hidden_size}
     dims: dict[str, int] = targets.dims if targets is not None else {settings.target: widths[settings.target]}
     return attach_alignment(
-        mllm, layers=settings.layer, dims=dims, objective=settings.objective, heads=settings.heads, where=settings.where, hidden=settings.hidden
+        mllm,
+        layers=settings.layer,
+        dims=dims,
+        objective=settings.objective,
+        heads=settings.heads,
+        where=settings.where,
+        hidden=settings.hidden,
     )
 
 
-def _sizes(mllm: MLLM, trained: Mapping[str, str], residual: torch.nn.Module | None, heads: torch.nn.Module | None) -> dict[str, int]:
+def _sizes(
+    mllm: MLLM, trained: Mapping[str, str], residual: torch.nn.Module | None, heads: torch.nn.Module | None
+) -> dict[str, int]:
     """How many parameters are trained, by part."""
     sizes = dict.fromkeys(("tower", "connector", "language", "lora"), 0)
     for name, p in mllm.model.named_parameters():

@@ -23,10 +23,12 @@ MEGABATCH = 50  # batches whose conversations are sorted by length together, as 
 
 
 class GroupedSampler(Sampler[int]):
-    """The order of all conversations over a whole training: each epoch another one, all of it known from the seed, so that a resumed run has the same.
+    """The order of all conversations over a whole training: each epoch another one, all of it known from the seed, so
+    that a resumed run has the same.
 
-    Consecutive `group` conversations all have images, or none, and are of about the same length. What an epoch leaves over of each kind, less than a group,
-    is the first of that kind in the next one, where it may stand in one group twice; so of one kind none is ever two times ahead of another.
+    Consecutive `group` conversations all have images, or none, and are of about the same length. What an epoch leaves
+    over of each kind, less than a group, is the first of that kind in the next one, where it may stand in one group
+    twice; so of one kind none is ever two times ahead of another.
 
     Args:
         group: conversations of one optimiser step.
@@ -53,9 +55,13 @@ class GroupedSampler(Sampler[int]):
             epoch += 1
 
     def left_out(self) -> str | None:
-        """One sentence about a kind of conversations that comes less than half as often as it is in the data: what is left over of few fills no group."""
+        """One sentence about a kind of conversations that comes less than half as often as it is in the data: what is
+        left over of few fills no group."""
         seen = self._with_image[torch.tensor(list(self))].float().mean()
-        for kind, there, own in (("with", self._with_image.float().mean(), seen), ("without", 1 - self._with_image.float().mean(), 1 - seen)):
+        for kind, there, own in (
+            ("with", self._with_image.float().mean(), seen),
+            ("without", 1 - self._with_image.float().mean(), 1 - seen),
+        ):
             if own < there / 2:
                 count = int((self._with_image == (kind == "with")).sum())
                 shares = f"{float(there):.3g} of the data and {float(own):.3g} of what is trained on"
@@ -83,7 +89,8 @@ class ConversationSet(torch.utils.data.Dataset):
     Args:
         data: what is read.
         parts: the data sets that it is mixed from, by which rows are named.
-        stored: the rows that a run which goes on with repaired data was started with; its order stays, whatever became of some of them.
+        stored: the rows that a run which goes on with repaired data was started with; its order stays, whatever became
+            of some of them.
 
     Attributes:
         rows: those that the order is of.
@@ -117,15 +124,20 @@ class ConversationSet(torch.utils.data.Dataset):
         return [*(f"{shown(self.data.name)}: {sentence}" for sentence in self.data.left_out), *self.said]
 
 
-def encoded(mllm: MLLM, data: ConversationSet, numbers: Sequence[int], max_length: int | None, *, device: str | None = None) -> tuple[Batch, Tensor]:
+def encoded(
+    mllm: MLLM, data: ConversationSet, numbers: Sequence[int], max_length: int | None, *, device: str | None = None
+) -> tuple[Batch, Tensor]:
     """Some conversations as a batch, and its labels; on the model's device where no other is asked for.
 
     Raises:
-        DataError: names the row that cannot be used (all was looked through before, so its image is broken behind its header, or was replaced) and the remedy.
+        DataError: names the row that cannot be used (all was looked through before, so its image is broken behind its
+            header, or was replaced) and the remedy.
     """
     own = [data.conversations[number] for number in numbers]
     try:
-        return encode_conversations(mllm, [c.images for c in own], [c.turns for c in own], max_length=max_length, device=device)
+        return encode_conversations(
+            mllm, [c.images for c in own], [c.turns for c in own], max_length=max_length, device=device
+        )
     except WorkbenchError as error:
         broken, why = own[0], error
         for conversation in own if len(own) > 1 else ():
@@ -142,12 +154,27 @@ class Collator:
     """Numbers of conversations -> what the model's forward takes.
 
     Args:
-        targets: (numbers, images, visual tokens) -> features by VFM, [conversation][image or tile]; None where nothing comes with the batch.
+        targets: (numbers, images, visual tokens) -> features by VFM, [conversation][image or tile]; None where nothing
+            comes with the batch.
         count_tiles: what one batch weighs among those of a step: its images and tiles, or its visual tokens.
     """
 
-    def __init__(self, mllm: MLLM, data: ConversationSet, max_length: int | None, targets: Targets | None = None, *, count_tiles: bool = False) -> None:
-        self._mllm, self._data, self.max_length, self._targets, self._count_tiles = mllm, data, max_length, targets, count_tiles
+    def __init__(
+        self,
+        mllm: MLLM,
+        data: ConversationSet,
+        max_length: int | None,
+        targets: Targets | None = None,
+        *,
+        count_tiles: bool = False,
+    ) -> None:
+        self._mllm, self._data, self.max_length, self._targets, self._count_tiles = (
+            mllm,
+            data,
+            max_length,
+            targets,
+            count_tiles,
+        )
 
     def __call__(self, numbers: list[int]) -> dict[str, Any]:
         """Everything on the CPU: the Trainer moves it."""
@@ -155,7 +182,11 @@ class Collator:
         visual = self._mllm.visual_tokens(batch)
         inputs: dict[str, Any] = dict(batch.inputs)
         parts = [part for sample in visual for part in sample]
-        inputs |= {"labels": labels, "visual": visual, "aligned": len(parts) if self._count_tiles else sum(len(part.index) for part in parts)}
+        inputs |= {
+            "labels": labels,
+            "visual": visual,
+            "aligned": len(parts) if self._count_tiles else sum(len(part.index) for part in parts),
+        }
         if self._targets is not None:
             inputs["targets"] = self._targets(numbers, batch.images, visual)
         return inputs

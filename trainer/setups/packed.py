@@ -24,7 +24,14 @@ from trainer.recipe import ModelConfig, Recipe
 from trainer.sampling import Stream
 from trainer.setups.base import Watched, WatchedBatch
 from trainer.setups.packed_data import PackedDataset, Packer, Splits, collate, first_questions, load_questions
-from trainer.setups.packed_features import Targets, alignment_targets, encoder_features, joined_features, sample_of, vfm_features
+from trainer.setups.packed_features import (
+    Targets,
+    alignment_targets,
+    encoder_features,
+    joined_features,
+    sample_of,
+    vfm_features,
+)
 from trainer.setups.packing import Packing
 from trainer.targets.vfm_targets import load_vfms, vfm_record
 from workbench.data import Dataset
@@ -88,7 +95,9 @@ class PackedSetup:
             for data, values, own in zip(splits.all, inputs, targets, strict=True)
         ]
         heads = _heads(llava, recipe, targets[0])
-        model = AlignedForConditionalGeneration(llava, heads, residual, to_projector=aligned and recipe.alignment.target == "projector")
+        model = AlignedForConditionalGeneration(
+            llava, heads, residual, to_projector=aligned and recipe.alignment.target == "projector"
+        )
         return cls(
             recipe=recipe,
             model=model,
@@ -100,7 +109,10 @@ class PackedSetup:
             frozen=frozen,
             vfms=vfms,
             second=second,
-            record=_record(recipe.model, splits, fingerprints | {"processor": processor_fingerprint(processor)}) | _second(second, llava) | start | _vfms(vfms),
+            record=_record(recipe.model, splits, fingerprints | {"processor": processor_fingerprint(processor)})
+            | _second(second, llava)
+            | start
+            | _vfms(vfms),
         )
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -119,9 +131,11 @@ class PackedSetup:
         return visual.any(1).sum() if self.recipe.alignment.objective == "relation" else visual.sum()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The projector's first weight, whose input has a small standard deviation, takes proportionally larger steps and no decay.
+        """The projector's first weight, whose input has a small standard deviation, takes proportionally larger steps
+        and no decay.
 
-        Adam's steps have the size of the learning rate whatever the gradient, so this equals training on standardized inputs.
+        Adam's steps have the size of the learning rate whatever the gradient, so this equals training on standardized
+        inputs.
         """
         optim = self.recipe.optim
         trainable = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
@@ -131,20 +145,31 @@ class PackedSetup:
                 "lr": optim.learning_rate * self.input_rate,
                 "weight_decay": 0.0,
             },
-            {"params": [p for n, p in trainable if p.ndim > 1 and not n.endswith("linear_1.weight")], "weight_decay": optim.weight_decay},
+            {
+                "params": [p for n, p in trainable if p.ndim > 1 and not n.endswith("linear_1.weight")],
+                "weight_decay": optim.weight_decay,
+            },
             {"params": [p for n, p in trainable if p.ndim == 1], "weight_decay": 0.0},
         ]
 
     def evaluate(self, *, final: bool = False) -> Evaluation:
         """Whether each question is answered right; see `answer_packed`."""
-        return answer_packed(self.model, self.test if final and self.test is not None else self.val, self.recipe.optim.batch_size)
+        return answer_packed(
+            self.model, self.test if final and self.test is not None else self.val, self.recipe.optim.batch_size
+        )
 
     def watched(self) -> Watched:
-        """The first validation images; the visual tokens stand before the questions, which therefore do not change them."""
+        """The first validation images; the visual tokens stand before the questions, which therefore do not change
+        them."""
         settings, size = self.recipe.alignment, self.recipe.optim.batch_size
         data, tokens = self.val.data, self.val.inputs.shape[1]
         scenes = data.scenes[: self.recipe.monitor.cknna_images]
-        few = Dataset(data.name, [sample for scene in scenes for sample in scene], content_hash(data.fingerprint, len(scenes)), sorted(data.vocabulary))
+        few = Dataset(
+            data.name,
+            [sample for scene in scenes for sample in scene],
+            content_hash(data.fingerprint, len(scenes)),
+            sorted(data.vocabulary),
+        )
         vfms = self.vfms or load_vfms(settings)
         features = vfm_features(settings, vfms, few, (isqrt(tokens), isqrt(tokens)), self.recipe.data.features)
         batches = []
@@ -154,26 +179,39 @@ class PackedSetup:
             sequence = Packing.of(inputs["segments"]).flat(inputs["input_ids"])[0]
             visual = (sequence == self.processor.image_token_id).nonzero().view(len(rows), tokens)
             places = [(0, [positions]) for positions in visual]
-            batches.append(WatchedBatch(inputs, places, {name: [[image] for image in values.rows(rows)] for name, values in features.items()}))
+            batches.append(
+                WatchedBatch(
+                    inputs,
+                    places,
+                    {name: [[image] for image in values.rows(rows)] for name, values in features.items()},
+                )
+            )
         return Watched(batches, vfm_record(vfms)["vfm_fingerprint"])
 
     def check_frozen(self, state: Mapping[str, Tensor]) -> None:
-        check_frozen(self.model.base, state, self.frozen, [*self.vfms, *([self.second] if self.second is not None else [])])
+        check_frozen(
+            self.model.base, state, self.frozen, [*self.vfms, *([self.second] if self.second is not None else [])]
+        )
 
     def write_extras(self, checkpoint: Path) -> None:
         """Nothing: the order follows from the seed."""
 
 
-# --- the steps of from_recipe, in their order ----------------------------------------------------------------------------------------------
+# --- the steps of from_recipe, in their order -----------------------------------------------------
 
 
-def _start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, sample: Tensor, recipe: Recipe) -> dict[str, object]:
-    """Give the projector its first values or, where the run starts from a folder, the model the values there; return what the record says of them."""
+def _start(
+    llava: LlavaForConditionalGeneration, processor: LlavaProcessor, sample: Tensor, recipe: Recipe
+) -> dict[str, object]:
+    """Give the projector its first values or, where the run starts from a folder, the model the values there; return
+    what the record says of them."""
     if recipe.start is None:
         start_connector(llava, sample, recipe.model.image_size // processor.patch_size)
         return {}
     fingerprint = load_start(llava, processor, recipe.start)
-    check_unchanged(recipe.model.vision_encoder, saved_tensors(llava.model.vision_tower), load_weights(recipe.model.vision_encoder))
+    check_unchanged(
+        recipe.model.vision_encoder, saved_tensors(llava.model.vision_tower), load_weights(recipe.model.vision_encoder)
+    )
     return {"start_fingerprint": fingerprint}
 
 
@@ -188,7 +226,11 @@ def _add_trained_parts(llava: LlavaForConditionalGeneration, recipe: Recipe, wid
         add_lora(llava, model.lora)
         llava.model.multi_modal_projector.requires_grad_(True)
     add_dropout(llava, model.dropout)
-    return None if settings.residual == "none" else attach_residual(llava, settings.residual, sorted(settings.layer), width)
+    return (
+        None
+        if settings.residual == "none"
+        else attach_residual(llava, settings.residual, sorted(settings.layer), width)
+    )
 
 
 def _heads(llava: LlavaForConditionalGeneration, recipe: Recipe, targets: Targets | None) -> Alignment | None:
@@ -200,15 +242,29 @@ def _heads(llava: LlavaForConditionalGeneration, recipe: Recipe, targets: Target
     settings = recipe.alignment
     if settings.objective == "none":
         return None
-    dims = {"projector": llava.lm_head.in_features} if targets is None else {name: values.shape[-1] for name, values in targets.items()}
+    dims = (
+        {"projector": llava.lm_head.in_features}
+        if targets is None
+        else {name: values.shape[-1] for name, values in targets.items()}
+    )
     return attach_alignment(
-        llava, layers=settings.layer, dims=dims, objective=settings.objective, heads=settings.heads, where=settings.where, hidden=settings.hidden
+        llava,
+        layers=settings.layer,
+        dims=dims,
+        objective=settings.objective,
+        heads=settings.heads,
+        where=settings.where,
+        hidden=settings.hidden,
     )
 
 
 def _record(model: ModelConfig, splits: Splits, fingerprints: Mapping[str, str]) -> dict[str, object]:
     """What the record says of the data and of the pretrained parts."""
-    record: dict[str, object] = {"tower": model.vision_encoder, "data": splits.train.fingerprint, "val": splits.val.fingerprint}
+    record: dict[str, object] = {
+        "tower": model.vision_encoder,
+        "data": splits.train.fingerprint,
+        "val": splits.val.fingerprint,
+    }
     record |= {} if splits.test is None else {"test": splits.test.fingerprint}
     record["left_out"] = [sentence for data in splits.all for sentence in data.left_out]
     return record | {f"{part}_fingerprint": value for part, value in fingerprints.items()}
@@ -216,7 +272,11 @@ def _record(model: ModelConfig, splits: Splits, fingerprints: Mapping[str, str])
 
 def _second(second: VFM | None, llava: LlavaForConditionalGeneration) -> dict[str, object]:
     """What the record says of the second encoder."""
-    return {} if second is None else {**second_record(second), "second_encoder_scale": getattr(llava.config, SECOND_ENCODER)["scale"]}
+    return (
+        {}
+        if second is None
+        else {**second_record(second), "second_encoder_scale": getattr(llava.config, SECOND_ENCODER)["scale"]}
+    )
 
 
 def _vfms(vfms: Sequence[VFM]) -> dict[str, object]:

@@ -1,4 +1,5 @@
-"""Frozen features of a toy LLaVA's training: what its projector receives, and what its layers are aligned with, of every image of every split."""
+"""Frozen features of a toy LLaVA's training: what its projector receives, and what its layers are aligned with, of
+every image of every split."""
 
 from __future__ import annotations
 
@@ -30,17 +31,23 @@ Targets = dict[str, Features]
 """Features by the name of the target."""
 
 
-def encoder_features(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, fingerprint: str, recipe: Recipe, splits: Splits) -> list[Features]:
+def encoder_features(
+    llava: LlavaForConditionalGeneration, processor: LlavaProcessor, fingerprint: str, recipe: Recipe, splits: Splits
+) -> list[Features]:
     """Return what the projector receives from the vision encoder, of each split.
 
     Args:
         fingerprint: of the vision encoder's weights.
     """
     model = recipe.model
-    seen_as = settings_hash(without_place(llava.model.vision_tower.config.to_dict()), processor.image_processor.to_dict(), libraries())
+    seen_as = settings_hash(
+        without_place(llava.model.vision_tower.config.to_dict()), processor.image_processor.to_dict(), libraries()
+    )
     key = (fingerprint, seen_as, model.vision_encoder_features, model.image_size)
     compute = partial(connector_inputs, llava, processor)
-    return [frozen_features(data, key, compute, what=model.vision_encoder, mode=recipe.data.features) for data in splits.all]
+    return [
+        frozen_features(data, key, compute, what=model.vision_encoder, mode=recipe.data.features) for data in splits.all
+    ]
 
 
 def sample_of(features: Features) -> Tensor:
@@ -48,11 +55,15 @@ def sample_of(features: Features) -> Tensor:
     return features.rows(range(min(256, len(features))))
 
 
-def joined_features(encoder: Sequence[Features], second: VFM, llava: LlavaForConditionalGeneration, recipe: Recipe, splits: Splits) -> list[Features]:
-    """Return what the projector receives from the vision encoder and, beside it, from the second encoder, of each split; the configuration then names both.
+def joined_features(
+    encoder: Sequence[Features], second: VFM, llava: LlavaForConditionalGeneration, recipe: Recipe, splits: Splits
+) -> list[Features]:
+    """Return what the projector receives from the vision encoder and, beside it, from the second encoder, of each
+    split; the configuration then names both.
 
-    The second encoder's channels are scaled by one number to vary as much as the vision encoder's: Adam's steps in the projector's first weight have one size
-    for all channels, by which those of the smaller numbers would hardly be learned from. Pre-training (stage 1) hands its number on.
+    The second encoder's channels are scaled by one number to vary as much as the vision encoder's: Adam's steps in the
+    projector's first weight have one size for all channels, by which those of the smaller numbers would hardly be
+    learned from. Pre-training (stage 1) hands its number on.
 
     Args:
         encoder: the vision encoder's features, of each split.
@@ -66,7 +77,9 @@ def joined_features(encoder: Sequence[Features], second: VFM, llava: LlavaForCon
     return [JoinedFeatures(one, other, scale) for one, other in zip(encoder, more, strict=True)]
 
 
-def alignment_targets(inputs: Sequence[Features], vfms: Sequence[VFM], recipe: Recipe, splits: Splits) -> list[Targets | None]:
+def alignment_targets(
+    inputs: Sequence[Features], vfms: Sequence[VFM], recipe: Recipe, splits: Splits
+) -> list[Targets | None]:
     """Return the targets of each split by name, as the recipe changes them; None where there are none beforehand.
 
     The mean that is subtracted is the training set's.
@@ -85,9 +98,14 @@ def alignment_targets(inputs: Sequence[Features], vfms: Sequence[VFM], recipe: R
     means = {name: values.mean() if settings.center else None for name, values in plain[0].items()}
 
     def changed(name: str, values: Features, data: Dataset) -> Features:
-        return controlled(settings, values, means[name], image_hashes(data) if settings.images == "others" else None, recipe.seed)
+        return controlled(
+            settings, values, means[name], image_hashes(data) if settings.images == "others" else None, recipe.seed
+        )
 
-    return [{name: changed(name, values, data) for name, values in targets.items()} for data, targets in zip(splits.all, plain, strict=True)]
+    return [
+        {name: changed(name, values, data) for name, values in targets.items()}
+        for data, targets in zip(splits.all, plain, strict=True)
+    ]
 
 
 def vfm_features(settings: AlignmentConfig, vfms: Sequence[VFM], data: Dataset, grid: Grid, mode: Mode) -> Targets:

@@ -1,7 +1,8 @@
 """Attention of packed questions without padding: every question reads the shared prefix and itself.
 
-A batch of packed images (b, s) runs as one sequence (1, N) of its N real tokens: the linear layers see no padding, and the attention scores of two questions,
-which must not see one another, are never computed. The result is that of the padded batch with a block-diagonal mask, up to rounding.
+A batch of packed images (b, s) runs as one sequence (1, N) of its N real tokens: the linear layers see no padding, and
+the attention scores of two questions, which must not see one another, are never computed. The result is that of the
+padded batch with a block-diagonal mask, up to rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from transformers.masking_utils import sdpa_mask
 from workbench.errors import ConfigError
 
 NAME = "packed_questions"
-TOGETHER = 4  # questions of one image that are computed as one row: fewer copy its prefix more often, more are filled up with nothing
+# questions of one image that are computed as one row: fewer copy its prefix more often, more are filled up with nothing
+TOGETHER = 4
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Packing:
         real: which positions of the padded batch are tokens.
         prefix: the tokens before the questions, image by image; shorter prefixes are filled up with token 0.
         in_prefix: which entries of `prefix` are no filling.
-        questions: the tokens of each question, filled up with token 0; every row holds up to `TOGETHER` questions of one image.
+        questions: the tokens of each question, filled up with token 0; every row holds up to `TOGETHER` questions of
+            one image.
         image: for each row of `questions`, its row in `prefix`.
         place: for each token its row in `prefix` and `questions`, flattened and joined.
     """
@@ -88,7 +91,10 @@ def use_packed_attention(model: Any) -> None:
     text: PretrainedConfig = model.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"} or getattr(text, "attn_logit_softcapping", None):
-        raise ConfigError(f"the language model has {', '.join(sorted(kinds))}: expected full attention in every block, since questions are packed")
+        raise ConfigError(
+            f"the language model has {', '.join(sorted(kinds))}: expected full attention in every block, since"
+            " questions are packed"
+        )
     model.set_attn_implementation({"text_config": NAME})
 
 
@@ -104,12 +110,16 @@ def packed_attention(
     packing: Packing | None = None,
     **options: Any,
 ) -> tuple[Float[Tensor, "b n h d"], None]:
-    """Attention under the block-diagonal mask of `packing`, in transformers' interface; without `packing` transformers' own sdpa.
+    """Attention under the block-diagonal mask of `packing`, in transformers' interface; without `packing` transformers'
+    own sdpa.
 
-    A token of a question has a softmax over the prefix and the tokens of its question up to itself; one of the prefix over those before it.
+    A token of a question has a softmax over the prefix and the tokens of its question up to itself; one of the prefix
+    over those before it.
     """
     if packing is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
+        )
     (images, before), (groups, together, longest) = packing.prefix.shape, packing.questions.shape
     heads, width = query.shape[1], query.shape[-1]
     scale = width**-0.5 if scaling is None else scaling
@@ -120,14 +130,18 @@ def packed_attention(
         if rows.shape[1] < heads:
             rows = rows.repeat_interleave(heads // rows.shape[1], dim=1)
         prefix, questions = rows.split([images * before, groups * together * longest])
-        return prefix.view(images, before, heads, width).transpose(1, 2), questions.view(groups, together * longest, heads, width).transpose(1, 2)
+        return prefix.view(images, before, heads, width).transpose(1, 2), questions.view(
+            groups, together * longest, heads, width
+        ).transpose(1, 2)
 
     def by_question(values: Float[Tensor, "b h ql d"]) -> Float[Tensor, "b h q l d"]:
         return values.unflatten(2, (together, longest))
 
     (query_0, query_q), (key_0, key_q), (value_0, value_q) = parts(query), parts(key), parts(value)
     p = dropout if module.training else 0.0
-    output_0 = nn.functional.scaled_dot_product_attention(query_0, key_0, value_0, is_causal=True, scale=scale, dropout_p=p)
+    output_0 = nn.functional.scaled_dot_product_attention(
+        query_0, key_0, value_0, is_causal=True, scale=scale, dropout_p=p
+    )
     query_q = query_q * scale
     to_prefix = query_q @ key_0.index_select(0, packing.image).transpose(-1, -2)
     if not packing.in_prefix.all():
@@ -139,7 +153,9 @@ def packed_attention(
     if p:
         weights = nn.functional.dropout(weights, p)
     on_prefix, on_question = weights.split([before, longest], dim=-1)
-    output_q = on_prefix.flatten(2, 3) @ value_0.index_select(0, packing.image) + (on_question @ by_question(value_q)).flatten(2, 3)
+    output_q = on_prefix.flatten(2, 3) @ value_0.index_select(0, packing.image) + (
+        on_question @ by_question(value_q)
+    ).flatten(2, 3)
     rows = torch.cat([part.transpose(1, 2).flatten(0, 1).flatten(1) for part in (output_0, output_q)])
     return rows.index_select(0, packing.place).view(1, len(packing.place), heads, width), None
 

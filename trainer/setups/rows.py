@@ -1,4 +1,5 @@
-"""The rows that a training was started with, which every checkpoint keeps: so a run goes on in its order after some of them were repaired or left out."""
+"""The rows that a training was started with, which every checkpoint keeps: so a run goes on in its order after some of
+them were repaired or left out."""
 
 from __future__ import annotations
 
@@ -53,9 +54,11 @@ class Rows:
         return cls(stored["digests"], stored["with_image"], stored["lengths"])
 
     def in_place_of(self, stored: Rows, name: str) -> tuple[list[int], int]:
-        """For each stored row the number of the one of these that takes its place, and how many stored rows are left out.
+        """For each stored row the number of the one of these that takes its place, and how many stored rows are left
+        out.
 
-        Rows of the same number may have changed. Fewer must be stored ones, in their order; in place of one that is not there comes the next one of its kind.
+        Rows of the same number may have changed. Fewer must be stored ones, in their order; in place of one that is not
+        there comes the next one of its kind.
 
         Raises:
             RunError: there are more rows, others among them, or none of the kind of one that is left out.
@@ -70,13 +73,19 @@ class Rows:
             at += same
         if at < new:
             reason = f"and row {at + 1} of what is there now is none of them in their order"
-            raise RunError(f"the run was started with {old} conversations, {reason} ({new} of {name}): expected the same ones, some repaired or some left out")
+            raise RunError(
+                f"the run was started with {old} conversations, {reason} ({new} of {name}): expected the same ones,"
+                " some repaired or some left out"
+            )
         left_out = [place for place, number in enumerate(numbers) if number < 0]
         for place in left_out:
             kind = self.with_image == stored.with_image[place]
             if not kind.any():
                 what = "with" if stored.with_image[place] else "without"
-                raise RunError(f"no conversation {what} an image is left of {name}: expected one in place of row {place + 1}, which is left out")
+                raise RunError(
+                    f"no conversation {what} an image is left of {name}: expected one in place of row {place + 1},"
+                    " which is left out"
+                )
             behind = next((number for number in numbers[place:] if number >= 0), 0)
             following = np.flatnonzero(kind[behind:])
             numbers[place] = int(following[0]) + behind if len(following) else int(np.flatnonzero(kind)[0])

@@ -29,21 +29,33 @@ from workbench.vfm import VFM
 class StoredTargets(Targets):
     """The same from the feature cache, which one pass over the data fills: a store for each size of patch grid.
 
-    The pass looks at the pixels of every image, by which the stored features are known; each image that comes later must have them still.
+    The pass looks at the pixels of every image, by which the stored features are known; each image that comes later
+    must have them still.
 
     Raises:
         ConfigError: the control `images: others` where most images of a patch grid are one image.
     """
 
-    def __init__(self, vfms: Sequence[VFM], mllm: MLLM, data: ConversationSet, settings: AlignmentConfig, seed: int, max_length: int | None) -> None:
+    def __init__(
+        self,
+        vfms: Sequence[VFM],
+        mllm: MLLM,
+        data: ConversationSet,
+        settings: AlignmentConfig,
+        seed: int,
+        max_length: int | None,
+    ) -> None:
         super().__init__(vfms)
         self._data = data
         self._pixels: list[list[bytes]] = []  # of each conversation: hashes of its images
-        self._tiles: list[list[tuple[tuple[int, int], int]]] = []  # of each conversation: patch grid, number within its store
+        # of each conversation: patch grid, number within its store
+        self._tiles: list[list[tuple[tuple[int, int], int]]] = []
         samples: dict[tuple[int, int], list[Sample]] = {}
         pictures: dict[tuple[int, int], list[tuple[int, int]]] = {}  # whose tile each sample is: conversation, image
         boxes = []
-        for number, own in enumerate(tqdm(data.conversations, desc=f"tiles of {data.data.name}", file=sys.stderr, mininterval=2, delay=2)):
+        for number, own in enumerate(
+            tqdm(data.conversations, desc=f"tiles of {data.data.name}", file=sys.stderr, mininterval=2, delay=2)
+        ):
             places: list[tuple[tuple[int, int], int]] = []
             self._pixels.append([])
             if own.loads:
@@ -51,7 +63,10 @@ class StoredTargets(Targets):
                 self._pixels[-1] = [image_hash(image) for image in batch.images[0]]
                 for n, part in enumerate(mllm.visual_tokens(batch)[0]):
                     if part.grid is None:
-                        raise ConfigError(f"{mllm.name} gives visual tokens without rows and columns: expected data.features compute, or another model")
+                        raise ConfigError(
+                            f"{mllm.name} gives visual tokens without rows and columns: expected data.features compute,"
+                            " or another model"
+                        )
                     same = samples.setdefault(part.grid, [])
                     places.append((part.grid, len(same)))
                     boxes.append((part.grid, part.image, part.box, part.fill))
@@ -63,7 +78,10 @@ class StoredTargets(Targets):
         known = _known(pictures, sets) if settings.images == "others" else {}
         self._features: dict[str, dict[tuple[int, int], Features]] = {}
         for vfm in vfms:
-            stores = {grid: frozen_features(own, (vfm.entry.identity(), grid), partial(vfm_tokens, vfm, grid), what=vfm.name) for grid, own in sets.items()}
+            stores = {
+                grid: frozen_features(own, (vfm.entry.identity(), grid), partial(vfm_tokens, vfm, grid), what=vfm.name)
+                for grid, own in sets.items()
+            }
             self._features[vfm.name] = _controlled(stores, known, settings, seed)
 
     def __call__(self, numbers: Sequence[int], images: Pictures, visual: Places) -> dict[str, list[list[Tensor]]]:
@@ -76,10 +94,14 @@ class StoredTargets(Targets):
             for n, (image, pixels) in enumerate(zip(own, self._pixels[number], strict=True)):
                 if image_hash(image) != pixels:
                     raise RunError(
-                        f"image {n + 1} of conversation {self._data.conversations[number].id} of {shown(self._data.data.name)} has been replaced since the "
-                        "training began: expected the pixels that its targets were computed of; put it back, or start again"
+                        f"image {n + 1} of conversation {self._data.conversations[number].id} of"
+                        f" {shown(self._data.data.name)} has been replaced since the training began: expected the"
+                        " pixels that its targets were computed of; put it back, or start again"
                     )
-        return {name: [[stores[grid][row] for grid, row in self._tiles[number]] for number in numbers] for name, stores in self._features.items()}
+        return {
+            name: [[stores[grid][row] for grid, row in self._tiles[number]] for number in numbers]
+            for name, stores in self._features.items()
+        }
 
 
 def _covered(conversation: Conversation, part: VisualTokens) -> Image.Image:
@@ -87,9 +109,13 @@ def _covered(conversation: Conversation, part: VisualTokens) -> Image.Image:
 
 
 def _controlled(
-    stores: dict[tuple[int, int], Features], pictures: Mapping[tuple[int, int], Sequence[Hashable]], settings: AlignmentConfig, seed: int
+    stores: dict[tuple[int, int], Features],
+    pictures: Mapping[tuple[int, int], Sequence[Hashable]],
+    settings: AlignmentConfig,
+    seed: int,
 ) -> dict[tuple[int, int], Features]:
-    """Targets with the controls that the recipe asks for; the mean is that of all tokens, another image one with the same patch grid."""
+    """Targets with the controls that the recipe asks for; the mean is that of all tokens, another image one with the
+    same patch grid."""
     mean: Tensor | None = None
     if settings.center:
         counts = {grid: own.shape[0] * own.shape[1] for grid, own in stores.items()}
@@ -102,7 +128,8 @@ def _controlled(
 def _known(
     pictures: Mapping[tuple[int, int], Sequence[tuple[int, int]]], sets: Mapping[tuple[int, int], Dataset]
 ) -> dict[tuple[int, int], list[tuple[bytes, ...]]]:
-    """The picture of each tile by what it shows, which is all its tiles, instead of by conversation and number: it may occur elsewhere."""
+    """The picture of each tile by what it shows, which is all its tiles, instead of by conversation and number: it may
+    occur elsewhere."""
     tiles: dict[tuple[int, int], list[bytes]] = {}
     for grid, data in sets.items():
         for picture, tile in zip(pictures[grid], image_hashes(data), strict=True):

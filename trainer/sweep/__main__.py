@@ -3,16 +3,19 @@
 python -m trainer.sweep shapes_seeds
 python -m trainer.sweep ablation_layer --seeds 0 1 2
 python -m trainer.sweep shapes_seeds --report      # the table of what is there, no training
-python -m trainer.sweep shapes_seeds --export docs/results/seeds      # what outlives the machine: a small JSON file a run
+python -m trainer.sweep shapes_seeds --export docs/results/seeds      # what outlives the machine: a small JSON file a
+                                                                      run
 python -m trainer.sweep shapes_seeds --report --exported docs/results/seeds
 
 A sweep is a name (`viral path` lists those in the package) or the path of a YAML file.
 
-A finished run is skipped and an interrupted one is resumed, so the command can be repeated until everything is there. A run that fails is named and the
-others go on. SIGTERM and Ctrl-C stop the trainings. The result is `sweep-NAME.parquet` and `sweep-NAME.html` in the output folder, NAME being the file's.
+A finished run is skipped and an interrupted one is resumed, so the command can be repeated until everything is there. A
+run that fails is named and the others go on. SIGTERM and Ctrl-C stop the trainings. The result is `sweep-NAME.parquet`
+and `sweep-NAME.html` in the output folder, NAME being the file's.
 
-Intervals are over seeds: Student's, for accuracies in the shape of Wilson's, which stays below 1. A difference is paired by seed; its p is that of all sign
-flips, which with S seeds is at least 2 / 2^S, and p_holm is corrected for all variants of a question type.
+Intervals are over seeds: Student's, for accuracies in the shape of Wilson's, which stays below 1. A difference is
+paired by seed; its p is that of all sign flips, which with S seeds is at least 2 / 2^S, and p_holm is corrected for all
+variants of a question type.
 """
 
 from __future__ import annotations
@@ -56,13 +59,20 @@ def main(argv: list[str]) -> None:
 def _print(sweep: Sweep, runs: Runs, name: str) -> None:
     table = report(sweep, runs)
     target = write(sweep, runs, table, name)
-    lines = [table.drop(columns="against").to_string(index=False, float_format="{:.3f}".format, na_rep=""), *notes(sweep, runs, table), str(target)]
+    lines = [
+        table.drop(columns="against").to_string(index=False, float_format="{:.3f}".format, na_rep=""),
+        *notes(sweep, runs, table),
+        str(target),
+    ]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
 def _failure(failed: dict[str, str]) -> RunError:
     each = "; ".join(f"{name}: {why}" for name, why in failed.items())
-    return RunError(f"{len(failed)} {'run is' if len(failed) == 1 else 'runs are'} missing ({each}); the same command tries them again")
+    return RunError(
+        f"{len(failed)} {'run is' if len(failed) == 1 else 'runs are'} missing ({each}); the same command tries them"
+        " again"
+    )
 
 
 if __name__ == "__main__":

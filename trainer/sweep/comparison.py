@@ -1,7 +1,9 @@
-"""Finished runs compared: accuracies, their means over seeds with intervals, paired differences, and the page with the figure.
+"""Finished runs compared: accuracies, their means over seeds with intervals, paired differences, and the page with the
+figure.
 
-Intervals are over seeds: Student's, for accuracies in the shape of Wilson's, which stays below 1. A difference is paired by seed, at the same point of the
-grid; its p is that of all sign flips, which with S seeds is at least 2 / 2^S, and p_holm is corrected for all rows of a question type.
+Intervals are over seeds: Student's, for accuracies in the shape of Wilson's, which stays below 1. A difference is
+paired by seed, at the same point of the grid; its p is that of all sign flips, which with S seeds is at least 2 / 2^S,
+and p_holm is corrected for all rows of a question type.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ def accuracies(sweep: Sweep, runs: Runs) -> pd.DataFrame:
         Columns variant, one for each key of a grid over all variants, seed, category, accuracy, n, chance.
 
     Raises:
-        RunError: two runs were not asked the same, or what they name alike has other content; a best checkpoint is not there.
+        RunError: two runs were not asked the same, or what they name alike has other content; a best checkpoint is not
+            there.
     """
     check_comparable(runs)
     rows = []
@@ -50,9 +53,20 @@ def accuracies(sweep: Sweep, runs: Runs) -> pd.DataFrame:
 
 
 def _scores(answers: Answers) -> list[dict[str, object]]:
-    kinds = [{"category": kind, "accuracy": own.right / own.n, "n": own.n, "chance": own.chance} for kind, own in answers.types.items()]
+    kinds = [
+        {"category": kind, "accuracy": own.right / own.n, "n": own.n, "chance": own.chance}
+        for kind, own in answers.types.items()
+    ]
     table = pd.DataFrame(kinds)
-    return [*kinds, {"category": MEAN, "accuracy": table["accuracy"].mean(), "n": int(table["n"].sum()), "chance": table["chance"].mean()}]
+    return [
+        *kinds,
+        {
+            "category": MEAN,
+            "accuracy": table["accuracy"].mean(),
+            "n": int(table["n"].sum()),
+            "chance": table["chance"].mean(),
+        },
+    ]
 
 
 def _value(text: str) -> float | str:
@@ -72,34 +86,48 @@ def check_comparable(runs: Runs) -> None:
             asked.setdefault(answers.asked, str(job))
         if len(asked) > 1:
             raise RunError(
-                f"{' and '.join(asked.values())} were asked other questions: expected the same data.val, data.test, limits and questions in all runs"
+                f"{' and '.join(asked.values())} were asked other questions: expected the same data.val, data.test,"
+                " limits and questions in all runs"
             )
         for key, content in _contents(result).items():
             before, known = alike.setdefault(key, (job, content))
             if content != known:
-                raise RunError(f"{before} and {job} name the same {key[0]}, whose content was {known} and {content}: expected the same in all runs")
+                raise RunError(
+                    f"{before} and {job} name the same {key[0]}, whose content was {known} and {content}: expected the"
+                    " same in all runs"
+                )
 
 
 def _contents(result: Result) -> dict[tuple[str, str], str]:
     """Fingerprints by what a run names: its training data, what it starts from, its VFMs and its pretrained parts."""
     recipe = result.recipe
     model, data = recipe.get("model", {}), recipe.get("data")
-    names = {"data": [data, result.seed], "start": [recipe.get("start"), result.seed], "model": [model, result.seed], "vfm": result.vfm}
+    names = {
+        "data": [data, result.seed],
+        "start": [recipe.get("start"), result.seed],
+        "model": [model, result.seed],
+        "vfm": result.vfm,
+    }
     names |= {"tower": model.get("vision_encoder"), "language": model.get("language"), "processor": [data, model]}
     names["vfm_settings"] = [result.vfm, recipe.get("alignment", {}).get("teacher_norm")]
-    prints = {key: content for key, content in result.fingerprints.items() if key not in ("val", "test")}  # which the questions are hashed with
-    return {(key, json.dumps(names.get(key, [data, model]), sort_keys=True)): content for key, content in prints.items()}
+    # which the questions are hashed with
+    prints = {key: content for key, content in result.fingerprints.items() if key not in ("val", "test")}
+    return {
+        (key, json.dumps(names.get(key, [data, model]), sort_keys=True)): content for key, content in prints.items()
+    }
 
 
 def report(sweep: Sweep, runs: Runs) -> pd.DataFrame:
-    """Mean over seeds with its interval, and the paired difference to the variant `against` over the seeds both have, with Student's.
+    """Mean over seeds with its interval, and the paired difference to the variant `against` over the seeds both have,
+    with Student's.
 
     Returns:
-        Columns type, variant, one for each key of a grid over all variants, accuracy, low, high, few (fewer than 5 wrong, or right, answers in all), min,
-        seeds (which), n (questions of a run), chance, and against, pairs, difference, d_low, d_high, p, p_holm (over all rows of a type), NaN for the variant
-        `against` itself and where no seed is shared. The interval of an accuracy has Student's width at Wilson's shape, which holds near 1 too; where all
-        seeds answer equally many questions it is that of one seed's questions. One seed, and differences that are all equal, show no spread to judge by: their
-        interval is infinite.
+        Columns type, variant, one for each key of a grid over all variants, accuracy, low, high, few (fewer than 5
+        wrong, or right, answers in all), min, seeds (which), n (questions of a run), chance, and against, pairs,
+        difference, d_low, d_high, p, p_holm (over all rows of a type), NaN for the variant `against` itself and where
+        no seed is shared. The interval of an accuracy has Student's width at Wilson's shape, which holds near 1 too;
+        where all seeds answer equally many questions it is that of one seed's questions. One seed, and differences that
+        are all equal, show no spread to judge by: their interval is infinite.
     """
     table, keys = accuracies(sweep, runs), [last(key) for key in sweep.keys]
     if sweep.against not in set(table["variant"]):
@@ -119,7 +147,9 @@ def report(sweep: Sweep, runs: Runs) -> pd.DataFrame:
     for key in keys:
         if result[key].map(type).nunique() > 1 and result[key].map(lambda value: isinstance(value, str)).any():
             result[key] = result[key].astype(str)  # a column of parquet has one kind
-    result["p_holm"] = result[result["p"].notna()].groupby("type", sort=False)["p"].transform(lambda p: holm(p.to_numpy()))
+    result["p_holm"] = (
+        result[result["p"].notna()].groupby("type", sort=False)["p"].transform(lambda p: holm(p.to_numpy()))
+    )
     return result
 
 
@@ -147,10 +177,19 @@ def notes(sweep: Sweep, runs: Runs, table: pd.DataFrame) -> list[str]:
     there = {str(job) for job, _ in runs}
     missing = [str(job) for job in sweep.runs() if str(job) not in there]
     if missing:
-        found.append(f"{len(missing)} of {len(missing) + len(there)} runs are not there: {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}")
-    commits = Counter(f"{result.environment['git'][:8] or 'no commit'}{', dirty' if result.environment['dirty'] else ''}" for _, result in runs)
+        found.append(
+            f"{len(missing)} of {len(missing) + len(there)} runs are not there:"
+            f" {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}"
+        )
+    commits = Counter(
+        f"{result.environment['git'][:8] or 'no commit'}{', dirty' if result.environment['dirty'] else ''}"
+        for _, result in runs
+    )
     if len(commits) > 1:
-        found.append(f"the runs are of {len(commits)} states of the code: {'; '.join(f'{name} ({count})' for name, count in commits.items())}")
+        found.append(
+            f"the runs are of {len(commits)} states of the code:"
+            f" {'; '.join(f'{name} ({count})' for name, count in commits.items())}"
+        )
     return found
 
 
@@ -173,18 +212,31 @@ def _facts(sweep: Sweep, runs: Runs, table: pd.DataFrame) -> dict[str, str]:
     pairs = int(table["pairs"].max()) if table["pairs"].notna().any() else 0
     data = runs[0][1].recipe.get("data", {})
     asked, seeds = data.get("test") or data.get("val"), dict.fromkeys(job.seed for job, _ in runs)
-    commits = dict.fromkeys(f"{result.environment['git'][:8]}{' (dirty)' if result.environment['dirty'] else ''}" for _, result in runs)
+    commits = dict.fromkeys(
+        f"{result.environment['git'][:8]}{' (dirty)' if result.environment['dirty'] else ''}" for _, result in runs
+    )
     return {
-        "what": f"accuracy on {asked}, mean of question types; n = {mean['n'].max()} questions a run; intervals are 95 %, over seeds "
-        f"{', '.join(map(str, seeds))}",
+        "what": (
+            f"accuracy on {asked}, mean of question types; n = {mean['n'].max()} questions a run; intervals are 95 %,"
+            f" over seeds {', '.join(map(str, seeds))}"
+        ),
         "chance": f"{mean['chance'].mean():.3f}",
-        "differences": f"paired by seed, against {sweep.against}{' at the same ' + ', '.join(map(last, sweep.keys)) if sweep.keys else ''}; the sign-flip p of "
-        f"{pairs} pairs is at least {2 / 2**pairs:.2g}, so read the intervals"
-        if pairs
-        else f"none: no seed is shared with {sweep.against}",
+        "differences": (
+            "paired by seed, against"
+            f" {sweep.against}{' at the same ' + ', '.join(map(last, sweep.keys)) if sweep.keys else ''}; the sign-flip"
+            f" p of {pairs} pairs is at least {2 / 2**pairs:.2g}, so read the intervals"
+            if pairs
+            else f"none: no seed is shared with {sweep.against}"
+        ),
         **({"best checkpoint": f"the one with the highest score on {data.get('val')}"} if sweep.best else {}),
-        **({"first stage": f"{sweep.first.split(':')[0]}, trained once: the seeds vary what comes after it"} if sweep.first else {}),
-        "variants": "; ".join(sweep.variants if sweep.keys else (f"{setting.name}: {setting.words}" for setting in sweep.settings())),
+        **(
+            {"first stage": f"{sweep.first.split(':')[0]}, trained once: the seeds vary what comes after it"}
+            if sweep.first
+            else {}
+        ),
+        "variants": "; ".join(
+            sweep.variants if sweep.keys else (f"{setting.name}: {setting.words}" for setting in sweep.settings())
+        ),
         **({"grid": "; ".join(sweep.grid)} if sweep.keys else {}),
         "code": ", ".join(commits),
         **({"note": ". ".join(lines)} if (lines := notes(sweep, runs, table)) else {}),

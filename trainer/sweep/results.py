@@ -1,9 +1,11 @@
-"""What is kept of a finished run: one record, read from its folder or from the small JSON file that outlives the folder.
+"""What is kept of a finished run: one record, read from its folder or from the small JSON file that outlives the
+folder.
 
 python -m trainer.sweep SWEEP.yaml --export FOLDER                 # writes FOLDER/RUN.json, a few kB each
 python -m trainer.sweep SWEEP.yaml --report --exported FOLDER      # the table from those files alone
 
-{"run": "viral_limit_train-300-s10", "words": "RECIPE.yaml --data.limit_train 300", "seed": 10, "git": ..., "last": {"asked": ..., "types": ...}, ...}
+{"run": "viral_limit_train-300-s10", "words": "RECIPE.yaml --data.limit_train 300", "seed": 10, "git": ..., "last":
+{"asked": ..., "types": ...}, ...}
 """
 
 from __future__ import annotations
@@ -24,8 +26,14 @@ from workbench.scoring.answers import Answers, answers_of
 from workbench.stored_recipe import current_recipe
 from workbench.training_folder import BEST, LOG_FILE, RECORD_FILE, best_of, read_table, training_record
 
-CURVE = {"step": "step", "accuracy": "accuracy/mean", "val_lm_loss": "val_lm_loss", "val_alignment_loss": "val_alignment_loss"}
-MACHINE = ("output_dir", "resume", "repaired", "dry_run", "report_to", "push_to_hub")  # keys of a recipe that say nothing of the model
+CURVE = {
+    "step": "step",
+    "accuracy": "accuracy/mean",
+    "val_lm_loss": "val_lm_loss",
+    "val_alignment_loss": "val_alignment_loss",
+}
+# keys of a recipe that say nothing of the model
+MACHINE = ("output_dir", "resume", "repaired", "dry_run", "report_to", "push_to_hub")
 ENVIRONMENT = ("git", "dirty", "packages", "platform", "created")
 
 
@@ -40,7 +48,8 @@ class Result:
         fingerprints: {part: hash of its content}, such as data, val, test, tower, vfm.
         last: of the model after the last step.
         best: of the checkpoint with the highest validation score, if there is one; `best_step` is its step.
-        curve: {step, accuracy (mean of types), val_lm_loss, val_alignment_loss: one value for each evaluation on the validation split}.
+        curve: {step, accuracy (mean of types), val_lm_loss, val_alignment_loss: one value for each evaluation on the
+            validation split}.
         losses: {step, lm_loss, alignment_loss}, of the last steps of training.
     """
 
@@ -72,7 +81,9 @@ def finished(sweep: Sweep) -> list[tuple[Job, Result]]:
     if sweep.exported is None:
         runs = [(job, result_of(sweep, job)) for job in sweep.runs() if job.finished]
     else:
-        runs = [(job, _read(sweep, job, file)) for job in sweep.runs() if (file := sweep.exported / f"{job}.json").exists()]
+        runs = [
+            (job, _read(sweep, job, file)) for job in sweep.runs() if (file := sweep.exported / f"{job}.json").exists()
+        ]
     if not runs:
         raise RunError(f"no finished run in {sweep.exported or sweep.output_dir}")
     return runs
@@ -90,7 +101,11 @@ def result_of(sweep: Sweep, job: Job) -> Result:
     recipe = {key: value for key, value in record["recipe"].items() if key not in MACHINE}
     if recipe.get("start"):
         recipe["start"] = os.path.relpath(recipe["start"], sweep.output_dir)
-    prints = {key.removesuffix("_fingerprint"): value for key, value in record.items() if key in ("data", "val", "test") or key.endswith("_fingerprint")}
+    prints = {
+        key.removesuffix("_fingerprint"): value
+        for key, value in record.items()
+        if key in ("data", "val", "test") or key.endswith("_fingerprint")
+    }
     data, steps = prints.get("test") or prints.get("val"), recipe["optim"]["steps"]
     curve, losses = _log(job.folder)
     best = best_of(job.folder)
@@ -123,7 +138,8 @@ def _log(folder: Path) -> tuple[dict[str, list[float | None]], dict[str, float |
 
 
 def _number(value: float) -> float | None:
-    """The value to the last bit, since rules judge the curve by it, or None for what was not measured; steps are whole."""
+    """The value to the last bit, since rules judge the curve by it, or None for what was not measured; steps are
+    whole."""
     if not math.isfinite(value):
         return None
     return int(value) if value == int(value) else float(value)
@@ -141,13 +157,19 @@ def _read(sweep: Sweep, job: Job, file: Path) -> Result:
     """The record in a file, of a run that was trained with the recipe that the sweep has now."""
     try:
         content = json.loads(file.read_text())
-        last, best = (None if content[key] is None else Answers.stored(content[key], f"{file}, {key}") for key in ("last", "best"))
+        last, best = (
+            None if content[key] is None else Answers.stored(content[key], f"{file}, {key}") for key in ("last", "best")
+        )
         result = Result(**content | {"recipe": current_recipe(content["recipe"]), "last": last, "best": best})
         assert result.last is not None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise RunError(f"{file} is damaged ({' '.join(str(error).split())[:120]}): expected what --export wrote there") from error
+        raise RunError(
+            f"{file} is damaged ({' '.join(str(error).split())[:120]}): expected what --export wrote there"
+        ) from error
     stored = result.recipe
     if stored.get("start"):
         stored = stored | {"start": str(sweep.output_dir / stored["start"])}
-    check_same_values(file, stored, job.recipe(), advice=f"expected the sweep as it was at commit {result.environment['git'][:8]}")
+    check_same_values(
+        file, stored, job.recipe(), advice=f"expected the sweep as it was at commit {result.environment['git'][:8]}"
+    )
     return result

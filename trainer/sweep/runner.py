@@ -33,7 +33,9 @@ class Running:
         resume = ["--resume"] if (job.folder / RECIPE_FILE).exists() else []
         words = python(["-m", "trainer", *job.arguments, *resume])
         variables = environment(OMP_NUM_THREADS=str(threads))
-        process = subprocess.Popen(words, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
+        process = subprocess.Popen(
+            words, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+        )
         lines: deque[str] = deque(maxlen=20)
         reader = Thread(target=cls._relay, args=(process, lines), daemon=True)
         reader.start()
@@ -62,7 +64,8 @@ def train_all(sweep: Sweep) -> dict[str, str]:
     check(sweep)
     waiting = [job for job in sweep.jobs() if not job.finished]
     total, failed = len(waiting), {}
-    cores = os.cpu_count() or 1  # shared alike whatever else is left to run, since other threads round otherwise; only `first` is always alone
+    # shared alike whatever else is left to run, since other threads round otherwise; only `first` is always alone
+    cores = os.cpu_count() or 1
     first = sweep.jobs()[0].folder if sweep.first else None
     running: list[Running] = []
     with noted_signals() as caught:
@@ -71,13 +74,18 @@ def train_all(sweep: Sweep) -> dict[str, str]:
                 while len(running) < sweep.processes and any(map(_ready, waiting)):
                     ready = [_ready(job) for job in waiting]
                     job = waiting.pop(ready.index(True))
-                    running.append(Running.begin(job, threads=cores if job.folder == first else max(1, cores // sweep.processes)))
+                    running.append(
+                        Running.begin(job, threads=cores if job.folder == first else max(1, cores // sweep.processes))
+                    )
                 for entry in [entry for entry in running if entry.process.poll() is not None]:
                     running.remove(entry)
                     if entry.process.returncode:
                         failed[str(entry.job)] = entry.why()
                     done = total - len(waiting) - len(running) - len(failed)
-                    sys.stderr.write(f"sweep: {entry.job} {'failed' if str(entry.job) in failed else 'finished'}, {done} of {total} done\n")
+                    sys.stderr.write(
+                        f"sweep: {entry.job} {'failed' if str(entry.job) in failed else 'finished'}, {done} of {total}"
+                        " done\n"
+                    )
                 time.sleep(0.2)
         finally:
             _stop(running)
@@ -88,7 +96,8 @@ def train_all(sweep: Sweep) -> dict[str, str]:
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """What asks the sweep to stop is only noted, so that no training begins unseen; a signal that is ignored (nohup) stays so."""
+    """What asks the sweep to stop is only noted, so that no training begins unseen; a signal that is ignored (nohup)
+    stays so."""
     caught: list[int] = []
     before: dict[int, Any] = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

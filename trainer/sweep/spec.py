@@ -88,15 +88,16 @@ class Sweep:
     output_dir: Path = Path("runs/sweep")
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     variants: tuple[str, ...] = ()
-    """Each "name: RECIPE --section.key value ..."; {output_dir}, {point} (of the grid, such as _limit_train-300) and {seed} are filled in, and a run waits
-    for its --start folder."""
+    """Each "name: RECIPE --section.key value ..."; {output_dir}, {point} (of the grid, such as _limit_train-300) and
+    {seed} are filled in, and a run waits for its --start folder."""
     grid: tuple[str, ...] = ()
-    """Each "section.key: value value ..."; every combination is trained for every variant or, with `over`, is a variant of that recipe. A value such as 2,3,4
-    is a list."""
+    """Each "section.key: value value ..."; every combination is trained for every variant or, with `over`, is a variant
+    of that recipe. A value such as 2,3,4 is a list."""
     over: str = ""
     """A recipe that the grid varies, instead of all variants: "RECIPE --section.key value ..."."""
     first: str = ""
-    """A run, written as in `variants`, that is trained once, in a folder of its name and with the first seed: a first stage that all share."""
+    """A run, written as in `variants`, that is trained once, in a folder of its name and with the first seed: a first
+    stage that all share."""
     against: str = "baseline"
     """The variant that differences are taken against, at the same point of a grid over all variants."""
     processes: int = 2
@@ -104,7 +105,8 @@ class Sweep:
     suffix: bool = True
     """Name folders NAME-sSEED; without it NAME alone, for a single seed."""
     best: tuple[str, ...] = ()
-    """Variants whose best checkpoint by validation score is a row of its own, "NAME, best checkpoint": stopped early. Needs `keep_best` and `data.test`."""
+    """Variants whose best checkpoint by validation score is a row of its own, "NAME, best checkpoint": stopped early.
+    Needs `keep_best` and `data.test`."""
     report: bool = False
     """Print the table of the finished runs and train nothing."""
     export: Path | None = None
@@ -116,14 +118,19 @@ class Sweep:
         if self.processes < 1:
             raise ConfigError(f"processes is {self.processes}: expected at least 1")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(f"seeds are {', '.join(map(str, self.seeds)) or 'empty'}: expected one or more, none of them twice")
+            raise ConfigError(
+                f"seeds are {', '.join(map(str, self.seeds)) or 'empty'}: expected one or more, none of them twice"
+            )
         if not self.suffix and len(self.seeds) > 1:
             raise ConfigError(f"{len(self.seeds)} seeds without a suffix would share their folders: expected one seed")
         for text in (*self.variants, *filter(None, [self.first])):
             if not re.match(r"[\w.+-]+:\s*\S", text):
                 raise ConfigError(f"variant '{text}': expected 'name: RECIPE [--section.key value ...]'")
         if self.exported is not None and (self.export is not None or not self.report):
-            raise ConfigError(f"exported is {self.exported}: expected it with --report, and without --export, since it is read in place of the runs")
+            raise ConfigError(
+                f"exported is {self.exported}: expected it with --report, and without --export, since it is read in"
+                " place of the runs"
+            )
         self._check_grid()
         variants = list(dict.fromkeys(setting.variant for setting in self.settings()))
         for name in self.best:
@@ -141,13 +148,20 @@ class Sweep:
             if not re.match(r"[\w.]+:\s*\S", text) or text.startswith("seed:"):
                 raise ConfigError(f"grid '{text}': expected 'section.key: value value ...', and seeds in `seeds`")
         if self.over and not self.grid:
-            raise ConfigError(f"over is '{self.over}' without a grid: expected a grid that varies it, or the recipe in `variants`")
+            raise ConfigError(
+                f"over is '{self.over}' without a grid: expected a grid that varies it, or the recipe in `variants`"
+            )
         if self.grid and not self.over and not self.variants:
-            raise ConfigError(f"grid is {list(self.grid)} without a recipe: expected `variants`, or `over` for a grid of one recipe")
+            raise ConfigError(
+                f"grid is {list(self.grid)} without a recipe: expected `variants`, or `over` for a grid of one recipe"
+            )
         keys = [text.partition(":")[0] for text in self.grid]
         short = [last(key) for key in keys]
         if twice := next((name for name in short if short.count(name) > 1), None):
-            raise ConfigError(f"the grid has two keys that end in '{twice}': expected names that differ, for folders and columns are called by them")
+            raise ConfigError(
+                f"the grid has two keys that end in '{twice}': expected names that differ, for folders and columns are"
+                " called by them"
+            )
 
     @property
     def keys(self) -> list[str]:
@@ -158,17 +172,29 @@ class Sweep:
         """Every training but for its seed: point by point, or the listed variants and then the grid over one recipe."""
         listed = [(name, words.strip()) for name, words in (text.split(":", 1) for text in self.variants)]
         axes = [(key, values.split()) for key, values in (text.split(":", 1) for text in self.grid)]
-        points = [tuple(point) for point in product(*([(key, value) for value in values] for key, values in axes))] if axes else []
+        points = (
+            [tuple(point) for point in product(*([(key, value) for value in values] for key, values in axes))]
+            if axes
+            else []
+        )
         if points and not self.over:
-            return [Setting(name, f"{words} {_flags(point)}", point, _tag(point)) for point in points for name, words in listed]
+            return [
+                Setting(name, f"{words} {_flags(point)}", point, _tag(point))
+                for point in points
+                for name, words in listed
+            ]
         alone = [Setting(name, words) for name, words in listed]
-        return alone + [Setting(_tag(point)[1:], f"{self.over.strip()} {_flags(point)}", tag=_tag(point)) for point in points]
+        return alone + [
+            Setting(_tag(point)[1:], f"{self.over.strip()} {_flags(point)}", tag=_tag(point)) for point in points
+        ]
 
     def runs(self) -> Iterator[Job]:
         """Every run that is compared, all seeds of a setting together, so that a sweep cut short has whole ones."""
         for setting in self.settings():
             for seed in self.seeds:
-                yield self._job(setting, seed, self.output_dir / (f"{setting.name}-s{seed}" if self.suffix else setting.name))
+                yield self._job(
+                    setting, seed, self.output_dir / (f"{setting.name}-s{seed}" if self.suffix else setting.name)
+                )
 
     def jobs(self) -> list[Job]:
         """Every run that is trained."""
@@ -179,14 +205,21 @@ class Sweep:
     def _job(self, setting: Setting, seed: int, folder: Path) -> Job:
         try:
             words = setting.words.format(output_dir=shlex.quote(str(self.output_dir)), seed=seed, point=setting.tag)
-            arguments = [part for word in shlex.split(words) for part in (word.split("=", 1) if word.startswith("--start=") else [word])]
+            arguments = [
+                part
+                for word in shlex.split(words)
+                for part in (word.split("=", 1) if word.startswith("--start=") else [word])
+            ]
         except (KeyError, IndexError, ValueError) as error:
             raise ConfigError(
-                f"variant '{setting.name}: {setting.words}' cannot be read ({error}): expected {{output_dir}}, {{point}} and {{seed}} alone in braces"
+                f"variant '{setting.name}: {setting.words}' cannot be read ({error}): expected {{output_dir}},"
+                " {point} and {seed} alone in braces"
             ) from None
         options = [word[2:].split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
         if twice := next((key for key, _ in setting.point if options.count(key) > 1), None):
-            raise ConfigError(f"variant '{setting.variant}' has --{twice}, which the grid varies: expected it in one of the two")
+            raise ConfigError(
+                f"variant '{setting.variant}' has --{twice}, which the grid varies: expected it in one of the two"
+            )
         return Job(setting, seed, folder, [*arguments, "--seed", str(seed), "--output_dir", str(folder)])
 
 
@@ -204,31 +237,44 @@ def _flags(point: Point) -> str:
 
 
 def check(sweep: Sweep) -> None:
-    """See that every recipe can be read, and that what is there was trained from the recipes of this sweep, so that no old run is compared with a new one."""
+    """See that every recipe can be read, and that what is there was trained from the recipes of this sweep, so that no
+    old run is compared with a new one."""
     if sweep.output_dir.exists() and not sweep.output_dir.is_dir():
         raise ConfigError(f"output_dir is {sweep.output_dir}, a file: expected a folder, or the name of a new one")
     folders = [job.folder for job in sweep.jobs()]
     if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
-        raise ConfigError(f"two runs of the sweep would be trained in {twice}: expected names that differ, that of `first` too")
+        raise ConfigError(
+            f"two runs of the sweep would be trained in {twice}: expected names that differ, that of `first` too"
+        )
     first = folders[0] if sweep.first else None
     for job in sweep.jobs():
         if not job.arguments or job.arguments[0].startswith("-"):
-            raise ConfigError(f"variant '{job.name}': expected a recipe first, as in '{job.name}: RECIPE [--section.key value ...]'")
+            raise ConfigError(
+                f"variant '{job.name}': expected a recipe first, as in '{job.name}: RECIPE [--section.key value ...]'"
+            )
         recipe = job.recipe()
         if recipe.dry_run:
-            raise ConfigError(f"variant '{job.name}' has --dry_run, which trains nothing: expected python -m trainer for that")
+            raise ConfigError(
+                f"variant '{job.name}' has --dry_run, which trains nothing: expected python -m trainer for that"
+            )
         if recipe.stage1 is not None:
             raise ConfigError(
-                f"variant '{job.name}' has the first stage {recipe.stage1}, which several runs would train at once: expected --start FOLDER there"
+                f"variant '{job.name}' has the first stage {recipe.stage1}, which several runs would train at once:"
+                " expected --start FOLDER there"
             )
         if job.setting.variant in sweep.best and (recipe.data.test is None or not recipe.keep_best):
             raise ConfigError(
-                f"variant '{job.name}' has keep_best {recipe.keep_best} and data.test {recipe.data.test}: expected both for a row of its best checkpoint, "
-                "since on data.val, which chose it, it looks too good"
+                f"variant '{job.name}' has keep_best {recipe.keep_best} and data.test {recipe.data.test}: expected both"
+                " for a row of its best checkpoint, since on data.val, which chose it, it looks too good"
             )
         if (job.folder / RECIPE_FILE).exists():
             check_same_recipe(job.folder, recipe)
-        if recipe.model.kind != "toy" and not job.finished and job.folder != first and not _has_options(recipe.data.val, recipe.data.limit_val):
+        if (
+            recipe.model.kind != "toy"
+            and not job.finished
+            and job.folder != first
+            and not _has_options(recipe.data.val, recipe.data.limit_val)
+        ):
             raise ConfigError(f"variant '{job.name}' is validated on {recipe.data.val}, by the loss: {SCORED}")
 
 

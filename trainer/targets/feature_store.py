@@ -1,15 +1,20 @@
-"""Frozen features: what the connector receives and what a VFM says of every image, computed once and kept on disk, or anew at every step.
+"""Frozen features: what the connector receives and what a VFM says of every image, computed once and kept on disk, or
+anew at every step.
 
-A store is a folder `$VIRAL_CACHE/features/<key>`; the key hashes all that determines the features besides the image: fingerprint of the network, block,
-geometry, dtype. It holds shards `<hash>.safetensors` of up to 256 images: `features` (image, token, d) float32, `image` (image, 16), the hash of each image's
-pixels, and `crc` (image), the CRC-32 of hash and features. So an image that occurs twice, or in two data sets, is computed once.
+A store is a folder `$VIRAL_CACHE/features/<key>`; the key hashes all that determines the features besides the image:
+fingerprint of the network, block, geometry, dtype. It holds shards `<hash>.safetensors` of up to 256 images: `features`
+(image, token, d) float32, `image` (image, 16), the hash of each image's pixels, and `crc` (image), the CRC-32 of hash
+and features. So an image that occurs twice, or in two data sets, is computed once.
 
-Nothing is read before it is asked for: a record is one slice of a memory-mapped shard, so the data may be larger than the memory. Every record is checked
-against its CRC whenever it is read (0.2 to 0.4 ms for 64 x 768 values), and whenever a store is opened two of its images are computed again and compared, which
-finds what no checksum can: features of other pixels or of another network than the key says. Shards are written under a temporary name and renamed, each by
-one process that holds its lock; a run that was killed goes on from the whole shards, and processes side by side share the work.
+Nothing is read before it is asked for: a record is one slice of a memory-mapped shard, so the data may be larger than
+the memory. Every record is checked against its CRC whenever it is read (0.2 to 0.4 ms for 64 x 768 values), and
+whenever a store is opened two of its images are computed again and compared, which finds what no checksum can: features
+of other pixels or of another network than the key says. Shards are written under a temporary name and renamed, each by
+one process that holds its lock; a run that was killed goes on from the whole shards, and processes side by side share
+the work.
 
-Features keep the bits they had in the batch in which they were first computed; in another batch they agree within float32 noise.
+Features keep the bits they had in the batch in which they were first computed; in another batch they agree within
+float32 noise.
 """
 
 from __future__ import annotations
@@ -66,7 +71,13 @@ class StoredFeatures(Features):
         shape: token, d.
     """
 
-    def __init__(self, shards: dict[Path, safe_open], images: list[bytes], records: list[tuple[Path, int, int]], shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        shards: dict[Path, safe_open],
+        images: list[bytes],
+        records: list[tuple[Path, int, int]],
+        shape: tuple[int, int],
+    ) -> None:
         self._shards, self._images, self._records, self.shape = shards, images, records, (len(images), *shape)
 
     def rows(self, indices: Sequence[int]) -> Float[Tensor, "image token d"]:
@@ -81,8 +92,11 @@ class StoredFeatures(Features):
         return values
 
 
-def frozen_features(data: Dataset, key: tuple[object, ...], compute: Compute, *, what: str, mode: Literal["cache", "compute"] = "cache") -> Features:
-    """Return the features of every image of `data`: what is stored, and computed and stored where missing; `compute` stores nothing.
+def frozen_features(
+    data: Dataset, key: tuple[object, ...], compute: Compute, *, what: str, mode: Literal["cache", "compute"] = "cache"
+) -> Features:
+    """Return the features of every image of `data`: what is stored, and computed and stored where missing; `compute`
+    stores nothing.
 
     Args:
         key: all that determines the features besides the images: fingerprint, block, geometry.
@@ -129,22 +143,37 @@ class Store:
         stored = self.features([images[index] for index in picked])
         again = compute([_image(data, index, images[index]) for index in picked]).cpu()
         if again.shape[1:] != stored.shape[1:]:
-            raise self._stale(f"they are {stored.shape[1]} x {stored.shape[2]} and should be {again.shape[1]} x {again.shape[2]}")
+            raise self._stale(
+                f"they are {stored.shape[1]} x {stored.shape[2]} and should be {again.shape[1]} x {again.shape[2]}"
+            )
         for row, index in enumerate(picked):
             away = float((again[row] - stored[row]).norm() / again[row].norm().clamp_min(1e-12))
             if not away <= TOLERANCE:
-                raise self._stale(f"those of image {data.scenes[index][0].image_id} differ by {away:.2g} of their length")
+                raise self._stale(
+                    f"those of image {data.scenes[index][0].image_id} differ by {away:.2g} of their length"
+                )
 
     def _stale(self, why: str) -> RunError:
-        return RunError(f"the features in {self.folder} are not what {self.what} says now ({why}): delete that folder, and they are computed anew")
+        return RunError(
+            f"the features in {self.folder} are not what {self.what} says now ({why}): delete that folder, and they are"
+            " computed anew"
+        )
 
     def fill(self, data: Dataset, images: list[bytes], compute: Compute) -> None:
-        """Compute what is missing, a shard at a time; shards that other processes work on are left to them, and waited for in the end."""
+        """Compute what is missing, a shard at a time; shards that other processes work on are left to them, and waited
+        for in the end."""
         first = {image: index for index, image in reversed(list(enumerate(images)))}  # identical images once
         unique = sorted(first.values())
         chunks = [unique[start : start + SHARD] for start in range(0, len(unique), SHARD)]
         missing = sum(images[index] not in self._records for index in unique)
-        with tqdm(total=missing, desc=f"{self.what}, {data.name}", unit="image", file=sys.stderr, mininterval=2, disable=not missing) as bar:
+        with tqdm(
+            total=missing,
+            desc=f"{self.what}, {data.name}",
+            unit="image",
+            file=sys.stderr,
+            mininterval=2,
+            disable=not missing,
+        ) as bar:
             for wait in (False, True):
                 for chunk in chunks:
                     if all(images[index] in self._records for index in chunk):
@@ -155,7 +184,9 @@ class Store:
                     with locked(lock, wait=wait) as ours:
                         if ours:
                             self._scan()  # another process may have written it meanwhile
-                            self._compute([i for i in chunk if images[i] not in self._records], data, images, compute, bar)
+                            self._compute(
+                                [i for i in chunk if images[i] not in self._records], data, images, compute, bar
+                            )
 
     def _compute(self, indices: list[int], data: Dataset, images: list[bytes], compute: Compute, bar: tqdm) -> None:
         """Write the shard that holds the images at `indices`."""
@@ -168,12 +199,16 @@ class Store:
             bar.update(len(batch))
         features, own = torch.cat(parts).float().contiguous(), [images[index] for index in indices]
         if not features.isfinite().all():
-            raise RunError(f"{self.what} returned features that are not finite for images of {data.name}; nothing is stored")
+            raise RunError(
+                f"{self.what} returned features that are not finite for images of {data.name}; nothing is stored"
+            )
         crc = torch.tensor([_crc(image, values) for image, values in zip(own, features, strict=True)])
         path = self.folder / f"{content_hash(*own)}.safetensors"
         remove_partial(self.folder, path.name)
         with atomic_file(path) as partial:
-            save_file({"image": hash_rows(own), "crc": crc, "features": features}, partial, metadata={"network": self.what})
+            save_file(
+                {"image": hash_rows(own), "crc": crc, "features": features}, partial, metadata={"network": self.what}
+            )
         self._scan()
 
     def _scan(self) -> None:
@@ -184,7 +219,12 @@ class Store:
                 keys, crcs, slices = shard.get_tensor("image"), shard.get_tensor("crc"), shard.get_slice("features")
                 shape, dtype = tuple(slices.get_shape()), slices.get_dtype()
             self._shape = self._shape or shape[1:]
-            if dtype != "F32" or shape != (len(keys), *self._shape) or keys.shape[1:] != (16,) or crcs.shape != (len(keys),):
+            if (
+                dtype != "F32"
+                or shape != (len(keys), *self._shape)
+                or keys.shape[1:] != (16,)
+                or crcs.shape != (len(keys),)
+            ):
                 raise damaged(path, f"it holds {dtype} {shape} for {len(keys)} images")
             for row, (key, crc) in enumerate(zip(keys.numpy(), crcs.tolist(), strict=True)):
                 self._records.setdefault(key.tobytes(), (path, row, crc))
@@ -196,7 +236,10 @@ def _image(data: Dataset, index: int, expected: bytes) -> Image.Image:
     image = data.scenes[index][0].image
     if image_hash(image) != expected:
         place = data.scenes[index][0].image_id
-        raise RunError(f"image {shown(place)} of {shown(data.name)} is not the one that was hashed in {hash_file(data)}: delete that file")
+        raise RunError(
+            f"image {shown(place)} of {shown(data.name)} is not the one that was hashed in {hash_file(data)}: delete"
+            " that file"
+        )
     return image
 
 

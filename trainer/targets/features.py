@@ -34,7 +34,15 @@ class Features(ABC):
     def mean(self) -> Float[Tensor, " d"]:
         """Mean over all tokens of all images, a batch at a time in float64."""
         total = torch.zeros(self.shape[2], dtype=torch.float64)
-        for start in tqdm(range(0, len(self), BATCH), desc="mean feature", unit="batch", file=sys.stderr, mininterval=2, leave=False, delay=2):
+        for start in tqdm(
+            range(0, len(self), BATCH),
+            desc="mean feature",
+            unit="batch",
+            file=sys.stderr,
+            mininterval=2,
+            leave=False,
+            delay=2,
+        ):
             total += self.rows(range(start, min(start + BATCH, len(self)))).sum(dim=(0, 1), dtype=torch.float64)
         return (total / (self.shape[0] * self.shape[1])).float()
 
@@ -47,7 +55,9 @@ class DerivedFeatures(Features):
         minus: what is subtracted from every token.
     """
 
-    def __init__(self, source: Features, *, order: Sequence[int] | None = None, minus: Float[Tensor, " d"] | None = None) -> None:
+    def __init__(
+        self, source: Features, *, order: Sequence[int] | None = None, minus: Float[Tensor, " d"] | None = None
+    ) -> None:
         self.source, self.order, self.minus, self.shape = source, order, minus, source.shape
 
     def rows(self, indices: Sequence[int]) -> Float[Tensor, "image token d"]:
@@ -56,7 +66,8 @@ class DerivedFeatures(Features):
 
 
 def other_images(pictures: Sequence[Hashable], seed: int) -> list[int]:
-    """For each of `pictures` the number of another one, all in turn: each goes to the next different one in a random order.
+    """For each of `pictures` the number of another one, all in turn: each goes to the next different one in a random
+    order.
 
     Raises:
         ConfigError: more than half of them are one picture.
@@ -68,5 +79,8 @@ def other_images(pictures: Sequence[Hashable], seed: int) -> list[int]:
     order = [number for group in groups.values() for number in group]
     most = max(map(len, groups.values()))  # a step as long as the longest group leaves every group
     if 2 * most > len(order):
-        raise ConfigError(f"alignment.images is others, and one picture is {most} of {len(order)} training images: expected half of them at most")
+        raise ConfigError(
+            f"alignment.images is others, and one picture is {most} of {len(order)} training images: expected half of"
+            " them at most"
+        )
     return [other for _, other in sorted(zip(order, order[-most:] + order[:-most], strict=True))]

@@ -20,12 +20,15 @@ from workbench.files import atomic_file, cache_folder, locked, remove_partial
 
 
 def image_hashes(data: Dataset) -> list[bytes]:
-    """Hash of the pixels of every image of `data`, 16 bytes each; kept on disk by the data set's fingerprint, so that images are decoded for it once."""
+    """Hash of the pixels of every image of `data`, 16 bytes each; kept on disk by the data set's fingerprint, so that
+    images are decoded for it once."""
     path = hash_file(data)
     if not path.exists():
         with locked(path.with_suffix(".lock"), wait=True):
             if not path.exists():  # another process may have written it meanwhile
-                scenes = tqdm(data.scenes, desc=f"images of {data.name}", unit="image", file=sys.stderr, mininterval=2, delay=2)
+                scenes = tqdm(
+                    data.scenes, desc=f"images of {data.name}", unit="image", file=sys.stderr, mininterval=2, delay=2
+                )
                 hashes = [image_hash(scene[0].image) for scene in scenes]
                 remove_partial(path.parent, path.name)
                 with atomic_file(path) as partial:

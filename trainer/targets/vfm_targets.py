@@ -19,7 +19,8 @@ Pictures = Sequence[Sequence[Image.Image]]
 
 
 class Targets:
-    """Features of some VFMs of the pixels under each visual token, by VFM: [conversation][image or tile] (token, dim)."""
+    """Features of some VFMs of the pixels under each visual token, by VFM: [conversation][image or tile] (token,
+    dim)."""
 
     def __init__(self, vfms: Sequence[VFM]) -> None:
         self.vfms = vfms
@@ -27,11 +28,20 @@ class Targets:
 
     def __call__(self, numbers: Sequence[int], images: Pictures, visual: Places) -> dict[str, list[list[Tensor]]]:
         """Computed now: images of a batch go through a VFM together."""
-        shown = [(image, [part for part in visual[row] if part.image == n]) for row, own in enumerate(images) for n, image in enumerate(own)]
+        shown = [
+            (image, [part for part in visual[row] if part.image == n])
+            for row, own in enumerate(images)
+            for n, image in enumerate(own)
+        ]
         found = {}
         for vfm in self.vfms:
-            by_image = iter(patches_under(vfm, [image for image, _ in shown], [parts for _, parts in shown])) if shown else iter(())
-            found[vfm.name] = [[tile.cpu().clone() for _ in own for tile in next(by_image)] for own in images]  # a clone takes part in autograd
+            by_image = (
+                iter(patches_under(vfm, [image for image, _ in shown], [parts for _, parts in shown]))
+                if shown
+                else iter(())
+            )
+            # a clone takes part in autograd
+            found[vfm.name] = [[tile.cpu().clone() for _ in own for tile in next(by_image)] for own in images]
         return found
 
 
@@ -51,8 +61,11 @@ def vfm_tokens(vfm: VFM, grid: tuple[int, int], images: list[Image.Image]) -> Te
     return vfm(images, grid=grid).tokens()
 
 
-def controlled(settings: AlignmentConfig, targets: Features, mean: Tensor | None, images: Sequence[Hashable] | None, seed: int) -> Features:
-    """Targets with the controls that the recipe asks for: less `mean`, and those of another of `images`, which say of each target what image it is of."""
+def controlled(
+    settings: AlignmentConfig, targets: Features, mean: Tensor | None, images: Sequence[Hashable] | None, seed: int
+) -> Features:
+    """Targets with the controls that the recipe asks for: less `mean`, and those of another of `images`, which say of
+    each target what image it is of."""
     if settings.center:
         assert mean is not None
         targets = DerivedFeatures(targets, minus=mean)

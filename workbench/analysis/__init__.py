@@ -2,5 +2,6 @@
 
     ANALYSIS = Analysis("cknna", "Alignment by layer", Config, run, figures, version=1)
 
-`python -m analyses.<name> --model A B` then runs it on each model (or finds the stored run), and figures take {label: Run}, so comparing is plotting.
+`python -m analyses.<name> --model A B` then runs it on each model (or finds the stored run), and figures take {label:
+Run}, so comparing is plotting.
 """

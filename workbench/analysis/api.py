@@ -57,7 +57,8 @@ def run_analysis(
         data: a spec such as "shapes:val", or a data set in memory, of which `limit` then takes nothing away.
         output_dir: where the run is stored, and looked up; by default it is kept in memory alone.
         label: what figures call the model.
-        options: of the analysis, as `python -m analyses.NAME --help` lists them; lists for those that take several values.
+        options: of the analysis, as `python -m analyses.NAME --help` lists them; lists for those that take several
+            values.
 
     Raises:
         ConfigError: an option that the analysis does not have.
@@ -73,7 +74,9 @@ def run_analysis(
     if output_dir is not None:
         return stored_run(analysis, config, Path(output_dir), batch_size, mllm, dataset, asked, Ranks.here(), argv)
     result = analysis.run(config, Context(mllm, dataset, batch_size, asked.label, Chunks()))
-    key = run_key(analysis.name, analysis.version, question_of(analysis, config, asked), mllm.fingerprint, dataset.fingerprint)
+    key = run_key(
+        analysis.name, analysis.version, question_of(analysis, config, asked), mllm.fingerprint, dataset.fingerprint
+    )
     return Run(key, record_of(analysis, config, mllm, dataset, asked, result, argv), result.tables, result.tensors)
 
 
@@ -83,7 +86,10 @@ def _options(analysis: Analysis, options: Mapping[str, Any], data: str | Dataset
     for key in options:
         if key not in known:
             near = nearest_key(key, known)
-            raise ConfigError(f"unknown option '{key}' of {analysis.name}: {f'did you mean {near!r}?' if near else 'expected one of ' + ', '.join(known)}")
+            raise ConfigError(
+                f"unknown option '{key}' of {analysis.name}:"
+                f" {f'did you mean {near!r}?' if near else 'expected one of ' + ', '.join(known)}"
+            )
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     return values | {"data": data.name if isinstance(data, Dataset) else data}
 
@@ -110,8 +116,17 @@ class Comparison:
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
         """Every table of the runs, one below another, with the label in the column `model`."""
-        names = [name for name in next(iter(self.runs.values())).tables if all(name in run.tables for run in self.runs.values())]
-        return {name: pd.concat([run.tables[name].assign(model=label) for label, run in self.runs.items()], ignore_index=True) for name in names}
+        names = [
+            name
+            for name in next(iter(self.runs.values())).tables
+            if all(name in run.tables for run in self.runs.values())
+        ]
+        return {
+            name: pd.concat(
+                [run.tables[name].assign(model=label) for label, run in self.runs.items()], ignore_index=True
+            )
+            for name in names
+        }
 
     @property
     def summary(self) -> pd.DataFrame:
@@ -131,7 +146,10 @@ def compare(runs: Sequence[Run] | Mapping[str, Run]) -> Comparison:
     """
     named = dict(runs) if isinstance(runs, Mapping) else {run.label: run for run in runs}
     if not named or len(named) < len(runs):
-        raise RunError(f"{len(runs)} runs with labels {', '.join(named) or 'none'}: expected one or more of different labels, or a mapping of label to run")
+        raise RunError(
+            f"{len(runs)} runs with labels {', '.join(named) or 'none'}: expected one or more of different labels, or a"
+            " mapping of label to run"
+        )
     kinds = {str(run.record["analysis"]) for run in named.values()}
     if len(kinds) > 1:
         raise RunError(f"runs of {', '.join(sorted(kinds))}: expected runs of one analysis")

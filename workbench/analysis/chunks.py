@@ -1,9 +1,10 @@
 """The loop of an analysis: its items in chunks, each stored as soon as it is done.
 
-A chunk is known by its content: the analysis and its options but for `limit`, the model, the libraries, and its own items. So a killed analysis goes on
-after its last whole chunk, a larger `--limit` takes over the chunks of a smaller one where they have the same items, and processes that are asked the
-same question at once, ranks of one launch or two launches, share the chunks through a common folder. A chunk is computed whole by one process, in batches
-that depend on nothing but the chunk, so that the number of processes changes no bit of the result.
+A chunk is known by its content: the analysis and its options but for `limit`, the model, the libraries, and its own
+items. So a killed analysis goes on after its last whole chunk, a larger `--limit` takes over the chunks of a smaller
+one where they have the same items, and processes that are asked the same question at once, ranks of one launch or two
+launches, share the chunks through a common folder. A chunk is computed whole by one process, in batches that depend on
+nothing but the chunk, so that the number of processes changes no bit of the result.
 """
 
 from __future__ import annotations
@@ -83,13 +84,29 @@ class Chunks:
         stored: whether the run itself has been stored meanwhile.
     """
 
-    def __init__(self, folder: Path | None = None, question: object = (), ranks: Ranks | None = None, stored: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        folder: Path | None = None,
+        question: object = (),
+        ranks: Ranks | None = None,
+        stored: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.folder, self.question, self.ranks, self._stored = folder, question, ranks or Ranks(), stored
         self._temporary: set[Path] = set()
 
-    def map(self, what: str, chunks: Sequence[Chunk[T]], fn: Callable[[Chunk[T]], Part], depends: object, keep: bool, bar: str) -> list[Part]:
+    def map(
+        self,
+        what: str,
+        chunks: Sequence[Chunk[T]],
+        fn: Callable[[Chunk[T]], Part],
+        depends: object,
+        keep: bool,
+        bar: str,
+    ) -> list[Part]:
         """`fn` of every chunk, in order; see `Context.map`."""
-        progress = tqdm(total=len(chunks), desc=bar, unit="chunk", delay=2, file=sys.stderr, disable=not self.ranks.main)
+        progress = tqdm(
+            total=len(chunks), desc=bar, unit="chunk", delay=2, file=sys.stderr, disable=not self.ranks.main
+        )
         if self.folder is None:
             with progress:
                 return [self._in_memory(chunk, fn, progress) for chunk in chunks]
@@ -161,7 +178,8 @@ def chunked(items: Sequence[T], batch_size: int, size: int | None = None) -> lis
 
 
 def identity(item: object) -> object:
-    """What an item is known by: all of a sample but its image, which its `image_id` or the hash of its pixels stands for.
+    """What an item is known by: all of a sample but its image, which its `image_id` or the hash of its pixels stands
+    for.
 
     Raises:
         TypeError: an item that is no sample, plain value, dataclass or sequence of these.
@@ -172,7 +190,17 @@ def identity(item: object) -> object:
         return str(item)
     if isinstance(item, Sample):
         pixels = item.load.pixels if isinstance(item.load, StoredImage) else None
-        return (item.id, item.image_id, pixels, item.question, item.answer, item.options, item.category, identity(item.objects), item.text_only)
+        return (
+            item.id,
+            item.image_id,
+            pixels,
+            item.question,
+            item.answer,
+            item.options,
+            item.category,
+            identity(item.objects),
+            item.text_only,
+        )
     if isinstance(item, Object):
         return item.name, item.box  # its mask is drawn from what the data set's origin stands for
     if isinstance(item, Mapping):
@@ -181,7 +209,10 @@ def identity(item: object) -> object:
         return [identity(one) for one in item]
     if dataclasses.is_dataclass(item):
         return [identity(getattr(item, own.name)) for own in dataclasses.fields(item)]
-    raise TypeError(f"an item of a map is a {type(item).__name__}: expected samples, plain values, or dataclasses and sequences of these")
+    raise TypeError(
+        f"an item of a map is a {type(item).__name__}: expected samples, plain values, or dataclasses and sequences of"
+        " these"
+    )
 
 
 def origin_of(data: Dataset) -> object:
@@ -195,7 +226,8 @@ def joined(parts: Sequence[Part], name: str) -> pd.DataFrame:
 
 
 def stacked(parts: Sequence[Part], name: str) -> Tensor:
-    """A tensor of all parts, one after another along its first axis; parts without it, which had nothing to give, are left out."""
+    """A tensor of all parts, one after another along its first axis; parts without it, which had nothing to give, are
+    left out."""
     return torch.cat([part.tensors[name] for part in parts if name in part.tensors])
 
 
@@ -205,7 +237,9 @@ def _save(part: Part, folder: Path) -> None:
             table.to_parquet(partial / f"{name}.parquet", index=False)
         if part.tensors:
             save_file({name: value.contiguous() for name, value in part.tensors.items()}, partial / TENSOR_FILE)
-        (partial / PART_FILE).write_text(json.dumps({"tables": sorted(part.tables), "tensors": sorted(part.tensors), "record": part.record}))
+        (partial / PART_FILE).write_text(
+            json.dumps({"tables": sorted(part.tables), "tensors": sorted(part.tensors), "record": part.record})
+        )
 
 
 def _load(folder: Path) -> Part:

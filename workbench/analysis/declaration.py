@@ -40,7 +40,8 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class Where:
-    """Which models, and where things go. A model is known by its content; what it is called, where it lies and in what batches it runs change no number."""
+    """Which models, and where things go. A model is known by its content; what it is called, where it lies and in what
+    batches it runs change no number."""
 
     model: tuple[str, ...] = ()
     """Folders or hub ids; NAME=FOLDER gives one a name of your own."""
@@ -70,29 +71,48 @@ class Context:
     chunks: Chunks = field(default_factory=Chunks)
 
     def map(
-        self, what: str, items: Sequence[T], fn: Callable[[Chunk[T]], Part], *, size: int | None = None, depends: object = (), keep: bool = True
+        self,
+        what: str,
+        items: Sequence[T],
+        fn: Callable[[Chunk[T]], Part],
+        *,
+        size: int | None = None,
+        depends: object = (),
+        keep: bool = True,
     ) -> list[Part]:
-        """`fn` of every chunk of `items`, in order: the loop of an analysis. A chunk is stored when it is done and not computed twice (see `chunks`).
+        """`fn` of every chunk of `items`, in order: the loop of an analysis. A chunk is stored when it is done and not
+        computed twice (see `chunks`).
 
         Args:
             what: beside the progress bar; no two maps of an analysis have the same.
             fn: its result may depend on the chunk, the config, the model, and on `depends`, nothing else.
             size: items of a chunk; by default 32, or the next multiple of the batch size.
             depends: what else the result depends on, such as the fingerprint of all data.
-            keep: False for parts so large that they are removed when the run is stored, so that a larger `limit` computes them again.
+            keep: False for parts so large that they are removed when the run is stored, so that a larger `limit`
+                computes them again.
         """
         bar = f"{what} ({self.label or label_of(self.mllm.name)})"
-        return self.chunks.map(what, chunked(items, self.batch_size, size), fn, (origin_of(self.data), identity(depends)), keep, bar)
+        return self.chunks.map(
+            what, chunked(items, self.batch_size, size), fn, (origin_of(self.data), identity(depends)), keep, bar
+        )
 
     def progress(self, items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
         """A progress bar on stderr, shown once it has taken two seconds, for what follows the maps."""
         disable = not self.chunks.ranks.main
-        return tqdm(items, desc=f"{what} ({self.label or label_of(self.mllm.name)})", total=total, delay=2, file=sys.stderr, disable=disable)
+        return tqdm(
+            items,
+            desc=f"{what} ({self.label or label_of(self.mllm.name)})",
+            total=total,
+            delay=2,
+            file=sys.stderr,
+            disable=disable,
+        )
 
 
 @dataclass(frozen=True)
 class Result:
-    """What `run` returns: tables and tensors to store, values that belong in the record, and sentences about what could not be measured."""
+    """What `run` returns: tables and tensors to store, values that belong in the record, and sentences about what could
+    not be measured."""
 
     tables: dict[str, pd.DataFrame]
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -112,11 +132,13 @@ class Analysis:
         run: (config, context) -> Result, for one model.
         figures: {label: run} -> {title: figure}.
         summary: {label: run} -> the table that the command prints.
-        page: short title of its page where that is not its name; the module says it in a line `PAGE = "..."`, from which the navigation is made.
+        page: short title of its page where that is not its name; the module says it in a line `PAGE = "..."`, from
+            which the navigation is made.
         version: raise it when the same config would give other numbers.
         uses: config -> {name: identity} of everything else that the numbers depend on, such as a VFM's weights.
-        beside: (config, model as named) -> {name: identity} of what lies beside a model and that the numbers depend on, such as its checkpoints. It is
-            called for every model before any is loaded, and raises where a model lacks it.
+        beside: (config, model as named) -> {name: identity} of what lies beside a model and that the numbers depend on,
+            such as its checkpoints. It is called for every model before any is loaded, and raises where a model lacks
+            it.
     """
 
     name: str

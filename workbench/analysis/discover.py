@@ -17,9 +17,12 @@ GROUP = "analyses"
 
 
 def analysis_files() -> dict[str, Path]:
-    """{name: file} of every analysis of ours. Each is one file in `analyses`; a folder there, such as `analyses/all`, is a command about all of them."""
+    """{name: file} of every analysis of ours. Each is one file in `analyses`; a folder there, such as `analyses/all`,
+    is a command about all of them."""
     places = [Path(path) for path in import_module("analyses").__path__]
-    names = [module.name for module in iter_modules(map(str, places)) if not module.ispkg and not module.name.startswith("_")]
+    names = [
+        module.name for module in iter_modules(map(str, places)) if not module.ispkg and not module.name.startswith("_")
+    ]
     return {name: next(place / f"{name}.py" for place in places if (place / f"{name}.py").exists()) for name in names}
 
 
@@ -59,5 +62,6 @@ def load_analyses(names: Iterable[str] | None = None) -> dict[str, Any]:
 
 
 def words_of(name: str) -> list[str]:
-    """The command of an analysis, `python -m analyses.NAME`; one of a plugin, which is no module there, is `python -m analyses NAME`."""
+    """The command of an analysis, `python -m analyses.NAME`; one of a plugin, which is no module there, is `python -m
+    analyses NAME`."""
     return ["python", "-m", f"analyses.{name}"] if name in analysis_files() else ["python", "-m", "analyses", name]

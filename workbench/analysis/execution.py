@@ -40,16 +40,24 @@ def execute(analysis: Analysis, config: DataOptions, where: Where, argv: list[st
     ranks, found = Ranks.here(), {}
     for label, name in models.items():
         revision = None if is_folder(name) else where.revision
-        mllm = MLLM.load(name, dtype=where.dtype, device=_device(where.device, ranks), revision=revision, trust_remote_code=where.trust_remote_code)
+        mllm = MLLM.load(
+            name,
+            dtype=where.dtype,
+            device=_device(where.device, ranks),
+            revision=revision,
+            trust_remote_code=where.trust_remote_code,
+        )
         asked = Asked(label, name, beside[name], revision)
         stored = stored_run(analysis, config, where.output_dir, where.batch_size, mllm, data, asked, ranks, argv)
-        found[label] = dataclasses.replace(stored, record=stored.record | {"label": label, "model": name})  # the same model may have had another name then
+        # the same model may have had another name then
+        found[label] = dataclasses.replace(stored, record=stored.record | {"label": label, "model": name})
     return found
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One of the models that are asked: its label, its name and revision, and what of it lies beside its folder (`Analysis.beside`)."""
+    """One of the models that are asked: its label, its name and revision, and what of it lies beside its folder
+    (`Analysis.beside`)."""
 
     label: str
     name: str
@@ -58,7 +66,15 @@ class Asked:
 
 
 def stored_run(
-    analysis: Analysis, config: DataOptions, root: Path, batch_size: int, mllm: MLLM, data: Dataset, asked: Asked, ranks: Ranks, argv: list[str]
+    analysis: Analysis,
+    config: DataOptions,
+    root: Path,
+    batch_size: int,
+    mllm: MLLM,
+    data: Dataset,
+    asked: Asked,
+    ranks: Ranks,
+    argv: list[str],
 ) -> Run:
     """The run of one model that is stored below `root`, computed first if it is not there."""
     question = question_of(analysis, config, asked)
@@ -85,8 +101,11 @@ def question_of(analysis: Analysis, config: DataOptions, asked: Asked) -> dict[s
     return as_mapping(config) | dict(analysis.uses(config)) | dict(asked.beside)
 
 
-def record_of(analysis: Analysis, config: DataOptions, mllm: MLLM, data: Dataset, asked: Asked, result: Result, argv: list[str]) -> dict[str, Any]:
-    """What is stored beside the tables of a run: all that its numbers depend on, what was left out, and where it was computed."""
+def record_of(
+    analysis: Analysis, config: DataOptions, mllm: MLLM, data: Dataset, asked: Asked, result: Result, argv: list[str]
+) -> dict[str, Any]:
+    """What is stored beside the tables of a run: all that its numbers depend on, what was left out, and where it was
+    computed."""
     return {
         "analysis": analysis.name,
         "version": analysis.version,

@@ -1,4 +1,5 @@
-"""Several analyses as one page of HTML that needs nothing else: no network when it is opened, and no button that uploads."""
+"""Several analyses as one page of HTML that needs nothing else: no network when it is opened, and no button that
+uploads."""
 
 from __future__ import annotations
 
@@ -22,22 +23,39 @@ from workbench.runs import Run
 
 LONG = 16  # rows of a table that is shown unfolded
 
-# The browser itself refuses every request: scripts and styles are the page's own, pictures are inside it. (plotly compiles WebGL charts, hence unsafe-eval.)
+# The browser itself refuses every request: scripts and styles are the page's own, pictures are inside it. (plotly
+# compiles WebGL charts, hence unsafe-eval.)
 POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; worker-src blob:; "
-    "base-uri 'none'; form-action 'none'"
+    "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:;"
+    " worker-src blob:; base-uri 'none'; form-action 'none'"
 )
 STYLE = """
-:root { color-scheme: light dark; --text: #1d2129; --quiet: #5f6672; --line: #d9dce1; --back: #ffffff; --raised: #f5f6f8; --link: #0065a3; --warn: #8f4300 }
+:root {
+  color-scheme: light dark;
+  --text: #1d2129; --quiet: #5f6672; --line: #d9dce1; --back: #ffffff; --raised: #f5f6f8;
+  --link: #0065a3; --warn: #8f4300
+}
 @media (prefers-color-scheme: dark) {
-  :root { --text: #e4e6ea; --quiet: #9aa1ac; --line: #363b44; --back: #14171c; --raised: #1d2127; --link: #6cb6ea; --warn: #f0a66b }
+  :root {
+    --text: #e4e6ea; --quiet: #9aa1ac; --line: #363b44; --back: #14171c; --raised: #1d2127;
+    --link: #6cb6ea; --warn: #f0a66b
+  }
 }
 * { box-sizing: border-box }
-body { margin: 0 auto; padding: 2rem 1.5rem 5rem; max-width: 76rem; background: var(--back); color: var(--text); font: 15px/1.55 system-ui, sans-serif }
-h1 { font-size: 1.9rem; margin: 0 0 .4rem } h2 { font-size: 1.4rem; margin: 3.2rem 0 .3rem; padding-top: .9rem; border-top: 1px solid var(--line) }
-h3 { font-size: 1.02rem; margin: 1.8rem 0 .2rem } a { color: var(--link) } p { max-width: 52rem }
-code, pre { font: 13px/1.5 ui-monospace, monospace } pre { background: var(--raised); padding: .7rem .9rem; overflow-x: auto; border-radius: 6px }
-details { margin: .6rem 0 } summary { cursor: pointer; color: var(--quiet) } nav ul { padding-left: 1.2rem; margin: .3rem 0 }
+body {
+  margin: 0 auto; padding: 2rem 1.5rem 5rem; max-width: 76rem; background: var(--back); color: var(--text);
+  font: 15px/1.55 system-ui, sans-serif
+}
+h1 { font-size: 1.9rem; margin: 0 0 .4rem }
+h2 { font-size: 1.4rem; margin: 3.2rem 0 .3rem; padding-top: .9rem; border-top: 1px solid var(--line) }
+h3 { font-size: 1.02rem; margin: 1.8rem 0 .2rem }
+a { color: var(--link) }
+p { max-width: 52rem }
+code, pre { font: 13px/1.5 ui-monospace, monospace }
+pre { background: var(--raised); padding: .7rem .9rem; overflow-x: auto; border-radius: 6px }
+details { margin: .6rem 0 }
+summary { cursor: pointer; color: var(--quiet) }
+nav ul { padding-left: 1.2rem; margin: .3rem 0 }
 .quiet { color: var(--quiet) } .warn { color: var(--warn) }
 .scroll { overflow: auto; max-height: 32rem; border: 1px solid var(--line); border-radius: 6px }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
@@ -69,16 +87,21 @@ class Section:
     table: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
-def write(target: Path, title: str, facts: Mapping[str, str], sections: Sequence[Section], ledger: Run | None = None) -> None:
+def write(
+    target: Path, title: str, facts: Mapping[str, str], sections: Sequence[Section], ledger: Run | None = None
+) -> None:
     """Write the report; on any failure `target` is as it was before."""
     with atomic_file(target) as partial:
         partial.write_text(page(title, facts, sections, ledger), encoding="utf-8")
 
 
 def page(title: str, facts: Mapping[str, str], sections: Sequence[Section], ledger: Run | None = None) -> str:
-    """The whole page; `facts` are shown as a table under the title, the stored claims ledger, if there is one, before the analyses."""
+    """The whole page; `facts` are shown as a table under the title, the stored claims ledger, if there is one, before
+    the analyses."""
     names = [section.analysis.name for section in sections]
-    contents = "".join(f'<li><a href="#{escape(s.analysis.name)}">{escape(s.analysis.title)}</a>{_state(s)}</li>' for s in sections)
+    contents = "".join(
+        f'<li><a href="#{escape(s.analysis.name)}">{escape(s.analysis.title)}</a>{_state(s)}</li>' for s in sections
+    )
     body = "".join(_section(section, names) for section in sections)
     if ledger is not None:
         contents = f'<li><a href="#claims">{escape(TITLE)}</a></li>{contents}'
@@ -89,17 +112,21 @@ def page(title: str, facts: Mapping[str, str], sections: Sequence[Section], ledg
 def figure_page(target: Path, title: str, facts: Mapping[str, str], figure: Figure, table: pd.DataFrame) -> None:
     """Write one figure and its table as such a page; on any failure `target` is as it was before."""
     with atomic_file(target) as partial:
-        partial.write_text(_document(title, facts, html_figure(figure, "figure") + _table(table, title.lower().replace(" ", "-"))), encoding="utf-8")
+        partial.write_text(
+            _document(title, facts, html_figure(figure, "figure") + _table(table, title.lower().replace(" ", "-"))),
+            encoding="utf-8",
+        )
 
 
 def _document(title: str, facts: Mapping[str, str], body: str) -> str:
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n'
-        f"<style>{STYLE}</style>\n<script>{javascript()}</script>\n</head>\n<body>\n"
-        f'<h1>{escape(title)}</h1>\n<div class="scroll left"><table>{rows}</table></div>\n'
-        f"{body}</body>\n</html>\n"
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n'
+        f"<style>{STYLE}</style>\n<script>{javascript()}</script>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
+        f'<div class="scroll left"><table>{rows}</table></div>\n{body}</body>\n</html>\n'
     )
 
 
@@ -112,7 +139,11 @@ def _ledger(ledger: Run) -> str:
     table, record = ledger.tables["claims"], ledger.record
     said = f"{counted(table)}. {EXPLAINED}"
     where = f"Stored {record['created'][:16]} from {record['model']}: {shlex.join(record['argv'])}"
-    parts = [f'<section><h2 id="claims">{escape(TITLE)}</h2>', f"<p>{escape(said)}</p>", f'<p class="quiet">{escape(where)}</p>']
+    parts = [
+        f'<section><h2 id="claims">{escape(TITLE)}</h2>',
+        f"<p>{escape(said)}</p>",
+        f'<p class="quiet">{escape(where)}</p>',
+    ]
     return "\n".join([*parts, f'<div class="claims">{_table(shown(table), "claims")}</div>']) + "</section>\n"
 
 
@@ -121,7 +152,10 @@ def _section(section: Section, names: Sequence[str]) -> str:
     question, *rest = opening(section.analysis)
     parts = [f'<section><h2 id="{escape(name)}">{escape(section.analysis.title)}</h2>\n<p>{escape(question)}</p>']
     if rest:
-        said = "".join(f"<pre>{escape(inspect.cleandoc(text))}</pre>" if text.startswith("    ") else f"<p>{escape(text)}</p>" for text in rest)
+        said = "".join(
+            f"<pre>{escape(inspect.cleandoc(text))}</pre>" if text.startswith("    ") else f"<p>{escape(text)}</p>"
+            for text in rest
+        )
         parts.append(f"<details><summary>What the numbers are, and what they are not</summary>{said}</details>")
     parts += [f'<p class="warn">{escape(note)}</p>' for note in section.notes]
     if section.models:
@@ -134,10 +168,15 @@ def _section(section: Section, names: Sequence[str]) -> str:
 
 
 def opening(analysis: Analysis) -> list[str]:
-    """The paragraphs of an analysis' docstring without its example command; the first is the question that it answers."""
+    """The paragraphs of an analysis' docstring without its example command; the first is the question that it
+    answers."""
     text = inspect.getdoc(import_module(analysis.run.__module__)) or analysis.title
     paragraphs = [part.strip("\n") for part in re.split(r"\n\s*\n", text)]
-    return [part if part.startswith("    ") else " ".join(part.split()) for part in paragraphs if not part.strip().startswith("python -m")]
+    return [
+        part if part.startswith("    ") else " ".join(part.split())
+        for part in paragraphs
+        if not part.strip().startswith("python -m")
+    ]
 
 
 def _table(table: pd.DataFrame, name: str) -> str:
@@ -146,4 +185,7 @@ def _table(table: pd.DataFrame, name: str) -> str:
     data = base64.b64encode(table.to_csv(index=False).encode()).decode()
     opened = " open" if len(table) <= LONG else ""
     link = f'<a download="{escape(name)}.csv" href="data:text/csv;base64,{data}">CSV</a>'
-    return f'<details{opened}><summary>Table, {len(table)} rows</summary><div class="scroll">{shown}</div></details>\n<p>{link}</p>'
+    return (
+        f"<details{opened}><summary>Table, {len(table)} rows</summary><div"
+        f' class="scroll">{shown}</div></details>\n<p>{link}</p>'
+    )

@@ -36,13 +36,21 @@ class _Scores:
         rows = rows.to(self.query.device)
         chosen = self.query.gather(2, rows[:, None, :, None].expand(batch, heads, rows.shape[1], width))
         grouped = chosen.unflatten(1, (self.key.shape[1], -1))
-        scores = ((grouped @ self.key[:, :, None].mT) * (width**-0.5 if self.scaling is None else self.scaling)).flatten(1, 2).float()
+        scores = (
+            ((grouped @ self.key[:, :, None].mT) * (width**-0.5 if self.scaling is None else self.scaling))
+            .flatten(1, 2)
+            .float()
+        )
         if self.mask is not None:
             allowed = self.mask.expand(batch, -1, length, -1)[..., : self.key.shape[2]]
-            allowed = allowed.gather(2, rows[:, None, :, None].expand(batch, allowed.shape[1], rows.shape[1], allowed.shape[3]))
+            allowed = allowed.gather(
+                2, rows[:, None, :, None].expand(batch, allowed.shape[1], rows.shape[1], allowed.shape[3])
+            )
             scores = scores.masked_fill(~allowed, -torch.inf) if allowed.dtype == torch.bool else scores + allowed
         elif self.causal:
-            scores = scores.masked_fill(torch.arange(self.key.shape[2], device=rows.device) > rows[:, None, :, None], -torch.inf)
+            scores = scores.masked_fill(
+                torch.arange(self.key.shape[2], device=rows.device) > rows[:, None, :, None], -torch.inf
+            )
         return scores.softmax(-1)
 
 
@@ -64,7 +72,8 @@ class _Rows:
 
 
 class _Gradients(_Rows):
-    """Computes the wanted rows' output from their probabilities, so that gradients reach these; each block keeps (probabilities, where gradients land)."""
+    """Computes the wanted rows' output from their probabilities, so that gradients reach these; each block keeps
+    (probabilities, where gradients land)."""
 
     def take(self, block: int, scores: _Scores, value: Tensor, output: Tensor) -> Tensor:
         rows = self.rows.to(output.device)
@@ -85,17 +94,28 @@ class _Whole(_Rows):
 
 
 def _attention_with_rows(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, collect_rows: _Rows | None = None, **options: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    collect_rows: _Rows | None = None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """sdpa, which never forms the S x S matrix, and beside it the few rows of that matrix that were asked for."""
     if options.get("softcap") is not None or options.get("s_aux") is not None:
-        raise ModelError("this model's attention has more than a softmax of scores (softcap or sinks): its rows cannot be read")
+        raise ModelError(
+            "this model's attention has more than a softmax of scores (softcap or sinks): its rows cannot be read"
+        )
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     block = int(getattr(module, "layer_idx", -1)) + 1
     if collect_rows is not None and block in collect_rows.blocks:
         causal = options.get("is_causal")
         causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
-        output = collect_rows.take(block, _Scores(query, key, attention_mask, options.get("scaling"), causal), value, output)
+        output = collect_rows.take(
+            block, _Scores(query, key, attention_mask, options.get("scaling"), causal), value, output
+        )
     return output, None
 
 
@@ -107,7 +127,8 @@ AttentionMaskInterface.register(ROWS, sdpa_mask)
 def attention(
     mllm: MLLM, batch: Batch, *, rows: Sequence[Sequence[int]], layers: Sequence[int] | None = None
 ) -> Iterator[Float[Tensor, "sample head row key"]]:
-    """Attention probabilities of chosen query positions, block by block, from one forward pass; the S x S matrix is never formed.
+    """Attention probabilities of chosen query positions, block by block, from one forward pass; the S x S matrix is
+    never formed.
 
     Args:
         rows: positions in `input_ids` for each sample, the same number for all; negative ones count from the end.
@@ -124,11 +145,15 @@ def attention(
     return (collector.found.pop(layer) for layer in wanted)
 
 
-def gradient_attention(mllm: MLLM, batch: Batch, *, rows: Sequence[int], layers: Sequence[int] | None = None) -> Iterator[Float[Tensor, "sample head key"]]:
-    """Attention probabilities of one query position of each sample, times the gradient of the logit of the token that the model predicts there.
+def gradient_attention(
+    mllm: MLLM, batch: Batch, *, rows: Sequence[int], layers: Sequence[int] | None = None
+) -> Iterator[Float[Tensor, "sample head key"]]:
+    """Attention probabilities of one query position of each sample, times the gradient of the logit of the token that
+    the model predicts there.
 
-    Block by block, with its sign: a positive value says that more attention to that key would raise the logit, to first order. Only the gradient of
-    the chosen row is formed (other rows of the same block count as fixed). Chefer et al. 2021 (eq. 5) take the positive part and the mean over heads.
+    Block by block, with its sign: a positive value says that more attention to that key would raise the logit, to first
+    order. Only the gradient of the chosen row is formed (other rows of the same block count as fixed). Chefer et al.
+    2021 (eq. 5) take the positive part and the mean over heads.
 
     Raises:
         ConfigError, ModelError: as `attention`.
@@ -150,10 +175,12 @@ def gradient_attention(mllm: MLLM, batch: Batch, *, rows: Sequence[int], layers:
 
 
 def rollout(mllm: MLLM, batch: Batch, *, rows: Sequence[int], chunk: int = 256) -> Float[Tensor, "sample key"]:
-    """Attention rollout (Abnar and Zuidema 2020) of one query position of each sample to all positions of the prompt; rows sum to 1.
+    """Attention rollout (Abnar and Zuidema 2020) of one query position of each sample to all positions of the prompt;
+    rows sum to 1.
 
-    The product over blocks of (A + I) / 2, A the mean over heads. It is taken from the last block down, one row of it at a time, so that no more than
-    `chunk` rows of an attention matrix exist at once. It sees neither values nor the MLPs.
+    The product over blocks of (A + I) / 2, A the mean over heads. It is taken from the last block down, one row of it
+    at a time, so that no more than `chunk` rows of an attention matrix exist at once. It sees neither values nor the
+    MLPs.
 
     Raises:
         ConfigError, ModelError: as `attention`.
@@ -167,7 +194,8 @@ def rollout(mllm: MLLM, batch: Batch, *, rows: Sequence[int], chunk: int = 256) 
         for block in reversed(wanted):
             scores, moved = collector.found.pop(block), torch.zeros_like(flow)
             for part in torch.arange(length).split(chunk):
-                mean = scores.rows(part.expand(len(batch), -1)).mean(1).nan_to_num()  # rows of padding see nothing, and nothing flows to them
+                # rows of padding see nothing, and nothing flows to them
+                mean = scores.rows(part.expand(len(batch), -1)).mean(1).nan_to_num()
                 moved += (flow[:, None, part] @ mean)[:, 0]
             flow = (flow + moved) / 2
     return flow.cpu()
@@ -189,20 +217,30 @@ def check_uncapped(mllm: MLLM) -> None:
     """sdpa, which reading and knockout go through, cannot cap attention scores."""
     cap = getattr(mllm.config.get_text_config(), "attn_logit_softcapping", None)
     if cap:
-        raise ModelError(f"{mllm.name} caps its attention scores (attn_logit_softcapping {cap}): its attention cannot be read or knocked out row by row")
+        raise ModelError(
+            f"{mllm.name} caps its attention scores (attn_logit_softcapping {cap}): its attention cannot be read or"
+            " knocked out row by row"
+        )
 
 
 def _positions(batch: Batch, rows: Sequence[Sequence[int]]) -> Int[Tensor, "sample row"]:
     mask = batch.inputs["attention_mask"].cpu()
     length = mask.shape[1]
     if len(rows) != len(batch) or len({len(own) for own in rows}) != 1 or not len(rows[0]):
-        raise ConfigError(f"rows for {len(rows)} samples of {sorted({len(own) for own in rows})} positions: expected {len(batch)} of one length, at least 1")
+        raise ConfigError(
+            f"rows for {len(rows)} samples of {sorted({len(own) for own in rows})} positions: expected {len(batch)} of"
+            " one length, at least 1"
+        )
     positions = torch.tensor([[row + length if row < 0 else row for row in own] for own in rows])
     outside = (positions < 0) | (positions >= length)
     if outside.any():
-        raise ConfigError(f"row {int(positions[outside][0])} is outside the sequence: expected {-length} to {length - 1}")
+        raise ConfigError(
+            f"row {int(positions[outside][0])} is outside the sequence: expected {-length} to {length - 1}"
+        )
     if not mask.gather(1, positions).all():
-        raise ConfigError(f"row {int(positions[mask.gather(1, positions) == 0][0])} is padding: expected positions of the prompt")
+        raise ConfigError(
+            f"row {int(positions[mask.gather(1, positions) == 0][0])} is padding: expected positions of the prompt"
+        )
     return positions
 
 

@@ -31,12 +31,14 @@ def check_place(mllm: MLLM, at: Place) -> Literal["encoder"] | int:
     if isinstance(layer, int):
         check_layers(mllm, [layer])
     elif layer != "encoder":
-        raise ConfigError(f"place '{at}' does not exist: expected 'encoder', 'projector' or a layer from 0 to {mllm.n_layers}")
+        raise ConfigError(
+            f"place '{at}' does not exist: expected 'encoder', 'projector' or a layer from 0 to {mllm.n_layers}"
+        )
     injected = mllm.family.injected(mllm.config)
     if injected and (not isinstance(layer, int) or layer <= injected):
         raise ModelError(
-            f"{mllm.family.name} adds encoder features to the outputs of its first {injected} blocks, so an edit at '{at}' is half undone: "
-            f"expected a layer from {injected + 1} to {mllm.n_layers}"
+            f"{mllm.family.name} adds encoder features to the outputs of its first {injected} blocks, so an edit at"
+            f" '{at}' is half undone: expected a layer from {injected + 1} to {mllm.n_layers}"
         )
     return layer
 
@@ -45,13 +47,15 @@ def edit(mllm: MLLM, batch: Batch, *, at: Place, fn: Edit, keep: int = 1) -> Flo
     """Logits of each sample's last `keep` tokens when the visual tokens are changed at one place on their way.
 
     Args:
-        at: "encoder" for what the connector receives, "projector" for what it gives (layer 0), or layer l: the output of block l.
+        at: "encoder" for what the connector receives, "projector" for what it gives (layer 0), or layer l: the output
+            of block l.
         fn: (visual tokens of one sample, its number in the batch) -> their replacement, of the same shape.
         keep: how many tokens of the prompt, in its order; padding is none, on whichever side it is.
 
     Raises:
         ConfigError: no such place, or a prompt of fewer than `keep` tokens.
-        ModelError: encoder features are added again after that place, so that the edit would be half undone; or `fn` changed the shape.
+        ModelError: encoder features are added again after that place, so that the edit would be half undone; or `fn`
+            changed the shape.
     """
     layer = check_place(mllm, at)
     mask = batch.inputs["attention_mask"]
@@ -96,10 +100,12 @@ def edited(fn: Edit, values: Float[Tensor, "token d"], sample: int) -> Float[Ten
 
 
 def _trace(mllm: MLLM, batch: Batch, layer: int | str, change: Callable[[Tensor], Tensor], keep: int) -> Tensor:
-    """One traced forward pass with the change in place; the caller holds the model's lock, because traces of one model must not overlap."""
+    """One traced forward pass with the change in place; the caller holds the model's lock, because traces of one model
+    must not overlap."""
     import nnsight  # which only edits need
 
-    own = vars(mllm.model)  # wrapping changes a model for good, so it is done once for each, and goes when the model goes
+    # wrapping changes a model for good, so it is done once for each, and goes when the model goes
+    own = vars(mllm.model)
     traced = own.get("_traced") or own.setdefault("_traced", nnsight.NNsight(mllm.model))
     if layer == "encoder":
         module = traced.get(f"model.{mllm.family.connector}")

@@ -24,23 +24,30 @@ class Activations:
         values: one row of tokens for each layer.
         layers: the layer number of each row of `values`.
         tokens: positions in `input_ids` of each token.
-        tower: what the connector received for each visual token, if it was asked for: the tower's features, several patches side by side
-            where the connector merges them.
+        tower: what the connector received for each visual token, if it was asked for: the tower's features, several
+            patches side by side where the connector merges them.
     """
 
     values: Float[Tensor, "layer token d"]
     layers: tuple[int, ...]
-    tokens: Int[Tensor, token]  # noqa: F821
+    tokens: Int[Tensor, " token"]
     tower: Float[Tensor, "token features"] | None = None
 
 
 def read(
-    mllm: MLLM, batch: Batch, *, layers: Sequence[int] | None = None, tokens: Literal["visual", "all"] = "visual", tower: bool = False
+    mllm: MLLM,
+    batch: Batch,
+    *,
+    layers: Sequence[int] | None = None,
+    tokens: Literal["visual", "all"] = "visual",
+    tower: bool = False,
 ) -> list[Activations]:
-    """Read the hidden states of `batch` at `layers` (all, 0 to L, by default) in one forward pass; only the tokens asked for leave the device.
+    """Read the hidden states of `batch` at `layers` (all, 0 to L, by default) in one forward pass; only the tokens
+    asked for leave the device.
 
     Args:
-        tokens: `visual` for the visual tokens of all images of a sample in order, `all` for every position that is not padding.
+        tokens: `visual` for the visual tokens of all images of a sample in order, `all` for every position that is not
+            padding.
         tower: also read the tower's features of the visual tokens.
 
     Raises:
@@ -49,7 +56,11 @@ def read(
     """
     wanted = check_layers(mllm, layers)
     found = mllm.visual_tokens(batch)
-    index = positions_of(found) if tokens == "visual" else [row.nonzero().flatten() for row in batch.inputs["attention_mask"]]
+    index = (
+        positions_of(found)
+        if tokens == "visual"
+        else [row.nonzero().flatten() for row in batch.inputs["attention_mask"]]
+    )
     values: list[Tensor] = []
     features: list[Tensor] = []
     copies = Copies()
@@ -62,23 +73,30 @@ def read(
                 copies.start(row[where.to(row.device)].float(), kept[wanted.index(layer)])
 
     def keep_tower(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        features.extend(by_token(mllm, args[0])[rows.to(args[0].device)].float().cpu() for rows in tower_rows(mllm, found))
+        features.extend(
+            by_token(mllm, args[0])[rows.to(args[0].device)].float().cpu() for rows in tower_rows(mllm, found)
+        )
 
     with mllm.lock, torch.inference_mode(), _hooks(mllm, keep, keep_tower if tower else None):
         mllm.model(**batch.inputs, use_cache=False, logits_to_keep=1)
         copies.finish()
-    return [Activations(values[row], tuple(wanted), index[row].cpu(), features[row] if features else None) for row in range(len(batch))]
+    return [
+        Activations(values[row], tuple(wanted), index[row].cpu(), features[row] if features else None)
+        for row in range(len(batch))
+    ]
 
 
 class Copies:
-    """Copies of tensors in host memory, made on a stream of their own, so that a GPU goes on computing; ordinary copies where the values are on the CPU."""
+    """Copies of tensors in host memory, made on a stream of their own, so that a GPU goes on computing; ordinary copies
+    where the values are on the CPU."""
 
     def __init__(self) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     @staticmethod
     def empty(device: torch.device, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Host memory for values of `device`, pinned for a GPU's: into other memory it copies slowly, and with everything waiting."""
+        """Host memory for values of `device`, pinned for a GPU's: into other memory it copies slowly, and with
+        everything waiting."""
         with torch.inference_mode(False):
             return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
 
@@ -87,7 +105,9 @@ class Copies:
         if not values.is_cuda:
             kept.copy_(values)
             return
-        stream = self._streams.get(values.device) or self._streams.setdefault(values.device, torch.cuda.Stream(values.device))
+        stream = self._streams.get(values.device) or self._streams.setdefault(
+            values.device, torch.cuda.Stream(values.device)
+        )
         stream.wait_stream(torch.cuda.current_stream(values.device))
         with torch.cuda.stream(stream):
             kept.copy_(values, non_blocking=True)
@@ -109,9 +129,14 @@ def check_layers(mllm: MLLM, layers: Sequence[int] | None, *, first: int = 0) ->
 
 @contextmanager
 def _hooks(mllm: MLLM, keep: Callable[[int, Tensor], None], keep_tower: Callable[..., None] | None) -> Iterator[None]:
-    """Call `keep(layer, hidden)` for the input of the first block and the output of every block, `keep_tower` for the connector's input."""
+    """Call `keep(layer, hidden)` for the input of the first block and the output of every block, `keep_tower` for the
+    connector's input."""
     blocks = mllm.decoder.layers
-    handles = [blocks[0].register_forward_pre_hook(lambda _, args, kwargs: keep(0, args[0] if args else kwargs["hidden_states"]), with_kwargs=True)]
+    handles = [
+        blocks[0].register_forward_pre_hook(
+            lambda _, args, kwargs: keep(0, args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+        )
+    ]
     for number, block in enumerate(blocks, start=1):
         handles.append(block.register_forward_hook(lambda _, __, output, layer=number: keep(layer, output)))
     if keep_tower is not None:
@@ -123,9 +148,11 @@ def _hooks(mllm: MLLM, keep: Callable[[int, Tensor], None], keep_tower: Callable
             handle.remove()
 
 
-def positions_of(found: list[list[VisualTokens]]) -> list[Int[Tensor, token]]:  # noqa: F821
+def positions_of(found: list[list[VisualTokens]]) -> list[Int[Tensor, " token"]]:
     """Positions of all visual tokens of each sample, none where it has no image."""
-    return [torch.cat([part.index for part in sample]) if sample else torch.empty(0, dtype=torch.long) for sample in found]
+    return [
+        torch.cat([part.index for part in sample]) if sample else torch.empty(0, dtype=torch.long) for sample in found
+    ]
 
 
 def by_token(mllm: MLLM, features: Tensor) -> Float[Tensor, "row features"]:
@@ -133,13 +160,23 @@ def by_token(mllm: MLLM, features: Tensor) -> Float[Tensor, "row features"]:
     return features.reshape(-1, features.shape[-1] * mllm.family.merged(mllm.config))
 
 
-def tower_rows(mllm: MLLM, found: list[list[VisualTokens]]) -> list[Int[Tensor, token]]:  # noqa: F821
+def tower_rows(mllm: MLLM, found: list[list[VisualTokens]]) -> list[Int[Tensor, " token"]]:
     """The row of the connector's input behind each visual token, by sample.
 
     Raises:
         ModelError: a token comes from several rows.
     """
-    rows = [torch.cat([part.rows for part in sample if part.rows is not None]) if sample else torch.empty(0, dtype=torch.long) for sample in found]
+    rows = [
+        (
+            torch.cat([part.rows for part in sample if part.rows is not None])
+            if sample
+            else torch.empty(0, dtype=torch.long)
+        )
+        for sample in found
+    ]
     if any((own < 0).any() for own in rows):
-        raise ModelError(f"{mllm.family.name}: this image has so many tiles that its tokens mix several tower features, so the tower cannot be read or edited")
+        raise ModelError(
+            f"{mllm.family.name}: this image has so many tiles that its tokens mix several tower features, so the tower"
+            " cannot be read or edited"
+        )
     return rows

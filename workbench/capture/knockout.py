@@ -23,7 +23,8 @@ from workbench.mllm.family import Batch
 
 @dataclass(frozen=True)
 class Blocked:
-    """Query positions that may not look at some keys in some blocks (1 to L); `seen` are the blocks in which that was done."""
+    """Query positions that may not look at some keys in some blocks (1 to L); `seen` are the blocks in which that was
+    done."""
 
     blocks: frozenset[int]
     rows: Bool[Tensor, "sample query"]
@@ -43,13 +44,22 @@ class Blocked:
 
 
 def _attention_blocked(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, blocked: Blocked | None = None, **options: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    blocked: Blocked | None = None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """sdpa without the blocked pairs."""
     block = int(getattr(module, "layer_idx", -1)) + 1
     if blocked is not None and block in blocked.blocks:
         causal = options.get("is_causal")
-        attention_mask = blocked.mask(block, query, key, attention_mask, bool(getattr(module, "is_causal", True) if causal is None else causal))
+        attention_mask = blocked.mask(
+            block, query, key, attention_mask, bool(getattr(module, "is_causal", True) if causal is None else causal)
+        )
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 
@@ -60,16 +70,21 @@ AttentionMaskInterface.register(BLOCKING, sdpa_mask)
 
 @contextmanager
 def blocking(mllm: MLLM, blocked: Blocked) -> Iterator[None]:
-    """Let the language model understand `blocked=` for a while, and see that it was done in every block that was asked for."""
+    """Let the language model understand `blocked=` for a while, and see that it was done in every block that was asked
+    for."""
     check_uncapped(mllm)
     with implementation(mllm, BLOCKING):
         yield
     if blocked.blocks - blocked.seen:
-        raise ModelError(f"{mllm.name}: blocks {sorted(blocked.blocks - blocked.seen)} have no attention of the usual kind to knock out")
+        raise ModelError(
+            f"{mllm.name}: blocks {sorted(blocked.blocks - blocked.seen)} have no attention of the usual kind to"
+            " knock out"
+        )
 
 
 def knockout(mllm: MLLM, batch: Batch, *, blocks: Sequence[int]) -> Float[Tensor, "sample vocab"]:
-    """Logits of each sample's last token when, in `blocks` (1 to L), no other position looks at the visual tokens; these still look at one another.
+    """Logits of each sample's last token when, in `blocks` (1 to L), no other position looks at the visual tokens;
+    these still look at one another.
 
     The last token is that before the padding, on whichever side that is.
 
@@ -84,4 +99,6 @@ def knockout(mllm: MLLM, batch: Batch, *, blocks: Sequence[int]) -> Float[Tensor
             keys[row, part.index] = True
     blocked = Blocked(frozenset(wanted), ~keys, keys)
     with mllm.lock, torch.inference_mode(), blocking(mllm, blocked):
-        return last_logits(mllm.model(**batch.inputs, use_cache=False, logits_to_keep=positions_to_keep(batch), blocked=blocked), batch).cpu()
+        return last_logits(
+            mllm.model(**batch.inputs, use_cache=False, logits_to_keep=positions_to_keep(batch), blocked=blocked), batch
+        ).cpu()

@@ -1,1 +1,2 @@
-"""The claims ledger: rules that are written before the runs they judge (rules), numbers of stored runs (evidence, measures), and verdicts (verdicts)."""
+"""The claims ledger: rules that are written before the runs they judge (rules), numbers of stored runs (evidence,
+measures), and verdicts (verdicts)."""

@@ -1,7 +1,8 @@
-"""The stored runs that rules judge: trainings by variant and seed, and analyses of them. Nothing is computed here and nothing is guessed.
+"""The stored runs that rules judge: trainings by variant and seed, and analyses of them. Nothing is computed here and
+nothing is guessed.
 
-A training counts where its recipe is what the ledger says; an analysis counts where it lies beside the training, was asked what the ledger's command asks,
-and was stored after the training had finished.
+A training counts where its recipe is what the ledger says; an analysis counts where it lies beside the training, was
+asked what the ledger's command asks, and was stored after the training had finished.
 """
 
 from __future__ import annotations
@@ -23,7 +24,18 @@ from workbench.training_folder import read_table
 
 log = logging.getLogger(__name__)
 
-ANY = ("output_dir", "report_to", "resume", "repaired", "dry_run", "push_to_hub", "keep_checkpoints", "keep_best", "save_every")  # change no number
+# change no number
+ANY = (
+    "output_dir",
+    "report_to",
+    "resume",
+    "repaired",
+    "dry_run",
+    "push_to_hub",
+    "keep_checkpoints",
+    "keep_best",
+    "save_every",
+)
 
 
 class MissingRun(Exception):
@@ -60,7 +72,9 @@ class Stored:
     @property
     def asked(self) -> tuple[object, ...]:
         """What must be the same for two numbers to be compared."""
-        config = {key: value for key, value in self.record["config"].items() if key not in ("source", "source_revision")}
+        config = {
+            key: value for key, value in self.record["config"].items() if key not in ("source", "source_revision")
+        }
         return (self.record["data_fingerprint"], self.record["version"], json.dumps(config, sort_keys=True))
 
 
@@ -95,11 +109,15 @@ class Evidence:
         training = self.ledger.trainings[name]
         roots = [root for root in self.roots if root.resolve().name == Path(training.runs).name] or self.roots
         named = [one for root in roots if (one := find_trained(root, name, training, seed)) is not None]
-        named = [one for one in named if one.recipe.get("data.train") == self._data(name)]  # runs of other data may be called the same
+        # runs of other data may be called the same
+        named = [one for one in named if one.recipe.get("data.train") == self._data(name)]
         said = [next(self.wrong(one), "") for one in named]
         found = [one for one, wrong in zip(named, said, strict=True) if not wrong]
         if len(found) > 1:
-            raise RunError(f"{found[0].folder} and {found[1].folder} are both {name} of seed {seed}: expected one of them below --runs")
+            raise RunError(
+                f"{found[0].folder} and {found[1].folder} are both {name} of seed {seed}: expected one of them below"
+                " --runs"
+            )
         if not found and said:
             raise RunError(said[0])
         if not found:
@@ -118,24 +136,36 @@ class Evidence:
         """What of a recipe is not what the ledger says."""
         for key, value in {**one.training.recipe, "seed": one.seed}.items():
             if key not in one.recipe or one.recipe[key] != value:
-                yield f"{one.folder} was trained with {key} {one.recipe.get(key, 'absent')}: expected {value}, as {one.name} in the ledger has"
+                yield (
+                    f"{one.folder} was trained with {key} {one.recipe.get(key, 'absent')}: expected {value}, as"
+                    f" {one.name} in the ledger has"
+                )
 
     @staticmethod
     def check_like(one: Trained, other: Trained) -> None:
         """See that two runs differ in nothing but what the ledger lets differ."""
-        differ = [key for key in sorted((one.recipe.keys() | other.recipe.keys()) - {*ANY}) if one.recipe.get(key) != other.recipe.get(key)]
+        differ = [
+            key
+            for key in sorted((one.recipe.keys() | other.recipe.keys()) - {*ANY})
+            if one.recipe.get(key) != other.recipe.get(key)
+        ]
         free = ", ".join(one.training.but) or "nothing"
         for key in differ:
             if not any(key == own or key.startswith(f"{own}.") for own in one.training.but):
                 values = f"{one.recipe.get(key)} and {other.recipe.get(key)}"
-                raise RunError(f"{one.folder} and {other.folder} differ in {key}, {values}: expected the same but for {free}")
+                raise RunError(
+                    f"{one.folder} and {other.folder} differ in {key}, {values}: expected the same but for {free}"
+                )
         if one.training.but and not differ:
             raise RunError(f"{one.folder} and {other.folder} have one recipe: expected recipes that differ in {free}")
         data = [own.record.get("data") for own in (one, other)]
         if data[0] != data[1]:
-            raise RunError(f"{one.folder} and {other.folder} learned from data with fingerprints {data[0]} and {data[1]}: expected the same data")
+            raise RunError(
+                f"{one.folder} and {other.folder} learned from data with fingerprints {data[0]} and {data[1]}: expected"
+                " the same data"
+            )
 
-    # --- analyses ------------------------------------------------------------------------------------------------------------------------
+    # --- analyses ---------------------------------------------------------------------------------
 
     def analysis(self, name: str, of: Trained, source: Trained | None = None) -> Stored:
         """The stored analysis of a run, with the options that the ledger's command has.
@@ -145,18 +175,35 @@ class Evidence:
             RunError: it is damaged, there are several, or it is older than the training.
         """
         asked = {"seed": ["0"], "data_seed": ["0"]} | options_of(self.ledger.analyses[name])
-        found = [own for own in self._beside(of) if own.record["analysis"] == name and _model(own.record["model"]) == of.folder.name]
-        found = [own for own in found if all(_same(own.record["config"].get(option), words) for option, words in asked.items())]
+        found = [
+            own
+            for own in self._beside(of)
+            if own.record["analysis"] == name and _model(own.record["model"]) == of.folder.name
+        ]
+        found = [
+            own
+            for own in found
+            if all(_same(own.record["config"].get(option), words) for option, words in asked.items())
+        ]
         if source is not None:
             found = [own for own in found if _model(own.record["config"].get("source", "")) == source.folder.name]
         if not found:
             words = self.ledger.analyses[name].replace("{runs}", str(of.folder.parent))
-            raise MissingRun(f"{name} of {of.folder.name}", words.replace("{source}", str(source.folder) if source is not None else ""), str(of.folder))
+            raise MissingRun(
+                f"{name} of {of.folder.name}",
+                words.replace("{source}", str(source.folder) if source is not None else ""),
+                str(of.folder),
+            )
         if len(found) > 1:
-            raise RunError(f"{found[0].folder} and {found[1].folder} both are {name} of {of.folder.name}: expected one of them")
+            raise RunError(
+                f"{found[0].folder} and {found[1].folder} both are {name} of {of.folder.name}: expected one of them"
+            )
         for trained in (of, *([source] if source is not None else [])):
             if time_of(found[0].record, str(found[0].folder / RUN_FILE)) < trained.finished:
-                raise RunError(f"{found[0].folder} is older than the training in {trained.folder}: expected an analysis of the model that is there now")
+                raise RunError(
+                    f"{found[0].folder} is older than the training in {trained.folder}: expected an analysis of the"
+                    " model that is there now"
+                )
         return found[0]
 
     def _beside(self, run: Trained) -> list[Stored]:
@@ -173,7 +220,9 @@ def _stored(root: Path) -> list[Stored]:
     for path in sorted(root.glob(f"*/{RUN_FILE}")):
         try:
             record = json.loads(path.read_text())
-            if all(name in record for name in ("analysis", "model", "config", "data_fingerprint", "version", "created")):
+            if all(
+                name in record for name in ("analysis", "model", "config", "data_fingerprint", "version", "created")
+            ):
                 found.append(Stored(path.parent, record))
         except (OSError, ValueError, TypeError) as error:
             log.warning("%s is damaged (%s): what it would say is not there", path, one_line(error))

@@ -1,13 +1,17 @@
-"""The closed set of measures: each makes one number of one training's stored runs. Its version is in every rule, and rises when it would give other numbers.
+"""The closed set of measures: each makes one number of one training's stored runs. Its version is in every rule, and
+rises when it would give other numbers.
 
     answers   accuracy on the data that the run was evaluated on, mean of question types (`categories`: of these types)
     stored    mean of a column of an analysis' table over the rows that `where` names
     slope     of that column over the column `over`, by least squares
-    share     that column over the column `of`, less the column `less` if there is one (a drop in accuracy over the accuracy before, less chance)
-    log_at    a score of the training log when `at` (0 to 1) of the training is done, on straight lines between evaluations
+    share     that column over the column `of`, less the column `less` if there is one (a drop in accuracy over the
+              accuracy before, less chance)
+    log_at    a score of the training log when `at` (0 to 1) of the training is done, on straight lines between
+              evaluations
     steps_to  the step at which that score first is the last one of the training `final_of` (same seed), over all steps
 
-`where` gives each column a value or a list; every combination must be in the table once, so that no row is missed or counted twice in silence.
+`where` gives each column a value or a list; every combination must be in the table once, so that no row is missed or
+counted twice in silence.
 """
 
 from __future__ import annotations
@@ -70,7 +74,9 @@ def _answers(evidence: Evidence, run: Trained, options: Options) -> Number:
         if name not in known:
             raise RunError(f"{run.source} has no questions of type {name}: expected one of {', '.join(known)}")
         scores.append(answers.types[name])
-    value, chance = (float(np.mean(own)) for own in ([score.right / score.n for score in scores], [score.chance for score in scores]))
+    value, chance = (
+        float(np.mean(own)) for own in ([score.right / score.n for score in scores], [score.chance for score in scores])
+    )
     return Number(value, sum(score.n for score in scores), chance, (answers.asked,), run.source)
 
 
@@ -83,7 +89,9 @@ def _slope(evidence: Evidence, run: Trained, options: Options) -> Number:
     stored, rows = _rows(evidence, run, options)
     over = _column(rows, options["over"], stored).to_numpy(float)
     if len(set(over)) < 2:
-        raise ConfigError(f"{options['over']} is {over[0]:g} in all rows that where names: expected several values for a slope")
+        raise ConfigError(
+            f"{options['over']} is {over[0]:g} in all rows that where names: expected several values for a slope"
+        )
     return _number(float(np.polyfit(over, rows[options["column"]].to_numpy(float), 1)[0]), stored, rows, options)
 
 
@@ -94,7 +102,9 @@ def _share(evidence: Evidence, run: Trained, options: Options) -> Number:
         whole = whole - _column(rows, options["less"], stored).to_numpy(float)
     if not (whole > 0).all():
         less = f" - {options['less']}" if "less" in options else ""
-        raise NoNumber(f"{options['of']}{less} is {whole.min():.3f} in {run.folder.name}, and nothing can be a share of that")
+        raise NoNumber(
+            f"{options['of']}{less} is {whole.min():.3f} in {run.folder.name}, and nothing can be a share of that"
+        )
     return _number(float((rows[options["column"]].to_numpy(float) / whole).mean()), stored, rows, options)
 
 
@@ -103,7 +113,9 @@ def _rows(evidence: Evidence, run: Trained, options: Options) -> tuple[Stored, p
     source = evidence.trained(options["source"][run.name], run.seed) if "source" in options else None
     stored = evidence.analysis(options["analysis"], run, source)
     table = stored.table(options["table"])
-    lists = {column: value if isinstance(value, list | tuple) else [value] for column, value in options["where"].items()}
+    lists = {
+        column: value if isinstance(value, list | tuple) else [value] for column, value in options["where"].items()
+    }
     parts = []
     for values in product(*lists.values()):
         rows = table
@@ -140,7 +152,10 @@ def _log_at(evidence: Evidence, run: Trained, options: Options) -> Number:
     log, steps = _log(run, options["column"])
     step = options["at"] * steps
     if not log["step"].iloc[0] <= step <= log["step"].iloc[-1]:
-        raise RunError(f"{run.folder} has evaluations from step {log['step'].iloc[0]:g} to {log['step'].iloc[-1]:g}: expected them around step {step:g}")
+        raise RunError(
+            f"{run.folder} has evaluations from step {log['step'].iloc[0]:g} to {log['step'].iloc[-1]:g}: expected them"
+            f" around step {step:g}"
+        )
     return _of_log(float(np.interp(step, log["step"], log["score"])), run, log)
 
 
@@ -149,7 +164,10 @@ def _steps_to(evidence: Evidence, run: Trained, options: Options) -> Number:
     other = evidence.trained(options["final_of"], run.seed)
     final, last = _log(other, options["column"])
     if final["step"].iloc[-1] != last:
-        raise RunError(f"{other.folder} was last evaluated at step {final['step'].iloc[-1]:g} of {last}: expected an evaluation at its end")
+        raise RunError(
+            f"{other.folder} was last evaluated at step {final['step'].iloc[-1]:g} of {last}: expected an evaluation at"
+            " its end"
+        )
     reached = first_reached(log["step"].to_numpy(float), log["score"].to_numpy(float), float(final["score"].iloc[-1]))
     if reached.step is None:
         raise NoNumber(f"{run.folder.name} is at the last score of {other.folder.name} {reached.text}")
@@ -165,7 +183,8 @@ def _log(run: Trained, column: str) -> tuple[pd.DataFrame, int]:
 
 
 def _of_log(value: float, run: Trained, log: pd.DataFrame) -> Number:
-    n, chance = log["n"].fillna(0).iloc[-1], float(log["chance"].iloc[-1])  # what is kept of a run without its folder has no n
+    # what is kept of a run without its folder has no n
+    n, chance = log["n"].fillna(0).iloc[-1], float(log["chance"].iloc[-1])
     return Number(value, int(n), chance, (run.record.get("val"), tuple(log["step"])), f"the log of {run.folder}")
 
 
@@ -190,18 +209,26 @@ def check_measures(ledger: Ledger, where: str) -> None:
         if name not in MEASURES:
             raise UnknownNameError(f"measure of {where}", name, MEASURES)
         if MEASURES[name].version != version:
-            raise ConfigError(f"measure {name} has version {version} in {where}: expected {MEASURES[name].version}, the version that there is")
+            raise ConfigError(
+                f"measure {name} has version {version} in {where}: expected {MEASURES[name].version}, the version that"
+                " there is"
+            )
     for claim in ledger.claims:
         if not claim.tested:
             continue
         measure = MEASURES[claim.measure]
         for option in claim.options:
             if option not in (*measure.needs, *measure.may):
-                raise UnknownNameError(f"option of {claim.measure} in claim {claim.id} of {where}", option, (*measure.needs, *measure.may))
+                raise UnknownNameError(
+                    f"option of {claim.measure} in claim {claim.id} of {where}", option, (*measure.needs, *measure.may)
+                )
         for option in measure.needs:
             if option not in claim.options:
-                raise ConfigError(f"claim {claim.id} of {where} has no {option}: expected one, since {claim.measure} needs it")
+                raise ConfigError(
+                    f"claim {claim.id} of {where} has no {option}: expected one, since {claim.measure} needs it"
+                )
         if "source" in claim.options and set(claim.options["source"]) != set(claim.of):
             raise ConfigError(
-                f"claim {claim.id} of {where} has sources for {', '.join(claim.options['source'])}: expected one for each of {', '.join(claim.of)}"
+                f"claim {claim.id} of {where} has sources for {', '.join(claim.options['source'])}: expected one for"
+                f" each of {', '.join(claim.of)}"
             )

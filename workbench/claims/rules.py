@@ -1,8 +1,9 @@
 """Claims and the rules that decide them, as `analyses/claims.yaml` writes them, and the hash of all that decides.
 
-A rule is fixed before the runs that it judges: its hash must be in the file as it was at the commit that every run was trained at. The hash covers the
-measure with its version and options, the trainings with what makes them comparable, the options of the analysis' command, direction, null, seeds, level
-and weight; it does not cover words (`claim`, `paper`, `note`), nor where runs lie.
+A rule is fixed before the runs that it judges: its hash must be in the file as it was at the commit that every run was
+trained at. The hash covers the measure with its version and options, the trainings with what makes them comparable, the
+options of the analysis' command, direction, null, seeds, level and weight; it does not cover words (`claim`, `paper`,
+`note`), nor where runs lie.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from workbench.errors import ConfigError, UnknownNameError, one_line
 from workbench.yaml_config import UniqueKeyLoader
 
 FILE = "analyses/claims.yaml"  # within the repository
-UNDECIDED = ("--model", "--output_dir", "--source", "--batch_size", "--device", "--dtype")  # of a command: which models, where, and in what batches
+# of a command: which models, where, and in what batches
+UNDECIDED = ("--model", "--output_dir", "--source", "--batch_size", "--device", "--dtype")
 EXPECTED = ("more", "less")
 NO_PAPER = "workbench"
 
@@ -51,7 +53,13 @@ class Training:
 
     @property
     def decides(self) -> dict[str, Any]:
-        return {"folder": self.folder, "recipe": dict(self.recipe), "like": self.like, "but": sorted(self.but), "checkpoint": self.checkpoint}
+        return {
+            "folder": self.folder,
+            "recipe": dict(self.recipe),
+            "like": self.like,
+            "but": sorted(self.but),
+            "checkpoint": self.checkpoint,
+        }
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,8 @@ def named_trainings(options: Mapping[str, Any]) -> list[str]:
 
 
 def options_of(command: str) -> dict[str, Any]:
-    """What a command of an analysis asks, by option: a list of words, True, or False for `--no-x`; models, places and batches are left out."""
+    """What a command of an analysis asks, by option: a list of words, True, or False for `--no-x`; models, places and
+    batches are left out."""
     found: dict[str, Any] = {}
     name = ""
     for word in shlex.split(command):
@@ -156,7 +165,7 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-# --- reading -------------------------------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 def read_ledger(path: Path) -> Ledger:
@@ -184,9 +193,16 @@ def parse_ledger(text: str, where: str) -> Ledger:
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is not valid YAML ({one_line(error)})") from error
     _check_keys(content, Ledger, where)
-    trainings = {name: _made(Training, own, f"training {name} in {where}") for name, own in content["trainings"].items()}
-    claims = tuple(_made(Claim, own, f"claim {own.get('id') if isinstance(own, Mapping) else own} in {where}") for own in content["claims"])
-    ledger = Ledger(tuple(content["seeds"]), float(content["level"]), content["measures"], trainings, content["analyses"], claims)
+    trainings = {
+        name: _made(Training, own, f"training {name} in {where}") for name, own in content["trainings"].items()
+    }
+    claims = tuple(
+        _made(Claim, own, f"claim {own.get('id') if isinstance(own, Mapping) else own} in {where}")
+        for own in content["claims"]
+    )
+    ledger = Ledger(
+        tuple(content["seeds"]), float(content["level"]), content["measures"], trainings, content["analyses"], claims
+    )
     _check(ledger, where)
     return ledger
 
@@ -221,29 +237,42 @@ def _check(ledger: Ledger, where: str) -> None:
     if twice := sorted({name for name in ids if ids.count(name) > 1}):
         raise ConfigError(f"two claims of {where} are called {twice[0]}: expected ids that differ")
     if len(set(ledger.seeds)) < 2 or not all(isinstance(seed, int) for seed in ledger.seeds):
-        raise ConfigError(f"seeds of {where} are {list(ledger.seeds)}: expected two or more whole numbers, none of them twice")
+        raise ConfigError(
+            f"seeds of {where} are {list(ledger.seeds)}: expected two or more whole numbers, none of them twice"
+        )
     if not 0 < ledger.level < 1:
         raise ConfigError(f"level of {where} is {ledger.level:g}: expected more than 0, below 1")
     for name, training in ledger.trainings.items():
         if "{seed}" not in training.folder:
-            raise ConfigError(f"folder of training {name} in {where} is {training.folder}: expected a name with {{seed}}")
+            raise ConfigError(
+                f"folder of training {name} in {where} is {training.folder}: expected a name with {{seed}}"
+            )
         _check_name(training.checkpoint, ("last", "best"), f"checkpoint of training {name}")
         if training.like:
             _check_name(training.like, ledger.trainings, f"training that {name} is like")
         elif "data.train" not in training.recipe:
-            raise ConfigError(f"training {name} in {where} is like no other and has no data.train in its recipe: expected what it learns from")
+            raise ConfigError(
+                f"training {name} in {where} is like no other and has no data.train in its recipe: expected what it"
+                " learns from"
+            )
     for name in ledger.trainings:
         chain = [name]
         while like := ledger.trainings[chain[-1]].like:
             if like in chain:
-                raise ConfigError(f"training {name} in {where} is like {' like '.join([*chain[1:], like])}: expected one at the end that is like no other")
+                raise ConfigError(
+                    f"training {name} in {where} is like {' like '.join([*chain[1:], like])}: expected one at the end"
+                    " that is like no other"
+                )
             chain.append(like)
     for claim in ledger.claims:
         _check_claim(ledger, claim, where)
     rules = [ledger.hash(claim) for claim in ledger.claims if claim.tested]
     if len(set(rules)) < len(rules):
         same = [claim.id for claim in ledger.claims if claim.tested and rules.count(ledger.hash(claim)) > 1]
-        raise ConfigError(f"the claims {', '.join(same)} of {where} have one rule: expected rules that differ, since each costs the others some of the level")
+        raise ConfigError(
+            f"the claims {', '.join(same)} of {where} have one rule: expected rules that differ, since each costs the"
+            " others some of the level"
+        )
 
 
 def _check_claim(ledger: Ledger, claim: Claim, where: str) -> None:

@@ -13,9 +13,10 @@ from workbench.runs import Run
 
 TITLE = "Claims ledger: what the paper says, and what stored runs say of it"
 EXPLAINED = (
-    "A rule was written before the runs that it judges, and a verdict is refused where that is not seen. One number a training seed, Student's t over the "
-    "seeds, Holm's correction over all rules; intervals are 95 %, over seeds, and not corrected. Not shown does not say that there is nothing, and all of this "
-    "is about small models on synthetic data, not about the paper's 7B models."
+    "A rule was written before the runs that it judges, and a verdict is refused where that is not seen. One number a"
+    " training seed, Student's t over the seeds, Holm's correction over all rules; intervals are 95 %, over seeds, and"
+    " not corrected. Not shown does not say that there is nothing, and all of this is about small models on synthetic"
+    " data, not about the paper's 7B models."
 )
 
 

@@ -1,4 +1,5 @@
-"""A finished training as rules read it: from its folder, or from the small JSON file that `python -m trainer.sweep SWEEP --export` keeps of it."""
+"""A finished training as rules read it: from its folder, or from the small JSON file that `python -m trainer.sweep
+SWEEP --export` keeps of it."""
 
 from __future__ import annotations
 
@@ -16,9 +17,18 @@ from workbench.claims.rules import Training
 from workbench.errors import RunError, one_line
 from workbench.scoring.answers import Answers, answers_of
 from workbench.stored_recipe import current_recipe
-from workbench.training_folder import BEST, EVALUATION_FILE, LOG_FILE, RECORD_FILE, read_table, score_log, training_record
+from workbench.training_folder import (
+    BEST,
+    EVALUATION_FILE,
+    LOG_FILE,
+    RECORD_FILE,
+    read_table,
+    score_log,
+    training_record,
+)
 
-CURVES = {"accuracy/mean": "accuracy", "val_lm_loss": "val_lm_loss", "val_alignment_loss": "val_alignment_loss"}  # what a kept file has of a log
+# what a kept file has of a log
+CURVES = {"accuracy/mean": "accuracy", "val_lm_loss": "val_lm_loss", "val_alignment_loss": "val_alignment_loss"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,9 @@ class Trained:
         """
         where = f"{self.folder}.json" if self.kept is not None else str(self.folder / LOG_FILE)
         if self.kept is not None:
-            table = pd.DataFrame({"step": self.kept["curve"]["step"], column: self.kept["curve"].get(CURVES.get(column, column))}).astype(float)
+            table = pd.DataFrame(
+                {"step": self.kept["curve"]["step"], column: self.kept["curve"].get(CURVES.get(column, column))}
+            ).astype(float)
         else:
             table = read_table(self.folder / LOG_FILE)
         if column not in table or not table[column].notna().any():
@@ -88,7 +100,8 @@ class Trained:
 
 
 def find_trained(root: Path, name: str, training: Training, seed: int) -> Trained | None:
-    """The run of a training with a seed below a folder, whatever its recipe says; None where it is not there or not finished.
+    """The run of a training with a seed below a folder, whatever its recipe says; None where it is not there or not
+    finished.
 
     Raises:
         RunError: it is damaged.
@@ -104,7 +117,9 @@ def find_trained(root: Path, name: str, training: Training, seed: int) -> Traine
         record = {"recipe": current_recipe(kept["recipe"]), **kept["environment"], **kept["fingerprints"]}
         assert isinstance(kept["curve"], dict)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise RunError(f"{file} is damaged ({one_line(error)}): expected what python -m trainer.sweep --export wrote there") from error
+        raise RunError(
+            f"{file} is damaged ({one_line(error)}): expected what python -m trainer.sweep --export wrote there"
+        ) from error
     return Trained(name, training, seed, folder, record, kept)
 
 
@@ -117,7 +132,9 @@ def time_of(record: Mapping[str, Any], where: str) -> datetime:
     try:
         return datetime.fromisoformat(record["created"])
     except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{where} does not say when it was written ({one_line(error)}): expected a time under 'created'") from error
+        raise RunError(
+            f"{where} does not say when it was written ({one_line(error)}): expected a time under 'created'"
+        ) from error
 
 
 def flat(recipe: Mapping[str, Any], section: str = "") -> dict[str, Any]:

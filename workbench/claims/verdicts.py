@@ -1,4 +1,5 @@
-"""Verdicts: every claim of a ledger against the stored runs. They are computed, never typed, and refused where a rule may have been written afterwards."""
+"""Verdicts: every claim of a ledger against the stored runs. They are computed, never typed, and refused where a rule
+may have been written afterwards."""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ class Case:
     def seeds(self) -> dict[int, float]:
         """The number of each seed for which every training has one."""
         whole = {seed: own for seed, own in self.numbers.items() if own.keys() == self.claim.of.keys()}
-        return {seed: sum(weight * own[name].value for name, weight in self.claim.of.items()) for seed, own in whole.items()}
+        return {
+            seed: sum(weight * own[name].value for name, weight in self.claim.of.items()) for seed, own in whole.items()
+        }
 
     @property
     def all(self) -> Iterator[Number]:
@@ -60,7 +63,8 @@ class Case:
 
 
 def judge(ledger: Ledger, evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """Every claim's row, the numbers of every run that they come from, and the commands that make the runs that are not there."""
+    """Every claim's row, the numbers of every run that they come from, and the commands that make the runs that are not
+    there."""
     cases = [_case(ledger, evidence, claim) for claim in ledger.claims]
     tested = [case for case in cases if case.claim.tested]
     p = {case.claim.id: _p(case, ledger) for case in tested}
@@ -69,15 +73,29 @@ def judge(ledger: Ledger, evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFram
     known = [1.0 if math.isnan(value) else value for value in p.values()]
     adjusted = holm([*known, *([1.0] * len(dropped))], shares)
     corrected = dict(zip(p, adjusted, strict=False))
-    rows = [_row(case, ledger, p.get(case.claim.id, math.nan), corrected.get(case.claim.id, math.nan)) for case in cases]
+    rows = [
+        _row(case, ledger, p.get(case.claim.id, math.nan), corrected.get(case.claim.id, math.nan)) for case in cases
+    ]
     each = [
-        {"id": case.claim.id, "seed": seed, "training": name, "value": own.value, "n": own.n, "chance": own.chance, "source": own.source}
+        {
+            "id": case.claim.id,
+            "seed": seed,
+            "training": name,
+            "value": own.value,
+            "n": own.n,
+            "chance": own.chance,
+            "source": own.source,
+        }
         for case in tested
         for seed, numbers in case.numbers.items()
         for name, own in numbers.items()
     ]
     columns = ["id", "seed", "training", "value", "n", "chance", "source"]
-    return pd.DataFrame(rows), pd.DataFrame(each, columns=columns), commands(run for case in tested for run in case.missing)
+    return (
+        pd.DataFrame(rows),
+        pd.DataFrame(each, columns=columns),
+        commands(run for case in tested for run in case.missing),
+    )
 
 
 def _case(ledger: Ledger, evidence: Evidence, claim: Claim) -> Case:
@@ -91,7 +109,9 @@ def _case(ledger: Ledger, evidence: Evidence, claim: Claim) -> Case:
                 run = evidence.trained(name, seed)
                 case.trained[run.folder] = run
                 if name in claim.of:
-                    case.numbers.setdefault(seed, {})[name] = MEASURES[claim.measure].measured(evidence, run, claim.options)
+                    case.numbers.setdefault(seed, {})[name] = MEASURES[claim.measure].measured(
+                        evidence, run, claim.options
+                    )
             except MissingRun as error:
                 case.missing.append(error)
             except NoNumber as error:
@@ -101,7 +121,9 @@ def _case(ledger: Ledger, evidence: Evidence, claim: Claim) -> Case:
     sources = {own.asked: own.source for own in case.all}
     if len(sources) > 1:
         first, other = list(sources.values())[:2]
-        case.refused.append(f"{first} and {other} were asked different questions: expected the same data, options and version")
+        case.refused.append(
+            f"{first} and {other} were asked different questions: expected the same data, options and version"
+        )
     for run in case.trained.values():
         if said := not_written_before(run, case.rule):
             case.refused.append(said)
@@ -109,17 +131,26 @@ def _case(ledger: Ledger, evidence: Evidence, claim: Claim) -> Case:
 
 
 def not_written_before(run: Trained, rule: str) -> str:
-    """Why a rule may not judge a run: it is not seen to have been in the commit that the run was trained at. Empty where it was."""
+    """Why a rule may not judge a run: it is not seen to have been in the commit that the run was trained at. Empty
+    where it was."""
     commit = str(run.record.get("git") or "")
     if not commit:
-        return f"{run.folder} was trained by a copy without a repository, so no commit says that the rule was there before"
+        return (
+            f"{run.folder} was trained by a copy without a repository, so no commit says that the rule was there before"
+        )
     if run.record.get("dirty") is not False:
-        return f"{run.folder} was trained with changes that are not committed, so commit {commit[:12]} does not say what the rules were"
+        return (
+            f"{run.folder} was trained with changes that are not committed, so commit {commit[:12]} does not say what"
+            " the rules were"
+        )
     rules = rules_at(commit)
     if isinstance(rules, str):
         return f"the rule is not known to be in commit {commit[:12]} of run {run.folder.name}, since {rules}"
     if rule not in rules:
-        return f"the rule {rule} is not in commit {commit[:12]} of run {run.folder.name}: expected a run that was trained after it was written"
+        return (
+            f"the rule {rule} is not in commit {commit[:12]} of run {run.folder.name}: expected a run that was trained"
+            " after it was written"
+        )
     return ""
 
 
@@ -141,14 +172,16 @@ def rules_at(commit: str) -> Mapping[str, Claim] | str:
 
 
 def _dropped(ledger: Ledger, cases: list[Case]) -> dict[str, float]:
-    """Rules, with their weights, that were there when a run was trained and are not any more: leaving them out would make the others' p smaller."""
+    """Rules, with their weights, that were there when a run was trained and are not any more: leaving them out would
+    make the others' p smaller."""
     commits = {str(run.record.get("git") or "") for case in cases for run in case.trained.values()} - {""}
     before = [rules for rules in map(rules_at, sorted(commits)) if not isinstance(rules, str)]
     return {rule: claim.weight for rules in before for rule, claim in rules.items() if rule not in ledger.rules()}
 
 
 def _p(case: Case, ledger: Ledger) -> float:
-    """Student's two-sided p of a claim's seeds against its null; NaN where there is nothing to test, 1 where they show no spread or one has no value."""
+    """Student's two-sided p of a claim's seeds against its null; NaN where there is nothing to test, 1 where they show
+    no spread or one has no value."""
     values = np.array(list(case.seeds.values()))
     if case.refused or case.missing:
         return math.nan
@@ -174,9 +207,16 @@ def _row(case: Case, ledger: Ledger, p: float, p_holm: float) -> dict[str, objec
     return {
         **{"id": claim.id, "claim": claim.claim, "origin": claim.origin, "paper": claim.paper},
         **{"ours": float(values.mean()) if len(values) else math.nan},
-        **{"low": math.nan if interval is None else interval.low, "high": math.nan if interval is None else interval.high},
+        **{
+            "low": math.nan if interval is None else interval.low,
+            "high": math.nan if interval is None else interval.high,
+        },
         **{"seeds": " ".join(map(str, seeds)), "n": min((own.n for own in numbers), default=0)},
-        **{"chance": float(np.mean(chance)) if chance else math.nan, "null": claim.than if claim.tested else math.nan, "expect": claim.expect},
+        **{
+            "chance": float(np.mean(chance)) if chance else math.nan,
+            "null": claim.than if claim.tested else math.nan,
+            "expect": claim.expect,
+        },
         **{"trainings": ", ".join(f"{name} {np.mean(own):.4g}" for name, own in means.items() if own)},
         **{"p": p, "p_holm": p_holm if tested else math.nan, "weight": claim.weight if claim.tested else math.nan},
         **{"verdict": verdict, "reason": reason, "note": claim.note, "rule": case.rule},
@@ -190,7 +230,11 @@ def ours(row: Mapping[str, Any]) -> str:
     if math.isnan(row["ours"]):
         return ""
     seeds = str(row["seeds"]).split()
-    spread = f"[{row['low']:.4g}, {row['high']:.4g}] over {len(seeds)} seeds" if math.isfinite(row["low"]) else f"no interval, seeds {row['seeds']}"
+    spread = (
+        f"[{row['low']:.4g}, {row['high']:.4g}] over {len(seeds)} seeds"
+        if math.isfinite(row["low"])
+        else f"no interval, seeds {row['seeds']}"
+    )
     chance = "" if math.isnan(row["chance"]) else f", chance {row['chance']:.3g}"
     return f"{row['ours']:.4g} {spread}, n {row['n']}, null {row['null']:g}; {row['trainings']}{chance}"
 
@@ -207,7 +251,10 @@ def _verdict(case: Case, ledger: Ledger, values: np.ndarray, p: float, p_holm: f
         there = f"; the figure is of {len(values)} of {len(ledger.seeds)} seeds" if len(values) else ""
         alone = ", and one seed has no interval" if len(values) == 1 else ""
         gone = list(dict.fromkeys(run.what for run in case.missing))
-        return MISSING, f"{len(gone)} {'run is' if len(gone) == 1 else 'runs are'} not there, such as {gone[0]}{there}{alone}"
+        return (
+            MISSING,
+            f"{len(gone)} {'run is' if len(gone) == 1 else 'runs are'} not there, such as {gone[0]}{there}{alone}",
+        )
     if case.undefined:
         return NOT_SHOWN, "; ".join(case.undefined)
     if _no_spread(values):

@@ -1,7 +1,9 @@
-"""Turn a checkpoint folder of the original LLaVA-1.5 or VIRAL code into a plain transformers LLaVA folder, with the alignment head beside it.
+"""Turn a checkpoint folder of the original LLaVA-1.5 or VIRAL code into a plain transformers LLaVA folder, with the
+alignment head beside it.
 
 python -m workbench.convert checkpoints/llava-v1.5-7b models/llava15
-python -m workbench.convert checkpoints/viral-7b-lora models/viral --base lmsys/vicuna-7b-v1.5 --vision_tower openai/clip-vit-large-patch14-336
+python -m workbench.convert checkpoints/viral-7b-lora models/viral --base lmsys/vicuna-7b-v1.5 --vision_tower
+openai/clip-vit-large-patch14-336
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
 ALIGNMENT_FILE = "alignment.json"
 OBJECTIVES = {"direct": "cosine", "similarity": "relation"}
-UNUSED = ("alignment_encoder.", "model.denoiser.", "model.pixel_decoder.")  # a VFM's own weights, and the ROSS baseline's decoders
+# a VFM's own weights, and the ROSS baseline's decoders
+UNUSED = ("alignment_encoder.", "model.denoiser.", "model.pixel_decoder.")
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,13 @@ class ConvertConfig:
     """`python -m workbench.convert OFFICIAL_DIR OUT`"""
 
     official_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OFFICIAL_DIR")]
-    """A folder that the original code wrote: a whole model, LoRA with non_lora_trainables.bin, or a connector (mm_projector.bin) alone."""
+    """A folder that the original code wrote: a whole model, LoRA with non_lora_trainables.bin, or a connector
+    (mm_projector.bin) alone."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """A new folder."""
     vision_tower: str = ""
-    """Folder or hub id of the CLIP vision tower, where the checkpoint does not hold it; by default its config.json's mm_vision_tower."""
+    """Folder or hub id of the CLIP vision tower, where the checkpoint does not hold it; by default its config.json's
+    mm_vision_tower."""
     base: str = ""
     """Folder or hub id of the language model below LoRA or a connector; by default the one that the folder names."""
 
@@ -61,14 +66,27 @@ def convert(official: Path, out: Path, *, vision_tower: str = "", base: str = ""
 
     source = read_source(official, base)
     config, tensors = source.config, source.tensors
-    dropped = Counter(prefix for name in list(tensors) for prefix in UNUSED if name.startswith(prefix) and tensors.pop(name) is not None)
-    for name in [name for name in tensors if name.endswith(BUFFERS) or (name == "lm_head.weight" and config.get("tie_word_embeddings"))]:
+    dropped = Counter(
+        prefix
+        for name in list(tensors)
+        for prefix in UNUSED
+        if name.startswith(prefix) and tensors.pop(name) is not None
+    )
+    for name in [
+        name
+        for name in tensors
+        if name.endswith(BUFFERS) or (name == "lm_head.weight" and config.get("tie_word_embeddings"))
+    ]:
         del tensors[name]
     head = {name: tensors.pop(name) for name in list(tensors) if name.startswith(HEAD)}
 
     vision, pixels = read_tower(tensors, vision_tower or str(config.get("mm_vision_tower") or ""))
     settings = build.llava_config(config, vision)
-    check_tensors(tensors | head, build.expected_tensors(settings) | build.expected_head(config, settings.text_config.hidden_size, head), str(official))
+    check_tensors(
+        tensors | head,
+        build.expected_tensors(settings) | build.expected_head(config, settings.text_config.hidden_size, head),
+        str(official),
+    )
     tokenizer = read_tokenizer(source.folders, settings.text_config)
     build.extend_vocabulary(tensors, settings, tokenizer)
     model = build.build_model(settings, tensors, tokenizer)
@@ -85,13 +103,18 @@ def convert(official: Path, out: Path, *, vision_tower: str = "", base: str = ""
 
 
 def _summary(out: Path, model: Any, alignment: dict[str, Any], dropped: Counter[str]) -> list[str]:
-    lines = [f"{out}: {model.config.text_config.model_type} LLaVA, {sum(p.numel() for p in model.parameters()):,} parameters in {model.dtype}"]
+    lines = [
+        f"{out}: {model.config.text_config.model_type} LLaVA, {sum(p.numel() for p in model.parameters()):,} parameters"
+        f" in {model.dtype}"
+    ]
     if alignment and not alignment["heads"]:
         lines.append("no alignment head: the folder was trained with one and does not hold it")
     elif alignment:
         frozen = "; it was frozen while LoRA trained" if alignment["head_trained"] is False else ""
         lines.append(f"{HEAD_FILE}: layers {alignment['layers']}, {alignment['vfm']}{frozen}")
-    return lines + [f"dropped {count} tensors {prefix}*, which the model does not use" for prefix, count in dropped.items()]
+    return lines + [
+        f"dropped {count} tensors {prefix}*, which the model does not use" for prefix, count in dropped.items()
+    ]
 
 
 def describe_alignment(source: Source, head: bool) -> dict[str, Any]:

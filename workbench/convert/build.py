@@ -23,17 +23,17 @@ SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the {user}'s questions."
 )
 CHAT_TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}SYSTEM {% endif %}{% for message in messages %}"
-    "{% if message['role'] != 'system' %}{{ message['role'].upper() }}: {% endif %}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}"
-    "{{ eos_token if message['role'] == 'assistant' else ' ' }}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    "{% if messages[0]['role'] != 'system' %}SYSTEM {% endif %}{% for message in messages %}{% if message['role'] !="
+    " 'system' %}{{ message['role'].upper() }}: {% endif %}{% if message['content'] is string %}{{ message['content']"
+    " }}{% else %}{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}{% for"
+    " part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}{{ eos_token if"
+    " message['role'] == 'assistant' else ' ' }}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 
 
 def llava_config(config: dict[str, Any], vision: Any) -> Any:
-    """A LlavaConfig with the settings of the original config.json around a CLIPVisionConfig; the vocabulary is still the original one.
+    """A LlavaConfig with the settings of the original config.json around a CLIPVisionConfig; the vocabulary is still
+    the original one.
 
     Raises:
         ModelError: values that do not make a language model, or a tower without the layer that is read.
@@ -46,10 +46,14 @@ def llava_config(config: dict[str, Any], vision: Any) -> Any:
     try:
         text = cls(**{key: value for key, value in config.items() if key in known})
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise ModelError(f"config.json does not describe a {cls.model_type} language model ({' '.join(str(error).split())[:200]})") from error
+        raise ModelError(
+            f"config.json does not describe a {cls.model_type} language model ({' '.join(str(error).split())[:200]})"
+        ) from error
     layer = config.get("mm_vision_select_layer", -2)
     if not isinstance(layer, int) or not -vision.num_hidden_layers - 1 <= layer <= vision.num_hidden_layers:
-        raise ModelError(f"config.json has mm_vision_select_layer={layer!r}: the vision tower has {vision.num_hidden_layers} layers")
+        raise ModelError(
+            f"config.json has mm_vision_select_layer={layer!r}: the vision tower has {vision.num_hidden_layers} layers"
+        )
     full = config.get("mm_vision_select_feature") == "cls_patch"
     return LlavaConfig(
         vision_config=vision,
@@ -84,13 +88,18 @@ def expected_tensors(config: Any) -> dict[str, Size]:
 
 
 def expected_head(config: dict[str, Any], width: int, found: Tensors) -> dict[str, Size]:
-    """The shapes of the alignment projector on states of `width`, or of one projector per layer; nothing where the folder holds none."""
+    """The shapes of the alignment projector on states of `width`, or of one projector per layer; nothing where the
+    folder holds none."""
     from torch import Size
 
     if not found:
         return {}
     hidden, dim = config.get("projector_dim", 2048), config.get("z_dim", 768)
-    several = [f"{i}." for i in range(len(config.get("target_layers") or (15, 16)))] if config.get("use_multiple_projectors") else [""]
+    several = (
+        [f"{i}." for i in range(len(config.get("target_layers") or (15, 16)))]
+        if config.get("use_multiple_projectors")
+        else [""]
+    )
     shapes: dict[str, Size] = {}
     for which in several:
         for number, (given, made) in zip((0, 2, 4), ((width, hidden), (hidden, hidden), (hidden, dim)), strict=True):
@@ -127,7 +136,9 @@ def build_model(config: Any, tensors: Tensors, tokenizer: PreTrainedTokenizerBas
     model = _skeleton(config)
     dtype, tied = tensors["model.embed_tokens.weight"].dtype, config.tie_word_embeddings
     names = {name: _original_name(name) for name in model.state_dict() if not (tied and name == "lm_head.weight")}
-    model.load_state_dict({name: tensors.pop(old).to(dtype).contiguous() for name, old in names.items()}, strict=not tied, assign=True)
+    model.load_state_dict(
+        {name: tensors.pop(old).to(dtype).contiguous() for name, old in names.items()}, strict=not tied, assign=True
+    )
     if tied:
         model.tie_weights()
     model.generation_config.bos_token_id = tokenizer.bos_token_id
@@ -136,8 +147,11 @@ def build_model(config: Any, tensors: Tensors, tokenizer: PreTrainedTokenizerBas
     return model
 
 
-def build_processor(config: dict[str, Any], settings: Any, tokenizer: PreTrainedTokenizerBase, pixels: dict[str, Any]) -> LlavaProcessor:
-    """LLaVA-1.5's image geometry (pad to a square with the mean colour, or shortest edge and centre crop) and its conversation."""
+def build_processor(
+    config: dict[str, Any], settings: Any, tokenizer: PreTrainedTokenizerBase, pixels: dict[str, Any]
+) -> LlavaProcessor:
+    """LLaVA-1.5's image geometry (pad to a square with the mean colour, or shortest edge and centre crop) and its
+    conversation."""
     from transformers import CLIPImageProcessor, LlavaProcessor
     from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 
@@ -148,7 +162,8 @@ def build_processor(config: dict[str, Any], settings: Any, tokenizer: PreTrained
         images = LlavaImageProcessor(do_pad=True, size=square, do_center_crop=False, crop_size=square, **pixels)
     else:
         images = CLIPImageProcessor(size={"shortest_edge": vision.image_size}, crop_size=square, **pixels)
-    user = "user" if settings.text_config.model_type == "llama" else "human"  # Vicuna v1's conversation, and the one of the Qwen variants
+    # Vicuna v1's conversation, and the one of the Qwen variants
+    user = "user" if settings.text_config.model_type == "llama" else "human"
     return LlavaProcessor(
         images,
         tokenizer,

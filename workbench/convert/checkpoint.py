@@ -14,7 +14,12 @@ from workbench.errors import WeightsError
 from workbench.weights.model_files import Tensors, find_part, listed, read_json, read_tensors
 
 _LORA_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
-_LORA_PLAIN = {"peft_type": ("LORA",), "use_dora": (False, None), "fan_in_fan_out": (False, None), "init_lora_weights": (True, False, "gaussian", None)}
+_LORA_PLAIN = {
+    "peft_type": ("LORA",),
+    "use_dora": (False, None),
+    "fan_in_fan_out": (False, None),
+    "init_lora_weights": (True, False, "gaussian", None),
+}
 _LORA_EMPTY = ("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication")
 
 
@@ -25,18 +30,30 @@ def read_lora(folder: Path) -> tuple[Tensors, float]:
         WeightsError: no adapter, or a variant other than plain LoRA and rslora.
     """
     settings = read_json(folder / "adapter_config.json")
-    odd = [f"{key}={settings[key]!r}" for key, plain in _LORA_PLAIN.items() if key in settings and settings[key] not in plain]
+    odd = [
+        f"{key}={settings[key]!r}"
+        for key, plain in _LORA_PLAIN.items()
+        if key in settings and settings[key] not in plain
+    ]
     odd += [f"{key}={settings[key]!r}" for key in _LORA_EMPTY if settings.get(key)]
     if odd:
-        raise WeightsError(f"{folder / 'adapter_config.json'} asks for {', '.join(odd)}: expected plain LoRA or rslora, with one rank")
+        raise WeightsError(
+            f"{folder / 'adapter_config.json'} asks for {', '.join(odd)}: expected plain LoRA or rslora, with one rank"
+        )
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-        raise WeightsError(f"{folder / 'adapter_config.json'} has r={rank!r} and lora_alpha={alpha!r}: expected two numbers, r from 1")
+        raise WeightsError(
+            f"{folder / 'adapter_config.json'} has r={rank!r} and lora_alpha={alpha!r}: expected two numbers, r from 1"
+        )
     file = find_part(folder, "adapter_model")
     if file is None:
-        raise WeightsError(f"folder {folder} holds no adapter_model.safetensors or adapter_model.bin beside its adapter_config.json")
+        raise WeightsError(
+            f"folder {folder} holds no adapter_model.safetensors or adapter_model.bin beside its adapter_config.json"
+        )
     adapter = read_tensors(file)
-    if wrong := {name: tuple(value.shape) for name, value in adapter.items() if "lora_" in name and rank not in value.shape}:
+    if wrong := {
+        name: tuple(value.shape) for name, value in adapter.items() if "lora_" in name and rank not in value.shape
+    }:
         raise WeightsError(f"{file} holds tensors without the rank r={rank} of adapter_config.json: {listed(wrong)}")
     return adapter, alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
@@ -51,7 +68,10 @@ def merge_lora(base: Tensors, adapter: Tensors, factor: float) -> None:
     for name, value in adapter.items():
         match = _LORA_KEY.fullmatch(name)
         if match is None:
-            raise WeightsError(f"adapter tensor '{name}' is not one of LoRA's: expected base_model.model.<matrix>.lora_A.weight or .lora_B.weight")
+            raise WeightsError(
+                f"adapter tensor '{name}' is not one of LoRA's: expected base_model.model.<matrix>.lora_A.weight or"
+                " .lora_B.weight"
+            )
         pairs.setdefault(f"{match[1]}.weight", {})[match[2]] = value
     if half := {name for name, pair in pairs.items() if len(pair) == 1}:
         raise WeightsError(f"the adapter holds only one of lora_A and lora_B for {listed(half)}")
@@ -60,7 +80,10 @@ def merge_lora(base: Tensors, adapter: Tensors, factor: float) -> None:
     for name, pair in pairs.items():
         weight, a, b = base[name], pair["A"].float(), pair["B"].float()
         if b.ndim != 2 or a.ndim != 2 or b.shape[1] != a.shape[0] or (b.shape[0], a.shape[1]) != tuple(weight.shape):
-            raise WeightsError(f"the adapter's lora_B {tuple(b.shape)} times lora_A {tuple(a.shape)} does not fit '{name}' of shape {tuple(weight.shape)}")
+            raise WeightsError(
+                f"the adapter's lora_B {tuple(b.shape)} times lora_A {tuple(a.shape)} does not fit '{name}' of shape"
+                f" {tuple(weight.shape)}"
+            )
         base[name] = (weight.float() + factor * (b @ a)).to(weight.dtype)
 
 
@@ -71,7 +94,11 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, torch.Size
         WeightsError: tensors are missing, extra or of another shape; one sentence with the first names and the counts.
     """
     missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
-    shapes = {name: f"{tuple(found[name].shape)} instead of {tuple(shape)}" for name, shape in expected.items() if name in found and found[name].shape != shape}
+    shapes = {
+        name: f"{tuple(found[name].shape)} instead of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name].shape != shape
+    }
     wrong = [f"misses {listed(missing)}"] * bool(missing) + [f"has {listed(extra)} too many"] * bool(extra)
     if shapes:
         first = next(iter(shapes))

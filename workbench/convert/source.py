@@ -10,17 +10,38 @@ from typing import TYPE_CHECKING, Any
 from workbench.convert.checkpoint import merge_lora, read_lora
 from workbench.errors import ModelError, WeightsError
 from workbench.models import did_you_mean
-from workbench.weights.model_files import Tensors, adapter_alone, find_part, has_model, is_within_training, locate, read_json, read_model, read_tensors
+from workbench.weights.model_files import (
+    Tensors,
+    adapter_alone,
+    find_part,
+    has_model,
+    is_within_training,
+    locate,
+    read_json,
+    read_model,
+    read_tensors,
+)
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 LANGUAGE_MODELS = {"llava": "llama", "llava_llama": "llama", "llava_qwen": "qwen2", "llava_qwen2": "qwen2"}
-_CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "projection_dim": 768}
-TOWERS = {"openai/clip-vit-large-patch14-336": _CLIP_L | {"image_size": 336}, "openai/clip-vit-large-patch14": _CLIP_L | {"image_size": 224}}
+_CLIP_L = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
+TOWERS = {
+    "openai/clip-vit-large-patch14-336": _CLIP_L | {"image_size": 336},
+    "openai/clip-vit-large-patch14": _CLIP_L | {"image_size": 224},
+}
 TOWER = "model.vision_tower.vision_tower.vision_model."
 HEAD = "alignment_projector."
-BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")  # stored by old versions, computed from the configuration today
+# stored by old versions, computed from the configuration today
+BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
 
 @dataclass(frozen=True)
@@ -29,7 +50,8 @@ class Source:
 
     Attributes:
         folders: where to look for the tokenizer, in order.
-        head_trained: False where a LoRA run left the head frozen at its first values, None where the folder does not tell.
+        head_trained: False where a LoRA run left the head frozen at its first values, None where the folder does not
+            tell.
     """
 
     config: dict[str, Any]
@@ -46,7 +68,10 @@ def read_source(official: Path, base: str = "") -> Source:
         WeightsError: files are missing, damaged or refused.
     """
     if not official.is_dir():
-        raise WeightsError(f"{official} is not a folder: expected a checkpoint folder of the original LLaVA or VIRAL code{did_you_mean(str(official))}")
+        raise WeightsError(
+            f"{official} is not a folder: expected a checkpoint folder of the original LLaVA or VIRAL"
+            f" code{did_you_mean(str(official))}"
+        )
     if is_within_training(official):
         raise WeightsError(adapter_alone(official))
     config = read_json(official / "config.json")
@@ -59,12 +84,15 @@ def read_source(official: Path, base: str = "") -> Source:
     named = read_json(official / "adapter_config.json").get("base_model_name_or_path") if lora else None
     folder = locate(base or named or config.get("_name_or_path") or "", "base language model", "--base")
     tensors = read_model(folder)
-    for stem in ("mm_projector", "alignment_projector"):  # copies that the VIRAL code writes beside non_lora_trainables.bin
+    # copies that the VIRAL code writes beside non_lora_trainables.bin
+    for stem in ("mm_projector", "alignment_projector"):
         if file := find_part(official, stem):
             tensors |= _original_names(read_tensors(file))
     trained: bool | None = None
     if lora:
-        others = _original_names(read_tensors(find_part(official, "non_lora_trainables") or official / "non_lora_trainables.bin"))
+        others = _original_names(
+            read_tensors(find_part(official, "non_lora_trainables") or official / "non_lora_trainables.bin")
+        )
         trained = any(name.startswith(HEAD) for name in others)
         tensors |= others
         merge_lora(tensors, *read_lora(official))
@@ -78,7 +106,9 @@ def check_supported(config: dict[str, Any], official: Path) -> None:
         ModelError: names the setting, its value and what is supported.
     """
     if "text_config" in config:
-        raise ModelError(f"{official} is a transformers folder already: expected one of the original LLaVA or VIRAL code")
+        raise ModelError(
+            f"{official} is a transformers folder already: expected one of the original LLaVA or VIRAL code"
+        )
     wanted: dict[str, tuple[Any, ...]] = {
         "model_type": tuple(LANGUAGE_MODELS),
         "mm_projector_type": ("mlp2x_gelu",),
@@ -91,20 +121,30 @@ def check_supported(config: dict[str, Any], official: Path) -> None:
     }
     for key, values in wanted.items():
         if config.get(key) not in values:
-            raise ModelError(f"{official} has {key}={config.get(key)!r}: expected {' or '.join(map(str, values))}, which transformers' LLaVA can express")
+            raise ModelError(
+                f"{official} has {key}={config.get(key)!r}: expected {' or '.join(map(str, values))}, which"
+                " transformers' LLaVA can express"
+            )
     layers, sizes = config.get("target_layers"), [config.get(key, 1) for key in ("projector_dim", "z_dim")]
-    if not all(isinstance(size, int) and size > 0 for size in sizes) or not (layers is None or (isinstance(layers, list) and layers)):
-        raise ModelError(f"{official} has target_layers={layers!r}, projector_dim and z_dim {sizes}: expected a list of layers and two sizes")
+    if not all(isinstance(size, int) and size > 0 for size in sizes) or not (
+        layers is None or (isinstance(layers, list) and layers)
+    ):
+        raise ModelError(
+            f"{official} has target_layers={layers!r}, projector_dim and z_dim {sizes}: expected a list of layers and"
+            " two sizes"
+        )
 
 
 def _original_names(tensors: Tensors) -> Tensors:
-    """Undo the prefixes that peft and single-part files have: `model.mm_projector.*`, `alignment_projector.*`, `lm_head.weight`."""
+    """Undo the prefixes that peft and single-part files have: `model.mm_projector.*`, `alignment_projector.*`,
+    `lm_head.weight`."""
     plain = {name.removeprefix("base_model.model."): value for name, value in tensors.items()}
     return {f"model.{name}" if name.startswith("mm_projector.") else name: value for name, value in plain.items()}
 
 
 def read_tower(tensors: Tensors, name: str) -> tuple[CLIPVisionConfig, dict[str, Any]]:
-    """Return the tower's configuration and its pixel mean and deviation; adds its weights to `tensors` unless they are there.
+    """Return the tower's configuration and its pixel mean and deviation; adds its weights to `tensors` unless they are
+    there.
 
     Raises:
         ModelError: a tower other than CLIP's.
@@ -123,19 +163,26 @@ def read_tower(tensors: Tensors, name: str) -> tuple[CLIPVisionConfig, dict[str,
     try:
         whole = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-        raise ModelError(f"{folder / 'config.json'} does not describe a CLIP tower ({' '.join(str(error).split())[:200]})") from error
+        raise ModelError(
+            f"{folder / 'config.json'} does not describe a CLIP tower ({' '.join(str(error).split())[:200]})"
+        ) from error
     if not own:
         found = read_model(folder)
-        part = {key.removeprefix("vision_model."): value for key, value in found.items() if key.startswith("vision_model.")} or found
+        part = {
+            key.removeprefix("vision_model."): value for key, value in found.items() if key.startswith("vision_model.")
+        } or found
         tensors |= {TOWER + key: value for key, value in part.items() if not key.endswith(BUFFERS)}
     pixels = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").exists() else {}
-    return getattr(whole, "vision_config", whole), {key: pixels[key] for key in ("image_mean", "image_std") if key in pixels}
+    return getattr(whole, "vision_config", whole), {
+        key: pixels[key] for key in ("image_mean", "image_std") if key in pixels
+    }
 
 
 def read_tokenizer(folders: tuple[Path, ...], text: PretrainedConfig) -> PreTrainedTokenizerBase:
     """The first folder's tokenizer, with `<image>` in its vocabulary, and `<pad>` if it pads with nothing yet.
 
-    The original code tokenizes the text before and after an image separately, so that a Llama tokenizer puts its space mark before both: `legacy` does that.
+    The original code tokenizes the text before and after an image separately, so that a Llama tokenizer puts its space
+    mark before both: `legacy` does that.
 
     Raises:
         WeightsError: there is none, or it cannot be loaded.
@@ -147,8 +194,15 @@ def read_tokenizer(folders: tuple[Path, ...], text: PretrainedConfig) -> PreTrai
     if folder is None:
         raise WeightsError(f"no tokenizer in {' or '.join(map(str, folders))}: expected one of {', '.join(files)}")
     llama = text.model_type == "llama"
-    if not (folder / "tokenizer.json").exists() and (folder / "tokenizer.model").exists() and find_spec("sentencepiece") is None:
-        raise WeightsError(f"{folder / 'tokenizer.model'} needs the package sentencepiece: pip install sentencepiece, or put its tokenizer.json beside it")
+    if (
+        not (folder / "tokenizer.json").exists()
+        and (folder / "tokenizer.model").exists()
+        and find_spec("sentencepiece") is None
+    ):
+        raise WeightsError(
+            f"{folder / 'tokenizer.model'} needs the package sentencepiece: pip install sentencepiece, or put its"
+            " tokenizer.json beside it"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, config=text, **({"legacy": True} if llama else {}))
     except Exception as error:  # transformers raises many unrelated types here

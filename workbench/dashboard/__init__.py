@@ -1,1 +1,2 @@
-"""What app.py shows. Reads below the runs folder only; numbers are computed in `workbench` and `analyses`, never here."""
+"""What app.py shows. Reads below the runs folder only; numbers are computed in `workbench` and `analyses`, never
+here."""

@@ -25,7 +25,8 @@ class Config:
     port: int = 0
     """Port of the server, 1 to 65535; by default 8501, or the next one that is free."""
     address: str = "127.0.0.1"
-    """Whom the server answers. 127.0.0.1 is this machine alone; under any other address, such as 0.0.0.0, the pages start no analysis."""
+    """Whom the server answers. 127.0.0.1 is this machine alone; under any other address, such as 0.0.0.0, the pages
+    start no analysis."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
@@ -39,7 +40,9 @@ def main(argv: list[str]) -> None:
     config = parse(Config, argv, prog="python -m workbench.dashboard", description=__doc__ or "")
     script = str(resources.files("workbench.dashboard") / "served" / "app.py")
     port = ["--server.port", str(config.port)] if config.port else []
-    words = python(["-m", "streamlit", "run", script, *port, "--server.address", config.address, "--", "--runs", str(config.runs)])
+    words = python(
+        ["-m", "streamlit", "run", script, *port, "--server.address", config.address, "--", "--runs", str(config.runs)]
+    )
     os.execve(words[0], words, environment())
 
 

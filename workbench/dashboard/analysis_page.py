@@ -1,4 +1,5 @@
-"""The page of any analysis: its stored runs over one another, their table, and a form that starts a new one or gives its command."""
+"""The page of any analysis: its stored runs over one another, their table, and a form that starts a new one or gives
+its command."""
 
 from __future__ import annotations
 
@@ -36,7 +37,10 @@ def page(name: str) -> None:
     table = runs.index(runs_root())
     table = table[table["analysis"] == name]
     if table.empty:
-        st.info(f"Nothing of this kind is stored yet. Run `{' '.join(words_of(name))} --model runs/baseline runs/viral`, or start it below.")
+        st.info(
+            f"Nothing of this kind is stored yet. Run `{' '.join(words_of(name))} --model runs/baseline runs/viral`, or"
+            " start it below."
+        )
     else:
         _stored(analysis, table)
     with st.expander("A new run", expanded=table.empty):
@@ -49,8 +53,17 @@ def _stored(analysis: Analysis, table: pd.DataFrame) -> None:
     names = {row["key"]: _name(analysis, row) for _, row in table.iterrows()}
     folders = dict(zip(table["key"], table["folder"], strict=True))
     newest = table.iloc[0]
-    same = [row["key"] for _, row in table.iterrows() if (row["data"], row["config"]) == (newest["data"], newest["config"])]
-    chosen = st.multiselect("Runs", list(names), default=sorted(same, key=names.__getitem__), format_func=names.__getitem__, key="run", bind="query-params")
+    same = [
+        row["key"] for _, row in table.iterrows() if (row["data"], row["config"]) == (newest["data"], newest["config"])
+    ]
+    chosen = st.multiselect(
+        "Runs",
+        list(names),
+        default=sorted(same, key=names.__getitem__),
+        format_func=names.__getitem__,
+        key="run",
+        bind="query-params",
+    )
     if not chosen:
         st.info("Choose one or more runs.")
         return
@@ -59,7 +72,9 @@ def _stored(analysis: Analysis, table: pd.DataFrame) -> None:
     _warn(loaded)
     views = _views(analysis.name)
     if views:
-        view = st.segmented_control("View", [CURVES, *views], default=CURVES, key="view", bind="query-params", label_visibility="collapsed")
+        view = st.segmented_control(
+            "View", [CURVES, *views], default=CURVES, key="view", bind="query-params", label_visibility="collapsed"
+        )
         if view in views:
             views[view](found)
             return
@@ -78,17 +93,23 @@ def _stored(analysis: Analysis, table: pd.DataFrame) -> None:
 
 
 def _views(name: str) -> dict[str, Callable[[Mapping[str, Run]], None]]:
-    """What an analysis has to click into besides its figures: `VIEWS` of `workbench/dashboard/<name>_views.py`, where there is such a file."""
+    """What an analysis has to click into besides its figures: `VIEWS` of `workbench/dashboard/<name>_views.py`, where
+    there is such a file."""
     module = f"workbench.dashboard.{name}_views"
     return import_module(module).VIEWS if find_spec(module) else {}
 
 
 def _warn(loaded: list[Run]) -> None:
     """Say so where runs were asked different questions: their chance levels need not be the same."""
-    questions = [{key: value for key, value in run.record["config"].items()} | {"images": run.record["data_fingerprint"]} for run in loaded]
+    questions = [
+        {key: value for key, value in run.record["config"].items()} | {"images": run.record["data_fingerprint"]}
+        for run in loaded
+    ]
     differ = sorted(key for key in questions[0] if len({str(question.get(key)) for question in questions}) > 1)
     if differ:
-        st.warning(f"These runs differ in {', '.join(differ)}, so their chance levels may differ: compare each with its own.")
+        st.warning(
+            f"These runs differ in {', '.join(differ)}, so their chance levels may differ: compare each with its own."
+        )
 
 
 def _table(summary: pd.DataFrame) -> None:
@@ -137,7 +158,10 @@ def _start(name: str, words: list[str], *, ready: bool) -> None:
     job = jobs().newest.get(name)
     running = job is not None and job.state == "running"
     if not may_start():
-        st.caption("Jobs start from here only where the dashboard is served to this machine alone (`--server.address 127.0.0.1`). Copy the command.")
+        st.caption(
+            "Jobs start from here only where the dashboard is served to this machine alone (`--server.address"
+            " 127.0.0.1`). Copy the command."
+        )
     elif st.button("Start", type="primary", disabled=running or not ready, key="start-job"):
         jobs().start(name, words)
         st.session_state[f"seen-{name}"] = None
@@ -196,7 +220,11 @@ def _flag(column: Any, field: dataclasses.Field[Any], kind: Any) -> list[str]:
     if kind in (int, float):
         value = column.number_input(field.name, value=default, key=key)
         return [] if value == default else [f"--{field.name}", str(value)]
-    if getattr(kind, "__origin__", None) is not tuple and options and all(isinstance(option, str) for option in options):
+    if (
+        getattr(kind, "__origin__", None) is not tuple
+        and options
+        and all(isinstance(option, str) for option in options)
+    ):
         value = column.selectbox(field.name, options, index=options.index(default), key=key)
         return [] if value == default else [f"--{field.name}", value]
     before = " ".join(map(str, default)) if isinstance(default, tuple) else "" if default is None else str(default)
@@ -207,9 +235,15 @@ def _flag(column: Any, field: dataclasses.Field[Any], kind: Any) -> list[str]:
 
 def _name(analysis: Analysis, row: pd.Series) -> str:
     """Model, data, and the options that are not the default ones."""
-    defaults = {f.name: f.default if f.default is not dataclasses.MISSING else None for f in dataclasses.fields(analysis.config)}
+    defaults = {
+        f.name: f.default if f.default is not dataclasses.MISSING else None for f in dataclasses.fields(analysis.config)
+    }
     config = {key: tuple(value) if isinstance(value, list) else value for key, value in row["config"].items()}
-    special = [f"{key} {' '.join(map(str, value)) if isinstance(value, tuple) else value}" for key, value in config.items() if value != defaults.get(key)]
+    special = [
+        f"{key} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for key, value in config.items()
+        if value != defaults.get(key)
+    ]
     return " · ".join([row["label"], row["data"], *(s for s in special if not s.startswith("data ")), row["key"][:6]])
 
 

@@ -32,11 +32,19 @@ def page() -> None:
         st.markdown(f"**{row['verdict']}**: {row['reason']}")
         own = numbers[numbers["id"] == name]
         if len(own):
-            st.dataframe(own.pivot_table(index="seed", columns="training", values="value").reset_index(), hide_index=True, width="stretch")
+            st.dataframe(
+                own.pivot_table(index="seed", columns="training", values="value").reset_index(),
+                hide_index=True,
+                width="stretch",
+            )
             st.caption(
-                f"n = {own['n'].min()}; {row['expect']} than {row['null']:g} is what the claim says; rule {row['rule']}, runs of commits {row['commits']}."
+                f"n = {own['n'].min()}; {row['expect']} than {row['null']:g} is what the claim says; rule"
+                f" {row['rule']}, runs of commits {row['commits']}."
             )
         if row["commands"]:
             st.code(row["commands"], language="bash")
     record = run.record
-    st.caption(f"Stored {record['created'][:16]} from {record['model']}, commit {record['git'][:8]}{' (dirty)' if record['dirty'] else ''}.")
+    st.caption(
+        f"Stored {record['created'][:16]} from {record['model']}, commit"
+        f" {record['git'][:8]}{' (dirty)' if record['dirty'] else ''}."
+    )

@@ -32,11 +32,16 @@ def below_root(path: str | Path) -> Path:
 
 
 def files_below(root: Path, *patterns: str) -> list[Path]:
-    """Files below `root` whose names match, sorted; what begins with a dot is being written, and a folder may be gone before it is looked into."""
+    """Files below `root` whose names match, sorted; what begins with a dot is being written, and a folder may be gone
+    before it is looked into."""
     found = []
     for folder, folders, names in os.walk(root):  # unlike Path.glob, it goes on where a folder has gone
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(folder, name) for name in names if not name.startswith(".") and any(fnmatch(name, pattern) for pattern in patterns)]
+        found += [
+            Path(folder, name)
+            for name in names
+            if not name.startswith(".") and any(fnmatch(name, pattern) for pattern in patterns)
+        ]
     return sorted(found)
 
 
@@ -54,5 +59,6 @@ def default_models(models: list[str]) -> list[str]:
 def trained_models(finished: bool = False) -> list[str]:
     """Training folders below the runs folder, relative to it; with `finished`, those that hold a model."""
     root = runs_root()
-    found = sorted((file.parent for file in files_below(root, LOG_FILE)), key=lambda f: (len(f.parts), f))  # those of a sweep last
+    # those of a sweep last
+    found = sorted((file.parent for file in files_below(root, LOG_FILE)), key=lambda f: (len(f.parts), f))
     return [str(f.relative_to(root)) for f in found if not finished or (f / "training.json").exists()]

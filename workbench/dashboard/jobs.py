@@ -1,4 +1,5 @@
-"""Analyses started from the dashboard: a subprocess of the very command that the page shows, its output in a file, one at a time for each analysis.
+"""Analyses started from the dashboard: a subprocess of the very command that the page shows, its output in a file, one
+at a time for each analysis.
 
 Jobs belong to the server, not to a browser tab, and end with it.
 """
@@ -56,7 +57,11 @@ class Job:
         with self.output.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
             text = file.read().decode(errors="replace")
-        return [shown for line in text.split("\n") if (shown := next((part.rstrip() for part in reversed(line.split("\r")) if part.strip()), ""))]
+        return [
+            shown
+            for line in text.split("\n")
+            if (shown := next((part.rstrip() for part in reversed(line.split("\r")) if part.strip()), ""))
+        ]
 
     def progress(self) -> tuple[float, str] | None:
         """Share done (0..1) and words of the newest progress bar, if the last line is one."""
@@ -74,7 +79,11 @@ class Job:
 
     def keys(self, analysis: str) -> list[str]:
         """Keys of the stored runs that it names in its last lines."""
-        return [found[1] for line in self.lines() if (found := re.search(rf"/{re.escape(analysis)}-([0-9a-f]{{12}})$", line))]
+        return [
+            found[1]
+            for line in self.lines()
+            if (found := re.search(rf"/{re.escape(analysis)}-([0-9a-f]{{12}})$", line))
+        ]
 
     def stop(self) -> None:
         """Ask it to stop as Ctrl-C does, and insist if it does not listen; returns at once."""
@@ -105,7 +114,9 @@ class Jobs:
         """
         with self.lock:
             if name in self.newest and self.newest[name].state == "running":
-                raise RunError(f"a job of '{name}' is running already: expected one at a time; stop it or wait for its end")
+                raise RunError(
+                    f"a job of '{name}' is running already: expected one at a time; stop it or wait for its end"
+                )
             descriptor, output = tempfile.mkstemp(prefix=f"viral-{name}-", suffix=".log")
             try:
                 with os.fdopen(descriptor, "wb") as file:

@@ -1,4 +1,5 @@
-"""What is going on while a page is open: the page is drawn again when something in the runs folder has changed, and the demo says how far it is."""
+"""What is going on while a page is open: the page is drawn again when something in the runs folder has changed, and the
+demo says how far it is."""
 
 from __future__ import annotations
 
@@ -17,7 +18,13 @@ from workbench.training_folder import LOG_FILE, RECORD_FILE
 T = TypeVar("T")
 SECONDS = 3.0  # between two looks
 SHARE = 0.05  # of the time that looks may take, where the folder is large
-MARKS = {"waiting": ":gray[○]", "running": ":blue[▶]", "done": ":green[✓]", "failed": ":red[✗]", "stopped": ":orange[■]"}
+MARKS = {
+    "waiting": ":gray[○]",
+    "running": ":blue[▶]",
+    "done": ":green[✓]",
+    "failed": ":red[✗]",
+    "stopped": ":orange[■]",
+}
 
 
 def watch() -> None:
@@ -35,8 +42,12 @@ def watch() -> None:
 
 
 def contents(root: Path) -> frozenset[tuple[str, int]]:
-    """What pages show of `root`: each file with the time of its last change. All of them are written aside and renamed, so none is seen half written."""
-    files = [*root.glob(f"[!.]*/{RUN_FILE}"), *files_below(root, PROGRESS_FILE, LOG_FILE, RECORD_FILE, "sweep-*.parquet")]
+    """What pages show of `root`: each file with the time of its last change. All of them are written aside and renamed,
+    so none is seen half written."""
+    files = [
+        *root.glob(f"[!.]*/{RUN_FILE}"),
+        *files_below(root, PROGRESS_FILE, LOG_FILE, RECORD_FILE, "sweep-*.parquet"),
+    ]
     found = []
     for file in files:
         try:
@@ -61,7 +72,8 @@ def follow(key: str, default: Sequence[T]) -> Sequence[T] | None:
 
 
 def demo() -> bool:
-    """The stages of a demo, where this folder has one: what is done, what runs, what is still to come; returns whether it is under way."""
+    """The stages of a demo, where this folder has one: what is done, what runs, what is still to come; returns whether
+    it is under way."""
     progress = Progress.read(runs_root())
     if progress is None:
         return False
@@ -69,14 +81,23 @@ def demo() -> bool:
     with st.expander("The demo" + (", done" if ended else ""), expanded=not ended):
         st.markdown("\n".join(f"- {MARKS.get(stage.state, '')} {_said(stage)}" for stage in progress.stages))
         if not ended and not progress.alive:
-            st.warning("The demo was interrupted; the same command (`viral demo` or `make demo`) goes on where it stopped.")
+            st.warning(
+                "The demo was interrupted; the same command (`viral demo` or `make demo`) goes on where it stopped."
+            )
         elif not ended:
-            st.caption("This page draws itself again whenever there is something new; the other pages when you open them.")
+            st.caption(
+                "This page draws itself again whenever there is something new; the other pages when you open them."
+            )
     return not ended and progress.alive
 
 
 def _said(stage: Stage) -> str:
     if stage.state == "done":
         return f"{stage.title}: {stage.seconds:.0f} s"
-    more = {"waiting": "still to come", "running": f"since {stage.started[11:19]} UTC", "failed": "failed, the terminal says why", "stopped": "interrupted"}
+    more = {
+        "waiting": "still to come",
+        "running": f"since {stage.started[11:19]} UTC",
+        "failed": "failed, the terminal says why",
+        "stopped": "interrupted",
+    }
     return f"{stage.title}: {more[stage.state]}"

@@ -1,4 +1,5 @@
-"""Runs: what is stored, and the training curves of several models laid over each other, those that are being trained among them."""
+"""Runs: what is stored, and the training curves of several models laid over each other, those that are being trained
+among them."""
 
 from __future__ import annotations
 
@@ -45,30 +46,49 @@ def page() -> None:
 
 def _training(models: list[str]) -> None:
     st.subheader("Training")
-    chosen = st.multiselect("Models", models, default=live.follow("models", default_models(models)), key="models", bind="query-params")
+    chosen = st.multiselect(
+        "Models", models, default=live.follow("models", default_models(models)), key="models", bind="query-params"
+    )
     logs = _logs(chosen)
     _summary(list(logs))
-    measures = list(dict.fromkeys(c for log in logs.values() for c in log.columns if c.endswith("_loss") or c.startswith(("accuracy/", "alignment_"))))
+    measures = list(
+        dict.fromkeys(
+            c
+            for log in logs.values()
+            for c in log.columns
+            if c.endswith("_loss") or c.startswith(("accuracy/", "alignment_"))
+        )
+    )
     if not measures:
         return
-    scores = ["accuracy/mean", *(["val_lm_loss"] if any("val_lm_loss_low" in log for log in logs.values()) else [])]  # those with an interval
+    # those with an interval
+    scores = ["accuracy/mean", *(["val_lm_loss"] if any("val_lm_loss_low" in log for log in logs.values()) else [])]
     first = [m for m in ("lm_loss", *scores) if m in measures] or measures[:1]
     shown = st.multiselect("Curves", measures, default=live.follow("curves", first), key="curves", bind="query-params")
     for column, measure in zip(st.columns(max(1, min(2, len(shown)))) * len(shown), shown, strict=False):
         column.plotly_chart(_curve(logs, measure), width="stretch", config=figures.EXPORT, key=f"curve-{measure}")
     if any(map(_validated, shown)):
-        what = "Bands: 95 % intervals over the images, or conversations, of the validation split; n counts questions, or answer tokens."
+        what = (
+            "Bands: 95 % intervals over the images, or conversations, of the validation split; n counts questions, or"
+            " answer tokens."
+        )
         st.caption(f"{what} Losses of training batches have none, nor has a loss beside accuracies.")
     _alignment_curves(list(logs))
     _warnings(logs)
     tables = {name: pd.read_parquet(file) for name in logs if (file := below_root(name) / "accuracy.parquet").exists()}
-    tables = {name: table for name, table in tables.items() if "accuracy" in table}  # a model of conversations may have a loss instead
+    # a model of conversations may have a loss instead
+    tables = {name: table for name, table in tables.items() if "accuracy" in table}
     if tables:
         st.subheader("Accuracy by question type")
         st.plotly_chart(figures.accuracy_by_type(tables), width="stretch", config=figures.EXPORT, key="accuracy")
         asked = dict.fromkeys(evaluated_on(recipe) for name in tables if (recipe := training_recipe(below_root(name))))
-        st.caption(f"On {', '.join(asked)}; 95 % intervals over images. One seed each: the difference between two models needs several.")
-    st.dataframe(pd.DataFrame([_training_row(name, log) for name, log in logs.items()]), hide_index=True, width="stretch")
+        st.caption(
+            f"On {', '.join(asked)}; 95 % intervals over images. One seed each: the difference between two models needs"
+            " several."
+        )
+    st.dataframe(
+        pd.DataFrame([_training_row(name, log) for name, log in logs.items()]), hide_index=True, width="stretch"
+    )
 
 
 def _logs(names: list[str]) -> dict[str, pd.DataFrame]:
@@ -78,7 +98,9 @@ def _logs(names: list[str]) -> dict[str, pd.DataFrame]:
         try:
             logs[name] = pd.read_parquet(below_root(name) / LOG_FILE)
         except (OSError, ValueError) as error:
-            st.warning(f"The log of {name} cannot be read ({one_line(error)}): expected what `python -m trainer` writes there.")
+            st.warning(
+                f"The log of {name} cannot be read ({one_line(error)}): expected what `python -m trainer` writes there."
+            )
     return logs
 
 
@@ -88,7 +110,8 @@ def _summary(chosen: list[str]) -> None:
         return
     try:
         first, second = (summary.Trained.read(name, below_root(name)) for name in chosen)
-        st.info(f"{summary.what_was_compared(first, second)}\n\n{summary.what_came_out(first, second, summary.outcome(first, second))}")
+        came_out = summary.what_came_out(first, second, summary.outcome(first, second))
+        st.info(f"{summary.what_was_compared(first, second)}\n\n{came_out}")
     except RunError as error:
         st.caption(f"Not compared: {error}.")
 
@@ -101,12 +124,20 @@ def _curve(logs: dict[str, pd.DataFrame], measure: str) -> go.Figure:
     """Losses of batches as lines; what was measured on the validation split with its interval and chance."""
     if not _validated(measure):
         return figures.training_curves(logs, measure)
-    table = pd.concat([score_log(log, measure).assign(model=name) for name, log in logs.items() if measure in log], ignore_index=True)
-    accuracy = measure.startswith("accuracy/")  # the chance level of a loss, ln |V|, is far above all of its curve: said, not drawn
-    said = [f"n = {n:.0f}" if accuracy else f"n = {n:.0f}, chance {chance:.2f}" for n, chance in zip(table["n"], table["chance"], strict=True)]
+    table = pd.concat(
+        [score_log(log, measure).assign(model=name) for name, log in logs.items() if measure in log], ignore_index=True
+    )
+    # the chance level of a loss, ln |V|, is far above all of its curve: said, not drawn
+    accuracy = measure.startswith("accuracy/")
+    said = [
+        f"n = {n:.0f}" if accuracy else f"n = {n:.0f}, chance {chance:.2f}"
+        for n, chance in zip(table["n"], table["chance"], strict=True)
+    ]
     table["over"] = np.where(table["n"].notna(), said, "no interval stored")
     table = table.rename(columns={"chance": "null_q95"})
-    figure = figures.step_curves(table, y=measure, null="chance" if accuracy and table["null_q95"].notna().any() else "")
+    figure = figures.step_curves(
+        table, y=measure, null="chance" if accuracy and table["null_q95"].notna().any() else ""
+    )
     return figure.update_layout(height=360, margin={"t": 36})  # as the chart beside it
 
 
@@ -119,10 +150,20 @@ def _alignment_curves(chosen: list[str]) -> None:
     st.subheader("CKNNA of the aligned layer")
     table["over"] = table["n_images"].map("{:.0f} images".format)
     null = "chance (95 % of the null, the highest of the models)"
-    st.plotly_chart(figures.step_curves(table, panel="of", y="CKNNA", null=null), width="stretch", config=figures.EXPORT, key="cknna-curves")
+    st.plotly_chart(
+        figures.step_curves(table, panel="of", y="CKNNA", null=null),
+        width="stretch",
+        config=figures.EXPORT,
+        key="cknna-curves",
+    )
     each = table[["model", "of", "n", "k", "n_images"]].drop_duplicates().itertuples(index=False)
-    said = "; ".join(f"{own.model}, {own.of}: n = {own.n:.0f} tokens, k = {own.k:.0f}, {own.n_images:.0f} images" for own in each)
-    st.caption(f"Within images, on the first validation images; 95 % intervals over images. {said}. Curves of other n or k have another chance level.")
+    said = "; ".join(
+        f"{own.model}, {own.of}: n = {own.n:.0f} tokens, k = {own.k:.0f}, {own.n_images:.0f} images" for own in each
+    )
+    st.caption(
+        f"Within images, on the first validation images; 95 % intervals over images. {said}. Curves of other n or k"
+        " have another chance level."
+    )
 
 
 def _warnings(logs: dict[str, pd.DataFrame]) -> None:
@@ -146,7 +187,10 @@ def _sweeps() -> None:
     kind = right.selectbox("Question type", kinds, index=kinds.index(MEAN) if MEAN in kinds else 0, key="sweep-type")
     own = table[table["type"] == kind]
     st.plotly_chart(figures.sweep_figure(own), width="stretch", config=figures.EXPORT, key="sweep-points")
-    st.caption("95 % intervals over seeds; differences paired by seed, Holm's correction over the variants. One seed has no interval.")
+    st.caption(
+        "95 % intervals over seeds; differences paired by seed, Holm's correction over the variants. One seed has no"
+        " interval."
+    )
     st.dataframe(own.drop(columns=["type", "against"]), hide_index=True, width="stretch")
 
 
@@ -175,6 +219,10 @@ def _stored(coming: bool) -> None:
         none = "No analysis is stored yet. Try `python -m analyses.cknna --model runs/baseline runs/viral`."
         st.info("The analyses come after the trainings." if coming else none)
         return
-    shown = table.assign(options=[", ".join(f"{k}={v}" for k, v in c.items() if k not in ("data", "seed")) for c in table["config"]])
+    shown = table.assign(
+        options=[", ".join(f"{k}={v}" for k, v in c.items() if k not in ("data", "seed")) for c in table["config"]]
+    )
     shown["created"] = shown["created"].str.slice(0, 16)
-    st.dataframe(shown[["analysis", "label", "data", "created", "seconds", "key", "options"]], hide_index=True, width="stretch")
+    st.dataframe(
+        shown[["analysis", "label", "data", "created", "seconds", "key", "options"]], hide_index=True, width="stretch"
+    )

@@ -1,4 +1,5 @@
-"""Scene: one image, one question, the answers of several models, and what their tokens look like layer by layer beside a VFM's."""
+"""Scene: one image, one question, the answers of several models, and what their tokens look like layer by layer beside
+a VFM's."""
 
 from __future__ import annotations
 
@@ -38,10 +39,14 @@ def page() -> None:
     st.title("Scene")
     models = trained_models(finished=True)
     if not models:
-        st.info("No finished model is stored yet. Train one with `python -m trainer shapes_viral`, or run `viral demo`.")
+        st.info(
+            "No finished model is stored yet. Train one with `python -m trainer shapes_viral`, or run `viral demo`."
+        )
         return
     with st.sidebar:
-        chosen = st.multiselect("Models", models, default=default_models(models), key="models", max_selections=4, bind="query-params")
+        chosen = st.multiselect(
+            "Models", models, default=default_models(models), key="models", max_selections=4, bind="query-params"
+        )
         vfms = [name for name in CATALOGUE if at_hand(CATALOGUE.get(name).weights)]
         vfm = st.selectbox("Vision foundation model", vfms, key="vfm", bind="query-params")
         scenes = _data("shapes:val").scenes
@@ -93,7 +98,11 @@ def _maps(loaded: dict[str, MLLM], vfm_name: str, sample: Sample) -> None:
     widths = {values.shape[-1] for values, _ in read_out.values()}
     if len(widths) > 1:
         st.warning(f"The models' widths differ ({sorted(widths)}), so each has a basis of its own.")
-    bases = joint_pca_rgb([values for values, _ in read_out.values()]) if len(widths) == 1 else [joint_pca_rgb([values])[0] for values, _ in read_out.values()]
+    bases = (
+        joint_pca_rgb([values for values, _ in read_out.values()])
+        if len(widths) == 1
+        else [joint_pca_rgb([values])[0] for values, _ in read_out.values()]
+    )
     maps = {name: (rgb, size) for (name, (_, size)), rgb in zip(read_out.items(), bases, strict=True)}
     reference = joint_pca_rgb([_vfm(vfm_name)([sample.image], grid=grid).tokens()])[0][0]
     columns = st.columns(len(maps) + 1)
@@ -102,6 +111,8 @@ def _maps(loaded: dict[str, MLLM], vfm_name: str, sample: Sample) -> None:
     columns[-1].image(picture(reference, grid, 300), caption=f"{vfm_name} (its own basis)", width="stretch")
     for name, (rgb, size) in maps.items():
         shared = " and models" if len(maps) > 1 and len(widths) == 1 else ""
-        st.caption(f"{name}: layers 0 to {layers - 1}, first three principal components in one basis for all layers{shared}")
+        st.caption(
+            f"{name}: layers 0 to {layers - 1}, first three principal components in one basis for all layers{shared}"
+        )
         for column, number in zip(st.columns(layers), range(layers), strict=True):
             column.image(picture(rgb[number], size, 120), caption=str(number), width="stretch")

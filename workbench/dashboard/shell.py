@@ -47,12 +47,15 @@ def _scene() -> None:
 
 
 def analysis_pages() -> dict[str, str]:
-    """{name: page title} of every analysis, read from the line `PAGE = "..."` of its file: importing them all would take seconds.
+    """{name: page title} of every analysis, read from the line `PAGE = "..."` of its file: importing them all would
+    take seconds.
 
     The title of a plugin's page is its name.
     """
     files, titles = analysis_files(), {}
     for name in analysis_names():
-        title = re.search(r'^PAGE = "([^"]+)"$', files[name].read_text(encoding="utf-8"), re.M) if name in files else None
+        title = (
+            re.search(r'^PAGE = "([^"]+)"$', files[name].read_text(encoding="utf-8"), re.M) if name in files else None
+        )
         titles[name] = title[1] if title else name.replace("_", " ").capitalize()
     return titles

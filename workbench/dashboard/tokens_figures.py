@@ -22,7 +22,8 @@ ACROSS = 2  # panels side by side
 HERE = {"color": "#ffffff", "width": 2}
 UNDER = {"color": "#000000", "width": 4}  # the outline must be seen on white and on black
 PLACES = {"column": ("left", "right"), "row": ("top", "bottom")}
-CARRIED = ["image", "left", "top", "right", "bottom", "image_id", "name", "at", "token", "model"]  # with every point, for hover and click
+# with every point, for hover and click
+CARRIED = ["image", "left", "top", "right", "bottom", "image_id", "name", "at", "token", "model"]
 
 
 def data_url(image: np.ndarray) -> str:
@@ -33,27 +34,40 @@ def data_url(image: np.ndarray) -> str:
 
 
 def clickable(image: np.ndarray, raster: VisualTokens, chosen: int) -> go.Figure:
-    """The picture under a nearly invisible point for each of its tokens, since plotly reports clicks on points alone; the chosen cell is framed.
+    """The picture under a nearly invisible point for each of its tokens, since plotly reports clicks on points alone;
+    the chosen cell is framed.
 
     Args:
         raster: `customdata` of a point is the number of its cell in it.
     """
     assert raster.grid is not None
     height, width = image.shape[:2]
-    boxes = np.array([raster.cell(*divmod(i, raster.grid[1])) for i in range(raster.grid[0] * raster.grid[1])]) * [width, height, width, height]
+    boxes = np.array([raster.cell(*divmod(i, raster.grid[1])) for i in range(raster.grid[0] * raster.grid[1])]) * [
+        width,
+        height,
+        width,
+        height,
+    ]
     figure = new_figure(height=360, hovermode="closest", margin={"l": 4, "r": 4, "t": 4, "b": 4}, showlegend=False)
     figure.add_image(source=data_url(image), x0=0.5, y0=0.5, dx=1, dy=1, hoverinfo="skip")
     _frame(figure, *boxes[chosen])
     size = 0.9 * 340 * float(np.min(boxes[0, 2:] - boxes[0, :2])) / max(height, width)
     figure.add_scatter(
-        **{"x": boxes[:, [0, 2]].mean(1), "y": boxes[:, [1, 3]].mean(1), "mode": "markers", "customdata": np.arange(len(boxes))},
+        **{
+            "x": boxes[:, [0, 2]].mean(1),
+            "y": boxes[:, [1, 3]].mean(1),
+            "mode": "markers",
+            "customdata": np.arange(len(boxes)),
+        },
         marker={"symbol": "square", "size": size, "opacity": 0.01, "color": GREY},
         selected={"marker": {"opacity": 0.01}},
         unselected={"marker": {"opacity": 0.01}},
         hovertemplate="patch %{customdata}<extra></extra>",
     )
     figure.update_xaxes(range=[min(0, boxes[0, 0]), max(width, boxes[-1, 2])], visible=False, constrain="domain")
-    figure.update_yaxes(range=[max(height, boxes[-1, 3]), min(0, boxes[0, 1])], visible=False, scaleanchor="x", constrain="domain")
+    figure.update_yaxes(
+        range=[max(height, boxes[-1, 3]), min(0, boxes[0, 1])], visible=False, scaleanchor="x", constrain="domain"
+    )
     return figure
 
 
@@ -76,7 +90,14 @@ def small_maps(maps: Maps, cells: Mapping[str, int], *, bounds: tuple[float, flo
     """
     names = list(dict.fromkeys(name for own in maps.values() for name in own))
     titles = [name.removeprefix("layer ").replace("-", "-<br>") for name in names]
-    figure = make_subplots(len(maps), len(names), column_titles=titles, row_titles=list(maps), horizontal_spacing=0.006, vertical_spacing=0.02)
+    figure = make_subplots(
+        len(maps),
+        len(names),
+        column_titles=titles,
+        row_titles=list(maps),
+        horizontal_spacing=0.006,
+        vertical_spacing=0.02,
+    )
     figure.update_annotations(font_size=12)
     for row, (model, own) in enumerate(maps.items(), start=1):
         for column, name in enumerate(names, start=1):
@@ -87,18 +108,32 @@ def small_maps(maps: Maps, cells: Mapping[str, int], *, bounds: tuple[float, flo
                 figure.add_image(z=(shown * 255).round().astype(np.uint8), hoverinfo="skip", **where)
             else:
                 low, high = bounds or (float(shown.min()), float(shown.max()))
-                colours = {"coloraxis": "coloraxis"} if bounds else {"colorscale": "Viridis", "zmin": low, "zmax": high, "showscale": False}
-                figure.add_heatmap(z=shown, hovertemplate=f"{model}, {name}: %{{z:.3f}}<extra></extra>", **colours, **where)
+                colours = (
+                    {"coloraxis": "coloraxis"}
+                    if bounds
+                    else {"colorscale": "Viridis", "zmin": low, "zmax": high, "showscale": False}
+                )
+                figure.add_heatmap(
+                    z=shown, hovertemplate=f"{model}, {name}: %{{z:.3f}}<extra></extra>", **colours, **where
+                )
             if model in cells:
                 y, x = divmod(cells[model], shown.shape[1])
                 _frame(figure, x - 0.5, y - 0.5, x + 0.5, y + 0.5, **where)
             anchor = figure.get_subplot(row, column).xaxis.plotly_name.replace("axis", "")
             figure.update_xaxes(visible=False, constrain="domain", range=[-0.5, shown.shape[1] - 0.5], **where)
-            figure.update_yaxes(visible=False, scaleanchor=anchor, constrain="domain", range=[shown.shape[0] - 0.5, -0.5], **where)
+            figure.update_yaxes(
+                visible=False, scaleanchor=anchor, constrain="domain", range=[shown.shape[0] - 0.5, -0.5], **where
+            )
     bar = {"title": {"text": "cosine", "side": "right"}, "thickness": 12}
     scale = {"colorscale": "Viridis", "cmin": bounds[0], "cmax": bounds[1], "colorbar": bar} if bounds else {}
     height = 60 + len(maps) * min(240, 1000 // max(1, len(names)))
-    figure.update_layout(template="workbench", height=height, hovermode="closest", coloraxis=scale, margin={"l": 8, "r": 36, "t": 44, "b": 8})
+    figure.update_layout(
+        template="workbench",
+        height=height,
+        hovermode="closest",
+        coloraxis=scale,
+        margin={"l": 8, "r": 36, "t": 44, "b": 8},
+    )
     return figure
 
 
@@ -106,11 +141,14 @@ def token_planes(table: pd.DataFrame, *, by: str) -> go.Figure:
     """Sampled tokens on a plane, a panel for each `panel`.
 
     Args:
-        table: columns panel, x, y, `CARRIED`, and those that `by` needs: a column of names, "layer", or a place ("row", "column").
+        table: columns panel, x, y, `CARRIED`, and those that `by` needs: a column of names, "layer", or a place ("row",
+            "column").
     """
     panels = list(dict.fromkeys(table["panel"]))
     lines = -(-len(panels) // ACROSS)
-    figure = make_subplots(lines, min(ACROSS, len(panels)), subplot_titles=panels, horizontal_spacing=0.03, vertical_spacing=0.08)
+    figure = make_subplots(
+        lines, min(ACROSS, len(panels)), subplot_titles=panels, horizontal_spacing=0.03, vertical_spacing=0.08
+    )
     values = _place(table, by) if by in PLACES else None
     kinds = [] if values is not None else sorted(table[by].unique(), key=_order)
     hues = _hues(kinds)
@@ -118,12 +156,23 @@ def token_planes(table: pd.DataFrame, *, by: str) -> go.Figure:
         part = table[table["panel"] == panel]
         for kind in kinds or [by]:
             own = part if values is not None else part[part[by] == kind]
-            marker = {"size": 6, "opacity": 0.8} | ({"color": hues[kind]} if values is None else {"color": values[own.index], "coloraxis": "coloraxis"})
+            marker = {"size": 6, "opacity": 0.8} | (
+                {"color": hues[kind]} if values is None else {"color": values[own.index], "coloraxis": "coloraxis"}
+            )
             figure.add_scattergl(
-                **{"x": own["x"], "y": own["y"], "mode": "markers", "marker": marker, "name": _called(kind, by), "legendgroup": str(kind)},
+                **{
+                    "x": own["x"],
+                    "y": own["y"],
+                    "mode": "markers",
+                    "marker": marker,
+                    "name": _called(kind, by),
+                    "legendgroup": str(kind),
+                },
                 showlegend=values is None and _first(figure, str(kind)),
                 customdata=own[CARRIED].astype(object),
-                hovertemplate="%{customdata[7]} · %{customdata[6]}<br>%{customdata[5]}, token %{customdata[8]}<extra></extra>",
+                hovertemplate=(
+                    "%{customdata[7]} · %{customdata[6]}<br>%{customdata[5]}, token %{customdata[8]}<extra></extra>"
+                ),
                 **{"row": 1 + (number - 1) // ACROSS, "col": 1 + (number - 1) % ACROSS},
             )
     figure.update_xaxes(visible=False)
@@ -131,9 +180,14 @@ def token_planes(table: pd.DataFrame, *, by: str) -> go.Figure:
     edges = {"column": ("left", "right"), "row": ("top", "bottom")}.get(by, ("", ""))
     bar = {"tickvals": [0, 1], "ticktext": edges, "thickness": 12}
     figure.update_layout(
-        template="workbench", height=120 + 320 * lines, hovermode="closest", coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": 1, "colorbar": bar}
+        template="workbench",
+        height=120 + 320 * lines,
+        hovermode="closest",
+        coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": 1, "colorbar": bar},
     )
-    figure.update_layout(margin={"l": 8, "r": 8, "t": 56, "b": 48}, legend={"orientation": "h", "y": -0.02, "yanchor": "top", "x": 0})
+    figure.update_layout(
+        margin={"l": 8, "r": 8, "t": 56, "b": 48}, legend={"orientation": "h", "y": -0.02, "yanchor": "top", "x": 0}
+    )
     return figure
 
 
@@ -159,9 +213,14 @@ def _called(kind: object, by: str) -> str:
 
 
 def _hues(kinds: Sequence[object]) -> dict[object, str]:
-    """A colour for each kind: its own where it is one, grey for what is no object, steps of one scale for numbers, else the palette."""
+    """A colour for each kind: its own where it is one, grey for what is no object, steps of one scale for numbers, else
+    the palette."""
     numbers = [kind for kind in kinds if isinstance(kind, float)]
-    names = [kind for kind in kinds if not isinstance(kind, float) and kind not in SHAPE_COLOURS and kind not in ("background", "edge")]
+    names = [
+        kind
+        for kind in kinds
+        if not isinstance(kind, float) and kind not in SHAPE_COLOURS and kind not in ("background", "edge")
+    ]
     hues: dict[object, str] = {"background": GREY, "edge": COLOURS[-1]}
     hues |= {kind: "#{:02x}{:02x}{:02x}".format(*SHAPE_COLOURS[kind]) for kind in kinds if kind in SHAPE_COLOURS}  # type: ignore[index]
     hues |= {kind: COLOURS[i % len(COLOURS)] for i, kind in enumerate(names)}
@@ -175,7 +234,9 @@ def located(image: np.ndarray, box: Sequence[float]) -> Float[np.ndarray, "h w 3
     scale = max(1, 280 // max(image.shape[:2]))
     large = np.repeat(np.repeat(image, scale, axis=0), scale, axis=1).copy()
     height, width = large.shape[:2]
-    left, top, right, bottom = (round(min(1.0, max(0.0, edge)) * size) for edge, size in zip(box, (width, height, width, height), strict=True))
+    left, top, right, bottom = (
+        round(min(1.0, max(0.0, edge)) * size) for edge, size in zip(box, (width, height, width, height), strict=True)
+    )
     for margin, tone in ((0, 0), (2, 255)):
         t, b, lt, r = top + margin, bottom - margin, left + margin, right - margin
         for rows, columns in (

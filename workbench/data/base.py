@@ -36,7 +36,8 @@ class Object:
 
 
 class DrawnObject(Object):
-    """An object whose mask is drawn when it is first asked for, so that the masks of thousands of scenes do not fill the memory.
+    """An object whose mask is drawn when it is first asked for, so that the masks of thousands of scenes do not fill
+    the memory.
 
     Args:
         draw: returns the mask.
@@ -57,8 +58,9 @@ class Sample:
 
     Attributes:
         id: unique within the data set.
-        image_id: shared by all questions of one image: of images on disk the hash of their pixels; in training sets, of which none is decoded beforehand,
-            where they lie; in a folder of photographs the file's name, of which each shows another image.
+        image_id: shared by all questions of one image: of images on disk the hash of their pixels; in training sets, of
+            which none is decoded beforehand, where they lie; in a folder of photographs the file's name, of which each
+            shows another image.
         load: returns the image; a data set on disk reads it anew each time, so that photographs do not fill the memory.
         answer: the right answer, "" where there is none (a folder of photographs).
         options: every answer that the question allows, () where it is open.
@@ -100,7 +102,8 @@ class Conversation:
     Attributes:
         id: unique within the data set.
         turns: (question, answer), one after another.
-        loads: each returns one of the images, which all stand before the first question, or each at its IMAGE_MARK in it; () for text alone.
+        loads: each returns one of the images, which all stand before the first question, or each at its IMAGE_MARK in
+            it; () for text alone.
         image_ids: of the images, as those of samples.
     """
 
@@ -121,10 +124,12 @@ class Conversation:
 
 
 def asked_object(sample: Sample) -> Object | None:
-    """The one object of the image that the question names, or None where it names none, several, or one of several alike.
+    """The one object of the image that the question names, or None where it names none, several, or one of several
+    alike.
 
-    Names are compared word by word: "what shape is red ?" names the only object with "red" in its name, "any red star ?" the only one with both words.
-    A question answered "no" or "0" says that the thing is not there. Synonyms and plurals are not known.
+    Names are compared word by word: "what shape is red ?" names the only object with "red" in its name, "any red star
+    ?" the only one with both words. A question answered "no" or "0" says that the thing is not there. Synonyms and
+    plurals are not known.
     """
     if sample.answer.lower() in ("no", "0"):
         return None
@@ -134,17 +139,21 @@ def asked_object(sample: Sample) -> Object | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
-COLOUR_TERMS = ("black", "white", "red", "green", "yellow", "blue", "brown", "orange", "pink", "purple", "grey", "gray")  # Berlin and Kay 1969
+# Berlin and Kay 1969
+COLOUR_TERMS = ("black", "white", "red", "green", "yellow", "blue", "brown", "orange", "pink", "purple", "grey", "gray")
 
 
 def class_and_colour(name: str) -> tuple[str, str]:
     """Split the name of an object, such as "red circle", into its class and its colour, "" where it names none.
 
-    A colour is a basic colour term before the class; a name that is one word is the class, so that an orange is an orange.
+    A colour is a basic colour term before the class; a name that is one word is the class, so that an orange is an
+    orange.
     """
     words = _words(name)
     colours = [word for word in words[:-1] if word in COLOUR_TERMS]
-    return " ".join(word for n, word in enumerate(words) if n == len(words) - 1 or word not in COLOUR_TERMS), " ".join(colours)
+    return " ".join(word for n, word in enumerate(words) if n == len(words) - 1 or word not in COLOUR_TERMS), " ".join(
+        colours
+    )
 
 
 def _words(text: str) -> list[str]:
@@ -160,8 +169,8 @@ class Dataset:
         fingerprint: hash of everything that determines the samples, or what finds it when it is first asked for.
         words: every word that can occur, where that is a closed list; by default those that do.
         left_out: sentences about what was there and is not among the samples, or is not read as it stands.
-        origin: hash of all that a sample depends on besides what it says of itself, where that does not depend on the limit; by default the fingerprint
-            stands for it.
+        origin: hash of all that a sample depends on besides what it says of itself, where that does not depend on the
+            limit; by default the fingerprint stands for it.
     """
 
     def __init__(
@@ -205,8 +214,16 @@ class Dataset:
             DataError: questions without an answer, such as those of a folder of photographs.
         """
         if unanswered := next((s for s in self.samples if not s.answer), None):
-            raise DataError(f"data set '{self.name}' has questions without an answer, first {unanswered.id}: expected answers to train on")
-        return [Conversation(scene[0].image_id, tuple((s.question, s.answer) for s in scene), (scene[0].load,), (scene[0].image_id,)) for scene in self.scenes]
+            raise DataError(
+                f"data set '{self.name}' has questions without an answer, first {unanswered.id}: expected answers to"
+                " train on"
+            )
+        return [
+            Conversation(
+                scene[0].image_id, tuple((s.question, s.answer) for s in scene), (scene[0].load,), (scene[0].image_id,)
+            )
+            for scene in self.scenes
+        ]
 
     @cached_property
     def scenes(self) -> list[list[Sample]]:
@@ -220,7 +237,8 @@ class Dataset:
 class ConversationDataset(Dataset):
     """A data set that is conversations in the first place.
 
-    As samples it gives the first question of each conversation with one image (later turns need the earlier ones), or those that are given.
+    As samples it gives the first question of each conversation with one image (later turns need the earlier ones), or
+    those that are given.
     """
 
     def __init__(
@@ -234,8 +252,17 @@ class ConversationDataset(Dataset):
         if not conversations:
             raise DataError(f"data set '{name}' has no conversations")
         self._conversations = list(conversations)
-        first = [Sample(c.id, (c.image_ids or (c.id,))[0], c.loads[0], *c.turns[0]) for c in conversations if len(c.loads) == 1]
-        self.name, self.samples, self._fingerprint, self._words = name, list(first if samples is None else samples), fingerprint, ()
+        first = [
+            Sample(c.id, (c.image_ids or (c.id,))[0], c.loads[0], *c.turns[0])
+            for c in conversations
+            if len(c.loads) == 1
+        ]
+        self.name, self.samples, self._fingerprint, self._words = (
+            name,
+            list(first if samples is None else samples),
+            fingerprint,
+            (),
+        )
         self.left_out, self.origin = tuple(left_out), ""
 
     @property
@@ -244,23 +271,32 @@ class ConversationDataset(Dataset):
 
 
 def mixed(parts: Sequence[Dataset], weights: Sequence[float], seed: int = 0) -> ConversationDataset:
-    """Conversations of several data sets as one epoch: each comes `weight` times, where 2.5 is all of it twice and a random half once more.
+    """Conversations of several data sets as one epoch: each comes `weight` times, where 2.5 is all of it twice and a
+    random half once more.
 
     Raises:
         DataError: another number of weights, one that is not above 0, or one so small that it leaves no conversation.
     """
     if len(weights) != len(parts) or not all(weight > 0 for weight in weights):
-        raise DataError(f"weights are {', '.join(f'{w:g}' for w in weights)}: expected {len(parts)} numbers above 0, one for each data set")
+        raise DataError(
+            f"weights are {', '.join(f'{w:g}' for w in weights)}: expected {len(parts)} numbers above 0, one for each"
+            " data set"
+        )
     chosen: list[Conversation] = []
     for number, (part, weight) in enumerate(zip(parts, weights, strict=True)):
         own, whole = part.conversations, int(weight)
         if not (more := round((weight - whole) * len(own))) and not whole:
-            raise DataError(f"weight {weight:g} of {part.name} leaves none of its {len(own)} conversations: expected at least {1 / len(own):.2g}")
+            raise DataError(
+                f"weight {weight:g} of {part.name} leaves none of its {len(own)} conversations: expected at least"
+                f" {1 / len(own):.2g}"
+            )
         some = np.random.default_rng([seed, number]).choice(len(own), more, replace=False)
         chosen += [*own * whole, *(own[i] for i in np.sort(some))]
 
     def fingerprint() -> str:
-        return content_hash("mixed", seed, *((part.fingerprint, float(weight)) for part, weight in zip(parts, weights, strict=True)))
+        return content_hash(
+            "mixed", seed, *((part.fingerprint, float(weight)) for part, weight in zip(parts, weights, strict=True))
+        )
 
     left_out = [sentence for part in parts for sentence in part.left_out]
     return ConversationDataset(" + ".join(part.name for part in parts), chosen, fingerprint, left_out=left_out)
@@ -270,15 +306,20 @@ Loader = Callable[..., Dataset]
 DATASETS: Registry[Loader] = Registry("data set", "data")
 
 
-def load_data(spec: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None) -> Dataset:
+def load_data(
+    spec: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None
+) -> Dataset:
     """Load a data set by its spec `name:rest`, for example `shapes:val` or `folder:/photos`.
 
     Args:
-        limit: number of images to keep, with all their questions; None keeps all. Generated data sets keep their first `limit` scenes, data sets on disk
-            a random subset drawn with `seed`, in the original order. A smaller subset lies within every larger one.
-        draw: the seed with which a random subset is drawn instead, of generated data sets too (where `seed` names the scenes).
-        decode: look at the pixels of every image, by which images are then known; with False, for training sets of any size, they are known by where they
-            lie. By default they are looked at where there is a limit, or up to 10,000 images.
+        limit: number of images to keep, with all their questions; None keeps all. Generated data sets keep their first
+            `limit` scenes, data sets on disk a random subset drawn with `seed`, in the original order. A smaller subset
+            lies within every larger one.
+        draw: the seed with which a random subset is drawn instead, of generated data sets too (where `seed` names the
+            scenes).
+        decode: look at the pixels of every image, by which images are then known; with False, for training sets of any
+            size, they are known by where they lie. By default they are looked at where there is a limit, or up to
+            10,000 images.
 
     Raises:
         UnknownNameError: no data set or split of that name.

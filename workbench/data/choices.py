@@ -1,7 +1,9 @@
-"""The answer of a row and the options it is one of, as texts: data sets write the answer as a text, as a number of an option or as its letter.
+"""The answer of a row and the options it is one of, as texts: data sets write the answer as a text, as a number of an
+option or as its letter.
 
-An answer that can be read in one way is read so. One that can be read in two that differ (`1`, where an option is the text `1` and another one is number 1) is
-refused, until the spec says which is meant: `answer=text`, `answer=index` (from 0) or `answer=letter`.
+An answer that can be read in one way is read so. One that can be read in two that differ (`1`, where an option is the
+text `1` and another one is number 1) is refused, until the spec says which is meant: `answer=text`, `answer=index`
+(from 0) or `answer=letter`.
 """
 
 from __future__ import annotations
@@ -38,12 +40,15 @@ class Options:
 
 
 def options_of(where: str, row: Mapping[str, Any]) -> Options:
-    """The options of a row: under `options` or `choices`, a list, the text of a list, letters with their options, or `text` beside `label`; or under A, B, ...
+    """The options of a row: under `options` or `choices`, a list, the text of a list, letters with their options, or
+    `text` beside `label`; or under A, B, ...
 
     Raises:
         DataError: options that are none of these, two different lists, or an option that is no text or number.
     """
-    given = {key: row[key] for key in OPTION_KEYS if not is_empty(row.get(key)) and str(row[key]).strip() not in ("", "[]")}
+    given = {
+        key: row[key] for key in OPTION_KEYS if not is_empty(row.get(key)) and str(row[key]).strip() not in ("", "[]")
+    }
     read = {key: _options(f"{where}: its `{key}`", value) for key, value in given.items()}
     if len(set(read.values())) > 1:
         raise DataError(f"{where} has {' and '.join(f'`{key}`' for key in read)} that differ: expected one of them")
@@ -64,7 +69,12 @@ def answer_of(where: str, value: Any, options: Options, reading: str = "auto") -
     Raises:
         DataError: an answer that is empty, several, none of the options, or can be read in two ways.
     """
-    if isinstance(value, str) and value.strip() not in options.texts and (several := _list(value)) and all(isinstance(one, str) for one in several):
+    if (
+        isinstance(value, str)
+        and value.strip() not in options.texts
+        and (several := _list(value))
+        and all(isinstance(one, str) for one in several)
+    ):
         value = several  # not so [0.1, 0.2, 0.5, 0.6], which is how a box is written
     if isinstance(value, Sequence) and not isinstance(value, str):
         if len({json.dumps(one, default=str) for one in value}) > 1:
@@ -81,11 +91,20 @@ def answer_of(where: str, value: Any, options: Options, reading: str = "auto") -
     if reading != "auto":
         readings = {name: own for name, own in readings.items() if name == reading}
     if not readings:
-        meant = {"auto": "one of them, its index from 0 or its letter", "index": "an index from 0", "letter": "a letter"}.get(reading, "one of them")
-        raise DataError(f"{where} has the answer {text[:40]!r} to the options {_listed(options.texts)}: expected {meant}")
+        meant = {
+            "auto": "one of them, its index from 0 or its letter",
+            "index": "an index from 0",
+            "letter": "a letter",
+        }.get(reading, "one of them")
+        raise DataError(
+            f"{where} has the answer {text[:40]!r} to the options {_listed(options.texts)}: expected {meant}"
+        )
     if len(set(readings.values())) > 1:
         said = " and ".join(f"{own[:30]!r} ({name})" for name, own in readings.items())
-        raise DataError(f"{where}: its answer {text[:30]!r} can mean {said}: expected answer={' or answer='.join(readings)} in the spec of the data")
+        raise DataError(
+            f"{where}: its answer {text[:30]!r} can mean {said}: expected answer={' or answer='.join(readings)} in the"
+            " spec of the data"
+        )
     return next(iter(readings.values()))
 
 
@@ -95,7 +114,11 @@ def plain_text(what: str, value: Any) -> str:
     Raises:
         DataError: yes or no as a truth value, whose words are unknown; a number that is none; or anything else.
     """
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, str | int | float)
+        or (isinstance(value, float) and not math.isfinite(value))
+    ):
         raise DataError(f"{what} is {str(value)[:40]!r} ({type(value).__name__}): expected a text or a number")
     text = str(value).strip()
     check_characters(what, text)
@@ -117,7 +140,8 @@ def _readings(value: Any, text: str, options: Options, *, explicit: bool) -> dic
         name = (letter[1] or letter[2]).upper()
         if name in options.letters:
             found["letter"] = options.texts[options.letters.index(name)]
-    elif isinstance(value, str) and "text" not in found and (named := re.match(r"\(?([A-Z])[).:]\s*(.+)", text)):  # the letter and the option
+    # the letter and the option
+    elif isinstance(value, str) and "text" not in found and (named := re.match(r"\(?([A-Z])[).:]\s*(.+)", text)):
         whole = dict(zip(options.letters, options.texts, strict=False)).get(named[1])
         if whole is not None and whole == named[2].strip():
             found["letter"] = whole
@@ -132,7 +156,11 @@ def _options(where: str, value: Any) -> Options:
         value = read
     if isinstance(value, Mapping):
         own = {str(key): one for key, one in value.items() if one is not None}
-        if own.keys() == {"text", "label"} and isinstance(own["text"], Sequence) and len(own["text"]) == len(own["label"]):
+        if (
+            own.keys() == {"text", "label"}
+            and isinstance(own["text"], Sequence)
+            and len(own["text"]) == len(own["label"])
+        ):
             value, letters = own["text"], tuple(str(label).upper() for label in own["label"])
         else:
             value, letters = list(own.values()), tuple(key.upper() for key in own)

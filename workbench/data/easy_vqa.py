@@ -2,10 +2,11 @@
 
     sample:  <64 x 64 image>  "does the image not contain a gray shape?"  ->  "yes"
 
-Images, questions, answers and the division into train and test are the authors' own, word for word. The validation split is ours: the last 500 of their
-4000 training images, which `easy_vqa:train` then lacks. The questions are not
-balanced given their text: "is there a gray shape?" is mostly answered "no". So the chance level of each type is what the most frequent answer to the
-same question in `easy_vqa:train` reaches on the split: .82 for both yes-or-no types, one over the options elsewhere. Objects are not known.
+Images, questions, answers and the division into train and test are the authors' own, word for word. The validation
+split is ours: the last 500 of their 4000 training images, which `easy_vqa:train` then lacks. The questions are not
+balanced given their text: "is there a gray shape?" is mostly answered "no". So the chance level of each type is what
+the most frequent answer to the same question in `easy_vqa:train` reaches on the split: .82 for both yes-or-no types,
+one over the options elsewhere. Objects are not known.
 """
 
 from __future__ import annotations
@@ -40,8 +41,11 @@ OPTIONS = {
 
 
 @DATASETS.register("easy_vqa")
-def easy_vqa(split: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None) -> Dataset:
-    """Load `easy_vqa:train`, `easy_vqa:val` or `easy_vqa:test`; `limit` keeps a random subset of the images, drawn with `seed`.
+def easy_vqa(
+    split: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None
+) -> Dataset:
+    """Load `easy_vqa:train`, `easy_vqa:val` or `easy_vqa:test`; `limit` keeps a random subset of the images, drawn with
+    `seed`.
 
     Args:
         decode: no image is decoded in any case: their bytes are held against a digest, and no two show the same.
@@ -83,7 +87,8 @@ def easy_vqa(split: str, *, limit: int | None = None, seed: int = 0, draw: int |
 
 
 def _text_only(rows: list[tuple[str, str, int]]) -> dict[str, float]:
-    """Accuracy, by type, of the most frequent answer that each question has in the training split; one over the options where that is more."""
+    """Accuracy, by type, of the most frequent answer that each question has in the training split; one over the options
+    where that is more."""
     asked: dict[str, Counter[str]] = {}
     for question, answer, image in json.loads((source_folder(SOURCE) / "train" / "questions.json").read_text()):
         if image < TRAIN_IMAGES:

@@ -2,8 +2,9 @@
 
 sample:  photos/cat.jpg
 
-Each image counts once: of files with the same pixels one is taken. Left out, counted and named are such copies, hidden files, and photographs in a
-format that the installed PIL does not read (HEIC needs a package, camera raw files an export).
+Each image counts once: of files with the same pixels one is taken. Left out, counted and named are such copies, hidden
+files, and photographs in a format that the installed PIL does not read (HEIC needs a package, camera raw files an
+export).
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ NAMED = 3  # files that are left out, in a message
 
 
 @DATASETS.register("folder")
-def folder(path: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None) -> Dataset:
+def folder(
+    path: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None
+) -> Dataset:
     """Load every image below `path` in name order; `limit` keeps a random subset drawn with `seed`.
 
     Args:
@@ -41,8 +44,12 @@ def folder(path: str, *, limit: int | None = None, seed: int = 0, draw: int | No
         raise DataError(f"folder '{shown(path)}' does not exist")
     files, left_out = photographs(root)
     if not files:
-        raise DataError(f"folder '{shown(path)}' holds no images that can be read: expected files ending in {', '.join(_endings())}{_but(left_out)}")
-    order = shuffled(len(files), seed if draw is None else draw)  # of copies the first in this order is taken, whatever the limit
+        raise DataError(
+            f"folder '{shown(path)}' holds no images that can be read: expected files ending in"
+            f" {', '.join(_endings())}{_but(left_out)}"
+        )
+    # of copies the first in this order is taken, whatever the limit
+    order = shuffled(len(files), seed if draw is None else draw)
     first: dict[bytes, int] = {}  # by pixels
     copies: list[tuple[int, int]] = []
     for number, pixels in zip(order, hashes_of([files[n] for n in order], limit or len(files), path), strict=False):
@@ -51,18 +58,30 @@ def folder(path: str, *, limit: int | None = None, seed: int = 0, draw: int | No
         if len(first) == limit:
             break
     if copies:
-        named = [f"{shown(files[copy].place, 60)} is {shown(files[other].place, 60)}" for copy, other in sorted(copies)[:NAMED]]
-        left_out.append(f"{_files(len(copies))} with the pixels of another, which count once ({_some(named, len(copies))})")
+        named = [
+            f"{shown(files[copy].place, 60)} is {shown(files[other].place, 60)}"
+            for copy, other in sorted(copies)[:NAMED]
+        ]
+        left_out.append(
+            f"{_files(len(copies))} with the pixels of another, which count once ({_some(named, len(copies))})"
+        )
     for sentence in left_out:
         log.warning("folder %s: left out %s", shown(path), sentence)
     chosen = sorted((number, pixels) for pixels, number in first.items())
     images = [files[n].with_pixels(pixels) for n, pixels in chosen]
     samples = [Sample(image.place, image.place, image, question=QUESTION) for image in images]
-    return Dataset(f"folder:{path}", samples, content_hash("folder", *((image.place, image.pixels) for image in images)), left_out=left_out, origin="folder")
+    return Dataset(
+        f"folder:{path}",
+        samples,
+        content_hash("folder", *((image.place, image.pixels) for image in images)),
+        left_out=left_out,
+        origin="folder",
+    )
 
 
 def photographs(root: Path) -> tuple[list[StoredImage], list[str]]:
-    """The images below `root` that PIL reads, by their paths from there, and sentences about those that are left out."""
+    """The images below `root` that PIL reads, by their paths from there, and sentences about those that are left
+    out."""
     files: list[StoredImage] = []
     hidden: list[str] = []
     unread: list[str] = []
@@ -81,7 +100,9 @@ def photographs(root: Path) -> tuple[list[StoredImage], list[str]]:
         left_out.append(f"{_files(len(hidden))} whose name begins with a dot ({_some(hidden, len(hidden))})")
     if unread:
         endings = ", ".join(sorted({Path(name).suffix.lower() for name in unread}))
-        left_out.append(f"{_files(len(unread))} in a format that this PIL does not read, {endings} ({_some(unread, len(unread))})")
+        left_out.append(
+            f"{_files(len(unread))} in a format that this PIL does not read, {endings} ({_some(unread, len(unread))})"
+        )
     return files, left_out
 
 
@@ -98,7 +119,11 @@ def _but(left_out: Sequence[str]) -> str:
 
 
 def _endings() -> list[str]:
-    return [suffix for suffix in (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".avif", ".heic") if readable(suffix)]
+    return [
+        suffix
+        for suffix in (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".avif", ".heic")
+        if readable(suffix)
+    ]
 
 
 def _text(name: str) -> str:

@@ -1,12 +1,14 @@
 """Data sets of Hugging Face `datasets`: a local file or folder of parquet, JSON lines or CSV, or a hub id.
 
-`hf:PATH?split=train&images=DIR`. A file is of the split whose name stands in its own or in its folder's; without `split` it is train, or, where no name says
-of which split a file is, all there is. Columns: `image` or `images` (pictures, or paths below `images`), and either `conversations` / `messages` (LLaVA's
-`from` and `value`, or `role` and `content`), or `question` and `answer`, with `options` (or `choices`) and `category` where there are any.
+`hf:PATH?split=train&images=DIR`. A file is of the split whose name stands in its own or in its folder's; without
+`split` it is train, or, where no name says of which split a file is, all there is. Columns: `image` or `images`
+(pictures, or paths below `images`), and either `conversations` / `messages` (LLaVA's `from` and `value`, or `role` and
+`content`), or `question` and `answer`, with `options` (or `choices`) and `category` where there are any.
 
-Cells of CSV (and TSV) are the texts that stand there, and so are those of JSON. An answer is one of its options, by its text, its index from 0 or its letter;
-where that can mean two of them, `answer=text`, `answer=index` or `answer=letter` says which (`choices.py`). `broken=skip` leaves out the rows that cannot be
-read, `drop=17,42` those of these numbers, and each says how many.
+Cells of CSV (and TSV) are the texts that stand there, and so are those of JSON. An answer is one of its options, by its
+text, its index from 0 or its letter; where that can mean two of them, `answer=text`, `answer=index` or `answer=letter`
+says which (`choices.py`). `broken=skip` leaves out the rows that cannot be read, `drop=17,42` those of these numbers,
+and each says how many.
 """
 
 from __future__ import annotations
@@ -43,14 +45,17 @@ CHATS = ("conversations", "messages")
 
 
 @DATASETS.register("hf")
-def hf(spec: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None) -> ConversationDataset:
+def hf(
+    spec: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None
+) -> ConversationDataset:
     """Load one split; `limit` keeps the rows of a random subset of the images drawn with `seed`.
 
     Args:
         decode: look at the pixels of each image, by which it is then known; see `load_data`.
 
     Raises:
-        DataError: the package `datasets` is not installed, nothing loadable there, columns missing, or a broken row (its number, from 1, and why).
+        DataError: the package `datasets` is not installed, nothing loadable there, columns missing, or a broken row
+            (its number, from 1, and why).
     """
     path, options = spec_options(spec, {"split": "", "images": "", "answer": "auto", "broken": "error", "drop": ""})
     for name, known in (("answer", READINGS), ("broken", ("error", "skip"))):
@@ -60,19 +65,30 @@ def hf(spec: str, *, limit: int | None = None, seed: int = 0, draw: int | None =
     columns = list(table.column_names)
     chat = next((name for name in CHATS if name in columns), None)
     if chat is None and not {"question", "answer"} <= set(columns):
-        raise DataError(f"{shown(path)} has columns {shown(', '.join(sorted(columns)))}: expected conversations, messages, or question and answer")
+        raise DataError(
+            f"{shown(path)} has columns {shown(', '.join(sorted(columns)))}: expected conversations, messages, or"
+            " question and answer"
+        )
     root = path_of(options["images"]) if options["images"] else Path(path) if Path(path).is_dir() else Path(path).parent
     try:
-        pictures = image_key(name for name in columns if not isinstance(table, _Table) or any(not is_empty(row.get(name)) for row in table))
+        pictures = image_key(
+            name
+            for name in columns
+            if not isinstance(table, _Table) or any(not is_empty(row.get(name)) for row in table)
+        )
     except DataError as error:
         raise DataError(f"{shown(path)} {error}") from error
     dropped = row_numbers(options["drop"])
     check_dropped(path, dropped - set(range(1, len(table) + 1)))
-    written = [() if index in dropped else own for index, own in enumerate(_written(table, pictures, path, root), start=1)]
+    written = [
+        () if index in dropped else own for index, own in enumerate(_written(table, pictures, path, root), start=1)
+    ]
     files = image_files(root, {own for row in written for own in row if isinstance(own, str)})
     if lost := [own for row in written for own in row if isinstance(own, str) and own not in files]:
         raise DataError(f"{missing(Path(path).name, root, lost)}: expected all of them")
-    rows, notes = _rows(table, written, pictures, chat, options["answer"], Path(path).name, dropped, skip=options["broken"] == "skip")
+    rows, notes = _rows(
+        table, written, pictures, chat, options["answer"], Path(path).name, dropped, skip=options["broken"] == "skip"
+    )
     there = stored_images(root, files)
     images = [tuple(there[own] if isinstance(own, str) else own for own in written[row.index]) for row in rows]
     chosen = choose(images, limit, seed if draw is None else draw, decode, path)
@@ -82,13 +98,17 @@ def hf(spec: str, *, limit: int | None = None, seed: int = 0, draw: int | None =
         conversation = Conversation(f"{row.index + 1}", row.turns, loads, tuple(image.image_id for image in loads))
         conversations.append(conversation)
         if len(loads) == 1 and chat is None:
-            samples.append(Sample(conversation.id, loads[0].image_id, loads[0], *conversation.turns[0], row.options, row.category))
+            samples.append(
+                Sample(conversation.id, loads[0].image_id, loads[0], *conversation.turns[0], row.options, row.category)
+            )
     notes.warn(f"hf:{path}")
 
     def fingerprint() -> str:
         return content_fingerprint("hf", conversations, files, path, [(s.id, s.options, s.category) for s in samples])
 
-    return ConversationDataset(f"hf:{spec}", conversations, fingerprint, samples if chat is None else None, left_out=notes.sentences())
+    return ConversationDataset(
+        f"hf:{spec}", conversations, fingerprint, samples if chat is None else None, left_out=notes.sentences()
+    )
 
 
 @dataclass(frozen=True)
@@ -102,7 +122,15 @@ class _Row:
 
 
 def _rows(
-    table: Any, images: Sequence[Sequence[object]], pictures: str | None, chat: str | None, reading: str, name: str, dropped: set[int], *, skip: bool
+    table: Any,
+    images: Sequence[Sequence[object]],
+    pictures: str | None,
+    chat: str | None,
+    reading: str,
+    name: str,
+    dropped: set[int],
+    *,
+    skip: bool,
 ) -> tuple[list[_Row], Notes]:
     """The rows that can be used, and what is to be said of the others.
 
@@ -124,7 +152,16 @@ def _rows(
     return rows, notes
 
 
-def _row(where: str, index: int, row: Mapping[str, Any], images: int, pictures: str | None, chat: str | None, reading: str, notes: Notes) -> _Row:
+def _row(
+    where: str,
+    index: int,
+    row: Mapping[str, Any],
+    images: int,
+    pictures: str | None,
+    chat: str | None,
+    reading: str,
+    notes: Notes,
+) -> _Row:
     """A row of the table, read as the module says.
 
     Raises:
@@ -137,7 +174,12 @@ def _row(where: str, index: int, row: Mapping[str, Any], images: int, pictures: 
         if not is_empty(row[name]):
             notes.add(f"column `{name}` is not read", where)
     category = row.get("category")
-    return _Row(index, _turns(where, row, chat, images, options, reading, notes), options.texts, "question" if is_empty(category) else str(category))
+    return _Row(
+        index,
+        _turns(where, row, chat, images, options, reading, notes),
+        options.texts,
+        "question" if is_empty(category) else str(category),
+    )
 
 
 class _Table(list[dict[str, Any]]):
@@ -161,7 +203,17 @@ def _table(path: str, split: str) -> Any:
         DataError: nothing loadable there, or `datasets` is needed (for all but JSON and CSV) and not installed.
     """
     place, saved = Path(path), _saved(Path(path)) if Path(path).is_dir() else []
-    files = [] if saved else sorted(f for _, f in walk(place) if f.suffix in FORMATS) if place.is_dir() else [place] if place.is_file() else []
+    files = (
+        []
+        if saved
+        else (
+            sorted(f for _, f in walk(place) if f.suffix in FORMATS)
+            if place.is_dir()
+            else [place]
+            if place.is_file()
+            else []
+        )
+    )
     kinds = {FORMATS.get(file.suffix, "") for file in files}
     if files and (len(kinds) > 1 or "" in kinds):
         endings = ", ".join(sorted({f.suffix for f in files}))
@@ -180,8 +232,11 @@ def _table(path: str, split: str) -> Any:
         if saved:
             table = datasets.load_from_disk(str(_saved_split(place, saved, split)))
         elif files:
-            own = cache_folder(f"datasets/{content_hash(*map(sha256, files))}")  # by content: the package's own cache goes by the time of the file
-            table = datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train", cache_dir=str(own))
+            # by content: the package's own cache goes by the time of the file
+            own = cache_folder(f"datasets/{content_hash(*map(sha256, files))}")
+            table = datasets.load_dataset(
+                "parquet", data_files=[str(file) for file in files], split="train", cache_dir=str(own)
+            )
         else:
             table = datasets.load_dataset(path, split=split or "train")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -209,10 +264,15 @@ def _csv_rows(file: Path) -> list[dict[str, Any]]:
             cells = csv.reader(text, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
             header = next(cells, [])
             if not header or len(set(header)) < len(header):
-                raise DataError(f"{file} has the columns {', '.join(header)[:80] or 'none'}: expected a first line with the name of each, none of them twice")
+                raise DataError(
+                    f"{file} has the columns {', '.join(header)[:80] or 'none'}: expected a first line with the name of"
+                    " each, none of them twice"
+                )
             for own in cells:
                 if own and len(own) != len(header):
-                    raise DataError(f"{file} row {len(rows) + 1} has {len(own)} cells: expected {len(header)}, as in the first line")
+                    raise DataError(
+                        f"{file} row {len(rows) + 1} has {len(own)} cells: expected {len(header)}, as in the first line"
+                    )
                 if own:
                     rows.append(dict(zip(header, own, strict=True)))
     except (OSError, ValueError, csv.Error) as error:
@@ -242,16 +302,25 @@ def _saved(place: Path) -> list[str]:
     """The splits of a folder that `save_to_disk` wrote, "" for a table without; none for any other folder."""
     if (place / "state.json").is_file() and (place / "dataset_info.json").is_file():
         return [""]
-    return sorted(file.parent.name for file in place.glob("*/state.json")) if (place / "dataset_dict.json").is_file() else []
+    return (
+        sorted(file.parent.name for file in place.glob("*/state.json"))
+        if (place / "dataset_dict.json").is_file()
+        else []
+    )
 
 
 def _saved_split(place: Path, saved: Sequence[str], split: str) -> Path:
     if saved == [""]:
         if split:
-            raise DataError(f"{shown(place)} is one table that save_to_disk wrote: expected no split, which is {shown(split, 40)}")
+            raise DataError(
+                f"{shown(place)} is one table that save_to_disk wrote: expected no split, which is {shown(split, 40)}"
+            )
         return place
     if (split or "train") not in saved:
-        raise DataError(f"{shown(place)} has no split {shown(split or 'train', 40)}: expected {' or '.join(f'split={name}' for name in saved)}")
+        raise DataError(
+            f"{shown(place)} has no split {shown(split or 'train', 40)}: expected"
+            f" {' or '.join(f'split={name}' for name in saved)}"
+        )
     return place / (split or "train")
 
 
@@ -266,28 +335,47 @@ def _of_split(place: Path, files: list[Path], split: str) -> list[Path]:
     """The files of one split, by their names below `place`."""
     if not split and len(files) == 1:
         return files
-    words = {file: set(re.split(r"[^a-z0-9]+", str(file.relative_to(place) if place.is_dir() else file.name).lower())) for file in files}
+    words = {
+        file: set(re.split(r"[^a-z0-9]+", str(file.relative_to(place) if place.is_dir() else file.name).lower()))
+        for file in files
+    }
     if named := [file for file in files if (split or "train") in words[file]]:
         return named
     known = [name for name in SPLITS if any(name in own for own in words.values())]
     if split or known:
-        raise DataError(f"{place} has no file whose name says split {split or 'train'}: expected {' or '.join(f'split={name}' for name in known) or 'none'}")
+        raise DataError(
+            f"{place} has no file whose name says split {split or 'train'}: expected"
+            f" {' or '.join(f'split={name}' for name in known) or 'none'}"
+        )
     return files
 
 
 def _written(table: Any, column: str | None, path: str, root: Path) -> list[tuple[str | StoredImage, ...]]:
-    """The images of each row: the path below `root` that it writes, or what the table itself holds, which is read through once."""
+    """The images of each row: the path below `root` that it writes, or what the table itself holds, which is read
+    through once."""
     if column is None:
         return [()] * len(table)
     own = table.select_columns([column])
     found: list[tuple[str | StoredImage, ...]] = []
-    for index in tqdm(range(len(own)), desc=f"images of {shown(path, 40)}", unit="row", file=sys.stderr, mininterval=2, delay=2, leave=False):
+    for index in tqdm(
+        range(len(own)),
+        desc=f"images of {shown(path, 40)}",
+        unit="row",
+        file=sys.stderr,
+        mininterval=2,
+        delay=2,
+        leave=False,
+    ):
         where = f"{shown(path)} row {index + 1}"
         row: list[str | StoredImage] = []
         for number, value in enumerate(_cells(own, index, column)):
             content = _content(value, where)
             fetch: Callable[[], bytes] = partial(_bytes, own, index, column, number)
-            row.append(below(root, content, where) if isinstance(content, str) else embedded_image(content, f"{number + 1} of {where}", fetch))
+            row.append(
+                below(root, content, where)
+                if isinstance(content, str)
+                else embedded_image(content, f"{number + 1} of {where}", fetch)
+            )
         found.append(tuple(row))
     return found
 
@@ -295,7 +383,8 @@ def _written(table: Any, column: str | None, path: str, root: Path) -> list[tupl
 def _cells(table: Any, index: int, column: str) -> list[Any]:
     value = table[index][column]
     cells = value if isinstance(value, list) else [value]
-    lost = any((cell.get("bytes") if isinstance(cell, Mapping) else cell) == b"" for cell in cells)  # 0 bytes are an image that has been lost, not none
+    # 0 bytes are an image that has been lost, not none
+    lost = any((cell.get("bytes") if isinstance(cell, Mapping) else cell) == b"" for cell in cells)
     return [] if is_empty(value) and not lost else cells
 
 
@@ -306,7 +395,9 @@ def _content(value: Any, where: str) -> str | bytes:
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        raise DataError(f"{where} has image {shown(repr(value), 60)}: expected an image, its path, or its bytes as base64 text")
+        raise DataError(
+            f"{where} has image {shown(repr(value), 60)}: expected an image, its path, or its bytes as base64 text"
+        )
     return value if (data := embedded(value)) is None else data
 
 
@@ -316,14 +407,23 @@ def _bytes(table: Any, index: int, column: str, number: int) -> bytes:
     return content
 
 
-def _turns(where: str, row: Mapping[str, Any], chat: str | None, images: int, options: Options, reading: str, notes: Notes) -> tuple[tuple[str, str], ...]:
+def _turns(
+    where: str, row: Mapping[str, Any], chat: str | None, images: int, options: Options, reading: str, notes: Notes
+) -> tuple[tuple[str, str], ...]:
     if chat is None:
         if not isinstance(row.get("question"), str):
             raise DataError(f"{where} has the question {str(row.get('question'))[:40]!r}: expected a text")
-        messages: Any = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": answer_of(where, row.get("answer"), options, reading)}]
+        messages: Any = [
+            {"role": "user", "content": row["question"]},
+            {"role": "assistant", "content": answer_of(where, row.get("answer"), options, reading)},
+        ]
     else:
         messages = row.get(chat)
-    if not isinstance(messages, Sequence) or not messages or not all(isinstance(message, Mapping) for message in messages):
+    if (
+        not isinstance(messages, Sequence)
+        or not messages
+        or not all(isinstance(message, Mapping) for message in messages)
+    ):
         raise DataError(f"{where} has no list of messages")
     if "from" in messages[0]:
         return turns_of(where, messages, images, speaker="from", text="value", notes=notes)

@@ -1,4 +1,5 @@
-"""Image files on the disk: which are there, and a hash of their bytes that is remembered for files that have not been touched."""
+"""Image files on the disk: which are there, and a hash of their bytes that is remembered for files that have not been
+touched."""
 
 from __future__ import annotations
 
@@ -26,10 +27,16 @@ from workbench.data.images import StoredImage, shown
 from workbench.errors import DataError
 from workbench.files import atomic_file, cache_folder
 
-SKIPPED_FOLDERS = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # besides those that begin with a dot
+# besides those that begin with a dot
+SKIPPED_FOLDERS = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 RECENT = 2 * 10**9  # ns before now: a file changed that lately may change again within one tick of the disk's clock
 READERS = 8  # threads
-SPELLINGS: tuple[Callable[[str], str], ...] = (unquote, lambda name: name.replace("\\", "/"), partial(normalize, "NFC"), partial(normalize, "NFD"))
+SPELLINGS: tuple[Callable[[str], str], ...] = (
+    unquote,
+    lambda name: name.replace("\\", "/"),
+    partial(normalize, "NFC"),
+    partial(normalize, "NFD"),
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,8 @@ class ImageFile:
     """A file that is there.
 
     Attributes:
-        hints: inode, bytes, and when content and inode last changed (ns): equal hints say that a file is probably the same.
+        hints: inode, bytes, and when content and inode last changed (ns): equal hints say that a file is probably the
+            same.
     """
 
     path: Path
@@ -51,8 +59,15 @@ def below(root: Path, written: str, where: str) -> str:
         DataError: a web address, or a path that leads elsewhere.
     """
     if "://" in written[:10]:
-        raise DataError(f"{where} has image '{shown(written)}', a web address: expected a file below the image root; download it first")
-    name = os.path.relpath(os.path.realpath(written), os.path.realpath(root)) if os.path.isabs(written) else posixpath.normpath(written)
+        raise DataError(
+            f"{where} has image '{shown(written)}', a web address: expected a file below the image root; download it"
+            " first"
+        )
+    name = (
+        os.path.relpath(os.path.realpath(written), os.path.realpath(root))
+        if os.path.isabs(written)
+        else posixpath.normpath(written)
+    )
     if name.split("/")[0] == ".." or not written.strip() or "\0" in written:
         raise DataError(f"{where} has image '{shown(written)}': expected a path below the image root")
     return name
@@ -61,12 +76,17 @@ def below(root: Path, written: str, where: str) -> str:
 def image_files(root: Path, names: Iterable[str]) -> dict[str, ImageFile]:
     """The file below `root` of each name that is there; every folder is read once.
 
-    A name that is not there as it stands may be there without its percent escapes, with `/` for its backslashes, or composed otherwise (Unicode).
+    A name that is not there as it stands may be there without its percent escapes, with `/` for its backslashes, or
+    composed otherwise (Unicode).
     """
     wanted = set(names)
     found = _listed(root, {name: name for name in wanted})
     for spelled in SPELLINGS:
-        others = {other: name for name in wanted - found.keys() if (other := posixpath.normpath(spelled(name))) != name and other.split("/")[0] != ".."}
+        others = {
+            other: name
+            for name in wanted - found.keys()
+            if (other := posixpath.normpath(spelled(name))) != name and other.split("/")[0] != ".."
+        }
         found |= _listed(root, others)
     return found
 
@@ -74,7 +94,10 @@ def image_files(root: Path, names: Iterable[str]) -> dict[str, ImageFile]:
 def stored_images(root: Path, files: Mapping[str, ImageFile]) -> dict[str, StoredImage]:
     """The images that files below `root` are, by name; a file that is there under several names is one place."""
     first: dict[object, str] = {}
-    return {name: StoredImage(str(file.path), file.path, first.setdefault(file.hints, name)) for name, file in sorted(files.items())}
+    return {
+        name: StoredImage(str(file.path), file.path, first.setdefault(file.hints, name))
+        for name, file in sorted(files.items())
+    }
 
 
 def embedded_image(data: bytes, name: str, fetch: Callable[[], bytes] | None = None) -> StoredImage:
@@ -109,13 +132,16 @@ def _hints(stat: os.stat_result) -> tuple[int, int, int, int]:
 def missing(source: str, root: Path, names: Sequence[str]) -> str:
     """How many images that `source` names are not below `root`, in which folders, and the first of them."""
     folders = Counter(name.rpartition("/")[0] or "." for name in names)
-    where = ", ".join(f"{shown(folder, 30)} {count}" for folder, count in folders.most_common(6)) + (", ..." if len(folders) > 6 else "")
+    where = ", ".join(f"{shown(folder, 30)} {count}" for folder, count in folders.most_common(6)) + (
+        ", ..." if len(folders) > 6 else ""
+    )
     counted = f"{len(names)} images of {source} are" if len(names) > 1 else f"1 image of {source} is"
     return f"{counted} not below {shown(root, 60)} ({where}), first {', '.join(shown(name, 40) for name in names[:3])}"
 
 
 def walk(root: Path) -> Iterator[tuple[str, Path]]:
-    """Every file below `root` by its path from there, in the order of these, links followed; folders of systems and editors are left out."""
+    """Every file below `root` by its path from there, in the order of these, links followed; folders of systems and
+    editors are left out."""
     files: list[tuple[str, Path]] = []
     seen: set[tuple[int, int]] = set()
     for folder, folders, names in os.walk(root, followlinks=True):
@@ -125,15 +151,20 @@ def walk(root: Path) -> Iterator[tuple[str, Path]]:
             continue
         seen.add((stat.st_dev, stat.st_ino))
         folders[:] = [name for name in folders if not name.startswith(".") and name not in SKIPPED_FOLDERS]
-        files += [(os.path.relpath(path, root), Path(path)) for name in names if os.path.isfile(path := os.path.join(folder, name))]
+        files += [
+            (os.path.relpath(path, root), Path(path))
+            for name in names
+            if os.path.isfile(path := os.path.join(folder, name))
+        ]
     yield from sorted(files)
 
 
-# --- what files hold -------------------------------------------------------------------------------------------------------------------------
+# --- what files hold ------------------------------------------------------------------------------
 
 
 def file_hashes(files: Mapping[str, ImageFile], what: str) -> dict[str, bytes]:
-    """Hash of the bytes of each file, 16 bytes, by its name. Files with the hints of an earlier look are not read again.
+    """Hash of the bytes of each file, 16 bytes, by its name. Files with the hints of an earlier look are not read
+    again.
 
     Args:
         what: the data set, beside the progress bar.
@@ -151,7 +182,9 @@ def file_hashes(files: Mapping[str, ImageFile], what: str) -> dict[str, bytes]:
         hashes[known] = earlier[1][known]
     unknown = np.flatnonzero(~known)
     began = time.time_ns()
-    bar = tqdm(unknown, desc=f"image files of {what}", unit="file", file=sys.stderr, mininterval=2, delay=2, leave=False)
+    bar = tqdm(
+        unknown, desc=f"image files of {what}", unit="file", file=sys.stderr, mininterval=2, delay=2, leave=False
+    )
     with ThreadPoolExecutor(READERS) as readers:
         for number, digest in zip(bar, readers.map(lambda n: _hash(files[names[n]].path), unknown), strict=True):
             hashes[number] = np.frombuffer(digest, dtype=np.uint8)

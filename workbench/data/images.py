@@ -1,7 +1,9 @@
-"""The one door for all images: files, bytes inside a table, base64 text and `data:` URLs are read, refused and named alike.
+"""The one door for all images: files, bytes inside a table, base64 text and `data:` URLs are read, refused and named
+alike.
 
-An image is upright RGB: the first frame, turned as its EXIF tag says, with transparency on white. Its colors are the file's own; a color profile is not
-applied. What surrounds the pixels of a PNG or JPEG (texts, profiles, EXIF) may be broken or large without harm; broken pixels are one sentence.
+An image is upright RGB: the first frame, turned as its EXIF tag says, with transparency on white. Its colors are the
+file's own; a color profile is not applied. What surrounds the pixels of a PNG or JPEG (texts, profiles, EXIF) may be
+broken or large without harm; broken pixels are one sentence.
 """
 
 from __future__ import annotations
@@ -49,12 +51,14 @@ FORMATS = {  # endings of photographs, and what PIL calls their format
     ".webp": "WEBP",
     ".tga": "TGA",
     ".qoi": "QOI",
-    **dict.fromkeys((".jxl", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"), ""),  # which PIL does not read as photographs
+    # which PIL does not read as photographs
+    **dict.fromkeys((".jxl", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"), ""),
 }
 LFS = b"version https://git-lfs.github.com/spec/"
 MOST = 100  # characters of a value in a message
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-STARTS = (PNG, JPEG, b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"P5", b"P6")  # of the bytes of images, by which base64 text is known
+# of the bytes of images, by which base64 text is known
+STARTS = (PNG, JPEG, b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"P5", b"P6")
 
 T = TypeVar("T")
 
@@ -92,7 +96,10 @@ class StoredImage:
         """
         image = read_image(self.content if isinstance(self.content, Path) else self.content(), self.name)
         if self.pixels is not None and image_hash(image) != self.pixels:
-            raise DataError(f"image {shown(self.name)} has been replaced since it was first read: expected the same pixels, or start again")
+            raise DataError(
+                f"image {shown(self.name)} has been replaced since it was first read: expected the same pixels, or"
+                " start again"
+            )
         return image
 
     def size(self) -> tuple[int, int]:
@@ -132,7 +139,8 @@ def image_hash(image: Image.Image) -> bytes:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """The first frame as RGB, turned as its EXIF tag says, with transparency on white: the same pixels for every model that looks at it.
+    """The first frame as RGB, turned as its EXIF tag says, with transparency on white: the same pixels for every model
+    that looks at it.
 
     16 bits are scaled to 8.
 
@@ -145,7 +153,9 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode[0] in "IF":
         levels = np.asarray(image)
         if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
-            raise DataError(f"an image of mode {image.mode} with levels {levels.min():g} to {levels.max():g}: expected 8 or 16 bits")
+            raise DataError(
+                f"an image of mode {image.mode} with levels {levels.min():g} to {levels.max():g}: expected 8 or 16 bits"
+            )
         deep = image.mode != "I" or levels.max() > 255
         return Image.fromarray((levels / (257 if deep else 1)).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
@@ -158,13 +168,15 @@ def orientation(image: Image.Image) -> int:
     """How an image is to be turned, 1 to 8 as EXIF counts, 1 where its EXIF block is broken or says nothing."""
     try:
         turn = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # PIL raises what the broken bytes lead to: struct.error, KeyError, SyntaxError, ZeroDivisionError ...
+    # PIL raises what the broken bytes lead to: struct.error, KeyError, SyntaxError, ZeroDivisionError ...
+    except Exception:
         return 1
     return turn if isinstance(turn, int) and turn in TURNS else 1
 
 
 def _turned(image: Image.Image) -> bool:
-    """Whether width and height change places; the EXIF block of a PNG that stands behind its pixels is not looked for."""
+    """Whether width and height change places; the EXIF block of a PNG that stands behind its pixels is not looked
+    for."""
     return (image.format != "PNG" or "exif" in image.info) and orientation(image) >= 5
 
 
@@ -181,7 +193,7 @@ def shown(value: object, most: int = MOST) -> str:
     return text if len(text) <= most else f"{text[: most // 4]}...{text[-(most - most // 4 - 3) :]}"
 
 
-# --- decoding ----------------------------------------------------------------------------------------------------------------------------
+# --- decoding -------------------------------------------------------------------------------------
 
 
 def look_at(source: Path | bytes, name: str, look: Callable[[Image.Image], T]) -> T:
@@ -189,7 +201,8 @@ def look_at(source: Path | bytes, name: str, look: Callable[[Image.Image], T]) -
     name = name or (str(source) if isinstance(source, Path) else "of a table")
     try:
         return _look(source, look)
-    except Exception as error:  # PIL raises what the broken bytes lead to: OSError, SyntaxError, struct.error, zlib.error, TypeError ...
+    # PIL raises what the broken bytes lead to: OSError, SyntaxError, struct.error, zlib.error, TypeError ...
+    except Exception as error:
         try:
             data = source.read_bytes() if isinstance(source, Path) else source
         except OSError as unread:
@@ -214,7 +227,10 @@ def _reason(data: bytes, error: Exception) -> str:
         return "it has 0 bytes"
     if data.startswith(LFS):
         return "it is a git-lfs pointer: run git lfs pull"
-    if re.match(rb"\s*<(!doctype|html|head|body|\?xml|error)", data[:512].removeprefix(b"\xef\xbb\xbf"), re.IGNORECASE) and b"<svg" not in data[:4096]:
+    if (
+        re.match(rb"\s*<(!doctype|html|head|body|\?xml|error)", data[:512].removeprefix(b"\xef\xbb\xbf"), re.IGNORECASE)
+        and b"<svg" not in data[:4096]
+    ):
         return "it is a web page or XML, as of a download that failed"
     if isinstance(error, Image.UnidentifiedImageError):
         return "PIL does not know its format"
@@ -222,7 +238,8 @@ def _reason(data: bytes, error: Exception) -> str:
 
 
 def _bare(data: bytes) -> list[bytes]:
-    """A PNG or JPEG without what surrounds its pixels: but for EXIF, which says how it is turned, and without that too."""
+    """A PNG or JPEG without what surrounds its pixels: but for EXIF, which says how it is turned, and without that
+    too."""
     walk = _png_parts if data.startswith(PNG) else _jpeg_parts if data.startswith(JPEG) else None
     if walk is None:
         return []
@@ -236,12 +253,16 @@ def _png_parts(data: bytes) -> Iterator[tuple[str, bytes]]:
     at = len(PNG)
     while at + 8 <= len(data):
         end, kind = at + 12 + int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        yield "pixels" if kind[:1].isupper() or kind == b"tRNS" else "exif" if kind == b"eXIf" else "other", data[at:end]
+        yield (
+            "pixels" if kind[:1].isupper() or kind == b"tRNS" else "exif" if kind == b"eXIf" else "other",
+            data[at:end],
+        )
         at = end
 
 
 def _jpeg_parts(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Segments: EXIF, all else between APP1 and APP15 (XMP, profiles), and the image; APP14 says how its colors are stored."""
+    """Segments: EXIF, all else between APP1 and APP15 (XMP, profiles), and the image; APP14 says how its colors are
+    stored."""
     yield "pixels", data[:2]
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
@@ -252,7 +273,7 @@ def _jpeg_parts(data: bytes) -> Iterator[tuple[str, bytes]]:
     yield "pixels", data[at:]
 
 
-# --- text ----------------------------------------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
 def embedded(text: str) -> bytes | None:

@@ -1,15 +1,20 @@
-"""The photographic world: cut-out photographs of named things on photographic backgrounds, with questions that only the image can answer.
+"""The photographic world: cut-out photographs of named things on photographic backgrounds, with questions that only the
+image can answer.
 
     sample:  <224 x 224 image>  "what is left of mug ?"  ->  "owl"
 
-    photos:train   photos:val   photos:test      12 things from Debian's tuxpaint-stamps-default, 12 backgrounds from its mate-backgrounds
-    photos:val:FOLDER                            the user's own cut-outs: every RGBA picture below FOLDER, named by its file name
+    photos:train   photos:val   photos:test      12 things from Debian's tuxpaint-stamps-default, 12 backgrounds from
+                   its mate-backgrounds
+    photos:val:FOLDER                            the user's own cut-outs: every RGBA picture below FOLDER, named by its
+                                                 file name
 
-Every scene is a function of (split, seed, index) and the pictures alone. A thing may be mirrored; it is scaled to fill a disc whose place and size do not
-depend on what it is, so that each question type is balanced given its text (`scenes.py`). A background is a random square of a photograph, mirrored or not.
-Splits share the things and the photographs, never a scene: what is held out is the composition, not the appearance of a thing.
+Every scene is a function of (split, seed, index) and the pictures alone. A thing may be mirrored; it is scaled to fill
+a disc whose place and size do not depend on what it is, so that each question type is balanced given its text
+(`scenes.py`). A background is a random square of a photograph, mirrored or not. Splits share the things and the
+photographs, never a scene: what is held out is the composition, not the appearance of a thing.
 
-In a folder, "fire engine.png" is the thing `fire_engine`; "mug-1.png" and "mug-2.png" are two pictures of one `mug`, of which each scene draws one at random.
+In a folder, "fire engine.png" is the thing `fire_engine`; "mug-1.png" and "mug-2.png" are two pictures of one `mug`, of
+which each scene draws one at random.
 """
 
 from __future__ import annotations
@@ -50,7 +55,18 @@ from workbench.weights.fetch import sha256
 
 log = logging.getLogger(__name__)
 SIZE = 224  # pixels
-CATEGORIES = ("count", "exist", "position_x", "position_y", "relation_x", "relation_y", "furthest_x", "furthest_y", "neighbour_x", "neighbour_y")
+CATEGORIES = (
+    "count",
+    "exist",
+    "position_x",
+    "position_y",
+    "relation_x",
+    "relation_y",
+    "furthest_x",
+    "furthest_y",
+    "neighbour_x",
+    "neighbour_y",
+)
 WORLD = World(
     name="photos",
     version=2,
@@ -86,9 +102,10 @@ STAMPS = Source(
     patterns=tuple(THINGS.values()),
     digest="0ec991262b91ff9f09cd67cb8c143da93e1fe271ab8eaf9a03b0bc564321846b",
     licence=(
-        "GPL-2, Bill Kendrick 2002-2022 (copyright file of Debian's tuxpaint-stamps-default 2022.06.04-1, for all files). Its changelog names as sources: "
-        "Childsplay, GPL, Stas Zytkiewicz (duck, elephant, frog, owl, tiger, zebra; another tiger and zebra and the flamingo Bill Kendrick); Caroline Ford "
-        "(car, mug); Wikipedia by Caroline Ford (guitar); Chris Goerner (lemon); Albert Cahalan (balloon)"
+        "GPL-2, Bill Kendrick 2002-2022 (copyright file of Debian's tuxpaint-stamps-default 2022.06.04-1, for all"
+        " files). Its changelog names as sources: Childsplay, GPL, Stas Zytkiewicz (duck, elephant, frog, owl, tiger,"
+        " zebra; another tiger and zebra and the flamingo Bill Kendrick); Caroline Ford (car, mug); Wikipedia by"
+        " Caroline Ford (guitar); Chris Goerner (lemon); Albert Cahalan (balloon)"
     ),
 )
 BACKGROUNDS = Source(
@@ -98,16 +115,20 @@ BACKGROUNDS = Source(
     patterns=("nature/*.jpg",),
     digest="60bc9a00f9beb9c843aaa559e62c53e3f930555008fe4ad5dc4ad282e8fa378a",
     licence=(
-        "GPL-2 or later (copyright file of Debian's mate-backgrounds 1.26.0-1): Charles Barbin (Aqua, Garden, LadyBird, YellowFlower; TwoWings with Hylke "
-        "Bons), Lennart Poettering and Andrea Cimitan (Blinds), Marco Cogoni and Hylke Bons (Dune), Jens Ansorg (FreshFlower), Timothy Schellhase and Lapo "
-        "Calamandrei (GreenMeadow), blackcombwhistler07 (RainDrops), Sergey Nazarov (Storm), Jean-François Fortin Tam (Wood)"
+        "GPL-2 or later (copyright file of Debian's mate-backgrounds 1.26.0-1): Charles Barbin (Aqua, Garden, LadyBird,"
+        " YellowFlower; TwoWings with Hylke Bons), Lennart Poettering and Andrea Cimitan (Blinds), Marco Cogoni and"
+        " Hylke Bons (Dune), Jens Ansorg (FreshFlower), Timothy Schellhase and Lapo Calamandrei (GreenMeadow),"
+        " blackcombwhistler07 (RainDrops), Sergey Nazarov (Storm), Jean-François Fortin Tam (Wood)"
     ),
 )
 
 
 @DATASETS.register("photos")
-def photos(rest: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None) -> Dataset:
-    """Load `photos:train`, `photos:val` or `photos:test`, or `photos:val:FOLDER` for cut-outs of the user's own; `limit` counts scenes.
+def photos(
+    rest: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None
+) -> Dataset:
+    """Load `photos:train`, `photos:val` or `photos:test`, or `photos:val:FOLDER` for cut-outs of the user's own;
+    `limit` counts scenes.
 
     Args:
         seed: names the data set.
@@ -118,12 +139,15 @@ def photos(rest: str, *, limit: int | None = None, seed: int = 0, draw: int | No
     """
     split, _, folder = rest.partition(":")
     cast = own_cast(path_of(folder)) if folder else default_cast()
-    return WORLD.dataset(split, seed, limit, draw, partial(scene_samples, cast), vocabulary(cast), cast.fingerprint, spec=rest)
+    return WORLD.dataset(
+        split, seed, limit, draw, partial(scene_samples, cast), vocabulary(cast), cast.fingerprint, spec=rest
+    )
 
 
 @dataclass(frozen=True)
 class Cast:
-    """Which things can appear, before which backgrounds; `pictures[name]` are the files that show it, `fingerprint` hashes all files."""
+    """Which things can appear, before which backgrounds; `pictures[name]` are the files that show it, `fingerprint`
+    hashes all files."""
 
     pictures: dict[str, tuple[Path, ...]]
     backgrounds: tuple[Path, ...]
@@ -155,11 +179,16 @@ def own_cast(folder: Path) -> Cast:
     for file in (Path(image.name) for image in files):
         name = thing_name(file)
         if name in RESERVED or not name:
-            raise DataError(f"cut-out {file} would be called '{name}', a word of the questions: expected the name of a thing")
+            raise DataError(
+                f"cut-out {file} would be called '{name}', a word of the questions: expected the name of a thing"
+            )
         cut_out(file)
         found[name] = (*found.get(name, ()), file)
     if len(found) < LEAST_NAMES:
-        raise DataError(f"folder '{folder}' holds {len(found)} differently named cut-outs: expected at least {LEAST_NAMES}, as RGBA pictures")
+        raise DataError(
+            f"folder '{folder}' holds {len(found)} differently named cut-outs: expected at least {LEAST_NAMES}, as RGBA"
+            " pictures"
+        )
     return _cast(dict(sorted(found.items())))
 
 
@@ -180,7 +209,7 @@ def vocabulary(cast: Cast) -> list[str]:
     return sorted(RESERVED | set(cast.names))
 
 
-# --- layout --------------------------------------------------------------------------------------------------------------------------
+# --- layout ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -202,10 +231,13 @@ def layout(cast: Cast, split: str, seed: int, index: int) -> list[Placed]:
     names = draw_repeated(rng, list(cast.names), number)
     pictures = [cast.pictures[name][int(rng.integers(len(cast.pictures[name])))] for name in names]
     mirrored = [bool(rng.integers(2)) for _ in names]
-    return [Placed(n, p, m, *place) for n, p, m, place in zip(names, pictures, mirrored, WORLD.draw_places(rng, number), strict=True)]
+    return [
+        Placed(n, p, m, *place)
+        for n, p, m, place in zip(names, pictures, mirrored, WORLD.draw_places(rng, number), strict=True)
+    ]
 
 
-# --- picture -------------------------------------------------------------------------------------------------------------------------
+# --- picture --------------------------------------------------------------------------------------
 
 
 def cut_out(file: Path) -> Image.Image:
@@ -226,7 +258,9 @@ def _cut_out(file: Path, hints: object) -> Image.Image:
     if not transparent or visible.getextrema()[0]:
         raise DataError(f"picture {file} has no transparent pixel: expected a cut-out, as RGBA")
     if box is None or max(box[2] - box[0], box[3] - box[1]) < LEAST_PIXELS:
-        raise DataError(f"cut-out {file} shows next to nothing: expected at least {LEAST_PIXELS} visible pixels in a row or column")
+        raise DataError(
+            f"cut-out {file} shows next to nothing: expected at least {LEAST_PIXELS} visible pixels in a row or column"
+        )
     picture = picture.crop(box)
     picture.thumbnail((SIZE, SIZE), Image.Resampling.LANCZOS)  # no scene shows it larger
     return picture
@@ -289,7 +323,7 @@ def _mask(item: Placed) -> np.ndarray:
     return np.asarray(alpha) >= 128
 
 
-# --- questions -----------------------------------------------------------------------------------------------------------------------
+# --- questions ------------------------------------------------------------------------------------
 
 
 def scene_samples(cast: Cast, split: str, seed: int, index: int) -> list[Sample]:
@@ -298,7 +332,10 @@ def scene_samples(cast: Cast, split: str, seed: int, index: int) -> list[Sample]
     rng = WORLD.generator(split, seed, index, 2)
     things = [(item.name, item) for item in items]
     named = unique(things, lambda thing: thing[0])
-    questions = [*WORLD.count_questions(rng, [item.name for item in items], cast.names), *_exist(rng, items, cast.names)]
+    questions = [
+        *WORLD.count_questions(rng, [item.name for item in items], cast.names),
+        *_exist(rng, items, cast.names),
+    ]
     questions += WORLD.position_questions(named)
     questions += WORLD.relation_questions(rng, named)
     questions += WORLD.furthest_questions(things, cast.names)

@@ -1,8 +1,9 @@
-"""What the generated worlds share: where things stand, what is asked about them, and why the text alone gives nothing away.
+"""What the generated worlds share: where things stand, what is asked about them, and why the text alone gives nothing
+away.
 
-Each question type is balanced *given its text*, by symmetry and not by rejection afterwards: counts are drawn uniformly before the things, names are
-assigned independently of places, places are exchangeable and mirror-symmetric, and as many absent as present things are asked for. A model that sees only
-the text is therefore at chance on every type.
+Each question type is balanced *given its text*, by symmetry and not by rejection afterwards: counts are drawn uniformly
+before the things, names are assigned independently of places, places are exchangeable and mirror-symmetric, and as many
+absent as present things are asked for. A model that sees only the text is therefore at chance on every type.
 """
 
 from __future__ import annotations
@@ -28,8 +29,18 @@ SIDE_X = "is {a} left or right ?"
 SIDE_Y = "is {a} top or bottom ?"
 RELATION_X = "is {a} left or right of {b} ?"
 RELATION_Y = "is {a} above or below {b} ?"
-FURTHEST = {"left": "what is furthest left ?", "right": "what is furthest right ?", "up": "what is furthest up ?", "down": "what is furthest down ?"}
-NEIGHBOUR = {"left": "what is left of {a} ?", "right": "what is right of {a} ?", "above": "what is above {a} ?", "below": "what is below {a} ?"}
+FURTHEST = {
+    "left": "what is furthest left ?",
+    "right": "what is furthest right ?",
+    "up": "what is furthest up ?",
+    "down": "what is furthest down ?",
+}
+NEIGHBOUR = {
+    "left": "what is left of {a} ?",
+    "right": "what is right of {a} ?",
+    "above": "what is above {a} ?",
+    "below": "what is below {a} ?",
+}
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,13 @@ class World:
         samples = [sample for index in indices for sample in scene(split, seed, index)]
         drawn = () if len(indices) == self.splits[split] or draw is None else (draw,)
         origin = (self.name, self.version, *content, split, seed)
-        return Dataset(f"{self.name}:{spec or split}", samples, content_hash(*origin, count, *drawn), words, origin=content_hash(*origin))
+        return Dataset(
+            f"{self.name}:{spec or split}",
+            samples,
+            content_hash(*origin, count, *drawn),
+            words,
+            origin=content_hash(*origin),
+        )
 
     def draw_number(self, rng: np.random.Generator) -> int:
         """Draw how many things a scene has."""
@@ -146,9 +163,13 @@ class World:
         for name, item in named:
             x, y = item.x / self.size - 0.5, item.y / self.size - 0.5
             if abs(x) > CENTRE_MARGIN:
-                questions.append(Question(SIDE_X.format(a=name), "left" if x < 0 else "right", ("left", "right"), "position_x"))
+                questions.append(
+                    Question(SIDE_X.format(a=name), "left" if x < 0 else "right", ("left", "right"), "position_x")
+                )
             if abs(y) > CENTRE_MARGIN:
-                questions.append(Question(SIDE_Y.format(a=name), "top" if y < 0 else "bottom", ("top", "bottom"), "position_y"))
+                questions.append(
+                    Question(SIDE_Y.format(a=name), "top" if y < 0 else "bottom", ("top", "bottom"), "position_y")
+                )
         return questions
 
     def relation_questions(self, rng: np.random.Generator, named: Named[P], most: int = 4) -> list[Question]:
@@ -167,7 +188,8 @@ class World:
         return by_axis["x"][:most] + by_axis["y"][:most]
 
     def furthest_questions(self, things: Sequence[tuple[str, P]], names: Sequence[str]) -> list[Question]:
-        """What lies furthest on each side of the image, asked where no second thing comes close; a thing alone is furthest everywhere.
+        """What lies furthest on each side of the image, asked where no second thing comes close; a thing alone is
+        furthest everywhere.
 
         Args:
             things: all things of the scene with their names.
@@ -182,8 +204,11 @@ class World:
                     questions.append(Question(FURTHEST[side], ordered[first][0], tuple(names), f"furthest_{axis}"))
         return questions
 
-    def neighbour_questions(self, named: Named[P], things: Sequence[tuple[str, P]], names: Sequence[str]) -> list[Question]:
-        """What lies on one side of a thing: asked where exactly one thing does, at least one lies on the other side, and no place is in doubt.
+    def neighbour_questions(
+        self, named: Named[P], things: Sequence[tuple[str, P]], names: Sequence[str]
+    ) -> list[Question]:
+        """What lies on one side of a thing: asked where exactly one thing does, at least one lies on the other side,
+        and no place is in doubt.
 
         The thing on the other side makes the direction matter: with two things the answer would be "the other one".
 
@@ -196,14 +221,19 @@ class World:
         for name, item in named:
             others = [(other_name, other) for other_name, other in things if other is not item]
             for axis, (low, high) in (("x", ("left", "right")), ("y", ("above", "below"))):
-                gaps = [((getattr(other, axis) - getattr(item, axis)) / self.size, other_name) for other_name, other in others]
+                gaps = [
+                    ((getattr(other, axis) - getattr(item, axis)) / self.size, other_name)
+                    for other_name, other in others
+                ]
                 if any(abs(gap) <= RELATION_MARGIN for gap, _ in gaps):
                     continue
                 sides = {low: [n for gap, n in gaps if gap < 0], high: [n for gap, n in gaps if gap > 0]}
                 for side, opposite in ((low, high), (high, low)):
                     if len(sides[side]) == 1 and sides[opposite]:
                         options = tuple(option for option in names if option != name)
-                        questions.append(Question(NEIGHBOUR[side].format(a=name), sides[side][0], options, f"neighbour_{axis}"))
+                        questions.append(
+                            Question(NEIGHBOUR[side].format(a=name), sides[side][0], options, f"neighbour_{axis}")
+                        )
         return questions
 
 
@@ -211,13 +241,16 @@ def draw_repeated(rng: np.random.Generator, names: list[str], number: int) -> li
     """Draw `number` names, of which a random one stands there a uniform 0..min(3, number) times, in random order."""
     chosen = str(rng.choice(names))
     count = int(rng.integers(0, min(len(COUNTS) - 1, number) + 1))
-    drawn = [chosen] * count + [str(name) for name in rng.choice([name for name in names if name != chosen], size=number - count)]
+    drawn = [chosen] * count + [
+        str(name) for name in rng.choice([name for name in names if name != chosen], size=number - count)
+    ]
     return [drawn[i] for i in rng.permutation(number)]
 
 
 @cache
 def acceptance(names: int, objects: tuple[float, ...]) -> tuple[float, ...]:
-    """Probability of asking for a count of 0, 1, 2, 3 so that the asked counts are uniform: the rarest over each one's probability.
+    """Probability of asking for a count of 0, 1, 2, 3 so that the asked counts are uniform: the rarest over each one's
+    probability.
 
     The probabilities are those of `draw_repeated` with `names` names, for a name picked in advance.
     """
@@ -238,11 +271,18 @@ def unique(items: Sequence[T], key: Callable[[T], Hashable]) -> list[T]:
 
 
 def shuffled_samples(
-    rng: np.random.Generator, image_id: str, load: Callable[[], Image.Image], questions: Sequence[Question], objects: tuple[Object, ...]
+    rng: np.random.Generator,
+    image_id: str,
+    load: Callable[[], Image.Image],
+    questions: Sequence[Question],
+    objects: tuple[Object, ...],
 ) -> list[Sample]:
     """All questions about a scene, in random order."""
     picked = [questions[i] for i in rng.permutation(len(questions))]
-    return [Sample(f"{image_id}-{n:02d}", image_id, load, q.text, q.answer, q.options, q.category, objects) for n, q in enumerate(picked)]
+    return [
+        Sample(f"{image_id}-{n:02d}", image_id, load, q.text, q.answer, q.options, q.category, objects)
+        for n, q in enumerate(picked)
+    ]
 
 
 def template_words(templates: Iterable[str]) -> set[str]:

@@ -1,4 +1,5 @@
-"""Which rows of a data set are taken, and which of them show one image: `limit` counts images, whichever rows and files they come in."""
+"""Which rows of a data set are taken, and which of them show one image: `limit` counts images, whichever rows and files
+they come in."""
 
 from __future__ import annotations
 
@@ -22,16 +23,21 @@ def shuffled(count: int, seed: int) -> list[int]:
 
 
 def subset(count: int, limit: int | None, seed: int) -> list[int]:
-    """All of `count` indices, or a random `limit` of them drawn with `seed`, in order; a smaller subset lies within every larger one."""
+    """All of `count` indices, or a random `limit` of them drawn with `seed`, in order; a smaller subset lies within
+    every larger one."""
     return list(range(count)) if limit is None else sorted(shuffled(count, seed)[:limit])
 
 
-def rows_of_images(places: Sequence[Hashable], limit: int | None, seed: int, identify: Callable[[int], Hashable] | None = None) -> list[int]:
+def rows_of_images(
+    places: Sequence[Hashable], limit: int | None, seed: int, identify: Callable[[int], Hashable] | None = None
+) -> list[int]:
     """The numbers of all rows, or of those that show a random `limit` of the images, in order; nested as `subset` is.
 
     Args:
-        places: what the images of each row are known by before any is decoded; rows with equal places are taken together.
-        identify: number of a row -> what its images are by their pixels, asked for one row of each place that is taken; equal pixels count once.
+        places: what the images of each row are known by before any is decoded; rows with equal places are taken
+            together.
+        identify: number of a row -> what its images are by their pixels, asked for one row of each place that is taken;
+            equal pixels count once.
     """
     if limit is None:
         return list(range(len(places)))
@@ -53,8 +59,11 @@ def places_of(rows: Sequence[Sequence[StoredImage]]) -> list[Hashable]:
     return [tuple(image.place for image in row) or number for number, row in enumerate(rows)]
 
 
-def choose(rows: Sequence[Sequence[StoredImage]], limit: int | None, seed: int, decode: bool | None, what: str) -> list[tuple[int, tuple[StoredImage, ...]]]:
-    """The rows that show a random `limit` of the images, or all: number and images, whose pixels are known where they were looked at.
+def choose(
+    rows: Sequence[Sequence[StoredImage]], limit: int | None, seed: int, decode: bool | None, what: str
+) -> list[tuple[int, tuple[StoredImage, ...]]]:
+    """The rows that show a random `limit` of the images, or all: number and images, whose pixels are known where they
+    were looked at.
 
     A text alone counts as one image does.
 
@@ -86,7 +95,15 @@ def hashes_of(images: Sequence[StoredImage], expected: int, what: str) -> Iterat
         expected: how many will be asked for.
         what: the data set, beside the progress bar.
     """
-    bar = tqdm(total=min(expected, len(images)), desc=f"images of {shown(what, 40)}", unit="image", file=sys.stderr, mininterval=2, delay=2, leave=False)
+    bar = tqdm(
+        total=min(expected, len(images)),
+        desc=f"images of {shown(what, 40)}",
+        unit="image",
+        file=sys.stderr,
+        mininterval=2,
+        delay=2,
+        leave=False,
+    )
     with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as readers, bar:
         for start in range(0, len(images), 2 * READERS):
             for pixels in readers.map(lambda image: image_hash(image()), images[start : start + 2 * READERS]):

@@ -2,8 +2,8 @@
 
     sample:  <112 x 112 image>  "is red left or right of blue ?"  ->  "left"
 
-Every scene is a function of (split, seed, index) alone. Each question type is balanced given its text (`scenes.py`); colours and shapes are drawn
-independently of each other.
+Every scene is a function of (split, seed, index) alone. Each question type is balanced given its text (`scenes.py`);
+colours and shapes are drawn independently of each other.
 """
 
 from __future__ import annotations
@@ -64,17 +64,23 @@ class Placed:
 
 
 @DATASETS.register("shapes")
-def shapes(split: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None) -> Dataset:
-    """Load `shapes:train`, `shapes:val` or `shapes:test`; `limit` counts scenes, `seed` names the data set; a scene is known without being drawn."""
+def shapes(
+    split: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None
+) -> Dataset:
+    """Load `shapes:train`, `shapes:val` or `shapes:test`; `limit` counts scenes, `seed` names the data set; a scene is
+    known without being drawn."""
     return WORLD.dataset(split, seed, limit, draw, scene_samples, vocabulary())
 
 
 def vocabulary() -> list[str]:
     """Every word that a question or an answer of this world can contain."""
-    return sorted({*COLOURS, *SHAPES, *COUNTS, "yes", "no"} | template_words((COUNT, _COLOUR, _SHAPE, _EXIST, SIDE_X, SIDE_Y, RELATION_X, RELATION_Y)))
+    return sorted(
+        {*COLOURS, *SHAPES, *COUNTS, "yes", "no"}
+        | template_words((COUNT, _COLOUR, _SHAPE, _EXIST, SIDE_X, SIDE_Y, RELATION_X, RELATION_Y))
+    )
 
 
-# --- layout --------------------------------------------------------------------------------------------------------------------------
+# --- layout ---------------------------------------------------------------------------------------
 
 
 def layout(split: str, seed: int, index: int) -> list[Placed]:
@@ -85,7 +91,7 @@ def layout(split: str, seed: int, index: int) -> list[Placed]:
     return [Placed(s, c, *p) for s, c, p in zip(shapes_, colours, WORLD.draw_places(rng, number), strict=True)]
 
 
-# --- picture -------------------------------------------------------------------------------------------------------------------------
+# --- picture --------------------------------------------------------------------------------------
 
 _SCALE = 4  # drawn larger and reduced, for smooth edges
 
@@ -103,7 +109,9 @@ def outline(item: Placed, scale: float = 1.0) -> list[tuple[float, float]]:
         return [(x, y - r), (x + 0.95 * r, y + 0.75 * r), (x - 0.95 * r, y + 0.75 * r)]
     if item.shape == "star":
         radii = [r if i % 2 == 0 else 0.42 * r for i in range(10)]
-        return [(x + q * float(np.sin(i * np.pi / 5)), y - q * float(np.cos(i * np.pi / 5))) for i, q in enumerate(radii)]
+        return [
+            (x + q * float(np.sin(i * np.pi / 5)), y - q * float(np.cos(i * np.pi / 5))) for i, q in enumerate(radii)
+        ]
     w = 0.34 * r  # cross
     return [
         *((x - w, y - r), (x + w, y - r), (x + w, y - w), (x + r, y - w), (x + r, y + w), (x + w, y + w)),
@@ -140,14 +148,17 @@ def _background(rng: np.random.Generator) -> Image.Image:
         period = rng.integers(8, 24)
         weight = (((row if rng.integers(2) else column) * SIZE) // period % 2).astype(float)
     else:
-        coarse = Image.fromarray(rng.integers(0, 256, size=(6, 6), dtype=np.uint8)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        coarse = Image.fromarray(rng.integers(0, 256, size=(6, 6), dtype=np.uint8)).resize(
+            (SIZE, SIZE), Image.Resampling.BICUBIC
+        )
         weight = np.asarray(coarse) / 255
     pixels = base + weight[..., None] * (other - base)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 def scene_objects(items: list[Placed]) -> tuple[Object, ...]:
-    """Name, box in 0..1 and pixel mask of every object; where corners of large objects overlap, the mask is what remains visible."""
+    """Name, box in 0..1 and pixel mask of every object; where corners of large objects overlap, the mask is what
+    remains visible."""
     found: list[Object] = []
     covered = np.zeros((SIZE, SIZE), dtype=bool)
     for item in reversed(items):  # the last one drawn lies on top
@@ -160,7 +171,7 @@ def scene_objects(items: list[Placed]) -> tuple[Object, ...]:
     return tuple(reversed(found))
 
 
-# --- questions -----------------------------------------------------------------------------------------------------------------------
+# --- questions ------------------------------------------------------------------------------------
 
 _COLOUR = "what colour is {a} ?"
 _SHAPE = "what shape is {a} ?"
@@ -184,7 +195,9 @@ def _count(rng: np.random.Generator, items: list[Placed]) -> list[Question]:
 
 
 def _look_up(items: list[Placed]) -> list[Question]:
-    by_shape = [Question(_COLOUR.format(a=i.shape), i.colour, tuple(COLOURS), "colour") for i in _unique(items, "shape")]
+    by_shape = [
+        Question(_COLOUR.format(a=i.shape), i.colour, tuple(COLOURS), "colour") for i in _unique(items, "shape")
+    ]
     by_colour = [Question(_SHAPE.format(a=i.colour), i.shape, SHAPES, "shape") for i in _unique(items, "colour")]
     return by_shape + by_colour
 

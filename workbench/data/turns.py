@@ -1,4 +1,5 @@
-"""What a row of conversations says: its turns, where its images stand in them, under which key they are, and what of the row is not read."""
+"""What a row of conversations says: its turns, where its images stand in them, under which key they are, and what of
+the row is not read."""
 
 from __future__ import annotations
 
@@ -18,11 +19,48 @@ MARK = re.compile(r"<(image|video|audio)(?:[ _]?(\d+))?>", re.IGNORECASE)
 SPEAKERS = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer"}
 PARTS = {"image": PLACE, "image_url": PLACE}  # types of the parts of a message, besides text
 
-IMAGE_KEYS = ("images", "image", "image_path", "image_paths", "image_file", "image_files", "img", "imgs", "img_path", "image_name", "image_filename")
+IMAGE_KEYS = (
+    "images",
+    "image",
+    "image_path",
+    "image_paths",
+    "image_file",
+    "image_files",
+    "img",
+    "imgs",
+    "img_path",
+    "image_name",
+    "image_filename",
+)
 """Keys under which a row's images are read, the first one that holds any; capitals, `_` and `-` do not matter."""
-IMAGE_WORDS = frozenset({"image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "pic", "pics", "frame", "frames", "screenshot"})
-OTHER_MEDIA = {"video": "a video", "videos": "videos", "audio": "audio", "audios": "audio", "sound": "audio", "speech": "audio"}
-FILE_WORDS = frozenset({"path", "paths", "file", "files", "filename", "filenames", "name", "url", "urls", "uri", "bytes", "base64", "data"})
+IMAGE_WORDS = frozenset(
+    {
+        "image",
+        "images",
+        "img",
+        "imgs",
+        "photo",
+        "photos",
+        "picture",
+        "pictures",
+        "pic",
+        "pics",
+        "frame",
+        "frames",
+        "screenshot",
+    }
+)
+OTHER_MEDIA = {
+    "video": "a video",
+    "videos": "videos",
+    "audio": "audio",
+    "audios": "audio",
+    "sound": "audio",
+    "speech": "audio",
+}
+FILE_WORDS = frozenset(
+    {"path", "paths", "file", "files", "filename", "filenames", "name", "url", "urls", "uri", "bytes", "base64", "data"}
+)
 
 
 class Notes:
@@ -48,12 +86,18 @@ class Notes:
 
     def sentences(self) -> tuple[str, ...]:
         """Each kind with its count and its first row."""
-        counted = (f"{what}: {count} row{'' if count == 1 else 's'}, first {first}" for what, (count, first) in sorted(self._rows.items()))
+        counted = (
+            f"{what}: {count} row{'' if count == 1 else 's'}, first {first}"
+            for what, (count, first) in sorted(self._rows.items())
+        )
         return (*self._sentences, *counted)
 
 
-def turns_of(where: str, messages: Any, images: int, *, speaker: str, text: str, notes: Notes | None = None) -> tuple[tuple[str, str], ...]:
-    """Questions and answers of a list of messages, with the images where their placeholders stand in the first question: see `placed`.
+def turns_of(
+    where: str, messages: Any, images: int, *, speaker: str, text: str, notes: Notes | None = None
+) -> tuple[tuple[str, str], ...]:
+    """Questions and answers of a list of messages, with the images where their placeholders stand in the first
+    question: see `placed`.
 
     Args:
         where: the row, in messages.
@@ -72,14 +116,23 @@ def turns_of(where: str, messages: Any, images: int, *, speaker: str, text: str,
         kind = SPEAKERS.get(str(message.get(speaker))) if isinstance(message, Mapping) else None
         if kind is None or not isinstance(message.get(text), str):
             roles = "human or gpt" if speaker == "from" else "user or assistant"
-            found = f"{str(message.get(speaker))[:40]!r} and {type(message.get(text)).__name__}" if isinstance(message, Mapping) else repr(message)[:40]
-            raise DataError(f"{where}, message {place}: expected `{speaker}` {roles} and `{text}` a text, found {found}")
+            found = (
+                f"{str(message.get(speaker))[:40]!r} and {type(message.get(text)).__name__}"
+                if isinstance(message, Mapping)
+                else repr(message)[:40]
+            )
+            raise DataError(
+                f"{where}, message {place}: expected `{speaker}` {roles} and `{text}` a text, found {found}"
+            )
         check_characters(f"{where}, message {place}", message[text])
         if not said and kind == "answer":
             notes.add("an answer before the first question is left out", where)
             continue
         if kind != ("answer" if len(said) % 2 else "question"):
-            raise DataError(f"{where}, message {place}: expected {'an answer' if len(said) % 2 else 'a question'}, since they take turns")
+            raise DataError(
+                f"{where}, message {place}: expected {'an answer' if len(said) % 2 else 'a question'}, since they take"
+                " turns"
+            )
         if kind == "answer" and not message[text].strip():
             raise DataError(f"{where}, message {place} is an empty answer: expected words to learn")
         said.append(message[text])
@@ -90,9 +143,15 @@ def turns_of(where: str, messages: Any, images: int, *, speaker: str, text: str,
         raise DataError(f"{where} has no question with an answer")
     if not images:
         turns = _words(where, turns, notes)
-    later = ((n, MARK.search(" ".join(turn if n > 1 else turn[1:]))) for n, turn in enumerate(turns if images else [], start=1))
+    later = (
+        (n, MARK.search(" ".join(turn if n > 1 else turn[1:])))
+        for n, turn in enumerate(turns if images else [], start=1)
+    )
     if late := next(((n, mark[0]) for n, mark in later if mark and mark[1].lower() == "image"), None):
-        raise DataError(f"{where} has {late[1]} in turn {late[0]} after the first question: expected all images in the first question")
+        raise DataError(
+            f"{where} has {late[1]} in turn {late[0]} after the first question: expected all images in the first"
+            " question"
+        )
     if images and not MARK.search(turns[0][0]):
         raise DataError(f"{where} has {images} image{'' if images == 1 else 's'} and no {PLACE} in its first question")
     first = placed(where, turns[0][0], images)
@@ -102,22 +161,28 @@ def turns_of(where: str, messages: Any, images: int, *, speaker: str, text: str,
 
 
 def placed(where: str, question: str, images: int) -> str:
-    """A question with its images: without placeholders where all of them stand before the words or all behind (images come first then, as LLaVA's own code
-    has them), else with an IMAGE_MARK for each, where it stands between the words.
+    """A question with its images: without placeholders where all of them stand before the words or all behind (images
+    come first then, as LLaVA's own code has them), else with an IMAGE_MARK for each, where it stands between the words.
 
     Placeholders may be numbered, as in `<image 1>`; then the images are named in their order.
 
     Raises:
-        DataError: another number of placeholders than images (or none), numbers that are not 1, 2, ... in order, or a placeholder of a video.
+        DataError: another number of placeholders than images (or none), numbers that are not 1, 2, ... in order, or a
+            placeholder of a video.
     """
     marks = [mark for mark in MARK.finditer(question) if images or mark[0] == PLACE]
     if other := next((mark[0] for mark in marks if mark[1].lower() != "image"), None):
-        raise DataError(f"{where} has {other} in its question: expected images only, since {OTHER_MEDIA[other[1:6].lower()]} is not read")
+        raise DataError(
+            f"{where} has {other} in its question: expected images only, since {OTHER_MEDIA[other[1:6].lower()]} is not"
+            " read"
+        )
     if len(marks) not in {images, 0}:
         raise DataError(f"{where} has {len(marks)} times {marks[0][0]} for {images} image{'' if images == 1 else 's'}")
     numbers = [int(mark[2]) for mark in marks if mark[2]]
     if numbers and numbers != list(range(1, images + 1)):
-        raise DataError(f"{where} has {', '.join(mark[0] for mark in marks)}: expected <image 1> to <image {images}> in this order")
+        raise DataError(
+            f"{where} has {', '.join(mark[0] for mark in marks)}: expected <image 1> to <image {images}> in this order"
+        )
     words = [part.strip() for part in re.split("|".join(re.escape(mark[0]) for mark in marks) or "$^", question)]
     if not any(words[1:]) or not any(words[:-1]):
         return "".join(words)
@@ -125,7 +190,8 @@ def placed(where: str, question: str, images: int) -> str:
 
 
 def _words(where: str, turns: Sequence[tuple[str, str]], notes: Notes) -> list[tuple[str, str]]:
-    """The turns of a row without media, whose marks are words, of XML perhaps; LLaVA's own code too takes them for words.
+    """The turns of a row without media, whose marks are words, of XML perhaps; LLaVA's own code too takes them for
+    words.
 
     Raises:
         DataError: the first question begins or ends with a mark, so that an image, or a video, has been lost.
@@ -134,14 +200,18 @@ def _words(where: str, turns: Sequence[tuple[str, str]], notes: Notes) -> list[t
     if lost := next((mark[0] for mark in MARK.finditer(first) if mark.start() == 0 or mark.end() == len(first)), None):
         if lost == PLACE:
             raise DataError(f"{where} has {first.count(PLACE)} times {PLACE} for 0 images")
-        raise DataError(f"{where} has {lost} in its question and nothing that it stands for: expected images under `image`, or words alone")
+        raise DataError(
+            f"{where} has {lost} in its question and nothing that it stands for: expected images under `image`, or"
+            " words alone"
+        )
     for mark in dict.fromkeys(mark[0] for turn in turns for text in turn for mark in MARK.finditer(text)):
         notes.add(f"{mark} is a word where there is no image", where)
     return [(question.replace(PLACE, WORD), answer.replace(PLACE, WORD)) for question, answer in turns]
 
 
 def message_text(where: str, message: Mapping[str, Any], number: int, images: int) -> dict[str, Any]:
-    """A message whose content may be a list of parts, as text with placeholders; images beside a text without any stand before it.
+    """A message whose content may be a list of parts, as text with placeholders; images beside a text without any stand
+    before it.
 
     Raises:
         DataError: a part that is neither text nor an image.
@@ -168,10 +238,12 @@ def check_characters(where: str, text: str) -> None:
     except UnicodeEncodeError as error:
         raise DataError(f"{where} has half a character (a lone surrogate): expected valid Unicode") from error
     if IMAGE_MARK in text:
-        raise DataError(f"{where} has the character U+{ord(IMAGE_MARK):04X}, which no text holds: expected valid Unicode")
+        raise DataError(
+            f"{where} has the character U+{ord(IMAGE_MARK):04X}, which no text holds: expected valid Unicode"
+        )
 
 
-# --- keys --------------------------------------------------------------------------------------------------------------------------------
+# --- keys -----------------------------------------------------------------------------------------
 
 
 def image_key(keys: Iterable[str]) -> str | None:
@@ -202,14 +274,19 @@ def check_media(where: str, row: Mapping[str, Any], key: str | None) -> None:
         words = set(re.findall(r"[a-z]+|\d+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower()))
         media, numbers = words & OTHER_MEDIA.keys(), {word for word in words if word.isdigit()}
         if media and (key is None or words <= {*OTHER_MEDIA, *FILE_WORDS, *numbers}):
-            raise DataError(f"{where} has {OTHER_MEDIA[min(media)]} under `{name}`, which is not read: expected images only")
+            raise DataError(
+                f"{where} has {OTHER_MEDIA[min(media)]} under `{name}`, which is not read: expected images only"
+            )
         if words & IMAGE_WORDS and (key is None or (numbers and words <= IMAGE_WORDS | numbers)):
             beside = f"beside `{key}`" if key else "and no image"
-            raise DataError(f"{where} has `{name}` {str(value)[:40]!r} {beside}: expected its images under `image` or `images`")
+            raise DataError(
+                f"{where} has `{name}` {str(value)[:40]!r} {beside}: expected its images under `image` or `images`"
+            )
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a cell holds nothing: None, an empty text, list or mapping, a number that is none, or lists and mappings of such."""
+    """Whether a cell holds nothing: None, an empty text, list or mapping, a number that is none, or lists and mappings
+    of such."""
     if isinstance(value, Mapping):
         return all(map(is_empty, value.values()))
     if isinstance(value, list | tuple):

@@ -4,7 +4,17 @@ from workbench.figures.charts import accuracy_by_type, bars, points
 from workbench.figures.layers import difference_curves, layer_curves, with_ceilings
 from workbench.figures.maps import Overlay, WordMap, head_maps, matrix_maps, overlays, word_maps
 from workbench.figures.sweeps import grid_keys, sweep_curves, sweep_figure, sweep_points
-from workbench.figures.template import COLOURS, DASHES, EXPORT, GREY, Figure, html_figure, javascript, new_figure, translucent
+from workbench.figures.template import (
+    COLOURS,
+    DASHES,
+    EXPORT,
+    GREY,
+    Figure,
+    html_figure,
+    javascript,
+    new_figure,
+    translucent,
+)
 from workbench.figures.training import step_curves, step_differences, training_curves
 
 __all__ = [

@@ -19,7 +19,13 @@ def bars(table: pd.DataFrame, *, x: str, y: str, by: str = "model") -> go.Figure
     figure = new_figure(yaxis_title=y, height=400, barmode="group", hovermode="closest")
     for number, (name, part) in enumerate(table.groupby(by, sort=False)):
         figure.add_bar(
-            **{"x": part[x], "y": part["score"], "name": name, "error_y": error_bars(part), "customdata": part[["low", "high", "n_images"]]},
+            **{
+                "x": part[x],
+                "y": part["score"],
+                "name": name,
+                "error_y": error_bars(part),
+                "customdata": part[["low", "high", "n_images"]],
+            },
             marker={"color": COLOURS[number % len(COLOURS)]},
             hovertemplate="%{x}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], %{customdata[2]} images",
         )
@@ -31,7 +37,8 @@ def accuracy_by_type(tables: dict[str, pd.DataFrame]) -> go.Figure:
     """Accuracy of each question type with its interval, a point per model, and a grey tick at chance.
 
     Args:
-        tables: {model: columns category, accuracy, low, high, few, n_images, chance}; hovering says where there is too little to go by (`few`).
+        tables: {model: columns category, accuracy, low, high, few, n_images, chance}; hovering says where there is too
+            little to go by (`few`).
     """
     figure = new_figure(yaxis_title="accuracy", height=380, hovermode="closest")
     categories = list(dict.fromkeys(c for table in tables.values() for c in table["category"]))
@@ -39,17 +46,40 @@ def accuracy_by_type(tables: dict[str, pd.DataFrame]) -> go.Figure:
     for number, (name, table) in enumerate(tables.items()):
         offset = (number - (len(tables) - 1) / 2) * 0.14
         x = [categories.index(c) + offset for c in table["category"]]
-        error = {"type": "data", "array": table["high"] - table["accuracy"], "arrayminus": table["accuracy"] - table["low"], "width": 3, "thickness": 1.5}
-        hover = "%{text}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], %{customdata[2]} images%{customdata[3]}"
+        error = {
+            "type": "data",
+            "array": table["high"] - table["accuracy"],
+            "arrayminus": table["accuracy"] - table["low"],
+            "width": 3,
+            "thickness": 1.5,
+        }
+        hover = (
+            "%{text}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], %{customdata[2]} images%{customdata[3]}"
+        )
         few = np.where(table.get("few", pd.Series(False, table.index)), ", too few to say much", "")
         figure.add_scatter(
-            **{"x": x, "y": table["accuracy"], "name": name, "mode": "markers", "error_y": error, "text": table["category"], "hovertemplate": hover},
+            **{
+                "x": x,
+                "y": table["accuracy"],
+                "name": name,
+                "mode": "markers",
+                "error_y": error,
+                "text": table["category"],
+                "hovertemplate": hover,
+            },
             marker={"color": COLOURS[number % len(COLOURS)], "size": 8},
             customdata=table[["low", "high", "n_images"]].assign(few=few),
         )
     x = list(range(len(categories)))
     marker = {"symbol": "line-ew", "size": 40, "line": {"width": 2, "color": GREY}}
-    figure.add_scatter(x=x, y=[chance[c] for c in categories], name="chance", mode="markers", marker=marker, hovertemplate="chance %{y:.3f}")
+    figure.add_scatter(
+        x=x,
+        y=[chance[c] for c in categories],
+        name="chance",
+        mode="markers",
+        marker=marker,
+        hovertemplate="chance %{y:.3f}",
+    )
     figure.update_xaxes(tickvals=x, ticktext=categories, showgrid=False)
     figure.update_yaxes(range=[0, 1.03])
     return figure
@@ -64,13 +94,33 @@ def points(table: pd.DataFrame, *, y: str, title: str) -> go.Figure:
     figure = new_figure(yaxis_title=title, height=380, hovermode="closest")
     for number, (model, part) in enumerate(table.groupby("model", sort=False)):
         x = [[model] * len(part), list(part["name"])]
-        error = {"type": "data", "array": part["high"] - part[y], "arrayminus": part[y] - part["low"], "width": 3, "thickness": 1.5}
+        error = {
+            "type": "data",
+            "array": part["high"] - part[y],
+            "arrayminus": part[y] - part["low"],
+            "width": 3,
+            "thickness": 1.5,
+        }
         marker = {"color": COLOURS[number % len(COLOURS)], "size": 8}
         hover = "%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], %{customdata[2]} images<extra></extra>"
         custom = part[["low", "high", "n_images"]]
-        figure.add_scatter(x=x, y=part[y], name=str(model), mode="markers", error_y=error, marker=marker, customdata=custom, hovertemplate=hover)
+        figure.add_scatter(
+            x=x,
+            y=part[y],
+            name=str(model),
+            mode="markers",
+            error_y=error,
+            marker=marker,
+            customdata=custom,
+            hovertemplate=hover,
+        )
         tick = {"symbol": "line-ew", "size": 22, "line": {"width": 2, "color": GREY}}
-        null = {"name": "chance (other images' objects)", "legendgroup": "null", "showlegend": number == 0, "hovertemplate": "chance %{y:.3f}<extra></extra>"}
+        null = {
+            "name": "chance (other images' objects)",
+            "legendgroup": "null",
+            "showlegend": number == 0,
+            "hovertemplate": "chance %{y:.3f}<extra></extra>",
+        }
         figure.add_scatter(x=x, y=part["null_mean"], mode="markers", marker=tick, **null)
     figure.update_yaxes(rangemode="tozero")
     return figure

@@ -12,9 +12,9 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str, null: str = "chance
     """Score by layer, one line per model and `kind`, with its interval as a band and its null as a dotted line.
 
     Args:
-        curves: columns model, layer, score, low, high, n_images and the column named by `kind`; null_mean and null_q95 where the score has a null,
-            chance where it has a known chance level; otherwise 0 means no change and is drawn as a line, with to_chance the change that leaves
-            nothing but chance. Layer -1 stands for the tower.
+        curves: columns model, layer, score, low, high, n_images and the column named by `kind`; null_mean and null_q95
+            where the score has a null, chance where it has a known chance level; otherwise 0 means no change and is
+            drawn as a line, with to_chance the change that leaves nothing but chance. Layer -1 stands for the tower.
         y: name of the score, shown on the axis.
         kind: the column that dashes tell apart; colours tell models apart.
         null: what the null is called; where it is NaN throughout, none is drawn.
@@ -54,7 +54,8 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str, null: str = "chance
 
 
 def with_ceilings(figure: go.Figure, ceilings: pd.DataFrame, *, name: str) -> go.Figure:
-    """Layer curves with a level line and its interval for each row of `ceilings` (columns score, low, high, n_images and the one named by `name`)."""
+    """Layer curves with a level line and its interval for each row of `ceilings` (columns score, low, high, n_images
+    and the one named by `name`)."""
     layers = [x for trace in figure.data for x in trace.x]
     ends = pd.Series([min(layers), max(layers)])
     for number, row in enumerate(ceilings.to_dict("records")):
@@ -82,7 +83,9 @@ def _level(figure: go.Figure, curves: pd.DataFrame, column: str, name: str) -> N
     """A dotted line at the mean of `column`."""
     ends = [curves["layer"].min(), curves["layer"].max()]
     dotted = {"color": GREY, "dash": "dot", "width": 1.5}
-    figure.add_scatter(x=ends, y=[curves[column].mean()] * 2, name=name, mode="lines", line=dotted, hovertemplate="%{y:.3f}")
+    figure.add_scatter(
+        x=ends, y=[curves[column].mean()] * 2, name=name, mode="lines", line=dotted, hovertemplate="%{y:.3f}"
+    )
 
 
 def _null_band(figure: go.Figure, curves: pd.DataFrame, name: str) -> None:
@@ -103,22 +106,34 @@ def difference_curves(curves: pd.DataFrame, *, y: str, kind: str | None = None) 
     """A paired difference by layer with its interval, a line per model (and `kind`), over a line at 0.
 
     Args:
-        curves: columns model, layer, score, low, high, p_holm, n_images and the one named by `kind`. Layer -1 stands for the tower.
+        curves: columns model, layer, score, low, high, p_holm, n_images and the one named by `kind`. Layer -1 stands
+            for the tower.
         kind: the column that dashes tell apart, where there is one.
     """
     figure = new_figure(xaxis_title="layer", yaxis_title=y, height=380)
     models, kinds = list(dict.fromkeys(curves["model"])), list(dict.fromkeys(curves[kind])) if kind else []
     for key, part in curves.groupby(["model", kind] if kind else ["model"], sort=False):
         part, label = part.sort_values("layer"), " · ".join(map(str, key))
-        colour, dash = COLOURS[(models.index(key[0]) + 1) % len(COLOURS)], DASHES[kinds.index(key[1]) % len(DASHES)] if kind else DASHES[0]
+        colour = COLOURS[(models.index(key[0]) + 1) % len(COLOURS)]
+        dash = DASHES[kinds.index(key[1]) % len(DASHES)] if kind else DASHES[0]
         band(figure, part["layer"], part["low"], part["high"], translucent(colour, 0.16), label)
         figure.add_scatter(
-            **{"x": part["layer"], "y": part["score"], "name": label, "legendgroup": label, "mode": "lines+markers", "showlegend": True},
+            **{
+                "x": part["layer"],
+                "y": part["score"],
+                "name": label,
+                "legendgroup": label,
+                "mode": "lines+markers",
+                "showlegend": True,
+            },
             line={"color": colour, "dash": dash, "width": 2.5},
             marker={"size": 7},
             error_y=error_bars(part) if len(part) == 1 else None,  # a single point has no band
             customdata=part[["low", "high", "n_images", "p_holm"]],
-            hovertemplate="%{y:.3f}  [%{customdata[0]:.3f}, %{customdata[1]:.3f}]  n=%{customdata[2]}  Holm p=%{customdata[3]:.3g}",
+            hovertemplate=(
+                "%{y:.3f}  [%{customdata[0]:.3f}, %{customdata[1]:.3f}]  n=%{customdata[2]}  Holm"
+                " p=%{customdata[3]:.3g}"
+            ),
         )
     figure.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1.5})
     _layer_axis(figure, curves["layer"])

@@ -25,24 +25,31 @@ def sweep_figure(table: pd.DataFrame) -> go.Figure:
     """Curves where the variants were trained over a grid of one key with several numbers, and rows of points elsewhere.
 
     Args:
-        table: rows of one question type of what `trainer.sweep` stores; between variant and accuracy it has a column for each key of a grid.
+        table: rows of one question type of what `trainer.sweep` stores; between variant and accuracy it has a column
+            for each key of a grid.
     """
     keys = grid_keys(table)
     if len(keys) == 1 and is_numeric_dtype(table[keys[0]]) and table[keys[0]].nunique() > 1:
         return sweep_curves(table, keys[0])
     several = [key for key in keys if table[key].nunique() > 1]
-    names = table["variant"].str.cat([f"{key} " + table[key].astype(str) for key in several], sep=", ") if several else table["variant"]
+    names = (
+        table["variant"].str.cat([f"{key} " + table[key].astype(str) for key in several], sep=", ")
+        if several
+        else table["variant"]
+    )
     against = str(table["against"].iloc[0])
     return sweep_points(table.assign(variant=names, reference=table["variant"] == against))
 
 
 def sweep_curves(table: pd.DataFrame, key: str) -> go.Figure:
-    """Above, the score by `key` with its interval over seeds, and chance; below, the paired difference to one variant, over a line at 0.
+    """Above, the score by `key` with its interval over seeds, and chance; below, the paired difference to one variant,
+    over a line at 0.
 
     A line a variant, dashed for its best checkpoint.
 
     Args:
-        table: as `sweep_figure`; the axis is logarithmic where all values of `key` are above 0. An interval of one seed is infinite and is not drawn.
+        table: as `sweep_figure`; the axis is logarithmic where all values of `key` are above 0. An interval of one seed
+            is infinite and is not drawn.
     """
     against = str(table["against"].iloc[0])
     figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.09, row_heights=[0.6, 0.4])
@@ -53,30 +60,62 @@ def sweep_curves(table: pd.DataFrame, key: str) -> go.Figure:
     chance = table.groupby(key)["chance"].mean().reset_index()
     dotted = {"color": GREY, "dash": "dot", "width": 1.5}
     figure.add_scatter(
-        x=chance[key], y=chance["chance"], name="chance", mode="lines", line=dotted, hovertemplate="chance %{y:.3f}<extra></extra>", row=1, col=1
+        x=chance[key],
+        y=chance["chance"],
+        name="chance",
+        mode="lines",
+        line=dotted,
+        hovertemplate="chance %{y:.3f}<extra></extra>",
+        row=1,
+        col=1,
     )
     for row, names, more, hover in (
         (1, ("accuracy", "low", "high"), ["seeds", "n"], "seeds %{customdata[3]}, %{customdata[4]} questions"),
-        (2, ("difference", "d_low", "d_high"), ["pairs", "p_holm"], "%{customdata[3]} seeds, Holm p %{customdata[4]:.3g}"),
+        (
+            2,
+            ("difference", "d_low", "d_high"),
+            ["pairs", "p_holm"],
+            "%{customdata[3]} seeds, Holm p %{customdata[4]:.3g}",
+        ),
     ):
         for number, variant in enumerate(variants):
             part = table[(table["variant"] == variant) & table[names[0]].notna()].sort_values(key)
             if part.empty:
                 continue
-            color, dash = COLOURS[trained.index(variant.removesuffix(BEST_ROW)) % len(COLOURS)], DASHES[variant.endswith(BEST_ROW)]
+            color = COLOURS[trained.index(variant.removesuffix(BEST_ROW)) % len(COLOURS)]
+            dash = DASHES[variant.endswith(BEST_ROW)]
             shift = (number - (len(variants) - 1) / 2) * apart
             score, low, high = (part[name].replace([np.inf, -np.inf], np.nan) for name in names)
             figure.add_scatter(
-                **{"x": part[key] * np.exp(shift) if logarithmic else part[key] + shift, "y": score, "mode": "lines+markers", "row": row, "col": 1},
+                **{
+                    "x": part[key] * np.exp(shift) if logarithmic else part[key] + shift,
+                    "y": score,
+                    "mode": "lines+markers",
+                    "row": row,
+                    "col": 1,
+                },
                 **{"name": variant, "legendgroup": variant, "showlegend": row == 1},
                 line={"color": color, "dash": dash, "width": 2.5},
                 marker={"size": 7},
-                error_y={"type": "data", "symmetric": False, "array": high - score, "arrayminus": score - low, "width": 4, "thickness": 1.5, "color": color},
+                error_y={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": high - score,
+                    "arrayminus": score - low,
+                    "width": 4,
+                    "thickness": 1.5,
+                    "color": color,
+                },
                 customdata=part[[key, *names[1:], *more]],
-                hovertemplate=f"{variant}, {key} %{{customdata[0]}}: %{{y:.3f}} [%{{customdata[1]:.3f}}, %{{customdata[2]:.3f}}], {hover}<extra></extra>",
+                hovertemplate=(
+                    f"{variant}, {key} %{{customdata[0]}}: %{{y:.3f}} [%{{customdata[1]:.3f}}, %{{customdata[2]:.3f}}],"
+                    f" {hover}<extra></extra>"
+                ),
             )
     figure.add_hline(y=0, line=dotted, row=2, col=1)
-    figure.update_xaxes(type="log" if logarithmic else "linear", tickvals=values, ticktext=[f"{value:g}" for value in values])
+    figure.update_xaxes(
+        type="log" if logarithmic else "linear", tickvals=values, ticktext=[f"{value:g}" for value in values]
+    )
     figure.update_xaxes(title=AXES.get(key, key) + (", logarithmic" if logarithmic else ""), row=2, col=1)
     figure.update_yaxes(title="accuracy", row=1, col=1)
     figure.update_yaxes(title=f"minus {against}", row=2, col=1)
@@ -84,33 +123,78 @@ def sweep_curves(table: pd.DataFrame, key: str) -> go.Figure:
 
 
 def sweep_points(table: pd.DataFrame) -> go.Figure:
-    """Variants of a sweep, a row each: the score with its interval over seeds beside chance, and the paired difference to one of them over a line at 0.
+    """Variants of a sweep, a row each: the score with its interval over seeds beside chance, and the paired difference
+    to one of them over a line at 0.
 
     Args:
-        table: columns variant, accuracy, low, high, seeds, n, chance, against, pairs, difference, d_low, d_high, p_holm of one question type; an interval
-            of one seed is infinite and is not drawn. Where there are several rows of the variant `against`, a column `reference` says which are.
+        table: columns variant, accuracy, low, high, seeds, n, chance, against, pairs, difference, d_low, d_high, p_holm
+            of one question type; an interval of one seed is infinite and is not drawn. Where there are several rows of
+            the variant `against`, a column `reference` says which are.
     """
     against = str(table["against"].iloc[0])
     titles = ["accuracy, mean of seeds", f"difference to {against}, paired by seed"]
     figure = make_subplots(1, 2, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.04)
     compared = table[table["difference"].notna()]
     chance = {"symbol": "line-ns", "size": 16, "line": {"width": 2, "color": GREY}}
-    figure.add_scatter(x=table["chance"], y=table["variant"], name="chance", mode="markers", marker=chance, hovertemplate="chance %{x:.3f}", row=1, col=1)
+    figure.add_scatter(
+        x=table["chance"],
+        y=table["variant"],
+        name="chance",
+        mode="markers",
+        marker=chance,
+        hovertemplate="chance %{x:.3f}",
+        row=1,
+        col=1,
+    )
     for column, own, names, more, hover in (
-        (1, table, ("accuracy", "low", "high"), ["seeds", "n", "chance"], "seeds %{customdata[2]}, %{customdata[3]} questions, chance %{customdata[4]:.3f}"),
-        (2, compared, ("difference", "d_low", "d_high"), ["pairs", "p_holm"], "%{customdata[2]} seeds, Holm p %{customdata[3]:.3g}"),
+        (
+            1,
+            table,
+            ("accuracy", "low", "high"),
+            ["seeds", "n", "chance"],
+            "seeds %{customdata[2]}, %{customdata[3]} questions, chance %{customdata[4]:.3f}",
+        ),
+        (
+            2,
+            compared,
+            ("difference", "d_low", "d_high"),
+            ["pairs", "p_holm"],
+            "%{customdata[2]} seeds, Holm p %{customdata[3]:.3g}",
+        ),
     ):
         score, low, high = (own[name].replace([np.inf, -np.inf], np.nan) for name in names)
-        error = {"type": "data", "symmetric": False, "array": high - score, "arrayminus": score - low, "width": 4, "thickness": 1.5, "color": GREY}
-        colors = [COLOURS[0] if reference else COLOURS[1] for reference in own.get("reference", own["variant"] == against)]
+        error = {
+            "type": "data",
+            "symmetric": False,
+            "array": high - score,
+            "arrayminus": score - low,
+            "width": 4,
+            "thickness": 1.5,
+            "color": GREY,
+        }
+        colors = [
+            COLOURS[0] if reference else COLOURS[1] for reference in own.get("reference", own["variant"] == against)
+        ]
         figure.add_scatter(
-            **{"x": score, "y": own["variant"], "mode": "markers", "error_x": error, "showlegend": False, "row": 1, "col": column},
+            **{
+                "x": score,
+                "y": own["variant"],
+                "mode": "markers",
+                "error_x": error,
+                "showlegend": False,
+                "row": 1,
+                "col": column,
+            },
             marker={"color": colors, "size": 9},
             customdata=own[[*names[1:], *more]],
             hovertemplate="%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], " + hover + "<extra></extra>",
         )
     figure.add_vline(x=0, line={"color": GREY, "dash": "dot", "width": 1.5}, row=1, col=2)
     figure.update_yaxes(autorange="reversed", type="category", automargin=True)
-    figure.update_layout(template="workbench", height=150 + 34 * len(table), hovermode="closest", margin={"l": 140, "t": 80})
-    figure.update_layout(showlegend=True, legend={"y": 1.0, "yanchor": "top", "yref": "container", "x": 1, "xanchor": "right"})
+    figure.update_layout(
+        template="workbench", height=150 + 34 * len(table), hovermode="closest", margin={"l": 140, "t": 80}
+    )
+    figure.update_layout(
+        showlegend=True, legend={"y": 1.0, "yanchor": "top", "yref": "container", "x": 1, "xanchor": "right"}
+    )
     return figure

@@ -22,7 +22,12 @@ pio.templates["workbench"] = go.layout.Template(
         "margin": {"l": 60, "r": 16, "t": 36, "b": 48},
         "hovermode": "x unified",
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "xaxis": {"gridcolor": "rgba(138,143,152,0.18)", "zeroline": False, "ticks": "outside", "tickcolor": "rgba(138,143,152,0.5)"},
+        "xaxis": {
+            "gridcolor": "rgba(138,143,152,0.18)",
+            "zeroline": False,
+            "ticks": "outside",
+            "tickcolor": "rgba(138,143,152,0.5)",
+        },
         "yaxis": {"gridcolor": "rgba(138,143,152,0.18)", "zeroline": False},
     }
 )
@@ -43,7 +48,14 @@ def translucent(colour: str, alpha: float) -> str:
 
 def error_bars(part: pd.DataFrame) -> dict[str, object]:
     """Intervals as error bars, in a grey that reads on white, on black and on the bars themselves."""
-    return {"type": "data", "array": part["high"] - part["score"], "arrayminus": part["score"] - part["low"], "width": 3, "thickness": 1.5, "color": GREY}
+    return {
+        "type": "data",
+        "array": part["high"] - part["score"],
+        "arrayminus": part["score"] - part["low"],
+        "width": 3,
+        "thickness": 1.5,
+        "color": GREY,
+    }
 
 
 def band(figure: go.Figure, x: pd.Series, low: pd.Series, high: pd.Series, fill: str, group: str, **at: int) -> None:
@@ -69,4 +81,6 @@ def javascript() -> str:
 
 def html_figure(figure: go.Figure, name: str) -> str:
     """A figure as a piece of a page that holds `javascript` already; nothing in it can be uploaded."""
-    return str(figure.to_html(full_html=False, include_plotlyjs=False, config=EXPORT | {"responsive": True}, div_id=name))
+    return str(
+        figure.to_html(full_html=False, include_plotlyjs=False, config=EXPORT | {"responsive": True}, div_id=name)
+    )

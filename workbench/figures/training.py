@@ -17,23 +17,32 @@ def training_curves(logs: dict[str, pd.DataFrame], measure: str) -> go.Figure:
         if measure in log:
             part = log.dropna(subset=[measure]).drop_duplicates("step")
             figure.add_scatter(
-                x=part["step"], y=part[measure], name=name, mode="lines", line={"color": COLOURS[number % len(COLOURS)], "width": 2}, hovertemplate="%{y:.3f}"
+                x=part["step"],
+                y=part[measure],
+                name=name,
+                mode="lines",
+                line={"color": COLOURS[number % len(COLOURS)], "width": 2},
+                hovertemplate="%{y:.3f}",
             )
     return figure
 
 
 def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: str = "", share: bool = False) -> go.Figure:
-    """Scores over training steps, a line per model with its interval as a band; where there are several values of `panel`, a small chart for each.
+    """Scores over training steps, a line per model with its interval as a band; where there are several values of
+    `panel`, a small chart for each.
 
     Args:
-        curves: columns model, step, score, low, high, over (what the interval is over) and the one named by `panel`; null_mean and null_q95 for `null`.
+        curves: columns model, step, score, low, high, over (what the interval is over) and the one named by `panel`;
+            null_mean and null_q95 for `null`.
         null: what the dotted line at null_q95 is called; none is drawn without.
         share: the score is a share, shown from 0 to 1 in every chart.
     """
     names = list(dict.fromkeys(curves[panel])) if panel else [""]
     width = min(len(names), 4)
     rows = -(-len(names) // width)
-    figure = make_subplots(rows, width, subplot_titles=names if panel else None, horizontal_spacing=0.06, vertical_spacing=0.32 / rows)
+    figure = make_subplots(
+        rows, width, subplot_titles=names if panel else None, horizontal_spacing=0.06, vertical_spacing=0.32 / rows
+    )
     models = list(dict.fromkeys(curves["model"]))
     for number, name in enumerate(names):
         at = {"row": number // width + 1, "col": number % width + 1}
@@ -42,7 +51,13 @@ def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: str = ""
             level = own.groupby("step")["null_q95"].max().reset_index()
             line = {"color": GREY, "dash": "dot", "width": 1.5}
             mode = "lines" if len(level) > 1 else "markers"
-            style: dict[str, object] = {"name": null, "legendgroup": "null", "showlegend": number == 0, "mode": mode, "line": line}
+            style: dict[str, object] = {
+                "name": null,
+                "legendgroup": "null",
+                "showlegend": number == 0,
+                "mode": mode,
+                "line": line,
+            }
             figure.add_scatter(x=level["step"], y=level["null_q95"], hovertemplate="%{y:.3f}", **style, **at)
         for model, part in own.groupby("model", sort=False):
             part, colour = part.sort_values("step"), COLOURS[models.index(model) % len(COLOURS)]
@@ -57,7 +72,9 @@ def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: str = ""
                     **at,
                 },
                 mode="lines" if len(part) > 20 else "lines+markers",
-                showlegend=not any(trace.legendgroup == str(model) and trace.showlegend is not False for trace in figure.data),
+                showlegend=not any(
+                    trace.legendgroup == str(model) and trace.showlegend is not False for trace in figure.data
+                ),
                 line={"color": colour, "width": 2},
                 marker={"size": 5},
                 error_y=error_bars(part) if len(part) == 1 else None,  # a single point has no band
@@ -65,7 +82,10 @@ def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: str = ""
                 hovertemplate="%{y:.3f}  [%{customdata[0]:.3f}, %{customdata[1]:.3f}]  %{customdata[2]}",
             )
     figure.update_layout(
-        template="workbench", height=420 if rows == 1 else 90 + 240 * rows, margin={"t": 80}, legend={"y": 1.02 + 0.1 / rows if panel else 1.02}
+        template="workbench",
+        height=420 if rows == 1 else 90 + 240 * rows,
+        margin={"t": 80},
+        legend={"y": 1.02 + 0.1 / rows if panel else 1.02},
     )
     figure.update_xaxes(title="step", row=rows)
     figure.update_yaxes(title=y, col=1)
@@ -75,10 +95,12 @@ def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: str = ""
 
 
 def step_differences(reach: pd.DataFrame) -> go.Figure:
-    """Steps to the other model's final score, less the steps of the other model itself: a point with its interval over seeds, words where there is none.
+    """Steps to the other model's final score, less the steps of the other model itself: a point with its interval over
+    seeds, words where there is none.
 
     Args:
-        reach: columns model, other, measure, of, seeds, difference, low, high, reached; a difference of NaN is one that is not known.
+        reach: columns model, other, measure, of, seeds, difference, low, high, reached; a difference of NaN is one that
+            is not known.
     """
     rows = [(f"{row.of} ({row.measure})" if row.measure not in row.of else row.of, row) for row in reach.itertuples()]
     pairs = list(dict.fromkeys((row.model, row.other) for _, row in rows))
@@ -87,7 +109,10 @@ def step_differences(reach: pd.DataFrame) -> go.Figure:
     for number, pair in enumerate(pairs, start=1):
         own = [(name, row) for name, row in rows if (row.model, row.other) == pair]
         known = [(name, row) for name, row in own if np.isfinite([row.difference, row.low, row.high]).all()]
-        spread = {"array": [row.high - row.difference for _, row in known], "arrayminus": [row.difference - row.low for _, row in known]}
+        spread = {
+            "array": [row.high - row.difference for _, row in known],
+            "arrayminus": [row.difference - row.low for _, row in known],
+        }
         figure.add_scatter(
             x=[row.difference for _, row in known],
             y=[name for name, _ in known],
@@ -95,14 +120,23 @@ def step_differences(reach: pd.DataFrame) -> go.Figure:
             marker={"color": COLOURS[(number - 1) % len(COLOURS)], "size": 8},
             error_x={"type": "data", "width": 3, "thickness": 1.5, "color": GREY, **spread},
             customdata=[[row.low, row.high, row.seeds, row.reached] for _, row in known],
-            hovertemplate="%{y}: %{x:.0f} steps [%{customdata[0]:.0f}, %{customdata[1]:.0f}], %{customdata[2]} seeds, %{customdata[3]}<extra></extra>",
+            hovertemplate=(
+                "%{y}: %{x:.0f} steps [%{customdata[0]:.0f}, %{customdata[1]:.0f}], %{customdata[2]} seeds,"
+                " %{customdata[3]}<extra></extra>"
+            ),
             row=1,
             col=number,
         )
         unknown = [(name, row) for name, row in own if np.isnan(row.difference)]
         words = [row.reached if len(row.reached) < 48 else row.reached[:46] + " …" for _, row in unknown]
         figure.add_scatter(
-            **{"x": [0] * len(unknown), "y": [name for name, _ in unknown], "mode": "text", "text": words, "textfont": {"size": 11}},
+            **{
+                "x": [0] * len(unknown),
+                "y": [name for name, _ in unknown],
+                "mode": "text",
+                "text": words,
+                "textfont": {"size": 11},
+            },
             hovertext=[row.reached for _, row in unknown],
             hoverinfo="text",
             row=1,
@@ -110,6 +144,10 @@ def step_differences(reach: pd.DataFrame) -> go.Figure:
         )
         figure.add_vline(x=0, line={"color": GREY, "dash": "dot", "width": 1.5}, row=1, col=number)
     figure.update_xaxes(title="difference in steps, paired by seed")
-    figure.update_yaxes(categoryorder="array", categoryarray=list(dict.fromkeys(name for name, _ in rows))[::-1], automargin=True)
+    figure.update_yaxes(
+        categoryorder="array", categoryarray=list(dict.fromkeys(name for name, _ in rows))[::-1], automargin=True
+    )
     height = 150 + 28 * len({name for name, _ in rows})
-    return figure.update_layout(template="workbench", height=height, hovermode="closest", showlegend=False, margin={"t": 60})
+    return figure.update_layout(
+        template="workbench", height=height, hovermode="closest", showlegend=False, margin={"t": 60}
+    )

@@ -26,13 +26,15 @@ NOTHING = 1e-10  # share of a kernel's squares at which its unbiased HSIC is wha
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric in the parts that a comparison of many representations needs, so that each is prepared once and then compared and permuted cheaply.
+    """A metric in the parts that a comparison of many representations needs, so that each is prepared once and then
+    compared and permuted cheaply.
 
     Attributes:
         label: its name on an axis.
         function: (x, y, **{option: value}) -> float, for two representations; calling the metric calls it.
-        prepare: (values (*batch, n, d), option, name, side) -> prepared form; it has `permuted(order)`, where row i is what was row order[i]. `side` is 0
-            for x and 1 for y: ties of neighbours are broken at random, not alike on both sides.
+        prepare: (values (*batch, n, d), option, name, side) -> prepared form; it has `permuted(order)`, where row i is
+            what was row order[i]. `side` is 0 for x and 1 for y: ties of neighbours are broken at random, not alike on
+            both sides.
         score: two prepared forms -> (*batch).
         option: name of its one option, `k` or `dim`, or none.
         square: whether the prepared form holds n x n numbers.
@@ -59,22 +61,25 @@ METRICS: Registry[Metric] = Registry("metric", "metrics", Metric)
 def cknna(x: Array, y: Array, *, k: int = 10) -> float:
     """Centred kernel nearest-neighbour alignment of `x` (n, d1) and `y` (n, d2), rows in the same order.
 
-    Inner-product kernels on L2-normalised rows, masked to the pairs (i, j) where j is among the k nearest neighbours of i on both sides
-    (i itself excluded); unbiased HSIC of the masked kernels over the root of the two self terms, without an epsilon (Huh et al. 2024, The Platonic
-    Representation Hypothesis, appendix). The mask is directed, so the masked kernels are not symmetric and the first HSIC term is
-    sum_ij K_ij L_ji, and exchanging x and y changes the value a little. 1 for identical representations without equal rows; chance is above 0 and depends
-    on n, d and k, so read it against `permutation_null`.
+    Inner-product kernels on L2-normalised rows, masked to the pairs (i, j) where j is among the k nearest neighbours of
+    i on both sides (i itself excluded); unbiased HSIC of the masked kernels over the root of the two self terms,
+    without an epsilon (Huh et al. 2024, The Platonic Representation Hypothesis, appendix). The mask is directed, so the
+    masked kernels are not symmetric and the first HSIC term is sum_ij K_ij L_ji, and exchanging x and y changes the
+    value a little. 1 for identical representations without equal rows; chance is above 0 and depends on n, d and k, so
+    read it against `permutation_null`.
 
-    The value can be above 1, and below 0: the unbiased HSIC is no inner product of one and the same kernel on both sides (the numerator's kernels are
-    masked to the neighbours that both share, each self term's to its own neighbours), so the inequality of Cauchy and Schwarz does not bound it. That is
-    seen where n is hardly larger than k: 6 rows and k = 4 can give 2.
+    The value can be above 1, and below 0: the unbiased HSIC is no inner product of one and the same kernel on both
+    sides (the numerator's kernels are masked to the neighbours that both share, each self term's to its own
+    neighbours), so the inequality of Cauchy and Schwarz does not bound it. That is seen where n is hardly larger than
+    k: 6 rows and k = 4 can give 2.
 
-    Ties among equal rows are broken at random, with a fixed seed, and independently on both sides, so equal rows on both sides (a padded bar, a white
-    page) agree as often as by chance, and a representation with equal rows scores below 1 with itself.
+    Ties among equal rows are broken at random, with a fixed seed, and independently on both sides, so equal rows on
+    both sides (a padded bar, a white page) agree as often as by chance, and a representation with equal rows scores
+    below 1 with itself.
 
     Raises:
-        DataError: different n, n <= k, n < 4, a value that is not finite, a row of zeros, rows that all point the same way, or a self term that is not
-            positive.
+        DataError: different n, n <= k, n < 4, a value that is not finite, a row of zeros, rows that all point the same
+            way, or a self term that is not positive.
     """
     return _single("cknna", x, y, k)
 
@@ -114,12 +119,16 @@ def _masked(x: Array, k: int, name: str, side: int = 0) -> Masked:
     kernel = near.kernel.double()
     own = _hsic(near, kernel, kernel)
     if not (own * near.n * (near.n - 3) > NOTHING * kernel.pow(2).sum((-2, -1))).all():
-        raise DataError(f"CKNNA is undefined: the unbiased HSIC of {name} with itself is not positive (too few rows, or all rows alike)")
+        raise DataError(
+            f"CKNNA is undefined: the unbiased HSIC of {name} with itself is not positive (too few rows, or all rows"
+            " alike)"
+        )
     return Masked(near, own)
 
 
 def _cknna(x: Masked, y: Masked) -> Float[Tensor, "*batch"]:
-    """CKNNA of representations whose neighbours are known, in O(n k log k) and float64: unbiased HSIC of both kernels where both have the neighbour."""
+    """CKNNA of representations whose neighbours are known, in O(n k log k) and float64: unbiased HSIC of both kernels
+    where both have the neighbour."""
     agree, slot = _agreement(x.near, y.near)
     kx, ky = x.near.kernel.double() * agree, y.near.kernel.gather(-1, slot).double() * agree
     return _hsic(x.near, kx, ky) / (x.own * y.own).sqrt()
@@ -131,24 +140,31 @@ def _agreement(x: Neighbors, y: Neighbors) -> tuple[Bool[Tensor, "*batch n k"], 
     return y.index.gather(-1, slot) == x.index, slot
 
 
-def _hsic(pairs: Neighbors, kx: Float[Tensor, "*batch n k"], ky: Float[Tensor, "*batch n k"]) -> Float[Tensor, "*batch"]:
-    """Unbiased HSIC (Song et al. 2012, eq. 5) of two sparse kernels given at the pairs (i, pairs.index[i, :]), zeros for absent pairs.
+def _hsic(
+    pairs: Neighbors, kx: Float[Tensor, "*batch n k"], ky: Float[Tensor, "*batch n k"]
+) -> Float[Tensor, "*batch"]:
+    """Unbiased HSIC (Song et al. 2012, eq. 5) of two sparse kernels given at the pairs (i, pairs.index[i, :]), zeros
+    for absent pairs.
 
     [sum_ij K_ij L_ji + sum K sum L / ((n-1)(n-2)) - 2/(n-2) sum_j (sum_i K_ij)(sum_m L_jm)] / (n (n-3))
     """
     n, (slot, mutual) = pairs.n, pairs.back
     flat_x, flat_y = kx.flatten(-2), ky.flatten(-2)
     traced = (flat_x * flat_y.gather(-1, slot) * mutual).sum(-1)
-    columns = torch.zeros(*flat_x.shape[:-1], n, dtype=torch.float64, device=flat_x.device).scatter_add_(-1, pairs.index.flatten(-2), flat_x)
+    columns = torch.zeros(*flat_x.shape[:-1], n, dtype=torch.float64, device=flat_x.device).scatter_add_(
+        -1, pairs.index.flatten(-2), flat_x
+    )
     crossed = (columns * ky.sum(-1)).sum(-1)
     total = flat_x.sum(-1) * flat_y.sum(-1)
     return (traced + total / ((n - 1) * (n - 2)) - 2 * crossed / (n - 2)) / (n * (n - 3))
 
 
 def cka(x: Array, y: Array, *, unbiased: bool = True) -> float:
-    """Linear centred kernel alignment (Kornblith et al. 2019, eq. 2 and 4), by default with the unbiased HSIC (Song et al. 2012, eq. 5).
+    """Linear centred kernel alignment (Kornblith et al. 2019, eq. 2 and 4), by default with the unbiased HSIC (Song et
+    al. 2012, eq. 5).
 
-    1 for representations that are equal up to rotation, shift and scale. The unbiased estimate is 0 on average for independent representations and can be
+    1 for representations that are equal up to rotation, shift and scale. The unbiased estimate is 0 on average for
+    independent representations and can be
     below 0; the biased one grows with d / n even then.  Computed from d x d products, never from n x n kernels.
 
     Raises:
@@ -162,7 +178,9 @@ def cka(x: Array, y: Array, *, unbiased: bool = True) -> float:
         own.append(hsic(side, side))
         squares = (side.T @ side).pow(2).sum()
         if not own[-1] * (len(x) * (len(x) - 3) if unbiased else 1) > NOTHING * squares:
-            raise DataError(f"CKA is undefined: the HSIC of {name} with itself is not positive (too few rows, or all rows alike)")
+            raise DataError(
+                f"CKA is undefined: the HSIC of {name} with itself is not positive (too few rows, or all rows alike)"
+            )
     return float(hsic(first, second) / (own[0] * own[1]).sqrt())
 
 
@@ -171,12 +189,15 @@ def _unbiased_linear_hsic(x: Float[Tensor, "n d1"], y: Float[Tensor, "n d2"]) ->
     n, own_x, own_y = len(x), x.pow(2).sum(1), y.pow(2).sum(1)
     rows_x, rows_y = x @ x.sum(0) - own_x, y @ y.sum(0) - own_y
     traced = (x.T @ y).pow(2).sum() - own_x @ own_y
-    return (traced + rows_x.sum() * rows_y.sum() / ((n - 1) * (n - 2)) - 2 * (rows_x @ rows_y) / (n - 2)) / (n * (n - 3))
+    return (traced + rows_x.sum() * rows_y.sum() / ((n - 1) * (n - 2)) - 2 * (rows_x @ rows_y) / (n - 2)) / (
+        n * (n - 3)
+    )
 
 
 @dataclass(frozen=True)
 class Square:
-    """One number for each pair of things, (n, n) with zeros on the diagonal and length 1 as a vector: the score of two is their inner product."""
+    """One number for each pair of things, (n, n) with zeros on the diagonal and length 1 as a vector: the score of two
+    is their inner product."""
 
     values: Float[Tensor, "*batch n n"]
 
@@ -192,7 +213,8 @@ def _inner(x: Square, y: Square) -> Float[Tensor, "*batch"]:
 
 
 def _centred_gram(x: Array, _: int, name: str, __: int = 0) -> Square:
-    """The U-centred matrix of inner products, whose inner products are n (n - 3) times the unbiased HSIC (Szekely and Rizzo 2014, eq. 3.2 and prop. 1)."""
+    """The U-centred matrix of inner products, whose inner products are n (n - 3) times the unbiased HSIC (Szekely and
+    Rizzo 2014, eq. 3.2 and prop. 1)."""
     _check_pairs(x, "CKA")
     rows = _centred(x, name)
     n = rows.shape[-2]
@@ -204,7 +226,9 @@ def _centred_gram(x: Array, _: int, name: str, __: int = 0) -> Square:
     gram.diagonal(dim1=-2, dim2=-1).zero_()
     length = torch.linalg.matrix_norm(gram)[..., None, None]
     if not (length > NOTHING**0.5 * whole).all():
-        raise DataError(f"CKA is undefined: the HSIC of {name} with itself is not positive (too few rows, or all rows alike)")
+        raise DataError(
+            f"CKA is undefined: the HSIC of {name} with itself is not positive (too few rows, or all rows alike)"
+        )
     return Square(gram / length)
 
 
@@ -214,7 +238,8 @@ def _check_pairs(x: Array, label: str) -> None:
 
 
 def mutual_knn(x: Array, y: Array, *, k: int = 10) -> float:
-    """Mean share of a thing's k nearest neighbours (cosine) that both representations agree on (Huh et al. 2024, eq. 11); chance is k / (n - 1).
+    """Mean share of a thing's k nearest neighbours (cosine) that both representations agree on (Huh et al. 2024, eq.
+    11); chance is k / (n - 1).
 
     Raises:
         DataError: as `cknna`.
@@ -233,7 +258,8 @@ def _mutual_knn(x: Neighbors, y: Neighbors) -> Float[Tensor, "*batch"]:
 def svcca(x: Array, y: Array, *, dim: int = 10) -> float:
     """Mean canonical correlation of the first `dim` principal components of both sides (Raghu et al. 2017).
 
-    1 for representations whose leading subspaces are the same up to an invertible linear map. Chance grows with dim / n (about sqrt(dim / n)).
+    1 for representations whose leading subspaces are the same up to an invertible linear map. Chance grows with dim / n
+    (about sqrt(dim / n)).
 
     Raises:
         DataError: different n, a value that is not finite, or fewer than `dim` independent directions on a side.
@@ -249,7 +275,9 @@ class Basis:
 
     def permuted(self, order: Int[Tensor, "*batch n"]) -> Basis:
         """The same things in another order."""
-        return Basis(self.values.gather(-2, order[..., None].to(self.values.device).expand(*order.shape, self.values.shape[-1])))
+        return Basis(
+            self.values.gather(-2, order[..., None].to(self.values.device).expand(*order.shape, self.values.shape[-1]))
+        )
 
 
 def _principal(x: Array, dim: int, name: str, _: int = 0) -> Basis:
@@ -265,38 +293,48 @@ def _svcca(x: Basis, y: Basis) -> Float[Tensor, "*batch"]:
 
 
 def rsa(x: Array, y: Array) -> float:
-    """Representational similarity analysis: Spearman correlation of all pairwise cosine similarities (Kriegeskorte et al. 2008); chance is 0.
+    """Representational similarity analysis: Spearman correlation of all pairwise cosine similarities (Kriegeskorte et
+    al. 2008); chance is 0.
 
     Raises:
-        DataError: different n, more than 8192 rows (it needs every pair), a value that is not finite, a row of zeros, or similarities that are all equal.
+        DataError: different n, more than 8192 rows (it needs every pair), a value that is not finite, a row of zeros,
+            or similarities that are all equal.
     """
     return _single("rsa", x, y)
 
 
 def _ranked(x: Array, _: int, name: str, __: int = 0) -> Square:
-    """Ranks of all pairwise cosine similarities, of mean 0, at their pairs: Pearson's correlation of ranks is Spearman's."""
+    """Ranks of all pairwise cosine similarities, of mean 0, at their pairs: Pearson's correlation of ranks is
+    Spearman's."""
     _check_pairs(x, "RSA")
     rows = unit_rows(torch.as_tensor(x).double(), name)
     n = rows.shape[-2]
     upper = torch.triu_indices(n, n, 1, device=rows.device)
-    pairs = (rows @ rows.mT)[..., upper[0], upper[1]].round(decimals=12)  # equal rows tie, whatever rounding makes of them
+    # equal rows tie, whatever rounding makes of them
+    pairs = (rows @ rows.mT)[..., upper[0], upper[1]].round(decimals=12)
     if (pairs.amax(-1) == pairs.amin(-1)).any():
         raise DataError(f"RSA is undefined: all pairs of {name} are equally similar")
     ranks = torch.from_numpy(rankdata(pairs.cpu().numpy(), axis=-1)).to(rows.device)
     ranks = ranks - ranks.mean(-1, keepdim=True)
     values = torch.zeros(*rows.shape[:-1], n, dtype=torch.float64, device=rows.device)
-    values[..., upper[0], upper[1]] = values[..., upper[1], upper[0]] = ranks / (2 * ranks.pow(2).sum(-1, keepdim=True)).sqrt()
+    values[..., upper[0], upper[1]] = values[..., upper[1], upper[0]] = (
+        ranks / (2 * ranks.pow(2).sum(-1, keepdim=True)).sqrt()
+    )
     return Square(values)
 
 
 def _centred(values: Array, name: str) -> Float[Tensor, "*batch n d"]:
     rows = torch.as_tensor(values).detach().double()
     if not torch.isfinite(rows).all():
-        raise DataError(f"{name} has a value that is not finite in row {int((~torch.isfinite(rows)).any(-1).flatten().nonzero()[0])}")
+        raise DataError(
+            f"{name} has a value that is not finite in row"
+            f" {int((~torch.isfinite(rows)).any(-1).flatten().nonzero()[0])}"
+        )
     centred = rows - rows.mean(-2, keepdim=True)
     size, whole = centred.abs().amax((-2, -1), keepdim=True), rows.abs().amax((-2, -1), keepdim=True)
     alike = size <= 1e-13 * whole  # what rounding leaves of rows that are all alike
-    return torch.where(alike, 0, centred / size.clamp_min(torch.finfo(rows.dtype).tiny))  # no metric here depends on scale
+    # no metric here depends on scale
+    return torch.where(alike, 0, centred / size.clamp_min(torch.finfo(rows.dtype).tiny))
 
 
 METRICS.add("cknna", Metric("CKNNA", cknna, _masked, _cknna, option="k"))
@@ -306,8 +344,11 @@ METRICS.add("svcca", Metric("SVCCA", svcca, _principal, _svcca, option="dim"))
 METRICS.add("rsa", Metric("RSA", rsa, _ranked, _inner, square=True))
 
 
-def alignment_matrix(xs: Mapping[str, Array], ys: Mapping[str, Array], *, metric: str = "cknna", k: int = 10, dim: int = 10) -> pd.DataFrame:
-    """A metric between every representation in `xs` (rows) and every one in `ys` (columns); each is prepared once (its neighbours, for CKNNA).
+def alignment_matrix(
+    xs: Mapping[str, Array], ys: Mapping[str, Array], *, metric: str = "cknna", k: int = 10, dim: int = 10
+) -> pd.DataFrame:
+    """A metric between every representation in `xs` (rows) and every one in `ys` (columns); each is prepared once (its
+    neighbours, for CKNNA).
 
     Args:
         k: neighbours, for the metrics that have them.
@@ -321,11 +362,17 @@ def alignment_matrix(xs: Mapping[str, Array], ys: Mapping[str, Array], *, metric
     for name, x in xs.items():
         for other, y in ys.items():
             if x.shape[:-1] != y.shape[:-1]:
-                raise DataError(f"'{name}' has {x.shape[-2]} rows and '{other}' has {y.shape[-2]}: expected the same things in the same order")
+                raise DataError(
+                    f"'{name}' has {x.shape[-2]} rows and '{other}' has {y.shape[-2]}: expected the same things in the"
+                    " same order"
+                )
     for name, values in (*xs.items(), *ys.items()):
         if len(values) < MIN_ROWS:
             raise DataError(f"'{name}' has {len(values)} rows: expected at least {MIN_ROWS}")
     option = {"k": k, "dim": dim}.get(function.option, 0)
-    prepared = [{name: function.prepare(v, option, f"'{name}'", number) for name, v in side.items()} for number, side in enumerate((xs, ys))]
+    prepared = [
+        {name: function.prepare(v, option, f"'{name}'", number) for name, v in side.items()}
+        for number, side in enumerate((xs, ys))
+    ]
     scores = [[float(function.score(x, y)) for y in prepared[1].values()] for x in prepared[0].values()]
     return pd.DataFrame(scores, index=list(xs), columns=list(ys))

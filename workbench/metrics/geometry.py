@@ -31,10 +31,12 @@ def mean_cosine(tokens: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
 
 
 def effective_rank(tokens: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
-    """exp of the entropy of the singular values divided by their sum (Roy & Vetterli 2007, "The effective rank"): 1 to min(n, d).
+    """exp of the entropy of the singular values divided by their sum (Roy & Vetterli 2007, "The effective rank"): 1 to
+    min(n, d).
 
-    The tokens are neither centred nor normalised, so a common offset or one token of great norm lowers it. Singular values are the roots of the
-    eigenvalues of the smaller Gram matrix in float64: those below 1e-7 of the largest are lost in rounding and count as 0.
+    The tokens are neither centred nor normalised, so a common offset or one token of great norm lowers it. Singular
+    values are the roots of the eigenvalues of the smaller Gram matrix in float64: those below 1e-7 of the largest are
+    lost in rounding and count as 0.
 
     Raises:
         DataError: all tokens are zero, or a value is not finite.
@@ -64,22 +66,25 @@ def norm_ratios(tokens: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n"
 
 
 def massive_tokens(tokens: Float[Tensor, "*batch n d"]) -> Bool[Tensor, "*batch n"]:
-    """Tokens with a massive activation: above 100 and above 1000 times the median magnitude of the n tokens (Sun et al. 2024)."""
+    """Tokens with a massive activation: above 100 and above 1000 times the median magnitude of the n tokens (Sun et al.
+    2024)."""
     magnitude = tokens.abs().double()
     middle = torch.as_tensor(np.median(magnitude.flatten(-2).numpy(), axis=-1))  # torch's quantile refuses large inputs
     return (magnitude.amax(-1) > MASSIVE[0]) & (magnitude.amax(-1) > MASSIVE[1] * middle[..., None])
 
 
-def similarity_to(tokens: Float[Tensor, "n d"], token: int) -> Float[Tensor, n]:  # noqa: F821
+def similarity_to(tokens: Float[Tensor, "n d"], token: int) -> Float[Tensor, " n"]:
     """Cosine of every token with one of them, 1 at itself."""
     units = unit_rows(tokens, "the tokens").double()
     return units @ units[token]
 
 
 def umap_map(tokens: Float[Tensor, "n d"], *, neighbors: int = 15, seed: int = 0) -> Float[np.ndarray, "n 2"]:
-    """Places of tokens on a plane by UMAP (McInnes et al. 2018) of their cosine distances; equal for equal tokens and seed.
+    """Places of tokens on a plane by UMAP (McInnes et al. 2018) of their cosine distances; equal for equal tokens and
+    seed.
 
-    A picture to look at: distances between clusters, their sizes and densities mean nothing. The first call compiles for about 12 s.
+    A picture to look at: distances between clusters, their sizes and densities mean nothing. The first call compiles
+    for about 12 s.
 
     Raises:
         DataError: not more tokens than `neighbors`.
@@ -97,14 +102,18 @@ def umap_map(tokens: Float[Tensor, "n d"], *, neighbors: int = 15, seed: int = 0
 def joint_pca_rgb(maps: list[Float[Tensor, "layer token d"]]) -> list[np.ndarray]:
     """Colours of tokens by their first three principal components, in one basis for all maps given.
 
-    Tokens are divided by the root mean square of their own map and layer, so that no layer dominates by its scale; components are centred on the
-    median, divided by the interquartile range and squashed by tanh (the paper's figure of feature maps), over all maps together. Signs are fixed
-    by the token that lies furthest out, so colours are reproducible and do not change when all maps are rotated together.
+    Tokens are divided by the root mean square of their own map and layer, so that no layer dominates by its scale;
+    components are centred on the median, divided by the interquartile range and squashed by tanh (the paper's figure of
+    feature maps), over all maps together. Signs are fixed by the token that lies furthest out, so colours are
+    reproducible and do not change when all maps are rotated together.
 
     Returns:
         For each map, (layer, token, 3) floats in 0..1; a two-dimensional map (token, d) counts as one layer.
     """
-    scaled = [m / m.pow(2).mean(dim=(-2, -1), keepdim=True).sqrt().clamp_min(1e-12) for m in (m.double().reshape(-1, *m.shape[-2:]) for m in maps)]
+    scaled = [
+        m / m.pow(2).mean(dim=(-2, -1), keepdim=True).sqrt().clamp_min(1e-12)
+        for m in (m.double().reshape(-1, *m.shape[-2:]) for m in maps)
+    ]
     tokens = torch.cat([m.flatten(0, 1) for m in scaled])
     centre = tokens.mean(0)
     basis = torch.linalg.svd(tokens - centre, full_matrices=False).Vh[:3]

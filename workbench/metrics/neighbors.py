@@ -18,7 +18,9 @@ DEVICE_TILE, DEVICE_BYTES = 8192, 2**31  # on a GPU, which less leaves waiting f
 BLOCK = 512  # rows of one block at least, where there are two
 SAFE = (1e-12, 1e15)  # lengths whose squares float32 holds
 PARALLEL = 0.99  # mean cosine of all pairs of rows from which all products are float64's
-ALIKE = 1e-6  # root mean square distance of unit rows from their mean below which they differ by rounding alone; half a unit of coarser dtypes
+# root mean square distance of unit rows from their mean below which they differ by rounding alone; half a unit of
+# coarser dtypes
+ALIKE = 1e-6
 JITTER = 16  # dimensions of the random directions that break ties
 TIES = 20_261_125  # their seed; not a small number, which would draw the very rows of a synthetic representation
 
@@ -44,17 +46,20 @@ class Neighbors:
         return self.index.shape[-1]
 
     def permuted(self, order: Int[Tensor, "*batch n"]) -> Neighbors:
-        """The lists of the same things in another order: row i is what was row order[i]. Nothing is searched again, so it costs O(n k log k)."""
+        """The lists of the same things in another order: row i is what was row order[i]. Nothing is searched again, so
+        it costs O(n k log k)."""
         order = order.to(self.index.device)
         rows = order[..., None].expand(*order.shape, self.k)
-        now = torch.empty_like(order).scatter_(-1, order, torch.arange(self.n, device=order.device).expand(order.shape))  # where each old row stands
+        # where each old row stands
+        now = torch.empty_like(order).scatter_(-1, order, torch.arange(self.n, device=order.device).expand(order.shape))
         index = now.gather(-1, self.index.gather(-2, rows).flatten(-2)).unflatten(-1, (self.n, self.k))
         index, slots = index.sort(dim=-1)
         return Neighbors(index, self.kernel.gather(-2, rows).gather(-1, slots))
 
     @cached_property
     def back(self) -> tuple[Int[Tensor, "*batch n*k"], Bool[Tensor, "*batch n*k"]]:
-        """For each pair (i, j), where the pair (j, i) stands in the flattened lists, and whether it stands there at all."""
+        """For each pair (i, j), where the pair (j, i) stands in the flattened lists, and whether it stands there at
+        all."""
         rows = torch.arange(self.n, device=self.index.device)[:, None]
         keys = (rows * self.n + self.index).flatten(-2)  # ascending, since neighbours are
         wanted = (self.index * self.n + rows).flatten(-2)
@@ -66,7 +71,8 @@ def unit_rows(x: Tensor | np.ndarray, name: str = "x") -> Float[Tensor, "*batch 
     """`x` as a float tensor with rows of length 1; float64 stays float64, everything else becomes float32.
 
     Raises:
-        DataError: not (n, d) or (batch, n, d), no columns, a value that is not finite, or a row of zeros, which has no direction.
+        DataError: not (n, d) or (batch, n, d), no columns, a value that is not finite, or a row of zeros, which has no
+            direction.
     """
     values = torch.as_tensor(x).detach()
     if values.ndim < 2 or values.shape[-1] == 0:
@@ -88,9 +94,10 @@ def unit_rows(x: Tensor | np.ndarray, name: str = "x") -> Float[Tensor, "*batch 
 def nearest_neighbors(x: Tensor | np.ndarray, k: int, *, name: str = "x", side: int = 0) -> Neighbors:
     """Find the k nearest neighbours of every row of `x` (..., n, d) by cosine similarity.
 
-    Which rows are neighbours is decided in float64: where rows are nearly parallel (mean cosine above .99) all products are, elsewhere those of the rows
-    whose k-th and next similarity float32 cannot tell apart. Ties, such as those among equal rows, are broken as an endlessly small random displacement
-    of the rows would break them, another one on each `side` of a comparison, so that what both sides tie is no agreement beyond chance.
+    Which rows are neighbours is decided in float64: where rows are nearly parallel (mean cosine above .99) all products
+    are, elsewhere those of the rows whose k-th and next similarity float32 cannot tell apart. Ties, such as those among
+    equal rows, are broken as an endlessly small random displacement of the rows would break them, another one on each
+    `side` of a comparison, so that what both sides tie is no agreement beyond chance.
 
     Time O(n^2 d), memory O(n k) beside one tile of similarities.
 
@@ -98,7 +105,8 @@ def nearest_neighbors(x: Tensor | np.ndarray, k: int, *, name: str = "x", side: 
         side: 0 or 1, which representation of a comparison this is.
 
     Raises:
-        DataError: as `unit_rows`, or k < 1, or n <= k, or rows that all point the same way up to rounding, which have no neighbours.
+        DataError: as `unit_rows`, or k < 1, or n <= k, or rows that all point the same way up to rounding, which have
+            no neighbours.
     """
     rows = unit_rows(x, name)
     n = rows.shape[-2]
@@ -114,9 +122,16 @@ def nearest_neighbors(x: Tensor | np.ndarray, k: int, *, name: str = "x", side: 
     for chosen, exact in ((~parallel, False), (parallel, True)):
         if chosen.any():
             part = flat if chosen.all() else flat[chosen]
-            found = _search(unit_rows(flat_values[chosen].double(), name) if exact else part, flat_values if chosen.all() else flat_values[chosen], k, side)
+            found = _search(
+                unit_rows(flat_values[chosen].double(), name) if exact else part,
+                flat_values if chosen.all() else flat_values[chosen],
+                k,
+                side,
+            )
             index[chosen], kernel[chosen] = found.index, found.kernel.to(kernel.dtype)
-    return Neighbors(index.unflatten(0, batch) if batch else index[0], kernel.unflatten(0, batch) if batch else kernel[0])
+    return Neighbors(
+        index.unflatten(0, batch) if batch else index[0], kernel.unflatten(0, batch) if batch else kernel[0]
+    )
 
 
 def _check_spread(values: Tensor, name: str) -> None:
@@ -126,15 +141,16 @@ def _check_spread(values: Tensor, name: str) -> None:
     spread = float((rows - rows.mean(0)).pow(2).sum(-1).mean().sqrt())
     if spread <= least:
         raise DataError(
-            f"the {len(rows)} rows of {name} all point the same way up to rounding (distance {spread:.1g} from their mean, as unit vectors): "
-            f"expected rows that differ, since equal ones have no nearest neighbours"
+            f"the {len(rows)} rows of {name} all point the same way up to rounding (distance {spread:.1g} from their"
+            " mean, as unit vectors): expected rows that differ, since equal ones have no nearest neighbours"
         )
 
 
 def _search(rows: Float[Tensor, "batch n d"], values: Float[Tensor, "batch n d"], k: int, side: int) -> Neighbors:
     """The neighbours by unit rows, and by the values themselves where those leave the k-th neighbour open."""
     n = rows.shape[-2]
-    if len(rows) > 1 and n < 2 * BLOCK and n * n * rows.element_size() <= CHUNK_BYTES:  # from there on half of the products is more than what calls cost
+    # from there on half of the products is more than what calls cost
+    if len(rows) > 1 and n < 2 * BLOCK and n * n * rows.element_size() <= CHUNK_BYTES:
         index, kernel = _batched(rows, k)
     else:
         index, kernel = (torch.stack(parts) for parts in zip(*(_tiled(part, k) for part in rows), strict=True))
@@ -159,7 +175,9 @@ def _rounding(dtype: torch.dtype, d: int) -> float:
     return torch.finfo(dtype).eps * max(8.0, d**0.5)
 
 
-def _decided(values: Float[Tensor, "n d"], open_rows: Int[Tensor, " row"], k: int, side: int) -> tuple[Int[Tensor, "row k"], Float[Tensor, "row k"]]:
+def _decided(
+    values: Float[Tensor, "n d"], open_rows: Int[Tensor, " row"], k: int, side: int
+) -> tuple[Int[Tensor, "row k"], Float[Tensor, "row k"]]:
     """The k nearest neighbours of some rows from float64 products, ties broken by random directions of the rows."""
     n, d = values.shape
     away, parts = None, []
@@ -172,18 +190,25 @@ def _decided(values: Float[Tensor, "n d"], open_rows: Int[Tensor, " row"], k: in
         rank = torch.where(near, 0.0, torch.where(similarity > last, torch.inf, -torch.inf))
         if (near.sum(1) + (rank == torch.inf).sum(1) > k).any():
             away = _displacements(values, side) if away is None else away
-            rank = torch.where(near, -torch.cdist(away[rows], away), rank)  # of tied rows those that are displaced alike come first
+            # of tied rows those that are displaced alike come first
+            rank = torch.where(near, -torch.cdist(away[rows], away), rank)
         index = rank.topk(k, dim=1).indices
         parts.append((index, similarity.gather(1, index)))
     return torch.cat([index for index, _ in parts]), torch.cat([kernel for _, kernel in parts])
 
 
 def _displacements(values: Float[Tensor, "n d"], side: int) -> Float[Tensor, "n j"]:
-    """A random direction for every row, which follows it when rows are reordered; among equal rows the order decides."""
-    along = torch.randn(values.shape[1], generator=torch.Generator().manual_seed(TIES), dtype=torch.float64).to(values.device)  # the same on every device
+    """A random direction for every row, which follows it when rows are reordered; among equal rows the order
+    decides."""
+    # the same on every device
+    along = torch.randn(values.shape[1], generator=torch.Generator().manual_seed(TIES), dtype=torch.float64).to(
+        values.device
+    )
     where = torch.cat([unit_rows(block.double()) @ along for block in values.split(_tile(values))])
     order = where.round(decimals=12).argsort(stable=True)
-    drawn = torch.randn(len(values), JITTER, generator=torch.Generator().manual_seed(TIES + 1 + side), dtype=torch.float64)
+    drawn = torch.randn(
+        len(values), JITTER, generator=torch.Generator().manual_seed(TIES + 1 + side), dtype=torch.float64
+    )
     return torch.empty_like(drawn, device=values.device).index_copy_(0, order, drawn.to(values.device))
 
 
@@ -193,11 +218,13 @@ def _tile(rows: Tensor) -> int:
 
 
 def _tiled(rows: Float[Tensor, "n d"], k: int) -> tuple[Int[Tensor, "n m"], Float[Tensor, "n m"]]:
-    """The k + 1 nearest (k where there are no more), nearest first. One product of two blocks of rows serves both, so half of all products are enough."""
+    """The k + 1 nearest (k where there are no more), nearest first. One product of two blocks of rows serves both, so
+    half of all products are enough."""
     n, m = len(rows), min(k + 1, len(rows) - 1)
     index = torch.zeros(n, m, dtype=torch.long, device=rows.device)
     kernel = torch.full((n, m), -torch.inf, dtype=rows.dtype, device=rows.device)
-    tile = min(_tile(rows), max(BLOCK, -(-n // 2)))  # two blocks at least, so that the products of one with the other serve both
+    # two blocks at least, so that the products of one with the other serve both
+    tile = min(_tile(rows), max(BLOCK, -(-n // 2)))
     blocks = [slice(start, min(start + tile, n)) for start in range(0, n, tile)]
     for number, one in enumerate(blocks):
         for two in blocks[number:]:
@@ -210,7 +237,9 @@ def _tiled(rows: Float[Tensor, "n d"], k: int) -> tuple[Int[Tensor, "n m"], Floa
     return index, kernel
 
 
-def _keep_best(index: Int[Tensor, "rows m"], kernel: Float[Tensor, "rows m"], similarity: Float[Tensor, "rows columns"], first: int) -> None:
+def _keep_best(
+    index: Int[Tensor, "rows m"], kernel: Float[Tensor, "rows m"], similarity: Float[Tensor, "rows columns"], first: int
+) -> None:
     """Merge the columns of `similarity`, numbered from `first`, into the best so far."""
     m = index.shape[-1]
     found = similarity.topk(min(m, similarity.shape[-1]), dim=-1)

@@ -33,17 +33,18 @@ class VisualTokens:
         box: left, top, right, bottom of the part of the original image that the tokens cover, in 0..1; it can reach
             outside 0..1 where the model pads.
         image: number of the image within its sample.
-        rows: rows of the connector's input, flattened over the batch, that each token comes from; -1 where a token mixes
-            several. A family may leave it None where tokens and rows follow one another.
-        spans: top and bottom of each row, left and right of each column, in fractions of the image, where cells do not divide the box evenly.
+        rows: rows of the connector's input, flattened over the batch, that each token comes from; -1 where a token
+            mixes several. A family may leave it None where tokens and rows follow one another.
+        spans: top and bottom of each row, left and right of each column, in fractions of the image, where cells do not
+            divide the box evenly.
         fill: colour that the model is shown where the box reaches beyond the image.
     """
 
-    index: Int[Tensor, token]  # noqa: F821  (a jaxtyping dimension)
+    index: Int[Tensor, " token"]
     grid: tuple[int, int] | None
     box: Box
     image: int = 0
-    rows: Int[Tensor, token] | None = None  # noqa: F821
+    rows: Int[Tensor, " token"] | None = None
     spans: tuple[Float[Tensor, "h 2"], Float[Tensor, "w 2"]] | None = None
     fill: tuple[int, int, int] = (0, 0, 0)
 
@@ -87,14 +88,18 @@ class Family:
 
     Attributes:
         architectures: values of `config.architectures[0]` that belong to this family.
-        visual_tokens: (config, processor, batch) -> `[sample][image or tile]`, images in order, the tiles of an image one after another.
-        connector: path below `model.model` of the module whose input is the tower's features, one row for each visual token.
-        merged: config -> how many consecutive rows there are for each visual token, where the connector itself merges them.
+        visual_tokens: (config, processor, batch) -> `[sample][image or tile]`, images in order, the tiles of an image
+            one after another.
+        connector: path below `model.model` of the module whose input is the tower's features, one row for each visual
+            token.
+        merged: config -> how many consecutive rows there are for each visual token, where the connector itself merges
+            them.
         injected: config -> how many of the first blocks have encoder features added to their output.
         answer_type: value of `token_type_ids` at answer tokens, where the family uses them.
-        alike: (config, processor) -> what both must say alike, each as (name, the processor's value, the model's); None is a value that one does not say.
-        shares_prefix: the connector's output goes as it is to the visual positions, and nothing up to them depends on what follows, so that
-            all questions about an image can share one pass over it.
+        alike: (config, processor) -> what both must say alike, each as (name, the processor's value, the model's); None
+            is a value that one does not say.
+        shares_prefix: the connector's output goes as it is to the visual positions, and nothing up to them depends on
+            what follows, so that all questions about an image can share one pass over it.
     """
 
     name: str
@@ -110,7 +115,9 @@ class Family:
 
 FAMILIES: Registry[Family] = Registry("model family", "families", Family)
 
-CROSS_ATTENTION = "its language model reads the image through cross-attention, so no position of its sequence is a visual token"
+CROSS_ATTENTION = (
+    "its language model reads the image through cross-attention, so no position of its sequence is a visual token"
+)
 QUERIES = "its Q-Former turns the image into learnt queries, so its visual tokens have no place in the image"
 REFUSED = {
     "MllamaForConditionalGeneration": CROSS_ATTENTION,
@@ -135,10 +142,17 @@ def family_of(config: PretrainedConfig) -> Family:
     if architecture in REFUSED:
         raise ModelError(f"{architecture} cannot be probed: {REFUSED[architecture]}")
     known = [a for name in FAMILIES for a in FAMILIES.get(name).architectures]
-    raise UnknownNameError("model architecture", architecture, known, also="or a new family: one file in workbench/mllm, see CONTRIBUTING.md")
+    raise UnknownNameError(
+        "model architecture",
+        architecture,
+        known,
+        also="or a new family: one file in workbench/mllm, see CONTRIBUTING.md",
+    )
 
 
-def placeholders(config: PretrainedConfig, batch: Batch, counts: Sequence[Sequence[int]] | None = None) -> list[list[Int[Tensor, token]]]:  # noqa: F821
+def placeholders(
+    config: PretrainedConfig, batch: Batch, counts: Sequence[Sequence[int]] | None = None
+) -> list[list[Int[Tensor, " token"]]]:
     """The positions of visual tokens, [sample][image]: split by `counts`, or evenly over the images of a sample.
 
     Raises:
@@ -150,6 +164,9 @@ def placeholders(config: PretrainedConfig, batch: Batch, counts: Sequence[Sequen
         images = len(batch.images[number])
         own = list(counts[number]) if counts is not None else [len(index) // max(1, images)] * images
         if sum(own) != len(index):
-            raise ModelError(f"{family_of(config).name}: {len(index)} visual tokens for {images} images of sample {number}, expected {sum(own)}")
+            raise ModelError(
+                f"{family_of(config).name}: {len(index)} visual tokens for {images} images of sample {number}, expected"
+                f" {sum(own)}"
+            )
         found.append(list(index.split(own)) if own else [])
     return found

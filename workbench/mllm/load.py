@@ -1,4 +1,5 @@
-"""Configurations and checkpoints of hub ids and folders: read, and refused in one sentence where they are not whole or not safe."""
+"""Configurations and checkpoints of hub ids and folders: read, and refused in one sentence where they are not whole or
+not safe."""
 
 from __future__ import annotations
 
@@ -14,17 +15,28 @@ from transformers.utils import cached_file
 
 from workbench.errors import ModelError, one_line
 from workbench.models import check_there, did_you_mean
-from workbench.weights.model_files import PICKLE, SAFETENSORS, Tensors, WeightFiles, check_folder, locate, read_model, shapes_of, weight_files
+from workbench.weights.model_files import (
+    PICKLE,
+    SAFETENSORS,
+    Tensors,
+    WeightFiles,
+    check_folder,
+    locate,
+    read_model,
+    shapes_of,
+    weight_files,
+)
 from workbench.weights.pretrained import call, hub_options
 
 log = logging.getLogger(__name__)
 WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")  # in the order they are looked for
-COUNTS = ("eos_token_id", "bos_token_id", "pad_token_id", "num_beams", "max_length", "max_new_tokens")  # numbers in generation_config.json
+# numbers in generation_config.json
+COUNTS = ("eos_token_id", "bos_token_id", "pad_token_id", "num_beams", "max_length", "max_new_tokens")
 SECOND_ENCODER = "viral_second_encoder"  # in the config.json of a model that the trainer gave a second encoder
 RECOMPUTED = ("position_ids", "inv_freq")  # buffers that old checkpoints carry and every model computes for itself
 
 
-# --- configuration -----------------------------------------------------------------------------------------------------------------------
+# --- configuration --------------------------------------------------------------------------------
 
 
 def load_config(name: str, **options: Any) -> PretrainedConfig:
@@ -32,7 +44,8 @@ def load_config(name: str, **options: Any) -> PretrainedConfig:
 
     Raises:
         WeightsError: a folder that does not hold a model.
-        ModelError: nothing of the kind there, a configuration or quantization that cannot be read here, or a model that runs in its training only.
+        ModelError: nothing of the kind there, a configuration or quantization that cannot be read here, or a model that
+            runs in its training only.
     """
     check_there(name)
     folder = Path(name)
@@ -41,9 +54,14 @@ def load_config(name: str, **options: Any) -> PretrainedConfig:
 
     def failed(error: Exception) -> ModelError:
         if "trust_remote_code" in str(error):
-            return ModelError(f"model '{name}' brings code of its own: expected trust_remote_code, if you have read it and trust it")
+            return ModelError(
+                f"model '{name}' brings code of its own: expected trust_remote_code, if you have read it and trust it"
+            )
         if isinstance(error, OSError) and not folder.is_dir():
-            return ModelError(f"model '{name}' is neither a folder nor a hub id within reach ({one_line(error, 120)}){did_you_mean(name)}")
+            return ModelError(
+                f"model '{name}' is neither a folder nor a hub id within reach"
+                f" ({one_line(error, 120)}){did_you_mean(name)}"
+            )
         return ModelError(f"model '{name}' has a config.json that transformers refuses ({one_line(error, 140)})")
 
     config: PretrainedConfig = call(lambda: AutoConfig.from_pretrained(name, **options), failed)
@@ -63,9 +81,16 @@ def check_encoders(name: str, config: PretrainedConfig) -> None:
     if second is None:
         return
     folders = [folder for folder in (Path(name), Path(name).parent) if (folder / "accuracy.parquet").exists()]
-    scores = f"are in {folders[0] / 'accuracy.parquet'}" if folders else "are in accuracy.parquet, in the folder of its training"
+    scores = (
+        f"are in {folders[0] / 'accuracy.parquet'}"
+        if folders
+        else "are in accuracy.parquet, in the folder of its training"
+    )
     what = f"sees {second['vfm'] if isinstance(second, dict) else 'something'} beside its own vision encoder"
-    raise ModelError(f"model '{name}' {what} ({SECOND_ENCODER} in its config.json) and can be run by the trainer alone: its accuracies {scores}")
+    raise ModelError(
+        f"model '{name}' {what} ({SECOND_ENCODER} in its config.json) and can be run by the trainer alone: its"
+        f" accuracies {scores}"
+    )
 
 
 def generation_of(name: str, **options: Any) -> GenerationConfig | None:
@@ -80,12 +105,17 @@ def generation_of(name: str, **options: Any) -> GenerationConfig | None:
         return None
 
     def failed(error: object) -> ModelError:
-        return ModelError(f"model '{name}' has a generation_config.json that transformers refuses ({one_line(error, 140)}): mend or remove it")
+        return ModelError(
+            f"model '{name}' has a generation_config.json that transformers refuses ({one_line(error, 140)}): mend or"
+            " remove it"
+        )
 
     config: GenerationConfig = call(lambda: GenerationConfig.from_pretrained(Path(file).parent), failed)
     for key in COUNTS:
         value = getattr(config, key, None)
-        if not all(isinstance(part, int) for part in (value if isinstance(value, list) else [] if value is None else [value])):
+        if not all(
+            isinstance(part, int) for part in (value if isinstance(value, list) else [] if value is None else [value])
+        ):
             raise failed(f"{key} is {value!r}, which is no number")
     return config
 
@@ -102,20 +132,30 @@ def check_quantization(name: str, config: PretrainedConfig) -> None:
     method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
     method = str(getattr(method, "value", method) or "an unnamed method")
     if not isinstance(settings, dict) or not any(known.startswith(method) for known in AUTO_QUANTIZER_MAPPING):
-        raise ModelError(f"model '{name}' is quantized with {method}, which transformers does not know: expected its checkpoint in full precision")
+        raise ModelError(
+            f"model '{name}' is quantized with {method}, which transformers does not know: expected its checkpoint in"
+            " full precision"
+        )
 
     def failed(error: Exception) -> ModelError:
         reason = one_line(error, 120)
-        return ModelError(f"model '{name}' is quantized with {method}, which cannot be read here ({reason}): install that, or take it in full precision")
+        return ModelError(
+            f"model '{name}' is quantized with {method}, which cannot be read here ({reason}): install that, or take it"
+            " in full precision"
+        )
 
-    call(lambda: AutoHfQuantizer.from_config(dict(settings), pre_quantized=True).validate_environment(device_map=None), failed)
+    call(
+        lambda: AutoHfQuantizer.from_config(dict(settings), pre_quantized=True).validate_environment(device_map=None),
+        failed,
+    )
 
 
-# --- weights -----------------------------------------------------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------
 
 
 def weights_of(name: str, **options: Any) -> WeightFiles | None:
-    """The files that hold the weights of a folder or a hub id, fetched where the options allow it; None where they are not within reach.
+    """The files that hold the weights of a folder or a hub id, fetched where the options allow it; None where they are
+    not within reach.
 
     Raises:
         WeightsError: they are not whole.
@@ -142,10 +182,13 @@ def hub_file(name: str, file: str, **options: Any) -> str | None:
     return call(lambda: cached_file(name, file, **quietly, **options), failed)
 
 
-def load_model(auto: Any, name: str, config: PretrainedConfig, *, strict: bool = True, revision: str | None = None, **options: Any) -> Any:
+def load_model(
+    auto: Any, name: str, config: PretrainedConfig, *, strict: bool = True, revision: str | None = None, **options: Any
+) -> Any:
     """A transformers model with all its tensors from a folder or a hub id.
 
-    Safetensors are read by transformers; a pickle is read here, with care, and its tensors are handed over as they lie mapped on the disk.
+    Safetensors are read by transformers; a pickle is read here, with care, and its tensors are handed over as they lie
+    mapped on the disk.
 
     Args:
         auto: an auto class, or the class of the model.
@@ -168,25 +211,40 @@ def load_model(auto: Any, name: str, config: PretrainedConfig, *, strict: bool =
         if model.can_generate():
             model.generation_config = generation_of(str(weights.folder)) or model.generation_config
     else:
-        options |= {"config": config, "revision": revision, "use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        options |= {
+            "config": config,
+            "revision": revision,
+            "use_safetensors": True,
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,
+        }
         model, report = call(lambda: auto.from_pretrained(name, **options), partial(_unreadable, name))
         check_complete(name, report, strict=strict)
     repair_generation(name, model)
     return model
 
 
-def _from_tensors(auto: Any, name: str, config: PretrainedConfig, state: Tensors, *, strict: bool, **options: Any) -> Any:
+def _from_tensors(
+    auto: Any, name: str, config: PretrainedConfig, state: Tensors, *, strict: bool, **options: Any
+) -> Any:
     if hasattr(auto, "_model_mapping") and type(config) not in auto._model_mapping:
-        raise ModelError(f"model '{name}' is a {config.model_type}, which {auto.__name__} does not know: expected one that it does")
+        raise ModelError(
+            f"model '{name}' is a {config.model_type}, which {auto.__name__} does not know: expected one that it does"
+        )
     cls = auto._model_mapping[type(config)] if hasattr(auto, "_model_mapping") else auto
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, report = call(lambda: cls.from_pretrained(None, config=config, state_dict=state, **options), partial(_unreadable, name))
+    model, report = call(
+        lambda: cls.from_pretrained(None, config=config, state_dict=state, **options), partial(_unreadable, name)
+    )
     check_complete(name, report, strict=strict)
     return model
 
 
-def check_weights(auto: Any, name: str, config: PretrainedConfig, *, strict: bool = True, revision: str | None = None) -> WeightFiles | None:
-    """See that `load_model` would load the weights of a folder or a hub id, by the names and shapes of their tensors; their values are not read.
+def check_weights(
+    auto: Any, name: str, config: PretrainedConfig, *, strict: bool = True, revision: str | None = None
+) -> WeightFiles | None:
+    """See that `load_model` would load the weights of a folder or a hub id, by the names and shapes of their tensors;
+    their values are not read.
 
     Returns:
         Their files, or None for those of a hub id that are still to be fetched.
@@ -204,7 +262,8 @@ def check_weights(auto: Any, name: str, config: PretrainedConfig, *, strict: boo
 
 
 def _check_fit(auto: Any, name: str, config: PretrainedConfig, weights: WeightFiles, *, strict: bool) -> None:
-    """See that every tensor has a place and the right shape, before 14 GB are read; not of what only its own code or a quantizer knows to place."""
+    """See that every tensor has a place and the right shape, before 14 GB are read; not of what only its own code or a
+    quantizer knows to place."""
     if getattr(config, "quantization_config", None) is None and not getattr(config, "auto_map", None):
         _from_tensors(auto, name, config, shapes_of(weights), strict=strict, dtype=torch.float32, device_map="meta")
 
@@ -218,7 +277,10 @@ def _on_hub(name: str) -> bool:
 
 def no_weights(name: str) -> ModelError:
     """For a model whose weights cannot be had."""
-    return ModelError(f"model '{name}' has no weights within reach: expected {SAFETENSORS} or {PICKLE}, in a folder, on the hub or in its cache")
+    return ModelError(
+        f"model '{name}' has no weights within reach: expected {SAFETENSORS} or {PICKLE}, in a folder, on the hub or in"
+        " its cache"
+    )
 
 
 def _unreadable(name: str, error: Exception) -> ModelError:
@@ -226,23 +288,36 @@ def _unreadable(name: str, error: Exception) -> ModelError:
 
 
 def check_complete(name: str, report: Any, *, strict: bool) -> None:
-    """See that every tensor of the model came from the checkpoint, and every tensor of the checkpoint went into the model."""
+    """See that every tensor of the model came from the checkpoint, and every tensor of the checkpoint went into the
+    model."""
     extra = [key for key in report["unexpected_keys"] if not key.endswith(RECOMPUTED)]
-    for kind, keys in (("has other shapes for", report["mismatched_keys"]), ("lacks", report["missing_keys"]), ("has no place for", extra if strict else ())):
+    for kind, keys in (
+        ("has other shapes for", report["mismatched_keys"]),
+        ("lacks", report["missing_keys"]),
+        ("has no place for", extra if strict else ()),
+    ):
         if keys:
             names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
             whose = "the checkpoint" if kind != "has no place for" else "the model"
-            raise ModelError(f"model '{name}' does not fit its checkpoint: {whose} {kind} {len(names)} tensors, first {', '.join(names[:2])}")
+            raise ModelError(
+                f"model '{name}' does not fit its checkpoint: {whose} {kind} {len(names)} tensors, first"
+                f" {', '.join(names[:2])}"
+            )
 
 
 def repair_generation(name: str, model: Any) -> None:
-    """Unset settings of generation that contradict one another, such as Vicuna's temperature without sampling, which transformers would refuse to save.
+    """Unset settings of generation that contradict one another, such as Vicuna's temperature without sampling, which
+    transformers would refuse to save.
 
     Nothing that is generated here changes: answers are greedy.
     """
     defaults = GenerationConfig().to_dict()
     config = model.config
-    misplaced = [key for key in defaults if key != "use_cache" and key not in config.__dataclass_fields__ and vars(config).get(key) is not None]
+    misplaced = [
+        key
+        for key in defaults
+        if key != "use_cache" and key not in config.__dataclass_fields__ and vars(config).get(key) is not None
+    ]
     for key in misplaced:
         delattr(config, key)
     unset: list[str] = []
@@ -250,11 +325,17 @@ def repair_generation(name: str, model: Any) -> None:
         model.generation_config, unset = _valid(model.generation_config)
     if misplaced or unset:
         names = ", ".join([*misplaced, *unset])
-        log.warning("%s: settings of generation left out, since they contradict one another or could not be saved: %s (answers are greedy here)", name, names)
+        log.warning(
+            "%s: settings of generation left out, since they contradict one another or could not be saved: %s (answers"
+            " are greedy here)",
+            name,
+            names,
+        )
 
 
 def _valid(config: GenerationConfig) -> tuple[GenerationConfig, list[str]]:
-    """As much of the configuration as does not contradict itself, what switches other settings on first; and the names of the rest."""
+    """As much of the configuration as does not contradict itself, what switches other settings on first; and the names
+    of the rest."""
     if _saves(config):
         return config, []
     values, defaults = config.to_dict(), GenerationConfig().to_dict()

@@ -1,4 +1,5 @@
-"""Processors of hub ids and folders: read, completed from the model's configuration where old ones lack a setting, and compared with it."""
+"""Processors of hub ids and folders: read, completed from the model's configuration where old ones lack a setting, and
+compared with it."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ FIRST_TOKENS = {  # tokens before the patches, by the kind of vision encoder
     **dict.fromkeys(("clip_vision_model", "dinov2", "vit", "intern_vit"), 1),
     **dict.fromkeys(("siglip_vision_model", "siglip2_vision_model"), 0),
 }
-ANY_SIZE = ("dinov2", "dinov2_with_registers", "pixtral")  # vision encoders that take images of other sizes than their configuration says
+# vision encoders that take images of other sizes than their configuration says
+ANY_SIZE = ("dinov2", "dinov2_with_registers", "pixtral")
 
 
 def load_processor(name: str, family: Family, config: PretrainedConfig, *, check: bool = True, **options: Any) -> Any:
@@ -34,18 +36,28 @@ def load_processor(name: str, family: Family, config: PretrainedConfig, *, check
         check: compare it with `config`.
 
     Raises:
-        ModelError: it is not there, lacks one of its parts, or means other patches, images or numbers of tokens than the model.
+        ModelError: it is not there, lacks one of its parts, or means other patches, images or numbers of tokens than
+            the model.
     """
 
     def failed(error: Exception) -> ModelError:
         folder = Path(name)
         if folder.is_dir() and not any((folder / file).exists() for file in TOKENIZERS):
-            return ModelError(f"model '{name}' has no tokenizer: expected {', '.join(TOKENIZERS[:-1])} or {TOKENIZERS[-1]} in its folder")
-        return ModelError(f"model '{name}' has no processor that could be loaded ({one_line(error, 140)}): expected its tokenizer and {FILE}")
+            return ModelError(
+                f"model '{name}' has no tokenizer: expected {', '.join(TOKENIZERS[:-1])} or {TOKENIZERS[-1]} in its"
+                " folder"
+            )
+        return ModelError(
+            f"model '{name}' has no processor that could be loaded ({one_line(error, 140)}): expected its tokenizer and"
+            f" {FILE}"
+        )
 
     processor = call(lambda: AutoProcessor.from_pretrained(name, **options), failed)
     if missing := [part for part in ("tokenizer", "image_processor") if not hasattr(processor, part)]:
-        raise ModelError(f"model '{name}' has a {type(processor).__name__} without {missing[0]}: expected a processor of text and images")
+        raise ModelError(
+            f"model '{name}' has a {type(processor).__name__} without {missing[0]}: expected a processor of text and"
+            " images"
+        )
     _complete(name, family, processor, config, options)
     if check:
         check_agreement(name, family, config, processor)
@@ -64,7 +76,9 @@ def _complete(name: str, family: Family, processor: Any, config: PretrainedConfi
         setattr(processor, key, value)
     if lacking:
         values = ", ".join(f"{key} {value}" for key, value in lacking.items())
-        log.warning("%s: its %s does not say %s; taken from its config.json: %s", name, FILE, ", ".join(lacking), values)
+        log.warning(
+            "%s: its %s does not say %s; taken from its config.json: %s", name, FILE, ", ".join(lacking), values
+        )
 
 
 def _written(name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -87,11 +101,14 @@ def check_agreement(name: str, family: Family, config: PretrainedConfig, process
     for what, ours, theirs in (*family.alike(config, processor), *_image_token(config, processor)):
         if ours is not None and theirs is not None and ours != theirs:
             values = f"{one_line(ours, 50)} in its processor and {one_line(theirs, 50)} in its config.json"
-            raise ModelError(f"model '{name}' has two values of {what}, {values}: expected one; the processor may be another model's")
+            raise ModelError(
+                f"model '{name}' has two values of {what}, {values}: expected one; the processor may be another model's"
+            )
 
 
 def _image_token(config: PretrainedConfig, processor: Any) -> Iterable[Setting]:
-    """The id of the visual token, of which a processor may know another one too, such as Gemma's mark that begins an image."""
+    """The id of the visual token, of which a processor may know another one too, such as Gemma's mark that begins an
+    image."""
     theirs = getattr(config, "image_token_id", None)
     known = [getattr(part, "image_token_id", None) for part in (processor, processor.tokenizer)]
     known = [token for token in known if token is not None]
@@ -99,7 +116,7 @@ def _image_token(config: PretrainedConfig, processor: Any) -> Iterable[Setting]:
         yield "the image token", known[0], theirs
 
 
-# --- what families compare ----------------------------------------------------------------------------------------------------------------
+# --- what families compare ------------------------------------------------------------------------
 
 
 def side_of(value: Any) -> int | None:
@@ -148,7 +165,11 @@ def llava_settings(config: PretrainedConfig, processor: Any) -> Iterable[Setting
     if patches is not None and first is not None:
         yield "num_image_tokens", getattr(processor, "num_image_tokens", None), patches + first
     pinpoints = "image_grid_pinpoints"
-    yield pinpoints, _sizes(getattr(processor.image_processor, pinpoints, None)), _sizes(getattr(config, pinpoints, None))
+    yield (
+        pinpoints,
+        _sizes(getattr(processor.image_processor, pinpoints, None)),
+        _sizes(getattr(config, pinpoints, None)),
+    )
 
 
 def _sizes(pinpoints: Any) -> list[list[int]] | None:
@@ -158,7 +179,11 @@ def _sizes(pinpoints: Any) -> list[list[int]] | None:
 def merged_settings(config: PretrainedConfig, processor: Any) -> Iterable[Setting]:
     """Qwen-VL: an image processor that cuts patches, and merges them."""
     images, vision = processor.image_processor, config.vision_config
-    for ours, theirs in (("patch_size", "patch_size"), ("merge_size", "spatial_merge_size"), ("temporal_patch_size", "temporal_patch_size")):
+    for ours, theirs in (
+        ("patch_size", "patch_size"),
+        ("merge_size", "spatial_merge_size"),
+        ("temporal_patch_size", "temporal_patch_size"),
+    ):
         yield ours, getattr(images, ours, None), getattr(vision, theirs, None)
 
 

@@ -1,11 +1,14 @@
-"""Residual re-injection: what the image was before the language model, added again to its visual tokens after some blocks (docs/paper.md, variants).
+"""Residual re-injection: what the image was before the language model, added again to its visual tokens after some
+blocks (docs/paper.md, variants).
 
     e_img[l] += P_phi(z)     source `projector`: the visual tokens as the first block received them; no new weights
-    e_img[l] += A_l(z)       source `encoder`: a light adapter of its own for each layer, A_l(z) = W_l norm(z) + b_l, which starts at zero
+    e_img[l] += A_l(z)       source `encoder`: a light adapter of its own for each layer, A_l(z) = W_l norm(z) + b_l,
+                             which starts at zero
 
-with z what the connector receives. It is part of the model: it acts in training and at inference, at the visual positions of the prompt only (while
-decoding, these stay in the cache as they are, and no other position is touched). A model folder says so in its config.json (`visual_residual`) and has
-the adapters beside it; `MLLM.load` attaches them again. Plain transformers ignores both and computes another model.
+with z what the connector receives. It is part of the model: it acts in training and at inference, at the visual
+positions of the prompt only (while decoding, these stay in the cache as they are, and no other position is touched). A
+model folder says so in its config.json (`visual_residual`) and has the adapters beside it; `MLLM.load` attaches them
+again. Plain transformers ignores both and computes another model.
 """
 
 from __future__ import annotations
@@ -59,8 +62,8 @@ class Residual(nn.Module):
     def install(self, model: Any, connector: nn.Module) -> None:
         """Make it part of `model`, for good.
 
-        Blocks and connector are wrapped rather than hooked: their output is then the sum, for whoever reads or edits it (nnsight's interventions
-        act between a module's forward and its hooks).
+        Blocks and connector are wrapped rather than hooked: their output is then the sum, for whoever reads or edits it
+        (nnsight's interventions act between a module's forward and its hooks).
         """
         decoder = model.get_decoder()
         decoder = getattr(decoder, "model", decoder)
@@ -79,7 +82,9 @@ class Residual(nn.Module):
             return
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
-            raise ModelError("this model adds its image again at the visual positions: expected input_ids, which say where these are")
+            raise ModelError(
+                "this model adds its image again at the visual positions: expected input_ids, which say where these are"
+            )
         self._visual = ids == image_token
 
     def _end(self, *_: object) -> None:
@@ -87,7 +92,10 @@ class Residual(nn.Module):
 
     def _check_running(self, *_: object) -> None:
         if not self._running:
-            raise ModelError("this model adds its image again in the middle of its language model, which cannot run without the rest: expected the whole model")
+            raise ModelError(
+                "this model adds its image again in the middle of its language model, which cannot run without the"
+                " rest: expected the whole model"
+            )
 
     def _keep_first(self, hidden: Tensor) -> None:
         self._first = hidden
@@ -110,20 +118,32 @@ class Residual(nn.Module):
             assert self._first is not None
             return self._first[visual.to(self._first.device)]
         if self._tower is None or not self._fresh:
-            raise ModelError("this model adds its image again from the encoder's features: expected an image that goes through the connector in this pass")
+            raise ModelError(
+                "this model adds its image again from the encoder's features: expected an image that goes through the"
+                " connector in this pass"
+            )
         rows = self._tower.reshape(-1, self.features)
         if len(rows) != int(visual.sum()):
-            raise ModelError(f"{len(rows)} encoder features for {int(visual.sum())} visual tokens: expected one for each")
+            raise ModelError(
+                f"{len(rows)} encoder features for {int(visual.sum())} visual tokens: expected one for each"
+            )
         return self.adapters[number](rows)
 
 
-def _wrap(module: Any, *, before: Callable[[Tensor], None] | None = None, after: Callable[[Any], Any] | None = None) -> None:
+def _wrap(
+    module: Any, *, before: Callable[[Tensor], None] | None = None, after: Callable[[Any], Any] | None = None
+) -> None:
     """Let `module` show its first argument to `before`, and pass its output through `after`."""
     wrapped_before = vars(module).get("forward")
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        # the class's own is looked up anew: FSDP gives the module another class, whose forward alone knows of activation checkpointing
-        return wrapped_before(*args, **kwargs) if wrapped_before is not None else type(module).forward(module, *args, **kwargs)
+        # the class's own is looked up anew: FSDP gives the module another class, whose forward alone knows of
+        # activation checkpointing
+        return (
+            wrapped_before(*args, **kwargs)
+            if wrapped_before is not None
+            else type(module).forward(module, *args, **kwargs)
+        )
 
     @wraps(module.forward)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -136,7 +156,8 @@ def _wrap(module: Any, *, before: Callable[[Tensor], None] | None = None, after:
 
 
 def attach_residual(model: Any, source: Source, layers: Sequence[int], features: int | None = None) -> Residual:
-    """Add the image again to the visual tokens after `layers` (1 to L) of a transformers model of one of our families, and say so in its config.
+    """Add the image again to the visual tokens after `layers` (1 to L) of a transformers model of one of our families,
+    and say so in its config.
 
     Args:
         features: width of what the connector receives; needed for `encoder`.
@@ -148,9 +169,14 @@ def attach_residual(model: Any, source: Source, layers: Sequence[int], features:
     family, text = family_of(model.config), model.config.get_text_config()
     for layer in layers:
         if not 1 <= layer <= text.num_hidden_layers:
-            raise ConfigError(f"residual layer is {layer}: expected 1 to {text.num_hidden_layers}, the layers of the model")
+            raise ConfigError(
+                f"residual layer is {layer}: expected 1 to {text.num_hidden_layers}, the layers of the model"
+            )
     if source == "encoder" and not family.shares_prefix:
-        raise ModelError(f"family '{family.name}' does not give one visual token for each feature of the encoder: expected residual projector, or a LLaVA")
+        raise ModelError(
+            f"family '{family.name}' does not give one visual token for each feature of the encoder: expected residual"
+            " projector, or a LLaVA"
+        )
     residual = Residual(source, layers, features or 0, text.hidden_size)
     residual.install(model, model.model.get_submodule(family.connector))
     setattr(model.config, KEY, residual.settings)
@@ -174,9 +200,16 @@ def load_residual(model: Any, name: str, revision: str | None = None) -> Residua
         return None
 
     def failed(error: object) -> ModelError:
-        return ModelError(f"model '{name}' adds its image again ({KEY} in its config.json), but {FILE} is missing or does not fit ({one_line(error, 100)})")
+        return ModelError(
+            f"model '{name}' adds its image again ({KEY} in its config.json), but {FILE} is missing or does not fit"
+            f" ({one_line(error, 100)})"
+        )
 
-    if not isinstance(settings, Mapping) or not {"source", "layers", "features"} <= settings.keys() or not isinstance(settings["layers"], list):
+    if (
+        not isinstance(settings, Mapping)
+        or not {"source", "layers", "features"} <= settings.keys()
+        or not isinstance(settings["layers"], list)
+    ):
         raise failed(f"{KEY} is {one_line(settings, 60)}")
     residual = attach_residual(model, settings["source"], settings["layers"], settings["features"])
     if len(residual.adapters):

@@ -1,4 +1,5 @@
-"""Is the family right about this model? Checked causally, with a few drawn images: one pass of the model and two of its encoder."""
+"""Is the family right about this model? Checked causally, with a few drawn images: one pass of the model and two of its
+encoder."""
 
 from __future__ import annotations
 
@@ -23,20 +24,26 @@ PEAKS = 2  # of them must move their token more than the tokens around it: a ras
 
 
 def validate(mllm: Any, size: tuple[int, int] = SIZE) -> None:
-    """Check that the visual tokens of an `MLLM` sit where its family says, for images of `size` (width, height) in pixels.
+    """Check that the visual tokens of an `MLLM` sit where its family says, for images of `size` (width, height) in
+    pixels.
 
-    1. Every position given holds the image placeholder, and grids multiply to the number of tokens (`MLLM.visual_tokens`).
+    1. Every position given holds the image placeholder, and grids multiply to the number of tokens
+       (`MLLM.visual_tokens`).
     2. The first block receives, at the visual positions, exactly what the projector returned.
-    3. Another image changes the hidden states at those positions, leaves the text before them as it was, and changes no other projected token.
-    4. Painting one grid cell's pixels, for three cells, changes that cell's token more than nine in ten of the tokens of its raster (attention in the
-       tower spreads a change over all tokens, but not evenly) and, for two of them, more than the tokens around it: at the projector's output and
-       at the connector's input.
+    3. Another image changes the hidden states at those positions, leaves the text before them as it was, and changes no
+       other projected token.
+    4. Painting one grid cell's pixels, for three cells, changes that cell's token more than nine in ten of the tokens
+       of its raster (attention in the tower spreads a change over all tokens, but not evenly) and, for two of them,
+       more than the tokens around it: at the projector's output and at the connector's input.
 
     Raises:
         ModelError: names the check that failed, and the fault where it can be told.
     """
     rng = np.random.default_rng(0)
-    plain, other = (Image.fromarray(rng.integers(low, high, size=(size[1], size[0], 3), dtype=np.uint8)) for low, high in ((90, 160), (0, 255)))
+    plain, other = (
+        Image.fromarray(rng.integers(low, high, size=(size[1], size[0], 3), dtype=np.uint8))
+        for low, high in ((90, 160), (0, 255))
+    )
     batch = mllm.encode([plain, other], [QUESTION] * 2)
     tokens = mllm.visual_tokens(batch)
     if not all(tokens) or not all(len(part.index) for sample in tokens for part in sample):
@@ -47,7 +54,10 @@ def validate(mllm: Any, size: tuple[int, int] = SIZE) -> None:
     positions = [row.nonzero().flatten().cpu() for row in batch.inputs["attention_mask"]]
     received, given = _ends(mllm, batch, positions)
     if not all(torch.isfinite(values).all() for values in (tower, *projected, *received, *given)):
-        raise ModelError(f"{mllm.name} computes values that are not finite in {mllm.model.dtype}: expected bfloat16 or float32 to be wide enough")
+        raise ModelError(
+            f"{mllm.name} computes values that are not finite in {mllm.model.dtype}: expected bfloat16 or float32 to be"
+            " wide enough"
+        )
     ours = torch.isin(positions[0], visual)
     order = visual.argsort().argsort()  # the family's order, which is not the sequence's where tiles interleave
     embedded = received[0][ours][order]
@@ -61,18 +71,28 @@ def validate(mllm: Any, size: tuple[int, int] = SIZE) -> None:
         left_out = (projected[0] - projected[1]).abs().amax(-1) > 0  # a newline vector is the same in every image
         left_out[_among_placeholders(mllm, batch, 0, visual)] = False
         if left_out.any():
-            raise ModelError(f"{mllm.name}: family '{mllm.family.name}' leaves out {int(left_out.sum())} visual tokens that depend on the image")
+            raise ModelError(
+                f"{mllm.name}: family '{mllm.family.name}' leaves out {int(left_out.sum())} visual tokens that depend"
+                " on the image"
+            )
     first, second = given
     before = positions[0] < visual.min()
     if before.any() and not torch.allclose(first[before], second[before], atol=1e-4, rtol=1e-3):
-        raise ModelError(f"{mllm.name}: another image changed the text before the visual tokens; family '{mllm.family.name}' starts them too late")
+        raise ModelError(
+            f"{mllm.name}: another image changed the text before the visual tokens; family '{mllm.family.name}' starts"
+            " them too late"
+        )
     if ((first - second)[ours].abs().amax(-1) == 0).any():
-        raise ModelError(f"{mllm.name}: another image left a visual token unchanged; family '{mllm.family.name}' is wrong about positions")
+        raise ModelError(
+            f"{mllm.name}: another image left a visual token unchanged; family '{mllm.family.name}' is wrong about"
+            " positions"
+        )
     _check_rasters(mllm, plain, tokens[0], projected[0], tower)
 
 
 def encoder_output(mllm: Any, batch: Batch) -> tuple[list[Float[Tensor, "token d"]], Float[Tensor, "row features"]]:
-    """The projected tokens of each sample, special ones such as newlines included, in the order of their positions; and the connector's input."""
+    """The projected tokens of each sample, special ones such as newlines included, in the order of their positions; and
+    the connector's input."""
 
     def misfit(error: Exception) -> ModelError:
         what = f"what its processor makes of an image does not fit its vision encoder ({one_line(error, 120)})"
@@ -94,7 +114,8 @@ def encoder_output(mllm: Any, batch: Batch) -> tuple[list[Float[Tensor, "token d
 
 
 def _ends(mllm: Any, batch: Batch, positions: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """What the first block receives and what the last one gives at `positions` of each sample (token, d), in one forward pass."""
+    """What the first block receives and what the last one gives at `positions` of each sample (token, d), in one
+    forward pass."""
     ends: dict[str, Tensor] = {}
     blocks = mllm.decoder.layers
 
@@ -111,7 +132,10 @@ def _ends(mllm: Any, batch: Batch, positions: Sequence[Tensor]) -> tuple[list[Te
     finally:
         for handle in handles:
             handle.remove()
-    received, given = ([row[index.to(row.device)].float().cpu() for row, index in zip(ends[name], positions, strict=True)] for name in ("received", "given"))
+    received, given = (
+        [row[index.to(row.device)].float().cpu() for row, index in zip(ends[name], positions, strict=True)]
+        for name in ("received", "given")
+    )
     return received, given
 
 
@@ -147,12 +171,15 @@ def _check_rasters(mllm: Any, plain: Image.Image, parts: list[VisualTokens], pro
         if all(own is not None and (own >= 0).all() for own in rows):
             moved = (features[turn * per_image : (turn + 1) * per_image] - tower[:per_image]).norm(dim=-1)
             for number in cells:
-                peaks[number, INPUT] += _check_cell(mllm, parts, number, cells, [moved[own] for own in rows if own is not None], INPUT)
+                peaks[number, INPUT] += _check_cell(
+                    mllm, parts, number, cells, [moved[own] for own in rows if own is not None], INPUT
+                )
     for (number, where), found_peaks in peaks.items():
         if found_peaks < PEAKS:
             raise ModelError(
-                f"{mllm.name}: painting cells of raster {number} changed neighbours at {where} more than their tokens ({CELLS - found_peaks} of {CELLS}); "
-                f"family '{mllm.family.name}' is wrong about the raster, which looks shifted"
+                f"{mllm.name}: painting cells of raster {number} changed neighbours at {where} more than their tokens"
+                f" ({CELLS - found_peaks} of {CELLS}); family '{mllm.family.name}' is wrong about the raster, which"
+                " looks shifted"
             )
 
 
@@ -163,7 +190,9 @@ def _apart(parts: list[VisualTokens]) -> list[list[int]]:
         left, top, right, bottom = parts[number].box
         for turn in turns:
             boxes = [parts[other].box for other in turn]
-            if not any(left < b[2] - 1e-6 and b[0] < right - 1e-6 and top < b[3] - 1e-6 and b[1] < bottom - 1e-6 for b in boxes):
+            if not any(
+                left < b[2] - 1e-6 and b[0] < right - 1e-6 and top < b[3] - 1e-6 and b[1] < bottom - 1e-6 for b in boxes
+            ):
                 turn.append(number)
                 break
         else:
@@ -172,7 +201,8 @@ def _apart(parts: list[VisualTokens]) -> list[list[int]]:
 
 
 def _target(part: VisualTokens, number: int, attempt: int) -> tuple[int, int]:
-    """A cell with as much of the image in it as any, that a raster running by columns would put elsewhere; another one for each raster."""
+    """A cell with as much of the image in it as any, that a raster running by columns would put elsewhere; another one
+    for each raster."""
     assert part.grid is not None
     rows, columns = part.grid
     cells = [(row, column) for row in range(rows) for column in range(columns)]
@@ -190,9 +220,13 @@ def _inside(box: tuple[float, float, float, float]) -> float:
 
 
 def _paint(image: Image.Image, box: tuple[float, float, float, float]) -> None:
-    left, top, right, bottom = (min(max(v, 0.0), 1.0) for v in box)  # models that pad have cells that reach beyond the image
-    x, y = (right - left) / 4, (bottom - top) / 4  # its inner half, so that resampling does not carry it into its neighbours
-    left, top, right, bottom = (round(v * side) for v, side in zip((left + x, top + y, right - x, bottom - y), image.size * 2, strict=True))
+    # models that pad have cells that reach beyond the image
+    left, top, right, bottom = (min(max(v, 0.0), 1.0) for v in box)
+    # its inner half, so that resampling does not carry it into its neighbours
+    x, y = (right - left) / 4, (bottom - top) / 4
+    left, top, right, bottom = (
+        round(v * side) for v, side in zip((left + x, top + y, right - x, bottom - y), image.size * 2, strict=True)
+    )
     image.paste((255, 0, 0), (left, top, max(right, left + 1), max(bottom, top + 1)))
 
 
@@ -200,8 +234,11 @@ OUTPUT, INPUT = "the projector's output", "the connector's input"
 Cells = dict[int, tuple[int, int]]
 
 
-def _check_cell(mllm: Any, parts: list[VisualTokens], number: int, targets: Cells, moved: list[Tensor], where: str) -> bool:
-    """Raise unless the painted cell's token moved more than nine in ten; return whether it moved most among those around it."""
+def _check_cell(
+    mllm: Any, parts: list[VisualTokens], number: int, targets: Cells, moved: list[Tensor], where: str
+) -> bool:
+    """Raise unless the painted cell's token moved more than nine in ten; return whether it moved most among those
+    around it."""
     grid, cell, own = parts[number].grid, targets[number], moved[number]
     assert grid is not None
     value = own[cell[0] * grid[1] + cell[1]]
@@ -209,8 +246,8 @@ def _check_cell(mllm: Any, parts: list[VisualTokens], number: int, targets: Cell
         around = own.view(grid)[max(0, cell[0] - 1) : cell[0] + 2, max(0, cell[1] - 1) : cell[1] + 2]
         return bool(value >= around.max())
     raise ModelError(
-        f"{mllm.name}: painting cell {cell} of raster {number} changed other tokens at {where} more than its own ({_fault(grid, number, targets, moved)}); "
-        f"family '{mllm.family.name}' is wrong about the raster"
+        f"{mllm.name}: painting cell {cell} of raster {number} changed other tokens at {where} more than its own"
+        f" ({_fault(grid, number, targets, moved)}); family '{mllm.family.name}' is wrong about the raster"
     )
 
 
@@ -224,13 +261,19 @@ def _fault(grid: tuple[int, int], number: int, targets: Cells, moved: list[Tenso
     at = int(own.argmax())
     faults = []
     for other, target in targets.items():
-        if other != number and len(moved[other]) == len(own) and divmod(at, columns) == target and divmod(int(moved[other].argmax()), columns) == cell:
+        if (
+            other != number
+            and len(moved[other]) == len(own)
+            and divmod(at, columns) == target
+            and divmod(int(moved[other].argmax()), columns) == cell
+        ):
             faults.append(f"rasters {number} and {other} look exchanged")
     if (at % rows, at // rows) == cell:
         faults.append("rows and columns look exchanged")
     if faults:
         return ", or ".join(faults)
-    place = tuple((i + 0.5) / n for i, n in zip(divmod(at, rows), (columns, rows), strict=True))  # if the grid were (columns, rows)
+    # if the grid were (columns, rows)
+    place = tuple((i + 0.5) / n for i, n in zip(divmod(at, rows), (columns, rows), strict=True))
     wanted = tuple((i + 0.5) / n for i, n in zip(cell, grid, strict=True))
     if rows != columns and max(abs(a - b) for a, b in zip(place, wanted, strict=True)) < 1 / min(grid):
         return f"the grid looks like {(columns, rows)}, not {grid}"

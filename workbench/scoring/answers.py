@@ -41,9 +41,17 @@ class Answers:
             RunError: it is damaged; `where` is it.
         """
         try:
-            return cls(content["asked"], {str(name): Score(int(own["right"]), int(own["n"]), float(own["chance"])) for name, own in content["types"].items()})
+            return cls(
+                content["asked"],
+                {
+                    str(name): Score(int(own["right"]), int(own["n"]), float(own["chance"]))
+                    for name, own in content["types"].items()
+                },
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RunError(f"{where} is damaged ({one_line(error)}): expected right answers, n and chance of each question type") from error
+            raise RunError(
+                f"{where} is damaged ({one_line(error)}): expected right answers, n and chance of each question type"
+            ) from error
 
 
 def answers_of(folder: Path, data: str | None) -> Answers:
@@ -60,7 +68,10 @@ def answers_of(folder: Path, data: str | None) -> Answers:
         raise RunError(f"{file} has no column {absent[0]}: expected answers to questions with options")
     for column, wrong in (("twice", table["id"].duplicated()), ("without an answer", table["correct"].isna())):
         if wrong.any():
-            raise RunError(f"{file} has question {table['id'][wrong].iloc[0]} {column}: expected each question once, right or wrong")
+            raise RunError(
+                f"{file} has question {table['id'][wrong].iloc[0]} {column}: expected each question once, right or"
+                " wrong"
+            )
     types = table.groupby("category").agg(right=("correct", "sum"), n=("correct", "size"), chance=("chance", "mean"))
     scores = {str(row.Index): Score(int(row.right), int(row.n), float(row.chance)) for row in types.itertuples()}
     return Answers(content_hash(data, *table["id"], *table["category"]), scores)

@@ -26,12 +26,20 @@ def option_ids(mllm: MLLM, samples: Sequence[Sample]) -> Int[Tensor, "question o
     for options in {sample.options for sample in samples}:
         known[options] = torch.tensor([mllm.answer_ids(option)[0] for option in options])
         if len(known[options].unique()) < len(options):
-            raise DataError(f"the options {', '.join(options)} are not told apart by their first token in {mllm.name}: expected options that begin differently")
-    return torch.nn.utils.rnn.pad_sequence([known[sample.options] for sample in samples], batch_first=True, padding_value=-1)
+            raise DataError(
+                f"the options {', '.join(options)} are not told apart by their first token in {mllm.name}: expected"
+                " options that begin differently"
+            )
+    return torch.nn.utils.rnn.pad_sequence(
+        [known[sample.options] for sample in samples], batch_first=True, padding_value=-1
+    )
 
 
-def survey(mllm: MLLM, scenes: Sequence[Scene], batch_size: int, *, tower: bool) -> tuple[list[list[VisualTokens]], list[Float[Tensor, "token f"]]]:
-    """The visual tokens of each scene's image, and on request what the connector receives for them (on the CPU, by visual token).
+def survey(
+    mllm: MLLM, scenes: Sequence[Scene], batch_size: int, *, tower: bool
+) -> tuple[list[list[VisualTokens]], list[Float[Tensor, "token f"]]]:
+    """The visual tokens of each scene's image, and on request what the connector receives for them (on the CPU, by
+    visual token).
 
     Raises:
         DataError: visual tokens without a raster.
@@ -53,7 +61,8 @@ def grids_of(parts: Sequence[VisualTokens]) -> tuple[Grid, ...]:
 
 
 def questions_of(scenes: Sequence[Scene], *, types: Sequence[str] = (), each: int = 0) -> list[list[Sample]]:
-    """The questions to ask: those with options, of the asked types, the first `each` of a type for an image (0: all); images without any are left out.
+    """The questions to ask: those with options, of the asked types, the first `each` of a type for an image (0: all);
+    images without any are left out.
 
     Raises:
         DataError: nothing is left.
@@ -62,7 +71,10 @@ def questions_of(scenes: Sequence[Scene], *, types: Sequence[str] = (), each: in
     scored = [[sample for sample in scene if sample.answer in sample.options] for scene in scenes]
     known = {sample.category for scene in scored for sample in scene}
     if not known:
-        raise DataError(f"none of {len(scenes)} images has a question with options and an answer: expected a data set of questions, such as shapes:val")
+        raise DataError(
+            f"none of {len(scenes)} images has a question with options and an answer: expected a data set of questions,"
+            " such as shapes:val"
+        )
     for name in types:
         if name not in known:
             raise UnknownNameError("question type", name, known)
@@ -79,6 +91,6 @@ def questions_of(scenes: Sequence[Scene], *, types: Sequence[str] = (), each: in
     return kept
 
 
-def random_order(tokens: int, *, image: int, draw: int, seed: int) -> Int[Tensor, token]:  # noqa: F821
+def random_order(tokens: int, *, image: int, draw: int, seed: int) -> Int[Tensor, " token"]:
     """A random order of the visual tokens of image number `image`, the same wherever they are permuted."""
     return torch.from_numpy(np.random.default_rng([seed, draw, image]).permutation(tokens))

@@ -27,8 +27,9 @@ Change = Callable[[Float[Tensor, "token d"], int], Float[Tensor, "token d"]]
 class Quiz:
     """Some images with their questions, encoded once and asked as often as there are changes.
 
-    Where the family allows it (`Family.shares_prefix`), an image and what stands before it go through the language model once for all its questions,
-    and each question continues from there. That is the same computation in another order, not an approximation; `tests/test_permutation.py` compares both.
+    Where the family allows it (`Family.shares_prefix`), an image and what stands before it go through the language
+    model once for all its questions, and each question continues from there. That is the same computation in another
+    order, not an approximation; `tests/test_permutation.py` compares both.
 
     Args:
         scenes: questions by image.
@@ -40,7 +41,15 @@ class Quiz:
         DataError: two options of a question begin with the same token.
     """
 
-    def __init__(self, mllm: MLLM, scenes: Sequence[Scene], batch_size: int, *, features: Sequence[Tensor] | None = None, first: int = 0) -> None:
+    def __init__(
+        self,
+        mllm: MLLM,
+        scenes: Sequence[Scene],
+        batch_size: int,
+        *,
+        features: Sequence[Tensor] | None = None,
+        first: int = 0,
+    ) -> None:
         self.mllm, self.batch_size, self.first = mllm, batch_size, first
         self.samples = [sample for scene in scenes for sample in scene]
         self.owner = torch.tensor([number for number, scene in enumerate(scenes) for _ in scene])
@@ -51,17 +60,21 @@ class Quiz:
         self._plain: list[tuple[Tensor, Tensor]] | None = None
 
     def logprobs(self, at: Place | None = None, change: Change | None = None) -> Float[Tensor, "question option"]:
-        """Log-probability of each option among the options of its question, -inf where a question has fewer; `change` acts on the visual tokens at `at`.
+        """Log-probability of each option among the options of its question, -inf where a question has fewer; `change`
+        acts on the visual tokens at `at`.
 
         Raises:
             ConfigError, ModelError: see `capture.edit`.
         """
         if at is not None:
             check_place(self.mllm, at)
-        return self._among_options(self._from_prefix(at, change) if self._shared is not None else self._whole(at, change))
+        return self._among_options(
+            self._from_prefix(at, change) if self._shared is not None else self._whole(at, change)
+        )
 
     def knocked_out(self, blocks: Sequence[int]) -> Float[Tensor, "question option"]:
-        """The same log-probabilities when no text looks at the visual tokens in `blocks` (1 to L): see `capture.knockout`."""
+        """The same log-probabilities when no text looks at the visual tokens in `blocks` (1 to L): see
+        `capture.knockout`."""
         if self._shared is not None:
             return self._among_options(self._from_prefix(None, None, check_layers(self.mllm, blocks, first=1)))
         return self._among_options(torch.cat([knockout(self.mllm, batch, blocks=blocks) for batch in self._batches]))
@@ -79,7 +92,10 @@ class Quiz:
             "category": [s.category for s in self.samples],
             "chance": [s.chance for s in self.samples],
         }
-        correct = {"correct_before": (before.argmax(1) == right).numpy(), "correct_after": (after.argmax(1) == right).numpy()}
+        correct = {
+            "correct_before": (before.argmax(1) == right).numpy(),
+            "correct_after": (after.argmax(1) == right).numpy(),
+        }
         return pd.DataFrame(names | correct | {"kl": kl_divergence(before, after).numpy()})
 
     def _whole(self, at: Place | None, change: Change | None) -> Float[Tensor, "question vocab"]:
@@ -93,11 +109,19 @@ class Quiz:
                     output = self.mllm.model(**batch.inputs, use_cache=False, logits_to_keep=positions_to_keep(batch))
                     logits.append(last_logits(output, batch).cpu())
             else:
-                logits.append(edit(self.mllm, batch, at=at, fn=partial(_of_sample, change=change, images=[self.first + n for n in owner]))[:, -1])
+                logits.append(
+                    edit(
+                        self.mllm,
+                        batch,
+                        at=at,
+                        fn=partial(_of_sample, change=change, images=[self.first + n for n in owner]),
+                    )[:, -1]
+                )
         return torch.cat(logits)
 
     def _share(self, scenes: Sequence[Scene], features: Sequence[Tensor] | None) -> _Shared | None:
-        """The common beginning of each image's prompts, or None where there is none of one length and with the visual tokens at one place."""
+        """The common beginning of each image's prompts, or None where there is none of one length and with the visual
+        tokens at one place."""
         prompts, places = [], []
         for batch in self._batches:
             for row, parts in enumerate(self.mllm.visual_tokens(batch)):
@@ -109,29 +133,45 @@ class Quiz:
         cut = int(visual.max()) + 1
         starts = [prompts[int((self.owner == number).nonzero()[0])][:cut] for number in range(len(scenes))]
         same = all(torch.equal(place, visual) for place in places)
-        if not same or any(not torch.equal(prompt[:cut], starts[number]) for prompt, number in zip(prompts, self.owner.tolist(), strict=True)):
+        if not same or any(
+            not torch.equal(prompt[:cut], starts[number])
+            for prompt, number in zip(prompts, self.owner.tolist(), strict=True)
+        ):
             return None
         if features is None:
             features = survey(self.mllm, scenes, self.batch_size, tower=True)[1]
         return _Shared(torch.stack(list(features)), torch.stack(starts), visual, [prompt[cut:] for prompt in prompts])
 
-    def _from_prefix(self, at: Place | None, change: Change | None, blocks: Sequence[int] = ()) -> Float[Tensor, "question vocab"]:
-        """From the images' own pass, which is kept where nothing changes in it; text after the image looks away from it in `blocks`."""
+    def _from_prefix(
+        self, at: Place | None, change: Change | None, blocks: Sequence[int] = ()
+    ) -> Float[Tensor, "question vocab"]:
+        """From the images' own pass, which is kept where nothing changes in it; text after the image looks away from it
+        in `blocks`."""
         assert self._shared is not None
         with self.mllm.lock, torch.inference_mode():
             memory = self._prefix(at, change) if change is not None else self._plain or self._prefix(None, None)
             if change is None:
                 self._plain = memory
-            return torch.cat([self._continued(memory, start, blocks) for start in range(0, len(self.samples), self.batch_size)])
+            return torch.cat(
+                [self._continued(memory, start, blocks) for start in range(0, len(self.samples), self.batch_size)]
+            )
 
-    def _continued(self, memory: list[tuple[Tensor, Tensor]], start: int, blocks: Sequence[int]) -> Float[Tensor, "question vocab"]:
+    def _continued(
+        self, memory: list[tuple[Tensor, Tensor]], start: int, blocks: Sequence[int]
+    ) -> Float[Tensor, "question vocab"]:
         """Logits at the end of some questions, each after the pass over its image."""
         assert self._shared is not None
         model: Any = self.mllm.model
-        tails, owner = self._shared.tails[start : start + self.batch_size], self.owner[start : start + self.batch_size].to(self.mllm.device)
+        tails, owner = (
+            self._shared.tails[start : start + self.batch_size],
+            self.owner[start : start + self.batch_size].to(self.mllm.device),
+        )
         last = torch.tensor([len(tail) - 1 for tail in tails], device=self.mllm.device)
-        ids = torch.nn.utils.rnn.pad_sequence(tails, batch_first=True).to(self.mllm.device)  # padding comes after what is read, so it is not seen
-        cache = DynamicCache([(key[owner], value[owner]) for key, value in memory], config=self.mllm.config.get_text_config())
+        # padding comes after what is read, so it is not seen
+        ids = torch.nn.utils.rnn.pad_sequence(tails, batch_first=True).to(self.mllm.device)
+        cache = DynamicCache(
+            [(key[owner], value[owner]) for key, value in memory], config=self.mllm.config.get_text_config()
+        )
         inputs = {"inputs_embeds": model.get_input_embeddings()(ids), "past_key_values": cache, "use_cache": True}
         if blocks:
             keys = torch.zeros(len(tails), self._shared.starts.shape[1] + ids.shape[1], dtype=torch.bool)
@@ -167,20 +207,23 @@ class Quiz:
         return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def _of_sample(values: Float[Tensor, "token d"], sample: int, *, change: Change, images: list[int]) -> Float[Tensor, "token d"]:
+def _of_sample(
+    values: Float[Tensor, "token d"], sample: int, *, change: Change, images: list[int]
+) -> Float[Tensor, "token d"]:
     """`change` as `capture.edit` calls it."""
     return change(values, images[sample])
 
 
 class _Shared:
-    """What `_from_prefix` needs: the connector's input, the prompts up to the last visual token, its positions there, and what follows."""
+    """What `_from_prefix` needs: the connector's input, the prompts up to the last visual token, its positions there,
+    and what follows."""
 
     def __init__(
         self,
         features: Float[Tensor, "image token f"],
         starts: Int[Tensor, "image position"],
-        visual: Int[Tensor, token],  # noqa: F821
-        tails: list[Int[Tensor, _]],  # noqa: F821
+        visual: Int[Tensor, " token"],
+        tails: list[Int[Tensor, " _"]],
     ) -> None:
         self.features, self.starts, self.visual, self.tails = features, starts, visual, tails
 
@@ -197,7 +240,13 @@ def _hook(mllm: MLLM, at: Place | None, fn: Callable[[object, object, Tensor], T
 
 
 def _may_share(mllm: MLLM) -> bool:
-    """The family says so, every block sees all that came before, and nothing is added to the visual tokens on their way."""
+    """The family says so, every block sees all that came before, and nothing is added to the visual tokens on their
+    way."""
     text = mllm.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    return mllm.family.shares_prefix and mllm.residual is None and kinds == {"full_attention"} and getattr(text, "sliding_window", None) is None
+    return (
+        mllm.family.shares_prefix
+        and mllm.residual is None
+        and kinds == {"full_attention"}
+        and getattr(text, "sliding_window", None) is None
+    )

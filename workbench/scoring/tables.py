@@ -18,12 +18,15 @@ from workbench.training_folder import MEAN
 def change_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
     """Accuracy before and after, the drop between them and KL, for each question type and for the mean of types.
 
-    Rows of one question (random draws of a change) are averaged first. Intervals are 95 %, over images, the drop's paired by question; where no answer
-    changed it has the room that so many images leave. p is of the sign-flip test on the images' own drops. `few` says that fewer than 10 images were asked
-    or fewer than 5 answers changed. In the mean of types every type weighs the same, however many questions it has.
+    Rows of one question (random draws of a change) are averaged first. Intervals are 95 %, over images, the drop's
+    paired by question; where no answer changed it has the room that so many images leave. p is of the sign-flip test on
+    the images' own drops. `few` says that fewer than 10 images were asked or fewer than 5 answers changed. In the mean
+    of types every type weighs the same, however many questions it has.
     """
     scores = ["correct_before", "correct_after", "kl"]
-    each = samples.groupby("id", sort=False).agg({"image_id": "first", "category": "first", "chance": "first"} | dict.fromkeys(scores, "mean"))
+    each = samples.groupby("id", sort=False).agg(
+        {"image_id": "first", "category": "first", "chance": "first"} | dict.fromkeys(scores, "mean")
+    )
     parts = [(str(name), part) for name, part in each.groupby("category")]
     return [_changed(name, part, seed) for name, part in [*parts, (MEAN, each)]]
 
@@ -36,24 +39,40 @@ def changes(found: Mapping[str, Run]) -> pd.DataFrame:
 
 def drops(table: pd.DataFrame) -> pd.DataFrame:
     """`changes` for a figure: score is the drop, to_chance the drop that would leave the answers at chance."""
-    return table.assign(to_chance=table["accuracy_before"] - table["chance"]).drop(columns="chance").rename(columns={"accuracy_drop": "score"})
+    return (
+        table.assign(to_chance=table["accuracy_before"] - table["chance"])
+        .drop(columns="chance")
+        .rename(columns={"accuracy_drop": "score"})
+    )
 
 
 def accuracy_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
-    """Accuracy of each question type and of the mean of types, in which every type weighs the same, with a 95 % interval over images.
+    """Accuracy of each question type and of the mean of types, in which every type weighs the same, with a 95 %
+    interval over images.
 
     Args:
         samples: one row per question: image_id, category, chance, correct.
 
     Returns:
-        Rows with category, accuracy, low, high, few, chance, n (questions), n_images, seed. `few` says that there are fewer than 10 images, or fewer than 5
-        wrong (or right) answers: see `workbench.intervals`.
+        Rows with category, accuracy, low, high, few, chance, n (questions), n_images, seed. `few` says that there are
+        fewer than 10 images, or fewer than 5 wrong (or right) answers: see `workbench.intervals`.
     """
     rows: list[dict[str, Any]] = []
     chance = samples.groupby("category")["chance"].mean()
     for name, part in [*samples.groupby("category"), (MEAN, samples)]:
-        interval = mean_interval(part["correct"].astype(float), kind="proportion", groups=part["image_id"].tolist(), strata=part["category"].tolist())
-        named = {"category": name, "accuracy": interval.estimate, "low": interval.low, "high": interval.high, "few": interval.few}
+        interval = mean_interval(
+            part["correct"].astype(float),
+            kind="proportion",
+            groups=part["image_id"].tolist(),
+            strata=part["category"].tolist(),
+        )
+        named = {
+            "category": name,
+            "accuracy": interval.estimate,
+            "low": interval.low,
+            "high": interval.high,
+            "few": interval.few,
+        }
         level = chance.mean() if name == MEAN else chance[name]
         rows.append(named | {"chance": float(level), "n": len(part), "n_images": interval.n, "seed": seed})
     return rows
@@ -78,7 +97,9 @@ def _changed(category: str, each: pd.DataFrame, seed: int) -> dict[str, Any]:
     }
 
 
-def kl_divergence(before: Float[Tensor, "question option"], after: Float[Tensor, "question option"]) -> Float[Tensor, question]:  # noqa: F821
+def kl_divergence(
+    before: Float[Tensor, "question option"], after: Float[Tensor, "question option"]
+) -> Float[Tensor, " question"]:
     """KL(before || after) in nats of log-probabilities that share their -inf; 0 where nothing moved."""
     terms = before.exp() * (before - after)
     return terms.masked_fill(before == -torch.inf, 0).sum(-1).clamp(min=0)

@@ -1,4 +1,5 @@
-"""From visual tokens to pixels: the rasters of one image laid on one, cells as pictures, and how much of each cell an object covers."""
+"""From visual tokens to pixels: the rasters of one image laid on one, cells as pictures, and how much of each cell an
+object covers."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from workbench.mllm.family import VisualTokens
 
 
 def canvas(parts: Sequence[VisualTokens]) -> VisualTokens:
-    """The raster on which everything about one image is shown: its finest one, or all tiles of the finest size side by side.
+    """The raster on which everything about one image is shown: its finest one, or all tiles of the finest size side by
+    side.
 
     A family with one raster gets that raster itself. `index` of the result counts its cells and holds no positions.
 
@@ -24,17 +26,25 @@ def canvas(parts: Sequence[VisualTokens]) -> VisualTokens:
     """
     if not parts:
         raise ModelError("the prompt has no visual tokens: expected those of one image")
-    if any(part.grid is None for part in parts):
-        raise ModelError("the visual tokens of this model have no rows and columns: expected a raster, since attention is shown at its place in the image")
+    grids = [part.grid for part in parts if part.grid is not None]
+    if len(grids) < len(parts):
+        raise ModelError(
+            "the visual tokens of this model have no rows and columns: expected a raster, since attention is shown at"
+            " its place in the image"
+        )
     sizes = np.array([[right - left, bottom - top] for left, top, right, bottom in (part.cell(0, 0) for part in parts)])
     smallest = sizes[np.argmin(sizes.prod(axis=1).round(9))]
-    boxes = np.array([part.box for part, size in zip(parts, sizes, strict=True) if np.allclose(size, smallest, rtol=0.01)])
+    boxes = np.array(
+        [part.box for part, size in zip(parts, sizes, strict=True) if np.allclose(size, smallest, rtol=0.01)]
+    )
     (left, top), (right, bottom) = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
     grid = (round((bottom - top) / smallest[1]), round((right - left) / smallest[0]))
     return VisualTokens(torch.arange(grid[0] * grid[1]), grid, (float(left), float(top), float(right), float(bottom)))
 
 
-def lay(values: Float[np.ndarray, "*map token"], parts: Sequence[VisualTokens], onto: VisualTokens) -> Float[np.ndarray, "*map h w"]:
+def lay(
+    values: Float[np.ndarray, "*map token"], parts: Sequence[VisualTokens], onto: VisualTokens
+) -> Float[np.ndarray, "*map h w"]:
     """Spread what each token has over its own part of the image, and add up what falls into each cell of `onto`.
 
     Args:
@@ -56,7 +66,8 @@ def lay(values: Float[np.ndarray, "*map token"], parts: Sequence[VisualTokens], 
 
 
 def whole_image(parts: Sequence[VisualTokens]) -> tuple[slice, VisualTokens]:
-    """The raster that shows most of the image in one piece, the finest of several: its place among the tokens of all `parts`, and the raster itself.
+    """The raster that shows most of the image in one piece, the finest of several: its place among the tokens of all
+    `parts`, and the raster itself.
 
     Raises:
         ModelError: no visual tokens with rows and columns.
@@ -98,16 +109,19 @@ def covered(thing: Object, raster: VisualTokens) -> Float[np.ndarray, "h w"]:
 BACKGROUND, BETWEEN, OUTSIDE = -1, -2, -3
 
 
-def owners(things: Sequence[Object], parts: Sequence[VisualTokens], *, share: float = 0.5) -> Int[np.ndarray, token]:  # noqa: F821
+def owners(things: Sequence[Object], parts: Sequence[VisualTokens], *, share: float = 0.5) -> Int[np.ndarray, " token"]:
     """Which object each visual token of an image lies on, all parts one after another.
 
     Returns:
-        The number of the object that covers at least `share` of the token's cell (the one that covers most of it), BACKGROUND where no object touches
-        the cell, BETWEEN where objects cover less of it than that, and OUTSIDE where the middle of the cell is padding.
+        The number of the object that covers at least `share` of the token's cell (the one that covers most of it),
+        BACKGROUND where no object touches the cell, BETWEEN where objects cover less of it than that, and OUTSIDE where
+        the middle of the cell is padding.
     """
     found = []
     for part in parts:
-        cover = np.stack([covered(thing, part).ravel() for thing in things]) if things else np.zeros((1, len(part.index)))
+        cover = (
+            np.stack([covered(thing, part).ravel() for thing in things]) if things else np.zeros((1, len(part.index)))
+        )
         own = np.where(cover.max(0) >= share, cover.argmax(0), np.where(cover.max(0) > 0, BETWEEN, BACKGROUND))
         middle = centres([part])
         found.append(np.where(((middle < 0) | (middle > 1)).any(1), OUTSIDE, own))
@@ -120,9 +134,20 @@ def centres(parts: Sequence[VisualTokens]) -> Float[np.ndarray, "token 2"]:
     Raises:
         ModelError: visual tokens that have no rows and columns.
     """
-    if any(part.grid is None for part in parts):
-        raise ModelError("the visual tokens of this model have no rows and columns: expected a raster, so that each token has a place in the image")
-    cells = np.array([part.cell(row, column) for part in parts for row in range(part.grid[0]) for column in range(part.grid[1])])  # type: ignore[index]
+    grids = [part.grid for part in parts if part.grid is not None]
+    if len(grids) < len(parts):
+        raise ModelError(
+            "the visual tokens of this model have no rows and columns: expected a raster, so that each token has a"
+            " place in the image"
+        )
+    cells = np.array(
+        [
+            part.cell(row, column)
+            for part, (rows, columns) in zip(parts, grids, strict=True)
+            for row in range(rows)
+            for column in range(columns)
+        ]
+    )
     return (cells[:, :2] + cells[:, 2:]) / 2
 
 

@@ -22,8 +22,11 @@ def patches_under(vfm: VFM, pictures: Sequence[Image.Image], places: Sequence[Se
     return layers_under(vfm, (), pictures, places)[0]
 
 
-def layers_under(vfm: VFM, layers: Sequence[int], pictures: Sequence[Image.Image], places: Sequence[Sequence[VisualTokens]]) -> list[Patches]:
-    """The same for each of `layers` (without any: its output) from one pass; rasters of one grid go through it together.
+def layers_under(
+    vfm: VFM, layers: Sequence[int], pictures: Sequence[Image.Image], places: Sequence[Sequence[VisualTokens]]
+) -> list[Patches]:
+    """The same for each of `layers` (without any: its output) from one pass; rasters of one grid go through it
+    together.
 
     Raises:
         DataError: visual tokens without a raster.
@@ -36,14 +39,17 @@ def layers_under(vfm: VFM, layers: Sequence[int], pictures: Sequence[Image.Image
     for grid in dict.fromkeys(job[0] for job in jobs):
         same = [(row, number) for own, row, number in jobs if own == grid]
         covered = [covered_pixels(pictures[row], places[row][number]) for row, number in same]
-        for one, features in zip(found, vfm.layers(covered, layers, grid=grid) if layers else [vfm(covered, grid=grid)], strict=True):
+        for one, features in zip(
+            found, vfm.layers(covered, layers, grid=grid) if layers else [vfm(covered, grid=grid)], strict=True
+        ):
             for (row, number), values in zip(same, features.tokens(), strict=True):
                 one[row][number] = values
     return found
 
 
 def covered_pixels(image: Image.Image, raster: VisualTokens) -> Image.Image:
-    """What visual tokens cover of the image and beyond it, so that both sides see the same pixels under the same token."""
+    """What visual tokens cover of the image and beyond it, so that both sides see the same pixels under the same
+    token."""
     width, height = image.size
     left, top, right, bottom = raster.box
     edges = round(left * width), round(top * height), round(right * width), round(bottom * height)

@@ -1,4 +1,5 @@
-"""Alignment within images: each raster of an image (a tile, the whole) is a problem of its own, and an image counts as the mean over its rasters."""
+"""Alignment within images: each raster of an image (a tile, the whole) is a problem of its own, and an image counts as
+the mean over its rasters."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ Rasters = Sequence[Sequence[Float[Tensor, "token d"]]]
 """One representation of a batch, [image][raster]."""
 
 
-def read_rasters(mllm: MLLM, batch: Batch, places: Sequence[Sequence[VisualTokens]], layers: Sequence[int]) -> list[Rasters]:
+def read_rasters(
+    mllm: MLLM, batch: Batch, places: Sequence[Sequence[VisualTokens]], layers: Sequence[int]
+) -> list[Rasters]:
     """The visual tokens of each layer, from one pass.
 
     Args:
@@ -31,7 +34,10 @@ def read_rasters(mllm: MLLM, batch: Batch, places: Sequence[Sequence[VisualToken
     """
     lengths = [[len(raster.index) for raster in sample] for sample in places]
     found = read(mllm, batch, layers=layers)
-    return [[own.values[number].split(sizes) for own, sizes in zip(found, lengths, strict=True)] for number in range(len(layers))]
+    return [
+        [own.values[number].split(sizes) for own, sizes in zip(found, lengths, strict=True)]
+        for number in range(len(layers))
+    ]
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,8 @@ class Scores:
         intervals: [layer][target].
         nulls: (draw, layer, target).
         n: rows of one comparison; rasters: how many rasters of tokens were seen.
-        parts: (part, layer, target), the values that two models are paired by: scores of single images, or differences between halves of the images.
+        parts: (part, layer, target), the values that two models are paired by: scores of single images, or differences
+            between halves of the images.
     """
 
     intervals: list[list[Interval]]
@@ -53,7 +60,8 @@ class Scores:
 
 
 class Within:
-    """Each raster of an image is a problem of its own; an image is the mean of its rasters, the score the mean over images.
+    """Each raster of an image is a problem of its own; an image is the mean of its rasters, the score the mean over
+    images.
 
     An image that cannot be scored, having too few visual tokens or all of them alike, is left out.
 
@@ -75,10 +83,17 @@ class Within:
 
     def add(self, hidden: Sequence[Rasters], patches: Sequence[Rasters]) -> None:
         """Take a batch of images: a representation for each layer, and for each target."""
-        first, least = self.first + len(self.scored) + len(self.left_out), max(self.option + 1 if self.metric.option == "k" else 0, MIN_ROWS)
+        first, least = (
+            self.first + len(self.scored) + len(self.left_out),
+            max(self.option + 1 if self.metric.option == "k" else 0, MIN_ROWS),
+        )
         lengths = [[len(raster) for raster in image] for image in hidden[0]]
         given = f" with k {self.option}" if self.metric.option == "k" else ""
-        reasons = {n: f"{min(own)} visual tokens, expected at least {least}{given}" for n, own in enumerate(lengths) if min(own) < least}
+        reasons = {
+            n: f"{min(own)} visual tokens, expected at least {least}{given}"
+            for n, own in enumerate(lengths)
+            if min(own) < least
+        }
         fine = [n for n in range(len(lengths)) if n not in reasons]
         try:
             scores, nulls = self._scores(hidden, patches, fine, first)
@@ -100,11 +115,19 @@ class Within:
 
     def tensors(self) -> dict[str, Tensor]:
         """Scores (image, layer, target) and nulls (draw, layer, target) summed over images, if there are any."""
-        return {"scores": torch.from_numpy(np.stack(self.own)), "nulls": torch.from_numpy(np.asarray(self.nulls))} if self.own else {}
+        return (
+            {"scores": torch.from_numpy(np.stack(self.own)), "nulls": torch.from_numpy(np.asarray(self.nulls))}
+            if self.own
+            else {}
+        )
 
     def record(self) -> dict[str, Any]:
         """The rest of its state, as plain values."""
-        return {"scored": self.scored, "left_out": [[n, why] for n, why in self.left_out.items()], "lengths": self.lengths}
+        return {
+            "scored": self.scored,
+            "left_out": [[n, why] for n, why in self.left_out.items()],
+            "lengths": self.lengths,
+        }
 
     def take(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         """Add the state of another one, of the images that follow."""
@@ -115,7 +138,9 @@ class Within:
         self.left_out |= {n: why for n, why in record["left_out"]}
         self.lengths += record["lengths"]
 
-    def _scores(self, hidden: Sequence[Rasters], patches: Sequence[Rasters], images: Sequence[int], first: int) -> tuple[list[np.ndarray], np.ndarray | float]:
+    def _scores(
+        self, hidden: Sequence[Rasters], patches: Sequence[Rasters], images: Sequence[int], first: int
+    ) -> tuple[list[np.ndarray], np.ndarray | float]:
         """Scores (layer, target) of each of `images`, and their nulls (draw, layer, target) in sum.
 
         Args:
@@ -133,12 +158,19 @@ class Within:
             for start in range(0, len(same), step):
                 part = same[start : start + step]
                 xs, ys = (
-                    [self.metric.prepare(torch.stack([side[i][r] for i, r in part]), self.option, name, number) for side in sides]
-                    for number, (sides, name) in enumerate(((hidden, "the visual tokens of an image"), (patches, "the VFM's patches of an image")))
+                    [
+                        self.metric.prepare(torch.stack([side[i][r] for i, r in part]), self.option, name, number)
+                        for side in sides
+                    ]
+                    for number, (sides, name) in enumerate(
+                        ((hidden, "the visual tokens of an image"), (patches, "the VFM's patches of an image"))
+                    )
                 )
                 found = np.array([[self.metric.score(x, y).cpu().numpy() for y in ys] for x in xs])
                 # a raster's permutations are its own, so that neither the batch size nor the other images change them
-                orders = torch.stack([permutations(length, self.null, (self.seed, first + i, r)) for i, r in part], dim=1)
+                orders = torch.stack(
+                    [permutations(length, self.null, (self.seed, first + i, r)) for i, r in part], dim=1
+                )
                 weights = np.array([1 / len(hidden[0][i]) for i, _ in part])
                 nulls = nulls + np.stack([null_scores(self.metric, xs, y, orders) @ weights for y in ys], axis=-1)
                 for number, (image, _) in enumerate(part):
@@ -152,7 +184,10 @@ class Within:
             DataError: no image could be scored.
         """
         if not self.own:
-            raise DataError(f"none of the {len(self.left_out)} images can be scored: of the first, {next(iter(self.left_out.values()), 'nothing')}")
+            raise DataError(
+                f"none of the {len(self.left_out)} images can be scored: of the first,"
+                f" {next(iter(self.left_out.values()), 'nothing')}"
+            )
         own = np.stack(self.own)
         intervals = mean_intervals(own.reshape(len(own), -1), kind="real")
         rows = [intervals[start : start + own.shape[2]] for start in range(0, len(intervals), own.shape[2])]

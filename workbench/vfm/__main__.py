@@ -52,7 +52,10 @@ def main(argv: list[str]) -> None:
     if names:
         for entry in map(find_vfm, names):
             found = source(entry.weights)["fingerprint"] if at_hand(entry.weights) else "weights not here yet"
-            print("\n".join(f"{key:<14}{value}" for key, value in (row(entry) | {"fingerprint": found}).items()), end="\n\n")
+            print(
+                "\n".join(f"{key:<14}{value}" for key, value in (row(entry) | {"fingerprint": found}).items()),
+                end="\n\n",
+            )
         return
     rows = [row(CATALOGUE.get(name)) for name in CATALOGUE]
     widths = {key: max(len(key), *(len(line[key]) for line in rows)) for key in rows[0]}

@@ -1,11 +1,13 @@
 """Vision foundation models: images in, a grid of patch features out.
 
-A VFM owns its resize and its normalisation, because preprocessing belongs to the weights: images normalised for another model are
-the silent defect this class exists to rule out. Its weights are fingerprinted when they are loaded and again after the model is built.
-The one exception is asked for by name: `teacher_norm="student"` normalises for CLIP, as the official code does to every VFM (docs/paper.md, traps).
+A VFM owns its resize and its normalisation, because preprocessing belongs to the weights: images normalised for another
+model are the silent defect this class exists to rule out. Its weights are fingerprinted when they are loaded and again
+after the model is built. The one exception is asked for by name: `teacher_norm="student"` normalises for CLIP, as the
+official code does to every VFM (docs/paper.md, traps).
 
-Geometry: an image is stretched so that feature (i, j) covers the same fraction of the picture as cell (i, j) of the MLLM. Networks that interpolate their
-position embeddings run at grid x stride; the others run at their own fixed size and the feature map is resampled.
+Geometry: an image is stretched so that feature (i, j) covers the same fraction of the picture as cell (i, j) of the
+MLLM. Networks that interpolate their position embeddings run at grid x stride; the others run at their own fixed size
+and the feature map is resampled.
 """
 
 from __future__ import annotations
@@ -61,8 +63,8 @@ class VFMEntry:
 
     Attributes:
         weights: name in `workbench.weights.CATALOGUE`.
-        build: makes the network from the weights of that name. Given None it makes the same architecture with random weights, where keyword arguments
-            replace sizes; only tests do that, through `VFM.untrained`.
+        build: makes the network from the weights of that name. Given None it makes the same architecture with random
+            weights, where keyword arguments replace sizes; only tests do that, through `VFM.untrained`.
         stride: pixels of the resized image per feature, on each side.
         dim: feature width d.
         mean, std: its own normalisation of RGB in 0..1.
@@ -94,12 +96,15 @@ class VFMEntry:
         return (self.mean, self.std) if self.teacher_norm == "own" else CLIP
 
     def identity(self) -> str:
-        """Hash of all that its features depend on besides the image: weights by name, settings, and the libraries that compute them."""
+        """Hash of all that its features depend on besides the image: weights by name, settings, and the libraries that
+        compute them."""
         return settings_hash(source(self.weights)["fingerprint"], self.settings(), libraries())
 
     def settings(self) -> str:
-        """Hash of all that its features depend on besides image, weights and libraries: config.json, block or stage, normalization, stride, a plugin's code."""
-        named = self.name if self.name in CATALOGUE else ""  # an entry of the catalogue says which block; a folder may have any name
+        """Hash of all that its features depend on besides image, weights and libraries: config.json, block or stage,
+        normalization, stride, a plugin's code."""
+        # an entry of the catalogue says which block; a folder may have any name
+        named = self.name if self.name in CATALOGUE else ""
         code = [plugin] if (plugin := identity("vfms", self.name)) else []
         parts = (named, self.stride, self.dim, self.fixed, *self.normalisation, self.teacher_norm, *code)
         return settings_hash(without_place(weights_config(self.weights)), *parts)
@@ -135,11 +140,13 @@ class VFM:
 
     @classmethod
     def untrained(cls, entry: VFMEntry, **sizes: Any) -> VFM:
-        """The architecture of `entry` with random weights, for tests where real ones cannot be had; no name and no option of a command leads here."""
+        """The architecture of `entry` with random weights, for tests where real ones cannot be had; no name and no
+        option of a command leads here."""
         return cls(entry, network=entry.build(None, **sizes))
 
     def record(self) -> dict[str, str]:
-        """What a result that used it must say: name, fingerprints of the network and its settings, source, licence and whose normalisation."""
+        """What a result that used it must say: name, fingerprints of the network and its settings, source, licence and
+        whose normalisation."""
         return {
             "vfm": self.name,
             "vfm_fingerprint": self.fingerprint,
@@ -153,8 +160,9 @@ class VFM:
     def __call__(self, images: list[Image.Image], *, grid: tuple[int, int] | None = None) -> PatchFeatures:
         """Return patch features on `grid` (rows, columns).
 
-        Each image is stretched to `grid` times the stride (or to the fixed size, and the features resampled), so that feature (i, j) covers the same
-        fraction of the picture as cell (i, j) of an MLLM with that grid; crop to `VisualTokens.box` first where the MLLM sees a part only.
+        Each image is stretched to `grid` times the stride (or to the fixed size, and the features resampled), so that
+        feature (i, j) covers the same fraction of the picture as cell (i, j) of an MLLM with that grid; crop to
+        `VisualTokens.box` first where the MLLM sees a part only.
 
         Raises:
             DataError: no images, or a grid without cells.
@@ -174,11 +182,14 @@ class VFM:
                 raise ConfigError(f"layer {layer} does not exist in {self.name}: expected 1 to {self.depth}")
 
     @torch.inference_mode()
-    def layers(self, images: list[Image.Image], layers: Sequence[int], *, grid: tuple[int, int] | None = None) -> list[PatchFeatures]:
+    def layers(
+        self, images: list[Image.Image], layers: Sequence[int], *, grid: tuple[int, int] | None = None
+    ) -> list[PatchFeatures]:
         """Return the patch features of several layers from one forward pass, on the same grid as `__call__`.
 
-        Layer l is the output of block l, before any norm that follows it, as in a language model; in a network of stages (convolutional, or a pyramid) it is
-        stage l, whose map is resampled to the grid where it is finer or coarser.
+        Layer l is the output of block l, before any norm that follows it, as in a language model; in a network of
+        stages (convolutional, or a pyramid) it is stage l, whose map is resampled to the grid where it is finer or
+        coarser.
 
         Raises:
             ConfigError: a layer that does not exist.
@@ -187,7 +198,14 @@ class VFM:
         self.check_layers(layers)
         rows, columns = self._grid(images, grid)
         maps = self._blocks(self._batch(images, rows, columns), layers)
-        return [PatchFeatures((m if m.shape[-2:] == (rows, columns) else _resampled(m, rows, columns)).permute(0, 2, 3, 1).contiguous()) for m in maps]
+        return [
+            PatchFeatures(
+                (m if m.shape[-2:] == (rows, columns) else _resampled(m, rows, columns))
+                .permute(0, 2, 3, 1)
+                .contiguous()
+            )
+            for m in maps
+        ]
 
     def _grid(self, images: list[Image.Image], grid: tuple[int, int] | None) -> tuple[int, int]:
         if not images:
@@ -209,5 +227,7 @@ class VFM:
         return ((scaled - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1)
 
 
-def _resampled(features: Float[Tensor, "image d h w"], rows: int, columns: int) -> Float[Tensor, "image d rows columns"]:
+def _resampled(
+    features: Float[Tensor, "image d h w"], rows: int, columns: int
+) -> Float[Tensor, "image d rows columns"]:
     return functional.interpolate(features, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)

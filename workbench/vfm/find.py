@@ -23,7 +23,8 @@ def load_vfm(name: str, *, device: str = "cpu", teacher_norm: TeacherNorm = "own
     """Load the VFM called `name` with real weights, checked against their fingerprint.
 
     Args:
-        name: a catalogue entry, `hf:ID` or `hf:ID@REVISION`, `timm:NAME`, or a folder with config.json and model.safetensors.
+        name: a catalogue entry, `hf:ID` or `hf:ID@REVISION`, `timm:NAME`, or a folder with config.json and
+            model.safetensors.
         teacher_norm: `own`, or `student` to feed it pixels normalised for CLIP, as the official code of the paper does.
 
     Raises:
@@ -34,7 +35,8 @@ def load_vfm(name: str, *, device: str = "cpu", teacher_norm: TeacherNorm = "own
 
 
 def find_vfm(name: str, *, teacher_norm: TeacherNorm = "own") -> VFMEntry:
-    """Return the entry that `name` means, without building the network; see `load_vfm`. An `hf:ID` is fetched, because its config says what it is."""
+    """Return the entry that `name` means, without building the network; see `load_vfm`. An `hf:ID` is fetched, because
+    its config says what it is."""
     if teacher_norm not in get_args(TeacherNorm):
         raise UnknownNameError("teacher_norm", teacher_norm, get_args(TeacherNorm))
     if name in CATALOGUE:
@@ -64,7 +66,11 @@ def _from_folder(name: str, weights: str) -> VFMEntry:
     """The entry of a folder in the layout of transformers, or of timm where its config names an `architecture`."""
     folder = weights_folder(weights)
     config = read_json(folder / "config.json")
-    return timm_entry(name, weights, folder, config) if "architecture" in config else transformers_entry(name, weights, folder)
+    return (
+        timm_entry(name, weights, folder, config)
+        if "architecture" in config
+        else transformers_entry(name, weights, folder)
+    )
 
 
 def _check_folder(folder: Path) -> None:
@@ -77,4 +83,7 @@ def _check_folder(folder: Path) -> None:
     files = weight_files(folder)
     if [file.name for file in files.files] != [SAFETENSORS]:
         how = "pickled" if files.pickled else "in shards"
-        raise WeightsError(f"folder {folder} holds its weights {how} ({files.files[0].name}): expected one {SAFETENSORS}, as save_pretrained writes it")
+        raise WeightsError(
+            f"folder {folder} holds its weights {how} ({files.files[0].name}): expected one {SAFETENSORS}, as"
+            " save_pretrained writes it"
+        )

@@ -1,6 +1,7 @@
 """VFMs whose network comes from transformers.
 
-DINOv2 is here and not in timm because timm resamples its position embeddings with antialiasing, which changes the features away from 518 pixels.
+DINOv2 is here and not in timm because timm resamples its position embeddings with antialiasing, which changes the
+features away from 518 pixels.
 """
 
 from __future__ import annotations
@@ -99,8 +100,11 @@ def _build(kind: Kind, block: int | None, sizes: Mapping[str, Any], weights: str
         network = kind.part(model)
         held = saved_tensors(network)
         for key in [key for key in held if absent and any(part in key for part in UNUSED)]:
-            held.pop(key).zero_()  # drawn at random, and no feature passes through it: the fingerprint must not depend on it
-        expected = {key: value.float() if value.is_floating_point() else value for key, value in load_weights(weights).items()}
+            # drawn at random, and no feature passes through it: the fingerprint must not depend on it
+            held.pop(key).zero_()
+        expected = {
+            key: value.float() if value.is_floating_point() else value for key, value in load_weights(weights).items()
+        }
         check_unchanged(weights, held, expected)
         found = fingerprint(saved_tensors(network))
     config, nested = network.config, network is not model
@@ -124,21 +128,28 @@ def _build(kind: Kind, block: int | None, sizes: Mapping[str, Any], weights: str
         rows, columns = pixels.shape[-2] // config.patch_size, pixels.shape[-1] // config.patch_size
         before = kind.prefix(config)
         if tokens.shape[1] != before + rows * columns:
-            raise WeightsError(f"{weights} returned {tokens.shape[1]} tokens, expected {before} and {rows} x {columns} patches")
+            raise WeightsError(
+                f"{weights} returned {tokens.shape[1]} tokens, expected {before} and {rows} x {columns} patches"
+            )
         return tokens[:, before:].transpose(1, 2).unflatten(2, (rows, columns))
 
     def blocks(pixels: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        found: dict[int, Tensor] = {}  # hidden_states are not asked for: their last entry is normalised in some classes and not in others
+        # hidden_states are not asked for: their last entry is normalised in some classes and not in others
+        found: dict[int, Tensor] = {}
         handles = [stack[layer - 1].register_forward_hook(partial(_keep, found, layer)) for layer in set(layers)]
         try:
             network(pixel_values=pixels, **kind.call)
         finally:
             for handle in handles:
                 handle.remove()
-        maps = {layer: found[layer].permute(0, 3, 1, 2) if kind.is_map else on_grid(found[layer], pixels) for layer in found}
+        maps = {
+            layer: found[layer].permute(0, 3, 1, 2) if kind.is_map else on_grid(found[layer], pixels) for layer in found
+        }
         return [maps[layer] for layer in layers]
 
-    stack: Any = next(part for part in network.modules() if isinstance(part, nn.ModuleList) and len(part) == config.num_hidden_layers)
+    stack: Any = next(
+        part for part in network.modules() if isinstance(part, nn.ModuleList) and len(part) == config.num_hidden_layers
+    )
     return Network(network, features, found, blocks, len(stack))
 
 
@@ -149,7 +160,12 @@ def _keep(found: dict[int, Tensor], layer: int, module: nn.Module, inputs: objec
 def _pretrained(kind: Kind, weights: str) -> tuple[Any, list[str]]:
     """The model that the folder holds, in float32, and the names of its unused tensors that the file lacks."""
     folder = weights_folder(weights)
-    options: Any = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    options: Any = {
+        "dtype": torch.float32,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "output_loading_info": True,
+    }
 
     def failed(error: Exception) -> WeightsError:
         return WeightsError(f"{weights}: {folder} does not load as {kind.model.__name__} ({one_line(error)})")
@@ -157,12 +173,15 @@ def _pretrained(kind: Kind, weights: str) -> tuple[Any, list[str]]:
     model, report = call(lambda: kind.model.from_pretrained(folder, **options), failed)
     absent = sorted(report["missing_keys"])
     if needed := [key for key in absent if not any(part in key for part in UNUSED)]:
-        raise WeightsError(f"{weights}: {folder} lacks {len(needed)} tensors of {kind.model.__name__}, the first is '{needed[0]}'")
+        raise WeightsError(
+            f"{weights}: {folder} lacks {len(needed)} tensors of {kind.model.__name__}, the first is '{needed[0]}'"
+        )
     return model, absent
 
 
 def entry_from_folder(name: str, weights: str, folder: Path) -> VFMEntry:
-    """The entry of a folder in transformers' layout: architecture from config.json, normalisation from its image processor.
+    """The entry of a folder in transformers' layout: architecture from config.json, normalisation from its image
+    processor.
 
     Raises:
         WeightsError: an architecture that is not known to give patch features, or no normalisation.
@@ -180,7 +199,9 @@ def entry_from_folder(name: str, weights: str, folder: Path) -> VFMEntry:
     mean, std = _normalisation(name, folder)
     for key in ("image_size", "patch_size", "num_hidden_layers"):
         if not isinstance(value := getattr(vision, key, None), int) or value < 1:
-            raise WeightsError(f"{name}: {folder / 'config.json'} has {key} {one_line(value, 40)}: expected a number from 1")
+            raise WeightsError(
+                f"{name}: {folder / 'config.json'} has {key} {one_line(value, 40)}: expected a number from 1"
+            )
     side, dim = vision.image_size // vision.patch_size, vision.output_channels if kind.is_map else vision.hidden_size
     return VFMEntry(
         *(name, weights, partial(_build, kind, kind.block, {}), vision.patch_size, dim, mean, std, (side, side)),
@@ -196,13 +217,20 @@ def _normalisation(name: str, folder: Path) -> tuple[Any, Any]:
         if (folder / file).exists():
             found = read_json(folder / file)
             found = found.get("image_processor", found)
-            pair: list[Any] = [found.get(key) if isinstance(found, dict) else None for key in ("image_mean", "image_std")]
-            if all(isinstance(value, list) and len(value) == 3 and all(isinstance(part, int | float) for part in value) for value in pair):
+            pair: list[Any] = [
+                found.get(key) if isinstance(found, dict) else None for key in ("image_mean", "image_std")
+            ]
+            if all(
+                isinstance(value, list) and len(value) == 3 and all(isinstance(part, int | float) for part in value)
+                for value in pair
+            ):
                 return tuple(pair[0]), tuple(pair[1])
-    raise WeightsError(f"{name}: {folder} says no normalisation: expected image_mean and image_std in preprocessor_config.json")
+    raise WeightsError(
+        f"{name}: {folder} says no normalisation: expected image_mean and image_std in preprocessor_config.json"
+    )
 
 
-# --- the catalogue ---------------------------------------------------------------------------------------------------------------------
+# --- the catalogue --------------------------------------------------------------------------------
 
 UNCHECKED = "random weights, same architecture"
 NC = "CC-BY-NC-4.0 (non-commercial)"
@@ -210,7 +238,14 @@ DINOV3 = "DINOv3 License (gated: accept it on the hub)"
 
 
 def _sizes(width: int, blocks: int, heads: int, patch: int, image: int, **more: Any) -> dict[str, Any]:
-    return {"hidden_size": width, "num_hidden_layers": blocks, "num_attention_heads": heads, "patch_size": patch, "image_size": image, **more}
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": heads,
+        "patch_size": patch,
+        "image_size": image,
+        **more,
+    }
 
 
 SMALL, BASE, LARGE, GIANT = (384, 12, 6), (768, 12, 12), (1024, 24, 16), (1536, 40, 24)
@@ -227,7 +262,9 @@ for _name, _block, _note, _checked in (
     ),
 ):
     _build_small = partial(_build, KINDS["dinov2"], _block, _sizes(*SMALL, 14, 518))
-    CATALOGUE.add(_name, VFMEntry(_name, "dinov2-small", _build_small, 14, 384, *IMAGENET, (16, 16), _note, "ViT-S/14", _checked))
+    CATALOGUE.add(
+        _name, VFMEntry(_name, "dinov2-small", _build_small, 14, 384, *IMAGENET, (16, 16), _note, "ViT-S/14", _checked)
+    )
 
 
 def _add(
@@ -247,12 +284,26 @@ def _add(
     WEIGHTS.add(name, Weights(name, licence, hub=hub, note=note))
     dim, fixed = (256, sizes["image_size"]) if chosen.is_map else (sizes["hidden_size"], None)
     build = partial(_build, chosen, chosen.block, sizes)
-    CATALOGUE.add(name, VFMEntry(name, name, build, sizes["patch_size"], dim, *norm, (side, side), note, architecture, UNCHECKED, fixed))
+    CATALOGUE.add(
+        name,
+        VFMEntry(
+            name, name, build, sizes["patch_size"], dim, *norm, (side, side), note, architecture, UNCHECKED, fixed
+        ),
+    )
 
 
 for _size, _shape in (("base", BASE), ("large", LARGE), ("giant", GIANT)):
     _dino = _sizes(*_shape, 14, 518, use_swiglu_ffn=_size == "giant")
-    _add(f"dinov2-{_size}", f"facebook/dinov2-{_size}", "Apache-2.0", "dinov2", _dino, IMAGENET, f"ViT-{_LETTERS[_size]}/14", grid=16)
+    _add(
+        f"dinov2-{_size}",
+        f"facebook/dinov2-{_size}",
+        "Apache-2.0",
+        "dinov2",
+        _dino,
+        IMAGENET,
+        f"ViT-{_LETTERS[_size]}/14",
+        grid=16,
+    )
 for _size, _shape in (("small", SMALL), ("base", BASE), ("large", LARGE), ("giant", GIANT)):
     _dino = _sizes(*_shape, 14, 518, use_swiglu_ffn=_size == "giant", num_register_tokens=4)
     _hub = f"facebook/dinov2-with-registers-{_size}"
@@ -263,9 +314,19 @@ for _size, _shape in (("small", SMALL), ("base", BASE), ("large", LARGE)):
     _hub, _text = f"facebook/dinov3-vit{_size[0]}16-pretrain-lvd1689m", f"ViT-{_LETTERS[_size]}/16, rotary, 4 registers"
     _add(f"dinov3-{_size}", _hub, DINOV3, "dinov3_vit", _dino, IMAGENET, _text)
 for _size, _shape, _licence in (("small", SMALL, "Apache-2.0"), ("base", BASE, NC), ("large", LARGE, NC)):
-    _hub, _text = f"depth-anything/Depth-Anything-V2-{_size.capitalize()}-hf", f"DINOv2 ViT-{_LETTERS[_size]}/14 encoder"
+    _hub = f"depth-anything/Depth-Anything-V2-{_size.capitalize()}-hf"
+    _text = f"DINOv2 ViT-{_LETTERS[_size]}/14 encoder"
     _note = "The encoder's last block after its norm; the depth head is not used."
-    _add(f"depth-anything-v2-{_size}", _hub, _licence, "depth_anything", _sizes(*_shape, 14, 518), IMAGENET, _text, note=_note)
+    _add(
+        f"depth-anything-v2-{_size}",
+        _hub,
+        _licence,
+        "depth_anything",
+        _sizes(*_shape, 14, 518),
+        IMAGENET,
+        _text,
+        note=_note,
+    )
 _add(
     "clip-large-336",
     "openai/clip-vit-large-patch14-336",
@@ -294,7 +355,10 @@ _add(
     _sizes(*BASE, 16, 1024),
     IMAGENET,
     "ViT-B/16, windowed, convolutional neck",
-    note="The neck's output. The image is stretched to 1024 x 1024 (the paper pads and crops) and the 64 x 64 map resampled to the grid.",
+    note=(
+        "The neck's output. The image is stretched to 1024 x 1024 (the paper pads and crops) and the 64 x 64 map"
+        " resampled to the grid."
+    ),
 )
 _add(
     "ijepa-huge",
@@ -304,5 +368,8 @@ _add(
     _sizes(1280, 32, 16, 14, 224, intermediate_size=5120, layer_norm_eps=1e-6),
     IMAGENET,
     "ViT-H/14",
-    note="Last block, final norm; ImageNet normalisation as in its training code, whatever the folder's image processor says.",
+    note=(
+        "Last block, final norm; ImageNet normalisation as in its training code, whatever the folder's image processor"
+        " says."
+    ),
 )

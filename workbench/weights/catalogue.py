@@ -50,7 +50,8 @@ class Weights:
 
     @property
     def path(self) -> str:
-        """Where its folder lies below `$VIRAL_WEIGHTS` and below the cache: the name, `hf/ID` for a name such as `hf:ID`."""
+        """Where its folder lies below `$VIRAL_WEIGHTS` and below the cache: the name, `hf/ID` for a name such as
+        `hf:ID`."""
         return self.name.replace(":", "/")
 
 
@@ -69,7 +70,10 @@ for _entry in (
             "6df8a3df2389651f",
         ),
         hub="facebook/dinov2-small",
-        note="ViT-S/14. The package's copy looks fine-tuned for saliency in its last blocks, so block 8 is the default feature.",
+        note=(
+            "ViT-S/14. The package's copy looks fine-tuned for saliency in its last blocks, so block 8 is the default"
+            " feature."
+        ),
     ),
     Weights(
         name="efficientnet-lite0",

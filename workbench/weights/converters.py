@@ -15,7 +15,8 @@ def dinov2_from_onnx(file: Path, folder: Path) -> None:
     """Rebuild transformers' Dinov2Model from the ONNX graph of a saliency model with a ViT-S/14 backbone.
 
     The graph names most parameters `backbone.*`; the weights of linear layers are anonymous inputs of the MatMul nodes
-    `/backbone/<path>/MatMul`, stored transposed; the position embedding is split into its class slot and its 37 x 37 grid.
+    `/backbone/<path>/MatMul`, stored transposed; the position embedding is split into its class slot and its 37 x 37
+    grid.
     """
     import onnx
     from onnx import numpy_helper
@@ -28,11 +29,17 @@ def dinov2_from_onnx(file: Path, folder: Path) -> None:
         if node.op_type == "MatMul" and node.name.startswith("/backbone/") and node.input[1] in arrays:
             key = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".") + ".weight"
             state[key] = arrays[node.input[1]].T.contiguous()
-    positions = [arrays["onnx::Concat_1957"], arrays["onnx::Reshape_1962"].reshape(1, -1, state["embeddings.cls_token"].shape[-1])]
+    positions = [
+        arrays["onnx::Concat_1957"],
+        arrays["onnx::Reshape_1962"].reshape(1, -1, state["embeddings.cls_token"].shape[-1]),
+    ]
     state["embeddings.position_embeddings"] = torch.cat(positions, dim=1)
-    state["embeddings.mask_token"] = torch.zeros(1, state["embeddings.cls_token"].shape[-1])  # unused outside pretraining, absent from the graph
+    # unused outside pretraining, absent from the graph
+    state["embeddings.mask_token"] = torch.zeros(1, state["embeddings.cls_token"].shape[-1])
 
-    config = Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, patch_size=14, image_size=518, layer_norm_eps=1e-6)
+    config = Dinov2Config(
+        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, patch_size=14, image_size=518, layer_norm_eps=1e-6
+    )
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     config.architectures = ["Dinov2Model"]
     config.save_pretrained(folder)
@@ -43,14 +50,21 @@ def dinov2_from_onnx(file: Path, folder: Path) -> None:
 
 
 def efficientnet_from_pth(file: Path, folder: Path) -> None:
-    """Rename a PyTorch EfficientNet-Lite0 state dict to timm's `tf_efficientnet_lite0`, whose order and shapes are the same."""
+    """Rename a PyTorch EfficientNet-Lite0 state dict to timm's `tf_efficientnet_lite0`, whose order and shapes are the
+    same."""
     import timm
 
     state = torch.load(file, map_location="cpu", weights_only=True)
     target = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
     if [tuple(v.shape) for v in state.values()] != [tuple(v.shape) for v in target.values()]:
-        raise WeightsError("efficientnet-lite0: the shapes in the package's file differ from timm's tf_efficientnet_lite0")
-    save_file({key: value.contiguous() for key, value in zip(target, state.values(), strict=True)}, folder / "model.safetensors", metadata={"format": "pt"})
+        raise WeightsError(
+            "efficientnet-lite0: the shapes in the package's file differ from timm's tf_efficientnet_lite0"
+        )
+    save_file(
+        {key: value.contiguous() for key, value in zip(target, state.values(), strict=True)},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     (folder / "config.json").write_text(json.dumps({"architecture": "tf_efficientnet_lite0"}))
 
 
@@ -60,7 +74,8 @@ def smollm2_from_gguf(file: Path, folder: Path) -> None:
 
     quantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     config = quantised.config
-    del config.quantization_config  # the tensors in memory are plain float32; transformers refuses to save while this stands
+    # the tensors in memory are plain float32; transformers refuses to save while this stands
+    del config.quantization_config
     model = AutoModelForCausalLM.from_config(config)
     model.load_state_dict(quantised.state_dict())
     model.save_pretrained(folder)

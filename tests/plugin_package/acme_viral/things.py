@@ -26,7 +26,7 @@ from workbench.weights.catalogue import CATALOGUE as WEIGHTS
 from workbench.weights.catalogue import Weights
 from workbench.weights.fetch import check_unchanged, load_weights
 
-# --- a metric: mean cosine of rows ---------------------------------------------------------------------------------------------------------
+# --- a metric: mean cosine of rows ----------------------------------------------------------------
 
 
 def cosine(x: Tensor, y: Tensor) -> float:
@@ -44,17 +44,24 @@ def _score(x: Tensor, y: Tensor) -> Tensor:
 
 COSINE = Metric("mean cosine", cosine, _prepare, _score)
 
-# --- a data set: images of one color -------------------------------------------------------------------------------------------------------
+# --- a data set: images of one color --------------------------------------------------------------
 
 
-def plain(rest: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None) -> Dataset:
+def plain(
+    rest: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None
+) -> Dataset:
     """`plain:` is eight images, each of one color."""
     levels = range(0, 256, 32)[:limit]
-    samples = [Sample(str(level), str(level), lambda level=level: Image.new("RGB", (28, 28), (level, 0, 255 - level)), "what ?") for level in levels]
+    samples = [
+        Sample(
+            str(level), str(level), lambda level=level: Image.new("RGB", (28, 28), (level, 0, 255 - level)), "what ?"
+        )
+        for level in levels
+    ]
     return Dataset("plain:", samples, f"plain-{len(samples)}")
 
 
-# --- a VFM: the mean color of each patch, times a scale ------------------------------------------------------------------------------------
+# --- a VFM: the mean color of each patch, times a scale -------------------------------------------
 
 
 class Colors(nn.Module):
@@ -83,11 +90,11 @@ def _build(weights: str | None, **sizes: Any) -> Network:
 WEIGHTS.add("acme-colors", Weights("acme-colors", licence="CC0", folder=Path(__file__).parent / "weights"))
 COLORS = VFMEntry("acme-colors", "acme-colors", _build, 14, 3, *HALF, (2, 2), "a toy", "mean colors", "tests alone")
 
-# --- a model family ------------------------------------------------------------------------------------------------------------------------
+# --- a model family -------------------------------------------------------------------------------
 
 FAMILY = Family("acme", ("AcmeForConditionalGeneration",), one_raster)
 
-# --- an analysis: how alike the VFM's features of one image are ----------------------------------------------------------------------------
+# --- an analysis: how alike the VFM's features of one image are -----------------------------------
 
 
 @dataclass(frozen=True)

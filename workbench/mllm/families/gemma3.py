@@ -23,11 +23,20 @@ def visual_tokens(config: PretrainedConfig, processor: Processor, batch: Batch) 
         ModelError: the processor adds crops of the image.
     """
     if processor.image_processor.do_pan_and_scan:
-        raise ModelError("gemma3: the processor adds crops of the image (do_pan_and_scan): expected do_pan_and_scan=False, one raster an image")
+        raise ModelError(
+            "gemma3: the processor adds crops of the image (do_pan_and_scan): expected do_pan_and_scan=False, one"
+            " raster an image"
+        )
     return one_raster(config, processor, batch)
 
 
 GEMMA3 = FAMILIES.add(
     "gemma3",
-    Family("gemma3", ("Gemma3ForConditionalGeneration",), visual_tokens, connector="multi_modal_projector.mm_soft_emb_norm", alike=gemma3_settings),
+    Family(
+        "gemma3",
+        ("Gemma3ForConditionalGeneration",),
+        visual_tokens,
+        connector="multi_modal_projector.mm_soft_emb_norm",
+        alike=gemma3_settings,
+    ),
 )

@@ -24,8 +24,14 @@ def _cuts(config: PretrainedConfig, processor: Processor, batch: Batch, sample: 
     if not wanted.get("crop_to_patches", images.crop_to_patches) or images.max_patches < 2:
         return [(0, 0)] * len(batch.images[sample])
     size = (images.size["height"], images.size["width"])
-    cuts = [get_optimal_tiled_canvas((i.height, i.width), size, images.min_patches, images.max_patches)[::-1] for i in batch.images[sample]]
+    cuts = [
+        get_optimal_tiled_canvas((i.height, i.width), size, images.min_patches, images.max_patches)[::-1]
+        for i in batch.images[sample]
+    ]
     return [(rows, columns) if rows * columns > 1 else (0, 0) for rows, columns in cuts]
 
 
-INTERNVL = FAMILIES.add("internvl", Family("internvl", ("InternVLForConditionalGeneration",), partial(tiled, _cuts), alike=internvl_settings))
+INTERNVL = FAMILIES.add(
+    "internvl",
+    Family("internvl", ("InternVLForConditionalGeneration",), partial(tiled, _cuts), alike=internvl_settings),
+)

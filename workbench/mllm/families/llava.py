@@ -21,7 +21,8 @@ from workbench.mllm.processors import FIRST_TOKENS, llava_settings
 
 
 def one_raster(config: PretrainedConfig, processor: Processor, batch: Batch) -> list[list[VisualTokens]]:
-    """One square raster per image; before it the class token, which has no place in the image, where the connector is given all that the encoder puts out."""
+    """One square raster per image; before it the class token, which has no place in the image, where the connector is
+    given all that the encoder puts out."""
     found = []
     for number, sample in enumerate(placeholders(config, batch)):
         parts = []
@@ -31,7 +32,9 @@ def one_raster(config: PretrainedConfig, processor: Processor, batch: Batch) -> 
                 index = index[first:]
             side = math.isqrt(len(index))
             if side * side != len(index):
-                raise ModelError(f"{family_of(config).name}: {len(index)} visual tokens of an image are not a square raster")
+                raise ModelError(
+                    f"{family_of(config).name}: {len(index)} visual tokens of an image are not a square raster"
+                )
             box = _patched(config, _shown(processor.image_processor, batch.images[number][image]))
             parts.append(VisualTokens(index, (side, side), box, image, fill=_fill(processor.image_processor)))
         found.append(parts)
@@ -46,7 +49,8 @@ def _class_tokens(config: Any) -> int:
 
 
 def _shown(processor: Any, image: Image.Image) -> Box:
-    """The part of the image that becomes pixels: all of it, its centre, or more than it where it is padded to a square."""
+    """The part of the image that becomes pixels: all of it, its centre, or more than it where it is padded to a
+    square."""
     width, height = image.size
     if getattr(processor, "do_pad", False):
         side = max(width, height)
@@ -68,7 +72,8 @@ def _shown(processor: Any, image: Image.Image) -> Box:
 
 
 def _fill(processor: Any) -> tuple[int, int, int]:
-    """The colour of the bars around an image that is padded to a square: the mean that is taken off, as LLaVA's own code has it."""
+    """The colour of the bars around an image that is padded to a square: the mean that is taken off, as LLaVA's own
+    code has it."""
     if not getattr(processor, "do_pad", False):
         return (0, 0, 0)
     red, green, blue = (int(255 * channel) for channel in processor.image_mean)
@@ -76,11 +81,14 @@ def _fill(processor: Any) -> tuple[int, int, int]:
 
 
 def _patched(config: Any, shown: Box) -> Box:
-    """What whole patches cover of it: a few pixels at the right and below belong to none where the patch does not divide the image."""
+    """What whole patches cover of it: a few pixels at the right and below belong to none where the patch does not
+    divide the image."""
     vision = config.vision_config
     share = vision.image_size // vision.patch_size * vision.patch_size / vision.image_size
     left, top, right, bottom = shown
     return left, top, left + share * (right - left), top + share * (bottom - top)
 
 
-LLAVA = FAMILIES.add("llava", Family("llava", ("LlavaForConditionalGeneration",), one_raster, alike=llava_settings, shares_prefix=True))
+LLAVA = FAMILIES.add(
+    "llava", Family("llava", ("LlavaForConditionalGeneration",), one_raster, alike=llava_settings, shares_prefix=True)
+)

@@ -1,5 +1,5 @@
-"""LLaVA-OneVision: as LLaVA-NeXT, with SigLIP, a largest number of tokens beyond which the high-resolution raster is shrunk, and base rasters only
-where a sample has several images.
+"""LLaVA-OneVision: as LLaVA-NeXT, with SigLIP, a largest number of tokens beyond which the high-resolution raster is
+shrunk, and base rasters only where a sample has several images.
 
 LlavaOnevisionForConditionalGeneration
   model.vision_tower            SigLIP; sees the image and its tiles as one batch
@@ -14,4 +14,7 @@ from workbench.mllm.families.llava_next import visual_tokens
 from workbench.mllm.family import FAMILIES, Family
 from workbench.mllm.processors import llava_settings
 
-LLAVA_ONEVISION = FAMILIES.add("llava_onevision", Family("llava_onevision", ("LlavaOnevisionForConditionalGeneration",), visual_tokens, alike=llava_settings))
+LLAVA_ONEVISION = FAMILIES.add(
+    "llava_onevision",
+    Family("llava_onevision", ("LlavaOnevisionForConditionalGeneration",), visual_tokens, alike=llava_settings),
+)

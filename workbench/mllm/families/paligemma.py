@@ -1,4 +1,5 @@
-"""PaliGemma: as LLaVA, one square raster of the whole image; a prompt without a chat template, whose tokens see one another.
+"""PaliGemma: as LLaVA, one square raster of the whole image; a prompt without a chat template, whose tokens see one
+another.
 
 PaliGemmaForConditionalGeneration
   model.vision_tower            SigLIP
@@ -13,4 +14,7 @@ from workbench.mllm.family import FAMILIES, Family
 from workbench.mllm.processors import paligemma_settings
 
 # Tokens of the answer have type 1: they see only what came before them.
-PALIGEMMA = FAMILIES.add("paligemma", Family("paligemma", ("PaliGemmaForConditionalGeneration",), one_raster, answer_type=1, alike=paligemma_settings))
+PALIGEMMA = FAMILIES.add(
+    "paligemma",
+    Family("paligemma", ("PaliGemmaForConditionalGeneration",), one_raster, answer_type=1, alike=paligemma_settings),
+)

@@ -2,7 +2,8 @@
 
 Qwen2VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
   model.visual                  a ViT of its own; `.merger` joins 2 x 2 patches to one token
-  model.language_model          decoder: .layers, .norm; Qwen3-VL adds encoder features to the outputs of its first blocks
+  model.language_model          decoder: .layers, .norm; Qwen3-VL adds encoder features to the outputs of its first
+                                blocks
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ def visual_tokens(config: PretrainedConfig, processor: Processor, batch: Batch) 
     merge = vision.spatial_merge_size
     patches = batch.inputs.get("image_grid_thw", torch.empty(0, 3)).cpu()
     grids = [(int(h) // merge, int(w) // merge) for _, h, w in patches]
-    if getattr(vision, "window_size", None) and len(patches):  # Qwen2.5-VL's encoder works window by window; its merged tokens are put back
-        order = get_vision_window_index(patches, spatial_merge_size=merge, window_size=vision.window_size, patch_size=vision.patch_size)[0].argsort()
+    # Qwen2.5-VL's encoder works window by window; its merged tokens are put back
+    if getattr(vision, "window_size", None) and len(patches):
+        order = get_vision_window_index(
+            patches, spatial_merge_size=merge, window_size=vision.window_size, patch_size=vision.patch_size
+        )[0].argsort()
     else:
         order = torch.arange(sum(h * w for h, w in grids))
     per_sample, at = [], 0
@@ -32,7 +36,9 @@ def visual_tokens(config: PretrainedConfig, processor: Processor, batch: Batch) 
         per_sample.append(grids[at : at + len(images)])
         at += len(images)
     found, row = [], 0
-    for sample, own in zip(placeholders(config, batch, [[h * w for h, w in own] for own in per_sample]), per_sample, strict=True):
+    for sample, own in zip(
+        placeholders(config, batch, [[h * w for h, w in own] for own in per_sample]), per_sample, strict=True
+    ):
         parts = []
         for image, (index, grid) in enumerate(zip(sample, own, strict=True)):
             parts.append(VisualTokens(index, grid, WHOLE, image, order[row : row + len(index)]))
@@ -50,7 +56,9 @@ def _deepstack(config: PretrainedConfig) -> int:
 
 
 def _family(name: str, architecture: str, **more: Any) -> Family:
-    return FAMILIES.add(name, Family(name, (architecture,), visual_tokens, "visual.merger", _merged, alike=merged_settings, **more))
+    return FAMILIES.add(
+        name, Family(name, (architecture,), visual_tokens, "visual.merger", _merged, alike=merged_settings, **more)
+    )
 
 
 QWEN2_VL = _family("qwen2_vl", "Qwen2VLForConditionalGeneration")

@@ -34,7 +34,10 @@ def _cuts(config: PretrainedConfig, processor: Processor, batch: Batch, sample: 
             cuts.append(last)
             last = (0, 0)
         else:
-            raise ModelError(f"{family_of(config).name}: '{mark}' before the visual tokens of a tile, expected <row_R_col_C> or {THUMBNAIL}")
+            raise ModelError(
+                f"{family_of(config).name}: '{mark}' before the visual tokens of a tile, expected <row_R_col_C> or"
+                f" {THUMBNAIL}"
+            )
     return cuts
 
 

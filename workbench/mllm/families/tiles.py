@@ -1,4 +1,5 @@
-"""What tiled families share: the image stretched and cut into square tiles, row by row, with the whole image as a thumbnail after them."""
+"""What tiled families share: the image stretched and cut into square tiles, row by row, with the whole image as a
+thumbnail after them."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ def _boxes(rows: int, columns: int) -> Iterator[Box]:
 
 
 def tiled(
-    cut: Callable[[PretrainedConfig, Processor, Batch, int], Cuts], config: PretrainedConfig, processor: Processor, batch: Batch
+    cut: Callable[[PretrainedConfig, Processor, Batch, int], Cuts],
+    config: PretrainedConfig,
+    processor: Processor,
+    batch: Batch,
 ) -> list[list[VisualTokens]]:
     """One square raster per tile, the thumbnail's last."""
     length = tile_length(processor)
@@ -38,6 +42,9 @@ def tiled(
     for sample, own in zip(placeholders(config, batch, counts), cuts, strict=True):
         parts = []
         for image, (index, (rows, columns)) in enumerate(zip(sample, own, strict=True)):
-            parts += [VisualTokens(tile, (side, side), box, image) for tile, box in zip(index.split(length), _boxes(rows, columns), strict=True)]
+            parts += [
+                VisualTokens(tile, (side, side), box, image)
+                for tile, box in zip(index.split(length), _boxes(rows, columns), strict=True)
+            ]
         found.append(parts)
     return found
