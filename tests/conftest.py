@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import runpy
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,16 +38,53 @@ SMALL += ["--model.ffn", "64", "--log_every", "2", "--eval_every", "6", "--save_
 SMALL_VIRAL = [*SMALL, "--alignment.layer", "2", "--alignment.hidden", "16"]
 
 
+class Commands:
+    """The process that runs the commands of a test worker; see tests/command_server.py."""
+
+    def __init__(self) -> None:
+        self.environment = _environment()
+        self.server = subprocess.Popen(
+            [sys.executable, "-m", "tests.command_server"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    @classmethod
+    @cache
+    def of_worker(cls) -> Commands:
+        return cls()
+
+    def run(self, words: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+        assert self.server.stdin is not None and self.server.stdout is not None
+        with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
+            request = {"words": words, "cwd": str(cwd), "out": out.name, "err": err.name}
+            print(json.dumps(request), file=self.server.stdin, flush=True)
+            code = json.loads(self.server.stdout.readline())
+            return subprocess.CompletedProcess(list(words), code, out.read(), err.read())
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+
+
 def run(*words: str, cwd: Path = ROOT, code: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m ...` as a user would; checks the exit code unless it is None."""
-    done = subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env=os.environ | environment,
-        check=False,
-    )
+    """Run `python -m ...` as a user would; checks the exit code unless it is None.
+
+    Where the environment differs from the worker's, in a process of its own.
+    """
+    if environment or _environment() != Commands.of_worker().environment:
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            env=os.environ | environment,
+            check=False,
+        )
+    else:
+        done = Commands.of_worker().run(words, cwd)
     assert code is None or done.returncode == code, (
         f"{words} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     )

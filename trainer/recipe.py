@@ -389,7 +389,7 @@ class Recipe:
 
     output_dir: Path = Path("runs/model")
     """A new folder; it becomes a plain transformers model folder."""
-    seed: Annotated[int, Ge(0), Lt(2**32)] = 0
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)] = 0
     start: Path | None = None
     """The folder of a finished training whose model this run starts from; it takes the place of `stage1`."""
     stage1: Path | None = None
