@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from trainer import distributed
 from trainer.alignment import Alignment, mean_loss
 from trainer.setups.packing import Packing, use_packed_attention
-from workbench.capture.hidden_states import by_token, tower_rows
+from workbench.capture.hidden_states import encoder_rows, one_row_per_token
 from workbench.mllm import MLLM, VisualTokens
 from workbench.mllm.conversation import IGNORED
 from workbench.mllm.residual import Residual
@@ -136,7 +136,7 @@ class AlignedMLLMForConditionalGeneration(Aligned):
         self._tower: Tensor | None = None
         self._first: Tensor | None = None
         if alignment is not None and target == "encoder":
-            mllm.connector.register_forward_pre_hook(self._keep_tower)
+            mllm.projector.register_forward_pre_hook(self._keep_tower)
         if alignment is not None and target == "projector":
             mllm.decoder.layers[0].register_forward_pre_hook(self._keep_first, with_kwargs=True)
 
@@ -205,10 +205,10 @@ class AlignedMLLMForConditionalGeneration(Aligned):
         """Features (token, d) of each conversation with an image."""
         if self.target == "encoder":
             assert self._tower is not None
-            flat = by_token(self._mllm, self._tower)
+            flat = one_row_per_token(self._mllm, self._tower)
             return [
                 flat[rows.to(flat.device)]
-                for rows in tower_rows(self._mllm, [list(own) for own in visual])
+                for rows in encoder_rows(self._mllm, [list(own) for own in visual])
                 if len(rows)
             ]
         assert self._first is not None

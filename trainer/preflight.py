@@ -76,7 +76,9 @@ def look_through(mllm: MLLM, data: ConversationSet, max_length: int | None) -> l
     Raises:
         DataError, ModelError: names the first row that cannot be, and how many there are.
     """
-    key = content_hash(VERSION, data.data.fingerprint, len(data), _identity(mllm), max_length, mllm.words)
+    key = content_hash(
+        VERSION, data.data.fingerprint, len(data), _identity(mllm), max_length, mllm.control_tokens_as_words
+    )
     file = cache_folder("looked_through") / f"{key}.json"
     if file.exists():
         try:
@@ -246,7 +248,10 @@ class VisualLengths:
         except WorkbenchError as error:
             return str(error)
         plain = mllm.processor.tokenizer(text, add_special_tokens=mllm.adds_special([text]))["input_ids"]
-        place, visual = mllm.processor.tokenizer.convert_tokens_to_ids(mllm.template_place), mllm.config.image_token_id
+        place, visual = (
+            mllm.processor.tokenizer.convert_tokens_to_ids(mllm.image_placeholder),
+            mllm.config.image_token_id,
+        )
         behind = list(reversed(ids)).index(visual) - (list(reversed(plain)).index(place) if place in plain else 0)
         return len(ids) - len(plain), behind
 
@@ -292,7 +297,7 @@ def _lengths(
             added = [tokens[sizes[_place(load)]] for load in own.loads]
             if mllm.processor.chat_template is None:
                 prompt = mllm.prompt(own.turns[0][0], len(own.loads))
-                texts.append((own, f"{prompt}{mllm.plain('answer', own.turns[0][1])}", len(prompt), added))
+                texts.append((own, f"{prompt}{mllm.safe_text('answer', own.turns[0][1])}", len(prompt), added))
                 if len(own.turns) > 1 or not own.loads:
                     encode_conversations(
                         mllm, [[Image.new("RGB", sizes[_place(load)]) for load in own.loads]], [own.turns]
@@ -305,7 +310,7 @@ def _lengths(
     if not texts:
         return
     special = mllm.adds_special([text for _, text, _, _ in texts])
-    place = mllm.processor.tokenizer.convert_tokens_to_ids(mllm.template_place)
+    place = mllm.processor.tokenizer.convert_tokens_to_ids(mllm.image_placeholder)
     encoded = mllm.processor.tokenizer(
         [text for _, text, _, _ in texts],
         add_special_tokens=special,

@@ -17,7 +17,7 @@ from trainer.build.second_encoder import encoder_alone
 from trainer.recipe import ModelConfig, Recipe
 from workbench.errors import ConfigError, one_line
 from workbench.mllm import VisualTokens
-from workbench.mllm.base import Outline
+from workbench.mllm.base import WeightlessMLLM
 from workbench.mllm.family import family_of
 from workbench.mllm.load import check_weights, generation_of, load_config
 from workbench.mllm.processors import load_processor
@@ -42,7 +42,7 @@ def on_meta(cls: Any, config: PretrainedConfig) -> Any:
     return model.float()
 
 
-def outline(config: ModelConfig) -> Outline:
+def outline(config: ModelConfig) -> WeightlessMLLM:
     """A pretrained or an assembled model from its configuration, and with its processor; its weights are looked at in
     `check_files`.
 
@@ -60,7 +60,7 @@ def outline(config: ModelConfig) -> Outline:
         model = on_meta(AutoModelForImageTextToText, settings)
         # it names the tokens that end an answer
         model.generation_config = generation_of(name, **options) or model.generation_config
-    return Outline(model, processor, family_of(model.config), name)
+    return WeightlessMLLM(model, processor, family_of(model.config), name)
 
 
 def check_files(config: ModelConfig) -> dict[str, WeightFiles | None]:
@@ -122,7 +122,7 @@ def attach(
     settings, text, not_run = recipe.alignment, model.config.get_text_config(), []
     settings.check_layers(text.num_hidden_layers)
     family = family_of(model.config)
-    connector, seen = model.model.get_submodule(family.connector), []
+    connector, seen = model.model.get_submodule(family.projector), []
     second = find_vfm(recipe.model.second_encoder).dim if recipe.model.second_encoder is not None else 0
 
     def keep(_: nn.Module, args: tuple[Tensor]) -> Tensor | None:
@@ -147,7 +147,7 @@ def attach(
         handle.remove()
     if said is None:
         found = (sum(len(own) for own in features), features[0].shape[-1])
-        width = seen[0].shape[-1] * family.merged(model.config)
+        width = seen[0].shape[-1] * family.rows_per_token(model.config)
     else:
         not_run.append(f"tower and connector, of which widths alone were compared ({said})")
         matrices = [module for module in connector.modules() if isinstance(module, nn.Linear)]
