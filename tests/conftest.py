@@ -72,9 +72,9 @@ def _environment() -> dict[str, str]:
 def run(*words: str, cwd: Path = ROOT, code: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m ...` as a user would; checks the exit code unless it is None.
 
-    Where the environment differs from the worker's, in a process of its own.
+    In a process of its own where the environment differs from the worker's, or the command is not the project's.
     """
-    if environment or _environment() != Commands.of_worker().environment:
+    if environment or words[0].startswith("accelerate.") or _environment() != Commands.of_worker().environment:
         done = subprocess.run(
             [sys.executable, "-m", *words],
             cwd=cwd,

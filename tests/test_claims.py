@@ -28,8 +28,8 @@ analyses:
     --batch_size 4
 claims:
   - {id: better, claim: B is better., paper: none, measure: answers, of: {b: 1, a: -1}, expect: more}
-  - {id: closer, claim: B is closer., paper: none, measure: stored, options: {analysis: cknna, where: {layer: 3}},
-     of: {b: 1}, expect: more}
+  - {id: closer, claim: B is closer., paper: none, expect: more,
+     measure: stored, options: {analysis: cknna, where: {layer: 3}}, of: {b: 1}}
   - {id: later, claim: Who knows., paper: none, not_testable: too large}
 """
 
