@@ -1,9 +1,9 @@
 """Commands of the project in a process that has already imported what they need: python -m tests.command_server.
 
-Every command of its own process spends five to seven seconds on importing torch, transformers and torchvision, which was
-half of the suite's time. This process imports them once and forks for each command: the fork has the command's words,
-folder, output and exit code, starts no thread and runs no code of the project before the command does. Requests and
-answers are JSON lines on stdin and stdout.
+A command in a process of its own spends five to seven seconds on importing torch, transformers and torchvision, which
+was half of the suite's time. This process imports them once and forks for each command: the fork has the command's
+words, folder, output and exit code. It starts no thread and runs no code of the project before the command does.
+Requests and answers are JSON lines on stdin and stdout.
 """
 
 from __future__ import annotations
