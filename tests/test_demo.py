@@ -321,9 +321,9 @@ def test_two_finished_models_are_compared_in_words(runs_folder: Path, monkeypatc
     app = open_page("runs", runs_folder, monkeypatch)
     (said,) = [info.value for info in app.info]
     assert (
-        "viral also learns to make its image tokens resemble" in said
-        and "viral less baseline is" in said
-        and "trained once" in said
+        "viral also learns to make its visual tokens resemble" in said
+        and "viral minus baseline is" in said
+        and "trained only once" in said
     )
     app.multiselect(key="models").set_value(["viral"]).run()
     assert not app.info

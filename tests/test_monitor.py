@@ -440,7 +440,7 @@ def test_a_control_is_not_presented_as_viral(folder: Path) -> None:
     text = card(record, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder))
     assert (
         "as a control of VIRAL" in text
-        and "control: targets of other images" in text
+        and "control: shuffled targets" in text
         and "L_LM + lambda(step) * L_VRA" in text
     )
 

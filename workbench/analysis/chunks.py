@@ -112,7 +112,7 @@ class Chunks:
                 return [self._in_memory(chunk, fn, progress) for chunk in chunks]
         folders = [self._folder(self.folder, what, chunk, depends) for chunk in chunks]
         self._temporary |= set() if keep else set(folders)
-        waiting = self.ranks.turned(range(len(chunks)))
+        waiting = self.ranks.rotated(range(len(chunks)))
         with progress:
             while waiting:
                 busy = []  # what other processes are computing
