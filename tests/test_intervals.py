@@ -150,7 +150,7 @@ def test_tables_and_their_figure_say_where_there_is_too_little() -> None:
     table = pd.DataFrame(accuracy_by_type(pd.DataFrame(rows), seed=0))
     assert table.set_index("category")["few"].to_dict() == {"a": True, "b": False, MEAN: False}  # all of a is right
     figure = figures.accuracy_by_type({"model": table})
-    assert [words for *_, words in figure.data[0].customdata] == [", too few to say much", "", ""]
+    assert [words for *_, words in figure.data[0].customdata] == [", too few to conclude much", "", ""]
 
 
 def test_fewer_wrong_answers_never_widen_towards_wrong() -> None:
