@@ -181,7 +181,7 @@ def test_a_file_that_cannot_be_used_is_one_sentence(text: str | None, message: s
     "words", [["--config"], ["--config", "--limit", "3"], ["--config="], ["--config", "a.yaml", "--config", "b.yaml"]]
 )
 def test_the_option_has_one_file(words: list[str]) -> None:
-    with pytest.raises(ConfigError, match=r"option '--config' (has|is there)"):
+    with pytest.raises(ConfigError, match=r"option '--config' (has|appears twice)"):
         parse_with_file(_options(), words, prog="test")
 
 
