@@ -77,7 +77,7 @@ def _shared(package: str, home: Path, installed: Mapping[str, str]) -> str:
     if not owner:
         return ""
     return (
-        f"{home / stranger} lies in a package of viral-workbench{owner}: expected an environment without another"
+        f"{home / stranger} is in a package of viral-workbench{owner}: expected an environment without another"
         f" package '{package}'"
     )
 

@@ -97,10 +97,9 @@ def parse(
     for word in argv:
         if word.startswith("--") and word != "--help":
             key = word[2:].split("=")[0].replace("-", "_")
-            positive = re.sub(r"(^|\.)no_", r"\1", key)  # --data.no-group
-            check_known(
-                positive if known.get(positive) is bool else key, known, f"option '{word.split('=')[0]}'", renamed
-            )
+            positive = re.sub(r"(^|\.)no_", r"\1", key)  # data.group for --data.no-group
+            name = positive if known.get(positive) is bool else key
+            check_known(name, known, f"option '{word.split('=')[0]}'", renamed)
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
@@ -123,6 +122,7 @@ def _ranges_in_help() -> Any:
     """Return a tyro registry that makes `--help` show the declared range of an option before its default."""
     import tyro
 
+    # `get_struct_spec` calls this rule again for the same class, which `asking` detects
     registry, asking = tyro.constructors.ConstructorRegistry(), False
 
     @registry.struct_rule
@@ -158,10 +158,8 @@ def _check_no_stray_word(cls: Any, argv: Sequence[str], prog: str) -> None:
         return
     import tyro
 
-    if any(
-        tyro.conf.Positional in getattr(hint, "__metadata__", ())
-        for hint in get_type_hints(cls, include_extras=True).values()
-    ):
+    hints = get_type_hints(cls, include_extras=True).values()
+    if any(tyro.conf.Positional in getattr(hint, "__metadata__", ()) for hint in hints):
         return
     raise ConfigError(
         f"'{argv[0]}' does not follow an option: expected --OPTION VALUE after {prog}; --help lists the options"

@@ -73,7 +73,7 @@ def named_models(words: Sequence[str]) -> dict[str, str]:
 
 
 def _check_different(models: Sequence[str]) -> None:
-    """Refuse a model that is there twice, also as two paths of one folder."""
+    """Raise a ConfigError if a model appears twice, also under two paths of the same folder."""
     places = [os.path.realpath(model) if is_folder(model) else model for model in models]
     for number, place in enumerate(places):
         if place in places[:number]:

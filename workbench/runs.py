@@ -41,7 +41,7 @@ class Run:
     Attributes:
         key: hash of analysis, version, config, model fingerprint, data fingerprint and libraries.
         record: the content of run.json.
-        tables: long-format data frames; every score in them carries its n, interval and chance level.
+        tables: long-format data frames; every score has its n, interval and chance level beside it.
         tensors: larger arrays, if the analysis stores any.
     """
 

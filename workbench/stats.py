@@ -281,9 +281,9 @@ def paired_differences(
 
     Args:
         tables: {model: one row for each unit and combination of `by`}.
-        by: columns for whose combinations the differences are computed, such as the layer.
-        within: columns of `by` for whose combinations Holm's correction is made separately; by default it is made over
-            all rows of a model.
+        by: columns, such as the layer; there is one difference for each combination of their values.
+        within: columns of `by`; Holm's correction is made separately for each combination of their values, and by
+            default over all rows of a model.
         unit: column of the unit that is paired, such as the image.
         value: column of the values.
 

@@ -254,7 +254,7 @@ def _value(recipe: Mapping[str, Any], key: str) -> str:
 
 
 def _way(recipe: Mapping[str, Any]) -> str:
-    """Return the words that say what a model learns besides its answers."""
+    """Say in words what a model learns besides its answers."""
     settings = recipe["alignment"]
     words = alignment_words(settings)
     if settings["objective"] != "none":
@@ -263,7 +263,7 @@ def _way(recipe: Mapping[str, Any]) -> str:
 
 
 def _shared(model: Trained) -> dict[str, str]:
-    """Return {key of the recipe: words} for what two trainings may share; `data` stands for the content of the data."""
+    """Return {key of the recipe: words} for what two trainings may share; the key `data` is the content of the data."""
     recipe, record = model.recipe, model.record
     unit = "images" if recipe["model"]["kind"] == "toy" else "conversations"
     return {

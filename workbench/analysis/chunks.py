@@ -186,7 +186,7 @@ def chunked(items: Sequence[T], batch_size: int, size: int | None = None) -> lis
 def identity(item: object) -> object:
     """Return plain values that identify an item of a map, for the key of its chunk.
 
-    They are all fields of a sample except its image, for which its `image_id` or the hash of its pixels stands.
+    Of a sample they are all fields except the image, which its `image_id` or the hash of its pixels identifies.
 
     Raises:
         TypeError: the item is not a sample, a plain value, or a dataclass, mapping or sequence of these.

@@ -146,6 +146,6 @@ def record_of(
 
 
 def _device(name: str, ranks: Ranks) -> str:
-    """Return the device of this rank; several ranks on a machine with GPUs are distributed over these."""
+    """Return the device of this rank; the ranks of a machine share its GPUs in turn."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return f"cuda:{ranks.local % gpus}" if ranks.count > 1 and gpus and name in ("auto", "cuda") else name

@@ -21,13 +21,11 @@ def bars(table: pd.DataFrame, *, x: str, y: str, by: str = "model") -> go.Figure
     figure = new_figure(yaxis_title=y, height=400, barmode="group", hovermode="closest")
     for number, (name, part) in enumerate(table.groupby(by, sort=False)):
         figure.add_bar(
-            **{
-                "x": part[x],
-                "y": part["score"],
-                "name": name,
-                "error_y": error_bars(part),
-                "customdata": part[["low", "high", "n_images"]],
-            },
+            x=part[x],
+            y=part["score"],
+            name=name,
+            error_y=error_bars(part),
+            customdata=part[["low", "high", "n_images"]],
             marker={"color": COLORS[number % len(COLORS)]},
             hovertemplate="%{x}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], %{customdata[2]} images",
         )
@@ -60,15 +58,13 @@ def accuracy_by_type(tables: dict[str, pd.DataFrame]) -> go.Figure:
         )
         few = np.where(table.get("few", pd.Series(False, table.index)), ", too few to conclude much", "")
         figure.add_scatter(
-            **{
-                "x": x,
-                "y": table["accuracy"],
-                "name": name,
-                "mode": "markers",
-                "error_y": error,
-                "text": table["category"],
-                "hovertemplate": hover,
-            },
+            x=x,
+            y=table["accuracy"],
+            name=name,
+            mode="markers",
+            error_y=error,
+            text=table["category"],
+            hovertemplate=hover,
             marker={"color": COLORS[number % len(COLORS)], "size": 8},
             customdata=table[["low", "high", "n_images"]].assign(few=few),
         )

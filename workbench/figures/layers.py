@@ -67,7 +67,11 @@ def with_ceilings(figure: go.Figure, ceilings: pd.DataFrame, *, name: str) -> go
         label, dash = str(row[name]), ("longdash", "longdashdot", "dashdot")[number % 3]
         band(figure, ends, pd.Series([row["low"]] * 2), pd.Series([row["high"]] * 2), translucent(GRAY, 0.14), label)
         figure.add_scatter(
-            **{"x": ends, "y": [row["score"]] * 2, "name": f"{label} (frozen)", "legendgroup": label, "mode": "lines"},
+            x=ends,
+            y=[row["score"]] * 2,
+            name=f"{label} (frozen)",
+            legendgroup=label,
+            mode="lines",
             line={"color": GRAY, "dash": dash, "width": 2},
             customdata=[[row["low"], row["high"], row["n_images"]]] * 2,
             hovertemplate="%{y:.3f}  [%{customdata[0]:.3f}, %{customdata[1]:.3f}]  n=%{customdata[2]}",
@@ -125,14 +129,12 @@ def difference_curves(curves: pd.DataFrame, *, y: str, kind: str | None = None) 
         dash = DASHES[kinds.index(key[1]) % len(DASHES)] if kind else DASHES[0]
         band(figure, part["layer"], part["low"], part["high"], translucent(color, 0.16), label)
         figure.add_scatter(
-            **{
-                "x": part["layer"],
-                "y": part["score"],
-                "name": label,
-                "legendgroup": label,
-                "mode": "lines+markers",
-                "showlegend": True,
-            },
+            x=part["layer"],
+            y=part["score"],
+            name=label,
+            legendgroup=label,
+            mode="lines+markers",
+            showlegend=True,
             line={"color": color, "dash": dash, "width": 2.5},
             marker={"size": 7},
             error_y=error_bars(part) if len(part) == 1 else None,  # a single point has no band

@@ -55,17 +55,13 @@ def matrix_maps(table: pd.DataFrame, *, title: str, difference: bool = False) ->
             significant = (wide["p_holm"] < 0.05) & ((wide["low"] > 0) | (wide["high"] < 0))
             marks = np.where(significant, "●", "")
         figure.add_heatmap(
-            **{
-                "x": [str(layer) for layer in wide["score"].columns],
-                "y": [str(layer) for layer in wide["score"].index],
-                "z": wide["score"].to_numpy(),
-            },
-            **{
-                "coloraxis": "coloraxis",
-                "text": marks,
-                "texttemplate": "%{text}" if difference else None,
-                "textfont": {"color": "black"},
-            },
+            x=[str(layer) for layer in wide["score"].columns],
+            y=[str(layer) for layer in wide["score"].index],
+            z=wide["score"].to_numpy(),
+            coloraxis="coloraxis",
+            text=marks,
+            texttemplate="%{text}" if difference else None,
+            textfont={"color": "black"},
             customdata=np.stack([wide[column].to_numpy(dtype=float) for column in columns[1:]], axis=-1),
             hovertemplate="layer %{y}, VFM layer %{x}: %{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<br>"
             + hover
@@ -84,14 +80,16 @@ def matrix_maps(table: pd.DataFrame, *, title: str, difference: bool = False) ->
         figure.add_annotation(
             text="● interval excludes 0, Holm p < .05 over all entries of a map",
             showarrow=False,
-            **{"x": 0, "xref": "paper", "xanchor": "left"},
+            x=0,
+            xref="paper",
+            xanchor="left",
         )
         figure.layout.annotations[-1].update(y=1, yref="paper", yanchor="bottom", yshift=38)
     return figure
 
 
 def _chance(part: pd.DataFrame) -> str:
-    """Return the words that say the chance level of a map: the range of null means and the largest 95th percentile."""
+    """Return the chance level of a map in words: the range of its null means and its largest 95th percentile."""
     low, high, top = part["null_mean"].min(), part["null_mean"].max(), part["null_q95"].max()
     return f"chance {low:.3f} to {high:.3f}, 95 % below {top:.3f}"
 
@@ -112,11 +110,9 @@ def head_maps(scores: pd.DataFrame, *, title: str) -> go.Figure:
         columns = ("score", "low", "high", "chance", "null_mean", "n_images")
         wide = {column: part.pivot(index="layer", columns="head", values=column) for column in columns}
         figure.add_heatmap(
-            **{
-                "x": [str(head) for head in wide["score"].columns],
-                "y": [str(layer) for layer in wide["score"].index],
-                "z": wide["score"].to_numpy(),
-            },
+            x=[str(head) for head in wide["score"].columns],
+            y=[str(layer) for layer in wide["score"].index],
+            z=wide["score"].to_numpy(),
             customdata=np.stack([wide[column].to_numpy() for column in columns[1:]], axis=-1),
             hovertemplate=(
                 "layer %{y}, head %{x}: %{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]"
@@ -197,14 +193,12 @@ def _overlay(figure: go.Figure, overlay: Overlay, row: int, column: int) -> None
     # x0 and y0 are the center of the first pixel for plotly; here, as everywhere else, pixel 0 extends from 0 to 1
     figure.add_image(source=_png(overlay.image), x0=0.5, y0=0.5, dx=1, dy=1, hoverinfo="skip", row=row, col=column)
     figure.add_heatmap(
-        **{
-            "x": x,
-            "y": y,
-            "z": overlay.values,
-            "zmin": 0,
-            "showscale": False,
-            "hovertemplate": "%{z:.3f} of the attention on the image<extra></extra>",
-        },
+        x=x,
+        y=y,
+        z=overlay.values,
+        zmin=0,
+        showscale=False,
+        hovertemplate="%{z:.3f} of the attention on the image<extra></extra>",
         colorscale=[[0, translucent("#ff2a00", 0)], [1, translucent("#ff2a00", 0.8)]],
         row=row,
         col=column,

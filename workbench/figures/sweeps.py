@@ -66,15 +66,13 @@ def sweep_curves(table: pd.DataFrame, key: str) -> go.Figure:
         row=1,
         col=1,
     )
-    for row, names, more, hover in (
-        (1, ("accuracy", "low", "high"), ["seeds", "n"], "seeds %{customdata[3]}, %{customdata[4]} questions"),
-        (
-            2,
-            ("difference", "d_low", "d_high"),
-            ["pairs", "p_holm"],
-            "%{customdata[3]} seeds, Holm p %{customdata[4]:.3g}",
-        ),
-    ):
+    score_hover = "seeds %{customdata[3]}, %{customdata[4]} questions"
+    difference_hover = "%{customdata[3]} seeds, Holm p %{customdata[4]:.3g}"
+    charts = (
+        (1, ("accuracy", "low", "high"), ["seeds", "n"], score_hover),
+        (2, ("difference", "d_low", "d_high"), ["pairs", "p_holm"], difference_hover),
+    )
+    for row, names, more, hover in charts:
         for number, variant in enumerate(variants):
             part = table[(table["variant"] == variant) & table[names[0]].notna()].sort_values(key)
             if part.empty:
@@ -84,14 +82,14 @@ def sweep_curves(table: pd.DataFrame, key: str) -> go.Figure:
             shift = (number - (len(variants) - 1) / 2) * apart
             score, low, high = (part[name].replace([np.inf, -np.inf], np.nan) for name in names)
             figure.add_scatter(
-                **{
-                    "x": part[key] * np.exp(shift) if logarithmic else part[key] + shift,
-                    "y": score,
-                    "mode": "lines+markers",
-                    "row": row,
-                    "col": 1,
-                },
-                **{"name": variant, "legendgroup": variant, "showlegend": row == 1},
+                x=part[key] * np.exp(shift) if logarithmic else part[key] + shift,
+                y=score,
+                mode="lines+markers",
+                row=row,
+                col=1,
+                name=variant,
+                legendgroup=variant,
+                showlegend=(row == 1),
                 line={"color": color, "dash": dash, "width": 2.5},
                 marker={"size": 7},
                 error_y={
@@ -144,22 +142,13 @@ def sweep_points(table: pd.DataFrame) -> go.Figure:
         row=1,
         col=1,
     )
-    for column, rows, names, more, hover in (
-        (
-            1,
-            table,
-            ("accuracy", "low", "high"),
-            ["seeds", "n", "chance"],
-            "seeds %{customdata[2]}, %{customdata[3]} questions, chance %{customdata[4]:.3f}",
-        ),
-        (
-            2,
-            compared,
-            ("difference", "d_low", "d_high"),
-            ["pairs", "p_holm"],
-            "%{customdata[2]} seeds, Holm p %{customdata[3]:.3g}",
-        ),
-    ):
+    score_hover = "seeds %{customdata[2]}, %{customdata[3]} questions, chance %{customdata[4]:.3f}"
+    difference_hover = "%{customdata[2]} seeds, Holm p %{customdata[3]:.3g}"
+    charts = (
+        (1, table, ("accuracy", "low", "high"), ["seeds", "n", "chance"], score_hover),
+        (2, compared, ("difference", "d_low", "d_high"), ["pairs", "p_holm"], difference_hover),
+    )
+    for column, rows, names, more, hover in charts:
         score, low, high = (rows[name].replace([np.inf, -np.inf], np.nan) for name in names)
         error = {
             "type": "data",
@@ -173,15 +162,13 @@ def sweep_points(table: pd.DataFrame) -> go.Figure:
         is_reference = rows.get("reference", rows["variant"] == against)
         colors = [COLORS[0] if reference else COLORS[1] for reference in is_reference]
         figure.add_scatter(
-            **{
-                "x": score,
-                "y": rows["variant"],
-                "mode": "markers",
-                "error_x": error,
-                "showlegend": False,
-                "row": 1,
-                "col": column,
-            },
+            x=score,
+            y=rows["variant"],
+            mode="markers",
+            error_x=error,
+            showlegend=False,
+            row=1,
+            col=column,
             marker={"color": colors, "size": 9},
             customdata=rows[[*names[1:], *more]],
             hovertemplate="%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], " + hover + "<extra></extra>",

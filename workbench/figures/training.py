@@ -52,30 +52,30 @@ def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: str = ""
             level = shown.groupby("step")["null_q95"].max().reset_index()
             line = {"color": GRAY, "dash": "dot", "width": 1.5}
             mode = "lines" if len(level) > 1 else "markers"
-            style: dict[str, object] = {
-                "name": null,
-                "legendgroup": "null",
-                "showlegend": number == 0,
-                "mode": mode,
-                "line": line,
-            }
-            figure.add_scatter(x=level["step"], y=level["null_q95"], hovertemplate="%{y:.3f}", **style, **at)
+            figure.add_scatter(
+                x=level["step"],
+                y=level["null_q95"],
+                name=null,
+                legendgroup="null",
+                showlegend=(number == 0),
+                mode=mode,
+                line=line,
+                hovertemplate="%{y:.3f}",
+                **at,
+            )
         for model, part in shown.groupby("model", sort=False):
             part, color = part.sort_values("step"), COLORS[models.index(model) % len(COLORS)]
             if (part["high"] > part["low"]).any():
                 band(figure, part["step"], part["low"], part["high"], translucent(color, 0.16), str(model), **at)
+            in_legend = {trace.legendgroup for trace in figure.data if trace.showlegend is not False}
             figure.add_scatter(
-                **{
-                    "x": part["step"],
-                    "y": part["score"],
-                    "name": str(model) if panel else f"{model} ({part['over'].iloc[0]})",
-                    "legendgroup": str(model),
-                    **at,
-                },
+                x=part["step"],
+                y=part["score"],
+                name=str(model) if panel else f"{model} ({part['over'].iloc[0]})",
+                legendgroup=str(model),
+                **at,
                 mode="lines" if len(part) > 20 else "lines+markers",
-                showlegend=not any(
-                    trace.legendgroup == str(model) and trace.showlegend is not False for trace in figure.data
-                ),
+                showlegend=str(model) not in in_legend,
                 line={"color": color, "width": 2},
                 marker={"size": 5},
                 error_y=error_bars(part) if len(part) == 1 else None,  # a single point has no band
@@ -132,13 +132,11 @@ def step_differences(reach: pd.DataFrame) -> go.Figure:
         unknown = [(name, row) for name, row in of_pair if np.isnan(row.difference)]
         words = [row.reached if len(row.reached) < 48 else row.reached[:46] + " …" for _, row in unknown]
         figure.add_scatter(
-            **{
-                "x": [0] * len(unknown),
-                "y": [name for name, _ in unknown],
-                "mode": "text",
-                "text": words,
-                "textfont": {"size": 11},
-            },
+            x=[0] * len(unknown),
+            y=[name for name, _ in unknown],
+            mode="text",
+            text=words,
+            textfont={"size": 11},
             hovertext=[row.reached for _, row in unknown],
             hoverinfo="text",
             row=1,
