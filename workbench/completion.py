@@ -54,9 +54,8 @@ class Config:
 
 def main(argv: list[str]) -> None:
     """Print the script."""
-    sys.stdout.write(
-        script(parse(Config, argv, prog="python -m workbench.completion", description=__doc__ or "").shell)
-    )
+    config = parse(Config, argv, prog="python -m workbench.completion", description=__doc__ or "")
+    sys.stdout.write(script(config.shell))
 
 
 def script(shell: str) -> str:
@@ -72,20 +71,10 @@ def script(shell: str) -> str:
         for name, analysis in analyses.items()
     ]
     analysis_names = f'(( at == 2 )) && words="{" ".join(analyses)}"'
-    cases.append(
-        "\n".join(
-            [
-                "            analyze)",
-                f"                {analysis_names}",
-                '                case "${COMP_WORDS[2]}" in',
-                *analysis_cases,
-                "                esac ;;",
-            ]
-        )
-    )
-    return SCRIPT.format(
-        start=START[shell], commands=" ".join([*COMMANDS, "--help", "--version"]), cases="\n".join(cases)
-    )
+    cases += ["            analyze)", f"                {analysis_names}", '                case "${COMP_WORDS[2]}" in']
+    cases += [*analysis_cases, "                esac ;;"]
+    commands = " ".join([*COMMANDS, "--help", "--version"])
+    return SCRIPT.format(start=START[shell], commands=commands, cases="\n".join(cases))
 
 
 def _first(command: Command) -> Iterable[str]:

@@ -135,45 +135,13 @@ def stages(config: Config) -> list[Stage]:
     """Return the commands of the demo, in order."""
     runs, models = str(config.runs), [str(config.runs / name) for name in MODELS]
     report = str(config.runs / "report.html")
-    analyses = (
-        "-m",
-        "analyses.all",
-        "--model",
-        *models,
-        "--limit",
-        str(config.limit),
-        "--output_dir",
-        runs,
-        "--report",
-        report,
-    )
+    output = ("--output_dir", runs)
+    analyses = ("-m", "analyses.all", "--model", *models, "--limit", str(config.limit), *output, "--report", report)
     vfms = ("dinov2-small", "efficientnet-lite0")
-    cknna = (
-        "-m",
-        "analyses.cknna",
-        "--model",
-        *models,
-        "--vfm",
-        *vfms,
-        "--data",
-        "shapes:val",
-        "--limit",
-        str(config.cknna_limit),
-        "--output_dir",
-        runs,
-    )
-    summary = (
-        "-m",
-        "workbench.summary",
-        "--model",
-        *models,
-        "--report",
-        report,
-        "--runs",
-        runs,
-        "--sweep",
-        config.sweep,
-    )
+    cknna_data = ("--data", "shapes:val", "--limit", str(config.cknna_limit))
+    cknna = ("-m", "analyses.cknna", "--model", *models, "--vfm", *vfms, *cknna_data, *output)
+    pair = ("--model", *models, "--sweep", config.sweep)
+    summary = ("-m", "workbench.summary", *pair, "--report", report, "--runs", runs)
     return [
         Stage("the weights of both vision foundation models", ("-m", "workbench.vfm", *vfms), needed=True),
         Stage("both trainings, side by side", ("-m", "trainer.sweep", config.sweep, "--output_dir", runs), needed=True),
