@@ -136,7 +136,7 @@ def test_an_interval_that_holds_zero_names_no_winner(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ((), "and their recipes do not differ."),
+        ((), "and their recipes do not differ in anything that affects the model."),
         (("--seed", "7"), "seed is 0 for a and 7 for b."),
         (("--optim.steps", "700", "--save_every", "40"), "optim.steps is 600 for a and 700 for b."),
         (("--alignment.weight", "2.0"), "and their recipes do not differ"),

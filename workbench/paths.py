@@ -34,11 +34,8 @@ def main(argv: list[str]) -> None:
         sys.stdout.write("".join(f"{path_of(name)}\n" for name in names))
         return
     for kind in KINDS:
-        sys.stdout.write(
-            f"{kind.plural}\n"
-            + "".join(f"  {name:<28}{first_sentence(file)}\n" for name, file in kind.files().items())
-            + "\n"
-        )
+        rows = "".join(f"  {name:<28}{first_sentence(file)}\n" for name, file in kind.files().items())
+        sys.stdout.write(f"{kind.plural}\n{rows}\n")
 
 
 def path_of(name: str) -> str:

@@ -180,7 +180,11 @@ def what_was_compared(first: Trained, second: Trained) -> str:
         parts.append("the content of their training data differs")
     shared = [words for key, words in _shared(first).items() if (same_data if key == "data" else key not in rest)]
     trained = f"Two models were trained{' alike, ' if shared else ''}{', '.join(shared)}"
-    return f"{trained}: {'; '.join(parts)}." if parts else f"{trained}, and their recipes do not differ."
+    return (
+        f"{trained}: {'; '.join(parts)}."
+        if parts
+        else f"{trained}, and their recipes do not differ in anything that affects the model."
+    )
 
 
 def what_came_out(first: Trained, second: Trained, result: Outcome) -> str:
