@@ -56,7 +56,7 @@ class Where:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format in which models run; auto is the one that a model was saved in."""
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
-    """How to spread each model over the GPUs of this machine, in one process and instead of --device (see transformers).
+    """How transformers spreads each model over the GPUs of this machine; in one process, and instead of --device.
     Default: do not spread it."""
     load_in: Literal["8bit", "4bit"] | None = None
     """Quantize the weights while loading them (needs the extra `quantized`); results are stored as those of another
