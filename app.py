@@ -1,4 +1,4 @@
-"""The dashboard: streamlit run app.py -- --runs runs"""
+"""The entry point of the dashboard: `streamlit run app.py -- --runs runs`."""
 
 from workbench.dashboard import shell
 

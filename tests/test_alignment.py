@@ -787,13 +787,13 @@ def test_the_runs_page_reads_old_and_new_records(tmp_path: Path) -> None:
     )
     assert alignment_words(control) == (
         "efficientnet-lite0, layer 3, weight 0.5, schedule linear, final weight 0.1, warmup 5, where attention, "
-        "control: targets of other images, targets less their mean"
+        "control: shuffled targets, control: centered targets"
     )
     new = as_mapping(AlignmentConfig(objective="relation", layer=(2, 3), vfm=VFMS, teacher_norm="student"))
     new = json.loads(json.dumps(new))
     assert (
         alignment_words(new)
-        == "efficientnet-lite0, dinov2-small, layer 2, 3, weight 0.5, objective relation, CLIP-normalised"
+        == "efficientnet-lite0, dinov2-small, layer 2, 3, weight 0.5, objective relation, CLIP-normalized"
     )
     assert (
         alignment_words(as_mapping(AlignmentConfig(residual="projector", layer=(2,)))) == "residual projector, layer 2"

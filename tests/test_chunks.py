@@ -171,7 +171,7 @@ def test_ranks_are_those_of_the_launcher(monkeypatch: pytest.MonkeyPatch) -> Non
     for name, value in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), "120", strict=True):
         monkeypatch.setenv(name, value)
     assert Ranks.here() == Ranks(1, 2, 0)
-    assert [Ranks(rank, 3).turned(range(6)) for rank in range(3)] == [
+    assert [Ranks(rank, 3).rotated(range(6)) for rank in range(3)] == [
         [0, 1, 2, 3, 4, 5],
         [2, 3, 4, 5, 0, 1],
         [4, 5, 0, 1, 2, 3],

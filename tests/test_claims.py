@@ -145,7 +145,7 @@ def test_what_decides_is_in_the_hash(old: str, new: str, changed: set[str]) -> N
         ("not_testable: too large", "not_testable: too large, expect: more", "has a rule and not_testable"),
         ("{b: 1, a: -1}", "{b: 1, a: 0}", "other than 0"),
         ('"a-s{seed}"', "a-s1", "expected a name with {seed}"),
-        ("level: 0.05", "level: 0.05\nlevel: 0.1", "key 'level' is there twice"),
+        ("level: 0.05", "level: 0.05\nlevel: 0.1", "key 'level' appears twice"),
         (
             "stored, options: {analysis: cknna, where: {layer: 3}}, of: {b: 1}",
             "answers, of: {a: -1, b: 1}",

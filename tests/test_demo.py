@@ -112,9 +112,7 @@ def test_every_stage_is_run_and_its_state_stored(
 
 def test_what_others_need_stops_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     staged(monkeypatch, Stage("broken", BAD, needed=True), Stage("never", GOOD))
-    with pytest.raises(
-        RunError, match="broken: the command above ended with code 3; the same command goes on from there"
-    ):
+    with pytest.raises(RunError, match="broken: the command above ended with code 3: see its message"):
         demo.run(Config(tmp_path, headless=True), Children())
     progress = Progress.read(tmp_path)
     assert progress is not None and [stage.state for stage in progress.stages] == ["failed", "waiting"]
@@ -205,7 +203,9 @@ def test_a_signal_stops_the_stage_and_the_dashboard(number: signal.Signals, tmp_
             break
     own = [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     # at once
-    assert len(own) == 2 and re.fullmatch(r"== the dashboard, which fills itself: http://127\.0\.0\.1:\d+\n", said[0])
+    assert len(own) == 2 and re.fullmatch(
+        r"== the dashboard, which updates by itself: http://127\.0\.0\.1:\d+\n", said[0]
+    )
     process.send_signal(number)
     assert process.wait(60) == 130 and all(map(gone, own))
     progress = Progress.read(tmp_path)
@@ -321,9 +321,9 @@ def test_two_finished_models_are_compared_in_words(runs_folder: Path, monkeypatc
     app = open_page("runs", runs_folder, monkeypatch)
     (said,) = [info.value for info in app.info]
     assert (
-        "viral also learns to make its image tokens resemble" in said
-        and "viral less baseline is" in said
-        and "trained once" in said
+        "viral also learns to make its visual tokens resemble" in said
+        and "viral minus baseline is" in said
+        and "trained only once" in said
     )
     app.multiselect(key="models").set_value(["viral"]).run()
     assert not app.info

@@ -110,7 +110,7 @@ def test_first_reached_by_hand() -> None:
     early = first_reached([200, 400], [0.3, 0.4], 0.2)
     assert early.step is None and early.text == "before the first evaluation at step 200"
     assert first_reached([0, 10], [0.1, 0.2], 0.2 + 1e-9).step is None
-    with pytest.raises(DataError, match="expected one for each of ascending steps"):
+    with pytest.raises(DataError, match="expected increasing steps with one score"):
         first_reached([0, 10, 10], [0, 1, 2], 1)
 
 

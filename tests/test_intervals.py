@@ -150,7 +150,7 @@ def test_tables_and_their_figure_say_where_there_is_too_little() -> None:
     table = pd.DataFrame(accuracy_by_type(pd.DataFrame(rows), seed=0))
     assert table.set_index("category")["few"].to_dict() == {"a": True, "b": False, MEAN: False}  # all of a is right
     figure = figures.accuracy_by_type({"model": table})
-    assert [words for *_, words in figure.data[0].customdata] == [", too few to say much", "", ""]
+    assert [words for *_, words in figure.data[0].customdata] == [", too few to conclude much", "", ""]
 
 
 def test_fewer_wrong_answers_never_widen_towards_wrong() -> None:
@@ -211,9 +211,9 @@ def test_the_kind_is_read_off_the_values_where_it_is_not_told() -> None:
     assert bootstrap_ci([1, 1, 1, 1.0]).high == 1 and bootstrap_ci([1, 1, 1, 1.0]).low < 0.6
     assert mean_interval([1, 0, -1, 1.0]) == mean_interval([1, 0, -1, 1.0], kind="difference")
     assert mean_interval([1, 0.5, 0, 1.0]) == mean_interval([1, 0.5, 0, 1.0], kind="real")
-    with pytest.raises(DataError, match=r"a proportion has the value 1\.5: expected 0 to 1"):
+    with pytest.raises(DataError, match=r"a proportion has the value 1\.5: expected values from 0 to 1"):
         mean_interval([1.5], kind="proportion")
-    with pytest.raises(DataError, match="value 1 is not finite"):
+    with pytest.raises(DataError, match="value 1 is nan"):
         mean_interval([1.0, float("nan")])
     with pytest.raises(DataError, match="2 labels for 3 values"):
         mean_interval([1.0, 0.0, 1.0], groups=["a", "b"])

@@ -90,8 +90,8 @@ def test_a_label_can_be_said_again(here: Path) -> None:
         (["a=runs/viral", "b=runs/viral"], "model runs/viral is given twice"),
         (["a/b", "a/b"], "model a/b is given twice"),
         (["a=runs/viral", "a=runs/a/viral-s0"], "two models are called 'a': expected NAME=FOLDER with different names"),
-        (["=runs/viral"], "model '=runs/viral': expected NAME=FOLDER_OR_HUB_ID, both of them"),
-        (["a="], "model 'a=': expected NAME=FOLDER_OR_HUB_ID, both of them"),
+        (["=runs/viral"], "model is '=runs/viral': expected NAME=FOLDER_OR_HUB_ID, with text on both sides"),
+        (["a="], "model is 'a=': expected NAME=FOLDER_OR_HUB_ID, with text on both sides"),
     ],
 )
 def test_models_that_cannot_be_told_apart_are_refused(words: list[str], message: str, here: Path) -> None:

@@ -167,7 +167,7 @@ def test_two_processes_killed_while_they_save_and_resumed_are_bitwise_the_uninte
         train(read(words), words)
     (killed / "checkpoint-3").mkdir()
     stderr = launch("--config_file", "trainer/launch/ddp.yaml", "-m", "trainer", *words)
-    assert "checkpoint-3 is only half written and is skipped" in stderr
+    assert "checkpoint-3 is incomplete and is skipped" in stderr
     (killed / "checkpoint-3").rmdir()
     same(runs / "two", killed)
 

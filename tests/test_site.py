@@ -93,7 +93,7 @@ def test_recipe_keys_are_those_of_the_code(hooks: ModuleType) -> None:
 
 def test_options_and_names_are_those_of_the_code(hooks: ModuleType) -> None:
     options = hooks.on_page_markdown(PAGES["reference/commands.md"])
-    assert "| `--limit` | int | `200` | Images. |" in options and all(
+    assert "| `--limit` | int | `200` | Number of images. |" in options and all(
         f"## `analyses.{name}`" in options for name in analysis_files()
     )
     for path in re.findall(r"^::: (\S+)$", hooks.on_page_markdown(PAGES["reference/api.md"]), re.M):

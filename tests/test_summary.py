@@ -88,17 +88,17 @@ def test_the_sentences_say_what_came_out(pair: tuple[Trained, Trained]) -> None:
         in compared
     )
     assert (
-        "baseline learns from the answers alone; viral also learns to make its image tokens resemble the features of"
-        " another vision network" in compared
+        "baseline learns from the answers alone; viral also learns to make its visual tokens resemble the features of"
+        " a vision foundation model" in compared
     )
     assert "(efficientnet-lite0, layer 3, weight 0.5)." in compared
     assert "On 120 questions about 30 images of shapes:test, baseline answers 45.0 % right and viral 61.7 %" in came_out
     assert (
         "guessing gives 37.5 %" in came_out
-        and "viral less baseline is +16.7 points, with a 95 % interval over images from +" in came_out
+        and "viral minus baseline is +16.7 points, with a 95 % interval over images from +" in came_out
     )
     assert (
-        "so viral is ahead on such questions; this says little about training again, since each was trained once"
+        "so viral is ahead on such questions; each model was trained only once, so this says little about other seeds"
         in came_out
     )
 
@@ -109,7 +109,7 @@ def test_exchanged_models_turn_the_sentences_round(pair: tuple[Trained, Trained]
     assert (turned.estimate, turned.low, turned.high) == pytest.approx((-plain.estimate, -plain.high, -plain.low))
     said = what_came_out(second, first, outcome(second, first))
     assert (
-        f"baseline less viral is -16.7 points, with a 95 % interval over images from {-100 * plain.high:+.1f} to"
+        f"baseline minus viral is -16.7 points, with a 95 % interval over images from {-100 * plain.high:+.1f} to"
         f" {-100 * plain.low:+.1f}" in said
     )
     assert "viral answers 61.7 % right and baseline 45.0 %" in said and "so viral is ahead" in said
@@ -136,10 +136,10 @@ def test_an_interval_that_holds_zero_names_no_winner(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ((), "and nothing in their recipes sets them apart."),
+        ((), "and their recipes do not differ in anything that affects the model."),
         (("--seed", "7"), "seed is 0 for a and 7 for b."),
         (("--optim.steps", "700", "--save_every", "40"), "optim.steps is 600 for a and 700 for b."),
-        (("--alignment.weight", "2.0"), "and nothing"),
+        (("--alignment.weight", "2.0"), "and their recipes do not differ"),
         (
             ("--alignment.objective", "relation", "--alignment.target", "encoder"),
             "resemble the features of its own vision encoder (own encoder, layer 3, weight",

@@ -159,11 +159,11 @@ def test_a_file_has_the_options_and_flags_override_them(tmp_path: Path, monkeypa
         ("limt: 3", r"unknown key 'limt' in .*options\.yaml: did you mean 'limit'\?"),
         ("limit: [3]", "key 'limit' in .* is .*: expected one value"),
         ("limit: three", "limit"),
-        ("limit: 3\nlimit: 4", "file .* is not valid YAML .*'limit' is there twice"),
-        ("- limit", "file .* holds list, expected a mapping"),
+        ("limit: 3\nlimit: 4", "file .* is not valid YAML .*'limit' appears twice"),
+        ("- limit", "file .* holds list: expected a mapping"),
         (
             "config: other.yaml",
-            r"key 'config' in .*options\.yaml is other\.yaml: expected options, and --config on the command line alone",
+            r"key 'config' in .*options\.yaml is other\.yaml: expected other options there",
         ),
         (None, r"no file .*options\.yaml: expected a YAML file; did you mean '.*option\.yaml'\?"),
     ],
@@ -181,7 +181,7 @@ def test_a_file_that_cannot_be_used_is_one_sentence(text: str | None, message: s
     "words", [["--config"], ["--config", "--limit", "3"], ["--config="], ["--config", "a.yaml", "--config", "b.yaml"]]
 )
 def test_the_option_has_one_file(words: list[str]) -> None:
-    with pytest.raises(ConfigError, match=r"option '--config' (has|is there)"):
+    with pytest.raises(ConfigError, match=r"option '--config' (has|appears twice)"):
         parse_with_file(_options(), words, prog="test")
 
 

@@ -273,7 +273,7 @@ def test_a_package_that_shares_its_folder_is_warned_of(mixed: Path) -> None:
     warned = [line for line in done.stderr.splitlines() if "RuntimeWarning: " in line]
     assert done.stdout == "0\n" and len(warned) == 1
     assert (
-        f"{mixed / 'trainer' / 'fit.py'} lies in a package of viral-workbench, but belongs to trainer: expected an"
+        f"{mixed / 'trainer' / 'fit.py'} is in a package of viral-workbench, but belongs to trainer: expected an"
         " environment without" in warned[0]
     )
 

@@ -24,7 +24,7 @@ from workbench.mllm.conversation import IGNORED
 from workbench.scoring.quiz import Quiz
 from workbench.scoring.tables import accuracy_by_type
 from workbench.stats import mean_interval
-from workbench.training_folder import MEAN, OF_A_SCORE
+from workbench.training_folder import MEAN, SCORE_COLUMNS
 
 
 def _mine(numbers: Sequence[int], size: int, *, together: bool = False) -> Iterator[tuple[list[int], bool]]:
@@ -215,12 +215,12 @@ def metrics_of(evaluation: Evaluation, seed: int) -> dict[str, float]:
     table = evaluation.table
     if "correct" not in table:
         (loss,) = summary(table, seed).to_dict("records")
-        return {"val_lm_loss": loss["lm_loss"], **{f"val_lm_loss_{key}": float(loss[key]) for key in OF_A_SCORE}}
+        return {"val_lm_loss": loss["lm_loss"], **{f"val_lm_loss_{key}": float(loss[key]) for key in SCORE_COLUMNS}}
     found = {f"val_{name}": value for name, value in evaluation.losses.items()}
     for row in accuracy_by_type(table, seed=seed):
         name = "mean" if row["category"] == MEAN else row["category"]
         found |= {
             f"accuracy/{name}": row["accuracy"],
-            **{f"accuracy_{key}/{name}": float(row[key]) for key in OF_A_SCORE},
+            **{f"accuracy_{key}/{name}": float(row[key]) for key in SCORE_COLUMNS},
         }
     return found

@@ -1,7 +1,7 @@
 """The library behind the trainer, the analyses and the dashboard.
 
 The public names are declared in `__init__.pyi`, where editors and type checkers see them, and imported on first use, so
-that a part is quick to import.
+that importing one submodule does not import all the others.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Command lines from frozen dataclasses: parsing, errors in one line, exit codes."""
+"""Command lines made from frozen dataclasses: parsing, one-line errors and exit codes."""
 
 from __future__ import annotations
 
@@ -18,48 +18,48 @@ from workbench.ranges import ranges
 from workbench.yaml_config import check_kind, check_known, config_fields, flatten, plain, read_recipe
 
 Config = TypeVar("Config")
-# Commands show their own progress; transformers' bars and load reports would bury it. Read when transformers is
-# imported, which is later.
+# The commands show their own progress, which transformers' progress bars and load reports would bury. transformers
+# reads these variables when it is imported, which happens after this module is imported.
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 @dataclasses.dataclass(frozen=True)
 class ConfigFile:
-    """An option of commands whose options a file may have; a base class of their options."""
+    """Base class for the options of commands that can read them from a file; adds `--config FILE`."""
 
     config: Path | None = None
-    """YAML file with any of these options, each under its name; an option on the command line overrides it."""
+    """YAML file with values for any of these options, by name; the command line overrides the file. Default: none."""
 
 
 def parse_with_file(cls: type[Config], argv: Sequence[str], *, prog: str, description: str = "") -> Config:
-    """`parse` for a subclass of `ConfigFile`: its defaults, then the file after `--config`, then the flags.
+    """Parse a subclass of `ConfigFile`: its defaults, then the file after `--config`, then the flags.
 
     Raises:
-        ConfigError: as `parse`; or --config twice, without a file, or in the file itself.
+        ConfigError: as in `parse`; or `--config` appears twice, without a file, or in the file itself.
     """
     words, files = [], []
-    given = iter(argv)
-    for word in given:
+    remaining = iter(argv)
+    for word in remaining:
         name, equals, value = word.partition("=")
         if name != "--config":
             words.append(word)
-        elif not (file := value if equals else next(given, "")) or file.startswith("--"):
+        elif not (file := value if equals else next(remaining, "")) or file.startswith("--"):
             raise ConfigError(
                 f"option '--config' has {f'the value {file!r}' if file else 'no value'}: expected --config FILE.yaml"
             )
         else:
             files.append(Path(file))
     if len(files) > 1:
-        raise ConfigError(f"option '--config' is there with {files[0]} and {files[1]}: expected one file")
-    asked: Any = parse(
-        cls, words, prog=prog, description=description, recipe=files[0] if files else None, called="file"
-    )
-    if asked.config is not None:
+        raise ConfigError(f"option '--config' appears twice, with {files[0]} and {files[1]}: expected one file")
+    file_or_none = files[0] if files else None
+    options: Any = parse(cls, words, prog=prog, description=description, recipe=file_or_none, called="file")
+    if options.config is not None:
         raise ConfigError(
-            f"key 'config' in {files[0]} is {asked.config}: expected options, and --config on the command line alone"
+            f"key 'config' in {files[0]} is {options.config}: expected other options there, since --config is allowed"
+            " on the command line only"
         )
-    return asked  # type: ignore[no-any-return]
+    return options  # type: ignore[no-any-return]
 
 
 def parse(
@@ -74,13 +74,13 @@ def parse(
     """Build a `cls` from its defaults, then the YAML file `recipe`, then the flags in `argv`.
 
     Args:
-        called: what errors call the file.
+        called: the word for the file in error messages.
 
     Raises:
-        ConfigError: an unknown key or option (with the nearest valid one) or a value of the wrong type.
+        ConfigError: an unknown key or option (the message names the nearest valid one), or a value of the wrong type.
         SystemExit: after `--help`, with code 0.
     """
-    import tyro  # which only a command line needs
+    import tyro  # imported here because only command lines need it
 
     known, renamed = dict(config_fields(cls)), getattr(cls, "RENAMED", {})
     flags: list[str] = []
@@ -88,7 +88,7 @@ def parse(
         for key, value in flatten(read_recipe(recipe, called=called)):
             if any(name.startswith(f"{key}.") for name in known):
                 raise ConfigError(
-                    f"key '{key}' in {recipe} is {value}: expected keys and values below it, or no such key"
+                    f"key '{key}' in {recipe} is {value}: expected a section with keys and values, or leave the key out"
                 )
             check_known(key, known, f"key '{key}' in {recipe}", renamed)
             check_kind(key, value, known[key], recipe)
@@ -97,10 +97,9 @@ def parse(
     for word in argv:
         if word.startswith("--") and word != "--help":
             key = word[2:].split("=")[0].replace("-", "_")
-            positive = re.sub(r"(^|\.)no_", r"\1", key)  # --data.no-group
-            check_known(
-                positive if known.get(positive) is bool else key, known, f"option '{word.split('=')[0]}'", renamed
-            )
+            positive = re.sub(r"(^|\.)no_", r"\1", key)  # data.group for --data.no-group
+            name = positive if known.get(positive) is bool else key
+            check_known(name, known, f"option '{word.split('=')[0]}'", renamed)
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):
@@ -120,10 +119,10 @@ def parse(
 
 
 def _ranges_in_help() -> Any:
-    """Return a rule for tyro by which the help of an option shows the range that its field declares, before its
-    default."""
+    """Return a tyro registry that makes `--help` show the declared range of an option before its default."""
     import tyro
 
+    # `get_struct_spec` calls this rule again for the same class, which `asking` detects
     registry, asking = tyro.constructors.ConstructorRegistry(), False
 
     @registry.struct_rule
@@ -138,46 +137,47 @@ def _ranges_in_help() -> Any:
             asking = False
         if not isinstance(spec, tyro.constructors.StructConstructorSpec):
             return None
-        shown = {name: partial("({}; default: {})".format, own) for name, own in ranges(info.type).items()}
+        hints = {name: partial("({}; default: {})".format, allowed) for name, allowed in ranges(info.type).items()}
         types: dict[str, Any] = {
-            name: Annotated[own.type, tyro.conf.arg(help_behavior_hint=shown[name])]
-            for own in spec.fields
-            if (name := own.name) in shown
+            name: Annotated[field.type, tyro.conf.arg(help_behavior_hint=hints[name])]
+            for field in spec.fields
+            if (name := field.name) in hints
         }
-        return dataclasses.replace(
-            spec, fields=tuple(dataclasses.replace(own, type=types.get(own.name, own.type)) for own in spec.fields)
-        )
+        fields = (dataclasses.replace(field, type=types.get(field.name, field.type)) for field in spec.fields)
+        return dataclasses.replace(spec, fields=tuple(fields))
 
     return registry
 
 
 def _check_no_stray_word(cls: Any, argv: Sequence[str], prog: str) -> None:
-    """Refuse a word before the first option, which would become one more value of the recipe's last list; some commands
-    take such words."""
+    """Refuse a word before the first option, unless the command takes positional arguments.
+
+    tyro would append such a word to the last list of the recipe, whose flags come before those of the command line.
+    """
     if not argv or argv[0].startswith("-"):
         return
     import tyro
 
-    if any(
-        tyro.conf.Positional in getattr(hint, "__metadata__", ())
-        for hint in get_type_hints(cls, include_extras=True).values()
-    ):
+    hints = get_type_hints(cls, include_extras=True).values()
+    if any(tyro.conf.Positional in getattr(hint, "__metadata__", ()) for hint in hints):
         return
     raise ConfigError(
-        f"'{argv[0]}' belongs to no option: expected --option VALUE after {prog}; --help lists the options"
+        f"'{argv[0]}' does not follow an option: expected --OPTION VALUE after {prog}; --help lists the options"
     )
 
 
 def _with_commands(description: str) -> str:
-    """`description` with its commands indented, which keeps each on its line."""
+    """Return `description` with its example commands indented, so that the help keeps each on a line of its own."""
     return re.sub(r"^(?=(?:python -m|accelerate launch) )", "    ", description, flags=re.MULTILINE)
 
 
 def changed_flags(config: object) -> list[str]:
-    """The words of a command line that make `config` from its defaults: none for a field that has its default.
+    """Return the command-line words that turn a default configuration into `config`.
+
+    A field that has its default value contributes no words.
 
     Raises:
-        TypeError: a field with a default factory or a nested dataclass, which no analysis has.
+        TypeError: a field has a default factory or is a nested dataclass; no analysis has such a field.
     """
     words = []
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
@@ -188,7 +188,7 @@ def changed_flags(config: object) -> list[str]:
 
 
 def as_flags(key: str, value: Any) -> list[str]:
-    """Return an option as words of a command line: `--key value`, or `--key` and `--no-key` of a switch."""
+    """Return a key and its value as command-line words, such as `--k 10`, `--layers 1 2` or `--data.no-group`."""
     if isinstance(value, bool):
         head, _, last = key.rpartition(".")
         return [f"--{key}" if value else f"--{head + '.' if head else ''}no-{last}"]
@@ -196,20 +196,24 @@ def as_flags(key: str, value: Any) -> list[str]:
     return [f"--{key}", *map(str, values)]
 
 
-def _one_sentence(boxed: str) -> str:
-    """The first statement of tyro's boxed message, without title and box, whose lines are those of what the terminal
-    can show."""
-    body: list[str] = []
-    for line in [line.strip(" │") for line in boxed.splitlines()[1:]]:
-        if body and set(line) <= set("─-╰╯"):
+def _one_sentence(message: str) -> str:
+    """Return the first statement of tyro's boxed error message, without the title and the box.
+
+    tyro draws the box with Unicode or, where the terminal cannot show these, with ASCII characters.
+    """
+    statement: list[str] = []
+    for line in [line.strip(" │") for line in message.splitlines()[1:]]:
+        if statement and set(line) <= set("─-╰╯"):
             break
-        body += [line] if set(line) - set("─-") else []
-    return " ".join(body) or "the arguments could not be read; see --help"
+        statement += [line] if set(line) - set("─-") else []
+    return " ".join(statement) or "the arguments could not be read; see --help"
 
 
 def command(main: Any) -> None:
-    """Run `main(argv)` as a command: an error is one line on stderr and exit code 2, Ctrl-C is 130; `--debug` shows the
-    traceback."""
+    """Run `main(argv)` as a command: an error prints one line on stderr and exits with code 2, Ctrl-C with 130.
+
+    `--debug` shows the traceback of an error instead.
+    """
     from workbench.errors import WorkbenchError
 
     argv = [word for word in sys.argv[1:] if word != "--debug"]

@@ -1,4 +1,4 @@
-"""The command `viral`: every command of the workbench under one name, from any folder.
+"""The command `viral`, which runs every command of the workbench from any folder.
 
 viral demo
 viral train shapes_viral --seed 1 --output_dir runs/viral-s1
@@ -16,18 +16,20 @@ from dataclasses import dataclass
 
 from workbench.errors import ConfigError, UnknownNameError
 
-USAGE = "usage: viral COMMAND [options]; viral COMMAND --help shows the options, viral COMMAND --debug a traceback"
+USAGE = (
+    "usage: viral COMMAND [options]; viral COMMAND --help lists the options, --debug shows the traceback of an error"
+)
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command.
+    """One command of `viral`.
 
     Attributes:
         module: `python -m MODULE` is the same command.
-        options: module and name of the dataclass of its options; "" for `analyze`, where each analysis has its own.
-        about: what it does, in a line.
-        first: what its first word names: a recipe, a sweep, an analysis, or "" for nothing.
+        options: the dataclass of its options as MODULE:NAME; "" for `analyze`, where each analysis has its own.
+        about: what the command does, in one line.
+        first: the kind of name that its first word is: recipe, sweep, analysis, or "" for none.
     """
 
     module: str
@@ -56,28 +58,32 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "report": Command("analyses.all", "analyses.all.__main__:Budget", "run all analyses into one HTML file"),
     "claims": Command(
-        "analyses.claims", "analyses.claims.__main__:Options", "the claims ledger, with the verdicts of stored runs"
+        "analyses.claims",
+        "analyses.claims.__main__:Options",
+        "print the claims ledger with the verdicts of stored runs",
     ),
-    "summary": Command("workbench.summary", "workbench.summary:Config", "two trained models in three sentences"),
+    "summary": Command(
+        "workbench.summary", "workbench.summary:Config", "compare two trained models in three sentences"
+    ),
     "app": Command(
         "workbench.dashboard", "workbench.dashboard.__main__:Config", "serve the dashboard: viral app --runs runs"
     ),
-    "card": Command("trainer.card", "trainer.card:Card", "the model card of a training, and its upload"),
+    "card": Command("trainer.card", "trainer.card:Card", "write the model card of a training; upload it and the model"),
     "convert": Command(
         "workbench.convert",
         "workbench.convert.__main__:ConvertConfig",
-        "original LLaVA-1.5 and VIRAL checkpoints as transformers folders",
+        "convert original LLaVA-1.5 and VIRAL checkpoints to transformers folders",
     ),
-    "vfm": Command("workbench.vfm", "workbench.vfm.__main__:Config", "the catalogue of vision foundation models"),
+    "vfm": Command("workbench.vfm", "workbench.vfm.__main__:Config", "list the vision foundation models"),
     "path": Command(
         "workbench.paths",
         "workbench.paths:Config",
-        "where recipes, sweeps and launch files of the package are: viral path [NAME]",
+        "print the paths of the package's recipes, sweeps and launch files: viral path [NAME]",
     ),
     "completion": Command(
         "workbench.completion",
         "workbench.completion:Config",
-        "what a shell needs to complete `viral`: viral completion bash",
+        "print the completion script for a shell: viral completion bash",
     ),
 }
 
@@ -99,17 +105,18 @@ def main(argv: Sequence[str]) -> None:
         return
     if argv[0] not in COMMANDS:
         raise UnknownNameError("command", argv[0], [*COMMANDS, "--help", "--version"])
-    debug = ["--debug"] if "--debug" in sys.argv else []  # which `command` has taken out of ours
+    debug = ["--debug"] if "--debug" in sys.argv else []  # `workbench.cli.command` removed it from `argv`
     sys.argv[1:] = [*argv[1:], *debug]
     runpy.run_module(COMMANDS[argv[0]].module, run_name="__main__", alter_sys=True)
 
 
 def version() -> str:
-    """Name and version of this package, and the commit where it lies in a checkout."""
+    """Return the name and version of this package, and in a checkout the commit."""
     from workbench.runs import PACKAGE, environment
 
     record = environment([])
     packages = record["packages"]
     assert isinstance(packages, dict)
-    changed = ", with changes that are not committed" if record["dirty"] else ""
-    return f"{PACKAGE} {packages[PACKAGE]}" + (f" (commit {str(record['git'])[:12]}{changed})" if record["git"] else "")
+    changes = ", with uncommitted changes" if record["dirty"] else ""
+    commit = f" (commit {str(record['git'])[:12]}{changes})" if record["git"] else ""
+    return f"{PACKAGE} {packages[PACKAGE]}{commit}"

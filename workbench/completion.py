@@ -1,5 +1,6 @@
-"""What a shell needs to complete `viral`: commands, names of recipes, sweeps and analyses, and options; anything else
-is completed as a file.
+"""Print the script with which bash or zsh completes `viral`.
+
+It completes commands, the names of recipes, sweeps and analyses, and options; anything else is completed as a file.
 
 python -m workbench.completion bash
 python -m workbench.completion zsh
@@ -7,7 +8,7 @@ python -m workbench.completion zsh
     viral completion bash > ~/.local/share/bash-completion/completions/viral
     viral completion zsh > ~/.viral-completion.zsh      # and in ~/.zshrc: source ~/.viral-completion.zsh
 
-The script is a snapshot: write it again after an upgrade, or when another package has added an analysis.
+The script is a snapshot: write it again after an upgrade, or after installing a package that adds an analysis.
 """
 
 from __future__ import annotations
@@ -45,48 +46,39 @@ START = {"bash": "", "zsh": "autoload -U +X compinit && compinit\nautoload -U +X
 
 @dataclass(frozen=True)
 class Config:
-    """Which shell."""
+    """The shell to complete for."""
 
     shell: Annotated[Literal["bash", "zsh"], tyro.conf.Positional]
+    """The shell that is to run the script: bash or zsh."""
 
 
 def main(argv: list[str]) -> None:
     """Print the script."""
-    sys.stdout.write(
-        script(parse(Config, argv, prog="python -m workbench.completion", description=__doc__ or "").shell)
-    )
+    config = parse(Config, argv, prog="python -m workbench.completion", description=__doc__ or "")
+    sys.stdout.write(script(config.shell))
 
 
 def script(shell: str) -> str:
-    """The completion script of a shell."""
+    """Return the completion script for a shell, "bash" or "zsh"."""
     cases = [
         f"            {name}) {_words(_first(command), flags_of(*_classes(command)))} ;;"
         for name, command in COMMANDS.items()
         if command.options
     ]
     analyses = load_analyses()
-    each = [
+    analysis_cases = [
         f"                {name}) {_words((), flags_of(analysis.config, Where, ConfigFile))} ;;"
         for name, analysis in analyses.items()
     ]
-    listed = f'(( at == 2 )) && words="{" ".join(analyses)}"'
-    cases.append(
-        "\n".join(
-            [
-                "            analyze)",
-                f"                {listed}",
-                '                case "${COMP_WORDS[2]}" in',
-                *each,
-                "                esac ;;",
-            ]
-        )
-    )
-    return SCRIPT.format(
-        start=START[shell], commands=" ".join([*COMMANDS, "--help", "--version"]), cases="\n".join(cases)
-    )
+    analysis_names = f'(( at == 2 )) && words="{" ".join(analyses)}"'
+    cases += ["            analyze)", f"                {analysis_names}", '                case "${COMP_WORDS[2]}" in']
+    cases += [*analysis_cases, "                esac ;;"]
+    commands = " ".join([*COMMANDS, "--help", "--version"])
+    return SCRIPT.format(start=START[shell], commands=commands, cases="\n".join(cases))
 
 
 def _first(command: Command) -> Iterable[str]:
+    """Return the names that may be the first word of a command."""
     return {"recipe": RECIPES, "sweep": SWEEPS}[command.first].files() if command.first else ()
 
 
@@ -96,21 +88,21 @@ def _classes(command: Command) -> list[Any]:
 
 
 def _words(first: Iterable[str], flags: Iterable[str]) -> str:
-    """The bash that sets `words`: the options, and where a command begins the names too."""
+    """Return the bash code that sets `words` to the options and, for the first word of the command, the names."""
     names = " ".join(first)
     return f'words="{" ".join(flags)}"' + (f'; (( at == 2 )) && words="{names} $words"' if names else "")
 
 
 def flags_of(*classes: Any) -> Iterator[str]:
-    """The options of a command line that is made of dataclasses."""
+    """Yield the options of a command line that is made from dataclasses."""
     for cls in classes:
-        words = {
+        positional = {
             name
             for name, hint in get_type_hints(cls, include_extras=True).items()
             if tyro.conf.Positional in getattr(hint, "__metadata__", ())
         }
         for key, hint in config_fields(cls):
-            if key not in words:
+            if key not in positional:
                 yield f"--{key}"
                 if hint is bool:
                     head, _, last = key.rpartition(".")

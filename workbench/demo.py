@@ -1,12 +1,11 @@
-"""What `viral demo` and `make demo` do: the dashboard first, behind it a pair of trainings and every analysis of both,
-and three sentences at the end.
+"""Run the demo: start the dashboard, train a baseline and a VIRAL model, run every analysis, print a summary.
 
 python -m workbench.demo
 python -m workbench.demo --runs runs --headless
 
-Every stage is a command that can be given by itself, and each looks up what is there: an interrupted demo goes on where
-it stopped, and a second one is quick. RUNS/demo.json says how far it is, for the dashboard's first page. Ctrl-C and
-SIGTERM stop the commands and the dashboard.
+`viral demo` and `make demo` run this module. Every stage is a command that can also be run by itself, and each skips
+what is already stored: an interrupted demo continues where it stopped, and a second one is quick. RUNS/demo.json stores
+the progress, for the dashboard's first page. Ctrl-C and SIGTERM stop the commands and the dashboard.
 """
 
 from __future__ import annotations
@@ -37,34 +36,36 @@ from workbench.yaml_config import read_recipe
 State = Literal["waiting", "running", "done", "failed", "stopped"]
 PROGRESS_FILE = "demo.json"
 MODELS = ("baseline", "viral")  # what the sweep trains
-PORT = 8501  # or the next one that is free
-PATIENCE = 30.0  # seconds that a command has to stop; the sweep gives its trainings 20
+PORT = 8501  # the first port to try for the dashboard
+PATIENCE = 30.0  # seconds that a command has to stop before it is killed; the sweep gives its trainings 20
 
 
 @dataclass(frozen=True)
 class Config:
-    """Where, and how much."""
+    """Options of the demo: its folder and its size."""
 
     runs: Path = Path("runs")
     """The folder for models, analyses and the report."""
     headless: bool = False
-    """Serve no dashboard."""
+    """Run without the dashboard."""
     sweep: str = "demo"
-    """What trains `baseline` and `viral`: the name of a sweep in the package, or the path of a YAML file."""
+    """The sweep that trains `baseline` and `viral`: the name of one in the package, or the path of a YAML file."""
     limit: int = 40
-    """Images for each analysis."""
+    """Number of images in each analysis."""
     cknna_limit: int = 100
-    """Images for CKNNA with both vision networks, which takes little time for each."""
+    """Number of images for CKNNA with both VFMs; larger than --limit because CKNNA takes little time per image."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One command, and how far it is.
+    """One command of the demo and its state.
 
     Attributes:
-        words: after `python`.
-        needed: nothing that follows can do without it.
-        seconds, cpu: how long it took, by the clock and on all cores.
+        words: the command line after `python`.
+        needed: whether the demo ends if this stage fails.
+        started: the time at which it started, in ISO 8601; "" before that.
+        seconds: how long it took, in seconds of wall-clock time.
+        cpu: how long it took, in CPU seconds of all cores.
     """
 
     title: str
@@ -78,11 +79,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a demo is, as its file says.
+    """The progress of a demo, as stored in its file.
 
     Attributes:
-        process: of the demo; of one that is no longer there, a stage that runs was cut off.
-        address: of the dashboard, "" where none is served.
+        process: process id of the demo.
+        address: address of the dashboard, "" if there is none.
     """
 
     stages: tuple[Stage, ...]
@@ -91,23 +92,26 @@ class Progress:
 
     @classmethod
     def read(cls, runs: Path) -> Progress | None:
-        """What `runs` holds of a demo, None where there is none, or nothing that can be read."""
+        """Return the progress stored in `runs`, or None if there is no file or it cannot be read.
+
+        If the demo's process has died, a stage that is stored as running is returned as stopped.
+        """
         try:
             content = json.loads((runs / PROGRESS_FILE).read_text())
             stages = tuple(Stage(**stage | {"words": tuple(stage["words"])}) for stage in content.pop("stages"))
-            found = cls(stages, **content)
-            return found if found.alive else replace(found, stages=tuple(map(_cut_off, stages)))
+            progress = cls(stages, **content)
+            return progress if progress.alive else replace(progress, stages=tuple(map(_cut_off, stages)))
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
     def write(self, runs: Path) -> None:
-        """Replace the file as a whole."""
+        """Store the progress in `runs`; the file is replaced atomically."""
         with atomic_file(make_folder(runs) / PROGRESS_FILE) as partial:
             partial.write_text(json.dumps(asdict(self), indent=2))
 
     @property
     def alive(self) -> bool:
-        """Whether the demo is still there."""
+        """Whether the process of the demo still exists."""
         try:
             os.kill(self.process, 0)
         except ProcessLookupError:
@@ -117,10 +121,10 @@ class Progress:
         return self.process > 0
 
     def changed(self, number: int, **values: Any) -> Progress:
-        """With other values of one stage."""
-        return replace(
-            self, stages=tuple(replace(own, **values) if at == number else own for at, own in enumerate(self.stages))
-        )
+        """Return a copy in which the fields `values` of stage `number` are replaced."""
+        stages = list(self.stages)
+        stages[number] = replace(stages[number], **values)
+        return replace(self, stages=tuple(stages))
 
 
 def _cut_off(stage: Stage) -> Stage:
@@ -128,54 +132,22 @@ def _cut_off(stage: Stage) -> Stage:
 
 
 def stages(config: Config) -> list[Stage]:
-    """The commands, in order."""
+    """Return the commands of the demo, in order."""
     runs, models = str(config.runs), [str(config.runs / name) for name in MODELS]
     report = str(config.runs / "report.html")
-    analyses = (
-        "-m",
-        "analyses.all",
-        "--model",
-        *models,
-        "--limit",
-        str(config.limit),
-        "--output_dir",
-        runs,
-        "--report",
-        report,
-    )
+    output = ("--output_dir", runs)
+    analyses = ("-m", "analyses.all", "--model", *models, "--limit", str(config.limit), *output, "--report", report)
     vfms = ("dinov2-small", "efficientnet-lite0")
-    cknna = (
-        "-m",
-        "analyses.cknna",
-        "--model",
-        *models,
-        "--vfm",
-        *vfms,
-        "--data",
-        "shapes:val",
-        "--limit",
-        str(config.cknna_limit),
-        "--output_dir",
-        runs,
-    )
-    summary = (
-        "-m",
-        "workbench.summary",
-        "--model",
-        *models,
-        "--report",
-        report,
-        "--runs",
-        runs,
-        "--sweep",
-        config.sweep,
-    )
+    cknna_data = ("--data", "shapes:val", "--limit", str(config.cknna_limit))
+    cknna = ("-m", "analyses.cknna", "--model", *models, "--vfm", *vfms, *cknna_data, *output)
+    pair = ("--model", *models, "--sweep", config.sweep)
+    summary = ("-m", "workbench.summary", *pair, "--report", report, "--runs", runs)
     return [
-        Stage("the weights of both vision networks", ("-m", "workbench.vfm", *vfms), needed=True),
+        Stage("the weights of both vision foundation models", ("-m", "workbench.vfm", *vfms), needed=True),
         Stage("both trainings, side by side", ("-m", "trainer.sweep", config.sweep, "--output_dir", runs), needed=True),
         Stage(f"every analysis of both models, on {config.limit} images", analyses),
-        Stage(f"CKNNA of both with both vision networks, on {config.cknna_limit} images", cknna),
-        Stage("what came out", summary, needed=True),
+        Stage(f"CKNNA of both models with both vision foundation models, on {config.cknna_limit} images", cknna),
+        Stage("the results in three sentences", summary, needed=True),
     ]
 
 
@@ -184,7 +156,7 @@ def stages(config: Config) -> list[Stage]:
 
 @dataclass
 class Children:
-    """The processes of the demo, which end with it."""
+    """The processes that the demo starts and must stop."""
 
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -195,7 +167,7 @@ class Children:
         return process
 
     def end(self) -> None:
-        """Ask all to stop, wait, and insist."""
+        """Ask all processes to stop, and kill those that still run after PATIENCE seconds."""
         for process in self.running:
             process.terminate()
         for process in self.running:
@@ -208,9 +180,11 @@ class Children:
 
 @contextmanager
 def children() -> Iterator[Children]:
-    """Processes that are stopped on the way out, whatever the reason; SIGTERM and SIGHUP are reasons like Ctrl-C,
-    unless they are ignored (nohup)."""
-    found = Children()
+    """Yield a `Children` whose processes are stopped on exit, whatever the reason.
+
+    SIGTERM and SIGHUP raise KeyboardInterrupt like Ctrl-C, unless this process ignores them (nohup).
+    """
+    started = Children()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
 
     def interrupt(*_: object) -> None:
@@ -220,41 +194,41 @@ def children() -> Iterator[Children]:
         if handler != signal.SIG_IGN:
             signal.signal(number, interrupt)
     try:
-        yield found
+        yield started
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        found.end()
+        started.end()
 
 
-def serve(runs: Path, own: Children) -> str:
+def serve(runs: Path, processes: Children) -> str:
     """Start the dashboard and return its address once it answers.
 
     Raises:
-        RunError: it ended, or does not answer within two minutes.
+        RunError: the dashboard ended, or does not answer within two minutes.
     """
     port = _free_port()
     words = ["-m", "workbench.dashboard", "--port", str(port), "--runs", str(runs)]
-    server = own.start(words, stdout=subprocess.DEVNULL, STREAMLIT_LOGGER_LEVEL="warning")
+    server = processes.start(words, stdout=subprocess.DEVNULL, STREAMLIT_LOGGER_LEVEL="warning")
     deadline = time.monotonic() + 120
     while True:
-        with socket.socket() as asked:
-            if not asked.connect_ex(("127.0.0.1", port)):
+        with socket.socket() as connection:
+            if not connection.connect_ex(("127.0.0.1", port)):
                 return f"http://127.0.0.1:{port}"
         if server.poll() is not None or time.monotonic() > deadline:
             raise RunError(
-                f"the dashboard does not answer on port {port}: expected it within two minutes; --headless does"
-                " without it"
+                f"the dashboard does not answer on port {port}: expected an answer within two minutes; --headless runs"
+                " the demo without it"
             )
         time.sleep(0.1)
 
 
 def _free_port() -> int:
     for port in range(PORT, PORT + 100):
-        with socket.socket() as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        with socket.socket() as candidate:
+            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
             try:
-                tried.bind(("127.0.0.1", port))
+                candidate.bind(("127.0.0.1", port))
             except OSError:
                 continue
             return port
@@ -262,7 +236,7 @@ def _free_port() -> int:
 
 
 def _cpu() -> float:
-    """CPU seconds of all processes that have ended."""
+    """Return the CPU seconds of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -270,29 +244,28 @@ def _cpu() -> float:
 # --- the demo -------------------------------------------------------------------------------------
 
 
-def run(config: Config, own: Children) -> list[str]:
+def run(config: Config, processes: Children) -> list[str]:
     """Run every stage and return the titles of those that failed.
 
     Raises:
-        RunError: one failed that the others need.
+        RunError: a stage failed that is `needed`.
     """
     progress = Progress(tuple(stages(config)), os.getpid())
     progress.write(config.runs)
     if not config.headless:
-        progress = replace(progress, address=serve(config.runs, own))
-        _say(f"the dashboard, which fills itself: {progress.address}")
+        progress = replace(progress, address=serve(config.runs, processes))
+        _say(f"the dashboard, which updates by itself: {progress.address}")
     failed = []
     for number, stage in enumerate(progress.stages):
-        words = [
-            *stage.words,
-            *(["--address", progress.address] if progress.address and "workbench.summary" in stage.words else []),
-        ]
+        words = list(stage.words)
+        if progress.address and "workbench.summary" in words:
+            words += ["--address", progress.address]
         _say(f"{stage.title}: {shlex.join(['python', *words])}")
         progress = progress.changed(number, state="running", started=now())
         progress.write(config.runs)
         began, cpu = time.monotonic(), _cpu()
         try:
-            code = own.start(words).wait()
+            code = processes.start(words).wait()
             state: State = "failed" if code else "done"
         except BaseException:
             progress.changed(number, state="stopped").write(config.runs)
@@ -301,16 +274,15 @@ def run(config: Config, own: Children) -> list[str]:
             number, state=state, seconds=round(time.monotonic() - began, 1), cpu=round(_cpu() - cpu, 1)
         )
         progress.write(config.runs)
-        if number < len(progress.stages) - 1:  # the last words are those of what came out
-            _say(
-                f"{state} after {progress.stages[number].seconds:.0f} s, {progress.stages[number].cpu:.0f} s of all"
-                " cores"
-            )
+        if number < len(progress.stages) - 1:  # the summary's sentences are to be the last output
+            seconds, cpu_seconds = progress.stages[number].seconds, progress.stages[number].cpu
+            _say(f"{state} after {seconds:.0f} s ({cpu_seconds:.0f} s of CPU time)")
         if state == "failed":
             failed.append(stage.title)
             if stage.needed:
                 raise RunError(
-                    f"{stage.title}: the command above ended with code {code}; the same command goes on from there"
+                    f"{stage.title}: the command above ended with code {code}: see its message; the same demo command"
+                    " continues from there"
                 )
     return failed
 
@@ -321,18 +293,18 @@ def _say(line: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Run the demo, and serve until Ctrl-C."""
+    """Run the demo, then serve the dashboard until Ctrl-C."""
     config = parse(Config, argv, prog="python -m workbench.demo", description=__doc__ or "")
-    read_recipe(SWEEPS.find(config.sweep), called="sweep")  # before anything is started
-    with children() as own:
-        failed = run(config, own)
+    read_recipe(SWEEPS.find(config.sweep), called="sweep")  # fails before anything is started
+    with children() as processes:
+        failed = run(config, processes)
         if not config.headless:
-            _say("the dashboard goes on until Ctrl-C")
-            own.running[0].wait()
+            _say("the dashboard runs until Ctrl-C")
+            processes.running[0].wait()
     if failed:
         raise RunError(
-            f"{len(failed)} of the stages failed ({'; '.join(failed)}): expected none; the same command tries them"
-            " again"
+            f"{len(failed)} of the stages failed ({'; '.join(failed)}): see their messages above; the same command"
+            " tries them again"
         )
 
 

@@ -1,4 +1,4 @@
-"""Names of devices, checked before anything is loaded."""
+"""Check the name of a device before anything is loaded."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ NICKNAMES = {"gpu": "cuda", "nvidia": "cuda", "metal": "mps", "apple": "mps"}
 
 
 def check_device(name: str) -> str:
-    """The device of torch that `name` means; `auto` is the GPU where there is one.
+    """Return the name of the torch device that `name` means; `auto` is the GPU if there is one, else the CPU.
 
     Raises:
-        ConfigError: no device of this name, or none of its kind on this machine.
+        ConfigError: torch has no device of this name, or this machine has none of its kind.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return "cuda" if gpus else "cpu"
-    if name in ("cpu", "cpu:0") or (name == "cuda" and gpus):  # accelerate numbers the CPU, too
+    if name in ("cpu", "cpu:0") or (name == "cuda" and gpus):  # accelerate numbers the CPU too
         return name
     kind, number = name.partition(":")[::2]
     if kind == "cuda" and re.fullmatch(r"cuda(:\d+)?", name):

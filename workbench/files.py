@@ -1,4 +1,4 @@
-"""The cache folder, writing that leaves either the whole result or nothing, and locks between processes."""
+"""The cache folder, atomic writing of files and folders, and locks between processes."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from safetensors import SafetensorError
 
 from workbench.errors import RunError
 
-HEAD_FILE = "alignment_head.safetensors"  # in a model folder, beside the model itself
-UMASK = os.umask(0o077)  # can only be read by setting it
+HEAD_FILE = "alignment_head.safetensors"  # the alignment heads, beside the model in its folder
+UMASK = os.umask(0o077)  # the umask can only be read by setting it; the next line sets it back
 os.umask(UMASK)
 
 
 def cache_folder(part: str) -> Path:
-    """Return (and make) `$VIRAL_CACHE/<part>`, by default below `~/.cache/viral-workbench`."""
+    """Return the folder `$VIRAL_CACHE/<part>`, made if needed; VIRAL_CACHE is by default ~/.cache/viral-workbench."""
     root = Path(os.environ.get("VIRAL_CACHE", Path.home() / ".cache" / "viral-workbench"))
     return make_folder(root / part)
 
 
 def make_folder(path: Path) -> Path:
-    """Make `path` and its parents; a disk that refuses is one sentence, not a traceback."""
+    """Make `path` and its parents, and return `path`.
+
+    Raises:
+        RunError: the folder cannot be made.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -37,31 +41,31 @@ def make_folder(path: Path) -> Path:
 
 
 def check_can_make(path: Path) -> None:
-    """See that a folder at `path` is there or can be made, and leave it as it was: what is found wrong later must leave
-    no empty folder behind.
+    """Check that a folder exists at `path` or can be made there, and that it can be written to.
+
+    Folders made for the check are removed again, so that a command that fails later leaves no empty folder.
 
     Raises:
-        RunError: it cannot be made, or not be written to.
+        RunError: the folder cannot be made, or cannot be written to.
     """
-    new = [part for part in (path, *path.parents) if not part.exists()]
+    missing = [part for part in (path, *path.parents) if not part.exists()]
     try:
         make_folder(path)
         if not os.access(path, os.W_OK | os.X_OK):
-            raise RunError(f"cannot write to folder {path}: expected one that is yours")
+            raise RunError(f"cannot write to folder {path}: expected a folder in which you may write")
     finally:
-        _remove_empty(new)
+        _remove_empty(missing)
 
 
 @contextmanager
 def _parents(path: Path) -> Iterator[None]:
-    """Make `path` and its parents; on any failure those that were made are removed again, if nobody put anything
-    there."""
-    new = [part for part in (path, *path.parents) if not part.exists()]
+    """Make `path` and its parents; on any failure, remove those that were made here and are still empty."""
+    missing = [part for part in (path, *path.parents) if not part.exists()]
     make_folder(path)
     try:
         yield
     except BaseException:
-        _remove_empty(new)
+        _remove_empty(missing)
         raise
 
 
@@ -75,7 +79,7 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `target` and rename it to `target` on success; on any failure nothing remains.
 
-    If another process finished the same folder meanwhile, its result is kept and ours is dropped.
+    If another process has meanwhile made the same folder, its result stays and ours is deleted.
     """
     with _parents(target.parent), _partial_folder(target) as partial:
         yield partial
@@ -103,8 +107,10 @@ def _partial_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target` and rename it to `target` on success; on any failure `target` is
-    untouched."""
+    """Yield a temporary path beside `target` and rename it to `target` on success.
+
+    On any failure `target` stays as it was.
+    """
     with _parents(target.parent):
         partial = target.with_name(f".{target.name}.{os.getpid()}")
         try:
@@ -118,16 +124,20 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 def share(written: Path) -> None:
-    """Let those read a file, or all of a folder, whom the umask lets: temporary folders and what safetensors writes are
-    their owner's alone."""
+    """Give a file, or a folder and everything in it, the permissions that the umask allows.
+
+    Temporary folders and the files that safetensors writes are otherwise accessible to their owner only.
+    """
     for path in (written, *written.rglob("*")):
-        with suppress(OSError):  # a disk that knows no modes
+        with suppress(OSError):  # a file system without permissions
             path.chmod((0o777 if path.is_dir() else 0o666) & ~UMASK)
 
 
 def partial_files(folder: Path, name: str) -> list[Path]:
-    """What processes have begun to write into `folder`, as `name`, and not finished: temporary files and folders, of
-    processes killed or alive."""
+    """Return the temporary files and folders from which processes would make `folder / name`.
+
+    They belong to processes that are still writing or that were killed.
+    """
     return [
         path
         for path in folder.glob(f".{name}.*")
@@ -136,7 +146,10 @@ def partial_files(folder: Path, name: str) -> list[Path]:
 
 
 def remove_partial(folder: Path, name: str) -> None:
-    """Remove what killed processes left half written; only for who holds the lock that all who write there hold."""
+    """Remove the temporary files and folders of killed processes.
+
+    Call it only while holding the lock that every process holds that writes there.
+    """
     for path in partial_files(folder, name):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -146,12 +159,15 @@ def remove_partial(folder: Path, name: str) -> None:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold `path` as a lock against other processes, and yield whether it is held: at once, or when it is free if
-    `wait`.
+    """Lock the file `path` against other processes, and yield whether this process holds the lock.
 
-    The kernel frees the lock of a process that dies.
+    With `wait`, block until the lock is free; without it, yield False if another process holds it. The kernel frees
+    the lock of a process that dies.
+
+    Raises:
+        RunError: the file cannot be made or locked.
     """
-    new = [part for part in path.parents if not part.exists()]
+    missing = [part for part in path.parents if not part.exists()]
     make_folder(path.parent)
     try:
         file = _lock(path, wait)
@@ -165,12 +181,13 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
             yield True
         finally:
             path.unlink(missing_ok=True)
-            _remove_empty(new)  # a command that was refused under the lock leaves no folder
+            _remove_empty(missing)  # a command that fails while it holds the lock leaves no empty folder
 
 
 def _lock(path: Path, wait: bool) -> IO[str] | None:
+    """Return the locked file, or None if another process holds the lock and `wait` is False."""
     while True:
-        make_folder(path.parent)  # whoever held the lock may have left nothing there
+        make_folder(path.parent)  # the previous holder of the lock may have removed the folder
         file = path.open("w")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -179,7 +196,7 @@ def _lock(path: Path, wait: bool) -> IO[str] | None:
             return None
         if os.fstat(file.fileno()).st_nlink:
             return file
-        file.close()  # whoever held it before us has removed it, and another process may hold a new one
+        file.close()  # the previous holder removed this file, and another process may have locked a new one
 
 
 def _reason(error: Exception) -> str:

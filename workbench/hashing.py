@@ -1,8 +1,7 @@
-"""What identifies a model: its tensors by name, its configuration, tokenizer and processor, and the libraries that
-compute with it.
+"""Hash what identifies a model: its tensors, configuration, tokenizer and processor, and the libraries' versions.
 
-Every number is stored under a hash of all that it depends on. Here are the parts of that hash that belong to a model;
-none of them depends on where a file lies, when it was written, or in how many pieces and in which order.
+Every result is stored under a hash of everything that it depends on. This module computes the parts of the hash that
+belong to a model. They do not depend on where its files are, when they were written, or how many shards they have.
 """
 
 from __future__ import annotations
@@ -16,29 +15,31 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the versions of libraries are asked for where torch is not needed
+if TYPE_CHECKING:  # `libraries` is called where torch is not needed
     from torch import Tensor, nn
 
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "timm", "pillow", "numpy", "scipy", "scikit-learn")
-"""Whose releases may change a number: kernels, models, text and pixel preprocessing, random streams, probes. Their
-major and minor version is in every key; a patch release is in the record alone."""
+"""Libraries whose releases may change a result: kernels, models, preprocessing, random numbers, probes.
 
-SETTINGS_OF_A_PLACE = (
+Their major and minor versions are part of every key; the patch version is in the record only."""
+
+PROVENANCE_KEYS = (
     "_name_or_path",
     "name_or_path",
     "processor_name_or_path",
     "transformers_version",
     "_commit_hash",
 )
-"""Keys of configurations that say where it came from, not what it is. (The version of transformers is in the key by
-itself.)"""
+"""Keys of a configuration that say where a model came from, not what it computes.
+
+(`LIBRARIES` has the version of transformers.)"""
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Hash names, dtypes, shapes and bytes of `tensors` to 16 hex digits of SHA-256; their order does not matter.
 
-    transformers renames parameters between file and memory: of a model in memory, hash `saved_tensors`, so that it has
-    the fingerprint of its file.
+    transformers renames parameters when it loads a file. For a model in memory, pass `saved_tensors(model)`, which
+    gives the same fingerprint as the file.
     """
     whole = hashlib.sha256()
     for name in sorted(tensors):
@@ -47,22 +48,22 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def digest(value: Tensor) -> str:
-    """SHA-256 of dtype, shape and bytes of one tensor; contiguous tensors in main memory are not copied."""
+    """Return the SHA-256 of dtype, shape and bytes of a tensor; a contiguous tensor on the CPU is not copied."""
     from torch import uint8
 
     value = value.detach().cpu().contiguous()
-    known = hashlib.sha256(f"{value.dtype}|{tuple(value.shape)}|".encode())
+    sha = hashlib.sha256(f"{value.dtype}|{tuple(value.shape)}|".encode())
     if value.numel():
-        known.update(value.view(-1).view(uint8).numpy().data)
-    return known.hexdigest()
+        sha.update(value.view(-1).view(uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a model under the names that its folder would have, without second names of tied ones; no tensor
-    is copied where none is reshaped.
+    """Return the tensors of a model under the names that they would have in its saved folder.
 
-    A transformers model is renamed as `save_pretrained` does for one that was made from its configuration, however this
-    one was loaded; any other module (timm's) has the names of its state dict.
+    Of tied tensors only the first name is returned. Tensors are copied only where saving reshapes them. For a
+    transformers model the names are those that `save_pretrained` gives to a model made from its configuration, whatever
+    file this one was loaded from; any other module (timm's) has the names of its state dict.
     """
     from transformers import PreTrainedModel
     from transformers.core_model_loading import revert_weight_conversion
@@ -73,7 +74,7 @@ def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
     for second, first in (getattr(model, "all_tied_weights_keys", None) or {}).items():
         if second in state and first in state and state[second].data_ptr() == state[first].data_ptr():
             del state[second]
-    loaded = model.__dict__.pop("_weight_conversions", None)  # how its file named them, which may be an older layout
+    loaded = model.__dict__.pop("_weight_conversions", None)  # the names in its file, which may be of an older layout
     try:
         return dict(revert_weight_conversion(model, state))
     finally:
@@ -85,46 +86,51 @@ def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def settings_hash(*parts: object) -> str:
-    """Hash plain values (mappings in any order of their keys) to 16 hex digits."""
+    """Hash plain values to 16 hex digits; the order of the keys of a mapping does not matter."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def without_place(value: Any) -> Any:
-    """A nested configuration without the keys that say where it came from."""
+def without_provenance(value: Any) -> Any:
+    """Return a nested configuration without PROVENANCE_KEYS."""
     if isinstance(value, Mapping):
-        return {str(key): without_place(part) for key, part in value.items() if key not in SETTINGS_OF_A_PLACE}
-    return [without_place(part) for part in value] if isinstance(value, list | tuple) else value
+        return {str(key): without_provenance(part) for key, part in value.items() if key not in PROVENANCE_KEYS}
+    return [without_provenance(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def processor_fingerprint(processor: Any) -> str:
-    """Of all that a processor does to text and images: its tokenizer, its settings, those of its image processor, and
-    its chat template."""
+    """Hash everything that decides what a processor does to text and images.
+
+    These are its settings, its tokenizer, its image processor, its chat template, and code that came with the model.
+    """
     tokenizer, images = processor.tokenizer, processor.image_processor
     settings = {
         key: value
         for key, value in processor.to_dict().items()
         if key not in ("tokenizer", "chat_template", "image_processor")
     }
-    code = [own for part in (processor, tokenizer, images) if (own := _code_of(part))]
+    code = [code_hash for part in (processor, tokenizer, images) if (code_hash := _code_of(part))]
     return settings_hash(
         tokenizer_settings(tokenizer),
-        without_place(settings),
-        without_place(images.to_dict()),
+        without_provenance(settings),
+        without_provenance(images.to_dict()),
         processor.chat_template,
         code,
     )
 
 
 def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
-    """All by which a tokenizer turns text into tokens and back, but not how a batch was padded or cut last."""
+    """Return every setting that decides how a tokenizer encodes and decodes text.
+
+    The padding and truncation of its last call are left out.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         core = json.loads(backend.to_str())
-        core["truncation"] = core["padding"] = None  # what the last call left there
+        core["truncation"] = core["padding"] = None  # set by the last call
     else:
         core = {"vocabulary": tokenizer.get_vocab(), "sentencepiece": _sentencepiece(tokenizer)}
-    added = {str(number): _added(token) for number, token in tokenizer.added_tokens_decoder.items()}
-    plain = (
+    added_tokens = {str(number): _added(token) for number, token in tokenizer.added_tokens_decoder.items()}
+    names = (
         "clean_up_tokenization_spaces",
         "split_special_tokens",
         "model_input_names",
@@ -133,12 +139,12 @@ def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
         "add_prefix_space",
         "legacy",
     )
-    named = {name: getattr(tokenizer, name, None) for name in plain}
+    settings = {name: getattr(tokenizer, name, None) for name in names}
     return {
         "core": core,
-        "added": added,
+        "added": added_tokens,
         "special": tokenizer.special_tokens_map,
-        "settings": named,
+        "settings": settings,
         "class": type(tokenizer).__name__,
     }
 
@@ -151,29 +157,28 @@ def _added(token: Any) -> list[object]:
 
 
 def _sentencepiece(tokenizer: Any) -> str:
-    """Hash of the model of a tokenizer that is not of the tokenizers library."""
+    """Return the hash of the sentencepiece model of a slow tokenizer, or "" if it has none."""
     model = getattr(tokenizer, "sp_model", None)
     return hashlib.sha256(model.serialized_model_proto()).hexdigest() if model is not None else ""
 
 
 def model_settings(model: Any) -> dict[str, Any]:
-    """Configuration and generation settings of a transformers model, and the code that it brings, if it does."""
-    generation = getattr(model, "generation_config", None)
-    kept = (
-        {}
-        if generation is None
-        else {key: value for key, value in generation.to_diff_dict().items() if key != "_from_model_config"}
-    )
+    """Return the configuration and generation settings of a transformers model, and the hash of code it came with."""
+    generation_config = getattr(model, "generation_config", None)
+    generation = {} if generation_config is None else generation_config.to_diff_dict()
+    generation.pop("_from_model_config", None)
     return {
-        "config": without_place(model.config.to_diff_dict()),
-        "generation": without_place(kept),
+        "config": without_provenance(model.config.to_diff_dict()),
+        "generation": without_provenance(generation),
         "code": _code_of(model),
     }
 
 
 def _code_of(part: Any) -> str:
-    """Hash of the file that defines the class of `part`, where it came with a model (trust_remote_code); the libraries'
-    own have versions."""
+    """Return the hash of the code that defines the class of `part` if it came with a model (trust_remote_code).
+
+    For a class of an installed library it is "": `libraries` has the library's version.
+    """
     module = sys.modules.get(type(part).__module__)
     file = getattr(module, "__file__", None)
     if not type(part).__module__.startswith("transformers_modules") or file is None:
@@ -183,11 +188,11 @@ def _code_of(part: Any) -> str:
 
 @cache
 def libraries() -> dict[str, str]:
-    """{library: "major.minor"} of all whose releases may change a number; "absent" where one is not installed."""
-    found = {}
+    """Return {library: "major.minor"} for LIBRARIES; a library that is not installed is "absent"."""
+    versions = {}
     for name in LIBRARIES:
         try:
-            found[name] = ".".join(version(name).split("+")[0].split(".")[:2])
+            versions[name] = ".".join(version(name).split("+")[0].split(".")[:2])
         except PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            versions[name] = "absent"
+    return versions

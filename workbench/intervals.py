@@ -1,7 +1,7 @@
-"""Intervals of means over questions that share images, by the kind of the quantity: the one place where their width is
-computed.
+"""Confidence intervals of means, by the kind of the quantity, where several values belong to one image.
 
-`python -m benchmarks.coverage` simulates what each of them covers; docs/results/coverage.md has the table.
+Every interval of this project is computed here. `python -m benchmarks.coverage` simulates how often each interval
+covers the true mean; docs/results/coverage.md has the table.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from scipy import stats as scipy_stats
 from workbench.errors import DataError
 
 Kind = Literal["proportion", "difference", "real"]
-"""proportion: a mean of values from 0 to 1, such as an accuracy; difference: of two of them, values from -1 to 1; real:
-anything else."""
+"""The kind of a quantity.
+
+proportion: a mean of values from 0 to 1, such as an accuracy; difference: a mean of differences of two such values,
+from -1 to 1; real: anything else."""
 
 FEW_UNITS, FEW_EVENTS = 10, 5
 Bounds = tuple[Float[np.ndarray, " column"], Float[np.ndarray, " column"]]
@@ -30,9 +32,10 @@ class Interval:
     """An estimate with its confidence interval.
 
     Attributes:
-        n: independent units (images, seeds).
-        few: there is too little to say much: fewer than 10 units, or fewer than 5 wrong (or right, or changed) answers.
-            The interval is then a wide one.
+        n: number of independent units (images, seeds).
+        level: confidence level, such as 0.95.
+        few: whether there is too little data to conclude much: fewer than 10 units, or fewer than 5 answers that are
+            wrong (or right, or changed). The interval is then wide.
     """
 
     estimate: float
@@ -45,11 +48,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Sums:
-    """Values summed by unit, all that an interval needs. Arrays are (stratum, unit, column); the estimate is the mean
-    over strata of each one's mean.
+    """Sums of values by stratum, unit and column, from which intervals are computed.
+
+    The estimate of a column is the mean over strata of the mean of each stratum.
 
     Attributes:
-        count: how many values.
+        count: number of values.
         total: their sum.
         square: the sum of their squares.
         size: the sum of their absolute values.
@@ -67,14 +71,22 @@ class Sums:
         groups: Sequence[Hashable] | None,
         strata: Sequence[Hashable] | None,
     ) -> Sums:
-        """Sums of rows by their unit and stratum; NaN is absent."""
-        there = ~np.isnan(values)
-        filled = np.where(there, values, 0.0)
-        unit, stratum = (
-            _codes(labels, len(values)) for labels in (np.arange(len(values)) if groups is None else groups, strata)
-        )
+        """Sum the rows by unit and stratum; NaN counts as a missing value.
+
+        Args:
+            values: one row per value, one column per quantity.
+            groups: the unit of each row; None makes each row a unit of its own.
+            strata: the stratum of each row; None puts all rows into one.
+
+        Raises:
+            DataError: `groups` or `strata` does not have one label per row.
+        """
+        present = ~np.isnan(values)
+        filled = np.where(present, values, 0.0)
+        unit = _codes(np.arange(len(values)) if groups is None else groups, len(values))
+        stratum = _codes(strata, len(values))
         arrays = []
-        for part in (there.astype(float), filled, filled**2, np.abs(filled)):
+        for part in (present.astype(float), filled, filled**2, np.abs(filled)):
             array = np.zeros((int(stratum.max()) + 1, int(unit.max()) + 1, values.shape[1]))
             np.add.at(array, (stratum, unit), part)
             arrays.append(array)
@@ -82,40 +94,35 @@ class Sums:
 
 
 def _codes(labels: Sequence[Hashable] | np.ndarray | None, n: int) -> np.ndarray:
+    """Number the labels 0, 1, ... in the order of their first appearance; None is n zeros."""
     if labels is None:
         return np.zeros(n, dtype=int)
     if len(labels) != n:
-        raise DataError(f"{len(labels)} labels for {n} values: expected one each")
-    known: dict[Hashable, int] = {}
-    return np.array(
-        [
-            known.setdefault(label, len(known))
-            for label in (labels.tolist() if isinstance(labels, np.ndarray) else labels)
-        ]
-    )
+        raise DataError(f"{len(labels)} labels for {n} values: expected one label per value")
+    plain_labels = labels.tolist() if isinstance(labels, np.ndarray) else labels
+    codes: dict[Hashable, int] = {}
+    return np.array([codes.setdefault(label, len(codes)) for label in plain_labels])
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What the sums say of each column: the estimate, and its variance as a mean over units and as one over independent
-    values.
+    """The estimate of each column, its variance under two assumptions, and what else its interval depends on.
 
     Attributes:
         mean: the estimate.
-        between: its variance from the spread of units (each unit's residual over 1 - its weight: CR2 of Bell and
-            McCaffrey 2002 for a mean).
-        within: its variance were all values independent.
-        spread: the variance of a value that the shape of the score interval assumes, p (1 - p) for proportions.
-        positive, negative: means of the positive and of the negative parts of values.
-        events: values unlike the most common one: wrong (or right) answers; for differences, changed (or unchanged)
-            ones.
-        units: how many units have a value.
-        kish: how many units of one size would weigh as evenly (Kish 1965).
-        clustering: mean number of values of the unit of a value.
-        tail: units that carry the spread, (sum e^2)^2 / sum e^4 of the residuals e; few where the spread comes from few
-            units.
-        skewness: of the residuals.
-        discrete: no value lies between 0 and 1 or -1, so that the mean says what the spread of independent values is.
+        between: variance of the estimate from the spread of units: the sum of squared residuals of the units, each
+            divided by 1 - the unit's weight (CR2 of Bell and McCaffrey 2002 for a mean).
+        within: variance of the estimate if all values were independent.
+        spread: the variance of one value that the score interval assumes, p (1 - p) for proportions.
+        positive, negative: means of the positive and of the negative parts of the values.
+        events: number of values that differ from the most common value: wrong (or right) answers; for differences,
+            changed (or unchanged) answers.
+        units: number of units with a value.
+        kish: effective number of units, 1 / sum of their squared weights (Kish 1965).
+        clustering: mean over values of the number of values in the same unit.
+        tail: effective number of units that the spread comes from, (sum e^2)^2 / sum e^4 of the residuals e.
+        skewness: skewness of the residuals.
+        discrete: whether all values are 0, 1 or -1; the mean then determines the spread of independent values.
     """
 
     mean: Float[np.ndarray, " column"]
@@ -134,17 +141,19 @@ class Moments:
 
 
 def moments(sums: Sums, kind: Kind) -> Moments:
-    """Moments of every column. A stratum without values is left out of the mean of strata; a column without any is
-    NaN."""
+    """Return the moments of every column.
+
+    The mean over strata leaves out strata without values; the mean of a column without values is NaN.
+    """
     n = sums.count.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        weight = 1 / (n * (n > 0).sum(axis=0))  # of one value, (stratum, column)
+        weight = 1 / (n * (n > 0).sum(axis=0))  # weight of one value in the estimate, (stratum, column)
         weight = np.where(n > 0, weight, 0.0)
         means = np.where(n > 0, sums.total.sum(axis=1) / n, 0.0)
         variances = np.where(n > 0, (sums.square.sum(axis=1) / n - means**2).clip(min=0), 0.0)
     mean = (weight * sums.total.sum(axis=1)).sum(axis=0)
     spread = (weight * n * variances).sum(axis=0)
-    # a stratum whose few values agree by luck borrows two values' spread from the others
+    # shrinkage: two values with the mean spread are added to each stratum, whose few values may agree by chance
     pooled = np.where(n > 0, (n * variances + 2 * spread) / (n + 2), 0.0)
     residual = (weight[:, None] * (sums.total - means[:, None] * sums.count)).sum(axis=0)
     share = (weight[:, None] * sums.count).sum(axis=0)
@@ -153,13 +162,13 @@ def moments(sums: Sums, kind: Kind) -> Moments:
     units = (sums.count.sum(axis=0) > 0).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         kish = 1 / (share**2).sum(axis=0)
-        moment3 = (residual**3).sum(axis=0) / units
-        skewness = np.where(squares > 0, moment3 / (squares / units) ** 1.5, 0.0)
+        third_moment = (residual**3).sum(axis=0) / units
+        skewness = np.where(squares > 0, third_moment / (squares / units) ** 1.5, 0.0)
         tail = np.where(squares > 0, squares**2 / fourth, 1.0)
         between = np.where(share < 1, residual**2 / (1 - share), 0.0).sum(axis=0)
     total, absolute = sums.total.sum(axis=(0, 1)), sums.size.sum(axis=(0, 1))
     positive, negative = (absolute + total) / 2, (absolute - total) / 2
-    most = np.maximum(np.maximum(positive, negative), n.sum(axis=0) - absolute)
+    most_common = np.maximum(np.maximum(positive, negative), n.sum(axis=0) - absolute)
     return Moments(
         mean=np.where(units > 0, mean, np.nan),
         between=between,
@@ -167,7 +176,7 @@ def moments(sums: Sums, kind: Kind) -> Moments:
         spread=mean * (1 - mean) if kind == "proportion" else size - mean**2,
         positive=(size + mean) / 2,
         negative=(size - mean) / 2,
-        events=n.sum(axis=0) - most,
+        events=n.sum(axis=0) - most_common,
         units=units,
         kish=kish,
         clustering=(share**2).sum(axis=0) / np.maximum((weight**2 * n).sum(axis=0), 1e-300),
@@ -178,19 +187,20 @@ def moments(sums: Sums, kind: Kind) -> Moments:
 
 
 def bounds_of(sums: Sums, kind: Kind, level: float = 0.95) -> tuple[Moments, Bounds]:
-    """Moments and interval of every column.
+    """Return the moments and the interval of every column.
 
-    Proportions and differences of them (values of 0, 1 and -1) have the score interval of Wilson (1927) or Tango (1998)
-    with the effective number of questions: the questions' own variance counts with the normal quantile and what images
-    add to it with Student's, whose degrees of freedom are those of the units' weights, fewer where few units carry the
-    spread. No interval is narrower than that of independent questions. Below 5 wrong (or right, or changed) answers the
-    spread between images cannot be seen: it is then assumed, up to one image being one question where there is none,
-    and a proportion's interval holds that of Clopper and Pearson (1934) too, since Wilson's covers too little there.
+    Proportions and their differences (values 0, 1 and -1) have the score interval of Wilson (1927) or Tango (1998) with
+    an effective number of questions. The variance of independent questions counts with the normal quantile. The
+    variance that images add to it counts with Student's quantile, whose degrees of freedom follow from the weights of
+    the units and are fewer if the spread comes from few units. No interval is narrower than that of independent
+    questions. With fewer than 5 wrong (or right, or changed) answers, the spread between images cannot be estimated and
+    is assumed: with no such answer, each image counts as one question. The interval of a proportion then also includes
+    the interval of Clopper and Pearson (1934), since Wilson's covers too little there.
 
-    Real values have Student's interval with Hall's (1992) correction for skewness.
+    Real values have Student's interval with the correction for skewness of Hall (1992).
 
-    Proportions of values between 0 and 1 (shares of an image) have Wilson's shape, with the variance between units and
-    Student's quantile.
+    Proportions of values between 0 and 1 (shares of an image) have an interval of Wilson's shape, with the variance
+    between units and Student's quantile.
     """
     m = moments(sums, kind)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -200,8 +210,10 @@ def bounds_of(sums: Sums, kind: Kind, level: float = 0.95) -> tuple[Moments, Bou
             scale = _score_scale(m, level)
             low, high = wilson(m.mean, scale) if kind == "proportion" else tango(m.positive, m.negative, scale)
             if kind == "proportion":
-                exact, few = clopper_pearson(m.mean, scale, level), m.discrete & (m.events < FEW_EVENTS)
-                low, high = np.where(few, np.fmin(low, exact[0]), low), np.where(few, np.fmax(high, exact[1]), high)
+                exact_low, exact_high = clopper_pearson(m.mean, scale, level)
+                few = m.discrete & (m.events < FEW_EVENTS)
+                low = np.where(few, np.fmin(low, exact_low), low)
+                high = np.where(few, np.fmax(high, exact_high), high)
     ends = {"proportion": (0.0, 1.0), "difference": (-1.0, 1.0), "real": (-np.inf, np.inf)}[kind]
     low, high = (np.where(m.units == 1, end, edge) for end, edge in zip(ends, (low, high), strict=True))
     low, high = (np.where(m.units == 0, np.nan, edge.clip(*ends)) for edge in (low, high))
@@ -209,33 +221,42 @@ def bounds_of(sums: Sums, kind: Kind, level: float = 0.95) -> tuple[Moments, Bou
 
 
 def _score_scale(m: Moments, level: float) -> Float[np.ndarray, " column"]:
-    """The squared quantile over the effective number of values, which a score interval is made of."""
+    """Return the squared quantile divided by the effective number of values, the scale of a score interval."""
     z = scipy_stats.norm.ppf((1 + level) / 2)
     t = _student(m, level)
     assumed = 1 + (m.clustering - 1) * np.clip(1 - np.minimum(m.events, 2 * m.tail) / FEW_EVENTS, 0, 1) ** 2
     independent = m.within * assumed
-    added = z**2 * independent + t**2 * np.maximum(m.between - independent, 0)
-    # few units say little of their spread: all of it then counts with Student's quantile
-    wary = np.clip((FEW_UNITS - m.kish) / 4, 0, 1)
-    square = np.where(m.discrete, added + wary * (np.maximum(added, t**2 * m.between) - added), t**2 * m.between)
+    variance = z**2 * independent + t**2 * np.maximum(m.between - independent, 0)
+    # few units give a poor estimate of their spread: the whole variance then counts with Student's quantile
+    caution = np.clip((FEW_UNITS - m.kish) / 4, 0, 1)
+    square = np.where(
+        m.discrete, variance + caution * (np.maximum(variance, t**2 * m.between) - variance), t**2 * m.between
+    )
     scale = np.where(m.spread * square > 0, square / np.where(m.spread > 0, m.spread, 1), z**2 / m.kish)
-    # no spread between units is larger than that of units whose values are all alike; one changed answer may look as if
-    # it were
-    alike = (
+    # upper bound: the spread between units is largest if the values of a unit are all equal; with a single changed
+    # answer the estimate may exceed it
+    largest = (
         scipy_stats.t.ppf((1 + level) / 2, np.clip(np.where(np.isfinite(m.kish), m.kish, 2) - 1, 1, None)) ** 2 / m.kish
     )
-    return np.asarray(np.fmin(scale, np.maximum(alike, z**2 / m.kish)))
+    return np.asarray(np.fmin(scale, np.maximum(largest, z**2 / m.kish)))
 
 
 def _student(m: Moments, level: float) -> Float[np.ndarray, " column"]:
-    """Student's quantile; fewer degrees of freedom than units where their weights differ, or where few of them carry
-    the spread."""
+    """Return Student's quantile of each column.
+
+    The degrees of freedom are reduced if the weights of the units differ, or if the spread comes from few units.
+    """
     freedom = np.clip(np.minimum(m.kish - 1, 2 * m.tail - 2), 1, None)
     return np.asarray(scipy_stats.t.ppf((1 + level) / 2, np.where(np.isfinite(freedom), freedom, 1)))
 
 
 def wilson(p: Float[np.ndarray, " column"], scale: Float[np.ndarray, " column"]) -> Bounds:
-    """All q with (p - q)^2 <= scale q (1 - q); `scale` is z^2 / n for n independent answers (Wilson 1927)."""
+    """Return the ends of all q with (p - q)^2 <= scale q (1 - q) (Wilson 1927).
+
+    Args:
+        p: the observed proportions.
+        scale: z^2 / n for n independent answers.
+    """
     middle, half = (p + scale / 2) / (1 + scale), np.sqrt(scale * p * (1 - p) + scale**2 / 4) / (1 + scale)
     return (middle - half).clip(0, 1), (middle + half).clip(0, 1)
 
@@ -243,8 +264,13 @@ def wilson(p: Float[np.ndarray, " column"], scale: Float[np.ndarray, " column"])
 def clopper_pearson(
     p: Float[np.ndarray, " column"], scale: Float[np.ndarray, " column"], level: float = 0.95
 ) -> Bounds:
-    """The exact interval of as many independent answers as `scale` stands for, which need not be a whole number
-    (Clopper and Pearson 1934)."""
+    """Return the exact interval of a proportion of n independent answers (Clopper and Pearson 1934).
+
+    Args:
+        p: the observed proportions.
+        scale: z^2 / n, as in `wilson`; n need not be a whole number.
+        level: the confidence level, which z belongs to.
+    """
     n = scipy_stats.norm.ppf((1 + level) / 2) ** 2 / scale
     right, wrong, tail = p * n, (1 - p) * n, (1 - level) / 2
     low = np.where(right > 0, scipy_stats.beta.ppf(tail, np.maximum(right, 1e-300), wrong + 1), 0.0)
@@ -254,50 +280,63 @@ def clopper_pearson(
 def tango(
     gained: Float[np.ndarray, " column"], lost: Float[np.ndarray, " column"], scale: Float[np.ndarray, " column"]
 ) -> Bounds:
-    """Differences d that a score test of `gained` - `lost` does not reject, both being shares of all pairs; `scale` as
-    in `wilson` (Tango 1998, eq. 6)."""
+    """Return the ends of all differences d that the score test does not reject (Tango 1998, eq. 6).
+
+    Args:
+        gained, lost: shares of all pairs of answers; the observed difference is `gained` - `lost`.
+        scale: z^2 / n, as in `wilson`.
+    """
     d = gained - lost
 
     def inside(at: np.ndarray) -> np.ndarray:
         b, c = (2 - d) * at - gained - lost, -lost * at * (1 - at)
-        # the most likely share of losses where the difference is `at`
+        # maximum likelihood estimate of the share of losses, given the difference `at`
         likely = (np.sqrt((b * b - 8 * c).clip(min=0)) - b) / 4
         return (d - at) ** 2 <= scale * (2 * likely + at * (1 - at)).clip(min=0)
 
     edges = []
     for end in (-1.0, 1.0):
-        near, far = d.copy(), np.full_like(d, end)
+        accepted, rejected = d.copy(), np.full_like(d, end)
         for _ in range(50):
-            middle = (near + far) / 2
-            near, far = (np.where(inside(middle) == ok, middle, edge) for ok, edge in ((True, near), (False, far)))
-        edges.append(np.where(inside(np.full_like(d, end)), end, far))
+            middle = (accepted + rejected) / 2
+            accepted, rejected = (
+                np.where(inside(middle) == is_inside, middle, edge)
+                for is_inside, edge in ((True, accepted), (False, rejected))
+            )
+        edges.append(np.where(inside(np.full_like(d, end)), end, rejected))
     return edges[0], edges[1]
 
 
 def _hall(m: Moments, level: float) -> Bounds:
-    """Student's interval by Hall's monotone transformation (1992, J. R. Stat. Soc. B 54, 221-228), which takes the
-    skewness out of the t statistic."""
+    """Return Student's interval corrected for skewness by Hall's monotone transformation of the t statistic.
+
+    Source: Hall (1992), J. R. Stat. Soc. B 54, 221-228.
+    """
     error, t = np.sqrt(m.between), _student(m, level)
     a = m.skewness / np.sqrt(m.units)
 
-    def undone(quantile: np.ndarray) -> np.ndarray:
-        steep = np.where(np.abs(a) < 1e-6, 1.0, a)
-        return np.where(np.abs(a) < 1e-6, quantile, 3 / steep * (np.cbrt(1 + steep * (quantile - steep / 6)) - 1))
+    def corrected(quantile: np.ndarray) -> np.ndarray:
+        slope = np.where(np.abs(a) < 1e-6, 1.0, a)
+        return np.where(np.abs(a) < 1e-6, quantile, 3 / slope * (np.cbrt(1 + slope * (quantile - slope / 6)) - 1))
 
-    return m.mean - error * undone(t), m.mean - error * undone(-t)
+    return m.mean - error * corrected(t), m.mean - error * corrected(-t)
 
 
 def mean_intervals(
     values: np.ndarray, *, kind: Kind, groups: Sequence[Hashable] | None = None, level: float = 0.95
 ) -> list[Interval]:
-    """Mean of every column of `values` (row, column) with its interval.
+    """Return the mean of every column of `values` with its interval.
+
+    NaN is a missing value: it does not count in the mean, and a unit without other values does not count in `n`. One
+    unit has no spread: its interval is the whole range of the kind. A column of NaN has a NaN interval.
 
     Args:
+        values: (row, column).
         kind: what the values are; see `Kind` and `bounds_of`.
         groups: unit of each row, such as its image: values of one image are not independent.
 
-    A value that is NaN is absent: it counts neither in the mean nor, where it was its unit's only one, in `n`. One unit
-    says nothing about its spread: its interval is all that the kind allows. A column of NaN has a NaN interval.
+    Raises:
+        DataError: a value outside the range of the kind, or not one group per row.
     """
     return _measured(np.asarray(values, dtype=np.float64), kind, groups, None, level)
 
@@ -310,23 +349,24 @@ def mean_interval(
     strata: Sequence[Hashable] | None = None,
     level: float = 0.95,
 ) -> Interval:
-    """Mean of `values` with its interval; as `mean_intervals`.
+    """Return the mean of `values` with its interval, as `mean_intervals` does for a column.
 
     Args:
-        kind: what the values are. By default it is read off them: nothing but 0 and 1 is a proportion, nothing but -1,
-            0 and 1 a difference.
+        kind: what the values are. By default it follows from the values: only 0 and 1 are a proportion, only -1, 0 and
+            1 a difference, others real.
         groups: unit of each value, such as its image.
-        strata: type of each value; the estimate is then the mean over types of each type's mean, in which every type
-            weighs the same.
+        strata: stratum of each value, such as its question type; the estimate is then the mean over strata of the mean
+            of each, so that every stratum has the same weight.
 
     Raises:
-        DataError: no values, one that is not finite, or one outside what the kind allows.
+        DataError: no values; a value that is not finite or outside the range of the kind; not one label per value.
     """
     array = finite(values)
     return _measured(array[:, None], kind or _kind_of(array), groups, strata, level)[0]
 
 
 def _kind_of(values: np.ndarray) -> Kind:
+    """Return the narrowest kind that allows all values."""
     if np.isin(values, (0, 1)).all():
         return "proportion"
     return "difference" if np.isin(values, (-1, 0, 1)).all() else "real"
@@ -335,10 +375,11 @@ def _kind_of(values: np.ndarray) -> Kind:
 def _measured(
     values: np.ndarray, kind: Kind, groups: Sequence[Hashable] | None, strata: Sequence[Hashable] | None, level: float
 ) -> list[Interval]:
+    """Return the interval of every column of `values` (row, column)."""
     _check_kind(values, kind)
-    largest = np.nanmax(np.abs(np.where(np.isnan(values), 0, values)), axis=0, initial=0)
-    # no square that overflows or vanishes
-    unit = 2.0 ** np.floor(np.log2(np.where((kind == "real") & (largest > 0), largest, 1)))
+    largest_size = np.nanmax(np.abs(np.where(np.isnan(values), 0, values)), axis=0, initial=0)
+    # real values are scaled by a power of 2, so that their squares neither overflow nor underflow
+    unit = 2.0 ** np.floor(np.log2(np.where((kind == "real") & (largest_size > 0), largest_size, 1)))
     m, (low, high) = bounds_of(Sums.of(values / unit, groups, strata), kind, level)
     few = (m.units < FEW_UNITS) | ((m.events < FEW_EVENTS) & m.discrete & (kind != "real"))
     columns: tuple[Any, ...] = (m.mean * unit, low * unit, high * unit, m.units, few)
@@ -349,10 +390,10 @@ def _measured(
 
 def _check_kind(values: np.ndarray, kind: Kind) -> None:
     least, most = {"proportion": (0, 1), "difference": (-1, 1), "real": (-np.inf, np.inf)}[kind]
-    slack = 1e-9  # means of many values that are rounded
+    slack = 1e-9  # for rounding errors of values that are means themselves
     wrong = values[(values < least - slack) | (values > most + slack)]
     if len(wrong):
-        raise DataError(f"a {kind} has the value {wrong[0]:g}: expected {least} to {most}")
+        raise DataError(f"a {kind} has the value {wrong[0]:g}: expected values from {least} to {most}")
 
 
 def t_interval(
@@ -362,17 +403,20 @@ def t_interval(
     bounds: tuple[float, float] = (-np.inf, np.inf),
     trials: int | None = None,
 ) -> Interval:
-    """Mean with Student's interval, for the handful of values that seeds give.
+    """Return the mean of a few independent values, such as one per seed, with Student's interval.
+
+    A single value has no spread, and its interval is the whole range of `bounds`; so is that of equal values with
+    `bounds` and without `trials`.
 
     Args:
-        bounds: what the mean can be, (0, 1) for an accuracy. The spread of an accuracy shrinks towards its bounds, so
-            the interval there has the shape of Wilson's with Student's quantile; Student's own covers too little near
-            1.
-        trials: questions that each value is an accuracy of. Equal values, which show no spread, then have Wilson's
-            interval of so many questions.
+        bounds: the range of the mean, (0, 1) for an accuracy. The spread of an accuracy shrinks towards its bounds, so
+            with finite bounds the interval has Wilson's shape with Student's quantile; Student's own interval covers
+            too little near 1.
+        trials: number of questions that each accuracy is the mean of. Equal values, which show no spread, then have
+            Wilson's interval for that number of questions.
 
-    One value has no spread to judge by, nor have equal ones with bounds and no trials: their interval is all that
-    `bounds` allow.
+    Raises:
+        DataError: no values, or one that is not finite.
     """
     array = finite(values)
     n, mean = len(array), float(np.mean(array))
@@ -397,14 +441,15 @@ def t_interval(
 
 
 def finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """`values` as float64.
+    """Return `values` as a float64 array.
 
     Raises:
-        DataError: not a list, no values, or one that is not finite.
+        DataError: not a one-dimensional list, no values, or one that is not finite.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) == 0:
         raise DataError(f"values of shape {array.shape}: expected a non-empty list of numbers")
     if not np.isfinite(array).all():
-        raise DataError(f"value {int((~np.isfinite(array)).nonzero()[0][0])} is not finite")
+        position = int((~np.isfinite(array)).nonzero()[0][0])
+        raise DataError(f"value {position} is {array[position]}: expected finite numbers")
     return array

@@ -1,8 +1,8 @@
-"""The logit lens: a model's own final norm and output head on the hidden states of any layer, and the tokens that stand
-for words.
+"""The logit lens: apply a model's final norm and output head to the hidden states of any layer.
 
-Where a family keeps its norm and head, and whether it caps its logits, is not looked up by name: what is found is
-compared with the logits that the model itself gives, and a model for which they differ is refused.
+Families differ in where they keep the norm and in whether they cap their logits. The lens is therefore compared with
+the logits that the model itself computes, and a model for which they differ is refused. This module also finds the
+token that stands for a word.
 """
 
 from __future__ import annotations
@@ -21,12 +21,19 @@ from workbench.mllm.base import MLLM
 from workbench.mllm.family import Batch
 
 NORMS = ("norm", "final_layernorm", "ln_f", "final_layer_norm")
-CHECKED = 8  # visual positions at which the lens is compared with the model
+CHECKED = 8  # number of visual tokens at which the lens is compared with the model
 
 
 @dataclass(frozen=True)
 class Lens:
-    """From hidden states before the final norm to logits over the vocabulary; make one with `lens_of`."""
+    """Compute logits over the vocabulary from hidden states before the final norm; `lens_of` makes one for a model.
+
+    Attributes:
+        norm: the final norm.
+        head: the output head.
+        cap: the cap c of logits, c tanh(logits / c); None for no cap.
+        dtype, device: those of the output head.
+    """
 
     norm: Callable[[Tensor], Tensor]
     head: Any
@@ -36,71 +43,73 @@ class Lens:
 
     @torch.inference_mode()
     def __call__(self, hidden: Float[Tensor, "*row d"]) -> Float[Tensor, "*row vocab"]:
-        """Logits in float32, on the model's device."""
+        """Return logits in float32, on the model's device."""
         logits = self.head(self.norm(hidden.to(self.device, self.dtype))).float()
         return logits if self.cap is None else self.cap * (logits / self.cap).tanh()
 
 
 def lens_of(mllm: MLLM, batch: Batch) -> Lens:
-    """The lens of a model, checked on `batch`: at the last layer it gives the model's own logits at visual positions.
+    """Return the lens of a model, after checking on `batch` that it reproduces the model's logits at the last layer.
+
+    They are compared at CHECKED visual tokens of the first sample.
 
     Raises:
-        ModelError: no output head, no final norm, or other logits than the model's.
+        ModelError: the model has no output head or no final norm, or the lens gives other logits than the model.
     """
     head = mllm.model.get_output_embeddings()
     norm = next((getattr(mllm.decoder, name) for name in NORMS if hasattr(mllm.decoder, name)), None)
     if head is None or norm is None:
         raise ModelError(
             f"{mllm.name} has no {'output head' if head is None else 'final norm'} where transformers' decoders have"
-            " it: expected both"
+            " it: expected a decoder with both"
         )
     last = read(mllm, batch, layers=[mllm.n_layers])[0]
     chosen = torch.linspace(0, len(last.tokens) - 1, min(CHECKED, len(last.tokens))).long()
     with mllm.lock, torch.inference_mode():
-        own = (
-            mllm.model(**batch.inputs, use_cache=False, logits_to_keep=last.tokens[chosen].to(mllm.device))
-            .logits[0]
-            .float()
-        )
-    cap = getattr(mllm.config.get_text_config(), "final_logit_softcapping", None)
-    tolerance = 1e-3 if own.dtype == torch.float32 and head.weight.dtype == torch.float32 else 0.05
-    for limit in dict.fromkeys((cap, None)):  # some families read the setting, others do not
-        lens = Lens(norm, head, limit, head.weight.dtype, head.weight.device)
-        found = lens(last.values[0, chosen])
-        if found.shape == own.shape and (found - own).abs().max() <= tolerance * own.std():
+        positions = last.tokens[chosen].to(mllm.device)
+        expected = mllm.model(**batch.inputs, use_cache=False, logits_to_keep=positions).logits[0].float()
+    softcap = getattr(mllm.config.get_text_config(), "final_logit_softcapping", None)
+    tolerance = 1e-3 if expected.dtype == torch.float32 and head.weight.dtype == torch.float32 else 0.05
+    for cap in dict.fromkeys((softcap, None)):  # some families ignore the setting
+        lens = Lens(norm, head, cap, head.weight.dtype, head.weight.device)
+        logits = lens(last.values[0, chosen])
+        if logits.shape == expected.shape and (logits - expected).abs().max() <= tolerance * expected.std():
             return lens
     raise ModelError(
-        f"{mllm.name}: its final norm and output head do not give its own logits, so the lens would show what it does"
-        " not say"
+        f"{mllm.name}: its final norm and output head do not give its own logits, so the logit lens would show other"
+        " words than the model predicts"
     )
 
 
 def first_tokens(mllm: MLLM, words: Sequence[str]) -> tuple[dict[str, int], dict[str, str]]:
-    """The first token of each word as it stands after another word, with its space, and why words were left out.
+    """Return the first token of each word in the middle of a text, with its leading space.
 
-    A word of several tokens counts by its first one; where words begin with the same token, none of them is told from
-    the others, and all are left out.
+    A word of several tokens is represented by its first one. Words that begin with the same token cannot be
+    distinguished and are all left out.
+
+    Returns:
+        {word: token id}, and {word: reason} of the words that were left out.
 
     Raises:
-        DataError: no word is left.
+        DataError: every word was left out.
     """
     tokenizer = mllm.processor.tokenizer
     before = tokenizer("a", add_special_tokens=False)["input_ids"]
-    found, left_out = {}, {}
+    first, left_out = {}, {}
     for word in dict.fromkeys(words):
         ids = tokenizer(f"a {word}", add_special_tokens=False)["input_ids"]
-        # some write the space as a token of its own
-        own = [i for i in ids[len(before) :] if i == tokenizer.unk_token_id or tokenizer.decode([i]).strip()]
-        if ids[: len(before)] != before or not own:
+        # some tokenizers have a token for the space alone
+        word_ids = [i for i in ids[len(before) :] if i == tokenizer.unk_token_id or tokenizer.decode([i]).strip()]
+        if ids[: len(before)] != before or not word_ids:
             left_out[word] = "the tokenizer merges it with the word before"
-        elif own[0] == tokenizer.unk_token_id:
+        elif word_ids[0] == tokenizer.unk_token_id:
             left_out[word] = "not in the vocabulary"
         else:
-            found[word] = own[0]
-    ids = list(found.values())
-    for word in [word for word, own in found.items() if ids.count(own) > 1]:
-        left_out[word] = f"begins with the same token as another ({tokenizer.convert_ids_to_tokens(found.pop(word))})"
-    if not found:
-        what = "; ".join(f"{word}: {why}" for word, why in list(left_out.items())[:3]) or "there are none"
-        raise DataError(f"none of {len(left_out)} words has a token of its own in {mllm.name} ({what})")
-    return found, left_out
+            first[word] = word_ids[0]
+    ids = list(first.values())
+    for word in [word for word, token in first.items() if ids.count(token) > 1]:
+        left_out[word] = f"begins with the same token as another ({tokenizer.convert_ids_to_tokens(first.pop(word))})"
+    if not first:
+        reasons = "; ".join(f"{word}: {why}" for word, why in list(left_out.items())[:3]) or "there are none"
+        raise DataError(f"none of {len(left_out)} words has a token of its own in {mllm.name} ({reasons})")
+    return first, left_out

@@ -1,5 +1,4 @@
-"""Models as they are named on a command line: folders and hub ids, their labels, and the nearest name of one that is
-not there."""
+"""Models as commands name them: folders and hub ids, their labels, and the nearest folder to a mistyped one."""
 
 from __future__ import annotations
 
@@ -13,65 +12,68 @@ from workbench.errors import ConfigError, ModelError
 
 
 def is_folder(model: str) -> bool:
-    """Whether a model is a folder here rather than a hub id."""
+    """Return whether a model is a folder on this machine rather than a hub id."""
     return bool(model) and Path(model).is_dir()
 
 
 def split_name(word: str) -> tuple[str, str]:
-    """`NAME=FOLDER_OR_HUB_ID` as both; a word without a name has the name "". A folder that is there may have = in its
-    own name.
+    """Split `NAME=FOLDER_OR_HUB_ID` into name and model; without NAME the name is "".
+
+    A word that is an existing path is not split, since the name of a folder may contain an equals sign.
 
     Raises:
-        ConfigError: nothing before or behind the =.
+        ConfigError: nothing before or after the equals sign.
     """
     name, equals, model = word.partition("=")
     if not equals or Path(word).exists() or ("/" in name and Path(word).parent.is_dir()):
         return "", word
     if not name.strip() or not model:
-        raise ConfigError(f"model '{word}': expected NAME=FOLDER_OR_HUB_ID, both of them")
+        raise ConfigError(f"model is '{word}': expected NAME=FOLDER_OR_HUB_ID, with text on both sides of the =")
     return name, model
 
 
 def label_of(model: str) -> str:
-    """A model's short name: the one it was given, or else the last part of its folder or hub id."""
+    """Return a model's short name: the NAME of NAME=MODEL, or else the last part of its folder or hub id."""
     name, model = split_name(model)
     return name or _parts(model)[-1]
 
 
 def named_models(words: Sequence[str]) -> dict[str, str]:
-    """{label: folder or hub id} of models as a command names them, in order.
+    """Return {label: folder or hub id} of the models of a command line, in order.
 
-    A label is the name that was given (NAME=FOLDER), or the last part of the folder or hub id; where several have the
-    same, the shortest end of their paths that tells them apart: runs/a/checkpoint-100 and runs/b/checkpoint-100 become
-    a/checkpoint-100 and b/checkpoint-100. Seeds of one training (NAME-s0, NAME-s1) are lengthened together, so that
-    they stay seeds of one name.
+    A label is the NAME of NAME=FOLDER, or the last part of the folder or hub id. If several models have the same last
+    part, their labels are the shortest ends of their paths that differ: runs/a/checkpoint-100 and runs/b/checkpoint-100
+    become a/checkpoint-100 and b/checkpoint-100. The labels of several seeds of one training (NAME-s0, NAME-s1) get the
+    same number of parts, so that they differ in the seed only.
 
     Raises:
-        ConfigError: no model, the same one twice, or two of one name.
+        ConfigError: no model, the same model twice, or two models with the same label.
     """
     if not words:
         raise ConfigError("no model given: expected --model FOLDER_OR_HUB_ID ...")
-    given = [split_name(word) for word in words]
-    _check_different([model for _, model in given])
-    names = [name for name, _ in given if name]
+    named = [split_name(word) for word in words]
+    _check_different([model for _, model in named])
+    names = [name for name, _ in named if name]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"two models are called '{twice}': expected NAME=FOLDER with different names")
-    parts = [() if name else _parts(model) for name, model in given]
-    depth = dict.fromkeys(filter(None, map(_stem, parts)), 1)
+    paths = [() if name else _parts(model) for name, model in named]
+    depth = dict.fromkeys(filter(None, map(_stem, paths)), 1)  # number of parts in the label, by stem
     while True:
-        labels = [name or "/".join(own[-depth[_stem(own)] :]) for (name, _), own in zip(given, parts, strict=True)]
-        clash = {_stem(own) for own, label in zip(parts, labels, strict=True) if own and labels.count(label) > 1}
-        growing = {stem for stem in clash if depth[stem] < max(len(own) for own in parts if own and _stem(own) == stem)}
+        labels = [name or "/".join(path[-depth[_stem(path)] :]) for (name, _), path in zip(named, paths, strict=True)]
+        clash = {_stem(path) for path, label in zip(paths, labels, strict=True) if path and labels.count(label) > 1}
+        longest = {stem: max(len(path) for path in paths if path and _stem(path) == stem) for stem in clash}
+        growing = {stem for stem in clash if depth[stem] < longest[stem]}
         if not growing:
             break
         for stem in growing:
             depth[stem] += 1
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise ConfigError(f"two models are called '{twice}': expected NAME=FOLDER to give one another name")
-    return dict(zip(labels, (model for _, model in given), strict=True))
+    return dict(zip(labels, (model for _, model in named), strict=True))
 
 
 def _check_different(models: Sequence[str]) -> None:
+    """Raise a ConfigError if a model appears twice, also under two paths of the same folder."""
     places = [os.path.realpath(model) if is_folder(model) else model for model in models]
     for number, place in enumerate(places):
         if place in places[:number]:
@@ -81,18 +83,18 @@ def _check_different(models: Sequence[str]) -> None:
 
 
 def _parts(model: str) -> tuple[str, ...]:
-    """Of the absolute path of a folder, or of a hub id."""
+    """Return the parts of the absolute path of a folder, or of a hub id."""
     path = Path(os.path.abspath(model)) if is_folder(model) else Path(model)
     return path.parts or (model,)
 
 
 def _stem(parts: tuple[str, ...]) -> str:
-    """The last part without its seed."""
+    """Return the last part without the seed at its end, "" if there are no parts."""
     return re.sub(r"-s\d+$", "", parts[-1]) if parts else ""
 
 
 def check_revision(models: Mapping[str, str], revision: str | None) -> None:
-    """Raise a ConfigError where a revision is asked for and no model is a hub id."""
+    """Raise a ConfigError if a revision is given although no model is a hub id."""
     if revision is not None and all(map(is_folder, models.values())):
         raise ConfigError(
             f"revision is {revision}, and {next(iter(models.values()))} is a folder: expected a hub id, since a folder"
@@ -101,8 +103,10 @@ def check_revision(models: Mapping[str, str], revision: str | None) -> None:
 
 
 def check_there(model: str) -> None:
-    """Raise a ModelError if `model` can only mean a folder, and is none: a path from the root, from here or from home,
-    or one of three parts and more."""
+    """Raise a ModelError if `model` can only be a folder and is none.
+
+    Such a model begins with /, . or ~, ends with a slash, has more than two parts, or is empty.
+    """
     if is_folder(model):
         return
     if Path(model).is_file():
@@ -115,17 +119,17 @@ def check_there(model: str) -> None:
 
 
 def did_you_mean(model: str) -> str:
-    """`; did you mean 'FOLDER'?` with the folder nearest to one that is not there, "" if none is near."""
+    """Return `; did you mean 'FOLDER'?` with the name nearest to a folder that does not exist, "" if none is near."""
     path = Path(model).expanduser()
     if model.startswith("~") and path.is_dir():
         return f"; did you mean '{path}'?"
-    known, wanted = path.parent, path.name
+    parent, name = path.parent, path.name
     missing = [part for part in path.parents if not part.exists()]
-    if missing:  # a part above is wrong: look for that one
-        known, wanted = missing[-1].parent, missing[-1].name
+    if missing:  # a folder above is mistyped: look for that one
+        parent, name = missing[-1].parent, missing[-1].name
     try:
-        names = [entry.name for entry in os.scandir(known) if entry.is_dir()]
+        names = [entry.name for entry in os.scandir(parent) if entry.is_dir()]
     except OSError:
         return ""
-    near = difflib.get_close_matches(wanted, names, n=1)
-    return f"; did you mean '{known / near[0]}'?" if near else ""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean '{parent / near[0]}'?" if near else ""

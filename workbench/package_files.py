@@ -1,4 +1,4 @@
-"""Recipes, sweeps and launch files that lie in the package, found by name wherever the package is installed."""
+"""Find the recipes, sweeps and launch files of this package by name, wherever the package is installed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Kind:
     """One kind of YAML file in the package.
 
     Attributes:
-        word, plural: what one of them, and what all are called.
-        package, folder: where they lie.
+        word, plural: what one file and several files are called.
+        package, folder: the Python package and its folder that hold them.
     """
 
     word: str
@@ -28,19 +28,19 @@ class Kind:
     folder: str
 
     def files(self) -> dict[str, Path]:
-        """{name: file} of those in the package, sorted."""
+        """Return {name: path} of the files in the package, sorted by name."""
         folder = Path(str(resources.files(self.package) / self.folder))
         return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
     def find(self, name: str | Path) -> Path:
-        """The file that a word of a command line means: `NAME` is in the package, anything with a slash or a suffix is
-        a path.
+        """Return the path of the file that a word of a command line means.
 
-        A path within the package, such as trainer/recipes/NAME.yaml, means the package's file in every folder that has
-        no such path of its own. Any other path is returned as it is, there or not.
+        A plain NAME is a file of the package; a word with a slash, or with a suffix if the file exists, is a path. A
+        path such as trainer/recipes/NAME.yaml means the file of the package if the current folder has no
+        trainer/recipes. Any other path is returned unchanged, whether it exists or not.
 
         Raises:
-            UnknownNameError: no such name in the package, or a NAME.yaml that is not here.
+            UnknownNameError: the package has no file of that name, or there is no NAME.yaml in the current folder.
         """
         path = Path(name)
         if path.is_file() and (path.suffix in SUFFIXES or "/" in str(name)):
@@ -66,7 +66,6 @@ KINDS = (RECIPES, SWEEPS, LAUNCH_FILES)
 
 
 def first_sentence(file: Path) -> str:
-    """What a YAML file says of itself: the first sentence of the comment that it begins with, "" where there is
-    none."""
+    """Return the first sentence of the comment at the beginning of a YAML file, "" if there is none."""
     lines = list(takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines()))
     return re.split(r"(?<=\.) ", " ".join(line.lstrip("# ") for line in lines))[0]

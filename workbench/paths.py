@@ -1,5 +1,4 @@
-"""The recipes, sweeps and launch files of this package: a table of all, or the path of one, for programs that want a
-file.
+"""List the recipes, sweeps and launch files of this package, or print their paths for other programs.
 
 python -m workbench.paths
 python -m workbench.paths ddp
@@ -21,47 +20,40 @@ from workbench.package_files import KINDS, first_sentence
 
 @dataclass(frozen=True)
 class Config:
-    """Which file."""
+    """The files whose paths are printed."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """A recipe, a sweep or a launch file, as NAME or as recipe/NAME, sweep/NAME or launch/NAME where several have the
-    name; by default all of them."""
+    """Names of recipes, sweeps or launch files; recipe/NAME, sweep/NAME or launch/NAME if several kinds have the same
+    NAME. Default: list all of them."""
 
 
 def main(argv: list[str]) -> None:
-    """Print the table, or a line for each name."""
+    """Print the table of all files, or the path of each name on a line."""
     names = parse(Config, argv, prog="python -m workbench.paths", description=__doc__ or "").names
     if names:
         sys.stdout.write("".join(f"{path_of(name)}\n" for name in names))
         return
     for kind in KINDS:
-        sys.stdout.write(
-            f"{kind.plural}\n"
-            + "".join(f"  {name:<28}{first_sentence(file)}\n" for name, file in kind.files().items())
-            + "\n"
-        )
+        rows = "".join(f"  {name:<28}{first_sentence(file)}\n" for name, file in kind.files().items())
+        sys.stdout.write(f"{kind.plural}\n{rows}\n")
 
 
 def path_of(name: str) -> str:
-    """Where a recipe, a sweep or a launch file lies.
+    """Return the path of a recipe, a sweep or a launch file.
 
     Raises:
-        UnknownNameError: nothing has the name.
-        ConfigError: files of two kinds have it.
+        UnknownNameError: no file has the name.
+        ConfigError: files of several kinds have the name.
     """
     word, slash, last = name.rpartition("/")
     kinds = [kind for kind in KINDS if not slash or kind.word == word]
-    found = {f"{kind.word}/{last}": kind.files()[last] for kind in kinds if last in kind.files()}
-    if len(found) > 1:
-        raise ConfigError(f"'{name}' is the name of several files: expected one of {', '.join(found)}")
-    if not found:
-        known = [
-            name
-            for kind in KINDS
-            for name in ([f"{kind.word}/{own}" for own in kind.files()] if slash else kind.files())
-        ]
+    matches = {f"{kind.word}/{last}": kind.files()[last] for kind in kinds if last in kind.files()}
+    if len(matches) > 1:
+        raise ConfigError(f"'{name}' is the name of several files: expected one of {', '.join(matches)}")
+    if not matches:
+        known = [f"{kind.word}/{file}" if slash else file for kind in KINDS for file in kind.files()]
         raise UnknownNameError("recipe, sweep or launch file", name, known)
-    return str(next(iter(found.values())))
+    return str(next(iter(matches.values())))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What other packages add by entry points: model families, VFMs, metrics, data sets and analyses, without a fork.
+"""Plugins: model families, VFMs, metrics, data sets and analyses that other packages add by entry points.
 
 A package that is installed beside this one names them in its pyproject.toml (docs/howto/plugins.md):
 
     [project.entry-points."viral_workbench.metrics"]
     angle = "acme.metrics:ANGLE"
 
-The name is what a command calls it, and the value is what the package itself would register under it. A plugin that
-cannot be loaded is one sentence, and the rest works. What a plugin computes is known by its package, the version, and
-the content of its code.
+Commands refer to the plugin by the name before the equals sign; the value is the object that this package would
+register under that name. A plugin that cannot be loaded causes a one-sentence message, and everything else still works.
+Stored results depend on the plugin's package, its version and the content of its code.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class Plugin:
 
     Attributes:
         group: one of GROUPS.
-        package, version: of the distribution that has it.
-        also: other packages that give the same name to something else.
+        point: the entry point.
+        package, version: name and version of the distribution that defines the entry point.
+        also: other packages that define a different object under the same name.
     """
 
     group: str
@@ -48,23 +49,23 @@ class Plugin:
         return self.point.name
 
     def load(self, kind: type[object] | None = None) -> Any:
-        """Import it.
+        """Import the plugin and return its object.
 
         Args:
-            kind: what it must be; None for anything that can be called.
+            kind: the class that the object must have; None if it only needs to be callable.
 
         Raises:
-            PluginError: it cannot be imported, is something else, has another name than its entry point, or two
-                packages have that name.
+            PluginError: it cannot be imported or has another class, its name is not that of its entry point, or several
+                packages use that name.
         """
         if self.also:
             raise PluginError(
-                f"{self} is also one of {', '.join(self.also)}: expected one package to have that name; uninstall the"
+                f"{self} is also one of {', '.join(self.also)}: expected one package with that name; uninstall the"
                 " other"
             )
         try:
             item = self.point.load()
-        except Exception as error:  # whatever a module of somebody else's does
+        except Exception as error:  # a module of another package may raise anything
             reason = f"{type(error).__name__}: {one_line(error, 90)}"
             raise PluginError(f"{self} cannot be loaded ({reason}): expected to import {self.point.value}") from error
         if not (callable(item) if kind is None else isinstance(item, kind)):
@@ -76,8 +77,7 @@ class Plugin:
         return item
 
     def identity(self) -> str:
-        """What decides its numbers: package, version, and the content of the package's Python files (of the module,
-        where it is a single file)."""
+        """Return what its results depend on: the package, its version and the hash of the package's Python files."""
         return f"{self.package} {self.version} {_code_hash(self.point.module)}"
 
     def __str__(self) -> str:
@@ -86,7 +86,7 @@ class Plugin:
 
 @cache
 def plugins(group: str) -> Mapping[str, Plugin]:
-    """{name: plugin} of a group, in the order of their packages; nothing is imported."""
+    """Return {name: plugin} of a group, in the order of the packages' names; no plugin is imported."""
     named: dict[str, Plugin] = {}
     points = [
         (point.dist.name, point.dist.version, point)
@@ -103,45 +103,50 @@ def plugins(group: str) -> Mapping[str, Plugin]:
 
 
 def identity(group: str, name: str) -> str:
-    """`Plugin.identity` of a name, "" where no plugin has it."""
+    """Return `Plugin.identity` of the plugin called `name`, "" if there is none."""
     plugin = plugins(group).get(name)
     return plugin.identity() if plugin is not None else ""
 
 
 def identities(analysis: str, config: Mapping[str, Any]) -> dict[str, str]:
-    """{name: identity} of every plugin that an analysis and the values of its options name."""
+    """Return {name: identity} of the plugins that an analysis uses: itself, and those that its options name."""
     words = {word for value in config.values() for word in _words(value)}
-    found = {
+    in_options = {
         name: identity(group, name) for group in ("vfms", "metrics", "data") for name in plugins(group) if name in words
     }
-    return found | ({analysis: own} if (own := identity("analyses", analysis)) else {})
+    of_analysis = identity("analyses", analysis)
+    return in_options | ({analysis: of_analysis} if of_analysis else {})
 
 
 def _words(value: Any) -> Iterator[str]:
-    """The names that an option may have: its words, and what stands before the colon of a data set's spec."""
+    """Yield the names that the value of an option may contain: each word, and the part before its first colon.
+
+    The latter is the name of a data set in a spec such as shapes:val.
+    """
     for word in value if isinstance(value, list | tuple) else [value]:
         if isinstance(word, str):
             yield from (word, word.partition(":")[0])
 
 
 def installed_packages() -> dict[str, str]:
-    """{package: version} of every package that has plugins."""
+    """Return {package: version} of every package that has plugins."""
     return {plugin.package: plugin.version for group in GROUPS for plugin in plugins(group).values()}
 
 
 @cache
 def _code_hash(module: str) -> str:
-    """Hash of the files of the top-level package that a module belongs to, 12 hex digits."""
+    """Hash the Python files of the top-level package (or the single file) of a module to 12 hex digits."""
     top = module.partition(".")[0]
     try:
         spec = getattr(sys.modules.get(top), "__spec__", None) or _find(top)
-        places: Iterable[str] = spec.submodule_search_locations or [spec.origin or ""]
+        locations: Iterable[str] = spec.submodule_search_locations or [spec.origin or ""]
     except (ImportError, ValueError, AttributeError):
         return "unknown"
     digest = hashlib.sha256()
-    for place in sorted(map(Path, places)):
-        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            digest.update(f"{file.relative_to(place) if place.is_dir() else file.name}|".encode() + file.read_bytes())
+    for location in sorted(map(Path, locations)):
+        for file in sorted(location.rglob("*.py")) if location.is_dir() else [location]:
+            name = file.relative_to(location) if location.is_dir() else file.name
+            digest.update(f"{name}|".encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 
 

@@ -1,4 +1,4 @@
-"""Commands of this package as processes: whatever the current folder holds, they run the code that started them."""
+"""Start commands of this package as child processes that run the same code, whatever the current folder holds."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-HOME = Path(__file__).resolve().parent.parent  # the checkout, or the folder that the package was installed into
+HOME = Path(__file__).resolve().parent.parent  # the checkout, or the folder into which the package was installed
 
 
 def python(words: Sequence[str]) -> list[str]:
-    """The command that gives `words` to this interpreter; a package `trainer` in the current folder is not taken for
-    ours."""
+    """Return the command line that runs this Python interpreter with the arguments `words`.
+
+    The option -P keeps the interpreter from importing, for example, a package `trainer` in the current folder.
+    """
     return [sys.executable, "-P", *words]
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """The environment of such a process: this one's, with our packages first on its path, and `variables`."""
+    """Return the environment for such a process: this process's, with our packages first, and `variables`."""
     installed = {str(Path(folder).resolve()) for folder in [*site.getsitepackages(), site.getusersitepackages()]}
     paths = os.environ.get("PYTHONPATH", "")
-    # an environment's own folder stays behind the standard library
+    # packages in site-packages are importable already, and must not come before the standard library
     ours = [] if str(HOME) in installed else [str(HOME)]
     return os.environ | {"PYTHONPATH": os.pathsep.join([*ours, *filter(None, [paths])])} | variables

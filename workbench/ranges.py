@@ -1,8 +1,8 @@
-"""Ranges of options, declared once at the field of a configuration: `steps: Annotated[int, Ge(1)] = 1200`.
+"""Ranges of options, declared at the field of a configuration: `steps: Annotated[int, Ge(1)] = 1200`.
 
-`check_ranges` judges values by them, `python -m ... --help` shows them (see `workbench.cli.parse`), and `range_of`
-gives them to a form. None stands for an option that is not set and is in every range; of a tuple every value must be in
-it; no number is infinite or NaN.
+`check_ranges` checks values against them, `--help` shows them (see `workbench.cli.parse`), and `range_of` returns them
+for the forms of the dashboard. None means that an option is not set, which every range allows. Every value of a tuple
+must be in the range. Infinity and NaN are in no range.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from workbench.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both of them included unless `above` or `below` excludes its end."""
+    """The numbers from `low` to `high`; `above` excludes `low` and `below` excludes `high`."""
 
     low: float = -inf
     high: float = inf
@@ -35,7 +35,7 @@ class Range:
         )
 
     def __str__(self) -> str:
-        """The range in words, such as `at least 1` or `0 to below 1`."""
+        """Return the range in words, such as `at least 1` or `0 to below 1`."""
         if self.low == -inf:
             return f"{'below' if self.below else 'at most'} {self.high}"
         if self.high == inf:
@@ -44,7 +44,7 @@ class Range:
 
 
 def range_of(hint: Any) -> Range | None:
-    """Return the range that the annotation of a field declares, None where it declares none."""
+    """Return the range that the type annotation of a field declares, or None."""
     if get_origin(hint) is not Annotated:
         return None
     ends: dict[str, Any] = {}
@@ -58,22 +58,22 @@ def range_of(hint: Any) -> Range | None:
 
 
 def ranges(cls: type) -> Mapping[str, Range]:
-    """Return the declared ranges of a dataclass by the name of the field."""
+    """Return {name of the field: declared range} of a dataclass."""
     hints = get_type_hints(cls, include_extras=True)
-    return MappingProxyType(
-        {field.name: own for field in dataclasses.fields(cls) if (own := range_of(hints[field.name])) is not None}
-    )
+    declared = {field.name: range_of(hints[field.name]) for field in dataclasses.fields(cls)}
+    return MappingProxyType({name: allowed for name, allowed in declared.items() if allowed is not None})
 
 
 def check_ranges(config: Any, section: str = "") -> None:
-    """Check every value of a configuration against the range that its field declares; those of nested ones check
-    themselves.
+    """Check every value of a configuration against the range that its field declares.
+
+    Fields that are configurations themselves are not checked here.
 
     Args:
-        section: what stands before the name of a field in messages, such as `model.`.
+        section: the text before the name of a field in messages, such as `model.`.
 
     Raises:
-        ConfigError: names the first field whose value is outside.
+        ConfigError: a value is outside its range.
     """
     for name, expected in ranges(type(config)).items():
         value = getattr(config, name)

@@ -1,4 +1,4 @@
-"""Which of several processes this is, when one command is started in many: by accelerate, torchrun, srun or mpirun."""
+"""The rank of this process when accelerate, torchrun, srun or mpirun starts a command in several processes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ LAUNCHERS = (
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `count`.
+    """The number of this process among `count` processes.
 
     Attributes:
         rank: 0 to count - 1.
-        local: its number on its machine, by which it takes a GPU.
+        local: its number among the processes of its machine, which decides the GPU that it uses.
     """
 
     rank: int = 0
@@ -30,7 +30,7 @@ class Ranks:
 
     @classmethod
     def here(cls) -> Ranks:
-        """As the launcher's environment says; alone without one."""
+        """Read the rank from the environment variables of the launcher; without one, this is the only process."""
         for names in LAUNCHERS:
             rank, count, local = (os.environ.get(name, "") for name in names)
             if rank.isdigit() and count.isdigit() and int(count) > 1:
@@ -39,10 +39,10 @@ class Ranks:
 
     @property
     def main(self) -> bool:
-        """Whether this process prints and stores."""
+        """Whether this is rank 0, which prints and shows progress."""
         return self.rank == 0
 
-    def turned(self, items: Sequence[T]) -> list[T]:
-        """The items from this rank's share on, so that ranks begin at different ones."""
+    def rotated(self, items: Sequence[T]) -> list[T]:
+        """Return the items in rotated order, so that every rank begins at another one."""
         at = self.rank * len(items) // self.count
         return [*items[at:], *items[:at]]

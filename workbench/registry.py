@@ -1,4 +1,4 @@
-"""A named collection with one way in (`register`) and one way out (`get`, which suggests the nearest name)."""
+"""Registries of families, VFMs, metrics and data sets: `register` adds an entry by name, `get` returns it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ log = logging.getLogger(__name__)
 
 
 class Registry(Generic[T]):
-    """Maps names to values of one kind.
+    """A mapping from names to entries of one kind.
 
     Args:
-        kind: the word used in error messages, such as "metric".
-        group: of entry points (`workbench.plugins`), by which other packages add theirs; they are loaded when a name is
-            first asked for.
-        of: the class of the values, by which a plugin is checked; None for functions.
+        kind: the word for an entry in error messages, such as "metric".
+        group: the group of entry points (`workbench.plugins`) with which other packages add entries; they are loaded
+            when an unknown name or the list of names is first requested.
+        of: the class that an entry of a plugin must have; None for functions.
     """
 
     def __init__(self, kind: str, group: str = "", of: type[object] | None = None) -> None:
@@ -30,21 +30,25 @@ class Registry(Generic[T]):
         self._loaded = not group
 
     def add(self, name: str, item: T) -> T:
-        """Register `item` under `name`; a second registration of a name is a programming error."""
+        """Register `item` under `name` and return it.
+
+        Raises:
+            ValueError: the name is already registered.
+        """
         if name in self._items:
             raise ValueError(f"{self.kind} '{name}' is registered twice")
         self._items[name] = item
         return item
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator form of `add`."""
+        """Return a decorator that adds what it decorates under `name`."""
         return lambda item: self.add(name, item)
 
     def get(self, name: str) -> T:
         """Return the item called `name`.
 
         Raises:
-            UnknownNameError: no such name; it has the nearest valid one.
+            UnknownNameError: no entry has this name; the message has the nearest valid name.
             PluginError: the plugin of that name cannot be loaded.
         """
         if name not in self._items:
@@ -57,7 +61,7 @@ class Registry(Generic[T]):
             raise UnknownNameError(self.kind, name, self._items) from None
 
     def names(self) -> list[str]:
-        """All names, those of plugins last; a plugin that cannot be loaded is left out, with a warning."""
+        """Return all names, those of plugins last; a plugin that cannot be loaded is left out with a warning."""
         self._load()
         return list(self._items)
 
@@ -68,7 +72,7 @@ class Registry(Generic[T]):
         return len(self.names())
 
     def _load(self) -> None:
-        """Register what plugins add, once; what is here already keeps its name."""
+        """Register the entries of plugins, once; a plugin cannot replace an entry of ours."""
         if self._loaded:
             return
         self._loaded = True
@@ -76,8 +80,8 @@ class Registry(Generic[T]):
             try:
                 if name in self._items:
                     raise PluginError(
-                        f"{plugin} has the name of a {self.kind} of viral-workbench: expected another one; it is"
-                        " left out"
+                        f"{plugin} has the name of a {self.kind} of viral-workbench: expected another name; it is left"
+                        " out"
                     )
                 self._items[name] = plugin.load(self.of)
             except PluginError as error:

@@ -1,8 +1,9 @@
-"""Stored runs: one folder each, `run.json` with everything the numbers depend on, tables as parquet, tensors as
-safetensors.
+"""Save, load and list runs of analyses.
 
-A run is keyed by what determines its numbers, so the same question is a look-up. It is written under a temporary name
-and renamed: a crash leaves no half run.
+A run is a folder with `run.json`, which records everything that its numbers depend on, tables as parquet and tensors as
+safetensors. The name of the folder ends with a hash of everything that determines the numbers, so that a run that is
+already stored is not computed again. A run is written under a temporary name and then renamed, so that a crash leaves
+no incomplete run.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ RUN_FILE = "run.json"
 
 @dataclass(frozen=True)
 class Run:
-    """A result and its record.
+    """The result of an analysis of one model, and its record.
 
     Attributes:
         key: hash of analysis, version, config, model fingerprint, data fingerprint and libraries.
         record: the content of run.json.
-        tables: long-format data frames; every score in them carries its n, interval and chance level.
-        tensors: larger arrays, where an analysis keeps any.
+        tables: long-format data frames; every score has its n, interval and chance level beside it.
+        tensors: larger arrays, if the analysis stores any.
     """
 
     key: str
@@ -51,41 +52,44 @@ class Run:
 
     @property
     def label(self) -> str:
-        """Short name of the model, as figures show it."""
+        """The short name of the model that figures show."""
         return str(self.record["label"])
 
     def figures(self) -> dict[str, go.Figure]:
-        """{title: figure} of this run alone; `workbench.compare` draws several together."""
+        """Return {title: figure} of this run alone; `workbench.compare` draws several runs together."""
         from workbench.analysis.discover import load_analysis
 
-        drawn: dict[str, go.Figure] = load_analysis(self.record["analysis"]).figures({self.label: self})
-        return drawn
+        figures: dict[str, go.Figure] = load_analysis(self.record["analysis"]).figures({self.label: self})
+        return figures
 
     def save(self, root: str | Path) -> Path:
-        """Store it below `root` and return its folder; see `save`."""
+        """Store the run below `root` and return its folder, as `save` does."""
         return save(self, Path(root))
 
 
 def run_key(analysis: str, version: int, config: Mapping[str, Any], model: str, data: str) -> str:
-    """Hash of all that determines a run's numbers, 12 hex digits; `model` and `data` are fingerprints.
+    """Hash everything that determines a run's numbers to 12 hex digits.
 
-    The releases of libraries enter by themselves, and so do the plugins that the analysis and its options name.
+    The versions of the libraries, and of the plugins that the analysis and its options name, are added here.
+
+    Args:
+        model, data: fingerprints of the model and of the data set.
     """
     from workbench.hashing import libraries
 
-    used = identities(analysis, config)  # {} for most runs, whose keys know of no plugins
-    parts = [analysis, version, dict(config), model, data, libraries(), *([used] if used else [])]
+    used_plugins = identities(analysis, config)  # if there are none, they are not part of the key
+    parts = [analysis, version, dict(config), model, data, libraries(), *([used_plugins] if used_plugins else [])]
     content = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def folder_of(root: Path, analysis: str, key: str) -> Path:
-    """Where a run lies."""
+    """Return the folder of a run below `root`."""
     return root / f"{analysis}-{key}"
 
 
 def save(run: Run, root: Path) -> Path:
-    """Write `run` below `root` and return its folder; an identical run that is already there is kept."""
+    """Write `run` below `root` and return its folder; if the run is already stored, the stored one stays."""
     target = folder_of(root, run.record["analysis"], run.key)
     with atomic_folder(target) as partial:
         for name, table in run.tables.items():
@@ -105,14 +109,14 @@ def load(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        RunError: not a run folder, or a file of it is damaged.
+        RunError: the folder is not that of a run, or one of its files is damaged.
     """
     try:
         record = json.loads((folder / RUN_FILE).read_text())
         tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in record["tables"]}
         tensors = _tensors(folder / "tensors.safetensors")
     except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{folder} is not a readable run ({error})") from error
+        raise RunError(f"{folder} is not a readable run ({error}): expected the folder of a stored run") from error
     return Run(record["key"], record, tables, tensors)
 
 
@@ -125,18 +129,19 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def index(root: Path) -> pd.DataFrame:
-    """One row per stored run below `root`, newest first, from the records alone: no table is read.
+    """List the runs stored below `root`, one row per run, newest first; only their records are read.
 
-    Columns: folder, analysis, label, model, data, seconds, created, key, config.
+    Returns:
+        Columns folder, analysis, label, model, data, seconds, created, key, config.
     """
     rows = []
-    for path in sorted(root.glob(f"[!.]*/{RUN_FILE}")):  # one that begins with a dot is being written
+    for path in sorted(root.glob(f"[!.]*/{RUN_FILE}")):  # a folder whose name begins with a dot is being written
         try:
             record = json.loads(path.read_text())
             names = ("analysis", "label", "model", "data", "seconds", "created", "key", "config")
             rows.append({"folder": path.parent, **{name: record[name] for name in names}})
         except (OSError, ValueError, KeyError):
-            continue  # someone else's run.json
+            continue  # a run.json of another program
     table = pd.DataFrame(
         rows, columns=["folder", "analysis", "label", "model", "data", "seconds", "created", "key", "config"]
     )
@@ -144,22 +149,22 @@ def index(root: Path) -> pd.DataFrame:
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601."""
+    """Return the time in UTC as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def environment(argv: list[str]) -> dict[str, object]:
-    """What a result depends on besides its config: command, commit of this package, package versions, platform, time.
+    """Return what a result depends on besides its config: command, commit, package versions, platform and time.
 
-    `git` and `dirty` are of the checkout that this package lies in, "" and False where it is installed elsewhere: the
-    repository around an environment, or the one that the command is called in, says nothing about this code.
+    `git` and `dirty` describe the checkout that holds this package; they are "" and False for an installed package. A
+    repository around the environment or the current folder says nothing about this code and is ignored.
     """
     from workbench.hashing import LIBRARIES
 
     root = checkout()
     packages = (
         {name: _version(name) for name in (*LIBRARIES, "accelerate", "nnsight")}
-        | {PACKAGE: _own_version(root)}
+        | {PACKAGE: _package_version(root)}
         | installed_packages()
     )
     return {
@@ -173,13 +178,17 @@ def environment(argv: list[str]) -> dict[str, object]:
 
 
 PACKAGE = "viral-workbench"
-# what a checkout holds that changes a number
+# the files of a checkout that can change a result
 CODE = ("workbench", "analyses", "trainer", "viral_workbench.py", "app.py", "pyproject.toml")
 
 
 def checkout(code: Path | None = None) -> Path | None:
-    """The root of this project's repository if `code` (this package) lies in it, None for an installed or copied
-    package, whatever repository is around it."""
+    """Return the root of this project's checkout if it holds `code`, else None.
+
+    Args:
+        code: a file of the package `workbench`, by default this one. For an installed or copied package the result is
+            None, whatever repository is around it.
+    """
     root = (code or Path(__file__)).resolve().parent.parent
     try:
         ours = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"] == PACKAGE
@@ -189,26 +198,27 @@ def checkout(code: Path | None = None) -> Path | None:
 
 
 def file_at(root: Path, commit: str, path: str) -> str | None:
-    """A file of a repository as it was at a commit; None where the commit has none, or is not there (see
-    `has_commit`)."""
+    """Return the content of a file of a repository at a commit.
+
+    The result is None if the commit has no such file, or if there is no such commit (see `has_commit`).
+    """
     return _git(root, "show", f"{commit}:{path}") or None
 
 
 def has_commit(root: Path, commit: str) -> bool:
-    """Whether a commit is in the repository, of this machine."""
+    """Return whether the repository `root` has the commit."""
     return _git(root, "cat-file", "-t", commit) == "commit"
 
 
-def _own_version(root: Path | None) -> str:
-    """This package's version: in a checkout its own file says so, since another copy may be what is installed."""
-    return (
-        _version(PACKAGE)
-        if root is None
-        else str(tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
-    )
+def _package_version(root: Path | None) -> str:
+    """Return the version of this package, in a checkout from pyproject.toml, since another copy may be installed."""
+    if root is None:
+        return _version(PACKAGE)
+    return str(tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"])
 
 
 def _version(name: str) -> str:
+    """Return the version of an installed distribution, "absent" if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -216,10 +226,11 @@ def _version(name: str) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    # a hook of git's names its own repository there
-    elsewhere = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    """Return the output of a git command in the repository `root`, "" if it fails."""
+    # within a git hook, GIT_* variables point to the repository of the hook
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=root, env=elsewhere)
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=root, env=variables)
     except OSError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,5 +1,7 @@
-"""Nulls and paired tests, and the intervals of workbench/intervals.py: what every analysis takes its uncertainty
-from."""
+"""Permutation nulls, paired tests, Holm's correction, and intervals: the statistics that every analysis uses.
+
+The intervals of means are those of workbench/intervals.py and are imported from here too.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,18 @@ from workbench.intervals import mean_intervals as mean_intervals
 from workbench.intervals import t_interval as t_interval
 from workbench.metrics.alignment import MAX_PAIRED_ROWS, METRICS, Array, Metric, check_same_rows
 
-ROUNDING = 1e-10  # two sums of the same terms in another order differ by less, relative to the sum of their sizes
+ROUNDING = 1e-10  # sums of the same terms in different orders differ by less, relative to the sum of absolute values
 
 
 @dataclass(frozen=True)
 class Null:
-    """A metric when the pairing of x and y is broken: mean, 95th percentile, and the share of nulls at least as large
-    as the value (add-one)."""
+    """The distribution of a metric when the pairing of x and y is broken.
+
+    Attributes:
+        mean: mean of the nulls.
+        q95: their 95th percentile.
+        p: share of nulls that are at least as large as the observed value, which counts as one of them (add-one).
+    """
 
     mean: float
     q95: float
@@ -39,7 +46,7 @@ class Null:
 
 @dataclass(frozen=True)
 class Paired:
-    """Mean of b - a over pairs, its interval, and the two-sided p of a sign-flip test."""
+    """Mean of b - a over `n` pairs, its interval, and the two-sided p-value of a sign-flip test."""
 
     difference: float
     low: float
@@ -50,7 +57,7 @@ class Paired:
 
 @dataclass(frozen=True)
 class Reached:
-    """When a curve first reaches a level: its step, None where that is not known, and the same in words."""
+    """The step at which a curve first reaches a level, None if that is not known, and the same in words."""
 
     step: float | None
     text: str
@@ -64,18 +71,23 @@ def bootstrap_ci(
     n: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """`mean_interval` under the name of the design document. Resampling covers too little, so there is none any more
-    and `n` and `seed` change nothing."""
+    """Return `mean_interval` of `values`; the name stays for existing callers.
+
+    There is no resampling, since bootstrap intervals cover too little; `n` and `seed` have no effect.
+    """
     return mean_interval(values, groups=groups, level=level)
 
 
 def jackknife_ci(
     estimate: float, left_out: Sequence[float] | np.ndarray, units: int, *, level: float = 0.95
 ) -> Interval:
-    """Interval of a statistic from its values with one group of units left out at a time (delete-a-group jackknife,
-    Student's t).
+    """Return the delete-a-group jackknife interval of a statistic, with Student's quantile.
 
-    For smooth statistics, such as a mean over pairs of units; see `split_half_ci` for those of nearest neighbours.
+    For smooth statistics, such as a mean over pairs of units; for statistics of nearest neighbors use `split_half_ci`.
+
+    Args:
+        left_out: the statistic without each group of units in turn.
+        units: number of independent units.
     """
     array = finite(left_out)
     groups = len(array)
@@ -95,11 +107,13 @@ def paired_test(
 ) -> Paired:
     """Test whether b - a has mean 0 over pairs (the same images or seeds), by flipping signs.
 
-    All 2^m flips are taken where there are at most `n`, and `n` random ones beside the one observed otherwise, so p is
-    never 0.
+    All 2^m sign flips of m pairs are used if there are at most `n`; otherwise `n` random ones and the observed one, so
+    that p is never 0.
 
     Args:
-        kind: of b - a, for its interval (`workbench.intervals`).
+        kind: the kind of b - a, for its interval (`workbench.intervals.Kind`).
+        n: the largest number of sign flips.
+        seed: seed of the random sign flips.
 
     Raises:
         DataError: different lengths, no pairs, or a value that is not finite.
@@ -113,8 +127,10 @@ def paired_test(
 def paired_columns(
     differences: np.ndarray, *, kind: Kind = "real", level: float = 0.95, n: int = 10_000, seed: int = 0
 ) -> list[Paired]:
-    """`paired_test` of every column of `differences` (pair, column) from the same flips, where many layers are measured
-    on the same images."""
+    """Return `paired_test` of every column of `differences` (pair, column).
+
+    The sign flips are the same for all columns, which are for example layers measured on the same images.
+    """
     intervals = mean_intervals(differences, kind=kind, level=level)
     return [
         Paired(i.estimate, i.low, i.high, float(p), len(differences))
@@ -123,44 +139,50 @@ def paired_columns(
 
 
 def sign_flip(differences: np.ndarray, *, n: int = 10_000, seed: int = 0) -> Float[np.ndarray, " column"]:
-    """Two-sided p of each column of `differences` (pair, column): the share of sign flips whose sum is as far from 0 as
-    the observed one.
+    """Return the two-sided p-value of a sign-flip test of each column of `differences` (pair, column).
 
-    The unit of the differences does not matter: sums count as equal where they differ by less than rounding, which is
-    relative to the sum of sizes.
+    It is the share of sign flips whose sum is at least as far from 0 as the observed sum. Sums that differ by less
+    than rounding errors count as equal; these are relative to the sum of absolute values, so that the unit of the
+    differences does not matter.
     """
     pairs, columns = differences.shape
     largest = np.abs(differences).max(axis=0)
-    # float64, and no sum that overflows or vanishes
+    # in float64 and scaled, so that no sum overflows or underflows
     scaled = np.divide(differences, largest, out=np.zeros((pairs, columns)), where=largest > 0)
-    least = np.abs(scaled.sum(axis=0)) - ROUNDING * np.abs(scaled).sum(axis=0)
+    threshold = np.abs(scaled.sum(axis=0)) - ROUNDING * np.abs(scaled).sum(axis=0)
     exact = 2**pairs <= n
-    signs = (
-        1.0 - 2 * ((np.arange(2**pairs)[:, None] >> np.arange(pairs)) & 1) if exact else _random_signs(n, pairs, seed)
-    )
-    reached = sum(
-        (np.abs(part @ scaled) >= least).sum(axis=0) for part in np.array_split(signs, -(-len(signs) // 4096))
-    )
-    return np.asarray(reached / len(signs) if exact else (1 + reached) / (len(signs) + 1))
+    signs = _all_signs(pairs) if exact else _random_signs(n, pairs, seed)
+    parts = np.array_split(signs, -(-len(signs) // 4096))
+    extreme = sum((np.abs(part @ scaled) >= threshold).sum(axis=0) for part in parts)
+    return np.asarray(extreme / len(signs) if exact else (1 + extreme) / (len(signs) + 1))
+
+
+def _all_signs(pairs: int) -> np.ndarray:
+    """Return all combinations of signs, (2^pairs, pairs)."""
+    return 1.0 - 2 * ((np.arange(2**pairs)[:, None] >> np.arange(pairs)) & 1)
 
 
 def half_splits(units: int, *, splits: int = 20, seed: int = 0) -> np.ndarray:
-    """Random halves of `units`, (split, unit): True for the first half; an odd unit belongs to neither, so that both
-    are of one size."""
+    """Return random splits of `units` into two halves of equal size, (split, unit).
+
+    1 marks the first half, -1 the second; if the number of units is odd, one of them is in neither half and has 0.
+    """
     order = np.random.default_rng(seed).random((splits, units)).argsort(axis=1).argsort(axis=1)
     return np.where(order < units // 2, 1, np.where(order < 2 * (units // 2), 0, -1))
 
 
 def split_half_ci(estimate: float, gaps: Sequence[float] | np.ndarray, units: int, *, level: float = 0.95) -> Interval:
-    """Interval of a statistic from its difference between two random halves of the units, in several splits.
+    """Return the interval of a statistic from its difference between random halves of the units.
 
-    For statistics such as CKNNA on pooled tokens. A bootstrap would make every repeated unit its own nearest neighbour;
-    a jackknife counts what hangs on pairs of units once for each of them, which makes it 1.4 to 1.5 times too wide
-    (`python -m benchmarks.coverage --pooled_cknna`). Two halves share nothing, so half their squared difference is the
-    variance at half the units, twice that of the whole, as long as variance falls with 1 / n.
+    For statistics such as CKNNA on pooled tokens. A bootstrap would make every repeated unit its own nearest neighbor.
+    A jackknife counts the contribution of a pair of units once for each of the two, so that its interval is 1.4 to 1.5
+    times too wide (`python -m benchmarks.coverage --pooled_cknna`). The two halves are independent, so half of their
+    squared difference estimates the variance for half the units. This is twice the variance for all units, provided
+    that the variance falls with 1 / n.
 
     Args:
-        gaps: score of one half less that of the other, for each split.
+        gaps: for each split, the score of the first half minus that of the second.
+        units: number of independent units.
     """
     array = finite(gaps)
     error = np.sqrt((array**2).mean() / 4)
@@ -171,35 +193,38 @@ def split_half_ci(estimate: float, gaps: Sequence[float] | np.ndarray, units: in
 def split_half_test(
     difference: float, gaps: Sequence[float] | np.ndarray, units: int, *, level: float = 0.95
 ) -> Paired:
-    """A difference of two statistics of the same units: `split_half_ci` of it, and Student's p. Equal in all halves,
-    and not 0, it has no spread: p is 1."""
+    """Test a difference of two statistics of the same units: `split_half_ci`, and the p-value of Student's t test.
+
+    A difference other than 0 that is equal in all halves has no spread: p is 1 and the interval infinite.
+    """
     interval, array = split_half_ci(difference, gaps, units, level=level), finite(gaps)
     error = float(np.sqrt((array**2).mean() / 4))
     if error <= ROUNDING * abs(difference):
-        room = 0.0 if difference == 0 else np.inf
-        return Paired(difference, difference - room, difference + room, 1.0, units)
+        half = 0.0 if difference == 0 else np.inf
+        return Paired(difference, difference - half, difference + half, 1.0, units)
     p = 2 * float(scipy_stats.t.sf(abs(difference) / error, _freedom(array, units)))
     return Paired(difference, interval.low, interval.high, p, units)
 
 
 def _freedom(gaps: np.ndarray, units: int) -> int:
+    """Return the degrees of freedom of `split_half_ci`."""
     return max(1, min(len(gaps), units - 1))
 
 
 def first_reached(steps: Sequence[float] | np.ndarray, scores: Sequence[float] | np.ndarray, level: float) -> Reached:
-    """The first step at which a curve of evaluations is at `level` or above it, on straight lines between evaluations.
+    """Return the first step at which a curve is at or above `level`, interpolated linearly between evaluations.
 
-    A curve that is above at its first evaluation reached the level at an unknown step before, unless that evaluation is
-    at step 0.
+    A curve that is above the level at its first evaluation reached it at an unknown earlier step, unless that
+    evaluation is at step 0.
 
     Raises:
-        DataError: no evaluations, another number of scores than steps, steps that do not ascend, or a value that is not
-            finite.
+        DataError: no evaluations, not one score per step, steps that do not increase, or a value that is not finite.
     """
     x, y = finite(steps), finite(scores)
     if len(x) != len(y) or (np.diff(x) <= 0).any():
         raise DataError(
-            f"{len(y)} scores at steps {', '.join(f'{step:g}' for step in x)}: expected one for each of ascending steps"
+            f"{len(y)} scores at steps {', '.join(f'{step:g}' for step in x)}: expected increasing steps with one score"
+            " for each"
         )
     above = (y >= level).nonzero()[0]
     first, last = float(x[0]), float(x[-1])
@@ -207,27 +232,24 @@ def first_reached(steps: Sequence[float] | np.ndarray, scores: Sequence[float] |
         return Reached(None, f"not within {last:g} steps")
     at = int(above[0])
     if at == 0:
-        return (
-            Reached(0.0, "at the start")
-            if first == 0
-            else Reached(None, f"before the first evaluation at step {first:g}")
-        )
+        unknown = Reached(None, f"before the first evaluation at step {first:g}")
+        return Reached(0.0, "at the start") if first == 0 else unknown
     step = float(x[at - 1] + (level - y[at - 1]) / (y[at] - y[at - 1]) * (x[at] - x[at - 1]))
     return Reached(step, f"step {step:.0f}")
 
 
 def holm(p: Sequence[float] | np.ndarray, weights: Sequence[float] | np.ndarray | None = None) -> np.ndarray:
-    """Holm's correction (1979): p-values adjusted so that calling those below a level significant errs at all with at
-    most that probability.
+    """Return the p-values adjusted by Holm's correction (1979).
 
-    Use it wherever many layers, heads or models are tested at once; it needs no independence between them.
+    If all adjusted p-values below a level are called significant, the probability of any false positive is at most that
+    level. Use it wherever many layers, heads or models are tested at once; the tests need not be independent.
 
     Args:
-        weights: share of the error that each test may make, relative to the others (section 3 there); by default all
-            the same. They are chosen before p is seen.
+        weights: the weight of each test (section 3 of Holm 1979): the share of the error probability that it gets; by
+            default all equal. Choose them before looking at p.
 
     Raises:
-        DataError: no values, one outside 0..1, or weights that are not as many numbers above 0.
+        DataError: no values, a value outside 0 to 1, or not one weight above 0 for each.
     """
     array = finite(p)
     if ((array < 0) | (array > 1)).any():
@@ -255,16 +277,19 @@ def paired_differences(
     value: str = "value",
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Every table minus the first, by the columns `by`, over the units that both have: `paired_test`, Holm-corrected.
+    """Compare every table with the first by `paired_test`, over the units that both have, with Holm's correction.
 
     Args:
         tables: {model: one row for each unit and combination of `by`}.
-        within: columns of `by` whose values are questions of their own; Holm's correction is over the other ones (such
-            as layers) and, without `within`, over all rows of a model.
+        by: columns, such as the layer; there is one difference for each combination of their values.
+        within: columns of `by`; Holm's correction is made separately for each combination of their values, and by
+            default over all rows of a model.
+        unit: column of the unit that is paired, such as the image.
+        value: column of the values.
 
     Returns:
-        Columns model, against, those of `by`, score, low, high, p, p_holm, n_images; empty where there is one table, or
-        where they share no unit.
+        Columns model, against, those of `by`, score (model minus the first), low, high, p, p_holm, n_images. The table
+        is empty if there is only one table, or if no unit is shared.
     """
     columns = ["model", "against", *by, "score", "low", "high", "p", "p_holm", "n_images"]
     first, *others = tables
@@ -289,45 +314,55 @@ def paired_differences(
 
 @lru_cache(maxsize=2)  # many layers and heads are tested on the same images
 def _random_signs(n: int, pairs: int, seed: int) -> np.ndarray:
+    """Return `n` random combinations of signs, (n, pairs)."""
     signs = np.random.default_rng(seed).choice(np.array([-1.0, 1.0], dtype=np.float32), size=(n, pairs))
     signs.setflags(write=False)
     return signs
 
 
 def null_of(value: float, nulls: Sequence[float] | np.ndarray) -> Null:
-    """Summarise permuted values against the observed one; a value that equals it up to rounding is as large."""
+    """Summarize permuted values and compare them with the observed one; values equal up to rounding count as equal."""
     array = finite(nulls)
-    reached = array >= value - ROUNDING * max(abs(value), float(np.abs(array).max()))
-    return Null(float(array.mean()), float(np.quantile(array, 0.95)), float((1 + reached.sum()) / (len(array) + 1)))
+    as_large = array >= value - ROUNDING * max(abs(value), float(np.abs(array).max()))
+    return Null(float(array.mean()), float(np.quantile(array, 0.95)), float((1 + as_large.sum()) / (len(array) + 1)))
 
 
 def permutation_null(
     metric: Callable[..., float], x: Array, y: Array, *, n: int = 100, seed: int = 0, **options: int
 ) -> Null:
-    """Distribution of `metric(x, y)` when the rows of y are shuffled: its chance level for this n, d and k.
+    """Return the distribution of `metric(x, y)` when the rows of y are shuffled: its chance level for this n, d and k.
 
-    For a metric of the registry each side is prepared once and only renumbered.
+    For a metric of the registry, x and y are prepared once, and only the order of the prepared y changes.
+
+    Args:
+        n: number of permutations.
+        options: options of the metric, such as k.
     """
     check_same_rows(x, y)
     value, orders = metric(x, y, **options), permutations(len(y), n, [seed])
-    known = next((own for own in map(METRICS.get, METRICS) if metric in (own, own.function)), None)
-    beyond = known is None or (known.square and len(x) > MAX_PAIRED_ROWS)
-    if known is None or beyond or set(options) - {known.option}:  # cka(unbiased=False) is another metric
+    registered = next((entry for entry in map(METRICS.get, METRICS) if metric in (entry, entry.function)), None)
+    too_large = registered is not None and registered.square and len(x) > MAX_PAIRED_ROWS
+    # with options such as cka's unbiased=False it is another metric than the registered one
+    if registered is None or too_large or set(options) - {registered.option}:
         return null_of(value, [metric(x, y[order], **options) for order in orders])
-    option = options.get(known.option, 10)
-    return null_of(
-        value, null_scores(known, [known.prepare(x, option, "x", 0)], known.prepare(y, option, "y", 1), orders)[:, 0]
-    )
+    option = options.get(registered.option, 10)
+    prepared_x, prepared_y = registered.prepare(x, option, "x", 0), registered.prepare(y, option, "y", 1)
+    return null_of(value, null_scores(registered, [prepared_x], prepared_y, orders)[:, 0])
 
 
 def null_scores(metric: Metric, xs: Sequence[Any], y: Any, orders: Int[Tensor, "draw *batch n"]) -> np.ndarray:
-    """Scores of prepared `xs` against prepared `y` under random pairings, (draw, x, *batch); all x meet the same
-    pairings."""
-    moved = map(y.permuted, orders)
-    return np.stack([np.stack([metric.score(x, other).cpu().numpy() for x in xs]) for other in moved])
+    """Return the scores of prepared `xs` against permuted copies of prepared `y`, (draw, x, *batch).
+
+    The permutations are the same for all `xs`.
+    """
+    permuted = map(y.permuted, orders)
+    return np.stack([np.stack([metric.score(x, shuffled).cpu().numpy() for x in xs]) for shuffled in permuted])
 
 
 def permutations(n: int, draws: int, seed: Sequence[int]) -> Int[Tensor, "draw n"]:
-    """Random orders of n things; `seed` may name what they are for, such as (seed, image), so that they do not depend
-    on batches."""
+    """Return `draws` random permutations of 0 to n - 1.
+
+    `seed` is a sequence of numbers, such as (seed, number of the image), so that the permutations for an image do not
+    depend on its batch.
+    """
     return torch.from_numpy(np.random.default_rng(list(seed)).random((draws, n)).argsort(axis=1))

@@ -1,4 +1,4 @@
-"""Recipes that finished trainings stored, read with today's keys; the only place that knows the old ones."""
+"""Read the recipe of a finished training with the current keys; only this module knows the old keys."""
 
 from __future__ import annotations
 
@@ -15,25 +15,23 @@ RENAMED = MappingProxyType(
         "alignment.centre": "alignment.center",
     }
 )
-"""Keys of recipes by their old names."""
-LISTS = ("data.train", "alignment.layer", "alignment.vfm")  # a plain value once
+"""The current names of renamed keys, by their old names."""
+LISTS = ("data.train", "alignment.layer", "alignment.vfm")  # lists that used to be single values
 
 
 def current_recipe(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stored recipe with today's keys; what has them already comes back as it is, and keys that are younger
-    than the recipe stay away.
+    """Return a stored recipe with the current names of its keys; keys that are newer than the recipe are not added.
 
-    `model.kind`, which was not stored once, followed from the other keys then: a model with a name is `pretrained`; one
-    with a part that is a hub id or a folder, by its slash, is `assembled`; any other is `toy`. A recipe that starts
-    from a folder names no `stage1`.
+    Old recipes have no `model.kind`. It follows from their other keys: a model with a name is `pretrained`; a model
+    whose vision encoder or language model contains a slash (a hub id or a folder) is `assembled`; any other is `toy`.
+    An old recipe with the key `start` gets the `stage1` None.
     """
     recipe: dict[str, Any] = {}
-    for section, value in stored.items():
-        recipe[section] = (
-            {_name(section, key): _value(section, key, own) for key, own in value.items()}
-            if isinstance(value, Mapping)
-            else value
-        )
+    for section, content in stored.items():
+        if isinstance(content, Mapping):
+            recipe[section] = {_name(section, key): _value(section, key, value) for key, value in content.items()}
+        else:
+            recipe[section] = content
         if section == "start" and "stage1" not in stored:
             recipe["stage1"] = None
     model = recipe.get("model")
@@ -44,8 +42,10 @@ def current_recipe(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _name(section: str, key: str) -> str:
+    """Return the current name of a key, without its section."""
     return RENAMED.get(f"{section}.{key}", f"{section}.{key}").rpartition(".")[2]
 
 
 def _value(section: str, key: str, value: Any) -> Any:
+    """Return a value as it is stored today, as a list where it used to be a single value."""
     return [value] if f"{section}.{_name(section, key)}" in LISTS and not isinstance(value, list) else value

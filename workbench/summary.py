@@ -1,10 +1,10 @@
-"""Two trained models in three sentences for someone who sees them for the first time.
+"""Compare two trained models in three sentences, for a reader who sees them for the first time.
 
 python -m workbench.summary --model runs/baseline runs/viral --report runs/report.html --sweep demo
 
-What was compared follows from the two recipes, what came out from the answers that both folders hold to the same
-questions, and what to open next from what is there. The difference is paired by question, with an interval over images.
-One pair of trainings says nothing about other seeds, and the sentence says so.
+The first sentence says what was compared (from the two recipes), the second what came out (from the stored answers of
+both models to the same questions), the third what to open next. The difference is paired by question, with an interval
+over images. A single pair of trainings says nothing about other seeds; the second sentence warns of this.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from workbench.intervals import Interval, mean_interval
 from workbench.models import named_models
 from workbench.training_folder import alignment_words, evaluated_on, evaluation_of, training_record
 
+# keys of a recipe that have no influence on the trained model
 NOT_OF_THE_MODEL = (
     "output_dir",
     "resume",
@@ -37,10 +38,11 @@ NOT_OF_THE_MODEL = (
     "eval_every",
 )
 TARGETS = {
-    "vfm": "the features of another vision network",
+    "vfm": "the features of a vision foundation model",
     "encoder": "the features of its own vision encoder",
-    "projector": "what its own projector gives",
+    "projector": "the output of its own projector",
 }
+# keys below `alignment` that `alignment_words` describes
 IN_WORDS = (
     "objective",
     "weight",
@@ -57,12 +59,18 @@ IN_WORDS = (
     "center",
     "residual",
 )
-LISTED = 3  # differences of recipes that a sentence names
+LISTED = 3  # number of differing recipe keys that the sentence names
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training as it is called here."""
+    """A finished training and its evaluation.
+
+    Attributes:
+        label: the name of the model in the sentences.
+        record: the record of the training.
+        evaluation: one row for each question.
+    """
 
     label: str
     record: Mapping[str, Any]
@@ -73,42 +81,42 @@ class Trained:
         """Read a training folder.
 
         Raises:
-            RunError: it is not finished, damaged, or was evaluated by its loss.
+            RunError: the training is not finished or damaged, or it was evaluated by its loss.
         """
         record, evaluation = training_record(folder), evaluation_of(folder)
         if "correct" not in evaluation:
             raise RunError(
-                f"{folder} was evaluated by its loss: expected answers to questions with options, which are compared"
+                f"{folder} was evaluated by its loss: expected a model that was evaluated on questions with options"
             )
         return cls(label, record, evaluation)
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """Every key of its recipe."""
-        found: dict[str, Any] = self.record["recipe"]
-        return found
+        """The recipe of the training."""
+        recipe: dict[str, Any] = self.record["recipe"]
+        return recipe
 
     @property
-    def asked(self) -> str:
-        """The data set of its final evaluation."""
+    def test_data(self) -> str:
+        """The spec of the data set of the final evaluation."""
         return evaluated_on(self.recipe)
 
     @property
-    def asked_content(self) -> str | None:
+    def test_fingerprint(self) -> str | None:
         """The fingerprint of that data set."""
         return self.record.get("test", self.record.get("val"))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The same questions, answered by two models.
+    """The result of two models on the same questions.
 
     Attributes:
-        accuracy: of the first and of the second, mean of question types, 0 to 1.
-        difference: second less first, with its 95 % interval over images.
-        questions: how many there were.
-        types: how many types of them.
-        chance: accuracy of a guess, mean of types.
+        accuracy: accuracy of the first and of the second model, each the mean over question types, 0 to 1.
+        difference: accuracy of the second minus that of the first, with its 95 % interval over images.
+        questions: number of questions.
+        types: number of question types.
+        chance: accuracy of guessing, the mean over question types.
     """
 
     accuracy: tuple[float, float]
@@ -119,17 +127,17 @@ class Outcome:
 
 
 def outcome(first: Trained, second: Trained) -> Outcome:
-    """Compare two models on the questions that both answered, pair by pair.
+    """Compare two models question by question.
 
     Raises:
-        RunError: they were not asked the same questions.
+        RunError: the models were not evaluated on the same questions.
     """
     a, b = (model.evaluation.sort_values("id", ignore_index=True) for model in (first, second))
     same = len(a) == len(b) and all((a[key] == b[key]).all() for key in ("id", "image_id", "category", "answer"))
-    if not same or first.asked_content != second.asked_content or first.asked != second.asked:
-        asked = " and ".join(f"{len(model.evaluation)} of {model.asked}" for model in (first, second))
+    if not same or first.test_fingerprint != second.test_fingerprint or first.test_data != second.test_data:
+        numbers = " and ".join(f"{len(model.evaluation)} of {model.test_data}" for model in (first, second))
         raise RunError(
-            f"{first.label} and {second.label} were not asked the same questions ({asked}): expected recipes with the"
+            f"{first.label} and {second.label} were not asked the same questions ({numbers}): expected recipes with the"
             " same data.val and data.test"
         )
     types, images = a["category"].tolist(), a["image_id"].tolist()
@@ -150,41 +158,44 @@ def outcome(first: Trained, second: Trained) -> Outcome:
 
 
 def what_was_compared(first: Trained, second: Trained) -> str:
-    """What the two trainings share, and all that differs between their recipes."""
+    """Return the sentence that says what the two trainings share and how their recipes differ."""
     changed = _changed(first.recipe, second.recipe)
     ways = [_way(model.recipe) for model in (first, second)]
-    # whose other keys of alignment do nothing
-    plain = all(model.recipe["alignment"]["objective"] == "none" for model in (first, second))
+    # without an objective, the other keys of `alignment` have no effect
+    not_aligned = all(model.recipe["alignment"]["objective"] == "none" for model in (first, second))
     rest = [
         key
         for key in changed
-        if not key.startswith("alignment.") or not (plain or key.removeprefix("alignment.") in IN_WORDS)
+        if not key.startswith("alignment.") or not (not_aligned or key.removeprefix("alignment.") in IN_WORDS)
     ]
-    parts = (
-        [f"{model.label} {way}" for model, way in zip((first, second), ways, strict=True)] if ways[0] != ways[1] else []
-    )
+    parts = [] if ways[0] == ways[1] else [f"{first.label} {ways[0]}", f"{second.label} {ways[1]}"]
     parts += [
         f"{key} is {_value(first.recipe, key)} for {first.label} and {_value(second.recipe, key)} for {second.label}"
         for key in rest[:LISTED]
     ]
     parts += [f"{len(rest) - LISTED} more keys of the recipe differ"] * (len(rest) > LISTED)
     same_data = first.record.get("data") == second.record.get("data")
-    if not same_data and not any(key.startswith("data.") or key == "seed" for key in rest):  # the seed may draw them
+    # the seed may decide which training data are drawn
+    if not same_data and not any(key.startswith("data.") or key == "seed" for key in rest):
         parts.append("the content of their training data differs")
     shared = [words for key, words in _shared(first).items() if (same_data if key == "data" else key not in rest)]
-    alike = f"Two models were trained{' alike, ' if shared else ''}{', '.join(shared)}"
-    return f"{alike}: {'; '.join(parts)}." if parts else f"{alike}, and nothing in their recipes sets them apart."
+    trained = f"Two models were trained{' alike, ' if shared else ''}{', '.join(shared)}"
+    return (
+        f"{trained}: {'; '.join(parts)}."
+        if parts
+        else f"{trained}, and their recipes do not differ in anything that affects the model."
+    )
 
 
-def what_came_out(first: Trained, second: Trained, found: Outcome) -> str:
-    """Both accuracies, their difference with its interval, who is ahead by it, and what it cannot say."""
-    a, b = found.accuracy
-    d = found.difference
+def what_came_out(first: Trained, second: Trained, result: Outcome) -> str:
+    """Return the sentence with both accuracies, their difference with its interval, and what follows from it."""
+    a, b = result.accuracy
+    d = result.difference
     scores = f"{first.label} answers {a:.1%} right and {second.label} {b:.1%}".replace("%", " %")
-    asked = f"{found.questions} questions about {d.n} images of {first.asked}"
-    by_chance = f"mean of {found.types} question types, guessing gives {100 * found.chance:.1f} %"
+    questions = f"{result.questions} questions about {d.n} images of {first.test_data}"
+    by_chance = f"mean of {result.types} question types, guessing gives {100 * result.chance:.1f} %"
     points = (
-        f"{second.label} less {first.label} is {100 * d.estimate:+.1f} points, with a 95 % interval over images from"
+        f"{second.label} minus {first.label} is {100 * d.estimate:+.1f} points, with a 95 % interval over images from"
         f" {100 * d.low:+.1f} to {100 * d.high:+.1f}"
     )
     if d.low > 0 or d.high < 0:
@@ -193,21 +204,21 @@ def what_came_out(first: Trained, second: Trained, found: Outcome) -> str:
         ahead = "these questions do not show which of the two is ahead"
     few = " (wide, since few answers differ)" if d.few else ""
     once = (
-        "this says little about training again, since each was trained once: with another seed the difference can be"
-        " another one, or change sign"
+        "each model was trained only once, so this says little about other seeds, with which the difference can be"
+        " smaller, larger or of the opposite sign"
     )
-    return f"On {asked}, {scores} ({by_chance}): {points}{few}, so {ahead}; {once}."
+    return f"On {questions}, {scores} ({by_chance}): {points}{few}, so {ahead}; {once}."
 
 
 def what_to_open(
     *, report: Path | None = None, address: str = "", runs: Path | None = None, sweep: str | None = None
 ) -> str:
-    """Where to look next, of what there is.
+    """Return the sentence that says where to look next.
 
     Args:
-        report: the HTML report, named if it is there.
-        address: of a dashboard that is being served.
-        runs: the runs folder, for the command that serves it otherwise.
+        report: the HTML report; it is named if it exists.
+        address: address of a running dashboard, "" if there is none.
+        runs: the runs folder, for the commands that serve the dashboard and train more seeds.
         sweep: the sweep that trained the pair, for the command that trains more seeds.
     """
     parts = []
@@ -218,41 +229,28 @@ def what_to_open(
     elif runs is not None:
         parts.append(f"the dashboard, served by `{shlex.join(['viral', 'app', '--runs', str(runs)])}`")
     if sweep is not None and runs is not None:
-        words = [
-            "python",
-            "-m",
-            "trainer.sweep",
-            sweep,
-            "--seeds",
-            "1",
-            "2",
-            "3",
-            "--suffix",
-            "--output_dir",
-            str(runs / "seeds"),
-        ]
-        parts.append(f"`{shlex.join(words)}`, three pairs more, whose interval is over seeds")
-    return (
-        f"Open next: {'; '.join(parts)}."
-        if parts
-        else "Open next: python -m analyses lists what can be asked of both models."
-    )
+        seeds = ["--seeds", "1", "2", "3", "--suffix"]
+        words = ["python", "-m", "trainer.sweep", sweep, *seeds, "--output_dir", str(runs / "seeds")]
+        parts.append(f"`{shlex.join(words)}`, which trains three more pairs and gives an interval over seeds")
+    if not parts:
+        return "Open next: `python -m analyses` lists the analyses that can be run on both models."
+    return f"Open next: {'; '.join(parts)}."
 
 
 def _changed(a: Mapping[str, Any], b: Mapping[str, Any], section: str = "") -> list[str]:
-    """The keys, `section.key`, whose values differ; a key that only one recipe has, being newer, differs where its
-    value is not empty."""
-    found = []
+    """Return the keys (`section.key`) whose values differ between two recipes; a missing key counts as None."""
+    changed = []
     for key in dict.fromkeys([*a, *b]):
-        own, other = a.get(key), b.get(key)
-        if isinstance(own, Mapping) and isinstance(other, Mapping):
-            found += _changed(own, other, f"{section}{key}.")
-        elif own != other and not (section == "" and key in NOT_OF_THE_MODEL):
-            found.append(f"{section}{key}")
-    return found
+        first, second = a.get(key), b.get(key)
+        if isinstance(first, Mapping) and isinstance(second, Mapping):
+            changed += _changed(first, second, f"{section}{key}.")
+        elif first != second and not (section == "" and key in NOT_OF_THE_MODEL):
+            changed.append(f"{section}{key}")
+    return changed
 
 
 def _value(recipe: Mapping[str, Any], key: str) -> str:
+    """Return the value of `section.key` as text for a sentence."""
     value: Any = recipe
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -260,16 +258,16 @@ def _value(recipe: Mapping[str, Any], key: str) -> str:
 
 
 def _way(recipe: Mapping[str, Any]) -> str:
-    """What a model learns besides its answers."""
+    """Say in words what a model learns besides its answers."""
     settings = recipe["alignment"]
     words = alignment_words(settings)
     if settings["objective"] != "none":
-        return f"also learns to make its image tokens resemble {TARGETS[settings.get('target', 'vfm')]} ({words})"
+        return f"also learns to make its visual tokens resemble {TARGETS[settings.get('target', 'vfm')]} ({words})"
     return "learns from the answers alone" + ("" if words == "none" else f", with a {words}")
 
 
 def _shared(model: Trained) -> dict[str, str]:
-    """What two trainings may have in common: words by the key of the recipe that says it; `data` by the content."""
+    """Return {key of the recipe: words} for what two trainings may share; the key `data` is the content of the data."""
     recipe, record = model.recipe, model.record
     unit = "images" if recipe["model"]["kind"] == "toy" else "conversations"
     return {
@@ -281,7 +279,7 @@ def _shared(model: Trained) -> dict[str, str]:
 
 
 def sentences(first: Trained, second: Trained, next_step: str) -> list[str]:
-    """The three of them; `next_step` is what `what_to_open` says."""
+    """Return the three sentences; `next_step` is the sentence of `what_to_open`."""
     return [what_was_compared(first, second), what_came_out(first, second, outcome(first, second)), next_step]
 
 
@@ -290,34 +288,33 @@ def sentences(first: Trained, second: Trained, next_step: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Config:
-    """Which pair, and what there is to open."""
+    """The two models to compare, and what the last sentence is to name."""
 
     model: tuple[str, ...] = ()
-    """The folders of two finished trainings, or NAME=FOLDER; the second is compared with the first."""
+    """The folders of two finished trainings, each as FOLDER or NAME=FOLDER; differences are second minus first."""
     report: Path | None = None
-    """The HTML report of both, if it was written."""
+    """The HTML report of both models, to name it in the last sentence. Default: none."""
     address: str = ""
-    """Where the dashboard is served, if it is."""
+    """The address of a running dashboard, to name it in the last sentence. Default: none."""
     runs: Path | None = None
-    """The runs folder; by default the one that holds the first model."""
+    """The runs folder. Default: the folder that holds the first model."""
     sweep: str | None = None
-    """The sweep that trained them."""
+    """The sweep that trained the models, to show the command that trains more seeds. Default: none."""
 
 
 def main(argv: list[str]) -> None:
     """Print the three sentences, numbered."""
-    asked = parse(Config, argv, prog="python -m workbench.summary", description=__doc__ or "")
-    models = named_models(asked.model)
+    config = parse(Config, argv, prog="python -m workbench.summary", description=__doc__ or "")
+    models = named_models(config.model)
     if len(models) != 2:
         raise ConfigError(
-            f"model names {len(models)}: expected two trained models, such as --model runs/baseline runs/viral"
+            f"--model names {len(models)} models: expected two trained models, such as --model runs/baseline runs/viral"
         )
     first, second = (Trained.read(label, Path(folder)) for label, folder in models.items())
-    runs = asked.runs or Path(next(iter(models.values()))).parent
-    said = sentences(
-        first, second, what_to_open(report=asked.report, address=asked.address, runs=runs, sweep=asked.sweep)
-    )
-    sys.stdout.write("".join(f"{number}. {sentence}\n" for number, sentence in enumerate(said, start=1)))
+    runs = config.runs or Path(next(iter(models.values()))).parent
+    next_step = what_to_open(report=config.report, address=config.address, runs=runs, sweep=config.sweep)
+    lines = enumerate(sentences(first, second, next_step), start=1)
+    sys.stdout.write("".join(f"{number}. {sentence}\n" for number, sentence in lines))
 
 
 if __name__ == "__main__":

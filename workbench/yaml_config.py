@@ -1,4 +1,4 @@
-"""YAML configurations: reading with `base`, writing back, and the keys that they may have."""
+"""Read YAML configurations that extend others by `base`, check their keys, and turn configurations into mappings."""
 
 from __future__ import annotations
 
@@ -16,48 +16,56 @@ from workbench.errors import ConfigError
 
 
 def check_kind(key: str, value: Any, hint: Any, recipe: Path) -> None:
-    """See that a value of a YAML file is of a kind that a flag can say, before it becomes one."""
+    """Check that a value of a YAML file can be passed on as the value of a flag.
+
+    Args:
+        hint: the type of the key.
+        recipe: the file, for error messages.
+
+    Raises:
+        ConfigError: the value is null, a boolean, a list or a mapping where the type does not allow it, or is a word
+            that would be read as a flag.
+    """
     kinds = [hint, *get_args(hint)]
     if value is None and type(None) not in kinds:
         raise ConfigError(f"key '{key}' in {recipe} is null: expected a value")
     if isinstance(value, bool) != (hint is bool):
-        said = (
-            "yes or no"
-            if hint is bool
-            else "another value (a word such as on, off, yes or no stands in quotes in YAML)"
-        )
-        raise ConfigError(f"key '{key}' in {recipe} is {value}: expected {said}")
+        not_bool = "another value (in YAML, put words such as on, off, yes or no in quotes)"
+        raise ConfigError(f"key '{key}' in {recipe} is {value}: expected {'yes or no' if hint is bool else not_bool}")
     if isinstance(value, list) and not any(get_origin(kind) is tuple for kind in kinds):
         raise ConfigError(f"key '{key}' in {recipe} is {value}: expected one value")
     for part in value if isinstance(value, list) else [value]:
         if isinstance(part, list | Mapping) or (isinstance(part, str) and re.match("-+[A-Za-z]", part)):
-            raise ConfigError(f"key '{key}' in {recipe} has {part}: expected a plain value")
+            raise ConfigError(
+                f"key '{key}' in {recipe} has {part}: expected a number, or a word that does not begin with a dash"
+            )
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML's own loader drops the first in silence."""
+    """A loader that refuses duplicate keys, of which PyYAML's own loader silently drops the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping of a node, or raise a MarkedYAMLError for a duplicate or nested key."""
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.MarkedYAMLError(problem="a key is a list or a mapping", problem_mark=key.start_mark)
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"key '{key.value}' is there twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"key '{key.value}' appears twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def read_recipe(path: Path, extending: tuple[Path, ...] = (), called: str = "recipe") -> dict[str, Any]:
-    """Read a YAML mapping; its key `base` names another recipe, relative to this one, that it extends.
+    """Read a YAML mapping; its key `base` names another file, relative to this one, that it extends.
 
     Args:
-        extending: the recipes that have this one for their base.
-        called: what errors call it.
+        extending: the files that extend this one, directly or indirectly.
+        called: the word for the file in error messages.
 
     Raises:
-        ConfigError: no such file (with the nearest name in its folder), not a mapping, a key that is there twice, or a
-            base that extends itself.
+        ConfigError: there is no such file (the message has the nearest name in its folder), it is not a mapping, a key
+            appears twice, or the file extends itself.
     """
     if not path.is_file():
         names = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
@@ -70,51 +78,53 @@ def read_recipe(path: Path, extending: tuple[Path, ...] = (), called: str = "rec
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{called} {path} is not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, Mapping):
-        raise ConfigError(f"{called} {path} holds {type(content).__name__}, expected a mapping of keys to values")
-    own = _nested(content, path)
-    base = own.pop("base", None)
+        raise ConfigError(f"{called} {path} holds {type(content).__name__}: expected a mapping of keys to values")
+    values = _nested(content, path)
+    base = values.pop("base", None)
     if base is None:
-        return own
+        return values
     if not isinstance(base, str):
         raise ConfigError(f"key 'base' in {path} is {base}: expected the name of a {called} beside it")
     extending = (*extending, path.resolve())
     if (path.parent / base).resolve() in extending:
         raise ConfigError(
-            f"{called} {path} has the base {base}, which extends it in turn: expected one that stands by itself"
+            f"{called} {path} has the base {base}, which extends it in turn: expected a base that does not extend it"
         )
-    return merge(read_recipe(path.parent / base, extending, called), own)
+    return merge(read_recipe(path.parent / base, extending, called), values)
 
 
 def _nested(content: Mapping[Any, Any], path: Path) -> dict[str, Any]:
-    """The mapping with its dotted keys (`optim.steps: 8`) as sections, so that a recipe's own value replaces its base's
-    however it is written."""
-    own: dict[str, Any] = {}
+    """Return the mapping with dotted keys (`optim.steps: 8`) as nested sections.
+
+    A value then replaces that of the base in whichever of the two ways they are written.
+    """
+    nested: dict[str, Any] = {}
     for name, value in content.items():
         *sections, last = str(name).split(".")
-        place = own
+        parent = nested
         for section in sections:
-            place = place.setdefault(section, {})
-            if not isinstance(place, dict):
+            parent = parent.setdefault(section, {})
+            if not isinstance(parent, dict):
                 raise ConfigError(
-                    f"key '{name}' in {path} is below '{section}', which has a value of its own: expected one of"
-                    " the two"
+                    f"key '{name}' in {path} is below '{section}', which has a value itself: expected one of the two"
                 )
         value = _nested(value, path) if isinstance(value, Mapping) else value
-        if last in place and not (
-            isinstance(place[last], dict) and isinstance(value, dict) and not place[last].keys() & value.keys()
-        ):
-            raise ConfigError(f"key '{name}' is twice in {path}: expected one value")
-        place[last] = {**place[last], **value} if last in place else value
-    return own
+        if last in parent:
+            before = parent[last]
+            if not (isinstance(before, dict) and isinstance(value, dict)) or before.keys() & value.keys():
+                raise ConfigError(f"key '{name}' appears twice in {path}: expected one value")
+            value = {**before, **value}
+        parent[last] = value
+    return nested
 
 
 def as_mapping(config: object) -> dict[str, Any]:
-    """A dataclass as nested plain values, for JSON and YAML."""
+    """Return a dataclass as a mapping of nested plain values, for JSON and YAML."""
     return {key: plain(value) for key, value in dataclasses.asdict(config).items()}  # type: ignore[call-overload]
 
 
 def plain(value: Any) -> Any:
-    """`value` as YAML can hold it."""
+    """Return `value` as JSON and YAML can store it: tuples as lists, paths as text."""
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -122,17 +132,17 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `own` put in, section by section."""
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `changes` in place of its own, section by section."""
     merged = dict(base)
-    for key, value in own.items():
+    for key, value in changes.items():
         nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = merge(merged[key], value) if nested else value
     return merged
 
 
 def config_fields(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The keys of a configuration with their types, nested ones with dots."""
+    """Yield (key, type) of every field of a configuration; keys of nested configurations have dots."""
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if dataclasses.is_dataclass(hints[field.name]):
@@ -142,7 +152,7 @@ def config_fields(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a nested mapping by key with dots."""
+    """Yield (key, value) of a nested mapping; keys below a section have dots."""
     for key, value in mapping.items():
         if isinstance(value, Mapping) and value:
             yield from flatten(value, f"{prefix}{key}.")
@@ -153,44 +163,46 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 def check_known(
     key: str, known: Mapping[str, Any], called: str, renamed: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    """Refuse a key that is not in `known`, with the nearest one that is.
+    """Raise a ConfigError if a key is not in `known`; the message names the nearest known key.
 
     Args:
-        called: what the key is named in the error.
-        renamed: the new names of keys by their old ones.
+        called: what the error message calls the key.
+        renamed: {old name: current name} of renamed keys.
     """
     if key in known:
         return
     if key in renamed:
         raise ConfigError(f"unknown {called}: it is called '{renamed[key]}' now")
-    listed = ", ".join(known)
-    near = nearest_key(key, known)
-    hint = (
-        f"did you mean '{near}'?"
-        if near
-        else f"expected one of {listed if len(listed) < 160 else f'the {len(known)} that --help lists'}"
-    )
-    raise ConfigError(f"unknown {called}: {hint}")
+    if near := nearest_key(key, known):
+        raise ConfigError(f"unknown {called}: did you mean '{near}'?")
+    names = ", ".join(known)
+    expected = names if len(names) < 160 else f"the {len(known)} that --help lists"
+    raise ConfigError(f"unknown {called}: expected one of {expected}")
 
 
 def nearest_key(key: str, known: Iterable[str]) -> str | None:
-    """The key that `key` may stand for, by its last part: the same one in another section, one that it abbreviates
-    (`optim.lr`), or one spelled alike."""
+    """Return the known key that an unknown one most likely means, or None.
 
+    The last parts of the keys are compared: they are equal, one abbreviates the other (`optim.lr`), or they are spelled
+    similarly. A key in the same section is preferred.
+    """
     section, last = _split_key(key)
 
-    def likeness(name: str) -> float:
-        own = _split_key(name)[1]
-        if len(last) > 1 and last == "".join(word[:1] for word in own.split("_")):
+    def similarity(name: str) -> float:
+        other = _split_key(name)[1]
+        if len(last) > 1 and last == "".join(word[:1] for word in other.split("_")):
             return 0.95
-        if last in own.split("_") or own in last.split("_"):
+        if last in other.split("_") or other in last.split("_"):
             return 0.9
-        return difflib.SequenceMatcher(None, last, own).ratio()
+        return difflib.SequenceMatcher(None, last, other).ratio()
 
-    near = [(likeness(name) + 0.1 * (_split_key(name)[0] == section), name) for name in known if likeness(name) >= 0.6]
+    near = [
+        (similarity(name) + 0.1 * (_split_key(name)[0] == section), name) for name in known if similarity(name) >= 0.6
+    ]
     return max(near)[1] if near else None
 
 
 def _split_key(key: str) -> tuple[str, str]:
+    """Return section and last part of a key."""
     section, _, last = key.rpartition(".")
     return section, last

@@ -21,7 +21,7 @@ from trainer.targets.features import Features
 from trainer.targets.image_hashes import image_hashes
 from trainer.targets.vfm_targets import controlled, vfm_tokens
 from workbench.data import Dataset
-from workbench.hashing import libraries, settings_hash, without_place
+from workbench.hashing import libraries, settings_hash, without_provenance
 from workbench.mllm.load import SECOND_ENCODER
 from workbench.vfm import VFM
 
@@ -41,7 +41,7 @@ def encoder_features(
     """
     model = recipe.model
     seen_as = settings_hash(
-        without_place(llava.model.vision_tower.config.to_dict()), processor.image_processor.to_dict(), libraries()
+        without_provenance(llava.model.vision_tower.config.to_dict()), processor.image_processor.to_dict(), libraries()
     )
     key = (fingerprint, seen_as, model.vision_encoder_features, model.image_size)
     compute = partial(connector_inputs, llava, processor)

@@ -1,7 +1,7 @@
-"""An analysis is declared once; its command line, its page, its cache key and its stored record follow from that.
+"""Declare and run analyses; the command line, page, cache key and stored record of an analysis follow from one object.
 
-    ANALYSIS = Analysis("cknna", "Alignment by layer", Config, run, figures, version=1)
+    ANALYSIS = Analysis("cknna", "Alignment by layer", Config, run, figures, summary, version=1)
 
-`python -m analyses.<name> --model A B` then runs it on each model (or finds the stored run), and figures take {label:
-Run}, so comparing is plotting.
+`python -m analyses.<name> --model A B` then runs the analysis on each model, or loads the stored run. The figure
+function of an analysis takes {label: Run}, so that it draws one model or compares several.
 """

@@ -1,4 +1,4 @@
-"""What the commands of the analyses do, from Python.
+"""Run and compare analyses from Python, as their commands do.
 
 run = run_analysis("cknna", "runs/viral", data="shapes:val", vfm=["dinov2-small"], limit=200)
 run.tables["scores"]                        # a DataFrame
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from workbench.analysis.chunks import Chunks
 from workbench.analysis.declaration import Analysis, Context
 from workbench.analysis.discover import load_analysis
-from workbench.analysis.execution import Asked, question_of, record_of, stored_run
+from workbench.analysis.execution import RequestedModel, question_of, record_of, stored_run
 from workbench.data import Dataset, load_data
 from workbench.errors import ConfigError, RunError
 from workbench.mllm import MLLM
@@ -51,53 +51,56 @@ def run_analysis(
     label: str = "",
     **options: Any,
 ) -> Run:
-    """Run an analysis on one model, or look its stored run up.
+    """Run an analysis on one model, or load its stored run.
 
     Args:
-        name: of the analysis, as `python -m analyses` lists them.
+        name: name of the analysis; `python -m analyses` lists them.
         model: a hub id, a folder (NAME=FOLDER gives it a name), an `MLLM`, or a transformers model with its processor.
-        data: a spec such as "shapes:val", or a data set in memory, of which `limit` then takes nothing away.
-        device, dtype, device_map, load_in: of a model that is loaded here; see `MLLM.load`.
-        output_dir: where the run is stored, and looked up; by default it is kept in memory alone.
-        label: what figures call the model.
-        options: of the analysis, as `python -m analyses.NAME --help` lists them; lists for those that take several
-            values.
+        data: a spec such as "shapes:val", or a data set in memory, which is used in full, whatever `limit` is.
+        output_dir: the folder in which the run is stored and looked up; by default it is neither.
+        batch_size: images in one forward pass.
+        device, dtype, device_map, load_in: options for a model that is loaded here; see `MLLM.load`.
+        label: name of the model in figures and tables; by default the last part of its folder or hub id.
+        options: options of the analysis, as `python -m analyses.NAME --help` lists them; a list for an option with
+            several values.
 
     Raises:
-        ConfigError: an option that the analysis does not have.
-        UnknownNameError: no such analysis.
+        ConfigError: the analysis has no such option, or a value is outside its range.
+        UnknownNameError: there is no such analysis.
     """
     analysis = load_analysis(name)
     config = analysis.config(**_options(analysis, options, data))
     mllm = _loaded(model, device=device, dtype=dtype, device_map=device_map, load_in=load_in)
     dataset = data if isinstance(data, Dataset) else load_data(data, limit=config.limit, seed=config.data_seed)
-    named = label or label_of(str(model) if isinstance(model, str | Path) else mllm.name)
-    asked = Asked(named, mllm.name, dict(analysis.beside(config, mllm.name)))
+    label = label or label_of(str(model) if isinstance(model, str | Path) else mllm.name)
+    requested = RequestedModel(label, mllm.name, dict(analysis.beside(config, mllm.name)))
     argv = ["run_analysis", name]
     if output_dir is not None:
-        return stored_run(analysis, config, Path(output_dir), batch_size, mllm, dataset, asked, Ranks.here(), argv)
-    result = analysis.run(config, Context(mllm, dataset, batch_size, asked.label, Chunks()))
-    key = run_key(
-        analysis.name, analysis.version, question_of(analysis, config, asked), mllm.fingerprint, dataset.fingerprint
-    )
-    return Run(key, record_of(analysis, config, mllm, dataset, asked, result, argv), result.tables, result.tensors)
+        return stored_run(analysis, config, Path(output_dir), batch_size, mllm, dataset, requested, Ranks.here(), argv)
+    result = analysis.run(config, Context(mllm, dataset, batch_size, label, Chunks()))
+    question = question_of(analysis, config, requested)
+    key = run_key(analysis.name, analysis.version, question, mllm.fingerprint, dataset.fingerprint)
+    return Run(key, record_of(analysis, config, mllm, dataset, requested, result, argv), result.tables, result.tensors)
 
 
 def _options(analysis: Analysis, options: Mapping[str, Any], data: str | Dataset) -> dict[str, Any]:
-    """Options as the analysis's config takes them: tuples for lists."""
-    known = [own.name for own in dataclasses.fields(analysis.config)]
+    """Return the options as the config of the analysis takes them: lists as tuples, and the name of the data set.
+
+    Raises:
+        ConfigError: the analysis has no such option.
+    """
+    known = [field.name for field in dataclasses.fields(analysis.config)]
     for key in options:
         if key not in known:
             near = nearest_key(key, known)
-            raise ConfigError(
-                f"unknown option '{key}' of {analysis.name}:"
-                f" {f'did you mean {near!r}?' if near else 'expected one of ' + ', '.join(known)}"
-            )
+            hint = f"did you mean {near!r}?" if near else "expected one of " + ", ".join(known)
+            raise ConfigError(f"unknown option '{key}' of {analysis.name}: {hint}")
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     return values | {"data": data.name if isinstance(data, Dataset) else data}
 
 
 def _loaded(model: Model, **options: Any) -> MLLM:
+    """Return `model` as an `MLLM`, loaded with `options` or wrapped if necessary."""
     if isinstance(model, MLLM):
         return model
     if isinstance(model, tuple):
@@ -107,45 +110,45 @@ def _loaded(model: Model, **options: Any) -> MLLM:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs of one analysis side by side, by label."""
+    """Runs of one analysis, by label."""
 
     runs: Mapping[str, Run]
 
     @cached_property
     def analysis(self) -> Analysis:
+        """The declaration of the analysis."""
         declared: Analysis = load_analysis(next(iter(self.runs.values())).record["analysis"])
         return declared
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Every table of the runs, one below another, with the label in the column `model`."""
-        names = [
-            name
-            for name in next(iter(self.runs.values())).tables
-            if all(name in run.tables for run in self.runs.values())
-        ]
-        return {
-            name: pd.concat(
-                [run.tables[name].assign(model=label) for label, run in self.runs.items()], ignore_index=True
-            )
-            for name in names
-        }
+        """The concatenated tables that all runs have, with the label of each run in the column `model`."""
+        first = next(iter(self.runs.values()))
+        names = [name for name in first.tables if all(name in run.tables for run in self.runs.values())]
+        return {name: self._concatenated(name) for name in names}
+
+    def _concatenated(self, name: str) -> pd.DataFrame:
+        parts = [run.tables[name].assign(model=label) for label, run in self.runs.items()]
+        return pd.concat(parts, ignore_index=True)
 
     @property
     def summary(self) -> pd.DataFrame:
-        """The table that the command prints."""
+        """The table that the command of the analysis prints."""
         return self.analysis.summary(self.runs)
 
     def figures(self) -> dict[str, go.Figure]:
-        """{title: figure} of all runs together."""
+        """Return {title: figure}; each figure shows all runs."""
         return self.analysis.figures(self.runs)
 
 
 def compare(runs: Sequence[Run] | Mapping[str, Run]) -> Comparison:
-    """Runs of one analysis side by side, under their labels or those that are given; differences are to the first.
+    """Return a comparison of runs of one analysis; differences are to the first run.
+
+    Args:
+        runs: runs with different labels, or {label: run}.
 
     Raises:
-        RunError: no run, runs of several analyses, or two of one label.
+        RunError: no run, runs of several analyses, or two runs with the same label.
     """
     named = dict(runs) if isinstance(runs, Mapping) else {run.label: run for run in runs}
     if not named or len(named) < len(runs):

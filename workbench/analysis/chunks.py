@@ -1,10 +1,11 @@
-"""The loop of an analysis: its items in chunks, each stored as soon as it is done.
+"""The loop of an analysis: its items are processed in chunks, and each chunk is stored as soon as it is done.
 
-A chunk is known by its content: the analysis and its options but for `limit`, the model, the libraries, and its own
-items. So a killed analysis goes on after its last whole chunk, a larger `--limit` takes over the chunks of a smaller
-one where they have the same items, and processes that are asked the same question at once, ranks of one launch or two
-launches, share the chunks through a common folder. A chunk is computed whole by one process, in batches that depend on
-nothing but the chunk, so that the number of processes changes no bit of the result.
+The name of a stored chunk has a hash of everything that its result depends on: the analysis and its options (except
+`limit`), the model, the libraries, and the items of the chunk. Therefore a killed analysis continues after its last
+complete chunk, and a larger `--limit` reuses the chunks of a smaller one if they have the same items. Processes that
+compute the same run at the same time, as ranks of one launch or in two launches, share the chunks through a common
+folder. A chunk is computed by one process, in batches that depend on the chunk only, so that the result does not depend
+on the number of processes, to the last bit.
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ from workbench.ranks import Ranks
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-SIZE = 32  # items of a chunk, or the next multiple of the batch size
-PAUSE = 0.2  # seconds between looks at chunks that other processes compute
+SIZE = 32  # least number of items in a chunk, rounded up to a multiple of the batch size
+PAUSE = 0.2  # seconds between checks whether other processes have finished a chunk
 PART_FILE, TENSOR_FILE = "part.json", "tensors.safetensors"
 
 
 @dataclass(frozen=True)
 class Chunk(Generic[T]):
-    """Some of the items of a map, in order.
+    """Consecutive items of a map.
 
     Attributes:
-        start: number of the first among all items.
-        batch_size: items in one forward pass, at most.
+        start: position of the first one among all items.
+        batch_size: largest number of items in one forward pass.
     """
 
     items: Sequence[T]
@@ -57,14 +58,14 @@ class Chunk(Generic[T]):
         return len(self.items)
 
     def batches(self) -> Iterator[tuple[int, Sequence[T]]]:
-        """(number of its first item among all, the items) of each batch."""
+        """Yield (position of its first item among all items, its items) of each batch."""
         for at in range(0, len(self.items), self.batch_size):
             yield self.start + at, self.items[at : at + self.batch_size]
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a chunk gives: tables, tensors, and plain values (as JSON holds them)."""
+    """The result of one chunk: tables, tensors, and plain values that JSON can store."""
 
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -72,16 +73,17 @@ class Part:
 
 
 class RunStoredError(Exception):
-    """Another rank has stored the run that this one was computing for."""
+    """Another rank has already stored the run that this rank was computing."""
 
 
 class Chunks:
-    """Where the chunks of one question are stored.
+    """Compute, store and load the chunks of one run.
 
     Args:
-        folder: common to all processes; None keeps parts in memory alone.
-        question: all that the numbers of a chunk depend on besides its items.
-        stored: whether the run itself has been stored meanwhile.
+        folder: folder of the chunks, common to all processes; None does not store them.
+        question: everything that the result of a chunk depends on besides its items.
+        ranks: the rank of this process.
+        stored: returns whether the run itself has been stored meanwhile.
     """
 
     def __init__(
@@ -103,7 +105,11 @@ class Chunks:
         keep: bool,
         bar: str,
     ) -> list[Part]:
-        """`fn` of every chunk, in order; see `Context.map`."""
+        """Return the result of `fn` for every chunk, in order; see `Context.map`.
+
+        Args:
+            bar: text before the progress bar.
+        """
         progress = tqdm(
             total=len(chunks), desc=bar, unit="chunk", delay=2, file=sys.stderr, disable=not self.ranks.main
         )
@@ -112,10 +118,10 @@ class Chunks:
                 return [self._in_memory(chunk, fn, progress) for chunk in chunks]
         folders = [self._folder(self.folder, what, chunk, depends) for chunk in chunks]
         self._temporary |= set() if keep else set(folders)
-        waiting = self.ranks.turned(range(len(chunks)))
+        waiting = self.ranks.rotated(range(len(chunks)))
         with progress:
             while waiting:
-                busy = []  # what other processes are computing
+                busy = []  # numbers of chunks that other processes are computing
                 for n in waiting:
                     if self._done(folders[n], chunks[n], fn):
                         progress.update()
@@ -134,7 +140,7 @@ class Chunks:
         return part
 
     def clean(self) -> None:
-        """Remove the chunks that were not to be kept; a run that is stored needs none."""
+        """Remove the chunks of maps with keep=False; call it when the run is stored."""
         for folder in self._temporary:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -143,7 +149,7 @@ class Chunks:
         return root / f"{what.replace(' ', '_')}-{chunk.start}-{key}"
 
     def _done(self, folder: Path, chunk: Chunk[T], fn: Callable[[Chunk[T]], Part]) -> bool:
-        """Whether a chunk is stored, by this call if no other process is at it."""
+        """Return whether a chunk is stored; compute and store it first, unless another process is computing it."""
         if (folder / PART_FILE).exists():
             return True
         with locked(folder.with_name(f".{folder.name}.lock")) as held:
@@ -155,12 +161,12 @@ class Chunks:
             return True
 
     def _stored_part(self, folder: Path, chunk: Chunk[T], fn: Callable[[Chunk[T]], Part]) -> Part:
-        """A stored chunk; one that cannot be read is computed again."""
+        """Load a stored chunk; if it cannot be read, compute it again."""
         try:
             return _load(folder)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             self._stop_if_stored()
-            log.warning("chunk %s is damaged (%s) and is computed again", folder, one_line(error, 120))
+            log.warning("chunk %s is damaged (%s) and will be computed again", folder, one_line(error, 120))
             shutil.rmtree(folder, ignore_errors=True)
             while not self._done(folder, chunk, fn):
                 time.sleep(PAUSE)
@@ -172,17 +178,18 @@ class Chunks:
 
 
 def chunked(items: Sequence[T], batch_size: int, size: int | None = None) -> list[Chunk[T]]:
-    """Items in chunks of `size`, by default the least multiple of the batch size from SIZE on."""
+    """Split items into chunks of `size`, by default the least multiple of the batch size that is at least SIZE."""
     size = size or -(-SIZE // batch_size) * batch_size
     return [Chunk(items[start : start + size], start, batch_size) for start in range(0, len(items), size)]
 
 
 def identity(item: object) -> object:
-    """What an item is known by: all of a sample but its image, which its `image_id` or the hash of its pixels stands
-    for.
+    """Return plain values that identify an item of a map, for the key of its chunk.
+
+    Of a sample they are all fields except the image, which its `image_id` or the hash of its pixels identifies.
 
     Raises:
-        TypeError: an item that is no sample, plain value, dataclass or sequence of these.
+        TypeError: the item is not a sample, a plain value, or a dataclass, mapping or sequence of these.
     """
     if item is None or isinstance(item, str | int | float | bytes):
         return item
@@ -202,13 +209,13 @@ def identity(item: object) -> object:
             item.text_only,
         )
     if isinstance(item, Object):
-        return item.name, item.box  # its mask is drawn from what the data set's origin stands for
+        return item.name, item.box  # its mask follows from the origin of the data set, which is in the key too
     if isinstance(item, Mapping):
         return [(key, identity(value)) for key, value in item.items()]
     if isinstance(item, Sequence):
-        return [identity(one) for one in item]
+        return [identity(element) for element in item]
     if dataclasses.is_dataclass(item):
-        return [identity(getattr(item, own.name)) for own in dataclasses.fields(item)]
+        return [identity(getattr(item, attribute.name)) for attribute in dataclasses.fields(item)]
     raise TypeError(
         f"an item of a map is a {type(item).__name__}: expected samples, plain values, or dataclasses and sequences of"
         " these"
@@ -216,18 +223,17 @@ def identity(item: object) -> object:
 
 
 def origin_of(data: Dataset) -> object:
-    """What the samples of a data set depend on besides themselves."""
+    """Return what the samples of a data set depend on besides their own fields."""
     return data.origin or data.fingerprint
 
 
 def joined(parts: Sequence[Part], name: str) -> pd.DataFrame:
-    """A table of all parts, one below another."""
+    """Return the rows of the table `name` of all parts."""
     return pd.concat([part.tables[name] for part in parts], ignore_index=True)
 
 
 def stacked(parts: Sequence[Part], name: str) -> Tensor:
-    """A tensor of all parts, one after another along its first axis; parts without it, which had nothing to give, are
-    left out."""
+    """Concatenate the tensor `name` of all parts along its first axis; parts without it are skipped."""
     return torch.cat([part.tensors[name] for part in parts if name in part.tensors])
 
 

@@ -1,4 +1,4 @@
-"""The command line of an analysis."""
+"""Run an analysis from the command line."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ T = TypeVar("T")
 
 
 def main(analysis: Analysis) -> None:
-    """The command line of one analysis."""
+    """Run the command of one analysis with the arguments of this process."""
     command(lambda argv: run(analysis, argv))
 
 
 def run(analysis: Analysis, argv: list[str]) -> None:
-    """Run an analysis as its command line asks, and print the table and the folders of its runs."""
+    """Run an analysis with the options in `argv`, and print its summary and the folders of its runs."""
     words = words_of(analysis.name)
-    both = dataclasses.make_dataclass("Command", [], bases=(analysis.config, Where, ConfigFile), frozen=True)
-    asked: Any = parse_with_file(both, argv, prog=" ".join(words), description=analysis.title)
-    config, where = _part(asked, analysis.config), _part(asked, Where)
-    found = execute(analysis, config, where, [*words, *argv])
+    options_class = dataclasses.make_dataclass("Command", [], bases=(analysis.config, Where, ConfigFile), frozen=True)
+    options: Any = parse_with_file(options_class, argv, prog=" ".join(words), description=analysis.title)
+    config, where = _part(options, analysis.config), _part(options, Where)
+    results = execute(analysis, config, where, [*words, *argv])
     if not Ranks.here().main:
         return
-    sys.stdout.write(analysis.summary(found).to_string(index=False, float_format="{:.3f}".format) + "\n")
-    for label, run in found.items():
-        for sentence in _named(run.record.get("left_out", ())):
+    sys.stdout.write(analysis.summary(results).to_string(index=False, float_format="{:.3f}".format) + "\n")
+    for label, run in results.items():
+        for sentence in _shortened(run.record.get("left_out", ())):
             sys.stdout.write(f"{label}: left out {sentence}\n")
         sys.stdout.write(f"{label}: {runs.folder_of(where.output_dir, analysis.name, run.key)}\n")
 
 
-def _named(left_out: Sequence[str], most: int = 5) -> list[str]:
-    """The first sentences about what was left out, and how many more there are."""
+def _shortened(left_out: Sequence[str], most: int = 5) -> list[str]:
+    """Return the first `most` sentences about what was left out, and one that counts the others."""
     more = len(left_out) - most
     return [*left_out[:most], *([f"{more} more, which {runs.RUN_FILE} names"] if more > 0 else [])]
 
 
-def _part(asked: Any, cls: type[T]) -> T:
-    """The fields of `asked` that belong to the dataclass `cls`."""
-    return cls(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]
+def _part(options: Any, cls: type[T]) -> T:
+    """Return the dataclass `cls` with the values of its fields in `options`."""
+    return cls(**{field.name: getattr(options, field.name) for field in dataclasses.fields(cls)})  # type: ignore[arg-type]

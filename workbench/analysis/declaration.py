@@ -1,4 +1,4 @@
-"""What an analysis declares: options, run, figures, summary."""
+"""The classes with which an analysis is declared: options, context, result, and the declaration itself."""
 
 from __future__ import annotations
 
@@ -26,37 +26,45 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What every analysis is asked about. Subclass it for an analysis's own options."""
+    """Options that every analysis has; an analysis adds its own options in a subclass."""
 
     data: str = "shapes:val"
-    """Data set: shapes:val, folder:PATH, ..."""
+    """Data set, as NAME:SPLIT or NAME:PATH, such as shapes:val or folder:PATH."""
     limit: int = 200
-    """Images."""
+    """Number of images."""
     data_seed: int = 0
-    """Which world, or which subset of a folder."""
+    """Seed of the images: of their composition in a synthetic data set, of their selection in any other."""
     seed: int = 0
-    """Of everything random in the analysis; it does not change the images."""
+    """Seed of everything random in the analysis itself; it does not change the images."""
 
 
 @dataclass(frozen=True)
 class Where:
-    """Which models, and where things go. A model is known by its content; what it is called, where it lies and in what
-    batches it runs change no number."""
+    """Options that say which models are analyzed, how they run and where results are stored.
+
+    Results are stored by the content of a model; its name, its folder and the batch size do not change them.
+    """
 
     model: tuple[str, ...] = ()
-    """Folders or hub ids; NAME=FOLDER gives one a name of your own."""
+    """Folders or hub ids of one or more models; NAME=FOLDER gives a model the name NAME."""
     output_dir: Path = Path("runs")
+    """Folder in which results are stored; a stored result is not computed again."""
     batch_size: int = 32
+    """Number of images in one forward pass."""
     device: str = "auto"
+    """Device: auto (the GPU if there is one, else the CPU), cpu, cuda, cuda:NUMBER, mps or xpu."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format in which models run; auto is the one that a model was saved in."""
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
-    """Spread a model over the GPUs of this machine, as transformers does; in place of `device`, and in one process."""
+    """How transformers spreads each model over the GPUs of this machine; in one process, and instead of --device.
+    Default: do not spread it."""
     load_in: Literal["8bit", "4bit"] | None = None
-    """Quantize the weights while they are loaded (extra `quantized`); the run is that of another model."""
+    """Quantize the weights while loading them (needs the extra `quantized`); results are stored as those of another
+    model. Default: do not quantize."""
     revision: str | None = None
-    """Branch, tag or commit of the models that are hub ids."""
+    """Branch, tag or commit of the models that are hub ids. Default: their main branch."""
     trust_remote_code: bool = False
-    """Run code that comes with a model; without it such a model is refused."""
+    """Run code that comes with a model; without this option, such a model is refused."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -66,7 +74,7 @@ class Where:
 
 @dataclass(frozen=True)
 class Context:
-    """What `run` is given besides its config."""
+    """What the function `run` of an analysis gets besides its config: model, data, and the loop over items."""
 
     mllm: MLLM
     data: Dataset
@@ -84,24 +92,25 @@ class Context:
         depends: object = (),
         keep: bool = True,
     ) -> list[Part]:
-        """`fn` of every chunk of `items`, in order: the loop of an analysis. A chunk is stored when it is done and not
-        computed twice (see `chunks`).
+        """Return the result of `fn` for every chunk of `items`, in order; this is the loop of an analysis.
+
+        A chunk is stored when it is done and is not computed again (see `workbench.analysis.chunks`).
 
         Args:
-            what: beside the progress bar; no two maps of an analysis have the same.
-            fn: its result may depend on the chunk, the config, the model, and on `depends`, nothing else.
-            size: items of a chunk; by default 32, or the next multiple of the batch size.
+            what: text before the progress bar; the maps of an analysis must differ in it.
+            fn: computes the result of a chunk, which may depend on the chunk, the config, the model, and on `depends`,
+                and on nothing else.
+            size: number of items in a chunk; by default 32, rounded up to a multiple of the batch size.
             depends: what else the result depends on, such as the fingerprint of all data.
-            keep: False for parts so large that they are removed when the run is stored, so that a larger `limit`
+            keep: False removes the chunks when the run is stored, because they are large; a larger `limit` then
                 computes them again.
         """
         bar = f"{what} ({self.label or label_of(self.mllm.name)})"
-        return self.chunks.map(
-            what, chunked(items, self.batch_size, size), fn, (origin_of(self.data), identity(depends)), keep, bar
-        )
+        all_depends = (origin_of(self.data), identity(depends))
+        return self.chunks.map(what, chunked(items, self.batch_size, size), fn, all_depends, keep, bar)
 
     def progress(self, items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
-        """A progress bar on stderr, shown once it has taken two seconds, for what follows the maps."""
+        """Return `items` with a progress bar on stderr after two seconds, for loops other than `map`."""
         disable = not self.chunks.ranks.main
         return tqdm(
             items,
@@ -115,8 +124,13 @@ class Context:
 
 @dataclass(frozen=True)
 class Result:
-    """What `run` returns: tables and tensors to store, values that belong in the record, and sentences about what could
-    not be measured."""
+    """What the function `run` of an analysis returns.
+
+    Attributes:
+        tables, tensors: results to store.
+        record: values to add to the record of the run.
+        left_out: sentences about what could not be measured.
+    """
 
     tables: dict[str, pd.DataFrame]
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -129,20 +143,22 @@ Figures = Callable[[Mapping[str, Run]], dict[str, go.Figure]]
 
 @dataclass(frozen=True)
 class Analysis:
-    """A declared analysis.
+    """The declaration of an analysis.
 
     Attributes:
-        config: frozen dataclass, a subclass of `DataOptions`.
+        name: its name in commands, files and stored runs.
+        title: its title in help texts, pages and reports.
+        config: its options, a frozen dataclass that is a subclass of `DataOptions`.
         run: (config, context) -> Result, for one model.
         figures: {label: run} -> {title: figure}.
         summary: {label: run} -> the table that the command prints.
-        page: short title of its page where that is not its name; the module says it in a line `PAGE = "..."`, from
-            which the navigation is made.
-        version: raise it when the same config would give other numbers.
+        page: short title of its page if that is not its name; the module must have it in a line `PAGE = "..."`, which
+            the navigation reads without importing the module.
+        version: increase it when the same config gives other numbers than before.
         uses: config -> {name: identity} of everything else that the numbers depend on, such as a VFM's weights.
-        beside: (config, model as named) -> {name: identity} of what lies beside a model and that the numbers depend on,
-            such as its checkpoints. It is called for every model before any is loaded, and raises where a model lacks
-            it.
+        beside: (config, model as named) -> {name: identity} of files beside the model that the numbers depend on, such
+            as its checkpoints. It is called for every model before any model is loaded, and raises an error if a model
+            lacks these files.
     """
 
     name: str
@@ -158,5 +174,5 @@ class Analysis:
 
     @property
     def heading(self) -> str:
-        """Short title of its page."""
+        """The short title of its page."""
         return self.page or self.name.replace("_", " ").capitalize()

@@ -1,4 +1,4 @@
-"""Which analyses there are, ours and those of plugins; listing them imports none, which would take seconds."""
+"""List and load the analyses of this project and of plugins; listing does not import them, which takes seconds."""
 
 from __future__ import annotations
 
@@ -17,31 +17,33 @@ GROUP = "analyses"
 
 
 def analysis_files() -> dict[str, Path]:
-    """{name: file} of every analysis of ours. Each is one file in `analyses`; a folder there, such as `analyses/all`,
-    is a command about all of them."""
-    places = [Path(path) for path in import_module("analyses").__path__]
-    names = [
-        module.name for module in iter_modules(map(str, places)) if not module.ispkg and not module.name.startswith("_")
-    ]
-    return {name: next(place / f"{name}.py" for place in places if (place / f"{name}.py").exists()) for name in names}
+    """Return {name: file} of the analyses of this project.
+
+    Each is a file in `analyses`; a folder there, such as `analyses/all`, is a command about all analyses.
+    """
+    folders = [Path(path) for path in import_module("analyses").__path__]
+    modules = [module for module in iter_modules(map(str, folders)) if not module.ispkg]
+    names = [module.name for module in modules if not module.name.startswith("_")]
+    files = {name: [folder / f"{name}.py" for folder in folders] for name in names}
+    return {name: next(file for file in candidates if file.exists()) for name, candidates in files.items()}
 
 
 def analysis_commands() -> list[str]:
-    """The folders in `analyses`: commands about all analyses, `python -m analyses.NAME`."""
+    """Return the names of the folders in `analyses`: commands about all analyses, `python -m analyses.NAME`."""
     return [module.name for module in iter_modules(import_module("analyses").__path__) if module.ispkg]
 
 
 def analysis_names() -> list[str]:
-    """Every analysis, those of plugins last, whether they can be loaded or not."""
+    """Return the names of all analyses, those of plugins last, whether they can be loaded or not."""
     return [*analysis_files(), *(name for name in plugins(GROUP) if name not in analysis_files())]
 
 
 def load_analysis(name: str) -> Any:
-    """The declaration of the analysis called `name`, an `Analysis`.
+    """Return the declaration (an `Analysis`) of the analysis called `name`.
 
     Raises:
-        UnknownNameError: no such analysis.
-        PluginError: it is a plugin that cannot be loaded.
+        UnknownNameError: there is no such analysis.
+        PluginError: the analysis is a plugin that cannot be loaded.
     """
     if name in analysis_files():
         return import_module(f"analyses.{name}").ANALYSIS
@@ -51,7 +53,10 @@ def load_analysis(name: str) -> Any:
 
 
 def load_analyses(names: Iterable[str] | None = None) -> dict[str, Any]:
-    """{name: analysis} of some, all by default; a plugin that cannot be loaded is left out, with a warning."""
+    """Return {name: analysis} of some analyses, by default of all.
+
+    A plugin that cannot be loaded is left out with a warning.
+    """
     loaded = {}
     for name in analysis_names() if names is None else names:
         try:
@@ -62,6 +67,5 @@ def load_analyses(names: Iterable[str] | None = None) -> dict[str, Any]:
 
 
 def words_of(name: str) -> list[str]:
-    """The command of an analysis, `python -m analyses.NAME`; one of a plugin, which is no module there, is `python -m
-    analyses NAME`."""
+    """Return the command that runs an analysis: `python -m analyses.NAME`, for a plugin `python -m analyses NAME`."""
     return ["python", "-m", f"analyses.{name}"] if name in analysis_files() else ["python", "-m", "analyses", name]

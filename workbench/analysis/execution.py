@@ -1,4 +1,4 @@
-"""Running an analysis on models and data, and storing what comes out."""
+"""Run an analysis on models and data, and store the results."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ CHUNKS = ".chunks"  # in the runs folder
 
 
 def execute(analysis: Analysis, config: DataOptions, where: Where, argv: list[str]) -> dict[str, Run]:
-    """Run `analysis` on every model, or load the stored run of the same question; returns {label: run} in order.
+    """Run `analysis` on every model, or load its stored run, and return {label: run} in the order of the models.
 
     Raises:
-        ConfigError: no model, one that is given twice, or two of one name.
+        ConfigError: no model, the same model twice, or two models with the same name.
     """
     models = named_models(where.model)
     check_revision(models, where.revision)
     beside = {name: dict(analysis.beside(config, name)) for name in models.values()}
     check_can_make(where.output_dir)
     data = load_data(config.data, limit=config.limit, seed=config.data_seed)
-    ranks, found = Ranks.here(), {}
+    ranks, results = Ranks.here(), {}
     if where.device_map is not None and ranks.count > 1:
         raise ConfigError(
             f"device_map is {where.device_map} in {ranks.count} processes, which would share the same GPUs: expected"
-            " one process, or --device"
+            " one process, or --device instead of --device_map"
         )
     for label, name in models.items():
         revision = None if is_folder(name) else where.revision
@@ -55,17 +55,23 @@ def execute(analysis: Analysis, config: DataOptions, where: Where, argv: list[st
             device_map=where.device_map,
             load_in=where.load_in,
         )
-        asked = Asked(label, name, beside[name], revision)
-        stored = stored_run(analysis, config, where.output_dir, where.batch_size, mllm, data, asked, ranks, argv)
-        # the same model may have had another name then
-        found[label] = dataclasses.replace(stored, record=stored.record | {"label": label, "model": name})
-    return found
+        requested = RequestedModel(label, name, beside[name], revision)
+        stored = stored_run(analysis, config, where.output_dir, where.batch_size, mllm, data, requested, ranks, argv)
+        # the model may have had another name when the run was stored
+        results[label] = dataclasses.replace(stored, record=stored.record | {"label": label, "model": name})
+    return results
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One of the models that are asked: its label, its name and revision, and what of it lies beside its folder
-    (`Analysis.beside`)."""
+class RequestedModel:
+    """One of the models to analyze.
+
+    Attributes:
+        label: its name in figures and tables.
+        name: its folder or hub id.
+        beside: identities of files beside the model that the numbers depend on (`Analysis.beside`).
+        revision: its revision on the hub.
+    """
 
     label: str
     name: str
@@ -80,46 +86,51 @@ def stored_run(
     batch_size: int,
     mllm: MLLM,
     data: Dataset,
-    asked: Asked,
+    requested: RequestedModel,
     ranks: Ranks,
     argv: list[str],
 ) -> Run:
-    """The run of one model that is stored below `root`, computed first if it is not there."""
-    question = question_of(analysis, config, asked)
+    """Return the run of one model from the folder `root`; compute and store it first if it is not there."""
+    question = question_of(analysis, config, requested)
     key = runs.run_key(analysis.name, analysis.version, question, mllm.fingerprint, data.fingerprint)
     folder = runs.folder_of(root, analysis.name, key)
     if not folder.exists():
         without_limit = {name: value for name, value in question.items() if name != "limit"}
-        parts = [analysis.name, analysis.version, without_limit, mllm.fingerprint, libraries()]
-        chunks = Chunks(root / CHUNKS / analysis.name, parts, ranks, folder.exists)
+        depends = [analysis.name, analysis.version, without_limit, mllm.fingerprint, libraries()]
+        chunks = Chunks(root / CHUNKS / analysis.name, depends, ranks, folder.exists)
         started = time.monotonic()
         try:
-            result = analysis.run(config, Context(mllm, data, batch_size, asked.label, chunks))
+            result = analysis.run(config, Context(mllm, data, batch_size, requested.label, chunks))
         except RunStoredError:
             return runs.load(folder)
-        record = record_of(analysis, config, mllm, data, asked, result, argv)
+        record = record_of(analysis, config, mllm, data, requested, result, argv)
         record |= {"processes": ranks.count, "seconds": round(time.monotonic() - started, 2)}
         runs.save(Run(key, record, result.tables, result.tensors), root)
         chunks.clean()
     return runs.load(folder)
 
 
-def question_of(analysis: Analysis, config: DataOptions, asked: Asked) -> dict[str, Any]:
-    """What the numbers of a run depend on besides model, data and libraries."""
-    return as_mapping(config) | dict(analysis.uses(config)) | dict(asked.beside)
+def question_of(analysis: Analysis, config: DataOptions, requested: RequestedModel) -> dict[str, Any]:
+    """Return what the numbers of a run depend on besides model, data and libraries."""
+    return as_mapping(config) | dict(analysis.uses(config)) | dict(requested.beside)
 
 
 def record_of(
-    analysis: Analysis, config: DataOptions, mllm: MLLM, data: Dataset, asked: Asked, result: Result, argv: list[str]
+    analysis: Analysis,
+    config: DataOptions,
+    mllm: MLLM,
+    data: Dataset,
+    requested: RequestedModel,
+    result: Result,
+    argv: list[str],
 ) -> dict[str, Any]:
-    """What is stored beside the tables of a run: all that its numbers depend on, what was left out, and where it was
-    computed."""
+    """Return the record of a run: all that its numbers depend on, what was left out, and where it was computed."""
     return {
         "analysis": analysis.name,
         "version": analysis.version,
-        "label": asked.label,
-        "model": asked.name,
-        "revision": asked.revision,
+        "label": requested.label,
+        "model": requested.name,
+        "revision": requested.revision,
         "commit": getattr(mllm.config, "_commit_hash", None),
         "model_fingerprint": mllm.fingerprint,
         "data": data.name,
@@ -135,6 +146,6 @@ def record_of(
 
 
 def _device(name: str, ranks: Ranks) -> str:
-    """The device of this rank: each takes a GPU of its machine where they are to share them."""
+    """Return the device of this rank; the ranks of a machine share its GPUs in turn."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return f"cuda:{ranks.local % gpus}" if ranks.count > 1 and gpus and name in ("auto", "cuda") else name

@@ -1,5 +1,4 @@
-"""Several analyses as one page of HTML that needs nothing else: no network when it is opened, and no button that
-uploads."""
+"""Write several analyses into one self-contained HTML page, which needs no network and has no button that uploads."""
 
 from __future__ import annotations
 
@@ -21,10 +20,10 @@ from workbench.figures import Figure, html_figure, javascript
 from workbench.files import atomic_file
 from workbench.runs import Run
 
-LONG = 16  # rows of a table that is shown unfolded
+LONG = 16  # tables with more rows are folded
 
-# The browser itself refuses every request: scripts and styles are the page's own, pictures are inside it. (plotly
-# compiles WebGL charts, hence unsafe-eval.)
+# With this policy the browser refuses every request: scripts, styles and images are inside the page. (plotly compiles
+# WebGL charts, which needs unsafe-eval.)
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:;"
     " worker-src blob:; base-uri 'none'; form-action 'none'"
@@ -69,11 +68,11 @@ th { position: sticky; top: 0; background: var(--raised) }
 
 @dataclass(frozen=True)
 class Section:
-    """What is said of one analysis.
+    """The part of the page about one analysis.
 
     Attributes:
-        models: labels of those that it could be run on; none where it was skipped.
-        notes: why the others, or all, were left out.
+        models: labels of the models on which it was run; none if it was skipped.
+        notes: why models were left out.
         commands: the command line of each run.
         figures: {title: figure}.
         table: the summary.
@@ -90,17 +89,22 @@ class Section:
 def write(
     target: Path, title: str, facts: Mapping[str, str], sections: Sequence[Section], ledger: Run | None = None
 ) -> None:
-    """Write the report; on any failure `target` is as it was before."""
+    """Write the report (see `page`); on any failure `target` stays as it was."""
     with atomic_file(target) as partial:
         partial.write_text(page(title, facts, sections, ledger), encoding="utf-8")
 
 
 def page(title: str, facts: Mapping[str, str], sections: Sequence[Section], ledger: Run | None = None) -> str:
-    """The whole page; `facts` are shown as a table under the title, the stored claims ledger, if there is one, before
-    the analyses."""
+    """Return the whole page as HTML.
+
+    Args:
+        facts: rows of the table under the title.
+        ledger: the stored claims ledger, shown before the analyses; None if there is none.
+    """
     names = [section.analysis.name for section in sections]
     contents = "".join(
-        f'<li><a href="#{escape(s.analysis.name)}">{escape(s.analysis.title)}</a>{_state(s)}</li>' for s in sections
+        f'<li><a href="#{escape(section.analysis.name)}">{escape(section.analysis.title)}</a>{_state(section)}</li>'
+        for section in sections
     )
     body = "".join(_section(section, names) for section in sections)
     if ledger is not None:
@@ -110,15 +114,14 @@ def page(title: str, facts: Mapping[str, str], sections: Sequence[Section], ledg
 
 
 def figure_page(target: Path, title: str, facts: Mapping[str, str], figure: Figure, table: pd.DataFrame) -> None:
-    """Write one figure and its table as such a page; on any failure `target` is as it was before."""
+    """Write one figure and its table as a self-contained page; on any failure `target` stays as it was."""
+    body = html_figure(figure, "figure") + _table(table, title.lower().replace(" ", "-"))
     with atomic_file(target) as partial:
-        partial.write_text(
-            _document(title, facts, html_figure(figure, "figure") + _table(table, title.lower().replace(" ", "-"))),
-            encoding="utf-8",
-        )
+        partial.write_text(_document(title, facts, body), encoding="utf-8")
 
 
 def _document(title: str, facts: Mapping[str, str], body: str) -> str:
+    """Return the HTML document with title, table of facts and body."""
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -135,28 +138,29 @@ def _state(section: Section) -> str:
 
 
 def _ledger(ledger: Run) -> str:
-    """The claims and their verdicts."""
+    """Return the section with the claims and their verdicts."""
     table, record = ledger.tables["claims"], ledger.record
-    said = f"{counted(table)}. {EXPLAINED}"
-    where = f"Stored {record['created'][:16]} from {record['model']}: {shlex.join(record['argv'])}"
+    explanation = f"{counted(table)}. {EXPLAINED}"
+    source = f"Stored {record['created'][:16]} from {record['model']}: {shlex.join(record['argv'])}"
     parts = [
         f'<section><h2 id="claims">{escape(TITLE)}</h2>',
-        f"<p>{escape(said)}</p>",
-        f'<p class="quiet">{escape(where)}</p>',
+        f"<p>{escape(explanation)}</p>",
+        f'<p class="quiet">{escape(source)}</p>',
     ]
     return "\n".join([*parts, f'<div class="claims">{_table(shown(table), "claims")}</div>']) + "</section>\n"
 
 
 def _section(section: Section, names: Sequence[str]) -> str:
+    """Return the section of one analysis; `names` are those of all analyses of the page."""
     name = section.analysis.name
     question, *rest = opening(section.analysis)
     parts = [f'<section><h2 id="{escape(name)}">{escape(section.analysis.title)}</h2>\n<p>{escape(question)}</p>']
     if rest:
-        said = "".join(
+        details = "".join(
             f"<pre>{escape(inspect.cleandoc(text))}</pre>" if text.startswith("    ") else f"<p>{escape(text)}</p>"
             for text in rest
         )
-        parts.append(f"<details><summary>What the numbers are, and what they are not</summary>{said}</details>")
+        parts.append(f"<details><summary>What the numbers are, and what they are not</summary>{details}</details>")
     parts += [f'<p class="warn">{escape(note)}</p>' for note in section.notes]
     if section.models:
         for number, (title, figure) in enumerate(section.figures.items()):
@@ -168,8 +172,10 @@ def _section(section: Section, names: Sequence[str]) -> str:
 
 
 def opening(analysis: Analysis) -> list[str]:
-    """The paragraphs of an analysis' docstring without its example command; the first is the question that it
-    answers."""
+    """Return the paragraphs of the module docstring of an analysis, without its example command.
+
+    The first paragraph is the question that the analysis answers.
+    """
     text = inspect.getdoc(import_module(analysis.run.__module__)) or analysis.title
     paragraphs = [part.strip("\n") for part in re.split(r"\n\s*\n", text)]
     return [
@@ -180,12 +186,12 @@ def opening(analysis: Analysis) -> list[str]:
 
 
 def _table(table: pd.DataFrame, name: str) -> str:
-    """The summary, folded where it is long, and the same as CSV inside the page."""
-    shown = table.to_html(index=False, escape=True, border=0, float_format="{:.3f}".format, na_rep="")
+    """Return a table as HTML, folded if it is long, with a link to the same table as CSV inside the page."""
+    rows = table.to_html(index=False, escape=True, border=0, float_format="{:.3f}".format, na_rep="")
     data = base64.b64encode(table.to_csv(index=False).encode()).decode()
     opened = " open" if len(table) <= LONG else ""
     link = f'<a download="{escape(name)}.csv" href="data:text/csv;base64,{data}">CSV</a>'
     return (
         f"<details{opened}><summary>Table, {len(table)} rows</summary><div"
-        f' class="scroll">{shown}</div></details>\n<p>{link}</p>'
+        f' class="scroll">{rows}</div></details>\n<p>{link}</p>'
     )

@@ -15,7 +15,7 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from workbench.data.shapes import COLOURS as SHAPE_COLOURS
-from workbench.figures import COLOURS, GREY, new_figure
+from workbench.figures import COLORS, GRAY, new_figure
 from workbench.mllm.family import VisualTokens
 
 ACROSS = 2  # panels side by side
@@ -59,7 +59,7 @@ def clickable(image: np.ndarray, raster: VisualTokens, chosen: int) -> go.Figure
             "mode": "markers",
             "customdata": np.arange(len(boxes)),
         },
-        marker={"symbol": "square", "size": size, "opacity": 0.01, "color": GREY},
+        marker={"symbol": "square", "size": size, "opacity": 0.01, "color": GRAY},
         selected={"marker": {"opacity": 0.01}},
         unselected={"marker": {"opacity": 0.01}},
         hovertemplate="patch %{customdata}<extra></extra>",
@@ -221,9 +221,9 @@ def _hues(kinds: Sequence[object]) -> dict[object, str]:
         for kind in kinds
         if not isinstance(kind, float) and kind not in SHAPE_COLOURS and kind not in ("background", "edge")
     ]
-    hues: dict[object, str] = {"background": GREY, "edge": COLOURS[-1]}
+    hues: dict[object, str] = {"background": GRAY, "edge": COLORS[-1]}
     hues |= {kind: "#{:02x}{:02x}{:02x}".format(*SHAPE_COLOURS[kind]) for kind in kinds if kind in SHAPE_COLOURS}  # type: ignore[index]
-    hues |= {kind: COLOURS[i % len(COLOURS)] for i, kind in enumerate(names)}
+    hues |= {kind: COLORS[i % len(COLORS)] for i, kind in enumerate(names)}
     if numbers:
         hues |= dict(zip(numbers, sample_colorscale("Viridis", list(np.linspace(0, 1, len(numbers)))), strict=True))
     return hues

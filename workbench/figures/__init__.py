@@ -1,14 +1,14 @@
-"""One plotly template and the chart forms that several analyses share."""
+"""The plotly template and the kinds of charts that several analyses share."""
 
 from workbench.figures.charts import accuracy_by_type, bars, points
 from workbench.figures.layers import difference_curves, layer_curves, with_ceilings
 from workbench.figures.maps import Overlay, WordMap, head_maps, matrix_maps, overlays, word_maps
 from workbench.figures.sweeps import grid_keys, sweep_curves, sweep_figure, sweep_points
 from workbench.figures.template import (
-    COLOURS,
+    COLORS,
     DASHES,
     EXPORT,
-    GREY,
+    GRAY,
     Figure,
     html_figure,
     javascript,
@@ -18,10 +18,10 @@ from workbench.figures.template import (
 from workbench.figures.training import step_curves, step_differences, training_curves
 
 __all__ = [
-    "COLOURS",
+    "COLORS",
     "DASHES",
     "EXPORT",
-    "GREY",
+    "GRAY",
     "Figure",
     "Overlay",
     "WordMap",

@@ -1,31 +1,32 @@
-"""Scores by layer: curves with interval, null and ceilings, and paired differences."""
+"""Curves of scores over layers, with intervals, nulls and reference levels, and of paired differences."""
 
 from __future__ import annotations
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.figures.template import COLOURS, DASHES, GREY, band, error_bars, new_figure, translucent
+from workbench.figures.template import COLORS, DASHES, GRAY, band, error_bars, new_figure, translucent
 
 
 def layer_curves(curves: pd.DataFrame, *, y: str, kind: str, null: str = "chance (null mean to 95 %)") -> go.Figure:
-    """Score by layer, one line per model and `kind`, with its interval as a band and its null as a dotted line.
+    """Draw scores over layers, one line per model and `kind`, with intervals as bands and the null as a dotted line.
 
     Args:
-        curves: columns model, layer, score, low, high, n_images and the column named by `kind`; null_mean and null_q95
-            where the score has a null, chance where it has a known chance level; otherwise 0 means no change and is
-            drawn as a line, with to_chance the change that leaves nothing but chance. Layer -1 stands for the tower.
+        curves: columns model, layer, score, low, high, n_images and the one named by `kind`. Scores with a null have
+            null_mean and null_q95, scores with a known chance level have chance. Without these columns a line at 0
+            means no change; to_chance, if it is there, is the change at which answers are at chance. Layer -1 is the
+            vision encoder.
         y: name of the score, shown on the axis.
-        kind: the column that dashes tell apart; colours tell models apart.
-        null: what the null is called; where it is NaN throughout, none is drawn.
+        kind: the column whose values have different dashes; models have different colors.
+        null: name of the null in the legend; a null that is NaN everywhere is not drawn.
     """
     figure = new_figure(xaxis_title="layer", yaxis_title=y, height=460)
     models, kinds = list(dict.fromkeys(curves["model"])), list(dict.fromkeys(curves[kind]))
     for (model, name), part in curves.groupby(["model", kind], sort=False):
         part = part.sort_values("layer")
-        colour, dash = COLOURS[models.index(model) % len(COLOURS)], DASHES[kinds.index(name) % len(DASHES)]
+        color, dash = COLORS[models.index(model) % len(COLORS)], DASHES[kinds.index(name) % len(DASHES)]
         label = f"{model} · {name}"
-        band(figure, part["layer"], part["low"], part["high"], translucent(colour, 0.16), label)
+        band(figure, part["layer"], part["low"], part["high"], translucent(color, 0.16), label)
         hover = "%{y:.3f}  [%{customdata[0]:.3f}, %{customdata[1]:.3f}]  n=%{customdata[2]}"
         figure.add_scatter(
             x=part["layer"],
@@ -33,7 +34,7 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str, null: str = "chance
             name=label,
             legendgroup=label,
             mode="lines+markers",
-            line={"color": colour, "dash": dash, "width": 2.5},
+            line={"color": color, "dash": dash, "width": 2.5},
             marker={"size": 7},
             error_y=error_bars(part) if len(part) == 1 else None,  # a single point has no band
             customdata=part[["low", "high", "n_images"]],
@@ -46,7 +47,7 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str, null: str = "chance
     elif "chance" in curves:
         _level(figure, curves, "chance", "chance")
     else:
-        figure.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1.5})
+        figure.add_hline(y=0, line={"color": GRAY, "dash": "dot", "width": 1.5})
         if "to_chance" in curves:
             _level(figure, curves, "to_chance", "answers at chance")
     _layer_axis(figure, curves["layer"])
@@ -54,16 +55,24 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str, null: str = "chance
 
 
 def with_ceilings(figure: go.Figure, ceilings: pd.DataFrame, *, name: str) -> go.Figure:
-    """Layer curves with a level line and its interval for each row of `ceilings` (columns score, low, high, n_images
-    and the one named by `name`)."""
+    """Add a horizontal line with its interval to layer curves for each row of `ceilings`, and return the figure.
+
+    Args:
+        ceilings: columns score, low, high, n_images and the one named by `name`, scores of frozen models.
+        name: column of the names in the legend.
+    """
     layers = [x for trace in figure.data for x in trace.x]
     ends = pd.Series([min(layers), max(layers)])
     for number, row in enumerate(ceilings.to_dict("records")):
         label, dash = str(row[name]), ("longdash", "longdashdot", "dashdot")[number % 3]
-        band(figure, ends, pd.Series([row["low"]] * 2), pd.Series([row["high"]] * 2), translucent(GREY, 0.14), label)
+        band(figure, ends, pd.Series([row["low"]] * 2), pd.Series([row["high"]] * 2), translucent(GRAY, 0.14), label)
         figure.add_scatter(
-            **{"x": ends, "y": [row["score"]] * 2, "name": f"{label} (frozen)", "legendgroup": label, "mode": "lines"},
-            line={"color": GREY, "dash": dash, "width": 2},
+            x=ends,
+            y=[row["score"]] * 2,
+            name=f"{label} (frozen)",
+            legendgroup=label,
+            mode="lines",
+            line={"color": GRAY, "dash": dash, "width": 2},
             customdata=[[row["low"], row["high"], row["n_images"]]] * 2,
             hovertemplate="%{y:.3f}  [%{customdata[0]:.3f}, %{customdata[1]:.3f}]  n=%{customdata[2]}",
         )
@@ -71,62 +80,62 @@ def with_ceilings(figure: go.Figure, ceilings: pd.DataFrame, *, name: str) -> go
 
 
 def _layer_axis(figure: go.Figure, layers: pd.Series) -> None:
-    """A tick for each layer, for every fourth of many, and `tower` at -1."""
+    """Put a tick at each layer, or at every fourth if there are more than 16; layer -1 is the vision encoder."""
     step = 1 if layers.max() <= 16 else 4
     figure.update_xaxes(dtick=step)
     if layers.min() < 0:
         ticks = [-1, *range(0, int(layers.max()) + 1, step)]
-        figure.update_xaxes(tickvals=ticks, ticktext=["tower", *map(str, ticks[1:])])
+        figure.update_xaxes(tickvals=ticks, ticktext=["vision encoder", *map(str, ticks[1:])])
 
 
 def _level(figure: go.Figure, curves: pd.DataFrame, column: str, name: str) -> None:
-    """A dotted line at the mean of `column`."""
+    """Draw a dotted line at the mean of `column`."""
     ends = [curves["layer"].min(), curves["layer"].max()]
-    dotted = {"color": GREY, "dash": "dot", "width": 1.5}
+    dotted = {"color": GRAY, "dash": "dot", "width": 1.5}
     figure.add_scatter(
         x=ends, y=[curves[column].mean()] * 2, name=name, mode="lines", line=dotted, hovertemplate="%{y:.3f}"
     )
 
 
 def _null_band(figure: go.Figure, curves: pd.DataFrame, name: str) -> None:
+    """Draw a band from the smallest null mean to the largest 95th percentile of each layer."""
     null = curves.groupby("layer")[["null_mean", "null_q95"]].agg({"null_mean": "min", "null_q95": "max"}).reset_index()
-    band(figure, null["layer"], null["null_mean"], null["null_q95"], translucent(GREY, 0.25), "null")
+    band(figure, null["layer"], null["null_mean"], null["null_q95"], translucent(GRAY, 0.25), "null")
     figure.add_scatter(
         x=null["layer"],
         y=null["null_q95"],
         name=name,
         legendgroup="null",
         mode="lines",
-        line={"color": GREY, "dash": "dot", "width": 1.5},
+        line={"color": GRAY, "dash": "dot", "width": 1.5},
         hovertemplate="%{y:.3f}",
     )
 
 
 def difference_curves(curves: pd.DataFrame, *, y: str, kind: str | None = None) -> go.Figure:
-    """A paired difference by layer with its interval, a line per model (and `kind`), over a line at 0.
+    """Draw paired differences over layers with their intervals, one line per model (and `kind`), and a line at 0.
 
     Args:
-        curves: columns model, layer, score, low, high, p_holm, n_images and the one named by `kind`. Layer -1 stands
-            for the tower.
-        kind: the column that dashes tell apart, where there is one.
+        curves: columns model, layer, score, low, high, p_holm, n_images and the one named by `kind`. Layer -1 is the
+            vision encoder.
+        y: name of the difference, shown on the axis.
+        kind: the column whose values have different dashes, if there is one.
     """
     figure = new_figure(xaxis_title="layer", yaxis_title=y, height=380)
     models, kinds = list(dict.fromkeys(curves["model"])), list(dict.fromkeys(curves[kind])) if kind else []
     for key, part in curves.groupby(["model", kind] if kind else ["model"], sort=False):
         part, label = part.sort_values("layer"), " · ".join(map(str, key))
-        colour = COLOURS[(models.index(key[0]) + 1) % len(COLOURS)]
+        color = COLORS[(models.index(key[0]) + 1) % len(COLORS)]
         dash = DASHES[kinds.index(key[1]) % len(DASHES)] if kind else DASHES[0]
-        band(figure, part["layer"], part["low"], part["high"], translucent(colour, 0.16), label)
+        band(figure, part["layer"], part["low"], part["high"], translucent(color, 0.16), label)
         figure.add_scatter(
-            **{
-                "x": part["layer"],
-                "y": part["score"],
-                "name": label,
-                "legendgroup": label,
-                "mode": "lines+markers",
-                "showlegend": True,
-            },
-            line={"color": colour, "dash": dash, "width": 2.5},
+            x=part["layer"],
+            y=part["score"],
+            name=label,
+            legendgroup=label,
+            mode="lines+markers",
+            showlegend=True,
+            line={"color": color, "dash": dash, "width": 2.5},
             marker={"size": 7},
             error_y=error_bars(part) if len(part) == 1 else None,  # a single point has no band
             customdata=part[["low", "high", "n_images", "p_holm"]],
@@ -135,6 +144,6 @@ def difference_curves(curves: pd.DataFrame, *, y: str, kind: str | None = None) 
                 " p=%{customdata[3]:.3g}"
             ),
         )
-    figure.add_hline(y=0, line={"color": GREY, "dash": "dot", "width": 1.5})
+    figure.add_hline(y=0, line={"color": GRAY, "dash": "dot", "width": 1.5})
     _layer_axis(figure, curves["layer"])
     return figure

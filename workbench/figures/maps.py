@@ -1,4 +1,4 @@
-"""Matrices, and what is drawn over a picture: heat maps, outlines, words."""
+"""Heat maps of scores, and heat maps, outlines and words drawn over an image."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from workbench.figures.template import translucent
 
 
 def matrix_maps(table: pd.DataFrame, *, title: str, difference: bool = False) -> go.Figure:
-    """Layers of each model against layers of a VFM, a column per model and a row per VFM, on one colour scale; hovering
-    shows the interval.
+    """Draw scores of layers of models against layers of VFMs as heat maps, a column per model and a row per VFM.
+
+    All maps share one color scale; hovering shows the interval.
 
     Args:
-        table: columns model, vfm, layer, vfm_layer, score, low, high, n_images; null_mean and null_q95, which each
-            map's title states, or for a difference p_holm: cells below .05 whose interval excludes 0 carry a dot.
-        title: name of the score, at the colour bar.
+        table: columns model, vfm, layer, vfm_layer, score, low, high, n_images; also null_mean and null_q95, which are
+            shown in the title of a map, or, for a difference, p_holm.
+        title: name of the score, shown at the color bar.
+        difference: whether the scores are differences; entries with p_holm below .05 whose interval excludes 0 then
+            have a dot.
     """
     models, vfms = list(dict.fromkeys(table["model"])), list(dict.fromkeys(table["vfm"]))
-    panels = [
-        (model, vfm, table[(table["model"] == model) & (table["vfm"] == vfm)]) for vfm in vfms for model in models
-    ]
+    pairs = [(model, vfm) for vfm in vfms for model in models]
+    panels = [(model, vfm, table[(table["model"] == model) & (table["vfm"] == vfm)]) for model, vfm in pairs]
     titles = [
         f"{model} · {vfm}" + ("" if difference or part.empty else f"<br>{_chance(part)}") for model, vfm, part in panels
     ]
@@ -45,29 +47,22 @@ def matrix_maps(table: pd.DataFrame, *, title: str, difference: bool = False) ->
     extra = ["p_holm"] if difference else ["null_mean", "null_q95"]
     hover = "Holm p %{customdata[3]:.3g}" if difference else "null mean %{customdata[3]:.3f}, 95 % %{customdata[4]:.3f}"
     for number, (_, _, part) in enumerate(panels):
-        wide = {
-            c: part.pivot(index="layer", columns="vfm_layer", values=c)
-            for c in ("score", "low", "high", "n_images", *extra)
-        }
+        columns = ("score", "low", "high", "n_images", *extra)
+        wide = {column: part.pivot(index="layer", columns="vfm_layer", values=column) for column in columns}
         place = {"row": number // len(models) + 1, "col": number % len(models) + 1}
-        marks = (
-            np.where((wide["p_holm"] < 0.05) & ((wide["low"] > 0) | (wide["high"] < 0)), "●", "")
-            if difference
-            else None
-        )
+        marks = None
+        if difference:
+            significant = (wide["p_holm"] < 0.05) & ((wide["low"] > 0) | (wide["high"] < 0))
+            marks = np.where(significant, "●", "")
         figure.add_heatmap(
-            **{
-                "x": [str(layer) for layer in wide["score"].columns],
-                "y": [str(layer) for layer in wide["score"].index],
-                "z": wide["score"].to_numpy(),
-            },
-            **{
-                "coloraxis": "coloraxis",
-                "text": marks,
-                "texttemplate": "%{text}" if difference else None,
-                "textfont": {"color": "black"},
-            },
-            customdata=np.stack([wide[c].to_numpy(dtype=float) for c in ("low", "high", "n_images", *extra)], axis=-1),
+            x=[str(layer) for layer in wide["score"].columns],
+            y=[str(layer) for layer in wide["score"].index],
+            z=wide["score"].to_numpy(),
+            coloraxis="coloraxis",
+            text=marks,
+            texttemplate="%{text}" if difference else None,
+            textfont={"color": "black"},
+            customdata=np.stack([wide[column].to_numpy(dtype=float) for column in columns[1:]], axis=-1),
             hovertemplate="layer %{y}, VFM layer %{x}: %{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<br>"
             + hover
             + ", %{customdata[2]} images<extra></extra>",
@@ -83,43 +78,42 @@ def matrix_maps(table: pd.DataFrame, *, title: str, difference: bool = False) ->
     )
     if difference:
         figure.add_annotation(
-            text="● interval excludes 0, Holm p < .05 over all cells of a map",
+            text="● interval excludes 0, Holm p < .05 over all entries of a map",
             showarrow=False,
-            **{"x": 0, "xref": "paper", "xanchor": "left"},
+            x=0,
+            xref="paper",
+            xanchor="left",
         )
         figure.layout.annotations[-1].update(y=1, yref="paper", yanchor="bottom", yshift=38)
     return figure
 
 
 def _chance(part: pd.DataFrame) -> str:
-    """The null of all cells of a map."""
+    """Return the chance level of a map in words: the range of its null means and its largest 95th percentile."""
     low, high, top = part["null_mean"].min(), part["null_mean"].max(), part["null_q95"].max()
     return f"chance {low:.3f} to {high:.3f}, 95 % below {top:.3f}"
 
 
 def head_maps(scores: pd.DataFrame, *, title: str) -> go.Figure:
-    """A heat map of layers and heads for each model, on one colour scale; hovering shows interval, chance and n.
+    """Draw a heat map of layers and heads for each model; hovering shows interval, chance and n.
+
+    All maps share one color scale.
 
     Args:
         scores: columns model, layer, head, score, low, high, chance, null_mean, n_images.
+        title: name of the score, shown at the color bar.
     """
     models = list(dict.fromkeys(scores["model"]))
     figure = make_subplots(1, len(models), subplot_titles=models, shared_yaxes=True, horizontal_spacing=0.04)
     for number, model in enumerate(models, start=1):
         part = scores[scores["model"] == model]
-        wide = {
-            c: part.pivot(index="layer", columns="head", values=c)
-            for c in ("score", "low", "high", "chance", "null_mean", "n_images")
-        }
+        columns = ("score", "low", "high", "chance", "null_mean", "n_images")
+        wide = {column: part.pivot(index="layer", columns="head", values=column) for column in columns}
         figure.add_heatmap(
-            **{
-                "x": [str(head) for head in wide["score"].columns],
-                "y": [str(layer) for layer in wide["score"].index],
-                "z": wide["score"].to_numpy(),
-            },
-            customdata=np.stack(
-                [wide[c].to_numpy() for c in ("low", "high", "chance", "null_mean", "n_images")], axis=-1
-            ),
+            x=[str(head) for head in wide["score"].columns],
+            y=[str(layer) for layer in wide["score"].index],
+            z=wide["score"].to_numpy(),
+            customdata=np.stack([wide[column].to_numpy() for column in columns[1:]], axis=-1),
             hovertemplate=(
                 "layer %{y}, head %{x}: %{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]"
                 "<br>chance %{customdata[2]:.3f}, null %{customdata[3]:.3f}, %{customdata[4]} images<extra></extra>"
@@ -145,13 +139,15 @@ def head_maps(scores: pd.DataFrame, *, title: str) -> go.Figure:
 
 @dataclass(frozen=True)
 class Overlay:
-    """A picture under a map.
+    """A heat map over an image.
 
     Attributes:
-        image: (height, width, 3) bytes.
-        values: what each cell has, (h, w).
-        box: left, top, right, bottom of the raster in fractions of the image; it can reach outside, where a model pads.
-        outline: the same of an object to frame.
+        title: the text above the image.
+        image: pixels as bytes, (height, width, 3).
+        values: the value of each patch, (h, w).
+        box: left, top, right, bottom of the patch grid in fractions of the image; if the model pads the image, the grid
+            is larger than the image.
+        outline: left, top, right, bottom of an object to frame, in fractions of the image.
     """
 
     title: str
@@ -162,8 +158,10 @@ class Overlay:
 
 
 def overlays(rows: Sequence[Sequence[Overlay]]) -> go.Figure:
-    """Pictures with each cell of their map at its own pixels, a row for each sequence; every map has its own colour
-    scale from 0 to its maximum."""
+    """Draw heat maps over images, with a row of images for each sequence in `rows`.
+
+    Every patch covers its own pixels. Each map has its own color scale from 0 to its maximum.
+    """
     width = max(len(row) for row in rows)
     titles = [row[column].title if column < len(row) else "" for row in rows for column in range(width)]
     figure = make_subplots(
@@ -174,8 +172,8 @@ def overlays(rows: Sequence[Sequence[Overlay]]) -> go.Figure:
         vertical_spacing=0.14 / max(1, len(rows) - 1) if len(rows) > 1 else 0,
     )
     for at, row in enumerate(rows, start=1):
-        for column, shown in enumerate(row, start=1):
-            _overlay(figure, shown, at, column)
+        for column, overlay in enumerate(row, start=1):
+            _overlay(figure, overlay, at, column)
     figure.update_layout(
         template="workbench",
         height=80 + 340 * len(rows),
@@ -186,51 +184,45 @@ def overlays(rows: Sequence[Sequence[Overlay]]) -> go.Figure:
     return figure
 
 
-def _overlay(figure: go.Figure, shown: Overlay, row: int, column: int) -> None:
-    height, width = shown.image.shape[:2]
-    left, top, right, bottom = shown.box
-    x, y = (
-        np.linspace(a, b, n + 1)
-        for a, b, n in (
-            (left * width, right * width, shown.values.shape[1]),
-            (top * height, bottom * height, shown.values.shape[0]),
-        )
-    )
-    # plotly puts the centre of an image's first pixel at x0, y0; here pixel 0 lies from 0 to 1, as everywhere else
-    figure.add_image(source=_png(shown.image), x0=0.5, y0=0.5, dx=1, dy=1, hoverinfo="skip", row=row, col=column)
+def _overlay(figure: go.Figure, overlay: Overlay, row: int, column: int) -> None:
+    """Draw one heat map over its image into a subplot."""
+    height, width = overlay.image.shape[:2]
+    left, top, right, bottom = overlay.box
+    x = np.linspace(left * width, right * width, overlay.values.shape[1] + 1)
+    y = np.linspace(top * height, bottom * height, overlay.values.shape[0] + 1)
+    # x0 and y0 are the center of the first pixel for plotly; here, as everywhere else, pixel 0 extends from 0 to 1
+    figure.add_image(source=_png(overlay.image), x0=0.5, y0=0.5, dx=1, dy=1, hoverinfo="skip", row=row, col=column)
     figure.add_heatmap(
-        **{
-            "x": x,
-            "y": y,
-            "z": shown.values,
-            "zmin": 0,
-            "showscale": False,
-            "hovertemplate": "%{z:.3f} of the attention on the image<extra></extra>",
-        },
+        x=x,
+        y=y,
+        z=overlay.values,
+        zmin=0,
+        showscale=False,
+        hovertemplate="%{z:.3f} of the attention on the image<extra></extra>",
         colorscale=[[0, translucent("#ff2a00", 0)], [1, translucent("#ff2a00", 0.8)]],
         row=row,
         col=column,
     )
-    if shown.outline is not None:
-        left, top, right, bottom = (
-            f * size for f, size in zip(shown.outline, (width, height, width, height), strict=True)
-        )
+    if overlay.outline is not None:
+        sizes = (width, height, width, height)
+        left, top, right, bottom = (edge * size for edge, size in zip(overlay.outline, sizes, strict=True))
         line = {"color": "white", "width": 2, "dash": "dash"}
         corners = ([left, right, right, left, left], [top, top, bottom, bottom, top])
         figure.add_scatter(x=corners[0], y=corners[1], mode="lines", line=line, hoverinfo="skip", row=row, col=column)
-    _picture_axes(figure, (max(height, y[-1]), max(width, x[-1])), row, column, start=(min(0, y[0]), min(0, x[0])))
+    _image_axes(figure, (max(height, y[-1]), max(width, x[-1])), row, column, start=(min(0, y[0]), min(0, x[0])))
 
 
 def _png(image: np.ndarray) -> str:
+    """Return pixels (height, width, 3) as a PNG data URL."""
     data = io.BytesIO()
     Image.fromarray(image.astype(np.uint8)).save(data, format="PNG")
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def _picture_axes(
+def _image_axes(
     figure: go.Figure, end: Sequence[float], row: int, column: int, start: tuple[float, float] = (0.0, 0.0)
 ) -> None:
-    """Square pixels and no axes, from `start` to `end` (y, x), y downwards."""
+    """Show a subplot with square pixels and without axes, from `start` to `end` (y, x), y downwards."""
     figure.update_xaxes(range=[start[1], end[1]], visible=False, constrain="domain", row=row, col=column)
     axis = figure.get_subplot(row, column).xaxis.plotly_name.replace("axis", "")
     figure.update_yaxes(
@@ -240,12 +232,13 @@ def _picture_axes(
 
 @dataclass(frozen=True)
 class WordMap:
-    """Words over a picture.
+    """Words over an image.
 
     Attributes:
-        image: (height, width, 3) bytes.
-        words: columns layer, token, left, top, right, bottom (fractions of the image), rank, word, probability, truth
-            and right_word (whether the word is one of `truth`).
+        title: the text above the image.
+        image: pixels as bytes, (height, width, 3).
+        words: columns layer, token, left, top, right, bottom (of the token, in fractions of the image), rank, word,
+            probability, truth (the words of the object there, "" for none) and right_word (whether `word` is one).
     """
 
     title: str
@@ -253,35 +246,36 @@ class WordMap:
     words: pd.DataFrame
 
 
-def word_maps(shown: Sequence[WordMap]) -> go.Figure:
-    """The most likely word of each cell at its place in a darkened picture, models side by side; a slider chooses the
-    layer, hovering shows more words.
+def word_maps(maps: Sequence[WordMap]) -> go.Figure:
+    """Draw the most likely word of each visual token at its place in a darkened image, models next to each other.
 
-    Words of what lies under their cell are yellow; a cell on an object whose first word is another one is white, and
-    cells on no object are grey.
+    A slider selects the layer, hovering shows more words. A word is yellow if it is a word of the object at its token,
+    white if it is another word on an object, and gray if there is no object.
     """
-    layers = sorted({int(layer) for own in shown for layer in own.words["layer"]})
+    layers = sorted({int(layer) for word_map in maps for layer in word_map.words["layer"]})
     start = layers[len(layers) // 2]
-    figure = make_subplots(1, len(shown), subplot_titles=[own.title for own in shown], horizontal_spacing=0.02)
-    for column, own in enumerate(shown, start=1):
-        figure.add_image(source=_png(own.image * 0.35), x0=0.5, y0=0.5, dx=1, dy=1, hoverinfo="skip", row=1, col=column)
+    titles = [word_map.title for word_map in maps]
+    figure = make_subplots(1, len(maps), subplot_titles=titles, horizontal_spacing=0.02)
+    for column, word_map in enumerate(maps, start=1):
+        darkened = _png(word_map.image * 0.35)
+        figure.add_image(source=darkened, x0=0.5, y0=0.5, dx=1, dy=1, hoverinfo="skip", row=1, col=column)
         for layer in layers:
-            _words(figure, own, layer, len(shown), column, visible=layer == start)
-        _picture_axes(figure, own.image.shape, 1, column)
-    each = [trace.meta for trace in figure.data]
+            _words(figure, word_map, layer, len(maps), column, visible=layer == start)
+        _image_axes(figure, word_map.image.shape, 1, column)
+    layer_of = [trace.meta for trace in figure.data]  # None for images
     steps = [
-        {"label": str(layer), "method": "restyle", "args": [{"visible": [meta in (None, layer) for meta in each]}]}
+        {"label": str(layer), "method": "restyle", "args": [{"visible": [at in (None, layer) for at in layer_of]}]}
         for layer in layers
     ]
     slider = {"active": layers.index(start), "currentvalue": {"prefix": "layer "}, "pad": {"t": 8}, "steps": steps}
     legend = (
         '<span style="color:#d9a400">yellow</span>: a word of the object there · white: another word on an object ·'
-        " grey: on no object"
+        " gray: on no object"
     )
     margin = {"t": 84, "l": 8, "r": 8, "b": 8}
     figure.update_layout(
         template="workbench",
-        height=int(180 + 900 / max(2, len(shown))),
+        height=int(180 + 900 / max(2, len(maps))),
         hovermode="closest",
         showlegend=False,
         margin=margin,
@@ -290,28 +284,25 @@ def word_maps(shown: Sequence[WordMap]) -> go.Figure:
     return figure
 
 
-def _words(figure: go.Figure, own: WordMap, layer: int, maps: int, column: int, *, visible: bool) -> None:
-    height, width = own.image.shape[:2]
-    here = own.words[own.words["layer"] == layer]
-    cells = here[here["rank"] == 1]
-    lines = here["word"] + here["probability"].map("  {:.3f}".format)
-    more = lines.groupby(here["token"]).agg("<br>".join).reindex(cells["token"])
-    truth = cells["truth"].map(lambda name: f"<br>on: {name}" if name else "<br>on no object")
-    # pixels, on a page of the usual width
-    room = 1100 / maps * (cells["right"] - cells["left"]).min() if len(cells) else 0
+def _words(figure: go.Figure, word_map: WordMap, layer: int, maps: int, column: int, *, visible: bool) -> None:
+    """Draw the words of one layer over an image; `maps` is the number of images in the figure."""
+    height, width = word_map.image.shape[:2]
+    words = word_map.words[word_map.words["layer"] == layer]
+    tokens = words[words["rank"] == 1]  # one row for each token, with its most likely word
+    lines = words["word"] + words["probability"].map("  {:.3f}".format)
+    more = lines.groupby(words["token"]).agg("<br>".join).reindex(tokens["token"])
+    truth = tokens["truth"].map(lambda name: f"<br>on: {name}" if name else "<br>on no object")
+    # width of a token in pixels, on a page of the usual width
+    room = 1100 / maps * (tokens["right"] - tokens["left"]).min() if len(tokens) else 0
     size = float(np.clip(room / 4.5, 6, 13))
-    fits = max(2, int(room / (0.58 * size)))
+    fits = max(2, int(room / (0.58 * size)))  # characters
+    colors = np.where(tokens["right_word"], "#ffd43b", np.where(tokens["truth"] != "", "#ffffff", "#a9b0ba"))
     figure.add_scatter(
-        x=(cells["left"] + cells["right"]) / 2 * width,
-        y=(cells["top"] + cells["bottom"]) / 2 * height,
-        text=cells["word"].map(lambda word: word if len(word) <= fits else word[: fits - 1] + "…"),
+        x=(tokens["left"] + tokens["right"]) / 2 * width,
+        y=(tokens["top"] + tokens["bottom"]) / 2 * height,
+        text=tokens["word"].map(lambda word: word if len(word) <= fits else word[: fits - 1] + "…"),
         mode="text",
-        textfont={
-            "size": size,
-            "color": (
-                np.where(cells["right_word"], "#ffd43b", np.where(cells["truth"] != "", "#ffffff", "#a9b0ba")).tolist()
-            ),
-        },
+        textfont={"size": size, "color": colors.tolist()},
         customdata=(more.to_numpy() + truth.to_numpy()).tolist(),
         hovertemplate="%{customdata}<extra></extra>",
         meta=layer,

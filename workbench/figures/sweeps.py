@@ -1,4 +1,4 @@
-"""Sweeps: variants as rows of points, or as curves over a grid, each with its paired difference to one of them."""
+"""Charts of sweeps: scores of variants, as rows of points or curves over a grid, and paired differences to one."""
 
 from __future__ import annotations
 
@@ -8,48 +8,45 @@ import plotly.graph_objects as go
 from pandas.api.types import is_numeric_dtype
 from plotly.subplots import make_subplots
 
-from workbench.figures.template import COLOURS, DASHES, GREY
+from workbench.figures.template import COLORS, DASHES, GRAY
 from workbench.training_folder import BEST_ROW
 
 AXES = {"limit_train": "training images"}
-APART = 0.02  # between neighboring curves at one point, as a share of the axis: intervals must not hide one another
+APART = 0.02  # shift between neighboring curves, as a share of the axis, so that intervals do not hide one another
 
 
 def grid_keys(table: pd.DataFrame) -> list[str]:
-    """The columns of a sweep's table that are keys of its grid."""
+    """Return the columns of a sweep's table that are keys of its grid."""
     columns = list(table.columns)
     return columns[columns.index("variant") + 1 : columns.index("accuracy")]
 
 
 def sweep_figure(table: pd.DataFrame) -> go.Figure:
-    """Curves where the variants were trained over a grid of one key with several numbers, and rows of points elsewhere.
+    """Draw a sweep: as curves if its grid is one numeric key with several values, as rows of points otherwise.
 
     Args:
-        table: rows of one question type of what `trainer.sweep` stores; between variant and accuracy it has a column
-            for each key of a grid.
+        table: rows of one question type of the table that `trainer.sweep` stores; it has a column for each key of the
+            grid between variant and accuracy.
     """
     keys = grid_keys(table)
     if len(keys) == 1 and is_numeric_dtype(table[keys[0]]) and table[keys[0]].nunique() > 1:
         return sweep_curves(table, keys[0])
     several = [key for key in keys if table[key].nunique() > 1]
-    names = (
-        table["variant"].str.cat([f"{key} " + table[key].astype(str) for key in several], sep=", ")
-        if several
-        else table["variant"]
-    )
+    names = table["variant"]
+    if several:
+        names = names.str.cat([f"{key} " + table[key].astype(str) for key in several], sep=", ")
     against = str(table["against"].iloc[0])
     return sweep_points(table.assign(variant=names, reference=table["variant"] == against))
 
 
 def sweep_curves(table: pd.DataFrame, key: str) -> go.Figure:
-    """Above, the score by `key` with its interval over seeds, and chance; below, the paired difference to one variant,
-    over a line at 0.
+    """Draw scores over `key` above, and their paired differences to one variant below, with intervals over seeds.
 
-    A line a variant, dashed for its best checkpoint.
+    There is one line per variant, dashed for its best checkpoint. The upper chart shows chance, the lower one a line
+    at 0. The axis of `key` is logarithmic if all its values are above 0.
 
     Args:
-        table: as `sweep_figure`; the axis is logarithmic where all values of `key` are above 0. An interval of one seed
-            is infinite and is not drawn.
+        table: as in `sweep_figure`; the interval of a single seed is infinite and is not drawn.
     """
     against = str(table["against"].iloc[0])
     figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.09, row_heights=[0.6, 0.4])
@@ -58,7 +55,7 @@ def sweep_curves(table: pd.DataFrame, key: str) -> go.Figure:
     logarithmic = values[0] > 0
     apart = np.ptp(np.log(values) if logarithmic else values) * APART
     chance = table.groupby(key)["chance"].mean().reset_index()
-    dotted = {"color": GREY, "dash": "dot", "width": 1.5}
+    dotted = {"color": GRAY, "dash": "dot", "width": 1.5}
     figure.add_scatter(
         x=chance[key],
         y=chance["chance"],
@@ -69,32 +66,30 @@ def sweep_curves(table: pd.DataFrame, key: str) -> go.Figure:
         row=1,
         col=1,
     )
-    for row, names, more, hover in (
-        (1, ("accuracy", "low", "high"), ["seeds", "n"], "seeds %{customdata[3]}, %{customdata[4]} questions"),
-        (
-            2,
-            ("difference", "d_low", "d_high"),
-            ["pairs", "p_holm"],
-            "%{customdata[3]} seeds, Holm p %{customdata[4]:.3g}",
-        ),
-    ):
+    score_hover = "seeds %{customdata[3]}, %{customdata[4]} questions"
+    difference_hover = "%{customdata[3]} seeds, Holm p %{customdata[4]:.3g}"
+    charts = (
+        (1, ("accuracy", "low", "high"), ["seeds", "n"], score_hover),
+        (2, ("difference", "d_low", "d_high"), ["pairs", "p_holm"], difference_hover),
+    )
+    for row, names, more, hover in charts:
         for number, variant in enumerate(variants):
             part = table[(table["variant"] == variant) & table[names[0]].notna()].sort_values(key)
             if part.empty:
                 continue
-            color = COLOURS[trained.index(variant.removesuffix(BEST_ROW)) % len(COLOURS)]
+            color = COLORS[trained.index(variant.removesuffix(BEST_ROW)) % len(COLORS)]
             dash = DASHES[variant.endswith(BEST_ROW)]
             shift = (number - (len(variants) - 1) / 2) * apart
             score, low, high = (part[name].replace([np.inf, -np.inf], np.nan) for name in names)
             figure.add_scatter(
-                **{
-                    "x": part[key] * np.exp(shift) if logarithmic else part[key] + shift,
-                    "y": score,
-                    "mode": "lines+markers",
-                    "row": row,
-                    "col": 1,
-                },
-                **{"name": variant, "legendgroup": variant, "showlegend": row == 1},
+                x=part[key] * np.exp(shift) if logarithmic else part[key] + shift,
+                y=score,
+                mode="lines+markers",
+                row=row,
+                col=1,
+                name=variant,
+                legendgroup=variant,
+                showlegend=(row == 1),
                 line={"color": color, "dash": dash, "width": 2.5},
                 marker={"size": 7},
                 error_y={
@@ -123,19 +118,20 @@ def sweep_curves(table: pd.DataFrame, key: str) -> go.Figure:
 
 
 def sweep_points(table: pd.DataFrame) -> go.Figure:
-    """Variants of a sweep, a row each: the score with its interval over seeds beside chance, and the paired difference
-    to one of them over a line at 0.
+    """Draw each variant of a sweep as a row: its score on the left, its paired difference to one variant on the right.
+
+    Intervals are over seeds. The left chart shows chance, the right one a line at 0.
 
     Args:
         table: columns variant, accuracy, low, high, seeds, n, chance, against, pairs, difference, d_low, d_high, p_holm
-            of one question type; an interval of one seed is infinite and is not drawn. Where there are several rows of
-            the variant `against`, a column `reference` says which are.
+            of one question type; the interval of a single seed is infinite and is not drawn. If several rows are of the
+            variant `against`, a column `reference` marks them.
     """
     against = str(table["against"].iloc[0])
     titles = ["accuracy, mean of seeds", f"difference to {against}, paired by seed"]
     figure = make_subplots(1, 2, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.04)
     compared = table[table["difference"].notna()]
-    chance = {"symbol": "line-ns", "size": 16, "line": {"width": 2, "color": GREY}}
+    chance = {"symbol": "line-ns", "size": 16, "line": {"width": 2, "color": GRAY}}
     figure.add_scatter(
         x=table["chance"],
         y=table["variant"],
@@ -146,23 +142,14 @@ def sweep_points(table: pd.DataFrame) -> go.Figure:
         row=1,
         col=1,
     )
-    for column, own, names, more, hover in (
-        (
-            1,
-            table,
-            ("accuracy", "low", "high"),
-            ["seeds", "n", "chance"],
-            "seeds %{customdata[2]}, %{customdata[3]} questions, chance %{customdata[4]:.3f}",
-        ),
-        (
-            2,
-            compared,
-            ("difference", "d_low", "d_high"),
-            ["pairs", "p_holm"],
-            "%{customdata[2]} seeds, Holm p %{customdata[3]:.3g}",
-        ),
-    ):
-        score, low, high = (own[name].replace([np.inf, -np.inf], np.nan) for name in names)
+    score_hover = "seeds %{customdata[2]}, %{customdata[3]} questions, chance %{customdata[4]:.3f}"
+    difference_hover = "%{customdata[2]} seeds, Holm p %{customdata[3]:.3g}"
+    charts = (
+        (1, table, ("accuracy", "low", "high"), ["seeds", "n", "chance"], score_hover),
+        (2, compared, ("difference", "d_low", "d_high"), ["pairs", "p_holm"], difference_hover),
+    )
+    for column, rows, names, more, hover in charts:
+        score, low, high = (rows[name].replace([np.inf, -np.inf], np.nan) for name in names)
         error = {
             "type": "data",
             "symmetric": False,
@@ -170,26 +157,23 @@ def sweep_points(table: pd.DataFrame) -> go.Figure:
             "arrayminus": score - low,
             "width": 4,
             "thickness": 1.5,
-            "color": GREY,
+            "color": GRAY,
         }
-        colors = [
-            COLOURS[0] if reference else COLOURS[1] for reference in own.get("reference", own["variant"] == against)
-        ]
+        is_reference = rows.get("reference", rows["variant"] == against)
+        colors = [COLORS[0] if reference else COLORS[1] for reference in is_reference]
         figure.add_scatter(
-            **{
-                "x": score,
-                "y": own["variant"],
-                "mode": "markers",
-                "error_x": error,
-                "showlegend": False,
-                "row": 1,
-                "col": column,
-            },
+            x=score,
+            y=rows["variant"],
+            mode="markers",
+            error_x=error,
+            showlegend=False,
+            row=1,
+            col=column,
             marker={"color": colors, "size": 9},
-            customdata=own[[*names[1:], *more]],
+            customdata=rows[[*names[1:], *more]],
             hovertemplate="%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], " + hover + "<extra></extra>",
         )
-    figure.add_vline(x=0, line={"color": GREY, "dash": "dot", "width": 1.5}, row=1, col=2)
+    figure.add_vline(x=0, line={"color": GRAY, "dash": "dot", "width": 1.5}, row=1, col=2)
     figure.update_yaxes(autorange="reversed", type="category", automargin=True)
     figure.update_layout(
         template="workbench", height=150 + 34 * len(table), hovermode="closest", margin={"l": 140, "t": 80}

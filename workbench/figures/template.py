@@ -1,4 +1,4 @@
-"""The one plotly template, its colours, how an interval looks, and figures as HTML."""
+"""The plotly template of all figures, its colors, the look of intervals, and figures as HTML."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import plotly.graph_objects as go
 import plotly.io as pio
 from plotly.offline import get_plotlyjs
 
-# A colour-blind-safe order (Okabe and Ito), darkened where needed to read on white and on black.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8860b", "#cc79a7", "#56a0d3")
+# color-blind-safe colors (Okabe and Ito), darkened where necessary to be readable on white and on black
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#b8860b", "#cc79a7", "#56a0d3")
 DASHES = ("solid", "dash", "dot", "dashdot")
-GREY = "#8a8f98"
+GRAY = "#8a8f98"
 EXPORT = {"showSendToCloud": False, "displaylogo": False, "toImageButtonOptions": {"format": "svg"}}
 
 pio.templates["workbench"] = go.layout.Template(
     layout={
-        "colorway": COLOURS,
-        "font": {"family": "Inter, system-ui, sans-serif", "size": 13, "color": GREY},
+        "colorway": COLORS,
+        "font": {"family": "Inter, system-ui, sans-serif", "size": 13, "color": GRAY},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 60, "r": 16, "t": 36, "b": 48},
@@ -36,34 +36,34 @@ Figure = go.Figure
 
 
 def new_figure(**layout: object) -> go.Figure:
-    """An empty figure in the workbench's template."""
+    """Return an empty figure with the workbench's template."""
     return go.Figure(layout={"template": "workbench", **layout})
 
 
-def translucent(colour: str, alpha: float) -> str:
-    """`#rrggbb` with an alpha of 0..1, for bands."""
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+def translucent(color: str, alpha: float) -> str:
+    """Return the color `#rrggbb` with an alpha from 0 to 1, for bands."""
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
 
 
 def error_bars(part: pd.DataFrame) -> dict[str, object]:
-    """Intervals as error bars, in a grey that reads on white, on black and on the bars themselves."""
+    """Return plotly's error bars for intervals, in a gray that is visible on white, on black and on colored bars."""
     return {
         "type": "data",
         "array": part["high"] - part["score"],
         "arrayminus": part["score"] - part["low"],
         "width": 3,
         "thickness": 1.5,
-        "color": GREY,
+        "color": GRAY,
     }
 
 
 def band(figure: go.Figure, x: pd.Series, low: pd.Series, high: pd.Series, fill: str, group: str, **at: int) -> None:
-    """Draw an interval along a curve as a band that comes and goes with the curve in the legend."""
+    """Draw an interval along a curve as a band, which a click in the legend shows or hides together with the curve."""
     figure.add_scatter(
         x=pd.concat([x, x[::-1]]),
         y=pd.concat([high, low[::-1]]),
-        mode="lines",  # plotly adds markers to short lines by itself
+        mode="lines",  # without it, plotly adds markers to short lines
         fill="toself",
         fillcolor=fill,
         line={"width": 0},
@@ -75,12 +75,12 @@ def band(figure: go.Figure, x: pd.Series, low: pd.Series, high: pd.Series, fill:
 
 
 def javascript() -> str:
-    """The source of plotly.js, for a page that needs no network."""
+    """Return the source of plotly.js, for a page that needs no network."""
     return get_plotlyjs()
 
 
 def html_figure(figure: go.Figure, name: str) -> str:
-    """A figure as a piece of a page that holds `javascript` already; nothing in it can be uploaded."""
+    """Return a figure as HTML for a page that contains `javascript()`; it has no button that uploads data."""
     return str(
         figure.to_html(full_html=False, include_plotlyjs=False, config=EXPORT | {"responsive": True}, div_id=name)
     )

@@ -1,4 +1,4 @@
-"""Curves over the steps of a training."""
+"""Curves over the steps of a training, and differences in the number of steps."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from workbench.figures.template import COLOURS, GREY, band, error_bars, new_figure, translucent
+from workbench.figures.template import COLORS, GRAY, band, error_bars, new_figure, translucent
 
 
 def training_curves(logs: dict[str, pd.DataFrame], measure: str) -> go.Figure:
-    """One measure over training steps, a line per model; models without it are left out."""
+    """Draw one measure over training steps, a line per model; models without it are left out."""
     figure = new_figure(xaxis_title="step", yaxis_title=measure, height=360)
     for number, (name, log) in enumerate(logs.items()):
         if measure in log:
@@ -21,21 +21,22 @@ def training_curves(logs: dict[str, pd.DataFrame], measure: str) -> go.Figure:
                 y=part[measure],
                 name=name,
                 mode="lines",
-                line={"color": COLOURS[number % len(COLOURS)], "width": 2},
+                line={"color": COLORS[number % len(COLORS)], "width": 2},
                 hovertemplate="%{y:.3f}",
             )
     return figure
 
 
 def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: str = "", share: bool = False) -> go.Figure:
-    """Scores over training steps, a line per model with its interval as a band; where there are several values of
-    `panel`, a small chart for each.
+    """Draw scores over training steps, a line per model with its interval as a band, a chart per value of `panel`.
 
     Args:
         curves: columns model, step, score, low, high, over (what the interval is over) and the one named by `panel`;
-            null_mean and null_q95 for `null`.
-        null: what the dotted line at null_q95 is called; none is drawn without.
-        share: the score is a share, shown from 0 to 1 in every chart.
+            for `null` also null_mean and null_q95.
+        y: name of the score, shown on the axis.
+        panel: the column with a chart for each value; "" for a single chart.
+        null: name of the dotted line at null_q95; without it no line is drawn.
+        share: whether the score is a share, which is shown from 0 to 1 in every chart.
     """
     names = list(dict.fromkeys(curves[panel])) if panel else [""]
     width = min(len(names), 4)
@@ -46,36 +47,36 @@ def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: str = ""
     models = list(dict.fromkeys(curves["model"]))
     for number, name in enumerate(names):
         at = {"row": number // width + 1, "col": number % width + 1}
-        own = curves[curves[panel] == name] if panel else curves
+        shown = curves[curves[panel] == name] if panel else curves
         if null:
-            level = own.groupby("step")["null_q95"].max().reset_index()
-            line = {"color": GREY, "dash": "dot", "width": 1.5}
+            level = shown.groupby("step")["null_q95"].max().reset_index()
+            line = {"color": GRAY, "dash": "dot", "width": 1.5}
             mode = "lines" if len(level) > 1 else "markers"
-            style: dict[str, object] = {
-                "name": null,
-                "legendgroup": "null",
-                "showlegend": number == 0,
-                "mode": mode,
-                "line": line,
-            }
-            figure.add_scatter(x=level["step"], y=level["null_q95"], hovertemplate="%{y:.3f}", **style, **at)
-        for model, part in own.groupby("model", sort=False):
-            part, colour = part.sort_values("step"), COLOURS[models.index(model) % len(COLOURS)]
-            if (part["high"] > part["low"]).any():
-                band(figure, part["step"], part["low"], part["high"], translucent(colour, 0.16), str(model), **at)
             figure.add_scatter(
-                **{
-                    "x": part["step"],
-                    "y": part["score"],
-                    "name": str(model) if panel else f"{model} ({part['over'].iloc[0]})",
-                    "legendgroup": str(model),
-                    **at,
-                },
+                x=level["step"],
+                y=level["null_q95"],
+                name=null,
+                legendgroup="null",
+                showlegend=(number == 0),
+                mode=mode,
+                line=line,
+                hovertemplate="%{y:.3f}",
+                **at,
+            )
+        for model, part in shown.groupby("model", sort=False):
+            part, color = part.sort_values("step"), COLORS[models.index(model) % len(COLORS)]
+            if (part["high"] > part["low"]).any():
+                band(figure, part["step"], part["low"], part["high"], translucent(color, 0.16), str(model), **at)
+            in_legend = {trace.legendgroup for trace in figure.data if trace.showlegend is not False}
+            figure.add_scatter(
+                x=part["step"],
+                y=part["score"],
+                name=str(model) if panel else f"{model} ({part['over'].iloc[0]})",
+                legendgroup=str(model),
+                **at,
                 mode="lines" if len(part) > 20 else "lines+markers",
-                showlegend=not any(
-                    trace.legendgroup == str(model) and trace.showlegend is not False for trace in figure.data
-                ),
-                line={"color": colour, "width": 2},
+                showlegend=str(model) not in in_legend,
+                line={"color": color, "width": 2},
                 marker={"size": 5},
                 error_y=error_bars(part) if len(part) == 1 else None,  # a single point has no band
                 customdata=part[["low", "high", "over"]],
@@ -95,20 +96,21 @@ def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: str = ""
 
 
 def step_differences(reach: pd.DataFrame) -> go.Figure:
-    """Steps to the other model's final score, less the steps of the other model itself: a point with its interval over
-    seeds, words where there is none.
+    """Draw how many steps more a model needs to reach another model's final score than that model itself.
+
+    Each measure has a point with its interval over seeds, or words if the difference is not known.
 
     Args:
-        reach: columns model, other, measure, of, seeds, difference, low, high, reached; a difference of NaN is one that
-            is not known.
+        reach: columns model, other, measure, of, seeds, difference, low, high, reached; the difference is NaN if it is
+            not known.
     """
     rows = [(f"{row.of} ({row.measure})" if row.measure not in row.of else row.of, row) for row in reach.itertuples()]
     pairs = list(dict.fromkeys((row.model, row.other) for _, row in rows))
     titles = [f"{model} to {other}'s final score" for model, other in pairs]
     figure = make_subplots(1, len(pairs), subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03)
     for number, pair in enumerate(pairs, start=1):
-        own = [(name, row) for name, row in rows if (row.model, row.other) == pair]
-        known = [(name, row) for name, row in own if np.isfinite([row.difference, row.low, row.high]).all()]
+        of_pair = [(name, row) for name, row in rows if (row.model, row.other) == pair]
+        known = [(name, row) for name, row in of_pair if np.isfinite([row.difference, row.low, row.high]).all()]
         spread = {
             "array": [row.high - row.difference for _, row in known],
             "arrayminus": [row.difference - row.low for _, row in known],
@@ -117,8 +119,8 @@ def step_differences(reach: pd.DataFrame) -> go.Figure:
             x=[row.difference for _, row in known],
             y=[name for name, _ in known],
             mode="markers",
-            marker={"color": COLOURS[(number - 1) % len(COLOURS)], "size": 8},
-            error_x={"type": "data", "width": 3, "thickness": 1.5, "color": GREY, **spread},
+            marker={"color": COLORS[(number - 1) % len(COLORS)], "size": 8},
+            error_x={"type": "data", "width": 3, "thickness": 1.5, "color": GRAY, **spread},
             customdata=[[row.low, row.high, row.seeds, row.reached] for _, row in known],
             hovertemplate=(
                 "%{y}: %{x:.0f} steps [%{customdata[0]:.0f}, %{customdata[1]:.0f}], %{customdata[2]} seeds,"
@@ -127,22 +129,20 @@ def step_differences(reach: pd.DataFrame) -> go.Figure:
             row=1,
             col=number,
         )
-        unknown = [(name, row) for name, row in own if np.isnan(row.difference)]
+        unknown = [(name, row) for name, row in of_pair if np.isnan(row.difference)]
         words = [row.reached if len(row.reached) < 48 else row.reached[:46] + " …" for _, row in unknown]
         figure.add_scatter(
-            **{
-                "x": [0] * len(unknown),
-                "y": [name for name, _ in unknown],
-                "mode": "text",
-                "text": words,
-                "textfont": {"size": 11},
-            },
+            x=[0] * len(unknown),
+            y=[name for name, _ in unknown],
+            mode="text",
+            text=words,
+            textfont={"size": 11},
             hovertext=[row.reached for _, row in unknown],
             hoverinfo="text",
             row=1,
             col=number,
         )
-        figure.add_vline(x=0, line={"color": GREY, "dash": "dot", "width": 1.5}, row=1, col=number)
+        figure.add_vline(x=0, line={"color": GRAY, "dash": "dot", "width": 1.5}, row=1, col=number)
     figure.update_xaxes(title="difference in steps, paired by seed")
     figure.update_yaxes(
         categoryorder="array", categoryarray=list(dict.fromkeys(name for name, _ in rows))[::-1], automargin=True

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from workbench.data.images import upright_rgb
 from workbench.errors import ConfigError, DataError
-from workbench.hashing import libraries, settings_hash, without_place
+from workbench.hashing import libraries, settings_hash, without_provenance
 from workbench.plugins import identity
 from workbench.registry import Registry
 from workbench.weights.catalogue import CATALOGUE as WEIGHTS
@@ -107,7 +107,7 @@ class VFMEntry:
         named = self.name if self.name in CATALOGUE else ""
         code = [plugin] if (plugin := identity("vfms", self.name)) else []
         parts = (named, self.stride, self.dim, self.fixed, *self.normalization, self.teacher_norm, *code)
-        return settings_hash(without_place(weights_config(self.weights)), *parts)
+        return settings_hash(without_provenance(weights_config(self.weights)), *parts)
 
 
 CATALOGUE: Registry[VFMEntry] = Registry("VFM", "vfms", VFMEntry)
