@@ -1,21 +1,20 @@
-"""Layer-wise alignment of a model's visual tokens with vision foundation models (docs/paper.md, A2).
+"""Measure how well visual tokens align with vision foundation models, layer by layer (docs/paper.md, A2 and A8).
 
     python -m analyses.cknna --model runs/baseline runs/viral --vfm dinov2-small --data shapes:val --limit 200 --k 10
-    --output_dir runs python -m analyses.cknna --model runs/baseline runs/viral --vfm dinov2-small --vfm_layers 3 6 9 12
-    --metric cka --output_dir runs
+    python -m analyses.cknna --model runs/baseline runs/viral --vfm dinov2-small --vfm_layers 3 6 9 12 --metric cka
 
-Images of several rasters (tiles, a thumbnail) count as the mean over their rasters; `n` is then the median number of
-tokens of a raster.
+The default metric is CKNNA: 1 where the visual tokens of layer l and the VFM's patches have the same neighborhoods.
+`--metric` takes any metric of workbench/metrics: unbiased CKA, mutual kNN, SVCCA, RSA. The VFM is represented by its
+own output, or with `--vfm_layers` by its blocks; layer m is the output of block m, before a norm. An image of several
+patch grids (tiles, a thumbnail) counts as the mean over its grids; `n` is then the median number of tokens of a grid.
 
-What the number is: by default CKNNA, 1 where the visual tokens of layer l and the VFM's patches have the same
-neighbourhoods; `--metric` takes any of workbench/metrics (unbiased CKA, mutual kNN, SVCCA, RSA). `--vfm_layers`
-compares with blocks of the VFM (layer m is the output of block m, before a norm) instead of its own output. What it is
-not: a measure of what the model uses; and several of the metrics are never 0 by chance, so each score carries its
-permutation null. Scores with another metric, n, k or pooling may not share an axis without their nulls.
+What the number is not: a measure of what the model uses. Several of the metrics are never 0 by chance, so each score
+comes with its permutation null, and scores with another metric, n, k or pooling may not share an axis without their
+nulls.
 
 Two models are compared in pairs: image by image with pooling `within`, otherwise in the same random halves of the
-images. The interval and p are over images, of these very models; they say nothing about other training seeds. p_holm
-corrects for all layers (and layers of the VFM) of a pair.
+images. The interval and p are over images, for these very models; they say nothing about other training seeds. p_holm
+corrects over all layers (and layers of the VFM) of a pair.
 """
 
 from __future__ import annotations
@@ -58,30 +57,30 @@ from workbench.stats import (
 from workbench.vfm import VFM, find_vfm, load_vfm
 
 PAGE = "Alignment"
-SPLITS = 20  # of the images into halves, for the interval of a score that is not a mean over images
+SPLITS = 20  # random splits of the images into halves, for the interval of a score that is not a mean over images
 
 
 @dataclass(frozen=True)
 class Config(DataOptions):
-    """What to compare with, and how."""
+    """What to compare the visual tokens with, and how."""
 
     vfm: tuple[str, ...] = ("dinov2-small",)
-    """Vision foundation models."""
+    """Vision foundation models to compare with."""
     vfm_layers: tuple[int, ...] = ()
-    """Layers of each VFM, 1 to its depth; its own output by default."""
+    """Layers of each VFM, 1 to its depth; by default its own output."""
     layers: tuple[int, ...] = ()
     """Layers of the model, 0 to L; all by default."""
     metric: Literal["cknna", "cka", "mutual_knn", "svcca", "rsa"] = "cknna"
-    """How alike."""
+    """Metric of alignment."""
     k: int = 10
-    """Neighbours, for cknna and mutual_knn."""
+    """Nearest neighbors, for cknna and mutual_knn."""
     dim: int = 10
     """Principal components, for svcca."""
     pooling: Literal["within", "tokens", "pooled"] = "within"
     """within: tokens of one image, mean over images; tokens: sampled tokens of all images; pooled: one mean token per
     image."""
     tokens_per_image: int = 16
-    """With pooling `tokens`: tokens sampled from each image."""
+    """Tokens sampled from each image, with pooling `tokens`."""
     null: int = 100
     """Permutations for the null."""
 
@@ -90,18 +89,18 @@ class Config(DataOptions):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected at least {least}")
         if not self.vfm:
-            raise ConfigError("no VFM given: expected --vfm NAME ...")
+            raise ConfigError("no VFM given: name at least one with --vfm NAME ...")
 
     @property
     def option(self) -> int:
-        """Value of the metric's own option, 0 where it has none."""
-        own = METRICS.get(self.metric).option
-        return int(getattr(self, own)) if own else 0
+        """Value of the metric's option (`k` or `dim`), 0 where it has none."""
+        name = METRICS.get(self.metric).option
+        return int(getattr(self, name)) if name else 0
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the model is compared with: a VFM's own output, or one of its layers."""
+    """What the model is compared with: a VFM's own output (`layer` None), or one of its layers."""
 
     vfm: str
     layer: int | None
@@ -111,81 +110,89 @@ class Target:
         return self.vfm if self.layer is None else f"{self.vfm} L{self.layer}"
 
 
-class Together:
-    """Tokens of all images are compared with one another: a sample of each image's, or their mean."""
+class AcrossImages:
+    """Compares tokens of all images with one another: sampled tokens of each image, or their mean.
+
+    Only the tokens that are compared are kept.
+    """
 
     def __init__(self, config: Config, metric: Metric) -> None:
         self.config, self.metric = config, metric
-        self.hidden: list[list[Tensor]] = []  # of each image, by layer
-        self.patches: list[list[Tensor]] = []
-        self.rasters = 0
+        self.hidden: list[list[Tensor]] = []  # [image][layer]
+        self.patches: list[list[Tensor]] = []  # [image][target]
+        self.grids = 0
 
     def add(self, hidden: Sequence[Rasters], patches: Sequence[Rasters], first: int) -> None:
-        """Take a batch of images, whose first is number `first`: a representation for each layer, and for each target;
-        only what is compared is kept."""
-        for image, rasters in enumerate(hidden[0]):
+        """Add a batch of images.
+
+        Args:
+            hidden: the visual tokens in each layer.
+            patches: the patches of each target.
+            first: number of the first image of the batch, among all.
+        """
+        for image, grids in enumerate(hidden[0]):
             rng = np.random.default_rng([self.config.seed, first + image])
-            chosen = torch.from_numpy(rng.permutation(sum(map(len, rasters)))[: self.config.tokens_per_image])
-            for kept, sides in ((self.hidden, hidden), (self.patches, patches)):
-                tokens = [torch.cat(list(side[image])) for side in sides]
-                kept.append(
-                    [
-                        own.mean(dim=0, keepdim=True) if self.config.pooling == "pooled" else own[chosen]
-                        for own in tokens
-                    ]
-                )
-            self.rasters += len(rasters)
+            chosen = torch.from_numpy(rng.permutation(sum(map(len, grids)))[: self.config.tokens_per_image])
+            for kept, representations in ((self.hidden, hidden), (self.patches, patches)):
+                all_tokens = [torch.cat(list(representation[image])) for representation in representations]
+                if self.config.pooling == "pooled":
+                    kept.append([tokens.mean(dim=0, keepdim=True) for tokens in all_tokens])
+                else:
+                    kept.append([tokens[chosen] for tokens in all_tokens])
+            self.grids += len(grids)
 
     def part(self) -> Part:
-        """Its state: tokens of all images one after another, by layer and by target."""
+        """Return all tokens to store, by layer and by target, one image after another."""
         sides = {"hidden": self.hidden, "patches": self.patches}
         tensors = {
             f"{name}_{n}": torch.cat([image[n] for image in side])
             for name, side in sides.items()
             for n in range(len(side[0]))
         }
-        return Part(
-            tensors=tensors, record={"tokens": [len(image[0]) for image in self.hidden], "rasters": self.rasters}
-        )
+        return Part(tensors=tensors, record={"tokens": [len(image[0]) for image in self.hidden], "rasters": self.grids})
 
     def take(self, part: Part) -> None:
-        """Add the state of another one, of the images that follow."""
+        """Add the stored tokens of the images that follow."""
         for name, side in (("hidden", self.hidden), ("patches", self.patches)):
             columns = [
                 part.tensors[f"{name}_{n}"].split(part.record["tokens"])
                 for n in range(sum(key.startswith(name) for key in part.tensors))
             ]
             side += [list(image) for image in zip(*columns, strict=True)]
-        self.rasters += part.record["rasters"]
+        self.grids += part.record["rasters"]
 
     def finish(self) -> Scores:
-        """Intervals from random halves of the images."""
+        """Return the scores, with intervals from random halves of the images.
+
+        Raises:
+            DataError: half of the images have too few tokens for the metric.
+        """
         n_images = len(self.hidden)
-        halves = [
+        splits = [
             [(split == side).nonzero()[0] for side in (1, 0)]
             for split in half_splits(n_images, splits=SPLITS, seed=self.config.seed)
         ]
-        self._check(min(sum(len(self.hidden[i][0]) for i in half) for split in halves for half in split), n_images)
+        self._check(min(sum(len(self.hidden[i][0]) for i in half) for halves in splits for half in halves), n_images)
         n = sum(len(tokens[0]) for tokens in self.hidden)
         scores, nulls = self._scores(range(n_images), permutations(n, self.config.null, (self.config.seed,)))
-        parts = np.stack([np.subtract(*(self._scores(half)[0] for half in split)) for split in halves])
+        gaps = np.stack([np.subtract(*(self._scores(half)[0] for half in halves)) for halves in splits])
         intervals = [
-            [split_half_ci(float(v), parts[:, row, column], n_images) for column, v in enumerate(line)]
-            for row, line in enumerate(scores)
+            [split_half_ci(float(score), gaps[:, row, column], n_images) for column, score in enumerate(by_target)]
+            for row, by_target in enumerate(scores)
         ]
-        return Scores(intervals, nulls, n, self.rasters, parts)
+        return Scores(intervals, nulls, n, self.grids, gaps)
 
     def _check(self, smallest: int, n_images: int) -> None:
-        """Raise unless there are enough rows in half of the images."""
+        """Raise a DataError if half of the images have too few tokens, `smallest`, for the metric."""
         option, least = self.metric.option, max(self.config.option + 1, MIN_ROWS)
         if smallest < least:
             given = f"{option} is {self.config.option} with {n_images} images" if option else f"{n_images} images"
             raise DataError(
-                f"{given}: the interval compares the {smallest} tokens of half of the images; expected at least {least}"
+                f"{given}: half of the images have {smallest} tokens together, expected at least {least}; raise --limit"
             )
 
     def _scores(self, images: Iterable[int], orders: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (layer, target) of these images, and with `orders` their nulls (draw, layer, target)."""
+        """Return scores (layer, target) of these images, and with `orders` their nulls (draw, layer, target)."""
         images = list(images)
         n, layers = sum(len(self.hidden[i][0]) for i in images), len(self.hidden[0])
 
@@ -212,7 +219,7 @@ class Together:
 
 
 def run(config: Config, context: Context) -> Result:
-    """Score every layer against every VFM, or every chosen layer of it."""
+    """Score every layer of the model against every VFM, or against every chosen layer of it."""
     layers, metric = check_layers(context.mllm, config.layers), METRICS.get(config.metric)
     vfms = {name: load_vfm(name) for name in dict.fromkeys(config.vfm)}
     for vfm in vfms.values():
@@ -222,156 +229,170 @@ def run(config: Config, context: Context) -> Result:
     parts = context.map(
         "visual tokens and VFMs",
         samples,
-        partial(_part, config, context, layers, vfms),
+        partial(_compare_chunk, config, context, layers, vfms),
         keep=config.pooling == "within",
     )
-    collector = (
-        Within(metric, config.option, null=config.null, seed=config.seed)
-        if config.pooling == "within"
-        else Together(config, metric)
-    )
-    for part in parts:
-        if isinstance(collector, Within):
-            collector.take(part.tensors, part.record)
-        else:
-            collector.take(part)
-    found = collector.finish()
     image_ids, left_out = [sample.image_id for sample in samples], list[str]()
-    if isinstance(collector, Within):
-        image_ids, left_out = (
-            [image_ids[n] for n in collector.scored],
-            collector.sentences([sample.source for sample in samples]),
-        )
-    knobs = {"k": config.k if metric.option == "k" else None, "dim": config.dim if metric.option == "dim" else None}
-    rows, each = [], []
-    names = image_ids if config.pooling == "within" else range(len(found.parts))
-    for row, layer in enumerate(layers):
-        for column, target in enumerate(targets):
-            interval = found.intervals[row][column]
-            named = {"layer": layer, "vfm": target.vfm, "vfm_layer": target.layer, "target": target.label}
-            null = null_of(interval.estimate, found.nulls[:, row, column])
-            rows.append(
-                {
-                    **named,
-                    **{"metric": config.metric, "score": interval.estimate, "low": interval.low, "high": interval.high},
-                    **{"null_mean": null.mean, "null_q95": null.q95, "p": null.p, "n_images": len(image_ids)},
-                    **{"n": found.n, "rasters": found.rasters, **knobs, "pooling": config.pooling, "seed": config.seed},
-                }
-            )
-            each += [
-                named | {"part": str(name), "score": score}
-                for name, score in zip(names, found.parts[:, row, column].tolist(), strict=True)
-            ]
-    whole = {"vfm_layer": "Int64", "k": "Int64", "dim": "Int64"}  # numbers that can be absent
-    scores, table = pd.DataFrame(rows).astype(whole), pd.DataFrame(each).astype({"vfm_layer": "Int64"})
-    named_parts = (
-        {"per_image": table.rename(columns={"part": "image_id"})} if config.pooling == "within" else {"halves": table}
-    )
+    if config.pooling == "within":
+        within = Within(metric, config.option, null=config.null, seed=config.seed)
+        for part in parts:
+            within.take(part.tensors, part.record)
+        results = within.finish()
+        image_ids = [image_ids[n] for n in within.scored]
+        left_out = within.sentences([sample.source for sample in samples])
+    else:
+        across = AcrossImages(config, metric)
+        for part in parts:
+            across.take(part)
+        results = across.finish()
     record = {
         "vfm_fingerprints": {name: vfm.fingerprint for name, vfm in vfms.items()},
         "vfms": [vfm.record() for vfm in vfms.values()],
     }
-    return Result({"scores": scores, **named_parts}, record=record, left_out=left_out)
+    return Result(_tables(config, layers, targets, results, image_ids), record=record, left_out=left_out)
 
 
-def _part(config: Config, context: Context, layers: list[int], vfms: Mapping[str, VFM], chunk: Chunk[Sample]) -> Part:
-    """The visual tokens of a chunk by layer against the VFMs' patches on each raster's own grid."""
+def _tables(
+    config: Config, layers: list[int], targets: list[Target], results: Scores, image_ids: list[str]
+) -> dict[str, pd.DataFrame]:
+    """Return the scores, and the values by which two models are paired: of each image, or of each split into halves."""
+    metric = METRICS.get(config.metric)
+    options = {"k": config.k if metric.option == "k" else None, "dim": config.dim if metric.option == "dim" else None}
+    names = image_ids if config.pooling == "within" else range(len(results.parts))
+    score_rows, part_rows = [], []
+    for row, layer in enumerate(layers):
+        for column, target in enumerate(targets):
+            interval = results.intervals[row][column]
+            pair = {"layer": layer, "vfm": target.vfm, "vfm_layer": target.layer, "target": target.label}
+            null = null_of(interval.estimate, results.nulls[:, row, column])
+            score_rows.append(
+                {
+                    **pair,
+                    "metric": config.metric,
+                    "score": interval.estimate,
+                    "low": interval.low,
+                    "high": interval.high,
+                    "null_mean": null.mean,
+                    "null_q95": null.q95,
+                    "p": null.p,
+                    "n_images": len(image_ids),
+                    "n": results.n,
+                    "rasters": results.rasters,
+                    **options,
+                    "pooling": config.pooling,
+                    "seed": config.seed,
+                }
+            )
+            part_rows += [
+                pair | {"part": str(name), "score": score}
+                for name, score in zip(names, results.parts[:, row, column].tolist(), strict=True)
+            ]
+    nullable = {"vfm_layer": "Int64", "k": "Int64", "dim": "Int64"}  # integers that can be absent
+    scores, by_part = pd.DataFrame(score_rows).astype(nullable), pd.DataFrame(part_rows).astype({"vfm_layer": "Int64"})
+    if config.pooling == "within":
+        return {"scores": scores, "per_image": by_part.rename(columns={"part": "image_id"})}
+    return {"scores": scores, "halves": by_part}
+
+
+def _compare_chunk(
+    config: Config, context: Context, layers: list[int], vfms: Mapping[str, VFM], chunk: Chunk[Sample]
+) -> Part:
+    """Read the visual tokens of a chunk in each layer and the VFMs' patches under them, and score or collect them.
+
+    With pooling `within` each image is scored here; otherwise its tokens are stored, to be compared with those of all
+    other images.
+    """
     metric = METRICS.get(config.metric)
     within = Within(metric, config.option, null=config.null, seed=config.seed, first=chunk.start)
-    together = Together(config, metric)
+    across = AcrossImages(config, metric)
     for first, samples in chunk.batches():
-        images = [s.image for s in samples]
-        batch = context.mllm.encode(images, [s.question or QUESTION for s in samples])
-        places = context.mllm.token_grids(batch)
-        targets = [rasters for vfm in vfms.values() for rasters in layers_under(vfm, config.vfm_layers, images, places)]
-        hidden = read_rasters(context.mllm, batch, places, layers)
+        images = [sample.image for sample in samples]
+        batch = context.mllm.encode(images, [sample.question or QUESTION for sample in samples])
+        grids = context.mllm.token_grids(batch)
+        patches = [target for vfm in vfms.values() for target in layers_under(vfm, config.vfm_layers, images, grids)]
+        hidden = read_rasters(context.mllm, batch, grids, layers)
         if config.pooling == "within":
-            within.add(hidden, targets)
+            within.add(hidden, patches)
         else:
-            together.add(hidden, targets, first)
-    return Part(tensors=within.tensors(), record=within.record()) if config.pooling == "within" else together.part()
+            across.add(hidden, patches, first)
+    return Part(tensors=within.tensors(), record=within.record()) if config.pooling == "within" else across.part()
 
 
-def differences(found: Mapping[str, Run]) -> pd.DataFrame:
-    """Every model minus the first, for each layer and target, with interval, p and Holm's p over all cells of a VFM;
-    empty where nothing can be paired.
+def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Subtract the first model from every other, for each layer and target, with interval, p and Holm's p.
 
-    Runs are paired where they were asked the same question of the same images; runs stored before version 2 are paired
-    by image only.
+    Holm's p corrects over all layers and targets of a VFM. Only runs that asked the same question about the same images
+    are paired, those stored before version 2 by image only; the table is empty where none can be.
     """
-    first, *others = found
-    rows: list[pd.DataFrame] = []
+    first, *others = runs
+    tables: list[pd.DataFrame] = []
     for name in others:
-        pair = [found[first], found[name]]
+        pair = [runs[first], runs[name]]
         if _question(pair[0]) != _question(pair[1]):
             continue
-        tables = [_parts(run) for run in pair]
-        if any(table is None for table in tables):
+        parts = [_parts(run) for run in pair]
+        if any(table is None for table in parts):
             continue
-        both = pd.merge(*tables, on=["target", "layer", "part"], suffixes=("_a", "_b"))
+        paired = pd.merge(*parts, on=["target", "layer", "part"], suffixes=("_a", "_b"))
         scores = [_scores(run).set_index(["target", "layer"]) for run in pair]
-        for vfm, own in scores[0].groupby("vfm", sort=False):
-            part = both[both["vfm_a"] == vfm]
-            cells = [cell for cell in own.index if cell in set(zip(part["target"], part["layer"], strict=True))]
+        for vfm, of_vfm in scores[0].groupby("vfm", sort=False):
+            part = paired[paired["vfm_a"] == vfm]
+            shared = set(zip(part["target"], part["layer"], strict=True))
+            cells = [cell for cell in of_vfm.index if cell in shared]
             if not cells:
                 continue
             tests = _tests(part.assign(score=part["score_b"] - part["score_a"]), cells, [s.loc[cells] for s in scores])
-            table = (
-                own.loc[cells, ["vfm", "vfm_layer", "metric", "pooling"]]
-                .reset_index()
-                .assign(model=name, against=first)
+            table = of_vfm.loc[cells, ["vfm", "vfm_layer", "metric", "pooling"]].reset_index()
+            p_values = [test.p for test in tests]
+            tables.append(
+                table.assign(
+                    model=name,
+                    against=first,
+                    score=[test.difference for test in tests],
+                    low=[test.low for test in tests],
+                    high=[test.high for test in tests],
+                    p=p_values,
+                    p_holm=holm(p_values),
+                    n_images=[test.n for test in tests],
+                )
             )
-            table["score"], table["low"], table["high"] = (
-                [getattr(t, f) for t in tests] for f in ("difference", "low", "high")
-            )
-            table["p"], table["p_holm"], table["n_images"] = (
-                [t.p for t in tests],
-                holm([t.p for t in tests]),
-                [t.n for t in tests],
-            )
-            rows.append(table)
-    columns = [
-        "model",
-        "against",
-        "metric",
-        "vfm",
-        "vfm_layer",
-        "target",
-        "layer",
-        "score",
-        "low",
-        "high",
-        "p",
-        "p_holm",
-        "n_images",
-    ]
-    return pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
+    columns = ["model", "against", "metric", "vfm", "vfm_layer", "target", "layer"]
+    columns += ["score", "low", "high", "p", "p_holm", "n_images"]
+    return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
 
 def _tests(changes: pd.DataFrame, cells: list[tuple[str, int]], scores: list[pd.DataFrame]) -> list[Paired]:
-    """The paired test of each cell (target, layer): over images, or over the same halves of the images."""
+    """Return the paired test of each cell (target, layer), over images or over the same halves of the images.
+
+    Args:
+        changes: the second model minus the first, for each part (image or split) and cell.
+        scores: of both models, by cell.
+    """
     wide = changes.pivot(index="part", columns=["target", "layer"], values="score")[cells].to_numpy()
     if scores[0]["pooling"].iloc[0] == "within":
-        # so that the smallest p stays below .05 when it is corrected for all cells
+        # enough flips for the smallest possible p to stay below .05 when it is corrected for all cells
         flips = max(10_000, 40 * len(cells))
         return paired_columns(wide, n=flips, seed=int(scores[0]["seed"].iloc[0]))
-    whole = (scores[1]["score"] - scores[0]["score"]).to_numpy()
+    differences_of_scores = (scores[1]["score"] - scores[0]["score"]).to_numpy()
     n_images = int(scores[0]["n_images"].iloc[0])
-    return [split_half_test(float(value), column, n_images) for value, column in zip(whole, wide.T, strict=True)]
+    return [
+        split_half_test(float(difference), gaps, n_images)
+        for difference, gaps in zip(differences_of_scores, wide.T, strict=True)
+    ]
 
 
 def _question(run: Run) -> tuple[object, ...]:
-    """What must be the same for two scores to be subtracted."""
+    """Return all that must be equal for scores of two runs to be subtracted."""
     row = _scores(run).iloc[0]
     return (
         run.record["data_fingerprint"],
         run.record["config"]["tokens_per_image"],
-        *(str(row[c]) for c in ("metric", "k", "dim", "pooling", "n", "seed")),
+        *(str(row[column]) for column in ("metric", "k", "dim", "pooling", "n", "seed")),
     )
 
 
 def _scores(run: Run) -> pd.DataFrame:
-    """The scores of a run; one stored before version 2 is CKNNA with the VFM's own output."""
+    """Return the scores of a run; one stored before version 2 has CKNNA with the VFM's own output only."""
     table = run.tables["scores"]
     if "metric" not in table:
         table = table.assign(
@@ -381,74 +402,62 @@ def _scores(run: Run) -> pd.DataFrame:
 
 
 def _parts(run: Run) -> pd.DataFrame | None:
-    """What two runs are paired by: scores of single images, or differences of halves, which a run stored before version
-    3 does not have."""
+    """Return the values by which two runs are paired: scores of images, or differences between halves of the images.
+
+    Runs stored before version 3 have no halves: None.
+    """
     if _scores(run)["pooling"].iloc[0] != "within":
         return run.tables.get("halves")
     table = run.tables["per_image"].rename(columns={"image_id": "part"})
     return table if "target" in table else table.assign(target=table["vfm"])
 
 
-def summary(found: Mapping[str, Run]) -> pd.DataFrame:
-    """One row per model, VFM, its layer and the model's layer."""
-    table = pd.concat([_scores(run).assign(model=label) for label, run in found.items()], ignore_index=True)
-    columns = [
-        "model",
-        "metric",
-        "vfm",
-        "vfm_layer",
-        "layer",
-        "score",
-        "low",
-        "high",
-        "null_mean",
-        "null_q95",
-        "p",
-        "n_images",
-        "n",
-        "k",
-        "dim",
-        "pooling",
-    ]
+def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Return one row for each model, VFM, layer of the VFM and layer of the model."""
+    table = pd.concat([_scores(run).assign(model=label) for label, run in runs.items()], ignore_index=True)
+    columns = ["model", "metric", "vfm", "vfm_layer", "layer", "score", "low", "high", "null_mean", "null_q95", "p"]
+    columns += ["n_images", "n", "k", "dim", "pooling"]
     empty = [column for column in ("vfm_layer", "k", "dim") if table[column].isna().all()]
     return table[columns].drop(columns=empty)
 
 
-def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
-    """Layer curves over their null band, or maps of layers against layers of a VFM; then what changes from the first
-    model to the others."""
-    tables = {label: _scores(run) for label, run in found.items()}
+def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
+    """Draw, for each metric, scores over their null and differences from the first model.
+
+    Scores against the output of a VFM are curves by layer; those against its layers are maps of layer by layer.
+    """
+    tables = {label: _scores(run) for label, run in runs.items()}
     drawn: dict[str, go.Figure] = {}
     for metric in dict.fromkeys(table["metric"].iloc[0] for table in tables.values()):
-        own = {label: run for label, run in found.items() if tables[label]["metric"].iloc[0] == metric}
-        scores = pd.concat([tables[label].assign(model=label) for label in own], ignore_index=True)
-        changes, name = differences(own), METRICS.get(metric).label
-        several = "" if len(own) == len(found) else f", {name}"
+        of_metric = {label: run for label, run in runs.items() if tables[label]["metric"].iloc[0] == metric}
+        scores = pd.concat([tables[label].assign(model=label) for label in of_metric], ignore_index=True)
+        changes, name = differences(of_metric), METRICS.get(metric).label
+        suffix = "" if len(of_metric) == len(runs) else f", {name}"
         layered = scores["vfm_layer"].notna()
         if not layered.all():
-            drawn[f"Alignment by layer{several}"] = fig.layer_curves(scores[~layered], y=name, kind="target")
-        curves, cells = changes[changes["vfm_layer"].isna()], changes[changes["vfm_layer"].notna()]
+            drawn[f"Alignment by layer{suffix}"] = fig.layer_curves(scores[~layered], y=name, kind="target")
+        curves, maps = changes[changes["vfm_layer"].isna()], changes[changes["vfm_layer"].notna()]
         if len(curves):
-            drawn[f"Difference by layer{several}"] = fig.difference_curves(
+            drawn[f"Difference by layer{suffix}"] = fig.difference_curves(
                 curves, y=f"{name}, minus {curves['against'].iloc[0]}", kind="target"
             )
         if layered.any():
-            drawn[f"Alignment by layer and layer of the VFM{several}"] = fig.matrix_maps(scores[layered], title=name)
-        if len(cells):
-            title = f"{name}, minus {cells['against'].iloc[0]}"
-            drawn[f"Difference by layer and layer of the VFM{several}"] = fig.matrix_maps(
-                cells, title=title, difference=True
+            drawn[f"Alignment by layer and layer of the VFM{suffix}"] = fig.matrix_maps(scores[layered], title=name)
+        if len(maps):
+            title = f"{name}, minus {maps['against'].iloc[0]}"
+            drawn[f"Difference by layer and layer of the VFM{suffix}"] = fig.matrix_maps(
+                maps, title=title, difference=True
             )
     return drawn
 
 
 def uses(config: Config) -> dict[str, str]:
-    """The identity of every VFM: another copy of its weights is another question."""
+    """Return the identity of every VFM, so that other weights under its name make another run."""
     return {f"vfm {name}": find_vfm(name).identity() for name in config.vfm}
 
 
 TITLE = "Layer-wise alignment with vision foundation models (CKNNA and other metrics)"
-# 3: neighbours by float64, ties at random, intervals that cover what they say
+# version 3: neighbors in float64, ties broken at random, intervals with their stated coverage
 ANALYSIS = Analysis("cknna", TITLE, Config, run, figures, summary, PAGE, version=3, uses=uses)
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""What one model reads in another model's visual tokens: those of `source` at layer l are put into each model at layer
-l.
+"""Put the visual tokens of one model into another at the same layer, and score the answers again.
 
     python -m analyses.patching --model runs/baseline runs/viral --source runs/viral --data shapes:val --limit 200
-    --output_dir runs
 
-What the number is: accuracy before minus accuracy after, on the same questions, with an interval over images, and
-KL(before || after) of the answer over the question's options, in nats. Two models trained apart need not agree on what
-a direction in their tokens means, so a drop does not say that the source's tokens hold less; models that come from one
-first stage agree the most. The control `self` puts a model's own tokens, read in a pass of their own, back into it,
-which must change nothing; so must a model that is patched with itself.
+The visual tokens of `--source` at layer l replace those of each model at layer l. The number is the accuracy drop:
+accuracy before minus accuracy after, on the same questions, with an interval over images. Beside it is
+KL(before || after) of the answer over the question's options, in nats.
+
+What the number is not: a measure of how much the source's tokens hold. Two models trained apart need not agree on what
+a direction in their tokens means; models that share stage 1 agree most. The control `self` puts a model's own tokens
+back, read in another forward pass: it must change nothing, and so must a model that is patched with itself.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ PATCHED, SELF = "patched", "self"
 
 @dataclass(frozen=True)
 class Config(DataOptions):
-    """What is put in, where, and what is asked."""
+    """Whose tokens are put in, where, and which questions are asked."""
 
     source: str = ""
-    """The model whose visual tokens are put into the others: a folder or hub id, or NAME=FOLDER."""
+    """Model whose visual tokens are put into the others: a folder or hub id, or NAME=FOLDER."""
     source_revision: str | None = None
-    """Branch, tag or commit of a source that is a hub id."""
+    """Branch, tag or commit of the source, if it is a hub id."""
     layers: tuple[int, ...] = ()
-    """Layers, 0 to L; by default all that both models have."""
+    """Layers at which tokens are put in, 0 to L; by default all that both models have."""
     types: tuple[str, ...] = ()
-    """Question types; all by default."""
+    """Question types to ask; all by default."""
     questions: int = 1
-    """Questions of each type about an image, 0 for all."""
+    """Questions of each type about an image; 0 for all."""
 
     def __post_init__(self) -> None:
         for name in ("questions", "seed"):
@@ -70,32 +70,36 @@ class Config(DataOptions):
 @lru_cache(maxsize=1)
 def _load(source: str, revision: str | None) -> MLLM:
     if not source:
-        raise ConfigError("no source given: expected --source FOLDER_OR_HUB_ID")
-    name = split_name(source)[1]
-    check_revision({source: name}, revision)
-    return MLLM.load(name, revision=revision)
+        raise ConfigError("no source given: name the model whose tokens are put in with --source FOLDER_OR_HUB_ID")
+    folder = split_name(source)[1]
+    check_revision({source: folder}, revision)
+    return MLLM.load(folder, revision=revision)
 
 
 def run(config: Config, context: Context) -> Result:
-    """Ask every question before and after each patch."""
+    """Ask every question before and after the tokens are replaced, at each layer."""
     target, source = context.mllm, _load(config.source, config.source_revision)
-    names = label_of(config.source), context.label or label_of(target.name)
+    labels = label_of(config.source), context.label or label_of(target.name)
     source.model.to(target.device)
     scenes = questions_of(context.data.scenes, types=config.types, each=config.questions)
     check_pair(target, source)
     for mllm in (target, source):
         _check_prefix(mllm, scenes[0][0])
     layers, skipped = _layers(target, source, config)
-    samples = joined(
-        context.map("patched questions", scenes, partial(_patched, target, source, layers, names)), "samples"
-    )
+    parts = context.map("patched questions", scenes, partial(_ask_chunk, target, source, layers, labels))
+    samples = joined(parts, "samples")
     record = {"source_fingerprint": source.fingerprint, "skipped": skipped}
-    return Result({"scores": _scores(samples, names[0], config), "samples": samples}, record=record)
+    return Result({"scores": _scores(samples, labels[0], config), "samples": samples}, record=record)
 
 
-def _patched(target: MLLM, source: MLLM, layers: list[int], names: tuple[str, str], chunk: Chunk[list[Sample]]) -> Part:
-    """The questions of a chunk before and after the tokens of the source, and the target's own, are put in at each
-    layer."""
+def _ask_chunk(
+    target: MLLM, source: MLLM, layers: list[int], labels: tuple[str, str], chunk: Chunk[list[Sample]]
+) -> Part:
+    """Ask the questions of a chunk before and after the source's tokens, or the target's own, are put in at each layer.
+
+    Args:
+        labels: of the source and of the target, for messages.
+    """
     tables = []
     for _, scenes in chunk.batches():
         quiz = Quiz(target, scenes, chunk.batch_size)
@@ -104,39 +108,43 @@ def _patched(target: MLLM, source: MLLM, layers: list[int], names: tuple[str, st
             batch = mllm.encode([scene[0].image for scene in scenes], [scene[0].question for scene in scenes])
             tokens = read(mllm, batch, layers=layers)
             for number, layer in enumerate(layers):
-                after = quiz.logprobs(layer, partial(_put, tokens=tokens, number=number, names=names))
+                after = quiz.logprobs(layer, partial(_replace, tokens=tokens, number=number, labels=labels))
                 tables.append(quiz.scored(before, after).assign(site=str(layer), layer=layer, kind=kind))
     return Part({"samples": pd.concat(tables, ignore_index=True)})
 
 
 def check_pair(target: MLLM, source: MLLM) -> None:
-    """Raise a ConfigError unless tokens of one fit into the other and both read text alike."""
+    """Raise a ConfigError unless tokens of the source fit into the target and both have the same tokenizer."""
     widths = [mllm.config.get_text_config().hidden_size for mllm in (source, target)]
     if widths[0] != widths[1]:
         raise ConfigError(
-            f"{source.name} has visual tokens of width {widths[0]}, {target.name} of width {widths[1]}: expected the"
-            " same width"
+            f"{source.name} has visual tokens of width {widths[0]}, {target.name} of width {widths[1]}: choose a source"
+            " of the same width"
         )
     if source.processor.tokenizer.get_vocab() != target.processor.tokenizer.get_vocab():
         raise ConfigError(
-            f"{source.name} and {target.name} have different tokenisers: expected the same one, so that both are asked"
-            " the same"
+            f"{source.name} and {target.name} have different tokenizers: choose a source with the same one, so that"
+            " both are asked the same"
         )
 
 
 def _check_prefix(mllm: MLLM, sample: Sample) -> None:
-    """Raise a ModelError if visual tokens depend on the question, since then there is not one set of them to put in."""
+    """Raise a ModelError if the visual tokens depend on the question, since then an image has no single set of them."""
     batch = mllm.encode([sample.image] * 2, [sample.question, f"{sample.question} {sample.question}"])
-    first, second = (own.values for own in read(mllm, batch))
+    first, second = (activations.values for activations in read(mllm, batch))
     if not torch.allclose(first, second, rtol=1e-2, atol=1e-2 * float(first.abs().max())):
         raise ModelError(
-            f"the visual tokens of {mllm.name} depend on the question that follows: expected a model that reads the"
-            " image first"
+            f"the visual tokens of {mllm.name} depend on the question that follows: choose a model that reads the image"
+            " first"
         )
 
 
 def _layers(target: MLLM, source: MLLM, config: Config) -> tuple[list[int], dict[str, str]]:
-    """The layers that both models have and that can be changed in both, and why others cannot."""
+    """Return the layers that both models have and that can be changed in both, and why the others cannot.
+
+    Raises:
+        ModelError: no layer is left.
+    """
     shared = [layer for layer in check_layers(target, None) if layer <= source.n_layers]
     wanted = check_layers(source, check_layers(target, config.layers)) if config.layers else shared
     layers, skipped = [], {}
@@ -149,56 +157,58 @@ def _layers(target: MLLM, source: MLLM, config: Config) -> tuple[list[int], dict
             skipped[f"site {layer}"] = str(error)
             log.warning("%s: layer %s is left out: %s", target.name, layer, error)
     if not layers:
-        raise ModelError(f"{target.name}: none of the layers can be patched ({next(iter(skipped.values()))})")
+        raise ModelError(f"{target.name}: visual tokens can be replaced at no layer ({next(iter(skipped.values()))})")
     return layers, skipped
 
 
-def _put(
-    values: Float[Tensor, "token d"], image: int, *, tokens: list[Activations], number: int, names: tuple[str, str]
+def _replace(
+    values: Float[Tensor, "token d"], image: int, *, tokens: list[Activations], number: int, labels: tuple[str, str]
 ) -> Float[Tensor, "token d"]:
-    """The tokens of the other pass in place of `values`."""
+    """Return the tokens of the other forward pass in place of `values`; `number` counts the layers that were read.
+
+    Raises:
+        DataError: another number of tokens.
+    """
     new = tokens[image].values[number]
     if new.shape != values.shape:
         raise DataError(
-            f"{names[0]} has {len(new)} visual tokens where {names[1]} has {len(values)}: expected the same number for"
-            " every image"
+            f"{labels[0]} has {len(new)} visual tokens where {labels[1]} has {len(values)}: choose a source with the"
+            " same number for every image"
         )
     return new
 
 
 def _scores(samples: pd.DataFrame, source: str, config: Config) -> pd.DataFrame:
+    """Return one row for each layer, kind and question type."""
     rows = []
-    for (layer, kind), own in samples.groupby(["layer", "kind"], sort=False):
+    for (layer, kind), answers in samples.groupby(["layer", "kind"], sort=False):
         named: dict[str, Any] = {"site": str(layer), "layer": layer, "kind": kind, "source": source}
-        rows += [named | row for row in change_by_type(own, seed=config.seed)]
+        rows += [named | row for row in change_by_type(answers, seed=config.seed)]
     return pd.DataFrame(rows)
 
 
-def summary(found: Mapping[str, Run]) -> pd.DataFrame:
-    """One row per model, layer and kind for the mean of types."""
-    table = changes(found)
+def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Return one row for each model, layer and kind: the mean of question types."""
+    table = changes(runs)
     return table[table["category"] == MEAN].drop(columns=["layer", "seed"])
 
 
-def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
-    """The drop by layer of the patch, and of a model's own tokens put back."""
-    curves = drops(changes(found))
+def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
+    """Draw the accuracy drop by layer, with the source's tokens and with a model's own tokens put back."""
+    curves = drops(changes(runs))
     curves = curves[curves["category"] == MEAN].assign(
         kind=lambda t: t["kind"].where(t["kind"] == SELF, "tokens of " + t["source"])
     )
-    return {
-        "Drop by layer with another model's visual tokens, mean of types": fig.layer_curves(
-            curves, y="drop in accuracy", kind="kind"
-        )
-    }
+    title = "Accuracy drop by layer with another model's visual tokens, mean of types"
+    return {title: fig.layer_curves(curves, y="accuracy drop", kind="kind")}
 
 
 def uses(config: Config) -> dict[str, str]:
-    """The identity of the source: the same folder with other weights is another question."""
+    """Return the identity of the source, so that other weights in its folder make another run."""
     return {"source": _load(config.source, config.source_revision).fingerprint}
 
 
-# 2: intervals that cover what they say
+# versions: 2 intervals with their stated coverage; 3 tables name sites and the accuracy drop
 ANALYSIS = Analysis(
     "patching",
     "Visual tokens of one model inside another (patching)",

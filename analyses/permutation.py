@@ -1,22 +1,22 @@
-"""What becomes of the answers when visual tokens change places (docs/paper.md, A5), at the tower and inside every
-layer.
+"""Permute visual tokens, before the projector and inside every layer, and score the answers again (docs/paper.md, A5).
 
     python -m analyses.permutation --model runs/baseline runs/viral --data shapes:val --limit 200 --output_dir runs
 
-What the number is: accuracy before minus accuracy after, on the same questions, with an interval over images; and
-KL(before || after) of the answer over the question's options, in nats. The permutation is drawn anew for each image,
-and again for each of the `permutations`, whose mean is taken. What it is not: a measure of how well a model knows where
-things are. At the tower, features that carry their place carry it along when they are permuted, which hides the effect;
-so three things are permuted apart (`part`):
+The number is the accuracy drop: accuracy before minus accuracy after, on the same questions, with an interval over
+images. Beside it is KL(before || after) of the answer over the question's options, in nats. Each image has a
+permutation of its own, drawn `permutations` times; the mean over these draws counts.
 
-    whole      features with their positions: rows of the connector's input change places, as in the paper
-    features   features alone: the positional part stays where it is, what remains of each feature moves
-    positions  positions alone: the positional part moves, what remains of each feature stays
+What the number is not: a measure of how well a model knows where things are. At the vision encoder, features that carry
+their position take it along when they are permuted, which hides the effect. So three parts are permuted apart (`part`):
 
-The positional part of a place is the mean of the tower's features there over the images of the run, so it is estimated
-on `n_images` images; what depends on place *and* content together counts as content. And a drop of 0 deep inside may
-mean that order does not matter there or that nothing is read there any more: compare it with the mean token in the same
-layer, where every visual token of an image is replaced by their mean.
+    whole      features with their positions: the rows of the projector's input are permuted, as in the paper
+    features   features alone: the positional part of each place stays, the rest of each feature moves
+    positions  positions alone: the positional part moves, the rest of each feature stays
+
+The positional part of a place is the mean of the encoder's features there over the images of the run, so it is
+estimated on `n_images` images; what depends on place *and* content together counts as content. A drop of 0 deep in the
+model may mean that order does not matter there, or that nothing is read there any more. Compare it with `mean token` at
+the same layer, where every visual token of an image is replaced by their mean.
 """
 
 from __future__ import annotations
@@ -53,23 +53,23 @@ log = logging.getLogger(__name__)
 
 PARTS = ("whole", "features", "positions")
 Order = Callable[[int], Tensor]
-"""Number of an image -> the place that each of its tokens is taken from."""
+"""Number of an image -> for each place, the index of the token that moves there."""
 
 
 @dataclass(frozen=True)
 class Config(DataOptions):
-    """What is asked, and what is moved where."""
+    """Which questions are asked, and how tokens are permuted."""
 
     layers: tuple[int, ...] = ()
-    """Layers inside which tokens are permuted, 0 to L; all by default. The tower is always among the places."""
+    """Layers at which tokens are permuted, 0 to L; all by default. The vision encoder is always among the sites."""
     types: tuple[str, ...] = ()
-    """Question types; all by default."""
+    """Question types to ask; all by default."""
     questions: int = 1
-    """Questions of each type about an image, 0 for all."""
+    """Questions of each type about an image; 0 for all."""
     permutations: int = 2
     """Random permutations of each image, whose results are averaged."""
     block: int = 2
-    """Side of the blocks of the block-preserving shuffle, in tokens."""
+    """Side of the blocks that the block shuffle keeps together, in tokens."""
 
     def __post_init__(self) -> None:
         for name, least in (("questions", 0), ("permutations", 1), ("block", 1), ("seed", 0)):
@@ -79,9 +79,9 @@ class Config(DataOptions):
 
 @dataclass(frozen=True)
 class Condition:
-    """One change at one place; `draw` numbers the random ones."""
+    """One intervention at one site; `draw` counts the random ones."""
 
-    place: Site
+    site: Site
     kind: str
     part: str
     draw: int
@@ -90,8 +90,12 @@ class Condition:
 
 @dataclass(frozen=True)
 class Images:
-    """What the changes need to know about the images of the run: their rasters, and what the connector receives for
-    them (none without the tower)."""
+    """What interventions need to know about the images of the run.
+
+    Attributes:
+        grids: (rows, columns) of every patch grid of each image.
+        features: what the projector receives for each image; empty if the vision encoder is not among the sites.
+    """
 
     config: Config
     grids: list[tuple[Grid, ...]]
@@ -99,35 +103,41 @@ class Images:
 
     @property
     def alike(self) -> bool:
-        """Whether every image has the same rasters, so that a place means the same in all of them."""
+        """Whether all images have the same patch grids, so that a place means the same in each of them."""
         return len(set(self.grids)) == 1
 
     def permuted(self, image: int, draw: int) -> Int[Tensor, " token"]:
-        """A random order of all visual tokens of an image; the same in every layer and for every part."""
+        """Return a random order of all visual tokens of an image, the same at every site and for every part."""
         count = sum(rows * columns for rows, columns in self.grids[image])
         return random_order(count, image=image, draw=draw, seed=self.config.seed)
 
     def shuffled_blocks(self, image: int, draw: int) -> Int[Tensor, " token"]:
-        """A random order of the blocks of each raster; inside of a block nothing moves."""
-        rng, b = np.random.default_rng([self.config.seed, draw, image]), self.config.block
+        """Return a random order of the blocks of each patch grid; within a block nothing moves.
+
+        Raises:
+            ConfigError: a patch grid that cannot be divided into such blocks.
+        """
+        rng, side = np.random.default_rng([self.config.seed, draw, image]), self.config.block
 
         def order(rows: int, columns: int) -> np.ndarray:
-            if rows % b or columns % b:
-                raise ConfigError(f"block is {b} in a raster of {rows} x {columns} tokens: expected a divisor of both")
-            blocks = (
-                np.arange(rows * columns).reshape(rows // b, b, columns // b, b).transpose(0, 2, 1, 3).reshape(-1, b, b)
-            )
-            return rng.permutation(blocks).reshape(rows // b, columns // b, b, b).transpose(0, 2, 1, 3)
+            if rows % side or columns % side:
+                raise ConfigError(
+                    f"block is {side} for a patch grid of {rows} x {columns} tokens: expected a divisor of both"
+                )
+            tokens = np.arange(rows * columns).reshape(rows // side, side, columns // side, side)
+            blocks = tokens.transpose(0, 2, 1, 3).reshape(-1, side, side)
+            shuffled = rng.permutation(blocks).reshape(rows // side, columns // side, side, side)
+            return shuffled.transpose(0, 2, 1, 3)
 
         return _joined([order(*grid) for grid in self.grids[image]])
 
     def transposed(self, image: int) -> Int[Tensor, " token"]:
-        """Rows as columns and columns as rows, of square rasters."""
+        """Return the order that exchanges the rows and columns of square patch grids."""
         return _joined([np.arange(rows * columns).reshape(rows, columns).T for rows, columns in self.grids[image]])
 
 
 def _joined(orders: list[np.ndarray]) -> Int[Tensor, " token"]:
-    """One order of the tokens of all rasters of an image, each raster keeping its own."""
+    """Join an order within each patch grid of an image to one order of all its tokens."""
     starts = np.cumsum([0, *(order.size for order in orders)])
     return torch.from_numpy(
         np.concatenate([order.reshape(-1) + start for order, start in zip(orders, starts, strict=False)])
@@ -135,36 +145,43 @@ def _joined(orders: list[np.ndarray]) -> Int[Tensor, " token"]:
 
 
 def run(config: Config, context: Context) -> Result:
-    """Ask every question before and after every change."""
+    """Ask every question before and after every intervention."""
     mllm = context.mllm
-    scenes = _asked(config, context)
-    places, skipped = _places(mllm, check_layers(mllm, config.layers))
-    images = _images(config, context, scenes, places, skipped)
-    conditions = list(_conditions(images, places, skipped))
-    for what, why in skipped.items():
-        log.warning("%s: %s is left out: %s", mllm.name, what, why)
+    scenes = _scenes(config, context)
+    sites, skipped = _sites(mllm, check_layers(mllm, config.layers))
+    images = _images(config, context, scenes, sites, skipped)
+    conditions = list(_conditions(images, sites, skipped))
+    for name, reason in skipped.items():
+        log.warning("%s: %s is left out: %s", mllm.name, name, reason)
     parts = context.map(
-        "permuted questions", scenes, partial(_answers, context, images, conditions), depends=context.data.fingerprint
+        "permuted questions", scenes, partial(_ask_chunk, context, images, conditions), depends=context.data.fingerprint
     )
     samples = joined(parts, "samples")
     tables = {"scores": _scores(samples, config), "samples": samples}
     return Result(tables, record={"skipped": skipped, "positional_share": _positional_share(images)})
 
 
-def _answers(context: Context, images: Images, conditions: Sequence[Condition], chunk: Chunk[list[Sample]]) -> Part:
-    """The questions of a chunk before and after every change."""
+def _ask_chunk(context: Context, images: Images, conditions: Sequence[Condition], chunk: Chunk[list[Sample]]) -> Part:
+    """Ask the questions of a chunk before and after every intervention."""
     tables = []
     for first, scenes in chunk.batches():
         features = images.features[first : first + len(scenes)] or None
         quiz = Quiz(context.mllm, scenes, chunk.batch_size, features=features, first=first)
         before = quiz.logprobs()
-        for one in conditions:
-            scored = quiz.scored(before, quiz.logprobs(one.place, one.change))
-            tables.append(scored.assign(site=str(one.place), kind=one.kind, part=one.part, draw=one.draw))
+        for condition in conditions:
+            scored = quiz.scored(before, quiz.logprobs(condition.site, condition.change))
+            tables.append(
+                scored.assign(site=str(condition.site), kind=condition.kind, part=condition.part, draw=condition.draw)
+            )
     return Part({"samples": pd.concat(tables, ignore_index=True)})
 
 
-def _asked(config: Config, context: Context) -> list[list[Sample]]:
+def _scenes(config: Config, context: Context) -> list[list[Sample]]:
+    """Return the questions to ask, by image.
+
+    Raises:
+        DataError: fewer than two images have questions.
+    """
     scenes = questions_of(context.data.scenes, types=config.types, each=config.questions)
     if len(scenes) < 2:
         raise DataError(
@@ -173,126 +190,127 @@ def _asked(config: Config, context: Context) -> list[list[Sample]]:
     return scenes
 
 
-def _places(mllm: MLLM, layers: list[int]) -> tuple[list[Site], dict[str, str]]:
-    """The places that can be changed, and why the others cannot."""
-    places: list[Site] = []
+def _sites(mllm: MLLM, layers: list[int]) -> tuple[list[Site], dict[str, str]]:
+    """Return the sites at which tokens can be changed, and why the others cannot be used.
+
+    Raises:
+        ModelError: none of them can.
+    """
+    sites: list[Site] = []
     skipped = {}
     wanted: list[Site] = ["encoder", *layers]
-    for place in wanted:
+    for site in wanted:
         try:
-            places.append(check_site(mllm, place))
+            sites.append(check_site(mllm, site))
         except ModelError as error:
-            skipped[f"site {place}"] = str(error)
-    if not places:
-        raise ModelError(f"{mllm.name}: none of the places can be changed ({next(iter(skipped.values()))})")
-    return places, skipped
+            skipped[f"site {site}"] = str(error)
+    if not sites:
+        raise ModelError(
+            f"{mllm.name}: visual tokens can be changed neither at the encoder nor in the layers"
+            f" ({next(iter(skipped.values()))})"
+        )
+    return sites, skipped
 
 
 def _images(
-    config: Config, context: Context, scenes: list[list[Sample]], places: list[Site], skipped: dict[str, str]
+    config: Config, context: Context, scenes: list[list[Sample]], sites: list[Site], skipped: dict[str, str]
 ) -> Images:
-    """Rasters and tower features; the tower leaves `places` where its features cannot be told apart."""
-    parts = context.map("images of the questions", scenes, partial(_surveyed, context, "encoder" in places), keep=False)
-    why = next((part.record["why"] for part in parts if part.record["why"]), "")
-    if why:
-        places.remove("encoder")
-        skipped["site encoder"] = why
-    grids = [tuple((rows, columns) for rows, columns in grids) for part in parts for grids in part.record["grids"]]
-    features = (
-        []
-        if why or "encoder" not in places
-        else [own for part in parts for own in part.tensors["features"].split(part.record["tokens"])]
+    """Read the patch grids of all images and, for the site `encoder`, what the projector receives for them.
+
+    Where that cannot be read token by token, `encoder` is moved from `sites` to `skipped`.
+    """
+    parts = context.map(
+        "images of the questions", scenes, partial(_read_chunk, context, "encoder" in sites), keep=False
     )
+    reason = next((part.record["why"] for part in parts if part.record["why"]), "")
+    if reason:
+        sites.remove("encoder")
+        skipped["site encoder"] = reason
+    grids = [tuple((rows, columns) for rows, columns in grids) for part in parts for grids in part.record["grids"]]
+    features: list[Tensor] = []
+    if "encoder" in sites:
+        for part in parts:
+            features += part.tensors["features"].split(part.record["tokens"])
     return Images(config, grids, features)
 
 
-def _surveyed(context: Context, encoder: bool, chunk: Chunk[list[Sample]]) -> Part:
-    """Grids of the images of a chunk, and if `encoder` what the connector receives for them, or why that cannot be
-    read."""
+def _read_chunk(context: Context, encoder: bool, chunk: Chunk[list[Sample]]) -> Part:
+    """Read the patch grids of a chunk and, if `encoder`, the projector's input, or why that cannot be read."""
     grids: list[tuple[Grid, ...]] = []
     features: list[Tensor] = []
-    why = ""
+    reason = ""
     for _, scenes in chunk.batches():
         try:
-            rasters, read = survey(context.mllm, scenes, chunk.batch_size, tower=encoder and not why)
+            visual_tokens, batch_features = survey(context.mllm, scenes, chunk.batch_size, tower=encoder and not reason)
         except ModelError as error:
             if not encoder:
                 raise
-            why = str(error)
-            rasters, read = survey(context.mllm, scenes, chunk.batch_size, tower=False)
-        grids += [grids_of(parts) for parts in rasters]
-        features += read
-    tensors = {"features": torch.cat(features)} if features and not why else {}
-    return Part(tensors=tensors, record={"grids": grids, "tokens": [len(own) for own in features], "why": why})
+            reason = str(error)
+            visual_tokens, batch_features = survey(context.mllm, scenes, chunk.batch_size, tower=False)
+        grids += [grids_of(of_image) for of_image in visual_tokens]
+        features += batch_features
+    tensors = {"features": torch.cat(features)} if features and not reason else {}
+    return Part(tensors=tensors, record={"grids": grids, "tokens": [len(f) for f in features], "why": reason})
 
 
-def _conditions(images: Images, places: list[Site], skipped: dict[str, str]) -> Iterator[Condition]:
-    """All changes; what the images' rasters do not allow is noted in `skipped`."""
-    if "encoder" in places:
-        yield from _controls(images, skipped)
-    for place in places:
+def _conditions(images: Images, sites: list[Site], skipped: dict[str, str]) -> Iterator[Condition]:
+    """Yield all interventions; those that the images' patch grids do not allow are noted in `skipped`."""
+    if "encoder" in sites:
+        yield from _encoder_conditions(images, skipped)
+    for site in sites:
         for draw in range(images.config.permutations):
-            yield Condition(
-                place, "permute", "whole", draw, partial(_reordered, order=partial(images.permuted, draw=draw))
-            )
-        yield Condition(place, "mean token", "whole", 0, lambda v, _: v.mean(0, keepdim=True).expand_as(v))
+            order = partial(images.permuted, draw=draw)
+            yield Condition(site, "permute", "whole", draw, partial(_reordered, order=order))
+        yield Condition(site, "mean token", "whole", 0, lambda v, _: v.mean(0, keepdim=True).expand_as(v))
 
 
-def _controls(images: Images, skipped: dict[str, str]) -> Iterator[Condition]:
-    """What is changed at the tower only: controls, and features and positions apart."""
+def _encoder_conditions(images: Images, skipped: dict[str, str]) -> Iterator[Condition]:
+    """Yield the interventions at the encoder alone: the controls, and features and positions permuted apart."""
     draws = range(images.config.permutations)
     yield Condition("encoder", "identity", "whole", 0, lambda v, _: v)
     for draw in draws:
-        yield Condition(
-            "encoder",
-            "block shuffle",
-            "whole",
-            draw,
-            partial(_reordered, order=partial(images.shuffled_blocks, draw=draw)),
-        )
+        block_order = partial(images.shuffled_blocks, draw=draw)
+        yield Condition("encoder", "block shuffle", "whole", draw, partial(_reordered, order=block_order))
     if all(rows == columns for grids in images.grids for rows, columns in grids):
         yield Condition("encoder", "transpose", "whole", 0, partial(_reordered, order=images.transposed))
     else:
-        skipped["transpose"] = "a raster is not square"
+        skipped["transpose"] = "a patch grid is not square"
     if not images.alike:
-        skipped["other image"] = skipped["parts features, positions"] = (
-            "images have different rasters, so a place is not the same place in all of them"
-        )
+        reason = "images have different patch grids, so that a place does not mean the same in all of them"
+        skipped["other image"] = skipped["parts features, positions"] = reason
         return
-    others = _others(len(images.grids), images.config.seed)
+    others = _other_images(len(images.grids), images.config.seed)
     yield Condition("encoder", "other image", "whole", 0, lambda _, i: images.features[others[i]])
     mean = torch.stack(images.features).mean(0)
     for draw in draws:
-        order = partial(images.permuted, draw=draw)
-        yield Condition(
-            "encoder", "permute", "features", draw, partial(_part_moved, mean=mean, order=order, features=True)
-        )
-        yield Condition(
-            "encoder", "permute", "positions", draw, partial(_part_moved, mean=mean, order=order, features=False)
-        )
+        for part in ("features", "positions"):
+            change = partial(
+                _permuted_part, mean=mean, order=partial(images.permuted, draw=draw), features=part == "features"
+            )
+            yield Condition("encoder", "permute", part, draw, change)
 
 
 def _reordered(values: Float[Tensor, "token d"], image: int, *, order: Order) -> Float[Tensor, "token d"]:
     return values[order(image)]
 
 
-def _part_moved(
+def _permuted_part(
     values: Float[Tensor, "token f"], image: int, *, mean: Float[Tensor, "token f"], order: Order, features: bool
 ) -> Float[Tensor, "token f"]:
-    return _moved(values, mean, order(image), features=features)
+    return permute_part(values, mean, order(image), features=features)
 
 
-def _moved(
+def permute_part(
     values: Float[Tensor, "token f"], mean: Float[Tensor, "token f"], order: Int[Tensor, " token"], *, features: bool
 ) -> Float[Tensor, "token f"]:
-    """Permute what remains of the features without their positional part, or that part alone."""
+    """Permute either the features without their positional part `mean`, or that part alone."""
     mean = mean.to(values.device)
     rest = values.float() - mean
     return mean + rest[order] if features else mean[order] + rest
 
 
-def _others(count: int, seed: int) -> list[int]:
-    """Another image for each image: the next one on a random circle through all of them."""
+def _other_images(count: int, seed: int) -> list[int]:
+    """Return another image for each image: the one before it in a random circle of them all."""
     circle = np.random.default_rng([seed, count]).permutation(count)
     others = np.empty(count, dtype=int)
     others[circle] = np.roll(circle, 1)
@@ -300,53 +318,56 @@ def _others(count: int, seed: int) -> list[int]:
 
 
 def _positional_share(images: Images) -> float | None:
-    """Share of the variance of the tower's features that their mean at each place holds; with n images 1/n of the rest
-    is in it by chance."""
+    """Return the share of the variance of the encoder's features that their mean at each place has.
+
+    With n images, 1/n of the remaining variance is in it by chance. None without features, or if patch grids differ.
+    """
     if not images.features or not images.alike:
         return None
     features = torch.stack(images.features).double()
-    centre = features.mean((0, 1))
-    return float(((features.mean(0) - centre) ** 2).sum(-1).mean() / ((features - centre) ** 2).sum(-1).mean())
+    center = features.mean((0, 1))
+    return float(((features.mean(0) - center) ** 2).sum(-1).mean() / ((features - center) ** 2).sum(-1).mean())
 
 
 def _scores(samples: pd.DataFrame, config: Config) -> pd.DataFrame:
-    """One row for each place, kind, part and question type, random draws averaged question by question."""
+    """Return one row for each site, kind, part and question type; random draws are averaged question by question."""
     rows = []
-    for (place, kind, part), own in samples.groupby(["site", "kind", "part"], sort=False):
-        named: dict[str, Any] = {"site": place, "kind": kind, "part": part, "draws": own["draw"].nunique()}
-        rows += [named | row for row in change_by_type(own, seed=config.seed)]
+    for (site, kind, part), answers in samples.groupby(["site", "kind", "part"], sort=False):
+        named: dict[str, Any] = {"site": site, "kind": kind, "part": part, "draws": answers["draw"].nunique()}
+        rows += [named | row for row in change_by_type(answers, seed=config.seed)]
     return pd.DataFrame(rows)
 
 
-def summary(found: Mapping[str, Run]) -> pd.DataFrame:
-    """One row per model, place and change for the mean of types, and one per type for the permutation at the tower."""
-    table = changes(found)
-    at_tower = (table["site"] == "encoder") & (table["kind"] == "permute")
-    return table[(table["category"] == MEAN) | at_tower].drop(columns=["seed", "draws"])
+def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Return the mean of types for each model, site and intervention, and every type for permutation at the encoder."""
+    table = changes(runs)
+    at_encoder = (table["site"] == "encoder") & (table["kind"] == "permute")
+    return table[(table["category"] == MEAN) | at_encoder].drop(columns=["seed", "draws"])
 
 
-def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
-    """The drop by layer, by question type at the tower for each part, and for every change at the tower."""
-    table = drops(changes(found))
-    mean, drop = table[table["category"] == MEAN], "drop in accuracy"
-    curves = mean[mean["kind"].isin(["permute", "mean token"]) & (mean["part"] == "whole")]
+def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
+    """Draw the accuracy drop by layer; at the encoder by question type for each part, and for every intervention."""
+    table, drop = drops(changes(runs)), "accuracy drop"
+    means = table[table["category"] == MEAN]
+    curves = means[means["kind"].isin(["permute", "mean token"]) & (means["part"] == "whole")]
     curves = curves.assign(layer=curves["site"].replace("encoder", "-1").astype(int))
-    made = {"Drop by layer, mean of types": fig.layer_curves(curves, y=drop, kind="kind")}
-    tower = table[table["site"] == "encoder"]
+    drawn = {"Accuracy drop by layer, mean of types": fig.layer_curves(curves, y=drop, kind="kind")}
+    at_encoder = table[table["site"] == "encoder"]
     for part in PARTS:
-        own = tower[(tower["kind"] == "permute") & (tower["part"] == part)]
-        if len(own):
-            made[f"Drop by question type, permuted at the tower: {part}"] = fig.bars(own, x="category", y=drop)
-    controls = tower[tower["category"] == MEAN]
+        permuted = at_encoder[(at_encoder["kind"] == "permute") & (at_encoder["part"] == part)]
+        if len(permuted):
+            title = f"Accuracy drop by question type, permuted at the encoder: {part}"
+            drawn[title] = fig.bars(permuted, x="category", y=drop)
+    controls = at_encoder[at_encoder["category"] == MEAN]
     if len(controls):
         change = np.where(controls["part"] == "whole", controls["kind"], controls["kind"] + ", " + controls["part"])
-        made["Drop at the tower by what is changed, mean of types"] = fig.bars(
+        drawn["Accuracy drop at the encoder by intervention, mean of types"] = fig.bars(
             controls.assign(change=change), x="change", y=drop
         )
-    return made
+    return drawn
 
 
-# 2: intervals that cover what they say
+# versions: 2 intervals with their stated coverage; 3 tables name sites and the accuracy drop
 ANALYSIS = Analysis(
     "permutation",
     "What changes when visual tokens change places (permutation)",

@@ -1,33 +1,35 @@
-"""What becomes of the cloud of visual tokens on its way through the layers: do they grow alike, lose dimensions, form
-sinks (docs/paper.md, A7)?
+"""Measure whether visual tokens become alike, lose rank or form sinks from layer to layer (docs/paper.md, A7).
 
     python -m analyses.tokens --model runs/baseline runs/viral --vfm dinov2-small --data shapes:val --limit 200
-    --output_dir runs
 
-What the numbers are, each for the visual tokens of one image, then a mean over images with an interval over images:
+Each number is computed on the visual tokens of one image; the score is the mean over images, with an interval over
+images:
 
-    cosine          mean cosine of two tokens of an image; it grows towards 1 where tokens are homogenised
-    cosine_across   the same for tokens of two different images, with a delete-one-image jackknife. What both share is
-                    an offset that all tokens have; only what `cosine` has above it is an image's own
-    effective_rank  exp of the entropy of the singular values over their sum (Roy & Vetterli 2007), tokens neither
-                    centred nor normalised
+    cosine          mean cosine of two tokens of an image; it grows towards 1 as tokens become alike (homogenized)
+    cosine_across   the same for tokens of two different images, with a delete-one-image jackknife. It measures the
+                    offset that all tokens share; only what `cosine` has above it belongs to the single image
+    effective_rank  exp of the entropy of the singular values over their sum (Roy & Vetterli 2007), of tokens that are
+                    neither centered nor normalized
     rank_share      effective_rank / min(n, d), so that layers and networks of other widths can be compared
     norm            median token norm; it has no chance level
     norm_ratio      largest norm over the median norm
-    sinks           share of tokens whose norm is above `sink` times the image's median: high-norm tokens as of Darcet
-                    et al. 2024, who cut at a bend of their histogram (150 for DINOv2-g) where we cut at a multiple,
-                    since norms differ between layers
+    sinks           share of tokens whose norm is above `sink` times the image's median. These are the high-norm tokens
+                    of Darcet et al. 2024, who cut at a bend of their histogram (150 for DINOv2-g); we cut at a multiple
+                    of the median, since norms differ between layers
     massive         share of tokens with an activation above 100 and above 1000 times the median magnitude (Sun et al.
                     2024)
 
-The chance level is that of isotropic Gaussian tokens of the same n and d, one image a draw. The tower (what the
-connector receives) and each VFM, on the same pixels under each token, are references. What the numbers are not: a loss
-of information (a common offset changes them and not what can be read); and sinks are found by norm, not by attention.
-Where none of the n images has one, the interval of a share of 0 leaves room for some in about 4 in n.
+The chance level is that of isotropic Gaussian tokens of the same n and d, one image for each draw. Two references are
+measured on the same pixels: the vision encoder (the features that the projector receives; `tower` in the tables) and
+each VFM, resampled to the patch under each token.
 
-Pictures to look at, without numbers: `maps` keeps the tokens of a few images (float16, each layer divided by its root
-mean square) for PCA colours and the similarity of a clicked patch; `umap` holds sampled tokens on a plane, the layers
-of one model together, each VFM on its own, as widths differ.
+What the numbers are not: evidence that information is lost, since a common offset changes them and not what can be read
+from the tokens. Sinks are found by their norm, not by attention. Where none of n images has a sink, the interval of the
+share still reaches up to about 4 / n.
+
+Two kinds of stored tokens are there to look at, without numbers. `maps` has all tokens of a few images (float16, each
+layer divided by its root mean square), for PCA colors and for the similarity to a clicked patch. `umap` has sampled
+tokens on a plane: the layers of one model together, and each VFM on its own, because widths differ.
 """
 
 from __future__ import annotations
@@ -61,12 +63,12 @@ from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
 from workbench.spatial.grids import covered, whole_image
 from workbench.spatial.vfm_patches import patches_under
-from workbench.stats import Kind, holm, jackknife_ci, mean_interval, paired_test
+from workbench.stats import Interval, Kind, holm, jackknife_ci, mean_interval, paired_test
 from workbench.vfm import VFM, find_vfm, load_vfm
 
 log = logging.getLogger(__name__)
 
-TOWER = "tower"
+ENCODER = "tower"  # the model's own vision encoder, as tables and tensors call it
 MEASURES = {
     "cosine": "mean cosine of two tokens of an image",
     "cosine_across": "mean cosine of tokens of two images",
@@ -78,35 +80,35 @@ MEASURES = {
     "massive": "share of tokens with a massive activation",
 }
 SHARES: dict[str, Kind] = {"sinks": "proportion", "massive": "proportion"}
-THUMBNAIL, PICTURE = 96, 224  # pixels of the longer side
-ON_OBJECT = 0.5  # share of a token's cell that an object covers
+EDGES = ("left", "top", "right", "bottom")
+THUMBNAIL_SIDE, IMAGE_SIDE = 96, 224  # longer side of a stored image in pixels, at most
+ON_OBJECT = 0.5  # share of a token's patch that an object must cover for the token to count as on it
 
 
 @dataclass(frozen=True)
 class Config(DataOptions):
-    """What is measured, and what is kept to look at."""
+    """What is measured, and which tokens are stored to look at."""
 
     vfm: tuple[str, ...] = ("dinov2-small",)
-    """Vision foundation models to set beside the layers."""
+    """Vision foundation models to measure beside the layers."""
     layers: tuple[int, ...] = ()
     """Layers of the model, 0 to L; all by default."""
     sink: float = 3.0
-    """A token is a sink where its norm is above this many times the median of its image."""
+    """A token is a sink if its norm is above this multiple of the median norm of its image."""
     null: int = 20
     """Draws of isotropic random tokens."""
     maps: int = 4
-    """Images whose tokens are kept for PCA and similarity maps; 0 for none."""
+    """Images whose tokens are stored for PCA and similarity maps; 0 for none."""
     map_megabytes: int = 256
-    """At most that much for them: where it does not hold all layers, evenly spaced ones are kept, first and last among
-    them."""
+    """Room for these maps, in MB; if not all layers fit, evenly spaced ones are stored, with the first and the last."""
     umap_images: int = 100
     """Images whose tokens are sampled for UMAP; 0 for none."""
     umap_tokens: int = 12
-    """Tokens sampled from each of them, half of them on objects where there are any."""
+    """Tokens to sample from each of these images, half of them on objects where there are any."""
     umap_layers: tuple[int, ...] = ()
     """Layers in UMAP; by default the first, the middle and the last."""
     umap_neighbors: int = 15
-    """Neighbours of UMAP."""
+    """Neighbors of each token in UMAP."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -125,47 +127,54 @@ class Config(DataOptions):
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One image as every representation has it.
+class ImageTokens:
+    """The tokens of one image in every representation.
 
     Attributes:
-        rasters: its visual tokens, one part after another.
-        tokens: by representation: "tower", "layer 0", ..., and the name of each VFM.
+        number: of the image, among all.
+        grids: its visual tokens, one patch grid after another.
+        tokens: by representation: "tower" (the vision encoder), "layer 0", ..., and the name of each VFM.
     """
 
     number: int
     sample: Sample
-    picture: Image.Image
-    rasters: list[VisualTokens]
+    image: Image.Image
+    grids: list[VisualTokens]
     tokens: dict[str, Float[Tensor, "token d"]]
 
 
 @dataclass
-class Cloud:
-    """What is kept of one representation: its measures by image, and what the cosine across images needs."""
+class Measured:
+    """The measures of one representation by image, and the sums from which the cosine across images follows.
+
+    Attributes:
+        values: by measure, one value for each image.
+        shapes: (n, d) of the tokens of each image.
+        sums: of each image, the sum of its tokens divided by their norms.
+    """
 
     values: dict[str, list[float]] = field(default_factory=dict)
     shapes: list[tuple[int, int]] = field(default_factory=list)
     sums: list[Float[Tensor, " d"]] = field(default_factory=list)
 
     def take(self, name: str, part: Part) -> None:
-        """Add the state of another one, of the images that follow: what `part` has of the representation `name`."""
-        state = part.record["measures"][name]
-        for measure, values in state["values"].items():
+        """Append the images of a stored part, as measured in the representation `name`."""
+        stored = part.record["measures"][name]
+        for measure, values in stored["values"].items():
             self.values.setdefault(measure, []).extend(values)
-        self.shapes += [(n, d) for n, d in state["shapes"]]
+        self.shapes += [(n, d) for n, d in stored["shapes"]]
         self.sums += list(part.tensors[f"sums.{name}"])
 
     def add(self, tokens: Float[Tensor, "token d"], sink: float) -> None:
-        """Measure one image."""
-        for name, value in measured(tokens, sink).items():
+        """Measure the tokens of one more image."""
+        for name, value in measures_of(tokens, sink).items():
             self.values.setdefault(name, []).append(value)
         self.shapes.append((tokens.shape[0], tokens.shape[1]))
         self.sums.append(unit_rows(tokens).double().sum(0))
 
 
-def measured(tokens: Float[Tensor, "token d"], sink: float) -> dict[str, float]:
-    """The measures of one image's tokens."""
+def measures_of(tokens: Float[Tensor, "token d"], sink: float) -> dict[str, float]:
+    """Return every measure of the tokens of one image, without those that need several images."""
     rank, ratios = float(effective_rank(tokens)), norm_ratios(tokens)
     return {
         "cosine": float(mean_cosine(tokens)),
@@ -179,55 +188,61 @@ def measured(tokens: Float[Tensor, "token d"], sink: float) -> dict[str, float]:
 
 
 def run(config: Config, context: Context) -> Result:
-    """Measure every image in every representation, and keep some tokens to look at."""
+    """Measure every image in every representation, and store some tokens to look at."""
     layers = check_layers(context.mllm, config.layers)
-    middle = layers[len(layers) // 2]
-    shown = config.umap_layers or tuple(dict.fromkeys((layers[0], middle, layers[-1])))
-    for layer in shown:
+    umap_layers = [f"layer {layer}" for layer in _umap_layers(config, layers)]
+    vfms = {name: load_vfm(name) for name in config.vfm}
+    images = [scene[0] for scene in context.data.scenes]
+    parts = context.map("visual tokens", images, partial(_measure_chunk, config, context, layers, umap_layers, vfms))
+    skipped = next(({ENCODER: part.record["skipped"]} for part in parts if part.record["skipped"]), {})
+    names = [
+        name
+        for name in (ENCODER, *(f"layer {layer}" for layer in layers), *vfms)
+        if name in parts[0].record["measures"] and name not in skipped
+    ]
+    measured = {name: Measured() for name in names}
+    samples = SampledTokens(config, umap_layers)
+    for part in parts:
+        for name, measures in measured.items():
+            measures.take(name, part)
+        samples.take(part)
+    map_names = [name for name in parts[0].record["maps"] if name in measured]  # those of the first image
+    map_keys = {f"map.{number}.{name}" for number in range(config.maps) for name in map_names}
+    map_tensors = {
+        key: value
+        for part in parts
+        for key, value in part.tensors.items()
+        if key in map_keys or key.startswith("picture.")
+    }
+    sinks = joined(parts, "sinks")
+    umap_table, umap_tensors, left_out = samples.umap()
+    tables = {
+        "scores": _scores(config, measured),
+        "per_image": _per_image(measured, [sample.image_id for sample in images]),
+        "sinks": sinks[sinks["at"].isin(names)].reset_index(drop=True),
+        "maps": joined(parts, "maps"),
+        "umap": umap_table,
+    }
+    record = {
+        "vfms": [vfm.record() for vfm in vfms.values()],
+        "vfm_fingerprints": {name: vfm.fingerprint for name, vfm in vfms.items()},
+        "map_representations": map_names,
+        "skipped": skipped | left_out,
+    }
+    return Result(tables, map_tensors | umap_tensors, record)
+
+
+def _umap_layers(config: Config, layers: list[int]) -> tuple[int, ...]:
+    """Return the layers to draw in UMAP: those of the config, or the first, the middle and the last of `layers`."""
+    for layer in config.umap_layers:
         if layer not in layers:
             raise ConfigError(
                 f"umap_layers names layer {layer}: expected one of the layers {', '.join(map(str, layers))}"
             )
-    vfms = {name: load_vfm(name) for name in config.vfm}
-    images = [scene[0] for scene in context.data.scenes]
-    umap_layers = [f"layer {layer}" for layer in shown]
-    parts = context.map("visual tokens", images, partial(_measured, config, context, layers, umap_layers, vfms))
-    skipped = next(({TOWER: part.record["skipped"]} for part in parts if part.record["skipped"]), {})
-    names = [
-        name
-        for name in (TOWER, *(f"layer {layer}" for layer in layers), *vfms)
-        if name in parts[0].record["measures"] and name not in skipped
-    ]
-    clouds = {name: Cloud() for name in names}
-    places = Places(config, umap_layers)
-    for part in parts:
-        for name, cloud in clouds.items():
-            cloud.take(name, part)
-        places.take(part)
-    maps = parts[0].record["maps"]  # the representations of the first image
-    kept = {f"map.{number}.{name}" for number in range(config.maps) for name in maps if name in clouds}
-    tensors = {
-        key: value for part in parts for key, value in part.tensors.items() if key in kept or key.startswith("picture.")
-    }
-    sinks = joined(parts, "sinks")
-    image_ids = [sample.image_id for sample in images]
-    tables = {
-        "scores": _scores(config, clouds),
-        "per_image": _per_image(clouds, image_ids),
-        "sinks": sinks[sinks["at"].isin(names)].reset_index(drop=True),
-    }
-    tables["maps"] = joined(parts, "maps")
-    table, sampled, left_out = places.mapped()
-    record = {
-        "vfms": [vfm.record() for vfm in vfms.values()],
-        "vfm_fingerprints": {name: vfm.fingerprint for name, vfm in vfms.items()},
-        "map_representations": [name for name in maps if name in clouds],
-        "skipped": skipped | left_out,
-    }
-    return Result(tables | {"umap": table}, tensors | sampled, record)
+    return config.umap_layers or tuple(dict.fromkeys((layers[0], layers[len(layers) // 2], layers[-1])))
 
 
-def _measured(
+def _measure_chunk(
     config: Config,
     context: Context,
     layers: list[int],
@@ -235,223 +250,264 @@ def _measured(
     vfms: Mapping[str, VFM],
     chunk: Chunk[Sample],
 ) -> Part:
-    """The measures of a chunk of images in every representation, and what is kept of them to look at."""
-    clouds: dict[str, Cloud] = {}
+    """Measure a chunk of images in every representation, and collect the tokens to look at."""
+    measured: dict[str, Measured] = {}
     sinks: list[dict[str, object]] = []
-    maps, places = Maps(config), Places(config, umap_layers)
+    maps, samples = Maps(config), SampledTokens(config, umap_layers)
     skipped: dict[str, str] = {}
-    for seen in _images(context, layers, vfms, skipped, chunk):
-        for name, tokens in seen.tokens.items():
-            clouds.setdefault(name, Cloud()).add(tokens, config.sink)
-            sinks += _sinks(seen, name, tokens, config.sink)
-        maps.add(seen)
-        places.add(seen)
-    edges = ["left", "top", "right", "bottom"]
+    for image in _images(context, layers, vfms, skipped, chunk):
+        for name, tokens in image.tokens.items():
+            measured.setdefault(name, Measured()).add(tokens, config.sink)
+            sinks += _sinks(image, name, tokens, config.sink)
+        maps.add(image)
+        samples.add(image)
     tables = {
-        "sinks": pd.DataFrame(sinks, columns=["at", "image_id", "token", "norm_ratio", *edges]),
-        "maps": pd.DataFrame(maps.rows, columns=["number", "image_id", "rows", "columns", *edges]),
+        "sinks": pd.DataFrame(sinks, columns=["at", "image_id", "token", "norm_ratio", *EDGES]),
+        "maps": pd.DataFrame(maps.rows, columns=["number", "image_id", "rows", "columns", *EDGES]),
     }
-    tensors = (
-        {f"sums.{name}": torch.stack(cloud.sums) for name, cloud in clouds.items()} | maps.tensors | places.state()
-    )
-    measures = {name: {"values": cloud.values, "shapes": cloud.shapes} for name, cloud in clouds.items()}
-    return Part(
-        tables,
-        tensors,
-        {"measures": measures, "skipped": skipped.get(TOWER, ""), "maps": maps.names, "places": places.rows},
-    )
+    sums = {f"sums.{name}": torch.stack(measures.sums) for name, measures in measured.items()}
+    record = {
+        "measures": {name: {"values": own.values, "shapes": own.shapes} for name, own in measured.items()},
+        "skipped": skipped.get(ENCODER, ""),
+        "maps": maps.names,
+        "places": samples.rows,
+    }
+    return Part(tables, sums | maps.tensors | samples.tensors_to_store(), record)
 
 
 def _images(
     context: Context, layers: list[int], vfms: Mapping[str, VFM], skipped: dict[str, str], chunk: Chunk[Sample]
-) -> Iterator[Seen]:
-    """Every image of a chunk in every representation; where the tower cannot be read token by token, `skipped` says
-    why."""
+) -> Iterator[ImageTokens]:
+    """Yield every image of a chunk with its tokens in every representation.
+
+    Where the vision encoder cannot be read token by token, the reason is written to `skipped`, and it is left out from
+    there on.
+    """
     mllm = context.mllm
-    for start, part in chunk.batches():
-        pictures = [sample.image for sample in part]
-        batch = mllm.encode(pictures, [sample.question or QUESTION for sample in part])
-        rasters = mllm.token_grids(batch)
+    for start, samples in chunk.batches():
+        images = [sample.image for sample in samples]
+        batch = mllm.encode(images, [sample.question or QUESTION for sample in samples])
+        grids = mllm.token_grids(batch)
         try:
-            encoder_rows(mllm, rasters)
+            encoder_rows(mllm, grids)
         except ModelError as error:
-            skipped[TOWER] = str(error)
-        found = read(mllm, batch, layers=layers, encoder=not skipped)
-        patches = {name: patches_under(vfm, pictures, rasters) for name, vfm in vfms.items()}
-        for row, sample in enumerate(part):
-            tower = found[row].encoder_features
-            tokens = {} if tower is None else {TOWER: tower}
-            tokens |= {f"layer {layer}": values for layer, values in zip(layers, found[row].values, strict=True)}
-            tokens |= {name: torch.cat([*own[row]]) for name, own in patches.items()}
-            yield Seen(start + row, sample, pictures[row], rasters[row], tokens)
+            skipped[ENCODER] = str(error)
+        activations = read(mllm, batch, layers=layers, encoder=not skipped)
+        patches = {name: patches_under(vfm, images, grids) for name, vfm in vfms.items()}
+        for row, sample in enumerate(samples):
+            encoder = activations[row].encoder_features
+            tokens = {} if encoder is None else {ENCODER: encoder}
+            by_layer = zip(layers, activations[row].values, strict=True)
+            tokens |= {f"layer {layer}": values for layer, values in by_layer}
+            tokens |= {name: torch.cat([*of_images[row]]) for name, of_images in patches.items()}
+            yield ImageTokens(start + row, sample, images[row], grids[row], tokens)
 
 
-def _boxes(rasters: list[VisualTokens]) -> list[tuple[float, float, float, float]]:
-    """Left, top, right, bottom of every token's cell, in fractions of the image."""
+def _boxes(grids: list[VisualTokens]) -> list[tuple[float, float, float, float]]:
+    """Return left, top, right, bottom of the patch of every token, in fractions of the image."""
     return [
-        part.token_box(*divmod(number, part.grid[1]))
-        for part in rasters
-        if part.grid
-        for number in range(len(part.index))
+        grid.token_box(*divmod(number, grid.grid[1]))
+        for grid in grids
+        if grid.grid
+        for number in range(len(grid.index))
     ]
 
 
-def _sinks(seen: Seen, name: str, tokens: Float[Tensor, "token d"], sink: float) -> list[dict[str, object]]:
-    """The sink tokens of an image, with their cells."""
+def _edges(box: tuple[float, float, float, float]) -> dict[str, float]:
+    return dict(zip(EDGES, box, strict=True))
+
+
+def _sinks(image: ImageTokens, name: str, tokens: Float[Tensor, "token d"], sink: float) -> list[dict[str, object]]:
+    """Return one row for each sink token of an image in the representation `name`, with the box of its patch."""
     ratios = norm_ratios(tokens)
-    found = (ratios > sink).nonzero().flatten().tolist()
-    boxes = _boxes(seen.rasters) if found else []
-    named = ("left", "top", "right", "bottom")
+    indices = (ratios > sink).nonzero().flatten().tolist()
+    boxes = _boxes(image.grids) if indices else []
     return [
-        {"at": name, "image_id": seen.sample.image_id, "token": i, "norm_ratio": float(ratios[i])}
-        | dict(zip(named, boxes[i], strict=True))
-        for i in found
+        {"at": name, "image_id": image.sample.image_id, "token": i, "norm_ratio": float(ratios[i])} | _edges(boxes[i])
+        for i in indices
     ]
 
 
 # --- scores ---------------------------------------------------------------------------------------
 
 
-def _per_image(clouds: Mapping[str, Cloud], image_ids: list[str]) -> pd.DataFrame:
-    parts = [
+def _per_image(measured: Mapping[str, Measured], image_ids: list[str]) -> pd.DataFrame:
+    """Return one row for each representation, measure and image."""
+    tables = [
         pd.DataFrame({"at": name, "layer": _layer(name), "measure": measure, "image_id": image_ids, "value": values})
-        for name, cloud in clouds.items()
-        for measure, values in cloud.values.items()
+        for name, measures in measured.items()
+        for measure, values in measures.values.items()
     ]
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(tables, ignore_index=True)
 
 
 def _layer(name: str) -> float:
-    """Layer number for figures: -1 for the tower, none (NaN) for a VFM."""
-    return -1 if name == TOWER else float(name.removeprefix("layer ")) if name.startswith("layer ") else np.nan
+    """Return the layer number of a representation for figures: -1 for the vision encoder, NaN for a VFM."""
+    if name == ENCODER:
+        return -1
+    return float(name.removeprefix("layer ")) if name.startswith("layer ") else np.nan
 
 
-def _scores(config: Config, clouds: Mapping[str, Cloud]) -> pd.DataFrame:
+def _scores(config: Config, measured: Mapping[str, Measured]) -> pd.DataFrame:
+    """Return one row for each representation and measure, with interval and null."""
     rows = []
-    nulls: dict[tuple[tuple[int, int], ...], dict[str, np.ndarray]] = {}  # layers of one width have one
-    for name, cloud in clouds.items():
-        shapes = tuple(cloud.shapes)
+    nulls: dict[tuple[tuple[int, int], ...], dict[str, np.ndarray]] = {}  # layers of one width share their nulls
+    for name, measures in measured.items():
+        shapes = tuple(measures.shapes)
         if shapes not in nulls:
-            nulls[shapes] = isotropic(cloud.shapes, config.sink, draws=config.null, seed=config.seed)
-        scores = {
-            measure: mean_interval(values, kind=SHARES.get(measure, "real")) for measure, values in cloud.values.items()
-        }
-        across = cosine_across(cloud)
-        if across is not None:
-            scores["cosine_across"] = jackknife_ci(across[0], across[1], len(cloud.sums))
+            nulls[shapes] = isotropic(measures.shapes, config.sink, draws=config.null, seed=config.seed)
+        intervals = _intervals(measures)
         for measure in MEASURES:
-            if measure in scores:
-                interval, null = scores[measure], nulls[shapes].get(measure, np.array([np.nan]))
-                rows.append(
-                    {
-                        **{
-                            "at": name,
-                            "layer": _layer(name),
-                            "measure": measure,
-                            "score": interval.estimate,
-                            "low": interval.low,
-                            "high": interval.high,
-                        },
-                        **{"null_mean": null.mean(), "null_q95": np.quantile(null, 0.95), "n_images": interval.n},
-                        **{"n": int(np.median([n for n, _ in shapes])), "d": shapes[0][1], "seed": config.seed},
-                    }
-                )
+            if measure not in intervals:
+                continue
+            interval, null = intervals[measure], nulls[shapes].get(measure, np.array([np.nan]))
+            rows.append(
+                {
+                    "at": name,
+                    "layer": _layer(name),
+                    "measure": measure,
+                    "score": interval.estimate,
+                    "low": interval.low,
+                    "high": interval.high,
+                    "null_mean": null.mean(),
+                    "null_q95": np.quantile(null, 0.95),
+                    "n_images": interval.n,
+                    "n": int(np.median([n for n, _ in shapes])),
+                    "d": shapes[0][1],
+                    "seed": config.seed,
+                }
+            )
     return pd.DataFrame(rows)
 
 
-def cosine_across(cloud: Cloud) -> tuple[float, np.ndarray] | None:
-    """Mean cosine of tokens of two different images over all such pairs, and the same without each image in turn; None
-    below 3 images."""
-    if len(cloud.sums) < 3:
+def _intervals(measures: Measured) -> dict[str, Interval]:
+    """Return the mean of every measure over images with its interval; `cosine_across` needs at least 3 images."""
+    intervals = {name: mean_interval(values, kind=SHARES.get(name, "real")) for name, values in measures.values.items()}
+    across = cosine_across(measures)
+    if across is not None:
+        intervals["cosine_across"] = jackknife_ci(across[0], across[1], len(measures.sums))
+    return intervals
+
+
+def cosine_across(measures: Measured) -> tuple[float, np.ndarray] | None:
+    """Return the mean cosine of tokens of two different images, and the same without each image in turn.
+
+    All pairs of tokens of different images count. None below 3 images.
+    """
+    if len(measures.sums) < 3:
         return None
-    sums, n = torch.stack(cloud.sums).numpy(), np.array([shape[0] for shape in cloud.shapes], dtype=np.float64)
+    sums = torch.stack(measures.sums).numpy()
+    n = np.array([shape[0] for shape in measures.shapes], dtype=np.float64)
     rest = sums.sum(0) - sums
     products, pairs = (sums * rest).sum(1), n * (n.sum() - n)
     return float(products.sum() / pairs.sum()), (products.sum() - 2 * products) / (pairs.sum() - 2 * pairs)
 
 
 def isotropic(shapes: list[tuple[int, int]], sink: float, *, draws: int, seed: int) -> dict[str, np.ndarray]:
-    """Every measure but the norm for Gaussian tokens of the images' n and d, one image a draw, images taken evenly from
-    all."""
+    """Return every measure but the norm, (draw,), of Gaussian tokens.
+
+    Each draw has the n and d of one image; the images are taken evenly from all.
+    """
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, list[float]] = {}
+    by_measure: dict[str, list[float]] = {}
     for draw in range(draws):
         n, d = shapes[draw * len(shapes) // draws]
         tokens, other = (torch.randn(n, d, generator=generator) for _ in range(2))
-        values = measured(tokens, sink) | {
-            "cosine_across": float(unit_rows(tokens).sum(0) @ unit_rows(other).sum(0)) / n**2
-        }
-        for measure, value in values.items():
-            found.setdefault(measure, []).append(value)
-    return {measure: np.array(values) for measure, values in found.items() if measure != "norm"}
+        across = float(unit_rows(tokens).sum(0) @ unit_rows(other).sum(0)) / n**2
+        for measure, value in (measures_of(tokens, sink) | {"cosine_across": across}).items():
+            by_measure.setdefault(measure, []).append(value)
+    return {measure: np.array(values) for measure, values in by_measure.items() if measure != "norm"}
 
 
-# --- what is kept to look at ----------------------------------------------------------------------
+# --- tokens to look at ----------------------------------------------------------------------------
 
 
 @dataclass
 class Maps:
-    """The tokens of the first images, on the raster that shows most of the image in one piece."""
+    """All tokens of the first images, on the patch grid that shows most of the image in one piece.
+
+    Attributes:
+        names: the representations that are stored.
+        rows: of the table `maps`, one for each image.
+    """
 
     config: Config
     names: list[str] = field(default_factory=list)
     rows: list[dict[str, object]] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, seen: Seen) -> None:
-        """Keep an image, if it is one of the first."""
-        if seen.number >= self.config.maps:
+    def add(self, image: ImageTokens) -> None:
+        """Store the tokens of an image, if it is one of the first."""
+        if image.number >= self.config.maps:
             return
-        own, raster = whole_image(seen.rasters)
-        assert raster.grid is not None
-        self.names = self.names or self._fitting({name: values[own] for name, values in seen.tokens.items()})
+        on_grid, grid = whole_image(image.grids)
+        assert grid.grid is not None
+        tokens = {name: values[on_grid] for name, values in image.tokens.items()}
+        self.names = self.names or self._fitting(tokens)
         self.rows.append(
-            {"number": seen.number, "image_id": seen.sample.image_id, "rows": raster.grid[0], "columns": raster.grid[1]}
-            | dict(zip(("left", "top", "right", "bottom"), raster.box, strict=True))
+            {"number": image.number, "image_id": image.sample.image_id, "rows": grid.grid[0], "columns": grid.grid[1]}
+            | _edges(grid.box)
         )
         for name in self.names:
-            if name in seen.tokens:
-                self.tensors[f"map.{seen.number}.{name}"] = _half(seen.tokens[name][own])
-        self.tensors[f"picture.{seen.number}"] = _pixels(seen.picture, PICTURE)
+            if name in tokens:
+                self.tensors[f"map.{image.number}.{name}"] = _scaled_half(tokens[name])
+        self.tensors[f"picture.{image.number}"] = _pixels(image.image, IMAGE_SIDE)
 
     def _fitting(self, tokens: Mapping[str, Tensor]) -> list[str]:
-        """The representations that fit: references first, then as many evenly spaced layers as there is room for."""
-        sizes = {name: 2 * values.numel() * self.config.maps / 2**20 for name, values in tokens.items()}
+        """Return the representations that fit: encoder and VFMs first, then as many evenly spaced layers as fit.
+
+        Raises:
+            ConfigError: not even one layer fits.
+        """
+        megabytes = {name: 2 * values.numel() * self.config.maps / 2**20 for name, values in tokens.items()}
         layers = [name for name in tokens if name.startswith("layer ")]
         references = [name for name in tokens if name not in layers]
-        used, each = sum(sizes[name] for name in references), sizes[layers[0]]
-        room = int((self.config.map_megabytes - used) // each)
-        if room < 1:
-            least = int(np.ceil(used + each))
+        used, per_layer = sum(megabytes[name] for name in references), megabytes[layers[0]]
+        fitting = int((self.config.map_megabytes - used) // per_layer)
+        if fitting < 1:
+            least = int(np.ceil(used + per_layer))
             raise ConfigError(
                 f"map_megabytes is {self.config.map_megabytes}: expected at least {least} for maps of"
                 f" {self.config.maps} images in one layer"
             )
-        if room < len(layers):
-            layers = [layers[round(i)] for i in np.linspace(0, len(layers) - 1, room)] if room > 1 else layers[-1:]
+        if fitting < len(layers):
+            spaced = [layers[round(i)] for i in np.linspace(0, len(layers) - 1, fitting)]
+            layers = spaced if fitting > 1 else layers[-1:]
             log.warning(
-                "maps of %d layers fit into %d MB: %s", len(layers), self.config.map_megabytes, ", ".join(layers)
+                "map_megabytes is %d, so maps are stored of %d layers only: %s",
+                self.config.map_megabytes,
+                len(layers),
+                ", ".join(layers),
             )
-        kept = {*references, *layers}
-        return [name for name in tokens if name in kept]
+        stored = {*references, *layers}
+        return [name for name in tokens if name in stored]
 
 
-def _half(tokens: Float[Tensor, "token d"]) -> Float[Tensor, "token d"]:
-    """Tokens over their root mean square in float16: directions are kept to 1e-3, and a massive activation does not
-    overflow."""
+def _scaled_half(tokens: Float[Tensor, "token d"]) -> Float[Tensor, "token d"]:
+    """Return tokens divided by their root mean square, in float16.
+
+    Directions are kept to 1e-3, and a massive activation does not overflow.
+    """
     return (tokens / tokens.double().pow(2).mean().sqrt()).half()
 
 
 def _pixels(image: Image.Image, side: int) -> Tensor:
-    """The picture with its longer side at most `side`, (height, width, 3) bytes."""
+    """Return the image with its longer side at most `side` pixels, as (height, width, 3) bytes."""
     small = image.convert("RGB")
     small.thumbnail((side, side))
     return torch.from_numpy(np.array(small))
 
 
 @dataclass
-class Places:
-    """Sampled tokens of the first images, the same ones in every representation, for UMAP."""
+class SampledTokens:
+    """Sampled tokens of the first images for UMAP, the same tokens in every representation.
+
+    Attributes:
+        layers: the representations of the model to sample, such as "layer 0".
+        rows: one for each sampled token: its image, its patch, and what lies there.
+        tokens: by representation, the sampled tokens of each image.
+        tensors: thumbnails of the images, and the stored tokens.
+    """
 
     config: Config
     layers: list[str]
@@ -459,56 +515,45 @@ class Places:
     tokens: dict[str, list[Tensor]] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, seen: Seen) -> None:
-        """Sample an image, if it is one of the first."""
-        if seen.number >= self.config.umap_images:
+    def add(self, image: ImageTokens) -> None:
+        """Sample tokens of an image, if it is one of the first."""
+        if image.number >= self.config.umap_images:
             return
-        shares = [
-            np.concatenate([covered(thing, part).ravel() for part in seen.rasters]) for thing in seen.sample.objects
-        ]
-        best = np.max(shares, axis=0) if shares else np.zeros(len(_boxes(seen.rasters)))
-        on = np.flatnonzero(best >= ON_OBJECT)
-        generator = np.random.default_rng([self.config.seed, seen.number])
-        count = min(self.config.umap_tokens, len(best))
-        on = generator.permutation(on)[: count // 2]
-        others = generator.permutation(np.setdiff1d(np.arange(len(best)), on))[: count - len(on)]
-        chosen, boxes = np.sort(np.concatenate([on, others])), _boxes(seen.rasters)
+        objects, boxes = image.sample.objects, _boxes(image.grids)
+        cover = [np.concatenate([covered(target, grid).ravel() for grid in image.grids]) for target in objects]
+        most = np.max(cover, axis=0) if cover else np.zeros(len(boxes))
+        chosen = self._choose(most, image.number)
         for token in chosen:
-            covering = int(np.argmax([own[token] for own in shares])) if shares else -1
-            thing = (
-                ""
-                if not shares
-                else "object"
-                if best[token] >= ON_OBJECT
-                else "edge"
-                if best[token] > 0
-                else "background"
-            )
-            name = seen.sample.objects[covering].name if thing == "object" else thing
-            colour = next((word for word in name.split() if word in COLOURS), thing)
-            shape = " ".join(word for word in name.split() if word != colour) or thing
-            named = {
-                "image": seen.number,
-                "image_id": seen.sample.image_id,
-                "token": int(token),
-                "thing": thing,
-                "name": name,
-                "colour": colour,
-            }
+            covering = objects[int(np.argmax([shares[token] for shares in cover]))].name if cover else None
             self.rows.append(
-                named | {"shape": shape} | dict(zip(("left", "top", "right", "bottom"), boxes[token], strict=True))
+                {"image": image.number, "image_id": image.sample.image_id, "token": int(token)}
+                | _labels(covering, float(most[token]))
+                | _edges(boxes[token])
             )
-        for at, tokens in seen.tokens.items():
-            if at != TOWER and (at in self.layers or not at.startswith("layer ")):
-                self.tokens.setdefault(at, []).append(tokens[torch.from_numpy(chosen)])
-        self.tensors[f"thumbnail.{seen.number}"] = _pixels(seen.picture, THUMBNAIL)
+        for name, tokens in image.tokens.items():
+            if name != ENCODER and (name in self.layers or not name.startswith("layer ")):
+                self.tokens.setdefault(name, []).append(tokens[torch.from_numpy(chosen)])
+        self.tensors[f"thumbnail.{image.number}"] = _pixels(image.image, THUMBNAIL_SIDE)
 
-    def state(self) -> dict[str, Tensor]:
-        """The sampled tokens by representation, and thumbnails; `rows` say of which image each token is."""
-        return {f"sampled.{name}": torch.cat(own) for name, own in self.tokens.items()} | self.tensors
+    def _choose(self, cover: np.ndarray, number: int) -> np.ndarray:
+        """Draw the tokens of image `number`, half of them on objects where there are as many; ascending.
+
+        Args:
+            cover: the share of each token's patch that an object covers.
+        """
+        on_object = np.flatnonzero(cover >= ON_OBJECT)
+        rng = np.random.default_rng([self.config.seed, number])
+        count = min(self.config.umap_tokens, len(cover))
+        on_object = rng.permutation(on_object)[: count // 2]
+        others = rng.permutation(np.setdiff1d(np.arange(len(cover)), on_object))[: count - len(on_object)]
+        return np.sort(np.concatenate([on_object, others]))
+
+    def tensors_to_store(self) -> dict[str, Tensor]:
+        """Return the sampled tokens by representation, in the order of `rows`, and the thumbnails."""
+        return {f"sampled.{name}": torch.cat(tokens) for name, tokens in self.tokens.items()} | self.tensors
 
     def take(self, part: Part) -> None:
-        """Add the state of another one, of the images that follow."""
+        """Append the sampled tokens of a stored part, whose images follow."""
         self.rows += part.record["places"]
         for key, values in part.tensors.items():
             kind, _, name = key.partition(".")
@@ -517,105 +562,114 @@ class Places:
             elif kind == "thumbnail":
                 self.tensors[key] = values
 
-    def mapped(self) -> tuple[pd.DataFrame, dict[str, Tensor], dict[str, str]]:
-        """Where each sampled token lies in the plane, layers of the model in one map; the tokens; and what was left out
-        and why."""
-        parts, left_out = [], {}
+    def umap(self) -> tuple[pd.DataFrame, dict[str, Tensor], dict[str, str]]:
+        """Lay the sampled tokens on a plane, all layers of the model in one map and each VFM in its own.
+
+        Returns:
+            The place of each token, tokens and thumbnails to store, and which maps are left out and why.
+        """
+        tables, left_out = [], {}
         groups = {"layers": self.layers} | {name: [name] for name in self.config.vfm if name in self.tokens}
+        neighbors = self.config.umap_neighbors
         for group, names in groups.items() if self.rows else ():
             values = torch.cat([torch.cat(self.tokens[name]) for name in names])
-            if len(values) <= self.config.umap_neighbors:
-                left_out[f"umap of {group}"] = f"{len(values)} tokens with {self.config.umap_neighbors} neighbours"
+            if len(values) <= neighbors:
+                left_out[f"umap of {group}"] = f"{len(values)} tokens are too few for {neighbors} neighbors"
                 continue
-            plane = umap_map(values, neighbors=self.config.umap_neighbors, seed=self.config.seed)
-            self.tensors |= {f"umap.{name}": _half(torch.cat(self.tokens[name])) for name in names}
-            for name, own in zip(names, np.split(plane, len(names)), strict=True):
-                parts.append(
-                    pd.DataFrame(self.rows).assign(group=group, at=name, layer=_layer(name), x=own[:, 0], y=own[:, 1])
-                )
-        columns = [
-            "group",
-            "at",
-            "layer",
-            "image",
-            "image_id",
-            "token",
-            "thing",
-            "name",
-            "colour",
-            "shape",
-            "left",
-            "top",
-            "right",
-            "bottom",
-            "x",
-            "y",
-        ]
-        table = pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+            plane = umap_map(values, neighbors=neighbors, seed=self.config.seed)
+            self.tensors |= {f"umap.{name}": _scaled_half(torch.cat(self.tokens[name])) for name in names}
+            for name, points in zip(names, np.split(plane, len(names)), strict=True):
+                places = {"group": group, "at": name, "layer": _layer(name), "x": points[:, 0], "y": points[:, 1]}
+                tables.append(pd.DataFrame(self.rows).assign(**places))
+        columns = ["group", "at", "layer", "image", "image_id", "token", "thing", "name", "colour", "shape"]
+        columns += [*EDGES, "x", "y"]
+        table = pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
         return table, self.tensors, left_out
+
+
+def _labels(covering: str | None, share: float) -> dict[str, object]:
+    """Return what lies under a token, as the table `umap` names it.
+
+    Args:
+        covering: name of the object that covers most of the token's patch; None if the image has no known objects.
+        share: the share of the patch that it covers.
+    """
+    if covering is None:
+        return {"thing": "", "name": "", "colour": "", "shape": ""}
+    if share >= ON_OBJECT:
+        kind, name = "object", covering
+    else:
+        kind = name = "edge" if share > 0 else "background"
+    color = next((word for word in name.split() if word in COLOURS), kind)
+    shape = " ".join(word for word in name.split() if word != color) or kind
+    return {"thing": kind, "name": name, "colour": color, "shape": shape}
 
 
 # --- tables and figures ---------------------------------------------------------------------------
 
 
-def _table(found: Mapping[str, Run]) -> pd.DataFrame:
-    table = pd.concat([run.tables["scores"].assign(model=label) for label, run in found.items()], ignore_index=True)
+def _table(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Return the scores of all models, one below another."""
+    table = pd.concat([run.tables["scores"].assign(model=label) for label, run in runs.items()], ignore_index=True)
     return table[["model", *(column for column in table if column != "model")]]
 
 
-def summary(found: Mapping[str, Run]) -> pd.DataFrame:
-    """One row per model, representation and measure."""
-    return _table(found).drop(columns=["layer", "seed"])
+def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Return one row for each model, representation and measure."""
+    return _table(runs).drop(columns=["layer", "seed"])
 
 
-def differences(found: Mapping[str, Run]) -> pd.DataFrame:
-    """Every model minus the first, by layer and measure, paired over the images both were measured on, Holm-corrected
-    over the layers of a measure.
+def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Subtract the first model from every other, by layer and measure, on the images that both were measured on.
 
-    The interval and p are over images, of these very models: they say nothing about other training seeds.
+    p_holm corrects over the layers of a measure. Interval and p are over images, for these very models: they say
+    nothing about other training seeds.
     """
-    first, *others = found
+    first, *others = runs
     rows: list[dict[str, Any]] = []
     for name in others:
         pair = [
-            found[label].tables["per_image"].dropna(subset="layer").set_index(["measure", "layer", "image_id"])["value"]
+            runs[label].tables["per_image"].dropna(subset="layer").set_index(["measure", "layer", "image_id"])["value"]
             for label in (first, name)
         ]
-        both = pd.concat(pair, axis=1, keys=["a", "b"], join="inner")
-        for measure, own in both.groupby(level="measure", sort=False):
+        shared = pd.concat(pair, axis=1, keys=["a", "b"], join="inner")
+        for measure, by_layer in shared.groupby(level="measure", sort=False):
             tested = []
-            for layer, part in own.groupby(level="layer"):
-                test = paired_test(part["a"], part["b"], seed=int(found[first].record["seed"]))
-                named = {
-                    "model": name,
-                    "against": first,
-                    "measure": measure,
-                    "layer": layer,
-                    "score": test.difference,
-                    "low": test.low,
-                }
-                tested.append(named | {"high": test.high, "p": test.p, "n_images": test.n})
+            for layer, part in by_layer.groupby(level="layer"):
+                test = paired_test(part["a"], part["b"], seed=int(runs[first].record["seed"]))
+                tested.append(
+                    {
+                        "model": name,
+                        "against": first,
+                        "measure": measure,
+                        "layer": layer,
+                        "score": test.difference,
+                        "low": test.low,
+                        "high": test.high,
+                        "p": test.p,
+                        "n_images": test.n,
+                    }
+                )
             rows += [row | {"p_holm": p} for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True)]
-    return pd.DataFrame(
-        rows, columns=["model", "against", "measure", "layer", "score", "low", "high", "p", "p_holm", "n_images"]
-    )
+    columns = ["model", "against", "measure", "layer", "score", "low", "high", "p", "p_holm", "n_images"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
-    """Each measure by layer beside the VFMs and the isotropic reference, and the paired difference of two models."""
-    table, changes = _table(found), differences(found)
+def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
+    """Draw each measure by layer beside VFMs and isotropic tokens, and the paired difference of two models."""
+    table, all_changes = _table(runs), differences(runs)
     drawn = {}
-    shown = {
+    curves_of = {
         "cosine": ("cosine", "cosine_across"),
         "rank_share": ("rank_share",),
         "norm": ("norm",),
         "sinks": ("sinks", "massive"),
     }
-    titles = {"cosine": "Homogenisation", "rank_share": "Effective rank", "norm": "Token norm", "sinks": "Sink tokens"}
-    for measure, names in shown.items():
-        part = table[table["measure"].isin(names)]
+    titles = {"cosine": "Homogenization", "rank_share": "Effective rank", "norm": "Token norm", "sinks": "Sink tokens"}
+    for measure, names in curves_of.items():
+        scores = table[table["measure"].isin(names)]
         figure = fig.layer_curves(
-            _with_references(part, measure),
+            _with_references(scores, measure),
             y=MEASURES[measure],
             kind="kind",
             null="isotropic random tokens (mean to 95 %)",
@@ -623,16 +677,15 @@ def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
         if measure == "cosine":
             figure.update_yaxes(title="mean cosine of two tokens")
         if measure == "sinks":
-            figure.update_yaxes(
-                title="share of tokens", range=[0, max(0.05, 1.1 * part["high"].replace(np.inf, np.nan).max())]
-            )
+            highest = scores["high"].replace(np.inf, np.nan).max()
+            figure.update_yaxes(title="share of tokens", range=[0, max(0.05, 1.1 * highest)])
         if measure == "norm":
             figure.update_yaxes(type="log")
         drawn[f"{titles[measure]} by layer"] = figure
-        change = changes[changes["measure"] == measure]
-        if len(change) and measure != "sinks":
+        changes = all_changes[all_changes["measure"] == measure]
+        if len(changes) and measure != "sinks":
             drawn[f"{titles[measure]}: difference by layer"] = fig.difference_curves(
-                change, y=f"{MEASURES[measure]}, minus {change['against'].iloc[0]}"
+                changes, y=f"{MEASURES[measure]}, minus {changes['against'].iloc[0]}"
             )
     return drawn
 
@@ -640,31 +693,28 @@ def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
 KINDS = {"cosine": "same image", "cosine_across": "other images", "sinks": "norm", "massive": "massive activation"}
 
 
-def _with_references(table: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """Curves by model, and each VFM as a constant line over the layers; a norm of another network is no reference."""
-    layers = table.dropna(subset="layer").assign(kind=lambda t: t["measure"].map(KINDS).fillna("layers"))
-    ends = [layers["layer"].min(), layers["layer"].max()]
-    vfms = (
-        table[table["layer"].isna() & (table["measure"] == measure)].drop_duplicates("at")
-        if measure != "norm"
-        else table[:0]
-    )
-    constant = [
-        vfms.assign(model=vfms["at"], kind="VFM", layer=end, null_mean=np.nan, null_q95=np.nan)
-        for end in dict.fromkeys(ends)
-    ]
-    return pd.concat([layers, *constant], ignore_index=True)
+def _with_references(scores: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """Return the curves of the models, and each VFM as a constant line over the layers.
+
+    Norms of VFMs are left out: those of another network are no reference.
+    """
+    layers = scores.dropna(subset="layer").assign(kind=lambda t: t["measure"].map(KINDS).fillna("layers"))
+    ends = dict.fromkeys([layers["layer"].min(), layers["layer"].max()])
+    of_vfms = scores["layer"].isna() & (scores["measure"] == measure)
+    vfms = scores[:0] if measure == "norm" else scores[of_vfms].drop_duplicates("at")
+    lines = [vfms.assign(model=vfms["at"], kind="VFM", layer=end, null_mean=np.nan, null_q95=np.nan) for end in ends]
+    return pd.concat([layers, *lines], ignore_index=True)
 
 
 def uses(config: Config) -> dict[str, str]:
-    """The identity of every VFM: another copy of its weights is another question."""
+    """Return the identity of every VFM, so that other weights under its name make another run."""
     return {f"vfm {name}": find_vfm(name).identity() for name in config.vfm}
 
 
-# 2: intervals that cover what they say
+# version 2: intervals with their stated coverage
 ANALYSIS = Analysis(
     "tokens",
-    "Visual tokens by layer: homogenisation, rank, norms and sinks, maps to look at",
+    "Visual tokens by layer: homogenization, rank, norms and sinks, maps to look at",
     Config,
     run,
     figures,

@@ -489,7 +489,7 @@ def test_photographs_have_mass_and_entropies(mllm: MLLM, tmp_path: Path) -> None
     [
         (["--layers", "9", "--limit", "4"], "layer 9 does not exist"),
         (["--layers", "0", "--limit", "4"], "layer 0 does not exist"),
-        (["--data", "folder:PHOTOS"], "knows no objects: expected one that does, such as shapes:val, or --no-localise"),
+        (["--data", "folder:PHOTOS"], "has no objects to compare attention with: choose one that has"),
         (["--limit", "3"], "images have a question about exactly one object: expected at least 4"),
         (["--top", "0"], "top is 0: expected at least 1"),
     ],

@@ -81,7 +81,7 @@ def test_other_blocks_read_the_same_projection_but_other_layers(folders: Path, m
 def test_models_that_do_not_fit_are_refused(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     llava, other, pali = model("llava", folders), model("llava_onevision", folders), model("paligemma", folders)
     with pytest.raises(
-        ConfigError, match=r"llava_onevision and .*llava have different tokenisers: expected the same one"
+        ConfigError, match=r"llava_onevision and .*llava have different tokenizers: choose a source with the same one"
     ):
         patched(monkeypatch, llava, other)
     with pytest.raises(ModelError, match=r"paligemma depend on the question that follows"):
@@ -93,7 +93,7 @@ def test_models_that_do_not_fit_are_refused(folders: Path, monkeypatch: pytest.M
     monkeypatch.setattr(other, "config", wide)
     with pytest.raises(
         ConfigError,
-        match=r"llava_onevision has visual tokens of width 64, .*llava of width 32: expected the same width",
+        match=r"llava_onevision has visual tokens of width 64, .*llava of width 32: choose a source of the same width",
     ):
         patched(monkeypatch, llava, other)
 
@@ -112,7 +112,9 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
         "--output_dir",
         str(tmp_path),
     ]
-    assert refused(*words) == "error: no source given: expected --source FOLDER_OR_HUB_ID"
+    assert refused(*words) == (
+        "error: no source given: name the model whose tokens are put in with --source FOLDER_OR_HUB_ID"
+    )
     done = run(*words, "--source", models[1])
     found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path)["folder"])}
     assert set(found) == {"baseline", "viral"} and "patching-" in done.stdout

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from analyses.permutation import ANALYSIS, Config, Images, _moved, _others
+from analyses.permutation import ANALYSIS, Config, Images, _other_images, permute_part
 from analyses.permutation import run as permute
 from tests.conftest import refused, run
 from tests.tiny import build
@@ -199,7 +199,7 @@ def test_other_families_are_asked_whole_and_what_cannot_be_is_noted(
 def test_parts_add_up_and_orders_keep_what_they_promise() -> None:
     images = Images(Config(block=2, seed=3), [((4, 4),), ((4, 4), (2, 2))], [])
     values, mean, order = torch.randn(16, 5), torch.randn(16, 5), images.permuted(0, 1)
-    both = _moved(_moved(values, mean, order, features=True), mean, order, features=False)
+    both = permute_part(permute_part(values, mean, order, features=True), mean, order, features=False)
     assert torch.allclose(both, values[order], atol=1e-5)
     assert sorted(images.permuted(1, 0).tolist()) == list(range(20)) and not torch.equal(
         images.permuted(0, 0), images.permuted(0, 1)
@@ -210,7 +210,7 @@ def test_parts_add_up_and_orders_keep_what_they_promise() -> None:
     )
     blocks = images.shuffled_blocks(0, 0).reshape(2, 2, 2, 2).permute(0, 2, 1, 3).reshape(4, 4)
     assert sorted(blocks.tolist()) == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
-    others = _others(9, 0)
+    others = _other_images(9, 0)
     assert sorted(others) == list(range(9)) and all(other != own for own, other in enumerate(others))
 
 
@@ -251,7 +251,7 @@ def test_questions_that_cannot_be_scored_are_refused(folders: Path) -> None:
         (["--types", "count", "relatoin_x"], "did you mean 'relation_x'"),
         (["--permutations", "0"], "permutations is 0: expected at least 1"),
         (["--permutatoins", "1"], "unknown option '--permutatoins': did you mean 'permutations'"),
-        (["--block", "3"], "block is 3 in a raster of 8 x 8 tokens: expected a divisor of both"),
+        (["--block", "3"], "block is 3 for a patch grid of 8 x 8 tokens: expected a divisor of both"),
         (["--data", "folder:PHOTOS"], "has a question with options and an answer"),
     ],
 )
@@ -316,7 +316,7 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
     assert len(figures) == 5 and all(
         "error_y" in trace.to_plotly_json() for title in list(figures)[1:] for trace in figures[title].data
     )
-    by_layer = figures["Drop by layer, mean of types"]
+    by_layer = figures["Accuracy drop by layer, mean of types"]
     assert sum(trace.fill == "toself" for trace in by_layer.data) == 4
     (chance,) = (trace for trace in by_layer.data if trace.name == "answers at chance")
     lost = pd.concat([run.tables["scores"] for run in found.values()]).query("category == 'mean of types'")

@@ -16,7 +16,7 @@ from skimage import data as photographs
 from torch import Tensor
 
 from analyses import tokens as analysis
-from analyses.tokens import ANALYSIS, TOWER, Config, cosine_across, differences, isotropic
+from analyses.tokens import ANALYSIS, ENCODER, Config, cosine_across, differences, isotropic
 from analyses.tokens import run as measure
 from tests.conftest import run
 from tests.test_dashboard import CHROMIUM, chromium_or_skip, serve
@@ -134,7 +134,7 @@ def test_similarity_of_a_patch() -> None:
 
 def test_cosine_across_images_by_hand() -> None:
     clouds = [noise(n, 5, seed=n) + 1 for n in (4, 6, 7)]
-    own = analysis.Cloud()
+    own = analysis.Measured()
     for cloud in clouds:
         own.add(cloud, 3)
     units = [c / c.norm(dim=1, keepdim=True) for c in clouds]
@@ -151,7 +151,7 @@ def test_cosine_across_images_by_hand() -> None:
     assert found[0] == pytest.approx(direct([0, 1, 2]), abs=1e-6) and np.allclose(
         found[1], [direct([1, 2]), direct([0, 2]), direct([0, 1])], atol=1e-6
     )
-    assert cosine_across(analysis.Cloud(sums=own.sums[:2], shapes=own.shapes[:2])) is None
+    assert cosine_across(analysis.Measured(sums=own.sums[:2], shapes=own.shapes[:2])) is None
 
 
 # --- the analysis ---------------------------------------------------------------------------------
@@ -236,14 +236,14 @@ def test_what_is_kept_to_look_at(llava: MLLM) -> None:
     direct = torch.nn.functional.cosine_similarity(values.values[4], values.values[4][9], dim=-1)
     assert torch.allclose(similarity_to(kept, 9).float(), direct, atol=2e-3)
     assert torch.allclose(
-        similarity_to(result.tensors[f"map.1.{TOWER}"].float(), 9).float(),
+        similarity_to(result.tensors[f"map.1.{ENCODER}"].float(), 9).float(),
         torch.cosine_similarity(values.encoder_features, values.encoder_features[9]),
         atol=2e-3,
     )
     assert {name for name in result.tensors if name.startswith("map.")} == {
         f"map.{i}.{at}" for i in (0, 1) for at in result.record["map_representations"]
     }
-    assert result.record["map_representations"] == [TOWER, *(f"layer {i}" for i in range(5)), "efficientnet-lite0"]
+    assert result.record["map_representations"] == [ENCODER, *(f"layer {i}" for i in range(5)), "efficientnet-lite0"]
     table = result.tables["umap"]
     assert table.groupby("at").size().to_dict() == {"layer 0": 24, "layer 4": 24, "efficientnet-lite0": 24} and table[
         ["x", "y"]
@@ -266,12 +266,12 @@ def test_what_is_kept_to_look_at(llava: MLLM) -> None:
 
 def test_maps_keep_to_their_megabytes(llava: MLLM) -> None:
     wide = VisualTokens(torch.arange(64 * 64), (64, 64), (0.0, 0.0, 1.0, 1.0))
-    names = [TOWER, *(f"layer {i}" for i in range(5))]
+    names = [ENCODER, *(f"layer {i}" for i in range(5))]
     # 1 MB each
-    seen = analysis.Seen(0, planted(1)[0], picture(0), [wide], {name: torch.ones(4096, 128) for name in names})
+    seen = analysis.ImageTokens(0, planted(1)[0], picture(0), [wide], {name: torch.ones(4096, 128) for name in names})
     maps = analysis.Maps(Config(maps=1, map_megabytes=4))
     maps.add(seen)
-    assert maps.names == [TOWER, "layer 0", "layer 2", "layer 4"]
+    assert maps.names == [ENCODER, "layer 0", "layer 2", "layer 4"]
     assert sum(v.numel() * v.element_size() for name, v in maps.tensors.items() if "map" in name) <= 4 * 2**20
     with pytest.raises(ConfigError, match="map_megabytes is 1: expected at least 2 for maps of 1 images in one layer"):
         analysis.Maps(Config(maps=1, map_megabytes=1)).add(seen)
@@ -462,7 +462,7 @@ def test_the_command(runs_folder: Path, tmp_path: Path) -> None:
     assert set(found) == {"baseline", "viral"} and "cosine_across" in done.stdout
     table = found["viral"].tables["scores"]
     assert (
-        set(table["at"]) == {TOWER, "layer 0", "layer 1", "layer 2", "layer 3", "dinov2-small"}
+        set(table["at"]) == {ENCODER, "layer 0", "layer 1", "layer 2", "layer 3", "dinov2-small"}
         and (table["low"] <= table["high"]).all()
     )
     failed = run("analyses.tokens", "--model", models[0], "--umap_layer", "1", code=2)
