@@ -208,7 +208,7 @@ def test_one_run_of_another_commit_is_enough(world: World) -> None:
     [
         ({"dirty": True}, "was trained with uncommitted changes"),
         ({"dirty": None}, "was trained with uncommitted changes"),
-        ({"git": ""}, "was trained by a copy without a repository"),
+        ({"git": ""}, "was trained with code outside a repository"),
         ({"git": "f" * 40}, "since that commit is not in the repository"),
     ],
 )

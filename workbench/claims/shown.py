@@ -11,7 +11,7 @@ from workbench import runs
 from workbench.claims.verdicts import VERDICTS, ours
 from workbench.runs import Run
 
-TITLE = "Claims ledger: what the paper says, and what stored runs say of it"
+TITLE = "Claims ledger: the claims of the paper and of its rivals, judged by stored runs"
 EXPLAINED = (
     "Every rule was written before the runs that it judges; a verdict is refused where the repository does not show"
     " this. Each training seed gives one number; the test is Student's t over the seeds, with Holm's correction over"

@@ -138,7 +138,7 @@ def not_written_before(run: Trained, rule: str) -> str:
     commit = str(run.record.get("git") or "")
     if not commit:
         return (
-            f"{run.folder} was trained by a copy without a repository, so no commit shows that the rule existed before"
+            f"{run.folder} was trained with code outside a repository, so no commit shows that the rule existed before"
         )
     if run.record.get("dirty") is not False:
         return (
