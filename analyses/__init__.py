@@ -1,4 +1,4 @@
-"""One analysis for each file, and commands about all of them in `all` and `claims`."""
+"""The analyses, one file for each; `all` runs them all, `claims` judges the claims ledger by stored runs."""
 
 from viral_workbench import check_packages
 

@@ -1,4 +1,4 @@
-"""The table of analyses, and any of them by its name.
+"""Print the table of analyses, or run one of them by its name.
 
 python -m analyses
 python -m analyses cknna --model runs/baseline runs/viral --limit 50
@@ -15,8 +15,7 @@ from workbench.errors import UnknownNameError
 
 
 def main(argv: list[str]) -> None:
-    """Run the analysis that the first word names; without one, print the name and title of every analysis, and how to
-    run one or all of them."""
+    """Run the analysis that the first word names; without one, print every analysis and how to run it."""
     if argv and not argv[0].startswith("-"):
         return _run(argv[0], argv[1:])
     if argv and argv not in (["--help"], ["-h"]):
@@ -24,10 +23,7 @@ def main(argv: list[str]) -> None:
     for name, analysis in load_analyses().items():
         print(f"{name:<16} {analysis.title}")
     print("\npython -m analyses.NAME --model A B --help\npython -m analyses.all --model A B --report report.html")
-    print(
-        "python -m analyses.claims --runs FOLDER    the claims ledger: what the paper says, and the verdict of stored"
-        " runs"
-    )
+    print("python -m analyses.claims --runs FOLDER    the claims ledger: the paper's claims judged by stored runs")
 
 
 def _run(name: str, argv: list[str]) -> None:

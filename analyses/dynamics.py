@@ -1,29 +1,31 @@
-"""What becomes of answers and alignment while a model is trained, and how soon one run is as good as another in the end
-(docs/paper.md, A6).
+"""Accuracy and alignment during training, and how soon one run reaches another run's final score.
 
     python -m analyses.dynamics --model runs/baseline-s0 runs/viral-s0 runs/baseline-s1 runs/viral-s1 --vfm dinov2-small
     --data shapes:val --limit 200
 
-Each model is a training folder. At its start (step 0, where what it started from is still there), at every checkpoint
-and at its end, on the same images:
+This is row A6 of docs/paper.md. Each model is a training folder. Its model is evaluated on the same images at step 0
+(if the model that the training started from still exists), at every checkpoint, and at the end:
 
-    accuracy  of each question type and of the mean of types, by the log-probability of each option's first token
-    CKNNA     of the visual tokens of three layers with a VFM's patches, within images, over its permutation null
-    drop      accuracy before minus accuracy after the visual tokens of each image change places after the tower
-              (features with their positions)
+    accuracy  of each question type and as the mean of types, by the log-probability of each option's first token
+    CKNNA     between the visual tokens of three layers and a VFM's patches, within images, with its permutation null
+    drop      accuracy before minus accuracy after the visual tokens of each image are permuted after the vision
+              encoder (features together with their positions)
 
-and from the training log the two losses, means over the training batches since the row before, which have no interval
-for one run. Models called NAME-s0, NAME-s1, ... are the seeds of NAME: scores are then means over seeds with Student's
-interval, otherwise over images. An interval over images says nothing about other seeds.
+The two training losses come from the training log: each value is the mean over the training batches since the previous
+row. For a single run they have no interval. Models named NAME-s0, NAME-s1, ... are treated as seeds of NAME: their
+scores are means over seeds with Student's t interval. For all other models the interval is over images; it says
+nothing about other seeds.
 
-`steps to the other's final score`, of accuracy and CKNNA: the first step at which a run's score is at least the other
-run's last one (of the same seed), on straight lines between evaluations. What it is compared with is the step at which
-the other run itself was there first, by the same rule, so that identical runs differ by 0; the difference is paired by
-seed, with Student's interval. Where a run never gets there it is not within so many steps, and there is no difference
-then: a number would only count the seeds that succeed. What it is not: a measure of the final score, whose own
-difference is the one to look at first; of two equal curves with noise the one whose last evaluation came out lower is
-reached early, so read both directions. Where seeds agree, as in an interval of [0, 0], there is still the distance
-between evaluations. A difference of scores is paired by seed too, and needs two seeds or more.
+`steps to the other's final score`, for accuracy and CKNNA, is the first step at which a run's score is at least the
+final score of the other run of the same seed, with linear interpolation between evaluations. It is compared with the
+step at which the other run itself first reached that score, by the same rule, so identical runs differ by 0. The
+difference is paired by seed, with Student's t interval. If a run never reaches the score, the table says that it did
+not within so many steps and gives no difference, because a number would only count the seeds that succeed.
+
+What this number is not: a measure of the final score. Look at the difference of final scores first. Of two runs with
+equal but noisy curves, the one whose last evaluation happened to be lower is reached early, so read both directions.
+Where all seeds agree, as in an interval of [0, 0], the resolution is still limited by the distance between evaluations.
+Differences of scores are paired by seed too, and need at least two seeds.
 """
 
 from __future__ import annotations
@@ -68,76 +70,78 @@ from workbench.weights.fetch import sha256
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # intervals that cover what they say
+VERSION = 2  # since 2: intervals that reach their nominal coverage
 ACCURACY, CKNNA, DROP = "accuracy", "CKNNA", "drop in accuracy"
 
 
 @dataclass(frozen=True)
 class Config(DataOptions):
-    """What is asked of every checkpoint."""
+    """Options of the evaluation of every checkpoint."""
 
     vfm: tuple[str, ...] = ("dinov2-small",)
-    """Vision foundation models."""
+    """Vision foundation models (VFMs) that the visual tokens are compared with."""
     layers: tuple[int, ...] = ()
-    """Layers for CKNNA, 0 to L; by default the first, the aligned one (the middle one without alignment) and the
-    last."""
+    """Layers for CKNNA, 0 to L; by default 1, the aligned layer (the middle one without alignment) and the last."""
     k: int = 10
-    """Neighbours."""
+    """Nearest neighbors in CKNNA."""
     null: int = 20
-    """Permutations for CKNNA's null."""
+    """Permutations for CKNNA's null, at least 10."""
     types: tuple[str, ...] = ()
     """Question types; all by default."""
     questions: int = 1
-    """Questions of each type about an image, 0 for all."""
+    """Questions of each type per image; 0 for all."""
     permutations: int = 2
-    """Random permutations of each image's tokens, whose results are averaged."""
+    """Random permutations of each image's tokens; the accuracy drop is averaged over them."""
 
     def __post_init__(self) -> None:
         for name, least in (("k", 1), ("null", 10), ("questions", 0), ("permutations", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected at least {least}")
         if not self.vfm:
-            raise ConfigError("no VFM given: expected --vfm NAME ...")
+            raise ConfigError("vfm is empty: expected at least one VFM, as --vfm NAME ...")
 
 
-# --- a training folder ----------------------------------------------------------------------------
+# --- training folder ------------------------------------------------------------------------------
 
 
-def _between(folder: Path) -> list[Checkpoint]:
-    """The checkpoints before the end; at the end there is the model itself.
+def _earlier_checkpoints(folder: Path) -> list[Checkpoint]:
+    """Return the checkpoints from before the last step; the model at the last step is in the folder itself.
 
     Raises:
-        RunError: the folder is not a finished training, or has no checkpoints.
+        RunError: the folder is not a finished training, or has no such checkpoints.
     """
     last = training_record(folder)["recipe"]["optim"]["steps"]
-    found = [checkpoint for checkpoint in checkpoints(folder) if checkpoint.step < last]
-    if not found:
+    earlier = [checkpoint for checkpoint in checkpoints(folder) if checkpoint.step < last]
+    if not earlier:
         raise RunError(
-            f"{folder} has no checkpoints from before its end: expected folders checkpoint-STEP, as a recipe with"
-            " keep_checkpoints: null keeps them"
+            f"{folder} has no checkpoints from before its last step, {last}: expected folders checkpoint-STEP, which a"
+            " recipe with keep_checkpoints: null keeps"
         )
-    return found
+    return earlier
 
 
 def _start(folder: Path) -> Path | None:
-    """The folder that a training started from, as the recipe names it from wherever the trainer was called."""
+    """Return the folder of the model that a training started from, or None if there is none.
+
+    The recipe may name it relative to the folder in which the trainer was called, so all parent folders are tried.
+    """
     start = training_record(folder)["recipe"].get("start")
-    above = [Path(), *folder.resolve().parents]
-    return (
-        next((parent / start for parent in above if (parent / start / "config.json").exists()), None) if start else None
-    )
+    if not start:
+        return None
+    parents = [Path(), *folder.resolve().parents]
+    return next((parent / start for parent in parents if (parent / start / "config.json").exists()), None)
 
 
 def beside(config: Config, model: str) -> dict[str, str]:
-    """The identity of the log, of every checkpoint, and of what the training started from."""
+    """Return the identity of the training log, of every checkpoint, and of the model that the training started from."""
     folder = Path(model)
     if not folder.is_dir():
         raise RunError(
             f"'{model}' is not a folder: expected the output_dir of a training, with its"
             f" checkpoints{did_you_mean(model)}"
         )
-    steps = {f"step {checkpoint.step}": _identity(checkpoint.folder) for checkpoint in _between(folder)}
-    training_log(folder)
+    steps = {f"step {checkpoint.step}": _identity(checkpoint.folder) for checkpoint in _earlier_checkpoints(folder)}
+    training_log(folder)  # raises if there is none
     start = _start(folder)
     return steps | {"log": sha256(folder / LOG_FILE), "start": "none" if start is None else _identity(start)}
 
@@ -155,7 +159,7 @@ MODEL_FILES = (
 
 
 def _identity(folder: Path) -> str:
-    """Of all by which a checkpoint answers; its optimizer, its heads and its log say nothing there."""
+    """Return the name and hash of every file that affects the answers: not the optimizer, alignment heads or log."""
     files = {file for pattern in MODEL_FILES for file in folder.glob(pattern)}
     return ", ".join(f"{file.name} {sha256(file)}" for file in sorted(files))
 
@@ -164,8 +168,13 @@ def _identity(folder: Path) -> str:
 
 
 @dataclass
-class Questions:
-    """What every checkpoint is asked, and what is the same for all of them."""
+class Evaluation:
+    """The questions and options of the evaluation, and what all checkpoints share.
+
+    Attributes:
+        scenes: questions by image.
+        layers: layers for CKNNA.
+    """
 
     config: Config
     context: Context
@@ -178,149 +187,164 @@ class Questions:
 
     @cached_property
     def _patches(self) -> dict[int, list[Rasters]]:
+        """{number of a batch's first image: patches of each VFM}."""
         return {}
 
     def patches(self, start: int, samples: Sequence[Sample]) -> list[Rasters]:
-        """Each VFM's patches of the batch that begins with image number `start`, found once for all checkpoints:
-        [VFM]."""
+        """Return each VFM's patches for the batch of images from number `start` on, computed once for all checkpoints.
+
+        Returns:
+            One element for each VFM.
+        """
         if start not in self._patches:
-            places = self.context.mllm.token_grids(
-                self.context.mllm.encode([s.image for s in samples], [s.question for s in samples])
-            )
-            self._patches[start] = [patches_under(vfm, [s.image for s in samples], places) for vfm in self.vfms]
+            mllm, images = self.context.mllm, [s.image for s in samples]
+            grids = mllm.token_grids(mllm.encode(images, [s.question for s in samples]))
+            self._patches[start] = [patches_under(vfm, images, grids) for vfm in self.vfms]
         return self._patches[start]
 
 
 def run(config: Config, context: Context) -> Result:
-    """Ask the start, every checkpoint and the end the same questions."""
+    """Evaluate the model at the start, at every checkpoint and at the end on the same questions."""
     folder = Path(context.mllm.name)
     record = training_record(folder)
-    asked = Questions(
+    evaluation = Evaluation(
         config,
         context,
         questions_of(context.data.scenes, types=config.types, each=config.questions),
         _layers(config, context.mllm, record),
     )
     notes: dict[str, str] = {}
-    found: dict[str, list[pd.DataFrame]] = {}
-    points: list[tuple[int, Path | None]] = [(checkpoint.step, checkpoint.folder) for checkpoint in _between(folder)]
-    points = [(0, _start(folder)), *points, (record["recipe"]["optim"]["steps"], None)]
-    for step, place in points:
-        point = Checked(asked, step, place)
-        if step == 0 and (place is None or not point.is_start(record.get("start_fingerprint"))):
+    parts_by_table: dict[str, list[pd.DataFrame]] = {}
+    models: list[tuple[int, Path | None]] = [
+        (checkpoint.step, checkpoint.folder) for checkpoint in _earlier_checkpoints(folder)
+    ]
+    models = [(0, _start(folder)), *models, (record["recipe"]["optim"]["steps"], None)]
+    for step, model_folder in models:
+        point = TrainingPoint(evaluation, step, model_folder)
+        if step == 0 and (model_folder is None or not point.has_fingerprint(record.get("start_fingerprint"))):
             notes["step 0"] = (
-                "the model that the training started from is not there"
-                if place is None
-                else f"{place} is not what the training started from"
+                "the model that the training started from was not found"
+                if model_folder is None
+                else f"the weights in {model_folder} are not those that the training started from"
             )
             continue
-        tables, skipped = _measure(asked, point)
+        tables, skipped = _measure(evaluation, point)
         notes |= skipped
         for name, table in tables.items():
-            found.setdefault(name, []).append(table.assign(step=step))
+            parts_by_table.setdefault(name, []).append(table.assign(step=step))
     for what, why in notes.items():
         log.warning("%s: %s is left out: %s", context.mllm.name, what, why)
-    tables = {name: pd.concat(parts, ignore_index=True) for name, parts in found.items()} | {
-        "log": training_log(folder)
-    }
-    alignment = record["recipe"]["alignment"]
+    tables = {name: pd.concat(parts, ignore_index=True) for name, parts in parts_by_table.items()}
+    tables["log"] = training_log(folder)
     return Result(
         tables,
         record={
             "skipped": notes,
-            "alignment": alignment,
+            "alignment": record["recipe"]["alignment"],
             "training_seed": record["recipe"]["seed"],
-            "layers": asked.layers,
+            "layers": evaluation.layers,
         },
     )
 
 
 def _layers(config: Config, mllm: MLLM, record: Mapping[str, Any]) -> list[int]:
+    """Return the layers for CKNNA; see `Config.layers`."""
     alignment = record["recipe"]["alignment"]
     middle = alignment["layer"] if alignment["objective"] != "none" else [max(1, mllm.n_layers // 2)]
     return check_layers(mllm, config.layers or sorted({1, *middle, mllm.n_layers}))
 
 
 @dataclass
-class Checked:
-    """One point of the training: its step, and the folder of its model, where that is not the finished one.
+class TrainingPoint:
+    """One step of the training and its model, which is loaded when the first chunk of questions is asked.
 
-    The model is loaded when the first chunk of questions has to be asked.
+    Attributes:
+        folder: folder of the model; None for the finished model, which is loaded already.
     """
 
-    asked: Questions
+    evaluation: Evaluation
     step: int
     folder: Path | None
 
     @cached_property
     def mllm(self) -> MLLM:
-        finished = self.asked.context.mllm
+        """The model, with the data type and on the device of the finished one."""
+        finished = self.evaluation.context.mllm
         if self.folder is None:
             return finished
         return MLLM.load(
             str(self.folder), dtype=str(finished.model.dtype).removeprefix("torch."), device=str(finished.device)
         )
 
-    def is_start(self, wanted: object) -> bool:
-        """Whether the model has the fingerprint with which the training started."""
+    def has_fingerprint(self, expected: object) -> bool:
+        """Return whether the model's weights have the expected fingerprint."""
 
-        def same(_: Chunk[str]) -> Part:
+        def compute(_: Chunk[str]) -> Part:
             return Part(record={"fingerprint": fingerprint(saved_tensors(self.mllm.model))})
 
-        (part,) = self.asked.context.map("start", [str(self.folder)], same)
-        return bool(part.record["fingerprint"] == wanted)
+        (part,) = self.evaluation.context.map("start", [str(self.folder)], compute)
+        return bool(part.record["fingerprint"] == expected)
 
 
-def _measure(asked: Questions, point: Checked) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
-    """The scores of one checkpoint with their intervals over images, and the questions they come from."""
-    config = asked.config
-    parts = asked.context.map(f"answers at step {point.step}", asked.scenes, partial(_answers, config, point))
+def _measure(evaluation: Evaluation, point: TrainingPoint) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """Return the tables of one checkpoint, and what was skipped and why.
+
+    Returns:
+        Tables scores (with intervals over images), samples (one row per question) and per_image (CKNNA); and
+        {what was skipped: why}.
+    """
+    config = evaluation.config
+    parts = evaluation.context.map(f"answers at step {point.step}", evaluation.scenes, partial(_answers, config, point))
     samples, why = joined(parts, "samples"), next((part.record["why"] for part in parts if part.record["why"]), "")
     skipped = {"drop": why} if why else {}
     rows = [
-        _row(ACCURACY, own["category"], own, own["accuracy"], own["chance"], own["chance"])
-        for own in _accuracy(samples, config)
+        _row(ACCURACY, row["category"], row, row["accuracy"], row["chance"], row["chance"])
+        for row in _accuracy(samples, config)
     ]
     if not skipped:
         rows += [
-            _row(DROP, own["category"], own, own["accuracy_drop"], 0.0, 0.0)
-            for own in change_by_type(samples, seed=config.seed)
+            _row(DROP, row["category"], row, row["accuracy_drop"], 0.0, 0.0)
+            for row in change_by_type(samples, seed=config.seed)
         ]
-    aligned, per_image, left_out = _aligned(asked, point)
+    aligned, per_image, left_out = _aligned(evaluation, point)
     if left_out:
         skipped |= {f"alignment of {len(left_out)} images": "; ".join(left_out[:3])}
     columns = ["id", "image_id", "category", "chance", "correct_before", "correct_after", "kl"]
-    first = (
+    by_question = (
         samples.groupby("id", sort=False)
         .agg({name: "mean" if name in columns[4:] else "first" for name in columns[1:]})
         .reset_index()
     )
-    return {"scores": pd.DataFrame([*rows, *aligned]), "samples": first, "per_image": per_image}, skipped
+    return {"scores": pd.DataFrame([*rows, *aligned]), "samples": by_question, "per_image": per_image}, skipped
 
 
 def _accuracy(samples: pd.DataFrame, config: Config) -> list[dict[str, Any]]:
-    each = samples.drop_duplicates("id").rename(columns={"correct_before": "correct"})
-    return accuracy_by_type(each, seed=config.seed)
+    """Return the accuracy of each question type before any permutation."""
+    by_question = samples.drop_duplicates("id").rename(columns={"correct_before": "correct"})
+    return accuracy_by_type(by_question, seed=config.seed)
 
 
 def _row(
-    measure: str, of: str, own: Mapping[str, Any], score: float, null_mean: float, null_q95: float
+    measure: str, of: str, spread: Mapping[str, Any], score: float, null_mean: float, null_q95: float
 ) -> dict[str, Any]:
-    named = {
+    """Return a row of the table scores; `spread` has the interval, the counts and the seed."""
+    values = {
         "measure": measure,
         "of": of,
         "score": score,
-        "low": own["low"],
-        "high": own["high"],
+        "low": spread["low"],
+        "high": spread["high"],
         "null_mean": null_mean,
         "null_q95": null_q95,
     }
-    return named | {"n": own["n"], "n_images": own["n_images"], "seed": own["seed"]}
+    return values | {"n": spread["n"], "n_images": spread["n_images"], "seed": spread["seed"]}
 
 
-def _answers(config: Config, point: Checked, chunk: Chunk[list[Sample]]) -> Part:
-    """The questions of a chunk before and after each permutation at the tower; before alone where the tower cannot be
-    changed."""
+def _answers(config: Config, point: TrainingPoint, chunk: Chunk[list[Sample]]) -> Part:
+    """Ask a chunk's questions before and after each permutation of the visual tokens after the vision encoder.
+
+    Where the encoder's features cannot be changed, the answers after are those before, and the part's `why` says why.
+    """
     tables, why = [], ""
     for start, scenes in chunk.batches():
         quiz = Quiz(point.mllm, scenes, chunk.batch_size, first=start)
@@ -337,153 +361,148 @@ def _answers(config: Config, point: Checked, chunk: Chunk[list[Sample]]) -> Part
 
 
 def _permuted(values: Float[Tensor, "token f"], image: int, *, draw: int, seed: int) -> Float[Tensor, "token f"]:
-    """An image's tokens in the random order of a draw."""
+    """Return an image's features in the random order that belongs to the image, draw and seed."""
     return values[random_order(len(values), image=image, draw=draw, seed=seed)]
 
 
-def _read(asked: Questions, point: Checked, chunk: Chunk[list[Sample]]) -> Part:
-    """CKNNA of the images of a chunk, by layer and VFM."""
-    within = Within(
-        METRICS.get("cknna"), asked.config.k, null=asked.config.null, seed=asked.config.seed, first=chunk.start
-    )
+def _read(evaluation: Evaluation, point: TrainingPoint, chunk: Chunk[list[Sample]]) -> Part:
+    """Compute CKNNA for a chunk's images, by layer and VFM."""
+    config = evaluation.config
+    within = Within(METRICS.get("cknna"), config.k, null=config.null, seed=config.seed, first=chunk.start)
     for start, scenes in chunk.batches():
         samples = [scene[0] for scene in scenes]
         batch = point.mllm.encode([s.image for s in samples], [s.question for s in samples])
-        within.add(
-            read_rasters(point.mllm, batch, point.mllm.token_grids(batch), asked.layers), asked.patches(start, samples)
-        )
+        hidden = read_rasters(point.mllm, batch, point.mllm.token_grids(batch), evaluation.layers)
+        within.add(hidden, evaluation.patches(start, samples))
     return Part(tensors=within.tensors(), record=within.record())
 
 
-def _aligned(asked: Questions, point: Checked) -> tuple[list[dict[str, Any]], pd.DataFrame, list[str]]:
-    """CKNNA of each layer with each VFM, its values by image, and sentences about images that have none."""
-    config = asked.config
+def _aligned(evaluation: Evaluation, point: TrainingPoint) -> tuple[list[dict[str, Any]], pd.DataFrame, list[str]]:
+    """Return CKNNA of each layer with each VFM, its values by image, and a sentence for each image without one."""
+    config = evaluation.config
     collector = Within(METRICS.get("cknna"), config.k, null=config.null, seed=config.seed)
-    for part in asked.context.map(
-        f"alignment at step {point.step}", asked.scenes, partial(_read, asked, point), depends=asked.layers
+    for part in evaluation.context.map(
+        f"alignment at step {point.step}",
+        evaluation.scenes,
+        partial(_read, evaluation, point),
+        depends=evaluation.layers,
     ):
         collector.take(part.tensors, part.record)
-    found = collector.finish()
+    scores = collector.finish()
     rows, per_image = [], []
-    ids = [asked.scenes[n][0].image_id for n in collector.scored]
-    for row, layer in enumerate(asked.layers):
+    ids = [evaluation.scenes[n][0].image_id for n in collector.scored]
+    for row, layer in enumerate(evaluation.layers):
         for column, name in enumerate(dict.fromkeys(config.vfm)):
-            interval = found.intervals[row][column]
-            null = null_of(interval.estimate, found.nulls[:, row, column])
-            own = {
+            interval = scores.intervals[row][column]
+            null = null_of(interval.estimate, scores.nulls[:, row, column])
+            spread = {
                 "low": interval.low,
                 "high": interval.high,
-                "n": found.n,
+                "n": scores.n,
                 "n_images": interval.n,
                 "seed": config.seed,
             }
-            rows.append(_row(CKNNA, f"layer {layer}, {name}", own, interval.estimate, null.mean, null.q95))
+            rows.append(_row(CKNNA, f"layer {layer}, {name}", spread, interval.estimate, null.mean, null.q95))
             per_image += [
                 (layer, name, image_id, score)
-                for image_id, score in zip(ids, found.parts[:, row, column].tolist(), strict=True)
+                for image_id, score in zip(ids, scores.parts[:, row, column].tolist(), strict=True)
             ]
-    left_out = collector.sentences([scene[0].source for scene in asked.scenes])
+    left_out = collector.sentences([scene[0].source for scene in evaluation.scenes])
     return rows, pd.DataFrame(per_image, columns=["layer", "vfm", "image_id", "score"]), left_out
 
 
 # --- several runs ---------------------------------------------------------------------------------
 
 
-def groups(found: Mapping[str, Run]) -> dict[str, dict[str, Run]]:
-    """{NAME: {seed: run}}: NAME-s0, NAME-s1, ... are the seeds of NAME, if they were asked the same; any other model
-    has the seed ""."""
-    parts = {label: re.fullmatch(r"(.+)-s(\d+)", label) for label in found}
-    asked: dict[str, set[object]] = {}
-    for label, part in parts.items():
-        asked.setdefault(part[1] if part else label, set()).add(_question(found[label]))
+def groups(runs: Mapping[str, Run]) -> dict[str, dict[str, Run]]:
+    """Group runs by model and seed: NAME-s0, NAME-s1, ... are seeds of NAME if their options and data are equal.
+
+    Returns:
+        {model: {seed: run}}; a model that is not one of several seeds has the seed "".
+    """
+    matches = {label: re.fullmatch(r"(.+)-s(\d+)", label) for label in runs}
+    questions: dict[str, set[object]] = {}
+    for label, match in matches.items():
+        questions.setdefault(match[1] if match else label, set()).add(_question(runs[label]))
     grouped: dict[str, dict[str, Run]] = {}
-    for label, part in parts.items():
-        alike = part is not None and part[1] not in found and len(asked[part[1]]) == 1
-        name, seed = (part[1], part[2]) if part is not None and alike else (label, "")
-        grouped.setdefault(name, {})[seed] = found[label]
+    for label, match in matches.items():
+        is_seed = match is not None and match[1] not in runs and len(questions[match[1]]) == 1
+        name, seed = (match[1], match[2]) if match is not None and is_seed else (label, "")
+        grouped.setdefault(name, {})[seed] = runs[label]
     return grouped
 
 
-def curves(found: Mapping[str, Run], table: str = "scores") -> pd.DataFrame:
-    """Every score by step: the run's own with its interval over images, or the mean over seeds at the steps that all of
-    them have, with Student's.
+def curves(runs: Mapping[str, Run], table: str = "scores") -> pd.DataFrame:
+    """Return every score by step: of one run with its interval over images, or the mean over a model's seeds.
+
+    Means over seeds have Student's t interval and are given at the steps that all seeds have.
 
     Returns:
         Columns model, measure, of, step, score, low, high, null_mean, null_q95, n, n_images, over ("200 images" or "3
         seeds").
     """
+    keys = ["model", "measure", "of", "step"]
     parts = []
-    for name, seeds in groups(found).items():
-        own = pd.concat([run.tables[table].assign(model=name) for run in seeds.values()], ignore_index=True)
+    for name, seeds in groups(runs).items():
+        scores = pd.concat([run.tables[table].assign(model=name) for run in seeds.values()], ignore_index=True)
         if len(seeds) == 1:
-            parts.append(own.assign(over=own["n_images"].map("{:.0f} images".format)))
+            parts.append(scores.assign(over=scores["n_images"].map("{:.0f} images".format)))
             continue
-        for key, each in own.groupby(["model", "measure", "of", "step"], sort=False):
-            if len(each) == len(seeds):
-                known, trials = each["score"].to_numpy(), int(each["n"].iloc[0])
-                interval = t_interval(known, bounds=(0, 1), trials=trials) if key[1] == ACCURACY else t_interval(known)
-                values = {
+        for key, rows in scores.groupby(keys, sort=False):
+            if len(rows) == len(seeds):
+                values, trials = rows["score"].to_numpy(), int(rows["n"].iloc[0])
+                bounded = key[1] == ACCURACY
+                interval = t_interval(values, bounds=(0, 1), trials=trials) if bounded else t_interval(values)
+                row = {
+                    **dict(zip(keys, key, strict=True)),
                     "score": interval.estimate,
                     "low": interval.low,
                     "high": interval.high,
-                    "n": each["n"].iloc[0],
-                    "n_images": each["n_images"].iloc[0],
+                    "n": rows["n"].iloc[0],
+                    "n_images": rows["n_images"].iloc[0],
+                    "over": f"{len(seeds)} seeds",
+                    **rows[["null_mean", "null_q95"]].mean().to_dict(),
                 }
-                named = dict(zip(("model", "measure", "of", "step"), key, strict=True))
-                parts.append(
-                    pd.DataFrame(
-                        [
-                            named
-                            | values
-                            | {"over": f"{len(seeds)} seeds"}
-                            | each[["null_mean", "null_q95"]].mean().to_dict()
-                        ]
-                    )
-                )
+                parts.append(pd.DataFrame([row]))
     return pd.concat(parts, ignore_index=True)
 
 
-def losses(found: Mapping[str, Run]) -> pd.DataFrame:
-    """The training log by step, as `curves`; for one run without an interval."""
-    parts = []
-    for name, seeds in groups(found).items():
-        own = (
-            pd.concat([run.tables["log"] for run in seeds.values()])
-            .melt("step", var_name="of", value_name="score")
-            .dropna()
-        )
-        for (of, step), each in own.groupby(["of", "step"], sort=False):
-            interval = t_interval(each["score"].to_numpy())
-            if len(each) == len(seeds):
-                named: dict[str, Any] = {
+def losses(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Return the training losses by step, with Student's t interval over seeds, or none for a single run.
+
+    Returns:
+        Columns model, of (which loss), step, score, over, low, high.
+    """
+    rows = []
+    for name, seeds in groups(runs).items():
+        logs = pd.concat([run.tables["log"] for run in seeds.values()])
+        logs = logs.melt("step", var_name="of", value_name="score").dropna()
+        for (of, step), values in logs.groupby(["of", "step"], sort=False):
+            interval = t_interval(values["score"].to_numpy())
+            if len(values) == len(seeds):
+                several = len(seeds) > 1
+                row: dict[str, Any] = {
                     "model": name,
                     "of": str(of).removesuffix("_loss").replace("lm", "language model"),
                     "step": step,
+                    "score": interval.estimate,
+                    "over": f"{len(seeds)} seeds" if several else "1 run, no interval",
+                    "low": interval.low if several else interval.estimate,
+                    "high": interval.high if several else interval.estimate,
                 }
-                spread = (
-                    {"low": interval.low, "high": interval.high}
-                    if len(seeds) > 1
-                    else {"low": interval.estimate, "high": interval.estimate}
-                )
-                parts.append(
-                    named
-                    | {
-                        "score": interval.estimate,
-                        "over": f"{len(seeds)} seeds" if len(seeds) > 1 else "1 run, no interval",
-                    }
-                    | spread
-                )
-    return pd.DataFrame(parts)
+                rows.append(row)
+    return pd.DataFrame(rows)
 
 
-def differences(found: Mapping[str, Run]) -> pd.DataFrame:
-    """Every score less that of the first model by step, paired by seed with Student's interval; only where two seeds or
-    more are there to pair.
+def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Return every score minus that of the first model, by step, paired by seed with Student's t interval.
+
+    A model that shares fewer than two seeds with the first one is left out.
 
     Returns:
-        Columns as `curves`, `model` naming both.
+        Columns model (naming both), measure, of, step, score (the difference), low, high, null_mean, null_q95, over.
     """
-    (first, reference), *others = groups(found).items()
+    (first, reference), *others = groups(runs).items()
     rows = []
     for name, seeds in others:
         shared = [seed for seed in seeds if seed in reference and _question(seeds[seed]) == _question(reference[seed])]
@@ -491,40 +510,37 @@ def differences(found: Mapping[str, Run]) -> pd.DataFrame:
             continue
         keys = ["measure", "of", "step"]
         pairs = [
-            [one.tables["scores"].set_index(keys)["score"] for one in (seeds[seed], reference[seed])] for seed in shared
+            [run.tables["scores"].set_index(keys)["score"] for run in (seeds[seed], reference[seed])] for seed in shared
         ]
-        table = pd.concat([mine - theirs for mine, theirs in pairs], axis=1).dropna()
+        table = pd.concat([scores - reference_scores for scores, reference_scores in pairs], axis=1).dropna()
         for key, values in zip(table.index, table.to_numpy(), strict=True):
             interval = t_interval(values)
-            named: dict[str, Any] = {
+            row: dict[str, Any] = {
                 "model": f"{name} - {first}",
                 **dict(zip(keys, key, strict=True)),
                 "over": f"{len(shared)} seeds, paired",
+                "score": interval.estimate,
+                "low": interval.low,
+                "high": interval.high,
+                "null_mean": 0.0,
+                "null_q95": 0.0,
             }
-            rows.append(
-                named
-                | {
-                    "score": interval.estimate,
-                    "low": interval.low,
-                    "high": interval.high,
-                    "null_mean": 0.0,
-                    "null_q95": 0.0,
-                }
-            )
+            rows.append(row)
     return pd.DataFrame(
         rows, columns=["model", "measure", "of", "step", "score", "low", "high", "null_mean", "null_q95", "over"]
     )
 
 
-def to_reach(found: Mapping[str, Run]) -> pd.DataFrame:
-    """Steps to the other model's final score, by seed.
+def to_reach(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Return the steps that each model takes to reach each other model's final score, seed by seed.
 
     Returns:
-        Columns model, other, measure, of, seed, target, step and other_step (NaN where not known), reached and
-        other_reached in words.
+        Columns model, other, measure, of, seed, target (the other model's final score), step and other_step (when the
+        model and the other one first reached it; NaN if never or not known), reached and other_reached (the same in
+        words).
     """
     rows = []
-    for (name, seeds), (other, others) in permutations(groups(found).items(), 2):
+    for (name, seeds), (other, others) in permutations(groups(runs).items(), 2):
         for seed in sorted(seeds.keys() & others.keys()):
             if _question(seeds[seed]) == _question(others[seed]):
                 rows += [
@@ -536,64 +552,66 @@ def to_reach(found: Mapping[str, Run]) -> pd.DataFrame:
 
 
 def _question(run: Run) -> tuple[object, ...]:
+    """Return what must be equal for two runs to be compared: data and options."""
     return run.record["data_fingerprint"], str(run.record["config"])
 
 
 def _first_steps(run: Run, other: Run) -> Iterator[dict[str, Any]]:
-    own, their = (
-        dict(list(one.tables["scores"].sort_values("step").groupby(["measure", "of"], sort=False)))
-        for one in (run, other)
+    """For each score of both runs, yield when they first reached the other run's final score."""
+    curves_of_run, curves_of_other = (
+        dict(list(each.tables["scores"].sort_values("step").groupby(["measure", "of"], sort=False)))
+        for each in (run, other)
     )
-    for key in [key for key in own if key in their and key[0] != DROP]:  # a larger drop is not a better one
-        target = float(their[key]["score"].iloc[-1])
-        mine, theirs = (
-            first_reached(each["step"].to_numpy(), each["score"].to_numpy(), target) for each in (own[key], their[key])
+    for key in [key for key in curves_of_run if key in curves_of_other and key[0] != DROP]:  # a larger drop is no goal
+        target = float(curves_of_other[key]["score"].iloc[-1])
+        of_run, of_other = (
+            first_reached(curve["step"].to_numpy(), curve["score"].to_numpy(), target)
+            for curve in (curves_of_run[key], curves_of_other[key])
         )
-        steps = {
-            "step": np.nan if mine.step is None else mine.step,
-            "other_step": np.nan if theirs.step is None else theirs.step,
-        }
         yield {
             "measure": key[0],
             "of": key[1],
             "target": target,
-            "reached": mine.text,
-            "other_reached": theirs.text,
-        } | steps
+            "reached": of_run.text,
+            "other_reached": of_other.text,
+            "step": np.nan if of_run.step is None else of_run.step,
+            "other_step": np.nan if of_other.step is None else of_other.step,
+        }
 
 
-def compared(found: Mapping[str, Run]) -> pd.DataFrame:
-    """`to_reach` over seeds: mean steps, and the difference paired by seed with Student's interval; NaN unless every
-    seed gets there.
+def compared(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Return `to_reach` averaged over seeds, and the difference in steps paired by seed.
 
     Returns:
-        Columns model, other, measure, of, seeds, target, step, other_step, difference, low, high, reached.
+        Columns model, other, measure, of, seeds, target, step, other_step, difference (with Student's t interval: low,
+        high), reached. The steps and their difference are NaN unless every seed reaches the score.
     """
     rows = []
-    for key, own in to_reach(found).groupby(["model", "other", "measure", "of"], sort=False):
-        named: dict[str, Any] = dict(zip(("model", "other", "measure", "of"), key, strict=True))
-        known = own["step"].notna() & own["other_step"].notna()
+    for key, by_seed in to_reach(runs).groupby(["model", "other", "measure", "of"], sort=False):
+        names: dict[str, Any] = dict(zip(("model", "other", "measure", "of"), key, strict=True))
+        known = by_seed["step"].notna() & by_seed["other_step"].notna()
         values: dict[str, Any] = dict.fromkeys(("step", "other_step", "difference", "low", "high"), np.nan)
+        n = len(by_seed)
         if known.all():
-            interval = t_interval((own["step"] - own["other_step"]).to_numpy())
+            interval = t_interval((by_seed["step"] - by_seed["other_step"]).to_numpy())
             values = {
-                "step": own["step"].mean(),
-                "other_step": own["other_step"].mean(),
+                "step": by_seed["step"].mean(),
+                "other_step": by_seed["other_step"].mean(),
                 "difference": interval.estimate,
+                "low": interval.low,
+                "high": interval.high,
             }
-            values |= {"low": interval.low, "high": interval.high}
-            said = (
-                own["reached"].iloc[0] if len(own) == 1 else f"step {own['step'].mean():.0f}, mean of {len(own)} seeds"
-            )
+            reached = by_seed["reached"].iloc[0] if n == 1 else f"step {by_seed['step'].mean():.0f}, mean of {n} seeds"
         else:
-            wrong = own[~known]
-            each = [
-                (r.seed, r.reached if np.isnan(r.step) else f"the other {r.other_reached}") for r in wrong.itertuples()
+            unknown = by_seed[~known]
+            reasons = [
+                (row.seed, row.reached if np.isnan(row.step) else f"the other {row.other_reached}")
+                for row in unknown.itertuples()
             ]
-            said = "; ".join(f"seed {seed}: {text}" if seed else text for seed, text in each)
-            if len(wrong) == len(own) > 1 and len({text for _, text in each}) == 1:
-                said = f"{each[0][1]}, all {len(own)} seeds"
-        rows.append(named | {"seeds": len(own), "target": own["target"].mean(), **values, "reached": said})
+            reached = "; ".join(f"seed {seed}: {text}" if seed else text for seed, text in reasons)
+            if len(unknown) == n > 1 and len({text for _, text in reasons}) == 1:
+                reached = f"{reasons[0][1]}, all {n} seeds"
+        rows.append(names | {"seeds": n, "target": by_seed["target"].mean(), **values, "reached": reached})
     columns = [
         "model",
         "other",
@@ -611,15 +629,18 @@ def compared(found: Mapping[str, Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def summary(found: Mapping[str, Run]) -> pd.DataFrame:
-    """One row per model and score, its last value; where there are others, one for each other model, with the steps to
-    its final score."""
-    table = curves(found)
+def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Return the final value of every score, and the steps to every other model's final score.
+
+    Returns:
+        One row for each model, score and other model, or one for each model and score if nothing can be compared.
+    """
+    table = curves(runs)
     last = table[table["step"] == table.groupby(["model", "measure", "of"])["step"].transform("max")]
     last = last[
         ["model", "measure", "of", "step", "score", "low", "high", "null_mean", "null_q95", "over", "n"]
     ].rename(columns={"step": "steps"})
-    reach = compared(found)
+    reach = compared(runs)
     if reach.empty:
         return last
     reach = reach.rename(
@@ -634,44 +655,44 @@ def summary(found: Mapping[str, Run]) -> pd.DataFrame:
     return last.merge(reach.drop(columns=["seeds"]), on=["model", "measure", "of"], how="left")
 
 
-def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
-    """Every score over training steps, and the steps to the other model's final score where there are two models."""
-    table = curves(found)
-    made: dict[str, go.Figure] = {}
+def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
+    """Draw every score over training steps and, given several seeds, the steps to other models' final scores."""
+    table = curves(runs)
+    drawn: dict[str, go.Figure] = {}
     accuracy, aligned, drop = (table[table["measure"] == measure] for measure in (ACCURACY, CKNNA, DROP))
     mean, types, drop = accuracy[accuracy["of"] == MEAN], accuracy[accuracy["of"] != MEAN], drop[drop["of"] == MEAN]
     if len(mean):
         chance = mean["null_mean"].iloc[0]
-        made["Accuracy over training, mean of types"] = fig.step_curves(mean, y=f"accuracy (chance {chance:.2f})")
+        drawn["Accuracy over training, mean of types"] = fig.step_curves(mean, y=f"accuracy (chance {chance:.2f})")
     if len(types):
-        made["Accuracy over training by question type"] = fig.step_curves(
+        drawn["Accuracy over training by question type"] = fig.step_curves(
             types, panel="of", y="accuracy", null="chance", share=True
         )
     if len(aligned):
-        made["Alignment over training"] = fig.step_curves(
+        drawn["Alignment over training"] = fig.step_curves(
             aligned, panel="of", y="CKNNA", null="chance (95 % of the null)"
         )
     if len(drop):
-        made["Drop when tokens change places after the tower, mean of types"] = fig.step_curves(
-            drop, y="drop in accuracy", null="no change"
+        drawn["Accuracy drop when tokens are permuted after the vision encoder, mean of types"] = fig.step_curves(
+            drop, y="accuracy drop", null="no change"
         )
-    paired = differences(found)
+    paired = differences(runs)
     paired = paired[(paired["measure"] == CKNNA) | ((paired["measure"] == ACCURACY) & (paired["of"] == MEAN))]
     if len(paired):
         paired = paired.assign(of=np.where(paired["of"] == MEAN, "accuracy, " + MEAN, "CKNNA, " + paired["of"]))
-        made["Difference over training, paired by seed"] = fig.step_curves(
+        drawn["Difference over training, paired by seed"] = fig.step_curves(
             paired, panel="of", y="difference", null="no difference"
         )
-    made["Training losses"] = fig.step_curves(losses(found), panel="of", y="loss")
-    reach = compared(found)
-    # the difference of one pair of runs has no interval, and stays in the table
+    drawn["Training losses"] = fig.step_curves(losses(runs), panel="of", y="loss")
+    reach = compared(runs)
+    # the difference of a single pair of runs has no interval, so it is in the table only
     if len(reach) and (reach["seeds"] > 1).all():
-        made["Steps to the other model's final score"] = fig.step_differences(reach)
-    return made
+        drawn["Steps to the other model's final score"] = fig.step_differences(reach)
+    return drawn
 
 
 def uses(config: Config) -> dict[str, str]:
-    """The identity of every VFM: another copy of its weights is another question."""
+    """Return the identity of every VFM: results are not reused if its weights change."""
     return {f"vfm {name}": find_vfm(name).identity() for name in config.vfm}
 
 

@@ -2,19 +2,22 @@
 
     python -m analyses.knockout --model runs/baseline runs/viral --data shapes:val --limit 200 --output_dir runs
 
-What the numbers are: accuracy before minus accuracy after, on the same questions, with an interval over images, and
-KL(before || after) of the answer over the question's options, in nats.
+What the numbers are: accuracy before minus accuracy after the intervention, on the same questions, with an interval
+over images; and KL(before || after) of the answer over the question's options, in nats.
 
-    knockout  in the blocks of a window no text looks at the visual tokens, which still look at one another. A window
-              that changes nothing is not one that reads nothing: what it reads can also be read elsewhere. In all
-              blocks at once the image has no influence left.
-    object    the tower's features of the tokens that cover the objects a question names are replaced by their mean over
-              the images of the run at the same place; `random` does so with as many other tokens of the image. `object
-              - random` compares both question by question: there, accuracy before is without the random tokens,
-              accuracy after without the object. Neighbouring tokens of a transformer's tower know of the object too, so
-              a small drop does not mean that the object was not needed.
+    knockout  in the blocks of a window, text tokens cannot attend to the visual tokens; visual tokens still attend to
+              one another. With all blocks knocked out the image has no influence on the answer.
+    object    the vision encoder's features of the tokens on the objects that a question names are replaced by their
+              mean over the run's images at the same position.
+    random    the same for equally many other tokens of the image.
+    object - random   compares the two question by question: here "accuracy before" is without the random tokens, and
+              "accuracy after" without the object.
 
-A question names an object by all words of its name, or, where none is named so, by some of them.
+What they are not: a window without effect is not one in which nothing is read, because the same information may also
+be read in other blocks. A small drop does not mean that the object was not needed, because neighboring tokens of a
+transformer's vision encoder carry information about it too.
+
+A question names an object if it has all words of the object's name; if it names no object so, one of the words counts.
 """
 
 from __future__ import annotations
@@ -51,25 +54,25 @@ from workbench.training_folder import MEAN
 
 log = logging.getLogger(__name__)
 
-OBJECT, RANDOM, AGAINST = "object", "random", "object - random"
+OBJECT, RANDOM, AGAINST = "object", "random", "object - random"  # kinds of ablation, as in the stored tables
 
 
 @dataclass(frozen=True)
 class Config(DataOptions):
-    """What is asked, and what is taken away."""
+    """Options of the knockout and of the object ablation."""
 
     layers: tuple[int, ...] = ()
     """First blocks of the windows, 1 to L; all by default."""
     width: tuple[int, ...] = (1, 3)
-    """Blocks in a window; all blocks at once are always tried."""
+    """Blocks in a window; all blocks at once are always knocked out too."""
     objects: bool = True
-    """Also take away the objects that a question names; needs a data set that knows them."""
+    """Also ablate the objects that a question names; needs a data set with objects."""
     draws: int = 2
-    """Random choices of as many other tokens, whose results are averaged."""
+    """Random choices of equally many other tokens, over which the `random` ablation is averaged."""
     types: tuple[str, ...] = ()
     """Question types; all by default."""
     questions: int = 1
-    """Questions of each type about an image, 0 for all."""
+    """Questions of each type per image; 0 for all."""
 
     def __post_init__(self) -> None:
         for name, least in (("questions", 0), ("draws", 1), ("seed", 0)):
@@ -78,13 +81,13 @@ class Config(DataOptions):
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Questions about one image that name the same objects.
+class Ablation:
+    """Questions about one image that name the same objects, and the tokens to ablate for them.
 
     Attributes:
         image: number of the image.
-        tokens: its visual tokens that cover the objects.
-        others: for each draw, as many of its other tokens.
+        tokens: its visual tokens on the objects.
+        others: for each draw, equally many of its other tokens.
     """
 
     image: int
@@ -94,140 +97,156 @@ class Asked:
 
 
 def run(config: Config, context: Context) -> Result:
-    """Ask every question with and without what is taken away."""
+    """Ask every question before and after each knockout, and before and after each ablation of its objects."""
     scenes = questions_of(context.data.scenes, types=config.types, each=config.questions)
     windows = _windows(config, context)
-    asked, mean, features, record = _objects(config, context, scenes)
-    parts = context.map("knockout", scenes, partial(_knocked_out, context, windows, features))
+    ablations, mean, features, record = _ablations(config, context, scenes)
+    parts = context.map("knockout", scenes, partial(_knock_out, context, windows, features))
     parts += context.map(
         "object ablation",
-        range(len(asked)),
-        partial(_ablated, config, context, asked, mean, features),
+        range(len(ablations)),
+        partial(_ablate, config, context, ablations, mean, features),
         depends=context.data.fingerprint,
     )
     samples = joined(parts, "samples")
     return Result({"scores": _scores(samples, config), "samples": samples}, record=record)
 
 
-def _knocked_out(
+def _knock_out(
     context: Context, windows: Sequence[tuple[int, int]], features: Sequence[Tensor], chunk: Chunk[list[Sample]]
 ) -> Part:
-    """The questions of a chunk before and after the knockout of each window of blocks."""
+    """Ask the questions of a chunk before and after the knockout of each window of blocks."""
     tables = []
     for start, scenes in chunk.batches():
         quiz = Quiz(context.mllm, scenes, chunk.batch_size, features=features[start : start + len(scenes)] or None)
         before = quiz.logprobs()
         for first, last in windows:
-            named = {"site": f"blocks {first}-{last}", "kind": "knockout", "first": first, "last": last, "draw": 0}
-            tables.append(quiz.scored(before, quiz.knocked_out(range(first, last + 1))).assign(**named))
+            columns = {"site": f"blocks {first}-{last}", "kind": "knockout", "first": first, "last": last, "draw": 0}
+            tables.append(quiz.scored(before, quiz.knocked_out(range(first, last + 1))).assign(**columns))
     return Part({"samples": pd.concat(tables, ignore_index=True)})
 
 
 def _windows(config: Config, context: Context) -> list[tuple[int, int]]:
-    """First and last block of each window, all blocks at the end."""
-    count = context.mllm.n_layers
+    """Return the first and last block of each window; the last window has all blocks.
+
+    Raises:
+        ConfigError: a width that the model has not, or a layer.
+    """
+    n_blocks = context.mllm.n_layers
     for width in config.width:
-        if not 1 <= width <= count:
-            raise ConfigError(f"width is {width}: expected 1 to {count}, the blocks of {context.mllm.name}")
-    firsts = check_layers(context.mllm, config.layers, first=1)
-    windows = [(first, first + width - 1) for width in config.width for first in firsts if first + width - 1 <= count]
-    return list(dict.fromkeys([*windows, (1, count)]))
+        if not 1 <= width <= n_blocks:
+            raise ConfigError(f"width is {width}: expected 1 to {n_blocks}, the blocks of {context.mllm.name}")
+    starts = check_layers(context.mllm, config.layers, first=1)
+    windows = [(first, first + width - 1) for width in config.width for first in starts]
+    windows = [(first, last) for first, last in windows if last <= n_blocks]
+    return list(dict.fromkeys([*windows, (1, n_blocks)]))
 
 
 # --- objects --------------------------------------------------------------------------------------
 
 
-def _objects(
+def _ablations(
     config: Config, context: Context, scenes: list[list[Sample]]
-) -> tuple[list[Asked], Float[Tensor, "token f"], list[Float[Tensor, "token f"]], dict[str, Any]]:
-    """What is taken away for which questions, what replaces it, the tower's features, and what was left out and why."""
+) -> tuple[list[Ablation], Float[Tensor, "token f"], list[Float[Tensor, "token f"]], dict[str, Any]]:
+    """Choose the tokens to ablate for each question that names an object.
+
+    Returns:
+        The ablations (none if the model's images cannot be compared position by position); the mean features that
+        replace ablated tokens; the vision encoder's features of each image; and what was left out, for the record.
+
+    Raises:
+        DataError: no question names an object of the data set.
+    """
     mllm = context.mllm
     if not config.objects:
         return [], torch.empty(0, 0), [], {"skipped": {}}
-    named = [{s.id: asked_objects(s) for s in scene} for scene in scenes]
-    if not any(objects for own in named for objects in own.values()):
+    objects_of = [{sample.id: asked_objects(sample) for sample in scene} for scene in scenes]
+    if not any(objects for of_scene in objects_of for objects in of_scene.values()):
         raise DataError(
-            f"no question of {context.data.name} names an object that the data set knows: expected objects, or"
+            f"no question of {context.data.name} names an object of its image: expected a data set with objects, or"
             " --no-objects"
         )
     try:
         check_site(mllm, "encoder")
-        surveyed = context.map("images of the questions", scenes, partial(_surveyed, context), keep=False)
-        if why := next((part.record["why"] for part in surveyed if part.record["why"]), ""):
+        parts = context.map("images of the questions", scenes, partial(_survey, context), keep=False)
+        if why := next((part.record["why"] for part in parts if part.record["why"]), ""):
             raise ModelError(why)
-        if len({str(grids) for part in surveyed for grids in part.record["grids"]}) > 1:
-            raise ModelError("images have different rasters, so a place is not the same place in all of them")
+        if len({str(grids) for part in parts for grids in part.record["grids"]}) > 1:
+            raise ModelError("images have different patch grids, so a token has no common position to average over")
     except ModelError as error:
         log.warning("%s: objects are left out: %s", mllm.name, error)
         return [], torch.empty(0, 0), [], {"skipped": {"objects": str(error)}}
-    features = [own for part in surveyed for own in part.tensors["features"].split(part.record["tokens"])]
-    covered = [tokens for part in surveyed for tokens in part.record["covered"]]
-    found, left_out = [], 0
+    features = [values for part in parts for values in part.tensors["features"].split(part.record["tokens"])]
+    touched = [by_question for part in parts for by_question in part.record["covered"]]
+    ablations, left_out = [], 0
     for image, scene in enumerate(scenes):
-        groups: dict[tuple[int, ...], list[Sample]] = {}
-        for sample, tokens_of in zip(scene, covered[image], strict=True):
-            if named[image][sample.id]:
-                groups.setdefault(tuple(tokens_of), []).append(sample)
-        for tokens, questions in groups.items():
+        questions_by_tokens: dict[tuple[int, ...], list[Sample]] = {}
+        for sample, touched_by_objects in zip(scene, touched[image], strict=True):
+            if objects_of[image][sample.id]:
+                questions_by_tokens.setdefault(tuple(touched_by_objects), []).append(sample)
+        for tokens, questions in questions_by_tokens.items():
             others = np.setdiff1d(np.arange(len(features[image])), tokens)
             if not tokens or len(others) < len(tokens):
                 left_out += len(questions)
                 continue
             generator = np.random.default_rng([config.seed, image, *tokens])
-            drawn = [
-                torch.from_numpy(generator.choice(others, size=len(tokens), replace=False)) for _ in range(config.draws)
-            ]
-            found.append(Asked(image, questions, torch.tensor(tokens), drawn))
-    return (
-        found,
-        torch.stack(features).mean(0),
-        features,
-        {"skipped": {}, "questions_without_as_many_other_tokens": left_out},
-    )
+            draws = [generator.choice(others, size=len(tokens), replace=False) for _ in range(config.draws)]
+            ablations.append(Ablation(image, questions, torch.tensor(tokens), [torch.from_numpy(d) for d in draws]))
+    record = {"skipped": {}, "questions_without_as_many_other_tokens": left_out}
+    return ablations, torch.stack(features).mean(0), features, record
 
 
-def _surveyed(context: Context, chunk: Chunk[list[Sample]]) -> Part:
-    """Grids of the images of a chunk, what the connector receives for them, and the visual tokens that cover the
-    objects of each question; or why not."""
-    grids, features, covered, why = [], list[Tensor](), [], ""
+def _survey(context: Context, chunk: Chunk[list[Sample]]) -> Part:
+    """Read the vision encoder's features of a chunk's images, their grids, and the tokens on each question's objects.
+
+    If the features cannot be read, the part has only the reason, `why`.
+    """
+    grids, features, touched, why = [], list[Tensor](), [], ""
     for _, scenes in chunk.batches():
         try:
-            rasters, read = survey(context.mllm, scenes, chunk.batch_size, tower=True)
+            visual_tokens, encoder_features = survey(context.mllm, scenes, chunk.batch_size, tower=True)
         except ModelError as error:
             return Part(record={"why": str(error)})
-        grids += [grids_of(parts) for parts in rasters]
-        features += read
-        covered += [
-            [covering(parts, asked_objects(sample)) for sample in scene]
-            for parts, scene in zip(rasters, scenes, strict=True)
+        grids += [grids_of(parts) for parts in visual_tokens]
+        features += encoder_features
+        touched += [
+            [touched_tokens(parts, asked_objects(sample)) for sample in scene]
+            for parts, scene in zip(visual_tokens, scenes, strict=True)
         ]
-    record = {"grids": grids, "tokens": [len(own) for own in features], "covered": covered, "why": why}
+    record = {"grids": grids, "tokens": [len(values) for values in features], "covered": touched, "why": why}
     return Part(tensors={"features": torch.cat(features)}, record=record)
 
 
 def asked_objects(sample: Sample) -> list[Object]:
-    """The objects that a question names: by their whole name, or, if it names none so, by a word of it."""
+    """Return the objects whose whole name is in the question or, if there are none, those with a word in it."""
     words = set(re.findall(r"\w+", sample.question.lower()))
     names = [set(re.findall(r"\w+", item.name.lower())) for item in sample.objects]
     whole = [item for item, name in zip(sample.objects, names, strict=True) if name <= words]
     return whole or [item for item, name in zip(sample.objects, names, strict=True) if name & words]
 
 
-def covering(rasters: Sequence[VisualTokens], objects: Iterable[Object]) -> list[int]:
-    """Numbers of an image's visual tokens whose cell an object touches, by its mask or, without one, its box."""
-    found, start, objects = [], 0, list(objects)
-    for part in rasters:
+def touched_tokens(parts: Sequence[VisualTokens], objects: Iterable[Object]) -> list[int]:
+    """Return the numbers of an image's visual tokens whose patch an object touches.
+
+    An object is its mask or, without one, its box.
+
+    Args:
+        parts: the image's visual tokens, one part for each tile.
+    """
+    numbers, first, objects = [], 0, list(objects)
+    for part in parts:
         assert part.grid is not None
         for number in range(len(part.index)):
-            cell = part.token_box(*divmod(number, part.grid[1]))
-            if any(_touches(cell, item) for item in objects):
-                found.append(start + number)
-        start += len(part.index)
-    return found
+            patch = part.token_box(*divmod(number, part.grid[1]))
+            if any(_touches(patch, item) for item in objects):
+                numbers.append(first + number)
+        first += len(part.index)
+    return numbers
 
 
-def _touches(cell: Box, item: Object) -> bool:
-    left, top, right, bottom = cell
+def _touches(patch: Box, item: Object) -> bool:
+    """Return whether an object has a pixel of its mask, or else a part of its box, in the patch."""
+    left, top, right, bottom = patch
     if item.mask is None:
         return left < item.box[2] and item.box[0] < right and top < item.box[3] and item.box[1] < bottom
     height, width = item.mask.shape
@@ -236,38 +255,43 @@ def _touches(cell: Box, item: Object) -> bool:
     return bool(item.mask[rows, columns].any())
 
 
-def _ablated(
+def _ablate(
     config: Config,
     context: Context,
-    asked: list[Asked],
+    ablations: list[Ablation],
     mean: Float[Tensor, "token f"],
     features: list[Float[Tensor, "token f"]],
     chunk: Chunk[int],
 ) -> Part:
-    """Scores of some questions without their objects, and without as many other tokens; the items of the chunk are
-    numbers of `asked`."""
+    """Ask questions before and after ablating their objects, and before and after ablating equally many other tokens.
+
+    Args:
+        mean: features that replace those of ablated tokens.
+        features: the vision encoder's features of each image.
+        chunk: numbers of `ablations`.
+    """
     tables = []
     for _, numbers in chunk.batches():
-        part = [asked[number] for number in numbers]
+        batch = [ablations[number] for number in numbers]
         quiz = Quiz(
             context.mllm,
-            [one.questions for one in part],
+            [ablation.questions for ablation in batch],
             chunk.batch_size,
-            features=[features[one.image] for one in part],
+            features=[features[ablation.image] for ablation in batch],
         )
         before = quiz.logprobs()
-        taken = [(OBJECT, 0, [one.tokens for one in part])]
-        taken += [(RANDOM, draw, [one.others[draw] for one in part]) for draw in range(config.draws)]
-        for kind, draw, tokens in taken:
-            after = quiz.logprobs("encoder", partial(_without, tokens=tokens, mean=mean))
+        ablated = [(OBJECT, 0, [ablation.tokens for ablation in batch])]
+        ablated += [(RANDOM, draw, [ablation.others[draw] for ablation in batch]) for draw in range(config.draws)]
+        for kind, draw, tokens in ablated:
+            after = quiz.logprobs("encoder", partial(_replace_by_mean, tokens=tokens, mean=mean))
             tables.append(quiz.scored(before, after).assign(site="encoder", kind=kind, first=0, last=0, draw=draw))
     return Part({"samples": pd.concat(tables, ignore_index=True)})
 
 
-def _without(
+def _replace_by_mean(
     values: Float[Tensor, "token f"], group: int, *, tokens: list[Int[Tensor, " token"]], mean: Float[Tensor, "token f"]
 ) -> Float[Tensor, "token f"]:
-    """The features with the tokens of a group replaced by the mean at their places."""
+    """Replace the features of the tokens in `tokens[group]` by the mean at their positions, in place."""
     values[tokens[group]] = mean[tokens[group]].to(values)
     return values
 
@@ -276,61 +300,63 @@ def _without(
 
 
 def _scores(samples: pd.DataFrame, config: Config) -> pd.DataFrame:
-    """One row for each place, kind and question type, random draws averaged question by question."""
+    """Return one row for each site, kind and question type; random draws are averaged question by question."""
     rows = []
-    for (place, kind, first, last), own in samples.groupby(["site", "kind", "first", "last"], sort=False):
-        named: dict[str, Any] = {
-            "site": place,
+    for (site, kind, first, last), of_site in samples.groupby(["site", "kind", "first", "last"], sort=False):
+        columns: dict[str, Any] = {
+            "site": site,
             "kind": kind,
             "first": first,
             "last": last,
-            "draws": own["draw"].nunique(),
+            "draws": of_site["draw"].nunique(),
         }
-        rows += [named | row for row in change_by_type(own, seed=config.seed)]
+        rows += [columns | row for row in change_by_type(of_site, seed=config.seed)]
     objects, random = (samples[samples["kind"] == kind] for kind in (OBJECT, RANDOM))
     if len(objects):
         mean = random.groupby("id")[["correct_after", "kl"]].mean().loc[objects["id"]]
         both = objects.assign(
             correct_before=mean["correct_after"].to_numpy(), kl=objects["kl"].to_numpy() - mean["kl"].to_numpy()
         )
-        named = {"site": "encoder", "kind": AGAINST, "first": 0, "last": 0, "draws": config.draws}
-        rows += [named | row for row in change_by_type(both, seed=config.seed)]
+        columns = {"site": "encoder", "kind": AGAINST, "first": 0, "last": 0, "draws": config.draws}
+        rows += [columns | row for row in change_by_type(both, seed=config.seed)]
     return pd.DataFrame(rows)
 
 
-def summary(found: Mapping[str, Run]) -> pd.DataFrame:
-    """One row per model and window for the mean of types, and one per type for the objects; `object - random` is after
-    random against after object."""
-    table = changes(found)
+def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Return one row for each model and window (mean of types), and for each model, ablation and question type.
+
+    Rows `object - random` compare the accuracy without random tokens (before) with that without the object (after).
+    """
+    table = changes(runs)
     return table[(table["category"] == MEAN) | (table["site"] == "encoder")].drop(
         columns=["first", "last", "seed", "draws"]
     )
 
 
-def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
-    """The drop by window, and by question type without the asked object and without as many other tokens."""
-    table = drops(changes(found))
+def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
+    """Draw the accuracy drop by window, and by question type without the asked object and without random tokens."""
+    table = drops(changes(runs))
     windows = table[(table["kind"] == "knockout") & (table["category"] == MEAN)]
     windows = windows.assign(
         layer=windows["first"], width=(windows["last"] - windows["first"] + 1).map("{} blocks".format)
     )
-    figure = fig.layer_curves(windows, y="drop in accuracy", kind="width")
+    figure = fig.layer_curves(windows, y="accuracy drop", kind="width")
     figure.update_xaxes(title="first block of the window")
-    made = {"Drop by window of blocks in which no text looks at the image, mean of types": figure}
+    drawn = {"Accuracy drop by window of blocks in which no text attends to the image, mean of types": figure}
     objects = table[table["kind"].isin([OBJECT, RANDOM])]
     if len(objects):
-        objects = objects.assign(taken=objects["model"] + " · " + objects["kind"])
-        made["Drop by question type without the asked object, and without as many other tokens"] = fig.bars(
-            objects, x="category", y="drop in accuracy", by="taken"
+        objects = objects.assign(ablated=objects["model"] + " · " + objects["kind"])
+        drawn["Accuracy drop by question type without the asked object, and without random tokens"] = fig.bars(
+            objects, x="category", y="accuracy drop", by="ablated"
         )
         against = table[table["kind"] == AGAINST]
-        made["How much more the asked object matters than as many other tokens"] = fig.bars(
-            against, x="category", y="accuracy without random - without object"
+        drawn["How much more the asked object matters than equally many random tokens"] = fig.bars(
+            against, x="category", y="accuracy without random tokens - without object"
         )
-    return made
+    return drawn
 
 
-# 2: intervals that cover what they say
+# version 2: intervals that reach their nominal coverage; 3: the site of an ablation is "encoder"
 ANALYSIS = Analysis(
     "knockout",
     "Where the text reads the image (attention knockout, object ablation)",

@@ -1,37 +1,37 @@
-"""What can be read off the visual tokens of each layer by a linear probe: class, colour, foreground, place and count.
+"""What a linear probe can predict from the visual tokens of each layer: class, color, foreground, position and count.
 
     python -m analyses.linear_probe --model runs/baseline runs/viral --vfm dinov2-small --data shapes:val --limit 200
     --output_dir runs
 
-Probes are scikit-learn's logistic regression (class, colour, foreground) and ridge regression (x, y, count), fitted on
-some images and scored on others (GroupKFold over images, the same folds for every layer, target and model), with
-features standardised on the fitted images and a fixed penalty `l2`. Rows are the layers 0 to L, the tower (what the
-connector receives) and frozen VFMs on the same pixels, as ceilings.
+Probes are scikit-learn's logistic regression (class, colour, foreground) and ridge regression (x, y, count). They are
+fitted on some images and scored on others (GroupKFold over images, the same folds for every layer, target and model),
+with features standardized on the fitted images and a fixed penalty `l2`. They are fitted to the layers 0 to L, to the
+vision encoder's features that the projector receives (called "tower" in the tables) and, as ceilings, to the features
+of frozen VFMs on the same pixels.
 
-    class, colour   of the object that covers at least `cover` of a token's cell; balanced accuracy, chance 1 / classes
-    foreground      such a cell against one that no object touches; balanced accuracy, chance 1 / 2
-    x, y            middle of the token's cell, in fractions of the image; R2, chance 0
-    count           objects of the image, from the mean of all its visual tokens; R2, chance 0
+    class, colour   of the object that covers at least `cover` of a token's patch; balanced accuracy, chance 1 / classes
+    foreground      such a patch against one that no object touches; balanced accuracy, chance 1 / 2
+    x, y            center of the token's patch, in fractions of the image; R2, chance 0
+    count           number of objects in the image, from the mean of all its visual tokens; R2, chance 0
 
-Controls (Hewitt and Liang 2019, arXiv 1909.03368) have the same inputs, probe and folds, and labels without meaning.
-Selectivity is score - control, or score - chance where the control is below chance: a ridge regression on labels
-without meaning has a negative R2, and that is no merit of the score.
+Control tasks (Hewitt and Liang 2019, arXiv 1909.03368) have the same inputs, probe and folds, but meaningless labels.
+Selectivity is score - control, or score - chance where the control is below chance: ridge regression on meaningless
+labels has a negative R2, for which the score should get no credit.
 
-    class, colour   labels change places between the objects of all images; all tokens of an object share one
-    foreground      the objects of another image: what the place alone tells
-    x, y            places change places between the cells of the raster, once for all images: a probe that only knows
-                    which cell it is in scores here
-    count           labels change places between images
+    class, colour   labels are permuted between the objects of all images; all tokens of an object share one label
+    foreground      the objects of another image: how much the position alone tells
+    x, y            coordinates are permuted between the patches of the grid, once for all images: a probe that only
+                    knows which patch it is in has a high score here
+    count           labels are permuted between images
 
-What the numbers are: whether a linear read-out exists and generalises to other images. What they are not: whether the
-model uses it. Intervals and paired differences resample images, at fixed out-of-fold predictions: that the probes were
-fitted on these images, and training seeds, are not in them.
+What the numbers are: whether a linear readout exists and generalizes to other images. What they are not: whether the
+model uses it. Intervals and paired differences resample images and keep the out-of-fold predictions fixed, so they
+contain neither the variation from fitting the probes to other images nor that of training seeds.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -65,29 +65,29 @@ PAGE = "Linear probe"
 Target = Literal["class", "colour", "foreground", "x", "y", "count"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 REGRESSED = ("x", "y", "count")
-TOWER = "tower"
+ENCODER = "tower"  # the vision encoder in stored tables
 
 
 @dataclass(frozen=True)
 class Config(DataOptions):
-    """What to read off, and from what."""
+    """Options of the linear probes."""
 
     vfm: tuple[str, ...] = ("dinov2-small",)
-    """Frozen vision foundation models, as ceilings."""
+    """Frozen vision foundation models (VFMs) that are probed as ceilings."""
     layers: tuple[int, ...] = ()
     """Layers of the model, 0 to L; all by default."""
     targets: tuple[Target, ...] = ()
-    """What to predict; all that the data has by default."""
+    """What to predict; by default everything for which the data has labels."""
     tokens_per_image: int = 16
-    """Random tokens of each image for foreground and place, and as many on objects for class and colour, at most."""
+    """Maximum number of random tokens per image for foreground, x and y; as many on objects for class and colour."""
     cover: float = 0.5
-    """Share of a cell that an object has to cover."""
+    """Share of a token's patch that an object must cover, above 0 and at most 1."""
     folds: int = 5
-    """Parts of the images, each scored by probes fitted on the others."""
+    """Folds of the cross-validation over images, at least 2."""
     l2: float = 10.0
-    """Penalty of the probes: l2 / 2 |w|^2 beside the summed log-loss, l2 |w|^2 beside the squared errors."""
+    """Penalty of the probes: l2 / 2 |w|^2 is added to the summed log-loss, l2 |w|^2 to the squared errors."""
     controls: int = 3
-    """Random labellings whose control scores are averaged."""
+    """Random labelings over which the control score is averaged."""
 
     def __post_init__(self) -> None:
         for name, least in (("tokens_per_image", 1), ("folds", 2), ("controls", 1), ("seed", 0)):
@@ -101,69 +101,77 @@ class Config(DataOptions):
 
 @dataclass
 class Tokens:
-    """The tokens that were kept, one row for each, and the mean token of each image.
+    """The sampled tokens, one row for each, and the mean token of each image.
 
     Attributes:
-        image: number of its image.
-        thing: number of the object it lies on, over all images; BACKGROUND and below as in `maps.owners`.
-        elsewhere: the same on the objects of other images, (row, control).
-        place: x and y.
-        cell: (raster, rows, columns, number): which cell of which raster.
-        spread: whether the token is one of those drawn from all cells; the others were drawn from those on objects.
-        features, means: by row of the result (layer number, tower, VFM).
+        images: number of the token's image.
+        objects: number of the object under the token, counted over all images; a negative number as in `grids.owners`
+            (BACKGROUND, BETWEEN, OUTSIDE) where there is none.
+        other_objects: what `owners` gives for the same token on the objects of other images, (control,).
+        positions: x and y of the patch's center, in fractions of the image.
+        patches: (number of the grid, its rows, its columns, number of the patch in it).
+        uniform: True for a token sampled from all tokens, False for one sampled from those on objects.
+        features, means: {layer number, "tower" or VFM: features of the sampled tokens, and the mean of each image}.
     """
 
-    image: list[int] = field(default_factory=list)
-    thing: list[int] = field(default_factory=list)
-    elsewhere: list[np.ndarray] = field(default_factory=list)
-    place: list[np.ndarray] = field(default_factory=list)
-    cell: list[tuple[int, ...]] = field(default_factory=list)
-    spread: list[bool] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
+    objects: list[int] = field(default_factory=list)
+    other_objects: list[np.ndarray] = field(default_factory=list)
+    positions: list[np.ndarray] = field(default_factory=list)
+    patches: list[tuple[int, ...]] = field(default_factory=list)
+    uniform: list[bool] = field(default_factory=list)
     features: dict[str, list[np.ndarray]] = field(default_factory=dict)
     means: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     def part(self, skipped: str) -> Part:
-        """Its state, to be stored."""
+        """Return the tokens as a part to be stored.
+
+        Args:
+            skipped: why the vision encoder has no features; empty if it has.
+        """
         tensors = {
-            f"{kind}.{name}": torch.from_numpy(np.concatenate(own))
+            f"{kind}.{name}": torch.from_numpy(np.concatenate(arrays))
             for kind in ("features", "means")
-            for name, own in getattr(self, kind).items()
+            for name, arrays in getattr(self, kind).items()
         }
-        tensors |= {
-            name: torch.from_numpy(np.stack(getattr(self, name))) for name in ("elsewhere", "place") if self.image
-        }
-        plain = {name: getattr(self, name) for name in ("image", "thing", "cell", "spread")}
-        return Part(tensors=tensors, record=plain | {"skipped": skipped})
+        if self.images:
+            tensors["elsewhere"] = torch.from_numpy(np.stack(self.other_objects))
+            tensors["place"] = torch.from_numpy(np.stack(self.positions))
+        record = {"image": self.images, "thing": self.objects, "cell": self.patches, "spread": self.uniform}
+        return Part(tensors=tensors, record=record | {"skipped": skipped})
 
     def take(self, part: Part, without: set[str]) -> None:
-        """Add the state of another one, of the images that follow, but for the features of `without`."""
-        for name in ("image", "thing", "spread"):
-            getattr(self, name).extend(part.record[name])
-        self.cell += [tuple(cell) for cell in part.record["cell"]]
-        for name in ("elsewhere", "place"):
-            if name in part.tensors:
-                getattr(self, name).extend(part.tensors[name].numpy())
+        """Append the tokens of a stored part, except the features named in `without`; parts come in image order."""
+        self.images += part.record["image"]
+        self.objects += part.record["thing"]
+        self.uniform += part.record["spread"]
+        self.patches += [tuple(patch) for patch in part.record["cell"]]
+        if "place" in part.tensors:
+            self.other_objects += list(part.tensors["elsewhere"].numpy())
+            self.positions += list(part.tensors["place"].numpy())
         for key, values in part.tensors.items():
             kind, _, name = key.partition(".")
             if kind in ("features", "means") and name not in without:
                 getattr(self, kind).setdefault(name, []).append(values.numpy())
 
-    def keep(
-        self, name: str, values: Float[np.ndarray, "token d"], chosen: Int[np.ndarray, " row"], *, image: bool
+    def add_features(
+        self, name: str, values: Float[np.ndarray, "token d"], sampled: Int[np.ndarray, " sampled"]
     ) -> None:
-        """Features of an image's tokens: those of the chosen ones, and their mean if the image is to be counted."""
-        self.features.setdefault(name, []).append(values[chosen])
-        self.means.setdefault(name, []).append(values.mean(0, keepdims=True) if image else values[:0])
+        """Add the features of an image's sampled tokens, and the mean over all its tokens."""
+        self.features.setdefault(name, []).append(values[sampled])
+        self.means.setdefault(name, []).append(values.mean(0, keepdims=True))
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one target asks.
+    """One target: its rows and their labels.
 
     Attributes:
-        rows: which tokens, or None where it is asked of images.
-        labels: the true ones in column 0, those of the control tasks after it; codes of classes, or numbers.
-        groups: image of each row, 0 to G - 1, and `images` their numbers.
+        rows: rows of `Tokens` that have a label; None if images, not tokens, are labeled.
+        labels: (row, 1 + control): true labels, then those of each control task; class numbers, or values to regress.
+        groups: index into `images` of each row's image.
+        images: numbers of the images that have rows.
+        classes: names of the classes; empty for a regression.
     """
 
     name: Target
@@ -175,11 +183,12 @@ class Task:
 
     @property
     def chance(self) -> float:
+        """Chance level of R2 or of balanced accuracy."""
         return 0.0 if self.name in REGRESSED else 1 / len(self.classes)
 
 
 def run(config: Config, context: Context) -> Result:
-    """Read tokens of every layer, the tower and the VFMs, and fit every probe with its controls."""
+    """Read tokens of every layer, the vision encoder and the VFMs, and fit every probe with its controls."""
     layers = check_layers(context.mllm, config.layers)
     images = [scene[0] for scene in context.data.scenes]
     if len(images) < config.folds:
@@ -187,32 +196,33 @@ def run(config: Config, context: Context) -> Result:
     vfms = {name: load_vfm(name) for name in config.vfm}
     fn = partial(_read, config, context, layers, images, vfms)
     parts = context.map("tokens to probe", images, fn, depends=context.data.fingerprint, keep=False)
-    skipped = next(({TOWER: part.record["skipped"]} for part in parts if part.record["skipped"]), {})
+    skipped = next(({ENCODER: part.record["skipped"]} for part in parts if part.record["skipped"]), {})
     if skipped:
-        log.warning("%s: the tower is left out: %s", context.mllm.name, skipped[TOWER])
+        log.warning("%s: the vision encoder is left out: %s", context.mllm.name, skipped[ENCODER])
     tokens = Tokens()
     for part in parts:
         tokens.take(part, without=set(skipped))
     tasks, left_out = _tasks(config, context.data.name, images, tokens)
-    rows, each = [], []
-    order = [name for name in (*map(str, layers), TOWER, *vfms) if name in tokens.features]
+    rows, values_by_image = [], []
+    order = [name for name in (*map(str, layers), ENCODER, *vfms) if name in tokens.features]
     for name in context.progress(order, "fitting probes", len(order)):
         x, means = np.concatenate(tokens.features[name]), np.concatenate(tokens.means[name])
         for task in tasks:
-            row, per_image = _probed(config, task, x[task.rows] if task.rows is not None else means[task.images])
-            place = {
+            row, per_image = _fit_probe(config, task, x[task.rows] if task.rows is not None else means[task.images])
+            names = {
                 "layer": int(name) if name.isdigit() else -1,
                 "source": "model" if name.isdigit() else name,
                 "target": task.name,
             }
-            rows.append(place | row)
-            each.append(per_image.assign(**place, image_id=[images[i].image_id for i in task.images]))
+            rows.append(names | row)
+            values_by_image.append(per_image.assign(**names, image_id=[images[i].image_id for i in task.images]))
     record = {
         "vfms": [vfm.record() for vfm in vfms.values()],
         "skipped": skipped | left_out,
         "classes": {task.name: task.classes for task in tasks},
     }
-    return Result({"scores": pd.DataFrame(rows), "per_image": pd.concat(each, ignore_index=True)}, record=record)
+    tables = {"scores": pd.DataFrame(rows), "per_image": pd.concat(values_by_image, ignore_index=True)}
+    return Result(tables, record=record)
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -226,61 +236,72 @@ def _read(
     vfms: Mapping[str, VFM],
     chunk: Chunk[Sample],
 ) -> Part:
-    """The chosen tokens of a chunk of `images` at every layer, the tower and the VFMs; every image has the same prompt,
-    so that none can tell its answer."""
+    """Read the sampled tokens of a chunk of `images` at every layer, the vision encoder and the VFMs.
+
+    Every image has the same prompt, so that no question can give the answer away.
+    """
     mllm, tokens, skipped = context.mllm, Tokens(), ""
-    first_thing = np.cumsum([0, *(len(sample.objects) for sample in images)])
-    for start, part in chunk.batches():
-        pictures = [s.image for s in part]
-        batch = mllm.encode(pictures, [QUESTION] * len(part))
-        places = mllm.visual_tokens(batch)
+    first_objects = np.cumsum([0, *(len(sample.objects) for sample in images)])
+    for start, samples in chunk.batches():
+        batch_images = [s.image for s in samples]
+        batch = mllm.encode(batch_images, [QUESTION] * len(samples))
+        visual_tokens = mllm.visual_tokens(batch)
         try:
-            encoder_rows(mllm, places)
+            encoder_rows(mllm, visual_tokens)
         except ModelError as error:
             skipped = str(error)
-        found = read(mllm, batch, layers=layers, encoder=not skipped)
-        patches = {name: patches_under(vfm, pictures, places) for name, vfm in vfms.items()}
-        for row, (number, own) in enumerate(enumerate(found, start=start)):
-            chosen = _choose(config, tokens, images, number, places[row], int(first_thing[number]))
-            for layer, values in zip(layers, own.values.numpy(), strict=True):
-                tokens.keep(str(layer), values, chosen, image=True)
-            if own.encoder_features is not None:
-                tokens.keep(TOWER, own.encoder_features.numpy(), chosen, image=True)
+        activations = read(mllm, batch, layers=layers, encoder=not skipped)
+        vfm_features = {name: patches_under(vfm, batch_images, visual_tokens) for name, vfm in vfms.items()}
+        for row, hidden in enumerate(activations):
+            number = start + row
+            sampled = _sample_tokens(config, tokens, images, number, visual_tokens[row], int(first_objects[number]))
+            for layer, values in zip(layers, hidden.values.numpy(), strict=True):
+                tokens.add_features(str(layer), values, sampled)
+            if hidden.encoder_features is not None:
+                tokens.add_features(ENCODER, hidden.encoder_features.numpy(), sampled)
             for name in vfms:
-                tokens.keep(name, np.concatenate([raster.numpy() for raster in patches[name][row]]), chosen, image=True)
+                features = np.concatenate([grid.numpy() for grid in vfm_features[name][row]])
+                tokens.add_features(name, features, sampled)
     return tokens.part(skipped)
 
 
-def _choose(
-    config: Config, tokens: Tokens, images: Sequence[Sample], number: int, parts: list[VisualTokens], first_thing: int
+def _sample_tokens(
+    config: Config, tokens: Tokens, images: Sequence[Sample], number: int, parts: list[VisualTokens], first_object: int
 ) -> Int[np.ndarray, " row"]:
-    """Random cells of an image, and random ones on its objects; the same for every model with the same raster."""
+    """Sample tokens of an image, add them to `tokens`, and return their numbers.
+
+    The sample is the same for every model with the same patch grid.
+
+    Args:
+        number: number of the image.
+        parts: its visual tokens, one part for each tile.
+        first_object: number of its first object, counted over all images.
+    """
     rng = np.random.default_rng([config.seed, number])
-    own, place = owners(images[number].objects, parts, share=config.cover), centres(parts)
-    inside = rng.permutation((own != OUTSIDE).nonzero()[0])[: config.tokens_per_image]
-    on_objects = rng.permutation((own >= 0).nonzero()[0])[: config.tokens_per_image]
+    object_of_token, positions = owners(images[number].objects, parts, share=config.cover), centres(parts)
+    uniform = rng.permutation((object_of_token != OUTSIDE).nonzero()[0])[: config.tokens_per_image]
+    on_objects = rng.permutation((object_of_token >= 0).nonzero()[0])[: config.tokens_per_image]
     others = (number + 1 + rng.integers(len(images) - 1, size=config.controls)) % len(images)
-    elsewhere = np.stack([owners(images[other].objects, parts, share=config.cover) for other in others], axis=1)
-    cells = [(raster, *(part.grid or ()), cell) for raster, part in enumerate(parts) for cell in range(len(part.index))]
-    chosen = np.concatenate([inside, on_objects])
-    tokens.image += [number] * len(chosen)
-    tokens.thing += [int(own[i]) + first_thing if own[i] >= 0 else int(own[i]) for i in chosen]
-    tokens.elsewhere += list(elsewhere[chosen])
-    tokens.place += list(place[chosen])
-    tokens.cell += [cells[i] for i in chosen]
-    tokens.spread += [True] * len(inside) + [False] * len(on_objects)
-    return chosen
+    other_objects = np.stack([owners(images[other].objects, parts, share=config.cover) for other in others], axis=1)
+    patches = [(grid, *(part.grid or ()), patch) for grid, part in enumerate(parts) for patch in range(len(part.index))]
+    sampled = np.concatenate([uniform, on_objects])
+    tokens.images += [number] * len(sampled)
+    tokens.objects += [int(n) + first_object if n >= 0 else int(n) for n in object_of_token[sampled]]
+    tokens.other_objects += list(other_objects[sampled])
+    tokens.positions += list(positions[sampled])
+    tokens.patches += [patches[i] for i in sampled]
+    tokens.uniform += [True] * len(uniform) + [False] * len(on_objects)
+    return sampled
 
 
-# --- what is asked --------------------------------------------------------------------------------
+# --- targets and labels ---------------------------------------------------------------------------
 
 
 def _tasks(config: Config, data: str, images: Sequence[Sample], tokens: Tokens) -> tuple[list[Task], dict[str, str]]:
-    """The targets that the data has, and why others are left out; one that was asked for by name is not left out but
-    refused.
+    """Return the targets for which the data has labels, and why others are left out.
 
     Raises:
-        DataError: a target that was asked for cannot be had, or none can.
+        DataError: a target in `config.targets` has no labels, or no target has.
     """
     tasks: list[Task] = []
     left_out: dict[str, str] = {}
@@ -293,79 +314,77 @@ def _tasks(config: Config, data: str, images: Sequence[Sample], tokens: Tokens) 
             left_out[name] = str(error)
             log.warning("%s is left out: %s", name, error)
     if not tasks:
-        raise DataError(f"nothing can be predicted on '{data}' ({'; '.join(left_out.values())})")
+        raise DataError(
+            f"no target can be predicted on '{data}' ({'; '.join(left_out.values())}): expected labels for at least one"
+        )
     return tasks, left_out
 
 
 def _task(config: Config, name: Target, data: str, images: Sequence[Sample], tokens: Tokens) -> Task:
+    """Return the task of a target: its rows, true labels and control labels.
+
+    Raises:
+        DataError: the data has no labels for it, or too few.
+    """
     rng = np.random.default_rng([config.seed, TARGETS.index(name)])
-    image, thing, spread, place = (
-        np.array(tokens.image),
-        np.array(tokens.thing),
-        np.array(tokens.spread),
-        np.array(tokens.place),
-    )
-    if name not in ("x", "y") and not any(sample.objects for sample in images):
-        raise DataError(
-            f"data set '{data}' knows no objects: expected one that does, such as shapes:val, for the target {name}"
-        )
+    image, object_of_token = np.array(tokens.images), np.array(tokens.objects)
+    uniform, positions = np.array(tokens.uniform), np.array(tokens.positions)
     if name in ("x", "y"):
-        rows = spread.nonzero()[0]
-        truth = place[rows, ("x", "y").index(name)]
-        control = [_moved_cells(tokens, rows, truth, rng) for _ in range(config.controls)]
-        return _checked(config, name, rows, np.stack([truth, *control], axis=1), image[rows])
+        rows = uniform.nonzero()[0]
+        truth = positions[rows, ("x", "y").index(name)]
+        control = [_permute_patches(tokens, rows, truth, rng) for _ in range(config.controls)]
+        return _make_task(config, name, rows, np.stack([truth, *control], axis=1), image[rows])
+    if not any(sample.objects for sample in images):
+        raise DataError(
+            f"data set '{data}' has no objects: expected one with objects, such as shapes:val, for the target {name}"
+        )
     if name == "count":
         counts = np.array([float(len(sample.objects)) for sample in images])
-        return _checked(
-            config,
-            name,
-            None,
-            np.stack([counts, *(rng.permutation(counts) for _ in range(config.controls))], axis=1),
-            np.arange(len(images)),
-        )
+        labels = np.stack([counts, *(rng.permutation(counts) for _ in range(config.controls))], axis=1)
+        return _make_task(config, name, None, labels, np.arange(len(images)))
     if name == "foreground":
-        elsewhere = np.array(tokens.elsewhere)
-        rows = (spread & ((thing >= 0) | (thing == BACKGROUND))).nonzero()[0]
-        labels = np.concatenate([thing[rows, None], elsewhere[rows]], axis=1) >= 0
-        return _checked(config, name, rows, labels.astype(int), image[rows], ("background", "object"))
-    parts = [class_and_colour(item.name)[name == "colour"] for sample in images for item in sample.objects]
-    seen = Counter(
-        parts[i] for own, i in {(own, i) for own, i in zip(image[~spread], thing[~spread], strict=True)} if parts[i]
-    )
-    within = {
-        label: len({own for own, i in zip(image[~spread], thing[~spread], strict=True) if parts[i] == label})
-        for label in seen
-    }
-    classes = tuple(sorted(label for label in seen if within[label] >= config.folds))
+        rows = (uniform & ((object_of_token >= 0) | (object_of_token == BACKGROUND))).nonzero()[0]
+        labels = np.concatenate([object_of_token[rows, None], np.array(tokens.other_objects)[rows]], axis=1) >= 0
+        return _make_task(config, name, rows, labels.astype(int), image[rows], ("background", "object"))
+    names = [class_and_colour(item.name)[name == "colour"] for sample in images for item in sample.objects]
+    images_by_name: dict[str, set[int]] = {}
+    for image_number, object_number in zip(image[~uniform], object_of_token[~uniform], strict=True):
+        if names[object_number]:
+            images_by_name.setdefault(names[object_number], set()).add(image_number)
+    classes = tuple(sorted(label for label in images_by_name if len(images_by_name[label]) >= config.folds))
     if len(classes) < 2:
         raise DataError(
-            f"{len(classes)} values of {name} lie on cells covered to {config.cover:g} in at least {config.folds}"
+            f"{len(classes)} values of {name} are on patches covered to {config.cover:g} in at least {config.folds}"
             " images each: expected at least 2"
         )
-    code = np.array([classes.index(label) if label in classes else -1 for label in parts])
-    rows = (~spread & (thing >= 0)).nonzero()[0]
-    rows = rows[code[thing[rows]] >= 0]
-    used = np.unique(thing[rows])
+    code = np.array([classes.index(label) if label in classes else -1 for label in names])  # class of each object
+    rows = (~uniform & (object_of_token >= 0)).nonzero()[0]
+    rows = rows[code[object_of_token[rows]] >= 0]
+    used = np.unique(object_of_token[rows])
     columns = [code]
     for _ in range(config.controls):
         shuffled = code.copy()
         shuffled[used] = rng.permutation(code[used])
         columns.append(shuffled)
-    return _checked(config, name, rows, np.stack(columns, axis=1)[thing[rows]], image[rows], classes)
+    return _make_task(config, name, rows, np.stack(columns, axis=1)[object_of_token[rows]], image[rows], classes)
 
 
-def _moved_cells(tokens: Tokens, rows: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The coordinate of each row after the cells of each raster have changed places, once for all images."""
-    cells = [tokens.cell[row] for row in rows]
-    known = {cell: value for cell, value in zip(cells, truth, strict=True)}
-    moved: dict[tuple[int, ...], float] = {}
-    for raster in dict.fromkeys(cell[:-1] for cell in cells):
-        own = sorted(cell for cell in known if cell[:-1] == raster)
-        moved |= dict(zip(own, rng.permutation([known[cell] for cell in own]), strict=True))
-    return np.array([moved[cell] for cell in cells])
+def _permute_patches(tokens: Tokens, rows: np.ndarray, truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the coordinate of each row after the patches of each grid were permuted, once for all images.
+
+    Args:
+        truth: the true coordinate of each row.
+    """
+    patches = [tokens.patches[row] for row in rows]
+    true_of = {patch: value for patch, value in zip(patches, truth, strict=True)}
+    permuted_of: dict[tuple[int, ...], float] = {}
+    for grid in dict.fromkeys(patch[:-1] for patch in patches):
+        of_grid = sorted(patch for patch in true_of if patch[:-1] == grid)
+        permuted_of |= dict(zip(of_grid, rng.permutation([true_of[patch] for patch in of_grid]), strict=True))
+    return np.array([permuted_of[patch] for patch in patches])
 
 
-def _checked(
+def _make_task(
     config: Config,
     name: Target,
     rows: np.ndarray | None,
@@ -373,10 +392,10 @@ def _checked(
     image: np.ndarray,
     classes: tuple[str, ...] = (),
 ) -> Task:
-    """A task with enough images, and with something to tell apart in its labels.
+    """Return a task after checking that it has enough images and more than one label.
 
     Raises:
-        DataError: too few images or one value only.
+        DataError: fewer images than folds, or only one label.
     """
     images, groups = np.unique(image, return_inverse=True)
     if len(images) < config.folds:
@@ -385,58 +404,63 @@ def _checked(
             " as folds"
         )
     if len(np.unique(labels[:, 0])) < 2:
-        raise DataError(f"{name} is the same for all {len(labels)} rows: expected at least 2 values to tell apart")
+        raise DataError(f"{name} is the same for all {len(labels)} rows: expected at least 2 values to distinguish")
     return Task(name, rows, labels, groups, images, classes)
 
 
 # --- probes ---------------------------------------------------------------------------------------
 
 
-def _probed(config: Config, task: Task, x: Float[np.ndarray, "row d"]) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Score, mean control and selectivity of one target on one representation; and the same by image."""
+def _fit_probe(config: Config, task: Task, x: Float[np.ndarray, "row d"]) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Fit and score the probes of one target on one representation.
+
+    Returns:
+        Score, mean control score and selectivity with their intervals; and a table with the value and control of each
+        image.
+    """
+    is_regression = task.name in REGRESSED
     folds = folds_of(task.groups, config.folds, config.seed)
-    if task.name in REGRESSED:
+    if is_regression:
         predicted, score = regress(x, task.labels, folds, l2=config.l2), r_squared
     else:
         predicted, score = classify(x, task.labels, folds, l2=config.l2), balanced_accuracy
-    own, *controls = (score(truth, guess, task.groups) for truth, guess in zip(task.labels.T, predicted.T, strict=True))
+    values, *controls = (
+        score(labels, predictions, task.groups) for labels, predictions in zip(task.labels.T, predicted.T, strict=True)
+    )
     control = np.mean(controls, axis=0)
+    selectivity = values - (control if control.mean() > task.chance else task.chance)
     row: dict[str, Any] = {}
-    meant = own - (control if control.mean() > task.chance else task.chance)
-    for name, values in (("score", own), ("control", control), ("selectivity", meant)):
-        # an accuracy without a miss has no spread to judge by: the interval is then that of so many right images
-        interval = mean_interval(
-            values, kind="proportion" if task.name not in REGRESSED and np.isin(values, (0, 1)).all() else "real"
-        )
-        row |= {name: interval.estimate} | {
-            f"{name}_{edge}" if name != "score" else edge: getattr(interval, edge) for edge in ("low", "high")
-        }
+    for name, by_image in (("score", values), ("control", control), ("selectivity", selectivity)):
+        # without a miss all values are 1 and show no spread: take the interval of a proportion instead
+        is_proportion = not is_regression and np.isin(by_image, (0, 1)).all()
+        interval = mean_interval(by_image, kind="proportion" if is_proportion else "real")
+        prefix = "" if name == "score" else f"{name}_"
+        row |= {name: interval.estimate, f"{prefix}low": interval.low, f"{prefix}high": interval.high}
     row |= {
         "chance": task.chance,
-        "measure": "R2" if task.name in REGRESSED else "balanced accuracy",
-        "n_images": len(own),
+        "measure": "R2" if is_regression else "balanced accuracy",
+        "n_images": len(values),
         "n": len(x),
         "d": x.shape[1],
-    }
-    row |= {
         "classes": len(task.classes),
         "folds": config.folds,
         "l2": config.l2,
         "controls": len(controls),
         "seed": config.seed,
     }
-    return row, pd.DataFrame({"value": own, "control": control})
+    return row, pd.DataFrame({"value": values, "control": control})
 
 
 # --- tables and figures ---------------------------------------------------------------------------
 
 
-def _table(found: Mapping[str, Run], name: str = "scores") -> pd.DataFrame:
-    return pd.concat([run.tables[name].assign(model=label) for label, run in found.items()], ignore_index=True)
+def _table(runs: Mapping[str, Run], name: str = "scores") -> pd.DataFrame:
+    """Return a table of all runs, with the label of the run in the column model."""
+    return pd.concat([run.tables[name].assign(model=label) for label, run in runs.items()], ignore_index=True)
 
 
-def summary(found: Mapping[str, Run]) -> pd.DataFrame:
-    """One row per model, target and layer, tower or VFM (layer -1)."""
+def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Return one row for each model, target and layer; the vision encoder and the VFMs have layer -1."""
     columns = [
         "model",
         "source",
@@ -451,51 +475,52 @@ def summary(found: Mapping[str, Run]) -> pd.DataFrame:
         "selectivity_high",
         "chance",
     ]
-    return _table(found)[[*columns, "n_images", "n", "measure"]].sort_values(["model", "target"], kind="stable")
+    return _table(runs)[[*columns, "n_images", "n", "measure"]].sort_values(["model", "target"], kind="stable")
 
 
-def differences(found: Mapping[str, Run]) -> pd.DataFrame:
-    """Every model minus the first by target and layer, paired over images, Holm-corrected over the layers of a
-    target."""
-    tables = {label: run.tables["per_image"].query("source == 'model'") for label, run in found.items()}
-    return paired_differences(
-        tables, by=("target", "layer"), within=("target",), seed=int(next(iter(found.values())).record["seed"])
-    )
+def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Return every model minus the first one by target and layer, paired over images.
+
+    p-values are Holm-corrected over the layers of a target.
+    """
+    tables = {label: run.tables["per_image"].query("source == 'model'") for label, run in runs.items()}
+    seed = int(next(iter(runs.values())).record["seed"])
+    return paired_differences(tables, by=("target", "layer"), within=("target",), seed=seed)
 
 
-def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
-    """Each target by layer beside its control, the tower and the VFMs; then the difference between models."""
-    table, changes, drawn = _table(found), differences(found), {}
+def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
+    """Draw each target by layer with its control, the vision encoder and the VFMs, and differences between models."""
+    table, changes, drawn = _table(runs), differences(runs), {}
     for target in dict.fromkeys(table["target"]):
-        own = table[table["target"] == target]
-        layers = own[own["source"].isin(["model", TOWER])]
-        title = f"{target}: {own['measure'].iloc[0]}"
+        rows = table[table["target"] == target]
+        layers = rows[rows["source"].isin(["model", ENCODER])]
+        measure = str(rows["measure"].iloc[0])
         control = layers.assign(
             labels="control",
-            **{name: layers[f"control{end}"] for name, end in (("score", ""), ("low", "_low"), ("high", "_high"))},
+            score=layers["control"],
+            low=layers["control_low"],
+            high=layers["control_high"],
         )
-        curves = fig.layer_curves(
-            pd.concat([layers.assign(labels="true labels"), control]), y=str(own["measure"].iloc[0]), kind="labels"
-        )
-        ceilings = own[~own["source"].isin(["model", TOWER])].drop_duplicates("source")
-        drawn[title] = fig.with_ceilings(curves, ceilings, name="source")
+        curves = fig.layer_curves(pd.concat([layers.assign(labels="true labels"), control]), y=measure, kind="labels")
+        ceilings = rows[~rows["source"].isin(["model", ENCODER])].drop_duplicates("source")
+        drawn[f"{target}: {measure}"] = fig.with_ceilings(curves, ceilings, name="source")
         change = changes[changes["target"] == target]
         if len(change):
-            drawn[f"{title}, difference"] = fig.difference_curves(
-                change, y=f"{own['measure'].iloc[0]}, minus {change['against'].iloc[0]}"
+            drawn[f"{target}: {measure}, difference"] = fig.difference_curves(
+                change, y=f"{measure}, minus {change['against'].iloc[0]}"
             )
     return drawn
 
 
 def uses(config: Config) -> dict[str, str]:
-    """The identity of every VFM: another copy of its weights is another question."""
+    """Return the identity of every VFM: results are not reused if its weights change."""
     return {f"vfm {name}": find_vfm(name).identity() for name in config.vfm}
 
 
-# 2: intervals that cover what they say
+# version 2: intervals that reach their nominal coverage
 ANALYSIS = Analysis(
     "linear_probe",
-    "What a linear probe reads off the visual tokens of each layer",
+    "What a linear probe predicts from the visual tokens of each layer",
     Config,
     run,
     figures,

@@ -1,22 +1,22 @@
-"""Which words the visual tokens would say at each layer (logit lens), and whether they are the words of what lies under
-them.
+"""The words that visual tokens predict at each layer (logit lens), and whether they name the object under the token.
 
     python -m analyses.logit_lens --model runs/baseline runs/viral --data shapes:val --limit 200 --output_dir runs
 
-The model's own final norm and output head are applied to the visual tokens of layers 0 to L (nostalgebraist 2020; on
-visual tokens Neo et al. 2024, arXiv 2410.07149). At layer L this is the model's own output there, which is checked on
-every model.
+The model's own final norm and output head are applied to the visual tokens of layers 0 to L (nostalgebraist 2020; for
+visual tokens Neo et al. 2024, arXiv 2410.07149). At layer L this gives the model's own output at these positions, which
+is checked for every model.
 
-What the numbers are: for cells that an object covers by at least `cover`, the probability and the rank of the object's
-colour and class words; rank 1 is the most likely token. A word counts by its first token after a space; the run's
-record lists them, and the words left out. `first` and `candidate_rank` compare the words of the same kind in the data
-set with one another, `reciprocal_rank` the whole vocabulary. Cells that no object touches (`background`) are scored by
-the words of a random object of their image. The null gives each cell the words of a random cell of another image. Every
-image weighs the same.
+What the numbers are: for tokens whose patch is covered by an object by at least `cover`, the probability and the rank
+of the object's color and class words. Rank 1 is the most likely token of the vocabulary. A word is represented by its
+first token after a space; the run's record lists these tokens, and the words that were left out. `first` and
+`candidate_rank` compare the words of one kind (all colors or all classes of the data set) with one another,
+`reciprocal_rank` the whole vocabulary. Tokens whose patch no object touches (`background`) are scored by the words of a
+random object of their image. The null gives each token the words of a random token of another image. Every image has
+the same weight.
 
-What they are not: what a layer knows. A token is trained to serve later tokens, not to say a word at its own place, so
-a word that the lens does not find may still be there (see linear_probe). Every image is read with the same prompt, so
-that no question can tell its answer.
+What they are not: what a layer knows. A token is trained to serve later tokens, not to predict a word at its own
+position, so information that the lens does not find may still be there (see linear_probe). Every image is read with the
+same prompt, so that no question can give the answer away.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench import figures as fig
@@ -49,36 +49,36 @@ from workbench.spatial.grids import BACKGROUND, canvas, owners
 from workbench.stats import mean_intervals, null_of, paired_differences
 
 PAGE = "Logit lens"
-KINDS = ("class", "colour")
-CELLS = ("object", "background")
+WORD_KINDS = ("class", "colour")
+PATCH_KINDS = ("object", "background")
 MEASURES = {
     "first": "right word first of its kind",
     "candidate_rank": "1 / rank among words of its kind",
     "reciprocal_rank": "1 / rank in the vocabulary",
     "probability": "probability of the right word",
 }
-ROWS = 256  # tokens whose logits over the vocabulary exist at once
-SIDE = 448  # pixels of a stored picture at most
+ROWS = 256  # tokens whose logits over the vocabulary are in memory at once
+SIDE = 448  # maximum width and height of a stored image, in pixels
 
 
 @dataclass(frozen=True)
 class Config(DataOptions):
-    """What to read, and what it is compared with."""
+    """Options of the logit lens."""
 
     layers: tuple[int, ...] = ()
     """Layers of the model, 0 to L; all by default."""
     scores: bool = True
-    """Compare the words with the objects under the tokens; --no-scores takes any data, for maps alone."""
+    """Score the words against the objects under the tokens; --no-scores takes any data and only draws maps."""
     cover: float = 0.5
-    """Share of a cell that an object has to cover."""
+    """Share of a token's patch that an object must cover, above 0 and at most 1."""
     tokens_per_image: int = 32
-    """Cells of each image that are scored, at most; as many background cells again."""
+    """Maximum number of tokens on objects scored per image, and as many on the background."""
     null: int = 100
-    """Times that images change places for the null."""
+    """Random reassignments of words to images for the null, at least 10."""
     maps: int = 3
-    """Images whose words are stored cell by cell."""
+    """Images for which the words of every patch are stored and drawn."""
     top: int = 5
-    """Words of each cell in a map."""
+    """Most likely words stored for each patch of a map."""
 
     def __post_init__(self) -> None:
         for name, least in (("tokens_per_image", 1), ("null", 10), ("maps", 0), ("top", 1), ("seed", 0)):
@@ -87,12 +87,19 @@ class Config(DataOptions):
         if not 0 < self.cover <= 1:
             raise ConfigError(f"cover is {self.cover:g}: expected more than 0, 1 at most")
         if not self.scores and not self.maps:
-            raise ConfigError("maps is 0 without scores: expected at least 1, or --scores")
+            raise ConfigError("maps is 0 without scores, so nothing is measured: expected at least 1, or --scores")
 
 
 @dataclass
 class Words:
-    """The words that are scored: `tokens` of all of them, and the columns of each kind."""
+    """The words that are scored.
+
+    Attributes:
+        names: all words; a word's position is its column in arrays with a dimension "word".
+        tokens: token id of each word.
+        kinds: {"class" or "colour": columns of the words of this kind}.
+        record: what the run's record says about the words.
+    """
 
     names: list[str]
     tokens: list[int]
@@ -100,34 +107,42 @@ class Words:
     record: dict[str, Any]
 
     def of(self, name: str) -> dict[str, int]:
-        """The column of an object's word of each kind, where it has one."""
+        """Return the columns of the words in an object's name by kind; kinds without a scored word are absent."""
         return {
             kind: self.names.index(word)
-            for kind, word in zip(KINDS, class_and_colour(name), strict=True)
+            for kind, word in zip(WORD_KINDS, class_and_colour(name), strict=True)
             if kind in self.kinds and word in self.names and self.names.index(word) in self.kinds[kind]
         }
 
 
 @dataclass
 class Reading:
-    """What was read of the scored cells, one row for each; a label of -1 is an object without a word of that kind."""
+    """Measurements at the scored tokens, one row for each.
 
-    image: list[int] = field(default_factory=list)
-    cells: list[str] = field(default_factory=list)
-    labels: dict[str, list[int]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
-    logp: list[Float[np.ndarray, "cell layer word"]] = field(default_factory=list)
-    rank: list[Float[np.ndarray, "cell layer word"]] = field(default_factory=list)
+    Attributes:
+        image_numbers: number of the token's image.
+        patch_kinds: "object" or "background".
+        labels: {kind of word: column of the right word, or -1 where the object has no word of this kind}.
+        logp: log-probability of each word.
+        rank: rank of each word in the vocabulary.
+    """
+
+    image_numbers: list[int] = field(default_factory=list)
+    patch_kinds: list[str] = field(default_factory=list)
+    labels: dict[str, list[int]] = field(default_factory=lambda: {kind: [] for kind in WORD_KINDS})
+    logp: list[Float[np.ndarray, "token layer word"]] = field(default_factory=list)
+    rank: list[Float[np.ndarray, "token layer word"]] = field(default_factory=list)
 
     def part(self) -> Part:
-        """Its state, to be stored."""
+        """Return the measurements as a part to be stored."""
         arrays = {name: np.concatenate(getattr(self, name)) for name in ("logp", "rank") if self.logp}
-        record = {"image": self.image, "cells": self.cells, "labels": self.labels}
+        record = {"image": self.image_numbers, "cells": self.patch_kinds, "labels": self.labels}
         return Part(tensors={name: torch.from_numpy(array) for name, array in arrays.items()}, record=record)
 
     def take(self, part: Part) -> None:
-        """Add the state of another reading, of the images that follow."""
-        self.image += part.record["image"]
-        self.cells += part.record["cells"]
+        """Append the measurements of a stored part; parts come in the order of their images."""
+        self.image_numbers += part.record["image"]
+        self.patch_kinds += part.record["cells"]
         for kind, labels in part.record["labels"].items():
             self.labels[kind] += labels
         for name in ("logp", "rank"):
@@ -136,7 +151,7 @@ class Reading:
 
 
 def run(config: Config, context: Context) -> Result:
-    """Read the layers, score the cells of objects, and keep the words of a few images."""
+    """Apply the lens to the layers, score tokens on objects and background, and store word maps of a few images."""
     layers = check_layers(context.mllm, config.layers)
     images = [scene[0] for scene in context.data.scenes]
     words = _words(config, context, images)
@@ -144,10 +159,8 @@ def run(config: Config, context: Context) -> Result:
     parts = context.map(
         "words of visual tokens", images, partial(_read, config, context, layers, words), depends=depends
     )
-    tables, tensors = (
-        {"maps": joined(parts, "maps")},
-        {name: value for part in parts for name, value in part.tensors.items() if name.startswith("image_")},
-    )
+    tables = {"maps": joined(parts, "maps")}
+    tensors = {name: value for part in parts for name, value in part.tensors.items() if name.startswith("image_")}
     if config.scores:
         reading, vocabulary = Reading(), max(part.record["vocabulary"] for part in parts)
         for part in parts:
@@ -159,25 +172,27 @@ def run(config: Config, context: Context) -> Result:
 
 
 def _words(config: Config, context: Context, images: Sequence[Sample]) -> Words:
-    """The class and colour words of all objects of the data set, each with a token that stands for it."""
+    """Return the class and color words of all objects of the data set, each with the token that represents it."""
     if not config.scores:
         return Words([], [], {}, {})
     if not any(sample.objects for sample in images):
         raise DataError(
-            f"data set '{context.data.name}' knows no objects: expected one that does, such as shapes:val, or"
+            f"data set '{context.data.name}' has no objects: expected one with objects, such as shapes:val, or"
             " --no-scores for maps alone"
         )
-    parts = [
-        class_and_colour(name) for name in dict.fromkeys(thing.name for sample in images for thing in sample.objects)
-    ]
-    by_kind = {kind: sorted({own[number] for own in parts} - {""}) for number, kind in enumerate(KINDS)}
-    tokens, left_out = first_tokens(context.mllm, [word for own in by_kind.values() for word in own])
-    kinds = {kind: [list(tokens).index(word) for word in own if word in tokens] for kind, own in by_kind.items()}
-    kinds = {kind: own for kind, own in kinds.items() if len(own) > 1}
+    names = dict.fromkeys(item.name for sample in images for item in sample.objects)
+    split_names = [class_and_colour(name) for name in names]
+    by_kind = {kind: sorted({split[n] for split in split_names} - {""}) for n, kind in enumerate(WORD_KINDS)}
+    tokens, left_out = first_tokens(context.mllm, [word for kind_words in by_kind.values() for word in kind_words])
+    kinds = {
+        kind: [list(tokens).index(word) for word in kind_words if word in tokens]
+        for kind, kind_words in by_kind.items()
+    }
+    kinds = {kind: columns for kind, columns in kinds.items() if len(columns) > 1}
     if not kinds:
         raise DataError(
             f"the objects of '{context.data.name}' have {len(tokens)} words with a token of their own: expected at"
-            " least 2 of a kind to compare"
+            " least 2 classes or 2 colors to compare"
         )
     tokenizer = context.mllm.processor.tokenizer
     shown = {word: tokenizer.convert_ids_to_tokens(token) for word, token in tokens.items()}
@@ -188,22 +203,22 @@ def _words(config: Config, context: Context, images: Sequence[Sample]) -> Words:
 
 
 def _read(config: Config, context: Context, layers: list[int], words: Words, chunk: Chunk[Sample]) -> Part:
-    """The scored words at the scored cells of a chunk, and of the first images the most likely words of every cell."""
+    """Score the words at sampled tokens of a chunk's images, and map the words of all tokens of the first images."""
     mllm, reading, rows, tensors, lens, vocabulary = context.mllm, Reading(), [], {}, None, 0
-    for start, part in chunk.batches():
-        batch = mllm.encode([s.image for s in part], [QUESTION] * len(part))
+    for start, samples in chunk.batches():
+        batch = mllm.encode([s.image for s in samples], [QUESTION] * len(samples))
         lens = lens or lens_of(mllm, batch)
-        found = read(mllm, batch, layers=layers)
-        for number, (sample, own, parts) in enumerate(
-            zip(part, found, mllm.visual_tokens(batch), strict=True), start=start
+        activations = read(mllm, batch, layers=layers)
+        for number, (sample, hidden, parts) in enumerate(
+            zip(samples, activations, mllm.visual_tokens(batch), strict=True), start=start
         ):
             if config.scores:
-                vocabulary = _score_cells(config, reading, words, lens, own.values, number, sample, parts)
+                vocabulary = _score_tokens(config, reading, words, lens, hidden.values, number, sample, parts)
             if number < config.maps:
-                rows += _map(config, mllm, lens, own.values, layers, number, sample, parts)
-                picture = sample.image.copy()
-                picture.thumbnail((SIDE, SIDE))
-                tensors[f"image_{number}"] = torch.from_numpy(np.array(picture))
+                rows += _map(config, mllm, lens, hidden.values, layers, number, sample, parts)
+                image = sample.image.copy()
+                image.thumbnail((SIDE, SIDE))
+                tensors[f"image_{number}"] = torch.from_numpy(np.array(image))
     columns = ["number", "image_id", "layer", "token", *EDGES, "rank", "word", "probability", "truth", "right_word"]
     state = reading.part()
     return Part(
@@ -213,7 +228,7 @@ def _read(config: Config, context: Context, layers: list[int], words: Words, chu
     )
 
 
-def _score_cells(
+def _score_tokens(
     config: Config,
     reading: Reading,
     words: Words,
@@ -223,21 +238,31 @@ def _score_cells(
     sample: Sample,
     parts: list[VisualTokens],
 ) -> int:
-    """Log-probability and rank of every word at some of an image's cells; returns the size of the vocabulary."""
-    own = owners(sample.objects, parts, share=config.cover)
+    """Add the log-probability and rank of every word at random tokens of an image to `reading`.
+
+    Args:
+        number: number of the image.
+        parts: its visual tokens, one part for each tile.
+
+    Returns:
+        Size of the vocabulary; 0 if the image has no token to score.
+    """
+    object_of_token = owners(sample.objects, parts, share=config.cover)
     rng = np.random.default_rng([config.seed, number])
-    known = [words.of(thing.name) for thing in sample.objects]
+    object_words = [words.of(item.name) for item in sample.objects]
     chosen: list[int] = []
-    for kind, there in zip(CELLS, (own >= 0, own == BACKGROUND), strict=True):
-        cells = (
-            rng.permutation(there.nonzero()[0])[: config.tokens_per_image] if sample.objects else np.empty(0, dtype=int)
-        )
-        things = own[cells] if kind == "object" else rng.integers(max(1, len(known)), size=len(cells))
-        chosen += cells.tolist()
-        reading.image += [number] * len(cells)
-        reading.cells += [kind] * len(cells)
-        for name in KINDS:
-            reading.labels[name] += [known[thing].get(name, -1) for thing in things]
+    candidates = (object_of_token >= 0, object_of_token == BACKGROUND)
+    for patch_kind, is_candidate in zip(PATCH_KINDS, candidates, strict=True):
+        tokens = np.empty(0, dtype=int)
+        if sample.objects:
+            tokens = rng.permutation(is_candidate.nonzero()[0])[: config.tokens_per_image]
+        on_object = patch_kind == "object"
+        objects = object_of_token[tokens] if on_object else rng.integers(max(1, len(object_words)), size=len(tokens))
+        chosen += tokens.tolist()
+        reading.image_numbers += [number] * len(tokens)
+        reading.patch_kinds += [patch_kind] * len(tokens)
+        for word_kind in WORD_KINDS:
+            reading.labels[word_kind] += [object_words[n].get(word_kind, -1) for n in objects]
     if not chosen:
         return 0
     logp, rank, vocabulary = _ranked(lens, values[:, chosen], words.tokens)
@@ -246,20 +271,24 @@ def _score_cells(
     return vocabulary
 
 
-def _ranked(lens: Lens, values: Float[Tensor, "layer cell d"], tokens: list[int]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Log-probability over the vocabulary and rank in it (1 is the most likely, ties share their mean) of `tokens`,
-    (layer, cell, word)."""
+def _ranked(lens: Lens, values: Float[Tensor, "layer token d"], ids: list[int]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the log-probability and the rank of the token ids among the whole vocabulary.
+
+    Returns:
+        Log-probability (layer, token, word); rank (layer, token, word), 1 for the most likely, the mean of their ranks
+        for ties; size of the vocabulary.
+    """
     logps, ranks, vocabulary = [], [], 0
-    for part in values.flatten(0, 1).split(ROWS):
-        logits = lens(part)
+    for rows in values.flatten(0, 1).split(ROWS):
+        logits = lens(rows)
         vocabulary = logits.shape[1]
-        wanted = logits[:, tokens].contiguous()
+        word_logits = logits[:, ids].contiguous()
         ordered = logits.sort(dim=1).values
-        below = torch.searchsorted(ordered, wanted)
-        upto = torch.searchsorted(ordered, wanted, right=True)
-        ranks.append((vocabulary - upto + (upto - below + 1) / 2).cpu())
-        logps.append((wanted - logits.logsumexp(1, keepdim=True)).cpu())
-    logp, rank = (torch.cat(own).unflatten(0, values.shape[:2]).numpy() for own in (logps, ranks))
+        below = torch.searchsorted(ordered, word_logits)
+        up_to = torch.searchsorted(ordered, word_logits, right=True)
+        ranks.append((vocabulary - up_to + (up_to - below + 1) / 2).cpu())
+        logps.append((word_logits - logits.logsumexp(1, keepdim=True)).cpu())
+    logp, rank = (torch.cat(blocks).unflatten(0, values.shape[:2]).numpy() for blocks in (logps, ranks))
     return logp, rank, vocabulary
 
 
@@ -276,45 +305,37 @@ def _map(
     sample: Sample,
     parts: list[VisualTokens],
 ) -> list[tuple]:
-    """The most likely words of every cell of the finest raster, and whether the first is a word of the object under
-    it."""
-    own = owners(sample.objects, parts, share=config.cover)
-    canvas(parts)  # refuses tokens without a place
-    cells = [
+    """Return rows of the table maps: the most likely words of every token of the finest grid at every layer.
+
+    A word is right if its token represents a word of the object under the token (its "truth").
+    """
+    object_of_token = owners(sample.objects, parts, share=config.cover)
+    canvas(parts)  # raises for tokens without a place in the image
+    patches = [
         part.token_box(row, column)
         for part in parts
         for row in range(part.grid[0])  # type: ignore[index]
         for column in range(part.grid[1])  # type: ignore[index]
     ]
-    areas = np.array([(right - left) * (bottom - top) for left, top, right, bottom in cells])
+    areas = np.array([(right - left) * (bottom - top) for left, top, right, bottom in patches])
     finest = (areas <= areas.min() * 1.03).nonzero()[0]
-    rows = []
+    rows: list[tuple] = []
     for layer, hidden in zip(layers, values, strict=True):
-        best = torch.cat([lens(part).softmax(-1).topk(config.top).values.cpu() for part in hidden[finest].split(ROWS)])
-        ids = torch.cat([lens(part).topk(config.top).indices.cpu() for part in hidden[finest].split(ROWS)])
-        for cell, likely, tokens in zip(finest.tolist(), best.tolist(), ids.tolist(), strict=True):
-            truth = sample.objects[own[cell]].name if own[cell] >= 0 else ""
+        best = torch.cat(
+            [lens(block).softmax(-1).topk(config.top).values.cpu() for block in hidden[finest].split(ROWS)]
+        )
+        ids = torch.cat([lens(block).topk(config.top).indices.cpu() for block in hidden[finest].split(ROWS)])
+        for token, probabilities, likely_ids in zip(finest.tolist(), best.tolist(), ids.tolist(), strict=True):
+            truth = sample.objects[object_of_token[token]].name if object_of_token[token] >= 0 else ""
             right = set(first_tokens_of(mllm, truth))
-            rows += [
-                (
-                    number,
-                    sample.image_id,
-                    layer,
-                    cell,
-                    *cells[cell],
-                    rank,
-                    _readable(mllm, token),
-                    p,
-                    truth,
-                    token in right,
-                )
-                for rank, (token, p) in enumerate(zip(tokens, likely, strict=True), start=1)
-            ]
+            place = (number, sample.image_id, layer, token, *patches[token])
+            for rank, (word_id, p) in enumerate(zip(likely_ids, probabilities, strict=True), start=1):
+                rows.append((*place, rank, _readable(mllm, word_id), p, truth, word_id in right))
     return rows
 
 
 def first_tokens_of(mllm: MLLM, name: str) -> list[int]:
-    """The tokens that stand for the words of an object's name, where it has any."""
+    """Return the token ids that represent the words of an object's name; none if no word has one."""
     try:
         return list(first_tokens(mllm, [word for word in class_and_colour(name) if word])[0].values()) if name else []
     except DataError:
@@ -322,6 +343,7 @@ def first_tokens_of(mllm: MLLM, name: str) -> list[int]:
 
 
 def _readable(mllm: MLLM, token: int) -> str:
+    """Return a token as text, or as the tokenizer writes it if it is only a space."""
     tokenizer = mllm.processor.tokenizer
     return tokenizer.decode([token]).strip() or str(tokenizer.convert_ids_to_tokens(token))
 
@@ -332,51 +354,54 @@ def _readable(mllm: MLLM, token: int) -> str:
 def _scores(
     config: Config, reading: Reading, words: Words, layers: list[int], image_ids: list[str], vocabulary: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One row for each layer, kind of cell, kind of word and measure; and the values of the images, with their own
-    null."""
+    """Return the tables scores and per_image.
+
+    Returns:
+        scores: one row for each layer, kind of patch, kind of word and measure, with its interval over images and its
+            null.
+        per_image: the value of each image, and the mean of its null.
+
+    Raises:
+        DataError: no token can be scored, or tokens on objects in fewer than 2 images.
+    """
     if not reading.logp:
         raise DataError(
-            f"no cell is covered by an object to {config.cover:g} or free of objects in {len(image_ids)} images:"
-            " expected some, or a smaller cover"
+            f"no patch is covered to {config.cover:g} by an object or free of objects in {len(image_ids)} images:"
+            " expected some; try a smaller cover"
         )
-    logp, rank, image, where = (
-        np.concatenate(reading.logp),
-        np.concatenate(reading.rank),
-        np.array(reading.image),
-        np.array(reading.cells),
-    )
-    rows, each = [], []
-    for cells in CELLS:
-        for kind, columns in words.kinds.items():
-            label = np.array(reading.labels[kind])
-            there = (where == cells) & (label >= 0)
-            units = np.unique(image[there])
-            if len(units) < 2:
-                if cells == "object":
+    logp, rank = np.concatenate(reading.logp), np.concatenate(reading.rank)
+    image_numbers, patch_kinds = np.array(reading.image_numbers), np.array(reading.patch_kinds)
+    rows, per_image = [], []
+    for patch_kind in PATCH_KINDS:
+        for word_kind, columns in words.kinds.items():
+            label = np.array(reading.labels[word_kind])
+            scored = (patch_kinds == patch_kind) & (label >= 0)
+            scored_images = np.unique(image_numbers[scored])
+            if len(scored_images) < 2:
+                if patch_kind == "object":
                     raise DataError(
-                        f"{len(units)} of {len(image_ids)} images have a cell covered to {config.cover:g} by an object"
-                        f" with a {kind}: expected at least 2"
+                        f"{len(scored_images)} of {len(image_ids)} images have a patch covered to {config.cover:g} by"
+                        f" an object with a {word_kind}: expected at least 2"
                     )
                 continue
-            right = np.array([columns.index(own) for own in label[there]])
-            # (measure, cell, layer, candidate)
-            values = _measured(logp[there][..., columns], rank[there][..., columns])
-            owner = np.searchsorted(units, image[there])
-            own = _by_image(values, right, owner)  # (measure, layer, image)
+            right = np.array([columns.index(column) for column in label[scored]])
+            # (measure, token, layer, candidate)
+            values = _measured(logp[scored][..., columns], rank[scored][..., columns])
+            image = np.searchsorted(scored_images, image_numbers[scored])
+            observed = _by_image(values, right, image)  # (measure, layer, image)
             draws = [
-                _by_image(values, right[_elsewhere(owner, [config.seed, draw])], owner) for draw in range(config.null)
+                _by_image(values, right[_elsewhere(image, [config.seed, draw])], image) for draw in range(config.null)
             ]
             nulls = np.stack([draw.mean(-1) for draw in draws])  # (draw, measure, layer)
-            by_image = np.mean(draws, axis=0)
+            null_by_image = np.mean(draws, axis=0)
             chance = _chance(len(columns), vocabulary)
             for m, measure in enumerate(MEASURES):
-                for at, (layer, interval) in enumerate(
-                    zip(layers, mean_intervals(own[m].T, kind="proportion"), strict=True)
-                ):
-                    null = null_of(interval.estimate, nulls[:, m, at])
-                    named = {"layer": layer, "cells": cells, "kind": kind, "measure": measure}
+                intervals = mean_intervals(observed[m].T, kind="proportion")
+                for n, (layer, interval) in enumerate(zip(layers, intervals, strict=True)):
+                    null = null_of(interval.estimate, nulls[:, m, n])
+                    names = {"layer": layer, "cells": patch_kind, "kind": word_kind, "measure": measure}
                     rows.append(
-                        named
+                        names
                         | {
                             "score": interval.estimate,
                             "low": interval.low,
@@ -384,59 +409,61 @@ def _scores(
                             "null_mean": null.mean,
                             "null_q95": null.q95,
                             "p": null.p,
-                        }
-                        | {
                             "uniform": chance[measure],
                             "n_images": interval.n,
-                            "n": int(there.sum()),
+                            "n": int(scored.sum()),
                             "candidates": len(columns),
                             "vocabulary": vocabulary,
+                            "seed": config.seed,
                         }
-                        | {"seed": config.seed}
                     )
-                    each.append(
-                        pd.DataFrame(
-                            named
-                            | {
-                                "image_id": [image_ids[u] for u in units],
-                                "value": own[m, at],
-                                "null": by_image[m, at],
-                            }
-                        )
-                    )
-    return pd.DataFrame(rows), pd.concat(each, ignore_index=True)
+                    by_image = {
+                        "image_id": [image_ids[number] for number in scored_images],
+                        "value": observed[m, n],
+                        "null": null_by_image[m, n],
+                    }
+                    per_image.append(pd.DataFrame(names | by_image))
+    return pd.DataFrame(rows), pd.concat(per_image, ignore_index=True)
 
 
 def _measured(
-    logp: Float[np.ndarray, "cell layer word"], rank: Float[np.ndarray, "cell layer word"]
-) -> Float[np.ndarray, "measure cell layer word"]:
-    """Every measure of every candidate, as if it were the right word; equal candidates share their places."""
+    logp: Float[np.ndarray, "token layer word"], rank: Float[np.ndarray, "token layer word"]
+) -> Float[np.ndarray, "measure token layer word"]:
+    """Return every measure of every candidate as if it were the right word; tied candidates share their ranks."""
     greater = (logp[..., None, :] > logp[..., :, None]).sum(-1)
     equal = (logp[..., None, :] == logp[..., :, None]).sum(-1)  # itself included
     return np.stack([(greater == 0) / equal, 1 / (1 + greater + (equal - 1) / 2), 1 / rank, np.exp(logp)])
 
 
-def _by_image(values: np.ndarray, right: np.ndarray, owner: np.ndarray) -> Float[np.ndarray, "measure layer image"]:
-    """The mean over each image's cells of the values of their words."""
-    own = np.take_along_axis(values, right[None, :, None, None], axis=-1)[..., 0]
-    sums = np.zeros((owner.max() + 1, own.shape[0], own.shape[2]))
-    np.add.at(sums, owner, own.transpose(1, 0, 2))
-    return sums.transpose(1, 2, 0) / np.bincount(owner)
+def _by_image(
+    values: Float[np.ndarray, "measure token layer word"],
+    right: Int[np.ndarray, " token"],
+    image: Int[np.ndarray, " token"],
+) -> Float[np.ndarray, "measure layer image"]:
+    """Return the mean over each image's tokens of the values of their right words."""
+    of_right_word = np.take_along_axis(values, right[None, :, None, None], axis=-1)[..., 0]
+    sums = np.zeros((image.max() + 1, of_right_word.shape[0], of_right_word.shape[2]))
+    np.add.at(sums, image, of_right_word.transpose(1, 0, 2))
+    return sums.transpose(1, 2, 0) / np.bincount(image)
 
 
-def _elsewhere(owner: np.ndarray, seed: list[int]) -> np.ndarray:
-    """For each cell, a random cell of another image, one other image for all cells of an image."""
+def _elsewhere(image: Int[np.ndarray, " token"], seed: list[int]) -> Int[np.ndarray, " token"]:
+    """Return for each token a random token of another image; all tokens of an image get the same other image.
+
+    Args:
+        image: image of each token, 0 to n - 1 without gaps.
+    """
     rng = np.random.default_rng(seed)
-    counts = np.bincount(owner)
-    order = np.argsort(owner, kind="stable")
+    counts = np.bincount(image)
+    order = np.argsort(image, kind="stable")
     starts = np.cumsum(counts) - counts
     other = (np.arange(len(counts)) + 1 + rng.integers(len(counts) - 1, size=len(counts))) % len(counts)
-    drawn = rng.integers(counts[other[owner]])
-    return order[starts[other[owner]] + drawn]
+    drawn = rng.integers(counts[other[image]])
+    return order[starts[other[image]] + drawn]
 
 
 def _chance(candidates: int, vocabulary: int) -> dict[str, float]:
-    """Each measure where all orders of the words are equally likely."""
+    """Return the expected value of each measure if all orders of the words are equally likely."""
     return {
         "first": 1 / candidates,
         "candidate_rank": float((1 / np.arange(1, candidates + 1)).mean()),
@@ -448,14 +475,16 @@ def _chance(candidates: int, vocabulary: int) -> dict[str, float]:
 # --- tables and figures ---------------------------------------------------------------------------
 
 
-def summary(found: Mapping[str, Run]) -> pd.DataFrame:
-    """One row per model, layer, kind of word and measure, for the cells of objects; without scores, the words that lead
-    most cells of the maps."""
-    if any("scores" not in run.tables for run in found.values()):
-        first = pd.concat([run.tables["maps"].assign(model=label) for label, run in found.items()])
-        first = first[first["rank"] == 1].groupby(["model", "layer"], sort=False)["word"]
-        return first.value_counts().groupby(level=[0, 1], sort=False).head(3).rename("cells").reset_index()
-    table = pd.concat([run.tables["scores"].assign(model=label) for label, run in found.items()])
+def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Return one row for each model, layer, kind of word and measure, for tokens on objects.
+
+    If a run has no scores: for each model and layer, the three words that are the most likely one of most patches.
+    """
+    if any("scores" not in run.tables for run in runs.values()):
+        maps = pd.concat([run.tables["maps"].assign(model=label) for label, run in runs.items()])
+        likeliest = maps[maps["rank"] == 1].groupby(["model", "layer"], sort=False)["word"]
+        return likeliest.value_counts().groupby(level=[0, 1], sort=False).head(3).rename("cells").reset_index()
+    table = pd.concat([run.tables["scores"].assign(model=label) for label, run in runs.items()])
     columns = [
         "model",
         "layer",
@@ -474,35 +503,38 @@ def summary(found: Mapping[str, Run]) -> pd.DataFrame:
     return table[table["cells"] == "object"][columns]
 
 
-def differences(found: Mapping[str, Run]) -> pd.DataFrame:
-    """Every model minus the first, paired over images, Holm-corrected over layers: one row for each kind of cell, kind
-    of word, measure and layer."""
-    tables = {label: run.tables["per_image"] for label, run in found.items()}
-    seed = int(next(iter(found.values())).record["seed"])
+def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Return every model minus the first one, paired over images and Holm-corrected over layers.
+
+    Returns:
+        One row for each model, kind of patch, kind of word, measure and layer.
+    """
+    tables = {label: run.tables["per_image"] for label, run in runs.items()}
+    seed = int(next(iter(runs.values())).record["seed"])
     return paired_differences(
         tables, by=("cells", "kind", "measure", "layer"), within=("cells", "kind", "measure"), seed=seed
     )
 
 
-def figures(found: Mapping[str, Run]) -> dict[str, go.Figure]:
-    """The words over each stored image, then every score by layer over its null, and its difference between models."""
+def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
+    """Draw the words over each stored image, every score by layer over its null, and its difference between models."""
     drawn: dict[str, go.Figure] = {}
-    for number in sorted({n for run in found.values() for n in run.tables["maps"]["number"]}):
-        shown = [
+    for number in sorted({n for run in runs.values() for n in run.tables["maps"]["number"]}):
+        word_maps = [
             _word_map(label, run, number)
-            for label, run in found.items()
+            for label, run in runs.items()
             if (run.tables["maps"]["number"] == number).any()
         ]
-        drawn[f"Words over image {number}"] = fig.word_maps(shown)
-    scored = {label: run for label, run in found.items() if "scores" in run.tables}
+        drawn[f"Words over image {number}"] = fig.word_maps(word_maps)
+    scored = {label: run for label, run in runs.items() if "scores" in run.tables}
     if not scored:
         return drawn
     table = pd.concat([run.tables["scores"].assign(model=label) for label, run in scored.items()])
     changes = differences(scored)
     for kind in dict.fromkeys(table["kind"]):
         for measure, title in MEASURES.items():
-            own = table[(table["kind"] == kind) & (table["measure"] == measure)]
-            drawn[f"{kind}: {title}"] = fig.layer_curves(own, y=title, kind="cells")
+            rows = table[(table["kind"] == kind) & (table["measure"] == measure)]
+            drawn[f"{kind}: {title}"] = fig.layer_curves(rows, y=title, kind="cells")
             change = changes[
                 (changes["kind"] == kind) & (changes["measure"] == measure) & (changes["cells"] == "object")
             ]
@@ -518,10 +550,10 @@ def _word_map(label: str, run: Run, number: int) -> fig.WordMap:
     return fig.WordMap(label, run.tensors[f"image_{number}"].numpy(), table[table["number"] == number])
 
 
-# 2: intervals that cover what they say
+# version 2: intervals that reach their nominal coverage
 ANALYSIS = Analysis(
     "logit_lens",
-    "Which words the visual tokens would say at each layer (logit lens)",
+    "Which words the visual tokens predict at each layer (logit lens)",
     Config,
     run,
     figures,

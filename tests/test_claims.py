@@ -62,7 +62,7 @@ def test_the_sweeps_train_what_the_ledger_judges() -> None:
         jobs = [job for job in sweep.runs() if job.folder.name == training.folder.format(seed=10) and job.seed == 10]
         (job,) = jobs
         planned[name] = Trained(name, training, 10, job.folder, {"recipe": as_mapping(job.recipe())})
-        assert list(Evidence.wrong(planned[name])) == [] and (
+        assert list(Evidence.mismatches(planned[name])) == [] and (
             training.checkpoint == "last" or planned[name].recipe["keep_best"]
         )
         if training.like:
@@ -137,19 +137,19 @@ def test_what_decides_is_in_the_hash(old: str, new: str, changed: set[str]) -> N
             "like: b",
             "training a in small.yaml is like b like a",
         ),
-        ("data.train: [d], ", "", "training a in small.yaml is like no other and has no data.train"),
-        ("id: closer", "id: better", "two claims of small.yaml are called better"),
+        ("data.train: [d], ", "", "training a in small.yaml has neither `like` nor data.train"),
+        ("id: closer", "id: better", "two claims of small.yaml have the id better"),
         ("seeds: [1, 2, 3]", "seeds: [1]", "seeds of small.yaml are [1]"),
         ("level: 0.05", "level: 5", "level of small.yaml is 5"),
         ("level: 0.05\n", "", "small.yaml has no level"),
-        ("not_testable: too large", "not_testable: too large, expect: more", "has a rule and not_testable"),
+        ("not_testable: too large", "not_testable: too large, expect: more", "has both a rule and not_testable"),
         ("{b: 1, a: -1}", "{b: 1, a: 0}", "other than 0"),
         ('"a-s{seed}"', "a-s1", "expected a name with {seed}"),
         ("level: 0.05", "level: 0.05\nlevel: 0.1", "key 'level' appears twice"),
         (
-            "stored, options: {analysis: cknna, where: {layer: 3}}, of: {b: 1}",
+            "stored, options: {analysis: cknna, where: {layer: 3}},\n     of: {b: 1}",
             "answers, of: {a: -1, b: 1}",
-            "the claims better, closer of small.yaml have one rule",
+            "the claims better, closer of small.yaml have the same rule",
         ),
     ],
 )

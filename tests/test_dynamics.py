@@ -292,7 +292,7 @@ def test_other_checkpoints_are_another_question(runs_folder: Path, tmp_path: Pat
     folder = shutil.copytree(runs_folder / "viral", tmp_path / "viral")
     before = dynamics.beside(dynamics.Config(), str(folder))
     shutil.rmtree(folder / "checkpoint-6")
-    with pytest.raises(RunError, match="has no checkpoints from before its end"):
+    with pytest.raises(RunError, match="has no checkpoints from before its last step"):
         dynamics.beside(dynamics.Config(), str(folder))
     shutil.copytree(folder / "checkpoint-12", folder / "checkpoint-6")
     assert dynamics.beside(dynamics.Config(), str(folder)) != before

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from analyses.knockout import AGAINST, ANALYSIS, OBJECT, RANDOM, Config, asked_objects, covering
+from analyses.knockout import AGAINST, ANALYSIS, OBJECT, RANDOM, Config, asked_objects, touched_tokens
 from analyses.knockout import run as knock
 from tests.conftest import run
 from tests.test_permutation import bag_of_tokens, model, picture, planted
@@ -128,20 +128,12 @@ def test_tokens_of_named_objects_by_hand() -> None:
     assert asks("any red dog ?") == ["red dog"] and asks("is red left of blue?") == ["red dog", "blue dog"]
     assert asks("how many dog ?") == ["red dog", "blue dog"] and asks("is a cat here ?") == []
     raster = [VisualTokens(torch.arange(16), (4, 4), (0.0, 0.0, 1.0, 1.0))]
-    assert covering(raster, [RED_DOG]) == [0, 1, 4, 5] and covering(raster, [RED_DOG, BLUE_DOG]) == [
-        0,
-        1,
-        4,
-        5,
-        10,
-        11,
-        14,
-        15,
-    ]
+    assert touched_tokens(raster, [RED_DOG]) == [0, 1, 4, 5]
+    assert touched_tokens(raster, [RED_DOG, BLUE_DOG]) == [0, 1, 4, 5, 10, 11, 14, 15]
     mask = np.zeros((80, 80), dtype=bool)
     mask[20:40, 39:41] = True  # rows of the second token row, columns on both sides of the middle
-    assert covering(raster, [Object("thin", (0, 0, 1, 1), mask)]) == [5, 6]
-    assert covering([VisualTokens(torch.arange(4), (2, 2), (-0.5, 0.0, 1.5, 1.0))], [RED_DOG]) == [0]
+    assert touched_tokens(raster, [Object("thin", (0, 0, 1, 1), mask)]) == [5, 6]
+    assert touched_tokens([VisualTokens(torch.arange(4), (2, 2), (-0.5, 0.0, 1.5, 1.0))], [RED_DOG]) == [0]
 
 
 def test_taking_away_what_every_image_has_changes_nothing(folders: Path) -> None:
@@ -174,7 +166,7 @@ def test_what_cannot_be_knocked_out_is_refused_or_noted(folders: Path) -> None:
         knock(Config(layers=(9,)), Context(llava, with_objects(), 4))
     with pytest.raises(
         DataError,
-        match="no question of planted names an object that the data set knows: expected objects, or --no-objects",
+        match="no question of planted names an object of its image: expected a data set with objects, or --no-objects",
     ):
         knock(Config(width=(1,)), Context(llava, planted(), 4))
     result = knock(Config(width=(2,), layers=(3,)), Context(qwen, with_objects(2), 4))

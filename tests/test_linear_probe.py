@@ -308,7 +308,7 @@ def test_what_cannot_be_probed_is_refused_or_noted(folders: Path) -> None:
         "tiny", [dataclasses.replace(s, objects=(Object("red cat", (0, 0, 0.01, 0.01)),)) for s in data], "tiny"
     )
     with pytest.raises(
-        DataError, match=r"'photos' knows no objects: expected one that does, such as shapes:val, for the target class"
+        DataError, match=r"'photos' has no objects: expected one with objects, such as shapes:val, for the target class"
     ):
         probe(dataclasses.replace(FEW, targets=("class",)), Context(mllm, bare, 4))
     result = probe(dataclasses.replace(FEW, layers=(1,)), Context(mllm, bare, 4))
@@ -320,12 +320,12 @@ def test_what_cannot_be_probed_is_refused_or_noted(folders: Path) -> None:
     }
     with pytest.raises(
         DataError,
-        match=r"1 values of class lie on cells covered to 0\.5 in at least 5 images each: expected at least 2",
+        match=r"1 values of class are on patches covered to 0\.5 in at least 5 images each: expected at least 2",
     ):
         probe(dataclasses.replace(FEW, targets=("class",)), Context(mllm, one, 4))
     with pytest.raises(DataError, match="count is the same for all 10 rows"):
         probe(dataclasses.replace(FEW, targets=("count",)), Context(mllm, one, 4))
-    with pytest.raises(DataError, match=r"0 values of colour lie on cells covered to 0\.5"):
+    with pytest.raises(DataError, match=r"0 values of colour are on patches covered to 0\.5"):
         probe(dataclasses.replace(FEW, targets=("colour",)), Context(mllm, tiny, 4))
     with pytest.raises(DataError, match="foreground is the same for all"):
         probe(dataclasses.replace(FEW, targets=("foreground",)), Context(mllm, tiny, 4))

@@ -221,7 +221,9 @@ def test_batches_change_no_number_and_tiles_are_scored(folders: Path) -> None:
 def test_what_cannot_be_scored_is_refused(folders: Path) -> None:
     mllm = model("llava", folders)
     bare = Dataset("photos", [dataclasses.replace(s, objects=()) for s in scenes()], "photos")
-    with pytest.raises(DataError, match="knows no objects: expected one that does, such as shapes:val, or --no-scores"):
+    with pytest.raises(
+        DataError, match="has no objects: expected one with objects, such as shapes:val, or --no-scores"
+    ):
         look(FEW, Context(mllm, bare, 4))
     result = look(dataclasses.replace(FEW, scores=False, maps=2), Context(mllm, bare, 4))
     assert (
@@ -236,7 +238,7 @@ def test_what_cannot_be_scored_is_refused(folders: Path) -> None:
     )
     tiny = Object("red cat", (0.0, 0.0, 0.05, 0.05))
     with pytest.raises(
-        DataError, match=r"0 of 8 images have a cell covered to 0\.5 by an object with a class: expected at least 2"
+        DataError, match=r"0 of 8 images have a patch covered to 0\.5 by an object with a class: expected at least 2"
     ):
         look(
             FEW,
@@ -248,7 +250,7 @@ def test_what_cannot_be_scored_is_refused(folders: Path) -> None:
                 4,
             ),
         )
-    with pytest.raises(DataError, match="expected at least 2 of a kind to compare"):
+    with pytest.raises(DataError, match="expected at least 2 classes or 2 colors to compare"):
         look(
             FEW,
             Context(
@@ -331,9 +333,9 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
         (["--covr", "1"], "unknown option '--covr': did you mean 'cover'"),
         (["--cover", "0"], "cover is 0: expected more than 0, 1 at most"),
         (["--maps", "0", "--no-scores"], "maps is 0 without scores"),
-        (["--data", "folder:PHOTOS"], "knows no objects: expected one that does"),
-        (["--limit", "1"], "2 words with a token of their own: expected at least 2 of a kind"),
-        (["--limit", "2", "--cover", "1"], "1 of 2 images have a cell covered to 1"),
+        (["--data", "folder:PHOTOS"], "has no objects: expected one with objects"),
+        (["--limit", "1"], "2 words with a token of their own: expected at least 2 classes or 2 colors"),
+        (["--limit", "2", "--cover", "1"], "1 of 2 images have a patch covered to 1"),
     ],
 )
 def test_bad_input_is_one_sentence(runs_folder: Path, tmp_path: Path, words: list[str], message: str) -> None:

@@ -60,7 +60,7 @@ def test_the_report_says_what_was_run_on_what_and_why_not(made: Path) -> None:
         True,
         False,
     ]
-    assert text.count('class="warn"') == 1 and "has no checkpoints from before its end" in text
+    assert text.count('class="warn"') == 1 and "has no checkpoints from before its last step" in text
     assert "What the numbers are, and what they are not" in text and "never 0 by chance" in text
     for fact in (
         "shapes:val, 3 images",

@@ -192,7 +192,7 @@ def test_one_run_of_another_commit_is_enough(world: World) -> None:
     assert world.judge(MORE)["more"]["verdict"] == "reproduced"
     train(world.runs / "a-s4", answers(count=44, exist=44), git=world.commit(MORE, NEVER))
     assert world.judge(MORE)["more"]["verdict"] == "reproduced" and world.judge(MORE)["more"]["reason"].endswith(
-        "6 of 6; its runs are of 2 commits"
+        "6 of 6; its runs were trained at 2 commits"
     )
     train(world.runs / "a-s4", answers(count=44, exist=44), git=before)
     row = world.judge(MORE)["more"]
@@ -206,9 +206,9 @@ def test_one_run_of_another_commit_is_enough(world: World) -> None:
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        ({"dirty": True}, "was trained with changes that are not committed"),
-        ({"dirty": None}, "was trained with changes that are not committed"),
-        ({"git": ""}, "was trained by a copy without a repository"),
+        ({"dirty": True}, "was trained with uncommitted changes"),
+        ({"dirty": None}, "was trained with uncommitted changes"),
+        ({"git": ""}, "was trained with code outside a repository"),
         ({"git": "f" * 40}, "since that commit is not in the repository"),
     ],
 )
@@ -242,7 +242,7 @@ def test_runs_that_are_not_there_are_no_error(world: World) -> None:
     row = world.judge(MORE, CLOSER)["more"]
     assert (
         row["verdict"] == "no runs yet"
-        and row["reason"] == "12 runs are not there, such as b-s1"
+        and row["reason"] == "12 runs are missing, such as b-s1"
         and np.isnan(row["ours"])
     )
     assert world.commands == ["python -m trainer.sweep abc.yaml"]
@@ -325,18 +325,18 @@ def test_nan_is_said(world: World) -> None:
         (
             {"alignment.objective": "none"},
             {},
-            "was trained with alignment.objective none: expected cosine, as b in the ledger has",
+            "was trained with alignment.objective none: expected cosine, as for b in the ledger",
         ),
         ({"alignment.objective": "cosine", "seed": 9}, {}, "was trained with seed 9: expected 2"),
         (
             {"alignment.objective": "cosine", "optim.weight_decay": 0.5},
             {},
-            "differ in optim.weight_decay, 0.5 and 0.05: expected the same but for alignment",
+            "differ in optim.weight_decay, 0.5 and 0.05: expected recipes that differ in alignment only",
         ),
         (
             {"alignment.objective": "cosine"},
             {"data": "another 300"},
-            "learned from data with fingerprints another 300 and fingerprint of 300",
+            "were trained on data with fingerprints another 300 and fingerprint of 300",
         ),
     ],
 )
@@ -367,7 +367,7 @@ def test_a_variant_that_is_no_variant(world: World) -> None:
     assert (
         row["verdict"] == "refused"
         and "c-s4" in row["reason"]
-        and "have one recipe: expected recipes that differ in optim.weight_decay" in row["reason"]
+        and "have the same recipe: expected recipes that differ in optim.weight_decay" in row["reason"]
     )
     train(world.runs / "c-s4", answers(count=50, exist=51), git=git, recipe={"optim.weight_decay": 0.5})
     assert world.judge(text=text)["decay"]["verdict"] == "reproduced"
@@ -603,7 +603,7 @@ def test_a_share_of_the_original_and_of_what_is_above_chance(world: World) -> No
     found = world.judge(SHARE, ABOVE)
     assert found["share"]["verdict"] == "not shown" and found["above"]["verdict"] == "not shown"
     assert (
-        found["above"]["reason"] == "seed 3: whole - null_mean is -0.050 in a-s3, and nothing can be a share of that"
+        found["above"]["reason"] == "seed 3: whole - null_mean is -0.050 in a-s3, but a share needs a whole above 0"
         and found["above"]["p"] == 1
     )
 
@@ -672,7 +672,7 @@ def test_scores_while_training_and_the_steps_to_a_score(world: World) -> None:
     row = world.judge(AT, SOON)["soon"]
     assert (
         row["verdict"] == "not shown"
-        and row["reason"] == "seed 2: b-s2 is at the last score of a-s2 not within 100 steps"
+        and row["reason"] == "seed 2: the step at which b-s2 reaches the final score of a-s2 is not within 100 steps"
     )
 
 
@@ -686,7 +686,7 @@ def test_logs_with_evaluations_at_other_steps(world: World) -> None:
         and "were asked different questions" in found["at"]["reason"]
     )
     train(world.runs / "a-s1", answers(count=40), git=git, log={40: 0.4, 100: 0.6})
-    assert "from step 40 to 100: expected them around step 30" in world.judge(AT)["at"]["reason"]
+    assert "from step 40 to 100: expected some before and after step 30" in world.judge(AT)["at"]["reason"]
 
 
 @pytest.mark.parametrize(

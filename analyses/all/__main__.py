@@ -1,10 +1,11 @@
-"""All analyses at a chosen budget, as one HTML report that opens without a network.
+"""Run all analyses with a limited number of images, and write one HTML report that opens without a network.
 
     python -m analyses.all --model runs/baseline runs/viral --limit 50 --output_dir runs --report report.html
 
-Each analysis runs with its own defaults besides what is said here, on one model after another; what is stored already
-is not computed again, so an interrupted report goes on where it stopped. An analysis that refuses a model is left out,
-and the report says why. Where output_dir has a claims ledger (`python -m analyses.claims`), the newest one comes first.
+Every analysis runs on one model after another, with its own defaults for all options that are not set here. Stored
+results are not computed again, so an interrupted report continues where it stopped. If an analysis cannot be run on a
+model, it is left out, and the report says why. If output_dir has a claims ledger (`python -m analyses.claims`), the
+newest one comes first in the report.
 """
 
 from __future__ import annotations
@@ -33,118 +34,126 @@ from workbench.vfm import find_vfm
 
 @dataclass(frozen=True)
 class Budget(DataOptions, Where, ConfigFile):
-    """What every analysis is given."""
+    """Options that are passed on to every analysis, and those of the report."""
 
     limit: int = 50
-    """Images."""
+    """Number of images."""
     vfm: tuple[str, ...] = ()
-    """Vision foundation models; by default each analysis has its own."""
+    """Vision foundation models (VFMs); by default, each analysis's own default."""
     source: str = ""
-    """The model whose visual tokens the others are given (patching); by default the last one."""
+    """Model whose visual tokens are patched into the other models (patching); by default the last of --model."""
     only: tuple[str, ...] = ()
-    """Names of analyses; all by default."""
+    """Names of the analyses to run; all by default."""
     report: Path = Path("report.html")
+    """HTML file to write."""
 
 
 def main(argv: list[str]) -> None:
-    """Run them all and write the report; exit code 1 where one failed for a reason that is not the user's."""
+    """Run the analyses and write the report; exit with code 1 if one crashed, which is not the user's fault."""
     words = ["python", "-m", "analyses.all", *argv]
-    asked = parse_with_file(Budget, argv, prog="python -m analyses.all", description="All analyses, one HTML report")
-    names = _names(asked)
-    models = named_models(asked.model)
-    check_revision(models, asked.revision)
-    for model in models.values():  # one that is not there is a mistake, not a model that analyses refuse
+    budget = parse_with_file(Budget, argv, prog="python -m analyses.all", description="All analyses, one HTML report")
+    names = _names(budget)
+    models = named_models(budget.model)
+    check_revision(models, budget.revision)
+    for model in models.values():  # a model that does not exist is the user's mistake, not one that analyses refuse
         load_config(
-            model, revision=None if is_folder(model) else asked.revision, trust_remote_code=asked.trust_remote_code
+            model, revision=None if is_folder(model) else budget.revision, trust_remote_code=budget.trust_remote_code
         )
-    for name in asked.vfm:
+    for name in budget.vfm:
         find_vfm(name)
-    if asked.report.is_dir():
-        raise ConfigError(f"report is {asked.report}, a folder: expected a file such as {asked.report / 'report.html'}")
-    data = load_data(asked.data, limit=asked.limit, seed=asked.data_seed)
+    if budget.report.is_dir():
+        example = budget.report / "report.html"
+        raise ConfigError(f"report is {budget.report}, a folder: expected a file such as {example}")
+    data = load_data(budget.data, limit=budget.limit, seed=budget.data_seed)
     sections, failed = [], False
     for number, name in enumerate(names, start=1):
         sys.stderr.write(f"[{number}/{len(names)}] {name}\n")
-        section, crashed = _section(name, asked, models)
+        section, crashed = _section(name, budget, models)
         sections.append(section)
         failed |= crashed
     here: dict[str, Any] = environment(words)
     facts = {
         "date": f"{here['created']} (UTC)",
-        "models": ", ".join(asked.model),
+        "models": ", ".join(budget.model),
         "data": (
             f"{data.name}, {len(data.scenes)} images, {len(data)} questions, fingerprint {data.fingerprint}, data_seed"
-            f" {asked.data_seed}"
+            f" {budget.data_seed}"
         ),
-        "seed": str(asked.seed),
-        "git": f"{here['git'] or 'unknown'}{' with changes that are not committed' if here['dirty'] else ''}",
+        "seed": str(budget.seed),
+        "git": f"{here['git'] or 'unknown'}{' with uncommitted changes' if here['dirty'] else ''}",
         "packages": ", ".join(f"{package} {version}" for package, version in here["packages"].items()),
         "platform": here["platform"],
         "command": " ".join(words),
     }
-    report.write(asked.report, "VIRAL Workbench: " + ", ".join(models), facts, sections, newest(asked.output_dir))
+    report.write(budget.report, "VIRAL Workbench: " + ", ".join(models), facts, sections, newest(budget.output_dir))
     for section in sections:
         done = ", ".join(section.models) or "skipped"
         print(f"{section.analysis.name:<16} {done}{''.join(f'; {note}' for note in section.notes)}")
-    print(asked.report)
+    print(budget.report)
     if failed:
         sys.exit(1)
 
 
-def _names(asked: Budget) -> list[str]:
-    """The analyses that are asked for; a plugin that cannot be loaded is an error where it is named, and left out where
-    all are asked for."""
+def _names(budget: Budget) -> list[str]:
+    """Return the names of the analyses to run.
+
+    A plugin that cannot be loaded is left out, unless `only` names it.
+
+    Raises:
+        UnknownNameError: `only` names an analysis that does not exist.
+        WorkbenchError: `only` names a plugin that cannot be loaded.
+    """
     known = analysis_names()
-    for name in asked.only:
+    for name in budget.only:
         if name not in known:
             raise UnknownNameError("analysis", name, known)
         load_analysis(name)
-    return list(load_analyses(name for name in known if not asked.only or name in asked.only))
+    return list(load_analyses(name for name in known if not budget.only or name in budget.only))
 
 
-def _section(name: str, asked: Budget, models: Mapping[str, str]) -> tuple[report.Section, bool]:
-    """One analysis on every model that it takes, and whether it crashed on one."""
+def _section(name: str, budget: Budget, models: Mapping[str, str]) -> tuple[report.Section, bool]:
+    """Run one analysis on every model; return its section of the report, and whether it crashed on a model."""
     analysis = load_analysis(name)
-    found: dict[str, Run] = {}
-    notes: dict[str, list[str]] = {}
+    runs: dict[str, Run] = {}
+    problems: dict[str, list[str]] = {}  # {sentence: labels of the models}
     commands, crashed = [], False
     for label, model in models.items():
         try:
-            config = _config(analysis, asked, list(models.values())[-1])
+            config = _config(analysis, budget, list(models.values())[-1])
             word = model if label == label_of(model) else f"{label}={model}"
-            options: dict[str, Any] = {field.name: getattr(asked, field.name) for field in dataclasses.fields(Where)}
+            options: dict[str, Any] = {field.name: getattr(budget, field.name) for field in dataclasses.fields(Where)}
             where = Where(**options | {"model": (word,)} | ({"revision": None} if is_folder(model) else {}))
-            words = [*words_of(name), "--model", word, *changed_flags(config), "--output_dir", str(asked.output_dir)]
+            words = [*words_of(name), "--model", word, *changed_flags(config), "--output_dir", str(budget.output_dir)]
             words += ["--revision", where.revision] if where.revision else []
-            found |= execute(analysis, config, where, words)
+            runs |= execute(analysis, config, where, words)
             commands.append(words)
         except WorkbenchError as error:
-            notes.setdefault(str(error), []).append(label)
-        except Exception as error:  # a defect of one analysis must not cost the report of the others
+            problems.setdefault(str(error), []).append(label)
+        except Exception as error:  # a crash of one analysis must not cost the report of the others
             traceback.print_exc()
-            notes.setdefault(f"failed with {type(error).__name__}: {error}", []).append(label)
+            problems.setdefault(f"failed with {type(error).__name__}: {error}", []).append(label)
             crashed = True
     drawn, table = {}, None
     try:
-        drawn, table = (analysis.figures(found), analysis.summary(found)) if found else ({}, None)
+        drawn, table = (analysis.figures(runs), analysis.summary(runs)) if runs else ({}, None)
     except Exception as error:
         traceback.print_exc()
-        notes.setdefault(f"the figures failed with {type(error).__name__}: {error}", []).extend(found)
+        problems.setdefault(f"the figures failed with {type(error).__name__}: {error}", []).extend(runs)
         crashed = True
-    said = [f"Left out: {', '.join(labels)}. {text[:1].upper()}{text[1:]}." for text, labels in notes.items()]
+    notes = [f"Left out: {', '.join(labels)}. {text[:1].upper()}{text[1:]}." for text, labels in problems.items()]
     if table is None:
-        return report.Section(analysis, notes=said), crashed
-    return report.Section(analysis, list(found), said, commands, drawn, table), crashed
+        return report.Section(analysis, notes=notes), crashed
+    return report.Section(analysis, list(runs), notes, commands, drawn, table), crashed
 
 
-def _config(analysis: Analysis, asked: Budget, source: str) -> DataOptions:
-    """The analysis' own defaults with the budget put in, where it has such options."""
-    values: dict[str, Any] = {field.name: getattr(asked, field.name) for field in dataclasses.fields(DataOptions)}
-    known = {field.name: field.default for field in dataclasses.fields(analysis.config)}
-    if asked.vfm and "vfm" in known:
-        values["vfm"] = asked.vfm if isinstance(known["vfm"], tuple) else asked.vfm[0]
-    if "source" in known:
-        values["source"] = asked.source or source
+def _config(analysis: Analysis, budget: Budget, source: str) -> DataOptions:
+    """Return an analysis's config: its own defaults, with those options of the budget that it has."""
+    values: dict[str, Any] = {field.name: getattr(budget, field.name) for field in dataclasses.fields(DataOptions)}
+    defaults = {field.name: field.default for field in dataclasses.fields(analysis.config)}
+    if budget.vfm and "vfm" in defaults:
+        values["vfm"] = budget.vfm if isinstance(defaults["vfm"], tuple) else budget.vfm[0]
+    if "source" in defaults:
+        values["source"] = budget.source or source
     return analysis.config(**values)
 
 

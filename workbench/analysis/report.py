@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.analysis.declaration import Analysis
-from workbench.claims.shown import EXPLAINED, TITLE, counted, shown
+from workbench.claims.shown import EXPLAINED, TITLE, count_verdicts, display_table
 from workbench.figures import Figure, html_figure, javascript
 from workbench.files import atomic_file
 from workbench.runs import Run
@@ -140,14 +140,14 @@ def _state(section: Section) -> str:
 def _ledger(ledger: Run) -> str:
     """Return the section with the claims and their verdicts."""
     table, record = ledger.tables["claims"], ledger.record
-    explanation = f"{counted(table)}. {EXPLAINED}"
+    explanation = f"{count_verdicts(table)}. {EXPLAINED}"
     source = f"Stored {record['created'][:16]} from {record['model']}: {shlex.join(record['argv'])}"
     parts = [
         f'<section><h2 id="claims">{escape(TITLE)}</h2>',
         f"<p>{escape(explanation)}</p>",
         f'<p class="quiet">{escape(source)}</p>',
     ]
-    return "\n".join([*parts, f'<div class="claims">{_table(shown(table), "claims")}</div>']) + "</section>\n"
+    return "\n".join([*parts, f'<div class="claims">{_table(display_table(table), "claims")}</div>']) + "</section>\n"
 
 
 def _section(section: Section, names: Sequence[str]) -> str:

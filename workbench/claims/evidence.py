@@ -1,8 +1,8 @@
-"""The stored runs that rules judge: trainings by variant and seed, and analyses of them. Nothing is computed here and
-nothing is guessed.
+"""Find the stored runs that rules judge: trainings by variant and seed, and analyses of them.
 
-A training counts where its recipe is what the ledger says; an analysis counts where it lies beside the training, was
-asked what the ledger's command asks, and was stored after the training had finished.
+A training counts only if its recipe is the one in the ledger. An analysis counts only if it lies in the same folder as
+the training, has the options of the ledger's command, and was stored after the training had finished. Nothing is
+computed here.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from workbench.training_folder import read_table
 
 log = logging.getLogger(__name__)
 
-# change no number
-ANY = (
+# recipe keys that change no number, so that they may differ between runs that are compared
+IGNORED_KEYS = (
     "output_dir",
     "report_to",
     "resume",
@@ -39,39 +39,45 @@ ANY = (
 
 
 class MissingRun(Exception):
-    """A run that is not there, and the command that makes it, with `{models}` for the model that it is about."""
+    """A run that was not found, and the command that makes it.
+
+    Attributes:
+        what: the run, in words.
+        command: may have `{models}` in it, for the models that `commands` collects.
+        model: folder of the model that the run is about; empty for a training.
+    """
 
     def __init__(self, what: str, command: str, model: str = "") -> None:
-        super().__init__(f"{what} is not there")
+        super().__init__(f"{what} was not found")
         self.what, self.command, self.model = what, command, model
 
 
 def commands(missing: Iterable[MissingRun]) -> list[str]:
-    """The commands that make some runs, each once: one analysis of several models is one command."""
-    models: dict[str, list[str]] = {}
+    """Return the commands that make missing runs; the same analysis of several models is one command."""
+    models_of: dict[str, list[str]] = {}
     for run in missing:
-        models.setdefault(run.command, []).append(run.model)
-    return [command.replace("{models}", " ".join(dict.fromkeys(own))) for command, own in models.items()]
+        models_of.setdefault(run.command, []).append(run.model)
+    return [command.replace("{models}", " ".join(dict.fromkeys(models))) for command, models in models_of.items()]
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A stored analysis: its folder and its record; tables are read when they are asked for."""
+class StoredAnalysis:
+    """A stored analysis: its folder and its record; a table is read when it is asked for."""
 
     folder: Path
     record: Mapping[str, Any]
 
     def table(self, name: str) -> pd.DataFrame:
-        """One of its tables.
+        """Read one of its tables.
 
         Raises:
-            RunError: it is not there, or damaged.
+            RunError: the table does not exist, or is damaged.
         """
         return read_table(self.folder / f"{name}.parquet")
 
     @property
     def asked(self) -> tuple[object, ...]:
-        """What must be the same for two numbers to be compared."""
+        """What must be equal for numbers of two runs to be compared: data, version of the analysis, options."""
         config = {
             key: value for key, value in self.record["config"].items() if key not in ("source", "source_revision")
         }
@@ -79,20 +85,25 @@ class Stored:
 
 
 class Evidence:
-    """What lies in some folders of runs, as a ledger needs it."""
+    """The runs in some folders, looked up as a ledger names them.
+
+    Args:
+        roots: folders that hold trainings and analyses of them.
+    """
 
     def __init__(self, ledger: Ledger, roots: Sequence[Path]) -> None:
         self.ledger = ledger
-        self.roots = list({root.resolve(): root for root in roots}.values())  # each once, as the user called it
+        self.roots = list({root.resolve(): root for root in roots}.values())  # each once, as the user wrote it
         self._trained: dict[tuple[str, int], Trained | Exception] = {}
-        self._stored: dict[Path, list[Stored]] = {}
+        self._analyses: dict[Path, list[StoredAnalysis]] = {}
 
     def trained(self, name: str, seed: int) -> Trained:
-        """The run of a training with a seed, once it is seen to be what the ledger says.
+        """Return the run of a training of the ledger with a seed, after checking that it is what the ledger says.
 
         Raises:
-            MissingRun: it is not there.
-            RunError: it is damaged, there are two, or its recipe, its seed or its data are not what the ledger says.
+            MissingRun: there is no such run.
+            RunError: the run is damaged, there are two, or its recipe, its seed or its data are not what the ledger
+                says.
         """
         key = (name, seed)
         if key not in self._trained:
@@ -100,146 +111,160 @@ class Evidence:
                 self._trained[key] = self._find(name, seed)
             except (MissingRun, RunError) as error:
                 self._trained[key] = error
-        found = self._trained[key]
-        if isinstance(found, Exception):
-            raise found
-        return found
+        run = self._trained[key]
+        if isinstance(run, Exception):
+            raise run
+        return run
 
     def _find(self, name: str, seed: int) -> Trained:
         training = self.ledger.trainings[name]
         roots = [root for root in self.roots if root.resolve().name == Path(training.runs).name] or self.roots
-        named = [one for root in roots if (one := find_trained(root, name, training, seed)) is not None]
-        # runs of other data may be called the same
-        named = [one for one in named if one.recipe.get("data.train") == self._data(name)]
-        said = [next(self.wrong(one), "") for one in named]
-        found = [one for one, wrong in zip(named, said, strict=True) if not wrong]
-        if len(found) > 1:
+        candidates = [run for root in roots if (run := find_trained(root, name, training, seed)) is not None]
+        # runs on other data may have the same name
+        candidates = [run for run in candidates if run.recipe.get("data.train") == self._train_data(name)]
+        first_mismatches = [next(self.mismatches(run), "") for run in candidates]
+        matches = [run for run, mismatch in zip(candidates, first_mismatches, strict=True) if not mismatch]
+        if len(matches) > 1:
             raise RunError(
-                f"{found[0].folder} and {found[1].folder} are both {name} of seed {seed}: expected one of them below"
-                " --runs"
+                f"{matches[0].folder} and {matches[1].folder} are both {name} of seed {seed}: expected only one of them"
+                " below --runs"
             )
-        if not found and said:
-            raise RunError(said[0])
-        if not found:
+        if not matches and first_mismatches:
+            raise RunError(first_mismatches[0])
+        if not matches:
             raise MissingRun(training.folder.format(seed=seed), f"python -m trainer.sweep {training.sweep}")
         if training.like:
-            self.check_like(found[0], self.trained(training.like, seed))
-        return found[0]
+            self.check_like(matches[0], self.trained(training.like, seed))
+        return matches[0]
 
-    def _data(self, name: str) -> Any:
-        """What a training of the ledger learns from."""
+    def _train_data(self, name: str) -> Any:
+        """Return the training data of a training of the ledger: its own, or that of the training that it is like."""
         training = self.ledger.trainings[name]
-        return training.recipe["data.train"] if "data.train" in training.recipe else self._data(training.like)
+        return training.recipe["data.train"] if "data.train" in training.recipe else self._train_data(training.like)
 
     @staticmethod
-    def wrong(one: Trained) -> Iterator[str]:
-        """What of a recipe is not what the ledger says."""
-        for key, value in {**one.training.recipe, "seed": one.seed}.items():
-            if key not in one.recipe or one.recipe[key] != value:
+    def mismatches(run: Trained) -> Iterator[str]:
+        """Yield a sentence for each value of a run's recipe that is not the ledger's."""
+        for key, value in {**run.training.recipe, "seed": run.seed}.items():
+            if key not in run.recipe or run.recipe[key] != value:
                 yield (
-                    f"{one.folder} was trained with {key} {one.recipe.get(key, 'absent')}: expected {value}, as"
-                    f" {one.name} in the ledger has"
+                    f"{run.folder} was trained with {key} {run.recipe.get(key, 'absent')}: expected {value}, as for"
+                    f" {run.name} in the ledger"
                 )
 
     @staticmethod
-    def check_like(one: Trained, other: Trained) -> None:
-        """See that two runs differ in nothing but what the ledger lets differ."""
-        differ = [
+    def check_like(run: Trained, other: Trained) -> None:
+        """Check that two runs differ only in what the ledger allows, and have the same training data.
+
+        Raises:
+            RunError: they differ in something else, or in nothing although they should.
+        """
+        different = [
             key
-            for key in sorted((one.recipe.keys() | other.recipe.keys()) - {*ANY})
-            if one.recipe.get(key) != other.recipe.get(key)
+            for key in sorted((run.recipe.keys() | other.recipe.keys()) - {*IGNORED_KEYS})
+            if run.recipe.get(key) != other.recipe.get(key)
         ]
-        free = ", ".join(one.training.but) or "nothing"
-        for key in differ:
-            if not any(key == own or key.startswith(f"{own}.") for own in one.training.but):
-                values = f"{one.recipe.get(key)} and {other.recipe.get(key)}"
+        allowed = ", ".join(run.training.but) or "nothing"
+        for key in different:
+            if not any(key == prefix or key.startswith(f"{prefix}.") for prefix in run.training.but):
+                values = f"{run.recipe.get(key)} and {other.recipe.get(key)}"
                 raise RunError(
-                    f"{one.folder} and {other.folder} differ in {key}, {values}: expected the same but for {free}"
+                    f"{run.folder} and {other.folder} differ in {key}, {values}: expected recipes that differ in"
+                    f" {allowed} only"
                 )
-        if one.training.but and not differ:
-            raise RunError(f"{one.folder} and {other.folder} have one recipe: expected recipes that differ in {free}")
-        data = [own.record.get("data") for own in (one, other)]
+        if run.training.but and not different:
+            raise RunError(
+                f"{run.folder} and {other.folder} have the same recipe: expected recipes that differ in {allowed}"
+            )
+        data = [each.record.get("data") for each in (run, other)]
         if data[0] != data[1]:
             raise RunError(
-                f"{one.folder} and {other.folder} learned from data with fingerprints {data[0]} and {data[1]}: expected"
-                " the same data"
+                f"{run.folder} and {other.folder} were trained on data with fingerprints {data[0]} and {data[1]}:"
+                " expected the same data"
             )
 
     # --- analyses ---------------------------------------------------------------------------------
 
-    def analysis(self, name: str, of: Trained, source: Trained | None = None) -> Stored:
-        """The stored analysis of a run, with the options that the ledger's command has.
+    def analysis(self, name: str, of: Trained, source: Trained | None = None) -> StoredAnalysis:
+        """Return the stored analysis of a run, with the options of the ledger's command.
+
+        Args:
+            name: the analysis in the ledger.
+            of: the run that it is about.
+            source: the run whose model the option `source` names (patching).
 
         Raises:
-            MissingRun: it is not there.
-            RunError: it is damaged, there are several, or it is older than the training.
+            MissingRun: there is no such analysis.
+            RunError: there are several, or it is older than the training.
         """
-        asked = {"seed": ["0"], "data_seed": ["0"]} | options_of(self.ledger.analyses[name])
-        found = [
-            own
-            for own in self._beside(of)
-            if own.record["analysis"] == name and _model(own.record["model"]) == of.folder.name
+        options = {"seed": ["0"], "data_seed": ["0"]} | options_of(self.ledger.analyses[name])
+        matches = [
+            stored
+            for stored in self._beside(of)
+            if stored.record["analysis"] == name and _model(stored.record["model"]) == of.folder.name
         ]
-        found = [
-            own
-            for own in found
-            if all(_same(own.record["config"].get(option), words) for option, words in asked.items())
+        matches = [
+            stored
+            for stored in matches
+            if all(_same(stored.record["config"].get(option), words) for option, words in options.items())
         ]
         if source is not None:
-            found = [own for own in found if _model(own.record["config"].get("source", "")) == source.folder.name]
-        if not found:
-            words = self.ledger.analyses[name].replace("{runs}", str(of.folder.parent))
+            matches = [
+                stored for stored in matches if _model(stored.record["config"].get("source", "")) == source.folder.name
+            ]
+        if not matches:
+            command = self.ledger.analyses[name].replace("{runs}", str(of.folder.parent))
             raise MissingRun(
                 f"{name} of {of.folder.name}",
-                words.replace("{source}", str(source.folder) if source is not None else ""),
+                command.replace("{source}", str(source.folder) if source is not None else ""),
                 str(of.folder),
             )
-        if len(found) > 1:
+        if len(matches) > 1:
             raise RunError(
-                f"{found[0].folder} and {found[1].folder} both are {name} of {of.folder.name}: expected one of them"
+                f"{matches[0].folder} and {matches[1].folder} are both {name} of {of.folder.name}: expected only one"
             )
         for trained in (of, *([source] if source is not None else [])):
-            if time_of(found[0].record, str(found[0].folder / RUN_FILE)) < trained.finished:
+            if time_of(matches[0].record, str(matches[0].folder / RUN_FILE)) < trained.finished:
                 raise RunError(
-                    f"{found[0].folder} is older than the training in {trained.folder}: expected an analysis of the"
+                    f"{matches[0].folder} is older than the training in {trained.folder}: expected an analysis of the"
                     " model that is there now"
                 )
-        return found[0]
+        return matches[0]
 
-    def _beside(self, run: Trained) -> list[Stored]:
-        """The stored analyses in the folder that a run lies in."""
+    def _beside(self, run: Trained) -> list[StoredAnalysis]:
+        """Return the stored analyses in the folder that contains a run's folder."""
         root = run.folder.parent
-        if root not in self._stored:
-            self._stored[root] = _stored(root)
-        return self._stored[root]
+        if root not in self._analyses:
+            self._analyses[root] = _stored_analyses(root)
+        return self._analyses[root]
 
 
-def _stored(root: Path) -> list[Stored]:
-    """Every stored analysis below a folder."""
-    found = []
+def _stored_analyses(root: Path) -> list[StoredAnalysis]:
+    """Return every stored analysis in a folder; damaged ones are left out with a warning."""
+    analyses = []
     for path in sorted(root.glob(f"*/{RUN_FILE}")):
         try:
             record = json.loads(path.read_text())
             if all(
                 name in record for name in ("analysis", "model", "config", "data_fingerprint", "version", "created")
             ):
-                found.append(Stored(path.parent, record))
+                analyses.append(StoredAnalysis(path.parent, record))
         except (OSError, ValueError, TypeError) as error:
-            log.warning("%s is damaged (%s): what it would say is not there", path, one_line(error))
-    return found
+            log.warning("%s is damaged (%s) and is left out", path, one_line(error))
+    return analyses
 
 
 def _model(name: str) -> str:
-    """The last part of a model's folder; NAME=FOLDER has a name of its own."""
+    """Return the last part of a model's folder, which may be written as NAME=FOLDER."""
     return Path(name.partition("=")[2] or name).name
 
 
 def _same(value: Any, words: Any) -> bool:
-    """Whether a stored option has the value that the words of a command have."""
+    """Return whether a stored option has the value that a command's words give it."""
     if isinstance(words, bool) or isinstance(value, bool):
         return value is words
     values = value if isinstance(value, list | tuple) else [value]
-    return len(values) == len(words) and all(_equal(own, word) for own, word in zip(values, words, strict=True))
+    return len(values) == len(words) and all(_equal(item, word) for item, word in zip(values, words, strict=True))
 
 
 def _equal(value: Any, word: str) -> bool:

@@ -1,17 +1,18 @@
-"""The closed set of measures: each makes one number of one training's stored runs. Its version is in every rule, and
-rises when it would give other numbers.
+"""The closed set of measures: each computes one number from the stored runs of one training.
 
     answers   accuracy on the data that the run was evaluated on, mean of question types (`categories`: of these types)
-    stored    mean of a column of an analysis' table over the rows that `where` names
-    slope     of that column over the column `over`, by least squares
-    share     that column over the column `of`, less the column `less` if there is one (a drop in accuracy over the
-              accuracy before, less chance)
-    log_at    a score of the training log when `at` (0 to 1) of the training is done, on straight lines between
-              evaluations
-    steps_to  the step at which that score first is the last one of the training `final_of` (same seed), over all steps
+    stored    mean of the column `column` of an analysis's table, over the rows that `where` selects
+    slope     of `column` against the column `over`, by least squares over these rows
+    share     mean of `column` / (`of` - `less`) over these rows, all of them columns, `less` optional (such as an
+              accuracy drop as a share of the accuracy before minus chance)
+    log_at    value of the training log's `column` after the fraction `at` (0 to 1) of the training, with linear
+              interpolation between evaluations
+    steps_to  step at which `column` first reaches the final value of the training `final_of` (same seed), as a fraction
+              of the training's steps
 
-`where` gives each column a value or a list; every combination must be in the table once, so that no row is missed or
-counted twice in silence.
+`where` gives a value or a list of values for each column. Every combination must be in the table exactly once, so that
+no row is missed or counted twice unnoticed. A measure's version is part of every rule that uses it; raise it when the
+measure would give other numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.claims.evidence import Evidence, Stored
+from workbench.claims.evidence import Evidence, StoredAnalysis
 from workbench.claims.rules import Ledger
 from workbench.claims.trained import Trained
 from workbench.errors import ConfigError, RunError, UnknownNameError
@@ -35,18 +36,18 @@ Options = Mapping[str, Any]
 
 
 class NoNumber(Exception):
-    """The runs are there and whole, and the measure is not defined for them, such as a step that is never reached."""
+    """The runs are complete, but the measure is not defined for them, such as a step that is never reached."""
 
 
 @dataclass(frozen=True)
 class Number:
-    """What a measure says of one run.
+    """The value of a measure for one run.
 
     Attributes:
-        n: questions, or images where there are no questions.
-        chance: the level of a model that knows nothing, NaN where there is none.
+        n: number of questions, or of images if there are no questions.
+        chance: chance level; NaN if there is none.
         asked: what must be equal for two numbers to be compared.
-        source: the file or folder that it comes from.
+        source: the file or folder that the value comes from.
     """
 
     value: float
@@ -58,12 +59,12 @@ class Number:
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure, its version, and the options that it must and may have."""
+    """A measure: how it is computed, its version, and its required and optional options."""
 
-    measured: Callable[[Evidence, Trained, Options], Number]
+    compute: Callable[[Evidence, Trained, Options], Number]
     version: int
-    needs: tuple[str, ...] = ()
-    may: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
 
 def _answers(evidence: Evidence, run: Trained, options: Options) -> Number:
@@ -74,10 +75,9 @@ def _answers(evidence: Evidence, run: Trained, options: Options) -> Number:
         if name not in known:
             raise RunError(f"{run.source} has no questions of type {name}: expected one of {', '.join(known)}")
         scores.append(answers.types[name])
-    value, chance = (
-        float(np.mean(own)) for own in ([score.right / score.n for score in scores], [score.chance for score in scores])
-    )
-    return Number(value, sum(score.n for score in scores), chance, (answers.asked,), run.source)
+    accuracy = float(np.mean([score.right / score.n for score in scores]))
+    chance = float(np.mean([score.chance for score in scores]))
+    return Number(accuracy, sum(score.n for score in scores), chance, (answers.asked,), run.source)
 
 
 def _stored(evidence: Evidence, run: Trained, options: Options) -> Number:
@@ -90,7 +90,7 @@ def _slope(evidence: Evidence, run: Trained, options: Options) -> Number:
     over = _column(rows, options["over"], stored).to_numpy(float)
     if len(set(over)) < 2:
         raise ConfigError(
-            f"{options['over']} is {over[0]:g} in all rows that where names: expected several values for a slope"
+            f"{options['over']} is {over[0]:g} in all rows that `where` selects: expected several values for a slope"
         )
     return _number(float(np.polyfit(over, rows[options["column"]].to_numpy(float), 1)[0]), stored, rows, options)
 
@@ -103,49 +103,58 @@ def _share(evidence: Evidence, run: Trained, options: Options) -> Number:
     if not (whole > 0).all():
         less = f" - {options['less']}" if "less" in options else ""
         raise NoNumber(
-            f"{options['of']}{less} is {whole.min():.3f} in {run.folder.name}, and nothing can be a share of that"
+            f"{options['of']}{less} is {whole.min():.3f} in {run.folder.name}, but a share needs a whole above 0"
         )
     return _number(float((rows[options["column"]].to_numpy(float) / whole).mean()), stored, rows, options)
 
 
-def _rows(evidence: Evidence, run: Trained, options: Options) -> tuple[Stored, pd.DataFrame]:
-    """The stored analysis of a run, and the rows of its table that `where` names, each once."""
+def _rows(evidence: Evidence, run: Trained, options: Options) -> tuple[StoredAnalysis, pd.DataFrame]:
+    """Return the stored analysis of a run, and the rows of its table that `where` selects.
+
+    Raises:
+        MissingRun, RunError: see `Evidence.analysis`; or a row is missing or there twice, or a value is not finite.
+    """
     source = evidence.trained(options["source"][run.name], run.seed) if "source" in options else None
     stored = evidence.analysis(options["analysis"], run, source)
     table = stored.table(options["table"])
-    lists = {
+    values_of = {
         column: value if isinstance(value, list | tuple) else [value] for column, value in options["where"].items()
     }
-    parts = []
-    for values in product(*lists.values()):
+    selected = []
+    for values in product(*values_of.values()):
         rows = table
-        for column, value in zip(lists, values, strict=True):
+        for column, value in zip(values_of, values, strict=True):
             rows = rows[_column(rows, column, stored) == value]
         if len(rows) != 1:
-            named = ", ".join(f"{column} {value}" for column, value in zip(lists, values, strict=True))
-            raise RunError(f"{stored.folder} has {len(rows)} rows of {options['table']} with {named}: expected 1")
-        parts.append(rows)
-    found = pd.concat(parts, ignore_index=True)
-    for value in _column(found, options["column"], stored):
-        _known(value, str(stored.folder), options["column"])
-    return stored, found
+            condition = ", ".join(f"{column} {value}" for column, value in zip(values_of, values, strict=True))
+            raise RunError(f"{stored.folder} has {len(rows)} rows of {options['table']} with {condition}: expected 1")
+        selected.append(rows)
+    rows = pd.concat(selected, ignore_index=True)
+    for value in _column(rows, options["column"], stored):
+        _check_finite(value, str(stored.folder), options["column"])
+    return stored, rows
 
 
-def _column(table: pd.DataFrame, name: str, stored: Stored) -> pd.Series:
+def _column(table: pd.DataFrame, name: str, stored: StoredAnalysis) -> pd.Series:
+    """Return a column of a stored table.
+
+    Raises:
+        RunError: the table does not have it.
+    """
     if name not in table:
         raise RunError(f"{stored.folder} has no column {name}: expected one of {', '.join(map(str, table))}")
     return table[name]
 
 
-def _number(value: float, stored: Stored, rows: pd.DataFrame, options: Options) -> Number:
+def _number(value: float, stored: StoredAnalysis, rows: pd.DataFrame, options: Options) -> Number:
+    """Return a value with the n, chance level and source of the rows that it comes from."""
     chance = float(_column(rows, options["chance"], stored).mean()) if "chance" in options else math.nan
     return Number(value, int(_column(rows, options["n"], stored).min()), chance, stored.asked, str(stored.folder))
 
 
-def _known(value: float, where: str, column: str) -> float:
+def _check_finite(value: float, where: str, column: str) -> None:
     if not math.isfinite(value):
         raise RunError(f"{where} has {column} {value}: expected a finite number")
-    return float(value)
 
 
 def _log_at(evidence: Evidence, run: Trained, options: Options) -> Number:
@@ -153,44 +162,48 @@ def _log_at(evidence: Evidence, run: Trained, options: Options) -> Number:
     step = options["at"] * steps
     if not log["step"].iloc[0] <= step <= log["step"].iloc[-1]:
         raise RunError(
-            f"{run.folder} has evaluations from step {log['step'].iloc[0]:g} to {log['step'].iloc[-1]:g}: expected them"
-            f" around step {step:g}"
+            f"{run.folder} has evaluations from step {log['step'].iloc[0]:g} to {log['step'].iloc[-1]:g}: expected some"
+            f" before and after step {step:g}"
         )
-    return _of_log(float(np.interp(step, log["step"], log["score"])), run, log)
+    return _number_of_log(float(np.interp(step, log["step"], log["score"])), run, log)
 
 
 def _steps_to(evidence: Evidence, run: Trained, options: Options) -> Number:
     log, steps = _log(run, options["column"])
     other = evidence.trained(options["final_of"], run.seed)
-    final, last = _log(other, options["column"])
-    if final["step"].iloc[-1] != last:
+    other_log, last_step = _log(other, options["column"])
+    if other_log["step"].iloc[-1] != last_step:
         raise RunError(
-            f"{other.folder} was last evaluated at step {final['step'].iloc[-1]:g} of {last}: expected an evaluation at"
-            " its end"
+            f"{other.folder} was last evaluated at step {other_log['step'].iloc[-1]:g} of {last_step}: expected an"
+            " evaluation at its last step"
         )
-    reached = first_reached(log["step"].to_numpy(float), log["score"].to_numpy(float), float(final["score"].iloc[-1]))
+    target = float(other_log["score"].iloc[-1])
+    reached = first_reached(log["step"].to_numpy(float), log["score"].to_numpy(float), target)
     if reached.step is None:
-        raise NoNumber(f"{run.folder.name} is at the last score of {other.folder.name} {reached.text}")
-    return _of_log(reached.step / steps, run, log)
+        raise NoNumber(
+            f"the step at which {run.folder.name} reaches the final score of {other.folder.name} is {reached.text}"
+        )
+    return _number_of_log(reached.step / steps, run, log)
 
 
 def _log(run: Trained, column: str) -> tuple[pd.DataFrame, int]:
-    """The evaluations of a run while it was trained, by step, and how many steps it has."""
+    """Return the evaluations during a run's training, by step, and the number of steps of the training."""
     log = run.log(column)
     for value in log["score"]:
-        _known(value, f"the log of {run.folder}", column)
+        _check_finite(value, f"the log of {run.folder}", column)
     return log, int(run.recipe["optim.steps"])
 
 
-def _of_log(value: float, run: Trained, log: pd.DataFrame) -> Number:
-    # what is kept of a run without its folder has no n
+def _number_of_log(value: float, run: Trained, log: pd.DataFrame) -> Number:
+    """Return a value with the n and chance level of the log's last evaluation."""
+    # a training that was exported without its folder has no n in its log
     n, chance = log["n"].fillna(0).iloc[-1], float(log["chance"].iloc[-1])
     return Number(value, int(n), chance, (run.record.get("val"), tuple(log["step"])), f"the log of {run.folder}")
 
 
 _TABLE = ("analysis", "table", "where", "column", "n")
 MEASURES = {
-    "answers": Measure(_answers, 1, may=("categories",)),
+    "answers": Measure(_answers, 1, optional=("categories",)),
     "stored": Measure(_stored, 1, _TABLE, ("chance", "source")),
     "slope": Measure(_slope, 1, (*_TABLE, "over"), ("chance", "source")),
     "share": Measure(_share, 1, (*_TABLE, "of"), ("less", "chance", "source")),
@@ -200,32 +213,35 @@ MEASURES = {
 
 
 def check_measures(ledger: Ledger, where: str) -> None:
-    """See that every measure of a ledger is one of these, in the version that the ledger means, with its options.
+    """Check that every measure of a ledger exists, has the version that the ledger names, and gets its options.
+
+    Args:
+        where: name of the ledger's file, for the error.
 
     Raises:
-        ConfigError, UnknownNameError: names the first that is not.
+        ConfigError, UnknownNameError: for the first problem.
     """
     for name, version in ledger.measures.items():
         if name not in MEASURES:
             raise UnknownNameError(f"measure of {where}", name, MEASURES)
         if MEASURES[name].version != version:
             raise ConfigError(
-                f"measure {name} has version {version} in {where}: expected {MEASURES[name].version}, the version that"
-                " there is"
+                f"measure {name} has version {version} in {where}: expected {MEASURES[name].version}, its version in"
+                " this code"
             )
     for claim in ledger.claims:
         if not claim.tested:
             continue
         measure = MEASURES[claim.measure]
+        known = (*measure.required, *measure.optional)
         for option in claim.options:
-            if option not in (*measure.needs, *measure.may):
-                raise UnknownNameError(
-                    f"option of {claim.measure} in claim {claim.id} of {where}", option, (*measure.needs, *measure.may)
-                )
-        for option in measure.needs:
+            if option not in known:
+                raise UnknownNameError(f"option of {claim.measure} in claim {claim.id} of {where}", option, known)
+        for option in measure.required:
             if option not in claim.options:
                 raise ConfigError(
-                    f"claim {claim.id} of {where} has no {option}: expected one, since {claim.measure} needs it"
+                    f"claim {claim.id} of {where} has no {option}: expected one, since the measure {claim.measure}"
+                    " requires it"
                 )
         if "source" in claim.options and set(claim.options["source"]) != set(claim.of):
             raise ConfigError(

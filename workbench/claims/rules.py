@@ -1,9 +1,9 @@
-"""Claims and the rules that decide them, as `analyses/claims.yaml` writes them, and the hash of all that decides.
+"""Claims and the rules that decide them, as `analyses/claims.yaml` states them, and the hash of each rule.
 
-A rule is fixed before the runs that it judges: its hash must be in the file as it was at the commit that every run was
-trained at. The hash covers the measure with its version and options, the trainings with what makes them comparable, the
-options of the analysis' command, direction, null, seeds, level and weight; it does not cover words (`claim`, `paper`,
-`note`), nor where runs lie.
+A rule is fixed before the runs that it judges: its hash must be that of a rule in the file at the commit at which every
+run was trained. The hash covers all that decides: the measure with its version and options, the trainings and what
+makes them comparable, the options of the analysis's command, direction, null, seeds, level and weight. It does not
+cover the wording (`claim`, `paper`, `note`), nor the folders of the runs.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import yaml
 from workbench.errors import ConfigError, UnknownNameError, one_line
 from workbench.yaml_config import UniqueKeyLoader
 
-FILE = "analyses/claims.yaml"  # within the repository
-# of a command: which models, where, and in what batches
-UNDECIDED = ("--model", "--output_dir", "--source", "--batch_size", "--device", "--dtype")
+FILE = "analyses/claims.yaml"  # path within the repository
+# options of a command that are not part of a rule: which models, where, and in what batches
+NOT_HASHED = ("--model", "--output_dir", "--source", "--batch_size", "--device", "--dtype")
 EXPECTED = ("more", "less")
 NO_PAPER = "workbench"
 
@@ -34,13 +34,14 @@ class Training:
     """Runs of one variant, one for each seed.
 
     Attributes:
-        folder: name of a run's folder, with `{seed}`.
-        recipe: values that its recipe must have, by dotted key.
-        like: a training whose recipe, of the same seed, it has but for `but`; the training data must be the same too.
-        but: keys, or beginnings of keys at a dot, that may differ from `like`.
-        checkpoint: `last`, or `best` for the model of the highest validation score.
-        sweep: the sweep that trains it.
-        runs: where that sweep puts it.
+        folder: name of a run's folder, with `{seed}` in it.
+        recipe: values that the recipe must have, by dotted key.
+        like: another training; with the same seed, its recipe must be the same except for `but`, and so must the
+            training data.
+        but: keys, or sections of keys (`alignment`), that may differ from `like`.
+        checkpoint: `last`, or `best` for the model with the highest validation score.
+        sweep: file of the sweep that trains it.
+        runs: output folder of that sweep.
     """
 
     folder: str
@@ -53,6 +54,7 @@ class Training:
 
     @property
     def decides(self) -> dict[str, Any]:
+        """The part of the training that rules depend on."""
         return {
             "folder": self.folder,
             "recipe": dict(self.recipe),
@@ -64,16 +66,19 @@ class Training:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim with its rule, or with the reason why there is none.
+    """A claim with its rule, or with the reason why it has none.
 
     Attributes:
-        claim: the sentence, in our words.
-        paper: the paper's figure, with its table or figure.
-        origin: `paper`, or `workbench` for what only this experiment asks.
-        measure: name of a measure, and `options` its options.
+        claim: the claim in our words.
+        paper: the paper's number, with its table or figure.
+        origin: `paper`, or `workbench` if only this experiment asks.
+        note: a remark for readers.
+        measure: name of a measure.
+        options: options of the measure.
         of: weight of each training in the number of a seed.
-        expect: the side that the claim says: `more` or `less` than `than`.
-        weight: share of the error that the rule may make, relative to the other rules.
+        expect: whether the claim expects `more` or `less` than `than`.
+        than: value under the null hypothesis.
+        weight: the rule's share of the error level, relative to the other rules.
         not_testable: why there is no rule.
     """
 
@@ -92,12 +97,21 @@ class Claim:
 
     @property
     def tested(self) -> bool:
+        """Whether the claim has a rule."""
         return not self.not_testable
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """All claims, and what their rules refer to."""
+    """All claims, and what their rules refer to.
+
+    Attributes:
+        seeds: training seeds that every rule is tested over.
+        level: error level of Holm's correction over all rules.
+        measures: version of each measure.
+        trainings: by name.
+        analyses: command of each analysis.
+    """
 
     seeds: tuple[int, ...]
     level: float
@@ -107,11 +121,11 @@ class Ledger:
     claims: tuple[Claim, ...]
 
     def rules(self) -> dict[str, Claim]:
-        """The claims that have a rule, by the rule's hash."""
+        """Return the claims that have a rule, by the rule's hash."""
         return {self.hash(claim): claim for claim in self.claims if claim.tested}
 
     def hash(self, claim: Claim) -> str:
-        """Hash of all that decides a claim, 12 hex digits."""
+        """Return the hash of a claim's rule, 12 hexadecimal digits."""
         analysis = claim.options.get("analysis")
         content = {
             "measure": [claim.measure, self.measures[claim.measure]],
@@ -121,47 +135,50 @@ class Ledger:
             "trainings": {name: self.trainings[name].decides for name in self.needed(claim)},
             "analysis": [analysis, options_of(self.analyses[analysis])] if analysis else None,
         }
-        return hashlib.sha256(json.dumps(_plain(content), sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(_normalized(content), sort_keys=True).encode()).hexdigest()[:12]
 
     def needed(self, claim: Claim) -> list[str]:
-        """Every training that a claim refers to, and those that these are `like`."""
-        found, waiting = list[str](), [*claim.of, *named_trainings(claim.options)]
+        """Return the names of all trainings that a claim refers to, and of those that they are `like`."""
+        names, waiting = list[str](), [*claim.of, *named_trainings(claim.options)]
         while waiting:
             name = waiting.pop(0)
-            if name not in found:
-                found.append(name)
+            if name not in names:
+                names.append(name)
                 waiting += [self.trainings[name].like] if self.trainings[name].like else []
-        return sorted(found)
+        return sorted(names)
 
 
 def named_trainings(options: Mapping[str, Any]) -> list[str]:
-    """The trainings that a measure's options name."""
+    """Return the trainings that a measure's options name."""
     return [*options.get("source", {}).values(), *([options["final_of"]] if "final_of" in options else [])]
 
 
 def options_of(command: str) -> dict[str, Any]:
-    """What a command of an analysis asks, by option: a list of words, True, or False for `--no-x`; models, places and
-    batches are left out."""
-    found: dict[str, Any] = {}
+    """Return the options in an analysis's command that change its numbers.
+
+    Returns:
+        {option: list of words; True for an option without words; False for `--no-option`}.
+    """
+    options: dict[str, Any] = {}
     name = ""
     for word in shlex.split(command):
         if word.startswith("--no-"):
-            name, found[word[5:]] = "", False
+            name, options[word[5:]] = "", False
         elif word.startswith("--"):
             name = word
-            if word not in UNDECIDED:
-                found[word[2:]] = []
-        elif name and name not in UNDECIDED:
-            found[name[2:]].append(word)
-    return {option: True if words == [] else words for option, words in found.items()}
+            if word not in NOT_HASHED:
+                options[word[2:]] = []
+        elif name and name not in NOT_HASHED:
+            options[name[2:]].append(word)
+    return {option: True if words == [] else words for option, words in options.items()}
 
 
-def _plain(value: Any) -> Any:
-    """Numbers alike however they are written, mappings and lists as JSON has them."""
+def _normalized(value: Any) -> Any:
+    """Return a value for hashing: equal numbers are equal however they were written, tuples become lists."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
+        return {str(key): _normalized(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [_normalized(item) for item in value]
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
@@ -169,24 +186,27 @@ def _plain(value: Any) -> Any:
 
 
 def read_ledger(path: Path) -> Ledger:
-    """Read a ledger's file.
+    """Read a ledger from its file.
 
     Raises:
-        ConfigError, UnknownNameError: it is not there, or cannot be read; see `parse_ledger`.
+        ConfigError, UnknownNameError: the file cannot be read, or see `parse_ledger`.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({one_line(error)}): expected a file of claims") from error
+        raise ConfigError(f"{path} cannot be read ({one_line(error)}): expected a YAML file of claims") from error
     return parse_ledger(text, str(path))
 
 
 def parse_ledger(text: str, where: str) -> Ledger:
-    """Read a ledger from YAML.
+    """Read a ledger from YAML, and check that every rule in it can decide.
+
+    Args:
+        where: name of the file, for errors.
 
     Raises:
-        ConfigError: not YAML, a key that is missing, of another type or twice, a rule that cannot decide.
-        UnknownNameError: a key, a training, an analysis or a measure that is not there.
+        ConfigError: not YAML; a key is missing, twice or of another type; a rule cannot decide.
+        UnknownNameError: a key, a training, an analysis or a measure does not exist.
     """
     try:
         content = yaml.load(text, UniqueKeyLoader)
@@ -194,11 +214,11 @@ def parse_ledger(text: str, where: str) -> Ledger:
         raise ConfigError(f"{where} is not valid YAML ({one_line(error)})") from error
     _check_keys(content, Ledger, where)
     trainings = {
-        name: _made(Training, own, f"training {name} in {where}") for name, own in content["trainings"].items()
+        name: _build(Training, entry, f"training {name} in {where}") for name, entry in content["trainings"].items()
     }
     claims = tuple(
-        _made(Claim, own, f"claim {own.get('id') if isinstance(own, Mapping) else own} in {where}")
-        for own in content["claims"]
+        _build(Claim, entry, f"claim {entry.get('id') if isinstance(entry, Mapping) else entry} in {where}")
+        for entry in content["claims"]
     )
     ledger = Ledger(
         tuple(content["seeds"]), float(content["level"]), content["measures"], trainings, content["analyses"], claims
@@ -207,61 +227,67 @@ def parse_ledger(text: str, where: str) -> Ledger:
     return ledger
 
 
-def _made(cls: type[Any], content: Any, where: str) -> Any:
+def _build(cls: type[Any], content: Any, where: str) -> Any:
+    """Return a dataclass with the values of a YAML mapping, after checking its keys."""
     _check_keys(content, cls, where)
     return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
 
 
 def _check_keys(content: Any, cls: type[Any], where: str) -> None:
-    """See that a mapping has the fields of a dataclass, of their types, and no others."""
+    """Check that a mapping has the fields of a dataclass, with values of their types, and no other keys."""
     if not isinstance(content, Mapping):
         raise ConfigError(f"{where} is {one_line(content, 60)}: expected a mapping of keys to values")
-    known = {own.name: own for own in fields(cls)}
+    known = {each.name: each for each in fields(cls)}
     for key, value in content.items():
         if key not in known:
             raise UnknownNameError(f"key of {where}", str(key), known)
-        kinds = _KINDS[str(known[key].type).split("[")[0]]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise ConfigError(f"{key} of {where} is {one_line(value, 60)}: expected {kinds[0].__name__}")
-    for name, own in known.items():
-        required = own.default is own.default_factory  # both are dataclasses.MISSING
+        types = _YAML_TYPES[str(known[key].type).split("[")[0]]
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise ConfigError(
+                f"{key} of {where} is {one_line(value, 60)}: expected a value of type {types[0].__name__}"
+            )
+    for name, each in known.items():
+        required = each.default is each.default_factory  # both are dataclasses.MISSING
         if required and name not in content:
-            raise ConfigError(f"{where} has no {name}: expected one")
+            raise ConfigError(f"{where} has no {name}: expected a value for this key")
 
 
-_KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "float": (float, int), "tuple": (list,), "Mapping": (dict,)}
+_YAML_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "float": (float, int), "tuple": (list,), "Mapping": (dict,)}
 
 
 def _check(ledger: Ledger, where: str) -> None:
+    """Check that the parts of a ledger fit together, and that its rules can decide.
+
+    Raises:
+        ConfigError, UnknownNameError: for the first problem.
+    """
     ids = [claim.id for claim in ledger.claims]
-    if twice := sorted({name for name in ids if ids.count(name) > 1}):
-        raise ConfigError(f"two claims of {where} are called {twice[0]}: expected ids that differ")
+    if duplicates := sorted({name for name in ids if ids.count(name) > 1}):
+        raise ConfigError(f"two claims of {where} have the id {duplicates[0]}: expected a different id for each")
     if len(set(ledger.seeds)) < 2 or not all(isinstance(seed, int) for seed in ledger.seeds):
-        raise ConfigError(
-            f"seeds of {where} are {list(ledger.seeds)}: expected two or more whole numbers, none of them twice"
-        )
+        raise ConfigError(f"seeds of {where} are {list(ledger.seeds)}: expected at least two different whole numbers")
     if not 0 < ledger.level < 1:
         raise ConfigError(f"level of {where} is {ledger.level:g}: expected more than 0, below 1")
     for name, training in ledger.trainings.items():
         if "{seed}" not in training.folder:
             raise ConfigError(
-                f"folder of training {name} in {where} is {training.folder}: expected a name with {{seed}}"
+                f"folder of training {name} in {where} is {training.folder}: expected a name with {{seed}} in it"
             )
         _check_name(training.checkpoint, ("last", "best"), f"checkpoint of training {name}")
         if training.like:
             _check_name(training.like, ledger.trainings, f"training that {name} is like")
         elif "data.train" not in training.recipe:
             raise ConfigError(
-                f"training {name} in {where} is like no other and has no data.train in its recipe: expected what it"
-                " learns from"
+                f"training {name} in {where} has neither `like` nor data.train in its recipe: expected one of them, to"
+                " know its training data"
             )
     for name in ledger.trainings:
         chain = [name]
         while like := ledger.trainings[chain[-1]].like:
             if like in chain:
                 raise ConfigError(
-                    f"training {name} in {where} is like {' like '.join([*chain[1:], like])}: expected one at the end"
-                    " that is like no other"
+                    f"training {name} in {where} is like {' like '.join([*chain[1:], like])}, a circle: expected a"
+                    " training without `like` at the end"
                 )
             chain.append(like)
     for claim in ledger.claims:
@@ -270,30 +296,33 @@ def _check(ledger: Ledger, where: str) -> None:
     if len(set(rules)) < len(rules):
         same = [claim.id for claim in ledger.claims if claim.tested and rules.count(ledger.hash(claim)) > 1]
         raise ConfigError(
-            f"the claims {', '.join(same)} of {where} have one rule: expected rules that differ, since each costs the"
-            " others some of the level"
+            f"the claims {', '.join(same)} of {where} have the same rule: expected a different rule for each, since"
+            " every rule makes the correction stricter for the others"
         )
 
 
 def _check_claim(ledger: Ledger, claim: Claim, where: str) -> None:
-    called = f"claim {claim.id} in {where}"
+    """Check that a claim has either a rule that can decide or `not_testable`."""
+    name_of_claim = f"claim {claim.id} in {where}"
     if not re.fullmatch(r"[\w.-]+", claim.id):
-        raise ConfigError(f"{called}: expected an id of letters, digits, '-', '_' and '.'")
-    _check_name(claim.origin, ("paper", NO_PAPER), f"origin of {called}")
+        raise ConfigError(f"{name_of_claim}: expected an id of letters, digits, '-', '_' and '.'")
+    _check_name(claim.origin, ("paper", NO_PAPER), f"origin of {name_of_claim}")
     if claim.not_testable:
         if claim.measure or claim.of or claim.expect:
-            raise ConfigError(f"{called} has a rule and not_testable: expected one of the two")
+            raise ConfigError(f"{name_of_claim} has both a rule and not_testable: expected only one of them")
         return
-    _check_name(claim.measure, ledger.measures, f"measure of {called}")
-    _check_name(claim.expect, EXPECTED, f"expectation of {called}")
+    _check_name(claim.measure, ledger.measures, f"measure of {name_of_claim}")
+    _check_name(claim.expect, EXPECTED, f"expectation of {name_of_claim}")
     if not claim.weight > 0:
-        raise ConfigError(f"weight of {called} is {claim.weight:g}: expected more than 0")
+        raise ConfigError(f"weight of {name_of_claim} is {claim.weight:g}: expected more than 0")
     if not claim.of or not all(isinstance(weight, int | float) and weight for weight in claim.of.values()):
-        raise ConfigError(f"of of {called} is {dict(claim.of)}: expected trainings with weights other than 0")
+        raise ConfigError(
+            f"`of` in {name_of_claim} is {dict(claim.of)}: expected names of trainings with weights other than 0"
+        )
     for name in (*claim.of, *named_trainings(claim.options)):
-        _check_name(name, ledger.trainings, f"training of {called}")
+        _check_name(name, ledger.trainings, f"training of {name_of_claim}")
     if "analysis" in claim.options:
-        _check_name(claim.options["analysis"], ledger.analyses, f"analysis of {called}")
+        _check_name(claim.options["analysis"], ledger.analyses, f"analysis of {name_of_claim}")
 
 
 def _check_name(name: str, known: Iterable[str], what: str) -> None:

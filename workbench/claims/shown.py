@@ -1,4 +1,4 @@
-"""A stored ledger as people read it: on the page, in the report."""
+"""How a stored ledger is shown to readers, on the dashboard's page and in the report."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from workbench import runs
 from workbench.claims.verdicts import VERDICTS, ours
 from workbench.runs import Run
 
-TITLE = "Claims ledger: what the paper says, and what stored runs say of it"
+TITLE = "Claims ledger: the claims of the paper and of its rivals, judged by stored runs"
 EXPLAINED = (
-    "A rule was written before the runs that it judges, and a verdict is refused where that is not seen. One number a"
-    " training seed, Student's t over the seeds, Holm's correction over all rules; intervals are 95 %, over seeds, and"
-    " not corrected. Not shown does not say that there is nothing, and all of this is about small models on synthetic"
-    " data, not about the paper's 7B models."
+    "Every rule was written before the runs that it judges; a verdict is refused where the repository does not show"
+    " this. Each training seed gives one number; the test is Student's t over the seeds, with Holm's correction over"
+    " all rules. Intervals are 95 %, over seeds, and not corrected. Not shown does not mean that there is no effect."
+    " All of this is about small models on synthetic data, not about the paper's 7B models."
 )
 
 
 def newest(root: Path) -> Run | None:
-    """The ledger that was stored last below a runs folder, if there is one.
+    """Return the ledger that was stored last in a runs folder; None if there is none.
 
     Raises:
-        RunError: it is damaged.
+        RunError: the stored ledger is damaged.
     """
     table = runs.index(root)
     folders = table.loc[table["analysis"] == "claims", "folder"]
     return runs.load(folders.iloc[0]) if len(folders) else None
 
 
-def counted(table: pd.DataFrame) -> str:
-    """How many claims have which verdict, in words."""
+def count_verdicts(table: pd.DataFrame) -> str:
+    """Return how many claims have which verdict, in words."""
     counts = Counter(table["verdict"])
     return f"{len(table)} claims: {', '.join(f'{counts[name]} {name}' for name in VERDICTS if counts[name])}"
 
 
-def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns that a reader needs, those with a verdict first."""
+def display_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns that a reader needs with readable names, sorted by verdict."""
     order = table["verdict"].map({name: number for number, name in enumerate(VERDICTS)})
     table = table.assign(order=order).sort_values("order", kind="stable")
-    words = {
+    headings = {
         "claim": "claim",
         "verdict": "verdict",
         "paper": "the paper",
@@ -51,7 +51,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
         "origin": "asked by",
         "id": "id",
     }
-    figures = [ours(row) for row in table.to_dict("records")]
-    found = table[list(words)].rename(columns=words)
-    found.insert(3, "here, 95 % over seeds", figures)
-    return found.reset_index(drop=True)
+    numbers = [ours(row) for row in table.to_dict("records")]
+    displayed = table[list(headings)].rename(columns=headings)
+    displayed.insert(3, "here, 95 % over seeds", numbers)
+    return displayed.reset_index(drop=True)

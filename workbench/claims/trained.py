@@ -1,5 +1,7 @@
-"""A finished training as rules read it: from its folder, or from the small JSON file that `python -m trainer.sweep
-SWEEP --export` keeps of it."""
+"""A finished training as rules read it: from its folder, or from its exported JSON file.
+
+`python -m trainer.sweep SWEEP --export FOLDER` writes the file, which keeps the results without the model.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +29,19 @@ from workbench.training_folder import (
     training_record,
 )
 
-# what a kept file has of a log
+# {column of a training log: its name in an exported file}
 CURVES = {"accuracy/mean": "accuracy", "val_lm_loss": "val_lm_loss", "val_alignment_loss": "val_alignment_loss"}
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training.
+    """A finished training of a ledger.
 
     Attributes:
-        name: the training in the ledger.
-        folder: its folder, or where that was if there is a file alone.
+        name: its name in the ledger.
+        folder: its folder; if only an exported file exists, the folder that it was exported from.
         record: recipe, git, dirty, created, and the fingerprints data, val and test.
-        kept: what the file says, None where there is a folder.
+        exported: content of the exported file; None if the folder exists.
     """
 
     name: str
@@ -47,51 +49,53 @@ class Trained:
     seed: int
     folder: Path
     record: Mapping[str, Any]
-    kept: Mapping[str, Any] | None = None
+    exported: Mapping[str, Any] | None = None
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """Values by dotted key."""
+        """The recipe's values by dotted key."""
         return flat(self.record["recipe"])
 
     @property
     def finished(self) -> datetime:
-        """When it had been trained."""
+        """Time at which the training finished."""
         return time_of(self.record, str(self.folder / RECORD_FILE))
 
     @property
     def source(self) -> str:
-        """Where its answers are, of the checkpoint that the ledger names."""
+        """File with the answers of the checkpoint that the ledger names."""
         part = BEST if self.training.checkpoint == BEST else "last"
-        if self.kept is not None:
+        if self.exported is not None:
             return f"{self.folder}.json, {part}"
         return str((self.folder / BEST if part == BEST else self.folder) / EVALUATION_FILE)
 
     @cached_property
     def answers(self) -> Answers:
-        """Its answers to the questions that it was evaluated on.
+        """The answers to the questions on which the model was evaluated.
 
         Raises:
-            RunError: they are not there, damaged, or no answers to questions with options.
+            RunError: the answers are missing or damaged, or do not answer questions with options.
         """
-        if self.kept is None:
+        if self.exported is None:
             return answers_of(Path(self.source).parent, self.record.get("test") or self.record.get("val"))
-        stored = self.kept.get(BEST if self.training.checkpoint == BEST else "last")
-        if stored is None:
+        answers = self.exported.get(BEST if self.training.checkpoint == BEST else "last")
+        if answers is None:
             raise RunError(f"{self.source} is not there: expected the answers of a run with keep_best")
-        return Answers.stored(stored, self.source)
+        return Answers.stored(answers, self.source)
 
     def log(self, column: str) -> pd.DataFrame:
-        """A score of its evaluations while it was trained: columns step, score, chance, n, by step.
+        """Return a score of the evaluations during training.
+
+        Returns:
+            Columns step, score, chance and n, sorted by step.
 
         Raises:
-            RunError: no log, or one without that score.
+            RunError: there is no log, or it does not have the score.
         """
-        where = f"{self.folder}.json" if self.kept is not None else str(self.folder / LOG_FILE)
-        if self.kept is not None:
-            table = pd.DataFrame(
-                {"step": self.kept["curve"]["step"], column: self.kept["curve"].get(CURVES.get(column, column))}
-            ).astype(float)
+        where = f"{self.folder}.json" if self.exported is not None else str(self.folder / LOG_FILE)
+        if self.exported is not None:
+            curve = self.exported["curve"]
+            table = pd.DataFrame({"step": curve["step"], column: curve.get(CURVES.get(column, column))}).astype(float)
         else:
             table = read_table(self.folder / LOG_FILE)
         if column not in table or not table[column].notna().any():
@@ -100,11 +104,10 @@ class Trained:
 
 
 def find_trained(root: Path, name: str, training: Training, seed: int) -> Trained | None:
-    """The run of a training with a seed below a folder, whatever its recipe says; None where it is not there or not
-    finished.
+    """Return the run of a training with a seed in a folder, whatever its recipe; None if none has finished there.
 
     Raises:
-        RunError: it is damaged.
+        RunError: the run's record or exported file is damaged.
     """
     folder = root / training.folder.format(seed=seed)
     if (folder / RECORD_FILE).exists():
@@ -113,21 +116,21 @@ def find_trained(root: Path, name: str, training: Training, seed: int) -> Traine
     if not file.exists():
         return None
     try:
-        kept = json.loads(file.read_text())
-        record = {"recipe": current_recipe(kept["recipe"]), **kept["environment"], **kept["fingerprints"]}
-        assert isinstance(kept["curve"], dict)
+        exported = json.loads(file.read_text())
+        record = {"recipe": current_recipe(exported["recipe"]), **exported["environment"], **exported["fingerprints"]}
+        assert isinstance(exported["curve"], dict)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise RunError(
             f"{file} is damaged ({one_line(error)}): expected what python -m trainer.sweep --export wrote there"
         ) from error
-    return Trained(name, training, seed, folder, record, kept)
+    return Trained(name, training, seed, folder, record, exported)
 
 
 def time_of(record: Mapping[str, Any], where: str) -> datetime:
-    """When a record was written.
+    """Return the time at which a record was written.
 
     Raises:
-        RunError: it does not say so.
+        RunError: the record has no time.
     """
     try:
         return datetime.fromisoformat(record["created"])
@@ -138,8 +141,8 @@ def time_of(record: Mapping[str, Any], where: str) -> datetime:
 
 
 def flat(recipe: Mapping[str, Any], section: str = "") -> dict[str, Any]:
-    """The values of a recipe by dotted key."""
-    found: dict[str, Any] = {}
+    """Return the values of a recipe by dotted key."""
+    values: dict[str, Any] = {}
     for key, value in recipe.items():
-        found |= flat(value, f"{section}{key}.") if isinstance(value, Mapping) else {f"{section}{key}": value}
-    return found
+        values |= flat(value, f"{section}{key}.") if isinstance(value, Mapping) else {f"{section}{key}": value}
+    return values

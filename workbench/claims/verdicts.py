@@ -1,5 +1,7 @@
-"""Verdicts: every claim of a ledger against the stored runs. They are computed, never typed, and refused where a rule
-may have been written afterwards."""
+"""Verdicts: judge every claim of a ledger by the stored runs.
+
+Verdicts are computed, never typed, and refused where a rule may have been written after the runs that it judges.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +27,20 @@ from workbench.stats import holm, t_interval
 REPRODUCED, CONTRADICTED, NOT_SHOWN, NOT_TESTABLE = "reproduced", "contradicted", "not shown", "not testable here"
 MISSING, REFUSED = "no runs yet", "refused"
 VERDICTS = (REPRODUCED, CONTRADICTED, NOT_SHOWN, REFUSED, MISSING, NOT_TESTABLE)
-SAME = 1e-9  # numbers that differ by less, relative to their size, show no spread
+SAME = 1e-9  # numbers whose range is smaller than this, relative to their size, have no spread
 
 
 @dataclass
 class Case:
-    """What the runs say of one claim, before any test.
+    """The evidence for one claim, before any test.
 
     Attributes:
-        numbers: by seed and training.
-        missing: runs that are not there.
-        refused: why no verdict may be given.
-        undefined: seeds for which the measure has no value, in words.
-        trained: every run that the rule refers to.
+        rule: hash of the claim's rule; empty if it has none.
+        numbers: {seed: {training: number}}.
+        missing: runs that were not found.
+        refused: reasons why no verdict may be given.
+        undefined: sentences about the seeds for which the measure is not defined.
+        trained: every run that the rule refers to, by folder.
     """
 
     claim: Claim
@@ -50,98 +53,97 @@ class Case:
 
     @property
     def seeds(self) -> dict[int, float]:
-        """The number of each seed for which every training has one."""
-        whole = {seed: own for seed, own in self.numbers.items() if own.keys() == self.claim.of.keys()}
+        """The number of each seed: the weighted sum over its trainings, where all of them have a number."""
+        complete = {seed: numbers for seed, numbers in self.numbers.items() if numbers.keys() == self.claim.of.keys()}
         return {
-            seed: sum(weight * own[name].value for name, weight in self.claim.of.items()) for seed, own in whole.items()
+            seed: sum(weight * numbers[name].value for name, weight in self.claim.of.items())
+            for seed, numbers in complete.items()
         }
 
     @property
     def all(self) -> Iterator[Number]:
-        for own in self.numbers.values():
-            yield from own.values()
+        """All numbers, of all seeds and trainings."""
+        for numbers in self.numbers.values():
+            yield from numbers.values()
 
 
 def judge(ledger: Ledger, evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """Every claim's row, the numbers of every run that they come from, and the commands that make the runs that are not
-    there."""
+    """Judge every claim of a ledger.
+
+    Returns:
+        A table with one row for each claim; a table of the numbers behind the verdicts, one row for each run; and the
+        commands that make the missing runs.
+    """
     cases = [_case(ledger, evidence, claim) for claim in ledger.claims]
     tested = [case for case in cases if case.claim.tested]
     p = {case.claim.id: _p(case, ledger) for case in tested}
-    dropped = _dropped(ledger, tested)
-    shares = [*(case.claim.weight for case in tested), *dropped.values()]
-    known = [1.0 if math.isnan(value) else value for value in p.values()]
-    adjusted = holm([*known, *([1.0] * len(dropped))], shares)
-    corrected = dict(zip(p, adjusted, strict=False))
-    rows = [
-        _row(case, ledger, p.get(case.claim.id, math.nan), corrected.get(case.claim.id, math.nan)) for case in cases
-    ]
-    each = [
+    dropped = _dropped_rules(ledger, tested)
+    weights = [*(case.claim.weight for case in tested), *dropped.values()]
+    p_or_one = [1.0 if math.isnan(value) else value for value in p.values()]
+    adjusted = holm([*p_or_one, *([1.0] * len(dropped))], weights)
+    p_holm = dict(zip(p, adjusted, strict=False))
+    rows = [_row(case, ledger, p.get(case.claim.id, math.nan), p_holm.get(case.claim.id, math.nan)) for case in cases]
+    number_rows = [
         {
             "id": case.claim.id,
             "seed": seed,
             "training": name,
-            "value": own.value,
-            "n": own.n,
-            "chance": own.chance,
-            "source": own.source,
+            "value": number.value,
+            "n": number.n,
+            "chance": number.chance,
+            "source": number.source,
         }
         for case in tested
         for seed, numbers in case.numbers.items()
-        for name, own in numbers.items()
+        for name, number in numbers.items()
     ]
     columns = ["id", "seed", "training", "value", "n", "chance", "source"]
-    return (
-        pd.DataFrame(rows),
-        pd.DataFrame(each, columns=columns),
-        commands(run for case in tested for run in case.missing),
-    )
+    missing = commands(run for case in tested for run in case.missing)
+    return pd.DataFrame(rows), pd.DataFrame(number_rows, columns=columns), missing
 
 
 def _case(ledger: Ledger, evidence: Evidence, claim: Claim) -> Case:
-    """All that can be read for a claim, and everything that is wrong with it."""
+    """Collect all numbers for a claim, and everything that stands in the way of a verdict."""
     if not claim.tested:
         return Case(claim, "")
     case = Case(claim, ledger.hash(claim))
+    compute = MEASURES[claim.measure].compute
     for seed in ledger.seeds:
         for name in [*claim.of, *(name for name in ledger.needed(claim) if name not in claim.of)]:
             try:
                 run = evidence.trained(name, seed)
                 case.trained[run.folder] = run
                 if name in claim.of:
-                    case.numbers.setdefault(seed, {})[name] = MEASURES[claim.measure].measured(
-                        evidence, run, claim.options
-                    )
+                    case.numbers.setdefault(seed, {})[name] = compute(evidence, run, claim.options)
             except MissingRun as error:
                 case.missing.append(error)
             except NoNumber as error:
                 case.undefined.append(f"seed {seed}: {error}")
             except RunError as error:
                 case.refused.append(str(error))
-    sources = {own.asked: own.source for own in case.all}
+    sources = {number.asked: number.source for number in case.all}
     if len(sources) > 1:
         first, other = list(sources.values())[:2]
         case.refused.append(
             f"{first} and {other} were asked different questions: expected the same data, options and version"
         )
     for run in case.trained.values():
-        if said := not_written_before(run, case.rule):
-            case.refused.append(said)
+        if reason := not_written_before(run, case.rule):
+            case.refused.append(reason)
     return case
 
 
 def not_written_before(run: Trained, rule: str) -> str:
-    """Why a rule may not judge a run: it is not seen to have been in the commit that the run was trained at. Empty
-    where it was."""
+    """Return why a rule may not judge a run, or "" if it may: it was in the commit at which the run was trained."""
     commit = str(run.record.get("git") or "")
     if not commit:
         return (
-            f"{run.folder} was trained by a copy without a repository, so no commit says that the rule was there before"
+            f"{run.folder} was trained with code outside a repository, so no commit shows that the rule existed before"
         )
     if run.record.get("dirty") is not False:
         return (
-            f"{run.folder} was trained with changes that are not committed, so commit {commit[:12]} does not say what"
-            " the rules were"
+            f"{run.folder} was trained with uncommitted changes, so commit {commit[:12]} does not show what the rules"
+            " were"
         )
     rules = rules_at(commit)
     if isinstance(rules, str):
@@ -149,14 +151,14 @@ def not_written_before(run: Trained, rule: str) -> str:
     if rule not in rules:
         return (
             f"the rule {rule} is not in commit {commit[:12]} of run {run.folder.name}: expected a run that was trained"
-            " after it was written"
+            " after the rule was written"
         )
     return ""
 
 
 @lru_cache(maxsize=64)
 def rules_at(commit: str) -> Mapping[str, Claim] | str:
-    """The rules of the ledger as it was at a commit, by hash, or why they are not known."""
+    """Return the rules in the ledger at a commit by their hash, or the reason why they are not known."""
     root = checkout()
     if root is None:
         return "this package is installed without its repository"
@@ -171,17 +173,21 @@ def rules_at(commit: str) -> Mapping[str, Claim] | str:
         return f"its {FILE} cannot be read ({one_line(error, 100)})"
 
 
-def _dropped(ledger: Ledger, cases: list[Case]) -> dict[str, float]:
-    """Rules, with their weights, that were there when a run was trained and are not any more: leaving them out would
-    make the others' p smaller."""
+def _dropped_rules(ledger: Ledger, cases: list[Case]) -> dict[str, float]:
+    """Return the weights of rules that existed when a run was trained but were removed from the ledger since.
+
+    Holm's correction counts them, because otherwise removing a rule would make the p-values of the others smaller.
+    """
     commits = {str(run.record.get("git") or "") for case in cases for run in case.trained.values()} - {""}
-    before = [rules for rules in map(rules_at, sorted(commits)) if not isinstance(rules, str)]
-    return {rule: claim.weight for rules in before for rule, claim in rules.items() if rule not in ledger.rules()}
+    earlier = [rules for rules in map(rules_at, sorted(commits)) if not isinstance(rules, str)]
+    return {rule: claim.weight for rules in earlier for rule, claim in rules.items() if rule not in ledger.rules()}
 
 
 def _p(case: Case, ledger: Ledger) -> float:
-    """Student's two-sided p of a claim's seeds against its null; NaN where there is nothing to test, 1 where they show
-    no spread or one has no value."""
+    """Return the two-sided p of Student's t-test of a claim's seeds against its null value.
+
+    NaN if runs are missing or refused; 1 if the seeds show no spread or the measure is undefined for one of them.
+    """
     values = np.array(list(case.seeds.values()))
     if case.refused or case.missing:
         return math.nan
@@ -195,52 +201,57 @@ def _no_spread(values: np.ndarray) -> bool:
 
 
 def _row(case: Case, ledger: Ledger, p: float, p_holm: float) -> dict[str, object]:
-    """The row of a claim."""
+    """Return a claim's row of the table."""
     claim, seeds = case.claim, case.seeds
     values = np.array(list(seeds.values()))
     verdict, reason = _verdict(case, ledger, values, p, p_holm)
     interval = t_interval(values) if len(values) and not (len(values) > 1 and _no_spread(values)) else None
     numbers = list(case.all)
-    chance = [own.chance for own in numbers if not math.isnan(own.chance)]
-    means = {name: [own[name].value for own in case.numbers.values() if name in own] for name in claim.of}
-    tested = not math.isnan(p)
+    chances = [number.chance for number in numbers if not math.isnan(number.chance)]
+    by_training = {
+        name: [of_seed[name].value for of_seed in case.numbers.values() if name in of_seed] for name in claim.of
+    }
+    commits = {str(run.record.get("git") or "none")[:12] for run in case.trained.values()}
     return {
-        **{"id": claim.id, "claim": claim.claim, "origin": claim.origin, "paper": claim.paper},
-        **{"ours": float(values.mean()) if len(values) else math.nan},
-        **{
-            "low": math.nan if interval is None else interval.low,
-            "high": math.nan if interval is None else interval.high,
-        },
-        **{"seeds": " ".join(map(str, seeds)), "n": min((own.n for own in numbers), default=0)},
-        **{
-            "chance": float(np.mean(chance)) if chance else math.nan,
-            "null": claim.than if claim.tested else math.nan,
-            "expect": claim.expect,
-        },
-        **{"trainings": ", ".join(f"{name} {np.mean(own):.4g}" for name, own in means.items() if own)},
-        **{"p": p, "p_holm": p_holm if tested else math.nan, "weight": claim.weight if claim.tested else math.nan},
-        **{"verdict": verdict, "reason": reason, "note": claim.note, "rule": case.rule},
-        **{"commits": " ".join(sorted({str(run.record.get("git") or "none")[:12] for run in case.trained.values()}))},
-        **{"commands": "\n".join(commands(case.missing))},
+        "id": claim.id,
+        "claim": claim.claim,
+        "origin": claim.origin,
+        "paper": claim.paper,
+        "ours": float(values.mean()) if len(values) else math.nan,
+        "low": math.nan if interval is None else interval.low,
+        "high": math.nan if interval is None else interval.high,
+        "seeds": " ".join(map(str, seeds)),
+        "n": min((number.n for number in numbers), default=0),
+        "chance": float(np.mean(chances)) if chances else math.nan,
+        "null": claim.than if claim.tested else math.nan,
+        "expect": claim.expect,
+        "trainings": ", ".join(f"{name} {np.mean(each):.4g}" for name, each in by_training.items() if each),
+        "p": p,
+        "p_holm": math.nan if math.isnan(p) else p_holm,
+        "weight": claim.weight if claim.tested else math.nan,
+        "verdict": verdict,
+        "reason": reason,
+        "note": claim.note,
+        "rule": case.rule,
+        "commits": " ".join(sorted(commits)),
+        "commands": "\n".join(commands(case.missing)),
     }
 
 
 def ours(row: Mapping[str, Any]) -> str:
-    """Our figure of a claim's row in words; empty where there is none."""
+    """Return our number in a claim's row as text, with interval, n, null and trainings; empty if there is none."""
     if math.isnan(row["ours"]):
         return ""
     seeds = str(row["seeds"]).split()
-    spread = (
-        f"[{row['low']:.4g}, {row['high']:.4g}] over {len(seeds)} seeds"
-        if math.isfinite(row["low"])
-        else f"no interval, seeds {row['seeds']}"
-    )
+    has_interval = math.isfinite(row["low"])
+    interval = f"[{row['low']:.4g}, {row['high']:.4g}] over {len(seeds)} seeds"
+    spread = interval if has_interval else f"no interval, seeds {row['seeds']}"
     chance = "" if math.isnan(row["chance"]) else f", chance {row['chance']:.3g}"
     return f"{row['ours']:.4g} {spread}, n {row['n']}, null {row['null']:g}; {row['trainings']}{chance}"
 
 
 def _verdict(case: Case, ledger: Ledger, values: np.ndarray, p: float, p_holm: float) -> tuple[str, str]:
-    """The verdict, and its reason in a sentence."""
+    """Return the verdict, and its reason in one sentence."""
     claim = case.claim
     if not claim.tested:
         return NOT_TESTABLE, claim.not_testable
@@ -248,23 +259,23 @@ def _verdict(case: Case, ledger: Ledger, values: np.ndarray, p: float, p_holm: f
         others = len(set(case.refused)) - 1
         return REFUSED, case.refused[0] + (f" (and {others} more)" if others else "")
     if case.missing:
-        there = f"; the figure is of {len(values)} of {len(ledger.seeds)} seeds" if len(values) else ""
-        alone = ", and one seed has no interval" if len(values) == 1 else ""
-        gone = list(dict.fromkeys(run.what for run in case.missing))
-        return (
-            MISSING,
-            f"{len(gone)} {'run is' if len(gone) == 1 else 'runs are'} not there, such as {gone[0]}{there}{alone}",
-        )
+        partial = f"; our number is from {len(values)} of {len(ledger.seeds)} seeds" if len(values) else ""
+        single = ", and one seed has no interval" if len(values) == 1 else ""
+        missing = list(dict.fromkeys(run.what for run in case.missing))
+        are_missing = "run is missing" if len(missing) == 1 else "runs are missing"
+        return MISSING, f"{len(missing)} {are_missing}, such as {missing[0]}{partial}{single}"
     if case.undefined:
         return NOT_SHOWN, "; ".join(case.undefined)
     if _no_spread(values):
-        return NOT_SHOWN, f"all seeds have {values[0]:.4g}, which shows no spread to judge by"
-    side = (values.mean() > claim.than) == (claim.expect == "more")
-    test = f"p {p:.2g}, Holm over {len(ledger.rules())} rules {p_holm:.2g}, seeds {claim.expect} {claim.than:g}: "
+        return NOT_SHOWN, f"all seeds have {values[0]:.4g}, so there is no spread to test against"
+    is_expected = (values.mean() > claim.than) == (claim.expect == "more")
     agree = int(((values > claim.than) if claim.expect == "more" else (values < claim.than)).sum())
-    test += f"{agree} of {len(values)}"
     commits = len({run.record.get("git") for run in case.trained.values()})
-    test += f"; its runs are of {commits} commits" if commits > 1 else ""
+    reason = (
+        f"p {p:.2g}, Holm over {len(ledger.rules())} rules {p_holm:.2g}, seeds {claim.expect} than {claim.than:g}:"
+        f" {agree} of {len(values)}"
+    )
+    reason += f"; its runs were trained at {commits} commits" if commits > 1 else ""
     if p_holm >= ledger.level:
-        return NOT_SHOWN, test
-    return (REPRODUCED if side else CONTRADICTED), test
+        return NOT_SHOWN, reason
+    return (REPRODUCED if is_expected else CONTRADICTED), reason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from workbench.claims.shown import EXPLAINED, TITLE, counted, newest, shown
+from workbench.claims.shown import EXPLAINED, TITLE, count_verdicts, display_table, newest
 from workbench.claims.verdicts import VERDICTS
 from workbench.dashboard.folders import runs_root
 
@@ -20,11 +20,11 @@ def page() -> None:
         st.info(EMPTY)
         return
     table, numbers = run.tables["claims"], run.tables["numbers"]
-    st.write(f"{counted(table)}. {EXPLAINED}")
+    st.write(f"{count_verdicts(table)}. {EXPLAINED}")
     there = [name for name in VERDICTS if name in set(table["verdict"])]
     wanted = st.multiselect("Verdicts", there, default=there, key="verdict", bind="query-params")
     table = table[table["verdict"].isin(wanted)]
-    st.dataframe(shown(table), hide_index=True, width="stretch")
+    st.dataframe(display_table(table), hide_index=True, width="stretch")
     st.download_button("Table as CSV", run.tables["claims"].to_csv(index=False), "claims.csv", "text/csv")
     if len(table):
         name = st.selectbox("One claim", list(table["id"]), key="claim", bind="query-params")
