@@ -504,7 +504,7 @@ def test_weights_that_are_no_tower_and_a_first_stage_in_the_same_folder(tmp_path
     folder, stage1 = tmp_path / "stage1-s0", ROOT / "trainer" / "recipes" / "shapes_stage1.yaml"
     for own in (Recipe(start=folder, output_dir=folder), Recipe(stage1=stage1, output_dir=folder)):
         with pytest.raises(
-            ConfigError, match="stage1-s0, the folder of the first stage that the run starts from: expected another"
+            ConfigError, match="stage1-s0, the folder that the run starts from: expected another folder"
         ):
             checked_stages(own)
 

@@ -115,7 +115,7 @@ def answer_questions(
         model: the whole of which `mllm` is a part. Processes that divide its weights answer all questions together,
             since how many passes a batch takes follows from its questions.
     """
-    tables, together = [], distributed.divided()
+    tables, together = [], distributed.is_sharded()
     with _outside_blocks(model):
         for numbers, counts in _mine(range(len(scenes)), batch_size, together=together):
             if counts:
