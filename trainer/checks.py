@@ -66,8 +66,7 @@ def check_stage1(stage1: Recipe, recipe: Recipe) -> None:
     if distributed.count() > 1 and stage1.optim.precision != recipe.optim.precision:
         precisions = f"optim.precision is {recipe.optim.precision}, and {stage1.optim.precision} in stage1"
         raise ConfigError(
-            f"{precisions}: expected the same in both where there are several processes; or train stage 1 first, in a"
-            " command of its own"
+            f"{precisions}: expected the same in several processes; or train stage 1 first, in a command of its own"
         )
 
 
