@@ -376,9 +376,7 @@ def test_the_global_batch_stays_whatever_the_number_of_processes() -> None:
             match=f"optim.global_batch is 128: expected a multiple of {processes}, the processes that share it",
         ):
             optim.at_once(processes)
-    with pytest.raises(
-        ConfigError, match=r"optim.accumulation is 2: expected none, since it follows from optim.global_batch = 8"
-    ):
+    with pytest.raises(ConfigError, match=r"optim.accumulation is 2, but it follows from optim.global_batch = 8"):
         OptimConfig(batch_size=4, global_batch=8, accumulation=2)
 
 
