@@ -95,7 +95,7 @@ def test_the_kind_follows_from_the_name_alone_and_is_stored() -> None:
         ),
         (
             {"name": "a/b", "vision_encoder": "c/d"},
-            "model.vision_encoder is c/d, but model.name = a/b already defines the model: leave model.vision_encoder out",
+            "model.vision_encoder is c/d, but model.name = a/b already defines the model: leave",
         ),
         (
             {"name": "a/b", "train_vision_encoder": True, "train": "lora"},
