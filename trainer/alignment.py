@@ -97,7 +97,7 @@ class Alignment(nn.Module):
         states, self._states = self._states, {}
         if not states:
             raise ModelError(
-                "the alignment loss needs a forward pass of the model first: run one pass before each call of `loss`"
+                "there is no alignment loss before a forward pass of the model: run one pass before each call of `loss`"
             )
         if set(states) != set(self.layers):
             missing = sorted(set(self.layers) - set(states))
