@@ -282,7 +282,7 @@ def _part(config: Config, context: Context, layers: list[int], vfms: Mapping[str
     for first, samples in chunk.batches():
         images = [s.image for s in samples]
         batch = context.mllm.encode(images, [s.question or QUESTION for s in samples])
-        places = context.mllm.rasters(batch)
+        places = context.mllm.token_grids(batch)
         targets = [rasters for vfm in vfms.values() for rasters in layers_under(vfm, config.vfm_layers, images, places)]
         hidden = read_rasters(context.mllm, batch, places, layers)
         if config.pooling == "within":

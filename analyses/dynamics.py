@@ -184,7 +184,7 @@ class Questions:
         """Each VFM's patches of the batch that begins with image number `start`, found once for all checkpoints:
         [VFM]."""
         if start not in self._patches:
-            places = self.context.mllm.rasters(
+            places = self.context.mllm.token_grids(
                 self.context.mllm.encode([s.image for s in samples], [s.question for s in samples])
             )
             self._patches[start] = [patches_under(vfm, [s.image for s in samples], places) for vfm in self.vfms]
@@ -350,7 +350,7 @@ def _read(asked: Questions, point: Checked, chunk: Chunk[list[Sample]]) -> Part:
         samples = [scene[0] for scene in scenes]
         batch = point.mllm.encode([s.image for s in samples], [s.question for s in samples])
         within.add(
-            read_rasters(point.mllm, batch, point.mllm.rasters(batch), asked.layers), asked.patches(start, samples)
+            read_rasters(point.mllm, batch, point.mllm.token_grids(batch), asked.layers), asked.patches(start, samples)
         )
     return Part(tensors=within.tensors(), record=within.record())
 

@@ -38,7 +38,7 @@ from workbench import figures as fig
 from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
-from workbench.capture.edit import check_place
+from workbench.capture.edit import check_site
 from workbench.capture.hidden_states import check_layers
 from workbench.data.base import Object, Sample
 from workbench.errors import ConfigError, DataError, ModelError
@@ -151,7 +151,7 @@ def _objects(
             " --no-objects"
         )
     try:
-        check_place(mllm, "encoder")
+        check_site(mllm, "encoder")
         surveyed = context.map("images of the questions", scenes, partial(_surveyed, context), keep=False)
         if why := next((part.record["why"] for part in surveyed if part.record["why"]), ""):
             raise ModelError(why)
@@ -219,7 +219,7 @@ def covering(rasters: Sequence[VisualTokens], objects: Iterable[Object]) -> list
     for part in rasters:
         assert part.grid is not None
         for number in range(len(part.index)):
-            cell = part.cell(*divmod(number, part.grid[1]))
+            cell = part.token_box(*divmod(number, part.grid[1]))
             if any(_touches(cell, item) for item in objects):
                 found.append(start + number)
         start += len(part.index)

@@ -47,7 +47,7 @@ from workbench import figures as fig
 from workbench.analysis.chunks import Chunk, Part
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
-from workbench.capture.hidden_states import check_layers, read, tower_rows
+from workbench.capture.hidden_states import check_layers, encoder_rows, read
 from workbench.data.base import Sample, class_and_colour
 from workbench.data.folder import QUESTION
 from workbench.errors import ConfigError, DataError, ModelError
@@ -235,17 +235,17 @@ def _read(
         batch = mllm.encode(pictures, [QUESTION] * len(part))
         places = mllm.visual_tokens(batch)
         try:
-            tower_rows(mllm, places)
+            encoder_rows(mllm, places)
         except ModelError as error:
             skipped = str(error)
-        found = read(mllm, batch, layers=layers, tower=not skipped)
+        found = read(mllm, batch, layers=layers, encoder=not skipped)
         patches = {name: patches_under(vfm, pictures, places) for name, vfm in vfms.items()}
         for row, (number, own) in enumerate(enumerate(found, start=start)):
             chosen = _choose(config, tokens, images, number, places[row], int(first_thing[number]))
             for layer, values in zip(layers, own.values.numpy(), strict=True):
                 tokens.keep(str(layer), values, chosen, image=True)
-            if own.tower is not None:
-                tokens.keep(TOWER, own.tower.numpy(), chosen, image=True)
+            if own.encoder_features is not None:
+                tokens.keep(TOWER, own.encoder_features.numpy(), chosen, image=True)
             for name in vfms:
                 tokens.keep(name, np.concatenate([raster.numpy() for raster in patches[name][row]]), chosen, image=True)
     return tokens.part(skipped)

@@ -280,7 +280,12 @@ def _map(
     it."""
     own = owners(sample.objects, parts, share=config.cover)
     canvas(parts)  # refuses tokens without a place
-    cells = [part.cell(row, column) for part in parts for row in range(part.grid[0]) for column in range(part.grid[1])]  # type: ignore[index]
+    cells = [
+        part.token_box(row, column)
+        for part in parts
+        for row in range(part.grid[0])  # type: ignore[index]
+        for column in range(part.grid[1])  # type: ignore[index]
+    ]
     areas = np.array([(right - left) * (bottom - top) for left, top, right, bottom in cells])
     finest = (areas <= areas.min() * 1.03).nonzero()[0]
     rows = []

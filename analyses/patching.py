@@ -29,7 +29,7 @@ from workbench import figures as fig
 from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
-from workbench.capture.edit import check_place
+from workbench.capture.edit import check_site
 from workbench.capture.hidden_states import Activations, check_layers, read
 from workbench.data.base import Sample
 from workbench.errors import ConfigError, DataError, ModelError
@@ -143,7 +143,7 @@ def _layers(target: MLLM, source: MLLM, config: Config) -> tuple[list[int], dict
     for layer in wanted:
         try:
             for mllm in (target, source):
-                check_place(mllm, layer)
+                check_site(mllm, layer)
             layers.append(layer)
         except ModelError as error:
             skipped[f"site {layer}"] = str(error)

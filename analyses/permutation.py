@@ -38,7 +38,7 @@ from workbench import figures as fig
 from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
-from workbench.capture.edit import Place, check_place
+from workbench.capture.edit import Site, check_site
 from workbench.capture.hidden_states import check_layers
 from workbench.data.base import Sample
 from workbench.errors import ConfigError, DataError, ModelError
@@ -81,7 +81,7 @@ class Config(DataOptions):
 class Condition:
     """One change at one place; `draw` numbers the random ones."""
 
-    place: Place
+    place: Site
     kind: str
     part: str
     draw: int
@@ -173,14 +173,14 @@ def _asked(config: Config, context: Context) -> list[list[Sample]]:
     return scenes
 
 
-def _places(mllm: MLLM, layers: list[int]) -> tuple[list[Place], dict[str, str]]:
+def _places(mllm: MLLM, layers: list[int]) -> tuple[list[Site], dict[str, str]]:
     """The places that can be changed, and why the others cannot."""
-    places: list[Place] = []
+    places: list[Site] = []
     skipped = {}
-    wanted: list[Place] = ["encoder", *layers]
+    wanted: list[Site] = ["encoder", *layers]
     for place in wanted:
         try:
-            places.append(check_place(mllm, place))
+            places.append(check_site(mllm, place))
         except ModelError as error:
             skipped[f"site {place}"] = str(error)
     if not places:
@@ -189,7 +189,7 @@ def _places(mllm: MLLM, layers: list[int]) -> tuple[list[Place], dict[str, str]]
 
 
 def _images(
-    config: Config, context: Context, scenes: list[list[Sample]], places: list[Place], skipped: dict[str, str]
+    config: Config, context: Context, scenes: list[list[Sample]], places: list[Site], skipped: dict[str, str]
 ) -> Images:
     """Rasters and tower features; the tower leaves `places` where its features cannot be told apart."""
     parts = context.map("images of the questions", scenes, partial(_surveyed, context, "encoder" in places), keep=False)
@@ -226,7 +226,7 @@ def _surveyed(context: Context, encoder: bool, chunk: Chunk[list[Sample]]) -> Pa
     return Part(tensors=tensors, record={"grids": grids, "tokens": [len(own) for own in features], "why": why})
 
 
-def _conditions(images: Images, places: list[Place], skipped: dict[str, str]) -> Iterator[Condition]:
+def _conditions(images: Images, places: list[Site], skipped: dict[str, str]) -> Iterator[Condition]:
     """All changes; what the images' rasters do not allow is noted in `skipped`."""
     if "encoder" in places:
         yield from _controls(images, skipped)

@@ -50,7 +50,7 @@ from workbench import figures as fig
 from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
-from workbench.capture.hidden_states import check_layers, read, tower_rows
+from workbench.capture.hidden_states import check_layers, encoder_rows, read
 from workbench.data.base import Sample
 from workbench.data.folder import QUESTION
 from workbench.data.shapes import COLOURS
@@ -271,15 +271,15 @@ def _images(
     for start, part in chunk.batches():
         pictures = [sample.image for sample in part]
         batch = mllm.encode(pictures, [sample.question or QUESTION for sample in part])
-        rasters = mllm.rasters(batch)
+        rasters = mllm.token_grids(batch)
         try:
-            tower_rows(mllm, rasters)
+            encoder_rows(mllm, rasters)
         except ModelError as error:
             skipped[TOWER] = str(error)
-        found = read(mllm, batch, layers=layers, tower=not skipped)
+        found = read(mllm, batch, layers=layers, encoder=not skipped)
         patches = {name: patches_under(vfm, pictures, rasters) for name, vfm in vfms.items()}
         for row, sample in enumerate(part):
-            tower = found[row].tower
+            tower = found[row].encoder_features
             tokens = {} if tower is None else {TOWER: tower}
             tokens |= {f"layer {layer}": values for layer, values in zip(layers, found[row].values, strict=True)}
             tokens |= {name: torch.cat([*own[row]]) for name, own in patches.items()}
@@ -289,7 +289,10 @@ def _images(
 def _boxes(rasters: list[VisualTokens]) -> list[tuple[float, float, float, float]]:
     """Left, top, right, bottom of every token's cell, in fractions of the image."""
     return [
-        part.cell(*divmod(number, part.grid[1])) for part in rasters if part.grid for number in range(len(part.index))
+        part.token_box(*divmod(number, part.grid[1]))
+        for part in rasters
+        if part.grid
+        for number in range(len(part.index))
     ]
 
 

@@ -653,14 +653,14 @@ def test_the_image_is_added_at_the_visual_positions_only(llava: Path, source: st
         torch.nn.init.normal_(residual.adapters[0].weight)  # type: ignore[arg-type]
         torch.nn.init.normal_(residual.adapters[0].bias)  # type: ignore[arg-type]
     after = read(mllm, batch, layers=[2], tokens="all")
-    tower = read(mllm, batch, layers=[0], tower=True)
+    tower = read(mllm, batch, layers=[0], encoder=True)
     for row in range(2):
         visual = torch.isin(before[row].tokens, tower[row].tokens)
         assert torch.equal(before[row].values[1][~visual], after[row].values[0][~visual]) and visual.sum() == 16
         if source == "projector":
             added = before[row].values[0][visual]
         else:
-            z = tower[row].tower.double()
+            z = tower[row].encoder_features.double()
             z = (z - z.mean(1, keepdim=True)) / (z.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
             added = z @ residual.adapters[0].weight.double().T + residual.adapters[0].bias.double()
         torch.testing.assert_close(
@@ -717,9 +717,9 @@ def test_interventions_see_the_residual(llava: Path, source: str) -> None:
         torch.testing.assert_close(logits, plain, atol=1e-5, rtol=1e-4)
         if isinstance(place, int):
             torch.testing.assert_close(handed[0], read(mllm, batch, layers=[place])[0].values[0], atol=1e-5, rtol=1e-4)
-    features = read(mllm, other, layers=[0], tower=True)[0]
+    features = read(mllm, other, layers=[0], encoder=True)[0]
     torch.testing.assert_close(
-        edit(mllm, batch, at="encoder", fn=lambda *_: features.tower), wanted, atol=1e-4, rtol=1e-3
+        edit(mllm, batch, at="encoder", fn=lambda *_: features.encoder_features), wanted, atol=1e-4, rtol=1e-3
     )  # type: ignore[arg-type, return-value]
     if source == "projector":
         torch.testing.assert_close(

@@ -212,9 +212,9 @@ def test_attention_on_a_token_lands_on_its_pixels(name: str, tiny_folders: Path)
         tokens = [(p, i) for p in parts for i in range(len(p.index))]
         one_hot = lay(np.eye(len(tokens)), parts, raster)
         rows, columns = (np.arange(n) for n in raster.grid)
-        boxes = np.array([[raster.cell(r, c) for c in columns] for r in rows])
+        boxes = np.array([[raster.token_box(r, c) for c in columns] for r in rows])
         for (part, number), values in zip(tokens, one_hot, strict=True):
-            left, top, right, bottom = part.cell(*divmod(number, part.grid[1]))
+            left, top, right, bottom = part.token_box(*divmod(number, part.grid[1]))
             lit = boxes[values > 0]
             width, height = boxes[0, 0, 2] - boxes[0, 0, 0], boxes[0, 0, 3] - boxes[0, 0, 1]
             assert (
@@ -238,7 +238,7 @@ def test_attention_on_a_token_lands_on_its_pixels(name: str, tiny_folders: Path)
         figure = fig.overlays([[fig.Overlay("t", np.array(picture), one_hot[-1], raster.box)]])
         heat = next(trace for trace in figure.data if trace.type == "heatmap")
         row, column = divmod(int(one_hot[-1].argmax()), raster.grid[1])
-        left, top, right, bottom = raster.cell(row, column)
+        left, top, right, bottom = raster.token_box(row, column)
         assert (heat.x[column], heat.x[column + 1]) == pytest.approx((left * size[0], right * size[0]))
         assert (heat.y[row], heat.y[row + 1]) == pytest.approx((top * size[1], bottom * size[1]))
         low, high = figure.layout.yaxis.range
@@ -305,7 +305,7 @@ def test_a_head_built_to_look_at_one_cell_points_there(tiny_folders: Path) -> No
         block.self_attn.q_proj.weight[slowest] = 4 * normed[-1] / normed[-1].square().sum()
     rows = next(iter(attention(mllm, batch, rows=[[-1]], layers=[2])))[0, :, 0, parts[0].index].numpy()
     maps = renormalised(lay(rows, parts, canvas(parts)))
-    left, top, right, bottom = (v * 56 for v in parts[0].cell(row, column))
+    left, top, right, bottom = (v * 56 for v in parts[0].token_box(row, column))
     mask = np.zeros((56, 56), dtype=bool)
     mask[round(top) + 1 : round(bottom) - 1, round(left) + 1 : round(right) - 1] = True
     inside = covered(Object("planted", (left / 56, top / 56, right / 56, bottom / 56), mask), canvas(parts))

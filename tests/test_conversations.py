@@ -152,7 +152,7 @@ def test_images_stand_between_the_words_where_the_template_lets_them(name: str, 
         " 'text' %} {{ p['text'] }}{% endfor %}"
     )
     mllm.processor.chat_template = (
-        "{% for m in messages %}" + first.replace("IMAGE", mllm.template_place) + "{% endfor %}"
+        "{% for m in messages %}" + first.replace("IMAGE", mllm.image_placeholder) + "{% endfor %}"
     )
     mllm._orders.clear()
     with pytest.raises(
@@ -189,13 +189,13 @@ def test_control_tokens_of_the_model_are_refused_or_words(name: str, tmp_path: P
         for call in (lambda text=text: mllm.encode(image, [text]), lambda text=text: mllm.answer_ids(text)):
             with pytest.raises(ModelError, match="a control token"):
                 call()
-        mllm.words = True
+        mllm.control_tokens_as_words = True
         batch, labels = encode_conversations(mllm, image, [[(text, text)]])
         learnt = labels[0][labels[0] != IGNORED].tolist()
         if ids[token] != tokenizer.unk_token_id:  # which the words of this tokenizer are
             assert ids[token] not in learnt[:-1] and ids[token] not in mllm.answer_ids(text)
             assert (batch.inputs["input_ids"] == ids[token]).sum() == (usual[0].inputs["input_ids"] == ids[token]).sum()
-        mllm.words = False
+        mllm.control_tokens_as_words = False
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def test_read_equals_transformers(mllm: MLLM) -> None:
                 )
                 assert torch.equal(ours.tokens, expected)
                 for layer in range(mllm.n_layers):
-                    if layer and layer <= mllm.family.injected(mllm.config) and tokens == "visual":
+                    if layer and layer <= mllm.family.injected_blocks(mllm.config) and tokens == "visual":
                         continue  # transformers records these after encoder features were added
                     assert torch.allclose(ours.values[layer], theirs[layer][row, ours.tokens], atol=1e-6), (
                         layer,
@@ -167,7 +167,7 @@ def test_edits_are_what_they_say(mllm: MLLM) -> None:
     one, other = (mllm.encode([picture(seed)], [QUESTION]) for seed in (0, 1))
     with torch.inference_mode():
         plain, swapped = (mllm.model(**batch.inputs).logits[:, -1:].float() for batch in (one, other))
-    clean = mllm.family.injected(mllm.config) + 1 if mllm.family.injected(mllm.config) else 0
+    clean = mllm.family.injected_blocks(mllm.config) + 1 if mllm.family.injected_blocks(mllm.config) else 0
     for layer in range(clean, mllm.n_layers + 1):
         assert torch.allclose(edit(mllm, one, at=layer, fn=lambda v, _: v), plain, atol=1e-5)
     with torch.inference_mode():
@@ -180,9 +180,9 @@ def test_edits_are_what_they_say(mllm: MLLM) -> None:
         ):
             edit(mllm, one, at="encoder", fn=lambda v, _: v)
         return
-    target = read(mllm, other, tower=True)[0]
-    assert target.tower is not None
-    assert torch.allclose(edit(mllm, one, at="encoder", fn=lambda v, _: target.tower), swapped, atol=1e-4)
+    target = read(mllm, other, encoder=True)[0]
+    assert target.encoder_features is not None
+    assert torch.allclose(edit(mllm, one, at="encoder", fn=lambda v, _: target.encoder_features), swapped, atol=1e-4)
     assert torch.allclose(edit(mllm, one, at="projector", fn=lambda v, _: target.values[0]), swapped, atol=1e-4)
     shuffled = edit(mllm, one, at="projector", fn=lambda v, _: v.flip(0))
     assert (shuffled - plain).abs().max() > 1e-4
@@ -424,9 +424,9 @@ def test_pixels_that_belong_to_no_patch_belong_to_no_token(folders: Path) -> Non
     onevision = MLLM.load(str(build("llava_onevision", folders / "onevision")))
     batch = onevision.encode([picture(0, (60, 120))], [QUESTION])
     fine = onevision.visual_tokens(batch)[0][1]
-    assert fine.grid == (8, 4) and fine.cell(0, 0) == pytest.approx((0, 0, 14 / 60, 14 / 120))
+    assert fine.grid == (8, 4) and fine.token_box(0, 0) == pytest.approx((0, 0, 14 / 60, 14 / 120))
     # the second tile begins at pixel 60, not at 56
-    assert fine.cell(4, 3) == pytest.approx((42 / 60, 60 / 120, 56 / 60, 74 / 120))
+    assert fine.token_box(4, 3) == pytest.approx((42 / 60, 60 / 120, 56 / 60, 74 / 120))
     assert fine.box == pytest.approx((0, 0, 56 / 60, 116 / 120))
 
 
@@ -605,7 +605,7 @@ def test_an_interpolated_raster_has_no_tower_rows(folders: Path) -> None:
     batch = model.encode([picture(0, (400, 300))], [QUESTION])
     assert model.visual_tokens(batch)[0][1].rows is not None and (model.visual_tokens(batch)[0][1].rows == -1).all()
     with pytest.raises(ModelError, match="its tokens mix several tower features"):
-        read(model, batch, tower=True)
+        read(model, batch, encoder=True)
     with pytest.raises(ModelError, match="its tokens mix several tower features"):
         edit(model, batch, at="encoder", fn=lambda v, _: v)
     assert edit(model, batch, at=1, fn=lambda v, _: v).shape[0] == 1

@@ -333,7 +333,7 @@ def test_what_cannot_be_probed_is_refused_or_noted(folders: Path) -> None:
         probe(dataclasses.replace(FEW, folds=11), Context(mllm, data, 4))
     with pytest.raises(ConfigError, match="layer 9 does not exist"):
         probe(dataclasses.replace(FEW, layers=(9,)), Context(mllm, data, 4))
-    assert read(mllm, mllm.encode([picture(0)], ["a ?"]), layers=[0], tower=True)[0].tower is not None
+    assert read(mllm, mllm.encode([picture(0)], ["a ?"]), layers=[0], encoder=True)[0].encoder_features is not None
 
 
 def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> None:

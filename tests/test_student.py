@@ -108,7 +108,7 @@ def test_families_train_and_their_losses_are_those_of_transformers_and_of_the_fo
     }
     assert all(parts.values()) and not {n for n in moved if n.startswith("base.")} - set.union(*parts.values())
     tower = {id(p) for p in plain.model.get_encoder(modality="image").parameters()} - {
-        id(p) for p in plain.connector.parameters()
+        id(p) for p in plain.projector.parameters()
     }
     assert not {f"base.{n}" for n, p in plain.model.named_parameters() if id(p) in tower} & moved
     ready.check_frozen(wrapped.base.state_dict())  # the VFM and the tower hold their values
@@ -212,9 +212,12 @@ def test_own_targets_are_what_the_connector_receives_and_gives(name: str, tmp_pa
         for row, own in zip((0, 3), seen[0][target], strict=True):
             conversation = ready.train.conversations[row]
             (known,) = read(
-                ready.mllm, ready.mllm.encode([conversation.images], [conversation.turns[0][0]]), layers=[0], tower=True
+                ready.mllm,
+                ready.mllm.encode([conversation.images], [conversation.turns[0][0]]),
+                layers=[0],
+                encoder=True,
             )
-            expected = known.tower if target == "encoder" else known.values[0]
+            expected = known.encoder_features if target == "encoder" else known.values[0]
             torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-4)
             assert not own.requires_grad
 

@@ -231,13 +231,13 @@ def test_what_is_kept_to_look_at(llava: MLLM) -> None:
     )
     result = measure(config, Context(llava, with_objects(), batch_size=3))
     batch = llava.encode([picture(1)], ["is this red ?"])
-    values = read(llava, batch, tower=True)[0]
+    values = read(llava, batch, encoder=True)[0]
     kept = result.tensors["map.1.layer 4"].float()
     direct = torch.nn.functional.cosine_similarity(values.values[4], values.values[4][9], dim=-1)
     assert torch.allclose(similarity_to(kept, 9).float(), direct, atol=2e-3)
     assert torch.allclose(
         similarity_to(result.tensors[f"map.1.{TOWER}"].float(), 9).float(),
-        torch.cosine_similarity(values.tower, values.tower[9]),
+        torch.cosine_similarity(values.encoder_features, values.encoder_features[9]),
         atol=2e-3,
     )
     assert {name for name in result.tensors if name.startswith("map.")} == {

@@ -54,7 +54,7 @@ from workbench.vfm import CATALOGUE, VFM, find_vfm, hf_models, load_vfm, timm_mo
 from workbench.vfm.__main__ import main
 from workbench.vfm.base import CLIP, IMAGENET
 from workbench.weights.catalogue import CATALOGUE as WEIGHTS
-from workbench.weights.fetch import at_hand, load_weights
+from workbench.weights.fetch import available_without_hub, load_weights
 
 MILLIONS = {  # published sizes of the vision encoders, position embeddings included
     **{
@@ -165,7 +165,7 @@ def test_every_entry_says_what_one_must_know(name: str) -> None:
     entry, weights = CATALOGUE.get(name), WEIGHTS.get(CATALOGUE.get(name).weights)
     assert weights.licence and weights.hub and entry.note and entry.architecture
     assert ("real weights" in entry.checked) == (weights.package is not None) and (
-        weights.package is None or at_hand(entry.weights)
+        weights.package is None or available_without_hub(entry.weights)
     )
     assert entry.fixed is None or entry.fixed == entry.default_grid[0] * entry.stride
 
@@ -448,7 +448,7 @@ def test_an_entry_reads_a_folder_of_the_users_own(tmp_path: Path, monkeypatch: p
     torch.manual_seed(0)
     random = VFM.untrained(CATALOGUE.get("dinov3-small"))
     random.network.save_pretrained(tmp_path / "dinov3-small")
-    assert at_hand("dinov3-small")
+    assert available_without_hub("dinov3-small")
     vfm, picture = load_vfm("dinov3-small"), painted((3, 5), (1, 2))[1]
     assert (
         torch.equal(vfm([picture], grid=(3, 5)).values, random([picture], grid=(3, 5)).values)

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from trainer import distributed
 from trainer.alignment import Alignment, mean_loss
 from trainer.setups.packing import Packing, use_packed_attention
-from workbench.capture.hidden_states import by_token, tower_rows
+from workbench.capture.hidden_states import encoder_rows, one_row_per_token
 from workbench.mllm import MLLM, VisualTokens
 from workbench.mllm.conversation import IGNORED
 from workbench.mllm.residual import Residual
@@ -141,7 +141,7 @@ class AlignedMLLMForConditionalGeneration(Aligned):
         self._projector_input: Tensor | None = None
         self._first_block_input: Tensor | None = None
         if alignment is not None and target == "encoder":
-            mllm.connector.register_forward_pre_hook(self._record_projector_input)
+            mllm.projector.register_forward_pre_hook(self._record_projector_input)
         if alignment is not None and target == "projector":
             mllm.decoder.layers[0].register_forward_pre_hook(self._record_first_block_input, with_kwargs=True)
 
@@ -213,8 +213,8 @@ class AlignedMLLMForConditionalGeneration(Aligned):
         """Return the input or output of the model's own projector, (token, d) for each conversation with an image."""
         if self.target == "encoder":
             assert self._projector_input is not None
-            features = by_token(self._mllm, self._projector_input)
-            rows_by_sample = tower_rows(self._mllm, [list(parts) for parts in visual])
+            features = one_row_per_token(self._mllm, self._projector_input)
+            rows_by_sample = encoder_rows(self._mllm, [list(parts) for parts in visual])
             return [features[rows.to(features.device)] for rows in rows_by_sample if len(rows)]
         states = self._first_block_input
         assert states is not None

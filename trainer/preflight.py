@@ -90,7 +90,9 @@ def look_through(mllm: MLLM, data: ConversationSet, max_length: int | None) -> l
     Raises:
         DataError, ModelError: names the first conversation that cannot be trained on, and how many there are.
     """
-    key = content_hash(VERSION, data.data.fingerprint, len(data), _identity(mllm), max_length, mllm.words)
+    key = content_hash(
+        VERSION, data.data.fingerprint, len(data), _identity(mllm), max_length, mllm.control_tokens_as_words
+    )
     file = cache_folder("looked_through") / f"{key}.json"
     if file.exists():
         try:
@@ -239,7 +241,7 @@ class VisualLengths:
         except WorkbenchError as error:
             return str(error)
         plain = mllm.processor.tokenizer(text, add_special_tokens=mllm.adds_special([text]))["input_ids"]
-        placeholder = mllm.processor.tokenizer.convert_tokens_to_ids(mllm.template_place)
+        placeholder = mllm.processor.tokenizer.convert_tokens_to_ids(mllm.image_placeholder)
         after_placeholder = list(reversed(plain)).index(placeholder) if placeholder in plain else 0
         after_image = list(reversed(ids)).index(mllm.config.image_token_id) - after_placeholder
         return len(ids) - len(plain), after_image
@@ -302,7 +304,7 @@ def _lengths(
             added = [tokens[sizes[_size_key(load)]] for load in loads]
             if mllm.processor.chat_template is None:
                 prompt = mllm.prompt(turns[0][0], len(loads))
-                texts.append((conversation, f"{prompt}{mllm.plain('answer', turns[0][1])}", len(prompt), added))
+                texts.append((conversation, f"{prompt}{mllm.safe_text('answer', turns[0][1])}", len(prompt), added))
                 if len(turns) > 1 or not loads:  # which may be refused without a chat template
                     images = [Image.new("RGB", sizes[_size_key(load)]) for load in loads]
                     encode_conversations(mllm, [images], [turns])
@@ -314,7 +316,7 @@ def _lengths(
     if not texts:
         return
     special = mllm.adds_special([text for _, text, _, _ in texts])
-    placeholder = mllm.processor.tokenizer.convert_tokens_to_ids(mllm.template_place)
+    placeholder = mllm.processor.tokenizer.convert_tokens_to_ids(mllm.image_placeholder)
     encoded = mllm.processor.tokenizer(
         [text for _, text, _, _ in texts],
         add_special_tokens=special,

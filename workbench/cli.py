@@ -92,7 +92,7 @@ def parse(
                 )
             check_known(key, known, f"key '{key}' in {recipe}", renamed)
             check_kind(key, value, known[key], recipe)
-            flags += _as_flags(key, value)
+            flags += as_flags(key, value)
     _check_no_stray_word(cls, argv, prog)
     for word in argv:
         if word.startswith("--") and word != "--help":
@@ -183,11 +183,12 @@ def changed_flags(config: object) -> list[str]:
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, field.name)
         if value != field.default:
-            words += _as_flags(field.name, plain(value))
+            words += as_flags(field.name, plain(value))
     return words
 
 
-def _as_flags(key: str, value: Any) -> list[str]:
+def as_flags(key: str, value: Any) -> list[str]:
+    """Return an option as words of a command line: `--key value`, or `--key` and `--no-key` of a switch."""
     if isinstance(value, bool):
         head, _, last = key.rpartition(".")
         return [f"--{key}" if value else f"--{head + '.' if head else ''}no-{last}"]

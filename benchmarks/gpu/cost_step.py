@@ -61,7 +61,7 @@ class Model:
         self.mllm.model.requires_grad_(False)
         self.rank = 8 if bench.toy else 128
         add_lora(self.mllm.model, LoraConfig(rank=self.rank, alpha=2 * self.rank))
-        self.mllm.connector.requires_grad_(True).float()
+        self.mllm.projector.requires_grad_(True).float()
         for name, value in self.mllm.model.named_parameters():
             if "lora_" in name:
                 value.data = value.data.float()

@@ -91,7 +91,7 @@ def _step(mllm: MLLM, objective: Any, *, autocast: bool) -> dict[str, Tensor | l
         output = model(labels=labels, visual=visual, targets=targets, **batch.inputs)
     assert output.alignment_loss is not None
     (output.lm_loss + 0.5 * output.alignment_loss).backward()
-    parts = {"heads": alignment, "projector": mllm.connector, "block 1": mllm.decoder.layers[0]}
+    parts = {"heads": alignment, "projector": mllm.projector, "block 1": mllm.decoder.layers[0]}
     gradients = {
         f"gradient of {name}": [torch.cat([p.grad.flatten() for p in part.parameters() if p.grad is not None])]
         for name, part in parts.items()

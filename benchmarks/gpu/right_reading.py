@@ -60,7 +60,9 @@ def _quiz(mllm: MLLM, change: bool) -> Tensor:
 READINGS: dict[str, Callable[[MLLM], Tensor | Sequence[Tensor]]] = {
     "hidden states of all layers": lambda m: [own.values for own in read(m, encoded(m))],
     "hidden states, all tokens, with a text alone": lambda m: [own.values for own in read(m, mixed(m), tokens="all")],
-    "the vision encoder's features": lambda m: [own.tower for own in read(m, encoded(m), layers=[0], tower=True)],
+    "the vision encoder's features": lambda m: [
+        own.encoder_features for own in read(m, encoded(m), layers=[0], encoder=True)
+    ],
     "attention rows": lambda m: list(attention(m, encoded(m), rows=[[-1, -5]] * 3)),
     "attention rows of one prompt": lambda m: list(attention(m, one_prompt(m), rows=[[-1, 4, 9]])),
     "gradient times attention": lambda m: list(gradient_attention(m, encoded(m), rows=[-1] * 3)),

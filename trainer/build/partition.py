@@ -13,7 +13,7 @@ from workbench.mllm.family import family_of
 def parts_of(model: Any) -> dict[str, str]:
     """Which part of a transformers model each parameter belongs to, by name: `tower`, `language`, or `connector` for
     all that is between them."""
-    own = {id(p) for p in model.model.get_submodule(family_of(model.config).connector).parameters()}
+    own = {id(p) for p in model.model.get_submodule(family_of(model.config).projector).parameters()}
     tower = {id(p) for p in model.get_encoder(modality="image").parameters()} - own
     language = {
         id(p)

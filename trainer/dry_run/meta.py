@@ -16,7 +16,7 @@ from trainer.build.second_encoder import encoder_alone
 from trainer.recipe import ModelConfig, Recipe
 from workbench.errors import ConfigError, one_line
 from workbench.mllm import VisualTokens
-from workbench.mllm.base import Outline
+from workbench.mllm.base import WeightlessMLLM
 from workbench.mllm.family import family_of
 from workbench.mllm.load import check_weights, generation_of, load_config
 from workbench.mllm.processors import load_processor
@@ -45,7 +45,7 @@ def on_meta(cls: Any, config: PretrainedConfig) -> Any:
     return model.float()
 
 
-def outline(config: ModelConfig) -> Outline:
+def outline(config: ModelConfig) -> WeightlessMLLM:
     """Build a pretrained or an assembled model from its configuration, without weights, and load its processor.
 
     The files of its weights are checked by `check_files`.
@@ -64,7 +64,7 @@ def outline(config: ModelConfig) -> Outline:
         model = on_meta(AutoModelForImageTextToText, settings)
         # the generation config names the tokens that end an answer
         model.generation_config = generation_of(name, **options) or model.generation_config
-    return Outline(model, processor, family_of(model.config), name)
+    return WeightlessMLLM(model, processor, family_of(model.config), name)
 
 
 def check_files(config: ModelConfig) -> dict[str, WeightFiles | None]:
@@ -134,7 +134,7 @@ def attach(
     settings, text, not_run = recipe.alignment, model.config.get_text_config(), []
     settings.check_layers(text.num_hidden_layers)
     family = family_of(model.config)
-    projector, projector_inputs = model.model.get_submodule(family.connector), []
+    projector, projector_inputs = model.model.get_submodule(family.projector), []
     second_width = find_vfm(recipe.model.second_encoder).dim if recipe.model.second_encoder is not None else 0
 
     def record_input(_: nn.Module, args: tuple[Tensor]) -> Tensor | None:
@@ -160,7 +160,7 @@ def attach(
         handle.remove()
     if reason is None:
         shape = (sum(len(tokens) for tokens in features), features[0].shape[-1])
-        width = projector_inputs[0].shape[-1] * family.merged(model.config)
+        width = projector_inputs[0].shape[-1] * family.rows_per_token(model.config)
     else:
         not_run.append(f"vision encoder and projector, only their widths were compared ({reason})")
         matrices = [module for module in projector.modules() if isinstance(module, nn.Linear)]

@@ -271,7 +271,7 @@ def check_conversations(recipe: Recipe, mllm: MLLM, splits: ConversationSplits) 
     """
     _check_model(mllm, recipe.model)
     recipe.alignment.check_layers(mllm.n_layers)
-    mllm.words = recipe.data.control_tokens == "words"
+    mllm.control_tokens_as_words = recipe.data.control_tokens == "words"
     for data in splits.all:
         _check_texts(mllm, data, recipe.data.max_length)
     if recipe.alignment.changes_layers and not any(c.loads for c in splits.train.conversations):
@@ -361,7 +361,7 @@ def encoder_width(mllm: MLLM, train: ConversationSet) -> int:
     first = next((c for c in train.conversations if c.loads), None)
     if first is None:
         raise ConfigError("alignment asks for the encoder's features, and no training conversation has an image")
-    features = read(mllm, mllm.encode([first.images], ["?"]), layers=[0], tower=True)[0].tower
+    features = read(mllm, mllm.encode([first.images], ["?"]), layers=[0], encoder=True)[0].encoder_features
     assert features is not None
     return int(features.shape[-1])
 

@@ -2,6 +2,7 @@
 
 python -m trainer.sweep shapes_seeds
 python -m trainer.sweep ablation_layer --seeds 0 1 2
+python -m trainer.sweep shapes_seeds --launcher submitit --slurm partition=gpu gpus_per_node=1 time=240
 python -m trainer.sweep shapes_seeds --report                         # train nothing, compare the finished runs
 python -m trainer.sweep shapes_seeds --export docs/results/seeds      # store each run as a small JSON file
 python -m trainer.sweep shapes_seeds --report --exported docs/results/seeds
@@ -19,12 +20,15 @@ is corrected for all variants of a question type (Holm).
 
 from __future__ import annotations
 
+import shlex
 import sys
+from importlib.util import find_spec
+from types import ModuleType
 
 from trainer.sweep.comparison import Runs, notes, report, write
 from trainer.sweep.results import export, finished
 from trainer.sweep.runner import train_all
-from trainer.sweep.spec import Sweep
+from trainer.sweep.spec import Sweep, check
 from workbench.cli import command, parse
 from workbench.errors import ConfigError, RunError
 from workbench.package_files import SWEEPS
@@ -39,6 +43,8 @@ def main(argv: list[str]) -> None:
         raise ConfigError("no sweep given: expected python -m trainer.sweep SWEEP [--option value ...]")
     file = SWEEPS.find(argv[0])
     sweep = parse(Sweep, argv[1:], prog=prog, description=__doc__ or "", recipe=file, called="sweep")
+    if sweep.dry_run or (sweep.launcher == "submitit" and not sweep.report and sweep.export is None):
+        return _plan(sweep) if sweep.dry_run else _submit(sweep)
     failed = {} if sweep.report or sweep.export else train_all(sweep)
     try:
         runs = finished(sweep)
@@ -53,6 +59,41 @@ def main(argv: list[str]) -> None:
         raise
     if failed:
         raise _failure(failed)
+
+
+def _plan(sweep: Sweep) -> None:
+    """Print what would be trained."""
+    if sweep.launcher == "submitit":
+        for job, script in _slurm().scripts(sweep):
+            sys.stdout.write(f"### {job}: python -m trainer {shlex.join(job.arguments)}\n{script}\n")
+    else:
+        check(sweep)
+        for job in sweep.jobs():
+            done = "  # finished" if job.finished else ""
+            sys.stdout.write(f"python -m trainer {shlex.join(job.arguments)}{done}\n")
+
+
+def _submit(sweep: Sweep) -> None:
+    """Submit what is missing, and say so."""
+    submitted, waiting = _slurm().submit_all(sweep)
+    lines = [f"{name}: job {number}" for name, number in submitted.items()]
+    lines += [f"{name}: job {number}, already in the queue" for name, number in waiting.items()]
+    done = sum(job.finished for job in sweep.jobs())
+    lines += [f"{len(submitted)} jobs submitted, {len(waiting)} in the queue, {done} runs finished"]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _slurm() -> ModuleType:
+    """The part that needs submitit.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if find_spec("submitit") is None:
+        raise ConfigError("launcher is submitit, which is not installed: expected pip install 'viral-workbench[slurm]'")
+    from trainer.sweep import slurm
+
+    return slurm
 
 
 def _print(sweep: Sweep, runs: Runs, name: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 from trainer.output.folder import check_same_recipe
 from trainer.recipe import Recipe
@@ -127,6 +128,14 @@ class Sweep:
     needs."""
     exported: Path | None = None
     """With `report`: compare the runs that were exported to this folder, when the runs themselves are deleted."""
+    launcher: Literal["local", "submitit"] = "local"
+    """Where trainings run: on this machine, `processes` at a time, or each as a Slurm job, submitted through submitit
+    (extra `slurm`)."""
+    slurm: tuple[str, ...] = ()
+    """With `launcher submitit`: parameters of sbatch, each as NAME=VALUE, such as partition=gpu gpus_per_node=4
+    time=240 (minutes)."""
+    dry_run: bool = False
+    """Train nothing, print the commands of the trainings or, with `launcher submitit`, their batch scripts."""
 
     def __post_init__(self) -> None:
         if self.processes < 1:
@@ -147,6 +156,8 @@ class Sweep:
                 f"exported is {self.exported}: expected it with --report and without --export, since it is read instead"
                 " of the runs"
             )
+        if self.slurm and self.launcher != "submitit":
+            raise ConfigError(f"slurm is {', '.join(self.slurm)}: expected it with --launcher submitit")
         self._check_grid()
         variants = list(dict.fromkeys(setting.variant for setting in self.settings()))
         for name in self.best:

@@ -204,7 +204,7 @@ def rollout(mllm: MLLM, batch: Batch, *, rows: Sequence[int], chunk: int = 256) 
 def _collect(mllm: MLLM, batch: Batch, collector: _Rows, *, keep: int | Tensor) -> Tensor:
     """Run the model with `collector` in its attention and return the logits of the positions to keep."""
     check_uncapped(mllm)
-    with mllm.lock, implementation(mllm, ROWS):
+    with mllm.lock, attention_implementation(mllm, ROWS):
         logits = mllm.model(**batch.inputs, use_cache=False, logits_to_keep=keep, collect_rows=collector).logits
         collector.copies.finish()
     missing = collector.blocks - set(collector.found)
@@ -245,7 +245,7 @@ def _positions(batch: Batch, rows: Sequence[Sequence[int]]) -> Int[Tensor, "samp
 
 
 @contextmanager
-def implementation(mllm: MLLM, name: str) -> Iterator[None]:
+def attention_implementation(mllm: MLLM, name: str) -> Iterator[None]:
     """Use another attention function in the language model for a while."""
     text = mllm.config.get_text_config()
     key = next(key for key in mllm.config.sub_configs if getattr(mllm.config, key) is text)

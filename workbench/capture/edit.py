@@ -9,18 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.capture.hidden_states import by_token, check_layers, positions_of, tower_rows
+from workbench.capture.hidden_states import check_layers, encoder_rows, one_row_per_token, positions_of
 from workbench.errors import ConfigError, ModelError
 from workbench.mllm.base import MLLM, positions_to_keep
 from workbench.mllm.family import Batch
 
-Place = Literal["encoder", "projector"] | int
+Site = Literal["encoder", "projector"] | int
 
 
 Edit = Callable[[Float[Tensor, "token d"], int], Float[Tensor, "token d"]]
 
 
-def check_place(mllm: MLLM, at: Place) -> Literal["encoder"] | int:
+def check_site(mllm: MLLM, at: Site) -> Literal["encoder"] | int:
     """Return "encoder" or the layer number of a place where visual tokens can be changed.
 
     Raises:
@@ -34,7 +34,7 @@ def check_place(mllm: MLLM, at: Place) -> Literal["encoder"] | int:
         raise ConfigError(
             f"place '{at}' does not exist: expected 'encoder', 'projector' or a layer from 0 to {mllm.n_layers}"
         )
-    injected = mllm.family.injected(mllm.config)
+    injected = mllm.family.injected_blocks(mllm.config)
     if injected and (not isinstance(layer, int) or layer <= injected):
         raise ModelError(
             f"{mllm.family.name} adds encoder features to the outputs of its first {injected} blocks, so an edit at"
@@ -43,7 +43,7 @@ def check_place(mllm: MLLM, at: Place) -> Literal["encoder"] | int:
     return layer
 
 
-def edit(mllm: MLLM, batch: Batch, *, at: Place, fn: Edit, keep: int = 1) -> Float[Tensor, "sample position vocab"]:
+def edit(mllm: MLLM, batch: Batch, *, at: Site, fn: Edit, keep: int = 1) -> Float[Tensor, "sample position vocab"]:
     """Logits of each sample's last `keep` tokens when the visual tokens are changed at one place on their way.
 
     Args:
@@ -57,12 +57,12 @@ def edit(mllm: MLLM, batch: Batch, *, at: Place, fn: Edit, keep: int = 1) -> Flo
         ModelError: encoder features are added again after that place, so that the edit would be half undone; or `fn`
             changed the shape.
     """
-    layer = check_place(mllm, at)
+    layer = check_site(mllm, at)
     mask = batch.inputs["attention_mask"]
     if not 1 <= keep <= int(mask.sum(1).min()):
         raise ConfigError(f"keep is {keep}: expected 1 to {int(mask.sum(1).min())}, the tokens of the shortest prompt")
     found = mllm.visual_tokens(batch)
-    rows = tower_rows(mllm, found) if layer == "encoder" else []
+    rows = encoder_rows(mllm, found) if layer == "encoder" else []
     index = positions_of(found)
     if not any(len(own) for own in index):
         raise ModelError("no sample of the batch has an image: expected visual tokens to edit")
@@ -70,14 +70,14 @@ def edit(mllm: MLLM, batch: Batch, *, at: Place, fn: Edit, keep: int = 1) -> Flo
     def change(hidden: Tensor) -> Tensor:
         changed = hidden.clone()
         if layer == "encoder":
-            flat = by_token(mllm, changed)
+            flat = one_row_per_token(mllm, changed)
             for sample, own in enumerate(rows):
                 if len(own):
-                    flat[own] = edited(fn, flat[own], sample)
+                    flat[own] = apply_edit(fn, flat[own], sample)
             return flat.view(hidden.shape)
         for sample, own in enumerate(index):
             if len(own):
-                changed[sample, own] = edited(fn, changed[sample, own], sample)
+                changed[sample, own] = apply_edit(fn, changed[sample, own], sample)
         return changed
 
     with mllm.lock:
@@ -87,7 +87,7 @@ def edit(mllm: MLLM, batch: Batch, *, at: Place, fn: Edit, keep: int = 1) -> Flo
     return logits[torch.arange(len(mask), device=mask.device)[:, None], positions].float().cpu()
 
 
-def edited(fn: Edit, values: Float[Tensor, "token d"], sample: int) -> Float[Tensor, "token d"]:
+def apply_edit(fn: Edit, values: Float[Tensor, "token d"], sample: int) -> Float[Tensor, "token d"]:
     """What `fn` makes of a copy of `values`.
 
     Raises:
@@ -108,7 +108,7 @@ def _trace(mllm: MLLM, batch: Batch, layer: int | str, change: Callable[[Tensor]
     own = vars(mllm.model)
     traced = own.get("_traced") or own.setdefault("_traced", nnsight.NNsight(mllm.model))
     if layer == "encoder":
-        module = traced.get(f"model.{mllm.family.connector}")
+        module = traced.get(f"model.{mllm.family.projector}")
     else:
         blocks = next(name for name, part in mllm.model.named_modules() if part is mllm.decoder.layers)
         module = traced.get(f"{blocks}.{max(0, int(layer) - 1)}")

@@ -31,7 +31,7 @@ class Activations:
     values: Float[Tensor, "layer token d"]
     layers: tuple[int, ...]
     tokens: Int[Tensor, " token"]
-    tower: Float[Tensor, "token features"] | None = None
+    encoder_features: Float[Tensor, "token features"] | None = None
 
 
 def read(
@@ -40,7 +40,7 @@ def read(
     *,
     layers: Sequence[int] | None = None,
     tokens: Literal["visual", "all"] = "visual",
-    tower: bool = False,
+    encoder: bool = False,
 ) -> list[Activations]:
     """Read the hidden states of `batch` at `layers` (all, 0 to L, by default) in one forward pass; only the tokens
     asked for leave the device.
@@ -74,10 +74,11 @@ def read(
 
     def keep_tower(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         features.extend(
-            by_token(mllm, args[0])[rows.to(args[0].device)].float().cpu() for rows in tower_rows(mllm, found)
+            one_row_per_token(mllm, args[0])[rows.to(args[0].device)].float().cpu()
+            for rows in encoder_rows(mllm, found)
         )
 
-    with mllm.lock, torch.inference_mode(), _hooks(mllm, keep, keep_tower if tower else None):
+    with mllm.lock, torch.inference_mode(), _hooks(mllm, keep, keep_tower if encoder else None):
         mllm.model(**batch.inputs, use_cache=False, logits_to_keep=1)
         copies.finish()
     return [
@@ -140,7 +141,7 @@ def _hooks(mllm: MLLM, keep: Callable[[int, Tensor], None], keep_tower: Callable
     for number, block in enumerate(blocks, start=1):
         handles.append(block.register_forward_hook(lambda _, __, output, layer=number: keep(layer, output)))
     if keep_tower is not None:
-        handles.append(mllm.connector.register_forward_pre_hook(keep_tower))
+        handles.append(mllm.projector.register_forward_pre_hook(keep_tower))
     try:
         yield
     finally:
@@ -155,12 +156,12 @@ def positions_of(found: list[list[VisualTokens]]) -> list[Int[Tensor, " token"]]
     ]
 
 
-def by_token(mllm: MLLM, features: Tensor) -> Float[Tensor, "row features"]:
+def one_row_per_token(mllm: MLLM, features: Tensor) -> Float[Tensor, "row features"]:
     """The connector's input, one row for each visual token."""
-    return features.reshape(-1, features.shape[-1] * mllm.family.merged(mllm.config))
+    return features.reshape(-1, features.shape[-1] * mllm.family.rows_per_token(mllm.config))
 
 
-def tower_rows(mllm: MLLM, found: list[list[VisualTokens]]) -> list[Int[Tensor, " token"]]:
+def encoder_rows(mllm: MLLM, found: list[list[VisualTokens]]) -> list[Int[Tensor, " token"]]:
     """The row of the connector's input behind each visual token, by sample.
 
     Raises:

@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from workbench.capture.attention import check_uncapped, implementation
+from workbench.capture.attention import attention_implementation, check_uncapped
 from workbench.capture.hidden_states import check_layers
 from workbench.errors import ModelError
 from workbench.mllm.base import MLLM, last_logits, positions_to_keep
@@ -73,7 +73,7 @@ def blocking(mllm: MLLM, blocked: Blocked) -> Iterator[None]:
     """Let the language model understand `blocked=` for a while, and see that it was done in every block that was asked
     for."""
     check_uncapped(mllm)
-    with implementation(mllm, BLOCKING):
+    with attention_implementation(mllm, BLOCKING):
         yield
     if blocked.blocks - blocked.seen:
         raise ModelError(

@@ -14,7 +14,7 @@ from workbench.mllm import MLLM
 from workbench.spatial.grids import picture, whole_image
 from workbench.training_folder import RECORD_FILE
 from workbench.vfm import CATALOGUE, VFM, load_vfm
-from workbench.weights.fetch import at_hand
+from workbench.weights.fetch import available_without_hub
 
 SCENES = 100  # of the validation split, enough to browse
 
@@ -47,7 +47,7 @@ def page() -> None:
         chosen = st.multiselect(
             "Models", models, default=default_models(models), key="models", max_selections=4, bind="query-params"
         )
-        vfms = [name for name in CATALOGUE if at_hand(CATALOGUE.get(name).weights)]
+        vfms = [name for name in CATALOGUE if available_without_hub(CATALOGUE.get(name).weights)]
         vfm = st.selectbox("Vision foundation model", vfms, key="vfm", bind="query-params")
         scenes = _data("shapes:val").scenes
         number = st.number_input("Scene", 0, len(scenes) - 1, 0, key="scene", bind="query-params")

@@ -42,7 +42,7 @@ def clickable(image: np.ndarray, raster: VisualTokens, chosen: int) -> go.Figure
     """
     assert raster.grid is not None
     height, width = image.shape[:2]
-    boxes = np.array([raster.cell(*divmod(i, raster.grid[1])) for i in range(raster.grid[0] * raster.grid[1])]) * [
+    boxes = np.array([raster.token_box(*divmod(i, raster.grid[1])) for i in range(raster.grid[0] * raster.grid[1])]) * [
         width,
         height,
         width,

@@ -263,7 +263,7 @@ def _clicked(picture: np.ndarray, raster: VisualTokens, image: int) -> int:
 
 
 def _middle(raster: VisualTokens, cell: int) -> tuple[float, float]:
-    left, top, right, bottom = raster.cell(*divmod(cell, _grid(raster)[1]))
+    left, top, right, bottom = raster.token_box(*divmod(cell, _grid(raster)[1]))
     return (left + right) / 2, (top + bottom) / 2
 
 

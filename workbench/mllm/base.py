@@ -25,7 +25,7 @@ from workbench.devices import check_device
 from workbench.errors import DataError, ModelError, one_line
 from workbench.hashing import fingerprint, model_settings, processor_fingerprint, saved_tensors, settings_hash
 from workbench.mllm.control import as_words, control_tokens, spelled_in
-from workbench.mllm.family import TEXT_INPUTS, Batch, Family, Pictures, VisualTokens, family_of
+from workbench.mllm.family import TEXT_INPUTS, Batch, BatchImages, Family, VisualTokens, family_of
 from workbench.mllm.load import load_config, load_model
 from workbench.mllm.processors import check_agreement, load_processor
 from workbench.mllm.residual import KEY, Residual, load_residual
@@ -50,7 +50,7 @@ class MLLM:
         if processor.chat_template is None:
             processor.chat_template = processor.tokenizer.chat_template
         self._orders: dict[tuple[str, ...], bool] = {}
-        self.words = False  # whether control tokens in a text of the data are words (`plain`), instead of refused
+        self.control_tokens_as_words = False  # whether control tokens in a text of the data are words (`safe_text`)
         self.fingerprint = self._fingerprint()
         self.processor.tokenizer.padding_side = "left"  # generation continues from the last position
 
@@ -131,9 +131,9 @@ class MLLM:
         return getattr(decoder, "model", decoder)
 
     @property
-    def connector(self) -> torch.nn.Module:
+    def projector(self) -> torch.nn.Module:
         """The module whose input is the tower's features."""
-        return self.model.model.get_submodule(self.family.connector)
+        return self.model.model.get_submodule(self.family.projector)
 
     @property
     def n_layers(self) -> int:
@@ -154,11 +154,11 @@ class MLLM:
         """
         content = self.content(question, images)
         if self.processor.chat_template is None:
-            return "".join(self.template_place if part["type"] == "image" else part["text"] for part in content)
+            return "".join(self.image_placeholder if part["type"] == "image" else part["text"] for part in content)
         text = self.render([{"role": "user", "content": content}], generation=True)
-        if text.count(self.template_place) != images:
+        if text.count(self.image_placeholder) != images:
             raise ModelError(
-                f"{self.name}: its chat template gives {text.count(self.template_place)} image placeholders for"
+                f"{self.name}: its chat template gives {text.count(self.image_placeholder)} image placeholders for"
                 f" {images} images"
             )
         return text
@@ -170,7 +170,7 @@ class MLLM:
             ModelError: the question contains the image placeholder, has marks for another number of images, or the
                 template does not keep their places.
         """
-        pieces = self.plain("question", question).split(IMAGE_MARK)
+        pieces = self.safe_text("question", question).split(IMAGE_MARK)
         if len(pieces) == 1:
             return [{"type": "image"}] * images + [{"type": "text", "text": pieces[0]}]
         if len(pieces) - 1 != images:
@@ -199,12 +199,12 @@ class MLLM:
             ]
             rest, right = self.render([{"role": "user", "content": parts}], generation=False), True
             for kind, text in zip(kinds, texts, strict=True):
-                _, there, rest = rest.partition(text if kind == "text" else self.template_place)
+                _, there, rest = rest.partition(text if kind == "text" else self.image_placeholder)
                 right = right and bool(there)
-            self._orders[kinds] = right and self.template_place not in rest
+            self._orders[kinds] = right and self.image_placeholder not in rest
         return self._orders[kinds]
 
-    def plain(self, what: str, text: str) -> str:
+    def safe_text(self, what: str, text: str) -> str:
         """A text of the data as the model may be given it: as it is, or with its control tokens as words, if `words`
         says so.
 
@@ -212,8 +212,8 @@ class MLLM:
             ModelError: it has the image placeholder, or a control token (workbench/mllm/control.py) that is not to be
                 words.
         """
-        self.check_text(what, text)
-        if self.words:
+        self._check_no_placeholder(what, text)
+        if self.control_tokens_as_words:
             return as_words(text, self.control_tokens)
         if spelled := spelled_in(text, self.control_tokens):
             raise ModelError(
@@ -259,7 +259,7 @@ class MLLM:
 
         return call(rendered, failed)
 
-    def check_text(self, what: str, text: str) -> None:
+    def _check_no_placeholder(self, what: str, text: str) -> None:
         """Raise a ModelError if a text contains the image placeholder, or what stands for it in the model's
         template."""
         for place in self._places:
@@ -274,11 +274,11 @@ class MLLM:
         return {
             self.processor.image_token,
             self.processor.tokenizer.convert_ids_to_tokens(self.config.image_token_id),
-            self.template_place,
+            self.image_placeholder,
         }
 
     @property
-    def template_place(self) -> str:
+    def image_placeholder(self) -> str:
         """What a processor replaces by an image's tokens: in some families not the visual token itself, but the mark
         that begins an image."""
         return getattr(self.processor, "boi_token", None) or self.processor.image_token
@@ -300,14 +300,14 @@ class MLLM:
 
     def process(
         self,
-        pictures: Pictures,
+        pictures: BatchImages,
         texts: Sequence[str],
         prompts: Sequence[str],
         *,
         device: str | torch.device | None = None,
         **options: Any,
     ) -> Batch:
-        """Pictures and texts in the model's own format through its own processor: the one way into the model, for
+        """Images and texts in the model's own format through its own processor: the one way into the model, for
         questions and for training.
 
         Args:
@@ -370,7 +370,7 @@ class MLLM:
             found.append(taken)
         return found
 
-    def rasters(self, batch: Batch) -> list[list[VisualTokens]]:
+    def token_grids(self, batch: Batch) -> list[list[VisualTokens]]:
         """`visual_tokens`, each of which has a place in the image.
 
         Raises:
@@ -461,7 +461,7 @@ class MLLM:
         Raises:
             ModelError: an answer without tokens, or with the image placeholder.
         """
-        tokenizer, (prompt, space), answer = self.processor.tokenizer, self._turn, self.plain("option", answer)
+        tokenizer, (prompt, space), answer = self.processor.tokenizer, self._turn, self.safe_text("option", answer)
         before, whole = (
             tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + space + answer)
         )
@@ -509,7 +509,7 @@ class MLLM:
         return logits.log_softmax(-1).gather(1, own.T)[:, 0].cpu()
 
 
-class Outline(MLLM):
+class WeightlessMLLM(MLLM):
     """An MLLM on the meta device, made from a configuration alone: it encodes text and images, on the CPU, and knows
     its shapes, but holds no weights."""
 
@@ -521,7 +521,7 @@ class Outline(MLLM):
         return ""
 
 
-def upright(images: Sequence[Image.Image | Sequence[Image.Image]]) -> Pictures:
+def upright(images: Sequence[Image.Image | Sequence[Image.Image]]) -> BatchImages:
     """The pictures of each sample, upright and in RGB."""
     return tuple(tuple(upright_rgb(i) for i in ([one] if isinstance(one, Image.Image) else one)) for one in images)
 

@@ -78,7 +78,7 @@ def conversation_text(mllm: MLLM, turns: Turns, images: int) -> tuple[str, list[
     messages: list[dict[str, object]] = []
     text, before, spans = "", "", []
     for number, (question, answer) in enumerate(turns):
-        answer = mllm.plain("answer", answer)
+        answer = mllm.safe_text("answer", answer)
         messages.append({"role": "user", "content": mllm.content(question, images if number == 0 else 0)})
         prompt = mllm.render(messages, generation=True)
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
@@ -103,9 +103,9 @@ def conversation_text(mllm: MLLM, turns: Turns, images: int) -> tuple[str, list[
             spans.append((start, len(text)))
             text += whole[stop:]
         before = whole
-    if text.count(mllm.template_place) != images:
+    if text.count(mllm.image_placeholder) != images:
         raise ModelError(
-            f"{mllm.name}: its chat template gives {text.count(mllm.template_place)} image placeholders for {images}"
+            f"{mllm.name}: its chat template gives {text.count(mllm.image_placeholder)} image placeholders for {images}"
             " images"
         )
     return text, spans
@@ -160,7 +160,7 @@ def _without_template(
             f"{mllm.name} ({mllm.family.name}) has no chat template, so it knows one question and its answer: expected"
             " no second turn"
         )
-    answers = [mllm.plain("answer", own[0][1]) for own in turns]
+    answers = [mllm.safe_text("answer", own[0][1]) for own in turns]
     questions = [own[0][0] for own in turns]
     texts = [mllm.prompt(question, len(own)) for question, own in zip(questions, pictures, strict=True)]
     batch = mllm.process(pictures, texts, questions, device=device, padding_side="right", suffix=answers)

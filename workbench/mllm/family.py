@@ -17,7 +17,7 @@ from workbench.registry import Registry
 Processor = Any  # a transformers ProcessorMixin, whose attributes differ between families
 Setting = tuple[str, object, object]
 Box = tuple[float, float, float, float]
-Pictures = tuple[tuple[Image.Image, ...], ...]
+BatchImages = tuple[tuple[Image.Image, ...], ...]
 """[sample][image]"""
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -48,7 +48,7 @@ class VisualTokens:
     spans: tuple[Float[Tensor, "h 2"], Float[Tensor, "w 2"]] | None = None
     fill: tuple[int, int, int] = (0, 0, 0)
 
-    def cell(self, row: int, column: int) -> Box:
+    def token_box(self, row: int, column: int) -> Box:
         """The part of the image that the token at (row, column) covers, in fractions of the image."""
         assert self.grid is not None
         if self.spans is not None:
@@ -70,7 +70,7 @@ class Batch:
     """
 
     inputs: BatchFeature
-    images: Pictures
+    images: BatchImages
     prompts: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -90,14 +90,14 @@ class Family:
         architectures: values of `config.architectures[0]` that belong to this family.
         visual_tokens: (config, processor, batch) -> `[sample][image or tile]`, images in order, the tiles of an image
             one after another.
-        connector: path below `model.model` of the module whose input is the tower's features, one row for each visual
+        projector: path below `model.model` of the module whose input is the tower's features, one row for each visual
             token.
-        merged: config -> how many consecutive rows there are for each visual token, where the connector itself merges
-            them.
-        injected: config -> how many of the first blocks have encoder features added to their output.
+        rows_per_token: config -> how many consecutive rows of the projector's input make one visual token; more than 1
+            where the projector itself merges patches.
+        injected_blocks: config -> how many of the first blocks have encoder features added to their output.
         answer_type: value of `token_type_ids` at answer tokens, where the family uses them.
-        alike: (config, processor) -> what both must say alike, each as (name, the processor's value, the model's); None
-            is a value that one does not say.
+        shared_settings: (config, processor) -> settings on which both must agree, each as (name, the processor's
+            value, the model's value); None for a value that one of them does not state.
         shares_prefix: the connector's output goes as it is to the visual positions, and nothing up to them depends on
             what follows, so that all questions about an image can share one pass over it.
     """
@@ -105,11 +105,11 @@ class Family:
     name: str
     architectures: tuple[str, ...]
     visual_tokens: Callable[[PretrainedConfig, Processor, Batch], list[list[VisualTokens]]]
-    connector: str = "multi_modal_projector"
-    merged: Callable[[PretrainedConfig], int] = lambda config: 1
-    injected: Callable[[PretrainedConfig], int] = lambda config: 0
+    projector: str = "multi_modal_projector"
+    rows_per_token: Callable[[PretrainedConfig], int] = lambda config: 1
+    injected_blocks: Callable[[PretrainedConfig], int] = lambda config: 0
     answer_type: int = 0
-    alike: Callable[[PretrainedConfig, Any], Iterable[Setting]] = lambda config, processor: ()
+    shared_settings: Callable[[PretrainedConfig, Any], Iterable[Setting]] = lambda config, processor: ()
     shares_prefix: bool = False
 
 

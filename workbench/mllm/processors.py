@@ -69,7 +69,7 @@ def _complete(name: str, family: Family, processor: Any, config: PretrainedConfi
     written = _written(name, options)
     lacking = {
         key: theirs
-        for key, ours, theirs in family.alike(config, processor)
+        for key, ours, theirs in family.shared_settings(config, processor)
         if hasattr(processor, key) and written.get(key) is None and theirs is not None and ours != theirs
     }
     for key, value in lacking.items():
@@ -98,7 +98,7 @@ def check_agreement(name: str, family: Family, config: PretrainedConfig, process
     Raises:
         ModelError: they do not; both values are named.
     """
-    for what, ours, theirs in (*family.alike(config, processor), *_image_token(config, processor)):
+    for what, ours, theirs in (*family.shared_settings(config, processor), *_image_token(config, processor)):
         if ours is not None and theirs is not None and ours != theirs:
             values = f"{one_line(ours, 50)} in its processor and {one_line(theirs, 50)} in its config.json"
             raise ModelError(

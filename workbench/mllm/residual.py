@@ -178,7 +178,7 @@ def attach_residual(model: Any, source: Source, layers: Sequence[int], features:
             " projector, or a LLaVA"
         )
     residual = Residual(source, layers, features or 0, text.hidden_size)
-    residual.install(model, model.model.get_submodule(family.connector))
+    residual.install(model, model.model.get_submodule(family.projector))
     setattr(model.config, KEY, residual.settings)
     return residual
 

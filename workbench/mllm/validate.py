@@ -99,7 +99,7 @@ def encoder_output(mllm: Any, batch: Batch) -> tuple[list[Float[Tensor, "token d
         return ModelError(f"{mllm.name}: {what}: expected the model's own processor")
 
     rows: list[Tensor] = []
-    handle = mllm.connector.register_forward_pre_hook(lambda _, args: rows.append(args[0]))
+    handle = mllm.projector.register_forward_pre_hook(lambda _, args: rows.append(args[0]))
     try:
         with mllm.lock, torch.inference_mode():
             output = call(lambda: mllm.model.get_image_features(**batch.vision).pooler_output, misfit)
@@ -109,7 +109,7 @@ def encoder_output(mllm: Any, batch: Batch) -> tuple[list[Float[Tensor, "token d
     counts = (batch.inputs["input_ids"] == mllm.config.image_token_id).sum(1).tolist()
     if sum(counts) != len(flat):
         raise ModelError(f"{mllm.name}: {sum(counts)} visual positions for {len(flat)} projected tokens")
-    merged = mllm.family.merged(mllm.config)
+    merged = mllm.family.rows_per_token(mllm.config)
     return list(flat.split(counts)), rows[0].reshape(-1, rows[0].shape[-1] * merged).float().cpu()
 
 
@@ -155,7 +155,7 @@ def _check_rasters(mllm: Any, plain: Image.Image, parts: list[VisualTokens], pro
         picture = plain.copy()
         cells = {number: _target(parts[number], number, attempt) for number in numbers}
         for number, cell in cells.items():
-            _paint(picture, parts[number].cell(*cell))
+            _paint(picture, parts[number].token_box(*cell))
         pictures.append(picture)
         targets.append(cells)
     painted = mllm.encode(pictures, [QUESTION] * len(pictures))
@@ -206,7 +206,7 @@ def _target(part: VisualTokens, number: int, attempt: int) -> tuple[int, int]:
     assert part.grid is not None
     rows, columns = part.grid
     cells = [(row, column) for row in range(rows) for column in range(columns)]
-    within = [_inside(part.cell(*cell)) for cell in cells]
+    within = [_inside(part.token_box(*cell)) for cell in cells]
     cells = [cell for cell, area in zip(cells, within, strict=True) if area > 0.99 * max(within)]
     apart = [abs((column * rows + row) - (row * columns + column)) for row, column in cells]
     cells = [cell for cell, distance in zip(cells, apart, strict=True) if 2 * distance >= max(apart)]

@@ -49,9 +49,13 @@ def survey(
     for start in range(0, len(scenes), batch_size):
         part = [scene[0] for scene in scenes[start : start + batch_size]]
         batch = mllm.encode([s.image for s in part], [s.question for s in part])
-        rasters += mllm.rasters(batch)
+        rasters += mllm.token_grids(batch)
         if tower:
-            features += [own.tower for own in read(mllm, batch, layers=[0], tower=True) if own.tower is not None]
+            features += [
+                own.encoder_features
+                for own in read(mllm, batch, layers=[0], encoder=True)
+                if own.encoder_features is not None
+            ]
     return rasters, features
 
 

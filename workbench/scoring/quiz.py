@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from workbench.capture.edit import Place, check_place, edit, edited
+from workbench.capture.edit import Site, apply_edit, check_site, edit
 from workbench.capture.hidden_states import check_layers
 from workbench.capture.knockout import Blocked, blocking, knockout
 from workbench.mllm.base import MLLM, last_logits, positions_to_keep
@@ -59,7 +59,7 @@ class Quiz:
         self._shared = self._share(scenes, features) if _may_share(mllm) else None
         self._plain: list[tuple[Tensor, Tensor]] | None = None
 
-    def logprobs(self, at: Place | None = None, change: Change | None = None) -> Float[Tensor, "question option"]:
+    def logprobs(self, at: Site | None = None, change: Change | None = None) -> Float[Tensor, "question option"]:
         """Log-probability of each option among the options of its question, -inf where a question has fewer; `change`
         acts on the visual tokens at `at`.
 
@@ -67,7 +67,7 @@ class Quiz:
             ConfigError, ModelError: see `capture.edit`.
         """
         if at is not None:
-            check_place(self.mllm, at)
+            check_site(self.mllm, at)
         return self._among_options(
             self._from_prefix(at, change) if self._shared is not None else self._whole(at, change)
         )
@@ -98,7 +98,7 @@ class Quiz:
         }
         return pd.DataFrame(names | correct | {"kl": kl_divergence(before, after).numpy()})
 
-    def _whole(self, at: Place | None, change: Change | None) -> Float[Tensor, "question vocab"]:
+    def _whole(self, at: Site | None, change: Change | None) -> Float[Tensor, "question vocab"]:
         """Every prompt as a whole: any family."""
         logits, row = [], 0
         for batch in self._batches:
@@ -143,7 +143,7 @@ class Quiz:
         return _Shared(torch.stack(list(features)), torch.stack(starts), visual, [prompt[cut:] for prompt in prompts])
 
     def _from_prefix(
-        self, at: Place | None, change: Change | None, blocks: Sequence[int] = ()
+        self, at: Site | None, change: Change | None, blocks: Sequence[int] = ()
     ) -> Float[Tensor, "question vocab"]:
         """From the images' own pass, which is kept where nothing changes in it; text after the image looks away from it
         in `blocks`."""
@@ -183,14 +183,14 @@ class Quiz:
             hidden = self.mllm.decoder(**inputs).last_hidden_state
         return model.get_output_embeddings()(hidden[torch.arange(len(tails), device=hidden.device), last]).float().cpu()
 
-    def _prefix(self, at: Place | None, change: Change | None) -> list[tuple[Tensor, Tensor]]:
+    def _prefix(self, at: Site | None, change: Change | None) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of every block for the images and what stands before them, with the change in place."""
         assert self._shared is not None
         visual, embed = self._shared.visual.to(self.mllm.device), self.mllm.model.get_input_embeddings()
 
         def changed(values: Float[Tensor, "image token d"]) -> Float[Tensor, "image token d"]:
             assert change is not None
-            return torch.stack([edited(change, own, self.first + number) for number, own in enumerate(values)])
+            return torch.stack([apply_edit(change, own, self.first + number) for number, own in enumerate(values)])
 
         def at_block(_: object, __: object, output: Tensor) -> Tensor:
             output = output.clone()
@@ -198,7 +198,7 @@ class Quiz:
             return output
 
         features = self._shared.features.to(self.mllm.device, embed.weight.dtype)
-        projected = self.mllm.connector(changed(features) if at == "encoder" else features)
+        projected = self.mllm.projector(changed(features) if at == "encoder" else features)
         hidden = embed(self._shared.starts.to(self.mllm.device))
         hidden[:, visual] = (changed(projected) if at in ("projector", 0) else projected).to(hidden.dtype)
         cache: Any = DynamicCache(config=self.mllm.config.get_text_config())
@@ -229,7 +229,7 @@ class _Shared:
 
 
 @contextmanager
-def _hook(mllm: MLLM, at: Place | None, fn: Callable[[object, object, Tensor], Tensor]) -> Iterator[None]:
+def _hook(mllm: MLLM, at: Site | None, fn: Callable[[object, object, Tensor], Tensor]) -> Iterator[None]:
     """Replace the output of block `at`, if it is one."""
     handle = mllm.decoder.layers[at - 1].register_forward_hook(fn) if isinstance(at, int) and at > 0 else None
     try:

@@ -32,7 +32,9 @@ def canvas(parts: Sequence[VisualTokens]) -> VisualTokens:
             "the visual tokens of this model have no rows and columns: expected a raster, since attention is shown at"
             " its place in the image"
         )
-    sizes = np.array([[right - left, bottom - top] for left, top, right, bottom in (part.cell(0, 0) for part in parts)])
+    sizes = np.array(
+        [[right - left, bottom - top] for left, top, right, bottom in (part.token_box(0, 0) for part in parts)]
+    )
     smallest = sizes[np.argmin(sizes.prod(axis=1).round(9))]
     boxes = np.array(
         [part.box for part, size in zip(parts, sizes, strict=True) if np.allclose(size, smallest, rtol=0.01)]
@@ -142,7 +144,7 @@ def centres(parts: Sequence[VisualTokens]) -> Float[np.ndarray, "token 2"]:
         )
     cells = np.array(
         [
-            part.cell(row, column)
+            part.token_box(row, column)
             for part, (rows, columns) in zip(parts, grids, strict=True)
             for row in range(rows)
             for column in range(columns)

@@ -30,7 +30,7 @@ def read_rasters(
     """The visual tokens of each layer, from one pass.
 
     Args:
-        places: `mllm.rasters(batch)`.
+        places: `mllm.token_grids(batch)`.
     """
     lengths = [[len(raster.index) for raster in sample] for sample in places]
     found = read(mllm, batch, layers=layers)

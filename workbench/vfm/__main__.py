@@ -14,7 +14,7 @@ from workbench.cli import command, parse
 from workbench.vfm.base import CATALOGUE, CLIP, HALF, IMAGENET, VFMEntry
 from workbench.vfm.find import find_vfm
 from workbench.weights.catalogue import CATALOGUE as WEIGHTS
-from workbench.weights.fetch import at_hand, source
+from workbench.weights.fetch import available_without_hub, source
 
 NORMS = {IMAGENET: "ImageNet", HALF: "0.5", CLIP: "CLIP"}
 
@@ -40,7 +40,7 @@ def row(entry: VFMEntry) -> dict[str, str]:
         "grid": "{} x {}".format(*entry.default_grid),
         "mean/std": NORMS.get((entry.mean, entry.std), f"{entry.mean} / {entry.std}"),
         "source": ", ".join(filter(None, places)),
-        "at hand": "yes" if at_hand(entry.weights) else "no",
+        "at hand": "yes" if available_without_hub(entry.weights) else "no",
         "checked": entry.checked,
         "note": entry.note,
     }
@@ -51,7 +51,9 @@ def main(argv: list[str]) -> None:
     names = parse(Config, argv, prog="python -m workbench.vfm", description="Vision foundation models.").names
     if names:
         for entry in map(find_vfm, names):
-            found = source(entry.weights)["fingerprint"] if at_hand(entry.weights) else "weights not here yet"
+            found = (
+                source(entry.weights)["fingerprint"] if available_without_hub(entry.weights) else "weights not here yet"
+            )
             print(
                 "\n".join(f"{key:<14}{value}" for key, value in (row(entry) | {"fingerprint": found}).items()),
                 end="\n\n",

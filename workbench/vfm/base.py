@@ -1,6 +1,6 @@
 """Vision foundation models: images in, a grid of patch features out.
 
-A VFM owns its resize and its normalisation, because preprocessing belongs to the weights: images normalised for another
+A VFM owns its resize and its normalization, because preprocessing belongs to the weights: images normalised for another
 model are the silent defect this class exists to rule out. Its weights are fingerprinted when they are loaded and again
 after the model is built. The one exception is asked for by name: `teacher_norm="student"` normalises for CLIP, as the
 official code does to every VFM (docs/paper.md, traps).
@@ -91,7 +91,7 @@ class VFMEntry:
     teacher_norm: TeacherNorm = "own"
 
     @property
-    def normalisation(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    def normalization(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
         """Mean and standard deviation that are used."""
         return (self.mean, self.std) if self.teacher_norm == "own" else CLIP
 
@@ -106,7 +106,7 @@ class VFMEntry:
         # an entry of the catalogue says which block; a folder may have any name
         named = self.name if self.name in CATALOGUE else ""
         code = [plugin] if (plugin := identity("vfms", self.name)) else []
-        parts = (named, self.stride, self.dim, self.fixed, *self.normalisation, self.teacher_norm, *code)
+        parts = (named, self.stride, self.dim, self.fixed, *self.normalization, self.teacher_norm, *code)
         return settings_hash(without_place(weights_config(self.weights)), *parts)
 
 
@@ -223,7 +223,7 @@ class VFM:
     def _pixels(self, image: Image.Image, size: tuple[int, int]) -> Tensor:
         resized = upright_rgb(image).resize(size, Image.Resampling.BICUBIC)
         scaled = torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255)
-        mean, std = self.entry.normalisation
+        mean, std = self.entry.normalization
         return ((scaled - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1)
 
 

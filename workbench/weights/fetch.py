@@ -70,7 +70,7 @@ def weights_config(name: str) -> dict[str, Any]:
     return config
 
 
-def at_hand(name: str) -> bool:
+def available_without_hub(name: str) -> bool:
     """Whether `name` can be loaded without a model hub: from a package, a folder of the user's own, or the cache."""
     entry = CATALOGUE.get(name)
     return (

@@ -18,7 +18,7 @@ from workbench.analysis.declaration import Analysis, Context, DataOptions, Resul
 from workbench.data import Dataset, Sample
 from workbench.metrics import METRICS, Metric
 from workbench.mllm import Family
-from workbench.mllm.families.llava import one_raster
+from workbench.mllm.families.llava import one_grid
 from workbench.runs import Run
 from workbench.vfm import VFMEntry, load_vfm
 from workbench.vfm.base import HALF, Network
@@ -92,7 +92,7 @@ COLORS = VFMEntry("acme-colors", "acme-colors", _build, 14, 3, *HALF, (2, 2), "a
 
 # --- a model family -------------------------------------------------------------------------------
 
-FAMILY = Family("acme", ("AcmeForConditionalGeneration",), one_raster)
+FAMILY = Family("acme", ("AcmeForConditionalGeneration",), one_grid)
 
 # --- an analysis: how alike the VFM's features of one image are -----------------------------------
 

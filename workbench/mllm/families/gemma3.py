@@ -11,7 +11,7 @@ from __future__ import annotations
 from transformers import PretrainedConfig
 
 from workbench.errors import ModelError
-from workbench.mllm.families.llava import one_raster
+from workbench.mllm.families.llava import one_grid
 from workbench.mllm.family import FAMILIES, Batch, Family, Processor, VisualTokens
 from workbench.mllm.processors import gemma3_settings
 
@@ -27,7 +27,7 @@ def visual_tokens(config: PretrainedConfig, processor: Processor, batch: Batch) 
             "gemma3: the processor adds crops of the image (do_pan_and_scan): expected do_pan_and_scan=False, one"
             " raster an image"
         )
-    return one_raster(config, processor, batch)
+    return one_grid(config, processor, batch)
 
 
 GEMMA3 = FAMILIES.add(
@@ -36,7 +36,7 @@ GEMMA3 = FAMILIES.add(
         "gemma3",
         ("Gemma3ForConditionalGeneration",),
         visual_tokens,
-        connector="multi_modal_projector.mm_soft_emb_norm",
-        alike=gemma3_settings,
+        projector="multi_modal_projector.mm_soft_emb_norm",
+        shared_settings=gemma3_settings,
     ),
 )

@@ -33,5 +33,5 @@ def _cuts(config: PretrainedConfig, processor: Processor, batch: Batch, sample: 
 
 INTERNVL = FAMILIES.add(
     "internvl",
-    Family("internvl", ("InternVLForConditionalGeneration",), partial(tiled, _cuts), alike=internvl_settings),
+    Family("internvl", ("InternVLForConditionalGeneration",), partial(tiled, _cuts), shared_settings=internvl_settings),
 )

@@ -20,7 +20,7 @@ from workbench.mllm.family import FAMILIES, WHOLE, Batch, Box, Family, Processor
 from workbench.mllm.processors import FIRST_TOKENS, llava_settings
 
 
-def one_raster(config: PretrainedConfig, processor: Processor, batch: Batch) -> list[list[VisualTokens]]:
+def one_grid(config: PretrainedConfig, processor: Processor, batch: Batch) -> list[list[VisualTokens]]:
     """One square raster per image; before it the class token, which has no place in the image, where the connector is
     given all that the encoder puts out."""
     found = []
@@ -90,5 +90,6 @@ def _patched(config: Any, shown: Box) -> Box:
 
 
 LLAVA = FAMILIES.add(
-    "llava", Family("llava", ("LlavaForConditionalGeneration",), one_raster, alike=llava_settings, shares_prefix=True)
+    "llava",
+    Family("llava", ("LlavaForConditionalGeneration",), one_grid, shared_settings=llava_settings, shares_prefix=True),
 )

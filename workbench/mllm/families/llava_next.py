@@ -129,5 +129,6 @@ def _reduced(rows: Int[Tensor, "h w"], config: PretrainedConfig, side: int) -> I
 
 
 LLAVA_NEXT = FAMILIES.add(
-    "llava_next", Family("llava_next", ("LlavaNextForConditionalGeneration",), visual_tokens, alike=llava_settings)
+    "llava_next",
+    Family("llava_next", ("LlavaNextForConditionalGeneration",), visual_tokens, shared_settings=llava_settings),
 )

@@ -16,5 +16,7 @@ from workbench.mllm.processors import llava_settings
 
 LLAVA_ONEVISION = FAMILIES.add(
     "llava_onevision",
-    Family("llava_onevision", ("LlavaOnevisionForConditionalGeneration",), visual_tokens, alike=llava_settings),
+    Family(
+        "llava_onevision", ("LlavaOnevisionForConditionalGeneration",), visual_tokens, shared_settings=llava_settings
+    ),
 )

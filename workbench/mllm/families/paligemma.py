@@ -9,12 +9,14 @@ PaliGemmaForConditionalGeneration
 
 from __future__ import annotations
 
-from workbench.mllm.families.llava import one_raster
+from workbench.mllm.families.llava import one_grid
 from workbench.mllm.family import FAMILIES, Family
 from workbench.mllm.processors import paligemma_settings
 
 # Tokens of the answer have type 1: they see only what came before them.
 PALIGEMMA = FAMILIES.add(
     "paligemma",
-    Family("paligemma", ("PaliGemmaForConditionalGeneration",), one_raster, answer_type=1, alike=paligemma_settings),
+    Family(
+        "paligemma", ("PaliGemmaForConditionalGeneration",), one_grid, answer_type=1, shared_settings=paligemma_settings
+    ),
 )

@@ -57,10 +57,11 @@ def _deepstack(config: PretrainedConfig) -> int:
 
 def _family(name: str, architecture: str, **more: Any) -> Family:
     return FAMILIES.add(
-        name, Family(name, (architecture,), visual_tokens, "visual.merger", _merged, alike=merged_settings, **more)
+        name,
+        Family(name, (architecture,), visual_tokens, "visual.merger", _merged, shared_settings=merged_settings, **more),
     )
 
 
 QWEN2_VL = _family("qwen2_vl", "Qwen2VLForConditionalGeneration")
 QWEN2_5_VL = _family("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration")
-QWEN3_VL = _family("qwen3_vl", "Qwen3VLForConditionalGeneration", injected=_deepstack)
+QWEN3_VL = _family("qwen3_vl", "Qwen3VLForConditionalGeneration", injected_blocks=_deepstack)

@@ -47,7 +47,7 @@ SMOLVLM = FAMILIES.add(
         "smolvlm",
         ("SmolVLMForConditionalGeneration", "Idefics3ForConditionalGeneration"),
         partial(tiled, _cuts),
-        connector="connector.modality_projection",
-        alike=smolvlm_settings,
+        projector="connector.modality_projection",
+        shared_settings=smolvlm_settings,
     ),
 )

@@ -1,0 +1,109 @@
+"""Sweeps as Slurm jobs: the batch scripts, and jobs that really run, under an `sbatch` that keeps them in a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SMALL, recipe, refused, run
+from trainer.sweep.slurm import options, scripts, submit_all
+from trainer.sweep.spec import Sweep
+from workbench.errors import ConfigError, RunError, UnknownNameError
+
+TINY = [*SMALL, "--optim.steps", "2", "--data.limit_train", "4", "--data.limit_val", "2", "--model.layers", "1"]
+LINE = " ".join([recipe("baseline"), "--start {output_dir}/stage1", *TINY, "--alignment.objective none"])
+SWEEP = Sweep(
+    first=" ".join(["stage1:", recipe("stage1"), *TINY]),
+    variants=(f"baseline: {LINE}",),
+    seeds=(0, 1),
+    launcher="submitit",
+    slurm=("partition=gpu", "time=240"),
+)
+SBATCH = """#!/bin/sh
+n=$(ls {queue} | wc -l); cp "$1" {queue}/$n.sh; echo "Submitted batch job $n"
+"""
+SRUN = """#!/bin/sh
+while :; do case $1 in --unbuffered) shift;; --output|--error) shift 2;; *) break;; esac; done
+exec "$@"
+"""
+SACCT = """#!/bin/sh
+echo 'JobID|State|NodeList'; while read n state; do echo "$n|$state|here"; done < {states}
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of an empty queue; `states` beside it holds what sacct says."""
+    queue, states, bin_ = (tmp_path / name for name in ("queue", "states", "bin"))
+    queue.mkdir()
+    bin_.mkdir()
+    states.touch()
+    for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("sacct", SACCT)):
+        (bin_ / name).write_text(text.format(queue=queue, states=states))
+        (bin_ / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_}{os.pathsep}{os.environ['PATH']}")
+    return queue
+
+
+def test_the_scripts_are_printed_on_a_machine_without_slurm(tmp_path: Path) -> None:
+    sweep = replace(SWEEP, output_dir=tmp_path / "runs")
+    texts = {str(job): script for job, script in scripts(sweep)}
+    assert [*texts] == ["stage1", "baseline-s0", "baseline-s1"] and not sweep.output_dir.exists()
+    for name, text in texts.items():
+        assert f"#SBATCH --job-name={name}\n" in text and "#SBATCH --partition=gpu\n" in text
+        assert "#SBATCH --time=240\n" in text and f"submitit.core._submit {sweep.output_dir}/.slurm" in text
+    assert "dependency" not in texts["stage1"] and "#SBATCH --dependency=afterok:stage1\n" in texts["baseline-s1"]
+
+
+def test_by_the_command(tmp_path: Path) -> None:
+    words = ["trainer.sweep", "shapes_seeds", "--output_dir", str(tmp_path / "runs"), "--seeds", "3", "--dry_run"]
+    printed = run(*words, "--launcher", "submitit", "--slurm", "gpus_per_node=2", "cpus_per_task=16").stdout
+    assert "### baseline-s3: python -m trainer " in printed and "#SBATCH --gpus-per-node=2" in printed
+    assert run(*words).stdout.count("python -m trainer ") == printed.count("### ")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_jobs_train_and_are_submitted_once(tmp_path: Path, cluster: Path) -> None:
+    sweep = replace(SWEEP, output_dir=tmp_path / "runs", seeds=(0,))
+    assert submit_all(sweep) == ({"stage1": "0", "baseline-s0": "1"}, {})
+    assert "--dependency=afterok:0" in (cluster / "1.sh").read_text()
+    cluster.with_name("states").write_text("0 COMPLETED\n1 PENDING\n")
+    for number in ("0", "1"):
+        variables = {"SLURM_JOB_ID": number, "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
+        variables |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "here"}
+        done = subprocess.run(
+            ["sh", str(cluster / f"{number}.sh")], env=os.environ | variables, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        if number == "0":  # the other job waits: it is not submitted again
+            assert submit_all(sweep) == ({}, {"baseline-s0": "1"})
+    record = json.loads((sweep.output_dir / "baseline-s0" / "training.json").read_text())
+    assert record["recipe"]["start"] == str(sweep.output_dir / "stage1")
+    assert submit_all(sweep) == ({}, {})
+
+
+def test_a_job_that_failed_is_submitted_again(tmp_path: Path, cluster: Path) -> None:
+    sweep = replace(SWEEP, output_dir=tmp_path / "runs", seeds=(0,))
+    submit_all(sweep)
+    cluster.with_name("states").write_text("0 FAILED\n1 CANCELLED\n")
+    assert submit_all(sweep) == ({"stage1": "2", "baseline-s0": "3"}, {})
+
+
+def test_bad_input_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'partition'"):
+        options(["partitoin=gpu"])
+    with pytest.raises(ConfigError, match="slurm is 'gpu': expected NAME=VALUE"):
+        options(["gpu"])
+    with pytest.raises(ConfigError, match="slurm time is '4h': expected minutes"):
+        options(["time=4h"])
+    said = refused("trainer.sweep", "shapes_seeds", "--output_dir", str(tmp_path / "runs"), "--slurm", "time=1")
+    assert "expected it with --launcher submitit" in said
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    with pytest.raises(RunError, match="0 of 3 jobs are submitted, then Slurm fails"):
+        submit_all(replace(SWEEP, output_dir=tmp_path / "runs"))
