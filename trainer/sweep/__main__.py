@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
 
 
 def _plan(sweep: Sweep) -> None:
-    """Print what would be trained."""
+    """Print the commands of the trainings or, for Slurm, their batch scripts."""
     if sweep.launcher == "submitit":
         for job, script in _slurm().scripts(sweep):
             sys.stdout.write(f"### {job}: python -m trainer {shlex.join(job.arguments)}\n{script}\n")
@@ -74,23 +74,26 @@ def _plan(sweep: Sweep) -> None:
 
 
 def _submit(sweep: Sweep) -> None:
-    """Submit what is missing, and say so."""
-    submitted, waiting = _slurm().submit_all(sweep)
+    """Submit the missing trainings as Slurm jobs, and print the numbers of the jobs."""
+    submitted, queued = _slurm().submit_all(sweep)
     lines = [f"{name}: job {number}" for name, number in submitted.items()]
-    lines += [f"{name}: job {number}, already in the queue" for name, number in waiting.items()]
+    lines += [f"{name}: job {number}, already in the queue" for name, number in queued.items()]
     done = sum(job.finished for job in sweep.jobs())
-    lines += [f"{len(submitted)} jobs submitted, {len(waiting)} in the queue, {done} runs finished"]
+    lines += [f"{len(submitted)} jobs submitted, {len(queued)} in the queue, {done} runs finished"]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
 def _slurm() -> ModuleType:
-    """The part that needs submitit.
+    """Import and return `trainer.sweep.slurm`, which needs submitit.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: submitit is not installed.
     """
     if find_spec("submitit") is None:
-        raise ConfigError("launcher is submitit, which is not installed: expected pip install 'viral-workbench[slurm]'")
+        raise ConfigError(
+            "launcher is submitit, which is not installed: run pip install 'viral-workbench[slurm]', or use --launcher"
+            " local"
+        )
     from trainer.sweep import slurm
 
     return slurm
