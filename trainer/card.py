@@ -155,6 +155,7 @@ def _metadata(recipe: Mapping[str, Any], made_from: Sequence[Mapping[str, str]])
 
 
 def _intent(recipe: Mapping[str, Any]) -> str:
+    """Return what kind of model this is: VIRAL, a control of it, or a baseline."""
     if recipe["alignment"]["objective"] == "none":
         kind = "trained without alignment"
     elif recipe["alignment"].get("images", "same") == "others":
@@ -203,6 +204,7 @@ def _vfm_row(part: str, name: str, fingerprint: str) -> tuple[str, str, str, str
 
 
 def _objective(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """Return the loss, what was aligned with what, the length of the training, and its seed."""
     alignment, optim = recipe["alignment"], recipe["optim"]
     aligned = alignment["objective"] != "none"
     loss = "`L_LM`, the next-token loss on the answers"
@@ -223,6 +225,7 @@ def _objective(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> str:
 
 
 def _data(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """Return the table of the data sets with their fingerprints."""
     rows = [
         ("training", " + ".join(map(_without_folders, _list(recipe["data"]["train"]))), record["data"]),
         ("validation", _without_folders(recipe["data"]["val"]), record.get("val", "")),
@@ -233,6 +236,7 @@ def _data(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> str:
 
 
 def _scores(recipe: Mapping[str, Any], evaluation: pd.DataFrame, cknna: pd.DataFrame) -> str:
+    """Return the table of accuracies (or the loss) and the last CKNNA, and how they were measured."""
     rows: list[dict[str, Any]] = []
     if "correct" not in evaluation:
         (loss,) = summary(evaluation, recipe["seed"]).to_dict("records")
@@ -281,6 +285,7 @@ def _scores(recipe: Mapping[str, Any], evaluation: pd.DataFrame, cknna: pd.DataF
 
 
 def _loading(recipe: Mapping[str, Any]) -> str:
+    """Return how to load the model: with plain transformers, with `MLLM.load`, or only in the trainer."""
     settings = recipe["alignment"]
     if second := recipe["model"].get("second_encoder"):
         return (
@@ -303,6 +308,7 @@ def _loading(recipe: Mapping[str, Any]) -> str:
 
 
 def _recipe(recipe: Mapping[str, Any], made_from: Sequence[Mapping[str, str]]) -> str:
+    """Return the recipe as YAML, without paths of this machine."""
     of_this_machine = ("output_dir", "resume", "report_to", "push_to_hub")
     shown = {key: value for key, value in recipe.items() if key not in of_this_machine}
     if recipe["model"].get("name"):  # the other keys of `model` describe a toy LLaVA

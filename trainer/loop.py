@@ -43,23 +43,22 @@ class AlignmentTrainer(Trainer):
 
     An optimizer step is the same for any number of processes and accumulated batches, because both losses are means
     over the global batch: the language-model loss over its answer tokens, the alignment loss over its visual tokens
-    (`relation`: over its images and tiles). Each process and accumulated batch contributes its share of the mean. DDP
-    averages gradients over the processes, so each share is multiplied by their number.
+    (`relation`: over its images and tiles). Each process and accumulated batch contributes its share of the mean. Since
+    gradients are averaged over the processes, each share is multiplied by their number.
     """
 
     def __init__(
         self, *, recipe: Recipe, setup: Setup, watched: tuple[SubsetAlignment | None, list[str]], **kwargs: Any
     ) -> None:
         self.recipe, self.setup = recipe, setup
-        # since the last row of the log: sums of the losses, optimizer steps, steps with an image, and conversations
-        # of which max_length left no answer
+        # since the last row of the log:
         self._loss_sums: dict[str, Tensor] = {}
-        self._steps = 0
-        self._aligned_steps: Tensor | int = 0
-        self._answers_cut: Tensor | int = 0
-        # of the current optimizer step: what the alignment loss is a mean over, and this process's batches
-        self._aligned_items: Tensor | None = None
-        self._batches: list[dict[str, Tensor]] = []
+        self._steps = 0  # optimizer steps
+        self._aligned_steps: Tensor | int = 0  # optimizer steps with an image
+        self._answers_cut: Tensor | int = 0  # conversations that max_length left without an answer
+        # of the current optimizer step:
+        self._aligned_items: Tensor | None = None  # what the alignment loss is a mean over, in the global batch
+        self._batches: list[dict[str, Tensor]] = []  # of this process
         self._saving = False
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.trained_for, self.evaluated_at = 0.0, -1  # seconds; optimizer step of the last evaluation
@@ -93,7 +92,7 @@ class AlignmentTrainer(Trainer):
     ) -> Tensor:
         """Return this batch's share of L = L_LM + lambda * L_VRA, times the number of processes.
 
-        DDP then averages the gradients over the processes.
+        The gradients are then averaged over the processes.
         """
         output = model(**inputs, num_items_in_batch=num_items_in_batch)
         loss = output.lm_loss
@@ -120,6 +119,7 @@ class AlignmentTrainer(Trainer):
         return loss * self.accelerator.num_processes
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Tensor | float | None = None) -> float:
+        """Return the norm of the gradient, and stop the training if it is not finite."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None:
             value = torch.as_tensor(norm)

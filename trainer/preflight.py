@@ -131,6 +131,7 @@ def _identity(mllm: MLLM) -> str:
 
 
 def _look_through(mllm: MLLM, data: ConversationSet, max_length: int | None) -> Problems:
+    """Do the work of `look_through`, without its cache."""
     conversations = data.conversations
     sizes = image_sizes(data)
     tokens = VisualLengths(mllm, set(sizes.values()))
@@ -146,9 +147,9 @@ def _look_through(mllm: MLLM, data: ConversationSet, max_length: int | None) -> 
                     problems.add("long", conversation.id)
                 if max_length is None or length.whole + MARGIN < max_length:
                     continue
-                own_sizes = [sizes[_size_key(load)] for load in conversation.loads]
+                these_sizes = [sizes[_size_key(load)] for load in conversation.loads]
                 try:
-                    _count_cut(mllm, conversation, own_sizes, length, max_length, problems)
+                    _count_cut(mllm, conversation, these_sizes, length, max_length, problems)
                 except WorkbenchError as error:
                     errors.append(f"{data.where(conversation)}{_image_names(conversation)}: {error}")
     if errors:

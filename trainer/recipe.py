@@ -123,6 +123,7 @@ class ModelConfig:
                 raise self._refused(revision, f"model.{key} is {getattr(self, key)}, a folder")
 
     def _check_toy(self) -> None:
+        """Refuse keys that do not fit a toy LLaVA."""
         if self.name is not None:
             raise ConfigError(
                 f"model.kind is toy and model.name {self.name}: expected model.kind pretrained, or no model.name"
@@ -137,6 +138,7 @@ class ModelConfig:
             raise self._refused(key, f"model.language = {self.language} already defines the language model")
 
     def _check_assembled(self) -> None:
+        """Refuse keys that do not fit an assembled model."""
         parts = f"model.vision_encoder {self.vision_encoder} and model.language {self.language}"
         if self.name is not None:
             raise ConfigError(
@@ -153,6 +155,7 @@ class ModelConfig:
         self._check_training()
 
     def _check_pretrained(self) -> None:
+        """Refuse keys that do not fit a pretrained model."""
         if self.name is None:
             raise ConfigError(
                 "model.kind is pretrained without a model.name: expected the hub id or folder of a multimodal model"

@@ -171,6 +171,7 @@ class Sweep:
             raise ConfigError(f"two variants are called '{twice}': expected different names")
 
     def _check_grid(self) -> None:
+        """Check `grid` and `over`."""
         for text in self.grid:
             if not re.match(r"[\w.]+:\s*\S", text) or text.startswith("seed:"):
                 raise ConfigError(f"grid '{text}': expected 'section.key: value value ...', and seeds in `seeds`")
