@@ -35,10 +35,10 @@ VERSION = 1
 READERS = 16  # threads that read image headers
 TEXTS_AT_ONCE = 256
 # The length of a conversation is an estimate that can be off by a few tokens, because tokens of text next to an image
-# may merge differently. A conversation within so many tokens of a limit is encoded to know its length.
+# may merge differently. A conversation whose estimate is within MARGIN tokens of a limit is encoded to be sure.
 MARGIN = 8
-# The processor is asked about every image that is unusually small (its short side, in pixels) or elongated, and about
-# so many of the other sizes.
+# The processor is asked about every image whose short side is below MIN_SIDE pixels or whose aspect ratio is above
+# MAX_ASPECT, and about SIZES_ASKED of the other sizes.
 MIN_SIDE, MAX_ASPECT = 32, 8
 SIZES_ASKED = 64
 

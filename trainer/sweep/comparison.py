@@ -244,7 +244,7 @@ def _facts(sweep: Sweep, runs: Runs, table: pd.DataFrame) -> dict[str, str]:
     if sweep.best:
         facts["best checkpoint"] = f"the one with the highest score on {data.get('val')}"
     if sweep.first:
-        facts["first stage"] = f"{sweep.first.split(':')[0]}, trained once: the seeds vary what comes after it"
+        facts["trained once"] = f"{sweep.first.split(':')[0]}; the seeds vary only what comes after it"
     settings = [f"{setting.name}: {setting.words}" for setting in sweep.settings()]
     facts["variants"] = "; ".join(sweep.variants if sweep.keys else settings)
     if sweep.keys:

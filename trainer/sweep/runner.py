@@ -30,7 +30,7 @@ class Running:
 
     @classmethod
     def begin(cls, job: Job, threads: int) -> Running:
-        """Start a training with so many threads, or resume it if its folder has begun."""
+        """Start a training that uses `threads` threads, or resume it if there is a run in its folder."""
         resume = ["--resume"] if (job.folder / RECIPE_FILE).exists() else []
         command = python(["-m", "trainer", *job.arguments, *resume])
         variables = environment(OMP_NUM_THREADS=str(threads))
