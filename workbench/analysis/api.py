@@ -46,6 +46,8 @@ def run_analysis(
     batch_size: int = 32,
     device: str = "auto",
     dtype: str = "auto",
+    device_map: str | Mapping[str, Any] | None = None,
+    load_in: str | None = None,
     label: str = "",
     **options: Any,
 ) -> Run:
@@ -55,6 +57,7 @@ def run_analysis(
         name: of the analysis, as `python -m analyses` lists them.
         model: a hub id, a folder (NAME=FOLDER gives it a name), an `MLLM`, or a transformers model with its processor.
         data: a spec such as "shapes:val", or a data set in memory, of which `limit` then takes nothing away.
+        device, dtype, device_map, load_in: of a model that is loaded here; see `MLLM.load`.
         output_dir: where the run is stored, and looked up; by default it is kept in memory alone.
         label: what figures call the model.
         options: of the analysis, as `python -m analyses.NAME --help` lists them; lists for those that take several
@@ -66,7 +69,7 @@ def run_analysis(
     """
     analysis = load_analysis(name)
     config = analysis.config(**_options(analysis, options, data))
-    mllm = _loaded(model, device, dtype)
+    mllm = _loaded(model, device=device, dtype=dtype, device_map=device_map, load_in=load_in)
     dataset = data if isinstance(data, Dataset) else load_data(data, limit=config.limit, seed=config.data_seed)
     named = label or label_of(str(model) if isinstance(model, str | Path) else mllm.name)
     asked = Asked(named, mllm.name, dict(analysis.beside(config, mllm.name)))
@@ -94,12 +97,12 @@ def _options(analysis: Analysis, options: Mapping[str, Any], data: str | Dataset
     return values | {"data": data.name if isinstance(data, Dataset) else data}
 
 
-def _loaded(model: Model, device: str, dtype: str) -> MLLM:
+def _loaded(model: Model, **options: Any) -> MLLM:
     if isinstance(model, MLLM):
         return model
     if isinstance(model, tuple):
         return MLLM.wrap(*model)
-    return MLLM.load(split_name(str(model))[1], device=device, dtype=dtype)
+    return MLLM.load(split_name(str(model))[1], **options)
 
 
 @dataclass(frozen=True)

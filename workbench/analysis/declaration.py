@@ -49,6 +49,10 @@ class Where:
     batch_size: int = 32
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
+    """Spread a model over the GPUs of this machine, as transformers does; in place of `device`, and in one process."""
+    load_in: Literal["8bit", "4bit"] | None = None
+    """Quantize the weights while they are loaded (extra `quantized`); the run is that of another model."""
     revision: str | None = None
     """Branch, tag or commit of the models that are hub ids."""
     trust_remote_code: bool = False

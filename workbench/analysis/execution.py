@@ -15,6 +15,7 @@ from workbench import runs
 from workbench.analysis.chunks import Chunks, RunStoredError
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result, Where
 from workbench.data import Dataset, load_data
+from workbench.errors import ConfigError
 from workbench.files import check_can_make
 from workbench.hashing import libraries
 from workbench.mllm import MLLM
@@ -38,6 +39,11 @@ def execute(analysis: Analysis, config: DataOptions, where: Where, argv: list[st
     check_can_make(where.output_dir)
     data = load_data(config.data, limit=config.limit, seed=config.data_seed)
     ranks, found = Ranks.here(), {}
+    if where.device_map is not None and ranks.count > 1:
+        raise ConfigError(
+            f"device_map is {where.device_map} in {ranks.count} processes, which would share the same GPUs: expected"
+            " one process, or --device"
+        )
     for label, name in models.items():
         revision = None if is_folder(name) else where.revision
         mllm = MLLM.load(
@@ -46,6 +52,8 @@ def execute(analysis: Analysis, config: DataOptions, where: Where, argv: list[st
             device=_device(where.device, ranks),
             revision=revision,
             trust_remote_code=where.trust_remote_code,
+            device_map=where.device_map,
+            load_in=where.load_in,
         )
         asked = Asked(label, name, beside[name], revision)
         stored = stored_run(analysis, config, where.output_dir, where.batch_size, mllm, data, asked, ranks, argv)

@@ -26,7 +26,7 @@ from workbench.errors import DataError, ModelError, one_line
 from workbench.hashing import fingerprint, model_settings, processor_fingerprint, saved_tensors, settings_hash
 from workbench.mllm.control import as_words, control_tokens, spelled_in
 from workbench.mllm.family import TEXT_INPUTS, Batch, BatchImages, Family, VisualTokens, family_of
-from workbench.mllm.load import load_config, load_model
+from workbench.mllm.load import load_config, load_model, placement
 from workbench.mllm.processors import check_agreement, load_processor
 from workbench.mllm.residual import KEY, Residual, load_residual
 from workbench.mllm.validate import validate as validate_mllm
@@ -74,6 +74,8 @@ class MLLM:
         dtype: str = "auto",
         device: str = "auto",
         revision: str | None = None,
+        device_map: str | Mapping[str, Any] | None = None,
+        load_in: str | None = None,
         validate: bool = True,
         trust_remote_code: bool = False,
     ) -> MLLM:
@@ -83,13 +85,17 @@ class MLLM:
         transformers ignores it.
 
         Args:
+            device_map: how the model's parts are spread over the GPUs of this machine, as in `from_pretrained`: "auto",
+                "balanced", "sequential", or a mapping of modules to devices. In place of `device`.
+            load_in: "8bit" or "4bit" quantizes the weights while they are loaded (bitsandbytes). The numbers are those
+                of the quantized model, which has a fingerprint of its own.
             validate: False skips the causal check, and takes a checkpoint with tensors that the model has no place for.
             trust_remote_code: run code that comes with the model; without it such a model is refused.
 
         Raises:
             ModelError, WeightsError: nothing loadable there, tensors missing or of another shape, a processor of
                 another model, or the validation failed.
-            ConfigError: no such device.
+            ConfigError: no such device, no such way to quantize, or its package is not installed.
             UnknownNameError: an architecture that no family covers.
         """
         where = check_device(device)
@@ -97,11 +103,9 @@ class MLLM:
         config = load_config(name, **options)
         family = family_of(config)
         processor = load_processor(name, family, config, check=validate, **options)
-        quantized: Any = {"device_map": {"": where}} if getattr(config, "quantization_config", None) is not None else {}
-        model = load_model(
-            AutoModelForImageTextToText, name, config, strict=validate, dtype=dtype, **quantized, **options
-        )
-        if not quantized:
+        placed = placement(name, config, where, device_map, load_in)
+        model = load_model(AutoModelForImageTextToText, name, config, strict=validate, dtype=dtype, **placed, **options)
+        if not placed:
             model.to(where)
         mllm = cls(model, processor, family, name, load_residual(model, name, revision))
         if validate:

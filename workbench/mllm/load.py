@@ -4,16 +4,18 @@ not safe."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig
+from transformers import AutoConfig, BitsAndBytesConfig, GenerationConfig, PretrainedConfig
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoHfQuantizer
 from transformers.utils import cached_file
 
-from workbench.errors import ModelError, one_line
+from workbench.errors import ConfigError, ModelError, UnknownNameError, one_line
 from workbench.models import check_there, did_you_mean
 from workbench.weights.model_files import (
     PICKLE,
@@ -31,6 +33,11 @@ from workbench.weights.pretrained import call, hub_options
 log = logging.getLogger(__name__)
 WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")  # in the order they are looked for
 # numbers in generation_config.json
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+QUANTIZED: Mapping[str, Mapping[str, Any]] = {
+    "8bit": {"load_in_8bit": True},
+    "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
+}
 COUNTS = ("eos_token_id", "bos_token_id", "pad_token_id", "num_beams", "max_length", "max_new_tokens")
 SECOND_ENCODER = "viral_second_encoder"  # in the config.json of a model that the trainer gave a second encoder
 RECOMPUTED = ("position_ids", "inv_freq")  # buffers that old checkpoints carry and every model computes for itself
@@ -222,6 +229,37 @@ def load_model(
         check_complete(name, report, strict=strict)
     repair_generation(name, model)
     return model
+
+
+def placement(
+    name: str, config: PretrainedConfig, device: str, device_map: str | Mapping[str, Any] | None, load_in: str | None
+) -> dict[str, Any]:
+    """Return the options of from_pretrained that say where a model's parts go and how they are quantized; none for one
+    that is loaded as it is stored and moved as a whole.
+
+    Raises:
+        ConfigError: no such map or way to quantize, bitsandbytes is not installed, or the checkpoint is quantized
+            already.
+    """
+    if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
+        raise UnknownNameError("device_map", device_map, DEVICE_MAPS)
+    stored = getattr(config, "quantization_config", None)
+    options: dict[str, Any] = {}
+    if load_in is not None:
+        if load_in not in QUANTIZED:
+            raise UnknownNameError("load_in", load_in, QUANTIZED)
+        if stored is not None:
+            raise ConfigError(f"load_in is {load_in}, but model '{name}' is stored quantized: load it without load_in")
+        if find_spec("bitsandbytes") is None:
+            raise ConfigError(
+                f"load_in is {load_in}, which needs bitsandbytes: expected pip install 'viral-workbench[quantized]'"
+            )
+        options["quantization_config"] = BitsAndBytesConfig(**QUANTIZED[load_in])
+    if device_map is not None:
+        options["device_map"] = device_map
+    elif load_in is not None or stored is not None:  # quantized weights cannot be moved afterwards
+        options["device_map"] = {"": device}
+    return options
 
 
 def _from_tensors(
