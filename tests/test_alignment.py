@@ -263,7 +263,7 @@ def test_misuse_is_one_sentence(llava: Path) -> None:
     for options, message in (
         ({"layers": [5]}, "layer is 5: expected 1 to 4"),
         ({"layers": []}, "expected at least one of each"),
-        ({"layers": [2, 2]}, "none of them twice"),
+        ({"layers": [2, 2]}, "no layer twice"),
         ({"layers": [2], "heads": "none"}, "objective cosine without heads"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -326,7 +326,7 @@ def test_the_weight_follows_its_schedule() -> None:
         ({"layer": (2, 9)}, "alignment.layer is 9: expected 1 to 3"),
         ({"vfm": ()}, "alignment.vfm is empty"),
         ({"heads": "none"}, "alignment.heads is none: expected each or shared"),
-        ({"final_weight": 0.1}, "alignment.final_weight is 0.1: expected none for a constant schedule"),
+        ({"final_weight": 0.1}, "alignment.final_weight is 0.1, but the schedule is constant"),
         ({"target": "projector", "center": True}, "alignment.target is projector"),
         ({"warmup": 5000}, "alignment.warmup is 5000: expected at most optim.steps"),
         ({"objective": "none", "residual": "encoder", "layer": (9,)}, "alignment.layer is 9: expected 1 to 3"),

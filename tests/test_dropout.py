@@ -202,7 +202,7 @@ def test_a_first_stage_has_the_dropout_of_its_own_recipe(tmp_path: Path) -> None
         (["--model.dropout", "nan"], "model.dropout is nan: expected 0 to below 1"),
         (
             ["--model.dropout", "0.1", "--model.name", "a/b"],
-            "model.dropout is 0.1: expected none, since model.name = a/b brings its own",
+            "model.dropout is 0.1, but model.name = a/b already defines the model",
         ),
     ],
 )

@@ -200,8 +200,8 @@ def words(root: Path, model: list[str], file: Path, *more: str) -> list[str]:
 
 FAMILIES = {  # and what meta cannot run of them
     "llava_next": (["--model.train", "lora", "--model.lora.rank", "2"], ""),
-    "qwen2_5_vl": (["--alignment.target", "encoder"], "tower and connector"),
-    "smolvlm": (["--model.train_vision_encoder"], "tower and connector"),
+    "qwen2_5_vl": (["--alignment.target", "encoder"], "vision encoder and projector"),
+    "smolvlm": (["--model.train_vision_encoder"], "vision encoder and projector"),
     "paligemma": (["--alignment.objective", "none", "--alignment.residual", "projector"], "language model and heads"),
 }
 
@@ -219,7 +219,7 @@ def test_the_sizes_of_a_released_model_are_those_of_the_real_one(name: str, tmp_
     for part, count in ready.record["trained"].items():  # type: ignore[attr-defined]
         assert found.sizes.parts[part][1] == count
     if name == "smolvlm":
-        assert found.sizes.tower_blocks == 2
+        assert found.sizes.encoder_blocks == 2
     batch = ready.collate(list(range(len(ready.train))))
     tokens = [
         sum(len(part.index) for part in sample if part.image == n)

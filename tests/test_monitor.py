@@ -25,8 +25,8 @@ from transformers import AutoModelForImageTextToText, TrainerState, TrainingArgu
 
 from tests.conftest import run
 from trainer.alignment import Alignment, AlignmentHead
-from trainer.card import _named, card, origins
-from trainer.hub import sent_files
+from trainer.card import _without_folders, card, origins
+from trainer.hub import uploaded_files
 from trainer.loop import build_trainer
 from trainer.monitor import progress as progress_log
 from trainer.monitor import warnings as early
@@ -362,7 +362,7 @@ def test_no_private_path_is_in_the_card_or_in_what_is_sent(folder: Path) -> None
         and "| start | stage1 |" in text
         and "facebook/dinov2-small" in text
     )
-    names = sent_files(folder)
+    names = uploaded_files(folder)
     assert {
         "README.md",
         "model.safetensors",
@@ -392,7 +392,7 @@ def test_no_private_path_is_in_the_card_or_in_what_is_sent(folder: Path) -> None
     ],
 )
 def test_a_name_in_the_card_keeps_its_last_part_split_and_options(written: str, shown: str) -> None:
-    assert _named(written) == shown
+    assert _without_folders(written) == shown
 
 
 def test_a_residual_model_says_that_it_needs_mllm_load(folder: Path) -> None:
@@ -532,4 +532,4 @@ def test_push_sends_model_and_card_and_nothing_else(folder: Path, hub: tuple[str
         and seen["create"]["visibility"] == "private"
         and seen["token"] == "Bearer hf_none"
     )  # type: ignore[index]
-    assert seen["files"] == {name: (folder / name).read_bytes() for name in sent_files(folder)}
+    assert seen["files"] == {name: (folder / name).read_bytes() for name in uploaded_files(folder)}

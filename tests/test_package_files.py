@@ -101,7 +101,7 @@ def test_where_a_file_is(capsys: pytest.CaptureFixture[str]) -> None:
     listed = capsys.readouterr().out
     assert (
         all(f"  {file.stem} " in listed for kind in KINDS for file in kind.files().values())
-        and "The pair of `viral demo`: one stage" in listed
+        and "The two models of `viral demo`, baseline and VIRAL: one stage" in listed
     )
     for word, near in (("dpp", "ddp"), ("sweep/dmeo", "sweep/demo")):
         with pytest.raises(UnknownNameError, match=rf"did you mean '{near}'\?"):

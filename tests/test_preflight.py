@@ -92,9 +92,9 @@ def test_the_arithmetic_is_used_where_it_agrees_with_the_processor(
 ) -> None:
     mllm = MLLM.load(str(build(name, tmp_path / "m")), validate=False)
     many = {(60 + 7 * n, 60 + (13 * n) % 100) for n in range(30)}
-    monkeypatch.setattr("trainer.preflight.ASKED", 5)
+    monkeypatch.setattr("trainer.preflight.SIZES_ASKED", 5)
     few = VisualLengths(mllm, many)
-    monkeypatch.setattr("trainer.preflight.ASKED", 1000)
+    monkeypatch.setattr("trainer.preflight.SIZES_ASKED", 1000)
     every = VisualLengths(mllm, many)
     assert {size: few[size] for size in many} == {size: every[size] for size in many} and len(
         set(every._known.values())

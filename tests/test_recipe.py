@@ -87,31 +87,31 @@ def test_the_kind_follows_from_the_name_alone_and_is_stored() -> None:
         ),
         (
             {"kind": "assembled", "revision": "v1", **HUB},
-            "model.revision is v1: expected none, since no model.name is given",
+            "model.revision is v1, but model.name is not set: leave model.revision out",
         ),
         (
             {"kind": "assembled", "layers": 3, **HUB},
-            "model.layers is 3: expected none, since the assembled parts bring their own",
+            "model.layers is 3, but it is for a toy LLaVA only: leave model.layers out",
         ),
         (
             {"name": "a/b", "vision_encoder": "c/d"},
-            "model.vision_encoder is c/d: expected none, since model.name = a/b brings its own",
+            "model.vision_encoder is c/d, but model.name = a/b already defines the model: leave",
         ),
         (
             {"name": "a/b", "train_vision_encoder": True, "train": "lora"},
-            "expected model.train all for a vision encoder that is trained too",
+            "expected model.train all, since only then the vision encoder can be trained too",
         ),
         (
             {"train_vision_encoder": True},
-            "model.train_vision_encoder is yes: expected no, since the vision encoder of a toy LLaVA stays as it is",
+            "model.train_vision_encoder is yes: expected no, since a toy LLaVA's vision encoder is always frozen",
         ),
         (
             {"language": "smollm2-135m-instruct", "layers": 3},
-            "model.layers is 3: expected none, since model.language = smollm2-135m-instruct brings its own",
+            "model.layers is 3, but model.language = smollm2-135m-instruct already defines the language model",
         ),
         (
             {"vision_encoder_revision": "v1"},
-            "model.vision_encoder_revision is v1: expected none, since a toy LLaVA's weights are pinned",
+            "model.vision_encoder_revision is v1, but the revisions of a toy LLaVA's weights are fixed",
         ),
         (
             {"vision_encoder_features": ()},
@@ -131,7 +131,7 @@ def test_a_folder_has_no_revision(tmp_path: Path) -> None:
         revision = "revision" if model.name else "vision_encoder_revision"
         assert getattr(dataclasses.replace(model, **{revision: "v1"}), revision) == "v1"
         with pytest.raises(
-            ConfigError, match=rf"model.{revision} is v1: expected none, since model.{part} is .*, a folder"
+            ConfigError, match=rf"model.{revision} is v1, but model.{part} is .*, a folder: leave model.{revision} out"
         ):
             dataclasses.replace(model, **{part: str(tmp_path), revision: "v1"})
 
@@ -161,8 +161,8 @@ def test_a_recipe_under_start_is_an_error_that_names_stage1(tmp_path: Path) -> N
         with pytest.raises(
             ConfigError,
             match=(
-                r"start is first\.ya?ml, a recipe: expected the folder of a finished training, or the recipe under the"
-                r" key stage1"
+                r"start is first\.ya?ml, a recipe: expected the folder of a finished training, or the recipe as the"
+                r" value of stage1"
             ),
         ):
             read(words)

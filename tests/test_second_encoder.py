@@ -300,7 +300,7 @@ def test_the_dry_run_has_the_real_sizes_and_counts_shared_features_once(vfm: str
         ),
         (
             ["--model.second_encoder", VFM, "--model.name", "a/b"],
-            f"model.second_encoder is {VFM}: expected none, since model.name = a/b brings its own",
+            f"model.second_encoder is {VFM}, but model.name = a/b already defines the model",
         ),
     ],
 )

@@ -175,7 +175,7 @@ def test_a_changed_language_model_is_noticed(mllm: MLLM, language: Path) -> None
 def test_bad_recipes_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"model\.layers is 4: expected none, since model\.language = smollm2-135m-instruct brings its own",
+        match=r"model\.layers is 4, but model\.language = smollm2-135m-instruct already defines",
     ):
         ModelConfig(language=NAME, layers=4)
     with pytest.raises(ConfigError, match=r"data\.questions is 0: expected at least 1"):

@@ -62,7 +62,7 @@ def test_a_limit_beyond_the_data_says_how_many_there_are() -> None:
     message = refused(
         "trainer", str(ROOT / "trainer" / "recipes" / "shapes_stage1.yaml"), "--data.limit_test", "3", "--dry_run"
     )
-    assert "data.limit_test is 3: expected none without data.test" in message
+    assert "data.limit_test is 3, but there is no data.test" in message
 
 
 @pytest.mark.parametrize("settings", [{}, {"target": "projector"}, {"target": "encoder"}, {"center": True}])

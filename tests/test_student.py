@@ -640,12 +640,15 @@ def test_bad_input_is_one_sentence_and_writes_nothing(llava: list[str], tmp_path
         ([*llava, *VIRAL, "--alignment.layer", "9"], "alignment.layer is 9: expected 1 to 4"),
         ([*llava, *VIRAL, "--alignment.vfm", "hf:no/such-vfm"], "hf:no/such-vfm"),
         ([*llava, "--model.train", "lora", "--model.lora.targets", "q_prj"], "did you mean 'q_proj'"),
-        ([*llava, "--model.layers", "3"], "model.layers is 3: expected none, since model.name"),
+        ([*llava, "--model.layers", "3"], "model.layers is 3, but model.name"),
         (
             [*llava, "--model.vision_encoder", "openai/clip"],
-            "model.vision_encoder is openai/clip: expected none, since model.name",
+            "model.vision_encoder is openai/clip, but model.name",
         ),
-        ([*llava, "--start", "runs/baseline"], "start is runs/baseline: expected none for a model of kind pretrained"),
+        (
+            [*llava, "--start", "runs/baseline"],
+            "start is runs/baseline, but a model of kind pretrained does not use it",
+        ),
         (["--model.name", str(language), *llava[2:]], "unknown model architecture 'LlamaForCausalLM'"),
         (["--model.name", str(tmp_path / "none"), *llava[2:]], "neither a folder nor a hub id"),
         ([*ASSEMBLED, f"{model}/x", *llava[2:]], "model.language None: expected hub ids or folders of both"),
@@ -672,13 +675,13 @@ def test_bad_input_is_one_sentence_and_writes_nothing(llava: list[str], tmp_path
         ([*llava, "--data.train", f"{llava[3]}?images=/nowhere"], "image root '/nowhere' does not exist"),
         (
             [*llava, *VIRAL, "--alignment.center", "--data.features", "compute"],
-            "expected target vfm and data.features cache",
+            "expected alignment.target vfm and data.features cache",
         ),
         (
             [*llava, "--model.train_vision_encoder", "--model.train", "lora"],
-            "expected model.train all for a vision encoder that is trained too",
+            "expected model.train all, since only then the vision encoder can be trained too",
         ),
-        (["--data.train", "shapes:train", "shapes:val"], "expected one data set for a toy LLaVA"),
+        (["--data.train", "shapes:train", "shapes:val"], "expected one data set, since a toy LLaVA cannot mix several"),
     ]
     for words, message in cases:
         with pytest.raises(WorkbenchError) as error:

@@ -174,7 +174,7 @@ def test_runs_that_were_asked_other_questions_are_not_compared(tmp_path: Path) -
     sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1), over=LINE, grid=("alignment.layer: 2",))
     assert len(compared(sweep))
     (tmp_path / "layer-2-s1" / "training.json").write_text(json.dumps(RECORD | {"val": "other"}))
-    with pytest.raises(RunError, match=r"baseline-s0 and .*layer-2-s1 were asked other questions"):
+    with pytest.raises(RunError, match=r"baseline-s0 and .*layer-2-s1 were asked different questions"):
         compared(sweep)
 
 

@@ -163,7 +163,7 @@ def test_a_curve_of_different_questions_is_refused(curve: Sweep) -> None:
     table = pd.read_parquet(file)
     table.assign(id="other" + table["id"]).to_parquet(file)
     with pytest.raises(
-        RunError, match=r"baseline_limit_train-30-s3 and viral_limit_train-100-s5 were asked other questions"
+        RunError, match=r"baseline_limit_train-30-s3 and viral_limit_train-100-s5 were asked different questions"
     ):
         means(curve)
 
@@ -175,7 +175,7 @@ def test_other_content_of_the_test_split_is_refused(tmp_path: Path) -> None:
     assert len(means(sweep)) == 2  # the split that is not asked may differ
     (tmp_path / "viral-s3").rename(tmp_path / "aside")
     store_run(tmp_path / "viral-s3", 6, test="t1")
-    with pytest.raises(RunError, match="baseline-s3 and viral-s3 were asked other questions"):
+    with pytest.raises(RunError, match="baseline-s3 and viral-s3 were asked different questions"):
         means(sweep)
 
 
@@ -186,9 +186,7 @@ def test_one_seed_and_missing_runs_are_said(curve: Sweep) -> None:
     table = report(curve, runs)
     said = notes(curve, runs, table)
     assert said[0].startswith("one seed, so no interval") and said[0].endswith(": viral, limit_train 100")
-    assert (
-        said[1] == "2 of 12 runs are not there: viral_limit_train-100-s4, viral_limit_train-100-s5" and len(said) == 2
-    )
+    assert said[1] == "2 of 12 runs are missing: viral_limit_train-100-s4, viral_limit_train-100-s5" and len(said) == 2
     row = table.query("type == @MEAN and variant == 'viral' and limit_train == 100").iloc[0]
     assert row["seeds"] == "3" and math.isinf(row["low"]) and math.isinf(row["d_high"])
     assert "one seed, so no interval" in write(curve, runs, table, "one").read_text()
@@ -200,7 +198,7 @@ def test_runs_of_other_commits_are_said(curve: Sweep) -> None:
     (curve.output_dir / "viral_limit_train-30-s3" / "training.json").write_text(json.dumps(record))
     runs = finished(curve)
     assert notes(curve, runs, report(curve, runs)) == [
-        "the runs are of 2 states of the code: 01234567 (11); ffffffff, dirty (1)"
+        "the runs were made with 2 versions of the code: 01234567 (11); ffffffff, dirty (1)"
     ]
 
 

@@ -443,14 +443,17 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
             [recipe("stage1"), "--model.width", "36", "--model.heads", "12"],
             "model.width is 36: expected a multiple of 24 = 2 x model.heads",
         ),
-        ([recipe("stage1"), "--data.weights", "0.5"], "data.weights is 0.5: expected none for a toy LLaVA"),
+        (
+            [recipe("stage1"), "--data.weights", "0.5"],
+            "data.weights is 0.5, but a toy LLaVA is trained on one data set",
+        ),
         (
             [recipe("viral"), "--stage1", "None", *SMALL, "--alignment.images", "others", "--data.limit_train", "1"],
             "one picture is 1 of 1 training images: expected half of them at most",
         ),
         (
             [recipe("viral"), "--alignment.schedule", "linear", "--alignment.warmup", "9", "--optim.steps", "9"],
-            "alignment.warmup is 9, all steps",
+            "alignment.warmup is 9: expected less than optim.steps = 9",
         ),
     ],
 )
@@ -504,7 +507,7 @@ def test_weights_that_are_no_tower_and_a_first_stage_in_the_same_folder(tmp_path
     folder, stage1 = tmp_path / "stage1-s0", ROOT / "trainer" / "recipes" / "shapes_stage1.yaml"
     for own in (Recipe(start=folder, output_dir=folder), Recipe(stage1=stage1, output_dir=folder)):
         with pytest.raises(
-            ConfigError, match="stage1-s0, the folder of the first stage that the run starts from: expected another"
+            ConfigError, match="stage1-s0, the folder that the run starts from: expected another folder"
         ):
             checked_stages(own)
 

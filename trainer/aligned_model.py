@@ -1,4 +1,4 @@
-"""A multimodal model with its alignment head: both losses in one forward pass."""
+"""A multimodal model with its alignment heads: one forward pass computes both losses."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import (
-    LlavaForConditionalGeneration,
-    PreTrainedModel,
-)
+from transformers import LlavaForConditionalGeneration, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from trainer import distributed
@@ -26,23 +23,27 @@ from workbench.mllm.residual import Residual
 
 @dataclass
 class AlignedOutput:
-    """Losses of one forward pass, with the logits."""
+    """Losses and logits of one forward pass.
+
+    Attributes:
+        lm_loss: cross-entropy over the answer tokens, divided by their number in the accumulated global batch.
+        alignment_loss: mean of `alignment_losses`, not yet weighted by lambda; None where nothing is aligned.
+        alignment_losses: loss of each layer and target, as {"layer_L/target": loss}.
+    """
 
     lm_loss: Tensor
     alignment_loss: Tensor | None
     logits: Tensor
     alignment_losses: dict[str, Tensor] = field(default_factory=dict)
-    """Of each layer and target; `alignment_loss` is their mean."""
 
 
 class Aligned(nn.Module):
-    """A transformers model as it is, its alignment heads and its residual, called as one module so that DDP, FSDP and
-    ZeRO see all of them.
+    """An unchanged transformers model with its alignment heads and residual: one module for DDP, FSDP and ZeRO.
 
     Args:
         base: the transformers model.
-        alignment: attached to the model; None for the baseline, which then has no head at all.
-        residual: attached to the model.
+        alignment: what `attach_alignment` returned for it; None for the baseline, which has no head at all.
+        residual: what `attach_residual` returned for it; None without a residual.
     """
 
     base: PreTrainedModel
@@ -50,15 +51,16 @@ class Aligned(nn.Module):
     def __init__(self, base: PreTrainedModel, alignment: Alignment | None, residual: Residual | None) -> None:
         super().__init__()
         self.base, self.config, self.alignment, self.residual = base, base.config, alignment, residual
-        blocks = {type(part).__name__ for part in base.modules()}
-        self._no_split_modules = sorted(blocks & set(base._no_split_modules or ()))  # what FSDP divides one by one
+        class_names = {type(part).__name__ for part in base.modules()}
+        # FSDP shards the modules of these classes one by one
+        self._no_split_modules = sorted(class_names & set(base._no_split_modules or ()))
 
 
 class AlignedForConditionalGeneration(Aligned):
-    """A toy LLaVA that learns from packed questions; its vision encoder stays frozen.
+    """A toy LLaVA that is trained on packed questions; its vision encoder stays frozen.
 
     Args:
-        to_projector: the target is what the connector gives, instead of features that come with the batch.
+        to_projector: align with the projector's output (without gradient), instead of features from the batch.
     """
 
     base: LlavaForConditionalGeneration
@@ -86,13 +88,15 @@ class AlignedForConditionalGeneration(Aligned):
         num_items_in_batch: Tensor | int | None = None,
         **_: object,
     ) -> AlignedOutput:
-        """Language-model loss over the answers, and the alignment loss of the visual tokens.
+        """Return the language-model loss over the answers, and the alignment loss of the visual tokens.
 
         Args:
-            labels: the token to predict *at* each position (already shifted), -100 where nothing is learnt.
+            labels: the token to predict *at* each position (already shifted), -100 where nothing is to be predicted.
             segments: 0 for the shared image prefix, q for question q, -1 for padding; questions do not see one another.
+            connector_inputs: features of the vision encoder, which the projector receives.
             targets: features by name; without them, and without `to_projector`, there is no alignment loss.
-            num_items_in_batch: answer tokens of the whole accumulated batch, by which the loss is normalised.
+            num_items_in_batch: answer tokens of the whole accumulated batch, by which the loss is divided; by default
+                those of this batch.
         """
         packing = Packing.of(segments)
         ids, answers = packing.flat(input_ids), packing.flat(labels)
@@ -100,32 +104,33 @@ class AlignedForConditionalGeneration(Aligned):
         image = BaseModelOutputWithPooling(pooler_output=list(projected))  # type: ignore[arg-type]
         logits = self.base(
             input_ids=ids,
-            # no mask is made; what a token sees is in `packing`
+            # a placeholder, so that transformers makes no mask: `packing` defines what each token sees
             attention_mask=ids.new_ones(1, 1, 1, 1, dtype=torch.bool),
             position_ids=packing.flat(position_ids),
             mm_encoder_outputs={"image": image},
             use_cache=False,
             packing=packing,
         ).logits
-        wanted = answers != IGNORED
-        losses = nn.functional.cross_entropy(logits[wanted].float(), answers[wanted], reduction="sum")
-        lm_loss = losses / (wanted.sum() if num_items_in_batch is None else num_items_in_batch)
+        is_answer = answers != IGNORED
+        total = nn.functional.cross_entropy(logits[is_answer].float(), answers[is_answer], reduction="sum")
+        lm_loss = total / (is_answer.sum() if num_items_in_batch is None else num_items_in_batch)
         if self.to_projector:
             targets = {"projector": projected.detach()}
         if self.alignment is None or targets is None:
             return AlignedOutput(lm_loss, None, packing.padded(logits))
-        tokens = (ids[0] == self.config.image_token_id).nonzero().flatten()
-        visual = [VisualTokens(index, None, (0.0, 0.0, 1.0, 1.0)) for index in tokens.view(len(projected), -1)]
-        parts = self.alignment.losses(targets, [visual])
-        return AlignedOutput(lm_loss, mean_loss(parts), packing.padded(logits), parts)
+        positions = (ids[0] == self.config.image_token_id).nonzero().flatten()
+        visual = [VisualTokens(index, None, (0.0, 0.0, 1.0, 1.0)) for index in positions.view(len(projected), -1)]
+        alignment_losses = self.alignment.losses(targets, [visual])
+        return AlignedOutput(lm_loss, mean_loss(alignment_losses), packing.padded(logits), alignment_losses)
 
 
 class AlignedMLLMForConditionalGeneration(Aligned):
-    """Any multimodal model that learns from conversations.
+    """Any multimodal model that is trained on conversations.
 
     Args:
-        target: `vfm` for features that come with the batch; `encoder` for what the connector receives, `projector` for
-            what the first block does.
+        mllm: the loaded model.
+        target: what the visual tokens are aligned with: `vfm` for features that come with the batch, `encoder` for the
+            input of the model's own projector, `projector` for its output, as the first block receives it.
     """
 
     def __init__(
@@ -133,19 +138,19 @@ class AlignedMLLMForConditionalGeneration(Aligned):
     ) -> None:
         super().__init__(mllm.model, alignment, residual)
         self.target, self._mllm = target, mllm
-        self._tower: Tensor | None = None
-        self._first: Tensor | None = None
+        self._projector_input: Tensor | None = None
+        self._first_block_input: Tensor | None = None
         if alignment is not None and target == "encoder":
-            mllm.projector.register_forward_pre_hook(self._keep_tower)
+            mllm.projector.register_forward_pre_hook(self._record_projector_input)
         if alignment is not None and target == "projector":
-            mllm.decoder.layers[0].register_forward_pre_hook(self._keep_first, with_kwargs=True)
+            mllm.decoder.layers[0].register_forward_pre_hook(self._record_first_block_input, with_kwargs=True)
 
-    def _keep_tower(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._tower = args[0].detach()
+    def _record_projector_input(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._projector_input = args[0].detach()
 
-    def _keep_first(self, _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        if self._first is None:  # what activation checkpointing computes again is not kept
-            self._first = (args[0] if args else kwargs["hidden_states"]).detach()
+    def _record_first_block_input(self, _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        if self._first_block_input is None:  # activation checkpointing runs the block again in the backward pass
+            self._first_block_input = (args[0] if args else kwargs["hidden_states"]).detach()
 
     def forward(
         self,
@@ -156,64 +161,65 @@ class AlignedMLLMForConditionalGeneration(Aligned):
         aligned: int = 0,
         **inputs: Any,
     ) -> AlignedOutput:
-        """Language-model loss over the answers, and the alignment loss of the visual tokens.
+        """Return the language-model loss over the answers and, in training, the alignment loss of the visual tokens.
 
         Args:
-            labels: the tokens to learn, in place; -100 elsewhere.
-            visual: where the visual tokens of each conversation are; conversations without an image have no alignment
-                loss.
-            targets: features by VFM; without them, as in evaluation, only the model's own features can be targets, and
-                only in training.
-            num_items_in_batch: answer tokens of the whole accumulated batch, by which the loss is normalised.
-            aligned: what the Collator counted, for the trainer.
-            inputs: of the model, as its processor gave them.
+            labels: the answer tokens at their own positions (not shifted), -100 elsewhere.
+            visual: the visual tokens of each conversation; conversations without an image have no alignment loss.
+            targets: features by VFM; not needed where the target is the model's own encoder or projector.
+            num_items_in_batch: answer tokens of the whole accumulated batch, by which the loss is divided; by default
+                those of this batch.
+            aligned: a count that the collator stores in the batch for the trainer; unused here.
+            inputs: further inputs of the transformers model, as its processor returned them.
         """
-        self._first = None
+        self._first_block_input = None
         logits = self.base(**inputs, use_cache=False).logits
-        wanted = labels[:, 1:] != IGNORED
-        losses = nn.functional.cross_entropy(logits[:, :-1][wanted].float(), labels[:, 1:][wanted], reduction="sum")
-        count = (
-            wanted.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=losses.device)
+        is_answer = labels[:, 1:] != IGNORED
+        total = nn.functional.cross_entropy(
+            logits[:, :-1][is_answer].float(), labels[:, 1:][is_answer], reduction="sum"
         )
-        lm_loss = losses / count.clamp(min=1)  # a cut may have left no answer
+        count = (
+            is_answer.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=total.device)
+        )
+        lm_loss = total / count.clamp(min=1)  # max_length may have cut off every answer
         if not self.training:
             return AlignedOutput(lm_loss, None, logits)
-        lm_loss = lm_loss + self._nothing()
+        lm_loss = lm_loss + self._zero_with_gradients()
         if self.alignment is None or not any(map(len, visual)):
             return AlignedOutput(lm_loss, None, logits)
         if self.target != "vfm":
-            targets = {self.target: self._own_target(visual)}
+            targets = {self.target: self._target_from_model(visual)}
         assert targets is not None
-        parts = self.alignment.losses(targets, visual)
-        return AlignedOutput(lm_loss, mean_loss(parts), logits, parts)
+        alignment_losses = self.alignment.losses(targets, visual)
+        return AlignedOutput(lm_loss, mean_loss(alignment_losses), logits, alignment_losses)
 
-    def _nothing(self) -> Tensor:
-        """0, with a gradient of 0 for all that texts alone, or a tower whose last blocks are not read, do not reach.
+    def _zero_with_gradients(self) -> Tensor:
+        """Return 0, with a gradient of 0 for every trained parameter outside the language model.
 
-        AdamW moves a parameter whose gradient is 0 and leaves one that has none; so it is 0 in any number of processes,
-        and DDP finds a gradient of each. What ZeRO-3 has divided (`ds_id`) has no values here.
+        A batch of texts alone does not use the vision encoder, the projector and the heads, and some models do not use
+        the last blocks of the vision encoder. Without this term such a parameter would have no gradient: DDP would wait
+        for it, and AdamW would skip the parameter on one process and update it (weight decay, moments) on several. With
+        it every number of processes takes the same step. Parameters that ZeRO-3 shards (`ds_id`) have no values here.
         """
         language = {id(p) for p in self._mllm.decoder.parameters()}
-        rest = [
-            distributed.own_part(p).sum()
+        sums = [
+            distributed.local_part(p).sum()
             for p in self.parameters()
             if p.requires_grad and id(p) not in language and not hasattr(p, "ds_id")
         ]
-        return 0.0 * torch.stack(rest).sum() if rest else torch.zeros(())
+        return 0.0 * torch.stack(sums).sum() if sums else torch.zeros(())
 
-    def _own_target(self, visual: Sequence[Sequence[VisualTokens]]) -> list[Tensor]:
-        """Features (token, d) of each conversation with an image."""
+    def _target_from_model(self, visual: Sequence[Sequence[VisualTokens]]) -> list[Tensor]:
+        """Return the input or output of the model's own projector, (token, d) for each conversation with an image."""
         if self.target == "encoder":
-            assert self._tower is not None
-            flat = one_row_per_token(self._mllm, self._tower)
-            return [
-                flat[rows.to(flat.device)]
-                for rows in encoder_rows(self._mllm, [list(own) for own in visual])
-                if len(rows)
-            ]
-        assert self._first is not None
+            assert self._projector_input is not None
+            features = one_row_per_token(self._mllm, self._projector_input)
+            rows_by_sample = encoder_rows(self._mllm, [list(parts) for parts in visual])
+            return [features[rows.to(features.device)] for rows in rows_by_sample if len(rows)]
+        states = self._first_block_input
+        assert states is not None
         return [
-            self._first[row, torch.cat([part.index for part in own]).to(self._first.device)]
-            for row, own in enumerate(visual)
-            if own
+            states[row, torch.cat([part.index for part in parts]).to(states.device)]
+            for row, parts in enumerate(visual)
+            if parts
         ]

@@ -1,8 +1,7 @@
-"""Visual representation alignment: objectives, heads, and the hooks that read a model's visual tokens while it trains
-(VIRAL, arXiv 2509.07979).
+"""Visual representation alignment (VIRAL, arXiv 2509.07979): objectives, heads, and hooks that read the visual tokens.
 
-`attach_alignment` works on any model of workbench/mllm, unmodified, in a training loop of your own
-(docs/howto/own_loop.md); the trainer uses the same.
+`attach_alignment` works on every model that `workbench.mllm` can load, without changing it. The trainer uses it, and
+you can use it in a training loop of your own (docs/howto/own_loop.md).
 """
 
 from __future__ import annotations
@@ -28,8 +27,13 @@ Visual = Bool[Tensor, "b s"] | Sequence[Sequence[VisualTokens]]
 
 
 class AlignmentHead(nn.Sequential):
-    """P_pi: a three-layer MLP with SiLU from the language model's width to the VFM's (docs/paper.md: D -> hidden ->
-    hidden -> dim)."""
+    """The projection P_pi: a three-layer MLP with SiLU, width -> hidden -> hidden -> dim (docs/paper.md).
+
+    Args:
+        width: of the visual tokens inside the language model.
+        hidden: of the two hidden layers.
+        dim: of the target features.
+    """
 
     def __init__(self, width: int, hidden: int, dim: int) -> None:
         super().__init__(
@@ -38,31 +42,31 @@ class AlignmentHead(nn.Sequential):
 
 
 def cosine_loss(predicted: Float[Tensor, "*batch d"], target: Float[Tensor, "*batch d"]) -> Float[Tensor, ""]:
-    """L_VRA = -(1/N) sum_i cos(P_pi(e_i), y_i), in -1..1; no gradient reaches the target."""
+    """Return L_VRA = -(1/N) sum_i cos(P_pi(e_i), y_i), from -1 to 1; no gradient reaches the target."""
     return -torch.nn.functional.cosine_similarity(predicted.float(), target.detach().float(), dim=-1).mean()
 
 
 def relation_loss(predicted: Float[Tensor, "token d"], target: Float[Tensor, "token dim"]) -> Float[Tensor, ""]:
-    """L_rel = (1/N^2) sum_ij (cos(p_i, p_j) - cos(y_i, y_j))^2 over the N tokens of one image, in 0..4; no gradient
-    reaches the target.
+    """Return L_rel = (1/N^2) sum_ij (cos(p_i, p_j) - cos(y_i, y_j))^2 over the N tokens of one image, from 0 to 4.
 
-    The diagonal counts, with 0 (as in the official code). The two widths may differ.
+    No gradient reaches the target. The mean includes the diagonal, whose terms are 0, as in the official code. The
+    widths d and dim may differ.
     """
-    own, other = (nn.functional.normalize(values.float(), dim=-1) for values in (predicted, target.detach()))
-    # which would take both products in bfloat16, and the loss is their small difference
-    with torch.autocast(own.device.type, enabled=False):
-        return nn.functional.mse_loss(own @ own.T, other @ other.T)
+    p, y = (nn.functional.normalize(values.float(), dim=-1) for values in (predicted, target.detach()))
+    # autocast would compute both products in bfloat16, but the loss is their small difference
+    with torch.autocast(p.device.type, enabled=False):
+        return nn.functional.mse_loss(p @ p.T, y @ y.T)
 
 
 class Alignment(nn.Module):
-    """The heads, and the hooks that keep the visual tokens of some layers while the model runs; made by
-    `attach_alignment`.
+    """Alignment heads, with hooks that record the hidden states of the aligned layers; made by `attach_alignment`.
 
-    The module holds the heads only, so `parameters()` is what an optimiser needs beside the model's own. One forward
-    pass of the model, then `loss(...)`: the states kept are those of the latest pass, and they are taken once.
+    The module contains only the heads, so `parameters()` returns what the optimizer needs in addition to the model's
+    own parameters. Run one forward pass of the model, then call `loss(...)` once: it uses the hidden states of the
+    latest pass and forgets them.
 
     Attributes:
-        heads: layer by layer, within a layer target by target; with shared heads one for each target.
+        heads: ordered by layer, then by target; shared heads have one for each target.
     """
 
     def __init__(
@@ -70,61 +74,60 @@ class Alignment(nn.Module):
     ) -> None:
         super().__init__()
         self.layers, self.dims, self.objective, self.sharing = tuple(widths), dict(dims), objective, heads
-        given = {"each": list(widths.values()), "shared": list(widths.values())[:1], "none": []}[heads]
-        self.heads = nn.ModuleList(AlignmentHead(width, hidden, dim) for width in given for dim in dims.values())
+        head_widths = {"each": list(widths.values()), "shared": list(widths.values())[:1], "none": []}[heads]
+        self.heads = nn.ModuleList(AlignmentHead(width, hidden, dim) for width in head_widths for dim in dims.values())
         self._handles: list[RemovableHandle] = []
-        self._states: dict[int, Tensor] = {}
+        self._states: dict[int, Tensor] = {}  # hidden states of the latest pass, by layer
         self._running, self._with_gradient = False, False
 
     def losses(self, targets: Targets, visual: Visual) -> dict[str, Float[Tensor, ""]]:
-        """The loss of each layer and target after a forward pass, as `layer_L/target`; nothing is summed or weighted.
+        """Return the loss of each layer and target after a forward pass, unweighted, as {"layer_L/target": loss}.
 
         Args:
-            targets: for each name of `dims` the features of the visual tokens: a tensor whose rows (its last dim is the
-                width) follow one another image by image, or a list of tensors (token, dim), one for each image or tile,
-                nested as it likes.
-            visual: which positions are visual tokens: a mask with one image in each row, or
-                `mllm.visual_tokens(batch)`.
+            targets: for each name of `dims`, the features of the visual tokens in the order of the batch: one tensor
+                (..., dim) that is flattened to one row for each token, or tensors (token, dim), one for each image or
+                tile, in lists nested to any depth.
+            visual: the positions of the visual tokens: a mask (b, s) where each row has one image, or the return value
+                of `mllm.visual_tokens(batch)`.
 
         Raises:
-            ModelError: no forward pass since the last call, or one that did not reach all layers.
-            DataError: targets of other names, widths or numbers of tokens.
+            ModelError: there was no forward pass since the last call, or it did not run all aligned layers.
+            DataError: the targets have other names, widths or numbers of tokens than expected.
         """
         states, self._states = self._states, {}
         if not states:
             raise ModelError(
-                "the alignment loss was asked for before a forward pass of the model: expected one pass, then one loss"
+                "there is no alignment loss before a forward pass of the model: run one pass before each call of `loss`"
             )
         if set(states) != set(self.layers):
-            lost = sorted(set(self.layers) - set(states))
+            missing = sorted(set(self.layers) - set(states))
             raise ModelError(
-                f"the forward pass gave no states of layers {lost}: attach the alignment after the last change to the"
-                " model's modules (LoRA)"
+                f"the forward pass did not reach the hooks of layers {missing}: attach the alignment after the last"
+                " change to the model's modules (such as LoRA)"
             )
         if set(targets) != set(self.dims):
             raise DataError(f"targets are {', '.join(targets) or '(none)'}: expected {', '.join(self.dims)}")
-        (rows, columns), sizes = _places(visual)
-        flat = {name: _rows(name, targets[name], dim, sum(sizes)) for name, dim in self.dims.items()}
-        found = {}
+        (rows, columns), sizes = _token_positions(visual)
+        flat = {name: _one_row_per_token(name, targets[name], dim, sum(sizes)) for name, dim in self.dims.items()}
+        losses = {}
         for i, (layer, hidden) in enumerate(states.items()):
-            at = (rows * hidden.shape[1] + columns).to(hidden.device)
-            # whose gradient is added row by row, twice as fast as by two indices
-            tokens = hidden.flatten(0, 1).index_select(0, at)
+            index = (rows * hidden.shape[1] + columns).to(hidden.device)
+            # in the backward pass, index_select on flat rows is twice as fast as hidden[rows, columns]
+            tokens = hidden.flatten(0, 1).index_select(0, index)
             for j, (name, target) in enumerate(flat.items()):
                 head = (
                     None if self.sharing == "none" else self.heads[(i if self.sharing == "each" else 0) * len(flat) + j]
                 )
                 predicted = tokens if head is None else head(tokens.to(next(head.parameters()).dtype))
-                found[f"layer_{layer}/{name}"] = self._objective(predicted, target.to(tokens.device), sizes)
-        return found
+                losses[f"layer_{layer}/{name}"] = self._objective(predicted, target.to(tokens.device), sizes)
+        return losses
 
     def loss(self, targets: Targets, visual: Visual) -> Float[Tensor, ""]:
-        """L_VRA: the mean of `losses` over layers and targets, each with the same weight; arguments and errors as
-        there."""
+        """Return L_VRA, the unweighted mean of `losses` over layers and targets; same arguments and errors."""
         return mean_loss(self.losses(targets, visual))
 
     def remove(self) -> None:
-        """Take the hooks off the model; the heads stay."""
+        """Remove the hooks from the model; the heads stay in this module."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._states = [], {}
@@ -134,13 +137,15 @@ class Alignment(nn.Module):
     ) -> Float[Tensor, ""]:
         if self.objective == "cosine":
             return cosine_loss(predicted, target)
-        return torch.stack(
-            [relation_loss(own, other) for own, other in zip(predicted.split(sizes), target.split(sizes), strict=True)]
-        ).mean()
+        images = zip(predicted.split(sizes), target.split(sizes), strict=True)
+        return torch.stack([relation_loss(tokens, features) for tokens, features in images]).mean()
 
     def _hook(self, decoder: Any, where: Where) -> None:
-        """The decoder says when a pass begins and ends, so that what activation checkpointing computes again in
-        backward is not kept."""
+        """Register the hooks.
+
+        Hooks on the decoder mark the begin and the end of a forward pass: activation checkpointing runs the blocks
+        again in the backward pass, and those states must not be recorded.
+        """
         self._handles.append(decoder.register_forward_pre_hook(self._begin))
         self._handles.append(decoder.register_forward_hook(self._end, always_call=True))
         for layer in self.layers:
@@ -167,14 +172,14 @@ class Alignment(nn.Module):
             return
         if self._with_gradient and not torch.is_grad_enabled():
             raise ModelError(
-                "re-entrant activation checkpointing hides the attention's output from the loss: expected"
-                " use_reentrant=False"
+                "re-entrant activation checkpointing cuts the attention's output off from the gradient of the alignment"
+                " loss: expected use_reentrant=False"
             )
         self._states[layer] = args[0]
 
 
 def mean_loss(losses: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
-    """The mean of the losses of layers and targets."""
+    """Return the unweighted mean of the losses of all layers and targets."""
     return torch.stack(list(losses.values())).mean()
 
 
@@ -188,24 +193,25 @@ def attach_alignment(
     where: Where = "output",
     hidden: int = 2048,
 ) -> Alignment:
-    """Give `model` alignment heads without changing it: hooks read the layers, the heads are in the returned module.
+    """Attach alignment heads to a model without changing it: hooks read its layers, the returned module has the heads.
 
-    Call it last, after LoRA or other changes to the model's modules, and give the heads' parameters to the optimiser.
+    Call this after LoRA and any other change to the model's modules, and give the parameters of the returned module to
+    the optimizer.
 
     Args:
-        model: an `MLLM`, or a transformers model of one of its families.
-        layers: 1 to L; layer l is the output of block l, before the final norm.
-        dims: width of the targets by name, such as {"dinov2-small": 384}.
-        objective: `cosine_loss`, or `relation_loss` within each image or tile.
-        heads: `each` layer its own head for each target, `shared` by all layers, or `none`, where `relation` compares
-            the tokens as they are.
-        where: `output` of the block, or what its `attention` gives: all heads side by side, which is the input of
-            o_proj.
-        hidden: width of a head's two hidden layers.
+        model: an `MLLM`, or a transformers model of a family that `workbench.mllm` knows.
+        layers: numbers from 1 to L; layer l is the output of block l, before the final norm.
+        dims: width of each target by its name, such as {"dinov2-small": 384}.
+        objective: `cosine` for `cosine_loss`, `relation` for `relation_loss` within each image or tile.
+        heads: `each` gives every layer a head for each target, `shared` has one head for each target for all layers,
+            and `none` (with `relation` only) compares the visual tokens without a head.
+        where: `output` reads the output of a block, `attention` the concatenated outputs of its attention heads, which
+            are the input of o_proj.
+        hidden: width of the two hidden layers of a head.
 
     Raises:
-        ConfigError, UnknownNameError: a layer that the model does not have, or options that do not fit together.
-        ModelError: a block without an attention of the usual kind.
+        ConfigError, UnknownNameError: the model does not have such a layer, or the options do not fit together.
+        ModelError: a block has no `self_attn.o_proj`.
     """
     for name, value, kind in (("objective", objective, Objective), ("heads", heads, Heads), ("where", where, Where)):
         if value not in get_args(kind):
@@ -218,12 +224,12 @@ def attach_alignment(
             raise ConfigError(f"layer is {layer}: expected 1 to {len(blocks)}, the layers of the model")
     if not layers or not dims or len(set(layers)) < len(layers):
         raise ConfigError(
-            f"layers are {list(layers)} and targets {list(dims)}: expected at least one of each, none of them twice"
+            f"layers are {list(layers)} and targets {list(dims)}: expected at least one of each, and no layer twice"
         )
     if heads == "none" and objective != "relation":
         raise ConfigError(
-            f"objective {objective} without heads: expected heads each or shared, since only relation compares tokens"
-            " of unlike widths"
+            f"objective {objective} without heads: expected heads each or shared, since only relation can compare"
+            " tokens and features of different widths"
         )
     width = model.config.get_text_config().hidden_size
     widths = {
@@ -231,22 +237,25 @@ def attach_alignment(
         for layer in sorted(layers)
     }
     if heads == "shared" and len(set(widths.values())) > 1:
-        raise ConfigError(f"heads are shared by layers of widths {sorted(set(widths.values()))}: expected one width")
+        raise ConfigError(
+            f"heads are shared by layers of widths {sorted(set(widths.values()))}: expected layers of the same width,"
+            " or heads each"
+        )
     alignment = Alignment(widths, dims, objective, heads, hidden).to(next(blocks[0].parameters()).device)
     alignment._hook(decoder, where)
     return alignment
 
 
 def _attention_output(block: Any, layer: int) -> Any:
-    """The projection that mixes the heads' outputs, o_proj."""
-    found = getattr(getattr(block, "self_attn", None), "o_proj", None)
-    if found is None:
-        raise ModelError(f"block {layer} has no attention of the usual kind: expected a self_attn with an o_proj")
-    return found
+    """Return o_proj, the linear layer that mixes the outputs of a block's attention heads."""
+    o_proj = getattr(getattr(block, "self_attn", None), "o_proj", None)
+    if o_proj is None:
+        raise ModelError(f"block {layer} has no attention module that can be aligned: expected self_attn with o_proj")
+    return o_proj
 
 
-def _places(visual: Visual) -> tuple[tuple[Tensor, Tensor], list[int]]:
-    """Row and position of each visual token, and how many there are of each image or tile."""
+def _token_positions(visual: Visual) -> tuple[tuple[Tensor, Tensor], list[int]]:
+    """Return row and column of each visual token in the batch, and the number of tokens of each image or tile."""
     if isinstance(visual, Tensor):
         rows, columns = visual.nonzero(as_tuple=True)
         sizes = [count for count in visual.sum(1).tolist() if count]
@@ -254,25 +263,25 @@ def _places(visual: Visual) -> tuple[tuple[Tensor, Tensor], list[int]]:
         parts = [(row, part.index) for row, sample in enumerate(visual) for part in sample]
         sizes = [len(index) for _, index in parts]
         rows, columns = (
-            torch.cat(own) if own else torch.empty(0)
-            for own in ([torch.full_like(i, row) for row, i in parts], [i for _, i in parts])
+            torch.cat(indices) if indices else torch.empty(0)
+            for indices in ([torch.full_like(index, row) for row, index in parts], [index for _, index in parts])
         )
     if not sum(sizes):
         raise DataError("no sample of the batch has an image: expected visual tokens to align")
     return (rows, columns), sizes
 
 
-def _rows(name: str, target: Any, dim: int, count: int) -> Float[Tensor, "token dim"]:
-    """A target as one row for each visual token."""
+def _one_row_per_token(name: str, target: Any, dim: int, count: int) -> Float[Tensor, "token dim"]:
+    """Flatten a target to one row for each of the `count` visual tokens."""
 
     def leaves(value: Any) -> list[Tensor]:
         return [value] if isinstance(value, Tensor) else [leaf for part in value for leaf in leaves(part)]
 
-    found = leaves(target)
-    if not found or any(part.shape[-1] != dim for part in found):
-        widths = sorted({part.shape[-1] for part in found})
+    parts = leaves(target)
+    if not parts or any(part.shape[-1] != dim for part in parts):
+        widths = sorted({part.shape[-1] for part in parts})
         raise DataError(f"target '{name}' has width {', '.join(map(str, widths)) or '(none)'}: expected {dim}")
-    flat = torch.cat([part.reshape(-1, dim) for part in found]) if len(found) > 1 else found[0].reshape(-1, dim)
+    flat = torch.cat([part.reshape(-1, dim) for part in parts]) if len(parts) > 1 else parts[0].reshape(-1, dim)
     if len(flat) != count:
         raise DataError(f"target '{name}' has {len(flat)} tokens: expected {count}, the visual tokens of the batch")
     return flat
@@ -281,12 +290,14 @@ def _rows(name: str, target: Any, dim: int, count: int) -> Float[Tensor, "token 
 def weight_at(
     step: int, *, steps: int, weight: float, schedule: str = "constant", final: float = 0.0, warmup: int = 0
 ) -> float:
-    """lambda in L = L_LM + lambda * L_VRA at optimiser step `step`, from 0; a function of the step alone, so a resumed
-    run has the same.
+    """Return lambda in L = L_LM + lambda * L_VRA at optimizer step `step`, counted from 0.
 
-    It rises over `warmup` steps, as weight * (step + 1) / warmup, and then stays, or goes to `final`, which the last
-    step has: with t from 0 to 1, linear: weight + (final - weight) t; cosine: final + (weight - final) (1 + cos(pi t))
-    / 2.
+    Lambda depends on the step alone, so a resumed run continues with the same values. It first rises over `warmup`
+    steps as weight * (step + 1) / warmup. Then it stays at `weight` (constant) or approaches `final`, which it reaches
+    at the last step; with t from 0 to 1 over these steps, it is
+
+        linear: weight + (final - weight) * t
+        cosine: final + (weight - final) * (1 + cos(pi * t)) / 2
     """
     if step < warmup:
         return weight * (step + 1) / warmup

@@ -1,9 +1,9 @@
-"""What `python -m trainer` does, from Python.
+"""The trainer's Python API: what `python -m trainer` does, from a script or a notebook.
 
 training = train("shapes_viral", seed=1, output_dir="runs/viral-s1", alignment={"layer": 4})
 training.scores                      # accuracy by question type, with intervals and chance
 training.log                         # losses and validation scores by step
-model = training.model()             # the trained model, to be probed: run_analysis("cknna", model, ...)
+model = training.model()             # the trained model, to probe it: run_analysis("cknna", model, ...)
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Training:
 
     @property
     def log(self) -> pd.DataFrame:
-        """Language modeling and alignment losses by step."""
+        """The training log: losses and validation scores by step."""
         return training_log(self.folder)
 
     def model(self, **options: Any) -> MLLM:
@@ -64,34 +64,33 @@ class Training:
 def train(recipe: str | Path | Recipe, **options: Any) -> Training:
     """Train the model of a recipe and return the finished run.
 
-    A folder that holds a finished run is refused, as on the command line; `resume=True` continues an interrupted one.
+    The output folder must be new, as on the command line; `resume=True` continues the interrupted run in it.
 
     Args:
         recipe: the name of a recipe (`viral path` lists them), the path of a YAML file, or a `Recipe`.
-        options: what differs from the recipe, such as `seed=1` or `optim={"steps": 200}`; not for a `Recipe`.
+        options: values that differ from the recipe's, such as `seed=1` or `optim={"steps": 200}`; not for a `Recipe`.
 
     Raises:
         ConfigError: an unknown option, or a value out of its range.
-        RunError: the output folder already holds a run.
+        RunError: the output folder already contains a run.
         WorkbenchError: model, data or VFMs cannot be loaded.
     """
     if isinstance(recipe, Recipe):
         if options:
             raise ConfigError(
-                f"option '{next(iter(options))}' beside a Recipe: expected it in the Recipe itself, by"
-                " dataclasses.replace"
+                f"option '{next(iter(options))}' beside a Recipe: set it in the Recipe itself, with dataclasses.replace"
             )
-        config = recipe
+        complete = recipe
     else:
-        config = read_recipe(recipe, **options)
+        complete = read_recipe(recipe, **options)
     from trainer.run import train as run
 
-    run(config, ["train", str(recipe) if not isinstance(recipe, Recipe) else "Recipe"])
-    return Training(config.output_dir)
+    run(complete, ["train", str(recipe) if not isinstance(recipe, Recipe) else "Recipe"])
+    return Training(complete.output_dir)
 
 
 def read_recipe(recipe: str | Path, **options: Any) -> Recipe:
-    """Return the recipe of a name or a YAML file, with `options` in place of its values.
+    """Read a recipe by its name or from a YAML file, and replace values of it by `options`.
 
     Raises:
         ConfigError: an unknown option, or a value out of its range.

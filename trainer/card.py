@@ -1,12 +1,11 @@
-"""The model card of a training folder, and sending the folder to the hub.
+"""The model card of a training folder, and the upload of the folder to the hub.
 
-python -m trainer.card runs/viral                                  # writes the card anew, README.md
-python -m trainer.card runs/viral --push_to_hub NAME/MODEL         # and sends the model with it; a new repository is
-                                                                   private
+python -m trainer.card runs/viral                              # write the card (README.md) again
+python -m trainer.card runs/viral --push_to_hub NAME/MODEL     # and upload the model; a new repository is private
 
-The card holds what a reader needs and no path of the machine: of a data set or a model in a folder it has the folder's
-own name. What is sent is the model, its processor, the heads, the scores and the card; recipe, record and logs stay
-here, since they name folders and the command.
+The card contains no path of this machine: a data set or a model in a folder appears under the folder's last name only.
+Uploaded are the model, its processor, the alignment heads, the scores and the card. Recipe, record and logs are not
+uploaded, because they contain paths and the command line.
 """
 
 from __future__ import annotations
@@ -34,19 +33,19 @@ from workbench.weights.catalogue import CATALOGUE as WEIGHTS
 
 
 def write_card(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write the card of the training in `folder`, whose record may not be there yet."""
+    """Write the card of the training in `folder`; training.json need not exist yet, `record` is its future content."""
     evaluation = evaluation_of(folder)
     with atomic_file(folder / CARD_FILE) as partial:
         partial.write_text(card(record, evaluation, cknna_log(folder)), encoding="utf-8")
 
 
 def card(record: Mapping[str, Any], evaluation: pd.DataFrame, cknna: pd.DataFrame) -> str:
-    """The text of the card.
+    """Return the text of the card, Markdown after a YAML header.
 
     Args:
-        record: what training.json holds.
-        evaluation: the answers, one row per question, as evaluation.parquet.
-        cknna: as `cknna_log` gives it.
+        record: the content of training.json.
+        evaluation: the content of evaluation.parquet: one row per question or per conversation.
+        cknna: the table that `cknna_log` returns.
     """
     recipe = record["recipe"]
     name = Path(recipe["output_dir"]).name
@@ -74,19 +73,21 @@ def card(record: Mapping[str, Any], evaluation: pd.DataFrame, cknna: pd.DataFram
         f" {record['created'][:10]}."
     ]
     if record.get("warnings"):
-        parts += ["Warnings of the training:", "\n".join(f"- {_named(sentence)}" for sentence in record["warnings"])]
+        warnings = "\n".join(f"- {_without_folders(sentence)}" for sentence in record["warnings"])
+        parts += ["Warnings of the training:", warnings]
     return f"---\n{_metadata(recipe, made_from)}\n---\n\n" + "\n\n".join(parts) + "\n"
 
 
-def _named(value: str) -> str:
-    """A value without the folders above what it names: the last part of every path in it."""
+def _without_folders(value: str) -> str:
+    """Return a text with every path in it cut to its last part; hub ids stay whole."""
     return " ".join(_last_part(word) for word in value.split(" "))
 
 
 def _last_part(word: str) -> str:
+    """Cut the paths in one word, which may be a data spec such as llava_json:FILE?images=FOLDER&split=val."""
     if word.startswith("https:"):
         return word
-    pieces = re.split(r"([:?&=])", word)  # such as llava_json:FILE?images=FOLDER&split=val
+    pieces = re.split(r"([:?&=])", word)
     for n, piece in enumerate(pieces):
         named = pieces[n - 2 : n] in (["hf", ":"], ["timm", ":"], ["hub", ":"]) or any(
             entry.hub == piece for entry in map(WEIGHTS.get, WEIGHTS)
@@ -97,10 +98,14 @@ def _last_part(word: str) -> str:
 
 
 def origins(recipe: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What a model was made from, and what that was made from where it was trained here: part, weights (a folder's own
-    name), hub (id or ""), from, licence.
+    """Return the weights that a model was built from, one row for each part.
 
-    Folders are looked at, so a training asks while they are there; its record keeps the answer.
+    A part that was itself trained by this workbench is followed by the parts that it was built from. The function looks
+    into the folders that the recipe names, so it is called when the training ends, and training.json stores its result.
+
+    Returns:
+        Rows with the keys part, weights (a name, or the last part of a folder's path), hub (hub id or ""), from and
+        licence.
     """
     rows = []
     for part, name in _parts(recipe).items():
@@ -118,22 +123,18 @@ def origins(recipe: Mapping[str, Any]) -> list[dict[str, str]]:
             rows.append(
                 row | {"weights": folder.name, "from": "a training of this workbench", "licence": "that of its parts"}
             )
-            rows += [
-                own | {"part": f"{own['part']} of {folder.name}"}
-                for own in record.get("origins") or origins(record["recipe"])
-            ]
+            ancestors = record.get("origins") or origins(record["recipe"])
+            rows += [ancestor | {"part": f"{ancestor['part']} of {folder.name}"} for ancestor in ancestors]
     return rows
 
 
 def _parts(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """{part: name} of what the model was made from."""
+    """Return the pretrained weights that a recipe names, as {part: name}."""
     model = recipe["model"]
-    named = (
-        {"model": model.get("name")}
-        if model.get("name")
-        else {"vision encoder": model["vision_encoder"], "language model": model.get("language")}
-    )
-    return {part: name for part, name in named.items() if name}
+    if model.get("name"):
+        return {"model": model["name"]}
+    parts = {"vision encoder": model["vision_encoder"], "language model": model.get("language")}
+    return {part: name for part, name in parts.items() if name}
 
 
 def _list(value: Any) -> list[Any]:
@@ -141,38 +142,43 @@ def _list(value: Any) -> list[Any]:
 
 
 def _metadata(recipe: Mapping[str, Any], made_from: Sequence[Mapping[str, str]]) -> str:
-    base = list(dict.fromkeys(own["hub"] for own in made_from if own["hub"]))
-    tags = [
-        "viral-workbench",
-        *(["visual-representation-alignment"] if recipe["alignment"]["objective"] != "none" else []),
-    ]
-    library = None if recipe["model"].get("second_encoder") else "transformers"  # which cannot run it
+    """Return the YAML header, which the hub reads."""
+    base = list(dict.fromkeys(origin["hub"] for origin in made_from if origin["hub"]))
+    tags = ["viral-workbench"]
+    if recipe["alignment"]["objective"] != "none":
+        tags.append("visual-representation-alignment")
+    # plain transformers cannot run a model with a second encoder
+    library = None if recipe["model"].get("second_encoder") else "transformers"
     return ModelCardData(
         library_name=library, pipeline_tag="image-text-to-text", tags=tags, base_model=base or None
     ).to_yaml()
 
 
 def _intent(recipe: Mapping[str, Any]) -> str:
-    aligned = recipe["alignment"]["objective"] != "none"
-    kind = (
-        "whose visual tokens were aligned with other features while it was trained (VIRAL, arXiv 2509.07979)"
-        if aligned
-        else "trained without alignment"
-    )
-    if aligned and recipe["alignment"].get("images", "same") == "others":
+    """Return what kind of model this is: VIRAL, a control of it, or a baseline."""
+    if recipe["alignment"]["objective"] == "none":
+        kind = "trained without alignment"
+    elif recipe["alignment"].get("images", "same") == "others":
         kind = (
-            "trained as a control of VIRAL (arXiv 2509.07979): its visual tokens were aligned with features of other"
-            " images than its own"
+            "trained as a control of VIRAL (arXiv 2509.07979): the visual tokens of an image were aligned with the"
+            " features of another image"
         )
-    return f"A multimodal language model {kind}. A research model: nothing is known of it but the scores below."
+    else:
+        kind = "whose visual tokens were aligned with other features during training (VIRAL, arXiv 2509.07979)"
+    return f"A multimodal language model {kind}. A research model: nothing is known about it but the scores below."
 
 
 def _sources(
     recipe: Mapping[str, Any], record: Mapping[str, Any], made_from: Sequence[Mapping[str, str]]
 ) -> pd.DataFrame:
-    own, settings = recipe["model"], recipe["alignment"]
-    prints = {"vision encoder": record.get("tower_fingerprint"), "language model": record.get("language_fingerprint")}
-    if own["kind"] != "toy":  # of the model as a whole, before it was trained
+    """Return everything that the model was built from, with fingerprint and licence."""
+    model, settings = recipe["model"], recipe["alignment"]
+    if model["kind"] == "toy":
+        prints = {
+            "vision encoder": record.get("tower_fingerprint"),
+            "language model": record.get("language_fingerprint"),
+        }
+    else:  # one fingerprint for the whole model, before it was trained
         prints = dict.fromkeys(("model", "vision encoder", "language model"), record.get("model_fingerprint"))
     rows = [
         (row["part"], row["weights"], row["from"], prints.get(row["part"]) or "", row["licence"]) for row in made_from
@@ -181,56 +187,56 @@ def _sources(
         targets = dict(zip(_list(record.get("vfm", [])), _list(record.get("vfm_fingerprint", [])), strict=True))
         for name in _list(settings["vfm"]):
             rows.append(_vfm_row("alignment target", name, targets.get(name, "")))
-    if own.get("second_encoder"):
-        rows.append(_vfm_row("second encoder", own["second_encoder"], record.get("second_encoder_fingerprint", "")))
-    if not own.get("language") and not own.get("name"):
-        rows.append(("language model", "trained from nothing", "", "", ""))
+    if model.get("second_encoder"):
+        rows.append(_vfm_row("second encoder", model["second_encoder"], record.get("second_encoder_fingerprint", "")))
+    if not model.get("language") and not model.get("name"):
+        rows.append(("language model", "randomly initialized", "", "", ""))
     if recipe["start"]:
-        rows.append(
-            ("start", _named(recipe["start"]), "a training of this workbench", record.get("start_fingerprint", ""), "")
-        )
+        start, fingerprint = _without_folders(recipe["start"]), record.get("start_fingerprint", "")
+        rows.append(("start", start, "a training of this workbench", fingerprint, ""))
     return pd.DataFrame(rows, columns=["part", "weights", "from", "fingerprint", "licence"])
 
 
 def _vfm_row(part: str, name: str, fingerprint: str) -> tuple[str, str, str, str, str]:
     weights = find_vfm(name).weights
-    entry = WEIGHTS.get(weights)
-    return f"{part} {_named(name)}", _named(weights), entry.hub or "a folder", fingerprint, entry.licence
+    entry, shown = WEIGHTS.get(weights), _without_folders(weights)
+    return f"{part} {_without_folders(name)}", shown, entry.hub or "a folder", fingerprint, entry.licence
 
 
 def _objective(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    own, optim = recipe["alignment"], recipe["optim"]
-    said = "`L_LM`, the next-token loss on the answers"
-    if own["objective"] != "none":
-        factor = (
-            own["weight"] if own.get("schedule", "constant") == "constant" and not own.get("warmup") else "lambda(step)"
-        )
-        said = f"`L = L_LM + {factor} * L_VRA`, {own['objective']} objective"
-    if (
-        words := alignment_words(
-            {**own, "layer": _list(own["layer"]), "vfm": [_named(name) for name in _list(own["vfm"])]}
-        )
-    ) != "none":
-        said += f"; aligned: {words}" if own["objective"] != "none" else f"; not aligned: {words}"
+    """Return the loss, what was aligned with what, the length of the training, and its seed."""
+    alignment, optim = recipe["alignment"], recipe["optim"]
+    aligned = alignment["objective"] != "none"
+    loss = "`L_LM`, the next-token loss on the answers"
+    if aligned:
+        constant = alignment.get("schedule", "constant") == "constant" and not alignment.get("warmup")
+        factor = alignment["weight"] if constant else "lambda(step)"
+        loss = f"`L = L_LM + {factor} * L_VRA`, {alignment['objective']} objective"
+    vfms = [_without_folders(name) for name in _list(alignment["vfm"])]
+    words = alignment_words({**alignment, "layer": _list(alignment["layer"]), "vfm": vfms})
+    if words != "none":
+        loss += f"; aligned: {words}" if aligned else f"; not aligned: {words}"
     batch = record.get("global_batch", optim["batch_size"] * optim["accumulation"])
     unit = "conversations" if "trained" in record else "images"
     return (
-        f"{said}. {optim['steps']} steps of {batch} {unit}, seed {recipe['seed']}; trained:"
+        f"{loss}. {optim['steps']} steps of {batch} {unit}, seed {recipe['seed']}; trained:"
         f" {recipe['model'].get('train', 'all')}."
     )
 
 
 def _data(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """Return the table of the data sets with their fingerprints."""
     rows = [
-        ("training", " + ".join(map(_named, _list(recipe["data"]["train"]))), record["data"]),
-        ("validation", _named(recipe["data"]["val"]), record.get("val", "")),
+        ("training", " + ".join(map(_without_folders, _list(recipe["data"]["train"]))), record["data"]),
+        ("validation", _without_folders(recipe["data"]["val"]), record.get("val", "")),
     ]
     if (test := recipe["data"].get("test")) is not None:
-        rows.append(("test", _named(test), record.get("test", "")))
+        rows.append(("test", _without_folders(test), record.get("test", "")))
     return _table(pd.DataFrame(rows, columns=["split", "data", "fingerprint"]))
 
 
 def _scores(recipe: Mapping[str, Any], evaluation: pd.DataFrame, cknna: pd.DataFrame) -> str:
+    """Return the table of accuracies (or the loss) and the last CKNNA, and how they were measured."""
     rows: list[dict[str, Any]] = []
     if "correct" not in evaluation:
         (loss,) = summary(evaluation, recipe["seed"]).to_dict("records")
@@ -246,19 +252,18 @@ def _scores(recipe: Mapping[str, Any], evaluation: pd.DataFrame, cknna: pd.DataF
                 "n": f"{loss['n']} tokens, {loss['n_conversations']} conversations",
             }
         )
-    for own in accuracy_by_type(evaluation, seed=recipe["seed"]) if "correct" in evaluation else ():
+    for accuracy in accuracy_by_type(evaluation, seed=recipe["seed"]) if "correct" in evaluation else ():
         named = {
-            "score": f"accuracy, {own['category']}",
-            "value": own["accuracy"],
-            "95 % interval": f"{own['low']:.3f} to {own['high']:.3f}",
+            "score": f"accuracy, {accuracy['category']}",
+            "value": accuracy["accuracy"],
+            "95 % interval": f"{accuracy['low']:.3f} to {accuracy['high']:.3f}",
         }
-        few = ", too few to say much" if own["few"] else ""
-        rows.append(
-            named | {"chance": f"{own['chance']:.3f}", "n": f"{own['n']} questions, {own['n_images']} images{few}"}
-        )
+        few = ", too few to say much" if accuracy["few"] else ""
+        n = f"{accuracy['n']} questions, {accuracy['n_images']} images{few}"
+        rows.append(named | {"chance": f"{accuracy['chance']:.3f}", "n": n})
     for row in cknna[cknna["step"] == recipe["optim"]["steps"]].itertuples():
         named = {
-            "score": f"CKNNA, {_named(row.of)}, k = {row.k:.0f}",
+            "score": f"CKNNA, {_without_folders(row.of)}, k = {row.k:.0f}",
             "value": row.score,
             "95 % interval": f"{row.low:.3f} to {row.high:.3f}",
         }
@@ -269,57 +274,60 @@ def _scores(recipe: Mapping[str, Any], evaluation: pd.DataFrame, cknna: pd.DataF
                 "n": f"{row.n:.0f} tokens, {row.n_images:.0f} images",
             }
         )
-    how = "On the validation split, which was looked at while training. "
+    how = "Measured on the validation split, which was also evaluated during training. "
     if recipe["data"].get("test") is not None:
-        how = "On the test split, which was looked at once, after training (CKNNA: on the validation split). "
+        how = "Measured on the test split, once, after training (CKNNA: on the validation split). "
     how += (
-        "Intervals are over images (of a loss: over conversations), of this one model: they say nothing about other"
+        "Intervals are over the images (for a loss: the conversations) of this one model; they say nothing about other"
         " seeds."
     )
     return f"{_table(pd.DataFrame(rows))}\n\n{how} Seed {recipe['seed']}."
 
 
 def _loading(recipe: Mapping[str, Any]) -> str:
+    """Return how to load the model: with plain transformers, with `MLLM.load`, or only in the trainer."""
     settings = recipe["alignment"]
     if second := recipe["model"].get("second_encoder"):
         return (
-            f"This model sees {_named(second)} beside its own vision encoder, and its connector is as wide as both:"
-            " neither plain transformers nor `MLLM.load` can run it, the trainer alone can (`start`, `--resume`). Its"
-            " accuracies are those above and in `accuracy.parquet`."
+            f"This model sees {_without_folders(second)} beside its own vision encoder, and its projector takes the"
+            " features of both: neither plain transformers nor `MLLM.load` can run it, only the trainer can (`start`,"
+            " `--resume`). Its accuracies are those above and in `accuracy.parquet`."
         )
     if settings.get("residual", "none") != "none":
         return (
-            "This model adds its image again inside the language model. Plain `from_pretrained` ignores that and"
-            " computes **another model**; load it with\n\n```python\nfrom workbench import MLLM\n\nmllm ="
+            "This model adds its image features again inside the language model. Plain `from_pretrained` ignores that"
+            " and computes **another model**; load it with\n\n```python\nfrom workbench import MLLM\n\nmllm ="
             " MLLM.load(FOLDER_OR_NAME)\n```"
         )
     return (
         "```python\nfrom transformers import AutoModelForImageTextToText, AutoProcessor\n\nmodel ="
         " AutoModelForImageTextToText.from_pretrained(FOLDER_OR_NAME)\nprocessor ="
-        f" AutoProcessor.from_pretrained(FOLDER_OR_NAME)\n```\n\nNo other code is needed. `{HEAD_FILE}`, where there is"
-        " one, was used in training only."
+        f" AutoProcessor.from_pretrained(FOLDER_OR_NAME)\n```\n\nNo other code is needed. `{HEAD_FILE}`, if present,"
+        " was used during training only."
     )
 
 
 def _recipe(recipe: Mapping[str, Any], made_from: Sequence[Mapping[str, str]]) -> str:
-    kept = {
-        key: value for key, value in recipe.items() if key not in ("output_dir", "resume", "report_to", "push_to_hub")
-    }
-    if recipe["model"].get("name"):  # which brings its own; the other keys describe a toy LLaVA
-        kept["model"] = {key: recipe["model"][key] for key in ("kind", "name", "train", "lora", "train_vision_encoder")}
-    said = _without_paths(kept)
+    """Return the recipe as YAML, without paths of this machine."""
+    of_this_machine = ("output_dir", "resume", "report_to", "push_to_hub")
+    shown = {key: value for key, value in recipe.items() if key not in of_this_machine}
+    if recipe["model"].get("name"):  # the other keys of `model` describe a toy LLaVA
+        keys_of_any_model = ("kind", "name", "train", "lora", "train_vision_encoder")
+        shown["model"] = {key: recipe["model"][key] for key in keys_of_any_model}
+    shown = _without_paths(shown)
     keys = {"model": "name", "vision encoder": "vision_encoder", "language model": "language"}
-    # hub ids whole, which look like paths
-    said["model"] |= {keys[own["part"]]: own["weights"] for own in made_from if own["part"] in keys}
-    return f"```yaml\n{yaml.safe_dump(said, sort_keys=False)}```"
+    # a hub id looks like a path, so it was cut to its last part: write it whole again
+    shown["model"] |= {keys[origin["part"]]: origin["weights"] for origin in made_from if origin["part"] in keys}
+    return f"```yaml\n{yaml.safe_dump(shown, sort_keys=False)}```"
 
 
 def _without_paths(value: Any) -> Any:
+    """Apply `_named` to every text in a nested value."""
     if isinstance(value, Mapping):
         return {key: _without_paths(part) for key, part in value.items()}
     if isinstance(value, list):
         return [_without_paths(part) for part in value]
-    return _named(value) if isinstance(value, str) else value
+    return _without_folders(value) if isinstance(value, str) else value
 
 
 def _versions(record: Mapping[str, Any]) -> str:
@@ -329,14 +337,13 @@ def _versions(record: Mapping[str, Any]) -> str:
 
 
 def _table(table: pd.DataFrame) -> str:
-    """A table in Markdown."""
-    cells = [
-        [f"{cell:.3f}" if isinstance(cell, float) else str(cell).replace("|", "\\|") for cell in row]
+    """Return a table in Markdown."""
+    rows = [
+        [f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "\\|") for value in row]
         for row in table.itertuples(index=False)
     ]
-    return "\n".join(
-        "| " + " | ".join(row) + " |" for row in [list(table.columns), ["---"] * len(table.columns), *cells]
-    )
+    rows = [list(table.columns), ["---"] * len(table.columns), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 @dataclass(frozen=True)
@@ -344,23 +351,23 @@ class Card:
     """Write the card of a finished training folder."""
 
     push_to_hub: str | None = None
-    """Where the model goes on the hub, such as NAME/MODEL."""
+    """Repository on the hub to upload the model to, such as NAME/MODEL; by default nothing is uploaded."""
 
 
 def main(argv: list[str]) -> None:
-    """Write the card, and send the model if asked."""
+    """Write the card, and upload the model if `--push_to_hub` asks for it."""
     if not argv or argv[0].startswith("-"):
         if "--help" not in argv and "-h" not in argv:
-            raise ConfigError("no folder given: expected python -m trainer.card FOLDER [--push_to_hub NAME]")
+            raise ConfigError(
+                "no training folder is named: expected python -m trainer.card FOLDER [--push_to_hub NAME/MODEL]"
+            )
         argv = ["", *argv]
     folder = Path(argv[0])
-    options = parse(Card, argv[1:], prog="python -m trainer.card FOLDER", description=__doc__ or "")
-    if options.push_to_hub is not None:
-        check_hub(options.push_to_hub)
+    repository = parse(Card, argv[1:], prog="python -m trainer.card FOLDER", description=__doc__ or "").push_to_hub
+    if repository is not None:
+        check_hub(repository)
     write_card(folder, training_record(folder))
-    sys.stdout.write(
-        f"{push(folder, options.push_to_hub) if options.push_to_hub is not None else folder / CARD_FILE}\n"
-    )
+    sys.stdout.write(f"{folder / CARD_FILE if repository is None else push(folder, repository)}\n")
 
 
 if __name__ == "__main__":

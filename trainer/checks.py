@@ -1,5 +1,4 @@
-"""What is checked before a training begins: that all a recipe names is there, and that the processes can do what it
-says."""
+"""Checks before a training begins: everything that the recipe names exists, and the processes can run the recipe."""
 
 from __future__ import annotations
 
@@ -18,55 +17,61 @@ from workbench.weights.catalogue import CATALOGUE as WEIGHTS
 
 
 def checked_stages(recipe: Recipe) -> list[Recipe]:
-    """Return the trainings that a recipe asks for (see `stages`), after a check of all that it names and of what the
-    processes can do; nothing is written.
+    """Check everything that a recipe names, and return the trainings that it asks for (see `stages`).
+
+    Nothing is written.
 
     Raises:
-        WorkbenchError: something is not there, or does not fit.
+        WorkbenchError: something does not exist, or does not fit the rest of the recipe or the processes.
     """
-    *before, own = stages(recipe)
-    if own.start == own.output_dir:
+    *earlier, recipe = stages(recipe)
+    if recipe.start == recipe.output_dir:
         raise ConfigError(
-            f"output_dir is {own.output_dir}, the folder of the first stage that the run starts from: expected another"
+            f"output_dir is {recipe.output_dir}, the folder that the run starts from: expected another folder"
         )
-    if before:
-        check_stage1(before[-1], own)
-    elif own.start is not None and not (own.start / "model.safetensors").exists():
+    if earlier:
+        check_stage1(earlier[-1], recipe)
+    elif recipe.start is not None and not (recipe.start / "model.safetensors").exists():
         raise ConfigError(
-            f"start is {own.start}: expected the folder of a finished training{did_you_mean(str(own.start))}"
+            f"start is {recipe.start}: expected the folder of a finished training{did_you_mean(str(recipe.start))}"
         )
-    own.optim.accumulated(distributed.count())
-    check_trackers(own.report_to)
-    if own.push_to_hub is not None and distributed.is_main():  # it asks the network
-        check_hub(own.push_to_hub)
-    check_model(own.model)
-    check_launch(own)
-    check_vfms(own.alignment)
-    return [*before, own]
+    recipe.optim.accumulated(distributed.count())
+    check_trackers(recipe.report_to)
+    if recipe.push_to_hub is not None and distributed.is_main():  # this check uses the network
+        check_hub(recipe.push_to_hub)
+    check_model(recipe.model)
+    check_launch(recipe)
+    check_vfms(recipe.alignment)
+    return [*earlier, recipe]
 
 
-def check_stage1(first: Recipe, own: Recipe) -> None:
-    """Check that stage 1 is in its folder as its recipe describes it, or can be trained there."""
-    folder = first.output_dir
+def check_stage1(stage1: Recipe, recipe: Recipe) -> None:
+    """Check that stage 1 is finished and was trained from its present recipe, or that it can be trained now.
+
+    Args:
+        stage1: the recipe of stage 1, with the values that it takes from `recipe`.
+        recipe: the recipe that starts from stage 1.
+    """
+    folder = stage1.output_dir
     if (folder / RECIPE_FILE).exists():
-        check_same_recipe(folder, first)
+        check_same_recipe(folder, stage1)
     if (folder / RECORD_FILE).exists():
         return
     if (strategy := distributed.strategy()).startswith("zero"):
         raise ConfigError(
-            f"stage1 belongs in {folder} with {strategy}, which trains once in a process: expected the first stage"
-            " trained by itself before"
+            f"stage 1 is not in {folder} yet, and with {strategy} a process can train only one stage: train stage 1"
+            " first, in a command of its own"
         )
-    # accelerate fixes it for the processes' whole life
-    if distributed.count() > 1 and first.optim.precision != own.optim.precision:
-        precisions = f"optim.precision is {own.optim.precision}, and {first.optim.precision} in stage1"
+    # accelerate fixes the precision for the lifetime of a process
+    if distributed.count() > 1 and stage1.optim.precision != recipe.optim.precision:
+        precisions = f"optim.precision is {recipe.optim.precision}, and {stage1.optim.precision} in stage1"
         raise ConfigError(
-            f"{precisions}: expected the same in several processes, or the first stage trained by itself before"
+            f"{precisions}: expected the same in several processes; or train stage 1 first, in a command of its own"
         )
 
 
 def check_model(config: ModelConfig) -> None:
-    """Check that the weights and the packages that a model is made with are there."""
+    """Check that the weights and the packages that the model needs are there."""
     parts = {key: name for key in ("name", "vision_encoder", "language") if (name := getattr(config, key)) is not None}
     if config.kind == "pretrained":
         check_there(parts["name"])
@@ -82,8 +87,8 @@ def check_model(config: ModelConfig) -> None:
                 check_there(name)
             elif (revision := getattr(config, f"{key}_revision")) is not None:
                 raise ConfigError(
-                    f"model.{key}_revision is {revision}: expected none, since model.{key} is {name}, which is no"
-                    " hub id"
+                    f"model.{key}_revision is {revision}, but model.{key} is {name}, which is not a hub id: leave"
+                    f" model.{key}_revision out"
                 )
     if config.train == "lora":
         check_peft()
@@ -92,22 +97,22 @@ def check_model(config: ModelConfig) -> None:
 
 
 def check_launch(recipe: Recipe) -> None:
-    """Check that the launch file, which says how the processes divide the work, can do what the recipe says."""
+    """Check that the recipe can run with the launch file, which says how a training is sharded over processes."""
     strategy = distributed.strategy()
     if strategy == "zero3" and recipe.model.train == "lora":
         raise ConfigError(
-            "model.train is lora with ZeRO-3, whose divided weights cannot be merged: expected ddp.yaml, fsdp.yaml or"
-            " zero2.yaml"
+            "model.train is lora with ZeRO-3, whose sharded weights cannot be merged with the adapters: expected the"
+            " launch file ddp.yaml, fsdp.yaml or zero2.yaml"
         )
-    if distributed.divided() and recipe.model.kind == "toy" and recipe.data.features == "compute":
+    if distributed.is_sharded() and recipe.model.kind == "toy" and recipe.data.features == "compute":
         raise ConfigError(
-            f"data.features is compute with {strategy}, which divides the vision encoder that is asked for them:"
-            " expected cache, or ddp.yaml"
+            f"data.features is compute with {strategy}, but a toy LLaVA's vision encoder cannot compute features while"
+            " it is sharded: expected data.features cache, or the launch file ddp.yaml"
         )
 
 
 def check_vfms(config: AlignmentConfig) -> None:
-    """Check that the VFMs of the targets are there."""
+    """Check that the VFMs that the visual tokens are aligned with are there."""
     if config.aligned and config.target == "vfm":
         for name in config.vfm:
             find_vfm(name, teacher_norm=config.teacher_norm)

@@ -1,8 +1,7 @@
-"""Several processes as one training run: who writes, who waits, and how the error of one process stops all of them with
-one sentence.
+"""Several processes (ranks) as one training run: who writes, who waits, and how an error in one of them stops them all.
 
-`accelerate launch` starts the processes and says through the environment how the model is divided; with one process
-nothing here does anything.
+`accelerate launch` starts the processes and sets environment variables that say how the model is sharded. In a single
+process these functions only call what they are given.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from workbench.errors import ConfigError, RunError, WorkbenchError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# while one process writes, checks or sends a large model; one that is killed is noticed at once, whatever this is
+# How long the others wait while one process writes, checks or uploads a large model. A process that is killed is
+# noticed at once, however long this is.
 PATIENCE = timedelta(hours=3)
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -28,26 +28,26 @@ Strategy = Literal["ddp", "fsdp", "zero1", "zero2", "zero3"]
 
 
 class ElsewhereError(RunError):
-    """Another process says what went wrong; this one only stops."""
+    """An error in another process, which also reports it; this process only stops."""
 
 
 def count() -> int:
-    """Processes of this run, over all machines."""
+    """Return the number of processes of this run, over all machines."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def is_main() -> bool:
-    """Whether this process writes for all."""
+    """Return whether this process is rank 0, which writes all files."""
     return rank() == 0
 
 
 def strategy() -> Strategy:
-    """How `accelerate launch` was asked to divide the work; `ddp` keeps the whole model in every process."""
+    """Return how `accelerate launch` shards the training; `ddp` keeps the whole model in every process."""
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         return "fsdp"
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
@@ -56,23 +56,27 @@ def strategy() -> Strategy:
     return "ddp"
 
 
-def divided() -> bool:
-    """Whether every process holds a part of the weights: all must then run the same modules in every pass, since a
-    module's weights are gathered from all."""
+def is_sharded() -> bool:
+    """Return whether the weights are sharded, so that each process stores a part of them.
+
+    All processes must then run the same modules in every pass, because the weights of a module are gathered from all.
+    """
     return strategy() in ("fsdp", "zero3")
 
 
-def own_part(parameter: Tensor) -> Tensor:
-    """This process's part of a parameter that FSDP divides; the whole of any other."""
+def local_part(parameter: Tensor) -> Tensor:
+    """Return this process's part of a parameter that FSDP shards, or the whole of any other parameter."""
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 def start() -> None:
     """Connect the processes that `accelerate launch` started, with gloo where there is no GPU.
 
+    Without a GPU, `accelerate launch --num_processes N` starts only one process; this function then starts all N.
+
     Raises:
-        ConfigError: accelerate was asked for several processes and started one, as it does where it sees no GPU, and
-            how many is not to be found out.
+        ConfigError: accelerate started one process without a GPU, and its command line does not say how many were
+            meant.
     """
     if count() == 1:
         _start_again()
@@ -83,7 +87,7 @@ def start() -> None:
 
     cpu = not torch.cuda.is_available()
     state = PartialState(cpu=cpu, timeout=PATIENCE)
-    # accelerate would ignore FSDP there and run DDP without a word; its FSDP2 code itself runs on a CPU
+    # without a GPU accelerate silently runs DDP instead of FSDP, although its FSDP2 code works on CPUs too
     if cpu and strategy() == "fsdp":
         state.distributed_type = DistributedType.MULTI_GPU
     if cpu and strategy().startswith("zero"):
@@ -91,7 +95,7 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Disconnect, in a run that ended well."""
+    """Disconnect the processes at the end of a run without errors."""
     if count() > 1:
         import torch
 
@@ -99,10 +103,11 @@ def stop() -> None:
 
 
 def program(main: Callable[[], None]) -> None:
-    """Run a whole program, and let each of several processes leave without Python's own end but for its exit functions.
+    """Run a whole program; where there are several processes, end each with `os._exit` after its exit functions.
 
-    Gloo's threads outlive the connection where something still refers to it, as FSDP does, or another process was lost;
-    and one that lets go of its last tensor while Python ends aborts the process, also in a run that ended well.
+    Gloo's threads keep running while something refers to the connection (FSDP does) or after another process was lost.
+    If such a thread frees its last tensor while the Python interpreter shuts down, it aborts the process, even at the
+    end of a run without errors.
     """
     code: Any = 0
     try:
@@ -117,27 +122,28 @@ def program(main: Callable[[], None]) -> None:
     sys.exit(code)
 
 
-def lost(error: RuntimeError) -> bool:
-    """Whether `error` is that the process at the other end of a connection is gone (gloo)."""
-    return count() > 1 and any(
-        words in str(error) for words in ("Connection reset by peer", "Connection closed by peer", "Broken pipe")
-    )
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Return whether `error` means that another process ended and closed its connection (gloo)."""
+    messages = ("Connection reset by peer", "Connection closed by peer", "Broken pipe")
+    return count() > 1 and any(message in str(error) for message in messages)
 
 
 def _start_again() -> None:
-    """Start the processes that `accelerate launch --num_processes N` was asked for; without a GPU it starts one,
-    leaving nothing but an address."""
+    """Start the N processes of `accelerate launch --num_processes N` where it started only one, because it saw no GPU.
+
+    In that case accelerate sets an address in the environment but no number of processes; N is in its command line.
+    """
     if "WORLD_SIZE" in os.environ or "MASTER_ADDR" not in os.environ or "ACCELERATE_MIXED_PRECISION" not in os.environ:
         return
     import psutil
 
-    asked = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    asked.add_argument("--num_processes", "--num-processes", type=int, default=0)
-    number = asked.parse_known_args(psutil.Process(os.getppid()).cmdline())[0].num_processes
+    launch_options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    launch_options.add_argument("--num_processes", "--num-processes", type=int, default=0)
+    number = launch_options.parse_known_args(psutil.Process(os.getppid()).cmdline())[0].num_processes
     if number < 2:
         raise ConfigError(
-            "accelerate started one process of several: expected accelerate launch --multi_gpu --num_processes N, which"
-            " works without GPUs too"
+            "accelerate started only one process, since it sees no GPU: expected accelerate launch --multi_gpu"
+            " --num_processes N, which works without GPUs too"
         )
     launch = [
         sys.executable,
@@ -159,7 +165,7 @@ def _start_again() -> None:
 
 
 def device() -> str:
-    """Where this process computes: a GPU of its own in each of several processes."""
+    """Return the device of this process, such as `cuda:1`; each of several processes has its own GPU."""
     import torch
 
     if count() == 1:
@@ -170,12 +176,13 @@ def device() -> str:
 
 
 def together(action: Callable[Arguments, Result], *args: Arguments.args, **options: Arguments.kwargs) -> Result:
-    """Run `action(*args, **options)` in every process and wait for all; if it fails in one, every process stops, and
-    only one says why.
+    """Run `action(*args, **options)` in every process and return its result once all have finished.
+
+    If it fails in one process, all of them raise, and only the main one reports the reason.
 
     Raises:
-        WorkbenchError, OSError: in the main process, its own or what happened in another one.
-        ElsewhereError: in the others.
+        WorkbenchError, OSError: in the main process: its own error, or a RunError with the message of another process.
+        ElsewhereError: in the other processes.
     """
     if count() == 1:
         return action(*args, **options)
@@ -196,14 +203,16 @@ def together(action: Callable[Arguments, Result], *args: Arguments.args, **optio
 
 
 def on_main(action: Callable[Arguments, Result], *args: Arguments.args, **options: Arguments.kwargs) -> Result:
-    """Run `action(*args, **options)` in the main process while the others wait; all get its result, which must be
-    picklable, or stop with its error."""
+    """Run `action(*args, **options)` in the main process while the others wait, and return its result in all of them.
+
+    The result must be picklable. If the action fails, all processes raise as in `together`.
+    """
     result = together(lambda: action(*args, **options) if is_main() else None)
     return next(value for value in gathered([result]))  # type: ignore[return-value]
 
 
 def gathered(values: Sequence[Any]) -> list[Any]:
-    """The values of all processes, those of process 0 first; in every process."""
+    """Return, in every process, the values of all processes in the order of their ranks."""
     if count() == 1:
         return list(values)
     from accelerate.utils import gather_object

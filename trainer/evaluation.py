@@ -1,5 +1,4 @@
-"""Evaluation while a model is trained: answers to packed questions or to questions with options, or the loss on
-conversations; and the tables."""
+"""Evaluation of a model in training: answers to questions, or the loss on conversations, and tables of both."""
 
 from __future__ import annotations
 
@@ -27,30 +26,31 @@ from workbench.stats import mean_interval
 from workbench.training_folder import MEAN, SCORE_COLUMNS
 
 
-def _mine(numbers: Sequence[int], size: int, *, together: bool = False) -> Iterator[tuple[list[int], bool]]:
-    """This process's batches of `numbers`, and whether each is its own to answer: every process makes as many passes as
-    the others.
+def _batches_of_rank(numbers: Sequence[int], size: int, *, together: bool = False) -> Iterator[tuple[list[int], bool]]:
+    """Yield this rank's batches of `numbers`, each with whether its results count.
+
+    Every rank gets the same number of batches, so some ranks repeat the last one, whose results then do not count.
 
     Args:
-        together: all batches are every process's own.
+        together: every rank gets all batches, and all of them count.
     """
     batches = [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]
     if together:
         yield from ((batch, True) for batch in batches)
         return
-    for turn in range(0, len(batches), distributed.count()):
-        mine = turn + distributed.rank()
-        yield batches[min(mine, len(batches) - 1)], mine < len(batches)
+    for first in range(0, len(batches), distributed.count()):
+        index = first + distributed.rank()
+        yield batches[min(index, len(batches) - 1)], index < len(batches)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one evaluation of a model gives.
+    """The result of one evaluation.
 
     Attributes:
         table: one row per question, with `correct`, or per conversation, with its `lm_loss`.
-        losses: the training losses on the same data, by name: `lm_loss` per answer token, `alignment_loss` per visual
-            token.
+        losses: means of the training losses on the same data, by name: `lm_loss` per answer token, `alignment_loss`
+            per image.
     """
 
     table: pd.DataFrame
@@ -58,7 +58,7 @@ class Evaluation:
 
     @property
     def score(self) -> float:
-        """The larger, the better: mean accuracy of the question types, or the negative loss per answer token."""
+        """Mean accuracy of the question types, or the negative loss per answer token: larger is better."""
         if "correct" in self.table:
             return float(self.table.groupby("category")["correct"].mean().mean())
         return -float((self.table["lm_loss"] * self.table["tokens"]).sum() / self.table["tokens"].sum())
@@ -66,20 +66,21 @@ class Evaluation:
 
 @torch.no_grad()  # sharded weights know no inference mode
 def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, batch_size: int) -> Evaluation:
-    """Whether each question is answered right by greedy decoding: every answer token and the end token is the most
-    likely one; and both losses.
+    """Answer packed questions by greedy decoding, and compute both losses on them.
 
-    Several processes share the batches; each runs as many passes as the others, since sharded weights are gathered in
-    every pass, but every sample counts once.
+    An answer is correct if every answer token and the end token is the most likely one. Several processes share the
+    batches; each runs the same number of passes, since sharded weights are gathered in every pass, but every question
+    counts once.
 
     Returns:
-        One row per sample: id, image_id, category, answer, correct, chance (one over the number of options).
+        An evaluation whose table has one row per question: id, image_id, category, answer, correct, chance (one over
+        the number of options).
     """
     was_training = model.training
     model.eval()
     rows, scenes = [], data.data.scenes
-    sums: list[dict[str, tuple[float, int]]] = []  # of each batch: a loss times what it is a mean over, and that
-    for indices, counts in _mine(range(len(data)), batch_size):
+    sums: list[dict[str, tuple[float, int]]] = []  # for each batch: sum of a loss, and the number that it sums over
+    for indices, counts in _batches_of_rank(range(len(data)), batch_size):
         batch, device = collate(data.__getitems__(indices)), next(model.parameters()).device
         output = model(**send_to_device(batch, device))
         if not counts:
@@ -88,10 +89,10 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
         sums.append({"lm_loss": (float(output.lm_loss) * tokens, tokens)})
         if output.alignment_loss is not None:
             sums[-1]["alignment_loss"] = (float(output.alignment_loss) * len(indices), len(indices))
-        right = (output.logits.argmax(-1).cpu() == batch["labels"]) | (batch["labels"] == IGNORED)
+        token_correct = (output.logits.argmax(-1).cpu() == batch["labels"]) | (batch["labels"] == IGNORED)
         for row, index in enumerate(indices):
             for number, sample in enumerate(scenes[index], start=1):
-                correct = bool(right[row][batch["segments"][row] == number].all())
+                correct = bool(token_correct[row][batch["segments"][row] == number].all())
                 rows.append(
                     (index, number, sample.id, sample.image_id, sample.category, sample.answer, correct, sample.chance)
                 )
@@ -108,33 +109,40 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
 def answer_questions(
     model: torch.nn.Module, mllm: MLLM, scenes: Sequence[Sequence[Sample]], batch_size: int
 ) -> pd.DataFrame:
-    """Whether the right option of each question is the most likely one, as in every analysis (workbench/scoring/);
-    columns as `answer_packed`.
+    """Answer questions by their most likely option, scored as in every analysis (workbench/scoring/).
+
+    Where the weights are sharded, all processes answer all questions together: the number of passes of a batch depends
+    on its questions, and every process must run the same passes.
 
     Args:
-        model: the whole of which `mllm` is a part. Processes that divide its weights answer all questions together,
-            since how many passes a batch takes follows from its questions.
+        model: the module in training, of which `mllm` is a part.
+        mllm: the multimodal model.
+        scenes: the questions, in one list for each image.
+        batch_size: images of a batch.
+
+    Returns:
+        One row per question, with the columns of `answer_packed`.
     """
-    tables, together = [], distributed.divided()
-    with _outside_blocks(model):
-        for numbers, counts in _mine(range(len(scenes)), batch_size, together=together):
+    tables, together = [], distributed.is_sharded()
+    with _weights_outside_blocks(model):
+        for numbers, counts in _batches_of_rank(range(len(scenes)), batch_size, together=together):
             if counts:
                 quiz = Quiz(mllm, [scenes[n] for n in numbers], batch_size)
                 scores = quiz.logprobs()
-                tables.append(
-                    (numbers, quiz.scored(scores, scores).assign(answer=[sample.answer for sample in quiz.samples]))
-                )
-    found = tables if together else sorted(distributed.gathered(tables), key=lambda own: own[0])
-    table = pd.concat([table for _, table in found], ignore_index=True)
-    return table.rename(columns={"correct_before": "correct"})[
-        ["id", "image_id", "category", "answer", "correct", "chance"]
-    ]
+                answers = [sample.answer for sample in quiz.samples]
+                tables.append((numbers, quiz.scored(scores, scores).assign(answer=answers)))
+    in_order = tables if together else sorted(distributed.gathered(tables), key=lambda entry: entry[0])
+    table = pd.concat([table for _, table in in_order], ignore_index=True)
+    columns = ["id", "image_id", "category", "answer", "correct", "chance"]
+    return table.rename(columns={"correct_before": "correct"})[columns]
 
 
 @contextmanager
-def _outside_blocks(model: torch.nn.Module) -> Iterator[None]:
-    """Hold the weights outside the blocks whole, where FSDP divides them and parts of the model are called by
-    themselves; each block gathers its own."""
+def _weights_outside_blocks(model: torch.nn.Module) -> Iterator[None]:
+    """Gather the weights outside the blocks while parts of an FSDP model are called directly.
+
+    FSDP gathers them only in a forward pass of the whole model; each block gathers its own.
+    """
     if not isinstance(model, FSDPModule):
         yield
         return
@@ -149,37 +157,35 @@ def _outside_blocks(model: torch.nn.Module) -> Iterator[None]:
 def language_loss(
     model: torch.nn.Module, mllm: MLLM, data: ConversationSet, batch_size: int, max_length: int | None
 ) -> pd.DataFrame:
-    """The loss on the answer tokens of each conversation; those with images first, so that all processes have images in
-    the same passes.
+    """Compute the loss on the answer tokens of each conversation.
+
+    Conversations with images come first, so that in every pass either all processes have images or none has.
 
     Returns:
-        One row per conversation with an answer within `max_length`: id, image_id (of all its images; its id without
-            any), tokens, lm_loss (nats per
-        token), chance (of a guess among all tokens, ln |V|).
+        One row per conversation with an answer within `max_length`: id, image_id (of all its images; of a conversation
+        without images, "text" and its id), tokens (of its answers), lm_loss (nats per token), chance (the loss of a
+        guess among all tokens of the vocabulary, ln |V|).
     """
     rows, conversations = [], data.conversations
-    kinds = [[n for n, c in enumerate(conversations) if bool(c.loads) == kind] for kind in (True, False)]
-    for numbers, counted in chain.from_iterable(_mine(kind, batch_size) for kind in kinds):
-        own = [conversations[n] for n in numbers]
+    with_images = [n for n, conversation in enumerate(conversations) if conversation.loads]
+    texts_alone = [n for n, conversation in enumerate(conversations) if not conversation.loads]
+    batches = chain.from_iterable(_batches_of_rank(numbers, batch_size) for numbers in (with_images, texts_alone))
+    for numbers, counted in batches:
         batch, labels = encoded(mllm, data, numbers, max_length)
         logits = model(labels=labels, visual=(), **batch.inputs).logits[:, :-1]
-        wanted = labels[:, 1:] != IGNORED
-        counts = wanted.sum(1).tolist()
-        # of the answers alone, which need the memory
-        each = torch.nn.functional.cross_entropy(logits[wanted].float(), labels[:, 1:][wanted], reduction="none")
-        losses = [float(own.sum()) for own in each.split(counts)]
-        for number, c, loss, count in zip(numbers, own, losses, counts, strict=True):
+        is_answer = labels[:, 1:] != IGNORED
+        counts = is_answer.sum(1).tolist()
+        # only the logits of answers become float32, which saves memory
+        by_token = torch.nn.functional.cross_entropy(
+            logits[is_answer].float(), labels[:, 1:][is_answer], reduction="none"
+        )
+        losses = [float(of_conversation.sum()) for of_conversation in by_token.split(counts)]
+        chance = math.log(logits.shape[-1])
+        for number, loss, count in zip(numbers, losses, counts, strict=True):
             if count and counted:
-                rows.append(
-                    (
-                        number,
-                        c.id,
-                        " ".join(c.image_ids) or f"text {c.id}",
-                        count,
-                        loss / count,
-                        math.log(logits.shape[-1]),
-                    )
-                )
+                conversation = conversations[number]
+                image_id = " ".join(conversation.image_ids) or f"text {conversation.id}"
+                rows.append((number, conversation.id, image_id, count, loss / count, chance))
     return pd.DataFrame(
         [row[1:] for row in sorted(distributed.gathered(rows))],
         columns=["id", "image_id", "tokens", "lm_loss", "chance"],
@@ -187,16 +193,18 @@ def language_loss(
 
 
 def summary(evaluation: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Accuracy per question type and their mean, or the loss per answer token, with 95 % intervals over images (a text
-    alone is one too)."""
+    """Return accuracies by question type and their mean, or the loss per answer token, with 95 % intervals.
+
+    Intervals are over images; a conversation without images counts as an image of its own.
+    """
     if "correct" in evaluation:
         return pd.DataFrame(accuracy_by_type(evaluation, seed=seed))
-    # a ratio of sums: each conversation's deviation from it, over the mean length, has the spread of the ratio (the
-    # delta method)
+    # The loss per token is a ratio of sums. By the delta method its spread is that of the conversations' differences
+    # from it, each weighted by its share of the mean length.
     loss = float((evaluation["lm_loss"] * evaluation["tokens"]).sum() / evaluation["tokens"].sum())
     share = evaluation["tokens"] / evaluation["tokens"].mean()
-    each = loss + share * (evaluation["lm_loss"] - loss)
-    interval = mean_interval(each, kind="real", groups=evaluation["image_id"].tolist())
+    linearized = loss + share * (evaluation["lm_loss"] - loss)
+    interval = mean_interval(linearized, kind="real", groups=evaluation["image_id"].tolist())
     row = {
         "category": "lm_loss",
         "lm_loss": loss,
@@ -210,17 +218,17 @@ def summary(evaluation: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 
 def metrics_of(evaluation: Evaluation, seed: int) -> dict[str, float]:
-    """What the training log says of an evaluation: accuracy by type and their mean, or the loss per answer token, each
-    with low, high, chance and n."""
+    """Return what the training log stores of an evaluation: each score with low, high, chance and n.
+
+    The scores are the accuracies by question type and their mean, or the loss per answer token.
+    """
     table = evaluation.table
     if "correct" not in table:
         (loss,) = summary(table, seed).to_dict("records")
         return {"val_lm_loss": loss["lm_loss"], **{f"val_lm_loss_{key}": float(loss[key]) for key in SCORE_COLUMNS}}
-    found = {f"val_{name}": value for name, value in evaluation.losses.items()}
+    metrics = {f"val_{name}": value for name, value in evaluation.losses.items()}
     for row in accuracy_by_type(table, seed=seed):
         name = "mean" if row["category"] == MEAN else row["category"]
-        found |= {
-            f"accuracy/{name}": row["accuracy"],
-            **{f"accuracy_{key}/{name}": float(row[key]) for key in SCORE_COLUMNS},
-        }
-    return found
+        metrics[f"accuracy/{name}"] = row["accuracy"]
+        metrics |= {f"accuracy_{key}/{name}": float(row[key]) for key in SCORE_COLUMNS}
+    return metrics

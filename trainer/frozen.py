@@ -1,4 +1,4 @@
-"""Whether training left alone what it should: fingerprints of frozen parameters."""
+"""Fingerprints of frozen parameters, to check that training did not change them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,30 @@ from workbench.vfm import VFM
 
 
 def frozen_fingerprint(model: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """Of all parameters that are not trained, whose values are in `state`."""
+    """Return the fingerprint of all parameters of `model` that are not trained; `state` has their values."""
     return fingerprint({name: state[name] for name, p in model.named_parameters() if not p.requires_grad})
 
 
 def check_frozen(model: nn.Module, state: Mapping[str, Tensor], frozen: str, vfms: Sequence[VFM]) -> None:
-    """See that the frozen parameters of `model` are those of `frozen`, their fingerprint before, and that each VFM is
-    what was loaded.
+    """Check that training changed neither the frozen parameters of the model nor the VFMs.
+
+    Args:
+        model: the trained model.
+        state: its tensors, whole.
+        frozen: `frozen_fingerprint` of the model before the training.
+        vfms: as they were loaded.
 
     Raises:
-        WeightsError: one of them is not.
+        WeightsError: one of them changed.
     """
     if frozen_fingerprint(model, state) != frozen:
-        raise WeightsError("a frozen part of the model changed while it was trained; nothing is stored")
+        raise WeightsError(
+            "a frozen part of the model changed while it was trained, so no model is stored: check whether a hook or"
+            " another package writes to its weights"
+        )
     for vfm in vfms:
         if fingerprint(saved_tensors(vfm.network)) != vfm.fingerprint:
-            raise WeightsError(f"{vfm.name} changed while the model was trained; nothing is stored")
+            raise WeightsError(
+                f"{vfm.name} changed while the model was trained, so no model is stored: check whether a hook or"
+                " another package writes to its weights"
+            )

@@ -1,4 +1,4 @@
-"""Uploading a finished model to the hub."""
+"""Upload of a finished model to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workbench.weights.pretrained import call
 
 CARD_FILE = "README.md"
 HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
-SENT = (
+UPLOADED = (
     *(
         CARD_FILE,
         "config.json",
@@ -32,11 +32,11 @@ SENT = (
 
 
 def check_hub(name: str) -> None:
-    """See, before anything is trained, that a push can be tried.
+    """Check, before anything is trained, that an upload to the repository `name` can be tried.
 
     Raises:
-        ConfigError: a name that no repository can have, a machine that is set offline, nobody logged in, or a hub that
-            is out of reach or refuses the login.
+        ConfigError: no repository can have this name, HF_HUB_OFFLINE is set, nobody is logged in, or the hub cannot be
+            reached or refuses the login.
     """
     try:
         validate_repo_id(name)
@@ -46,42 +46,46 @@ def check_hub(name: str) -> None:
         ) from None
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise ConfigError(
-            f"push_to_hub is {name}, and HF_HUB_OFFLINE is set: expected a machine that may reach the hub, or no"
-            " push_to_hub"
+            f"push_to_hub is {name}, but HF_HUB_OFFLINE is set: unset it on a machine that can reach the hub, or leave"
+            " push_to_hub out"
         )
     if get_token() is None:
         raise ConfigError(
-            f"push_to_hub is {name}: expected to be logged in, with `hf auth login` or the variable HF_TOKEN"
+            f"push_to_hub is {name}, but nobody is logged in: run `hf auth login`, or set the variable HF_TOKEN"
         )
 
     def failed(error: Exception) -> ConfigError:
-        why = f"the hub is out of reach or refuses the login ({one_line(error, 120)})"
-        return ConfigError(f"push_to_hub is {name}, and {why}: expected a hub that takes the model")
+        return ConfigError(
+            f"push_to_hub is {name}, but the hub cannot be reached or refuses the login ({one_line(error, 120)}): check"
+            " network and login, or leave push_to_hub out"
+        )
 
     call(lambda: HfApi().whoami(), failed)
 
 
-def sent_files(folder: Path) -> list[str]:
-    """The names of the files that go to the hub."""
+def uploaded_files(folder: Path) -> list[str]:
+    """Return the names of the files in `folder` that an upload includes."""
     return sorted(
         file.name
         for file in folder.iterdir()
-        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in SENT)
+        if file.is_file() and any(fnmatch(file.name, pattern) for pattern in UPLOADED)
     )
 
 
 def push(folder: Path, name: str) -> str:
-    """Send the finished model in `folder` to the hub and return its address; a repository that is not there yet becomes
-    a private one.
+    """Upload the finished model in `folder` to the hub and return its address; a new repository is private.
 
     Raises:
-        RunError: the hub cannot be reached or refuses; nothing is lost here.
+        RunError: the hub cannot be reached or refuses the upload; `folder` is unchanged.
     """
-    api, files = HfApi(), sent_files(folder)
+    api, files = HfApi(), uploaded_files(folder)
 
     def failed(error: Exception) -> RunError:
         again = f"`python -m trainer.card {folder} --push_to_hub {name}`"
-        return RunError(f"cannot send the model to {name} ({one_line(error, 100)}); it is whole in {folder}: {again}")
+        return RunError(
+            f"cannot upload the model to {name} ({one_line(error, 100)}); it is complete in {folder}: try again with"
+            f" {again}"
+        )
 
     repository = call(lambda: api.create_repo(name, private=True, exist_ok=True), failed)
     call(

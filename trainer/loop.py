@@ -1,4 +1,4 @@
-"""The Trainer subclass: both losses, their log, evaluation and checkpoints."""
+"""The subclass of transformers' Trainer: both losses and their log, evaluation, checkpoints."""
 
 from __future__ import annotations
 
@@ -37,48 +37,51 @@ from workbench.training_folder import BEST, BEST_FILE, best_of
 
 
 class AlignmentTrainer(Trainer):
-    """Trainer that adds the weighted alignment loss, logs both losses, and evaluates; packed questions and
-    conversations differ in their `Setup` only.
+    """Trainer that adds the weighted alignment loss, logs both losses, and evaluates.
 
-    One optimiser step is the same in any number of processes and accumulated parts: both losses are means over the
-    global batch, the language model's over its answer tokens and the alignment's over its visual tokens (`relation`:
-    over its images and tiles). Every part has its share of them, and since gradients are averaged over processes, each
-    is multiplied by their number.
+    It trains on packed questions and on conversations alike; their differences are in the `Setup`.
+
+    An optimizer step is the same for any number of processes and accumulated batches, because both losses are means
+    over the global batch: the language-model loss over its answer tokens, the alignment loss over its visual tokens
+    (`relation`: over its images and tiles). Each process and accumulated batch contributes its share of the mean. Since
+    gradients are averaged over the processes, each share is multiplied by their number.
     """
 
     def __init__(
         self, *, recipe: Recipe, setup: Setup, watched: tuple[SubsetAlignment | None, list[str]], **kwargs: Any
     ) -> None:
         self.recipe, self.setup = recipe, setup
-        self._sums: dict[str, Tensor] = {}
-        self._steps = 0  # optimizer steps since the last log
-        self._cut: Tensor | int = 0  # conversations in them that max_length left no answer
-        self._aligned_steps: Tensor | int = 0  # those of them with an image
-        self._aligned_items: Tensor | None = None  # of the global batch
-        self._given: list[dict[str, Tensor]] = []  # this process's parts of the step that is being made
+        # since the last row of the log:
+        self._loss_sums: dict[str, Tensor] = {}
+        self._steps = 0  # optimizer steps
+        self._aligned_steps: Tensor | int = 0  # optimizer steps with an image
+        self._answers_cut: Tensor | int = 0  # conversations that max_length left without an answer
+        # of the current optimizer step:
+        self._aligned_items: Tensor | None = None  # what the alignment loss is a mean over, in the global batch
+        self._batches: list[dict[str, Tensor]] = []  # of this process
         self._saving = False
         self._started, self._seconds_before = time.monotonic(), 0.0
-        self.trained_for, self.evaluated_at = 0.0, -1  # seconds, and step
-        self.subset, self.known = watched[0], [*watched[1], *setup.known(distributed.count())]
+        self.trained_for, self.evaluated_at = 0.0, -1  # seconds; optimizer step of the last evaluation
+        self.subset, self.warnings = watched[0], [*watched[1], *setup.known(distributed.count())]
         collator = counted(setup.collate, setup.model.config.image_token_id)
         arguments: TrainingArguments = kwargs["args"]
-        # where one process sees several GPUs, transformers would divide over them a batch that many times as large
+        # one process uses one GPU: with several visible, transformers would multiply the batch and split it over them
         arguments._n_gpu = min(arguments.n_gpu, 1)
         super().__init__(model=setup.model, train_dataset=setup.train, data_collator=collator, **kwargs)
-        # bfloat16 is autocast around float32 weights here too: FSDP's own would round what is averaged, and the losses
-        # in the log
+        # bfloat16 is autocast around float32 weights with FSDP too: FSDP's own mixed precision would round the averaged
+        # gradients, and the losses in the log
         if self.is_fsdp_enabled:
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
         self.progress = Progress(recipe.output_dir, recipe.optim.steps)
         self.add_callback(self.progress)
         self.add_callback(LastLog())
         if recipe.optim.warmup >= recipe.optim.steps:
-            self.known.append(
-                f"optim.warmup is {recipe.optim.warmup} of {recipe.optim.steps} steps: the learning rate never comes to"
-                f" {recipe.optim.learning_rate:g}"
+            self.warnings.append(
+                f"optim.warmup is {recipe.optim.warmup} of {recipe.optim.steps} steps, so the learning rate never"
+                f" reaches {recipe.optim.learning_rate:g}: use fewer warm-up steps"
             )
-        self.add_callback(EarlyWarnings(recipe.monitor.head_steps, self.known, lambda: bool(self._aligned_items)))
-        self.model_accepts_loss_kwargs = True  # the LM loss is normalised over the accumulated batch, in the model
+        self.add_callback(EarlyWarnings(recipe.monitor.head_steps, self.warnings, lambda: bool(self._aligned_items)))
+        self.model_accepts_loss_kwargs = True  # the model divides by the answer tokens of the accumulated batch
 
     def compute_loss(
         self,
@@ -87,8 +90,10 @@ class AlignmentTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """L = L_LM + lambda * L_VRA, this part's share of both, times the processes over which gradients are
-        averaged."""
+        """Return this batch's share of L = L_LM + lambda * L_VRA, times the number of processes.
+
+        The gradients are then averaged over the processes.
+        """
         output = model(**inputs, num_items_in_batch=num_items_in_batch)
         loss = output.lm_loss
         if self.accelerator.sync_gradients:
@@ -96,67 +101,71 @@ class AlignmentTrainer(Trainer):
             self._aligned_steps = self._aligned_steps + (
                 0 if self._aligned_items is None else (self._aligned_items > 0).int()
             )
-        self._note("lm_loss", output.lm_loss)
-        parts = {"lm_loss": output.lm_loss}
+        self._add_to_log("lm_loss", output.lm_loss)
+        terms = {"lm_loss": output.lm_loss}
         if output.alignment_loss is not None:
             assert self._aligned_items is not None
-            share = output.alignment_loss * (own := self._aligned(inputs)) / self._aligned_items
-            loss = loss + self.alignment_weight(self.state.global_step) * share
-            self._note("alignment_loss", share)
-            parts |= {"alignment_loss": share}
+            items = self._count_aligned(inputs)
+            alignment_loss = output.alignment_loss * items / self._aligned_items
+            loss = loss + self.alignment_weight(self.state.global_step) * alignment_loss
+            self._add_to_log("alignment_loss", alignment_loss)
+            terms |= {"alignment_loss": alignment_loss}
             if len(output.alignment_losses) > 1:
                 for name, value in output.alignment_losses.items():
-                    self._note(f"alignment_loss/{name}", value * own / self._aligned_items)
+                    self._add_to_log(f"alignment_loss/{name}", value * items / self._aligned_items)
         if model.training:
-            stop_unless_finite(loss, parts, inputs, self.recipe.output_dir, self.state.global_step + 1)
-            self._given.append(inputs)
+            stop_unless_finite(loss, terms, inputs, self.recipe.output_dir, self.state.global_step + 1)
+            self._batches.append(inputs)
         return loss * self.accelerator.num_processes
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Tensor | float | None = None) -> float:
+        """Return the norm of the gradient, and stop the training if it is not finite."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None:
             value = torch.as_tensor(norm)
-            batch = self._given[0] if len(self._given) == 1 else self._given
+            batch = self._batches[0] if len(self._batches) == 1 else self._batches
             stop_unless_finite(value, {"grad_norm": value}, batch, self.recipe.output_dir, self.state.global_step + 1)
-        self._given = []
+        self._batches = []
         return norm  # type: ignore[no-any-return]
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
-        """Answer tokens of the global batch; what is aligned is counted along."""
-        answers = [batch["labels"].ne(IGNORED) for batch in batch_samples]
+        """Count the answer tokens of the global batch and, for the alignment loss and the log, two more quantities.
+
+        These are what the alignment loss is a mean over, and the conversations that max_length left without an answer.
+        """
+        is_answer = [batch["labels"].ne(IGNORED) for batch in batch_samples]
         counts = [
-            torch.stack([own.sum(), self._aligned(batch), (~own.any(1)).sum()])
-            for own, batch in zip(answers, batch_samples, strict=True)
+            torch.stack([mask.sum(), self._count_aligned(batch), (~mask.any(1)).sum()])
+            for mask, batch in zip(is_answer, batch_samples, strict=True)
         ]
         tokens, self._aligned_items, cut = self.accelerator.reduce(torch.stack(counts).sum(0).to(device), "sum")
-        self._cut = self._cut + cut
+        self._answers_cut = self._answers_cut + cut
         return tokens
 
-    def _aligned(self, batch: dict[str, Any]) -> Tensor:
-        """What the alignment loss of a batch is a mean over."""
+    def _count_aligned(self, batch: dict[str, Any]) -> Tensor:
+        """Count the visual tokens of a batch or, for `relation`, its images and tiles."""
         return self.setup.aligned(batch).to(batch["labels"].device)
 
     def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:
         return self.setup.sampler(distributed.count())
 
     def alignment_weight(self, step: int) -> float:
-        """lambda at optimiser step `step`, from 0."""
-        own = self.recipe.alignment
-        final = own.final_weight or 0.0
+        """Return lambda at optimizer step `step`, counted from 0."""
+        alignment = self.recipe.alignment
         return weight_at(
             step,
             steps=self.recipe.optim.steps,
-            weight=own.weight,
-            schedule=own.schedule,
-            final=final,
-            warmup=own.warmup,
+            weight=alignment.weight,
+            schedule=alignment.schedule,
+            final=alignment.final_weight or 0.0,
+            warmup=alignment.warmup,
         )
 
-    def _note(self, name: str, value: Tensor) -> None:
-        self._sums[name] = self._sums.get(name, torch.zeros((), device=value.device)) + value.detach()
+    def _add_to_log(self, name: str, value: Tensor) -> None:
+        self._loss_sums[name] = self._loss_sums.get(name, torch.zeros((), device=value.device)) + value.detach()
 
-    def _names(self) -> list[str]:
-        """The losses that are logged: the same in every process, whether its own batches have images or not."""
+    def _logged_losses(self) -> list[str]:
+        """Return the names of the logged losses, the same in every process, whether its batches have images or not."""
         alignment = self.setup.model.alignment
         if alignment is None:
             return ["lm_loss"]
@@ -164,45 +173,47 @@ class AlignmentTrainer(Trainer):
         return ["lm_loss", "alignment_loss", *(each if len(each) > 1 else [])]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, all but the Trainer's last words: their mean loss and speeds are of the steps since a resume only."""
-        if "train_runtime" in logs:
+        """Log a row; a row of training has the mean of each loss over the steps since the row before."""
+        if "train_runtime" in logs:  # the Trainer's final summary, which counts only the steps since a resume
             return
         self.state.epoch = (
             self.state.global_step * self.recipe.optim.images(distributed.count()) / len(self.setup.train)
         )
         if "loss" in logs:
-            names, nothing = self._names(), torch.zeros((), device=self.args.device)
-            totals = self.accelerator.reduce(torch.stack([self._sums.get(name, nothing) for name in names]), "sum")
+            names, zero = self._logged_losses(), torch.zeros((), device=self.args.device)
+            totals = self.accelerator.reduce(torch.stack([self._loss_sums.get(name, zero) for name in names]), "sum")
             aligned = int(self._aligned_steps)
             steps = [self._steps if name == "lm_loss" else aligned for name in names]
             logs |= {
                 name: float(total / count) for name, total, count in zip(names, totals, steps, strict=True) if count
             }
             if self.recipe.data.max_length is not None:
-                # conversations without any answer left, since the row before
-                logs["answers_cut"], self._cut = int(self._cut), 0
+                logs["answers_cut"], self._answers_cut = int(self._answers_cut), 0
             if self.recipe.alignment.aligned:
-                # of the last step that was made
-                logs["alignment_weight"] = self.alignment_weight(self.state.global_step - 1)
-            self._sums, self._steps, self._aligned_steps = {}, 0, 0
+                logs["alignment_weight"] = self.alignment_weight(self.state.global_step - 1)  # of the latest step
+            self._loss_sums, self._steps, self._aligned_steps = {}, 0, 0
         logs["seconds"] = self.seconds()
         super().log(logs, start_time)
 
     def seconds(self) -> float:
-        """Time spent training, that of the interrupted runs before this one included."""
+        """Return the seconds spent training, including those of interrupted runs before this one."""
         return self._seconds_before + time.monotonic() - self._started
 
     def run(self, checkpoint: Path | None = None, state: TrainerState | None = None) -> None:
-        """Train from `checkpoint`, whose state is `state`, or from the beginning, and evaluate at the last step; a
-        model of that step needs no training."""
+        """Train to the last step and evaluate there.
+
+        Args:
+            checkpoint: where to resume; None starts from the beginning.
+            state: of the Trainer in the checkpoint. If it is that of the last step, the model is only evaluated.
+        """
         if state is not None and state.log_history:
             self._seconds_before = next(
                 (row["seconds"] for row in reversed(state.log_history) if "seconds" in row), 0.0
             )
         if state is not None and state.global_step >= self.recipe.optim.steps:
-            self._take_up(state)
+            self._restore_last_step(state)
         else:
-            # the models are alike by now; their dropout must not be
+            # all ranks have built the same model by now; from here on, each needs its own random dropout
             torch.manual_seed(self.recipe.seed + 1_000_003 * distributed.rank())
             try:
                 self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -212,21 +223,23 @@ class AlignmentTrainer(Trainer):
         if self.evaluated_at != self.recipe.optim.steps:  # the Trainer evaluates at its last step by itself
             self.evaluate()
 
-    def _take_up(self, state: TrainerState) -> None:
-        """Go on with the state of the last step, which is evaluated again."""
-        losses = [
+    def _restore_last_step(self, state: TrainerState) -> None:
+        """Continue from a checkpoint of the last step: drop the evaluation of that step, which is repeated."""
+        state.log_history = [
             row for row in state.log_history if row["step"] < state.global_step or "lm_loss" in row or "warning" in row
         ]
-        state.log_history = losses
         self.state = state
-        tell(state, self.known)  # as at the beginning of a training
-        # evaluated in the precision of an uninterrupted run, whose forward pass training has wrapped
+        tell(state, self.warnings)  # as at the beginning of a training
+        # wrap the forward pass as training does, so that the evaluation has the precision of an uninterrupted run
         if self.accelerator.native_amp:
             self.accelerator.prepare_model(self.setup.model, evaluation_mode=True)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Write a checkpoint aside and, once every process has done its part, move it to its place; or say in one
-        sentence why not, and leave none."""
+        """Write a checkpoint to a temporary folder and, once every process is done, move it to its place.
+
+        Raises:
+            RunError: it cannot be written, such as on a full disk; nothing of it remains.
+        """
         folder, name = self.recipe.output_dir, f"checkpoint-{self.state.global_step}"
         self._saving = True
         distributed.together(
@@ -242,24 +255,26 @@ class AlignmentTrainer(Trainer):
         distributed.on_main(publish)
 
     def _write(self, action: Callable[[], None], name: str) -> None:
+        """Run an action that writes checkpoint `name`; if it fails, remove the checkpoint and raise a RunError."""
         try:
             action()
         except (OSError, SafetensorError, RuntimeError) as error:
-            # torch says no more of a full disk
+            # torch reports a full disk as a RuntimeError with one of these phrases
             if isinstance(error, RuntimeError) and not re.search("PytorchStreamWriter|unexpected pos", str(error)):
                 raise
             folder = self.recipe.output_dir
             shutil.rmtree(folder / UNFINISHED / name, ignore_errors=True)
             reason = " ".join(str(error).split())[:120]
             raise RunError(
-                f"cannot write checkpoint {folder / name} ({reason}); resume from the one before with --resume"
+                f"cannot write checkpoint {folder / name} ({reason}): once this is fixed, resume from the previous"
+                " checkpoint with --resume"
             ) from error
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self.recipe.output_dir / UNFINISHED) if self._saving else str(super()._get_output_dir(trial))
 
     def create_optimizer(self, *args: object, **kwargs: object) -> torch.optim.Optimizer:
-        """AdamW on the groups of parameters that the model asks for."""
+        """Return AdamW on the parameter groups of the setup."""
         if self.optimizer is None:
             optim = self.recipe.optim
             self.optimizer = torch.optim.AdamW(
@@ -268,19 +283,19 @@ class AlignmentTrainer(Trainer):
         return self.optimizer
 
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
-        """Accuracy per question type on the validation split, the losses on it, and CKNNA on its first images."""
+        """Evaluate on the validation split: accuracies by question type, losses, and CKNNA on its first images."""
         evaluation = self.setup.evaluate()
         metrics = metrics_of(evaluation, self.recipe.seed)
         self.log(metrics | (self.subset.measure() if self.subset is not None else {}))
         if self.recipe.keep_best:
             self._keep_best(evaluation.score)
         self.evaluated_at = self.state.global_step
-        # or the last step is evaluated twice
+        # without this event the Trainer would evaluate the last step twice
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the whole model, gathered from all processes where it is divided, from the main one."""
+        """Write the whole model in the main process, after gathering its weights where they are sharded."""
         folder, state = Path(output_dir or self.recipe.output_dir), self.whole_state()
         name = folder.name
         distributed.on_main(
@@ -288,14 +303,14 @@ class AlignmentTrainer(Trainer):
         )
 
     def _keep_best(self, score: float) -> None:
-        """Write the model to `best/` if it scores higher on the validation split than any before."""
+        """Write the model to `best/` if its validation score is the highest so far."""
         folder = self.recipe.output_dir
         if not distributed.on_main(lambda: score > best_of(folder).get("score", -math.inf)):
             return
         state, unfinished = self.whole_state(), folder / UNFINISHED / BEST
 
         def write() -> None:
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+            shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed
             unfinished.mkdir(parents=True)
             save_model(self.setup.model, self.setup.processor, unfinished, state)
             (unfinished / BEST_FILE).write_text(json.dumps({"step": self.state.global_step, "score": score}))
@@ -304,7 +319,7 @@ class AlignmentTrainer(Trainer):
         distributed.on_main(lambda: self._write(write, BEST))
 
     def whole_state(self) -> dict[str, Tensor]:
-        """The model's tensors; with a divided model in the main process only, but all must ask."""
+        """Return the model's tensors; with a sharded model all processes must call this, and only rank 0 gets them."""
         if distributed.strategy() == "ddp" or (self.model_wrapped is self.setup.model and not self.is_fsdp_enabled):
             return self.setup.model.state_dict()
         return self.accelerator.get_state_dict(self.model_wrapped)  # type: ignore[no-any-return]
@@ -317,14 +332,14 @@ class AlignmentTrainer(Trainer):
 
 
 def build_trainer(recipe: Recipe, setup: Setup) -> AlignmentTrainer:
-    """The Trainer of a recipe, for as many processes as there are; it writes nothing yet."""
+    """Return the Trainer of a recipe for the present number of processes; it writes nothing yet."""
     folder, optim = recipe.output_dir, recipe.optim
     half, zero = optim.precision == "bfloat16", distributed.strategy().startswith("zero")
-    if half and zero:  # autocast as everywhere: DeepSpeed's own bfloat16 would round the weights themselves
+    if half and zero:  # autocast as with the other strategies: DeepSpeed's own bfloat16 would round the weights
         setup.model.forward = convert_outputs_to_fp32(
             torch.autocast(distributed.device().split(":")[0], torch.bfloat16)(setup.model.forward)
         )  # type: ignore[method-assign]
-    # before the arguments, after which ZeRO-3 divides whatever is loaded, a VFM too
+    # loads VFMs, so it must come before TrainingArguments: after them ZeRO-3 shards every model that is loaded
     watched = subset_alignment(recipe, setup)
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -351,12 +366,12 @@ def build_trainer(recipe: Recipe, setup: Setup) -> AlignmentTrainer:
         bf16=half and not zero,
         use_cpu=not torch.cuda.is_available(),
         logging_nan_inf_filter=False,
-        # the frozen vision encoder has no gradient, and all the rest is used in every pass
+        # every trained parameter gets a gradient in every pass
         ddp_find_unused_parameters=False,
         accelerator_config={
-            "use_configured_state": distributed.count() > 1,  # that of distributed.start
-            "non_blocking": torch.cuda.is_available(),  # from pinned memory
-            # FSDP would keep the whole gradient in every process until the last accumulated pass
+            "use_configured_state": distributed.count() > 1,  # the one that distributed.start made
+            "non_blocking": torch.cuda.is_available(),  # possible from pinned memory
+            # otherwise FSDP would keep the whole gradient in every process until the last accumulated pass
             "gradient_accumulation_kwargs": {"sync_each_batch": distributed.strategy() == "fsdp"},
         },
     )

@@ -1,11 +1,12 @@
-"""All conversations looked through before the first step: every text in the model's format, every image's size, and
-what `max_length` leaves of them.
+"""Check all conversations before the first step: that each can be encoded, and what `max_length` leaves of it.
 
-What cannot be trained on is an error that names its row and file, before anything is written: a text that the chat
-template cannot take, a control token in it, an image that is none or that the processor refuses, one that `max_length`
-cuts. What is cut off or too long for the model is counted. No image is decoded: from its header comes its size, and
-from its size how many visual tokens it has, by the processor itself on an empty image, or by its arithmetic where the
-two agree.
+A conversation that cannot be trained on is an error that names its row and file, before anything is written: the chat
+template refuses its text, the text contains a control token, an image file cannot be read, the processor refuses an
+image, or `max_length` cuts into one. Conversations that are cut, or are longer than the model has positions for, are
+counted and reported.
+
+No image is decoded. Its header gives its size, and the size gives its number of visual tokens: the processor counts
+them on an empty image of that size, or its own arithmetic does, where that agrees with the counts that were checked.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,50 +32,63 @@ from workbench.mllm import MLLM
 from workbench.mllm.conversation import IGNORED, conversation_text, encode_conversations
 
 VERSION = 1
-READERS = 16  # threads
-AT_ONCE = 256  # texts
-# tokens: where the text around an image is merged otherwise, an estimate is off by a few; nearer ones are encoded
+READERS = 16  # threads that read image headers
+TEXTS_AT_ONCE = 256
+# The length of a conversation is an estimate that can be off by a few tokens, because tokens of text next to an image
+# may merge differently. A conversation whose estimate is within MARGIN tokens of a limit is encoded to be sure.
 MARGIN = 8
-ODD = 32, 8  # pixels of a short side below which, and aspect above which, the processor itself is asked
-ASKED = 64  # sizes for which the processor is asked in any case
+# The processor is asked about every image whose short side is below MIN_SIDE pixels or whose aspect ratio is above
+# MAX_ASPECT, and about SIZES_ASKED of the other sizes.
+MIN_SIDE, MAX_ASPECT = 32, 8
+SIZES_ASKED = 64
 
 Size = tuple[int, int]
 
 
 @dataclass
-class Seen:
-    """What was found in one data set: rows that are cut, that keep no answer, that are longer than the model knows
-    positions, with the first of each."""
+class Problems:
+    """Counts of the conversations of a data set that are too long, by the kind of problem, with the first of each.
+
+    The kinds are `cut` (by max_length), `lost` (max_length leaves no answer) and `long` (the model has fewer
+    positions).
+
+    Attributes:
+        rows: conversations of the data set.
+        longest: tokens of the longest of them.
+        counts: conversations by kind.
+        first: id of the first conversation by kind.
+    """
 
     rows: int = 0
     longest: int = 0
-    cut: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
 
-    def note(self, what: str, conversation: str) -> None:
-        """Count a conversation."""
-        self.cut[what] += 1
-        self.first.setdefault(what, conversation)
+    def add(self, kind: str, conversation: str) -> None:
+        """Count a conversation, named by its id."""
+        self.counts[kind] += 1
+        self.first.setdefault(kind, conversation)
 
     def sentences(self, name: str, max_length: int | None) -> list[str]:
-        """What is to be said of it."""
-        said = {
+        """Return a warning for each kind of problem; `name` is the data set's."""
+        begin = {
             "cut": f"data.max_length = {max_length} cuts",
             "lost": f"data.max_length = {max_length} leaves no answer in",
             "long": "the model has fewer positions than",
         }
         return [
-            f"{said[what]} {count} of {self.rows} conversations of {name}, first {self.first[what]}"
-            for what, count in self.cut.items()
+            f"{begin[kind]} {count} of {self.rows} conversations of {name}, first {self.first[kind]}"
+            for kind, count in self.counts.items()
         ]
 
 
 def look_through(mllm: MLLM, data: ConversationSet, max_length: int | None) -> list[str]:
-    """See that every conversation can be trained on, and return what is to be said of those that are cut; remembered by
-    the content of data and processor.
+    """Check that every conversation can be trained on, and return warnings about those that are too long.
+
+    The warnings are cached by the content of data and processor.
 
     Raises:
-        DataError, ModelError: names the first row that cannot be, and how many there are.
+        DataError, ModelError: names the first conversation that cannot be trained on, and how many there are.
     """
     key = content_hash(
         VERSION, data.data.fingerprint, len(data), _identity(mllm), max_length, mllm.control_tokens_as_words
@@ -85,14 +99,19 @@ def look_through(mllm: MLLM, data: ConversationSet, max_length: int | None) -> l
             return [str(sentence) for sentence in json.loads(file.read_text())]
         except ValueError:
             pass
-    said = _look_through(mllm, data, max_length).sentences(data.data.name, max_length)
+    warnings = _look_through(mllm, data, max_length).sentences(data.data.name, max_length)
     with atomic_file(file) as partial:
-        partial.write_text(json.dumps(said))
-    return said
+        partial.write_text(json.dumps(warnings))
+    return warnings
+
+
+def _progress(items: Iterable[Any] | None = None, *, desc: str, unit: str, total: int | None = None) -> tqdm:
+    """Return a progress bar on stderr, which appears after two seconds."""
+    return tqdm(items, total=total, desc=desc, unit=unit, file=sys.stderr, mininterval=2, delay=2, leave=False)
 
 
 def _identity(mllm: MLLM) -> str:
-    """Of all that makes tokens of texts and images."""
+    """Return a hash of everything that determines the tokens of texts and images."""
     processor = mllm.processor
     settings = {
         name: value for name, value in vars(processor).items() if isinstance(value, str | int | float | bool | None)
@@ -111,53 +130,48 @@ def _identity(mllm: MLLM) -> str:
     )
 
 
-def _look_through(mllm: MLLM, data: ConversationSet, max_length: int | None) -> Seen:
+def _look_through(mllm: MLLM, data: ConversationSet, max_length: int | None) -> Problems:
+    """Do the work of `look_through`, without its cache."""
     conversations = data.conversations
     sizes = image_sizes(data)
     tokens = VisualLengths(mllm, set(sizes.values()))
     positions = getattr(mllm.config.get_text_config(), "max_position_embeddings", None)
-    seen, broken = Seen(len(conversations)), list[str]()
-    bar = tqdm(
-        total=len(conversations),
-        desc=f"texts of {data.data.name[:40]}",
-        unit="row",
-        file=sys.stderr,
-        mininterval=2,
-        delay=2,
-        leave=False,
-    )
-    with bar:
-        for start in range(0, len(conversations), AT_ONCE):
-            part = conversations[start : start + AT_ONCE]
-            for own, length in _lengths(mllm, part, sizes, tokens, broken, data):
+    problems, errors = Problems(len(conversations)), list[str]()
+    with _progress(total=len(conversations), desc=f"texts of {data.data.name[:40]}", unit="row") as bar:
+        for start in range(0, len(conversations), TEXTS_AT_ONCE):
+            part = conversations[start : start + TEXTS_AT_ONCE]
+            for conversation, length in _lengths(mllm, part, sizes, tokens, errors, data):
                 bar.update()
-                seen.longest = max(seen.longest, length.whole)
+                problems.longest = max(problems.longest, length.whole)
                 if positions and min(length.whole, max_length or length.whole) > positions:
-                    seen.note("long", own.id)
+                    problems.add("long", conversation.id)
                 if max_length is None or length.whole + MARGIN < max_length:
                     continue
+                these_sizes = [sizes[_size_key(load)] for load in conversation.loads]
                 try:
-                    _cut(mllm, own, [sizes[_place(load)] for load in own.loads], length, max_length, seen)
+                    _count_cut(mllm, conversation, these_sizes, length, max_length, problems)
                 except WorkbenchError as error:
-                    broken.append(f"{data.where(own)}{_images(own)}: {error}")
-    if broken:
-        more = f" ({len(broken)} such rows in all)" if len(broken) > 1 else ""
-        raise DataError(f"{broken[0]}{more}")
-    return seen
+                    errors.append(f"{data.where(conversation)}{_image_names(conversation)}: {error}")
+    if errors:
+        more = f" ({len(errors)} such rows in all)" if len(errors) > 1 else ""
+        raise DataError(f"{errors[0]}{more}")
+    return problems
 
 
 # --- images ---------------------------------------------------------------------------------------
 
 
 def image_sizes(data: ConversationSet) -> dict[Any, Size]:
-    """Width and height of every image by its place, from its header; one that is drawn has the size of the first such.
+    """Return (width, height) of every image by its `place`, read from its header.
+
+    Images that code draws share the key None and the size of the first of them.
 
     Raises:
-        DataError: names the row and the file of the first that cannot be read, and how many there are.
+        DataError: names row and file of the first image that cannot be read, and how many there are.
     """
     stored = {load.place: load for c in data.conversations for load in c.loads if isinstance(load, StoredImage)}
     sizes: dict[Any, Size] = {}
-    broken: dict[str, str] = {}
+    errors: dict[str, str] = {}
 
     def size(image: StoredImage) -> Size | str:
         try:
@@ -165,82 +179,62 @@ def image_sizes(data: ConversationSet) -> dict[Any, Size]:
         except WorkbenchError as error:
             return str(error)
 
-    bar = tqdm(
-        total=len(stored),
-        desc=f"image sizes of {data.data.name[:40]}",
-        unit="image",
-        file=sys.stderr,
-        mininterval=2,
-        delay=2,
-        leave=False,
-    )
+    bar = _progress(total=len(stored), desc=f"image sizes of {data.data.name[:40]}", unit="image")
     with ThreadPoolExecutor(min(READERS, 2 * (os.cpu_count() or 1))) as readers, bar:
         for place, value in zip(stored, readers.map(size, stored.values()), strict=True):
             bar.update()
             if isinstance(value, str):
-                broken[place] = value
+                errors[place] = value
             else:
                 sizes[place] = value
-    if broken:
-        own = next(c for c in data.conversations for load in c.loads if _place(load) in broken)
-        place = next(_place(load) for load in own.loads if _place(load) in broken)
-        more = f" ({len(broken)} such images in all)" if len(broken) > 1 else ""
-        raise DataError(f"{data.where(own)}: {broken[place]}{more}")
+    if errors:
+        conversation = next(c for c in data.conversations for load in c.loads if _size_key(load) in errors)
+        place = next(_size_key(load) for load in conversation.loads if _size_key(load) in errors)
+        more = f" ({len(errors)} such images in all)" if len(errors) > 1 else ""
+        raise DataError(f"{data.where(conversation)}: {errors[place]}{more}")
     if drawn := next((load for c in data.conversations for load in c.loads if not isinstance(load, StoredImage)), None):
         sizes[None] = drawn().size
     return sizes
 
 
-def _place(load: object) -> Any:
+def _size_key(load: object) -> Any:
+    """Return the key of an image in `image_sizes`."""
     return load.place if isinstance(load, StoredImage) else None
 
 
 class VisualLengths:
-    """What an image adds to a sequence by its size, found out with empty images.
+    """The number of tokens that an image adds to a sequence, by its size, as the processor counts them on empty images.
 
     Args:
-        sizes: that will be asked for.
+        mllm: the model whose processor is asked.
+        sizes: all sizes that will be looked up.
     """
 
     def __init__(self, mllm: MLLM, sizes: set[Size]) -> None:
         self._mllm = mllm
         self._known: dict[Size, tuple[int, int] | str] = {}
-        ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
-        apart = ordered[:: max(1, len(ordered) // ASKED)] + ordered[-1:]
-        asked = {*apart, *(size for size in ordered if min(size) < ODD[0] or max(size) > ODD[1] * min(size))}
-        for size in tqdm(
-            sorted(asked),
-            desc="visual tokens by size",
-            unit="size",
-            file=sys.stderr,
-            mininterval=2,
-            delay=2,
-            leave=False,
-        ):
+        by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+        spread = by_area[:: max(1, len(by_area) // SIZES_ASKED)] + by_area[-1:]
+        unusual = [size for size in by_area if min(size) < MIN_SIDE or max(size) > MAX_ASPECT * min(size)]
+        asked = {*spread, *unusual}
+        for size in _progress(sorted(asked), desc="visual tokens by size", unit="size"):
             self._known[size] = self._ask(size)
-        shift = self._shift()
-        for size in tqdm(
-            sizes - asked,
-            desc="visual tokens by size",
-            unit="size",
-            file=sys.stderr,
-            mininterval=2,
-            delay=2,
-            leave=False,
-        ):
-            self._known[size] = self._ask(size) if shift is None else (self._arithmetic(size) + shift[0], shift[1])
+        offset = self._offset()
+        for size in _progress(sizes - asked, desc="visual tokens by size", unit="size"):
+            self._known[size] = self._ask(size) if offset is None else (self._arithmetic(size) + offset[0], offset[1])
 
     def __getitem__(self, size: Size) -> tuple[int, int]:
-        """How many tokens an image adds to its placeholder, and how many of them come after the last visual one.
+        """Return how many tokens an image adds to its placeholder, and how many of them follow the last visual token.
 
         Raises:
-            ModelError: the processor refuses such an image.
+            ModelError: the processor refuses images of this size.
         """
         if isinstance(known := self._known[size], str):
             raise ModelError(known)
         return known
 
     def _ask(self, size: Size) -> tuple[int, int] | str:
+        """Let the processor encode an empty image; return both numbers, or its error."""
         mllm = self._mllm
         try:
             text = mllm.prompt("?", 1)
@@ -248,25 +242,24 @@ class VisualLengths:
         except WorkbenchError as error:
             return str(error)
         plain = mllm.processor.tokenizer(text, add_special_tokens=mllm.adds_special([text]))["input_ids"]
-        place, visual = (
-            mllm.processor.tokenizer.convert_tokens_to_ids(mllm.image_placeholder),
-            mllm.config.image_token_id,
-        )
-        behind = list(reversed(ids)).index(visual) - (list(reversed(plain)).index(place) if place in plain else 0)
-        return len(ids) - len(plain), behind
+        placeholder = mllm.processor.tokenizer.convert_tokens_to_ids(mllm.image_placeholder)
+        after_placeholder = list(reversed(plain)).index(placeholder) if placeholder in plain else 0
+        after_image = list(reversed(ids)).index(mllm.config.image_token_id) - after_placeholder
+        return len(ids) - len(plain), after_image
 
     def _arithmetic(self, size: Size) -> int:
-        found = self._mllm.processor._get_num_multimodal_tokens(image_sizes=[size[::-1]])
-        return int(found.num_image_tokens[0])
+        """Return the number of visual tokens as the processor calculates it, without an image."""
+        calculated = self._mllm.processor._get_num_multimodal_tokens(image_sizes=[size[::-1]])
+        return int(calculated.num_image_tokens[0])
 
-    def _shift(self) -> tuple[int, int] | None:
-        """What the processor's arithmetic leaves out, where that is the same for all sizes that it was asked for."""
+    def _offset(self) -> tuple[int, int] | None:
+        """Return the tokens that `_arithmetic` does not count, if they are the same for all sizes asked so far."""
         known = {size: value for size, value in self._known.items() if not isinstance(value, str)}
         try:
-            shifts = {(value[0] - self._arithmetic(size), value[1]) for size, value in known.items()}
-        except Exception:  # each processor has its own, or none
+            offsets = {(value[0] - self._arithmetic(size), value[1]) for size, value in known.items()}
+        except Exception:  # a private method: processors differ in it, and some have none
             return None
-        return shifts.pop() if len(shifts) == 1 else None
+        return offsets.pop() if len(offsets) == 1 else None
 
 
 # --- texts ----------------------------------------------------------------------------------------
@@ -274,7 +267,13 @@ class VisualLengths:
 
 @dataclass(frozen=True)
 class Length:
-    """Of one conversation in tokens: all of it, up to its last visual token, and up to its first answer."""
+    """The length of a conversation in tokens.
+
+    Attributes:
+        whole: of the whole conversation.
+        visual: position of the last visual token, -1 without an image.
+        answer: position of the first token of the first answer; `whole` where the tokenizer does not report positions.
+    """
 
     whole: int
     visual: int
@@ -286,67 +285,86 @@ def _lengths(
     conversations: Sequence[Conversation],
     sizes: dict[Any, Size],
     tokens: VisualLengths,
-    broken: list[str],
+    errors: list[str],
     data: ConversationSet,
 ) -> Iterator[tuple[Conversation, Length]]:
-    """The lengths of those conversations that the model can be given; what is wrong with the others goes to
-    `broken`."""
+    """Yield the estimated length of each conversation that can be encoded, and append the errors of others to `errors`.
+
+    Args:
+        mllm: the model.
+        conversations: those to measure.
+        sizes: of their images, from `image_sizes`.
+        tokens: of images by their size.
+        errors: gets a sentence for each conversation that cannot be encoded.
+        data: where the conversations are from, for these sentences.
+    """
     texts: list[tuple[Conversation, str, int, list[tuple[int, int]]]] = []
-    for own in conversations:
+    for conversation in conversations:
+        turns, loads = conversation.turns, conversation.loads
         try:
-            added = [tokens[sizes[_place(load)]] for load in own.loads]
+            added = [tokens[sizes[_size_key(load)]] for load in loads]
             if mllm.processor.chat_template is None:
-                prompt = mllm.prompt(own.turns[0][0], len(own.loads))
-                texts.append((own, f"{prompt}{mllm.safe_text('answer', own.turns[0][1])}", len(prompt), added))
-                if len(own.turns) > 1 or not own.loads:
-                    encode_conversations(
-                        mllm, [[Image.new("RGB", sizes[_place(load)]) for load in own.loads]], [own.turns]
-                    )
+                prompt = mllm.prompt(turns[0][0], len(loads))
+                texts.append((conversation, f"{prompt}{mllm.safe_text('answer', turns[0][1])}", len(prompt), added))
+                if len(turns) > 1 or not loads:  # which may be refused without a chat template
+                    images = [Image.new("RGB", sizes[_size_key(load)]) for load in loads]
+                    encode_conversations(mllm, [images], [turns])
             else:
-                text, spans = conversation_text(mllm, own.turns, len(own.loads))
-                texts.append((own, text, spans[0][0], added))
+                text, spans = conversation_text(mllm, turns, len(loads))
+                texts.append((conversation, text, spans[0][0], added))
         except WorkbenchError as error:
-            broken.append(f"{data.where(own)}{_images(own)}: {error}")
+            errors.append(f"{data.where(conversation)}{_image_names(conversation)}: {error}")
     if not texts:
         return
     special = mllm.adds_special([text for _, text, _, _ in texts])
-    place = mllm.processor.tokenizer.convert_tokens_to_ids(mllm.image_placeholder)
+    placeholder = mllm.processor.tokenizer.convert_tokens_to_ids(mllm.image_placeholder)
     encoded = mllm.processor.tokenizer(
         [text for _, text, _, _ in texts],
         add_special_tokens=special,
         return_offsets_mapping=mllm.processor.tokenizer.is_fast,
     )
-    for number, (own, _, start, added) in enumerate(texts):
+    for number, (conversation, _, answer_start, added) in enumerate(texts):
         ids = encoded["input_ids"][number]
-        more = sum(tokens for tokens, _ in added)
-        last = len(ids) - 1 - ids[::-1].index(place) + more - added[-1][1] if added and place in ids else -1
+        more = sum(count for count, _ in added)
+        last_visual = -1
+        if added and placeholder in ids:
+            last_visual = len(ids) - 1 - ids[::-1].index(placeholder) + more - added[-1][1]
         offsets = encoded["offset_mapping"][number] if "offset_mapping" in encoded else []
-        answer = next((n for n, (_, stop) in enumerate(offsets) if stop > start), len(ids)) + more
-        yield own, Length(len(ids) + more, last, answer)
+        answer = next((n for n, (_, stop) in enumerate(offsets) if stop > answer_start), len(ids)) + more
+        yield conversation, Length(len(ids) + more, last_visual, answer)
 
 
-def _cut(mllm: MLLM, own: Conversation, sizes: Sequence[Size], length: Length, max_length: int, seen: Seen) -> None:
-    """Count what `max_length` leaves of a conversation; near it, the conversation itself is encoded, with empty images.
+def _count_cut(
+    mllm: MLLM,
+    conversation: Conversation,
+    sizes: Sequence[Size],
+    length: Length,
+    max_length: int,
+    problems: Problems,
+) -> None:
+    """Count a conversation that `max_length` cuts or leaves without an answer.
+
+    If its estimated length is near a limit, the conversation itself is encoded, with empty images.
 
     Raises:
-        ModelError: it cuts an image.
+        ModelError: `max_length` cuts into an image.
     """
-    whole, lost = length.whole > max_length, length.answer >= max_length
+    cut, lost = length.whole > max_length, length.answer >= max_length
     if (
         length.visual + MARGIN >= max_length
         or abs(length.answer - max_length) <= MARGIN
         or abs(length.whole - max_length) <= MARGIN
     ):
-        images = [[Image.new("RGB", size) for size in sizes]]
-        whole = encode_conversations(mllm, images, [own.turns])[0].inputs["input_ids"].shape[1] > max_length
-        lost = not encode_conversations(mllm, images, [own.turns], max_length=max_length)[1].ne(IGNORED).any()
-    if whole:
-        seen.note("cut", own.id)
+        images, turns = [[Image.new("RGB", size) for size in sizes]], [conversation.turns]
+        cut = encode_conversations(mllm, images, turns)[0].inputs["input_ids"].shape[1] > max_length
+        lost = not encode_conversations(mllm, images, turns, max_length=max_length)[1].ne(IGNORED).any()
+    if cut:
+        problems.add("cut", conversation.id)
     if lost:
-        seen.note("lost", own.id)
+        problems.add("lost", conversation.id)
 
 
-def _images(own: Conversation) -> str:
-    """The images of a conversation, in messages."""
-    names = [load.name for load in own.loads if isinstance(load, StoredImage)]
+def _image_names(conversation: Conversation) -> str:
+    """Return the names of the first images of a conversation in parentheses, for messages."""
+    names = [load.name for load in conversation.loads if isinstance(load, StoredImage)]
     return f" ({', '.join(shown(name, 60) for name in names[:2])})" if names else ""

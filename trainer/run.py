@@ -40,20 +40,25 @@ SETUPS: Mapping[str, type[Setup]] = {
     "assembled": ConversationSetup,
     "pretrained": ConversationSetup,
 }
-"""What each kind of model is trained with."""
+"""The setup that trains each kind of model, by `model.kind`."""
 
 
 def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
-    """Run a recipe to its end and return the final evaluation; the folder then loads with transformers alone.
+    """Train a model as its recipe says, and return the table of the final evaluation.
 
-    Stage 1, where the recipe names one, is trained first, unless it is there.
+    Afterwards, plain transformers can load output_dir. If the recipe names a stage 1 that is not trained yet, it is
+    trained first.
+
+    Args:
+        recipe: the recipe.
+        argv: the command line, for the record.
 
     Raises:
-        RunError: output_dir already holds a training run and `resume` is not set, or there is nothing to resume.
+        RunError: output_dir already contains a training run and `resume` is not set, or there is nothing to resume.
     """
-    *before, recipe = distributed.together(checked_stages, recipe)
+    *earlier, recipe = distributed.together(checked_stages, recipe)
     checkpoint = distributed.on_main(check_output, recipe.output_dir, recipe)
-    for stage in before:
+    for stage in earlier:
         if not (stage.output_dir / RECORD_FILE).exists():
             train(replace(stage, resume=(stage.output_dir / RECIPE_FILE).exists()), argv)
     with alone(recipe.output_dir):
@@ -62,13 +67,14 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
 
 
 def setup_of(recipe: Recipe, checkpoint: Path | None = None) -> Setup:
-    """Return what a run needs before its first step, of the kind that its model is trained with.
+    """Load everything that a run needs before its first step: model, data and features.
 
     Args:
-        checkpoint: from which the run goes on.
+        recipe: of the run.
+        checkpoint: where the run is to be resumed.
 
     Raises:
-        ConfigError: a process would have nothing to train on.
+        ConfigError: there are more processes than training items.
         WorkbenchError: model, data or VFMs cannot be loaded, or do not fit one another.
     """
     setup = SETUPS[str(recipe.model.kind)].from_recipe(recipe, checkpoint)
@@ -82,28 +88,28 @@ def setup_of(recipe: Recipe, checkpoint: Path | None = None) -> Setup:
 
 
 def _trained(recipe: Recipe, checkpoint: Path | None) -> AlignmentTrainer:
-    """Train the model of a recipe, from the beginning or on from a checkpoint, to its last step and evaluation."""
+    """Train from the beginning or from a checkpoint to the last step and its evaluation; return the Trainer."""
     setup = distributed.together(setup_of, recipe, checkpoint)
-    state, known = None, list[str]()
+    state, warnings = None, list[str]()
     if checkpoint is not None:
-        known = distributed.on_main(check_same_sources, checkpoint, setup.record, repaired=recipe.repaired)
+        warnings = distributed.on_main(check_same_sources, checkpoint, setup.record, repaired=recipe.repaired)
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         if state.global_step >= recipe.optim.steps:
-            # before there is a Trainer, from when on ZeRO-3 divides whatever is loaded
+            # must be loaded before the Trainer is built, since ZeRO-3 then shards every model that is loaded
             load_model(setup.model, checkpoint)
     trainer = build_trainer(recipe, setup)
-    trainer.known += known
+    trainer.warnings += warnings
     distributed.on_main(write_recipe, recipe.output_dir, recipe)
     trainer.run(checkpoint, state)
     return trainer
 
 
 def _finished(trainer: AlignmentTrainer, argv: list[str]) -> pd.DataFrame:
-    """Check, evaluate and store the trained model and, last of all, its record; return the final evaluation."""
+    """Check, evaluate and store the trained model, then write its record; return the table of the final evaluation."""
     setup, tensors = trainer.setup, trainer.whole_state()
     distributed.on_main(lambda: setup.check_frozen(part(tensors, "base.")))
     if adapters(setup.model.base):
-        merge(setup.model.base)  # what is stored is what is evaluated: merging rounds
+        merge(setup.model.base)  # before the evaluation, since merging rounds: the stored model is the evaluated one
         tensors = trainer.whole_state()
     evaluation = setup.evaluate(final=True)
     record = _record(trainer, argv)
@@ -115,16 +121,19 @@ def _finished(trainer: AlignmentTrainer, argv: list[str]) -> pd.DataFrame:
 
 
 def _record(trainer: AlignmentTrainer, argv: list[str]) -> dict[str, Any]:
-    """What training.json says of a run: its recipe, how long it took, and what it was made from and with."""
+    """Return the content of training.json: recipe, origins of the weights, times, launch, data and environment."""
     recipe, seconds, processes = as_mapping(trainer.recipe), trainer.trained_for, distributed.count()
     optim = trainer.recipe.optim
-    own = {"recipe": recipe, "origins": origins(recipe), "seconds": seconds, "steps_per_second": optim.steps / seconds}
+    run = {"recipe": recipe, "origins": origins(recipe), "seconds": seconds, "steps_per_second": optim.steps / seconds}
     launch = {"processes": processes, "strategy": distributed.strategy(), "global_batch": optim.images(processes)}
-    return own | launch | trainer.setup.record | environment(argv)
+    return run | launch | trainer.setup.record | environment(argv)
 
 
 def _evaluate_best(trainer: AlignmentTrainer, last: Evaluation) -> dict[str, float]:
-    """Evaluate the model in `best/` as the finished one was, beside it; return its step and its validation score."""
+    """Evaluate the model in `best/` as the last one was, store the tables there, and return its step and score.
+
+    Where the best model is the last one, its evaluation `last` is stored again.
+    """
     folder, setup = trainer.recipe.output_dir, trainer.setup
     best = distributed.together(best_of, folder)
     if best["step"] != trainer.state.global_step:
@@ -135,7 +144,7 @@ def _evaluate_best(trainer: AlignmentTrainer, last: Evaluation) -> dict[str, flo
 
 
 def _write_results(trainer: AlignmentTrainer, state: dict[str, Tensor], evaluation: Evaluation) -> None:
-    """Write the trained model, the log and the accuracies."""
+    """Write the trained model, the log, and the tables of the final evaluation."""
     folder = trainer.recipe.output_dir
     with atomic_folder(folder / FINAL) as partial:
         save_model(trainer.setup.model, trainer.setup.processor, partial, state)
@@ -147,13 +156,14 @@ def _write_results(trainer: AlignmentTrainer, state: dict[str, Tensor], evaluati
 
 
 def _write_tables(folder: Path, evaluation: Evaluation, seed: int) -> None:
+    """Write evaluation.parquet (one row per question or conversation) and accuracy.parquet (the summary)."""
     for name, table in (("evaluation", evaluation.table), ("accuracy", summary(evaluation.table, seed))):
         with atomic_file(folder / f"{name}.parquet") as partial:
             table.to_parquet(partial)
 
 
 def _write_record(trainer: AlignmentTrainer, record: dict[str, Any]) -> None:
-    """Write the card and, last, the record."""
+    """Write the card, then the record, which marks the run as finished; upload the model if the recipe says so."""
     folder, hub = trainer.recipe.output_dir, trainer.recipe.push_to_hub
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     record |= {

@@ -1,5 +1,4 @@
-"""The order of the training images: one stream that does not depend on how many processes read it, or on where a run
-was interrupted."""
+"""The order of the training items, the same for any number of processes and after any interruption."""
 
 from __future__ import annotations
 
@@ -12,23 +11,26 @@ from torch.utils.data import Sampler
 
 
 def shuffled(count: int, seed: int, epoch: int) -> list[int]:
-    """All images once, in an order that the seed and the number of the pass determine; no pass of one seed is a pass of
-    another."""
-    own = seed if epoch == 0 else int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
-    return torch.randperm(count, generator=torch.Generator().manual_seed(own)).tolist()
+    """Return the numbers 0 to count - 1 in a random order, which depends on the seed and the epoch only.
+
+    Different seeds have different orders in every epoch: seed 0 in epoch 1 is not seed 1 in epoch 0.
+    """
+    epoch_seed = seed if epoch == 0 else int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
+    return torch.randperm(count, generator=torch.Generator().manual_seed(epoch_seed)).tolist()
 
 
 class Stream(Sampler[int]):
-    """Pass after pass over the data, cut off at `length`: position p is image p mod n of pass p div n.
+    """Epoch after epoch of the data, cut off at `length`: position p is item p mod count of epoch p div count.
 
-    Whatever is read from it in order, in batches of any size that are dealt to any number of processes, is the same
-    stream, so optimiser step s always sees the images s * global_batch to (s + 1) * global_batch - 1. A pass that ends
-    within a batch is continued by the next one: no batch is short.
+    The stream is the same for every batch size and number of processes, so optimizer step s always trains on the
+    positions s * global_batch to (s + 1) * global_batch - 1. A batch may contain the end of one epoch and the beginning
+    of the next: no batch is short.
 
     Args:
-        count: images.
-        length: images of the whole training.
-        order: from the number of a pass, from 0, to the order of the images in it; by default `shuffled`.
+        count: items of one epoch.
+        length: items of the whole training.
+        seed: determines the order of the items.
+        order: function from the number of an epoch, from 0, to the order of its items; by default `shuffled`.
     """
 
     def __init__(self, count: int, length: int, seed: int, order: Callable[[int], Sequence[int]] | None = None) -> None:

@@ -1,1 +1,1 @@
-"""What a recipe would train, found out without training."""
+"""Dry run: what a recipe would train, and how large everything is, without training."""

@@ -1,4 +1,4 @@
-"""How much a run will write, and whether there is room for it."""
+"""How many bytes a run will write, and whether its disks have room for them."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from workbench.errors import RunError
 from workbench.files import cache_folder
 
 
-def check_disk(found: Plan) -> None:
-    """See that checkpoints, the result and the frozen features fit on their disks.
+def check_disk(plan: Plan) -> None:
+    """Check that checkpoints, the result and the frozen features fit on their disks.
 
     Raises:
-        RunError: says how much is needed and how much is free.
+        RunError: they do not; the message has the sizes that are needed and free.
     """
-    recipe = found.recipe
-    saves = -(-recipe.optim.steps // recipe.save_every)  # the last step is always kept
-    # the next one is whole before the oldest goes
-    kept = min(saves, saves if recipe.keep_checkpoints is None else recipe.keep_checkpoints + 1)
-    need = {
-        "checkpoints and result": (_standing(recipe.output_dir), kept * found.checkpoint + FLOAT * found.sizes.total)
-    }
-    if found.features:
-        need["frozen features"] = (_standing(cache_folder("features")), found.features)
-    for folder, _ in need.values():
-        same = {what: size for what, (other, size) in need.items() if other.stat().st_dev == folder.stat().st_dev}
-        free = shutil.disk_usage(folder).free
-        if sum(same.values()) > free:
+    recipe = plan.recipe
+    saves = -(-recipe.optim.steps // recipe.save_every)  # including the one of the last step
+    # the oldest checkpoint is removed only after the newest one is complete
+    at_once = saves if recipe.keep_checkpoints is None else min(saves, recipe.keep_checkpoints + 1)
+    output = at_once * plan.checkpoint + FLOAT * plan.sizes.total
+    needs = {"checkpoints and result": (_nearest_existing(recipe.output_dir), output)}
+    if plan.features:
+        needs["frozen features"] = (_nearest_existing(cache_folder("features")), plan.features)
+    for folder, _ in needs.values():
+        device = folder.stat().st_dev
+        on_this_disk = {what: size for what, (other, size) in needs.items() if other.stat().st_dev == device}
+        needed, free = sum(on_this_disk.values()), shutil.disk_usage(folder).free
+        if needed > free:
             raise RunError(
-                f"{', '.join(same)} need about {gigabytes(sum(same.values()))} in {folder}, where {gigabytes(free)} are"
-                " free"
+                f"{', '.join(on_this_disk)} need about {gigabytes(needed)} in {folder}, where {gigabytes(free)} are"
+                " free: make room, or choose another folder"
             )
 
 
-def _standing(folder: Path) -> Path:
-    """The nearest folder that is there."""
+def _nearest_existing(folder: Path) -> Path:
+    """Return the folder itself or its nearest parent that exists."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

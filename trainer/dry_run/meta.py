@@ -1,5 +1,4 @@
-"""A recipe's model on the meta device: every tensor has its shape and none has storage, so that one of 13B is looked at
-in seconds."""
+"""A recipe's model on torch's meta device: tensors have shapes but no storage, so a 13B model is checked in seconds."""
 
 from __future__ import annotations
 
@@ -28,7 +27,11 @@ from workbench.weights.pretrained import call, hub_options
 
 
 def on_meta(cls: Any, config: PretrainedConfig) -> Any:
-    """A transformers model without storage: `cls` is its class, or an auto class that finds it."""
+    """Build a transformers model without storage; `cls` is its class, or an auto class that finds it.
+
+    Raises:
+        ConfigError: transformers cannot build a model from this configuration.
+    """
 
     def failed(error: Exception) -> ConfigError:
         return ConfigError(
@@ -38,16 +41,17 @@ def on_meta(cls: Any, config: PretrainedConfig) -> Any:
 
     with torch.device("meta"):
         model = call(lambda: cls.from_config(config) if hasattr(cls, "from_config") else cls(config), failed)
-    model.config.architectures = [type(model).__name__]  # by which its family is known
+    model.config.architectures = [type(model).__name__]  # `family_of` needs it
     return model.float()
 
 
 def outline(config: ModelConfig) -> WeightlessMLLM:
-    """A pretrained or an assembled model from its configuration, and with its processor; its weights are looked at in
-    `check_files`.
+    """Build a pretrained or an assembled model from its configuration, without weights, and load its processor.
+
+    The files of its weights are checked by `check_files`.
 
     Raises:
-        ConfigError, ModelError: a configuration or a processor that is not there or of no kind that fits.
+        ConfigError, ModelError: the configuration or the processor does not exist, or is not of a supported kind.
     """
     settings: PretrainedConfig
     if config.name is None:
@@ -58,17 +62,21 @@ def outline(config: ModelConfig) -> WeightlessMLLM:
         settings = load_config(name, **options)
         processor = load_processor(name, family_of(settings), settings, **options)
         model = on_meta(AutoModelForImageTextToText, settings)
-        # it names the tokens that end an answer
+        # the generation config names the tokens that end an answer
         model.generation_config = generation_of(name, **options) or model.generation_config
     return WeightlessMLLM(model, processor, family_of(model.config), name)
 
 
 def check_files(config: ModelConfig) -> dict[str, WeightFiles | None]:
-    """The files of the weights of a pretrained model, or of each part of an assembled one, by names and shapes of their
-    tensors; None: still on the hub.
+    """Check the weight files of a pretrained model, or of each part of an assembled one, without loading them.
+
+    Names and shapes of the tensors are compared with the configuration.
+
+    Returns:
+        The files of each part; None where they are still on the hub.
 
     Raises:
-        WorkbenchError: they could not be loaded when training begins.
+        WorkbenchError: the files could not be loaded when training begins.
     """
     if config.name is None:
         return check_parts(config)
@@ -78,19 +86,21 @@ def check_files(config: ModelConfig) -> dict[str, WeightFiles | None]:
 
 @dataclass(frozen=True)
 class Attached:
-    """What `attach` put on a model and saw of its shapes.
+    """What `attach` added to a model, and the shapes that it found.
 
     Attributes:
-        widths: of what may be cached: `tower` for what the connector receives from it for one visual token, and each
-            VFM.
-        tower_values: numbers that the connector receives for the images of the sample.
-        not_run: what meta could not run, with the reason.
+        alignment: the alignment heads, if any.
+        residual: the residual, if any.
+        widths: number of values for each visual token of features that may be cached: `tower` for those that the
+            projector receives from the vision encoder, and each VFM by its name.
+        projector_values: number of values that the projector receives for all images of the sample.
+        not_run: the parts that could not run on the meta device, with the reason.
     """
 
     alignment: Alignment | None
     residual: Residual | None
     widths: dict[str, int]
-    tower_values: int
+    projector_values: int
     not_run: tuple[str, ...]
 
 
@@ -99,37 +109,39 @@ def attach(
     recipe: Recipe,
     model: Any,
     vision: Mapping[str, Any],
-    places: Sequence[VisualTokens],
+    visual: Sequence[VisualTokens],
     placeholders: int,
     length: int,
 ) -> Attached:
-    """Put heads and residual on a model on meta and run tower, connector, language model and heads once each, so that
-    every shape is seen to fit.
+    """Attach heads and residual to a model on meta, and run every part of it once to check that all shapes fit.
 
-    They run one after another, since which positions hold the image is a matter of values, which meta tensors do not
-    have. A vision encoder that asks for values itself is not run: the widths of its connector's matrices are compared
-    instead.
+    Vision encoder with projector, language model, and heads run one after another, because combining them needs the
+    values of the input ids, which meta tensors do not have. A vision encoder that itself needs values is not run; the
+    widths of the projector's matrices are compared instead.
 
     Args:
-        vision: what the processor made of one sample's images.
-        places: where their visual tokens are, in a sequence of `length` tokens, `placeholders` of which are the
-            image's.
+        recipe: of the run.
+        model: the transformers model on meta.
+        vision: the processor's tensors for the images of one sample.
+        visual: the visual tokens of these images.
+        placeholders: number of positions that the images take in the sequence.
+        length: of the sequence, in tokens.
 
     Raises:
-        ConfigError: an aligned layer that the model does not have, or a vision encoder that gives other tokens than the
-            language model has places for.
+        ConfigError: the model does not have an aligned layer, or vision encoder and projector return another number or
+            width of visual tokens than the language model takes.
     """
     settings, text, not_run = recipe.alignment, model.config.get_text_config(), []
     settings.check_layers(text.num_hidden_layers)
     family = family_of(model.config)
-    connector, seen = model.model.get_submodule(family.projector), []
-    second = find_vfm(recipe.model.second_encoder).dim if recipe.model.second_encoder is not None else 0
+    projector, projector_inputs = model.model.get_submodule(family.projector), []
+    second_width = find_vfm(recipe.model.second_encoder).dim if recipe.model.second_encoder is not None else 0
 
-    def keep(_: nn.Module, args: tuple[Tensor]) -> Tensor | None:
-        seen.append(args[0])
-        return encoder_alone(connector, args[0]) if second else None
+    def record_input(_: nn.Module, args: tuple[Tensor]) -> Tensor | None:
+        projector_inputs.append(args[0])
+        return encoder_alone(projector, args[0]) if second_width else None
 
-    handle = connector.register_forward_pre_hook(keep)
+    handle = projector.register_forward_pre_hook(record_input)
     inputs = {
         name: value.to("meta") if isinstance(value, Tensor) and value.is_floating_point() else value
         for name, value in vision.items()
@@ -138,32 +150,34 @@ def attach(
 
     def misfit(error: Exception) -> ConfigError:
         return ConfigError(
-            f"an image of {placeholders} visual tokens does not fit through tower and connector ({one_line(error)})"
+            f"an image of {placeholders} visual tokens does not fit through vision encoder and projector"
+            f" ({one_line(error)})"
         )
 
     try:
-        said = call(lambda: _run(lambda: features.extend(model.get_image_features(**inputs).pooler_output)), misfit)
+        reason = call(lambda: _run(lambda: features.extend(model.get_image_features(**inputs).pooler_output)), misfit)
     finally:
         handle.remove()
-    if said is None:
-        found = (sum(len(own) for own in features), features[0].shape[-1])
-        width = seen[0].shape[-1] * family.rows_per_token(model.config)
+    if reason is None:
+        shape = (sum(len(tokens) for tokens in features), features[0].shape[-1])
+        width = projector_inputs[0].shape[-1] * family.rows_per_token(model.config)
     else:
-        not_run.append(f"tower and connector, of which widths alone were compared ({said})")
-        matrices = [module for module in connector.modules() if isinstance(module, nn.Linear)]
-        found, width = (placeholders, matrices[-1].out_features), matrices[0].in_features - second
-    if found != (placeholders, text.hidden_size):
+        not_run.append(f"vision encoder and projector, only their widths were compared ({reason})")
+        matrices = [module for module in projector.modules() if isinstance(module, nn.Linear)]
+        shape, width = (placeholders, matrices[-1].out_features), matrices[0].in_features - second_width
+    if shape != (placeholders, text.hidden_size):
         raise ConfigError(
-            f"the vision encoder gives visual tokens {found}: expected {(placeholders, text.hidden_size)}"
+            f"vision encoder and projector return {shape[0]} visual tokens of width {shape[1]}: expected"
+            f" {placeholders} of width {text.hidden_size}, which the language model takes"
         )
     widths = {"tower": width}
     dims = {"encoder": width, "projector": text.hidden_size}
     if settings.target == "vfm" and settings.aligned:
         widths |= {name: find_vfm(name, teacher_norm=settings.teacher_norm).dim for name in settings.vfm}
         dims |= widths
-    if second:  # a target of the same name has the same features, unless its images are normalized otherwise
+    if second_width:  # its features are cached once if it is also the target, unless the target has other normalization
         name = str(recipe.model.second_encoder)
-        widths[name if settings.teacher_norm == "own" else f"second encoder {name}"] = second
+        widths[name if settings.teacher_norm == "own" else f"second encoder {name}"] = second_width
     names = settings.vfm if settings.target == "vfm" else (settings.target,)
     dims = {name: dims[name] for name in names} if settings.aligned else {}
     with torch.device("meta"):
@@ -183,31 +197,36 @@ def attach(
             alignment = attach_alignment(model, layers=settings.layer, dims=dims, **options)
     if residual is not None:
         not_run.append("language model and heads (a residual needs the whole model at once)")
-    elif said := _run(lambda: _language(model, alignment, dims, places, length)):
-        not_run.append(f"language model and heads ({said})")
-    return Attached(alignment, residual, widths, seen[0].numel() if seen else width * placeholders, tuple(not_run))
+    elif reason := _run(lambda: _run_language_model(model, alignment, dims, visual, length)):
+        not_run.append(f"language model and heads ({reason})")
+    values = projector_inputs[0].numel() if projector_inputs else width * placeholders
+    return Attached(alignment, residual, widths, values, tuple(not_run))
 
 
-def _language(
-    model: Any, alignment: Alignment | None, dims: Mapping[str, int], places: Sequence[VisualTokens], length: int
+def _run_language_model(
+    model: Any, alignment: Alignment | None, dims: Mapping[str, int], visual: Sequence[VisualTokens], length: int
 ) -> None:
-    """One pass of the language model over a sequence, and one of the heads over its visual tokens."""
+    """Run the language model once on a sequence, and the heads on its visual tokens."""
     decoder = model.get_decoder()
     decoder = getattr(decoder, "model", decoder)
-    # a mask of its own would be looked at
-    seen_by_all = torch.ones(1, 1, length, length, dtype=torch.bool, device="meta")
+    # without a mask transformers would make one, for which it reads values
+    mask = torch.ones(1, 1, length, length, dtype=torch.bool, device="meta")
     decoder(
         inputs_embeds=torch.empty(1, length, model.config.get_text_config().hidden_size, device="meta"),
-        attention_mask=seen_by_all,
+        attention_mask=mask,
         use_cache=False,
     )
     if alignment is not None:
-        tokens = sum(len(part.index) for part in places)
-        alignment.loss({name: torch.empty(tokens, dim, device="meta") for name, dim in dims.items()}, [places])
+        tokens = sum(len(part.index) for part in visual)
+        alignment.loss({name: torch.empty(tokens, dim, device="meta") for name, dim in dims.items()}, [visual])
 
 
 def _run(action: Callable[[], None]) -> str | None:
-    """None once it has run; or why meta could not run it, where that is not the shapes' fault."""
+    """Run an action; return None, or the reason if the meta device cannot run it.
+
+    Raises:
+        RuntimeError: any other error, such as shapes that do not fit.
+    """
     try:
         action()
     except RuntimeError as error:

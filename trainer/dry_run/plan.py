@@ -1,4 +1,4 @@
-"""What a recipe would train, found out without training: sizes, shapes, data and disk, on tensors without storage."""
+"""The plan of a training, made without training: sizes, shapes, data and memory, from tensors without storage."""
 
 from __future__ import annotations
 
@@ -31,32 +31,50 @@ from workbench.weights.model_files import WeightFiles
 
 PROCESSES = (1, 2, 4, 8, 16, 32)
 STRATEGIES: tuple[distributed.Strategy, ...] = ("ddp", "fsdp", "zero2", "zero3")
-LOOKED_AT = 192, 64  # conversations: the first so many with an image, and the longest of all, in characters
+# conversations that are encoded: the first ones with an image, and the longest of all in characters
+FIRST, LONGEST = 192, 64
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `--dry_run` says."""
+    """What `--dry_run` reports.
+
+    Attributes:
+        recipe: of the training.
+        sizes: parameters of the model.
+        config: of the transformers model.
+        items: training items: images with their packed questions, or conversations.
+        image_tokens: fewest and most visual tokens of an image, among the conversations that were encoded.
+        sequence: tokens of the longest sequence that was encoded.
+        val_items: validation items.
+        checkpoint: bytes of a checkpoint.
+        features: bytes of the features that are stored on disk.
+        unit: what the items are called.
+        texts: training conversations without an image.
+        projector_values: number of values that the projector receives for an image.
+        not_run: parts of the model that could not run on the meta device, with the reason.
+        weights: weight files of each part of the model; None where they are still on the hub.
+    """
 
     recipe: Recipe
     sizes: Sizes
     config: PretrainedConfig
-    items: int  # images with their packed questions, or conversations
-    image_tokens: tuple[int, int]  # fewest and most of an image
+    items: int
+    image_tokens: tuple[int, int]
     sequence: int
     val_items: int
     checkpoint: int
     features: int
     unit: str = "images"
-    texts: int = 0  # conversations without an image
-    tower_values: int = 0
+    texts: int = 0
+    projector_values: int = 0
     not_run: tuple[str, ...] = ()
     weights: Mapping[str, WeightFiles | None] = field(default_factory=dict)
 
     def report(self) -> str:
-        """A few lines and a table, for people."""
-        optim, own = self.recipe.optim, distributed.count()
-        batch = optim.images(own)
+        """Return the plan as text: sizes, data, steps, disk, and a table of the memory by launch file and processes."""
+        optim, processes = self.recipe.optim, distributed.count()
+        batch = optim.images(processes)
         text = self.config.get_text_config()
         rows = [(name, f"{count:,}", f"{trained:,}") for name, (count, trained) in self.sizes.parts.items() if count]
         parts = pd.DataFrame(
@@ -71,91 +89,89 @@ class Plan:
             }
             for strategy in STRATEGIES
         }
-        kept = "all" if self.recipe.keep_checkpoints is None else self.recipe.keep_checkpoints
+        checkpoints = "all" if self.recipe.keep_checkpoints is None else self.recipe.keep_checkpoints
         fewest, most = self.image_tokens
+        visual_tokens = fewest if fewest == most else f"{fewest} to {most}"
         texts = f", {self.texts:,} of them without an image" if self.texts else ""
-        return "\n".join(
-            [
-                (
-                    f"model          {type(self.config).__name__.removesuffix('Config')}, {text.num_hidden_layers}"
-                    f" layers of width {text.hidden_size}"
-                ),
-                parts.to_string(index=False),
-                *(
-                    [f"weights        {'; '.join(weights_line(part, files) for part, files in self.weights.items())}"]
-                    if self.weights
-                    else []
-                ),
-                f"{self.unit:15}{self.items:,} to train on{texts}, {self.val_items:,} to validate on",
-                (
-                    f"visual tokens  {fewest if fewest == most else f'{fewest} to {most}'} per image; longest sequence"
-                    f" seen {self.sequence}"
-                ),
-                (
-                    f"steps          {optim.steps:,} of {batch} {self.unit} ({optim.at_once(own)} x"
-                    f" {optim.accumulated(own)} accumulated x {own} processes): {optim.steps * batch / self.items:.2f}"
-                    " passes over the data"
-                ),
-                f"alignment      {self._alignment()}",
-                *(f"not run        {what}" for what in self.not_run),
-                (
-                    f"checkpoint     {gigabytes(self.checkpoint)}, kept: {kept}; frozen features"
-                    f" {gigabytes(self.features)}"
-                ),
-                "memory per process, roughly, without the VFM: weights, gradients, optimiser states, activations",
-                pd.DataFrame(memory).T.to_string(),
-            ]
-        )
+        weights = "; ".join(weights_line(part, files) for part, files in self.weights.items())
+        lines = [
+            (
+                f"model          {type(self.config).__name__.removesuffix('Config')}, {text.num_hidden_layers}"
+                f" layers of width {text.hidden_size}"
+            ),
+            parts.to_string(index=False),
+            *([f"weights        {weights}"] if self.weights else []),
+            f"{self.unit:15}{self.items:,} to train on{texts}, {self.val_items:,} to validate on",
+            f"visual tokens  {visual_tokens} per image; longest sequence seen {self.sequence}",
+            (
+                f"steps          {optim.steps:,} of {batch} {self.unit} ({optim.at_once(processes)} x"
+                f" {optim.accumulated(processes)} accumulated x {processes} processes):"
+                f" {optim.steps * batch / self.items:.2f} epochs"
+            ),
+            f"alignment      {self._alignment()}",
+            *(f"not run        {part}" for part in self.not_run),
+            (
+                f"checkpoint     {gigabytes(self.checkpoint)}, kept: {checkpoints}; frozen features"
+                f" {gigabytes(self.features)}"
+            ),
+            "memory per process, roughly, without the VFM: weights, gradients, optimizer states, activations",
+            pd.DataFrame(memory).T.to_string(),
+        ]
+        return "\n".join(lines)
 
     def memory(self, strategy: distributed.Strategy, count: int) -> int:
-        """Bytes per process.
+        """Estimate the bytes that each of `count` processes needs.
 
-        Float32 weights W, gradients G and the two moments of AdamW of the trained part, which `ddp` keeps in every
-        process (its gradients twice: the buckets that are averaged), ZeRO-2 divides but for the weights, FSDP and
-        ZeRO-3 divide whole, with what is gathered for one block and its successor beside it; never less than all
-        weights and, with FSDP, its part of them: every process loads the model whole, and holds it until all of it is
-        divided.
+        The estimate counts float32 weights and, of the trained parameters, gradients and AdamW's two moments:
+
+        - `ddp` keeps all of them in every process, and the gradients twice (in the buckets that are averaged);
+        - ZeRO-1 shards the moments, ZeRO-2 also the gradients;
+        - FSDP and ZeRO-3 shard everything, but gather the weights outside the blocks and those of two blocks at a time.
+
+        It is never less than all weights, since every process first loads the whole model; with FSDP the process's
+        shard comes on top, because the whole model stays until all of it is sharded.
         """
         weights, trained = FLOAT * self.sizes.total, FLOAT * self.sizes.trained
         if strategy == "ddp" or count == 1:
-            own = weights + 3 * trained + (trained if count > 1 else 0)
+            states = weights + 3 * trained + (trained if count > 1 else 0)
         elif strategy in ("zero1", "zero2"):
-            own = weights + (trained if strategy == "zero1" else 0) + 3 * trained // count
+            states = weights + (trained if strategy == "zero1" else 0) + 3 * trained // count
         else:
-            own = (weights + 3 * trained) // count + FLOAT * (self.sizes.outside + 2 * self.sizes.block)
-        return max(
-            own + self.activations(count), weights + (weights // count if strategy == "fsdp" and count > 1 else 0)
-        )
+            states = (weights + 3 * trained) // count + FLOAT * (self.sizes.outside + 2 * self.sizes.block)
+        loading = weights + (weights // count if strategy == "fsdp" and count > 1 else 0)
+        return max(states + self.activations(count), loading)
 
     def activations(self, count: int) -> int:
-        """Bytes of a forward pass of one of so many processes that wait for the backward pass.
+        """Estimate the bytes that the forward pass of one of `count` processes stores for the backward pass.
 
-        For each block 34 s b h bytes in half precision without the attention table, which is never kept (Korthikanti et
-        al. 2022, eq. 2), twice that in float32; two tables of logits in float32. With checkpointing a block's input is
-        kept instead, in float32, and one block's rest at a time. Autocast's bfloat16 copies of the weights wait too: of
-        those that are trained, and of the frozen ones of the blocks that wait. A frozen encoder keeps nothing. Each
-        adapter of LoRA keeps a copy of its input in half precision, which autocast makes of the float32 values that it
-        is given, and its few channels.
+        - Each block: 34 s b h bytes in half precision, without the attention scores, which are never stored
+          (Korthikanti et al. 2022, eq. 2); twice as many in float32. With checkpointing: the float32 input of each
+          block, and the other activations of one block at a time.
+        - The logits: two float32 tables.
+        - Autocast's bfloat16 copies of the trained weights, and of the frozen weights of blocks whose activations are
+          stored.
+        - Each LoRA adapter, with autocast: a half-precision copy of its input, and its `rank` channels.
+
+        A frozen vision encoder stores nothing.
         """
         text, optim, sizes = self.config.get_text_config(), self.recipe.optim, self.sizes
         half, at_once = optim.precision == "bfloat16", optim.at_once(count)
-        kept, tokens, each_value = 0, at_once * self.sequence, 34 * (1 if half else 2)
-        of_tower = at_once * self.tower_values if self.recipe.model.train_vision_encoder else 0
-        adapted = HALF * tokens * self._adapted() if half else 0
+        stored, tokens, bytes_per_value = 0, at_once * self.sequence, 34 * (1 if half else 2)
+        encoder_values = at_once * self.projector_values if self.recipe.model.train_vision_encoder else 0
+        adapters = HALF * tokens * self._adapter_values() if half else 0
         for values, more, blocks in (
-            (tokens * text.hidden_size, adapted, text.num_hidden_layers),
-            (of_tower, 0, sizes.tower_blocks),
+            (tokens * text.hidden_size, adapters, text.num_hidden_layers),
+            (encoder_values, 0, sizes.encoder_blocks),
         ):
-            each = values * each_value + more
-            kept += values * FLOAT * blocks + each if optim.checkpointing else each * blocks
+            block = values * bytes_per_value + more
+            stored += values * FLOAT * blocks + block if optim.checkpointing else block * blocks
         if half:
             language, trained = sizes.parts["language"]
-            kept += HALF * (sizes.trained + (sizes.block if optim.checkpointing else language - trained))
-        return kept + tokens * 2 * FLOAT * text.vocab_size
+            stored += HALF * (sizes.trained + (sizes.block if optim.checkpointing else language - trained))
+        return stored + tokens * 2 * FLOAT * text.vocab_size
 
-    def _adapted(self) -> int:
-        """Values that the adapters of one block keep of each token: their input and its projection on `rank`
-        channels."""
+    def _adapter_values(self) -> int:
+        """Return the values for each token that the LoRA adapters of one block store: inputs and `rank` channels."""
         text, model = self.config.get_text_config(), self.recipe.model
         if model.train != "lora":
             return 0
@@ -165,6 +181,7 @@ class Plan:
         )
 
     def _possible(self, count: int) -> bool:
+        """Return whether `count` processes can share the global batch and the training items."""
         try:
             self.recipe.optim.accumulated(count)
         except ConfigError:
@@ -172,36 +189,36 @@ class Plan:
         return count <= self.items
 
     def _alignment(self) -> str:
-        own = self.recipe.alignment
-        layers = f"layer {', '.join(map(str, own.layer))} of {self.config.get_text_config().num_hidden_layers}"
-        target = ", ".join(own.vfm) if own.target == "vfm" else own.target
-        aligned = (
-            [f"{own.objective}, {own.where} of {layers} with {target}, lambda {own.weight}"] if own.aligned else []
-        )
-        return (
-            "; ".join([*aligned, *([f"residual {own.residual} into {layers}"] if own.residual != "none" else [])])
-            or "none"
-        )
+        alignment = self.recipe.alignment
+        layers = f"layer {', '.join(map(str, alignment.layer))} of {self.config.get_text_config().num_hidden_layers}"
+        target = ", ".join(alignment.vfm) if alignment.target == "vfm" else alignment.target
+        parts = []
+        if alignment.aligned:
+            states = f"{alignment.where} of {layers}"
+            parts.append(f"{alignment.objective}, {states} with {target}, lambda {alignment.weight}")
+        if alignment.residual != "none":
+            parts.append(f"residual {alignment.residual} into {layers}")
+        return "; ".join(parts) or "none"
 
 
 def plan(recipe: Recipe) -> Plan:
     """Check a recipe and measure what it would train.
 
     Raises:
-        WorkbenchError: a name, a shape or a data file is wrong, or the output folder is taken.
+        WorkbenchError: a name, a shape or a data file is wrong, or the output folder is not empty.
     """
     check_output(recipe.output_dir, checked_stages(recipe)[-1])
-    found = _packed_questions(recipe) if recipe.model.kind == "toy" else _conversations(recipe)
-    if found.items < distributed.count():
+    measured = _packed_questions(recipe) if recipe.model.kind == "toy" else _conversations(recipe)
+    if measured.items < distributed.count():
         raise ConfigError(
-            f"{distributed.count()} processes for {found.items} training {found.unit}: expected at most as many"
-            f" processes as {found.unit}"
+            f"{distributed.count()} processes for {measured.items} training {measured.unit}: expected at most as many"
+            f" processes as {measured.unit}"
         )
-    return found
+    return measured
 
 
 def _packed_questions(recipe: Recipe) -> Plan:
-    """The plan of a toy LLaVA."""
+    """Return the plan of a toy LLaVA, which is trained on packed questions."""
     splits = load_questions(recipe.data, recipe.seed)
     model, processor = meta_model(recipe, splits.words)
     tokens = model.config.image_seq_length
@@ -230,7 +247,7 @@ def _packed_questions(recipe: Recipe) -> Plan:
 
 
 def meta_model(recipe: Recipe, words: list[str]) -> tuple[PreTrainedModel, LlavaProcessor]:
-    """The toy LLaVA of a recipe on meta, frozen where it will be, and its processor."""
+    """Build the toy LLaVA of a recipe on the meta device, with its frozen parts frozen, and its processor."""
     processor = build_processor(recipe.model, words)
     settings = llava_config(recipe.model, processor)
     model = on_meta(llava_class(settings), settings)
@@ -245,7 +262,7 @@ def meta_model(recipe: Recipe, words: list[str]) -> tuple[PreTrainedModel, Llava
 
 
 def one_square(model: PreTrainedModel, tokens: int) -> tuple[dict[str, torch.Tensor], list[VisualTokens], int, int]:
-    """For `attach`: one square image of a LLaVA, and the sequence of its visual tokens and one token of text."""
+    """Return the last four arguments of `attach`: one square image, in a sequence with one token of text after it."""
     side = int(tokens**0.5)
     pixels = side * model.config.vision_config.patch_size
     return (
@@ -257,56 +274,56 @@ def one_square(model: PreTrainedModel, tokens: int) -> tuple[dict[str, torch.Ten
 
 
 def _conversations(recipe: Recipe) -> Plan:
-    """The plan of a pretrained or an assembled model."""
+    """Return the plan of a pretrained or an assembled model, which is trained on conversations."""
     splits = load_conversations(recipe)
     train = splits.train
     mllm, weights = outline(recipe.model), check_files(recipe.model)
     check_conversations(recipe, mllm, splits)
     with torch.device("meta"):
         choose_trained(mllm, recipe.model)
-    shown, per_image, longest = None, [], 0
-    for batch in _looked_at(mllm, train, recipe.data.max_length):
+    sample, tokens_per_image, longest = None, [], 0
+    for batch in _encoded_samples(mllm, train, recipe.data.max_length):
         longest = max(longest, batch.inputs["input_ids"].shape[1])
-        (places,), (images,) = mllm.visual_tokens(batch), batch.images
-        per_image += [sum(len(part.index) for part in places if part.image == n) for n in range(len(images))]
-        if images and shown is None:
-            shown = batch
-    if shown is None:
-        raise DataError(f"none of the conversations of {train.data.name} has an image: expected some to plan by")
-    ids = shown.inputs["input_ids"][0]
-    (places,), placeholders = mllm.visual_tokens(shown), int((ids == mllm.config.image_token_id).sum())
-    attached = attach(recipe, mllm.model, shown.vision, places, placeholders, len(ids))
+        (visual,), (images,) = mllm.visual_tokens(batch), batch.images
+        tokens_per_image += [sum(len(part.index) for part in visual if part.image == n) for n in range(len(images))]
+        if images and sample is None:
+            sample = batch
+    if sample is None:
+        raise DataError(
+            f"none of the conversations of {train.data.name} has an image: expected some to plan by; train without"
+            " --dry_run if that is meant"
+        )
+    ids = sample.inputs["input_ids"][0]
+    (visual,), placeholders = mllm.visual_tokens(sample), int((ids == mllm.config.image_token_id).sum())
+    attached = attach(recipe, mllm.model, sample.vision, visual, placeholders, len(ids))
     sizes = sizes_of(mllm.model, attached.alignment, attached.residual)
-    cached = recipe.data.features == "cache" and recipe.alignment.aligned and recipe.alignment.target == "vfm"
-    width = sum(width for name, width in attached.widths.items() if name != "tower")
+    features = 0
+    if recipe.data.features == "cache" and recipe.alignment.aligned and recipe.alignment.target == "vfm":
+        width = sum(width for name, width in attached.widths.items() if name != "tower")
+        images_in_all = sum(len(c.loads) for c in train.conversations)
+        features = round(FLOAT * width * images_in_all * sum(tokens_per_image) / len(tokens_per_image))
     return Plan(
         recipe,
         sizes,
         mllm.config,
         len(train),
-        (min(per_image), max(per_image)),
+        (min(tokens_per_image), max(tokens_per_image)),
         longest,
         len(splits.val),
         checkpoint_bytes(sizes),
-        (
-            round(FLOAT * width * sum(len(c.loads) for c in train.conversations) * sum(per_image) / len(per_image))
-            if cached
-            else 0
-        ),
+        features,
         unit="conversations",
         texts=sum(not c.loads for c in train.conversations),
-        tower_values=attached.tower_values // len(shown.images[0]),
+        projector_values=attached.projector_values // len(sample.images[0]),
         not_run=attached.not_run,
         weights=weights,
     )
 
 
-def _looked_at(mllm: MLLM, train: ConversationSet, max_length: int | None) -> Iterator[Batch]:
-    """Some conversations as the model would be given them, one by one: the first ones with an image, and those with
-    most characters."""
-    first, longest = LOOKED_AT
-    with_image = [n for n, own in enumerate(train.conversations) if own.loads]
+def _encoded_samples(mllm: MLLM, train: ConversationSet, max_length: int | None) -> Iterator[Batch]:
+    """Encode some conversations one by one: the first ones with an image, and those with the most characters."""
+    with_image = [n for n, conversation in enumerate(train.conversations) if conversation.loads]
     by_length = sorted(range(len(train)), key=lambda n: -train.conversations[n].length)
-    chosen = [train.conversations[n] for n in dict.fromkeys([*with_image[:first], *by_length[:longest]])]
-    for own in chosen:
-        yield encode_conversations(mllm, [own.images], [own.turns], max_length=max_length)[0]
+    chosen = [train.conversations[n] for n in dict.fromkeys([*with_image[:FIRST], *by_length[:LONGEST]])]
+    for conversation in chosen:
+        yield encode_conversations(mllm, [conversation.images], [conversation.turns], max_length=max_length)[0]

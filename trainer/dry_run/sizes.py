@@ -1,4 +1,4 @@
-"""How many parameters a model has, by part, and how many bytes its files."""
+"""Numbers of parameters of a model by part, and sizes of its files in bytes."""
 
 from __future__ import annotations
 
@@ -11,74 +11,79 @@ from trainer import distributed
 from trainer.build.partition import parts_of
 from workbench.weights.model_files import WeightFiles
 
-# bytes: weights, gradients and both moments of AdamW are float32, also in bfloat16 training, which is autocast
+# bytes of a value; weights, gradients and AdamW's moments are float32 in bfloat16 training too, which is autocast
 FLOAT, HALF = 4, 2
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters of a model on meta.
+    """Numbers of parameters of a model.
 
     Attributes:
-        parts: parameters and trained parameters of each part: tower, connector, language, head, residual, lora.
-        block: parameters of its largest decoder or tower block, which sharded training gathers one at a time.
-        outside: parameters outside the blocks, which are gathered together.
-        tower_blocks: how many of the blocks are the vision encoder's.
+        parts: (all, trained) parameters of each part: tower (vision encoder), connector (projector), language, lora,
+            head (alignment heads), residual.
+        block: parameters of the largest block of language model or vision encoder; sharded training gathers one block
+            at a time.
+        outside: parameters outside the blocks, which sharded training gathers together.
+        encoder_blocks: number of blocks of the vision encoder.
     """
 
     parts: dict[str, tuple[int, int]]
     block: int
     outside: int
-    tower_blocks: int = 0
+    encoder_blocks: int = 0
 
     @property
     def total(self) -> int:
+        """All parameters."""
         return sum(count for count, _ in self.parts.values())
 
     @property
     def trained(self) -> int:
+        """Trained parameters."""
         return sum(count for _, count in self.parts.values())
 
 
 def sizes_of(model: Any, alignment: nn.Module | None = None, residual: nn.Module | None = None) -> Sizes:
-    """Count the parameters of a transformers model and of what is attached to it; tied ones count once."""
-    counts, found = dict.fromkeys(("tower", "connector", "language", "lora"), (0, 0)), parts_of(model)
+    """Count the parameters of a transformers model and of what is attached to it; tied parameters count once."""
+    counts, part_by_name = dict.fromkeys(("tower", "connector", "language", "lora"), (0, 0)), parts_of(model)
     for name, p in model.named_parameters():
-        part = "lora" if ".lora_" in name else found[name]
+        part = "lora" if ".lora_" in name else part_by_name[name]
         counts[part] = (counts[part][0] + p.numel(), counts[part][1] + p.numel() * p.requires_grad)
     for part, module in (("head", alignment), ("residual", residual)):
         count = sum(p.numel() for p in module.parameters()) if module is not None else 0
         counts[part] = (count, count)
 
-    def blocks(below: Any) -> list[int]:
-        kinds = set(model._no_split_modules or ())
-        return [
-            sum(p.numel() for p in module.parameters()) for module in below.modules() if type(module).__name__ in kinds
-        ]
+    def block_sizes(parent: Any) -> list[int]:
+        classes = set(model._no_split_modules or ())
+        blocks = [module for module in parent.modules() if type(module).__name__ in classes]
+        return [sum(p.numel() for p in block.parameters()) for block in blocks]
 
-    every = blocks(model)
+    all_blocks, encoder_blocks = block_sizes(model), block_sizes(model.get_encoder(modality="image"))
     total = sum(count for count, _ in counts.values())
-    return Sizes(counts, max(every, default=0), total - sum(every), len(blocks(model.get_encoder(modality="image"))))
+    return Sizes(counts, max(all_blocks, default=0), total - sum(all_blocks), len(encoder_blocks))
 
 
 def weights_line(part: str, weights: WeightFiles | None) -> str:
-    """What is said of the weight files of a part of the model."""
+    """Describe the weight files of a part of the model; None means that they are still on the hub."""
     if weights is None:
-        return f"{part}: fetched from the hub when training begins"
+        return f"{part}: downloaded from the hub when training begins"
     count = f"{len(weights.files)} file{'s' * (len(weights.files) != 1)}"
-    return (
-        f"{part}: {count},"
-        f" {gigabytes(weights.bytes)}{', pickled (read without running code)' if weights.pickled else ''}"
-    )
+    pickled = ", pickled (read without running code)" if weights.pickled else ""
+    return f"{part}: {count}, {gigabytes(weights.bytes)}{pickled}"
 
 
 def gigabytes(size: int) -> str:
-    """`size` bytes in words."""
+    """Write a number of bytes as GB or MB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def checkpoint_bytes(sizes: Sizes) -> int:
-    """Weights and heads, and both moments of what is trained; sharded training writes its weights twice."""
+    """Return the bytes of a checkpoint: weights, heads, and AdamW's two moments of every trained parameter.
+
+    Sharded training writes its weights twice. A model with LoRA also has a file of its trained parameters alone, to
+    resume from.
+    """
     weights = FLOAT * sizes.total * (2 if distributed.strategy() != "ddp" else 1)
-    adapted = FLOAT * sizes.trained if sizes.parts.get("lora", (0, 0))[0] else 0  # a file of their own, to go on from
-    return weights + 2 * FLOAT * sizes.trained + adapted
+    adapters = FLOAT * sizes.trained if sizes.parts.get("lora", (0, 0))[0] else 0
+    return weights + 2 * FLOAT * sizes.trained + adapters

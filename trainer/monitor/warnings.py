@@ -100,7 +100,8 @@ def _fingerprints(head: nn.Module) -> list[str]:
     """Of each tensor, or this process's part of it; empty where it has none. (A checkpoint holds the main process's,
     whose warning is the one that counts.)"""
     return [
-        fingerprint({"": part.detach()}) if (part := distributed.own_part(p)).numel() else "" for p in head.parameters()
+        fingerprint({"": part.detach()}) if (part := distributed.local_part(p)).numel() else ""
+        for p in head.parameters()
     ]
 
 

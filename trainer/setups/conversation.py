@@ -248,7 +248,7 @@ def _check_kinds(data: Dataset, config: DataConfig) -> None:
             "zero3 for conversations with and without images: expected fsdp.yaml, since DeepSpeed takes the last"
             " gradient again of what texts do not reach"
         )
-    if distributed.divided() and not config.group and len(kinds) > 1:
+    if distributed.is_sharded() and not config.group and len(kinds) > 1:
         raise ConfigError(
             f"data.group is no with {strategy} for conversations with and without images: expected yes, since processes"
             " that divide the weights must have images in the same passes"

@@ -1,1 +1,1 @@
-"""Sweeps: several trainings side by side, and what comes of comparing them."""
+"""Sweeps: several trainings and their comparison."""

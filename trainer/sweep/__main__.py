@@ -1,22 +1,21 @@
-"""Train several variants over several seeds, side by side, and compare them with paired intervals.
+"""Train several variants with several seeds, and compare their accuracies.
 
 python -m trainer.sweep shapes_seeds
 python -m trainer.sweep ablation_layer --seeds 0 1 2
 python -m trainer.sweep shapes_seeds --launcher submitit --slurm partition=gpu gpus_per_node=1 time=240
-python -m trainer.sweep shapes_seeds --report      # the table of what is there, no training
-python -m trainer.sweep shapes_seeds --export docs/results/seeds      # what outlives the machine: a small JSON file a
-                                                                      run
+python -m trainer.sweep shapes_seeds --report                         # train nothing, compare the finished runs
+python -m trainer.sweep shapes_seeds --export docs/results/seeds      # store each run as a small JSON file
 python -m trainer.sweep shapes_seeds --report --exported docs/results/seeds
 
 A sweep is a name (`viral path` lists those in the package) or the path of a YAML file.
 
-A finished run is skipped and an interrupted one is resumed, so the command can be repeated until everything is there. A
-run that fails is named and the others go on. SIGTERM and Ctrl-C stop the trainings. The result is `sweep-NAME.parquet`
-and `sweep-NAME.html` in the output folder, NAME being the file's.
+Finished runs are skipped and interrupted ones resumed, so the command can be repeated until all runs are finished. A
+run that fails is named at the end, and the others continue. SIGTERM and Ctrl-C stop the trainings. The results are
+`sweep-NAME.parquet` and `sweep-NAME.html` in the output folder, where NAME is that of the sweep's file.
 
-Intervals are over seeds: Student's, for accuracies in the shape of Wilson's, which stays below 1. A difference is
-paired by seed; its p is that of all sign flips, which with S seeds is at least 2 / 2^S, and p_holm is corrected for all
-variants of a question type.
+Intervals are over seeds (Student's t). That of an accuracy has the shape of Wilson's interval, which never leaves 0 to
+1. Differences are paired by seed. Their p is exact, from all sign flips, and so at least 2 / 2^S with S seeds; p_holm
+is corrected for all variants of a question type (Holm).
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ from workbench.package_files import SWEEPS
 
 
 def main(argv: list[str]) -> None:
-    """Train what is missing, print and store the comparison; name the runs that failed."""
+    """Train the runs that are missing, print and store the comparison, and name the runs that failed."""
     prog = "python -m trainer.sweep SWEEP"
     if argv in (["--help"], ["-h"]):
         parse(Sweep, argv, prog=prog, description=__doc__ or "")
     if not argv or argv[0].startswith("-"):
-        raise ConfigError("no sweep given: expected python -m trainer.sweep SWEEP")
+        raise ConfigError("no sweep given: expected python -m trainer.sweep SWEEP [--option value ...]")
     file = SWEEPS.find(argv[0])
     sweep = parse(Sweep, argv[1:], prog=prog, description=__doc__ or "", recipe=file, called="sweep")
     if sweep.dry_run or (sweep.launcher == "submitit" and not sweep.report and sweep.export is None):
@@ -63,7 +62,7 @@ def main(argv: list[str]) -> None:
 
 
 def _plan(sweep: Sweep) -> None:
-    """Print what would be trained."""
+    """Print the commands of the trainings or, for Slurm, their batch scripts."""
     if sweep.launcher == "submitit":
         for job, script in _slurm().scripts(sweep):
             sys.stdout.write(f"### {job}: python -m trainer {shlex.join(job.arguments)}\n{script}\n")
@@ -75,29 +74,33 @@ def _plan(sweep: Sweep) -> None:
 
 
 def _submit(sweep: Sweep) -> None:
-    """Submit what is missing, and say so."""
-    submitted, waiting = _slurm().submit_all(sweep)
+    """Submit the missing trainings as Slurm jobs, and print the numbers of the jobs."""
+    submitted, queued = _slurm().submit_all(sweep)
     lines = [f"{name}: job {number}" for name, number in submitted.items()]
-    lines += [f"{name}: job {number}, already in the queue" for name, number in waiting.items()]
+    lines += [f"{name}: job {number}, already in the queue" for name, number in queued.items()]
     done = sum(job.finished for job in sweep.jobs())
-    lines += [f"{len(submitted)} jobs submitted, {len(waiting)} in the queue, {done} runs finished"]
+    lines += [f"{len(submitted)} jobs submitted, {len(queued)} in the queue, {done} runs finished"]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
 def _slurm() -> ModuleType:
-    """The part that needs submitit.
+    """Import and return `trainer.sweep.slurm`, which needs submitit.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: submitit is not installed.
     """
     if find_spec("submitit") is None:
-        raise ConfigError("launcher is submitit, which is not installed: expected pip install 'viral-workbench[slurm]'")
+        raise ConfigError(
+            "launcher is submitit, which is not installed: run pip install 'viral-workbench[slurm]', or use --launcher"
+            " local"
+        )
     from trainer.sweep import slurm
 
     return slurm
 
 
 def _print(sweep: Sweep, runs: Runs, name: str) -> None:
+    """Print and store the comparison of the finished runs."""
     table = report(sweep, runs)
     target = write(sweep, runs, table, name)
     lines = [
@@ -109,9 +112,10 @@ def _print(sweep: Sweep, runs: Runs, name: str) -> None:
 
 
 def _failure(failed: dict[str, str]) -> RunError:
-    each = "; ".join(f"{name}: {why}" for name, why in failed.items())
+    """Return the error that names the runs that failed, {run: reason}."""
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
     return RunError(
-        f"{len(failed)} {'run is' if len(failed) == 1 else 'runs are'} missing ({each}); the same command tries them"
+        f"{len(failed)} {'run is' if len(failed) == 1 else 'runs are'} missing ({reasons}); the same command tries them"
         " again"
     )
 

@@ -1,9 +1,8 @@
-"""Finished runs compared: accuracies, their means over seeds with intervals, paired differences, and the page with the
-figure.
+"""The comparison of finished runs: mean accuracies over seeds with intervals, paired differences, and a page.
 
-Intervals are over seeds: Student's, for accuracies in the shape of Wilson's, which stays below 1. A difference is
-paired by seed, at the same point of the grid; its p is that of all sign flips, which with S seeds is at least 2 / 2^S,
-and p_holm is corrected for all rows of a question type.
+Intervals are over seeds (Student's t). That of an accuracy has the shape of Wilson's interval, which never leaves 0 to
+1. Differences are paired by seed, at the same point of the grid. Their p is exact, from all sign flips, and so at least
+2 / 2^S with S seeds; p_holm is corrected for all rows of a question type (Holm).
 """
 
 from __future__ import annotations
@@ -25,20 +24,21 @@ from workbench.training_folder import BEST_ROW, MEAN
 
 Runs = Sequence[tuple[Job, Result]]
 
-SAME = 1e-9  # accuracies are shares of at most some million questions: what differs by less is equal
+SAME = 1e-9  # smaller differences are rounding errors: accuracies are fractions of at most some million questions
 OF_A_VARIANT = ["accuracy", "low", "high", "few", "min", "seeds", "n", "chance"]
 OF_A_DIFFERENCE = ["against", "pairs", "difference", "d_low", "d_high", "p", "p_holm"]
 
 
 def accuracies(sweep: Sweep, runs: Runs) -> pd.DataFrame:
-    """Accuracy of each run, and of its best checkpoint where the sweep asks for it, by question type and their mean.
+    """Return the accuracies of each run, and of its best checkpoint where `sweep.best` has its variant.
 
     Returns:
-        Columns variant, one for each key of a grid over all variants, seed, category, accuracy, n, chance.
+        One row for each run and question type, and for the mean of the types; columns variant, one for each key of a
+        grid over all variants, seed, category, accuracy, n, chance.
 
     Raises:
-        RunError: two runs were not asked the same, or what they name alike has other content; a best checkpoint is not
-            there.
+        RunError: the runs answered different questions, or what they call by one name has different contents, or a best
+            checkpoint does not exist.
     """
     check_comparable(runs)
     rows = []
@@ -53,24 +53,18 @@ def accuracies(sweep: Sweep, runs: Runs) -> pd.DataFrame:
 
 
 def _scores(answers: Answers) -> list[dict[str, object]]:
-    kinds = [
-        {"category": kind, "accuracy": own.right / own.n, "n": own.n, "chance": own.chance}
-        for kind, own in answers.types.items()
+    """Return the accuracy of each question type, and the mean of the types."""
+    scores: list[dict[str, object]] = [
+        {"category": category, "accuracy": counts.right / counts.n, "n": counts.n, "chance": counts.chance}
+        for category, counts in answers.types.items()
     ]
-    table = pd.DataFrame(kinds)
-    return [
-        *kinds,
-        {
-            "category": MEAN,
-            "accuracy": table["accuracy"].mean(),
-            "n": int(table["n"].sum()),
-            "chance": table["chance"].mean(),
-        },
-    ]
+    table = pd.DataFrame(scores)
+    accuracy, chance = table["accuracy"].mean(), table["chance"].mean()
+    return [*scores, {"category": MEAN, "accuracy": accuracy, "n": int(table["n"].sum()), "chance": chance}]
 
 
 def _value(text: str) -> float | str:
-    """A number where it is one; lists and names stay words."""
+    """Return a value of a grid as a number if it is one, otherwise (a list or a name) as it is."""
     try:
         return int(text) if text.lstrip("-").isdigit() else float(text)
     except ValueError:
@@ -78,7 +72,11 @@ def _value(text: str) -> float | str:
 
 
 def check_comparable(runs: Runs) -> None:
-    """See that all runs answered the same questions, and that what they name alike had the same content."""
+    """Check that all runs answered the same questions, and that data and weights of one name had the same content.
+
+    Raises:
+        RunError: names two runs that differ.
+    """
     asked: dict[str, str] = {}
     alike: dict[tuple[str, str], tuple[Job, str]] = {}
     for job, result in runs:
@@ -86,20 +84,23 @@ def check_comparable(runs: Runs) -> None:
             asked.setdefault(answers.asked, str(job))
         if len(asked) > 1:
             raise RunError(
-                f"{' and '.join(asked.values())} were asked other questions: expected the same data.val, data.test,"
+                f"{' and '.join(asked.values())} were asked different questions: expected the same data.val, data.test,"
                 " limits and questions in all runs"
             )
         for key, content in _contents(result).items():
-            before, known = alike.setdefault(key, (job, content))
+            first, known = alike.setdefault(key, (job, content))
             if content != known:
                 raise RunError(
-                    f"{before} and {job} name the same {key[0]}, whose content was {known} and {content}: expected the"
+                    f"{first} and {job} name the same {key[0]}, whose content was {known} and {content}: expected the"
                     " same in all runs"
                 )
 
 
 def _contents(result: Result) -> dict[tuple[str, str], str]:
-    """Fingerprints by what a run names: its training data, what it starts from, its VFMs and its pretrained parts."""
+    """Return the fingerprints of what a run uses, by its kind and the values of the recipe that name it.
+
+    Kinds are its training data, the model that it starts from, its VFMs, and its pretrained parts.
+    """
     recipe = result.recipe
     model, data = recipe.get("model", {}), recipe.get("data")
     names = {
@@ -110,7 +111,7 @@ def _contents(result: Result) -> dict[tuple[str, str], str]:
     }
     names |= {"tower": model.get("vision_encoder"), "language": model.get("language"), "processor": [data, model]}
     names["vfm_settings"] = [result.vfm, recipe.get("alignment", {}).get("teacher_norm")]
-    # which the questions are hashed with
+    # `Answers.asked` already has the fingerprints of validation and test data
     prints = {key: content for key, content in result.fingerprints.items() if key not in ("val", "test")}
     return {
         (key, json.dumps(names.get(key, [data, model]), sort_keys=True)): content for key, content in prints.items()
@@ -118,42 +119,51 @@ def _contents(result: Result) -> dict[tuple[str, str], str]:
 
 
 def report(sweep: Sweep, runs: Runs) -> pd.DataFrame:
-    """Mean over seeds with its interval, and the paired difference to the variant `against` over the seeds both have,
-    with Student's.
+    """Compare the variants: mean accuracies over seeds, and paired differences to the variant `sweep.against`.
 
     Returns:
-        Columns type, variant, one for each key of a grid over all variants, accuracy, low, high, few (fewer than 5
-        wrong, or right, answers in all), min, seeds (which), n (questions of a run), chance, and against, pairs,
-        difference, d_low, d_high, p, p_holm (over all rows of a type), NaN for the variant `against` itself and where
-        no seed is shared. The interval of an accuracy has Student's width at Wilson's shape, which holds near 1 too;
-        where all seeds answer equally many questions it is that of one seed's questions. One seed, and differences that
-        are all equal, show no spread to judge by: their interval is infinite.
+        One row for each question type (and the mean of the types), point of a grid over all variants, and variant:
+
+        - type, variant, and a column for each key of the grid;
+        - accuracy (mean over seeds), low, high (its interval), few (there are fewer than 5 wrong, or fewer than 5
+          right, answers in all), min (lowest of the seeds), seeds (their numbers), n (questions of a run), chance;
+        - against, pairs (seeds that both variants have), difference (mean of the pairs), d_low, d_high (its interval),
+          p, p_holm (over all rows of a type); NaN for the variant `against` itself and where no seed is shared.
+
+        The interval of an accuracy has the width of Student's and the shape of Wilson's, which is right near 1 too.
+        If the accuracies of all seeds are equal, it is Wilson's interval for the questions of one seed. An interval is
+        infinite where there is no spread to estimate it from: for one seed, and for differences that are all equal.
+
+    Raises:
+        RunError: no run of `sweep.against` is finished.
     """
     table, keys = accuracies(sweep, runs), [last(key) for key in sweep.keys]
     if sweep.against not in set(table["variant"]):
-        raise RunError(f"no run of '{sweep.against}' is finished: expected one, since differences are taken against it")
+        raise RunError(
+            f"no run of '{sweep.against}' is finished: expected at least one, since differences are taken against it"
+        )
     reference = table[table["variant"] == sweep.against]
     rows = []
-    for place, part in table.groupby(["category", *keys, "variant"], sort=False):
-        row = dict(zip(["type", *keys, "variant"], place, strict=True)) | _mean(part) | {"against": sweep.against}
+    for group, part in table.groupby(["category", *keys, "variant"], sort=False):
+        row = dict(zip(["type", *keys, "variant"], group, strict=True)) | _mean(part) | {"against": sweep.against}
         pairs = reference.merge(part, on=["category", *keys, "seed"], suffixes=("_a", "_b"))
         if row["variant"] != sweep.against and len(pairs):
             row |= _difference((pairs["accuracy_b"] - pairs["accuracy_a"]).to_numpy())
         rows.append(row)
-    kinds = list(dict.fromkeys(row["type"] for row in rows))
-    rows.sort(key=lambda row: kinds.index(row["type"]))
+    types = list(dict.fromkeys(row["type"] for row in rows))
+    rows.sort(key=lambda row: types.index(row["type"]))
     columns = ["type", "variant", *keys, *OF_A_VARIANT, *OF_A_DIFFERENCE]
     result = pd.DataFrame(rows).reindex(columns=columns).astype({"pairs": "Int64"})
     for key in keys:
         if result[key].map(type).nunique() > 1 and result[key].map(lambda value: isinstance(value, str)).any():
-            result[key] = result[key].astype(str)  # a column of parquet has one kind
-    result["p_holm"] = (
-        result[result["p"].notna()].groupby("type", sort=False)["p"].transform(lambda p: holm(p.to_numpy()))
-    )
+            result[key] = result[key].astype(str)  # parquet columns have one type
+    compared = result[result["p"].notna()]
+    result["p_holm"] = compared.groupby("type", sort=False)["p"].transform(lambda p: holm(p.to_numpy()))
     return result
 
 
 def _mean(part: pd.DataFrame) -> dict[str, object]:
+    """Return the columns of a variant's accuracy; `part` has one row for each seed."""
     questions = int(part["n"].mean())
     interval = t_interval(part["accuracy"].to_numpy(), bounds=(0, 1), trials=questions)
     low, high = (interval.low, interval.high) if interval.n > 1 else (-np.inf, np.inf)
@@ -161,24 +171,25 @@ def _mean(part: pd.DataFrame) -> dict[str, object]:
     return row | {"seeds": " ".join(map(str, part["seed"])), "n": questions, "chance": part["chance"].mean()}
 
 
-def _difference(gain: np.ndarray) -> dict[str, object]:
-    interval, p = t_interval(gain), sign_flip(gain[:, None])[0]
-    low, high = (interval.low, interval.high) if np.ptp(gain) > SAME else (-np.inf, np.inf)
+def _difference(differences: np.ndarray) -> dict[str, object]:
+    """Return the columns of the paired differences, one for each seed."""
+    interval, p = t_interval(differences), sign_flip(differences[:, None])[0]
+    low, high = (interval.low, interval.high) if np.ptp(differences) > SAME else (-np.inf, np.inf)
     return {"pairs": interval.n, "difference": interval.estimate, "d_low": low, "d_high": high, "p": p}
 
 
 def notes(sweep: Sweep, runs: Runs, table: pd.DataFrame) -> list[str]:
-    """What a reader of the table must know besides: settings of one seed, runs that are not there, other commits."""
+    """Return caveats for the reader of the table: variants with one seed, missing runs, runs of different commits."""
     keys = [last(key) for key in sweep.keys]
     single = table[(table["type"] == MEAN) & ~table["seeds"].str.contains(" ")]
     names = [", ".join([row["variant"], *(f"{key} {row[key]}" for key in keys)]) for row in single.to_dict("records")]
     rows = "" if len(names) == int((table["type"] == MEAN).sum()) else f": {'; '.join(names)}"
-    found = [f"one seed, so no interval and no difference that says much{rows}"] if names else []
+    caveats = [f"one seed, so no interval and no difference that says much{rows}"] if names else []
     there = {str(job) for job, _ in runs}
     missing = [str(job) for job in sweep.runs() if str(job) not in there]
     if missing:
-        found.append(
-            f"{len(missing)} of {len(missing) + len(there)} runs are not there:"
+        caveats.append(
+            f"{len(missing)} of {len(missing) + len(there)} runs are missing:"
             f" {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}"
         )
     commits = Counter(
@@ -186,15 +197,15 @@ def notes(sweep: Sweep, runs: Runs, table: pd.DataFrame) -> list[str]:
         for _, result in runs
     )
     if len(commits) > 1:
-        found.append(
-            f"the runs are of {len(commits)} states of the code:"
+        caveats.append(
+            f"the runs were made with {len(commits)} versions of the code:"
             f" {'; '.join(f'{name} ({count})' for name, count in commits.items())}"
         )
-    return found
+    return caveats
 
 
 def write(sweep: Sweep, runs: Runs, table: pd.DataFrame, name: str) -> Path:
-    """Store the table as parquet, and with its figure as one HTML file that needs no network; return the latter."""
+    """Write the table as parquet, and as an HTML page with a figure, which needs no network; return the page."""
     from workbench.analysis.report import figure_page
     from workbench.figures import sweep_figure
 
@@ -208,36 +219,37 @@ def write(sweep: Sweep, runs: Runs, table: pd.DataFrame, name: str) -> Path:
 
 
 def _facts(sweep: Sweep, runs: Runs, table: pd.DataFrame) -> dict[str, str]:
+    """Return the facts at the top of the page, by their titles."""
     mean = table[table["type"] == MEAN]
     pairs = int(table["pairs"].max()) if table["pairs"].notna().any() else 0
     data = runs[0][1].recipe.get("data", {})
-    asked, seeds = data.get("test") or data.get("val"), dict.fromkeys(job.seed for job, _ in runs)
+    evaluated_on, seeds = data.get("test") or data.get("val"), dict.fromkeys(job.seed for job, _ in runs)
     commits = dict.fromkeys(
         f"{result.environment['git'][:8]}{' (dirty)' if result.environment['dirty'] else ''}" for _, result in runs
     )
-    return {
+    facts = {
         "what": (
-            f"accuracy on {asked}, mean of question types; n = {mean['n'].max()} questions a run; intervals are 95 %,"
-            f" over seeds {', '.join(map(str, seeds))}"
+            f"accuracy on {evaluated_on}, mean of question types; n = {mean['n'].max()} questions a run; intervals are"
+            f" 95 %, over seeds {', '.join(map(str, seeds))}"
         ),
         "chance": f"{mean['chance'].mean():.3f}",
-        "differences": (
-            "paired by seed, against"
-            f" {sweep.against}{' at the same ' + ', '.join(map(last, sweep.keys)) if sweep.keys else ''}; the sign-flip"
-            f" p of {pairs} pairs is at least {2 / 2**pairs:.2g}, so read the intervals"
-            if pairs
-            else f"none: no seed is shared with {sweep.against}"
-        ),
-        **({"best checkpoint": f"the one with the highest score on {data.get('val')}"} if sweep.best else {}),
-        **(
-            {"first stage": f"{sweep.first.split(':')[0]}, trained once: the seeds vary what comes after it"}
-            if sweep.first
-            else {}
-        ),
-        "variants": "; ".join(
-            sweep.variants if sweep.keys else (f"{setting.name}: {setting.words}" for setting in sweep.settings())
-        ),
-        **({"grid": "; ".join(sweep.grid)} if sweep.keys else {}),
-        "code": ", ".join(commits),
-        **({"note": ". ".join(lines)} if (lines := notes(sweep, runs, table)) else {}),
+        "differences": f"none: no seed is shared with {sweep.against}",
     }
+    if pairs:
+        point = f" at the same {', '.join(map(last, sweep.keys))}" if sweep.keys else ""
+        facts["differences"] = (
+            f"paired by seed, against {sweep.against}{point}; the sign-flip p of {pairs} pairs is at least"
+            f" {2 / 2**pairs:.2g}, so read the intervals"
+        )
+    if sweep.best:
+        facts["best checkpoint"] = f"the one with the highest score on {data.get('val')}"
+    if sweep.first:
+        facts["trained once"] = f"{sweep.first.split(':')[0]}; the seeds vary only what comes after it"
+    settings = [f"{setting.name}: {setting.words}" for setting in sweep.settings()]
+    facts["variants"] = "; ".join(sweep.variants if sweep.keys else settings)
+    if sweep.keys:
+        facts["grid"] = "; ".join(sweep.grid)
+    facts["code"] = ", ".join(commits)
+    if caveats := notes(sweep, runs, table):
+        facts["note"] = ". ".join(caveats)
+    return facts

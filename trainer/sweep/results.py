@@ -1,11 +1,12 @@
-"""What is kept of a finished run: one record, read from its folder or from the small JSON file that outlives the
-folder.
+"""The result of a finished run, read from its folder or from a small JSON file that remains when the folder is deleted.
 
 python -m trainer.sweep SWEEP.yaml --export FOLDER                 # writes FOLDER/RUN.json, a few kB each
-python -m trainer.sweep SWEEP.yaml --report --exported FOLDER      # the table from those files alone
+python -m trainer.sweep SWEEP.yaml --report --exported FOLDER      # makes the table from these files alone
 
-{"run": "viral_limit_train-300-s10", "words": "RECIPE.yaml --data.limit_train 300", "seed": 10, "git": ..., "last":
-{"asked": ..., "types": ...}, ...}
+A file looks like this:
+
+{"run": "viral_limit_train-300-s10", "words": "RECIPE.yaml --data.limit_train 300", "seed": 10, "git": ...,
+"last": {"asked": ..., "types": ...}, ...}
 """
 
 from __future__ import annotations
@@ -32,25 +33,32 @@ CURVE = {
     "val_lm_loss": "val_lm_loss",
     "val_alignment_loss": "val_alignment_loss",
 }
-# keys of a recipe that say nothing of the model
+# keys of a recipe that do not change the model
 MACHINE = ("output_dir", "resume", "repaired", "dry_run", "report_to", "push_to_hub")
 ENVIRONMENT = ("git", "dirty", "packages", "platform", "created")
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run.
+    """The result of a finished run; an exported JSON file has these fields.
 
     Attributes:
-        words: recipe and options as the sweep says them; {output_dir}, {point} and {seed} are not filled in.
-        recipe: all its values, without those of the machine; `start` is relative to the sweep's folder.
+        run: name of its folder.
+        words: recipe and options as the sweep writes them; {output_dir}, {point} and {seed} are not filled in.
+        seed: of the run.
+        recipe: all values of the recipe but those of `MACHINE`; `start` is relative to the sweep's folder.
+        steps: optimizer steps.
+        seconds: of training.
         environment: git, dirty, packages, platform, created.
+        vfm: VFMs of the targets, if any.
         fingerprints: {part: hash of its content}, such as data, val, test, tower, vfm.
-        last: of the model after the last step.
-        best: of the checkpoint with the highest validation score, if there is one; `best_step` is its step.
-        curve: {step, accuracy (mean of types), val_lm_loss, val_alignment_loss: one value for each evaluation on the
-            validation split}.
-        losses: {step, lm_loss, alignment_loss}, of the last steps of training.
+        last: answers of the model after the last step.
+        best: answers of the checkpoint with the highest validation score, if there is one.
+        best_step: its step.
+        curve: {step, accuracy (mean of types), val_lm_loss, val_alignment_loss}, with one value for each evaluation on
+            the validation split.
+        losses: {step, lm_loss, alignment_loss} of the last row of the training log.
+        warnings: of the training.
     """
 
     run: str
@@ -71,11 +79,11 @@ class Result:
 
 
 def finished(sweep: Sweep) -> list[tuple[Job, Result]]:
-    """The runs that are there, from their folders or, with `exported`, from their JSON files.
+    """Read all finished runs of a sweep, from their folders or, with `exported`, from their JSON files.
 
     Raises:
-        RunError: there is none, or one is damaged or was evaluated by its loss.
-        ConfigError: one was trained from another recipe.
+        RunError: no run is finished, or one is damaged or was evaluated by its loss instead of its answers.
+        ConfigError: a run was trained from another recipe.
     """
     check(sweep)
     if sweep.exported is None:
@@ -85,19 +93,21 @@ def finished(sweep: Sweep) -> list[tuple[Job, Result]]:
             (job, _read(sweep, job, file)) for job in sweep.runs() if (file := sweep.exported / f"{job}.json").exists()
         ]
     if not runs:
-        raise RunError(f"no finished run in {sweep.exported or sweep.output_dir}")
+        raise RunError(f"no finished run in {sweep.exported or sweep.output_dir}: train the sweep first")
     return runs
 
 
 def result_of(sweep: Sweep, job: Job) -> Result:
-    """What the folder of a finished run says.
+    """Read the result of a finished run from its folder.
 
     Raises:
-        RunError: something is missing or damaged, or it was evaluated by its loss.
+        RunError: a file is missing or damaged, or the run was evaluated by its loss instead of its answers.
     """
     record = training_record(job.folder)
-    if lacking := next((key for key in ("seconds", *ENVIRONMENT) if key not in record), None):
-        raise RunError(f"{job.folder / RECORD_FILE} is damaged (no '{lacking}')")
+    if missing := next((key for key in ("seconds", *ENVIRONMENT) if key not in record), None):
+        raise RunError(
+            f"{job.folder / RECORD_FILE} is damaged (no '{missing}'): delete the folder and train the run again"
+        )
     recipe = {key: value for key, value in record["recipe"].items() if key not in MACHINE}
     if recipe.get("start"):
         recipe["start"] = os.path.relpath(recipe["start"], sweep.output_dir)
@@ -129,7 +139,7 @@ def result_of(sweep: Sweep, job: Job) -> Result:
 
 
 def _log(folder: Path) -> tuple[dict[str, list[float | None]], dict[str, float | None]]:
-    """The validation curve, and the last losses of training."""
+    """Return the validation curve and the last losses of a training log, as `Result.curve` and `Result.losses`."""
     log = read_table(folder / LOG_FILE).reindex(columns=[*CURVE.values(), "lm_loss", "alignment_loss"])
     evaluated = log[log["accuracy/mean"].notna()].drop_duplicates("step", keep="last")
     trained = log.loc[log["lm_loss"].notna(), ["step", "lm_loss", "alignment_loss"]].tail(1).to_dict("records")
@@ -138,15 +148,14 @@ def _log(folder: Path) -> tuple[dict[str, list[float | None]], dict[str, float |
 
 
 def _number(value: float) -> float | None:
-    """The value to the last bit, since rules judge the curve by it, or None for what was not measured; steps are
-    whole."""
+    """Return a value of the log unrounded, since the claims' rules use it; None if it was not measured."""
     if not math.isfinite(value):
         return None
     return int(value) if value == int(value) else float(value)
 
 
 def export(folder: Path, runs: Sequence[tuple[Job, Result]]) -> None:
-    """Write a JSON file for each run, a line for each of its entries."""
+    """Write a JSON file for each run, with one line for each field."""
     for _, result in runs:
         with atomic_file(folder / f"{result.run}.json") as partial:
             lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in asdict(result).items())
@@ -154,7 +163,7 @@ def export(folder: Path, runs: Sequence[tuple[Job, Result]]) -> None:
 
 
 def _read(sweep: Sweep, job: Job, file: Path) -> Result:
-    """The record in a file, of a run that was trained with the recipe that the sweep has now."""
+    """Read an exported result, and check that the run was trained with the recipe that the sweep has now."""
     try:
         content = json.loads(file.read_text())
         last, best = (

@@ -1,4 +1,4 @@
-"""The trainings of a sweep, several at a time, until all are there or a signal ends them."""
+"""Runs the trainings of a sweep as processes, several at a time, until all are finished or a signal stops them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workbench.training_folder import RECIPE_FILE, RECORD_FILE
 
 @dataclass
 class Running:
-    """A training that is under way, and its last lines on stderr."""
+    """A running training, and its last lines on stderr."""
 
     job: Job
     process: subprocess.Popen[str]
@@ -30,11 +30,12 @@ class Running:
 
     @classmethod
     def begin(cls, job: Job, threads: int) -> Running:
+        """Start a training that uses `threads` threads, or resume it if there is a run in its folder."""
         resume = ["--resume"] if (job.folder / RECIPE_FILE).exists() else []
-        words = python(["-m", "trainer", *job.arguments, *resume])
+        command = python(["-m", "trainer", *job.arguments, *resume])
         variables = environment(OMP_NUM_THREADS=str(threads))
         process = subprocess.Popen(
-            words, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+            command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
         )
         lines: deque[str] = deque(maxlen=20)
         reader = Thread(target=cls._relay, args=(process, lines), daemon=True)
@@ -49,14 +50,17 @@ class Running:
             sys.stderr.write(line)
 
     def why(self) -> str:
-        """Why it ended: its last error, or its exit code."""
+        """Return why the training failed: its last error message, or else its exit code."""
         self.reader.join(timeout=5)
-        last = next((line.strip() for line in reversed(self.lines) if line.startswith("error: ")), "")
-        return last.removeprefix("error: ") or f"exit code {self.process.returncode}"
+        error = next((line.strip() for line in reversed(self.lines) if line.startswith("error: ")), "")
+        return error.removeprefix("error: ") or f"exit code {self.process.returncode}"
 
 
 def train_all(sweep: Sweep) -> dict[str, str]:
-    """Run every training that is not finished, `processes` at a time, and return why some are not there: {run: reason}.
+    """Run every training that is not finished, `sweep.processes` at a time.
+
+    Returns:
+        The runs that are missing in the end, {run: reason}.
 
     Raises:
         KeyboardInterrupt, SystemExit: after SIGINT, or SIGTERM and SIGHUP, once the trainings have ended.
@@ -64,7 +68,8 @@ def train_all(sweep: Sweep) -> dict[str, str]:
     check(sweep)
     waiting = [job for job in sweep.jobs() if not job.finished]
     total, failed = len(waiting), {}
-    # shared alike whatever else is left to run, since other threads round otherwise; only `first` is always alone
+    # Results depend on the number of threads (by rounding), so every run gets the same share of the cores, even when
+    # it is the last one left. Only `first` always runs alone, and gets all of them.
     cores = os.cpu_count() or 1
     first = sweep.jobs()[0].folder if sweep.first else None
     running: list[Running] = []
@@ -91,13 +96,15 @@ def train_all(sweep: Sweep) -> dict[str, str]:
             _stop(running)
     if caught:
         raise KeyboardInterrupt if caught[0] == signal.SIGINT else SystemExit(128 + caught[0])
-    return failed | {str(job): f"not started, since the run in {job.start} is not there" for job in waiting}
+    return failed | {str(job): f"not started, since the run in {job.start} is not finished" for job in waiting}
 
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """What asks the sweep to stop is only noted, so that no training begins unseen; a signal that is ignored (nohup)
-    stays so."""
+    """Collect the signals that ask the sweep to stop in a list, instead of interrupting it at once.
+
+    An interrupt while a training starts would leave it running. Signals that are ignored (nohup) stay ignored.
+    """
     caught: list[int] = []
     before: dict[int, Any] = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -111,7 +118,7 @@ def noted_signals() -> Iterator[list[int]]:
 
 
 def _stop(running: list[Running]) -> None:
-    """End the trainings and wait for them; one that does not listen is killed."""
+    """Terminate the trainings and wait for them; kill those that have not ended after 20 seconds."""
     for entry in running:
         entry.process.terminate()
     for entry in running:
@@ -123,5 +130,5 @@ def _stop(running: list[Running]) -> None:
 
 
 def _ready(job: Job) -> bool:
-    """Whether the folder that a run starts from, if any, is finished."""
+    """Return whether a job can start: it starts from no other run, or that run is finished."""
     return job.start is None or str(job.start) == "None" or (job.start / RECORD_FILE).exists()

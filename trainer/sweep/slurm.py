@@ -1,8 +1,8 @@
-"""The trainings of a sweep as Slurm jobs, one each, through submitit (github.com/facebookincubator/submitit).
+"""The trainings of a sweep as Slurm jobs, one job each, through submitit (github.com/facebookincubator/submitit).
 
-The command submits what is missing and returns; run it again to submit what failed, or with --report for the table. A
-run that waits for the folder of another (--start) is submitted with a dependency on it. A job that is preempted, or
-that comes to its time limit, goes back into the queue and resumes from its newest checkpoint.
+The command submits the missing trainings and returns. Run it again to submit those that failed, or with --report for
+the comparison. A training that starts from another one (--start) is submitted with a dependency on its job. A job that
+is preempted, or reaches its time limit, goes back into the queue and resumes from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,14 @@ DEFAULTS: Mapping[str, Any] = {"time": 24 * 60, "cpus_per_task": 4}
 
 @dataclass(frozen=True)
 class Training:
-    """What a job does; submitit calls it, and calls `checkpoint` before a job loses its node."""
+    """The function of a job, which submitit calls; it calls `checkpoint` before a job loses its node.
+
+    Attributes:
+        arguments: what follows `python -m trainer` on the command line.
+        folder: output folder of the training.
+        processes: number of processes, one for each GPU.
+        threads: threads of each process.
+    """
 
     arguments: tuple[str, ...]
     folder: Path
@@ -38,13 +45,13 @@ class Training:
     threads: int
 
     def __call__(self) -> None:
-        """Train, or go on with the run that is in the folder."""
+        """Train, or resume the run in the folder."""
         resume = ["--resume"] if (self.folder / RECIPE_FILE).exists() else []
         launch = ["-m", "trainer"]
         if self.processes > 1:
             launch = ["-m", "accelerate.commands.launch", "--num_processes", str(self.processes), *launch]
-        words = python([*launch, *self.arguments, *resume])
-        subprocess.run(words, env=environment(OMP_NUM_THREADS=str(self.threads)), check=True)
+        command = python([*launch, *self.arguments, *resume])
+        subprocess.run(command, env=environment(OMP_NUM_THREADS=str(self.threads)), check=True)
 
     def checkpoint(self) -> Any:
         """Return the same training, to be queued again."""
@@ -52,11 +59,11 @@ class Training:
 
 
 class Scripts(SlurmExecutor):
-    """Writes the batch scripts of jobs on a machine without Slurm, and submits none."""
+    """An executor that makes batch scripts, also on a machine without Slurm, and submits nothing."""
 
     @classmethod
     def affinity(cls) -> int:
-        """Claim that there is a Slurm: nothing is asked of it."""
+        """Return 1, which means that Slurm is there; this executor never uses it."""
         return 1
 
     def script(self) -> str:
@@ -65,11 +72,11 @@ class Scripts(SlurmExecutor):
 
 
 def options(words: Iterable[str]) -> dict[str, Any]:
-    """Return the parameters of sbatch in `words`, such as `partition=gpu` and `time=240` (minutes).
+    """Parse parameters of sbatch, such as `partition=gpu` and `time=240` (minutes), and add the defaults.
 
     Raises:
-        ConfigError: not NAME=VALUE, or a value that sbatch's parameter cannot have.
-        UnknownNameError: sbatch has no such parameter.
+        ConfigError: a word is not NAME=VALUE, or the parameter cannot have this value.
+        UnknownNameError: there is no such parameter.
     """
     known = sorted(SlurmExecutor._valid_parameters() - {"job_name", "dependency", "num_gpus", "setup", "teardown"})
     parameters: dict[str, Any] = dict(DEFAULTS)
@@ -86,8 +93,10 @@ def options(words: Iterable[str]) -> dict[str, Any]:
 
 
 def scripts(sweep: Sweep) -> Iterator[tuple[Job, str]]:
-    """Yield the batch script of every training that is missing, and submit none; a job that waits for another says so
-    with that run's name in place of its number."""
+    """Yield every missing training with its batch script, and submit nothing.
+
+    A script that depends on another job has the name of that training instead of a job number.
+    """
     check(sweep)
     executor = Scripts(sweep.output_dir / FOLDER)
     missing = {job.folder: job for job in sweep.jobs() if not job.finished}
@@ -98,27 +107,27 @@ def scripts(sweep: Sweep) -> Iterator[tuple[Job, str]]:
 
 
 def submit_all(sweep: Sweep) -> tuple[dict[str, str], dict[str, str]]:
-    """Submit every training that is missing and in no queue.
+    """Submit every missing training that is not in the queue.
 
     Returns:
-        The numbers of the jobs submitted now, by run, and of those that were in the queue already.
+        The numbers of the jobs that were submitted, and of those that were already in the queue, by run.
 
     Raises:
-        RunError: no Slurm on this machine, or it takes a job not.
+        RunError: there is no Slurm on this machine, or it refuses a job.
     """
     check(sweep)
     folder = sweep.output_dir / FOLDER
     numbers: dict[str, str] = json.loads(_numbers(folder).read_text()) if _numbers(folder).exists() else {}
     missing = {job.folder: job for job in sweep.jobs() if not job.finished}
-    waiting = {str(job): number for job in missing.values() if (number := _queued(folder, numbers.get(str(job))))}
+    queued = {str(job): number for job in missing.values() if (number := _queued(folder, numbers.get(str(job))))}
     submitted: dict[str, str] = {}
     try:
         executor = SlurmExecutor(folder)
         for job in missing.values():
-            if str(job) in waiting:
+            if str(job) in queued:
                 continue
             parent = missing.get(job.start) if job.start is not None else None
-            number = None if parent is None else (submitted | waiting)[str(parent)]
+            number = None if parent is None else (submitted | queued)[str(parent)]
             parameters = _parameters(sweep, job, number)
             executor.update_parameters(**parameters)
             submitted[str(job)] = executor.submit(_training(job, parameters)).job_id
@@ -131,26 +140,27 @@ def submit_all(sweep: Sweep) -> tuple[dict[str, str], dict[str, str]]:
         submitit.core.utils.FailedSubmissionError,
     ) as error:
         raise RunError(
-            f"{len(submitted)} of {len(missing) - len(waiting)} jobs are submitted, then Slurm fails"
+            f"{len(submitted)} of {len(missing) - len(queued)} jobs are submitted, then Slurm fails"
             f" ({one_line(error, 120)}): expected srun and sbatch on this machine, or --launcher local"
         ) from error
-    return submitted, waiting
+    return submitted, queued
 
 
 def _training(job: Job, parameters: Mapping[str, Any]) -> Training:
+    """Return the function of a job: one process for each GPU, which share the CPUs."""
     processes = int(parameters.get("gpus_per_node", parameters.get("gpus_per_task", 1)))
     threads = max(1, int(parameters.get("cpus_per_task", 1)) // max(1, processes))
     return Training(tuple(job.arguments), job.folder, processes, threads)
 
 
 def _parameters(sweep: Sweep, job: Job, after: str | None) -> dict[str, Any]:
-    """The parameters of one job; `after` is the job whose model it starts from."""
+    """Return the parameters of a job; `after` is the number of the job that it depends on, if any."""
     dependency = {"dependency": f"afterok:{after}", "additional_parameters": {"kill-on-invalid-dep": "yes"}}
     return options(sweep.slurm) | {"job_name": str(job)} | (dependency if after is not None else {"dependency": None})
 
 
 def _queued(folder: Path, number: str | None) -> str | None:
-    """The number of a job if it waits or runs, as far as Slurm knows."""
+    """Return the number of a job if Slurm says that it waits or runs, else None."""
     if number is None:
         return None
     state = submitit.SlurmJob(folder, number).state
@@ -158,4 +168,5 @@ def _queued(folder: Path, number: str | None) -> str | None:
 
 
 def _numbers(folder: Path) -> Path:
+    """Return the file with the numbers of the jobs by run."""
     return folder / "jobs.json"

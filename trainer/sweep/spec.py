@@ -1,4 +1,4 @@
-"""What a sweep trains: its variants and its grid as jobs, and what is refused before the first of them."""
+"""The specification of a sweep: variants, grid and seeds, the jobs that they make, and checks before the first one."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from workbench.training_folder import BEST_ROW, RECIPE_FILE, RECORD_FILE
 SCORED = "expected questions with options, whose answers a sweep compares"
 
 Point = tuple[tuple[str, str], ...]
-"""One combination of a grid's values: (key of the recipe, value as it is written)."""
+"""One combination of a grid's values: pairs of a recipe key and its value, as written in the sweep."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A training but for its seed.
+    """A training without its seed.
 
     Attributes:
-        point: where on the grid, if the grid is over all variants.
-        tag: the same, or the point of a grid over one recipe, as a part of a folder's name.
+        variant: name of the variant.
         words: recipe and options.
+        point: point of a grid over all variants; empty for a grid over one recipe.
+        tag: point of either grid, as a part of a folder's name.
     """
 
     variant: str
@@ -42,12 +43,20 @@ class Setting:
 
     @property
     def name(self) -> str:
+        """Variant and point of the grid."""
         return f"{self.variant}{self.tag}" if self.point else self.variant
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training: what it is in the table, and the words after `python -m trainer`."""
+    """One training of a sweep.
+
+    Attributes:
+        setting: what is trained.
+        seed: of the training.
+        folder: its output folder.
+        arguments: what follows `python -m trainer` on its command line.
+    """
 
     setting: Setting
     seed: int
@@ -59,19 +68,21 @@ class Job:
 
     @property
     def name(self) -> str:
+        """Name of the setting."""
         return self.setting.name
 
     @property
     def start(self) -> Path | None:
-        """The folder that it starts from, if any."""
+        """The folder of the training that this one starts from, if any."""
         return Path(self.arguments[self.arguments.index("--start") + 1]) if "--start" in self.arguments else None
 
     @property
     def finished(self) -> bool:
+        """Whether the training is finished."""
         return (self.folder / RECORD_FILE).exists()
 
     def recipe(self) -> Recipe:
-        """What it is trained with.
+        """Return the recipe of the training.
 
         Raises:
             ConfigError: the recipe cannot be read.
@@ -84,44 +95,47 @@ class Job:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Variants and the points of a grid, x seeds."""
+    """A sweep: every variant at every point of a grid, with every seed."""
 
     output_dir: Path = Path("runs/sweep")
+    """Folder of the runs and of the comparison."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds that every variant is trained with."""
     variants: tuple[str, ...] = ()
-    """Each "name: RECIPE --section.key value ..."; {output_dir}, {point} (of the grid, such as _limit_train-300) and
-    {seed} are filled in, and a run waits for its --start folder."""
+    """Variants, each as "NAME: RECIPE --section.key value ..."; {output_dir}, {seed} and {point} (of the grid, such as
+    _limit_train-300) are filled in. A run with --start waits until the run in that folder is finished."""
     grid: tuple[str, ...] = ()
-    """Each "section.key: value value ..."; every combination is trained for every variant or, with `over`, is a variant
-    of that recipe. A value such as 2,3,4 is a list."""
+    """Axes of a grid, each as "section.key: value value ..."; a value such as 2,3,4 is a list. Every combination is
+    trained for every variant or, with `over`, is itself a variant of that recipe."""
     over: str = ""
     """A recipe that the grid varies, instead of all variants: "RECIPE --section.key value ..."."""
     first: str = ""
-    """A run, written as in `variants`, that is trained once, in a folder of its name and with the first seed: a first
-    stage that all share."""
+    """A run, written as in `variants`, that is trained once before the others, with the first seed, in a folder of its
+    name: such as a stage 1 that all variants start from."""
     against: str = "baseline"
     """The variant that differences are taken against, at the same point of a grid over all variants."""
     processes: int = 2
-    """Trainings at a time; they share the cores."""
+    """Number of trainings at a time; they share the cores."""
     suffix: bool = True
-    """Name folders NAME-sSEED; without it NAME alone, for a single seed."""
+    """Name folders NAME-sSEED; without it NAME alone, which is possible for a single seed."""
     best: tuple[str, ...] = ()
-    """Variants whose best checkpoint by validation score is a row of its own, "NAME, best checkpoint": stopped early.
-    Needs `keep_best` and `data.test`."""
+    """Variants whose checkpoint with the best validation score (early stopping) gets a row of its own, "NAME, best
+    checkpoint". Their recipes need `keep_best` and `data.test`."""
     report: bool = False
-    """Print the table of the finished runs and train nothing."""
+    """Train nothing, print the comparison of the finished runs."""
     export: Path | None = None
-    """Write a small JSON file for each finished run into this folder, all that the table needs, and train nothing."""
+    """Train nothing, write a small JSON file for each finished run into this folder, which has all that the comparison
+    needs."""
     exported: Path | None = None
-    """With `report`: make the table from such a folder, when the runs themselves are gone."""
+    """With `report`: compare the runs that were exported to this folder, when the runs themselves are deleted."""
     launcher: Literal["local", "submitit"] = "local"
     """Where trainings run: on this machine, `processes` at a time, or each as a Slurm job, submitted through submitit
     (extra `slurm`)."""
     slurm: tuple[str, ...] = ()
-    """With `launcher submitit`: parameters of sbatch, each NAME=VALUE, such as partition=gpu gpus_per_node=4 time=240
-    (minutes)."""
+    """With `launcher submitit`: parameters of sbatch, each as NAME=VALUE, such as partition=gpu gpus_per_node=4
+    time=240 (minutes)."""
     dry_run: bool = False
-    """Print what would be trained, with `launcher submitit` the batch scripts, and start nothing."""
+    """Train nothing, print the commands of the trainings or, with `launcher submitit`, their batch scripts."""
 
     def __post_init__(self) -> None:
         if self.processes < 1:
@@ -131,14 +145,16 @@ class Sweep:
                 f"seeds are {', '.join(map(str, self.seeds)) or 'empty'}: expected one or more, none of them twice"
             )
         if not self.suffix and len(self.seeds) > 1:
-            raise ConfigError(f"{len(self.seeds)} seeds without a suffix would share their folders: expected one seed")
+            raise ConfigError(
+                f"suffix is no, so {len(self.seeds)} seeds would share their folders: expected one seed, or suffix yes"
+            )
         for text in (*self.variants, *filter(None, [self.first])):
             if not re.match(r"[\w.+-]+:\s*\S", text):
                 raise ConfigError(f"variant '{text}': expected 'name: RECIPE [--section.key value ...]'")
         if self.exported is not None and (self.export is not None or not self.report):
             raise ConfigError(
-                f"exported is {self.exported}: expected it with --report, and without --export, since it is read in"
-                " place of the runs"
+                f"exported is {self.exported}: expected it with --report and without --export, since it is read instead"
+                " of the runs"
             )
         if self.slurm and self.launcher != "submitit":
             raise ConfigError(f"slurm is {', '.join(self.slurm)}: expected it with --launcher submitit")
@@ -152,9 +168,10 @@ class Sweep:
             raise UnknownNameError("variant", self.against, variants)
         names = [setting.name for setting in self.settings()]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise ConfigError(f"two variants are called '{twice}': expected names that differ")
+            raise ConfigError(f"two variants are called '{twice}': expected different names")
 
     def _check_grid(self) -> None:
+        """Check `grid` and `over`."""
         for text in self.grid:
             if not re.match(r"[\w.]+:\s*\S", text) or text.startswith("seed:"):
                 raise ConfigError(f"grid '{text}': expected 'section.key: value value ...', and seeds in `seeds`")
@@ -166,54 +183,55 @@ class Sweep:
             raise ConfigError(
                 f"grid is {list(self.grid)} without a recipe: expected `variants`, or `over` for a grid of one recipe"
             )
-        keys = [text.partition(":")[0] for text in self.grid]
-        short = [last(key) for key in keys]
-        if twice := next((name for name in short if short.count(name) > 1), None):
+        names = [last(text.partition(":")[0]) for text in self.grid]
+        if twice := next((name for name in names if names.count(name) > 1), None):
             raise ConfigError(
-                f"the grid has two keys that end in '{twice}': expected names that differ, for folders and columns are"
-                " called by them"
+                f"the grid has two keys that end in '{twice}': expected keys with different last parts, which name"
+                " folders and columns"
             )
 
     @property
     def keys(self) -> list[str]:
-        """The keys of a grid over all variants, each a column of the table."""
+        """The keys of a grid over all variants, each of which is a column of the table."""
         return [] if self.over else [text.partition(":")[0] for text in self.grid]
 
     def settings(self) -> list[Setting]:
-        """Every training but for its seed: point by point, or the listed variants and then the grid over one recipe."""
-        listed = [(name, words.strip()) for name, words in (text.split(":", 1) for text in self.variants)]
+        """Return every training without its seed.
+
+        For a grid over all variants, they are ordered by its points. Otherwise the variants are followed by the points
+        of the grid over one recipe.
+        """
+        variants = [(name, words.strip()) for name, words in (text.split(":", 1) for text in self.variants)]
         axes = [(key, values.split()) for key, values in (text.split(":", 1) for text in self.grid)]
-        points = (
-            [tuple(point) for point in product(*([(key, value) for value in values] for key, values in axes))]
-            if axes
-            else []
-        )
+        points: list[Point] = []
+        if axes:
+            points = [tuple(point) for point in product(*([(key, value) for value in values] for key, values in axes))]
         if points and not self.over:
             return [
                 Setting(name, f"{words} {_flags(point)}", point, _tag(point))
                 for point in points
-                for name, words in listed
+                for name, words in variants
             ]
-        alone = [Setting(name, words) for name, words in listed]
-        return alone + [
+        listed = [Setting(name, words) for name, words in variants]
+        return listed + [
             Setting(_tag(point)[1:], f"{self.over.strip()} {_flags(point)}", tag=_tag(point)) for point in points
         ]
 
     def runs(self) -> Iterator[Job]:
-        """Every run that is compared, all seeds of a setting together, so that a sweep cut short has whole ones."""
+        """Yield every run that is compared; all seeds of a setting follow one another, so it is soon complete."""
         for setting in self.settings():
             for seed in self.seeds:
-                yield self._job(
-                    setting, seed, self.output_dir / (f"{setting.name}-s{seed}" if self.suffix else setting.name)
-                )
+                name = f"{setting.name}-s{seed}" if self.suffix else setting.name
+                yield self._job(setting, seed, self.output_dir / name)
 
     def jobs(self) -> list[Job]:
-        """Every run that is trained."""
+        """Return every run that is trained: `first`, if there is one, and those of `runs`."""
         name, _, words = self.first.partition(":")
         shared = [self._job(Setting(name, words.strip()), self.seeds[0], self.output_dir / name)] if self.first else []
         return [*shared, *self.runs()]
 
     def _job(self, setting: Setting, seed: int, folder: Path) -> Job:
+        """Return the job of a setting and a seed, with {output_dir}, {point} and {seed} filled in."""
         try:
             words = setting.words.format(output_dir=shlex.quote(str(self.output_dir)), seed=seed, point=setting.tag)
             arguments = [
@@ -229,33 +247,41 @@ class Sweep:
         options = [word[2:].split("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
         if twice := next((key for key, _ in setting.point if options.count(key) > 1), None):
             raise ConfigError(
-                f"variant '{setting.variant}' has --{twice}, which the grid varies: expected it in one of the two"
+                f"variant '{setting.variant}' has --{twice}, which the grid varies: expected it in the grid or in the"
+                " variant, not in both"
             )
         return Job(setting, seed, folder, [*arguments, "--seed", str(seed), "--output_dir", str(folder)])
 
 
 def last(key: str) -> str:
-    """What folders and columns call a key: `limit_train` of `data.limit_train`."""
+    """Return the last part of a key, by which folders and columns name it: `limit_train` for `data.limit_train`."""
     return key.rpartition(".")[2]
 
 
 def _tag(point: Point) -> str:
+    """Return a point of the grid as a part of a folder's name, such as `_limit_train-300`."""
     return "".join(f"_{last(key)}-{re.sub(r'[^0-9A-Za-z.+-]+', '-', value.replace(',', '+'))}" for key, value in point)
 
 
 def _flags(point: Point) -> str:
+    """Return a point of the grid as command line options, such as `--data.limit_train 300`."""
     return " ".join(f"--{key} {shlex.join(value.split(','))}" for key, value in point)
 
 
 def check(sweep: Sweep) -> None:
-    """See that every recipe can be read, and that what is there was trained from the recipes of this sweep, so that no
-    old run is compared with a new one."""
+    """Check that every recipe can be read, and that existing runs were trained from the recipes of this sweep.
+
+    This prevents the comparison of an old run with a new one.
+
+    Raises:
+        ConfigError: names the variant or the folder that is wrong.
+    """
     if sweep.output_dir.exists() and not sweep.output_dir.is_dir():
         raise ConfigError(f"output_dir is {sweep.output_dir}, a file: expected a folder, or the name of a new one")
     folders = [job.folder for job in sweep.jobs()]
     if twice := next((folder for folder in folders if folders.count(folder) > 1), None):
         raise ConfigError(
-            f"two runs of the sweep would be trained in {twice}: expected names that differ, that of `first` too"
+            f"two runs of the sweep would be trained in {twice}: expected different names, also from that of `first`"
         )
     first = folders[0] if sweep.first else None
     for job in sweep.jobs():
@@ -270,13 +296,13 @@ def check(sweep: Sweep) -> None:
             )
         if recipe.stage1 is not None:
             raise ConfigError(
-                f"variant '{job.name}' has the first stage {recipe.stage1}, which several runs would train at once:"
-                " expected --start FOLDER there"
+                f"variant '{job.name}' has stage1 {recipe.stage1}, which several runs would train at once: expected"
+                " --start FOLDER instead, with a stage 1 that is trained before"
             )
         if job.setting.variant in sweep.best and (recipe.data.test is None or not recipe.keep_best):
             raise ConfigError(
                 f"variant '{job.name}' has keep_best {recipe.keep_best} and data.test {recipe.data.test}: expected both"
-                " for a row of its best checkpoint, since on data.val, which chose it, it looks too good"
+                " for a row of its best checkpoint, whose score on data.val, by which it was chosen, is too high"
             )
         if (job.folder / RECIPE_FILE).exists():
             check_same_recipe(job.folder, recipe)
@@ -291,9 +317,11 @@ def check(sweep: Sweep) -> None:
 
 @cache
 def _has_options(spec: str, limit: int | None) -> bool:
+    """Return whether a data set has questions with options."""
     return any(sample.answer in sample.options for sample in load_data(spec, limit=limit, decode=False))
 
 
 @cache
 def _recipe(file: str, *words: str) -> Recipe:
+    """Return the recipe that a name or path and options describe."""
     return parse(Recipe, words, prog="sweep", recipe=RECIPES.find(file))
