@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import TrainerState
 
 from trainer import distributed
-from trainer.build.lora import adapters, merge
+from trainer.build.lora import lora_layers, merge_lora
 from trainer.card import origins, write_card
 from trainer.checks import checked_stages
 from trainer.evaluation import Evaluation, summary
@@ -102,8 +102,8 @@ def _finished(trainer: AlignmentTrainer, argv: list[str]) -> pd.DataFrame:
     """Check, evaluate and store the trained model and, last of all, its record; return the final evaluation."""
     setup, tensors = trainer.setup, trainer.whole_state()
     distributed.on_main(lambda: setup.check_frozen(part(tensors, "base.")))
-    if adapters(setup.model.base):
-        merge(setup.model.base)  # what is stored is what is evaluated: merging rounds
+    if lora_layers(setup.model.base):
+        merge_lora(setup.model.base)  # what is stored is what is evaluated: merging rounds
         tensors = trainer.whole_state()
     evaluation = setup.evaluate(final=True)
     record = _record(trainer, argv)

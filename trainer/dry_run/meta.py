@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, LlavaForConditionalGenerat
 
 from trainer.alignment import Alignment, attach_alignment
 from trainer.build.assembled_llava import check_parts, describe_parts
-from trainer.build.second_encoder import encoder_alone
+from trainer.build.second_encoder import pad_for_second_encoder
 from trainer.recipe import ModelConfig, Recipe
 from workbench.errors import ConfigError, one_line
 from workbench.mllm import VisualTokens
@@ -127,7 +127,7 @@ def attach(
 
     def keep(_: nn.Module, args: tuple[Tensor]) -> Tensor | None:
         seen.append(args[0])
-        return encoder_alone(connector, args[0]) if second else None
+        return pad_for_second_encoder(connector, args[0]) if second else None
 
     handle = connector.register_forward_pre_hook(keep)
     inputs = {

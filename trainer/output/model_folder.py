@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from trainer.aligned_model import Aligned
-from trainer.build.lora import adapters, merged_state
+from trainer.build.lora import lora_layers, merged_state
 from workbench.errors import RunError
 from workbench.files import HEAD_FILE
 from workbench.mllm.residual import FILE as RESIDUAL_FILE
@@ -36,7 +36,7 @@ def save_model(model: Aligned, processor: Any, folder: Path, state: Mapping[str,
     for name, value in model.named_parameters(remove_duplicate=False):
         state[name] = state[names.setdefault(id(value), name)]  # tied tensors, gathered one by one, are one again
     base = part(state, "base.")
-    if adapters(model.base):
+    if lora_layers(model.base):
         model.base.save_pretrained(folder, state_dict=merged_state(model.base, base))
         save_file({name: base[name].detach().contiguous() for name in _trained(model.base)}, folder / LORA_FILE)
     else:
@@ -70,7 +70,7 @@ def load_model(model: Aligned, folder: Path) -> None:
         raise RunError(
             f"checkpoint {folder} holds {found}: expected {type(model.base).__name__}, the model of this recipe"
         )
-    if adapters(model.base):
+    if lora_layers(model.base):
         _load_trained(model.base, load_file(folder / LORA_FILE))
     else:
         model.base.load_state_dict(type(model.base).from_pretrained(folder, dtype=torch.float32).state_dict())

@@ -13,10 +13,10 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, set_seed
 
 from trainer.aligned_model import AlignedForConditionalGeneration
 from trainer.alignment import Alignment, attach_alignment
-from trainer.build.connector_init import input_deviation, start_connector
+from trainer.build.connector_init import init_projector, mean_channel_std
 from trainer.build.dropout import add_dropout
 from trainer.build.lora import add_lora
-from trainer.build.second_encoder import second_record
+from trainer.build.second_encoder import second_encoder_record
 from trainer.build.toy_llava import build_llava, build_processor, load_start
 from trainer.evaluation import Evaluation, answer_packed
 from trainer.frozen import check_frozen, frozen_fingerprint
@@ -105,7 +105,7 @@ class PackedSetup:
             train=sets[0],
             val=sets[1],
             test=None if splits.test is None else sets[2],
-            input_rate=llava.lm_head.in_features / sample.shape[-1] / input_deviation(sample),
+            input_rate=llava.lm_head.in_features / sample.shape[-1] / mean_channel_std(sample),
             frozen=frozen,
             vfms=vfms,
             second=second,
@@ -206,7 +206,7 @@ def _start(
     """Give the projector its first values or, where the run starts from a folder, the model the values there; return
     what the record says of them."""
     if recipe.start is None:
-        start_connector(llava, sample, recipe.model.image_size // processor.patch_size)
+        init_projector(llava, sample, recipe.model.image_size // processor.patch_size)
         return {}
     fingerprint = load_start(llava, processor, recipe.start)
     check_unchanged(
@@ -275,7 +275,7 @@ def _second(second: VFM | None, llava: LlavaForConditionalGeneration) -> dict[st
     return (
         {}
         if second is None
-        else {**second_record(second), "second_encoder_scale": getattr(llava.config, SECOND_ENCODER)["scale"]}
+        else {**second_encoder_record(second), "second_encoder_scale": getattr(llava.config, SECOND_ENCODER)["scale"]}
     )
 
 

@@ -11,8 +11,8 @@ from typing import Literal
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from trainer.build.connector_init import input_deviation
-from trainer.build.second_encoder import JoinedFeatures, stored_second
+from trainer.build.connector_init import mean_channel_std
+from trainer.build.second_encoder import JoinedFeatures, stored_second_encoder
 from trainer.build.toy_llava import connector_inputs
 from trainer.recipe import AlignmentConfig, Recipe
 from trainer.setups.packed_data import Splits
@@ -70,9 +70,9 @@ def joined_features(
     """
     side = isqrt(encoder[0].shape[1])
     more = [_vfm_features(second, data, (side, side), recipe.data.features) for data in splits.all]
-    scale = input_deviation(sample_of(encoder[0])) / input_deviation(sample_of(more[0]))
+    scale = mean_channel_std(sample_of(encoder[0])) / mean_channel_std(sample_of(more[0]))
     if recipe.start is not None:
-        scale = stored_second(recipe.start).get("scale", scale)  # without one the start is refused
+        scale = stored_second_encoder(recipe.start).get("scale", scale)  # without one the start is refused
     getattr(llava.config, SECOND_ENCODER).update(fingerprint=second.fingerprint, scale=scale)
     return [JoinedFeatures(one, other, scale) for one, other in zip(encoder, more, strict=True)]
 
