@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from trainer import distributed
 from trainer.aligned_model import AlignedForConditionalGeneration
-from trainer.setups.conversation_data import ConversationSet, encoded
+from trainer.setups.conversation_data import ConversationSet, encode_rows
 from trainer.setups.packed_data import PackedDataset, collate
 from workbench.data import Sample
 from workbench.mllm import MLLM
@@ -161,7 +161,7 @@ def language_loss(
     kinds = [[n for n, c in enumerate(conversations) if bool(c.loads) == kind] for kind in (True, False)]
     for numbers, counted in chain.from_iterable(_mine(kind, batch_size) for kind in kinds):
         own = [conversations[n] for n in numbers]
-        batch, labels = encoded(mllm, data, numbers, max_length)
+        batch, labels = encode_rows(mllm, data, numbers, max_length)
         logits = model(labels=labels, visual=(), **batch.inputs).logits[:, :-1]
         wanted = labels[:, 1:] != IGNORED
         counts = wanted.sum(1).tolist()

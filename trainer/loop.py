@@ -23,10 +23,10 @@ from transformers.trainer_callback import PrinterCallback
 from trainer import distributed
 from trainer.alignment import weight_at
 from trainer.evaluation import metrics_of
-from trainer.monitor.cknna import SubsetAlignment, subset_alignment
-from trainer.monitor.guards import counted, stop_unless_finite
+from trainer.monitor.cknna import CknnaMonitor, build_cknna_monitor
+from trainer.monitor.guards import check_token_counts, stop_unless_finite
 from trainer.monitor.progress import LastLog, Progress
-from trainer.monitor.warnings import EarlyWarnings, tell
+from trainer.monitor.warnings import EarlyWarnings, warn_once
 from trainer.output.checkpoints import UNFINISHED, publish_checkpoint, write_sources
 from trainer.output.model_folder import load_model, save_model
 from trainer.recipe import Recipe
@@ -47,7 +47,7 @@ class AlignmentTrainer(Trainer):
     """
 
     def __init__(
-        self, *, recipe: Recipe, setup: Setup, watched: tuple[SubsetAlignment | None, list[str]], **kwargs: Any
+        self, *, recipe: Recipe, setup: Setup, watched: tuple[CknnaMonitor | None, list[str]], **kwargs: Any
     ) -> None:
         self.recipe, self.setup = recipe, setup
         self._sums: dict[str, Tensor] = {}
@@ -59,8 +59,8 @@ class AlignmentTrainer(Trainer):
         self._saving = False
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.trained_for, self.evaluated_at = 0.0, -1  # seconds, and step
-        self.subset, self.known = watched[0], [*watched[1], *setup.known(distributed.count())]
-        collator = counted(setup.collate, setup.model.config.image_token_id)
+        self.subset, self.known = watched[0], [*watched[1], *setup.warnings(distributed.count())]
+        collator = check_token_counts(setup.collate, setup.model.config.image_token_id)
         arguments: TrainingArguments = kwargs["args"]
         # where one process sees several GPUs, transformers would divide over them a batch that many times as large
         arguments._n_gpu = min(arguments.n_gpu, 1)
@@ -134,7 +134,7 @@ class AlignmentTrainer(Trainer):
 
     def _aligned(self, batch: dict[str, Any]) -> Tensor:
         """What the alignment loss of a batch is a mean over."""
-        return self.setup.aligned(batch).to(batch["labels"].device)
+        return self.setup.count_aligned(batch).to(batch["labels"].device)
 
     def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:
         return self.setup.sampler(distributed.count())
@@ -219,7 +219,7 @@ class AlignmentTrainer(Trainer):
         ]
         state.log_history = losses
         self.state = state
-        tell(state, self.known)  # as at the beginning of a training
+        warn_once(state, self.known)  # as at the beginning of a training
         # evaluated in the precision of an uninterrupted run, whose forward pass training has wrapped
         if self.accelerator.native_amp:
             self.accelerator.prepare_model(self.setup.model, evaluation_mode=True)
@@ -325,7 +325,7 @@ def build_trainer(recipe: Recipe, setup: Setup) -> AlignmentTrainer:
             torch.autocast(distributed.device().split(":")[0], torch.bfloat16)(setup.model.forward)
         )  # type: ignore[method-assign]
     # before the arguments, after which ZeRO-3 divides whatever is loaded, a VFM too
-    watched = subset_alignment(recipe, setup)
+    watched = build_cknna_monitor(recipe, setup)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=optim.steps,

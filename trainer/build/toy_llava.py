@@ -224,10 +224,10 @@ def load_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, 
 
 
 def check_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
-    """Check that the model in `folder`, the recipe's `start`, can be loaded into `llava`; no tensor values are compared.
+    """Check that the model in `folder`, the recipe's `start`, can be loaded into `llava`.
 
     Args:
-        llava: The model that the recipe describes; it may be on the meta device.
+        llava: The model that the recipe describes. It may be on the meta device, as no tensor values are compared.
 
     Raises:
         ConfigError: The folder is not that of a finished training, or its model, tokenizer or second encoder is not the
