@@ -316,12 +316,12 @@ def test_a_run_goes_on_without_a_row(
         now = flags
     monkeypatch.delenv("BROKEN")
     if how == "deleted":
-        with pytest.raises(RunError, match="say --repaired"):
+        with pytest.raises(RunError, match="add --repaired"):
             run_of([*now, "--resume"], tmp_path / "out")
         monkeypatch.delenv("BROKEN", raising=False)
     run_of([*now, "--resume", "--repaired"], tmp_path / "out")
     record = json.loads((tmp_path / "out" / "training.json").read_text())
-    sentence = f"resumed at step 2 without 1 of {len(given)} conversations, in whose place the next ones come"
+    sentence = f"resumed at step 2 without 1 of {len(given)} conversations, each replaced by the next one"
     assert any(sentence in warning for warning in record["warnings"]) and record["dropped"] == 1
     assert sentence in (tmp_path / "out" / "README.md").read_text()
     monkeypatch.delenv("BROKEN", raising=False)

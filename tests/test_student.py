@@ -260,7 +260,7 @@ def test_a_run_that_met_a_broken_picture_goes_on_once_it_is_replaced(tmp_path: P
     assert [c.step for c in checkpoints(tmp_path / "out")] == [2]
     file.write_bytes(good)
     with pytest.raises(
-        RunError, match=r"the data fingerprint .* \(for data with a file that was repaired, say --repaired\)"
+        RunError, match=r"the data fingerprint .* \(if a file of the data was repaired, add --repaired\)"
     ):
         folder_of([*flags, "--resume"], tmp_path / "out")
     folder_of([*flags, "--resume", "--repaired"], tmp_path / "out")

@@ -23,8 +23,8 @@ from trainer.loop import AlignmentTrainer, build_trainer
 from trainer.monitor.progress import write_log
 from trainer.monitor.warnings import warnings_of
 from trainer.output.checkpoints import UNFINISHED, check_same_sources
-from trainer.output.folder import FINAL, alone, check_output, write_recipe
-from trainer.output.model_folder import load_model, part, save_model
+from trainer.output.folder import FINAL, check_output, output_lock, write_recipe
+from trainer.output.model_folder import load_model, save_model, tensors_below
 from trainer.recipe import Recipe
 from trainer.setups.base import Setup
 from trainer.setups.conversation import ConversationSetup
@@ -56,7 +56,7 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
     for stage in before:
         if not (stage.output_dir / RECORD_FILE).exists():
             train(replace(stage, resume=(stage.output_dir / RECIPE_FILE).exists()), argv)
-    with alone(recipe.output_dir):
+    with output_lock(recipe.output_dir):
         trainer = _trained(recipe, checkpoint)
         return _finished(trainer, argv)
 
@@ -101,7 +101,7 @@ def _trained(recipe: Recipe, checkpoint: Path | None) -> AlignmentTrainer:
 def _finished(trainer: AlignmentTrainer, argv: list[str]) -> pd.DataFrame:
     """Check, evaluate and store the trained model and, last of all, its record; return the final evaluation."""
     setup, tensors = trainer.setup, trainer.whole_state()
-    distributed.on_main(lambda: setup.check_frozen(part(tensors, "base.")))
+    distributed.on_main(lambda: setup.check_frozen(tensors_below(tensors, "base.")))
     if lora_layers(setup.model.base):
         merge_lora(setup.model.base)  # what is stored is what is evaluated: merging rounds
         tensors = trainer.whole_state()
