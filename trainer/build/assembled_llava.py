@@ -46,7 +46,7 @@ def describe_parts(config: ModelConfig) -> tuple[LlavaConfig, LlavaProcessor]:
     """Return the configuration and the processor of the model that `config` describes, without reading any weights.
 
     Raises:
-        ConfigError: A part cannot be found, or is not a vision encoder or language model that can be used here.
+        ConfigError: a part cannot be found, or is not a vision encoder or language model that can be used here.
     """
     vision, image_processor = _load_vision_config(config.vision_encoder, config.vision_encoder_revision)
     text, tokenizer = _load_language_config(config.language, config.language_revision)
@@ -83,7 +83,7 @@ def build_from_parts(config: ModelConfig) -> MLLM:
     """Build the model that `config` describes, in float32; its projector is drawn from torch's current random state.
 
     Raises:
-        ConfigError: See `describe_parts`; or the weights of a part cannot be loaded.
+        ConfigError: see `describe_parts`; or the weights of a part cannot be loaded.
     """
     settings, processor = describe_parts(config)
     with torch.device("meta"):  # structure only: each part that holds weights is put in below
@@ -201,7 +201,7 @@ def _load_part(part: str, name: Any, auto: Any, revision: str | None) -> Any:
     """Load a part in float32, and fail if its files lack a tensor (transformers would only warn and draw it at random).
 
     Raises:
-        ConfigError: The part cannot be loaded, or its files lack a tensor.
+        ConfigError: the part cannot be loaded, or its files lack a tensor.
     """
     with _name_part_in_errors(part):
         settings = _load_part_config(name, revision)

@@ -22,8 +22,8 @@ def init_projector(llava: LlavaForConditionalGeneration, inputs: Float[Tensor, "
     this position only weakly, and a language model with one-dimensional positions learns the column last or never.
 
     Args:
-        inputs: What the projector receives for a sample of images.
-        side: Patches per side of the (square) patch grid.
+        inputs: what the projector receives for a sample of images.
+        side: patches per side of the (square) patch grid.
     """
     first = llava.model.multi_modal_projector.linear_1
     tokens = inputs.flatten(0, 1)

@@ -16,7 +16,7 @@ def add_dropout(model: PreTrainedModel, rate: float) -> None:
     hooks, so the saved model does not have it. Call this after `add_lora`, which replaces the layers that get a hook.
 
     Args:
-        rate: Share of the values that is set to 0; the others are multiplied by 1 / (1 - rate).
+        rate: share of the values that is set to 0; the others are multiplied by 1 / (1 - rate).
     """
     decoder: Any = model.get_decoder()
     for block in getattr(decoder, "model", decoder).layers if rate else ():

@@ -41,7 +41,7 @@ def language_config(folder: Path) -> PretrainedConfig:
     """Return the configuration of the language model in `folder`.
 
     Raises:
-        ConfigError: The folder does not hold a language model.
+        ConfigError: the folder does not hold a language model.
     """
     expected = (
         f"model.language is {folder.name}: expected the weights of a language model, such as smollm2-135m-instruct"
@@ -59,7 +59,7 @@ def language_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerFast, str]:
     """Return the language model's tokenizer with `<image>` added, and its chat template, which now accepts images.
 
     Raises:
-        ConfigError: The folder does not hold a language model, or its tokenizer has no chat template.
+        ConfigError: the folder does not hold a language model, or its tokenizer has no chat template.
     """
     language_config(folder)
 
@@ -87,7 +87,7 @@ def copy_language_weights(llava: LlavaForConditionalGeneration, folder: Path) ->
     pretrained rows.
 
     Raises:
-        WeightsError: A tensor of `llava` does not hold the pretrained values after the copy.
+        WeightsError: a tensor of `llava` does not hold the pretrained values after the copy.
     """
     pretrained = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     body, output = pretrained.base_model.state_dict(), pretrained.state_dict()["lm_head.weight"]
@@ -109,7 +109,7 @@ def check_language(llava: LlavaForConditionalGeneration, folder: Path) -> str:
     The rows of new tokens are left out of both the comparison and the fingerprint.
 
     Raises:
-        WeightsError: A tensor does not hold the values in `folder`; names the first such tensor.
+        WeightsError: a tensor does not hold the values in `folder`; names the first such tensor.
     """
     pretrained = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
     old_size = language_config(folder).vocab_size

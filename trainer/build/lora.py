@@ -17,7 +17,7 @@ def check_peft() -> None:
     """Check that peft is installed.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: peft is not installed.
     """
     if find_spec("peft") is None:
         raise ConfigError(
@@ -32,7 +32,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> None:
 
     Raises:
         ConfigError: peft is not installed.
-        UnknownNameError: No linear layer of the language model has the name of a target.
+        UnknownNameError: no linear layer of the language model has the name of a target.
     """
     check_peft()
     from peft import LoraConfig as PeftConfig
@@ -65,7 +65,7 @@ def merged_state(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[st
     The tensors have the names that they have in a model without LoRA. The model itself is not changed.
 
     Args:
-        state: The tensors of `model`, adapters included.
+        state: the tensors of `model`, adapters included.
     """
     state = dict(state)
     for name, layer in lora_layers(model).items():

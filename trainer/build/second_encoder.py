@@ -48,9 +48,9 @@ class JoinedFeatures(Features):
     """Features of two encoders for the same images and tokens, concatenated channel by channel.
 
     Args:
-        encoder: Features of the vision encoder.
-        second: Features of the second encoder.
-        scale: Factor that the second encoder's features are multiplied by.
+        encoder: features of the vision encoder.
+        second: features of the second encoder.
+        scale: factor that the second encoder's features are multiplied by.
     """
 
     def __init__(self, encoder: Features, second: Features, scale: float) -> None:

@@ -46,7 +46,7 @@ def build_processor(config: ModelConfig, words: list[str]) -> LlavaProcessor:
     """Return a LlavaProcessor that resizes images to a square without keeping their aspect ratio.
 
     Args:
-        words: The whole vocabulary, each word one token. It is ignored if the language model is pretrained, since that
+        words: the whole vocabulary, each word one token. It is ignored if the language model is pretrained, since that
             brings its own tokenizer.
     """
     if config.language:
@@ -85,7 +85,7 @@ def encoder_config(config: ModelConfig) -> PretrainedConfig:
     """Return the configuration of the complete pretrained vision encoder, with all its blocks.
 
     Raises:
-        ConfigError: The weights are not those of a vision transformer.
+        ConfigError: the weights are not those of a vision transformer.
     """
     folder = weights_folder(config.vision_encoder)
     expected = (
@@ -107,7 +107,7 @@ def llava_config(config: ModelConfig, processor: LlavaProcessor) -> LlavaConfig:
     Of the vision encoder it has only the blocks up to the last one whose features are used.
 
     Raises:
-        ConfigError: The recipe names a block that the vision encoder does not have, or the image size is not a multiple
+        ConfigError: the recipe names a block that the vision encoder does not have, or the image size is not a multiple
             of its patch size or too small.
     """
     vision = encoder_config(config)
@@ -157,8 +157,8 @@ def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaFo
         `language`.
 
     Raises:
-        ConfigError: See `llava_config`.
-        WeightsError: A part does not hold its pretrained values after the model was built.
+        ConfigError: see `llava_config`.
+        WeightsError: a part does not hold its pretrained values after the model was built.
     """
     settings, tokenizer = llava_config(config, processor), processor.tokenizer
     llava = llava_class(settings)(settings)
@@ -209,7 +209,7 @@ def load_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, 
     """Copy the weights of the model in `folder`, the recipe's `start`, into `llava`; return the model's fingerprint.
 
     Raises:
-        ConfigError: See `check_start`; or the model's file lacks a tensor.
+        ConfigError: see `check_start`; or the model's file lacks a tensor.
     """
     check_start(llava, processor, folder)
     loaded: Any = llava_class(llava.config).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
@@ -227,10 +227,10 @@ def check_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor,
     """Check that the model in `folder`, the recipe's `start`, can be loaded into `llava`.
 
     Args:
-        llava: The model that the recipe describes. It may be on the meta device, as no tensor values are compared.
+        llava: the model that the recipe describes. It may be on the meta device, as no tensor values are compared.
 
     Raises:
-        ConfigError: The folder is not that of a finished training, or its model, tokenizer or second encoder is not the
+        ConfigError: the folder is not that of a finished training, or its model, tokenizer or second encoder is not the
             one that the recipe describes.
     """
     if not (folder / "model.safetensors").exists():

@@ -33,13 +33,13 @@ class CknnaMonitor:
     `analyses.dynamics`. The VFMs are the recipe's. Images with too few visual tokens are left out.
 
     Attributes:
-        n: Median number of visual tokens of a patch grid, over the images that are measured.
-        images: Number of images that are measured.
-        left_out: Number of images with too few visual tokens.
+        n: median number of visual tokens of a patch grid, over the images that are measured.
+        images: number of images that are measured.
+        left_out: number of images with too few visual tokens.
 
     Raises:
-        ConfigError: No image has more than k visual tokens.
-        WeightsError, UnknownNameError: A VFM cannot be loaded.
+        ConfigError: no image has more than k visual tokens.
+        WeightsError, UnknownNameError: a VFM cannot be loaded.
     """
 
     def __init__(self, setup: Setup, alignment: AlignmentConfig, settings: MonitorConfig, seed: int) -> None:

@@ -20,11 +20,11 @@ def stop_unless_finite(
     """Stop the run if a loss or gradient norm is not finite, before it could spoil the model and its checkpoints.
 
     Args:
-        value: The loss or the norm.
-        parts: The terms that `value` is made of, or `value` itself, by name; for the message.
-        batch: The model's inputs, saved as safetensors if `value` is not finite.
-        folder: Where they are saved.
-        step: Number of the current optimizer step, from 1.
+        value: the loss or the norm.
+        parts: the terms that `value` is made of, or `value` itself, by name; for the message.
+        batch: the model's inputs, saved as safetensors if `value` is not finite.
+        folder: where they are saved.
+        step: number of the current optimizer step, from 1.
 
     Raises:
         RunError: `value` is not finite; the message names the value, the step and the file.
@@ -63,7 +63,7 @@ def check_token_counts(
     by `MLLM.visual_tokens`.
 
     Raises:
-        DataError: The numbers differ; raised when the returned function is called. No sample is ever left out.
+        DataError: the numbers differ; raised when the returned function is called. No sample is ever left out.
     """
 
     def checked(items: list[Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def check_trackers(names: Sequence[str]) -> None:
     """Check that the packages of the trackers are installed, before anything is computed.
 
     Raises:
-        ConfigError: A package is not installed; names it.
+        ConfigError: a package is not installed; names it.
     """
     for name in names:
         spec = find_spec(PACKAGES[name])

@@ -41,9 +41,9 @@ class EarlyWarnings(TrainerCallback, ExportableState):
     observed so far is stored in checkpoints, so that a resumed run gives the same warnings as an uninterrupted one.
 
     Args:
-        steps: After so many steps with images a head must have changed.
-        sentences: The warnings that are known at the start.
-        aligned: Whether the latest step had an image.
+        steps: after so many steps with images a head must have changed.
+        sentences: the warnings that are known at the start.
+        aligned: whether the latest step had an image.
     """
 
     def __init__(self, steps: int, sentences: Sequence[str], aligned: Callable[[], bool]) -> None:

@@ -37,15 +37,15 @@ def check_same_sources(checkpoint: Path, record: Mapping[str, Any], *, repaired:
     A checkpoint without SOURCES_FILE, from before it was introduced, is not checked.
 
     Args:
-        record: The training record of the resumed run.
-        repaired: Allow data sets with another fingerprint.
+        record: the training record of the resumed run.
+        repaired: allow data sets with another fingerprint.
 
     Returns:
         Sentences for the record about allowed differences: another `data.max_length`, rows that are left out, repaired
         data, other versions of libraries.
 
     Raises:
-        RunError: Something else differs; names the first difference.
+        RunError: something else differs; names the first difference.
     """
     if not (checkpoint / SOURCES_FILE).exists():
         return []
@@ -105,7 +105,7 @@ def check_same_launch(checkpoint: Path) -> None:
     Otherwise sums would be added up in another order, or a rank would not find its state.
 
     Raises:
-        RunError: It was not.
+        RunError: the number of ranks or the way of sharding differs.
     """
     rng_files = len(list(checkpoint.glob("rng_state_*.pth")))  # one for each of several ranks, none for a single one
     wrote, now = rng_files or 1, distributed.count()
@@ -131,12 +131,12 @@ def publish_checkpoint(folder: Path, name: str, keep: int | None) -> None:
     """Move a complete checkpoint from the folder UNFINISHED to its place, and remove all but the newest `keep`.
 
     Args:
-        folder: The output folder of the run.
-        name: Name of the checkpoint's folder.
-        keep: How many checkpoints are kept; all if None.
+        folder: the output folder of the run.
+        name: name of the checkpoint's folder.
+        keep: how many checkpoints are kept; all if None.
 
     Raises:
-        RunError: The checkpoint cannot be written.
+        RunError: the checkpoint cannot be written.
     """
     try:
         _write_file_list(folder / UNFINISHED / name)

@@ -39,7 +39,7 @@ def check_same_recipe(folder: Path, recipe: Recipe) -> None:
     A key that the stored recipe lacks, because it is older than the key, counts as the default.
 
     Raises:
-        ConfigError: A value differs, or the stored recipe has an unknown key; names the first one.
+        ConfigError: a value differs, or the stored recipe has an unknown key; names the first one.
     """
     stored = current_recipe(read_recipe(folder / RECIPE_FILE))
     known = dict(config_fields(Recipe))
@@ -54,12 +54,12 @@ def check_same_values(
     """Check that a run was started with `recipe`.
 
     Args:
-        place: Folder of the run, or file that describes it; for the message.
-        values: The run's own recipe. A key that it lacks, because it is older than the key, counts as the default.
-        advice: What to do if they differ; for the message.
+        place: folder of the run, or file that describes it; for the message.
+        values: the run's own recipe. A key that it lacks, because it is older than the key, counts as the default.
+        advice: what to do if they differ; for the message.
 
     Raises:
-        ConfigError: A value differs; names the first one.
+        ConfigError: a value differs; names the first one.
     """
     stored, wanted = _flat_values(merge(as_mapping(Recipe()), values)), _flat_values(as_mapping(recipe))
     if recipe.resume:
@@ -107,7 +107,7 @@ def output_lock(folder: Path) -> Iterator[None]:
     """Hold the lock of an output folder, so that no other run trains into it; rank 0 holds it for all ranks.
 
     Raises:
-        RunError: Another run holds the lock.
+        RunError: another run holds the lock.
     """
     with ExitStack() as locks:
         distributed.together(lambda: _lock(folder, locks) if distributed.is_main() else None)
@@ -126,9 +126,9 @@ def check_output(folder: Path, recipe: Recipe) -> Path | None:
         The checkpoint; None for a new run, or if the run to resume stopped before its first checkpoint.
 
     Raises:
-        RunError: The folder is not empty, or holds nothing that can be resumed, or its run had another number of ranks
+        RunError: the folder is not empty, or holds nothing that can be resumed, or its run had another number of ranks
             or another launch file.
-        ConfigError: The run in it was started with another recipe.
+        ConfigError: the run in it was started with another recipe.
     """
     if not recipe.resume:
         if _is_taken(folder):

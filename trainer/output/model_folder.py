@@ -26,7 +26,7 @@ def save_model(model: Aligned, processor: Any, folder: Path, state: Mapping[str,
     """Write a plain transformers folder with LoRA merged, and the alignment heads and residual adapters beside it.
 
     Args:
-        state: All tensors of the model. Needed for a sharded model, whose own parameters are only this rank's shards.
+        state: all tensors of the model. Needed for a sharded model, whose own parameters are only this rank's shards.
     """
     for config in (model.config, *(getattr(model.config, key, None) for key in model.config.sub_configs)):
         if config is not None:
@@ -63,7 +63,7 @@ def load_model(model: Aligned, folder: Path) -> None:
     and a plain load with strict=False would silently skip them.
 
     Raises:
-        RunError: The folder holds another architecture, or its trained tensors are not those that this recipe trains.
+        RunError: the folder holds another architecture, or its trained tensors are not those that this recipe trains.
     """
     architecture = (AutoConfig.from_pretrained(folder).architectures or ["nothing"])[0]
     if architecture != type(model.base).__name__:
@@ -99,7 +99,7 @@ def _load_trained(model: torch.nn.Module, saved: dict[str, Tensor]) -> None:
     """Load the trained tensors of a LoRA run; all others are what the recipe builds.
 
     Raises:
-        RunError: The stored tensors are not those that this recipe trains.
+        RunError: the stored tensors are not those that this recipe trains.
     """
     trained = _trained(model)
     if trained.keys() != saved.keys():

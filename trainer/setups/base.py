@@ -24,9 +24,9 @@ class MonitorBatch:
     """One batch of the images on which CKNNA is measured while a model trains.
 
     Attributes:
-        inputs: Arguments of the model's forward.
-        visual: For each image, its row of the batch and the positions of its visual tokens, one tensor per patch grid.
-        vfm_features: Features of each VFM at these tokens, by name: [image][patch grid] (token, dim).
+        inputs: arguments of the model's forward.
+        visual: for each image, its row of the batch and the positions of its visual tokens, one tensor per patch grid.
+        vfm_features: features of each VFM at these tokens, by name: [image][patch grid] (token, dim).
     """
 
     inputs: Mapping[str, Any]
@@ -39,7 +39,7 @@ class MonitorBatches:
     """What CKNNA is measured on while a model trains: images of the validation split, the same at every evaluation.
 
     Attributes:
-        vfm_fingerprint: The VFM's fingerprint; a list for several VFMs.
+        vfm_fingerprint: the VFM's fingerprint; a list for several VFMs.
     """
 
     batches: Sequence[MonitorBatch]
@@ -52,12 +52,12 @@ class Setup(Protocol):
     All that depends on the kind of training is in here; the Trainer knows nothing else of it.
 
     Attributes:
-        model: The model with its alignment heads. Its forward takes what `collate` returns.
-        processor: The model's processor.
-        train: The training items; `collate` makes batches of them.
-        val: The validation items, on which the model is evaluated while it trains.
-        record: Entries of training.json about model, data and VFMs.
-        unit: What the items are called in messages, in the plural.
+        model: the model with its alignment heads. Its forward takes what `collate` returns.
+        processor: the model's processor.
+        train: the training items; `collate` makes batches of them.
+        val: the validation items, on which the model is evaluated while it trains.
+        record: entries of training.json about model, data and VFMs.
+        unit: what the items are called in messages, in the plural.
     """
 
     unit: ClassVar[str]
@@ -69,7 +69,7 @@ class Setup(Protocol):
         The model's initial weights depend on the seed alone, never on the alignment.
 
         Args:
-            checkpoint: The checkpoint from which the run is resumed, if it is.
+            checkpoint: the checkpoint from which the run is resumed, if it is.
         """
         ...
 
@@ -96,7 +96,7 @@ class Setup(Protocol):
         """Return the order of the training items over the whole training, one optimizer step after another.
 
         Args:
-            processes: Number of ranks, which decides how many items an optimizer step has.
+            processes: number of ranks, which decides how many items an optimizer step has.
         """
         ...
 
@@ -131,10 +131,10 @@ class Setup(Protocol):
         """Check that the frozen parts of the model and the VFMs still hold their original values.
 
         Args:
-            state: All tensors of the transformers model, gathered if the model is sharded.
+            state: all tensors of the transformers model, gathered if the model is sharded.
 
         Raises:
-            WeightsError: They do not.
+            WeightsError: a frozen parameter or a VFM has changed.
         """
         ...
 

@@ -65,12 +65,12 @@ class ConversationSetup:
     """A multimodal model and the conversations that it learns from; see `Setup`.
 
     Attributes:
-        test: What the finished model is evaluated on; None if that is `val`.
-        questions: Questions with options of `val` and, if there is one, of `test`, by image. Where they are empty, the
+        test: what the finished model is evaluated on; None if that is `val`.
+        questions: questions with options of `val` and, if there is one, of `test`, by image. Where they are empty, the
             loss is evaluated instead of the accuracy.
-        trained: The part that each trained parameter of the model belongs to, by the parameter's name.
-        frozen: Fingerprint of all other parameters.
-        vfms: The VFMs whose features are alignment targets.
+        trained: the part that each trained parameter of the model belongs to, by the parameter's name.
+        frozen: fingerprint of all other parameters.
+        vfms: the VFMs whose features are alignment targets.
     """
 
     recipe: Recipe
@@ -175,8 +175,8 @@ class ConversationSetup:
         """Return the first validation conversations with an image; see `Setup`.
 
         Raises:
-            ConfigError: There is no conversation with an image.
-            DataError: The model's visual tokens have no rows and columns.
+            ConfigError: there is no conversation with an image.
+            DataError: the model's visual tokens have no rows and columns.
         """
         batch_size = self.recipe.optim.batch_size
         numbers = [n for n, c in enumerate(self.val.conversations) if c.loads][: self.recipe.monitor.cknna_images]
@@ -222,10 +222,10 @@ def load_conversations(recipe: Recipe, stored: Rows | None = None) -> Conversati
     """Load the training, validation and, if the recipe has it, test data.
 
     Args:
-        stored: For a resumed run, the training rows that it was started with; see `ConversationSet`.
+        stored: for a resumed run, the training rows that it was started with; see `ConversationSet`.
 
     Raises:
-        ConfigError: See `_check_kinds`.
+        ConfigError: see `_check_kinds`.
     """
     config = recipe.data
 
@@ -246,7 +246,7 @@ def _check_kinds(data: Dataset, config: DataConfig) -> None:
     """Check that the launch file can train on data that mix conversations with images and conversations without.
 
     Raises:
-        ConfigError: The launch file is ZeRO-3's; or it is FSDP's and the kinds are not grouped, so that a rank with an
+        ConfigError: the launch file is ZeRO-3's; or it is FSDP's and the kinds are not grouped, so that a rank with an
             image would wait forever for the others to gather the vision encoder's weights.
     """
     strategy, kinds = distributed.strategy(), {bool(c.loads) for c in data.conversations}
@@ -275,7 +275,7 @@ def check_conversations(recipe: Recipe, mllm: MLLM, splits: ConversationSplits) 
         list for a split whose questions have no options.
 
     Raises:
-        WorkbenchError: Recipe, model and data do not fit together.
+        WorkbenchError: recipe, model and data do not fit together.
     """
     _check_model(mllm, recipe.model)
     recipe.alignment.check_layers(mllm.n_layers)
@@ -328,7 +328,7 @@ def _questions_with_options(mllm: MLLM, data: Dataset) -> list[list[Sample]]:
     """Return the questions by image; an empty list if none has options.
 
     Raises:
-        ConfigError: The answer of a question is not among its options.
+        ConfigError: the answer of a question is not among its options.
     """
     if lost := [sample for sample in data if sample.options and sample.answer not in sample.options]:
         raise ConfigError(
@@ -371,7 +371,7 @@ def encoder_width(mllm: MLLM, train: ConversationSet) -> int:
     """Return the number of features that the projector receives for each visual token.
 
     Raises:
-        ConfigError: No training conversation has an image to measure it on.
+        ConfigError: no training conversation has an image to measure it on.
     """
     first = next((c for c in train.conversations if c.loads), None)
     if first is None:
@@ -385,7 +385,7 @@ def _add_residual(mllm: MLLM, settings: AlignmentConfig, width: int) -> Residual
     """Add the residual, if the recipe has one, and return it.
 
     Args:
-        width: Number of features that the projector receives per visual token.
+        width: number of features that the projector receives per visual token.
     """
     if settings.residual == "none":
         return None
@@ -414,7 +414,7 @@ def _attach_heads(
     """Attach the alignment heads, drawn from the seed, and return them; None for a baseline.
 
     Args:
-        width: Number of features that the projector receives per visual token.
+        width: number of features that the projector receives per visual token.
     """
     if settings.objective == "none":
         return None

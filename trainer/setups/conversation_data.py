@@ -31,9 +31,9 @@ class GroupedSampler(Sampler[int]):
     never differ by more than one in how often they were trained on.
 
     Args:
-        rows: The training rows.
-        group: Conversations of one optimizer step, over all ranks.
-        total: Conversations of the whole training, each counted as often as it comes.
+        rows: the training rows.
+        group: conversations of one optimizer step, over all ranks.
+        total: conversations of the whole training, each counted as often as it comes.
         grouped: False for a plain random order.
     """
 
@@ -95,18 +95,18 @@ class ConversationSet(torch.utils.data.Dataset):
     """The conversations of a data set as training items; an item is only a number, of which `Collator` makes batches.
 
     Args:
-        data: The data set.
-        parts: The data sets that `data` is mixed from, whose names are used in messages.
-        stored: For a resumed run, the rows that it was started with. The order of the training stays that of these
+        data: the data set.
+        parts: the data sets that `data` is mixed from, whose names are used in messages.
+        stored: for a resumed run, the rows that it was started with. The order of the training stays that of these
             rows; conversations that are gone are replaced as `Rows.match_stored` says.
 
     Attributes:
-        rows: The rows that the order of the training depends on.
-        preflight_warnings: What `trainer.preflight` warned of before the first step.
-        dropped: How many of the stored rows are gone.
+        rows: the rows that the order of the training depends on.
+        preflight_warnings: what `trainer.preflight` warned of before the first step.
+        dropped: how many of the stored rows are gone.
 
     Raises:
-        RunError: The data are not the stored rows with some repaired or left out.
+        RunError: the data are not the stored rows with some repaired or left out.
     """
 
     def __init__(self, data: Dataset, parts: Sequence[Dataset] = (), stored: Rows | None = None) -> None:
@@ -140,10 +140,10 @@ def encode_rows(
     """Encode the conversations with these numbers; return the batch and its labels.
 
     Args:
-        device: Where the tensors are put; by default the model's device.
+        device: where the tensors are put; by default the model's device.
 
     Raises:
-        DataError: A conversation cannot be encoded; the message names its row and what to do. All conversations were
+        DataError: a conversation cannot be encoded; the message names its row and what to do. All conversations were
             checked before the first step (by their texts and image headers), so either an image is broken after its
             header, or the data have changed since.
     """
@@ -168,8 +168,8 @@ class Collator:
     """Makes a batch, as the model's forward takes it, from the numbers of conversations.
 
     Args:
-        targets: Returns the alignment targets of a batch; None if the batch has none.
-        count_tiles: Whether the weight of a batch among those of an optimizer step, its entry `aligned`, is the number
+        targets: returns the alignment targets of a batch; None if the batch has none.
+        count_tiles: whether the weight of a batch among those of an optimizer step, its entry `aligned`, is the number
             of its images and tiles; otherwise it is the number of its visual tokens.
     """
 

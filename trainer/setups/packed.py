@@ -48,11 +48,11 @@ class PackedSetup:
     """A toy LLaVA and the packed questions that it learns from; see `Setup`.
 
     Attributes:
-        test: What the finished model is evaluated on; None if that is `val`.
-        input_rate: Factor for the learning rate of the projector's first weight.
-        frozen: Fingerprint of the parameters that are not trained.
-        vfms: The VFMs whose features are alignment targets.
-        second: The second encoder, whose features the projector receives beside the vision encoder's, if there is one.
+        test: what the finished model is evaluated on; None if that is `val`.
+        input_rate: factor for the learning rate of the projector's first weight.
+        frozen: fingerprint of the parameters that are not trained.
+        vfms: the VFMs whose features are alignment targets.
+        second: the second encoder, whose features the projector receives beside the vision encoder's, if there is one.
     """
 
     recipe: Recipe
@@ -202,7 +202,7 @@ def _init_or_load_start(
     """Initialize the projector or, if the recipe has a `start`, load the model from that folder.
 
     Args:
-        sample: Features that the projector receives for some training images.
+        sample: features that the projector receives for some training images.
 
     Returns:
         Entries of the training record about the start.
@@ -221,7 +221,7 @@ def _add_trained_parts(llava: LlavaForConditionalGeneration, recipe: Recipe, wid
     """Add LoRA, dropout and the residual, each if the recipe has it; return the residual.
 
     Args:
-        width: Number of features that the projector receives per visual token.
+        width: number of features that the projector receives per visual token.
     """
     model, settings = recipe.model, recipe.alignment
     if model.train == "lora":
@@ -237,7 +237,7 @@ def _attach_heads(llava: LlavaForConditionalGeneration, recipe: Recipe, targets:
     """Attach the alignment heads and return them; None for a baseline.
 
     Args:
-        targets: Targets of the training split; None if the target is the projector's output.
+        targets: targets of the training split; None if the target is the projector's output.
     """
     settings = recipe.alignment
     if settings.objective == "none":

@@ -28,8 +28,8 @@ class Packed:
     """All questions about one image as one sequence.
 
     Attributes:
-        labels: The token to predict *at* each position (not the token that stands there), or IGNORED.
-        position_ids: Every question starts right after the prefix, as if it were the only one.
+        labels: the token to predict *at* each position (the one that follows), or IGNORED.
+        position_ids: every question starts right after the prefix, as if it were the only one.
         segments: 0 for the prefix that all questions share, q for the tokens of question q (from 1).
     """
 
@@ -43,7 +43,7 @@ class Packer:
     """Packs the samples of one image into a `Packed` sequence, with the chat template of the processor.
 
     Args:
-        image_tokens: Number of visual tokens of an image.
+        image_tokens: number of visual tokens of an image.
     """
 
     def __init__(self, processor: Any, image_tokens: int) -> None:
@@ -58,7 +58,7 @@ class Packer:
         The prefix ends with the last visual token, the answer with the end-of-sequence token.
 
         Raises:
-            DataError: A text contains a control token, or the question marks where its image goes, or it has another
+            DataError: a text contains a control token, or the question marks where its image goes, or it has another
                 number of visual tokens than an image.
         """
         for text in (question, answer):
@@ -93,7 +93,7 @@ class Packer:
         """Pack `samples`, which must be about the same image.
 
         Raises:
-            DataError: See `_tokenize`; or the chat template puts different text before the image.
+            DataError: see `_tokenize`; or the chat template puts different text before the image.
         """
         tokenized = [self._token_ids(sample.question, sample.answer) for sample in samples]
         prefix = tokenized[0][0]
@@ -137,7 +137,7 @@ def first_questions(data: Dataset, count: int | None) -> Dataset:
     """Return `data` with only the first `count` questions of each image; with all of them if `count` is None.
 
     Raises:
-        ConfigError: The data set has conversations, whose later turns need the earlier ones.
+        ConfigError: the data set has conversations, whose later turns need the earlier ones.
     """
     if count is None:
         return data
@@ -156,12 +156,12 @@ def load_training(spec: str, limit: int | None, seed: int) -> Dataset:
     """Load a training data set, or a random subset of it with `limit` images.
 
     Args:
-        spec: The data set and its split.
-        limit: Number of images; all by default.
-        seed: The run's seed, which draws the subset. For the same seed, a larger subset contains every smaller one.
+        spec: the data set and its split.
+        limit: number of images; all by default.
+        seed: the run's seed, which draws the subset. For the same seed, a larger subset contains every smaller one.
 
     Raises:
-        ConfigError: The data set has fewer than `limit` images.
+        ConfigError: the data set has fewer than `limit` images.
     """
     data = load_data(spec, limit=limit, draw=seed, decode=False)
     items = data.conversations if isinstance(data, ConversationDataset) else data.scenes
@@ -177,10 +177,10 @@ def load_questions(config: DataConfig, seed: int) -> Splits:
     """Load the questions that a toy LLaVA is trained and evaluated on, with all questions of each image.
 
     Args:
-        seed: The run's seed, which draws the training images if `data.limit_train` is set.
+        seed: the run's seed, which draws the training images if `data.limit_train` is set.
 
     Raises:
-        ConfigError: A data set has rows that are not a single question about a single image, or questions for
+        ConfigError: a data set has rows that are not a single question about a single image, or questions for
             evaluation lack options, or `data.limit_train` exceeds the number of images.
     """
     train, val = load_training(config.train[0], config.limit_train, seed), load_data(config.val, limit=config.limit_val)

@@ -37,7 +37,7 @@ def encoder_features(
     """Return, for each split, the features that the projector receives from the vision encoder.
 
     Args:
-        fingerprint: Fingerprint of the vision encoder's weights.
+        fingerprint: fingerprint of the vision encoder's weights.
     """
     model = recipe.model
     settings = settings_hash(
@@ -67,7 +67,7 @@ def joined_features(
     The factor and the second encoder's fingerprint are written into the configuration of `llava`.
 
     Args:
-        encoder: The vision encoder's features of each split.
+        encoder: the vision encoder's features of each split.
     """
     side = isqrt(encoder[0].shape[1])
     second_features = [_vfm_features(second, data, (side, side), recipe.data.features) for data in splits.all]
@@ -87,7 +87,7 @@ def alignment_targets(
     Where targets are centered, the mean is that of the training split.
 
     Args:
-        inputs: The features that the projector receives, of each split.
+        inputs: the features that the projector receives, of each split.
 
     Returns:
         None for each split if nothing is aligned, or if the target is computed at each step (`target: projector`).

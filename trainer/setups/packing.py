@@ -32,13 +32,13 @@ class Packing:
     Tokens are numbered by their position in that sequence, from 0 to n - 1.
 
     Attributes:
-        real: Which positions of the padded batch are tokens, not padding.
-        prefix: Numbers of the tokens before the questions, one row per image; shorter rows are padded with 0.
-        in_prefix: Which entries of `prefix` are tokens, not padding.
-        questions: Numbers of the tokens of each question (row, question, token), padded with 0; a row has up to
+        real: which positions of the padded batch are tokens, not padding.
+        prefix: numbers of the tokens before the questions, one row per image; shorter rows are padded with 0.
+        in_prefix: which entries of `prefix` are tokens, not padding.
+        questions: numbers of the tokens of each question (row, question, token), padded with 0; a row has up to
             `QUESTIONS_PER_ROW` questions of one image.
-        image: For each row of `questions`, the row of `prefix` that belongs to it.
-        place: For each token, its index in `prefix` and `questions` flattened and concatenated.
+        image: for each row of `questions`, the row of `prefix` that belongs to it.
+        place: for each token, its index in `prefix` and `questions` flattened and concatenated.
     """
 
     real: Bool[Tensor, "b s"]
@@ -92,7 +92,7 @@ def use_packed_attention(model: Any) -> None:
     Without that argument its attention is the usual one.
 
     Raises:
-        ConfigError: Some block does not attend to all tokens before it, or caps its scores.
+        ConfigError: some block does not attend to all tokens before it, or caps its scores.
     """
     text: PretrainedConfig = model.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])

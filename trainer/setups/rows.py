@@ -63,13 +63,13 @@ class Rows:
         gone is taken by the next current row of its kind (with or without an image), or else by the first of its kind.
 
         Args:
-            name: Name of the data set, for messages.
+            name: name of the data set, for messages.
 
         Returns:
             The number of the current row for each stored one, and how many stored rows are gone.
 
         Raises:
-            RunError: There are new rows, or no row of the kind of one that is gone.
+            RunError: there are new rows, or no row of the kind of one that is gone.
         """
         n_stored, n_current = len(stored.digests), len(self.digests)
         if n_stored == n_current:

@@ -35,7 +35,7 @@ class StoredTargets(Targets):
     An image that is read later must still have the same pixels.
 
     Raises:
-        ConfigError: The model's visual tokens have no rows and columns; or the recipe asks for shuffled targets
+        ConfigError: the model's visual tokens have no rows and columns; or the recipe asks for shuffled targets
             (`images: others`), and more than half of the tiles of a patch grid are of one image.
     """
 
@@ -97,7 +97,7 @@ class StoredTargets(Targets):
         """Read the targets of a batch from the store.
 
         Raises:
-            RunError: An image has other pixels than those whose features are stored.
+            RunError: an image has other pixels than those whose features are stored.
         """
         for number, row_images in zip(numbers, images, strict=True):
             for n, (image, stored_hash) in enumerate(zip(row_images, self._image_hashes[number], strict=True)):
@@ -129,7 +129,7 @@ def _apply_controls(
     the patch grid of the tokens.
 
     Args:
-        identities: For each tile of a store, what identifies the image that it is of; see `_image_identities`.
+        identities: for each tile of a store, what identifies the image that it is of; see `_image_identities`.
     """
     mean: Tensor | None = None
     if settings.center:

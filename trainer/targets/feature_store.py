@@ -70,10 +70,10 @@ class StoredFeatures(Features):
     """Features that are read from the shards of a store.
 
     Args:
-        shards: The open shards.
-        images: Hash of every image of the data set.
-        records: For every image, its shard, its row in that shard and its CRC.
-        shape: Number of tokens and of features.
+        shards: the open shards.
+        images: hash of every image of the data set.
+        records: for every image, its shard, its row in that shard and its CRC.
+        shape: number of tokens and of features.
     """
 
     def __init__(
@@ -103,13 +103,13 @@ def frozen_features(
     """Return the features of every image of `data`; those that are not in the cache are computed and stored first.
 
     Args:
-        key: All that determines the features besides the images: fingerprint, block, geometry.
-        compute: Returns the features (image, token, d) of some images; must be deterministic.
-        what: Name of the network, for messages and the progress bar.
+        key: all that determines the features besides the images: fingerprint, block, geometry.
+        compute: returns the features (image, token, d) of some images; must be deterministic.
+        what: name of the network, for messages and the progress bar.
         mode: `compute` uses no cache: features are computed whenever they are asked for.
 
     Raises:
-        RunError: The store is damaged, cannot be written, or holds other features than `compute` returns now.
+        RunError: the store is damaged, cannot be written, or holds other features than `compute` returns now.
     """
     if mode == "compute":
         return ComputedFeatures(data, compute)
@@ -124,7 +124,7 @@ class Store:
     """A folder of shards with the features of one network at one geometry.
 
     Args:
-        what: Name of the network, for messages.
+        what: name of the network, for messages.
     """
 
     def __init__(self, folder: Path, what: str) -> None:
@@ -143,11 +143,11 @@ class Store:
         """Compute the features of a few stored images, different ones each time, and compare them with the stored ones.
 
         Args:
-            images: Hash of every image of `data`.
-            number: How many images are compared.
+            images: hash of every image of `data`.
+            number: how many images are compared.
 
         Raises:
-            RunError: They differ by more than rounding, or an image has other pixels than when it was hashed.
+            RunError: they differ by more than rounding, or an image has other pixels than when it was hashed.
         """
         stored_indices = [index for index, image in enumerate(images) if image in self._records]
         picked = random.Random().sample(stored_indices, min(number, len(stored_indices)))
@@ -179,7 +179,7 @@ class Store:
         Shards that other processes are computing are skipped at first, and waited for at the end.
 
         Args:
-            images: Hash of every image of `data`.
+            images: hash of every image of `data`.
         """
         first_index = {image: index for index, image in reversed(list(enumerate(images)))}
         unique = sorted(first_index.values())  # of identical images only the first
@@ -234,7 +234,7 @@ class Store:
         """Open the shards that are new in the folder, and register their records.
 
         Raises:
-            RunError: A shard is damaged.
+            RunError: a shard is damaged.
         """
         for path in sorted(set(self.folder.glob("*.safetensors")) - set(self._shards)):
             with reading(path):

@@ -51,8 +51,8 @@ class DerivedFeatures(Features):
     """The features of `source` in another order of images, or with a mean subtracted.
 
     Args:
-        order: For each image, the image whose features it gets; unchanged by default.
-        minus: What is subtracted from every token; nothing by default.
+        order: for each image, the image whose features it gets; unchanged by default.
+        minus: what is subtracted from every token; nothing by default.
     """
 
     def __init__(
@@ -72,13 +72,13 @@ def shuffle_images(images: Sequence[Hashable], seed: int) -> list[int]:
     many places before it as the largest group of equal entries is long.
 
     Args:
-        images: What identifies the image of each entry; an image may occur several times.
+        images: what identifies the image of each entry; an image may occur several times.
 
     Returns:
         For each entry, the index of the entry that takes its place.
 
     Raises:
-        ConfigError: More than half of the entries are one image.
+        ConfigError: more than half of the entries are one image.
     """
     order = [int(i) for i in torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))]
     groups: dict[Hashable, list[int]] = {}

@@ -25,7 +25,7 @@ def image_hashes(data: Dataset) -> list[bytes]:
     They are stored by the data set's fingerprint, so that all images are decoded only once.
 
     Raises:
-        RunError: The stored file is damaged.
+        RunError: the stored file is damaged.
     """
     path = hash_file(data)
     if not path.exists():

@@ -22,7 +22,7 @@ class Targets:
     """Computes the features of some VFMs for the pixels under each visual token.
 
     Attributes:
-        dims: Number of features of each VFM, by its name.
+        dims: number of features of each VFM, by its name.
     """
 
     def __init__(self, vfms: Sequence[VFM]) -> None:
@@ -37,7 +37,7 @@ class Targets:
         All images of the batch go through a VFM together.
 
         Args:
-            numbers: Numbers of the conversations in their data set.
+            numbers: numbers of the conversations in their data set.
         """
         images_and_tiles = [
             (image, [tile for tile in visual[row] if tile.image == n])
@@ -78,9 +78,9 @@ def apply_controls(
     """Return `targets` with the controls that the recipe asks for.
 
     Args:
-        mean: What is subtracted from every token; needed for `center`.
-        images: What identifies the image that each target is of; needed for shuffled targets (`images: others`).
-        seed: Draws the order of shuffled targets.
+        mean: what is subtracted from every token; needed for `center`.
+        images: what identifies the image that each target is of; needed for shuffled targets (`images: others`).
+        seed: draws the order of shuffled targets.
     """
     if settings.center:
         assert mean is not None
