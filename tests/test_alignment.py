@@ -459,7 +459,7 @@ def test_the_default_head_and_loss_are_what_they_were() -> None:
     generator as it stands then."""
     from transformers import set_seed
 
-    from trainer.build.connector_init import start_connector
+    from trainer.build.connector_init import init_projector
     from trainer.build.toy_llava import build_llava, build_processor
     from workbench.data import load_data
 
@@ -468,7 +468,7 @@ def test_the_default_head_and_loss_are_what_they_were() -> None:
     processor = build_processor(TINY.model, sorted(train.vocabulary | val.vocabulary))
     set_seed(0)
     llava, _ = build_llava(TINY.model, processor)
-    start_connector(llava, ready.train.inputs.rows(range(8)), 8)
+    init_projector(llava, ready.train.inputs.rows(range(8)), 8)
     load_vfm("efficientnet-lite0")
     head = AlignmentHead(32, 16, 112)
     assert all(torch.equal(a, b) for a, b in zip(head.parameters(), ready.model.alignment.parameters(), strict=True))

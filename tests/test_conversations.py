@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tests.students import picture, rows, write
 from tests.tiny import BUILDERS, build
-from trainer.build.language import FLATTEN
+from trainer.build.language import FLATTEN_CONTENT
 from trainer.setups.conversation_data import GroupedSampler
 from trainer.setups.rows import Rows
 from workbench.convert.build import CHAT_TEMPLATE
@@ -479,11 +479,11 @@ def test_a_kind_that_fills_no_step_is_told_of() -> None:
         return GroupedSampler(Rows.of(data), group, passes * len(data) // group * group, 0)
 
     assert (
-        sampler(1000, 5, 128, 10).left_out()
+        sampler(1000, 5, 128, 10).rare_kind()
         == "the 5 conversations without an image are 0.00498 of the data and 0 of what is trained on, since they rarely"
         " fill a step of 128; see optim.global_batch and data.group"
     )
-    assert sampler(1000, 500, 128, 2).left_out() is None and sampler(100, 0, 8, 1).left_out() is None
+    assert sampler(1000, 500, 128, 2).rare_kind() is None and sampler(100, 0, 8, 1).left_out() is None
 
 
 def test_placeholders_are_words_where_there_is_no_image(tmp_path: Path) -> None:
@@ -556,8 +556,8 @@ def byte_level(folder: Path, template: str, end: str) -> MLLM:
 TEMPLATES = {
     "smolvlm": (SMOLVLM, "<end_of_utterance>"),
     "vicuna": (CHAT_TEMPLATE.replace("SYSTEM", ""), "<|im_end|>"),
-    "chatml": (FLATTEN + CHATML, "<|im_end|>"),
-    "thinking": (FLATTEN + THINKING, "<|im_end|>"),
+    "chatml": (FLATTEN_CONTENT + CHATML, "<|im_end|>"),
+    "thinking": (FLATTEN_CONTENT + THINKING, "<|im_end|>"),
 }
 
 
@@ -581,7 +581,7 @@ def test_options_are_scored_by_the_tokens_that_are_learnt(name: str, tmp_path: P
 
 
 def test_a_turn_that_ends_with_another_token_than_the_model_keeps_its_own_end(tmp_path: Path) -> None:
-    mllm = byte_level(tmp_path / "m", FLATTEN + CHATML, "<end_of_utterance>")
+    mllm = byte_level(tmp_path / "m", FLATTEN_CONTENT + CHATML, "<end_of_utterance>")
     text, spans = conversation_text(mllm, [("yes ?", "no"), ("no ?", "yes")], 0)
     assert text.startswith(
         "<|im_start|>user\nyes"

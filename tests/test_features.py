@@ -25,7 +25,7 @@ from tests.conftest import ROOT, SMALL_VIRAL, recipe, run
 from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
 from trainer.targets import feature_store
 from trainer.targets.feature_store import frozen_features
-from trainer.targets.features import DerivedFeatures, Features, other_images
+from trainer.targets.features import DerivedFeatures, Features, shuffle_images
 from workbench.data import Dataset, Sample, load_data
 from workbench.errors import ConfigError, RunError
 from workbench.files import cache_folder, locked
@@ -151,7 +151,9 @@ def test_another_fingerprint_or_geometry_is_another_store(key: tuple[object, ...
 def test_a_network_that_says_something_else_under_the_same_key_is_found(network: Network, why: str) -> None:
     data = world(list(range(6)))
     stored(data, Network())
-    with pytest.raises(RunError, match=r"features in .* are not what toy net says now .*: delete that folder") as error:
+    with pytest.raises(
+        RunError, match=r"features in .* are not what toy net computes now .*: delete that folder"
+    ) as error:
         stored(data, network)
     assert why in str(error.value) and str(shards()[0].parent) in str(error.value)
 
@@ -371,12 +373,12 @@ def test_other_images_are_all_of_them_and_never_the_same_picture(pictures: list[
     if 2 * most > len(pictures):
         with pytest.raises(
             ConfigError,
-            match=f"one picture is {most} of {len(pictures)} training images: expected half of them at most",
+            match=f"but {most} of the {len(pictures)} training images are the same image: expected at most half",
         ):
-            other_images(pictures, seed)
+            shuffle_images(pictures, seed)
         return
-    others = other_images(pictures, seed)
-    assert sorted(others) == list(range(len(pictures))) and others == other_images(pictures, seed)
+    others = shuffle_images(pictures, seed)
+    assert sorted(others) == list(range(len(pictures))) and others == shuffle_images(pictures, seed)
     assert all(pictures[other] != own for other, own in zip(others, pictures, strict=True))
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.students import picture
 from tests.tiny import build, randomize
-from trainer.build.lora import adapters, add_lora, merge, merged_state
+from trainer.build.lora import add_lora, lora_layers, merge_lora, merged_state
 from trainer.recipe import LoraConfig
 from workbench.mllm import MLLM
 
@@ -33,7 +33,7 @@ def test_merged_weights_compute_what_the_adapters_compute(name: str, tmp_path: P
     with torch.inference_mode():
         # B is 0: a run begins with the model itself
         assert torch.allclose(mllm.model(**batch.inputs).logits, before, atol=1e-5)
-    layers, state = adapters(mllm.model), mllm.model.state_dict()
+    layers, state = lora_layers(mllm.model), mllm.model.state_dict()
     assert len(layers) == mllm.n_layers * len(CONFIG.targets) and all(
         layer.lora_A["default"].out_features == 2 for layer in layers.values()
     )
@@ -55,9 +55,9 @@ def test_merged_weights_compute_what_the_adapters_compute(name: str, tmp_path: P
     plain = AutoModelForImageTextToText.from_pretrained(folder)
     plain.load_state_dict(merged)
     in_place = copy.deepcopy(mllm.model)
-    merge(in_place)
+    merge_lora(in_place)
     assert (
-        not adapters(in_place)
+        not lora_layers(in_place)
         and in_place.state_dict().keys() == old.keys()
         and state.keys() == mllm.model.state_dict().keys()
     )

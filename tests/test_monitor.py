@@ -30,8 +30,8 @@ from trainer.hub import uploaded_files
 from trainer.loop import build_trainer
 from trainer.monitor import progress as progress_log
 from trainer.monitor import warnings as early
-from trainer.monitor.cknna import subset_alignment
-from trainer.monitor.guards import counted
+from trainer.monitor.cknna import build_cknna_monitor
+from trainer.monitor.guards import check_token_counts
 from trainer.monitor.warnings import EarlyWarnings
 from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, MonitorConfig, OptimConfig, Recipe
 from trainer.run import train
@@ -127,15 +127,15 @@ def test_a_baseline_is_measured_in_its_middle_layer_and_goes_on_without_a_vfm(
 ) -> None:
     plain = replace(TINY, alignment=AlignmentConfig())
     prepared = PackedSetup.from_recipe(plain)
-    subset, said = subset_alignment(plain, prepared)
+    subset, said = build_cknna_monitor(plain, prepared)
     assert subset is not None and subset.layers == [1] and said == []
     few = replace(plain, monitor=MonitorConfig(k=64))
-    assert subset_alignment(few, prepared)[1] == [
+    assert build_cknna_monitor(few, prepared)[1] == [
         "CKNNA is not measured during training: monitor.k is 64: expected less than 64, the visual tokens of an image"
     ]
     lacking = replace(plain, alignment=AlignmentConfig(vfm=("nowhere",)))
-    assert subset_alignment(lacking, replace(prepared, recipe=lacking))[0] is None
-    assert subset_alignment(replace(plain, monitor=MonitorConfig(cknna_images=0)), prepared) == (None, [])
+    assert build_cknna_monitor(lacking, replace(prepared, recipe=lacking))[0] is None
+    assert build_cknna_monitor(replace(plain, monitor=MonitorConfig(cknna_images=0)), prepared) == (None, [])
 
 
 def test_a_head_that_stands_still_is_named_in_log_and_record(
@@ -235,7 +235,7 @@ def test_a_gradient_that_is_not_finite_stops_before_a_checkpoint_has_it(step: in
 
     trainer.setup.model.base.model.multi_modal_projector.linear_1.weight.register_hook(spoil)
     with pytest.raises(
-        RunError, match=rf"grad_norm is nan at step {step}: training stopped before a checkpoint has it"
+        RunError, match=rf"grad_norm is nan at step {step}: training stopped before a checkpoint could store it"
     ):
         trainer.run()
     assert sorted(int(p.name.split("-")[1]) for p in (tmp_path / "out").glob("checkpoint-*")) == list(range(1, step))
@@ -246,7 +246,7 @@ def test_a_gradient_that_is_not_finite_stops_before_a_checkpoint_has_it(step: in
 def test_counts_that_differ_are_an_error_and_never_skipped() -> None:
     prepared = PackedSetup.from_recipe(TINY)
     token = prepared.processor.image_token_id
-    check, items = counted(collate, token), [prepared.train[i] for i in range(2)]
+    check, items = check_token_counts(collate, token), [prepared.train[i] for i in range(2)]
     assert torch.equal(check(items)["input_ids"], collate(items)["input_ids"])
     short = items[1] | {"connector_inputs": items[0]["connector_inputs"]} | {"input_ids": items[1]["input_ids"].clone()}
     short["input_ids"][(short["input_ids"] == token).nonzero()[0]] = 7
@@ -261,7 +261,7 @@ def test_a_tracker_without_its_package_is_one_sentence_before_training(
 ) -> None:
     progress_log.check_trackers(["tensorboard"])
     monkeypatch.setitem(progress_log.PACKAGES, "wandb", "no_such_tracker")
-    with pytest.raises(ConfigError, match="report_to is wandb: expected the package no_such_tracker"):
+    with pytest.raises(ConfigError, match="report_to is wandb, which needs the package no_such_tracker"):
         train(replace(TINY, output_dir=tmp_path / "out", report_to=("wandb",)), ["test"])
     (tmp_path / "no_such_tracker").mkdir()  # what a tracker leaves in the working folder
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -231,7 +231,7 @@ def test_rows_take_the_place_of_those_that_are_left_out() -> None:
     stored = Rows.of(made)
     for gone in ({3}, {0}, {7}, {2, 3, 4}, {6, 7}, {1, 3, 5}):
         kept = [n for n in range(8) if n not in gone]
-        numbers, count = Rows.of([made[n] for n in kept]).in_place_of(stored, "data")
+        numbers, count = Rows.of([made[n] for n in kept]).match_stored(stored, "data")
         assert count == len(gone)
         for place, number in enumerate(numbers):
             now = kept[number]
@@ -239,14 +239,14 @@ def test_rows_take_the_place_of_those_that_are_left_out() -> None:
             if place in gone and any(n > place and n % 2 == place % 2 for n in kept):
                 assert now == min(n for n in kept if n > place and n % 2 == place % 2)
     for other, message in (
-        ([*made, made[0]], "8 conversations, and row 9 of what is there now is none of them"),
-        ([made[1], made[0], *made[2:6]], "row 2 of what is there now is none of them"),
-        (made[::2], "no conversation with an image is left of data: expected one in place of row 2"),
+        ([*made, made[0]], "8 conversations, and row 9 of the 9 now in data is not the next of them"),
+        ([made[1], made[0], *made[2:6]], "row 2 of the 6 now in data is not the next of them"),
+        (made[::2], "data has no conversation with an image any more: expected one to take the place of row 2"),
     ):
         with pytest.raises(RunError, match=message):
-            Rows.of(other).in_place_of(stored, "data")
+            Rows.of(other).match_stored(stored, "data")
     changed = [Conversation("0", (("other", "text"),)), *made[1:]]
-    assert Rows.of(changed).in_place_of(stored, "data") == (list(range(8)), 0)
+    assert Rows.of(changed).match_stored(stored, "data") == (list(range(8)), 0)
 
 
 def run_of(flags: list[str], folder: Path) -> Path:
@@ -316,12 +316,12 @@ def test_a_run_goes_on_without_a_row(
         now = flags
     monkeypatch.delenv("BROKEN")
     if how == "deleted":
-        with pytest.raises(RunError, match="say --repaired"):
+        with pytest.raises(RunError, match="add --repaired"):
             run_of([*now, "--resume"], tmp_path / "out")
         monkeypatch.delenv("BROKEN", raising=False)
     run_of([*now, "--resume", "--repaired"], tmp_path / "out")
     record = json.loads((tmp_path / "out" / "training.json").read_text())
-    sentence = f"resumed at step 2 without 1 of {len(given)} conversations, in whose place the next ones come"
+    sentence = f"resumed at step 2 without 1 of {len(given)} conversations, each replaced by the next one"
     assert any(sentence in warning for warning in record["warnings"]) and record["dropped"] == 1
     assert sentence in (tmp_path / "out" / "README.md").read_text()
     monkeypatch.delenv("BROKEN", raising=False)

@@ -163,7 +163,9 @@ def test_two_processes_killed_while_they_save_and_resumed_are_bitwise_the_uninte
     killed = runs / "two-killed"
     assert [c.step for c in checkpoints(killed)] == [2] and not (killed / "training.json").exists()
     words = [*TINY, "--output_dir", str(killed), "--resume"]
-    with pytest.raises(RunError, match="checkpoint-2 was written by 2 processes, and these are 1: expected as many"):
+    with pytest.raises(
+        RunError, match="checkpoint-2 was written by 2 processes, and now there are 1: expected the same number"
+    ):
         train(read(words), words)
     (killed / "checkpoint-3").mkdir()
     stderr = launch("--config_file", "trainer/launch/ddp.yaml", "-m", "trainer", *words)

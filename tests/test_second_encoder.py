@@ -262,7 +262,7 @@ def test_a_second_stage_has_the_scale_of_the_first_and_no_other_encoder(folder: 
     config = json.loads((changed / "config.json").read_text())
     for key, value, said in (
         ("vfm", "another", "another: expected"),
-        ("fingerprint", "abc", "efficientnet-lite0 of other weights: expected"),
+        ("fingerprint", "abc", "efficientnet-lite0 with other weights: expected"),
     ):
         there = config["viral_second_encoder"] | {key: value}
         (changed / "config.json").write_text(json.dumps(config | {"viral_second_encoder": there}))

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 from analyses import cknna
 from tests.conftest import ROOT, run
 from trainer.aligned_model import AlignedForConditionalGeneration
-from trainer.build.language import IMAGE, check_language, grown, language_config
+from trainer.build.language import IMAGE, append_mean_rows, check_language, language_config
 from trainer.build.toy_llava import connector_inputs
 from trainer.output.folder import check_same_recipe, write_recipe
 from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, Recipe
@@ -83,7 +83,11 @@ def test_only_the_connector_is_trained(folder: Path, mllm: MLLM, language: Path)
     record = json.loads((folder / "training.json").read_text())
     assert (record["language_fingerprint"], record["tower_fingerprint"]) == (fingerprint, tower)
     rows = mllm.model.get_input_embeddings().weight
-    assert len(rows) == 49153 and torch.equal(rows, grown(rows[:-1], 49153)) and mllm.processor.image_token_id == 49152
+    assert (
+        len(rows) == 49153
+        and torch.equal(rows, append_mean_rows(rows[:-1], 49153))
+        and mllm.processor.image_token_id == 49152
+    )
 
     def tensors(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(path / "model.safetensors", "pt") as file:
@@ -161,7 +165,10 @@ def test_the_pair_differs_in_its_alignment_only() -> None:
 
 def test_grown_rows_are_the_mean() -> None:
     rows = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
-    assert grown(rows, 4).tolist() == [[1, 2], [3, 6], [2, 4], [2, 4]] and grown(rows, 2).tolist() == rows.tolist()
+    assert (
+        append_mean_rows(rows, 4).tolist() == [[1, 2], [3, 6], [2, 4], [2, 4]]
+        and append_mean_rows(rows, 2).tolist() == rows.tolist()
+    )
 
 
 def test_a_changed_language_model_is_noticed(mllm: MLLM, language: Path) -> None:

@@ -23,7 +23,7 @@ from trainer.__main__ import main
 from trainer.__main__ import read as read_recipe
 from trainer.dry_run.plan import plan
 from trainer.loop import AlignmentTrainer
-from trainer.monitor.cknna import subset_alignment
+from trainer.monitor.cknna import build_cknna_monitor
 from trainer.monitor.warnings import EarlyWarnings
 from trainer.recipe import Recipe
 from trainer.run import train
@@ -260,7 +260,7 @@ def test_a_run_that_met_a_broken_picture_goes_on_once_it_is_replaced(tmp_path: P
     assert [c.step for c in checkpoints(tmp_path / "out")] == [2]
     file.write_bytes(good)
     with pytest.raises(
-        RunError, match=r"the data fingerprint .* \(for data with a file that was repaired, say --repaired\)"
+        RunError, match=r"the data fingerprint .* \(if a file of the data was repaired, add --repaired\)"
     ):
         folder_of([*flags, "--resume"], tmp_path / "out")
     folder_of([*flags, "--resume", "--repaired"], tmp_path / "out")
@@ -662,14 +662,14 @@ def test_bad_input_is_one_sentence_and_writes_nothing(llava: list[str], tmp_path
             "a llava: expected a CLIP or SigLIP vision encoder",
         ),
         ([*llava, "--data.weights", "1", "2"], "data.weights is 1.0, 2.0: expected 1 numbers above 0"),
-        ([*llava, "--data.questions", "1"], "data.questions is 1: expected none for"),
+        ([*llava, "--data.questions", "1"], "data.questions is 1, which cannot be used for"),
         (
             [*llava, "--data.train", short, "--data.val", short, "--data.max_length", "20"],
             "which leaves none of the answers in the first",
         ),
         (
             ["--data.train", llava[3], "--data.val", llava[3]],
-            "has conversations of several turns or images, or none: expected single questions",
+            "has conversations with several turns, or with several images or none: expected single questions",
         ),
         ([*llava, "--data.max_length", "12"], "an image reaches beyond 12 tokens"),
         ([*llava, "--data.train", f"{llava[3]}?images=/nowhere"], "image root '/nowhere' does not exist"),
@@ -729,7 +729,7 @@ def test_cknna_of_conversations_is_that_of_the_analyses(name: str, tmp_path: Pat
         ]
     )
     ready = ConversationSetup.from_recipe(recipe)
-    subset, said = subset_alignment(recipe, ready)
+    subset, said = build_cknna_monitor(recipe, ready)
     assert subset is not None and said == []
     logs, vfm, expected = subset.measure(), load_vfm("efficientnet-lite0"), []
     for c in (c for c in ready.val.conversations if c.loads):
@@ -745,7 +745,7 @@ def test_cknna_of_conversations_is_that_of_the_analyses(name: str, tmp_path: Pat
         sum(expected) / len(expected), abs=1e-5
     )
     few = replace(recipe, monitor=replace(recipe.monitor, k=10_000))
-    assert "visual tokens of an image" in subset_alignment(few, ready)[1][0]
+    assert "visual tokens of an image" in build_cknna_monitor(few, ready)[1][0]
 
 
 def test_a_head_that_stands_still_and_a_loss_that_is_not_finite_are_told_of_conversations(
@@ -774,7 +774,7 @@ def test_a_head_that_stands_still_and_a_loss_that_is_not_finite_are_told_of_conv
         "--monitor.cknna_images",
         "0",
     ]
-    with pytest.raises(WorkbenchError, match="training stopped before a checkpoint has it"):
+    with pytest.raises(WorkbenchError, match="training stopped before a checkpoint could store it"):
         folder_of([*llava, *VIRAL, *wild], tmp_path / "wild")
     (file,) = (tmp_path / "wild").glob("not_finite-step-*.safetensors")
     assert {"input_ids", "labels"} <= load_file(file).keys()
@@ -819,7 +819,9 @@ def test_launch_files_that_divide_the_weights_want_one_kind_in_a_step(
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
-    with pytest.raises(WorkbenchError, match=r"zero3 for conversations with and without images: expected fsdp.yaml"):
+    with pytest.raises(
+        WorkbenchError, match=r"zero3 cannot train on .* with and without images: expected the launch file fsdp"
+    ):
         load_conversations(recipe_of(llava))
     seen = f"llava_json:{write(tmp_path / 'seen', rows(4, 0))}"
     assert len(load_conversations(recipe_of([*llava, "--data.train", seen])).train) == 4

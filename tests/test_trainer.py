@@ -266,7 +266,7 @@ def test_a_run_is_resumed_from_the_newest_checkpoint_that_is_whole(tmp_path: Pat
     (tmp_path / "out" / "checkpoint-4" / "scheduler.pt").unlink()
     done = run("trainer", *words, "--resume", "--keep_checkpoints", "2")
     assert re.search(r"checkpoint-6 is damaged \(optimizer.pt has 100 of \d+ bytes\) and is skipped", done.stderr)
-    assert "checkpoint-4 is damaged (scheduler.pt is not there) and is skipped" in done.stderr
+    assert "checkpoint-4 is damaged (scheduler.pt is missing) and is skipped" in done.stderr
     after = tensors(tmp_path / "out")
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
@@ -298,7 +298,7 @@ def test_only_what_began_a_run_continues_it(tmp_path: Path) -> None:
     )
     write_sources(tmp_path, record | {"items": 8})
     for change, message in (
-        ({"data": "9161", "items": 7}, "trained with the items 8, and it is 7 now"),
+        ({"data": "9161", "items": 7}, "trained on 8 items, and there are 7 now"),
         ({"vfm_fingerprint": ["d"]}, "the vfm fingerprint"),
     ):
         with pytest.raises(RunError, match=message):
@@ -449,7 +449,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
         ),
         (
             [recipe("viral"), "--stage1", "None", *SMALL, "--alignment.images", "others", "--data.limit_train", "1"],
-            "one picture is 1 of 1 training images: expected half of them at most",
+            "but 1 of the 1 training images are the same image: expected at most half of them",
         ),
         (
             [recipe("viral"), "--alignment.schedule", "linear", "--alignment.warmup", "9", "--optim.steps", "9"],

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from trainer import distributed
 from trainer.aligned_model import AlignedForConditionalGeneration
-from trainer.setups.conversation_data import ConversationSet, encoded
+from trainer.setups.conversation_data import ConversationSet, encode_rows
 from trainer.setups.packed_data import PackedDataset, collate
 from workbench.data import Sample
 from workbench.mllm import MLLM
@@ -171,7 +171,7 @@ def language_loss(
     texts_alone = [n for n, conversation in enumerate(conversations) if not conversation.loads]
     batches = chain.from_iterable(_batches_of_rank(numbers, batch_size) for numbers in (with_images, texts_alone))
     for numbers, counted in batches:
-        batch, labels = encoded(mllm, data, numbers, max_length)
+        batch, labels = encode_rows(mllm, data, numbers, max_length)
         logits = model(labels=labels, visual=(), **batch.inputs).logits[:, :-1]
         is_answer = labels[:, 1:] != IGNORED
         counts = is_answer.sum(1).tolist()

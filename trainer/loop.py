@@ -23,10 +23,10 @@ from transformers.trainer_callback import PrinterCallback
 from trainer import distributed
 from trainer.alignment import weight_at
 from trainer.evaluation import metrics_of
-from trainer.monitor.cknna import SubsetAlignment, subset_alignment
-from trainer.monitor.guards import counted, stop_unless_finite
+from trainer.monitor.cknna import CknnaMonitor, build_cknna_monitor
+from trainer.monitor.guards import check_token_counts, stop_unless_finite
 from trainer.monitor.progress import LastLog, Progress
-from trainer.monitor.warnings import EarlyWarnings, tell
+from trainer.monitor.warnings import EarlyWarnings, warn_once
 from trainer.output.checkpoints import UNFINISHED, publish_checkpoint, write_sources
 from trainer.output.model_folder import load_model, save_model
 from trainer.recipe import Recipe
@@ -48,7 +48,7 @@ class AlignmentTrainer(Trainer):
     """
 
     def __init__(
-        self, *, recipe: Recipe, setup: Setup, watched: tuple[SubsetAlignment | None, list[str]], **kwargs: Any
+        self, *, recipe: Recipe, setup: Setup, watched: tuple[CknnaMonitor | None, list[str]], **kwargs: Any
     ) -> None:
         self.recipe, self.setup = recipe, setup
         # since the last row of the log:
@@ -62,8 +62,8 @@ class AlignmentTrainer(Trainer):
         self._saving = False
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.trained_for, self.evaluated_at = 0.0, -1  # seconds; optimizer step of the last evaluation
-        self.subset, self.warnings = watched[0], [*watched[1], *setup.known(distributed.count())]
-        collator = counted(setup.collate, setup.model.config.image_token_id)
+        self.subset, self.warnings = watched[0], [*watched[1], *setup.warnings(distributed.count())]
+        collator = check_token_counts(setup.collate, setup.model.config.image_token_id)
         arguments: TrainingArguments = kwargs["args"]
         # one process uses one GPU: with several visible, transformers would multiply the batch and split it over them
         arguments._n_gpu = min(arguments.n_gpu, 1)
@@ -144,7 +144,7 @@ class AlignmentTrainer(Trainer):
 
     def _count_aligned(self, batch: dict[str, Any]) -> Tensor:
         """Count the visual tokens of a batch or, for `relation`, its images and tiles."""
-        return self.setup.aligned(batch).to(batch["labels"].device)
+        return self.setup.count_aligned(batch).to(batch["labels"].device)
 
     def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:
         return self.setup.sampler(distributed.count())
@@ -229,7 +229,7 @@ class AlignmentTrainer(Trainer):
             row for row in state.log_history if row["step"] < state.global_step or "lm_loss" in row or "warning" in row
         ]
         self.state = state
-        tell(state, self.warnings)  # as at the beginning of a training
+        warn_once(state, self.warnings)  # as at the beginning of a training
         # wrap the forward pass as training does, so that the evaluation has the precision of an uninterrupted run
         if self.accelerator.native_amp:
             self.accelerator.prepare_model(self.setup.model, evaluation_mode=True)
@@ -340,7 +340,7 @@ def build_trainer(recipe: Recipe, setup: Setup) -> AlignmentTrainer:
             torch.autocast(distributed.device().split(":")[0], torch.bfloat16)(setup.model.forward)
         )  # type: ignore[method-assign]
     # loads VFMs, so it must come before TrainingArguments: after them ZeRO-3 shards every model that is loaded
-    watched = subset_alignment(recipe, setup)
+    watched = build_cknna_monitor(recipe, setup)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=optim.steps,

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import TrainerState
 
 from trainer import distributed
-from trainer.build.lora import adapters, merge
+from trainer.build.lora import lora_layers, merge_lora
 from trainer.card import origins, write_card
 from trainer.checks import checked_stages
 from trainer.evaluation import Evaluation, summary
@@ -23,8 +23,8 @@ from trainer.loop import AlignmentTrainer, build_trainer
 from trainer.monitor.progress import write_log
 from trainer.monitor.warnings import warnings_of
 from trainer.output.checkpoints import UNFINISHED, check_same_sources
-from trainer.output.folder import FINAL, alone, check_output, write_recipe
-from trainer.output.model_folder import load_model, part, save_model
+from trainer.output.folder import FINAL, check_output, output_lock, write_recipe
+from trainer.output.model_folder import load_model, save_model, tensors_below
 from trainer.recipe import Recipe
 from trainer.setups.base import Setup
 from trainer.setups.conversation import ConversationSetup
@@ -61,7 +61,7 @@ def train(recipe: Recipe, argv: list[str]) -> pd.DataFrame:
     for stage in earlier:
         if not (stage.output_dir / RECORD_FILE).exists():
             train(replace(stage, resume=(stage.output_dir / RECIPE_FILE).exists()), argv)
-    with alone(recipe.output_dir):
+    with output_lock(recipe.output_dir):
         trainer = _trained(recipe, checkpoint)
         return _finished(trainer, argv)
 
@@ -107,9 +107,9 @@ def _trained(recipe: Recipe, checkpoint: Path | None) -> AlignmentTrainer:
 def _finished(trainer: AlignmentTrainer, argv: list[str]) -> pd.DataFrame:
     """Check, evaluate and store the trained model, then write its record; return the table of the final evaluation."""
     setup, tensors = trainer.setup, trainer.whole_state()
-    distributed.on_main(lambda: setup.check_frozen(part(tensors, "base.")))
-    if adapters(setup.model.base):
-        merge(setup.model.base)  # before the evaluation, since merging rounds: the stored model is the evaluated one
+    distributed.on_main(lambda: setup.check_frozen(tensors_below(tensors, "base.")))
+    if lora_layers(setup.model.base):
+        merge_lora(setup.model.base)  # before the evaluation, since merging rounds: what is stored is what is evaluated
         tensors = trainer.whole_state()
     evaluation = setup.evaluate(final=True)
     record = _record(trainer, argv)

@@ -1,1 +1,1 @@
-"""The models that a run trains: a toy LLaVA, an assembled LLaVA, and what is added to either or frozen in it."""
+"""The models that are trained: toy and assembled LLaVA, and what is added to a model or frozen in it."""

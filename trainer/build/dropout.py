@@ -1,4 +1,4 @@
-"""Dropout on the residual stream: the ordinary regularizer that alignment is compared with."""
+"""Dropout on what the blocks add to the residual stream: an ordinary regularizer that alignment is compared with."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from transformers import PreTrainedModel
 
 
 def add_dropout(model: PreTrainedModel, rate: float) -> None:
-    """While training, let a random share `rate` of what each decoder block adds to the residual stream be 0, and the
-    rest 1 / (1 - rate) times as large.
+    """Apply dropout to what each decoder block adds to the residual stream, while the model trains.
 
-    That is GPT-2's `resid_pdrop`, on the outputs of attention and MLP, and nothing else. Hooks do it, so that the model
-    is saved as it is without them; call it after LoRA, which puts other layers in the place of those that have a hook.
+    This is GPT-2's `resid_pdrop`: dropout on the outputs of attention and MLP, and nowhere else. It is done by forward
+    hooks, so the saved model does not have it. Call this after `add_lora`, which replaces the layers that get a hook.
+
+    Args:
+        rate: share of the values that is set to 0; the others are multiplied by 1 / (1 - rate).
     """
     decoder: Any = model.get_decoder()
     for block in getattr(decoder, "model", decoder).layers if rate else ():
         for layer in (block.self_attn.o_proj, block.mlp.down_proj):
-            layer.register_forward_hook(partial(_drop, rate))
+            layer.register_forward_hook(partial(_dropout, rate))
 
 
-def _drop(rate: float, layer: nn.Module, _: object, output: Tensor) -> Tensor:
+def _dropout(rate: float, layer: nn.Module, _: object, output: Tensor) -> Tensor:
     return nn.functional.dropout(output, rate, training=layer.training)

@@ -1,7 +1,6 @@
-"""A pretrained language model inside a LLaVA: its tokenizer with an image token, its chat format, its configuration and
-its weights, checked.
+"""Put a pretrained language model into a LLaVA: its configuration, its tokenizer with an image token, its weights.
 
-Every function takes the folder that `weights_folder(name)` gives.
+Wherever a function takes a `folder`, it is the one that `weights_folder(name)` returns for the language model.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
@@ -26,9 +26,9 @@ from workbench.weights.fetch import check_unchanged
 from workbench.weights.pretrained import call
 
 IMAGE = "<image>"
-# Turns whose content is a list of parts become plain text, the image on a line of its own before the question, for a
-# template that knows text only.
-FLATTEN = (
+# Jinja put before a chat template that only handles text: it replaces a list of content parts (image, text) by plain
+# text, with `<image>` on a line of its own.
+FLATTEN_CONTENT = (
     "{%- set turns = namespace(all=[]) -%}{%- for message in messages -%}{%- set turn = namespace(text='') -%}{%- if"
     " message['content'] is string -%}{%- set turn.text = message['content'] -%}{%- else -%}{%- for part in"
     " message['content'] -%}{%- set turn.text = turn.text + ('<image>\\n' if part['type'] == 'image' else part['text'])"
@@ -38,15 +38,15 @@ FLATTEN = (
 
 
 def language_config(folder: Path) -> PretrainedConfig:
-    """The language model's configuration.
+    """Return the configuration of the language model in `folder`.
 
     Raises:
-        ConfigError: the folder holds something else.
+        ConfigError: the folder does not hold a language model.
     """
     expected = (
         f"model.language is {folder.name}: expected the weights of a language model, such as smollm2-135m-instruct"
     )
-    # timm's weights, among others, are not known to transformers
+    # transformers cannot read the configuration of other libraries' weights, such as timm's
     config: PretrainedConfig = call(
         lambda: AutoConfig.from_pretrained(folder), lambda error: ConfigError(f"{expected} ({one_line(error, 100)})")
     )
@@ -56,11 +56,10 @@ def language_config(folder: Path) -> PretrainedConfig:
 
 
 def language_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerFast, str]:
-    """The language model's own tokenizer with `<image>` as one more token, and its own chat format, with the image in
-    the user's turn.
+    """Return the language model's tokenizer with `<image>` added, and its chat template, which now accepts images.
 
     Raises:
-        ConfigError: not a language model, or one that was never taught a chat format.
+        ConfigError: the folder does not hold a language model, or its tokenizer has no chat template.
     """
     language_config(folder)
 
@@ -75,48 +74,49 @@ def language_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerFast, str]:
         or tokenizer.pad_token is None
     ):
         raise ConfigError(
-            f"model.language is {folder.name}: expected a tokenizer with a chat template, an end token and a padding"
-            " token"
+            f"model.language is {folder.name}: expected a tokenizer with a chat template, an end-of-sequence token and"
+            " a padding token"
         )
-    return tokenizer, FLATTEN + tokenizer.chat_template
+    return tokenizer, FLATTEN_CONTENT + tokenizer.chat_template
 
 
-def put_language(llava: LlavaForConditionalGeneration, folder: Path) -> str:
-    """Copy the pretrained language model into `llava`, whose vocabulary is larger, and return the fingerprint of what
-    was copied.
+def copy_language_weights(llava: LlavaForConditionalGeneration, folder: Path) -> str:
+    """Copy the pretrained language model into `llava`, and return the fingerprint of the copied weights.
 
-    A new token's row, in the embedding and in the output, is the mean of the pretrained rows.
+    The vocabulary of `llava` is larger. The rows of new tokens, in input and output embeddings, are the mean of the
+    pretrained rows.
 
     Raises:
-        WeightsError: a pretrained tensor or row has other values once it is there.
+        WeightsError: a tensor of `llava` does not hold the pretrained values after the copy.
     """
     pretrained = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     body, output = pretrained.base_model.state_dict(), pretrained.state_dict()["lm_head.weight"]
-    body["embed_tokens.weight"] = grown(body["embed_tokens.weight"], llava.lm_head.out_features)
+    vocab_size = llava.lm_head.out_features
+    body["embed_tokens.weight"] = append_mean_rows(body["embed_tokens.weight"], vocab_size)
     llava.model.language_model.load_state_dict(body)
-    llava.lm_head.load_state_dict({"weight": grown(output, llava.lm_head.out_features)})
+    llava.lm_head.load_state_dict({"weight": append_mean_rows(output, vocab_size)})
     return check_language(llava, folder)
 
 
-def grown(rows: Tensor, count: int) -> Tensor:
-    """`rows` (token, d), followed by their mean as often as it takes to have `count`."""
+def append_mean_rows(rows: Float[Tensor, "token d"], count: int) -> Float[Tensor, "count d"]:
+    """Extend `rows` to `count` rows; each new row is the mean of the old ones."""
     return torch.cat([rows, rows.mean(0, keepdim=True).expand(count - len(rows), -1)])
 
 
 def check_language(llava: LlavaForConditionalGeneration, folder: Path) -> str:
-    """Return the fingerprint of the pretrained part of the language model: all but the rows of new tokens.
+    """Check that the language model of `llava` holds the weights in `folder`, and return their fingerprint.
+
+    The rows of new tokens are left out of both the comparison and the fingerprint.
 
     Raises:
-        WeightsError: a tensor does not hold the values in `folder`; names the first one.
+        WeightsError: a tensor does not hold the values in `folder`; names the first such tensor.
     """
-    expected = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
-    old = language_config(folder).vocab_size
-    expected.setdefault("lm_head.weight", expected["model.embed_tokens.weight"])  # tied ones are in a file once
-    parts = {f"model.{name}": value for name, value in saved_tensors(llava.model.language_model).items()} | {
-        "lm_head.weight": llava.lm_head.weight
-    }
-    return check_unchanged(
-        folder.name,
-        {k: v[:old] if k in ("model.embed_tokens.weight", "lm_head.weight") else v for k, v in parts.items()},
-        expected,
-    )
+    pretrained = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
+    old_size = language_config(folder).vocab_size
+    # the file holds tied embeddings only once
+    pretrained.setdefault("lm_head.weight", pretrained["model.embed_tokens.weight"])
+    tensors = {f"model.{name}": value for name, value in saved_tensors(llava.model.language_model).items()}
+    tensors["lm_head.weight"] = llava.lm_head.weight
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = tensors[name][:old_size]
+    return check_unchanged(folder.name, tensors, pretrained)

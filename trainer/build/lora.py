@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021) on the language model, through peft, and plain weights again out of them."""
+"""Add low-rank adapters (LoRA, Hu et al. 2021) to the language model with peft, and merge them into plain weights."""
 
 from __future__ import annotations
 
@@ -14,68 +14,78 @@ from workbench.errors import ConfigError, UnknownNameError
 
 
 def check_peft() -> None:
-    """See that peft is installed."""
+    """Check that peft is installed.
+
+    Raises:
+        ConfigError: peft is not installed.
+    """
     if find_spec("peft") is None:
         raise ConfigError(
-            "model.train is lora: expected the package peft, which pip install 'viral-workbench[lora]' brings"
+            "model.train is lora, which needs the package peft: install it with pip install 'viral-workbench[lora]'"
         )
 
 
 def add_lora(model: PreTrainedModel, config: LoraConfig) -> None:
-    """Put adapters into the language model, in place; only they require a gradient then, and the class and its paths
-    stay what they were.
+    """Add adapters to the language model in place; afterwards only they require a gradient.
+
+    The model keeps its class and the paths of its modules (peft's wrapper class is not used).
 
     Raises:
         ConfigError: peft is not installed.
-        UnknownNameError: a target that no linear layer of the language model is called.
+        UnknownNameError: no linear layer of the language model has the name of a target.
     """
     check_peft()
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
     decoder: Any = model.get_decoder()
-    below = next(name for name, part in model.named_modules() if part is decoder)
-    linear = [f"{below}.{name}" for name, part in decoder.named_modules() if isinstance(part, nn.Linear)]
+    decoder_path = next(name for name, module in model.named_modules() if module is decoder)
+    linear = [f"{decoder_path}.{name}" for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
     for target in config.targets:
         if not any(name.split(".")[-1] == target for name in linear):
             raise UnknownNameError("model.lora.targets", target, {name.split(".")[-1] for name in linear})
-    chosen = [name for name in linear if name.split(".")[-1] in config.targets]
-    # peft's annotation says int; any number works
-    alpha: Any = config.alpha
-    adapter = PeftConfig(r=config.rank, lora_alpha=alpha, lora_dropout=config.dropout, target_modules=chosen)
+    adapted = [name for name in linear if name.split(".")[-1] in config.targets]
+    alpha: Any = config.alpha  # peft's annotation says int, but any number works
+    adapter = PeftConfig(r=config.rank, lora_alpha=alpha, lora_dropout=config.dropout, target_modules=adapted)
     inject_adapter_in_model(adapter, model)
 
 
-def adapters(model: nn.Module) -> dict[str, Any]:
-    """The layers that have an adapter, by name; none for a model without LoRA."""
+def lora_layers(model: nn.Module) -> dict[str, Any]:
+    """Return the layers that have an adapter, by name; an empty dictionary for a model without LoRA."""
     if find_spec("peft") is None:
         return {}
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return {name: part for name, part in model.named_modules() if isinstance(part, BaseTunerLayer)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
 def merged_state(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of `model`, whose `state` is given, as if it had never had adapters: W + (alpha / rank) B A where it
-    has one."""
+    """Return the tensors of `model` with its adapters merged: each adapted weight W becomes W + (alpha / rank) B A.
+
+    The tensors have the names that they have in a model without LoRA. The model itself is not changed.
+
+    Args:
+        state: the tensors of `model`, adapters included.
+    """
     state = dict(state)
-    for name, layer in adapters(model).items():
-        own = {key: state.pop(key) for key in [key for key in state if key.startswith(f"{name}.")]}
+    for name, layer in lora_layers(model).items():
+        layer_tensors = {key: state.pop(key) for key in [key for key in state if key.startswith(f"{name}.")]}
         state |= {
             key.replace(f"{name}.base_layer.", f"{name}."): value
-            for key, value in own.items()
+            for key, value in layer_tensors.items()
             if key.startswith(f"{name}.base_layer.")
         }
-        delta = (own[f"{name}.lora_B.default.weight"] @ own[f"{name}.lora_A.default.weight"]) * layer.scaling["default"]
+        lora_a, lora_b = (layer_tensors[f"{name}.lora_{factor}.default.weight"] for factor in "AB")
+        delta = (lora_b @ lora_a) * layer.scaling["default"]
         merged = state[f"{name}.weight"] + delta.to(state[f"{name}.weight"])
-        # one matrix at a time: a GPU that trains the model may have no room for it twice
+        # move each merged matrix to the CPU at once: the training GPU may not have room for a second copy of all
         state[f"{name}.weight"] = merged.cpu()
     return state
 
 
-def merge(model: PreTrainedModel) -> None:
-    """Put plain linear layers in the adapters' place, in place."""
-    for name, layer in adapters(model).items():
+def merge_lora(model: PreTrainedModel) -> None:
+    """Merge each adapter into its layer, and replace the layer by a plain linear one, in place."""
+    for name, layer in lora_layers(model).items():
         layer.merge()
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, layer.get_base_layer())

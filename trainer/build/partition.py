@@ -1,4 +1,7 @@
-"""Which parameters of a model are trained, by part: vision encoder, connector, language model, LoRA."""
+"""Choose which parameters of a model are trained, by part: vision encoder, projector, language model, LoRA.
+
+Stored records call the vision encoder `tower` and the projector `connector`.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,31 @@ from workbench.mllm.family import family_of
 
 
 def parts_of(model: Any) -> dict[str, str]:
-    """Which part of a transformers model each parameter belongs to, by name: `tower`, `language`, or `connector` for
-    all that is between them."""
-    own = {id(p) for p in model.model.get_submodule(family_of(model.config).projector).parameters()}
-    tower = {id(p) for p in model.get_encoder(modality="image").parameters()} - own
+    """Return the part of a transformers model that each of its parameters belongs to, by the parameter's name.
+
+    The parts are `tower` (vision encoder), `language` (with the input and output embeddings), and `connector`
+    (projector, and everything else that is in neither of the two).
+    """
+    projector = {id(p) for p in model.model.get_submodule(family_of(model.config).projector).parameters()}
+    # some families have the projector inside the vision encoder
+    vision_encoder = {id(p) for p in model.get_encoder(modality="image").parameters()} - projector
     language = {
         id(p)
         for module in (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
         for p in module.parameters()
     }
     return {
-        name: "tower" if id(p) in tower else "language" if id(p) in language else "connector"
+        name: "tower" if id(p) in vision_encoder else "language" if id(p) in language else "connector"
         for name, p in model.named_parameters()
     }
 
 
 def choose_trained(mllm: MLLM, config: ModelConfig) -> dict[str, str]:
-    """Let what the configuration trains require a gradient, nothing else; returns the part of each trained parameter by
-    name."""
+    """Let exactly the parameters that `config` trains require a gradient; add LoRA if `config` asks for it.
+
+    Returns:
+        The part of each trained parameter, by the parameter's name; see `parts_of`, with `lora` for adapters.
+    """
     parts = parts_of(mllm.model)
     trained = {
         "connector",
@@ -44,7 +54,7 @@ def choose_trained(mllm: MLLM, config: ModelConfig) -> dict[str, str]:
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Let a transformers model compute its activations again in the backward pass; older versions call that by another
-    name."""
+    """Make a transformers model recompute its activations in the backward pass, which saves memory."""
+    # the method's name depends on the version of transformers
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})

@@ -1,5 +1,7 @@
-"""The toy LLaVA: a pretrained frozen vision encoder, a new projector, and a fresh or pretrained small language
-model."""
+"""Build the toy LLaVA: a frozen pretrained vision encoder, a new projector and a small language model.
+
+The language model is randomly initialized (a Qwen3 of a few layers) or pretrained.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from trainer.build.language import language_config, language_tokenizer, put_language
-from trainer.build.second_encoder import encoder_alone, llava_class, second_config
+from trainer.build.language import copy_language_weights, language_config, language_tokenizer
+from trainer.build.second_encoder import llava_class, pad_for_second_encoder, second_encoder_config
 from trainer.recipe import ModelConfig
 from workbench.errors import ConfigError, one_line
 from workbench.hashing import fingerprint, saved_tensors, tokenizer_settings
@@ -41,26 +43,24 @@ CHAT_TEMPLATE = (
 
 
 def build_processor(config: ModelConfig, words: list[str]) -> LlavaProcessor:
-    """A LlavaProcessor that stretches images to a square.
+    """Return a LlavaProcessor that resizes images to a square without keeping their aspect ratio.
 
     Args:
-        words: a closed vocabulary, which becomes one token each; a pretrained language model has its own tokenizer
-            instead.
+        words: the whole vocabulary, each word one token. It is ignored if the language model is pretrained, since that
+            brings its own tokenizer.
     """
-    tokenizer, template = (
-        language_tokenizer(weights_folder(config.language))
-        if config.language
-        else (_word_tokenizer(words), CHAT_TEMPLATE)
-    )
+    if config.language:
+        tokenizer, template = language_tokenizer(weights_folder(config.language))
+    else:
+        tokenizer, template = _word_tokenizer(words), CHAT_TEMPLATE
     size = {"height": config.image_size, "width": config.image_size}
-    pixels = CLIPImageProcessor(
+    image_processor = CLIPImageProcessor(
         size=size, do_center_crop=False, image_mean=IMAGENET[0], image_std=IMAGENET[1], crop_size=size
     )
-    patch = encoder_config(config).patch_size
     return LlavaProcessor(
-        pixels,
+        image_processor,
         tokenizer,
-        patch_size=patch,
+        patch_size=encoder_config(config).patch_size,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=template,
@@ -82,31 +82,33 @@ def _word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
 
 
 def encoder_config(config: ModelConfig) -> PretrainedConfig:
-    """The whole vision encoder's configuration.
+    """Return the configuration of the complete pretrained vision encoder, with all its blocks.
 
     Raises:
-        ConfigError: the weights are not a vision transformer's.
+        ConfigError: the weights are not those of a vision transformer.
     """
     folder = weights_folder(config.vision_encoder)
     expected = (
         f"model.vision_encoder is {config.vision_encoder}: expected the weights of a vision transformer, such as"
         " dinov2-small"
     )
-    # timm's weights, among others, are not known to transformers
-    found: PretrainedConfig = call(
+    # transformers cannot read the configuration of other libraries' weights, such as timm's
+    vision: PretrainedConfig = call(
         lambda: AutoConfig.from_pretrained(folder), lambda error: ConfigError(f"{expected} ({one_line(error, 100)})")
     )
-    if not hasattr(found, "patch_size"):
+    if not hasattr(vision, "patch_size"):
         raise ConfigError(expected)
-    return found
+    return vision
 
 
 def llava_config(config: ModelConfig, processor: LlavaProcessor) -> LlavaConfig:
-    """The configuration of `build_llava`: the vision encoder's first blocks, and a pretrained language model or a fresh
-    Qwen3 one.
+    """Return the configuration of the model that `build_llava` builds.
+
+    Of the vision encoder it has only the blocks up to the last one whose features are used.
 
     Raises:
-        ConfigError: a block that the vision encoder does not have, or an image size that its patches do not divide.
+        ConfigError: the recipe names a block that the vision encoder does not have, or the image size is not a multiple
+            of its patch size or too small.
     """
     vision = encoder_config(config)
     if max(config.vision_encoder_features) > vision.num_hidden_layers:
@@ -119,20 +121,17 @@ def llava_config(config: ModelConfig, processor: LlavaProcessor) -> LlavaConfig:
             f"model.image_size is {config.image_size}: expected a multiple of {vision.patch_size}, the patch size of"
             f" {config.vision_encoder}"
         )
-    # fewer have no place code: sines and cosines of so few points are all alike
+    # the projector's position code needs 3 patches per side: with fewer, some of its sines and cosines are constant
     if (side := config.image_size // vision.patch_size) < 3:
         raise ConfigError(
             f"model.image_size is {config.image_size}, {side} x {side} patches: expected at least"
-            f" {3 * vision.patch_size}"
+            f" {3 * vision.patch_size}, 3 x 3 patches"
         )
-    blocks = max(1, *config.vision_encoder_features)  # later blocks would be computed and thrown away
-    # they name the last block
-    whole = {
-        name: value
-        for name, value in vision.to_dict().items()
-        if name not in ("out_features", "out_indices", "stage_names")
-    }
-    vision = type(vision).from_dict(whole | {"num_hidden_layers": blocks})
+    blocks = max(1, *config.vision_encoder_features)  # the output of later blocks is not used
+    # these settings name blocks up to the last one, so they would not fit fewer blocks
+    names_blocks = ("out_features", "out_indices", "stage_names")
+    vision_settings = {name: value for name, value in vision.to_dict().items() if name not in names_blocks}
+    vision = type(vision).from_dict(vision_settings | {"num_hidden_layers": blocks})
     tokenizer = processor.tokenizer
     text = language_config(weights_folder(config.language)) if config.language else _fresh_text(config, tokenizer)
     text.vocab_size = max(text.vocab_size, len(tokenizer))
@@ -146,20 +145,20 @@ def llava_config(config: ModelConfig, processor: LlavaProcessor) -> LlavaConfig:
         tie_word_embeddings=text.tie_word_embeddings,
     )
     if config.second_encoder is not None:
-        setattr(llava, SECOND_ENCODER, second_config(config.second_encoder))
+        setattr(llava, SECOND_ENCODER, second_encoder_config(config.second_encoder))
     return llava
 
 
 def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaForConditionalGeneration, dict[str, str]]:
-    """A LlavaForConditionalGeneration with a pretrained frozen vision encoder, and a pretrained language model or a
-    fresh Qwen3 one.
+    """Build the toy LLaVA that `config` describes, with its frozen parts marked as such.
 
     Returns:
-        The model, and the fingerprint of each pretrained part: `tower`, `language`.
+        The model, and the fingerprint of each pretrained part: `tower` (vision encoder) and, if it is pretrained,
+        `language`.
 
     Raises:
-        ConfigError: a block that the vision encoder does not have, or an image size that its patches do not divide.
-        WeightsError: a part no longer holds its pretrained values once the model stands around it.
+        ConfigError: see `llava_config`.
+        WeightsError: a part does not hold its pretrained values after the model was built.
     """
     settings, tokenizer = llava_config(config, processor), processor.tokenizer
     llava = llava_class(settings)(settings)
@@ -174,14 +173,13 @@ def build_llava(config: ModelConfig, processor: LlavaProcessor) -> tuple[LlavaFo
         )
     }
     if config.language:
-        parts["language"] = put_language(llava, weights_folder(config.language))
+        parts["language"] = copy_language_weights(llava, weights_folder(config.language))
     freeze(llava, config)
     return llava, parts
 
 
 def freeze(llava: LlavaForConditionalGeneration, config: ModelConfig) -> None:
-    """Take the gradient from what is not trained: always the vision encoder, and the language model where it stays as
-    it is or gets adapters."""
+    """Freeze the vision encoder and, unless `model.train` is `all`, the weights of the language model."""
     llava.model.vision_tower.requires_grad_(False)
     if config.train != "all":
         llava.model.language_model.requires_grad_(False)
@@ -189,7 +187,7 @@ def freeze(llava: LlavaForConditionalGeneration, config: ModelConfig) -> None:
 
 
 def _fresh_text(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
-    """The configuration of a language model that is trained from nothing."""
+    """Return the configuration of a language model that is randomly initialized."""
     return Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=config.width,
@@ -208,10 +206,10 @@ def _fresh_text(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen
 
 
 def load_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> str:
-    """Copy the model in `folder` into `llava`, and return its fingerprint.
+    """Copy the weights of the model in `folder`, the recipe's `start`, into `llava`; return the model's fingerprint.
 
     Raises:
-        ConfigError: as `check_start`, or a tensor is not in its file.
+        ConfigError: see `check_start`; or the model's file lacks a tensor.
     """
     check_start(llava, processor, folder)
     loaded: Any = llava_class(llava.config).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
@@ -226,10 +224,14 @@ def load_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, 
 
 
 def check_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
-    """See that the model in `folder` fits `llava`, which may be on meta, by all but the values of its tensors.
+    """Check that the model in `folder`, the recipe's `start`, can be loaded into `llava`.
+
+    Args:
+        llava: the model that the recipe describes. It may be on the meta device, as no tensor values are compared.
 
     Raises:
-        ConfigError: it is not a finished training, or another model or vocabulary than the recipe describes.
+        ConfigError: the folder is not that of a finished training, or its model, tokenizer or second encoder is not the
+            one that the recipe describes.
     """
     if not (folder / "model.safetensors").exists():
         raise ConfigError(f"start is {folder}: expected the folder of a finished training")
@@ -242,59 +244,66 @@ def check_start(llava: LlavaForConditionalGeneration, processor: LlavaProcessor,
 
     config = call(lambda: AutoConfig.from_pretrained(folder), failed)
     tokenizer = call(lambda: PreTrainedTokenizerFast.from_pretrained(folder), failed)
-    if (found := (config.architectures or ["nothing"])[0]) != "LlavaForConditionalGeneration":
+    if (architecture := (config.architectures or ["nothing"])[0]) != "LlavaForConditionalGeneration":
         raise ConfigError(
-            f"start is {folder}, which holds {found}: expected a LlavaForConditionalGeneration, as this recipe"
+            f"start is {folder}, which holds {architecture}: expected a LlavaForConditionalGeneration, as this recipe"
             " describes"
         )
     if hasattr(config, KEY):
         raise ConfigError(
-            f"start is {folder}, which adds its image again ({KEY} in its config.json): expected a model trained"
+            f"start is {folder}, whose model has a residual ({KEY} in its config.json): expected a model trained"
             " without a residual"
         )
-    stored_second, second = (getattr(own, SECOND_ENCODER, None) or {"vfm": "none"} for own in (config, llava.config))
+    stored_second, second = (getattr(each, SECOND_ENCODER, None) or {"vfm": "none"} for each in (config, llava.config))
     if any(stored_second.get(key) != value for key, value in second.items()):
-        changed = " of other weights" * (stored_second["vfm"] == second["vfm"])
+        changed = " with other weights" * (stored_second["vfm"] == second["vfm"])
         raise ConfigError(
             f"start is {folder}, whose second encoder is {stored_second['vfm']}{changed}: expected {second['vfm']}, as"
             " model.second_encoder says"
         )
     if tokenizer.get_vocab() != processor.tokenizer.get_vocab():
-        raise ConfigError(f"start is {folder}, whose vocabulary differs from the one of this recipe's data")
+        raise ConfigError(
+            f"start is {folder}, whose vocabulary differs from that of this recipe's data: expected the same vocabulary"
+        )
     if tokenizer_settings(tokenizer)["core"] != tokenizer_settings(processor.tokenizer)["core"]:
         raise ConfigError(
-            f"start is {folder}, whose tokenizer has the vocabulary of this recipe's, but splits text otherwise:"
-            " expected the same tokenizer"
+            f"start is {folder}, whose tokenizer has this recipe's vocabulary but splits text in another way: expected"
+            " the same tokenizer"
         )
     with torch.device("meta"):
         stored = call(lambda: llava_class(config)(config), failed).state_dict()
-    own = llava.state_dict()
+    expected = llava.state_dict()
     wrong = sorted(
         name
-        for name in stored.keys() | own.keys()
-        if name not in stored or name not in own or stored[name].shape != own[name].shape
+        for name in stored.keys() | expected.keys()
+        if name not in stored or name not in expected or stored[name].shape != expected[name].shape
     )
     if wrong:
-        raise ConfigError(f"start is {folder}, whose tensor '{wrong[0]}' does not fit the model of this recipe")
+        raise ConfigError(
+            f"start is {folder}, whose tensor '{wrong[0]}' does not fit the model of this recipe: expected a model"
+            " of the same sizes"
+        )
 
 
 @torch.inference_mode()
 def connector_inputs(
     llava: LlavaForConditionalGeneration, processor: LlavaProcessor, images: list[Image.Image]
 ) -> Float[Tensor, "image token d"]:
-    """What the frozen vision encoder hands to the connector: read at the connector itself, so that it cannot differ
-    from inference."""
-    seen: list[Tensor] = []
+    """Return the frozen vision encoder's features of `images`, as the projector receives them.
 
-    def keep(connector: nn.Module, args: tuple[Tensor]) -> Tensor:
-        seen.append(args[0])
-        return encoder_alone(connector, args[0])
+    A hook on the projector reads them, so that they are what the projector receives at inference.
+    """
+    captured: list[Tensor] = []
 
-    llava.model.vision_tower.eval()  # a training step sets the whole model to training
-    handle = llava.model.multi_modal_projector.register_forward_pre_hook(keep)
+    def capture(projector: nn.Module, args: tuple[Tensor]) -> Tensor:
+        captured.append(args[0])
+        return pad_for_second_encoder(projector, args[0])
+
+    llava.model.vision_tower.eval()  # a training step puts the whole model into training mode
+    handle = llava.model.multi_modal_projector.register_forward_pre_hook(capture)
     pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"].to(llava.device)
     try:
         llava.get_image_features(pixel_values=pixels)
     finally:
         handle.remove()
-    return seen[0]
+    return captured[0]

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, LlavaForConditionalGenerat
 
 from trainer.alignment import Alignment, attach_alignment
 from trainer.build.assembled_llava import check_parts, describe_parts
-from trainer.build.second_encoder import encoder_alone
+from trainer.build.second_encoder import pad_for_second_encoder
 from trainer.recipe import ModelConfig, Recipe
 from workbench.errors import ConfigError, one_line
 from workbench.mllm import VisualTokens
@@ -139,7 +139,7 @@ def attach(
 
     def record_input(_: nn.Module, args: tuple[Tensor]) -> Tensor | None:
         projector_inputs.append(args[0])
-        return encoder_alone(projector, args[0]) if second_width else None
+        return pad_for_second_encoder(projector, args[0]) if second_width else None
 
     handle = projector.register_forward_pre_hook(record_input)
     inputs = {

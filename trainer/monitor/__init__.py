@@ -1,1 +1,1 @@
-"""What is watched while a model trains."""
+"""What is measured and checked while a model trains: CKNNA, progress, warnings, errors that stop the run."""

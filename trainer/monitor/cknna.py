@@ -1,4 +1,8 @@
-"""CKNNA of the aligned layer with the VFM, at every evaluation."""
+"""CKNNA between the aligned layers and the VFMs, measured at every evaluation while a model trains.
+
+It is measured within images, on the same first images of the validation split each time, so that the values of a run
+can be compared over time.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from trainer.recipe import AlignmentConfig, MonitorConfig, Recipe
-from trainer.setups.base import Setup, WatchedBatch
+from trainer.setups.base import MonitorBatch, Setup
 from workbench.errors import ConfigError, DataError, UnknownNameError, WeightsError
 from workbench.metrics import METRICS
 from workbench.metrics.alignment import MIN_ROWS
@@ -22,16 +26,20 @@ from workbench.spatial.within_image import Within
 from workbench.stats import null_of
 
 
-class SubsetAlignment:
-    """CKNNA of the visual tokens of some layers with VFMs, within images, on the same first validation images at every
-    evaluation.
+class CknnaMonitor:
+    """Measures CKNNA between the visual tokens of some layers and VFMs, within images.
 
-    The layers are the aligned ones (or those with a residual); a baseline's is the middle one, as in
-    `analyses.dynamics`. The VFMs are the recipe's.
+    The layers are those that are aligned or have a residual; for a baseline, the middle layer, as in
+    `analyses.dynamics`. The VFMs are the recipe's. Images with too few visual tokens are left out.
+
+    Attributes:
+        n: median number of visual tokens of a patch grid, over the images that are measured.
+        images: number of images that are measured.
+        left_out: number of images with too few visual tokens.
 
     Raises:
-        ConfigError: k is not below the number of visual tokens.
-        WeightsError, UnknownNameError: a VFM that cannot be had.
+        ConfigError: no image has more than k visual tokens.
+        WeightsError, UnknownNameError: a VFM cannot be loaded.
     """
 
     def __init__(self, setup: Setup, alignment: AlignmentConfig, settings: MonitorConfig, seed: int) -> None:
@@ -39,9 +47,9 @@ class SubsetAlignment:
         self.blocks = getattr(decoder, "model", decoder).layers
         self.layers = sorted(alignment.layer) if alignment.changes_layers else [max(1, len(self.blocks) // 2)]
         self.model, self.settings, self.seed = setup.model, settings, seed
-        self.watched = setup.watched()
-        lengths = [[len(raster) for raster in image] for batch in self.watched.batches for _, image in batch.places]
-        large = [own for own in lengths if min(own) >= max(settings.k + 1, MIN_ROWS)]
+        self.data = setup.monitor_batches()
+        lengths = [[len(grid) for grid in grids] for batch in self.data.batches for _, grids in batch.visual]
+        large = [grid_lengths for grid_lengths in lengths if min(grid_lengths) >= max(settings.k + 1, MIN_ROWS)]
         if not large:
             raise ConfigError(
                 f"monitor.k is {settings.k}: expected less than {max(map(min, lengths))}, the visual tokens of an image"
@@ -52,80 +60,91 @@ class SubsetAlignment:
 
     @property
     def record(self) -> dict[str, object]:
-        """What the scores are of."""
-        shared = {
+        """How the scores are measured, for the training record."""
+        return {
+            "pooling": "within",
+            "layers": self.layers,
             "n": self.n,
             "k": self.settings.k,
             "n_images": self.images,
             "permutations": self.settings.permutations,
             "seed": self.seed,
+            "vfm_fingerprint": self.data.vfm_fingerprint,
         }
-        return {"pooling": "within", "layers": self.layers, **shared, "vfm_fingerprint": self.watched.fingerprint}
 
-    @torch.no_grad()  # sharded weights know no inference mode
+    @torch.no_grad()  # inference mode does not work with sharded weights
     def measure(self) -> dict[str, float]:
-        """The score of each layer and VFM as `cknna/layer_L/VFM`, its 95 % interval over images and its permutation
-        null, with n, k and images."""
+        """Return the score of each layer and VFM as entries of the training log.
+
+        Returns:
+            `cknna/layer_L/VFM` with the ends of its 95 % interval over images (`cknna_low/...`, `cknna_high/...`), the
+            mean and the 95 % quantile of its permutation null, and n, k and the number of images. Empty, after a
+            warning, if CKNNA is not defined for the model as it is.
+        """
         collector = Within(METRICS.get("cknna"), self.settings.k, null=self.settings.permutations, seed=self.seed)
-        training = self.model.training
+        was_training = self.model.training
         self.model.eval()
-        for batch in self.watched.batches:
-            collector.add(self._hidden(batch), list(batch.patches.values()))
-        self.model.train(training)
+        for batch in self.data.batches:
+            collector.add(self._visual_tokens(batch), list(batch.vfm_features.values()))
+        self.model.train(was_training)
         try:
-            found = collector.finish()
-        except DataError as error:  # the tokens of every image are alike by now, perhaps
+            scores = collector.finish()
+        except DataError as error:  # for example, because all tokens of an image have become equal
             tqdm.write(f"warning: CKNNA is not measured here: {error}", file=sys.stderr)
             return {}
         logs: dict[str, float] = {}
         for row, layer in enumerate(self.layers):
-            for column, name in enumerate(self.watched.batches[0].patches):
-                interval = found.intervals[row][column]
-                null = null_of(interval.estimate, found.nulls[:, row, column])
+            for column, name in enumerate(self.data.batches[0].vfm_features):
+                interval = scores.intervals[row][column]
+                null = null_of(interval.estimate, scores.nulls[:, row, column])
                 values = {"cknna": interval.estimate, "cknna_low": interval.low, "cknna_high": interval.high}
                 logs |= {f"{key}/layer_{layer}/{name}": value for key, value in values.items()}
                 logs |= {
                     f"cknna_null_mean/layer_{layer}/{name}": null.mean,
                     f"cknna_null_q95/layer_{layer}/{name}": null.q95,
                 }
-        return logs | {"cknna_n": found.n, "cknna_k": self.settings.k, "cknna_images": len(collector.scored)}
+        return logs | {"cknna_n": scores.n, "cknna_k": self.settings.k, "cknna_images": len(collector.scored)}
 
-    def _hidden(self, batch: WatchedBatch) -> list[list[list[Tensor]]]:
-        """The visual tokens of each layer, [layer][image][raster]."""
-        kept: dict[int, Tensor] = {}
+    def _visual_tokens(self, batch: MonitorBatch) -> list[list[list[Tensor]]]:
+        """Return the hidden states of the visual tokens (token, d): [layer][image][patch grid]."""
+        outputs: dict[int, Tensor] = {}
 
-        def keep(layer: int) -> Callable[..., None]:
+        def capture(layer: int) -> Callable[..., None]:
             def hook(_: nn.Module, __: object, output: Any) -> None:
-                kept[layer] = output[0] if isinstance(output, tuple) else output
+                outputs[layer] = output[0] if isinstance(output, tuple) else output
 
             return hook
 
-        handles = [self.blocks[layer - 1].register_forward_hook(keep(layer)) for layer in self.layers]
+        handles = [self.blocks[layer - 1].register_forward_hook(capture(layer)) for layer in self.layers]
         try:
             self.model(**send_to_device(batch.inputs, next(self.model.parameters()).device))
         finally:
             for handle in handles:
                 handle.remove()
+
+        def tokens(layer: int, row: int, positions: Tensor) -> Tensor:
+            return outputs[layer][row, positions.to(outputs[layer].device)].float().cpu()
+
         return [
-            [
-                [kept[layer][row, index.to(kept[layer].device)].float().cpu() for index in image]
-                for row, image in batch.places
-            ]
+            [[tokens(layer, row, positions) for positions in grids] for row, grids in batch.visual]
             for layer in self.layers
         ]
 
 
-def subset_alignment(recipe: Recipe, setup: Setup) -> tuple[SubsetAlignment | None, list[str]]:
-    """What measures CKNNA during training; a run that cannot have it, such as a baseline without a VFM at hand, goes
-    on, and a sentence says so."""
+def build_cknna_monitor(recipe: Recipe, setup: Setup) -> tuple[CknnaMonitor | None, list[str]]:
+    """Return what measures CKNNA during training, and warnings about it.
+
+    A run in which CKNNA cannot be measured, such as a baseline whose VFM is not available, trains without it: then the
+    first value is None, and a warning says why.
+    """
     if recipe.monitor.cknna_images == 0:
         return None, []
     try:
-        subset = SubsetAlignment(setup, recipe.alignment, recipe.monitor, recipe.seed)
-        few = (
-            f"CKNNA during training leaves out {subset.left_out} of {subset.left_out + subset.images} images, which"
+        monitor = CknnaMonitor(setup, recipe.alignment, recipe.monitor, recipe.seed)
+        too_few = (
+            f"CKNNA during training leaves out {monitor.left_out} of {monitor.left_out + monitor.images} images, which"
             " have too few visual tokens for it"
         )
-        return subset, [few] if subset.left_out else []
+        return monitor, [too_few] if monitor.left_out else []
     except (ConfigError, DataError, WeightsError, UnknownNameError) as error:
         return None, [f"CKNNA is not measured during training: {error}"]

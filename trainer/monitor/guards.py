@@ -1,4 +1,4 @@
-"""What stops a run: a loss that is not finite, images and visual tokens that do not match."""
+"""Checks that stop a run: the loss must be finite, and images, targets and visual tokens must match in number."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from workbench.files import atomic_file
 def stop_unless_finite(
     value: Tensor, parts: Mapping[str, Tensor], batch: Mapping[str, Any] | Sequence[Any], folder: Path, step: int
 ) -> None:
-    """See that a loss or the norm of a gradient is finite, so that no checkpoint has what it would make of the model.
+    """Stop the run if a loss or gradient norm is not finite, before it could spoil the model and its checkpoints.
 
     Args:
-        parts: what it is, or is made of, by name, for the message.
-        batch: what the model was given, saved as safetensors where the value is not finite.
-        step: the optimiser step that is being made, from 1.
+        value: the loss or the norm.
+        parts: the terms that `value` is made of, or `value` itself, by name; for the message.
+        batch: the model's inputs, saved as safetensors if `value` is not finite.
+        folder: where they are saved.
+        step: number of the current optimizer step, from 1.
 
     Raises:
-        RunError: names the value, the step and the file.
+        RunError: `value` is not finite; the message names the value, the step and the file.
     """
     if torch.isfinite(value):
         return
@@ -33,52 +35,53 @@ def stop_unless_finite(
         f"the loss is {value.item()}"
     ]
     file = folder / f"not_finite-step-{step}.safetensors"
-    said = f"{', '.join(bad)} at step {step}"
+    reason = f"{', '.join(bad)} at step {step}"
     with atomic_file(file) as partial:
-        save_file(dict(_tensors(batch)), partial, metadata={"step": str(step), "why": said})
+        save_file(dict(_tensors(batch)), partial, metadata={"step": str(step), "why": reason})
     raise RunError(
-        f"{said}: training stopped before a checkpoint has it; its batch is in {file}, and the checkpoints before are"
-        " as they were"
+        f"{reason}: training stopped before a checkpoint could store it; its batch is in {file}, and earlier"
+        " checkpoints are unchanged"
     )
 
 
 def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a nested batch by its dotted name."""
+    """Yield every tensor of a nested batch with its dotted name."""
     if isinstance(value, Tensor):
-        yield name, value.detach().cpu().clone(memory_format=torch.contiguous_format)  # a file holds no tensor twice
+        # a copy, since a safetensors file refuses tensors that share memory
+        yield name, value.detach().cpu().clone(memory_format=torch.contiguous_format)
     elif isinstance(value, Mapping | list | tuple):
         for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from _tensors(part, f"{name}.{key}" if name else str(key))
 
 
-def counted(collator: Callable[[list[Any]], dict[str, Any]], image_token: int) -> Callable[[list[Any]], dict[str, Any]]:
-    """`collator`, whose batches are checked: as many visual tokens in each text as the image and every target have.
+def check_token_counts(
+    collator: Callable[[list[Any]], dict[str, Any]], image_token: int
+) -> Callable[[list[Any]], dict[str, Any]]:
+    """Return `collator` with a check that texts, images and alignment targets have the same number of visual tokens.
 
-    Of conversations every image and tile is compared with its target; that they fit the text is what
-    `MLLM.visual_tokens` sees to.
+    For conversations, each image and tile is compared with its target; that the visual tokens fit the text is checked
+    by `MLLM.visual_tokens`.
 
     Raises:
-        DataError: from the returned function, with both counts. A sample is never left out.
+        DataError: the numbers differ; raised when the returned function is called. No sample is ever left out.
     """
 
     def checked(items: list[Any]) -> dict[str, Any]:
         batch = collator(items)
         targets = {f"target {name}": values for name, values in batch.get("targets", {}).items()}
         if "visual" in batch:
-            found = [[len(part.index) for part in sample] for sample in batch["visual"]]
-            others = {name: [[len(part) for part in sample] for sample in values] for name, values in targets.items()}
+            in_text = [[len(tile.index) for tile in sample] for sample in batch["visual"]]
+            others = {name: [[len(tile) for tile in sample] for sample in values] for name, values in targets.items()}
         else:
-            found = [[count] for count in (batch["input_ids"] == image_token).sum(1).tolist()]
-            others = {
-                name: [[len(row)] for row in values]
-                for name, values in ({"image": batch["connector_inputs"]} | targets).items()
-            }
+            in_text = [[count] for count in (batch["input_ids"] == image_token).sum(1).tolist()]
+            features = {"image": batch["connector_inputs"]} | targets
+            others = {name: [[len(row)] for row in values] for name, values in features.items()}
         for name, counts in others.items():
-            for row, (own, other) in enumerate(zip(found, counts, strict=True)):
-                if own != other:
-                    said, had = (" + ".join(map(str, value)) or "no" for value in (own, other))
+            for row, (text_counts, other_counts) in enumerate(zip(in_text, counts, strict=True)):
+                if text_counts != other_counts:
+                    n_text, n_other = (" + ".join(map(str, value)) or "no" for value in (text_counts, other_counts))
                     raise DataError(
-                        f"sample {row} of a batch has {said} visual tokens in its text and {had} of its {name}:"
+                        f"sample {row} of a batch has {n_text} visual tokens in its text and {n_other} of its {name}:"
                         " expected as many"
                     )
         return batch

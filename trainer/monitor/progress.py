@@ -1,4 +1,4 @@
-"""The log of a run, on the screen, on disk and in a tracker."""
+"""The log of a run: on the screen, on disk and in a tracker."""
 
 from __future__ import annotations
 
@@ -18,31 +18,33 @@ from workbench.errors import ConfigError
 from workbench.files import atomic_file
 from workbench.training_folder import LOG_FILE
 
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}  # what each tracker needs
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}  # the package of each tracker
 SHOWN = {"lm_loss": "lm", "alignment_loss": "align", "accuracy/mean": "val accuracy", "val_lm_loss": "val lm"}
+"""Columns of the log that are shown on the screen, and the short names that they have there."""
+CUT = "data.max_length leaves no answer in"  # begins the warning that is given only once
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """See that the packages of the trackers are installed, before anything is computed.
+    """Check that the packages of the trackers are installed, before anything is computed.
 
     Raises:
-        ConfigError: names the package.
+        ConfigError: a package is not installed; names it.
     """
     for name in names:
         spec = find_spec(PACKAGES[name])
-        if spec is None or spec.loader is None or spec.origin is None:  # a folder `wandb` with old logs is no package
+        # a folder of old logs called `wandb` has a spec, but no loader
+        if spec is None or spec.loader is None or spec.origin is None:
             raise ConfigError(
-                f"report_to is {name}: expected the package {PACKAGES[name]}, which `pip install {PACKAGES[name]}`"
-                " brings"
+                f"report_to is {name}, which needs the package {PACKAGES[name]}: install it with"
+                f" `pip install {PACKAGES[name]}`"
             )
 
 
-CUT = "data.max_length leaves no answer in"
-
-
 class Progress(TrainerCallback):
-    """Both losses on stderr, of the first process: a bar on a terminal, elsewhere a line per log. Keeps the training
-    log on disk as parquet."""
+    """Shows the losses on stderr, and stores the training log as parquet; both on rank 0 only.
+
+    On a terminal it is a progress bar, elsewhere one line for each row of the log.
+    """
 
     def __init__(self, folder: Path, steps: int) -> None:
         self.folder, self.steps, self.start = folder, steps, time.monotonic()
@@ -72,24 +74,21 @@ class Progress(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: object,
     ) -> None:
-        if (
-            logs
-            and logs.get("answers_cut")
-            and not any(CUT in str(row.get("warning", "")) for row in state.log_history)
-        ):
+        answers_cut = logs.get("answers_cut") if logs else None
+        if answers_cut and not any(CUT in str(row.get("warning", "")) for row in state.log_history):
             warn(
                 state,
-                f"{CUT} {logs['answers_cut']} conversations since the last row of the log, whose column answers_cut"
-                " counts on; they teach nothing",
+                f"{CUT} {answers_cut} conversations since the last row of the log, so nothing is learned from them; the"
+                " log's column answers_cut has their number from now on",
             )
-        own = {short: f"{logs[name]:.3f}" for name, short in SHOWN.items() if logs and name in logs}
-        if not own or not state.is_world_process_zero:
+        shown = {short: f"{logs[name]:.3f}" for name, short in SHOWN.items() if logs and name in logs}
+        if not shown or not state.is_world_process_zero:
             return
         if self.bar is not None:
-            self.latest |= own
+            self.latest |= shown
             self.bar.set_postfix(self.latest)
         else:
-            parts = "  ".join(f"{short} {value}" for short, value in own.items())
+            parts = "  ".join(f"{short} {value}" for short, value in shown.items())
             sys.stderr.write(
                 f"{self.folder.name}: step {state.global_step}/{self.steps}  {parts} "
                 f" {time.monotonic() - self.start:.0f} s\n"
@@ -97,14 +96,14 @@ class Progress(TrainerCallback):
         write_log(state.log_history, self.folder)
 
     def close(self) -> None:
-        """End the bar's line, so that what is said next has its own."""
+        """Close the progress bar, so that what is printed next starts on a new line."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
 
 
 class LastLog(TrainerCallback):
-    """Logs the losses since the last row at the last step too, wherever it falls."""
+    """Makes the last step write a row of the log too, even if it is not a multiple of `log_every`."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if state.global_step >= state.max_steps:
@@ -112,7 +111,9 @@ class LastLog(TrainerCallback):
 
 
 def write_log(history: list[dict[str, Any]], folder: Path) -> None:
-    """Store the Trainer's log history as training.parquet, one row per log; columns by name, since rows from a
-    checkpoint have theirs in another order."""
+    """Store the Trainer's log history as training.parquet, one row per entry.
+
+    Columns are sorted by name, so that a resumed run, whose entries may have another order of keys, stores the same.
+    """
     with atomic_file(folder / LOG_FILE) as partial:
         pd.DataFrame(history).sort_index(axis=1).to_parquet(partial)

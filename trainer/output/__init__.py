@@ -1,1 +1,1 @@
-"""What a run writes: its folder, its checkpoints, its model."""
+"""What a run writes: its output folder, its checkpoints and its model folder."""

@@ -1,4 +1,4 @@
-"""Checkpoints: written aside, published whole, checked before a run goes on from one."""
+"""Checkpoints: written to a temporary folder, moved when they are complete, checked before a run is resumed."""
 
 from __future__ import annotations
 
@@ -21,68 +21,74 @@ from workbench.training_folder import Checkpoint, checkpoints
 
 log = logging.getLogger(__name__)
 DAMAGED = "%s is damaged (%s) and is skipped"
-SOURCES_FILE = "sources.json"  # in every checkpoint
-FILES_FILE = "files.json"  # in every checkpoint, written last: its files and their bytes
-UNFINISHED = ".unfinished"  # checkpoints that are being written; whole ones are moved out of it
+SOURCES_FILE = "sources.json"  # in every checkpoint: what the run was trained on and began with
+FILES_FILE = "files.json"  # in every checkpoint, written last: its files and their sizes in bytes
+UNFINISHED = ".unfinished"  # folder of checkpoints that are being written; complete ones are moved out of it
 
 
 def write_sources(checkpoint: Path, record: Mapping[str, Any]) -> None:
-    """Keep in a checkpoint the fingerprints of what the run learns from and began with."""
+    """Store in a checkpoint the fingerprints of the data, models and VFMs of the run, and the versions of libraries."""
     (checkpoint / SOURCES_FILE).write_text(json.dumps(_sources(record) | {"libraries": libraries()}, indent=2))
 
 
 def check_same_sources(checkpoint: Path, record: Mapping[str, Any], *, repaired: bool = False) -> list[str]:
-    """See that data, models and VFMs are those that `checkpoint` was trained with (one of before they were kept there
-    says nothing).
+    """Check that data, models and VFMs are the same as when `checkpoint` was written.
 
-    Returns:
-        What the record is to say: another max_length, rows that are left out, data that were repaired, other releases
-            of libraries.
+    A checkpoint without SOURCES_FILE, from before it was introduced, is not checked.
 
     Args:
-        repaired: data of another fingerprint goes on.
+        record: the training record of the resumed run.
+        repaired: allow data sets with another fingerprint.
+
+    Returns:
+        Sentences for the record about allowed differences: another `data.max_length`, rows that are left out, repaired
+        data, other versions of libraries.
 
     Raises:
-        RunError: names the first that differs.
+        RunError: something else differs; names the first difference.
     """
     if not (checkpoint / SOURCES_FILE).exists():
         return []
-    stored, own, said = json.loads((checkpoint / SOURCES_FILE).read_text()), _sources(record), []
+    stored, current = json.loads((checkpoint / SOURCES_FILE).read_text()), _sources(record)
+    notes = []
     step = checkpoint.name.removeprefix("checkpoint-")
-    if own.get("dropped", 0) > stored.get("dropped", 0):
-        left_out = own["dropped"] - stored.get("dropped", 0)
-        said.append(
-            f"resumed at step {step} without {left_out} of {own['items']} conversations, in whose place the next ones"
-            " come"
+    if current.get("dropped", 0) > stored.get("dropped", 0):
+        left_out = current["dropped"] - stored.get("dropped", 0)
+        notes.append(
+            f"resumed at step {step} without {left_out} of {current['items']} conversations, each replaced by the next"
+            " one"
         )
-    if stored.get("max_length") != own.get("max_length"):
-        said.append(
-            f"resumed at step {step} with data.max_length {own['max_length']}, which was {stored.get('max_length')}"
-            " before"
+    if stored.get("max_length") != current.get("max_length"):
+        notes.append(
+            f"resumed at step {step} with data.max_length {current['max_length']}, which was"
+            f" {stored.get('max_length')} before"
         )
     for name, release in stored.pop("libraries", libraries()).items():
-        if (here := libraries().get(name)) != release:
-            said.append(
-                f"resumed with {name} {here}, and {checkpoint} was written with {release}: the run is not to the bit"
-                " the uninterrupted one"
+        if (installed := libraries().get(name)) != release:
+            notes.append(
+                f"resumed with {name} {installed}, but {checkpoint} was written with {release}: the run does not equal"
+                " an uninterrupted one to the bit"
             )
-    for key in sorted((stored.keys() | own.keys()) - {"max_length", "dropped"}):
-        if stored.get(key) != own.get(key):
-            differs = (
-                f"{checkpoint} was trained with the {key} {'' if key == 'items' else 'fingerprint '}{stored.get(key)},"
-                f" and it is {own.get(key)} now"
-            )
-            if not repaired or key not in ("data", "val", "test"):
-                more = (
-                    " (for data with a file that was repaired, say --repaired)"
-                    if key in ("data", "val", "test")
-                    else ""
+    for key in sorted((stored.keys() | current.keys()) - {"max_length", "dropped"}):
+        if stored.get(key) != current.get(key):
+            if key == "items":
+                difference = (
+                    f"{checkpoint} was trained on {stored.get(key)} items, and there are {current.get(key)} now"
                 )
+            else:
+                difference = (
+                    f"{checkpoint} was trained with the {key} fingerprint {stored.get(key)}, and it is"
+                    f" {current.get(key)} now"
+                )
+            is_data = key in ("data", "val", "test")
+            if not repaired or not is_data:
+                hint = " (if a file of the data was repaired, add --repaired)" if is_data else ""
                 raise RunError(
-                    f"{differs}: expected the same content, since a resumed run is the uninterrupted one{more}"
+                    f"{difference}: expected the same content, since a resumed run must equal the uninterrupted one"
+                    f"{hint}"
                 )
-            said.append(f"resumed at step {step} with repaired data: {differs}")
-    return said
+            notes.append(f"resumed at step {step} with repaired data: {difference}")
+    return notes
 
 
 def _sources(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,94 +100,114 @@ def _sources(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same_launch(checkpoint: Path) -> None:
-    """See that as many processes go on as wrote `checkpoint`, and with their model divided alike: others would add up
-    in another order, or find no state."""
-    parts = len(list(checkpoint.glob("rng_state_*.pth")))  # one in each of several processes
-    wrote, own = parts or 1, distributed.count()
-    if wrote != own:
+    """Check that `checkpoint` was written by as many ranks as there are now, with the model sharded in the same way.
+
+    Otherwise sums would be added up in another order, or a rank would not find its state.
+
+    Raises:
+        RunError: the number of ranks or the way of sharding differs.
+    """
+    rng_files = len(list(checkpoint.glob("rng_state_*.pth")))  # one for each of several ranks, none for a single one
+    wrote, now = rng_files or 1, distributed.count()
+    if wrote != now:
         raise RunError(
-            f"{checkpoint} was written by {wrote} processes, and these are {own}: expected as many, since a resumed run"
-            " continues to the bit"
+            f"{checkpoint} was written by {wrote} processes, and now there are {now}: expected the same number, since a"
+            " resumed run equals the uninterrupted one to the bit"
         )
-    divided = (
-        "fsdp" if list(checkpoint.glob("optimizer_*")) else "zero" if list(checkpoint.glob("global_step*")) else "ddp"
-    )
-    if not distributed.strategy().startswith(divided):
+    if list(checkpoint.glob("optimizer_*")):
+        strategy = "fsdp"
+    elif list(checkpoint.glob("global_step*")):
+        strategy = "zero"
+    else:
+        strategy = "ddp"
+    if not distributed.strategy().startswith(strategy):
         raise RunError(
-            f"{checkpoint} was written with {divided}, and this launch is {distributed.strategy()}: expected the same"
+            f"{checkpoint} was written with {strategy}, and this launch is {distributed.strategy()}: expected the same"
             " launch file"
         )
 
 
 def publish_checkpoint(folder: Path, name: str, keep: int | None) -> None:
-    """Move a checkpoint that was written to its end to where it is found, and remove all but the newest `keep`.
+    """Move a complete checkpoint from the folder UNFINISHED to its place, and remove all but the newest `keep`.
+
+    Args:
+        folder: the output folder of the run.
+        name: name of the checkpoint's folder.
+        keep: how many checkpoints are kept; all if None.
 
     Raises:
-        RunError: the disk refuses.
+        RunError: the checkpoint cannot be written.
     """
     try:
-        _write_files(folder / UNFINISHED / name)
+        _write_file_list(folder / UNFINISHED / name)
         share(folder / UNFINISHED / name)
-        _remove(folder / name)  # a damaged one, before which the run was resumed
+        _remove(folder / name)  # a damaged checkpoint of this step, if the run was resumed from an earlier one
         (folder / UNFINISHED / name).rename(folder / name)
-        _on_disk(folder)  # before older ones go
+        _sync(folder)  # before older checkpoints are removed
         keep_newest(folder, keep)
     except OSError as error:
         raise RunError(f"cannot write checkpoint {folder / name} ({error.strerror or error})") from error
 
 
-def _write_files(checkpoint: Path) -> None:
-    """List what a checkpoint holds, all of it on the disk by then: a power cut, too, leaves a whole checkpoint or one
-    that is seen to be none."""
+def _write_file_list(checkpoint: Path) -> None:
+    """Write the list of a checkpoint's files, after making sure that all of them are on the disk.
+
+    Thus even a power cut leaves either a complete checkpoint or one that is recognized as incomplete.
+    """
     sizes = {}
     for file in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
-        _on_disk(file)
+        _sync(file)
         sizes[str(file.relative_to(checkpoint))] = file.stat().st_size
     (checkpoint / FILES_FILE).write_text(json.dumps(sizes, indent=2))
     for path in (checkpoint / FILES_FILE, *(path for path in checkpoint.rglob("*") if path.is_dir()), checkpoint):
-        _on_disk(path)
+        _sync(path)
 
 
-def _on_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, would outlive a power cut."""
-    opened = os.open(path, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Wait until the content of a file, or the list of files in a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 def whole_checkpoints(folder: Path) -> list[Checkpoint]:
-    """The checkpoints by step that a run can be resumed from: those whose files are all there, in their whole
-    length."""
-    found = []
+    """Return the complete checkpoints of a run, by step: those whose files all exist and have their full size.
+
+    Others are skipped with a warning.
+    """
+    whole = []
     for checkpoint in checkpoints(folder):
-        if why := _damage(checkpoint.folder):
-            log.warning(DAMAGED, checkpoint.folder, why)
+        if reason := _damage(checkpoint.folder):
+            log.warning(DAMAGED, checkpoint.folder, reason)
         else:
-            found.append(checkpoint)
-    return found
+            whole.append(checkpoint)
+    return whole
 
 
 def _damage(checkpoint: Path) -> str:
+    """Return what is missing of a checkpoint; "" if nothing is."""
     try:
         sizes = json.loads((checkpoint / FILES_FILE).read_text())
     except (OSError, ValueError):
         sizes = None
     if not isinstance(sizes, dict) or not sizes:
-        return f"{FILES_FILE} is not there or not whole"
+        return f"{FILES_FILE} is missing or incomplete"
     for name, size in sizes.items():
         file = checkpoint / name
         if not file.is_file():
-            return f"{name} is not there"
+            return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} of {size} bytes"
     return ""
 
 
 def unreadable_file(checkpoint: Path) -> str:
-    """Which of the files that a run would be resumed from cannot be read, though they have their length; only what
-    torch wrote has checksums within."""
+    """Return which file of a checkpoint cannot be read, although it has its full size, and why; "" if all can be read.
+
+    Contents are compared with a checksum only in files that torch wrote, since only they have one.
+    """
     for file in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         try:
             if file.suffix == ".json":
@@ -190,24 +216,24 @@ def unreadable_file(checkpoint: Path) -> str:
                 safe_open(file, framework="pt")
             elif file.suffix in (".pt", ".pth"):
                 with ZipFile(file) as archive:
-                    if (part := archive.testzip()) is not None:
-                        return f"{file.name} does not match its checksum in {part}"
+                    if (member := archive.testzip()) is not None:
+                        return f"{file.name} does not match its checksum in {member}"
         except (OSError, ValueError, BadZipFile, SafetensorError) as error:
             return f"{file.name} cannot be read ({' '.join(str(error).split())[:80]})"
     return ""
 
 
 def keep_newest(folder: Path, keep: int | None) -> None:
-    """Remove all whole checkpoints but the newest `keep`."""
+    """Remove all complete checkpoints except the newest `keep`; none if `keep` is None."""
     for old in whole_checkpoints(folder)[: -keep if keep else 0]:
         _remove(old.folder)
 
 
 def _remove(checkpoint: Path) -> None:
-    """Delete a checkpoint; killed meanwhile, it leaves none that looks whole."""
+    """Delete a checkpoint in such a way that a run that is killed meanwhile leaves none that looks complete."""
     if checkpoint.exists():
-        aside = checkpoint.parent / UNFINISHED / f"old-{checkpoint.name}"
-        aside.parent.mkdir(exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        checkpoint.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        moved = checkpoint.parent / UNFINISHED / f"old-{checkpoint.name}"
+        moved.parent.mkdir(exist_ok=True)
+        shutil.rmtree(moved, ignore_errors=True)
+        checkpoint.rename(moved)
+        shutil.rmtree(moved, ignore_errors=True)

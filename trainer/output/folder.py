@@ -1,5 +1,4 @@
-"""A run's output folder: free or resumable, held by one process, and only ever continued with the recipe that began
-it."""
+"""A run's output folder: free or resumable, locked by one run, and resumed only with the recipe that began it."""
 
 from __future__ import annotations
 
@@ -28,107 +27,111 @@ from workbench.stored_recipe import current_recipe
 from workbench.training_folder import LOG_FILE, RECIPE_FILE, RECORD_FILE
 from workbench.yaml_config import as_mapping, check_known, config_fields, flatten, merge, read_recipe
 
-FINAL = "final"  # the trained model, until each of its files is moved to where it is found
+FINAL = "final"  # folder that the trained model is written to, before its files are moved into the output folder
 TABLES = ("evaluation.parquet", "accuracy.parquet")
-# under another name first
+# what is first written under a temporary name, which a killed run may leave behind
 WRITTEN = (RECIPE_FILE, RECORD_FILE, LOG_FILE, "README.md", *TABLES, "not_finite-step-*", FINAL)
 
 
 def check_same_recipe(folder: Path, recipe: Recipe) -> None:
-    """Check that the run in `folder` was started with `recipe`; a key that its recipe lacks, being older than the key,
-    had the default.
+    """Check that the run in `folder` was started with `recipe`.
+
+    A key that the stored recipe lacks, because it is older than the key, counts as the default.
 
     Raises:
-        ConfigError: names the first key that differs, or one that no recipe has.
+        ConfigError: a value differs, or the stored recipe has an unknown key; names the first one.
     """
-    written = current_recipe(read_recipe(folder / RECIPE_FILE))
+    stored = current_recipe(read_recipe(folder / RECIPE_FILE))
     known = dict(config_fields(Recipe))
-    for key, _ in flatten(written):
+    for key, _ in flatten(stored):
         check_known(key, known, f"key '{key}' in {folder / RECIPE_FILE}")
-    check_same_values(folder, written, recipe)
+    check_same_values(folder, stored, recipe)
 
 
 def check_same_values(
     place: Path, values: Mapping[str, Any], recipe: Recipe, advice: str = "choose another output_dir"
 ) -> None:
-    """See that a run was started with `recipe`; `values` are those of its own, without keys that are younger than it.
+    """Check that a run was started with `recipe`.
 
     Args:
-        place: where the run is, or is told of.
+        place: folder of the run, or file that describes it; for the message.
+        values: the run's own recipe. A key that it lacks, because it is older than the key, counts as the default.
+        advice: what to do if they differ; for the message.
 
     Raises:
-        ConfigError: names the first key that differs.
+        ConfigError: a value differs; names the first one.
     """
-    stored, own = _keys(merge(as_mapping(Recipe()), values)), _keys(as_mapping(recipe))
+    stored, wanted = _flat_values(merge(as_mapping(Recipe()), values)), _flat_values(as_mapping(recipe))
     if recipe.resume:
         stored |= {
-            key: own[key]
-            for key in own
-            if key in stored and _may_differ(key, stored[key], own[key], repaired=recipe.repaired)
+            key: wanted[key]
+            for key in wanted
+            if key in stored and _may_differ(key, stored[key], wanted[key], repaired=recipe.repaired)
         }
-    for key in sorted(
-        set(own) - {"resume", "repaired", "dry_run", "output_dir", "report_to", "keep_checkpoints", "push_to_hub"}
-    ):
-        if stored.get(key) != own[key]:
+    ignored = {"resume", "repaired", "dry_run", "output_dir", "report_to", "keep_checkpoints", "push_to_hub"}
+    for key in sorted(set(wanted) - ignored):
+        if stored.get(key) != wanted[key]:
             raise ConfigError(
-                f"the run in {place} was started with {key} {stored.get(key)}, and this recipe says {own[key]}:"
+                f"the run in {place} was started with {key} {stored.get(key)}, and this recipe says {wanted[key]}:"
                 f" {advice}"
             )
 
 
-def _may_differ(key: str, stored: Any, own: Any, *, repaired: bool) -> bool:
-    """Whether a run may go on with another value: a larger max_length, or another spec of the same data where it says
-    that they are repaired."""
+def _may_differ(key: str, stored: Any, wanted: Any, *, repaired: bool) -> bool:
+    """Return whether a run may be resumed with another value of a key.
+
+    That holds for a larger `data.max_length` and, with `repaired`, for other options (after `?`) of the same data set.
+    """
     if key == "data.max_length":
-        return stored is not None and (own is None or own > stored)
+        return stored is not None and (wanted is None or wanted > stored)
     if key not in ("data.train", "data.val", "data.test") or not repaired:
         return False
-    before, now = (
+    stored_sets, wanted_sets = (
         [str(spec).partition("?")[0] for spec in (value if isinstance(value, list | tuple) else [value])]
-        for value in (stored, own)
+        for value in (stored, wanted)
     )
-    return before == now
+    return stored_sets == wanted_sets
 
 
-def _keys(recipe: Mapping[str, Any], section: str = "") -> dict[str, Any]:
-    """The values of a recipe by `section.key`, with an absolute `start`."""
-    found: dict[str, Any] = {}
+def _flat_values(recipe: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    """Return the values of a recipe by `section.key`, with `start` as an absolute path."""
+    values: dict[str, Any] = {}
     for key, value in recipe.items():
-        found |= _keys(value, f"{section}{key}.") if isinstance(value, Mapping) else {f"{section}{key}": value}
-    return found if section else found | {"start": recipe["start"] and str(Path(recipe["start"]).resolve())}
+        name = f"{section}{key}"
+        values |= _flat_values(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return values if section else values | {"start": recipe["start"] and str(Path(recipe["start"]).resolve())}
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of an output folder while training into it: one run has it, whose main process takes it.
+def output_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of an output folder, so that no other run trains into it; rank 0 holds it for all ranks.
 
     Raises:
-        RunError: another run has it.
+        RunError: another run holds the lock.
     """
-    with ExitStack() as held:
-        distributed.together(lambda: _lock(folder, held) if distributed.is_main() else None)
+    with ExitStack() as locks:
+        distributed.together(lambda: _lock(folder, locks) if distributed.is_main() else None)
         yield
 
 
-def _lock(folder: Path, held: ExitStack) -> None:
-    if not held.enter_context(locked(folder.parent / f".{folder.name}.lock")):
-        raise RunError(f"another process is training in {folder}")
+def _lock(folder: Path, locks: ExitStack) -> None:
+    if not locks.enter_context(locked(folder.parent / f".{folder.name}.lock")):
+        raise RunError(f"another process is training in {folder}: wait until it ends, or choose another output_dir")
 
 
 def check_output(folder: Path, recipe: Recipe) -> Path | None:
-    """Check that output_dir is free, or find the checkpoint to resume from (None: the run stopped before its first
-    one); writes nothing.
+    """Check that the output folder is free or, with `resume`, find the checkpoint to resume from; write nothing.
+
+    Returns:
+        The checkpoint; None for a new run, or if the run to resume stopped before its first checkpoint.
 
     Raises:
-        RunError: the folder is taken, has nothing to resume, or is of a run in another number of processes or with its
-            model divided otherwise.
+        RunError: the folder is not empty, or holds nothing that can be resumed, or its run had another number of ranks
+            or another launch file.
+        ConfigError: the run in it was started with another recipe.
     """
-    taken = folder.exists() and (
-        not folder.is_dir()
-        or bool(set(folder.iterdir()) - {file for name in WRITTEN for file in partial_files(folder, name)})
-    )
     if not recipe.resume:
-        if taken:
+        if _is_taken(folder):
             raise RunError(
                 f"output_dir {folder} is not empty: expected a new folder, or --resume to continue the run in it"
             )
@@ -139,20 +142,32 @@ def check_output(folder: Path, recipe: Recipe) -> Path | None:
         raise RunError(f"no run in {folder}: expected the output_dir of an interrupted run; start it without --resume")
     check_same_recipe(folder, recipe)
     for checkpoint in reversed(whole_checkpoints(folder)):
-        if why := unreadable_file(checkpoint.folder):
-            log.warning(DAMAGED, checkpoint.folder, why)
+        if reason := unreadable_file(checkpoint.folder):
+            log.warning(DAMAGED, checkpoint.folder, reason)
             continue
         check_same_launch(checkpoint.folder)
         return checkpoint.folder
     return None
 
 
+def _is_taken(folder: Path) -> bool:
+    """Return whether `folder` holds more than files that a killed run had not finished writing."""
+    if not folder.exists():
+        return False
+    if not folder.is_dir():
+        return True
+    unfinished = {file for name in WRITTEN for file in partial_files(folder, name)}
+    return bool(set(folder.iterdir()) - unfinished)
+
+
 def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """Store the recipe, which marks `folder` as a training run, and clear what a killed run left half written; under
-    the lock of `alone`."""
+    """Store the recipe, which marks `folder` as a training run, and remove unfinished files of a killed run.
+
+    The caller must hold the `output_lock` of the folder.
+    """
     keep_newest(folder, recipe.keep_checkpoints)
-    for left in (folder / UNFINISHED, folder / FINAL):
-        shutil.rmtree(left, ignore_errors=True)
+    for unfinished in (folder / UNFINISHED, folder / FINAL):
+        shutil.rmtree(unfinished, ignore_errors=True)
     for name in WRITTEN:
         remove_partial(folder, name)
     with atomic_file(folder / RECIPE_FILE) as partial:

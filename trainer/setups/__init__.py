@@ -1,1 +1,1 @@
-"""What a run needs before its first step, for packed questions and for conversations."""
+"""Model, data and features of a run: one setup for packed questions and one for conversations."""

@@ -1,5 +1,7 @@
-"""What a run needs before its first step: one protocol, which packed questions (toy LLaVA) and conversations (any other
-model) fulfil."""
+"""The `Setup` protocol: everything that a run needs before its first step.
+
+`PackedSetup` (packed questions, toy LLaVA) and `ConversationSetup` (conversations, any other model) implement it.
+"""
 
 from __future__ import annotations
 
@@ -18,53 +20,56 @@ from trainer.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class WatchedBatch:
-    """Some images as the model receives them.
+class MonitorBatch:
+    """One batch of the images on which CKNNA is measured while a model trains.
 
     Attributes:
-        inputs: of the model's forward.
-        places: for each image its row of the batch, and the positions of the visual tokens of each of its patch grids.
-        patches: features of each VFM, [image][patch grid].
+        inputs: arguments of the model's forward.
+        visual: for each image, its row of the batch and the positions of its visual tokens, one tensor per patch grid.
+        vfm_features: features of each VFM at these tokens, by name: [image][patch grid] (token, dim).
     """
 
     inputs: Mapping[str, Any]
-    places: Sequence[tuple[int, Sequence[Int[Tensor, " token"]]]]
-    patches: Mapping[str, Sequence[Sequence[Float[Tensor, "token d"]]]]
+    visual: Sequence[tuple[int, Sequence[Int[Tensor, " token"]]]]
+    vfm_features: Mapping[str, Sequence[Sequence[Float[Tensor, "token d"]]]]
 
 
 @dataclass(frozen=True)
-class Watched:
-    """What CKNNA is measured on while a model trains: batches of the validation split, the same at every evaluation.
+class MonitorBatches:
+    """What CKNNA is measured on while a model trains: images of the validation split, the same at every evaluation.
 
     Attributes:
-        fingerprint: of the VFMs: one, or a list.
+        vfm_fingerprint: the VFM's fingerprint; a list for several VFMs.
     """
 
-    batches: Sequence[WatchedBatch]
-    fingerprint: object
+    batches: Sequence[MonitorBatch]
+    vfm_fingerprint: object
 
 
 class Setup(Protocol):
-    """Model, data and features of one run, made from its recipe; the Trainer asks nothing else about the kind of
-    training.
+    """Model, data and features of one run, made from its recipe.
+
+    All that depends on the kind of training is in here; the Trainer knows nothing else of it.
 
     Attributes:
-        model: with its alignment heads; it takes what `collate` returns.
-        processor: the model's.
-        train: items by number, which `collate` makes batches of.
-        val: the same, on which the model is watched.
-        record: what training.json says of model, data and VFMs.
-        unit: what the items are called.
+        model: the model with its alignment heads. Its forward takes what `collate` returns.
+        processor: the model's processor.
+        train: the training items; `collate` makes batches of them.
+        val: the validation items, on which the model is evaluated while it trains.
+        record: entries of training.json about model, data and VFMs.
+        unit: what the items are called in messages, in the plural.
     """
 
     unit: ClassVar[str]
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, checkpoint: Path | None = None) -> Setup:
-        """Load data, model and features. The model's initial weights depend on the seed alone, never on the alignment.
+        """Load data, model and features.
+
+        The model's initial weights depend on the seed alone, never on the alignment.
 
         Args:
-            checkpoint: from which the run goes on.
+            checkpoint: the checkpoint from which the run is resumed, if it is.
         """
         ...
 
@@ -84,51 +89,55 @@ class Setup(Protocol):
     def record(self) -> dict[str, object]: ...
 
     def collate(self, items: list[Any], /) -> dict[str, Any]:
-        """Return items as a batch, on the CPU."""
+        """Return a batch of `items`, on the CPU."""
         ...
 
     def sampler(self, processes: int) -> Sampler[int]:
-        """Return the order of the training items over the whole training in so many processes, one optimizer step after
-        another."""
+        """Return the order of the training items over the whole training, one optimizer step after another.
+
+        Args:
+            processes: number of ranks, which decides how many items an optimizer step has.
+        """
         ...
 
-    def known(self, processes: int) -> list[str]:
-        """Return the sentences that are warned of before the first step."""
+    def warnings(self, processes: int) -> list[str]:
+        """Return the warnings that are known before the first step, one sentence each."""
         ...
 
-    def aligned(self, batch: dict[str, Any]) -> Tensor:
-        """Return what the alignment loss of a batch is a mean over: the number of its visual tokens or, for `relation`,
-        of its images and tiles."""
+    def count_aligned(self, batch: dict[str, Any]) -> Tensor:
+        """Return over how many items the alignment loss of `batch` is a mean.
+
+        The items are visual tokens or, for the objective `relation`, images and tiles.
+        """
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return AdamW's groups of the trained parameters, with learning rate and weight decay of each."""
+        """Return the groups of trained parameters for AdamW, with the learning rate and weight decay of each."""
         ...
 
     def evaluate(self, *, final: bool = False) -> Evaluation:
-        """Evaluate the model on the validation split or, where the run has a test split and this evaluation is `final`,
-        on that."""
+        """Evaluate the model on the validation split; on the test split if `final` is set and the run has one."""
         ...
 
-    def watched(self) -> Watched:
-        """Return the first images of the validation split, for CKNNA.
+    def monitor_batches(self) -> MonitorBatches:
+        """Return the first images of the validation split, on which CKNNA is measured during training.
 
         Raises:
-            WorkbenchError: it cannot be measured there.
+            WorkbenchError: CKNNA cannot be measured on them.
         """
         ...
 
     def check_frozen(self, state: Mapping[str, Tensor]) -> None:
-        """Check that training left alone what it should.
+        """Check that the frozen parts of the model and the VFMs still hold their original values.
 
         Args:
-            state: the tensors of the transformers model, whole.
+            state: all tensors of the transformers model, gathered if the model is sharded.
 
         Raises:
-            WeightsError: a frozen part of the model or a VFM no longer holds the values it began with.
+            WeightsError: a frozen parameter or a VFM has changed.
         """
         ...
 
     def write_extras(self, checkpoint: Path) -> None:
-        """Write into a checkpoint what going on from it needs besides model, optimizer and sources."""
+        """Write what resuming from `checkpoint` needs besides model, optimizer and the record of its sources."""
         ...

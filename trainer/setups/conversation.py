@@ -1,4 +1,4 @@
-"""Training of any model of workbench/mllm on conversations: a pretrained one, or one that is assembled from parts."""
+"""Training of a pretrained or an assembled model on conversations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.evaluation import Evaluation, answer_questions, language_loss
 from trainer.frozen import check_frozen, frozen_fingerprint
 from trainer.preflight import look_through
 from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, Recipe
-from trainer.setups.base import Watched, WatchedBatch
+from trainer.setups.base import MonitorBatch, MonitorBatches
 from trainer.setups.conversation_data import Collator, ConversationSet, GroupedSampler
 from trainer.setups.packed_data import first_questions, load_training
 from trainer.setups.rows import Rows
@@ -38,12 +38,12 @@ from workbench.scoring.questions import option_ids, questions_of
 from workbench.vfm import VFM
 
 log = logging.getLogger(__name__)
-LOOKED_AT = 4  # conversations of each kind
+CONVERSATIONS_CHECKED = 4  # of each kind, with and without images
 
 
 @dataclass(frozen=True)
 class ConversationSplits:
-    """The data of a run; `test` is None where the finished model is evaluated on `val`."""
+    """The data of a run; `test` is None if the finished model is evaluated on `val`."""
 
     train: ConversationSet
     val: ConversationSet
@@ -51,12 +51,12 @@ class ConversationSplits:
 
     @property
     def all(self) -> list[ConversationSet]:
-        """Those that there are."""
+        """The splits that the run has, in the order train, val, test."""
         return [data for data in (self.train, self.val, self.test) if data is not None]
 
     @property
     def evaluated(self) -> list[ConversationSet]:
-        """Those that the model is evaluated on."""
+        """The splits that the model is evaluated on."""
         return self.all[1:]
 
 
@@ -65,11 +65,12 @@ class ConversationSetup:
     """A multimodal model and the conversations that it learns from; see `Setup`.
 
     Attributes:
-        test: what the finished model is evaluated on, where that is not `val`.
-        questions: of `val` and of `test`, by image, where they have options; else the loss is what is evaluated.
-        trained: part of each trained parameter of the model, by name.
-        frozen: fingerprint of all others.
-        vfms: the targets' networks.
+        test: what the finished model is evaluated on; None if that is `val`.
+        questions: questions with options of `val` and, if there is one, of `test`, by image. Where they are empty, the
+            loss is evaluated instead of the accuracy.
+        trained: the part that each trained parameter of the model belongs to, by the parameter's name.
+        frozen: fingerprint of all other parameters.
+        vfms: the VFMs whose features are alignment targets.
     """
 
     recipe: Recipe
@@ -88,21 +89,22 @@ class ConversationSetup:
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, checkpoint: Path | None = None) -> ConversationSetup:
-        """See `Setup`; a run goes on with the order of the rows in its checkpoint."""
+        """Load data, model and features; see `Setup`. A resumed run has the order of the rows in its checkpoint."""
         splits = load_conversations(recipe, Rows.load(checkpoint) if checkpoint is not None else None)
         set_seed(recipe.seed)
         mllm = _load_model(recipe.model)
         questions = check_conversations(recipe, mllm, splits)
-        record = _sources(mllm, splits, recipe.data.max_length)
+        record = _sources_record(mllm, splits, recipe.data.max_length)
         trained = choose_trained(mllm, recipe.model)
         if recipe.optim.checkpointing:
             checkpoint_activations(mllm.model)
         settings = recipe.alignment
         width = encoder_width(mllm, splits.train) if settings.reads_encoder else 0
         residual = _add_residual(mllm, settings, width)
-        vfms, targets = _targets(mllm, splits.train, recipe)
-        heads = _heads(mllm, settings, targets, width, recipe.seed)
+        vfms, targets = _load_targets(mllm, splits.train, recipe)
+        heads = _attach_heads(mllm, settings, targets, width, recipe.seed)
         frozen = frozen_fingerprint(mllm.model, mllm.model.state_dict())
+        sizes = _parameter_counts(mllm, trained, residual, heads)
         return cls(
             recipe=recipe,
             model=AlignedMLLMForConditionalGeneration(mllm, heads, residual, target=settings.target),
@@ -117,7 +119,7 @@ class ConversationSetup:
             trained=trained,
             frozen=frozen,
             vfms=vfms,
-            record=record | (vfm_record(vfms) if vfms else {}) | {"trained": _sizes(mllm, trained, residual, heads)},
+            record=record | (vfm_record(vfms) if vfms else {}) | {"trained": sizes},
         )
 
     @property
@@ -132,16 +134,16 @@ class ConversationSetup:
             self.train.rows, group, group * optim.steps, self.recipe.seed, grouped=self.recipe.data.group
         )
 
-    def known(self, processes: int) -> list[str]:
-        left_out = self.sampler(processes).left_out()
-        return [*self.train.sentences(), *self.val.sentences(), *([left_out] if left_out else [])]
+    def warnings(self, processes: int) -> list[str]:
+        rare_kind = self.sampler(processes).rare_kind()
+        return [*self.train.warnings(), *self.val.warnings(), *([rare_kind] if rare_kind else [])]
 
-    def aligned(self, batch: dict[str, Any]) -> Tensor:
-        """As the Collator counted it."""
+    def count_aligned(self, batch: dict[str, Any]) -> Tensor:
+        """Return the number that the Collator counted."""
         return torch.tensor(batch["aligned"])
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The projector may have a learning rate of its own; vectors are not decayed."""
+        """Return AdamW's parameter groups: the projector may have its own learning rate; vectors do not decay."""
         optim = self.recipe.optim
         trainable = [(name.removeprefix("base."), p) for name, p in self.model.named_parameters() if p.requires_grad]
         rates = {
@@ -156,11 +158,11 @@ class ConversationSetup:
         return groups
 
     def evaluate(self, *, final: bool = False) -> Evaluation:
-        """Answers to the questions, or the loss on each conversation."""
+        """Return the answers to the questions with options or, if there are none, the loss of each conversation."""
         was_training, batch_size = self.model.training, self.recipe.optim.batch_size
-        data, questions = (
-            (self.val, self.questions[0]) if self.test is None or not final else (self.test, self.questions[1])
-        )
+        data, questions = self.val, self.questions[0]
+        if final and self.test is not None:
+            data, questions = self.test, self.questions[1]
         self.model.eval()
         try:
             if questions:
@@ -169,42 +171,47 @@ class ConversationSetup:
         finally:
             self.model.train(was_training)
 
-    def watched(self) -> Watched:
-        """The first validation conversations with an image.
+    def monitor_batches(self) -> MonitorBatches:
+        """Return the first validation conversations with an image; see `Setup`.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is no conversation with an image.
             DataError: the model's visual tokens have no rows and columns.
         """
-        size = self.recipe.optim.batch_size
+        batch_size = self.recipe.optim.batch_size
         numbers = [n for n, c in enumerate(self.val.conversations) if c.loads][: self.recipe.monitor.cknna_images]
         if not numbers:
             raise ConfigError(f"no conversation of {self.val.data.name} has an image")
         vfms = self.vfms or load_vfms(self.recipe.alignment, str(self.mllm.device))
         collate, targets = Collator(self.mllm, self.val, self.collate.max_length), Targets(vfms)
         batches = [
-            self._watched_batch(numbers[start : start + size], collate, targets)
-            for start in range(0, len(numbers), size)
+            self._monitor_batch(numbers[start : start + batch_size], collate, targets)
+            for start in range(0, len(numbers), batch_size)
         ]
-        return Watched(batches, vfm_record(vfms)["vfm_fingerprint"])
+        return MonitorBatches(batches, vfm_record(vfms)["vfm_fingerprint"])
 
-    def _watched_batch(self, numbers: list[int], collate: Collator, targets: Targets) -> WatchedBatch:
+    def _monitor_batch(self, numbers: list[int], collate: Collator, targets: Targets) -> MonitorBatch:
         inputs = collate(numbers)
-        images = [self.val.conversations[n].images for n in numbers]
-        groups = [
-            (row, n, [p for p in inputs["visual"][row] if p.image == n])
-            for row, shown in enumerate(images)
-            for n in range(len(shown))
+        images = [self.val.conversations[number].images for number in numbers]
+        # one entry per image: its row of the batch, and its patch grids (several if the image is tiled)
+        grids_by_image = [
+            (row, [grid for grid in inputs["visual"][row] if grid.image == image])
+            for row, row_images in enumerate(images)
+            for image in range(len(row_images))
         ]
-        flat = {name: [iter(row) for row in rows] for name, rows in targets(numbers, images, inputs["visual"]).items()}
-        patches = {name: [[next(rows[row]) for _ in parts] for row, _, parts in groups] for name, rows in flat.items()}
-        return WatchedBatch(inputs, [(row, [p.index for p in parts]) for row, _, parts in groups], patches)
+        features_by_row = targets(numbers, images, inputs["visual"])
+        vfm_features = {}
+        for name, rows in features_by_row.items():
+            remaining = [iter(features) for features in rows]  # of each row, in the order of its patch grids
+            vfm_features[name] = [[next(remaining[row]) for _ in grids] for row, grids in grids_by_image]
+        visual = [(row, [grid.index for grid in grids]) for row, grids in grids_by_image]
+        return MonitorBatch(inputs, visual, vfm_features)
 
     def check_frozen(self, state: Mapping[str, Tensor]) -> None:
         check_frozen(self.mllm.model, state, self.frozen, self.vfms)
 
     def write_extras(self, checkpoint: Path) -> None:
-        """The rows that the order is of."""
+        """Write the rows that the order of the training depends on."""
         self.train.rows.save(checkpoint)
 
 
@@ -212,62 +219,63 @@ class ConversationSetup:
 
 
 def load_conversations(recipe: Recipe, stored: Rows | None = None) -> ConversationSplits:
-    """Return training, validation and, where the recipe has it, test data.
+    """Load the training, validation and, if the recipe has it, test data.
 
     Args:
-        stored: the training rows that the run was started with, see ConversationSet.
+        stored: for a resumed run, the training rows that it was started with; see `ConversationSet`.
 
     Raises:
         ConfigError: see `_check_kinds`.
     """
     config = recipe.data
 
-    def evaluated(spec: str, limit: int | None) -> ConversationSet:
+    def load_evaluated(spec: str, limit: int | None) -> ConversationSet:
         return ConversationSet(first_questions(load_data(spec, limit=limit), config.questions))
 
     parts = [
         first_questions(load_training(spec, config.limit_train, recipe.seed), config.questions) for spec in config.train
     ]
     weights = config.weights or (1.0,) * len(parts)
-    whole = parts[0] if len(parts) == 1 and weights == (1.0,) else mixed(parts, weights, recipe.seed)
-    _check_kinds(whole, config)
-    test = None if config.test is None else evaluated(config.test, config.limit_test)
-    return ConversationSplits(ConversationSet(whole, parts, stored), evaluated(config.val, config.limit_val), test)
+    train = parts[0] if len(parts) == 1 and weights == (1.0,) else mixed(parts, weights, recipe.seed)
+    _check_kinds(train, config)
+    test = None if config.test is None else load_evaluated(config.test, config.limit_test)
+    return ConversationSplits(ConversationSet(train, parts, stored), load_evaluated(config.val, config.limit_val), test)
 
 
 def _check_kinds(data: Dataset, config: DataConfig) -> None:
-    """Check that the launch file can train on conversations with and without images, where the data have both.
+    """Check that the launch file can train on data that mix conversations with images and conversations without.
 
     Raises:
-        ConfigError: for ZeRO-3; or in random order, for FSDP: a process that has an image would wait for the others to
-            gather the vision encoder's weights.
+        ConfigError: the launch file is ZeRO-3's; or it is FSDP's and the kinds are not grouped, so that a rank with an
+            image would wait forever for the others to gather the vision encoder's weights.
     """
     strategy, kinds = distributed.strategy(), {bool(c.loads) for c in data.conversations}
     if strategy == "zero3" and len(kinds) > 1:
         raise ConfigError(
-            "zero3 for conversations with and without images: expected fsdp.yaml, since DeepSpeed takes the last"
-            " gradient again of what texts do not reach"
+            "zero3 cannot train on conversations with and without images: expected the launch file fsdp.yaml, since"
+            " DeepSpeed applies an old gradient again to parameters that get none from a text"
         )
     if distributed.is_sharded() and not config.group and len(kinds) > 1:
         raise ConfigError(
-            f"data.group is no with {strategy} for conversations with and without images: expected yes, since processes"
-            " that divide the weights must have images in the same passes"
+            f"data.group is no with {strategy} for conversations with and without images: expected yes, since ranks"
+            " that share the weights must have images in the same forward passes"
         )
 
 
-# --- the checks of model and data against one another ---------------------------------------------
+# --- checks that recipe, model and data fit together ---------------------------------------------
 
 
 def check_conversations(recipe: Recipe, mllm: MLLM, splits: ConversationSplits) -> list[list[list[Sample]]]:
-    """Check that recipe, model and data fit one another, before anything is written: by all texts, and by the first
-    conversations of each kind.
+    """Check that recipe, model and data fit together, before anything is written.
+
+    All texts are read; the first conversations with and without images are encoded.
 
     Returns:
-        Questions with options, by image, if there are any: of the validation split, and of the test split if there is
-            one.
+        The questions with options, by image, of the validation split and, if there is one, of the test split. An empty
+        list for a split whose questions have no options.
 
     Raises:
-        WorkbenchError: they do not.
+        WorkbenchError: recipe, model and data do not fit together.
     """
     _check_model(mllm, recipe.model)
     recipe.alignment.check_layers(mllm.n_layers)
@@ -279,55 +287,58 @@ def check_conversations(recipe: Recipe, mllm: MLLM, splits: ConversationSplits) 
         raise ConfigError(
             f"none of the {count} conversations of {name} has an image: expected some, or alignment.objective none"
         )
-    return [_questions(mllm, data.data) for data in splits.evaluated]
+    return [_questions_with_options(mllm, data.data) for data in splits.evaluated]
 
 
 def _check_model(mllm: MLLM, config: ModelConfig) -> None:
     if hasattr(mllm.config, KEY):
         raise ConfigError(
-            f"model.name is {config.name}, which adds its image again: expected a model trained without a residual"
+            f"model.name is {config.name}, which has a residual: expected a model trained without a residual"
         )
     if (quantized := getattr(mllm.config, "quantization_config", None)) is not None:
-        method = (
-            quantized.get("quant_method")
-            if isinstance(quantized, dict)
-            else getattr(quantized, "quant_method", quantized)
-        )
+        if isinstance(quantized, dict):
+            method = quantized.get("quant_method")
+        else:
+            method = getattr(quantized, "quant_method", quantized)
         raise ConfigError(
-            f"model.name is {config.name}, quantized with {getattr(method, 'value', method)}: expected full precision,"
-            " to train it"
+            f"model.name is {config.name}, quantized with {getattr(method, 'value', method)}: expected a model in full"
+            " precision, since a quantized one cannot be trained"
         )
 
 
 def _check_texts(mllm: MLLM, data: ConversationSet, max_length: int | None) -> None:
-    """Look through all texts, and see that `max_length` leaves an answer in some of the first conversations with and
-    without images."""
-    if distributed.is_main():  # whose error the others hear of
-        data.said = look_through(mllm, data, max_length)
-    for kind in (True, False):
-        few = [c for c in data.conversations if bool(c.loads) == kind][:LOOKED_AT]
-        answered = [
+    """Check all texts, and that `max_length` does not cut off the answers of all the first conversations of a kind."""
+    if distributed.is_main():  # an error on the main rank ends the others too
+        data.preflight_warnings = look_through(mllm, data, max_length)
+    for with_image in (True, False):
+        first = [c for c in data.conversations if bool(c.loads) == with_image][:CONVERSATIONS_CHECKED]
+        has_answer = [
             bool(encode_conversations(mllm, [c.images], [c.turns], max_length=max_length)[1].ne(IGNORED).any())
-            for c in few
+            for c in first
         ]
-        if few and not any(answered):
-            which = f"the first {len(few)} conversations {'with' if kind else 'without'} an image of {data.data.name}"
+        if first and not any(has_answer):
+            kind = "with" if with_image else "without"
+            which = f"the first {len(first)} conversations {kind} an image of {data.data.name}"
             raise ConfigError(
                 f"data.max_length is {max_length}, which leaves none of the answers in {which}: expected more tokens"
             )
 
 
-def _questions(mllm: MLLM, data: Dataset) -> list[list[Sample]]:
-    """Questions with options, by image."""
+def _questions_with_options(mllm: MLLM, data: Dataset) -> list[list[Sample]]:
+    """Return the questions by image; an empty list if none has options.
+
+    Raises:
+        ConfigError: the answer of a question is not among its options.
+    """
     if lost := [sample for sample in data if sample.options and sample.answer not in sample.options]:
         raise ConfigError(
-            f"question {lost[0].id} of {data.name} has its answer '{lost[0].answer}' not among its options ({len(lost)}"
-            " such in all)"
+            f"the answer '{lost[0].answer}' of question {lost[0].id} of {data.name} is not among its options"
+            f" ({len(lost)} such questions): expected one of them"
         )
     if not any(sample.options for sample in data):
         return []
     scenes = questions_of(data.scenes)
-    option_ids(mllm, [sample for scene in scenes for sample in scene])
+    option_ids(mllm, [sample for scene in scenes for sample in scene])  # raises if the options cannot be scored
     return scenes
 
 
@@ -335,7 +346,7 @@ def _questions(mllm: MLLM, data: Dataset) -> list[list[Sample]]:
 
 
 def _load_model(config: ModelConfig) -> MLLM:
-    """The model in float32, on this process's device."""
+    """Load the model in float32 onto the device of this rank."""
     device = distributed.device()
     mllm = (
         build_from_parts(config)
@@ -346,31 +357,35 @@ def _load_model(config: ModelConfig) -> MLLM:
     return mllm
 
 
-def _sources(mllm: MLLM, splits: ConversationSplits, max_length: int | None) -> dict[str, object]:
-    """What the record says of model and data."""
+def _sources_record(mllm: MLLM, splits: ConversationSplits, max_length: int | None) -> dict[str, object]:
+    """Return the record's entries about model and data."""
     record: dict[str, object] = {"model": mllm.name, "model_fingerprint": mllm.fingerprint}
     record |= {"data": splits.train.data.fingerprint, "val": splits.val.data.fingerprint}
     record |= {} if splits.test is None else {"test": splits.test.data.fingerprint}
-    left_out = [sentence for data in splits.all for sentence in data.sentences()]
+    left_out = [sentence for data in splits.all for sentence in data.warnings()]
     record |= {"max_length": max_length, "left_out": left_out, "dropped": splits.train.dropped}
-    return record | {"commit": getattr(mllm.config, "_commit_hash", None)}  # of a hub id, what its revision was
+    return record | {"commit": getattr(mllm.config, "_commit_hash", None)}  # the commit that a hub id resolved to
 
 
 def encoder_width(mllm: MLLM, train: ConversationSet) -> int:
-    """Return how many features of the vision encoder each visual token has."""
+    """Return the number of features that the projector receives for each visual token.
+
+    Raises:
+        ConfigError: no training conversation has an image to measure it on.
+    """
     first = next((c for c in train.conversations if c.loads), None)
     if first is None:
-        raise ConfigError("alignment asks for the encoder's features, and no training conversation has an image")
+        raise ConfigError("alignment uses the encoder's features, but no training conversation has an image")
     features = read(mllm, mllm.encode([first.images], ["?"]), layers=[0], encoder=True)[0].encoder_features
     assert features is not None
     return int(features.shape[-1])
 
 
 def _add_residual(mllm: MLLM, settings: AlignmentConfig, width: int) -> Residual | None:
-    """Add the residual where the recipe has one.
+    """Add the residual, if the recipe has one, and return it.
 
     Args:
-        width: features of the projector's input.
+        width: number of features that the projector receives per visual token.
     """
     if settings.residual == "none":
         return None
@@ -378,9 +393,12 @@ def _add_residual(mllm: MLLM, settings: AlignmentConfig, width: int) -> Residual
     return mllm.residual
 
 
-def _targets(mllm: MLLM, train: ConversationSet, recipe: Recipe) -> tuple[Sequence[VFM], Targets | None]:
-    """The VFMs of the recipe's targets, and what returns their features for a batch; None where the target is the
-    model's own."""
+def _load_targets(mllm: MLLM, train: ConversationSet, recipe: Recipe) -> tuple[Sequence[VFM], Targets | None]:
+    """Load the VFMs of the recipe's targets, and return them with what computes or reads their features for a batch.
+
+    Without an alignment, or where the target is the model's own encoder or projector, there are no VFMs and the second
+    value is None.
+    """
     settings, data = recipe.alignment, recipe.data
     if not settings.aligned or settings.target != "vfm":
         return (), None
@@ -390,11 +408,13 @@ def _targets(mllm: MLLM, train: ConversationSet, recipe: Recipe) -> tuple[Sequen
     return vfms, StoredTargets(vfms, mllm, train, settings, recipe.seed, data.max_length)
 
 
-def _heads(mllm: MLLM, settings: AlignmentConfig, targets: Targets | None, width: int, seed: int) -> Alignment | None:
-    """Attach the alignment heads, drawn from the seed; None for a baseline.
+def _attach_heads(
+    mllm: MLLM, settings: AlignmentConfig, targets: Targets | None, width: int, seed: int
+) -> Alignment | None:
+    """Attach the alignment heads, drawn from the seed, and return them; None for a baseline.
 
     Args:
-        width: features of the projector's input.
+        width: number of features that the projector receives per visual token.
     """
     if settings.objective == "none":
         return None
@@ -412,14 +432,14 @@ def _heads(mllm: MLLM, settings: AlignmentConfig, targets: Targets | None, width
     )
 
 
-def _sizes(
+def _parameter_counts(
     mllm: MLLM, trained: Mapping[str, str], residual: torch.nn.Module | None, heads: torch.nn.Module | None
 ) -> dict[str, int]:
-    """How many parameters are trained, by part."""
-    sizes = dict.fromkeys(("tower", "connector", "language", "lora"), 0)
+    """Return the number of trained parameters of each part."""
+    counts = dict.fromkeys(("tower", "connector", "language", "lora"), 0)
     for name, p in mllm.model.named_parameters():
         if name in trained:
-            sizes[trained[name]] += p.numel()
+            counts[trained[name]] += p.numel()
     for part, module in (("residual", residual), ("head", heads)):
-        sizes[part] = 0 if module is None else sum(p.numel() for p in module.parameters())
-    return sizes
+        counts[part] = 0 if module is None else sum(p.numel() for p in module.parameters())
+    return counts

@@ -1,4 +1,4 @@
-"""Conversations as training items, their batches, and the order in which they come."""
+"""Conversations as training data: the items, their batches, and the order in which they are trained on."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from workbench.errors import DataError, WorkbenchError
 from workbench.mllm import MLLM, Batch
 from workbench.mllm.conversation import encode_conversations
 
-MEGABATCH = 50  # batches whose conversations are sorted by length together, as in transformers' own grouping
+MEGABATCH = 50  # groups that are sorted by length together, as in transformers' own grouping by length
 
 
 class GroupedSampler(Sampler[int]):
-    """The order of all conversations over a whole training: each epoch another one, all of it known from the seed, so
-    that a resumed run has the same.
+    """The order of the conversations over a whole training, which the seed alone decides, also for a resumed run.
 
-    Consecutive `group` conversations all have images, or none, and are of about the same length. What an epoch leaves
-    over of each kind, less than a group, is the first of that kind in the next one, where it may stand in one group
-    twice; so of one kind none is ever two times ahead of another.
+    Each epoch has another order. The conversations of a group (one optimizer step) either all have images or none does,
+    and they are of about the same length. What is left over of a kind at the end of an epoch, less than a group, comes
+    first in the next epoch, where a conversation may then occur twice in one group. So two conversations of one kind
+    never differ by more than one in how often they were trained on.
 
     Args:
-        group: conversations of one optimiser step.
-        total: conversations of the whole training.
+        rows: the training rows.
+        group: conversations of one optimizer step, over all ranks.
+        total: conversations of the whole training, each counted as often as it comes.
         grouped: False for a plain random order.
     """
 
@@ -44,69 +45,77 @@ class GroupedSampler(Sampler[int]):
         return self._total
 
     def __iter__(self) -> Iterator[int]:
-        given, epoch, left = 0, 0, torch.empty(0, dtype=torch.long)
-        while given < self._total:
-            own = torch.Generator().manual_seed(int(np.random.SeedSequence((self._seed, epoch)).generate_state(1)[0]))
-            order = torch.cat([left, torch.randperm(len(self._lengths), generator=own)])
-            batches, left = self._groups(order, own) if self._grouped else (list(order.split(self._group)), order[:0])
-            for batch in batches:
-                yield from batch[: self._total - given].tolist()
-                given += len(batch[: self._total - given])
+        yielded, epoch, left_over = 0, 0, torch.empty(0, dtype=torch.long)
+        while yielded < self._total:
+            epoch_seed = int(np.random.SeedSequence((self._seed, epoch)).generate_state(1)[0])
+            generator = torch.Generator().manual_seed(epoch_seed)
+            order = torch.cat([left_over, torch.randperm(len(self._lengths), generator=generator)])
+            if self._grouped:
+                groups, left_over = self._groups(order, generator)
+            else:
+                groups, left_over = list(order.split(self._group)), order[:0]
+            for group in groups:
+                yield from group[: self._total - yielded].tolist()
+                yielded += len(group[: self._total - yielded])
             epoch += 1
 
-    def left_out(self) -> str | None:
-        """One sentence about a kind of conversations that comes less than half as often as it is in the data: what is
-        left over of few fills no group."""
-        seen = self._with_image[torch.tensor(list(self))].float().mean()
-        for kind, there, own in (
-            ("with", self._with_image.float().mean(), seen),
-            ("without", 1 - self._with_image.float().mean(), 1 - seen),
+    def rare_kind(self) -> str | None:
+        """Return a warning if a kind of conversations comes less than half as often as its share of the data.
+
+        This happens to a kind with few conversations: those left over at the end of an epoch do not fill a group.
+        """
+        data_share = self._with_image.float().mean()
+        trained_share = self._with_image[torch.tensor(list(self))].float().mean()
+        for kind, in_data, in_training in (
+            ("with", data_share, trained_share),
+            ("without", 1 - data_share, 1 - trained_share),
         ):
-            if own < there / 2:
+            if in_training < in_data / 2:
                 count = int((self._with_image == (kind == "with")).sum())
-                shares = f"{float(there):.3g} of the data and {float(own):.3g} of what is trained on"
+                shares = f"{float(in_data):.3g} of the data and {float(in_training):.3g} of what is trained on"
                 why = f"since they rarely fill a step of {self._group}; see optim.global_batch and data.group"
                 return f"the {count} conversations {kind} an image are {shares}, {why}"
         return None
 
     def _groups(self, order: Tensor, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
-        """Whole groups of one kind each, in random order, and what is left of both kinds."""
+        """Return full groups of one kind each, in random order, and what is left over of both kinds."""
         groups: list[Tensor] = []
-        left: list[Tensor] = []
-        for kind in (True, False):
-            own = order[self._with_image[order] == kind]
-            whole = len(own) - len(own) % self._group
-            left.append(own[whole:])
-            for mega in own[:whole].split(MEGABATCH * self._group):
-                groups += mega[self._lengths[mega].argsort(stable=True)].split(self._group)
+        left_over: list[Tensor] = []
+        for with_image in (True, False):
+            same_kind = order[self._with_image[order] == with_image]
+            full = len(same_kind) - len(same_kind) % self._group
+            left_over.append(same_kind[full:])
+            for megabatch in same_kind[:full].split(MEGABATCH * self._group):
+                groups += megabatch[self._lengths[megabatch].argsort(stable=True)].split(self._group)
         groups = [group for group in groups if len(group)]
-        return [groups[i] for i in torch.randperm(len(groups), generator=generator)], torch.cat(left)
+        return [groups[i] for i in torch.randperm(len(groups), generator=generator)], torch.cat(left_over)
 
 
 class ConversationSet(torch.utils.data.Dataset):
-    """Conversations by number; the collator makes batches of them.
+    """The conversations of a data set as training items; an item is only a number, of which `Collator` makes batches.
 
     Args:
-        data: what is read.
-        parts: the data sets that it is mixed from, by which rows are named.
-        stored: the rows that a run which goes on with repaired data was started with; its order stays, whatever became
-            of some of them.
+        data: the data set.
+        parts: the data sets that `data` is mixed from, whose names are used in messages.
+        stored: for a resumed run, the rows that it was started with. The order of the training stays that of these
+            rows; conversations that are gone are replaced as `Rows.match_stored` says.
 
     Attributes:
-        rows: those that the order is of.
-        said: what looking through them before the first step found (trainer/preflight.py).
+        rows: the rows that the order of the training depends on.
+        preflight_warnings: what `trainer.preflight` warned of before the first step.
+        dropped: how many of the stored rows are gone.
 
     Raises:
-        RunError: the data are not the stored rows, some of them repaired or some left out.
+        RunError: the data are not the stored rows with some repaired or left out.
     """
 
     def __init__(self, data: Dataset, parts: Sequence[Dataset] = (), stored: Rows | None = None) -> None:
         self.data, self.conversations, self.rows = data, data.conversations, Rows.of(data.conversations)
         self._names = {id(c): part.name for part in parts for c in part.conversations}
-        self.said: list[str] = []
+        self.preflight_warnings: list[str] = []
         self.dropped = 0
         if stored is not None:
-            numbers, self.dropped = self.rows.in_place_of(stored, data.name)
+            numbers, self.dropped = self.rows.match_stored(stored, data.name)
             self.conversations, self.rows = [data.conversations[n] for n in numbers], stored
 
     def __len__(self) -> int:
@@ -116,47 +125,52 @@ class ConversationSet(torch.utils.data.Dataset):
         return index
 
     def where(self, conversation: Conversation) -> str:
-        """A conversation in messages, by its row and its data set."""
+        """Return the name of a conversation in messages: its row and its data set."""
         return f"conversation {conversation.id} of {shown(self._names.get(id(conversation), self.data.name))}"
 
-    def sentences(self) -> list[str]:
-        """What is left out of the data, and what is cut."""
-        return [*(f"{shown(self.data.name)}: {sentence}" for sentence in self.data.left_out), *self.said]
+    def warnings(self) -> list[str]:
+        """Return sentences about what is left out of the data and what is cut."""
+        left_out = [f"{shown(self.data.name)}: {sentence}" for sentence in self.data.left_out]
+        return [*left_out, *self.preflight_warnings]
 
 
-def encoded(
+def encode_rows(
     mllm: MLLM, data: ConversationSet, numbers: Sequence[int], max_length: int | None, *, device: str | None = None
 ) -> tuple[Batch, Tensor]:
-    """Some conversations as a batch, and its labels; on the model's device where no other is asked for.
+    """Encode the conversations with these numbers; return the batch and its labels.
+
+    Args:
+        device: where the tensors are put; by default the model's device.
 
     Raises:
-        DataError: names the row that cannot be used (all was looked through before, so its image is broken behind its
-            header, or was replaced) and the remedy.
+        DataError: a conversation cannot be encoded; the message names its row and what to do. All conversations were
+            checked before the first step (by their texts and image headers), so either an image is broken after its
+            header, or the data have changed since.
     """
-    own = [data.conversations[number] for number in numbers]
+    conversations = [data.conversations[number] for number in numbers]
+    turns = [c.turns for c in conversations]
     try:
-        return encode_conversations(
-            mllm, [c.images for c in own], [c.turns for c in own], max_length=max_length, device=device
-        )
+        images = [c.images for c in conversations]  # reads the image files
+        return encode_conversations(mllm, images, turns, max_length=max_length, device=device)
     except WorkbenchError as error:
-        broken, why = own[0], error
-        for conversation in own if len(own) > 1 else ():
+        broken, why = conversations[0], error
+        for conversation in conversations if len(conversations) > 1 else ():
             try:
                 encode_conversations(mllm, [conversation.images], [conversation.turns], max_length=max_length)
             except WorkbenchError as alone:
                 broken, why = conversation, alone
                 break
-        remedy = "repair it, or leave it out (drop=ROW in the spec), and go on with --resume --repaired"
+        remedy = "repair it, or leave it out (drop=ROW in the spec), and resume with --resume --repaired"
         raise DataError(f"{data.where(broken)}: {why}; {remedy}") from error
 
 
 class Collator:
-    """Numbers of conversations -> what the model's forward takes.
+    """Makes a batch, as the model's forward takes it, from the numbers of conversations.
 
     Args:
-        targets: (numbers, images, visual tokens) -> features by VFM, [conversation][image or tile]; None where nothing
-            comes with the batch.
-        count_tiles: what one batch weighs among those of a step: its images and tiles, or its visual tokens.
+        targets: returns the alignment targets of a batch; None if the batch has none.
+        count_tiles: whether the weight of a batch among those of an optimizer step, its entry `aligned`, is the number
+            of its images and tiles; otherwise it is the number of its visual tokens.
     """
 
     def __init__(
@@ -168,25 +182,17 @@ class Collator:
         *,
         count_tiles: bool = False,
     ) -> None:
-        self._mllm, self._data, self.max_length, self._targets, self._count_tiles = (
-            mllm,
-            data,
-            max_length,
-            targets,
-            count_tiles,
-        )
+        self._mllm, self._data, self.max_length = mllm, data, max_length
+        self._targets, self._count_tiles = targets, count_tiles
 
     def __call__(self, numbers: list[int]) -> dict[str, Any]:
-        """Everything on the CPU: the Trainer moves it."""
-        batch, labels = encoded(self._mllm, self._data, numbers, self.max_length, device="cpu")
+        """Return the batch, on the CPU; the Trainer moves it to the model's device."""
+        batch, labels = encode_rows(self._mllm, self._data, numbers, self.max_length, device="cpu")
         visual = self._mllm.visual_tokens(batch)
         inputs: dict[str, Any] = dict(batch.inputs)
-        parts = [part for sample in visual for part in sample]
-        inputs |= {
-            "labels": labels,
-            "visual": visual,
-            "aligned": len(parts) if self._count_tiles else sum(len(part.index) for part in parts),
-        }
+        tiles = [tile for sample in visual for tile in sample]
+        aligned = len(tiles) if self._count_tiles else sum(len(tile.index) for tile in tiles)
+        inputs |= {"labels": labels, "visual": visual, "aligned": aligned}
         if self._targets is not None:
             inputs["targets"] = self._targets(numbers, batch.images, visual)
         return inputs

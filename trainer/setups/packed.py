@@ -13,23 +13,23 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, set_seed
 
 from trainer.aligned_model import AlignedForConditionalGeneration
 from trainer.alignment import Alignment, attach_alignment
-from trainer.build.connector_init import input_deviation, start_connector
+from trainer.build.connector_init import init_projector, mean_channel_std
 from trainer.build.dropout import add_dropout
 from trainer.build.lora import add_lora
-from trainer.build.second_encoder import second_record
+from trainer.build.second_encoder import second_encoder_record
 from trainer.build.toy_llava import build_llava, build_processor, load_start
 from trainer.evaluation import Evaluation, answer_packed
 from trainer.frozen import check_frozen, frozen_fingerprint
 from trainer.recipe import ModelConfig, Recipe
 from trainer.sampling import Stream
-from trainer.setups.base import Watched, WatchedBatch
+from trainer.setups.base import MonitorBatch, MonitorBatches
 from trainer.setups.packed_data import PackedDataset, Packer, Splits, collate, first_questions, load_questions
 from trainer.setups.packed_features import (
     Targets,
     alignment_targets,
     encoder_features,
     joined_features,
-    sample_of,
+    sample_images,
     vfm_features,
 )
 from trainer.setups.packing import Packing
@@ -48,11 +48,11 @@ class PackedSetup:
     """A toy LLaVA and the packed questions that it learns from; see `Setup`.
 
     Attributes:
-        test: what the finished model is evaluated on, where that is not `val`.
-        input_rate: factor of the learning rate of the projector's first weight.
+        test: what the finished model is evaluated on; None if that is `val`.
+        input_rate: factor for the learning rate of the projector's first weight.
         frozen: fingerprint of the parameters that are not trained.
-        vfms: the targets' networks.
-        second: the second encoder, whose features the projector receives beside the vision encoder's.
+        vfms: the VFMs whose features are alignment targets.
+        second: the second encoder, whose features the projector receives beside the vision encoder's, if there is one.
     """
 
     recipe: Recipe
@@ -70,7 +70,7 @@ class PackedSetup:
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, checkpoint: Path | None = None) -> PackedSetup:
-        """See `Setup`; the order of images follows from the seed alone, so `checkpoint` has nothing to say."""
+        """Load data, model and features; see `Setup`. `checkpoint` is not needed: the seed decides the order."""
         del checkpoint
         splits = load_questions(recipe.data, recipe.seed)
         processor = build_processor(recipe.model, splits.words)
@@ -82,8 +82,8 @@ class PackedSetup:
         second = load_vfm(recipe.model.second_encoder) if recipe.model.second_encoder is not None else None
         if second is not None:
             inputs = joined_features(inputs, second, llava, recipe, splits)
-        sample = sample_of(inputs[0])
-        start = _start(llava, processor, sample, recipe)
+        sample = sample_images(inputs[0])
+        start_record = _init_or_load_start(llava, processor, sample, recipe)
         residual = _add_trained_parts(llava, recipe, inputs[0].shape[-1])
         frozen = frozen_fingerprint(llava, llava.state_dict())
         aligned = recipe.alignment.aligned
@@ -91,10 +91,10 @@ class PackedSetup:
         targets = alignment_targets(inputs, vfms, recipe, splits)
         packer = Packer(processor, inputs[0].shape[1])
         sets = [
-            PackedDataset(first_questions(data, recipe.data.questions), packer, values, own)
-            for data, values, own in zip(splits.all, inputs, targets, strict=True)
+            PackedDataset(first_questions(data, recipe.data.questions), packer, split_inputs, split_targets)
+            for data, split_inputs, split_targets in zip(splits.all, inputs, targets, strict=True)
         ]
-        heads = _heads(llava, recipe, targets[0])
+        heads = _attach_heads(llava, recipe, targets[0])
         model = AlignedForConditionalGeneration(
             llava, heads, residual, to_projector=aligned and recipe.alignment.target == "projector"
         )
@@ -105,14 +105,14 @@ class PackedSetup:
             train=sets[0],
             val=sets[1],
             test=None if splits.test is None else sets[2],
-            input_rate=llava.lm_head.in_features / sample.shape[-1] / input_deviation(sample),
+            input_rate=llava.lm_head.in_features / sample.shape[-1] / mean_channel_std(sample),
             frozen=frozen,
             vfms=vfms,
             second=second,
-            record=_record(recipe.model, splits, fingerprints | {"processor": processor_fingerprint(processor)})
-            | _second(second, llava)
-            | start
-            | _vfms(vfms),
+            record=_sources_record(recipe.model, splits, fingerprints | {"processor": processor_fingerprint(processor)})
+            | _second_encoder_record(second, llava)
+            | start_record
+            | _targets_record(vfms),
         )
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -122,91 +122,93 @@ class PackedSetup:
         optim = self.recipe.optim
         return Stream(len(self.train), optim.steps * optim.images(processes), self.recipe.seed)
 
-    def known(self, processes: int) -> list[str]:
+    def warnings(self, processes: int) -> list[str]:
+        """Return no warnings: packed questions are never cut."""
         del processes
         return []
 
-    def aligned(self, batch: dict[str, Any]) -> Tensor:
+    def count_aligned(self, batch: dict[str, Any]) -> Tensor:
         visual = batch["input_ids"].eq(self.processor.image_token_id)
         return visual.any(1).sum() if self.recipe.alignment.objective == "relation" else visual.sum()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The projector's first weight, whose input has a small standard deviation, takes proportionally larger steps
-        and no decay.
+        """Return AdamW's parameter groups; the projector's first weight takes larger steps and no weight decay.
 
-        Adam's steps have the size of the learning rate whatever the gradient, so this equals training on standardized
-        inputs.
+        Its inputs have a small standard deviation, and its learning rate is larger in proportion. Adam's steps have the
+        size of the learning rate whatever the gradient, so this equals training on standardized inputs.
         """
         optim = self.recipe.optim
-        trainable = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        trainable = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         return [
             {
-                "params": [p for n, p in trainable if n.endswith("linear_1.weight")],
+                "params": [p for name, p in trainable if name.endswith("linear_1.weight")],
                 "lr": optim.learning_rate * self.input_rate,
                 "weight_decay": 0.0,
             },
             {
-                "params": [p for n, p in trainable if p.ndim > 1 and not n.endswith("linear_1.weight")],
+                "params": [p for name, p in trainable if p.ndim > 1 and not name.endswith("linear_1.weight")],
                 "weight_decay": optim.weight_decay,
             },
-            {"params": [p for n, p in trainable if p.ndim == 1], "weight_decay": 0.0},
+            {"params": [p for name, p in trainable if p.ndim == 1], "weight_decay": 0.0},
         ]
 
     def evaluate(self, *, final: bool = False) -> Evaluation:
-        """Whether each question is answered right; see `answer_packed`."""
-        return answer_packed(
-            self.model, self.test if final and self.test is not None else self.val, self.recipe.optim.batch_size
-        )
+        """Return for each question whether it is answered correctly; see `answer_packed`."""
+        data = self.test if final and self.test is not None else self.val
+        return answer_packed(self.model, data, self.recipe.optim.batch_size)
 
-    def watched(self) -> Watched:
-        """The first validation images; the visual tokens stand before the questions, which therefore do not change
-        them."""
-        settings, size = self.recipe.alignment, self.recipe.optim.batch_size
+    def monitor_batches(self) -> MonitorBatches:
+        """Return the first validation images; see `Setup`.
+
+        Their questions do not affect CKNNA: they come after the visual tokens, which attend only to what is before.
+        """
+        settings, batch_size = self.recipe.alignment, self.recipe.optim.batch_size
         data, tokens = self.val.data, self.val.inputs.shape[1]
         scenes = data.scenes[: self.recipe.monitor.cknna_images]
-        few = Dataset(
+        subset = Dataset(
             data.name,
             [sample for scene in scenes for sample in scene],
             content_hash(data.fingerprint, len(scenes)),
             sorted(data.vocabulary),
         )
         vfms = self.vfms or load_vfms(settings)
-        features = vfm_features(settings, vfms, few, (isqrt(tokens), isqrt(tokens)), self.recipe.data.features)
+        features = vfm_features(settings, vfms, subset, (isqrt(tokens), isqrt(tokens)), self.recipe.data.features)
         batches = []
-        for start in range(0, len(scenes), size):
-            rows = range(start, min(start + size, len(scenes)))
+        for start in range(0, len(scenes), batch_size):
+            rows = range(start, min(start + batch_size, len(scenes)))
             inputs = collate([self.val[i] for i in rows])
+            # the model runs the batch as one sequence, its row 0
             sequence = Packing.of(inputs["segments"]).flat(inputs["input_ids"])[0]
-            visual = (sequence == self.processor.image_token_id).nonzero().view(len(rows), tokens)
-            places = [(0, [positions]) for positions in visual]
-            batches.append(
-                WatchedBatch(
-                    inputs,
-                    places,
-                    {name: [[image] for image in values.rows(rows)] for name, values in features.items()},
-                )
-            )
-        return Watched(batches, vfm_record(vfms)["vfm_fingerprint"])
+            positions = (sequence == self.processor.image_token_id).nonzero().view(len(rows), tokens)
+            visual = [(0, [image_positions]) for image_positions in positions]
+            targets = {name: [[image] for image in values.rows(rows)] for name, values in features.items()}
+            batches.append(MonitorBatch(inputs, visual, targets))
+        return MonitorBatches(batches, vfm_record(vfms)["vfm_fingerprint"])
 
     def check_frozen(self, state: Mapping[str, Tensor]) -> None:
-        check_frozen(
-            self.model.base, state, self.frozen, [*self.vfms, *([self.second] if self.second is not None else [])]
-        )
+        vfms = self.vfms if self.second is None else [*self.vfms, self.second]
+        check_frozen(self.model.base, state, self.frozen, vfms)
 
     def write_extras(self, checkpoint: Path) -> None:
-        """Nothing: the order follows from the seed."""
+        """Write nothing: the order of the images follows from the seed."""
 
 
 # --- the steps of from_recipe, in their order -----------------------------------------------------
 
 
-def _start(
+def _init_or_load_start(
     llava: LlavaForConditionalGeneration, processor: LlavaProcessor, sample: Tensor, recipe: Recipe
 ) -> dict[str, object]:
-    """Give the projector its first values or, where the run starts from a folder, the model the values there; return
-    what the record says of them."""
+    """Initialize the projector or, if the recipe has a `start`, load the model from that folder.
+
+    Args:
+        sample: features that the projector receives for some training images.
+
+    Returns:
+        Entries of the training record about the start.
+    """
     if recipe.start is None:
-        start_connector(llava, sample, recipe.model.image_size // processor.patch_size)
+        init_projector(llava, sample, recipe.model.image_size // processor.patch_size)
         return {}
     fingerprint = load_start(llava, processor, recipe.start)
     check_unchanged(
@@ -216,37 +218,34 @@ def _start(
 
 
 def _add_trained_parts(llava: LlavaForConditionalGeneration, recipe: Recipe, width: int) -> Residual | None:
-    """Add LoRA, dropout and the residual where the recipe has them.
+    """Add LoRA, dropout and the residual, each if the recipe has it; return the residual.
 
     Args:
-        width: features of the projector's input.
+        width: number of features that the projector receives per visual token.
     """
     model, settings = recipe.model, recipe.alignment
     if model.train == "lora":
         add_lora(llava, model.lora)
         llava.model.multi_modal_projector.requires_grad_(True)
     add_dropout(llava, model.dropout)
-    return (
-        None
-        if settings.residual == "none"
-        else attach_residual(llava, settings.residual, sorted(settings.layer), width)
-    )
+    if settings.residual == "none":
+        return None
+    return attach_residual(llava, settings.residual, sorted(settings.layer), width)
 
 
-def _heads(llava: LlavaForConditionalGeneration, recipe: Recipe, targets: Targets | None) -> Alignment | None:
-    """Attach the alignment heads, None for a baseline.
+def _attach_heads(llava: LlavaForConditionalGeneration, recipe: Recipe, targets: Targets | None) -> Alignment | None:
+    """Attach the alignment heads and return them; None for a baseline.
 
     Args:
-        targets: of the training split; None where the target is what the projector gives.
+        targets: targets of the training split; None if the target is the projector's output.
     """
     settings = recipe.alignment
     if settings.objective == "none":
         return None
-    dims = (
-        {"projector": llava.lm_head.in_features}
-        if targets is None
-        else {name: values.shape[-1] for name, values in targets.items()}
-    )
+    if targets is None:
+        dims = {"projector": llava.lm_head.in_features}
+    else:
+        dims = {name: features.shape[-1] for name, features in targets.items()}
     return attach_alignment(
         llava,
         layers=settings.layer,
@@ -258,8 +257,8 @@ def _heads(llava: LlavaForConditionalGeneration, recipe: Recipe, targets: Target
     )
 
 
-def _record(model: ModelConfig, splits: Splits, fingerprints: Mapping[str, str]) -> dict[str, object]:
-    """What the record says of the data and of the pretrained parts."""
+def _sources_record(model: ModelConfig, splits: Splits, fingerprints: Mapping[str, str]) -> dict[str, object]:
+    """Return the record's entries about the data and the pretrained parts of the model."""
     record: dict[str, object] = {
         "tower": model.vision_encoder,
         "data": splits.train.fingerprint,
@@ -270,15 +269,14 @@ def _record(model: ModelConfig, splits: Splits, fingerprints: Mapping[str, str])
     return record | {f"{part}_fingerprint": value for part, value in fingerprints.items()}
 
 
-def _second(second: VFM | None, llava: LlavaForConditionalGeneration) -> dict[str, object]:
-    """What the record says of the second encoder."""
-    return (
-        {}
-        if second is None
-        else {**second_record(second), "second_encoder_scale": getattr(llava.config, SECOND_ENCODER)["scale"]}
-    )
+def _second_encoder_record(second: VFM | None, llava: LlavaForConditionalGeneration) -> dict[str, object]:
+    """Return the record's entries about the second encoder."""
+    if second is None:
+        return {}
+    scale = getattr(llava.config, SECOND_ENCODER)["scale"]
+    return {**second_encoder_record(second), "second_encoder_scale": scale}
 
 
-def _vfms(vfms: Sequence[VFM]) -> dict[str, object]:
-    """What the record says of the targets' networks."""
+def _targets_record(vfms: Sequence[VFM]) -> dict[str, object]:
+    """Return the record's entries about the VFMs whose features are alignment targets."""
     return dict(vfm_record(vfms)) if vfms else {}

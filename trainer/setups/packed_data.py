@@ -1,4 +1,7 @@
-"""Packing: all questions of one image in one sequence, each as if it stood alone behind the image."""
+"""Data of a toy LLaVA's training: all questions of an image packed into one sequence.
+
+Each question is trained on as if it were the only one after the image; see `trainer.setups.packing`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -21,34 +25,41 @@ from workbench.mllm.conversation import IGNORED
 
 @dataclass(frozen=True)
 class Packed:
-    """One image's questions as one sequence; every tensor is (s,). `labels[i]` is the token to predict *at* position
-    i."""
+    """All questions about one image as one sequence.
 
-    input_ids: Tensor
-    labels: Tensor
-    position_ids: Tensor
-    segments: Tensor
+    Attributes:
+        labels: the token to predict *at* each position (the one that follows), or IGNORED.
+        position_ids: every question starts right after the prefix, as if it were the only one.
+        segments: 0 for the prefix that all questions share, q for the tokens of question q (from 1).
+    """
+
+    input_ids: Int[Tensor, " s"]
+    labels: Int[Tensor, " s"]
+    position_ids: Int[Tensor, " s"]
+    segments: Int[Tensor, " s"]
 
 
 class Packer:
-    """Turns the samples of one image into a `Packed` sequence with the processor's own chat template.
+    """Packs the samples of one image into a `Packed` sequence, with the chat template of the processor.
 
     Args:
-        image_tokens: visual tokens of one image.
+        image_tokens: number of visual tokens of an image.
     """
 
     def __init__(self, processor: Any, image_tokens: int) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.image_tokens = image_tokens
         self._control = control_tokens(processor, {processor.image_token})
-        self._ids = lru_cache(maxsize=100_000)(self._tokenise)
+        self._token_ids = lru_cache(maxsize=100_000)(self._tokenize)
 
-    def _tokenise(self, question: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Prefix up to the last visual token, rest of the prompt, and answer with its end token.
+    def _tokenize(self, question: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Return the token ids of the prefix, of the rest of the prompt, and of the answer.
+
+        The prefix ends with the last visual token, the answer with the end-of-sequence token.
 
         Raises:
-            DataError: a text with a control token, or a question with places for its images, or with another number of
-                visual tokens.
+            DataError: a text contains a control token, or the question marks where its image goes, or it has another
+                number of visual tokens than an image.
         """
         for text in (question, answer):
             if spelled := spelled_in(text, self._control):
@@ -59,29 +70,34 @@ class Packer:
         if IMAGE_MARK in question:
             raise DataError(
                 f"the question {question.replace(IMAGE_MARK, '<image>')[:80]!r} has its image between its words:"
-                " expected it before them"
+                " expected the image before them"
             )
         content = [{"type": "image"}, {"type": "text", "text": question}]
         text = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
-        image = self.processor.image_token
-        ids = self.tokenizer(text.replace(image, image * self.image_tokens), add_special_tokens=False)["input_ids"]
+        image_token = self.processor.image_token
+        text = text.replace(image_token, image_token * self.image_tokens)
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         visual = [i for i, token in enumerate(ids) if token == self.processor.image_token_id]
         if len(visual) != self.image_tokens:
             raise DataError(
-                f"question '{question}' gives {len(visual)} visual tokens, expected {self.image_tokens}; does it"
-                f" contain '{image}'?"
+                f"question '{question}' gives {len(visual)} visual tokens: expected {self.image_tokens}, the visual"
+                f" tokens of one image; does it contain '{image_token}'?"
             )
-        end = visual[-1] + 1
+        prefix_end = visual[-1] + 1
         reply = [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
-        return tuple(ids[:end]), tuple(ids[end:]), tuple(reply)
+        return tuple(ids[:prefix_end]), tuple(ids[prefix_end:]), tuple(reply)
 
     def __call__(self, samples: list[Sample]) -> Packed:
-        """Pack `samples`, which must share their image."""
-        parts = [self._ids(sample.question, sample.answer) for sample in samples]
-        prefix = parts[0][0]
-        if any(part[0] != prefix for part in parts):
+        """Pack `samples`, which must be about the same image.
+
+        Raises:
+            DataError: see `_tokenize`; or the chat template puts different text before the image.
+        """
+        tokenized = [self._token_ids(sample.question, sample.answer) for sample in samples]
+        prefix = tokenized[0][0]
+        if any(other_prefix != prefix for other_prefix, _, _ in tokenized):
             raise DataError(
                 f"the questions about image {samples[0].image_id} do not share the text before the image, so they"
                 " cannot be packed"
@@ -90,17 +106,17 @@ class Packer:
         labels = [IGNORED] * len(prefix)
         positions = list(range(len(prefix)))
         segments = [0] * len(prefix)
-        for number, (_, question, answer) in enumerate(parts, start=1):
-            own = [*question, *answer[:-1]]  # the end token is predicted, never read
-            ids += own
+        for number, (_, question, answer) in enumerate(tokenized, start=1):
+            inputs = [*question, *answer[:-1]]  # the end token is only predicted, never an input
+            ids += inputs
             labels += [IGNORED] * (len(question) - 1) + list(answer)
-            positions += range(len(prefix), len(prefix) + len(own))
-            segments += [number] * len(own)
-        return Packed(*(torch.tensor(v) for v in (ids, labels, positions, segments)))
+            positions += range(len(prefix), len(prefix) + len(inputs))
+            segments += [number] * len(inputs)
+        return Packed(*(torch.tensor(values) for values in (ids, labels, positions, segments)))
 
 
 class Splits(NamedTuple):
-    """The data sets of a run; `test` is None where the finished model is evaluated on `val`."""
+    """The data sets of a run; `test` is None if the finished model is evaluated on `val`."""
 
     train: Dataset
     val: Dataset
@@ -108,40 +124,44 @@ class Splits(NamedTuple):
 
     @property
     def all(self) -> list[Dataset]:
-        """Those that there are."""
+        """The data sets that the run has, in the order train, val, test."""
         return [data for data in self if data is not None]
 
     @property
     def words(self) -> list[str]:
-        """The closed vocabulary of all of them."""
+        """All words of all splits, sorted: the whole vocabulary of a randomly initialized language model."""
         return sorted(set().union(*(data.vocabulary for data in self.all)))
 
 
-def first_questions(data: Dataset, most: int | None) -> Dataset:
-    """`data` with the first `most` questions of each image, or all of them.
+def first_questions(data: Dataset, count: int | None) -> Dataset:
+    """Return `data` with only the first `count` questions of each image; with all of them if `count` is None.
 
     Raises:
-        ConfigError: it has conversations of its own, whose turns need the earlier ones.
+        ConfigError: the data set has conversations, whose later turns need the earlier ones.
     """
-    if most is None:
+    if count is None:
         return data
     if isinstance(data, ConversationDataset):
         raise ConfigError(
-            f"data.questions is {most}: expected none for {data.name}, whose rows are conversations; data.limit_train"
-            " takes fewer of them"
+            f"data.questions is {count}, which cannot be used for {data.name}, whose rows are conversations: remove it,"
+            " or take fewer conversations with data.limit_train"
         )
-    kept = [sample for scene in data.scenes for sample in scene[:most]]
+    samples = [sample for scene in data.scenes for sample in scene[:count]]
     return Dataset(
-        data.name, kept, lambda: content_hash(data.fingerprint, most), sorted(data.vocabulary), data.left_out
+        data.name, samples, lambda: content_hash(data.fingerprint, count), sorted(data.vocabulary), data.left_out
     )
 
 
 def load_training(spec: str, limit: int | None, seed: int) -> Dataset:
-    """A training data set, or a random `limit` of its images drawn with the run's `seed`; a smaller subset lies within
-    every larger one of that seed.
+    """Load a training data set, or a random subset of it with `limit` images.
+
+    Args:
+        spec: the data set and its split.
+        limit: number of images; all by default.
+        seed: the run's seed, which draws the subset. For the same seed, a larger subset contains every smaller one.
 
     Raises:
-        ConfigError: it has fewer images.
+        ConfigError: the data set has fewer than `limit` images.
     """
     data = load_data(spec, limit=limit, draw=seed, decode=False)
     items = data.conversations if isinstance(data, ConversationDataset) else data.scenes
@@ -154,14 +174,14 @@ def load_training(spec: str, limit: int | None, seed: int) -> Dataset:
 
 
 def load_questions(config: DataConfig, seed: int) -> Splits:
-    """Questions of a toy LLaVA, all of every image.
+    """Load the questions that a toy LLaVA is trained and evaluated on, with all questions of each image.
 
     Args:
-        seed: of the run, which draws the images of `data.limit_train`.
+        seed: the run's seed, which draws the training images if `data.limit_train` is set.
 
     Raises:
-        ConfigError: conversations, of which packing would leave out those without an image or with several; questions
-            without options where accuracy is measured; a limit beyond the training images.
+        ConfigError: a data set has rows that are not a single question about a single image, or questions for
+            evaluation lack options, or `data.limit_train` exceeds the number of images.
     """
     train, val = load_training(config.train[0], config.limit_train, seed), load_data(config.val, limit=config.limit_val)
     test = None if config.test is None else load_data(config.test, limit=config.limit_test)
@@ -170,25 +190,25 @@ def load_questions(config: DataConfig, seed: int) -> Splits:
             len(c.loads) != 1 or len(c.turns) != 1 for c in data.conversations
         ):
             raise ConfigError(
-                f"{data.name} has conversations of several turns or images, or none: expected single questions about an"
-                " image, or model.name"
+                f"{data.name} has conversations with several turns, or with several images or none: expected single"
+                " questions about one image, or a pretrained model (model.name)"
             )
         if data is None or key == "train":
             continue
         if unscored := next((sample for sample in data if sample.answer not in sample.options), None):
             raise ConfigError(
-                f"question {unscored.id} of {data.name} has no options with its answer among them: expected them in"
-                f" data.{key}, which accuracy is of"
+                f"question {unscored.id} of {data.name} has no options with its answer among them: data.{key} needs"
+                " them, since accuracy is measured on it"
             )
     return Splits(train, val, test)
 
 
 class PackedDataset(torch.utils.data.Dataset):
-    """One item per image: its packed questions, its connector input and, if given, its alignment targets.
+    """One item per image: its packed questions, its features for the projector and, if given, its alignment targets.
 
     Args:
-        inputs: (image, token, d) connector inputs.
-        targets: (image, token, dim) features by name, or None for a baseline.
+        inputs: (image, token, d) features that the projector receives.
+        targets: (image, token, dim) features of each target, by name; None for a baseline.
     """
 
     def __init__(
@@ -204,8 +224,10 @@ class PackedDataset(torch.utils.data.Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """A whole batch, which the data loader asks for, so that features that are computed anew are computed
-        together."""
+        """Return the items of a whole batch; torch's data loader calls this.
+
+        With `data.features: compute`, the features of the batch are thus computed together.
+        """
         items: list[dict[str, Any]] = [
             {name: getattr(self.packed[index], name) for name in PADDING} for index in indices
         ]
@@ -221,7 +243,7 @@ PADDING = {"input_ids": 0, "labels": IGNORED, "position_ids": 0, "segments": -1}
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Pad sequences on the right and stack the rest."""
+    """Return `items` as a batch: sequences padded on the right, features and targets stacked."""
     batch: dict[str, Any] = {
         name: pad_sequence([item[name] for item in items], batch_first=True, padding_value=fill)
         for name, fill in PADDING.items()

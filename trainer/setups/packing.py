@@ -1,8 +1,8 @@
-"""Attention of packed questions without padding: every question reads the shared prefix and itself.
+"""Attention for packed questions, without padding: each question attends to the shared prefix and to itself.
 
-A batch of packed images (b, s) runs as one sequence (1, N) of its N real tokens: the linear layers see no padding, and
-the attention scores of two questions, which must not see one another, are never computed. The result is that of the
-padded batch with a block-diagonal mask, up to rounding.
+A batch of packed images (b, s) runs as one sequence (1, N) of its N tokens. The linear layers thus compute no padding,
+and scores between two questions, which must not attend to one another, are never computed. The result equals that of
+the padded batch with a block-diagonal mask, up to rounding.
 """
 
 from __future__ import annotations
@@ -20,22 +20,25 @@ from transformers.masking_utils import sdpa_mask
 from workbench.errors import ConfigError
 
 NAME = "packed_questions"
-# questions of one image that are computed as one row: fewer copy its prefix more often, more are filled up with nothing
-TOGETHER = 4
+# Questions of one image that are computed together, as one row. With fewer, the image's prefix is copied more often;
+# with more, more of the rows is padding.
+QUESTIONS_PER_ROW = 4
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the tokens of a batch of packed images are in one sequence without padding.
+    """Where the tokens of a padded batch of packed images are in one sequence without padding.
+
+    Tokens are numbered by their position in that sequence, from 0 to n - 1.
 
     Attributes:
-        real: which positions of the padded batch are tokens.
-        prefix: the tokens before the questions, image by image; shorter prefixes are filled up with token 0.
-        in_prefix: which entries of `prefix` are no filling.
-        questions: the tokens of each question, filled up with token 0; every row holds up to `TOGETHER` questions of
-            one image.
-        image: for each row of `questions`, its row in `prefix`.
-        place: for each token its row in `prefix` and `questions`, flattened and joined.
+        real: which positions of the padded batch are tokens, not padding.
+        prefix: numbers of the tokens before the questions, one row per image; shorter rows are padded with 0.
+        in_prefix: which entries of `prefix` are tokens, not padding.
+        questions: numbers of the tokens of each question (row, question, token), padded with 0; a row has up to
+            `QUESTIONS_PER_ROW` questions of one image.
+        image: for each row of `questions`, the row of `prefix` that belongs to it.
+        place: for each token, its index in `prefix` and `questions` flattened and concatenated.
     """
 
     real: Bool[Tensor, "b s"]
@@ -47,7 +50,7 @@ class Packing:
 
     @classmethod
     def of(cls, segments: Int[Tensor, "b s"]) -> Packing:
-        """Read the layout off `segments`: 0 for the prefix, q for question q, -1 for padding, in this order."""
+        """Return the layout of a batch; its `segments` are 0 in the prefix, q in question q, -1 in padding."""
         real = segments >= 0
         number = (real.flatten().cumsum(0) - 1).view_as(segments)
         in_prefix = segments == 0
@@ -60,39 +63,44 @@ class Packing:
         begins[1:] = (rows[1:] != rows[:-1]) | (question[1:] != question[:-1])
         offset = columns - columns[begins][begins.cumsum(0) - 1]
         longest = int(offset.max()) + 1 if len(rows) else 0
-        per_image = (segments.clamp_min(0).amax(1) + TOGETHER - 1) // TOGETHER
-        image = torch.arange(len(segments), device=segments.device).repeat_interleave(per_image)
-        row, slot = (per_image.cumsum(0) - per_image)[rows] + question // TOGETHER, question % TOGETHER
-        questions = torch.zeros(len(image), TOGETHER, longest, dtype=torch.long, device=segments.device)
+        rows_of_image = (segments.clamp_min(0).amax(1) + QUESTIONS_PER_ROW - 1) // QUESTIONS_PER_ROW
+        image = torch.arange(len(segments), device=segments.device).repeat_interleave(rows_of_image)
+        row = (rows_of_image.cumsum(0) - rows_of_image)[rows] + question // QUESTIONS_PER_ROW
+        slot = question % QUESTIONS_PER_ROW
+        questions = torch.zeros(len(image), QUESTIONS_PER_ROW, longest, dtype=torch.long, device=segments.device)
         questions[row, slot, offset] = number[rows, columns]
 
         place = torch.empty(int(real.sum()), dtype=torch.long, device=segments.device)
         place[prefix[in_prefix]] = in_prefix.flatten().nonzero().flatten()
-        place[number[rows, columns]] = prefix.numel() + (row * TOGETHER + slot) * longest + offset
+        place[number[rows, columns]] = prefix.numel() + (row * QUESTIONS_PER_ROW + slot) * longest + offset
         return cls(real, prefix, in_prefix, questions, image, place)
 
     def flat(self, values: Tensor) -> Tensor:
-        """(b, s, ...) of the padded batch as (1, N, ...)."""
+        """Return `values` (b, s, ...) of the padded batch as one sequence without padding (1, N, ...)."""
         return values[self.real][None]
 
     def padded(self, values: Tensor, fill: float = 0) -> Tensor:
-        """(1, N, ...) as (b, s, ...), with `fill` where there is padding."""
+        """Return `values` (1, N, ...) of the sequence as a padded batch (b, s, ...), with `fill` as padding."""
         result = values.new_full((*self.real.shape, *values.shape[2:]), fill)
         result[self.real] = values[0]
         return result
 
 
 def use_packed_attention(model: Any) -> None:
-    """Let the language model of `model` take a `Packing` as the argument `packing`; without one it attends as ever.
+    """Make the language model of `model` accept a `Packing` as the argument `packing` of its forward.
+
+    Without that argument its attention is the usual one.
 
     Raises:
-        ConfigError: a language model with blocks that do not see all that came before.
+        ConfigError: some block does not attend to all tokens before it, or caps its scores.
     """
     text: PretrainedConfig = model.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or getattr(text, "attn_logit_softcapping", None):
+    softcapping = getattr(text, "attn_logit_softcapping", None)
+    if kinds != {"full_attention"} or softcapping:
+        found = ", ".join(sorted(kinds)) + (f" with attn_logit_softcapping {softcapping}" if softcapping else "")
         raise ConfigError(
-            f"the language model has {', '.join(sorted(kinds))}: expected full attention in every block, since"
+            f"the language model has {found}: expected full attention in every block, without softcapping, since"
             " questions are packed"
         )
     model.set_attn_implementation({"text_config": NAME})
@@ -110,54 +118,54 @@ def packed_attention(
     packing: Packing | None = None,
     **options: Any,
 ) -> tuple[Float[Tensor, "b n h d"], None]:
-    """Attention under the block-diagonal mask of `packing`, in transformers' interface; without `packing` transformers'
-    own sdpa.
+    """Compute attention under the block-diagonal mask of `packing`, with the interface that transformers expects.
 
-    A token of a question has a softmax over the prefix and the tokens of its question up to itself; one of the prefix
-    over those before it.
+    A token of a question attends to the prefix and to its question up to itself; a token of the prefix attends to the
+    prefix up to itself. Without `packing` this is transformers' own sdpa attention.
     """
     if packing is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
         )
-    (images, before), (groups, together, longest) = packing.prefix.shape, packing.questions.shape
+    (images, prefix_length), (rows, per_row, longest) = packing.prefix.shape, packing.questions.shape
     heads, width = query.shape[1], query.shape[-1]
     scale = width**-0.5 if scaling is None else scaling
     order = torch.cat([packing.prefix.flatten(), packing.questions.flatten()])
 
-    def parts(values: Tensor) -> tuple[Float[Tensor, "b h p d"], Float[Tensor, "b h ql d"]]:
-        rows = values[0].transpose(0, 1).flatten(1).index_select(0, order).view(len(order), values.shape[1], width)
-        if rows.shape[1] < heads:
-            rows = rows.repeat_interleave(heads // rows.shape[1], dim=1)
-        prefix, questions = rows.split([images * before, groups * together * longest])
-        return prefix.view(images, before, heads, width).transpose(1, 2), questions.view(
-            groups, together * longest, heads, width
-        ).transpose(1, 2)
+    def split(values: Tensor) -> tuple[Float[Tensor, "b h p d"], Float[Tensor, "r h ql d"]]:
+        """Return the values of the prefixes and those of the questions, the same number of heads for all."""
+        tokens = values[0].transpose(0, 1).flatten(1).index_select(0, order).view(len(order), values.shape[1], width)
+        if tokens.shape[1] < heads:  # grouped-query attention
+            tokens = tokens.repeat_interleave(heads // tokens.shape[1], dim=1)
+        prefix, questions = tokens.split([images * prefix_length, rows * per_row * longest])
+        prefix = prefix.view(images, prefix_length, heads, width).transpose(1, 2)
+        questions = questions.view(rows, per_row * longest, heads, width).transpose(1, 2)
+        return prefix, questions
 
-    def by_question(values: Float[Tensor, "b h ql d"]) -> Float[Tensor, "b h q l d"]:
-        return values.unflatten(2, (together, longest))
+    def by_question(values: Float[Tensor, "r h ql d"]) -> Float[Tensor, "r h q l d"]:
+        return values.unflatten(2, (per_row, longest))
 
-    (query_0, query_q), (key_0, key_q), (value_0, value_q) = parts(query), parts(key), parts(value)
-    p = dropout if module.training else 0.0
-    output_0 = nn.functional.scaled_dot_product_attention(
-        query_0, key_0, value_0, is_causal=True, scale=scale, dropout_p=p
+    (query_p, query_q), (key_p, key_q), (value_p, value_q) = split(query), split(key), split(value)
+    dropout_p = dropout if module.training else 0.0
+    output_p = nn.functional.scaled_dot_product_attention(
+        query_p, key_p, value_p, is_causal=True, scale=scale, dropout_p=dropout_p
     )
     query_q = query_q * scale
-    to_prefix = query_q @ key_0.index_select(0, packing.image).transpose(-1, -2)
+    prefix_scores = query_q @ key_p.index_select(0, packing.image).transpose(-1, -2)
     if not packing.in_prefix.all():
-        to_prefix = to_prefix.masked_fill(~packing.in_prefix[packing.image, None, None], -torch.inf)
+        prefix_scores = prefix_scores.masked_fill(~packing.in_prefix[packing.image, None, None], -torch.inf)
     later = torch.ones(longest, longest, dtype=torch.bool, device=query.device).triu(1)
-    to_question = (by_question(query_q) @ by_question(key_q).transpose(-1, -2)).masked_fill(later, -torch.inf)
-    scores = torch.cat([by_question(to_prefix), to_question], dim=-1)
+    question_scores = (by_question(query_q) @ by_question(key_q).transpose(-1, -2)).masked_fill(later, -torch.inf)
+    scores = torch.cat([by_question(prefix_scores), question_scores], dim=-1)
     weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-    if p:
-        weights = nn.functional.dropout(weights, p)
-    on_prefix, on_question = weights.split([before, longest], dim=-1)
-    output_q = on_prefix.flatten(2, 3) @ value_0.index_select(0, packing.image) + (
-        on_question @ by_question(value_q)
-    ).flatten(2, 3)
-    rows = torch.cat([part.transpose(1, 2).flatten(0, 1).flatten(1) for part in (output_0, output_q)])
-    return rows.index_select(0, packing.place).view(1, len(packing.place), heads, width), None
+    if dropout_p:
+        weights = nn.functional.dropout(weights, dropout_p)
+    prefix_weights, question_weights = weights.split([prefix_length, longest], dim=-1)
+    from_prefix = prefix_weights.flatten(2, 3) @ value_p.index_select(0, packing.image)
+    from_question = (question_weights @ by_question(value_q)).flatten(2, 3)
+    output_q = from_prefix + from_question
+    outputs = torch.cat([part.transpose(1, 2).flatten(0, 1).flatten(1) for part in (output_p, output_q)])
+    return outputs.index_select(0, packing.place).view(1, len(packing.place), heads, width), None
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -1,5 +1,7 @@
-"""The rows that a training was started with, which every checkpoint keeps: so a run goes on in its order after some of
-them were repaired or left out."""
+"""The rows of the data that a training was started with, stored in every checkpoint.
+
+With them a run can be resumed in its original order after some rows were repaired or left out.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,12 @@ FILE = "rows.safetensors"  # in every checkpoint of a training on conversations
 
 @dataclass(frozen=True)
 class Rows:
-    """What the order of a training depends on, and by what each row is known again.
+    """What the order of a training depends on, and a digest by which each row is recognized.
 
     Attributes:
-        digests: (n,) of texts and places of images, not of pixels and not of the row's number.
-        with_image: (n,) whether it has one.
-        lengths: (n,) characters.
+        digests: (n,) Hash of each row's texts and image locations; it does not depend on pixels or row numbers.
+        with_image: (n,) Whether the row has an image.
+        lengths: (n,) Length of the row's texts in characters.
     """
 
     digests: np.ndarray
@@ -34,7 +36,7 @@ class Rows:
 
     @classmethod
     def of(cls, conversations: Sequence[Conversation]) -> Rows:
-        """The rows of conversations."""
+        """Return the rows of `conversations`."""
         return cls(
             np.array([_digest(c) for c in conversations], np.uint64),
             np.array([bool(c.loads) for c in conversations], bool),
@@ -42,56 +44,62 @@ class Rows:
         )
 
     def save(self, folder: Path) -> None:
-        """Write them into a checkpoint."""
+        """Write the rows into a checkpoint folder."""
         save_file({"digests": self.digests, "with_image": self.with_image, "lengths": self.lengths}, folder / FILE)
 
     @classmethod
     def load(cls, folder: Path) -> Rows | None:
-        """Those of a checkpoint; None where it has none."""
+        """Return the rows stored in a checkpoint folder; None if it has none."""
         if not (folder / FILE).exists():
             return None
         stored = load_file(folder / FILE)
         return cls(stored["digests"], stored["with_image"], stored["lengths"])
 
-    def in_place_of(self, stored: Rows, name: str) -> tuple[list[int], int]:
-        """For each stored row the number of the one of these that takes its place, and how many stored rows are left
-        out.
+    def match_stored(self, stored: Rows, name: str) -> tuple[list[int], int]:
+        """Find for each stored row the current row that takes its place.
 
-        Rows of the same number may have changed. Fewer must be stored ones, in their order; in place of one that is not
-        there comes the next one of its kind.
+        If there are as many current rows as stored ones, each takes the place of the one with its number, changed or
+        not. If there are fewer, all of them must be stored rows, in the same order. The place of a stored row that is
+        gone is taken by the next current row of its kind (with or without an image), or else by the first of its kind.
+
+        Args:
+            name: name of the data set, for messages.
+
+        Returns:
+            The number of the current row for each stored one, and how many stored rows are gone.
 
         Raises:
-            RunError: there are more rows, others among them, or none of the kind of one that is left out.
+            RunError: there are new rows, or no row of the kind of one that is gone.
         """
-        old, new = len(stored.digests), len(self.digests)
-        if old == new:
-            return list(range(old)), 0
-        numbers, at = [], 0
+        n_stored, n_current = len(stored.digests), len(self.digests)
+        if n_stored == n_current:
+            return list(range(n_stored)), 0
+        numbers, current = [], 0
         for digest in stored.digests.tolist():
-            same = at < new and int(self.digests[at]) == digest
-            numbers.append(at if same else -1)
-            at += same
-        if at < new:
-            reason = f"and row {at + 1} of what is there now is none of them in their order"
+            same = current < n_current and int(self.digests[current]) == digest
+            numbers.append(current if same else -1)
+            current += same
+        if current < n_current:
             raise RunError(
-                f"the run was started with {old} conversations, {reason} ({new} of {name}): expected the same ones,"
-                " some repaired or some left out"
+                f"the run was started with {n_stored} conversations, and row {current + 1} of the {n_current} now in"
+                f" {name} is not the next of them: expected the same ones in the same order, some repaired or some left"
+                " out"
             )
-        left_out = [place for place, number in enumerate(numbers) if number < 0]
-        for place in left_out:
-            kind = self.with_image == stored.with_image[place]
-            if not kind.any():
-                what = "with" if stored.with_image[place] else "without"
+        gone = [row for row, number in enumerate(numbers) if number < 0]
+        for row in gone:
+            same_kind = self.with_image == stored.with_image[row]
+            if not same_kind.any():
+                which = "with" if stored.with_image[row] else "without"
                 raise RunError(
-                    f"no conversation {what} an image is left of {name}: expected one in place of row {place + 1},"
-                    " which is left out"
+                    f"{name} has no conversation {which} an image any more: expected one to take the place of row"
+                    f" {row + 1}, which is left out"
                 )
-            behind = next((number for number in numbers[place:] if number >= 0), 0)
-            following = np.flatnonzero(kind[behind:])
-            numbers[place] = int(following[0]) + behind if len(following) else int(np.flatnonzero(kind)[0])
-        return numbers, len(left_out)
+            next_number = next((number for number in numbers[row:] if number >= 0), 0)
+            following = np.flatnonzero(same_kind[next_number:])
+            numbers[row] = int(following[0]) + next_number if len(following) else int(np.flatnonzero(same_kind)[0])
+        return numbers, len(gone)
 
 
 def _digest(conversation: Conversation) -> int:
-    places = [load.place if isinstance(load, StoredImage) else "" for load in conversation.loads]
-    return int.from_bytes(blake2b(repr((conversation.turns, places)).encode(), digest_size=8).digest(), "big")
+    locations = [load.place if isinstance(load, StoredImage) else "" for load in conversation.loads]
+    return int.from_bytes(blake2b(repr((conversation.turns, locations)).encode(), digest_size=8).digest(), "big")

@@ -1,4 +1,4 @@
-"""Targets of conversations from the feature cache."""
+"""Alignment targets of conversations, read from the feature cache."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trainer.recipe import AlignmentConfig
-from trainer.setups.conversation_data import ConversationSet, encoded
+from trainer.setups.conversation_data import ConversationSet, encode_rows
 from trainer.targets.feature_store import frozen_features
 from trainer.targets.features import Features
 from trainer.targets.image_hashes import image_hashes
-from trainer.targets.vfm_targets import Pictures, Places, Targets, controlled, vfm_tokens
+from trainer.targets.vfm_targets import BatchImages, BatchVisualTokens, Targets, apply_controls, vfm_tokens
 from workbench.data import Dataset, Sample
 from workbench.data.base import Conversation, content_hash, rows_hash
 from workbench.data.images import image_hash, shown
@@ -25,15 +25,18 @@ from workbench.mllm import MLLM, VisualTokens
 from workbench.spatial.vfm_patches import covered_pixels
 from workbench.vfm import VFM
 
+Grid = tuple[int, int]  # height and width of a patch grid
+
 
 class StoredTargets(Targets):
-    """The same from the feature cache, which one pass over the data fills: a store for each size of patch grid.
+    """Targets as `Targets` computes them, but from the feature cache: one store per VFM and size of patch grid.
 
-    The pass looks at the pixels of every image, by which the stored features are known; each image that comes later
-    must have them still.
+    Creating it reads all images once, computes the features that the cache lacks, and hashes the pixels of every image.
+    An image that is read later must still have the same pixels.
 
     Raises:
-        ConfigError: the control `images: others` where most images of a patch grid are one image.
+        ConfigError: the model's visual tokens have no rows and columns; or the recipe asks for shuffled targets
+            (`images: others`), and more than half of the tiles of a patch grid are of one image.
     """
 
     def __init__(
@@ -47,56 +50,62 @@ class StoredTargets(Targets):
     ) -> None:
         super().__init__(vfms)
         self._data = data
-        self._pixels: list[list[bytes]] = []  # of each conversation: hashes of its images
-        # of each conversation: patch grid, number within its store
-        self._tiles: list[list[tuple[tuple[int, int], int]]] = []
-        samples: dict[tuple[int, int], list[Sample]] = {}
-        pictures: dict[tuple[int, int], list[tuple[int, int]]] = {}  # whose tile each sample is: conversation, image
+        self._image_hashes: list[list[bytes]] = []  # [conversation][image]
+        self._tiles: list[list[tuple[Grid, int]]] = []  # [conversation][tile]: patch grid, and row of its store
+        samples: dict[Grid, list[Sample]] = {}  # the tiles of each store
+        sources: dict[Grid, list[tuple[int, int]]] = {}  # the conversation and image that each tile is of
         boxes = []
-        for number, own in enumerate(
+        for number, conversation in enumerate(
             tqdm(data.conversations, desc=f"tiles of {data.data.name}", file=sys.stderr, mininterval=2, delay=2)
         ):
-            places: list[tuple[tuple[int, int], int]] = []
-            self._pixels.append([])
-            if own.loads:
-                batch, _ = encoded(mllm, data, [number], max_length, device="cpu")
-                self._pixels[-1] = [image_hash(image) for image in batch.images[0]]
-                for n, part in enumerate(mllm.visual_tokens(batch)[0]):
-                    if part.grid is None:
+            store_rows: list[tuple[Grid, int]] = []
+            self._image_hashes.append([])
+            if conversation.loads:
+                batch, _ = encode_rows(mllm, data, [number], max_length, device="cpu")
+                self._image_hashes[-1] = [image_hash(image) for image in batch.images[0]]
+                for n, tile in enumerate(mllm.visual_tokens(batch)[0]):
+                    if tile.grid is None:
                         raise ConfigError(
-                            f"{mllm.name} gives visual tokens without rows and columns: expected data.features compute,"
-                            " or another model"
+                            f"the visual tokens of {mllm.name} have no rows and columns: expected data.features"
+                            " compute, or another model"
                         )
-                    same = samples.setdefault(part.grid, [])
-                    places.append((part.grid, len(same)))
-                    boxes.append((part.grid, part.image, part.box, part.fill))
-                    pictures.setdefault(part.grid, []).append((number, part.image))
-                    same.append(Sample(f"{number}:{n}", f"{number}:{n}", partial(_covered, own, part)))
-            self._tiles.append(places)
-        fingerprint = rows_hash(chain(self._pixels, boxes))
-        sets = {grid: Dataset(data.data.name, own, content_hash(fingerprint, grid)) for grid, own in samples.items()}
-        known = _known(pictures, sets) if settings.images == "others" else {}
-        self._features: dict[str, dict[tuple[int, int], Features]] = {}
+                    same_grid = samples.setdefault(tile.grid, [])
+                    store_rows.append((tile.grid, len(same_grid)))
+                    boxes.append((tile.grid, tile.image, tile.box, tile.fill))
+                    sources.setdefault(tile.grid, []).append((number, tile.image))
+                    tile_id = f"{number}:{n}"
+                    same_grid.append(Sample(tile_id, tile_id, partial(_tile_pixels, conversation, tile)))
+            self._tiles.append(store_rows)
+        fingerprint = rows_hash(chain(self._image_hashes, boxes))
+        tile_sets = {
+            grid: Dataset(data.data.name, tiles, content_hash(fingerprint, grid)) for grid, tiles in samples.items()
+        }
+        identities = _image_identities(sources, tile_sets) if settings.images == "others" else {}
+        self._features: dict[str, dict[Grid, Features]] = {}
         for vfm in vfms:
             stores = {
-                grid: frozen_features(own, (vfm.entry.identity(), grid), partial(vfm_tokens, vfm, grid), what=vfm.name)
-                for grid, own in sets.items()
+                grid: frozen_features(
+                    tiles, (vfm.entry.identity(), grid), partial(vfm_tokens, vfm, grid), what=vfm.name
+                )
+                for grid, tiles in tile_sets.items()
             }
-            self._features[vfm.name] = _controlled(stores, known, settings, seed)
+            self._features[vfm.name] = _apply_controls(stores, identities, settings, seed)
 
-    def __call__(self, numbers: Sequence[int], images: Pictures, visual: Places) -> dict[str, list[list[Tensor]]]:
-        """Read from the store.
+    def __call__(
+        self, numbers: Sequence[int], images: BatchImages, visual: BatchVisualTokens
+    ) -> dict[str, list[list[Tensor]]]:
+        """Read the targets of a batch from the store.
 
         Raises:
             RunError: an image has other pixels than those whose features are stored.
         """
-        for number, own in zip(numbers, images, strict=True):
-            for n, (image, pixels) in enumerate(zip(own, self._pixels[number], strict=True)):
-                if image_hash(image) != pixels:
+        for number, row_images in zip(numbers, images, strict=True):
+            for n, (image, stored_hash) in enumerate(zip(row_images, self._image_hashes[number], strict=True)):
+                if image_hash(image) != stored_hash:
                     raise RunError(
                         f"image {n + 1} of conversation {self._data.conversations[number].id} of"
                         f" {shown(self._data.data.name)} has been replaced since the training began: expected the"
-                        " pixels that its targets were computed of; put it back, or start again"
+                        " pixels that its targets were computed from; put the image back, or start again"
                     )
         return {
             name: [[stores[grid][row] for grid, row in self._tiles[number]] for number in numbers]
@@ -104,34 +113,46 @@ class StoredTargets(Targets):
         }
 
 
-def _covered(conversation: Conversation, part: VisualTokens) -> Image.Image:
-    return covered_pixels(conversation.loads[part.image](), part)
+def _tile_pixels(conversation: Conversation, tile: VisualTokens) -> Image.Image:
+    return covered_pixels(conversation.loads[tile.image](), tile)
 
 
-def _controlled(
-    stores: dict[tuple[int, int], Features],
-    pictures: Mapping[tuple[int, int], Sequence[Hashable]],
+def _apply_controls(
+    stores: dict[Grid, Features],
+    identities: Mapping[Grid, Sequence[Hashable]],
     settings: AlignmentConfig,
     seed: int,
-) -> dict[tuple[int, int], Features]:
-    """Targets with the controls that the recipe asks for; the mean is that of all tokens, another image one with the
-    same patch grid."""
+) -> dict[Grid, Features]:
+    """Return the targets with the controls that the recipe asks for.
+
+    Centering subtracts the mean over the tokens of all stores; shuffling stays within a store, since targets must have
+    the patch grid of the tokens.
+
+    Args:
+        identities: for each tile of a store, what identifies the image that it is of; see `_image_identities`.
+    """
     mean: Tensor | None = None
     if settings.center:
-        counts = {grid: own.shape[0] * own.shape[1] for grid, own in stores.items()}
-        for grid, own in stores.items():
-            part = own.mean() * (counts[grid] / sum(counts.values()))
-            mean = part if mean is None else mean + part
-    return {grid: controlled(settings, own, mean, pictures.get(grid), seed) for grid, own in stores.items()}
+        counts = {grid: features.shape[0] * features.shape[1] for grid, features in stores.items()}
+        for grid, features in stores.items():
+            weighted = features.mean() * (counts[grid] / sum(counts.values()))
+            mean = weighted if mean is None else mean + weighted
+    return {
+        grid: apply_controls(settings, features, mean, identities.get(grid), seed) for grid, features in stores.items()
+    }
 
 
-def _known(
-    pictures: Mapping[tuple[int, int], Sequence[tuple[int, int]]], sets: Mapping[tuple[int, int], Dataset]
-) -> dict[tuple[int, int], list[tuple[bytes, ...]]]:
-    """The picture of each tile by what it shows, which is all its tiles, instead of by conversation and number: it may
-    occur elsewhere."""
-    tiles: dict[tuple[int, int], list[bytes]] = {}
-    for grid, data in sets.items():
-        for picture, tile in zip(pictures[grid], image_hashes(data), strict=True):
-            tiles.setdefault(picture, []).append(tile)
-    return {grid: [tuple(tiles[picture]) for picture in own] for grid, own in pictures.items()}
+def _image_identities(
+    sources: Mapping[Grid, Sequence[tuple[int, int]]], tile_sets: Mapping[Grid, Dataset]
+) -> dict[Grid, list[tuple[bytes, ...]]]:
+    """Return for each tile what identifies the image that it is of: the hashes of all tiles of that image.
+
+    Unlike the conversation and number of an image, they recognize an image that occurs in several conversations.
+    """
+    hashes_by_source: dict[tuple[int, int], list[bytes]] = {}
+    for grid, data in tile_sets.items():
+        for source, tile_hash in zip(sources[grid], image_hashes(data), strict=True):
+            hashes_by_source.setdefault(source, []).append(tile_hash)
+    return {
+        grid: [tuple(hashes_by_source[source]) for source in grid_sources] for grid, grid_sources in sources.items()
+    }

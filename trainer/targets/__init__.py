@@ -1,1 +1,1 @@
-"""What visual tokens are aligned to: frozen features, computed once and stored, or at every step."""
+"""Alignment targets: features of frozen networks, computed once and stored on disk, or at every step."""

@@ -1,20 +1,25 @@
-"""Frozen features: what the connector receives and what a VFM says of every image, computed once and kept on disk, or
-anew at every step.
+"""The feature cache: features of a frozen network for every image, computed once and kept on disk.
 
-A store is a folder `$VIRAL_CACHE/features/<key>`; the key hashes all that determines the features besides the image:
-fingerprint of the network, block, geometry, dtype. It holds shards `<hash>.safetensors` of up to 256 images: `features`
-(image, token, d) float32, `image` (image, 16), the hash of each image's pixels, and `crc` (image), the CRC-32 of hash
-and features. So an image that occurs twice, or in two data sets, is computed once.
+Such features are what the projector receives from the vision encoder, and a VFM's features of an image.
 
-Nothing is read before it is asked for: a record is one slice of a memory-mapped shard, so the data may be larger than
-the memory. Every record is checked against its CRC whenever it is read (0.2 to 0.4 ms for 64 x 768 values), and
-whenever a store is opened two of its images are computed again and compared, which finds what no checksum can: features
-of other pixels or of another network than the key says. Shards are written under a temporary name and renamed, each by
-one process that holds its lock; a run that was killed goes on from the whole shards, and processes side by side share
-the work.
+A store is a folder `$VIRAL_CACHE/features/<key>`. The key is a hash of all that determines the features besides the
+image: the fingerprint of the network, its block, the geometry, the dtype. The store holds shards `<hash>.safetensors`
+of up to 256 images, each with `features` (image, token, d) in float32, `image` (image, 16), the hash of each image's
+pixels, and `crc` (image), the CRC-32 of this hash and the features. An image that occurs twice, or in two data sets,
+is thus computed once.
 
-Features keep the bits they had in the batch in which they were first computed; in another batch they agree within
-float32 noise.
+Features are read only when they are asked for: a record is a slice of a memory-mapped shard, so the data may be larger
+than the memory. Two checks protect them:
+
+- Every record is compared with its CRC whenever it is read (0.2 to 0.4 ms for 64 x 768 values).
+- Whenever a store is opened, two of its images are computed again and compared. This finds what no checksum can:
+  features of other pixels or of another network than the key says.
+
+A shard is written under a temporary name and then renamed, by one process that holds its lock. A run that was killed
+therefore continues after its last complete shard, and processes that run at the same time share the work.
+
+Features keep the bits that they had in the batch in which they were first computed. In another batch they would agree
+up to float32 rounding.
 """
 
 from __future__ import annotations
@@ -44,12 +49,12 @@ from workbench.files import atomic_file, cache_folder, locked, make_folder, remo
 
 Compute = Callable[[list[Image.Image]], Tensor]
 FORMAT = "shards-1"  # part of every key
-SHARD = 256  # images
-TOLERANCE = 0.01  # relative; TF32 and other kernels stay below it, other pixels or weights do not
+SHARD = 256  # images per shard
+TOLERANCE = 0.01  # relative; differences between kernels (such as TF32) stay below it, other pixels or weights do not
 
 
 class ComputedFeatures(Features):
-    """Features that are computed whenever they are asked for, for data too large for the disk."""
+    """Features that are computed whenever they are asked for; for data whose features do not fit on the disk."""
 
     def __init__(self, data: Dataset, compute: Compute) -> None:
         self._samples = [scene[0] for scene in data.scenes]
@@ -62,13 +67,13 @@ class ComputedFeatures(Features):
 
 
 class StoredFeatures(Features):
-    """Features in the shards of a store.
+    """Features that are read from the shards of a store.
 
     Args:
-        shards: the files, open.
+        shards: the open shards.
         images: hash of every image of the data set.
-        records: for every image its shard, row and CRC.
-        shape: token, d.
+        records: for every image, its shard, its row in that shard and its CRC.
+        shape: number of tokens and of features.
     """
 
     def __init__(
@@ -95,16 +100,16 @@ class StoredFeatures(Features):
 def frozen_features(
     data: Dataset, key: tuple[object, ...], compute: Compute, *, what: str, mode: Literal["cache", "compute"] = "cache"
 ) -> Features:
-    """Return the features of every image of `data`: what is stored, and computed and stored where missing; `compute`
-    stores nothing.
+    """Return the features of every image of `data`; those that are not in the cache are computed and stored first.
 
     Args:
         key: all that determines the features besides the images: fingerprint, block, geometry.
-        compute: images -> (image, token, d); must be deterministic.
-        what: the network, in messages and beside the progress bar.
+        compute: returns the features (image, token, d) of some images; must be deterministic.
+        what: name of the network, for messages and the progress bar.
+        mode: `compute` uses no cache: features are computed whenever they are asked for.
 
     Raises:
-        RunError: a store that is damaged, that does not hold what `compute` returns now, or that cannot be written.
+        RunError: the store is damaged, cannot be written, or holds other features than `compute` returns now.
     """
     if mode == "compute":
         return ComputedFeatures(data, compute)
@@ -116,54 +121,68 @@ def frozen_features(
 
 
 class Store:
-    """One folder of shards, made by one network at one geometry.
+    """A folder of shards with the features of one network at one geometry.
 
     Args:
-        what: the network, in messages.
+        what: name of the network, for messages.
     """
 
     def __init__(self, folder: Path, what: str) -> None:
         self.folder, self.what = make_folder(folder), what
-        self._shards: dict[Path, safe_open] = {}  # memory-mapped; an open one holds no file descriptor
-        self._records: dict[bytes, tuple[Path, int, int]] = {}  # image -> shard, row, CRC
+        self._shards: dict[Path, safe_open] = {}  # memory-mapped, so open shards need no file descriptors
+        self._records: dict[bytes, tuple[Path, int, int]] = {}  # hash of an image -> its shard, row and CRC
         self._shape: tuple[int, int] | None = None
         self._scan()
 
     def features(self, images: list[bytes]) -> StoredFeatures:
-        """The features of `images`, all of which must be there."""
+        """Return the features of the images with these hashes, all of which must be in the store."""
         assert self._shape is not None
         return StoredFeatures(self._shards, images, [self._records[image] for image in images], self._shape)
 
     def check(self, data: Dataset, images: list[bytes], compute: Compute, *, number: int = 2) -> None:
-        """Compute a few of the stored images again, other ones each time, and compare."""
-        known = [index for index, image in enumerate(images) if image in self._records]
-        picked = random.Random().sample(known, min(number, len(known)))
+        """Compute the features of a few stored images, different ones each time, and compare them with the stored ones.
+
+        Args:
+            images: hash of every image of `data`.
+            number: how many images are compared.
+
+        Raises:
+            RunError: they differ by more than rounding, or an image has other pixels than when it was hashed.
+        """
+        stored_indices = [index for index, image in enumerate(images) if image in self._records]
+        picked = random.Random().sample(stored_indices, min(number, len(stored_indices)))
         if not picked:
             return
         stored = self.features([images[index] for index in picked])
-        again = compute([_image(data, index, images[index]) for index in picked]).cpu()
-        if again.shape[1:] != stored.shape[1:]:
+        computed = compute([_load_image(data, index, images[index]) for index in picked]).cpu()
+        if computed.shape[1:] != stored.shape[1:]:
             raise self._stale(
-                f"they are {stored.shape[1]} x {stored.shape[2]} and should be {again.shape[1]} x {again.shape[2]}"
+                f"they are {stored.shape[1]} x {stored.shape[2]} and should be"
+                f" {computed.shape[1]} x {computed.shape[2]}"
             )
         for row, index in enumerate(picked):
-            away = float((again[row] - stored[row]).norm() / again[row].norm().clamp_min(1e-12))
-            if not away <= TOLERANCE:
+            difference = float((computed[row] - stored[row]).norm() / computed[row].norm().clamp_min(1e-12))
+            if not difference <= TOLERANCE:
                 raise self._stale(
-                    f"those of image {data.scenes[index][0].image_id} differ by {away:.2g} of their length"
+                    f"those of image {data.scenes[index][0].image_id} differ by {difference:.2g} of their length"
                 )
 
     def _stale(self, why: str) -> RunError:
         return RunError(
-            f"the features in {self.folder} are not what {self.what} says now ({why}): delete that folder, and they are"
-            " computed anew"
+            f"the features in {self.folder} are not what {self.what} computes now ({why}): delete that folder, and they"
+            " are computed again"
         )
 
     def fill(self, data: Dataset, images: list[bytes], compute: Compute) -> None:
-        """Compute what is missing, a shard at a time; shards that other processes work on are left to them, and waited
-        for in the end."""
-        first = {image: index for index, image in reversed(list(enumerate(images)))}  # identical images once
-        unique = sorted(first.values())
+        """Compute and store the features that are missing, shard by shard.
+
+        Shards that other processes are computing are skipped at first, and waited for at the end.
+
+        Args:
+            images: hash of every image of `data`.
+        """
+        first_index = {image: index for index, image in reversed(list(enumerate(images)))}
+        unique = sorted(first_index.values())  # of identical images only the first
         chunks = [unique[start : start + SHARD] for start in range(0, len(unique), SHARD)]
         missing = sum(images[index] not in self._records for index in unique)
         with tqdm(
@@ -181,64 +200,64 @@ class Store:
                     lock = self.folder / f".{content_hash(*(images[index] for index in chunk))}.lock"
                     if wait:
                         bar.set_postfix_str("waiting for another process")
-                    with locked(lock, wait=wait) as ours:
-                        if ours:
-                            self._scan()  # another process may have written it meanwhile
-                            self._compute(
-                                [i for i in chunk if images[i] not in self._records], data, images, compute, bar
-                            )
+                    with locked(lock, wait=wait) as holds_lock:
+                        if holds_lock:
+                            self._scan()  # another process may have written the shard meanwhile
+                            still_missing = [index for index in chunk if images[index] not in self._records]
+                            self._compute(still_missing, data, images, compute, bar)
 
     def _compute(self, indices: list[int], data: Dataset, images: list[bytes], compute: Compute, bar: tqdm) -> None:
-        """Write the shard that holds the images at `indices`."""
+        """Compute the features of the images at `indices`, and write them as a shard."""
         if not indices:
             return
         parts = []
         for start in range(0, len(indices), BATCH):
             batch = indices[start : start + BATCH]
-            parts.append(compute([_image(data, index, images[index]) for index in batch]).cpu())
+            parts.append(compute([_load_image(data, index, images[index]) for index in batch]).cpu())
             bar.update(len(batch))
-        features, own = torch.cat(parts).float().contiguous(), [images[index] for index in indices]
+        features, hashes = torch.cat(parts).float().contiguous(), [images[index] for index in indices]
         if not features.isfinite().all():
             raise RunError(
-                f"{self.what} returned features that are not finite for images of {data.name}; nothing is stored"
+                f"{self.what} returned features that are not finite for images of {data.name}: expected finite values;"
+                " this shard is not stored"
             )
-        crc = torch.tensor([_crc(image, values) for image, values in zip(own, features, strict=True)])
-        path = self.folder / f"{content_hash(*own)}.safetensors"
+        crc = torch.tensor([_crc(image, values) for image, values in zip(hashes, features, strict=True)])
+        path = self.folder / f"{content_hash(*hashes)}.safetensors"
         remove_partial(self.folder, path.name)
         with atomic_file(path) as partial:
             save_file(
-                {"image": hash_rows(own), "crc": crc, "features": features}, partial, metadata={"network": self.what}
+                {"image": hash_rows(hashes), "crc": crc, "features": features}, partial, metadata={"network": self.what}
             )
         self._scan()
 
     def _scan(self) -> None:
-        """Take in the shards that were not there before."""
+        """Open the shards that are new in the folder, and register their records.
+
+        Raises:
+            RunError: a shard is damaged.
+        """
         for path in sorted(set(self.folder.glob("*.safetensors")) - set(self._shards)):
             with reading(path):
                 shard = safe_open(path, framework="pt")
                 keys, crcs, slices = shard.get_tensor("image"), shard.get_tensor("crc"), shard.get_slice("features")
                 shape, dtype = tuple(slices.get_shape()), slices.get_dtype()
             self._shape = self._shape or shape[1:]
-            if (
-                dtype != "F32"
-                or shape != (len(keys), *self._shape)
-                or keys.shape[1:] != (16,)
-                or crcs.shape != (len(keys),)
-            ):
+            shapes_fit = shape == (len(keys), *self._shape) and keys.shape[1:] == (16,) and crcs.shape == (len(keys),)
+            if dtype != "F32" or not shapes_fit:
                 raise damaged(path, f"it holds {dtype} {shape} for {len(keys)} images")
             for row, (key, crc) in enumerate(zip(keys.numpy(), crcs.tolist(), strict=True)):
                 self._records.setdefault(key.tobytes(), (path, row, crc))
             self._shards[path] = shard
 
 
-def _image(data: Dataset, index: int, expected: bytes) -> Image.Image:
-    """The image, once its pixels are seen to be those that its hash was taken of."""
+def _load_image(data: Dataset, index: int, expected_hash: bytes) -> Image.Image:
+    """Load an image, and check that its pixels are still those that were hashed."""
     image = data.scenes[index][0].image
-    if image_hash(image) != expected:
-        place = data.scenes[index][0].image_id
+    if image_hash(image) != expected_hash:
+        image_id = data.scenes[index][0].image_id
         raise RunError(
-            f"image {shown(place)} of {shown(data.name)} is not the one that was hashed in {hash_file(data)}: delete"
-            " that file"
+            f"image {shown(image_id)} of {shown(data.name)} is not the one that was hashed in {hash_file(data)}: delete"
+            " that file, and all images are hashed again"
         )
     return image
 

@@ -1,4 +1,4 @@
-"""Frozen features of every image of a data set, of which only those that are asked for are in memory."""
+"""Features of a frozen network for every image of a data set, and features derived from them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tqdm import tqdm
 
 from workbench.errors import ConfigError
 
-BATCH = 32  # images that a network sees at once
+BATCH = 32  # images per forward pass of a network
 
 
 class Features(ABC):
-    """Features (image, token, d) of every image of a data set, of which only those that are asked for are in memory."""
+    """Features (image, token, d) of every image of a data set, loaded or computed only when they are asked for."""
 
     shape: tuple[int, int, int]
 
     @abstractmethod
     def rows(self, indices: Sequence[int]) -> Float[Tensor, "image token d"]:
-        """The features of some images, in the order asked for."""
+        """Return the features of the images at `indices`, in this order."""
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -32,7 +32,7 @@ class Features(ABC):
         return self.rows([index])[0]
 
     def mean(self) -> Float[Tensor, " d"]:
-        """Mean over all tokens of all images, a batch at a time in float64."""
+        """Return the mean over all tokens of all images, summed in float64."""
         total = torch.zeros(self.shape[2], dtype=torch.float64)
         for start in tqdm(
             range(0, len(self), BATCH),
@@ -48,11 +48,11 @@ class Features(ABC):
 
 
 class DerivedFeatures(Features):
-    """Other features with their images in another order, or less a mean.
+    """The features of `source` in another order of images, or with a mean subtracted.
 
     Args:
-        order: for each image the one whose features it gets.
-        minus: what is subtracted from every token.
+        order: for each image, the image whose features it gets; unchanged by default.
+        minus: what is subtracted from every token; nothing by default.
     """
 
     def __init__(
@@ -65,22 +65,30 @@ class DerivedFeatures(Features):
         return values if self.minus is None else values - self.minus
 
 
-def other_images(pictures: Sequence[Hashable], seed: int) -> list[int]:
-    """For each of `pictures` the number of another one, all in turn: each goes to the next different one in a random
-    order.
+def shuffle_images(images: Sequence[Hashable], seed: int) -> list[int]:
+    """Return a permutation of `images` in which no entry is replaced by an equal one.
+
+    Entries are put in a random order with equal ones side by side. Each is then replaced by the entry that stands as
+    many places before it as the largest group of equal entries is long.
+
+    Args:
+        images: what identifies the image of each entry; an image may occur several times.
+
+    Returns:
+        For each entry, the index of the entry that takes its place.
 
     Raises:
-        ConfigError: more than half of them are one picture.
+        ConfigError: more than half of the entries are one image.
     """
-    order = [int(i) for i in torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))]
+    order = [int(i) for i in torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))]
     groups: dict[Hashable, list[int]] = {}
     for number in order:
-        groups.setdefault(pictures[number], []).append(number)
+        groups.setdefault(images[number], []).append(number)
     order = [number for group in groups.values() for number in group]
-    most = max(map(len, groups.values()))  # a step as long as the longest group leaves every group
-    if 2 * most > len(order):
+    largest = max(map(len, groups.values()))  # a shift by the length of the largest group leaves every group
+    if 2 * largest > len(order):
         raise ConfigError(
-            f"alignment.images is others, and one picture is {most} of {len(order)} training images: expected half of"
-            " them at most"
+            f"alignment.images is others, but {largest} of the {len(order)} training images are the same image:"
+            " expected at most half of them"
         )
-    return [other for _, other in sorted(zip(order, order[-most:] + order[:-most], strict=True))]
+    return [other for _, other in sorted(zip(order, order[-largest:] + order[:-largest], strict=True))]

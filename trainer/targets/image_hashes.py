@@ -1,4 +1,4 @@
-"""Hashes of a data set's images, computed once."""
+"""Hashes of the pixels of a data set's images, computed once and kept in the feature cache."""
 
 from __future__ import annotations
 
@@ -20,8 +20,13 @@ from workbench.files import atomic_file, cache_folder, locked, remove_partial
 
 
 def image_hashes(data: Dataset) -> list[bytes]:
-    """Hash of the pixels of every image of `data`, 16 bytes each; kept on disk by the data set's fingerprint, so that
-    images are decoded for it once."""
+    """Return the hash of each image's pixels, 16 bytes each, in the order of `data.scenes`.
+
+    They are stored by the data set's fingerprint, so that all images are decoded only once.
+
+    Raises:
+        RunError: the stored file is damaged.
+    """
     path = hash_file(data)
     if not path.exists():
         with locked(path.with_suffix(".lock"), wait=True):
@@ -36,23 +41,23 @@ def image_hashes(data: Dataset) -> list[bytes]:
     with reading(path), safe_open(path, framework="pt") as file:
         hashes = [row.tobytes() for row in file.get_tensor("image").numpy()]
     if len(hashes) != len(data.scenes):
-        raise damaged(path, f"it holds {len(hashes)} images of {len(data.scenes)}")
+        raise damaged(path, f"it holds the hashes of {len(hashes)} images, not of {len(data.scenes)}")
     return hashes
 
 
 def hash_file(data: Dataset) -> Path:
-    """Where the hashes of a data set's images are stored."""
+    """Return the file in which the hashes of a data set's images are stored."""
     return cache_folder("features") / "images" / f"{data.fingerprint}.safetensors"
 
 
 def hash_rows(hashes: list[bytes]) -> Tensor:
-    """Hashes as a tensor (image, 16) of bytes."""
+    """Return `hashes` as a tensor of bytes (image, 16)."""
     return torch.frombuffer(bytearray(b"".join(hashes)), dtype=torch.uint8).view(-1, 16)
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Say of a file that cannot be read that it is damaged."""
+    """Turn the errors of reading a file of the feature cache into the one error that says it is damaged."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -60,5 +65,5 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def damaged(path: Path, why: str) -> RunError:
-    """The error for a file of the feature cache that does not hold what it should."""
-    return RunError(f"feature cache {path} is damaged ({why}): delete that file, and what it held is computed anew")
+    """Return the error for a file of the feature cache that does not hold what it should."""
+    return RunError(f"feature cache {path} is damaged ({why}): delete that file, and its content is computed again")

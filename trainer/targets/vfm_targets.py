@@ -1,4 +1,4 @@
-"""Features of VFMs as targets: of the pixels under each visual token, with the controls that a recipe asks for."""
+"""VFM features as alignment targets: those of the pixels under each visual token, with a recipe's controls."""
 
 from __future__ import annotations
 
@@ -9,67 +9,83 @@ from PIL import Image
 from torch import Tensor
 
 from trainer.recipe import AlignmentConfig
-from trainer.targets.features import DerivedFeatures, Features, other_images
+from trainer.targets.features import DerivedFeatures, Features, shuffle_images
 from workbench.mllm import VisualTokens
 from workbench.spatial.vfm_patches import patches_under
 from workbench.vfm import VFM, load_vfm
 
-Places = Sequence[Sequence[VisualTokens]]
-Pictures = Sequence[Sequence[Image.Image]]
+BatchVisualTokens = Sequence[Sequence[VisualTokens]]  # [conversation][image or tile]
+BatchImages = Sequence[Sequence[Image.Image]]  # [conversation][image]
 
 
 class Targets:
-    """Features of some VFMs of the pixels under each visual token, by VFM: [conversation][image or tile] (token,
-    dim)."""
+    """Computes the features of some VFMs for the pixels under each visual token.
+
+    Attributes:
+        dims: number of features of each VFM, by its name.
+    """
 
     def __init__(self, vfms: Sequence[VFM]) -> None:
         self.vfms = vfms
         self.dims = {vfm.name: vfm.dim for vfm in vfms}
 
-    def __call__(self, numbers: Sequence[int], images: Pictures, visual: Places) -> dict[str, list[list[Tensor]]]:
-        """Computed now: images of a batch go through a VFM together."""
-        shown = [
-            (image, [part for part in visual[row] if part.image == n])
-            for row, own in enumerate(images)
-            for n, image in enumerate(own)
+    def __call__(
+        self, numbers: Sequence[int], images: BatchImages, visual: BatchVisualTokens
+    ) -> dict[str, list[list[Tensor]]]:
+        """Return the targets of a batch by VFM: [conversation][image or tile] (token, dim), on the CPU.
+
+        All images of the batch go through a VFM together.
+
+        Args:
+            numbers: numbers of the conversations in their data set.
+        """
+        images_and_tiles = [
+            (image, [tile for tile in visual[row] if tile.image == n])
+            for row, row_images in enumerate(images)
+            for n, image in enumerate(row_images)
         ]
-        found = {}
+        batch_images = [image for image, _ in images_and_tiles]
+        batch_tiles = [tiles for _, tiles in images_and_tiles]
+        targets = {}
         for vfm in self.vfms:
-            by_image = (
-                iter(patches_under(vfm, [image for image, _ in shown], [parts for _, parts in shown]))
-                if shown
-                else iter(())
-            )
-            # a clone takes part in autograd
-            found[vfm.name] = [[tile.cpu().clone() for _ in own for tile in next(by_image)] for own in images]
-        return found
+            by_image = iter(patches_under(vfm, batch_images, batch_tiles) if batch_images else ())
+            # cloned, since autograd refuses tensors that were made in inference mode
+            targets[vfm.name] = [
+                [tile.cpu().clone() for _ in row_images for tile in next(by_image)] for row_images in images
+            ]
+        return targets
 
 
 def load_vfms(settings: AlignmentConfig, device: str = "cpu") -> list[VFM]:
-    """The VFMs that a recipe names."""
+    """Load the VFMs that the recipe names."""
     return [load_vfm(name, device=device, teacher_norm=settings.teacher_norm) for name in settings.vfm]
 
 
 def vfm_record(vfms: Sequence[VFM]) -> dict[str, Any]:
-    """What the VFMs say of themselves: plain values for one, lists for several."""
+    """Return the record's entries about the VFMs: single values for one VFM, lists for several."""
     records = [vfm.record() for vfm in vfms]
     return dict(records[0]) if len(records) == 1 else {key: [record[key] for record in records] for key in records[0]}
 
 
 def vfm_tokens(vfm: VFM, grid: tuple[int, int], images: list[Image.Image]) -> Tensor:
-    """Features (image, token, dim) of whole images on a grid."""
+    """Return the VFM's features (image, token, dim) of whole images, resampled to a patch grid (height, width)."""
     return vfm(images, grid=grid).tokens()
 
 
-def controlled(
+def apply_controls(
     settings: AlignmentConfig, targets: Features, mean: Tensor | None, images: Sequence[Hashable] | None, seed: int
 ) -> Features:
-    """Targets with the controls that the recipe asks for: less `mean`, and those of another of `images`, which say of
-    each target what image it is of."""
+    """Return `targets` with the controls that the recipe asks for.
+
+    Args:
+        mean: what is subtracted from every token; needed for `center`.
+        images: what identifies the image that each target is of; needed for shuffled targets (`images: others`).
+        seed: draws the order of shuffled targets.
+    """
     if settings.center:
         assert mean is not None
         targets = DerivedFeatures(targets, minus=mean)
     if settings.images == "others":
         assert images is not None
-        targets = DerivedFeatures(targets, order=other_images(images, seed))
+        targets = DerivedFeatures(targets, order=shuffle_images(images, seed))
     return targets
