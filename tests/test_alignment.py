@@ -731,13 +731,13 @@ def test_a_residual_that_cannot_be_right_is_refused(variants: Path, tmp_path: Pa
     import shutil
 
     mllm = MLLM.load(str(variants / "residual"))
-    with pytest.raises(ModelError, match="cannot run without the rest"):
+    with pytest.raises(ModelError, match="therefore cannot run alone"):
         mllm.decoder(inputs_embeds=torch.zeros(1, 3, 32))
     batch = mllm.encode([picture(0)], ["any red star ?"])
     features = mllm.model.get_image_features(**batch.vision)
     text = {k: v for k, v in batch.inputs.items() if k != "pixel_values"}
     mllm.model(**text, mm_encoder_outputs={"image": features})
-    with pytest.raises(ModelError, match="expected an image that goes through the connector"):
+    with pytest.raises(ModelError, match="expected an image that goes through the projector"):
         mllm.model(**text, mm_encoder_outputs={"image": features})  # features of a pass before this one
     shutil.copytree(variants / "residual", tmp_path / "copy")
     (tmp_path / "copy" / "visual_residual.safetensors").unlink()
@@ -748,7 +748,7 @@ def test_a_residual_that_cannot_be_right_is_refused(variants: Path, tmp_path: Pa
             replace(TINY, start=variants / "residual", data=DataConfig(limit_train=24, limit_val=8))
         )
     gemma = MLLM.load(str(build("gemma3", tmp_path / "gemma")), validate=False)
-    with pytest.raises(ModelError, match="does not give one visual token for each feature"):
+    with pytest.raises(ModelError, match="does not give one visual token for each row"):
         attach_residual(gemma.model, "encoder", [2], 32)
 
 

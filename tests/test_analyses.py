@@ -403,7 +403,9 @@ def test_a_family_without_a_raster_is_refused(mllm: MLLM, name: str) -> None:
         ],
     )
     analysis = importlib.import_module(f"analyses.{name}").ANALYSIS
-    with pytest.raises(DataError, match="gives visual tokens without a raster: expected a place in the image for each"):
+    with pytest.raises(
+        DataError, match="gives visual tokens without a grid: expected a model whose visual tokens all have a place"
+    ):
         analysis.run(analysis.config(limit=12), Context(flat, load_data("shapes:val", limit=12), batch_size=4))
 
 

@@ -400,7 +400,7 @@ def test_the_class_token_is_a_visual_token_without_a_place(tmp_path: Path) -> No
     )
     (activations,) = read(mllm, batch, layers=[0])
     torch.testing.assert_close(activations.values[0], expected[0], atol=1e-5, rtol=1e-5)
-    with pytest.raises(DataError, match="gives visual tokens without a raster"):
+    with pytest.raises(DataError, match="gives visual tokens without a grid"):
         mllm.token_grids(batch)
 
 

@@ -27,7 +27,7 @@ from workbench.capture.hidden_states import read
 from workbench.errors import ConfigError, ModelError
 from workbench.mllm import FAMILIES, MLLM, Batch, VisualTokens
 from workbench.mllm.family import WHOLE, Family
-from workbench.mllm.validate import CELLS, _target, validate
+from workbench.mllm.validate import PAINTED, _target, validate
 from workbench.spatial.vfm_patches import covered_pixels
 
 QUESTION = "what is this ?"
@@ -286,7 +286,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "columns before rows": (
         _each(_columns_first),
-        "painting cell .*(rows and columns look exchanged|most at cell|grid looks like)",
+        "painting token .*(rows and columns look exchanged|most at token|grid looks like)",
     ),
     "a token twice": (
         _each(lambda p: dataclasses.replace(p, index=torch.cat([p.index[:1], p.index[:-1]]))),
@@ -294,16 +294,16 @@ FAULTS: dict[str, tuple[Any, str]] = {
     ),
     "a grid too large": (
         _each(lambda p: dataclasses.replace(p, grid=(p.grid[0] + 1, p.grid[1]))),
-        "does not multiply to",
+        "gives a grid ",
     ),
     "no tokens": (lambda sample: [], "finds no visual tokens"),
     "one column off": (
         _each(lambda p: dataclasses.replace(p, index=p.index.roll(1), rows=None if p.rows is None else p.rows.roll(1))),
-        "painting cell|looks shifted",
+        "painting token|looks shifted",
     ),
     "upside down": (
         _each(lambda p: dataclasses.replace(p, index=p.index.flip(0), rows=None if p.rows is None else p.rows.flip(0))),
-        "painting cell",
+        "painting token",
     ),
 }
 
@@ -321,7 +321,7 @@ def test_a_grid_with_its_sides_exchanged_is_caught(mllm: MLLM) -> None:
         for part in mllm.visual_tokens(mllm.encode([picture(0, (400, 300))], [QUESTION]))[0]
     ):
         pytest.skip("square rasters")
-    with pytest.raises(ModelError, match=r"the grid looks like \(|most at cell|the sides look exchanged"):
+    with pytest.raises(ModelError, match=r"the grid looks like \(|most at token|rows and columns look exchanged"):
         validate(with_family(mllm, _each(lambda p: dataclasses.replace(p, grid=p.grid[::-1]))))
 
 
@@ -332,7 +332,7 @@ def test_exchanged_tiles_are_caught(mllm: MLLM) -> None:
 
     if mllm.name.split("/")[-1] not in ("internvl", "smolvlm", "idefics3"):
         pytest.skip("no tiles")
-    with pytest.raises(ModelError, match="rasters 0 and 1 look exchanged"):
+    with pytest.raises(ModelError, match="grids 0 and 1 look exchanged"):
         validate(with_family(mllm, exchange))
 
 
@@ -340,9 +340,9 @@ def test_exchanged_tiles_are_caught(mllm: MLLM) -> None:
 def test_no_two_tiles_are_painted_alike(side: int) -> None:
     """Rasters painted at the same cells three times over could be exchanged unseen."""
     parts = [VisualTokens(torch.arange(side * side), (side, side), WHOLE) for _ in range(13)]
-    painted = [[_target(part, number, attempt) for attempt in range(CELLS)] for number, part in enumerate(parts)]
+    painted = [[_target(part, number, attempt) for attempt in range(PAINTED)] for number, part in enumerate(parts)]
     assert all(
-        sum(a == b for a, b in zip(one, other, strict=True)) < CELLS
+        sum(a == b for a, b in zip(one, other, strict=True)) < PAINTED
         for one, other in itertools.combinations(painted, 2)
     )
 
@@ -362,10 +362,10 @@ def test_a_fine_raster_that_is_one_column_off_is_caught(tmp_path: Path) -> None:
     )
     model = MLLM(randomize(tf.LlavaForConditionalGeneration(config)), processor, FAMILIES.get("llava"), "fine")
     validate(model)
-    with pytest.raises(ModelError, match=r"painting cell|looks shifted"):
+    with pytest.raises(ModelError, match=r"painting token|looks shifted"):
         validate(with_family(model, FAULTS["one column off"][0]))
     moved = _each(lambda p: dataclasses.replace(p, box=(p.box[0] + 1 / 24, p.box[1], p.box[2] + 1 / 24, p.box[3])))
-    with pytest.raises(ModelError, match=r"painting cell|looks shifted"):
+    with pytest.raises(ModelError, match=r"painting token|looks shifted"):
         validate(with_family(model, moved))
 
 
@@ -485,7 +485,7 @@ def test_placeholders_come_from_images_only(mllm: MLLM) -> None:
             mllm.encode([picture(0)], [f"what is {place} this ?"])
     with pytest.raises(ModelError, match=r"the option contains .* this model's image placeholder"):
         mllm.option_logprobs(mllm.encode([picture(0)], [QUESTION]), [["yes", f"a {place} cat"]])
-    with pytest.raises(ModelError, match="2 images for 1 prompts"):
+    with pytest.raises(ModelError, match="2 entries of images for 1 prompts"):
         mllm.encode([picture(0)] * 2, [QUESTION])
 
 
@@ -568,7 +568,7 @@ def test_foreign_code_and_imageless_models_are_refused(folders: Path, tmp_path: 
         '{"model_type": "strange", "architectures": ["Strange"], "auto_map": {"AutoConfig": "code.StrangeConfig"}}'
     )
     (foreign / "code.py").write_text("raise SystemExit('this must not run')")
-    with pytest.raises(ModelError, match="brings code of its own: expected trust_remote_code"):
+    with pytest.raises(ModelError, match="brings code of its own: set trust_remote_code"):
         MLLM.load(str(foreign))
     (foreign / "config.json").write_text(
         '{"model_type": "mllama", "architectures": ["MllamaForConditionalGeneration"]}'

@@ -163,7 +163,7 @@ def words(model: Path, file: Path | str, out: Path, *more: object) -> list[str]:
             said("<image> what ?", image="x.png"),
             lambda f: picture(9, 900, 600).save(f),
             ("--data.max_length", 30),
-            "an image reaches beyond 30 tokens",
+            "an image reaches beyond max_length, 30 tokens",
         ),
         (
             "llava",

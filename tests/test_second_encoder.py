@@ -209,7 +209,7 @@ def test_a_run_is_evaluated_recorded_and_refused_elsewhere(folder: Path) -> None
         assert (
             said
             == f"error: model '{model}' sees efficientnet-lite0 beside its own vision encoder (viral_second_encoder in"
-            " its config.json) and can be run by the trainer alone: its accuracies are in"
+            " its config.json), so only the trainer can run it: its accuracies are in"
             f" {scores / 'accuracy.parquet'}"
         )
     assert not (folder.parent / "runs").exists()

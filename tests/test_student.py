@@ -671,7 +671,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(llava: list[str], tmp_path
             ["--data.train", llava[3], "--data.val", llava[3]],
             "has conversations with several turns, or with several images or none: expected single questions",
         ),
-        ([*llava, "--data.max_length", "12"], "an image reaches beyond 12 tokens"),
+        ([*llava, "--data.max_length", "12"], "an image reaches beyond max_length, 12 tokens"),
         ([*llava, "--data.train", f"{llava[3]}?images=/nowhere"], "image root '/nowhere' does not exist"),
         (
             [*llava, *VIRAL, "--alignment.center", "--data.features", "compute"],

@@ -1,4 +1,4 @@
-"""Multimodal language models; importing this package registers every family."""
+"""Multimodal language models: loading, encoding, model families; importing this package registers every family."""
 
 import workbench.mllm.families  # noqa: F401  (each family registers itself)
 from workbench.mllm.base import MLLM

@@ -1,6 +1,6 @@
-"""A multimodal language model and its processor.
+"""A multimodal language model with its processor: prompts, encoding, positions of visual tokens, answers.
 
-What differs between model families is in their `Family`; everything here goes through the interface that transformers
+What differs between model families is in their `Family`; everything here uses only the interface that transformers
 gives to all of them.
 """
 
@@ -38,31 +38,27 @@ class MLLM:
     """A model, its processor and its family; make one with `MLLM.load`."""
 
     def __init__(self, model: Any, processor: Any, family: Family, name: str, residual: Residual | None = None) -> None:
-        self.model, self.processor, self.family, self.name, self.residual = (
-            model.eval(),
-            processor,
-            family,
-            name,
-            residual,
-        )
+        self.model, self.processor, self.family = model.eval(), processor, family
+        self.name, self.residual = name, residual
         self.config: PretrainedConfig = model.config
-        self.lock = threading.RLock()  # one trace of a model at a time
+        self.lock = threading.RLock()  # forward passes and traces of one model must not overlap
         if processor.chat_template is None:
             processor.chat_template = processor.tokenizer.chat_template
-        self._orders: dict[tuple[str, ...], bool] = {}
-        self.control_tokens_as_words = False  # whether control tokens in a text of the data are words (`safe_text`)
+        self._keeps_order: dict[tuple[str, ...], bool] = {}  # cache of `_keeps_places`
+        # False: `safe_text` refuses control tokens in texts of the data; True: it turns them into ordinary words
+        self.control_tokens_as_words = False
         self.fingerprint = self._fingerprint()
         self.processor.tokenizer.padding_side = "left"  # generation continues from the last position
 
     def _fingerprint(self) -> str:
-        """Of weights by name, configuration, generation settings, tokenizer, processor and chat template: all that
-        decides an answer but the libraries."""
-        adapters = (
-            {f"{KEY}.{key}": value for key, value in self.residual.state_dict().items()}
-            if self.residual is not None
-            else {}
-        )
-        weights = fingerprint(saved_tensors(self.model) | adapters)
+        """Return a hash of everything that decides an answer, except the versions of the libraries.
+
+        That is: weights by name, configuration, generation settings, tokenizer, processor, chat template, and the code
+        of the family if a plugin provides it.
+        """
+        adapters = {} if self.residual is None else self.residual.state_dict()
+        residual_tensors = {f"{KEY}.{key}": value for key, value in adapters.items()}
+        weights = fingerprint(saved_tensors(self.model) | residual_tensors)
         code = [plugin] if (plugin := identity("families", self.family.name)) else []
         return settings_hash(weights, model_settings(self.model), processor_fingerprint(self.processor), *code)
 
@@ -81,32 +77,36 @@ class MLLM:
     ) -> MLLM:
         """Load a hub id or a folder, and check causally that its visual tokens are where its family says.
 
-        A model that was trained with a residual (`visual_residual` in its config.json) gets it back here; plain
+        If the model was trained with a residual (`visual_residual` in its config.json), it is attached again; plain
         transformers ignores it.
 
         Args:
-            device_map: how the model's parts are spread over the GPUs of this machine, as in `from_pretrained`: "auto",
-                "balanced", "sequential", or a mapping of modules to devices. In place of `device`.
-            load_in: "8bit" or "4bit" quantizes the weights while they are loaded (bitsandbytes). The numbers are those
-                of the quantized model, which has a fingerprint of its own.
-            validate: False skips the causal check, and takes a checkpoint with tensors that the model has no place for.
-            trust_remote_code: run code that comes with the model; without it such a model is refused.
+            dtype: of the weights, such as "bfloat16"; "auto" keeps that of the checkpoint.
+            device: such as "cpu" or "cuda:1"; "auto" picks one.
+            revision: branch, tag or commit of a hub id.
+            device_map: how the parts of the model are spread over the GPUs of this machine, as in `from_pretrained`:
+                "auto", "balanced", "sequential", or a mapping of modules to devices. In place of `device`.
+            load_in: "8bit" or "4bit" quantizes the weights while they are loaded (bitsandbytes). The quantized model is
+                another model: it has a fingerprint of its own.
+            validate: False skips the causal check, and accepts a checkpoint with tensors that the model has no place
+                for.
+            trust_remote_code: run code that comes with the model; without it, a model that needs such code is refused.
 
         Raises:
-            ModelError, WeightsError: nothing loadable there, tensors missing or of another shape, a processor of
-                another model, or the validation failed.
-            ConfigError: no such device, no such way to quantize, or its package is not installed.
+            ModelError, WeightsError: there is nothing to load, tensors are missing or have another shape, the processor
+                belongs to another model, or the causal check failed.
+            ConfigError: the device or the quantization does not exist, or bitsandbytes is not installed.
             UnknownNameError: an architecture that no family covers.
         """
-        where = check_device(device)
+        chosen_device = check_device(device)
         options: Any = {"revision": revision, "trust_remote_code": trust_remote_code} | hub_options(name)
         config = load_config(name, **options)
         family = family_of(config)
         processor = load_processor(name, family, config, check=validate, **options)
-        placed = placement(name, config, where, device_map, load_in)
+        placed = placement(name, config, chosen_device, device_map, load_in)
         model = load_model(AutoModelForImageTextToText, name, config, strict=validate, dtype=dtype, **placed, **options)
         if not placed:
-            model.to(where)
+            model.to(chosen_device)
         mllm = cls(model, processor, family, name, load_residual(model, name, revision))
         if validate:
             validate_mllm(mllm)
@@ -114,10 +114,10 @@ class MLLM:
 
     @classmethod
     def wrap(cls, model: Any, processor: Any, name: str = "") -> MLLM:
-        """A transformers model in memory and its processor, checked as a loaded one is.
+        """Wrap a transformers model in memory and its processor, with the same checks as `load`.
 
         Args:
-            name: what it is called; by default where it was loaded from, or its class.
+            name: how messages and records call it; by default where it was loaded from, or its class.
 
         Raises:
             ModelError, UnknownNameError: see `load`.
@@ -130,13 +130,13 @@ class MLLM:
 
     @property
     def decoder(self) -> Any:
-        """The stack of decoder blocks: `.layers`, `.norm`."""
+        """Return the stack of decoder blocks, with `.layers` and `.norm`."""
         decoder = self.model.get_decoder()
         return getattr(decoder, "model", decoder)
 
     @property
     def projector(self) -> torch.nn.Module:
-        """The module whose input is the tower's features."""
+        """Return the module that receives the vision encoder's features."""
         return self.model.model.get_submodule(self.family.projector)
 
     @property
@@ -148,13 +148,14 @@ class MLLM:
         return next(self.model.parameters()).device
 
     def prompt(self, question: str, images: int = 1) -> str:
-        """One user turn with its images, in the model's own chat template; without one, placeholders and the question.
+        """Return one user turn with its images as text, in the model's own chat template.
 
-        The images come before the question, or where it has an IMAGE_MARK for each.
+        The images come before the question, or at its IMAGE_MARKs if it has them (one for each image). For a model
+        without a chat template the text is just the image placeholders and the question.
 
         Raises:
             ModelError: the question contains the image placeholder or a control token, or the template gives another
-                number of them or puts them elsewhere.
+                number of placeholders or puts the images elsewhere.
         """
         content = self.content(question, images)
         if self.processor.chat_template is None:
@@ -168,17 +169,19 @@ class MLLM:
         return text
 
     def content(self, question: str, images: int) -> list[dict[str, str]]:
-        """The parts of a user turn, images and texts, for the chat template.
+        """Return the parts of a user turn, images and texts, as the chat template takes them.
 
         Raises:
-            ModelError: the question contains the image placeholder, has marks for another number of images, or the
-                template does not keep their places.
+            ModelError: the question contains the image placeholder, or has IMAGE_MARKs for another number of images, or
+                the template does not keep the images where the marks are.
         """
         pieces = self.safe_text("question", question).split(IMAGE_MARK)
         if len(pieces) == 1:
             return [{"type": "image"}] * images + [{"type": "text", "text": pieces[0]}]
         if len(pieces) - 1 != images:
-            raise ModelError(f"the question has {len(pieces) - 1} places for {images} images: expected one for each")
+            raise ModelError(
+                f"the question has {len(pieces) - 1} image marks for {images} images: expected one mark for each image"
+            )
         parts: list[dict[str, str]] = []
         for number, piece in enumerate(pieces):
             parts += [{"type": "image"}] * (number > 0) + [{"type": "text", "text": piece}] * bool(piece.strip())
@@ -192,89 +195,98 @@ class MLLM:
         return parts
 
     def _keeps_places(self, kinds: tuple[str, ...]) -> bool:
-        """Whether the chat template leaves images and texts in their order."""
+        """Return whether the chat template keeps parts of these kinds ("image" or "text") in their order."""
         if self.processor.chat_template is None:
             return False
-        if kinds not in self._orders:
+        if kinds not in self._keeps_order:
             texts = [f"({number})" for number in range(len(kinds))]
             parts = [
                 {"type": kind} | ({"text": text} if kind == "text" else {})
                 for kind, text in zip(kinds, texts, strict=True)
             ]
-            rest, right = self.render([{"role": "user", "content": parts}], generation=False), True
+            rest, in_order = self.render([{"role": "user", "content": parts}], generation=False), True
             for kind, text in zip(kinds, texts, strict=True):
-                _, there, rest = rest.partition(text if kind == "text" else self.image_placeholder)
-                right = right and bool(there)
-            self._orders[kinds] = right and self.image_placeholder not in rest
-        return self._orders[kinds]
+                _, match, rest = rest.partition(text if kind == "text" else self.image_placeholder)
+                in_order = in_order and bool(match)
+            self._keeps_order[kinds] = in_order and self.image_placeholder not in rest
+        return self._keeps_order[kinds]
 
     def safe_text(self, what: str, text: str) -> str:
-        """A text of the data as the model may be given it: as it is, or with its control tokens as words, if `words`
-        says so.
+        """Return a text of the data as the model may receive it: unchanged, or with its control tokens as words.
+
+        The second needs `control_tokens_as_words`.
+
+        Args:
+            what: what the text is, for the error: "question", "answer" or "option".
 
         Raises:
-            ModelError: it has the image placeholder, or a control token (workbench/mllm/control.py) that is not to be
-                words.
+            ModelError: the text contains the image placeholder, or a control token (workbench/mllm/control.py) while
+                `control_tokens_as_words` is False.
         """
         self._check_no_placeholder(what, text)
         if self.control_tokens_as_words:
             return as_words(text, self.control_tokens)
         if spelled := spelled_in(text, self.control_tokens):
             raise ModelError(
-                f"the {what} contains '{spelled[0]}', a control token of this model: expected a text without it, or"
-                " data.control_tokens words in a recipe"
+                f"the {what} contains '{spelled[0]}', a control token of this model: remove it, or set"
+                " data.control_tokens to words in a recipe"
             )
         return text
 
     @cached_property
     def control_tokens(self) -> tuple[str, ...]:
-        """What no text of the data may tell the model, besides image placeholders."""
-        return control_tokens(self.processor, self._places)
+        """Return the tokens that no text of the data may contain, besides image placeholders."""
+        return control_tokens(self.processor, self._placeholders)
 
     def render(self, messages: Sequence[Mapping[str, object]], *, generation: bool) -> str:
-        """Messages in the model's own chat template, with the beginning of the answer if `generation`; a template that
-        can think does not, so that an answer follows its prompt at once."""
+        """Return messages as text in the model's own chat template.
+
+        Thinking is switched off where a template offers it, so that the answer follows its prompt at once.
+
+        Args:
+            generation: end with the beginning of the assistant's turn.
+
+        Raises:
+            ModelError: the template cannot be used.
+        """
         template = self.processor.chat_template
-        thinks = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
+        thinking = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
+        own_method = type(self.processor).apply_chat_template is not ProcessorMixin.apply_chat_template
 
         def rendered() -> str:
-            if (
-                not isinstance(template, str)
-                or type(self.processor).apply_chat_template is not ProcessorMixin.apply_chat_template
-            ):
+            if not isinstance(template, str) or own_method:
                 return str(
                     self.processor.apply_chat_template(
-                        messages, add_generation_prompt=generation, tokenize=False, **thinks
+                        messages, add_generation_prompt=generation, tokenize=False, **thinking
                     )
                 )
-            special = {**self.processor.tokenizer.special_tokens_map, **thinks}  # the same, in a fifth of the time
+            # what ProcessorMixin.apply_chat_template does, in a fifth of the time
+            special = {**self.processor.tokenizer.special_tokens_map, **thinking}
             conversation = [dict(message) for message in messages]
-            return str(
-                render_jinja_template(
-                    conversations=[conversation], chat_template=template, add_generation_prompt=generation, **special
-                )[0][0]
-            )
+            texts = render_jinja_template(
+                conversations=[conversation], chat_template=template, add_generation_prompt=generation, **special
+            )[0]
+            return str(texts[0])
 
         def failed(error: Exception) -> ModelError:
             return ModelError(
-                f"{self.name}: its chat template cannot be used ({one_line(error, 120)}): expected another"
-                " chat_template.jinja in its folder"
+                f"{self.name}: its chat template cannot be used ({one_line(error, 120)}): put a working"
+                " chat_template.jinja into its folder"
             )
 
         return call(rendered, failed)
 
     def _check_no_placeholder(self, what: str, text: str) -> None:
-        """Raise a ModelError if a text contains the image placeholder, or what stands for it in the model's
-        template."""
-        for place in self._places:
-            if place in text:
+        """Raise a ModelError if a text contains one of the model's image placeholders."""
+        for placeholder in self._placeholders:
+            if placeholder in text:
                 raise ModelError(
-                    f"the {what} contains '{place}', this model's image placeholder: expected text only, since images"
-                    " come before it"
+                    f"the {what} contains '{placeholder}', this model's image placeholder: expected text only, since"
+                    " images come before it"
                 )
 
     @property
-    def _places(self) -> set[str]:
+    def _placeholders(self) -> set[str]:
         return {
             self.processor.image_token,
             self.processor.tokenizer.convert_ids_to_tokens(self.config.image_token_id),
@@ -283,51 +295,59 @@ class MLLM:
 
     @property
     def image_placeholder(self) -> str:
-        """What a processor replaces by an image's tokens: in some families not the visual token itself, but the mark
-        that begins an image."""
+        """Return the text that the processor replaces by an image's tokens.
+
+        In some families that is not the visual token itself but the mark that begins an image.
+        """
         return getattr(self.processor, "boi_token", None) or self.processor.image_token
 
     def encode(self, images: Sequence[Image.Image | Sequence[Image.Image]], prompts: Sequence[str]) -> Batch:
-        """Encode one question for each sample, with one image, several images or none, padded on the tokenizer's side.
+        """Encode one question for each sample, padded on the tokenizer's side.
+
+        Args:
+            images: for each sample one image, several images or none (an empty list).
+            prompts: the question of each sample.
 
         Raises:
-            ModelError: different numbers of samples and prompts, a question with the image placeholder in it, or an
-                image that the model's processor cannot take.
+            ModelError: different numbers of samples and prompts, a question that contains the image placeholder, or an
+                image that the model's processor cannot process.
         """
         if len(images) != len(prompts):
             raise ModelError(
-                f"{len(images)} images for {len(prompts)} prompts: expected one entry of images for each prompt"
+                f"{len(images)} entries of images for {len(prompts)} prompts: expected one entry for each prompt"
             )
-        pictures = upright(images)
-        texts = [self.prompt(question, len(own)) for question, own in zip(prompts, pictures, strict=True)]
-        return self.process(pictures, texts, prompts)
+        upright_images = upright(images)
+        texts = [
+            self.prompt(question, len(sample_images))
+            for question, sample_images in zip(prompts, upright_images, strict=True)
+        ]
+        return self.process(upright_images, texts, prompts)
 
     def process(
         self,
-        pictures: BatchImages,
+        images: BatchImages,
         texts: Sequence[str],
         prompts: Sequence[str],
         *,
         device: str | torch.device | None = None,
         **options: Any,
     ) -> Batch:
-        """Images and texts in the model's own format through its own processor: the one way into the model, for
-        questions and for training.
+        """Put images and texts through the model's own processor: the only way into the model, also for training.
 
         Args:
-            texts: with image placeholders.
-            prompts: what the batch says that was asked.
-            device: where the batch is wanted; the model's by default.
-            options: of the processor.
+            images: of each sample, upright and in RGB (`upright`).
+            texts: in the model's own format, with image placeholders.
+            prompts: the question of each sample, stored with the batch.
+            device: where to put the batch; by default the model's device.
+            options: further options of the processor.
 
         Raises:
-            ModelError: an image that the processor cannot take.
+            ModelError: an image that the processor cannot process.
         """
-        given = [list(own) for own in pictures] if any(pictures) else None
         try:
             with self.lock:
                 inputs = self.processor(
-                    images=given,
+                    images=[list(sample_images) for sample_images in images] if any(images) else None,
                     text=list(texts),
                     padding=True,
                     return_tensors="pt",
@@ -335,81 +355,81 @@ class MLLM:
                     **options,
                 )
         except (ValueError, ZeroDivisionError, RuntimeError) as error:
-            sizes = [f"{i.width} x {i.height} px" for own in pictures for i in own]
-            what = f"images of {', '.join(sizes[:4])}" if all(pictures) else "a prompt without an image here"
+            sizes = [f"{image.width} x {image.height} px" for sample_images in images for image in sample_images]
+            what = f"images of {', '.join(sizes[:4])}" if all(images) else "a prompt without an image here"
             raise ModelError(f"{self.name}: its processor cannot take {what} ({one_line(error)})") from error
         inputs = BatchFeature({name: value for name, value in inputs.items() if name != "labels"})
-        return Batch(inputs.to(self.device if device is None else device), pictures, tuple(prompts))
+        return Batch(inputs.to(self.device if device is None else device), images, tuple(prompts))
 
     def adds_special(self, texts: Sequence[str]) -> bool:
-        """Whether the tokenizer begins a text with its own tokens: the template may have put BOS there already, and one
-        is enough."""
+        """Return whether the tokenizer must add its special tokens: not if the template has already put BOS there."""
         bos = self.processor.tokenizer.bos_token
         return not (bos and texts and texts[0].startswith(bos))
 
     def visual_tokens(self, batch: Batch) -> list[list[VisualTokens]]:
-        """Where the visual tokens of each sample are, `[sample][image or tile]`.
+        """Return the visual tokens of each sample, `[sample][image or tile]`.
 
         Raises:
-            ModelError: the family gives a position that holds no visual token, the same one twice, or a grid of another
-                size.
+            ModelError: the family gives a position that holds no visual token, the same position twice, or a grid of
+                another size.
         """
-        found, row = [], 0
+        samples, row = [], 0
         for number, sample in enumerate(self.family.visual_tokens(self.config, self.processor, batch)):
-            taken = []
+            parts = []
             for part in sample:
                 if part.grid is not None and part.grid[0] * part.grid[1] != len(part.index):
                     raise ModelError(
-                        f"{self.family.name}: grid {part.grid} does not multiply to {len(part.index)} visual tokens"
+                        f"family '{self.family.name}' gives a grid {part.grid} for {len(part.index)} visual tokens:"
+                        " expected rows times columns to be their number"
                     )
                 if part.spans is not None and part.grid != (len(part.spans[0]), len(part.spans[1])):
                     sides = f"{len(part.spans[0])} rows and {len(part.spans[1])} columns"
                     raise ModelError(
-                        f"{self.family.name}: grid {part.grid} for {sides} of pixels; the sides look exchanged"
+                        f"family '{self.family.name}' gives a grid {part.grid}, but spans of {sides}: rows and columns"
+                        " look exchanged"
                     )
                 rows = torch.arange(row, row + len(part.index)) if part.rows is None else part.rows
                 row += len(part.index)
-                taken.append(replace(part, rows=rows))
-            self._check_positions(batch, number, taken)
-            found.append(taken)
-        return found
+                parts.append(replace(part, rows=rows))
+            self._check_positions(batch, number, parts)
+            samples.append(parts)
+        return samples
 
     def token_grids(self, batch: Batch) -> list[list[VisualTokens]]:
-        """`visual_tokens`, each of which has a place in the image.
+        """Return `visual_tokens`, or refuse the model if some of them have no place in the image.
 
         Raises:
-            DataError: some have no rows and columns.
+            DataError: some visual tokens have no rows and columns.
         """
-        found = self.visual_tokens(batch)
-        if any(part.grid is None for sample in found for part in sample):
+        visual = self.visual_tokens(batch)
+        if any(part.grid is None for sample in visual for part in sample):
             raise DataError(
-                f"{self.name} ({self.family.name}) gives visual tokens without a raster: expected a place in the image"
-                " for each"
+                f"{self.name} ({self.family.name}) gives visual tokens without a grid: expected a model whose visual"
+                " tokens all have a place in the image"
             )
-        return found
+        return visual
 
     def _check_positions(self, batch: Batch, number: int, parts: list[VisualTokens]) -> None:
-        """Every position holds the placeholder, and none is given twice."""
+        """Raise a ModelError unless every position of a sample holds the placeholder and is given once."""
         if not parts:
             return
         ids, index = batch.inputs["input_ids"][number], torch.cat([part.index for part in parts])
         visual = ids == self.config.image_token_id
-        right = (index >= 0) & (index < len(ids))
-        if not right.all() or not visual[index].all():
-            shift = next(
-                (
-                    s
-                    for s in (-1, 1, -2, 2)
-                    if ((index - s >= 0) & (index - s < len(ids))).all() and visual[index - s].all()
-                ),
-                None,
-            )
-            why = "" if shift is None else f"; all of them are off by {shift:+d}"
-            wrong = int(index[~right][0] if not right.all() else index[~visual[index]][0])
-            held = f"holds token {int(ids[wrong])}" if 0 <= wrong < len(ids) else "is outside the sequence"
-            expected = f"expected a visual token ({self.config.image_token_id}){why}"
+        inside = (index >= 0) & (index < len(ids))
+        if not inside.all() or not visual[index].all():
+
+            def explains(shift: int) -> bool:
+                moved = index - shift
+                return bool(((moved >= 0) & (moved < len(ids))).all() and visual[moved].all())
+
+            shift = next((shift for shift in (-1, 1, -2, 2) if explains(shift)), None)
+            hint = "" if shift is None else f"; all of them are off by {shift:+d}"
+            wrong = int(index[~inside][0] if not inside.all() else index[~visual[index]][0])
+            content = f"holds token {int(ids[wrong])}" if 0 <= wrong < len(ids) else "is outside the sequence"
+            expected = f"expected a visual token ({self.config.image_token_id}){hint}"
             raise ModelError(
-                f"family '{self.family.name}' is wrong about positions: {wrong} of sample {number} {held}, {expected}"
+                f"family '{self.family.name}' is wrong about positions: {wrong} of sample {number} {content},"
+                f" {expected}"
             )
         if len(index.unique()) < len(index):
             raise ModelError(
@@ -419,7 +439,7 @@ class MLLM:
 
     @torch.inference_mode()
     def generate(self, batch: Batch, *, max_new_tokens: int = 16) -> list[str]:
-        """Greedy answers, without the prompt and special tokens."""
+        """Return greedy answers, without the prompt and special tokens."""
         with self.lock:
             ids = self.model.generate(**batch.inputs, max_new_tokens=max_new_tokens, do_sample=False)
         new = ids[:, batch.inputs["input_ids"].shape[1] :]
@@ -427,7 +447,9 @@ class MLLM:
 
     @torch.inference_mode()
     def option_logprobs(self, batch: Batch, options: Sequence[Sequence[str]]) -> list[Float[Tensor, " option"]]:
-        """Length-normalised log-likelihood of each option as the answer: mean log p over the option's tokens.
+        """Return the length-normalized log-likelihood of each option as the answer.
+
+        That is the mean of log p over the option's tokens, in nats.
 
         Args:
             options: for each sample, the answers to compare; each is appended to the prompt as `answer_ids` gives it.
@@ -437,43 +459,35 @@ class MLLM:
                 placeholder.
         """
         if len(options) != len(batch):
-            raise ModelError(f"options for {len(options)} samples: expected {len(batch)}")
-        answers = [[self.answer_ids(option) for option in own] for own in options]
+            raise ModelError(f"options for {len(options)} samples: expected {len(batch)}, one entry for each sample")
+        answers = [[self.answer_ids(option) for option in sample_options] for sample_options in options]
         with self.lock:
-            first = (
-                last_logits(self.model(**batch.inputs, use_cache=False, logits_to_keep=positions_to_keep(batch)), batch)
-                .log_softmax(-1)
-                .cpu()
-            )
+            output = self.model(**batch.inputs, use_cache=False, logits_to_keep=positions_to_keep(batch))
+            first = last_logits(output, batch).log_softmax(-1).cpu()
         scores = []
-        for row, own in enumerate(answers):
-            if all(len(ids) == 1 for ids in own):
-                scores.append(first[row, [ids[0] for ids in own]])
-            # all options of a sample in the same way, since rounding differs between a padded batch and a prompt alone
+        for row, option_ids in enumerate(answers):
+            if all(len(ids) == 1 for ids in option_ids):
+                scores.append(first[row, [ids[0] for ids in option_ids]])
+            # All options of a sample are scored in the same way: rounding differs between a padded batch and a prompt
+            # on its own.
             else:
-                alone = self.encode([batch.images[row]], [batch.prompts[row]])
-                scores.append(torch.stack([self._continuation(alone, ids).mean() for ids in own]))
+                single = self.encode([batch.images[row]], [batch.prompts[row]])
+                scores.append(torch.stack([self._continuation(single, ids).mean() for ids in option_ids]))
         return scores
 
     def answer_ids(self, answer: str) -> list[int]:
-        """The tokens of an answer where it stands in a conversation, behind its prompt: those that training teaches
-        (workbench/mllm/conversation.py).
+        """Return the tokens of an answer where it follows its prompt: those that training teaches.
 
-        Alone, the same text may be other tokens: byte-level tokenizers have the space that many templates put before an
-        answer in its first token.
+        On its own, the same text may be other tokens: byte-level tokenizers merge the space that many templates put
+        before an answer into its first token. See workbench/mllm/conversation.py for training.
 
         Raises:
             ModelError: an answer without tokens, or with the image placeholder.
         """
-        tokenizer, (prompt, space), answer = self.processor.tokenizer, self._turn, self.safe_text("option", answer)
-        before, whole = (
-            tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + space + answer)
-        )
-        ids = (
-            whole[len(before) :]
-            if whole[: len(before)] == before
-            else tokenizer(answer, add_special_tokens=False)["input_ids"]
-        )
+        answer = self.safe_text("option", answer)
+        prompt, space = self._prompt_and_space
+        before, whole = self._text_ids(prompt), self._text_ids(prompt + space + answer)
+        ids = whole[len(before) :] if whole[: len(before)] == before else self._text_ids(answer)
         if not answer or not ids or self.config.image_token_id in ids:
             raise ModelError(
                 f"option '{answer}' has {'the image placeholder in it' if answer and ids else 'no tokens'}: expected an"
@@ -481,41 +495,46 @@ class MLLM:
             )
         return list(ids)
 
+    def _text_ids(self, text: str) -> list[int]:
+        ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
     @cached_property
-    def _turn(self) -> tuple[str, str]:
-        """A prompt, and the space that the template puts between it and an answer; empty where there is no template, or
-        one that puts words there."""
+    def _prompt_and_space(self) -> tuple[str, str]:
+        """Return a prompt, and the white space that the chat template puts between it and an answer.
+
+        Both are empty if there is no template, or if it puts words there.
+        """
         if self.processor.chat_template is None:
             return "", ""
         question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+        answer = {"role": "assistant", "content": [{"type": "text", "text": "!"}]}
         prompt = self.render([question], generation=True)
-        whole = self.render(
-            [question, {"role": "assistant", "content": [{"type": "text", "text": "!"}]}], generation=False
-        )
-        space = (
-            whole.removeprefix(prompt).partition("!")[0]
-            if whole.startswith(prompt) and "!" in whole[len(prompt) :]
-            else "-"
-        )
-        return ("", "") if space.strip() else (prompt, space)
+        whole = self.render([question, answer], generation=False)
+        if not whole.startswith(prompt):
+            return "", ""
+        space, mark, _ = whole.removeprefix(prompt).partition("!")
+        return (prompt, space) if mark and not space.strip() else ("", "")
 
-    def _continuation(self, alone: Batch, answer: Sequence[int]) -> Float[Tensor, " token"]:
-        """Log p of each token of `answer` after the prompt of one sample."""
-        inputs = dict(alone.inputs)
-        own = torch.tensor([list(answer)], device=self.device)
-        fill: dict[str, Any] = {"input_ids": own, "attention_mask": 1, "token_type_ids": self.family.answer_type}
+    def _continuation(self, single: Batch, answer: Sequence[int]) -> Float[Tensor, " token"]:
+        """Return log p of each token of `answer` after the prompt of a batch of one sample."""
+        inputs = dict(single.inputs)
+        answer_ids = torch.tensor([list(answer)], device=self.device)
+        fill: dict[str, Any] = {"input_ids": answer_ids, "attention_mask": 1, "token_type_ids": self.family.answer_type}
         for name in TEXT_INPUTS:
             if name in inputs:
                 tail = torch.zeros(1, len(answer), dtype=inputs[name].dtype, device=self.device) + fill.get(name, 0)
                 inputs[name] = torch.cat([inputs[name], tail], dim=1)
         with self.lock:
             logits = self.model(**inputs, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1].float()
-        return logits.log_softmax(-1).gather(1, own.T)[:, 0].cpu()
+        return logits.log_softmax(-1).gather(1, answer_ids.T)[:, 0].cpu()
 
 
 class WeightlessMLLM(MLLM):
-    """An MLLM on the meta device, made from a configuration alone: it encodes text and images, on the CPU, and knows
-    its shapes, but holds no weights."""
+    """An MLLM on the meta device, made from a configuration alone.
+
+    It encodes text and images (on the CPU) and knows its shapes, but has no weights.
+    """
 
     @property
     def device(self) -> torch.device:
@@ -526,17 +545,18 @@ class WeightlessMLLM(MLLM):
 
 
 def upright(images: Sequence[Image.Image | Sequence[Image.Image]]) -> BatchImages:
-    """The pictures of each sample, upright and in RGB."""
-    return tuple(tuple(upright_rgb(i) for i in ([one] if isinstance(one, Image.Image) else one)) for one in images)
+    """Return the images of each sample, upright and in RGB."""
+    samples = ([sample] if isinstance(sample, Image.Image) else sample for sample in images)
+    return tuple(tuple(upright_rgb(image) for image in sample) for sample in samples)
 
 
 def last_logits(output: Any, batch: Batch) -> Float[Tensor, "sample vocab"]:
-    """Logits at the last position of each sample that is not padding."""
+    """Return the logits at the last position of each sample that is not padding."""
     mask = batch.inputs["attention_mask"]
     last = -1 - mask.flip(1).long().argmax(1)
     return output.logits[torch.arange(len(mask), device=mask.device), last].float()
 
 
 def positions_to_keep(batch: Batch) -> int:
-    """Return how many positions from the end hold the last one of every sample that is not padding."""
+    """Return how many last positions of the batch to keep so that each sample's last real token is among them."""
     return int(batch.inputs["attention_mask"].flip(1).long().argmax(1).max()) + 1

@@ -1,4 +1,4 @@
-"""What differs between model families: where the images of a prompt sit in the language model's sequence."""
+"""What differs between model families, above all where the visual tokens of an image are in the model's sequence."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from workbench.registry import Registry
 
 Processor = Any  # a transformers ProcessorMixin, whose attributes differ between families
 Setting = tuple[str, object, object]
+"""Name of a setting, the processor's value, the model's value."""
 Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, in fractions of the image."""
 BatchImages = tuple[tuple[Image.Image, ...], ...]
-"""[sample][image]"""
+"""The images of a batch, [sample][image]."""
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """Where one image (or one tile of it) sits in the language model's sequence.
+    """The visual tokens of one image (or of one tile of it): positions in the sequence, and places in the image.
 
     Attributes:
-        index: positions in `input_ids`, in raster order.
-        grid: (rows, columns) with rows * columns == len(index), or None where the tokens have no raster.
-        box: left, top, right, bottom of the part of the original image that the tokens cover, in 0..1; it can reach
-            outside 0..1 where the model pads.
+        index: positions in `input_ids`, row by row from the top left of the token grid.
+        grid: (rows, columns) with rows * columns == len(index), or None if the tokens have no place in the image.
+        box: left, top, right, bottom of the part of the original image that the tokens cover, in fractions of the
+            image; below 0 or above 1 where the model pads the image.
         image: number of the image within its sample.
-        rows: rows of the connector's input, flattened over the batch, that each token comes from; -1 where a token
-            mixes several. A family may leave it None where tokens and rows follow one another.
-        spans: top and bottom of each row, left and right of each column, in fractions of the image, where cells do not
-            divide the box evenly.
-        fill: colour that the model is shown where the box reaches beyond the image.
+        rows: for each token, the row of the projector's input (flattened over the batch) that it is computed from; -1
+            if it mixes several rows. A family may leave it None if tokens and rows are in the same order.
+        spans: top and bottom of each grid row, left and right of each grid column, in fractions of the image; only
+            needed where the tokens do not divide the box evenly.
+        fill: RGB color that the model sees where the box reaches beyond the image.
     """
 
     index: Int[Tensor, " token"]
@@ -49,7 +51,7 @@ class VisualTokens:
     fill: tuple[int, int, int] = (0, 0, 0)
 
     def token_box(self, row: int, column: int) -> Box:
-        """The part of the image that the token at (row, column) covers, in fractions of the image."""
+        """Return the part of the image that the token at (row, column) covers, in fractions of the image."""
         assert self.grid is not None
         if self.spans is not None:
             (top, bottom), (left, right) = self.spans[0][row].tolist(), self.spans[1][column].tolist()
@@ -61,11 +63,11 @@ class VisualTokens:
 
 @dataclass(frozen=True)
 class Batch:
-    """Encoded prompts.
+    """Encoded prompts and what they were made from.
 
     Attributes:
-        inputs: what the processor returned; goes into the model as it is.
-        images: the pictures of each sample, as they were given to the processor.
+        inputs: what the processor returned; passed to the model unchanged.
+        images: the images of each sample, as the processor received them.
         prompts: the question of each sample.
     """
 
@@ -78,28 +80,29 @@ class Batch:
 
     @property
     def vision(self) -> dict[str, Any]:
-        """The part of `inputs` that describes images."""
+        """Return the part of `inputs` that describes images."""
         return {name: value for name, value in self.inputs.items() if name not in TEXT_INPUTS}
 
 
 @dataclass(frozen=True)
 class Family:
-    """All that differs between model families.
+    """Everything that differs between model families.
 
     Attributes:
         architectures: values of `config.architectures[0]` that belong to this family.
         visual_tokens: (config, processor, batch) -> `[sample][image or tile]`, images in order, the tiles of an image
             one after another.
-        projector: path below `model.model` of the module whose input is the tower's features, one row for each visual
-            token.
+        projector: path below `model.model` of the module that receives the vision encoder's features, one row for each
+            visual token (see `rows_per_token`).
         rows_per_token: config -> how many consecutive rows of the projector's input make one visual token; more than 1
             where the projector itself merges patches.
         injected_blocks: config -> how many of the first blocks have encoder features added to their output.
-        answer_type: value of `token_type_ids` at answer tokens, where the family uses them.
+        answer_type: value of `token_type_ids` at answer tokens; 0 if the family does not mark answers this way.
         shared_settings: (config, processor) -> settings on which both must agree, each as (name, the processor's
             value, the model's value); None for a value that one of them does not state.
-        shares_prefix: the connector's output goes as it is to the visual positions, and nothing up to them depends on
-            what follows, so that all questions about an image can share one pass over it.
+        shares_prefix: whether all questions about an image can share one forward pass over its visual tokens. This
+            needs the projector's output to reach the visual positions unchanged, and attention that is causal up to
+            them.
     """
 
     name: str
@@ -118,7 +121,7 @@ FAMILIES: Registry[Family] = Registry("model family", "families", Family)
 CROSS_ATTENTION = (
     "its language model reads the image through cross-attention, so no position of its sequence is a visual token"
 )
-QUERIES = "its Q-Former turns the image into learnt queries, so its visual tokens have no place in the image"
+QUERIES = "its Q-Former turns the image into trained queries, so its visual tokens have no place in the image"
 REFUSED = {
     "MllamaForConditionalGeneration": CROSS_ATTENTION,
     "IdeficsForVisionText2Text": CROSS_ATTENTION,
@@ -131,11 +134,11 @@ def family_of(config: PretrainedConfig) -> Family:
     """Return the family whose architectures contain `config.architectures[0]`.
 
     Raises:
-        ModelError: an architecture that has no visual tokens with a place, and why.
-        UnknownNameError: an architecture that no family covers; lists those that are.
+        ModelError: an architecture whose visual tokens have no place in the image; the message says why.
+        UnknownNameError: an architecture that no family covers; the message lists those that are covered.
     """
-    named = config.architectures
-    architecture = str(named[0]) if isinstance(named, list | tuple) and named else str(named or "(none)")
+    names = config.architectures
+    architecture = str(names[0]) if isinstance(names, list | tuple) and names else str(names or "(none)")
     for name in FAMILIES:
         if architecture in FAMILIES.get(name).architectures:
             return FAMILIES.get(name)
@@ -146,27 +149,31 @@ def family_of(config: PretrainedConfig) -> Family:
         "model architecture",
         architecture,
         known,
-        also="or a new family: one file in workbench/mllm, see CONTRIBUTING.md",
+        also="or a new family: one file in workbench/mllm/families, see CONTRIBUTING.md",
     )
 
 
 def placeholders(
     config: PretrainedConfig, batch: Batch, counts: Sequence[Sequence[int]] | None = None
 ) -> list[list[Int[Tensor, " token"]]]:
-    """The positions of visual tokens, [sample][image]: split by `counts`, or evenly over the images of a sample.
+    """Return the positions of visual tokens, [sample][image].
+
+    Args:
+        counts: how many visual tokens each image has, [sample][image]; by default the tokens of a sample are divided
+            evenly among its images.
 
     Raises:
-        ModelError: a sample has another number of visual tokens.
+        ModelError: a sample has another number of visual tokens than its images need.
     """
-    found = []
+    positions = []
     for number, ids in enumerate(batch.inputs["input_ids"]):
         index = (ids == config.image_token_id).nonzero().flatten()
         images = len(batch.images[number])
-        own = list(counts[number]) if counts is not None else [len(index) // max(1, images)] * images
-        if sum(own) != len(index):
+        sizes = list(counts[number]) if counts is not None else [len(index) // max(1, images)] * images
+        if sum(sizes) != len(index):
             raise ModelError(
-                f"{family_of(config).name}: {len(index)} visual tokens for {images} images of sample {number}, expected"
-                f" {sum(own)}"
+                f"{family_of(config).name}: sample {number} has {len(index)} visual tokens, but its {images} images"
+                f" need {sum(sizes)}"
             )
-        found.append(list(index.split(own)) if own else [])
-    return found
+        positions.append(list(index.split(sizes)) if sizes else [])
+    return positions

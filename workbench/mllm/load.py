@@ -1,5 +1,7 @@
-"""Configurations and checkpoints of hub ids and folders: read, and refused in one sentence where they are not whole or
-not safe."""
+"""Read configurations and checkpoints of hub ids and folders.
+
+Anything incomplete or unsafe is refused, with an error of one sentence.
+"""
 
 from __future__ import annotations
 
@@ -31,28 +33,31 @@ from workbench.weights.model_files import (
 from workbench.weights.pretrained import call, hub_options
 
 log = logging.getLogger(__name__)
-WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")  # in the order they are looked for
-# numbers in generation_config.json
+WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")  # the first that exists is read
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 QUANTIZED: Mapping[str, Mapping[str, Any]] = {
     "8bit": {"load_in_8bit": True},
     "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
 }
-COUNTS = ("eos_token_id", "bos_token_id", "pad_token_id", "num_beams", "max_length", "max_new_tokens")
-SECOND_ENCODER = "viral_second_encoder"  # in the config.json of a model that the trainer gave a second encoder
-RECOMPUTED = ("position_ids", "inv_freq")  # buffers that old checkpoints carry and every model computes for itself
+# entries of generation_config.json that must be integers
+INTEGERS = ("eos_token_id", "bos_token_id", "pad_token_id", "num_beams", "max_length", "max_new_tokens")
+SECOND_ENCODER = "viral_second_encoder"  # key in the config.json of a model that was trained with a second encoder
+RECOMPUTED = ("position_ids", "inv_freq")  # buffers that old checkpoints store, but every model computes itself
 
 
 # --- configuration --------------------------------------------------------------------------------
 
 
 def load_config(name: str, **options: Any) -> PretrainedConfig:
-    """The configuration of a hub id or a folder.
+    """Return the configuration of a hub id or a folder.
+
+    Args:
+        options: of from_pretrained, such as revision.
 
     Raises:
         WeightsError: a folder that does not hold a model.
-        ModelError: nothing of the kind there, a configuration or quantization that cannot be read here, or a model that
-            runs in its training only.
+        ModelError: no such hub id or folder, a configuration or quantization that cannot be read here, or a model that
+            only the trainer can run.
     """
     check_there(name)
     folder = Path(name)
@@ -62,14 +67,17 @@ def load_config(name: str, **options: Any) -> PretrainedConfig:
     def failed(error: Exception) -> ModelError:
         if "trust_remote_code" in str(error):
             return ModelError(
-                f"model '{name}' brings code of its own: expected trust_remote_code, if you have read it and trust it"
+                f"model '{name}' brings code of its own: set trust_remote_code if you have read that code and trust it"
             )
         if isinstance(error, OSError) and not folder.is_dir():
             return ModelError(
                 f"model '{name}' is neither a folder nor a hub id within reach"
                 f" ({one_line(error, 120)}){did_you_mean(name)}"
             )
-        return ModelError(f"model '{name}' has a config.json that transformers refuses ({one_line(error, 140)})")
+        return ModelError(
+            f"model '{name}' has a config.json that transformers refuses ({one_line(error, 140)}): expected one that"
+            " AutoConfig can read"
+        )
 
     config: PretrainedConfig = call(lambda: AutoConfig.from_pretrained(name, **options), failed)
     check_encoders(name, config)
@@ -79,32 +87,28 @@ def load_config(name: str, **options: Any) -> PretrainedConfig:
 
 
 def check_encoders(name: str, config: PretrainedConfig) -> None:
-    """See that what the model sees is what its vision encoder gives.
+    """Check that the model sees through its own vision encoder only.
 
     Raises:
-        ModelError: it was trained with a second encoder, which is no part of its folder.
+        ModelError: it was trained with a second encoder, which is not part of its folder.
     """
     second = getattr(config, SECOND_ENCODER, None)
     if second is None:
         return
     folders = [folder for folder in (Path(name), Path(name).parent) if (folder / "accuracy.parquet").exists()]
-    scores = (
-        f"are in {folders[0] / 'accuracy.parquet'}"
-        if folders
-        else "are in accuracy.parquet, in the folder of its training"
-    )
-    what = f"sees {second['vfm'] if isinstance(second, dict) else 'something'} beside its own vision encoder"
+    scores = str(folders[0] / "accuracy.parquet") if folders else "accuracy.parquet, in the folder of its training"
+    vfm = second["vfm"] if isinstance(second, dict) else "another network"
     raise ModelError(
-        f"model '{name}' {what} ({SECOND_ENCODER} in its config.json) and can be run by the trainer alone: its"
-        f" accuracies {scores}"
+        f"model '{name}' sees {vfm} beside its own vision encoder ({SECOND_ENCODER} in its config.json), so only the"
+        f" trainer can run it: its accuracies are in {scores}"
     )
 
 
 def generation_of(name: str, **options: Any) -> GenerationConfig | None:
-    """The settings of generation of a hub id or a folder, None where it has none of its own.
+    """Return the generation settings of a hub id or a folder, or None if it has no generation_config.json.
 
     Raises:
-        ModelError: they cannot be read; transformers would go on without the tokens at which the model stops.
+        ModelError: they cannot be read. Transformers would go on without the tokens at which the model stops.
     """
     hub = {key: options[key] for key in ("revision", "local_files_only") if key in options}
     file = hub_file(name, "generation_config.json", **hub)
@@ -113,25 +117,24 @@ def generation_of(name: str, **options: Any) -> GenerationConfig | None:
 
     def failed(error: object) -> ModelError:
         return ModelError(
-            f"model '{name}' has a generation_config.json that transformers refuses ({one_line(error, 140)}): mend or"
+            f"model '{name}' has a generation_config.json that transformers refuses ({one_line(error, 140)}): repair or"
             " remove it"
         )
 
     config: GenerationConfig = call(lambda: GenerationConfig.from_pretrained(Path(file).parent), failed)
-    for key in COUNTS:
+    for key in INTEGERS:
         value = getattr(config, key, None)
-        if not all(
-            isinstance(part, int) for part in (value if isinstance(value, list) else [] if value is None else [value])
-        ):
-            raise failed(f"{key} is {value!r}, which is no number")
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(number, int) for number in values):
+            raise failed(f"{key} is {value!r}, not an integer")
     return config
 
 
 def check_quantization(name: str, config: PretrainedConfig) -> None:
-    """See that quantized weights can be read here.
+    """Check that quantized weights can be read here.
 
     Raises:
-        ModelError: a method that transformers does not know, or whose package is not installed.
+        ModelError: a quantization method that transformers does not know, or whose package is not installed.
     """
     settings = getattr(config, "quantization_config", None)
     if settings is None:
@@ -147,8 +150,8 @@ def check_quantization(name: str, config: PretrainedConfig) -> None:
     def failed(error: Exception) -> ModelError:
         reason = one_line(error, 120)
         return ModelError(
-            f"model '{name}' is quantized with {method}, which cannot be read here ({reason}): install that, or take it"
-            " in full precision"
+            f"model '{name}' is quantized with {method}, which cannot be read here ({reason}): install what is missing,"
+            " or use the checkpoint in full precision"
         )
 
     call(
@@ -161,25 +164,34 @@ def check_quantization(name: str, config: PretrainedConfig) -> None:
 
 
 def weights_of(name: str, **options: Any) -> WeightFiles | None:
-    """The files that hold the weights of a folder or a hub id, fetched where the options allow it; None where they are
-    not within reach.
+    """Return the files with the weights of a folder or a hub id, or None if they are not within reach.
+
+    Args:
+        options: of transformers' cached_file. Files are downloaded unless `local_files_only` is set.
 
     Raises:
-        WeightsError: they are not whole.
+        WeightsError: the weights are incomplete.
     """
     if Path(name).is_dir():
         return weight_files(Path(name))
     for file in WEIGHTS:
-        at = hub_file(name, file, **options)
-        if at is not None and file.endswith(".json") and not options.get("local_files_only"):
+        path = hub_file(name, file, **options)
+        if path is not None and file.endswith(".json") and not options.get("local_files_only"):
             return weight_files(locate(name, "model", "a folder"))
-        if at is not None:
-            return weight_files(Path(at).parent)
+        if path is not None:
+            return weight_files(Path(path).parent)
     return None
 
 
 def hub_file(name: str, file: str, **options: Any) -> str | None:
-    """A file of a folder or a hub id, fetched where the options allow it; None where there is none."""
+    """Return the path of a file of a folder or a hub id, or None if there is no such file.
+
+    Args:
+        options: of transformers' cached_file. The file is downloaded unless `local_files_only` is set.
+
+    Raises:
+        ModelError: the hub id cannot be reached.
+    """
     kinds = ("missing_entries", "connection_errors", "gated_repo")
     quietly = {f"_raise_exceptions_for_{kind}": False for kind in kinds}
 
@@ -192,18 +204,18 @@ def hub_file(name: str, file: str, **options: Any) -> str | None:
 def load_model(
     auto: Any, name: str, config: PretrainedConfig, *, strict: bool = True, revision: str | None = None, **options: Any
 ) -> Any:
-    """A transformers model with all its tensors from a folder or a hub id.
+    """Load a transformers model from a folder or a hub id, and check that all its tensors come from there.
 
-    Safetensors are read by transformers; a pickle is read here, with care, and its tensors are handed over as they lie
-    mapped on the disk.
+    Safetensors are read by transformers. A pickle is read by `read_model`, which runs no code from it; its tensors stay
+    mapped from the disk until the model takes them.
 
     Args:
         auto: an auto class, or the class of the model.
-        strict: refuse tensors that the model has no place for.
+        strict: refuse a checkpoint with tensors that the model has no place for.
         options: of from_pretrained, such as dtype and device_map.
 
     Raises:
-        ModelError, WeightsError: it cannot be loaded, or tensors are missing, of another shape or left over.
+        ModelError, WeightsError: it cannot be loaded, or tensors are missing, left over or of another shape.
     """
     hub = {"revision": revision} | {key: options[key] for key in ("local_files_only",) if key in options}
     weights = weights_of(name, **hub)
@@ -212,7 +224,9 @@ def load_model(
     _check_fit(auto, name, config, weights, strict=strict)
     if weights.pickled:
         if getattr(config, "auto_map", None):
-            raise ModelError(f"model '{name}' has pickled weights and code of its own: expected {SAFETENSORS}")
+            raise ModelError(
+                f"model '{name}' has pickled weights and code of its own, which is unsafe: expected {SAFETENSORS}"
+            )
         options = {key: value for key, value in options.items() if key not in ("trust_remote_code", "local_files_only")}
         model = _from_tensors(auto, name, config, read_model(weights.folder), strict=strict, **options)
         if model.can_generate():
@@ -267,7 +281,8 @@ def _from_tensors(
 ) -> Any:
     if hasattr(auto, "_model_mapping") and type(config) not in auto._model_mapping:
         raise ModelError(
-            f"model '{name}' is a {config.model_type}, which {auto.__name__} does not know: expected one that it does"
+            f"model '{name}' is a {config.model_type}, which {auto.__name__} does not know: expected a kind that it"
+            " does"
         )
     cls = auto._model_mapping[type(config)] if hasattr(auto, "_model_mapping") else auto
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -281,11 +296,10 @@ def _from_tensors(
 def check_weights(
     auto: Any, name: str, config: PretrainedConfig, *, strict: bool = True, revision: str | None = None
 ) -> WeightFiles | None:
-    """See that `load_model` would load the weights of a folder or a hub id, by the names and shapes of their tensors;
-    their values are not read.
+    """Check that `load_model` would load the weights, by the names and shapes of their tensors only.
 
     Returns:
-        Their files, or None for those of a hub id that are still to be fetched.
+        The files of the weights, or None if they are still to be downloaded from the hub.
 
     Raises:
         ModelError, WeightsError: as `load_model`.
@@ -300,21 +314,23 @@ def check_weights(
 
 
 def _check_fit(auto: Any, name: str, config: PretrainedConfig, weights: WeightFiles, *, strict: bool) -> None:
-    """See that every tensor has a place and the right shape, before 14 GB are read; not of what only its own code or a
-    quantizer knows to place."""
+    """Check that every tensor has a place and the right shape, before many gigabytes are read.
+
+    Quantized models and models with code of their own are not checked here: only their code knows where tensors go.
+    """
     if getattr(config, "quantization_config", None) is None and not getattr(config, "auto_map", None):
         _from_tensors(auto, name, config, shapes_of(weights), strict=strict, dtype=torch.float32, device_map="meta")
 
 
 def _on_hub(name: str) -> bool:
-    """Whether a hub id within reach has weights that are read."""
+    """Return whether a hub id has weights in a format that can be read here."""
     from huggingface_hub import list_repo_files
 
     return bool({*WEIGHTS} & {*call(lambda: list_repo_files(name), partial(_unreadable, name))})
 
 
 def no_weights(name: str) -> ModelError:
-    """For a model whose weights cannot be had."""
+    """Return the error for a model without weights within reach."""
     return ModelError(
         f"model '{name}' has no weights within reach: expected {SAFETENSORS} or {PICKLE}, in a folder, on the hub or in"
         " its cache"
@@ -326,8 +342,15 @@ def _unreadable(name: str, error: Exception) -> ModelError:
 
 
 def check_complete(name: str, report: Any, *, strict: bool) -> None:
-    """See that every tensor of the model came from the checkpoint, and every tensor of the checkpoint went into the
-    model."""
+    """Check that every tensor of the model comes from the checkpoint, and that no tensor of the checkpoint is left.
+
+    Args:
+        report: the loading info of from_pretrained.
+        strict: False accepts tensors of the checkpoint that the model has no place for.
+
+    Raises:
+        ModelError: tensors are missing, left over or of another shape; the first two are named.
+    """
     extra = [key for key in report["unexpected_keys"] if not key.endswith(RECOMPUTED)]
     for kind, keys in (
         ("has other shapes for", report["mismatched_keys"]),
@@ -344,10 +367,9 @@ def check_complete(name: str, report: Any, *, strict: bool) -> None:
 
 
 def repair_generation(name: str, model: Any) -> None:
-    """Unset settings of generation that contradict one another, such as Vicuna's temperature without sampling, which
-    transformers would refuse to save.
+    """Unset generation settings that contradict one another, which transformers would refuse to save.
 
-    Nothing that is generated here changes: answers are greedy.
+    An example is Vicuna's temperature without sampling. No answer changes, since answers are greedy here.
     """
     defaults = GenerationConfig().to_dict()
     config = model.config
@@ -364,31 +386,33 @@ def repair_generation(name: str, model: Any) -> None:
     if misplaced or unset:
         names = ", ".join([*misplaced, *unset])
         log.warning(
-            "%s: settings of generation left out, since they contradict one another or could not be saved: %s (answers"
-            " are greedy here)",
+            "%s: generation settings left out because they contradict one another or could not be saved: %s (no answer"
+            " changes, since answers are greedy here)",
             name,
             names,
         )
 
 
 def _valid(config: GenerationConfig) -> tuple[GenerationConfig, list[str]]:
-    """As much of the configuration as does not contradict itself, what switches other settings on first; and the names
-    of the rest."""
-    if _saves(config):
+    """Return the configuration without settings that contradict others, and the names of these settings.
+
+    The settings that enable others (do_sample, num_beams) are tried first.
+    """
+    if _can_be_saved(config):
         return config, []
     values, defaults = config.to_dict(), GenerationConfig().to_dict()
     changed = [key for key in values if values[key] != defaults.get(key) and not key.endswith("token_id")]
     switches = [key for key in ("do_sample", "num_beams") if key in changed]
     valid, unset = {key: value for key, value in values.items() if key not in changed}, []
     for key in [*switches, *(key for key in changed if key not in switches)]:
-        if _saves(GenerationConfig.from_dict(valid | {key: values[key]})):
+        if _can_be_saved(GenerationConfig.from_dict(valid | {key: values[key]})):
             valid[key] = values[key]
         else:
             unset.append(key)
     return GenerationConfig.from_dict(valid), unset
 
 
-def _saves(config: GenerationConfig) -> bool:
+def _can_be_saved(config: GenerationConfig) -> bool:
     try:
         config.validate(strict=True)
     except (ValueError, TypeError, AttributeError):

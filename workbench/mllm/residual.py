@@ -1,14 +1,12 @@
-"""Residual re-injection: what the image was before the language model, added again to its visual tokens after some
-blocks (docs/paper.md, variants).
+"""Residual re-injection: add the image again to its visual tokens after some blocks (docs/paper.md, variants).
 
     e_img[l] += P_phi(z)     source `projector`: the visual tokens as the first block received them; no new weights
-    e_img[l] += A_l(z)       source `encoder`: a light adapter of its own for each layer, A_l(z) = W_l norm(z) + b_l,
-                             which starts at zero
+    e_img[l] += A_l(z)       source `encoder`: one light adapter per layer, A_l(z) = W_l norm(z) + b_l, zero at first
 
-with z what the connector receives. It is part of the model: it acts in training and at inference, at the visual
-positions of the prompt only (while decoding, these stay in the cache as they are, and no other position is touched). A
-model folder says so in its config.json (`visual_residual`) and has the adapters beside it; `MLLM.load` attaches them
-again. Plain transformers ignores both and computes another model.
+Here z is the projector's input. The residual is part of the model: it acts in training and at inference, and only at
+the visual positions of the prompt (while decoding, these stay in the cache unchanged, and no other position is
+touched). The config.json of a model folder has its settings (`visual_residual`), the adapters are in a file beside it,
+and `MLLM.load` attaches them again. Plain transformers ignores both, and so computes another model.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ FILE = "visual_residual.safetensors"
 
 
 class Adapter(nn.Linear):
-    """A_l(z) = W_l norm(z) + b_l, with W_l and b_l zero at first: training begins with the model as it is."""
+    """A_l(z) = W_l norm(z) + b_l. W_l and b_l are zero at first, so training starts from the unchanged model."""
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
@@ -43,65 +41,66 @@ class Adapter(nn.Linear):
 
 
 class Residual(nn.Module):
-    """The adapters (none for `projector`) and what a pass must remember; made by `attach_residual`."""
+    """The adapters (none for `projector`), and what a forward pass must remember; made by `attach_residual`."""
 
     def __init__(self, source: Source, layers: Sequence[int], features: int, width: int) -> None:
         super().__init__()
         self.source, self.layers, self.features = source, tuple(layers), features
         self.adapters = nn.ModuleList(Adapter(features, width) for _ in layers if source == "encoder")
-        self._visual: Tensor | None = None  # (sample, position), None in a pass without images
-        self._first: Tensor | None = None  # what the first block received
-        self._tower: Tensor | None = None  # what the connector received
-        self._fresh = self._running = False
+        self._visual: Tensor | None = None  # mask (sample, position), None in a forward pass without images
+        self._first_input: Tensor | None = None  # input of the first block
+        self._encoder_features: Tensor | None = None  # input of the projector
+        self._features_are_new = False  # whether `_encoder_features` belong to this forward pass
+        self._running = False  # whether the whole model runs, not the language model alone
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What config.json says."""
+        """Return the settings that config.json stores."""
         return {"source": self.source, "layers": list(self.layers), "features": self.features}
 
-    def install(self, model: Any, connector: nn.Module) -> None:
-        """Make it part of `model`, for good.
+    def install(self, model: Any, projector: nn.Module) -> None:
+        """Make the residual part of `model`; it cannot be removed.
 
-        Blocks and connector are wrapped rather than hooked: their output is then the sum, for whoever reads or edits it
-        (nnsight's interventions act between a module's forward and its hooks).
+        Blocks and projector are wrapped, not hooked: their output then includes the residual for everybody who reads or
+        edits it (nnsight's interventions act between a module's forward and its hooks).
         """
         decoder = model.get_decoder()
         decoder = getattr(decoder, "model", decoder)
         model.register_forward_pre_hook(partial(self._begin, model.config.image_token_id), with_kwargs=True)
         model.register_forward_hook(self._end, always_call=True)
         decoder.register_forward_pre_hook(self._check_running)
-        _wrap(decoder.layers[0], before=self._keep_first)
-        _wrap(connector, before=self._keep_tower)
+        _wrap(decoder.layers[0], before=self._keep_first_input)
+        _wrap(projector, before=self._keep_features)
         for number, layer in enumerate(self.layers):
             _wrap(decoder.layers[layer - 1], after=partial(self._add, number))
 
     def _begin(self, image_token: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Images come with the prompt; a token that is decoded after it is none, whatever its id."""
-        self._running, self._visual, self._first = True, None, None
+        """Find the visual positions of a prompt; a decoded token is never visual, whatever its id."""
+        self._running, self._visual, self._first_input = True, None, None
         if kwargs.get("pixel_values") is None and not kwargs.get("mm_encoder_outputs"):
             return
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
             raise ModelError(
-                "this model adds its image again at the visual positions: expected input_ids, which say where these are"
+                "this model adds its image again at the visual positions, so it must know them: call it with input_ids"
             )
         self._visual = ids == image_token
 
     def _end(self, *_: object) -> None:
-        self._running = self._fresh = False
+        self._running = self._features_are_new = False
 
     def _check_running(self, *_: object) -> None:
         if not self._running:
             raise ModelError(
-                "this model adds its image again in the middle of its language model, which cannot run without the"
-                " rest: expected the whole model"
+                "this model adds its image again in the middle of its language model, which therefore cannot run"
+                " alone: call the whole model"
             )
 
-    def _keep_first(self, hidden: Tensor) -> None:
-        self._first = hidden
+    def _keep_first_input(self, hidden: Tensor) -> None:
+        self._first_input = hidden
 
-    def _keep_tower(self, features: Tensor) -> None:
-        self._tower, self._fresh = features, True
+    def _keep_features(self, features: Tensor) -> None:
+        self._encoder_features, self._features_are_new = features, True
 
     def _add(self, number: int, output: Any) -> Any:
         if self._visual is None:
@@ -109,20 +108,20 @@ class Residual(nn.Module):
         if isinstance(output, tuple):
             return (self._add(number, output[0]), *output[1:])
         visual, hidden = self._visual.to(output.device), output.clone()
-        hidden[visual] = hidden[visual] + self._image(number, visual).to(hidden)
+        hidden[visual] = hidden[visual] + self._summand(number, visual).to(hidden)
         return hidden
 
-    def _image(self, number: int, visual: Tensor) -> Tensor:
-        """What is added, one row for each visual token."""
+    def _summand(self, number: int, visual: Tensor) -> Tensor:
+        """Return what is added after layer `self.layers[number]`, one row for each visual token."""
         if self.source == "projector":
-            assert self._first is not None
-            return self._first[visual.to(self._first.device)]
-        if self._tower is None or not self._fresh:
+            assert self._first_input is not None
+            return self._first_input[visual.to(self._first_input.device)]
+        if self._encoder_features is None or not self._features_are_new:
             raise ModelError(
-                "this model adds its image again from the encoder's features: expected an image that goes through the"
-                " connector in this pass"
+                "this model adds its image again from the vision encoder's features: expected an image that goes"
+                " through the projector in this forward pass"
             )
-        rows = self._tower.reshape(-1, self.features)
+        rows = self._encoder_features.reshape(-1, self.features)
         if len(rows) != int(visual.sum()):
             raise ModelError(
                 f"{len(rows)} encoder features for {int(visual.sum())} visual tokens: expected one for each"
@@ -133,17 +132,15 @@ class Residual(nn.Module):
 def _wrap(
     module: Any, *, before: Callable[[Tensor], None] | None = None, after: Callable[[Any], Any] | None = None
 ) -> None:
-    """Let `module` show its first argument to `before`, and pass its output through `after`."""
-    wrapped_before = vars(module).get("forward")
+    """Wrap the forward of `module`: `before` receives its first argument, `after` replaces its output."""
+    earlier_wrapper = vars(module).get("forward")
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        # the class's own is looked up anew: FSDP gives the module another class, whose forward alone knows of
-        # activation checkpointing
-        return (
-            wrapped_before(*args, **kwargs)
-            if wrapped_before is not None
-            else type(module).forward(module, *args, **kwargs)
-        )
+        if earlier_wrapper is not None:
+            return earlier_wrapper(*args, **kwargs)
+        # Look up the class's forward at each call: FSDP gives the module another class, and only that class's forward
+        # does activation checkpointing.
+        return type(module).forward(module, *args, **kwargs)
 
     @wraps(module.forward)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -156,15 +153,18 @@ def _wrap(
 
 
 def attach_residual(model: Any, source: Source, layers: Sequence[int], features: int | None = None) -> Residual:
-    """Add the image again to the visual tokens after `layers` (1 to L) of a transformers model of one of our families,
-    and say so in its config.
+    """Make a transformers model add its image again to the visual tokens, and write that into its config.
 
     Args:
-        features: width of what the connector receives; needed for `encoder`.
+        model: of one of our families.
+        source: what is added, see the top of this file.
+        layers: after which layers (1 to L).
+        features: width of the projector's input; needed for the source `encoder`.
 
     Raises:
         ConfigError: a layer that the model does not have.
-        ModelError: `encoder` in a family whose connector does not give one visual token for each row it receives.
+        ModelError: the source `encoder` in a family whose projector does not give one visual token for each row of its
+            input.
     """
     family, text = family_of(model.config), model.config.get_text_config()
     for layer in layers:
@@ -174,8 +174,8 @@ def attach_residual(model: Any, source: Source, layers: Sequence[int], features:
             )
     if source == "encoder" and not family.shares_prefix:
         raise ModelError(
-            f"family '{family.name}' does not give one visual token for each feature of the encoder: expected residual"
-            " projector, or a LLaVA"
+            f"family '{family.name}' does not give one visual token for each row of encoder features: expected the"
+            " residual 'projector', or a LLaVA"
         )
     residual = Residual(source, layers, features or 0, text.hidden_size)
     residual.install(model, model.model.get_submodule(family.projector))
@@ -184,33 +184,37 @@ def attach_residual(model: Any, source: Source, layers: Sequence[int], features:
 
 
 def save_residual(residual: Residual, folder: Path, state: Mapping[str, Tensor]) -> None:
-    """Write the adapters, whose tensors are `state`, beside the model; config.json has the rest."""
+    """Write the adapters, whose tensors are `state`, into a model folder; its config.json has the rest."""
     if len(residual.adapters):
         save_file(dict(state), folder / FILE)
 
 
 def load_residual(model: Any, name: str, revision: str | None = None) -> Residual | None:
-    """Attach what the config of the model called `name` asks for, if anything.
+    """Attach the residual that the config of `model` asks for, or return None if it asks for none.
+
+    Args:
+        name: folder or hub id that the adapters are read from.
+        revision: of the hub id.
 
     Raises:
-        ModelError: its adapters are not there, or do not fit.
+        ModelError: the adapters are missing or do not fit.
     """
     settings: Mapping[str, Any] | None = getattr(model.config, KEY, None)
     if settings is None:
         return None
 
-    def failed(error: object) -> ModelError:
+    def failed(error: Exception) -> ModelError:
         return ModelError(
             f"model '{name}' adds its image again ({KEY} in its config.json), but {FILE} is missing or does not fit"
-            f" ({one_line(error, 100)})"
+            f" ({one_line(error, 100)}): expected it beside config.json"
         )
 
-    if (
-        not isinstance(settings, Mapping)
-        or not {"source", "layers", "features"} <= settings.keys()
-        or not isinstance(settings["layers"], list)
-    ):
-        raise failed(f"{KEY} is {one_line(settings, 60)}")
+    complete = isinstance(settings, Mapping) and {"source", "layers", "features"} <= settings.keys()
+    if not complete or not isinstance(settings["layers"], list):
+        raise ModelError(
+            f"model '{name}' has {KEY} {one_line(settings, 60)} in its config.json: expected a mapping with source,"
+            " layers (a list) and features"
+        )
     residual = attach_residual(model, settings["source"], settings["layers"], settings["features"])
     if len(residual.adapters):
         tensors = call(lambda: load_file(str(cached_file(name, FILE, revision=revision))), failed)

@@ -1,4 +1,4 @@
-"""Gemma 3: as LLaVA, one square raster of the whole image, one token for each pool of patches.
+"""Gemma 3: like LLaVA, one square grid over the whole image, but one token for each pool of patches.
 
 Gemma3ForConditionalGeneration
   model.vision_tower            SigLIP
@@ -17,15 +17,15 @@ from workbench.mllm.processors import gemma3_settings
 
 
 def visual_tokens(config: PretrainedConfig, processor: Processor, batch: Batch) -> list[list[VisualTokens]]:
-    """One square raster per image.
+    """Return one square token grid per image.
 
     Raises:
-        ModelError: the processor adds crops of the image.
+        ModelError: the processor adds crops of the image (do_pan_and_scan).
     """
     if processor.image_processor.do_pan_and_scan:
         raise ModelError(
-            "gemma3: the processor adds crops of the image (do_pan_and_scan): expected do_pan_and_scan=False, one"
-            " raster an image"
+            "gemma3: the processor adds crops of the image: expected do_pan_and_scan=False, so that each image has one"
+            " token grid"
         )
     return one_grid(config, processor, batch)
 

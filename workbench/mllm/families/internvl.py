@@ -1,4 +1,4 @@
-"""InternVL: square tiles and a thumbnail; how an image is cut follows from its size.
+"""InternVL: square tiles and a thumbnail; the size of an image decides how it is cut.
 
 InternVLForConditionalGeneration
   model.vision_tower            InternViT
@@ -19,14 +19,14 @@ from workbench.mllm.processors import internvl_settings
 
 
 def _cuts(config: PretrainedConfig, processor: Processor, batch: Batch, sample: int) -> Cuts:
-    """Computed from each image's size, as the processor does."""
-    images, wanted = processor.image_processor, processor.images_kwargs
-    if not wanted.get("crop_to_patches", images.crop_to_patches) or images.max_patches < 2:
+    """Compute how each image is cut from its size, as the processor does."""
+    images, options = processor.image_processor, processor.images_kwargs
+    if not options.get("crop_to_patches", images.crop_to_patches) or images.max_patches < 2:
         return [(0, 0)] * len(batch.images[sample])
     size = (images.size["height"], images.size["width"])
     cuts = [
-        get_optimal_tiled_canvas((i.height, i.width), size, images.min_patches, images.max_patches)[::-1]
-        for i in batch.images[sample]
+        get_optimal_tiled_canvas((image.height, image.width), size, images.min_patches, images.max_patches)[::-1]
+        for image in batch.images[sample]
     ]
     return [(rows, columns) if rows * columns > 1 else (0, 0) for rows, columns in cuts]
 

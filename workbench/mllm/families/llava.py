@@ -1,4 +1,4 @@
-"""LLaVA-1.5 and models trained here: one square raster an image, one token per patch.
+"""LLaVA-1.5 and models trained here: one square token grid per image, one token per patch.
 
 LlavaForConditionalGeneration
   model.vision_tower            a ViT (CLIP, SigLIP, DINOv2)
@@ -21,9 +21,15 @@ from workbench.mllm.processors import FIRST_TOKENS, llava_settings
 
 
 def one_grid(config: PretrainedConfig, processor: Processor, batch: Batch) -> list[list[VisualTokens]]:
-    """One square raster per image; before it the class token, which has no place in the image, where the connector is
-    given all that the encoder puts out."""
-    found = []
+    """Return one square token grid per image.
+
+    If the projector receives the class token too (`vision_feature_select_strategy: full`), it comes before the grid as
+    a visual token without a place in the image.
+
+    Raises:
+        ModelError: the visual tokens of an image do not form a square.
+    """
+    samples = []
     for number, sample in enumerate(placeholders(config, batch)):
         parts = []
         for image, index in enumerate(sample):
@@ -33,24 +39,29 @@ def one_grid(config: PretrainedConfig, processor: Processor, batch: Batch) -> li
             side = math.isqrt(len(index))
             if side * side != len(index):
                 raise ModelError(
-                    f"{family_of(config).name}: {len(index)} visual tokens of an image are not a square raster"
+                    f"{family_of(config).name}: an image has {len(index)} visual tokens: expected a square number"
                 )
             box = _patched(config, _shown(processor.image_processor, batch.images[number][image]))
             parts.append(VisualTokens(index, (side, side), box, image, fill=_fill(processor.image_processor)))
-        found.append(parts)
-    return found
+        samples.append(parts)
+    return samples
 
 
 def _class_tokens(config: Any) -> int:
-    """Visual tokens before those of the patches: LLaVA's `cls_patch`, which transformers calls `full`."""
+    """Return how many visual tokens come before those of the patches.
+
+    There are any only with LLaVA's `cls_patch`, which transformers calls `full`.
+    """
     if getattr(config, "vision_feature_select_strategy", None) != "full":
         return 0
     return FIRST_TOKENS.get(config.vision_config.model_type, 0)
 
 
 def _shown(processor: Any, image: Image.Image) -> Box:
-    """The part of the image that becomes pixels: all of it, its centre, or more than it where it is padded to a
-    square."""
+    """Return the part of the image that the vision encoder receives.
+
+    That is all of it, its center (center crop), or more than the image (padded to a square).
+    """
     width, height = image.size
     if getattr(processor, "do_pad", False):
         side = max(width, height)
@@ -60,20 +71,23 @@ def _shown(processor: Any, image: Image.Image) -> Box:
         return WHOLE
     size, short = processor.size, min(width, height)
     if not processor.do_resize:
-        new = (width, height)
+        resized = (width, height)
     elif size.get("shortest_edge"):
         long = int(size["shortest_edge"] * max(width, height) / short)
-        new = (long, size["shortest_edge"]) if width >= height else (size["shortest_edge"], long)
+        resized = (long, size["shortest_edge"]) if width >= height else (size["shortest_edge"], long)
     else:
-        new = (size["width"], size["height"])
+        resized = (size["width"], size["height"])
     crop = (processor.crop_size["width"], processor.crop_size["height"])
-    left, top = ((n - c) // 2 for n, c in zip(new, crop, strict=True))
-    return left / new[0], top / new[1], (left + crop[0]) / new[0], (top + crop[1]) / new[1]
+    left, top = ((side - cropped) // 2 for side, cropped in zip(resized, crop, strict=True))
+    width, height = resized
+    return left / width, top / height, (left + crop[0]) / width, (top + crop[1]) / height
 
 
 def _fill(processor: Any) -> tuple[int, int, int]:
-    """The colour of the bars around an image that is padded to a square: the mean that is taken off, as LLaVA's own
-    code has it."""
+    """Return the RGB color of the bars around an image that is padded to a square.
+
+    It is the mean that normalization subtracts, as in LLaVA's own code.
+    """
     if not getattr(processor, "do_pad", False):
         return (0, 0, 0)
     red, green, blue = (int(255 * channel) for channel in processor.image_mean)
@@ -81,8 +95,10 @@ def _fill(processor: Any) -> tuple[int, int, int]:
 
 
 def _patched(config: Any, shown: Box) -> Box:
-    """What whole patches cover of it: a few pixels at the right and below belong to none where the patch does not
-    divide the image."""
+    """Return the part of the image that whole patches cover.
+
+    If the patch size does not divide the image size, a few pixels at the right and at the bottom belong to no patch.
+    """
     vision = config.vision_config
     share = vision.image_size // vision.patch_size * vision.patch_size / vision.image_size
     left, top, right, bottom = shown

@@ -1,9 +1,9 @@
-"""LLaVA-NeXT: the whole image as one raster, then the image again at high resolution, without its padding.
+"""LLaVA-NeXT: one token grid over the whole image, then a second one at high resolution, without its padding.
 
 LlavaNextForConditionalGeneration
   model.vision_tower            a ViT (CLIP, SigLIP); sees the image and its tiles as one batch
   model.multi_modal_projector   two linear layers
-  model.image_newline           one vector, after every row of the high-resolution raster; it is no part of the image
+  model.image_newline           one vector after every row of the high-resolution grid; not part of the image
   model.language_model          decoder: .layers, .norm
 """
 
@@ -23,64 +23,83 @@ from workbench.mllm.processors import llava_settings
 
 
 def visual_tokens(config: PretrainedConfig, processor: Processor, batch: Batch) -> list[list[VisualTokens]]:
-    """For each image the base raster and the high-resolution raster; samples with several images of OneVision have base
-    rasters only."""
-    found, first = [], 0
+    """Return the base grid and the high-resolution grid of each image.
+
+    Samples with several images have base grids only in LLaVA-OneVision.
+
+    Raises:
+        ModelError: a sample has another number of visual tokens than its images need.
+    """
+    samples, first = [], 0  # first: number of the next row of the projector's input
     vision = config.vision_config
     side = vision.image_size // vision.patch_size
     tile = side * side
-    one_each = "batch_num_images" in batch.inputs
+    is_onevision = "batch_num_images" in batch.inputs
     for number, images in enumerate(batch.images):
         positions = (batch.inputs["input_ids"][number] == config.image_token_id).nonzero().flatten()
         parts, at = [], 0
-        for image, picture in enumerate(images):
-            # SigLIP's patches leave out a few pixels at the right and below
+        for number_in_sample, image in enumerate(images):
+            # SigLIP's patches leave out a few pixels at the right and at the bottom
             edge = side * vision.patch_size / vision.image_size
             parts.append(
                 VisualTokens(
-                    positions[at : at + tile], (side, side), (0.0, 0.0, edge, edge), image, first + torch.arange(tile)
+                    positions[at : at + tile],
+                    (side, side),
+                    (0.0, 0.0, edge, edge),
+                    number_in_sample,
+                    first + torch.arange(tile),
                 )
             )
             at, first = at + tile, first + tile
-            if one_each and len(images) > 1:
+            if is_onevision and len(images) > 1:
                 at += 1  # a newline
                 continue
-            rows, spans, tiles = _fine_raster(
-                picture.size, config.image_grid_pinpoints, vision.image_size, vision.patch_size
+            full_rows, spans, tiles = _high_resolution_grid(
+                image.size, config.image_grid_pinpoints, vision.image_size, vision.patch_size
             )
-            whole, rows = rows, _reduced(rows, config, side)
+            rows = _shrunk(full_rows, config, side)
             height, width = rows.shape
             if at + height * (width + 1) > len(positions):
                 raise ModelError(
-                    f"{family_of(config).name}: {len(positions)} visual tokens in sample {number}, fewer than a"
-                    f" {height} x {width} raster needs"
+                    f"{family_of(config).name}: sample {number} has {len(positions)} visual tokens, fewer than a"
+                    f" {height} x {width} grid needs"
                 )
             index = positions[at : at + height * (width + 1)].view(height, width + 1)[:, :width].flatten()
-            if rows.numel():  # an image so thin that the model drops all of it has newlines only
+            if rows.numel():  # of a very thin image the model drops everything but the newlines
                 (top, bottom), (left, right) = ((float(span[0, 0]), float(span[-1, 1])) for span in spans)
-                own = torch.where(rows < 0, rows, first + rows).flatten()
-                exact = spans if rows.shape == whole.shape else None
-                parts.append(VisualTokens(index, (height, width), (left, top, right, bottom), image, own, exact))
+                batch_rows = torch.where(rows < 0, rows, first + rows).flatten()
+                exact = spans if rows.shape == full_rows.shape else None
+                box = (left, top, right, bottom)
+                parts.append(VisualTokens(index, (height, width), box, number_in_sample, batch_rows, exact))
             at, first = at + height * (width + 1), first + tiles * tile
         if at != len(positions):
             raise ModelError(
-                f"{family_of(config).name}: {len(positions)} visual tokens in sample {number}, expected {at}"
+                f"{family_of(config).name}: sample {number} has {len(positions)} visual tokens: expected {at}"
             )
-        found.append(parts)
-    return found
+        samples.append(parts)
+    return samples
 
 
 Spans = tuple[Float[Tensor, "h 2"], Float[Tensor, "w 2"]]
 
 
-def _fine_raster(
+def _high_resolution_grid(
     size: tuple[int, int], pinpoints: list[list[int]], tile: int, patch: int
 ) -> tuple[Int[Tensor, "h w"], Spans, int]:
-    """The rows of the connector's input behind each cell of the high-resolution raster, the parts of the image that its
-    rows and columns cover, and its tiles.
+    """Return what the model keeps of the high-resolution grid of one image.
 
-    The image is resized into the best canvas, padded in its middle, cut into tiles of `tile` pixels, and the features
-    over the padding are dropped.
+    The image is resized to fit the best canvas, centered in it, and cut into tiles; features over the padding are
+    dropped.
+
+    Args:
+        size: width and height of the image.
+        pinpoints: the canvases to choose from, (height, width).
+        tile: side of a tile, in pixels.
+        patch: side of a patch, in pixels.
+
+    Returns:
+        For each token the row of the projector's input that it comes from, counted from the first tile of the image;
+        the parts of the image that the grid's rows and columns cover; and the number of tiles.
     """
     width, height = size
     canvas = select_best_resolution((height, width), pinpoints)
@@ -100,7 +119,7 @@ def _fine_raster(
         _spans(down, side, tile, patch, (canvas[0] - new_h) // 2, new_h),
         _spans(across, side, tile, patch, (canvas[1] - new_w) // 2, new_w),
     )
-    # What the model drops is computed from the image's proportions, in cells, not from the padding in pixels.
+    # The model computes how many tokens it drops from the image's proportions, not from the padding in pixels.
     total_h, total_w = rows.shape
     if width / height > total_w / total_h:
         dropped = (total_h - int(round(height * (total_w / width), 7))) // 2
@@ -111,16 +130,27 @@ def _fine_raster(
     return rows[:, kept], (spans[0], spans[1][kept]), down * across
 
 
-def _spans(tiles: int, side: int, tile: int, patch: int, padding: int, length: int) -> Float[Tensor, "cell 2"]:
-    """Where each cell along one axis begins and ends, in fractions of the image; the last pixels of a tile belong to no
-    patch if it is not whole patches."""
+def _spans(tiles: int, side: int, tile: int, patch: int, padding: int, length: int) -> Float[Tensor, "token 2"]:
+    """Return where each token along one axis begins and ends, in fractions of the image.
+
+    If the patch size does not divide the tile, the last pixels of the tile belong to no patch.
+
+    Args:
+        tiles: number of tiles along the axis.
+        side: patches of a tile along the axis.
+        tile, patch: their sides, in pixels.
+        padding: pixels of the canvas before the image.
+        length: pixels of the image in the canvas.
+    """
     start = (torch.arange(tiles)[:, None] * tile + torch.arange(side) * patch).flatten() - padding
     return torch.stack([start, start + patch], dim=1).double() / length
 
 
-def _reduced(rows: Int[Tensor, "h w"], config: PretrainedConfig, side: int) -> Int[Tensor, "h w"]:
-    """OneVision shrinks a raster of too many cells by interpolation: then no token is one row of the connector's input
-    any more (-1)."""
+def _shrunk(rows: Int[Tensor, "h w"], config: PretrainedConfig, side: int) -> Int[Tensor, "h2 w2"]:
+    """Return the grid after LLaVA-OneVision has interpolated it, if it has too many tokens.
+
+    An interpolated token mixes several rows of the projector's input: it gets -1.
+    """
     if not isinstance(config, LlavaOnevisionConfig):
         return rows
     height, width = rows.shape

@@ -1,5 +1,7 @@
-"""LLaVA-OneVision: as LLaVA-NeXT, with SigLIP, a largest number of tokens beyond which the high-resolution raster is
-shrunk, and base rasters only where a sample has several images.
+"""LLaVA-OneVision: like LLaVA-NeXT, with SigLIP.
+
+A high-resolution grid with too many tokens is interpolated to fewer, and samples with several images have base grids
+only.
 
 LlavaOnevisionForConditionalGeneration
   model.vision_tower            SigLIP; sees the image and its tiles as one batch

@@ -1,5 +1,6 @@
-"""PaliGemma: as LLaVA, one square raster of the whole image; a prompt without a chat template, whose tokens see one
-another.
+"""PaliGemma: like LLaVA, one square token grid over the whole image.
+
+There is no chat template, and the tokens of a prompt attend to one another in both directions.
 
 PaliGemmaForConditionalGeneration
   model.vision_tower            SigLIP
@@ -13,7 +14,7 @@ from workbench.mllm.families.llava import one_grid
 from workbench.mllm.family import FAMILIES, Family
 from workbench.mllm.processors import paligemma_settings
 
-# Tokens of the answer have type 1: they see only what came before them.
+# Tokens of the answer have type 1: they attend only to what comes before them.
 PALIGEMMA = FAMILIES.add(
     "paligemma",
     Family(

@@ -1,7 +1,7 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: the whole image as one raster of any shape, one token for each 2 x 2 patches.
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: one token grid of any shape over the whole image, a token per 2 x 2 patches.
 
 Qwen2VLForConditionalGeneration, Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
-  model.visual                  a ViT of its own; `.merger` joins 2 x 2 patches to one token
+  model.visual                  its own ViT; `.merger` joins 2 x 2 patches to one token
   model.language_model          decoder: .layers, .norm; Qwen3-VL adds encoder features to the outputs of its first
                                 blocks
 """
@@ -19,12 +19,12 @@ from workbench.mllm.processors import merged_settings
 
 
 def visual_tokens(config: PretrainedConfig, processor: Processor, batch: Batch) -> list[list[VisualTokens]]:
-    """One raster per image; the processor stretches the image to whole patches."""
+    """Return one token grid per image; the processor stretches the image to whole patches."""
     vision = config.vision_config
     merge = vision.spatial_merge_size
     patches = batch.inputs.get("image_grid_thw", torch.empty(0, 3)).cpu()
     grids = [(int(h) // merge, int(w) // merge) for _, h, w in patches]
-    # Qwen2.5-VL's encoder works window by window; its merged tokens are put back
+    # Qwen2.5-VL's vision encoder works window by window, and puts the merged tokens back in order afterwards
     if getattr(vision, "window_size", None) and len(patches):
         order = get_vision_window_index(
             patches, spatial_merge_size=merge, window_size=vision.window_size, patch_size=vision.patch_size
@@ -35,16 +35,15 @@ def visual_tokens(config: PretrainedConfig, processor: Processor, batch: Batch) 
     for images in batch.images:
         per_sample.append(grids[at : at + len(images)])
         at += len(images)
-    found, row = [], 0
-    for sample, own in zip(
-        placeholders(config, batch, [[h * w for h, w in own] for own in per_sample]), per_sample, strict=True
-    ):
+    samples, row = [], 0
+    counts = [[h * w for h, w in sample_grids] for sample_grids in per_sample]
+    for positions, sample_grids in zip(placeholders(config, batch, counts), per_sample, strict=True):
         parts = []
-        for image, (index, grid) in enumerate(zip(sample, own, strict=True)):
+        for image, (index, grid) in enumerate(zip(positions, sample_grids, strict=True)):
             parts.append(VisualTokens(index, grid, WHOLE, image, order[row : row + len(index)]))
             row += len(index)
-        found.append(parts)
-    return found
+        samples.append(parts)
+    return samples
 
 
 def _merged(config: PretrainedConfig) -> int:

@@ -1,4 +1,4 @@
-"""SmolVLM and Idefics3: square tiles and a thumbnail; how an image is cut stands in the prompt.
+"""SmolVLM and Idefics3: square tiles and a thumbnail; marks in the prompt say how an image is cut.
 
 SmolVLMForConditionalGeneration, Idefics3ForConditionalGeneration
   model.vision_model                    SigLIP
@@ -22,7 +22,7 @@ THUMBNAIL = "<global-img>"
 
 
 def _cuts(config: PretrainedConfig, processor: Processor, batch: Batch, sample: int) -> Cuts:
-    """Read from the prompt itself, where each tile comes after its mark, and the whole image after the tiles."""
+    """Read how each image is cut from the prompt, where a mark comes before each tile and before the thumbnail."""
     ids = batch.inputs["input_ids"][sample]
     starts = (ids == config.image_token_id).nonzero().flatten()[:: tile_length(processor)] - 1
     cuts, last = [], (0, 0)
@@ -35,8 +35,8 @@ def _cuts(config: PretrainedConfig, processor: Processor, batch: Batch, sample: 
             last = (0, 0)
         else:
             raise ModelError(
-                f"{family_of(config).name}: '{mark}' before the visual tokens of a tile, expected <row_R_col_C> or"
-                f" {THUMBNAIL}"
+                f"{family_of(config).name}: '{mark}' comes before the visual tokens of a tile: expected <row_R_col_C>"
+                f" or {THUMBNAIL}"
             )
     return cuts
 

@@ -1,5 +1,4 @@
-"""What tiled families share: the image stretched and cut into square tiles, row by row, with the whole image as a
-thumbnail after them."""
+"""What tiled families share: square tiles of the stretched image, row by row, and the whole image as a thumbnail."""
 
 from __future__ import annotations
 
@@ -10,17 +9,17 @@ from transformers import PretrainedConfig
 
 from workbench.mllm.family import WHOLE, Batch, Box, Processor, VisualTokens, placeholders
 
-Cuts = list[tuple[int, int]]  # rows and columns of tiles of each image; 0 x 0 where it is not cut
-LENGTH = ("image_seq_length", "image_seq_len")  # what the processors call the number of tokens of one tile
+Cuts = list[tuple[int, int]]  # rows and columns of tiles of each image; (0, 0) if the image is not cut
+LENGTH = ("image_seq_length", "image_seq_len")  # names that processors have for the number of tokens of one tile
 
 
 def tile_length(processor: Processor) -> int:
-    """Visual tokens of one tile."""
+    """Return the number of visual tokens of one tile."""
     return next(getattr(processor, name) for name in LENGTH if hasattr(processor, name))
 
 
 def _boxes(rows: int, columns: int) -> Iterator[Box]:
-    """Each tile's part of the image, then the thumbnail's."""
+    """Yield the part of the image that each tile covers, and then that of the thumbnail."""
     for row in range(rows):
         for column in range(columns):
             yield column / columns, row / rows, (column + 1) / columns, (row + 1) / rows
@@ -33,18 +32,22 @@ def tiled(
     processor: Processor,
     batch: Batch,
 ) -> list[list[VisualTokens]]:
-    """One square raster per tile, the thumbnail's last."""
+    """Return one square token grid per tile, that of the thumbnail last.
+
+    Args:
+        cut: (config, processor, batch, number of the sample) -> how its images are cut.
+    """
     length = tile_length(processor)
     side = math.isqrt(length)
     cuts = [cut(config, processor, batch, sample) for sample in range(len(batch))]
-    counts = [[length * (rows * columns + 1) for rows, columns in own] for own in cuts]
-    found = []
-    for sample, own in zip(placeholders(config, batch, counts), cuts, strict=True):
+    counts = [[length * (rows * columns + 1) for rows, columns in sample_cuts] for sample_cuts in cuts]
+    samples = []
+    for positions, sample_cuts in zip(placeholders(config, batch, counts), cuts, strict=True):
         parts = []
-        for image, (index, (rows, columns)) in enumerate(zip(sample, own, strict=True)):
+        for image, (index, (rows, columns)) in enumerate(zip(positions, sample_cuts, strict=True)):
             parts += [
                 VisualTokens(tile, (side, side), box, image)
                 for tile, box in zip(index.split(length), _boxes(rows, columns), strict=True)
             ]
-        found.append(parts)
-    return found
+        samples.append(parts)
+    return samples
