@@ -38,7 +38,7 @@ from workbench.errors import ConfigError, DataError
 from workbench.metrics import attention as metric
 from workbench.mllm.family import Batch, VisualTokens
 from workbench.runs import Run
-from workbench.spatial.grids import canvas, covered, lay
+from workbench.spatial.grids import canvas, object_coverage, sum_onto_grid
 from workbench.stats import Interval, Kind, holm, mean_interval, mean_intervals, paired_differences, paired_test
 
 SPREAD = {
@@ -239,7 +239,7 @@ def _read(
         for number, parts in enumerate(context.mllm.visual_tokens(batch), start=start):
             raster = canvas(parts)
             own = _on_image(given[number - start], parts)
-            maps = metric.renormalised(lay(own, parts, raster))
+            maps = metric.renormalized(sum_onto_grid(own, parts, raster))
             uniform = own.shape[-1] / int(batch.inputs["attention_mask"][number - start].sum())
             _measure(config, reading, asked, number, raster, own.sum(-1), maps, uniform)
             if number in shown:
@@ -303,8 +303,8 @@ def _measure(
     chance = [uniform, 1.0, np.nan, np.nan, np.nan]
     thing = asked[number].thing
     if config.localise and thing is not None:
-        inside = covered(thing, raster)
-        elsewhere = np.stack([covered(other, raster) for other in _others(config, asked, number, rng)])
+        inside = object_coverage(thing, raster)
+        elsewhere = np.stack([object_coverage(other, raster) for other in _others(config, asked, number, rng)])
         values += _find(maps, inside)
         nulls += _find(maps, elsewhere)
         chance += _finding_chance(inside, config.seed)
@@ -411,9 +411,11 @@ def _compared(
                 np.random.default_rng([config.seed, picks[number], 1]),
             )
             assert thing is not None
-            maps = metric.renormalised(lay(_on_image(each[number - start], parts), parts, raster))
-            inside = covered(thing, raster)
-            elsewhere = np.stack([covered(other, raster) for other in _others(config, asked, picks[number], rng)])
+            maps = metric.renormalized(sum_onto_grid(_on_image(each[number - start], parts), parts, raster))
+            inside = object_coverage(thing, raster)
+            elsewhere = np.stack(
+                [object_coverage(other, raster) for other in _others(config, asked, picks[number], rng)]
+            )
             values.append(np.stack(_find(maps, inside), axis=-1))
             nulls.append(np.stack(_find(maps, elsewhere), axis=-1))
             chance.append(_finding_chance(inside, config.seed))

@@ -43,7 +43,7 @@ from workbench.metrics import METRICS, Metric
 from workbench.metrics.alignment import MIN_ROWS
 from workbench.runs import Run
 from workbench.spatial.vfm_patches import layers_under
-from workbench.spatial.within_image import Rasters, Scores, Within, read_rasters
+from workbench.spatial.within_image import GridFeatures, Scores, Within, read_by_grid
 from workbench.stats import (
     Paired,
     half_splits,
@@ -120,7 +120,7 @@ class Together:
         self.patches: list[list[Tensor]] = []
         self.rasters = 0
 
-    def add(self, hidden: Sequence[Rasters], patches: Sequence[Rasters], first: int) -> None:
+    def add(self, hidden: Sequence[GridFeatures], patches: Sequence[GridFeatures], first: int) -> None:
         """Take a batch of images, whose first is number `first`: a representation for each layer, and for each target;
         only what is compared is kept."""
         for image, rasters in enumerate(hidden[0]):
@@ -199,7 +199,7 @@ class Together:
 
         scores = np.zeros((layers, len(self.patches[0])))
         nulls = np.zeros((0 if orders is None else len(orders), *scores.shape))
-        step = self.metric.together(n, 1)
+        step = self.metric.max_batch(n, 1)
         for start in range(0, layers, step):
             block = range(start, min(start + step, layers))
             xs = [prepared(self.hidden, layer) for layer in block]
@@ -255,7 +255,7 @@ def run(config: Config, context: Context) -> Result:
                     **named,
                     **{"metric": config.metric, "score": interval.estimate, "low": interval.low, "high": interval.high},
                     **{"null_mean": null.mean, "null_q95": null.q95, "p": null.p, "n_images": len(image_ids)},
-                    **{"n": found.n, "rasters": found.rasters, **knobs, "pooling": config.pooling, "seed": config.seed},
+                    **{"n": found.n, "rasters": found.n_grids, **knobs, "pooling": config.pooling, "seed": config.seed},
                 }
             )
             each += [
@@ -284,7 +284,7 @@ def _part(config: Config, context: Context, layers: list[int], vfms: Mapping[str
         batch = context.mllm.encode(images, [s.question or QUESTION for s in samples])
         places = context.mllm.token_grids(batch)
         targets = [rasters for vfm in vfms.values() for rasters in layers_under(vfm, config.vfm_layers, images, places)]
-        hidden = read_rasters(context.mllm, batch, places, layers)
+        hidden = read_by_grid(context.mllm, batch, places, layers)
         if config.pooling == "within":
             within.add(hidden, targets)
         else:

@@ -60,7 +60,7 @@ from workbench.scoring.questions import questions_of, random_order
 from workbench.scoring.quiz import Quiz
 from workbench.scoring.tables import accuracy_by_type, change_by_type
 from workbench.spatial.vfm_patches import patches_under
-from workbench.spatial.within_image import Rasters, Within, read_rasters
+from workbench.spatial.within_image import GridFeatures, Within, read_by_grid
 from workbench.stats import first_reached, null_of, t_interval
 from workbench.training_folder import LOG_FILE, MEAN, Checkpoint, checkpoints, training_log, training_record
 from workbench.vfm import VFM, find_vfm, load_vfm
@@ -177,10 +177,10 @@ class Questions:
         return [load_vfm(name) for name in dict.fromkeys(self.config.vfm)]
 
     @cached_property
-    def _patches(self) -> dict[int, list[Rasters]]:
+    def _patches(self) -> dict[int, list[GridFeatures]]:
         return {}
 
-    def patches(self, start: int, samples: Sequence[Sample]) -> list[Rasters]:
+    def patches(self, start: int, samples: Sequence[Sample]) -> list[GridFeatures]:
         """Each VFM's patches of the batch that begins with image number `start`, found once for all checkpoints:
         [VFM]."""
         if start not in self._patches:
@@ -350,7 +350,7 @@ def _read(asked: Questions, point: Checked, chunk: Chunk[list[Sample]]) -> Part:
         samples = [scene[0] for scene in scenes]
         batch = point.mllm.encode([s.image for s in samples], [s.question for s in samples])
         within.add(
-            read_rasters(point.mllm, batch, point.mllm.token_grids(batch), asked.layers), asked.patches(start, samples)
+            read_by_grid(point.mllm, batch, point.mllm.token_grids(batch), asked.layers), asked.patches(start, samples)
         )
     return Part(tensors=within.tensors(), record=within.record())
 

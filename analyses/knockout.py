@@ -192,7 +192,7 @@ def _surveyed(context: Context, chunk: Chunk[list[Sample]]) -> Part:
     grids, features, covered, why = [], list[Tensor](), [], ""
     for _, scenes in chunk.batches():
         try:
-            rasters, read = survey(context.mllm, scenes, chunk.batch_size, tower=True)
+            rasters, read = survey(context.mllm, scenes, chunk.batch_size, encoder=True)
         except ModelError as error:
             return Part(record={"why": str(error)})
         grids += [grids_of(parts) for parts in rasters]

@@ -54,7 +54,7 @@ from workbench.errors import ConfigError, DataError, ModelError
 from workbench.metrics.probing import balanced_accuracy, classify, folds_of, r_squared, regress
 from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
-from workbench.spatial.grids import BACKGROUND, OUTSIDE, centres, owners
+from workbench.spatial.grids import BACKGROUND, OUTSIDE, object_per_token, token_centers
 from workbench.spatial.vfm_patches import patches_under
 from workbench.stats import mean_interval, paired_differences
 from workbench.vfm import VFM, find_vfm, load_vfm
@@ -105,7 +105,7 @@ class Tokens:
 
     Attributes:
         image: number of its image.
-        thing: number of the object it lies on, over all images; BACKGROUND and below as in `maps.owners`.
+        thing: number of the object it lies on, over all images; BACKGROUND and below as in `object_per_token`.
         elsewhere: the same on the objects of other images, (row, control).
         place: x and y.
         cell: (raster, rows, columns, number): which cell of which raster.
@@ -256,11 +256,13 @@ def _choose(
 ) -> Int[np.ndarray, " row"]:
     """Random cells of an image, and random ones on its objects; the same for every model with the same raster."""
     rng = np.random.default_rng([config.seed, number])
-    own, place = owners(images[number].objects, parts, share=config.cover), centres(parts)
+    own, place = object_per_token(images[number].objects, parts, share=config.cover), token_centers(parts)
     inside = rng.permutation((own != OUTSIDE).nonzero()[0])[: config.tokens_per_image]
     on_objects = rng.permutation((own >= 0).nonzero()[0])[: config.tokens_per_image]
     others = (number + 1 + rng.integers(len(images) - 1, size=config.controls)) % len(images)
-    elsewhere = np.stack([owners(images[other].objects, parts, share=config.cover) for other in others], axis=1)
+    elsewhere = np.stack(
+        [object_per_token(images[other].objects, parts, share=config.cover) for other in others], axis=1
+    )
     cells = [(raster, *(part.grid or ()), cell) for raster, part in enumerate(parts) for cell in range(len(part.index))]
     chosen = np.concatenate([inside, on_objects])
     tokens.image += [number] * len(chosen)

@@ -45,7 +45,7 @@ from workbench.lens import Lens, first_tokens, lens_of
 from workbench.mllm.base import MLLM
 from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
-from workbench.spatial.grids import BACKGROUND, canvas, owners
+from workbench.spatial.grids import BACKGROUND, canvas, object_per_token
 from workbench.stats import mean_intervals, null_of, paired_differences
 
 PAGE = "Logit lens"
@@ -224,7 +224,7 @@ def _score_cells(
     parts: list[VisualTokens],
 ) -> int:
     """Log-probability and rank of every word at some of an image's cells; returns the size of the vocabulary."""
-    own = owners(sample.objects, parts, share=config.cover)
+    own = object_per_token(sample.objects, parts, share=config.cover)
     rng = np.random.default_rng([config.seed, number])
     known = [words.of(thing.name) for thing in sample.objects]
     chosen: list[int] = []
@@ -278,7 +278,7 @@ def _map(
 ) -> list[tuple]:
     """The most likely words of every cell of the finest raster, and whether the first is a word of the object under
     it."""
-    own = owners(sample.objects, parts, share=config.cover)
+    own = object_per_token(sample.objects, parts, share=config.cover)
     canvas(parts)  # refuses tokens without a place
     cells = [
         part.token_box(row, column)

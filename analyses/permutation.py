@@ -214,12 +214,12 @@ def _surveyed(context: Context, encoder: bool, chunk: Chunk[list[Sample]]) -> Pa
     why = ""
     for _, scenes in chunk.batches():
         try:
-            rasters, read = survey(context.mllm, scenes, chunk.batch_size, tower=encoder and not why)
+            rasters, read = survey(context.mllm, scenes, chunk.batch_size, encoder=encoder and not why)
         except ModelError as error:
             if not encoder:
                 raise
             why = str(error)
-            rasters, read = survey(context.mllm, scenes, chunk.batch_size, tower=False)
+            rasters, read = survey(context.mllm, scenes, chunk.batch_size, encoder=False)
         grids += [grids_of(parts) for parts in rasters]
         features += read
     tensors = {"features": torch.cat(features)} if features and not why else {}

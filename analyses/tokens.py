@@ -59,7 +59,7 @@ from workbench.metrics.geometry import effective_rank, massive_tokens, mean_cosi
 from workbench.metrics.neighbors import unit_rows
 from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
-from workbench.spatial.grids import covered, whole_image
+from workbench.spatial.grids import object_coverage, whole_image
 from workbench.spatial.vfm_patches import patches_under
 from workbench.stats import Kind, holm, jackknife_ci, mean_interval, paired_test
 from workbench.vfm import VFM, find_vfm, load_vfm
@@ -464,7 +464,8 @@ class Places:
         if seen.number >= self.config.umap_images:
             return
         shares = [
-            np.concatenate([covered(thing, part).ravel() for part in seen.rasters]) for thing in seen.sample.objects
+            np.concatenate([object_coverage(thing, part).ravel() for part in seen.rasters])
+            for thing in seen.sample.objects
         ]
         best = np.max(shares, axis=0) if shares else np.zeros(len(_boxes(seen.rasters)))
         on = np.flatnonzero(best >= ON_OBJECT)

@@ -433,7 +433,7 @@ def test_an_image_that_a_metric_refuses_is_left_out_by_name_and_changes_no_other
             [list(sizes)[n] for n in within.scored] == ["a", "b", "c"]
             and found.parts.shape == (3, 2, 1)
             and found.n == 20
-            and found.rasters == 4
+            and found.n_grids == 4
         )
         icon, white, half = within.sentences(list(sizes))
         assert icon == "image icon: 4 visual tokens, expected at least 11 with k 10" and half.startswith(

@@ -101,7 +101,7 @@ def test_bad_clouds_are_refused() -> None:
         effective_rank(torch.tensor([[1.0, torch.nan], [0, 1]]))
     with pytest.raises(DataError, match="half of the tokens are zero"):
         norm_ratios(torch.zeros(3, 4))
-    with pytest.raises(DataError, match="8 tokens with 15 neighbours"):
+    with pytest.raises(DataError, match="8 tokens with 15 neighbors"):
         umap_map(noise(8, 4))
 
 

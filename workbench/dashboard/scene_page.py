@@ -11,7 +11,7 @@ from workbench.dashboard.folders import below_root, default_models, trained_mode
 from workbench.data import Dataset, Sample, load_data
 from workbench.metrics.geometry import joint_pca_rgb
 from workbench.mllm import MLLM
-from workbench.spatial.grids import picture, whole_image
+from workbench.spatial.grids import colors_to_image, whole_image
 from workbench.training_folder import RECORD_FILE
 from workbench.vfm import CATALOGUE, VFM, load_vfm
 from workbench.weights.fetch import available_without_hub
@@ -107,12 +107,12 @@ def _maps(loaded: dict[str, MLLM], vfm_name: str, sample: Sample) -> None:
     reference = joint_pca_rgb([_vfm(vfm_name)([sample.image], grid=grid).tokens()])[0][0]
     columns = st.columns(len(maps) + 1)
     for column, (name, (rgb, size)) in zip(columns, maps.items(), strict=False):
-        column.image(picture(rgb[layer], size, 300), caption=f"{name}, layer {layer}", width="stretch")
-    columns[-1].image(picture(reference, grid, 300), caption=f"{vfm_name} (its own basis)", width="stretch")
+        column.image(colors_to_image(rgb[layer], size, 300), caption=f"{name}, layer {layer}", width="stretch")
+    columns[-1].image(colors_to_image(reference, grid, 300), caption=f"{vfm_name} (its own basis)", width="stretch")
     for name, (rgb, size) in maps.items():
         shared = " and models" if len(maps) > 1 and len(widths) == 1 else ""
         st.caption(
             f"{name}: layers 0 to {layers - 1}, first three principal components in one basis for all layers{shared}"
         )
         for column, number in zip(st.columns(layers), range(layers), strict=True):
-            column.image(picture(rgb[number], size, 120), caption=str(number), width="stretch")
+            column.image(colors_to_image(rgb[number], size, 120), caption=str(number), width="stretch")
