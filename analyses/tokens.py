@@ -53,7 +53,7 @@ from workbench.analysis.declaration import Analysis, Context, DataOptions, Resul
 from workbench.capture.hidden_states import check_layers, encoder_rows, read
 from workbench.data.base import Sample
 from workbench.data.folder import QUESTION
-from workbench.data.shapes import COLOURS
+from workbench.data.shapes import COLORS
 from workbench.errors import ConfigError, ModelError
 from workbench.metrics.geometry import effective_rank, massive_tokens, mean_cosine, norm_ratios, umap_map
 from workbench.metrics.neighbors import unit_rows
@@ -486,7 +486,7 @@ class Places:
                 else "background"
             )
             name = seen.sample.objects[covering].name if thing == "object" else thing
-            colour = next((word for word in name.split() if word in COLOURS), thing)
+            colour = next((word for word in name.split() if word in COLORS), thing)
             shape = " ".join(word for word in name.split() if word != colour) or thing
             named = {
                 "image": seen.number,

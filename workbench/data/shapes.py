@@ -32,7 +32,7 @@ from workbench.data.scenes import (
 )
 
 SIZE = 112  # pixels; 8 x 8 patches of 14
-COLOURS = {
+COLORS = {
     "red": (214, 40, 40),
     "green": (44, 160, 60),
     "blue": (40, 80, 215),
@@ -75,7 +75,7 @@ def shapes(
 def vocabulary() -> list[str]:
     """Every word that a question or an answer of this world can contain."""
     return sorted(
-        {*COLOURS, *SHAPES, *COUNTS, "yes", "no"}
+        {*COLORS, *SHAPES, *COUNTS, "yes", "no"}
         | template_words((COUNT, _COLOUR, _SHAPE, _EXIST, SIDE_X, SIDE_Y, RELATION_X, RELATION_Y))
     )
 
@@ -87,7 +87,7 @@ def layout(split: str, seed: int, index: int) -> list[Placed]:
     """Return the objects of a scene; one colour and one shape are repeated 0 to 3 times, so that counts vary."""
     rng = WORLD.generator(split, seed, index, 0)
     number = WORLD.draw_number(rng)
-    colours, shapes_ = draw_repeated(rng, list(COLOURS), number), draw_repeated(rng, list(SHAPES), number)
+    colours, shapes_ = draw_repeated(rng, list(COLORS), number), draw_repeated(rng, list(SHAPES), number)
     return [Placed(s, c, *p) for s, c, p in zip(shapes_, colours, WORLD.draw_places(rng, number), strict=True)]
 
 
@@ -127,7 +127,7 @@ def draw_scene(split: str, seed: int, index: int) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     for item in items:
         shade = rng.integers(-18, 19, size=3)
-        fill = tuple(int(v) for v in np.clip(np.array(COLOURS[item.colour]) + shade, 0, 255))
+        fill = tuple(int(v) for v in np.clip(np.array(COLORS[item.colour]) + shade, 0, 255))
         draw.polygon(outline(item, _SCALE), fill=fill)
     pixels = np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.int16)
     noise = rng.integers(-8, 9, size=pixels.shape, dtype=np.int16)
@@ -190,21 +190,19 @@ def scene_samples(split: str, seed: int, index: int) -> list[Sample]:
 
 
 def _count(rng: np.random.Generator, items: list[Placed]) -> list[Question]:
-    by_colour = WORLD.count_questions(rng, [item.colour for item in items], tuple(COLOURS))
+    by_colour = WORLD.count_questions(rng, [item.colour for item in items], tuple(COLORS))
     return by_colour + WORLD.count_questions(rng, [item.shape for item in items], SHAPES)
 
 
 def _look_up(items: list[Placed]) -> list[Question]:
-    by_shape = [
-        Question(_COLOUR.format(a=i.shape), i.colour, tuple(COLOURS), "colour") for i in _unique(items, "shape")
-    ]
+    by_shape = [Question(_COLOUR.format(a=i.shape), i.colour, tuple(COLORS), "colour") for i in _unique(items, "shape")]
     by_colour = [Question(_SHAPE.format(a=i.colour), i.shape, SHAPES, "shape") for i in _unique(items, "colour")]
     return by_shape + by_colour
 
 
 def _exist(rng: np.random.Generator, items: list[Placed]) -> list[Question]:
     present = sorted({(i.colour, i.shape) for i in items})
-    absent = [pair for pair in product(COLOURS, SHAPES) if pair not in set(present)]
+    absent = [pair for pair in product(COLORS, SHAPES) if pair not in set(present)]
     asked = [(present[int(rng.integers(len(present)))], "yes"), (absent[int(rng.integers(len(absent)))], "no")]
     return [Question(_EXIST.format(a=c, b=s), answer, ("yes", "no"), "exist") for (c, s), answer in asked]
 
