@@ -47,8 +47,8 @@ from workbench import figures as fig
 from workbench.analysis.chunks import Chunk, Part
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
-from workbench.capture.hidden_states import check_layers, encoder_rows, read
-from workbench.data.base import Sample, class_and_colour
+from workbench.capture.hidden_states import check_layers, read, tower_rows
+from workbench.data.base import Sample, class_and_color
 from workbench.data.folder import QUESTION
 from workbench.errors import ConfigError, DataError, ModelError
 from workbench.metrics.probing import balanced_accuracy, classify, folds_of, r_squared, regress
@@ -330,7 +330,7 @@ def _task(config: Config, name: Target, data: str, images: Sequence[Sample], tok
         rows = (spread & ((thing >= 0) | (thing == BACKGROUND))).nonzero()[0]
         labels = np.concatenate([thing[rows, None], elsewhere[rows]], axis=1) >= 0
         return _checked(config, name, rows, labels.astype(int), image[rows], ("background", "object"))
-    parts = [class_and_colour(item.name)[name == "colour"] for sample in images for item in sample.objects]
+    parts = [class_and_color(item.name)[name == "colour"] for sample in images for item in sample.objects]
     seen = Counter(
         parts[i] for own, i in {(own, i) for own, i in zip(image[~spread], thing[~spread], strict=True)} if parts[i]
     )

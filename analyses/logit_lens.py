@@ -38,7 +38,7 @@ from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
 from workbench.capture.hidden_states import check_layers, read
-from workbench.data.base import Sample, class_and_colour
+from workbench.data.base import Sample, class_and_color
 from workbench.data.folder import QUESTION
 from workbench.errors import ConfigError, DataError
 from workbench.lens import Lens, first_tokens, lens_of
@@ -103,7 +103,7 @@ class Words:
         """The column of an object's word of each kind, where it has one."""
         return {
             kind: self.names.index(word)
-            for kind, word in zip(KINDS, class_and_colour(name), strict=True)
+            for kind, word in zip(KINDS, class_and_color(name), strict=True)
             if kind in self.kinds and word in self.names and self.names.index(word) in self.kinds[kind]
         }
 
@@ -168,7 +168,7 @@ def _words(config: Config, context: Context, images: Sequence[Sample]) -> Words:
             " --no-scores for maps alone"
         )
     parts = [
-        class_and_colour(name) for name in dict.fromkeys(thing.name for sample in images for thing in sample.objects)
+        class_and_color(name) for name in dict.fromkeys(thing.name for sample in images for thing in sample.objects)
     ]
     by_kind = {kind: sorted({own[number] for own in parts} - {""}) for number, kind in enumerate(KINDS)}
     tokens, left_out = first_tokens(context.mllm, [word for own in by_kind.values() for word in own])
@@ -316,7 +316,7 @@ def _map(
 def first_tokens_of(mllm: MLLM, name: str) -> list[int]:
     """The tokens that stand for the words of an object's name, where it has any."""
     try:
-        return list(first_tokens(mllm, [word for word in class_and_colour(name) if word])[0].values()) if name else []
+        return list(first_tokens(mllm, [word for word in class_and_color(name) if word])[0].values()) if name else []
     except DataError:
         return []
 

@@ -345,7 +345,7 @@ def test_a_folder_of_photographs(runs_folder: Path, tmp_path: Path) -> None:
         (["--model", "MODEL", "--layers", "9", "--limit", "4"], "layer 9 does not exist"),
         (["--model", "MODEL", "--data", "shapes:vall"], "did you mean 'val'"),
         (["--model", "MODEL", "--data", "folder:/nowhere"], "folder '/nowhere' does not exist"),
-        (["--model", "MODEL", "--data", "folder:EMPTY"], "holds no images that can be read"),
+        (["--model", "MODEL", "--data", "folder:EMPTY"], "contains no images that can be read"),
         (["--model", "MODEL", "MODEL"], "is given twice: expected each model once"),
         (["--model", "EMPTY"], "holds no model"),
         (["--model", "MODEL", "--batch_size", "0"], "batch_size is 0"),

@@ -22,7 +22,7 @@ from workbench import runs
 from workbench.analysis.declaration import Context, Result
 from workbench.capture.hidden_states import Activations, read
 from workbench.data import Dataset, Object, Sample
-from workbench.data.base import class_and_colour
+from workbench.data.base import class_and_color
 from workbench.errors import ConfigError, DataError
 from workbench.metrics.probing import balanced_accuracy, classify, folds_of, r_squared, regress
 from workbench.mllm import MLLM
@@ -65,7 +65,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, data: Dataset, dims: int = 24) -> N
             own, noise = object_per_token(things, places), rng.normal(size=(3, 16, dims)) * 0.3
             for token, thing in enumerate(own):
                 if thing >= 0:
-                    kind, colour = class_and_colour(things[thing].name)
+                    kind, colour = class_and_color(things[thing].name)
                     noise[1, token, :3] += (3.0, 3.0 * (kind == "cat"), 3.0 * (colour == "red"))
             noise[1, :, 3:5] += 3 * token_centers(places)
             noise[2] += 5 * rng.normal(size=dims)
@@ -256,15 +256,16 @@ def test_cells_and_their_objects_by_hand() -> None:
     ]
 
 
-def test_names_are_split_into_class_and_colour() -> None:
+def test_names_are_split_into_class_and_color() -> None:
     assert (
-        class_and_colour("red circle") == ("circle", "red")
-        and class_and_colour("orange") == ("orange", "")
-        and class_and_colour("Dog") == ("dog", "")
+        class_and_color("red circle") == ("circle", "red")
+        and class_and_color("orange") == ("orange", "")
+        and class_and_color("Dog") == ("dog", "")
     )
-    assert class_and_colour("traffic light") == ("traffic light", "") and class_and_colour(
-        "dark blue traffic light"
-    ) == ("dark traffic light", "blue")
+    assert class_and_color("traffic light") == ("traffic light", "") and class_and_color("dark blue traffic light") == (
+        "dark traffic light",
+        "blue",
+    )
 
 
 # --- families, models, bad input ------------------------------------------------------------------
