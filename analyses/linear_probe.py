@@ -47,7 +47,7 @@ from workbench import figures as fig
 from workbench.analysis.chunks import Chunk, Part
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
-from workbench.capture.hidden_states import check_layers, read, tower_rows
+from workbench.capture.hidden_states import check_layers, encoder_rows, read
 from workbench.data.base import Sample, class_and_color
 from workbench.data.folder import QUESTION
 from workbench.errors import ConfigError, DataError, ModelError

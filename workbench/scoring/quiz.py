@@ -215,7 +215,9 @@ class Quiz:
 
         def changed(values: Float[Tensor, "image token d"]) -> Float[Tensor, "image token d"]:
             assert change is not None
-            return torch.stack([apply_edit(change, tokens, self.first + number) for number, tokens in enumerate(values)])
+            return torch.stack(
+                [apply_edit(change, tokens, self.first + number) for number, tokens in enumerate(values)]
+            )
 
         def at_block(_: object, __: object, output: Tensor) -> Tensor:
             output = output.clone()
