@@ -50,6 +50,7 @@ class Job:
 
     @property
     def state(self) -> State:
+        """Whether it runs, or how it ended."""
         code = self.process.poll()
         if code is None:
             return "running"

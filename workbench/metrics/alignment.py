@@ -126,7 +126,7 @@ def _masked(x: Array, k: int, name: str, side: int = 0) -> Masked:
     if not (self_hsic * neighbors.n * (neighbors.n - 3) > ROUNDING * kernel.pow(2).sum((-2, -1))).all():
         raise DataError(
             f"CKNNA is undefined: the unbiased HSIC of {name} with itself is not positive (too few rows, or all rows"
-            " alike)"
+            " equal)"
         )
     return Masked(neighbors, self_hsic)
 
@@ -177,7 +177,7 @@ def cka(x: Array, y: Array, *, unbiased: bool = True) -> float:
         unbiased: whether to use the unbiased HSIC.
 
     Raises:
-        DataError: different n, n < 4, a value that is not finite, or a representation whose rows are all alike.
+        DataError: different n, n < 4, a value that is not finite, or a representation whose rows are all equal.
     """
     check_same_rows(x, y)
     first, second = _centered(x, "x"), _centered(y, "y")
@@ -188,7 +188,7 @@ def cka(x: Array, y: Array, *, unbiased: bool = True) -> float:
         squares = (side.T @ side).pow(2).sum()
         if not self_hsics[-1] * (len(x) * (len(x) - 3) if unbiased else 1) > ROUNDING * squares:
             raise DataError(
-                f"CKA is undefined: the HSIC of {name} with itself is not positive (too few rows, or all rows alike)"
+                f"CKA is undefined: the HSIC of {name} with itself is not positive (too few rows, or all rows equal)"
             )
     return float(hsic(first, second) / (self_hsics[0] * self_hsics[1]).sqrt())
 
@@ -239,7 +239,7 @@ def _centered_gram(x: Array, _: int, name: str, __: int = 0) -> Square:
     norm = torch.linalg.matrix_norm(gram)[..., None, None]
     if not (norm > ROUNDING**0.5 * gram_norm).all():
         raise DataError(
-            f"CKA is undefined: the HSIC of {name} with itself is not positive (too few rows, or all rows alike)"
+            f"CKA is undefined: the HSIC of {name} with itself is not positive (too few rows, or all rows equal)"
         )
     return Square(gram / norm)
 

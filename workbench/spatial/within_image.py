@@ -188,7 +188,7 @@ class Within:
                     for number, (side, name) in enumerate(sides)
                 )
                 part_scores = np.array([[self.metric.score(x, y).cpu().numpy() for y in ys] for x in xs])
-                # the permutations of a grid depend on its own number only: not on the batch size or the other images
+                # seeded by the numbers of image and grid, so that neither batch size nor other images change them
                 orders = torch.stack(
                     [permutations(length, self.null, (self.seed, first + i, g)) for i, g in part], dim=1
                 )
