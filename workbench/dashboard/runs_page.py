@@ -89,7 +89,7 @@ def _training(models: list[str]) -> None:
         )
         st.caption(
             f"On {', '.join(evaluated)}; 95 % intervals over images. One seed per model: comparing two models takes"
-            " several."
+            " several seeds."
         )
     st.dataframe(
         pd.DataFrame([_training_row(name, log) for name, log in logs.items()]), hide_index=True, width="stretch"
