@@ -41,7 +41,7 @@ from workbench.errors import ConfigError, DataError
 from workbench.metrics import attention as metric
 from workbench.mllm.family import Batch, VisualTokens
 from workbench.runs import Run
-from workbench.spatial.grids import canvas, covered, lay
+from workbench.spatial.grids import canvas, object_coverage, sum_onto_grid
 from workbench.stats import Interval, Kind, holm, mean_interval, mean_intervals, paired_differences, paired_test
 
 SPREAD_MEASURES = {
@@ -261,7 +261,7 @@ def _measure_chunk(
         for number, tiles in enumerate(context.mllm.visual_tokens(batch), start=start):
             grid = canvas(tiles)
             on_image = _on_image(attention_rows[number - start], tiles)
-            maps = metric.renormalised(lay(on_image, tiles, grid))
+            maps = metric.renormalized(sum_onto_grid(on_image, tiles, grid))
             uniform_mass = on_image.shape[-1] / int(batch.inputs["attention_mask"][number - start].sum())
             _measure(config, measurements, questions, number, grid, on_image.sum(-1), maps, uniform_mass)
             if number in examples:
@@ -340,8 +340,8 @@ def _measure(
     chance = [uniform_mass, 1.0, np.nan, np.nan, np.nan]
     target = questions[number].target
     if config.localise and target is not None:
-        inside = covered(target, grid)
-        elsewhere = np.stack([covered(other, grid) for other in _others(config, questions, number, rng)])
+        inside = object_coverage(target, grid)
+        elsewhere = np.stack([object_coverage(other, grid) for other in _others(config, questions, number, rng)])
         values += _object_scores(maps, inside)
         nulls += _object_scores(maps, elsewhere)
         chance += _object_chance(inside, config.seed)
@@ -451,10 +451,10 @@ def _compare_chunk(
             grid, target = canvas(tiles), questions[compared[number]].target
             assert target is not None
             rng = np.random.default_rng([config.seed, compared[number], 1])
-            maps = metric.renormalised(lay(_on_image(by_method[number - start], tiles), tiles, grid))
-            inside = covered(target, grid)
+            maps = metric.renormalized(sum_onto_grid(_on_image(by_method[number - start], tiles), tiles, grid))
+            inside = object_coverage(target, grid)
             others = _others(config, questions, compared[number], rng)
-            elsewhere = np.stack([covered(other, grid) for other in others])
+            elsewhere = np.stack([object_coverage(other, grid) for other in others])
             values.append(np.stack(_object_scores(maps, inside), axis=-1))
             nulls.append(np.stack(_object_scores(maps, elsewhere), axis=-1))
             chance.append(_object_chance(inside, config.seed))

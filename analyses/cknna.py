@@ -42,7 +42,7 @@ from workbench.metrics import METRICS, Metric
 from workbench.metrics.alignment import MIN_ROWS
 from workbench.runs import Run
 from workbench.spatial.vfm_patches import layers_under
-from workbench.spatial.within_image import Rasters, Scores, Within, read_rasters
+from workbench.spatial.within_image import GridFeatures, Scores, Within, read_by_grid
 from workbench.stats import (
     Paired,
     half_splits,
@@ -122,7 +122,7 @@ class AcrossImages:
         self.patches: list[list[Tensor]] = []  # [image][target]
         self.grids = 0
 
-    def add(self, hidden: Sequence[Rasters], patches: Sequence[Rasters], first: int) -> None:
+    def add(self, hidden: Sequence[GridFeatures], patches: Sequence[GridFeatures], first: int) -> None:
         """Add a batch of images.
 
         Args:
@@ -206,7 +206,7 @@ class AcrossImages:
 
         scores = np.zeros((layers, len(self.patches[0])))
         nulls = np.zeros((0 if orders is None else len(orders), *scores.shape))
-        step = self.metric.together(n, 1)
+        step = self.metric.max_batch(n, 1)
         for start in range(0, layers, step):
             block = range(start, min(start + step, layers))
             xs = [prepared(self.hidden, layer) for layer in block]
@@ -277,7 +277,7 @@ def _tables(
                     "p": null.p,
                     "n_images": len(image_ids),
                     "n": results.n,
-                    "rasters": results.rasters,
+                    "rasters": results.n_grids,
                     **options,
                     "pooling": config.pooling,
                     "seed": config.seed,
@@ -310,7 +310,7 @@ def _compare_chunk(
         batch = context.mllm.encode(images, [sample.question or QUESTION for sample in samples])
         grids = context.mllm.token_grids(batch)
         patches = [target for vfm in vfms.values() for target in layers_under(vfm, config.vfm_layers, images, grids)]
-        hidden = read_rasters(context.mllm, batch, grids, layers)
+        hidden = read_by_grid(context.mllm, batch, grids, layers)
         if config.pooling == "within":
             within.add(hidden, patches)
         else:

@@ -62,7 +62,7 @@ from workbench.scoring.questions import questions_of, random_order
 from workbench.scoring.quiz import Quiz
 from workbench.scoring.tables import accuracy_by_type, change_by_type
 from workbench.spatial.vfm_patches import patches_under
-from workbench.spatial.within_image import Rasters, Within, read_rasters
+from workbench.spatial.within_image import GridFeatures, Within, read_by_grid
 from workbench.stats import first_reached, null_of, t_interval
 from workbench.training_folder import LOG_FILE, MEAN, Checkpoint, checkpoints, training_log, training_record
 from workbench.vfm import VFM, find_vfm, load_vfm
@@ -186,11 +186,11 @@ class Evaluation:
         return [load_vfm(name) for name in dict.fromkeys(self.config.vfm)]
 
     @cached_property
-    def _patches(self) -> dict[int, list[Rasters]]:
+    def _patches(self) -> dict[int, list[GridFeatures]]:
         """{number of a batch's first image: patches of each VFM}."""
         return {}
 
-    def patches(self, start: int, samples: Sequence[Sample]) -> list[Rasters]:
+    def patches(self, start: int, samples: Sequence[Sample]) -> list[GridFeatures]:
         """Return each VFM's patches for the batch of images from number `start` on, computed once for all checkpoints.
 
         Returns:
@@ -372,7 +372,7 @@ def _read(evaluation: Evaluation, point: TrainingPoint, chunk: Chunk[list[Sample
     for start, scenes in chunk.batches():
         samples = [scene[0] for scene in scenes]
         batch = point.mllm.encode([s.image for s in samples], [s.question for s in samples])
-        hidden = read_rasters(point.mllm, batch, point.mllm.token_grids(batch), evaluation.layers)
+        hidden = read_by_grid(point.mllm, batch, point.mllm.token_grids(batch), evaluation.layers)
         within.add(hidden, evaluation.patches(start, samples))
     return Part(tensors=within.tensors(), record=within.record())
 

@@ -204,7 +204,7 @@ def _survey(context: Context, chunk: Chunk[list[Sample]]) -> Part:
     grids, features, touched, why = [], list[Tensor](), [], ""
     for _, scenes in chunk.batches():
         try:
-            visual_tokens, encoder_features = survey(context.mllm, scenes, chunk.batch_size, tower=True)
+            visual_tokens, encoder_features = survey(context.mllm, scenes, chunk.batch_size, encoder=True)
         except ModelError as error:
             return Part(record={"why": str(error)})
         grids += [grids_of(parts) for parts in visual_tokens]

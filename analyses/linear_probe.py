@@ -48,13 +48,13 @@ from workbench.analysis.chunks import Chunk, Part
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
 from workbench.capture.hidden_states import check_layers, encoder_rows, read
-from workbench.data.base import Sample, class_and_colour
+from workbench.data.base import Sample, class_and_color
 from workbench.data.folder import QUESTION
 from workbench.errors import ConfigError, DataError, ModelError
 from workbench.metrics.probing import balanced_accuracy, classify, folds_of, r_squared, regress
 from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
-from workbench.spatial.grids import BACKGROUND, OUTSIDE, centres, owners
+from workbench.spatial.grids import BACKGROUND, OUTSIDE, object_per_token, token_centers
 from workbench.spatial.vfm_patches import patches_under
 from workbench.stats import mean_interval, paired_differences
 from workbench.vfm import VFM, find_vfm, load_vfm
@@ -278,11 +278,13 @@ def _sample_tokens(
         first_object: number of its first object, counted over all images.
     """
     rng = np.random.default_rng([config.seed, number])
-    object_of_token, positions = owners(images[number].objects, parts, share=config.cover), centres(parts)
+    positions = token_centers(parts)
+    object_of_token = object_per_token(images[number].objects, parts, share=config.cover)
     uniform = rng.permutation((object_of_token != OUTSIDE).nonzero()[0])[: config.tokens_per_image]
     on_objects = rng.permutation((object_of_token >= 0).nonzero()[0])[: config.tokens_per_image]
     others = (number + 1 + rng.integers(len(images) - 1, size=config.controls)) % len(images)
-    other_objects = np.stack([owners(images[other].objects, parts, share=config.cover) for other in others], axis=1)
+    of_others = [object_per_token(images[other].objects, parts, share=config.cover) for other in others]
+    other_objects = np.stack(of_others, axis=1)
     patches = [(grid, *(part.grid or ()), patch) for grid, part in enumerate(parts) for patch in range(len(part.index))]
     sampled = np.concatenate([uniform, on_objects])
     tokens.images += [number] * len(sampled)
@@ -346,7 +348,7 @@ def _task(config: Config, name: Target, data: str, images: Sequence[Sample], tok
         rows = (uniform & ((object_of_token >= 0) | (object_of_token == BACKGROUND))).nonzero()[0]
         labels = np.concatenate([object_of_token[rows, None], np.array(tokens.other_objects)[rows]], axis=1) >= 0
         return _make_task(config, name, rows, labels.astype(int), image[rows], ("background", "object"))
-    names = [class_and_colour(item.name)[name == "colour"] for sample in images for item in sample.objects]
+    names = [class_and_color(item.name)[name == "colour"] for sample in images for item in sample.objects]
     images_by_name: dict[str, set[int]] = {}
     for image_number, object_number in zip(image[~uniform], object_of_token[~uniform], strict=True):
         if names[object_number]:

@@ -38,14 +38,14 @@ from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
 from workbench.capture.hidden_states import check_layers, read
-from workbench.data.base import Sample, class_and_colour
+from workbench.data.base import Sample, class_and_color
 from workbench.data.folder import QUESTION
 from workbench.errors import ConfigError, DataError
 from workbench.lens import Lens, first_tokens, lens_of
 from workbench.mllm.base import MLLM
 from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
-from workbench.spatial.grids import BACKGROUND, canvas, owners
+from workbench.spatial.grids import BACKGROUND, canvas, object_per_token
 from workbench.stats import mean_intervals, null_of, paired_differences
 
 PAGE = "Logit lens"
@@ -110,7 +110,7 @@ class Words:
         """Return the columns of the words in an object's name by kind; kinds without a scored word are absent."""
         return {
             kind: self.names.index(word)
-            for kind, word in zip(WORD_KINDS, class_and_colour(name), strict=True)
+            for kind, word in zip(WORD_KINDS, class_and_color(name), strict=True)
             if kind in self.kinds and word in self.names and self.names.index(word) in self.kinds[kind]
         }
 
@@ -181,7 +181,7 @@ def _words(config: Config, context: Context, images: Sequence[Sample]) -> Words:
             " --no-scores for maps alone"
         )
     names = dict.fromkeys(item.name for sample in images for item in sample.objects)
-    split_names = [class_and_colour(name) for name in names]
+    split_names = [class_and_color(name) for name in names]
     by_kind = {kind: sorted({split[n] for split in split_names} - {""}) for n, kind in enumerate(WORD_KINDS)}
     tokens, left_out = first_tokens(context.mllm, [word for kind_words in by_kind.values() for word in kind_words])
     kinds = {
@@ -247,7 +247,7 @@ def _score_tokens(
     Returns:
         Size of the vocabulary; 0 if the image has no token to score.
     """
-    object_of_token = owners(sample.objects, parts, share=config.cover)
+    object_of_token = object_per_token(sample.objects, parts, share=config.cover)
     rng = np.random.default_rng([config.seed, number])
     object_words = [words.of(item.name) for item in sample.objects]
     chosen: list[int] = []
@@ -309,7 +309,7 @@ def _map(
 
     A word is right if its token represents a word of the object under the token (its "truth").
     """
-    object_of_token = owners(sample.objects, parts, share=config.cover)
+    object_of_token = object_per_token(sample.objects, parts, share=config.cover)
     canvas(parts)  # raises for tokens without a place in the image
     patches = [
         part.token_box(row, column)
@@ -337,7 +337,7 @@ def _map(
 def first_tokens_of(mllm: MLLM, name: str) -> list[int]:
     """Return the token ids that represent the words of an object's name; none if no word has one."""
     try:
-        return list(first_tokens(mllm, [word for word in class_and_colour(name) if word])[0].values()) if name else []
+        return list(first_tokens(mllm, [word for word in class_and_color(name) if word])[0].values()) if name else []
     except DataError:
         return []
 

@@ -241,12 +241,14 @@ def _read_chunk(context: Context, encoder: bool, chunk: Chunk[list[Sample]]) -> 
     reason = ""
     for _, scenes in chunk.batches():
         try:
-            visual_tokens, batch_features = survey(context.mllm, scenes, chunk.batch_size, tower=encoder and not reason)
+            visual_tokens, batch_features = survey(
+                context.mllm, scenes, chunk.batch_size, encoder=encoder and not reason
+            )
         except ModelError as error:
             if not encoder:
                 raise
             reason = str(error)
-            visual_tokens, batch_features = survey(context.mllm, scenes, chunk.batch_size, tower=False)
+            visual_tokens, batch_features = survey(context.mllm, scenes, chunk.batch_size, encoder=False)
         grids += [grids_of(of_image) for of_image in visual_tokens]
         features += batch_features
     tensors = {"features": torch.cat(features)} if features and not reason else {}

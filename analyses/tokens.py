@@ -55,13 +55,13 @@ from workbench.analysis.declaration import Analysis, Context, DataOptions, Resul
 from workbench.capture.hidden_states import check_layers, encoder_rows, read
 from workbench.data.base import Sample
 from workbench.data.folder import QUESTION
-from workbench.data.shapes import COLOURS
+from workbench.data.shapes import COLORS
 from workbench.errors import ConfigError, ModelError
 from workbench.metrics.geometry import effective_rank, massive_tokens, mean_cosine, norm_ratios, umap_map
 from workbench.metrics.neighbors import unit_rows
 from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
-from workbench.spatial.grids import covered, whole_image
+from workbench.spatial.grids import object_coverage, whole_image
 from workbench.spatial.vfm_patches import patches_under
 from workbench.stats import Interval, Kind, holm, jackknife_ci, mean_interval, paired_test
 from workbench.vfm import VFM, find_vfm, load_vfm
@@ -520,7 +520,7 @@ class SampledTokens:
         if image.number >= self.config.umap_images:
             return
         objects, boxes = image.sample.objects, _boxes(image.grids)
-        cover = [np.concatenate([covered(target, grid).ravel() for grid in image.grids]) for target in objects]
+        cover = [np.concatenate([object_coverage(target, grid).ravel() for grid in image.grids]) for target in objects]
         most = np.max(cover, axis=0) if cover else np.zeros(len(boxes))
         chosen = self._choose(most, image.number)
         for token in chosen:
@@ -600,7 +600,7 @@ def _labels(covering: str | None, share: float) -> dict[str, object]:
         kind, name = "object", covering
     else:
         kind = name = "edge" if share > 0 else "background"
-    color = next((word for word in name.split() if word in COLOURS), kind)
+    color = next((word for word in name.split() if word in COLORS), kind)
     shape = " ".join(word for word in name.split() if word != color) or kind
     return {"thing": kind, "name": name, "colour": color, "shape": shape}
 

@@ -345,7 +345,7 @@ def test_a_folder_of_photographs(runs_folder: Path, tmp_path: Path) -> None:
         (["--model", "MODEL", "--layers", "9", "--limit", "4"], "layer 9 does not exist"),
         (["--model", "MODEL", "--data", "shapes:vall"], "did you mean 'val'"),
         (["--model", "MODEL", "--data", "folder:/nowhere"], "folder '/nowhere' does not exist"),
-        (["--model", "MODEL", "--data", "folder:EMPTY"], "holds no images that can be read"),
+        (["--model", "MODEL", "--data", "folder:EMPTY"], "contains no images that can be read"),
         (["--model", "MODEL", "MODEL"], "is given twice: expected each model once"),
         (["--model", "EMPTY"], "holds no model"),
         (["--model", "MODEL", "--batch_size", "0"], "batch_size is 0"),
@@ -435,7 +435,7 @@ def test_an_image_that_a_metric_refuses_is_left_out_by_name_and_changes_no_other
             [list(sizes)[n] for n in within.scored] == ["a", "b", "c"]
             and found.parts.shape == (3, 2, 1)
             and found.n == 20
-            and found.rasters == 4
+            and found.n_grids == 4
         )
         icon, white, half = within.sentences(list(sizes))
         assert icon == "image icon: 4 visual tokens, expected at least 11 with k 10" and half.startswith(

@@ -24,9 +24,9 @@ from workbench.capture.attention import attention, gradient_attention, rollout
 from workbench.capture.hidden_states import read
 from workbench.data import Object, Sample, asked_object, load_data
 from workbench.errors import DataError, ModelError
-from workbench.metrics.attention import best_iou, entropies, mass_ratio, pointing, random_iou, renormalised, touched
+from workbench.metrics.attention import best_iou, entropies, mass_ratio, pointing, random_iou, renormalized, touched
 from workbench.mllm import MLLM, Batch, VisualTokens
-from workbench.spatial.grids import canvas, covered, lay
+from workbench.spatial.grids import canvas, object_coverage, sum_onto_grid
 
 RASTER = VisualTokens(torch.arange(64), (8, 8), (0.0, 0.0, 1.0, 1.0))
 SQUARE = Object("red square", (0.25, 0.5, 0.5, 0.75))  # four of 8 x 8 cells: rows 4 and 5, columns 2 and 3
@@ -58,7 +58,7 @@ def test_entropies_of_known_maps() -> None:
 
 def test_component_entropy_equals_a_plain_search() -> None:
     """An oracle that floods each map on its own, and does not mix maps."""
-    maps = renormalised(np.random.default_rng(0).random((3, 4, 7, 9)) ** 8)
+    maps = renormalized(np.random.default_rng(0).random((3, 4, 7, 9)) ** 8)
 
     def flood(values: np.ndarray) -> float:
         excess = np.maximum(values - 2 * values.mean(), 0)
@@ -79,32 +79,35 @@ def test_component_entropy_equals_a_plain_search() -> None:
 
 
 def test_a_uniform_map_is_at_chance() -> None:
-    inside, uniform = covered(SQUARE, RASTER), np.full((8, 8), 1 / 64)
+    inside, uniform = object_coverage(SQUARE, RASTER), np.full((8, 8), 1 / 64)
     assert mass_ratio(uniform, inside) == pytest.approx(1)
     assert pointing(uniform, inside) == pytest.approx(touched(inside)) == 4 / 64
     assert best_iou(uniform, inside) == pytest.approx(4 / 64)
 
 
 def test_random_maps_are_at_their_chance_levels() -> None:
-    inside = covered(Object("star", (0.2, 0.3, 0.61, 0.77)), RASTER)
-    maps = renormalised(np.random.default_rng(1).random((4000, 8, 8)))
+    inside = object_coverage(Object("star", (0.2, 0.3, 0.61, 0.77)), RASTER)
+    maps = renormalized(np.random.default_rng(1).random((4000, 8, 8)))
     assert pointing(maps, inside).mean() == pytest.approx(touched(inside), abs=0.03)
     assert mass_ratio(maps, inside).mean() == pytest.approx(1, abs=0.02)
     assert best_iou(maps, inside).mean() == pytest.approx(random_iou(inside, n=500), abs=0.01)
 
 
 def test_a_map_that_is_the_object_is_found_and_its_neighbour_is_not() -> None:
-    inside = covered(SQUARE, RASTER)
-    right = renormalised(inside)
+    inside = object_coverage(SQUARE, RASTER)
+    right = renormalized(inside)
     assert pointing(one_cell(4, 3), inside) == 1 and pointing(one_cell(4, 4), inside) == 0
     assert mass_ratio(right, inside) == pytest.approx(16) and best_iou(right, inside) == pytest.approx(1)
     assert best_iou(one_cell(4, 3), inside) == pytest.approx(1 / 4) and mass_ratio(one_cell(0, 0), inside) == 0
 
 
 def test_many_objects_and_maps_are_every_pair() -> None:
-    maps = renormalised(np.random.default_rng(2).random((2, 3, 8, 8)))
+    maps = renormalized(np.random.default_rng(2).random((2, 3, 8, 8)))
     things = np.stack(
-        [covered(Object("a", box), RASTER) for box in [(0, 0, 0.3, 0.4), (0.5, 0.1, 0.9, 0.9), (0.2, 0.2, 0.4, 1)]]
+        [
+            object_coverage(Object("a", box), RASTER)
+            for box in [(0, 0, 0.3, 0.4), (0.5, 0.1, 0.9, 0.9), (0.2, 0.2, 0.4, 1)]
+        ]
     )
     for f in (pointing, mass_ratio, best_iou):
         every = f(maps, things)
@@ -113,12 +116,12 @@ def test_many_objects_and_maps_are_every_pair() -> None:
 
 
 def test_no_attention_and_objects_out_of_sight_are_nan() -> None:
-    nothing, inside = renormalised(np.zeros((8, 8))), covered(SQUARE, RASTER)
+    nothing, inside = renormalized(np.zeros((8, 8))), object_coverage(SQUARE, RASTER)
     assert all(
         np.isnan(value) for value in (pointing(nothing, inside), mass_ratio(nothing, inside), best_iou(nothing, inside))
     )
     assert all(np.isnan(value) for value in dataclasses.astuple(entropies(nothing)))
-    outside = covered(SQUARE, VisualTokens(torch.arange(4), (2, 2), (0.6, 0.0, 1.0, 1.0)))
+    outside = object_coverage(SQUARE, VisualTokens(torch.arange(4), (2, 2), (0.6, 0.0, 1.0, 1.0)))
     assert all(np.isnan(f(np.full((2, 2), 0.25), outside)) for f in (pointing, mass_ratio, best_iou))
 
 
@@ -137,13 +140,17 @@ def test_cells_count_the_pixels_of_the_mask() -> None:
         ]
         for r in (0, 1)
     ]
-    assert covered(thing, VisualTokens(torch.arange(4), (2, 2), (0.0, 0.0, 1.0, 1.0))) == pytest.approx(
+    assert object_coverage(thing, VisualTokens(torch.arange(4), (2, 2), (0.0, 0.0, 1.0, 1.0))) == pytest.approx(
         np.array([[12 / 25, 3 / 25], [0, 0]])
     )
     # nothing is lost to cells that do not end at pixels
-    assert covered(thing, raster).sum() * 10 * 10 / 3 == pytest.approx(mask.sum())
-    assert covered(thing, raster)[0, 0] == pytest.approx(3 * (10 / 3 - 1) / (10 / 3 * 10)) and len(expected) == 2
-    assert covered(dataclasses.replace(thing, mask=None), raster) == pytest.approx(covered(thing, raster))
+    assert object_coverage(thing, raster).sum() * 10 * 10 / 3 == pytest.approx(mask.sum())
+    assert (
+        object_coverage(thing, raster)[0, 0] == pytest.approx(3 * (10 / 3 - 1) / (10 / 3 * 10)) and len(expected) == 2
+    )
+    assert object_coverage(dataclasses.replace(thing, mask=None), raster) == pytest.approx(
+        object_coverage(thing, raster)
+    )
 
 
 def _pixels(column: int) -> range:
@@ -210,7 +217,7 @@ def test_attention_on_a_token_lands_on_its_pixels(name: str, tiny_folders: Path)
         raster = canvas(parts)
         assert raster.grid is not None and raster.grid[0] * raster.grid[1] >= max(len(p.index) for p in parts[:1])
         tokens = [(p, i) for p in parts for i in range(len(p.index))]
-        one_hot = lay(np.eye(len(tokens)), parts, raster)
+        one_hot = sum_onto_grid(np.eye(len(tokens)), parts, raster)
         rows, columns = (np.arange(n) for n in raster.grid)
         boxes = np.array([[raster.token_box(r, c) for c in columns] for r in rows])
         for (part, number), values in zip(tokens, one_hot, strict=True):
@@ -269,11 +276,11 @@ def test_one_raster_is_left_as_it_is() -> None:
     part = VisualTokens(torch.arange(5, 17), (3, 4), (0.1, -0.2, 0.9, 1.2))
     values = np.random.default_rng(0).random((2, 12))
     assert canvas([part]).grid == (3, 4) and canvas([part]).box == pytest.approx(part.box)
-    assert lay(values, [part], canvas([part])) == pytest.approx(values.reshape(2, 3, 4))
+    assert sum_onto_grid(values, [part], canvas([part])) == pytest.approx(values.reshape(2, 3, 4))
 
 
 def test_tokens_without_a_raster_are_refused() -> None:
-    with pytest.raises(ModelError, match="have no rows and columns: expected a raster"):
+    with pytest.raises(ModelError, match="have no rows and columns: expected a patch grid"):
         canvas([VisualTokens(torch.arange(4), None, (0.0, 0.0, 1.0, 1.0))])
     with pytest.raises(ModelError, match="no visual tokens"):
         canvas([])
@@ -304,11 +311,11 @@ def test_a_head_built_to_look_at_one_cell_points_there(tiny_folders: Path) -> No
         block.self_attn.q_proj.weight[:8] = 0
         block.self_attn.q_proj.weight[slowest] = 4 * normed[-1] / normed[-1].square().sum()
     rows = next(iter(attention(mllm, batch, rows=[[-1]], layers=[2])))[0, :, 0, parts[0].index].numpy()
-    maps = renormalised(lay(rows, parts, canvas(parts)))
+    maps = renormalized(sum_onto_grid(rows, parts, canvas(parts)))
     left, top, right, bottom = (v * 56 for v in parts[0].token_box(row, column))
     mask = np.zeros((56, 56), dtype=bool)
     mask[round(top) + 1 : round(bottom) - 1, round(left) + 1 : round(right) - 1] = True
-    inside = covered(Object("planted", (left / 56, top / 56, right / 56, bottom / 56), mask), canvas(parts))
+    inside = object_coverage(Object("planted", (left / 56, top / 56, right / 56, bottom / 56), mask), canvas(parts))
     assert rows[0].sum() > 0.9 and pointing(maps, inside)[0] == 1 and mass_ratio(maps, inside)[0] > 12
     assert entropies(maps).shannon[0] < 0.2 and mass_ratio(maps, inside)[1:].max() < mass_ratio(maps, inside)[0]
 
@@ -331,7 +338,7 @@ def planted(mllm: MLLM, samples: list[Sample], seed: int = 0) -> Any:
                 if layer == 2:
                     thing = asked_object(one)
                     assert thing is not None and one.question == batch.prompts[number]
-                    given[number, 1, 0, parts[0].index] += 50 * covered(thing, canvas(parts)).ravel()
+                    given[number, 1, 0, parts[0].index] += 50 * object_coverage(thing, canvas(parts)).ravel()
                     given[number, 2, 0, parts[0].index[[27, 28, 35, 36]]] += 50
             yield torch.from_numpy(given / given.sum(-1, keepdims=True)).float()
 

@@ -268,7 +268,7 @@ HUMAN, GPT = {"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "val
         ({"image": "coco/0.png", "conversations": []}, "row 2 has no list of messages"),
         (
             {"image": "coco/0.png", "conversations": [HUMAN, HUMAN]},
-            "row 2, message 2: expected an answer, since they take turns",
+            "row 2, message 2: expected an answer, since they alternate",
         ),
         ({"image": "coco/0.png", "conversations": [HUMAN]}, "row 2 has no question with an answer"),
         (

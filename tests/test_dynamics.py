@@ -274,7 +274,7 @@ def test_an_interrupted_analysis_goes_on_where_it_stopped(
 
     shutil.copytree(output / CHUNKS, tmp_path / CHUNKS)
     monkeypatch.setattr(dynamics, "Quiz", lambda *_, **__: pytest.fail("asked again"))
-    monkeypatch.setattr(dynamics, "read_rasters", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(dynamics, "read_by_grid", lambda *_: pytest.fail("read again"))
     config = dynamics.Config(limit=3, permutations=1, null=10, k=5)
     again = execute(ANALYSIS, config, Where((str(runs_folder / "viral"),), tmp_path), [])
     stored_run = next(own for own in map(runs.load, runs.index(output)["folder"]) if own.label == "viral")

@@ -299,7 +299,7 @@ def test_a_folder_without_readable_images_says_what_is_there(tmp_path: Path) -> 
     with pytest.raises(
         DataError,
         match=(
-            r"holds no images that can be read: expected files ending in \.jpg, .*; left out: 1 file in a format"
+            r"contains no images that can be read: expected files ending in \.jpg, .*; left out: 1 file in a format"
             r" .*a\.dng"
         ),
     ):

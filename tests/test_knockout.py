@@ -88,10 +88,10 @@ def test_a_quiz_padded_on_the_right_gives_the_same_answers(folders: Path) -> Non
         for side in ("left", "right"):
             mllm.processor.tokenizer.padding_side = side
             quiz = Quiz(mllm, planted().scenes, batch_size=5)
-            assert (quiz._shared is not None) == (name == "llava")
+            assert (quiz._prefixes is not None) == (name == "llava")
             changes = (
                 quiz.logprobs(),
-                quiz._whole(None, None),
+                quiz._from_whole_prompts(None, None),
                 quiz.logprobs(1, lambda values, _: values.flip(0)),
                 quiz.knocked_out([1, 2]),
             )
@@ -111,7 +111,7 @@ def test_without_positions_knockout_equals_a_prompt_without_image(folders: Path)
 
 def test_the_shared_prefix_knocks_out_the_same(folders: Path) -> None:
     quiz = Quiz(model("llava", folders), planted().scenes, batch_size=5)
-    assert quiz._shared is not None
+    assert quiz._prefixes is not None
     for blocks in ([1], [2, 3], [1, 2, 3, 4]):
         whole = quiz._among_options(torch.cat([knockout(quiz.mllm, batch, blocks=blocks) for batch in quiz._batches]))
         assert torch.allclose(quiz.knocked_out(blocks), whole, atol=1e-4)

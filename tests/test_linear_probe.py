@@ -22,13 +22,13 @@ from workbench import runs
 from workbench.analysis.declaration import Context, Result
 from workbench.capture.hidden_states import Activations, read
 from workbench.data import Dataset, Object, Sample
-from workbench.data.base import class_and_colour
+from workbench.data.base import class_and_color
 from workbench.errors import ConfigError, DataError
 from workbench.metrics.probing import balanced_accuracy, classify, folds_of, r_squared, regress
 from workbench.mllm import MLLM
 from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
-from workbench.spatial.grids import BACKGROUND, BETWEEN, OUTSIDE, centres, owners
+from workbench.spatial.grids import BACKGROUND, BETWEEN, OUTSIDE, object_per_token, token_centers
 from workbench.stats import bootstrap_ci, paired_differences
 
 NAMES = [f"{colour} {kind}" for colour in ("red", "blue") for kind in ("cat", "dog")]
@@ -62,12 +62,12 @@ def planted(monkeypatch: pytest.MonkeyPatch, data: Dataset, dims: int = 24) -> N
         for row, places in enumerate(mllm.visual_tokens(batch)):
             number = (position[0] + row) % len(data)
             rng, things = np.random.default_rng(number), data[number].objects
-            own, noise = owners(things, places), rng.normal(size=(3, 16, dims)) * 0.3
+            own, noise = object_per_token(things, places), rng.normal(size=(3, 16, dims)) * 0.3
             for token, thing in enumerate(own):
                 if thing >= 0:
-                    kind, colour = class_and_colour(things[thing].name)
+                    kind, colour = class_and_color(things[thing].name)
                     noise[1, token, :3] += (3.0, 3.0 * (kind == "cat"), 3.0 * (colour == "red"))
-            noise[1, :, 3:5] += 3 * centres(places)
+            noise[1, :, 3:5] += 3 * token_centers(places)
             noise[2] += 5 * rng.normal(size=dims)
             found.append(
                 Activations(
@@ -241,28 +241,31 @@ def test_a_cell_code_without_order_is_no_place(folders: Path, monkeypatch: pytes
 def test_cells_and_their_objects_by_hand() -> None:
     raster = VisualTokens(torch.arange(16), (4, 4), (0.0, 0.0, 1.0, 1.0))
     things = [Object("a", (0.0, 0.0, 0.5, 0.25)), Object("b", (0.5, 0.0, 0.6, 1.0))]
-    own = owners(things, [raster]).reshape(4, 4)
+    own = object_per_token(things, [raster]).reshape(4, 4)
     assert own.tolist() == [[0, 0, BETWEEN, BACKGROUND]] + [[BACKGROUND, BACKGROUND, BETWEEN, BACKGROUND]] * 3
-    assert owners(things, [raster], share=0.3).reshape(4, 4)[:, 2].tolist() == [1] * 4
+    assert object_per_token(things, [raster], share=0.3).reshape(4, 4)[:, 2].tolist() == [1] * 4
     padded = VisualTokens(torch.arange(16), (4, 4), (0.0, -0.5, 1.0, 1.5))
-    assert owners(things, [padded]).reshape(4, 4)[:, 0].tolist() == [OUTSIDE, 0, BACKGROUND, OUTSIDE]
+    assert object_per_token(things, [padded]).reshape(4, 4)[:, 0].tolist() == [OUTSIDE, 0, BACKGROUND, OUTSIDE]
     spans = (torch.tensor([[0.0, 0.25], [0.25, 1.0]]), torch.tensor([[0.0, 0.5], [0.5, 1.0]]))
     uneven = VisualTokens(torch.arange(4), (2, 2), (0.0, 0.0, 1.0, 1.0), spans=spans)
-    assert owners(things, [uneven]).tolist() == [0, BETWEEN, BACKGROUND, BETWEEN] and centres([uneven])[0].tolist() == [
+    assert object_per_token(things, [uneven]).tolist() == [0, BETWEEN, BACKGROUND, BETWEEN] and token_centers([uneven])[
+        0
+    ].tolist() == [
         0.25,
         0.125,
     ]
 
 
-def test_names_are_split_into_class_and_colour() -> None:
+def test_names_are_split_into_class_and_color() -> None:
     assert (
-        class_and_colour("red circle") == ("circle", "red")
-        and class_and_colour("orange") == ("orange", "")
-        and class_and_colour("Dog") == ("dog", "")
+        class_and_color("red circle") == ("circle", "red")
+        and class_and_color("orange") == ("orange", "")
+        and class_and_color("Dog") == ("dog", "")
     )
-    assert class_and_colour("traffic light") == ("traffic light", "") and class_and_colour(
-        "dark blue traffic light"
-    ) == ("dark traffic light", "blue")
+    assert class_and_color("traffic light") == ("traffic light", "") and class_and_color("dark blue traffic light") == (
+        "dark traffic light",
+        "blue",
+    )
 
 
 # --- families, models, bad input ------------------------------------------------------------------

@@ -73,7 +73,7 @@ def test_chunks_and_batches_give_the_same_numbers(monkeypatch: pytest.MonkeyPatc
     batch = metric.score(metric.prepare(first, 7, "x", 0), metric.prepare(second, 7, "y", 1))
     monkeypatch.setattr("workbench.metrics.neighbors.CHUNK_BYTES", 300 * 8 * 13)
     for tile in (1, 5, 64, 299, 300):
-        monkeypatch.setattr("workbench.metrics.neighbors.TILE", tile)
+        monkeypatch.setattr("workbench.metrics.neighbors.MAX_BLOCK", tile)
         assert cknna(x, y, k=7) == pytest.approx(whole, abs=1e-12)
     assert batch[0].item() == pytest.approx(whole, abs=1e-12) and batch[1].item() == pytest.approx(1)
     assert metric.score(metric.prepare(first, 7, "x", 0), metric.prepare(second, 7, "y", 1))[0] == pytest.approx(whole)
@@ -106,7 +106,7 @@ def test_any_float_dtype_and_numpy(dtype: torch.dtype) -> None:
 def test_neighbors_do_not_depend_on_tiles_and_ties_are_broken_among_the_tied(
     tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workbench.metrics.neighbors.TILE", tile)
+    monkeypatch.setattr("workbench.metrics.neighbors.MAX_BLOCK", tile)
     x = torch.tensor([[1.0, 0], [1, 0], [1, 0], [1, 0], [0, 1], [0, 1]])
     near = nearest_neighbors(x, 2)
     assert near.index[:4].max() < 4 and all(row not in near.index[row] for row in range(6))
@@ -399,7 +399,7 @@ def test_mutual_knn_svcca_and_rsa_against_plain_code() -> None:
         np.corrcoef(a, b)[0, 1] for a, b in zip(*(side.T for side in canonical.transform(*reduced)), strict=True)
     ]
     assert svcca(x, y, dim=3) == pytest.approx(np.mean(correlations), abs=1e-3)
-    with pytest.raises(DataError, match="dim is 9: expected 1 to 8, the independent directions of x"):
+    with pytest.raises(DataError, match="dim is 9: expected 1 to 8, the number of independent directions of x"):
         svcca(x, y, dim=9)
     distances = [squareform(pdist(v.numpy(), "cosine"))[np.triu_indices(50, 1)] for v in (x, y)]
     assert rsa(x, y) == pytest.approx(spearmanr(*distances).statistic)
@@ -464,5 +464,5 @@ def test_metrics_of_all_pairs_refuse_more_rows_than_they_can_hold(name: str, mon
     monkeypatch.setattr("workbench.metrics.alignment.MAX_PAIRED_ROWS", 40)
     metric, x = METRICS.get(name), pair(41, 4, 0)[0]
     assert metric.square and metric.score(*[metric.prepare(x[:40], 10, "x")] * 2).item() == pytest.approx(1)
-    with pytest.raises(DataError, match=f"41 rows: {name.upper()} compares every pair, expected at most 40"):
+    with pytest.raises(DataError, match=f"41 rows: {name.upper()} compares every pair of rows, expected at most 40"):
         metric.prepare(x, 10, "x")

@@ -18,8 +18,8 @@ from tests.worlds import answer_p_value, assert_at_chance, hashes_in_fresh_proce
 from trainer.build.toy_llava import build_processor
 from trainer.recipe import ModelConfig
 from workbench.data import Dataset, asked_object, load_data, sources
-from workbench.data.photos import CATEGORIES, SIZE, STAMPS, THINGS, thing_name
-from workbench.data.scenes import CENTRE_MARGIN, RELATION_MARGIN
+from workbench.data.photos import CATEGORIES, OBJECTS, SIZE, STAMPS, object_name
+from workbench.data.scenes import CENTER_MARGIN, RELATION_MARGIN
 from workbench.data.sources import source_folder
 from workbench.errors import DataError, PackageError, UnknownNameError
 
@@ -104,15 +104,15 @@ def test_answers_are_true_of_the_objects(val: Dataset) -> None:
         elif sample.category.startswith("furthest"):
             axis, sign = int(sample.category.endswith("y")), -1 if words[3] in ("left", "up") else 1
             found = sorted((sign * (o.box[axis] + o.box[axis + 2]) / 2, o.name) for o in sample.objects)
-            assert found[-1][1] == sample.answer and len(sample.options) == len(THINGS)
+            assert found[-1][1] == sample.answer and len(sample.options) == len(OBJECTS)
             assert len(found) == 1 or found[-1][0] - found[-2][0] > RELATION_MARGIN - 1 / SIZE
         else:
             axis = int(sample.category.endswith("y"))
             low = {"position_x": "left", "position_y": "top", "relation_x": "left", "relation_y": "above"}
-            name, *other = [word for word in words if word in THINGS]
+            name, *other = [word for word in words if word in OBJECTS]
             assert times[name] == 1
             if sample.category.startswith("position"):
-                offset, least = centres[name][axis] - 0.5, CENTRE_MARGIN
+                offset, least = centres[name][axis] - 0.5, CENTER_MARGIN
                 assert (sample.answer == low[sample.category]) == (offset < 0)
             elif sample.category.startswith("relation"):
                 assert times[other[0]] == 1
@@ -126,7 +126,7 @@ def test_answers_are_true_of_the_objects(val: Dataset) -> None:
                 assert (
                     any(sign * gap < 0 for gap in gaps)
                     and name not in sample.options
-                    and len(sample.options) == len(THINGS) - 1
+                    and len(sample.options) == len(OBJECTS) - 1
                 )
                 offset, least = min(gaps, key=abs), RELATION_MARGIN
             assert abs(offset) > least - 1 / SIZE  # a box stands on whole pixels
@@ -182,7 +182,7 @@ def test_a_folder_of_own_cut_outs_is_a_world_of_its_own(own: Path) -> None:
 
 def test_names_are_one_word() -> None:
     stems = ("Fire Engine", "tea-cup_2", "mug3", "Käse (alt)", "7")
-    assert [thing_name(Path(f"{stem}.png")) for stem in stems] == [
+    assert [object_name(Path(f"{stem}.png")) for stem in stems] == [
         "fire_engine",
         "tea_cup",
         "mug",
@@ -206,7 +206,7 @@ def test_folders_that_give_no_world_are_one_sentence(own: Path, tmp_path: Path) 
         load_data(f"photos:val:{own}")
     (own / "sofa4.png").unlink()
     (own / "vase.png").unlink()
-    with pytest.raises(DataError, match="holds 7 differently named cut-outs: expected at least 8"):
+    with pytest.raises(DataError, match="has 7 differently named cut-outs: expected at least 8"):
         load_data(f"photos:val:{own}")
     with pytest.raises(DataError, match="does not exist"):
         load_data(f"photos:val:{tmp_path / 'none'}")
@@ -220,7 +220,7 @@ def test_changed_pictures_are_caught(val: Dataset, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("VIRAL_DATA", str(tmp_path))
     source_folder.cache_clear()
     assert source_folder(STAMPS) == copy
-    shutil.copy(copy / THINGS["mug"], copy / THINGS["owl"])
+    shutil.copy(copy / OBJECTS["mug"], copy / OBJECTS["owl"])
     source_folder.cache_clear()
     with pytest.raises(DataError, match=f"expected {STAMPS.digest}; delete the folder"):
         source_folder(STAMPS)
@@ -251,7 +251,7 @@ def test_without_the_package_there_is_one_sentence_and_nothing_half_written(
 def test_licences_name_every_picture() -> None:
     from workbench.data.photos import BACKGROUNDS
 
-    assert all(re.search(rf"\b{name}\b", STAMPS.licence) for name in THINGS)
+    assert all(re.search(rf"\b{name}\b", STAMPS.licence) for name in OBJECTS)
     assert all(file.stem in BACKGROUNDS.licence for file in BACKGROUNDS.files(source_folder(BACKGROUNDS)))
 
 

@@ -13,7 +13,7 @@ from tests.students import picture
 from workbench.data import load_data
 from workbench.data.base import IMAGE_MARK, ConversationDataset
 from workbench.data.choices import Options, answer_of, options_of
-from workbench.data.turns import Notes, placed, turns_of
+from workbench.data.turns import Notes, place_images, turns_of
 from workbench.errors import DataError, UnknownNameError
 
 
@@ -92,21 +92,21 @@ def test_what_is_no_medium_is_not_refused_but_counted(tmp_path: Path, caplog: py
 
 def test_placeholders_between_words_keep_their_places() -> None:
     assert (
-        placed("row 1", "<image>\nwhat ?", 1)
-        == placed("row 1", "what ?\n<image>", 1)
-        == placed("row 1", "what ?", 1)
+        place_images("row 1", "<image>\nwhat ?", 1)
+        == place_images("row 1", "what ?\n<image>", 1)
+        == place_images("row 1", "what ?", 1)
         == "what ?"
     )
-    assert placed("row 1", "<image>\n<image> which ?", 2) == "which ?"
-    assert placed("row 1", "A: <image> B: <image>", 2) == f"A: {IMAGE_MARK} B: {IMAGE_MARK}"
-    assert placed("row 1", "<image 1> or <image 2> ?", 2) == f"{IMAGE_MARK} or {IMAGE_MARK} ?"
+    assert place_images("row 1", "<image>\n<image> which ?", 2) == "which ?"
+    assert place_images("row 1", "A: <image> B: <image>", 2) == f"A: {IMAGE_MARK} B: {IMAGE_MARK}"
+    assert place_images("row 1", "<image 1> or <image 2> ?", 2) == f"{IMAGE_MARK} or {IMAGE_MARK} ?"
     for question, images, message in (
         ("<image 2> or <image 1> ?", 2, "expected <image 1> to <image 2> in this order"),
         ("see <image>", 2, "row 1 has 1 times <image> for 2 images"),
         ("see <video> now", 1, "row 1 has <video> in its question: expected images only"),
     ):
         with pytest.raises(DataError, match=message):
-            placed("row 1", question, images)
+            place_images("row 1", question, images)
 
 
 def test_a_mark_without_its_medium_is_lost_at_the_edge_and_a_word_within(tmp_path: Path) -> None:

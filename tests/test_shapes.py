@@ -5,7 +5,7 @@ import pytest
 
 from tests.worlds import answer_p_value, assert_at_chance, hashes_in_fresh_processes
 from workbench.data import load_data
-from workbench.data.shapes import CATEGORIES, COLOURS, SHAPES, SIZE, draw_scene, layout
+from workbench.data.shapes import CATEGORIES, COLORS, SHAPES, SIZE, draw_scene, layout
 from workbench.errors import DataError, UnknownNameError
 
 
@@ -64,10 +64,10 @@ def test_masks_lie_in_boxes_and_do_not_overlap() -> None:
             assert gaps.max() <= 2.5  # a star's tip is thinner than a pixel
 
 
-def test_every_number_of_objects_colour_and_shape_occurs() -> None:
+def test_every_number_of_objects_color_and_shape_occurs() -> None:
     scenes = [layout("train", 0, i) for i in range(300)]
     assert {len(s) for s in scenes} == {1, 2, 3, 4, 5, 6}
-    assert {i.colour for s in scenes for i in s} == set(COLOURS)
+    assert {i.color for s in scenes for i in s} == set(COLORS)
     assert {i.shape for s in scenes for i in s} == set(SHAPES)
 
 

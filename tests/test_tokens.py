@@ -26,8 +26,8 @@ from workbench import runs
 from workbench.analysis.declaration import Context, Where
 from workbench.analysis.execution import execute
 from workbench.capture.hidden_states import Activations, read
-from workbench.dashboard.tokens_figures import clickable, located, small_maps, token_planes
-from workbench.dashboard.tokens_views import BASES, _apart, _at, _colours, _raster
+from workbench.dashboard.tokens_figures import clickable_image, framed_patch, small_maps, token_planes
+from workbench.dashboard.tokens_views import BASES, _map_colors, _patch_at, _separate_planes, _visual_tokens
 from workbench.data import Dataset, Object, Sample, load_data
 from workbench.errors import ConfigError, DataError
 from workbench.metrics.geometry import (
@@ -101,7 +101,7 @@ def test_bad_clouds_are_refused() -> None:
         effective_rank(torch.tensor([[1.0, torch.nan], [0, 1]]))
     with pytest.raises(DataError, match="half of the tokens are zero"):
         norm_ratios(torch.zeros(3, 4))
-    with pytest.raises(DataError, match="8 tokens with 15 neighbours"):
+    with pytest.raises(DataError, match="8 tokens with 15 neighbors"):
         umap_map(noise(8, 4))
 
 
@@ -360,25 +360,25 @@ def test_two_models_are_compared_in_pairs(llava: MLLM) -> None:
 
 
 def test_views(llava: MLLM) -> None:
-    raster = _raster(pd.Series({"rows": 4, "columns": 4, "left": -0.5, "top": 0.0, "right": 1.5, "bottom": 1.0}))
-    assert _at(raster, 0.1, 0.1) == 1 and _at(raster, 0.9, 0.9) == 14 and _at(raster, 0.0, 1.0) == 13
+    raster = _visual_tokens(pd.Series({"rows": 4, "columns": 4, "left": -0.5, "top": 0.0, "right": 1.5, "bottom": 1.0}))
+    assert _patch_at(raster, 0.1, 0.1) == 1 and _patch_at(raster, 0.9, 0.9) == 14 and _patch_at(raster, 0.0, 1.0) == 13
     x = {"layer 1": noise(16, 6), "layer 2": noise(16, 6, seed=2), "efficientnet-lite0": noise(16, 9)}
-    joint = _colours({"a": x, "b": x}, BASES[0])
+    joint = _map_colors({"a": x, "b": x}, BASES[0])
     assert all(np.array_equal(joint["a"][name], joint["b"][name]) for name in x) and list(joint["a"]) == list(x)
     assert np.array_equal(joint["a"]["layer 2"], joint_pca_rgb([torch.stack([x["layer 1"], x["layer 2"]])] * 2)[0][1])
-    assert np.array_equal(_colours({"a": x}, BASES[2])["a"]["layer 2"], joint_pca_rgb([x["layer 2"]])[0][0])
-    other = _colours({"a": x, "b": {"layer 1": noise(16, 5)}}, BASES[0])  # widths differ: as if alone
-    assert np.array_equal(other["a"]["layer 1"], _colours({"a": x}, BASES[1])["a"]["layer 1"])
+    assert np.array_equal(_map_colors({"a": x}, BASES[2])["a"]["layer 2"], joint_pca_rgb([x["layer 2"]])[0][0])
+    other = _map_colors({"a": x, "b": {"layer 1": noise(16, 5)}}, BASES[0])  # widths differ: as if alone
+    assert np.array_equal(other["a"]["layer 1"], _map_colors({"a": x}, BASES[1])["a"]["layer 1"])
     figure = small_maps({"a": {"layer 1": np.arange(16.0).reshape(4, 4)}}, {"a": 6}, bounds=(0, 16))
     assert figure.data[0].z[1][2] == 6 and min(figure.data[1].x) == 1.5 and min(figure.data[1].y) == 0.5
-    picture_ = clickable(np.zeros((40, 80, 3), dtype=np.uint8), raster, 5)
+    picture_ = clickable_image(np.zeros((40, 80, 3), dtype=np.uint8), raster, 5)
     points = picture_.data[-1]
     assert (
         points.customdata.tolist() == list(range(16))
         and points.x[5] == pytest.approx(20)
         and points.y[5] == pytest.approx(15)
     )
-    framed = located(np.full((30, 30, 3), 90, dtype=np.uint8), (0.5, 0, 1, 0.5))
+    framed = framed_patch(np.full((30, 30, 3), 90, dtype=np.uint8), (0.5, 0, 1, 0.5))
     assert (framed[0, 150] == 0).all() and (framed[200, 100] == 90).all()
 
 
@@ -386,7 +386,7 @@ def test_planes_by_place_and_by_kind(llava: MLLM) -> None:
     config = Config(**SMALL | {"umap_images": 3, "umap_tokens": 8, "umap_layers": (4,), "umap_neighbors": 5})
     result = measure(config, Context(llava, with_objects(), batch_size=3))
     stored = SimpleNamespace(tables=result.tables, tensors=result.tensors)
-    table = _apart({"a": stored, "b": stored})  # type: ignore[dict-item]
+    table = _separate_planes({"a": stored, "b": stored})  # type: ignore[dict-item]
     assert table["panel"].unique().tolist() == ["a", "b", "efficientnet-lite0"]
     by_colour = token_planes(table, by="colour")
     assert {(t.name, t.marker.color) for t in by_colour.data} == {("red", "#d62828"), ("background", "#8a8f98")}

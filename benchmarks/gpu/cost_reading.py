@@ -114,7 +114,7 @@ def permutation(bench: Bench) -> None:
         scenes = models.questions(8 if bench.toy else 100, side=336)
         chunks = [scenes[start : start + size] for start in range(0, len(scenes), size)]
         features: list[list[Tensor]] = []
-        taken = seconds(bench, lambda: features.extend(survey(mllm, chunk, size, tower=True)[1] for chunk in chunks))
+        taken = seconds(bench, lambda: features.extend(survey(mllm, chunk, size, encoder=True)[1] for chunk in chunks))
         bench.add("reading what the projector receives", {"s": taken, "images": len(scenes)}, setting=f"batch {size}")
         quizzes: list[Quiz] = []
         taken = seconds(

@@ -1,2 +1,4 @@
-"""What app.py shows. Reads below the runs folder only; numbers are computed in `workbench` and `analyses`, never
-here."""
+"""The dashboard's pages.
+
+They read files below the runs folder only. Numbers are computed in `workbench` and `analyses`, never here.
+"""

@@ -1,4 +1,4 @@
-"""Serve the dashboard, from a checkout as from an installed package.
+"""Serve the dashboard, from a checkout or an installed package.
 
 python -m workbench.dashboard --runs runs
 python -m workbench.dashboard --runs runs --port 8502
@@ -18,25 +18,25 @@ from workbench.processes import environment, python
 
 @dataclass(frozen=True)
 class Config:
-    """What is shown, and where."""
+    """The runs that the dashboard shows, and the server's address."""
 
     runs: Path = Path("runs")
-    """The folder of models and stored runs; it may be empty, or not there yet."""
+    """Folder of models and stored runs; it may be empty or not exist yet."""
     port: int = 0
-    """Port of the server, 1 to 65535; by default 8501, or the next one that is free."""
+    """Port of the server, 1 to 65535; by default 8501, or the next free one."""
     address: str = "127.0.0.1"
-    """Whom the server answers. 127.0.0.1 is this machine alone; under any other address, such as 0.0.0.0, the pages
-    start no analysis."""
+    """Address that the server listens on; 127.0.0.1 is reachable from this machine only. With any other address, such
+    as 0.0.0.0, the pages start no analysis."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
-            raise ConfigError(f"port is {self.port}: expected 1 to 65535, or none for the first one that is free")
+            raise ConfigError(f"port is {self.port}: expected 1 to 65535, or no port, for the first free one")
         if self.runs.exists() and not self.runs.is_dir():
             raise ConfigError(f"runs is {self.runs}, a file: expected a folder")
 
 
 def main(argv: list[str]) -> None:
-    """Become the server, which runs until Ctrl-C."""
+    """Replace this process by the server, which runs until Ctrl-C."""
     config = parse(Config, argv, prog="python -m workbench.dashboard", description=__doc__ or "")
     script = str(resources.files("workbench.dashboard") / "served" / "app.py")
     port = ["--server.port", str(config.port)] if config.port else []

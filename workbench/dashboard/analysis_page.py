@@ -1,5 +1,7 @@
-"""The page of any analysis: its stored runs over one another, their table, and a form that starts a new one or gives
-its command."""
+"""The page of an analysis: its stored runs compared in figures and a table, and a form that starts a new run.
+
+The form also shows the command that it would run.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ CURVES = "Curves and table"
 
 
 def page(name: str) -> None:
-    """Figures and table of the chosen runs of one analysis."""
+    """Draw the page of the analysis `name`."""
     analysis = load_analysis(name)
     st.title(analysis.heading)
     st.caption(analysis.title)
@@ -38,8 +40,8 @@ def page(name: str) -> None:
     table = table[table["analysis"] == name]
     if table.empty:
         st.info(
-            f"Nothing of this kind is stored yet. Run `{' '.join(words_of(name))} --model runs/baseline runs/viral`, or"
-            " start it below."
+            f"No run of this analysis is stored yet. Run `{' '.join(words_of(name))} --model runs/baseline runs/viral`,"
+            " or start it below."
         )
     else:
         _stored(analysis, table)
@@ -50,16 +52,17 @@ def page(name: str) -> None:
 
 
 def _stored(analysis: Analysis, table: pd.DataFrame) -> None:
-    names = {row["key"]: _name(analysis, row) for _, row in table.iterrows()}
+    """Draw the stored runs that the user chooses, by default those like the newest one."""
+    names = {row["key"]: _run_name(analysis, row) for _, row in table.iterrows()}
     folders = dict(zip(table["key"], table["folder"], strict=True))
     newest = table.iloc[0]
-    same = [
+    like_newest = [
         row["key"] for _, row in table.iterrows() if (row["data"], row["config"]) == (newest["data"], newest["config"])
     ]
     chosen = st.multiselect(
         "Runs",
         list(names),
-        default=sorted(same, key=names.__getitem__),
+        default=sorted(like_newest, key=names.__getitem__),
         format_func=names.__getitem__,
         key="run",
         bind="query-params",
@@ -68,7 +71,7 @@ def _stored(analysis: Analysis, table: pd.DataFrame) -> None:
         st.info("Choose one or more runs.")
         return
     loaded = [runs.load(folders[key]) for key in chosen]
-    found = _labelled(loaded, names)
+    labeled = _labeled(loaded, names)
     _warn(loaded)
     views = _views(analysis.name)
     if views:
@@ -76,31 +79,30 @@ def _stored(analysis: Analysis, table: pd.DataFrame) -> None:
             "View", [CURVES, *views], default=CURVES, key="view", bind="query-params", label_visibility="collapsed"
         )
         if view in views:
-            views[view](found)
+            views[view](labeled)
             return
-    for title, figure in analysis.figures(found).items():
+    for title, figure in analysis.figures(labeled).items():
         st.subheader(title)
         st.plotly_chart(figure, width="stretch", config=figures.EXPORT, key=title)
-    summary = analysis.summary(found)
+    summary = analysis.summary(labeled)
     _table(summary)
     left, right = st.columns(2)
     left.download_button("Table as CSV", summary.to_csv(index=False), f"{analysis.name}.csv", "text/csv")
-    archive = partial(_archive, analysis.figures(found))
+    archive = partial(_archive, analysis.figures(labeled))
     right.download_button("Figures as HTML", archive, f"{analysis.name}.zip", "application/zip")
     with st.expander("Commands"):
-        for run in found.values():
+        for run in labeled.values():
             st.code(shlex.join(run.record["argv"]), language="bash")
 
 
 def _views(name: str) -> dict[str, Callable[[Mapping[str, Run]], None]]:
-    """What an analysis has to click into besides its figures: `VIEWS` of `workbench/dashboard/<name>_views.py`, where
-    there is such a file."""
+    """Return an analysis's interactive views: `VIEWS` of `workbench/dashboard/<name>_views.py`, if that exists."""
     module = f"workbench.dashboard.{name}_views"
     return import_module(module).VIEWS if find_spec(module) else {}
 
 
 def _warn(loaded: list[Run]) -> None:
-    """Say so where runs were asked different questions: their chance levels need not be the same."""
+    """Warn where runs differ in config or images, since their chance levels may differ then."""
     questions = [
         {key: value for key, value in run.record["config"].items()} | {"images": run.record["data_fingerprint"]}
         for run in loaded
@@ -108,12 +110,13 @@ def _warn(loaded: list[Run]) -> None:
     differ = sorted(key for key in questions[0] if len({str(question.get(key)) for question in questions}) > 1)
     if differ:
         st.warning(
-            f"These runs differ in {', '.join(differ)}, so their chance levels may differ: compare each with its own."
+            f"These runs differ in {', '.join(differ)}, so their chance levels may differ: compare each run with"
+            " its own chance level."
         )
 
 
 def _table(summary: pd.DataFrame) -> None:
-    """The rows of one layer, where there are layers."""
+    """Draw the summary; if it has layers, the rows of the layer that the user chooses."""
     shown = summary
     if "layer" in summary:
         layers = sorted(summary["layer"].unique())
@@ -126,17 +129,17 @@ def _table(summary: pd.DataFrame) -> None:
 
 
 def _archive(drawn: dict[str, go.Figure]) -> bytes:
-    """One self-contained page for each figure: nothing is fetched, nothing can be uploaded."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+    """Return a zip of one self-contained HTML page per figure, which fetches and uploads nothing."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for title, figure in drawn.items():
             page = figure.to_html(include_plotlyjs=True, config=figures.EXPORT)
             archive.writestr(f"{title.lower().replace(' ', '_').replace('/', '_')}.html", page)
-    return packed.getvalue()
+    return content.getvalue()
 
 
 def _new(analysis: Analysis) -> None:
-    """A form from the Config, and the command that it stands for."""
+    """Draw a form with the fields of the analysis's Config, and the command that it stands for."""
     models = trained_models(finished=True)
     chosen = st.multiselect("Models", models, default=default_models(models), key="new-model")
     words = [*words_of(analysis.name), "--model", *(str(runs_root() / name) for name in chosen)]
@@ -144,23 +147,23 @@ def _new(analysis: Analysis) -> None:
     flags: list[list[str]] = []
     for column, field in zip(st.columns(3) * len(hints), dataclasses.fields(analysis.config), strict=False):
         flags.append(_flag(column, field, hints[field.name]))
-    words += [word for own in flags for word in own]
+    words += [word for flag in flags for word in flag]
     words += ["--output_dir", str(runs_root())]
     st.code(shlex.join(words), language="bash")
-    wrong = [word for own in flags for word in own[1:] if word.startswith("-")]
+    wrong = [word for flag in flags for word in flag[1:] if word.startswith("-")]
     if wrong:
-        st.error(f"'{wrong[0]}' begins with a dash: expected a value, not an option.")
+        st.error(f"'{wrong[0]}' begins with a dash, like an option: expected a value.")
     _start(analysis.name, words, ready=bool(chosen) and not wrong)
 
 
 def _start(name: str, words: list[str], *, ready: bool) -> None:
-    """The button that runs the command."""
+    """Draw the button that runs the command."""
     job = jobs().newest.get(name)
     running = job is not None and job.state == "running"
     if not may_start():
         st.caption(
-            "Jobs start from here only where the dashboard is served to this machine alone (`--server.address"
-            " 127.0.0.1`). Copy the command."
+            "This page starts jobs only if the dashboard is served to this machine alone (`--server.address"
+            " 127.0.0.1`). Copy the command and run it in a terminal."
         )
     elif st.button("Start", type="primary", disabled=running or not ready, key="start-job"):
         jobs().start(name, words)
@@ -169,7 +172,7 @@ def _start(name: str, words: list[str], *, ready: bool) -> None:
 
 
 def _watch(name: str) -> None:
-    """A job's progress, its end, and the button that stops it; drawn anew every second while it runs."""
+    """Draw a job's progress and the button that stops it, or how it ended; redrawn every second while it runs."""
     job = jobs().newest[name]
     state = job.state
     if state == "running":
@@ -180,13 +183,13 @@ def _watch(name: str) -> None:
         if st.button("Stop", disabled=job.stopped, key="stop-job"):
             job.stop()
         return
-    if st.session_state.get(f"watched-{name}") is job:  # it has just ended: draw the whole page with what it stored
+    if st.session_state.get(f"watched-{name}") is job:  # it has just ended: redraw the page with what it stored
         del st.session_state[f"watched-{name}"]
         st.rerun()
     if state == "failed":
         st.error(job.error())
     elif state == "stopped":
-        st.warning("Stopped. What was finished is stored; the same command goes on from there.")
+        st.warning("Stopped. Finished chunks are stored; the same command continues from there.")
     else:
         st.success("Done: its runs are shown above.")
     with st.expander("Output"):
@@ -194,7 +197,7 @@ def _watch(name: str) -> None:
 
 
 def _show_finished(name: str) -> None:
-    """Choose the runs of a job that has ended since this page showed it running, so that its result appears."""
+    """Select the runs of a job that has ended since this page showed it running, so that its result appears."""
     job = jobs().newest.get(name)
     if job is None:
         return
@@ -210,7 +213,7 @@ def _show_finished(name: str) -> None:
 
 
 def _flag(column: Any, field: dataclasses.Field[Any], kind: Any) -> list[str]:
-    """One field of the form; the words it adds to the command, none where it has its default."""
+    """Draw one field of the form, and return the words that it adds to the command (none at its default)."""
     default: Any = field.default
     key, options = f"new-{field.name}", getattr(kind, "__args__", ())
     value: Any
@@ -220,21 +223,18 @@ def _flag(column: Any, field: dataclasses.Field[Any], kind: Any) -> list[str]:
     if kind in (int, float):
         value = column.number_input(field.name, value=default, key=key)
         return [] if value == default else [f"--{field.name}", str(value)]
-    if (
-        getattr(kind, "__origin__", None) is not tuple
-        and options
-        and all(isinstance(option, str) for option in options)
-    ):
+    is_choice = bool(options) and all(isinstance(option, str) for option in options)
+    if is_choice and getattr(kind, "__origin__", None) is not tuple:
         value = column.selectbox(field.name, options, index=options.index(default), key=key)
         return [] if value == default else [f"--{field.name}", value]
     before = " ".join(map(str, default)) if isinstance(default, tuple) else "" if default is None else str(default)
     value = column.text_input(field.name, before, key=key)
-    words = value.split() if isinstance(default, tuple) else [value]  # a path may hold spaces
+    words = value.split() if isinstance(default, tuple) else [value]  # a path may contain spaces
     return [] if value == before else [f"--{field.name}", *words]
 
 
-def _name(analysis: Analysis, row: pd.Series) -> str:
-    """Model, data, and the options that are not the default ones."""
+def _run_name(analysis: Analysis, row: pd.Series) -> str:
+    """Return a name of a stored run: model, data, options that differ from their defaults, start of the key."""
     defaults = {
         f.name: f.default if f.default is not dataclasses.MISSING else None for f in dataclasses.fields(analysis.config)
     }
@@ -247,7 +247,7 @@ def _name(analysis: Analysis, row: pd.Series) -> str:
     return " · ".join([row["label"], row["data"], *(s for s in special if not s.startswith("data ")), row["key"][:6]])
 
 
-def _labelled(loaded: list[Run], names: dict[str, str]) -> dict[str, Run]:
-    """Short labels where they are unique, the full name where two runs share a label."""
+def _labeled(loaded: list[Run], names: dict[str, str]) -> dict[str, Run]:
+    """Return the runs by their label, or by their full name where two runs share a label."""
     labels = [run.label for run in loaded]
     return {run.label if labels.count(run.label) == 1 else names[run.key]: run for run in loaded}

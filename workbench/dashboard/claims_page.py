@@ -1,4 +1,4 @@
-"""Claims: the newest stored ledger, as a table, and each claim with the numbers that it rests on."""
+"""The Claims page: the newest stored ledger as a table, and each claim with the numbers behind it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EMPTY = "No ledger is stored yet. Run `python -m analyses.claims --runs runs/dat
 
 
 def page() -> None:
-    """The table of claims, and one claim in full."""
+    """Draw the table of claims, and one claim in full."""
     st.title("Claims")
     st.caption(TITLE)
     run = newest(runs_root())
@@ -21,8 +21,8 @@ def page() -> None:
         return
     table, numbers = run.tables["claims"], run.tables["numbers"]
     st.write(f"{count_verdicts(table)}. {EXPLAINED}")
-    there = [name for name in VERDICTS if name in set(table["verdict"])]
-    wanted = st.multiselect("Verdicts", there, default=there, key="verdict", bind="query-params")
+    present = [name for name in VERDICTS if name in set(table["verdict"])]
+    wanted = st.multiselect("Verdicts", present, default=present, key="verdict", bind="query-params")
     table = table[table["verdict"].isin(wanted)]
     st.dataframe(display_table(table), hide_index=True, width="stretch")
     st.download_button("Table as CSV", run.tables["claims"].to_csv(index=False), "claims.csv", "text/csv")
@@ -30,15 +30,12 @@ def page() -> None:
         name = st.selectbox("One claim", list(table["id"]), key="claim", bind="query-params")
         row = table.set_index("id").loc[name]
         st.markdown(f"**{row['verdict']}**: {row['reason']}")
-        own = numbers[numbers["id"] == name]
-        if len(own):
-            st.dataframe(
-                own.pivot_table(index="seed", columns="training", values="value").reset_index(),
-                hide_index=True,
-                width="stretch",
-            )
+        evidence = numbers[numbers["id"] == name]
+        if len(evidence):
+            by_seed = evidence.pivot_table(index="seed", columns="training", values="value").reset_index()
+            st.dataframe(by_seed, hide_index=True, width="stretch")
             st.caption(
-                f"n = {own['n'].min()}; {row['expect']} than {row['null']:g} is what the claim says; rule"
+                f"n = {evidence['n'].min()}; {row['expect']} than {row['null']:g} is what the claim says; rule"
                 f" {row['rule']}, runs of commits {row['commits']}."
             )
         if row["commands"]:

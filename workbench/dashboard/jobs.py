@@ -1,7 +1,7 @@
-"""Analyses started from the dashboard: a subprocess of the very command that the page shows, its output in a file, one
-at a time for each analysis.
+"""Jobs: analyses started from the dashboard.
 
-Jobs belong to the server, not to a browser tab, and end with it.
+A job is a subprocess that runs exactly the command shown on the page, with its output in a file. There is one at a time
+for each analysis. Jobs belong to the server, not to a browser tab, and end with it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from workbench.processes import environment, python
 
 State = Literal["running", "done", "failed", "stopped"]
 LOCAL = ("127.0.0.1", "localhost", "::1")
-PATIENCE = 5.0  # seconds between asking a job to stop and the next, ruder, signal
+PATIENCE = 5.0  # seconds until a job that was asked to stop gets the next, stronger signal
 
 
 @dataclass
@@ -35,8 +35,11 @@ class Job:
     """One run of a command.
 
     Attributes:
-        words: the command as a list; no shell ever sees it.
-        output: file that takes everything it prints.
+        words: the command as a list of arguments; it never goes through a shell.
+        output: the file with everything that it prints.
+        process: the subprocess.
+        started: time of its start, `time.monotonic()`.
+        stopped: whether the user stopped it.
     """
 
     words: tuple[str, ...]
@@ -47,53 +50,54 @@ class Job:
 
     @property
     def state(self) -> State:
+        """Whether it runs, or how it ended."""
         code = self.process.poll()
         if code is None:
             return "running"
         return "stopped" if self.stopped else "done" if code == 0 else "failed"
 
     def lines(self) -> list[str]:
-        """What it printed last; of a progress bar only its newest state."""
+        """Return the last lines of its output; of a progress bar only the newest state."""
         with self.output.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
             text = file.read().decode(errors="replace")
         return [
-            shown
+            newest
             for line in text.split("\n")
-            if (shown := next((part.rstrip() for part in reversed(line.split("\r")) if part.strip()), ""))
+            if (newest := next((part.rstrip() for part in reversed(line.split("\r")) if part.strip()), ""))
         ]
 
     def progress(self) -> tuple[float, str] | None:
-        """Share done (0..1) and words of the newest progress bar, if the last line is one."""
+        """Return the share done (0..1) and the text of the progress bar, if the last line is one."""
         lines = self.lines()
-        found = re.search(r"^(.*?):?\s*(\d+)%\|.*?\| *(.*)$", lines[-1]) if lines else None
-        return (min(int(found[2]), 100) / 100, f"{found[1]}: {found[3]}") if found else None
+        bar = re.search(r"^(.*?):?\s*(\d+)%\|.*?\| *(.*)$", lines[-1]) if lines else None
+        return (min(int(bar[2]), 100) / 100, f"{bar[1]}: {bar[3]}") if bar else None
 
     def error(self) -> str:
-        """Why it failed, in one sentence: the command's own where it gave one."""
+        """Return why it failed, in one sentence: the command's own error if it printed one."""
         lines = self.lines()
-        own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        if own:
-            return own[-1]
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        if errors:
+            return errors[-1]
         return f"the command ended with code {self.process.returncode}" + (f" after: {lines[-1]}" if lines else "")
 
     def keys(self, analysis: str) -> list[str]:
-        """Keys of the stored runs that it names in its last lines."""
+        """Return the keys of the stored runs that it names in its last lines."""
         return [
-            found[1]
+            match[1]
             for line in self.lines()
-            if (found := re.search(rf"/{re.escape(analysis)}-([0-9a-f]{{12}})$", line))
+            if (match := re.search(rf"/{re.escape(analysis)}-([0-9a-f]{{12}})$", line))
         ]
 
     def stop(self) -> None:
-        """Ask it to stop as Ctrl-C does, and insist if it does not listen; returns at once."""
+        """Interrupt the job as Ctrl-C does, with stronger signals if it does not stop; return at once."""
         self.stopped = self.process.poll() is None
         threading.Thread(target=self._end, daemon=True).start()
 
     def _end(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)  # the group of our own child, which leads it
+                os.killpg(self.process.pid, number)  # the process group that our child leads
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(PATIENCE)
                 return
@@ -107,7 +111,7 @@ class Jobs:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self, name: str, words: Sequence[str]) -> Job:
-        """Run `words` (python -m analyses.NAME ...) with this server's own interpreter.
+        """Run `words` (python -m analyses.NAME ...) with the interpreter of this server.
 
         Raises:
             RunError: a job of this analysis is running already, or no process could be started.
@@ -115,7 +119,7 @@ class Jobs:
         with self.lock:
             if name in self.newest and self.newest[name].state == "running":
                 raise RunError(
-                    f"a job of '{name}' is running already: expected one at a time; stop it or wait for its end"
+                    f"a job of '{name}' is running already: expected one at a time; stop it or wait until it ends"
                 )
             descriptor, output = tempfile.mkstemp(prefix=f"viral-{name}-", suffix=".log")
             try:
@@ -134,7 +138,7 @@ class Jobs:
             return self.newest[name]
 
     def end_all(self) -> None:
-        """Stop everything, when the server ends."""
+        """Stop all jobs and remove their output, when the server ends."""
         for job in self.newest.values():
             if job.process.poll() is None:
                 job._end()
@@ -143,12 +147,12 @@ class Jobs:
 
 @st.cache_resource
 def jobs() -> Jobs:
-    """The jobs of this server."""
-    made = Jobs()
-    atexit.register(made.end_all)
-    return made
+    """Return the jobs of this server."""
+    server_jobs = Jobs()
+    atexit.register(server_jobs.end_all)
+    return server_jobs
 
 
 def may_start() -> bool:
-    """Only a dashboard that nothing but this machine can reach starts processes."""
+    """Return whether the pages may start processes: only if no other machine can reach the dashboard."""
     return st.get_option("server.address") in LOCAL

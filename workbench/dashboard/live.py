@@ -1,5 +1,4 @@
-"""What is going on while a page is open: the page is drawn again when something in the runs folder has changed, and the
-demo says how far it is."""
+"""Live updates: a page is redrawn when the runs folder changes, and shows how far a demo is."""
 
 from __future__ import annotations
 
@@ -16,8 +15,8 @@ from workbench.runs import RUN_FILE
 from workbench.training_folder import LOG_FILE, RECORD_FILE
 
 T = TypeVar("T")
-SECONDS = 3.0  # between two looks
-SHARE = 0.05  # of the time that looks may take, where the folder is large
+SECONDS = 3.0  # between two checks of the folder, at least
+SHARE = 0.05  # of the time, at most, is spent on checks where the folder is large
 MARKS = {
     "waiting": ":gray[○]",
     "running": ":blue[▶]",
@@ -28,40 +27,42 @@ MARKS = {
 
 
 def watch() -> None:
-    """Draw the whole page again when a log, a record, a stored run, a sweep or the demo's progress has changed."""
+    """Redraw the whole page when a log, a record, a stored run, a sweep or the demo's progress has changed."""
     began = time.monotonic()
-    seen = contents(runs_root())
+    drawn = contents(runs_root())
     pause = max(SECONDS, (time.monotonic() - began) / SHARE)
 
     @st.fragment(run_every=pause)
-    def look() -> None:
-        if contents(runs_root()) != seen:
+    def check() -> None:
+        if contents(runs_root()) != drawn:
             st.rerun()
 
-    look()
+    check()
 
 
 def contents(root: Path) -> frozenset[tuple[str, int]]:
-    """What pages show of `root`: each file with the time of its last change. All of them are written aside and renamed,
-    so none is seen half written."""
+    """Return each file below `root` that pages show, with the time of its last change in ns.
+
+    These files are written under another name and then renamed, so none is ever seen half written.
+    """
     files = [
         *root.glob(f"[!.]*/{RUN_FILE}"),
         *files_below(root, PROGRESS_FILE, LOG_FILE, RECORD_FILE, "sweep-*.parquet"),
     ]
-    found = []
+    changes = []
     for file in files:
         try:
-            found.append((str(file), file.stat().st_mtime_ns))
+            changes.append((str(file), file.stat().st_mtime_ns))
         except OSError:
-            continue  # there is none, or it has just gone
-    return frozenset(found)
+            continue  # it has just been removed
+    return frozenset(changes)
 
 
 def follow(key: str, default: Sequence[T]) -> Sequence[T] | None:
-    """The default of a multiselect, which changes with what is there for as long as the user leaves the widget alone.
+    """Let the default of the multiselect `key` follow the runs folder until the user changes the widget.
 
     Returns:
-        What to give as its default: None where its value is set here.
+        The value for the widget's argument `default`; None where its value is set here.
     """
     before = st.session_state.get(f"{key}-default")
     st.session_state[f"{key}-default"] = list(default)
@@ -72,32 +73,31 @@ def follow(key: str, default: Sequence[T]) -> Sequence[T] | None:
 
 
 def demo() -> bool:
-    """The stages of a demo, where this folder has one: what is done, what runs, what is still to come; returns whether
-    it is under way."""
+    """Draw the stages of a demo, if this folder has one, and return whether the demo is running."""
     progress = Progress.read(runs_root())
     if progress is None:
         return False
     ended = all(stage.state == "done" for stage in progress.stages)
     with st.expander("The demo" + (", done" if ended else ""), expanded=not ended):
-        st.markdown("\n".join(f"- {MARKS.get(stage.state, '')} {_said(stage)}" for stage in progress.stages))
+        st.markdown("\n".join(f"- {MARKS.get(stage.state, '')} {_stage_text(stage)}" for stage in progress.stages))
         if not ended and not progress.alive:
             st.warning(
-                "The demo was interrupted; the same command (`viral demo` or `make demo`) goes on where it stopped."
+                "The demo was interrupted; the same command (`viral demo` or `make demo`) continues where it stopped."
             )
         elif not ended:
             st.caption(
-                "This page draws itself again whenever there is something new; the other pages when you open them."
+                "This page redraws itself whenever there is something new; the other pages do when you open them."
             )
     return not ended and progress.alive
 
 
-def _said(stage: Stage) -> str:
+def _stage_text(stage: Stage) -> str:
     if stage.state == "done":
         return f"{stage.title}: {stage.seconds:.0f} s"
-    more = {
+    details = {
         "waiting": "still to come",
         "running": f"since {stage.started[11:19]} UTC",
-        "failed": "failed, the terminal says why",
+        "failed": "failed; the terminal shows why",
         "stopped": "interrupted",
     }
-    return f"{stage.title}: {more[stage.state]}"
+    return f"{stage.title}: {details[stage.state]}"

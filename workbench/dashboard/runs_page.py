@@ -1,5 +1,8 @@
-"""Runs: what is stored, and the training curves of several models laid over each other, those that are being trained
-among them."""
+"""The Runs page: training curves of several models over one another, sweeps, and the list of stored analyses.
+
+Models that are still being trained are shown too. The page computes no number: curves, intervals and chance levels are
+those in the logs.
+"""
 
 from __future__ import annotations
 
@@ -29,19 +32,19 @@ EMPTY = "Nothing is stored in {} yet. Train a model with `python -m trainer shap
 
 
 def page() -> None:
-    """Training curves of the chosen models, and the stored analyses."""
+    """Draw the training curves of the chosen models, the sweeps and the stored analyses."""
     st.title("Runs")
     live.watch()
-    coming = live.demo()
+    demo_runs = live.demo()
     models = trained_models()
-    if not models and coming:
+    if not models and demo_runs:
         st.info("The first curves will be here within about two minutes.")
     elif not models:
         st.info(EMPTY.format(f"`{runs_root()}`"))
     else:
         _training(models)
     _sweeps()
-    _stored(coming)
+    _stored(demo_runs)
 
 
 def _training(models: list[str]) -> None:
@@ -61,30 +64,32 @@ def _training(models: list[str]) -> None:
     )
     if not measures:
         return
-    # those with an interval
+    # shown first: the training loss, and the measures that have an interval
     scores = ["accuracy/mean", *(["val_lm_loss"] if any("val_lm_loss_low" in log for log in logs.values()) else [])]
     first = [m for m in ("lm_loss", *scores) if m in measures] or measures[:1]
     shown = st.multiselect("Curves", measures, default=live.follow("curves", first), key="curves", bind="query-params")
     for column, measure in zip(st.columns(max(1, min(2, len(shown)))) * len(shown), shown, strict=False):
         column.plotly_chart(_curve(logs, measure), width="stretch", config=figures.EXPORT, key=f"curve-{measure}")
     if any(map(_validated, shown)):
-        what = (
+        st.caption(
             "Bands: 95 % intervals over the images, or conversations, of the validation split; n counts questions, or"
-            " answer tokens."
+            " answer tokens. The loss of training batches has no interval, nor has the validation loss where accuracy"
+            " is measured."
         )
-        st.caption(f"{what} Losses of training batches have none, nor has a loss beside accuracies.")
     _alignment_curves(list(logs))
     _warnings(logs)
     tables = {name: pd.read_parquet(file) for name in logs if (file := below_root(name) / "accuracy.parquet").exists()}
-    # a model of conversations may have a loss instead
+    # a model that was trained on conversations may have a validation loss instead of accuracies
     tables = {name: table for name, table in tables.items() if "accuracy" in table}
     if tables:
         st.subheader("Accuracy by question type")
         st.plotly_chart(figures.accuracy_by_type(tables), width="stretch", config=figures.EXPORT, key="accuracy")
-        asked = dict.fromkeys(evaluated_on(recipe) for name in tables if (recipe := training_recipe(below_root(name))))
+        evaluated = dict.fromkeys(
+            evaluated_on(recipe) for name in tables if (recipe := training_recipe(below_root(name)))
+        )
         st.caption(
-            f"On {', '.join(asked)}; 95 % intervals over images. One seed each: the difference between two models needs"
-            " several."
+            f"On {', '.join(evaluated)}; 95 % intervals over images. One seed per model: comparing two models takes"
+            " several seeds."
         )
     st.dataframe(
         pd.DataFrame([_training_row(name, log) for name, log in logs.items()]), hide_index=True, width="stretch"
@@ -92,7 +97,7 @@ def _training(models: list[str]) -> None:
 
 
 def _logs(names: list[str]) -> dict[str, pd.DataFrame]:
-    """The training logs that can be read; one that cannot is named."""
+    """Return the training logs that can be read, and warn of each that cannot."""
     logs = {}
     for name in names:
         try:
@@ -105,13 +110,13 @@ def _logs(names: list[str]) -> dict[str, pd.DataFrame]:
 
 
 def _summary(chosen: list[str]) -> None:
-    """What was compared and what came out, where two finished models are chosen."""
+    """If two finished models are chosen, draw what was compared and what the comparison gave."""
     if len(chosen) != 2 or not all((below_root(name) / RECORD_FILE).exists() for name in chosen):
         return
     try:
         first, second = (summary.Trained.read(name, below_root(name)) for name in chosen)
-        came_out = summary.what_came_out(first, second, summary.outcome(first, second))
-        st.info(f"{summary.what_was_compared(first, second)}\n\n{came_out}")
+        result = summary.what_came_out(first, second, summary.outcome(first, second))
+        st.info(f"{summary.what_was_compared(first, second)}\n\n{result}")
     except RunError as error:
         st.caption(f"Not compared: {error}.")
 
@@ -121,28 +126,28 @@ def _validated(measure: str) -> bool:
 
 
 def _curve(logs: dict[str, pd.DataFrame], measure: str) -> go.Figure:
-    """Losses of batches as lines; what was measured on the validation split with its interval and chance."""
+    """Return a chart of losses of batches, or of a measure on the validation split with its interval and chance."""
     if not _validated(measure):
         return figures.training_curves(logs, measure)
     table = pd.concat(
         [score_log(log, measure).assign(model=name) for name, log in logs.items() if measure in log], ignore_index=True
     )
-    # the chance level of a loss, ln |V|, is far above all of its curve: said, not drawn
+    # the chance level of a loss, ln |V|, is far above its whole curve: it is written in the label, not drawn
     accuracy = measure.startswith("accuracy/")
-    said = [
+    labels = [
         f"n = {n:.0f}" if accuracy else f"n = {n:.0f}, chance {chance:.2f}"
         for n, chance in zip(table["n"], table["chance"], strict=True)
     ]
-    table["over"] = np.where(table["n"].notna(), said, "no interval stored")
+    table["over"] = np.where(table["n"].notna(), labels, "no interval stored")
     table = table.rename(columns={"chance": "null_q95"})
     figure = figures.step_curves(
         table, y=measure, null="chance" if accuracy and table["null_q95"].notna().any() else ""
     )
-    return figure.update_layout(height=360, margin={"t": 36})  # as the chart beside it
+    return figure.update_layout(height=360, margin={"t": 36})  # as in the chart beside it
 
 
 def _alignment_curves(chosen: list[str]) -> None:
-    """CKNNA as it was measured while training, beside its chance level."""
+    """Draw the CKNNA that was measured during training, with its chance level."""
     parts = [cknna_log(below_root(name)).assign(model=name) for name in chosen]
     table = pd.concat([part for part in parts if len(part)], ignore_index=True) if any(map(len, parts)) else None
     if table is None:
@@ -156,13 +161,14 @@ def _alignment_curves(chosen: list[str]) -> None:
         config=figures.EXPORT,
         key="cknna-curves",
     )
-    each = table[["model", "of", "n", "k", "n_images"]].drop_duplicates().itertuples(index=False)
-    said = "; ".join(
-        f"{own.model}, {own.of}: n = {own.n:.0f} tokens, k = {own.k:.0f}, {own.n_images:.0f} images" for own in each
+    curves = table[["model", "of", "n", "k", "n_images"]].drop_duplicates().itertuples(index=False)
+    sizes = "; ".join(
+        f"{curve.model}, {curve.of}: n = {curve.n:.0f} tokens, k = {curve.k:.0f}, {curve.n_images:.0f} images"
+        for curve in curves
     )
     st.caption(
-        f"Within images, on the first validation images; 95 % intervals over images. {said}. Curves of other n or k"
-        " have another chance level."
+        f"Within images, on the first validation images; 95 % intervals over images. {sizes}. Curves with a different n"
+        " or k have a different chance level."
     )
 
 
@@ -174,7 +180,7 @@ def _warnings(logs: dict[str, pd.DataFrame]) -> None:
 
 
 def _sweeps() -> None:
-    """The tables of `python -m trainer.sweep`."""
+    """Draw the tables that `python -m trainer.sweep` stored."""
     root = runs_root()
     files = {str(file.relative_to(root).with_suffix("")): file for file in files_below(root, "sweep-*.parquet")}
     if not files:
@@ -185,13 +191,13 @@ def _sweeps() -> None:
     table = pd.read_parquet(files[name])
     kinds = list(dict.fromkeys(table["type"]))
     kind = right.selectbox("Question type", kinds, index=kinds.index(MEAN) if MEAN in kinds else 0, key="sweep-type")
-    own = table[table["type"] == kind]
-    st.plotly_chart(figures.sweep_figure(own), width="stretch", config=figures.EXPORT, key="sweep-points")
+    of_type = table[table["type"] == kind]
+    st.plotly_chart(figures.sweep_figure(of_type), width="stretch", config=figures.EXPORT, key="sweep-points")
     st.caption(
-        "95 % intervals over seeds; differences paired by seed, Holm's correction over the variants. One seed has no"
-        " interval."
+        "95 % intervals over seeds; differences are paired by seed, with Holm's correction over the variants. A variant"
+        " with one seed has no interval."
     )
-    st.dataframe(own.drop(columns=["type", "against"]), hide_index=True, width="stretch")
+    st.dataframe(of_type.drop(columns=["type", "against"]), hide_index=True, width="stretch")
 
 
 def _training_row(name: str, log: pd.DataFrame) -> dict[str, object]:
@@ -212,12 +218,12 @@ def _training_row(name: str, log: pd.DataFrame) -> dict[str, object]:
     }
 
 
-def _stored(coming: bool) -> None:
+def _stored(demo_runs: bool) -> None:
     st.subheader("Analyses")
     table = runs.index(runs_root())
     if table.empty:
-        none = "No analysis is stored yet. Try `python -m analyses.cknna --model runs/baseline runs/viral`."
-        st.info("The analyses come after the trainings." if coming else none)
+        hint = "No analysis is stored yet. Try `python -m analyses.cknna --model runs/baseline runs/viral`."
+        st.info("The analyses come after the trainings." if demo_runs else hint)
         return
     shown = table.assign(
         options=[", ".join(f"{k}={v}" for k, v in c.items() if k not in ("data", "seed")) for c in table["config"]]

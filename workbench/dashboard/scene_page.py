@@ -1,5 +1,8 @@
-"""Scene: one image, one question, the answers of several models, and what their tokens look like layer by layer beside
-a VFM's."""
+"""The Scene page: one image and question, the answers of several models, and maps of their visual tokens.
+
+The maps show principal components of the tokens of each layer, beside those of a VFM's patches. They are for looking
+at: a single answer or map is no measurement.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from workbench.dashboard.folders import below_root, default_models, trained_mode
 from workbench.data import Dataset, Sample, load_data
 from workbench.metrics.geometry import joint_pca_rgb
 from workbench.mllm import MLLM
-from workbench.spatial.grids import picture, whole_image
+from workbench.spatial.grids import colors_to_image, whole_image
 from workbench.training_folder import RECORD_FILE
 from workbench.vfm import CATALOGUE, VFM, load_vfm
 from workbench.weights.fetch import available_without_hub
 
-SCENES = 100  # of the validation split, enough to browse
+SCENES = 100  # of the validation split, to browse
 
 
 @st.cache_resource(max_entries=4, show_spinner="Loading the model")
@@ -35,7 +38,7 @@ def _data(spec: str) -> Dataset:
 
 
 def page() -> None:
-    """One scene through the chosen models."""
+    """Draw one scene: the question, the chosen models' answers and their maps."""
     st.title("Scene")
     models = trained_models(finished=True)
     if not models:
@@ -60,7 +63,7 @@ def page() -> None:
     with left:
         sample = _question(samples)
         st.image(sample.image.resize((448, 448), Image.Resampling.LANCZOS), width="stretch")
-        st.caption("In the scene: " + ", ".join(thing.name for thing in sample.objects))
+        st.caption("In the scene: " + ", ".join(obj.name for obj in sample.objects))
     with right:
         _answers(loaded, sample)
         _maps(loaded, vfm, sample)
@@ -86,33 +89,31 @@ def _answers(loaded: dict[str, MLLM], sample: Sample) -> None:
 
 
 def _maps(loaded: dict[str, MLLM], vfm_name: str, sample: Sample) -> None:
-    read_out = {}
+    tokens = {}
     for name, mllm in loaded.items():
         batch = mllm.encode([sample.image], [sample.question])
-        own, raster = whole_image(mllm.visual_tokens(batch)[0])
-        assert raster.grid is not None
-        read_out[name] = read(mllm, batch)[0].values[:, own], raster.grid
-    grid = next(iter(read_out.values()))[1]
-    layers = min(values.shape[0] for values, _ in read_out.values())
+        part, whole = whole_image(mllm.visual_tokens(batch)[0])
+        assert whole.grid is not None
+        tokens[name] = read(mllm, batch)[0].values[:, part], whole.grid
+    grid = next(iter(tokens.values()))[1]
+    layers = min(values.shape[0] for values, _ in tokens.values())
     layer = st.slider("Layer", 0, layers - 1, layers // 2, key="layer", bind="query-params")
-    widths = {values.shape[-1] for values, _ in read_out.values()}
-    if len(widths) > 1:
+    widths = {values.shape[-1] for values, _ in tokens.values()}
+    if len(widths) == 1:
+        colors = joint_pca_rgb([values for values, _ in tokens.values()])
+    else:
         st.warning(f"The models' widths differ ({sorted(widths)}), so each has a basis of its own.")
-    bases = (
-        joint_pca_rgb([values for values, _ in read_out.values()])
-        if len(widths) == 1
-        else [joint_pca_rgb([values])[0] for values, _ in read_out.values()]
-    )
-    maps = {name: (rgb, size) for (name, (_, size)), rgb in zip(read_out.items(), bases, strict=True)}
+        colors = [joint_pca_rgb([values])[0] for values, _ in tokens.values()]
+    maps = {name: (rgb, size) for (name, (_, size)), rgb in zip(tokens.items(), colors, strict=True)}
     reference = joint_pca_rgb([_vfm(vfm_name)([sample.image], grid=grid).tokens()])[0][0]
     columns = st.columns(len(maps) + 1)
     for column, (name, (rgb, size)) in zip(columns, maps.items(), strict=False):
-        column.image(picture(rgb[layer], size, 300), caption=f"{name}, layer {layer}", width="stretch")
-    columns[-1].image(picture(reference, grid, 300), caption=f"{vfm_name} (its own basis)", width="stretch")
+        column.image(colors_to_image(rgb[layer], size, 300), caption=f"{name}, layer {layer}", width="stretch")
+    columns[-1].image(colors_to_image(reference, grid, 300), caption=f"{vfm_name} (its own basis)", width="stretch")
     for name, (rgb, size) in maps.items():
         shared = " and models" if len(maps) > 1 and len(widths) == 1 else ""
         st.caption(
             f"{name}: layers 0 to {layers - 1}, first three principal components in one basis for all layers{shared}"
         )
         for column, number in zip(st.columns(layers), range(layers), strict=True):
-            column.image(picture(rgb[number], size, 120), caption=str(number), width="stretch")
+            column.image(colors_to_image(rgb[number], size, 120), caption=str(number), width="stretch")

@@ -1,4 +1,4 @@
-"""Page config and navigation."""
+"""The frame of the dashboard: page settings, navigation, and errors shown as one sentence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workbench.errors import WorkbenchError
 
 
 def show() -> None:
-    """Draw the page that the address names; an error of ours is one sentence, not a traceback."""
+    """Draw the page of the current address; a `WorkbenchError` is shown as one sentence, without a traceback."""
     st.set_page_config(page_title="VIRAL Workbench", page_icon="👁", layout="wide")
     from workbench.dashboard import runs_page
 
@@ -29,7 +29,7 @@ def show() -> None:
 
 
 def _analysis(name: str) -> None:
-    from workbench.dashboard.analysis_page import page  # brings torch, which the first page does without
+    from workbench.dashboard.analysis_page import page  # imports torch, which the first page does not need
 
     page(name)
 
@@ -47,15 +47,13 @@ def _scene() -> None:
 
 
 def analysis_pages() -> dict[str, str]:
-    """{name: page title} of every analysis, read from the line `PAGE = "..."` of its file: importing them all would
-    take seconds.
+    """Return {name: page title} of every analysis, without importing them, which would take seconds.
 
-    The title of a plugin's page is its name.
+    The title is read from the line `PAGE = "..."` of the analysis's file. The title of a plugin's page is its name.
     """
     files, titles = analysis_files(), {}
     for name in analysis_names():
-        title = (
-            re.search(r'^PAGE = "([^"]+)"$', files[name].read_text(encoding="utf-8"), re.M) if name in files else None
-        )
+        text = files[name].read_text(encoding="utf-8") if name in files else ""
+        title = re.search(r'^PAGE = "([^"]+)"$', text, re.M)
         titles[name] = title[1] if title else name.replace("_", " ").capitalize()
     return titles

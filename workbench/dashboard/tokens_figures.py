@@ -1,4 +1,4 @@
-"""Figures that one looks at and clicks into: maps of an image in every layer, and sampled tokens on a plane."""
+"""Interactive figures of the Tokens page: maps of an image in every layer, and sampled tokens on a plane."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from PIL import Image
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from workbench.data.shapes import COLOURS as SHAPE_COLOURS
+from workbench.data.shapes import COLORS as SHAPE_COLORS
 from workbench.figures import COLORS, GRAY, new_figure
 from workbench.mllm.family import VisualTokens
 
-ACROSS = 2  # panels side by side
-HERE = {"color": "#ffffff", "width": 2}
-UNDER = {"color": "#000000", "width": 4}  # the outline must be seen on white and on black
+PANELS_PER_ROW = 2
+INNER_LINE = {"color": "#ffffff", "width": 2}
+OUTER_LINE = {"color": "#000000", "width": 4}  # with both, a frame is visible on white and on black
 PLACES = {"column": ("left", "right"), "row": ("top", "bottom")}
-# with every point, for hover and click
-CARRIED = ["image", "left", "top", "right", "bottom", "image_id", "name", "at", "token", "model"]
+# stored with every point, for hover and click
+POINT_COLUMNS = ["image", "left", "top", "right", "bottom", "image_id", "name", "at", "token", "model"]
 
 
 def data_url(image: np.ndarray) -> str:
-    """(height, width, 3) bytes as a PNG in a URL."""
+    """Return an image (height, width, 3) of bytes as a PNG in a data URL."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, format="PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def clickable(image: np.ndarray, raster: VisualTokens, chosen: int) -> go.Figure:
-    """The picture under a nearly invisible point for each of its tokens, since plotly reports clicks on points alone;
-    the chosen cell is framed.
+def clickable_image(image: np.ndarray, tokens: VisualTokens, chosen: int) -> go.Figure:
+    """Return a figure of the image whose patches can be clicked, with the chosen patch framed.
+
+    Plotly reports clicks on points only, so a nearly invisible point lies on each patch.
 
     Args:
-        raster: `customdata` of a point is the number of its cell in it.
+        image: (height, width, 3) bytes.
+        tokens: the visual tokens of the image; `customdata` of a point is the number of its patch.
+        chosen: number of the patch to frame.
     """
-    assert raster.grid is not None
+    assert tokens.grid is not None
     height, width = image.shape[:2]
-    boxes = np.array([raster.token_box(*divmod(i, raster.grid[1])) for i in range(raster.grid[0] * raster.grid[1])]) * [
-        width,
-        height,
-        width,
-        height,
-    ]
+    rows, columns = tokens.grid
+    fractions = np.array([tokens.token_box(row, column) for row in range(rows) for column in range(columns)])
+    boxes = fractions * [width, height, width, height]
     figure = new_figure(height=360, hovermode="closest", margin={"l": 4, "r": 4, "t": 4, "b": 4}, showlegend=False)
     figure.add_image(source=data_url(image), x0=0.5, y0=0.5, dx=1, dy=1, hoverinfo="skip")
     _frame(figure, *boxes[chosen])
@@ -72,7 +72,7 @@ def clickable(image: np.ndarray, raster: VisualTokens, chosen: int) -> go.Figure
 
 
 def _frame(figure: go.Figure, left: float, top: float, right: float, bottom: float, **where: int) -> None:
-    for line in (UNDER, HERE):
+    for line in (OUTER_LINE, INNER_LINE):
         corners = {"x": [left, right, right, left, left], "y": [top, top, bottom, bottom, top]}
         figure.add_scatter(**corners, mode="lines", line=line, hoverinfo="skip", showlegend=False, **where)
 
@@ -80,15 +80,15 @@ def _frame(figure: go.Figure, left: float, top: float, right: float, bottom: flo
 Maps = Mapping[str, Mapping[str, np.ndarray]]
 
 
-def small_maps(maps: Maps, cells: Mapping[str, int], *, bounds: tuple[float, float] | None = None) -> go.Figure:
-    """A row of maps for each model, a column for each representation.
+def small_maps(maps: Maps, framed: Mapping[str, int], *, bounds: tuple[float, float] | None = None) -> go.Figure:
+    """Return a figure with a row of maps for each model and a column for each representation.
 
     Args:
-        maps: {model: {representation: (h, w) values or (h, w, 3) colours in 0..1}}.
-        cells: {model: number of the cell to frame}, empty for none.
-        bounds: ends of the colour scale of all maps of values; without it each map has its own.
+        maps: {model: {representation: (h, w) values or (h, w, 3) colors in 0..1}}.
+        framed: {model: number of the patch to frame}; empty for none.
+        bounds: ends of the color scale that all maps of values share; without it each map has its own scale.
     """
-    names = list(dict.fromkeys(name for own in maps.values() for name in own))
+    names = list(dict.fromkeys(name for model_maps in maps.values() for name in model_maps))
     titles = [name.removeprefix("layer ").replace("-", "-<br>") for name in names]
     figure = make_subplots(
         len(maps),
@@ -99,81 +99,82 @@ def small_maps(maps: Maps, cells: Mapping[str, int], *, bounds: tuple[float, flo
         vertical_spacing=0.02,
     )
     figure.update_annotations(font_size=12)
-    for row, (model, own) in enumerate(maps.items(), start=1):
+    for row, (model, model_maps) in enumerate(maps.items(), start=1):
         for column, name in enumerate(names, start=1):
-            if name not in own:
+            if name not in model_maps:
                 continue
-            shown, where = own[name], {"row": row, "col": column}
-            if shown.ndim == 3:
-                figure.add_image(z=(shown * 255).round().astype(np.uint8), hoverinfo="skip", **where)
+            values, where = model_maps[name], {"row": row, "col": column}
+            if values.ndim == 3:
+                figure.add_image(z=(values * 255).round().astype(np.uint8), hoverinfo="skip", **where)
             else:
-                low, high = bounds or (float(shown.min()), float(shown.max()))
-                colours = (
-                    {"coloraxis": "coloraxis"}
-                    if bounds
-                    else {"colorscale": "Viridis", "zmin": low, "zmax": high, "showscale": False}
-                )
+                scale: dict[str, object] = {"coloraxis": "coloraxis"}
+                if not bounds:
+                    scale = {"colorscale": "Viridis", "zmin": float(values.min()), "zmax": float(values.max())}
+                    scale["showscale"] = False
                 figure.add_heatmap(
-                    z=shown, hovertemplate=f"{model}, {name}: %{{z:.3f}}<extra></extra>", **colours, **where
+                    z=values, hovertemplate=f"{model}, {name}: %{{z:.3f}}<extra></extra>", **scale, **where
                 )
-            if model in cells:
-                y, x = divmod(cells[model], shown.shape[1])
+            if model in framed:
+                y, x = divmod(framed[model], values.shape[1])
                 _frame(figure, x - 0.5, y - 0.5, x + 0.5, y + 0.5, **where)
             anchor = figure.get_subplot(row, column).xaxis.plotly_name.replace("axis", "")
-            figure.update_xaxes(visible=False, constrain="domain", range=[-0.5, shown.shape[1] - 0.5], **where)
+            figure.update_xaxes(visible=False, constrain="domain", range=[-0.5, values.shape[1] - 0.5], **where)
             figure.update_yaxes(
-                visible=False, scaleanchor=anchor, constrain="domain", range=[shown.shape[0] - 0.5, -0.5], **where
+                visible=False, scaleanchor=anchor, constrain="domain", range=[values.shape[0] - 0.5, -0.5], **where
             )
     bar = {"title": {"text": "cosine", "side": "right"}, "thickness": 12}
-    scale = {"colorscale": "Viridis", "cmin": bounds[0], "cmax": bounds[1], "colorbar": bar} if bounds else {}
+    shared = {"colorscale": "Viridis", "cmin": bounds[0], "cmax": bounds[1], "colorbar": bar} if bounds else {}
     height = 60 + len(maps) * min(240, 1000 // max(1, len(names)))
     figure.update_layout(
         template="workbench",
         height=height,
         hovermode="closest",
-        coloraxis=scale,
+        coloraxis=shared,
         margin={"l": 8, "r": 36, "t": 44, "b": 8},
     )
     return figure
 
 
 def token_planes(table: pd.DataFrame, *, by: str) -> go.Figure:
-    """Sampled tokens on a plane, a panel for each `panel`.
+    """Return a figure of sampled tokens on planes, one panel for each value of `panel`, colored by `by`.
 
     Args:
-        table: columns panel, x, y, `CARRIED`, and those that `by` needs: a column of names, "layer", or a place ("row",
-            "column").
+        table: columns panel, x, y, `POINT_COLUMNS`, and what `by` needs.
+        by: a column of names, "layer", or a place in the image ("row" or "column").
     """
     panels = list(dict.fromkeys(table["panel"]))
-    lines = -(-len(panels) // ACROSS)
+    rows = -(-len(panels) // PANELS_PER_ROW)
     figure = make_subplots(
-        lines, min(ACROSS, len(panels)), subplot_titles=panels, horizontal_spacing=0.03, vertical_spacing=0.08
+        rows, min(PANELS_PER_ROW, len(panels)), subplot_titles=panels, horizontal_spacing=0.03, vertical_spacing=0.08
     )
     values = _place(table, by) if by in PLACES else None
-    kinds = [] if values is not None else sorted(table[by].unique(), key=_order)
-    hues = _hues(kinds)
+    kinds = [] if values is not None else sorted(table[by].unique(), key=_sort_key)
+    colors = _colors(kinds)
     for number, panel in enumerate(panels, start=1):
         part = table[table["panel"] == panel]
         for kind in kinds or [by]:
-            own = part if values is not None else part[part[by] == kind]
-            marker = {"size": 6, "opacity": 0.8} | (
-                {"color": hues[kind]} if values is None else {"color": values[own.index], "coloraxis": "coloraxis"}
-            )
+            marker: dict[str, object] = {"size": 6, "opacity": 0.8}
+            if values is None:
+                points = part[part[by] == kind]
+                marker |= {"color": colors[kind]}
+            else:
+                points = part
+                marker |= {"color": values[points.index], "coloraxis": "coloraxis"}
             figure.add_scattergl(
                 **{
-                    "x": own["x"],
-                    "y": own["y"],
+                    "x": points["x"],
+                    "y": points["y"],
                     "mode": "markers",
                     "marker": marker,
-                    "name": _called(kind, by),
+                    "name": _kind_label(kind, by),
                     "legendgroup": str(kind),
                 },
-                showlegend=values is None and _first(figure, str(kind)),
-                customdata=own[CARRIED].astype(object),
+                showlegend=values is None and _is_first(figure, str(kind)),
+                customdata=points[POINT_COLUMNS].astype(object),
                 hovertemplate=(
                     "%{customdata[7]} · %{customdata[6]}<br>%{customdata[5]}, token %{customdata[8]}<extra></extra>"
                 ),
-                **{"row": 1 + (number - 1) // ACROSS, "col": 1 + (number - 1) % ACROSS},
+                **{"row": 1 + (number - 1) // PANELS_PER_ROW, "col": 1 + (number - 1) % PANELS_PER_ROW},
             )
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
@@ -181,7 +182,7 @@ def token_planes(table: pd.DataFrame, *, by: str) -> go.Figure:
     bar = {"tickvals": [0, 1], "ticktext": edges, "thickness": 12}
     figure.update_layout(
         template="workbench",
-        height=120 + 320 * lines,
+        height=120 + 320 * rows,
         hovermode="closest",
         coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": 1, "colorbar": bar},
     )
@@ -191,46 +192,50 @@ def token_planes(table: pd.DataFrame, *, by: str) -> go.Figure:
     return figure
 
 
-def _order(kind: object) -> tuple[int, float, str]:
-    """Numbers by size, then names, what is no object last."""
+def _sort_key(kind: object) -> tuple[int, float, str]:
+    """Sort numbers by size, then names of objects, then what is no object."""
     if isinstance(kind, float):
         return 0, kind, ""
     return 2 if kind in ("background", "edge") else 1, 0, str(kind)
 
 
-def _first(figure: go.Figure, group: str) -> bool:
-    """Whether no trace of the group is there yet: its legend entry stands for those of all panels."""
+def _is_first(figure: go.Figure, group: str) -> bool:
+    """Return whether the figure has no trace of the group yet; the first one gets the legend entry for all panels."""
     return all(trace.legendgroup != group for trace in figure.data)
 
 
 def _place(table: pd.DataFrame, by: str) -> pd.Series:
-    """Where in the image the middle of each token's cell lies, 0..1."""
+    """Return the center of each token's patch along one axis of the image, 0..1."""
     return table[list(PLACES[by])].mean(axis=1).clip(0, 1)
 
 
-def _called(kind: object, by: str) -> str:
+def _kind_label(kind: object, by: str) -> str:
     return f"layer {kind:g}" if by == "layer" and isinstance(kind, float) else str(kind)
 
 
-def _hues(kinds: Sequence[object]) -> dict[object, str]:
-    """A colour for each kind: its own where it is one, grey for what is no object, steps of one scale for numbers, else
-    the palette."""
+def _colors(kinds: Sequence[object]) -> dict[object, str]:
+    """Return a color for each kind.
+
+    The name of a color has that color, what is no object is gray, numbers are steps of one scale, and all other names
+    take the palette.
+    """
     numbers = [kind for kind in kinds if isinstance(kind, float)]
     names = [
         kind
         for kind in kinds
-        if not isinstance(kind, float) and kind not in SHAPE_COLOURS and kind not in ("background", "edge")
+        if not isinstance(kind, float) and kind not in SHAPE_COLORS and kind not in ("background", "edge")
     ]
-    hues: dict[object, str] = {"background": GRAY, "edge": COLORS[-1]}
-    hues |= {kind: "#{:02x}{:02x}{:02x}".format(*SHAPE_COLOURS[kind]) for kind in kinds if kind in SHAPE_COLOURS}  # type: ignore[index]
-    hues |= {kind: COLORS[i % len(COLORS)] for i, kind in enumerate(names)}
+    colors: dict[object, str] = {"background": GRAY, "edge": COLORS[-1]}
+    colors |= {kind: "#{:02x}{:02x}{:02x}".format(*SHAPE_COLORS[kind]) for kind in kinds if kind in SHAPE_COLORS}  # type: ignore[index]
+    colors |= {kind: COLORS[i % len(COLORS)] for i, kind in enumerate(names)}
     if numbers:
-        hues |= dict(zip(numbers, sample_colorscale("Viridis", list(np.linspace(0, 1, len(numbers)))), strict=True))
-    return hues
+        steps = sample_colorscale("Viridis", list(np.linspace(0, 1, len(numbers))))
+        colors |= dict(zip(numbers, steps, strict=True))
+    return colors
 
 
-def located(image: np.ndarray, box: Sequence[float]) -> Float[np.ndarray, "h w 3"]:
-    """The picture, enlarged with hard edges, with one cell framed."""
+def framed_patch(image: np.ndarray, box: Sequence[float]) -> Float[np.ndarray, "h w 3"]:
+    """Return the image, enlarged with hard edges, with one patch framed; `box` is in fractions of the image."""
     scale = max(1, 280 // max(image.shape[:2]))
     large = np.repeat(np.repeat(image, scale, axis=0), scale, axis=1).copy()
     height, width = large.shape[:2]

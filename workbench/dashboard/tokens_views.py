@@ -1,4 +1,4 @@
-"""What the Tokens page shows besides curves: maps of an image in every layer, and sampled tokens on a plane."""
+"""Interactive views of the Tokens page: maps of an image in every layer, and sampled tokens on a plane."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from workbench import figures
-from workbench.dashboard.tokens_figures import clickable, data_url, located, small_maps, token_planes
+from workbench.dashboard.tokens_figures import clickable_image, data_url, framed_patch, small_maps, token_planes
 from workbench.metrics.geometry import joint_pca_rgb, similarity_to, umap_map
 from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
 
-MANY = 10  # maps side by side to begin with
+MAX_MAPS = 10  # side by side, at first
 BASES = ("all layers and models", "each model", "each map")
 
-# Streamlit reports clicks but no hover, and plotly shows no pictures in hover labels: this listens to the charts in the
-# container `token-planes`.
+# Streamlit does not report hovering, and plotly shows no images in hover labels. This script therefore listens to the
+# charts in the container `token-planes` and draws the thumbnails itself.
 HOVER = """
 export default function({ data }) {
   const card = document.createElement('div');
@@ -32,10 +32,10 @@ export default function({ data }) {
   card.innerHTML = '<img style="display:block;width:128px">'
     + '<div style="position:absolute;border:2px solid #fff;outline:1px solid #000"></div>';
   document.body.appendChild(card);
-  const [picture, frame] = card.children;
+  const [thumbnail, frame] = card.children;
   const show = (event) => {
     const [image, left, top, right, bottom] = event.points[0].customdata;
-    picture.src = data[image];
+    thumbnail.src = data[image];
     const from = (v) => 100 * Math.min(1, Math.max(0, v)) + '%';
     const size = (a, b) => 100 * (Math.min(1, b) - Math.max(0, a)) + '%';
     Object.assign(frame.style, {
@@ -48,10 +48,10 @@ export default function({ data }) {
     });
   };
   const hide = () => { card.style.display = 'none'; };
-  const heard = new Set();
+  const charts = new Set();
   const listen = () => document.querySelectorAll('.st-key-token-planes .js-plotly-plot').forEach((chart) => {
-    if (heard.has(chart) || !chart.on) return;
-    heard.add(chart);
+    if (charts.has(chart) || !chart.on) return;
+    charts.add(chart);
     chart.on('plotly_hover', show);
     chart.on('plotly_unhover', hide);
   });
@@ -59,7 +59,7 @@ export default function({ data }) {
   const timer = setInterval(listen, 300);
   return () => {
     clearInterval(timer);
-    heard.forEach((chart) => {
+    charts.forEach((chart) => {
       chart.removeListener('plotly_hover', show);
       chart.removeListener('plotly_unhover', hide);
     });
@@ -69,13 +69,12 @@ export default function({ data }) {
 """
 
 
-def maps(found: Mapping[str, Run]) -> None:
-    """Principal components and the similarity of a clicked patch, in every layer and the VFM, models below one
-    another."""
-    shared = _same_images(found)
+def maps(compared: Mapping[str, Run]) -> None:
+    """Draw principal components and the similarity to a clicked patch, in the chosen layers and VFMs of each model."""
+    shared = _same_images(compared)
     tables = {label: run.tables["maps"] for label, run in shared.items() if len(run.tables["maps"])}
     if not tables:
-        st.info("No tokens were kept for maps. Run the analysis with `--maps 4`.")
+        st.info("No tokens were stored for maps. Run the analysis with `--maps 4`.")
         return
     images = sorted(set.intersection(*(set(table["number"]) for table in tables.values())))
     names = list(dict.fromkeys(name for label in tables for name in shared[label].record["map_representations"]))
@@ -90,7 +89,7 @@ def maps(found: Mapping[str, Run]) -> None:
     if not chosen:
         st.info("Choose one or more representations.")
         return
-    places = {label: _raster(table.set_index("number").loc[image]) for label, table in tables.items()}
+    places = {label: _visual_tokens(table.set_index("number").loc[image]) for label, table in tables.items()}
     tokens = {
         label: {
             n: shared[label].tensors[f"map.{image}.{n}"].float()
@@ -101,42 +100,43 @@ def maps(found: Mapping[str, Run]) -> None:
     }
     first = next(iter(tables))
     with left:
-        cell = _clicked(shared[first].tensors[f"picture.{image}"].numpy(), places[first], image)
+        clicked = _clicked_patch(shared[first].tensors[f"picture.{image}"].numpy(), places[first], image)
     with right:
         basis = st.radio("One basis for", BASES, horizontal=True, key="basis", bind="query-params")
         st.caption(_about(tokens, basis))
         own_scale = st.toggle("Each map of similarities on its own scale", key="own_scale", bind="query-params")
         st.caption(
-            "Click a patch of the picture: the lower maps are the cosine of every token with that one, in the model's"
-            " own space, from float16 (error below 0.002). A layer in which all tokens share an offset is bright"
-            " everywhere: on its own scale it shows its shape."
+            "Click a patch of the image: the lower maps show the cosine of every token with the token there, in the"
+            " same representation, from float16 (error below 0.002). A layer in which all tokens share an offset is"
+            " bright everywhere; its own scale makes its structure visible."
         )
-    here = _middle(places[first], cell)
-    cells = {label: _at(raster, *here) for label, raster in places.items()}
+    point = _center(places[first], clicked)
+    framed = {label: _patch_at(place, *point) for label, place in places.items()}
     st.subheader("Principal components")
     rgb = {
-        label: {n: values.reshape(*_grid(places[label]), 3) for n, values in own.items()}
-        for label, own in _colours(tokens, basis).items()
+        label: {n: values.reshape(*_grid(places[label]), 3) for n, values in colors.items()}
+        for label, colors in _map_colors(tokens, basis).items()
     }
-    st.plotly_chart(small_maps(rgb, cells), width="stretch", config=figures.EXPORT, key="pca")
+    st.plotly_chart(small_maps(rgb, framed), width="stretch", config=figures.EXPORT, key="pca")
     st.subheader("Similarity to the framed patch")
-    near = {
-        label: {n: similarity_to(values, cells[label]).numpy() for n, values in own.items()}
-        for label, own in tokens.items()
+    similarity = {
+        label: {
+            n: similarity_to(values, framed[label]).numpy().reshape(_grid(places[label])) for n, values in of.items()
+        }
+        for label, of in tokens.items()
     }
-    ends = [edge for own in near.values() for values in own.values() for edge in (values.min(), values.max())]
-    bounds = None if own_scale or not ends else (float(min(ends)), 1.0)
-    laid = {
-        label: {n: values.reshape(_grid(places[label])) for n, values in own.items()} for label, own in near.items()
-    }
-    st.plotly_chart(small_maps(laid, cells, bounds=bounds), width="stretch", config=figures.EXPORT, key="similarity")
+    lowest = [values.min() for of in similarity.values() for values in of.values()]
+    bounds = None if own_scale or not lowest else (float(min(lowest)), 1.0)
+    st.plotly_chart(
+        small_maps(similarity, framed, bounds=bounds), width="stretch", config=figures.EXPORT, key="similarity"
+    )
 
 
-def umap(found: Mapping[str, Run]) -> None:
-    """Sampled tokens by UMAP: a picture on hover, the image with its patch framed on click."""
-    shared = {label: run for label, run in _same_images(found).items() if len(run.tables["umap"])}
+def umap(compared: Mapping[str, Run]) -> None:
+    """Draw sampled tokens by UMAP; hovering over or clicking a token shows its image with the patch framed."""
+    shared = {label: run for label, run in _same_images(compared).items() if len(run.tables["umap"])}
     if not shared:
-        st.info("No tokens were kept for UMAP. Run the analysis with `--umap_images 100`.")
+        st.info("No tokens were stored for UMAP. Run the analysis with `--umap_images 100`.")
         return
     widths = {
         next(v.shape[1] for name, v in run.tensors.items() if name.startswith("umap.layer "))
@@ -152,31 +152,28 @@ def umap(found: Mapping[str, Run]) -> None:
             disabled=len(widths) != 1,
             help="Takes about 20 s the first time.",
         )
-    table = _together(shared) if together else _apart(shared)
-    choices = [
-        c
-        for c in ("thing", "shape", "colour", "layer", "model")
-        if table[c].nunique() > 1 and (c != "model" or together)
-    ] + ["row", "column"]
-    called = {
+    table = _joint_planes(shared) if together else _separate_planes(shared)
+    varying = [c for c in ("thing", "shape", "colour", "layer", "model") if table[c].nunique() > 1]
+    choices = [*(c for c in varying if c != "model" or together), "row", "column"]
+    titles = {
         "thing": "object or background",
         "shape": "object",
         "row": "position: top to bottom",
         "column": "position: left to right",
     }
     by = columns[0].selectbox(
-        "Colour by", choices, format_func=lambda c: called.get(c, c), key="colour_by", bind="query-params"
+        "Color by", choices, format_func=lambda c: titles.get(c, c), key="colour_by", bind="query-params"
     )
     layers = sorted(table["layer"].dropna().unique())
-    kept = columns[1].multiselect("Layers", layers, default=layers, format_func=lambda n: f"{n:g}", key="umap_layers")
-    table = table[table["layer"].isna() | table["layer"].isin(kept)].reset_index(drop=True)
+    shown = columns[1].multiselect("Layers", layers, default=layers, format_func=lambda n: f"{n:g}", key="umap_layers")
+    table = table[table["layer"].isna() | table["layer"].isin(shown)].reset_index(drop=True)
     if by == "layer":
+        # what is no layer (NaN), such as a VFM, is named
         table["layer"] = [
-            value if layer != layer else layer for layer, value in zip(table["layer"], table["at"], strict=True)
+            name if layer != layer else layer for layer, name in zip(table["layer"], table["at"], strict=True)
         ]
-    pictures = {
-        str(n): next(iter(shared.values())).tensors[f"thumbnail.{n}"].numpy() for n in sorted(table["image"].unique())
-    }
+    stored = next(iter(shared.values())).tensors
+    thumbnails = {str(n): stored[f"thumbnail.{n}"].numpy() for n in sorted(table["image"].unique())}
     left, right = st.columns([4, 1])
     with left, st.container(key="token-planes"):
         event = st.plotly_chart(
@@ -188,138 +185,145 @@ def umap(found: Mapping[str, Run]) -> None:
             selection_mode="points",
         )
     hover = st.components.v2.component("token_thumbnails", js=HOVER)
-    hover(data={number: data_url(pixels) for number, pixels in pictures.items()}, key="thumbnails")
+    hover(data={number: data_url(pixels) for number, pixels in thumbnails.items()}, key="thumbnails")
     with right:
         points = event["selection"]["points"]
         if points:
             image, *box, image_id, name, at, token, _ = points[0]["customdata"]
             st.image(
-                located(pictures[str(image)], box),
+                framed_patch(thumbnails[str(image)], box),
                 caption=f"{image_id}, token {token}: {name or 'no objects known'} ({at})",
                 width="stretch",
             )
         else:
-            st.caption("Point at a token to see its picture, click it to keep it here.")
+            st.caption("Point at a token to see its image; click the token to keep the image here.")
     st.caption(
-        "UMAP of cosine distances, seed fixed. Neighbours on the plane tend to be neighbours; distances between"
-        " clusters, sizes and densities mean nothing. Half of an image's sampled tokens lie on objects where there are"
-        " any, so proportions are not those of the image."
+        "UMAP of cosine distances, with a fixed seed. Tokens that are close on the plane tend to be close in the"
+        " representation; distances between clusters, their sizes and densities mean nothing. Half of an image's"
+        " sampled tokens lie on objects, where it has any, so proportions are not those of the image."
     )
 
 
 VIEWS = {"Maps of an image": maps, "UMAP of tokens": umap}
 
 
-def _same_images(found: Mapping[str, Run]) -> dict[str, Run]:
-    """The runs on the images of the first one."""
-    images = next(iter(found.values())).record["data_fingerprint"]
-    left_out = [label for label, run in found.items() if run.record["data_fingerprint"] != images]
+def _same_images(compared: Mapping[str, Run]) -> dict[str, Run]:
+    """Return the runs that have the images of the first one, and warn of the others."""
+    images = next(iter(compared.values())).record["data_fingerprint"]
+    left_out = [label for label, run in compared.items() if run.record["data_fingerprint"] != images]
     if left_out:
-        st.warning(f"Other images, so not shown beside these: {', '.join(left_out)}.")
-    return {label: run for label, run in found.items() if label not in left_out}
+        st.warning(f"Not shown, because of other images: {', '.join(left_out)}.")
+    return {label: run for label, run in compared.items() if label not in left_out}
 
 
 def _spread(names: list[str]) -> list[str]:
-    """References and evenly spaced layers, first and last among them."""
+    """Return the representations to show first: all that are no layers, and evenly spaced layers with both ends."""
     layers = [name for name in names if name.startswith("layer ")]
-    room = max(2, MANY - (len(names) - len(layers)))
-    kept = {layers[round(i)] for i in np.linspace(0, len(layers) - 1, min(room, len(layers)))}
-    return [name for name in names if name in kept or name not in layers]
+    room = max(2, MAX_MAPS - (len(names) - len(layers)))
+    chosen = {layers[round(i)] for i in np.linspace(0, len(layers) - 1, min(room, len(layers)))}
+    return [name for name in names if name in chosen or name not in layers]
 
 
-def _raster(row: pd.Series) -> VisualTokens:
+def _visual_tokens(row: pd.Series) -> VisualTokens:
+    """Return the patch grid of an image from its row of the table `maps`."""
     rows, columns = int(row["rows"]), int(row["columns"])
     return VisualTokens(
         torch.arange(rows * columns), (rows, columns), (row["left"], row["top"], row["right"], row["bottom"])
     )
 
 
-def _grid(raster: VisualTokens) -> tuple[int, int]:
-    assert raster.grid is not None
-    return raster.grid
+def _grid(place: VisualTokens) -> tuple[int, int]:
+    assert place.grid is not None
+    return place.grid
 
 
-def _clicked(picture: np.ndarray, raster: VisualTokens, image: int) -> int:
-    """The cell that was clicked last, the middle one to begin with."""
-    rows, columns = _grid(raster)
+def _clicked_patch(pixels: np.ndarray, place: VisualTokens, image: int) -> int:
+    """Draw the image number `image`, and return the patch that was clicked last, at first the central one."""
+    rows, columns = _grid(place)
     key = f"cell-{image}-{rows}x{columns}"
 
-    def take() -> None:  # before the page is drawn again, so that the frame is already around the new cell
+    def store() -> None:  # runs before the page is redrawn, so that the frame is already around the new patch
         points = st.session_state[f"click-{key}"]["selection"]["points"]
-        if points:  # a second click on a patch takes the selection back: it stays framed
+        if points:  # none after a second click on a patch, which deselects it; the patch stays framed
             st.session_state[key] = int(np.ravel(points[0]["customdata"])[0])
 
-    cell = int(st.session_state.get(key, (rows // 2) * columns + columns // 2))
-    chart = clickable(picture, raster, cell)
+    patch = int(st.session_state.get(key, (rows // 2) * columns + columns // 2))
+    chart = clickable_image(pixels, place, patch)
     st.plotly_chart(
         chart,
         width="stretch",
         config={"displayModeBar": False},
         key=f"click-{key}",
-        on_select=take,
+        on_select=store,
         selection_mode="points",
     )
-    return cell
+    return patch
 
 
-def _middle(raster: VisualTokens, cell: int) -> tuple[float, float]:
-    left, top, right, bottom = raster.token_box(*divmod(cell, _grid(raster)[1]))
+def _center(place: VisualTokens, patch: int) -> tuple[float, float]:
+    left, top, right, bottom = place.token_box(*divmod(patch, _grid(place)[1]))
     return (left + right) / 2, (top + bottom) / 2
 
 
-def _at(raster: VisualTokens, x: float, y: float) -> int:
-    """The cell of a raster at a point of the image, the nearest one where the raster does not reach it."""
-    (rows, columns), (left, top, right, bottom) = _grid(raster), raster.box
+def _patch_at(place: VisualTokens, x: float, y: float) -> int:
+    """Return the number of the patch at a point of the image, or of the nearest patch if the grid does not reach it."""
+    (rows, columns), (left, top, right, bottom) = _grid(place), place.box
     row, column = int(np.floor((y - top) / (bottom - top) * rows)), int(np.floor((x - left) / (right - left) * columns))
     return min(max(row, 0), rows - 1) * columns + min(max(column, 0), columns - 1)
 
 
-def _colours(tokens: Mapping[str, Mapping[str, Tensor]], basis: str) -> dict[str, dict[str, np.ndarray]]:
-    """(token, 3) colours of every map: layers in the basis asked for; the tower and VFMs, which have other widths, each
-    in its own."""
-    found: dict[str, dict[str, np.ndarray]] = {
+def _map_colors(tokens: Mapping[str, Mapping[str, Tensor]], basis: str) -> dict[str, dict[str, np.ndarray]]:
+    """Return the colors (token, 3) of every map.
+
+    Layers are in the basis that `basis` names. The vision encoder and VFMs have other widths, so each has its own.
+    """
+    result: dict[str, dict[str, np.ndarray]] = {
         label: {
             name: joint_pca_rgb([values])[0][0]
-            for name, values in own.items()
+            for name, values in of_model.items()
             if basis == BASES[2] or not name.startswith("layer ")
         }
-        for label, own in tokens.items()
+        for label, of_model in tokens.items()
     }
     if basis != BASES[2]:
         layers = {
-            label: {name: values for name, values in own.items() if name.startswith("layer ")}
-            for label, own in tokens.items()
+            label: {name: values for name, values in of_model.items() if name.startswith("layer ")}
+            for label, of_model in tokens.items()
         }
-        stacked = {label: torch.stack(list(own.values())) for label, own in layers.items() if own}
+        stacked = {label: torch.stack(list(of_model.values())) for label, of_model in layers.items() if of_model}
         jointly = basis == BASES[0] and len({values.shape[-1] for values in stacked.values()}) == 1
         groups = [list(stacked)] if jointly else [[label] for label in stacked]
         for group in groups:
-            for label, rgb in zip(
-                group, joint_pca_rgb([stacked[label] for label in group]) if group else (), strict=True
-            ):
-                found[label] |= dict(zip(layers[label], rgb, strict=True))
-    return {label: {name: found[label][name] for name in own} for label, own in tokens.items()}
+            colors = joint_pca_rgb([stacked[label] for label in group]) if group else []
+            for label, rgb in zip(group, colors, strict=True):
+                result[label] |= dict(zip(layers[label], rgb, strict=True))
+    return {label: {name: result[label][name] for name in of_model} for label, of_model in tokens.items()}
 
 
 def _about(tokens: Mapping[str, Mapping[str, Tensor]], basis: str) -> str:
-    """What the colours of the maps mean."""
-    widths = {values.shape[-1] for own in tokens.values() for name, values in own.items() if name.startswith("layer ")}
+    """Return a text that says what the colors of the maps mean."""
+    widths = {
+        values.shape[-1]
+        for of_model in tokens.values()
+        for name, values in of_model.items()
+        if name.startswith("layer ")
+    }
     text = (
         "First three principal components as red, green and blue; tokens divided by the root mean square of their"
         " layer. "
     )
     if basis == BASES[2]:
-        return text + "Every map has a basis of its own: colours of two maps cannot be compared, only their shapes."
+        return text + "Every map has a basis of its own: colors of two maps cannot be compared, only their shapes."
     text += (
-        "The tower and the VFM have other widths and bases of their own: their colours cannot be compared with the"
-        " layers', only the shapes. "
+        "The vision encoder (tower) and the VFM have other widths and bases of their own: their colors cannot be"
+        " compared with the layers', only the shapes. "
     )
     if basis == BASES[0] and len(widths) > 1:
         return text + f"The models' widths differ ({sorted(widths)}), so each model has a basis of its own too."
     if basis == BASES[0] and len(tokens) > 1:
-        return (
-            text + "One basis for all layers of all models; models that do not start from the same weights have no"
-            " coordinates in common."
+        return text + (
+            "One basis for all layers of all models; models that do not start from the same weights have no coordinates"
+            " in common."
         )
     return text + "One basis for all layers of a model."
 
@@ -328,25 +332,25 @@ def _has_layers(run: Run) -> bool:
     return any(name.startswith("umap.layer ") for name in run.tensors)
 
 
-def _apart(shared: Mapping[str, Run]) -> pd.DataFrame:
-    """Every model in its own plane, and each VFM once."""
-    parts, seen = [], set()
+def _separate_planes(shared: Mapping[str, Run]) -> pd.DataFrame:
+    """Return the tokens with a plane for every model, and one for each VFM."""
+    parts, vfms = [], set()
     for label, run in shared.items():
         for group, part in run.tables["umap"].groupby("group", sort=False):
             if group == "layers":
                 parts.append(part.assign(panel=label, model=label))
-            elif group not in seen:
-                seen.add(group)
+            elif group not in vfms:
+                vfms.add(group)
                 parts.append(part.assign(panel=group, model=group))
     order = sorted(range(len(parts)), key=lambda i: parts[i]["group"].iloc[0] != "layers")
     return pd.concat([parts[i] for i in order], ignore_index=True)
 
 
-def _together(shared: Mapping[str, Run]) -> pd.DataFrame:
-    """All models in one plane, and each VFM once."""
-    own = {label: run.tables["umap"].query("group == 'layers'") for label, run in shared.items()}
+def _joint_planes(shared: Mapping[str, Run]) -> pd.DataFrame:
+    """Return the tokens with one plane for all models, and one for each VFM."""
+    layers = {label: run.tables["umap"].query("group == 'layers'") for label, run in shared.items()}
     values = torch.cat(
-        [run.tensors[f"umap.{at}"] for label, run in shared.items() for at in own[label]["at"].unique()]
+        [run.tensors[f"umap.{at}"] for label, run in shared.items() for at in layers[label]["at"].unique()]
     ).float()
     first = next(iter(shared.values()))
     plane = _joint_plane(
@@ -355,12 +359,12 @@ def _together(shared: Mapping[str, Run]) -> pd.DataFrame:
         int(first.record["config"]["umap_neighbors"]),
         int(first.record["seed"]),
     )
-    table = pd.concat([part.assign(model=label) for label, part in own.items()], ignore_index=True)
+    table = pd.concat([part.assign(model=label) for label, part in layers.items()], ignore_index=True)
     joint = table.assign(panel="all models", x=plane[:, 0], y=plane[:, 1])
-    rest = _apart(shared).query("group != 'layers'")
+    rest = _separate_planes(shared).query("group != 'layers'")
     return pd.concat([joint, rest], ignore_index=True)
 
 
-@st.cache_data(max_entries=4, show_spinner="Laying the tokens of all models on one plane")
+@st.cache_data(max_entries=4, show_spinner="Placing the tokens of all models on one plane")
 def _joint_plane(keys: tuple[str, ...], _values: Tensor, neighbors: int, seed: int) -> np.ndarray:
     return umap_map(_values, neighbors=neighbors, seed=seed)

@@ -1,4 +1,4 @@
-"""What every data set is: an ordered sequence of questions about images."""
+"""Data sets, questions, conversations and objects; `load_data` loads a data set by its spec."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from workbench.data.selection import subset as subset
 from workbench.errors import DataError, UnknownNameError
 from workbench.registry import Registry
 
-IMAGE_MARK = "\ufdd0"  # where an image stands within a question; a noncharacter of Unicode, which no text holds
+IMAGE_MARK = "\ufdd0"  # where an image stands within a question; a Unicode noncharacter, so it occurs in no text
 
 
 @dataclass(frozen=True)
 class Object:
-    """A thing in an image.
+    """An object in an image.
 
     Attributes:
         name: what it is, such as "red circle".
@@ -36,16 +36,17 @@ class Object:
 
 
 class DrawnObject(Object):
-    """An object whose mask is drawn when it is first asked for, so that the masks of thousands of scenes do not fill
-    the memory.
+    """An object whose mask is drawn on first use, so that the masks of thousands of scenes do not fill the memory.
 
     Args:
+        name: what it is, such as "red circle".
+        box: left, top, right, bottom as fractions of the image, 0..1.
         draw: returns the mask.
     """
 
     def __init__(self, name: str, box: tuple[float, float, float, float], draw: Callable[[], np.ndarray]) -> None:
         for attribute, value in (("name", name), ("box", box), ("_draw", draw)):
-            object.__setattr__(self, attribute, value)  # as the frozen parent does it
+            object.__setattr__(self, attribute, value)  # as the frozen parent class does
 
     @cached_property
     def mask(self) -> np.ndarray:  # type: ignore[override]
@@ -58,15 +59,17 @@ class Sample:
 
     Attributes:
         id: unique within the data set.
-        image_id: shared by all questions of one image: of images on disk the hash of their pixels; in training sets, of
-            which none is decoded beforehand, where they lie; in a folder of photographs the file's name, of which each
-            shows another image.
-        load: returns the image; a data set on disk reads it anew each time, so that photographs do not fill the memory.
+        image_id: identifies the image, for all questions about it. For images on disk it is the hash of their pixels;
+            in training sets whose images are not decoded beforehand, their place (file or bytes); in a folder of
+            photographs, the file's name.
+        load: returns the image; a data set on disk reads it again each time, so that photographs do not fill the
+            memory.
+        question: the question.
         answer: the right answer, "" where there is none (a folder of photographs).
-        options: every answer that the question allows, () where it is open.
-        category: question type, the unit in which accuracy is reported.
-        objects: what is in the image, where known.
-        text_only: accuracy of a guess from the text alone, where a data set is not balanced over its options.
+        options: all answers that the question allows, () for an open question.
+        category: the question type, by which accuracy is reported.
+        objects: the objects in the image, where known.
+        text_only: accuracy of the best guess from the text alone, where a data set is not balanced over its options.
     """
 
     id: str
@@ -81,7 +84,7 @@ class Sample:
 
     @property
     def chance(self) -> float:
-        """What an answer that ignores the image can expect: one over the options, or what the text gives away."""
+        """The accuracy (0..1) of answers without the image: 1 / number of options, or `text_only`."""
         return 1 / max(1, len(self.options)) if self.text_only is None else self.text_only
 
     @property
@@ -91,20 +94,20 @@ class Sample:
 
     @property
     def source(self) -> str:
-        """Where the image lies, in messages; what it is known by, where it lies nowhere."""
+        """What messages call the image: its file, or its `image_id` if it is not stored."""
         return self.load.name if isinstance(self.load, StoredImage) else self.image_id
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Questions and their answers in turn, and the images they are about: what a multimodal model is trained on.
+    """Questions with their answers and the images they are about, as multimodal models are trained on them.
 
     Attributes:
         id: unique within the data set.
         turns: (question, answer), one after another.
-        loads: each returns one of the images, which all stand before the first question, or each at its IMAGE_MARK in
-            it; () for text alone.
-        image_ids: of the images, as those of samples.
+        loads: functions that each return one of the images; () for text alone. All images stand before the first
+            question, or each at its IMAGE_MARK in that question.
+        image_ids: identifies each image, as `Sample.image_id`.
     """
 
     id: str
@@ -119,41 +122,38 @@ class Conversation:
 
     @property
     def length(self) -> int:
-        """Characters of all turns, by which conversations of about the same length are found."""
+        """Number of characters of all turns, for grouping conversations of similar length."""
         return sum(len(question) + len(answer) for question, answer in self.turns)
 
 
 def asked_object(sample: Sample) -> Object | None:
-    """The one object of the image that the question names, or None where it names none, several, or one of several
-    alike.
+    """Return the one object of the image that the question names, or None if it does not name exactly one.
 
     Names are compared word by word: "what shape is red ?" names the only object with "red" in its name, "any red star
-    ?" the only one with both words. A question answered "no" or "0" says that the thing is not there. Synonyms and
-    plurals are not known.
+    ?" the only one with both words. A question answered "no" or "0" is about an object that is not there. Synonyms and
+    plurals are not recognized.
     """
     if sample.answer.lower() in ("no", "0"):
         return None
-    names = [set(_words(thing.name)) for thing in sample.objects]
+    names = [set(_words(obj.name)) for obj in sample.objects]
     named = set(_words(sample.question)) & set().union(*names)
-    fitting = [thing for thing, own in zip(sample.objects, names, strict=True) if named and named <= own]
-    return fitting[0] if len(fitting) == 1 else None
+    matches = [obj for obj, words in zip(sample.objects, names, strict=True) if named and named <= words]
+    return matches[0] if len(matches) == 1 else None
 
 
-# Berlin and Kay 1969
-COLOUR_TERMS = ("black", "white", "red", "green", "yellow", "blue", "brown", "orange", "pink", "purple", "grey", "gray")
+# the basic color terms of Berlin and Kay 1969
+COLOR_TERMS = ("black", "white", "red", "green", "yellow", "blue", "brown", "orange", "pink", "purple", "grey", "gray")
 
 
-def class_and_colour(name: str) -> tuple[str, str]:
-    """Split the name of an object, such as "red circle", into its class and its colour, "" where it names none.
+def class_and_color(name: str) -> tuple[str, str]:
+    """Split the name of an object, such as "red circle", into its class and its color ("" if it names none).
 
-    A colour is a basic colour term before the class; a name that is one word is the class, so that an orange is an
-    orange.
+    A color is a basic color term before the last word. A name of one word is a class, so that "orange" is the fruit.
     """
-    words = _words(name)
-    colours = [word for word in words[:-1] if word in COLOUR_TERMS]
-    return " ".join(word for n, word in enumerate(words) if n == len(words) - 1 or word not in COLOUR_TERMS), " ".join(
-        colours
-    )
+    *first, last = _words(name) or [""]
+    colors = [word for word in first if word in COLOR_TERMS]
+    rest = [word for word in first if word not in COLOR_TERMS]
+    return " ".join([*rest, last]), " ".join(colors)
 
 
 def _words(text: str) -> list[str]:
@@ -166,11 +166,11 @@ class Dataset:
     Args:
         name: the spec it was loaded from, such as "shapes:val".
         samples: all questions.
-        fingerprint: hash of everything that determines the samples, or what finds it when it is first asked for.
-        words: every word that can occur, where that is a closed list; by default those that do.
-        left_out: sentences about what was there and is not among the samples, or is not read as it stands.
-        origin: hash of all that a sample depends on besides what it says of itself, where that does not depend on the
-            limit; by default the fingerprint stands for it.
+        fingerprint: hash of everything that determines the samples, or a function that computes it on first use.
+        words: all words that can occur, if that is a closed list; by default the words that do occur.
+        left_out: sentences about what the source contains and the samples do not, or not in the form it is written.
+        origin: hash of everything that determines a sample besides its own fields, if it does not depend on the limit;
+            by default the fingerprint takes its place.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of everything that determines the samples, the content of their images too."""
+        """Hash of everything that determines the samples, including the content of their images."""
         return self._fingerprint if isinstance(self._fingerprint, str) else self._fingerprint()
 
     def __len__(self) -> int:
@@ -203,12 +203,12 @@ class Dataset:
 
     @cached_property
     def vocabulary(self) -> set[str]:
-        """The words of all questions and answers."""
+        """All words of the questions and answers."""
         return set(self._words) or {word for s in self.samples for word in f"{s.question} {s.answer}".split()}
 
     @cached_property
     def conversations(self) -> list[Conversation]:
-        """One for each image: all its questions in turn.
+        """One conversation for each image, with all its questions as turns.
 
         Raises:
             DataError: questions without an answer, such as those of a folder of photographs.
@@ -235,10 +235,15 @@ class Dataset:
 
 
 class ConversationDataset(Dataset):
-    """A data set that is conversations in the first place.
+    """A data set of conversations.
 
-    As samples it gives the first question of each conversation with one image (later turns need the earlier ones), or
-    those that are given.
+    Args:
+        name: the spec it was loaded from.
+        conversations: all conversations.
+        fingerprint: hash of everything that determines the conversations, or a function that computes it.
+        samples: the questions; by default the first question of each conversation with exactly one image, since later
+            turns depend on earlier ones.
+        left_out: see `Dataset`.
     """
 
     def __init__(
@@ -252,18 +257,14 @@ class ConversationDataset(Dataset):
         if not conversations:
             raise DataError(f"data set '{name}' has no conversations")
         self._conversations = list(conversations)
-        first = [
-            Sample(c.id, (c.image_ids or (c.id,))[0], c.loads[0], *c.turns[0])
-            for c in conversations
-            if len(c.loads) == 1
-        ]
-        self.name, self.samples, self._fingerprint, self._words = (
-            name,
-            list(first if samples is None else samples),
-            fingerprint,
-            (),
-        )
-        self.left_out, self.origin = tuple(left_out), ""
+        if samples is None:
+            samples = [
+                Sample(c.id, (c.image_ids or (c.id,))[0], c.loads[0], *c.turns[0])
+                for c in conversations
+                if len(c.loads) == 1
+            ]
+        self.name, self.samples, self._fingerprint = name, list(samples), fingerprint
+        self._words, self.left_out, self.origin = (), tuple(left_out), ""
 
     @property
     def conversations(self) -> list[Conversation]:  # type: ignore[override]
@@ -271,8 +272,12 @@ class ConversationDataset(Dataset):
 
 
 def mixed(parts: Sequence[Dataset], weights: Sequence[float], seed: int = 0) -> ConversationDataset:
-    """Conversations of several data sets as one epoch: each comes `weight` times, where 2.5 is all of it twice and a
-    random half once more.
+    """Mix the conversations of several data sets into one epoch.
+
+    Args:
+        parts: the data sets.
+        weights: how often each comes; 2.5 is the whole data set twice, and a random half of it once more.
+        seed: of the random selection.
 
     Raises:
         DataError: another number of weights, one that is not above 0, or one so small that it leaves no conversation.
@@ -284,14 +289,14 @@ def mixed(parts: Sequence[Dataset], weights: Sequence[float], seed: int = 0) -> 
         )
     chosen: list[Conversation] = []
     for number, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-        own, whole = part.conversations, int(weight)
-        if not (more := round((weight - whole) * len(own))) and not whole:
+        conversations, whole = part.conversations, int(weight)
+        if not (rest := round((weight - whole) * len(conversations))) and not whole:
             raise DataError(
-                f"weight {weight:g} of {part.name} leaves none of its {len(own)} conversations: expected at least"
-                f" {1 / len(own):.2g}"
+                f"weight {weight:g} of {part.name} leaves none of its {len(conversations)} conversations: expected at"
+                f" least {1 / len(conversations):.2g}"
             )
-        some = np.random.default_rng([seed, number]).choice(len(own), more, replace=False)
-        chosen += [*own * whole, *(own[i] for i in np.sort(some))]
+        drawn = np.random.default_rng([seed, number]).choice(len(conversations), rest, replace=False)
+        chosen += [*conversations * whole, *(conversations[i] for i in np.sort(drawn))]
 
     def fingerprint() -> str:
         return content_hash(
@@ -312,14 +317,15 @@ def load_data(
     """Load a data set by its spec `name:rest`, for example `shapes:val` or `folder:/photos`.
 
     Args:
-        limit: number of images to keep, with all their questions; None keeps all. Generated data sets keep their first
-            `limit` scenes, data sets on disk a random subset drawn with `seed`, in the original order. A smaller subset
-            lies within every larger one.
-        draw: the seed with which a random subset is drawn instead, of generated data sets too (where `seed` names the
-            scenes).
-        decode: look at the pixels of every image, by which images are then known; with False, for training sets of any
-            size, they are known by where they lie. By default they are looked at where there is a limit, or up to
-            10,000 images.
+        spec: the data set's name and what it takes after the colon.
+        limit: number of images to keep, with all their questions; None keeps all. Synthetic data sets keep their first
+            `limit` scenes; data sets on disk keep a random subset drawn with `seed`, in the original order. A smaller
+            subset is part of every larger one.
+        seed: of the random subset; for synthetic data sets, of the scenes.
+        draw: seed of the random subset instead of `seed`; with it, a subset of a synthetic data set is random too.
+        decode: whether to decode all images beforehand and identify them by their pixels; if False, which suits
+            training sets of any size, they are identified by their place. By default they are decoded if there is a
+            limit, or if there are at most 10,000 images.
 
     Raises:
         UnknownNameError: no data set or split of that name.
@@ -338,7 +344,7 @@ def content_hash(*parts: object) -> str:
 
 
 def rows_hash(parts: Iterable[object]) -> str:
-    """`content_hash` of as many parts as there may be, one after another."""
+    """Compute `content_hash` of parts that come one after another, however many they are."""
     digest = hashlib.sha256()
     for number, part in enumerate(parts):
         digest.update((f"|{part!r}" if number else repr(part)).encode())
@@ -346,7 +352,11 @@ def rows_hash(parts: Iterable[object]) -> str:
 
 
 def check_split(name: str, split: str, known: tuple[str, ...]) -> str:
-    """Return `split` if it is known, else raise with the nearest valid name."""
+    """Return `split` if it is among `known`.
+
+    Raises:
+        UnknownNameError: otherwise; it names the nearest valid split.
+    """
     if split not in known:
         raise UnknownNameError(f"split of {name}", split, known)
     return split

@@ -1,12 +1,12 @@
-"""easy-VQA (Victor Zhou, 2019): images and questions made by others, one coloured shape in each image.
+"""easy-VQA (Victor Zhou, 2019): 64 x 64 images of one colored shape each, with questions by its author.
 
     sample:  <64 x 64 image>  "does the image not contain a gray shape?"  ->  "yes"
 
-Images, questions, answers and the division into train and test are the authors' own, word for word. The validation
-split is ours: the last 500 of their 4000 training images, which `easy_vqa:train` then lacks. The questions are not
-balanced given their text: "is there a gray shape?" is mostly answered "no". So the chance level of each type is what
-the most frequent answer to the same question in `easy_vqa:train` reaches on the split: .82 for both yes-or-no types,
-one over the options elsewhere. Objects are not known.
+Images, questions, answers and the division into train and test are the author's own, word for word. The validation
+split is ours: the last 500 of the 4000 training images, which `easy_vqa:train` therefore lacks. The questions are not
+balanced given their text: "is there a gray shape?" is mostly answered "no". The chance level of each type is therefore
+the accuracy, on the split, of the most frequent answer to the same question in `easy_vqa:train`: .82 for both yes-or-no
+types, 1 / number of options for the others. Objects are not known.
 """
 
 from __future__ import annotations
@@ -44,29 +44,32 @@ OPTIONS = {
 def easy_vqa(
     split: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None
 ) -> Dataset:
-    """Load `easy_vqa:train`, `easy_vqa:val` or `easy_vqa:test`; `limit` keeps a random subset of the images, drawn with
-    `seed`.
+    """Load `easy_vqa:train`, `easy_vqa:val` or `easy_vqa:test`.
 
     Args:
-        decode: no image is decoded in any case: their bytes are held against a digest, and no two show the same.
+        split: train, val or test.
+        limit: number of images of a random subset; None for all.
+        seed: of the random subset.
+        draw: takes the place of `seed` if it is not None.
+        decode: has no effect; a digest guarantees that no two images are equal.
 
     Raises:
-        DataError: the package that carries the data cannot be had.
+        DataError: the package that contains the data cannot be fetched.
     """
     check_split("easy_vqa", split, tuple(SPLITS))
     part, first, end = SPLITS[split]
     folder = source_folder(SOURCE) / part
-    kept = [first + number for number in subset(end - first, limit, seed if draw is None else draw)]
-    asked: dict[int, list[tuple[str, str]]] = {image: [] for image in kept}
+    images = [first + number for number in subset(end - first, limit, seed if draw is None else draw)]
+    questions_of: dict[int, list[tuple[str, str]]] = {image: [] for image in images}
     words: set[str] = set()
     rows = json.loads((folder / "questions.json").read_text())
     text_only = _text_only([row for row in rows if first <= row[2] < end])
     for question, answer, image in rows:
         words.update(f"{question} {answer}".split())
-        if image in asked:
-            asked[image].append((question, answer))
+        if image in questions_of:
+            questions_of[image].append((question, answer))
     samples = []
-    for image, questions in asked.items():
+    for image, questions in questions_of.items():
         file = folder / "images" / f"{image}.png"
         load = StoredImage(str(file), file, str(file))
         for number, (question, answer) in enumerate(questions):
@@ -83,25 +86,29 @@ def easy_vqa(
                     text_only=text_only[category],
                 )
             )
-    return Dataset(f"easy_vqa:{split}", samples, content_hash("easy_vqa", SOURCE.digest, split, *kept), sorted(words))
+    return Dataset(f"easy_vqa:{split}", samples, content_hash("easy_vqa", SOURCE.digest, split, *images), sorted(words))
 
 
 def _text_only(rows: list[tuple[str, str, int]]) -> dict[str, float]:
-    """Accuracy, by type, of the most frequent answer that each question has in the training split; one over the options
-    where that is more."""
-    asked: dict[str, Counter[str]] = {}
+    """Return the accuracy, by type, of answering each question with its most frequent answer in the training split.
+
+    It is at least 1 / number of options.
+    """
+    answers_to: dict[str, Counter[str]] = {}
     for question, answer, image in json.loads((source_folder(SOURCE) / "train" / "questions.json").read_text()):
         if image < TRAIN_IMAGES:
-            asked.setdefault(question, Counter())[answer] += 1
-    guess = {question: max(sorted(answers), key=answers.__getitem__) for question, answers in asked.items()}
-    right: dict[str, list[bool]] = {category: [] for category in OPTIONS}
+            answers_to.setdefault(question, Counter())[answer] += 1
+    guess = {question: max(sorted(answers), key=answers.__getitem__) for question, answers in answers_to.items()}
+    correct: dict[str, list[bool]] = {category: [] for category in OPTIONS}
     for question, answer, _ in rows:
-        right[category_of(question, answer)].append(guess.get(question) == answer)
-    return {category: max(float(np.mean(own)), 1 / len(OPTIONS[category])) for category, own in right.items()}
+        correct[category_of(question, answer)].append(guess.get(question) == answer)
+    return {category: max(float(np.mean(values)), 1 / len(OPTIONS[category])) for category, values in correct.items()}
 
 
 def category_of(question: str, answer: str) -> str:
-    """The question type: what is asked for, and whether a yes-or-no question is negated ("is no red shape present?").
+    """Return the question type: what is asked for, and whether a yes-or-no question is negated.
+
+    "is no red shape present?" is negated.
 
     Raises:
         DataError: an answer that belongs to no type.

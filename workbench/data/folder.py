@@ -2,9 +2,9 @@
 
 sample:  photos/cat.jpg
 
-Each image counts once: of files with the same pixels one is taken. Left out, counted and named are such copies, hidden
-files, and photographs in a format that the installed PIL does not read (HEIC needs a package, camera raw files an
-export).
+Each image counts once: of files with the same pixels one is taken. Such copies are left out, as are hidden files and
+photographs in a format that the installed PIL does not read (HEIC needs a package, camera raw files an export). The
+data set counts and names what is left out.
 """
 
 from __future__ import annotations
@@ -24,17 +24,21 @@ from workbench.errors import DataError
 
 log = logging.getLogger(__name__)
 QUESTION = "what is this ?"
-NAMED = 3  # files that are left out, in a message
+NAMED = 3  # of the files that are left out, in a message
 
 
 @DATASETS.register("folder")
 def folder(
     path: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None
 ) -> Dataset:
-    """Load every image below `path` in name order; `limit` keeps a random subset drawn with `seed`.
+    """Load every image below `path`, sorted by name.
 
     Args:
-        decode: images are looked at in any case, since copies count once.
+        path: the folder.
+        limit: number of images of a random subset; None for all.
+        seed: of the random subset.
+        draw: takes the place of `seed` if it is not None.
+        decode: has no effect; images are always decoded, since copies count once.
 
     Raises:
         DataError: no such folder, no images in it, or one that cannot be read.
@@ -45,22 +49,22 @@ def folder(
     files, left_out = photographs(root)
     if not files:
         raise DataError(
-            f"folder '{shown(path)}' holds no images that can be read: expected files ending in"
+            f"folder '{shown(path)}' contains no images that can be read: expected files ending in"
             f" {', '.join(_endings())}{_but(left_out)}"
         )
-    # of copies the first in this order is taken, whatever the limit
+    # of several copies the first in this order is taken, whatever the limit
     order = shuffled(len(files), seed if draw is None else draw)
     first: dict[bytes, int] = {}  # by pixels
     copies: list[tuple[int, int]] = []
     for number, pixels in zip(order, hashes_of([files[n] for n in order], limit or len(files), path), strict=False):
-        if (other := first.setdefault(pixels, number)) != number:
-            copies.append((number, other))
+        if (original := first.setdefault(pixels, number)) != number:
+            copies.append((number, original))
         if len(first) == limit:
             break
     if copies:
         named = [
-            f"{shown(files[copy].place, 60)} is {shown(files[other].place, 60)}"
-            for copy, other in sorted(copies)[:NAMED]
+            f"{shown(files[copy].place, 60)} is {shown(files[original].place, 60)}"
+            for copy, original in sorted(copies)[:NAMED]
         ]
         left_out.append(
             f"{_files(len(copies))} with the pixels of another, which count once ({_some(named, len(copies))})"
@@ -80,11 +84,10 @@ def folder(
 
 
 def photographs(root: Path) -> tuple[list[StoredImage], list[str]]:
-    """The images below `root` that PIL reads, by their paths from there, and sentences about those that are left
-    out."""
+    """Return the images below `root` that PIL reads, and sentences about those that are left out."""
     files: list[StoredImage] = []
     hidden: list[str] = []
-    unread: list[str] = []
+    unreadable: list[str] = []
     for name, path in walk(root):
         suffix, place = path.suffix.lower(), _text(name)
         if suffix not in FORMATS:
@@ -94,14 +97,15 @@ def photographs(root: Path) -> tuple[list[StoredImage], list[str]]:
         elif readable(suffix):
             files.append(StoredImage(str(path), path, place))
         else:
-            unread.append(place)
+            unreadable.append(place)
     left_out = []
     if hidden:
         left_out.append(f"{_files(len(hidden))} whose name begins with a dot ({_some(hidden, len(hidden))})")
-    if unread:
-        endings = ", ".join(sorted({Path(name).suffix.lower() for name in unread}))
+    if unreadable:
+        endings = ", ".join(sorted({Path(name).suffix.lower() for name in unreadable}))
         left_out.append(
-            f"{_files(len(unread))} in a format that this PIL does not read, {endings} ({_some(unread, len(unread))})"
+            f"{_files(len(unreadable))} in a format that this PIL does not read, {endings}"
+            f" ({_some(unreadable, len(unreadable))})"
         )
     return files, left_out
 
@@ -127,5 +131,5 @@ def _endings() -> list[str]:
 
 
 def _text(name: str) -> str:
-    """A file's name as text, whatever its bytes are."""
+    """Return a file's name as valid text, whatever its bytes are."""
     return os.fsencode(name).decode(errors="backslashreplace")

@@ -1,14 +1,13 @@
 """Data sets of Hugging Face `datasets`: a local file or folder of parquet, JSON lines or CSV, or a hub id.
 
-`hf:PATH?split=train&images=DIR`. A file is of the split whose name stands in its own or in its folder's; without
-`split` it is train, or, where no name says of which split a file is, all there is. Columns: `image` or `images`
-(pictures, or paths below `images`), and either `conversations` / `messages` (LLaVA's `from` and `value`, or `role` and
-`content`), or `question` and `answer`, with `options` (or `choices`) and `category` where there are any.
+`hf:PATH?split=train&images=DIR`. A file belongs to a split if its name, or that of its folder, contains the split's
+name. Without `split`, the split is train, or all files if no name contains a split. The columns are `image` or `images`
+(images, or paths below DIR), and either `conversations` or `messages` (LLaVA's `from` and `value`, or `role` and
+`content`), or `question` and `answer`, with optional `options` (or `choices`) and `category`.
 
-Cells of CSV (and TSV) are the texts that stand there, and so are those of JSON. An answer is one of its options, by its
-text, its index from 0 or its letter; where that can mean two of them, `answer=text`, `answer=index` or `answer=letter`
-says which (`choices.py`). `broken=skip` leaves out the rows that cannot be read, `drop=17,42` those of these numbers,
-and each says how many.
+Cells of CSV, TSV and JSON are taken as written. An answer is one of its options, given by its text, its index from 0 or
+its letter; if that can mean two options, `answer=text`, `answer=index` or `answer=letter` decides (`choices.py`).
+`broken=skip` leaves out rows that cannot be read, `drop=17,42` the rows with these numbers; a warning counts them.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from typing import Any
 from tqdm import tqdm
 
 from workbench.data.base import DATASETS, Conversation, ConversationDataset, Sample, content_hash
-from workbench.data.choices import LETTERED, OPTION_KEYS, READINGS, Options, answer_of, options_of
+from workbench.data.choices import LETTER_COLUMNS, OPTION_KEYS, READINGS, Options, answer_of, options_of
 from workbench.data.image_files import below, embedded_image, image_files, missing, stored_images, walk
 from workbench.data.images import LFS, StoredImage, embedded, shown
 from workbench.data.llava_json import check_broken, check_dropped, content_fingerprint, row_numbers
@@ -41,21 +40,25 @@ from workbench.weights.fetch import sha256
 
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
-CHATS = ("conversations", "messages")
+CHAT_COLUMNS = ("conversations", "messages")
 
 
 @DATASETS.register("hf")
 def hf(
     spec: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None
 ) -> ConversationDataset:
-    """Load one split; `limit` keeps the rows of a random subset of the images drawn with `seed`.
+    """Load one split.
 
     Args:
-        decode: look at the pixels of each image, by which it is then known; see `load_data`.
+        spec: path or hub id, with options.
+        limit: number of images of a random subset, whose rows are kept; None for all.
+        seed: of the random subset.
+        draw: takes the place of `seed` if it is not None.
+        decode: whether to decode all images and identify them by their pixels; see `load_data`.
 
     Raises:
-        DataError: the package `datasets` is not installed, nothing loadable there, columns missing, or a broken row
-            (its number, from 1, and why).
+        DataError: the package `datasets` is not installed, nothing can be loaded, columns are missing, or a row is
+            broken (with its number, from 1, and why).
     """
     path, options = spec_options(spec, {"split": "", "images": "", "answer": "auto", "broken": "error", "drop": ""})
     for name, known in (("answer", READINGS), ("broken", ("error", "skip"))):
@@ -63,7 +66,7 @@ def hf(
             raise UnknownNameError(name, options[name], known)
     table = _table(path, options["split"])
     columns = list(table.column_names)
-    chat = next((name for name in CHATS if name in columns), None)
+    chat = next((name for name in CHAT_COLUMNS if name in columns), None)
     if chat is None and not {"question", "answer"} <= set(columns):
         raise DataError(
             f"{shown(path)} has columns {shown(', '.join(sorted(columns)))}: expected conversations, messages, or"
@@ -71,7 +74,7 @@ def hf(
         )
     root = path_of(options["images"]) if options["images"] else Path(path) if Path(path).is_dir() else Path(path).parent
     try:
-        pictures = image_key(
+        image_column = image_key(
             name
             for name in columns
             if not isinstance(table, _Table) or any(not is_empty(row.get(name)) for row in table)
@@ -80,17 +83,28 @@ def hf(
         raise DataError(f"{shown(path)} {error}") from error
     dropped = row_numbers(options["drop"])
     check_dropped(path, dropped - set(range(1, len(table) + 1)))
-    written = [
-        () if index in dropped else own for index, own in enumerate(_written(table, pictures, path, root), start=1)
+    # of each row, the paths or the embedded images
+    sources = [
+        () if number in dropped else row
+        for number, row in enumerate(_image_sources(table, image_column, path, root), start=1)
     ]
-    files = image_files(root, {own for row in written for own in row if isinstance(own, str)})
-    if lost := [own for row in written for own in row if isinstance(own, str) and own not in files]:
+    files = image_files(root, {source for row in sources for source in row if isinstance(source, str)})
+    if lost := [source for row in sources for source in row if isinstance(source, str) and source not in files]:
         raise DataError(f"{missing(Path(path).name, root, lost)}: expected all of them")
     rows, notes = _rows(
-        table, written, pictures, chat, options["answer"], Path(path).name, dropped, skip=options["broken"] == "skip"
+        table,
+        sources,
+        image_column,
+        chat,
+        options["answer"],
+        Path(path).name,
+        dropped,
+        skip=options["broken"] == "skip",
     )
-    there = stored_images(root, files)
-    images = [tuple(there[own] if isinstance(own, str) else own for own in written[row.index]) for row in rows]
+    stored = stored_images(root, files)
+    images = [
+        tuple(stored[source] if isinstance(source, str) else source for source in sources[row.index]) for row in rows
+    ]
     chosen = choose(images, limit, seed if draw is None else draw, decode, path)
     conversations, samples = [], []
     for number, loads in chosen:
@@ -113,7 +127,7 @@ def hf(
 
 @dataclass(frozen=True)
 class _Row:
-    """A row as it is used; `index` is its place in the table."""
+    """A usable row; `index` is its position in the table."""
 
     index: int
     turns: tuple[tuple[str, str], ...]
@@ -124,7 +138,7 @@ class _Row:
 def _rows(
     table: Any,
     images: Sequence[Sequence[object]],
-    pictures: str | None,
+    image_column: str | None,
     chat: str | None,
     reading: str,
     name: str,
@@ -132,20 +146,31 @@ def _rows(
     *,
     skip: bool,
 ) -> tuple[list[_Row], Notes]:
-    """The rows that can be used, and what is to be said of the others.
+    """Return the usable rows, and notes on the others.
+
+    Args:
+        table: the table.
+        images: the images of each row.
+        image_column: the column that they come from.
+        chat: the column of conversations, if there is one.
+        reading: how answers are read, one of READINGS.
+        name: the file's name, in messages.
+        dropped: numbers of the rows to leave out, from 1.
+        skip: whether to leave out rows that cannot be used.
 
     Raises:
-        DataError: some cannot be, and `skip` does not leave them out.
+        DataError: some rows cannot be used, and `skip` is false.
     """
-    texts, notes = table.remove_columns(pictures) if pictures else table, Notes()
+    texts, notes = table.remove_columns(image_column) if image_column else table, Notes()
     rows: list[_Row] = []
     broken: list[str] = []
-    for index, own in enumerate(images):
+    for index, row_images in enumerate(images):
         if index + 1 in dropped:
             notes.add("left out by drop", f"row {index + 1}")
             continue
         try:
-            rows.append(_row(f"row {index + 1}", index, texts[index], len(own), pictures, chat, reading, notes))
+            where, count = f"row {index + 1}", len(row_images)
+            rows.append(_row(where, index, texts[index], count, image_column, chat, reading, notes))
         except DataError as error:
             broken.append(str(error))
     check_broken(name, broken, len(rows), notes, skip=skip)
@@ -157,20 +182,21 @@ def _row(
     index: int,
     row: Mapping[str, Any],
     images: int,
-    pictures: str | None,
+    image_column: str | None,
     chat: str | None,
     reading: str,
     notes: Notes,
 ) -> _Row:
-    """A row of the table, read as the module says.
+    """Read a row of the table as the module's docstring says; the arguments are those of `_rows`.
 
     Raises:
-        DataError: names the row and why it cannot be used.
+        DataError: the row cannot be used; the error says which row and why.
     """
     read = {"id", "question_id", "category", *([chat] if chat else ["question", "answer", *OPTION_KEYS])}
-    check_media(where, {name: value for name, value in row.items() if name not in read}, pictures if images else None)
+    unread = {name: value for name, value in row.items() if name not in read}
+    check_media(where, unread, image_column if images else None)
     options = Options() if chat else options_of(where, row)
-    for name in row.keys() - read - (set(LETTERED) if options.texts else set()):
+    for name in row.keys() - read - (set(LETTER_COLUMNS) if options.texts else set()):
         if not is_empty(row[name]):
             notes.add(f"column `{name}` is not read", where)
     category = row.get("category")
@@ -197,51 +223,49 @@ class _Table(list[dict[str, Any]]):
 
 
 def _table(path: str, split: str) -> Any:
-    """The rows, images not decoded.
+    """Return the table of a split, with images not decoded.
 
     Raises:
-        DataError: nothing loadable there, or `datasets` is needed (for all but JSON and CSV) and not installed.
+        DataError: nothing can be loaded, or `datasets` is needed (for all but JSON and CSV) and not installed.
     """
-    place, saved = Path(path), _saved(Path(path)) if Path(path).is_dir() else []
-    files = (
-        []
-        if saved
-        else (
-            sorted(f for _, f in walk(place) if f.suffix in FORMATS)
-            if place.is_dir()
-            else [place]
-            if place.is_file()
-            else []
-        )
-    )
+    place, saved = Path(path), _saved_splits(Path(path)) if Path(path).is_dir() else []
+    files: list[Path] = []
+    if place.is_file():
+        files = [place]
+    elif place.is_dir() and not saved:
+        files = sorted(file for _, file in walk(place) if file.suffix in FORMATS)
     kinds = {FORMATS.get(file.suffix, "") for file in files}
     if files and (len(kinds) > 1 or "" in kinds):
         endings = ", ".join(sorted({f.suffix for f in files}))
-        raise DataError(f"{shown(path)} holds files ending in {shown(endings)}: expected one of {', '.join(FORMATS)}")
+        raise DataError(
+            f"{shown(path)} contains files ending in {shown(endings)}: expected one of {', '.join(FORMATS)}"
+        )
     files = _of_split(place, files, split) if files else []
-    _check_pointers(files)
+    _check_git_lfs(files)
     if files and "parquet" not in kinds:
         return _Table(row for file in files for row in (_csv_rows(file) if kinds == {"csv"} else _json_rows(file)))
     if find_spec("datasets") is None:
-        raise DataError("data set hf: expected the package datasets, which pip install 'viral-workbench[data]' brings")
+        raise DataError(
+            "data set hf: expected the package datasets; install it with pip install 'viral-workbench[data]'"
+        )
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)  # what is wrong is in the error, which is one sentence
+    datasets.logging.set_verbosity(logging.CRITICAL)  # our error says what is wrong, in one sentence
     try:
         if saved:
             table = datasets.load_from_disk(str(_saved_split(place, saved, split)))
         elif files:
-            # by content: the package's own cache goes by the time of the file
-            own = cache_folder(f"datasets/{content_hash(*map(sha256, files))}")
+            # a cache by content, since that of `datasets` goes by the files' times
+            cache = cache_folder(f"datasets/{content_hash(*map(sha256, files))}")
             table = datasets.load_dataset(
-                "parquet", data_files=[str(file) for file in files], split="train", cache_dir=str(own)
+                "parquet", data_files=[str(file) for file in files], split="train", cache_dir=str(cache)
             )
         else:
             table = datasets.load_dataset(path, split=split or "train")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"data set '{shown(path)}' could not be loaded ({shown(error.__cause__ or error)})") from error
-    for name, feature in table.features.items():  # an image is decoded when it is asked for
+    for name, feature in table.features.items():  # images are decoded later, by our own code
         if isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))
         elif isinstance(getattr(feature, "feature", None), datasets.Image):
@@ -252,10 +276,10 @@ def _table(path: str, split: str) -> Any:
 
 
 def _csv_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a CSV or TSV file, each cell the text that stands there.
+    """Return the rows of a CSV or TSV file, with each cell as the text that is written there.
 
     Raises:
-        DataError: no header, a column twice, or a row with another number of cells.
+        DataError: no header, a column that occurs twice, or a row with another number of cells.
     """
     csv.field_size_limit(2**31 - 1)  # an image in base64 is longer than the default
     rows: list[dict[str, Any]] = []
@@ -265,26 +289,26 @@ def _csv_rows(file: Path) -> list[dict[str, Any]]:
             header = next(cells, [])
             if not header or len(set(header)) < len(header):
                 raise DataError(
-                    f"{file} has the columns {', '.join(header)[:80] or 'none'}: expected a first line with the name of"
-                    " each, none of them twice"
+                    f"{file} has the columns {', '.join(header)[:80] or 'none'}: expected a first line with the names"
+                    " of the columns, none of them twice"
                 )
-            for own in cells:
-                if own and len(own) != len(header):
+            for row in cells:
+                if row and len(row) != len(header):
                     raise DataError(
-                        f"{file} row {len(rows) + 1} has {len(own)} cells: expected {len(header)}, as in the first line"
+                        f"{file} row {len(rows) + 1} has {len(row)} cells: expected {len(header)}, as in the first line"
                     )
-                if own:
-                    rows.append(dict(zip(header, own, strict=True)))
+                if row:
+                    rows.append(dict(zip(header, row, strict=True)))
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{file} is not valid CSV ({' '.join(str(error).split())[:120]})") from error
     return rows
 
 
 def _json_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of JSON lines, or of a JSON list.
+    """Return the rows of a file of JSON lines, or of a JSON list.
 
     Raises:
-        DataError: no JSON, or a row that is no mapping.
+        DataError: the file is not valid JSON, or a row is no mapping.
     """
     try:
         with file.open(encoding="utf-8-sig") as text:
@@ -298,22 +322,20 @@ def _json_rows(file: Path) -> list[dict[str, Any]]:
     return rows  # type: ignore[no-any-return]
 
 
-def _saved(place: Path) -> list[str]:
-    """The splits of a folder that `save_to_disk` wrote, "" for a table without; none for any other folder."""
+def _saved_splits(place: Path) -> list[str]:
+    """Return the splits of a folder written by `save_to_disk`; [""] for one table without splits, [] if it is none."""
     if (place / "state.json").is_file() and (place / "dataset_info.json").is_file():
         return [""]
-    return (
-        sorted(file.parent.name for file in place.glob("*/state.json"))
-        if (place / "dataset_dict.json").is_file()
-        else []
-    )
+    if not (place / "dataset_dict.json").is_file():
+        return []
+    return sorted(file.parent.name for file in place.glob("*/state.json"))
 
 
 def _saved_split(place: Path, saved: Sequence[str], split: str) -> Path:
     if saved == [""]:
         if split:
             raise DataError(
-                f"{shown(place)} is one table that save_to_disk wrote: expected no split, which is {shown(split, 40)}"
+                f"{shown(place)} is one table that save_to_disk wrote, without splits: remove split={shown(split, 40)}"
             )
         return place
     if (split or "train") not in saved:
@@ -324,7 +346,8 @@ def _saved_split(place: Path, saved: Sequence[str], split: str) -> Path:
     return place / (split or "train")
 
 
-def _check_pointers(files: Sequence[Path]) -> None:
+def _check_git_lfs(files: Sequence[Path]) -> None:
+    """Raise where a file is only a pointer of git-lfs."""
     for file in files:
         with file.open("rb") as opened:
             if opened.read(len(LFS)) == LFS:
@@ -332,7 +355,7 @@ def _check_pointers(files: Sequence[Path]) -> None:
 
 
 def _of_split(place: Path, files: list[Path], split: str) -> list[Path]:
-    """The files of one split, by their names below `place`."""
+    """Return the files of one split, by their names below `place`."""
     if not split and len(files) == 1:
         return files
     words = {
@@ -341,7 +364,7 @@ def _of_split(place: Path, files: list[Path], split: str) -> list[Path]:
     }
     if named := [file for file in files if (split or "train") in words[file]]:
         return named
-    known = [name for name in SPLITS if any(name in own for own in words.values())]
+    known = [name for name in SPLITS if any(name in file_words for file_words in words.values())]
     if split or known:
         raise DataError(
             f"{place} has no file whose name says split {split or 'train'}: expected"
@@ -350,15 +373,17 @@ def _of_split(place: Path, files: list[Path], split: str) -> list[Path]:
     return files
 
 
-def _written(table: Any, column: str | None, path: str, root: Path) -> list[tuple[str | StoredImage, ...]]:
-    """The images of each row: the path below `root` that it writes, or what the table itself holds, which is read
-    through once."""
+def _image_sources(table: Any, column: str | None, path: str, root: Path) -> list[tuple[str | StoredImage, ...]]:
+    """Return the images of each row: paths below `root`, or images that the table itself contains.
+
+    Embedded images are read once, for a hash of their bytes.
+    """
     if column is None:
         return [()] * len(table)
-    own = table.select_columns([column])
-    found: list[tuple[str | StoredImage, ...]] = []
+    images = table.select_columns([column])
+    sources: list[tuple[str | StoredImage, ...]] = []
     for index in tqdm(
-        range(len(own)),
+        range(len(images)),
         desc=f"images of {shown(path, 40)}",
         unit="row",
         file=sys.stderr,
@@ -368,28 +393,28 @@ def _written(table: Any, column: str | None, path: str, root: Path) -> list[tupl
     ):
         where = f"{shown(path)} row {index + 1}"
         row: list[str | StoredImage] = []
-        for number, value in enumerate(_cells(own, index, column)):
+        for number, value in enumerate(_cells(images, index, column)):
             content = _content(value, where)
-            fetch: Callable[[], bytes] = partial(_bytes, own, index, column, number)
-            row.append(
-                below(root, content, where)
-                if isinstance(content, str)
-                else embedded_image(content, f"{number + 1} of {where}", fetch)
-            )
-        found.append(tuple(row))
-    return found
+            if isinstance(content, str):
+                row.append(below(root, content, where))
+            else:
+                fetch: Callable[[], bytes] = partial(_bytes, images, index, column, number)
+                row.append(embedded_image(content, f"{number + 1} of {where}", fetch))
+        sources.append(tuple(row))
+    return sources
 
 
 def _cells(table: Any, index: int, column: str) -> list[Any]:
+    """Return the values of the images of a row."""
     value = table[index][column]
     cells = value if isinstance(value, list) else [value]
-    # 0 bytes are an image that has been lost, not none
+    # an image of 0 bytes has been lost; it is not a row without an image
     lost = any((cell.get("bytes") if isinstance(cell, Mapping) else cell) == b"" for cell in cells)
     return [] if is_empty(value) and not lost else cells
 
 
 def _content(value: Any, where: str) -> str | bytes:
-    """The path that a cell writes, or the bytes of the image that it holds."""
+    """Return the path in a cell, or the bytes of the image in it."""
     if isinstance(value, Mapping):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, bytes):
@@ -402,6 +427,7 @@ def _content(value: Any, where: str) -> str | bytes:
 
 
 def _bytes(table: Any, index: int, column: str, number: int) -> bytes:
+    """Return the bytes of image `number` of a row."""
     content = _content(_cells(table, index, column)[number], "")
     assert isinstance(content, bytes)
     return content
@@ -419,11 +445,8 @@ def _turns(
         ]
     else:
         messages = row.get(chat)
-    if (
-        not isinstance(messages, Sequence)
-        or not messages
-        or not all(isinstance(message, Mapping) for message in messages)
-    ):
+    is_list = isinstance(messages, Sequence) and bool(messages)
+    if not is_list or not all(isinstance(message, Mapping) for message in messages):
         raise DataError(f"{where} has no list of messages")
     if "from" in messages[0]:
         return turns_of(where, messages, images, speaker="from", text="value", notes=notes)

@@ -1,5 +1,4 @@
-"""Image files on the disk: which are there, and a hash of their bytes that is remembered for files that have not been
-touched."""
+"""Image files on disk: which exist, and hashes of their bytes, which are stored for files that do not change."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ from workbench.files import atomic_file, cache_folder
 
 # besides those that begin with a dot
 SKIPPED_FOLDERS = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
-RECENT = 2 * 10**9  # ns before now: a file changed that lately may change again within one tick of the disk's clock
+RECENT = 2 * 10**9  # ns; a file changed so recently may change again within one tick of the file system's clock
 READERS = 8  # threads
 SPELLINGS: tuple[Callable[[str], str], ...] = (
     unquote,
@@ -41,11 +40,12 @@ SPELLINGS: tuple[Callable[[str], str], ...] = (
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file that is there.
+    """An existing file.
 
     Attributes:
-        hints: inode, bytes, and when content and inode last changed (ns): equal hints say that a file is probably the
-            same.
+        path: the file.
+        hints: inode, size in bytes, and times of the last change of content and inode (ns). If they are equal, the file
+            is taken to be unchanged.
     """
 
     path: Path
@@ -53,10 +53,15 @@ class ImageFile:
 
 
 def below(root: Path, written: str, where: str) -> str:
-    """The path below `root` that a row of data writes, in one spelling.
+    """Return the normalized path below `root` of an image path in a row.
+
+    Args:
+        root: the image root.
+        written: the path as the row has it.
+        where: the row, in messages.
 
     Raises:
-        DataError: a web address, or a path that leads elsewhere.
+        DataError: a web address, or a path that leads out of `root`.
     """
     if "://" in written[:10]:
         raise DataError(
@@ -74,25 +79,25 @@ def below(root: Path, written: str, where: str) -> str:
 
 
 def image_files(root: Path, names: Iterable[str]) -> dict[str, ImageFile]:
-    """The file below `root` of each name that is there; every folder is read once.
+    """Return the file below `root` of each name that exists; every folder is read once.
 
-    A name that is not there as it stands may be there without its percent escapes, with `/` for its backslashes, or
-    composed otherwise (Unicode).
+    A name that does not exist as written is also tried with percent escapes decoded, with `/` for backslashes, and in
+    the other Unicode normal forms.
     """
     wanted = set(names)
-    found = _listed(root, {name: name for name in wanted})
-    for spelled in SPELLINGS:
+    files = _existing(root, {name: name for name in wanted})
+    for respell in SPELLINGS:
         others = {
             other: name
-            for name in wanted - found.keys()
-            if (other := posixpath.normpath(spelled(name))) != name and other.split("/")[0] != ".."
+            for name in wanted - files.keys()
+            if (other := posixpath.normpath(respell(name))) != name and other.split("/")[0] != ".."
         }
-        found |= _listed(root, others)
-    return found
+        files |= _existing(root, others)
+    return files
 
 
 def stored_images(root: Path, files: Mapping[str, ImageFile]) -> dict[str, StoredImage]:
-    """The images that files below `root` are, by name; a file that is there under several names is one place."""
+    """Return the image of each file, by name; a file with several names (links) is one place."""
     first: dict[object, str] = {}
     return {
         name: StoredImage(str(file.path), file.path, first.setdefault(file.hints, name))
@@ -101,28 +106,30 @@ def stored_images(root: Path, files: Mapping[str, ImageFile]) -> dict[str, Store
 
 
 def embedded_image(data: bytes, name: str, fetch: Callable[[], bytes] | None = None) -> StoredImage:
-    """An image whose bytes stand in the data itself.
+    """Return an image whose bytes are part of the data itself.
 
     Args:
-        fetch: returns the bytes anew, so that they need not be held.
+        data: the bytes.
+        name: what messages call the image.
+        fetch: returns the bytes again, so that they need not stay in memory.
     """
     return StoredImage(name, fetch or (lambda: data), f"bytes {blake2b(data, digest_size=16).hexdigest()}")
 
 
-def _listed(root: Path, names: Mapping[str, str]) -> dict[str, ImageFile]:
-    """The files that are there, of `names` {path below root: name}, by name."""
+def _existing(root: Path, names: Mapping[str, str]) -> dict[str, ImageFile]:
+    """Return the existing files, by name, of `names` {path below root: name}."""
     wanted: dict[str, dict[str, str]] = {}
     for path, name in names.items():
         parent, _, last = path.rpartition("/")
         wanted.setdefault(parent, {})[last] = name
-    found: dict[str, ImageFile] = {}
-    for parent, own in wanted.items():
-        if os.path.isdir(root / parent):  # which of names that are too long is false
+    files: dict[str, ImageFile] = {}
+    for parent, names_of in wanted.items():
+        if os.path.isdir(root / parent):  # False for names that are too long
             with os.scandir(root / parent) as entries:
                 for entry in entries:
-                    if entry.name in own and entry.is_file():
-                        found[own[entry.name]] = ImageFile(Path(entry.path), _hints(entry.stat()))
-    return found
+                    if entry.name in names_of and entry.is_file():
+                        files[names_of[entry.name]] = ImageFile(Path(entry.path), _hints(entry.stat()))
+    return files
 
 
 def _hints(stat: os.stat_result) -> tuple[int, int, int, int]:
@@ -130,23 +137,24 @@ def _hints(stat: os.stat_result) -> tuple[int, int, int, int]:
 
 
 def missing(source: str, root: Path, names: Sequence[str]) -> str:
-    """How many images that `source` names are not below `root`, in which folders, and the first of them."""
+    """Return a text that says how many images named by `source` are missing, in which folders, and the first ones."""
     folders = Counter(name.rpartition("/")[0] or "." for name in names)
-    where = ", ".join(f"{shown(folder, 30)} {count}" for folder, count in folders.most_common(6)) + (
-        ", ..." if len(folders) > 6 else ""
-    )
+    where = ", ".join(f"{shown(folder, 30)} {count}" for folder, count in folders.most_common(6))
+    where += ", ..." if len(folders) > 6 else ""
     counted = f"{len(names)} images of {source} are" if len(names) > 1 else f"1 image of {source} is"
     return f"{counted} not below {shown(root, 60)} ({where}), first {', '.join(shown(name, 40) for name in names[:3])}"
 
 
 def walk(root: Path) -> Iterator[tuple[str, Path]]:
-    """Every file below `root` by its path from there, in the order of these, links followed; folders of systems and
-    editors are left out."""
+    """Yield (path below `root`, file) of every file, sorted by that path.
+
+    Links are followed. Folders of operating systems and editors are skipped.
+    """
     files: list[tuple[str, Path]] = []
     seen: set[tuple[int, int]] = set()
     for folder, folders, names in os.walk(root, followlinks=True):
         stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in seen:  # a link into a folder above
+        if (stat.st_dev, stat.st_ino) in seen:  # a folder that a link leads back to
             folders[:] = []
             continue
         seen.add((stat.st_dev, stat.st_ino))
@@ -159,15 +167,17 @@ def walk(root: Path) -> Iterator[tuple[str, Path]]:
     yield from sorted(files)
 
 
-# --- what files hold ------------------------------------------------------------------------------
+# --- hashes of files -------------------------------------------------------------------------------
 
 
 def file_hashes(files: Mapping[str, ImageFile], what: str) -> dict[str, bytes]:
-    """Hash of the bytes of each file, 16 bytes, by its name. Files with the hints of an earlier look are not read
-    again.
+    """Return a hash (16 bytes) of the bytes of each file, by name.
+
+    The hashes are stored in the cache; a file whose hints have not changed since is not read again.
 
     Args:
-        what: the data set, beside the progress bar.
+        files: the files by name.
+        what: the data set's name, for the progress bar.
 
     Raises:
         DataError: a file that cannot be read.
@@ -177,7 +187,7 @@ def file_hashes(files: Mapping[str, ImageFile], what: str) -> dict[str, bytes]:
     hashes = np.zeros((len(names), 16), dtype=np.uint8)
     store = cache_folder("images") / f"{content_hash(*(str(files[name].path) for name in names))}.safetensors"
     known = np.zeros(len(names), dtype=bool)
-    if (earlier := _earlier(store)) is not None and earlier[0].shape == hints.shape:
+    if (earlier := _stored_hashes(store)) is not None and earlier[0].shape == hints.shape:
         known = (earlier[0] == hints).all(axis=1)
         hashes[known] = earlier[1][known]
     unknown = np.flatnonzero(~known)
@@ -189,14 +199,15 @@ def file_hashes(files: Mapping[str, ImageFile], what: str) -> dict[str, bytes]:
         for number, digest in zip(bar, readers.map(lambda n: _hash(files[names[n]].path), unknown), strict=True):
             hashes[number] = np.frombuffer(digest, dtype=np.uint8)
     if len(unknown):
-        settled = hints.copy()
-        settled[hints[:, 2:].max(axis=1) > began - RECENT] = -1  # looked at again next time
+        valid_hints = hints.copy()
+        valid_hints[hints[:, 2:].max(axis=1) > began - RECENT] = -1  # to be read again next time
         with atomic_file(store) as partial:
-            save_file({"hints": settled, "hashes": hashes}, partial)
+            save_file({"hints": valid_hints, "hashes": hashes}, partial)
     return {name: row.tobytes() for name, row in zip(names, hashes, strict=True)}
 
 
-def _earlier(store: Path) -> tuple[np.ndarray, np.ndarray] | None:
+def _stored_hashes(store: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the hints and hashes of an earlier call; None if there are none, or they are damaged."""
     try:
         stored = load_file(store)
         return stored["hints"], stored["hashes"]

@@ -1,9 +1,8 @@
-"""The one door for all images: files, bytes inside a table, base64 text and `data:` URLs are read, refused and named
-alike.
+"""Reading images: files, bytes inside a table, base64 text and `data:` URLs all go through this module.
 
-An image is upright RGB: the first frame, turned as its EXIF tag says, with transparency on white. Its colors are the
-file's own; a color profile is not applied. What surrounds the pixels of a PNG or JPEG (texts, profiles, EXIF) may be
-broken or large without harm; broken pixels are one sentence.
+An image is read as upright RGB: the first frame, turned as its EXIF tag says, with transparency on white. Its colors
+are those in the file; a color profile is not applied. Metadata of a PNG or JPEG (texts, profiles, EXIF) may be broken
+or large without harm; broken pixels are an error of one sentence.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-FORMATS = {  # endings of photographs, and what PIL calls their format
+FORMATS = {  # endings of image files, and PIL's name of their format
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp"), "JPEG"),
     **dict.fromkeys((".png", ".apng"), "PNG"),
     **dict.fromkeys((".tif", ".tiff"), "TIFF"),
@@ -51,27 +50,27 @@ FORMATS = {  # endings of photographs, and what PIL calls their format
     ".webp": "WEBP",
     ".tga": "TGA",
     ".qoi": "QOI",
-    # which PIL does not read as photographs
+    # formats that PIL does not read, or not as photographs
     **dict.fromkeys((".jxl", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"), ""),
 }
 LFS = b"version https://git-lfs.github.com/spec/"
-MOST = 100  # characters of a value in a message
+MAX_SHOWN = 100  # characters of a value in a message
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-# of the bytes of images, by which base64 text is known
-STARTS = (PNG, JPEG, b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"P5", b"P6")
+# the first bytes of image formats, by which base64 text is recognized as an image
+MAGIC = (PNG, JPEG, b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"P5", b"P6")
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image where it lies, read anew each time it is called, so that photographs do not fill the memory.
+    """A stored image, read again at each call, so that photographs do not fill the memory.
 
     Attributes:
-        name: in messages.
-        content: the file, or what returns the bytes.
-        place: what it is known by before any pixel is looked at; equal places hold equal images.
-        pixels: `image_hash` of the pixels that it must have, where they have been looked at.
+        name: what messages call the image.
+        content: the file, or a function that returns the bytes.
+        place: identifies the image before it is decoded; equal places hold equal images.
+        pixels: `image_hash` that its pixels must have; None if it has not been decoded yet.
     """
 
     name: str
@@ -81,29 +80,29 @@ class StoredImage:
 
     @property
     def image_id(self) -> str:
-        """What it is known by: its pixels, where they have been looked at, or its place."""
+        """The image's identity: a hash of its pixels if it has been decoded, else its place."""
         return self.place if self.pixels is None else self.pixels.hex()[:16]
 
     def with_pixels(self, pixels: bytes | None) -> StoredImage:
-        """The same, known by its pixels."""
+        """Return the same image, identified by the hash of its pixels."""
         return replace(self, pixels=pixels)
 
     def __call__(self) -> Image.Image:
-        """The image in RGB, upright.
+        """Return the image in RGB, upright.
 
         Raises:
-            DataError: it cannot be read, or its pixels are not those that were looked at before.
+            DataError: it cannot be read, or its pixels have changed since it was first decoded.
         """
         image = read_image(self.content if isinstance(self.content, Path) else self.content(), self.name)
         if self.pixels is not None and image_hash(image) != self.pixels:
             raise DataError(
-                f"image {shown(self.name)} has been replaced since it was first read: expected the same pixels, or"
-                " start again"
+                f"image {shown(self.name)} has been replaced since it was first read: expected the same pixels;"
+                " restore it or start again"
             )
         return image
 
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels of the upright image, from its header.
+        """Return width and height of the upright image in pixels, from its header.
 
         Raises:
             DataError: it cannot be read.
@@ -115,8 +114,8 @@ def read_image(source: Path | bytes, name: str = "") -> Image.Image:
     """Read an image as RGB, turned upright, transparency on white, first frame of an animation.
 
     Args:
-        source: the file, or what it holds.
-        name: in messages; by default the file's.
+        source: the file, or its bytes.
+        name: what messages call the image; by default the file's path.
 
     Raises:
         DataError: truncated, not an image, or too large.
@@ -125,7 +124,7 @@ def read_image(source: Path | bytes, name: str = "") -> Image.Image:
 
 
 def image_size(source: Path | bytes, name: str = "") -> tuple[int, int]:
-    """Width and height of the upright image in pixels; nothing is decoded.
+    """Return width and height of the upright image in pixels, without decoding it.
 
     Raises:
         DataError: not an image, or too large.
@@ -134,20 +133,20 @@ def image_size(source: Path | bytes, name: str = "") -> tuple[int, int]:
 
 
 def image_hash(image: Image.Image) -> bytes:
-    """Hash of size, mode and pixels, 16 bytes."""
+    """Return a hash (16 bytes) of size, mode and pixels."""
     return blake2b(f"{image.mode} {image.size}|".encode() + image.tobytes(), digest_size=16).digest()
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """The first frame as RGB, turned as its EXIF tag says, with transparency on white: the same pixels for every model
-    that looks at it.
+    """Return the first frame as RGB, turned as its EXIF tag says, with transparency on white.
 
-    16 bits are scaled to 8.
+    Every model thus receives the same pixels. 16 bits are scaled to 8.
 
     Raises:
-        DataError: levels that nothing says the white of (32 bits, floating point).
+        DataError: a mode whose white level is unknown (32 bits, floating point).
     """
-    image.load()  # before EXIF is asked for, whose errors do not matter: that of a PNG would load it too
+    # before EXIF is read: that of a PNG would load the pixels too, and errors in EXIF are ignored
+    image.load()
     if (turn := TURNS.get(orientation(image))) is not None:
         image = image.transpose(turn)
     if image.mode[0] in "IF":
@@ -165,7 +164,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """How an image is to be turned, 1 to 8 as EXIF counts, 1 where its EXIF block is broken or says nothing."""
+    """Return the EXIF orientation, 1 to 8; 1 (upright) if the EXIF block is broken or has none."""
     try:
         turn = image.getexif().get(ORIENTATION, 1)
     # PIL raises what the broken bytes lead to: struct.error, KeyError, SyntaxError, ZeroDivisionError ...
@@ -175,20 +174,19 @@ def orientation(image: Image.Image) -> int:
 
 
 def _turned(image: Image.Image) -> bool:
-    """Whether width and height change places; the EXIF block of a PNG that stands behind its pixels is not looked
-    for."""
+    """Return whether turning exchanges width and height; EXIF after the pixels of a PNG is not read here."""
     return (image.format != "PNG" or "exif" in image.info) and orientation(image) >= 5
 
 
 def readable(suffix: str) -> bool:
-    """Whether files with this ending, such as ".jpg", are photographs that the installed PIL reads."""
+    """Return whether the installed PIL reads image files with this ending, such as ".jpg"."""
     kind = FORMATS.get(suffix.lower(), "")
     Image.init()
     return kind in Image.OPEN and (kind != "JPEG2000" or bool(features.check("jpg_2000")))
 
 
-def shown(value: object, most: int = MOST) -> str:
-    """A value in a message: on one line, its middle left out where it is long."""
+def shown(value: object, most: int = MAX_SHOWN) -> str:
+    """Return a value for a message: on one line, and without its middle if it has more than `most` characters."""
     text = " ".join(str(value).split())
     return text if len(text) <= most else f"{text[: most // 4]}...{text[-(most - most // 4 - 3) :]}"
 
@@ -197,7 +195,7 @@ def shown(value: object, most: int = MOST) -> str:
 
 
 def look_at(source: Path | bytes, name: str, look: Callable[[Image.Image], T]) -> T:
-    """What `look` finds in an image; where PIL stumbles over what surrounds the pixels, without that."""
+    """Return what `look` returns for an image; if PIL fails because of broken metadata, try again without it."""
     name = name or (str(source) if isinstance(source, Path) else "of a table")
     try:
         return _look(source, look)
@@ -205,9 +203,9 @@ def look_at(source: Path | bytes, name: str, look: Callable[[Image.Image], T]) -
     except Exception as error:
         try:
             data = source.read_bytes() if isinstance(source, Path) else source
-        except OSError as unread:
-            raise DataError(f"image {shown(name)} cannot be read ({shown(unread.strerror or unread)})") from unread
-        for bare in _bare(data):
+        except OSError as failure:
+            raise DataError(f"image {shown(name)} cannot be read ({shown(failure.strerror or failure)})") from failure
+        for bare in _without_metadata(data):
             with suppress(Exception):
                 return _look(bare, look)
         raise DataError(f"image {shown(name)} cannot be read ({_reason(data, error)})") from error
@@ -222,53 +220,51 @@ def _look(source: Path | bytes, look: Callable[[Image.Image], T]) -> T:
 
 
 def _reason(data: bytes, error: Exception) -> str:
-    """Why bytes are no image, by what they begin with, or else what PIL says."""
+    """Return why bytes are no image, judged by their beginning, or else PIL's error."""
     if not data:
         return "it has 0 bytes"
     if data.startswith(LFS):
         return "it is a git-lfs pointer: run git lfs pull"
-    if (
-        re.match(rb"\s*<(!doctype|html|head|body|\?xml|error)", data[:512].removeprefix(b"\xef\xbb\xbf"), re.IGNORECASE)
-        and b"<svg" not in data[:4096]
-    ):
-        return "it is a web page or XML, as of a download that failed"
+    beginning = data[:512].removeprefix(b"\xef\xbb\xbf")
+    is_markup = re.match(rb"\s*<(!doctype|html|head|body|\?xml|error)", beginning, re.IGNORECASE)
+    if is_markup and b"<svg" not in data[:4096]:
+        return "it is a web page or XML, perhaps of a failed download"
     if isinstance(error, Image.UnidentifiedImageError):
         return "PIL does not know its format"
     return shown(error) or type(error).__name__
 
 
-def _bare(data: bytes) -> list[bytes]:
-    """A PNG or JPEG without what surrounds its pixels: but for EXIF, which says how it is turned, and without that
-    too."""
+def _without_metadata(data: bytes) -> list[bytes]:
+    """Return a PNG or JPEG without its metadata, once with EXIF (for the orientation) and once without."""
     walk = _png_parts if data.startswith(PNG) else _jpeg_parts if data.startswith(JPEG) else None
     if walk is None:
         return []
     parts = list(walk(data))
-    return [b"".join(part for kind, part in parts if kind in kept) for kept in (("pixels", "exif"), ("pixels",))]
+    return [b"".join(part for kind, part in parts if kind in kinds) for kinds in (("pixels", "exif"), ("pixels",))]
 
 
 def _png_parts(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Critical chunks and transparency, EXIF, and all other chunks (texts, profiles, times)."""
+    """Yield the chunks of a PNG: critical ones and transparency ("pixels"), "exif", and "other" (texts, profiles)."""
     yield "pixels", PNG
     at = len(PNG)
     while at + 8 <= len(data):
         end, kind = at + 12 + int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        yield (
-            "pixels" if kind[:1].isupper() or kind == b"tRNS" else "exif" if kind == b"eXIf" else "other",
-            data[at:end],
-        )
+        is_needed = kind[:1].isupper() or kind == b"tRNS"
+        yield "pixels" if is_needed else "exif" if kind == b"eXIf" else "other", data[at:end]
         at = end
 
 
 def _jpeg_parts(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Segments: EXIF, all else between APP1 and APP15 (XMP, profiles), and the image; APP14 says how its colors are
-    stored."""
+    """Yield the segments of a JPEG: "exif", "other" (XMP, profiles: APP1 to APP15), and "pixels".
+
+    APP14 says how colors are stored, so it belongs to the pixels.
+    """
     yield "pixels", data[:2]
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
         marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        around = 0xE1 <= marker <= 0xEF and marker != 0xEE
-        yield "exif" if around and data[at + 4 : at + 8] == b"Exif" else "other" if around else "pixels", data[at:end]
+        is_app = 0xE1 <= marker <= 0xEF and marker != 0xEE
+        yield "exif" if is_app and data[at + 4 : at + 8] == b"Exif" else "other" if is_app else "pixels", data[at:end]
         at = end
     yield "pixels", data[at:]
 
@@ -277,7 +273,7 @@ def _jpeg_parts(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def embedded(text: str) -> bytes | None:
-    """The bytes of an image that a text holds, as a `data:` URL or as base64, or None where the text is a path.
+    """Return the bytes of an image that a text holds as a `data:` URL or base64; None if the text is a path.
 
     Raises:
         DataError: a `data:` URL that does not decode.
@@ -291,7 +287,7 @@ def embedded(text: str) -> bytes | None:
         data = base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
     except (binascii.Error, ValueError):
         return None
-    return data if data.startswith(STARTS) or data[4:8] == b"ftyp" or data[4:8] == b"jP  " else None
+    return data if data.startswith(MAGIC) or data[4:8] == b"ftyp" or data[4:8] == b"jP  " else None
 
 
 def _data_url(text: str) -> bytes:

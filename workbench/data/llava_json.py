@@ -4,18 +4,19 @@
     [{"from": "human", "value": "<image>\\nWhat are the colors of the bus in the image?"}, {"from": "gpt", "value": "The
     bus is white and red."}, ...]}
 
-`llava_json:FILE?images=DIR` reads a JSON list, or JSON lines. Its five image roots (coco/train2017, gqa/images,
-ocr_vqa/images, textvqa/train_images, vg/VG_100K and VG_100K_2) lie below DIR, by default the file's own folder. Images
-are under `image`, `images` or one of `turns.IMAGE_KEYS`, a path or a list of them; a row without any is text alone, and
-one with a video, with audio or with images under another key is refused. Placeholders before or behind the first
-question mean that the images come first; between its words, each stands for an image there. As LLaVA's own code does,
-an answer before the first question and a question after the last answer are left out. What is left out or not read is
-counted, with the first row of each kind, in one warning (`Dataset.left_out`).
+`llava_json:FILE?images=DIR` reads a JSON list or JSON lines. Paths of images start from DIR, by default the file's own
+folder; for the file above, it contains coco/train2017, gqa/images, ocr_vqa/images, textvqa/train_images, vg/VG_100K and
+vg/VG_100K_2. A row has its images under `image`, `images` or another of `turns.IMAGE_KEYS`, as a path or a list of
+paths. A row without images is text alone; one with a video, with audio, or with images under another key is refused.
 
-Every image is looked for before anything is trained; `missing=skip` leaves out the rows whose image is not there,
-`broken=skip` those that cannot be read, `drop=17,42` the rows of these numbers, and each says how many. The file has no
-validation split: `split=val&held=500` is 500 random images with all their rows, `split=train&held=500` the others;
-which these are depends on their number and on `held` alone.
+Placeholders before or after the first question mean that the images come first; one between its words stands for an
+image there. As in LLaVA's own code, an answer before the first question and a question after the last answer are left
+out. One warning counts what is left out or not read, with the first row of each kind (`Dataset.left_out`).
+
+All images must exist before training starts. `missing=skip` leaves out the rows whose images do not exist,
+`broken=skip` those that cannot be read, and `drop=17,42` the rows with these numbers; a warning counts each. The file
+has no validation split: `split=val&held=500` is 500 random images with all their rows, `split=train&held=500` the rest.
+Which images these are depends only on the number of images and on `held`.
 """
 
 from __future__ import annotations
@@ -46,23 +47,26 @@ from workbench.data.specs import path_of, spec_options
 from workbench.data.turns import Notes, check_media, image_key, is_empty, turns_of
 from workbench.errors import DataError, UnknownNameError
 
-LINES = ".jsonl"
-HELD = "500"
-READ = {"id", "conversations"}  # keys, besides that of the images
+JSON_LINES = ".jsonl"
+HELD = "500"  # images of the validation split
+READ_KEYS = {"id", "conversations"}  # besides the key of the images
 
 
 @DATASETS.register("llava_json")
 def llava_json(
     spec: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None
 ) -> ConversationDataset:
-    """Load `FILE?images=DIR&missing=error|skip`; `limit` keeps the rows of a random subset of the images drawn with
-    `seed`.
+    """Load conversations from a JSON file.
 
     Args:
-        decode: look at the pixels of each image, by which it is then known; see `load_data`.
+        spec: the file, with the options above.
+        limit: number of images of a random subset, whose rows are kept; None for all.
+        seed: of the random subset.
+        draw: takes the place of `seed` if it is not None.
+        decode: whether to decode all images and identify them by their pixels; see `load_data`.
 
     Raises:
-        DataError: no such file or folder, a broken row (its number, from 1, and why), or images that are not there.
+        DataError: no such file or folder, a broken row (with its number, from 1, and why), or missing images.
     """
     path, options = spec_options(
         spec, {"images": "", "missing": "error", "broken": "error", "drop": "", "split": "all", "held": HELD}
@@ -74,7 +78,7 @@ def llava_json(
         raise UnknownNameError("split", options["split"], ("all", "train", "val"))
     if options["split"] == "all" and options["held"] != HELD:
         raise DataError(
-            f"held is {options['held']} without a split: expected split=val for these rows, or split=train for the"
+            f"held is {options['held']} without a split: expected split=val for these images, or split=train for the"
             " others"
         )
     file = Path(path)
@@ -104,17 +108,19 @@ def llava_json(
     check_broken(file, broken, len(rows), notes, skip=options["broken"] == "skip")
     if options["split"] != "all":
         rows = _part(file, rows, options["split"], options["held"])
-    files = image_files(root, {own for _, written, _ in rows for own in written if isinstance(own, str)})
-    if lost := [own for _, written, _ in rows for own in written if isinstance(own, str) and own not in files]:
-        rows = _without(rows, files, missing(file.name, root, lost), notes, skip=options["missing"] == "skip")
-    there = stored_images(root, files)
+    paths = [source for _, sources, _ in rows for source in sources if isinstance(source, str)]
+    files = image_files(root, set(paths))
+    if lost := [path for path in paths if path not in files]:
+        rows = _without_missing(rows, files, missing(file.name, root, lost), notes, skip=options["missing"] == "skip")
+    stored = stored_images(root, files)
     images = [
-        tuple(there[own] if isinstance(own, str) else embedded_image(own, f"of row {name}") for own in written)
-        for name, written, _ in rows
+        tuple(stored[s] if isinstance(s, str) else embedded_image(s, f"of row {name}") for s in sources)
+        for name, sources, _ in rows
     ]
     chosen = choose(images, limit, seed if draw is None else draw, decode, file.name)
     conversations = [
-        Conversation(rows[row][0], rows[row][2], own, tuple(image.image_id for image in own)) for row, own in chosen
+        Conversation(rows[row][0], rows[row][2], loads, tuple(image.image_id for image in loads))
+        for row, loads in chosen
     ]
 
     def fingerprint() -> str:
@@ -131,21 +137,22 @@ def content_fingerprint(
     what: str,
     more: Iterable[object] = (),
 ) -> str:
-    """Hash of rows and of what their images hold: of the pixels, where they have been looked at, else of the files'
-    bytes.
+    """Return a hash of the rows and of their images: of the pixels of decoded images, else of the files' bytes.
 
     Args:
-        files: by name, which is an image's place where its pixels have not been looked at.
-        what: the data set, beside the progress bar.
+        kind: name of the kind of data set.
+        conversations: the rows.
+        files: the image files by name, which is the place of an image that is not decoded.
+        what: the data set's name, for the progress bar.
         more: what else belongs to the rows.
     """
-    unseen = {
+    not_decoded = {
         image.place
         for c in conversations
         for image in c.loads
         if isinstance(image, StoredImage) and image.pixels is None
     }
-    bytes_of = file_hashes({name: file for name, file in files.items() if name in unseen}, what)
+    bytes_of = file_hashes({name: file for name, file in files.items() if name in not_decoded}, what)
 
     def content(image: StoredImage) -> tuple[str, bytes]:
         return image.image_id, bytes_of.get(image.place, b"")
@@ -157,35 +164,37 @@ def content_fingerprint(
 
 
 Row = tuple[str, tuple[str | bytes, ...], tuple[tuple[str, str], ...]]
-"""id, images (paths below the root, or what the row itself holds), turns"""
+"""id, images (paths below the root, or bytes that the row itself contains), turns"""
 
 
 class Line(str):
-    """A row that is still text."""
+    """A row that is not parsed yet."""
 
 
 def _part(file: Path, rows: list[Row], split: str, held: str) -> list[Row]:
-    """The rows that show the images held out, or the others; a text alone counts as one image does."""
-    places = [written or number for number, (_, written, _) in enumerate(rows)]
+    """Return the rows of the held-out images (`split` is val), or the other rows; text alone counts as one image."""
+    places = [sources or number for number, (_, sources, _) in enumerate(rows)]
     count = len(set(places))
     if not held.isdigit() or not 0 < int(held) < count:
         raise DataError(
             f"held is {shown(held, 20)}: expected 1 to {count - 1}, fewer than the images (and texts alone) of"
             f" {shown(file.name)}"
         )
-    out = set(rows_of_images(places, int(held), 0))
-    return [row for number, row in enumerate(rows) if (number in out) == (split == "val")]
+    held_out = set(rows_of_images(places, int(held), 0))
+    return [row for number, row in enumerate(rows) if (number in held_out) == (split == "val")]
 
 
 def _rows(file: Path) -> list[tuple[int, Any]]:
-    """Rows by number, from 1; those of JSON lines as text, with the number of their line. The encoding is what the
-    first bytes say."""
+    """Return (number from 1, row) of all rows; rows of JSON lines are still text, with the number of their line.
+
+    The encoding is detected from the first bytes.
+    """
     try:
         data = file.read_bytes()
         if data.startswith(LFS):
             raise DataError(f"{shown(file)} is a git-lfs pointer: run git lfs pull")
         text = data.decode(json.detect_encoding(data))
-        if file.suffix != LINES and not _is_lines(text):
+        if file.suffix != JSON_LINES and not _is_lines(text):
             content = json.loads(text)
         else:
             return [(number, Line(line)) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
@@ -197,7 +206,7 @@ def _rows(file: Path) -> list[tuple[int, Any]]:
 
 
 def _is_lines(text: str) -> bool:
-    """Whether a text is several JSON objects, one a line, whatever its file is called."""
+    """Return whether a text is several JSON objects, one per line, whatever its file is called."""
     first, _, rest = text.lstrip().partition("\n")
     if not first.startswith("{") or not rest.strip():
         return False
@@ -223,8 +232,8 @@ def _row(number: int, row: Any, root: Path, notes: Notes) -> Row:
         key = image_key(name for name, value in row.items() if not is_empty(value))
     except DataError as error:
         raise DataError(f"{where} {error}") from error
-    check_media(where, {name: value for name, value in row.items() if name not in READ}, key)
-    for name in row.keys() - {*READ, key}:
+    check_media(where, {name: value for name, value in row.items() if name not in READ_KEYS}, key)
+    for name in row.keys() - {*READ_KEYS, key}:
         if not is_empty(row[name]):
             notes.add(f"`{name}` is not read", where)
     images = row[key] if key is not None else []
@@ -232,19 +241,19 @@ def _row(number: int, row: Any, root: Path, notes: Notes) -> Row:
     if not all(isinstance(name, str) for name in names):
         raise DataError(f"row {number} has `{key}` {shown(repr(images))}: expected a path or a list of paths")
     turns = turns_of(where, row["conversations"], len(names), speaker="from", text="value", notes=notes)
-    return f"{number}:{row.get('id', '')}", written_images(names, root, where), turns
+    return f"{number}:{row.get('id', '')}", _image_sources(names, root, where), turns
 
 
-def written_images(names: Sequence[str], root: Path, where: str) -> tuple[str | bytes, ...]:
-    """Each image as a row writes it: its path below the image root, or the bytes that the text holds."""
+def _image_sources(names: Sequence[str], root: Path, where: str) -> tuple[str | bytes, ...]:
+    """Return the images of a row: paths below the image root, or the bytes that a text contains."""
     return tuple(below(root, name, where) if (data := embedded(name)) is None else data for name in names)
 
 
 def row_numbers(text: str) -> set[int]:
-    """The rows that the option `drop` names, such as `17,42`.
+    """Return the numbers of rows in the option `drop`, such as `17,42`.
 
     Raises:
-        DataError: it names none.
+        DataError: the text is not of this form.
     """
     if text and not re.fullmatch(r"\d+(,\d+)*", text):
         raise DataError(f"drop is {shown(text)}: expected numbers of rows, such as drop=17,42")
@@ -252,10 +261,10 @@ def row_numbers(text: str) -> set[int]:
 
 
 def check_dropped(source: Path | str, remaining: set[int]) -> None:
-    """See that every row that is to be left out was there.
+    """Check that every row to be left out exists; `remaining` are the numbers that no row has.
 
     Raises:
-        DataError: one was not.
+        DataError: there are such numbers.
     """
     if remaining:
         raise DataError(
@@ -264,14 +273,17 @@ def check_dropped(source: Path | str, remaining: set[int]) -> None:
 
 
 def check_broken(source: Path | str, broken: list[str], whole: int, notes: Notes, *, skip: bool) -> None:
-    """See that all rows of a file could be read, or note how many are left out.
+    """Check that all rows of a file could be read, or note how many are left out.
 
     Args:
-        broken: what is wrong, with the row, of each that could not be.
-        whole: how many could.
+        source: the file, in messages.
+        broken: for each row that could not be read, which one it is and why.
+        whole: number of rows that could be read.
+        notes: takes the note.
+        skip: whether broken rows may be left out.
 
     Raises:
-        DataError: some could not, and none or not all of them may be left out.
+        DataError: there are broken rows, and `skip` is false or no other rows are left.
     """
     if not broken:
         return
@@ -281,9 +293,14 @@ def check_broken(source: Path | str, broken: list[str], whole: int, notes: Notes
     notes.say(f"{count} of {len(broken) + whole} {'is' if len(broken) == 1 else 'are'} left out, first {broken[0]}")
 
 
-def _without(rows: list[Row], files: Container[str], report: str, notes: Notes, *, skip: bool) -> list[Row]:
-    kept = [row for row in rows if all(own in files for own in row[1] if isinstance(own, str))]
-    if not skip or not kept:
+def _without_missing(rows: list[Row], files: Container[str], report: str, notes: Notes, *, skip: bool) -> list[Row]:
+    """Return the rows whose images all exist.
+
+    Raises:
+        DataError: `skip` is false, or no row is left; `report` says which images are missing.
+    """
+    complete = [row for row in rows if all(path in files for path in row[1] if isinstance(path, str))]
+    if not skip or not complete:
         raise DataError(f"{report}: expected all of them, or the option missing=skip to leave their rows out")
-    notes.say(f"{report}: {len(rows) - len(kept)} of {len(rows)} rows are left out")
-    return kept
+    notes.say(f"{report}: {len(rows) - len(complete)} of {len(rows)} rows are left out")
+    return complete

@@ -1,20 +1,21 @@
-"""The photographic world: cut-out photographs of named things on photographic backgrounds, with questions that only the
-image can answer.
+"""The synthetic data set `photos`: cut-out photographs of objects on photographic backgrounds.
+
+Only the image answers its questions.
 
     sample:  <224 x 224 image>  "what is left of mug ?"  ->  "owl"
 
-    photos:train   photos:val   photos:test      12 things from Debian's tuxpaint-stamps-default, 12 backgrounds from
+    photos:train   photos:val   photos:test      12 objects from Debian's tuxpaint-stamps-default, 12 backgrounds from
                    its mate-backgrounds
-    photos:val:FOLDER                            the user's own cut-outs: every RGBA picture below FOLDER, named by its
+    photos:val:FOLDER                            the user's own cut-outs: every RGBA image below FOLDER, named by its
                                                  file name
 
-Every scene is a function of (split, seed, index) and the pictures alone. A thing may be mirrored; it is scaled to fill
-a disc whose place and size do not depend on what it is, so that each question type is balanced given its text
-(`scenes.py`). A background is a random square of a photograph, mirrored or not. Splits share the things and the
-photographs, never a scene: what is held out is the composition, not the appearance of a thing.
+Every scene is a function of (split, seed, index) and the image files alone. An object may be mirrored; it is scaled to
+fill a disc whose place and size do not depend on the object, so that each question type is balanced given its text
+(`scenes.py`). A background is a random square of a photograph, mirrored or not. Splits share the objects and the
+photographs, but no scene: what is held out is the composition, not the appearance of an object.
 
-In a folder, "fire engine.png" is the thing `fire_engine`; "mug-1.png" and "mug-2.png" are two pictures of one `mug`, of
-which each scene draws one at random.
+In a folder, "fire engine.png" is the object `fire_engine`; "mug-1.png" and "mug-2.png" are two images of one object
+`mug`, of which each scene draws one at random.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ from workbench.data.scenes import (
     COUNT,
     COUNTS,
     FURTHEST,
-    NEIGHBOUR,
+    NEIGHBOR,
     RELATION_X,
     RELATION_Y,
     SIDE_X,
     SIDE_Y,
     Question,
-    World,
+    SyntheticScenes,
     draw_repeated,
     shuffled_samples,
     template_words,
@@ -67,7 +68,7 @@ CATEGORIES = (
     "neighbour_x",
     "neighbour_y",
 )
-WORLD = World(
+SCENES = SyntheticScenes(
     name="photos",
     version=2,
     splits={"train": 4000, "val": 500, "test": 1000},
@@ -76,12 +77,12 @@ WORLD = World(
     radius=(32, (68, 60, 50, 42, 36)),
 )
 EXIST = "any {a} ?"
-TEMPLATES = (COUNT, EXIST, SIDE_X, SIDE_Y, RELATION_X, RELATION_Y, *FURTHEST.values(), *NEIGHBOUR.values())
+TEMPLATES = (COUNT, EXIST, SIDE_X, SIDE_Y, RELATION_X, RELATION_Y, *FURTHEST.values(), *NEIGHBOR.values())
 RESERVED = template_words(TEMPLATES) | {*COUNTS, "yes", "no"}
-LEAST_NAMES = 8  # more than a scene holds, so that there is always something absent to ask for
-LEAST_PIXELS = 16  # of a cut-out's longer side
+MIN_NAMES = 8  # more than a scene has objects, so that there is always an absent one to ask for
+MIN_PIXELS = 16  # of a cut-out's longer side
 
-THINGS = {
+OBJECTS = {
     "balloon": "vehicles/flight/balloon360.png",
     "car": "vehicles/auto/beetle.png",
     "duck": "animals/birds/duck.png",
@@ -99,7 +100,7 @@ STAMPS = Source(
     name="tuxpaint-stamps",
     deb="tuxpaint-stamps-default",
     root="usr/share/tuxpaint/stamps/",
-    patterns=tuple(THINGS.values()),
+    patterns=tuple(OBJECTS.values()),
     digest="0ec991262b91ff9f09cd67cb8c143da93e1fe271ab8eaf9a03b0bc564321846b",
     licence=(
         "GPL-2, Bill Kendrick 2002-2022 (copyright file of Debian's tuxpaint-stamps-default 2022.06.04-1, for all"
@@ -127,86 +128,92 @@ BACKGROUNDS = Source(
 def photos(
     rest: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None
 ) -> Dataset:
-    """Load `photos:train`, `photos:val` or `photos:test`, or `photos:val:FOLDER` for cut-outs of the user's own;
-    `limit` counts scenes.
+    """Load `photos:train`, `photos:val` or `photos:test`, or `photos:val:FOLDER` for the user's own cut-outs.
 
     Args:
-        seed: names the data set.
-        decode: a scene is known without being drawn.
+        rest: split, or split and folder.
+        limit: number of scenes; None for all.
+        seed: of the scenes.
+        draw: seed of a random selection of scenes; None takes the first ones.
+        decode: has no effect; a scene is identified without being drawn.
 
     Raises:
-        DataError: the packages that carry the pictures cannot be had, or a folder that holds no usable cut-outs.
+        DataError: the packages that contain the images cannot be fetched, or the folder has no usable cut-outs.
     """
     split, _, folder = rest.partition(":")
-    cast = own_cast(path_of(folder)) if folder else default_cast()
-    return WORLD.dataset(
-        split, seed, limit, draw, partial(scene_samples, cast), vocabulary(cast), cast.fingerprint, spec=rest
-    )
+    material = user_material(path_of(folder)) if folder else default_material()
+    scene = partial(scene_samples, material)
+    return SCENES.dataset(split, seed, limit, draw, scene, vocabulary(material), material.fingerprint, spec=rest)
 
 
 @dataclass(frozen=True)
-class Cast:
-    """Which things can appear, before which backgrounds; `pictures[name]` are the files that show it, `fingerprint`
-    hashes all files."""
+class Material:
+    """The cut-outs and backgrounds that scenes are composed of.
 
-    pictures: dict[str, tuple[Path, ...]]
+    Attributes:
+        cut_outs: {name of an object: files that show it}.
+        backgrounds: files of photographs.
+        fingerprint: hash of all files.
+    """
+
+    cut_outs: dict[str, tuple[Path, ...]]
     backgrounds: tuple[Path, ...]
     fingerprint: str
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self.pictures)
+        return tuple(self.cut_outs)
 
 
-def default_cast() -> Cast:
-    """The 12 things of `THINGS`."""
+def default_material() -> Material:
+    """Return the 12 objects of `OBJECTS` and the backgrounds."""
     stamps = source_folder(STAMPS)
-    return _cast({name: (stamps / path,) for name, path in sorted(THINGS.items())})
+    return _material({name: (stamps / path,) for name, path in sorted(OBJECTS.items())})
 
 
-def own_cast(folder: Path) -> Cast:
-    """Every picture below `folder`, named by its file name.
+def user_material(folder: Path) -> Material:
+    """Return every image below `folder`, named by its file name, and the backgrounds.
 
     Raises:
-        DataError: too few things, a name that is a word of the questions, or a picture that is no cut-out.
+        DataError: too few objects, a name that is a word of the questions, or an image that is no cut-out.
     """
     if not folder.is_dir():
         raise DataError(f"folder '{folder}' does not exist")
-    found: dict[str, tuple[Path, ...]] = {}
+    cut_outs: dict[str, tuple[Path, ...]] = {}
     files, left_out = photographs(folder)
     for sentence in left_out:
         log.warning("folder %s: left out %s", folder, sentence)
     for file in (Path(image.name) for image in files):
-        name = thing_name(file)
+        name = object_name(file)
         if name in RESERVED or not name:
             raise DataError(
-                f"cut-out {file} would be called '{name}', a word of the questions: expected the name of a thing"
+                f"cut-out {file} would be called '{name}', a word of the questions: expected the name of an object"
             )
         cut_out(file)
-        found[name] = (*found.get(name, ()), file)
-    if len(found) < LEAST_NAMES:
+        cut_outs[name] = (*cut_outs.get(name, ()), file)
+    if len(cut_outs) < MIN_NAMES:
         raise DataError(
-            f"folder '{folder}' holds {len(found)} differently named cut-outs: expected at least {LEAST_NAMES}, as RGBA"
-            " pictures"
+            f"folder '{folder}' has {len(cut_outs)} differently named cut-outs: expected at least {MIN_NAMES}, as RGBA"
+            " images"
         )
-    return _cast(dict(sorted(found.items())))
+    return _material(dict(sorted(cut_outs.items())))
 
 
-def thing_name(file: Path) -> str:
-    """The one word that names the thing in a file: lower case, `_` between words, without a number at its end."""
+def object_name(file: Path) -> str:
+    """Return the name of the object in a file as one word: lower case, `_` between words, without a final number."""
     words = re.sub(r"[\W_]+", "_", file.stem.lower()).strip("_")
     return re.sub(r"_*\d+$", "", words)
 
 
-def _cast(pictures: dict[str, tuple[Path, ...]]) -> Cast:
+def _material(cut_outs: dict[str, tuple[Path, ...]]) -> Material:
     backgrounds = tuple(BACKGROUNDS.files(source_folder(BACKGROUNDS)))
-    content = [(name, *map(sha256, files)) for name, files in pictures.items()]
-    return Cast(pictures, backgrounds, content_hash(content, BACKGROUNDS.digest))
+    content = [(name, *map(sha256, files)) for name, files in cut_outs.items()]
+    return Material(cut_outs, backgrounds, content_hash(content, BACKGROUNDS.digest))
 
 
-def vocabulary(cast: Cast) -> list[str]:
-    """Every word that a question or an answer can contain."""
-    return sorted(RESERVED | set(cast.names))
+def vocabulary(material: Material) -> list[str]:
+    """Return all words that a question or an answer can contain."""
+    return sorted(RESERVED | set(material.names))
 
 
 # --- layout ---------------------------------------------------------------------------------------
@@ -214,37 +221,35 @@ def vocabulary(cast: Cast) -> list[str]:
 
 @dataclass(frozen=True)
 class Placed:
-    """A thing in a scene: its picture, whether it is mirrored, and the disc it lies in, in pixels."""
+    """An object in a scene: its cut-out, whether it is mirrored, and the disc it lies in (pixels)."""
 
     name: str
-    picture: Path
+    file: Path
     mirrored: bool
     x: float
     y: float
     radius: float
 
 
-def layout(cast: Cast, split: str, seed: int, index: int) -> list[Placed]:
-    """Return the things of a scene; one name is repeated 0 to 3 times, so that counts vary."""
-    rng = WORLD.generator(split, seed, index, 0)
-    number = WORLD.draw_number(rng)
-    names = draw_repeated(rng, list(cast.names), number)
-    pictures = [cast.pictures[name][int(rng.integers(len(cast.pictures[name])))] for name in names]
+def layout(material: Material, split: str, seed: int, index: int) -> list[Placed]:
+    """Return the objects of a scene; one name occurs 0 to 3 times, so that counts vary."""
+    rng = SCENES.generator(split, seed, index, 0)
+    number = SCENES.draw_number(rng)
+    names = draw_repeated(rng, list(material.names), number)
+    files = [material.cut_outs[name][int(rng.integers(len(material.cut_outs[name])))] for name in names]
     mirrored = [bool(rng.integers(2)) for _ in names]
-    return [
-        Placed(n, p, m, *place)
-        for n, p, m, place in zip(names, pictures, mirrored, WORLD.draw_places(rng, number), strict=True)
-    ]
+    places = SCENES.draw_places(rng, number)
+    return [Placed(n, f, m, *place) for n, f, m, place in zip(names, files, mirrored, places, strict=True)]
 
 
-# --- picture --------------------------------------------------------------------------------------
+# --- image ----------------------------------------------------------------------------------------
 
 
 def cut_out(file: Path) -> Image.Image:
-    """A cut-out as RGBA, cropped to what is visible.
+    """Return a cut-out as RGBA, cropped to its visible part.
 
     Raises:
-        DataError: not an image, without transparency, or with next to nothing visible.
+        DataError: the file is no image, has no transparency, or shows next to nothing.
     """
     stat = file.stat() if file.exists() else None
     return _cut_out(file, stat and (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
@@ -252,46 +257,47 @@ def cut_out(file: Path) -> Image.Image:
 
 @lru_cache(maxsize=512)
 def _cut_out(file: Path, hints: object) -> Image.Image:
-    transparent, picture = look_at(file, str(file), lambda image: (image.has_transparency_data, image.convert("RGBA")))
-    visible = picture.getchannel("A").point(lambda alpha: 255 * (alpha >= 128))
+    """Read a cut-out; it is cached for as long as `hints` of the file do not change."""
+    transparent, image = look_at(file, str(file), lambda image: (image.has_transparency_data, image.convert("RGBA")))
+    visible = image.getchannel("A").point(lambda alpha: 255 * (alpha >= 128))
     box = visible.getbbox()
     if not transparent or visible.getextrema()[0]:
-        raise DataError(f"picture {file} has no transparent pixel: expected a cut-out, as RGBA")
-    if box is None or max(box[2] - box[0], box[3] - box[1]) < LEAST_PIXELS:
+        raise DataError(f"image {file} has no transparent pixel: expected a cut-out, as RGBA")
+    if box is None or max(box[2] - box[0], box[3] - box[1]) < MIN_PIXELS:
         raise DataError(
-            f"cut-out {file} shows next to nothing: expected at least {LEAST_PIXELS} visible pixels in a row or column"
+            f"cut-out {file} shows next to nothing: expected at least {MIN_PIXELS} visible pixels in a row or column"
         )
-    picture = picture.crop(box)
-    picture.thumbnail((SIZE, SIZE), Image.Resampling.LANCZOS)  # no scene shows it larger
-    return picture
+    image = image.crop(box)
+    image.thumbnail((SIZE, SIZE), Image.Resampling.LANCZOS)  # no scene shows it larger
+    return image
 
 
 def extent(item: Placed) -> tuple[int, int, int, int]:
-    """Left, top, width and height of a thing in the scene, in pixels; its diagonal is the diameter of its disc."""
-    width, height = cut_out(item.picture).size
+    """Return left, top, width and height of an object in pixels; its diagonal is the diameter of its disc."""
+    width, height = cut_out(item.file).size
     scale = 2 * item.radius / np.hypot(width, height)
     width, height = max(1, round(width * scale)), max(1, round(height * scale))
     return round(item.x - width / 2), round(item.y - height / 2), width, height
 
 
 def stamp(item: Placed) -> Image.Image:
-    """The cut-out as it lies in the scene."""
-    picture = cut_out(item.picture).resize(extent(item)[2:], Image.Resampling.LANCZOS)
-    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if item.mirrored else picture
+    """Return the cut-out as it appears in the scene."""
+    image = cut_out(item.file).resize(extent(item)[2:], Image.Resampling.LANCZOS)
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if item.mirrored else image
 
 
-@lru_cache(maxsize=64)  # all questions of a scene ask for the same picture
+@lru_cache(maxsize=64)  # all questions about a scene share its image
 def draw_scene(key: tuple[str, int, int], items: tuple[Placed, ...], backgrounds: tuple[Path, ...]) -> Image.Image:
     """Draw the scene `key` = (split, seed, index) as a 224 x 224 RGB image."""
-    picture = _background(WORLD.generator(*key, 1), backgrounds)
+    image = _background(SCENES.generator(*key, 1), backgrounds)
     for item in items:
         cut = stamp(item)
-        picture.paste(cut, extent(item)[:2], cut)
-    return picture
+        image.paste(cut, extent(item)[:2], cut)
+    return image
 
 
 def _background(rng: np.random.Generator, files: Sequence[Path]) -> Image.Image:
-    """A random square of a random photograph, between a quarter of its height and all of it, mirrored or not."""
+    """Return a random square of a random photograph, a quarter of its height to all of it, mirrored or not."""
     photo = _photograph(files[int(rng.integers(len(files)))])
     side = int(rng.integers(photo.height // 4, photo.height + 1))
     left, top = int(rng.integers(photo.width - side + 1)), int(rng.integers(photo.height - side + 1))
@@ -308,13 +314,13 @@ def _photograph(file: Path) -> Image.Image:
 
 
 def scene_objects(items: Sequence[Placed]) -> tuple[Object, ...]:
-    """Name, box in 0..1 and pixel mask of every thing; they do not overlap."""
-    found = []
+    """Return name, box in 0..1 and pixel mask of every object; objects do not overlap."""
+    objects = []
     for item in items:
         left, top, width, height = extent(item)
         box = (left / SIZE, top / SIZE, (left + width) / SIZE, (top + height) / SIZE)
-        found.append(DrawnObject(item.name, box, partial(_mask, item)))
-    return tuple(found)
+        objects.append(DrawnObject(item.name, box, partial(_mask, item)))
+    return tuple(objects)
 
 
 def _mask(item: Placed) -> np.ndarray:
@@ -326,21 +332,21 @@ def _mask(item: Placed) -> np.ndarray:
 # --- questions ------------------------------------------------------------------------------------
 
 
-def scene_samples(cast: Cast, split: str, seed: int, index: int) -> list[Sample]:
-    """All questions about scene `index`, in random order; the image is drawn only when it is asked for."""
-    items = layout(cast, split, seed, index)
-    rng = WORLD.generator(split, seed, index, 2)
-    things = [(item.name, item) for item in items]
-    named = unique(things, lambda thing: thing[0])
+def scene_samples(material: Material, split: str, seed: int, index: int) -> list[Sample]:
+    """Return all questions about scene `index`, in random order; the image is drawn only when it is used."""
+    items = layout(material, split, seed, index)
+    rng = SCENES.generator(split, seed, index, 2)
+    all_named = [(item.name, item) for item in items]
+    named = unique(all_named, lambda pair: pair[0])
     questions = [
-        *WORLD.count_questions(rng, [item.name for item in items], cast.names),
-        *_exist(rng, items, cast.names),
+        *SCENES.count_questions(rng, [item.name for item in items], material.names),
+        *_exist(rng, items, material.names),
     ]
-    questions += WORLD.position_questions(named)
-    questions += WORLD.relation_questions(rng, named)
-    questions += WORLD.furthest_questions(things, cast.names)
-    questions += WORLD.neighbour_questions(named, things, cast.names)
-    load = partial(draw_scene, (split, seed, index), tuple(items), cast.backgrounds)
+    questions += SCENES.position_questions(named)
+    questions += SCENES.relation_questions(rng, named)
+    questions += SCENES.furthest_questions(all_named, material.names)
+    questions += SCENES.neighbor_questions(named, all_named, material.names)
+    load = partial(draw_scene, (split, seed, index), tuple(items), material.backgrounds)
     return shuffled_samples(rng, f"{split}-{seed}-{index:05d}", load, questions, scene_objects(items))
 
 

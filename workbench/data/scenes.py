@@ -1,9 +1,9 @@
-"""What the generated worlds share: where things stand, what is asked about them, and why the text alone gives nothing
-away.
+"""What synthetic data sets share: the layout of scenes, and questions whose text alone does not give the answer away.
 
 Each question type is balanced *given its text*, by symmetry and not by rejection afterwards: counts are drawn uniformly
-before the things, names are assigned independently of places, places are exchangeable and mirror-symmetric, and as many
-absent as present things are asked for. A model that sees only the text is therefore at chance on every type.
+before the objects, names are assigned independently of places, places are exchangeable and mirror-symmetric, and
+questions ask for as many absent as present objects. A model that sees only the text is therefore at chance on every
+type.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from scipy.stats import binom
 from workbench.data.base import Dataset, Object, Sample, check_split, content_hash, subset
 
 COUNTS = ("0", "1", "2", "3")
-CENTRE_MARGIN = 0.08  # a thing nearer to the middle line than this is not asked for its side
-RELATION_MARGIN = 0.12  # nor are two things whose centres differ by less
+CENTER_MARGIN = 0.08  # no question asks for the side of an object closer to the middle line (share of the image)
+RELATION_MARGIN = 0.12  # nor for the relation of two objects whose centers differ by less
 
 COUNT = "how many {a} ?"
 SIDE_X = "is {a} left or right ?"
@@ -35,7 +35,7 @@ FURTHEST = {
     "up": "what is furthest up ?",
     "down": "what is furthest down ?",
 }
-NEIGHBOUR = {
+NEIGHBOR = {
     "left": "what is left of {a} ?",
     "right": "what is right of {a} ?",
     "above": "what is above {a} ?",
@@ -45,7 +45,7 @@ NEIGHBOUR = {
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene, before it is tied to a picture; the attributes are those of `Sample`."""
+    """A question about a scene, not yet tied to an image; the attributes are those of `Sample`."""
 
     text: str
     answer: str
@@ -54,7 +54,7 @@ class Question:
 
 
 class Placed(Protocol):
-    """A thing with its centre in pixels."""
+    """An object with its center in pixels."""
 
     @property
     def x(self) -> float: ...
@@ -66,19 +66,21 @@ class Placed(Protocol):
 T = TypeVar("T")
 P = TypeVar("P", bound=Placed)
 Named = Sequence[tuple[str, P]]
-"""Things that one word picks out, with that word."""
+"""Objects that one word identifies, with that word."""
 
 
 @dataclass(frozen=True)
-class World:
-    """The measures of a generated world, in which every scene is a function of (split, seed, index) alone.
+class SyntheticScenes:
+    """A synthetic data set, in which every scene is a function of (split, seed, index) alone.
 
     Attributes:
-        version: part of every random stream and of the fingerprint: raise it when any scene or question changes.
-        splits: number of scenes of each.
-        size: pixels a side.
-        objects: probability of 1, 2, ... things.
-        radius: least, and greatest for 1, 2, ... things, of the disc in which a thing lies, in pixels.
+        name: name of the data set.
+        version: part of every random stream and of the fingerprint; raise it when any scene or question changes.
+        splits: number of scenes of each split.
+        size: width and height of an image in pixels.
+        objects: probabilities of 1, 2, ... objects.
+        radius: radius in pixels of the disc in which an object lies: the smallest, and the largest for 1, 2, ...
+            objects.
     """
 
     name: str
@@ -89,7 +91,7 @@ class World:
     radius: tuple[float, tuple[float, ...]]
 
     def generator(self, split: str, seed: int, index: int, purpose: int) -> np.random.Generator:
-        """The random stream of one purpose (layout, picture, questions) of one scene."""
+        """Return the random stream of one purpose (0 layout, 1 image, 2 questions) of one scene."""
         return np.random.default_rng([self.version, seed, list(self.splits).index(split), index, purpose])
 
     def dataset(
@@ -103,40 +105,43 @@ class World:
         *content: object,
         spec: str = "",
     ) -> Dataset:
-        """The first `limit` scenes of a split, or a random `limit` of them.
+        """Return the first `limit` scenes of a split, or a random `limit` of them, as a data set.
 
         Args:
-            draw: the seed with which they are drawn at random; None takes the first.
-            scene: (split, seed, index) -> the samples of a scene.
+            split: the split.
+            seed: of the scenes.
+            limit: number of scenes; None for all.
+            draw: seed of a random selection; None takes the first scenes.
+            scene: maps (split, seed, index) to the samples of a scene.
             words: the closed vocabulary.
-            content: what determines the scenes besides the world's version.
-            spec: how the split is asked for, where that takes more than its name.
+            content: what determines the scenes besides the version.
+            spec: the spec after the colon, if it is more than the split.
         """
         check_split(self.name, split, tuple(self.splits))
         count = min(self.splits[split], limit or self.splits[split])
         indices = range(count) if draw is None else subset(self.splits[split], count, draw)
         samples = [sample for index in indices for sample in scene(split, seed, index)]
-        drawn = () if len(indices) == self.splits[split] or draw is None else (draw,)
+        selection = () if len(indices) == self.splits[split] or draw is None else (draw,)
         origin = (self.name, self.version, *content, split, seed)
         return Dataset(
             f"{self.name}:{spec or split}",
             samples,
-            content_hash(*origin, count, *drawn),
+            content_hash(*origin, count, *selection),
             words,
             origin=content_hash(*origin),
         )
 
     def draw_number(self, rng: np.random.Generator) -> int:
-        """Draw how many things a scene has."""
+        """Draw the number of objects of a scene."""
         return 1 + int(rng.choice(len(self.objects), p=self.objects))
 
     def draw_places(self, rng: np.random.Generator, number: int) -> list[tuple[float, float, float]]:
-        """Draw `number` discs (x, y, radius) that neither touch nor leave the image."""
-        least, most = self.radius
+        """Draw `number` discs (x, y, radius), in pixels, that do not touch and lie inside the image."""
+        smallest, largest = self.radius
         while True:
             placed: list[tuple[float, float, float]] = []
             for _ in range(40 * number):
-                radius = rng.uniform(least, most[number - 1])
+                radius = rng.uniform(smallest, largest[number - 1])
                 x, y = rng.uniform(radius + 2, self.size - radius - 2, size=2)
                 if all((x - a) ** 2 + (y - b) ** 2 > (radius + r + 3) ** 2 for a, b, r in placed):
                     placed.append((float(x), float(y), float(radius)))
@@ -144,9 +149,12 @@ class World:
                     return placed
 
     def count_questions(self, rng: np.random.Generator, present: Iterable[str], names: Sequence[str]) -> list[Question]:
-        """How many of each name there are, asked so rarely for the usual counts that all counts are asked for alike.
+        """Ask how many objects of each name there are, so that each count (0 to 3) is equally often the answer.
+
+        Questions about the more frequent counts are left out at random.
 
         Args:
+            rng: the scene's random stream.
             present: names in the scene, as `draw_repeated` drew them.
             names: all names.
         """
@@ -158,22 +166,22 @@ class World:
         return questions
 
     def position_questions(self, named: Named[P]) -> list[Question]:
-        """On which side of the image each thing lies."""
+        """Ask on which side of the image each object is."""
         questions = []
         for name, item in named:
             x, y = item.x / self.size - 0.5, item.y / self.size - 0.5
-            if abs(x) > CENTRE_MARGIN:
+            if abs(x) > CENTER_MARGIN:
                 questions.append(
                     Question(SIDE_X.format(a=name), "left" if x < 0 else "right", ("left", "right"), "position_x")
                 )
-            if abs(y) > CENTRE_MARGIN:
+            if abs(y) > CENTER_MARGIN:
                 questions.append(
                     Question(SIDE_Y.format(a=name), "top" if y < 0 else "bottom", ("top", "bottom"), "position_y")
                 )
         return questions
 
     def relation_questions(self, rng: np.random.Generator, named: Named[P], most: int = 4) -> list[Question]:
-        """On which side of one another pairs of things lie, at most `most` pairs an axis."""
+        """Ask on which side of one another two objects are, for at most `most` pairs per axis."""
         pairs = [(a, b) for a in named for b in named if a[1] is not b[1]]
         by_axis: dict[str, list[Question]] = {"x": [], "y": []}
         for i in rng.permutation(len(pairs)):
@@ -187,39 +195,41 @@ class World:
                 by_axis["y"].append(Question(text, "above" if dy < 0 else "below", ("above", "below"), "relation_y"))
         return by_axis["x"][:most] + by_axis["y"][:most]
 
-    def furthest_questions(self, things: Sequence[tuple[str, P]], names: Sequence[str]) -> list[Question]:
-        """What lies furthest on each side of the image, asked where no second thing comes close; a thing alone is
-        furthest everywhere.
+    def furthest_questions(self, items: Sequence[tuple[str, P]], names: Sequence[str]) -> list[Question]:
+        """Ask which object is furthest to each side of the image, if no other object comes close.
+
+        A single object is furthest to every side.
 
         Args:
-            things: all things of the scene with their names.
+            items: all objects of the scene, with their names.
             names: all names, which are the options.
         """
         questions = []
         for axis, sides in (("x", ("left", "right")), ("y", ("up", "down"))):
-            ordered = sorted(things, key=lambda thing: float(getattr(thing[1], axis)))
+            ordered = sorted(items, key=lambda named: float(getattr(named[1], axis)))
             places = [getattr(item, axis) / self.size for _, item in ordered]
             for side, first, second in ((sides[0], 0, 1), (sides[1], -1, -2)):
                 if len(places) == 1 or abs(places[first] - places[second]) > RELATION_MARGIN:
                     questions.append(Question(FURTHEST[side], ordered[first][0], tuple(names), f"furthest_{axis}"))
         return questions
 
-    def neighbour_questions(
-        self, named: Named[P], things: Sequence[tuple[str, P]], names: Sequence[str]
+    def neighbor_questions(
+        self, named: Named[P], items: Sequence[tuple[str, P]], names: Sequence[str]
     ) -> list[Question]:
-        """What lies on one side of a thing: asked where exactly one thing does, at least one lies on the other side,
-        and no place is in doubt.
+        """Ask which object is on one side of another one.
 
-        The thing on the other side makes the direction matter: with two things the answer would be "the other one".
+        A question is asked only if exactly one object is on that side, at least one is on the opposite side, and none
+        is close to the dividing line. Without an object on the opposite side the direction would not matter: the answer
+        would be "the other one".
 
         Args:
-            named: the things that are asked about.
-            things: all things of the scene with their names.
-            names: all names; the options are those that the question does not say.
+            named: the objects to ask about.
+            items: all objects of the scene, with their names.
+            names: all names; the options are those that the question does not contain.
         """
         questions = []
         for name, item in named:
-            others = [(other_name, other) for other_name, other in things if other is not item]
+            others = [(other_name, other) for other_name, other in items if other is not item]
             for axis, (low, high) in (("x", ("left", "right")), ("y", ("above", "below"))):
                 gaps = [
                     ((getattr(other, axis) - getattr(item, axis)) / self.size, other_name)
@@ -231,28 +241,26 @@ class World:
                 for side, opposite in ((low, high), (high, low)):
                     if len(sides[side]) == 1 and sides[opposite]:
                         options = tuple(option for option in names if option != name)
-                        questions.append(
-                            Question(NEIGHBOUR[side].format(a=name), sides[side][0], options, f"neighbour_{axis}")
-                        )
+                        text = NEIGHBOR[side].format(a=name)
+                        questions.append(Question(text, sides[side][0], options, f"neighbour_{axis}"))
         return questions
 
 
 def draw_repeated(rng: np.random.Generator, names: list[str], number: int) -> list[str]:
-    """Draw `number` names, of which a random one stands there a uniform 0..min(3, number) times, in random order."""
+    """Draw `number` names in random order; a random name occurs 0..min(3, number) times, uniformly."""
     chosen = str(rng.choice(names))
     count = int(rng.integers(0, min(len(COUNTS) - 1, number) + 1))
-    drawn = [chosen] * count + [
-        str(name) for name in rng.choice([name for name in names if name != chosen], size=number - count)
-    ]
+    others = rng.choice([name for name in names if name != chosen], size=number - count)
+    drawn = [chosen] * count + [str(name) for name in others]
     return [drawn[i] for i in rng.permutation(number)]
 
 
 @cache
 def acceptance(names: int, objects: tuple[float, ...]) -> tuple[float, ...]:
-    """Probability of asking for a count of 0, 1, 2, 3 so that the asked counts are uniform: the rarest over each one's
-    probability.
+    """Return the probabilities of asking for a count of 0, 1, 2, 3 that make the asked counts uniform.
 
-    The probabilities are those of `draw_repeated` with `names` names, for a name picked in advance.
+    Each is the probability of the rarest count, divided by that of the count itself, under `draw_repeated` for a fixed
+    one of `names` names.
     """
     most = len(COUNTS) - 1
     probability = np.zeros(len(COUNTS))
@@ -265,7 +273,7 @@ def acceptance(names: int, objects: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def unique(items: Sequence[T], key: Callable[[T], Hashable]) -> list[T]:
-    """The items whose key no other one has."""
+    """Return the items whose key no other item has."""
     times = Counter(map(key, items))
     return [item for item in items if times[key(item)] == 1]
 
@@ -277,14 +285,14 @@ def shuffled_samples(
     questions: Sequence[Question],
     objects: tuple[Object, ...],
 ) -> list[Sample]:
-    """All questions about a scene, in random order."""
-    picked = [questions[i] for i in rng.permutation(len(questions))]
+    """Return all questions about a scene as samples, in random order."""
+    ordered = [questions[i] for i in rng.permutation(len(questions))]
     return [
         Sample(f"{image_id}-{n:02d}", image_id, load, q.text, q.answer, q.options, q.category, objects)
-        for n, q in enumerate(picked)
+        for n, q in enumerate(ordered)
     ]
 
 
 def template_words(templates: Iterable[str]) -> set[str]:
-    """The words of question templates, without what is filled in."""
+    """Return the words of question templates, without their variable parts."""
     return {word for text in templates for word in text.format(a="", b="").split()}

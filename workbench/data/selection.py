@@ -1,5 +1,8 @@
-"""Which rows of a data set are taken, and which of them show one image: `limit` counts images, whichever rows and files
-they come in."""
+"""Random subsets of data sets: `limit` counts images, whatever the number of rows and files that they come in.
+
+An image is identified by its pixels once it has been decoded, and before that by its place: its file, or a hash of its
+stored bytes.
+"""
 
 from __future__ import annotations
 
@@ -14,63 +17,70 @@ from tqdm import tqdm
 from workbench.data.images import StoredImage, image_hash, shown
 
 READERS = 8  # threads
-DECODED = 10_000  # images that are looked at without being asked for
+DECODED = 10_000  # images, at most, that are decoded beforehand by default
 
 
 def shuffled(count: int, seed: int) -> list[int]:
-    """`count` indices in a random order."""
+    """Return `count` indices in random order."""
     return [int(i) for i in np.random.default_rng(seed).permutation(count)]
 
 
 def subset(count: int, limit: int | None, seed: int) -> list[int]:
-    """All of `count` indices, or a random `limit` of them drawn with `seed`, in order; a smaller subset lies within
-    every larger one."""
+    """Return `limit` of `count` indices, drawn with `seed` and sorted; all of them without a limit.
+
+    A smaller subset is part of every larger one.
+    """
     return list(range(count)) if limit is None else sorted(shuffled(count, seed)[:limit])
 
 
 def rows_of_images(
     places: Sequence[Hashable], limit: int | None, seed: int, identify: Callable[[int], Hashable] | None = None
 ) -> list[int]:
-    """The numbers of all rows, or of those that show a random `limit` of the images, in order; nested as `subset` is.
+    """Return the sorted numbers of the rows that show a random `limit` of the images; all rows without a limit.
+
+    A smaller selection is part of every larger one.
 
     Args:
-        places: what the images of each row are known by before any is decoded; rows with equal places are taken
-            together.
-        identify: number of a row -> what its images are by their pixels, asked for one row of each place that is taken;
-            equal pixels count once.
+        places: the place of each row's images; rows with equal places are selected together.
+        limit: number of images.
+        seed: of the random selection.
+        identify: maps the number of a row to an identity of its images by their pixels, so that equal images at several
+            places count once. It is called for one row of each selected place.
     """
     if limit is None:
         return list(range(len(places)))
     groups: dict[Hashable, list[int]] = {}
     for row, place in enumerate(places):
         groups.setdefault(place, []).append(row)
-    together, taken = list(groups.values()), list[int]()
+    rows_by_place, selected = list(groups.values()), list[int]()
     images: set[Hashable] = set()
-    for number in shuffled(len(together), seed):
+    for number in shuffled(len(rows_by_place), seed):
         if len(images) >= limit:
             break
-        images.add(number if identify is None else identify(together[number][0]))
-        taken += together[number]
-    return sorted(taken)
+        images.add(number if identify is None else identify(rows_by_place[number][0]))
+        selected += rows_by_place[number]
+    return sorted(selected)
 
 
 def places_of(rows: Sequence[Sequence[StoredImage]]) -> list[Hashable]:
-    """What the images of each row are known by before any is decoded; a row without any is alone."""
+    """Return the places of each row's images; a row without images has a place of its own."""
     return [tuple(image.place for image in row) or number for number, row in enumerate(rows)]
 
 
 def choose(
     rows: Sequence[Sequence[StoredImage]], limit: int | None, seed: int, decode: bool | None, what: str
 ) -> list[tuple[int, tuple[StoredImage, ...]]]:
-    """The rows that show a random `limit` of the images, or all: number and images, whose pixels are known where they
-    were looked at.
+    """Return the rows that show a random `limit` of the images, or all rows: (number, images).
 
-    A text alone counts as one image does.
+    A row of text alone counts as one image.
 
     Args:
         rows: the images of each row.
-        decode: look at the pixels of each image; by default where there is a limit, or up to 10,000 images.
-        what: the data set, beside the progress bar.
+        limit: number of images; None for all.
+        seed: of the random selection.
+        decode: whether to decode the images and identify them by their pixels; by default if there is a limit, or if
+            there are at most 10,000 images.
+        what: the data set's name, for the progress bar.
     """
     places = places_of(rows)
     if decode is None:
@@ -89,11 +99,12 @@ def choose(
 
 
 def hashes_of(images: Sequence[StoredImage], expected: int, what: str) -> Iterator[bytes]:
-    """Hash of the pixels of one image after another; some are decoded ahead.
+    """Yield the hash of the pixels of one image after another; some are decoded ahead.
 
     Args:
-        expected: how many will be asked for.
-        what: the data set, beside the progress bar.
+        images: the images.
+        expected: how many of them will probably be used.
+        what: the data set's name, for the progress bar.
     """
     bar = tqdm(
         total=min(expected, len(images)),
@@ -112,5 +123,5 @@ def hashes_of(images: Sequence[StoredImage], expected: int, what: str) -> Iterat
 
 
 def unique(images: Iterable[StoredImage]) -> dict[str, StoredImage]:
-    """One of the images of each place, by place."""
+    """Return one image of each place, by place."""
     return {image.place: image for image in images}

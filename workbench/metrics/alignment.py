@@ -1,4 +1,9 @@
-"""How alike two representations of the same n things are."""
+"""How similar two representations of the same n samples are.
+
+A representation has one row per sample (an image, a visual token). A score compares how the rows relate to one another
+on both sides, so both sides may have different widths. The chance level of most metrics depends on n and on the
+representations: read a score against its `permutation_null`.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +25,22 @@ from workbench.registry import Registry
 Array = Tensor | np.ndarray
 MIN_ROWS = 4  # the unbiased HSIC divides by n (n - 3)
 MAX_PAIRED_ROWS = 8192
-PREPARED_BYTES = 2**30  # of n x n forms held at a time
-NOTHING = 1e-10  # share of a kernel's squares at which its unbiased HSIC is what rounding leaves of 0
+PREPARED_BYTES = 2**30  # of memory for prepared n x n forms at a time
+ROUNDING = 1e-10  # an unbiased HSIC below this share of the kernel's sum of squares is 0 up to rounding
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric in the parts that a comparison of many representations needs, so that each is prepared once and then
-    compared and permuted cheaply.
+    """A metric, split so that each of many representations is prepared once, then compared and permuted cheaply.
 
     Attributes:
         label: its name on an axis.
         function: (x, y, **{option: value}) -> float, for two representations; calling the metric calls it.
-        prepare: (values (*batch, n, d), option, name, side) -> prepared form; it has `permuted(order)`, where row i is
-            what was row order[i]. `side` is 0 for x and 1 for y: ties of neighbours are broken at random, not alike on
-            both sides.
+        prepare: (values (*batch, n, d), option, name, side) -> prepared form. The form has a method `permuted(order)`,
+            which returns it with row i being what was row order[i]. `name` is what errors call the representation.
+            `side` is 0 for x and 1 for y: ties between neighbors are broken at random, independently on both sides.
         score: two prepared forms -> (*batch).
-        option: name of its one option, `k` or `dim`, or none.
+        option: name of its one option (`k` or `dim`), empty where it has none.
         square: whether the prepared form holds n x n numbers.
     """
 
@@ -50,8 +54,8 @@ class Metric:
     def __call__(self, x: Array, y: Array, **options: int) -> float:
         return self.function(x, y, **options)
 
-    def together(self, n: int, forms: int) -> int:
-        """How many problems of n rows can be prepared at a time, where each has so many `forms`; at least 1."""
+    def max_batch(self, n: int, forms: int) -> int:
+        """Return how many comparisons of n rows, each with `forms` prepared forms, fit in memory (at least 1)."""
         return max(1, PREPARED_BYTES // (8 * n * n * forms)) if self.square else 2**20
 
 
@@ -59,23 +63,24 @@ METRICS: Registry[Metric] = Registry("metric", "metrics", Metric)
 
 
 def cknna(x: Array, y: Array, *, k: int = 10) -> float:
-    """Centred kernel nearest-neighbour alignment of `x` (n, d1) and `y` (n, d2), rows in the same order.
+    """Compute the centered kernel nearest-neighbor alignment of `x` (n, d1) and `y` (n, d2), rows in the same order.
 
-    Inner-product kernels on L2-normalised rows, masked to the pairs (i, j) where j is among the k nearest neighbours of
-    i on both sides (i itself excluded); unbiased HSIC of the masked kernels over the root of the two self terms,
-    without an epsilon (Huh et al. 2024, The Platonic Representation Hypothesis, appendix). The mask is directed, so the
-    masked kernels are not symmetric and the first HSIC term is sum_ij K_ij L_ji, and exchanging x and y changes the
-    value a little. 1 for identical representations without equal rows; chance is above 0 and depends on n, d and k, so
-    read it against `permutation_null`.
+    The kernels are inner products of L2-normalized rows, masked to the pairs (i, j) where j is among the k nearest
+    neighbors of i on both sides (i itself excluded). The score is the unbiased HSIC of the masked kernels, divided by
+    the root of the product of the two self terms, without an epsilon (Huh et al. 2024, The Platonic Representation
+    Hypothesis, appendix). The mask is directed, so the masked kernels are not symmetric: the first HSIC term is
+    sum_ij K_ij L_ji, and exchanging x and y changes the value a little.
 
-    The value can be above 1, and below 0: the unbiased HSIC is no inner product of one and the same kernel on both
-    sides (the numerator's kernels are masked to the neighbours that both share, each self term's to its own
-    neighbours), so the inequality of Cauchy and Schwarz does not bound it. That is seen where n is hardly larger than
-    k: 6 rows and k = 4 can give 2.
+    Identical representations without equal rows score 1. The chance level is above 0 and depends on n, d and k: read
+    the value against `permutation_null`.
 
-    Ties among equal rows are broken at random, with a fixed seed, and independently on both sides, so equal rows on
-    both sides (a padded bar, a white page) agree as often as by chance, and a representation with equal rows scores
-    below 1 with itself.
+    The value can be above 1 and below 0. The numerator's kernels are masked to the neighbors shared by both sides, but
+    each self term's kernel to that side's own neighbors, so the Cauchy-Schwarz inequality does not bound the ratio.
+    This shows where n is hardly larger than k: 6 rows and k = 4 can give 2.
+
+    Ties among equal rows are broken at random with a fixed seed, independently on both sides. Rows that are equal on
+    both sides (a padded bar, a white page) therefore agree only as often as by chance, and a representation with equal
+    rows scores below 1 with itself.
 
     Raises:
         DataError: different n, n <= k, n < 4, a value that is not finite, a row of zeros, rows that all point the same
@@ -85,57 +90,56 @@ def cknna(x: Array, y: Array, *, k: int = 10) -> float:
 
 
 def _single(name: str, x: Array, y: Array, option: int = 0) -> float:
-    """The score of two representations, by the same parts as that of many."""
+    """Return the score of two representations, computed as for many: prepare both, then compare."""
     check_same_rows(x, y)
     metric = METRICS.get(name)
     return float(metric.score(metric.prepare(x, option, "x", 0), metric.prepare(y, option, "y", 1)))
 
 
 def check_same_rows(x: Array, y: Array) -> None:
-    """Raise unless `x` and `y` describe the same number of things, enough of them for an unbiased estimate."""
+    """Raise unless `x` and `y` have the same number of rows, enough for an unbiased estimate."""
     for name, values in (("x", x), ("y", y)):
         if values.ndim != 2:
             raise DataError(f"{name} has shape {tuple(values.shape)}: expected (n, d)")
     if len(x) != len(y):
-        raise DataError(f"x has {len(x)} rows and y has {len(y)}: expected the same things in the same order")
+        raise DataError(f"x has {len(x)} rows and y has {len(y)}: expected the same samples in the same order")
     if len(x) < MIN_ROWS:
         raise DataError(f"x and y have {len(x)} rows: expected at least {MIN_ROWS}")
 
 
 @dataclass(frozen=True)
 class Masked:
-    """Neighbours, and the unbiased HSIC of the kernel masked to them with itself."""
+    """Neighbors, and the self term: the unbiased HSIC, with itself, of the kernel masked to them."""
 
-    near: Neighbors
-    own: Float[Tensor, "*batch"]
+    neighbors: Neighbors
+    self_hsic: Float[Tensor, "*batch"]
 
     def permuted(self, order: Int[Tensor, "*batch n"]) -> Masked:
-        """The same things in another order, which leaves the self term as it is."""
-        return Masked(self.near.permuted(order), self.own)
+        """Return the same rows in another order; the self term does not depend on the order."""
+        return Masked(self.neighbors.permuted(order), self.self_hsic)
 
 
 def _masked(x: Array, k: int, name: str, side: int = 0) -> Masked:
-    near = nearest_neighbors(x, k, name=name, side=side)
-    kernel = near.kernel.double()
-    own = _hsic(near, kernel, kernel)
-    if not (own * near.n * (near.n - 3) > NOTHING * kernel.pow(2).sum((-2, -1))).all():
+    neighbors = nearest_neighbors(x, k, name=name, side=side)
+    kernel = neighbors.kernel.double()
+    self_hsic = _hsic(neighbors, kernel, kernel)
+    if not (self_hsic * neighbors.n * (neighbors.n - 3) > ROUNDING * kernel.pow(2).sum((-2, -1))).all():
         raise DataError(
             f"CKNNA is undefined: the unbiased HSIC of {name} with itself is not positive (too few rows, or all rows"
-            " alike)"
+            " equal)"
         )
-    return Masked(near, own)
+    return Masked(neighbors, self_hsic)
 
 
 def _cknna(x: Masked, y: Masked) -> Float[Tensor, "*batch"]:
-    """CKNNA of representations whose neighbours are known, in O(n k log k) and float64: unbiased HSIC of both kernels
-    where both have the neighbour."""
-    agree, slot = _agreement(x.near, y.near)
-    kx, ky = x.near.kernel.double() * agree, y.near.kernel.gather(-1, slot).double() * agree
-    return _hsic(x.near, kx, ky) / (x.own * y.own).sqrt()
+    """Return the CKNNA of representations whose neighbors are known, in O(n k log k) and float64."""
+    agree, slot = _agreement(x.neighbors, y.neighbors)
+    kx, ky = x.neighbors.kernel.double() * agree, y.neighbors.kernel.gather(-1, slot).double() * agree
+    return _hsic(x.neighbors, kx, ky) / (x.self_hsic * y.self_hsic).sqrt()
 
 
 def _agreement(x: Neighbors, y: Neighbors) -> tuple[Bool[Tensor, "*batch n k"], Int[Tensor, "*batch n k"]]:
-    """Whether each neighbour in x is one in y too, and where it stands there."""
+    """Return whether each neighbor in x is a neighbor in y too, and its position in y's list."""
     slot = torch.searchsorted(y.index, x.index).clamp_max(y.k - 1)
     return y.index.gather(-1, slot) == x.index, slot
 
@@ -143,66 +147,72 @@ def _agreement(x: Neighbors, y: Neighbors) -> tuple[Bool[Tensor, "*batch n k"], 
 def _hsic(
     pairs: Neighbors, kx: Float[Tensor, "*batch n k"], ky: Float[Tensor, "*batch n k"]
 ) -> Float[Tensor, "*batch"]:
-    """Unbiased HSIC (Song et al. 2012, eq. 5) of two sparse kernels given at the pairs (i, pairs.index[i, :]), zeros
-    for absent pairs.
+    """Return the unbiased HSIC (Song et al. 2012, eq. 5) of two sparse kernels.
+
+    The kernels have values at the pairs (i, pairs.index[i, :]) and are 0 elsewhere.
 
     [sum_ij K_ij L_ji + sum K sum L / ((n-1)(n-2)) - 2/(n-2) sum_j (sum_i K_ij)(sum_m L_jm)] / (n (n-3))
     """
     n, (slot, mutual) = pairs.n, pairs.back
     flat_x, flat_y = kx.flatten(-2), ky.flatten(-2)
-    traced = (flat_x * flat_y.gather(-1, slot) * mutual).sum(-1)
+    trace = (flat_x * flat_y.gather(-1, slot) * mutual).sum(-1)
     columns = torch.zeros(*flat_x.shape[:-1], n, dtype=torch.float64, device=flat_x.device).scatter_add_(
         -1, pairs.index.flatten(-2), flat_x
     )
-    crossed = (columns * ky.sum(-1)).sum(-1)
+    cross = (columns * ky.sum(-1)).sum(-1)
     total = flat_x.sum(-1) * flat_y.sum(-1)
-    return (traced + total / ((n - 1) * (n - 2)) - 2 * crossed / (n - 2)) / (n * (n - 3))
+    return (trace + total / ((n - 1) * (n - 2)) - 2 * cross / (n - 2)) / (n * (n - 3))
 
 
 def cka(x: Array, y: Array, *, unbiased: bool = True) -> float:
-    """Linear centred kernel alignment (Kornblith et al. 2019, eq. 2 and 4), by default with the unbiased HSIC (Song et
-    al. 2012, eq. 5).
+    """Compute linear centered kernel alignment (Kornblith et al. 2019, eq. 2 and 4).
 
-    1 for representations that are equal up to rotation, shift and scale. The unbiased estimate is 0 on average for
-    independent representations and can be
-    below 0; the biased one grows with d / n even then.  Computed from d x d products, never from n x n kernels.
+    Representations that are equal up to rotation, shift and scale score 1. The unbiased estimate (HSIC by Song et al.
+    2012, eq. 5) is 0 on average for independent representations, so it can be below 0; the biased one grows with d / n
+    even then. Computed from d x d products, never from n x n kernels.
+
+    Args:
+        x: (n, d1).
+        y: (n, d2), rows in the same order.
+        unbiased: whether to use the unbiased HSIC.
 
     Raises:
-        DataError: different n, n < 4, a value that is not finite, or a representation whose rows are all alike.
+        DataError: different n, n < 4, a value that is not finite, or a representation whose rows are all equal.
     """
     check_same_rows(x, y)
-    first, second = _centred(x, "x"), _centred(y, "y")
+    first, second = _centered(x, "x"), _centered(y, "y")
     hsic = _unbiased_linear_hsic if unbiased else lambda a, b: (a.T @ b).pow(2).sum()
-    own = []
+    self_hsics = []
     for name, side in (("x", first), ("y", second)):
-        own.append(hsic(side, side))
+        self_hsics.append(hsic(side, side))
         squares = (side.T @ side).pow(2).sum()
-        if not own[-1] * (len(x) * (len(x) - 3) if unbiased else 1) > NOTHING * squares:
+        if not self_hsics[-1] * (len(x) * (len(x) - 3) if unbiased else 1) > ROUNDING * squares:
             raise DataError(
-                f"CKA is undefined: the HSIC of {name} with itself is not positive (too few rows, or all rows alike)"
+                f"CKA is undefined: the HSIC of {name} with itself is not positive (too few rows, or all rows equal)"
             )
-    return float(hsic(first, second) / (own[0] * own[1]).sqrt())
+    return float(hsic(first, second) / (self_hsics[0] * self_hsics[1]).sqrt())
 
 
 def _unbiased_linear_hsic(x: Float[Tensor, "n d1"], y: Float[Tensor, "n d2"]) -> Float[Tensor, ""]:
-    """Eq. 5 of Song et al. for K = x x^T and L = y y^T with zero diagonals, without forming them."""
-    n, own_x, own_y = len(x), x.pow(2).sum(1), y.pow(2).sum(1)
-    rows_x, rows_y = x @ x.sum(0) - own_x, y @ y.sum(0) - own_y
-    traced = (x.T @ y).pow(2).sum() - own_x @ own_y
-    return (traced + rows_x.sum() * rows_y.sum() / ((n - 1) * (n - 2)) - 2 * (rows_x @ rows_y) / (n - 2)) / (
-        n * (n - 3)
-    )
+    """Return eq. 5 of Song et al. for K = x x^T and L = y y^T with zero diagonals, without forming them."""
+    n, diagonal_x, diagonal_y = len(x), x.pow(2).sum(1), y.pow(2).sum(1)
+    rows_x, rows_y = x @ x.sum(0) - diagonal_x, y @ y.sum(0) - diagonal_y
+    trace = (x.T @ y).pow(2).sum() - diagonal_x @ diagonal_y
+    cross = rows_x @ rows_y
+    return (trace + rows_x.sum() * rows_y.sum() / ((n - 1) * (n - 2)) - 2 * cross / (n - 2)) / (n * (n - 3))
 
 
 @dataclass(frozen=True)
 class Square:
-    """One number for each pair of things, (n, n) with zeros on the diagonal and length 1 as a vector: the score of two
-    is their inner product."""
+    """One number for each pair of rows, (n, n), with zeros on the diagonal and length 1 as a vector.
+
+    The score of two such forms is their inner product.
+    """
 
     values: Float[Tensor, "*batch n n"]
 
     def permuted(self, order: Int[Tensor, "*batch n"]) -> Square:
-        """The same things in another order."""
+        """Return the same rows in another order."""
         order, n = order.to(self.values.device), order.shape[-1]
         flat = (order[..., :, None] * n + order[..., None, :]).flatten(-2)
         return Square(self.values.flatten(-2).gather(-1, flat).unflatten(-1, (n, n)))
@@ -212,34 +222,37 @@ def _inner(x: Square, y: Square) -> Float[Tensor, "*batch"]:
     return torch.linalg.vecdot(x.values.flatten(-2), y.values.flatten(-2))
 
 
-def _centred_gram(x: Array, _: int, name: str, __: int = 0) -> Square:
-    """The U-centred matrix of inner products, whose inner products are n (n - 3) times the unbiased HSIC (Szekely and
-    Rizzo 2014, eq. 3.2 and prop. 1)."""
+def _centered_gram(x: Array, _: int, name: str, __: int = 0) -> Square:
+    """Return the U-centered Gram matrix (Szekely and Rizzo 2014, eq. 3.2), divided by its norm.
+
+    The inner product of two U-centered matrices is n (n - 3) times the unbiased HSIC (prop. 1 there).
+    """
     _check_pairs(x, "CKA")
-    rows = _centred(x, name)
+    rows = _centered(x, name)
     n = rows.shape[-2]
     gram = rows @ rows.mT
-    whole = torch.linalg.matrix_norm(gram)[..., None, None]
+    gram_norm = torch.linalg.matrix_norm(gram)[..., None, None]
     gram.diagonal(dim1=-2, dim2=-1).zero_()
     sums = gram.sum(-1, keepdim=True)
     gram = gram - (sums + sums.mT) / (n - 2) + sums.sum(-2, keepdim=True) / ((n - 1) * (n - 2))
     gram.diagonal(dim1=-2, dim2=-1).zero_()
-    length = torch.linalg.matrix_norm(gram)[..., None, None]
-    if not (length > NOTHING**0.5 * whole).all():
+    norm = torch.linalg.matrix_norm(gram)[..., None, None]
+    if not (norm > ROUNDING**0.5 * gram_norm).all():
         raise DataError(
-            f"CKA is undefined: the HSIC of {name} with itself is not positive (too few rows, or all rows alike)"
+            f"CKA is undefined: the HSIC of {name} with itself is not positive (too few rows, or all rows equal)"
         )
-    return Square(gram / length)
+    return Square(gram / norm)
 
 
 def _check_pairs(x: Array, label: str) -> None:
     if x.shape[-2] > MAX_PAIRED_ROWS:
-        raise DataError(f"{x.shape[-2]} rows: {label} compares every pair, expected at most {MAX_PAIRED_ROWS}")
+        raise DataError(f"{x.shape[-2]} rows: {label} compares every pair of rows, expected at most {MAX_PAIRED_ROWS}")
 
 
 def mutual_knn(x: Array, y: Array, *, k: int = 10) -> float:
-    """Mean share of a thing's k nearest neighbours (cosine) that both representations agree on (Huh et al. 2024, eq.
-    11); chance is k / (n - 1).
+    """Compute the mean share of a row's k nearest neighbors that are the same on both sides.
+
+    Neighbors are by cosine similarity (Huh et al. 2024, eq. 11). Chance is k / (n - 1).
 
     Raises:
         DataError: as `cknna`.
@@ -256,10 +269,10 @@ def _mutual_knn(x: Neighbors, y: Neighbors) -> Float[Tensor, "*batch"]:
 
 
 def svcca(x: Array, y: Array, *, dim: int = 10) -> float:
-    """Mean canonical correlation of the first `dim` principal components of both sides (Raghu et al. 2017).
+    """Compute the mean canonical correlation of the first `dim` principal components of both sides.
 
-    1 for representations whose leading subspaces are the same up to an invertible linear map. Chance grows with dim / n
-    (about sqrt(dim / n)).
+    Source: Raghu et al. 2017. Representations whose leading subspaces are equal up to an invertible linear map score
+    1. Chance grows with dim / n (about sqrt(dim / n)).
 
     Raises:
         DataError: different n, a value that is not finite, or fewer than `dim` independent directions on a side.
@@ -274,17 +287,17 @@ class Basis:
     values: Float[Tensor, "*batch n dim"]
 
     def permuted(self, order: Int[Tensor, "*batch n"]) -> Basis:
-        """The same things in another order."""
+        """Return the same rows in another order."""
         return Basis(
             self.values.gather(-2, order[..., None].to(self.values.device).expand(*order.shape, self.values.shape[-1]))
         )
 
 
 def _principal(x: Array, dim: int, name: str, _: int = 0) -> Basis:
-    u, scale, _ = torch.linalg.svd(_centred(x, name), full_matrices=False)
-    rank = int(((scale > scale[..., :1] * 1e-7) & (scale > 0)).sum(-1).min())
+    u, singular, _ = torch.linalg.svd(_centered(x, name), full_matrices=False)
+    rank = int(((singular > singular[..., :1] * 1e-7) & (singular > 0)).sum(-1).min())
     if not 1 <= dim <= rank:
-        raise DataError(f"dim is {dim}: expected 1 to {rank}, the independent directions of {name}")
+        raise DataError(f"dim is {dim}: expected 1 to {rank}, the number of independent directions of {name}")
     return Basis(u[..., :dim])
 
 
@@ -293,8 +306,9 @@ def _svcca(x: Basis, y: Basis) -> Float[Tensor, "*batch"]:
 
 
 def rsa(x: Array, y: Array) -> float:
-    """Representational similarity analysis: Spearman correlation of all pairwise cosine similarities (Kriegeskorte et
-    al. 2008); chance is 0.
+    """Compute the Spearman correlation of all pairwise cosine similarities.
+
+    This is representational similarity analysis (Kriegeskorte et al. 2008). Chance is 0.
 
     Raises:
         DataError: different n, more than 8192 rows (it needs every pair), a value that is not finite, a row of zeros,
@@ -304,13 +318,15 @@ def rsa(x: Array, y: Array) -> float:
 
 
 def _ranked(x: Array, _: int, name: str, __: int = 0) -> Square:
-    """Ranks of all pairwise cosine similarities, of mean 0, at their pairs: Pearson's correlation of ranks is
-    Spearman's."""
+    """Return the centered ranks of all pairwise cosine similarities, as a symmetric matrix of norm 1.
+
+    The Spearman correlation is the Pearson correlation of ranks, so it is the inner product of two such matrices.
+    """
     _check_pairs(x, "RSA")
     rows = unit_rows(torch.as_tensor(x).double(), name)
     n = rows.shape[-2]
     upper = torch.triu_indices(n, n, 1, device=rows.device)
-    # equal rows tie, whatever rounding makes of them
+    # rounded, so that pairs of equal rows have equal ranks
     pairs = (rows @ rows.mT)[..., upper[0], upper[1]].round(decimals=12)
     if (pairs.amax(-1) == pairs.amin(-1)).any():
         raise DataError(f"RSA is undefined: all pairs of {name} are equally similar")
@@ -323,22 +339,20 @@ def _ranked(x: Array, _: int, name: str, __: int = 0) -> Square:
     return Square(values)
 
 
-def _centred(values: Array, name: str) -> Float[Tensor, "*batch n d"]:
+def _centered(values: Array, name: str) -> Float[Tensor, "*batch n d"]:
+    """Return the rows minus their mean, in float64, scaled to a largest magnitude of 1 (no metric depends on scale)."""
     rows = torch.as_tensor(values).detach().double()
     if not torch.isfinite(rows).all():
-        raise DataError(
-            f"{name} has a value that is not finite in row"
-            f" {int((~torch.isfinite(rows)).any(-1).flatten().nonzero()[0])}"
-        )
-    centred = rows - rows.mean(-2, keepdim=True)
-    size, whole = centred.abs().amax((-2, -1), keepdim=True), rows.abs().amax((-2, -1), keepdim=True)
-    alike = size <= 1e-13 * whole  # what rounding leaves of rows that are all alike
-    # no metric here depends on scale
-    return torch.where(alike, 0, centred / size.clamp_min(torch.finfo(rows.dtype).tiny))
+        row = int((~torch.isfinite(rows)).any(-1).flatten().nonzero()[0])
+        raise DataError(f"{name} has a value that is not finite in row {row}")
+    centered = rows - rows.mean(-2, keepdim=True)
+    largest, largest_before = (x.abs().amax((-2, -1), keepdim=True) for x in (centered, rows))
+    all_equal = largest <= 1e-13 * largest_before  # up to rounding
+    return torch.where(all_equal, 0, centered / largest.clamp_min(torch.finfo(rows.dtype).tiny))
 
 
 METRICS.add("cknna", Metric("CKNNA", cknna, _masked, _cknna, option="k"))
-METRICS.add("cka", Metric("unbiased CKA", cka, _centred_gram, _inner, square=True))
+METRICS.add("cka", Metric("unbiased CKA", cka, _centered_gram, _inner, square=True))
 METRICS.add("mutual_knn", Metric("mutual kNN", mutual_knn, _neighbors, _mutual_knn, option="k"))
 METRICS.add("svcca", Metric("SVCCA", svcca, _principal, _svcca, option="dim"))
 METRICS.add("rsa", Metric("RSA", rsa, _ranked, _inner, square=True))
@@ -347,32 +361,34 @@ METRICS.add("rsa", Metric("RSA", rsa, _ranked, _inner, square=True))
 def alignment_matrix(
     xs: Mapping[str, Array], ys: Mapping[str, Array], *, metric: str = "cknna", k: int = 10, dim: int = 10
 ) -> pd.DataFrame:
-    """A metric between every representation in `xs` (rows) and every one in `ys` (columns); each is prepared once (its
-    neighbours, for CKNNA).
+    """Compute a metric between every representation in `xs` and every one in `ys`, and prepare each only once.
 
     Args:
-        k: neighbours, for the metrics that have them.
-        dim: principal components, for SVCCA.
+        xs: {name: (n, d)}, the rows of the result.
+        ys: {name: (n, d)}, the columns of the result.
+        metric: name of the metric.
+        k: number of neighbors, for the metrics that use them.
+        dim: number of principal components, for SVCCA.
 
     Raises:
         UnknownNameError: a metric that does not exist.
         DataError: as the metric, naming the representation.
     """
-    function = METRICS.get(metric)
+    chosen = METRICS.get(metric)
     for name, x in xs.items():
         for other, y in ys.items():
             if x.shape[:-1] != y.shape[:-1]:
                 raise DataError(
-                    f"'{name}' has {x.shape[-2]} rows and '{other}' has {y.shape[-2]}: expected the same things in the"
-                    " same order"
+                    f"'{name}' has {x.shape[-2]} rows and '{other}' has {y.shape[-2]}: expected the same samples in"
+                    " the same order"
                 )
     for name, values in (*xs.items(), *ys.items()):
         if len(values) < MIN_ROWS:
             raise DataError(f"'{name}' has {len(values)} rows: expected at least {MIN_ROWS}")
-    option = {"k": k, "dim": dim}.get(function.option, 0)
+    option = {"k": k, "dim": dim}.get(chosen.option, 0)
     prepared = [
-        {name: function.prepare(v, option, f"'{name}'", number) for name, v in side.items()}
+        {name: chosen.prepare(v, option, f"'{name}'", number) for name, v in side.items()}
         for number, side in enumerate((xs, ys))
     ]
-    scores = [[float(function.score(x, y)) for y in prepared[1].values()] for x in prepared[0].values()]
+    scores = [[float(chosen.score(x, y)) for y in prepared[1].values()] for x in prepared[0].values()]
     return pd.DataFrame(scores, index=list(xs), columns=list(ys))

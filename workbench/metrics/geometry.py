@@ -1,4 +1,4 @@
-"""The shape of a cloud of tokens."""
+"""How the tokens of an image lie in feature space: their similarity, effective rank and norms, and views of them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MASSIVE = (100.0, 1000.0)  # Sun et al. 2024: an activation above both, absolute
 
 
 def mean_cosine(tokens: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
-    """Mean cosine of two different tokens: 1 where all point one way (homogenised), 0 where they are orthogonal.
+    """Compute the mean cosine similarity of two different tokens: 1 if all point the same way, 0 if orthogonal.
 
-    All n (n - 1) pairs count, through the sum of the unit tokens, so no n x n matrix is formed.
+    It is the mean over all n (n - 1) pairs, computed from the sum of the unit tokens without an n x n matrix.
 
     Raises:
         DataError: a single token, one that is all zeros, or a value that is not finite.
@@ -26,17 +26,16 @@ def mean_cosine(tokens: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
     units = unit_rows(tokens, "the tokens").double()
     n = units.shape[-2]
     if n < 2:
-        raise DataError("one token has no pair: expected at least 2")
+        raise DataError("one token has no pair: expected at least 2 tokens")
     return (units.sum(-2).pow(2).sum(-1) - units.pow(2).sum((-2, -1))) / (n * (n - 1))
 
 
 def effective_rank(tokens: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
-    """exp of the entropy of the singular values divided by their sum (Roy & Vetterli 2007, "The effective rank"): 1 to
-    min(n, d).
+    """Compute the effective rank, from 1 to min(n, d) (Roy & Vetterli 2007, "The effective rank").
 
-    The tokens are neither centred nor normalised, so a common offset or one token of great norm lowers it. Singular
-    values are the roots of the eigenvalues of the smaller Gram matrix in float64: those below 1e-7 of the largest are
-    lost in rounding and count as 0.
+    It is exp of the entropy of the singular values divided by their sum. The tokens are neither centered nor
+    normalized, so a common offset, or one token with a large norm, lowers it. Singular values are the roots of the
+    eigenvalues of the smaller Gram matrix in float64; those below 1e-7 of the largest drown in rounding and count as 0.
 
     Raises:
         DataError: all tokens are zero, or a value is not finite.
@@ -53,46 +52,49 @@ def effective_rank(tokens: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch
 
 
 def norm_ratios(tokens: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n"]:
-    """Each token's norm over the median norm of its n: sink (high-norm) tokens stand out (Darcet et al. 2024).
+    """Compute each token's norm divided by the median norm of the n tokens.
+
+    Sink (high-norm) tokens stand out (Darcet et al. 2024).
 
     Raises:
         DataError: the median norm is 0.
     """
     norms = tokens.double().norm(dim=-1)
-    middle = norms.quantile(0.5, dim=-1, keepdim=True)
-    if not (middle > 0).all():
+    median = norms.quantile(0.5, dim=-1, keepdim=True)
+    if not (median > 0).all():
         raise DataError("half of the tokens are zero, so no norm is typical: expected tokens that are not zero")
-    return norms / middle
+    return norms / median
 
 
 def massive_tokens(tokens: Float[Tensor, "*batch n d"]) -> Bool[Tensor, "*batch n"]:
-    """Tokens with a massive activation: above 100 and above 1000 times the median magnitude of the n tokens (Sun et al.
-    2024)."""
+    """Return which tokens have a massive activation (Sun et al. 2024).
+
+    An activation is massive if it is above 100 and above 1000 times the median magnitude of the n tokens.
+    """
     magnitude = tokens.abs().double()
-    middle = torch.as_tensor(np.median(magnitude.flatten(-2).numpy(), axis=-1))  # torch's quantile refuses large inputs
-    return (magnitude.amax(-1) > MASSIVE[0]) & (magnitude.amax(-1) > MASSIVE[1] * middle[..., None])
+    median = torch.as_tensor(np.median(magnitude.flatten(-2).numpy(), axis=-1))  # torch's quantile refuses large inputs
+    return (magnitude.amax(-1) > MASSIVE[0]) & (magnitude.amax(-1) > MASSIVE[1] * median[..., None])
 
 
 def similarity_to(tokens: Float[Tensor, "n d"], token: int) -> Float[Tensor, " n"]:
-    """Cosine of every token with one of them, 1 at itself."""
+    """Compute the cosine similarity of every token with one of them; 1 at that token."""
     units = unit_rows(tokens, "the tokens").double()
     return units @ units[token]
 
 
 def umap_map(tokens: Float[Tensor, "n d"], *, neighbors: int = 15, seed: int = 0) -> Float[np.ndarray, "n 2"]:
-    """Places of tokens on a plane by UMAP (McInnes et al. 2018) of their cosine distances; equal for equal tokens and
-    seed.
+    """Place tokens on a plane by UMAP (McInnes et al. 2018) of their cosine distances.
 
-    A picture to look at: distances between clusters, their sizes and densities mean nothing. The first call compiles
-    for about 12 s.
+    Equal tokens and seeds give equal places. The map is only for looking at: distances between clusters, and their
+    sizes and densities, mean nothing. The first call compiles for about 12 s.
 
     Raises:
         DataError: not more tokens than `neighbors`.
     """
     if len(tokens) <= neighbors:
-        raise DataError(f"{len(tokens)} tokens with {neighbors} neighbours: expected more tokens than neighbours")
+        raise DataError(f"{len(tokens)} tokens with {neighbors} neighbors: expected more tokens than neighbors")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # umap tells of one thread, which a seed needs, and of isolated points
+        warnings.simplefilter("ignore")  # umap warns that a seed needs one thread, and of isolated points
         from umap import UMAP
 
         reducer = UMAP(n_neighbors=neighbors, metric="cosine", random_state=seed, n_jobs=1)
@@ -100,12 +102,12 @@ def umap_map(tokens: Float[Tensor, "n d"], *, neighbors: int = 15, seed: int = 0
 
 
 def joint_pca_rgb(maps: list[Float[Tensor, "layer token d"]]) -> list[np.ndarray]:
-    """Colours of tokens by their first three principal components, in one basis for all maps given.
+    """Color tokens by their first three principal components, in one basis for all maps.
 
-    Tokens are divided by the root mean square of their own map and layer, so that no layer dominates by its scale;
-    components are centred on the median, divided by the interquartile range and squashed by tanh (the paper's figure of
-    feature maps), over all maps together. Signs are fixed by the token that lies furthest out, so colours are
-    reproducible and do not change when all maps are rotated together.
+    Tokens are divided by the root mean square of their own map and layer, so that no layer dominates by its scale.
+    Components are centered on the median, divided by the interquartile range and squashed by tanh, over all maps
+    together (as in the feature maps of arXiv 2509.07979). The sign of a component is such that the token furthest from
+    0 is positive, so colors are reproducible and do not change when all maps are rotated together.
 
     Returns:
         For each map, (layer, token, 3) floats in 0..1; a two-dimensional map (token, d) counts as one layer.
@@ -115,11 +117,11 @@ def joint_pca_rgb(maps: list[Float[Tensor, "layer token d"]]) -> list[np.ndarray
         for m in (m.double().reshape(-1, *m.shape[-2:]) for m in maps)
     ]
     tokens = torch.cat([m.flatten(0, 1) for m in scaled])
-    centre = tokens.mean(0)
-    basis = torch.linalg.svd(tokens - centre, full_matrices=False).Vh[:3]
-    projected = (tokens - centre) @ basis.T
+    center = tokens.mean(0)
+    basis = torch.linalg.svd(tokens - center, full_matrices=False).Vh[:3]
+    projected = (tokens - center) @ basis.T
     projected = projected * projected.gather(0, projected.abs().argmax(dim=0, keepdim=True)).sign()
-    low, middle, high = torch.quantile(projected, torch.tensor([0.25, 0.5, 0.75], dtype=projected.dtype), dim=0)
-    colours = (torch.tanh((projected - middle) / (high - low).clamp_min(1e-12)) + 1) / 2
+    low, median, high = torch.quantile(projected, torch.tensor([0.25, 0.5, 0.75], dtype=projected.dtype), dim=0)
+    colors = (torch.tanh((projected - median) / (high - low).clamp_min(1e-12)) + 1) / 2
     sizes = [m.shape[0] * m.shape[1] for m in scaled]
-    return [part.reshape(*m.shape[:2], -1).numpy() for part, m in zip(colours.split(sizes), scaled, strict=True)]
+    return [part.reshape(*m.shape[:2], -1).numpy() for part, m in zip(colors.split(sizes), scaled, strict=True)]

@@ -1,8 +1,10 @@
 """Linear probes, fitted and scored on different groups (images), and their scores as means over groups.
 
-A score such as balanced accuracy is a ratio of sums, not a mean over images. Each group is therefore given the value of
-its influence: the score plus the group's first-order effect on it. These values have the score as their mean, exactly,
-and resampling or pairing them gives the score's interval and paired differences (the delta method).
+A score says how well a property can be read linearly from the features, not whether the model uses it.
+
+A score such as balanced accuracy is a ratio of sums, not a mean over images. Each group therefore gets an influence
+value: the score plus the group's first-order effect on it. The mean of these values is exactly the score, and
+resampling or pairing them gives the score's interval and paired differences (the delta method).
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ from threadpoolctl import ThreadpoolController
 from workbench.errors import DataError
 
 ITERATIONS = 1000
-# a step of a fit is a small product, for which threads cost more than they bring
+# each step of a fit is a small matrix product, which several threads make slower
 one_thread = ThreadpoolController().wrap(limits=1, user_api="blas")
 
 
 def folds_of(groups: Int[np.ndarray, " row"], folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows to fit on and rows to score, `folds` times; no group is on both sides.
+    """Return (rows to fit on, rows to score) for each fold; no group is on both sides.
 
     Raises:
         DataError: fewer groups than folds.
@@ -46,10 +48,10 @@ def classify(
     *,
     l2: float,
 ) -> Int[np.ndarray, "row target"]:
-    """Out-of-fold predictions of a multinomial logistic regression for each column of `labels`.
+    """Return out-of-fold predictions of a multinomial logistic regression for each column of `labels`.
 
-    Features are standardised by the fold they are fitted on, classes weighed by the inverse of their frequency there;
-    the penalty is l2/2 ||w||^2 beside the sum of losses (scikit-learn's C = 1 / l2).
+    Features are standardized, and classes are weighted by the inverse of their frequency, on the rows that are fitted.
+    The objective is the sum of losses plus l2/2 ||w||^2 (scikit-learn's C = 1 / l2).
 
     Raises:
         DataError: a fold to fit on has one class only.
@@ -57,16 +59,16 @@ def classify(
     predicted = np.empty_like(labels)
     for fit, score in folds:
         scaler = StandardScaler().fit(x[fit])
-        seen, new = scaler.transform(x[fit]), scaler.transform(x[score])
-        for target, own in enumerate(labels.T):
-            if len(np.unique(own[fit])) < 2:
+        x_fit, x_score = scaler.transform(x[fit]), scaler.transform(x[score])
+        for target, target_labels in enumerate(labels.T):
+            if len(np.unique(target_labels[fit])) < 2:
                 raise DataError(
-                    "the images of a fold hold one class only: expected at least 2, with more images or fewer folds"
+                    "the images of a fold hold one class only: expected at least 2, so use more images or fewer folds"
                 )
             model = LogisticRegression(C=1 / l2, class_weight="balanced", max_iter=ITERATIONS, tol=1e-3).fit(
-                seen, own[fit]
+                x_fit, target_labels[fit]
             )
-            predicted[score, target] = model.predict(new)
+            predicted[score, target] = model.predict(x_score)
     return predicted
 
 
@@ -78,8 +80,10 @@ def regress(
     *,
     l2: float,
 ) -> Any:
-    """Out-of-fold predictions (row, target) of a ridge regression with penalty l2 ||w||^2, features standardised by the
-    fold they are fitted on."""
+    """Return out-of-fold predictions (row, target) of a ridge regression with penalty l2 ||w||^2.
+
+    Features are standardized on the rows that are fitted.
+    """
     predicted = np.empty(y.shape)
     for fit, score in folds:
         probe = make_pipeline(StandardScaler(), Ridge(alpha=l2)).fit(x[fit].astype(np.float64), y[fit])
@@ -90,21 +94,27 @@ def regress(
 def balanced_accuracy(
     truth: Shaped[np.ndarray, " row"], predicted: Shaped[np.ndarray, " row"], groups: Int[np.ndarray, " row"]
 ) -> Float[np.ndarray, " group"]:
-    """Mean recall of the classes, as one value for each group (0 to G - 1) whose mean it is."""
+    """Compute balanced accuracy, as one influence value per group (0 to G - 1); their mean is the score.
+
+    Balanced accuracy is the mean recall of the classes.
+    """
     classes, code = np.unique(truth, return_inverse=True)
     counts = np.bincount(code)
-    right = (truth == predicted).astype(float)
-    recall = np.bincount(code, right) / counts
-    units = int(groups.max()) + 1
-    return recall.mean() + units * np.bincount(groups, (right - recall[code]) / (counts[code] * len(classes)), units)
+    correct = (truth == predicted).astype(float)
+    recall = np.bincount(code, correct) / counts
+    n_groups = int(groups.max()) + 1
+    effects = (correct - recall[code]) / (counts[code] * len(classes))
+    return recall.mean() + n_groups * np.bincount(groups, effects, n_groups)
 
 
 def r_squared(
     truth: Float[np.ndarray, " row"], predicted: Float[np.ndarray, " row"], groups: Int[np.ndarray, " row"]
 ) -> Float[np.ndarray, " group"]:
-    """1 - squared errors / squared deviations from the mean, as one value for each group (0 to G - 1) whose mean it
-    is."""
+    """Compute R^2, as one influence value per group (0 to G - 1); their mean is the score.
+
+    R^2 is 1 - squared errors / squared deviations from the mean.
+    """
     errors, spread = (truth - predicted) ** 2, (truth - truth.mean()) ** 2
     share = errors.sum() / spread.sum()
-    units = int(groups.max()) + 1
-    return 1 - share - units * np.bincount(groups, errors - share * spread, units) / spread.sum()
+    n_groups = int(groups.max()) + 1
+    return 1 - share - n_groups * np.bincount(groups, errors - share * spread, n_groups) / spread.sum()

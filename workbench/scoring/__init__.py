@@ -1,6 +1,6 @@
-"""Answers to questions with options while the visual tokens are changed on their way: what every intervention is scored
-by.
+"""Answers to questions with options, before and after an intervention on the visual tokens.
 
-An answer is scored at the last position of the prompt, by the log-probability of each option's first token among the
-options. Where options of one question begin with the same token that is no answer, and the question is refused.
+An answer is scored at the last position of the prompt: the log-probabilities of the options' first tokens, normalized
+over the options of the question. Options of one question that begin with the same token cannot be scored in this way,
+so such a question is an error.
 """

@@ -1,4 +1,4 @@
-"""What a trained model answered, counted by question type; read from its folder, or from the JSON that outlives it."""
+"""Answers of a trained model, counted by question type, from its folder or from the JSON that outlives the folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from workbench.training_folder import EVALUATION_FILE, evaluation_of
 
 @dataclass(frozen=True)
 class Score:
-    """Answers to the questions of one type."""
+    """The answers to the questions of one type: how many are right, of how many, and the chance level (0..1)."""
 
     right: int
     n: int
@@ -23,10 +23,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answered.
+    """The answers of one model.
 
     Attributes:
-        asked: hash of the questions: data, ids and types.
+        asked: hash of the questions (fingerprint of the data, ids and types).
         types: {question type: score}.
     """
 
@@ -35,41 +35,44 @@ class Answers:
 
     @classmethod
     def stored(cls, content: Mapping[str, Any], where: str) -> Answers:
-        """From what `dataclasses.asdict` made of it.
+        """Return the answers from what `dataclasses.asdict` made of them.
+
+        Args:
+            content: the stored values.
+            where: what an error calls the place where they are stored.
 
         Raises:
-            RunError: it is damaged; `where` is it.
+            RunError: the stored values are damaged.
         """
         try:
-            return cls(
-                content["asked"],
-                {
-                    str(name): Score(int(own["right"]), int(own["n"]), float(own["chance"]))
-                    for name, own in content["types"].items()
-                },
-            )
+            scores = {
+                str(name): Score(int(score["right"]), int(score["n"]), float(score["chance"]))
+                for name, score in content["types"].items()
+            }
+            return cls(content["asked"], scores)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunError(
-                f"{where} is damaged ({one_line(error)}): expected right answers, n and chance of each question type"
+                f"{where} is damaged ({one_line(error)}): expected the keys right, n and chance of each question type"
             ) from error
 
 
 def answers_of(folder: Path, data: str | None) -> Answers:
-    """What the model in `folder` answered.
+    """Return the answers of the trained model in `folder`.
 
     Args:
+        folder: a training folder.
         data: fingerprint of the questions' data set.
 
     Raises:
-        RunError: no answers to questions with options, each once; or they are damaged.
+        RunError: the stored evaluation is damaged, or is not one answer to each of its questions with options.
     """
     table, file = evaluation_of(folder), folder / EVALUATION_FILE
-    if absent := [name for name in ("id", "category", "correct", "chance") if name not in table]:
-        raise RunError(f"{file} has no column {absent[0]}: expected answers to questions with options")
-    for column, wrong in (("twice", table["id"].duplicated()), ("without an answer", table["correct"].isna())):
+    if missing := [name for name in ("id", "category", "correct", "chance") if name not in table]:
+        raise RunError(f"{file} has no column {missing[0]}: expected answers to questions with options")
+    for problem, wrong in (("twice", table["id"].duplicated()), ("without an answer", table["correct"].isna())):
         if wrong.any():
             raise RunError(
-                f"{file} has question {table['id'][wrong].iloc[0]} {column}: expected each question once, right or"
+                f"{file} has question {table['id'][wrong].iloc[0]} {problem}: expected each question once, right or"
                 " wrong"
             )
     types = table.groupby("category").agg(right=("correct", "sum"), n=("correct", "size"), chance=("chance", "mean"))

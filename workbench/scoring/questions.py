@@ -1,4 +1,4 @@
-"""Which questions are asked of which images."""
+"""The questions to ask about each image, and the first tokens of their options."""
 
 from __future__ import annotations
 
@@ -17,59 +17,71 @@ from workbench.mllm.base import MLLM
 from workbench.mllm.family import VisualTokens
 
 Scene = Sequence[Sample]
+"""The questions about one image."""
 Grid = tuple[int, int]
+"""(rows, columns) of a patch grid."""
 
 
 def option_ids(mllm: MLLM, samples: Sequence[Sample]) -> Int[Tensor, "question option"]:
-    """First token of every option where it stands behind a prompt, -1 where a question has fewer options."""
-    known: dict[tuple[str, ...], Tensor] = {}
+    """Return the first token of every option, as it follows a prompt; -1 where a question has fewer options.
+
+    Raises:
+        DataError: two options of a question begin with the same token.
+    """
+    ids_of: dict[tuple[str, ...], Tensor] = {}
     for options in {sample.options for sample in samples}:
-        known[options] = torch.tensor([mllm.answer_ids(option)[0] for option in options])
-        if len(known[options].unique()) < len(options):
+        ids_of[options] = torch.tensor([mllm.answer_ids(option)[0] for option in options])
+        if len(ids_of[options].unique()) < len(options):
             raise DataError(
-                f"the options {', '.join(options)} are not told apart by their first token in {mllm.name}: expected"
+                f"the options {', '.join(options)} are not distinguished by their first token in {mllm.name}: expected"
                 " options that begin differently"
             )
-    return torch.nn.utils.rnn.pad_sequence(
-        [known[sample.options] for sample in samples], batch_first=True, padding_value=-1
-    )
+    ids = [ids_of[sample.options] for sample in samples]
+    return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)
 
 
 def survey(
-    mllm: MLLM, scenes: Sequence[Scene], batch_size: int, *, tower: bool
+    mllm: MLLM, scenes: Sequence[Scene], batch_size: int, *, encoder: bool
 ) -> tuple[list[list[VisualTokens]], list[Float[Tensor, "token f"]]]:
-    """The visual tokens of each scene's image, and on request what the connector receives for them (on the CPU, by
-    visual token).
+    """Return the visual tokens of each scene's image, and on request the vision encoder's features.
+
+    Args:
+        mllm: the model.
+        scenes: questions by image.
+        batch_size: images in one forward pass.
+        encoder: whether to return what the projector receives for each image too (on the CPU, by visual token);
+            otherwise the second list is empty.
 
     Raises:
-        DataError: visual tokens without a raster.
-        ModelError: the tower is asked for where a token comes from several features.
+        DataError: visual tokens without a patch grid.
+        ModelError: the encoder's features are asked for, but a visual token is made from several of them.
     """
-    rasters, features = [], []
+    visual_tokens, features = [], []
     for start in range(0, len(scenes), batch_size):
-        part = [scene[0] for scene in scenes[start : start + batch_size]]
-        batch = mllm.encode([s.image for s in part], [s.question for s in part])
-        rasters += mllm.token_grids(batch)
-        if tower:
-            features += [
-                own.encoder_features
-                for own in read(mllm, batch, layers=[0], encoder=True)
-                if own.encoder_features is not None
-            ]
-    return rasters, features
+        first_questions = [scene[0] for scene in scenes[start : start + batch_size]]
+        batch = mllm.encode([s.image for s in first_questions], [s.question for s in first_questions])
+        visual_tokens += mllm.token_grids(batch)
+        if encoder:
+            activations = read(mllm, batch, layers=[0], encoder=True)
+            features += [sample.encoder_features for sample in activations if sample.encoder_features is not None]
+    return visual_tokens, features
 
 
 def grids_of(parts: Sequence[VisualTokens]) -> tuple[Grid, ...]:
-    """The rasters of an image as (rows, columns)."""
+    """Return (rows, columns) of each patch grid of an image."""
     return tuple(part.grid for part in parts if part.grid is not None)
 
 
 def questions_of(scenes: Sequence[Scene], *, types: Sequence[str] = (), each: int = 0) -> list[list[Sample]]:
-    """The questions to ask: those with options, of the asked types, the first `each` of a type for an image (0: all);
-    images without any are left out.
+    """Select the questions to ask: those with options and an answer; images without any are left out.
+
+    Args:
+        scenes: all questions, by image.
+        types: question types to ask, all if empty.
+        each: how many questions of a type to ask about an image, the first ones; 0 for all.
 
     Raises:
-        DataError: nothing is left.
+        DataError: no question has options and an answer.
         UnknownNameError: a type that no question with options has.
     """
     scored = [[sample for sample in scene if sample.answer in sample.options] for scene in scenes]
@@ -82,19 +94,19 @@ def questions_of(scenes: Sequence[Scene], *, types: Sequence[str] = (), each: in
     for name in types:
         if name not in known:
             raise UnknownNameError("question type", name, known)
-    kept = []
+    selected = []
     for scene in scored:
         count: Counter[str] = Counter()
-        own = []
+        questions = []
         for sample in scene:
             count[sample.category] += 1
             if (not types or sample.category in types) and (not each or count[sample.category] <= each):
-                own.append(sample)
-        if own:
-            kept.append(own)
-    return kept
+                questions.append(sample)
+        if questions:
+            selected.append(questions)
+    return selected
 
 
 def random_order(tokens: int, *, image: int, draw: int, seed: int) -> Int[Tensor, " token"]:
-    """A random order of the visual tokens of image number `image`, the same wherever they are permuted."""
+    """Return a random order of the visual tokens of image number `image`; the same at every site of an intervention."""
     return torch.from_numpy(np.random.default_rng([seed, draw, image]).permutation(tokens))

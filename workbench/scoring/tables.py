@@ -1,4 +1,4 @@
-"""Accuracy by question type, before and after a change."""
+"""Tables of accuracy by question type, and of how an intervention changes it."""
 
 from __future__ import annotations
 
@@ -16,29 +16,33 @@ from workbench.training_folder import MEAN
 
 
 def change_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
-    """Accuracy before and after, the drop between them and KL, for each question type and for the mean of types.
+    """Return accuracy before and after an intervention, the accuracy drop and KL, by question type and for their mean.
 
-    Rows of one question (random draws of a change) are averaged first. Intervals are 95 %, over images, the drop's
-    paired by question; where no answer changed it has the room that so many images leave. p is of the sign-flip test on
-    the images' own drops. `few` says that fewer than 10 images were asked or fewer than 5 answers changed. In the mean
-    of types every type weighs the same, however many questions it has.
+    Several rows of one question (random draws of an intervention) are averaged first. Intervals are 95 % intervals over
+    images; the drop's is paired by question, and where no answer changed it still has the width that so many images
+    leave. p is that of a sign-flip test on the drops of images. `few` is true where fewer than 10 images were asked, or
+    fewer than 5 answers changed. In the mean of types, every type has the same weight, however many questions it has.
+
+    Args:
+        samples: rows of `Quiz.scored`.
+        seed: seed of the sign-flip test.
     """
     scores = ["correct_before", "correct_after", "kl"]
-    each = samples.groupby("id", sort=False).agg(
+    questions = samples.groupby("id", sort=False).agg(
         {"image_id": "first", "category": "first", "chance": "first"} | dict.fromkeys(scores, "mean")
     )
-    parts = [(str(name), part) for name, part in each.groupby("category")]
-    return [_changed(name, part, seed) for name, part in [*parts, (MEAN, each)]]
+    parts = [(str(name), part) for name, part in questions.groupby("category")]
+    return [_change_row(name, part, seed) for name, part in [*parts, (MEAN, questions)]]
 
 
-def changes(found: Mapping[str, Run]) -> pd.DataFrame:
-    """What an intervention changed in each model, as stored in the table `scores` of its run."""
-    table = pd.concat([run.tables["scores"].assign(model=label) for label, run in found.items()], ignore_index=True)
+def changes(compared: Mapping[str, Run]) -> pd.DataFrame:
+    """Return the tables `scores` of several runs as one, with the column `model` (the run's label) first."""
+    table = pd.concat([run.tables["scores"].assign(model=label) for label, run in compared.items()], ignore_index=True)
     return table[["model", *(column for column in table.columns if column != "model")]]
 
 
 def drops(table: pd.DataFrame) -> pd.DataFrame:
-    """`changes` for a figure: score is the drop, to_chance the drop that would leave the answers at chance."""
+    """Return `changes` for a figure: `score` is the accuracy drop, `to_chance` the drop that ends at chance."""
     return (
         table.assign(to_chance=table["accuracy_before"] - table["chance"])
         .drop(columns="chance")
@@ -47,15 +51,17 @@ def drops(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def accuracy_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
-    """Accuracy of each question type and of the mean of types, in which every type weighs the same, with a 95 %
-    interval over images.
+    """Return the accuracy of each question type and its mean over types, with 95 % intervals over images.
+
+    In the mean, every type has the same weight.
 
     Args:
         samples: one row per question: image_id, category, chance, correct.
+        seed: stored in the rows.
 
     Returns:
-        Rows with category, accuracy, low, high, few, chance, n (questions), n_images, seed. `few` says that there are
-        fewer than 10 images, or fewer than 5 wrong (or right) answers: see `workbench.intervals`.
+        Rows with category, accuracy, low, high, few, chance, n (questions), n_images, seed. `few` is true where there
+        are fewer than 10 images, or fewer than 5 wrong (or right) answers: see `workbench.intervals`.
     """
     rows: list[dict[str, Any]] = []
     chance = samples.groupby("category")["chance"].mean()
@@ -66,7 +72,7 @@ def accuracy_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]
             groups=part["image_id"].tolist(),
             strata=part["category"].tolist(),
         )
-        named = {
+        row = {
             "category": name,
             "accuracy": interval.estimate,
             "low": interval.low,
@@ -74,32 +80,32 @@ def accuracy_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]
             "few": interval.few,
         }
         level = chance.mean() if name == MEAN else chance[name]
-        rows.append(named | {"chance": float(level), "n": len(part), "n_images": interval.n, "seed": seed})
+        rows.append(row | {"chance": float(level), "n": len(part), "n_images": interval.n, "seed": seed})
     return rows
 
 
-def _changed(category: str, each: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """A row of the table: see `change_by_type`."""
-    scores = each[["correct_before", "correct_after", "kl", "chance"]].astype(float)
-    shared = {"groups": each["image_id"].tolist(), "strata": each["category"].tolist()}
-    drop = mean_interval(scores["correct_before"] - scores["correct_after"], kind="difference", **shared)
-    kl = mean_interval(scores["kl"], kind="real", **shared)
-    sizes = each["category"].map(each["category"].value_counts())
-    weighted = scores.div(sizes * each["category"].nunique(), axis=0)  # so that sums are means of types
-    by_image = weighted.groupby(each["image_id"])[["correct_before", "correct_after"]].sum()
+def _change_row(category: str, questions: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """Return a row of `change_by_type`, from one row per question."""
+    scores = questions[["correct_before", "correct_after", "kl", "chance"]].astype(float)
+    grouping = {"groups": questions["image_id"].tolist(), "strata": questions["category"].tolist()}
+    drop = mean_interval(scores["correct_before"] - scores["correct_after"], kind="difference", **grouping)
+    kl = mean_interval(scores["kl"], kind="real", **grouping)
+    sizes = questions["category"].map(questions["category"].value_counts())
+    weighted = scores.div(sizes * questions["category"].nunique(), axis=0)  # so that sums are means over types
+    by_image = weighted.groupby(questions["image_id"])[["correct_before", "correct_after"]].sum()
     test = paired_test(by_image["correct_after"].to_numpy(), by_image["correct_before"].to_numpy(), n=2000, seed=seed)
     means = weighted.sum()
     return {
         **{"category": category, "accuracy_before": means["correct_before"], "accuracy_after": means["correct_after"]},
         **{"accuracy_drop": drop.estimate, "low": drop.low, "high": drop.high, "few": drop.few, "p": test.p},
         **{"kl": kl.estimate, "kl_low": max(kl.low, 0.0), "kl_high": kl.high},
-        **{"n": len(each), "n_images": drop.n, "chance": means["chance"], "seed": seed},
+        **{"n": len(questions), "n_images": drop.n, "chance": means["chance"], "seed": seed},
     }
 
 
 def kl_divergence(
     before: Float[Tensor, "question option"], after: Float[Tensor, "question option"]
 ) -> Float[Tensor, " question"]:
-    """KL(before || after) in nats of log-probabilities that share their -inf; 0 where nothing moved."""
+    """Return KL(before || after) in nats of log-probabilities that are -inf at the same places; 0 where equal."""
     terms = before.exp() * (before - after)
     return terms.masked_fill(before == -torch.inf, 0).sum(-1).clamp(min=0)

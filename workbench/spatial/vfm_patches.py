@@ -1,4 +1,4 @@
-"""A VFM's features of the very pixels that visual tokens cover."""
+"""A VFM's features of exactly the pixels that the visual tokens cover."""
 
 from __future__ import annotations
 
@@ -14,47 +14,54 @@ from workbench.mllm.family import VisualTokens
 from workbench.vfm.base import VFM
 
 Patches = list[list[Float[Tensor, "token d"]]]
-"""[image][raster]"""
+"""[image][part of the image, such as a tile]"""
 
 
-def patches_under(vfm: VFM, pictures: Sequence[Image.Image], places: Sequence[Sequence[VisualTokens]]) -> Patches:
-    """The VFM's own output for the same pixels under each token."""
-    return layers_under(vfm, (), pictures, places)[0]
+def patches_under(vfm: VFM, images: Sequence[Image.Image], places: Sequence[Sequence[VisualTokens]]) -> Patches:
+    """Return the VFM's output for the pixels under each visual token: see `layers_under`."""
+    return layers_under(vfm, (), images, places)[0]
 
 
 def layers_under(
-    vfm: VFM, layers: Sequence[int], pictures: Sequence[Image.Image], places: Sequence[Sequence[VisualTokens]]
+    vfm: VFM, layers: Sequence[int], images: Sequence[Image.Image], places: Sequence[Sequence[VisualTokens]]
 ) -> list[Patches]:
-    """The same for each of `layers` (without any: its output) from one pass; rasters of one grid go through it
-    together.
+    """Return the features of each VFM layer for the pixels under each visual token, from one forward pass.
+
+    Parts with the same patch grid go through the VFM together.
+
+    Args:
+        vfm: the vision foundation model.
+        layers: block numbers of the VFM; if empty, its output is the only layer.
+        images: the images.
+        places: the visual tokens of each image, [image][part].
 
     Raises:
-        DataError: visual tokens without a raster.
+        DataError: visual tokens without a patch grid.
     """
-    if any(raster.grid is None for sample in places for raster in sample):
+    if any(part.grid is None for image_parts in places for part in image_parts):
         raise DataError("some visual tokens have no rows and columns: expected a place in the image for each")
     layers = list(dict.fromkeys(layers))
-    found: list[list[list[Any]]] = [[[None] * len(sample) for sample in places] for _ in layers or (None,)]
-    jobs = [(raster.grid, row, number) for row, sample in enumerate(places) for number, raster in enumerate(sample)]
+    result: list[list[list[Any]]] = [[[None] * len(image_parts) for image_parts in places] for _ in layers or (None,)]
+    jobs = [
+        (part.grid, row, number) for row, image_parts in enumerate(places) for number, part in enumerate(image_parts)
+    ]
     for grid in dict.fromkeys(job[0] for job in jobs):
-        same = [(row, number) for own, row, number in jobs if own == grid]
-        covered = [covered_pixels(pictures[row], places[row][number]) for row, number in same]
-        for one, features in zip(
-            found, vfm.layers(covered, layers, grid=grid) if layers else [vfm(covered, grid=grid)], strict=True
-        ):
-            for (row, number), values in zip(same, features.tokens(), strict=True):
-                one[row][number] = values
-    return found
+        same_grid = [(row, number) for job_grid, row, number in jobs if job_grid == grid]
+        pixels = [covered_pixels(images[row], places[row][number]) for row, number in same_grid]
+        by_layer = vfm.layers(pixels, layers, grid=grid) if layers else [vfm(pixels, grid=grid)]
+        for layer_result, features in zip(result, by_layer, strict=True):
+            for (row, number), values in zip(same_grid, features.tokens(), strict=True):
+                layer_result[row][number] = values
+    return result
 
 
-def covered_pixels(image: Image.Image, raster: VisualTokens) -> Image.Image:
-    """What visual tokens cover of the image and beyond it, so that both sides see the same pixels under the same
-    token."""
+def covered_pixels(image: Image.Image, part: VisualTokens) -> Image.Image:
+    """Return the pixels that `part` covers, beyond the edge of the image too, so that MLLM and VFM see the same."""
     width, height = image.size
-    left, top, right, bottom = raster.box
+    left, top, right, bottom = part.box
     edges = round(left * width), round(top * height), round(right * width), round(bottom * height)
-    if raster.fill == (0, 0, 0):  # a crop is black beyond the image
+    if part.fill == (0, 0, 0):  # PIL's crop is black beyond the image
         return image.crop(edges)
-    shown = Image.new("RGB", (edges[2] - edges[0], edges[3] - edges[1]), raster.fill)
-    shown.paste(image, (-edges[0], -edges[1]))
-    return shown
+    padded = Image.new("RGB", (edges[2] - edges[0], edges[3] - edges[1]), part.fill)
+    padded.paste(image, (-edges[0], -edges[1]))
+    return padded

@@ -1,5 +1,7 @@
-"""What `viral app` serves; alone in its folder, since streamlit puts that first on the path. A checkout's app.py is the
-same."""
+"""The script that `viral app` serves, the same as app.py of a checkout.
+
+It is alone in its folder because streamlit puts the script's folder first on the import path.
+"""
 
 from workbench.dashboard import shell
 
