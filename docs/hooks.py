@@ -153,7 +153,9 @@ def _analyses() -> list[str]:
 
 
 EXTRA = [
-    "trainer.run.train",
+    "trainer.api.train",
+    "trainer.api.read_recipe",
+    "trainer.api.Training",
     "trainer.recipe.Recipe",
     "trainer.alignment.attach_alignment",
     "trainer.alignment.Alignment",
