@@ -1,4 +1,5 @@
-# make demo: the whole story on this machine. make test: the whole suite. Each makes the environment first and re-uses what is there.
+# make demo: train, analyze and look at two models on this machine. make test: the whole test suite.
+# Both install the environment into .venv first and re-use what is already there.
 PYTHON ?= python3
 BIN := .venv/bin
 RUNS ?= runs
@@ -9,27 +10,27 @@ HEADLESS ?=
 env: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
-	@echo "== environment in .venv (about 6 GB, some minutes the first time)"
+	@echo "== installing the environment into .venv (about 6 GB; takes some minutes the first time)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
-# The dashboard at once, and behind it two trainings and every analysis of both; what is done already is looked up, so an interrupted demo goes on.
+# Serves the dashboard, trains two models and runs every analysis on both; finished steps are looked up, so an interrupted demo continues.
 demo: env
 	$(BIN)/python -m workbench.demo --runs $(RUNS) $(if $(HEADLESS),--headless)
 
-# Two workers, one thread each: most of the time goes into starting commands. The files go to a worker whole, with the models they share.
+# Two workers with one thread each, because most of the time goes into starting commands. A test file stays on one worker, so that its tests share their models.
 test: env browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-# The browser test needs Debian's chromium; without it the test skips, and fails where CI is set.
+# The browser test needs Debian's chromium. Without it the test is skipped, or fails if the variable CI is set.
 browser:
-	@command -v chromium >/dev/null || { echo "== chromium, for the browser test"; apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || echo "chromium could not be installed: the browser test will be skipped"
+	@command -v chromium >/dev/null || { echo "== installing chromium for the browser test"; apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || echo "chromium could not be installed, so the browser test will be skipped"
 
 check: env
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-# The site in site/, from docs/ and the docstrings; a broken link or a page outside the navigation is an error.
+# Builds the site in site/ from docs/ and the docstrings; a broken link or a page outside the navigation is an error.
 docs: env .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet && echo "site/index.html"
 

@@ -1,8 +1,7 @@
-"""What `make docs` fills in: pages that are files of the repository's root, and the references that are made from the
-code.
+"""Text that `make docs` inserts into pages: files of the root, notebooks, and references made from the code.
 
-A page says `<!-- from: recipe -->`, and the text is made while the site is built, so that it cannot differ from the
-code.
+A page contains a mark such as `<!-- from: recipe -->`. The text is generated while the site is built, so that it cannot
+differ from the code.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import re
 import sys
 import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -25,12 +24,12 @@ MARK = re.compile(r"<!-- from: (\S+) -->")
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Called by mkdocs for each page before it is rendered."""
-    return MARK.sub(lambda mark: made(mark[1]), markdown)
+    """Replace the marks of a page; mkdocs calls this for each page before it renders it."""
+    return MARK.sub(lambda mark: text_for(mark[1]), markdown)
 
 
-def made(source: str) -> str:
-    """The text for a mark: `recipe`, `analyses`, `api`, a notebook, or a Markdown file of the repository's root."""
+def text_for(source: str) -> str:
+    """Return the text for a mark: `recipe`, `analyses`, `api`, a notebook, or a Markdown file of the root."""
     makers: dict[str, Callable[[], str]] = {"recipe": recipe_keys, "analyses": analysis_options, "api": api}
     if source in makers:
         return makers[source]()
@@ -38,19 +37,19 @@ def made(source: str) -> str:
 
 
 def root_page(name: str) -> str:
-    """A Markdown file of the root, with its links as they are from docs/."""
+    """Return a Markdown file of the root, with its links rewritten as seen from docs/."""
     return re.sub(r"\[([^\]]+)\]\(([^)#:]+)(#[^)]*)?\)", _link_from_docs, (ROOT / name).read_text())
 
 
 def _link_from_docs(link: re.Match[str]) -> str:
-    """A link of a page in the root, from docs/; one to a file that the site lacks is its text alone."""
+    """Rewrite a link of a page in the root as seen from docs/; a link to a file outside the site becomes plain text."""
     text, target, anchor = link[1], link[2].removeprefix("docs/"), link[3] or ""
     page = target if (ROOT / "docs" / target).exists() else target.lower()
     return f"[{text}]({page}{anchor})" if (ROOT / "docs" / page).exists() else text
 
 
 def notebook(name: str) -> str:
-    """The cells of a notebook, texts as they are and code as code."""
+    """Return the cells of a notebook as Markdown, with code cells as Python blocks."""
     cells = json.loads((ROOT / name).read_text())["cells"]
     return "\n\n".join(_cell(cell["cell_type"], "".join(cell["source"])) for cell in cells)
 
@@ -60,7 +59,7 @@ def _cell(kind: str, source: str) -> str:
 
 
 def field_texts(cls: type) -> dict[str, str]:
-    """The text that stands below each field of a dataclass, its bases included, in one line."""
+    """Return the docstring below each field of a dataclass and its bases, in one line each."""
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not dataclasses.is_dataclass(base):
@@ -72,10 +71,8 @@ def field_texts(cls: type) -> dict[str, str]:
         assert isinstance(tree, ast.ClassDef)
         for node, after in zip(tree.body, [*tree.body[1:], ast.Pass()], strict=True):
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                text = (
-                    after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-                )
-                texts[node.target.id] = " ".join(str(text).split())
+                documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                texts[node.target.id] = " ".join(str(after.value.value).split()) if documented else ""
     return texts
 
 
@@ -101,28 +98,23 @@ def _value(value: Any) -> str:
 
 
 def rows(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """(key, kind, default, text) of every plain field of a dataclass."""
+    """Yield (key, kind, default, text) of every field of a dataclass that is not a dataclass itself."""
     hints, texts = get_type_hints(cls, include_extras=True), field_texts(cls)
     for field in dataclasses.fields(cls):
         if not dataclasses.is_dataclass(hints[field.name]):
             yield prefix + field.name, _kind(hints[field.name]), _value(_default(field)), texts.get(field.name, "")
 
 
-def _table(found: Iterator[tuple[str, str, str, str]]) -> str:
+def _table(rows_of_table: Iterable[tuple[str, str, str, str]]) -> str:
     lines = ["| key | values | default | what it is |", "|---|---|---|---|"]
-    return "\n".join(
-        [
-            *lines,
-            *(
-                f"| `{key}` | {kind} | `{default}` | {text.replace('|', chr(92) + '|')} |"
-                for key, kind, default, text in found
-            ),
-        ]
-    )
+    for key, kind, default, text in rows_of_table:
+        escaped = text.replace("|", "\\|")
+        lines.append(f"| `{key}` | {kind} | `{default}` | {escaped} |")
+    return "\n".join(lines)
 
 
 def recipe_keys() -> str:
-    """Every key of a recipe, section by section, as trainer.recipe declares it."""
+    """Return tables of all recipe keys, section by section, as trainer.recipe declares them."""
     from trainer.recipe import Recipe
 
     return "\n\n".join(_sections(Recipe, ""))
@@ -139,19 +131,18 @@ def _sections(cls: type, prefix: str) -> Iterator[str]:
 
 
 def analysis_options() -> str:
-    """Options of every analysis: those that all have, then each one's own, with its module's text."""
+    """Return tables of the analyses' options: the common ones, then those of each analysis."""
     from workbench.analysis.declaration import DataOptions, Where
 
-    parts = [
-        "## Options of every"
-        f" analysis\n\n{_table((f'--{key}', *rest) for cls in (Where, DataOptions) for key, *rest in rows(cls))}"
-    ]  # type: ignore[misc]
+    common = [(f"--{key}", *rest) for cls in (Where, DataOptions) for key, *rest in rows(cls)]
+    parts = [f"## Options of every analysis\n\n{_table(common)}"]  # type: ignore[arg-type]
     shared = {field.name for field in dataclasses.fields(DataOptions)}
     for name in _analyses():
         module = __import__(f"analyses.{name}", fromlist=["ANALYSIS"])
-        own = [(f"--{key}", *rest) for key, *rest in rows(module.ANALYSIS.config) if key not in shared]
+        options = [(f"--{key}", *rest) for key, *rest in rows(module.ANALYSIS.config) if key not in shared]
         text = inspect.cleandoc(module.__doc__ or "")
-        parts.append(f"## `analyses.{name}`\n\n```text\n{text}\n```\n\n{_table(iter(own)) if own else ''}")  # type: ignore[arg-type]
+        table = _table(options) if options else ""  # type: ignore[arg-type]
+        parts.append(f"## `analyses.{name}`\n\n```text\n{text}\n```\n\n{table}")
     return "\n\n".join(parts)
 
 
@@ -162,7 +153,9 @@ def _analyses() -> list[str]:
 
 
 EXTRA = [
-    "trainer.run.train",
+    "trainer.api.train",
+    "trainer.api.read_recipe",
+    "trainer.api.Training",
     "trainer.recipe.Recipe",
     "trainer.alignment.attach_alignment",
     "trainer.alignment.Alignment",
@@ -181,20 +174,20 @@ EXTRA = [
     "workbench.vfm.base.VFM",
     "workbench.capture.hidden_states.Activations",
     "workbench.capture.knockout.knockout",
-]  # public names that `from workbench import` does not give
+]  # public names that cannot be imported directly from `workbench`
 
 
 def api() -> str:
-    """mkdocstrings' directives for the public names, by the module that defines them."""
+    """Return mkdocstrings directives for the public names, grouped by the module that defines them."""
     import workbench
 
-    names = {getattr(workbench, name) for name in workbench.__all__}
-    where = {f"{value.__module__}.{value.__qualname__}" for value in names if hasattr(value, "__qualname__")} | set(
-        EXTRA
-    )
+    exported = {getattr(workbench, name) for name in workbench.__all__}
+    paths = {f"{value.__module__}.{value.__qualname__}" for value in exported if hasattr(value, "__qualname__")}
     modules: dict[str, list[str]] = defaultdict(list)
-    for path in sorted(where):
+    for path in sorted(paths | set(EXTRA)):
         modules[path.rpartition(".")[0]].append(path)
-    return "\n\n".join(
-        f"## `{module}`\n\n" + "\n\n".join(f"::: {path}" for path in paths) for module, paths in sorted(modules.items())
-    )
+    sections = []
+    for module, names in sorted(modules.items()):
+        directives = "\n\n".join(f"::: {path}" for path in names)
+        sections.append(f"## `{module}`\n\n{directives}")
+    return "\n\n".join(sections)
