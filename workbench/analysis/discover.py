@@ -14,21 +14,22 @@ from workbench.plugins import plugins
 
 log = logging.getLogger(__name__)
 GROUP = "analyses"
+COMMANDS = ("all", "claims")  # packages in `analyses` that are no analysis, but commands about all of them
 
 
 def analysis_files() -> dict[str, Path]:
-    """{name: file} of every analysis of ours. Each is one file in `analyses`; a folder there, such as `analyses/all`,
-    is a command about all of them."""
-    places = [Path(path) for path in import_module("analyses").__path__]
-    names = [
-        module.name for module in iter_modules(map(str, places)) if not module.ispkg and not module.name.startswith("_")
-    ]
-    return {name: next(place / f"{name}.py" for place in places if (place / f"{name}.py").exists()) for name in names}
+    """Return {name: file} of every analysis of ours: its module, or the `__init__.py` of its package."""
+    files = {}
+    for folder in map(Path, import_module("analyses").__path__):
+        for module in iter_modules([str(folder)]):
+            if module.name not in COMMANDS and not module.name.startswith("_"):
+                files[module.name] = folder / (f"{module.name}/__init__.py" if module.ispkg else f"{module.name}.py")
+    return files
 
 
 def analysis_commands() -> list[str]:
-    """The folders in `analyses`: commands about all analyses, `python -m analyses.NAME`."""
-    return [module.name for module in iter_modules(import_module("analyses").__path__) if module.ispkg]
+    """Return the commands about all analyses, `python -m analyses.NAME`."""
+    return list(COMMANDS)
 
 
 def analysis_names() -> list[str]:
