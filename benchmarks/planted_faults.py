@@ -45,6 +45,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "workbench/data/": ("rows", "identity", "images", "conversations", "photos", "analyses"),
     "workbench/stats.py": ("stats", "metrics", "linear_probe"),
     "workbench/scoring/": ("answers", "permutation", "knockout"),
+    "analyses/attention/": ("attention",),
+    "analyses/tokens/": ("tokens",),
     "trainer/": ("trainer", "student"),
 }
 ANOTHER = ("workbench/metrics/alignment.py",)  # tests of the same name are of another module

@@ -349,7 +349,7 @@ def planted(mllm: MLLM, samples: list[Sample], seed: int = 0) -> Any:
 def planted_result(mllm: MLLM, monkeypatch: pytest.MonkeyPatch) -> Result:
     data = load_data("shapes:val", limit=40)
     asked = [s for scene in data.scenes for s in [s for s in scene if asked_object(s)][:2]]
-    monkeypatch.setattr("analyses.attention.attention", planted(mllm, asked))
+    monkeypatch.setattr("analyses.attention.measuring.attention", planted(mllm, asked))
     return run_attention(Config(limit=40, questions=2, top=3, null=10, compare=0), Context(mllm, data, batch_size=16))
 
 
@@ -381,7 +381,7 @@ def test_a_planted_difference_between_models_is_found_and_only_that(
     planted_result: Result, mllm: MLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = load_data("shapes:val", limit=40)
-    monkeypatch.setattr("analyses.attention.attention", _noise)
+    monkeypatch.setattr("analyses.attention.measuring.attention", _noise)
     plain = run_attention(Config(limit=40, questions=2, top=3, null=10, compare=0), Context(mllm, data, batch_size=16))
     found = {
         n: runs.Run(n, {"label": n, "seed": 0, **r.record}, r.tables, r.tensors)

@@ -16,8 +16,11 @@ from skimage import data as photographs
 from torch import Tensor
 
 from analyses import tokens as analysis
-from analyses.tokens import ANALYSIS, ENCODER, Config, cosine_across, differences, isotropic
+from analyses.tokens import ANALYSIS, ENCODER, Config, differences
 from analyses.tokens import run as measure
+from analyses.tokens.representations import ImageTokens
+from analyses.tokens.scores import Measured, cosine_across, isotropic
+from analyses.tokens.stored_tokens import Maps
 from tests.conftest import run
 from tests.test_dashboard import CHROMIUM, chromium_or_skip, serve
 from tests.test_permutation import picture, planted
@@ -134,7 +137,7 @@ def test_similarity_of_a_patch() -> None:
 
 def test_cosine_across_images_by_hand() -> None:
     clouds = [noise(n, 5, seed=n) + 1 for n in (4, 6, 7)]
-    own = analysis.Measured()
+    own = Measured()
     for cloud in clouds:
         own.add(cloud, 3)
     units = [c / c.norm(dim=1, keepdim=True) for c in clouds]
@@ -151,7 +154,7 @@ def test_cosine_across_images_by_hand() -> None:
     assert found[0] == pytest.approx(direct([0, 1, 2]), abs=1e-6) and np.allclose(
         found[1], [direct([1, 2]), direct([0, 2]), direct([0, 1])], atol=1e-6
     )
-    assert cosine_across(analysis.Measured(sums=own.sums[:2], shapes=own.shapes[:2])) is None
+    assert cosine_across(Measured(sums=own.sums[:2], shapes=own.shapes[:2])) is None
 
 
 # --- the analysis ---------------------------------------------------------------------------------
@@ -184,7 +187,7 @@ def test_planted_layers(llava: MLLM, monkeypatch: pytest.MonkeyPatch) -> None:
 
     chosen = Layers([1, 2, 3])
     monkeypatch.setattr(analysis, "check_layers", lambda mllm, layers: chosen)
-    monkeypatch.setattr(analysis, "read", layers)
+    monkeypatch.setattr("analyses.tokens.representations.read", layers)
     result = measure(Config(**SMALL | {"null": 40}), Context(llava, planted(30), batch_size=8))
     found = scores(result.tables)
     assert found.loc[("layer 1", "cosine"), "score"] == pytest.approx(1) and found.loc[
@@ -268,13 +271,13 @@ def test_maps_keep_to_their_megabytes(llava: MLLM) -> None:
     wide = VisualTokens(torch.arange(64 * 64), (64, 64), (0.0, 0.0, 1.0, 1.0))
     names = [ENCODER, *(f"layer {i}" for i in range(5))]
     # 1 MB each
-    seen = analysis.ImageTokens(0, planted(1)[0], picture(0), [wide], {name: torch.ones(4096, 128) for name in names})
-    maps = analysis.Maps(Config(maps=1, map_megabytes=4))
+    seen = ImageTokens(0, planted(1)[0], picture(0), [wide], {name: torch.ones(4096, 128) for name in names})
+    maps = Maps(Config(maps=1, map_megabytes=4))
     maps.add(seen)
     assert maps.names == [ENCODER, "layer 0", "layer 2", "layer 4"]
     assert sum(v.numel() * v.element_size() for name, v in maps.tensors.items() if "map" in name) <= 4 * 2**20
     with pytest.raises(ConfigError, match="map_megabytes is 1: expected at least 2 for maps of 1 images in one layer"):
-        analysis.Maps(Config(maps=1, map_megabytes=1)).add(seen)
+        Maps(Config(maps=1, map_megabytes=1)).add(seen)
 
 
 @pytest.mark.parametrize("family", ["llava_next", "internvl", "qwen3_vl"])

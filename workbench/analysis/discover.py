@@ -14,23 +14,22 @@ from workbench.plugins import plugins
 
 log = logging.getLogger(__name__)
 GROUP = "analyses"
+COMMANDS = ("all", "claims")  # packages in `analyses` that are no analysis, but commands about all of them
 
 
 def analysis_files() -> dict[str, Path]:
-    """Return {name: file} of the analyses of this project.
-
-    Each is a file in `analyses`; a folder there, such as `analyses/all`, is a command about all analyses.
-    """
-    folders = [Path(path) for path in import_module("analyses").__path__]
-    modules = [module for module in iter_modules(map(str, folders)) if not module.ispkg]
-    names = [module.name for module in modules if not module.name.startswith("_")]
-    files = {name: [folder / f"{name}.py" for folder in folders] for name in names}
-    return {name: next(file for file in candidates if file.exists()) for name, candidates in files.items()}
+    """Return {name: file} of the analyses of this project: the module, or the `__init__.py` of its package."""
+    files = {}
+    for folder in map(Path, import_module("analyses").__path__):
+        for module in iter_modules([str(folder)]):
+            if module.name not in COMMANDS and not module.name.startswith("_"):
+                files[module.name] = folder / (f"{module.name}/__init__.py" if module.ispkg else f"{module.name}.py")
+    return files
 
 
 def analysis_commands() -> list[str]:
-    """Return the names of the folders in `analyses`: commands about all analyses, `python -m analyses.NAME`."""
-    return [module.name for module in iter_modules(import_module("analyses").__path__) if module.ispkg]
+    """Return the names of the commands about all analyses: `python -m analyses.NAME`."""
+    return list(COMMANDS)
 
 
 def analysis_names() -> list[str]:
