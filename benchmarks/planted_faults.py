@@ -262,15 +262,11 @@ def tests_of(file: str) -> list[str]:
     stems = [name] * (file not in ANOTHER) + [
         stem for key, own in TESTS.items() if file == key or (key[-1] == "/" and file.startswith(key)) for stem in own
     ]
-    named = [f"tests/test_{stem}.py" for stem in stems]
-    importing = [
-        str(test.relative_to(ROOT))
-        for test in sorted(ROOT.glob("tests/test_*.py"))
-        if imported.search(test.read_text())
-    ]
-    return [
-        test for test in dict.fromkeys([*named, *importing]) if (ROOT / test).exists() and not _left_out(test, name)
-    ]
+    tests = {path.stem.removeprefix("test_"): path for path in sorted(ROOT.glob("tests/**/test_*.py"))}
+    named = [tests[stem] for stem in stems if stem in tests]
+    importing = [path for path in tests.values() if imported.search(path.read_text())]
+    chosen = [str(path.relative_to(ROOT)) for path in dict.fromkeys([*named, *importing])]
+    return [test for test in chosen if not _left_out(test, name)]
 
 
 def _left_out(test: str, name: str) -> bool:

@@ -29,7 +29,7 @@ class Quiz:
 
     Where the family allows it (`Family.shares_prefix`), an image and the text before it go through the language model
     once for all questions about the image, and each question continues from there. This is the same computation in
-    another order, not an approximation; `tests/test_permutation.py` compares both.
+    another order, not an approximation; `tests/analyses/test_permutation.py` compares both.
 
     Args:
         mllm: the model.

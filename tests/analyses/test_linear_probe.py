@@ -16,8 +16,8 @@ from sklearn.metrics import balanced_accuracy_score, r2_score
 
 from analyses.linear_probe import ANALYSIS, Config, differences
 from analyses.linear_probe import run as probe
+from tests.analyses.test_permutation import model, picture
 from tests.conftest import refused, run
-from tests.test_permutation import model, picture
 from workbench import runs
 from workbench.analysis.declaration import Context, Result
 from workbench.capture.hidden_states import Activations, read

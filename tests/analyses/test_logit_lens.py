@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from analyses.logit_lens import ANALYSIS, Config, _chance, _measured, differences
 from analyses.logit_lens import run as look
+from tests.analyses.test_permutation import model, picture
 from tests.conftest import refused, run
-from tests.test_permutation import model, picture
 from tests.tiny import BUILDERS
 from workbench import runs
 from workbench.analysis.declaration import Context, Result

@@ -12,8 +12,8 @@ import torch
 
 from analyses import patching
 from analyses.patching import ANALYSIS, PATCHED, SELF, Config
+from tests.analyses.test_permutation import model, planted
 from tests.conftest import refused, run
-from tests.test_permutation import model, planted
 from workbench import runs
 from workbench.analysis.declaration import Context
 from workbench.errors import ConfigError, ModelError

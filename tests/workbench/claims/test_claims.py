@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
+from tests.conftest import ROOT
 from trainer.sweep.spec import Sweep
 from workbench.claims.evidence import Evidence
 from workbench.claims.rules import Ledger, options_of, parse_ledger, read_ledger
@@ -14,7 +13,7 @@ from workbench.cli import parse
 from workbench.errors import ConfigError, UnknownNameError
 from workbench.yaml_config import as_mapping
 
-LEDGER = Path(__file__).parent.parent / "analyses" / "claims.yaml"
+LEDGER = ROOT / "analyses" / "claims.yaml"
 SMALL = """
 seeds: [1, 2, 3]
 level: 0.05

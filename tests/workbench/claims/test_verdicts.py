@@ -18,7 +18,7 @@ from scipy import stats as scipy_stats
 
 from tests.conftest import ROOT, refused
 from tests.ledgers import SEEDS, analyzed, answers, commit, layers, ledger, pairs, train
-from tests.test_dashboard import open_page
+from tests.workbench.dashboard.test_dashboard import open_page
 from trainer.sweep.results import export, result_of
 from trainer.sweep.spec import Job, Setting, Sweep
 from workbench import runs

@@ -16,7 +16,7 @@ import pytest
 from analyses.dynamics import ANALYSIS as DYNAMICS
 from analyses.knockout import ANALYSIS as KNOCKOUT
 from tests.conftest import refused, run
-from tests.test_dashboard import CHROMIUM
+from tests.workbench.dashboard.test_dashboard import CHROMIUM
 from workbench import figures as fig
 from workbench.analysis import report
 from workbench.analysis.discover import analysis_files

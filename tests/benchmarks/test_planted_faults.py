@@ -68,10 +68,10 @@ def test_a_draw_is_shared_between_areas_and_can_be_repeated() -> None:
     assert [area for area, _ in faults] == list(AREAS) * 2
     assert all(planted_faults.tests_of(fault.file) for _, fault in faults)
     assert (
-        planted_faults.tests_of("workbench/metrics/alignment.py")[0] == "tests/test_metrics.py"
-        and planted_faults.tests_of("analyses/cknna.py")[0] == "tests/test_analyses.py"
+        planted_faults.tests_of("workbench/metrics/alignment.py")[0] == "tests/workbench/metrics/test_metrics.py"
+        and planted_faults.tests_of("analyses/cknna.py")[0] == "tests/analyses/test_analyses.py"
     )
-    assert planted_faults.tests_of("workbench/stats.py")[0] == "tests/test_stats.py"
+    assert planted_faults.tests_of("workbench/stats.py")[0] == "tests/workbench/test_stats.py"
 
 
 def test_outcomes_are_those_of_the_tests(tmp_path: Path) -> None:

@@ -19,13 +19,13 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.conftest import ROOT
 from tests.tiny import build
 from workbench.analysis.chunks import PART_FILE, Chunk, Chunks, Part, chunked, identity, joined, stacked
 from workbench.data.base import Object, Sample, load_data
 from workbench.errors import RunError
 from workbench.ranks import Ranks
 
-ROOT = Path(__file__).parent.parent
 DEPENDS = ("an origin",)
 
 

@@ -12,9 +12,9 @@ import torch
 
 from tests.in_processes import interrupted
 from tests.students import VIRAL, rows, write
-from tests.test_processes import TINY, launch, same
-from tests.test_student_processes import LORA, LOSSES, STEPS
 from tests.tiny import build
+from tests.trainer.test_processes import TINY, launch, same
+from tests.trainer.test_student_processes import LORA, LOSSES, STEPS
 from trainer.__main__ import read
 from trainer.run import train
 
@@ -54,7 +54,7 @@ def test_conversations(stage: str, flags: list[str], tmp_path: Path) -> None:
     """With and without images for ZeRO-2, which keeps the weights whole; ZeRO-3 takes those with images, and no
     LoRA."""
     if stage == "zero3" and flags == LORA:
-        pytest.skip("refused: tests/test_student.py")
+        pytest.skip("refused: tests/trainer/test_student.py")
     one, two, again, last = (tmp_path / name for name in ("one", "one-two", "one-two-again", "one-two-last"))
     model = build("llava", tmp_path / "llava")
     data = f"llava_json:{write(tmp_path / 'world', rows(8, 6 if stage == 'zero2' else 0))}"

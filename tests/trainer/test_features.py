@@ -234,7 +234,7 @@ def test_a_cut_shard_is_named_and_only_the_shard_that_is_asked_for_is_read() -> 
 READER = """
 from pathlib import Path
 import numpy as np, torch
-import tests.test_features as t
+import tests.trainer.test_features as t
 from trainer.targets import feature_store
 feature_store.SHARD, feature_store.BATCH = 8, 4
 
@@ -271,7 +271,7 @@ def test_reading_one_image_does_not_read_the_store() -> None:
 
 WORKER = """
 import sys, time
-import tests.test_features as t
+import tests.trainer.test_features as t
 from trainer.targets import feature_store
 feature_store.SHARD, feature_store.BATCH = 4, 2
 network = t.Network()

@@ -12,8 +12,8 @@ import torch
 
 from analyses.knockout import AGAINST, ANALYSIS, OBJECT, RANDOM, Config, asked_objects, touched_tokens
 from analyses.knockout import run as knock
+from tests.analyses.test_permutation import bag_of_tokens, model, picture, planted
 from tests.conftest import run
-from tests.test_permutation import bag_of_tokens, model, picture, planted
 from tests.tiny import BUILDERS
 from workbench import runs
 from workbench.analysis.declaration import Context

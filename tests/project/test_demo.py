@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import ROOT, SMALL, refused
-from tests.test_dashboard import CHROMIUM, chromium_or_skip, open_page, serve
+from tests.workbench.dashboard.test_dashboard import CHROMIUM, chromium_or_skip, open_page, serve
 from trainer.sweep.spec import Sweep
 from workbench import demo
 from workbench.cli import parse

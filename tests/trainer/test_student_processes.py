@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from tests.students import VIRAL, picture, rows, write
-from tests.test_processes import launch, same
 from tests.tiny import build
+from tests.trainer.test_processes import launch, same
 from trainer.__main__ import read
 from trainer.run import train
 from workbench.training_folder import checkpoints

@@ -13,7 +13,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from tests.test_dashboard import open_page
+from tests.workbench.dashboard.test_dashboard import open_page
 from workbench import runs
 from workbench.dashboard import jobs as module
 from workbench.dashboard.jobs import Job, Jobs, jobs, may_start

@@ -21,10 +21,10 @@ from analyses.tokens import run as measure
 from analyses.tokens.representations import ImageTokens
 from analyses.tokens.scores import Measured, cosine_across, isotropic
 from analyses.tokens.stored_tokens import Maps
+from tests.analyses.test_permutation import picture, planted
 from tests.conftest import run
-from tests.test_dashboard import CHROMIUM, chromium_or_skip, serve
-from tests.test_permutation import picture, planted
 from tests.tiny import build
+from tests.workbench.dashboard.test_dashboard import CHROMIUM, chromium_or_skip, serve
 from workbench import runs
 from workbench.analysis.declaration import Context, Where
 from workbench.analysis.execution import execute

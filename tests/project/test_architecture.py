@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from streamlit.string_util import is_emoji
 
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT
+
 ALLOWED = {
     "workbench": {"workbench"},
     "analyses": {"analyses", "workbench"},
@@ -123,7 +124,7 @@ def test_every_import_is_declared() -> None:
     homes, own = packages_distributions(), TOPS
     checked: dict[str, list[Path]] = {
         "product": FILES,
-        "tests": sorted((ROOT / "tests").glob("*.py")),
+        "tests": sorted((ROOT / "tests").rglob("*.py")),
         "benchmarks": sorted((ROOT / "benchmarks").rglob("*.py")),
     }
     for kind, files in checked.items():
