@@ -5,7 +5,7 @@ BIN := .venv/bin
 RUNS ?= runs
 HEADLESS ?=
 
-.PHONY: demo test check docs docs-serve env browser clean
+.PHONY: demo test test-fast check docs docs-serve env browser clean
 
 env: .venv/.ready
 
@@ -22,6 +22,10 @@ demo: env
 # Two workers with one thread each, because most of the time goes into starting commands. A test file stays on one worker, so that its tests share their models.
 test: env browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# Without the tests that train models, run long commands or drive a browser: under 3 minutes.
+test-fast: env
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not browser"
 
 # The browser test needs Debian's chromium. Without it the test is skipped, or fails if the variable CI is set.
 browser:

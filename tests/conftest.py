@@ -145,3 +145,10 @@ def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(root),
     )
     return root
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs trained models is slow, since they are trained first."""
+    for item in items:
+        if "runs_folder" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)

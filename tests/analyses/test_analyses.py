@@ -38,6 +38,7 @@ def mllm(runs_folder: Path) -> MLLM:
     return MLLM.load(str(runs_folder / "viral"))
 
 
+@pytest.mark.slow
 def test_a_stored_run_has_n_seed_interval_null_and_provenance(runs_folder: Path) -> None:
     table = runs.index(runs_folder)
     assert sorted(table["label"]) == ["baseline", "viral"]
@@ -99,6 +100,7 @@ def noise(images: int) -> Tensor:
     return torch.randn(images, 64, 384, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", list(METRICS))
 @pytest.mark.parametrize("pooling", ["within", "tokens", "pooled"])
 def test_a_layer_that_is_a_layer_of_the_vfm_scores_one_there_alone(
@@ -130,6 +132,7 @@ def test_a_layer_that_is_a_layer_of_the_vfm_scores_one_there_alone(
     assert option is None or (table[METRICS.get(metric).option] == option).all()
 
 
+@pytest.mark.slow
 def test_batches_change_no_number(mllm: MLLM) -> None:
     data = load_data("shapes:val", limit=5)
     for metric in METRICS:
@@ -143,6 +146,7 @@ def test_batches_change_no_number(mllm: MLLM) -> None:
         ), metric
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["within", "tokens", "pooled"])
 def test_a_model_does_not_differ_from_itself_and_differs_from_noise(
     mllm: MLLM, monkeypatch: pytest.MonkeyPatch, pooling: str
@@ -177,6 +181,7 @@ def test_a_model_does_not_differ_from_itself_and_differs_from_noise(
     ) == ["Alignment by layer"]
 
 
+@pytest.mark.slow
 def test_the_matrix_view_marks_what_differs(runs_folder: Path, tmp_path: Path) -> None:
     models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
     words = [
@@ -229,6 +234,7 @@ def test_runs_of_version_1_are_still_shown_and_compared(runs_folder: Path) -> No
     assert np.allclose(ANALYSIS.summary(old)["score"], ANALYSIS.summary(found)["score"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["internvl", "qwen2_vl", "llava_next"])
 def test_every_raster_counts_and_an_image_is_the_mean_of_its_rasters(family: str, tmp_path: Path) -> None:
     """Photographs of different shapes through tiled models and free grids, against single calls."""
@@ -265,6 +271,7 @@ def test_every_raster_counts_and_an_image_is_the_mean_of_its_rasters(family: str
         run_cknna(dataclasses.replace(config, k=1, pooling="pooled"), Context(tiled, data, batch_size=4))
 
 
+@pytest.mark.slow
 def test_the_same_question_is_a_look_up(runs_folder: Path, tmp_path: Path) -> None:
     words = [
         "analyses.cknna",
@@ -290,6 +297,7 @@ def test_the_same_question_is_a_look_up(runs_folder: Path, tmp_path: Path) -> No
     assert len(list(tmp_path.glob("[!.]*"))) == 2
 
 
+@pytest.mark.slow
 def test_a_folder_of_photographs(runs_folder: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -324,6 +332,7 @@ def test_a_folder_of_photographs(runs_folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out2").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -391,6 +400,7 @@ def test_model_fingerprint_and_config_are_in_the_key(runs_folder: Path) -> None:
     shutil.rmtree(runs_folder / "none", ignore_errors=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cknna", "permutation", "knockout", "tokens"])
 def test_a_family_without_a_raster_is_refused(mllm: MLLM, name: str) -> None:
     """Tokens without rows and columns have no pixels under them: nothing is measured."""
@@ -452,6 +462,7 @@ def test_an_image_that_a_metric_refuses_is_left_out_by_name_and_changes_no_other
         scored(list(sizes), 6)
 
 
+@pytest.mark.slow
 def test_an_icon_among_photographs_is_named_in_print_and_record(tmp_path: Path) -> None:
     """A model of dynamic resolution gives it fewer visual tokens than k."""
     photos = tmp_path / "photos"

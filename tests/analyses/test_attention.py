@@ -417,6 +417,7 @@ def _noise(_: MLLM, batch: Batch, *, rows: list[list[int]], layers: list[int]) -
 # --- the command line -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_stores_every_number_with_its_chance(runs_folder: Path, tmp_path: Path) -> None:
     models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
     words = [

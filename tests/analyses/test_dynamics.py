@@ -217,6 +217,7 @@ def output(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_command_follows_a_real_pair_of_trainings(runs_folder: Path, output: Path) -> None:
     by_label = {own.label: own for own in map(runs.load, runs.index(output)["folder"])}
     scores = by_label["viral"].tables["scores"]
@@ -242,6 +243,7 @@ def test_the_command_follows_a_real_pair_of_trainings(runs_folder: Path, output:
     assert {"reached", "difference"} <= set(summary(by_label).columns) and len(ANALYSIS.figures(by_label)) >= 5
 
 
+@pytest.mark.slow
 def test_the_end_agrees_with_the_other_analyses(runs_folder: Path, output: Path, tmp_path: Path) -> None:
     """The same images and questions give the same CKNNA and the same drop as the analyses that look at one model."""
     model = ["--model", str(runs_folder / "viral"), "--limit", "3", "--output_dir", str(tmp_path)]

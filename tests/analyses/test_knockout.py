@@ -45,6 +45,7 @@ def with_objects(images: int = 4, different: bool = True) -> Dataset:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(BUILDERS))
 def test_knocking_out_all_blocks_removes_the_image(name: str, folders: Path) -> None:
     """In every family: another image of the same size gives the same logits; with one block left it does not."""
@@ -62,6 +63,7 @@ def test_knocking_out_all_blocks_removes_the_image(name: str, folders: Path) -> 
         knockout(mllm, batches[0], blocks=[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", list(BUILDERS))
 def test_padding_on_either_side_changes_no_logit(name: str, side: str, folders: Path) -> None:
@@ -82,6 +84,7 @@ def _texts(mllm: MLLM, questions: list[str]) -> tuple[Any, list[str], list[str]]
     return pictures, [mllm.prompt(question) for question in questions], questions
 
 
+@pytest.mark.slow
 def test_a_quiz_padded_on_the_right_gives_the_same_answers(folders: Path) -> None:
     for name in ("llava", "llava_next"):  # with and without a shared prefix
         mllm, numbers = model(name, folders), {}
@@ -109,6 +112,7 @@ def test_without_positions_knockout_equals_a_prompt_without_image(folders: Path)
     assert torch.allclose(knocked, alone, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_shared_prefix_knocks_out_the_same(folders: Path) -> None:
     quiz = Quiz(model("llava", folders), planted().scenes, batch_size=5)
     assert quiz._prefixes is not None
@@ -136,6 +140,7 @@ def test_tokens_of_named_objects_by_hand() -> None:
     assert touched_tokens([VisualTokens(torch.arange(4), (2, 2), (-0.5, 0.0, 1.5, 1.0))], [RED_DOG]) == [0]
 
 
+@pytest.mark.slow
 def test_taking_away_what_every_image_has_changes_nothing(folders: Path) -> None:
     """If all images are one, each token already is the mean at its place; if they differ, it is not."""
     mllm, config = model("llava", folders), Config(width=(1, 4), draws=2, questions=0)
@@ -176,6 +181,7 @@ def test_what_cannot_be_knocked_out_is_refused_or_noted(folders: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> None:
     models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
     done = run(

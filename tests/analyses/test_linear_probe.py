@@ -339,6 +339,7 @@ def test_what_cannot_be_probed_is_refused_or_noted(folders: Path) -> None:
     assert read(mllm, mllm.encode([picture(0)], ["a ?"]), layers=[0], encoder=True)[0].encoder_features is not None
 
 
+@pytest.mark.slow
 def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> None:
     models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
     done = run(

@@ -281,6 +281,7 @@ def test_models_are_compared_image_by_image(folders: Path, monkeypatch: pytest.M
     assert own["p_holm"] == pytest.approx(2 * own["p"])  # Holm over the two layers
 
 
+@pytest.mark.slow
 def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> None:
     models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
     done = run(

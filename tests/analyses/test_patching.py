@@ -98,6 +98,7 @@ def test_models_that_do_not_fit_are_refused(folders: Path, monkeypatch: pytest.M
         patched(monkeypatch, llava, other)
 
 
+@pytest.mark.slow
 def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> None:
     models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
     words = [

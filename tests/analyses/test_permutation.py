@@ -89,6 +89,7 @@ def scored(mllm: MLLM, config: Config, data: Dataset) -> tuple[pd.DataFrame, dic
 # --- planted truth --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_permuting_a_bag_of_tokens_changes_nothing(folders: Path) -> None:
     table, _ = scored(bag_of_tokens(folders), Config(questions=0), planted())
     order = table[
@@ -105,6 +106,7 @@ def test_permuting_a_bag_of_tokens_changes_nothing(folders: Path) -> None:
     assert (table[(table["part"] == "features")]["kl"] > 1e-7).any()
 
 
+@pytest.mark.slow
 def test_identity_is_exactly_nothing_and_order_is_something(folders: Path) -> None:
     table, record = scored(model("llava", folders), Config(questions=0, permutations=2), planted())
     identity = table[table["kind"] == "identity"]
@@ -135,6 +137,7 @@ def test_identity_is_exactly_nothing_and_order_is_something(folders: Path) -> No
     )
 
 
+@pytest.mark.slow
 def test_batches_change_no_number(folders: Path) -> None:
     mllm, data = model("llava", folders), planted()
     first, second = (
@@ -172,6 +175,7 @@ def test_a_change_that_writes_into_its_tokens_does_not_leak(folders: Path) -> No
         assert torch.equal(quiz.logprobs(place, lambda values, _: values), before)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "skipped"),
     [
@@ -244,6 +248,7 @@ def test_questions_that_cannot_be_scored_are_refused(folders: Path) -> None:
         questions_of([[Sample("0", "0", lambda: picture(0))]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -275,6 +280,7 @@ def test_bad_input_is_one_sentence(runs_folder: Path, tmp_path: Path, words: lis
 # --- the command ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> None:
     models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
     words = [

@@ -52,6 +52,7 @@ def made(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "report.html"
 
 
+@pytest.mark.slow
 def test_the_report_says_what_was_run_on_what_and_why_not(made: Path) -> None:
     text = re.sub(r"<script>.*?</script>", "", made.read_text(), flags=re.S)
     assert [f'id="{name}"' in text for name in ("cknna", "dynamics", "patching", "attention")] == [
@@ -155,6 +156,7 @@ def test_names_are_escaped() -> None:
     )
 
 
+@pytest.mark.browser
 def test_in_a_real_browser_without_a_network(made: Path, tmp_path: Path) -> None:
     from playwright.sync_api import sync_playwright
 

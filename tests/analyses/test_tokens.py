@@ -119,6 +119,7 @@ def test_joint_pca_of_equal_models_and_of_both_rotated() -> None:
     assert not np.allclose(one, other, atol=0.1)
 
 
+@pytest.mark.slow
 def test_umap_is_the_same_twice_and_keeps_clusters_apart() -> None:
     x = torch.cat([noise(40, 8) + 8 * torch.eye(8)[0], noise(40, 8, seed=3) + 8 * torch.eye(8)[1]])
     first, second = umap_map(x, seed=4), umap_map(x, seed=4)
@@ -169,6 +170,7 @@ def scores(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return tables["scores"].set_index(["at", "measure"])
 
 
+@pytest.mark.slow
 def test_planted_layers(llava: MLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layer 1 repeats one token, layer 2 is isotropic and meets its reference, layer 3 has one sink."""
 
@@ -226,6 +228,7 @@ def with_objects() -> Dataset:
     return Dataset("planted", [dataclasses.replace(s, objects=things) for s in planted(4)], "planted with objects")
 
 
+@pytest.mark.slow
 def test_what_is_kept_to_look_at(llava: MLLM) -> None:
     """Maps and sampled tokens are those of the model; labels are those of their cells; a patch's map equals a direct
     computation."""
@@ -280,6 +283,7 @@ def test_maps_keep_to_their_megabytes(llava: MLLM) -> None:
         Maps(Config(maps=1, map_megabytes=1)).add(seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llava_next", "internvl", "qwen3_vl"])
 def test_photographs_through_tiles_and_free_grids(family: str, tmp_path: Path) -> None:
     """No objects, several rasters, images of different sizes."""
@@ -313,6 +317,7 @@ def test_photographs_through_tiles_and_free_grids(family: str, tmp_path: Path) -
     assert (table[["thing", "name", "colour", "shape"]] == "").all(axis=None) and table["left"].between(-0.5, 1).all()
 
 
+@pytest.mark.slow
 def test_a_tower_that_cannot_be_read_for_one_image_is_left_out_for_all(tmp_path: Path) -> None:
     """OneVision mixes the features of an image of many tiles: the images before it had a tower, and nothing of it
     remains, of the layers all does."""
@@ -336,6 +341,7 @@ def test_a_tower_that_cannot_be_read_for_one_image_is_left_out_for_all(tmp_path:
     assert sum(name.startswith("picture.") for name in result.tensors) == 4
 
 
+@pytest.mark.slow
 def test_two_models_are_compared_in_pairs(llava: MLLM) -> None:
     result = measure(Config(**SMALL), Context(llava, planted(12), batch_size=6))
     own = SimpleNamespace(tables=result.tables, record={"seed": 0})
@@ -385,6 +391,7 @@ def test_views(llava: MLLM) -> None:
     assert (framed[0, 150] == 0).all() and (framed[200, 100] == 90).all()
 
 
+@pytest.mark.slow
 def test_planes_by_place_and_by_kind(llava: MLLM) -> None:
     config = Config(**SMALL | {"umap_images": 3, "umap_tokens": 8, "umap_layers": (4,), "umap_neighbors": 5})
     result = measure(config, Context(llava, with_objects(), batch_size=3))
@@ -408,6 +415,7 @@ FRAME = (
 )
 
 
+@pytest.mark.browser
 def test_hover_and_click_in_a_real_browser(llava: MLLM, tmp_path: Path) -> None:
     """A clicked patch is framed and its similarities drawn; a token shows its picture on hover and keeps it on
     click."""
@@ -446,6 +454,7 @@ def test_hover_and_click_in_a_real_browser(llava: MLLM, tmp_path: Path) -> None:
 # --- the command line -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command(runs_folder: Path, tmp_path: Path) -> None:
     models = [str(runs_folder / "baseline"), str(runs_folder / "viral")]
     done = run(

@@ -39,6 +39,7 @@ COMMON: dict[str, Any] = {"device": "cpu", "size": "toy", "card": "CPU", "driver
 QUICK = ("reading", "metrics", "losses", "features", "capture", "permutation", "answers")
 
 
+@pytest.mark.slow
 def test_a_bare_machine_runs_the_toy_size(tmp_path: Path) -> None:
     """Without command line, traces, figures and pages; every comparison is within its tolerance, and what is missing is
     named."""
@@ -169,6 +170,7 @@ def test_an_error_in_a_process_apart_is_the_callers() -> None:
     assert apart(lambda: os.environ["CUDA_VISIBLE_DEVICES"], cuda=False) == ""
 
 
+@pytest.mark.slow
 def test_trainings_are_compared_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is cut and goes on is the whole one to the bit; cached features give the losses of computed ones."""
     monkeypatch.setenv("VIRAL_CACHE", str(tmp_path / "cache"))

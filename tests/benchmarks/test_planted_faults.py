@@ -62,6 +62,7 @@ def test_faults_are_where_numbers_are(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_draw_is_shared_between_areas_and_can_be_repeated() -> None:
     faults = drawn(0, 12, list(AREAS))
     assert faults == drawn(0, 12, list(AREAS)) != drawn(1, 12, list(AREAS)) and faults[:6] == drawn(0, 6, list(AREAS))
@@ -74,6 +75,7 @@ def test_a_draw_is_shared_between_areas_and_can_be_repeated() -> None:
     assert planted_faults.tests_of("workbench/stats.py")[0] == "tests/workbench/test_stats.py"
 
 
+@pytest.mark.slow
 def test_outcomes_are_those_of_the_tests(tmp_path: Path) -> None:
     """A test that fails is named; a file that cannot be collected is a failure too; what passes has survived."""
     (tmp_path / "test_a.py").write_text(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -42,6 +43,7 @@ def test_a_difference_is_named_and_the_clock_is_none(tmp_path: Path) -> None:
     assert differences(whole, finished(tmp_path / "left", left=True)) == ["out/.training.parquet.77 is left over"]
 
 
+@pytest.mark.slow
 def test_two_kills_and_a_table() -> None:
     done = run("benchmarks.resume", "--kills", "2", "--seed", "3", "--forked", "--only", "student, LoRA")
     header, *rows, whole = done.stdout.strip().splitlines()

@@ -150,6 +150,7 @@ def test_progress_that_cannot_be_read_is_none_and_a_dead_demo_was_interrupted(tm
 # --- going on and stopping ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_trains_says_three_sentences_and_a_second_run_trains_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,6 +179,7 @@ def test_it_trains_says_three_sentences_and_a_second_run_trains_nothing(
     assert written == {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").glob("*/training.*")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_stage_and_the_dashboard(number: signal.Signals, tmp_path: Path) -> None:
     """Sent to the demo alone, as `kill` does; Ctrl-C reaches its children too, which makes it no harder."""
@@ -329,6 +331,7 @@ def test_two_finished_models_are_compared_in_words(runs_folder: Path, monkeypatc
     assert not app.info
 
 
+@pytest.mark.browser
 def test_the_page_fills_itself_in_a_real_browser(runs_folder: Path, tmp_path: Path) -> None:
     """Opened on an empty folder and never touched again."""
     from playwright.sync_api import expect, sync_playwright

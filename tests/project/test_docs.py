@@ -82,6 +82,7 @@ def here(folder: Path, *words: str, code: int = 0) -> str:
     return printed.getvalue() if code == 0 else errors.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize("line", COMMANDS, ids=lambda line: " ".join(line.split()[2:5]))
 def test_command(line: str, folder: Path, tmp_path: Path) -> None:
@@ -248,6 +249,7 @@ def run_notebook(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> di
     return scope
 
 
+@pytest.mark.slow
 def test_probe_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scope = run_notebook("probe_a_model.ipynb", folder, monkeypatch)
     scores = scope["both"].tables["scores"]
@@ -259,6 +261,7 @@ def test_probe_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(scores.layer) == {0, 1, 2, 3} and (scores.n_images == 12).all()
 
 
+@pytest.mark.slow
 def test_alignment_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both losses are trained: the heads and the language model move, and the alignment loss falls."""
     scope = run_notebook("align_your_loop.ipynb", folder, monkeypatch)
@@ -270,6 +273,7 @@ def test_alignment_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 ALIGNMENT = PAGES["concepts/alignment_loss.md"]
 
 
+@pytest.mark.slow
 def test_alignment_flags() -> None:
     """Every variant of the table is a recipe, and no two are the same."""
     table = ALIGNMENT.split("## Rivals")[0]
@@ -282,6 +286,7 @@ def test_alignment_flags() -> None:
     )
 
 
+@pytest.mark.slow
 def test_own_loop_python(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +310,7 @@ def test_own_loop_python(
     assert all(not torch.equal(a, b) for a, b in zip(middle, scope["alignment"].parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_pretrained(folder: Path, tmp_path: Path) -> None:
     """The recipe of the page as it stands."""
     page = PAGES["howto/pretrained.md"]

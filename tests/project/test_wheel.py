@@ -120,6 +120,7 @@ def test_the_wheel_holds_what_the_checkout_holds(wheel: Path) -> None:
     } <= names
 
 
+@pytest.mark.slow
 def test_it_works_in_an_empty_folder(site: Path, tmp_path: Path) -> None:
     """Version, training by a recipe's name, an analysis of what was trained, and the dashboard; a `trainer` of the
     user's own is not in the way."""

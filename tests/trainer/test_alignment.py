@@ -530,6 +530,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SPLIT))
 def test_resumed_is_bitwise_the_uninterrupted_run(variants: Path, name: str) -> None:
     whole, parts = variants / name, variants / f"{name}-parts"

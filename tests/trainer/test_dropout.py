@@ -115,6 +115,7 @@ def test_adapters_are_dropped_with_their_layer() -> None:
     assert float(dropped) == pytest.approx(RATE, abs=0.03)
 
 
+@pytest.mark.slow
 def test_without_dropout_every_loss_is_to_the_bit_what_it_was_and_with_it_the_evaluation_is(tmp_path: Path) -> None:
     plain, none, some = (
         PackedSetup.from_recipe(own)
@@ -141,6 +142,7 @@ def test_without_dropout_every_loss_is_to_the_bit_what_it_was_and_with_it_the_ev
         assert torch.equal(mllm.model(**batch.inputs).logits, plain.model.base.eval()(**batch.inputs).logits)
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_again_and_goes_on_to_the_bit(tmp_path: Path) -> None:
     own = replace(DROPPED, keep_checkpoints=None, monitor=replace(TINY.monitor, cknna_images=0))
     for name in ("whole", "again"):
@@ -172,6 +174,7 @@ def test_a_run_is_the_same_again_and_goes_on_to_the_bit(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_first_stage_has_the_dropout_of_its_own_recipe(tmp_path: Path) -> None:
     stage = tmp_path / "tiny_stage1.yaml"
     stage.write_text(

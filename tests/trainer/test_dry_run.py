@@ -131,6 +131,7 @@ def test_a_disk_that_is_too_small_is_one_sentence(monkeypatch: pytest.MonkeyPatc
         check_disk(plan(replace(TINY, output_dir=tmp_path / "out")))
 
 
+@pytest.mark.slow
 def test_the_disk_holds_a_checkpoint_of_the_last_step_and_what_lora_goes_on_from(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -302,6 +303,7 @@ PAIRS = {  # name of the stages: total of tower, connector and language model; a
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAIRS)
 def test_recipes_of_7b_and_13b_are_planned_in_their_real_size(
     name: str, released: tuple[dict[str, Path], Path, Path]
@@ -358,6 +360,7 @@ def test_recipes_of_7b_and_13b_are_planned_in_their_real_size(
     assert not (root / "never").exists()
 
 
+@pytest.mark.slow
 def test_every_recipe_is_read() -> None:
     files = sorted((ROOT / "trainer" / "recipes").glob("*.yaml"))
     folders = [read([str(file)]).output_dir for file in files]

@@ -254,6 +254,7 @@ print(sum(one) - sum(before), memory()[0] - before[0])
 """
 
 
+@pytest.mark.slow
 def test_reading_one_image_does_not_read_the_store() -> None:
     """64 MiB on disk; the memory that one image takes, and the memory of its own that a process holds on to after a
     pass over all images (MiB).
@@ -306,6 +307,7 @@ def go(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_goes_on_from_the_whole_shards() -> None:
     process = worker()
     go(process)
@@ -324,6 +326,7 @@ def test_killed_in_the_middle_goes_on_from_the_whole_shards() -> None:
     assert len(list(store.glob("*.safetensors"))) == 10 and not list(store.glob(".*.safetensors*"))
 
 
+@pytest.mark.slow
 def test_processes_side_by_side_share_the_work() -> None:
     pair = [worker(), worker()]
     for process in pair:
@@ -382,6 +385,7 @@ def test_other_images_are_all_of_them_and_never_the_same_picture(pictures: list[
     assert all(pictures[other] != own for other, own in zip(others, pictures, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.real_cache
 def test_computed_at_every_step_equals_cached_within_noise() -> None:
     """Real networks: inputs, targets, and both losses and gradients of a training step; the frozen tower stays in eval
@@ -433,6 +437,7 @@ def empty_cache(tmp_path: Path) -> Path:
     return own
 
 
+@pytest.mark.slow
 @pytest.mark.real_cache
 def test_a_cache_that_cannot_be_written_is_one_sentence(empty_cache: Path, tmp_path: Path) -> None:
     (empty_cache / "features").write_text("")
@@ -444,6 +449,7 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(empty_cache: Path, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.real_cache
 def test_a_whole_training_without_a_cache(empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`data.features: compute` trains to the end and writes no feature to the disk."""

@@ -157,6 +157,7 @@ def test_a_head_that_stands_still_is_named_in_log_and_record(
     assert capsys.readouterr().err.count("warning: the alignment head") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 4])
 def test_a_resumed_run_warns_of_a_head_when_the_uninterrupted_one_does(tmp_path: Path, step: int) -> None:
     """Resumed before the warning, and after it: the same rows at the same steps."""
@@ -196,6 +197,7 @@ def test_a_head_is_compared_with_what_it_was_before_the_checkpoint(moved: bool) 
     assert not said if moved else len(said) == 1 and "6 of its 6 tensors are as they were 3 steps ago" in said[0]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_with_its_batch(tmp_path: Path) -> None:
     recipe = replace(
         TINY,
@@ -514,6 +516,7 @@ def hub() -> Iterator[tuple[str, dict[str, object]]]:
     server.shutdown()
 
 
+@pytest.mark.slow
 def test_push_sends_model_and_card_and_nothing_else(folder: Path, hub: tuple[str, dict[str, object]]) -> None:
     address, seen = hub
     done = run(

@@ -288,6 +288,7 @@ def break_late(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(StoredImage, "__call__", call)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["drop", "deleted"])
 def test_a_run_goes_on_without_a_row(
     how: str, met: tuple[list[str], Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -338,6 +339,7 @@ def test_a_run_goes_on_without_a_row(
     assert first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_a_larger_max_length_and_says_so(met: tuple[list[str], Path, int], tmp_path: Path) -> None:
     """From the middle, and from its last step; a smaller one is another recipe."""
     flags, _, _ = met

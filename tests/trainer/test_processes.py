@@ -149,6 +149,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_the_same_global_batch(runs: Path) -> None:
     """Weights, losses, gradient norms and answers; the weights have moved further than they may differ."""
     same(runs / "one", runs / "two", within=1e-5)
@@ -159,6 +160,7 @@ def test_two_processes_equal_one_with_the_same_global_batch(runs: Path) -> None:
     assert (record["processes"], record["strategy"], record["global_batch"]) == (2, "ddp", 8)
 
 
+@pytest.mark.slow
 def test_two_processes_killed_while_they_save_and_resumed_are_bitwise_the_uninterrupted_run(runs: Path) -> None:
     killed = runs / "two-killed"
     assert [c.step for c in checkpoints(killed)] == [2] and not (killed / "training.json").exists()
@@ -183,6 +185,7 @@ def test_lora_with_dropout_in_two_processes_resumes_bitwise(runs: Path) -> None:
     assert not torch.equal(*own)  # two processes drop out other units
 
 
+@pytest.mark.slow
 def test_fsdp_divides_the_model_and_writes_the_same_folder(runs: Path) -> None:
     """Full and LoRA, interrupted or not; fewer images than processes are refused in one sentence, by one process."""
     both = [["fsdp"], ["fsdp-again", "--resume"], ["fsdp-lora", *LORA], ["none", "--data.limit_train", "1"]]
@@ -223,6 +226,7 @@ distributed.program(main)
 """
 
 
+@pytest.mark.slow
 def test_a_thread_that_works_while_a_process_ends_does_not_abort_it(tmp_path: Path) -> None:
     """Python ends slowly in process 0, and only then is the sum complete whose tensor is gloo's alone."""
     (tmp_path / "slow_end.py").write_text(SLOW_END)
@@ -240,6 +244,7 @@ SMALL = Recipe(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["cosine", "relation"])
 def test_one_image_four_times_has_the_gradients_of_four_images_at_once(tmp_path: Path, objective: str) -> None:
     """Every gradient of the first step, unclipped."""
@@ -268,6 +273,7 @@ def test_one_image_four_times_has_the_gradients_of_four_images_at_once(tmp_path:
         torch.testing.assert_close(parts[name], value, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_left_alone_stops_with_one_sentence() -> None:
     """Of two connected processes one is killed: the other has no traceback, and does not wait."""
     code = """

@@ -136,6 +136,7 @@ def test_a_folder_has_no_revision(tmp_path: Path) -> None:
             dataclasses.replace(model, **{part: str(tmp_path), revision: "v1"})
 
 
+@pytest.mark.slow
 def test_every_recipe_says_its_kind_where_it_is_not_toy() -> None:
     kinds = {file.stem: read([str(file)]).model.kind for file in RECIPES}
     assert {kind: sum(own == kind for own in kinds.values()) for kind in ("toy", "assembled", "pretrained")} == {

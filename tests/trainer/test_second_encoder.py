@@ -166,6 +166,7 @@ def test_a_folder_goes_back_into_its_model_and_into_no_other(both: PackedSetup, 
         MLLM.load(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_recorded_and_refused_elsewhere(folder: Path) -> None:
     record = training_record(folder)
     vfm = load_vfm(VFM)
@@ -215,6 +216,7 @@ def test_a_run_is_evaluated_recorded_and_refused_elsewhere(folder: Path) -> None
     assert not (folder.parent / "runs").exists()
 
 
+@pytest.mark.slow
 def test_it_goes_on_to_the_bit(folder: Path, tmp_path: Path) -> None:
     own = replace(
         BOTH,
@@ -233,6 +235,7 @@ def test_it_goes_on_to_the_bit(folder: Path, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(*logs)
 
 
+@pytest.mark.slow
 def test_a_second_stage_has_the_scale_of_the_first_and_no_other_encoder(folder: Path, tmp_path: Path) -> None:
     """The scale is measured on the first stage's images; measured anew on others it would not be the one that the
     connector was trained with."""

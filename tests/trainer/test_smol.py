@@ -76,6 +76,7 @@ def mllm(folder: Path) -> MLLM:
     return MLLM.load(str(folder))
 
 
+@pytest.mark.slow
 def test_only_the_connector_is_trained(folder: Path, mllm: MLLM, language: Path) -> None:
     """Tower and language model hold the pretrained values to the bit; each step moves both layers of the connector."""
     fingerprint = check_language(mllm.model, language)
@@ -114,6 +115,7 @@ def test_the_prompt_is_the_language_models_own_chat_format(mllm: MLLM, language:
     )
 
 
+@pytest.mark.slow
 def test_packed_questions_are_answered_as_if_alone(mllm: MLLM) -> None:
     """Packed logits equal those of the plain processor-to-logits path, for every answer token of every question."""
     data = first_questions(load_data("shapes:val", limit=2), 3)

@@ -38,6 +38,7 @@ def images(spec: str, limit: int, seed: int) -> list[str]:
     return [scene[0].image_id for scene in load_training(spec, limit, seed).scenes]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["shapes:train", "photos:train", "easy_vqa:train"])
 def test_a_limit_draws_a_nested_subset_by_the_seed(spec: str) -> None:
     few, more, other = images(spec, 8, 3), images(spec, 24, 3), images(spec, 8, 4)
@@ -80,6 +81,7 @@ def test_validation_losses_are_means_over_tokens(settings: dict[str, object]) ->
     )
 
 
+@pytest.mark.slow
 def test_validation_targets_are_controlled_as_in_training() -> None:
     centered = PackedSetup.from_recipe(replace(TINY, alignment=replace(TINY.alignment, center=True)))
     plain = PackedSetup.from_recipe(TINY)
@@ -90,6 +92,7 @@ def test_validation_targets_are_controlled_as_in_training() -> None:
     assert all(not torch.equal(others.val.targets[name][i], plain.val.targets[name][i]) for i in range(10))
 
 
+@pytest.mark.slow
 def test_the_best_model_by_validation_is_kept_and_evaluated_on_the_test_split(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     table = train(replace(TINY, output_dir=folder, optim=replace(TINY.optim, learning_rate=3e-3)), ["test"])
@@ -116,6 +119,7 @@ def test_the_best_model_by_validation_is_kept_and_evaluated_on_the_test_split(tm
     assert "test" in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_best_of_before(tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     settings = replace(TINY, optim=replace(TINY.optim, learning_rate=3e-3, steps=8), keep_checkpoints=None)
@@ -134,6 +138,7 @@ def test_a_resumed_run_keeps_the_best_of_before(tmp_path: Path) -> None:
         assert pd.read_parquet(whole / name).equals(pd.read_parquet(stopped / name))
 
 
+@pytest.mark.slow
 def test_two_processes_choose_the_best_model_that_one_does(tmp_path: Path) -> None:
     words = [
         "--optim.steps",

@@ -170,6 +170,7 @@ def test_cached_targets_are_the_computed_ones_tile_by_tile(tmp_path: Path) -> No
     assert torch.cat(every).mean(0).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_the_control_takes_another_picture_wherever_else_it_occurs(tmp_path: Path) -> None:
     """Three conversations are about one picture, and a picture has several tiles."""
     model = build("smolvlm", tmp_path / "smolvlm")
@@ -231,6 +232,7 @@ def whole(folder: Path) -> dict[str, torch.Tensor]:
     return {f"{file.name}/{k}": v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
 
 
+@pytest.mark.slow
 def test_a_run_that_met_a_broken_picture_goes_on_once_it_is_replaced(tmp_path: Path) -> None:
     """A picture of the fourth or fifth step ends where it should not (a batch is read one step ahead); another run has
     no such trouble."""
@@ -270,6 +272,7 @@ def test_a_run_that_met_a_broken_picture_goes_on_once_it_is_replaced(tmp_path: P
     assert said.startswith("step 2: resumed at step 2 with repaired data: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["all", "lora"])
 def test_a_run_that_was_cut_off_goes_on_bitwise(mode: str, llava: list[str], tmp_path: Path) -> None:
     """Over the end of an epoch, with accumulation, dropout in LoRA, and the order of the data from the seed."""
@@ -309,6 +312,7 @@ def test_a_run_that_was_cut_off_goes_on_bitwise(mode: str, llava: list[str], tmp
     pd.testing.assert_frame_equal(logs[0].reset_index(drop=True), logs[1].reset_index(drop=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mode"), [("llava", "connector"), ("qwen2_5_vl", "lora")])
 def test_the_folder_is_plain_and_what_is_trained_is_recorded(name: str, mode: str, tmp_path: Path) -> None:
     model, flags = world(tmp_path, name)
@@ -347,6 +351,7 @@ def test_the_folder_is_plain_and_what_is_trained_is_recorded(name: str, mode: st
     )
 
 
+@pytest.mark.slow
 def test_variants_bfloat16_and_checkpointing_train(llava: list[str], tmp_path: Path) -> None:
     variants = [
         ["--alignment.objective", "relation", "--alignment.heads", "none"],
@@ -449,6 +454,7 @@ def parts(root: Path, tower: str) -> tuple[Path, Path]:
     return root / "tower", root / "language"
 
 
+@pytest.mark.slow
 def test_pickled_parts_are_planned_trained_and_saved_as_safetensors_are(tmp_path: Path) -> None:
     """Vicuna's settings of generation included, which transformers would refuse to save after the last step."""
     file = write(tmp_path / "w")
@@ -491,6 +497,7 @@ def test_pickled_parts_are_planned_trained_and_saved_as_safetensors_are(tmp_path
     )
 
 
+@pytest.mark.slow
 def test_parts_that_run_code_or_lack_a_tensor_are_refused_by_training_and_by_the_dry_run(tmp_path: Path) -> None:
     file = write(tmp_path / "w")
     (tmp_path / "empty.yaml").write_text("log_every: 1\nsave_every: 2\n")
@@ -553,6 +560,7 @@ def test_parts_that_run_code_or_lack_a_tensor_are_refused_by_training_and_by_the
                 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_a_first_stage_from_released_parts_and_a_second_one_after_it(kind: str, tmp_path: Path) -> None:
     tower, language = parts(tmp_path / kind, kind)
@@ -630,6 +638,7 @@ def test_a_recipe_pair_runs_from_the_command_line(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_sentence_and_writes_nothing(llava: list[str], tmp_path: Path) -> None:
     tower, language = parts(tmp_path / "clip", "clip")
     empty = tmp_path / "empty.yaml"
@@ -707,6 +716,7 @@ def test_a_mark_of_the_model_anywhere_in_the_data_is_found_before_training(tmp_p
 # --- what is watched ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava_next", "paligemma"])
 def test_cknna_of_conversations_is_that_of_the_analyses(name: str, tmp_path: Path) -> None:
     """Over tiles of different sizes, two images in one conversation, and texts alone; against the model and the VFM
@@ -748,6 +758,7 @@ def test_cknna_of_conversations_is_that_of_the_analyses(name: str, tmp_path: Pat
     assert "visual tokens of an image" in build_cknna_monitor(few, ready)[1][0]
 
 
+@pytest.mark.slow
 def test_a_head_that_stands_still_and_a_loss_that_is_not_finite_are_told_of_conversations(
     llava: list[str], tmp_path: Path
 ) -> None:
@@ -827,6 +838,7 @@ def test_launch_files_that_divide_the_weights_want_one_kind_in_a_step(
     assert len(load_conversations(recipe_of([*llava, "--data.train", seen])).train) == 4
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_architecture_is_refused(llava: list[str], tmp_path: Path) -> None:
     done = folder_of([*llava, "--optim.steps", "2"], tmp_path / "out")
     for name in ("training.json", "model.safetensors"):

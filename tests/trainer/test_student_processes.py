@@ -100,6 +100,7 @@ def words(root: Path, name: str, *more: str) -> list[str]:
     return [str(root / "recipe.yaml"), *own, *more, "--output_dir", str(root / name)]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_and_some_steps_have_no_image(root: Path) -> None:
     same(root / "one", root / "two", within=1e-5, columns=LOSSES)
     same(root / "one-lora", root / "two-lora", within=1e-5, columns=LOSSES)
@@ -107,6 +108,7 @@ def test_two_processes_equal_one_and_some_steps_have_no_image(root: Path) -> Non
     assert 0 < log["alignment_loss"].isna().sum() < 4
 
 
+@pytest.mark.slow
 def test_two_processes_killed_and_resumed_are_bitwise_the_uninterrupted_run(root: Path) -> None:
     assert [c.step for c in checkpoints(root / "killed")] == [2] and not (root / "killed" / "training.json").exists()
     launch(
@@ -119,6 +121,7 @@ def test_two_processes_killed_and_resumed_are_bitwise_the_uninterrupted_run(root
     same(root / "two", root / "killed", columns=LOSSES)
 
 
+@pytest.mark.slow
 def test_fsdp_divides_the_model_and_writes_a_plain_folder(root: Path) -> None:
     """Full and LoRA, interrupted or not, evaluated by its loss or by answers; both kinds in one pass are refused."""
     asked = ["--data.val", f"hf:{root / 'asked.jsonl'}"]
@@ -152,6 +155,7 @@ def test_fsdp_divides_the_model_and_writes_a_plain_folder(root: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_half_precision_is_autocast_however_the_weights_are_divided(root: Path) -> None:
     """The weights stay float32, and what the log says of the losses is not rounded: FSDP's own mixed precision would
     round both."""

@@ -66,6 +66,7 @@ def test_cosine_loss_equals_its_formula_and_spares_the_target() -> None:
     assert cosine_loss(3 * b, b).item() == pytest.approx(-1)
 
 
+@pytest.mark.slow
 def test_packed_questions_are_answered_as_if_alone(runs_folder: Path) -> None:
     """Packed logits from cached features equal the plain processor-to-logits path, question by question."""
     mllm = MLLM.load(str(runs_folder / "viral"))
@@ -120,6 +121,7 @@ def test_the_alignment_gradient_stops_at_its_layer(prepared) -> None:
     model.zero_grad()
 
 
+@pytest.mark.slow
 def test_controls_change_the_target_only() -> None:
     from dataclasses import replace
 
@@ -166,6 +168,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", ["1", "2"])
 def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path: Path, accumulation: str) -> None:
     """SIGKILL after the first checkpoint, then --resume: the model, the head, and every row of the log are the same to
@@ -215,6 +218,7 @@ def test_tensorboard_has_the_same_numbers_as_the_log(runs_folder: Path) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_run_that_died_after_its_last_step_is_only_finished(tmp_path: Path, precision: str) -> None:
     words = [
@@ -244,6 +248,7 @@ def test_a_run_that_died_after_its_last_step_is_only_finished(tmp_path: Path, pr
     assert json.loads((tmp_path / "out" / "training.json").read_text())["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_from_the_newest_checkpoint_that_is_whole(tmp_path: Path) -> None:
     """After a power cut, a full quota or half a copy, which a rename does not rule out."""
     words = [
@@ -348,6 +353,7 @@ def test_a_run_that_died_writing_its_recipe_is_started_anew(tmp_path: Path) -> N
     assert check_output(tmp_path, words) == tmp_path / "checkpoint-4"
 
 
+@pytest.mark.slow
 def test_another_first_stage_is_not_taken_for_ours(tmp_path: Path) -> None:
     stage = tmp_path / "tiny_stage1.yaml"
     stage.write_text(
@@ -382,6 +388,7 @@ def test_passes_of_a_seed_are_its_own_and_the_last_step_is_logged(tmp_path: Path
     assert log.loc[log["lm_loss"].notna(), "step"].tolist() == [3, 5]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     """A file size limit of 4 MB stands for the full disk: the checkpoint does not fit."""
     words = [sys.executable, "-m", "trainer", recipe("stage1"), *SMALL, "--output_dir", str(tmp_path / "out")]
@@ -558,6 +565,7 @@ def test_an_output_folder_is_never_overwritten(runs_folder: Path, tmp_path: Path
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
     # a suite started in the background ignores it, and so would its children
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -599,6 +607,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -287,6 +287,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "runs"
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bits(model: Path, whole: Path, tmp_path: Path) -> None:
     kills = 0
     while kills < 10:
@@ -302,6 +303,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(model: Path, whole:
     pd.testing.assert_frame_equal(scores(tmp_path / "runs"), scores(whole), check_exact=True)
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_bits_of_one_and_one_of_them_speaks(model: Path, whole: Path, tmp_path: Path) -> None:
     ranks = [
         launch(tmp_path, model, tmp_path / "runs", RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))

@@ -46,6 +46,7 @@ LATE: dict[str, list[str]] = {  # what is wrong only once data and model are the
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*analysis_files(), "all"])
 def test_an_analysis_that_is_refused_leaves_no_folder(name: str, model: Path, tmp_path: Path) -> None:
     out = [

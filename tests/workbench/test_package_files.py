@@ -79,6 +79,7 @@ def test_commands_say_the_nearest_name() -> None:
     assert refused("trainer.sweep", "shape_seeds").endswith("did you mean 'shapes_seeds'?")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(SWEEPS.files()))
 def test_every_sweep_finds_its_recipes_from_everywhere(name: str) -> None:
     sweep = parse(Sweep, [], prog="sweep", recipe=SWEEPS.find(name))

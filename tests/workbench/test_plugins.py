@@ -263,6 +263,7 @@ def test_two_packages_with_one_name_are_told(site: Path) -> None:
         METRICS.get("acme_cosine")
 
 
+@pytest.mark.slow
 def test_a_command_in_a_process_of_its_own_has_them(site: Path) -> None:
     done = run("analyses", PYTHONPATH=str(site))
     assert "acme_scores      How alike colors are" in done.stdout and "cknna" in done.stdout

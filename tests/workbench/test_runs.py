@@ -55,6 +55,7 @@ def recorded(root: Path, cwd: Path, **variables: str) -> tuple[str, bool]:
     return commit.strip(), dirty.strip() == "True"
 
 
+@pytest.mark.slow
 def test_the_commit_is_the_checkouts_wherever_one_stands(tmp_path: Path) -> None:
     root = tmp_path / "ours"
     _repository(root)

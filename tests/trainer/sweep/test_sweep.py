@@ -86,6 +86,7 @@ def test_a_sweep_that_cannot_be_is_one_sentence_before_training(change: dict[str
         check(replace(PLAIN, **given))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted((ROOT / "trainer" / "sweeps").glob("*.yaml")), ids=lambda f: f.stem)
 def test_every_line_of_a_sweep_is_a_recipe(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
@@ -99,6 +100,7 @@ def compared(sweep: Sweep) -> pd.DataFrame:
     return report(sweep, finished(sweep))
 
 
+@pytest.mark.slow
 def test_seeds_without_spread_have_no_interval(tmp_path: Path) -> None:
     """One right answer more with every seed is not a certain difference; 0.1 has a rounding error here."""
     store(tmp_path, {"baseline": [4, 5, 6], "layer-2": [5, 6, 7], "layer-3": [5, 5, 5]})
@@ -135,6 +137,7 @@ def test_an_accuracy_has_no_interval_beyond_one_and_a_difference_none_cut(tmp_pa
     assert own["few"].tolist() == [False, True]  # 2 of 60 answers are wrong
 
 
+@pytest.mark.slow
 def test_runs_whose_names_agree_and_whose_content_does_not_are_not_compared(tmp_path: Path) -> None:
     """Such as a first stage that was trained anew between two runs."""
     store(tmp_path, {"baseline": [4, 5], "layer-2": [5, 6]})
@@ -195,6 +198,7 @@ def test_what_a_sweep_cannot_compare_is_refused_before_training(tmp_path: Path) 
     ).start == Path("runs/a")
 
 
+@pytest.mark.slow
 def test_the_table_is_right_by_hand_and_stored(tmp_path: Path) -> None:
     """Three seeds of three variants with known answers: intervals of means and of differences, sign flips and Holm
     computed here from scratch."""
@@ -257,6 +261,7 @@ def test_a_single_seed_has_no_interval_and_is_drawn(tmp_path: Path) -> None:
     assert "Infinity" not in drawn and '"baseline"' in drawn
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_named_and_loses_no_other(tmp_path: Path) -> None:
     flags = " ".join(SMALL).replace("--optim.steps 12", "--optim.steps 2")
     sweep = tmp_path / "mine.yaml"
@@ -276,6 +281,7 @@ def test_a_failed_run_is_named_and_loses_no_other(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "sweep-mine.parquet").exists() and not (tmp_path / "out" / "broken-s0").exists()
 
 
+@pytest.mark.slow
 def test_sigterm_stops_the_trainings(tmp_path: Path) -> None:
     sweep = tmp_path / "mine.yaml"
     sweep.write_text(

@@ -342,6 +342,7 @@ def test_an_export_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Path)
         finished(replace(again, exported=tmp_path / "nowhere"))
 
 
+@pytest.mark.slow
 def test_two_stages_over_a_grid_by_the_real_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two variants, one of them in two stages: trained, exported, deleted, and reported again."""
     flags = " ".join(SMALL).replace("--optim.steps 12", "--optim.steps 2").replace("--data.limit_train 24 ", "")

@@ -192,6 +192,7 @@ CHROMIUM = [
 ]
 
 
+@pytest.mark.browser
 def test_in_a_real_browser(served: str) -> None:
     """Open the alignment page from the navigation, move the layer, read the row, and find both in the address."""
     from playwright.sync_api import expect, sync_playwright

@@ -112,6 +112,7 @@ def form(root: Path, monkeypatch: pytest.MonkeyPatch, models: Path) -> AppTest:
     return app
 
 
+@pytest.mark.slow
 def test_the_form_starts_its_command_and_the_result_appears(
     runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +133,7 @@ def test_the_form_starts_its_command_and_the_result_appears(
     assert app.dataframe[0].value["model"].tolist() == ["viral"]
 
 
+@pytest.mark.slow
 def test_a_failed_job_shows_its_sentence(runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = form(tmp_path, monkeypatch, runs_folder)
     app.text_input(key="new-layers").set_value("99").run()

@@ -25,6 +25,7 @@ def splits() -> dict[str, Dataset]:
     return {split: load_or_skip(f"easy_vqa:{split}") for split in ("train", "val", "test")}
 
 
+@pytest.mark.slow
 def test_rows_are_the_authors_own(splits: dict[str, Dataset]) -> None:
     """The counts in the authors' README, every row once and word for word, and no image in two splits."""
     assert len(splits["train"]) + len(splits["val"]) == 38575 and len(splits["test"]) == 9673
@@ -89,6 +90,7 @@ def test_types_and_options(splits: dict[str, Dataset]) -> None:
         category_of("what color is it?", "pink")
 
 
+@pytest.mark.slow
 def test_the_same_in_every_process_and_a_limit_is_a_subset(splits: dict[str, Dataset]) -> None:
     assert len(hashes_in_fresh_processes("easy_vqa:val")) == 1
     few, other = load_data("easy_vqa:val", limit=20), load_data("easy_vqa:val", limit=20, seed=1)
@@ -116,6 +118,7 @@ def test_bad_splits_name_what_exists() -> None:
         load_data("easy_vqa:tets")
 
 
+@pytest.mark.slow
 def test_the_recipe_trains_by_the_real_command_line(splits: dict[str, Dataset], tmp_path: object) -> None:
     words = [*SMALL, "--optim.steps", "2", "--data.limit_train", "12", "--data.limit_val", "12"]
     done = run("trainer", recipe("baseline", "easy_vqa"), "--output_dir", f"{tmp_path}/b", *words)

@@ -118,6 +118,7 @@ def test_rows_of_a_limit_are_nested_and_show_that_many_images(places: list[int],
         before = set(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*ON_DISK, "shapes:val", "easy_vqa:val", "photos:val"])
 @pytest.mark.parametrize("decode", [None, False])
 def test_every_data_set_is_nested_over_its_limits_and_counts_images(

@@ -54,6 +54,7 @@ def own(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_scenes_are_the_same_in_every_process_and_order(val: Dataset) -> None:
     assert len(hashes_in_fresh_processes("photos:val")) == 1
     few = load_data("photos:val", limit=5)
@@ -162,6 +163,7 @@ def test_every_word_is_one_token_of_the_word_tokenizer(val: Dataset, own: Path) 
             assert tokenizer.unk_token_id not in ids and len(ids) == len(sample.question.split()) + 1
 
 
+@pytest.mark.slow
 def test_a_folder_of_own_cut_outs_is_a_world_of_its_own(own: Path) -> None:
     data = load_or_skip(f"photos:train:{own}", limit=200)
     assert {o.name for s in data for o in s.objects} == {
@@ -255,6 +257,7 @@ def test_licences_name_every_picture() -> None:
     assert all(file.stem in BACKGROUNDS.licence for file in BACKGROUNDS.files(source_folder(BACKGROUNDS)))
 
 
+@pytest.mark.slow
 def test_the_recipe_trains_by_the_real_command_line(val: Dataset, tmp_path: Path) -> None:
     words = [*SMALL, "--optim.steps", "2", "--data.limit_train", "12", "--data.limit_val", "40"]
     done = run("trainer", recipe("baseline", "photos"), "--stage1", "None", "--output_dir", str(tmp_path / "b"), *words)

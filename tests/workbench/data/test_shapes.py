@@ -9,6 +9,7 @@ from workbench.data.shapes import CATEGORIES, COLORS, SHAPES, SIZE, draw_scene, 
 from workbench.errors import DataError, UnknownNameError
 
 
+@pytest.mark.slow
 def test_scenes_are_the_same_in_every_process_and_order() -> None:
     assert len(hashes_in_fresh_processes("shapes:val")) == 1
     assert draw_scene("val", 0, 3).tobytes() == load_data("shapes:val", limit=5).scenes[3][0].image.tobytes()

@@ -65,6 +65,7 @@ def test_equals_the_dense_definition(n: int, d: int, k: int, seed: int) -> None:
     assert ours == pytest.approx(dense_cknna(x, y, k), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_chunks_and_batches_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = pair(300, 16, 1.0)
     whole = cknna(x, y, k=7)

@@ -54,6 +54,7 @@ def package_graph() -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_dinov2_equals_the_packages_own_graph_on_photographs(photos: list[Image.Image], package_graph: Path) -> None:
     import onnxruntime
 
