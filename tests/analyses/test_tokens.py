@@ -174,7 +174,7 @@ def scores(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def test_planted_layers(llava: MLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layer 1 repeats one token, layer 2 is isotropic and meets its reference, layer 3 has one sink."""
 
-    def layers(mllm: MLLM, batch: object, *, layers: list[int], tower: bool) -> list[Activations]:
+    def layers(mllm: MLLM, batch: object, *, layers: list[int], encoder: bool) -> list[Activations]:
         found = []
         for _ in range(len(batch)):  # type: ignore[arg-type]
             layers.seed += 1  # type: ignore[attr-defined]
