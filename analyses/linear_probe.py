@@ -105,9 +105,9 @@ class Tokens:
 
     Attributes:
         images: number of the token's image.
-        objects: number of the object under the token, counted over all images; a negative number as in `grids.owners`
-            (BACKGROUND, BETWEEN, OUTSIDE) where there is none.
-        other_objects: what `owners` gives for the same token on the objects of other images, (control,).
+        objects: number of the object under the token, counted over all images; where there is none, a negative number
+            as in `object_per_token` (BACKGROUND, BETWEEN, OUTSIDE).
+        other_objects: for each control task, the object of another image at the same position, or a negative number.
         positions: x and y of the patch's center, in fractions of the image.
         patches: (number of the grid, its rows, its columns, number of the patch in it).
         uniform: True for a token sampled from all tokens, False for one sampled from those on objects.
