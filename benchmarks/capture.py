@@ -1,8 +1,7 @@
-"""Time and memory of reading layers and attention rows, against a plain forward pass and against eager attention, in
-one run.
+"""Time and memory of reading layers and attention rows, compared with plain and eager forward passes in one run.
 
 python -m benchmarks.capture            # 2916 visual tokens, about 2 minutes on 2 cores
-python -m benchmarks.capture --small    # seconds, to see that it works
+python -m benchmarks.capture --small    # a check that it works, in seconds
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ ROUNDS = 7
 
 
 def model(side: int) -> MLLM:
-    """A LLaVA of random weights with side x side visual tokens and a language model of 4 blocks, 8 heads."""
+    """Build a LLaVA with random weights, side x side visual tokens, and a language model of 4 blocks with 8 heads."""
     words = Tokenizer(models.WordLevel({"<pad>": 0, "<image>": 1, "what": 2, "?": 3}, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
@@ -71,7 +70,7 @@ def model(side: int) -> MLLM:
 
 
 def runs(mllm: MLLM, batch: Batch) -> dict[str, Callable[[], object]]:
-    """What is compared: each is one forward pass of the whole model."""
+    """Return what is compared, by name; each is one forward pass of the whole model."""
 
     def plain() -> object:
         with torch.inference_mode():
@@ -94,18 +93,17 @@ def runs(mllm: MLLM, batch: Batch) -> dict[str, Callable[[], object]]:
 
 
 def memory(side: int, name: str) -> None:
-    """Print the MiB that one run needs at its peak beyond what a plain forward pass needs at its own, in a process of
-    its own."""
+    """Print the peak memory of one run in MiB beyond that of a plain forward pass; meant for a separate process."""
     mllm = model(side)
     batch = mllm.encode([Image.new("RGB", (300, 300), "gray")], ["what ?" * 8])
-    every = runs(mllm, batch)
-    every["plain forward (sdpa)"]()
-    print(_peak(every[name]) - _peak(every["plain forward (sdpa)"]))
+    actions = runs(mllm, batch)
+    actions["plain forward (sdpa)"]()
+    print(_peak(actions[name]) - _peak(actions["plain forward (sdpa)"]))
 
 
 def _peak(run: Callable[[], object]) -> float:
-    """MiB of resident memory at the peak of a run above its start (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to the present
+    """Return how far resident memory rises during a run, in MiB (Linux only)."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present value
     before = _resident("VmRSS")
     run()
     return _resident("VmHWM") - before
@@ -117,29 +115,29 @@ def _resident(field: str) -> float:
 
 
 def main(argv: list[str]) -> None:
-    """Print times as ratios to the plain forward pass, and extra memory as shares of eager attention's."""
+    """Print times as ratios to the plain forward pass, and extra memory as shares of that of eager attention."""
     side = 12 if "--small" in argv else 54
     if "--memory" in argv:
         memory(side, argv[argv.index("--memory") + 1])
         return
     mllm = model(side)
     batch = mllm.encode([Image.new("RGB", (300, 300), "gray")], ["what ?" * 8])
-    every = runs(mllm, batch)
-    times: dict[str, list[float]] = {name: [] for name in every}
-    for turn in range(ROUNDS + 1):  # in turns, so that a busy moment hits all of them
-        for name, run in every.items():
+    actions = runs(mllm, batch)
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for turn in range(ROUNDS + 1):  # in turns, so that a busy moment affects all of them
+        for name, run in actions.items():
             start = time.perf_counter()
             run()
-            if turn:  # the first warms up
+            if turn:  # the first round warms up
                 times[name].append(time.perf_counter() - start)
     extra = {}
-    for name in every:
+    for name in actions:
         command = [sys.executable, "-m", "benchmarks.capture", "--memory", name, *(["--small"] if side == 12 else [])]
         extra[name] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     plain, eager = statistics.median(times["plain forward (sdpa)"]), extra["eager forward, S x S attention"]
     setting = f"4 blocks, 8 heads, float32, {torch.get_num_threads()} threads, median of {ROUNDS}"
     print(f"{side * side} visual tokens, S = {batch.inputs['input_ids'].shape[1]}, {setting}")
-    for name in every:
+    for name in actions:
         seconds, share = statistics.median(times[name]), f"{extra[name] / eager:6.1%}" if eager > 0 else "   n/a"
         print(f"{name:34} {seconds:7.3f} s  x{seconds / plain:5.2f}  extra memory {extra[name]:7.1f} MiB  {share}")
 

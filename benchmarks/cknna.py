@@ -1,7 +1,7 @@
-"""Speed and memory of CKNNA against its dense definition, in one run.
+"""Speed and memory of CKNNA compared with its dense definition, in one run.
 
-python -m benchmarks.cknna            # n = 8192 against dense, then n = 100,000 for memory (about 5 minutes on 2 cores)
-python -m benchmarks.cknna --small    # seconds, to see that it works
+python -m benchmarks.cknna            # n = 100,000 for memory, then n = 8192 against dense (about 5 minutes on 2 cores)
+python -m benchmarks.cknna --small    # a check that it works, in seconds
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from workbench.metrics import cknna
 
 
 def dense_cknna(x: Tensor, y: Tensor, k: int) -> float:
-    """The reference: n x n kernels, masks and matrix products."""
+    """Compute CKNNA by its definition, with n x n kernels, masks and matrix products: the reference."""
     n = len(x)
     kernels = [rows @ rows.T for rows in (torch.nn.functional.normalize(v, dim=-1) for v in (x, y))]
     masks = []
@@ -29,25 +29,25 @@ def dense_cknna(x: Tensor, y: Tensor, k: int) -> float:
         return ((a * b.T).sum() + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2 * (a @ b).sum() / (n - 2)) / (n * (n - 3))
 
     both = masks[0] * masks[1]
-    own = [hsic(mask * kernel, mask * kernel) for mask, kernel in zip(masks, kernels, strict=True)]
-    return float(hsic(both * kernels[0], both * kernels[1]) / (own[0] * own[1]).sqrt())
+    self_terms = [hsic(mask * kernel, mask * kernel) for mask, kernel in zip(masks, kernels, strict=True)]
+    return float(hsic(both * kernels[0], both * kernels[1]) / (self_terms[0] * self_terms[1]).sqrt())
 
 
 def pair(n: int, d: int) -> tuple[Tensor, Tensor]:
-    """Gaussian rows and the same rows with noise."""
+    """Return n Gaussian rows of width d, and the same rows with noise."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, d, generator=generator)
     return x, x + torch.randn(n, d, generator=generator)
 
 
 def main(argv: list[str]) -> None:
-    """Print memory and speed."""
+    """Measure and print memory and speed."""
     n, d, k, large = (512, 64, 10, 4096) if "--small" in argv else (8192, 768, 10, 100_000)
     x, y = pair(large, d)
     start = time.perf_counter()
     score = cknna(x, y, k=k)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # before anything dense is built
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # before the dense reference is built
     print(f"threads {torch.get_num_threads()}, d = {d}, k = {k}")
     print(
         f"n = {large:,}: {seconds:.1f} s, peak memory of the process {peak:.2f} GiB (inputs {2 * x.nbytes / 2**30:.2f}"
@@ -56,7 +56,8 @@ def main(argv: list[str]) -> None:
     x, y = pair(n, d)
     times, scores = {}, {}
     for name, function, repeats in (("ours", lambda: cknna(x, y, k=k), 3), ("dense", lambda: dense_cknna(x, y, k), 1)):
-        function() if name == "ours" else None  # warm up
+        if name == "ours":
+            function()  # warms up
         start = time.perf_counter()
         for _ in range(repeats):
             scores[name] = function()

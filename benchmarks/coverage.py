@@ -1,16 +1,16 @@
-"""What the 95 % intervals of workbench/intervals.py cover, and how wide they are beside those of the literature, in
-simulated data sets.
+"""Coverage and width of the 95 % intervals of workbench/intervals.py, compared with published ones in simulations.
 
 python -m benchmarks.coverage            # every cell, 2000 draws each (about 10 minutes on one core)
-python -m benchmarks.coverage --small    # seconds, to see that it works
+python -m benchmarks.coverage --small    # a check that it works, in seconds
 python -m benchmarks.coverage --output docs/results/coverage.md
 
-Answers of one image are alike: its chance of a right answer is drawn from a beta distribution (beta-binomial; `rho` is
-the correlation of two answers of one image). With `uneven` images have 1 to 2 m - 1 questions. A cell's other intervals
-are those of benchmarks/published.py; `ratio` is the median width over that of the narrowest published interval that
-covers at least .93. `few` is the share of draws in which our interval says that there is too little to go by (fewer
-than 10 images, or fewer than 5 wrong, right or changed answers). The goal is .93 to .97 and a ratio of at most 1.3
-wherever that is rare.
+A cell is one simulated situation. Answers about the same image are correlated: the image's chance of a right answer is
+drawn from a beta distribution (beta-binomial; `rho` is the correlation of two answers about one image). With `uneven`,
+images have 1 to 2 m - 1 questions, m on average. The other intervals are those of benchmarks/published.py; `ratio` is
+our median width divided by that of the narrowest published interval that covers at least .93. `few` is the share of
+draws in which our interval is marked as resting on too little (fewer than 10 images, or fewer than 5 wrong, right or
+changed answers). The goal is a coverage of .93 to .97 and a ratio of at most 1.3 in cells where fewer than half of the
+draws are so marked.
 """
 
 from __future__ import annotations
@@ -40,7 +40,14 @@ IMAGES, QUESTIONS, ACCURACIES = (5, 10, 20, 40, 100), (1, 5, 20), (0.5, 0.8, 0.9
 
 @dataclass(frozen=True)
 class Cell:
-    """A simulated situation: what it is, the true value, and draws of it as (ours, few, published intervals)."""
+    """A simulated situation.
+
+    Attributes:
+        family: the kind of quantity.
+        named: the parameters of the situation, as columns of the table.
+        truth: the true value.
+        simulate: (random generator, number of draws) -> (our bounds, which are marked `few`, published intervals).
+    """
 
     family: str
     named: dict[str, object]
@@ -49,14 +56,14 @@ class Cell:
 
 
 def chances(p: float, rho: float, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Each unit's chance: beta with mean p, so that two answers of a unit are correlated by rho."""
+    """Draw the chance of each unit from a beta distribution with mean p; two answers of a unit have correlation rho."""
     return np.full(shape, p) if rho == 0 else rng.beta(p * (1 / rho - 1), (1 - p) * (1 / rho - 1), size=shape)
 
 
 def ours(
     count: np.ndarray, total: np.ndarray, square: np.ndarray, size: np.ndarray, kind: Kind
 ) -> tuple[Bounds, np.ndarray]:
-    """Our interval of every draw from arrays (stratum, draw, unit), and whether it says that there is too little."""
+    """Return our interval of every draw and whether it is marked `few`, from arrays (stratum, draw, unit)."""
     m, bounds = bounds_of(
         Sums(*(np.moveaxis(array.astype(float), 1, 2) for array in (count, total, square, size))), kind
     )
@@ -64,12 +71,12 @@ def ours(
 
 
 def sizes(images: int, questions: int, uneven: bool, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Questions of each image, (draw, image)."""
+    """Return the number of questions of each image, (draw, image)."""
     return rng.integers(1, 2 * questions, size=(draws, images)) if uneven else np.full((draws, images), questions)
 
 
 def accuracies() -> Iterator[Cell]:
-    """Accuracy of questions that share images."""
+    """Yield cells for the accuracy of questions that share images."""
     for images, questions, rho, uneven, p in product(IMAGES, QUESTIONS, (0.0, 0.1, 0.3), (False, True), ACCURACIES):
         if questions == 1 and (rho or uneven):
             continue
@@ -89,32 +96,34 @@ def accuracies() -> Iterator[Cell]:
 
 
 def means_of_types() -> Iterator[Cell]:
-    """Mean over four question types of unequal accuracy; every image has one question of each type, and its answers are
-    alike across types."""
-    for images, rho, p in product(IMAGES, (0.0, 0.3), (0.6, 0.8, 0.9, 0.95)):
-        each = 1 - (1 - p) * np.array([0.2, 0.6, 1.2, 2.0])
+    """Yield cells for the mean over four question types of unequal accuracy.
 
-        def simulate(rng: np.random.Generator, draws: int, images=images, rho=rho, each=each) -> tuple:  # type: ignore[no-untyped-def,type-arg]
+    Every image has one question of each type, and its answers are correlated across types.
+    """
+    for images, rho, p in product(IMAGES, (0.0, 0.3), (0.6, 0.8, 0.9, 0.95)):
+        by_type = 1 - (1 - p) * np.array([0.2, 0.6, 1.2, 2.0])
+
+        def simulate(rng: np.random.Generator, draws: int, images=images, rho=rho, by_type=by_type) -> tuple:  # type: ignore[no-untyped-def,type-arg]
             luck = chances(0.5, rho, (draws, images), rng)[None] if rho else 0.5
-            right = (rng.random((4, draws, images)) < _tilted(each, luck, rng)).astype(float)
+            right = (rng.random((4, draws, images)) < _tilted(by_type, luck, rng)).astype(float)
             count = np.ones_like(right)
             return *ours(count, right, right, right, "proportion"), published.means(
                 right.mean(axis=0), rng, bounds=(0, 1)
             )
 
         yield Cell(
-            "mean of types", {"images": images, "questions": 4, "rho": rho, "p": p}, float(each.mean()), simulate
+            "mean of types", {"images": images, "questions": 4, "rho": rho, "p": p}, float(by_type.mean()), simulate
         )
 
 
-def _tilted(each: np.ndarray, luck: np.ndarray | float, rng: np.random.Generator) -> np.ndarray:
-    """Chances of each type with mean `each`, better in images of more luck (of mean 1/2)."""
-    room = np.minimum(each, 1 - each)[:, None, None]
-    return each[:, None, None] + room * (2 * np.asarray(luck) - 1)
+def _tilted(by_type: np.ndarray, luck: np.ndarray | float, rng: np.random.Generator) -> np.ndarray:
+    """Return chances (type, draw, image) with mean `by_type`, higher for images with more luck (which has mean 1/2)."""
+    room = np.minimum(by_type, 1 - by_type)[:, None, None]
+    return by_type[:, None, None] + room * (2 * np.asarray(luck) - 1)
 
 
 def drops() -> Iterator[Cell]:
-    """Drop of accuracy by an intervention, paired by question: `lost` answers become wrong, `gained` ones right."""
+    """Yield cells for the accuracy drop of an intervention: shares `lost` of answers become wrong, `gained` right."""
     changes = ((0.02, 0.0), (0.02, 0.01), (0.05, 0.01), (0.2, 0.05), (0.1, 0.1), (0.3, 0.1))
     for images, questions, rho, (lost, gained) in product(IMAGES, QUESTIONS, (0.0, 0.1, 0.3), changes):
         if questions == 1 and rho:
@@ -124,8 +133,7 @@ def drops() -> Iterator[Cell]:
             rng: np.random.Generator, draws: int, images=images, questions=questions, rho=rho, lost=lost, gained=gained
         ) -> tuple:  # type: ignore[no-untyped-def,type-arg]
             count = sizes(images, questions, False, draws, rng)
-            alike = chances(lost + gained, rho, count.shape, rng)
-            changed = rng.binomial(count, alike)
+            changed = rng.binomial(count, chances(lost + gained, rho, count.shape, rng))
             down = rng.binomial(changed, lost / (lost + gained))
             total = 2 * down - changed
             return *ours(count[None], total[None], changed[None], changed[None], "difference"), published.differences(
@@ -141,8 +149,10 @@ def drops() -> Iterator[Cell]:
 
 
 def real_values() -> Iterator[Cell]:
-    """One value for each image: a similarity, an entropy (lognormal: the KL of an intervention that matters for few
-    images)."""
+    """Yield cells for one real value per image, such as a similarity or an entropy.
+
+    Lognormal values stand for the KL divergence of an intervention that matters for few images.
+    """
     kinds: dict[str, tuple[Callable[..., np.ndarray], float]] = {
         "normal": (lambda rng, shape: rng.normal(size=shape), 0.0),
         "beta(2,5)": (lambda rng, shape: rng.beta(2, 5, size=shape), 2 / 7),
@@ -161,7 +171,7 @@ def real_values() -> Iterator[Cell]:
 
 
 def seeds() -> Iterator[Cell]:
-    """Accuracy of a few training seeds on the same questions; `rho` is the seeds' own spread beyond that of answers."""
+    """Yield cells for the accuracy of a few seeds on the same questions; `rho` adds variance between seeds."""
     for n, trials, rho, p in product((3, 5, 10), (100, 400, 2000), (0.0, 0.005), (0.5, 0.9, 0.98, 0.995)):
 
         def simulate(rng: np.random.Generator, draws: int, n=n, trials=trials, rho=rho, p=p) -> tuple:  # type: ignore[no-untyped-def,type-arg]
@@ -178,8 +188,10 @@ def seeds() -> Iterator[Cell]:
 
 
 def pooled_cknna() -> Iterator[Cell]:
-    """CKNNA of tokens of many images: planted features that both sides share beside their own, alike within an image;
-    intervals from random halves."""
+    """Yield cells for CKNNA of pooled tokens of many images, with intervals from random halves.
+
+    Both sides share planted features, which are correlated within an image, and have noise of their own.
+    """
     for images, tokens, k in ((40, 1, 5), (100, 1, 10), (40, 4, 10)):
 
         def simulate(rng: np.random.Generator, draws: int, images=images, tokens=tokens, k=k) -> tuple:  # type: ignore[no-untyped-def,type-arg]
@@ -207,7 +219,7 @@ def pooled_cknna() -> Iterator[Cell]:
             )
             return ours, np.zeros(draws), {"jackknife of 10 groups": theirs}
 
-        # less the mean over draws, which stands for the truth
+        # bounds minus the mean score over draws, which stands for the truth
         yield Cell("pooled cknna", {"images": images, "tokens": tokens, "k": k}, 0.0, simulate)
 
 
@@ -222,7 +234,7 @@ FAMILIES = {
 
 
 def measure(cell: Cell, draws: int, rng: np.random.Generator) -> dict[str, object]:
-    """Coverage and median width of ours, and the narrowest published interval that covers."""
+    """Return a row: coverage and median width of our interval, and of the narrowest published one that covers."""
     (low, high), few, others = cell.simulate(rng, draws)
     row: dict[str, object] = {
         "family": cell.family,
@@ -230,15 +242,12 @@ def measure(cell: Cell, draws: int, rng: np.random.Generator) -> dict[str, objec
         "few": float(few.mean()),
         **_covered(low, high, cell.truth),
     }
-    holds = {
-        name: own
-        for name, bounds in others.items()
-        if (own := _covered(*bounds, cell.truth))["coverage"] >= GOAL[0] and own["width"] > 0
-    }
-    best = min(holds, key=lambda name: holds[name]["width"], default="none")
-    row |= {"best": best, "best coverage": holds.get(best, {}).get("coverage", np.nan), "ratio": np.nan}
-    if holds:
-        row["ratio"] = float(row["width"]) / holds[best]["width"]  # type: ignore[arg-type]
+    published_rows = {name: _covered(*bounds, cell.truth) for name, bounds in others.items()}
+    valid = {name: it for name, it in published_rows.items() if it["coverage"] >= GOAL[0] and it["width"] > 0}
+    best = min(valid, key=lambda name: valid[name]["width"], default="none")
+    row |= {"best": best, "best coverage": valid.get(best, {}).get("coverage", np.nan), "ratio": np.nan}
+    if valid:
+        row["ratio"] = float(row["width"]) / valid[best]["width"]  # type: ignore[arg-type]
     return row
 
 
@@ -251,20 +260,17 @@ def _covered(low: np.ndarray, high: np.ndarray, truth: float) -> dict[str, float
 
 
 def flagged(table: pd.DataFrame) -> pd.Series:
-    """What misses the goal in words: `low` wherever coverage is below it; `high` and `wide` where too little is said in
-    fewer than half of the draws."""
+    """Return how each row misses the goal: `low`; `high` and `wide` only if fewer than half of its draws are `few`."""
     enough = table["few"] < 0.5
-    words = np.where(table["coverage"] < GOAL[0], "low ", "") + np.where(
-        enough & (table["coverage"] > GOAL[1]), "high ", ""
-    )
-    return pd.Series(
-        np.char.strip((words.astype(str) + np.where(enough & (table["ratio"] > RATIO), "wide", "")).astype(str)),
-        index=table.index,
-    )
+    low = np.where(table["coverage"] < GOAL[0], "low ", "")
+    high = np.where(enough & (table["coverage"] > GOAL[1]), "high ", "")
+    wide = np.where(enough & (table["ratio"] > RATIO), "wide", "")
+    words = ((low + high).astype(str) + wide).astype(str)
+    return pd.Series(np.char.strip(words), index=table.index)
 
 
 def report(table: pd.DataFrame) -> str:
-    """The summary of families and the cells of each, as markdown."""
+    """Return a summary of the families and a table of the cells of each, as Markdown."""
     table = table.assign(flag=flagged(table))
     rows = []
     for family, part in table.groupby("family", sort=False):
@@ -272,17 +278,17 @@ def report(table: pd.DataFrame) -> str:
         inside = known["coverage"].between(*GOAL)
         rows.append(
             {
-                **{"family": family, "cells": len(part), "with enough": len(known), ".93 to .97": int(inside.sum())},
-                **{
-                    "below": int((known["coverage"] < GOAL[0]).sum()),
-                    "above": int((known["coverage"] > GOAL[1]).sum()),
-                },
-                **{
-                    "lowest": part["coverage"].min(),
-                    "lowest with enough": known["coverage"].min(),
-                    "ratio <= 1.3": int((known["ratio"] <= RATIO).sum()),
-                },
-                **{"median ratio": known["ratio"].median(), "largest ratio": known["ratio"].max()},
+                "family": family,
+                "cells": len(part),
+                "with enough": len(known),
+                ".93 to .97": int(inside.sum()),
+                "below": int((known["coverage"] < GOAL[0]).sum()),
+                "above": int((known["coverage"] > GOAL[1]).sum()),
+                "lowest": part["coverage"].min(),
+                "lowest with enough": known["coverage"].min(),
+                "ratio <= 1.3": int((known["ratio"] <= RATIO).sum()),
+                "median ratio": known["ratio"].median(),
+                "largest ratio": known["ratio"].max(),
             }
         )
     text = [_markdown(pd.DataFrame(rows))]
@@ -293,28 +299,28 @@ def report(table: pd.DataFrame) -> str:
 
 def _markdown(table: pd.DataFrame) -> str:
     def shown(value: object) -> str:
-        return (
-            ""
-            if value is None or value != value
-            else f"{value:.3f}".rstrip("0").rstrip(".")
-            if isinstance(value, float)
-            else str(value)
-        )
+        if value is None or value != value:  # NaN
+            return ""
+        return f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
     lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
     return "\n".join([*lines, *("| " + " | ".join(map(shown, row)) + " |" for row in table.itertuples(index=False))])
 
 
 def main(argv: list[str]) -> None:
-    """Simulate, print the summary and the table, and with --output store them."""
+    """Simulate the cells, print the summary and the tables, and write them to the --output file."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.coverage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--small", action="store_true", help="a few cells of each family with 200 draws")
-    parser.add_argument("--output", type=Path, help="a Markdown file whose part after `<!-- table -->` is written anew")
+    parser.add_argument("--small", action="store_true", help="only a few cells of each family, with 200 draws")
+    parser.add_argument("--output", type=Path, help="a Markdown file; its part after `<!-- table -->` is replaced")
     for name in FAMILIES:
         parser.add_argument(
-            f"--{name.replace(' ', '_')}", action="append_const", dest="names", const=name, help=f"this family: {name}"
+            f"--{name.replace(' ', '_')}",
+            action="append_const",
+            dest="names",
+            const=name,
+            help=f"only the family {name!r} (can be combined with others)",
         )
     options = parser.parse_args(argv)
     small, names = options.small, options.names or list(FAMILIES)
@@ -322,9 +328,8 @@ def main(argv: list[str]) -> None:
     for name in names:
         cells = list(FAMILIES[name]())
         for number, cell in enumerate(cells[:: max(1, len(cells) // 6)] if small else cells):
-            rows.append(
-                measure(cell, 200 if small else DRAWS, np.random.default_rng([list(FAMILIES).index(name), number]))
-            )
+            rng = np.random.default_rng([list(FAMILIES).index(name), number])
+            rows.append(measure(cell, 200 if small else DRAWS, rng))
     text = report(pd.DataFrame(rows))
     print(text)
     print(f"{len(rows)} cells in {time.perf_counter() - started:.0f} s")

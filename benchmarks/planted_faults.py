@@ -1,13 +1,13 @@
-"""Which faults do the tests see? One small fault in each of some drawn lines, and the tests of its module.
+"""Test the tests: plant one small fault in each of some randomly drawn lines and run the tests of its module.
 
-python -m benchmarks.planted_faults --seed 0 --count 40       # the committed state, one to ten minutes a fault; an
-                                                              interrupted run goes on
+python -m benchmarks.planted_faults --seed 0 --count 40       # tests the committed code, one to ten minutes per fault;
+                                                              # an interrupted run continues
 python -m benchmarks.planted_faults --seed 1 --count 6 --output_dir /tmp/faults --areas metrics stats
 
-Lines are drawn over six areas in equal shares, in each area with equal probability, from the lines on which a fault can
-be planted (see `faults_in`): messages, log lines, annotations and docstrings are none. A fault is caught when a test of
-its module fails that passes without it. Where no test fails, it survived: the table names the line, and a person says
-whether it changes a number (`verdict` in the JSON lines).
+Lines are drawn from six areas in equal shares, and with equal probability within an area, from all lines on which a
+fault can be planted (see `faults_in`; not in messages, log lines, annotations and docstrings). A fault is caught if a
+test of its module fails that passes without the fault. If no test fails, the fault survived: the table names the line,
+and a person writes whether the fault changes a number (`verdict` in the JSON lines).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ AREAS: dict[str, tuple[str, ...]] = {
     "analyses": ("analyses/*.py",),
     "trainer": ("trainer/*.py", "trainer/*/*.py"),
 }
-# of a file or of all files of a folder, after the tests of the same name and before those that import the module
+# more tests of a file or of a folder's files; run after the tests of the same name and before those that import it
 TESTS: dict[str, tuple[str, ...]] = {
     "workbench/capture/": ("families", "attention", "knockout", "mllm"),
     "workbench/metrics/": ("metrics",),
@@ -49,16 +49,21 @@ TESTS: dict[str, tuple[str, ...]] = {
     "analyses/tokens/": ("tokens",),
     "trainer/": ("trainer", "student"),
 }
-ANOTHER = ("workbench/metrics/alignment.py",)  # tests of the same name are of another module
-# of other commands, browsers and several ranks: minutes each
+ANOTHER = ("workbench/metrics/alignment.py",)  # files whose namesake among the tests is for another module
+# tests of whole commands, browsers and several ranks, which take minutes each
 NOT_RUN = ("processes", "deepspeed", "resume", "docs", "dashboard", "jobs", "sweep", "report")
-SLOW = ("runs_folder", "command", "browser", "bitwise")  # tests with these in their name or fixtures come last
+SLOW = (
+    "runs_folder",
+    "command",
+    "browser",
+    "bitwise",
+)  # tests with one of these words in their name or fixtures run last
 SILENT = ("log", "logger", "warnings", "print", "progress", "tqdm")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One replacement in the text of a file: characters `start` to `end` of the whole file."""
+    """One replacement in a file: the bytes from `start` to `end` become `new`."""
 
     file: str
     line: int
@@ -97,13 +102,13 @@ PAIRS = [
     "abs exp",
 ]
 CALLED = {a: b for pair in PAIRS for a, b in (pair.split(), reversed(pair.split()))}
-CHOSEN = {"arguments exchanged": 0.3}  # most of them stop the program at once
+CHOSEN = {"arguments exchanged": 0.3}  # share that is used; most of them stop the program at once
 TEXTS = ast.Constant | ast.JoinedStr
 
 
 def faults_in(text: str, file: str) -> list[Fault]:
     """Return all faults that can be planted in a file, in the order of its lines."""
-    tree, found = ast.parse(text), []
+    tree, faults = ast.parse(text), []
     starts = [0]
     for line in text.encode().splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
@@ -118,13 +123,15 @@ def faults_in(text: str, file: str) -> list[Fault]:
 
     for node in _numeric(tree):
         for kind, start, end, new in _replacements(node, at, source, raw):
-            found.append(Fault(file, raw[:start].count(b"\n") + 1, kind, start, end, new))
-    return sorted(set(found), key=lambda fault: (fault.start, fault.kind, fault.new))
+            faults.append(Fault(file, raw[:start].count(b"\n") + 1, kind, start, end, new))
+    return sorted(set(faults), key=lambda fault: (fault.start, fault.kind, fault.new))
 
 
 def _numeric(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the parts of a program that can change a number: no annotations, messages, errors, log lines, decorators
-    and imports."""
+    """Yield the nodes that can change a number.
+
+    Annotations, messages, errors, log lines, decorators and imports are left out.
+    """
     if isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr | ast.Import | ast.ImportFrom):
         return
     call = node.value if isinstance(node, ast.Expr) else node
@@ -168,13 +175,13 @@ def _replacements(node: ast.AST, at, source, raw: bytes) -> Iterator[tuple[str, 
         yield "negation dropped", at(node), at(node, end=True), f"({source(node.operand)})"
     elif isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
         value = node.value
-        changed = (
-            [not value]
-            if isinstance(value, bool)
-            else [value + 1, value - 1]
-            if isinstance(value, int)
-            else [value * 2 or 0.5]
-        )
+        changed: list[float]
+        if isinstance(value, bool):
+            changed = [not value]
+        elif isinstance(value, int):
+            changed = [value + 1, value - 1]
+        else:
+            changed = [value * 2 or 0.5]
         yield from (
             ("constant", at(node), at(node, end=True), repr(new) if repr(new)[0] != "-" else f"({new!r})")
             for new in changed
@@ -195,13 +202,11 @@ def _replacements(node: ast.AST, at, source, raw: bytes) -> Iterator[tuple[str, 
         if len(plain) == len(node.args) > 1 and ast.dump(plain[0]) != ast.dump(plain[1]):
             first, second = node.args[:2]
             yield "arguments exchanged", at(first), at(second, end=True), f"{source(second)}, {source(first)}"
-        name = (
-            node.func.attr
-            if isinstance(node.func, ast.Attribute)
-            else node.func.id
-            if isinstance(node.func, ast.Name)
-            else ""
-        )
+        name = ""
+        if isinstance(node.func, ast.Attribute):
+            name = node.func.attr
+        elif isinstance(node.func, ast.Name):
+            name = node.func.id
         if name in CALLED:
             end = at(node.func, end=True)
             yield "another function", end - len(name), end, CALLED[name]
@@ -212,8 +217,10 @@ def _replacements(node: ast.AST, at, source, raw: bytes) -> Iterator[tuple[str, 
 
 
 def drawn(seed: int, count: int, areas: list[str]) -> list[tuple[str, Fault]]:
-    """Draw `count` lines, in turn from each area, and one fault on each: the same for the same commit, seed and
-    areas."""
+    """Draw `count` lines, in turn from each area, and one fault for each line.
+
+    The draw is the same for the same commit, seed and areas.
+    """
     rng, pools = random.Random(seed), {}
     for area in areas:
         files = sorted(
@@ -239,7 +246,7 @@ def drawn(seed: int, count: int, areas: list[str]) -> list[tuple[str, Fault]]:
 
 
 def _valid(fault: Fault) -> bool:
-    """Whether the file is still Python with the fault in it."""
+    """Return whether the file is still valid Python with the fault in it."""
     raw = (ROOT / fault.file).read_bytes()
     try:
         ast.parse(raw[: fault.start] + fault.new.encode() + raw[fault.end :])
@@ -252,16 +259,17 @@ def _valid(fault: Fault) -> bool:
 
 
 def tests_of(file: str) -> list[str]:
-    """Return the test files of a module: that of the same name, those of the table, then those that import it."""
+    """Return the test files of a module: the one of the same name, those of `TESTS`, then those that import it."""
     module = file.removesuffix(".py").replace("/", ".")
     package, _, name = module.rpartition(".")
     imported = re.compile(
         rf"(from {re.escape(module)} import|import {re.escape(module)}\b|from {re.escape(package)} import"
         rf" [^\n]*\b{name}\b)"
     )
-    stems = [name] * (file not in ANOTHER) + [
-        stem for key, own in TESTS.items() if file == key or (key[-1] == "/" and file.startswith(key)) for stem in own
-    ]
+    stems = [] if file in ANOTHER else [name]
+    for key, more in TESTS.items():
+        if file == key or (key[-1] == "/" and file.startswith(key)):
+            stems += more
     tests = {path.stem.removeprefix("test_"): path for path in sorted(ROOT.glob("tests/**/test_*.py"))}
     named = [tests[stem] for stem in stems if stem in tests]
     importing = [path for path in tests.values() if imported.search(path.read_text())]
@@ -274,7 +282,7 @@ def _left_out(test: str, name: str) -> bool:
 
 
 class _FastFirst:
-    """A plugin of pytest: fast tests first, and the name of the first one that failed in a file."""
+    """A pytest plugin that runs fast tests first and writes the name of the first failed test to a file."""
 
     def __init__(self, failed: Path) -> None:
         self.failed = failed
@@ -292,10 +300,12 @@ class _FastFirst:
 
 
 def tested(folder: Path, tests: list[str], work: Path, timeout: float) -> tuple[str, str]:
-    """Run tests of the copy in `folder` until one fails; returns passed, failed, timeout or nothing run, and the name
-    of the failed one.
+    """Run tests of the copy in `folder` until one fails.
 
     The tests run in a fork of this process, which has imported the large libraries and nothing of the project.
+
+    Returns:
+        "passed", "failed", "timeout" or "nothing run", and the name of the failed test or the reason.
     """
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
@@ -331,7 +341,7 @@ def tested(folder: Path, tests: list[str], work: Path, timeout: float) -> tuple[
         ended, code = os.waitpid(child, os.WNOHANG)
         status = os.waitstatus_to_exitcode(code) if ended else None
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # and what the tests started
+        os.killpg(child, signal.SIGKILL)  # and the processes that the tests started
     if status is None:
         os.waitpid(child, 0)
         return "timeout", ""
@@ -341,7 +351,7 @@ def tested(folder: Path, tests: list[str], work: Path, timeout: float) -> tuple[
 
 
 def plant(fault: Fault, folder: Path) -> str:
-    """Write a fault into a copy and return the line before and after it."""
+    """Write a fault into the copy in `folder` and return the line without and with it, one per line."""
     file = folder / fault.file
     old = file.read_bytes()
     new = old[: fault.start] + fault.new.encode() + old[fault.end :]
@@ -354,7 +364,7 @@ def plant(fault: Fault, folder: Path) -> str:
 
 
 def cache(folder: Path) -> None:
-    """A cache of its own for copies with faults, with links to the weights and packages of data that are at hand."""
+    """Make a separate cache for the copies with faults, with links to the weights and data that are available."""
     real = Path(os.environ.get("VIRAL_CACHE", Path.home() / ".cache" / "viral-workbench"))
     for part in ("weights", "data", "datasets"):
         for file in (real / part).rglob("*"):
@@ -365,18 +375,18 @@ def cache(folder: Path) -> None:
 
 
 def main() -> None:
-    """Plant, test, and write a line for each fault as it is known."""
+    """Plant each fault, run its tests, and append the outcome to the JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=40)
-    parser.add_argument("--areas", nargs="+", choices=list(AREAS), default=list(AREAS))
-    parser.add_argument("--timeout", type=float, default=900, help="seconds for the tests of one fault")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--count", type=int, default=40, help="number of faults")
+    parser.add_argument("--areas", nargs="+", choices=list(AREAS), default=list(AREAS), help="all by default")
+    parser.add_argument("--timeout", type=float, default=900, help="time limit for the tests of one fault, in seconds")
     parser.add_argument(
-        "--share", default="1/1", help="1/2 and 2/2 for two processes side by side that write into one folder"
+        "--share", default="1/1", help="1/2 and 2/2 split the faults between two processes with the same folder"
     )
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
-    parser.add_argument("--list", action="store_true", help="print the drawn faults and stop")
-    parser.add_argument("--table", action="store_true", help="write the table of the records that are there and stop")
+    parser.add_argument("--list", action="store_true", help="print the drawn faults and exit")
+    parser.add_argument("--table", action="store_true", help="write the table of the existing records and exit")
     options = parser.parse_args()
     records = options.output_dir / "planted_faults.jsonl"
     if options.table:
@@ -392,18 +402,17 @@ def main() -> None:
         ["git", "diff", "--quiet", "HEAD", "--", "workbench", "analyses", "trainer", "tests"], cwd=ROOT, check=False
     ).returncode:
         raise SystemExit(
-            "error: there are changes that are not committed: expected a checkout without, since faults are planted in"
-            " copies of the commit"
+            "error: the checkout has uncommitted changes: commit or stash them first, because faults are planted in"
+            " copies of the last commit"
         )
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
     options.output_dir.mkdir(parents=True, exist_ok=True)
     known = [json.loads(line) for line in records.read_text().splitlines()] if records.exists() else []
-    if any((own["commit"], own["seed"]) != (commit, options.seed) for own in known):
+    if any((record["commit"], record["seed"]) != (commit, options.seed) for record in known):
         raise SystemExit(
-            f"error: {records} is of another commit or seed: expected an empty --output_dir, or the same commit and"
-            " seed"
+            f"error: {records} is from another commit or seed: use an empty --output_dir, or the same commit and seed"
         )
     part, parts = map(int, options.share.split("/"))
     preload()
@@ -412,9 +421,9 @@ def main() -> None:
         for copy in (folder, clean):
             subprocess.run(["git", "clone", "-q", "--shared", str(ROOT), str(copy)], check=True)
         cache(Path(temporary) / "cache")
-        sound: dict[str, str] = {}
+        without_fault: dict[str, str] = {}
         for number, (area, fault) in enumerate(faults):
-            if number in {own["number"] for own in known} or number % parts != part - 1:
+            if number in {record["number"] for record in known} or number % parts != part - 1:
                 continue
             begun, tests = time.monotonic(), tests_of(fault.file)
             lines = plant(fault, folder)
@@ -424,10 +433,10 @@ def main() -> None:
                 else ("nothing run", "no tests of this module")
             )
             subprocess.run(["git", "checkout", "-q", "."], cwd=folder, check=True)
-            if outcome == "failed" and not failed.startswith("collection") and failed not in sound:
-                sound[failed] = tested(clean, [failed], Path(temporary) / "work", options.timeout)[0]
-            if outcome == "failed" and sound.get(failed, "passed") != "passed":
-                outcome, failed = "nothing run", f"{failed}; without the fault: {sound[failed]}"
+            if outcome == "failed" and not failed.startswith("collection") and failed not in without_fault:
+                without_fault[failed] = tested(clean, [failed], Path(temporary) / "work", options.timeout)[0]
+            if outcome == "failed" and without_fault.get(failed, "passed") != "passed":
+                outcome, failed = "nothing run", f"{failed}; without the fault: {without_fault[failed]}"
             name = {"failed": "caught", "passed": "survived", "timeout": "timeout"}.get(outcome, "not runnable")
             before, after = lines.split("\n")
             record = {
@@ -457,7 +466,7 @@ def main() -> None:
 
 
 def preload() -> None:
-    """Import what takes seconds and is not the project's, once for all forks."""
+    """Import large libraries (nothing of the project) once, for all forks."""
     os.environ |= {
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -475,13 +484,13 @@ def preload() -> None:
     import transformers
 
     torch.set_num_threads(1)
-    # loaded when they are asked for
+    # these are loaded on first use
     assert transformers.AutoModelForImageTextToText and transformers.AutoProcessor and transformers.Trainer
 
 
 def write_table(records: Path) -> None:
-    """The Markdown table beside the JSON lines: the counts, and every fault that no test saw."""
-    rows = sorted((json.loads(line) for line in records.read_text().splitlines()), key=lambda own: own["number"])
+    """Write the Markdown page next to the JSON lines: counts, and every fault that no test caught."""
+    rows = sorted((json.loads(line) for line in records.read_text().splitlines()), key=lambda record: record["number"])
     if not rows:
         return
     seed, commit = rows[0]["seed"], rows[0]["commit"]
@@ -496,15 +505,16 @@ def write_table(records: Path) -> None:
     ]
     text += [
         (
-            "`timeout`: no test had failed when its time was over; `not runnable`: a test failed that could not be seen"
-            " to pass without the fault."
+            "`timeout`: no test had failed when the time limit was reached; `not runnable`: a test failed, but it could"
+            " not be shown to pass without the fault."
         ),
         "",
     ]
     text += ["| area | " + " | ".join(outcomes) + " |", "|---|" + "---|" * len(outcomes)]
-    for area in [*dict.fromkeys(own["area"] for own in rows), "all"]:
+    for area in [*dict.fromkeys(record["area"] for record in rows), "all"]:
         counts = [
-            sum(own["outcome"] == outcome and area in (own["area"], "all") for own in rows) for outcome in outcomes
+            sum(record["outcome"] == outcome and area in (record["area"], "all") for record in rows)
+            for outcome in outcomes
         ]
         text.append(f"| {area} | " + " | ".join(map(str, counts)) + " |")
     text += [
@@ -514,18 +524,16 @@ def write_table(records: Path) -> None:
         "| line | fault | before | after | outcome | does it change a number? |",
         "|---|---|---|---|---|---|",
     ]
-    for own in rows:
-        if own["outcome"] != "caught":
-            before, after = (own[key].replace("|", "\\|") for key in ("before", "after"))
-            text.append(
-                f"| `{own['file']}:{own['line']}` | {own['kind']} | `{before}` | `{after}` | {own['outcome']} |"
-                f" {own['verdict'] or 'not yet judged'} |"
-            )
+    for record in rows:
+        if record["outcome"] != "caught":
+            before, after = (record[key].replace("|", "\\|") for key in ("before", "after"))
+            where, verdict = f"{record['file']}:{record['line']}", record["verdict"] or "not yet judged"
+            text.append(f"| `{where}` | {record['kind']} | `{before}` | `{after}` | {record['outcome']} | {verdict} |")
     text += ["", "## Caught", "", "| line | fault | after | first test that fails |", "|---|---|---|---|"]
-    for own in rows:
-        if own["outcome"] == "caught":
-            after = own["after"].replace("|", "\\|")
-            text.append(f"| `{own['file']}:{own['line']}` | {own['kind']} | `{after}` | `{own['by']}` |")
+    for record in rows:
+        if record["outcome"] == "caught":
+            after = record["after"].replace("|", "\\|")
+            text.append(f"| `{record['file']}:{record['line']}` | {record['kind']} | `{after}` | `{record['by']}` |")
     records.with_suffix(".md").write_text("\n".join(text) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Published 95 % intervals that benchmarks/coverage.py compares ours with, for many simulated data sets at once."""
+"""Published 95 % intervals, for many simulated data sets at once; benchmarks/coverage.py compares ours with them."""
 
 from __future__ import annotations
 
@@ -14,22 +14,26 @@ RESAMPLES = 499
 
 
 def clopper_pearson(p: np.ndarray, n: np.ndarray) -> Bounds:
-    """Clopper and Pearson (1934), n need not be whole."""
+    """Return the interval of Clopper and Pearson (1934); n need not be an integer."""
     right, wrong = p * n, (1 - p) * n
     low = np.where(right > 1e-9, stats.beta.ppf(0.025, np.maximum(right, 1e-9), wrong + 1), 0.0)
     return low, np.where(wrong > 1e-9, stats.beta.ppf(0.975, right + 1, np.maximum(wrong, 1e-9)), 1.0)
 
 
 def jeffreys(p: np.ndarray, n: np.ndarray) -> Bounds:
-    """Jeffreys' interval in the form of Brown, Cai and DasGupta (2001)."""
+    """Return Jeffreys' interval in the form of Brown, Cai and DasGupta (2001)."""
     low = stats.beta.ppf(0.025, p * n + 0.5, (1 - p) * n + 0.5)
     high = stats.beta.ppf(0.975, p * n + 0.5, (1 - p) * n + 0.5)
     return np.where(p > 0, low, 0.0), np.where(p < 1, high, 1.0)
 
 
 def proportions(right: np.ndarray, count: np.ndarray, rng: np.random.Generator) -> dict[str, Bounds]:
-    """Intervals of an accuracy from answers by (draw, image): of independent questions, of surveys, and from resampling
-    images."""
+    """Return intervals of an accuracy: for independent questions, for surveys, and from resampling images.
+
+    Args:
+        right: right answers of each image, (draw, image).
+        count: questions of each image, (draw, image).
+    """
     n, images = count.sum(axis=1), count.shape[1]
     p = right.sum(axis=1) / n
     linear = (right - p[:, None] * count) / n[:, None]
@@ -58,7 +62,7 @@ def proportions(right: np.ndarray, count: np.ndarray, rng: np.random.Generator) 
 
 
 def differences(gained: np.ndarray, lost: np.ndarray, count: np.ndarray, rng: np.random.Generator) -> dict[str, Bounds]:
-    """Intervals of a paired difference from changed answers by (draw, image)."""
+    """Return intervals of a paired difference from gained, lost and all answers, each (draw, image)."""
     n, images = count.sum(axis=1), count.shape[1]
     up, down = gained.sum(axis=1) / n, lost.sum(axis=1) / n
     d = up - down
@@ -95,24 +99,27 @@ def means(
     bounds: tuple[float, float] = (-np.inf, np.inf),
     resampled: bool = True,
 ) -> dict[str, Bounds]:
-    """Intervals of a mean of (draw, unit) values."""
+    """Return intervals of the mean of values (draw, unit)."""
     n, mean, error = values.shape[1], values.mean(axis=1), values.std(axis=1, ddof=1) / np.sqrt(values.shape[1])
     t = stats.t.ppf(0.975, n - 1)
-    found = {"Student": ((mean - t * error).clip(*bounds), (mean + t * error).clip(*bounds))}
+    intervals = {"Student": ((mean - t * error).clip(*bounds), (mean + t * error).clip(*bounds))}
     if np.isfinite(bounds).all():
         with np.errstate(invalid="ignore", divide="ignore"):
             steep = np.where(mean * (1 - mean) > 0, t * error / (mean * (1 - mean)), 0)
-            found["logit, Student"] = (
+            intervals["logit, Student"] = (
                 np.where(mean > 0, expit(logit(mean) - steep), 0),
                 np.where(mean < 1, expit(logit(mean) + steep), 1),
             )
-    return found | (_resampled(values, np.ones_like(values), rng, studentised=True) if resampled else {})
+    return intervals | (_resampled(values, np.ones_like(values), rng, studentized=True) if resampled else {})
 
 
 def _resampled(
-    total: np.ndarray, count: np.ndarray, rng: np.random.Generator, *, studentised: bool = False
+    total: np.ndarray, count: np.ndarray, rng: np.random.Generator, *, studentized: bool = False
 ) -> dict[str, Bounds]:
-    """Percentile, BCa (Efron 1987) and, of one value a unit, bootstrap-t intervals; whole units are resampled."""
+    """Return percentile and BCa (Efron 1987) intervals; whole units are resampled.
+
+    With `studentized`, for one value per unit, the bootstrap-t interval as well.
+    """
     draws, units = total.shape
     weights = rng.multinomial(units, np.full(units, 1 / units), size=RESAMPLES).astype(float)
     mean = total.sum(axis=1) / count.sum(axis=1)
@@ -127,15 +134,15 @@ def _resampled(
     for z in (-Z, Z):
         share = stats.norm.cdf(bias + (bias + z) / (1 - faster * (bias + z)))
         edges.append(ordered[(share * (RESAMPLES - 1)).round().astype(int).clip(0, RESAMPLES - 1), np.arange(draws)])
-    found = {
+    intervals = {
         "percentile bootstrap": (ordered[round(0.025 * RESAMPLES)], ordered[round(0.975 * RESAMPLES) - 1]),
         "BCa": (edges[0], edges[1]),
     }
-    if studentised:
+    if studentized:
         error = np.sqrt((residual**2).sum(axis=1) / units / (units - 1))
         spread = np.sqrt(((weights @ total.T**2) / units - again**2).clip(min=0) / (units - 1))
         with np.errstate(invalid="ignore", divide="ignore"):
             t = np.nan_to_num((again - mean) / spread, posinf=0, neginf=0)
         low, high = np.quantile(t, [0.025, 0.975], axis=0)
-        found["bootstrap-t"] = mean - high * error, mean - low * error
-    return found
+        intervals["bootstrap-t"] = mean - high * error, mean - low * error
+    return intervals

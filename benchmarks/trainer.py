@@ -1,13 +1,12 @@
-"""Seconds of a training step with and without alignment, with its features from the cache or computed anew, and of rows
-padded under a mask, in one run.
+"""Time of a training step: baseline, VIRAL with cached or computed features, and padded rows, in one run.
 
-python -m benchmarks.trainer            # the model of the laptop recipes, about 4 minutes on 2 cores
-python -m benchmarks.trainer --small    # a small model, to see that it works
+python -m benchmarks.trainer            # the toy LLaVA of the recipes, about 4 minutes on 2 cores
+python -m benchmarks.trainer --small    # a small model, to check that it works
 
-A step is fetching the batch, forward, backward, clipping and optimizer, through `AlignmentTrainer`. All variants take a
-step in every round, in rotating order, so that a busy moment hits all of them; a ratio is that of two steps of one
-round, and its interval is that of the median over rounds (95 %, bootstrap). CPU time is printed beside the seconds that
-pass, because other programs on the machine disturb it less.
+A step consists of fetching the batch, forward, backward, clipping and optimizer, through `AlignmentTrainer`. In every
+round each variant takes one step, in rotating order, so that a busy moment affects all of them. A ratio compares two
+steps of the same round; its interval is that of the median over rounds (95 %, bootstrap). CPU time is printed next to
+wall time, because other programs on the machine disturb it less.
 """
 
 from __future__ import annotations
@@ -44,18 +43,16 @@ EVERY = "VIRAL from the cache, head on all positions"
 PADDED = "baseline, padded rows under a mask"
 HEAD, HEAD_EVERY = "head and its loss, visual positions", "head and its loss, all positions"
 
-
-Times = np.ndarray  # seconds that pass, CPU seconds of this process
+Times = np.ndarray  # wall seconds, CPU seconds of this process
 
 
 def clocks() -> Times:
-    """Both clocks now."""
+    """Return the present value of both clocks."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
 class EveryPosition(nn.Module):
-    """The alignment head applied to all positions of layer l before the visual ones are picked: what the trainer does
-    not do."""
+    """An alignment head that runs on all positions of layer l, of which the visual ones are selected afterwards."""
 
     def __init__(self, head: nn.Module, model: nn.Module, layer: int) -> None:
         super().__init__()
@@ -73,8 +70,7 @@ class EveryPosition(nn.Module):
 
 
 class Padded(AlignedForConditionalGeneration):
-    """The plain reference: every row is as long as the longest of its batch, and a mask (b, 1, s, s) keeps its
-    questions apart."""
+    """The plain reference for packing: rows are padded to the longest of the batch, under a mask (b, 1, s, s)."""
 
     def __init__(self, model: AlignedForConditionalGeneration) -> None:
         super().__init__(model.base)
@@ -83,7 +79,7 @@ class Padded(AlignedForConditionalGeneration):
     def forward(
         self, input_ids, labels, position_ids, segments, connector_inputs, num_items_in_batch=None, **_
     ) -> AlignedOutput:
-        """The language-model loss alone."""
+        """Return the language-model loss alone, with questions separated by the mask."""
         query, key = segments[:, :, None], segments[:, None]
         earlier, itself = (torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool) for _ in range(2))
         seen = (earlier.tril() & ((key == 0) | (key == query)) & (query >= 0)) | (itself.tril() & itself.triu())
@@ -96,7 +92,7 @@ class Padded(AlignedForConditionalGeneration):
 
 
 class Variant:
-    """A model in training, a step at a time."""
+    """A model in training that takes one step at a time."""
 
     def __init__(
         self,
@@ -112,7 +108,7 @@ class Variant:
         if padded:
             self.setup = replace(self.setup, model=Padded(self.setup.model))
         model, train = self.setup.model, self.setup.train
-        if compute_vfm:  # the VFM alone: a baseline needs the tower's features too, and keeps them in the cache
+        if compute_vfm:  # of the VFM only: the encoder's features, which a baseline needs too, stay cached
             train.targets = PackedSetup.from_recipe(
                 replace(recipe, data=replace(recipe.data, features="compute"))
             ).train.targets
@@ -142,7 +138,7 @@ class Variant:
             yield from self.trainer.get_train_dataloader()
 
     def step(self) -> Times:
-        """Take one training step."""
+        """Take one training step and return its times."""
         start = clocks()
         (self.batch,), answers = self.trainer.get_batch_samples(self.batches, 1, self.trainer.args.device)
         model = self.setup.model
@@ -156,7 +152,7 @@ class Variant:
 
 
 def head_step(variant: Variant, every: bool) -> Times:
-    """Take the head, its loss and their gradients alone, on hidden states of the shape of the last batch."""
+    """Time the head, its loss and their gradients alone, on hidden states with the shape of the last batch."""
     model, batch = variant.setup.model, variant.batch
     hidden = torch.randn(*batch["input_ids"].shape, model.config.text_config.hidden_size, requires_grad=True)
     head, visual, (target,) = (
@@ -173,12 +169,12 @@ def head_step(variant: Variant, every: bool) -> Times:
 
 
 def main(argv: list[str]) -> None:
-    """Print the median of each variant, and the median of its ratios with its interval."""
-    asked = argparse.ArgumentParser(
+    """Print the median time of each variant, and the median of its ratios with its interval."""
+    parser = argparse.ArgumentParser(
         prog="python -m benchmarks.trainer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    asked.add_argument("--small", action="store_true", help="a small model and 4 rounds")
-    small = asked.parse_args(argv).small
+    parser.add_argument("--small", action="store_true", help="a small model and 4 rounds")
+    small = parser.parse_args(argv).small
     rounds = 4 if small else 150
     recipe = Recipe(
         model=ModelConfig(layers=2, width=32, ffn=64) if small else ModelConfig(),
@@ -196,8 +192,9 @@ def main(argv: list[str]) -> None:
         }
         variants = {}
         for name, extra in settings.items():
-            own = replace(recipe, alignment=AlignmentConfig()) if name in (BASELINE, PADDED) else recipe
-            variants[name] = Variant(own, Path(folder), rounds + WARM_UP, **extra)
+            is_baseline = name in (BASELINE, PADDED)
+            variant_recipe = replace(recipe, alignment=AlignmentConfig()) if is_baseline else recipe
+            variants[name] = Variant(variant_recipe, Path(folder), rounds + WARM_UP, **extra)
         names = list(variants)
         times: dict[str, list[Times]] = {name: [] for name in [*names, HEAD, HEAD_EVERY]}
         for turn in range(rounds + WARM_UP):
@@ -205,15 +202,16 @@ def main(argv: list[str]) -> None:
                 times[name].append(variants[name].step())
             for name in (HEAD, HEAD_EVERY) if turn % 2 else (HEAD_EVERY, HEAD):
                 times[name].append(head_step(variants[CACHED], name == HEAD_EVERY))
-    seconds = {name: np.array(own)[WARM_UP:] for name, own in times.items()}
+    seconds = {name: np.array(steps)[WARM_UP:] for name, steps in times.items()}
     length, batch = variants[CACHED].batch["input_ids"].shape[1], recipe.optim.batch_size
     tokens = variants[CACHED].setup.train.inputs.shape[1]
     print(
         f"batch {batch}, {length} positions of which {tokens} visual, float32, {torch.get_num_threads()} threads,"
         f" {rounds} rounds; medians [95 %]"
     )
-    away = max(float((a - b).abs()) for a, b in zip(variants[BASELINE].losses, variants[PADDED].losses, strict=True))
-    print(f"largest difference of a loss between {BASELINE} and {PADDED}, over {rounds + WARM_UP} steps: {away:.1e}")
+    pairs = zip(variants[BASELINE].losses, variants[PADDED].losses, strict=True)
+    largest = max(float((a - b).abs()) for a, b in pairs)
+    print(f"largest difference of a loss between {BASELINE} and {PADDED}, over {rounds + WARM_UP} steps: {largest:.1e}")
     for name, against in (
         (BASELINE, BASELINE),
         (PADDED, BASELINE),
@@ -224,8 +222,8 @@ def main(argv: list[str]) -> None:
         (HEAD, HEAD),
         (HEAD_EVERY, HEAD),
     ):
-        passed, cpu = np.median(seconds[name], axis=0) * 1000
-        print(f"{name:43} {passed:8.1f} ms, CPU {cpu:8.1f} ms", end="" if name != against else "\n")
+        elapsed, cpu = np.median(seconds[name], axis=0) * 1000
+        print(f"{name:43} {elapsed:8.1f} ms, CPU {cpu:8.1f} ms", end="" if name != against else "\n")
         if name != against:
             ratios = seconds[name] / seconds[against]
             low, high = bootstrap(

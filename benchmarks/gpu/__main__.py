@@ -1,4 +1,4 @@
-"""The command line: see benchmarks/gpu/__init__.py."""
+"""The command line of the GPU benchmark; benchmarks/gpu/__init__.py describes it."""
 
 from __future__ import annotations
 
@@ -27,34 +27,40 @@ def main(argv: list[str]) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help=f"parts, or groups of them ({', '.join(GROUPS)}); all by default",
+        help=f"names of parts or groups ({', '.join(GROUPS)}); all by default",
     )
-    parser.add_argument("--minutes", type=float, default=60.0, help="time limit of the whole command")
-    parser.add_argument("--output", type=Path, default=RESULTS, metavar="FILE.json", help="results are appended to it")
-    parser.add_argument("--toy", action="store_true", help="the toy size on a GPU too")
-    parser.add_argument("--list", action="store_true", help="say what the parts are")
+    parser.add_argument("--minutes", type=float, default=60.0, help="time limit of the whole command (60)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=RESULTS,
+        metavar="FILE.json",
+        help=f"results are appended to this file ({RESULTS})",
+    )
+    parser.add_argument("--toy", action="store_true", help="use the toy size on a GPU, too")
+    parser.add_argument("--list", action="store_true", help="list the parts and exit")
     parser.add_argument(
         "--report",
         action="store_true",
-        help="write the report of the results file beside it, after running what --part names, if anything",
+        help="write the report next to the results file, after running the parts named by --part, if any",
     )
-    asked = parser.parse_args(argv)
-    if not asked.minutes > 0:
-        raise ConfigError(f"minutes is {asked.minutes}: expected more than 0")
-    if asked.output.suffix != ".json":
-        raise ConfigError(f"output is {asked.output}: expected the name of a JSON file, such as {RESULTS}")
-    parts = chosen(asked.part)
-    if asked.list:
+    options = parser.parse_args(argv)
+    if not options.minutes > 0:
+        raise ConfigError(f"minutes is {options.minutes}: expected a time limit above 0")
+    if options.output.suffix != ".json":
+        raise ConfigError(f"output is {options.output}: expected the name of a JSON file, such as {RESULTS}")
+    parts = chosen(options.part)
+    if options.list:
         for part in PARTS:
             print(f"{part.group:6} {part.name:12} {part.minutes:2.0f} min  {part.title}")
         return
-    read_results(asked.output)
+    read_results(options.output)
     passed = True
-    if asked.part or not asked.report:
-        asked.output.parent.mkdir(parents=True, exist_ok=True)
-        passed = run_parts(parts, asked.output, minutes=asked.minutes, toy=asked.toy)
-    if asked.report:
-        print(write_report(asked.output))
+    if options.part or not options.report:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        passed = run_parts(parts, options.output, minutes=options.minutes, toy=options.toy)
+    if options.report:
+        print(write_report(options.output))
     sys.exit(0 if passed else 1)
 
 

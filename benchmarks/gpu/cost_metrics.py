@@ -1,5 +1,7 @@
-"""CKNNA of many layers and VFMs, and of one pair of up to a million rows, on the device; against the dense definition
-where its n x n kernels fit."""
+"""Time and memory of CKNNA for many layers and VFMs, and for a pair of up to a million rows.
+
+The reference is the dense definition, where its n x n kernels fit into memory.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ WIDTHS = 4096, 768
 
 
 def run(bench: Bench) -> None:
-    """The sweep, and single pairs."""
+    """Measure the sweep over layers, VFMs and models, and single pairs of growing size."""
     with bench.guard("CKNNA, layers x VFMs x models"):
         _sweep(bench)
     rows = (1_000, 4_000) if bench.toy else (20_000, 100_000, 1_000_000)
@@ -64,7 +66,7 @@ def _pair(bench: Bench, n: int, setting: str) -> float:
 
 
 def _sweep(bench: Bench) -> None:
-    """Every layer of every model against every VFM."""
+    """Time CKNNA of every layer of every model with every VFM."""
     n, layers = (256, 4) if bench.toy else (2048, LAYERS)
     generator = torch.Generator(bench.device).manual_seed(0)
     metric = METRICS.get("cknna")
@@ -77,13 +79,12 @@ def _sweep(bench: Bench) -> None:
 
     def ours() -> list[float]:
         near = [metric.prepare(y, K, "y") for y in patches]
-        return [
-            float(metric.score(x, y)) for own in hidden for x in (metric.prepare(v, K, "x") for v in own) for y in near
-        ]
+        prepared = (metric.prepare(layer, K, "x") for layers_of_model in hidden for layer in layers_of_model)
+        return [float(metric.score(x, y)) for x in prepared for y in near]
 
     def dense(pairs: int) -> list[float]:
-        every = [(x, y) for own in hidden for x in own for y in patches][:pairs]
-        return [dense_cknna(x, y, K) for x, y in every]
+        all_pairs = [(x, y) for layers_of_model in hidden for x in layers_of_model for y in patches]
+        return [dense_cknna(x, y, K) for x, y in all_pairs[:pairs]]
 
     some, pairs = 8, layers * VFMS * MODELS
     scores, wanted = ours(), dense(some)

@@ -1,5 +1,4 @@
-"""What probing costs at the geometry of LLaVA-1.5-7B in bfloat16: reading layers and attention rows, permuted tokens,
-greedy answers."""
+"""Cost of analyses at the geometry of LLaVA-1.5-7B in bfloat16: reading, permuted tokens, greedy answers."""
 
 from __future__ import annotations
 
@@ -21,16 +20,16 @@ from workbench.scoring.quiz import Quiz
 
 READ_GOAL, ROWS_GOAL = 1.10, 0.05
 ROUNDS = 7
-IMAGES = 5  # of one prompt: 2880 visual tokens of LLaVA-1.5
+IMAGES = 5  # in one prompt: 2880 visual tokens of LLaVA-1.5
 
 
 def model(bench: Bench) -> MLLM:
-    """The model that is probed."""
+    """Return the model for the measurements."""
     return models.llava(bench.device, torch.float32 if bench.toy else torch.bfloat16, toy=bench.toy)
 
 
 def seconds(bench: Bench, action: Callable[[], object]) -> float:
-    """The time of one call, the GPU's work included."""
+    """Return the time of one call in seconds, including the work of the GPU."""
     if bench.device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -41,7 +40,7 @@ def seconds(bench: Bench, action: Callable[[], object]) -> float:
 
 
 def extra_memory(action: Callable[[], object]) -> float:
-    """GB of the card at the peak of a call above its beginning."""
+    """Return how far the GPU memory rises during a call, in GB."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -54,7 +53,7 @@ def extra_memory(action: Callable[[], object]) -> float:
 
 
 def capture(bench: Bench) -> None:
-    """Reading all layers, and attention rows, against a plain forward pass and eager attention."""
+    """Measure reading all layers and attention rows, compared with a plain forward pass and eager attention."""
     with bench.guard("capture"):
         mllm = model(bench)
         batch = mllm.encode([[models.image(n, 336) for n in range(IMAGES)]], [models.text(12, 0)])
@@ -78,7 +77,7 @@ def capture(bench: Bench) -> None:
             "eager forward": eager,
         }
         times: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in range(ROUNDS + 1):  # in turns, so that what disturbs one disturbs all
+        for turn in range(ROUNDS + 1):  # in turns, so that a disturbance affects all of them
             for name, action in runs.items():
                 taken = seconds(bench, action)
                 if turn:
@@ -107,8 +106,7 @@ def capture(bench: Bench) -> None:
 
 
 def permutation(bench: Bench) -> None:
-    """100 questions about 100 images before and after a permutation at the vision encoder and in some layers; the whole
-    analysis follows from that."""
+    """Time 100 questions about 100 images with permuted tokens, and extrapolate to the whole analysis."""
     with bench.guard("permutation"):
         mllm, size = model(bench), 4 if bench.toy else 20
         scenes = models.questions(8 if bench.toy else 100, side=336)
@@ -126,15 +124,15 @@ def permutation(bench: Bench) -> None:
         bench.add("encoding the questions", {"s": taken}, setting=f"batch {size}")
         order = partial(_permuted, tokens=mllm.config.image_seq_length)
         each = []
-        for place in ("encoder", 0, mllm.n_layers // 2, mllm.n_layers):
+        for site in ("encoder", 0, mllm.n_layers // 2, mllm.n_layers):
             if bench.left() < 15:
                 break
-            taken = seconds(bench, lambda place=place: [quiz.logprobs(place, order) for quiz in quizzes])  # type: ignore[misc]
+            taken = seconds(bench, lambda site=site: [quiz.logprobs(site, order) for quiz in quizzes])  # type: ignore[misc]
             each.append(taken)
             bench.add(
                 "100 questions, permuted" if not bench.toy else "8 questions, permuted",
                 {"s": taken},
-                setting=f"at {place}",
+                setting=f"at {site}",
             )
         conditions = 9 + 3 * (mllm.n_layers + 2)
         figures = {"conditions": conditions, "minutes": statistics.mean(each) * conditions / 60}
@@ -149,7 +147,7 @@ def _permuted(values: Tensor, image: int, *, tokens: int) -> Tensor:
 
 
 def answers(bench: Bench) -> None:
-    """Tokens per second of greedy answers, one by one and in batches."""
+    """Measure the tokens per second of greedy answers, one by one and in batches."""
     with bench.guard("answers"):
         mllm, length = model(bench), 4 if bench.toy else 32
         first = 0.0

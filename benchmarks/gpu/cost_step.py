@@ -1,9 +1,9 @@
-"""A training step with LoRA 128 at the geometry of LLaVA-1.5-7B: baseline against VIRAL with cached features and with
-the VFM at every step; peak memory.
+"""Time and peak memory of a training step with LoRA of rank 128 at the geometry of LLaVA-1.5-7B.
 
-Steps are those of the trainer's own loop, with loading, clipping, optimizer and schedule. All variants train the same
-model in turn, a few steps at a time, so that what disturbs one disturbs all; the time of a step is from the end of the
-one before to its own, synchronized.
+Compared are the baseline, VIRAL with cached features, and VIRAL with the VFM at every step. Steps are those of the
+trainer's own loop, with loading, clipping, optimizer and schedule. The variants train the same model in turn, a few
+steps at a time, so that a disturbance affects all of them. The time of a step is measured from the end of the previous
+step to its own end, with the GPU synchronized.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from trainer.targets.vfm_targets import Targets
 from workbench.vfm import VFM
 
 BASELINE, CACHED, COMPUTED = "baseline", "VIRAL, VFM cached", "VIRAL, VFM at every step"
-GOAL = 1.03  # of the baseline's time
-WITHIN = 0.1  # of the dry run's estimate
-ROUNDS, WARM_UP = 3, 2  # rounds of all variants; steps of each that are not counted
-WORDS = 120  # of a conversation, beside its 576 visual tokens
+GOAL = 1.03  # times the baseline's time
+WITHIN = 0.1  # relative deviation of the peak memory from the dry run's estimate
+ROUNDS, WARM_UP = 3, 2  # rounds over all variants; first steps of each turn that are not counted
+WORDS = 120  # words of a conversation, in addition to its 576 visual tokens
 
 
 class Remembered(Targets):
-    """Features that were computed before, in memory, as a store gives them."""
+    """Targets from features in memory, in the form in which a feature store returns them."""
 
     def __init__(self, vfms: Sequence[VFM], features: Tensor) -> None:
         super().__init__(vfms)
@@ -52,10 +52,13 @@ class Remembered(Targets):
 
 
 class Model:
-    """One model that every variant trains: its adapters, its heads, its data."""
+    """The model that all variants train, with its adapters, heads and data.
+
+    Attributes:
+        loading: median time between two steps of the last run, in ms.
+    """
 
     def __init__(self, bench: Bench, dtype: torch.dtype) -> None:
-        # loading: median ms between the steps of the last run
         self.bench, self.toy, self.loading = bench, bench.toy, 0.0
         self.mllm = models.llava(bench.device, dtype, toy=bench.toy)
         self.mllm.model.requires_grad_(False)
@@ -92,20 +95,16 @@ class Model:
         )
 
     def trainer(self, variant: str, *, batch: int, steps: int, checkpointing: bool) -> AlignmentTrainer:
-        """A trainer of one variant, which takes so many steps."""
+        """Return a trainer of one variant that takes `steps` steps."""
         recipe = replace(
             self.recipe, optim=replace(self.recipe.optim, steps=steps, batch_size=batch, checkpointing=checkpointing)
         )
         alignment: Alignment | None = self.alignment
-        targets: Targets | None = (
-            None
-            if variant == BASELINE
-            else Remembered([self.vfm], self.features)
-            if variant == CACHED
-            else Targets([self.vfm])
-        )
+        targets: Targets | None
         if variant == BASELINE:
-            recipe, alignment = replace(recipe, alignment=AlignmentConfig()), None
+            recipe, alignment, targets = replace(recipe, alignment=AlignmentConfig()), None, None
+        else:
+            targets = Remembered([self.vfm], self.features) if variant == CACHED else Targets([self.vfm])
         module: Any = self.mllm.model
         if checkpointing:
             checkpoint_activations(module)
@@ -120,7 +119,7 @@ class Model:
     def steps(
         self, variant: str, *, batch: int, steps: int, checkpointing: bool = False
     ) -> tuple[list[float], int, int]:
-        """Seconds of each step, peak bytes of the card in them, and tokens of a sequence."""
+        """Return the seconds of each step, the peak GPU memory in bytes, and the tokens of a sequence."""
         trainer = self.trainer(variant, batch=batch, steps=steps, checkpointing=checkpointing)
         clock = Clock(self.bench.device)
         trainer.add_callback(clock)
@@ -137,13 +136,13 @@ class Model:
         return clock.seconds, clock.peak, int(trainer.setup.collate([0])["input_ids"].shape[1])
 
     def halve(self) -> None:
-        """Round the frozen base to bfloat16."""
+        """Convert the frozen base to bfloat16."""
         for value in self.mllm.model.parameters():
             if not value.requires_grad:
                 value.data = value.data.bfloat16()
 
     def estimate(self, batch: int, *, checkpointing: bool, sequence: int) -> int:
-        """What the dry run says that such a training needs, in bytes, without the VFM."""
+        """Return the dry run's estimate of the memory that such a training needs, in bytes, without the VFM."""
         recipe = replace(self.recipe, optim=replace(self.recipe.optim, batch_size=batch, checkpointing=checkpointing))
         sizes = sizes_of(self.mllm.model, self.alignment)
         return Plan(
@@ -152,24 +151,24 @@ class Model:
 
 
 class Clock(TrainerCallback):
-    """The time of each step and the card's peak memory; nothing is saved or evaluated."""
+    """Measure the time of each step and the peak GPU memory; prevent saving and evaluation."""
 
     def __init__(self, device: str) -> None:
         self.cuda, self.seconds, self.peak, self._last = device == "cuda", list[float](), 0, 0.0
         self.loading: list[float] = []
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Start."""
+        """Start the clock."""
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         self._last = time.perf_counter()
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """The batch is there."""
+        """Record the time that loading the batch took."""
         self.loading.append(time.perf_counter() - self._last)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Take the time, and let nothing be written."""
+        """Record the time of the step, and prevent anything from being written."""
         if self.cuda:
             torch.cuda.synchronize()
             self.peak = torch.cuda.max_memory_allocated()
@@ -179,7 +178,7 @@ class Clock(TrainerCallback):
 
 
 def run(bench: Bench) -> None:
-    """Times of a base in bfloat16."""
+    """Measure times with a base in bfloat16."""
     with bench.guard("model"):
         model = Model(bench, torch.float32)
         model.halve()
@@ -187,7 +186,7 @@ def run(bench: Bench) -> None:
 
 
 def memory(bench: Bench) -> None:
-    """Memory with a base in float32, as recipes train it, and in bfloat16."""
+    """Measure memory with a base in float32, as in the recipes, and in bfloat16."""
     with bench.guard("model"):
         model = Model(bench, torch.float32)
         _memory(bench, model, "float32 base", CACHED)
@@ -196,7 +195,7 @@ def memory(bench: Bench) -> None:
 
 
 def _times(bench: Bench, model: Model) -> None:
-    """Ratios of the median step."""
+    """Measure the median step of each variant, and its ratio to the baseline's."""
     batch, steps = (2, 3) if bench.toy else (8, 8)
     seconds: dict[str, list[float]] = {name: [] for name in (BASELINE, CACHED, COMPUTED)}
     loading: dict[str, float] = {}
@@ -209,25 +208,28 @@ def _times(bench: Bench, model: Model) -> None:
             taken, _, sequence = model.steps(name, batch=batch, steps=steps, checkpointing=True)
             seconds[name] += taken[WARM_UP:]
             loading[name] = model.loading
-    for name, own in seconds.items():
+    for name, steps_of_variant in seconds.items():
+        median = statistics.median(steps_of_variant)
         figures = {
-            "ms": statistics.median(own) * 1000,
+            "ms": median * 1000,
             "of that loading": loading[name],
-            "steps": len(own),
+            "steps": len(steps_of_variant),
             "tokens": batch * sequence,
         }
         if name == BASELINE:
             bench.add("training step", figures, setting=name)
             continue
-        ratio = statistics.median(own) / statistics.median(seconds[BASELINE])
+        ratio = median / statistics.median(seconds[BASELINE])
         tolerance, passed = (f"ratio <= {GOAL}", ratio <= GOAL) if name == CACHED and not bench.toy else (None, None)
         bench.add("training step", {**figures, "ratio": ratio}, setting=name, tolerance=tolerance, passed=passed)
 
 
 def _memory(bench: Bench, model: Model, base: str, variant: str) -> None:
-    """Peak by micro-batch, with and without checkpointing, until one does not fit."""
+    """Measure the peak by micro-batch, with and without checkpointing, until one does not fit."""
     with bench.guard("peak memory", setting=base):
-        model.steps(variant, batch=1, steps=1, checkpointing=True)  # lets go of what a run that did not fit still holds
+        model.steps(
+            variant, batch=1, steps=1, checkpointing=True
+        )  # frees what an earlier run that did not fit still holds
     for checkpointing in (True, False):
         for batch in (1, 2) if bench.toy else (1, 2, 4, 8, 16):
             setting = f"{base}, batch {batch}, {'' if checkpointing else 'no '}checkpointing"

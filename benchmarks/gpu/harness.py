@@ -1,5 +1,4 @@
-"""Parts that run alone, each in a process of its own with a time limit, and a JSON file to which every result is
-appended as soon as it is there."""
+"""Run the parts, each in its own process with a time limit, and append every result to a JSON file at once."""
 
 from __future__ import annotations
 
@@ -25,11 +24,11 @@ from typing import Any, Generic, Literal, TypeVar
 from workbench.errors import ConfigError, RunError, UnknownNameError
 from workbench.files import atomic_file
 
-# asking whether there is a GPU must not start CUDA, which no forked process can use then
+# checking for a GPU must not initialize CUDA, because forked processes could not use it then
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 NEEDED = ("torch", "transformers", "timm", "accelerate", "peft", "pandas", "scipy", "jaxtyping")
 VERSIONS = ("torch", "transformers", "timm", "accelerate", "peft", "nnsight")
-MARGIN = 5.0  # seconds in which a part that was told to end may still end by itself
+MARGIN = 5.0  # seconds by which a part should end before its process is killed
 T = TypeVar("T")
 
 
@@ -38,9 +37,9 @@ class Part:
     """One subject of the benchmark.
 
     Attributes:
-        group: `right` compares numbers, `cost` measures time and memory, `clean` looks at what the GPU waits for.
-        home: module:function below benchmarks.gpu; the function takes a `Bench`.
-        minutes: its time limit.
+        group: `right` compares numbers, `cost` measures time and memory, `clean` measures what the GPU waits for.
+        home: MODULE:FUNCTION in benchmarks.gpu; the function takes a `Bench`.
+        minutes: time limit.
     """
 
     name: str
@@ -50,7 +49,7 @@ class Part:
     title: str
 
     def load(self) -> Callable[[Bench], None]:
-        """The function that runs the part."""
+        """Import and return the function that runs the part."""
         module, function = self.home.split(":")
         return getattr(import_module(f"benchmarks.gpu.{module}"), function)  # type: ignore[no-any-return]
 
@@ -97,10 +96,10 @@ GROUPS = ("right", "cost", "clean")
 
 
 def chosen(names: Sequence[str]) -> list[Part]:
-    """The parts that the names mean, groups spelled out; all without any.
+    """Return the parts for names of parts or groups, or all parts if there are no names.
 
     Raises:
-        UnknownNameError: no part and no group.
+        UnknownNameError: a name is neither a part nor a group.
     """
     known = [*GROUPS, *(part.name for part in PARTS)]
     for name in names:
@@ -113,10 +112,10 @@ def chosen(names: Sequence[str]) -> list[Part]:
 
 
 def read_results(file: Path) -> list[dict[str, Any]]:
-    """The entries of a results file, none where there is no file.
+    """Return the entries of a results file, or none if the file does not exist.
 
     Raises:
-        RunError: it is something else.
+        RunError: the file is not a results file.
     """
     if not file.exists():
         return []
@@ -124,22 +123,22 @@ def read_results(file: Path) -> list[dict[str, Any]]:
         entries = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(
-            f"results file {file} cannot be read ({' '.join(str(error).split())[:100]}): expected a JSON list, or a new"
-            " name"
+            f"results file {file} cannot be read ({' '.join(str(error).split())[:100]}): expected a JSON list; use"
+            " another name"
         ) from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "part" in entry for entry in entries):
-        raise RunError(f"results file {file} holds something else: expected a JSON list of results, or a new name")
+        raise RunError(f"{file} is not a results file: expected a JSON list of results; use another name")
     return entries
 
 
 def append(file: Path, entry: Mapping[str, Any]) -> None:
-    """Add one result; the file is whole at any time."""
+    """Append one result; the file is complete at any time."""
     with atomic_file(file) as partial:
         partial.write_text(json.dumps([*read_results(file), dict(entry)], indent=1), encoding="utf-8")
 
 
 def line(entry: Mapping[str, Any]) -> str:
-    """One result as a line of the table."""
+    """Return one result as a line for the terminal."""
     figures = "  ".join(f"{name} {number(value)}" for name, value in entry["figures"].items())
     verdict = {True: "ok", False: "FAILED", None: ""}[entry["passed"]]
     limit = "" if entry["tolerance"] is None else f"  ({number(entry['tolerance'])})"
@@ -147,7 +146,7 @@ def line(entry: Mapping[str, Any]) -> str:
 
 
 def number(value: object) -> str:
-    """A figure as people read it."""
+    """Return a figure in readable form."""
     if isinstance(value, bool) or not isinstance(value, float):
         return str(value)
     return f"{value:.2e}" if value and (abs(value) < 1e-3 or abs(value) >= 1e6) else f"{value:.4g}"
@@ -157,12 +156,12 @@ def number(value: object) -> str:
 
 
 class Bench:
-    """What a part is given: where to compute, at which size, how long, and where its results go.
+    """The setting of a part: device, size, time limit, and the file for its results.
 
     Attributes:
         device: "cuda" or "cpu".
-        toy: sizes that a CPU computes in seconds.
-        folder: an empty folder of its own.
+        toy: use sizes that a CPU computes in seconds.
+        folder: an empty folder for this part alone.
     """
 
     def __init__(self, part: Part, file: Path, common: Mapping[str, Any], seconds: float, folder: Path) -> None:
@@ -171,11 +170,11 @@ class Bench:
         self._end = time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds until the part must end."""
+        """Return the seconds until the part must end."""
         return self._end - time.monotonic()
 
     def time_for(self, what: str, seconds: float, setting: str = "") -> bool:
-        """Whether so many seconds are left; a result says it where they are not."""
+        """Return whether this many seconds are left; if not, record that `what` was not run."""
         if self.left() >= seconds:
             return True
         self.add(what, {"not run": f"{self.left():.0f} s left, {seconds:.0f} s needed"}, setting=setting)
@@ -190,7 +189,7 @@ class Bench:
         tolerance: float | str | None = None,
         passed: bool | None = None,
     ) -> None:
-        """Record and print one result; `passed` stays open where there is no goal."""
+        """Record and print one result; `passed` is None if there is no goal."""
         entry = {
             "part": self.part.name,
             "what": what,
@@ -204,15 +203,15 @@ class Bench:
         print(line(entry), flush=True)
 
     def error(self, what: str, error: float, tolerance: float, *, setting: str = "") -> None:
-        """Record an error and whether it is within its tolerance; NaN never is."""
+        """Record an error and whether it is within its tolerance, which NaN never is."""
         self.add(what, {"error": float(error)}, setting=setting, tolerance=tolerance, passed=bool(error <= tolerance))
 
     @contextmanager
     def guard(self, what: str, *, setting: str = "", full_is_fine: bool = False) -> Iterator[None]:
-        """Record a failure of this much and go on with the rest.
+        """Record a failure of the enclosed code and continue after it.
 
         Args:
-            full_is_fine: running out of memory is a figure here, not a failure.
+            full_is_fine: running out of memory is a result here, not a failure.
         """
         import torch
 
@@ -220,13 +219,8 @@ class Bench:
             yield
         except torch.cuda.OutOfMemoryError:
             self.add(what, {"out of memory": setting or what}, setting=setting, passed=None if full_is_fine else False)
-        except Exception as error:  # whatever it is, the other results are wanted
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            said = (
-                f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-                f" ({Path(where.filename).name}:{where.lineno})"
-            )
-            self.add(what, {"failed": said}, setting=setting, passed=False)
+        except Exception as error:  # of any kind, because the other results are still wanted
+            self.add(what, {"failed": _described(error)}, setting=setting, passed=False)
             if os.environ.get("BENCHMARK_TRACEBACK"):
                 traceback.print_exc()
         if self.device == "cuda":
@@ -236,17 +230,24 @@ class Bench:
             torch.cuda.empty_cache()
 
 
+def _described(error: Exception) -> str:
+    """Return type, message and place of an error in one line."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    message = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {message} ({Path(where.filename).name}:{where.lineno})"
+
+
 # --- running --------------------------------------------------------------------------------------
 
 
 def setting(toy: bool) -> dict[str, Any]:
-    """What every result says: where it was computed, by which versions.
+    """Return what every result records: device, size, card and versions.
 
     Raises:
-        ConfigError: packages that are missing.
+        ConfigError: packages are missing.
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise ConfigError(f"the benchmark needs packages that are not here: {', '.join(missing)}")
+        raise ConfigError(f"packages are missing: the benchmark needs {', '.join(missing)}; install them with pip")
     import torch
 
     cuda = torch.cuda.is_available()
@@ -262,13 +263,13 @@ def setting(toy: bool) -> dict[str, Any]:
 
 
 def _card() -> tuple[str, str]:
-    """Name and driver of the first GPU, without starting CUDA here."""
+    """Return name and driver of the first GPU, without initializing CUDA in this process."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader", "--id=0"]
     try:
-        said = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+        answer = subprocess.run(query, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown GPU", "unknown"
-    name, _, driver = said.strip().partition(", ")
+    name, _, driver = answer.strip().partition(", ")
     return name, driver
 
 
@@ -280,17 +281,17 @@ def _version(name: str) -> str:
 
 
 def run_parts(parts: Sequence[Part], file: Path, *, minutes: float, toy: bool) -> bool:
-    """Run parts one after another; returns whether nothing failed."""
+    """Run parts one after another and return whether none failed."""
     common = setting(toy)
     if common["device"] == "cpu":
-        print("no CUDA here: the toy size on the CPU", flush=True)
+        print("no CUDA here: running the toy size on the CPU", flush=True)
     print(
         f"{common['card']}  {common['driver']}  {'  '.join(f'{k} {v}' for k, v in common['versions'].items())}",
         flush=True,
     )
     before, end = len(read_results(file)), time.monotonic() + 60 * minutes
     for part in parts:
-        part.load()  # imported once, here
+        part.load()  # imports the modules once, before the processes are forked
     for part in parts:
         seconds = min(60 * part.minutes, end - time.monotonic())
         _run_alone(part, file, common, seconds)
@@ -298,8 +299,7 @@ def run_parts(parts: Sequence[Part], file: Path, *, minutes: float, toy: bool) -
 
 
 def _run_alone(part: Part, file: Path, common: Mapping[str, Any], seconds: float) -> None:
-    """Run one part in a process of its own and see that it ends; how it ended is recorded where it was not by
-    itself."""
+    """Run one part in its own process, kill it at its time limit, and record it if it did not end by itself."""
     folder = Path(tempfile.mkdtemp(prefix="gpu-benchmark-"))
     bench, started = Bench(part, file, common, seconds - MARGIN, folder), time.monotonic()
     try:
@@ -310,7 +310,7 @@ def _run_alone(part: Part, file: Path, common: Mapping[str, Any], seconds: float
         child.start()
         child.join(seconds)
         if child.is_alive():
-            os.killpg(child.pid or 0, signal.SIGKILL)  # with all that it started
+            os.killpg(child.pid or 0, signal.SIGKILL)  # with all processes that it started
             child.join()
             bench.add("whole part", {"stopped": f"at its limit of {seconds:.0f} s"})
         elif child.exitcode:
@@ -333,10 +333,10 @@ def _child(bench: Bench) -> None:
 
 
 class Apart(Generic[T]):
-    """`action(*values)` in a copy of this process, which must have used neither CUDA nor several threads yet.
+    """Run `action(*values)` in a fork of this process, which must not have used CUDA or several threads before.
 
     Args:
-        cuda: False hides the GPU from it, so that everything that asks for one computes on the CPU.
+        cuda: False hides the GPU from the fork, so that it computes on the CPU.
     """
 
     def __init__(self, action: Callable[..., T], *values: Any, cuda: bool = True) -> None:
@@ -347,23 +347,23 @@ class Apart(Generic[T]):
         there.close()
 
     def result(self) -> T:
-        """Wait for its picklable result.
+        """Wait for the result of the action and return it.
 
         Raises:
-            RunError: it failed; says why.
+            RunError: the action failed; the message says why.
         """
         try:
-            result, said = self._pipe.recv()
+            result, failure = self._pipe.recv()
         except EOFError:
-            result, said = None, "its process ended without a result"
+            result, failure = None, "its process ended without a result"
         self._child.join()
-        if said is not None:
-            raise RunError(said)
+        if failure is not None:
+            raise RunError(failure)
         return result  # type: ignore[no-any-return]
 
 
 def apart(action: Callable[..., T], *values: Any, cuda: bool = True) -> T:
-    """The result of `Apart`, waited for."""
+    """Run `action(*values)` in a fork of this process and return its result."""
     return Apart(action, *values, cuda=cuda).result()
 
 
@@ -372,15 +372,6 @@ def _apart(pipe: Any, action: Callable[..., Any], values: Sequence[Any], cuda: b
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
         pipe.send((action(*values), None))
-    except Exception as error:  # becomes the caller's
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        pipe.send(
-            (
-                None,
-                (
-                    f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-                    f" ({Path(where.filename).name}:{where.lineno})"
-                ),
-            )
-        )
+    except Exception as error:  # raised again by the caller, as a RunError
+        pipe.send((None, _described(error)))
     pipe.close()

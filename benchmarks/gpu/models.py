@@ -1,5 +1,4 @@
-"""The models of the benchmark: a small LLaVA and a small DINOv2 for what is compared, and the released geometries, all
-with random weights."""
+"""Models and data of the benchmark, with random weights: small models for comparisons, and released geometries."""
 
 from __future__ import annotations
 
@@ -69,7 +68,7 @@ TINY = {
         "image_size": 56,
     },
 }
-TOY = {  # of the released geometries
+TOY = {  # smaller sizes for the released geometries
     "text_config": {
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -89,8 +88,7 @@ TOY_DINO = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 class RandomMLLM(MLLM):
-    """A model whose weights are nobody's: they are not hashed, which of 14 GB on a GPU would take longer than what is
-    measured."""
+    """A model with random weights that are not hashed: hashing 14 GB would take longer than what is measured."""
 
     def _fingerprint(self) -> str:
         return ""
@@ -100,7 +98,7 @@ class RandomMLLM(MLLM):
 
 
 def config(**changed: Any) -> tf.LlavaConfig:
-    """LLaVA-1.5-7B's configuration, with other sizes in its sections."""
+    """Return the configuration of LLaVA-1.5-7B, with values of its sections replaced by `changed`."""
     content = json.loads((CONFIGS / "llava-1.5-7b.json").read_text())
     for section, sizes in changed.items():
         content[section] |= sizes
@@ -109,8 +107,10 @@ def config(**changed: Any) -> tf.LlavaConfig:
 
 
 def processor(settings: tf.LlavaConfig) -> tf.LlavaProcessor:
-    """CLIP's image processor, and a word-level tokenizer with as many words as Vicuna has tokens, whose image token is
-    the configuration's."""
+    """Return a processor with CLIP's image processor and a word-level tokenizer.
+
+    The tokenizer has as many words as Vicuna has tokens, and the image token of the configuration.
+    """
     first = {word: number for number, word in enumerate(("<pad>", "<bos>", "<eos>", "<unk>", *WORDS))}
     words = first | {f"w{number}": number for number in range(len(first), settings.image_token_id)}
     core = Tokenizer(models.WordLevel(words | {"<image>": settings.image_token_id}, unk_token="<unk>"))
@@ -131,8 +131,10 @@ def processor(settings: tf.LlavaConfig) -> tf.LlavaProcessor:
 
 
 def tiny_llava() -> MLLM:
-    """A LLaVA of 16 visual tokens and 4 blocks on the CPU in float32, whose weights are large enough for it to see; the
-    same at every call."""
+    """Return a LLaVA with 16 visual tokens and 4 blocks, on the CPU in float32; the same at every call.
+
+    Its weights are so large that the output depends on the image.
+    """
     settings = config(**TINY)
     settings.image_token_index = settings.image_token_id = len(WORDS) + 4
     settings.text_config.vocab_size = len(WORDS) + 5
@@ -149,7 +151,7 @@ def tiny_llava() -> MLLM:
 
 
 def llava(device: str, dtype: torch.dtype, *, toy: bool) -> MLLM:
-    """A LLaVA of the 7B geometry, made on its device; or its toy size."""
+    """Return a LLaVA of the 7B geometry, created on its device; or its toy size."""
     settings = config(**(TOY if toy else {}))
     torch.manual_seed(0)
     with torch.device(device), default_dtype(dtype):
@@ -166,7 +168,7 @@ def llava(device: str, dtype: torch.dtype, *, toy: bool) -> MLLM:
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make new parameters of another type for a while."""
+    """Create new parameters with another dtype inside the context."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -179,7 +181,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def dino(device: str, *, toy: bool) -> VFM:
-    """A DINOv2-B/14 in float32, or its toy size."""
+    """Return a DINOv2-B/14 in float32, or its toy size."""
     sizes = json.loads((CONFIGS / "dinov2-base.json").read_text()) | (TOY_DINO if toy else {})
     sizes = {name: value for name, value in sizes.items() if name not in ("architectures", "model_type")}
     torch.manual_seed(1)
@@ -191,7 +193,7 @@ def dino(device: str, *, toy: bool) -> VFM:
 
 
 def save_dino(folder: Path) -> Path:
-    """A small DINOv2 as a folder that a recipe can name."""
+    """Save a small DINOv2 as a folder that a recipe can name."""
     content = json.loads((CONFIGS / "dinov2-base.json").read_text()) | TOY_DINO
     torch.manual_seed(1)
     tf.Dinov2Model(tf.Dinov2Config.from_dict(content)).save_pretrained(folder)
@@ -203,29 +205,31 @@ def save_dino(folder: Path) -> Path:
 
 
 def image(seed: int, side: int = 64) -> Image.Image:
-    """Blobs of color: noise would be nearly one color after resizing."""
+    """Return an image of colored blobs; noise would be almost uniform after resizing."""
     coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((side * 4 // 3, side), Image.Resampling.BICUBIC)
 
 
 def text(words: int, seed: int, *, vocabulary: Sequence[str] = WORDS[:18]) -> str:
-    """So many random words."""
+    """Return a text of this many random words."""
     return " ".join(np.random.default_rng([7, seed]).choice(list(vocabulary), words))
 
 
 def conversations(count: int, *, side: int, words: int, name: str = "conversations") -> ConversationDataset:
-    """Conversations of one turn about one image each, of so many words in question and answer together."""
-    shown = [image(number, side) for number in range(count)]
-    asked = words // 3
+    """Return conversations of one turn about one image each; question and answer have `words` words together."""
+    images = [image(number, side) for number in range(count)]
+    question_words = words // 3
     made = [
-        Conversation(f"{n}", ((text(asked, 2 * n), text(words - asked, 2 * n + 1)),), (lambda own=shown[n]: own,))  # type: ignore[misc]
+        Conversation(
+            f"{n}", ((text(question_words, 2 * n), text(words - question_words, 2 * n + 1)),), (lambda n=n: images[n],)
+        )  # type: ignore[misc]
         for n in range(count)
     ]
     return ConversationDataset(name, made, f"{name}-{count}-{side}-{words}")
 
 
 def questions(count: int, *, side: int) -> list[list[Sample]]:
-    """Images with one question each, of two options."""
+    """Return images with one question each that has two options."""
     return [
         [Sample(f"{n}", f"{n}", lambda n=n: image(n, side), text(6, n) + " ?", "red", ("red", "blue"), "color")]
         for n in range(count)

@@ -1,5 +1,4 @@
-"""What the GPU waits for in a training step: copies to and from the host, and synchronizations, by the line that asks
-for them."""
+"""What the GPU waits for in a training step: copies between host and device, and synchronizations by line of code."""
 
 from __future__ import annotations
 
@@ -16,21 +15,21 @@ from transformers import TrainerCallback
 from benchmarks.gpu.cost_step import CACHED, Clock, Model
 from benchmarks.gpu.harness import Bench
 
-STEPS, FIRST = 8, 3  # steps of a run; the first one that is looked at
+STEPS, FIRST = 8, 3  # steps of a run; the first of two profiled steps
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 HOST = ("aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero")
-TABLE = "gpu-profile.txt"  # beside the results
+TABLE = "gpu-profile.txt"  # written next to the results
 
 
 class Watch(TrainerCallback):
-    """Profiles some steps, and counts what synchronizes in the others."""
+    """Profile two steps, and make the later ones warn when they synchronize."""
 
     def __init__(self, cuda: bool) -> None:
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
         self.profile, self.cuda, self.lines = profile(activities=activities, record_shapes=False), cuda, Counter[str]()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Begin at the first step that is looked at."""
+        """Start the profiler at step `FIRST`, and stop it two steps later."""
         if state.global_step == FIRST:
             self.profile.start()
         if state.global_step == FIRST + 2:
@@ -41,7 +40,7 @@ class Watch(TrainerCallback):
                 torch.cuda.set_sync_debug_mode("warn")
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        """End."""
+        """Switch the warnings off."""
         if self.cuda:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -53,7 +52,7 @@ def run(bench: Bench) -> None:
         if not bench.toy:
             model.halve()
         trainer = model.trainer(CACHED, batch=2 if bench.toy else 8, steps=STEPS, checkpointing=True)
-        trainer.add_callback(clock := Clock("cpu"))  # which does not synchronize
+        trainer.add_callback(clock := Clock("cpu"))  # "cpu", so that it does not synchronize
         trainer.add_callback(watch := Watch(bench.device == "cuda"))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -75,10 +74,10 @@ def run(bench: Bench) -> None:
             {"ms": busy, "of a step's ms": 1e3 * sum(clock.seconds[FIRST : FIRST + 2]) / 2},
             setting=CACHED,
         )
-        looked = STEPS - FIRST - 2
+        watched = STEPS - FIRST - 2
         lines = Counter(_where(w) for w in caught if "synchroniz" in str(w.message))
         for line, count in lines.most_common():
-            bench.add("synchronizes", {"times a step": count / looked}, setting=line)
+            bench.add("synchronizes", {"times a step": count / watched}, setting=line)
         sort = "self_device_time_total" if bench.device == "cuda" else "self_cpu_time_total"
         table = f"{bench.common['card']}, two training steps: {CACHED}\n\n" + events.table(
             sort_by=sort, row_limit=40, max_name_column_width=60
@@ -87,5 +86,5 @@ def run(bench: Bench) -> None:
 
 
 def _where(warning: warnings.WarningMessage) -> str:
-    """The file with its package, and the line."""
+    """Return file and line of a warning, with the last folders of the path."""
     return f"{'/'.join(Path(warning.filename).parts[-3:])}:{warning.lineno}"

@@ -1,4 +1,4 @@
-"""A page for people made from the results file: what was measured on which card, when, and whether it passed."""
+"""A Markdown page made from the results file: what was measured on which card, when, and whether it passed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NOT_RUN = "Not run yet.\n"
 
 
 def write_report(file: Path) -> Path:
-    """Write the page beside `file`, with the same name; returns its path."""
+    """Write the page next to `file`, with the same name, and return its path."""
     page = file.with_suffix(".md")
     page.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(page) as partial:
@@ -23,7 +23,7 @@ def write_report(file: Path) -> Path:
 
 
 def report(entries: Sequence[Mapping[str, Any]], file: str) -> str:
-    """The page: GPUs first, the newest result of each measurement."""
+    """Return the page, GPUs first, with the newest result of each measurement."""
     latest: dict[tuple[object, ...], Mapping[str, Any]] = {}
     for entry in entries:
         key = (entry["card"], entry["size"], entry["part"], entry["what"], entry["setting"])
@@ -47,11 +47,11 @@ def _origin(entries: Sequence[Mapping[str, Any]]) -> str:
     versions = {name: value for entry in entries for name, value in entry["versions"].items()}
     driver = next((f", driver {entry['driver']}" for entry in entries if entry["driver"]), "")
     judged = [entry["passed"] for entry in entries if entry["passed"] is not None]
-    said = (
+    origin = (
         f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}{driver};"
         f" {', '.join(f'{name} {value}' for name, value in versions.items())}."
     )
-    return f"{said} {sum(judged)} of {len(judged)} results with a tolerance or a goal are within it."
+    return f"{origin} {sum(judged)} of {len(judged)} results with a tolerance or a goal are within it."
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""VFM features on the device: against the CPU's, and from the cache against computed ones."""
+"""VFM features on the device, compared with the CPU's; and cached features, compared with computed ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GRID = (8, 8)
 
 
 def run(bench: Bench) -> None:
-    """Compare features of some images, in batches of several sizes."""
+    """Compare features of a few images, in batches of several sizes."""
     vfm, on_cpu = models.dino(bench.device, toy=True), models.dino("cpu", toy=True)
     on_cpu.network.double()
     images = [models.image(n, 80) for n in range(12)]
@@ -50,7 +50,7 @@ def run(bench: Bench) -> None:
             refused = True
         bench.add("features of another network are refused", {"refused": refused}, passed=refused)
     if bench.device == "cuda":
-        with bench.guard("TF32 convolutions"):  # torch's own setting
+        with bench.guard("TF32 convolutions"):  # the default of torch
             torch.backends.cudnn.allow_tf32 = True
             values = compute(images)
             torch.backends.cudnn.allow_tf32 = False

@@ -1,4 +1,4 @@
-"""Alignment losses and their gradients, attention of packed questions, and LoRA on a frozen bfloat16 base."""
+"""Compare alignment losses and gradients, attention of packed questions, and LoRA on a frozen bfloat16 base."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DIM, LAYERS = 24, (2, 3)
 
 
 def run(bench: Bench) -> None:
-    """All of it, on small models."""
+    """Run all comparisons, on small models."""
     with bench.guard("losses alone"):
         _alone(bench)
     small = models.tiny_llava()
@@ -37,17 +37,16 @@ def run(bench: Bench) -> None:
 
 
 def _alone(bench: Bench) -> None:
-    """Each loss and its gradient, of tensors."""
+    """Compare each loss and its gradient on plain tensors."""
     losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cosine": cosine_loss, "relation": relation_loss}
     x, y = torch.randn(2, 200, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for name, loss in losses.items():
         wanted = _with_gradient(loss, x, y)
         for setting, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-            found = _with_gradient(loss, x.to(bench.device, dtype), y.to(bench.device, dtype))
-            for what, own, other in zip(("loss", "gradient"), found, wanted, strict=True):
-                bench.error(
-                    f"{name}, {what}", relative(own, other), 1e-5 if setting == "float32" else 0.02, setting=setting
-                )
+            results = _with_gradient(loss, x.to(bench.device, dtype), y.to(bench.device, dtype))
+            tolerance = 1e-5 if setting == "float32" else 0.02
+            for what, result, expected in zip(("loss", "gradient"), results, wanted, strict=True):
+                bench.error(f"{name}, {what}", relative(result, expected), tolerance, setting=setting)
 
 
 def _with_gradient(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,19 +58,15 @@ def _with_gradient(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tenso
 
 
 def _in_model(bench: Bench, small: MLLM) -> None:
-    """Both losses of a batch of conversations, and the gradients of heads, projector and language model."""
+    """Compare both losses of a batch of conversations, and the gradients of heads, projector and language model."""
     for objective in ("cosine", "relation"):
         wanted = _step(at(small, "cpu", torch.float64), objective, autocast=False)
         for setting, tolerance in TOLERANCES.items():
             with bench.guard(f"{objective} in the model", setting=setting):
-                found = _step(at(small, bench.device, torch.float32), objective, autocast=setting != "float32")
+                results = _step(at(small, bench.device, torch.float32), objective, autocast=setting != "float32")
                 for what in wanted:
-                    bench.error(
-                        f"{objective} in the model, {what}",
-                        relative(found[what], wanted[what]),
-                        tolerance,
-                        setting=setting,
-                    )
+                    error = relative(results[what], wanted[what])
+                    bench.error(f"{objective} in the model, {what}", error, tolerance, setting=setting)
 
 
 def _step(mllm: MLLM, objective: Any, *, autocast: bool) -> dict[str, Tensor | list[Tensor]]:
@@ -103,19 +98,19 @@ def _step(mllm: MLLM, objective: Any, *, autocast: bool) -> dict[str, Tensor | l
 
 
 def _packed(bench: Bench) -> None:
-    """Attention of packed questions against a softmax under their mask in float64; values and gradients."""
+    """Compare attention of packed questions, values and gradients, with a softmax under their mask in float64."""
     segments = torch.tensor([[0] * 40 + [1] * 13 + [2] * 20 + [3] * 7, [0] * 40 + [1] * 9 + [2] * 11 + [-1] * 20])
     inputs = torch.randn(3, 2, 4, 80, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     wanted = _attended(inputs, segments, _masked)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.02)):
-        found = _attended(inputs.to(bench.device, dtype), segments.to(bench.device), _flat)
+        results = _attended(inputs.to(bench.device, dtype), segments.to(bench.device), _flat)
         setting = str(dtype).removeprefix("torch.")
-        bench.error("packed questions", relative(found[:1], wanted[:1]), tolerance, setting=setting)
-        bench.error("packed questions, gradients", relative(found[1:], wanted[1:]), tolerance, setting=setting)
+        bench.error("packed questions", relative(results[:1], wanted[:1]), tolerance, setting=setting)
+        bench.error("packed questions, gradients", relative(results[1:], wanted[1:]), tolerance, setting=setting)
 
 
 def _attended(inputs: Tensor, segments: Tensor, attend: Callable[[Sequence[Tensor], Tensor], Tensor]) -> list[Tensor]:
-    """Output (token, head, d) at the real tokens, and the gradients of query, key and value."""
+    """Return the output (token, head, d) at the real tokens, and the gradients of query, key and value."""
     leaves = [values.clone().requires_grad_(True) for values in inputs]
     output = attend(leaves, segments)
     output.pow(2).sum().backward()
@@ -140,17 +135,14 @@ def _flat(leaves: Sequence[Tensor], segments: Tensor) -> Tensor:
 
 
 def _lora(bench: Bench, small: MLLM) -> None:
-    """Adapters in float32 on a base in float32 and in bfloat16, under autocast, against float64: losses, gradients, and
-    that a step leaves the base alone."""
+    """Compare LoRA under autocast, on a float32 and a bfloat16 base, with float64; check that a step keeps the base."""
     wanted = _adapted(at(small, "cpu", torch.float64), torch.float64, autocast=False)
     for dtype in (torch.float32, torch.bfloat16):
         setting = f"{str(dtype)[6:]} base"
-        found = _adapted(at(small, bench.device, torch.float32), dtype, autocast=True)
-        for what, own, other, tolerance in zip(
-            ("loss", "gradient of the adapters"), found, wanted, (0.06, 0.2), strict=False
-        ):
-            bench.error(f"LoRA under autocast, {what}", relative(own, other), tolerance, setting=setting)
-        held, full = found[2:]
+        loss, gradient, held, full = _adapted(at(small, bench.device, torch.float32), dtype, autocast=True)
+        bench.error("LoRA under autocast, loss", relative(loss, wanted[0]), 0.06, setting=setting)
+        gradient_error = relative(gradient, wanted[1])
+        bench.error("LoRA under autocast, gradient of the adapters", gradient_error, 0.2, setting=setting)
         bench.add(
             "LoRA: the base is as it was, adapters in float32",
             {"base": held, "adapters": full},
@@ -160,7 +152,11 @@ def _lora(bench: Bench, small: MLLM) -> None:
 
 
 def _adapted(mllm: MLLM, base: torch.dtype, *, autocast: bool) -> tuple[Tensor, Tensor, bool, bool]:
-    """Loss and gradient of the adapters in one step, whether the base held, and whether the adapters are float32."""
+    """Take one step with LoRA.
+
+    Returns:
+        The loss, the gradient of the adapters, whether the base is unchanged, and whether the adapters are float32.
+    """
     mllm.model.requires_grad_(False)
     add_lora(mllm.model, LoraConfig(rank=4, alpha=4))
     torch.manual_seed(0)

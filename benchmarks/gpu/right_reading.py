@@ -1,5 +1,4 @@
-"""What is read from a model and what interventions do to it: the device in float32 and bfloat16 against the CPU in
-float64."""
+"""Compare readings and interventions on the device, in float32 and bfloat16, with those on the CPU in float64."""
 
 from __future__ import annotations
 
@@ -27,28 +26,28 @@ OPTIONS = (("red", "blue"), ("red cat", "blue"), ("yes", "no"))
 
 
 def encoded(mllm: MLLM) -> Batch:
-    """Three prompts of unequal length, with one image, two, and one."""
+    """Encode three prompts of unequal length, with one, two and one image."""
     images = [[models.image(0)], [models.image(1), models.image(2)], [models.image(3)]]
     return mllm.encode(images, QUESTIONS)
 
 
 def mixed(mllm: MLLM) -> Batch:
-    """A prompt with an image and one without."""
+    """Encode a prompt with an image and one without."""
     return mllm.encode([[models.image(0)], []], QUESTIONS[:2])
 
 
 def roll(values: Tensor, _: int) -> Tensor:
-    """An edit: tokens change places."""
+    """An edit that moves the tokens to other places and halves them."""
     return values.roll(3, 0) * 0.5
 
 
-def edited_at(place: Any) -> Callable[[MLLM], Tensor]:
-    """The logits after an edit at one place."""
-    return lambda mllm: edit(mllm, encoded(mllm), at=place, fn=roll)
+def edited_at(site: Any) -> Callable[[MLLM], Tensor]:
+    """Return a function that computes the logits after an edit at one site."""
+    return lambda mllm: edit(mllm, encoded(mllm), at=site, fn=roll)
 
 
 def one_prompt(mllm: MLLM) -> Batch:
-    """One prompt, which needs no mask: other kernels run."""
+    """Encode a single prompt, which needs no mask, so that other kernels run."""
     return mllm.encode([models.image(0)], QUESTIONS[:1])
 
 
@@ -58,10 +57,12 @@ def _quiz(mllm: MLLM, change: bool) -> Tensor:
 
 
 READINGS: dict[str, Callable[[MLLM], Tensor | Sequence[Tensor]]] = {
-    "hidden states of all layers": lambda m: [own.values for own in read(m, encoded(m))],
-    "hidden states, all tokens, with a text alone": lambda m: [own.values for own in read(m, mixed(m), tokens="all")],
+    "hidden states of all layers": lambda m: [sample.values for sample in read(m, encoded(m))],
+    "hidden states, all tokens, with a text alone": lambda m: [
+        sample.values for sample in read(m, mixed(m), tokens="all")
+    ],
     "the vision encoder's features": lambda m: [
-        own.encoder_features for own in read(m, encoded(m), layers=[0], encoder=True)
+        sample.encoder_features for sample in read(m, encoded(m), layers=[0], encoder=True)
     ],
     "attention rows": lambda m: list(attention(m, encoded(m), rows=[[-1, -5]] * 3)),
     "attention rows of one prompt": lambda m: list(attention(m, one_prompt(m), rows=[[-1, 4, 9]])),
@@ -78,9 +79,7 @@ READINGS: dict[str, Callable[[MLLM], Tensor | Sequence[Tensor]]] = {
     "knockout in questions": lambda m: Quiz(m, models.questions(6, side=64), 4).knocked_out([2]),
     "logit lens": lambda m: lens_of(m, one_prompt(m))(read(m, one_prompt(m), layers=[2])[0].values).cpu(),
 }
-
-
-DIVIDED = (
+SPLIT = (  # readings that are repeated with the model split between GPU and CPU
     "hidden states of all layers",
     "attention rows",
     "knockout of blocks 2 and 3",
@@ -90,7 +89,7 @@ DIVIDED = (
 
 
 def run(bench: Bench) -> None:
-    """Compare every reading."""
+    """Compare every reading, and greedy answers."""
     small = models.tiny_llava()
     reference = at(small, "cpu", torch.float64)
     compared = {"float32": at(small, bench.device, torch.float32), "bfloat16": at(small, bench.device, torch.bfloat16)}
@@ -104,20 +103,22 @@ def run(bench: Bench) -> None:
                 with bench.guard(what, setting=setting):
                     bench.error(what, relative(reading(mllm), wanted), TOLERANCES[setting], setting=setting)
     with bench.guard("greedy answers, float32"):
-        said = [mllm.generate(encoded(mllm), max_new_tokens=8) for mllm in (reference, compared["float32"])]
-        bench.add("greedy answers", {"equal": said[0] == said[1]}, setting="float32", passed=said[0] == said[1])
+        expected, answers = (
+            mllm.generate(encoded(mllm), max_new_tokens=8) for mllm in (reference, compared["float32"])
+        )
+        bench.add("greedy answers", {"equal": answers == expected}, setting="float32", passed=answers == expected)
     if bench.device == "cuda":
         with bench.guard("device_map"):
-            _divided(bench, small, reference)
+            _split_model(bench, small, reference)
 
 
 def at(mllm: MLLM, device: str, dtype: torch.dtype) -> MLLM:
-    """A copy elsewhere, in another type."""
+    """Return a copy of a model on another device, with another dtype."""
     return MLLM(copy.deepcopy(mllm.model).to(device, dtype), mllm.processor, mllm.family, mllm.name)
 
 
-def _divided(bench: Bench, small: MLLM, reference: MLLM) -> None:
-    """The same with the last two blocks on the CPU, as `device_map` leaves what a GPU has no room for."""
+def _split_model(bench: Bench, small: MLLM, reference: MLLM) -> None:
+    """Compare some readings with all blocks after the second on the CPU, as `device_map` places what does not fit."""
     from accelerate import dispatch_model
 
     mllm = MLLM(copy.deepcopy(small.model), small.processor, small.family, "divided")
@@ -126,27 +127,26 @@ def _divided(bench: Bench, small: MLLM, reference: MLLM) -> None:
     mllm.model = dispatch_model(
         mllm.model, names | {"model.vision_tower": 0, "model.multi_modal_projector": 0, "lm_head": 0}, main_device=0
     )
-    for what in DIVIDED:
+    for what in SPLIT:
         with bench.guard(what, setting="device_map"):
-            bench.error(
-                what,
-                relative(READINGS[what](mllm), READINGS[what](reference)),
-                TOLERANCES["float32"],
-                setting="device_map",
-            )
+            error = relative(READINGS[what](mllm), READINGS[what](reference))
+            bench.error(what, error, TOLERANCES["float32"], setting="device_map")
 
 
 def relative(values: Any, wanted: Any) -> float:
-    """The largest ||values - wanted|| / ||wanted|| over tensors of the same shapes."""
+    """Return the largest ||values - wanted|| / ||wanted|| over pairs of tensors.
+
+    NaN if shapes or the places of infinite values differ.
+    """
     pairs = [(values, wanted)] if isinstance(values, Tensor) else list(zip(values, wanted, strict=True))
     errors = []
-    for own, other in pairs:
-        if own.shape != other.shape:
+    for value, expected in pairs:
+        if value.shape != expected.shape:
             return float("nan")
-        own, other = own.detach().cpu().double(), other.detach().cpu().double()
-        infinite = torch.isinf(other)
-        if not torch.equal(infinite, torch.isinf(own)):
+        value, expected = value.detach().cpu().double(), expected.detach().cpu().double()
+        infinite = torch.isinf(expected)
+        if not torch.equal(infinite, torch.isinf(value)):
             return float("nan")
-        own, other = own.masked_fill(infinite, 0), other.masked_fill(infinite, 0)
-        errors.append(float((own - other).norm() / other.norm().clamp_min(1e-30)))
+        value, expected = value.masked_fill(infinite, 0), expected.masked_fill(infinite, 0)
+        errors.append(float((value - expected).norm() / expected.norm().clamp_min(1e-30)))
     return max(errors, key=lambda error: float("inf") if error != error else error)

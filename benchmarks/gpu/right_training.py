@@ -1,8 +1,7 @@
-"""The trainer on the device: a few steps against the CPU's, and a run that was interrupted against one that was not.
+"""Compare a few steps of the trainer with those on the CPU, and a resumed run with an uninterrupted one.
 
-The runs are processes of their own, since the CPU's must not see the GPU. They go through `build_trainer` and the
-Trainer's loop, with data, cache, clipping, optimizer and checkpoints, and leave out the command line and the model
-card.
+The runs are separate processes, because the one on the CPU must not see the GPU. They use `build_trainer` and the
+Trainer's loop, with data, cache, clipping, optimizer and checkpoints, but without the command line and the model card.
 """
 
 from __future__ import annotations
@@ -18,36 +17,33 @@ from benchmarks.gpu.harness import Apart, Bench, apart
 from trainer.recipe import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, MonitorConfig, OptimConfig, Recipe
 
 STEPS, CUT = 6, 3
-TOLERANCES = {"float32": 1e-4, "bfloat16": 0.03}  # of a loss, relative to it or to 0.1
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.03}  # relative to the loss, or to 0.1 if the loss is smaller
 LOSSES = ("lm_loss", "alignment_loss")
 
 
-def world(folder: Path) -> tuple[Path, str, str]:
-    """A model, a data set and a VFM on disk."""
+def model_data_vfm(folder: Path) -> tuple[Path, str, str]:
+    """Write a model, a data set and a VFM into `folder` and return how a recipe names them."""
     small = models.tiny_llava()
     small.model.save_pretrained(folder / "model")
     small.processor.save_pretrained(folder / "model")
     rows = []
-    for number, own in enumerate(models.conversations(10, side=64, words=9).conversations):
+    for number, conversation in enumerate(models.conversations(10, side=64, words=9).conversations):
         name = f"{number}.png"
-        own.images[0].save(folder / name)
-        (question, answer) = own.turns[0]
-        said = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
-        rows.append({"id": number, "image": name, "conversations": said})
-    rows += [
-        {
-            "id": "text",
-            "conversations": [{"from": "human", "value": "what is this ?"}, {"from": "gpt", "value": "a red cat"}],
-        }
-        for _ in range(2)
-    ]
+        conversation.images[0].save(folder / name)
+        (question, answer) = conversation.turns[0]
+        rows.append({"id": number, "image": name, "conversations": _turns(f"<image>\n{question}", answer)})
+    rows += [{"id": "text", "conversations": _turns("what is this ?", "a red cat")} for _ in range(2)]
     (folder / "data.json").write_text(json.dumps(rows))
     return folder / "model", f"llava_json:{folder / 'data.json'}", str(models.save_dino(folder / "vfm"))
 
 
+def _turns(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
 def recipes(folder: Path) -> dict[str, Recipe]:
-    """What is compared, by name."""
-    model, data, vfm = world(folder)
+    """Return the recipes that are compared, by name."""
+    model, data, vfm = model_data_vfm(folder)
     viral = AlignmentConfig(objective="cosine", layer=(2,), hidden=16, vfm=(vfm,))
     plain = Recipe(
         output_dir=folder / "run",
@@ -74,21 +70,20 @@ def recipes(folder: Path) -> dict[str, Recipe]:
 
 
 def run(bench: Bench) -> None:
-    """Losses of every recipe against the CPU's in float32; then resuming."""
+    """Compare the losses of every recipe with those on the CPU in float32; then check resuming."""
     for name, recipe in apart(recipes, bench.folder).items():
         setting = recipe.optim.precision
         if not bench.time_for(name, 20, setting=setting):
             return
-        if recipe.model.train != "lora":  # whose dropout draws other numbers on a GPU
+        if recipe.model.train != "lora":  # its dropout draws other numbers on a GPU
             with bench.guard(name, setting=setting):
                 exact = replace(recipe, optim=replace(recipe.optim, precision="float32"))
                 on_cpu = Apart(trained, replace(exact, output_dir=bench.folder / f"{name} cpu"), cuda=False)
-                found = apart(trained, replace(recipe, output_dir=bench.folder / f"{name} device"))
+                on_device = apart(trained, replace(recipe, output_dir=bench.folder / f"{name} device"))
                 wanted = on_cpu.result()
                 for loss in LOSSES:
-                    pairs = [
-                        (a[loss], b[loss]) for a, b in zip(found["losses"], wanted["losses"], strict=True) if loss in b
-                    ]
+                    steps = zip(on_device["losses"], wanted["losses"], strict=True)
+                    pairs = [(a[loss], b[loss]) for a, b in steps if loss in b]
                     if pairs:
                         error = max(abs(a - b) / max(abs(b), 0.1) for a, b in pairs)
                         bench.error(
@@ -100,35 +95,38 @@ def run(bench: Bench) -> None:
 
 
 def _resumed(bench: Bench, name: str, recipe: Recipe) -> None:
-    """Equal to the bit with deterministic algorithms."""
+    """Check that a resumed run is equal to the bit to an uninterrupted one, with deterministic algorithms."""
     folders = [bench.folder / f"{name} {what}" for what in ("whole", "cut")]
     first = Apart(trained, replace(recipe, output_dir=folders[0]), True)
     apart(trained, replace(recipe, output_dir=folders[1]), True, CUT)
     whole, resumed = first.result(), apart(trained, replace(recipe, output_dir=folders[1]), True, None, True)
-    away = max(
+    difference = max(
         (abs(a[loss] - b[loss]) for a, b in zip(whole["losses"], resumed["losses"], strict=True) for loss in a),
         default=float("nan"),
     )
-    same = whole["weights"] == resumed["weights"] and away == 0
-    figures = {"weights equal": whole["weights"] == resumed["weights"], "largest difference of a loss": away}
+    weights_equal = whole["weights"] == resumed["weights"]
+    figures = {"weights equal": weights_equal, "largest difference of a loss": difference}
     bench.add(
         f"{name}, resumed after step {CUT} of {STEPS}",
         figures,
         setting=f"{recipe.optim.precision}, deterministic",
         tolerance="to the bit",
-        passed=same,
+        passed=weights_equal and difference == 0,
     )
 
 
 def trained(
     recipe: Recipe, deterministic: bool = False, stop: int | None = None, resume: bool = False
 ) -> dict[str, Any]:
-    """Train in this process, whose seed and device are its own; returns the losses of each step and the fingerprint of
-    what is trained.
+    """Train in this process.
 
     Args:
-        stop: the step after whose checkpoint the run is left.
-        resume: from that checkpoint.
+        deterministic: use deterministic algorithms.
+        stop: end the run after this step and its checkpoint.
+        resume: start from the checkpoint of step `CUT`.
+
+    Returns:
+        `losses` of each step, and `weights`, the fingerprint of the trained parameters.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch

@@ -1,16 +1,15 @@
-"""Kill training runs at random moments of their whole life, resume them, and compare every file with the uninterrupted
-run.
+"""Kill trainings at random moments, resume them, and compare every file with that of an uninterrupted run.
 
 python -m benchmarks.resume --kills 100 --seed 0
-python -m benchmarks.resume --kills 4 --only viral        # settings whose name has this word
-python -m benchmarks.resume --kills 300 --forked          # runs as copies of one process, ten times faster
+python -m benchmarks.resume --kills 4 --only viral        # only settings whose name contains this word
+python -m benchmarks.resume --kills 300 --forked          # runs as forks of one process, ten times faster
 
-Each setting is trained once without interruption. Then lives begin: the run is killed by SIGKILL, resumed, killed
+Each setting is trained once without interruption. Then "lives" follow: a run is killed by SIGKILL, resumed, killed
 again, up to four times, and at last left alone until it ends. Half of the kills come by the clock (one in five of these
-in the start-up, the others evenly from the first file to the end), half at the k-th thing that a process does to the
-disk, k random: half of those before it happens, half as soon as it is seen. Of two processes sometimes only one is
-killed, and the others must end by themselves. `cold` settings begin without features, in a cache of their own. Exit
-code 1 when anything differs.
+during start-up, the others evenly from the first file to the end). The other half come at the k-th change that a
+process makes on the disk, for a random k: half of these before the change happens, half as soon as it is noticed. Of
+two processes sometimes only one is killed, and the other must then end by itself. `cold` settings start without cached
+features, in their own cache. The exit code is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -58,7 +57,13 @@ LORA = ["--model.train", "lora", "--model.lora.rank", "2", "--model.lora.dropout
 
 @dataclass
 class Outcome:
-    """What became of a setting: its kills, its lives, and what differed at the end of one."""
+    """What happened to a setting.
+
+    Attributes:
+        lives: number of runs that were killed and resumed until they ended.
+        kills: all kills of these runs.
+        different: what differed from the uninterrupted run at the end.
+    """
 
     lives: int = 0
     kills: list[Kill] = field(default_factory=list)
@@ -66,9 +71,9 @@ class Outcome:
 
 
 def settings(folder: Path) -> list[Setting]:
-    """Every setting of the campaign; a small model for conversations is built below `folder`."""
+    """Return all settings of the campaign, after building a small model for conversations below `folder`."""
     _, flags = world(folder / "world")
-    recipe = folder / "recipe.yaml"  # of which the flags say everything
+    recipe = folder / "recipe.yaml"  # everything else is set by flags
     recipe.write_text("log_every: 1\nsave_every: 2\n")
     student = [str(recipe), *flags, *STUDENT]
     (folder / "small.yaml").write_text(SMALL)
@@ -97,8 +102,8 @@ def settings(folder: Path) -> list[Setting]:
 
 
 def campaign(chosen: list[Setting], folder: Path, kills: int, seed: int, *, forked: bool) -> dict[str, Outcome]:
-    """Kill `kills` times, setting after setting, a life at a time."""
-    dice, hooks = random.Random(seed), None if forked else folder / "hooks"
+    """Kill `kills` times, one life after another, going round the settings."""
+    rng, hooks = random.Random(seed), None if forked else folder / "hooks"
     if hooks is not None:
         hooks.mkdir()
         (hooks / "sitecustomize.py").write_text(HOOK + COMMAND)
@@ -110,15 +115,16 @@ def campaign(chosen: list[Setting], folder: Path, kills: int, seed: int, *, fork
         if setting.name not in whole:
             whole[setting.name] = reference(setting, folder / f"whole-{number}", hooks)
         place = folder / f"life-{number}"
-        hits, wrong = live(setting, whole[setting.name], place, hooks, dice, min(dice.randint(1, 4), kills - done))
-        own = outcomes[setting.name]
-        own.lives, own.kills, own.different = own.lives + 1, own.kills + hits, own.different + wrong
+        hits, wrong = live(setting, whole[setting.name], place, hooks, rng, min(rng.randint(1, 4), kills - done))
+        outcome = outcomes[setting.name]
+        outcome.lives += 1
+        outcome.kills += hits
+        outcome.different += wrong
         number, done = number + 1, done + len(hits)
-        said = (
-            ", ".join(h.stage + (f" (one process, {h.ended_after:.0f} s)" if h.alone else "") for h in hits) or "never"
-        )
+        moments = [hit.stage + (f" (one process, {hit.ended_after:.0f} s)" if hit.alone else "") for hit in hits]
+        verdict = "; ".join(wrong) if wrong else "equal"
         print(
-            f"{done:4} {setting.name}: {said}: {'equal' if not wrong else '; '.join(wrong)}",
+            f"{done:4} {setting.name}: {', '.join(moments) or 'never'}: {verdict}",
             file=sys.stderr,
             flush=True,
         )
@@ -128,59 +134,58 @@ def campaign(chosen: list[Setting], folder: Path, kills: int, seed: int, *, fork
 
 
 def table(outcomes: dict[str, Outcome]) -> pd.DataFrame:
-    """One row for each setting, and their sum."""
+    """Return a table with one row for each setting, and one for all."""
     rows = []
     whole = Outcome(
         sum(o.lives for o in outcomes.values()),
         [k for o in outcomes.values() for k in o.kills],
         [d for o in outcomes.values() for d in o.different],
     )
-    for name, own in (outcomes | {"all": whole}).items():
-        ended = [kill.ended_after for kill in own.kills if kill.alone]
+    for name, outcome in (outcomes | {"all": whole}).items():
+        ended = [kill.ended_after for kill in outcome.kills if kill.alone]
+        stages = Counter(kill.stage for kill in outcome.kills)
         rows.append(
             {
                 "setting": name,
-                "runs": own.lives,
-                "kills": len(own.kills),
+                "runs": outcome.lives,
+                "kills": len(outcome.kills),
                 "of one process": len(ended),
                 "others ended within": f"{max(ended):.0f} s" if ended else "",
-                "hit": ", ".join(
-                    f"{stage} {count}" for stage, count in Counter(kill.stage for kill in own.kills).most_common()
-                ),
-                "equal": "yes" if not own.different else "NO",
+                "hit": ", ".join(f"{stage} {count}" for stage, count in stages.most_common()),
+                "equal": "yes" if not outcome.different else "NO",
             }
         )
     return pd.DataFrame(rows)
 
 
 def main(argv: list[str]) -> None:
-    """Print the table; exit 1 when a resumed run is not the uninterrupted one."""
+    """Run the campaign and print its table; exit with 1 if a resumed run differs from the uninterrupted one."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.resume", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="settings whose name has this word; all by default")
-    parser.add_argument("--keep", type=Path, help="a new folder for the runs, kept; those that are equal are removed")
+    parser.add_argument("--kills", type=int, default=100, help="number of kills over all settings")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--only", default="", help="only settings whose name contains this word; all by default")
+    parser.add_argument(
+        "--keep", type=Path, help="a new folder for the runs, which stays; equal runs are removed from it"
+    )
     parser.add_argument(
         "--forked",
         action="store_true",
-        help="copies of a process that has imported everything: faster, without launcher and FSDP2",
+        help="fork the runs from a process that has imported everything: faster, but without launcher and FSDP2",
     )
-    given = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = given.keep or Path(temporary)
+        folder = options.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        known = [setting for setting in settings(folder) if setting.launch == "ddp" or not given.forked]
-        chosen = [setting for setting in known if given.only in setting.name]
+        known = [setting for setting in settings(folder) if setting.launch == "ddp" or not options.forked]
+        chosen = [setting for setting in known if options.only in setting.name]
         if not chosen:
-            parser.error(
-                f"--only is {given.only!r}: expected a part of one of these names:"
-                f" {'; '.join(setting.name for setting in known)}"
-            )
-        outcomes = campaign(chosen, folder, given.kills, given.seed, forked=given.forked)
+            names = "; ".join(setting.name for setting in known)
+            parser.error(f"--only is {options.only!r}: expected a part of one of these names: {names}")
+        outcomes = campaign(chosen, folder, options.kills, options.seed, forked=options.forked)
     print(table(outcomes).to_string(index=False))
-    different = [why for own in outcomes.values() for why in own.different]
+    different = [why for outcome in outcomes.values() for why in outcome.different]
     for why in different:
         print(f"different: {why}")
     sys.exit(bool(different))

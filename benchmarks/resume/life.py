@@ -1,4 +1,4 @@
-"""One training run that is killed by SIGKILL and resumed until it ends."""
+"""A training run that is killed by SIGKILL and resumed until it ends."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from workbench.files import cache_folder
 from workbench.training_folder import RECORD_FILE
 
 ROOT = Path(__file__).parents[2]
-HANGING = 120.0  # seconds after which a process that should have ended hangs
+HANGING = 120.0  # a process that should have ended counts as hanging after this many seconds
 HOOK = """
 import os, sys, time
 def watch():
     root, signals, rank = os.environ["WATCHED"], os.environ["SIGNALS"], os.environ.get("RANK", "0")
     at = int(os.environ["KILL_AT"]) if rank == os.environ["KILL_RANK"] else -1
     stop, seen = os.environ["KILL_STOPS"] == "1", 0
-    def said(name):
+    def signal(name):
         with open(f"{signals}/{name}-{rank}", "w") as file:
             file.write(f"{os.getpid()} {seen}")
     def hook(event, args):
@@ -48,14 +48,14 @@ def watch():
             return
         seen += 1
         if seen == 1:
-            said("began")
+            signal("began")
         if seen == at:
-            said("reached")
+            signal("reached")
             time.sleep(3600 if stop else 0)
-    said("process")
+    signal("process")
     sys.addaudithook(hook)
-    return said
-"""  # in every process of a run: says when it begins, and when it comes to the moment at which it is to be killed
+    return signal
+"""  # runs in every process of a run; writes a file when the process first writes, and when it reaches its kill
 COMMAND = """
 launcher = "accelerate.commands.launch" in sys.orig_argv and "RANK" not in os.environ
 if "WATCHED" in os.environ and "trainer" in sys.orig_argv and not launcher:
@@ -66,7 +66,14 @@ if "WATCHED" in os.environ and "trainer" in sys.orig_argv and not launcher:
 
 @dataclass(frozen=True)
 class Setting:
-    """A training run, `processes` of it side by side, by a launch file; `cold` without features at its beginning."""
+    """A training run.
+
+    Attributes:
+        words: arguments of `python -m trainer`.
+        processes: number of ranks.
+        cold: start without cached features.
+        launch: name of the launch file for several ranks.
+    """
 
     name: str
     words: Sequence[str]
@@ -77,39 +84,43 @@ class Setting:
 
 @dataclass
 class Kill:
-    """Where a kill hit, and, if the others were left to themselves, the seconds until all had ended."""
+    """A kill of one rank or of all.
+
+    Attributes:
+        stage: what the run was doing.
+        alone: only one of several ranks was killed.
+        ended_after: with `alone`, the seconds until all other ranks had ended.
+    """
 
     stage: str
     alone: bool = False
     ended_after: float = 0.0
 
 
-# copies of a process that has imported everything and done nothing: a second of computing, not ten
+# forks of a process that has imported everything; they start in one second instead of ten
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["trainer.loop", "tests.students"])
 
 
 class Copy:
-    """A run in copies of a process; the command line is read as ever, but of two processes no launcher ends one when
-    the other dies.
+    """A run in forked processes, with the part of the interface of subprocess.Popen that is used here.
 
-    Has of subprocess.Popen what is needed here.
+    The command line is parsed as usual, but there is no launcher that ends one process when the other dies.
     """
 
     def __init__(self, words: Sequence[str], environment: Mapping[str, str], stderr: Path, processes: int) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        several = {
+        shared = {
             "WORLD_SIZE": str(processes),
             "LOCAL_WORLD_SIZE": str(processes),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
         }
-        own = [
-            several | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {} for rank in range(processes)
-        ]
-        self.workers = [SERVER.Process(target=work, args=(words, dict(environment) | extra, stderr)) for extra in own]
+        by_rank = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+        extras = by_rank if processes > 1 else [{}]
+        self.workers = [SERVER.Process(target=work, args=(words, dict(environment) | more, stderr)) for more in extras]
         for worker in self.workers:
             worker.start()
 
@@ -130,29 +141,29 @@ class Copy:
 
 
 def work(words: Sequence[str], environment: Mapping[str, str], stderr: Path) -> None:
-    """Be one process of a run."""
+    """Run one rank in this process."""
     from trainer.__main__ import main
 
     os.environ.clear()
     os.environ.update(environment)
     os.dup2(os.open(stderr, os.O_WRONLY | os.O_APPEND | os.O_CREAT), 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    for seed in (torch.seed, random.seed, np.random.seed):  # a fresh process has other random numbers, too
+    for seed in (torch.seed, random.seed, np.random.seed):  # a fresh process starts with other random numbers, too
         seed()
     scope: dict[str, Any] = {}
     exec(HOOK, scope)
-    said = scope["watch"]()
+    signal_moment = scope["watch"]()
     sys.argv = ["trainer", *words]
     command(main)
-    said("ended")
+    signal_moment("ended")
 
 
 class Life:
-    """One output folder, from its beginning to its end, through as many kills as come.
+    """A run and its output folder from the start to the end, through any number of kills.
 
     Args:
-        folder: holds `out`, and `cache` where the features are the run's own.
-        hooks: a folder for PYTHONPATH that has a process watched; None for copies of a process.
+        folder: holds `out`, and `cache` if the setting is cold.
+        hooks: a folder for PYTHONPATH whose code watches each process; None for forked runs.
     """
 
     def __init__(self, setting: Setting, folder: Path, hooks: Path | None) -> None:
@@ -168,7 +179,7 @@ class Life:
             self.environment["VIRAL_CACHE"] = str(folder / "cache")
 
     def start(self, *, resume: bool, kill_at: int = -1, kill_rank: int = 0, stops: bool = False) -> None:
-        """Start the command as a user would, watched."""
+        """Start the command as a user would, with its processes watched."""
         shutil.rmtree(self.signals, ignore_errors=True)
         self.signals.mkdir()
         python = [sys.executable, "-m"]
@@ -191,10 +202,10 @@ class Life:
         self.environment |= {"KILL_AT": str(kill_at), "KILL_RANK": str(kill_rank), "KILL_STOPS": str(int(stops))}
         words += ["--resume"] if resume else []
         self.started, self.resumed = time.time(), resume
-        own = words[words.index("trainer") + 1 :]
+        arguments = words[words.index("trainer") + 1 :]
         if self.forked:
             self.process: subprocess.Popen[bytes] | Copy = Copy(
-                own, self.environment, self.signals / "stderr", self.setting.processes
+                arguments, self.environment, self.signals / "stderr", self.setting.processes
             )
             return
         with (self.signals / "stderr").open("w") as stderr:
@@ -203,7 +214,7 @@ class Life:
             )
 
     def wait(self, seconds: float = 600.0) -> int | None:
-        """The exit code, or None for a run that hangs and is ended."""
+        """Return the exit code, or None after killing a run that hangs."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -214,7 +225,7 @@ class Life:
         return (self.signals / "stderr").read_text()
 
     def signalled(self, name: str, rank: int = 0) -> tuple[int, int] | None:
-        """(process id, things done to the disk) that a process left at a moment of its life."""
+        """Return (process id, changes on the disk so far) that a rank wrote at a named moment, or None."""
         file = self.signals / f"{name}-{rank}"
         words = file.read_text().split() if file.exists() else []
         return (int(words[0]), int(words[1])) if len(words) == 2 else None
@@ -223,14 +234,14 @@ class Life:
         return self.process.poll() is not None
 
     def kill(self, rank: int | None) -> bool:
-        """SIGKILL to every process of the run, or to one; whether one was there to kill."""
+        """Send SIGKILL to one rank or to all processes; return whether there was one to kill."""
         victims: list[psutil.Process] = []
         with suppress(psutil.NoSuchProcess):
             if rank is None and isinstance(self.process, Copy):
                 victims = [psutil.Process(worker.pid) for worker in self.process.workers if worker.is_alive()]
             elif rank is None:
-                own = psutil.Process(self.process.pid)
-                victims = [own, *own.children(recursive=True)]
+                parent = psutil.Process(self.process.pid)
+                victims = [parent, *parent.children(recursive=True)]
             elif signalled := self.signalled("process", rank):
                 victims = [psutil.Process(signalled[0])]
         if self.ended() or not victims:
@@ -244,12 +255,11 @@ class Life:
         return True
 
     def stage(self) -> str:
-        """What the run was at when it was killed, from what is on the disk."""
+        """Return what the run was doing when it was killed, judged by what is on the disk."""
         stage = self.folder / "stage1-s0"
         if (stage / "recipe.yaml").exists() and not (stage / RECORD_FILE).exists():
             return "first stage"
-        own = [p for p in self.out.glob("recipe.yaml") if p.stat().st_mtime >= self.started]
-        if not own:
+        if not [p for p in self.out.glob("recipe.yaml") if p.stat().st_mtime >= self.started]:
             shards = list((self.folder / "cache").glob("features/*/*.safetensors"))
             begun = [p for p in (self.folder / "cache").glob("features/*") if p.stat().st_mtime >= self.started]
             if self.setting.cold and (begun or shards) and not self.resumed:
@@ -271,15 +281,19 @@ class Life:
 
 
 def live(
-    setting: Setting, whole: Reference, folder: Path, hooks: Path | None, dice: random.Random, kills: int
+    setting: Setting, whole: Reference, folder: Path, hooks: Path | None, rng: random.Random, kills: int
 ) -> tuple[list[Kill], list[str]]:
-    """One life with at most so many kills; returns them, and what differs from the uninterrupted run in the end."""
+    """Run one life with at most `kills` kills.
+
+    Returns:
+        The kills, and what differs from the uninterrupted run at the end.
+    """
     hits: list[Kill] = []
     life = Life(setting, folder, hooks)
     resume = False
     while True:
         last = len(hits) >= kills
-        hit = None if last else attempt(life, whole, dice, resume)
+        hit = None if last else attempt(life, whole, rng, resume)
         if last:
             life.start(resume=resume)
             life.wait()
@@ -291,7 +305,7 @@ def live(
             resume = False
             continue
         elif life.process.returncode != 0:
-            return hits, [f"{setting.name}: {life.process.returncode}, {told(life.stderr())}"]
+            return hits, [f"{setting.name}: {life.process.returncode}, {error_line(life.stderr())}"]
         if (life.out / RECORD_FILE).exists():
             return hits, [
                 f"{setting.name}, killed in {', '.join(h.stage for h in hits)}: {why}"
@@ -300,8 +314,8 @@ def live(
         resume = True
 
 
-def told(stderr: str) -> str:
-    """The line that says most."""
+def error_line(stderr: str) -> str:
+    """Return the most informative line: the last error, or else the last line."""
     lines = [line for line in stderr.splitlines() if line.strip()]
     return next(
         (line for line in reversed(lines) if re.match(r"error: |\w*Error", line)),
@@ -309,15 +323,15 @@ def told(stderr: str) -> str:
     )
 
 
-def attempt(life: Life, whole: Reference, dice: random.Random, resume: bool) -> Kill | None:
-    """Start or resume the run and kill it at a random moment; None if it ended before."""
+def attempt(life: Life, whole: Reference, rng: random.Random, resume: bool) -> Kill | None:
+    """Start or resume the run and kill it at a random moment; return None if it ended before."""
     count = life.setting.processes
-    rank = dice.randrange(count)
-    alone = count > 1 and dice.random() < 0.4
-    by_clock, stops, moment = dice.random() < 0.5, dice.random() < 0.5, dice.random()
+    rank = rng.randrange(count)
+    alone = count > 1 and rng.random() < 0.4
+    by_clock, stops, moment = rng.random() < 0.5, rng.random() < 0.5, rng.random()
     if by_clock:
         life.start(resume=resume)
-        if dice.random() < 0.2:
+        if rng.random() < 0.2:
             deadline = time.monotonic() + moment * whole.start_up
             while time.monotonic() < deadline and not life.ended():
                 time.sleep(0.005)
@@ -344,8 +358,14 @@ def attempt(life: Life, whole: Reference, dice: random.Random, resume: bool) -> 
 
 @dataclass
 class Reference:
-    """The uninterrupted run: what holds its folder, seconds before the first file and after it, and how often each
-    process changes something on the disk."""
+    """The uninterrupted run.
+
+    Attributes:
+        folder: contains its output folder.
+        start_up: seconds until the first file is written.
+        span: seconds from the first file to the end.
+        events: number of changes on the disk, by rank.
+    """
 
     folder: Path
     start_up: float
@@ -354,11 +374,11 @@ class Reference:
 
 
 def reference(setting: Setting, folder: Path, hooks: Path | None) -> Reference:
-    """Train without interruption."""
+    """Train a setting without interruption."""
     life = Life(setting, folder, hooks)
     life.start(resume=False)
     if life.wait() != 0:
-        raise SystemExit(f"{setting.name} fails without any kill: {told(life.stderr())}")
+        raise SystemExit(f"{setting.name} fails even without a kill: {error_line(life.stderr())}")
     begun = (life.signals / "began-0").stat().st_mtime
     events = [signalled[1] for rank in range(setting.processes) if (signalled := life.signalled("ended", rank))]
     return Reference(folder, begun - life.started, time.time() - begun, events)

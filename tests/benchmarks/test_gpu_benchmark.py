@@ -48,7 +48,7 @@ def test_a_bare_machine_runs_the_toy_size(tmp_path: Path) -> None:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith("no CUDA here: the toy size on the CPU")
+    assert done.stdout.startswith("no CUDA here: running the toy size on the CPU")
     entries = read_results(file)
     assert {entry["part"] for entry in entries} == set(QUICK)
     assert not [entry for entry in entries if entry["passed"] is False or "failed" in entry["figures"]]
@@ -133,7 +133,7 @@ def test_a_failure_is_recorded_and_the_rest_goes_on(tmp_path: Path, monkeypatch:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "NEEDED", ("torch", "no_such_package"))
-    with pytest.raises(harness.ConfigError, match="not here: no_such_package"):
+    with pytest.raises(harness.ConfigError, match="the benchmark needs no_such_package"):
         harness.setting(True)
 
 
