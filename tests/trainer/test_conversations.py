@@ -483,7 +483,7 @@ def test_a_kind_that_fills_no_step_is_told_of() -> None:
         == "the 5 conversations without an image are 0.00498 of the data and 0 of what is trained on, since they rarely"
         " fill a step of 128; see optim.global_batch and data.group"
     )
-    assert sampler(1000, 500, 128, 2).rare_kind() is None and sampler(100, 0, 8, 1).left_out() is None
+    assert sampler(1000, 500, 128, 2).rare_kind() is None and sampler(100, 0, 8, 1).rare_kind() is None
 
 
 def test_placeholders_are_words_where_there_is_no_image(tmp_path: Path) -> None:
