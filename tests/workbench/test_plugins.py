@@ -256,7 +256,7 @@ def test_two_packages_with_one_name_are_told(site: Path) -> None:
     with pytest.raises(
         PluginError,
         match=(
-            r"plugin 'acme_cosine' \(metrics\) of acme-viral 1\.2 is also one of b-viral: expected one package to have"
+            r"plugin 'acme_cosine' \(metrics\) of acme-viral 1\.2 is also one of b-viral: expected one package with"
             r" that name"
         ),
     ):

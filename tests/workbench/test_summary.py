@@ -214,8 +214,8 @@ def test_the_command_prints_three_and_refuses_the_rest(tmp_path: Path, capsys: p
         store(tmp_path / name, recipe, questions(0.5))
     main(["--model", str(tmp_path / "baseline"), f"B={tmp_path / 'viral'}"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:3] for line in lines] == ["1. ", "2. ", "3. "] and "B less baseline" in lines[1]
-    assert "model names 3: expected two" in refused(
+    assert [line[:3] for line in lines] == ["1. ", "2. ", "3. "] and "B minus baseline" in lines[1]
+    assert "--model names 3 models: expected two" in refused(
         "workbench.summary", "--model", *(str(tmp_path / name) for name in ("baseline", "viral", "third"))
     )
     assert "is not the folder of a finished training" in refused(
