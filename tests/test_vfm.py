@@ -419,7 +419,7 @@ def test_any_network_of_timm_gives_the_grid_asked_for(name: str, fixed: int | No
         (
             str(ROOT / "trainer"),
             WeightsError,
-            "trainer holds no model: expected a config.json and model.safetensors there",
+            "trainer holds no model: expected config.json and model.safetensors in it",
         ),
     ],
 )
@@ -539,9 +539,9 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda p: (p / "model.safetensors").unlink(), "holds no weights"),
     "GGUF": (lambda p: (p / "model.safetensors").rename(p / "m.gguf"), "as GGUF only"),
     "pickle": (lambda p: pickled(p), r"holds its weights pickled .* expected one model.safetensors"),
-    "no configuration": (lambda p: (p / "config.json").unlink(), "holds no model: expected a config.json"),
+    "no configuration": (lambda p: (p / "config.json").unlink(), "holds no model: expected config.json"),
     "broken configuration": (lambda p: (p / "config.json").write_text("{"), "config.json is not valid JSON"),
-    "list": (lambda p: (p / "config.json").write_text("[]"), "holds list, expected an object"),
+    "list": (lambda p: (p / "config.json").write_text("[]"), "holds a JSON list: expected an object"),
     "model_type": (json_of(model_type="dinov9"), "transformers does not know the model"),
     "strict": (json_of(hidden_size="32"), "transformers does not know the model"),
     "patch": (json_of(patch_size=0), "has patch_size 0: expected a number from 1"),
