@@ -328,7 +328,7 @@ def test_a_tower_that_cannot_be_read_for_one_image_is_left_out_for_all(tmp_path:
     ]
     config = Config(layers=(1, 2), sink=1.1, **SMALL | {"maps": 4})  # type: ignore[arg-type]
     result = measure(config, Context(model, Dataset("sizes", samples, "sizes"), batch_size=1))
-    assert "its tokens mix several tower features" in result.record["skipped"]["tower"]
+    assert "its tokens mix several encoder features" in result.record["skipped"]["tower"]
     assert "tower" not in set(result.tables["scores"]["at"]) | set(result.tables["per_image"]["at"]) | set(
         result.tables["sinks"]["at"]
     )

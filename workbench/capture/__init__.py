@@ -1,8 +1,8 @@
-"""Reading and editing what a model computes: hidden states, attention rows, and interventions on the visual tokens.
+"""Read and edit what a model computes: hidden states, attention rows, interventions on the visual tokens.
 
-Layer numbers, everywhere: 0 is what the first block receives, l is the output of block l, before the final norm.
-transformers' own last hidden state comes after that norm, so it is never used here. At the visual positions layer 0 is
-the projector's output (checked when a model is loaded).
+Layer numbers everywhere: layer 0 is the input of the first block, layer l is the output of block l, before the final
+norm. Transformers' own last hidden state comes after that norm, so it is never used here. At the visual positions,
+layer 0 is the projector's output (checked when a model is loaded).
 """
 
 from workbench.capture.attention import attention

@@ -1,4 +1,7 @@
-"""Attention of chosen query rows, its gradient, and rollout."""
+"""Attention of chosen query positions, its gradient, and attention rollout.
+
+A row is one query position's attention probabilities over all keys. The whole matrix is never formed.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from workbench.mllm.family import Batch
 
 @dataclass(frozen=True)
 class _Scores:
-    """All that one block's attention probabilities follow from."""
+    """Everything that determines the attention probabilities of one block."""
 
     query: Float[Tensor, "sample head key d"]
     key: Float[Tensor, "sample group key d"]
@@ -31,65 +34,61 @@ class _Scores:
     causal: bool
 
     def rows(self, rows: Int[Tensor, "sample row"]) -> Float[Tensor, "sample head row key"]:
-        """softmax(q k^T * scaling + mask) for these query rows in float32, heads that share a key side by side."""
+        """Return softmax(q k^T * scaling + mask) of these query positions, in float32."""
         batch, heads, length, width = self.query.shape
         rows = rows.to(self.query.device)
-        chosen = self.query.gather(2, rows[:, None, :, None].expand(batch, heads, rows.shape[1], width))
-        grouped = chosen.unflatten(1, (self.key.shape[1], -1))
-        scores = (
-            ((grouped @ self.key[:, :, None].mT) * (width**-0.5 if self.scaling is None else self.scaling))
-            .flatten(1, 2)
-            .float()
-        )
+        index = rows[:, None, :, None]
+        queries = self.query.gather(2, index.expand(batch, heads, rows.shape[1], width))
+        grouped = queries.unflatten(1, (self.key.shape[1], -1))  # heads that share a key, side by side
+        scaling = width**-0.5 if self.scaling is None else self.scaling
+        scores = ((grouped @ self.key[:, :, None].mT) * scaling).flatten(1, 2).float()
         if self.mask is not None:
-            allowed = self.mask.expand(batch, -1, length, -1)[..., : self.key.shape[2]]
-            allowed = allowed.gather(
-                2, rows[:, None, :, None].expand(batch, allowed.shape[1], rows.shape[1], allowed.shape[3])
-            )
-            scores = scores.masked_fill(~allowed, -torch.inf) if allowed.dtype == torch.bool else scores + allowed
+            mask = self.mask.expand(batch, -1, length, -1)[..., : self.key.shape[2]]
+            mask = mask.gather(2, index.expand(batch, mask.shape[1], rows.shape[1], mask.shape[3]))
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
         elif self.causal:
-            scores = scores.masked_fill(
-                torch.arange(self.key.shape[2], device=rows.device) > rows[:, None, :, None], -torch.inf
-            )
+            scores = scores.masked_fill(torch.arange(self.key.shape[2], device=rows.device) > index, -torch.inf)
         return scores.softmax(-1)
 
 
 @dataclass
 class _Rows:
-    """Collects attention probabilities of the wanted query rows while the model runs."""
+    """Collects the attention probabilities of some query positions while the model runs, by block."""
 
     rows: Int[Tensor, "sample row"]
     blocks: set[int]
-    found: dict[int, Any] = field(default_factory=dict)
+    by_block: dict[int, Any] = field(default_factory=dict)
     copies: Copies = field(default_factory=Copies)
 
     def take(self, block: int, scores: _Scores, value: Tensor, output: Tensor) -> Tensor:
-        """Keep what is wanted of one block, and return the block's attention output."""
+        """Keep what is wanted of one block, and return the attention output that the block goes on with."""
         rows = scores.rows(self.rows).to(scores.query.dtype)
-        self.found[block] = self.copies.empty(rows.device, *rows.shape, dtype=rows.dtype)
-        self.copies.start(rows, self.found[block])
+        self.by_block[block] = self.copies.empty(rows.device, *rows.shape, dtype=rows.dtype)
+        self.copies.start(rows, self.by_block[block])
         return output
 
 
 class _Gradients(_Rows):
-    """Computes the wanted rows' output from their probabilities, so that gradients reach these; each block keeps
-    (probabilities, where gradients land)."""
+    """Computes the output of the wanted rows from their probabilities, so that gradients reach the probabilities.
+
+    Kept for each block: the probabilities, and a tensor of zeros added to them that receives the gradient.
+    """
 
     def take(self, block: int, scores: _Scores, value: Tensor, output: Tensor) -> Tensor:
         rows = self.rows.to(output.device)
         probabilities = scores.rows(rows)
         leaf = torch.zeros_like(probabilities, requires_grad=True)
-        self.found[block] = (probabilities.detach(), leaf)
-        shared = value.repeat_interleave(probabilities.shape[1] // value.shape[1], dim=1)
-        own = ((probabilities + leaf).to(value.dtype) @ shared).transpose(1, 2)
-        return output.scatter(1, rows[:, :, None, None].expand_as(own), own)
+        self.by_block[block] = (probabilities.detach(), leaf)
+        values = value.repeat_interleave(probabilities.shape[1] // value.shape[1], dim=1)  # one for each head
+        row_output = ((probabilities + leaf).to(value.dtype) @ values).transpose(1, 2)
+        return output.scatter(1, rows[:, :, None, None].expand_as(row_output), row_output)
 
 
-class _Whole(_Rows):
+class _AllScores(_Rows):
     """Keeps the queries and keys of every block."""
 
     def take(self, block: int, scores: _Scores, value: Tensor, output: Tensor) -> Tensor:
-        self.found[block] = scores
+        self.by_block[block] = scores
         return output
 
 
@@ -103,10 +102,11 @@ def _attention_with_rows(
     collect_rows: _Rows | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """sdpa, which never forms the S x S matrix, and beside it the few rows of that matrix that were asked for."""
+    """Compute attention by sdpa, and the few rows that `collect_rows` wants beside it."""
     if options.get("softcap") is not None or options.get("s_aux") is not None:
         raise ModelError(
-            "this model's attention has more than a softmax of scores (softcap or sinks): its rows cannot be read"
+            "this model's attention is not a plain softmax of scores (it has softcap or sinks), so its rows cannot be"
+            " read: expected a model with plain attention"
         )
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     block = int(getattr(module, "layer_idx", -1)) + 1
@@ -127,33 +127,35 @@ AttentionMaskInterface.register(ROWS, sdpa_mask)
 def attention(
     mllm: MLLM, batch: Batch, *, rows: Sequence[Sequence[int]], layers: Sequence[int] | None = None
 ) -> Iterator[Float[Tensor, "sample head row key"]]:
-    """Attention probabilities of chosen query positions, block by block, from one forward pass; the S x S matrix is
-    never formed.
+    """Return the attention probabilities of chosen query positions, block by block, from one forward pass.
 
     Args:
-        rows: positions in `input_ids` for each sample, the same number for all; negative ones count from the end.
-        layers: blocks 1 to L, all by default; the result comes in their order.
+        rows: query positions in `input_ids` for each sample, the same number for all; negative ones count from the end.
+        layers: blocks (1 to L) in the order wanted; by default all.
 
     Raises:
         ConfigError: a layer or position that does not exist, or a position of padding.
-        ModelError: the model caps its attention scores, which sdpa cannot do.
+        ModelError: the model caps its attention scores, or a block has no attention of the usual kind.
     """
     wanted = check_layers(mllm, layers, first=1)
     collector = _Rows(_positions(batch, rows), set(wanted))
     with torch.inference_mode():
         _collect(mllm, batch, collector, keep=1)
-    return (collector.found.pop(layer) for layer in wanted)
+    return (collector.by_block.pop(layer) for layer in wanted)
 
 
 def gradient_attention(
     mllm: MLLM, batch: Batch, *, rows: Sequence[int], layers: Sequence[int] | None = None
 ) -> Iterator[Float[Tensor, "sample head key"]]:
-    """Attention probabilities of one query position of each sample, times the gradient of the logit of the token that
-    the model predicts there.
+    """Return attention probabilities times the gradient of the predicted token's logit with respect to them.
 
-    Block by block, with its sign: a positive value says that more attention to that key would raise the logit, to first
-    order. Only the gradient of the chosen row is formed (other rows of the same block count as fixed). Chefer et al.
-    2021 (eq. 5) take the positive part and the mean over heads.
+    This is for one query position of each sample, block by block, with its sign: a positive value means that more
+    attention to that key would raise the logit, to first order. Only the gradient of that row is computed (other rows
+    of the same block count as fixed). Chefer et al. 2021 (eq. 5) take the positive part and the mean over heads.
+
+    Args:
+        rows: the query position of each sample; negative ones count from the end.
+        layers: as in `attention`.
 
     Raises:
         ConfigError, ModelError: as `attention`.
@@ -166,38 +168,45 @@ def gradient_attention(
         with torch.enable_grad():
             positions, index = collector.rows[:, 0].unique(return_inverse=True)
             logits = _collect(mllm, batch, collector, keep=positions.to(mllm.device))
-            score = logits[torch.arange(len(batch)), index].float().amax(-1).sum()  # samples do not touch one another
-            gradients = torch.autograd.grad(score, [collector.found[layer][1] for layer in wanted])
+            # one backward pass for the sum: samples do not influence one another
+            score = logits[torch.arange(len(batch)), index].float().amax(-1).sum()
+            gradients = torch.autograd.grad(score, [collector.by_block[layer][1] for layer in wanted])
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-    return ((collector.found.pop(layer)[0] * own)[:, :, 0].cpu() for layer, own in zip(wanted, gradients, strict=True))
+    return (
+        (collector.by_block.pop(layer)[0] * gradient)[:, :, 0].cpu()
+        for layer, gradient in zip(wanted, gradients, strict=True)
+    )
 
 
 def rollout(mllm: MLLM, batch: Batch, *, rows: Sequence[int], chunk: int = 256) -> Float[Tensor, "sample key"]:
-    """Attention rollout (Abnar and Zuidema 2020) of one query position of each sample to all positions of the prompt;
-    rows sum to 1.
+    """Return the attention rollout (Abnar and Zuidema 2020) of one query position of each sample; rows sum to 1.
 
-    The product over blocks of (A + I) / 2, A the mean over heads. It is taken from the last block down, one row of it
-    at a time, so that no more than `chunk` rows of an attention matrix exist at once. It sees neither values nor the
-    MLPs.
+    Rollout is the product over blocks of (A + I) / 2, where A is the mean of attention over heads. It ignores values
+    and MLPs. The product is computed from the last block down and for one row only, so that no more than `chunk` rows
+    of an attention matrix exist at once.
+
+    Args:
+        rows: the query position of each sample; negative ones count from the end.
+        chunk: rows of an attention matrix computed at a time; it changes memory and speed only.
 
     Raises:
         ConfigError, ModelError: as `attention`.
     """
     wanted = check_layers(mllm, None, first=1)
-    collector = _Whole(_positions(batch, [[row] for row in rows]), set(wanted))
+    collector = _AllScores(_positions(batch, [[row] for row in rows]), set(wanted))
     with torch.inference_mode():
         _collect(mllm, batch, collector, keep=1)
         length = batch.inputs["input_ids"].shape[1]
         flow = torch.zeros(len(batch), length, device=mllm.device).scatter_(1, collector.rows.to(mllm.device), 1.0)
         for block in reversed(wanted):
-            scores, moved = collector.found.pop(block), torch.zeros_like(flow)
+            scores, attended = collector.by_block.pop(block), torch.zeros_like(flow)
             for part in torch.arange(length).split(chunk):
-                # rows of padding see nothing, and nothing flows to them
+                # rows of padding attend to nothing (NaN here), and nothing flows to them
                 mean = scores.rows(part.expand(len(batch), -1)).mean(1).nan_to_num()
-                moved += (flow[:, None, part] @ mean)[:, 0]
-            flow = (flow + moved) / 2
+                attended += (flow[:, None, part] @ mean)[:, 0]
+            flow = (flow + attended) / 2
     return flow.cpu()
 
 
@@ -207,14 +216,16 @@ def _collect(mllm: MLLM, batch: Batch, collector: _Rows, *, keep: int | Tensor) 
     with mllm.lock, attention_implementation(mllm, ROWS):
         logits = mllm.model(**batch.inputs, use_cache=False, logits_to_keep=keep, collect_rows=collector).logits
         collector.copies.finish()
-    missing = collector.blocks - set(collector.found)
+    missing = collector.blocks - set(collector.by_block)
     if missing:
-        raise ModelError(f"{mllm.name}: blocks {sorted(missing)} have no attention of the usual kind to read")
+        raise ModelError(
+            f"{mllm.name}: blocks {sorted(missing)} have no attention of the usual kind to read: expected other layers"
+        )
     return logits
 
 
 def check_uncapped(mllm: MLLM) -> None:
-    """sdpa, which reading and knockout go through, cannot cap attention scores."""
+    """Raise a ModelError if the model caps its attention scores: sdpa, which capture needs, cannot do that."""
     cap = getattr(mllm.config.get_text_config(), "attn_logit_softcapping", None)
     if cap:
         raise ModelError(
@@ -226,27 +237,34 @@ def check_uncapped(mllm: MLLM) -> None:
 def _positions(batch: Batch, rows: Sequence[Sequence[int]]) -> Int[Tensor, "sample row"]:
     mask = batch.inputs["attention_mask"].cpu()
     length = mask.shape[1]
-    if len(rows) != len(batch) or len({len(own) for own in rows}) != 1 or not len(rows[0]):
+    counts = sorted({len(sample_rows) for sample_rows in rows})
+    if len(rows) != len(batch) or len(counts) != 1 or not len(rows[0]):
         raise ConfigError(
-            f"rows for {len(rows)} samples of {sorted({len(own) for own in rows})} positions: expected {len(batch)} of"
-            " one length, at least 1"
+            f"rows for {len(rows)} samples, with {counts} positions: expected rows for {len(batch)} samples, with the"
+            " same number of positions, at least 1"
         )
-    positions = torch.tensor([[row + length if row < 0 else row for row in own] for own in rows])
+    positions = torch.tensor([[row + length if row < 0 else row for row in sample_rows] for sample_rows in rows])
     outside = (positions < 0) | (positions >= length)
     if outside.any():
         raise ConfigError(
             f"row {int(positions[outside][0])} is outside the sequence: expected {-length} to {length - 1}"
         )
-    if not mask.gather(1, positions).all():
-        raise ConfigError(
-            f"row {int(positions[mask.gather(1, positions) == 0][0])} is padding: expected positions of the prompt"
-        )
+    padding = mask.gather(1, positions) == 0
+    if padding.any():
+        raise ConfigError(f"row {int(positions[padding][0])} is padding: expected positions of the prompt")
     return positions
 
 
 @contextmanager
 def attention_implementation(mllm: MLLM, name: str) -> Iterator[None]:
-    """Use another attention function in the language model for a while."""
+    """Use another attention function in the language model within a `with` block.
+
+    Args:
+        name: under which the function is registered with transformers.
+
+    Raises:
+        ModelError: the model cannot run with sdpa.
+    """
     text = mllm.config.get_text_config()
     key = next(key for key in mllm.config.sub_configs if getattr(mllm.config, key) is text)
     before = text._attn_implementation

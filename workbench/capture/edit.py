@@ -1,4 +1,4 @@
-"""Changing visual tokens at one place on their way."""
+"""Change visual tokens at one site: the vision encoder's features, the projector's output, or a layer."""
 
 from __future__ import annotations
 
@@ -15,83 +15,83 @@ from workbench.mllm.base import MLLM, positions_to_keep
 from workbench.mllm.family import Batch
 
 Site = Literal["encoder", "projector"] | int
-
-
+"""Where visual tokens are changed: the projector's input, its output (layer 0), or layer l."""
 Edit = Callable[[Float[Tensor, "token d"], int], Float[Tensor, "token d"]]
+"""(visual tokens of one sample, number of the sample in the batch) -> their replacement, of the same shape."""
 
 
 def check_site(mllm: MLLM, at: Site) -> Literal["encoder"] | int:
-    """Return "encoder" or the layer number of a place where visual tokens can be changed.
+    """Return the site as "encoder" or as a layer number, if visual tokens can be changed there.
 
     Raises:
-        ConfigError: no such place.
-        ModelError: encoder features are added again after it, so that a change would be half undone.
+        ConfigError: no such site.
+        ModelError: the family adds encoder features again after this site, which would partly undo the change.
     """
     layer = 0 if at == "projector" else at
     if isinstance(layer, int):
         check_layers(mllm, [layer])
     elif layer != "encoder":
         raise ConfigError(
-            f"place '{at}' does not exist: expected 'encoder', 'projector' or a layer from 0 to {mllm.n_layers}"
+            f"site '{at}' does not exist: expected 'encoder', 'projector' or a layer from 0 to {mllm.n_layers}"
         )
     injected = mllm.family.injected_blocks(mllm.config)
     if injected and (not isinstance(layer, int) or layer <= injected):
         raise ModelError(
-            f"{mllm.family.name} adds encoder features to the outputs of its first {injected} blocks, so an edit at"
-            f" '{at}' is half undone: expected a layer from {injected + 1} to {mllm.n_layers}"
+            f"{mllm.family.name} adds encoder features to the outputs of its first {injected} blocks, which would"
+            f" partly undo an edit at '{at}': expected a layer from {injected + 1} to {mllm.n_layers}"
         )
     return layer
 
 
 def edit(mllm: MLLM, batch: Batch, *, at: Site, fn: Edit, keep: int = 1) -> Float[Tensor, "sample position vocab"]:
-    """Logits of each sample's last `keep` tokens when the visual tokens are changed at one place on their way.
+    """Return the logits of each sample's last `keep` tokens after the visual tokens were changed at one site.
 
     Args:
-        at: "encoder" for what the connector receives, "projector" for what it gives (layer 0), or layer l: the output
-            of block l.
-        fn: (visual tokens of one sample, its number in the batch) -> their replacement, of the same shape.
-        keep: how many tokens of the prompt, in its order; padding is none, on whichever side it is.
+        at: "encoder" for the projector's input, "projector" for its output (layer 0), or l for the output of block l.
+        fn: (visual tokens of one sample, number of the sample in the batch) -> their replacement, of the same shape.
+        keep: for how many tokens at the end of each prompt; padding does not count, on whichever side it is.
 
     Raises:
-        ConfigError: no such place, or a prompt of fewer than `keep` tokens.
-        ModelError: encoder features are added again after that place, so that the edit would be half undone; or `fn`
-            changed the shape.
+        ConfigError: no such site, or a prompt of fewer than `keep` tokens.
+        ModelError: the family adds encoder features again after that site, no sample has an image, or `fn` changed the
+            shape.
     """
     layer = check_site(mllm, at)
     mask = batch.inputs["attention_mask"]
-    if not 1 <= keep <= int(mask.sum(1).min()):
-        raise ConfigError(f"keep is {keep}: expected 1 to {int(mask.sum(1).min())}, the tokens of the shortest prompt")
-    found = mllm.visual_tokens(batch)
-    rows = encoder_rows(mllm, found) if layer == "encoder" else []
-    index = positions_of(found)
-    if not any(len(own) for own in index):
+    shortest = int(mask.sum(1).min())
+    if not 1 <= keep <= shortest:
+        raise ConfigError(f"keep is {keep}: expected 1 to {shortest}, the number of tokens of the shortest prompt")
+    visual = mllm.visual_tokens(batch)
+    rows = encoder_rows(mllm, visual) if layer == "encoder" else []
+    positions = positions_of(visual)
+    if not any(len(index) for index in positions):
         raise ModelError("no sample of the batch has an image: expected visual tokens to edit")
 
     def change(hidden: Tensor) -> Tensor:
         changed = hidden.clone()
         if layer == "encoder":
             flat = one_row_per_token(mllm, changed)
-            for sample, own in enumerate(rows):
-                if len(own):
-                    flat[own] = apply_edit(fn, flat[own], sample)
+            for sample, sample_rows in enumerate(rows):
+                if len(sample_rows):
+                    flat[sample_rows] = apply_edit(fn, flat[sample_rows], sample)
             return flat.view(hidden.shape)
-        for sample, own in enumerate(index):
-            if len(own):
-                changed[sample, own] = apply_edit(fn, changed[sample, own], sample)
+        for sample, index in enumerate(positions):
+            if len(index):
+                changed[sample, index] = apply_edit(fn, changed[sample, index], sample)
         return changed
 
     with mllm.lock:
         logits = _trace(mllm, batch, layer, change, positions_to_keep(batch) + keep - 1)
     last = logits.shape[1] - 1 - mask.flip(1).long().argmax(1)
-    positions = last[:, None] - torch.arange(keep - 1, -1, -1, device=mask.device)
-    return logits[torch.arange(len(mask), device=mask.device)[:, None], positions].float().cpu()
+    kept = last[:, None] - torch.arange(keep - 1, -1, -1, device=mask.device)
+    return logits[torch.arange(len(mask), device=mask.device)[:, None], kept].float().cpu()
 
 
 def apply_edit(fn: Edit, values: Float[Tensor, "token d"], sample: int) -> Float[Tensor, "token d"]:
-    """What `fn` makes of a copy of `values`.
+    """Return the replacement that `fn` gives for a copy of `values`, in their dtype and on their device.
 
     Raises:
-        ModelError: another shape.
+        ModelError: it has another shape.
     """
     new = fn(values.clone(), sample)
     if new.shape != values.shape:
@@ -100,13 +100,15 @@ def apply_edit(fn: Edit, values: Float[Tensor, "token d"], sample: int) -> Float
 
 
 def _trace(mllm: MLLM, batch: Batch, layer: int | str, change: Callable[[Tensor], Tensor], keep: int) -> Tensor:
-    """One traced forward pass with the change in place; the caller holds the model's lock, because traces of one model
-    must not overlap."""
-    import nnsight  # which only edits need
+    """Return the logits of the last `keep` positions from one traced forward pass with the change.
 
-    # wrapping changes a model for good, so it is done once for each, and goes when the model goes
-    own = vars(mllm.model)
-    traced = own.get("_traced") or own.setdefault("_traced", nnsight.NNsight(mllm.model))
+    The caller holds the model's lock, because traces of one model must not overlap.
+    """
+    import nnsight  # slow to import, and needed for edits only
+
+    # Wrapping cannot be undone, so it is done once per model, and stored with the model so that both go together.
+    attributes = vars(mllm.model)
+    traced = attributes.get("_traced") or attributes.setdefault("_traced", nnsight.NNsight(mllm.model))
     if layer == "encoder":
         module = traced.get(f"model.{mllm.family.projector}")
     else:

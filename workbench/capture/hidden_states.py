@@ -1,4 +1,4 @@
-"""Hidden states of visual tokens in every layer, in one forward pass."""
+"""Read the hidden states of visual tokens in every layer, in one forward pass."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Activations:
     """Hidden states of one sample, on the CPU in float32.
 
     Attributes:
-        values: one row of tokens for each layer.
-        layers: the layer number of each row of `values`.
-        tokens: positions in `input_ids` of each token.
-        tower: what the connector received for each visual token, if it was asked for: the tower's features, several
-            patches side by side where the connector merges them.
+        values: hidden states (layer, token, d).
+        layers: the layer number of each entry of `values`.
+        tokens: the position in `input_ids` of each token.
+        encoder_features: the projector's input for each visual token, if it was asked for: the vision encoder's
+            features, of several patches side by side where the projector merges patches.
     """
 
     values: Float[Tensor, "layer token d"]
@@ -42,25 +42,26 @@ def read(
     tokens: Literal["visual", "all"] = "visual",
     encoder: bool = False,
 ) -> list[Activations]:
-    """Read the hidden states of `batch` at `layers` (all, 0 to L, by default) in one forward pass; only the tokens
-    asked for leave the device.
+    """Return the hidden states of each sample of a batch, from one forward pass.
+
+    Only the tokens that are asked for leave the device.
 
     Args:
+        layers: 0 to L, in the order wanted; by default all.
         tokens: `visual` for the visual tokens of all images of a sample in order, `all` for every position that is not
             padding.
-        tower: also read the tower's features of the visual tokens.
+        encoder: also read the vision encoder's features of the visual tokens.
 
     Raises:
         ConfigError: a layer that the model does not have.
-        ModelError: the tower is asked for where a visual token mixes several of its features.
+        ModelError: `encoder` is set, but a visual token mixes the features of several places.
     """
     wanted = check_layers(mllm, layers)
-    found = mllm.visual_tokens(batch)
-    index = (
-        positions_of(found)
-        if tokens == "visual"
-        else [row.nonzero().flatten() for row in batch.inputs["attention_mask"]]
-    )
+    visual = mllm.visual_tokens(batch)
+    if tokens == "visual":
+        positions = positions_of(visual)
+    else:
+        positions = [row.nonzero().flatten() for row in batch.inputs["attention_mask"]]
     values: list[Tensor] = []
     features: list[Tensor] = []
     copies = Copies()
@@ -68,60 +69,69 @@ def read(
     def keep(layer: int, hidden: Tensor) -> None:
         if layer in wanted:
             if not values:
-                values.extend(copies.empty(hidden.device, len(wanted), len(where), hidden.shape[-1]) for where in index)
-            for row, where, kept in zip(hidden, index, values, strict=True):
-                copies.start(row[where.to(row.device)].float(), kept[wanted.index(layer)])
+                width = hidden.shape[-1]
+                values.extend(copies.empty(hidden.device, len(wanted), len(index), width) for index in positions)
+            for row, index, target in zip(hidden, positions, values, strict=True):
+                copies.start(row[index.to(row.device)].float(), target[wanted.index(layer)])
 
-    def keep_tower(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def keep_features(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         features.extend(
             one_row_per_token(mllm, args[0])[rows.to(args[0].device)].float().cpu()
-            for rows in encoder_rows(mllm, found)
+            for rows in encoder_rows(mllm, visual)
         )
 
-    with mllm.lock, torch.inference_mode(), _hooks(mllm, keep, keep_tower if encoder else None):
+    with mllm.lock, torch.inference_mode(), _hooks(mllm, keep, keep_features if encoder else None):
         mllm.model(**batch.inputs, use_cache=False, logits_to_keep=1)
         copies.finish()
     return [
-        Activations(values[row], tuple(wanted), index[row].cpu(), features[row] if features else None)
-        for row in range(len(batch))
+        Activations(values[sample], tuple(wanted), positions[sample].cpu(), features[sample] if features else None)
+        for sample in range(len(batch))
     ]
 
 
 class Copies:
-    """Copies of tensors in host memory, made on a stream of their own, so that a GPU goes on computing; ordinary copies
-    where the values are on the CPU."""
+    """Copies tensors to host memory on a CUDA stream of its own, so that the GPU goes on computing meanwhile.
+
+    Tensors on the CPU are copied in the ordinary way.
+    """
 
     def __init__(self) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     @staticmethod
     def empty(device: torch.device, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Host memory for values of `device`, pinned for a GPU's: into other memory it copies slowly, and with
-        everything waiting."""
+        """Return host memory for values of `device`.
+
+        It is pinned if the device is a GPU, since copies into other memory are slow and block.
+        """
         with torch.inference_mode(False):
             return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
 
-    def start(self, values: Tensor, kept: Tensor) -> None:
-        """Copy `values` into `kept`, which holds them after `finish`."""
+    def start(self, values: Tensor, target: Tensor) -> None:
+        """Start to copy `values` into `target`, which has them after `finish`."""
         if not values.is_cuda:
-            kept.copy_(values)
+            target.copy_(values)
             return
         stream = self._streams.get(values.device) or self._streams.setdefault(
             values.device, torch.cuda.Stream(values.device)
         )
         stream.wait_stream(torch.cuda.current_stream(values.device))
         with torch.cuda.stream(stream):
-            kept.copy_(values, non_blocking=True)
-        values.record_stream(stream)  # its memory is not given to others before
+            target.copy_(values, non_blocking=True)
+        values.record_stream(stream)  # its memory must not be reused before the copy is done
 
     def finish(self) -> None:
-        """Wait for all copies."""
+        """Wait until all copies are done."""
         for stream in self._streams.values():
             stream.synchronize()
 
 
 def check_layers(mllm: MLLM, layers: Sequence[int] | None, *, first: int = 0) -> list[int]:
-    """Return `layers`, or all of them where none are named."""
+    """Return `layers` without duplicates, or all layers from `first` to L if none are given.
+
+    Raises:
+        ConfigError: a layer outside `first` to L.
+    """
     for layer in layers or ():
         if not first <= layer <= mllm.n_layers:
             raise ConfigError(f"layer {layer} does not exist in {mllm.name}: expected {first} to {mllm.n_layers}")
@@ -129,9 +139,10 @@ def check_layers(mllm: MLLM, layers: Sequence[int] | None, *, first: int = 0) ->
 
 
 @contextmanager
-def _hooks(mllm: MLLM, keep: Callable[[int, Tensor], None], keep_tower: Callable[..., None] | None) -> Iterator[None]:
-    """Call `keep(layer, hidden)` for the input of the first block and the output of every block, `keep_tower` for the
-    connector's input."""
+def _hooks(
+    mllm: MLLM, keep: Callable[[int, Tensor], None], keep_features: Callable[..., None] | None
+) -> Iterator[None]:
+    """Call `keep(layer, hidden)` for every layer, and `keep_features` as a pre-hook of the projector."""
     blocks = mllm.decoder.layers
     handles = [
         blocks[0].register_forward_pre_hook(
@@ -140,8 +151,8 @@ def _hooks(mllm: MLLM, keep: Callable[[int, Tensor], None], keep_tower: Callable
     ]
     for number, block in enumerate(blocks, start=1):
         handles.append(block.register_forward_hook(lambda _, __, output, layer=number: keep(layer, output)))
-    if keep_tower is not None:
-        handles.append(mllm.projector.register_forward_pre_hook(keep_tower))
+    if keep_features is not None:
+        handles.append(mllm.projector.register_forward_pre_hook(keep_features))
     try:
         yield
     finally:
@@ -149,35 +160,30 @@ def _hooks(mllm: MLLM, keep: Callable[[int, Tensor], None], keep_tower: Callable
             handle.remove()
 
 
-def positions_of(found: list[list[VisualTokens]]) -> list[Int[Tensor, " token"]]:
-    """Positions of all visual tokens of each sample, none where it has no image."""
-    return [
-        torch.cat([part.index for part in sample]) if sample else torch.empty(0, dtype=torch.long) for sample in found
-    ]
+def positions_of(visual: list[list[VisualTokens]]) -> list[Int[Tensor, " token"]]:
+    """Return the positions of all visual tokens of each sample, empty for a sample without images."""
+    return [_concatenated([part.index for part in sample]) for sample in visual]
+
+
+def _concatenated(indices: list[Tensor]) -> Int[Tensor, " token"]:
+    return torch.cat(indices) if indices else torch.empty(0, dtype=torch.long)
 
 
 def one_row_per_token(mllm: MLLM, features: Tensor) -> Float[Tensor, "row features"]:
-    """The connector's input, one row for each visual token."""
+    """Return the projector's input with one row for each visual token, patches that it merges side by side."""
     return features.reshape(-1, features.shape[-1] * mllm.family.rows_per_token(mllm.config))
 
 
-def encoder_rows(mllm: MLLM, found: list[list[VisualTokens]]) -> list[Int[Tensor, " token"]]:
-    """The row of the connector's input behind each visual token, by sample.
+def encoder_rows(mllm: MLLM, visual: list[list[VisualTokens]]) -> list[Int[Tensor, " token"]]:
+    """Return, for each visual token of each sample, the row of the projector's input that it is computed from.
 
     Raises:
-        ModelError: a token comes from several rows.
+        ModelError: a token mixes several rows.
     """
-    rows = [
-        (
-            torch.cat([part.rows for part in sample if part.rows is not None])
-            if sample
-            else torch.empty(0, dtype=torch.long)
-        )
-        for sample in found
-    ]
-    if any((own < 0).any() for own in rows):
+    rows = [_concatenated([part.rows for part in sample if part.rows is not None]) for sample in visual]
+    if any((sample_rows < 0).any() for sample_rows in rows):
         raise ModelError(
-            f"{mllm.family.name}: this image has so many tiles that its tokens mix several tower features, so the tower"
-            " cannot be read or edited"
+            f"{mllm.family.name}: this image has so many tiles that its tokens mix several encoder features, so the"
+            " encoder's features cannot be read or edited: expected smaller images"
         )
     return rows

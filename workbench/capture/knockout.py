@@ -1,4 +1,4 @@
-"""Attention knockout: tokens that some positions may not attend to."""
+"""Attention knockout: some positions may not attend to some tokens."""
 
 from __future__ import annotations
 
@@ -23,8 +23,14 @@ from workbench.mllm.family import Batch
 
 @dataclass(frozen=True)
 class Blocked:
-    """Query positions that may not look at some keys in some blocks (1 to L); `seen` are the blocks in which that was
-    done."""
+    """Pairs of query and key positions that are blocked in some blocks.
+
+    Attributes:
+        blocks: numbers 1 to L.
+        rows: query positions that may not attend to `keys`.
+        keys: key positions that `rows` may not attend to.
+        seen: the blocks in which the pairs were in fact blocked; filled while the model runs.
+    """
 
     blocks: frozenset[int]
     rows: Bool[Tensor, "sample query"]
@@ -32,14 +38,14 @@ class Blocked:
     seen: set[int] = field(default_factory=set)
 
     def mask(self, block: int, query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        """The attention mask of a block with the blocked pairs taken out."""
+        """Return the attention mask of a block without the blocked pairs."""
         self.seen.add(block)
-        lengths = query.shape[2], key.shape[2]
+        queries, keys = query.shape[2], key.shape[2]
         if mask is None:
-            mask = torch.ones(1, 1, *lengths, dtype=torch.bool, device=query.device)
-            mask = mask.tril(lengths[1] - lengths[0]) if causal else mask
-        pairs = (self.rows[:, :, None] & self.keys[:, None, : lengths[1]])[:, None].to(query.device)
-        mask = mask[..., : lengths[1]]
+            mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device)
+            mask = mask.tril(keys - queries) if causal else mask
+        pairs = (self.rows[:, :, None] & self.keys[:, None, :keys])[:, None].to(query.device)
+        mask = mask[..., :keys]
         return mask & ~pairs if mask.dtype == torch.bool else mask.masked_fill(pairs, torch.finfo(mask.dtype).min)
 
 
@@ -53,13 +59,12 @@ def _attention_blocked(
     blocked: Blocked | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """sdpa without the blocked pairs."""
+    """Compute attention by sdpa without the blocked pairs."""
     block = int(getattr(module, "layer_idx", -1)) + 1
     if blocked is not None and block in blocked.blocks:
         causal = options.get("is_causal")
-        attention_mask = blocked.mask(
-            block, query, key, attention_mask, bool(getattr(module, "is_causal", True) if causal is None else causal)
-        )
+        causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
+        attention_mask = blocked.mask(block, query, key, attention_mask, causal)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 
@@ -70,23 +75,29 @@ AttentionMaskInterface.register(BLOCKING, sdpa_mask)
 
 @contextmanager
 def blocking(mllm: MLLM, blocked: Blocked) -> Iterator[None]:
-    """Let the language model understand `blocked=` for a while, and see that it was done in every block that was asked
-    for."""
+    """Let the language model accept `blocked=` within a `with` block, and check that it was applied in every block.
+
+    Raises:
+        ModelError: the model caps its attention scores, or a block has no attention of the usual kind.
+    """
     check_uncapped(mllm)
     with attention_implementation(mllm, BLOCKING):
         yield
     if blocked.blocks - blocked.seen:
         raise ModelError(
             f"{mllm.name}: blocks {sorted(blocked.blocks - blocked.seen)} have no attention of the usual kind to"
-            " knock out"
+            " knock out: expected other blocks"
         )
 
 
 def knockout(mllm: MLLM, batch: Batch, *, blocks: Sequence[int]) -> Float[Tensor, "sample vocab"]:
-    """Logits of each sample's last token when, in `blocks` (1 to L), no other position looks at the visual tokens;
-    these still look at one another.
+    """Return the logits of each sample's last token when only visual tokens may attend to visual tokens.
 
-    The last token is that before the padding, on whichever side that is.
+    All other positions cannot attend to them in `blocks`. The last token is the last one that is not padding, on
+    whichever side the padding is.
+
+    Args:
+        blocks: numbers 1 to L.
 
     Raises:
         ConfigError: a block that the model does not have.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WeightsError
-from workbench.weights.model_files import Tensors, find_part, listed, read_json, read_tensors
+from workbench.weights.model_files import Tensors, count_and_names, find_part, read_json, read_tensors
 
 _LORA_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 _LORA_PLAIN = {
@@ -54,7 +54,9 @@ def read_lora(folder: Path) -> tuple[Tensors, float]:
     if wrong := {
         name: tuple(value.shape) for name, value in adapter.items() if "lora_" in name and rank not in value.shape
     }:
-        raise WeightsError(f"{file} holds tensors without the rank r={rank} of adapter_config.json: {listed(wrong)}")
+        raise WeightsError(
+            f"{file} holds tensors without the rank r={rank} of adapter_config.json: {count_and_names(wrong)}"
+        )
     return adapter, alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
@@ -74,9 +76,9 @@ def merge_lora(base: Tensors, adapter: Tensors, factor: float) -> None:
             )
         pairs.setdefault(f"{match[1]}.weight", {})[match[2]] = value
     if half := {name for name, pair in pairs.items() if len(pair) == 1}:
-        raise WeightsError(f"the adapter holds only one of lora_A and lora_B for {listed(half)}")
+        raise WeightsError(f"the adapter holds only one of lora_A and lora_B for {count_and_names(half)}")
     if unknown := pairs.keys() - base.keys():
-        raise WeightsError(f"the adapter changes {listed(unknown)} that the base does not hold")
+        raise WeightsError(f"the adapter changes {count_and_names(unknown)} that the base does not hold")
     for name, pair in pairs.items():
         weight, a, b = base[name], pair["A"].float(), pair["B"].float()
         if b.ndim != 2 or a.ndim != 2 or b.shape[1] != a.shape[0] or (b.shape[0], a.shape[1]) != tuple(weight.shape):
@@ -99,11 +101,13 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, torch.Size
         for name, shape in expected.items()
         if name in found and found[name].shape != shape
     }
-    wrong = [f"misses {listed(missing)}"] * bool(missing) + [f"has {listed(extra)} too many"] * bool(extra)
+    wrong = [f"misses {count_and_names(missing)}"] * bool(missing) + [f"has {count_and_names(extra)} too many"] * bool(
+        extra
+    )
     if shapes:
         first = next(iter(shapes))
-        wrong.append(f"has {listed(shapes)} of another shape ('{first}' is {shapes[first]})")
+        wrong.append(f"has {count_and_names(shapes)} of another shape ('{first}' is {shapes[first]})")
     if numbers := {name for name, value in found.items() if not value.is_floating_point()}:
-        wrong.append(f"has {listed(numbers)} that hold integers, as a quantised model does")
+        wrong.append(f"has {count_and_names(numbers)} that hold integers, as a quantised model does")
     if wrong:
         raise WeightsError(f"{where} does not fit its config.json: it {', and it '.join(wrong)}")

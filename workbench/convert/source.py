@@ -12,10 +12,10 @@ from workbench.errors import ModelError, WeightsError
 from workbench.models import did_you_mean
 from workbench.weights.model_files import (
     Tensors,
-    adapter_alone,
+    adapter_only_message,
     find_part,
     has_model,
-    is_within_training,
+    is_lora_checkpoint,
     locate,
     read_json,
     read_model,
@@ -72,8 +72,8 @@ def read_source(official: Path, base: str = "") -> Source:
             f"{official} is not a folder: expected a checkpoint folder of the original LLaVA or VIRAL"
             f" code{did_you_mean(str(official))}"
         )
-    if is_within_training(official):
-        raise WeightsError(adapter_alone(official))
+    if is_lora_checkpoint(official):
+        raise WeightsError(adapter_only_message(official))
     config = read_json(official / "config.json")
     check_supported(config, official)
     lora = (official / "adapter_config.json").exists()

@@ -1,4 +1,4 @@
-"""The catalogue: what there is, whose licence, and what was checked with real weights.
+"""Print the catalogue of vision foundation models: architecture, license, and what was checked with real weights.
 
 python -m workbench.vfm [NAME ...]
 """
@@ -24,40 +24,37 @@ class Config:
     """Which entries to show."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Entries to show in full, hf:ID, timm:NAME and folders included; the whole catalogue as a table by default."""
+    """Entries to show in full (catalogue names, hf:ID, timm:NAME, folders); by default a table of the catalogue."""
 
 
 def row(entry: VFMEntry) -> dict[str, str]:
-    """One line of the table; every value is text."""
+    """Return one row of the table, all values as text."""
     weights = WEIGHTS.get(entry.weights)
-    places = [weights.package.requirement if weights.package else "", weights.hub, str(weights.folder or "")]
+    sources = [weights.package.requirement if weights.package else "", weights.hub, str(weights.folder or "")]
     return {
         "name": entry.name,
         "architecture": entry.architecture,
-        "licence": weights.licence,
+        "license": weights.licence,
         "stride": str(entry.stride),
         "dim": str(entry.dim),
         "grid": "{} x {}".format(*entry.default_grid),
         "mean/std": NORMS.get((entry.mean, entry.std), f"{entry.mean} / {entry.std}"),
-        "source": ", ".join(filter(None, places)),
-        "at hand": "yes" if available_without_hub(entry.weights) else "no",
+        "source": ", ".join(filter(None, sources)),
+        "without hub": "yes" if available_without_hub(entry.weights) else "no",
         "checked": entry.checked,
         "note": entry.note,
     }
 
 
 def main(argv: list[str]) -> None:
-    """Print the table, or the named entries with their fingerprints."""
+    """Print the table, or the named entries with the fingerprints of their weights."""
     names = parse(Config, argv, prog="python -m workbench.vfm", description="Vision foundation models.").names
     if names:
         for entry in map(find_vfm, names):
-            found = (
-                source(entry.weights)["fingerprint"] if available_without_hub(entry.weights) else "weights not here yet"
-            )
-            print(
-                "\n".join(f"{key:<14}{value}" for key, value in (row(entry) | {"fingerprint": found}).items()),
-                end="\n\n",
-            )
+            local = available_without_hub(entry.weights)
+            shown = source(entry.weights)["fingerprint"] if local else "unknown, the weights are not downloaded yet"
+            lines = row(entry) | {"fingerprint": shown}
+            print("\n".join(f"{key:<14}{value}" for key, value in lines.items()), end="\n\n")
         return
     rows = [row(CATALOGUE.get(name)) for name in CATALOGUE]
     widths = {key: max(len(key), *(len(line[key]) for line in rows)) for key in rows[0]}

@@ -1,13 +1,13 @@
-"""Vision foundation models: images in, a grid of patch features out.
+"""Vision foundation models (VFMs): images in, a grid of patch features out.
 
-A VFM owns its resize and its normalization, because preprocessing belongs to the weights: images normalised for another
-model are the silent defect this class exists to rule out. Its weights are fingerprinted when they are loaded and again
-after the model is built. The one exception is asked for by name: `teacher_norm="student"` normalises for CLIP, as the
-official code does to every VFM (docs/paper.md, traps).
+Resizing and normalization are part of a VFM, because preprocessing belongs to the weights: images that were normalized
+for another model silently give wrong features, and this class rules that out. The only exception must be asked for:
+`teacher_norm="student"` normalizes for CLIP, as the official code does for every VFM (docs/paper.md, traps). Weights
+are fingerprinted when they are loaded, and again after the network is built.
 
-Geometry: an image is stretched so that feature (i, j) covers the same fraction of the picture as cell (i, j) of the
-MLLM. Networks that interpolate their position embeddings run at grid x stride; the others run at their own fixed size
-and the feature map is resampled.
+Geometry: an image is stretched so that feature (i, j) covers the same fraction of the image as visual token (i, j) of
+the MLLM. Networks that interpolate their position embeddings run on an image of grid x stride pixels. The others run at
+their own fixed size, and their feature map is resampled to the grid.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Network:
     """A built network.
 
     Attributes:
-        module: holds the weights.
-        features: maps normalised pixels (image, 3, height, width) to features (image, d, gh, gw).
-        fingerprint: of the weights as they sit in `module`.
-        blocks: maps pixels and layer numbers to one (image, d, gh, gw) for each, from one forward pass.
-        depth: its last layer.
+        module: has the weights.
+        features: maps normalized pixels (image, 3, height, width) to features (image, d, gh, gw).
+        fingerprint: of the weights as they are in `module`.
+        blocks: maps pixels and layer numbers to one feature map (image, d, gh, gw) per layer, from one forward pass.
+        depth: number of layers.
     """
 
     module: nn.Module
@@ -62,18 +62,19 @@ class VFMEntry:
     """One catalogue entry.
 
     Attributes:
-        weights: name in `workbench.weights.CATALOGUE`.
-        build: makes the network from the weights of that name. Given None it makes the same architecture with random
-            weights, where keyword arguments replace sizes; only tests do that, through `VFM.untrained`.
+        weights: name in `workbench.weights.catalogue.CATALOGUE`.
+        build: makes the network from the weights of that name. With None it makes the same architecture with random
+            weights, and keyword arguments replace sizes; only tests do that, through `VFM.untrained`.
         stride: pixels of the resized image per feature, on each side.
         dim: feature width d.
-        mean, std: its own normalisation of RGB in 0..1.
-        default_grid: features per side when no grid is asked for.
-        note: what one should know before reading a number made with it.
+        mean, std: its own normalization of RGB values in 0..1.
+        default_grid: rows and columns of features if no grid is asked for.
+        note: what to know before reading a number made with it.
         architecture: the network in a few words.
         checked: what was checked here, and whether with real weights.
-        fixed: side in pixels of the only image that the network takes; None where it takes any multiple of the stride.
-        teacher_norm: whose normalisation the pixels get, its own or the student's (CLIP's).
+        fixed: side in pixels of the only image size that the network takes; None if it takes any multiple of the
+            stride.
+        teacher_norm: whose normalization the pixels get, the VFM's own or the student's (CLIP's).
     """
 
     name: str
@@ -92,21 +93,22 @@ class VFMEntry:
 
     @property
     def normalization(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-        """Mean and standard deviation that are used."""
+        """Return the mean and standard deviation that are used."""
         return (self.mean, self.std) if self.teacher_norm == "own" else CLIP
 
     def identity(self) -> str:
-        """Hash of all that its features depend on besides the image: weights by name, settings, and the libraries that
-        compute them."""
+        """Return a hash of everything but the image that decides its features: weights, settings and libraries."""
         return settings_hash(source(self.weights)["fingerprint"], self.settings(), libraries())
 
     def settings(self) -> str:
-        """Hash of all that its features depend on besides image, weights and libraries: config.json, block or stage,
-        normalization, stride, a plugin's code."""
-        # an entry of the catalogue says which block; a folder may have any name
-        named = self.name if self.name in CATALOGUE else ""
+        """Return a hash of everything but image, weights and libraries that decides its features.
+
+        That is: config.json, block or stage, normalization, stride, and the code of a plugin.
+        """
+        # the name of a catalogue entry decides the block; a folder may have any name
+        catalogue_name = self.name if self.name in CATALOGUE else ""
         code = [plugin] if (plugin := identity("vfms", self.name)) else []
-        parts = (named, self.stride, self.dim, self.fixed, *self.normalization, self.teacher_norm, *code)
+        parts = (catalogue_name, self.stride, self.dim, self.fixed, *self.normalization, self.teacher_norm, *code)
         return settings_hash(without_provenance(weights_config(self.weights)), *parts)
 
 
@@ -115,16 +117,21 @@ CATALOGUE: Registry[VFMEntry] = Registry("VFM", "vfms", VFMEntry)
 
 @dataclass(frozen=True)
 class PatchFeatures:
-    """Patch features of a batch of images; `values` is (image, gh, gw, d), row by row from the top left."""
+    """Patch features of a batch of images.
+
+    Attributes:
+        values: (image, gh, gw, d), row by row from the top left.
+    """
 
     values: Float[Tensor, "image gh gw d"]
 
     @property
     def grid(self) -> tuple[int, int]:
+        """Return rows and columns."""
         return self.values.shape[1], self.values.shape[2]
 
     def tokens(self) -> Float[Tensor, "image token d"]:
-        """The grid in raster order."""
+        """Return the features as a sequence, row by row."""
         return self.values.flatten(1, 2)
 
 
@@ -140,13 +147,17 @@ class VFM:
 
     @classmethod
     def untrained(cls, entry: VFMEntry, **sizes: Any) -> VFM:
-        """The architecture of `entry` with random weights, for tests where real ones cannot be had; no name and no
-        option of a command leads here."""
+        """Return the architecture of `entry` with random weights, for tests without real ones.
+
+        No command can do this.
+        """
         return cls(entry, network=entry.build(None, **sizes))
 
     def record(self) -> dict[str, str]:
-        """What a result that used it must say: name, fingerprints of the network and its settings, source, licence and
-        whose normalisation."""
+        """Return what the record of a result made with it must say.
+
+        That is: name, fingerprints of the network and of its settings, source, license, and whose normalization.
+        """
         return {
             "vfm": self.name,
             "vfm_fingerprint": self.fingerprint,
@@ -158,21 +169,21 @@ class VFM:
 
     @torch.inference_mode()
     def __call__(self, images: list[Image.Image], *, grid: tuple[int, int] | None = None) -> PatchFeatures:
-        """Return patch features on `grid` (rows, columns).
+        """Return patch features on `grid` (rows, columns), by default the entry's `default_grid`.
 
-        Each image is stretched to `grid` times the stride (or to the fixed size, and the features resampled), so that
-        feature (i, j) covers the same fraction of the picture as cell (i, j) of an MLLM with that grid; crop to
-        `VisualTokens.box` first where the MLLM sees a part only.
+        Each image is stretched to `grid` times the stride (or to the fixed size, and the features are resampled), so
+        that feature (i, j) covers the same fraction of the image as visual token (i, j) of an MLLM with that grid. If
+        the MLLM sees only a part of the image, crop to `VisualTokens.box` first.
 
         Raises:
-            DataError: no images, or a grid without cells.
+            DataError: no images, or a grid without rows or columns.
         """
         rows, columns = self._grid(images, grid)
         features = self._features(self._batch(images, rows, columns))
         if self.entry.fixed:
             features = _resampled(features, rows, columns)
         if features.shape[-2:] != (rows, columns):
-            raise DataError(f"{self.name} returned a {tuple(features.shape[-2:])} grid, expected {(rows, columns)}")
+            raise DataError(f"{self.name} returned a {tuple(features.shape[-2:])} grid: expected {(rows, columns)}")
         return PatchFeatures(features.permute(0, 2, 3, 1).contiguous())
 
     def check_layers(self, layers: Sequence[int]) -> None:
@@ -187,29 +198,23 @@ class VFM:
     ) -> list[PatchFeatures]:
         """Return the patch features of several layers from one forward pass, on the same grid as `__call__`.
 
-        Layer l is the output of block l, before any norm that follows it, as in a language model; in a network of
-        stages (convolutional, or a pyramid) it is stage l, whose map is resampled to the grid where it is finer or
-        coarser.
+        Layer l is the output of block l, before any norm that follows it, as in a language model. In a network of
+        stages (convolutional or pyramidal) it is stage l, whose feature map is resampled if it is finer or coarser than
+        the grid.
 
         Raises:
             ConfigError: a layer that does not exist.
-            DataError: no images, or a grid without cells.
+            DataError: no images, or a grid without rows or columns.
         """
         self.check_layers(layers)
         rows, columns = self._grid(images, grid)
         maps = self._blocks(self._batch(images, rows, columns), layers)
-        return [
-            PatchFeatures(
-                (m if m.shape[-2:] == (rows, columns) else _resampled(m, rows, columns))
-                .permute(0, 2, 3, 1)
-                .contiguous()
-            )
-            for m in maps
-        ]
+        on_grid = (m if m.shape[-2:] == (rows, columns) else _resampled(m, rows, columns) for m in maps)
+        return [PatchFeatures(m.permute(0, 2, 3, 1).contiguous()) for m in on_grid]
 
     def _grid(self, images: list[Image.Image], grid: tuple[int, int] | None) -> tuple[int, int]:
         if not images:
-            raise DataError(f"{self.name} was given no images")
+            raise DataError(f"{self.name} was given no images: expected at least one")
         rows, columns = grid or self.entry.default_grid
         if rows < 1 or columns < 1:
             raise DataError(f"grid is {rows} x {columns}: expected at least 1 x 1")

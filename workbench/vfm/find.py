@@ -1,4 +1,4 @@
-"""From a name to a VFM: the catalogue, any model of the hub (`hf:ID`), any model of timm (`timm:NAME`), or a folder."""
+"""Find and load a VFM by its name: from the catalogue, the hub (`hf:ID`), timm (`timm:NAME`), or a folder."""
 
 from __future__ import annotations
 
@@ -25,31 +25,34 @@ def load_vfm(name: str, *, device: str = "cpu", teacher_norm: TeacherNorm = "own
     Args:
         name: a catalogue entry, `hf:ID` or `hf:ID@REVISION`, `timm:NAME`, or a folder with config.json and
             model.safetensors.
-        teacher_norm: `own`, or `student` to feed it pixels normalised for CLIP, as the official code of the paper does.
+        teacher_norm: `own`, or `student` to feed it pixels that are normalized for CLIP, as the official code of the
+            paper does.
 
     Raises:
-        UnknownNameError: no such name.
-        WeightsError: the weights cannot be had or are not the pinned ones.
+        UnknownNameError: there is no VFM of this name.
+        WeightsError: the weights are not available, or are not the pinned ones.
     """
     return VFM(find_vfm(name, teacher_norm=teacher_norm), device)
 
 
 def find_vfm(name: str, *, teacher_norm: TeacherNorm = "own") -> VFMEntry:
-    """Return the entry that `name` means, without building the network; see `load_vfm`. An `hf:ID` is fetched, because
-    its config says what it is."""
+    """Return the entry that `name` means, without building the network; see `load_vfm`.
+
+    An `hf:ID` is downloaded, because its architecture is in its config.json.
+    """
     if teacher_norm not in get_args(TeacherNorm):
         raise UnknownNameError("teacher_norm", teacher_norm, get_args(TeacherNorm))
     if name in CATALOGUE:
         entry = CATALOGUE.get(name)
     elif match := re.fullmatch(r"hf:([\w.-]*\w[\w.-]*(?:/[\w.-]*\w[\w.-]*)?)(?:@([\w.-]+))?", name):
-        _weights(Weights(name, licence=f"see https://huggingface.co/{match[1]}", hub=match[1], revision=match[2]))
+        _register(Weights(name, licence=f"see https://huggingface.co/{match[1]}", hub=match[1], revision=match[2]))
         entry = _from_folder(name, name)
     elif name.startswith("timm:"):
         entry = entry_from_name(name)
     elif name and Path(name).is_dir():
         folder = Path(name).resolve()
         _check_folder(folder)
-        _weights(Weights(str(folder), licence="that of the folder's owner", folder=folder))
+        _register(Weights(str(folder), licence="that of the folder's owner", folder=folder))
         entry = _from_folder(name, str(folder))
     else:
         near = did_you_mean(name) if "/" in name and not name.startswith("hf:") else ""
@@ -57,27 +60,25 @@ def find_vfm(name: str, *, teacher_norm: TeacherNorm = "own") -> VFMEntry:
     return replace(entry, teacher_norm=teacher_norm)
 
 
-def _weights(weights: Weights) -> None:
+def _register(weights: Weights) -> None:
     if weights.name not in WEIGHTS:
         WEIGHTS.add(weights.name, weights)
 
 
 def _from_folder(name: str, weights: str) -> VFMEntry:
-    """The entry of a folder in the layout of transformers, or of timm where its config names an `architecture`."""
+    """Return the entry of a folder: in timm's layout if its config has an `architecture`, else in transformers'."""
     folder = weights_folder(weights)
     config = read_json(folder / "config.json")
-    return (
-        timm_entry(name, weights, folder, config)
-        if "architecture" in config
-        else transformers_entry(name, weights, folder)
-    )
+    if "architecture" in config:
+        return timm_entry(name, weights, folder, config)
+    return transformers_entry(name, weights, folder)
 
 
 def _check_folder(folder: Path) -> None:
-    """See that a folder of the user's own holds one whole model.safetensors beside its configuration.
+    """Check that a folder of the user has one complete model.safetensors beside its configuration.
 
     Raises:
-        WeightsError: it does not.
+        WeightsError: it has not.
     """
     check_folder(folder)
     files = weight_files(folder)

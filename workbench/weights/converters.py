@@ -1,4 +1,4 @@
-"""From the files of a package to tensors under transformers' names."""
+"""Convert the weight files of packages to tensors under transformers' or timm's names."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from workbench.errors import WeightsError
 def dinov2_from_onnx(file: Path, folder: Path) -> None:
     """Rebuild transformers' Dinov2Model from the ONNX graph of a saliency model with a ViT-S/14 backbone.
 
-    The graph names most parameters `backbone.*`; the weights of linear layers are anonymous inputs of the MatMul nodes
-    `/backbone/<path>/MatMul`, stored transposed; the position embedding is split into its class slot and its 37 x 37
-    grid.
+    Most parameters are named `backbone.*` in the graph. The weights of linear layers are unnamed inputs of the MatMul
+    nodes `/backbone/<path>/MatMul`, and transposed. The position embedding is in two parts, the class token's and the
+    37 x 37 grid's.
+
+    Raises:
+        WeightsError: the tensors do not fit Dinov2Model.
     """
     import onnx
     from onnx import numpy_helper
@@ -34,7 +37,7 @@ def dinov2_from_onnx(file: Path, folder: Path) -> None:
         arrays["onnx::Reshape_1962"].reshape(1, -1, state["embeddings.cls_token"].shape[-1]),
     ]
     state["embeddings.position_embeddings"] = torch.cat(positions, dim=1)
-    # unused outside pretraining, absent from the graph
+    # only pre-training uses it, and the graph lacks it
     state["embeddings.mask_token"] = torch.zeros(1, state["embeddings.cls_token"].shape[-1])
 
     config = Dinov2Config(
@@ -46,19 +49,25 @@ def dinov2_from_onnx(file: Path, folder: Path) -> None:
     report: dict[str, object] = Dinov2Model.from_pretrained(folder, output_loading_info=True)[1]  # type: ignore[index]
     wrong = {kind: keys for kind, keys in report.items() if keys}
     if wrong:
-        raise WeightsError(f"dinov2-small: the converted file does not fit Dinov2Model: {wrong}")
+        raise WeightsError(f"dinov2-small: the converted file does not fit transformers' Dinov2Model: {wrong}")
 
 
 def efficientnet_from_pth(file: Path, folder: Path) -> None:
-    """Rename a PyTorch EfficientNet-Lite0 state dict to timm's `tf_efficientnet_lite0`, whose order and shapes are the
-    same."""
+    """Rename the tensors of a PyTorch EfficientNet-Lite0 as timm's `tf_efficientnet_lite0` has them.
+
+    Both have the same tensors in the same order.
+
+    Raises:
+        WeightsError: the shapes differ.
+    """
     import timm
 
     state = torch.load(file, map_location="cpu", weights_only=True)
     target = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
     if [tuple(v.shape) for v in state.values()] != [tuple(v.shape) for v in target.values()]:
         raise WeightsError(
-            "efficientnet-lite0: the shapes in the package's file differ from timm's tf_efficientnet_lite0"
+            "efficientnet-lite0: the package's file has other shapes than timm's tf_efficientnet_lite0: expected the"
+            " same"
         )
     save_file(
         {key: value.contiguous() for key, value in zip(target, state.values(), strict=True)},
@@ -69,14 +78,14 @@ def efficientnet_from_pth(file: Path, folder: Path) -> None:
 
 
 def smollm2_from_gguf(file: Path, folder: Path) -> None:
-    """Dequantise the 4-bit GGUF file to a transformers folder with its tokenizer."""
+    """Dequantize the 4-bit GGUF file into a transformers folder with its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    quantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    config = quantised.config
-    # the tensors in memory are plain float32; transformers refuses to save while this stands
+    dequantized = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    config = dequantized.config
+    # the tensors in memory are plain float32, but transformers refuses to save them with this in the config
     del config.quantization_config
     model = AutoModelForCausalLM.from_config(config)
-    model.load_state_dict(quantised.state_dict())
+    model.load_state_dict(dequantized.state_dict())
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)

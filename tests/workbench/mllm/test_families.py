@@ -210,7 +210,7 @@ def test_edits_give_the_last_tokens_on_either_side_of_the_padding(mllm: MLLM, si
     for number in (0, int(lengths.min()) + 1):
         with pytest.raises(
             ConfigError,
-            match=rf"keep is {number}: expected 1 to {int(lengths.min())}, the tokens of the shortest prompt",
+            match=rf"keep is {number}: expected 1 to {int(lengths.min())}, the number of tokens of the shortest prompt",
         ):
             edit(mllm, batch, at=layer, fn=lambda v, _: v, keep=number)
 
@@ -521,7 +521,7 @@ def test_rows_that_cannot_be_read_are_one_sentence(mllm: MLLM) -> None:
         attention(mllm, batch, rows=rows)
     with pytest.raises(ConfigError, match="layer 0 does not exist"):
         attention(mllm, batch, rows=[[-1]] * 3, layers=[0])
-    with pytest.raises(ConfigError, match="place 'connector' does not exist"):
+    with pytest.raises(ConfigError, match="site 'connector' does not exist"):
         edit(mllm, batch, at="connector", fn=lambda v, _: v)  # type: ignore[arg-type]
 
 
@@ -592,7 +592,7 @@ def test_capped_attention_is_refused(folders: Path) -> None:
         attention(model, mixed(model), rows=[[-1]] * 3)
 
 
-def test_an_interpolated_raster_has_no_tower_rows(folders: Path) -> None:
+def test_an_interpolated_raster_has_no_encoder_rows(folders: Path) -> None:
     """OneVision shrinks a raster of too many tiles; such a token is no row of the tower's output, and nothing pretends
     that it is."""
     model = MLLM.load(
@@ -604,8 +604,8 @@ def test_an_interpolated_raster_has_no_tower_rows(folders: Path) -> None:
     )
     batch = model.encode([picture(0, (400, 300))], [QUESTION])
     assert model.visual_tokens(batch)[0][1].rows is not None and (model.visual_tokens(batch)[0][1].rows == -1).all()
-    with pytest.raises(ModelError, match="its tokens mix several tower features"):
+    with pytest.raises(ModelError, match="its tokens mix several encoder features"):
         read(model, batch, encoder=True)
-    with pytest.raises(ModelError, match="its tokens mix several tower features"):
+    with pytest.raises(ModelError, match="its tokens mix several encoder features"):
         edit(model, batch, at="encoder", fn=lambda v, _: v)
     assert edit(model, batch, at=1, fn=lambda v, _: v).shape[0] == 1

@@ -148,7 +148,7 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     ),
     "a layer that is not there": ("llava", settings(vision_feature_layer=99), "does not fit"),
     "JSON": ("llava", rewritten("config.json", "{"), "config.json is not valid JSON"),
-    "a JSON list": ("llava", rewritten("config.json", "[]"), "holds list, expected an object"),
+    "a JSON list": ("llava", rewritten("config.json", "[]"), "holds a JSON list: expected an object"),
     "generation": (
         "llava",
         rewritten("generation_config.json", "[]"),
@@ -299,7 +299,7 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     ),
     "link": ("llava", linked("model.safetensors"), "is a link to /nowhere/blob, which is not there"),
     "link of a processor": ("llava", linked("processor_config.json"), "is a link to /nowhere/blob, which is not there"),
-    "an index that is a list": ("llava", indexed([]), "index.json holds list"),
+    "an index that is a list": ("llava", indexed([]), "index.json holds a JSON list"),
     "an index without a map": ("llava", indexed({}), "is not an index of shards: expected a weight_map"),
     "an index of nothing": ("llava", indexed({"weight_map": {}}), "is not an index of shards"),
     "an index of a list": ("llava", indexed({"weight_map": []}), "is not an index of shards"),

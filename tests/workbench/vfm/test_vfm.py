@@ -373,7 +373,7 @@ def test_a_timm_name_and_a_folder_in_timms_layout_agree(tmp_path: Path, monkeypa
     assert torch.allclose(by_name([picture], grid=(14, 14)).tokens()[0], own, atol=1e-5)
     assert by_name.entry.mean == tuple(config["mean"]) and by_name.fingerprint == by_folder.fingerprint
     (folder / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224"}))
-    with pytest.raises(WeightsError, match="says no normalisation"):
+    with pytest.raises(WeightsError, match="has no normalization"):
         load_vfm(str(folder))
 
 
@@ -419,7 +419,7 @@ def test_any_network_of_timm_gives_the_grid_asked_for(name: str, fixed: int | No
         (
             str(ROOT / "trainer"),
             WeightsError,
-            "trainer holds no model: expected a config.json and model.safetensors there",
+            "trainer holds no model: expected config.json and model.safetensors in it",
         ),
     ],
 )
@@ -539,32 +539,32 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda p: (p / "model.safetensors").unlink(), "holds no weights"),
     "GGUF": (lambda p: (p / "model.safetensors").rename(p / "m.gguf"), "as GGUF only"),
     "pickle": (lambda p: pickled(p), r"holds its weights pickled .* expected one model.safetensors"),
-    "no configuration": (lambda p: (p / "config.json").unlink(), "holds no model: expected a config.json"),
+    "no configuration": (lambda p: (p / "config.json").unlink(), "holds no model: expected config.json"),
     "broken configuration": (lambda p: (p / "config.json").write_text("{"), "config.json is not valid JSON"),
-    "list": (lambda p: (p / "config.json").write_text("[]"), "holds list, expected an object"),
+    "list": (lambda p: (p / "config.json").write_text("[]"), "holds a JSON list: expected an object"),
     "model_type": (json_of(model_type="dinov9"), "transformers does not know the model"),
     "strict": (json_of(hidden_size="32"), "transformers does not know the model"),
-    "patch": (json_of(patch_size=0), "has patch_size 0: expected a number from 1"),
-    "image": (json_of(image_size=[30, 30]), r"has image_size \[30, 30\]: expected a number from 1"),
+    "patch": (json_of(patch_size=0), "has patch_size 0: expected an integer of at least 1"),
+    "image": (json_of(image_size=[30, 30]), r"has image_size \[30, 30\]: expected an integer of at least 1"),
     "blocks": (json_of(num_hidden_layers=7), "lacks .* tensors of Dinov2Model"),
     "width": (json_of(hidden_size=48), "does not (load as|hold)"),
     "normalization": (
         lambda p: (p / "preprocessor_config.json").write_text('{"image_mean": [0.5], "image_std": 1}'),
-        "says no normalisation",
+        "has no normalization",
     ),
     "processor": (
         lambda p: (p / "preprocessor_config.json").write_text("{"),
         "preprocessor_config.json is not valid JSON",
     ),
     "timm": (json_of(architecture="vit_tiny"), "unknown timm model 'vit_tiny'"),
-    "timm list": (json_of(architecture="vit_tiny_patch16_224", pretrained_cfg=[1]), "says no normalisation"),
+    "timm list": (json_of(architecture="vit_tiny_patch16_224", pretrained_cfg=[1]), "has no normalization"),
     "timm arguments": (
         json_of(
             architecture="vit_tiny_patch16_224",
             pretrained_cfg={"mean": [0, 0, 0], "std": [1, 1, 1], "input_size": [3, 32, 32]},
             model_args={"deep": 3},
         ),
-        "timm makes no vit_tiny_patch16_224 with .*deep",
+        "timm cannot build vit_tiny_patch16_224 with .*deep",
     ),
 }
 
@@ -597,6 +597,6 @@ def test_the_command_prints_the_catalogue(capsys: pytest.CaptureFixture[str]) ->
     )
     main(["efficientnet-lite0", "clip-large-336"])
     shown = capsys.readouterr().out
-    assert "f0747919d4b19c80" in shown and "Apache-2.0" in shown and "weights not here yet" in shown
+    assert "f0747919d4b19c80" in shown and "Apache-2.0" in shown and "the weights are not downloaded yet" in shown
     with pytest.raises(UnknownNameError, match="did you mean 'sam-base'"):
         main(["sam-bse"])

@@ -89,7 +89,8 @@ def test_damaged_weights_are_one_sentence(tmp_path: Path, monkeypatch: pytest.Mo
         file.truncate(1000)
     monkeypatch.setenv("VIRAL_WEIGHTS", str(tmp_path))
     with pytest.raises(
-        WeightsError, match=r"efficientnet-lite0/model.safetensors is damaged \(.*\): expected a whole safetensors file"
+        WeightsError,
+        match=r"efficientnet-lite0/model.safetensors is damaged \(.*\): expected a complete safetensors file",
     ):
         weights_folder("efficientnet-lite0")
 
@@ -132,7 +133,7 @@ def test_a_reinitialised_tensor_is_caught() -> None:
     changed = dict(expected)
     key = next(k for k, v in changed.items() if v.ndim == 4)
     changed[key] = torch.randn_like(changed[key])
-    with pytest.raises(WeightsError, match=f"tensor '{key}' does not hold the pretrained values"):
+    with pytest.raises(WeightsError, match=f"tensor '{key}' of the built model differs from the pretrained one"):
         check_unchanged("efficientnet-lite0", changed, expected)
 
 
