@@ -80,7 +80,8 @@ def answer_of(where: str, value: Any, options: Options, reading: str = "auto") -
     """
     if isinstance(value, str) and value.strip() not in options.texts:
         spelled = _list(value)
-        if spelled and all(isinstance(item, str) for item in spelled):  # [0.1, 0.2, 0.5, 0.6] is a box, and a text
+        # a list of numbers, such as [0.1, 0.2, 0.5, 0.6], is a box and stays a text
+        if spelled and all(isinstance(item, str) for item in spelled):
             value = spelled
     if isinstance(value, Sequence) and not isinstance(value, str):
         if len({json.dumps(one, default=str) for one in value}) > 1:

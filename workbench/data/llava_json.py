@@ -177,8 +177,8 @@ def _part(file: Path, rows: list[Row], split: str, held: str) -> list[Row]:
     count = len(set(places))
     if not held.isdigit() or not 0 < int(held) < count:
         raise DataError(
-            f"held is {shown(held, 20)}: expected 1 to {count - 1}, fewer than the images (and texts alone) of"
-            f" {shown(file.name)}"
+            f"held is {shown(held, 20)}: expected 1 to {count - 1}, fewer than the images (and rows of text alone)"
+            f" in {shown(file.name)}"
         )
     held_out = set(rows_of_images(places, int(held), 0))
     return [row for number, row in enumerate(rows) if (number in held_out) == (split == "val")]

@@ -105,7 +105,7 @@ def turns_of(
     Args:
         where: the row, in messages.
         messages: the list of messages.
-        images: number of images of the row; the first question has a placeholder for each of them, or none.
+        images: number of images of the row; the first question has a placeholder for each of them.
         speaker: key of a message's speaker.
         text: key of a message's text.
         notes: takes what is left out: an answer before the first question, a question after the last answer.

@@ -207,7 +207,10 @@ def test_options_of_every_form_and_their_answers(row: dict[str, Any], tmp_path: 
         ({"options": ["a", ""], "answer": "a"}, "has an empty option 2"),
         ({"options": ["a", None], "answer": "a"}, "option 2 is 'None'"),
         ({"options": [True, False], "answer": "a"}, r"option 1 is 'True' \(bool\)"),
-        ({"options": ["<image 1>", "x"], "answer": "x"}, "has the option <image 1>, which is no text"),
+        (
+            {"options": ["<image 1>", "x"], "answer": "x"},
+            "has the option <image 1>, which stands for an image, a video or audio",
+        ),
         ({"options": ["a", "b"], "choices": ["b", "a"], "answer": "a"}, "`options` and `choices` that differ"),
         (
             {"options": ["a", "b"], "answer": "c"},
