@@ -19,6 +19,7 @@ from trainer.__main__ import read
 from trainer.recipe import Recipe
 from workbench.cli import as_flags
 from workbench.errors import ConfigError
+from workbench.records import TrainingRecord
 from workbench.training_folder import evaluation_of, training_log, training_record
 from workbench.yaml_config import flatten
 
@@ -33,7 +34,7 @@ class Training:
     folder: Path
 
     @cached_property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> TrainingRecord:
         """The content of training.json: the recipe, fingerprints, versions, seconds."""
         return training_record(self.folder)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,6 +30,7 @@ from trainer.setups.conversation import ConversationSetup
 from trainer.setups.packed import PackedSetup
 from workbench.errors import ConfigError
 from workbench.files import atomic_file, atomic_folder
+from workbench.records import write_record
 from workbench.runs import environment
 from workbench.training_folder import BEST, RECIPE_FILE, RECORD_FILE, best_of
 from workbench.yaml_config import as_mapping
@@ -172,6 +172,6 @@ def _write_record(trainer: AlignmentTrainer, record: dict[str, Any]) -> None:
     }
     write_card(folder, record)
     with atomic_file(folder / RECORD_FILE) as partial:
-        partial.write_text(json.dumps(record, indent=2))
+        write_record(partial, record)
     if hub is not None:
         push(folder, hub)

@@ -26,6 +26,7 @@ import pandas as pd
 from workbench.errors import RunError
 from workbench.files import atomic_folder
 from workbench.plugins import identities, installed_packages
+from workbench.records import Environment, RunRecord, read_run_record, write_record
 
 if TYPE_CHECKING:  # torch takes a second to import, and listing runs does not need it
     import plotly.graph_objects as go
@@ -46,7 +47,7 @@ class Run:
     """
 
     key: str
-    record: dict[str, Any]
+    record: RunRecord
     tables: dict[str, pd.DataFrame]
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
@@ -54,6 +55,11 @@ class Run:
     def label(self) -> str:
         """The short name of the model that figures show."""
         return str(self.record["label"])
+
+    @property
+    def extra(self) -> Mapping[str, Any]:
+        """The record with what only this analysis stores in it, such as the names of its measures."""
+        return self.record
 
     def figures(self) -> dict[str, go.Figure]:
         """Return {title: figure} of this run alone; `workbench.compare` draws several runs together."""
@@ -100,8 +106,7 @@ def save(run: Run, root: Path) -> Path:
             save_file(
                 {name: value.contiguous() for name, value in run.tensors.items()}, partial / "tensors.safetensors"
             )
-        record = run.record | {"key": run.key, "tables": sorted(run.tables)}
-        (partial / RUN_FILE).write_text(json.dumps(record, indent=2, default=str))
+        write_record(partial / RUN_FILE, run.record | {"key": run.key, "tables": sorted(run.tables)})
     return target
 
 
@@ -112,7 +117,7 @@ def load(folder: Path) -> Run:
         RunError: the folder is not that of a run, or one of its files is damaged.
     """
     try:
-        record = json.loads((folder / RUN_FILE).read_text())
+        record = read_run_record(folder / RUN_FILE)
         tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in record["tables"]}
         tensors = _tensors(folder / "tensors.safetensors")
     except (OSError, ValueError, KeyError) as error:
@@ -137,10 +142,10 @@ def index(root: Path) -> pd.DataFrame:
     rows = []
     for path in sorted(root.glob(f"[!.]*/{RUN_FILE}")):  # a folder whose name begins with a dot is being written
         try:
-            record = json.loads(path.read_text())
+            record: Mapping[str, Any] = read_run_record(path)
             names = ("analysis", "label", "model", "data", "seconds", "created", "key", "config")
             rows.append({"folder": path.parent, **{name: record[name] for name in names}})
-        except (OSError, ValueError, KeyError):
+        except (RunError, KeyError):
             continue  # a run.json of another program
     table = pd.DataFrame(
         rows, columns=["folder", "analysis", "label", "model", "data", "seconds", "created", "key", "config"]
@@ -153,7 +158,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def environment(argv: list[str]) -> dict[str, object]:
+def environment(argv: list[str]) -> Environment:
     """Return what a result depends on besides its config: command, commit, package versions, platform and time.
 
     `git` and `dirty` describe the checkout that holds this package; they are "" and False for an installed package. A

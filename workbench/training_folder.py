@@ -14,6 +14,7 @@ import pandas as pd
 
 from workbench.errors import RunError, one_line
 from workbench.models import did_you_mean
+from workbench.records import TrainingRecord, read_training_record
 from workbench.stored_recipe import current_recipe
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def best_of(folder: Path) -> dict[str, float]:
         ) from error
 
 
-def training_record(folder: Path) -> dict[str, Any]:
+def training_record(folder: Path) -> TrainingRecord:
     """Read the record of a finished training: its recipe, fingerprints and environment.
 
     Raises:
@@ -106,7 +107,7 @@ def training_record(folder: Path) -> dict[str, Any]:
             f" trainer` writes last{near}"
         )
     try:
-        record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text())
+        record = read_training_record(folder / RECORD_FILE)
         record["recipe"] = current_recipe(record["recipe"])
         for origin in record.get("origins", ()):
             origin["part"] = origin["part"].replace("vision tower", "vision encoder")  # the old name

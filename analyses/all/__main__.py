@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
         section, crashed = _section(name, budget, models)
         sections.append(section)
         failed |= crashed
-    here: dict[str, Any] = environment(words)
+    here = environment(words)
     facts = {
         "date": f"{here['created']} (UTC)",
         "models": ", ".join(budget.model),

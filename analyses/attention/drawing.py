@@ -57,7 +57,7 @@ def _overlays(label: str, run: Run) -> list[list[fig.Overlay]]:
 
     The best head was chosen on the other half of the images; where there is none, the mean of the last layer is drawn.
     """
-    layers, heads = run.record["layers"], run.tables.get("heads")
+    layers, heads = run.extra["layers"], run.tables.get("heads")
     rows: list[list[fig.Overlay]] = [[], [], []]
     for example in run.tables["examples"].itertuples():
         head_maps = run.tensors[f"map_{example.number}"].numpy()

@@ -173,7 +173,7 @@ def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
 
 def _image_means(run: Run) -> pd.Series:
     """Return the mean over heads and over the questions of an image, indexed by measure, layer and image."""
-    measures, layers = run.record["measures"], run.record["layers"]
+    measures, layers = run.extra["measures"], run.extra["layers"]
     means = nan_mean(run.tensors["values"].double().numpy(), 2)
     images = run.tables["samples"]["image_id"]
     columns = pd.MultiIndex.from_product([layers, measures], names=["layer", "measure"])

@@ -31,6 +31,7 @@ from workbench.cli import command, parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import check_can_make
 from workbench.models import did_you_mean
+from workbench.records import RunRecord
 from workbench.runs import Run, environment
 from workbench.yaml_config import as_mapping
 
@@ -91,14 +92,14 @@ def _as_run(
     """Return the ledger as a run to store; the same file with the same numbers has the same key."""
     content = hashlib.sha256((table.to_json() + numbers.to_json() + file_hash).encode()).hexdigest()
     key = runs.run_key("claims", VERSION, {}, file_hash, content)
-    record: dict[str, Any] = {
+    record: RunRecord = {
         "analysis": "claims",
         "version": VERSION,
         "label": "ledger",
         "model": ", ".join(map(str, options.runs)),
         "data": "",
         "config": as_mapping(options),
-        "claims_sha256": file_hash,
+        "claims_sha256": file_hash,  # type: ignore[typeddict-unknown-key]
         "seconds": round(seconds, 2),
     }
     command_line = ["python", "-m", "analyses.claims", *argv]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def result_of(sweep: Sweep, job: Job) -> Result:
     Raises:
         RunError: a file is missing or damaged, or the run was evaluated by its loss instead of its answers.
     """
-    record = training_record(job.folder)
+    record: Mapping[str, Any] = training_record(job.folder)
     if missing := next((key for key in ("seconds", *ENVIRONMENT) if key not in record), None):
         raise RunError(
             f"{job.folder / RECORD_FILE} is damaged (no '{missing}'): delete the folder and train the run again"

@@ -21,6 +21,7 @@ from workbench.hashing import libraries
 from workbench.mllm import MLLM
 from workbench.models import check_revision, is_folder, named_models
 from workbench.ranks import Ranks
+from workbench.records import RunRecord
 from workbench.runs import Run
 from workbench.yaml_config import as_mapping
 
@@ -123,7 +124,7 @@ def record_of(
     requested: RequestedModel,
     result: Result,
     argv: list[str],
-) -> dict[str, Any]:
+) -> RunRecord:
     """Return the record of a run: all that its numbers depend on, what was left out, and where it was computed."""
     return {
         "analysis": analysis.name,
@@ -140,8 +141,8 @@ def record_of(
         "seed": config.seed,
         "device": str(mllm.device),
         "processes": 1,
-        **result.record,
         **runs.environment(argv),
+        **result.record,  # type: ignore[typeddict-item]
     }
 
 

@@ -19,6 +19,7 @@ import pandas as pd
 from workbench.claims.rules import Ledger, options_of
 from workbench.claims.trained import Trained, find_trained, time_of
 from workbench.errors import RunError, one_line
+from workbench.records import read_run_record
 from workbench.runs import RUN_FILE
 from workbench.training_folder import read_table
 
@@ -244,13 +245,12 @@ def _stored_analyses(root: Path) -> list[StoredAnalysis]:
     analyses = []
     for path in sorted(root.glob(f"*/{RUN_FILE}")):
         try:
-            record = json.loads(path.read_text())
-            if all(
-                name in record for name in ("analysis", "model", "config", "data_fingerprint", "version", "created")
-            ):
-                analyses.append(StoredAnalysis(path.parent, record))
-        except (OSError, ValueError, TypeError) as error:
-            log.warning("%s is damaged (%s) and is left out", path, one_line(error))
+            record = read_run_record(path)
+        except RunError as error:
+            log.warning("%s, and is left out", one_line(error, 300))
+            continue
+        if {"model", "data_fingerprint", "version", "created"} <= record.keys():
+            analyses.append(StoredAnalysis(path.parent, record))
     return analyses
 
 

@@ -77,7 +77,7 @@ def maps(compared: Mapping[str, Run]) -> None:
         st.info("No tokens were stored for maps. Run the analysis with `--maps 4`.")
         return
     images = sorted(set.intersection(*(set(table["number"]) for table in tables.values())))
-    names = list(dict.fromkeys(name for label in tables for name in shared[label].record["map_representations"]))
+    names = list(dict.fromkeys(name for label in tables for name in shared[label].extra["map_representations"]))
     left, right = st.columns([1, 2], gap="large")
     image = left.selectbox(
         "Image",

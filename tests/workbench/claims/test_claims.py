@@ -146,7 +146,7 @@ def test_what_decides_is_in_the_hash(old: str, new: str, changed: set[str]) -> N
         ('"a-s{seed}"', "a-s1", "expected a name with {seed}"),
         ("level: 0.05", "level: 0.05\nlevel: 0.1", "key 'level' appears twice"),
         (
-            "stored, options: {analysis: cknna, where: {layer: 3}},\n     of: {b: 1}",
+            "stored, options: {analysis: cknna, where: {layer: 3}}, of: {b: 1}",
             "answers, of: {a: -1, b: 1}",
             "the claims better, closer of small.yaml have the same rule",
         ),
