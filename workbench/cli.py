@@ -29,7 +29,7 @@ class ConfigFile:
     """Base class for the options of commands that can read them from a file; adds `--config FILE`."""
 
     config: Path | None = None
-    """YAML file with values for any of these options, by name; the command line overrides the file. Default: none."""
+    """YAML file with values for any of these options, by name; the command line overrides the file."""
 
 
 def parse_with_file(cls: type[Config], argv: Sequence[str], *, prog: str, description: str = "") -> Config:

@@ -23,8 +23,7 @@ class Config:
     """The files whose paths are printed."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Names of recipes, sweeps or launch files; recipe/NAME, sweep/NAME or launch/NAME if several kinds have the same
-    NAME. Default: list all of them."""
+    """Recipes, sweeps or launch files by name (recipe/NAME, sweep/NAME or launch/NAME if ambiguous); by default all."""
 
 
 def main(argv: list[str]) -> None:

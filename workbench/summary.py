@@ -293,13 +293,13 @@ class Config:
     model: tuple[str, ...] = ()
     """The folders of two finished trainings, each as FOLDER or NAME=FOLDER; differences are second minus first."""
     report: Path | None = None
-    """The HTML report of both models, to name it in the last sentence. Default: none."""
+    """The HTML report of both models, which the last sentence then names."""
     address: str = ""
-    """The address of a running dashboard, to name it in the last sentence. Default: none."""
+    """The address of a running dashboard, which the last sentence then names."""
     runs: Path | None = None
-    """The runs folder. Default: the folder that holds the first model."""
+    """The runs folder; by default the folder that holds the first model."""
     sweep: str | None = None
-    """The sweep that trained the models, to show the command that trains more seeds. Default: none."""
+    """The sweep that trained the models; the last sentence then has the command that trains more seeds."""
 
 
 def main(argv: list[str]) -> None:

@@ -56,13 +56,11 @@ class Where:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format in which models run; auto is the one that a model was saved in."""
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
-    """How transformers spreads each model over the GPUs of this machine; in one process, and instead of --device.
-    Default: do not spread it."""
+    """Let transformers spread each model over the GPUs of this machine, in one process; use it without --device."""
     load_in: Literal["8bit", "4bit"] | None = None
-    """Quantize the weights while loading them (needs the extra `quantized`); results are stored as those of another
-    model. Default: do not quantize."""
+    """Quantize the weights while loading them (needs the extra `quantized`); this makes it another model in results."""
     revision: str | None = None
-    """Branch, tag or commit of the models that are hub ids. Default: their main branch."""
+    """Branch, tag or commit of the models that are hub ids; by default their main branch."""
     trust_remote_code: bool = False
     """Run code that comes with a model; without this option, such a model is refused."""
 
