@@ -32,7 +32,7 @@ UNUSED = ("alignment_encoder.", "model.denoiser.", "model.pixel_decoder.")
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """`python -m workbench.convert OFFICIAL_DIR OUT`"""
+    """The options of `python -m workbench.convert`."""
 
     official_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OFFICIAL_DIR")]
     """A folder that the original code wrote: a whole model, LoRA with non_lora_trainables.bin, or only a projector
@@ -107,6 +107,7 @@ def convert(official: Path, out: Path, *, vision_tower: str = "", base: str = ""
 
 
 def _summary(out: Path, model: Any, alignment: dict[str, Any], dropped: Counter[str]) -> list[str]:
+    """Return the lines that say what was converted, and which tensors were dropped."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     lines = [f"{out}: {model.config.text_config.model_type} LLaVA, {parameters:,} parameters in {model.dtype}"]
     if alignment and not alignment["heads"]:
