@@ -652,7 +652,7 @@ def without(raw: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
         ),
         (
             lambda raw: raw | {"model.norm.weight": torch.ones(D, dtype=torch.int8)},
-            "it has 1 tensor .model.norm.weight. that hold integers, as a quantised model",
+            "it has 1 tensor .model.norm.weight. that hold integers, as a quantized model",
         ),
         (
             lambda raw: raw | without(projector(), "alignment_projector.projector.2.bias"),
@@ -698,11 +698,11 @@ def test_tensors_that_do_not_fit(
             r"has target_layers=16, projector_dim and z_dim \[1, 1\]: expected a list of layers and two sizes",
         ),
         ({"hidden_size": 33}, ModelError, "config.json does not describe a llama language model .*33"),
-        ({"mm_vision_select_layer": -9}, ModelError, "has mm_vision_select_layer=-9: the vision tower has 3 layers"),
+        ({"mm_vision_select_layer": -9}, ModelError, "has mm_vision_select_layer=-9: the vision encoder has 3 layers"),
         (
             {"mm_vision_tower": None},
             WeightsError,
-            "does not say which vision tower it belongs to: give a folder or hub id with --vision_tower",
+            "does not say which vision encoder it belongs to: give a folder or hub id with --vision_tower",
         ),
     ],
 )
@@ -794,7 +794,7 @@ def test_files_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         no_tower,
         out,
         WeightsError,
-        "vision tower 'openai/clip-vit-large-patch14-336' is neither a folder .*; give a local folder with"
+        "vision encoder 'openai/clip-vit-large-patch14-336' is neither a folder .*; give a local folder with"
         " --vision_tower$",
     )
     other = tower_folder(tmp_path / "siglip")
@@ -815,7 +815,7 @@ def test_files_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ({"use_dora": True}, "asks for use_dora=True: expected plain LoRA or rslora, with one rank"),
         ({"rank_pattern": {"q_proj": 8}}, "asks for rank_pattern={'q_proj': 8}"),
         ({"init_lora_weights": "pissa"}, "asks for init_lora_weights='pissa'"),
-        ({"r": 0}, "has r=0 and lora_alpha=8: expected two numbers, r from 1"),
+        ({"r": 0}, "has r=0 and lora_alpha=8: expected two numbers, r at least 1"),
         ({"r": 3}, "holds tensors without the rank r=3 of adapter_config.json: 42 tensors"),
     ],
 )

@@ -235,6 +235,7 @@ def check_uncapped(mllm: MLLM) -> None:
 
 
 def _positions(batch: Batch, rows: Sequence[Sequence[int]]) -> Int[Tensor, "sample row"]:
+    """Return query positions as a tensor, counted from the start; raise a ConfigError if they are not of the prompt."""
     mask = batch.inputs["attention_mask"].cpu()
     length = mask.shape[1]
     counts = sorted({len(sample_rows) for sample_rows in rows})

@@ -1,5 +1,6 @@
-"""Turn a checkpoint folder of the original LLaVA-1.5 or VIRAL code into a plain transformers LLaVA folder, with the
-alignment head beside it.
+"""Convert a checkpoint folder of the original LLaVA-1.5 or VIRAL code to a transformers LLaVA folder.
+
+The alignment head, if there is one, is stored in a file beside the model.
 
 python -m workbench.convert checkpoints/llava-v1.5-7b models/llava15
 python -m workbench.convert checkpoints/viral-7b-lora models/viral --base lmsys/vicuna-7b-v1.5 --vision_tower
@@ -24,45 +25,50 @@ if TYPE_CHECKING:
     from workbench.convert.source import Source
 
 ALIGNMENT_FILE = "alignment.json"
-OBJECTIVES = {"direct": "cosine", "similarity": "relation"}
-# a VFM's own weights, and the ROSS baseline's decoders
+OBJECTIVES = {"direct": "cosine", "similarity": "relation"}  # the original code's names and ours
+# tensors that the model does not use: the weights of a VFM, and the decoders of the ROSS baseline
 UNUSED = ("alignment_encoder.", "model.denoiser.", "model.pixel_decoder.")
 
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    """`python -m workbench.convert OFFICIAL_DIR OUT`"""
+    """The options of `python -m workbench.convert`."""
 
     official_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OFFICIAL_DIR")]
-    """A folder that the original code wrote: a whole model, LoRA with non_lora_trainables.bin, or a connector
-    (mm_projector.bin) alone."""
+    """A folder that the original code wrote: a whole model, LoRA with non_lora_trainables.bin, or only a projector
+    (mm_projector.bin)."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """A new folder."""
+    """The folder to write, new or empty."""
     vision_tower: str = ""
-    """Folder or hub id of the CLIP vision tower, where the checkpoint does not hold it; by default its config.json's
-    mm_vision_tower."""
+    """Folder or hub id of the CLIP vision encoder, needed if the checkpoint does not hold it; by default
+    mm_vision_tower of its config.json."""
     base: str = ""
-    """Folder or hub id of the language model below LoRA or a connector; by default the one that the folder names."""
+    """Folder or hub id of the base language model, needed for LoRA or a projector; by default the one that the folder
+    names."""
 
 
 def convert(official: Path, out: Path, *, vision_tower: str = "", base: str = "") -> str:
-    """Convert `official` to the new folder `out` and return a summary of a few lines.
+    """Convert the folder `official` to the new folder `out`, and return a summary of a few lines.
 
-    All model tensors get the dtype of the token embeddings, as in the original code. On any error nothing is written.
+    All tensors of the model get the dtype of the token embeddings, as in the original code. After an error, nothing is
+    written.
+
+    Args:
+        vision_tower, base: as in `ConvertConfig`.
 
     Raises:
-        ModelError: a model that transformers' LLaVA cannot express.
-        WeightsError: files that are missing, damaged or refused, or tensors that do not fit config.json.
-        RunError: `out` is taken, or the disk refuses.
+        ModelError: a model that transformers' LLaVA cannot represent.
+        WeightsError: files are missing, damaged or refused, or tensors do not fit config.json.
+        RunError: `out` has content already, or cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} is there already: expected a new or an empty folder")
 
-    from safetensors.torch import save_file  # after the check: a mistake is answered at once
+    from safetensors.torch import save_file  # slow to import, so after the first check
 
     from workbench.convert import build
     from workbench.convert.checkpoint import check_tensors
-    from workbench.convert.source import BUFFERS, HEAD, read_source, read_tokenizer, read_tower
+    from workbench.convert.source import BUFFERS, HEAD, read_source, read_tokenizer, read_vision_encoder
 
     source = read_source(official, base)
     config, tensors = source.config, source.tensors
@@ -72,15 +78,13 @@ def convert(official: Path, out: Path, *, vision_tower: str = "", base: str = ""
         for prefix in UNUSED
         if name.startswith(prefix) and tensors.pop(name) is not None
     )
-    for name in [
-        name
-        for name in tensors
-        if name.endswith(BUFFERS) or (name == "lm_head.weight" and config.get("tie_word_embeddings"))
-    ]:
-        del tensors[name]
+    tied = config.get("tie_word_embeddings")
+    for name in list(tensors):
+        if name.endswith(BUFFERS) or (name == "lm_head.weight" and tied):
+            del tensors[name]
     head = {name: tensors.pop(name) for name in list(tensors) if name.startswith(HEAD)}
 
-    vision, pixels = read_tower(tensors, vision_tower or str(config.get("mm_vision_tower") or ""))
+    vision, normalization = read_vision_encoder(tensors, vision_tower or str(config.get("mm_vision_tower") or ""))
     settings = build.llava_config(config, vision)
     check_tensors(
         tensors | head,
@@ -90,7 +94,7 @@ def convert(official: Path, out: Path, *, vision_tower: str = "", base: str = ""
     tokenizer = read_tokenizer(source.folders, settings.text_config)
     build.extend_vocabulary(tensors, settings, tokenizer)
     model = build.build_model(settings, tensors, tokenizer)
-    processor = build.build_processor(config, settings, tokenizer, pixels)
+    processor = build.build_processor(config, settings, tokenizer, normalization)
     alignment = describe_alignment(source, bool(head))
     with atomic_folder(out) as partial:
         model.save_pretrained(partial, max_shard_size="5GB")
@@ -103,14 +107,13 @@ def convert(official: Path, out: Path, *, vision_tower: str = "", base: str = ""
 
 
 def _summary(out: Path, model: Any, alignment: dict[str, Any], dropped: Counter[str]) -> list[str]:
-    lines = [
-        f"{out}: {model.config.text_config.model_type} LLaVA, {sum(p.numel() for p in model.parameters()):,} parameters"
-        f" in {model.dtype}"
-    ]
+    """Return the lines that say what was converted, and which tensors were dropped."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    lines = [f"{out}: {model.config.text_config.model_type} LLaVA, {parameters:,} parameters in {model.dtype}"]
     if alignment and not alignment["heads"]:
-        lines.append("no alignment head: the folder was trained with one and does not hold it")
+        lines.append("no alignment head: the model was trained with one, but the folder does not hold it")
     elif alignment:
-        frozen = "; it was frozen while LoRA trained" if alignment["head_trained"] is False else ""
+        frozen = "; it was frozen while LoRA was trained" if alignment["head_trained"] is False else ""
         lines.append(f"{HEAD_FILE}: layers {alignment['layers']}, {alignment['vfm']}{frozen}")
     return lines + [
         f"dropped {count} tensors {prefix}*, which the model does not use" for prefix, count in dropped.items()
@@ -118,9 +121,12 @@ def _summary(out: Path, model: Any, alignment: dict[str, Any], dropped: Counter[
 
 
 def describe_alignment(source: Source, head: bool) -> dict[str, Any]:
-    """What was aligned to what; empty for a folder that was trained without alignment.
+    """Return what was aligned with what, for alignment.json; empty for a model that was trained without alignment.
 
-    Layers are numbered as everywhere here: 0 is what the first block receives, l the output of block l.
+    Layers are numbered as everywhere here: 0 is the input of the first block, l the output of block l.
+
+    Args:
+        head: whether the folder holds an alignment head.
     """
     config = source.config
     if not head and not config.get("vra_loss"):
@@ -137,7 +143,7 @@ def describe_alignment(source: Source, head: bool) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> None:
-    """Convert one folder and print what was done."""
+    """Convert one folder and print a summary."""
     if not argv:
         raise ConfigError("no folder given: expected python -m workbench.convert OFFICIAL_DIR OUT")
     config = parse(ConvertConfig, argv, prog="python -m workbench.convert", description=__doc__ or "")

@@ -1,4 +1,4 @@
-"""Tensors of checkpoints that others wrote: LoRA adapters merged into their base, and names and shapes compared."""
+"""Tensors of checkpoints from other code: merge LoRA adapters into their base, compare names and shapes."""
 
 from __future__ import annotations
 
@@ -14,36 +14,39 @@ from workbench.errors import WeightsError
 from workbench.weights.model_files import Tensors, count_and_names, find_part, read_json, read_tensors
 
 _LORA_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
-_LORA_PLAIN = {
+_LORA_PLAIN = {  # the values of plain LoRA, which is all that is read here
     "peft_type": ("LORA",),
     "use_dora": (False, None),
     "fan_in_fan_out": (False, None),
     "init_lora_weights": (True, False, "gaussian", None),
 }
+# settings that plain LoRA leaves empty
 _LORA_EMPTY = ("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication")
 
 
 def read_lora(folder: Path) -> tuple[Tensors, float]:
-    """The adapter's tensors, and the factor before B @ A: alpha / r, or alpha / sqrt(r) with rslora.
+    """Return the tensors of a LoRA adapter, and the factor of B @ A: alpha / r, or alpha / sqrt(r) with rslora.
 
     Raises:
-        WeightsError: no adapter, or a variant other than plain LoRA and rslora.
+        WeightsError: there is no adapter, or it is of another kind than plain LoRA or rslora.
     """
     settings = read_json(folder / "adapter_config.json")
-    odd = [
+    special = [
         f"{key}={settings[key]!r}"
         for key, plain in _LORA_PLAIN.items()
         if key in settings and settings[key] not in plain
     ]
-    odd += [f"{key}={settings[key]!r}" for key in _LORA_EMPTY if settings.get(key)]
-    if odd:
+    special += [f"{key}={settings[key]!r}" for key in _LORA_EMPTY if settings.get(key)]
+    if special:
         raise WeightsError(
-            f"{folder / 'adapter_config.json'} asks for {', '.join(odd)}: expected plain LoRA or rslora, with one rank"
+            f"{folder / 'adapter_config.json'} asks for {', '.join(special)}: expected plain LoRA or rslora, with one"
+            " rank"
         )
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
         raise WeightsError(
-            f"{folder / 'adapter_config.json'} has r={rank!r} and lora_alpha={alpha!r}: expected two numbers, r from 1"
+            f"{folder / 'adapter_config.json'} has r={rank!r} and lora_alpha={alpha!r}: expected two numbers, r at"
+            " least 1"
         )
     file = find_part(folder, "adapter_model")
     if file is None:
@@ -61,10 +64,10 @@ def read_lora(folder: Path) -> tuple[Tensors, float]:
 
 
 def merge_lora(base: Tensors, adapter: Tensors, factor: float) -> None:
-    """Replace each adapted matrix of `base` by W + factor * B @ A, computed in float32 and cast back.
+    """Replace each adapted matrix W of `base` by W + factor * B @ A, computed in float32 and cast back.
 
     Raises:
-        WeightsError: a factor without its partner, without a matrix to change, or with shapes that do not fit.
+        WeightsError: A or B of a matrix is missing, the base lacks the matrix, or the shapes do not fit.
     """
     pairs: dict[str, dict[str, Tensor]] = {}
     for name, value in adapter.items():
@@ -89,25 +92,30 @@ def merge_lora(base: Tensors, adapter: Tensors, factor: float) -> None:
         base[name] = (weight.float() + factor * (b @ a)).to(weight.dtype)
 
 
-def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, torch.Size], where: str) -> None:
-    """Compare names and shapes.
+def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, torch.Size], where: str) -> None:
+    """Check the names and shapes of tensors, and that they are floating point.
+
+    Args:
+        where: they were read, for the error.
 
     Raises:
-        WeightsError: tensors are missing, extra or of another shape; one sentence with the first names and the counts.
+        WeightsError: tensors are missing, too many, of another shape or integers; the message counts them.
     """
-    missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
+    missing, extra = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     shapes = {
-        name: f"{tuple(found[name].shape)} instead of {tuple(shape)}"
+        name: f"{tuple(tensors[name].shape)} instead of {tuple(shape)}"
         for name, shape in expected.items()
-        if name in found and found[name].shape != shape
+        if name in tensors and tensors[name].shape != shape
     }
-    wrong = [f"misses {count_and_names(missing)}"] * bool(missing) + [f"has {count_and_names(extra)} too many"] * bool(
-        extra
-    )
+    faults = []
+    if missing:
+        faults.append(f"misses {count_and_names(missing)}")
+    if extra:
+        faults.append(f"has {count_and_names(extra)} too many")
     if shapes:
         first = next(iter(shapes))
-        wrong.append(f"has {count_and_names(shapes)} of another shape ('{first}' is {shapes[first]})")
-    if numbers := {name for name, value in found.items() if not value.is_floating_point()}:
-        wrong.append(f"has {count_and_names(numbers)} that hold integers, as a quantised model does")
-    if wrong:
-        raise WeightsError(f"{where} does not fit its config.json: it {', and it '.join(wrong)}")
+        faults.append(f"has {count_and_names(shapes)} of another shape ('{first}' is {shapes[first]})")
+    if integers := {name for name, value in tensors.items() if not value.is_floating_point()}:
+        faults.append(f"has {count_and_names(integers)} that hold integers, as a quantized model does")
+    if faults:
+        raise WeightsError(f"{where} does not fit its config.json: it {', and it '.join(faults)}")

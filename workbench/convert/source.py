@@ -1,4 +1,4 @@
-"""What lies in a folder of the original code: settings, tensors under their original names, vision tower, tokenizer."""
+"""Read a folder of the original code: settings, tensors under their original names, vision encoder, tokenizer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.convert.checkpoint import merge_lora, read_lora
-from workbench.errors import ModelError, WeightsError
+from workbench.errors import ModelError, WeightsError, one_line
 from workbench.models import did_you_mean
 from workbench.weights.model_files import (
     Tensors,
@@ -34,24 +34,27 @@ _CLIP_L = {
     "patch_size": 14,
     "projection_dim": 768,
 }
-TOWERS = {
+VISION_ENCODERS = {  # known configurations, so that these need not be downloaded
     "openai/clip-vit-large-patch14-336": _CLIP_L | {"image_size": 336},
     "openai/clip-vit-large-patch14": _CLIP_L | {"image_size": 224},
 }
-TOWER = "model.vision_tower.vision_tower.vision_model."
+# prefixes of the original names
+VISION_ENCODER = "model.vision_tower.vision_tower.vision_model."
 HEAD = "alignment_projector."
-# stored by old versions, computed from the configuration today
+# suffixes of buffers that old versions stored, and that are computed from the configuration today
 BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the original folder holds, under the original names.
+    """The content of an original folder.
 
     Attributes:
+        config: the content of its config.json.
+        tensors: under the original names.
         folders: where to look for the tokenizer, in order.
-        head_trained: False where a LoRA run left the head frozen at its first values, None where the folder does not
-            tell.
+        head_trained: False if a LoRA training left the alignment head frozen at its initial values, None if that is
+            unknown.
     """
 
     config: dict[str, Any]
@@ -61,7 +64,10 @@ class Source:
 
 
 def read_source(official: Path, base: str = "") -> Source:
-    """Read a whole model, or put LoRA factors and a connector on their base language model.
+    """Read a whole model, or merge a LoRA adapter or add a projector to its base language model.
+
+    Args:
+        base: folder or hub id of the base language model; by default the one that the folder names.
 
     Raises:
         ModelError: an architecture or a setting that is not supported.
@@ -80,36 +86,35 @@ def read_source(official: Path, base: str = "") -> Source:
     if not lora and has_model(official):
         return Source(config, read_model(official), (official,), None)
     if not lora and find_part(official, "mm_projector") is None:
-        read_model(official)  # says what is missing
-    named = read_json(official / "adapter_config.json").get("base_model_name_or_path") if lora else None
-    folder = locate(base or named or config.get("_name_or_path") or "", "base language model", "--base")
+        read_model(official)  # raises the error that names what is missing
+    adapter_base = read_json(official / "adapter_config.json").get("base_model_name_or_path") if lora else None
+    folder = locate(base or adapter_base or config.get("_name_or_path") or "", "base language model", "--base")
     tensors = read_model(folder)
-    # copies that the VIRAL code writes beside non_lora_trainables.bin
+    # the VIRAL code writes copies of these beside non_lora_trainables.bin
     for stem in ("mm_projector", "alignment_projector"):
         if file := find_part(official, stem):
             tensors |= _original_names(read_tensors(file))
-    trained: bool | None = None
+    head_trained: bool | None = None
     if lora:
-        others = _original_names(
-            read_tensors(find_part(official, "non_lora_trainables") or official / "non_lora_trainables.bin")
-        )
-        trained = any(name.startswith(HEAD) for name in others)
+        others_file = find_part(official, "non_lora_trainables") or official / "non_lora_trainables.bin"
+        others = _original_names(read_tensors(others_file))
+        head_trained = any(name.startswith(HEAD) for name in others)
         tensors |= others
         merge_lora(tensors, *read_lora(official))
-    return Source(config, tensors, (official, folder), trained)
+    return Source(config, tensors, (official, folder), head_trained)
 
 
 def check_supported(config: dict[str, Any], official: Path) -> None:
-    """Refuse what transformers' LLaVA would compute differently.
+    """Refuse settings with which transformers' LLaVA would compute something else.
 
     Raises:
-        ModelError: names the setting, its value and what is supported.
+        ModelError: the message has the setting, its value and the supported values.
     """
     if "text_config" in config:
         raise ModelError(
             f"{official} is a transformers folder already: expected one of the original LLaVA or VIRAL code"
         )
-    wanted: dict[str, tuple[Any, ...]] = {
+    supported: dict[str, tuple[Any, ...]] = {
         "model_type": tuple(LANGUAGE_MODELS),
         "mm_projector_type": ("mlp2x_gelu",),
         "mm_vision_select_feature": ("patch", "cls_patch", None),
@@ -119,16 +124,16 @@ def check_supported(config: dict[str, Any], official: Path) -> None:
         "residual": (False, None),
         "quantization_config": (None,),
     }
-    for key, values in wanted.items():
+    for key, values in supported.items():
         if config.get(key) not in values:
             raise ModelError(
                 f"{official} has {key}={config.get(key)!r}: expected {' or '.join(map(str, values))}, which"
-                " transformers' LLaVA can express"
+                " transformers' LLaVA supports"
             )
     layers, sizes = config.get("target_layers"), [config.get(key, 1) for key in ("projector_dim", "z_dim")]
-    if not all(isinstance(size, int) and size > 0 for size in sizes) or not (
-        layers is None or (isinstance(layers, list) and layers)
-    ):
+    sizes_valid = all(isinstance(size, int) and size > 0 for size in sizes)
+    layers_valid = layers is None or (isinstance(layers, list) and layers)
+    if not sizes_valid or not layers_valid:
         raise ModelError(
             f"{official} has target_layers={layers!r}, projector_dim and z_dim {sizes}: expected a list of layers and"
             " two sizes"
@@ -136,56 +141,60 @@ def check_supported(config: dict[str, Any], official: Path) -> None:
 
 
 def _original_names(tensors: Tensors) -> Tensors:
-    """Undo the prefixes that peft and single-part files have: `model.mm_projector.*`, `alignment_projector.*`,
-    `lm_head.weight`."""
+    """Return tensors of peft and of single-part files under the original names.
+
+    These are, for example, `model.mm_projector.*`, `alignment_projector.*` and `lm_head.weight`.
+    """
     plain = {name.removeprefix("base_model.model."): value for name, value in tensors.items()}
     return {f"model.{name}" if name.startswith("mm_projector.") else name: value for name, value in plain.items()}
 
 
-def read_tower(tensors: Tensors, name: str) -> tuple[CLIPVisionConfig, dict[str, Any]]:
-    """Return the tower's configuration and its pixel mean and deviation; adds its weights to `tensors` unless they are
-    there.
+def read_vision_encoder(tensors: Tensors, name: str) -> tuple[CLIPVisionConfig, dict[str, Any]]:
+    """Return the configuration of the vision encoder, and its image_mean and image_std if it states them.
+
+    Args:
+        tensors: of the model; the weights of the vision encoder are added unless they are there already.
+        name: folder or hub id of the vision encoder.
 
     Raises:
-        ModelError: a tower other than CLIP's.
-        WeightsError: the tower is not within reach.
+        ModelError: a vision encoder other than CLIP's.
+        WeightsError: it is not within reach.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, CLIPVisionConfig
 
-    own = any(key.startswith(TOWER) for key in tensors)
-    if own and name in TOWERS and not Path(name).is_dir():
-        return CLIPVisionConfig(**TOWERS[name]), {}  # type: ignore[arg-type]
-    folder = locate(name, "vision tower", "--vision_tower")
+    has_weights = any(key.startswith(VISION_ENCODER) for key in tensors)
+    if has_weights and name in VISION_ENCODERS and not Path(name).is_dir():
+        return CLIPVisionConfig(**VISION_ENCODERS[name]), {}  # type: ignore[arg-type]
+    folder = locate(name, "vision encoder", "--vision_tower")
     kind = read_json(folder / "config.json").get("model_type")
     if kind not in ("clip", "clip_vision_model"):
-        raise ModelError(f"the vision tower {folder} has model_type={kind!r}: expected clip or clip_vision_model")
+        raise ModelError(f"the vision encoder {folder} has model_type={kind!r}: expected clip or clip_vision_model")
     try:
-        whole = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise ModelError(
-            f"{folder / 'config.json'} does not describe a CLIP tower ({' '.join(str(error).split())[:200]})"
+            f"{folder / 'config.json'} does not describe a CLIP vision encoder ({one_line(error, 200)})"
         ) from error
-    if not own:
-        found = read_model(folder)
-        part = {
-            key.removeprefix("vision_model."): value for key, value in found.items() if key.startswith("vision_model.")
-        } or found
-        tensors |= {TOWER + key: value for key, value in part.items() if not key.endswith(BUFFERS)}
-    pixels = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").exists() else {}
-    return getattr(whole, "vision_config", whole), {
-        key: pixels[key] for key in ("image_mean", "image_std") if key in pixels
-    }
+    if not has_weights:
+        clip = read_model(folder)
+        prefix = "vision_model."
+        vision = {key.removeprefix(prefix): value for key, value in clip.items() if key.startswith(prefix)} or clip
+        tensors |= {VISION_ENCODER + key: value for key, value in vision.items() if not key.endswith(BUFFERS)}
+    file = folder / "preprocessor_config.json"
+    settings = read_json(file) if file.exists() else {}
+    normalization: dict[str, Any] = {key: settings[key] for key in ("image_mean", "image_std") if key in settings}
+    return getattr(config, "vision_config", config), normalization
 
 
 def read_tokenizer(folders: tuple[Path, ...], text: PretrainedConfig) -> PreTrainedTokenizerBase:
-    """The first folder's tokenizer, with `<image>` in its vocabulary, and `<pad>` if it pads with nothing yet.
+    """Return the first tokenizer in `folders`, with `<image>` added, and `<pad>` if it has no padding token.
 
-    The original code tokenizes the text before and after an image separately, so that a Llama tokenizer puts its space
-    mark before both: `legacy` does that.
+    The original code tokenizes the text before and after an image separately, so a Llama tokenizer puts its space mark
+    before both. The setting `legacy` does the same here.
 
     Raises:
-        WeightsError: there is none, or it cannot be loaded.
+        WeightsError: there is no tokenizer, or it cannot be loaded.
     """
     from transformers import AddedToken, AutoTokenizer
 
@@ -194,11 +203,8 @@ def read_tokenizer(folders: tuple[Path, ...], text: PretrainedConfig) -> PreTrai
     if folder is None:
         raise WeightsError(f"no tokenizer in {' or '.join(map(str, folders))}: expected one of {', '.join(files)}")
     llama = text.model_type == "llama"
-    if (
-        not (folder / "tokenizer.json").exists()
-        and (folder / "tokenizer.model").exists()
-        and find_spec("sentencepiece") is None
-    ):
+    only_sentencepiece = not (folder / "tokenizer.json").exists() and (folder / "tokenizer.model").exists()
+    if only_sentencepiece and find_spec("sentencepiece") is None:
         raise WeightsError(
             f"{folder / 'tokenizer.model'} needs the package sentencepiece: pip install sentencepiece, or put its"
             " tokenizer.json beside it"
@@ -209,7 +215,7 @@ def read_tokenizer(folders: tuple[Path, ...], text: PretrainedConfig) -> PreTrai
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise WeightsError(f"the tokenizer in {folder} could not be loaded ({reason[0][:200]})") from error
     if llama:
-        tokenizer.init_kwargs["legacy"] = True  # a Llama tokenizer takes the setting for itself and would not write it
+        tokenizer.init_kwargs["legacy"] = True  # a Llama tokenizer uses the setting, but would not save it
     tokenizer.add_tokens(AddedToken("<image>", special=True, normalized=False), special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": AddedToken("<pad>", special=True, normalized=False)})

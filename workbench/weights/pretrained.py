@@ -67,6 +67,7 @@ def hub_options(name: object, revision: str | None = None) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _hub_answers() -> bool:
+    """Return whether the hub answers within 5 seconds; asked once per process."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 

@@ -332,7 +332,7 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
     "adapter of a base at hand": (
         "llava",
         adapter(base=""),
-        r"merge it into that with peft, PeftModel.from_pretrained\(base",
+        r"merge it into that model with peft, PeftModel.from_pretrained\(base",
     ),
     "adapter beside a model": ("llava", adapter(config=True, model=True), "holds a whole model and an adapter"),
     "checkpoint": (

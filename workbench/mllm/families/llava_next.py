@@ -30,51 +30,51 @@ def visual_tokens(config: PretrainedConfig, processor: Processor, batch: Batch) 
     Raises:
         ModelError: a sample has another number of visual tokens than its images need.
     """
-    samples, first = [], 0  # first: number of the next row of the projector's input
+    samples, first_row = [], 0  # first_row: number of the next row of the projector's input
     vision = config.vision_config
     side = vision.image_size // vision.patch_size
     tile = side * side
     is_onevision = "batch_num_images" in batch.inputs
     for number, images in enumerate(batch.images):
         positions = (batch.inputs["input_ids"][number] == config.image_token_id).nonzero().flatten()
-        parts, at = [], 0
+        parts, position = [], 0
         for number_in_sample, image in enumerate(images):
             # SigLIP's patches leave out a few pixels at the right and at the bottom
             edge = side * vision.patch_size / vision.image_size
             parts.append(
                 VisualTokens(
-                    positions[at : at + tile],
+                    positions[position : position + tile],
                     (side, side),
                     (0.0, 0.0, edge, edge),
                     number_in_sample,
-                    first + torch.arange(tile),
+                    first_row + torch.arange(tile),
                 )
             )
-            at, first = at + tile, first + tile
+            position, first_row = position + tile, first_row + tile
             if is_onevision and len(images) > 1:
-                at += 1  # a newline
+                position += 1  # a newline
                 continue
             full_rows, spans, tiles = _high_resolution_grid(
                 image.size, config.image_grid_pinpoints, vision.image_size, vision.patch_size
             )
             rows = _shrunk(full_rows, config, side)
             height, width = rows.shape
-            if at + height * (width + 1) > len(positions):
+            if position + height * (width + 1) > len(positions):
                 raise ModelError(
                     f"{family_of(config).name}: sample {number} has {len(positions)} visual tokens, fewer than a"
                     f" {height} x {width} grid needs"
                 )
-            index = positions[at : at + height * (width + 1)].view(height, width + 1)[:, :width].flatten()
+            index = positions[position : position + height * (width + 1)].view(height, width + 1)[:, :width].flatten()
             if rows.numel():  # of a very thin image the model drops everything but the newlines
                 (top, bottom), (left, right) = ((float(span[0, 0]), float(span[-1, 1])) for span in spans)
-                batch_rows = torch.where(rows < 0, rows, first + rows).flatten()
+                batch_rows = torch.where(rows < 0, rows, first_row + rows).flatten()
                 exact = spans if rows.shape == full_rows.shape else None
                 box = (left, top, right, bottom)
                 parts.append(VisualTokens(index, (height, width), box, number_in_sample, batch_rows, exact))
-            at, first = at + height * (width + 1), first + tiles * tile
-        if at != len(positions):
+            position, first_row = position + height * (width + 1), first_row + tiles * tile
+        if position != len(positions):
             raise ModelError(
-                f"{family_of(config).name}: sample {number} has {len(positions)} visual tokens: expected {at}"
+                f"{family_of(config).name}: sample {number} has {len(positions)} visual tokens: expected {position}"
             )
         samples.append(parts)
     return samples

@@ -31,10 +31,10 @@ def visual_tokens(config: PretrainedConfig, processor: Processor, batch: Batch) 
         )[0].argsort()
     else:
         order = torch.arange(sum(h * w for h, w in grids))
-    per_sample, at = [], 0
+    per_sample, start = [], 0
     for images in batch.images:
-        per_sample.append(grids[at : at + len(images)])
-        at += len(images)
+        per_sample.append(grids[start : start + len(images)])
+        start += len(images)
     samples, row = [], 0
     counts = [[h * w for h, w in sample_grids] for sample_grids in per_sample]
     for positions, sample_grids in zip(placeholders(config, batch, counts), per_sample, strict=True):
