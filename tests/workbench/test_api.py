@@ -68,7 +68,7 @@ def test_a_stored_run_is_looked_up(model: Path, tmp_path: Path, monkeypatch: pyt
     from analyses import cknna
 
     first = run_analysis("cknna", model, output_dir=tmp_path, **ASKED)
-    monkeypatch.setattr(cknna, "_part", None)
+    monkeypatch.setattr(cknna, "_compare_chunk", None)
     assert run_analysis("cknna", model, output_dir=tmp_path, **ASKED).record == first.record
 
 
