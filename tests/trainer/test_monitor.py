@@ -340,7 +340,7 @@ def test_the_card_says_what_is_in_the_folder(folder: Path) -> None:
     accuracy = pd.read_parquet(folder / "accuracy.parquet").set_index("category").loc["exist"]
     interval = f"{accuracy['low']:.3f} to {accuracy['high']:.3f}"
     asked = f"{accuracy['n']:.0f} questions, {accuracy['n_images']:.0f} images" + (
-        ", too few to conclude much" if accuracy["few"] else ""
+        ", too few to say much" if accuracy["few"] else ""
     )
     row = f"| accuracy, exist | {accuracy['accuracy']:.3f} | {interval} | 0.500 | {asked} |"
     assert row in text and "| CKNNA, layer 2, efficientnet-lite0, k = 10 |" in text and "64 tokens, 5 images" in text

@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from importlib.util import find_spec
-from types import ModuleType
 
 from trainer.sweep.comparison import Runs, notes, report, write
 from trainer.sweep.results import export, finished
@@ -64,7 +62,9 @@ def main(argv: list[str]) -> None:
 def _plan(sweep: Sweep) -> None:
     """Print the commands of the trainings or, for Slurm, their batch scripts."""
     if sweep.launcher == "submitit":
-        for job, script in _slurm().scripts(sweep):
+        from trainer.sweep.slurm import scripts
+
+        for job, script in scripts(sweep):
             sys.stdout.write(f"### {job}: python -m trainer {shlex.join(job.arguments)}\n{script}\n")
     else:
         check(sweep)
@@ -75,28 +75,14 @@ def _plan(sweep: Sweep) -> None:
 
 def _submit(sweep: Sweep) -> None:
     """Submit the missing trainings as Slurm jobs, and print the numbers of the jobs."""
-    submitted, queued = _slurm().submit_all(sweep)
+    from trainer.sweep.slurm import submit_all
+
+    submitted, queued = submit_all(sweep)
     lines = [f"{name}: job {number}" for name, number in submitted.items()]
     lines += [f"{name}: job {number}, already in the queue" for name, number in queued.items()]
     done = sum(job.finished for job in sweep.jobs())
     lines += [f"{len(submitted)} jobs submitted, {len(queued)} in the queue, {done} runs finished"]
     sys.stdout.write("\n".join(lines) + "\n")
-
-
-def _slurm() -> ModuleType:
-    """Import and return `trainer.sweep.slurm`, which needs submitit.
-
-    Raises:
-        ConfigError: submitit is not installed.
-    """
-    if find_spec("submitit") is None:
-        raise ConfigError(
-            "launcher is submitit, which is not installed: run pip install 'viral-workbench[slurm]', or use --launcher"
-            " local"
-        )
-    from trainer.sweep import slurm
-
-    return slurm
 
 
 def _print(sweep: Sweep, runs: Runs, name: str) -> None:

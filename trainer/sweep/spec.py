@@ -129,8 +129,8 @@ class Sweep:
     exported: Path | None = None
     """With `report`: compare the runs that were exported to this folder, when the runs themselves are deleted."""
     launcher: Literal["local", "submitit"] = "local"
-    """Where trainings run: on this machine, `processes` at a time, or each as a Slurm job, submitted through submitit
-    (extra `slurm`)."""
+    """Where trainings run: on this machine, `processes` at a time, or each as a Slurm job, submitted through
+    submitit."""
     slurm: tuple[str, ...] = ()
     """With `launcher submitit`: parameters of sbatch, each as NAME=VALUE, such as partition=gpu gpus_per_node=4
     time=240 (minutes)."""

@@ -435,7 +435,7 @@ def test_what_cannot_be_had_is_one_sentence(
 def test_another_model_in_an_entrys_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIRAL_WEIGHTS", str(tmp_path))
     saved(MODELS["dinov2"](), tmp_path / "dinov2-base")
-    with pytest.raises(WeightsError, match=r"dinov2-base: hidden_size is 32 in its config\.json, expected 768"):
+    with pytest.raises(WeightsError, match=r"dinov2-base: hidden_size is 32 in its config\.json: expected 768"):
         load_vfm("dinov2-base")
     saved(MODELS["dinov2"](), tmp_path / "clip-large-336")
     with pytest.raises(WeightsError, match=r"clip-large-336: .* (lacks|does not load)"):
