@@ -17,7 +17,8 @@ from workbench.errors import UnknownNameError
 def main(argv: list[str]) -> None:
     """Run the analysis that the first word names; without one, print every analysis and how to run it."""
     if argv and not argv[0].startswith("-"):
-        return _run(argv[0], argv[1:])
+        _run(argv[0], argv[1:])
+        return
     if argv and argv not in (["--help"], ["-h"]):
         raise UnknownNameError("option", argv[0], ["--help"], also="or the name of an analysis")
     for name, analysis in load_analyses().items():

@@ -485,7 +485,9 @@ def preload() -> None:
 
     torch.set_num_threads(1)
     # these are loaded on first use
-    assert transformers.AutoModelForImageTextToText and transformers.AutoProcessor and transformers.Trainer
+    assert transformers.AutoModelForImageTextToText
+    assert transformers.AutoProcessor
+    assert transformers.Trainer
 
 
 def write_table(records: Path) -> None:

@@ -57,7 +57,8 @@ class Commands:
         return cls()
 
     def run(self, words: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-        assert self.server.stdin is not None and self.server.stdout is not None
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
         with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
             request = {"words": words, "cwd": str(cwd), "out": out.name, "err": err.name}
             print(json.dumps(request), file=self.server.stdin, flush=True)

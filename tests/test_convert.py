@@ -355,9 +355,11 @@ def test_a_whole_folder_by_the_real_command(tmp_path: Path) -> None:
     raw = whole()
     official = folder_of(tmp_path / "llava-v1.5", raw)
     done = run("workbench.convert", str(official), str(tmp_path / "out"))
-    assert "llama LLaVA" in done.stdout and "dropped" not in done.stdout
+    assert "llama LLaVA" in done.stdout
+    assert "dropped" not in done.stdout
     check_logits(tmp_path / "out", raw)
-    assert not (tmp_path / "out" / HEAD_FILE).exists() and not (tmp_path / "out" / "alignment.json").exists()
+    assert not (tmp_path / "out" / HEAD_FILE).exists()
+    assert not (tmp_path / "out" / "alignment.json").exists()
 
 
 def test_the_folder_passes_the_validation_at_load_and_pads_as_it_was_trained(tmp_path: Path) -> None:
@@ -369,13 +371,15 @@ def test_the_folder_passes_the_validation_at_load_and_pads_as_it_was_trained(tmp
         " detailed, and polite answers to the user's questions. USER: <image>\nwhat is this ? ASSISTANT:"
     )
     images = mllm.processor.image_processor
-    assert images.do_pad and not images.do_center_crop
+    assert images.do_pad
+    assert not images.do_center_crop
     wide = Image.new("RGB", (112, 56), (255, 255, 255))
     pixels = images(wide, return_tensors="pt")["pixel_values"][0]
-    assert pixels.shape == (3, SIDE, SIDE) and pixels[:, :13].abs().max() < 0.05 and pixels[:, 16:40].min() > 1.9
-    assert mllm.model.generation_config.eos_token_id == 2 and mllm.generate(
-        mllm.encode([wide], ["what is this ?"]), max_new_tokens=2
-    )
+    assert pixels.shape == (3, SIDE, SIDE)
+    assert pixels[:, :13].abs().max() < 0.05
+    assert pixels[:, 16:40].min() > 1.9
+    assert mllm.model.generation_config.eos_token_id == 2
+    assert mllm.generate(mllm.encode([wide], ["what is this ?"]), max_new_tokens=2)
 
 
 def test_the_class_token_is_a_visual_token_without_a_place(tmp_path: Path) -> None:
@@ -386,12 +390,10 @@ def test_the_class_token_is_a_visual_token_without_a_place(tmp_path: Path) -> No
     mllm = MLLM.load(str(tmp_path / "out"))
     batch = mllm.encode([Image.new("RGB", (112, 56), (200, 90, 30))], ["what is this ?"])
     (first, patches), patch_grid = mllm.visual_tokens(batch)[0], SIDE // PATCH
-    assert (
-        first.grid is None
-        and len(first.index) == 1
-        and patches.grid == (patch_grid, patch_grid)
-        and int(patches.index[0]) == int(first.index[0]) + 1
-    )
+    assert first.grid is None
+    assert len(first.index) == 1
+    assert patches.grid == (patch_grid, patch_grid)
+    assert int(patches.index[0]) == int(first.index[0]) + 1
     name = "model.mm_projector."
     features = see(raw, batch.inputs["pixel_values"], class_token=True)
     expected = (
@@ -408,7 +410,9 @@ def test_square_images_are_cropped_in_the_centre(tmp_path: Path) -> None:
     raw = whole()
     main([str(folder_of(tmp_path / "official", raw, image_aspect_ratio="square")), str(tmp_path / "out")])
     images = AutoProcessor.from_pretrained(tmp_path / "out").image_processor
-    assert images.do_center_crop and images.size["shortest_edge"] == SIDE and images.crop_size["height"] == SIDE
+    assert images.do_center_crop
+    assert images.size["shortest_edge"] == SIDE
+    assert images.crop_size["height"] == SIDE
     check_logits(tmp_path / "out", raw)
 
 
@@ -504,9 +508,8 @@ def test_lora_with_non_lora_trainables(tmp_path: Path, rslora: bool, named: str)
             target = name.removeprefix("base_model.model.").split(".lora_A.")[0] + ".weight"
             raw[target] = raw[target] + factor * (adapter[name.replace("lora_A", "lora_B")] @ adapter[name])
     check_logits(tmp_path / "out", raw)
-    assert (tmp_path / "out" / HEAD_FILE).exists() and json.loads((tmp_path / "out" / "alignment.json").read_text())[
-        "head_trained"
-    ] is True
+    assert (tmp_path / "out" / HEAD_FILE).exists()
+    assert json.loads((tmp_path / "out" / "alignment.json").read_text())["head_trained"] is True
 
 
 def test_a_head_that_lora_left_frozen_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -521,7 +524,8 @@ def test_a_head_that_lora_left_frozen_is_said_so(tmp_path: Path, capsys: pytest.
     assert torch.equal(load_file(tmp_path / "out" / HEAD_FILE)["4.bias"], head["alignment_projector.projector.4.bias"])
     (official / "alignment_projector.bin").unlink()
     main([str(official), str(tmp_path / "without"), "--base", str(tmp_path / "base")])
-    assert "no alignment head" in capsys.readouterr().out and not (tmp_path / "without" / HEAD_FILE).exists()
+    assert "no alignment head" in capsys.readouterr().out
+    assert not (tmp_path / "without" / HEAD_FILE).exists()
 
 
 def test_a_connector_alone_goes_on_its_base(tmp_path: Path) -> None:
@@ -560,7 +564,8 @@ def test_tied_embeddings_and_a_vocabulary_with_room(tmp_path: Path) -> None:
     main([str(official), str(tmp_path / "out")])
     check_logits(tmp_path / "out", raw | {"lm_head.weight": raw["model.embed_tokens.weight"]})
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
-    assert model.config.text_config.vocab_size == VOCAB and model.config.image_token_id == VOCAB - 6
+    assert model.config.text_config.vocab_size == VOCAB
+    assert model.config.image_token_id == VOCAB - 6
 
 
 def test_half_precision_stays_and_the_connector_follows(tmp_path: Path) -> None:
@@ -569,7 +574,8 @@ def test_half_precision_stays_and_the_connector_follows(tmp_path: Path) -> None:
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert {value.dtype for value in written.values()} == {torch.bfloat16}
     embedding = next(value for name, value in written.items() if name.endswith("embed_tokens.weight"))
-    assert torch.equal(embedding[:VOCAB], raw["model.embed_tokens.weight"]) and len(embedding) == 128
+    assert torch.equal(embedding[:VOCAB], raw["model.embed_tokens.weight"])
+    assert len(embedding) == 128
     torch.testing.assert_close(
         embedding[VOCAB].float(), raw["model.embed_tokens.weight"].float().mean(0), atol=1e-2, rtol=1e-2
     )
@@ -880,9 +886,8 @@ def test_a_taken_folder_is_left_alone(tmp_path: Path) -> None:
         main([str(official), str(tmp_path / "taken")])
     (tmp_path / "empty").mkdir()
     main([str(official), str(tmp_path / "empty")])
-    assert [file.name for file in (tmp_path / "taken").iterdir()] == ["mine"] and (
-        tmp_path / "empty" / "model.safetensors"
-    ).exists()
+    assert [file.name for file in (tmp_path / "taken").iterdir()] == ["mine"]
+    assert (tmp_path / "empty" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
@@ -900,7 +905,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     monkeypatch.setattr("sys.argv", ["convert", *words])
     with pytest.raises(SystemExit) as stop:
         command(main)
-    assert stop.value.code == 2 and capsys.readouterr().err == message
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == message
     assert not list(tmp_path.iterdir())
 
 

@@ -257,7 +257,7 @@ class VisualLengths:
         known = {size: value for size, value in self._known.items() if not isinstance(value, str)}
         try:
             offsets = {(value[0] - self._arithmetic(size), value[1]) for size, value in known.items()}
-        except Exception:  # a private method: processors differ in it, and some have none
+        except Exception:  # noqa: BLE001  # a private method: processors differ in it, and some have none
             return None
         return offsets.pop() if len(offsets) == 1 else None
 

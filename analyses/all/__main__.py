@@ -129,14 +129,14 @@ def _section(name: str, budget: Budget, models: Mapping[str, str]) -> tuple[repo
             commands.append(words)
         except WorkbenchError as error:
             problems.setdefault(str(error), []).append(label)
-        except Exception as error:  # a crash of one analysis must not cost the report of the others
+        except Exception as error:  # noqa: BLE001  # a crash of one analysis must not cost the report of the others
             traceback.print_exc()
             problems.setdefault(f"failed with {type(error).__name__}: {error}", []).append(label)
             crashed = True
     drawn, table = {}, None
     try:
         drawn, table = (analysis.figures(runs), analysis.summary(runs)) if runs else ({}, None)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         traceback.print_exc()
         problems.setdefault(f"the figures failed with {type(error).__name__}: {error}", []).extend(runs)
         crashed = True

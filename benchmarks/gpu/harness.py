@@ -219,7 +219,7 @@ class Bench:
             yield
         except torch.cuda.OutOfMemoryError:
             self.add(what, {"out of memory": setting or what}, setting=setting, passed=None if full_is_fine else False)
-        except Exception as error:  # of any kind, because the other results are still wanted
+        except Exception as error:  # noqa: BLE001  # of any kind, because the other results are still wanted
             self.add(what, {"failed": _described(error)}, setting=setting, passed=False)
             if os.environ.get("BENCHMARK_TRACEBACK"):
                 traceback.print_exc()
@@ -372,6 +372,6 @@ def _apart(pipe: Any, action: Callable[..., Any], values: Sequence[Any], cuda: b
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
         pipe.send((action(*values), None))
-    except Exception as error:  # raised again by the caller, as a RunError
+    except Exception as error:  # noqa: BLE001  # raised again by the caller, as a RunError
         pipe.send((None, _described(error)))
     pipe.close()

@@ -44,22 +44,16 @@ def test_a_stored_run_has_n_seed_interval_null_and_provenance(runs_folder: Path)
     assert sorted(table["label"]) == ["baseline", "viral"]
     stored = runs.load(table["folder"][0])
     scores = stored.tables["scores"]
-    assert (
-        scores["layer"].tolist() == [0, 1, 2, 3]
-        and (scores["n"] == 64).all()
-        and (scores["n_images"] == 6).all()
-        and (scores["seed"] == 0).all()
-    )
-    assert (
-        (scores["low"] <= scores["score"]).all()
-        and (scores["score"] <= scores["high"]).all()
-        and (scores["null_mean"] <= scores["null_q95"]).all()
-    )
-    assert (
-        stored.record["vfm_fingerprints"]["dinov2-small"]
-        and stored.record["git"]
-        and stored.record["config"]["tokens_per_image"] == 16
-    )
+    assert scores["layer"].tolist() == [0, 1, 2, 3]
+    assert (scores["n"] == 64).all()
+    assert (scores["n_images"] == 6).all()
+    assert (scores["seed"] == 0).all()
+    assert (scores["low"] <= scores["score"]).all()
+    assert (scores["score"] <= scores["high"]).all()
+    assert (scores["null_mean"] <= scores["null_q95"]).all()
+    assert stored.record["vfm_fingerprints"]["dinov2-small"]
+    assert stored.record["git"]
+    assert stored.record["config"]["tokens_per_image"] == 16
     per_image = stored.tables["per_image"].groupby("layer")["score"].mean()
     assert np.allclose(per_image, scores.set_index("layer")["score"])
 
@@ -115,19 +109,17 @@ def test_a_layer_that_is_a_layer_of_the_vfm_scores_one_there_alone(
     config = Config(limit=24, layers=(0, 1, 2), vfm_layers=(9, 3), metric=metric, pooling=pooling, k=5, dim=5, null=40)
     table = run_cknna(config, Context(mllm, data, batch_size=8)).tables["scores"]
     scores = table.pivot(index="layer", columns="vfm_layer", values="score")
-    assert scores.loc[0, 9] == pytest.approx(1, abs=1e-4) and scores.loc[1, 3] == pytest.approx(1, abs=1e-4)
-    assert scores.loc[0, 3] < 0.97 and scores.loc[1, 9] < 0.97
+    assert scores.loc[0, 9] == pytest.approx(1, abs=1e-4)
+    assert scores.loc[1, 3] == pytest.approx(1, abs=1e-4)
+    assert scores.loc[0, 3] < 0.97
+    assert scores.loc[1, 9] < 0.97
     planted, random = (table[(table["layer"] == 2) == is_noise] for is_noise in (False, True))
-    assert (
-        (planted["p"] < 0.05).all()
-        and (random["p"] > 0.01).all()
-        and (random["score"] - random["null_mean"] < 0.2).all()
-    )
-    assert (
-        (table["low"] <= table["score"]).all()
-        and (table["score"] <= table["high"]).all()
-        and (table["n_images"] == 24).all()
-    )
+    assert (planted["p"] < 0.05).all()
+    assert (random["p"] > 0.01).all()
+    assert (random["score"] - random["null_mean"] < 0.2).all()
+    assert (table["low"] <= table["score"]).all()
+    assert (table["score"] <= table["high"]).all()
+    assert (table["n_images"] == 24).all()
     option = {"k": 5, "dim": 5}.get(METRICS.get(metric).option)
     assert option is None or (table[METRICS.get(metric).option] == option).all()
 
@@ -160,25 +152,22 @@ def test_a_model_does_not_differ_from_itself_and_differs_from_noise(
         plant(monkeypatch, data, lambda: turned(features), lambda second=second: second)
         found[name] = runs.Run(name, record, run_cknna(config, context).tables)
     table = differences(found).set_index(["model", "layer"])
-    assert (table.loc["again"][["score", "low", "high"]] == 0).all(axis=None) and (
-        table.loc["again"]["p_holm"] == 1
-    ).all()
+    assert (table.loc["again"][["score", "low", "high"]] == 0).all(axis=None)
+    assert (table.loc["again"]["p_holm"] == 1).all()
     assert (table.loc[("noise", 0)][["score", "low", "high"]] == 0).all()
     fall = table.loc[("noise", 1)]
     scores = found["noise"].tables["scores"].set_index("layer")["score"]
-    assert (
-        fall["score"] == pytest.approx(scores[1] - scores[0], abs=1e-4)
-        and fall["low"] <= fall["score"] <= fall["high"] < -0.3
-    )
-    assert fall["p"] <= fall["p_holm"] < 0.05 and fall["n_images"] == 40 and (table["against"] == "a").all()
+    assert fall["score"] == pytest.approx(scores[1] - scores[0], abs=1e-4)
+    assert fall["low"] <= fall["score"] <= fall["high"] < -0.3
+    assert fall["p"] <= fall["p_holm"] < 0.05
+    assert fall["n_images"] == 40
+    assert (table["against"] == "a").all()
     (change,) = (figure for title, figure in ANALYSIS.figures(found).items() if title == "Difference by layer")
-    assert (
-        "CKNNA, minus a" in change.layout.yaxis.title.text and sum(trace.fill == "toself" for trace in change.data) == 2
-    )
+    assert "CKNNA, minus a" in change.layout.yaxis.title.text
+    assert sum(trace.fill == "toself" for trace in change.data) == 2
     other = dataclasses.replace(found["again"], record=record | {"data_fingerprint": "e"})
-    assert differences({"a": found["a"], "other": other}).empty and list(
-        ANALYSIS.figures({"a": found["a"], "other": other})
-    ) == ["Alignment by layer"]
+    assert differences({"a": found["a"], "other": other}).empty
+    assert list(ANALYSIS.figures({"a": found["a"], "other": other})) == ["Alignment by layer"]
 
 
 @pytest.mark.slow
@@ -199,19 +188,24 @@ def test_the_matrix_view_marks_what_differs(runs_folder: Path, tmp_path: Path) -
         "4",
     ]
     done = run("analyses.cknna", "--model", *models, *words, "--output_dir", str(tmp_path))
-    assert "vfm_layer" in done.stdout and "rsa" in done.stdout
+    assert "vfm_layer" in done.stdout
+    assert "rsa" in done.stdout
     found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path).sort_values("label")["folder"])}
     figures = ANALYSIS.figures(found)
     assert list(figures) == ["Alignment by layer and layer of the VFM", "Difference by layer and layer of the VFM"]
     maps, change = figures.values()
-    assert [len(maps.data), len(change.data)] == [4, 2] and maps.layout.coloraxis.colorbar.title.text == "RSA"
-    assert all("chance" in note.text for note in maps.layout.annotations) and change.layout.coloraxis.cmid == 0
+    assert [len(maps.data), len(change.data)] == [4, 2]
+    assert maps.layout.coloraxis.colorbar.title.text == "RSA"
+    assert all("chance" in note.text for note in maps.layout.annotations)
+    assert change.layout.coloraxis.cmid == 0
     table = differences(found)
-    assert len(table) == 2 * 2 * 4 and table[["low", "high", "p_holm"]].notna().all(axis=None)
+    assert len(table) == 2 * 2 * 4
+    assert table[["low", "high", "p_holm"]].notna().all(axis=None)
     for trace, (_, part) in zip(change.data, table.groupby("vfm", sort=False), strict=True):
         wide = part.pivot(index="layer", columns="vfm_layer", values="score")
         marked = part[(part["p_holm"] < 0.05) & ((part["low"] > 0) | (part["high"] < 0))]
-        assert np.array_equal(trace.z, wide.to_numpy()) and (np.asarray(trace.text) == "●").sum() == len(marked)
+        assert np.array_equal(trace.z, wide.to_numpy())
+        assert (np.asarray(trace.text) == "●").sum() == len(marked)
         assert {(int(trace.y[i]), int(trace.x[j])) for i, j in np.argwhere(np.asarray(trace.text) == "●")} == set(
             zip(marked["layer"], marked["vfm_layer"], strict=True)
         )
@@ -259,10 +253,8 @@ def test_every_raster_counts_and_an_image_is_the_mean_of_its_rasters(family: str
             at += len(raster.index)
         expected.append(np.mean(scores))
     assert np.allclose(table["per_image"]["score"], expected, atol=2e-3)
-    assert (
-        table["scores"]["score"].item() == pytest.approx(np.mean(expected), abs=2e-3)
-        and table["scores"]["n_images"].item() == 4
-    )
+    assert table["scores"]["score"].item() == pytest.approx(np.mean(expected), abs=2e-3)
+    assert table["scores"]["n_images"].item() == 4
     config = Config(data=data.name, layers=(1,), k=3, null=10, pooling="tokens", tokens_per_image=8)
     assert run_cknna(config, Context(tiled, data, batch_size=4)).tables["scores"]["n"].item() == 32
     with pytest.raises(
@@ -292,7 +284,8 @@ def test_the_same_question_is_a_look_up(runs_folder: Path, tmp_path: Path) -> No
     (folder,) = tmp_path.glob("[!.]*")
     before = (folder / "run.json").stat().st_mtime_ns
     assert str(folder) in run(*words).stdout
-    assert (folder / "run.json").stat().st_mtime_ns == before and len(list(tmp_path.glob("[!.]*"))) == 1
+    assert (folder / "run.json").stat().st_mtime_ns == before
+    assert len(list(tmp_path.glob("[!.]*"))) == 1
     run(*words, "--seed", "1")
     assert len(list(tmp_path.glob("[!.]*"))) == 2
 
@@ -316,7 +309,8 @@ def test_a_folder_of_photographs(runs_folder: Path, tmp_path: Path) -> None:
         str(tmp_path / "out"),
     )
     stored = runs.load(next((tmp_path / "out").glob("[!.]*")))
-    assert (stored.tables["scores"]["n_images"] == 5).all() and "dinov2-small" in done.stdout
+    assert (stored.tables["scores"]["n_images"] == 5).all()
+    assert "dinov2-small" in done.stdout
     (photos / "broken.jpg").write_bytes((photos / "coffee.jpg").read_bytes()[:2000])
     failed = run(
         "analyses.cknna",
@@ -328,7 +322,8 @@ def test_a_folder_of_photographs(runs_folder: Path, tmp_path: Path) -> None:
         str(tmp_path / "out2"),
         code=2,
     )
-    assert failed.stderr.strip().splitlines()[-1].startswith("error: image ") and "broken.jpg" in failed.stderr
+    assert failed.stderr.strip().splitlines()[-1].startswith("error: image ")
+    assert "broken.jpg" in failed.stderr
     assert not (tmp_path / "out2").exists()
 
 
@@ -396,7 +391,8 @@ def test_figures_carry_intervals_and_null(runs_folder: Path) -> None:
 
 def test_model_fingerprint_and_config_are_in_the_key(runs_folder: Path) -> None:
     first, second = (json.loads((f / "run.json").read_text()) for f in runs.index(runs_folder)["folder"])
-    assert first["model_fingerprint"] != second["model_fingerprint"] and first["key"] != second["key"]
+    assert first["model_fingerprint"] != second["model_fingerprint"]
+    assert first["key"] != second["key"]
     shutil.rmtree(runs_folder / "none", ignore_errors=True)
 
 
@@ -441,17 +437,15 @@ def test_an_image_that_a_metric_refuses_is_left_out_by_name_and_changes_no_other
 
     for size in (1, 2, 6):
         within, found = scored(list(sizes), size)
-        assert (
-            [list(sizes)[n] for n in within.scored] == ["a", "b", "c"]
-            and found.parts.shape == (3, 2, 1)
-            and found.n == 20
-            and found.n_grids == 4
-        )
+        assert [list(sizes)[n] for n in within.scored] == ["a", "b", "c"]
+        assert found.parts.shape == (3, 2, 1)
+        assert found.n == 20
+        assert found.n_grids == 4
         icon, white, half = within.sentences(list(sizes))
-        assert icon == "image icon: 4 visual tokens, expected at least 11 with k 10" and half.startswith(
-            "image half: 6 visual tokens"
-        )
-        assert white.startswith("image white: ") and "zeros" in white
+        assert icon == "image icon: 4 visual tokens, expected at least 11 with k 10"
+        assert half.startswith("image half: 6 visual tokens")
+        assert white.startswith("image white: ")
+        assert "zeros" in white
         np.testing.assert_allclose(found.parts, scored(["a", "b", "c"], 3)[1].parts, rtol=1e-12)
         single = [cknna(hidden[0][0][0], patches[0][0][0], k=10), cknna(hidden[0][4][0], patches[0][4][0], k=10)]
         np.testing.assert_allclose(found.parts[[0, 2], 0, 0], single, rtol=1e-6)
@@ -481,12 +475,9 @@ def test_an_icon_among_photographs_is_named_in_print_and_record(tmp_path: Path) 
         f"folder:{photos}",
     ]
     done = run(*command, "--layers", "1", "--null", "10", "--output_dir", str(tmp_path / "runs"))
-    assert (
-        done.returncode == 0
-        and f"qwen: left out image {photos}/4.png: 4 visual tokens, expected at least 11 with k 10" in done.stdout
-    )
+    assert done.returncode == 0
+    assert f"qwen: left out image {photos}/4.png: 4 visual tokens, expected at least 11 with k 10" in done.stdout
     (stored,) = (runs.load(folder.parent) for folder in (tmp_path / "runs").glob("*/run.json"))
     assert stored.record["left_out"] == [f"image {photos}/4.png: 4 visual tokens, expected at least 11 with k 10"]
-    assert stored.tables["scores"]["n_images"].tolist() == [4] and set(stored.tables["per_image"]["image_id"]) == {
-        f"{n}.png" for n in range(4)
-    }
+    assert stored.tables["scores"]["n_images"].tolist() == [4]
+    assert set(stored.tables["per_image"]["image_id"]) == {f"{n}.png" for n in range(4)}

@@ -47,9 +47,12 @@ def test_entropies_of_known_maps() -> None:
     unequal[1, 1], unequal[2, 2], unequal[6, 1] = 0.25, 0.25, 0.5  # the first two touch at a corner: one component
     found = entropies(np.stack([uniform, one_cell(3, 4), two, unequal]))
     assert found.shannon == pytest.approx([1, 0, np.log(8) / np.log(64), 1.5 * np.log(2) / np.log(64)])
-    assert np.isnan(found.component[0]) and np.isnan(found.per_cells[0])  # nothing stands out: undefined, and not 0
-    assert found.component[1] == 0 and found.per_components[1] == 0
-    assert found.component[2] == pytest.approx(np.log(2)) and found.per_components[2] == pytest.approx(1)
+    assert np.isnan(found.component[0])
+    assert np.isnan(found.per_cells[0])
+    assert found.component[1] == 0
+    assert found.per_components[1] == 0
+    assert found.component[2] == pytest.approx(np.log(2))
+    assert found.per_components[2] == pytest.approx(1)
     assert found.per_cells[2] == pytest.approx(np.log(2) / np.log(64))
     excess = np.array([0.5 - 4 / 64, 0.5 - 2 / 64])  # each cell loses twice the mean
     share = excess / excess.sum()
@@ -96,9 +99,12 @@ def test_random_maps_are_at_their_chance_levels() -> None:
 def test_a_map_that_is_the_object_is_found_and_its_neighbour_is_not() -> None:
     inside = object_coverage(SQUARE, RASTER)
     right = renormalized(inside)
-    assert pointing(one_cell(4, 3), inside) == 1 and pointing(one_cell(4, 4), inside) == 0
-    assert mass_ratio(right, inside) == pytest.approx(16) and best_iou(right, inside) == pytest.approx(1)
-    assert best_iou(one_cell(4, 3), inside) == pytest.approx(1 / 4) and mass_ratio(one_cell(0, 0), inside) == 0
+    assert pointing(one_cell(4, 3), inside) == 1
+    assert pointing(one_cell(4, 4), inside) == 0
+    assert mass_ratio(right, inside) == pytest.approx(16)
+    assert best_iou(right, inside) == pytest.approx(1)
+    assert best_iou(one_cell(4, 3), inside) == pytest.approx(1 / 4)
+    assert mass_ratio(one_cell(0, 0), inside) == 0
 
 
 def test_many_objects_and_maps_are_every_pair() -> None:
@@ -145,9 +151,8 @@ def test_cells_count_the_pixels_of_the_mask() -> None:
     )
     # nothing is lost to cells that do not end at pixels
     assert object_coverage(thing, raster).sum() * 10 * 10 / 3 == pytest.approx(mask.sum())
-    assert (
-        object_coverage(thing, raster)[0, 0] == pytest.approx(3 * (10 / 3 - 1) / (10 / 3 * 10)) and len(expected) == 2
-    )
+    assert object_coverage(thing, raster)[0, 0] == pytest.approx(3 * (10 / 3 - 1) / (10 / 3 * 10))
+    assert len(expected) == 2
     assert object_coverage(dataclasses.replace(thing, mask=None), raster) == pytest.approx(
         object_coverage(thing, raster)
     )
@@ -215,7 +220,8 @@ def test_attention_on_a_token_lands_on_its_pixels(name: str, tiny_folders: Path)
         picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
         (parts,) = mllm.visual_tokens(mllm.encode([picture], ["what is this ?"]))
         raster = canvas(parts)
-        assert raster.grid is not None and raster.grid[0] * raster.grid[1] >= max(len(p.index) for p in parts[:1])
+        assert raster.grid is not None
+        assert raster.grid[0] * raster.grid[1] >= max(len(p.index) for p in parts[:1])
         tokens = [(p, i) for p in parts for i in range(len(p.index))]
         one_hot = sum_onto_grid(np.eye(len(tokens)), parts, raster)
         rows, columns = (np.arange(n) for n in raster.grid)
@@ -231,8 +237,10 @@ def test_attention_on_a_token_lands_on_its_pixels(name: str, tiny_folders: Path)
                 or right > raster.box[2]
                 or bottom > raster.box[3]
             )
-            assert (lit[:, 0] > left - width).all() and (lit[:, 1] > top - height).all()
-            assert (lit[:, 2] < right + width).all() and (lit[:, 3] < bottom + height).all()
+            assert (lit[:, 0] > left - width).all()
+            assert (lit[:, 1] > top - height).all()
+            assert (lit[:, 2] < right + width).all()
+            assert (lit[:, 3] < bottom + height).all()
             centre = (
                 ((boxes[..., 0] + boxes[..., 2]) / 2 * values).sum(),
                 ((boxes[..., 1] + boxes[..., 3]) / 2 * values).sum(),
@@ -241,7 +249,8 @@ def test_attention_on_a_token_lands_on_its_pixels(name: str, tiny_folders: Path)
                 assert centre == pytest.approx(((left + right) / 2, (top + bottom) / 2), abs=max(width, height))
             # a token of the finest raster is one cell
             if np.allclose([right - left, bottom - top], [width, height], rtol=1e-3):
-                assert len(lit) == 1 and lit[0] == pytest.approx((left, top, right, bottom), abs=1e-6)
+                assert len(lit) == 1
+                assert lit[0] == pytest.approx((left, top, right, bottom), abs=1e-6)
         figure = fig.overlays([[fig.Overlay("t", np.array(picture), one_hot[-1], raster.box)]])
         heat = next(trace for trace in figure.data if trace.type == "heatmap")
         row, column = divmod(int(one_hot[-1].argmax()), raster.grid[1])
@@ -249,7 +258,8 @@ def test_attention_on_a_token_lands_on_its_pixels(name: str, tiny_folders: Path)
         assert (heat.x[column], heat.x[column + 1]) == pytest.approx((left * size[0], right * size[0]))
         assert (heat.y[row], heat.y[row + 1]) == pytest.approx((top * size[1], bottom * size[1]))
         low, high = figure.layout.yaxis.range
-        assert low >= size[1] and high <= 0  # downwards, as pixels are
+        assert low >= size[1]
+        assert high <= 0
 
 
 @pytest.mark.parametrize("name", list(BUILDERS))
@@ -268,14 +278,16 @@ def test_rollout_and_gradients_equal_eager(name: str, tiny_folders: Path) -> Non
         expected = (theirs * gradient)[:, :, -1].detach()
         assert (ours - expected).abs().max() < 1e-4 * expected.abs().max() > 0, name
         whole = (theirs.detach().mean(1) + torch.eye(flow.shape[1])) / 2 @ whole
-    assert torch.allclose(flow, whole[:, -1], atol=1e-6) and flow.sum(1) == pytest.approx([1, 1], abs=1e-5)
+    assert torch.allclose(flow, whole[:, -1], atol=1e-6)
+    assert flow.sum(1) == pytest.approx([1, 1], abs=1e-5)
     assert all(parameter.requires_grad for parameter in mllm.model.parameters())
 
 
 def test_one_raster_is_left_as_it_is() -> None:
     part = VisualTokens(torch.arange(5, 17), (3, 4), (0.1, -0.2, 0.9, 1.2))
     values = np.random.default_rng(0).random((2, 12))
-    assert canvas([part]).grid == (3, 4) and canvas([part]).box == pytest.approx(part.box)
+    assert canvas([part]).grid == (3, 4)
+    assert canvas([part]).box == pytest.approx(part.box)
     assert sum_onto_grid(values, [part], canvas([part])) == pytest.approx(values.reshape(2, 3, 4))
 
 
@@ -316,8 +328,11 @@ def test_a_head_built_to_look_at_one_cell_points_there(tiny_folders: Path) -> No
     mask = np.zeros((56, 56), dtype=bool)
     mask[round(top) + 1 : round(bottom) - 1, round(left) + 1 : round(right) - 1] = True
     inside = object_coverage(Object("planted", (left / 56, top / 56, right / 56, bottom / 56), mask), canvas(parts))
-    assert rows[0].sum() > 0.9 and pointing(maps, inside)[0] == 1 and mass_ratio(maps, inside)[0] > 12
-    assert entropies(maps).shannon[0] < 0.2 and mass_ratio(maps, inside)[1:].max() < mass_ratio(maps, inside)[0]
+    assert rows[0].sum() > 0.9
+    assert pointing(maps, inside)[0] == 1
+    assert mass_ratio(maps, inside)[0] > 12
+    assert entropies(maps).shannon[0] < 0.2
+    assert mass_ratio(maps, inside)[1:].max() < mass_ratio(maps, inside)[0]
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +352,8 @@ def planted(mllm: MLLM, samples: list[Sample], seed: int = 0) -> Any:
             for number, (one, parts) in enumerate(zip(asked, mllm.visual_tokens(batch), strict=True)):
                 if layer == 2:
                     thing = asked_object(one)
-                    assert thing is not None and one.question == batch.prompts[number]
+                    assert thing is not None
+                    assert one.question == batch.prompts[number]
                     given[number, 1, 0, parts[0].index] += 50 * object_coverage(thing, canvas(parts)).ravel()
                     given[number, 2, 0, parts[0].index[[27, 28, 35, 36]]] += 50
             yield torch.from_numpy(given / given.sum(-1, keepdims=True)).float()
@@ -357,23 +373,23 @@ def test_the_planted_head_is_chosen_and_holds_on_the_other_half(planted_result: 
     heads = planted_result.tables["heads"]
     assert (heads["layer"][0], heads["head"][0]) == (2, 1)
     best = heads.iloc[0]
-    assert (
-        best["pointing"] == 1
-        and best["gain_low"] > 0.3
-        and best["p_holm"] < 0.01
-        and best["p_holm"] >= best["p"]
-        and best["mass_ratio"] > 2
-    )
+    assert best["pointing"] == 1
+    assert best["gain_low"] > 0.3
+    assert best["p_holm"] < 0.01
+    assert best["p_holm"] >= best["p"]
+    assert best["mass_ratio"] > 2
     assert (heads["p_holm"][1:] > 0.01).all()
     scores = planted_result.tables["scores"].set_index(["measure", "layer", "head"])
     centre, noise = scores.loc[("pointing", 2, 2)], scores.loc[("pointing", 1, 0)]
     # looks where objects often are, at whichever object
-    assert centre["low"] <= centre["null_q95"] and centre["high"] >= centre["null_mean"]
+    assert centre["low"] <= centre["null_q95"]
+    assert centre["high"] >= centre["null_mean"]
     assert noise["low"] <= noise["chance"] <= noise["high"]
     assert scores.loc[("iou", 2, 1), "score"] > scores.loc[("iou", 2, 1), "null_q95"] > 0
     assert scores.loc[("entropy_shannon", 2, 1), "score"] < scores.loc[("entropy_shannon", 1, 0), "score"] < 1
     samples = planted_result.tables["samples"]
-    assert samples.groupby("image_id")["half"].nunique().max() == 1 and samples["half"].value_counts().min() > 10
+    assert samples.groupby("image_id")["half"].nunique().max() == 1
+    assert samples["half"].value_counts().min() > 10
     assert heads["n_images"][0] == samples.loc[samples["half"] == "report", "image_id"].nunique()
 
 
@@ -388,13 +404,13 @@ def test_a_planted_difference_between_models_is_found_and_only_that(
         for n, r in (("plain", plain), ("planted", planted_result))
     }
     table = differences(found).set_index(["measure", "layer"])
-    assert (
-        (table["low"] <= table["score"]).all()
-        and (table["score"] <= table["high"]).all()
-        and (table["p"] <= table["p_holm"]).all()
-    )
-    assert table.loc[("pointing", 2), "low"] > 0.1 and table.loc[("pointing", 2), "p_holm"] < 0.01
-    assert table.loc[("pointing", 1), "p_holm"] > 0.05 and table.loc[("iou", 3), "p_holm"] > 0.05
+    assert (table["low"] <= table["score"]).all()
+    assert (table["score"] <= table["high"]).all()
+    assert (table["p"] <= table["p_holm"]).all()
+    assert table.loc[("pointing", 2), "low"] > 0.1
+    assert table.loc[("pointing", 2), "p_holm"] < 0.01
+    assert table.loc[("pointing", 1), "p_holm"] > 0.05
+    assert table.loc[("iou", 3), "p_holm"] > 0.05
     drawn = ANALYSIS.figures(found)
     for title, figure in drawn.items():
         if "difference" in title:
@@ -436,29 +452,28 @@ def test_the_command_stores_every_number_with_its_chance(runs_folder: Path, tmp_
     done = run(*words)
     stored = {one.label: one for one in map(runs.load, tmp_path.glob("[!.]*"))}
     found = {label: stored[label] for label in sorted(stored)}
-    assert set(found) == {"baseline", "viral"} and "p_holm" in done.stdout
+    assert set(found) == {"baseline", "viral"}
+    assert "p_holm" in done.stdout
     for one in found.values():
         scores, samples = one.tables["scores"], one.tables["samples"]
-        assert (
-            set(scores["measure"]) == set(MEASURES)
-            and scores["layer"].unique().tolist() == [1, 2, 3]
-            and (scores["seed"] == 0).all()
-        )
+        assert set(scores["measure"]) == set(MEASURES)
+        assert scores["layer"].unique().tolist() == [1, 2, 3]
+        assert (scores["seed"] == 0).all()
         assert (
             scores.loc[scores["measure"] != "entropy_raw", ["score", "low", "high", "chance", "null_mean"]]
             .notna()
             .all(axis=None)
         )
-        assert (scores["low"] <= scores["score"] + 1e-9).all() and (scores["score"] <= scores["high"] + 1e-9).all()
+        assert (scores["low"] <= scores["score"] + 1e-9).all()
+        assert (scores["score"] <= scores["high"] + 1e-9).all()
         values = one.tensors["values"]
-        assert values.shape == (len(samples), 3, 4, len(MEASURES)) and samples.groupby("image_id").size().max() <= 2
+        assert values.shape == (len(samples), 3, 4, len(MEASURES))
+        assert samples.groupby("image_id").size().max() <= 2
         mass = scores[scores["measure"] == "mass"].set_index(["layer", "head"])["score"]
-        assert (
-            mass[2, 1] == pytest.approx(float(values[:, 1, 1, 0].mean()), abs=1e-5) and ((mass > 0) & (mass < 1)).all()
-        )
-        assert one.tensors["map_0"].shape == (3, 4, 8, 8) and one.tensors["map_0"].sum((-2, -1)).allclose(
-            torch.ones(3, 4)
-        )
+        assert mass[2, 1] == pytest.approx(float(values[:, 1, 1, 0].mean()), abs=1e-5)
+        assert ((mass > 0) & (mass < 1)).all()
+        assert one.tensors["map_0"].shape == (3, 4, 8, 8)
+        assert one.tensors["map_0"].sum((-2, -1)).allclose(torch.ones(3, 4))
         assert set(one.tables["examples"]["sample_id"]) <= set(samples.loc[samples["half"] == "report", "sample_id"])
     # the same halves, so pairs exist
     assert found["baseline"].tables["samples"]["half"].equals(found["viral"].tables["samples"]["half"])
@@ -466,12 +481,12 @@ def test_the_command_stores_every_number_with_its_chance(runs_folder: Path, tmp_
     overlay = drawn["Attention over the image, of a head that was chosen on other images"]
     assert [trace.type for trace in overlay.data].count("heatmap") == 2 * 3 * len(found["viral"].tables["examples"])
     methods = found["viral"].tables["methods"]
-    assert methods["method"].tolist()[6:] == ["rollout"] * 3 + ["gradient x attention"] * 3 and methods[
-        ["score", "low", "high", "chance"]
-    ].notna().all(axis=None)
+    assert methods["method"].tolist()[6:] == ["rollout"] * 3 + ["gradient x attention"] * 3
+    assert methods[["score", "low", "high", "chance"]].notna().all(axis=None)
     assert (methods["n_images"] == found["viral"].tables["heads"]["n_images"][0]).all()  # the half reported on
     heat = drawn["pointing accuracy: by head"]
-    assert heat.data[0].customdata.shape == (3, 4, 5) and heat.layout.annotations[0].text == "baseline"
+    assert heat.data[0].customdata.shape == (3, 4, 5)
+    assert heat.layout.annotations[0].text == "baseline"
     assert all(figure.to_json() for figure in drawn.values())
     before = {folder: (folder / "run.json").stat().st_mtime_ns for folder in tmp_path.glob("[!.]*")}
     run(*words)
@@ -485,11 +500,11 @@ def test_photographs_have_mass_and_entropies(mllm: MLLM, tmp_path: Path) -> None
         )
     data = load_data(f"folder:{tmp_path}")
     result = run_attention(Config(localise=False, null=10), Context(mllm, data, batch_size=2))
-    assert set(result.tables) == {"scores", "layers", "samples", "examples"} and "pointing" not in set(
-        result.tables["scores"]["measure"]
-    )
+    assert set(result.tables) == {"scores", "layers", "samples", "examples"}
+    assert "pointing" not in set(result.tables["scores"]["measure"])
     found = {"viral": runs.Run("k", {"label": "viral", "seed": 0, **result.record}, result.tables, result.tensors)}
-    assert len(ANALYSIS.figures(found)) == 1 + 2 * 5 and len(ANALYSIS.summary(found)) == 3 * 5
+    assert len(ANALYSIS.figures(found)) == 1 + 2 * 5
+    assert len(ANALYSIS.summary(found)) == 3 * 5
 
 
 @pytest.mark.parametrize(

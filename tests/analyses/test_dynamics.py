@@ -59,12 +59,12 @@ def found(**scores: list[float]) -> dict[str, Run]:
 def test_a_run_that_is_there_at_half_the_steps() -> None:
     table = compared(found(base_s0=SLOW, viral_s0=FAST, base_s1=SLOW, viral_s1=FAST)).set_index("model")
     fast = table.loc["viral"]
-    assert fast["step"] == pytest.approx(500) and fast["other_step"] == 1000 and fast["seeds"] == 2
-    assert (
-        fast["difference"] == pytest.approx(-500)
-        and fast["low"] == pytest.approx(-500)
-        and fast["high"] == pytest.approx(-500)
-    )
+    assert fast["step"] == pytest.approx(500)
+    assert fast["other_step"] == 1000
+    assert fast["seeds"] == 2
+    assert fast["difference"] == pytest.approx(-500)
+    assert fast["low"] == pytest.approx(-500)
+    assert fast["high"] == pytest.approx(-500)
 
 
 def test_never_there_is_words_and_no_number() -> None:
@@ -72,22 +72,20 @@ def test_never_there_is_words_and_no_number() -> None:
         found(base_s0=SLOW, viral_s0=FAST, base_s1=[0.5, 0.7, 0.8, 0.9, 0.9, 0.95], viral_s1=FAST)
     ).set_index("model")
     slow = table.loc["base"]
-    assert (
-        np.isnan([slow["step"], slow["difference"], slow["low"], slow["high"]]).all()
-        and slow["reached"] == "seed 0: not within 1000 steps"
-    )
+    assert np.isnan([slow["step"], slow["difference"], slow["low"], slow["high"]]).all()
+    assert slow["reached"] == "seed 0: not within 1000 steps"
     row = to_reach(found(base_s0=SLOW, viral_s0=FAST)).set_index("model").loc["base"]
-    assert np.isnan(row["step"]) and row["reached"] == "not within 1000 steps" and row["other_step"] == 1000
+    assert np.isnan(row["step"])
+    assert row["reached"] == "not within 1000 steps"
+    assert row["other_step"] == 1000
 
 
 def test_identical_runs_differ_by_nothing() -> None:
     same = [0.5, 0.6, 0.6, 0.8, 0.8, 0.8]
     table = compared(found(base_s0=same, viral_s0=same, base_s1=FAST, viral_s1=FAST))
-    assert (
-        len(table) == 2
-        and (table[["difference", "low", "high"]] == 0).all(axis=None)
-        and (table["step"] == (600 + 1000) / 2).all()
-    )
+    assert len(table) == 2
+    assert (table[["difference", "low", "high"]] == 0).all(axis=None)
+    assert (table["step"] == (600 + 1000) / 2).all()
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -99,7 +97,9 @@ def test_differences_are_paired_by_seed() -> None:
     )
     one = compared(found(baseline=SLOW, viral=FAST)).set_index("model").loc["viral"]
     # one pair says nothing of other seeds
-    assert one["difference"] == pytest.approx(-500) and one["low"] == -np.inf and one["high"] == np.inf
+    assert one["difference"] == pytest.approx(-500)
+    assert one["low"] == -np.inf
+    assert one["high"] == np.inf
 
 
 def test_first_reached_by_hand() -> None:
@@ -108,7 +108,8 @@ def test_first_reached_by_hand() -> None:
     assert first_reached([0, 10], [0.3, 0.1], 0.2).step == 0
     assert first_reached([200, 400], [0.3, 0.4], 0.2) == dynamics.first_reached([200, 400], [0.3, 0.4], 0.3)
     early = first_reached([200, 400], [0.3, 0.4], 0.2)
-    assert early.step is None and early.text == "before the first evaluation at step 200"
+    assert early.step is None
+    assert early.text == "before the first evaluation at step 200"
     assert first_reached([0, 10], [0.1, 0.2], 0.2 + 1e-9).step is None
     with pytest.raises(DataError, match="expected increasing steps with one score"):
         first_reached([0, 10, 10], [0, 1, 2], 1)
@@ -119,10 +120,8 @@ def test_seeds_are_recognised_by_name_where_they_were_asked_the_same() -> None:
     assert {name: list(seeds) for name, seeds in groups(plain).items()} == {"base": ["0", "1"], "viral": [""]}
     assert list(groups(plain | found(base=SLOW))) == ["base-s0", "base-s1", "viral", "base"]
     other = plain | {"base-s1": stored("base-s1", SLOW, limit=8)}
-    assert (
-        list(groups(other)) == ["base-s0", "base-s1", "viral"]
-        and to_reach({"a": stored("a", SLOW), "b": stored("b", FAST, limit=8)}).empty
-    )
+    assert list(groups(other)) == ["base-s0", "base-s1", "viral"]
+    assert to_reach({"a": stored("a", SLOW), "b": stored("b", FAST, limit=8)}).empty
 
 
 def test_curves_over_seeds_have_students_interval_and_over_images_their_own() -> None:
@@ -132,17 +131,14 @@ def test_curves_over_seeds_have_students_interval_and_over_images_their_own() ->
     assert base.loc[1000, ["score", "low", "high"]].tolist() == pytest.approx(
         [expected.estimate, expected.low, expected.high]
     )
-    assert (
-        base["over"].eq("2 seeds").all()
-        and viral["over"].eq("9 images").all()
-        and viral.loc[1000, "low"] == pytest.approx(0.89)
-    )
+    assert base["over"].eq("2 seeds").all()
+    assert viral["over"].eq("9 images").all()
+    assert viral.loc[1000, "low"] == pytest.approx(0.89)
     short = {"base-s0": stored("base-s0", SLOW), "base-s1": stored("base-s1", FAST[:4], steps=STEPS[:4])}
     assert curves(short)["step"].tolist() == list(STEPS[:4])  # a mean of fewer seeds is not shown among means of all
     logged = losses(found(base_s0=SLOW, base_s1=FAST, viral=FAST))
-    assert set(logged["of"]) == {"language model", "alignment"} and set(
-        logged[logged["of"] == "alignment"]["model"]
-    ) == {"viral"}
+    assert set(logged["of"]) == {"language model", "alignment"}
+    assert set(logged[logged["of"] == "alignment"]["model"]) == {"viral"}
 
 
 def test_differences_of_scores_are_paired_by_seed_and_need_two() -> None:
@@ -154,12 +150,14 @@ def test_differences_of_scores_are_paired_by_seed_and_need_two() -> None:
     assert table.loc[600, ["score", "low", "high"]].tolist() == pytest.approx(
         [expected.estimate, expected.low, expected.high]
     )
-    assert table["model"].eq("viral - base").all() and dynamics.differences(found(base=SLOW, viral=FAST)).empty
+    assert table["model"].eq("viral - base").all()
+    assert dynamics.differences(found(base=SLOW, viral=FAST)).empty
 
 
 def test_a_larger_drop_is_not_a_score_to_reach() -> None:
     both = {"a": stored("a", SLOW, measure=DROP), "b": stored("b", FAST, measure=DROP)}
-    assert to_reach(both).empty and "others_final" not in summary(both)
+    assert to_reach(both).empty
+    assert "others_final" not in summary(both)
 
 
 def test_figures_say_what_is_not_known_and_give_no_difference_without_an_interval() -> None:
@@ -167,7 +165,9 @@ def test_figures_say_what_is_not_known_and_give_no_difference_without_an_interva
     figure = made["Steps to the other model's final score"]
     known = [trace for trace in figure.data if trace.mode == "markers" and trace.x]
     words = [text for trace in figure.data if trace.mode == "text" for text in trace.text or ()]
-    assert len(known) == 1 and known[0].x[0] == pytest.approx(-500) and known[0].error_x.array is not None
+    assert len(known) == 1
+    assert known[0].x[0] == pytest.approx(-500)
+    assert known[0].error_x.array is not None
     assert words == ["not within 1000 steps, all 2 seeds"]
     assert "Steps to the other model's final score" not in ANALYSIS.figures(found(baseline=SLOW, viral=FAST))
     bands = [trace for trace in made["Accuracy over training, mean of types"].data if trace.fill == "toself"]
@@ -184,17 +184,18 @@ def test_figures_say_what_is_not_known_and_give_no_difference_without_an_interva
 def test_accuracy_of_the_mean_of_types_stays_between_0_and_1() -> None:
     rows = [{"image_id": i % 7, "category": "a" if i % 5 else "b", "chance": 0.5, "correct": i != 3} for i in range(40)]
     table = pd.DataFrame(accuracy_by_type(pd.DataFrame(rows), seed=0)).set_index("category")
-    assert table.loc[MEAN, "accuracy"] == pytest.approx((31 / 32 + 1) / 2) and table.loc[
-        "a", "accuracy"
-    ] == pytest.approx(31 / 32)
-    assert (table["high"] <= 1).all() and (table["low"] <= table["accuracy"]).all() and table.loc[MEAN, "n_images"] == 7
+    assert table.loc[MEAN, "accuracy"] == pytest.approx((31 / 32 + 1) / 2)
+    assert table.loc["a", "accuracy"] == pytest.approx(31 / 32)
+    assert (table["high"] <= 1).all()
+    assert (table["low"] <= table["accuracy"]).all()
+    assert table.loc[MEAN, "n_images"] == 7
     # 7 images' room
-    assert table.loc["b", "accuracy"] == 1 and 1 - table.loc["b", "low"] == pytest.approx(
-        scipy_stats.beta.ppf(0.975, 1, 7), abs=0.06
-    )
+    assert table.loc["b", "accuracy"] == 1
+    assert 1 - table.loc["b", "low"] == pytest.approx(scipy_stats.beta.ppf(0.975, 1, 7), abs=0.06)
     assert table["few"].all()  # one wrong answer
     two = mean_interval([1.0, 0.0], kind="proportion", strata=["a", "b"], groups=[0, 0])
-    assert two.estimate == 0.5 and (two.low, two.high) == (0, 1)
+    assert two.estimate == 0.5
+    assert (two.low, two.high) == (0, 1)
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -221,26 +222,25 @@ def output(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command_follows_a_real_pair_of_trainings(runs_folder: Path, output: Path) -> None:
     by_label = {own.label: own for own in map(runs.load, runs.index(output)["folder"])}
     scores = by_label["viral"].tables["scores"]
-    assert sorted(scores["step"].unique()) == [0, 6, 12] and set(scores["measure"]) == {ACCURACY, CKNNA, DROP}
+    assert sorted(scores["step"].unique()) == [0, 6, 12]
+    assert set(scores["measure"]) == {ACCURACY, CKNNA, DROP}
     assert set(scores[scores["measure"] == CKNNA]["of"]) == {f"layer {layer}, dinov2-small" for layer in (1, 2, 3)}
-    assert (
-        scores.notna().all(axis=None)
-        and (scores["low"] <= scores["score"]).all()
-        and (scores["score"] <= scores["high"]).all()
-    )
+    assert scores.notna().all(axis=None)
+    assert (scores["low"] <= scores["score"]).all()
+    assert (scores["score"] <= scores["high"]).all()
     start = [
         own.tables["scores"].query("step == 0").drop(columns="step").reset_index(drop=True) for own in by_label.values()
     ]
     common = [table[table["measure"] == ACCURACY] for table in start]
     pd.testing.assert_frame_equal(*common)  # both started from one model
     log = by_label["viral"].tables["log"]
-    assert (
-        log["step"].tolist() == [2, 4, 6, 8, 10, 12]
-        and log["alignment_loss"].notna().all()
-        and by_label["baseline"].tables["log"]["alignment_loss"].isna().all()
-    )
-    assert by_label["viral"].record["alignment"]["layer"] == [2] and by_label["viral"].record["skipped"] == {}
-    assert {"reached", "difference"} <= set(summary(by_label).columns) and len(ANALYSIS.figures(by_label)) >= 5
+    assert log["step"].tolist() == [2, 4, 6, 8, 10, 12]
+    assert log["alignment_loss"].notna().all()
+    assert by_label["baseline"].tables["log"]["alignment_loss"].isna().all()
+    assert by_label["viral"].record["alignment"]["layer"] == [2]
+    assert by_label["viral"].record["skipped"] == {}
+    assert {"reached", "difference"} <= set(summary(by_label).columns)
+    assert len(ANALYSIS.figures(by_label)) >= 5
 
 
 @pytest.mark.slow
@@ -262,9 +262,8 @@ def test_the_end_agrees_with_the_other_analyses(runs_folder: Path, output: Path,
         )
     moved = one["permutation"].query("site == 'encoder' and kind == 'permute' and part == 'whole'")
     for row in moved.itertuples():
-        assert own.loc[(DROP, row.category), "score"] == pytest.approx(row.accuracy_drop) and own.loc[
-            (ACCURACY, row.category), "score"
-        ] == pytest.approx(row.accuracy_before)
+        assert own.loc[(DROP, row.category), "score"] == pytest.approx(row.accuracy_drop)
+        assert own.loc[(ACCURACY, row.category), "score"] == pytest.approx(row.accuracy_before)
 
 
 def test_an_interrupted_analysis_goes_on_where_it_stopped(

@@ -72,7 +72,8 @@ def test_padding_on_either_side_changes_no_logit(name: str, side: str, folders: 
     questions = ["what is this ?", "yes", "what color is the dog ?"]
     batch = mllm.process(*_texts(mllm, questions), padding_side=side)
     lengths = batch.inputs["attention_mask"].sum(1).tolist()
-    assert len(set(lengths)) == 3 and bool(batch.inputs["attention_mask"][:, -1].all()) == (side == "left")
+    assert len(set(lengths)) == 3
+    assert bool(batch.inputs["attention_mask"][:, -1].all()) == (side == "left")
     alone = [mllm.encode([picture(row, (90, 60))], [question]) for row, question in enumerate(questions)]
     for blocks in ([2], [1, 2, 3, 4]):
         expected = torch.cat([knockout(mllm, one, blocks=blocks) for one in alone])
@@ -129,8 +130,10 @@ def test_tokens_of_named_objects_by_hand() -> None:
             o.name for o in asked_objects(Sample("0", "0", lambda: picture(0), question, objects=(RED_DOG, BLUE_DOG)))
         ]
 
-    assert asks("any red dog ?") == ["red dog"] and asks("is red left of blue?") == ["red dog", "blue dog"]
-    assert asks("how many dog ?") == ["red dog", "blue dog"] and asks("is a cat here ?") == []
+    assert asks("any red dog ?") == ["red dog"]
+    assert asks("is red left of blue?") == ["red dog", "blue dog"]
+    assert asks("how many dog ?") == ["red dog", "blue dog"]
+    assert asks("is a cat here ?") == []
     raster = [VisualTokens(torch.arange(16), (4, 4), (0.0, 0.0, 1.0, 1.0))]
     assert touched_tokens(raster, [RED_DOG]) == [0, 1, 4, 5]
     assert touched_tokens(raster, [RED_DOG, BLUE_DOG]) == [0, 1, 4, 5, 10, 11, 14, 15]
@@ -146,18 +149,15 @@ def test_taking_away_what_every_image_has_changes_nothing(folders: Path) -> None
     mllm, config = model("llava", folders), Config(width=(1, 4), draws=2, questions=0)
     same = knock(config, Context(mllm, with_objects(different=False), 3)).tables["scores"]
     taken = same[same["site"] == "encoder"]
-    assert (
-        set(taken["kind"]) == {OBJECT, RANDOM, AGAINST}
-        and (taken["kl"].abs() < 1e-6).all()
-        and (taken["accuracy_drop"] == 0).all()
-    )
+    assert set(taken["kind"]) == {OBJECT, RANDOM, AGAINST}
+    assert (taken["kl"].abs() < 1e-6).all()
+    assert (taken["accuracy_drop"] == 0).all()
     result = knock(config, Context(mllm, with_objects(), 3))
     other, samples = result.tables["scores"], result.tables["samples"]
     assert (other[other["kind"].isin([OBJECT, RANDOM])]["kl"] > 1e-7).all()
     assert set(other["site"]) == {"encoder", "blocks 1-1", "blocks 2-2", "blocks 3-3", "blocks 4-4", "blocks 1-4"}
-    assert not samples[samples["site"] == "encoder"]["id"].str.endswith("-1").any() and (
-        other[other["kind"] == "knockout"]["n"].max() == 12
-    )
+    assert not samples[samples["site"] == "encoder"]["id"].str.endswith("-1").any()
+    assert other[other["kind"] == "knockout"]["n"].max() == 12
     row, mean = (other[(other["kind"] == kind) & (other["category"] == MEAN)].iloc[0] for kind in (AGAINST, RANDOM))
     assert row["accuracy_before"] == pytest.approx(mean["accuracy_after"])
     assert row["accuracy_drop"] == pytest.approx(row["accuracy_before"] - row["accuracy_after"])
@@ -175,7 +175,8 @@ def test_what_cannot_be_knocked_out_is_refused_or_noted(folders: Path) -> None:
     ):
         knock(Config(width=(1,)), Context(llava, planted(), 4))
     result = knock(Config(width=(2,), layers=(3,)), Context(qwen, with_objects(2), 4))
-    assert "adds encoder features" in result.record["skipped"]["objects"] and set(result.tables["scores"]["site"]) == {
+    assert "adds encoder features" in result.record["skipped"]["objects"]
+    assert set(result.tables["scores"]["site"]) == {
         "blocks 3-4",
         "blocks 1-4",
     }
@@ -198,14 +199,15 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
         str(tmp_path),
     )
     found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path)["folder"])}
-    assert set(found) == {"baseline", "viral"} and "knockout-" in done.stdout and AGAINST in done.stdout
+    assert set(found) == {"baseline", "viral"}
+    assert "knockout-" in done.stdout
+    assert AGAINST in done.stdout
     scores = found["viral"].tables["scores"]
-    assert set(scores["site"]) == {"blocks 2-2", "blocks 1-3", "encoder"} and scores.drop(columns=["p"]).notna().all(
-        axis=None
-    )
+    assert set(scores["site"]) == {"blocks 2-2", "blocks 1-3", "encoder"}
+    assert scores.drop(columns=["p"]).notna().all(axis=None)
     figures = ANALYSIS.figures(found)
-    assert len(figures) == 3 and all(
-        "error_y" in trace.to_plotly_json() for figure in list(figures.values())[1:] for trace in figure.data
-    )
+    assert len(figures) == 3
+    assert all("error_y" in trace.to_plotly_json() for figure in list(figures.values())[1:] for trace in figure.data)
     failed = run("analyses.knockout", "--model", models[0], "--widht", "1", code=2)
-    assert "did you mean 'width'" in failed.stderr and "Traceback" not in failed.stderr
+    assert "did you mean 'width'" in failed.stderr
+    assert "Traceback" not in failed.stderr

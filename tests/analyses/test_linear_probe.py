@@ -98,9 +98,8 @@ def test_scores_are_means_over_images_and_equal_to_scikit_learn() -> None:
     assert (balanced_accuracy(truth, truth, groups) == 1).all()
     y = rng.normal(size=210)
     near = y + rng.normal(size=210)
-    assert (
-        r_squared(y, near, groups).mean() == pytest.approx(r2_score(y, near)) and (r_squared(y, y, groups) == 1).all()
-    )
+    assert r_squared(y, near, groups).mean() == pytest.approx(r2_score(y, near))
+    assert (r_squared(y, y, groups) == 1).all()
 
 
 def test_the_interval_is_that_of_resampled_images() -> None:
@@ -168,7 +167,8 @@ def test_a_classifier_is_the_one_of_its_formula_and_standardised_on_fitted_image
             best = minimize(loss, np.zeros(4), method="BFGS", options={"gtol": 1e-6}).x
             margin = (x[score] - mean) / spread @ best[:3] + best[3]
             clear = np.abs(margin) > 0.02
-            assert clear.mean() > 0.9 and ((margin > 0) == predicted[score, 0])[clear].all()
+            assert clear.mean() > 0.9
+            assert ((margin > 0) == predicted[score, 0])[clear].all()
             own = (x[score] - x[score].mean(0)) / x[score].std(0) @ best[:3] + best[3]
             wrong.append(((margin > 0) != (own > 0)).mean())
         assert min(wrong) > 0.1  # the scored images' own mean and spread would predict otherwise
@@ -189,9 +189,8 @@ def test_a_planted_direction_is_found_and_its_controls_are_at_chance(
         assert row["score"] > 0.95 and row["low"] > 0.9 and row["chance"] == 0.5, target
     for target in ("class", "colour"):
         row = table.loc[("model", 1, target)]
-        assert abs(row["control"] - 0.5) < 0.12 and row["selectivity"] == pytest.approx(
-            row["score"] - max(0.5, row["control"])
-        )
+        assert abs(row["control"] - 0.5) < 0.12
+        assert row["selectivity"] == pytest.approx(row["score"] - max(0.5, row["control"]))
         assert row["selectivity_low"] > 0.25
     spread = 9 * np.var([0.125, 0.375, 0.625, 0.875])  # of the planted place, against noise of 0.3
     for axis in ("x", "y"):
@@ -218,7 +217,8 @@ def test_features_that_only_tell_the_scene_are_at_chance(folders: Path, monkeypa
     groups, leaky = np.repeat(np.arange(40), 8), rng.permutation(320)
     by_image = classify(code, label[:, None], folds_of(groups, 5, 0), l2=1.0)
     by_token = classify(code, label[:, None], folds_of(leaky, 5, 0), l2=1.0)
-    assert (by_image[:, 0] == label).mean() < 0.7 and (by_token[:, 0] == label).mean() > 0.9
+    assert (by_image[:, 0] == label).mean() < 0.7
+    assert (by_token[:, 0] == label).mean() > 0.9
 
 
 def test_a_cell_code_without_order_is_no_place(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,9 @@ def test_a_cell_code_without_order_is_no_place(folders: Path, monkeypatch: pytes
     table = scored(model("llava", folders), scenes(20), dataclasses.replace(FEW, layers=(0,), targets=("x", "y")))
     for target in ("x", "y"):
         row = table.loc[("model", 0, target)]
-        assert row["score"] > 0.9 and row["control"] > 0.9 and abs(row["selectivity"]) < 0.05
+        assert row["score"] > 0.9
+        assert row["control"] > 0.9
+        assert abs(row["selectivity"]) < 0.05
 
 
 # --- cells and names ------------------------------------------------------------------------------
@@ -248,21 +250,19 @@ def test_cells_and_their_objects_by_hand() -> None:
     assert object_per_token(things, [padded]).reshape(4, 4)[:, 0].tolist() == [OUTSIDE, 0, BACKGROUND, OUTSIDE]
     spans = (torch.tensor([[0.0, 0.25], [0.25, 1.0]]), torch.tensor([[0.0, 0.5], [0.5, 1.0]]))
     uneven = VisualTokens(torch.arange(4), (2, 2), (0.0, 0.0, 1.0, 1.0), spans=spans)
-    assert object_per_token(things, [uneven]).tolist() == [0, BETWEEN, BACKGROUND, BETWEEN] and token_centers([uneven])[
-        0
-    ].tolist() == [
+    assert object_per_token(things, [uneven]).tolist() == [0, BETWEEN, BACKGROUND, BETWEEN]
+    assert token_centers([uneven])[0].tolist() == [
         0.25,
         0.125,
     ]
 
 
 def test_names_are_split_into_class_and_color() -> None:
-    assert (
-        class_and_color("red circle") == ("circle", "red")
-        and class_and_color("orange") == ("orange", "")
-        and class_and_color("Dog") == ("dog", "")
-    )
-    assert class_and_color("traffic light") == ("traffic light", "") and class_and_color("dark blue traffic light") == (
+    assert class_and_color("red circle") == ("circle", "red")
+    assert class_and_color("orange") == ("orange", "")
+    assert class_and_color("Dog") == ("dog", "")
+    assert class_and_color("traffic light") == ("traffic light", "")
+    assert class_and_color("dark blue traffic light") == (
         "dark traffic light",
         "blue",
     )
@@ -274,7 +274,8 @@ def test_names_are_split_into_class_and_color() -> None:
 @pytest.mark.parametrize("name", ["internvl", "llava_next", "qwen2_vl", "llava_onevision"])
 def test_other_families_are_probed(name: str, folders: Path) -> None:
     table = scored(model(name, folders), scenes(10), dataclasses.replace(FEW, layers=(0, 4), folds=2, controls=1))
-    assert {"x", "y", "foreground", "class"} <= {target for *_, target in table.index} and table["score"].notna().all()
+    assert {"x", "y", "foreground", "class"} <= {target for *_, target in table.index}
+    assert table["score"].notna().all()
     assert set(table.index.get_level_values("source")) == {"model", "tower"}
 
 
@@ -292,14 +293,13 @@ def test_models_are_compared_image_by_image(folders: Path, monkeypatch: pytest.M
     }
     assert np.allclose(table["score"], (scores["knows"] - scores["noise"])[table.index])
     row, same = table.loc[("class", 7)], table.loc[("class", 2)]
-    assert (
-        row["low"] > 0.2 and row["p_holm"] == pytest.approx(2 * row["p"]) and same["score"] == 0 and same["p_holm"] == 1
-    )
+    assert row["low"] > 0.2
+    assert row["p_holm"] == pytest.approx(2 * row["p"])
+    assert same["score"] == 0
+    assert same["p_holm"] == 1
     figures = ANALYSIS.figures(found)
-    assert (
-        len(figures) == 12
-        and sum(t.fill == "toself" for t in figures["class: balanced accuracy, difference"].data) == 1
-    )
+    assert len(figures) == 12
+    assert sum(t.fill == "toself" for t in figures["class: balanced accuracy, difference"].data) == 1
     assert paired_differences({"one": found["noise"].tables["per_image"]}, by=("target", "layer")).empty
 
 
@@ -315,7 +315,8 @@ def test_what_cannot_be_probed_is_refused_or_noted(folders: Path) -> None:
     ):
         probe(dataclasses.replace(FEW, targets=("class",)), Context(mllm, bare, 4))
     result = probe(dataclasses.replace(FEW, layers=(1,)), Context(mllm, bare, 4))
-    assert set(result.tables["scores"]["target"]) == {"x", "y"} and set(result.record["skipped"]) == {
+    assert set(result.tables["scores"]["target"]) == {"x", "y"}
+    assert set(result.record["skipped"]) == {
         "class",
         "colour",
         "foreground",
@@ -356,19 +357,17 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
         str(tmp_path),
     )
     found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path)["folder"])}
-    assert set(found) == {"baseline", "viral"} and "linear_probe-" in done.stdout and "selectivity" in done.stdout
+    assert set(found) == {"baseline", "viral"}
+    assert "linear_probe-" in done.stdout
+    assert "selectivity" in done.stdout
     scores = found["viral"].tables["scores"]
-    assert (
-        set(scores["source"]) == {"model", "tower", "dinov2-small"}
-        and scores.notna().all(axis=None)
-        and (scores["low"] <= scores["score"]).all()
-    )
+    assert set(scores["source"]) == {"model", "tower", "dinov2-small"}
+    assert scores.notna().all(axis=None)
+    assert (scores["low"] <= scores["score"]).all()
     frozen = [own.tables["scores"].query("source == 'dinov2-small'")["score"].to_numpy() for own in found.values()]
     assert np.array_equal(*frozen)  # the same tokens and folds for both models
-    assert (
-        found["viral"].record["vfms"][0]["vfm"] == "dinov2-small"
-        and len(found["viral"].record["classes"]["colour"]) >= 2
-    )
+    assert found["viral"].record["vfms"][0]["vfm"] == "dinov2-small"
+    assert len(found["viral"].record["classes"]["colour"]) >= 2
 
 
 @pytest.mark.parametrize(

@@ -120,13 +120,11 @@ def test_tokens_that_are_rows_of_the_unembedding_have_rank_one(folders: Path, mo
     for kind, layer, other in (("class", 1, 2), ("colour", 2, 1)):
         for measure in ("first", "candidate_rank", "reciprocal_rank"):
             row = scores.loc[("object", kind, measure, layer)]
-            assert (
-                row["score"] == row["high"] == 1
-                and 0.8 < row["low"] < 0.9
-                and row["p"] < 0.01
-                and row["n_images"] == 24
-                and row["n"] == 96
-            )
+            assert row["score"] == row["high"] == 1
+            assert 0.8 < row["low"] < 0.9
+            assert row["p"] < 0.01
+            assert row["n_images"] == 24
+            assert row["n"] == 96
         null = scores.loc[("object", kind, "first", layer), "null_mean"]
         assert null == pytest.approx(11 / 23, abs=0.03)  # of 23 other images 11 have the same word
         assert scores.loc[("object", kind, "candidate_rank", layer), "null_mean"] == pytest.approx(
@@ -142,9 +140,8 @@ def test_tokens_that_are_rows_of_the_unembedding_have_rank_one(folders: Path, mo
             row = scores.loc[(own, kind, "first", at)]
             assert row["p"] > 0.01 and row["score"] < 0.85, (own, kind, at)
     means = tables["per_image"].groupby(["cells", "kind", "measure", "layer"])[["value", "null"]].mean()
-    assert np.allclose(means["value"], scores.loc[means.index, "score"]) and np.allclose(
-        means["null"], scores.loc[means.index, "null_mean"]
-    )
+    assert np.allclose(means["value"], scores.loc[means.index, "score"])
+    assert np.allclose(means["null"], scores.loc[means.index, "null_mean"])
 
 
 def test_a_word_that_every_image_says_is_worth_nothing(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,18 +159,21 @@ def test_a_word_that_every_image_says_is_worth_nothing(folders: Path, monkeypatc
         .set_index(["cells", "kind", "measure"])
     )
     row = scores.loc[("object", "colour", "first")]
-    assert row["score"] == pytest.approx(0.5) and row["null_mean"] == pytest.approx(0.5, abs=0.02) and row["p"] > 0.2
+    assert row["score"] == pytest.approx(0.5)
+    assert row["null_mean"] == pytest.approx(0.5, abs=0.02)
+    assert row["p"] > 0.2
 
 
 def test_scores_by_hand_and_chance_levels() -> None:
     logp = np.log(np.array([[[0.5, 0.2, 0.2, 0.1]]]))
     first, candidate, vocabulary, probability = _measured(logp, np.array([[[1.0, 4.5, 4.5, 9.0]]]))
-    assert first[0, 0].tolist() == [1, 0, 0, 0] and candidate[0, 0] == pytest.approx([1, 1 / 2.5, 1 / 2.5, 1 / 4])
-    assert vocabulary[0, 0] == pytest.approx([1, 1 / 4.5, 1 / 4.5, 1 / 9]) and probability[0, 0] == pytest.approx(
-        [0.5, 0.2, 0.2, 0.1]
-    )
+    assert first[0, 0].tolist() == [1, 0, 0, 0]
+    assert candidate[0, 0] == pytest.approx([1, 1 / 2.5, 1 / 2.5, 1 / 4])
+    assert vocabulary[0, 0] == pytest.approx([1, 1 / 4.5, 1 / 4.5, 1 / 9])
+    assert probability[0, 0] == pytest.approx([0.5, 0.2, 0.2, 0.1])
     alike = _measured(np.zeros((1, 1, 4)), np.ones((1, 1, 4)))
-    assert alike[0, 0, 0].tolist() == [0.25] * 4 and alike[1, 0, 0] == pytest.approx([1 / 2.5] * 4)
+    assert alike[0, 0, 0].tolist() == [0.25] * 4
+    assert alike[1, 0, 0] == pytest.approx([1 / 2.5] * 4)
     random = np.random.default_rng(0).normal(size=(20000, 1, 4))
     means = _measured(random, np.ones_like(random)).mean(axis=(1, 2))[:2, 0]
     assert means == pytest.approx([_chance(4, 9)["first"], _chance(4, 9)["candidate_rank"]], abs=0.01)
@@ -194,11 +194,9 @@ def test_words_are_first_tokens_with_their_space(folders: Path) -> None:
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     mllm.processor.tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
     words, left_out = first_tokens(mllm, ["red", "purple", "purse"])
-    assert (
-        words == {"red": pieces.index("Ġred")}
-        and set(left_out) == {"purple", "purse"}
-        and "begins with the same token as another (Ġpu)" in left_out["purse"]
-    )
+    assert words == {"red": pieces.index("Ġred")}
+    assert set(left_out) == {"purple", "purse"}
+    assert "begins with the same token as another (Ġpu)" in left_out["purse"]
     with pytest.raises(DataError, match="none of 2 words has a token of its own"):
         first_tokens(mllm, ["purple", "purse"])
 
@@ -212,10 +210,8 @@ def test_batches_change_no_number_and_tiles_are_scored(folders: Path) -> None:
         numbers = tables[0]["scores"].select_dtypes("number").columns
         assert np.allclose(tables[0]["scores"][numbers], tables[1]["scores"][numbers], atol=1e-4)
         first = tables[0]["maps"].query("rank == 1")
-        assert (
-            len(first) == {"llava": 16, "internvl": first["token"].nunique()}[name]
-            and (tables[0]["maps"]["probability"] <= 1).all()
-        )
+        assert len(first) == {"llava": 16, "internvl": first["token"].nunique()}[name]
+        assert (tables[0]["maps"]["probability"] <= 1).all()
 
 
 def test_what_cannot_be_scored_is_refused(folders: Path) -> None:
@@ -226,16 +222,12 @@ def test_what_cannot_be_scored_is_refused(folders: Path) -> None:
     ):
         look(FEW, Context(mllm, bare, 4))
     result = look(dataclasses.replace(FEW, scores=False, maps=2), Context(mllm, bare, 4))
-    assert (
-        set(result.tables) == {"maps"}
-        and result.tables["maps"]["number"].nunique() == 2
-        and (result.tables["maps"]["truth"] == "").all()
-    )
+    assert set(result.tables) == {"maps"}
+    assert result.tables["maps"]["number"].nunique() == 2
+    assert (result.tables["maps"]["truth"] == "").all()
     found = {"plain": Run("k", {"seed": 0}, result.tables, result.tensors)}
-    assert (
-        set(ANALYSIS.summary(found).columns) == {"model", "layer", "word", "cells"}
-        and len(ANALYSIS.figures(found)) == 2
-    )
+    assert set(ANALYSIS.summary(found).columns) == {"model", "layer", "word", "cells"}
+    assert len(ANALYSIS.figures(found)) == 2
     tiny = Object("red cat", (0.0, 0.0, 0.05, 0.05))
     with pytest.raises(
         DataError, match=r"0 of 8 images have a patch covered to 0\.5 by an object with a class: expected at least 2"
@@ -272,12 +264,12 @@ def test_models_are_compared_image_by_image(folders: Path, monkeypatch: pytest.M
     table = differences(found).set_index(["cells", "kind", "measure", "layer"])
     own, same = table.loc[("object", "class", "first", 1)], table.loc[("object", "class", "first", 0)]
     scores = [run.tables["scores"].set_index(["cells", "kind", "measure", "layer"])["score"] for run in found.values()]
-    assert (
-        own["score"] == pytest.approx((scores[1] - scores[0])[("object", "class", "first", 1)])
-        and own["low"] > 0
-        and own["p_holm"] < 0.01
-    )
-    assert same["score"] == same["low"] == same["high"] == 0 and same["p_holm"] == 1 and own["n_images"] == 16
+    assert own["score"] == pytest.approx((scores[1] - scores[0])[("object", "class", "first", 1)])
+    assert own["low"] > 0
+    assert own["p_holm"] < 0.01
+    assert same["score"] == same["low"] == same["high"] == 0
+    assert same["p_holm"] == 1
+    assert own["n_images"] == 16
     assert own["p_holm"] == pytest.approx(2 * own["p"])  # Holm over the two layers
 
 
@@ -298,22 +290,22 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
         str(tmp_path),
     )
     found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path)["folder"])}
-    assert set(found) == {"baseline", "viral"} and "logit_lens-" in done.stdout and "reciprocal_rank" in done.stdout
+    assert set(found) == {"baseline", "viral"}
+    assert "logit_lens-" in done.stdout
+    assert "reciprocal_rank" in done.stdout
     stored = found["viral"]
     scores = stored.tables["scores"]
-    assert (
-        scores.notna().all(axis=None)
-        and (scores["low"] <= scores["score"]).all()
-        and (scores["score"] <= scores["high"]).all()
-    )
-    assert set(scores["layer"]) == {0, 1, 2, 3} and (scores["seed"] == 0).all()
-    assert stored.record["words"]["red"] == "red" and not stored.record["words_left_out"]
+    assert scores.notna().all(axis=None)
+    assert (scores["low"] <= scores["score"]).all()
+    assert (scores["score"] <= scores["high"]).all()
+    assert set(scores["layer"]) == {0, 1, 2, 3}
+    assert (scores["seed"] == 0).all()
+    assert stored.record["words"]["red"] == "red"
+    assert not stored.record["words_left_out"]
     figures = ANALYSIS.figures(found)
     words = figures["Words over image 0"]
-    assert (
-        len(words.layout.sliders[0].steps) == 4
-        and sum(trace.visible for trace in words.data if trace.type == "scatter" and trace.mode == "text") == 2
-    )
+    assert len(words.layout.sliders[0].steps) == 4
+    assert sum(trace.visible for trace in words.data if trace.type == "scatter" and trace.mode == "text") == 2
     for step in words.layout.sliders[0].steps:  # each step shows both pictures and one layer of both models
         assert sum(step.args[0]["visible"]) == 4
     # two models, objects and background, null

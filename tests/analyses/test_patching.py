@@ -45,10 +45,15 @@ def patched(monkeypatch: pytest.MonkeyPatch, target: MLLM, source: MLLM, **optio
 def test_patching_a_model_with_itself_changes_nothing(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mllm = model("llava", folders)
     table = patched(monkeypatch, mllm, mllm)["scores"]
-    assert set(table["layer"]) == {0, 1, 2, 3, 4} and set(table["kind"]) == {PATCHED, SELF}
-    assert (table["accuracy_drop"] == 0).all() and (table["kl"] < 1e-6).all() and (table["n_images"] == 4).all()
+    assert set(table["layer"]) == {0, 1, 2, 3, 4}
+    assert set(table["kind"]) == {PATCHED, SELF}
+    assert (table["accuracy_drop"] == 0).all()
+    assert (table["kl"] < 1e-6).all()
+    assert (table["n_images"] == 4).all()
     # four images leave room for a drop
-    assert (table["low"] < 0).all() and (table["high"] > 0).all() and table["few"].all()
+    assert (table["low"] < 0).all()
+    assert (table["high"] > 0).all()
+    assert table["few"].all()
 
 
 def test_a_blind_model_answers_with_the_tokens_of_one_that_sees(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,11 +65,9 @@ def test_a_blind_model_answers_with_the_tokens_of_one_that_sees(folders: Path, m
     expected = quiz.scored(Quiz(blind, planted().scenes, 4).logprobs(), quiz.logprobs()).set_index("id")
     samples = patched(monkeypatch, blind, source)["samples"]
     own = samples[(samples["kind"] == PATCHED) & (samples["layer"] == 0)].set_index("id").loc[expected.index]
-    assert (
-        (own["correct_after"] == expected["correct_after"]).all()
-        and np.allclose(own["kl"], expected["kl"], atol=1e-5)
-        and (own["kl"] > 1e-5).any()
-    )
+    assert (own["correct_after"] == expected["correct_after"]).all()
+    assert np.allclose(own["kl"], expected["kl"], atol=1e-5)
+    assert (own["kl"] > 1e-5).any()
     # nothing reads them after the last block
     assert (samples[(samples["kind"] == PATCHED) & (samples["layer"] == 4)]["kl"] < 1e-6).all()
     assert (samples[samples["kind"] == SELF]["kl"] < 1e-6).all()
@@ -75,7 +78,9 @@ def test_other_blocks_read_the_same_projection_but_other_layers(folders: Path, m
     other = changed(target, lambda m: m.language_model.layers[0].self_attn.v_proj.weight.mul_(-1))
     table = patched(monkeypatch, target, other, layers=(0, 1))["scores"]
     kl = table[table["category"] == MEAN].set_index(["kind", "layer"])["kl"]
-    assert kl[PATCHED, 0] < 1e-6 and kl[PATCHED, 1] > 1e-6 and kl[SELF, 1] < 1e-6
+    assert kl[PATCHED, 0] < 1e-6
+    assert kl[PATCHED, 1] > 1e-6
+    assert kl[SELF, 1] < 1e-6
 
 
 def test_models_that_do_not_fit_are_refused(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,8 +123,10 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
     )
     done = run(*words, "--source", models[1])
     found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path)["folder"])}
-    assert set(found) == {"baseline", "viral"} and "patching-" in done.stdout
+    assert set(found) == {"baseline", "viral"}
+    assert "patching-" in done.stdout
     scores = found["viral"].tables["scores"]
-    assert (scores["accuracy_drop"] == 0).all() and (scores["kl"] < 1e-6).all()
+    assert (scores["accuracy_drop"] == 0).all()
+    assert (scores["kl"] < 1e-6).all()
     (figure,) = ANALYSIS.figures(found).values()
     assert sum(trace.fill == "toself" for trace in figure.data) == 4

@@ -95,11 +95,9 @@ def test_permuting_a_bag_of_tokens_changes_nothing(folders: Path) -> None:
     order = table[
         table["kind"].isin(["permute", "block shuffle", "transpose", "identity"]) & (table["part"] == "whole")
     ]
-    assert (
-        set(order["site"]) == {"encoder", "0", "1"}
-        and (order["accuracy_drop"] == 0).all()
-        and (order["kl"] < 1e-6).all()
-    )
+    assert set(order["site"]) == {"encoder", "0", "1"}
+    assert (order["accuracy_drop"] == 0).all()
+    assert (order["kl"] < 1e-6).all()
     for kind in ("other image", "mean token"):  # what the bag holds does matter
         assert (table[(table["kind"] == kind) & (table["site"] == "encoder")]["kl"] > 1e-5).any(), kind
     # another bag: features meet the positional part of other places
@@ -110,31 +108,31 @@ def test_permuting_a_bag_of_tokens_changes_nothing(folders: Path) -> None:
 def test_identity_is_exactly_nothing_and_order_is_something(folders: Path) -> None:
     table, record = scored(model("llava", folders), Config(questions=0, permutations=2), planted())
     identity = table[table["kind"] == "identity"]
-    assert (
-        len(identity) == 3
-        and (identity[["accuracy_drop", "kl", "kl_low", "kl_high"]] == 0).all(axis=None)
-        and (identity["p"] == 1).all()
-    )
+    assert len(identity) == 3
+    assert (identity[["accuracy_drop", "kl", "kl_low", "kl_high"]] == 0).all(axis=None)
+    assert (identity["p"] == 1).all()
     # four images that did not change leave room for a drop
-    assert (identity["low"] < 0).all() and (identity["high"] > 0).all() and identity["few"].all()
+    assert (identity["low"] < 0).all()
+    assert (identity["high"] > 0).all()
+    assert identity["few"].all()
     assert (table[(table["kind"] == "permute") & (table["site"] != "4")]["kl"] > 1e-6).all()
     assert (table[table["site"] == "4"]["kl"] < 1e-9).all()  # after the last block nothing reads the visual tokens
-    assert record["skipped"] == {} and 0 < record["positional_share"] < 1
+    assert record["skipped"] == {}
+    assert 0 < record["positional_share"] < 1
     both = table[table["kind"].eq("permute") & table["part"].eq("whole") & table["category"].eq(MEAN)].set_index(
         "site"
     )["kl"]
     assert both["encoder"] == pytest.approx(both["0"], abs=1e-5)  # this connector treats every token alike
-    assert (table["n_images"] == 4).all() and set(table.groupby("category")["n"].first().to_dict().items()) == {
+    assert (table["n_images"] == 4).all()
+    assert set(table.groupby("category")["n"].first().to_dict().items()) == {
         ("colour", 8),
         ("side", 4),
         (MEAN, 12),
     }
     chance = table.groupby("category")["chance"].first()
-    assert (
-        chance["colour"] == 0.5
-        and chance["side"] == pytest.approx(1 / 3)
-        and chance[MEAN] == pytest.approx((1 / 2 + 1 / 3) / 2)
-    )
+    assert chance["colour"] == 0.5
+    assert chance["side"] == pytest.approx(1 / 3)
+    assert chance[MEAN] == pytest.approx((1 / 2 + 1 / 3) / 2)
 
 
 @pytest.mark.slow
@@ -188,13 +186,11 @@ def test_other_families_are_asked_whole_and_what_cannot_be_is_noted(
 ) -> None:
     config = Config(permutations=1, questions=1, block=1, layers=() if name == "qwen3_vl" else (1,))
     table, record = scored(model(name, folders), config, planted(2, (120, 60)))
-    assert record["skipped"].keys() == skipped.keys() and all(
-        text in record["skipped"][key] for key, text in skipped.items()
-    )
+    assert record["skipped"].keys() == skipped.keys()
+    assert all(text in record["skipped"][key] for key, text in skipped.items())
     assert set(table["site"]) == ({"3", "4"} if name == "qwen3_vl" else {"encoder", "1"})
-    assert (table[table["kind"] == "identity"]["kl"] == 0).all() and (
-        table[(table["kind"] == "permute") & (table["site"] != "4")]["kl"] > 0
-    ).any()
+    assert (table[table["kind"] == "identity"]["kl"] == 0).all()
+    assert (table[(table["kind"] == "permute") & (table["site"] != "4")]["kl"] > 0).any()
 
 
 # --- the parts ------------------------------------------------------------------------------------
@@ -205,17 +201,16 @@ def test_parts_add_up_and_orders_keep_what_they_promise() -> None:
     values, mean, order = torch.randn(16, 5), torch.randn(16, 5), images.permuted(0, 1)
     both = permute_part(permute_part(values, mean, order, features=True), mean, order, features=False)
     assert torch.allclose(both, values[order], atol=1e-5)
-    assert sorted(images.permuted(1, 0).tolist()) == list(range(20)) and not torch.equal(
-        images.permuted(0, 0), images.permuted(0, 1)
-    )
+    assert sorted(images.permuted(1, 0).tolist()) == list(range(20))
+    assert not torch.equal(images.permuted(0, 0), images.permuted(0, 1))
     grid = torch.arange(16).reshape(4, 4)
-    assert torch.equal(images.transposed(0).reshape(4, 4), grid.T) and torch.equal(
-        images.transposed(1)[16:], torch.tensor([16, 18, 17, 19])
-    )
+    assert torch.equal(images.transposed(0).reshape(4, 4), grid.T)
+    assert torch.equal(images.transposed(1)[16:], torch.tensor([16, 18, 17, 19]))
     blocks = images.shuffled_blocks(0, 0).reshape(2, 2, 2, 2).permute(0, 2, 1, 3).reshape(4, 4)
     assert sorted(blocks.tolist()) == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
     others = _other_images(9, 0)
-    assert sorted(others) == list(range(9)) and all(other != own for own, other in enumerate(others))
+    assert sorted(others) == list(range(9))
+    assert all(other != own for own, other in enumerate(others))
 
 
 def test_scores_by_hand() -> None:
@@ -224,14 +219,15 @@ def test_scores_by_hand() -> None:
     rows = [(f"q{i}", f"i{i % 3}", "a" if i < 6 else "b", 0.5, True, i >= 3, 0.1 * i) for i in range(9)]
     columns = ["id", "image_id", "category", "chance", "correct_before", "correct_after", "kl"]
     table = pd.DataFrame(change_by_type(pd.DataFrame(rows, columns=columns), seed=0)).set_index("category")
-    assert (
-        table.loc["a", "accuracy_drop"] == 0.5
-        and table.loc["b", "accuracy_drop"] == 0
-        and table.loc[MEAN, "accuracy_drop"] == pytest.approx(0.25)
-    )
-    assert table.loc["a", "kl"] == pytest.approx(0.25) and table.loc[MEAN, "kl"] == pytest.approx((0.25 + 0.7) / 2)
-    assert (table["low"] <= table["accuracy_drop"]).all() and (table["accuracy_drop"] <= table["high"]).all()
-    assert table.loc[MEAN, "n"] == 9 and table.loc["a", "n_images"] == 3
+    assert table.loc["a", "accuracy_drop"] == 0.5
+    assert table.loc["b", "accuracy_drop"] == 0
+    assert table.loc[MEAN, "accuracy_drop"] == pytest.approx(0.25)
+    assert table.loc["a", "kl"] == pytest.approx(0.25)
+    assert table.loc[MEAN, "kl"] == pytest.approx((0.25 + 0.7) / 2)
+    assert (table["low"] <= table["accuracy_drop"]).all()
+    assert (table["accuracy_drop"] <= table["high"]).all()
+    assert table.loc[MEAN, "n"] == 9
+    assert table.loc["a", "n_images"] == 3
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -299,29 +295,27 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
     ]
     done = run(*words)
     found = {stored.label: stored for stored in map(runs.load, runs.index(tmp_path)["folder"])}
-    assert set(found) == {"baseline", "viral"} and "permutation-" in done.stdout and MEAN in done.stdout
+    assert set(found) == {"baseline", "viral"}
+    assert "permutation-" in done.stdout
+    assert MEAN in done.stdout
     stored = found["viral"]
     scores, samples = stored.tables["scores"], stored.tables["samples"]
-    assert set(scores["site"]) == {"encoder", "0", "2"} and set(scores["part"]) == {"whole", "features", "positions"}
-    assert (
-        scores.drop(columns=["p"]).notna().all(axis=None)
-        and (scores["seed"] == 0).all()
-        and (scores["n_images"] <= 3).all()
-    )
+    assert set(scores["site"]) == {"encoder", "0", "2"}
+    assert set(scores["part"]) == {"whole", "features", "positions"}
+    assert scores.drop(columns=["p"]).notna().all(axis=None)
+    assert (scores["seed"] == 0).all()
+    assert (scores["n_images"] <= 3).all()
     assert np.allclose(scores["accuracy_drop"], scores["accuracy_before"] - scores["accuracy_after"])
     one = samples[(samples["site"] == "encoder") & (samples["kind"] == "transpose") & (samples["category"] == "exist")]
     row = scores[
         (scores["site"] == "encoder") & (scores["kind"] == "transpose") & (scores["category"] == "exist")
     ].iloc[0]
-    assert (
-        row["accuracy_after"] == one["correct_after"].mean()
-        and row["kl"] == pytest.approx(one["kl"].mean())
-        and row["n"] == len(one)
-    )
+    assert row["accuracy_after"] == one["correct_after"].mean()
+    assert row["kl"] == pytest.approx(one["kl"].mean())
+    assert row["n"] == len(one)
     figures = ANALYSIS.figures(found)
-    assert len(figures) == 5 and all(
-        "error_y" in trace.to_plotly_json() for title in list(figures)[1:] for trace in figures[title].data
-    )
+    assert len(figures) == 5
+    assert all("error_y" in trace.to_plotly_json() for title in list(figures)[1:] for trace in figures[title].data)
     by_layer = figures["Accuracy drop by layer, mean of types"]
     assert sum(trace.fill == "toself" for trace in by_layer.data) == 4
     (chance,) = (trace for trace in by_layer.data if trace.name == "answers at chance")

@@ -48,7 +48,8 @@ def made(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(root / "runs"),
     ]
     done = run("analyses.all", "--model", *models, *words, "--report", str(root / "report.html"))
-    assert "dynamics         viral; Left out: bare." in done.stdout and done.stdout.strip().endswith("report.html")
+    assert "dynamics         viral; Left out: bare." in done.stdout
+    assert done.stdout.strip().endswith("report.html")
     return root / "report.html"
 
 
@@ -61,8 +62,10 @@ def test_the_report_says_what_was_run_on_what_and_why_not(made: Path) -> None:
         True,
         False,
     ]
-    assert text.count('class="warn"') == 1 and "has no checkpoints from before its last step" in text
-    assert "What the numbers are, and what they are not" in text and "never 0 by chance" in text
+    assert text.count('class="warn"') == 1
+    assert "has no checkpoints from before its last step" in text
+    assert "What the numbers are, and what they are not" in text
+    assert "never 0 by chance" in text
     for fact in (
         "shapes:val, 3 images",
         "torch 2.",
@@ -72,7 +75,8 @@ def test_the_report_says_what_was_run_on_what_and_why_not(made: Path) -> None:
     ):
         assert fact in text, fact
     csv = re.search(r'download="cknna.csv" href="data:text/csv;base64,([^"]+)"', text)
-    assert csv is not None and base64.b64decode(csv[1]).decode().startswith("model,")
+    assert csv is not None
+    assert base64.b64decode(csv[1]).decode().startswith("model,")
     # --vfm reached every analysis that has it
     assert "dinov2-small" not in re.sub(r"<details>.*?</details>", "", text, flags=re.S)
 
@@ -83,9 +87,12 @@ def test_nothing_is_fetched_and_plotly_is_there_once(made: Path) -> None:
         r"<(?:script|link|img|iframe|style|form|video|object|embed)\b[^>]*>",
         re.sub(r"(<script[^>]*>).*?</script>", r"\1", text, flags=re.S),
     )
-    assert tags and not [tag for tag in tags if "http" in tag or " src=" in tag]
-    assert text.count(fig.javascript()[:4000]) == 1 and len(text) < 2 * len(fig.javascript())
-    assert "connect-src" not in report.POLICY and report.POLICY.startswith("default-src 'none'")
+    assert tags
+    assert not [tag for tag in tags if "http" in tag or " src=" in tag]
+    assert text.count(fig.javascript()[:4000]) == 1
+    assert len(text) < 2 * len(fig.javascript())
+    assert "connect-src" not in report.POLICY
+    assert report.POLICY.startswith("default-src 'none'")
 
 
 def test_a_second_report_looks_up_what_is_stored(made: Path, runs_folder: Path) -> None:
@@ -126,16 +133,16 @@ def test_bad_input_is_one_sentence(runs_folder: Path, tmp_path: Path, words: lis
 
 
 def test_the_list_of_analyses_holds_files_only() -> None:
-    assert {"cknna", "dynamics", "permutation"} <= set(analysis_files()) and "all" not in analysis_files()
+    assert {"cknna", "dynamics", "permutation"} <= set(analysis_files())
+    assert "all" not in analysis_files()
     listed = run("analyses").stdout
     assert [line.split()[0] for line in listed.split("\n\n")[0].splitlines()] == list(analysis_files())
 
 
 def test_flags_of_a_config_make_the_same_config() -> None:
     config: Any = DYNAMICS.config(limit=7, layers=(0, 2), types=("count",), data="folder:my photos")
-    assert (
-        parse(DYNAMICS.config, changed_flags(config), prog="test") == config and changed_flags(DYNAMICS.config()) == []
-    )
+    assert parse(DYNAMICS.config, changed_flags(config), prog="test") == config
+    assert changed_flags(DYNAMICS.config()) == []
     plain = KNOCKOUT.config(objects=False)  # type: ignore[call-arg]
     assert parse(KNOCKOUT.config, changed_flags(plain), prog="test") == plain
 
@@ -149,11 +156,9 @@ def evil_page() -> str:
 
 def test_names_are_escaped() -> None:
     page = evil_page()
-    assert (
-        "</script><script>document" not in page
-        and "<img src=http" not in page
-        and "<details><summary>Table, 20 rows" in page
-    )
+    assert "</script><script>document" not in page
+    assert "<img src=http" not in page
+    assert "<details><summary>Table, 20 rows" in page
 
 
 @pytest.mark.browser
@@ -177,7 +182,8 @@ def test_in_a_real_browser_without_a_network(made: Path, tmp_path: Path) -> None
             page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
             page.goto(f"file://{file}")
             count = page.locator(".plotly-graph-div").count()
-            assert count >= 1 and page.locator(".js-plotly-plot .main-svg").first.is_visible()
+            assert count >= 1
+            assert page.locator(".js-plotly-plot .main-svg").first.is_visible()
             assert page.evaluate(
                 "[...document.querySelectorAll('.js-plotly-plot')].every(d => d.querySelector('.main-svg'))"
             )
@@ -186,9 +192,9 @@ def test_in_a_real_browser_without_a_network(made: Path, tmp_path: Path) -> None
                 "[...document.querySelectorAll('.modebar-btn')].map(b => b.dataset.title ||"
                 " b.getAttribute('aria-label') || '')"
             )
-            assert buttons and not [
-                title for title in buttons if re.search("cloud|chart studio|edit in|plotly", title, re.I)
-            ]
+            assert buttons
+            assert not [title for title in buttons if re.search("cloud|chart studio|edit in|plotly", title, re.I)]
             assert page.title() != "taken"
         browser.close()
-    assert not errors and [url for url in requests if not url.startswith(("file://", "data:", "blob:"))] == []
+    assert not errors
+    assert [url for url in requests if not url.startswith(("file://", "data:", "blob:"))] == []

@@ -53,19 +53,24 @@ def test_a_bare_machine_runs_the_toy_size(tmp_path: Path) -> None:
     assert {entry["part"] for entry in entries} == set(QUICK)
     assert not [entry for entry in entries if entry["passed"] is False or "failed" in entry["figures"]]
     judged = {part: [entry for entry in entries if entry["part"] == part and entry["passed"]] for part in QUICK}
-    assert all(len(judged[part]) > 5 for part in ("reading", "metrics", "losses")) and len(judged["features"]) == 5
+    assert all(len(judged[part]) > 5 for part in ("reading", "metrics", "losses"))
+    assert len(judged["features"]) == 5
     missing = [
         entry["what"] for entry in entries if entry["figures"].get("not run") == "the package nnsight is missing"
     ]
     assert missing == ["edit at the vision encoder", "edit at the projector", "edit at layer 2"]
-    assert {"card", "driver", "versions", "tolerance", "time"} <= set(entries[0]) and entries[0]["versions"]["nnsight"]
+    assert {"card", "driver", "versions", "tolerance", "time"} <= set(entries[0])
+    assert entries[0]["versions"]["nnsight"]
     page = file.with_suffix(".md").read_text()
-    assert "Not run yet." in page and "### reading" in page and "| hidden states of all layers | float32 |" in page
+    assert "Not run yet." in page
+    assert "### reading" in page
+    assert "| hidden states of all layers | float32 |" in page
 
 
 def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
     said = refused("benchmarks.gpu", "--part", "redaing")
-    assert "unknown part 'redaing'" in said and said.endswith("did you mean 'reading'?")
+    assert "unknown part 'redaing'" in said
+    assert said.endswith("did you mean 'reading'?")
     assert "minutes is 0.0" in refused("benchmarks.gpu", "--minutes", "0")
     assert "JSON" in refused("benchmarks.gpu", "--output", str(tmp_path / "gpu.txt"))
     (tmp_path / "gpu.json").write_text('{"part": 1}')
@@ -75,10 +80,10 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
 
 def test_groups_and_names_choose_parts() -> None:
     assert [part.name for part in chosen(["right"])] == ["reading", "metrics", "losses", "features", "training"]
-    assert [part.name for part in chosen(["profile", "reading"])] == ["reading", "profile"] and chosen([]) == list(
-        PARTS
-    )
-    assert all(callable(part.load()) for part in PARTS) and all(part.minutes <= 10 for part in PARTS)
+    assert [part.name for part in chosen(["profile", "reading"])] == ["reading", "profile"]
+    assert chosen([]) == list(PARTS)
+    assert all(callable(part.load()) for part in PARTS)
+    assert all(part.minutes <= 10 for part in PARTS)
     with pytest.raises(UnknownNameError):
         chosen(["all of it"])
 
@@ -112,7 +117,8 @@ def test_a_part_that_hangs_or_dies_leaves_what_it_had(tmp_path: Path, monkeypatc
     monkeypatch.setattr(harness, "MARGIN", 0.5)
     assert run_parts([_part(monkeypatch, _hang)], file, minutes=2 / 60, toy=True)
     before, whole = read_results(file)
-    assert before["what"] == "before" and whole["figures"]["stopped"].startswith("at its limit of 2 s")
+    assert before["what"] == "before"
+    assert whole["figures"]["stopped"].startswith("at its limit of 2 s")
     assert not run_parts([_part(monkeypatch, _crash)], file, minutes=1, toy=True)
     assert read_results(file)[-1]["figures"] == {"failed": "its process ended with code 7"}
     assert run_parts([_part(monkeypatch, _crash)], file, minutes=0.01, toy=True)
@@ -123,12 +129,13 @@ def test_a_failure_is_recorded_and_the_rest_goes_on(tmp_path: Path, monkeypatch:
     file = tmp_path / "gpu.json"
     assert not run_parts([_part(monkeypatch, _parts_fail)], file, minutes=1, toy=True)
     first, second, third, fourth, whole = read_results(file)
-    assert (
-        first["figures"]["failed"].startswith("ValueError: no such kernel (test_gpu_benchmark.py:")
-        and first["passed"] is False
-    )
-    assert second["figures"] == {"out of memory": "batch 16"} and second["passed"] is None
-    assert third["passed"] is True and fourth["passed"] is False and "seconds" in whole["figures"]
+    assert first["figures"]["failed"].startswith("ValueError: no such kernel (test_gpu_benchmark.py:")
+    assert first["passed"] is False
+    assert second["figures"] == {"out of memory": "batch 16"}
+    assert second["passed"] is None
+    assert third["passed"] is True
+    assert fourth["passed"] is False
+    assert "seconds" in whole["figures"]
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,8 +163,10 @@ def test_the_page_has_the_newest_result_of_each_card(tmp_path: Path) -> None:
         append(file, entry)
     page = report(read_results(file), file.name)
     assert page.index("## H100, full size") < page.index("## CPU, toy size")
-    assert "| training step | cached | ratio 1.01 | ratio <= 1.03 | yes |" in page and "1.2 " not in page
-    assert "2026-01-02, driver 580.1; torch 2. 1 of 1 results" in page and page.count("Not run yet.") == len(PARTS) - 1
+    assert "| training step | cached | ratio 1.01 | ratio <= 1.03 | yes |" in page
+    assert "1.2 " not in page
+    assert "2026-01-02, driver 580.1; torch 2. 1 of 1 results" in page
+    assert page.count("Not run yet.") == len(PARTS) - 1
     assert "Not run yet." in report([], "gpu.json")
 
 
@@ -183,7 +192,8 @@ def test_trainings_are_compared_step_by_step(tmp_path: Path, monkeypatch: pytest
     right_training.trained(replace(cached, output_dir=tmp_path / "cut"), stop=right_training.CUT)
     assert not (tmp_path / "cut" / f"checkpoint-{right_training.STEPS}").exists()
     resumed = right_training.trained(replace(cached, output_dir=tmp_path / "cut"), resume=True)
-    assert len(whole["losses"]) == right_training.STEPS and whole == resumed
+    assert len(whole["losses"]) == right_training.STEPS
+    assert whole == resumed
     for one, other in zip(whole["losses"], every["losses"], strict=True):
         assert {name: pytest.approx(value, rel=1e-5, abs=1e-6) for name, value in one.items()} == other
     json.dumps(whole)

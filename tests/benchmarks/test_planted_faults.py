@@ -40,38 +40,35 @@ def test_faults_are_where_numbers_are(tmp_path: Path) -> None:
     found = planted(tmp_path)
     assert {line for line, _, _ in found} == {2, 4, 7, 8}
     assert {text for line, kind, text in found if (line, kind) == (4, "comparison")} == {"if x <= 2 and not x:  # µ"}
-    assert (4, "and / or", "if x < 2 or not x:  # µ") in found and (
+    assert (4, "and / or", "if x < 2 or not x:  # µ") in found
+    assert (
         4,
         "negation dropped",
         "if x < 2 and (x):  # µ",
     ) in found
-    assert (4, "condition negated", "if not (x < 2 and not x):  # µ") in found and (
+    assert (4, "condition negated", "if not (x < 2 and not x):  # µ") in found
+    assert (
         4,
         "constant",
         "if x < 3 and not x:  # µ",
     ) in found
     assert {text for line, kind, text in found if line == 7 and kind != "constant"} == {"pass", "x += g(1, x)"}
     last = {kind: text for line, kind, text in found if line == 8}
-    assert (
-        last["another function"] == "return -x.sum(dim=-1) if x else h(x) + 0.5"
-        and last["operator"] == "return -x.mean(dim=-1) if x else h(x) - 0.5"
-    )
-    assert (
-        last["branches exchanged"] == "return (h(x) + 0.5 if x else -x.mean(dim=-1))"
-        and last["another dim"] == "return -x.mean(dim=0) if x else h(x) + 0.5"
-    )
+    assert last["another function"] == "return -x.sum(dim=-1) if x else h(x) + 0.5"
+    assert last["operator"] == "return -x.mean(dim=-1) if x else h(x) - 0.5"
+    assert last["branches exchanged"] == "return (h(x) + 0.5 if x else -x.mean(dim=-1))"
+    assert last["another dim"] == "return -x.mean(dim=0) if x else h(x) + 0.5"
 
 
 @pytest.mark.slow
 def test_a_draw_is_shared_between_areas_and_can_be_repeated() -> None:
     faults = drawn(0, 12, list(AREAS))
-    assert faults == drawn(0, 12, list(AREAS)) != drawn(1, 12, list(AREAS)) and faults[:6] == drawn(0, 6, list(AREAS))
+    assert faults == drawn(0, 12, list(AREAS)) != drawn(1, 12, list(AREAS))
+    assert faults[:6] == drawn(0, 6, list(AREAS))
     assert [area for area, _ in faults] == list(AREAS) * 2
     assert all(planted_faults.tests_of(fault.file) for _, fault in faults)
-    assert (
-        planted_faults.tests_of("workbench/metrics/alignment.py")[0] == "tests/workbench/metrics/test_metrics.py"
-        and planted_faults.tests_of("analyses/cknna.py")[0] == "tests/analyses/test_analyses.py"
-    )
+    assert planted_faults.tests_of("workbench/metrics/alignment.py")[0] == "tests/workbench/metrics/test_metrics.py"
+    assert planted_faults.tests_of("analyses/cknna.py")[0] == "tests/analyses/test_analyses.py"
     assert planted_faults.tests_of("workbench/stats.py")[0] == "tests/workbench/test_stats.py"
 
 

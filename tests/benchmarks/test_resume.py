@@ -47,5 +47,8 @@ def test_a_difference_is_named_and_the_clock_is_none(tmp_path: Path) -> None:
 def test_two_kills_and_a_table() -> None:
     done = run("benchmarks.resume", "--kills", "2", "--seed", "3", "--forked", "--only", "student, LoRA")
     header, *rows, whole = done.stdout.strip().splitlines()
-    assert header.split()[:3] == ["setting", "runs", "kills"] and len(rows) == 2
-    assert whole.split()[0] == "all" and whole.split()[2] == "2" and whole.endswith("yes")
+    assert header.split()[:3] == ["setting", "runs", "kills"]
+    assert len(rows) == 2
+    assert whole.split()[0] == "all"
+    assert whole.split()[2] == "2"
+    assert whole.endswith("yes")

@@ -53,9 +53,8 @@ def test_the_makefile_runs_it_and_it_trains_what_it_analyses() -> None:
         re.M,
     )
     sweep = parse(Sweep, [], prog="sweep", recipe=SWEEPS.find(Config().sweep))
-    assert [job.folder for job in sweep.runs()] == [
-        Config().runs / name for name in demo.MODELS
-    ] and sweep.processes == 2
+    assert [job.folder for job in sweep.runs()] == [Config().runs / name for name in demo.MODELS]
+    assert sweep.processes == 2
 
 
 def test_the_pair_differs_in_alignment_alone_and_is_small() -> None:
@@ -65,14 +64,15 @@ def test_the_pair_differs_in_alignment_alone_and_is_small() -> None:
     first, second = (
         parse(Recipe, job.arguments[1:], prog="trainer", recipe=RECIPES.find(job.arguments[0])) for job in sweep.runs()
     )
-    assert (
-        replace(second, alignment=first.alignment, output_dir=first.output_dir) == first
-        and not first.alignment.aligned
-        and second.alignment.aligned
-    )
+    assert replace(second, alignment=first.alignment, output_dir=first.output_dir) == first
+    assert not first.alignment.aligned
+    assert second.alignment.aligned
     # ten minutes on two cores
-    assert first.start is None and first.optim.steps <= 600 and (first.data.limit_train or 9999) <= 300
-    assert first.keep_checkpoints is None and first.save_every < first.optim.steps  # for analyses.dynamics
+    assert first.start is None
+    assert first.optim.steps <= 600
+    assert (first.data.limit_train or 9999) <= 300
+    assert first.keep_checkpoints is None
+    assert first.save_every < first.optim.steps
 
 
 @pytest.mark.parametrize("stage", stages(Config()), ids=lambda stage: stage.words[1])
@@ -102,11 +102,9 @@ def test_every_stage_is_run_and_its_state_stored(
     assert demo.run(Config(tmp_path / "runs", headless=True), Children()) == ["broken"]
     assert "['done', 'failed', 'running']" in capfd.readouterr().out
     progress = Progress.read(tmp_path / "runs")
-    assert (
-        progress is not None
-        and [stage.state for stage in progress.stages] == ["done", "failed", "done"]
-        and progress.alive
-    )
+    assert progress is not None
+    assert [stage.state for stage in progress.stages] == ["done", "failed", "done"]
+    assert progress.alive
     assert all(0 <= stage.cpu < 10 and 0 <= stage.seconds < 60 for stage in progress.stages)
 
 
@@ -115,7 +113,8 @@ def test_what_others_need_stops_the_demo(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(RunError, match="broken: the command above ended with code 3: see its message"):
         demo.run(Config(tmp_path, headless=True), Children())
     progress = Progress.read(tmp_path)
-    assert progress is not None and [stage.state for stage in progress.stages] == ["failed", "waiting"]
+    assert progress is not None
+    assert [stage.state for stage in progress.stages] == ["failed", "waiting"]
 
 
 def test_progress_that_cannot_be_read_is_none_and_a_dead_demo_was_interrupted(tmp_path: Path) -> None:
@@ -131,9 +130,9 @@ def test_progress_that_cannot_be_read_is_none_and_a_dead_demo_was_interrupted(tm
         pass
     replace(made, process=dead.pid).write(tmp_path)
     read = Progress.read(tmp_path)
-    assert (
-        read is not None and not read.alive and [stage.state for stage in read.stages] == ["done", "stopped", "waiting"]
-    )
+    assert read is not None
+    assert not read.alive
+    assert [stage.state for stage in read.stages] == ["done", "stopped", "waiting"]
     whole = (tmp_path / demo.PROGRESS_FILE).read_text()
     for text in (
         "",
@@ -175,7 +174,8 @@ def test_it_trains_says_three_sentences_and_a_second_run_trains_nothing(
     assert re.search(r"^2\. On \d+ questions about 8 images of shapes:test, baseline answers", said, re.M)
     assert re.search(r"^3\. Open next: .*`viral app --runs", said, re.M)
     written = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").glob("*/training.*")}
-    assert len(written) == 4 and demo.run(config, Children()) == []
+    assert len(written) == 4
+    assert demo.run(config, Children()) == []
     assert written == {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").glob("*/training.*")}
 
 
@@ -205,13 +205,14 @@ def test_a_signal_stops_the_stage_and_the_dashboard(number: signal.Signals, tmp_
             break
     own = [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     # at once
-    assert len(own) == 2 and re.fullmatch(
-        r"== the dashboard, which updates by itself: http://127\.0\.0\.1:\d+\n", said[0]
-    )
+    assert len(own) == 2
+    assert re.fullmatch(r"== the dashboard, which updates by itself: http://127\.0\.0\.1:\d+\n", said[0])
     process.send_signal(number)
-    assert process.wait(60) == 130 and all(map(gone, own))
+    assert process.wait(60) == 130
+    assert all(map(gone, own))
     progress = Progress.read(tmp_path)
-    assert progress is not None and [stage.state for stage in progress.stages] == ["stopped"]
+    assert progress is not None
+    assert [stage.state for stage in progress.stages] == ["stopped"]
 
 
 def test_a_child_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +222,8 @@ def test_a_child_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch)
     )
     with children() as own:
         process = own.start(["-c", deaf], stdout=subprocess.PIPE)
-        assert process.stdout is not None and process.stdout.readline() == b"deaf\n"
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"deaf\n"
     assert process.returncode == -signal.SIGKILL
     process.stdout.close()
 
@@ -250,22 +252,18 @@ def test_the_page_shows_what_runs_and_what_is_to_come(
     ).write(tmp_path)
     app = open_page("runs", tmp_path, monkeypatch)
     (said,) = [markdown.value for markdown in app.markdown]
-    assert (
-        "a: 7 s" in said
-        and "b: since 03:04:05 UTC" in said
-        and "c: still to come" in said
-        and not [w for w in app.warning if "interrupted" in w.value]
-    )
-    assert app.multiselect(key="models").value == ["baseline"] and app.dataframe[0].value["state"].tolist() == [
-        "at step 4 of 12"
-    ]
+    assert "a: 7 s" in said
+    assert "b: since 03:04:05 UTC" in said
+    assert "c: still to come" in said
+    assert not [w for w in app.warning if "interrupted" in w.value]
+    assert app.multiselect(key="models").value == ["baseline"]
+    assert app.dataframe[0].value["state"].tolist() == ["at step 4 of 12"]
     seen = live.contents(tmp_path)
     half_trained(runs_folder / "viral", tmp_path / "viral", 2)
     assert live.contents(tmp_path) != seen
     app.run()  # as the fragment does, without a click: what is new is chosen
-    assert app.multiselect(key="models").value == ["baseline", "viral"] and app.dataframe[0].value[
-        "state"
-    ].tolist() == ["at step 4 of 12", "at step 2 of 12"]
+    assert app.multiselect(key="models").value == ["baseline", "viral"]
+    assert app.dataframe[0].value["state"].tolist() == ["at step 4 of 12", "at step 2 of 12"]
     half_trained(runs_folder / "baseline", tmp_path / "baseline", 99)
     app.run()
     assert app.multiselect(key="curves").value == ["lm_loss", "accuracy/mean"]
@@ -294,7 +292,8 @@ def test_a_half_written_file_does_not_break_the_page(
     shutil.copytree(next(runs_folder.glob("cknna-*")), hidden)
     app = open_page("runs", tmp_path, monkeypatch)
     app.multiselect(key="models").set_value(["baseline", "viral"]).run()
-    assert not app.exception and app.dataframe[0].value["model"].tolist() == ["baseline"]
+    assert not app.exception
+    assert app.dataframe[0].value["model"].tolist() == ["baseline"]
     assert [warning.value for warning in app.warning if warning.value.startswith("The log of viral cannot be read")]
     assert any("No analysis is stored yet" in info.value for info in app.info)
 
@@ -314,19 +313,19 @@ def test_a_folder_that_goes_while_it_is_looked_into_does_not_break_the_page(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", late)
-    assert [file.name for file in files_below(tmp_path, "training.*")] == ["training.parquet"] and len(went) == 1
+    assert [file.name for file in files_below(tmp_path, "training.*")] == ["training.parquet"]
+    assert len(went) == 1
     (tmp_path / "baseline" / "final").mkdir()
-    assert open_page("runs", tmp_path, monkeypatch).multiselect(key="models").value == ["baseline"] and len(went) == 2
+    assert open_page("runs", tmp_path, monkeypatch).multiselect(key="models").value == ["baseline"]
+    assert len(went) == 2
 
 
 def test_two_finished_models_are_compared_in_words(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = open_page("runs", runs_folder, monkeypatch)
     (said,) = [info.value for info in app.info]
-    assert (
-        "viral also learns to make its visual tokens resemble" in said
-        and "viral minus baseline is" in said
-        and "trained only once" in said
-    )
+    assert "viral also learns to make its visual tokens resemble" in said
+    assert "viral minus baseline is" in said
+    assert "trained only once" in said
     app.multiselect(key="models").set_value(["viral"]).run()
     assert not app.info
 

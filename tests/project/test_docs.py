@@ -133,7 +133,8 @@ def test_command(line: str, folder: Path, tmp_path: Path) -> None:
     elif "--push_to_hub" in given:  # where nobody is logged in
         assert "hub" in here(folder, module, *given, code=2)
     elif module == "analyses.all":
-        assert "report.html" in here(folder, module, *given, *FEW[module]) and (folder / "report.html").exists()
+        assert "report.html" in here(folder, module, *given, *FEW[module])
+        assert (folder / "report.html").exists()
     elif module == "analyses.claims":
         for name in given[1 : given.index("runs/scarce_easy_vqa") + 1]:
             (folder / name).mkdir(exist_ok=True)
@@ -183,7 +184,8 @@ def test_help_names_options_as_the_pages_do(module: str) -> None:
     """With underscores, and its examples a line each."""
     shown = run(module, "--help").stdout
     options = re.findall(r"^│ (--[\w.-]+)", shown, re.M)
-    assert options and not [name for name in options if "-" in name[2:]]
+    assert options
+    assert not [name for name in options if "-" in name[2:]]
     assert len(re.findall(r"^    (?:python|accelerate) ", shown, re.M)) == shown.split("╭")[0].count(" -m ") - 1
 
 
@@ -191,7 +193,8 @@ def test_readme_python(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = blocks(README, "python")
     exec(compile(block, "README.md", "exec"), {})
     score, null = capsys.readouterr().out.split(maxsplit=1)
-    assert 0 < float(score) < 1 and null.startswith("Null(mean=")
+    assert 0 < float(score) < 1
+    assert null.startswith("Null(mean=")
 
 
 def test_probe_python(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,9 +202,8 @@ def test_probe_python(folder: Path, capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.chdir(folder)
     exec(compile(block, "probe.md", "exec"), {})
     grid, shapes = capsys.readouterr().out.strip().splitlines()
-    assert grid.startswith("(8, 8) (0.0, 0.0, 0.125, 0.125)") and shapes.startswith(
-        "torch.Size([2, 64, 32]) torch.Size([1, 4, 1, "
-    )
+    assert grid.startswith("(8, 8) (0.0, 0.0, 0.125, 0.125)")
+    assert shapes.startswith("torch.Size([2, 64, 32]) torch.Size([1, 4, 1, ")
 
 
 def test_other_tools_python(
@@ -213,7 +215,8 @@ def test_other_tools_python(
     scope: dict[str, Any] = {}
     (tmp_path / "other_tools.py").write_text(with_nnsight)
     exec(compile(with_nnsight, tmp_path / "other_tools.py", "exec"), scope)  # nnsight reads the source of a trace
-    assert capsys.readouterr().out.strip() == "torch.Size([64, 32]) True" and scope["logits"].isfinite().all()
+    assert capsys.readouterr().out.strip() == "torch.Size([64, 32]) True"
+    assert scope["logits"].isfinite().all()
     if importlib.util.find_spec("transformer_lens"):
         llava = build("llava", tmp_path / "llava")
         exec(compile(with_lens.replace("llava-hf/llava-1.5-7b-hf", str(llava)), "other_tools.md", "exec"), scope)
@@ -231,13 +234,15 @@ def test_read_run_python(
     scope: dict[str, Any] = {}
     for block in blocks(PAGES["howto/read_run.md"], "python"):
         exec(compile(block, "read_run.md", "exec"), scope)
-    assert set(scope["both"].runs) == {"baseline", "viral"} and "Alignment by layer" in capsys.readouterr().out
+    assert set(scope["both"].runs) == {"baseline", "viral"}
+    assert "Alignment by layer" in capsys.readouterr().out
     assert (scope["run"].tables["scores"].n_images == 6).all()
 
 
 def cells(name: str) -> list[str]:
     content = json.loads((DOCS / "notebooks" / name).read_text())
-    assert content["nbformat"] == 4 and not any(cell.get("outputs") for cell in content["cells"])
+    assert content["nbformat"] == 4
+    assert not any(cell.get("outputs") for cell in content["cells"])
     return ["".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "code"]
 
 
@@ -253,12 +258,11 @@ def run_notebook(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> di
 def test_probe_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scope = run_notebook("probe_a_model.ipynb", folder, monkeypatch)
     scores = scope["both"].tables["scores"]
-    assert (
-        scope["states"].shape == (4, 64, 32)
-        and list(scope["both"].runs) == ["baseline", "viral"]
-        and "Alignment by layer" in scope["figures"]
-    )
-    assert set(scores.layer) == {0, 1, 2, 3} and (scores.n_images == 12).all()
+    assert scope["states"].shape == (4, 64, 32)
+    assert list(scope["both"].runs) == ["baseline", "viral"]
+    assert "Alignment by layer" in scope["figures"]
+    assert set(scores.layer) == {0, 1, 2, 3}
+    assert (scores.n_images == 12).all()
 
 
 @pytest.mark.slow
@@ -266,7 +270,9 @@ def test_alignment_notebook(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """Both losses are trained: the heads and the language model move, and the alignment loss falls."""
     scope = run_notebook("align_your_loop.ipynb", folder, monkeypatch)
     losses = [alignment for _, alignment in scope["history"]]
-    assert len(losses) > 8 and losses[-1] < losses[0] - 0.05 and all(-1 <= loss <= 1 for loss in losses)
+    assert len(losses) > 8
+    assert losses[-1] < losses[0] - 0.05
+    assert all(-1 <= loss <= 1 for loss in losses)
     assert not scope["alignment"]._handles
 
 
@@ -281,9 +287,9 @@ def test_alignment_flags() -> None:
     base = ROOT / "trainer" / "recipes" / "shapes_viral.yaml"
     recipes = [parse(Recipe, flags, prog="trainer", recipe=base) for flags in rows]
     plain = parse(Recipe, [], prog="trainer", recipe=base)
-    assert (
-        len(rows) == 19 and [r for r in recipes if r == plain] == [recipes[1]] and len({repr(r) for r in recipes}) == 19
-    )
+    assert len(rows) == 19
+    assert [r for r in recipes if r == plain] == [recipes[1]]
+    assert len({repr(r) for r in recipes}) == 19
 
 
 @pytest.mark.slow
@@ -303,7 +309,8 @@ def test_own_loop_python(
         scope,
     )
     steps = [list(map(float, line.split())) for line in capsys.readouterr().out.strip().splitlines()]
-    assert len(steps) > 4 and all(lm - 0.5 <= loss <= lm + 0.5 and loss != lm for lm, loss in steps)
+    assert len(steps) > 4
+    assert all(lm - 0.5 <= loss <= lm + 0.5 and loss != lm for lm, loss in steps)
     middle = [p.detach().clone() for p in scope["alignment"].parameters()]
     assert all(not torch.equal(a, b) for a, b in zip(scope["before"], middle, strict=True))
     exec(compile(trainer.replace('"runs/own"', repr(str(tmp_path))), "own_loop.md", "exec"), scope)
@@ -328,4 +335,5 @@ def test_pretrained(folder: Path, tmp_path: Path) -> None:
         "4",
         cwd=folder,
     )
-    assert "accuracy" in done.stdout and (tmp_path / "mine" / "alignment_head.safetensors").exists()
+    assert "accuracy" in done.stdout
+    assert (tmp_path / "mine" / "alignment_head.safetensors").exists()

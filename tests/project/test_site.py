@@ -74,7 +74,8 @@ def test_the_site_shows_every_page_once() -> None:
 @pytest.fixture(scope="module")
 def hooks() -> ModuleType:
     spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -85,17 +86,14 @@ def test_recipe_keys_are_those_of_the_code(hooks: ModuleType) -> None:
     page = hooks.on_page_markdown(PAGES["reference/recipe.md"])
     assert sorted(re.findall(r"^\| `([\w.]+)` \|", page, re.M)) == sorted(key for key, _ in config_fields(Recipe))
     assert "| `alignment.weight` | float | `0.5` | lambda in L = L_LM + lambda * L_VRA. |" in page
-    assert (
-        "| `alignment.objective` | none / cosine / relation | `none` |" in page
-        and "| `data.train` | list of str | `shapes:train` |" in page
-    )
+    assert "| `alignment.objective` | none / cosine / relation | `none` |" in page
+    assert "| `data.train` | list of str | `shapes:train` |" in page
 
 
 def test_options_and_names_are_those_of_the_code(hooks: ModuleType) -> None:
     options = hooks.on_page_markdown(PAGES["reference/commands.md"])
-    assert "| `--limit` | int | `200` | Number of images. |" in options and all(
-        f"## `analyses.{name}`" in options for name in analysis_files()
-    )
+    assert "| `--limit` | int | `200` | Number of images. |" in options
+    assert all(f"## `analyses.{name}`" in options for name in analysis_files())
     for path in re.findall(r"^::: (\S+)$", hooks.on_page_markdown(PAGES["reference/api.md"]), re.M):
         module, _, name = path.rpartition(".")
         assert getattr(import_module(module), name).__doc__, path
@@ -112,9 +110,7 @@ def test_citation_and_bibtex_name_the_same_paper() -> None:
     paper = yaml.safe_load((ROOT / "CITATION.cff").read_text())["preferred-citation"]
     (bibtex,) = blocks(README, "bibtex")
     authors = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
-    assert (
-        authors in " ".join(bibtex.split())
-        and paper["title"] in bibtex
-        and "2509.07979" in bibtex
-        and "2509.07979" in paper["url"]
-    )
+    assert authors in " ".join(bibtex.split())
+    assert paper["title"] in bibtex
+    assert "2509.07979" in bibtex
+    assert "2509.07979" in paper["url"]

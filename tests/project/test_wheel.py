@@ -131,12 +131,14 @@ def test_it_works_in_an_empty_folder(site: Path, tmp_path: Path) -> None:
     assert viral(site, tmp_path, "--version") == f"viral-workbench {VERSION}\n"
     assert viral(site, tmp_path, "path", "demo") == f"{site / 'trainer' / 'sweeps' / 'demo.yaml'}\n"
     said = viral(site, tmp_path, "train", "shapes_virl", code=2)
-    assert said.startswith("error: unknown recipe 'shapes_virl'") and said.endswith("did you mean 'shapes_viral'?\n")
+    assert said.startswith("error: unknown recipe 'shapes_virl'")
+    assert said.endswith("did you mean 'shapes_viral'?\n")
     assert "accuracy" in viral(
         site, tmp_path, "train", "shapes_viral", "--stage1", "None", *SMALL, "--output_dir", "runs/viral"
     )
     record = json.loads((tmp_path / "runs" / "viral" / "training.json").read_text())
-    assert record["packages"]["viral-workbench"] == VERSION and (record["git"], record["dirty"]) == ("", False)
+    assert record["packages"]["viral-workbench"] == VERSION
+    assert (record["git"], record["dirty"]) == ("", False)
     asked = [
         "--model",
         "runs/viral",
@@ -154,9 +156,11 @@ def test_it_works_in_an_empty_folder(site: Path, tmp_path: Path) -> None:
     assert "viral: runs/cknna-" in viral(site, tmp_path, "analyze", "cknna", *asked)
     (stored,) = (tmp_path / "runs").glob("cknna-*/run.json")
     record = json.loads(stored.read_text())
-    assert record["packages"]["viral-workbench"] == VERSION and (record["git"], record["dirty"]) == ("", False)
+    assert record["packages"]["viral-workbench"] == VERSION
+    assert (record["git"], record["dirty"]) == ("", False)
     with served(site, tmp_path) as address, urllib.request.urlopen(f"{address}/_stcore/health", timeout=30) as answer:
-        assert answer.status == 200 and answer.read() == b"ok"
+        assert answer.status == 200
+        assert answer.read() == b"ok"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "trainer"]
 
 
@@ -255,7 +259,8 @@ def test_a_package_that_was_written_over_is_refused(package: str, mixed: Path) -
         text=True,
         check=False,
     )
-    assert done.returncode == 2 and done.stderr == f"error: {said}\n"
+    assert done.returncode == 2
+    assert done.stderr == f"error: {said}\n"
 
 
 def test_a_package_that_shares_its_folder_is_warned_of(mixed: Path) -> None:
@@ -272,7 +277,8 @@ def test_a_package_that_shares_its_folder_is_warned_of(mixed: Path) -> None:
         check=True,
     )
     warned = [line for line in done.stderr.splitlines() if "RuntimeWarning: " in line]
-    assert done.stdout == "0\n" and len(warned) == 1
+    assert done.stdout == "0\n"
+    assert len(warned) == 1
     assert (
         f"{mixed / 'trainer' / 'fit.py'} is in a package of viral-workbench, but belongs to trainer: expected an"
         " environment without" in warned[0]
@@ -295,7 +301,8 @@ def test_a_package_of_the_same_name_first_on_the_path_is_warned_of_and_never_run
         f"the package 'trainer' of viral-workbench is in {mixed}, but an import finds"
         f" {tmp_path / 'mine' / 'trainer' / '__init__.py'}: expected no other"
     )
-    assert done.stdout == "1\n" and sentence in done.stderr
+    assert done.stdout == "1\n"
+    assert sentence in done.stderr
     done = subprocess.run(
         [mixed / "bin" / "viral", "train", "shapes_viral"],
         cwd=tmp_path,
@@ -304,7 +311,9 @@ def test_a_package_of_the_same_name_first_on_the_path_is_warned_of_and_never_run
         text=True,
         check=False,
     )
-    assert done.returncode == 2 and done.stderr.startswith(f"error: {sentence}") and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {sentence}")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_whole_installation_and_a_checkout_are_silent(mixed: Path) -> None:
@@ -318,4 +327,5 @@ def test_a_whole_installation_and_a_checkout_are_silent(mixed: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0 and not done.stderr
+    assert done.returncode == 0
+    assert not done.stderr

@@ -86,7 +86,9 @@ def test_relation_loss_equals_its_formula_and_ignores_rotation_scale_and_width()
         by_hand("relation", student.detach().double().numpy(), target.detach().double().numpy()), abs=1e-6
     )
     loss.backward()
-    assert student.grad is not None and student.grad.abs().sum() > 0 and target.grad is None
+    assert student.grad is not None
+    assert student.grad.abs().sum() > 0
+    assert target.grad is None
     rotation = torch.linalg.qr(torch.randn(7, 7))[0]
     with torch.no_grad():
         assert (
@@ -108,7 +110,8 @@ def test_relation_loss_is_exact_where_training_is_in_bfloat16() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = relation_loss(student, target)
     expected = by_hand("relation", student.detach().double().numpy(), target.double().numpy())
-    assert 0 < expected < 1e-5 and loss.item() == pytest.approx(expected, rel=1e-2)
+    assert 0 < expected < 1e-5
+    assert loss.item() == pytest.approx(expected, rel=1e-2)
 
 
 # --- attached to a model --------------------------------------------------------------------------
@@ -195,10 +198,12 @@ def test_every_family_is_a_student_and_nothing_of_the_model_changes(name: str, t
     optimizer = torch.optim.SGD([*mllm.model.parameters(), *alignment.parameters()], lr=1e-3)
     old = [p.clone() for p in alignment.parameters()]
     output = mllm.model(**batch.inputs)
-    assert torch.equal(output.logits, before) and set(mllm.model.state_dict()) == names
+    assert torch.equal(output.logits, before)
+    assert set(mllm.model.state_dict()) == names
     loss = alignment.loss({"vfm": [[torch.randn(len(part.index), 5) for part in sample] for sample in tokens]}, tokens)
     visual = [read(mllm, batch, layers=[2, 3])[row].values for row in range(2)]
-    assert loss.isfinite() and len(visual[0][0]) == sum(len(part.index) for part in tokens[0])
+    assert loss.isfinite()
+    assert len(visual[0][0]) == sum(len(part.index) for part in tokens[0])
     loss.backward()
     optimizer.step()
     assert all(not torch.equal(a, b) for a, b in zip(old, alignment.parameters(), strict=True))
@@ -283,7 +288,8 @@ def test_the_vfm_is_seen_under_each_tile_and_stays_as_it_is(tmp_path: Path) -> N
     batch = mllm.encode([picture(0, 224, 112)], ["what is this ?"])
     tokens = mllm.visual_tokens(batch)
     targets = {vfm.name: patches_under(vfm, [own[0] for own in batch.images], tokens)}
-    assert len(tokens[0]) == 3 and targets[vfm.name][0][0].shape == (16, vfm.dim)
+    assert len(tokens[0]) == 3
+    assert targets[vfm.name][0][0].shape == (16, vfm.dim)
     losses = []
     for _ in range(15):
         mllm.model(**batch.inputs)
@@ -291,7 +297,8 @@ def test_the_vfm_is_seen_under_each_tile_and_stays_as_it_is(tmp_path: Path) -> N
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()
-    assert losses[-1].item() < losses[0].item() - 0.3 and fingerprint(vfm.network.state_dict()) == before
+    assert losses[-1].item() < losses[0].item() - 0.3
+    assert fingerprint(vfm.network.state_dict()) == before
     assert not any(p.requires_grad for p in vfm.network.parameters())
 
 
@@ -308,12 +315,10 @@ def test_the_weight_follows_its_schedule() -> None:
         [0.4, 0.8, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
     )
     half = all_of(schedule="cosine")
-    assert (
-        half[0] == 0.8
-        and half[4] == pytest.approx(0.4)
-        and half[8] == pytest.approx(0)
-        and half == sorted(half, reverse=True)
-    )
+    assert half[0] == 0.8
+    assert half[4] == pytest.approx(0.4)
+    assert half[8] == pytest.approx(0)
+    assert half == sorted(half, reverse=True)
     assert all(a + b == pytest.approx(0.8) for a, b in zip(half, reversed(half), strict=True))
 
 
@@ -351,9 +356,8 @@ def test_a_typo_in_the_lora_targets_names_the_layers_there_are(tmp_path: Path) -
         str(tmp_path / "out"),
     ]
     last = refused("trainer", *words)
-    assert last.startswith("error: unknown model.lora.targets 'q_pro': expected one of") and last.endswith(
-        "did you mean 'q_proj'?"
-    )
+    assert last.startswith("error: unknown model.lora.targets 'q_pro': expected one of")
+    assert last.endswith("did you mean 'q_proj'?")
     assert not (tmp_path / "out").exists()
     for settings, message in (
         ({"rank": 0}, "rank is 0: expected at least 1"),
@@ -391,12 +395,14 @@ def test_the_head_moves_in_the_first_step_in_every_mode(train: str) -> None:
     assert not any("vision_tower" in name for name in moved)
     language = {name for name in moved if "language_model" in name}
     if train == "all":
-        assert any("q_proj.weight" in name for name in language) and any("embed_tokens" in name for name in language)
+        assert any("q_proj.weight" in name for name in language)
+        assert any("embed_tokens" in name for name in language)
     elif train == "connector":
         assert not language
     else:
         # 7 layers in 3 blocks; A has no gradient while B is zero
-        assert len(language) == 21 and all("lora_B" in name for name in language)
+        assert len(language) == 21
+        assert all("lora_B" in name for name in language)
 
 
 @pytest.mark.parametrize("target", ["encoder", "projector", "vfm"])
@@ -543,7 +549,8 @@ def test_resumed_is_bitwise_the_uninterrupted_run(variants: Path, name: str) -> 
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), file
     logs = [pd.read_parquet(folder / "training.parquet").dropna(subset=["lm_loss"]) for folder in (whole, parts)]
     columns = [c for c in logs[0].columns if c.startswith("alignment") or c in ("lm_loss", "loss", "grad_norm")]
-    assert len(columns) == (5 if name != "several" else 9) and logs[0][columns].equals(logs[1][columns])
+    assert len(columns) == (5 if name != "several" else 9)
+    assert logs[0][columns].equals(logs[1][columns])
 
 
 def test_several_layers_and_vfms_are_logged_apart(variants: Path) -> None:
@@ -551,18 +558,21 @@ def test_several_layers_and_vfms_are_logged_apart(variants: Path) -> None:
     parts = [f"alignment_loss/layer_{layer}/{vfm}" for layer in (1, 3) for vfm in VFMS]
     assert log[parts].mean(axis=1).tolist() == pytest.approx(log["alignment_loss"].tolist(), abs=1e-6)
     weights = [weight_at(int(step) - 1, steps=12, weight=0.5, schedule="cosine", warmup=3) for step in log["step"]]
-    assert log["alignment_weight"].tolist() == pytest.approx(weights) and weights[-1] == pytest.approx(0)
+    assert log["alignment_weight"].tolist() == pytest.approx(weights)
+    assert weights[-1] == pytest.approx(0)
     heads = torch.nn.ModuleList([AlignmentHead(32, 16, dim) for _ in range(2) for dim in (112, 384)])
     heads.load_state_dict(load_file(variants / "several" / "alignment_head.safetensors"))
     record = json.loads((variants / "several" / "training.json").read_text())
-    assert record["vfm"] == list(VFMS) and len(set(record["vfm_fingerprint"])) == 2
+    assert record["vfm"] == list(VFMS)
+    assert len(set(record["vfm_fingerprint"])) == 2
 
 
 def test_lora_ends_as_a_plain_folder_that_computes_the_same(variants: Path) -> None:
     """The last checkpoint keeps the exact adapters; they merge into what the final folder holds, and only the adapters
     and the connector were trained."""
     folder = variants / "lora"
-    assert not (folder / "trained.safetensors").exists() and not list(folder.rglob("adapter_config.json"))
+    assert not (folder / "trained.safetensors").exists()
+    assert not list(folder.rglob("adapter_config.json"))
     base = tiny()
     ready = PackedSetup.from_recipe(
         replace(
@@ -573,9 +583,8 @@ def test_lora_ends_as_a_plain_folder_that_computes_the_same(variants: Path) -> N
     )
     trained = load_file(folder / "checkpoint-12" / "trained.safetensors")
     own = dict(ready.model.base.named_parameters())
-    assert set(trained) == {name for name, p in own.items() if p.requires_grad} and all(
-        "lora" in n or "projector" in n for n in trained
-    )
+    assert set(trained) == {name for name, p in own.items() if p.requires_grad}
+    assert all("lora" in n or "projector" in n for n in trained)
     with torch.no_grad():
         for name, value in trained.items():
             own[name].copy_(value)
@@ -616,7 +625,8 @@ def test_the_loaded_residual_computes_what_training_computed(variants: Path) -> 
     ignores the residual, differs."""
     folder = variants / "residual"
     mllm = MLLM.load(str(folder))
-    assert mllm.residual is not None and all(p.any() for p in mllm.residual.parameters())
+    assert mllm.residual is not None
+    assert all(p.any() for p in mllm.residual.parameters())
     ready = PackedSetup.from_recipe(
         replace(tiny(objective="none", residual="encoder"), data=DataConfig(limit_train=24, limit_val=8))
     )
@@ -657,7 +667,8 @@ def test_the_image_is_added_at_the_visual_positions_only(llava: Path, source: st
     tower = read(mllm, batch, layers=[0], encoder=True)
     for row in range(2):
         visual = torch.isin(before[row].tokens, tower[row].tokens)
-        assert torch.equal(before[row].values[1][~visual], after[row].values[0][~visual]) and visual.sum() == 16
+        assert torch.equal(before[row].values[1][~visual], after[row].values[0][~visual])
+        assert visual.sum() == 16
         if source == "projector":
             added = before[row].values[0][visual]
         else:
@@ -686,7 +697,8 @@ def test_decoding_with_a_cache_equals_full_passes(llava: Path, source: str) -> N
             new = mllm.model(**inputs, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
             inputs["input_ids"] = torch.cat([inputs["input_ids"], new], dim=1)
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    assert torch.equal(cached[0], inputs["input_ids"][0][: len(cached[0])]) and not torch.equal(cached, plain)
+    assert torch.equal(cached[0], inputs["input_ids"][0][: len(cached[0])])
+    assert not torch.equal(cached, plain)
     image = torch.tensor([[mllm.config.image_token_id]])
     steps = []
     with torch.inference_mode():  # a decoded token is no visual position, even with the placeholder's id

@@ -69,14 +69,11 @@ def test_what_is_learnt_equals_encoded_prefixes(name: str, tmp_path: Path) -> No
             for row in range(2):
                 expected = by_prefixes(mllm, images[row], TURNS[row], place, bos, end, after)
                 ids = batch.inputs["input_ids"][row][batch.inputs["attention_mask"][row].bool()]
-                assert (
-                    torch.equal(labels[row, : len(expected)], expected)
-                    and (labels[row, len(expected) :] == IGNORED).all()
-                )
+                assert torch.equal(labels[row, : len(expected)], expected)
+                assert (labels[row, len(expected) :] == IGNORED).all()
                 asked = mllm.encode([images[row]], [TURNS[row][0][0]]).inputs["input_ids"][0]
-                assert torch.equal(ids[: len(asked)], asked) and int((labels[row] != IGNORED).long().argmax()) == len(
-                    asked
-                )
+                assert torch.equal(ids[: len(asked)], asked)
+                assert int((labels[row] != IGNORED).long().argmax()) == len(asked)
             assert mllm.processor.tokenizer.decode(labels[0][labels[0] != IGNORED]).split() == [
                 "a",
                 "red",
@@ -98,9 +95,8 @@ def test_a_model_without_a_template_learns_the_suffix(tmp_path: Path) -> None:
         ]
         whole = torch.cat([prompt, tail])
         assert torch.equal(batch.inputs["input_ids"][row, : len(whole)], whole)
-        assert torch.equal(labels[row, len(prompt) : len(whole)], tail) and int((labels[row] != IGNORED).sum()) == len(
-            tail
-        )
+        assert torch.equal(labels[row, len(prompt) : len(whole)], tail)
+        assert int((labels[row] != IGNORED).sum()) == len(tail)
     with pytest.raises(ModelError, match="can be trained on one question"):
         encode_conversations(mllm, [picture(0)], TURNS[:1])
 
@@ -109,10 +105,16 @@ def test_sequences_are_cut_but_not_inside_an_image(tmp_path: Path) -> None:
     mllm = MLLM.load(str(build("llava", tmp_path / "m")), validate=False)
     whole, labels = encode_conversations(mllm, [picture(0)], TURNS[:1])
     cut, short = encode_conversations(mllm, [picture(0)], TURNS[:1], max_length=30)
-    assert cut.inputs["input_ids"].shape == cut.inputs["attention_mask"].shape == short.shape == (
-        1,
-        30,
-    ) and torch.equal(labels[:, :30], short)
+    assert (
+        cut.inputs["input_ids"].shape
+        == cut.inputs["attention_mask"].shape
+        == short.shape
+        == (
+            1,
+            30,
+        )
+    )
+    assert torch.equal(labels[:, :30], short)
     assert whole.inputs["input_ids"].shape[1] > 30
     with pytest.raises(ModelError, match="reaches beyond max_length, 10 tokens"):
         encode_conversations(mllm, [picture(0)], TURNS[:1], max_length=10)
@@ -131,7 +133,8 @@ def test_images_stand_between_the_words_where_the_template_lets_them(name: str, 
     batch, labels = encode_conversations(mllm, [images], [[(question, "one"), ("a ?", "no")]])
     ids, visual = batch.inputs["input_ids"][0], mllm.visual_tokens(batch)[0]
     asked = mllm.encode([images], [question]).inputs["input_ids"][0]
-    assert torch.equal(ids[: len(asked)], asked) and int((labels[0] != IGNORED).long().argmax()) == len(asked)
+    assert torch.equal(ids[: len(asked)], asked)
+    assert int((labels[0] != IGNORED).long().argmax()) == len(asked)
     word = {w: mllm.processor.tokenizer.convert_tokens_to_ids(w) for w in ("one", "two", "what")}
     places = [(ids[: len(asked)] == word[w]).nonzero().flatten().tolist() for w in word]
     ends = [torch.cat([part.index for part in visual if part.image == n]) for n in (0, 1)]
@@ -193,7 +196,8 @@ def test_control_tokens_of_the_model_are_refused_or_words(name: str, tmp_path: P
         batch, labels = encode_conversations(mllm, image, [[(text, text)]])
         learnt = labels[0][labels[0] != IGNORED].tolist()
         if ids[token] != tokenizer.unk_token_id:  # which the words of this tokenizer are
-            assert ids[token] not in learnt[:-1] and ids[token] not in mllm.answer_ids(text)
+            assert ids[token] not in learnt[:-1]
+            assert ids[token] not in mllm.answer_ids(text)
             assert (batch.inputs["input_ids"] == ids[token]).sum() == (usual[0].inputs["input_ids"] == ids[token]).sum()
         mllm.control_tokens_as_words = False
 
@@ -205,19 +209,18 @@ def test_llava_json_is_read_as_it_stands(tmp_path: Path) -> None:
     file = write(tmp_path / "w")
     data = load_data(f"llava_json:{file}")
     first, other, text = data.conversations[0], data.conversations[3], data.conversations[-1]
-    assert (
-        first.turns == (("what is this ?", "a blue dog"), ("what color ?", "blue"))
-        and len(first.loads) == 1
-        and len(other.loads) == 2
-    )
-    assert text.loads == () and text.turns == (("one of the two ?", "one"),)
-    assert first.images[0].tobytes() == picture(0).tobytes() and other.images[1].tobytes() == picture(103).tobytes()
-    assert len(data.conversations) == 10 and len(data.samples) == 6  # samples: one image each
+    assert first.turns == (("what is this ?", "a blue dog"), ("what color ?", "blue"))
+    assert len(first.loads) == 1
+    assert len(other.loads) == 2
+    assert text.loads == ()
+    assert text.turns == (("one of the two ?", "one"),)
+    assert first.images[0].tobytes() == picture(0).tobytes()
+    assert other.images[1].tobytes() == picture(103).tobytes()
+    assert len(data.conversations) == 10
+    assert len(data.samples) == 6
     some = load_data(f"llava_json:{file}", limit=4, seed=1)
-    assert (
-        len(some.conversations) == 4
-        and some.fingerprint != data.fingerprint == load_data(f"llava_json:{file}").fingerprint
-    )
+    assert len(some.conversations) == 4
+    assert some.fingerprint != data.fingerprint == load_data(f"llava_json:{file}").fingerprint
     moved = tmp_path / "elsewhere"
     (tmp_path / "w" / "coco").rename(tmp_path / "c")
     moved.mkdir()
@@ -236,11 +239,9 @@ def test_rows_are_held_out(tmp_path: Path) -> None:
     train, val = (
         {c.id for c in load_data(f"llava_json:{file}?split={split}&held=3").conversations} for split in ("train", "val")
     )
-    assert (
-        len(val) == 3
-        and not train & val
-        and train | val == {c.id for c in load_data(f"llava_json:{file}").conversations}
-    )
+    assert len(val) == 3
+    assert not train & val
+    assert train | val == {c.id for c in load_data(f"llava_json:{file}").conversations}
     with pytest.raises(DataError, match="held is 10: expected 1 to 9"):
         load_data(f"llava_json:{file}?split=val&held=10")
 
@@ -255,7 +256,8 @@ def test_missing_images_are_counted_and_named_before_anything_starts(
     with pytest.raises(DataError, match=message):
         load_data(f"llava_json:{file}")
     data = load_data(f"llava_json:{file}?missing=skip")
-    assert len(data.conversations) == 8 and "2 of 10 rows are left out" in caplog.text
+    assert len(data.conversations) == 8
+    assert "2 of 10 rows are left out" in caplog.text
 
 
 HUMAN, GPT = {"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": "a cat"}
@@ -299,7 +301,8 @@ def test_a_broken_row_is_a_number_and_a_reason(tmp_path: Path, row: Any, message
     file.write_text(json.dumps([*rows(1, 0), row]))
     with pytest.raises(DataError) as error:
         load_data(f"llava_json:{file}")
-    assert message in str(error.value) and "1 broken row" in str(error.value)
+    assert message in str(error.value)
+    assert "1 broken row" in str(error.value)
 
 
 def test_files_and_options_that_are_not_there(tmp_path: Path) -> None:
@@ -347,11 +350,9 @@ def test_hugging_face_data_sets(tmp_path: Path) -> None:
     }
     file.write_text("\n".join(map(json.dumps, [row, row | {"answer": "dog"}])))
     asked = load_data(f"hf:{file}")
-    assert (
-        [s.answer for s in asked] == ["cat", "dog"]
-        and asked[0].options == ("cat", "dog")
-        and asked[0].category == "kind"
-    )
+    assert [s.answer for s in asked] == ["cat", "dog"]
+    assert asked[0].options == ("cat", "dog")
+    assert asked[0].category == "kind"
     assert asked.conversations[0].images[0].tobytes() == picture(0).tobytes()
     parts = [{"type": "image"}, {"type": "text", "text": "what is this ?"}]
     messages = [
@@ -417,10 +418,8 @@ def test_mixing_repeats_and_samples(tmp_path: Path) -> None:
     parts = [load_data(f"llava_json:{file}"), shapes]
     both = mixed(parts, [2.5, 0.5], seed=3)
     count = Counter(c.id for c in both.conversations)
-    assert (
-        sorted(count[c.id] for c in parts[0].conversations) == [2] * 5 + [3] * 5
-        and sum(count[c.id] for c in shapes.conversations) == 2
-    )
+    assert sorted(count[c.id] for c in parts[0].conversations) == [2] * 5 + [3] * 5
+    assert sum(count[c.id] for c in shapes.conversations) == 2
     assert (
         both.fingerprint == mixed(parts, [2.5, 0.5], seed=3).fingerprint != mixed(parts, [2.5, 0.5], seed=4).fingerprint
     )
@@ -449,7 +448,8 @@ def test_groups_are_of_one_kind_and_none_is_two_times_ahead(images: int, texts: 
     wholes = [epochs * count // group * group for count in (images, texts)]
     total = sum(wholes) + group
     order = list(GroupedSampler(Rows.of(made), group, total, seed))
-    assert len(order) == total and order == list(GroupedSampler(Rows.of(made), group, total, seed))
+    assert len(order) == total
+    assert order == list(GroupedSampler(Rows.of(made), group, total, seed))
     # a longer training begins in the same way
     assert order[: total // 2] == list(GroupedSampler(Rows.of(made), group, total // 2, seed))
     assert all(
@@ -458,7 +458,8 @@ def test_groups_are_of_one_kind_and_none_is_two_times_ahead(images: int, texts: 
     counts = Counter(order[: sum(wholes)])
     for kind, count, whole in zip((range(images), range(images, images + texts)), (images, texts), wholes, strict=True):
         given = [counts[n] for n in kind]
-        assert sum(given) == whole and (not count or set(given) <= {whole // count, -(-whole // count)})
+        assert sum(given) == whole
+        assert not count or set(given) <= {whole // count, -(-whole // count)}
 
 
 def test_groups_are_of_about_one_length_and_differ_by_seed() -> None:
@@ -483,7 +484,8 @@ def test_a_kind_that_fills_no_step_is_told_of() -> None:
         == "the 5 conversations without an image are 0.00498 of the data and 0 of what is trained on, since they rarely"
         " fill a step of 128; see optim.global_batch and data.group"
     )
-    assert sampler(1000, 500, 128, 2).rare_kind() is None and sampler(100, 0, 8, 1).rare_kind() is None
+    assert sampler(1000, 500, 128, 2).rare_kind() is None
+    assert sampler(100, 0, 8, 1).rare_kind() is None
 
 
 def test_placeholders_are_words_where_there_is_no_image(tmp_path: Path) -> None:
@@ -577,7 +579,8 @@ def test_options_are_scored_by_the_tokens_that_are_learnt(name: str, tmp_path: P
         batch.inputs["input_ids"][0, :at], mllm.encode([picture(0)], [sample.question]).inputs["input_ids"][0]
     )
     learnt = labels[0][labels[0] != IGNORED].tolist()
-    assert learnt[:-1] == mllm.answer_ids("left") and learnt[-1] == mllm.processor.tokenizer.eos_token_id
+    assert learnt[:-1] == mllm.answer_ids("left")
+    assert learnt[-1] == mllm.processor.tokenizer.eos_token_id
 
 
 def test_a_turn_that_ends_with_another_token_than_the_model_keeps_its_own_end(tmp_path: Path) -> None:

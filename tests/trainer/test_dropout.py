@@ -79,9 +79,8 @@ def test_a_share_of_what_each_block_adds_is_dropped_and_nothing_else() -> None:
             assert_close(added[~dropped], own[~dropped] / (1 - RATE), atol=1e-5, rtol=1e-4)
             count = dropped.numel()
             assert abs(int(dropped.sum()) - RATE * count) < 5 * (RATE * (1 - RATE) * count) ** 0.5
-    assert torch.equal(seen["input"][0], plain["input"][0]) and all(
-        map(torch.equal, seen["input"][1:], seen["output"][:-1])
-    )
+    assert torch.equal(seen["input"][0], plain["input"][0])
+    assert all(map(torch.equal, seen["input"][1:], seen["output"][:-1]))
     student = ready.model.base
     with torch.no_grad():
         logits = student.lm_head(student.model.language_model.norm(seen["output"][-1]))[0]
@@ -98,9 +97,8 @@ def test_the_mean_over_many_draws_is_what_is_added_without_dropout() -> None:
         values = torch.stack([layer(x) for _ in range(draws)])
         expected = layer.eval()(x)
     error = expected.abs() * (RATE / (1 - RATE) / draws) ** 0.5
-    assert ((values.mean(0) - expected).abs() < 5 * error).all() and torch.equal(
-        expected, nn.functional.linear(x, layer.weight)
-    )
+    assert ((values.mean(0) - expected).abs() < 5 * error).all()
+    assert torch.equal(expected, nn.functional.linear(x, layer.weight))
 
 
 def test_adapters_are_dropped_with_their_layer() -> None:
@@ -127,14 +125,17 @@ def test_without_dropout_every_loss_is_to_the_bit_what_it_was_and_with_it_the_ev
         with torch.no_grad():
             output = ready.model.train()(**collate([ready.train[i] for i in range(4)]))
         losses.append((float(output.lm_loss), float(output.alignment_loss)))
-    assert losses[0] == losses[1] and losses[0][0] != losses[2][0] and losses[0][1] != losses[2][1]
+    assert losses[0] == losses[1]
+    assert losses[0][0] != losses[2][0]
+    assert losses[0][1] != losses[2][1]
     assert all(
         torch.equal(a, b)
         for a, b in zip(plain.model.state_dict().values(), some.model.state_dict().values(), strict=True)
     )
     with_none, with_some = (answer_packed(ready.model, ready.val, 2) for ready in (plain, some))
     pd.testing.assert_frame_equal(with_none.table, with_some.table)
-    assert with_none.losses == with_some.losses and with_none.losses
+    assert with_none.losses == with_some.losses
+    assert with_none.losses
     save_model(some.model, some.processor, tmp_path)  # a plain folder, whose model answers as the one in memory does
     mllm, sample = MLLM.load(str(tmp_path)), plain.val.data.scenes[0][0]
     batch = mllm.encode([sample.image], [sample.question])
@@ -163,7 +164,8 @@ def test_a_run_is_the_same_again_and_goes_on_to_the_bit(tmp_path: Path) -> None:
         for name in ("whole", "again", "resumed")
     ]
     for other, log in zip(others, logs[1:], strict=True):
-        assert whole.keys() == other.keys() and all(torch.equal(whole[key], other[key]) for key in whole)
+        assert whole.keys() == other.keys()
+        assert all(torch.equal(whole[key], other[key]) for key in whole)
         pd.testing.assert_frame_equal(logs[0], log)
     (tmp_path / "resumed" / "training.json").unlink()
     with pytest.raises(

@@ -58,12 +58,10 @@ VARIANTS = {
 def test_the_sizes_are_those_of_the_real_model(tmp_path: Path, name: str) -> None:
     found, ready = plan(VARIANTS[name]), PackedSetup.from_recipe(VARIANTS[name])
     real = list(ready.model.parameters())
-    assert found.sizes.total == sum(p.numel() for p in real) and found.sizes.trained == sum(
-        p.numel() for p in real if p.requires_grad
-    )
-    assert set(found.image_tokens) == {ready.train.inputs.shape[1]} and found.sequence == max(
-        len(packed.input_ids) for packed in ready.train.packed
-    )
+    assert found.sizes.total == sum(p.numel() for p in real)
+    assert found.sizes.trained == sum(p.numel() for p in real if p.requires_grad)
+    assert set(found.image_tokens) == {ready.train.inputs.shape[1]}
+    assert found.sequence == max(len(packed.input_ids) for packed in ready.train.packed)
     assert (found.items, found.val_items, found.unit) == (12, 4, "images")
     if name != "lora":  # whose folder is merged
         save_model(ready.model, ready.processor, tmp_path)
@@ -73,16 +71,13 @@ def test_the_sizes_are_those_of_the_real_model(tmp_path: Path, name: str) -> Non
 
 def test_a_report_names_the_residual_what_was_not_run_and_no_features_that_are_not_kept() -> None:
     report = plan(VARIANTS["residual"]).report()
-    assert (
-        "residual encoder into layer 1 of 3" in report
-        and "not run        language model and heads (a residual needs the whole model at once)" in report
-    )
+    assert "residual encoder into layer 1 of 3" in report
+    assert "not run        language model and heads (a residual needs the whole model at once)" in report
     cached, computed = (plan(replace(TINY, data=replace(TINY.data, features=mode))) for mode in ("cache", "compute"))
-    assert cached.features == 4 * 64 * 16 * (768 + 112) and computed.features == 0
-    assert (
-        "not run" not in cached.report()
-        and "cosine, output of layer 2, 3 of 3 with efficientnet-lite0, lambda 0.5" in cached.report()
-    )
+    assert cached.features == 4 * 64 * 16 * (768 + 112)
+    assert computed.features == 0
+    assert "not run" not in cached.report()
+    assert "cosine, output of layer 2, 3 of 3 with efficientnet-lite0, lambda 0.5" in cached.report()
 
 
 def test_a_7b_llava_from_its_configuration() -> None:
@@ -97,11 +92,9 @@ def test_a_7b_llava_from_its_configuration() -> None:
     )
     attached = attach(viral, model, *one_square(model, 576))
     sizes = sizes_of(model, attached.alignment, attached.residual)
-    assert (
-        all(p.is_meta for p in model.parameters())
-        and attached.not_run == ()
-        and attached.widths == {"tower": 1024, "dinov2-base": 768}
-    )
+    assert all(p.is_meta for p in model.parameters())
+    assert attached.not_run == ()
+    assert attached.widths == {"tower": 1024, "dinov2-base": 768}
     assert sum(sizes.parts[part][0] for part in ("tower", "connector", "language")) == 7_063_427_072
     assert sizes.parts["head"][0] == 4096 * 2048 + 2048 + 2048 * 2048 + 2048 + 2048 * 768 + 768
     assert sizes.block == 202_383_360  # 4 x 4096^2 + 3 x 4096 x 11008 + 2 x 4096
@@ -173,7 +166,8 @@ def test_the_command_says_it_and_writes_nothing(tmp_path: Path) -> None:
         "2 proc.",
     ):
         assert text in said, text
-    assert "8 proc." in said and "16 proc." not in said  # 8 images are one for each of 8 processes
+    assert "8 proc." in said
+    assert "16 proc." not in said
     assert list(tmp_path.iterdir()) == []
     assert "did you mean 'val'" in refused("trainer", *words, "--data.val", "shapes:vla")
 
@@ -214,9 +208,8 @@ def test_the_sizes_of_a_released_model_are_those_of_the_real_one(name: str, tmp_
     recipe = read(words(tmp_path, ["--model.name", str(build(name, tmp_path / name))], file, *more))
     found, ready = plan(recipe), ConversationSetup.from_recipe(recipe)
     real = list(ready.model.parameters())
-    assert found.sizes.total == sum(p.numel() for p in real) and found.sizes.trained == sum(
-        p.numel() for p in real if p.requires_grad
-    )
+    assert found.sizes.total == sum(p.numel() for p in real)
+    assert found.sizes.trained == sum(p.numel() for p in real if p.requires_grad)
     for part, count in ready.record["trained"].items():  # type: ignore[attr-defined]
         assert found.sizes.parts[part][1] == count
     if name == "smolvlm":
@@ -227,14 +220,14 @@ def test_the_sizes_of_a_released_model_are_those_of_the_real_one(name: str, tmp_
         for sample in batch["visual"]
         for n in {part.image for part in sample}
     ]
-    assert found.image_tokens == (min(tokens), max(tokens)) and found.sequence == batch["input_ids"].shape[1]
+    assert found.image_tokens == (min(tokens), max(tokens))
+    assert found.sequence == batch["input_ids"].shape[1]
     assert (found.items, found.texts, found.unit) == (len(ready.train), 2 * (name != "paligemma"), "conversations")
     assert [what.startswith(missing) for what in found.not_run] == [True] * bool(missing)
     if recipe.alignment.target == "vfm" and recipe.alignment.aligned:
         assert found.features == sum(own.numel() * 4 for row in batch["targets"]["efficientnet-lite0"] for own in row)
-    assert not (tmp_path / "never").exists() and all(
-        line in found.report() for line in (f"{len(ready.train)} to train on", "zero3")
-    )
+    assert not (tmp_path / "never").exists()
+    assert all(line in found.report() for line in (f"{len(ready.train)} to train on", "zero3"))
 
 
 def test_what_waits_for_the_backward_pass_follows_precision_and_checkpointing() -> None:
@@ -330,17 +323,18 @@ def test_recipes_of_7b_and_13b_are_planned_in_their_real_size(
     for part in (settings, processor):
         part.save_pretrained(root / name)  # as the first stage would leave it
     write_sparse(root / name, on_meta(LlavaForConditionalGeneration, settings))
-    assert found.sizes.total == total and found.sizes.trained == found.sizes.parts["connector"][0]
+    assert found.sizes.total == total
+    assert found.sizes.trained == found.sizes.parts["connector"][0]
     assert (found.image_tokens, found.not_run, read([baseline]).model.name) == (
         (576, 576),
         (),
         str(read([first]).output_dir),
     )
     plans = [plan(read([stage, "--model.name", str(root / name), *data])) for stage in (baseline, viral)]
-    assert [p.sizes.parts["head"][0] > 10**7 for p in plans] == [False, True] and not any(p.not_run for p in plans)
-    assert f"output of layer {layer} of {layers} with dinov2-base" in plans[1].report() and plans[1].sizes.parts[
-        "language"
-    ] == (
+    assert [p.sizes.parts["head"][0] > 10**7 for p in plans] == [False, True]
+    assert not any(p.not_run for p in plans)
+    assert f"output of layer {layer} of {layers} with dinov2-base" in plans[1].report()
+    assert plans[1].sizes.parts["language"] == (
         found.sizes.parts["language"][0],
         0,
     )
@@ -354,9 +348,8 @@ def test_recipes_of_7b_and_13b_are_planned_in_their_real_size(
     counts = (1, 2, 4, 8, 16, 32, 64)
     assert [{own.recipe.optim.images(count) for count in counts} for own in (plans[1], found)] == [{128}, {256}]
     own, other = (as_mapping(read([stage])) for stage in (baseline, viral))
-    assert {key for key in own if own[key] != other[key]} == {"alignment", "output_dir"} and own[
-        "alignment"
-    ] == as_mapping(AlignmentConfig())
+    assert {key for key in own if own[key] != other[key]} == {"alignment", "output_dir"}
+    assert own["alignment"] == as_mapping(AlignmentConfig())
     assert not (root / "never").exists()
 
 
@@ -364,7 +357,8 @@ def test_recipes_of_7b_and_13b_are_planned_in_their_real_size(
 def test_every_recipe_is_read() -> None:
     files = sorted((ROOT / "trainer" / "recipes").glob("*.yaml"))
     folders = [read([str(file)]).output_dir for file in files]
-    assert len(files) > 20 and len(set(folders)) == len(folders)
+    assert len(files) > 20
+    assert len(set(folders)) == len(folders)
 
 
 def test_what_a_released_model_lacks_is_one_sentence(
@@ -441,7 +435,6 @@ def test_the_plan_of_a_released_model_is_printed_before_a_disk_is_found_too_smal
     ]
     more = ["--keep_checkpoints", "None", "--optim.steps", "100000", "--dry_run"]
     done = run("trainer", *words(tmp_path, parts, file, *more), code=2)
-    assert "6,738,939,904" in done.stdout and done.stderr.strip().splitlines()[-1].startswith(
-        "error: checkpoints and result, frozen features need about"
-    )
+    assert "6,738,939,904" in done.stdout
+    assert done.stderr.strip().splitlines()[-1].startswith("error: checkpoints and result, frozen features need about")
     assert not (tmp_path / "never").exists()

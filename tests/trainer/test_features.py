@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,28 +76,28 @@ def stored(data: Dataset, network: Network, key: tuple[object, ...] = ("a", (3, 
 
 
 @pytest.fixture(autouse=True)
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """A cache of its own with four images a shard, computed two by two."""
     if "real_cache" not in request.keywords:
         monkeypatch.setenv("VIRAL_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(feature_store, "SHARD", 4)
         monkeypatch.setattr(feature_store, "BATCH", 2)
-    yield
 
 
 def test_what_is_read_is_bitwise_what_was_computed_once() -> None:
     data, network = world(list(range(10))), Network()
     first = stored(data, network)
-    assert len(network.seen) == 10 and len(shards()) == 4  # 3 shards and the list of the images
+    assert len(network.seen) == 10
+    assert len(shards()) == 4
     again = Network()
     second = stored(data, again)
     assert len(again.seen) == 2, "opening computes two images again, and compares"
     for ready in (first, second):
-        assert ready.shape == (10, 3, 5) and len(ready) == 10
+        assert ready.shape == (10, 3, 5)
+        assert len(ready) == 10
         assert torch.equal(ready.rows(range(10)), direct(data, Network()))
-        assert torch.equal(ready.rows([7, 0, 7]), direct(data, Network())[[7, 0, 7]]) and torch.equal(
-            ready[4], direct(data, Network())[4]
-        )
+        assert torch.equal(ready.rows([7, 0, 7]), direct(data, Network())[[7, 0, 7]])
+        assert torch.equal(ready[4], direct(data, Network())[4])
     assert torch.allclose(second.mean(), direct(data, Network()).mean((0, 1)), atol=1e-6)
 
 
@@ -115,22 +114,22 @@ def test_a_whole_store_is_only_read() -> None:
         replace(sample, load=lambda sample=sample: (loads.append(sample.id), sample.load())[1]) for sample in data
     ]
     stored(Dataset(data.name, counted, data.fingerprint), Network())
-    assert before == {path: path.stat().st_mtime_ns for path in [root, *root.rglob("*")]} and len(loads) == 2
+    assert before == {path: path.stat().st_mtime_ns for path in [root, *root.rglob("*")]}
+    assert len(loads) == 2
 
 
 def test_identical_images_are_computed_once_within_and_between_data_sets() -> None:
     network = Network()
     first = stored(world([1, 2, 1, 1, 3, 2]), network)
-    assert (
-        len(network.seen) == 3
-        and torch.equal(first[0], first[3])
-        and torch.equal(first[1], first[5])
-        and not torch.equal(first[0], first[1])
-    )
+    assert len(network.seen) == 3
+    assert torch.equal(first[0], first[3])
+    assert torch.equal(first[1], first[5])
+    assert not torch.equal(first[0], first[1])
     network = Network()
     second = stored(world([3, 9, 1], name="other"), network)
     # 9, and the two known ones that are checked
-    assert network.seen.count(picture(9).tobytes()) == 1 and len(network.seen) == 3
+    assert network.seen.count(picture(9).tobytes()) == 1
+    assert len(network.seen) == 3
     assert torch.equal(second.rows(range(3)), direct(world([3, 9, 1]), Network()))
 
 
@@ -138,10 +137,8 @@ def test_identical_images_are_computed_once_within_and_between_data_sets() -> No
 def test_another_fingerprint_or_geometry_is_another_store(key: tuple[object, ...]) -> None:
     data, network = world([1, 2, 3]), Network(scale=2)
     stored(data, Network())
-    assert (
-        torch.equal(stored(data, network, key).rows(range(3)), direct(data, Network(scale=2)))
-        and len(network.seen) == 3
-    )
+    assert torch.equal(stored(data, network, key).rows(range(3)), direct(data, Network(scale=2)))
+    assert len(network.seen) == 3
     assert torch.equal(stored(data, Network()).rows(range(3)), direct(data, Network()))
 
 
@@ -155,7 +152,8 @@ def test_a_network_that_says_something_else_under_the_same_key_is_found(network:
         RunError, match=r"features in .* are not what toy net computes now .*: delete that folder"
     ) as error:
         stored(data, network)
-    assert why in str(error.value) and str(shards()[0].parent) in str(error.value)
+    assert why in str(error.value)
+    assert str(shards()[0].parent) in str(error.value)
 
 
 def test_pictures_that_changed_behind_the_same_fingerprint_are_found() -> None:
@@ -203,7 +201,8 @@ def test_no_flipped_byte_gives_other_features(capfd: pytest.CaptureFixture[str])
         except RunError as error:
             assert f"feature cache {path} is damaged" in str(error) and "delete that file" in str(error), position
             named += 1
-    assert named > 240 and right > 10
+    assert named > 240
+    assert right > 10
     path.unlink()
     assert torch.equal(stored(data, Network()).rows(range(4)), truth), "what the message advises helps"
 
@@ -297,7 +296,8 @@ def worker() -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None and process.stdout.readline() == "imported\n"
+    assert process.stdout is not None
+    assert process.stdout.readline() == "imported\n"
     return process
 
 
@@ -314,7 +314,8 @@ def test_killed_in_the_middle_goes_on_from_the_whole_shards() -> None:
     folder = cache_folder("features")
     deadline = time.monotonic() + 120
     while len(list(folder.glob("[!i]*/*.safetensors"))) < 3:
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
@@ -323,7 +324,8 @@ def test_killed_in_the_middle_goes_on_from_the_whole_shards() -> None:
     assert 3 <= whole < 10
     out, err = worker().communicate("\n")
     assert out.split() == [str(40 - 4 * whole + 2), "True"], err  # two are the check of what was there
-    assert len(list(store.glob("*.safetensors"))) == 10 and not list(store.glob(".*.safetensors*"))
+    assert len(list(store.glob("*.safetensors"))) == 10
+    assert not list(store.glob(".*.safetensors*"))
 
 
 @pytest.mark.slow
@@ -337,7 +339,8 @@ def test_processes_side_by_side_share_the_work() -> None:
     # no image twice; two are the check, where one came after the other's first shard
     assert sum(counts) in (40, 42) and min(counts) >= 8, counts
     (store,) = [path for path in cache_folder("features").iterdir() if path.name != "images"]
-    assert len(list(store.glob("*"))) == 10 and not list(store.glob(".*"))
+    assert len(list(store.glob("*"))) == 10
+    assert not list(store.glob(".*"))
     assert torch.equal(
         stored(world(list(range(40))), Network()).rows(range(40)), direct(world(list(range(40))), Network())
     )
@@ -363,10 +366,8 @@ def test_another_order_and_less_a_mean() -> None:
     data = world([1, 2, 3])
     ready, truth = stored(data, Network()), direct(data, Network())
     swapped = DerivedFeatures(DerivedFeatures(ready, minus=ready.mean()), order=[2, 0, 1])
-    assert (
-        torch.allclose(swapped.rows([0, 1]), truth[[2, 0]] - truth.mean((0, 1)), atol=1e-6)
-        and swapped.shape == ready.shape
-    )
+    assert torch.allclose(swapped.rows([0, 1]), truth[[2, 0]] - truth.mean((0, 1)), atol=1e-6)
+    assert swapped.shape == ready.shape
     assert swapped.mean().abs().max() < 1e-6
 
 
@@ -381,7 +382,8 @@ def test_other_images_are_all_of_them_and_never_the_same_picture(pictures: list[
             shuffle_images(pictures, seed)
         return
     others = shuffle_images(pictures, seed)
-    assert sorted(others) == list(range(len(pictures))) and others == shuffle_images(pictures, seed)
+    assert sorted(others) == list(range(len(pictures)))
+    assert others == shuffle_images(pictures, seed)
     assert all(pictures[other] != own for other, own in zip(others, pictures, strict=True))
 
 
@@ -411,9 +413,11 @@ def test_computed_at_every_step_equals_cached_within_noise() -> None:
             )
         )
         tower = ready.model.base.model.vision_tower
-        assert not (mode == "compute" and tower.training) and all(p.grad is None for p in tower.parameters())
+        assert not (mode == "compute" and tower.training)
+        assert all(p.grad is None for p in tower.parameters())
     for one, other in zip(*both, strict=True):
-        assert one.norm() > 0 and (one - other).norm() / one.norm() < 1e-5
+        assert one.norm() > 0
+        assert (one - other).norm() / one.norm() < 1e-5
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing() -> None:
@@ -425,7 +429,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing() -> None:
             stored(world([1, 2, 3, 4]), Network(d=5000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert [path.parent.name for path in shards()] == ["images"] and not list(cache_folder("features").rglob(".*"))
+    assert [path.parent.name for path in shards()] == ["images"]
+    assert not list(cache_folder("features").rglob(".*"))
 
 
 @pytest.fixture
@@ -443,9 +448,8 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(empty_cache: Path, tmp_p
     (empty_cache / "features").write_text("")
     words = ["trainer", recipe("viral"), "--stage1", "None", *SMALL_VIRAL, "--output_dir", str(tmp_path / "out")]
     done = run(*words, code=2, VIRAL_CACHE=str(empty_cache))
-    assert "Traceback" not in done.stderr and done.stderr.strip().splitlines()[-1].startswith(
-        f"error: cannot make folder {empty_cache}/features"
-    )
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith(f"error: cannot make folder {empty_cache}/features")
     assert not (tmp_path / "out").exists()
 
 

@@ -34,9 +34,8 @@ def test_merged_weights_compute_what_the_adapters_compute(name: str, tmp_path: P
         # B is 0: a run begins with the model itself
         assert torch.allclose(mllm.model(**batch.inputs).logits, before, atol=1e-5)
     layers, state = lora_layers(mllm.model), mllm.model.state_dict()
-    assert len(layers) == mllm.n_layers * len(CONFIG.targets) and all(
-        layer.lora_A["default"].out_features == 2 for layer in layers.values()
-    )
+    assert len(layers) == mllm.n_layers * len(CONFIG.targets)
+    assert all(layer.lora_A["default"].out_features == 2 for layer in layers.values())
     for number, layer in enumerate(layers.values()):
         randomize(layer.lora_A, number), randomize(layer.lora_B, number)
     with torch.inference_mode():
@@ -56,11 +55,9 @@ def test_merged_weights_compute_what_the_adapters_compute(name: str, tmp_path: P
     plain.load_state_dict(merged)
     in_place = copy.deepcopy(mllm.model)
     merge_lora(in_place)
-    assert (
-        not lora_layers(in_place)
-        and in_place.state_dict().keys() == old.keys()
-        and state.keys() == mllm.model.state_dict().keys()
-    )
+    assert not lora_layers(in_place)
+    assert in_place.state_dict().keys() == old.keys()
+    assert state.keys() == mllm.model.state_dict().keys()
     with torch.inference_mode():
         for model in (plain.eval(), in_place.eval()):
             torch.testing.assert_close(model(**batch.inputs).logits, adapted, atol=1e-3, rtol=1e-3)

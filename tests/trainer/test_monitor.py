@@ -66,11 +66,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_evaluation_is_made_once_and_no_head_is_warned_of(folder: Path) -> None:
     log = pd.read_parquet(folder / "training.parquet")
-    assert log["accuracy/mean"].dropna().index.size == 2 and log.loc[log["accuracy/mean"].notna(), "step"].tolist() == [
+    assert log["accuracy/mean"].dropna().index.size == 2
+    assert log.loc[log["accuracy/mean"].notna(), "step"].tolist() == [
         5,
         8,
     ]
-    assert training_record(folder)["warnings"] == [] and "warning" not in log
+    assert training_record(folder)["warnings"] == []
+    assert "warning" not in log
 
 
 def test_accuracy_in_the_log_has_what_the_last_table_has(folder: Path) -> None:
@@ -79,19 +81,16 @@ def test_accuracy_in_the_log_has_what_the_last_table_has(folder: Path) -> None:
     for category, row in table.iterrows():
         own = score_log(log, f"accuracy/{'mean' if category == MEAN else category}")
         last = own.iloc[-1]
-        assert (
-            own["step"].tolist() == [5, 8]
-            and last["score"] == row["accuracy"]
-            and (last["n"], last["chance"]) == (row["n"], row["chance"])
-        )
-        assert (last["low"], last["high"]) == (row["low"], row["high"]) and 0 <= last["low"] <= last["score"] <= last[
-            "high"
-        ] <= 1
-    assert MEAN in table.index and table.loc[MEAN, "accuracy"] == pytest.approx(
-        table.drop(index=MEAN)["accuracy"].mean()
-    )
+        assert own["step"].tolist() == [5, 8]
+        assert last["score"] == row["accuracy"]
+        assert (last["n"], last["chance"]) == (row["n"], row["chance"])
+        assert (last["low"], last["high"]) == (row["low"], row["high"])
+        assert 0 <= last["low"] <= last["score"] <= last["high"] <= 1
+    assert MEAN in table.index
+    assert table.loc[MEAN, "accuracy"] == pytest.approx(table.drop(index=MEAN)["accuracy"].mean())
     before = score_log(log[["step", "accuracy/mean"]], "accuracy/mean")  # a log from before there were intervals
-    assert before["score"].notna().all() and before[["low", "high", "chance", "n"]].isna().all(axis=None)
+    assert before["score"].notna().all()
+    assert before[["low", "high", "chance", "n"]].isna().all(axis=None)
 
 
 def test_cknna_in_the_log_is_that_of_the_stored_model(folder: Path) -> None:
@@ -105,21 +104,19 @@ def test_cknna_in_the_log_is_that_of_the_stored_model(folder: Path) -> None:
         cknna(own.values[0], other[0], k=10) for own, other in zip(read(mllm, batch, layers=[2]), patches, strict=True)
     ]
     table = cknna_log(folder)
-    assert table["step"].tolist() == [5, 8] and set(table["of"]) == {"layer 2, efficientnet-lite0"}
+    assert table["step"].tolist() == [5, 8]
+    assert set(table["of"]) == {"layer 2, efficientnet-lite0"}
     last = table.iloc[-1]
     assert last["score"] == pytest.approx(np.mean(values), abs=1e-5)
     interval = bootstrap_ci(values, seed=0)
     assert (last["low"], last["high"]) == pytest.approx((interval.low, interval.high), abs=1e-5)
-    assert (last["n"], last["k"], last["n_images"]) == (64, 10, 5) and 0 < last["null_mean"] < last["null_q95"] < last[
-        "score"
-    ]
+    assert (last["n"], last["k"], last["n_images"]) == (64, 10, 5)
+    assert 0 < last["null_mean"] < last["null_q95"] < last["score"]
     record = training_record(folder)["cknna"]
-    assert (
-        record["layers"] == [2]
-        and record["n"] == 64
-        and record["permutations"] == 20
-        and record["vfm_fingerprint"] == vfm.record()["vfm_fingerprint"]
-    )
+    assert record["layers"] == [2]
+    assert record["n"] == 64
+    assert record["permutations"] == 20
+    assert record["vfm_fingerprint"] == vfm.record()["vfm_fingerprint"]
 
 
 def test_a_baseline_is_measured_in_its_middle_layer_and_goes_on_without_a_vfm(
@@ -128,7 +125,9 @@ def test_a_baseline_is_measured_in_its_middle_layer_and_goes_on_without_a_vfm(
     plain = replace(TINY, alignment=AlignmentConfig())
     prepared = PackedSetup.from_recipe(plain)
     subset, said = build_cknna_monitor(plain, prepared)
-    assert subset is not None and subset.layers == [1] and said == []
+    assert subset is not None
+    assert subset.layers == [1]
+    assert said == []
     few = replace(plain, monitor=MonitorConfig(k=64))
     assert build_cknna_monitor(few, prepared)[1] == [
         "CKNNA is not measured during training: monitor.k is 64: expected less than 64, the visual tokens of an image"
@@ -209,8 +208,10 @@ def test_a_loss_that_is_not_finite_stops_with_its_batch(tmp_path: Path) -> None:
         train(recipe, ["test"])
     (file,) = (tmp_path / "out").glob("not_finite-step-*.safetensors")
     batch = load_file(file)
-    assert str(file) in str(stopped.value) and not (tmp_path / "out" / "training.json").exists()
-    assert batch["input_ids"].shape[0] == 4 and batch["targets.efficientnet-lite0"].shape == (4, 64, 112)
+    assert str(file) in str(stopped.value)
+    assert not (tmp_path / "out" / "training.json").exists()
+    assert batch["input_ids"].shape[0] == 4
+    assert batch["targets.efficientnet-lite0"].shape == (4, 64, 112)
     known = {
         tuple(ids[ids != 0].tolist())
         for ids in (PackedSetup.from_recipe(recipe).train[i]["input_ids"] for i in range(24))
@@ -314,7 +315,8 @@ def test_heads_of_one_layer_and_of_several_have_names() -> None:
         "layer 3 with b",
     ]
     assert [name for name, _ in early._heads(Model("shared", 2))] == ["all layers with a", "all layers with b"]
-    assert list(early._heads(Model("none", 0))) == [] and list(early._heads(torch.nn.Linear(1, 1))) == []
+    assert list(early._heads(Model("none", 0))) == []
+    assert list(early._heads(torch.nn.Linear(1, 1))) == []
 
 
 # --- the card -------------------------------------------------------------------------------------
@@ -322,11 +324,9 @@ def test_heads_of_one_layer_and_of_several_have_names() -> None:
 
 def test_the_card_says_what_is_in_the_folder(folder: Path) -> None:
     text = (folder / "README.md").read_text()
-    assert (
-        text.startswith("---\n")
-        and "base_model:\n- facebook/dinov2-small\n" in text
-        and "pipeline_tag: image-text-to-text" in text
-    )
+    assert text.startswith("---\n")
+    assert "base_model:\n- facebook/dinov2-small\n" in text
+    assert "pipeline_tag: image-text-to-text" in text
     record = training_record(folder)
     for part in (
         "DINOv2 itself is Apache-2.0",
@@ -343,7 +343,9 @@ def test_the_card_says_what_is_in_the_folder(folder: Path) -> None:
         ", too few to say much" if accuracy["few"] else ""
     )
     row = f"| accuracy, exist | {accuracy['accuracy']:.3f} | {interval} | 0.500 | {asked} |"
-    assert row in text and "| CKNNA, layer 2, efficientnet-lite0, k = 10 |" in text and "64 tokens, 5 images" in text
+    assert row in text
+    assert "| CKNNA, layer 2, efficientnet-lite0, k = 10 |" in text
+    assert "64 tokens, 5 images" in text
     scope: dict[str, object] = {"FOLDER_OR_NAME": str(folder)}
     (code,) = text.split("```python\n")[1:]
     exec(compile(code.split("```")[0], "README.md", "exec"), scope)
@@ -357,13 +359,11 @@ def test_no_private_path_is_in_the_card_or_in_what_is_sent(folder: Path) -> None
     record["warnings"] = ["CKNNA is not measured during training: /home/secret/vfm has no model.safetensors"]
     record["argv"] = ["/home/secret/trainer"]
     text = card(record, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder))
-    assert (
-        "secret" not in text
-        and "# mine\n" in text
-        and "folder:photos" in text
-        and "| start | stage1 |" in text
-        and "facebook/dinov2-small" in text
-    )
+    assert "secret" not in text
+    assert "# mine\n" in text
+    assert "folder:photos" in text
+    assert "| start | stage1 |" in text
+    assert "facebook/dinov2-small" in text
     names = uploaded_files(folder)
     assert {
         "README.md",
@@ -401,12 +401,10 @@ def test_a_residual_model_says_that_it_needs_mllm_load(folder: Path) -> None:
     record = json.loads(json.dumps(training_record(folder)))
     record["recipe"]["alignment"] |= {"objective": "none", "residual": "encoder"}
     text = card(record, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder))
-    assert (
-        "MLLM.load(FOLDER_OR_NAME)" in text
-        and "AutoModel" not in text
-        and "another model" in text
-        and "alignment target" not in text
-    )
+    assert "MLLM.load(FOLDER_OR_NAME)" in text
+    assert "AutoModel" not in text
+    assert "another model" in text
+    assert "alignment target" not in text
 
 
 def test_the_card_names_hub_ids_whole_and_what_a_folder_came_from(folder: Path, tmp_path: Path) -> None:
@@ -423,28 +421,23 @@ def test_the_card_names_hub_ids_whole_and_what_a_folder_came_from(folder: Path, 
     del record["origins"]
     record["recipe"] |= {"model": as_mapping(ModelConfig(name=str(tmp_path / "stage1")))}
     text = card(record, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder))
-    assert (
-        "base_model:\n- google/siglip2-so400m-patch16-384\n- lmsys/vicuna-7b-v1.5\n" in text
-        and str(tmp_path) not in text
-    )
-    assert (
-        "| model | stage1 | a training of this workbench | abc |" in text
-        and "| language model of stage1 | lmsys/vicuna-7b-v1.5 | the hub |" in text
-    )
+    assert "base_model:\n- google/siglip2-so400m-patch16-384\n- lmsys/vicuna-7b-v1.5\n" in text
+    assert str(tmp_path) not in text
+    assert "| model | stage1 | a training of this workbench | abc |" in text
+    assert "| language model of stage1 | lmsys/vicuna-7b-v1.5 | the hub |" in text
     record["recipe"] |= {"model": as_mapping(ModelConfig(name="llava-hf/llava-1.5-7b-hf"))}
     text = card(record, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder))
-    assert "base_model:\n- llava-hf/llava-1.5-7b-hf\n" in text and "name: llava-hf/llava-1.5-7b-hf" in text
+    assert "base_model:\n- llava-hf/llava-1.5-7b-hf\n" in text
+    assert "name: llava-hf/llava-1.5-7b-hf" in text
 
 
 def test_a_control_is_not_presented_as_viral(folder: Path) -> None:
     record = json.loads(json.dumps(training_record(folder)))
     record["recipe"]["alignment"] |= {"images": "others", "schedule": "linear"}
     text = card(record, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder))
-    assert (
-        "as a control of VIRAL" in text
-        and "control: shuffled targets" in text
-        and "L_LM + lambda(step) * L_VRA" in text
-    )
+    assert "as a control of VIRAL" in text
+    assert "control: shuffled targets" in text
+    assert "L_LM + lambda(step) * L_VRA" in text
 
 
 def test_a_push_that_cannot_be_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -530,9 +523,7 @@ def test_push_sends_model_and_card_and_nothing_else(folder: Path, hub: tuple[str
         HF_HUB_DISABLE_XET="1",
     )
     assert done.stdout.strip() == f"{address}/me/mine"
-    assert (
-        seen["create"]["name"] == "mine"
-        and seen["create"]["visibility"] == "private"
-        and seen["token"] == "Bearer hf_none"
-    )  # type: ignore[index]
+    assert seen["create"]["name"] == "mine"
+    assert seen["create"]["visibility"] == "private"
+    assert seen["token"] == "Bearer hf_none"
     assert seen["files"] == {name: (folder / name).read_bytes() for name in uploaded_files(folder)}

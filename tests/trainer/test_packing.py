@@ -39,9 +39,8 @@ def positions_of(segments: Tensor) -> Tensor:
 
 def test_the_layout_of_a_batch_is_read_off_its_segments() -> None:
     packing = Packing.of(SEGMENTS)
-    assert packing.prefix.tolist() == [[0, 1, 0], [8, 9, 0], [11, 12, 13]] and packing.in_prefix.tolist() == [
-        [True, True, False]
-    ] * 2 + [[True] * 3]
+    assert packing.prefix.tolist() == [[0, 1, 0], [8, 9, 0], [11, 12, 13]]
+    assert packing.in_prefix.tolist() == [[True, True, False]] * 2 + [[True] * 3]
     assert packing.questions.tolist() == [
         [[2, 3, 0, 0], [4, 0, 0, 0], [5, 6, 7, 0], [0] * 4],
         [[10, 0, 0, 0]] + [[0] * 4] * 3,
@@ -61,9 +60,11 @@ def test_a_row_holds_four_questions_of_one_image() -> None:
 def test_values_go_into_the_sequence_and_back() -> None:
     packing, values = Packing.of(SEGMENTS), torch.arange(24.0).view(3, 8, 1).expand(3, 8, 2)
     flat = packing.flat(values)
-    assert flat.shape == (1, 19, 2) and flat[0, :, 0].tolist() == [*range(8), 8, 9, 10, *range(16, 24)]
+    assert flat.shape == (1, 19, 2)
+    assert flat[0, :, 0].tolist() == [*range(8), 8, 9, 10, *range(16, 24)]
     back = packing.padded(flat, fill=-1)
-    assert torch.equal(back[SEGMENTS >= 0], values[SEGMENTS >= 0]) and (back[SEGMENTS < 0] == -1).all()
+    assert torch.equal(back[SEGMENTS >= 0], values[SEGMENTS >= 0])
+    assert (back[SEGMENTS < 0] == -1).all()
 
 
 @pytest.mark.parametrize(

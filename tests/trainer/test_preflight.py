@@ -75,7 +75,8 @@ def test_lengths_without_pixels_are_those_of_the_encoded_conversations(name: str
     assert {sizes[c.loads[0].place] for c in data.conversations if c.loads} == set(SIZES[:7])
     tokens = VisualLengths(mllm, set(sizes.values()))
     found = list(_lengths(mllm, data.conversations, sizes, tokens, broken, data))
-    assert len(found) == len(data.conversations) and not broken
+    assert len(found) == len(data.conversations)
+    assert not broken
     for own, length in found:
         batch, labels = encode_conversations(mllm, [own.images], [own.turns])
         ids = batch.inputs["input_ids"][0]
@@ -96,9 +97,8 @@ def test_the_arithmetic_is_used_where_it_agrees_with_the_processor(
     few = VisualLengths(mllm, many)
     monkeypatch.setattr("trainer.preflight.SIZES_ASKED", 1000)
     every = VisualLengths(mllm, many)
-    assert {size: few[size] for size in many} == {size: every[size] for size in many} and len(
-        set(every._known.values())
-    ) > 1
+    assert {size: few[size] for size in many} == {size: every[size] for size in many}
+    assert len(set(every._known.values())) > 1
 
 
 @pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_vl", "paligemma"])
@@ -323,20 +323,23 @@ def test_a_run_goes_on_without_a_row(
     run_of([*now, "--resume", "--repaired"], tmp_path / "out")
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     sentence = f"resumed at step 2 without 1 of {len(given)} conversations, each replaced by the next one"
-    assert any(sentence in warning for warning in record["warnings"]) and record["dropped"] == 1
+    assert any(sentence in warning for warning in record["warnings"])
+    assert record["dropped"] == 1
     assert sentence in (tmp_path / "out" / "README.md").read_text()
     monkeypatch.delenv("BROKEN", raising=False)
     after = next(n for n in range(number + 1, len(given)) if given[n].get("image"))
     file.write_text(json.dumps([given[after] if n == number else row for n, row in enumerate(given)]))
     # the sampler of the untroubled run must group by the lengths of the rows that the first one began with
     stored = Rows.load(tmp_path / "out" / "checkpoint-6")
-    assert stored is not None and len(stored.digests) == len(given)
+    assert stored is not None
+    assert len(stored.digests) == len(given)
     monkeypatch.setattr(ConversationSet, "rows", property(lambda self: stored, lambda self, value: None), raising=False)
     first = weights(
         run_of([w.partition("?")[0] if w.startswith("llava_json:") else w for w in flags], tmp_path / "same")
     )
     second = weights(tmp_path / "out")
-    assert first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 @pytest.mark.slow
@@ -354,7 +357,8 @@ def test_a_run_goes_on_with_a_larger_max_length_and_says_so(met: tuple[list[str]
         run_of([*flags, "--data.max_length", "200", "--resume"], folder)
         record = json.loads((folder / "training.json").read_text())
         sentence = f"resumed at step {step} with data.max_length 200, which was 60 before"
-        assert [w for w in record["warnings"] if sentence in w] and record["recipe"]["data"]["max_length"] == 200
+        assert [w for w in record["warnings"] if sentence in w]
+        assert record["recipe"]["data"]["max_length"] == 200
         assert sentence in (folder / "README.md").read_text()
         if step == 6:
             assert all(torch.equal(value, weights(done)[name]) for name, value in weights(folder).items())

@@ -107,7 +107,8 @@ def same(one: Path, other: Path, *, within: float = 0.0, columns: Sequence[str] 
     """The two runs made the same files, and tensors, logs and answers agree: to the bit, or within so much."""
     assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in other.iterdir())
     (tensors, log), (others, other_log) = written(one), written(other)
-    assert tensors.keys() == others.keys() and len(log) == len(other_log) == 4
+    assert tensors.keys() == others.keys()
+    assert len(log) == len(other_log) == 4
     for name, value in tensors.items():
         assert value.dtype == others[name].dtype
         # whose gradient is 0 but for rounding, of which Adam makes a step
@@ -163,7 +164,8 @@ def test_two_processes_equal_one_with_the_same_global_batch(runs: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_killed_while_they_save_and_resumed_are_bitwise_the_uninterrupted_run(runs: Path) -> None:
     killed = runs / "two-killed"
-    assert [c.step for c in checkpoints(killed)] == [2] and not (killed / "training.json").exists()
+    assert [c.step for c in checkpoints(killed)] == [2]
+    assert not (killed / "training.json").exists()
     words = [*TINY, "--output_dir", str(killed), "--resume"]
     with pytest.raises(
         RunError, match="checkpoint-2 was written by 2 processes, and now there are 1: expected the same number"
@@ -200,7 +202,8 @@ def test_fsdp_divides_the_model_and_writes_the_same_folder(runs: Path) -> None:
     shards = [
         file.stat().st_size for file in (runs / "fsdp" / "checkpoint-2" / "pytorch_model_fsdp_0").glob("*.distcp")
     ]
-    assert len(shards) == 2 and min(shards) > 0.8 * max(shards)
+    assert len(shards) == 2
+    assert min(shards) > 0.8 * max(shards)
     same(runs / "one", runs / "fsdp", within=1e-5)
     same(runs / "fsdp", runs / "fsdp-again")
     same(runs / "lora", runs / "fsdp-lora", within=1e-5)
@@ -268,7 +271,8 @@ def test_one_image_four_times_has_the_gradients_of_four_images_at_once(tmp_path:
         trainer.add_callback(Keep())
         trainer.run()
     once, parts = found
-    assert once.keys() == parts.keys() and any("alignment" in name for name in once)
+    assert once.keys() == parts.keys()
+    assert any("alignment" in name for name in once)
     for name, value in once.items():
         torch.testing.assert_close(parts[name], value, atol=1e-6, rtol=1e-5)
 
@@ -296,21 +300,21 @@ distributed.program(lambda: run(command.main))
         for rank in ranks
     ]
     left, killed = [(process.communicate(timeout=300)[1], process.returncode) for process in both]
-    assert killed[1] == -signal.SIGKILL and left[1] == 2 and "Traceback" not in left[0]
+    assert killed[1] == -signal.SIGKILL
+    assert left[1] == 2
+    assert "Traceback" not in left[0]
     assert left[0].strip().splitlines()[-1].startswith("error: process 0 stops, since another process ended"), left[0]
 
 
 def test_the_stream_is_the_passes_one_after_another_whatever_is_read_at_once() -> None:
     stream = list(Stream(5, 12, seed=3))
-    assert (
-        sorted(stream[:5]) == sorted(stream[5:10]) == list(range(5))
-        and stream[:5] != stream[5:10]
-        and len(stream) == len(Stream(5, 12, seed=3)) == 12
-    )
-    assert stream[:7] == list(Stream(5, 7, seed=3)) and stream != list(Stream(5, 12, seed=4))
-    assert stream[:5] == torch.randperm(5, generator=torch.Generator().manual_seed(3)).tolist() and stream[
-        5:10
-    ] == shuffled(5, 3, 1)
+    assert sorted(stream[:5]) == sorted(stream[5:10]) == list(range(5))
+    assert stream[:5] != stream[5:10]
+    assert len(stream) == len(Stream(5, 12, seed=3)) == 12
+    assert stream[:7] == list(Stream(5, 7, seed=3))
+    assert stream != list(Stream(5, 12, seed=4))
+    assert stream[:5] == torch.randperm(5, generator=torch.Generator().manual_seed(3)).tolist()
+    assert stream[5:10] == shuffled(5, 3, 1)
 
 
 def test_one_process_that_sees_several_gpus_uses_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -370,9 +374,8 @@ def test_a_first_stage_of_another_precision_is_one_sentence(monkeypatch: pytest.
 def test_the_global_batch_stays_whatever_the_number_of_processes() -> None:
     optim = OptimConfig(batch_size=4, global_batch=128)
     assert [optim.accumulated(processes) for processes in (1, 2, 4, 8, 32)] == [32, 16, 8, 4, 1]
-    assert {optim.images(processes) for processes in (1, 2, 4, 8, 32)} == {128} and OptimConfig(
-        batch_size=4, accumulation=3
-    ).images(2) == 24
+    assert {optim.images(processes) for processes in (1, 2, 4, 8, 32)} == {128}
+    assert OptimConfig(batch_size=4, accumulation=3).images(2) == 24
     assert [(optim.at_once(processes), optim.accumulated(processes)) for processes in (64, 128)] == [(2, 1), (1, 1)]
     assert (
         OptimConfig(batch_size=16, global_batch=12).at_once(2),
@@ -402,18 +405,20 @@ def test_the_commands_of_the_page_are_launch_files_that_accelerate_reads_and_rec
         if line.startswith("accelerate launch")
     ]
     files = sorted((ROOT / "trainer" / "launch").glob("*.yaml"))
-    assert (
-        len(lines) == 3
-        and [f.stem for f in files] == ["ddp", "fsdp", "zero2", "zero3"]
-        and all(f.name in page for f in files)
-    )
+    assert len(lines) == 3
+    assert [f.stem for f in files] == ["ddp", "fsdp", "zero2", "zero3"]
+    assert all(f.name in page for f in files)
     monkeypatch.chdir(ROOT)
     for line in [*lines, *(f"accelerate launch --config_file {file} -m trainer {recipe('viral')}" for file in files)]:
         given = launch_command_parser().parse_args(line.split()[2:])
         args, _, _ = _validate_launch_command(given)
-        assert args.num_processes == 2 and args.module and args.training_script == "trainer"
+        assert args.num_processes == 2
+        assert args.module
+        assert args.training_script == "trainer"
         assert read(args.training_script_args).optim.accumulated(2) == 1
         if "zero" in line:
-            assert args.use_deepspeed and f"zero{args.zero_stage}.yaml" in line
+            assert args.use_deepspeed
+            assert f"zero{args.zero_stage}.yaml" in line
         if "fsdp" in line:
-            assert args.use_fsdp and args.fsdp_version == 2
+            assert args.use_fsdp
+            assert args.fsdp_version == 2

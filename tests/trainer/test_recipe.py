@@ -48,10 +48,8 @@ def test_the_kind_follows_from_the_name_alone_and_is_stored() -> None:
         "pretrained",
     ]
     assert ModelConfig(**HUB).kind == "toy"  # no guess by a slash
-    assert (
-        as_mapping(Recipe())["model"]["kind"] == "toy"
-        and as_mapping(Recipe(model=ModelConfig(kind="assembled", **HUB)))["model"]["kind"] == "assembled"
-    )
+    assert as_mapping(Recipe())["model"]["kind"] == "toy"
+    assert as_mapping(Recipe(model=ModelConfig(kind="assembled", **HUB)))["model"]["kind"] == "assembled"
     assert dataclasses.replace(ModelConfig(name="a"), train="lora").kind == "pretrained"
 
 
@@ -122,7 +120,9 @@ def test_the_kind_follows_from_the_name_alone_and_is_stored() -> None:
 def test_a_kind_that_contradicts_the_rest_is_one_sentence(model: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         ModelConfig(**model)
-    assert message in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 300
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
 
 
 def test_a_folder_has_no_revision(tmp_path: Path) -> None:
@@ -183,7 +183,8 @@ def test_stage1_becomes_a_recipe_of_its_own_and_the_folder_that_the_run_starts_f
             "64",
         ]
     )
-    assert viral.start is None and viral.stage1 == ROOT / "trainer" / "recipes" / "shapes_stage1.yaml"
+    assert viral.start is None
+    assert viral.stage1 == ROOT / "trainer" / "recipes" / "shapes_stage1.yaml"
     first, own = stages(viral)
     alone = read([str(viral.stage1)])
     assert (own.start, own.stage1, first.output_dir, first.seed) == (
@@ -199,12 +200,14 @@ def test_stage1_becomes_a_recipe_of_its_own_and_the_folder_that_the_run_starts_f
         alone.alignment,
     )
     assert dataclasses.replace(own, start=None) == dataclasses.replace(viral, stage1=None)
-    assert stages(own) == [own] and stages(first) == [first]
+    assert stages(own) == [own]
+    assert stages(first) == [first]
 
 
 def test_a_folder_takes_the_place_of_stage1() -> None:
     own = read([str(ROOT / "trainer" / "recipes" / "shapes_viral.yaml"), "--start", "runs/stage1-s0"])
-    assert (own.start, own.stage1) == (Path("runs/stage1-s0"), None) and stages(own) == [own]
+    assert (own.start, own.stage1) == (Path("runs/stage1-s0"), None)
+    assert stages(own) == [own]
 
 
 def test_a_stage1_that_is_not_there_is_one_sentence() -> None:
@@ -220,7 +223,8 @@ def test_a_stage1_that_is_not_there_is_one_sentence() -> None:
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_an_old_key_is_an_error_that_names_the_new_one(old: str, new: str, tmp_path: Path) -> None:
-    assert new in dict(config_fields(Recipe)) and old not in dict(config_fields(Recipe))
+    assert new in dict(config_fields(Recipe))
+    assert old not in dict(config_fields(Recipe))
     section, key = old.split(".")
     (tmp_path / "old.yaml").write_text(f"{section}:\n  {key}: 1\n")
     with pytest.raises(ConfigError, match=rf"unknown key '{old}' in .*old\.yaml: it is called '{new}' now"):
@@ -256,13 +260,12 @@ def old_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
 def test_a_stored_recipe_is_read_with_the_keys_of_today(model: ModelConfig) -> None:
     recipe = as_mapping(Recipe(model=model))
     old = old_recipe(recipe)
-    assert (
-        {"tower", "tower_features"} <= old["model"].keys()
-        and "kind" not in old["model"]
-        and "centre" in old["alignment"]
-    )
+    assert {"tower", "tower_features"} <= old["model"].keys()
+    assert "kind" not in old["model"]
+    assert "centre" in old["alignment"]
     before = json.dumps(old)
-    assert current_recipe(old) == recipe == current_recipe(recipe) and json.dumps(old) == before
+    assert current_recipe(old) == recipe == current_recipe(recipe)
+    assert json.dumps(old) == before
     assert current_recipe({"seed": 1, "optim": {"steps": 4}}) == {"seed": 1, "optim": {"steps": 4}}
 
 
@@ -279,7 +282,8 @@ def test_a_folder_from_before_the_new_keys_is_read_everywhere(runs_folder: Path,
     stored = old_recipe(yaml.safe_load((folder / "recipe.yaml").read_text()))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(stored))
     files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
-    assert training_record(folder) == new and training_recipe(folder) == new["recipe"]
+    assert training_record(folder) == new
+    assert training_recipe(folder) == new["recipe"]
     recipe = parse(Recipe, [], prog="test", recipe=runs_folder / "viral" / "recipe.yaml")
     check_same_recipe(folder, dataclasses.replace(recipe, output_dir=folder))
     with pytest.raises(ConfigError, match=r"was started with model\.vision_encoder_features"):
@@ -290,7 +294,8 @@ def test_a_folder_from_before_the_new_keys_is_read_everywhere(runs_folder: Path,
         card(own, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder))
         for own in (training_record(folder), new)
     ]
-    assert texts[0] == texts[1] and "| vision encoder | dinov2-small |" in texts[0]
+    assert texts[0] == texts[1]
+    assert "| vision encoder | dinov2-small |" in texts[0]
     assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == files
     stored["model"]["towr"] = 1
     (folder / "recipe.yaml").write_text(yaml.safe_dump(stored))
@@ -314,7 +319,8 @@ def test_sweeps_exports_and_the_ledger_read_a_run_from_before_the_new_keys(tmp_p
     assert finished(dataclasses.replace(sweep, exported=tmp_path / "kept", report=True)) == runs
     for root in (sweep.output_dir, tmp_path / "kept"):
         trained = find_trained(root, "baseline", Training("baseline-s{seed}", "", ""), 0)
-        assert trained is not None and trained.record["recipe"]["model"] == recipe["model"]
+        assert trained is not None
+        assert trained.record["recipe"]["model"] == recipe["model"]
 
 
 # --- ranges ---------------------------------------------------------------------------------------
@@ -378,11 +384,9 @@ def test_help_shows_ranges_with_defaults_and_the_trainers_numbers_have_them() ->
     with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
         parse(Few, ["--help"], prog="few")
     text = " ".join(shown.getvalue().replace("│", " ").split())
-    assert (
-        "How many. (at least 1; default: 1)" in text
-        and "(0 to below 1; default: 0.0)" in text
-        and "(default: a)" in text
-    )
+    assert "How many. (at least 1; default: 1)" in text
+    assert "(0 to below 1; default: 0.0)" in text
+    assert "(default: a)" in text
     assert parse(Few, ["--count", "3", "--many", "4", "5"], prog="few") == Few(count=3, many=(4, 5))
     numbers = [key for key, hint in config_fields(OptimConfig) if hint in (int, float)]
     assert set(numbers) <= ranges(OptimConfig).keys()

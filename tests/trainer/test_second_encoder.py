@@ -75,12 +75,12 @@ def test_the_connector_receives_both_and_with_the_second_weighted_zero_the_model
         for name in states[0]
         if states[0][name].shape != states[1][name].shape or not torch.equal(states[0][name], states[1][name])
     }
-    assert states[0].keys() == states[1].keys() and other == {
-        f"base.model.multi_modal_projector.linear_1.{name}" for name in ("weight", "bias")
-    }
+    assert states[0].keys() == states[1].keys()
+    assert other == {f"base.model.multi_modal_projector.linear_1.{name}" for name in ("weight", "bias")}
 
     features = both.train.inputs.rows(range(12))
-    assert torch.equal(features[..., :TOWER], plain.train.inputs.rows(range(12))) and features.shape == (
+    assert torch.equal(features[..., :TOWER], plain.train.inputs.rows(range(12)))
+    assert features.shape == (
         12,
         64,
         TOWER + DIM,
@@ -95,7 +95,8 @@ def test_the_connector_receives_both_and_with_the_second_weighted_zero_the_model
     assert both.input_rate == pytest.approx(plain.input_rate * TOWER / (TOWER + DIM), rel=1e-4)
 
     seen = connector.linear_1(features).detach().flatten(0, 1)  # standardized, as a narrow connector's are
-    assert seen.mean(0).abs().max() < 1e-3 and 0.5 < float(seen.std(0).mean()) < 2
+    assert seen.mean(0).abs().max() < 1e-3
+    assert 0.5 < float(seen.std(0).mean()) < 2
     before = logits(both)
     with torch.no_grad():
         kept = connector.linear_1.weight.clone(), connector.linear_1.bias.clone()
@@ -127,7 +128,9 @@ def test_a_step_trains_the_connector_on_both_and_leaves_the_second_encoder_as_it
     both.model.train()
     both.model(**collate([both.train[i] for i in range(4)])).lm_loss.backward()
     gradient = both.model.base.model.multi_modal_projector.linear_1.weight.grad
-    assert gradient is not None and gradient[:, :TOWER].abs().sum() > 0 and gradient[:, TOWER:].abs().sum() > 0
+    assert gradient is not None
+    assert gradient[:, :TOWER].abs().sum() > 0
+    assert gradient[:, TOWER:].abs().sum() > 0
     both.model.zero_grad()
     both.check_frozen(both.model.base.state_dict())
     assert both.second is not None
@@ -170,31 +173,24 @@ def test_a_folder_goes_back_into_its_model_and_into_no_other(both: PackedSetup, 
 def test_a_run_is_evaluated_recorded_and_refused_elsewhere(folder: Path) -> None:
     record = training_record(folder)
     vfm = load_vfm(VFM)
-    assert (
-        record["second_encoder"] == VFM
-        and record["second_encoder_fingerprint"] == vfm.fingerprint
-        and record["second_encoder_licence"] == "Apache-2.0"
-    )
+    assert record["second_encoder"] == VFM
+    assert record["second_encoder_fingerprint"] == vfm.fingerprint
+    assert record["second_encoder_licence"] == "Apache-2.0"
     sources = json.loads((folder / "checkpoint-6" / "sources.json").read_text())
     assert {
         "second_encoder": vfm.fingerprint,
         "second_encoder_settings": vfm.entry.settings(),
     }.items() <= sources.items()
-    assert (
-        len(pd.read_parquet(folder / "accuracy.parquet")) > 1
-        and len(pd.read_parquet(folder / "best" / "accuracy.parquet")) > 1
-    )
+    assert len(pd.read_parquet(folder / "accuracy.parquet")) > 1
+    assert len(pd.read_parquet(folder / "best" / "accuracy.parquet")) > 1
     assert f"cknna/layer_1/{VFM}" in pd.read_parquet(folder / "training.parquet").columns
     card = (folder / "README.md").read_text()
-    assert (
-        "This model sees efficientnet-lite0 beside its own vision encoder" in card
-        and "from_pretrained" not in card
-        and "library_name" not in card
-    )
+    assert "This model sees efficientnet-lite0 beside its own vision encoder" in card
+    assert "from_pretrained" not in card
+    assert "library_name" not in card
     (row,) = [line for line in card.splitlines() if line.startswith("| second encoder ")]
-    assert row.startswith("| second encoder efficientnet-lite0 | efficientnet-lite0 |") and row.endswith(
-        f"| {vfm.fingerprint} | Apache-2.0 |"
-    )
+    assert row.startswith("| second encoder efficientnet-lite0 | efficientnet-lite0 |")
+    assert row.endswith(f"| {vfm.fingerprint} | Apache-2.0 |")
     for model, scores in ((folder, folder), (folder / "best", folder / "best"), (folder / "checkpoint-4", folder)):
         said = refused(
             "analyses.attention",
@@ -228,7 +224,8 @@ def test_it_goes_on_to_the_bit(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "resumed", ignore=shutil.ignore_patterns("checkpoint-6", "training.json"))
     train(own, ["test"])
     whole, resumed = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "resumed"))
-    assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     logs = [
         pd.read_parquet(path / "training.parquet").drop(columns="seconds") for path in (folder, tmp_path / "resumed")
     ]
@@ -279,7 +276,8 @@ def test_a_second_stage_has_the_scale_of_the_first_and_no_other_encoder(folder: 
 def test_the_dry_run_has_the_real_sizes_and_counts_shared_features_once(vfm: str) -> None:
     own = replace(BOTH, alignment=AlignmentConfig(objective="cosine", layer=(2,), hidden=16, vfm=(vfm,)))
     found = plan(own)
-    assert found.features == 4 * 64 * 16 * (TOWER + DIM + (384 if vfm != VFM else 0)) and found.not_run == ()
+    assert found.features == 4 * 64 * 16 * (TOWER + DIM + (384 if vfm != VFM else 0))
+    assert found.not_run == ()
     if vfm == VFM:
         assert found.sizes.total == sum(p.numel() for p in PackedSetup.from_recipe(own).model.parameters())
 

@@ -84,31 +84,27 @@ def test_only_the_connector_is_trained(folder: Path, mllm: MLLM, language: Path)
     record = json.loads((folder / "training.json").read_text())
     assert (record["language_fingerprint"], record["tower_fingerprint"]) == (fingerprint, tower)
     rows = mllm.model.get_input_embeddings().weight
-    assert (
-        len(rows) == 49153
-        and torch.equal(rows, append_mean_rows(rows[:-1], 49153))
-        and mllm.processor.image_token_id == 49152
-    )
+    assert len(rows) == 49153
+    assert torch.equal(rows, append_mean_rows(rows[:-1], 49153))
+    assert mllm.processor.image_token_id == 49152
 
     def tensors(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(path / "model.safetensors", "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if "projector" in name}  # noqa: SIM118  (a handle, not a mapping)
 
     first, last = tensors(folder / "checkpoint-1"), tensors(folder)
-    assert len(first) == 4 and all(not torch.equal(first[name], last[name]) for name in first)
+    assert len(first) == 4
+    assert all(not torch.equal(first[name], last[name]) for name in first)
     log = pd.read_parquet(folder / "training.parquet")
-    assert (
-        log["lm_loss"].dropna().gt(0).all()
-        and log["alignment_loss"].dropna().between(-1, 1).all()
-        and len(log["lm_loss"].dropna()) == 2
-    )
+    assert log["lm_loss"].dropna().gt(0).all()
+    assert log["alignment_loss"].dropna().between(-1, 1).all()
+    assert len(log["lm_loss"].dropna()) == 2
 
 
 def test_the_prompt_is_the_language_models_own_chat_format(mllm: MLLM, language: Path) -> None:
     text = mllm.prompt("any red star ?")
-    assert text.endswith(
-        f"<|im_start|>user\n{IMAGE}\nany red star ?<|im_end|>\n<|im_start|>assistant\n"
-    ) and text.startswith("<|im_start|>system\n")
+    assert text.endswith(f"<|im_start|>user\n{IMAGE}\nany red star ?<|im_end|>\n<|im_start|>assistant\n")
+    assert text.startswith("<|im_start|>system\n")
     plain = [{"role": "user", "content": f"{IMAGE}\nany red star ?"}]
     assert text == AutoTokenizer.from_pretrained(language).apply_chat_template(
         plain, add_generation_prompt=True, tokenize=False
@@ -119,9 +115,8 @@ def test_the_prompt_is_the_language_models_own_chat_format(mllm: MLLM, language:
 def test_packed_questions_are_answered_as_if_alone(mllm: MLLM) -> None:
     """Packed logits equal those of the plain processor-to-logits path, for every answer token of every question."""
     data = first_questions(load_data("shapes:val", limit=2), 3)
-    assert [len(scene) for scene in data.scenes] == [3, 3] and data.scenes[0] == load_data(
-        "shapes:val", limit=2
-    ).scenes[0][:3]
+    assert [len(scene) for scene in data.scenes] == [3, 3]
+    assert data.scenes[0] == load_data("shapes:val", limit=2).scenes[0][:3]
     inputs = ComputedFeatures(data, partial(connector_inputs, mllm.model, mllm.processor))
     batch = collate([*PackedDataset(data, Packer(mllm.processor, inputs.shape[1]), inputs)])
     end = mllm.processor.tokenizer.eos_token_id
@@ -144,14 +139,15 @@ def test_the_probe_reads_photographs_and_it_answers(mllm: MLLM, tmp_path: Path) 
         Image.fromarray(getattr(photographs, name)()).save(tmp_path / f"{name}.png")
     config = cknna.Config(vfm=("dinov2-small", "efficientnet-lite0"), layers=(0, 30), k=5, null=10)
     scores = cknna.run(config, Context(mllm, load_data(f"folder:{tmp_path}"), 2)).tables["scores"]
-    assert (
-        scores["layer"].tolist() == [0, 0, 30, 30] and (scores["n"] == 16).all() and scores["score"].between(0, 1).all()
-    )
+    assert scores["layer"].tolist() == [0, 0, 30, 30]
+    assert (scores["n"] == 16).all()
+    assert scores["score"].between(0, 1).all()
     assert scores["score"][0] > scores["null_q95"][0]  # the connector of a DINOv2 tower keeps DINOv2's neighbourhoods
     sample = load_data("shapes:val", limit=1)[0]
     batch = mllm.encode([sample.image], [sample.question])
     (activations,) = read(mllm, batch, layers=[0, 15, 30])
-    assert activations.values.shape == (3, 16, 576) and activations.values.isfinite().all()
+    assert activations.values.shape == (3, 16, 576)
+    assert activations.values.isfinite().all()
     assert isinstance(mllm.generate(batch, max_new_tokens=2)[0], str)
 
 
@@ -159,18 +155,14 @@ def test_the_pair_differs_in_its_alignment_only() -> None:
     baseline, viral = (
         parse(Recipe, [], prog="trainer", recipe=Path(RECIPE.replace("viral", name))) for name in ("baseline", "viral")
     )
-    assert (
-        baseline == replace(viral, alignment=AlignmentConfig(), output_dir=Path("runs/smol-baseline"))
-        and baseline.model.language == NAME
-    )
+    assert baseline == replace(viral, alignment=AlignmentConfig(), output_dir=Path("runs/smol-baseline"))
+    assert baseline.model.language == NAME
 
 
 def test_grown_rows_are_the_mean() -> None:
     rows = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
-    assert (
-        append_mean_rows(rows, 4).tolist() == [[1, 2], [3, 6], [2, 4], [2, 4]]
-        and append_mean_rows(rows, 2).tolist() == rows.tolist()
-    )
+    assert append_mean_rows(rows, 4).tolist() == [[1, 2], [3, 6], [2, 4], [2, 4]]
+    assert append_mean_rows(rows, 2).tolist() == rows.tolist()
 
 
 def test_a_changed_language_model_is_noticed(mllm: MLLM, language: Path) -> None:

@@ -42,8 +42,11 @@ def images(spec: str, limit: int, seed: int) -> list[str]:
 @pytest.mark.parametrize("spec", ["shapes:train", "photos:train", "easy_vqa:train"])
 def test_a_limit_draws_a_nested_subset_by_the_seed(spec: str) -> None:
     few, more, other = images(spec, 8, 3), images(spec, 24, 3), images(spec, 8, 4)
-    assert len(few) == 8 and set(few) < set(more) and few == images(spec, 8, 3)
-    assert set(few) != set(other) and few != [scene[0].image_id for scene in load_data(spec, limit=8).scenes]
+    assert len(few) == 8
+    assert set(few) < set(more)
+    assert few == images(spec, 8, 3)
+    assert set(few) != set(other)
+    assert few != [scene[0].image_id for scene in load_data(spec, limit=8).scenes]
     assert load_training(spec, 8, 3).fingerprint != load_training(spec, 8, 4).fingerprint
     assert load_training("shapes:train", None, 3).fingerprint == load_data("shapes:train").fingerprint
 
@@ -52,7 +55,8 @@ def test_variants_of_a_seed_share_their_images_and_evaluations_do_not_depend_on_
     first, second = (load_questions(TINY.data, seed) for seed in (10, 11))
     assert first.train.fingerprint != second.train.fingerprint
     assert first.val.fingerprint == second.val.fingerprint == load_data("shapes:val", limit=10).fingerprint
-    assert first.test is not None and first.test.fingerprint == load_data("shapes:test", limit=6).fingerprint
+    assert first.test is not None
+    assert first.test.fingerprint == load_data("shapes:test", limit=6).fingerprint
 
 
 def test_a_limit_beyond_the_data_says_how_many_there_are() -> None:
@@ -99,14 +103,13 @@ def test_the_best_model_by_validation_is_kept_and_evaluated_on_the_test_split(tm
     log = pd.read_parquet(folder / "training.parquet")
     scores = log[log["accuracy/mean"].notna()].set_index("step")["accuracy/mean"]
     best = json.loads((folder / "best" / "best.json").read_text())
-    assert (
-        sorted(scores.index) == [2, 4, 6]
-        and best["score"] == pytest.approx(scores.max())
-        and best["step"] == scores.idxmax()
-    )
+    assert sorted(scores.index) == [2, 4, 6]
+    assert best["score"] == pytest.approx(scores.max())
+    assert best["step"] == scores.idxmax()
     assert log["val_lm_loss"].notna().sum() == 3 == log["val_alignment_loss"].notna().sum()
     record = training_record(folder)
-    assert record["best"] == best and record["test"] == load_data("shapes:test", limit=6).fingerprint
+    assert record["best"] == best
+    assert record["test"] == load_data("shapes:test", limit=6).fingerprint
     asked = {sample.id for sample in load_data("shapes:test", limit=6)}
     assert set(table["id"]) == asked == set(pd.read_parquet(folder / "best" / "evaluation.parquet")["id"])
     LlavaForConditionalGeneration.from_pretrained(folder / "best")

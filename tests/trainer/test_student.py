@@ -106,7 +106,8 @@ def test_families_train_and_their_losses_are_those_of_transformers_and_of_the_fo
         part: {f"base.{n}" for n, own in ready.trained.items() if own == part} & moved
         for part in ("connector", "language")
     }
-    assert all(parts.values()) and not {n for n in moved if n.startswith("base.")} - set.union(*parts.values())
+    assert all(parts.values())
+    assert not {n for n in moved if n.startswith("base.")} - set.union(*parts.values())
     tower = {id(p) for p in plain.model.get_encoder(modality="image").parameters()} - {
         id(p) for p in plain.projector.parameters()
     }
@@ -148,7 +149,8 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tmp_path: Path, 
 def test_text_alone_has_a_language_loss_and_no_alignment_loss(llava: list[str]) -> None:
     ready = ConversationSetup.from_recipe(recipe_of([*llava, *VIRAL]))
     output = ready.model.train()(**ready.collate([8, 9]))
-    assert output.alignment_loss is None and output.lm_loss > 0
+    assert output.alignment_loss is None
+    assert output.lm_loss > 0
     output.lm_loss.backward()
     assert all(not p.grad.any() for p in ready.model.alignment.parameters())
     assert any(p.grad is not None and p.grad.any() for p in ready.mllm.decoder.parameters())
@@ -195,7 +197,8 @@ def test_the_control_takes_another_picture_wherever_else_it_occurs(tmp_path: Pat
     for seed in range(4):
         for whose, given in tiles(seed, "others"):
             sources = {source for source, target in true if torch.equal(target, given)}
-            assert sources and whose not in sources
+            assert sources
+            assert whose not in sources
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl"])
@@ -267,7 +270,8 @@ def test_a_run_that_met_a_broken_picture_goes_on_once_it_is_replaced(tmp_path: P
         folder_of([*flags, "--resume"], tmp_path / "out")
     folder_of([*flags, "--resume", "--repaired"], tmp_path / "out")
     first, second = whole(folder_of(flags, tmp_path / "untroubled")), whole(tmp_path / "out")
-    assert first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
     (said,) = json.loads((tmp_path / "out" / "training.json").read_text())["warnings"]
     assert said.startswith("step 2: resumed at step 2 with repaired data: ")
 
@@ -302,7 +306,8 @@ def test_a_run_that_was_cut_off_goes_on_bitwise(mode: str, llava: list[str], tmp
     shutil.copy(done / "recipe.yaml", cut)
     folder_of([*flags, "--resume"], cut)
     first, second = whole(done), whole(cut)
-    assert first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
     logs = [
         pd.read_parquet(folder / "training.parquet")[["step", "lm_loss", "alignment_loss", "grad_norm"]].dropna(
             subset="lm_loss"
@@ -333,18 +338,15 @@ def test_the_folder_is_plain_and_what_is_trained_is_recorded(name: str, mode: st
     assert before.keys() == after.keys()
     moved = {n for n in before if not torch.equal(before[n], after[n])}
     decoder = next(n for n, part in old.model.named_modules() if part is old.decoder)
-    assert any(n.startswith(decoder) for n in moved) == (mode != "connector") and any(
-        not n.startswith(decoder) for n in moved
-    )
+    assert any(n.startswith(decoder) for n in moved) == (mode != "connector")
+    assert any(not n.startswith(decoder) for n in moved)
     head = load_file(out / "alignment_head.safetensors")
     torch.manual_seed(0)
     assert set(head) == {f"{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")}
     loss = pd.read_parquet(out / "accuracy.parquet").iloc[0]
-    assert (
-        loss["low"] <= loss["lm_loss"] <= loss["high"]
-        and loss["n"] > loss["n_conversations"] == 10
-        and loss["chance"] > 3
-    )
+    assert loss["low"] <= loss["lm_loss"] <= loss["high"]
+    assert loss["n"] > loss["n_conversations"] == 10
+    assert loss["chance"] > 3
     evaluation = pd.read_parquet(out / "evaluation.parquet")
     assert (evaluation["lm_loss"] * evaluation["tokens"]).sum() / evaluation["tokens"].sum() == pytest.approx(
         loss["lm_loss"]
@@ -379,7 +381,8 @@ def test_variants_bfloat16_and_checkpointing_train(llava: list[str], tmp_path: P
     for number, variant in enumerate(variants):
         out = folder_of([*llava, *VIRAL, *variant, "--optim.steps", "2"], tmp_path / str(number))
         log = pd.read_parquet(out / "training.parquet")
-        assert log["lm_loss"].dropna().between(1, 20).all() and ("alignment_loss" in log) == ("none" not in variant[:2])
+        assert log["lm_loss"].dropna().between(1, 20).all()
+        assert ("alignment_loss" in log) == ("none" not in variant[:2])
     assert MLLM.load(str(tmp_path / "3"), validate=False).residual is not None
     sides = [c for c in pd.read_parquet(tmp_path / "1" / "training.parquet") if c.startswith("alignment_loss/")]
     # by name, also after a resume
@@ -410,11 +413,9 @@ def test_questions_with_options_are_answered_as_in_the_analyses(llava: list[str]
     for n in range(5):
         scores = mllm.option_logprobs(mllm.encode([picture(n)], ["what is this ?"]), [["cat", "dog"]])[0]
         right.append(int(scores.argmax()) == (n + 1) % 2)
-    assert (
-        table["correct"].tolist() == right
-        and set(table["chance"]) == {0.5}
-        and table["category"].unique().tolist() == ["question"]
-    )
+    assert table["correct"].tolist() == right
+    assert set(table["chance"]) == {0.5}
+    assert table["category"].unique().tolist() == ["question"]
 
 
 # --- an assembled LLaVA ---------------------------------------------------------------------------
@@ -492,9 +493,8 @@ def test_pickled_parts_are_planned_trained_and_saved_as_safetensors_are(tmp_path
         folder = folder_of(words, tmp_path / f"out-{kind}")
         results.append(whole(folder))
         assert "temperature" not in json.loads((folder / "generation_config.json").read_text())
-    assert results[0].keys() == results[1].keys() and all(
-        torch.equal(results[0][name], results[1][name]) for name in results[0]
-    )
+    assert results[0].keys() == results[1].keys()
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
 @pytest.mark.slow
@@ -553,11 +553,9 @@ def test_parts_that_run_code_or_lack_a_tensor_are_refused_by_training_and_by_the
             for more in ([], ["--dry_run"]):
                 with pytest.raises(WorkbenchError, match=rf"^model\.{part}: .*{message}") as error:
                     main([*words, *more])
-                assert (
-                    "\n" not in str(error.value)
-                    and not (tmp_path / "out").exists()
-                    and not (tmp_path / "mark").exists()
-                )
+                assert "\n" not in str(error.value)
+                assert not (tmp_path / "out").exists()
+                assert not (tmp_path / "mark").exists()
 
 
 @pytest.mark.slow
@@ -619,7 +617,8 @@ def test_a_recipe_pair_runs_from_the_command_line(tmp_path: Path) -> None:
         "--output_dir",
         str(tmp_path / "two"),
     )
-    assert "lm_loss" in done.stdout and "step 2/2" in done.stderr
+    assert "lm_loss" in done.stdout
+    assert "step 2/2" in done.stderr
     main([str(viral), "--output_dir", str(tmp_path / "viral"), "--optim.batch_size", "4"])
     two, one = whole(tmp_path / "two"), whole(tmp_path / "viral")
     assert two.keys() == one.keys()
@@ -632,10 +631,8 @@ def test_a_recipe_pair_runs_from_the_command_line(tmp_path: Path) -> None:
     # of which a step has none
     assert [w.split(" are ")[0] for w in record["warnings"]] == ["step 0: the 3 conversations without an image"]
     main([str(base), "--output_dir", str(tmp_path / "baseline")])
-    assert (
-        not (tmp_path / "baseline" / "alignment_head.safetensors").exists()
-        and (tmp_path / "viral" / "alignment_head.safetensors").exists()
-    )
+    assert not (tmp_path / "baseline" / "alignment_head.safetensors").exists()
+    assert (tmp_path / "viral" / "alignment_head.safetensors").exists()
 
 
 @pytest.mark.slow
@@ -740,7 +737,8 @@ def test_cknna_of_conversations_is_that_of_the_analyses(name: str, tmp_path: Pat
     )
     ready = ConversationSetup.from_recipe(recipe)
     subset, said = build_cknna_monitor(recipe, ready)
-    assert subset is not None and said == []
+    assert subset is not None
+    assert said == []
     logs, vfm, expected = subset.measure(), load_vfm("efficientnet-lite0"), []
     for c in (c for c in ready.val.conversations if c.loads):
         batch = ready.mllm.encode([c.images], [c.turns[0][0]])
@@ -751,9 +749,8 @@ def test_cknna_of_conversations_is_that_of_the_analyses(name: str, tmp_path: Pat
             hidden = [values for p, values in zip(places, own, strict=True) if p.image == number]
             pairs = zip(hidden, patches_under(vfm, [image], [parts])[0], strict=True)
             expected.append(sum(cknna(a, b, k=2) for a, b in pairs) / len(parts))
-    assert logs["cknna_images"] == len(expected) and logs["cknna/layer_2/efficientnet-lite0"] == pytest.approx(
-        sum(expected) / len(expected), abs=1e-5
-    )
+    assert logs["cknna_images"] == len(expected)
+    assert logs["cknna/layer_2/efficientnet-lite0"] == pytest.approx(sum(expected) / len(expected), abs=1e-5)
     few = replace(recipe, monitor=replace(recipe.monitor, k=10_000))
     assert "visual tokens of an image" in build_cknna_monitor(few, ready)[1][0]
 
@@ -764,17 +761,13 @@ def test_a_head_that_stands_still_and_a_loss_that_is_not_finite_are_told_of_conv
 ) -> None:
     still = folder_of([*llava, *VIRAL, "--alignment.weight", "0", "--monitor.cknna_images", "0"], tmp_path / "still")
     record = json.loads((still / "training.json").read_text())
-    assert (
-        len(record["warnings"]) == 1
-        and "the alignment head of layer 2 with efficientnet-lite0 does not move" in record["warnings"][0]
-    )
+    assert len(record["warnings"]) == 1
+    assert "the alignment head of layer 2 with efficientnet-lite0 does not move" in record["warnings"][0]
     card = (still / "README.md").read_text()
-    assert (
-        "loss per answer token" in card
-        and str(tmp_path) not in card
-        and "dinov2-small" not in card
-        and record["model_fingerprint"] in card
-    )
+    assert "loss per answer token" in card
+    assert str(tmp_path) not in card
+    assert "dinov2-small" not in card
+    assert record["model_fingerprint"] in card
     wild = [
         "--optim.learning_rate",
         "1e30",

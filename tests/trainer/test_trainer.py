@@ -62,7 +62,9 @@ def test_cosine_loss_equals_its_formula_and_spares_the_target() -> None:
     a, b = student.detach().double(), target.detach().double()
     assert loss.item() == pytest.approx(-float(((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))).mean()), abs=1e-6)
     loss.backward()
-    assert student.grad is not None and student.grad.abs().sum() > 0 and target.grad is None
+    assert student.grad is not None
+    assert student.grad.abs().sum() > 0
+    assert target.grad is None
     assert cosine_loss(3 * b, b).item() == pytest.approx(-1)
 
 
@@ -148,18 +150,17 @@ def test_the_folder_is_plain_transformers_and_the_log_has_both_losses(runs_folde
     head.load_state_dict(load_file(runs_folder / "viral" / "alignment_head.safetensors"))
     assert not (runs_folder / "baseline" / "alignment_head.safetensors").exists()
     log = pd.read_parquet(runs_folder / "viral" / "training.parquet")
-    assert log["alignment_loss"].dropna().between(-1, 1).all() and len(log["lm_loss"].dropna()) == 6
+    assert log["alignment_loss"].dropna().between(-1, 1).all()
+    assert len(log["lm_loss"].dropna()) == 6
     assert {"accuracy/count", "accuracy/relation_x", "accuracy/mean"} <= set(log.columns)
     assert log["lm_loss"].dropna().iloc[-1] < log["lm_loss"].dropna().iloc[0]
     evaluation = pd.read_parquet(runs_folder / "viral" / "evaluation.parquet")
     assert set(evaluation["id"]) == {s.id for s in load_data("shapes:val", limit=8)}
     record = json.loads((runs_folder / "viral" / "training.json").read_text())
-    assert (
-        record["tower_fingerprint"]
-        and record["vfm_fingerprint"]
-        and record["recipe"]["alignment"]["layer"] == [2]
-        and record["packages"]["torch"]
-    )
+    assert record["tower_fingerprint"]
+    assert record["vfm_fingerprint"]
+    assert record["recipe"]["alignment"]["layer"] == [2]
+    assert record["packages"]["torch"]
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -197,7 +198,8 @@ def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path: Path, acc
     names = [sorted(file.name for file in (tmp_path / name).iterdir()) for name in ("whole", "killed")]
     assert names[0] == names[1]
     whole, resumed = tensors(tmp_path / "whole"), tensors(tmp_path / "killed")
-    assert whole.keys() == resumed.keys() and all(torch.equal(whole[k], resumed[k]) for k in whole)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
     pd.testing.assert_frame_equal(
         *(pd.read_parquet(tmp_path / name / "training.parquet").drop(columns="seconds") for name in ("whole", "killed"))
     )
@@ -236,9 +238,8 @@ def test_a_run_that_died_after_its_last_step_is_only_finished(tmp_path: Path, pr
     run("trainer", *words)
     before, log = tensors(tmp_path / "out"), pd.read_parquet(tmp_path / "out" / "training.parquet")
     sources = json.loads((tmp_path / "out" / "checkpoint-6" / "sources.json").read_text())
-    assert sources.keys() == {"data", "val", "tower", "processor", "vfm", "vfm_settings", "items", "libraries"} and all(
-        sources.values()
-    )
+    assert sources.keys() == {"data", "val", "tower", "processor", "vfm", "vfm_settings", "items", "libraries"}
+    assert all(sources.values())
     for name in ("training.json", "model.safetensors", "accuracy.parquet"):
         (tmp_path / "out" / name).unlink()
     run("trainer", *words, "--resume")
@@ -296,11 +297,9 @@ def test_only_what_began_a_run_continues_it(tmp_path: Path) -> None:
             check_same_sources(tmp_path, record | {f"{part}_fingerprint": "abd"}, repaired=True)
     write_sources(tmp_path, record | {"items": 8})
     (said,) = check_same_sources(tmp_path, record | {"data": "9161", "items": 8}, repaired=True)
-    assert (
-        said.startswith("resumed at step ")
-        and " with repaired data: " in said
-        and "the data fingerprint 1f6a, and it is 9161 now" in said
-    )
+    assert said.startswith("resumed at step ")
+    assert " with repaired data: " in said
+    assert "the data fingerprint 1f6a, and it is 9161 now" in said
     write_sources(tmp_path, record | {"items": 8})
     for change, message in (
         ({"data": "9161", "items": 7}, "trained on 8 items, and there are 7 now"),
@@ -316,7 +315,8 @@ def test_a_run_resumed_with_other_libraries_says_so(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "sources.json").read_text())
     (tmp_path / "sources.json").write_text(json.dumps(stored | {"libraries": stored["libraries"] | {"torch": "2.3"}}))
     (said,) = check_same_sources(tmp_path, {"data": "1f6a"})
-    assert said.startswith("resumed with torch 2.") and "was written with 2.3" in said
+    assert said.startswith("resumed with torch 2.")
+    assert "was written with 2.3" in said
 
 
 def test_a_run_that_died_writing_its_recipe_is_started_anew(tmp_path: Path) -> None:
@@ -370,7 +370,8 @@ def test_another_first_stage_is_not_taken_for_ours(tmp_path: Path) -> None:
 
 def test_passes_of_a_seed_are_its_own_and_the_last_step_is_logged(tmp_path: Path) -> None:
     orders = [tuple(shuffled(50, seed, epoch)) for seed in range(4) for epoch in range(4)]
-    assert len(set(orders)) == 16 and all(sorted(order) == list(range(50)) for order in orders)
+    assert len(set(orders)) == 16
+    assert all(sorted(order) == list(range(50)) for order in orders)
     run(
         "trainer",
         recipe("stage1"),
@@ -399,9 +400,11 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: cannot write checkpoint")
-    assert not list((tmp_path / "out").glob("checkpoint-*")) and not (tmp_path / "out" / "training.json").exists()
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+    assert not (tmp_path / "out" / "training.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -579,7 +582,9 @@ def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
             break
     process.send_signal(signal.SIGINT)
     rest = process.stderr.read()
-    assert process.wait() == 130 and rest.strip().splitlines()[-1] == "interrupted" and "Traceback" not in rest
+    assert process.wait() == 130
+    assert rest.strip().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in rest
     assert not (tmp_path / "out" / "training.json").exists()
 
 

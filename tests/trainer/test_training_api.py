@@ -27,10 +27,12 @@ def test_a_training_from_python_is_that_of_the_command(tmp_path: Path) -> None:
     command = Training(tmp_path / "command")
     pd.testing.assert_frame_equal(training.evaluation, command.evaluation)
     pd.testing.assert_frame_equal(training.log, command.log)
-    assert training.record["recipe"]["seed"] == 3 and training.model().n_layers == 1
+    assert training.record["recipe"]["seed"] == 3
+    assert training.model().n_layers == 1
     assert {"category", "accuracy", "low", "high", "chance", "n", "seed"} <= {*training.scores.columns}
     stored, other = (load_file(folder / "model.safetensors") for folder in (training.folder, command.folder))
-    assert stored.keys() == other.keys() and all(stored[name].equal(other[name]) for name in stored)
+    assert stored.keys() == other.keys()
+    assert all(stored[name].equal(other[name]) for name in stored)
     with pytest.raises(RunError, match="is not empty"):
         train("shapes_stage1", output_dir=tmp_path / "api", seed=3, model=model, **TINY)
 
@@ -48,4 +50,5 @@ def test_what_python_asks_of_a_training_is_checked_as_on_the_command_line(tmp_pa
 
 @pytest.mark.parametrize("package", [workbench, trainer], ids=lambda package: package.__name__)
 def test_every_public_name_is_imported_from_where_the_stub_says(package: ModuleType) -> None:
-    assert package.__all__ and all(getattr(package, name) is not None for name in package.__all__)
+    assert package.__all__
+    assert all(getattr(package, name) is not None for name in package.__all__)

@@ -53,15 +53,14 @@ def test_a_run_in_memory_has_the_numbers_of_the_command(
     (folder,) = (path.parent for path in tmp_path.glob("cknna-*/run.json"))
     stored = load(folder)
     pd.testing.assert_frame_equal(run.tables["scores"], stored.tables["scores"], check_exact=True)
-    assert run.key == stored.key and set(run.record) == set(json.loads((folder / "run.json").read_text())) - {
+    assert run.key == stored.key
+    assert set(run.record) == set(json.loads((folder / "run.json").read_text())) - {
         "key",
         "tables",
         "seconds",
     }
-    assert (
-        run.save(tmp_path / "again") == tmp_path / "again" / folder.name
-        and load(tmp_path / "again" / folder.name).key == run.key
-    )
+    assert run.save(tmp_path / "again") == tmp_path / "again" / folder.name
+    assert load(tmp_path / "again" / folder.name).key == run.key
 
 
 def test_a_stored_run_is_looked_up(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +78,8 @@ def test_models_in_memory_and_folders_are_one_model(run: Run, model: Path) -> No
     for given in (wrapped, (wrapped.model, wrapped.processor)):
         again = run_analysis("cknna", given, data=load_data("shapes:val", limit=4), **ASKED)
         pd.testing.assert_frame_equal(again.tables["scores"], run.tables["scores"])
-        assert again.record["data"] == "shapes:val" and again.key == run.key
+        assert again.record["data"] == "shapes:val"
+        assert again.key == run.key
     assert run_analysis("cknna", wrapped, label="other", **ASKED).label == "other"
     wrong = tf.AutoProcessor.from_pretrained(model)
     wrong.patch_size = 7
@@ -90,10 +90,10 @@ def test_models_in_memory_and_folders_are_one_model(run: Run, model: Path) -> No
 def test_runs_are_compared_by_label(run: Run, model: Path) -> None:
     other = run_analysis("cknna", f"second={model}", **ASKED)
     both = compare([run, other])
-    assert list(both.tables["scores"]["model"].unique()) == ["llava", "second"] and len(
-        both.tables["scores"]
-    ) == 2 * len(run.tables["scores"])
-    assert set(both.figures()) > set(run.figures()) and len(both.summary) == 2 * len(run.tables["scores"])
+    assert list(both.tables["scores"]["model"].unique()) == ["llava", "second"]
+    assert len(both.tables["scores"]) == 2 * len(run.tables["scores"])
+    assert set(both.figures()) > set(run.figures())
+    assert len(both.summary) == 2 * len(run.tables["scores"])
     with pytest.raises(RunError, match="2 runs with labels llava: expected one or more of different labels"):
         compare([run, run])
     assert list(compare({"a": run, "b": run}).runs) == ["a", "b"]

@@ -56,9 +56,8 @@ def mapped(chunks: Chunks, items: Sequence[int], fn: object, *, size: int = 4, k
 def test_chunks_are_whole_batches_and_cover_every_item_once() -> None:
     for batch_size, sizes in ((32, [32, 32, 6]), (8, [32, 32, 6]), (24, [48, 22]), (64, [64, 6])):
         chunks = chunked(range(70), batch_size)
-        assert [len(chunk) for chunk in chunks] == sizes and [
-            item for chunk in chunks for _, items in chunk.batches() for item in items
-        ] == list(range(70))
+        assert [len(chunk) for chunk in chunks] == sizes
+        assert [item for chunk in chunks for _, items in chunk.batches() for item in items] == list(range(70))
         assert all(len(items) == batch_size for chunk in chunks[:-1] for _, items in chunk.batches())
         assert [first for chunk in chunks for first, _ in chunk.batches()] == list(range(0, 70, batch_size))
 
@@ -66,11 +65,11 @@ def test_chunks_are_whole_batches_and_cover_every_item_once() -> None:
 def test_parts_come_back_as_they_were_and_nothing_is_computed_twice(tmp_path: Path) -> None:
     fn, memory = Counted(), mapped(Chunks(), range(10), squares)
     stored = mapped(Chunks(tmp_path, "q"), range(10), fn)
-    assert fn.starts == [0, 4, 8] and [part.record for part in stored] == [{"n": 4}, {"n": 4}, {"n": 2}]
+    assert fn.starts == [0, 4, 8]
+    assert [part.record for part in stored] == [{"n": 4}, {"n": 4}, {"n": 2}]
     pd.testing.assert_frame_equal(joined(stored, "rows"), joined(memory, "rows"))
-    assert torch.equal(stacked(stored, "squares"), stacked(memory, "squares")) and stacked(
-        stored, "squares"
-    ).tolist() == [float(n**2) for n in range(10)]
+    assert torch.equal(stacked(stored, "squares"), stacked(memory, "squares"))
+    assert stacked(stored, "squares").tolist() == [float(n**2) for n in range(10)]
     mapped(Chunks(tmp_path, "q"), range(10), fn)
     assert fn.starts == [0, 4, 8]
 
@@ -96,7 +95,8 @@ def test_an_error_keeps_the_chunks_before_it(tmp_path: Path) -> None:
         mapped(Chunks(tmp_path, "q"), range(12), fails)
     assert not list(tmp_path.glob(".*"))  # no lock, nothing half written
     fn = Counted()
-    assert len(mapped(Chunks(tmp_path, "q"), range(12), fn)) == 3 and fn.starts == [8]
+    assert len(mapped(Chunks(tmp_path, "q"), range(12), fn)) == 3
+    assert fn.starts == [8]
 
 
 @pytest.mark.parametrize(
@@ -116,11 +116,9 @@ def test_a_damaged_chunk_is_computed_again_and_named(
     damage(folder)  # type: ignore[operator]
     with caplog.at_level(logging.WARNING):
         parts = mapped(Chunks(tmp_path, "q"), range(8), fn)
-    assert (
-        fn.starts == [0, 4, 4]
-        and stacked(parts, "squares").tolist() == [float(n**2) for n in range(8)]
-        and f"{folder} is damaged" in caplog.text
-    )
+    assert fn.starts == [0, 4, 4]
+    assert stacked(parts, "squares").tolist() == [float(n**2) for n in range(8)]
+    assert f"{folder} is damaged" in caplog.text
 
 
 def test_parts_that_are_not_kept_are_removed_when_the_run_is_stored(tmp_path: Path) -> None:
@@ -157,17 +155,20 @@ def test_processes_share_the_chunks_and_all_have_all_of_them(tmp_path: Path, mon
     assert results[0] == results[1] == [float(n**2) for n in range(40)]
     done = [path.name.split("-") for path in (tmp_path / "log").iterdir()]
     # each once, by both
-    assert sorted(int(start) for start, _ in done) == list(range(0, 40, 4)) and len({pid for _, pid in done}) == 2
+    assert sorted(int(start) for start, _ in done) == list(range(0, 40, 4))
+    assert len({pid for _, pid in done}) == 2
 
 
 def test_ranks_are_those_of_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
         for name in names:
             monkeypatch.delenv(name, raising=False)
-    assert Ranks.here() == Ranks(0, 1, 0) and Ranks.here().main
+    assert Ranks.here() == Ranks(0, 1, 0)
+    assert Ranks.here().main
     for name, value in zip(("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"), "352", strict=True):
         monkeypatch.setenv(name, value)
-    assert Ranks.here() == Ranks(3, 5, 2) and not Ranks.here().main
+    assert Ranks.here() == Ranks(3, 5, 2)
+    assert not Ranks.here().main
     for name, value in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), "120", strict=True):
         monkeypatch.setenv(name, value)
     assert Ranks.here() == Ranks(1, 2, 0)
@@ -206,17 +207,16 @@ def test_an_item_is_known_by_all_that_it_says() -> None:
         sample(objects=(Object("dog", (0, 0, 1, 0.5)),)),
         sample(text_only=0.5),
     ]
-    assert (
-        identity(sample()) == identity(sample())
-        and len({str(identity(one)) for one in [sample(), *others]}) == len(others) + 1
-    )
+    assert identity(sample()) == identity(sample())
+    assert len({str(identity(one)) for one in [sample(), *others]}) == len(others) + 1
     with pytest.raises(TypeError, match="is a object"):
         identity(object())
 
 
 def test_scenes_keep_their_identity_under_another_limit() -> None:
     few, many, other = (load_data("shapes:val", limit=limit, seed=seed) for limit, seed in ((3, 0), (5, 0), (3, 1)))
-    assert few.origin == many.origin != other.origin and few.fingerprint != many.fingerprint
+    assert few.origin == many.origin != other.origin
+    assert few.fingerprint != many.fingerprint
     assert identity(few.scenes) == identity(many.scenes[:3])
 
 
@@ -299,7 +299,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(model: Path, whole:
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
-    assert process.returncode == 0 and kills >= 2
+    assert process.returncode == 0
+    assert kills >= 2
     pd.testing.assert_frame_equal(scores(tmp_path / "runs"), scores(whole), check_exact=True)
 
 
@@ -311,7 +312,8 @@ def test_two_ranks_give_the_bits_of_one_and_one_of_them_speaks(model: Path, whol
     ]
     said = [process.communicate(timeout=300) for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], said
-    assert "cknna-" in said[0][0] and not said[1][0]
+    assert "cknna-" in said[0][0]
+    assert not said[1][0]
     pd.testing.assert_frame_equal(scores(whole), scores(tmp_path / "runs"), check_exact=True)
     (record,) = (json.loads(path.read_text()) for path in (tmp_path / "runs").glob("cknna-*/run.json"))
     assert record["processes"] == 2

@@ -115,7 +115,8 @@ def test_what_cannot_be_written_leaves_no_parents(write: Callable[[Path], object
     (tmp_path / "there").mkdir()
     with pytest.raises(ValueError, match="no"), write(tmp_path / "there" / "new" / "target"):  # type: ignore[attr-defined]
         raise ValueError("no")
-    assert [path.name for path in tmp_path.iterdir()] == ["there"] and not list((tmp_path / "there").iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    assert not list((tmp_path / "there").iterdir())
     with write(tmp_path / "there" / "new" / "target") as partial:  # type: ignore[attr-defined]
         if not partial.is_dir():
             partial.write_text("a")
@@ -159,7 +160,8 @@ def test_whether_a_folder_can_be_made_is_asked_without_making_it(tmp_path: Path)
 )
 def test_a_stray_word_is_refused(words: list[str]) -> None:
     said = refused(*words)
-    assert any(f"{word}" in said for word in words[1:]) and len(said) < 300
+    assert any(f"{word}" in said for word in words[1:])
+    assert len(said) < 300
 
 
 def test_words_of_a_list_are_not_stray(capsys: pytest.CaptureFixture[str]) -> None:

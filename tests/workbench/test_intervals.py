@@ -93,7 +93,8 @@ def test_images_count_and_not_their_rows(kind: Kind) -> None:
     }[kind]
     single = mean_interval(by_image, kind=kind)
     repeated = mean_interval(np.repeat(by_image, 10), kind=kind, groups=np.repeat(np.arange(40), 10))
-    assert repeated.n == 40 and repeated.estimate == pytest.approx(single.estimate)
+    assert repeated.n == 40
+    assert repeated.estimate == pytest.approx(single.estimate)
     assert repeated.high - repeated.low == pytest.approx(single.high - single.low, rel=0.1)
     naive = mean_interval(np.repeat(by_image, 10), kind=kind)
     assert naive.high - naive.low < 0.45 * (repeated.high - repeated.low)
@@ -107,12 +108,15 @@ def test_images_count_and_not_their_rows(kind: Kind) -> None:
 def test_all_right_and_all_wrong_leave_room(units: int, value: float) -> None:
     """As much as one question for each image leaves: Clopper and Pearson's interval."""
     interval = mean_interval(np.full(units * 4, value), kind="proportion", groups=np.repeat(np.arange(units), 4))
-    assert interval.few and interval.n == units and 0 <= interval.low <= value <= interval.high <= 1
+    assert interval.few
+    assert interval.n == units
+    assert 0 <= interval.low <= value <= interval.high <= 1
     room = interval.high if value == 0 else 1 - interval.low
     exact = 1 - 0.025 ** (1 / units)
     assert room == (1 if units == 1 else pytest.approx(exact))
     none = mean_interval(np.zeros(units * 4), kind="difference", groups=np.repeat(np.arange(units), 4))
-    assert none.few and -1 <= none.low < 0 < none.high <= 1
+    assert none.few
+    assert -1 <= none.low < 0 < none.high <= 1
 
 
 def test_intervals_hold_their_estimate_and_stay_where_the_quantity_can_be() -> None:
@@ -129,7 +133,8 @@ def test_intervals_hold_their_estimate_and_stay_where_the_quantity_can_be() -> N
         ):
             interval = mean_interval(values, kind=kind, groups=groups, strata=strata)  # type: ignore[arg-type]
             assert least <= interval.low <= interval.estimate <= interval.high <= 1
-            assert interval.n == len(set(groups)) and (interval.few or interval.n >= 10)
+            assert interval.n == len(set(groups))
+            assert interval.few or interval.n >= 10
 
 
 def test_few_says_when_there_is_too_little_and_only_then() -> None:
@@ -138,8 +143,13 @@ def test_few_says_when_there_is_too_little_and_only_then() -> None:
         values[:: questions + 1][:wrong] = 0
         return mean_interval(values, kind="proportion", groups=np.repeat(np.arange(images), questions)).few
 
-    assert of(9, 5) and not of(10, 5) and of(10, 4) and of(100, 4) and not of(100, 5)
-    assert mean_interval([0.1] * 9, kind="real").few and not mean_interval(np.linspace(0, 1, 10), kind="real").few
+    assert of(9, 5)
+    assert not of(10, 5)
+    assert of(10, 4)
+    assert of(100, 4)
+    assert not of(100, 5)
+    assert mean_interval([0.1] * 9, kind="real").few
+    assert not mean_interval(np.linspace(0, 1, 10), kind="real").few
 
 
 def test_tables_and_their_figure_say_where_there_is_too_little() -> None:
@@ -185,13 +195,12 @@ def test_columns_are_measured_as_if_each_were_alone() -> None:
         )
     values[:3, 1] = values[:, 2] = np.nan  # an image without a value, a column without any
     full, fewer, none = mean_intervals(values, kind="real", groups=groups)
-    assert (
-        full.n == 20
-        and fewer.n == 19
-        and fewer.estimate == pytest.approx(np.nanmean(values[:, 1]))
-        and fewer.low < fewer.estimate < fewer.high
-    )
-    assert none.n == 0 and np.isnan([none.estimate, none.low, none.high]).all()
+    assert full.n == 20
+    assert fewer.n == 19
+    assert fewer.estimate == pytest.approx(np.nanmean(values[:, 1]))
+    assert fewer.low < fewer.estimate < fewer.high
+    assert none.n == 0
+    assert np.isnan([none.estimate, none.low, none.high]).all()
 
 
 def test_real_values_have_students_interval_where_they_are_not_skewed() -> None:
@@ -208,7 +217,8 @@ def test_real_values_have_students_interval_where_they_are_not_skewed() -> None:
 
 
 def test_the_kind_is_read_off_the_values_where_it_is_not_told() -> None:
-    assert bootstrap_ci([1, 1, 1, 1.0]).high == 1 and bootstrap_ci([1, 1, 1, 1.0]).low < 0.6
+    assert bootstrap_ci([1, 1, 1, 1.0]).high == 1
+    assert bootstrap_ci([1, 1, 1, 1.0]).low < 0.6
     assert mean_interval([1, 0, -1, 1.0]) == mean_interval([1, 0, -1, 1.0], kind="difference")
     assert mean_interval([1, 0.5, 0, 1.0]) == mean_interval([1, 0.5, 0, 1.0], kind="real")
     with pytest.raises(DataError, match=r"a proportion has the value 1\.5: expected values from 0 to 1"):
@@ -227,10 +237,13 @@ def test_t_interval_equals_scipy_and_one_seed_says_nothing() -> None:
     bounded = t_interval(values, bounds=(0, 1))
     assert bounded.high - bounded.low == pytest.approx(known[1] - known[0], rel=0.05)
     near = t_interval([0.79, 0.99, 1.0], bounds=(0, 1))
-    assert near.estimate < near.high < 1 and 0 < near.low < 0.7
-    assert t_interval([0.5]).high == np.inf and t_interval([0.5], bounds=(0, 1)).high == 1
+    assert near.estimate < near.high < 1
+    assert 0 < near.low < 0.7
+    assert t_interval([0.5]).high == np.inf
+    assert t_interval([0.5], bounds=(0, 1)).high == 1
     same = t_interval([1.0, 1.0, 1.0], bounds=(0, 1), trials=100)
-    assert same.few and (same.low, same.high) == pytest.approx((1 / (1 + Z2 / 100), 1.0))
+    assert same.few
+    assert (same.low, same.high) == pytest.approx((1 / (1 + Z2 / 100), 1.0))
     assert t_interval([1.0, 1.0], bounds=(0, 1)).low == 0
     with pytest.raises(DataError, match="non-empty"):
         t_interval([])
@@ -239,7 +252,9 @@ def test_t_interval_equals_scipy_and_one_seed_says_nothing() -> None:
 def test_the_benchmark_prints_its_table(capsys: pytest.CaptureFixture[str]) -> None:
     coverage.main(["--small", "--real", "--seeds"])
     text = capsys.readouterr().out
-    assert "## real" in text and "| family | cells |" in text and "cells in" in text
+    assert "## real" in text
+    assert "| family | cells |" in text
+    assert "cells in" in text
 
 
 def test_no_interval_is_wider_than_that_of_as_many_questions_as_images() -> None:
@@ -252,8 +267,10 @@ def test_no_interval_is_wider_than_that_of_as_many_questions_as_images() -> None
         values[: 5 * changed : 5] = 1
         interval = mean_interval(values, kind="difference", groups=groups)
         widths.append(interval.high - interval.low)
-        assert interval.low <= interval.estimate <= interval.high and interval.few
-    assert max(widths) < 0.3 and widths[0] < 0.2
+        assert interval.low <= interval.estimate <= interval.high
+        assert interval.few
+    assert max(widths) < 0.3
+    assert widths[0] < 0.2
     one = np.zeros(40)
     one[0] = 1
     alone = mean_interval(one, kind="difference")

@@ -67,9 +67,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_labels_are_the_shortest_that_tell_models_apart(words: list[str], labels: list[str], here: Path) -> None:
     models = named_models(words)
-    assert list(models) == labels and all(
-        word.endswith(model) for word, model in zip(words, models.values(), strict=True)
-    )
+    assert list(models) == labels
+    assert all(word.endswith(model) for word, model in zip(words, models.values(), strict=True))
 
 
 def test_a_label_can_be_said_again(here: Path) -> None:
@@ -140,7 +139,8 @@ def test_what_can_only_be_a_folder_is_not_asked_of_a_hub(
         match="is neither a folder nor a hub id: expected the folder of a model, or an id such as NAME/MODEL",
     ) as refusal:
         load_config(name)
-    assert len(str(refusal.value)) < 300 and "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 300
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_file_is_no_model(here: Path) -> None:
@@ -161,12 +161,10 @@ def test_a_hub_id_that_does_not_exist_may_be_a_folder(here: Path) -> None:
 
 
 def test_names_and_paths_are_split() -> None:
-    assert (
-        split_name("a=b/c") == ("a", "b/c")
-        and split_name("b/c") == ("", "b/c")
-        and label_of("a=b/c") == "a"
-        and label_of("b/c") == "c"
-    )
+    assert split_name("a=b/c") == ("a", "b/c")
+    assert split_name("b/c") == ("", "b/c")
+    assert label_of("a=b/c") == "a"
+    assert label_of("b/c") == "c"
 
 
 # --- a model under several names ------------------------------------------------------------------
@@ -205,7 +203,8 @@ def test_each_model_has_its_numbers_whatever_it_is_called(pair: list[Path], tmp_
     copy = shutil.copytree(first, tmp_path / "moved")
     assert scores(str(copy)) == {"moved": 1e-6}
     table = runs.index(tmp_path / "runs")
-    assert len(table) == 2 and table["label"].nunique() == 2  # what is the same is looked up
+    assert len(table) == 2
+    assert table["label"].nunique() == 2
 
 
 def test_a_revision_reaches_the_hub_and_the_record(
@@ -264,10 +263,13 @@ def test_all_analyses_keep_two_folders_of_one_name_apart(
     monkeypatch.setattr("analyses.all.__main__.load_analysis", lambda name: _analysis())
     asked = Budget(model=tuple(map(str, pair)), limit=2, output_dir=tmp_path)
     section, crashed = _section("toy", asked, names(asked.model))
-    assert not crashed and section.models == ["a/checkpoint-1", "b/checkpoint-1"] and not section.notes
+    assert not crashed
+    assert section.models == ["a/checkpoint-1", "b/checkpoint-1"]
+    assert not section.notes
     assert f"a/checkpoint-1={pair[0]}" in section.commands[0]
 
 
 def test_a_model_that_is_not_there_is_one_sentence(pair: list[Path]) -> None:
     said = refused("analyses.cknna", "--model", str(pair[0].parent / "checkpoint-2"), "--limit", "2")
-    assert said.endswith(f"did you mean '{pair[0]}'?") and len(said) < 400
+    assert said.endswith(f"did you mean '{pair[0]}'?")
+    assert len(said) < 400

@@ -25,7 +25,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.word)
 def test_every_file_of_the_package_has_its_name(kind: Kind) -> None:
     files = sorted((ROOT / kind.package / kind.folder).glob("*.yaml"))
-    assert list(kind.files().values()) == files and [kind.find(file.stem) for file in files] == files
+    assert list(kind.files().values()) == files
+    assert [kind.find(file.stem) for file in files] == files
     # as the pages and the ledger write them
     assert [kind.find(f"{kind.package}/{kind.folder}/{file.name}") for file in files] == files
 
@@ -33,18 +34,17 @@ def test_every_file_of_the_package_has_its_name(kind: Kind) -> None:
 def test_a_path_is_the_users(elsewhere: Path) -> None:
     (elsewhere / "mine.yaml").write_text("seed: 5")
     (elsewhere / "shapes_viral").write_text("seed: 6")
-    assert RECIPES.find("mine.yaml") == Path("mine.yaml") and RECIPES.find("./shapes_viral") == Path("shapes_viral")
+    assert RECIPES.find("mine.yaml") == Path("mine.yaml")
+    assert RECIPES.find("./shapes_viral") == Path("shapes_viral")
     # a file of that name in the current folder changes nothing
     assert RECIPES.find("shapes_viral") == ROOT / "trainer" / "recipes" / "shapes_viral.yaml"
     # whoever reads it says that it is not there
     assert RECIPES.find("other/shapes_viral.yaml") == Path("other/shapes_viral.yaml")
     (elsewhere / "trainer" / "recipes").mkdir(parents=True)
     (elsewhere / "trainer" / "recipes" / "shapes_viral.yaml").write_text("seed: 7")
-    assert (
-        read(["trainer/recipes/shapes_viral.yaml"]).seed == 7
-        and read(["shapes_viral"]).seed == 0
-        and read(["mine.yaml"]).seed == 5
-    )
+    assert read(["trainer/recipes/shapes_viral.yaml"]).seed == 7
+    assert read(["shapes_viral"]).seed == 0
+    assert read(["mine.yaml"]).seed == 5
     with pytest.raises(
         ConfigError,
         match=r"no recipe trainer/recipes/shapes_stage1\.yaml: .*did you mean 'trainer/recipes/shapes_viral\.yaml'\?",
@@ -84,12 +84,15 @@ def test_commands_say_the_nearest_name() -> None:
 def test_every_sweep_finds_its_recipes_from_everywhere(name: str) -> None:
     sweep = parse(Sweep, [], prog="sweep", recipe=SWEEPS.find(name))
     recipes = [job.recipe() for job in sweep.jobs()]
-    assert recipes and all(recipe.optim.steps > 0 for recipe in recipes)
+    assert recipes
+    assert all(recipe.optim.steps > 0 for recipe in recipes)
 
 
 def test_a_first_stage_is_found_beside_its_recipe() -> None:
     stage1 = read(["shapes_viral"]).stage1
-    assert stage1 is not None and stage1.is_file() and stage1.parent == ROOT / "trainer" / "recipes"
+    assert stage1 is not None
+    assert stage1.is_file()
+    assert stage1.parent == ROOT / "trainer" / "recipes"
 
 
 def test_where_a_file_is(capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,10 +103,8 @@ def test_where_a_file_is(capsys: pytest.CaptureFixture[str]) -> None:
     )
     main([])
     listed = capsys.readouterr().out
-    assert (
-        all(f"  {file.stem} " in listed for kind in KINDS for file in kind.files().values())
-        and "The two models of `viral demo`, baseline and VIRAL: one stage" in listed
-    )
+    assert all(f"  {file.stem} " in listed for kind in KINDS for file in kind.files().values())
+    assert "The two models of `viral demo`, baseline and VIRAL: one stage" in listed
     for word, near in (("dpp", "ddp"), ("sweep/dmeo", "sweep/demo")):
         with pytest.raises(UnknownNameError, match=rf"did you mean '{near}'\?"):
             path_of(word)

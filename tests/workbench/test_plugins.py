@@ -95,12 +95,12 @@ def _forget() -> None:
 def test_each_kind_works_by_its_name(site: Path) -> None:
     assert family_of(SimpleNamespace(architectures=["AcmeForConditionalGeneration"])).name == "acme"  # type: ignore[arg-type]
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-    assert METRICS.get("acme_cosine")(x, x) == pytest.approx(1) and METRICS.get("acme_cosine")(x, -x) == pytest.approx(
-        -1
-    )
+    assert METRICS.get("acme_cosine")(x, x) == pytest.approx(1)
+    assert METRICS.get("acme_cosine")(x, -x) == pytest.approx(-1)
     assert alignment_matrix({"a": x}, {"b": -x}, metric="acme_cosine").loc["a", "b"] == pytest.approx(-1)
     data = load_data("plain:", limit=3)
-    assert len(data) == 3 and data.scenes[2][0].image.getpixel((0, 0)) == (64, 0, 191)
+    assert len(data) == 3
+    assert data.scenes[2][0].image.getpixel((0, 0)) == (64, 0, 191)
     features = load_vfm("acme-colors")([data.scenes[2][0].image]).values
     expected = torch.tensor([64, 0, 191]) / 255 * 2 - 1
     torch.testing.assert_close(
@@ -116,16 +116,16 @@ def test_a_plugins_analysis_runs_as_any_other_and_its_key_knows_its_code(site: P
         analysis, analysis.config(data="plain:", limit=2), where, [*words_of("acme_scores"), "--limit", "2"]
     ).values()
     assert first.tables["scores"]["score"].tolist() == pytest.approx([1.0, 1.0])
-    assert (
-        first.record["argv"][:4] == ["python", "-m", "analyses", "acme_scores"]
-        and first.record["packages"]["acme-viral"] == "1.2"
-    )
+    assert first.record["argv"][:4] == ["python", "-m", "analyses", "acme_scores"]
+    assert first.record["packages"]["acme-viral"] == "1.2"
     (again,) = execute(analysis, analysis.config(data="plain:", limit=2), where, []).values()
-    assert again.key == first.key and len(list((tmp_path / "runs").iterdir())) == 1
+    assert again.key == first.key
+    assert len(list((tmp_path / "runs").iterdir())) == 1
     (site / "acme_viral" / "__init__.py").write_text("# another line of code\n")
     module._code_hash.cache_clear()
     (changed,) = execute(analysis, analysis.config(data="plain:", limit=2), where, []).values()
-    assert changed.key != first.key and len(list((tmp_path / "runs").iterdir())) == 2
+    assert changed.key != first.key
+    assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
 def test_what_is_used_is_in_the_key_and_nothing_else(site: Path) -> None:
@@ -154,11 +154,10 @@ def test_what_is_used_is_in_the_key_and_nothing_else(site: Path) -> None:
         key("cknna", data="plain:"),
         key("acme_scores"),
     ]
-    assert (
-        not set(with_plugin) & set(after)
-        and key("cknna", vfm=["dinov2-small"], metric="cknna", data="shapes:val") == without[0]
-    )
-    assert find_vfm("acme-colors").identity() != before and environment([])["packages"]["acme-viral"] == "1.3"  # type: ignore[index]
+    assert not set(with_plugin) & set(after)
+    assert key("cknna", vfm=["dinov2-small"], metric="cknna", data="shapes:val") == without[0]
+    assert find_vfm("acme-colors").identity() != before
+    assert environment([])["packages"]["acme-viral"] == "1.3"
 
 
 def test_what_is_ours_has_the_keys_that_it_had(site: Path) -> None:
@@ -172,7 +171,8 @@ def test_what_is_ours_has_the_keys_that_it_had(site: Path) -> None:
     written = hashlib.sha256(
         json.dumps(["cknna", 3, config, "m", "d", libraries()], sort_keys=True, default=str).encode()
     ).hexdigest()[:12]
-    assert run_key("cknna", 3, config, "m", "d") == written and identity("metrics", "cknna") == ""
+    assert run_key("cknna", 3, config, "m", "d") == written
+    assert identity("metrics", "cknna") == ""
 
 
 BROKEN = [
@@ -205,7 +205,9 @@ def test_one_that_cannot_be_loaded_is_a_sentence_and_the_rest_works(
     name: str, message: str, site: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert "acme_cosine" in METRICS and name not in METRICS and "cknna" in METRICS
+        assert "acme_cosine" in METRICS
+        assert name not in METRICS
+        assert "cknna" in METRICS
     # each once
     assert sorted(record.message.split("'")[1] for record in caplog.records) == [
         "acme_broken",
@@ -224,20 +226,18 @@ def test_our_names_stay_ours(site: Path, caplog: pytest.LogCaptureFixture) -> No
     assert METRICS.get("cka").label == "unbiased CKA"
     with caplog.at_level(logging.WARNING):
         METRICS.names()
-    assert (
-        METRICS.get("cka").label == "unbiased CKA"
-        and "plugin 'cka' (metrics) of acme-viral 1.2 has the name of a metric of viral-workbench" in caplog.text
-    )
+    assert METRICS.get("cka").label == "unbiased CKA"
+    assert "plugin 'cka' (metrics) of acme-viral 1.2 has the name of a metric of viral-workbench" in caplog.text
 
 
 def test_analyses_of_plugins_are_listed_and_named(site: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert (
-        analysis_names()[-3:] == ["acme_scores", "acme_broken", "acme_wrong"]
-        and analysis_pages()["acme_scores"] == "Acme scores"
-    )
+    assert analysis_names()[-3:] == ["acme_scores", "acme_broken", "acme_wrong"]
+    assert analysis_pages()["acme_scores"] == "Acme scores"
     with caplog.at_level(logging.WARNING):
         loaded = load_analyses()
-    assert "acme_scores" in loaded and "cknna" in loaded and not {"acme_broken", "acme_wrong"} & set(loaded)
+    assert "acme_scores" in loaded
+    assert "cknna" in loaded
+    assert not {"acme_broken", "acme_wrong"} & set(loaded)
     assert (
         "plugin 'acme_wrong' (analyses) of acme-viral 1.2 calls itself 'acme_scores': expected the name of its entry"
         " point" in caplog.text
@@ -266,9 +266,11 @@ def test_two_packages_with_one_name_are_told(site: Path) -> None:
 @pytest.mark.slow
 def test_a_command_in_a_process_of_its_own_has_them(site: Path) -> None:
     done = run("analyses", PYTHONPATH=str(site))
-    assert "acme_scores      How alike colors are" in done.stdout and "cknna" in done.stdout
+    assert "acme_scores      How alike colors are" in done.stdout
+    assert "cknna" in done.stdout
     warned = [line for line in done.stderr.splitlines() if "plugin 'acme_broken'" in line]
-    assert len(warned) == 1 and "Traceback" not in done.stderr
+    assert len(warned) == 1
+    assert "Traceback" not in done.stderr
 
 
 def test_the_page_says_what_the_groups_are() -> None:

@@ -64,7 +64,8 @@ def test_the_commit_is_the_checkouts_wherever_one_stands(tmp_path: Path) -> None
     git("commit", "-qm", "two", cwd=root)
     own = git("rev-parse", "HEAD", cwd=root)
     other = _repository(tmp_path / "mine")
-    assert own != other and recorded(root, tmp_path / "mine") == (own, False) == recorded(root, root)
+    assert own != other
+    assert recorded(root, tmp_path / "mine") == (own, False) == recorded(root, root)
     assert recorded(root, root, GIT_DIR=str(tmp_path / "mine" / ".git"), GIT_WORK_TREE=str(tmp_path / "mine")) == (
         own,
         False,
@@ -93,11 +94,8 @@ def test_a_record_has_this_packages_version(monkeypatch: pytest.MonkeyPatch) -> 
 
     own = environment(["a"])
     packages = own["packages"]
-    assert (
-        isinstance(packages, dict)
-        and packages["viral-workbench"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    )
-    assert {"torch", "transformers", "tokenizers", "timm", "pillow", "numpy"} <= packages.keys() and own["argv"] == [
-        "a"
-    ]
+    assert isinstance(packages, dict)
+    assert packages["viral-workbench"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert {"torch", "transformers", "tokenizers", "timm", "pillow", "numpy"} <= packages.keys()
+    assert own["argv"] == ["a"]
     assert checkout() == ROOT if (ROOT / ".git").exists() else checkout() is None

@@ -37,21 +37,19 @@ def test_halves_give_the_error_of_a_mean() -> None:
     values = np.random.default_rng(5).normal(size=40)
     splits = half_splits(40, splits=4000)
     gaps = np.array([values[split == 1].mean() - values[split == 0].mean() for split in splits])
-    assert ((splits == 1).sum(axis=1) == 20).all() and (
-        (half_splits(41) == 1).sum(axis=1) == (half_splits(41) == 0).sum(axis=1)
-    ).all()
+    assert ((splits == 1).sum(axis=1) == 20).all()
+    assert ((half_splits(41) == 1).sum(axis=1) == (half_splits(41) == 0).sum(axis=1)).all()
     test = split_half_test(values.mean(), gaps, 40)
     known = scipy_stats.ttest_1samp(values, 0)
-    assert test.p == pytest.approx(known.pvalue, abs=0.02) and (test.low, test.high) == pytest.approx(
-        tuple(known.confidence_interval()), abs=0.02
-    )
+    assert test.p == pytest.approx(known.pvalue, abs=0.02)
+    assert (test.low, test.high) == pytest.approx(tuple(known.confidence_interval()), abs=0.02)
     interval = split_half_ci(values.mean(), gaps, 40)
-    assert (interval.low, interval.high, interval.few) == (test.low, test.high, False) and split_half_ci(
-        0.5, gaps, 9
-    ).few
+    assert (interval.low, interval.high, interval.few) == (test.low, test.high, False)
+    assert split_half_ci(0.5, gaps, 9).few
     same = split_half_test(0.0, np.zeros(10), 40)
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
-    assert split_half_test(0.1, np.zeros(10), 40).p == 1 and split_half_test(0.1, np.zeros(10), 40).high == np.inf
+    assert split_half_test(0.1, np.zeros(10), 40).p == 1
+    assert split_half_test(0.1, np.zeros(10), 40).high == np.inf
 
 
 @pytest.mark.parametrize("pairs", [6, 50])
@@ -69,15 +67,19 @@ def test_paired_test_keeps_its_level_and_finds_a_shift() -> None:
     assert (p <= 0.05).mean() <= 0.08
     a = rng.normal(size=200)
     shifted = paired_test(a, a + 0.3 + 0.5 * rng.normal(size=200))
-    assert shifted.p < 0.001 and shifted.low > 0.1 and shifted.high < 0.5
+    assert shifted.p < 0.001
+    assert shifted.low > 0.1
+    assert shifted.high < 0.5
     five = paired_test([0.1, 0.2, 0.3, 0.4, 0.5], [0.2, 0.3, 0.4, 0.5, 0.6])
-    assert five.p == pytest.approx(2 / 32) and five.difference == pytest.approx(0.1)
+    assert five.p == pytest.approx(2 / 32)
+    assert five.difference == pytest.approx(0.1)
     assert paired_test([1.0, 2.0], [1.0, 2.0]).p == 1
 
 
 def test_holm_equals_the_textbook_and_keeps_its_level() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.6]) == pytest.approx([1, 1]) and holm([0.02]) == pytest.approx([0.02])
+    assert holm([0.9, 0.6]) == pytest.approx([1, 1])
+    assert holm([0.02]) == pytest.approx([0.02])
     rng = np.random.default_rng(5)
     p = rng.uniform(size=(2000, 24))
     assert np.mean([(holm(row) <= 0.05).any() for row in p]) == pytest.approx(0.05, abs=0.015)
@@ -109,12 +111,10 @@ def test_differences_between_models_are_corrected_within_their_question(within: 
         # one image is missing in each, rows in any order
         tables[name] = table[table["image_id"] != str(number)].sample(frac=1, random_state=number)
     found = paired_differences(tables, by=("target", "layer"), within=within)
-    assert (
-        len(found) == 16
-        and set(found["model"]) == {"second", "third"}
-        and (found["against"] == "first").all()
-        and (found["n_images"] == 7).all()
-    )
+    assert len(found) == 16
+    assert set(found["model"]) == {"second", "third"}
+    assert (found["against"] == "first").all()
+    assert (found["n_images"] == 7).all()
     for row in found.to_dict("records"):
         first, other = (
             tables[name].set_index(["target", "layer"]).loc[(row["target"], row["layer"])]
@@ -122,11 +122,11 @@ def test_differences_between_models_are_corrected_within_their_question(within: 
         )
         differences = (other.set_index("image_id")["value"] - first.set_index("image_id")["value"]).dropna()
         known = scipy_stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf)
-        assert row["score"] == pytest.approx(differences.mean()) and row["p"] == pytest.approx(known.pvalue)
+        assert row["score"] == pytest.approx(differences.mean())
+        assert row["p"] == pytest.approx(known.pvalue)
     for _, family in found.groupby(["model", *within]):
-        assert len(family) == (4 if within else 8) and family["p_holm"].tolist() == pytest.approx(
-            closed(family["p"].tolist())
-        )
+        assert len(family) == (4 if within else 8)
+        assert family["p_holm"].tolist() == pytest.approx(closed(family["p"].tolist()))
     assert (found["p_holm"] > found["p"]).sum() > 8
 
 
@@ -153,7 +153,8 @@ def test_the_sign_flip_test_counts_ties_that_rounding_hides() -> None:
         exact = np.mean(np.abs(flips @ (signs * tenths)) >= abs((signs * tenths).sum()))
         for factor in (1, 1e-9, 1e6, 3.7):
             assert sign_flip((factor * signs * differences)[:, None])[0] == exact
-    assert (sign_flip(np.zeros((11, 2))) == 1).all() and (sign_flip(np.zeros((40, 1))) == 1).all()
+    assert (sign_flip(np.zeros((11, 2))) == 1).all()
+    assert (sign_flip(np.zeros((40, 1))) == 1).all()
     assert sign_flip(np.float32([[1e-20], [2e-20], [3e-20]]))[0] == 0.25
 
 
@@ -162,12 +163,14 @@ def test_a_null_that_equals_the_value_up_to_rounding_counts() -> None:
     assert null_of(value, [0.3, 0.1, 0.1]).p == null_of(0.3, [value, 0.1, 0.1]).p == 2 / 4
     assert null_of(1e-9 * value, 1e-9 * np.array([0.3, 0.1])).p == 2 / 3
     assert null_of(-value, [-0.3, -0.4]).p == 2 / 3
-    assert null_of(0.0, [0.0, -0.1]).p == 2 / 3 and null_of(0.3001, [0.3, 0.1]).p == 1 / 3
+    assert null_of(0.0, [0.0, -0.1]).p == 2 / 3
+    assert null_of(0.3001, [0.3, 0.1]).p == 1 / 3
 
 
 def test_null_counts_itself() -> None:
     null = null_of(5.0, np.arange(9))
-    assert null.p == pytest.approx((1 + 4) / 10) and null.mean == 4
+    assert null.p == pytest.approx((1 + 4) / 10)
+    assert null.mean == 4
 
 
 def test_bad_values_are_named() -> None:

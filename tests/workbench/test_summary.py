@@ -63,10 +63,10 @@ def test_the_difference_is_right_by_hand_and_paired(pair: tuple[Trained, Trained
         questions(share)["correct"][questions(share)["category"] == "color"].mean() for share in (0.4, 0.4 + 1 / 3)
     ]
     assert colors == pytest.approx([0.4, 44 / 60])
-    assert found.accuracy == pytest.approx(((0.4 + 0.5) / 2, (44 / 60 + 0.5) / 2)) and found.chance == pytest.approx(
-        0.375
-    )
-    assert found.difference.estimate == pytest.approx(20 / 60 / 2) and (
+    assert found.accuracy == pytest.approx(((0.4 + 0.5) / 2, (44 / 60 + 0.5) / 2))
+    assert found.chance == pytest.approx(0.375)
+    assert found.difference.estimate == pytest.approx(20 / 60 / 2)
+    assert (
         found.questions,
         found.types,
         found.difference.n,
@@ -93,10 +93,8 @@ def test_the_sentences_say_what_came_out(pair: tuple[Trained, Trained]) -> None:
     )
     assert "(efficientnet-lite0, layer 3, weight 0.5)." in compared
     assert "On 120 questions about 30 images of shapes:test, baseline answers 45.0 % right and viral 61.7 %" in came_out
-    assert (
-        "guessing gives 37.5 %" in came_out
-        and "viral minus baseline is +16.7 points, with a 95 % interval over images from +" in came_out
-    )
+    assert "guessing gives 37.5 %" in came_out
+    assert "viral minus baseline is +16.7 points, with a 95 % interval over images from +" in came_out
     assert (
         "so viral is ahead on such questions; each model was trained only once, so this says little about other seeds"
         in came_out
@@ -112,10 +110,10 @@ def test_exchanged_models_turn_the_sentences_round(pair: tuple[Trained, Trained]
         f"baseline minus viral is -16.7 points, with a 95 % interval over images from {-100 * plain.high:+.1f} to"
         f" {-100 * plain.low:+.1f}" in said
     )
-    assert "viral answers 61.7 % right and baseline 45.0 %" in said and "so viral is ahead" in said
-    assert ": viral also learns" in what_was_compared(
-        second, first
-    ) and "; baseline learns from the answers alone." in what_was_compared(second, first)
+    assert "viral answers 61.7 % right and baseline 45.0 %" in said
+    assert "so viral is ahead" in said
+    assert ": viral also learns" in what_was_compared(second, first)
+    assert "; baseline learns from the answers alone." in what_was_compared(second, first)
 
 
 def test_an_interval_that_holds_zero_names_no_winner(tmp_path: Path) -> None:
@@ -127,10 +125,8 @@ def test_an_interval_that_holds_zero_names_no_winner(tmp_path: Path) -> None:
     assert found.difference.low < 0 < found.difference.high
     assert "do not show which of the two is ahead" in what_came_out(first, second, found)
     same = outcome(first, first)  # no answer differs
-    assert (
-        same.difference.estimate == 0
-        and "(wide, since few answers differ), so these questions do not show" in what_came_out(first, first, same)
-    )
+    assert same.difference.estimate == 0
+    assert "(wide, since few answers differ), so these questions do not show" in what_came_out(first, first, same)
 
 
 @pytest.mark.parametrize(
@@ -201,12 +197,11 @@ def test_what_to_open_names_what_is_there(tmp_path: Path) -> None:
     assert "report.html" not in what_to_open(report=report, runs=tmp_path)
     report.write_text("")
     said = what_to_open(report=report, runs=Path("runs"), sweep="demo")
-    assert said.startswith(f"Open next: {report} in a browser") and "`viral app --runs runs`" in said
+    assert said.startswith(f"Open next: {report} in a browser")
+    assert "`viral app --runs runs`" in said
     assert "`python -m trainer.sweep demo --seeds 1 2 3 --suffix --output_dir runs/seeds`" in said
-    assert (
-        "http://127.0.0.1:8501" in (served := what_to_open(runs=Path("runs"), address="http://127.0.0.1:8501"))
-        and "streamlit run" not in served
-    )
+    assert "http://127.0.0.1:8501" in (served := what_to_open(runs=Path("runs"), address="http://127.0.0.1:8501"))
+    assert "streamlit run" not in served
 
 
 def test_the_command_prints_three_and_refuses_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -214,7 +209,8 @@ def test_the_command_prints_three_and_refuses_the_rest(tmp_path: Path, capsys: p
         store(tmp_path / name, recipe, questions(0.5))
     main(["--model", str(tmp_path / "baseline"), f"B={tmp_path / 'viral'}"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:3] for line in lines] == ["1. ", "2. ", "3. "] and "B minus baseline" in lines[1]
+    assert [line[:3] for line in lines] == ["1. ", "2. ", "3. "]
+    assert "B minus baseline" in lines[1]
     assert "--model names 3 models: expected two" in refused(
         "workbench.summary", "--model", *(str(tmp_path / name) for name in ("baseline", "viral", "third"))
     )

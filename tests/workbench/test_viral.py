@@ -38,7 +38,8 @@ def test_every_command_is_there_and_refuses_what_it_does_not_know(
 ) -> None:
     first = {"train": ["shapes_viral"], "sweep": ["demo"], "analyze": ["cknna"], "card": ["runs/viral"]}.get(name, [])
     said = viral(name, *first, "--xyz", "1", monkeypatch=monkeypatch, capsys=capsys)
-    assert said.startswith("error: unknown option '--xyz'") and len(said) < 300
+    assert said.startswith("error: unknown option '--xyz'")
+    assert len(said) < 300
 
 
 def test_the_first_word_names_a_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +49,8 @@ def test_the_first_word_names_a_command(capsys: pytest.CaptureFixture[str]) -> N
         main([])
     main(["--help"])
     shown = capsys.readouterr().out
-    assert all(f"\n  {name} " in shown for name in COMMANDS) and all(len(line) < 120 for line in shown.splitlines())
+    assert all(f"\n  {name} " in shown for name in COMMANDS)
+    assert all(len(line) < 120 for line in shown.splitlines())
 
 
 def test_debug_reaches_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,9 +72,8 @@ def test_the_version_is_that_of_the_code_that_runs() -> None:
 
 
 def test_an_analysis_is_named_as_in_its_module(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refused("analyses", "cknnna").endswith("did you mean 'cknna'?") and refused(
-        "analyses", "--modle"
-    ).startswith("error: unknown option '--modle'")
+    assert refused("analyses", "cknnna").endswith("did you mean 'cknna'?")
+    assert refused("analyses", "--modle").startswith("error: unknown option '--modle'")
     assert refused("analyses", "all", "--modle", "a") == refused("analyses.all", "--modle", "a")
     assert refused("analyses", "knockout", "--model", "a", "--width", "0") == refused(
         "analyses.knockout", "--model", "a", "--width", "0"
@@ -99,29 +100,27 @@ def completed(file: Path, *words: str) -> list[str]:
 
 
 def test_bash_completes_commands_names_and_options(completion: Path) -> None:
-    assert completed(completion, "") == [*COMMANDS, "--help", "--version"] and completed(completion, "tr") == ["train"]
+    assert completed(completion, "") == [*COMMANDS, "--help", "--version"]
+    assert completed(completion, "tr") == ["train"]
     assert completed(completion, "train", "shapes_") == [name for name in RECIPES.files() if name.startswith("shapes_")]
-    assert completed(completion, "sweep", "de") == ["demo"] and set(SWEEPS.files()) < set(
-        completed(completion, "sweep", "")
-    )
-    assert completed(completion, "analyze", "") == analysis_names() and completed(completion, "analyze", "ck") == [
-        "cknna"
-    ]
+    assert completed(completion, "sweep", "de") == ["demo"]
+    assert set(SWEEPS.files()) < set(completed(completion, "sweep", ""))
+    assert completed(completion, "analyze", "") == analysis_names()
+    assert completed(completion, "analyze", "ck") == ["cknna"]
     assert completed(completion, "train", "shapes_viral", "--alignment.la") == ["--alignment.layer"]
-    assert (
-        completed(completion, "analyze", "cknna", "--vf") == ["--vfm", "--vfm_layers"]
-        and completed(completion, "analyze", "knockout", "--vf") == []
-    )
-    assert completed(completion, "analyze", "cknna", "--conf") == ["--config"] and completed(
-        completion, "demo", "--no"
-    ) == ["--no-headless"]
+    assert completed(completion, "analyze", "cknna", "--vf") == ["--vfm", "--vfm_layers"]
+    assert completed(completion, "analyze", "knockout", "--vf") == []
+    assert completed(completion, "analyze", "cknna", "--conf") == ["--config"]
+    assert completed(completion, "demo", "--no") == ["--no-headless"]
     # not the words that it takes in order
     assert completed(completion, "convert", "--") == ["--vision_tower", "--base", "--help", "--debug"]
 
 
 def test_zsh_has_the_same_script() -> None:
     bash, zsh = script("bash"), script("zsh")
-    assert zsh.endswith(bash) and "bashcompinit" in zsh and "bashcompinit" not in bash
+    assert zsh.endswith(bash)
+    assert "bashcompinit" in zsh
+    assert "bashcompinit" not in bash
 
 
 # --- a file with options --------------------------------------------------------------------------
@@ -144,12 +143,11 @@ def test_a_file_has_the_options_and_flags_override_them(tmp_path: Path, monkeypa
         with pytest.raises(Exception, match=r".*"):  # an empty result has no summary
             run_analysis(CKNNA, words)
     (first, where, argv), (second, _, _), (third, _, _) = asked
-    assert (
-        first == second
-        and (first.k, first.limit, first.vfm) == (5, 12, ("dinov2-small", "efficientnet-lite0"))
-        and where.model == ("runs/a",)
-    )
-    assert where.revision is None and (third.k, third.vfm) == (7, ("dinov2-small",))
+    assert first == second
+    assert (first.k, first.limit, first.vfm) == (5, 12, ("dinov2-small", "efficientnet-lite0"))
+    assert where.model == ("runs/a",)
+    assert where.revision is None
+    assert (third.k, third.vfm) == (7, ("dinov2-small",))
     assert argv == ["python", "-m", "analyses.cknna", "--config", str(file), "--k", "5"]
 
 

@@ -41,8 +41,12 @@ def main(argv: list[str]) -> None:
         raise ConfigError("no sweep given: expected python -m trainer.sweep SWEEP [--option value ...]")
     file = SWEEPS.find(argv[0])
     sweep = parse(Sweep, argv[1:], prog=prog, description=__doc__ or "", recipe=file, called="sweep")
-    if sweep.dry_run or (sweep.launcher == "submitit" and not sweep.report and sweep.export is None):
-        return _plan(sweep) if sweep.dry_run else _submit(sweep)
+    if sweep.dry_run:
+        _plan(sweep)
+        return
+    if sweep.launcher == "submitit" and not sweep.report and sweep.export is None:
+        _submit(sweep)
+        return
     failed = {} if sweep.report or sweep.export else train_all(sweep)
     try:
         runs = finished(sweep)

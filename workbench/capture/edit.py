@@ -121,4 +121,4 @@ def _trace(mllm: MLLM, batch: Batch, layer: int | str, change: Callable[[Tensor]
         else:
             module.output = change(module.output)
         logits = nnsight.save(traced.output.logits)
-    return logits
+    return logits  # noqa: RET504  # nnsight fills it in when the block ends

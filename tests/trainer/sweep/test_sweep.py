@@ -40,12 +40,10 @@ def test_a_grid_is_every_combination_and_a_list_is_one_value(tmp_path: Path) -> 
     jobs = list(sweep.runs())
     assert [str(job) for job in jobs[-2:]] == ["layer-2+3_weight-1-s0", "layer-2+3_weight-1-s1"]
     made = parse(Recipe, jobs[-1].arguments[1:], prog="test", recipe=Path(jobs[-1].arguments[0]))
-    assert (
-        made.alignment.layer == (2, 3)
-        and made.alignment.weight == 1
-        and made.seed == 1
-        and made.start == tmp_path / "stage1"
-    )
+    assert made.alignment.layer == (2, 3)
+    assert made.alignment.weight == 1
+    assert made.seed == 1
+    assert made.start == tmp_path / "stage1"
     vfms = replace(PLAIN, over=LINE, grid=("alignment.vfm: dinov2-small hf:some/model",)).settings()
     assert [setting.name for setting in vfms[1:]] == ["vfm-dinov2-small", "vfm-hf-some-model"]
 
@@ -53,7 +51,8 @@ def test_a_grid_is_every_combination_and_a_list_is_one_value(tmp_path: Path) -> 
 def test_the_first_stage_is_one_run_and_is_not_compared(tmp_path: Path) -> None:
     sweep = replace(PLAIN, output_dir=tmp_path, first=f"stage1: {recipe('stage1')}")
     assert [str(job) for job in sweep.jobs()] == ["stage1", "baseline-s0", "baseline-s1"]
-    assert sweep.jobs()[0].folder == tmp_path / "stage1" and "stage1" not in {job.name for job in sweep.runs()}
+    assert sweep.jobs()[0].folder == tmp_path / "stage1"
+    assert "stage1" not in {job.name for job in sweep.runs()}
 
 
 @pytest.mark.parametrize(
@@ -106,15 +105,12 @@ def test_seeds_without_spread_have_no_interval(tmp_path: Path) -> None:
     store(tmp_path, {"baseline": [4, 5, 6], "layer-2": [5, 6, 7], "layer-3": [5, 5, 5]})
     sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1, 2), over=LINE, grid=("alignment.layer: 2 3",))
     own = compared(sweep).query("type == @MEAN").set_index("variant")
-    assert own.loc["layer-2", "difference"] == pytest.approx(0.1) and own.loc[
-        "layer-2", ["d_low", "d_high"]
-    ].tolist() == [-np.inf, np.inf]
+    assert own.loc["layer-2", "difference"] == pytest.approx(0.1)
+    assert own.loc["layer-2", ["d_low", "d_high"]].tolist() == [-np.inf, np.inf]
     # equal seeds are no surer than one of them, of 20 questions
     one = mean_interval([1.0] * 10 + [0.0] * 10, kind="proportion")
-    assert (
-        own.loc["layer-3", ["low", "high"]].tolist() == pytest.approx([one.low, one.high], abs=0.01)
-        and not own["few"].any()
-    )
+    assert own.loc["layer-3", ["low", "high"]].tolist() == pytest.approx([one.low, one.high], abs=0.01)
+    assert not own["few"].any()
     assert np.isfinite(own.loc["layer-3", ["d_low", "d_high"]].tolist()).all()
 
 
@@ -128,12 +124,10 @@ def test_an_accuracy_has_no_interval_beyond_one_and_a_difference_none_cut(tmp_pa
     store(tmp_path, {"baseline": [4, 9, 10], "layer-2": [10, 10, 9]})
     sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1, 2), over=LINE, grid=("alignment.layer: 2",))
     own = compared(sweep).query("type == @MEAN").set_index("variant")
-    assert (
-        (own["high"] > own["accuracy"]).all()
-        and (own["high"] <= 1).all()
-        and (own["low"] >= 0).all()
-        and own.loc["layer-2", "d_high"] > 1
-    )
+    assert (own["high"] > own["accuracy"]).all()
+    assert (own["high"] <= 1).all()
+    assert (own["low"] >= 0).all()
+    assert own.loc["layer-2", "d_high"] > 1
     assert own["few"].tolist() == [False, True]  # 2 of 60 answers are wrong
 
 
@@ -207,12 +201,10 @@ def test_the_table_is_right_by_hand_and_stored(tmp_path: Path) -> None:
     sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1, 2), over=LINE, grid=("alignment.layer: 2 3 4",))
     table = compared(sweep)
     own = table[table["type"] == MEAN].set_index("variant")
-    assert (
-        list(own.index) == ["baseline", "layer-2", "layer-3"]
-        and (own["n"] == 20).all()
-        and (own["chance"] == 0.5).all()
-        and (own["seeds"] == "0 1 2").all()
-    )
+    assert list(own.index) == ["baseline", "layer-2", "layer-3"]
+    assert (own["n"] == 20).all()
+    assert (own["chance"] == 0.5).all()
+    assert (own["seeds"] == "0 1 2").all()
     t = scipy_stats.t.ppf(0.975, 2) / np.sqrt(3)
     p = {}
     for variant, values in right.items():
@@ -220,7 +212,8 @@ def test_the_table_is_right_by_hand_and_stored(tmp_path: Path) -> None:
         p_mean, low, high = own.loc[variant, ["accuracy", "low", "high"]]
         for end in (low, high):  # as far from the mean as Student allows, where the spread goes with p (1 - p)
             allowed = t * values.std(ddof=1) * np.sqrt(end * (1 - end) / (p_mean * (1 - p_mean)))
-            assert abs(end - p_mean) == pytest.approx(allowed) and p_mean == pytest.approx(values.mean())
+            assert abs(end - p_mean) == pytest.approx(allowed)
+            assert p_mean == pytest.approx(values.mean())
         if variant != "baseline":
             d = values - np.array(right["baseline"]) / 10
             assert own.loc[variant, ["difference", "d_low", "d_high"]].tolist() == pytest.approx(
@@ -230,17 +223,19 @@ def test_the_table_is_right_by_hand_and_stored(tmp_path: Path) -> None:
             p[variant] = np.mean([flip >= abs(d.sum()) - 1e-9 for flip in flips])
             assert own.loc[variant, "p"] == pytest.approx(p[variant])
     low, high = sorted(p, key=lambda name: p[name])
-    assert own.loc[low, "p_holm"] == pytest.approx(min(1, 2 * p[low])) and own.loc[high, "p_holm"] == pytest.approx(
-        min(1, max(2 * p[low], p[high]))
-    )
-    assert np.isnan(own.loc["baseline", "difference"]) and np.isnan(own.loc["baseline", "p_holm"])
+    assert own.loc[low, "p_holm"] == pytest.approx(min(1, 2 * p[low]))
+    assert own.loc[high, "p_holm"] == pytest.approx(min(1, max(2 * p[low], p[high])))
+    assert np.isnan(own.loc["baseline", "difference"])
+    assert np.isnan(own.loc["baseline", "p_holm"])
     page = write(sweep, finished(sweep), table, "mine").read_text()
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "sweep-mine.parquet"), table)
     # chance, the only line with a name
-    assert "n = 20 questions a run" in page and "over seeds 0, 1, 2" in page and '"showlegend":true' in page
-    assert (
-        "layer-2" in page and "at least 0.25" in page and not re.search(r"<(script|link)[^>]+(src|href)=\"http", page)
-    )
+    assert "n = 20 questions a run" in page
+    assert "over seeds 0, 1, 2" in page
+    assert '"showlegend":true' in page
+    assert "layer-2" in page
+    assert "at least 0.25" in page
+    assert not re.search(r"<(script|link)[^>]+(src|href)=\"http", page)
 
 
 def test_a_single_seed_has_no_interval_and_is_drawn(tmp_path: Path) -> None:
@@ -258,7 +253,8 @@ def test_a_single_seed_has_no_interval_and_is_drawn(tmp_path: Path) -> None:
     }
     table = pd.DataFrame([row | dict.fromkeys(("pairs", "difference", "d_low", "d_high", "p_holm"), np.nan)])
     drawn = sweep_points(table).to_json()
-    assert "Infinity" not in drawn and '"baseline"' in drawn
+    assert "Infinity" not in drawn
+    assert '"baseline"' in drawn
 
 
 @pytest.mark.slow
@@ -272,13 +268,13 @@ def test_a_failed_run_is_named_and_loses_no_other(tmp_path: Path) -> None:
     )
     done = run("trainer.sweep", str(sweep), code=2)
     last = done.stderr.strip().splitlines()[-1]
-    assert (
-        last.startswith("error: 2 runs are missing (broken-s0: ")
-        and "nope" in last
-        and "after-s0: not started, since the run in" in last
-    )
-    assert "baseline" in done.stdout and (tmp_path / "out" / "baseline-s0" / "training.json").exists()
-    assert (tmp_path / "out" / "sweep-mine.parquet").exists() and not (tmp_path / "out" / "broken-s0").exists()
+    assert last.startswith("error: 2 runs are missing (broken-s0: ")
+    assert "nope" in last
+    assert "after-s0: not started, since the run in" in last
+    assert "baseline" in done.stdout
+    assert (tmp_path / "out" / "baseline-s0" / "training.json").exists()
+    assert (tmp_path / "out" / "sweep-mine.parquet").exists()
+    assert not (tmp_path / "out" / "broken-s0").exists()
 
 
 @pytest.mark.slow
@@ -302,7 +298,8 @@ def test_sigterm_stops_the_trainings(tmp_path: Path) -> None:
     children = [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     process.send_signal(signal.SIGTERM)
     process.stderr.read()
-    assert children and process.wait() == 143
+    assert children
+    assert process.wait() == 143
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{child}").exists() for child in children):
         assert time.monotonic() < deadline, "a training outlived its sweep"
@@ -322,6 +319,6 @@ def test_signals_are_noted_and_ignored_ones_stay_ignored() -> None:
 
 
 def test_a_bad_sweep_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("gird: [1]\n")
     with pytest.raises(ConfigError, match="unknown key 'gird'"):
-        (tmp_path / "x.yaml").write_text("gird: [1]\n")
         parse(Sweep, [], prog="sweep", recipe=tmp_path / "x.yaml")

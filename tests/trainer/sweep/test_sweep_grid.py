@@ -49,14 +49,11 @@ def test_every_variant_is_trained_at_every_point(tmp_path: Path) -> None:
     two = (*VARIANTS, f"second: {recipe('viral')} --start {{output_dir}}/baseline{{point}}-s{{seed}}")
     jobs = list(replace(CURVE, output_dir=tmp_path, variants=two, seeds=(3,)).runs())
     names = [f"{variant}_limit_train-{n}-s3" for n in (30, 100) for variant in ("baseline", "viral", "second")]
-    assert [str(job) for job in jobs] == names and [job.recipe().data.limit_train for job in jobs] == [30] * 3 + [
-        100
-    ] * 3
-    assert (
-        jobs[-1].start == tmp_path / "baseline_limit_train-100-s3"
-        and jobs[-1].recipe().alignment.aligned
-        and jobs[-1].recipe().seed == 3
-    )
+    assert [str(job) for job in jobs] == names
+    assert [job.recipe().data.limit_train for job in jobs] == [30] * 3 + [100] * 3
+    assert jobs[-1].start == tmp_path / "baseline_limit_train-100-s3"
+    assert jobs[-1].recipe().alignment.aligned
+    assert jobs[-1].recipe().seed == 3
     both = replace(CURVE, grid=("data.limit_train: 30 100", "alignment.layer: 2 2,3"), seeds=(3,))
     assert str(list(both.runs())[-1]) == "viral_limit_train-100_layer-2+3-s3"
 
@@ -103,17 +100,18 @@ def test_differences_are_taken_at_the_same_point(curve: Sweep) -> None:
         gain = (np.array(RIGHT[f"viral_limit_train-{n}"]) - RIGHT[f"baseline_limit_train-{n}"]) / 10
         expected = [gain.mean(), gain.mean() - t * gain.std(ddof=1), gain.mean() + t * gain.std(ddof=1)]
         assert own.loc[("viral", n), ["difference", "d_low", "d_high"]].tolist() == pytest.approx(expected)
-        assert own.loc[("viral", n), "pairs"] == 3 and own.loc[("viral", n), "accuracy"] == pytest.approx(
-            np.mean(RIGHT[f"viral_limit_train-{n}"]) / 10
-        )
+        assert own.loc[("viral", n), "pairs"] == 3
+        assert own.loc[("viral", n), "accuracy"] == pytest.approx(np.mean(RIGHT[f"viral_limit_train-{n}"]) / 10)
     assert own["difference"].isna().tolist() == [True, False, True, False]
     # sign flips of three pairs: all positive is 2 of 8; 0, 2, 0 reach their sum in all flips; Holm over both points
-    assert own["p"].dropna().tolist() == [0.25, 1.0] and own["p_holm"].dropna().tolist() == [0.5, 1.0]
+    assert own["p"].dropna().tolist() == [0.25, 1.0]
+    assert own["p_holm"].dropna().tolist() == [0.5, 1.0]
 
 
 def test_a_type_is_together_in_the_table(curve: Sweep) -> None:
     table = report(curve, finished(curve))
-    assert table["type"].tolist() == ["a"] * 4 + ["b"] * 4 + [MEAN] * 4 and list(table.columns[:4]) == [
+    assert table["type"].tolist() == ["a"] * 4 + ["b"] * 4 + [MEAN] * 4
+    assert list(table.columns[:4]) == [
         "type",
         "variant",
         "limit_train",
@@ -185,10 +183,14 @@ def test_one_seed_and_missing_runs_are_said(curve: Sweep) -> None:
     runs = finished(curve)
     table = report(curve, runs)
     said = notes(curve, runs, table)
-    assert said[0].startswith("one seed, so no interval") and said[0].endswith(": viral, limit_train 100")
-    assert said[1] == "2 of 12 runs are missing: viral_limit_train-100-s4, viral_limit_train-100-s5" and len(said) == 2
+    assert said[0].startswith("one seed, so no interval")
+    assert said[0].endswith(": viral, limit_train 100")
+    assert said[1] == "2 of 12 runs are missing: viral_limit_train-100-s4, viral_limit_train-100-s5"
+    assert len(said) == 2
     row = table.query("type == @MEAN and variant == 'viral' and limit_train == 100").iloc[0]
-    assert row["seeds"] == "3" and math.isinf(row["low"]) and math.isinf(row["d_high"])
+    assert row["seeds"] == "3"
+    assert math.isinf(row["low"])
+    assert math.isinf(row["d_high"])
     assert "one seed, so no interval" in write(curve, runs, table, "one").read_text()
 
 
@@ -211,25 +213,28 @@ def test_the_curve_has_a_line_a_variant_chance_and_the_difference(curve: Sweep) 
     figure = sweep_figure(means(curve))
     above = [trace for trace in figure.data if trace.yaxis == "y"]
     (below,) = [trace for trace in figure.data if trace.yaxis == "y2"]
-    assert [trace.name for trace in above] == ["chance", "baseline", "viral"] and list(above[0].y) == [0.5, 0.5]
-    assert list(above[1].y) == pytest.approx([0.5, 7.333333 / 10]) and below.name == "viral"
+    assert [trace.name for trace in above] == ["chance", "baseline", "viral"]
+    assert list(above[0].y) == [0.5, 0.5]
+    assert list(above[1].y) == pytest.approx([0.5, 7.333333 / 10])
+    assert below.name == "viral"
     row = means(curve).set_index(["variant", "limit_train"]).loc[("viral", 30)]
     assert [below.y[0] - below.error_y.arrayminus[0], below.y[0] + below.error_y.array[0]] == pytest.approx(
         row[["d_low", "d_high"]].tolist()
     )
     # one seed has no interval
-    assert list(below.y) == pytest.approx([0.2, 0.0]) and list(np.isfinite(below.error_y.array)) == [True, False]
-    assert {figure.layout.xaxis.type, figure.layout.xaxis2.type} == {"log"} and figure.layout.xaxis2.ticktext == (
+    assert list(below.y) == pytest.approx([0.2, 0.0])
+    assert list(np.isfinite(below.error_y.array)) == [True, False]
+    assert {figure.layout.xaxis.type, figure.layout.xaxis2.type} == {"log"}
+    assert figure.layout.xaxis2.ticktext == (
         "30",
         "100",
     )
-    assert (
-        figure.layout.xaxis2.title.text == "training images, logarithmic"
-        and figure.layout.yaxis2.title.text == "minus baseline"
-    )
+    assert figure.layout.xaxis2.title.text == "training images, logarithmic"
+    assert figure.layout.yaxis2.title.text == "minus baseline"
     shown = np.array([trace.x for trace in above[1:]])
     # beside one another, at their place on the axis
-    assert (shown[0] < shown[1]).all() and np.allclose(shown, [[30, 100]] * 2, rtol=0.05)
+    assert (shown[0] < shown[1]).all()
+    assert np.allclose(shown, [[30, 100]] * 2, rtol=0.05)
     assert "Infinity" not in figure.to_json()
 
 
@@ -246,7 +251,8 @@ def test_one_point_or_two_keys_are_rows(curve: Sweep) -> None:
         "viral, limit_train 100",
     ]
     first, second = rows.data[1].marker.color[:2]
-    assert list(rows.data[1].marker.color) == [first, second] * 2 and first != second
+    assert list(rows.data[1].marker.color) == [first, second] * 2
+    assert first != second
 
 
 # --- what outlives the runs -----------------------------------------------------------------------
@@ -277,38 +283,30 @@ def test_the_report_from_the_export_is_that_from_the_runs(tmp_path: Path) -> Non
     pd.testing.assert_frame_equal(report(again, finished(again)), table)
     assert write(again, finished(again), table, "mine").read_text() == page
     kept = sorted((tmp_path / "kept").iterdir())
-    assert [file.name for file in kept] == sorted(f"{job}.json" for job in curve.runs()) and max(
-        file.stat().st_size for file in kept
-    ) < 4000
+    assert [file.name for file in kept] == sorted(f"{job}.json" for job in curve.runs())
+    assert max(file.stat().st_size for file in kept) < 4000
 
 
 def test_what_is_exported_of_a_run(curve: Sweep, tmp_path: Path) -> None:
     export(tmp_path / "kept", finished(curve))
     own = json.loads((tmp_path / "kept" / "viral_limit_train-100-s4.json").read_text())
-    assert (
-        own["seed"] == 4
-        and own["words"].endswith("--alignment.objective cosine --data.limit_train 100")
-        and own["seconds"] == 12.3
-        and own["steps"] == 40
-    )
-    assert (
-        own["last"]["types"] == {kind: {"right": 9, "n": 10, "chance": 0.5} for kind in ("a", "b")}
-        and own["best"] is None
-    )
+    assert own["seed"] == 4
+    assert own["words"].endswith("--alignment.objective cosine --data.limit_train 100")
+    assert own["seconds"] == 12.3
+    assert own["steps"] == 40
+    assert own["last"]["types"] == {kind: {"right": 9, "n": 10, "chance": 0.5} for kind in ("a", "b")}
+    assert own["best"] is None
     assert own["curve"] == {
         "step": [20, 40],
         "accuracy": [0.5, 0.9],
         "val_lm_loss": [2.5, 1 / 3],
         "val_alignment_loss": [None, None],
     }
-    assert own["losses"] == {"step": 40, "lm_loss": 0.25, "alignment_loss": None} and own["fingerprints"] == {
-        "val": "v0"
-    }
-    assert (
-        own["environment"]["git"] == "0123456789abcdef"
-        and "/a/machine" not in json.dumps(own)
-        and "resume" not in own["recipe"]
-    )
+    assert own["losses"] == {"step": 40, "lm_loss": 0.25, "alignment_loss": None}
+    assert own["fingerprints"] == {"val": "v0"}
+    assert own["environment"]["git"] == "0123456789abcdef"
+    assert "/a/machine" not in json.dumps(own)
+    assert "resume" not in own["recipe"]
 
 
 def test_an_export_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
@@ -354,15 +352,11 @@ def test_two_stages_over_a_grid_by_the_real_command(tmp_path: Path, capsys: pyte
     )
     done = run("trainer.sweep", str(file))
     first, second = (tmp_path / "out" / f"{variant}_limit_train-8-s0" for variant in ("baseline", "second"))
-    assert (
-        json.loads((second / "training.json").read_text())["recipe"]["start"] == str(first)
-        and "one seed, so no interval" in done.stdout
-    )
+    assert json.loads((second / "training.json").read_text())["recipe"]["start"] == str(first)
+    assert "one seed, so no interval" in done.stdout
     main([str(file), "--export", str(tmp_path / "kept")])
-    assert (
-        capsys.readouterr().out == f"2 of 2 runs are in {tmp_path / 'kept'}\n"
-        and (tmp_path / "kept" / f"{second.name}.json").stat().st_size < 8000
-    )
+    assert capsys.readouterr().out == f"2 of 2 runs are in {tmp_path / 'kept'}\n"
+    assert (tmp_path / "kept" / f"{second.name}.json").stat().st_size < 8000
     (tmp_path / "out").rename(tmp_path / "gone")
     main([str(file), "--report", "--exported", str(tmp_path / "kept")])
     assert capsys.readouterr().out == done.stdout

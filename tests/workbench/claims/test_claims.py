@@ -57,13 +57,13 @@ def test_the_sweeps_train_what_the_ledger_judges() -> None:
     planned: dict[str, Trained] = {}
     for name, training in ledger.trainings.items():
         sweep = parse(Sweep, [], prog="sweep", recipe=LEDGER.parent.parent / training.sweep)
-        assert str(sweep.output_dir) == training.runs and sweep.seeds == ledger.seeds
+        assert str(sweep.output_dir) == training.runs
+        assert sweep.seeds == ledger.seeds
         jobs = [job for job in sweep.runs() if job.folder.name == training.folder.format(seed=10) and job.seed == 10]
         (job,) = jobs
         planned[name] = Trained(name, training, 10, job.folder, {"recipe": as_mapping(job.recipe())})
-        assert list(Evidence.mismatches(planned[name])) == [] and (
-            training.checkpoint == "last" or planned[name].recipe["keep_best"]
-        )
+        assert list(Evidence.mismatches(planned[name])) == []
+        assert training.checkpoint == "last" or planned[name].recipe["keep_best"]
         if training.like:
             Evidence.check_like(planned[name], planned[training.like])
 
@@ -156,4 +156,5 @@ def test_what_cannot_decide_is_refused(old: str, new: str, said: str) -> None:
     with pytest.raises((ConfigError, UnknownNameError)) as error:
         small((old, new))
     assert said in str(error.value)
-    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300

@@ -94,21 +94,18 @@ def test_a_gain_on_every_seed_is_reproduced_and_its_opposite_contradicted(world:
         "contradicted",
         "not testable here",
     )
-    assert (
-        row["ours"] == pytest.approx(np.mean(GAINS) / 100)
-        and row["n"] == 200
-        and row["seeds"] == "1 2 3 4 5 6"
-        and row["chance"] == 0.25
-    )
+    assert row["ours"] == pytest.approx(np.mean(GAINS) / 100)
+    assert row["n"] == 200
+    assert row["seeds"] == "1 2 3 4 5 6"
+    assert row["chance"] == 0.25
     half = scipy_stats.t.ppf(0.975, 5) * np.std(GAINS, ddof=1) / np.sqrt(6) / 100
     assert (row["low"], row["high"]) == (pytest.approx(row["ours"] - half), pytest.approx(row["ours"] + half))
     # two rules, one p
-    assert row["p"] == pytest.approx(p_of(*GAINS)) and row["p_holm"] == pytest.approx(2 * p_of(*GAINS))
-    assert (
-        row["trainings"] == "b 0.5367, a 0.435"
-        and found["never"]["reason"] == "too large"
-        and np.isnan(found["never"]["p_holm"])
-    )
+    assert row["p"] == pytest.approx(p_of(*GAINS))
+    assert row["p_holm"] == pytest.approx(2 * p_of(*GAINS))
+    assert row["trainings"] == "b 0.5367, a 0.435"
+    assert found["never"]["reason"] == "too large"
+    assert np.isnan(found["never"]["p_holm"])
     each = world.numbers.query("id == 'more' and training == 'b'").set_index("seed")["value"]
     assert each.to_dict() == pytest.approx(
         {seed: (40 + seed + gain) / 100 for seed, gain in zip(SEEDS, GAINS, strict=True)}
@@ -118,11 +115,9 @@ def test_a_gain_on_every_seed_is_reproduced_and_its_opposite_contradicted(world:
 def test_a_gain_that_the_seeds_do_not_agree_on_is_not_shown(world: World) -> None:
     pairs(world.runs, (5, -4, 3, -2, 1, 2), git=world.commit(MORE))
     row = world.judge(MORE)["more"]
-    assert (
-        row["verdict"] == "not shown"
-        and row["p"] == pytest.approx(p_of(5, -4, 3, -2, 1, 2))
-        and "4 of 6" in row["reason"]
-    )
+    assert row["verdict"] == "not shown"
+    assert row["p"] == pytest.approx(p_of(5, -4, 3, -2, 1, 2))
+    assert "4 of 6" in row["reason"]
 
 
 def test_significant_alone_but_not_among_all_rules(world: World) -> None:
@@ -132,7 +127,8 @@ def test_significant_alone_but_not_among_all_rules(world: World) -> None:
     ]
     pairs(world.runs, gains, git=world.commit(MORE, *others))
     # nine rules were dropped, and are counted
-    assert 0.005 < p_of(*gains) < 0.05 and world.judge(MORE)["more"]["verdict"] == "not shown"
+    assert 0.005 < p_of(*gains) < 0.05
+    assert world.judge(MORE)["more"]["verdict"] == "not shown"
     assert world.judge(MORE)["more"]["p_holm"] == pytest.approx(10 * p_of(*gains))
 
 
@@ -151,18 +147,18 @@ def test_weights_share_the_error(world: World) -> None:
 def test_a_difference_without_spread_is_not_shown(world: World) -> None:
     pairs(world.runs, (10,) * 6, git=world.commit(MORE))
     row = world.judge(MORE)["more"]
-    assert (row["verdict"], row["p"]) == ("not shown", 1.0) and "no spread" in row["reason"] and np.isnan(row["low"])
+    assert (row["verdict"], row["p"]) == ("not shown", 1.0)
+    assert "no spread" in row["reason"]
+    assert np.isnan(row["low"])
 
 
 def test_the_null_need_not_be_zero(world: World) -> None:
     margin = MORE.replace("more}", "more, than: 0.2}")
     pairs(world.runs, GAINS, git=world.commit(margin))
     row = world.judge(margin)["more"]
-    assert (
-        row["verdict"] == "contradicted"
-        and row["null"] == 0.2
-        and row["p"] == pytest.approx(p_of(*(gain - 20 for gain in GAINS)))
-    )
+    assert row["verdict"] == "contradicted"
+    assert row["null"] == 0.2
+    assert row["p"] == pytest.approx(p_of(*(gain - 20 for gain in GAINS)))
 
 
 # --- refused: the rule may have been written afterwards -------------------------------------------
@@ -172,12 +168,10 @@ def test_a_rule_that_came_later_judges_nothing(world: World) -> None:
     git = world.commit(LESS)
     pairs(world.runs, GAINS, git=git)
     row = world.judge(MORE, LESS)["more"]
-    assert (
-        row["verdict"] == "refused"
-        and f"is not in commit {git[:12]} of run b-s1" in row["reason"]
-        and np.isnan(row["p"])
-        and np.isnan(row["p_holm"])
-    )
+    assert row["verdict"] == "refused"
+    assert f"is not in commit {git[:12]} of run b-s1" in row["reason"]
+    assert np.isnan(row["p"])
+    assert np.isnan(row["p_holm"])
     assert world.judge(MORE, LESS)["less"]["verdict"] == "contradicted"
 
 
@@ -191,16 +185,13 @@ def test_one_run_of_another_commit_is_enough(world: World) -> None:
     pairs(world.runs, GAINS, git=after)
     assert world.judge(MORE)["more"]["verdict"] == "reproduced"
     train(world.runs / "a-s4", answers(count=44, exist=44), git=world.commit(MORE, NEVER))
-    assert world.judge(MORE)["more"]["verdict"] == "reproduced" and world.judge(MORE)["more"]["reason"].endswith(
-        "6 of 6; its runs were trained at 2 commits"
-    )
+    assert world.judge(MORE)["more"]["verdict"] == "reproduced"
+    assert world.judge(MORE)["more"]["reason"].endswith("6 of 6; its runs were trained at 2 commits")
     train(world.runs / "a-s4", answers(count=44, exist=44), git=before)
     row = world.judge(MORE)["more"]
-    assert (
-        row["verdict"] == "refused"
-        and f"commit {before[:12]} of run a-s4" in row["reason"]
-        and row["commits"] == " ".join(sorted([before[:12], after[:12]]))
-    )
+    assert row["verdict"] == "refused"
+    assert f"commit {before[:12]} of run a-s4" in row["reason"]
+    assert row["commits"] == " ".join(sorted([before[:12], after[:12]]))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +208,9 @@ def test_a_run_whose_rules_are_not_known_is_refused(world: World, record: dict[s
     facts = json.loads((world.runs / "b-s3" / "training.json").read_text())
     (world.runs / "b-s3" / "training.json").write_text(json.dumps(facts | record))
     row = world.judge(MORE)["more"]
-    assert row["verdict"] == "refused" and said in row["reason"] and "b-s3" in row["reason"]
+    assert row["verdict"] == "refused"
+    assert said in row["reason"]
+    assert "b-s3" in row["reason"]
 
 
 @pytest.mark.parametrize(
@@ -226,7 +219,8 @@ def test_a_run_whose_rules_are_not_known_is_refused(world: World, record: dict[s
 )
 def test_a_commit_without_rules(world: World, text: str | None, said: str) -> None:
     pairs(world.runs, GAINS, git=commit(world.repository, text))
-    assert said in world.judge(MORE)["more"]["reason"] and world.judge(MORE)["more"]["verdict"] == "refused"
+    assert said in world.judge(MORE)["more"]["reason"]
+    assert world.judge(MORE)["more"]["verdict"] == "refused"
 
 
 def test_an_installed_package_refuses(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,24 +234,21 @@ def test_an_installed_package_refuses(world: World, monkeypatch: pytest.MonkeyPa
 
 def test_runs_that_are_not_there_are_no_error(world: World) -> None:
     row = world.judge(MORE, CLOSER)["more"]
-    assert (
-        row["verdict"] == "no runs yet"
-        and row["reason"] == "12 runs are missing, such as b-s1"
-        and np.isnan(row["ours"])
-    )
+    assert row["verdict"] == "no runs yet"
+    assert row["reason"] == "12 runs are missing, such as b-s1"
+    assert np.isnan(row["ours"])
     assert world.commands == ["python -m trainer.sweep abc.yaml"]
 
 
 def test_one_seed_has_a_figure_and_no_interval(world: World) -> None:
     pairs(world.runs, (10,), git=world.commit(MORE))
     row = world.judge(MORE)["more"]
-    assert (
-        row["verdict"] == "no runs yet"
-        and row["ours"] == pytest.approx(0.1)
-        and not np.isfinite(row["low"])
-        and "one seed has no interval" in row["reason"]
-    )
-    assert np.isnan(row["p"]) and np.isnan(row["p_holm"])
+    assert row["verdict"] == "no runs yet"
+    assert row["ours"] == pytest.approx(0.1)
+    assert not np.isfinite(row["low"])
+    assert "one seed has no interval" in row["reason"]
+    assert np.isnan(row["p"])
+    assert np.isnan(row["p_holm"])
     assert verdicts.ours(row).startswith("0.1 no interval, seeds 1, n 200, null 0; b 0.51, a 0.41")
 
 
@@ -268,17 +259,17 @@ def test_an_analysis_that_is_not_there_is_one_command_for_all_models(world: Worl
     models = " ".join(
         str(world.runs / name) for seed in SEEDS for name in (f"b-s{seed}", f"a-s{seed}") if name != "a-s1"
     )
-    assert (
-        row["verdict"] == "no runs yet"
-        and row["commands"] == f"python -m analyses.cknna --model {models} --limit 9 --output_dir {world.runs}"
-    )
+    assert row["verdict"] == "no runs yet"
+    assert row["commands"] == f"python -m analyses.cknna --model {models} --limit 9 --output_dir {world.runs}"
 
 
 def test_runs_that_were_asked_different_questions(world: World) -> None:
     pairs(world.runs, GAINS, git=(git := world.commit(MORE)))
     train(world.runs / "a-s2", answers(count=42, exist=42).iloc[:-1], git=git)
     row = world.judge(MORE)["more"]
-    assert row["verdict"] == "refused" and "were asked different questions" in row["reason"] and "a-s2" in row["reason"]
+    assert row["verdict"] == "refused"
+    assert "were asked different questions" in row["reason"]
+    assert "a-s2" in row["reason"]
     train(world.runs / "a-s2", answers(count=42, exist=42).assign(id=lambda t: "other-" + t["id"]), git=git)
     assert "were asked different questions" in world.judge(MORE)["more"]["reason"]
     train(world.runs / "a-s2", answers(count=42, exist=42), git=git, test="of another test split")
@@ -296,7 +287,9 @@ def test_a_damaged_run(world: World, file: str, content: bytes, said: str) -> No
     pairs(world.runs, GAINS, git=world.commit(MORE))
     (world.runs / "b-s5" / file).write_bytes(content)
     row = world.judge(MORE)["more"]
-    assert row["verdict"] == "refused" and said in row["reason"] and "b-s5" in row["reason"]
+    assert row["verdict"] == "refused"
+    assert said in row["reason"]
+    assert "b-s5" in row["reason"]
 
 
 def test_nan_is_said(world: World) -> None:
@@ -312,10 +305,8 @@ def test_nan_is_said(world: World) -> None:
                 layers([0.5, 0.5, np.nan if (name, seed) == ("b", 2) else 0.5]),
             )
     found = world.judge(MORE, CLOSER)
-    assert (
-        "has question count-0 without an answer" in found["more"]["reason"]
-        and "has score nan" in found["closer"]["reason"]
-    )
+    assert "has question count-0 without an answer" in found["more"]["reason"]
+    assert "has score nan" in found["closer"]["reason"]
     assert {found["more"]["verdict"], found["closer"]["verdict"]} == {"refused"}
 
 
@@ -346,7 +337,8 @@ def test_a_run_that_is_not_what_its_folder_is_called(
     pairs(world.runs, GAINS, git=(git := world.commit(MORE)))
     train(world.runs / "b-s2", answers(count=90, exist=90), git=git, recipe=recipe, **record)
     row = world.judge(MORE)["more"]
-    assert row["verdict"] == "refused" and said in row["reason"]
+    assert row["verdict"] == "refused"
+    assert said in row["reason"]
 
 
 def test_a_variant_that_is_no_variant(world: World) -> None:
@@ -364,11 +356,9 @@ def test_a_variant_that_is_no_variant(world: World) -> None:
             recipe={"optim.weight_decay": 0.5 if seed != 4 else 0.05},
         )
     row = world.judge(text=text)["decay"]
-    assert (
-        row["verdict"] == "refused"
-        and "c-s4" in row["reason"]
-        and "have the same recipe: expected recipes that differ in optim.weight_decay" in row["reason"]
-    )
+    assert row["verdict"] == "refused"
+    assert "c-s4" in row["reason"]
+    assert "have the same recipe: expected recipes that differ in optim.weight_decay" in row["reason"]
     train(world.runs / "c-s4", answers(count=50, exist=51), git=git, recipe={"optim.weight_decay": 0.5})
     assert world.judge(text=text)["decay"]["verdict"] == "reproduced"
 
@@ -396,7 +386,8 @@ def test_runs_of_other_data_may_be_called_the_same(world: World, tmp_path: Path)
     assert table["verdict"].tolist() == ["no runs yet"]
     shutil.copytree(world.runs, tmp_path / "copy" / "abc")
     table, _, _ = judge(rules, Evidence(rules, [world.runs, tmp_path / "copy" / "abc"]))
-    assert table["verdict"].tolist() == ["refused"] and "are both b of seed 1" in table["reason"][0]
+    assert table["verdict"].tolist() == ["refused"]
+    assert "are both b of seed 1" in table["reason"][0]
 
 
 def exported(root: Path) -> None:
@@ -427,7 +418,8 @@ def test_what_is_kept_of_runs_says_the_same_as_their_folders(world: World) -> No
     exported(world.runs)
     assert len(list(world.runs.iterdir())) == 12
     after = world.judge(*claims)
-    assert before["more"]["verdict"] == "reproduced" and before["stopped"]["verdict"] == "contradicted"
+    assert before["more"]["verdict"] == "reproduced"
+    assert before["stopped"]["verdict"] == "contradicted"
     for name, row in after.items():
         for column in ("ours", "low", "high", "p", "p_holm", "verdict", "rule", "commits"):
             assert (
@@ -435,7 +427,9 @@ def test_what_is_kept_of_runs_says_the_same_as_their_folders(world: World) -> No
                 if isinstance(row[column], float)
                 else row[column] == before[name][column]
             )
-    assert after["more"]["n"] == 200 and after["count"]["n"] == 100 and after["more"]["chance"] == 0.25
+    assert after["more"]["n"] == 200
+    assert after["count"]["n"] == 100
+    assert after["more"]["chance"] == 0.25
     kept = json.loads((world.runs / "a-s1.json").read_text())
     for content, said in (
         ({"last": {**kept["last"], "asked": "others"}}, "different questions"),
@@ -444,7 +438,9 @@ def test_what_is_kept_of_runs_says_the_same_as_their_folders(world: World) -> No
     ):
         (world.runs / "a-s1.json").write_text(json.dumps(kept | content))
         row = world.judge(*claims)["more"]
-        assert row["verdict"] == "refused" and said in row["reason"] and "a-s1.json" in row["reason"]
+        assert row["verdict"] == "refused"
+        assert said in row["reason"]
+        assert "a-s1.json" in row["reason"]
 
 
 # --- measures -------------------------------------------------------------------------------------
@@ -465,8 +461,10 @@ def test_accuracy_is_the_mean_of_types_or_of_some(world: World) -> None:
         train(world.runs / f"b-s{seed}", more, git=git, recipe={"alignment.objective": "cosine"})
         train(world.runs / f"a-s{seed}", more.assign(correct=(more["category"] == "exist") & more["correct"]), git=git)
     found = world.judge(MORE, COUNT)
-    assert found["more"]["ours"] == pytest.approx((60 + 3.5) / 200) and found["count"]["ours"] == pytest.approx(0.635)
-    assert found["more"]["n"] == 300 and found["count"]["n"] == 100
+    assert found["more"]["ours"] == pytest.approx((60 + 3.5) / 200)
+    assert found["count"]["ours"] == pytest.approx(0.635)
+    assert found["more"]["n"] == 300
+    assert found["count"]["n"] == 100
 
 
 def test_a_question_that_is_there_twice(world: World) -> None:
@@ -482,10 +480,8 @@ def test_the_best_checkpoint_has_answers_of_its_own(world: World) -> None:
     git = world.commit(MORE, STOPPED)
     pairs(world.runs, GAINS, git=git, best=answers(count=60, exist=70))
     found = world.judge(MORE, STOPPED)
-    assert (
-        found["stopped"]["ours"] == pytest.approx(found["more"]["ours"] + 0.435 - 0.65)
-        and found["stopped"]["verdict"] == "contradicted"
-    )
+    assert found["stopped"]["ours"] == pytest.approx(found["more"]["ours"] + 0.435 - 0.65)
+    assert found["stopped"]["verdict"] == "contradicted"
 
 
 def test_trainings_are_weighed(world: World) -> None:
@@ -512,9 +508,12 @@ def test_a_stored_score_and_its_slope(world: World) -> None:
     pairs(world.runs, GAINS, git=world.commit(CLOSER, FALLS))
     analyses(world, [0.9, 0.6, 0.2], [0.5, 0.7, 0.9])
     found = world.judge(CLOSER, FALLS)
-    assert found["closer"]["ours"] == pytest.approx(0.8 - 0.4 + 0.035) and found["closer"]["verdict"] == "reproduced"
-    assert found["closer"]["n"] == 9 and found["closer"]["chance"] == pytest.approx(0.1)
-    assert found["falls"]["ours"] == pytest.approx(-0.35) and "no spread" in found["falls"]["reason"]
+    assert found["closer"]["ours"] == pytest.approx(0.8 - 0.4 + 0.035)
+    assert found["closer"]["verdict"] == "reproduced"
+    assert found["closer"]["n"] == 9
+    assert found["closer"]["chance"] == pytest.approx(0.1)
+    assert found["falls"]["ours"] == pytest.approx(-0.35)
+    assert "no spread" in found["falls"]["reason"]
 
 
 @pytest.mark.parametrize(
@@ -554,9 +553,8 @@ def test_a_damaged_analysis_is_said_and_not_there(world: World, caplog: pytest.L
     analyses(world, [0.9, 0.6, 0.2], [0.5, 0.7, 0.9])
     broken = sorted(world.runs.glob("cknna-*"))[0]
     (broken / "run.json").write_text("{")
-    assert (
-        world.judge(CLOSER)["closer"]["verdict"] == "no runs yet" and f"{broken / 'run.json'} is damaged" in caplog.text
-    )
+    assert world.judge(CLOSER)["closer"]["verdict"] == "no runs yet"
+    assert f"{broken / 'run.json'} is damaged" in caplog.text
 
 
 def test_an_analysis_of_an_older_model(world: World) -> None:
@@ -564,7 +562,9 @@ def test_an_analysis_of_an_older_model(world: World) -> None:
     analyses(world, [0.9, 0.6, 0.2], [0.5, 0.7, 0.9])
     train(world.runs / "a-s6", answers(count=46, exist=46), git=git, created="2026-11-26T06:00:00+00:00")
     row = world.judge(CLOSER)["closer"]
-    assert row["verdict"] == "refused" and "is older than the training in" in row["reason"] and "a-s6" in row["reason"]
+    assert row["verdict"] == "refused"
+    assert "is older than the training in" in row["reason"]
+    assert "a-s6" in row["reason"]
 
 
 def test_analyses_of_other_images_or_another_version(world: World) -> None:
@@ -594,18 +594,16 @@ def test_a_share_of_the_original_and_of_what_is_above_chance(world: World) -> No
         analyzed(world.runs, world.runs / f"a-s{seed}", layers([0.1]).assign(whole=0.5))
         analyzed(world.runs, world.runs / f"b-s{seed}", layers([0.2 + 0.01 * seed]).assign(whole=0.6))
     found = world.judge(SHARE, ABOVE)
-    assert found["share"]["ours"] == pytest.approx(0.235 / 0.6 - 0.2) and found["above"]["ours"] == pytest.approx(
-        0.235 / 0.5 - 0.25
-    )
+    assert found["share"]["ours"] == pytest.approx(0.235 / 0.6 - 0.2)
+    assert found["above"]["ours"] == pytest.approx(0.235 / 0.5 - 0.25)
     for path in world.runs.glob("cknna-*"):
         if json.loads((path / "run.json").read_text())["label"] == "a-s3":
             layers([0.1]).assign(whole=0.05).to_parquet(path / "scores.parquet")
     found = world.judge(SHARE, ABOVE)
-    assert found["share"]["verdict"] == "not shown" and found["above"]["verdict"] == "not shown"
-    assert (
-        found["above"]["reason"] == "seed 3: whole - null_mean is -0.050 in a-s3, but a share needs a whole above 0"
-        and found["above"]["p"] == 1
-    )
+    assert found["share"]["verdict"] == "not shown"
+    assert found["above"]["verdict"] == "not shown"
+    assert found["above"]["reason"] == "seed 3: whole - null_mean is -0.050 in a-s3, but a share needs a whole above 0"
+    assert found["above"]["p"] == 1
 
 
 PATCHED = (
@@ -627,14 +625,13 @@ def test_a_patch_is_found_by_its_source(world: World) -> None:
                 config={"layers": [3], "source": str(folder)},
             )
     row = world.judge(PATCHED)["patched"]
-    assert row["ours"] == pytest.approx(0.335) and row["verdict"] == "reproduced"
+    assert row["ours"] == pytest.approx(0.335)
+    assert row["verdict"] == "reproduced"
     for path in world.runs.glob("patching-*"):
         shutil.rmtree(path)
     world.judge(PATCHED)
-    assert (
-        len(world.commands) == 12
-        and f"--model {world.runs / 'a-s1'} --source {world.runs / 'b-s1'} --layers 3" in world.commands[0]
-    )
+    assert len(world.commands) == 12
+    assert f"--model {world.runs / 'a-s1'} --source {world.runs / 'b-s1'} --layers 3" in world.commands[0]
 
 
 AT = (
@@ -656,12 +653,11 @@ def test_scores_while_training_and_the_steps_to_a_score(world: World) -> None:
             world.runs / f"b-s{seed}", answers(count=40), git=git, log=curve, recipe={"alignment.objective": "cosine"}
         )
     found = world.judge(AT, SOON)
-    assert (
-        found["at"]["ours"] == pytest.approx(np.mean([(0.6 + 0.01 * seed) / 2 - 0.3 for seed in SEEDS]))
-        and found["at"]["n"] == 800
-    )
+    assert found["at"]["ours"] == pytest.approx(np.mean([(0.6 + 0.01 * seed) / 2 - 0.3 for seed in SEEDS]))
+    assert found["at"]["n"] == 800
     steps = [40 + 60 * (0.1 - 0.01 * seed) / (0.4 - 0.01 * seed) for seed in SEEDS]
-    assert found["soon"]["ours"] == pytest.approx(np.mean(steps) / 100 - 1) and found["soon"]["verdict"] == "reproduced"
+    assert found["soon"]["ours"] == pytest.approx(np.mean(steps) / 100 - 1)
+    assert found["soon"]["verdict"] == "reproduced"
     train(
         world.runs / "b-s2",
         answers(count=40),
@@ -670,10 +666,8 @@ def test_scores_while_training_and_the_steps_to_a_score(world: World) -> None:
         recipe={"alignment.objective": "cosine"},
     )
     row = world.judge(AT, SOON)["soon"]
-    assert (
-        row["verdict"] == "not shown"
-        and row["reason"] == "seed 2: the step at which b-s2 reaches the final score of a-s2 is not within 100 steps"
-    )
+    assert row["verdict"] == "not shown"
+    assert row["reason"] == "seed 2: the step at which b-s2 reaches the final score of a-s2 is not within 100 steps"
 
 
 def test_logs_with_evaluations_at_other_steps(world: World) -> None:
@@ -681,10 +675,8 @@ def test_logs_with_evaluations_at_other_steps(world: World) -> None:
     pairs(world.runs, GAINS, git=git)
     train(world.runs / "a-s1", answers(count=40), git=git, log={20: 0.2, 40: 0.4, 90: 0.6})
     found = world.judge(AT, SOON)
-    assert (
-        "was last evaluated at step 90 of 100" in found["soon"]["reason"]
-        and "were asked different questions" in found["at"]["reason"]
-    )
+    assert "was last evaluated at step 90 of 100" in found["soon"]["reason"]
+    assert "were asked different questions" in found["at"]["reason"]
     train(world.runs / "a-s1", answers(count=40), git=git, log={40: 0.4, 100: 0.6})
     assert "from step 40 to 100: expected some before and after step 30" in world.judge(AT)["at"]["reason"]
 
@@ -708,7 +700,8 @@ def test_a_ledger_of_other_measures(world: World, old: str, new: str, said: str)
     assert text.count(old) == 1
     with pytest.raises((ConfigError, UnknownNameError)) as error:
         world.judge(text=text.replace(old, new))
-    assert said in str(error.value) and len(str(error.value)) < 300
+    assert said in str(error.value)
+    assert len(str(error.value)) < 300
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -736,22 +729,19 @@ def test_the_command_prints_and_stores(world: World, tmp_path: Path) -> None:
     (folder,) = out.iterdir()
     assert printed.strip().endswith(str(folder))
     stored = runs.load(folder)
-    assert (
-        stored.record["analysis"] == "claims"
-        and stored.record["git"]
-        and stored.tables["claims"]["verdict"].tolist()[0] == "reproduced"
-    )
-    assert len(stored.tables["numbers"]) == 24 and runs.index(out)["analysis"].tolist() == ["claims"]
+    assert stored.record["analysis"] == "claims"
+    assert stored.record["git"]
+    assert stored.tables["claims"]["verdict"].tolist()[0] == "reproduced"
+    assert len(stored.tables["numbers"]) == 24
+    assert runs.index(out)["analysis"].tolist() == ["claims"]
     command("--runs", world.runs, "--claims", rules, "--output_dir", out)
     assert len(list(out.iterdir())) == 1  # the same ledger over the same runs is one stored run
     lines = command(
         "--runs", world.runs, "--claims", rules, "--output_dir", tmp_path / "none", "--commands"
     ).splitlines()
-    assert (
-        len(lines) == 1
-        and lines[0].startswith(f"python -m analyses.cknna --model {world.runs / 'b-s1'} ")
-        and not (tmp_path / "none").exists()
-    )
+    assert len(lines) == 1
+    assert lines[0].startswith(f"python -m analyses.cknna --model {world.runs / 'b-s1'} ")
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_page_and_the_report_show_the_newest_ledger(
@@ -773,18 +763,17 @@ def test_the_page_and_the_report_show_the_newest_ledger(
     app.multiselect(key="verdict").set_value(["contradicted"]).run()
     assert app.dataframe[0].value["id"].tolist() == ["less"]
     text = report.page("A report", {}, [], newest(out))
-    assert (
-        '<a href="#claims">' in text
-        and "B is &lt;b&gt;better&lt;/b&gt;." in text
-        and "1 reproduced, 1 contradicted" in text
-    )
+    assert '<a href="#claims">' in text
+    assert "B is &lt;b&gt;better&lt;/b&gt;." in text
+    assert "1 reproduced, 1 contradicted" in text
     assert 'id="claims"' not in report.page("A report", {}, [], newest(tmp_path / "nothing"))
 
 
 def test_the_projects_ledger_without_runs(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     printed = command("--runs", tmp_path / "empty", "--output_dir", tmp_path / "out")
-    assert "reproduced" not in printed.splitlines()[-2] and "no runs yet" in printed.splitlines()[-2]
+    assert "reproduced" not in printed.splitlines()[-2]
+    assert "no runs yet" in printed.splitlines()[-2]
     lines = command("--runs", tmp_path / "empty", "--commands").splitlines()
     assert lines == [
         f"python -m trainer.sweep trainer/sweeps/{name}.yaml"

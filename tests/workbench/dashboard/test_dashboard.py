@@ -46,24 +46,21 @@ def test_every_page_says_what_to_do_when_nothing_is_stored(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = open_page(name, tmp_path, monkeypatch)
-    assert app.info and "python -m" in app.info[0].value
+    assert app.info
+    assert "python -m" in app.info[0].value
 
 
 def test_runs_page_lays_training_curves_over_each_other(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = open_page("runs", runs_folder, monkeypatch)
     assert app.multiselect(key="models").value == ["baseline", "viral"]
     table = app.dataframe[0].value
-    assert (
-        table["model"].tolist() == ["baseline", "viral"]
-        and (table["state"] == "finished").all()
-        and (table["steps"] == 12).all()
-    )
+    assert table["model"].tolist() == ["baseline", "viral"]
+    assert (table["state"] == "finished").all()
+    assert (table["steps"] == 12).all()
     assert app.dataframe[1].value["label"].tolist() in (["baseline", "viral"], ["viral", "baseline"])
     (said,) = [caption.value for caption in app.caption if "tokens, k = " in caption.value]
-    assert (
-        "viral, layer 2, efficientnet-lite0: n = 64 tokens, k = 10, 8 images" in said
-        and "baseline, layer 1, efficientnet-lite0" in said
-    )
+    assert "viral, layer 2, efficientnet-lite0: n = 64 tokens, k = 10, 8 images" in said
+    assert "baseline, layer 1, efficientnet-lite0" in said
 
 
 def test_alignment_page_shows_interval_null_and_n(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,11 +68,9 @@ def test_alignment_page_shows_interval_null_and_n(runs_folder: Path, monkeypatch
     app.select_slider(key="layer").set_value(3).run()
     table = app.dataframe[0].value
     assert table["model"].tolist() == app.multiselect(key="run").value or len(table) == 2
-    assert (
-        (table["layer"] == 3).all()
-        and (table["low"] <= table["score"]).all()
-        and (table["score"] <= table["high"]).all()
-    )
+    assert (table["layer"] == 3).all()
+    assert (table["low"] <= table["score"]).all()
+    assert (table["score"] <= table["high"]).all()
     assert {"null_mean", "null_q95", "p", "n_images", "n", "k"} <= set(table.columns)
     assert any("analyses.cknna" in code.value for code in app.code)
 
@@ -114,7 +109,8 @@ def test_scene_page_answers_and_maps(runs_folder: Path, monkeypatch: pytest.Monk
     assert not app.exception
     before = [m.value for m in app.metric]
     app.number_input(key="scene").set_value(5).run()
-    assert not app.exception and len(app.metric) == len(before) == 2
+    assert not app.exception
+    assert len(app.metric) == len(before) == 2
 
 
 def test_paths_outside_the_runs_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +159,8 @@ def serve(root: Path) -> Iterator[str]:
 def test_the_dashboard_is_for_this_machine_and_watches_no_files() -> None:
     """A watcher of files can hang the server when a page is closed, so that no page answers any more."""
     server = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())["server"]
-    assert server["address"] == "127.0.0.1" and server["fileWatcherType"] == "none"
+    assert server["address"] == "127.0.0.1"
+    assert server["fileWatcherType"] == "none"
 
 
 @pytest.fixture
@@ -214,7 +211,9 @@ def test_in_a_real_browser(served: str) -> None:
         slider.press("ArrowRight")
         page.wait_for_url(re.compile("layer="), timeout=30_000)
         after = slider.get_attribute("aria-valuetext")
-        assert after != before and f"layer={after}" in page.url
+        assert after != before
+        assert f"layer={after}" in page.url
         expect(page.get_by_text("chance (null mean to 95 %)")).to_be_visible()
-        assert page.locator("[data-testid=stAlert]").count() == 0 and not errors
+        assert page.locator("[data-testid=stAlert]").count() == 0
+        assert not errors
         browser.close()

@@ -52,7 +52,8 @@ def test_a_job_shows_the_newest_state_of_its_bar(own: Jobs) -> None:
     job = own.start("x", python(bar))
     while not job.lines():
         time.sleep(0.02)
-    assert job.lines() == ["reading (a):  50%|##  | 2/4 [00:01<00:01, 2it/s]"] and job.progress() == (
+    assert job.lines() == ["reading (a):  50%|##  | 2/4 [00:01<00:01, 2it/s]"]
+    assert job.progress() == (
         0.5,
         "reading (a): 2/4 [00:01<00:01, 2it/s]",
     )
@@ -75,7 +76,8 @@ def test_a_job_that_does_not_listen_is_ended(own: Jobs, monkeypatch: pytest.Monk
         time.sleep(0.02)
     job.stop()
     wait(job, 20)
-    assert job.state == "stopped" and job.process.returncode == -9
+    assert job.state == "stopped"
+    assert job.process.returncode == -9
 
 
 def test_a_failure_is_its_own_sentence(own: Jobs) -> None:
@@ -83,17 +85,20 @@ def test_a_failure_is_its_own_sentence(own: Jobs) -> None:
         "x", python("import sys; sys.stderr.write('warning\\nerror: k is 0: expected at least 1\\n'); sys.exit(2)")
     )
     wait(said)
-    assert said.state == "failed" and said.error() == "k is 0: expected at least 1"
+    assert said.state == "failed"
+    assert said.error() == "k is 0: expected at least 1"
     crashed = own.start("x", python("raise SystemError('boom')"))
     wait(crashed)
-    assert crashed.state == "failed" and crashed.error() == "the command ended with code 1 after: SystemError: boom"
+    assert crashed.state == "failed"
+    assert crashed.error() == "the command ended with code 1 after: SystemError: boom"
 
 
 def test_no_shell_sees_the_arguments(own: Jobs, tmp_path: Path) -> None:
     evil = f"$(touch {tmp_path}/a); touch {tmp_path}/b `touch {tmp_path}/c`"
     job = own.start("x", [*python("import sys; print(sys.argv[1])"), evil])
     wait(job)
-    assert job.lines() == [evil] and list(tmp_path.iterdir()) == []
+    assert job.lines() == [evil]
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- on the page ----------------------------------------------------------------------------------
@@ -119,17 +124,18 @@ def test_the_form_starts_its_command_and_the_result_appears(
     app = form(tmp_path, monkeypatch, runs_folder)
     app.button(key="start-job").click().run()
     job = jobs().newest["cknna"]
-    assert " ".join(job.words) == app.code[-1].value and job.process.args[0] == sys.executable
-    assert (
-        app.button(key="stop-job")
-        and app.button(key="start-job").disabled
-        and any("Running for" in caption.value for caption in app.caption)
-    )
+    assert " ".join(job.words) == app.code[-1].value
+    assert job.process.args[0] == sys.executable
+    assert app.button(key="stop-job")
+    assert app.button(key="start-job").disabled
+    assert any("Running for" in caption.value for caption in app.caption)
     wait(job)
     app.run()
     assert job.state == "done", job.lines()
     (key,) = runs.index(tmp_path)["key"]
-    assert app.multiselect(key="run").value == [key] and app.success and not app.exception
+    assert app.multiselect(key="run").value == [key]
+    assert app.success
+    assert not app.exception
     assert app.dataframe[0].value["model"].tolist() == ["viral"]
 
 
@@ -140,9 +146,8 @@ def test_a_failed_job_shows_its_sentence(runs_folder: Path, tmp_path: Path, monk
     app.button(key="start-job").click().run()
     wait(jobs().newest["cknna"])
     app.run()
-    assert [error.value for error in app.error] == [
-        f"layer 99 does not exist in {tmp_path}/viral: expected 0 to 3"
-    ] and runs.index(tmp_path).empty
+    assert [error.value for error in app.error] == [f"layer 99 does not exist in {tmp_path}/viral: expected 0 to 3"]
+    assert runs.index(tmp_path).empty
 
 
 def test_stopping_from_the_page(runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +156,9 @@ def test_stopping_from_the_page(runs_folder: Path, tmp_path: Path, monkeypatch: 
     app.button(key="stop-job").click().run()
     wait(jobs().newest["cknna"], 30)
     app.run()
-    assert app.warning and "Stopped" in app.warning[0].value and runs.index(tmp_path).empty
+    assert app.warning
+    assert "Stopped" in app.warning[0].value
+    assert runs.index(tmp_path).empty
 
 
 def test_an_option_cannot_be_smuggled_in_and_other_machines_start_nothing(
@@ -159,7 +166,8 @@ def test_an_option_cannot_be_smuggled_in_and_other_machines_start_nothing(
 ) -> None:
     app = form(tmp_path, monkeypatch, runs_folder)
     app.text_input(key="new-layers").set_value("1 --output_dir /elsewhere").run()
-    assert app.button(key="start-job").disabled and "'--output_dir' begins with a dash" in app.error[0].value
+    assert app.button(key="start-job").disabled
+    assert "'--output_dir' begins with a dash" in app.error[0].value
     for address, allowed in (
         ("127.0.0.1", True),
         ("0.0.0.0", False),
@@ -170,6 +178,5 @@ def test_an_option_cannot_be_smuggled_in_and_other_machines_start_nothing(
         monkeypatch.setattr(st, "get_option", lambda _, address=address: address)
         assert may_start() is allowed
     app.run()
-    assert "start-job" not in [button.key for button in app.button] and any(
-        "served to this machine alone" in caption.value for caption in app.caption
-    )
+    assert "start-job" not in [button.key for button in app.button]
+    assert any("served to this machine alone" in caption.value for caption in app.caption)

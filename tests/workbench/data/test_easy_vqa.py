@@ -28,14 +28,17 @@ def splits() -> dict[str, Dataset]:
 @pytest.mark.slow
 def test_rows_are_the_authors_own(splits: dict[str, Dataset]) -> None:
     """The counts in the authors' README, every row once and word for word, and no image in two splits."""
-    assert len(splits["train"]) + len(splits["val"]) == 38575 and len(splits["test"]) == 9673
+    assert len(splits["train"]) + len(splits["val"]) == 38575
+    assert len(splits["test"]) == 9673
     assert [len(splits[split].scenes) for split in ("train", "val", "test")] == [3500, 500, 1000]
     for part, names in (("train", ("train", "val")), ("test", ("test",))):
         rows = json.loads((source_folder(SOURCE) / part / "questions.json").read_text())
         ours = [(s.question, s.answer, int(s.image_id.split("-")[1])) for name in names for s in splits[name]]
         assert sorted(map(tuple, rows)) == sorted(ours)
     images = [{s.image_id for s in data} for data in splits.values()]
-    assert not images[0] & images[1] and not images[0] & images[2] and not images[1] & images[2]
+    assert not images[0] & images[1]
+    assert not images[0] & images[2]
+    assert not images[1] & images[2]
     assert len({s.id for data in splits.values() for s in data}) == 38575 + 9673
 
 
@@ -59,7 +62,8 @@ def test_images_are_those_the_questions_are_about(splits: dict[str, Dataset]) ->
             drawn = pixels[np.abs(pixels - ground).sum(1) > 120]
             colour = np.median(drawn, axis=0)
             right.append(min(rgb, key=lambda name: np.abs(np.array(rgb[name]) - colour).sum()) == sample.answer)
-    assert np.mean(right) > 0.9 and len(right) > 100
+    assert np.mean(right) > 0.9
+    assert len(right) > 100
 
 
 def test_chance_is_what_the_text_alone_gives_away(splits: dict[str, Dataset]) -> None:
@@ -78,14 +82,10 @@ def test_chance_is_what_the_text_alone_gives_away(splits: dict[str, Dataset]) ->
 
 def test_types_and_options(splits: dict[str, Dataset]) -> None:
     assert all(s.answer in s.options and s.options == OPTIONS[s.category] for data in splits.values() for s in data)
-    assert (
-        category_of("does the image not contain a gray shape?", "yes") == "yes_no_negated"
-        and category_of("is no circle present?", "no") == "yes_no_negated"
-    )
-    assert (
-        category_of("is there a circle?", "no") == "yes_no"
-        and category_of("what is the blue shape?", "circle") == "shape"
-    )
+    assert category_of("does the image not contain a gray shape?", "yes") == "yes_no_negated"
+    assert category_of("is no circle present?", "no") == "yes_no_negated"
+    assert category_of("is there a circle?", "no") == "yes_no"
+    assert category_of("what is the blue shape?", "circle") == "shape"
     with pytest.raises(DataError, match="answer 'pink' to 'what color is it\\?' is of no known type"):
         category_of("what color is it?", "pink")
 
@@ -94,11 +94,9 @@ def test_types_and_options(splits: dict[str, Dataset]) -> None:
 def test_the_same_in_every_process_and_a_limit_is_a_subset(splits: dict[str, Dataset]) -> None:
     assert len(hashes_in_fresh_processes("easy_vqa:val")) == 1
     few, other = load_data("easy_vqa:val", limit=20), load_data("easy_vqa:val", limit=20, seed=1)
-    assert (
-        len(few.scenes) == 20
-        and {s.id for s in few} <= {s.id for s in splits["val"]}
-        and few.fingerprint != other.fingerprint
-    )
+    assert len(few.scenes) == 20
+    assert {s.id for s in few} <= {s.id for s in splits["val"]}
+    assert few.fingerprint != other.fingerprint
     assert few.vocabulary == splits["train"].vocabulary
 
 
@@ -106,11 +104,13 @@ def test_every_word_is_one_token_of_the_word_tokenizer(splits: dict[str, Dataset
     tokenizer = build_processor(ModelConfig(), sorted(splits["val"].vocabulary)).tokenizer
     for text in {f"{s.question} {s.answer}" for s in splits["test"]}:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert tokenizer.unk_token_id not in ids and len(ids) == len(text.split())
+        assert tokenizer.unk_token_id not in ids
+        assert len(ids) == len(text.split())
 
 
 def test_images_are_rgb(splits: dict[str, Dataset]) -> None:
-    assert isinstance(splits["val"][0].image, Image.Image) and splits["val"][0].image.mode == "RGB"
+    assert isinstance(splits["val"][0].image, Image.Image)
+    assert splits["val"][0].image.mode == "RGB"
 
 
 def test_bad_splits_name_what_exists() -> None:

@@ -95,11 +95,9 @@ ON_DISK = ["folder", "hf", "table", "llava_json"]
 def test_a_subset_lies_within_every_larger_one(count: int, seed: int, data: st.DataObject) -> None:
     small, large = sorted(data.draw(st.lists(st.integers(1, 50), min_size=2, max_size=2)))
     few, many = subset(count, small, seed), subset(count, large, seed)
-    assert (
-        set(few) <= set(many) <= set(subset(count, None, seed)) == set(range(count))
-        and few == sorted(few)
-        and len(few) == min(small, count)
-    )
+    assert set(few) <= set(many) <= set(subset(count, None, seed)) == set(range(count))
+    assert few == sorted(few)
+    assert len(few) == min(small, count)
 
 
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=30), st.integers(0, 1000), st.integers(1, 4))
@@ -109,11 +107,9 @@ def test_rows_of_a_limit_are_nested_and_show_that_many_images(places: list[int],
     before: set[int] = set()
     for limit in range(1, total + 2):
         rows = rows_of_images(places, limit, seed, lambda row: places[row] // copies)
-        assert (
-            before <= set(rows)
-            and rows == sorted(rows)
-            and len({places[row] // copies for row in rows}) == min(limit, total)
-        )
+        assert before <= set(rows)
+        assert rows == sorted(rows)
+        assert len({places[row] // copies for row in rows}) == min(limit, total)
         assert all(other in rows for row in rows for other in range(len(places)) if places[other] == places[row])
         before = set(rows)
 
@@ -130,7 +126,8 @@ def test_every_data_set_is_nested_over_its_limits_and_counts_images(
         data = load_or_skip(spec, limit=limit, seed=3, decode=decode)
         texts = [c.id for c in data.conversations if not c.loads] if kind == "llava_json" else []
         units = {scene[0].image_id for scene in data.scenes} | set(texts)  # a text alone counts as one image does
-        assert len(units) == limit and before <= units
+        assert len(units) == limit
+        assert before <= units
         before = units
     if kind in ON_DISK:
         whole = load_data(spec, decode=decode)
@@ -146,11 +143,9 @@ def test_every_data_set_is_nested_over_its_limits_and_counts_images(
 @pytest.mark.parametrize("decode", [None, False])
 def test_all_questions_of_an_image_are_one_scene(kind: str, decode: bool | None, tmp_path: Path) -> None:
     data = load_data(spec_of(kind, tmp_path / "w", NAMES), decode=decode)
-    assert (
-        len(data.scenes) == IMAGES
-        and all(len(scene) == QUESTIONS for scene in data.scenes)
-        and len({s.id for s in data}) == IMAGES * QUESTIONS
-    )
+    assert len(data.scenes) == IMAGES
+    assert all(len(scene) == QUESTIONS for scene in data.scenes)
+    assert len({s.id for s in data}) == IMAGES * QUESTIONS
     few = load_data(spec_of(kind, tmp_path / "w", NAMES), limit=5, decode=decode)
     assert all(len(scene) == QUESTIONS for scene in few.scenes)
 
@@ -187,10 +182,8 @@ def test_links_to_one_file_are_one_image_without_a_look(tmp_path: Path) -> None:
 def test_rows_of_one_image_are_held_out_together(tmp_path: Path) -> None:
     file = chats(tmp_path / "w", NAMES)
     train, val = (load_data(f"llava_json:{file}?split={split}&held=20", decode=False) for split in ("train", "val"))
-    assert (
-        not {s.image_id for s in train} & {s.image_id for s in val}
-        and len(train.conversations) + len(val.conversations) == 2 * IMAGES * QUESTIONS
-    )
+    assert not {s.image_id for s in train} & {s.image_id for s in val}
+    assert len(train.conversations) + len(val.conversations) == 2 * IMAGES * QUESTIONS
     assert len(val.scenes) + sum(not c.loads for c in val.conversations) == 20
 
 
@@ -200,9 +193,8 @@ def test_the_interval_of_a_loss_resamples_images() -> None:
     once = pd.DataFrame({"id": range(20), "image_id": range(20), "tokens": 7, "lm_loss": losses, "chance": 5.0})
     often = pd.concat([once.assign(id=once["id"] + 100 * copy) for copy in range(5)], ignore_index=True)
     single, several = (summary(table, 0).iloc[0] for table in (once, often))
-    assert (several["low"], several["high"]) == pytest.approx((single["low"], single["high"])) and several[
-        "lm_loss"
-    ] == pytest.approx(losses.mean())
+    assert (several["low"], several["high"]) == pytest.approx((single["low"], single["high"]))
+    assert several["lm_loss"] == pytest.approx(losses.mean())
 
 
 # --- known by content -----------------------------------------------------------------------------
@@ -278,7 +270,8 @@ def test_nothing_is_decoded_of_a_training_set_and_its_files_are_read_once(
     replaced = tmp_path / "w" / NAMES[3]
     replaced.write_bytes(replaced.read_bytes()[:-1] + b"?")
     os.utime(replaced, (old, old))
-    assert load_data(spec, decode=False).fingerprint != data.fingerprint and len(read) == IMAGES + 1
+    assert load_data(spec, decode=False).fingerprint != data.fingerprint
+    assert len(read) == IMAGES + 1
 
 
 def test_a_hint_is_not_trusted_while_its_file_may_still_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,8 @@ def test_grey_cmyk_and_palettes_keep_their_colours(photo: Image.Image, tmp_path:
     for mode, suffix in (("L", "png"), ("CMYK", "tif"), ("P", "png"), ("1", "png"), ("I;16", "png")):
         photo.convert("L").convert(mode).save(tmp_path / f"{mode[0]}.{suffix}")
         read = read_image(tmp_path / f"{mode[0]}.{suffix}")
-        assert read.mode == "RGB" and read.size == photo.size
+        assert read.mode == "RGB"
+        assert read.size == photo.size
     assert np.array_equal(np.asarray(read_image(tmp_path / "L.png"))[..., 0], np.asarray(photo.convert("L")))
 
 
@@ -197,11 +198,14 @@ def test_a_bad_image_is_the_same_short_sentence_wherever_it_lies(name: str, tmp_
     for look in ways(data, tmp_path):
         with pytest.raises(DataError, match="cannot be read") as error:
             look()
-        assert reason in str(error.value) and len(str(error.value)) < 300 and "\n" not in str(error.value)
+        assert reason in str(error.value)
+        assert len(str(error.value)) < 300
+        assert "\n" not in str(error.value)
 
 
 def test_text_that_is_no_image_is_a_path_and_never_fills_a_message(tmp_path: Path) -> None:
-    assert embedded("coco/train2017/000000033471.jpg") is None and embedded("a" * 5000) is None
+    assert embedded("coco/train2017/000000033471.jpg") is None
+    assert embedded("a" * 5000) is None
     code = base64.b64encode(png(noise())).decode()
     assert (
         embedded(code)
@@ -281,14 +285,15 @@ def test_a_folder_reads_what_pil_reads_and_names_what_is_left_out(
     (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
     data = load_data(f"folder:{tmp_path}")
     chosen = {"2.jpe", "3.ppm", "sub/copy.jpg", "sub/other bytes.bmp"} & {sample.id for sample in data}
-    assert {sample.id for sample in data} - chosen == set(kinds) - {"2.jpe", "3.ppm"} and len(chosen) == 2
+    assert {sample.id for sample in data} - chosen == set(kinds) - {"2.jpe", "3.ppm"}
+    assert len(chosen) == 2
     hidden, unread, copies = data.left_out
-    assert hidden == "1 file whose name begins with a dot (._1.jpg)" and ".dng" in unread and "a.dng" in unread
-    assert (
-        copies.startswith("2 files with the pixels of another, which count once (")
-        and "copy.jpg" in copies
-        and "other bytes.bmp" in copies
-    )
+    assert hidden == "1 file whose name begins with a dot (._1.jpg)"
+    assert ".dng" in unread
+    assert "a.dng" in unread
+    assert copies.startswith("2 files with the pixels of another, which count once (")
+    assert "copy.jpg" in copies
+    assert "other bytes.bmp" in copies
     assert all(sentence in caplog.text for sentence in data.left_out)
     for limit in range(1, len(data) + 1):
         assert len(load_data(f"folder:{tmp_path}", limit=limit).scenes) == limit

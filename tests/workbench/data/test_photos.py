@@ -58,15 +58,15 @@ def own(tmp_path: Path) -> Path:
 def test_scenes_are_the_same_in_every_process_and_order(val: Dataset) -> None:
     assert len(hashes_in_fresh_processes("photos:val")) == 1
     few = load_data("photos:val", limit=5)
-    assert few.scenes[3][0].image.tobytes() == val.scenes[3][0].image.tobytes() and [
-        s.question for s in few.scenes[3]
-    ] == [s.question for s in val.scenes[3]]
+    assert few.scenes[3][0].image.tobytes() == val.scenes[3][0].image.tobytes()
+    assert [s.question for s in few.scenes[3]] == [s.question for s in val.scenes[3]]
 
 
 def test_splits_share_no_scene(val: Dataset) -> None:
     splits = [load_data(f"photos:{split}", limit=30) for split in ("train", "val", "test")]
     pictures = [scene[0].image.tobytes() for data in splits for scene in data.scenes]
-    assert len(set(pictures)) == len(pictures) == 90 and len({data.fingerprint for data in splits}) == 3
+    assert len(set(pictures)) == len(pictures) == 90
+    assert len({data.fingerprint for data in splits}) == 3
     assert load_data("photos:val", limit=1, seed=1)[0].image.tobytes() != val[0].image.tobytes()
 
 
@@ -96,7 +96,8 @@ def test_answers_are_true_of_the_objects(val: Dataset) -> None:
         times = Counter(o.name for o in sample.objects)
         centres = {o.name: ((o.box[0] + o.box[2]) / 2, (o.box[1] + o.box[3]) / 2) for o in sample.objects}
         words = sample.question.split()
-        assert sample.answer in sample.options and sample.category in CATEGORIES
+        assert sample.answer in sample.options
+        assert sample.category in CATEGORIES
         seen[sample.category] += 1
         if sample.category == "count":
             assert times[words[2]] == int(sample.answer)
@@ -105,7 +106,8 @@ def test_answers_are_true_of_the_objects(val: Dataset) -> None:
         elif sample.category.startswith("furthest"):
             axis, sign = int(sample.category.endswith("y")), -1 if words[3] in ("left", "up") else 1
             found = sorted((sign * (o.box[axis] + o.box[axis + 2]) / 2, o.name) for o in sample.objects)
-            assert found[-1][1] == sample.answer and len(sample.options) == len(OBJECTS)
+            assert found[-1][1] == sample.answer
+            assert len(sample.options) == len(OBJECTS)
             assert len(found) == 1 or found[-1][0] - found[-2][0] > RELATION_MARGIN - 1 / SIZE
         else:
             axis = int(sample.category.endswith("y"))
@@ -124,11 +126,9 @@ def test_answers_are_true_of_the_objects(val: Dataset) -> None:
                 gaps = [(o.box[axis] + o.box[axis + 2]) / 2 - centres[name][axis] for o in others]
                 sign = -1 if words[2] in ("left", "above") else 1
                 assert [o.name for o, gap in zip(others, gaps, strict=True) if sign * gap > 0] == [sample.answer]
-                assert (
-                    any(sign * gap < 0 for gap in gaps)
-                    and name not in sample.options
-                    and len(sample.options) == len(OBJECTS) - 1
-                )
+                assert any(sign * gap < 0 for gap in gaps)
+                assert name not in sample.options
+                assert len(sample.options) == len(OBJECTS) - 1
                 offset, least = min(gaps, key=abs), RELATION_MARGIN
             assert abs(offset) > least - 1 / SIZE  # a box stands on whole pixels
     assert set(seen) == set(CATEGORIES)
@@ -137,17 +137,24 @@ def test_answers_are_true_of_the_objects(val: Dataset) -> None:
 def test_masks_fill_their_boxes_and_lie_where_the_picture_shows_the_thing(val: Dataset) -> None:
     for scene in val.scenes[:25]:
         masks = np.stack([o.mask for o in scene[0].objects])
-        assert masks.shape[1:] == (SIZE, SIZE) and masks.dtype == bool and (masks.sum(axis=0) <= 1).all()
+        assert masks.shape[1:] == (SIZE, SIZE)
+        assert masks.dtype == bool
+        assert (masks.sum(axis=0) <= 1).all()
         for thing, mask in zip(scene[0].objects, masks, strict=True):
             rows, columns = np.nonzero(mask)
             left, top, right, bottom = (round(v * SIZE) for v in thing.box)
-            assert columns.min() >= left and columns.max() < right and rows.min() >= top and rows.max() < bottom
+            assert columns.min() >= left
+            assert columns.max() < right
+            assert rows.min() >= top
+            assert rows.max() < bottom
             gaps = (columns.min() - left, right - 1 - columns.max(), rows.min() - top, bottom - 1 - rows.max())
             assert max(gaps) <= 3, (thing, gaps)
     lemons = [(s[0], o) for s in val.scenes for o in s[0].objects if o.name == "lemon"]
     for sample, lemon in lemons[:5]:
         red, green, blue = np.asarray(sample.image)[lemon.mask].mean(axis=0)
-        assert red > 150 and green > 130 and blue < 120
+        assert red > 150
+        assert green > 130
+        assert blue < 120
 
 
 def test_the_asked_object_is_found(val: Dataset) -> None:
@@ -160,7 +167,8 @@ def test_every_word_is_one_token_of_the_word_tokenizer(val: Dataset, own: Path) 
         tokenizer = build_processor(ModelConfig(), sorted(data.vocabulary)).tokenizer
         for sample in data:
             ids = tokenizer(f"{sample.question} {sample.answer}", add_special_tokens=False)["input_ids"]
-            assert tokenizer.unk_token_id not in ids and len(ids) == len(sample.question.split()) + 1
+            assert tokenizer.unk_token_id not in ids
+            assert len(ids) == len(sample.question.split()) + 1
 
 
 @pytest.mark.slow
@@ -273,4 +281,5 @@ def test_the_recipe_trains_by_the_real_command_line(val: Dataset, tmp_path: Path
         "photo:val",
         code=2,
     )
-    assert "did you mean 'photos'" in typo.stderr and "Traceback" not in typo.stderr
+    assert "did you mean 'photos'" in typo.stderr
+    assert "Traceback" not in typo.stderr

@@ -49,7 +49,8 @@ def asked(folder: Path, *given: dict[str, Any], options: str = "") -> Conversati
 def test_images_are_read_under_every_usual_key(key: str, tmp_path: Path) -> None:
     for value in ("1.png", ["1.png"]):
         (only,) = llava(tmp_path, {key: value, "conversations": said("<image>\nwhat ?")}).conversations
-        assert only.images[0].tobytes() == picture(1).tobytes() and only.turns == (("what ?", "a cat"),)
+        assert only.images[0].tobytes() == picture(1).tobytes()
+        assert only.turns == (("what ?", "a cat"),)
         (only,) = asked(tmp_path, {"image": None, "answer": "a cat"} | {key: value}).conversations
         assert only.images[0].tobytes() == picture(1).tobytes()
 
@@ -72,10 +73,12 @@ def test_media_that_are_not_read_are_refused_with_the_row(more: dict[str, Any], 
     question = "<image> what ?" if more.get("image") or "img" in more else "what ?"
     with pytest.raises(DataError) as error:
         llava(tmp_path, {"conversations": said("what ?")}, more | {"conversations": said(question)})
-    assert message in str(error.value) and len(str(error.value)) < 300
+    assert message in str(error.value)
+    assert len(str(error.value)) < 300
     with pytest.raises(DataError) as error:
         asked(tmp_path, {"image": None, "answer": "a"}, {"image": None, "answer": "a"} | more)
-    assert message.removeprefix("row 2 ") in str(error.value) and len(str(error.value)) < 300
+    assert message.removeprefix("row 2 ") in str(error.value)
+    assert len(str(error.value)) < 300
 
 
 def test_what_is_no_medium_is_not_refused_but_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -85,7 +88,8 @@ def test_what_is_no_medium_is_not_refused_but_counted(tmp_path: Path, caplog: py
     ]
     data = llava(tmp_path, *rows, rows[0])
     expected = ("`image_id` is not read: 2 rows, first row 1", "`source` is not read: 2 rows, first row 1")
-    assert data.left_out == expected and [record.getMessage() for record in caplog.records] == [
+    assert data.left_out == expected
+    assert [record.getMessage() for record in caplog.records] == [
         f"llava_json:{tmp_path}/mix.json: {'; '.join(expected)}"
     ]
 
@@ -114,9 +118,8 @@ def test_a_mark_without_its_medium_is_lost_at_the_edge_and_a_word_within(tmp_pat
         with pytest.raises(DataError, match="row 1 has"):
             llava(tmp_path, {"conversations": said(question)})
     data = llava(tmp_path, {"conversations": said("a <video> in HTML ?")})
-    assert data.conversations[0].turns[0][0] == "a <video> in HTML ?" and data.left_out == (
-        "<video> is a word where there is no image: 1 row, first row 1",
-    )
+    assert data.conversations[0].turns[0][0] == "a <video> in HTML ?"
+    assert data.left_out == ("<video> is a word where there is no image: 1 row, first row 1",)
 
 
 def test_parts_of_messages_are_images_and_texts(tmp_path: Path) -> None:
@@ -162,13 +165,11 @@ def test_broken_rows_are_skipped_only_where_the_spec_says_so(tmp_path: Path) -> 
         {"video": "x", "conversations": said("what ?")},
     ]
     data = llava(tmp_path, *rows, options="?broken=skip")
-    assert len(data.conversations) == 1 and data.left_out[0].startswith(
-        "2 broken rows of 3 are left out, first row 2, message 2 is an empty answer"
-    )
+    assert len(data.conversations) == 1
+    assert data.left_out[0].startswith("2 broken rows of 3 are left out, first row 2, message 2 is an empty answer")
     data = asked(tmp_path, {"answer": "a"}, {"answer": ""}, options="?broken=skip")
-    assert len(data.conversations) == 1 and data.left_out[0].startswith(
-        "1 broken row of 2 is left out, first row 2 has an empty answer"
-    )
+    assert len(data.conversations) == 1
+    assert data.left_out[0].startswith("1 broken row of 2 is left out, first row 2 has an empty answer")
     with pytest.raises(DataError, match="has 3 broken rows"):
         llava(tmp_path, *[rows[1]] * 3, options="?broken=skip")
     with pytest.raises(UnknownNameError, match="unknown broken 'skp'"):
@@ -279,9 +280,8 @@ def test_cells_are_the_texts_that_stand_there(ending: str, comma: str, tmp_path:
     ]
     table.write_text("\n".join(["\ufeff" + lines[0], *lines[1:]]))
     data = load_data(f"hf:{table}")
-    assert [c.turns[0] for c in data.conversations] == [(f"{cell} ?", cell) for cell in CELLS] and not any(
-        sample.options for sample in data
-    )
+    assert [c.turns[0] for c in data.conversations] == [(f"{cell} ?", cell) for cell in CELLS]
+    assert not any(sample.options for sample in data)
     (tmp_path / "q.jsonl").write_text(
         "\n".join(json.dumps({"image": "1.png", "question": "?", "answer": cell}) for cell in CELLS)
     )

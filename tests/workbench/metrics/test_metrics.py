@@ -76,7 +76,8 @@ def test_chunks_and_batches_give_the_same_numbers(monkeypatch: pytest.MonkeyPatc
     for tile in (1, 5, 64, 299, 300):
         monkeypatch.setattr("workbench.metrics.neighbors.MAX_BLOCK", tile)
         assert cknna(x, y, k=7) == pytest.approx(whole, abs=1e-12)
-    assert batch[0].item() == pytest.approx(whole, abs=1e-12) and batch[1].item() == pytest.approx(1)
+    assert batch[0].item() == pytest.approx(whole, abs=1e-12)
+    assert batch[1].item() == pytest.approx(1)
     assert metric.score(metric.prepare(first, 7, "x", 0), metric.prepare(second, 7, "y", 1))[0] == pytest.approx(whole)
 
 
@@ -110,12 +111,11 @@ def test_neighbors_do_not_depend_on_tiles_and_ties_are_broken_among_the_tied(
     monkeypatch.setattr("workbench.metrics.neighbors.MAX_BLOCK", tile)
     x = torch.tensor([[1.0, 0], [1, 0], [1, 0], [1, 0], [0, 1], [0, 1]])
     near = nearest_neighbors(x, 2)
-    assert near.index[:4].max() < 4 and all(row not in near.index[row] for row in range(6))
-    assert (
-        near.kernel[:4].tolist() == [[1, 1]] * 4
-        and near.index[4:, 1].tolist() == [5, 4]
-        and near.index[4:, 0].max() < 4
-    )
+    assert near.index[:4].max() < 4
+    assert all(row not in near.index[row] for row in range(6))
+    assert near.kernel[:4].tolist() == [[1, 1]] * 4
+    assert near.index[4:, 1].tolist() == [5, 4]
+    assert near.index[4:, 0].max() < 4
     assert torch.equal(near.index, nearest_neighbors(torch.stack([x, x]), 2).index[1])
     # the same rows in batches, as the problems of many images are searched, and of both dtypes
     many = torch.stack([tied(64, 24, seed)[0] for seed in range(4)])
@@ -123,9 +123,8 @@ def test_neighbors_do_not_depend_on_tiles_and_ties_are_broken_among_the_tied(
         batch = nearest_neighbors(many.to(dtype), 5, side=1)
         for number, rows in enumerate(many):
             alone = nearest_neighbors(rows.to(dtype), 5, side=1)
-            assert torch.equal(batch.index[number], alone.index) and torch.allclose(
-                batch.kernel[number], alone.kernel, atol=1e-6
-            )
+            assert torch.equal(batch.index[number], alone.index)
+            assert torch.allclose(batch.kernel[number], alone.kernel, atol=1e-6)
 
 
 def tied(n: int, m: int, seed: int, d: tuple[int, int] = (32, 24)) -> tuple[Tensor, Tensor]:
@@ -180,7 +179,8 @@ def test_nearly_parallel_rows_are_compared_in_float64(name: str, spread: float) 
     metric, (x, y) = METRICS.get(name), parallel(200, spread, torch.float32)
     exact = metric(x.double(), y.double())
     assert metric(x, y) == pytest.approx(exact, abs=1e-6)
-    assert exact == pytest.approx(metric(*parallel(200, spread, torch.float64)), abs=0.01) and exact > 0.05
+    assert exact == pytest.approx(metric(*parallel(200, spread, torch.float64)), abs=0.01)
+    assert exact > 0.05
     option = 10 if metric.option else 0
     free = torch.randn(200, 64, generator=torch.Generator().manual_seed(1))
     sides = (
@@ -223,10 +223,12 @@ def test_a_representation_that_says_little_scores_at_its_null(name: str) -> None
         except DataError as error:
             assert "undefined" in str(error) or "independent directions" in str(error)
         else:
-            assert value < 0.4 and null.p > 0.02
+            assert value < 0.4
+            assert null.p > 0.02
     constant = free.clone()
     constant[:, 3] = 1e6
-    assert np.isfinite(metric(constant, free)) and np.isfinite(metric(free, constant))
+    assert np.isfinite(metric(constant, free))
+    assert np.isfinite(metric(free, constant))
 
 
 def test_cknna_can_be_above_one_and_below_zero() -> None:
@@ -234,7 +236,8 @@ def test_cknna_can_be_above_one_and_below_zero() -> None:
     for seed, k, n in ((106, 4, 6), (320, 4, 8)):
         generator = torch.Generator().manual_seed(seed)
         x, y = (torch.randn(n, 3, generator=generator).double() for _ in range(2))
-        assert cknna(x, y, k=k) == pytest.approx(dense_cknna(x, y, k), abs=1e-9) and cknna(x, y, k=k) > 1
+        assert cknna(x, y, k=k) == pytest.approx(dense_cknna(x, y, k), abs=1e-9)
+        assert cknna(x, y, k=k) > 1
     values = [dense_cknna(*pair(6, 3, 3.0, seed), 4) for seed in range(30)]
     assert min(values) < 0
 
@@ -251,7 +254,8 @@ def test_the_parts_of_a_metric_in_batches_and_permuted_equal_single_calls(name: 
     )
     orders = torch.stack([permutations(40, 2, [seed]) for seed in range(3)], dim=1)
     nulls = null_scores(metric, [x, y], y, orders)
-    assert nulls.shape == (2, 2, 3) and [sorted(order) == list(range(40)) for order in orders[:, 0].tolist()] == [
+    assert nulls.shape == (2, 2, 3)
+    assert [sorted(order) == list(range(40)) for order in orders[:, 0].tolist()] == [
         True,
         True,
     ]
@@ -289,7 +293,8 @@ def test_a_metric_stays_on_the_device_of_its_values(name: str, shape: tuple[int,
     wanted = scores()
     with Elsewhere():
         found = scores()
-    assert torch.equal(found[0], wanted[0]) and (found[1] == wanted[1]).all()
+    assert torch.equal(found[0], wanted[0])
+    assert (found[1] == wanted[1]).all()
 
 
 def test_independent_features_fall_inside_their_null_and_related_ones_outside() -> None:
@@ -297,22 +302,23 @@ def test_independent_features_fall_inside_their_null_and_related_ones_outside() 
     other = pair(150, 32, 0, seed=5)[0]
     assert permutation_null(cknna, x, other, n=60).p > 0.05
     related = permutation_null(cknna, x, y, n=60)
-    assert related.p == pytest.approx(1 / 61) and related.mean < related.q95 < cknna(x, y) / 2
+    assert related.p == pytest.approx(1 / 61)
+    assert related.mean < related.q95 < cknna(x, y) / 2
 
 
 def test_null_by_renumbering_agrees_with_the_plain_one() -> None:
     x, y = pair(100, 16, 1.0)
     fast = permutation_null(cknna, x, y, n=200, seed=1)
     plain = permutation_null(lambda a, b: cknna(a, b), x, y, n=200, seed=2)
-    assert fast.mean == pytest.approx(plain.mean, abs=0.01) and fast.q95 == pytest.approx(plain.q95, abs=0.02)
+    assert fast.mean == pytest.approx(plain.mean, abs=0.01)
+    assert fast.q95 == pytest.approx(plain.q95, abs=0.02)
 
 
 def test_matrix_equals_single_calls() -> None:
     x, y = pair(90, 8, 0.5)
     table = alignment_matrix({"layer 1": x, "layer 2": y}, {"vfm": y}, k=9)
-    assert table.loc["layer 1", "vfm"] == pytest.approx(cknna(x, y, k=9)) and table.loc[
-        "layer 2", "vfm"
-    ] == pytest.approx(1)
+    assert table.loc["layer 1", "vfm"] == pytest.approx(cknna(x, y, k=9))
+    assert table.loc["layer 2", "vfm"] == pytest.approx(1)
     with pytest.raises(UnknownNameError, match="did you mean 'cknna'"):
         alignment_matrix({"a": x}, {"b": y}, metric="cknn")
     with pytest.raises(DataError, match="'a' has 90 rows and 'b' has 89"):
@@ -336,19 +342,21 @@ def test_every_metric_has_its_invariances_and_its_chance_level(name: str) -> Non
     x, y = pair(120, 16, 0.8)
     order = torch.randperm(120, generator=torch.Generator().manual_seed(2))
     score = metric(x, y)
-    assert metric(x, x) == pytest.approx(1, abs=1e-9) and metric(x, 3 * rotated(x)) == pytest.approx(1, abs=1e-6)
-    assert metric(rotated(x), 50 * y) == pytest.approx(score, abs=1e-6) and metric(y, x) == pytest.approx(
-        score, abs=5e-3 if name == "cknna" else 1e-9
-    )
+    assert metric(x, x) == pytest.approx(1, abs=1e-9)
+    assert metric(x, 3 * rotated(x)) == pytest.approx(1, abs=1e-6)
+    assert metric(rotated(x), 50 * y) == pytest.approx(score, abs=1e-6)
+    assert metric(y, x) == pytest.approx(score, abs=5e-3 if name == "cknna" else 1e-9)
     assert metric(x[order], y[order]) == pytest.approx(score, abs=1e-9)
     null = permutation_null(metric, x, y, n=60)
-    assert null.p == pytest.approx(1 / 61) and null.q95 < score < 1
+    assert null.p == pytest.approx(1 / 61)
+    assert null.q95 < score < 1
     assert permutation_null(metric, x, pair(120, 16, 0, seed=5)[0], n=60).p > 0.02
     for wrong, message in ((x[:-1], "120 rows and y has 119"), (bad(y, 3, float("nan")), "not finite in row 3")):
         with pytest.raises(DataError, match=message):
             metric(x, wrong)
     table = alignment_matrix({"a": x, "b": y}, {"c": y}, metric=name)
-    assert table.loc["a", "c"] == pytest.approx(score) and table.loc["b", "c"] == pytest.approx(1)
+    assert table.loc["a", "c"] == pytest.approx(score)
+    assert table.loc["b", "c"] == pytest.approx(1)
 
 
 def test_unbiased_cka_equals_its_definition_and_is_zero_by_chance() -> None:
@@ -436,7 +444,10 @@ def test_bad_input_is_one_sentence(x: Tensor, y: Tensor, k: int, message: str) -
 def test_joint_pca_has_one_basis_and_fixed_signs() -> None:
     x = torch.randn(2, 30, 8, generator=torch.Generator().manual_seed(0))
     first, second = joint_pca_rgb([x, x])
-    assert np.array_equal(first, second) and first.shape == (2, 30, 3) and first.min() >= 0 and first.max() <= 1
+    assert np.array_equal(first, second)
+    assert first.shape == (2, 30, 3)
+    assert first.min() >= 0
+    assert first.max() <= 1
     assert np.allclose(joint_pca_rgb([100 * x])[0], joint_pca_rgb([x])[0])
 
 
@@ -455,7 +466,8 @@ def test_joint_pca_is_the_pca_of_scikit_learn_over_all_maps() -> None:
     low, middle, high = np.percentile(scores, [25, 50, 75], axis=0)
     expected = 0.5 + 0.5 * np.tanh((scores - middle) / (high - low))
     first, second = joint_pca_rgb(maps)
-    assert first.shape == (2, 25, 3) and second.shape == (1, 18, 3)
+    assert first.shape == (2, 25, 3)
+    assert second.shape == (1, 18, 3)
     assert np.allclose(np.concatenate([first.reshape(-1, 3), second.reshape(-1, 3)]), expected, atol=1e-6)
 
 
@@ -464,6 +476,7 @@ def test_metrics_of_all_pairs_refuse_more_rows_than_they_can_hold(name: str, mon
     """At the limit a score, one row beyond it one sentence, before the matrix of all pairs exists."""
     monkeypatch.setattr("workbench.metrics.alignment.MAX_PAIRED_ROWS", 40)
     metric, x = METRICS.get(name), pair(41, 4, 0)[0]
-    assert metric.square and metric.score(*[metric.prepare(x[:40], 10, "x")] * 2).item() == pytest.approx(1)
+    assert metric.square
+    assert metric.score(*[metric.prepare(x[:40], 10, "x")] * 2).item() == pytest.approx(1)
     with pytest.raises(DataError, match=f"41 rows: {name.upper()} compares every pair of rows, expected at most 40"):
         metric.prepare(x, 10, "x")

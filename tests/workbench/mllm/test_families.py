@@ -76,9 +76,11 @@ def test_grids_and_boxes_fill_the_image(mllm: MLLM) -> None:
         )
         assert special == sum(part.grid[0] for part in parts[1:] if part.grid) * ("llava_" in mllm.family.name)
         for part in parts:
-            assert part.grid is not None and part.grid[0] * part.grid[1] == len(part.index)
+            assert part.grid is not None
+            assert part.grid[0] * part.grid[1] == len(part.index)
             left, top, right, bottom = part.box
-            assert left < right and top < bottom
+            assert left < right
+            assert top < bottom
 
 
 @pytest.mark.parametrize("size", [(400, 40), (40, 400), (223, 301), (120, 120)])
@@ -120,7 +122,8 @@ def test_batches_paddings_and_companions_change_nothing(mllm: MLLM) -> None:
 def test_several_images_and_none(mllm: MLLM) -> None:
     two = mllm.encode([[picture(0), picture(1, (40, 120))], [picture(2)]], [QUESTION, "yes"])
     found = mllm.visual_tokens(two)
-    assert {part.image for part in found[0]} == {0, 1} and {part.image for part in found[1]} == {0}
+    assert {part.image for part in found[0]} == {0, 1}
+    assert {part.image for part in found[1]} == {0}
     for before, after in zip(found[0], found[0][1:], strict=False):
         assert before.index.max() < after.index.min()
     hidden = read(mllm, two, layers=[0])
@@ -132,12 +135,12 @@ def test_several_images_and_none(mllm: MLLM) -> None:
             mllm.encode([[]], [QUESTION])
         return
     text = mllm.encode([[]], [QUESTION])
-    assert mllm.visual_tokens(text) == [[]] and read(mllm, text)[0].values.shape[1] == 0
+    assert mllm.visual_tokens(text) == [[]]
+    assert read(mllm, text)[0].values.shape[1] == 0
     assert len(mllm.generate(text, max_new_tokens=2)) == 1
     both = mllm.encode([[], [picture(2)]], ["yes", "yes"])
-    assert mllm.visual_tokens(both)[0] == [] and torch.allclose(
-        read(mllm, both, layers=[0])[1].values, hidden[1].values, atol=1e-5
-    )
+    assert mllm.visual_tokens(both)[0] == []
+    assert torch.allclose(read(mllm, both, layers=[0])[1].values, hidden[1].values, atol=1e-5)
 
 
 def test_attention_rows_equal_eager(mllm: MLLM) -> None:
@@ -242,7 +245,8 @@ def test_options_score_what_decoding_step_by_step_scores(mllm: MLLM) -> None:
     scores = mllm.option_logprobs(
         mllm.encode([picture(0), picture(3)], [QUESTION] * 2), [["yes", "red cat", "no"], ["two"]]
     )
-    assert [len(own) for own in scores] == [3, 1] and all(torch.isfinite(own).all() for own in scores)
+    assert [len(own) for own in scores] == [3, 1]
+    assert all(torch.isfinite(own).all() for own in scores)
     one = mllm.option_logprobs(batch, [["red cat"]])[0]
     assert torch.allclose(scores[0][1], one[0], atol=1e-4)
 
@@ -407,7 +411,8 @@ def test_a_template_that_only_the_tokenizer_has_is_used(folders: Path, tmp_path:
     file = tmp_path / "old" / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))
     old, new = MLLM.load(str(tmp_path / "old")), MLLM.load(str(source))
-    assert old.prompt(QUESTION) == new.prompt(QUESTION) and "Assistant" in old.prompt(QUESTION)
+    assert old.prompt(QUESTION) == new.prompt(QUESTION)
+    assert "Assistant" in old.prompt(QUESTION)
 
 
 def test_pixels_that_belong_to_no_patch_belong_to_no_token(folders: Path) -> None:
@@ -415,7 +420,8 @@ def test_pixels_that_belong_to_no_patch_belong_to_no_token(folders: Path) -> Non
     siglip = MLLM.load(str(build("llava_siglip", folders / "siglip")))
     batch = siglip.encode([picture(0, (66, 66))], [QUESTION])
     (part,) = siglip.visual_tokens(batch)[0]
-    assert part.grid == (4, 4) and part.box == pytest.approx((0, 0, 56 / 66, 56 / 66))
+    assert part.grid == (4, 4)
+    assert part.box == pytest.approx((0, 0, 56 / 66, 56 / 66))
     edge = picture(0, (66, 66))
     edge.paste((255, 0, 0), (57, 0, 66, 66))
     assert torch.equal(
@@ -424,7 +430,8 @@ def test_pixels_that_belong_to_no_patch_belong_to_no_token(folders: Path) -> Non
     onevision = MLLM.load(str(build("llava_onevision", folders / "onevision")))
     batch = onevision.encode([picture(0, (60, 120))], [QUESTION])
     fine = onevision.visual_tokens(batch)[0][1]
-    assert fine.grid == (8, 4) and fine.token_box(0, 0) == pytest.approx((0, 0, 14 / 60, 14 / 120))
+    assert fine.grid == (8, 4)
+    assert fine.token_box(0, 0) == pytest.approx((0, 0, 14 / 60, 14 / 120))
     # the second tile begins at pixel 60, not at 56
     assert fine.token_box(4, 3) == pytest.approx((42 / 60, 60 / 120, 56 / 60, 74 / 120))
     assert fine.box == pytest.approx((0, 0, 56 / 60, 116 / 120))
@@ -459,7 +466,8 @@ def test_edits_leave_samples_without_images_alone(mllm: MLLM) -> None:
     with torch.inference_mode():
         plain = mllm.model(**both.inputs).logits[:, -1:].float()
     changed = edit(mllm, both, at=mllm.n_layers - 1, fn=lambda v, _: v.flip(0))
-    assert torch.allclose(changed[0], plain[0], atol=1e-5) and (changed[1] - plain[1]).abs().max() > 1e-4
+    assert torch.allclose(changed[0], plain[0], atol=1e-5)
+    assert (changed[1] - plain[1]).abs().max() > 1e-4
     with pytest.raises(ModelError, match="no sample of the batch has an image"):
         edit(mllm, mllm.encode([[]], ["yes"]), at=mllm.n_layers, fn=lambda v, _: v)
 
@@ -603,7 +611,8 @@ def test_an_interpolated_raster_has_no_encoder_rows(folders: Path) -> None:
         )
     )
     batch = model.encode([picture(0, (400, 300))], [QUESTION])
-    assert model.visual_tokens(batch)[0][1].rows is not None and (model.visual_tokens(batch)[0][1].rows == -1).all()
+    assert model.visual_tokens(batch)[0][1].rows is not None
+    assert (model.visual_tokens(batch)[0][1].rows == -1).all()
     with pytest.raises(ModelError, match="its tokens mix several encoder features"):
         read(model, batch, encoder=True)
     with pytest.raises(ModelError, match="its tokens mix several encoder features"):

@@ -360,7 +360,8 @@ def test_what_cannot_be_loaded_is_one_sentence_to_training_and_to_the_dry_run(
     for load in (loaded, planned):
         with pytest.raises(WorkbenchError, match=message) as error:
             load(folder)
-        assert len(str(error.value).replace(str(tmp_path), "")) < 300 and "\n" not in str(error.value)
+        assert len(str(error.value).replace(str(tmp_path), "")) < 300
+        assert "\n" not in str(error.value)
     assert sorted(folder.rglob("*")) == before  # a bomb would have made a folder
 
 
@@ -396,7 +397,8 @@ def test_what_an_old_processor_does_not_say_is_taken_from_the_configuration(
     for key in keys:
         assert getattr(model.processor, key) == getattr(whole.processor, key)
     if "patch_size" in keys:
-        assert "lacks patch_size" in caplog.text and "patch_size 14" in caplog.text
+        assert "lacks patch_size" in caplog.text
+        assert "patch_size 14" in caplog.text
     ids, expected = (own.encode([picture(0)], ["what is this ?"]).inputs["input_ids"] for own in (model, whole))
     assert torch.equal(ids, expected)
 
@@ -409,12 +411,13 @@ def test_pickled_weights_are_those_of_the_safetensors(
     folder = changed(folders, family, lambda p: pickled(p, shards), tmp_path / "m")
     model, whole = MLLM.load(str(folder)), MLLM.load(str(folders(family)))
     ours, theirs = model.model.state_dict(), whole.model.state_dict()
-    assert ours.keys() == theirs.keys() and all(
-        torch.equal(ours[key], theirs[key]) and ours[key].dtype == theirs[key].dtype for key in ours
-    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) and ours[key].dtype == theirs[key].dtype for key in ours)
     assert model.model.generation_config.to_dict() == whole.model.generation_config.to_dict()
     weights = check_files(ModelConfig(name=str(folder)))["model"]
-    assert weights is not None and weights.pickled and len(weights.files) == shards
+    assert weights is not None
+    assert weights.pickled
+    assert len(weights.files) == shards
 
 
 def test_shapes_are_those_of_the_tensors_and_hold_nothing(folders: Callable[[str], Path], tmp_path: Path) -> None:
@@ -433,8 +436,10 @@ def test_a_model_without_a_chat_template_is_asked_plainly_and_not_trained(
 ) -> None:
     mllm = MLLM.load(str(changed(folders, family, without("chat_template*"), tmp_path / "m")))
     batch = mllm.encode([picture(0)], ["what is this ?"])
-    assert mllm.visual_tokens(batch)[0] and len(mllm.generate(batch, max_new_tokens=2)) == 1
-    assert "User" not in mllm.prompt("what is this ?") and mllm.prompt("what is this ?").endswith("what is this ?")
+    assert mllm.visual_tokens(batch)[0]
+    assert len(mllm.generate(batch, max_new_tokens=2)) == 1
+    assert "User" not in mllm.prompt("what is this ?")
+    assert mllm.prompt("what is this ?").endswith("what is this ?")
     for own in (mllm, outline(ModelConfig(name=str(tmp_path / "m")))):
         with pytest.raises(ModelError, match=r"has no chat template.*put the chat_template.jinja of the model"):
             encode_conversations(own, [[picture(0)]], [[("what is this ?", "a cat")]])
@@ -456,7 +461,8 @@ def test_settings_of_generation_that_could_not_be_saved_are_left_out(
     folder = changed(folders, "llava", settings("generation_config.json", **values), tmp_path / "m")
     with caplog.at_level(logging.WARNING):
         model = MLLM.load(str(folder)).model
-    assert ("left out" in caplog.text) == bool(unset) and all(key in caplog.text for key in unset)
+    assert ("left out" in caplog.text) == bool(unset)
+    assert all(key in caplog.text for key in unset)
     model.generation_config.eos_token_id = [2, 3]  # changed, so that transformers looks at all of it
     model.save_pretrained(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
@@ -499,12 +505,14 @@ def test_the_door_turns_every_exception_into_the_sentence_and_is_quiet(
     ):
         with pytest.raises(ModelError) as raised:
             call(lambda error=error: noisy(error), lambda e: ModelError(one_line(e)))  # type: ignore[misc]
-        assert "\n" not in str(raised.value) and str(raised.value)
+        assert "\n" not in str(raised.value)
+        assert str(raised.value)
     with pytest.raises(ConfigError, match="ours"):
         call(lambda: noisy(ConfigError("ours")), lambda e: ModelError("theirs"))
     with pytest.raises(KeyboardInterrupt):
         call(lambda: noisy(KeyboardInterrupt()), lambda e: ModelError("theirs"))  # type: ignore[arg-type]
-    assert "Retrying" not in caplog.text and not recwarn.list
+    assert "Retrying" not in caplog.text
+    assert not recwarn.list
 
 
 def test_a_fault_of_our_own_is_no_sentence(folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -528,11 +536,9 @@ def test_no_hub_is_asked_twice_where_none_answers(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: session)
     pretrained._hub_answers.cache_clear()
     try:
-        assert (
-            pretrained.hub_options("a/b") == pretrained.hub_options("c/d") == {"local_files_only": True}
-            and len(asked) == 1
-            and asked[0] <= 10
-        )
+        assert pretrained.hub_options("a/b") == pretrained.hub_options("c/d") == {"local_files_only": True}
+        assert len(asked) == 1
+        assert asked[0] <= 10
         assert pretrained.hub_options(tmp_path) == {}
     finally:
         pretrained._hub_answers.cache_clear()
@@ -543,7 +549,8 @@ def test_a_model_of_the_cache_without_weights_is_refused_and_the_dry_run_too() -
         for load in (loaded, planned):
             with pytest.raises(ModelError, match="is neither a folder nor a hub id") as error:
                 load(name)  # type: ignore[arg-type]
-            assert len(str(error.value)) < 300 and "\n" not in str(error.value)
+            assert len(str(error.value)) < 300
+            assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

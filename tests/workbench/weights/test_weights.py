@@ -76,11 +76,9 @@ def test_fetching_leaves_the_random_numbers_of_a_training_alone(
     monkeypatch.setenv("VIRAL_CACHE", str(tmp_path))
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]
     weights_folder(name)
-    assert (
-        torch.equal(before[0], torch.get_rng_state())
-        and before[1] == random.getstate()
-        and np.array_equal(before[2], np.random.get_state()[1])
-    )
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+    assert np.array_equal(before[2], np.random.get_state()[1])
 
 
 def test_damaged_weights_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +98,8 @@ def test_efficientnet_classifies_photographs(photos: list[Image.Image]) -> None:
     967 espresso, 968 a cup."""
     vfm = load_vfm("efficientnet-lite0")
     cat, coffee = (vfm.network(vfm._pixels(photos[i], (224, 224))[None]).softmax(-1)[0] for i in (1, 2))
-    assert 281 <= int(cat.argmax()) <= 285 and cat.max() > 0.3
+    assert 281 <= int(cat.argmax()) <= 285
+    assert cat.max() > 0.3
     assert int(coffee.argmax()) in (504, 967, 968)
 
 
@@ -118,13 +117,11 @@ def test_smollm2_completes_a_sentence() -> None:
 @pytest.mark.parametrize("name", [name for name in CATALOGUE if CATALOGUE.get(name).package])
 def test_every_entry_with_a_package_is_pinned_and_licensed(name: str) -> None:
     entry = CATALOGUE.get(name)
-    assert (
-        entry.package is not None
-        and len(entry.package.sha256) == 64
-        and "==" in entry.package.requirement
-        and entry.licence
-        and entry.hub
-    )
+    assert entry.package is not None
+    assert len(entry.package.sha256) == 64
+    assert "==" in entry.package.requirement
+    assert entry.licence
+    assert entry.hub
     assert fingerprint(load_weights(name)) == entry.package.fingerprint
 
 
