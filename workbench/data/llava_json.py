@@ -1,7 +1,7 @@
 r"""Conversations about images in the layout of LLaVA's instruction data, such as `llava_v1_5_mix665k.json`.
 
 {"id": "000000033471", "image": "coco/train2017/000000033471.jpg", "conversations":
-    [{"from": "human", "value": "<image>\\nWhat are the colors of the bus in the image?"}, {"from": "gpt", "value": "The
+    [{"from": "human", "value": "<image>\nWhat are the colors of the bus in the image?"}, {"from": "gpt", "value": "The
     bus is white and red."}, ...]}
 
 `llava_json:FILE?images=DIR` reads a JSON list or JSON lines. Paths of images start from DIR, by default the file's own
