@@ -519,7 +519,7 @@ def test_a_head_that_lora_left_frozen_is_said_so(tmp_path: Path, capsys: pytest.
     head = projector()
     torch.save(head, official / "alignment_projector.bin")
     main([str(official), str(tmp_path / "out"), "--base", str(tmp_path / "base")])
-    assert "it was frozen while LoRA trained" in capsys.readouterr().out
+    assert "it was frozen while LoRA was trained" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "alignment.json").read_text())["head_trained"] is False
     assert torch.equal(load_file(tmp_path / "out" / HEAD_FILE)["4.bias"], head["alignment_projector.projector.4.bias"])
     (official / "alignment_projector.bin").unlink()

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import trainer
@@ -32,7 +33,8 @@ def test_a_training_from_python_is_that_of_the_command(tmp_path: Path) -> None:
     assert {"category", "accuracy", "low", "high", "chance", "n", "seed"} <= {*training.scores.columns}
     stored, other = (load_file(folder / "model.safetensors") for folder in (training.folder, command.folder))
     assert stored.keys() == other.keys()
-    assert all(stored[name].equal(other[name]) for name in stored)
+    # the tests before this one have chosen other kernels in this process
+    assert all(torch.allclose(stored[name], other[name], atol=1e-5) for name in stored)
     with pytest.raises(RunError, match="is not empty"):
         train("shapes_stage1", output_dir=tmp_path / "api", seed=3, model=model, **TINY)
 
