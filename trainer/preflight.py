@@ -12,6 +12,7 @@ them on an empty image of that size, or its own arithmetic does, where that agre
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections import Counter
@@ -26,11 +27,12 @@ from tqdm import tqdm
 from trainer.setups.conversation_data import ConversationSet
 from workbench.data.base import Conversation, content_hash
 from workbench.data.images import StoredImage, shown
-from workbench.errors import DataError, ModelError, WorkbenchError
+from workbench.errors import DataError, ModelError, WorkbenchError, one_line
 from workbench.files import atomic_file, cache_folder
 from workbench.mllm import MLLM
 from workbench.mllm.conversation import IGNORED, conversation_text, encode_conversations
 
+log = logging.getLogger(__name__)
 VERSION = 1
 READERS = 16  # threads that read image headers
 TEXTS_AT_ONCE = 256
@@ -97,8 +99,8 @@ def look_through(mllm: MLLM, data: ConversationSet, max_length: int | None) -> l
     if file.exists():
         try:
             return [str(sentence) for sentence in json.loads(file.read_text())]
-        except ValueError:
-            pass
+        except ValueError as error:
+            log.warning("%s is damaged (%s) and is made again", file, one_line(error, 100))
     warnings = _look_through(mllm, data, max_length).sentences(data.data.name, max_length)
     with atomic_file(file) as partial:
         partial.write_text(json.dumps(warnings))

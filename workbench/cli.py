@@ -13,9 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, UnknownNameError
 from workbench.ranges import ranges
 from workbench.yaml_config import check_kind, check_known, config_fields, flatten, plain, read_recipe
+
+# tyro's message about a value that is none of an option's choices
+CHOICE = re.compile(r"invalid choice '(.*)' for argument '(--[\w.]+)'\. Expected one of \((.*)\)\.?", re.IGNORECASE)
 
 Config = TypeVar("Config")
 # The commands show their own progress, which transformers' progress bars and load reports would bury. transformers
@@ -206,7 +209,12 @@ def _one_sentence(message: str) -> str:
         if statement and set(line) <= set("─-╰╯"):
             break
         statement += [line] if set(line) - set("─-") else []
-    return " ".join(statement) or "the arguments could not be read; see --help"
+    sentence = " ".join(statement)
+    if choice := CHOICE.fullmatch(sentence):
+        value, option, listed = choice.groups()
+        known = sorted(set(re.findall(r"'([^']*)'", listed)) - {"None"})
+        return str(UnknownNameError(f"value of {option}", value, known))
+    return sentence or "the arguments could not be read; see --help"
 
 
 def command(main: Any) -> None:

@@ -209,3 +209,26 @@ def test_an_unknown_option_is_one_short_sentence(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown key 'optim\.lr' in .*: did you mean 'optim\.learning_rate'\?$"):
         parse(Recipe, [], prog="x", recipe=tmp_path / "r.yaml")
     assert len(refused("trainer", recipe("viral"), "--xyz", "1")) < 300
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["trainer.sweep", "shapes_seeds", "--launcher", "slurm"],
+            "unknown value of --launcher 'slurm': expected one of local, submitit",
+        ),
+        (
+            ["analyses.cknna", "--model", "x", "--device_map", "atuo"],
+            "unknown value of --device_map 'atuo': expected one of auto, balanced, balanced_low_0, sequential;"
+            " did you mean 'auto'?",
+        ),
+        (
+            ["trainer", "shapes_viral", "--alignment.objective", "cosin"],
+            "unknown value of --alignment.objective 'cosin': expected one of cosine, none, relation;"
+            " did you mean 'cosine'?",
+        ),
+    ],
+)
+def test_a_wrong_choice_names_the_option_and_the_nearest_value(words: list[str], message: str) -> None:
+    assert refused(*words) == f"error: {message}"

@@ -75,9 +75,9 @@ def train_all(sweep: Sweep) -> dict[str, str]:
     running: list[Running] = []
     with noted_signals() as caught:
         try:
-            while (running or any(map(_ready, waiting))) and not caught:
-                while len(running) < sweep.processes and any(map(_ready, waiting)):
-                    ready = [_ready(job) for job in waiting]
+            while (running or any(map(is_ready, waiting))) and not caught:
+                while len(running) < sweep.processes and any(map(is_ready, waiting)):
+                    ready = [is_ready(job) for job in waiting]
                     job = waiting.pop(ready.index(True))
                     running.append(
                         Running.begin(job, threads=cores if job.folder == first else max(1, cores // sweep.processes))
@@ -129,6 +129,6 @@ def _stop(running: list[Running]) -> None:
             entry.process.wait()
 
 
-def _ready(job: Job) -> bool:
+def is_ready(job: Job) -> bool:
     """Return whether a job can start: it starts from no other run, or that run is finished."""
     return job.start is None or str(job.start) == "None" or (job.start / RECORD_FILE).exists()

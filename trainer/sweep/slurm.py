@@ -17,6 +17,7 @@ from typing import Any
 import submitit
 from submitit.slurm.slurm import SlurmExecutor
 
+from trainer.sweep.runner import is_ready
 from trainer.sweep.spec import Job, Sweep, check
 from workbench.errors import ConfigError, RunError, UnknownNameError, one_line
 from workbench.files import atomic_file
@@ -24,6 +25,7 @@ from workbench.processes import environment, python
 from workbench.training_folder import RECIPE_FILE
 
 FOLDER = ".slurm"  # in the sweep's output folder: the logs of the jobs, and their numbers by run
+NUMBERS = "jobs.json"
 IN_QUEUE = ("PENDING", "RUNNING", "REQUEUED", "CONFIGURING", "COMPLETING", "SUSPENDED")
 DEFAULTS: Mapping[str, Any] = {"time": 24 * 60, "cpus_per_task": 4}
 
@@ -99,9 +101,7 @@ def scripts(sweep: Sweep) -> Iterator[tuple[Job, str]]:
     """
     check(sweep)
     executor = Scripts(sweep.output_dir / FOLDER)
-    missing = {job.folder: job for job in sweep.jobs() if not job.finished}
-    for job in missing.values():
-        parent = missing.get(job.start) if job.start is not None else None
+    for job, parent in _missing(sweep):
         executor.update_parameters(**_parameters(sweep, job, None if parent is None else str(parent)))
         yield job, executor.script()
 
@@ -117,21 +117,19 @@ def submit_all(sweep: Sweep) -> tuple[dict[str, str], dict[str, str]]:
     """
     check(sweep)
     folder = sweep.output_dir / FOLDER
-    numbers: dict[str, str] = json.loads(_numbers(folder).read_text()) if _numbers(folder).exists() else {}
-    missing = {job.folder: job for job in sweep.jobs() if not job.finished}
-    queued = {str(job): number for job in missing.values() if (number := _queued(folder, numbers.get(str(job))))}
+    numbers, missing = _numbers(folder), _missing(sweep)
+    queued = {str(job): number for job, _ in missing if (number := _queued(folder, numbers.get(str(job))))}
     submitted: dict[str, str] = {}
     try:
         executor = SlurmExecutor(folder)
-        for job in missing.values():
+        for job, parent in missing:
             if str(job) in queued:
                 continue
-            parent = missing.get(job.start) if job.start is not None else None
             number = None if parent is None else (submitted | queued)[str(parent)]
             parameters = _parameters(sweep, job, number)
             executor.update_parameters(**parameters)
             submitted[str(job)] = executor.submit(_training(job, parameters)).job_id
-            with atomic_file(_numbers(folder)) as partial:
+            with atomic_file(folder / NUMBERS) as partial:
                 partial.write_text(json.dumps(numbers | submitted, indent=2))
     except (
         RuntimeError,
@@ -144,6 +142,29 @@ def submit_all(sweep: Sweep) -> tuple[dict[str, str], dict[str, str]]:
             f" ({one_line(error, 120)}): expected srun and sbatch on this machine, or --launcher local"
         ) from error
     return submitted, queued
+
+
+def _missing(sweep: Sweep) -> list[tuple[Job, Job | None]]:
+    """List the missing trainings, each after the one whose model it starts from, and with that one if it is missing.
+
+    Raises:
+        RunError: a training starts from a folder that is not finished and that no other one trains.
+    """
+    waiting = {job.folder: job for job in sweep.jobs() if not job.finished}
+    ordered: dict[Path, tuple[Job, Job | None]] = {}
+    while waiting:
+        ready = [job for job in waiting.values() if is_ready(job) or job.start in ordered]
+        if not ready:
+            job = next(iter(waiting.values()))
+            raise RunError(
+                f"{job} starts from {job.start}, which is not the folder of a finished training and which no other run"
+                " of the sweep trains: train it first"
+            )
+        for job in ready:
+            parent = ordered.get(job.start) if job.start is not None else None
+            ordered[job.folder] = job, parent[0] if parent is not None else None
+            del waiting[job.folder]
+    return list(ordered.values())
 
 
 def _training(job: Job, parameters: Mapping[str, Any]) -> Training:
@@ -167,6 +188,17 @@ def _queued(folder: Path, number: str | None) -> str | None:
     return number if state.upper() in IN_QUEUE else None
 
 
-def _numbers(folder: Path) -> Path:
-    """Return the file with the numbers of the jobs by run."""
-    return folder / "jobs.json"
+def _numbers(folder: Path) -> dict[str, str]:
+    """Return the numbers of the jobs that were submitted before, by run.
+
+    Raises:
+        RunError: their file is damaged.
+    """
+    file = folder / NUMBERS
+    try:
+        numbers: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
+    except ValueError as error:
+        raise RunError(
+            f"{file} is damaged ({one_line(error, 100)}): delete it when no job of this sweep is in the queue"
+        ) from error
+    return numbers

@@ -100,6 +100,25 @@ def test_a_job_that_failed_is_submitted_again(tmp_path: Path, cluster: Path) -> 
     assert submit_all(sweep) == ({"stage1": "2", "baseline-s0": "3"}, {})
 
 
+def test_a_training_comes_after_the_one_it_starts_from(tmp_path: Path) -> None:
+    child = LINE.replace("{output_dir}/stage1", "{output_dir}/parent-s{seed}")
+    variants = (f"child: {child}", f"parent: {LINE}", f"baseline: {LINE}")
+    sweep = replace(SWEEP, output_dir=tmp_path / "runs", seeds=(0,), variants=variants)
+    texts = {str(job): script for job, script in scripts(sweep)}
+    assert [*texts] == ["stage1", "parent-s0", "baseline-s0", "child-s0"]
+    assert "--dependency=afterok:parent-s0\n" in texts["child-s0"]
+    with pytest.raises(RunError, match=f"baseline-s0 starts from {tmp_path}/runs/stage1, which is not the folder"):
+        list(scripts(replace(SWEEP, first="", output_dir=tmp_path / "runs")))
+
+
+def test_numbers_that_cannot_be_read_submit_nothing(tmp_path: Path, cluster: Path) -> None:
+    (tmp_path / "runs" / ".slurm").mkdir(parents=True)
+    (tmp_path / "runs" / ".slurm" / "jobs.json").write_text("{")
+    with pytest.raises(RunError, match=r"jobs\.json is damaged"):
+        submit_all(replace(SWEEP, output_dir=tmp_path / "runs"))
+    assert not list(cluster.iterdir())
+
+
 def test_bad_input_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'partition'"):
         options(["partitoin=gpu"])
