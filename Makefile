@@ -19,11 +19,11 @@ env: .venv/.ready
 demo: env
 	$(BIN)/python -m workbench.demo --runs $(RUNS) $(if $(HEADLESS),--headless)
 
-# Two workers with one thread each, because most of the time goes into starting commands. A test file stays on one worker, so that its tests share their models.
+# Three workers with one thread each: tests wait for processes and browsers, which leaves two cores idle otherwise. A test file stays on one worker, so that its tests share their models.
 test: env browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
-# Without the tests that train models, run long commands or drive a browser: under 3 minutes.
+# Without the tests that train models, run long commands or drive a browser.
 test-fast: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not browser"
 
