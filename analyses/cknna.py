@@ -22,18 +22,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from workbench import figures as fig
 from workbench.analysis.chunks import Chunk, Part
 from workbench.analysis.command import main
-from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
+from workbench.analysis.declaration import Analysis, Context, DataOptions, Result, vfm_inputs
 from workbench.capture.hidden_states import check_layers
 from workbench.data import Sample
 from workbench.data.folder import QUESTION
@@ -54,7 +55,7 @@ from workbench.stats import (
     split_half_ci,
     split_half_test,
 )
-from workbench.vfm import VFM, find_vfm, load_vfm
+from workbench.vfm import VFM, load_vfm
 
 PAGE = "Alignment"
 SPLITS = 20  # random splits of the images into halves, for the interval of a score that is not a mean over images
@@ -72,22 +73,20 @@ class Config(DataOptions):
     """Layers of the model, 0 to L; all by default."""
     metric: Literal["cknna", "cka", "mutual_knn", "svcca", "rsa"] = "cknna"
     """Metric of alignment."""
-    k: int = 10
+    k: Annotated[int, Ge(1)] = 10
     """Nearest neighbors, for cknna and mutual_knn."""
-    dim: int = 10
+    dim: Annotated[int, Ge(1)] = 10
     """Principal components, for svcca."""
     pooling: Literal["within", "tokens", "pooled"] = "within"
     """within: tokens of one image, mean over images; tokens: sampled tokens of all images; pooled: one mean token per
     image."""
-    tokens_per_image: int = 16
+    tokens_per_image: Annotated[int, Ge(1)] = 16
     """Tokens sampled from each image, with pooling `tokens`."""
-    null: int = 100
+    null: Annotated[int, Ge(10)] = 100
     """Permutations for the null."""
 
     def __post_init__(self) -> None:
-        for name, least in (("k", 1), ("dim", 1), ("tokens_per_image", 1), ("null", 10), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}: expected at least {least}")
+        super().__post_init__()
         if not self.vfm:
             raise ConfigError("no VFM given: name at least one with --vfm NAME ...")
 
@@ -451,14 +450,9 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
     return drawn
 
 
-def uses(config: Config) -> dict[str, str]:
-    """Return the identity of every VFM, so that other weights under its name make another run."""
-    return {f"vfm {name}": find_vfm(name).identity() for name in config.vfm}
-
-
 TITLE = "Layer-wise alignment with vision foundation models (CKNNA and other metrics)"
 # version 3: neighbors in float64, ties broken at random, intervals with their stated coverage
-ANALYSIS = Analysis("cknna", TITLE, Config, run, figures, summary, PAGE, version=3, uses=uses)
+ANALYSIS = Analysis("cknna", TITLE, Config, run, figures, summary, PAGE, version=3, uses=vfm_inputs)
 
 if __name__ == "__main__":
     main(ANALYSIS)

@@ -37,18 +37,19 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
 
 from workbench import figures as fig
 from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.command import main
-from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
+from workbench.analysis.declaration import Analysis, Context, DataOptions, Result, vfm_inputs
 from workbench.capture.hidden_states import check_layers
 from workbench.data.base import Sample
 from workbench.errors import ConfigError, ModelError, RunError
@@ -65,7 +66,7 @@ from workbench.spatial.vfm_patches import patches_under
 from workbench.spatial.within_image import GridFeatures, Within, read_by_grid
 from workbench.stats import first_reached, null_of, t_interval
 from workbench.training_folder import LOG_FILE, MEAN, Checkpoint, checkpoints, training_log, training_record
-from workbench.vfm import VFM, find_vfm, load_vfm
+from workbench.vfm import VFM, load_vfm
 from workbench.weights.fetch import sha256
 
 log = logging.getLogger(__name__)
@@ -82,21 +83,19 @@ class Config(DataOptions):
     """Vision foundation models (VFMs) that the visual tokens are compared with."""
     layers: tuple[int, ...] = ()
     """Layers for CKNNA, 0 to L; by default 1, the aligned layer (the middle one without alignment) and the last."""
-    k: int = 10
+    k: Annotated[int, Ge(1)] = 10
     """Nearest neighbors in CKNNA."""
-    null: int = 20
-    """Permutations for CKNNA's null, at least 10."""
+    null: Annotated[int, Ge(10)] = 20
+    """Permutations for CKNNA's null."""
     types: tuple[str, ...] = ()
     """Question types; all by default."""
-    questions: int = 1
+    questions: Annotated[int, Ge(0)] = 1
     """Questions of each type per image; 0 for all."""
-    permutations: int = 2
+    permutations: Annotated[int, Ge(1)] = 2
     """Random permutations of each image's tokens; the accuracy drop is averaged over them."""
 
     def __post_init__(self) -> None:
-        for name, least in (("k", 1), ("null", 10), ("questions", 0), ("permutations", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}: expected at least {least}")
+        super().__post_init__()
         if not self.vfm:
             raise ConfigError("vfm is empty: expected at least one VFM, as --vfm NAME ...")
 
@@ -691,11 +690,6 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
     return drawn
 
 
-def uses(config: Config) -> dict[str, str]:
-    """Return the identity of every VFM: results are not reused if its weights change."""
-    return {f"vfm {name}": find_vfm(name).identity() for name in config.vfm}
-
-
 ANALYSIS = Analysis(
     "dynamics",
     "Scores over a training's checkpoints (dynamics)",
@@ -704,7 +698,7 @@ ANALYSIS = Analysis(
     figures,
     summary,
     version=VERSION,
-    uses=uses,
+    uses=vfm_inputs,
     beside=beside,
 )
 

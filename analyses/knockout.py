@@ -28,12 +28,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from annotated_types import Ge
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -67,17 +68,12 @@ class Config(DataOptions):
     """Blocks in a window; all blocks at once are always knocked out too."""
     objects: bool = True
     """Also ablate the objects that a question names; needs a data set with objects."""
-    draws: int = 2
+    draws: Annotated[int, Ge(1)] = 2
     """Random choices of equally many other tokens, over which the `random` ablation is averaged."""
     types: tuple[str, ...] = ()
     """Question types; all by default."""
-    questions: int = 1
+    questions: Annotated[int, Ge(0)] = 1
     """Questions of each type per image; 0 for all."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("questions", 0), ("draws", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}: expected at least {least}")
 
 
 @dataclass(frozen=True)

@@ -35,29 +35,30 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from annotated_types import Ge, Gt, Le
 from jaxtyping import Float, Int
 
 from workbench import figures as fig
 from workbench.analysis.chunks import Chunk, Part
 from workbench.analysis.command import main
-from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
+from workbench.analysis.declaration import Analysis, Context, DataOptions, Result, vfm_inputs
 from workbench.capture.hidden_states import check_layers, encoder_rows, read
 from workbench.data.base import Sample, class_and_color
 from workbench.data.folder import QUESTION
-from workbench.errors import ConfigError, DataError, ModelError
+from workbench.errors import DataError, ModelError
 from workbench.metrics.probing import balanced_accuracy, classify, folds_of, r_squared, regress
 from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
 from workbench.spatial.grids import BACKGROUND, OUTSIDE, object_per_token, token_centers
 from workbench.spatial.vfm_patches import patches_under
 from workbench.stats import mean_interval, paired_differences
-from workbench.vfm import VFM, find_vfm, load_vfm
+from workbench.vfm import VFM, load_vfm
 
 log = logging.getLogger(__name__)
 
@@ -78,25 +79,16 @@ class Config(DataOptions):
     """Layers of the model, 0 to L; all by default."""
     targets: tuple[Target, ...] = ()
     """What to predict; by default everything for which the data has labels."""
-    tokens_per_image: int = 16
+    tokens_per_image: Annotated[int, Ge(1)] = 16
     """Maximum number of random tokens per image for foreground, x and y; as many on objects for class and colour."""
-    cover: float = 0.5
-    """Share of a token's patch that an object must cover, above 0 and at most 1."""
-    folds: int = 5
-    """Folds of the cross-validation over images, at least 2."""
-    l2: float = 10.0
+    cover: Annotated[float, Gt(0), Le(1)] = 0.5
+    """Share of a token's patch that an object must cover."""
+    folds: Annotated[int, Ge(2)] = 5
+    """Folds of the cross-validation over images."""
+    l2: Annotated[float, Gt(0)] = 10.0
     """Penalty of the probes: l2 / 2 |w|^2 is added to the summed log-loss, l2 |w|^2 to the squared errors."""
-    controls: int = 3
+    controls: Annotated[int, Ge(1)] = 3
     """Random labelings over which the control score is averaged."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("tokens_per_image", 1), ("folds", 2), ("controls", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}: expected at least {least}")
-        if not 0 < self.cover <= 1:
-            raise ConfigError(f"cover is {self.cover:g}: expected more than 0, 1 at most")
-        if not self.l2 > 0:
-            raise ConfigError(f"l2 is {self.l2:g}: expected more than 0")
 
 
 @dataclass
@@ -514,11 +506,6 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
     return drawn
 
 
-def uses(config: Config) -> dict[str, str]:
-    """Return the identity of every VFM: results are not reused if its weights change."""
-    return {f"vfm {name}": find_vfm(name).identity() for name in config.vfm}
-
-
 # version 2: intervals that reach their nominal coverage
 ANALYSIS = Analysis(
     "linear_probe",
@@ -529,7 +516,7 @@ ANALYSIS = Analysis(
     summary,
     PAGE,
     version=2,
-    uses=uses,
+    uses=vfm_inputs,
 )
 
 if __name__ == "__main__":

@@ -24,12 +24,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from annotated_types import Ge, Gt, Le
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -69,23 +70,19 @@ class Config(DataOptions):
     """Layers of the model, 0 to L; all by default."""
     scores: bool = True
     """Score the words against the objects under the tokens; --no-scores takes any data and only draws maps."""
-    cover: float = 0.5
-    """Share of a token's patch that an object must cover, above 0 and at most 1."""
-    tokens_per_image: int = 32
+    cover: Annotated[float, Gt(0), Le(1)] = 0.5
+    """Share of a token's patch that an object must cover."""
+    tokens_per_image: Annotated[int, Ge(1)] = 32
     """Maximum number of tokens on objects scored per image, and as many on the background."""
-    null: int = 100
-    """Random reassignments of words to images for the null, at least 10."""
-    maps: int = 3
+    null: Annotated[int, Ge(10)] = 100
+    """Random reassignments of words to images for the null."""
+    maps: Annotated[int, Ge(0)] = 3
     """Images for which the words of every patch are stored and drawn."""
-    top: int = 5
+    top: Annotated[int, Ge(1)] = 5
     """Most likely words stored for each patch of a map."""
 
     def __post_init__(self) -> None:
-        for name, least in (("tokens_per_image", 1), ("null", 10), ("maps", 0), ("top", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}: expected at least {least}")
-        if not 0 < self.cover <= 1:
-            raise ConfigError(f"cover is {self.cover:g}: expected more than 0, 1 at most")
+        super().__post_init__()
         if not self.scores and not self.maps:
             raise ConfigError("maps is 0 without scores, so nothing is measured: expected at least 1, or --scores")
 

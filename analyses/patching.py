@@ -17,11 +17,12 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
 
@@ -58,13 +59,8 @@ class Config(DataOptions):
     """Layers at which tokens are put in, 0 to L; by default all that both models have."""
     types: tuple[str, ...] = ()
     """Question types to ask; all by default."""
-    questions: int = 1
+    questions: Annotated[int, Ge(0)] = 1
     """Questions of each type about an image; 0 for all."""
-
-    def __post_init__(self) -> None:
-        for name in ("questions", "seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}: expected at least 0")
 
 
 @lru_cache(maxsize=1)

@@ -25,12 +25,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from annotated_types import Ge
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -64,17 +65,12 @@ class Config(DataOptions):
     """Layers at which tokens are permuted, 0 to L; all by default. The vision encoder is always among the sites."""
     types: tuple[str, ...] = ()
     """Question types to ask; all by default."""
-    questions: int = 1
+    questions: Annotated[int, Ge(0)] = 1
     """Questions of each type about an image; 0 for all."""
-    permutations: int = 2
+    permutations: Annotated[int, Ge(1)] = 2
     """Random permutations of each image, whose results are averaged."""
-    block: int = 2
+    block: Annotated[int, Ge(1)] = 2
     """Side of the blocks that the block shuffle keeps together, in tokens."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("questions", 0), ("permutations", 1), ("block", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}: expected at least {least}")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Le, Lt
 
 from workbench.errors import ConfigError
-from workbench.ranges import check_ranges
+from workbench.options import check_ranges
 from workbench.stored_recipe import RENAMED
 
 ModelKind = Literal["toy", "assembled", "pretrained"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 from workbench.errors import ConfigError, UnknownNameError
-from workbench.ranges import ranges
+from workbench.options import ranges
 from workbench.yaml_config import check_kind, check_known, config_fields, flatten, plain, read_recipe
 
 # tyro's message about a value that is none of an option's choices

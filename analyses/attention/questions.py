@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge
 
 from workbench.analysis.declaration import DataOptions
 from workbench.data import Dataset, Object, Sample, asked_object
-from workbench.errors import ConfigError, DataError
+from workbench.errors import DataError
 
 SPREAD_MEASURES = {
     "mass": "attention on the image",
@@ -33,23 +35,18 @@ class Config(DataOptions):
 
     layers: tuple[int, ...] = ()
     """Blocks of the model to read, counted from 1; all by default."""
-    questions: int = 4
+    questions: Annotated[int, Ge(1)] = 4
     """Questions to ask about each image, at most; only those that name exactly one object, unless --no-localise."""
     localise: bool = True
     """Compare the maps with objects; --no-localise takes any data and any question, for mass and entropies alone."""
-    null: int = 20
+    null: Annotated[int, Ge(10)] = 20
     """Draws for the null of each map: objects of other images, and shuffles of the map."""
-    top: int = 5
+    top: Annotated[int, Ge(1)] = 5
     """Heads to choose on one half of the images and to report on the other."""
-    examples: int = 3
+    examples: Annotated[int, Ge(0)] = 3
     """Images whose attention maps are stored and drawn over them; 0 for none."""
-    compare: int = 50
+    compare: Annotated[int, Ge(0)] = 50
     """Reported images on which raw attention is compared with rollout and gradient x attention, at most; 0 for none."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("questions", 1), ("null", 10), ("top", 1), ("examples", 0), ("compare", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}: expected at least {least}")
 
 
 @dataclass(frozen=True)

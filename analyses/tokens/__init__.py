@@ -46,11 +46,11 @@ from analyses.tokens.representations import images_of_chunk
 from analyses.tokens.scores import Measured, scores_table, sink_rows, values_by_image
 from analyses.tokens.stored_tokens import Maps, SampledTokens
 from workbench.analysis.chunks import Chunk, Part, joined
-from workbench.analysis.declaration import Analysis, Context, Result
+from workbench.analysis.declaration import Analysis, Context, Result, vfm_inputs
 from workbench.capture.hidden_states import check_layers
 from workbench.data.base import Sample
 from workbench.errors import ConfigError
-from workbench.vfm import VFM, find_vfm, load_vfm
+from workbench.vfm import VFM, load_vfm
 
 __all__ = ["ANALYSIS", "ENCODER", "Config", "differences", "figures", "run", "summary"]
 
@@ -143,11 +143,6 @@ def _measure_chunk(
     return Part(tables, sums | maps.tensors | samples.tensors_to_store(), record)
 
 
-def uses(config: Config) -> dict[str, str]:
-    """Return the identity of every VFM, so that other weights under its name make another run."""
-    return {f"vfm {name}": find_vfm(name).identity() for name in config.vfm}
-
-
 # version 2: intervals with their stated coverage
 ANALYSIS = Analysis(
     "tokens",
@@ -157,5 +152,5 @@ ANALYSIS = Analysis(
     figures,
     summary,
     version=2,
-    uses=uses,
+    uses=vfm_inputs,
 )

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import json
-import math
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
-from annotated_types import Ge, Gt, Interval, Le, Lt
 
 from tests.conftest import ROOT
 from tests.stored_runs import store_run
 from trainer.__main__ import read
 from trainer.card import card
 from trainer.output.folder import check_same_recipe
-from trainer.recipe import ModelConfig, OptimConfig, Recipe
+from trainer.recipe import ModelConfig, Recipe
 from trainer.stages import stages
 from trainer.sweep.results import export, finished
 from trainer.sweep.spec import Sweep
@@ -30,7 +25,6 @@ from workbench.claims.rules import Training
 from workbench.claims.trained import find_trained
 from workbench.cli import parse
 from workbench.errors import ConfigError
-from workbench.ranges import Range, check_ranges, range_of, ranges
 from workbench.stored_recipe import RENAMED, current_recipe
 from workbench.training_folder import cknna_log, training_recipe, training_record
 from workbench.yaml_config import as_mapping, config_fields
@@ -321,72 +315,3 @@ def test_sweeps_exports_and_the_ledger_read_a_run_from_before_the_new_keys(tmp_p
         trained = find_trained(root, "baseline", Training("baseline-s{seed}", "", ""), 0)
         assert trained is not None
         assert trained.record["recipe"]["model"] == recipe["model"]
-
-
-# --- ranges ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Few:
-    """Numbers."""
-
-    count: Annotated[int, Ge(1)] = 1
-    """How many."""
-    share: Annotated[float, Ge(0), Lt(1)] = 0.0
-    optional: Annotated[int | None, Gt(0), Le(3)] = None
-    many: Annotated[tuple[int, ...], Interval(ge=1, le=5)] = (1, 2)
-    word: str = "a"
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"count": 0}, "few.count is 0: expected at least 1"),
-        ({"share": 1.0}, "few.share is 1.0: expected 0 to below 1"),
-        ({"share": -0.1}, "few.share is -0.1: expected 0 to below 1"),
-        ({"share": math.nan}, "few.share is nan: expected 0 to below 1, and finite"),
-        ({"count": math.inf}, "few.count is inf: expected at least 1, and finite"),
-        ({"optional": 0}, "few.optional is 0: expected above 0 to 3"),
-        ({"optional": 4}, "few.optional is 4: expected above 0 to 3"),
-        ({"many": (5, 6)}, "few.many is 6: expected 1 to 5"),
-    ],
-)
-def test_a_value_outside_its_range_is_one_sentence(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        check_ranges(Few(**values), "few.")
-    assert str(error.value) == message
-
-
-def test_the_ends_of_a_range() -> None:
-    for values in (
-        {},
-        {"count": 1},
-        {"share": 0.0},
-        {"share": 0.999},
-        {"optional": 3},
-        {"optional": 1},
-        {"many": (1, 5)},
-        {"many": ()},
-    ):
-        check_ranges(Few(**values))  # type: ignore[arg-type]
-    assert ranges(Few) == {
-        "count": Range(1),
-        "share": Range(0, 1, below=True),
-        "optional": Range(0, 3, above=True),
-        "many": Range(1, 5),
-    }
-    assert [str(range_of(Annotated[int, end])) for end in (Lt(2), Le(2), Gt(2))] == ["below 2", "at most 2", "above 2"]
-    assert range_of(int) is range_of(Annotated[int, "a word"]) is None
-
-
-def test_help_shows_ranges_with_defaults_and_the_trainers_numbers_have_them() -> None:
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
-        parse(Few, ["--help"], prog="few")
-    text = " ".join(shown.getvalue().replace("│", " ").split())
-    assert "How many. (at least 1; default: 1)" in text
-    assert "(0 to below 1; default: 0.0)" in text
-    assert "(default: a)" in text
-    assert parse(Few, ["--count", "3", "--many", "4", "5"], prog="few") == Few(count=3, many=(4, 5))
-    numbers = [key for key, hint in config_fields(OptimConfig) if hint in (int, float)]
-    assert set(numbers) <= ranges(OptimConfig).keys()

@@ -6,20 +6,22 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pandas as pd
 import plotly.graph_objects as go
+from annotated_types import Ge
 from torch import Tensor
 from tqdm import tqdm
 
 from workbench.analysis.chunks import Chunk, Chunks, Part, chunked, identity, origin_of
 from workbench.data import Dataset
 from workbench.devices import check_device
-from workbench.errors import ConfigError
 from workbench.mllm import MLLM
 from workbench.models import label_of
+from workbench.options import check_ranges
 from workbench.runs import Run
+from workbench.vfm import find_vfm
 
 T = TypeVar("T")
 
@@ -30,12 +32,15 @@ class DataOptions:
 
     data: str = "shapes:val"
     """Data set, as NAME:SPLIT or NAME:PATH, such as shapes:val or folder:PATH."""
-    limit: int = 200
+    limit: Annotated[int, Ge(1)] = 200
     """Number of images."""
-    data_seed: int = 0
+    data_seed: Annotated[int, Ge(0)] = 0
     """Seed of the images: of their composition in a synthetic data set, of their selection in any other."""
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of everything random in the analysis itself; it does not change the images."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Where:
     """Folders or hub ids of one or more models; NAME=FOLDER gives a model the name NAME."""
     output_dir: Path = Path("runs")
     """Folder in which results are stored; a stored result is not computed again."""
-    batch_size: int = 32
+    batch_size: Annotated[int, Ge(1)] = 32
     """Number of images in one forward pass."""
     device: str = "auto"
     """Device: auto (the GPU if there is one, else the CPU), cpu, cuda, cuda:NUMBER, mps or xpu."""
@@ -65,8 +70,7 @@ class Where:
     """Run code that comes with a model; without this option, such a model is refused."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size is {self.batch_size}: expected at least 1")
+        check_ranges(self)
         check_device(self.device)
 
 
@@ -134,6 +138,14 @@ class Result:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+
+
+def vfm_inputs(config: Any) -> dict[str, str]:
+    """Return the identity of every VFM in `config.vfm`; the attribute `uses` of analyses that have this option.
+
+    Other weights under the name of a VFM then make another run.
+    """
+    return {f"vfm {name}": find_vfm(name).identity() for name in config.vfm}
 
 
 Figures = Callable[[Mapping[str, Run]], dict[str, go.Figure]]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from math import isinf
 from typing import Any, get_type_hints
 
 import pandas as pd
@@ -25,6 +26,7 @@ from workbench.analysis.declaration import Analysis
 from workbench.analysis.discover import load_analysis, words_of
 from workbench.dashboard.folders import default_models, runs_root, trained_models
 from workbench.dashboard.jobs import jobs, may_start
+from workbench.options import Range, ranges, texts
 from workbench.runs import Run
 
 CURVES = "Curves and table"
@@ -143,10 +145,11 @@ def _new(analysis: Analysis) -> None:
     models = trained_models(finished=True)
     chosen = st.multiselect("Models", models, default=default_models(models), key="new-model")
     words = [*words_of(analysis.name), "--model", *(str(runs_root() / name) for name in chosen)]
-    hints = get_type_hints(analysis.config)
+    hints, allowed, text_of = get_type_hints(analysis.config), ranges(analysis.config), texts(analysis.config)
     flags: list[list[str]] = []
     for column, field in zip(st.columns(3) * len(hints), dataclasses.fields(analysis.config), strict=False):
-        flags.append(_flag(column, field, hints[field.name]))
+        name = field.name
+        flags.append(_flag(column, field, hints[name], allowed.get(name, Range()), text_of.get(name)))
     words += [word for flag in flags for word in flag]
     words += ["--output_dir", str(runs_root())]
     st.code(shlex.join(words), language="bash")
@@ -212,23 +215,30 @@ def _show_finished(name: str) -> None:
             st.session_state["run"] = keys
 
 
-def _flag(column: Any, field: dataclasses.Field[Any], kind: Any) -> list[str]:
-    """Draw one field of the form, and return the words that it adds to the command (none at its default)."""
+def _flag(column: Any, field: dataclasses.Field[Any], kind: Any, allowed: Range, text: str | None) -> list[str]:
+    """Draw one field of the form, and return the words that it adds to the command (none at its default).
+
+    Args:
+        kind: type of the field.
+        allowed: its range.
+        text: explanation that appears beside its name.
+    """
     default: Any = field.default
     key, options = f"new-{field.name}", getattr(kind, "__args__", ())
     value: Any
     if kind is bool:
-        value = column.checkbox(field.name, default, key=key)
+        value = column.checkbox(field.name, default, key=key, help=text)
         return [] if value == default else [f"--{field.name}" if value else f"--no-{field.name}"]
     if kind in (int, float):
-        value = column.number_input(field.name, value=default, key=key)
+        low, high = (None if isinf(end) else kind(end) for end in (allowed.low, allowed.high))
+        value = column.number_input(field.name, low, high, default, key=key, help=text)
         return [] if value == default else [f"--{field.name}", str(value)]
     is_choice = bool(options) and all(isinstance(option, str) for option in options)
     if is_choice and getattr(kind, "__origin__", None) is not tuple:
-        value = column.selectbox(field.name, options, index=options.index(default), key=key)
+        value = column.selectbox(field.name, options, index=options.index(default), key=key, help=text)
         return [] if value == default else [f"--{field.name}", value]
     before = " ".join(map(str, default)) if isinstance(default, tuple) else "" if default is None else str(default)
-    value = column.text_input(field.name, before, key=key)
+    value = column.text_input(field.name, before, key=key, help=text)
     words = value.split() if isinstance(default, tuple) else [value]  # a path may contain spaces
     return [] if value == before else [f"--{field.name}", *words]
 

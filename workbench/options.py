@@ -1,14 +1,18 @@
-"""Ranges of options, declared at the field of a configuration: `steps: Annotated[int, Ge(1)] = 1200`.
+"""What the fields of a configuration declare: ranges, as in `steps: Annotated[int, Ge(1)] = 1200`, and texts.
 
-`check_ranges` checks values against them, `--help` shows them (see `workbench.cli.parse`), and `range_of` returns them
-for the forms of the dashboard. None means that an option is not set, which every range allows. Every value of a tuple
-must be in the range. Infinity and NaN are in no range.
+`check_ranges` checks values against their ranges; `--help` and the forms of the dashboard show ranges and texts. None
+means that an option is not set, which every range allows. Every value of a tuple must be in the range. Infinity and
+NaN are in no range.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import textwrap
 from collections.abc import Mapping
+from itertools import pairwise
 from math import inf, isfinite
 from types import MappingProxyType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -62,6 +66,19 @@ def ranges(cls: type) -> Mapping[str, Range]:
     hints = get_type_hints(cls, include_extras=True)
     declared = {field.name: range_of(hints[field.name]) for field in dataclasses.fields(cls)}
     return MappingProxyType({name: allowed for name, allowed in declared.items() if allowed is not None})
+
+
+def texts(cls: type) -> Mapping[str, str]:
+    """Return {name of the field: the string literal below it} of a dataclass and its base classes, on one line each."""
+    text_of: dict[str, str] = {}
+    for base in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, below in pairwise(definition.body):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                    text_of[name] = " ".join(text.split())
+    return MappingProxyType(text_of)
 
 
 def check_ranges(config: Any, section: str = "") -> None:

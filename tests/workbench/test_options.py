@@ -1,0 +1,99 @@
+"""Ranges and texts that the fields of a configuration declare."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import pytest
+from annotated_types import Ge, Gt, Interval, Le, Lt
+
+from trainer.recipe import OptimConfig
+from workbench.analysis.declaration import Where
+from workbench.analysis.discover import load_analyses
+from workbench.cli import parse
+from workbench.errors import ConfigError
+from workbench.options import Range, check_ranges, range_of, ranges, texts
+from workbench.yaml_config import config_fields
+
+
+@dataclass(frozen=True)
+class Few:
+    """Numbers."""
+
+    count: Annotated[int, Ge(1)] = 1
+    """How many."""
+    share: Annotated[float, Ge(0), Lt(1)] = 0.0
+    optional: Annotated[int | None, Gt(0), Le(3)] = None
+    many: Annotated[tuple[int, ...], Interval(ge=1, le=5)] = (1, 2)
+    word: str = "a"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"count": 0}, "few.count is 0: expected at least 1"),
+        ({"share": 1.0}, "few.share is 1.0: expected 0 to below 1"),
+        ({"share": -0.1}, "few.share is -0.1: expected 0 to below 1"),
+        ({"share": math.nan}, "few.share is nan: expected 0 to below 1, and finite"),
+        ({"count": math.inf}, "few.count is inf: expected at least 1, and finite"),
+        ({"optional": 0}, "few.optional is 0: expected above 0 to 3"),
+        ({"optional": 4}, "few.optional is 4: expected above 0 to 3"),
+        ({"many": (5, 6)}, "few.many is 6: expected 1 to 5"),
+    ],
+)
+def test_a_value_outside_its_range_is_one_sentence(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_ranges(Few(**values), "few.")
+    assert str(error.value) == message
+
+
+def test_the_ends_of_a_range() -> None:
+    for values in (
+        {},
+        {"count": 1},
+        {"share": 0.0},
+        {"share": 0.999},
+        {"optional": 3},
+        {"optional": 1},
+        {"many": (1, 5)},
+        {"many": ()},
+    ):
+        check_ranges(Few(**values))  # type: ignore[arg-type]
+    assert ranges(Few) == {
+        "count": Range(1),
+        "share": Range(0, 1, below=True),
+        "optional": Range(0, 3, above=True),
+        "many": Range(1, 5),
+    }
+    assert [str(range_of(Annotated[int, end])) for end in (Lt(2), Le(2), Gt(2))] == ["below 2", "at most 2", "above 2"]
+    assert range_of(int) is range_of(Annotated[int, "a word"]) is None
+
+
+def test_help_shows_ranges_with_defaults() -> None:
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
+        parse(Few, ["--help"], prog="few")
+    text = " ".join(shown.getvalue().replace("│", " ").split())
+    assert "How many. (at least 1; default: 1)" in text
+    assert "(0 to below 1; default: 0.0)" in text
+    assert "(default: a)" in text
+    assert parse(Few, ["--count", "3", "--many", "4", "5"], prog="few") == Few(count=3, many=(4, 5))
+
+
+@pytest.mark.parametrize("cls", [OptimConfig, Where, *(analysis.config for analysis in load_analyses().values())])
+def test_every_number_has_a_range_and_every_option_a_text(cls: type) -> None:
+    fields = dict(config_fields(cls))
+    assert {name for name, kind in fields.items() if kind in (int, float)} <= ranges(cls).keys()
+    if cls is not OptimConfig:
+        assert fields.keys() == texts(cls).keys()
+
+
+def test_texts_are_on_one_line_and_include_those_of_base_classes() -> None:
+    assert texts(Few) == {"count": "How many."}
+    text_of = texts(load_analyses()["cknna"].config)
+    assert text_of["limit"] == "Number of images."
+    assert text_of["pooling"].endswith("pooled: one mean token per image.")
