@@ -18,8 +18,10 @@ from PIL import Image
 from skimage import data as photographs
 from torch import Tensor
 
-from analyses.cknna import ANALYSIS, Config, differences
+from analyses.cknna import ANALYSIS
 from analyses.cknna import run as run_cknna
+from analyses.cknna.comparison import differences
+from analyses.cknna.options import Config
 from tests.conftest import refused, run
 from tests.tiny import build
 from workbench import runs

@@ -12,8 +12,10 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from analyses import dynamics
-from analyses.dynamics import ACCURACY, ANALYSIS, CKNNA, DROP, compared, curves, groups, losses, summary, to_reach
+from analyses.dynamics import ANALYSIS
+from analyses.dynamics.comparison import compared, curves, differences, groups, losses, summary, to_reach
+from analyses.dynamics.options import ACCURACY, CKNNA, DROP, Config
+from analyses.dynamics.training import beside
 from tests.conftest import refused, run
 from workbench import runs
 from workbench.errors import DataError, RunError
@@ -106,7 +108,7 @@ def test_first_reached_by_hand() -> None:
     # the first time counts, not the last
     assert first_reached([0, 10, 20], [0.0, 0.5, 0.4], 0.45).step == pytest.approx(9)
     assert first_reached([0, 10], [0.3, 0.1], 0.2).step == 0
-    assert first_reached([200, 400], [0.3, 0.4], 0.2) == dynamics.first_reached([200, 400], [0.3, 0.4], 0.3)
+    assert first_reached([200, 400], [0.3, 0.4], 0.2) == first_reached([200, 400], [0.3, 0.4], 0.3)
     early = first_reached([200, 400], [0.3, 0.4], 0.2)
     assert early.step is None
     assert early.text == "before the first evaluation at step 200"
@@ -143,7 +145,7 @@ def test_curves_over_seeds_have_students_interval_and_over_images_their_own() ->
 
 def test_differences_of_scores_are_paired_by_seed_and_need_two() -> None:
     shifted = [score + 0.1 for score in SLOW]
-    table = dynamics.differences(
+    table = differences(
         found(base_s0=SLOW, base_s1=FAST, viral_s0=shifted, viral_s1=[score + 0.3 for score in FAST])
     ).set_index("step")
     expected = t_interval([0.1, 0.3])  # although the seeds themselves are far apart
@@ -151,7 +153,7 @@ def test_differences_of_scores_are_paired_by_seed_and_need_two() -> None:
         [expected.estimate, expected.low, expected.high]
     )
     assert table["model"].eq("viral - base").all()
-    assert dynamics.differences(found(base=SLOW, viral=FAST)).empty
+    assert differences(found(base=SLOW, viral=FAST)).empty
 
 
 def test_a_larger_drop_is_not_a_score_to_reach() -> None:
@@ -274,16 +276,16 @@ def test_an_interrupted_analysis_goes_on_where_it_stopped(
     from workbench.analysis.execution import CHUNKS, execute
 
     shutil.copytree(output / CHUNKS, tmp_path / CHUNKS)
-    monkeypatch.setattr(dynamics, "Quiz", lambda *_, **__: pytest.fail("asked again"))
-    monkeypatch.setattr(dynamics, "read_by_grid", lambda *_: pytest.fail("read again"))
-    config = dynamics.Config(limit=3, permutations=1, null=10, k=5)
+    monkeypatch.setattr("analyses.dynamics.evaluation.Quiz", lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr("analyses.dynamics.evaluation.read_by_grid", lambda *_: pytest.fail("read again"))
+    config = Config(limit=3, permutations=1, null=10, k=5)
     again = execute(ANALYSIS, config, Where((str(runs_folder / "viral"),), tmp_path), [])
     stored_run = next(own for own in map(runs.load, runs.index(output)["folder"]) if own.label == "viral")
     pd.testing.assert_frame_equal(again["viral"].tables["scores"], stored_run.tables["scores"])
     with pytest.raises(pytest.fail.Exception, match="asked again"):
         execute(
             ANALYSIS,
-            dynamics.Config(limit=2, permutations=1, null=10, k=5),
+            Config(limit=2, permutations=1, null=10, k=5),
             Where((str(runs_folder / "viral"),), tmp_path),
             [],
         )
@@ -291,12 +293,12 @@ def test_an_interrupted_analysis_goes_on_where_it_stopped(
 
 def test_other_checkpoints_are_another_question(runs_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(runs_folder / "viral", tmp_path / "viral")
-    before = dynamics.beside(dynamics.Config(), str(folder))
+    before = beside(Config(), str(folder))
     shutil.rmtree(folder / "checkpoint-6")
     with pytest.raises(RunError, match="has no checkpoints from before its last step"):
-        dynamics.beside(dynamics.Config(), str(folder))
+        beside(Config(), str(folder))
     shutil.copytree(folder / "checkpoint-12", folder / "checkpoint-6")
-    assert dynamics.beside(dynamics.Config(), str(folder)) != before
+    assert beside(Config(), str(folder)) != before
     (folder / "checkpoint-6" / "trainer_state.json").unlink()
     assert [checkpoint.step for checkpoint in checkpoints(folder)] == [12]
 

@@ -14,8 +14,10 @@ import torch
 from scipy.optimize import minimize
 from sklearn.metrics import balanced_accuracy_score, r2_score
 
-from analyses.linear_probe import ANALYSIS, Config, differences
+from analyses.linear_probe import ANALYSIS
 from analyses.linear_probe import run as probe
+from analyses.linear_probe.drawing import differences
+from analyses.linear_probe.options import Config
 from tests.analyses.test_permutation import model, picture
 from tests.conftest import refused, run
 from workbench import runs
@@ -80,7 +82,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, data: Dataset, dims: int = 24) -> N
         position[0] += len(batch)
         return found
 
-    monkeypatch.setattr("analyses.linear_probe.read", fake)
+    monkeypatch.setattr("analyses.linear_probe.sampling.read", fake)
 
 
 def scored(mllm: MLLM, data: Dataset, config: Config = FEW) -> pd.DataFrame:
@@ -228,7 +230,7 @@ def test_a_cell_code_without_order_is_no_place(folders: Path, monkeypatch: pytes
     def fake(mllm: MLLM, batch: Any, *, layers: list[int], encoder: bool) -> list[Activations]:
         return [Activations(torch.eye(16)[None], (0,), torch.arange(16), None) for _ in range(len(batch))]
 
-    monkeypatch.setattr("analyses.linear_probe.read", fake)
+    monkeypatch.setattr("analyses.linear_probe.sampling.read", fake)
     table = scored(model("llava", folders), scenes(20), dataclasses.replace(FEW, layers=(0,), targets=("x", "y")))
     for target in ("x", "y"):
         row = table.loc[("model", 0, target)]

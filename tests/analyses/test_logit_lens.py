@@ -13,8 +13,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from analyses.logit_lens import ANALYSIS, Config, _chance, _measured, differences
+from analyses.logit_lens import ANALYSIS
 from analyses.logit_lens import run as look
+from analyses.logit_lens.drawing import differences
+from analyses.logit_lens.scores import _chance, _measured
+from analyses.logit_lens.words import Config
 from tests.analyses.test_permutation import model, picture
 from tests.conftest import refused, run
 from tests.tiny import BUILDERS
@@ -69,7 +72,7 @@ def planted(mllm: MLLM, monkeypatch: pytest.MonkeyPatch, say: dict[int, tuple[in
         start[0] += len(batch)
         return found
 
-    monkeypatch.setattr("analyses.logit_lens.read", fake)
+    monkeypatch.setattr("analyses.logit_lens.reading.read", fake)
 
 
 @pytest.mark.parametrize("name", list(BUILDERS))
@@ -152,7 +155,7 @@ def test_a_word_that_every_image_says_is_worth_nothing(folders: Path, monkeypatc
     def fake(own: MLLM, batch: Any, *, layers: list[int]) -> list[Activations]:
         return [dataclasses.replace(a, values=20 * red.expand_as(a.values)) for a in read(own, batch, layers=layers)]
 
-    monkeypatch.setattr("analyses.logit_lens.read", fake)
+    monkeypatch.setattr("analyses.logit_lens.reading.read", fake)
     scores = (
         look(dataclasses.replace(FEW, layers=(1,), null=100), Context(mllm, scenes(24), 8))
         .tables["scores"]

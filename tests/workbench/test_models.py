@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analyses.dynamics import groups
+from analyses.dynamics.comparison import groups
 from tests import tiny
 from tests.conftest import refused
 from workbench import runs
