@@ -11,6 +11,7 @@ from .metrics import mutual_knn as mutual_knn
 from .metrics import rsa as rsa
 from .metrics import svcca as svcca
 from .mllm import MLLM as MLLM
+from .mllm import load_mllm as load_mllm
 from .stats import bootstrap_ci as bootstrap_ci
 from .stats import mean_interval as mean_interval
 from .stats import paired_test as paired_test

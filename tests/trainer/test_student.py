@@ -27,7 +27,8 @@ from trainer.monitor.cknna import build_cknna_monitor
 from trainer.monitor.warnings import EarlyWarnings
 from trainer.recipe import Recipe
 from trainer.run import train
-from trainer.setups.conversation import ConversationSetup, load_conversations
+from trainer.setups.conversation import ConversationSetup
+from trainer.setups.conversation_splits import load_conversations
 from workbench import cknna
 from workbench.capture.hidden_states import read
 from workbench.cli import parse

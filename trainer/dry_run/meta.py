@@ -18,7 +18,8 @@ from workbench.errors import ConfigError, one_line
 from workbench.mllm import VisualTokens
 from workbench.mllm.base import WeightlessMLLM
 from workbench.mllm.family import family_of
-from workbench.mllm.load import check_weights, generation_of, load_config
+from workbench.mllm.generation import generation_of
+from workbench.mllm.load import check_weights, load_config
 from workbench.mllm.processors import load_processor
 from workbench.mllm.residual import Residual, attach_residual
 from workbench.vfm import find_vfm

@@ -20,8 +20,9 @@ from trainer.dry_run.meta import attach, check_files, on_meta, outline
 from trainer.dry_run.sizes import FLOAT, HALF, Sizes, checkpoint_bytes, gigabytes, sizes_of, weights_line
 from trainer.output.folder import check_output
 from trainer.recipe import Recipe
-from trainer.setups.conversation import check_conversations, load_conversations
+from trainer.setups.conversation_checks import check_conversations
 from trainer.setups.conversation_data import ConversationSet
+from trainer.setups.conversation_splits import load_conversations
 from trainer.setups.packed_data import Packer, first_questions, load_questions
 from workbench.errors import ConfigError, DataError
 from workbench.mllm import MLLM, Batch, VisualTokens

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,45 +18,20 @@ from trainer.build.assembled_llava import build_from_parts
 from trainer.build.partition import checkpoint_activations, choose_trained
 from trainer.evaluation import Evaluation, answer_questions, language_loss
 from trainer.frozen import check_frozen, frozen_fingerprint
-from trainer.preflight import look_through
-from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, Recipe
+from trainer.recipe import AlignmentConfig, ModelConfig, Recipe
 from trainer.setups.base import MonitorBatch, MonitorBatches
+from trainer.setups.conversation_checks import check_conversations
 from trainer.setups.conversation_data import Collator, ConversationSet, GroupedSampler
-from trainer.setups.packed_data import first_questions, load_training
+from trainer.setups.conversation_splits import ConversationSplits, load_conversations
 from trainer.setups.rows import Rows
 from trainer.setups.stored_targets import StoredTargets
 from trainer.targets.vfm_targets import Targets, load_vfms, vfm_record
 from workbench.capture.hidden_states import read
-from workbench.data import Dataset, Sample, load_data
-from workbench.data.base import mixed
+from workbench.data import Sample
 from workbench.errors import ConfigError
 from workbench.mllm import MLLM
-from workbench.mllm.conversation import IGNORED, encode_conversations
-from workbench.mllm.residual import KEY, Residual, attach_residual
-from workbench.scoring.questions import option_ids, questions_of
+from workbench.mllm.residual import Residual, attach_residual
 from workbench.vfm import VFM
-
-log = logging.getLogger(__name__)
-CONVERSATIONS_CHECKED = 4  # of each kind, with and without images
-
-
-@dataclass(frozen=True)
-class ConversationSplits:
-    """The data of a run; `test` is None if the finished model is evaluated on `val`."""
-
-    train: ConversationSet
-    val: ConversationSet
-    test: ConversationSet | None
-
-    @property
-    def all(self) -> list[ConversationSet]:
-        """The splits that the run has, in the order train, val, test."""
-        return [data for data in (self.train, self.val, self.test) if data is not None]
-
-    @property
-    def evaluated(self) -> list[ConversationSet]:
-        """The splits that the model is evaluated on."""
-        return self.all[1:]
 
 
 @dataclass(frozen=True)
@@ -213,136 +187,6 @@ class ConversationSetup:
     def write_extras(self, checkpoint: Path) -> None:
         """Write the rows that the order of the training depends on."""
         self.train.rows.save(checkpoint)
-
-
-# --- data -----------------------------------------------------------------------------------------
-
-
-def load_conversations(recipe: Recipe, stored: Rows | None = None) -> ConversationSplits:
-    """Load the training, validation and, if the recipe has it, test data.
-
-    Args:
-        stored: for a resumed run, the training rows that it was started with; see `ConversationSet`.
-
-    Raises:
-        ConfigError: see `_check_kinds`.
-    """
-    config = recipe.data
-
-    def load_evaluated(spec: str, limit: int | None) -> ConversationSet:
-        return ConversationSet(first_questions(load_data(spec, limit=limit), config.questions))
-
-    parts = [
-        first_questions(load_training(spec, config.limit_train, recipe.seed), config.questions) for spec in config.train
-    ]
-    weights = config.weights or (1.0,) * len(parts)
-    train = parts[0] if len(parts) == 1 and weights == (1.0,) else mixed(parts, weights, recipe.seed)
-    _check_kinds(train, config)
-    test = None if config.test is None else load_evaluated(config.test, config.limit_test)
-    return ConversationSplits(ConversationSet(train, parts, stored), load_evaluated(config.val, config.limit_val), test)
-
-
-def _check_kinds(data: Dataset, config: DataConfig) -> None:
-    """Check that the launch file can train on data that mix conversations with images and conversations without.
-
-    Raises:
-        ConfigError: the launch file is ZeRO-3's; or it is FSDP's and the kinds are not grouped, so that a rank with an
-            image would wait forever for the others to gather the vision encoder's weights.
-    """
-    strategy, kinds = distributed.strategy(), {bool(c.loads) for c in data.conversations}
-    if strategy == "zero3" and len(kinds) > 1:
-        raise ConfigError(
-            "zero3 cannot train on conversations with and without images: expected the launch file fsdp.yaml, since"
-            " DeepSpeed applies an old gradient again to parameters that get none from a text"
-        )
-    if distributed.is_sharded() and not config.group and len(kinds) > 1:
-        raise ConfigError(
-            f"data.group is no with {strategy} for conversations with and without images: expected yes, since ranks"
-            " that share the weights must have images in the same forward passes"
-        )
-
-
-# --- checks that recipe, model and data fit together ---------------------------------------------
-
-
-def check_conversations(recipe: Recipe, mllm: MLLM, splits: ConversationSplits) -> list[list[list[Sample]]]:
-    """Check that recipe, model and data fit together, before anything is written.
-
-    All texts are read; the first conversations with and without images are encoded.
-
-    Returns:
-        The questions with options, by image, of the validation split and, if there is one, of the test split. An empty
-        list for a split whose questions have no options.
-
-    Raises:
-        WorkbenchError: recipe, model and data do not fit together.
-    """
-    _check_model(mllm, recipe.model)
-    recipe.alignment.check_layers(mllm.n_layers)
-    mllm.control_tokens_as_words = recipe.data.control_tokens == "words"
-    for data in splits.all:
-        _check_texts(mllm, data, recipe.data.max_length)
-    if recipe.alignment.changes_layers and not any(c.loads for c in splits.train.conversations):
-        count, name = len(splits.train), splits.train.data.name
-        raise ConfigError(
-            f"none of the {count} conversations of {name} has an image: expected some, or alignment.objective none"
-        )
-    return [_questions_with_options(mllm, data.data) for data in splits.evaluated]
-
-
-def _check_model(mllm: MLLM, config: ModelConfig) -> None:
-    if hasattr(mllm.config, KEY):
-        raise ConfigError(
-            f"model.name is {config.name}, which has a residual: expected a model trained without a residual"
-        )
-    if (quantized := getattr(mllm.config, "quantization_config", None)) is not None:
-        if isinstance(quantized, dict):
-            method = quantized.get("quant_method")
-        else:
-            method = getattr(quantized, "quant_method", quantized)
-        raise ConfigError(
-            f"model.name is {config.name}, quantized with {getattr(method, 'value', method)}: expected a model in full"
-            " precision, since a quantized one cannot be trained"
-        )
-
-
-def _check_texts(mllm: MLLM, data: ConversationSet, max_length: int | None) -> None:
-    """Check all texts, and that `max_length` does not cut off the answers of all the first conversations of a kind."""
-    if distributed.is_main():  # an error on the main rank ends the others too
-        data.preflight_warnings = look_through(mllm, data, max_length)
-    for with_image in (True, False):
-        first = [c for c in data.conversations if bool(c.loads) == with_image][:CONVERSATIONS_CHECKED]
-        has_answer = [
-            bool(encode_conversations(mllm, [c.images], [c.turns], max_length=max_length)[1].ne(IGNORED).any())
-            for c in first
-        ]
-        if first and not any(has_answer):
-            kind = "with" if with_image else "without"
-            which = f"the first {len(first)} conversations {kind} an image of {data.data.name}"
-            raise ConfigError(
-                f"data.max_length is {max_length}, which leaves none of the answers in {which}: expected more tokens"
-            )
-
-
-def _questions_with_options(mllm: MLLM, data: Dataset) -> list[list[Sample]]:
-    """Return the questions by image; an empty list if none has options.
-
-    Raises:
-        ConfigError: the answer of a question is not among its options.
-    """
-    if lost := [sample for sample in data if sample.options and sample.answer not in sample.options]:
-        raise ConfigError(
-            f"the answer '{lost[0].answer}' of question {lost[0].id} of {data.name} is not among its options"
-            f" ({len(lost)} such questions): expected one of them"
-        )
-    if not any(sample.options for sample in data):
-        return []
-    scenes = questions_of(data.scenes)
-    option_ids(mllm, [sample for scene in scenes for sample in scene])  # raises if the options cannot be scored
-    return scenes
-
-
-# --- the steps of from_recipe, in their order -----------------------------------------------------
 
 
 def _load_model(config: ModelConfig) -> MLLM:

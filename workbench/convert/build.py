@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.convert.source import HEAD, LANGUAGE_MODELS, VISION_ENCODER
 from workbench.errors import ModelError, one_line
-from workbench.weights.model_files import Tensors
+from workbench.weights.tensor_files import Tensors
 
 if TYPE_CHECKING:
     from torch import Size

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WeightsError
-from workbench.weights.model_files import Tensors, count_and_names, find_part, read_json, read_tensors
+from workbench.weights.model_files import count_and_names, find_part, read_json
+from workbench.weights.tensor_files import Tensors, read_tensors
 
 _LORA_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 _LORA_PLAIN = {  # the values of plain LoRA, which is all that is read here

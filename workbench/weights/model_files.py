@@ -7,40 +7,34 @@ refused, with an error of one sentence. Tensors stay mapped from the disk until 
 from __future__ import annotations
 
 import json
-import pickle
 import struct
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-
 from workbench.errors import WeightsError, one_line
 from workbench.weights.pretrained import call, hub_options
 
-Tensors = dict[str, Tensor]
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
+
+
 ADAPTER = "adapter_config.json"
-_INDEX = ".index.json"
+
+
+INDEX = ".index.json"
+
+
 _POINTER = b"version https://git-lfs.github.com/spec/"
+
+
 _SMALL_FILES = ["*.json", "*.txt", "*.jinja", "tokenizer.model"]
+
+
 # names of weight files that cannot be read here
 _FOREIGN = ("*.gguf", "*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.onnx")
-_DTYPES = {  # by their names in safetensors
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "BOOL": torch.bool,
-    **{f"I{bits}": getattr(torch, f"int{bits}") for bits in (8, 16, 32, 64)},
-    **{f"U{bits}": getattr(torch, f"uint{bits}") for bits in (8, 16, 32, 64)},
-}
+
+
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt")
 
 
@@ -97,7 +91,7 @@ def weight_files(folder: Path) -> WeightFiles:
 def _weight_files(folder: Path) -> WeightFiles:
     """Do what `weight_files` does, but for the adapter beside the weights."""
     for name in (SAFETENSORS, PICKLE):
-        whole, index = folder / name, folder / f"{name}{_INDEX}"
+        whole, index = folder / name, folder / f"{name}{INDEX}"
         if _is_there(whole):
             _check_weights(whole)
             return WeightFiles(folder, (whole,), name == PICKLE)
@@ -108,7 +102,7 @@ def _weight_files(folder: Path) -> WeightFiles:
                 _check_weights(file)
                 if file.suffix == ".safetensors":
                     expected = {key for key, shard in shards.items() if shard == file.name}
-                    if missing := expected - _header(file).keys():
+                    if missing := expected - tensor_entries(file).keys():
                         raise WeightsError(
                             f"{index} names {count_and_names(missing)} that {file.name} does not hold: download both"
                             " again"
@@ -138,8 +132,8 @@ def _no_weights(folder: Path) -> str:
         )
     if "-of-" in others[0]:
         return (
-            f"folder {folder} holds shards ({others[0]} ...) without their index: expected {SAFETENSORS}{_INDEX} or"
-            f" {PICKLE}{_INDEX} beside them"
+            f"folder {folder} holds shards ({others[0]} ...) without their index: expected {SAFETENSORS}{INDEX} or"
+            f" {PICKLE}{INDEX} beside them"
         )
     return f"folder {folder} holds no weights that are read, only {', '.join(others[:3])}: {expected}"
 
@@ -238,10 +232,10 @@ def _check_weights(file: Path) -> None:
     if not file.stat().st_size:
         raise WeightsError(f"{file} is empty: expected weights; download it again")
     if file.suffix == ".safetensors":
-        _header(file)
+        tensor_entries(file)
 
 
-def _header(file: Path) -> dict[str, Any]:
+def tensor_entries(file: Path) -> dict[str, Any]:
     """Return the entry of each tensor in the header of a safetensors file.
 
     Raises:
@@ -283,68 +277,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_tensors(path: Path) -> Tensors:
-    """Return the tensors of one safetensors file or pickle (`.bin`), mapped from the disk where the format allows it.
-
-    Raises:
-        WeightsError: the file is damaged, is not what its name says, or holds anything but named tensors.
-    """
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise WeightsError(
-                f"{path} is not a safetensors file ({one_line(error, 80)}) and was not opened: expected what its name"
-                " says"
-            ) from error
-    try:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            # the format before torch 1.6 cannot be mapped
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} was refused: it holds more than plain tensors, and opening it could run code; expected a state"
-            " dict"
-        ) from error
-    except FileNotFoundError as error:
-        raise WeightsError(f"folder {path.parent} holds no {path.name}: expected that file in it") from error
-    except Exception as error:  # torch raises many unrelated types on damaged files
-        raise WeightsError(
-            f"{path} could not be read ({type(error).__name__}): expected a state dict written by torch.save"
-        ) from error
-    if not isinstance(content, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
-    ):
-        raise WeightsError(f"{path} was refused: expected a state dict of names and tensors")
-    return dict(content)
-
-
-def shapes_of(weights: WeightFiles) -> Tensors:
-    """Return every tensor of a model on the meta device: names, shapes and dtypes without the values.
-
-    They come from the headers of safetensors files, or from the pickles.
-
-    Raises:
-        WeightsError: a file is not what its name says.
-    """
-    tensors: Tensors = {}
-    for file in weights.files:
-        if weights.pickled:
-            tensors |= {name: value.to("meta") for name, value in read_tensors(file).items()}
-            continue
-        for name, entry in _header(file).items():
-            if entry["dtype"] not in _DTYPES:
-                raise WeightsError(
-                    f"{file} holds '{name}' in the dtype {entry['dtype']}: expected one of {', '.join(_DTYPES)}"
-                )
-            tensors[name] = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]], device="meta")
-    return tensors
-
-
 def find_part(folder: Path, stem: str) -> Path | None:
     """Return `stem.safetensors` in `folder`, else `stem.bin`, else None."""
     return next((file for file in (folder / f"{stem}.safetensors", folder / f"{stem}.bin") if file.exists()), None)
@@ -352,24 +284,7 @@ def find_part(folder: Path, stem: str) -> Path | None:
 
 def has_model(folder: Path) -> bool:
     """Return whether `folder` holds the weights of a whole model, in one file or in shards."""
-    return any(_is_there(folder / f"{name}{end}") for name in (SAFETENSORS, PICKLE) for end in ("", _INDEX))
-
-
-def read_model(folder: Path) -> Tensors:
-    """Return the tensors of a model folder; safetensors are preferred to pickles, and shards are joined.
-
-    Raises:
-        WeightsError: there are no weights, a shard is missing, or a shard lacks a tensor that the index names.
-    """
-    weights = weight_files(folder)
-    tensors: Tensors = {}
-    for file in weights.files:
-        tensors |= read_tensors(file)
-    whole = folder / (PICKLE if weights.pickled else SAFETENSORS)
-    index = folder / f"{whole.name}{_INDEX}"
-    if not whole.exists() and (missing := shards_of(index).keys() - tensors.keys()):
-        raise WeightsError(f"{index} names {count_and_names(missing)} that its shards do not hold: download them again")
-    return tensors
+    return any(_is_there(folder / f"{name}{end}") for name in (SAFETENSORS, PICKLE) for end in ("", INDEX))
 
 
 def shards_of(index: Path) -> dict[str, str]:

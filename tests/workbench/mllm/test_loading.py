@@ -25,8 +25,9 @@ from workbench.errors import ConfigError, ModelError, UnknownNameError, Workbenc
 from workbench.mllm import MLLM
 from workbench.mllm.conversation import encode_conversations
 from workbench.weights import pretrained
-from workbench.weights.model_files import read_model, shapes_of, weight_files
+from workbench.weights.model_files import weight_files
 from workbench.weights.pretrained import call
+from workbench.weights.tensor_files import read_model, shapes_of
 
 Change = Callable[[Path], object]
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 13000000\n"
