@@ -3,7 +3,8 @@
 A command in a process of its own spends five to seven seconds on importing torch, transformers and torchvision, which
 was half of the suite's time. This process imports them once and forks for each command: the fork has the command's
 words, folder, output and exit code. It starts no thread and runs no code of the project before the command does.
-Requests and answers are JSON lines on stdin and stdout.
+Requests and answers are JSON lines on stdin and stdout: {"start": arguments of `execute`} is answered with the process
+number, {"wait": number, "block": true or false} with the exit code, or null if the process is still running.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import sys
 import threading
 import traceback
@@ -30,15 +32,25 @@ def main() -> None:
     gc.freeze()
     for line in sys.stdin:
         request = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            execute(**request)
-        _, status = os.waitpid(child, 0)
-        print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
+        if "start" in request:
+            answer: int | None = os.fork()
+            if answer == 0:
+                execute(**request["start"])
+        else:
+            ended, status = os.waitpid(request["wait"], 0 if request["block"] else os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if ended else None
+        print(json.dumps(answer), flush=True)
 
 
-def execute(words: list[str], cwd: str, out: str, err: str) -> NoReturn:
-    """Be `python -m WORDS` in the folder `cwd`, with its output in two files; never returns."""
+def execute(words: list[str], cwd: str, out: str, err: str, environment: dict[str, str | None]) -> NoReturn:
+    """Be `python -m WORDS` in the folder `cwd`, with its output in two files; never returns.
+
+    Args:
+        environment: variables that differ from those of this process; None removes one.
+    """
+    for name, value in environment.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, (path, mode) in enumerate([(os.devnull, os.O_RDONLY), (out, os.O_WRONLY), (err, os.O_WRONLY)]):
         file = os.open(path, mode)
         os.dup2(file, number)

@@ -8,12 +8,14 @@ import io
 import json
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,58 +40,125 @@ SMALL += ["--model.ffn", "64", "--log_every", "2", "--eval_every", "6", "--save_
 SMALL_VIRAL = [*SMALL, "--alignment.layer", "2", "--alignment.hidden", "16"]
 
 
-class Commands:
-    """The process that runs the commands of a test worker; see tests/command_server.py."""
+# variables that libraries read when they are imported, which the server has done
+AT_IMPORT = ("HF_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS_")
 
-    def __init__(self) -> None:
-        self.environment = _environment()
-        self.server = subprocess.Popen(
-            [sys.executable, "-m", "tests.command_server"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
 
-    @classmethod
-    @cache
-    def of_worker(cls) -> Commands:
-        return cls()
+class Process:
+    """A command in a fork of the worker's command server (tests/command_server.py)."""
 
-    def run(self, words: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-        assert self.server.stdin is not None
-        assert self.server.stdout is not None
-        with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
-            request = {"words": words, "cwd": str(cwd), "out": out.name, "err": err.name}
-            print(json.dumps(request), file=self.server.stdin, flush=True)
-            code = json.loads(self.server.stdout.readline())
-            return subprocess.CompletedProcess(list(words), code, out.read(), err.read())
+    def __init__(self, words: Sequence[str], cwd: Path, environment: Mapping[str, str | None]) -> None:
+        self.words = list(words)
+        self._out, self._err = (tempfile.NamedTemporaryFile("r") for _ in range(2))  # noqa: SIM115  (closed with self)
+        arguments = {"words": self.words, "cwd": str(cwd), "out": self._out.name, "err": self._err.name}
+        self.pid = _ask(start=arguments | {"environment": environment})
+        self.returncode: int | None = None
+
+    def poll(self, *, block: bool = False) -> int | None:
+        if self.returncode is None:
+            self.returncode = _ask(wait=self.pid, block=block)
+        return self.returncode
+
+    def wait(self) -> int:
+        code = self.poll(block=True)
+        assert code is not None
+        return code
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    @property
+    def out(self) -> str:
+        """What it has printed so far."""
+        return Path(self._out.name).read_text()
+
+    @property
+    def err(self) -> str:
+        return Path(self._err.name).read_text()
+
+
+@cache
+def _server() -> tuple[subprocess.Popen[str], dict[str, str]]:
+    """The command server of this test worker, and its environment."""
+    words = [sys.executable, "-m", "tests.command_server"]
+    server = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return server, _environment()
+
+
+def _ask(**request: object) -> Any:
+    server, _ = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    print(json.dumps(request), file=server.stdin, flush=True)
+    return json.loads(server.stdout.readline())
 
 
 def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
 
 
+def changes(environment: Mapping[str, str]) -> dict[str, str | None]:
+    """How the environment of a command differs from the server's."""
+    wanted, (_, there) = _environment() | dict(environment), _server()
+    removed: dict[str, str | None] = {name: None for name in there if name not in wanted}
+    return removed | {name: value for name, value in wanted.items() if there.get(name) != value}
+
+
+def start(*words: str, cwd: Path = ROOT, **environment: str) -> Process:
+    """Start `python -m ...` without the seconds that its imports would take."""
+    different = changes(environment)
+    assert not any(name.startswith(AT_IMPORT) for name in different), different
+    return Process(words, cwd, different)
+
+
 def run(*words: str, cwd: Path = ROOT, code: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m ...` as a user would; checks the exit code unless it is None.
 
-    In a process of its own where the environment differs from the worker's, or the command is not the project's.
+    In a process with imports of its own where they depend on the environment, or the command is not the project's.
     """
-    if environment or words[0].startswith("accelerate.") or _environment() != Commands.of_worker().environment:
+    different = changes(environment)
+    if words[0].startswith("accelerate.") or any(name.startswith(AT_IMPORT) for name in different):
+        command = [sys.executable, "-m", *words]
         done = subprocess.run(
-            [sys.executable, "-m", *words],
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            env=os.environ | environment,
-            check=False,
+            command, cwd=cwd, capture_output=True, text=True, env=os.environ | environment, check=False
         )
     else:
-        done = Commands.of_worker().run(words, cwd)
+        process = Process(words, cwd, different)
+        done = subprocess.CompletedProcess(process.words, process.wait(), process.out, process.err)
     assert code is None or done.returncode == code, (
         f"{words} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     )
     return done
+
+
+def launch(*words: str, fails: bool = False, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Do what `accelerate launch WORDS` does on one machine, with its processes as forks of the command server.
+
+    Some commands of the documentation run the real launcher (tests/project/test_docs.py).
+    """
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args([*words]))
+    prepared = prepare_multi_gpu_env(arguments)
+    shared = {name: value for name, value in prepared.items() if os.environ.get(name) != value} | environment
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    count = arguments.num_processes
+    ranks = [
+        start(
+            arguments.training_script,
+            *arguments.training_script_args,
+            cwd=cwd,
+            **shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)},
+        )
+        for rank in range(count)
+    ]
+    codes = [rank.wait() for rank in ranks]
+    out, err = ("".join(getattr(rank, name) for rank in ranks) for name in ("out", "err"))
+    assert any(codes) == fails, err
+    return subprocess.CompletedProcess(list(words), max(codes), out, err)
 
 
 def refused(*words: str) -> str:

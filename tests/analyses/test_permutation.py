@@ -139,7 +139,8 @@ def test_identity_is_exactly_nothing_and_order_is_something(folders: Path) -> No
 def test_batches_change_no_number(folders: Path) -> None:
     mllm, data = model("llava", folders), planted()
     first, second = (
-        permute(Config(permutations=1), Context(mllm, data, batch_size=size)).tables["scores"] for size in (1, 4)
+        permute(Config(permutations=1, layers=(1, 3)), Context(mllm, data, batch_size=size)).tables["scores"]
+        for size in (1, 4)
     )
     numbers = first.select_dtypes("number").columns
     assert np.allclose(first[numbers], second[numbers], atol=1e-4)

@@ -10,16 +10,18 @@ import pandas as pd
 import pytest
 import torch
 
+from tests.conftest import run
 from tests.in_processes import interrupted
 from tests.students import VIRAL, rows, write
 from tests.tiny import build
-from tests.trainer.test_processes import TINY, launch, same
+from tests.trainer.test_processes import TINY, same
 from tests.trainer.test_student_processes import LORA, LOSSES, STEPS
 from trainer.__main__ import read
 from trainer.run import train
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install deepspeed")
 
+LAUNCHER = "accelerate.commands.launch"
 ZERO = pytest.mark.parametrize("stage", ["zero2", "zero3"])
 
 
@@ -27,15 +29,23 @@ def divided(stage: str, words: list[str], folder: Path) -> None:
     """Train in two processes, to `folder`-two; to `folder`-two-again, which goes on from the first one's checkpoint;
     and only finish `folder`-two-last."""
     two, again, last = (folder.with_name(f"{folder.name}-two{end}") for end in ("", "-again", "-last"))
-    start = ["--config_file", f"trainer/launch/{stage}.yaml", "-m", "trainer", *words, "--output_dir"]
-    launch(*start, str(two))  # DeepSpeed takes one run per process
+    start = [
+        "accelerate.commands.launch",
+        "--config_file",
+        f"trainer/launch/{stage}.yaml",
+        "-m",
+        "trainer",
+        *words,
+        "--output_dir",
+    ]
+    run(*start, str(two))  # DeepSpeed takes one run per process
     interrupted(again)
-    launch(*start, str(again), "--resume")
+    run(*start, str(again), "--resume")
     last.mkdir()
     shutil.copy(two / "recipe.yaml", last)
     for checkpoint in two.glob("checkpoint-*"):
         shutil.copytree(checkpoint, last / checkpoint.name)
-    launch(*start, str(last), "--resume")
+    run(*start, str(last), "--resume")
 
 
 @ZERO
@@ -84,11 +94,20 @@ def test_half_precision_is_autocast(stage: str, tmp_path: Path) -> None:
     """As in one process: float32 weights, of which the frozen ones keep every bit, and losses that are not rounded."""
     half, one, two = ["--optim.precision", "bfloat16"], tmp_path / "one", tmp_path / "two"
     train(read([*TINY, *half, "--output_dir", str(one), "--optim.batch_size", "8"]), ["one"])
-    start = ["--config_file", f"trainer/launch/{stage}.yaml", "-m", "trainer", *TINY, *half, "--output_dir"]
-    launch(*start, str(two))
+    start = [
+        "accelerate.commands.launch",
+        "--config_file",
+        f"trainer/launch/{stage}.yaml",
+        "-m",
+        "trainer",
+        *TINY,
+        *half,
+        "--output_dir",
+    ]
+    run(*start, str(two))
     same(one, two, within=5e-3, columns=["lm_loss", "alignment_loss"])
     interrupted(tmp_path / "two-again")
-    launch(*start, str(tmp_path / "two-again"), "--resume")
+    run(*start, str(tmp_path / "two-again"), "--resume")
     same(two, tmp_path / "two-again")
     losses = torch.tensor(pd.read_parquet(two / "training.parquet")["lm_loss"].dropna().tolist())
     assert not torch.equal(losses, losses.bfloat16().float())

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
-from tests.conftest import ROOT, recipe
+from tests.conftest import ROOT, launch, recipe, run
 from trainer.__main__ import read
 from trainer.checks import checked_stages
 from trainer.loop import build_trainer
@@ -79,20 +79,6 @@ COLUMNS = [
     "learning_rate",
     "epoch",
 ]
-
-
-def launch(*words: str, fails: bool = False, **environment: str) -> str:
-    """Run `accelerate launch` and return its stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ | environment,
-        check=False,
-    )
-    assert bool(done.returncode) == fails, done.stderr
-    return done.stderr
 
 
 def written(folder: Path) -> tuple[dict[str, torch.Tensor], pd.DataFrame]:
@@ -172,7 +158,7 @@ def test_two_processes_killed_while_they_save_and_resumed_are_bitwise_the_uninte
     ):
         train(read(words), words)
     (killed / "checkpoint-3").mkdir()
-    stderr = launch("--config_file", "trainer/launch/ddp.yaml", "-m", "trainer", *words)
+    stderr = launch("--config_file", "trainer/launch/ddp.yaml", "-m", "trainer", *words).stderr
     assert "checkpoint-3 is incomplete and is skipped" in stderr
     (killed / "checkpoint-3").rmdir()
     same(runs / "two", killed)
@@ -195,7 +181,7 @@ def test_fsdp_divides_the_model_and_writes_the_same_folder(runs: Path) -> None:
     (runs / "fsdp.json").write_text(json.dumps(words))
     stderr = launch(
         "--config_file", "trainer/launch/fsdp.yaml", "-m", "tests.in_processes", str(runs / "fsdp.json"), fails=True
-    )
+    ).stderr
     errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert errors == ["error: 2 processes for 1 training images: expected at most as many processes as images"], stderr
     assert not (runs / "none").exists()
@@ -233,7 +219,8 @@ distributed.program(main)
 def test_a_thread_that_works_while_a_process_ends_does_not_abort_it(tmp_path: Path) -> None:
     """Python ends slowly in process 0, and only then is the sum complete whose tensor is gloo's alone."""
     (tmp_path / "slow_end.py").write_text(SLOW_END)
-    launch("--config_file", "trainer/launch/ddp.yaml", str(tmp_path / "slow_end.py"), PYTHONPATH=str(ROOT))
+    ddp = ["--config_file", str(ROOT / "trainer/launch/ddp.yaml")]
+    run("accelerate.commands.launch", *ddp, str(tmp_path / "slow_end.py"), PYTHONPATH=str(ROOT))
     # the exit functions have run
     assert {file.name for file in tmp_path.iterdir()} == {"slow_end.py", "slow_end.py.0", "slow_end.py.1"}
 

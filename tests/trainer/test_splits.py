@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from tests.conftest import ROOT, refused, run
+from tests.conftest import ROOT, launch, refused, run
 from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
 from trainer.run import train
 from trainer.setups.packed import PackedSetup
@@ -171,18 +171,8 @@ def test_two_processes_choose_the_best_model_that_one_does(tmp_path: Path) -> No
     ]
     words += ["--log_every", "2", "--eval_every", "2", "--save_every", "2", "--keep_best", "--stage1", "None"]
     command = ["trainer", str(ROOT / "trainer" / "recipes" / "shapes_viral.yaml"), *words]
-    run(*command, "--output_dir", str(tmp_path / "one"), OMP_NUM_THREADS="1")
-    run(
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "-m",
-        *command,
-        "--output_dir",
-        str(tmp_path / "two"),
-        OMP_NUM_THREADS="1",
-    )
+    run(*command, "--output_dir", str(tmp_path / "one"))
+    launch("--num_processes", "2", "-m", *command, "--output_dir", str(tmp_path / "two"))
     one, two = (json.loads((tmp_path / name / "best" / "best.json").read_text()) for name in ("one", "two"))
     assert one == pytest.approx(two)
     assert pd.read_parquet(tmp_path / "two" / "evaluation.parquet")["id"].nunique() == len(

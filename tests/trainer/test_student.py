@@ -16,7 +16,7 @@ import transformers as tf
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, TrainerState, TrainingArguments
 
-from tests.conftest import run
+from tests.conftest import launch
 from tests.students import FLAGS, VIRAL, Bomb, pickled, picture, rows, world, write
 from tests.tiny import VISION, _text, _tokenizer, build, randomize
 from trainer.__main__ import main
@@ -608,16 +608,7 @@ def test_a_recipe_pair_runs_from_the_command_line(tmp_path: Path) -> None:
     )
     viral = tmp_path / "viral.yaml"
     viral.write_text("base: baseline.yaml\nalignment:\n  objective: cosine\n  layer: 2\n  hidden: 8\n")
-    done = run(
-        "accelerate.commands.launch",
-        "--num_processes",
-        "2",
-        "-m",
-        "trainer",
-        str(viral),
-        "--output_dir",
-        str(tmp_path / "two"),
-    )
+    done = launch("--num_processes", "2", "-m", "trainer", str(viral), "--output_dir", str(tmp_path / "two"))
     assert "lm_loss" in done.stdout
     assert "step 2/2" in done.stderr
     main([str(viral), "--output_dir", str(tmp_path / "viral"), "--optim.batch_size", "4"])

@@ -11,9 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from tests.conftest import launch
 from tests.students import VIRAL, picture, rows, write
 from tests.tiny import build
-from tests.trainer.test_processes import launch, same
+from tests.trainer.test_processes import same
 from trainer.__main__ import read
 from trainer.run import train
 from workbench.training_folder import checkpoints
@@ -136,7 +137,7 @@ def test_fsdp_divides_the_model_and_writes_a_plain_folder(root: Path) -> None:
     (root / "fsdp.json").write_text(json.dumps(runs))
     stderr = launch(
         "--config_file", "trainer/launch/fsdp.yaml", "-m", "tests.in_processes", str(root / "fsdp.json"), fails=True
-    )
+    ).stderr
     errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert (
         len(errors) == 1

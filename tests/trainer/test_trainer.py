@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import shlex
 import shutil
@@ -23,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
-from tests.conftest import ROOT, SMALL, SMALL_VIRAL, recipe, refused, run
+from tests.conftest import ROOT, SMALL, SMALL_VIRAL, recipe, refused, run, start
 from trainer.alignment import AlignmentHead, cosine_loss
 from trainer.build.toy_llava import encoder_config
 from trainer.checks import checked_stages
@@ -176,19 +175,15 @@ def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path: Path, acc
     the bit, and nothing is left over."""
     words = [recipe("viral"), "--stage1", "None", *SMALL_VIRAL, "--optim.accumulation", accumulation]
     run("trainer", *words, "--output_dir", str(tmp_path / "whole"))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "trainer", *words, "--output_dir", str(tmp_path / "killed")],
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+    process = start("trainer", *words, "--output_dir", str(tmp_path / "killed"))
     deadline = time.monotonic() + 240
     while not (tmp_path / "killed" / "checkpoint-6" / "trainer_state.json").exists():
         assert process.poll() is None and time.monotonic() < deadline, (
             "the run ended or hung before its first checkpoint"
         )
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed" / "training.json").exists()
     # what a kill leaves a little later
     for half in (".training.parquet.123", ".final.a1b2_3c4/model.safetensors", "final/config.json"):
@@ -570,21 +565,15 @@ def test_an_output_folder_is_never_overwritten(runs_folder: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_ctrl_c_exits_with_130(tmp_path: Path) -> None:
-    # a suite started in the background ignores it, and so would its children
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     words = [recipe("stage1"), *SMALL, "--optim.steps", "5000", "--output_dir", str(tmp_path / "out")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "trainer", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "step 4/" in line:
-            break
+    process = start("trainer", *words)
+    while "step 4/" not in process.err:
+        assert process.poll() is None, process.err
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    rest = process.stderr.read()
     assert process.wait() == 130
-    assert rest.strip().splitlines()[-1] == "interrupted"
-    assert "Traceback" not in rest
+    assert process.err.strip().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in process.err
     assert not (tmp_path / "out" / "training.json").exists()
 
 

@@ -8,8 +8,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import ROOT
+from tests.conftest import Process, start
 from tests.tiny import build
 from workbench.analysis.chunks import PART_FILE, Chunk, Chunks, Part, chunked, identity, joined, stacked
 from workbench.data.base import Object, Sample, load_data
@@ -247,43 +245,22 @@ def words(model: Path, out: Path) -> list[str]:
     return [*asked, "--output_dir", str(out), "--limit", "14", "--batch_size", "2"]
 
 
-SMALL = """
-import workbench.analysis.chunks as chunks
-from analyses.cknna import ANALYSIS
-from workbench.analysis.command import main
-
-chunks.SIZE = 2
-main(ANALYSIS)
-"""
-
-
 def scores(out: Path) -> pd.DataFrame:
     (folder,) = (path.parent for path in out.glob("cknna-*/run.json"))
     return pd.read_parquet(folder / "scores.parquet")
 
 
-def launch(folder: Path, model: Path, out: Path, **more: str) -> subprocess.Popen[str]:
+def started(model: Path, out: Path, **environment: str) -> Process:
     """The command in chunks of two images."""
-    script = folder / "small.py"
-    script.write_text(SMALL)
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
-    return subprocess.Popen(
-        [sys.executable, str(script), *words(model, out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+    return start("tests.in_small_chunks", *words(model, out), **environment)
 
 
 @pytest.fixture(scope="module")
 def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Uninterrupted, by one process."""
     out = tmp_path_factory.mktemp("whole")
-    process = launch(out, model, out / "runs")
-    said = process.communicate()
-    assert process.returncode == 0, said
+    process = started(model, out / "runs")
+    assert process.wait() == 0, process.err
     return out / "runs"
 
 
@@ -291,7 +268,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_at_random_moments_it_ends_with_the_same_bits(model: Path, whole: Path, tmp_path: Path) -> None:
     kills = 0
     while kills < 10:
-        process, before = launch(tmp_path, model, tmp_path / "runs"), len(list(tmp_path.glob("runs/.chunks/cknna/*-*")))
+        process, before = started(model, tmp_path / "runs"), len(list(tmp_path.glob("runs/.chunks/cknna/*-*")))
         while process.poll() is None and len(list(tmp_path.glob("runs/.chunks/cknna/*-*"))) < before + 3:
             time.sleep(0.01)
         if process.poll() is not None:
@@ -307,13 +284,11 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(model: Path, whole:
 @pytest.mark.slow
 def test_two_ranks_give_the_bits_of_one_and_one_of_them_speaks(model: Path, whole: Path, tmp_path: Path) -> None:
     ranks = [
-        launch(tmp_path, model, tmp_path / "runs", RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
-        for rank in range(2)
+        started(model, tmp_path / "runs", RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)) for rank in range(2)
     ]
-    said = [process.communicate(timeout=300) for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], said
-    assert "cknna-" in said[0][0]
-    assert not said[1][0]
+    assert [process.wait() for process in ranks] == [0, 0], [process.err for process in ranks]
+    assert "cknna-" in ranks[0].out
+    assert not ranks[1].out
     pd.testing.assert_frame_equal(scores(whole), scores(tmp_path / "runs"), check_exact=True)
     (record,) = (json.loads(path.read_text()) for path in (tmp_path / "runs").glob("cknna-*/run.json"))
     assert record["processes"] == 2

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SMALL, recipe, refused, run
+from tests.stored_runs import store_run
 from trainer.sweep.slurm import options, scripts, submit_all
 from trainer.sweep.spec import Sweep
 from workbench.errors import ConfigError, RunError, UnknownNameError
+from workbench.yaml_config import as_mapping
 
 TINY = [*SMALL, "--optim.steps", "2", "--data.limit_train", "4", "--data.limit_val", "2", "--model.layers", "1"]
 LINE = " ".join([recipe("baseline"), "--start {output_dir}/stage1", *TINY, "--alignment.objective none"])
@@ -79,17 +81,14 @@ def test_jobs_train_and_are_submitted_once(tmp_path: Path, cluster: Path) -> Non
     assert submit_all(sweep) == ({"stage1": "0", "baseline-s0": "1"}, {})
     assert "--dependency=afterok:0" in (cluster / "1.sh").read_text()
     cluster.with_name("states").write_text("0 COMPLETED\n1 PENDING\n")
-    for number in ("0", "1"):
-        variables = {"SLURM_JOB_ID": number, "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
-        variables |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "here"}
-        done = subprocess.run(
-            ["sh", str(cluster / f"{number}.sh")], env=os.environ | variables, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        if number == "0":  # the other job waits: it is not submitted again
-            assert submit_all(sweep) == ({}, {"baseline-s0": "1"})
-    record = json.loads((sweep.output_dir / "baseline-s0" / "training.json").read_text())
-    assert record["recipe"]["start"] == str(sweep.output_dir / "stage1")
+    variables = {"SLURM_JOB_ID": "0", "SLURM_JOB_NUM_NODES": "1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
+    variables |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "here"}
+    done = subprocess.run(["sh", str(cluster / "0.sh")], env=os.environ | variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((sweep.output_dir / "stage1" / "training.json").read_text())["recipe"]["optim"]["steps"] == 2
+    assert submit_all(sweep) == ({}, {"baseline-s0": "1"})  # the other job waits: it is not submitted again
+    baseline = next(job for job in sweep.runs() if job.folder.name == "baseline-s0")
+    store_run(baseline.folder, 8, recipe=as_mapping(baseline.recipe()))
     assert submit_all(sweep) == ({}, {})
 
 

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,7 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from tests.conftest import ROOT, SMALL, recipe, run
+from tests.conftest import ROOT, SMALL, recipe, run, start
 from tests.stored_runs import RECORD, store
 from trainer.recipe import Recipe
 from trainer.sweep.comparison import report, write
@@ -284,20 +282,13 @@ def test_sigterm_stops_the_trainings(tmp_path: Path) -> None:
         f"output_dir: {tmp_path / 'out'}\nseeds: [0]\nvariants:\n  - 'baseline: {recipe('stage1')} {' '.join(SMALL)}"
         " --optim.steps 90000'\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "trainer.sweep", str(sweep)],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        cwd=ROOT,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "step 2/" in line:
-            break
+    process = start("trainer.sweep", str(sweep))
+    while "step 2/" not in process.err:
+        assert process.poll() is None, process.err
+        time.sleep(0.05)
     children = [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     process.send_signal(signal.SIGTERM)
-    process.stderr.read()
+
     assert children
     assert process.wait() == 143
     deadline = time.monotonic() + 10
