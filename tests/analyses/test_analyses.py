@@ -7,7 +7,8 @@ import dataclasses
 import importlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,29 @@ from workbench.errors import DataError, RunError
 from workbench.metrics import METRICS, cknna
 from workbench.mllm import MLLM
 from workbench.spatial.within_image import Scores, Within
-from workbench.vfm import load_vfm
+from workbench.vfm import VFM, load_vfm
+
+
+@pytest.fixture(scope="module", autouse=True)
+def vfm_once() -> Iterator[None]:
+    """Load a VFM once, and compute its features of the same images once, for all tests of this module."""
+    results: dict[object, object] = {}
+
+    def remembered(compute: Callable[..., object]) -> Callable[..., object]:
+        def features(vfm: VFM, images: list[Image.Image], *words: list[int], **options: object) -> object:
+            pixels = tuple((image.size, hash(image.tobytes())) for image in images)
+            key = (compute.__name__, vfm.name, pixels, str(words), str(options))
+            if key not in results:
+                results[key] = compute(vfm, images, *words, **options)
+            return results[key]
+
+        return features
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("__call__", "layers"):
+            patch.setattr(VFM, name, remembered(getattr(VFM, name)))
+        patch.setattr("analyses.cknna.load_vfm", cache(load_vfm))
+        yield
 
 
 @pytest.fixture(scope="module")
