@@ -181,7 +181,7 @@ def api() -> str:
     """Return mkdocstrings directives for the public names, grouped by the module that defines them."""
     import workbench
 
-    exported = {getattr(workbench, name) for name in workbench.__all__}
+    exported = {getattr(workbench, name) for name in workbench.__all__ if name != "load_mllm"}  # it is MLLM.load
     paths = {f"{value.__module__}.{value.__qualname__}" for value in exported if hasattr(value, "__qualname__")}
     modules: dict[str, list[str]] = defaultdict(list)
     for path in sorted(paths | set(EXTRA)):

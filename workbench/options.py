@@ -39,12 +39,12 @@ class Range:
         )
 
     def __str__(self) -> str:
-        """Return the range in words, such as `at least 1` or `0 to below 1`."""
-        if self.low == -inf:
-            return f"{'below' if self.below else 'at most'} {self.high}"
-        if self.high == inf:
-            return f"{'above' if self.above else 'at least'} {self.low}"
-        return f"{'above ' if self.above else ''}{self.low} to {'below ' if self.below else ''}{self.high}"
+        """Return the range in words, such as `at least 1`, `0 to 1` or `at least 0 and below 1`."""
+        low = f"{'above' if self.above else 'at least'} {self.low}"
+        high = f"{'below' if self.below else 'at most'} {self.high}"
+        if self.low == -inf or self.high == inf:
+            return high if self.low == -inf else low
+        return f"{low} and {high}" if self.above or self.below else f"{self.low} to {self.high}"
 
 
 def range_of(hint: Any) -> Range | None:

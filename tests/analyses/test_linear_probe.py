@@ -379,7 +379,7 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
         (["--targts", "x"], "unknown option '--targts': did you mean 'targets'"),
         (["--targets", "clas"], "clas"),
         (["--limit", "4"], "4 images for 5 folds"),
-        (["--l2", "0"], "l2 is 0: expected more than 0"),
+        (["--l2", "0"], "l2 is 0.0: expected above 0"),
         (["--vfm", "dinov2-smal"], "did you mean 'dinov2-small'"),
     ],
 )

@@ -327,7 +327,7 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
     [
         (["--layers", "9"], "layer 9 does not exist"),
         (["--covr", "1"], "unknown option '--covr': did you mean 'cover'"),
-        (["--cover", "0"], "cover is 0: expected more than 0, 1 at most"),
+        (["--cover", "0"], "cover is 0.0: expected above 0 and at most 1"),
         (["--maps", "0", "--no-scores"], "maps is 0 without scores"),
         (["--data", "folder:PHOTOS"], "has no objects: expected one with objects"),
         (["--limit", "1"], "2 words with a token of their own: expected at least 2 classes or 2 colors"),

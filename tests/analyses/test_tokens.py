@@ -493,7 +493,7 @@ def test_the_command(runs_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"sink": 1.0}, "sink is 1.0: expected a multiple"),
+        ({"sink": 1.0}, "sink is 1.0: expected above 1"),
         ({"null": 3}, "null is 3: expected at least 10"),
         ({"maps": -1}, "maps is -1: expected at least 0"),
     ],

@@ -52,3 +52,12 @@ def test_two_kills_and_a_table() -> None:
     assert whole.split()[0] == "all"
     assert whole.split()[2] == "2"
     assert whole.endswith("yes")
+
+
+@pytest.mark.slow
+def test_a_killed_analysis_ends_with_the_same_tables() -> None:
+    done = run("benchmarks.resume.analyses", "--kills", "3", "--seed", "1", "--only", "cknna")
+    header, *rows = done.stdout.strip().splitlines()
+    assert header.split() == ["analysis", "runs", "kills", "of", "one", "rank", "equal"]
+    assert [row.split()[-1] for row in rows] == ["yes", "yes"]
+    assert sum(int(row.split()[-3]) for row in rows) == 3

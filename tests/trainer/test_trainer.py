@@ -436,7 +436,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
         ),
         ([recipe("stage1"), "--resume"], "no run in"),
         ([recipe("stage1"), "--report_to", "tensorbord"], "tensorbord"),
-        ([recipe("stage1"), "--optim.beta2", "1.5"], "optim.beta2 is 1.5: expected 0 to below 1"),
+        ([recipe("stage1"), "--optim.beta2", "1.5"], "optim.beta2 is 1.5: expected at least 0 and below 1"),
         ([recipe("stage1"), "--optim.global_batch", "-8"], "optim.global_batch is -8: expected at least 1"),
         (
             [recipe("stage1"), "--optim.learning_rate", "inf"],

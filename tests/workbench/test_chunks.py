@@ -252,7 +252,7 @@ def scores(out: Path) -> pd.DataFrame:
 
 def started(model: Path, out: Path, **environment: str) -> Process:
     """The command in chunks of two images."""
-    return start("tests.in_small_chunks", *words(model, out), **environment)
+    return start("tests.in_small_chunks", "cknna", *words(model, out), **environment)
 
 
 @pytest.fixture(scope="module")

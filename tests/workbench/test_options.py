@@ -36,12 +36,12 @@ class Few:
     ("values", "message"),
     [
         ({"count": 0}, "few.count is 0: expected at least 1"),
-        ({"share": 1.0}, "few.share is 1.0: expected 0 to below 1"),
-        ({"share": -0.1}, "few.share is -0.1: expected 0 to below 1"),
-        ({"share": math.nan}, "few.share is nan: expected 0 to below 1, and finite"),
+        ({"share": 1.0}, "few.share is 1.0: expected at least 0 and below 1"),
+        ({"share": -0.1}, "few.share is -0.1: expected at least 0 and below 1"),
+        ({"share": math.nan}, "few.share is nan: expected at least 0 and below 1, and finite"),
         ({"count": math.inf}, "few.count is inf: expected at least 1, and finite"),
-        ({"optional": 0}, "few.optional is 0: expected above 0 to 3"),
-        ({"optional": 4}, "few.optional is 4: expected above 0 to 3"),
+        ({"optional": 0}, "few.optional is 0: expected above 0 and at most 3"),
+        ({"optional": 4}, "few.optional is 4: expected above 0 and at most 3"),
         ({"many": (5, 6)}, "few.many is 6: expected 1 to 5"),
     ],
 )
@@ -79,7 +79,7 @@ def test_help_shows_ranges_with_defaults() -> None:
         parse(Few, ["--help"], prog="few")
     text = " ".join(shown.getvalue().replace("│", " ").split())
     assert "How many. (at least 1; default: 1)" in text
-    assert "(0 to below 1; default: 0.0)" in text
+    assert "(at least 0 and below 1; default: 0.0)" in text
     assert "(default: a)" in text
     assert parse(Few, ["--count", "3", "--many", "4", "5"], prog="few") == Few(count=3, many=(4, 5))
 
