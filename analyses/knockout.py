@@ -89,7 +89,7 @@ class Ablation:
     image: int
     questions: list[Sample]
     tokens: Int[Tensor, " token"]
-    others: list[Int[Tensor, " token"]]
+    others: list[Int[Tensor, " _token"]]
 
 
 def run(config: Config, context: Context) -> Result:
@@ -143,7 +143,7 @@ def _windows(config: Config, context: Context) -> list[tuple[int, int]]:
 
 def _ablations(
     config: Config, context: Context, scenes: list[list[Sample]]
-) -> tuple[list[Ablation], Float[Tensor, "token f"], list[Float[Tensor, "token f"]], dict[str, Any]]:
+) -> tuple[list[Ablation], Float[Tensor, "token f"], list[Float[Tensor, "_token f"]], dict[str, Any]]:
     """Choose the tokens to ablate for each question that names an object.
 
     Returns:
@@ -256,7 +256,7 @@ def _ablate(
     context: Context,
     ablations: list[Ablation],
     mean: Float[Tensor, "token f"],
-    features: list[Float[Tensor, "token f"]],
+    features: list[Float[Tensor, "_token f"]],
     chunk: Chunk[int],
 ) -> Part:
     """Ask questions before and after ablating their objects, and before and after ablating equally many other tokens.
@@ -285,7 +285,11 @@ def _ablate(
 
 
 def _replace_by_mean(
-    values: Float[Tensor, "token f"], group: int, *, tokens: list[Int[Tensor, " token"]], mean: Float[Tensor, "token f"]
+    values: Float[Tensor, "token f"],
+    group: int,
+    *,
+    tokens: list[Int[Tensor, " _token"]],
+    mean: Float[Tensor, "token f"],
 ) -> Float[Tensor, "token f"]:
     """Replace the features of the tokens in `tokens[group]` by the mean at their positions, in place."""
     values[tokens[group]] = mean[tokens[group]].to(values)

@@ -95,7 +95,7 @@ class Images:
 
     config: Config
     grids: list[tuple[Grid, ...]]
-    features: list[Float[Tensor, "token f"]]
+    features: list[Float[Tensor, "_token f"]]
 
     @property
     def alike(self) -> bool:

@@ -19,6 +19,9 @@ from typing import Any
 
 import pytest
 
+from tests import shapes
+
+shapes.install()
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats as scipy_stats
 
 from workbench.errors import DataError
@@ -132,7 +132,7 @@ class Moments:
     positive: Float[np.ndarray, " column"]
     negative: Float[np.ndarray, " column"]
     events: Float[np.ndarray, " column"]
-    units: Float[np.ndarray, " column"]
+    units: Int[np.ndarray, " column"]
     kish: Float[np.ndarray, " column"]
     clustering: Float[np.ndarray, " column"]
     tail: Float[np.ndarray, " column"]

@@ -45,8 +45,8 @@ class Reading:
     image_numbers: list[int] = field(default_factory=list)
     patch_kinds: list[str] = field(default_factory=list)
     labels: dict[str, list[int]] = field(default_factory=lambda: {kind: [] for kind in WORD_KINDS})
-    logp: list[Float[np.ndarray, "token layer word"]] = field(default_factory=list)
-    rank: list[Float[np.ndarray, "token layer word"]] = field(default_factory=list)
+    logp: list[Float[np.ndarray, "_token layer word"]] = field(default_factory=list)
+    rank: list[Float[np.ndarray, "_token layer word"]] = field(default_factory=list)
 
     def part(self) -> Part:
         """Return the measurements as a part to be stored."""

@@ -37,7 +37,7 @@ class ImageTokens:
     sample: Sample
     image: Image.Image
     grids: list[VisualTokens]
-    tokens: dict[str, Float[Tensor, "token d"]]
+    tokens: dict[str, Float[Tensor, "_token _d"]]
 
 
 def images_of_chunk(

@@ -30,8 +30,8 @@ class MonitorBatch:
     """
 
     inputs: Mapping[str, Any]
-    visual: Sequence[tuple[int, Sequence[Int[Tensor, " token"]]]]
-    vfm_features: Mapping[str, Sequence[Sequence[Float[Tensor, "token d"]]]]
+    visual: Sequence[tuple[int, Sequence[Int[Tensor, " _token"]]]]
+    vfm_features: Mapping[str, Sequence[Sequence[Float[Tensor, "_token _d"]]]]
 
 
 @dataclass(frozen=True)

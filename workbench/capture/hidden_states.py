@@ -160,7 +160,7 @@ def _hooks(
             handle.remove()
 
 
-def positions_of(visual: list[list[VisualTokens]]) -> list[Int[Tensor, " token"]]:
+def positions_of(visual: list[list[VisualTokens]]) -> list[Int[Tensor, " _token"]]:
     """Return the positions of all visual tokens of each sample, empty for a sample without images."""
     return [_concatenated([part.index for part in sample]) for sample in visual]
 
@@ -174,7 +174,7 @@ def one_row_per_token(mllm: MLLM, features: Tensor) -> Float[Tensor, "row featur
     return features.reshape(-1, features.shape[-1] * mllm.family.rows_per_token(mllm.config))
 
 
-def encoder_rows(mllm: MLLM, visual: list[list[VisualTokens]]) -> list[Int[Tensor, " token"]]:
+def encoder_rows(mllm: MLLM, visual: list[list[VisualTokens]]) -> list[Int[Tensor, " _token"]]:
     """Return, for each visual token of each sample, the row of the projector's input that it is computed from.
 
     Raises:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from jaxtyping import Float
+from jaxtyping import UInt8
 from PIL import Image
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
@@ -234,7 +234,7 @@ def _colors(kinds: Sequence[object]) -> dict[object, str]:
     return colors
 
 
-def framed_patch(image: np.ndarray, box: Sequence[float]) -> Float[np.ndarray, "h w 3"]:
+def framed_patch(image: UInt8[np.ndarray, "h w 3"], box: Sequence[float]) -> UInt8[np.ndarray, "height width 3"]:
     """Return the image, enlarged with hard edges, with one patch framed; `box` is in fractions of the image."""
     scale = max(1, 280 // max(image.shape[:2]))
     large = np.repeat(np.repeat(image, scale, axis=0), scale, axis=1).copy()

@@ -92,7 +92,7 @@ def pointing(
 
 def touched(inside: Float[np.ndarray, "*object h w"]) -> Float[np.ndarray, "*object"]:
     """Return the share of patches that contain a part of the object: the chance level of `pointing`."""
-    return (inside > 0).mean(axis=(-2, -1))
+    return np.asarray((inside > 0).mean(axis=(-2, -1)))
 
 
 def mass_ratio(

@@ -101,7 +101,7 @@ def umap_map(tokens: Float[Tensor, "n d"], *, neighbors: int = 15, seed: int = 0
         return np.asarray(reducer.fit_transform(unit_rows(tokens, "the tokens").float().numpy()), dtype=np.float64)
 
 
-def joint_pca_rgb(maps: list[Float[Tensor, "layer token d"]]) -> list[np.ndarray]:
+def joint_pca_rgb(maps: list[Float[Tensor, "... _token d"]]) -> list[np.ndarray]:
     """Color tokens by their first three principal components, in one basis for all maps.
 
     Tokens are divided by the root mean square of their own map and layer, so that no layer dominates by its scale.

@@ -61,7 +61,7 @@ class Neighbors:
         return Neighbors(index, self.kernel.gather(-2, rows).gather(-1, slots))
 
     @cached_property
-    def back(self) -> tuple[Int[Tensor, "*batch n*k"], Bool[Tensor, "*batch n*k"]]:
+    def back(self) -> tuple[Int[Tensor, "*batch pair"], Bool[Tensor, "*batch pair"]]:
         """For each pair (i, j), the position of the pair (j, i) in the flattened lists, and whether it is there."""
         rows = torch.arange(self.n, device=self.index.device)[:, None]
         keys = (rows * self.n + self.index).flatten(-2)  # ascending, because the neighbors are

@@ -278,7 +278,7 @@ class MLLM(ModelTexts):
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
 
     @torch.inference_mode()
-    def option_logprobs(self, batch: Batch, options: Sequence[Sequence[str]]) -> list[Float[Tensor, " option"]]:
+    def option_logprobs(self, batch: Batch, options: Sequence[Sequence[str]]) -> list[Float[Tensor, " _option"]]:
         """Return the length-normalized log-likelihood of each option as the answer.
 
         That is the mean of log p over the option's tokens, in nats.

@@ -155,7 +155,7 @@ def family_of(config: PretrainedConfig) -> Family:
 
 def placeholders(
     config: PretrainedConfig, batch: Batch, counts: Sequence[Sequence[int]] | None = None
-) -> list[list[Int[Tensor, " token"]]]:
+) -> list[list[Int[Tensor, " _token"]]]:
     """Return the positions of visual tokens, [sample][image].
 
     Args:

@@ -97,7 +97,7 @@ def validate(mllm: Any, size: tuple[int, int] = SIZE) -> None:
     _check_grids(mllm, plain, tokens[0], projected[0], features)
 
 
-def encoder_output(mllm: Any, batch: Batch) -> tuple[list[Float[Tensor, "token d"]], Float[Tensor, "row features"]]:
+def encoder_output(mllm: Any, batch: Batch) -> tuple[list[Float[Tensor, "_token d"]], Float[Tensor, "row features"]]:
     """Return the projector's output for each sample, and the projector's input for the whole batch.
 
     The output has all projected tokens in the order of their positions, special ones such as newlines included.

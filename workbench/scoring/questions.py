@@ -42,7 +42,7 @@ def option_ids(mllm: MLLM, samples: Sequence[Sample]) -> Int[Tensor, "question o
 
 def survey(
     mllm: MLLM, scenes: Sequence[Scene], batch_size: int, *, encoder: bool
-) -> tuple[list[list[VisualTokens]], list[Float[Tensor, "token f"]]]:
+) -> tuple[list[list[VisualTokens]], list[Float[Tensor, "_token f"]]]:
     """Return the visual tokens of each scene's image, and on request the vision encoder's features.
 
     Args:

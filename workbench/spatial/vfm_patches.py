@@ -13,7 +13,7 @@ from workbench.errors import DataError
 from workbench.mllm.family import VisualTokens
 from workbench.vfm.base import VFM
 
-Patches = list[list[Float[Tensor, "token d"]]]
+Patches = list[list[Float[Tensor, "_token _d"]]]
 """[image][part of the image, such as a tile]"""
 
 

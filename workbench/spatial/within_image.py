@@ -24,7 +24,7 @@ from workbench.metrics.alignment import MIN_ROWS
 from workbench.mllm import MLLM, Batch, VisualTokens
 from workbench.stats import Interval, mean_intervals, null_scores, permutations
 
-GridFeatures = Sequence[Sequence[Float[Tensor, "token d"]]]
+GridFeatures = Sequence[Sequence[Float[Tensor, "_token _d"]]]
 """One representation of a batch, [image][patch grid]."""
 
 
