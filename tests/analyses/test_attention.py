@@ -213,6 +213,7 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("attention")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(BUILDERS))
 def test_attention_on_a_token_lands_on_its_pixels(name: str, tiny_folders: Path) -> None:
     mllm = MLLM.load(str(build(name, tiny_folders / name)), validate=False)
@@ -369,6 +370,7 @@ def planted_result(mllm: MLLM, monkeypatch: pytest.MonkeyPatch) -> Result:
     return run_attention(Config(limit=40, questions=2, top=3, null=10, compare=0), Context(mllm, data, batch_size=16))
 
 
+@pytest.mark.slow
 def test_the_planted_head_is_chosen_and_holds_on_the_other_half(planted_result: Result) -> None:
     heads = planted_result.tables["heads"]
     assert (heads["layer"][0], heads["head"][0]) == (2, 1)
@@ -393,6 +395,7 @@ def test_the_planted_head_is_chosen_and_holds_on_the_other_half(planted_result: 
     assert heads["n_images"][0] == samples.loc[samples["half"] == "report", "image_id"].nunique()
 
 
+@pytest.mark.slow
 def test_a_planted_difference_between_models_is_found_and_only_that(
     planted_result: Result, mllm: MLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:

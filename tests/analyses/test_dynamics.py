@@ -268,6 +268,7 @@ def test_the_end_agrees_with_the_other_analyses(runs_folder: Path, output: Path,
         assert own.loc[(ACCURACY, row.category), "score"] == pytest.approx(row.accuracy_before)
 
 
+@pytest.mark.slow
 def test_an_interrupted_analysis_goes_on_where_it_stopped(
     runs_folder: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +304,7 @@ def test_other_checkpoints_are_another_question(runs_folder: Path, tmp_path: Pat
     assert [checkpoint.step for checkpoint in checkpoints(folder)] == [12]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

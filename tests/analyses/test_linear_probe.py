@@ -104,6 +104,7 @@ def test_scores_are_means_over_images_and_equal_to_scikit_learn() -> None:
     assert (r_squared(y, y, groups) == 1).all()
 
 
+@pytest.mark.slow
 def test_the_interval_is_that_of_resampled_images() -> None:
     """An oracle that scores every resample anew."""
     rng = np.random.default_rng(1)
@@ -180,6 +181,7 @@ def test_a_classifier_is_the_one_of_its_formula_and_standardised_on_fitted_image
 # --- planted truth --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_planted_direction_is_found_and_its_controls_are_at_chance(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +275,7 @@ def test_names_are_split_into_class_and_color() -> None:
 # --- families, models, bad input ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["internvl", "llava_next", "qwen2_vl", "llava_onevision"])
 def test_other_families_are_probed(name: str, folders: Path) -> None:
     table = scored(model(name, folders), scenes(10), dataclasses.replace(FEW, layers=(0, 4), folds=2, controls=1))
@@ -281,6 +284,7 @@ def test_other_families_are_probed(name: str, folders: Path) -> None:
     assert set(table.index.get_level_values("source")) == {"model", "tower"}
 
 
+@pytest.mark.slow
 def test_models_are_compared_image_by_image(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mllm, data, found = model("llava", folders), scenes(), {}
     for label, layer in (("noise", 0), ("knows", 1)):

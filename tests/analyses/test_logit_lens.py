@@ -204,6 +204,7 @@ def test_words_are_first_tokens_with_their_space(folders: Path) -> None:
         first_tokens(mllm, ["purple", "purse"])
 
 
+@pytest.mark.slow
 def test_batches_change_no_number_and_tiles_are_scored(folders: Path) -> None:
     for name in ("llava", "internvl"):
         mllm = model(name, folders)

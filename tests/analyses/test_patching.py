@@ -42,6 +42,7 @@ def patched(monkeypatch: pytest.MonkeyPatch, target: MLLM, source: MLLM, **optio
     ).tables
 
 
+@pytest.mark.slow
 def test_patching_a_model_with_itself_changes_nothing(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mllm = model("llava", folders)
     table = patched(monkeypatch, mllm, mllm)["scores"]
@@ -56,6 +57,7 @@ def test_patching_a_model_with_itself_changes_nothing(folders: Path, monkeypatch
     assert table["few"].all()
 
 
+@pytest.mark.slow
 def test_a_blind_model_answers_with_the_tokens_of_one_that_sees(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: the target is the source but for its connector, so that the source's tokens at layer 0 give the source's
     own answers."""

@@ -95,6 +95,7 @@ def test_nothing_is_fetched_and_plotly_is_there_once(made: Path) -> None:
     assert report.POLICY.startswith("default-src 'none'")
 
 
+@pytest.mark.slow
 def test_a_second_report_looks_up_what_is_stored(made: Path, runs_folder: Path) -> None:
     stored = {folder: (folder / "run.json").stat().st_mtime_ns for folder in (made.parent / "runs").glob("[!.]*")}
     words = [

@@ -112,6 +112,7 @@ def _parts_fail(bench: Bench) -> None:
     bench.error("fourth", float("nan"), 1.0)
 
 
+@pytest.mark.slow
 def test_a_part_that_hangs_or_dies_leaves_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "gpu.json"
     monkeypatch.setattr(harness, "MARGIN", 0.5)
@@ -170,6 +171,7 @@ def test_the_page_has_the_newest_result_of_each_card(tmp_path: Path) -> None:
     assert "Not run yet." in report([], "gpu.json")
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_apart_is_the_callers() -> None:
     assert apart(os.path.basename, "a/b") == "b"
     with pytest.raises(RunError, match="ZeroDivisionError: "):

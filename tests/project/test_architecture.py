@@ -85,6 +85,7 @@ def test_no_two_files_import_each_other() -> None:
     list(TopologicalSorter(arrows).static_order())  # raises CycleError with the circle
 
 
+@pytest.mark.slow
 def test_listing_runs_does_not_import_torch() -> None:
     """The dashboard's first page must be there within two seconds."""
     import subprocess
@@ -115,6 +116,7 @@ def _imported(file: Path) -> Iterator[tuple[str, bool]]:
         yield from ((name.split(".")[0], node in tree.body) for name in names)
 
 
+@pytest.mark.slow
 def test_every_import_is_declared() -> None:
     """What a module imports at once is a dependency; what a function imports may be an extra. Tests may use the extra
     `test` too."""

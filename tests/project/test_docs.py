@@ -154,6 +154,7 @@ def test_command(line: str, folder: Path, tmp_path: Path) -> None:
         assert here(folder, module, *given)
 
 
+@pytest.mark.slow
 def test_commands_that_are_only_read() -> None:
     """Those of the result pages and the long sweeps: module, files and options exist."""
     texts = "\n".join(
@@ -208,6 +209,7 @@ def test_probe_python(folder: Path, capsys: pytest.CaptureFixture[str], monkeypa
     assert shapes.startswith("torch.Size([2, 64, 32]) torch.Size([1, 4, 1, ")
 
 
+@pytest.mark.slow
 def test_other_tools_python(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ def viral(site: Path, folder: Path, *words: str, code: int = 0) -> str:
     return done.stdout if code == 0 else done.stderr
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_what_the_checkout_holds(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -196,6 +197,7 @@ class Dashboard:
         self.process.wait(timeout=30)
 
 
+@pytest.mark.slow
 def test_the_installed_dashboard_is_for_this_machine_whatever_the_folder_says(site: Path, tmp_path: Path) -> None:
     """Streamlit reads a configuration beside the script last, and `viral app` gives the address as an option
     besides."""

@@ -187,6 +187,7 @@ def test_the_attached_loss_is_the_mean_over_layers_and_targets_in_float64(
     assert all(p.grad is not None and p.grad.any() for p in alignment.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(BUILDERS))
 def test_every_family_is_a_student_and_nothing_of_the_model_changes(name: str, tmp_path: Path) -> None:
     mllm = MLLM.load(str(build(name, tmp_path)), validate=False)
@@ -342,6 +343,7 @@ def test_settings_that_do_not_fit_are_one_sentence(settings: dict[str, Any], mes
         tiny(**settings)
 
 
+@pytest.mark.slow
 def test_a_typo_in_the_lora_targets_names_the_layers_there_are(tmp_path: Path) -> None:
     words = [
         recipe("baseline"),
@@ -383,6 +385,7 @@ def one_step(settings: Recipe) -> tuple[Any, Any, set[str]]:
     return ready, output, {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", ["all", "connector", "lora"])
 def test_the_head_moves_in_the_first_step_in_every_mode(train: str) -> None:
     base = tiny()
@@ -405,6 +408,7 @@ def test_the_head_moves_in_the_first_step_in_every_mode(train: str) -> None:
         assert all("lora_B" in name for name in language)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["encoder", "projector", "vfm"])
 @pytest.mark.parametrize("objective", ["cosine", "relation"])
 def test_the_targets_of_a_run_are_what_they_are_called(objective: str, target: str) -> None:
@@ -441,6 +445,7 @@ def test_the_targets_of_a_run_are_what_they_are_called(objective: str, target: s
     assert output.alignment_loss.item() == pytest.approx(np.mean(list(expected.values())), abs=2e-5)
 
 
+@pytest.mark.slow
 def test_the_target_of_the_projector_has_no_gradient() -> None:
     """With the language model cut off before the head, nothing is left that could move the connector."""
     ready = PackedSetup.from_recipe(tiny(target="projector"))
@@ -454,12 +459,14 @@ def test_the_target_of_the_projector_has_no_gradient() -> None:
     assert all(p.grad is not None and p.grad.any() for p in fresh.parameters())
 
 
+@pytest.mark.slow
 def test_the_controls_act_on_the_own_encoder_too() -> None:
     plain, others = (PackedSetup.from_recipe(tiny(target="encoder", images=images)) for images in ("same", "others"))
     assert torch.equal(plain.train.targets["encoder"].rows(range(8)), plain.train.inputs.rows(range(8)))
     assert all(not torch.equal(plain.train.inputs[i], others.train.targets["encoder"][i]) for i in range(8))
 
 
+@pytest.mark.slow
 def test_the_default_head_and_loss_are_what_they_were() -> None:
     """Seed, order of construction and formula of the first VIRAL recipe: the head is made after the VFM, from the
     generator as it stands then."""
@@ -567,6 +574,7 @@ def test_several_layers_and_vfms_are_logged_apart(variants: Path) -> None:
     assert len(set(record["vfm_fingerprint"])) == 2
 
 
+@pytest.mark.slow
 def test_lora_ends_as_a_plain_folder_that_computes_the_same(variants: Path) -> None:
     """The last checkpoint keeps the exact adapters; they merge into what the final folder holds, and only the adapters
     and the connector were trained."""
@@ -620,6 +628,7 @@ def test_lora_ends_as_a_plain_folder_that_computes_the_same(variants: Path) -> N
 # --- residual -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_loaded_residual_computes_what_training_computed(variants: Path) -> None:
     """Packed logits and hidden states of the trainer's model equal those of `MLLM.load`; plain transformers, which
     ignores the residual, differs."""
@@ -740,6 +749,7 @@ def test_interventions_see_the_residual(llava: Path, source: str) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_residual_that_cannot_be_right_is_refused(variants: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -765,6 +775,7 @@ def test_a_residual_that_cannot_be_right_is_refused(variants: Path, tmp_path: Pa
         attach_residual(gemma.model, "encoder", [2], 32)
 
 
+@pytest.mark.slow
 def test_the_fingerprint_knows_the_residual(variants: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -563,6 +563,7 @@ TEMPLATES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_options_are_scored_by_the_tokens_that_are_learnt(name: str, tmp_path: Path) -> None:
     """A model that knows every answer by heart must not be scored at chance because it is asked for other tokens than

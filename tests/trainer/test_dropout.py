@@ -67,6 +67,7 @@ def states(ready: PackedSetup, *, training: bool) -> dict[str, list[Tensor]]:
     return seen
 
 
+@pytest.mark.slow
 def test_a_share_of_what_each_block_adds_is_dropped_and_nothing_else() -> None:
     """Elementwise, what is added is 0 or 1 / (1 - rate) of what would be; the stream itself, the image and the logits
     have no dropout of their own."""
@@ -89,6 +90,7 @@ def test_a_share_of_what_each_block_adds_is_dropped_and_nothing_else() -> None:
         assert_close(y, x + own)
 
 
+@pytest.mark.slow
 def test_the_mean_over_many_draws_is_what_is_added_without_dropout() -> None:
     layer = PackedSetup.from_recipe(DROPPED).model.base.model.language_model.layers[0].mlp.down_proj.train()
     x, draws = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)), 2000
@@ -101,6 +103,7 @@ def test_the_mean_over_many_draws_is_what_is_added_without_dropout() -> None:
     assert torch.equal(expected, nn.functional.linear(x, layer.weight))
 
 
+@pytest.mark.slow
 def test_adapters_are_dropped_with_their_layer() -> None:
     """Else a hook would sit on the layer below the adapter, whose part of the sum would never be 0."""
     ready = PackedSetup.from_recipe(

@@ -54,6 +54,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_sizes_are_those_of_the_real_model(tmp_path: Path, name: str) -> None:
     found, ready = plan(VARIANTS[name]), PackedSetup.from_recipe(VARIANTS[name])
@@ -69,6 +70,7 @@ def test_the_sizes_are_those_of_the_real_model(tmp_path: Path, name: str) -> Non
         assert found.checkpoint == pytest.approx(written + 8 * found.sizes.trained, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_report_names_the_residual_what_was_not_run_and_no_features_that_are_not_kept() -> None:
     report = plan(VARIANTS["residual"]).report()
     assert "residual encoder into layer 1 of 3" in report
@@ -80,6 +82,7 @@ def test_a_report_names_the_residual_what_was_not_run_and_no_features_that_are_n
     assert "cosine, output of layer 2, 3 of 3 with efficientnet-lite0, lambda 0.5" in cached.report()
 
 
+@pytest.mark.slow
 def test_a_7b_llava_from_its_configuration() -> None:
     """LLaVA-1.5-7B: 7.06 billion parameters, 576 visual tokens, of which none takes memory here."""
     config = LlavaConfig(image_seq_length=576)
@@ -201,6 +204,7 @@ FAMILIES = {  # and what meta cannot run of them
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_sizes_of_a_released_model_are_those_of_the_real_one(name: str, tmp_path: Path) -> None:
     more, missing = FAMILIES[name]
@@ -358,6 +362,7 @@ def test_every_recipe_is_read() -> None:
     assert len(set(folders)) == len(folders)
 
 
+@pytest.mark.slow
 def test_what_a_released_model_lacks_is_one_sentence(
     tmp_path: Path, released: tuple[dict[str, Path], Path, Path]
 ) -> None:
@@ -419,6 +424,7 @@ def test_what_a_released_model_lacks_is_one_sentence(
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_released_model_is_printed_before_a_disk_is_found_too_small(
     tmp_path: Path, released: tuple[dict[str, Path], Path, Path]
 ) -> None:

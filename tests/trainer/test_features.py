@@ -182,6 +182,7 @@ def test_replaced_pixels_of_the_same_size_are_computed_anew(tmp_path: Path) -> N
     assert torch.equal(stored(data, Network()).rows(range(6)), direct(data, Network()))
 
 
+@pytest.mark.slow
 def test_no_flipped_byte_gives_other_features(capfd: pytest.CaptureFixture[str]) -> None:
     """Wherever it lies, the error names the file, or the features are right all the same (a name in the header, an
     image's hash: computed anew)."""

@@ -64,6 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_every_evaluation_is_made_once_and_no_head_is_warned_of(folder: Path) -> None:
     log = pd.read_parquet(folder / "training.parquet")
     assert log["accuracy/mean"].dropna().index.size == 2
@@ -119,6 +120,7 @@ def test_cknna_in_the_log_is_that_of_the_stored_model(folder: Path) -> None:
     assert record["vfm_fingerprint"] == vfm.record()["vfm_fingerprint"]
 
 
+@pytest.mark.slow
 def test_a_baseline_is_measured_in_its_middle_layer_and_goes_on_without_a_vfm(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -137,6 +139,7 @@ def test_a_baseline_is_measured_in_its_middle_layer_and_goes_on_without_a_vfm(
     assert build_cknna_monitor(replace(plain, monitor=MonitorConfig(cknna_images=0)), prepared) == (None, [])
 
 
+@pytest.mark.slow
 def test_a_head_that_stands_still_is_named_in_log_and_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,6 +222,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_batch(tmp_path: Path) -> None:
     assert {tuple(ids[ids != 0].tolist()) for ids in batch["input_ids"]} <= known
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 3])
 def test_a_gradient_that_is_not_finite_stops_before_a_checkpoint_has_it(step: int, tmp_path: Path) -> None:
     """The loss of the step, which may be the last one, is finite."""

@@ -154,6 +154,7 @@ def words(model: Path, file: Path | str, out: Path, *more: object) -> list[str]:
     return [str(word) for word in given]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "row", "make", "more", "message"),
     [
@@ -364,6 +365,7 @@ def test_a_run_goes_on_with_a_larger_max_length_and_says_so(met: tuple[list[str]
             assert all(torch.equal(value, weights(done)[name]) for name, value in weights(folder).items())
 
 
+@pytest.mark.slow
 def test_what_is_left_out_and_cut_is_in_the_record(tmp_path: Path) -> None:
     model, given = build("llava", tmp_path / "llava"), rows(6, 1)
     long = said("what is this ? " * 20, image="coco/0.png") | {"source": "web"}

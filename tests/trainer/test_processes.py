@@ -304,6 +304,7 @@ def test_the_stream_is_the_passes_one_after_another_whatever_is_read_at_once() -
     assert stream[5:10] == shuffled(5, 3, 1)
 
 
+@pytest.mark.slow
 def test_one_process_that_sees_several_gpus_uses_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """transformers would take four times the batch and divide it, and the step would be another than the recipe's."""
     made = TrainingArguments.__post_init__

@@ -58,6 +58,7 @@ def targets(flags: list[str], mode: str) -> list[torch.Tensor]:
     return [part for parts in batch["targets"]["efficientnet-lite0"] for part in parts]
 
 
+@pytest.mark.slow
 def test_targets_are_those_of_the_images_that_are_there(flags: list[str], tmp_path: Path) -> None:
     before = targets(flags, "cache")
     replace_pixels(tmp_path / "w" / "coco" / "1.bmp", 200)
@@ -68,6 +69,7 @@ def test_targets_are_those_of_the_images_that_are_there(flags: list[str], tmp_pa
     ]
 
 
+@pytest.mark.slow
 def test_an_image_that_is_replaced_while_training_stops_it_by_name(flags: list[str], tmp_path: Path) -> None:
     ready = ConversationSetup.from_recipe(parse(Recipe, flags, prog="trainer"))
     ready.collate([3, 4])
@@ -80,6 +82,7 @@ def test_an_image_that_is_replaced_while_training_stops_it_by_name(flags: list[s
     assert len(str(error.value)) < 400
 
 
+@pytest.mark.slow
 def test_a_run_is_not_resumed_on_other_images(flags: list[str], tmp_path: Path) -> None:
     """A baseline's too, which computes no targets; the validation images are held to it as well."""
     flags = [

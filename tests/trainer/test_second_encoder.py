@@ -65,6 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_the_connector_receives_both_and_with_the_second_weighted_zero_the_model_is_the_one_without(
     plain: PackedSetup, both: PackedSetup
 ) -> None:
@@ -111,6 +112,7 @@ def test_the_connector_receives_both_and_with_the_second_weighted_zero_the_model
         connector.linear_1.bias.copy_(kept[1])
 
 
+@pytest.mark.slow
 def test_features_computed_at_every_step_are_those_of_the_cache(both: PackedSetup) -> None:
     computed = PackedSetup.from_recipe(
         replace(BOTH, data=replace(BOTH.data, features="compute", limit_train=2, limit_val=2))
@@ -142,6 +144,7 @@ def test_a_step_trains_the_connector_on_both_and_leaves_the_second_encoder_as_it
         values.sub_(1)
 
 
+@pytest.mark.slow
 def test_a_folder_goes_back_into_its_model_and_into_no_other(both: PackedSetup, tmp_path: Path) -> None:
     save_model(both.model, both.processor, tmp_path)
     again = PackedSetup.from_recipe(replace(BOTH, seed=1))
@@ -272,6 +275,7 @@ def test_a_second_stage_has_the_scale_of_the_first_and_no_other_encoder(folder: 
             PackedSetup.from_recipe(replace(second, start=changed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vfm", [VFM, "dinov2-small"])
 def test_the_dry_run_has_the_real_sizes_and_counts_shared_features_once(vfm: str) -> None:
     own = replace(BOTH, alignment=AlignmentConfig(objective="cosine", layer=(2,), hidden=16, vfm=(vfm,)))

@@ -101,6 +101,7 @@ def test_only_the_connector_is_trained(folder: Path, mllm: MLLM, language: Path)
     assert len(log["lm_loss"].dropna()) == 2
 
 
+@pytest.mark.slow
 def test_the_prompt_is_the_language_models_own_chat_format(mllm: MLLM, language: Path) -> None:
     text = mllm.prompt("any red star ?")
     assert text.endswith(f"<|im_start|>user\n{IMAGE}\nany red star ?<|im_end|>\n<|im_start|>assistant\n")
@@ -134,6 +135,7 @@ def test_packed_questions_are_answered_as_if_alone(mllm: MLLM) -> None:
                 assert torch.allclose(packed[row, at], logits, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_probe_reads_photographs_and_it_answers(mllm: MLLM, tmp_path: Path) -> None:
     for name in ("chelsea", "coffee"):
         Image.fromarray(getattr(photographs, name)()).save(tmp_path / f"{name}.png")
@@ -165,6 +167,7 @@ def test_grown_rows_are_the_mean() -> None:
     assert append_mean_rows(rows, 2).tolist() == rows.tolist()
 
 
+@pytest.mark.slow
 def test_a_changed_language_model_is_noticed(mllm: MLLM, language: Path) -> None:
     weight = mllm.model.model.language_model.norm.weight.data
     weight[0] += 1

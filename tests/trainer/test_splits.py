@@ -59,6 +59,7 @@ def test_variants_of_a_seed_share_their_images_and_evaluations_do_not_depend_on_
     assert first.test.fingerprint == load_data("shapes:test", limit=6).fingerprint
 
 
+@pytest.mark.slow
 def test_a_limit_beyond_the_data_says_how_many_there_are() -> None:
     with pytest.raises(
         ConfigError, match=r"data\.limit_train is 5000: expected at most 4000, the images of shapes:train"
@@ -70,6 +71,7 @@ def test_a_limit_beyond_the_data_says_how_many_there_are() -> None:
     assert "data.limit_test is 3, but there is no data.test" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"target": "projector"}, {"target": "encoder"}, {"center": True}])
 def test_validation_losses_are_means_over_tokens(settings: dict[str, object]) -> None:
     ready = PackedSetup.from_recipe(replace(TINY, alignment=replace(TINY.alignment, **settings)))

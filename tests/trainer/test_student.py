@@ -56,6 +56,7 @@ FAMILIES = ["gemma3", "llava_next", "paligemma", "qwen3_vl", "smolvlm"]
 
 
 # that heads attach to every family is in test_alignment.py, their labels in test_conversations.py
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_train_and_their_losses_are_those_of_transformers_and_of_the_formula(
     name: str, tmp_path: Path
@@ -127,6 +128,7 @@ def trainer_of(ready: ConversationSetup, recipe: Recipe, folder: Path) -> Alignm
     return AlignmentTrainer(recipe=replace(recipe, output_dir=folder), setup=ready, watched=(None, []), args=arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["cosine", "relation"])
 def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tmp_path: Path, objective: str) -> None:
     """With tiles of different numbers and texts alone among them: 1 x 8 equals 8 x 1."""
@@ -157,6 +159,7 @@ def test_text_alone_has_a_language_loss_and_no_alignment_loss(llava: list[str]) 
     assert any(p.grad is not None and p.grad.any() for p in ready.mllm.decoder.parameters())
 
 
+@pytest.mark.slow
 def test_cached_targets_are_the_computed_ones_tile_by_tile(tmp_path: Path) -> None:
     flags = [*world(tmp_path, "llava_next")[1], *VIRAL]
     cached, computed = (
@@ -202,6 +205,7 @@ def test_the_control_takes_another_picture_wherever_else_it_occurs(tmp_path: Pat
             assert whose not in sources
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2_vl"])
 def test_own_targets_are_what_the_connector_receives_and_gives(name: str, tmp_path: Path) -> None:
     flags = [*world(tmp_path, name)[1], *VIRAL]
@@ -597,6 +601,7 @@ def test_a_first_stage_from_released_parts_and_a_second_one_after_it(kind: str, 
 # --- the command line -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_recipe_pair_runs_from_the_command_line(tmp_path: Path) -> None:
     model, flags = world(tmp_path)
     pairs = dict(zip(flags[::2], flags[1::2], strict=True))
@@ -776,6 +781,7 @@ def test_a_head_that_stands_still_and_a_loss_that_is_not_finite_are_told_of_conv
     assert {"input_ids", "labels"} <= load_file(file).keys()
 
 
+@pytest.mark.slow
 def test_steps_without_an_image_are_not_held_against_a_head(tmp_path: Path) -> None:
     """Text alone: no alignment loss is logged, and the head is not warned of before it had its steps, but at the
     end."""

@@ -86,6 +86,7 @@ def test_packed_questions_are_answered_as_if_alone(runs_folder: Path) -> None:
                 assert torch.allclose(packed[row, first], plain, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_one_step_moves_head_connector_and_language_model_and_not_the_tower(prepared) -> None:
     model = prepared.model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -363,6 +364,7 @@ def test_another_first_stage_is_not_taken_for_ours(tmp_path: Path) -> None:
     assert not (tmp_path / "two").exists()
 
 
+@pytest.mark.slow
 def test_passes_of_a_seed_are_its_own_and_the_last_step_is_logged(tmp_path: Path) -> None:
     orders = [tuple(shuffled(50, seed, epoch)) for seed in range(4) for epoch in range(4)]
     assert len(set(orders)) == 16
@@ -402,6 +404,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "training.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -502,6 +505,7 @@ def test_a_recipe_that_says_two_things_or_nothing_is_one_sentence(tmp_path: Path
         parse(Recipe, [], prog="test", recipe=tmp_path / "mine.yaml")
 
 
+@pytest.mark.slow
 def test_weights_that_are_no_tower_and_a_first_stage_in_the_same_folder(tmp_path: Path) -> None:
     for name in ("efficientnet-lite0", "smollm2-135m-instruct"):
         with pytest.raises(
@@ -517,6 +521,7 @@ def test_weights_that_are_no_tower_and_a_first_stage_in_the_same_folder(tmp_path
             checked_stages(own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["lora", "all"])
 def test_what_is_frozen_and_the_vfm_are_checked_at_the_end(mode: Literal["lora", "all"]) -> None:
     ready = PackedSetup.from_recipe(replace(TINY, model=replace(TINY.model, train=mode)))
@@ -626,6 +631,7 @@ def test_a_checkpoint_that_cannot_be_read_is_skipped(name: str, interrupted: Rec
     assert check_output(folder, again) == folder / "checkpoint-2"
 
 
+@pytest.mark.slow
 def test_a_start_without_its_tokenizer_is_one_sentence(interrupted: Recipe, tmp_path: Path) -> None:
     folder = shutil.copytree(
         interrupted.output_dir, tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*", "tokenizer*")
@@ -634,6 +640,7 @@ def test_a_start_without_its_tokenizer_is_one_sentence(interrupted: Recipe, tmp_
         PackedSetup.from_recipe(replace(TINY, start=folder))
 
 
+@pytest.mark.slow
 def test_a_start_that_does_not_fit_is_refused_by_the_dry_run_too(interrupted: Recipe, tmp_path: Path) -> None:
     other = replace(TINY, start=interrupted.output_dir, model=replace(TINY.model, ffn=128), output_dir=tmp_path / "out")
     for check in (PackedSetup.from_recipe, plan):
@@ -641,6 +648,7 @@ def test_a_start_that_does_not_fit_is_refused_by_the_dry_run_too(interrupted: Re
             check(other)
 
 
+@pytest.mark.slow
 def test_a_start_that_lacks_a_tensor_is_not_filled_up(interrupted: Recipe, tmp_path: Path) -> None:
     folder = shutil.copytree(interrupted.output_dir, tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*"))
     tensors = load_file(folder / "model.safetensors")

@@ -19,6 +19,7 @@ from workbench.errors import ConfigError, RunError
 TINY = {"optim": {"steps": 2, "batch_size": 2}, "data": {"limit_train": 4, "limit_val": 2}}
 
 
+@pytest.mark.slow
 def test_a_training_from_python_is_that_of_the_command(tmp_path: Path) -> None:
     model = {"layers": 1, "width": 16, "ffn": 16}
     training = train("shapes_stage1", output_dir=tmp_path / "api", seed=3, model=model, **TINY)

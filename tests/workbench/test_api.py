@@ -63,6 +63,7 @@ def test_a_run_in_memory_has_the_numbers_of_the_command(
     assert load(tmp_path / "again" / folder.name).key == run.key
 
 
+@pytest.mark.slow
 def test_a_stored_run_is_looked_up(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from analyses import cknna
 
@@ -71,6 +72,7 @@ def test_a_stored_run_is_looked_up(model: Path, tmp_path: Path, monkeypatch: pyt
     assert run_analysis("cknna", model, output_dir=tmp_path, **ASKED).record == first.record
 
 
+@pytest.mark.slow
 def test_models_in_memory_and_folders_are_one_model(run: Run, model: Path) -> None:
     wrapped = MLLM.wrap(
         tf.AutoModelForImageTextToText.from_pretrained(model), tf.AutoProcessor.from_pretrained(model), name="mine"

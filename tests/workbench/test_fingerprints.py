@@ -262,6 +262,7 @@ MATTERS: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", list(MATTERS))
 def test_another_answer_has_another_key(what: str, model: Path, copy: Path) -> None:
     MATTERS[what](copy)

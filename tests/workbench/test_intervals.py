@@ -119,6 +119,7 @@ def test_all_right_and_all_wrong_leave_room(units: int, value: float) -> None:
     assert -1 <= none.low < 0 < none.high <= 1
 
 
+@pytest.mark.slow
 def test_intervals_hold_their_estimate_and_stay_where_the_quantity_can_be() -> None:
     rng = np.random.default_rng(3)
     for _ in range(300):

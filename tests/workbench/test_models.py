@@ -191,6 +191,7 @@ def _analysis() -> Analysis:
     )
 
 
+@pytest.mark.slow
 def test_each_model_has_its_numbers_whatever_it_is_called(pair: list[Path], tmp_path: Path) -> None:
     def scores(*words: str) -> dict[str, float]:
         found = execute(_analysis(), DataOptions(limit=2), Where(model=words, output_dir=tmp_path / "runs"), [])
@@ -254,6 +255,7 @@ def test_the_trainers_models_have_revisions() -> None:
             ModelConfig(**wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_all_analyses_keep_two_folders_of_one_name_apart(
     pair: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ def test_each_kind_works_by_its_name(site: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_plugins_analysis_runs_as_any_other_and_its_key_knows_its_code(site: Path, tmp_path: Path) -> None:
     model = tiny.build("llava", tmp_path / "llava")
     where = Where(model=(str(model),), output_dir=tmp_path / "runs")

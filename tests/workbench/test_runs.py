@@ -77,6 +77,7 @@ def test_the_commit_is_the_checkouts_wherever_one_stands(tmp_path: Path) -> None
     assert recorded(root, tmp_path) == (own, True)
 
 
+@pytest.mark.slow
 def test_an_installed_package_has_no_commit(tmp_path: Path) -> None:
     """An environment or a copy inside another repository, and another project of the same layout."""
     _repository(tmp_path / "mine")

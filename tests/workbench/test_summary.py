@@ -116,6 +116,7 @@ def test_exchanged_models_turn_the_sentences_round(pair: tuple[Trained, Trained]
     assert "; baseline learns from the answers alone." in what_was_compared(second, first)
 
 
+@pytest.mark.slow
 def test_an_interval_that_holds_zero_names_no_winner(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     a, b = (questions(0.5).assign(correct=rng.random(IMAGES * EACH) < 0.5) for _ in range(2))

@@ -189,6 +189,7 @@ def _options() -> type:
     return make_dataclass("Command", [], bases=(CKNNA.config, ConfigFile), frozen=True)
 
 
+@pytest.mark.slow
 def test_a_file_and_flags_are_one_question(tmp_path: Path) -> None:
     """The real command, twice: the second time the run is looked up."""
     model = tiny.build("llava", tmp_path / "llava")

@@ -67,6 +67,7 @@ def test_the_scripts_are_printed_on_a_machine_without_slurm(tmp_path: Path) -> N
     assert "#SBATCH --dependency=afterok:stage1\n" in texts["baseline-s1"]
 
 
+@pytest.mark.slow
 def test_by_the_command(tmp_path: Path) -> None:
     words = ["trainer.sweep", "shapes_seeds", "--output_dir", str(tmp_path / "runs"), "--seeds", "3", "--dry_run"]
     printed = run(*words, "--launcher", "submitit", "--slurm", "gpus_per_node=2", "cpus_per_task=16").stdout
@@ -76,6 +77,7 @@ def test_by_the_command(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_jobs_train_and_are_submitted_once(tmp_path: Path, cluster: Path) -> None:
     sweep = replace(SWEEP, output_dir=tmp_path / "runs", seeds=(0,))
     assert submit_all(sweep) == ({"stage1": "0", "baseline-s0": "1"}, {})

@@ -51,6 +51,7 @@ def test_the_projects_ledger_can_be_read() -> None:
     assert ledger.seeds == (10, 11, 12, 13, 14, 15)
 
 
+@pytest.mark.slow
 def test_the_sweeps_train_what_the_ledger_judges() -> None:
     """A run whose recipe is not the ledger's would be refused, after hours of training."""
     ledger = read_ledger(LEDGER)

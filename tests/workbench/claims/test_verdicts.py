@@ -180,6 +180,7 @@ def test_a_rule_that_was_changed_is_another_rule(world: World) -> None:
     assert world.judge(MORE)["more"]["verdict"] == "refused"
 
 
+@pytest.mark.slow
 def test_one_run_of_another_commit_is_enough(world: World) -> None:
     before, after = world.commit(LESS), world.commit(MORE)
     pairs(world.runs, GAINS, git=after)
@@ -213,6 +214,7 @@ def test_a_run_whose_rules_are_not_known_is_refused(world: World, record: dict[s
     assert "b-s3" in row["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "said"),
     [(None, "it has no analyses/claims.yaml"), ("seeds: 3", "its analyses/claims.yaml cannot be read")],
@@ -401,6 +403,7 @@ def exported(root: Path) -> None:
         shutil.rmtree(job.folder)
 
 
+@pytest.mark.slow
 def test_what_is_kept_of_runs_says_the_same_as_their_folders(world: World) -> None:
     claims = (MORE, COUNT, STOPPED, AT, SOON)
     pairs(
@@ -744,6 +747,7 @@ def test_the_command_prints_and_stores(world: World, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_the_page_and_the_report_show_the_newest_ledger(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,7 @@ def test_alignment_page_shows_interval_null_and_n(runs_folder: Path, monkeypatch
     assert any("analyses.cknna" in code.value for code in app.code)
 
 
+@pytest.mark.slow
 def test_the_form_of_an_analysis_is_its_command(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Defaults add nothing; what is changed becomes a flag that the command line takes."""
     app = open_page("cknna", runs_folder, monkeypatch)
@@ -91,6 +92,7 @@ def test_the_form_of_an_analysis_is_its_command(runs_folder: Path, monkeypatch: 
     assert parse(analysis.config, ["--layers", "0", "2", "--k", "7", "--pooling", "pooled"], prog="test").k == 7
 
 
+@pytest.mark.slow
 def test_pages_are_found_without_importing_the_analyses() -> None:
     code = (
         "import sys; from workbench.dashboard import shell; print(shell.analysis_pages()); assert 'torch' not in"
@@ -102,6 +104,7 @@ def test_pages_are_found_without_importing_the_analyses() -> None:
         assert importlib.import_module(f"analyses.{name}").ANALYSIS.heading == title
 
 
+@pytest.mark.slow
 def test_scene_page_answers_and_maps(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = open_page("scene", runs_folder, monkeypatch)
     assert [m.label for m in app.metric] == ["baseline", "viral"]

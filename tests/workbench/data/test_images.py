@@ -80,6 +80,7 @@ def test_bad_pictures_are_one_sentence(photo: Image.Image, tmp_path: Path) -> No
         read_image(tmp_path / "text.jpg")
 
 
+@pytest.mark.slow
 def test_a_picture_of_a_hundred_megapixels_is_read_and_a_larger_one_refused(tmp_path: Path) -> None:
     Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
     assert read_image(tmp_path / "large.png").size == (10_000, 10_000)

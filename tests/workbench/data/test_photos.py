@@ -70,6 +70,7 @@ def test_splits_share_no_scene(val: Dataset) -> None:
     assert load_data("photos:val", limit=1, seed=1)[0].image.tobytes() != val[0].image.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_answers_are_balanced(category: str, train: Dataset) -> None:
     assert answer_p_value(train, category) > 1e-4

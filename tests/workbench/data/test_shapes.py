@@ -21,12 +21,14 @@ def test_splits_share_no_scene() -> None:
     assert draw_scene("val", 0, 0).tobytes() != draw_scene("val", 1, 0).tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_answers_are_balanced_given_the_text(category: str) -> None:
     """Chi-square over answers, with the options renamed so that all question texts of a type can be pooled."""
     assert answer_p_value(load_data("shapes:train", limit=3000), category) > 1e-4
 
 
+@pytest.mark.slow
 def test_a_text_only_model_is_at_chance() -> None:
     train, test = load_data("shapes:train", limit=2500), load_data("shapes:test")
     for category in CATEGORIES:

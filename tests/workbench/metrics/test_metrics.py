@@ -104,6 +104,7 @@ def test_any_float_dtype_and_numpy(dtype: torch.dtype) -> None:
     assert cknna(x.float() * 1e-30, y.float() * 1e30) == pytest.approx(cknna(x.float(), y.float()), abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile", [1, 2, 3, 7, 1024])
 def test_neighbors_do_not_depend_on_tiles_and_ties_are_broken_among_the_tied(
     tile: int, monkeypatch: pytest.MonkeyPatch

@@ -472,6 +472,7 @@ def test_edits_leave_samples_without_images_alone(mllm: MLLM) -> None:
         edit(mllm, mllm.encode([[]], ["yes"]), at=mllm.n_layers, fn=lambda v, _: v)
 
 
+@pytest.mark.slow
 def test_an_edited_model_can_be_forgotten(tmp_path: Path) -> None:
     model = MLLM.load(str(build("llava", tmp_path / "llava")))
     edit(model, model.encode([picture(0)], [QUESTION]), at=1, fn=lambda v, _: v)

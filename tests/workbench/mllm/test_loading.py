@@ -386,6 +386,7 @@ def planned(folder: Path) -> None:
 # --- what loads -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["patch_size", "vision_feature_select_strategy", "num_additional_image_tokens", "all"])
 @pytest.mark.parametrize("family", ["llava", "llava_siglip", "llava_next"])
 def test_what_an_old_processor_does_not_say_is_taken_from_the_configuration(

@@ -37,6 +37,7 @@ def encode(mllm: MLLM, samples: list[Sample]):
     return mllm.encode([s.image for s in samples], [s.question for s in samples])
 
 
+@pytest.mark.slow
 def test_read_equals_transformers_and_stops_before_the_final_norm(mllm: MLLM, samples: list[Sample]) -> None:
     batch = encode(mllm, samples)
     ours = read(mllm, batch)
@@ -54,6 +55,7 @@ def test_read_equals_transformers_and_stops_before_the_final_norm(mllm: MLLM, sa
             assert torch.allclose(mllm.decoder.norm(activations.values[-1]), last, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_padding_and_layer_choice_change_nothing(mllm: MLLM, samples: list[Sample]) -> None:
     together = read(mllm, encode(mllm, samples), layers=[2, 0])
     for row, sample in enumerate(samples):
@@ -94,6 +96,7 @@ def _moved(change: Callable[[VisualTokens], VisualTokens]) -> Callable[..., list
     return lambda *given: [[change(part) for part in sample] for sample in right(*given)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -110,6 +113,7 @@ def test_a_wrong_family_does_not_pass(mllm: MLLM, change: Callable[[VisualTokens
         validate(wrong)
 
 
+@pytest.mark.slow
 def test_a_projector_that_transposes_the_picture_does_not_pass(mllm: MLLM) -> None:
     """Positions are right and the raster is not: only painting a cell can tell."""
     projector = mllm.model.model.multi_modal_projector

@@ -23,6 +23,7 @@ def hidden_states(mllm: MLLM) -> torch.Tensor:
     return torch.stack([sample.values.float() for sample in read(mllm, mllm.encode(images, ["What is it?"] * 2))])
 
 
+@pytest.mark.slow
 def test_a_device_map_changes_no_number(folder: Path) -> None:
     plain, mapped = MLLM.load(str(folder)), MLLM.load(str(folder), device_map="auto")
     assert mapped.fingerprint == plain.fingerprint

@@ -109,6 +109,7 @@ def painted(grid: tuple[int, int], cell: tuple[int, int]) -> tuple[Image.Image, 
     return Image.fromarray(noise), Image.fromarray(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CATALOGUE.names())
 def test_a_painted_cell_moves_its_own_feature_most(name: str) -> None:
     torch.manual_seed(0)
@@ -129,6 +130,7 @@ def test_a_painted_cell_moves_its_own_feature_most(name: str) -> None:
         vfm.layers([painted((3, 5), (2, 1))[0]], [vfm.depth + 1])
 
 
+@pytest.mark.slow
 def test_layers_of_a_vfm_are_its_blocks() -> None:
     """Block 8 and stage 4 are what two entries use as their own output; all layers come from one forward pass."""
     picture = [painted((4, 4), (1, 2))[1]]
@@ -171,6 +173,7 @@ def test_every_entry_says_what_one_must_know(name: str) -> None:
     assert entry.fixed is None or entry.fixed == entry.default_grid[0] * entry.stride
 
 
+@pytest.mark.slow
 def test_teacher_norm_student_normalises_for_clip_and_changes_the_identity() -> None:
     own, student = load_vfm("dinov2-small"), load_vfm("dinov2-small", teacher_norm="student")
     picture = painted((4, 4), (1, 2))[1]
@@ -331,6 +334,7 @@ def radio_file(folder: Path, layer_scale: bool) -> None:
     (folder / "config.json").write_text("{}")
 
 
+@pytest.mark.slow
 def test_radio_from_nvidias_file_equals_the_other_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """timm's network, filled by us, against transformers' own reading of the same file."""
     monkeypatch.setenv("VIRAL_WEIGHTS", str(tmp_path))
@@ -446,6 +450,7 @@ def test_another_model_in_an_entrys_folder_is_refused(tmp_path: Path, monkeypatc
         load_vfm("clip-large-336")
 
 
+@pytest.mark.slow
 def test_an_entry_reads_a_folder_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole, at full size: what is read is what was saved, and its fingerprint is recorded."""
     monkeypatch.setenv("VIRAL_WEIGHTS", str(tmp_path))

@@ -68,6 +68,7 @@ def test_dinov2_equals_the_packages_own_graph_on_photographs(photos: list[Image.
         assert np.abs(ours - reference).max() / np.abs(reference).max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dinov2-small", "efficientnet-lite0"])
 def test_fetching_leaves_the_random_numbers_of_a_training_alone(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -103,6 +104,7 @@ def test_efficientnet_classifies_photographs(photos: list[Image.Image]) -> None:
     assert int(coffee.argmax()) in (504, 967, 968)
 
 
+@pytest.mark.slow
 def test_smollm2_completes_a_sentence() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
