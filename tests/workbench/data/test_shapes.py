@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.worlds import answer_p_value, assert_at_chance, hashes_in_fresh_processes
-from workbench.data import load_data
+from workbench.data import Dataset, load_data
 from workbench.data.shapes import CATEGORIES, COLORS, SHAPES, SIZE, draw_scene, layout
 from workbench.errors import DataError, UnknownNameError
 
@@ -21,16 +21,21 @@ def test_splits_share_no_scene() -> None:
     assert draw_scene("val", 0, 0).tobytes() != draw_scene("val", 1, 0).tobytes()
 
 
+@pytest.fixture(scope="module")
+def train() -> Dataset:
+    return load_data("shapes:train", limit=3000)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_answers_are_balanced_given_the_text(category: str) -> None:
+def test_answers_are_balanced_given_the_text(category: str, train: Dataset) -> None:
     """Chi-square over answers, with the options renamed so that all question texts of a type can be pooled."""
-    assert answer_p_value(load_data("shapes:train", limit=3000), category) > 1e-4
+    assert answer_p_value(train, category) > 1e-4
 
 
 @pytest.mark.slow
-def test_a_text_only_model_is_at_chance() -> None:
-    train, test = load_data("shapes:train", limit=2500), load_data("shapes:test")
+def test_a_text_only_model_is_at_chance(train: Dataset) -> None:
+    test = load_data("shapes:test")
     for category in CATEGORIES:
         assert_at_chance(train, test, category)
 
