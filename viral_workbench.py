@@ -39,7 +39,7 @@ def check_packages(home: Path = HOME) -> None:
     for package in PACKAGES:
         if problem := _replaced(package, home, installed):
             raise MixedInstallError(problem)
-        if problem := _found_elsewhere(package, home) or _shared(package, home, installed):
+        if problem := _imported_from_elsewhere(package, home) or _shared(package, home, installed):
             warnings.warn(problem, RuntimeWarning, stacklevel=3)
 
 
@@ -55,7 +55,7 @@ def _replaced(package: str, home: Path, installed: Mapping[str, str]) -> str:
     )
 
 
-def _found_elsewhere(package: str, home: Path) -> str:
+def _imported_from_elsewhere(package: str, home: Path) -> str:
     """Return an error sentence if `import package` would find a folder that is not ours, else ""."""
     try:
         spec = find_spec(package)
@@ -118,7 +118,7 @@ def _owner(home: Path, file: str) -> str:
 def main() -> None:
     """Run the command `viral`, after checking that an import finds our packages and no others."""
     try:
-        if problem := next(filter(None, (_found_elsewhere(package, HOME) for package in PACKAGES)), ""):
+        if problem := next(filter(None, (_imported_from_elsewhere(package, HOME) for package in PACKAGES)), ""):
             raise MixedInstallError(problem)
         check_packages()
     except MixedInstallError as error:

@@ -42,12 +42,12 @@ class AcrossImages:
         for image, grids in enumerate(hidden[0]):
             rng = np.random.default_rng([self.config.seed, first + image])
             chosen = torch.from_numpy(rng.permutation(sum(map(len, grids)))[: self.config.tokens_per_image])
-            for kept, representations in ((self.hidden, hidden), (self.patches, patches)):
+            for stored, representations in ((self.hidden, hidden), (self.patches, patches)):
                 all_tokens = [torch.cat(list(representation[image])) for representation in representations]
                 if self.config.pooling == "pooled":
-                    kept.append([tokens.mean(dim=0, keepdim=True) for tokens in all_tokens])
+                    stored.append([tokens.mean(dim=0, keepdim=True) for tokens in all_tokens])
                 else:
-                    kept.append([tokens[chosen] for tokens in all_tokens])
+                    stored.append([tokens[chosen] for tokens in all_tokens])
             self.grids += len(grids)
 
     def part(self) -> Part:
@@ -95,9 +95,9 @@ class AcrossImages:
         """Raise a DataError if half of the images have too few tokens, `smallest`, for the metric."""
         option, least = self.metric.option, max(self.config.option + 1, MIN_ROWS)
         if smallest < least:
-            given = f"{option} is {self.config.option} with {n_images} images" if option else f"{n_images} images"
+            data = f"{option} is {self.config.option} with {n_images} images" if option else f"{n_images} images"
             raise DataError(
-                f"{given}: half of the images have {smallest} tokens together, expected at least {least}; raise --limit"
+                f"{data}: half of the images have {smallest} tokens together, expected at least {least}; raise --limit"
             )
 
     def _scores(self, images: Iterable[int], orders: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -135,7 +135,7 @@ def _measure_chunk(
     }
     sums = {f"sums.{name}": torch.stack(measures.sums) for name, measures in measured.items()}
     record = {
-        "measures": {name: {"values": own.values, "shapes": own.shapes} for name, own in measured.items()},
+        "measures": {name: {"values": each.values, "shapes": each.shapes} for name, each in measured.items()},
         "skipped": skipped.get(ENCODER, ""),
         "maps": maps.names,
         "places": samples.rows,

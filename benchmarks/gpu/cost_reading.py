@@ -118,7 +118,7 @@ def permutation(bench: Bench) -> None:
         taken = seconds(
             bench,
             lambda: quizzes.extend(
-                Quiz(mllm, chunk, size, features=own) for chunk, own in zip(chunks, features, strict=True)
+                Quiz(mllm, chunk, size, features=read) for chunk, read in zip(chunks, features, strict=True)
             ),
         )
         bench.add("encoding the questions", {"s": taken}, setting=f"batch {size}")

@@ -23,7 +23,9 @@ def run(bench: Bench) -> None:
     vfm, on_cpu = models.dino(bench.device, toy=True), models.dino("cpu", toy=True)
     on_cpu.network.double()
     images = [models.image(n, 80) for n in range(12)]
-    data = Dataset("images", [Sample(f"{n}", f"{n}", lambda own=own: own) for n, own in enumerate(images)], "images")  # type: ignore[misc]
+    data = Dataset(
+        "images", [Sample(f"{n}", f"{n}", lambda image=image: image) for n, image in enumerate(images)], "images"
+    )  # type: ignore[misc]
     compute = partial(vfm_tokens, vfm, GRID)
     with bench.guard("VFM features against the CPU"):
         wanted = on_cpu._features(on_cpu._batch(images, *GRID).double()).permute(0, 2, 3, 1).flatten(1, 2)

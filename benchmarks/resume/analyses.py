@@ -91,10 +91,10 @@ def killed(started: list[Process], moment: float, alone: int | None) -> bool:
 
 def differences(one: Path, other: Path) -> list[str]:
     """Return what differs between the tables and tensors of the only runs in two folders."""
-    found = [[path.parent for path in out.glob(f"*/{RUN_FILE}")] for out in (one, other)]
-    if [len(folders) for folders in found] != [1, 1]:
-        return [f"{len(found[1])} runs: expected 1"]
-    (first,), (second,) = found
+    folders = [[path.parent for path in out.glob(f"*/{RUN_FILE}")] for out in (one, other)]
+    if [*map(len, folders)] != [1, 1]:
+        return [f"{len(folders[1])} runs: expected 1"]
+    (first,), (second,) = folders
     names = [
         {p.name for p in folder.iterdir() if p.suffix in (".parquet", ".safetensors")} for folder in (first, second)
     ]

@@ -98,9 +98,9 @@ def use_packed_attention(model: Any) -> None:
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     softcapping = getattr(text, "attn_logit_softcapping", None)
     if kinds != {"full_attention"} or softcapping:
-        found = ", ".join(sorted(kinds)) + (f" with attn_logit_softcapping {softcapping}" if softcapping else "")
+        attention = ", ".join(sorted(kinds)) + (f" with attn_logit_softcapping {softcapping}" if softcapping else "")
         raise ConfigError(
-            f"the language model has {found}: expected full attention in every block, without softcapping, since"
+            f"the language model has {attention}: expected full attention in every block, without softcapping, since"
             " questions are packed"
         )
     model.set_attn_implementation({"text_config": NAME})

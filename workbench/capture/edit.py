@@ -83,8 +83,8 @@ def edit(mllm: MLLM, batch: Batch, *, at: Site, fn: Edit, keep: int = 1) -> Floa
     with mllm.lock:
         logits = _trace(mllm, batch, layer, change, positions_to_keep(batch) + keep - 1)
     last = logits.shape[1] - 1 - mask.flip(1).long().argmax(1)
-    kept = last[:, None] - torch.arange(keep - 1, -1, -1, device=mask.device)
-    return logits[torch.arange(len(mask), device=mask.device)[:, None], kept].float().cpu()
+    positions = last[:, None] - torch.arange(keep - 1, -1, -1, device=mask.device)
+    return logits[torch.arange(len(mask), device=mask.device)[:, None], positions].float().cpu()
 
 
 def apply_edit(fn: Edit, values: Float[Tensor, "token d"], sample: int) -> Float[Tensor, "token d"]:

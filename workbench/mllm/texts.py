@@ -130,10 +130,10 @@ class ModelTexts:
         """
         template = self.processor.chat_template
         thinking = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
-        own_method = type(self.processor).apply_chat_template is not ProcessorMixin.apply_chat_template
+        overridden = type(self.processor).apply_chat_template is not ProcessorMixin.apply_chat_template
 
         def rendered() -> str:
-            if not isinstance(template, str) or own_method:
+            if not isinstance(template, str) or overridden:
                 return str(
                     self.processor.apply_chat_template(
                         messages, add_generation_prompt=generation, tokenize=False, **thinking

@@ -123,11 +123,11 @@ def _high_resolution_grid(
     total_h, total_w = rows.shape
     if width / height > total_w / total_h:
         dropped = (total_h - int(round(height * (total_w / width), 7))) // 2
-        kept = slice(dropped, total_h - dropped)
-        return rows[kept], (spans[0][kept], spans[1]), down * across
+        inside = slice(dropped, total_h - dropped)
+        return rows[inside], (spans[0][inside], spans[1]), down * across
     dropped = (total_w - int(round(width * (total_h / height), 7))) // 2
-    kept = slice(dropped, total_w - dropped)
-    return rows[:, kept], (spans[0], spans[1][kept]), down * across
+    inside = slice(dropped, total_w - dropped)
+    return rows[:, inside], (spans[0], spans[1][inside]), down * across
 
 
 def _spans(tiles: int, side: int, tile: int, patch: int, padding: int, length: int) -> Float[Tensor, "token 2"]:
