@@ -14,15 +14,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from trainer.setups.conversation_data import ConversationSet
 from workbench.data.base import Conversation, content_hash
@@ -31,6 +29,7 @@ from workbench.errors import DataError, ModelError, WorkbenchError, one_line
 from workbench.files import atomic_file, cache_folder
 from workbench.mllm import MLLM
 from workbench.mllm.conversation import IGNORED, conversation_text, encode_conversations
+from workbench.progress import progress_bar
 
 log = logging.getLogger(__name__)
 VERSION = 1
@@ -107,11 +106,6 @@ def look_through(mllm: MLLM, data: ConversationSet, max_length: int | None) -> l
     return warnings
 
 
-def _progress(items: Iterable[Any] | None = None, *, desc: str, unit: str, total: int | None = None) -> tqdm:
-    """Return a progress bar on stderr, which appears after two seconds."""
-    return tqdm(items, total=total, desc=desc, unit=unit, file=sys.stderr, mininterval=2, delay=2, leave=False)
-
-
 def _identity(mllm: MLLM) -> str:
     """Return a hash of everything that determines the tokens of texts and images."""
     processor = mllm.processor
@@ -139,7 +133,7 @@ def _look_through(mllm: MLLM, data: ConversationSet, max_length: int | None) -> 
     tokens = VisualLengths(mllm, set(sizes.values()))
     positions = getattr(mllm.config.get_text_config(), "max_position_embeddings", None)
     problems, errors = Problems(len(conversations)), list[str]()
-    with _progress(total=len(conversations), desc=f"texts of {data.data.name[:40]}", unit="row") as bar:
+    with progress_bar(f"texts of {data.data.name[:40]}", total=len(conversations), unit="row", leave=False) as bar:
         for start in range(0, len(conversations), TEXTS_AT_ONCE):
             part = conversations[start : start + TEXTS_AT_ONCE]
             for conversation, length in _lengths(mllm, part, sizes, tokens, errors, data):
@@ -181,7 +175,7 @@ def image_sizes(data: ConversationSet) -> dict[Any, Size]:
         except WorkbenchError as error:
             return str(error)
 
-    bar = _progress(total=len(stored), desc=f"image sizes of {data.data.name[:40]}", unit="image")
+    bar = progress_bar(f"image sizes of {data.data.name[:40]}", total=len(stored), unit="image", leave=False)
     with ThreadPoolExecutor(min(READERS, 2 * (os.cpu_count() or 1))) as readers, bar:
         for place, value in zip(stored, readers.map(size, stored.values()), strict=True):
             bar.update()
@@ -219,10 +213,10 @@ class VisualLengths:
         spread = by_area[:: max(1, len(by_area) // SIZES_ASKED)] + by_area[-1:]
         unusual = [size for size in by_area if min(size) < MIN_SIDE or max(size) > MAX_ASPECT * min(size)]
         asked = {*spread, *unusual}
-        for size in _progress(sorted(asked), desc="visual tokens by size", unit="size"):
+        for size in progress_bar("visual tokens by size", sorted(asked), unit="size", leave=False):
             self._known[size] = self._ask(size)
         offset = self._offset()
-        for size in _progress(sizes - asked, desc="visual tokens by size", unit="size"):
+        for size in progress_bar("visual tokens by size", sizes - asked, unit="size", leave=False):
             self._known[size] = self._ask(size) if offset is None else (self._arithmetic(size) + offset[0], offset[1])
 
     def __getitem__(self, size: Size) -> tuple[int, int]:

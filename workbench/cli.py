@@ -11,10 +11,11 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 from workbench.errors import ConfigError, UnknownNameError
 from workbench.options import ranges
+from workbench.progress import emit
 from workbench.yaml_config import check_kind, check_known, config_fields, flatten, plain, read_recipe
 
 # tyro's message about a value that is none of an option's choices
@@ -230,17 +231,18 @@ def command(main: Any) -> None:
     except WorkbenchError as error:
         if "--debug" in sys.argv:
             raise
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+        _exit_with(str(error))
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
     except OSError as error:
         if "--debug" in sys.argv:
             raise
-        sys.stderr.write(
-            f"error: {error.strerror}: {error.filename or 'disk'}\n"
-            if error.strerror
-            else f"error: {' '.join(str(error).split())}\n"
-        )
-        sys.exit(2)
+        _exit_with(f"{error.strerror}: {error.filename or 'disk'}" if error.strerror else " ".join(str(error).split()))
+
+
+def _exit_with(sentence: str) -> NoReturn:
+    """End the command with an error of one sentence."""
+    emit("error", sentence=sentence)
+    sys.stderr.write(f"error: {sentence}\n")
+    sys.exit(2)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from trainer.recipe import AlignmentConfig
 from trainer.setups.conversation_data import ConversationSet, encode_rows
@@ -22,6 +20,7 @@ from workbench.data.base import Conversation, content_hash, rows_hash
 from workbench.data.images import image_hash, shown
 from workbench.errors import ConfigError, RunError
 from workbench.mllm import MLLM, VisualTokens
+from workbench.progress import progress_bar
 from workbench.spatial.vfm_patches import covered_pixels
 from workbench.vfm import VFM
 
@@ -55,9 +54,7 @@ class StoredTargets(Targets):
         samples: dict[Grid, list[Sample]] = {}  # the tiles of each store
         sources: dict[Grid, list[tuple[int, int]]] = {}  # the conversation and image that each tile is of
         boxes = []
-        for number, conversation in enumerate(
-            tqdm(data.conversations, desc=f"tiles of {data.data.name}", file=sys.stderr, mininterval=2, delay=2)
-        ):
+        for number, conversation in enumerate(progress_bar(f"tiles of {data.data.name}", data.conversations)):
             store_rows: list[tuple[Grid, int]] = []
             self._image_hashes.append([])
             if conversation.loads:

@@ -25,7 +25,6 @@ up to float32 rounding.
 from __future__ import annotations
 
 import random
-import sys
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,7 +36,6 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from trainer.targets.features import BATCH, Features
 from trainer.targets.image_hashes import damaged, hash_file, hash_rows, image_hashes, reading
@@ -46,6 +44,7 @@ from workbench.data.base import content_hash
 from workbench.data.images import image_hash, shown
 from workbench.errors import RunError
 from workbench.files import atomic_file, cache_folder, locked, make_folder, remove_partial
+from workbench.progress import Bar, progress_bar
 
 Compute = Callable[[list[Image.Image]], Tensor]
 FORMAT = "shards-1"  # part of every key
@@ -185,14 +184,7 @@ class Store:
         unique = sorted(first_index.values())  # of identical images only the first
         chunks = [unique[start : start + SHARD] for start in range(0, len(unique), SHARD)]
         missing = sum(images[index] not in self._records for index in unique)
-        with tqdm(
-            total=missing,
-            desc=f"{self.what}, {data.name}",
-            unit="image",
-            file=sys.stderr,
-            mininterval=2,
-            disable=not missing,
-        ) as bar:
+        with progress_bar(f"{self.what}, {data.name}", total=missing, unit="image", disable=not missing) as bar:
             for wait in (False, True):
                 for chunk in chunks:
                     if all(images[index] in self._records for index in chunk):
@@ -206,7 +198,7 @@ class Store:
                             still_missing = [index for index in chunk if images[index] not in self._records]
                             self._compute(still_missing, data, images, compute, bar)
 
-    def _compute(self, indices: list[int], data: Dataset, images: list[bytes], compute: Compute, bar: tqdm) -> None:
+    def _compute(self, indices: list[int], data: Dataset, images: list[bytes], compute: Compute, bar: Bar) -> None:
         """Compute the features of the images at `indices`, and write them as a shard."""
         if not indices:
             return

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from workbench.errors import ConfigError
+from workbench.progress import progress_bar
 
 BATCH = 32  # images per forward pass of a network
 
@@ -34,15 +33,7 @@ class Features(ABC):
     def mean(self) -> Float[Tensor, " d"]:
         """Return the mean over all tokens of all images, summed in float64."""
         total = torch.zeros(self.shape[2], dtype=torch.float64)
-        for start in tqdm(
-            range(0, len(self), BATCH),
-            desc="mean feature",
-            unit="batch",
-            file=sys.stderr,
-            mininterval=2,
-            leave=False,
-            delay=2,
-        ):
+        for start in progress_bar("mean feature", range(0, len(self), BATCH), unit="batch", leave=False):
             total += self.rows(range(start, min(start + BATCH, len(self)))).sum(dim=(0, 1), dtype=torch.float64)
         return (total / (self.shape[0] * self.shape[1])).float()
 

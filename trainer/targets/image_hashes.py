@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +10,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from workbench.data import Dataset
 from workbench.data.images import image_hash
 from workbench.errors import RunError
 from workbench.files import atomic_file, cache_folder, locked, remove_partial
+from workbench.progress import progress_bar
 
 
 def image_hashes(data: Dataset) -> list[bytes]:
@@ -31,9 +30,7 @@ def image_hashes(data: Dataset) -> list[bytes]:
     if not path.exists():
         with locked(path.with_suffix(".lock"), wait=True):
             if not path.exists():  # another process may have written it meanwhile
-                scenes = tqdm(
-                    data.scenes, desc=f"images of {data.name}", unit="image", file=sys.stderr, mininterval=2, delay=2
-                )
+                scenes = progress_bar(f"images of {data.name}", data.scenes, unit="image")
                 hashes = [image_hash(scene[0].image) for scene in scenes]
                 remove_partial(path.parent, path.name)
                 with atomic_file(path) as partial:

@@ -14,7 +14,6 @@ import dataclasses
 import json
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,12 +25,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from workbench.data.base import Dataset, Object, Sample, content_hash
 from workbench.data.images import StoredImage
 from workbench.errors import one_line
 from workbench.files import atomic_folder, locked
+from workbench.progress import progress_bar
 from workbench.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -110,9 +109,7 @@ class Chunks:
         Args:
             bar: text before the progress bar.
         """
-        progress = tqdm(
-            total=len(chunks), desc=bar, unit="chunk", delay=2, file=sys.stderr, disable=not self.ranks.main
-        )
+        progress = progress_bar(bar, total=len(chunks), unit="chunk", disable=not self.ranks.main)
         if self.folder is None:
             with progress:
                 return [self._in_memory(chunk, fn, progress) for chunk in chunks]

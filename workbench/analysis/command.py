@@ -12,6 +12,7 @@ from workbench.analysis.declaration import Analysis, Where
 from workbench.analysis.discover import words_of
 from workbench.analysis.execution import execute
 from workbench.cli import ConfigFile, command, parse_with_file
+from workbench.progress import emit
 from workbench.ranks import Ranks
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ def run(analysis: Analysis, argv: list[str]) -> None:
     for label, run in results.items():
         for sentence in _shortened(run.record.get("left_out", ())):
             sys.stdout.write(f"{label}: left out {sentence}\n")
+        emit("run", analysis=analysis.name, key=run.key)
         sys.stdout.write(f"{label}: {runs.folder_of(where.output_dir, analysis.name, run.key)}\n")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,6 @@ import pandas as pd
 import plotly.graph_objects as go
 from annotated_types import Ge
 from torch import Tensor
-from tqdm import tqdm
 
 from workbench.analysis.chunks import Chunk, Chunks, Part, chunked, identity, origin_of
 from workbench.data import Dataset
@@ -20,6 +18,7 @@ from workbench.devices import check_device
 from workbench.mllm import MLLM
 from workbench.models import label_of
 from workbench.options import check_ranges
+from workbench.progress import progress_bar
 from workbench.runs import Run
 from workbench.vfm import find_vfm
 
@@ -113,15 +112,8 @@ class Context:
 
     def progress(self, items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
         """Return `items` with a progress bar on stderr after two seconds, for loops other than `map`."""
-        disable = not self.chunks.ranks.main
-        return tqdm(
-            items,
-            desc=f"{what} ({self.label or label_of(self.mllm.name)})",
-            total=total,
-            delay=2,
-            file=sys.stderr,
-            disable=disable,
-        )
+        label = self.label or label_of(self.mllm.name)
+        return progress_bar(f"{what} ({label})", items, total=total, disable=not self.chunks.ranks.main)
 
 
 @dataclass(frozen=True)

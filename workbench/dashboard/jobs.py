@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import tempfile
@@ -18,12 +17,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import streamlit as st
 
 from workbench.errors import RunError
 from workbench.processes import environment, python
+from workbench.progress import EVENTS, read_events
 
 State = Literal["running", "done", "failed", "stopped"]
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -37,6 +37,7 @@ class Job:
     Attributes:
         words: the command as a list of arguments; it never goes through a shell.
         output: the file with everything that it prints.
+        events: the file with its events (`workbench.progress`).
         process: the subprocess.
         started: time of its start, `time.monotonic()`.
         stopped: whether the user stopped it.
@@ -44,6 +45,7 @@ class Job:
 
     words: tuple[str, ...]
     output: Path
+    events: Path
     process: subprocess.Popen[bytes]
     started: float = field(default_factory=time.monotonic)
     stopped: bool = False
@@ -68,26 +70,28 @@ class Job:
         ]
 
     def progress(self) -> tuple[float, str] | None:
-        """Return the share done (0..1) and the text of the progress bar, if the last line is one."""
-        lines = self.lines()
-        bar = re.search(r"^(.*?):?\s*(\d+)%\|.*?\| *(.*)$", lines[-1]) if lines else None
-        return (min(int(bar[2]), 100) / 100, f"{bar[1]}: {bar[3]}") if bar else None
+        """Return the share done (0..1) of what it is doing and a text, or None before its first bar."""
+        bars = self._events("progress")
+        if not bars:
+            return None
+        done, total = bars[-1]["done"], bars[-1]["total"]
+        return (
+            min(done / total, 1.0) if total else 0.0
+        ), f"{bars[-1]['what']}: {done}{f' of {total}' if total else ''}"
+
+    def _events(self, name: str) -> list[dict[str, Any]]:
+        return [event for event in read_events(self.events) if event["event"] == name]
 
     def error(self) -> str:
         """Return why it failed, in one sentence: the command's own error if it printed one."""
+        if errors := self._events("error"):
+            return str(errors[-1]["sentence"])
         lines = self.lines()
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        if errors:
-            return errors[-1]
         return f"the command ended with code {self.process.returncode}" + (f" after: {lines[-1]}" if lines else "")
 
     def keys(self, analysis: str) -> list[str]:
-        """Return the keys of the stored runs that it names in its last lines."""
-        return [
-            match[1]
-            for line in self.lines()
-            if (match := re.search(rf"/{re.escape(analysis)}-([0-9a-f]{{12}})$", line))
-        ]
+        """Return the keys of the runs of an analysis that it has stored."""
+        return [event["key"] for event in self._events("run") if event["analysis"] == analysis]
 
     def stop(self) -> None:
         """Interrupt the job as Ctrl-C does, with stronger signals if it does not stop; return at once."""
@@ -122,6 +126,7 @@ class Jobs:
                     f"a job of '{name}' is running already: expected one at a time; stop it or wait until it ends"
                 )
             descriptor, output = tempfile.mkstemp(prefix=f"viral-{name}-", suffix=".log")
+            events = Path(output).with_suffix(".jsonl")
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     process = subprocess.Popen(
@@ -129,12 +134,12 @@ class Jobs:
                         stdin=subprocess.DEVNULL,
                         stdout=file,
                         stderr=subprocess.STDOUT,
-                        env=environment(PYTHONUNBUFFERED="1"),
+                        env=environment(PYTHONUNBUFFERED="1", **{EVENTS: str(events)}),
                         start_new_session=True,
                     )
             except (OSError, ValueError) as error:
                 raise RunError(f"the job could not be started: {error}") from error
-            self.newest[name] = Job(tuple(words), Path(output), process)
+            self.newest[name] = Job(tuple(words), Path(output), events, process)
             return self.newest[name]
 
     def end_all(self) -> None:
@@ -142,7 +147,8 @@ class Jobs:
         for job in self.newest.values():
             if job.process.poll() is None:
                 job._end()
-            job.output.unlink(missing_ok=True)
+            for file in (job.output, job.events):
+                file.unlink(missing_ok=True)
 
 
 @st.cache_resource

@@ -12,14 +12,11 @@ its letter; if that can mean two options, `answer=text`, `answer=index` or `answ
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from workbench.data.base import DATASETS, Conversation, ConversationDataset, Sample
 from workbench.data.choices import LETTER_COLUMNS, OPTION_KEYS, READINGS, Options, answer_of, options_of
@@ -31,6 +28,7 @@ from workbench.data.selection import choose
 from workbench.data.specs import path_of, spec_options
 from workbench.data.turns import Notes, check_media, image_key, is_empty, message_text, turns_of
 from workbench.errors import DataError, UnknownNameError
+from workbench.progress import progress_bar
 
 CHAT_COLUMNS = ("conversations", "messages")
 
@@ -209,15 +207,7 @@ def _image_sources(table: Any, column: str | None, path: str, root: Path) -> lis
         return [()] * len(table)
     images = table.select_columns([column])
     sources: list[tuple[str | StoredImage, ...]] = []
-    for index in tqdm(
-        range(len(images)),
-        desc=f"images of {shown(path, 40)}",
-        unit="row",
-        file=sys.stderr,
-        mininterval=2,
-        delay=2,
-        leave=False,
-    ):
+    for index in progress_bar(f"images of {shown(path, 40)}", range(len(images)), unit="row", leave=False):
         where = f"{shown(path)} row {index + 1}"
         row: list[str | StoredImage] = []
         for number, value in enumerate(_cells(images, index, column)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,12 +18,12 @@ from urllib.parse import unquote
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from tqdm import tqdm
 
 from workbench.data.base import content_hash
 from workbench.data.images import StoredImage, shown
 from workbench.errors import DataError
 from workbench.files import atomic_file, cache_folder
+from workbench.progress import progress_bar
 
 # besides those that begin with a dot
 SKIPPED_FOLDERS = ("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
@@ -192,9 +191,7 @@ def file_hashes(files: Mapping[str, ImageFile], what: str) -> dict[str, bytes]:
         hashes[known] = earlier[1][known]
     unknown = np.flatnonzero(~known)
     began = time.time_ns()
-    bar = tqdm(
-        unknown, desc=f"image files of {what}", unit="file", file=sys.stderr, mininterval=2, delay=2, leave=False
-    )
+    bar = progress_bar(f"image files of {what}", unknown, unit="file", leave=False)
     with ThreadPoolExecutor(READERS) as readers:
         for number, digest in zip(bar, readers.map(lambda n: _hash(files[names[n]].path), unknown), strict=True):
             hashes[number] = np.frombuffer(digest, dtype=np.uint8)

@@ -23,13 +23,10 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from workbench.data.base import DATASETS, Conversation, ConversationDataset, rows_hash
 from workbench.data.image_files import (
@@ -46,6 +43,7 @@ from workbench.data.selection import choose, rows_of_images
 from workbench.data.specs import path_of, spec_options
 from workbench.data.turns import Notes, check_media, image_key, is_empty, turns_of
 from workbench.errors import DataError, UnknownNameError
+from workbench.progress import progress_bar
 
 JSON_LINES = ".jsonl"
 HELD = "500"  # images of the validation split
@@ -93,9 +91,7 @@ def llava_json(
     notes, dropped = Notes(), row_numbers(options["drop"])
     rows: list[Row] = []
     broken: list[str] = []
-    for number, row in tqdm(
-        _rows(file), desc=f"rows of {file.name}", unit="row", file=sys.stderr, mininterval=2, delay=2, leave=False
-    ):
+    for number, row in progress_bar(f"rows of {file.name}", _rows(file), unit="row", leave=False):
         if number in dropped:
             dropped.discard(number)
             notes.add("left out by drop", f"row {number}")

@@ -7,14 +7,13 @@ stored bytes.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from tqdm import tqdm
 
 from workbench.data.images import StoredImage, image_hash, shown
+from workbench.progress import progress_bar
 
 READERS = 8  # threads
 DECODED = 10_000  # images, at most, that are decoded beforehand by default
@@ -106,15 +105,7 @@ def hashes_of(images: Sequence[StoredImage], expected: int, what: str) -> Iterat
         expected: how many of them will probably be used.
         what: the data set's name, for the progress bar.
     """
-    bar = tqdm(
-        total=min(expected, len(images)),
-        desc=f"images of {shown(what, 40)}",
-        unit="image",
-        file=sys.stderr,
-        mininterval=2,
-        delay=2,
-        leave=False,
-    )
+    bar = progress_bar(f"images of {shown(what, 40)}", total=min(expected, len(images)), unit="image", leave=False)
     with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as readers, bar:
         for start in range(0, len(images), 2 * READERS):
             for pixels in readers.map(lambda image: image_hash(image()), images[start : start + 2 * READERS]):
