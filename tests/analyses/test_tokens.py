@@ -29,7 +29,7 @@ from workbench import runs
 from workbench.analysis.declaration import Context, Where
 from workbench.analysis.execution import execute
 from workbench.capture.hidden_states import Activations, read
-from workbench.dashboard.tokens_figures import clickable_image, framed_patch, small_maps, token_planes
+from workbench.dashboard.tokens_figures import clickable, framed_patch, small_maps, token_planes
 from workbench.dashboard.tokens_views import BASES, _map_colors, _patch_at, _separate_planes, _visual_tokens
 from workbench.data import Dataset, Object, Sample, load_data
 from workbench.errors import ConfigError, DataError
@@ -386,7 +386,7 @@ def test_views(llava: MLLM) -> None:
     assert figure.data[0].z[1][2] == 6
     assert min(figure.data[1].x) == 1.5
     assert min(figure.data[1].y) == 0.5
-    picture_ = clickable_image(np.zeros((40, 80, 3), dtype=np.uint8), raster, 5)
+    picture_ = clickable(np.zeros((40, 80, 3), dtype=np.uint8), raster, 5)
     points = picture_.data[-1]
     assert points.customdata.tolist() == list(range(16))
     assert points.x[5] == pytest.approx(20)

@@ -33,7 +33,7 @@ def data_url(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def clickable_image(image: np.ndarray, tokens: VisualTokens, chosen: int) -> go.Figure:
+def clickable(image: np.ndarray, tokens: VisualTokens, chosen: int) -> go.Figure:
     """Return a figure of the image whose patches can be clicked, with the chosen patch framed.
 
     Plotly reports clicks on points only, so a nearly invisible point lies on each patch.

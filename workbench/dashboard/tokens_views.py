@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from workbench import figures
-from workbench.dashboard.tokens_figures import clickable_image, data_url, framed_patch, small_maps, token_planes
+from workbench.dashboard.tokens_figures import clickable, data_url, framed_patch, small_maps, token_planes
 from workbench.metrics.geometry import joint_pca_rgb, similarity_to, umap_map
 from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
@@ -248,7 +248,7 @@ def _clicked_patch(pixels: np.ndarray, place: VisualTokens, image: int) -> int:
             st.session_state[key] = int(np.ravel(points[0]["customdata"])[0])
 
     patch = int(st.session_state.get(key, (rows // 2) * columns + columns // 2))
-    chart = clickable_image(pixels, place, patch)
+    chart = clickable(pixels, place, patch)
     st.plotly_chart(
         chart,
         width="stretch",

@@ -9,9 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -22,6 +24,7 @@ from workbench.devices import check_device
 from workbench.errors import DataError, ModelError, one_line
 from workbench.hashing import fingerprint, model_settings, processor_fingerprint, saved_tensors, settings_hash
 from workbench.mllm.family import TEXT_INPUTS, Batch, BatchImages, Family, VisualTokens, family_of
+from workbench.mllm.hub_files import loaded_files
 from workbench.mllm.load import load_config, load_model, placement
 from workbench.mllm.processors import check_agreement, load_processor
 from workbench.mllm.residual import KEY, Residual, load_residual
@@ -29,27 +32,42 @@ from workbench.mllm.texts import ModelTexts
 from workbench.mllm.validate import validate as validate_mllm
 from workbench.plugins import identity
 from workbench.weights.pretrained import hub_options
+from workbench.weights.remembered import remembered_fingerprint
 
 
 class MLLM(ModelTexts):
     """A model, its processor and its family; make one with `MLLM.load`."""
 
-    def __init__(self, model: Any, processor: Any, family: Family, name: str, residual: Residual | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        family: Family,
+        name: str,
+        residual: Residual | None = None,
+        files: Sequence[Path] = (),
+    ) -> None:
         super().__init__(processor, model.config, name)
         self.model, self.family, self.residual = model.eval(), family, residual
         self.lock = threading.RLock()  # forward passes and traces of one model must not overlap
-        self.fingerprint = self._fingerprint()
+        self.fingerprint = self._fingerprint(files)
         self.processor.tokenizer.padding_side = "left"  # generation continues from the last position
 
-    def _fingerprint(self) -> str:
+    def _fingerprint(self, files: Sequence[Path]) -> str:
         """Return a hash of everything that decides an answer, except the versions of the libraries.
 
         That is: weights by name, configuration, generation settings, tokenizer, processor, chat template, and the code
         of the family if a plugin provides it.
+
+        Args:
+            files: the files that the model was loaded from, if the hash of its weights may be remembered.
         """
         adapters = {} if self.residual is None else self.residual.state_dict()
         residual_tensors = {f"{KEY}.{key}": value for key, value in adapters.items()}
-        weights = fingerprint(saved_tensors(self.model) | residual_tensors)
+        loaded_as = [type(self.model).__name__, self.model.dtype, model_settings(self.model), transformers.__version__]
+        weights = remembered_fingerprint(
+            files, loaded_as, lambda: fingerprint(saved_tensors(self.model) | residual_tensors)
+        )
         code = [plugin] if (plugin := identity("families", self.family.name)) else []
         return settings_hash(weights, model_settings(self.model), processor_fingerprint(self.processor), *code)
 
@@ -98,7 +116,10 @@ class MLLM(ModelTexts):
         model = load_model(AutoModelForImageTextToText, name, config, strict=validate, dtype=dtype, **placed, **options)
         if not placed:
             model.to(chosen_device)
-        mllm = cls(model, processor, family, name, load_residual(model, name, revision))
+        residual = load_residual(model, name, revision)
+        # code that comes with a model may make other tensors of the same files
+        files = () if trust_remote_code else loaded_files(name, revision)
+        mllm = cls(model, processor, family, name, residual, files)
         if validate:
             validate_mllm(mllm)
         return mllm
@@ -331,7 +352,7 @@ class WeightlessMLLM(MLLM):
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    def _fingerprint(self) -> str:
+    def _fingerprint(self, files: Sequence[Path]) -> str:
         return ""
 
 

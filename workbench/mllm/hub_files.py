@@ -9,6 +9,7 @@ from typing import Any
 from transformers.utils import cached_file
 
 from workbench.errors import ModelError, one_line
+from workbench.mllm.residual import FILE as RESIDUAL
 from workbench.weights.model_files import PICKLE, SAFETENSORS, WeightFiles, locate, weight_files
 from workbench.weights.pretrained import call
 
@@ -33,6 +34,15 @@ def weights_of(name: str, **options: Any) -> WeightFiles | None:
         if path is not None:
             return weight_files(Path(path).parent)
     return None
+
+
+def loaded_files(name: str, revision: str | None) -> tuple[Path, ...]:
+    """Return the files whose tensors are those of a loaded model, adapters of a residual included."""
+    weights = weights_of(name, local_files_only=True, revision=revision)
+    if weights is None:
+        return ()
+    residual = weights.folder / RESIDUAL
+    return (*weights.files, *([residual] if residual.exists() else []))
 
 
 def hub_file(name: str, file: str, **options: Any) -> str | None:

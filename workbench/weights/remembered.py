@@ -1,0 +1,60 @@
+"""Fingerprints of large models, remembered as long as their files do not change."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from workbench.errors import WeightsError
+from workbench.files import atomic_file, cache_folder
+from workbench.hashing import settings_hash
+
+LARGE = 2**28  # bytes; hashing less takes under a second
+RECENT = 2 * 10**9  # ns; a file changed so recently may change again within one tick of the file system's clock
+CHECK = "VIRAL_CHECK_FINGERPRINTS"
+
+
+def remembered_fingerprint(files: Sequence[Path], settings: object, compute: Callable[[], str]) -> str:
+    """Return `compute()`, the fingerprint of what was loaded from `files`; of large files it is remembered.
+
+    It is computed again if the path, inode, size or a time of change of a file differs, or a file is new, and always if
+    the variable VIRAL_CHECK_FINGERPRINTS is 1.
+
+    Args:
+        settings: what else decides the fingerprint, such as the number format that the files were loaded in.
+
+    Raises:
+        WeightsError: with VIRAL_CHECK_FINGERPRINTS=1, the remembered fingerprint is not the computed one.
+    """
+    resolved = sorted(file.resolve() for file in files)
+    stats = [file.stat() for file in resolved]
+    if not files or sum(stat.st_size for stat in stats) < LARGE:
+        return compute()
+    states = [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]
+    key = settings_hash([str(file) for file in resolved], states, settings)
+    store, began = cache_folder("fingerprints") / f"{key}.json", time.time_ns()
+    remembered = _read(store)
+    check = os.environ.get(CHECK, "0") == "1"
+    if remembered is not None and not check:
+        return remembered
+    computed = compute()
+    if remembered not in (None, computed):
+        raise WeightsError(
+            f"{resolved[0]} has fingerprint {computed}, but {store} remembers {remembered}: expected the same for"
+            " unchanged files; remove that file, and distrust results computed since"
+        )
+    if max(max(stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats) < began - RECENT:
+        with atomic_file(store) as partial:
+            partial.write_text(json.dumps({"fingerprint": computed, "files": [str(file) for file in resolved]}))
+    return computed
+
+
+def _read(store: Path) -> str | None:
+    """Return a stored fingerprint, or None if there is none or it is damaged."""
+    try:
+        return str(json.loads(store.read_text())["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
