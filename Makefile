@@ -5,7 +5,7 @@ BIN := .venv/bin
 RUNS ?= runs
 HEADLESS ?=
 
-.PHONY: demo test test-fast check docs docs-serve env browser clean
+.PHONY: demo test test-fast coverage check docs docs-serve env browser clean
 
 env: .venv/.ready
 
@@ -26,6 +26,10 @@ test: env browser
 # Without the tests that train models, run long commands or drive a browser.
 test-fast: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not browser"
+
+# Lines that the suite does not run in the processes of the tests; those that only commands in forks run count as missed.
+coverage: env browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report term:skip-covered
 
 # The browser test needs Debian's chromium. Without it the test is skipped, or fails if the variable CI is set.
 browser:
