@@ -894,7 +894,7 @@ def test_a_taken_folder_is_left_alone(tmp_path: Path) -> None:
     ("words", "message"),
     [
         ([], "error: no folder given: expected python -m workbench.convert OFFICIAL_DIR OUT\n"),
-        (["a", "b", "--bse", "c"], "error: unknown option '--bse': did you mean 'base'?\n"),
+        (["a", "b", "--bse", "c"], "error: unknown option '--bse': did you mean '--base'?\n"),
         (["a", "b"], "error: a is not a folder: expected a checkpoint folder of the original LLaVA or VIRAL code\n"),
     ],
 )

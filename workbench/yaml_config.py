@@ -161,20 +161,26 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def check_known(
-    key: str, known: Mapping[str, Any], called: str, renamed: Mapping[str, str] = MappingProxyType({})
+    key: str,
+    known: Mapping[str, Any],
+    called: str,
+    renamed: Mapping[str, str] = MappingProxyType({}),
+    *,
+    prefix: str = "",
 ) -> None:
     """Raise a ConfigError if a key is not in `known`; the message names the nearest known key.
 
     Args:
         called: what the error message calls the key.
         renamed: {old name: current name} of renamed keys.
+        prefix: what precedes a key where it is written, such as "--".
     """
     if key in known:
         return
     if key in renamed:
-        raise ConfigError(f"unknown {called}: it is called '{renamed[key]}' now")
+        raise ConfigError(f"unknown {called}: it is called '{prefix}{renamed[key]}' now")
     if near := nearest_key(key, known):
-        raise ConfigError(f"unknown {called}: did you mean '{near}'?")
+        raise ConfigError(f"unknown {called}: did you mean '{prefix}{near}'?")
     names = ", ".join(known)
     expected = names if len(names) < 160 else f"the {len(known)} that --help lists"
     raise ConfigError(f"unknown {called}: expected one of {expected}")

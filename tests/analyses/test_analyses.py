@@ -380,7 +380,7 @@ def test_a_folder_of_photographs(runs_folder: Path, tmp_path: Path) -> None:
         (["--model", "MODEL", "--batch_size", "0"], "batch_size is 0"),
         (["--model", "MODEL", "--device", "cuda"], "no GPU is visible"),
         (["--model", "MODEL", "--limit", "12", "--pooling", "pooled"], "k is 10 with 12 images"),
-        (["--modle", "MODEL"], "unknown option '--modle': did you mean 'model'"),
+        (["--modle", "MODEL"], "unknown option '--modle': did you mean '--model'"),
         (["--model", "MODEL", "--output_dir", "/proc/here"], "cannot make folder /proc/here"),
     ],
 )

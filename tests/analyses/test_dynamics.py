@@ -313,7 +313,7 @@ def test_other_checkpoints_are_another_question(runs_folder: Path, tmp_path: Pat
         (["--model", "some/hub-id"], "'some/hub-id' is not a folder"),
         (["--model", "VIRAL", "--layers", "9"], "layer 9 does not exist"),
         (["--model", "VIRAL", "--vfm", "dinov2-smal"], "did you mean 'dinov2-small'"),
-        (["--model", "VIRAL", "--premutations", "2"], "unknown option '--premutations': did you mean 'permutations'"),
+        (["--model", "VIRAL", "--premutations", "2"], "unknown option '--premutations': did you mean '--permutations'"),
     ],
 )
 def test_bad_input_is_one_sentence(runs_folder: Path, tmp_path: Path, words: list[str], message: str) -> None:

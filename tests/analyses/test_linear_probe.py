@@ -380,7 +380,7 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
     ("words", "message"),
     [
         (["--layers", "9"], "layer 9 does not exist"),
-        (["--targts", "x"], "unknown option '--targts': did you mean 'targets'"),
+        (["--targts", "x"], "unknown option '--targts': did you mean '--targets'"),
         (["--targets", "clas"], "clas"),
         (["--limit", "4"], "4 images for 5 folds"),
         (["--l2", "0"], "l2 is 0.0: expected above 0"),

@@ -327,7 +327,7 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
     ("words", "message"),
     [
         (["--layers", "9"], "layer 9 does not exist"),
-        (["--covr", "1"], "unknown option '--covr': did you mean 'cover'"),
+        (["--covr", "1"], "unknown option '--covr': did you mean '--cover'"),
         (["--cover", "0"], "cover is 0.0: expected above 0 and at most 1"),
         (["--maps", "0", "--no-scores"], "maps is 0 without scores"),
         (["--data", "folder:PHOTOS"], "has no objects: expected one with objects"),

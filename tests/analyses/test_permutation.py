@@ -252,7 +252,7 @@ def test_questions_that_cannot_be_scored_are_refused(folders: Path) -> None:
         (["--layers", "9"], "layer 9 does not exist"),
         (["--types", "count", "relatoin_x"], "did you mean 'relation_x'"),
         (["--permutations", "0"], "permutations is 0: expected at least 1"),
-        (["--permutatoins", "1"], "unknown option '--permutatoins': did you mean 'permutations'"),
+        (["--permutatoins", "1"], "unknown option '--permutatoins': did you mean '--permutations'"),
         (["--block", "3"], "block is 3 for a patch grid of 8 x 8 tokens: expected a divisor of both"),
         (["--data", "folder:PHOTOS"], "has a question with options and an answer"),
     ],

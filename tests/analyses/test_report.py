@@ -120,7 +120,7 @@ def test_a_second_report_looks_up_what_is_stored(made: Path, runs_folder: Path) 
         (["--model", "VIRAL", "--only", "cknn"], "unknown analysis 'cknn'"),
         (["--model", "VIRAL", "--only", "all"], "unknown analysis 'all'"),
         (["--model", "VIRAL", "--vfm", "dinov2-smal"], "did you mean 'dinov2-small'"),
-        (["--model", "VIRAL", "--limti", "3"], "unknown option '--limti': did you mean 'limit'"),
+        (["--model", "VIRAL", "--limti", "3"], "unknown option '--limti': did you mean '--limit'"),
         (["--model", "VIRAL", "VIRAL"], "is given twice: expected each model once"),
         ([], "no model given"),
     ],

@@ -204,7 +204,7 @@ def test_a_first_stage_has_the_dropout_of_its_own_recipe(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model.dropot", "0.1"], "unknown option '--model.dropot': did you mean 'model.dropout'"),
+        (["--model.dropot", "0.1"], "unknown option '--model.dropot': did you mean '--model.dropout'"),
         (["--model.dropout", "1"], "model.dropout is 1.0: expected at least 0 and below 1"),
         (["--model.dropout", "-0.1"], "model.dropout is -0.1: expected at least 0 and below 1"),
         (["--model.dropout", "nan"], "model.dropout is nan: expected at least 0 and below 1"),

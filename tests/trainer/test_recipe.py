@@ -223,7 +223,7 @@ def test_an_old_key_is_an_error_that_names_the_new_one(old: str, new: str, tmp_p
     (tmp_path / "old.yaml").write_text(f"{section}:\n  {key}: 1\n")
     with pytest.raises(ConfigError, match=rf"unknown key '{old}' in .*old\.yaml: it is called '{new}' now"):
         read([str(tmp_path / "old.yaml")])
-    with pytest.raises(ConfigError, match=f"unknown option '--{old}': it is called '{new}' now"):
+    with pytest.raises(ConfigError, match=f"unknown option '--{old}': it is called '--{new}' now"):
         read([str(RECIPES[0]), f"--{old}", "1"])
 
 

@@ -289,7 +289,10 @@ def test_the_dry_run_has_the_real_sizes_and_counts_shared_features_once(vfm: str
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--model.second_encodr", VFM], "unknown option '--model.second_encodr': did you mean 'model.second_encoder'"),
+        (
+            ["--model.second_encodr", VFM],
+            "unknown option '--model.second_encodr': did you mean '--model.second_encoder'",
+        ),
         (["--model.second_encoder", "dinov2-smal"], "unknown VFM 'dinov2-smal': expected one of dinov2-small, "),
         (
             ["--model.second_encoder", "dinov2-smal", "--dry_run"],

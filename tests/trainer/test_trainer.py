@@ -412,7 +412,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
         (["trainer/recipes/shapes_virl.yaml"], "did you mean 'trainer/recipes/shapes_viral.yaml'"),
         (
             [recipe("viral"), "--alignment.layr", "3"],
-            "unknown option '--alignment.layr': did you mean 'alignment.layer'",
+            "unknown option '--alignment.layr': did you mean '--alignment.layer'",
         ),
         ([recipe("viral"), "--alignment.layer", "three"], "alignment.layer"),
         ([recipe("viral"), "--alignment.layer", "9"], "alignment.layer is 9: expected 1 to 6"),

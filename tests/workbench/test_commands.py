@@ -203,7 +203,7 @@ def test_the_nearest_key_is_near_in_its_last_part(key: str, near: str | None) ->
 
 def test_an_unknown_option_is_one_short_sentence(tmp_path: Path) -> None:
     assert refused("trainer", recipe("viral"), "--optim.lr", "1").endswith(
-        "unknown option '--optim.lr': did you mean 'optim.learning_rate'?"
+        "unknown option '--optim.lr': did you mean '--optim.learning_rate'?"
     )
     (tmp_path / "r.yaml").write_text("optim:\n  lr: 1.0\n")
     with pytest.raises(ConfigError, match=r"unknown key 'optim\.lr' in .*: did you mean 'optim\.learning_rate'\?$"):

@@ -247,7 +247,7 @@ def test_analyses_of_plugins_are_listed_and_named(site: Path, caplog: pytest.Log
         "analyses", "acme_broken", "--model", "a"
     )
     assert "plugin 'acme_broken'" in refused("analyses.all", "--only", "acme_broken", "--model", "a")
-    assert refused("analyses", "acme_scores", "--modle", "a").endswith("did you mean 'model'?")
+    assert refused("analyses", "acme_scores", "--modle", "a").endswith("did you mean '--model'?")
     assert refused("analyses", "acme_score").endswith("did you mean 'acme_scores'?")
 
 

@@ -64,7 +64,7 @@ def test_the_first_stage_is_one_run_and_is_not_compared(tmp_path: Path) -> None:
         ({"grid": ("alignment.layer: 2 2",)}, "two variants are called 'layer-2'"),
         (
             {"grid": ("alignment.layr: 2",)},
-            "variant 'layr-2': unknown option '--alignment.layr': did you mean 'alignment.layer'",
+            "variant 'layr-2': unknown option '--alignment.layr': did you mean '--alignment.layer'",
         ),
         ({"grid": ("alignment.layer: 9",)}, "variant 'layer-9': alignment.layer is 9: expected 1 to 6"),
         ({"against": "basline"}, "did you mean 'baseline'"),

@@ -70,7 +70,7 @@ def test_every_variant_is_trained_at_every_point(tmp_path: Path) -> None:
             "has --data.limit_train, which the grid varies",
         ),
         ({"grid": ("data.limit_train: 30 30",)}, "two variants are called 'baseline_limit_train-30'"),
-        ({"grid": ("data.limit_trian: 30",)}, "unknown option '--data.limit_trian': did you mean 'data.limit_train'"),
+        ({"grid": ("data.limit_trian: 30",)}, "unknown option '--data.limit_trian': did you mean '--data.limit_train'"),
         ({"against": "baseline_limit_train-30"}, "did you mean 'baseline'"),
         (
             {"best": ("baseline",), "variants": (f"baseline: {recipe('stage1')} --keep_best",)},
