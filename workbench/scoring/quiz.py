@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import pandas as pd
@@ -197,7 +198,7 @@ class Quiz:
         cache = DynamicCache(
             [(key[images], value[images]) for key, value in memory], config=self.mllm.config.get_text_config()
         )
-        inputs = {"inputs_embeds": model.get_input_embeddings()(ids), "past_key_values": cache, "use_cache": True}
+        inputs = {"inputs_embeds": model.get_input_embeddings()(ids), **_with_cache(self.mllm.decoder, cache)}
         if blocks:
             keys = torch.zeros(len(tails), self._prefixes.starts.shape[1] + ids.shape[1], dtype=torch.bool)
             keys[:, self._prefixes.visual] = True
@@ -230,8 +231,14 @@ class Quiz:
         hidden[:, visual] = (changed(projected) if at in ("projector", 0) else projected).to(hidden.dtype)
         cache: Any = DynamicCache(config=self.mllm.config.get_text_config())
         with _hook(self.mllm, at, at_block):
-            self.mllm.decoder(inputs_embeds=hidden, past_key_values=cache, use_cache=True)
+            self.mllm.decoder(inputs_embeds=hidden, **_with_cache(self.mllm.decoder, cache))
         return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _with_cache(decoder: Any, cache: DynamicCache) -> dict[str, Any]:
+    """Return the arguments of a decoder's forward pass with a cache, whose name transformers changed in 5.24."""
+    name = "cache" if "cache" in signature(decoder.forward).parameters else "past_key_values"
+    return {name: cache, "use_cache": True}
 
 
 def _change_sample(
