@@ -19,9 +19,9 @@ env: .venv/.ready
 demo: env
 	$(BIN)/python -m workbench.demo --runs $(RUNS) $(if $(HEADLESS),--headless)
 
-# Three workers with one thread each: tests wait for processes and browsers, which leaves two cores idle otherwise. A test file stays on one worker, so that its tests share their models.
+# One thread for each of the two workers, since tests start processes of their own. A test file stays on one worker, so that its tests share their models.
 test: env browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Without the tests that train models, run long commands or drive a browser.
 test-fast: env

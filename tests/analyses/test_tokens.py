@@ -486,7 +486,7 @@ def test_the_command(runs_folder: Path, tmp_path: Path) -> None:
     assert set(table["at"]) == {ENCODER, "layer 0", "layer 1", "layer 2", "layer 3", "dinov2-small"}
     assert (table["low"] <= table["high"]).all()
     failed = run("analyses.tokens", "--model", models[0], "--umap_layer", "1", code=2)
-    assert "did you mean 'umap_layers'" in failed.stderr
+    assert "did you mean '--umap_layers'" in failed.stderr
     assert "Traceback" not in failed.stderr
 
 

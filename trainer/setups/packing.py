@@ -109,8 +109,8 @@ def use_packed_attention(model: Any) -> None:
 def packed_attention(
     module: nn.Module,
     query: Float[Tensor, "b h n d"],
-    key: Float[Tensor, "b g n d"],
-    value: Float[Tensor, "b g n d"],
+    key: Float[Tensor, "b g m d"],
+    value: Float[Tensor, "b g m d"],
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
@@ -121,7 +121,7 @@ def packed_attention(
     """Compute attention under the block-diagonal mask of `packing`, with the interface that transformers expects.
 
     A token of a question attends to the prefix and to its question up to itself; a token of the prefix attends to the
-    prefix up to itself. Without `packing` this is transformers' own sdpa attention.
+    prefix up to itself, and m is n. Without `packing` this is transformers' own sdpa attention.
     """
     if packing is None:
         return sdpa_attention_forward(
