@@ -142,7 +142,5 @@ def _compare_chunk(
 
 
 TITLE = "Layer-wise alignment with vision foundation models (CKNNA and other metrics)"
-
-
 # version 3: neighbors in float64, ties broken at random, intervals with their stated coverage
 ANALYSIS = Analysis("cknna", TITLE, Config, run, figures, summary, PAGE, version=3, uses=vfm_inputs)

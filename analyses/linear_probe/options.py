@@ -10,14 +10,8 @@ from annotated_types import Ge, Gt, Le
 from workbench.analysis.declaration import DataOptions
 
 Target = Literal["class", "colour", "foreground", "x", "y", "count"]
-
-
 TARGETS: tuple[Target, ...] = get_args(Target)
-
-
 REGRESSED = ("x", "y", "count")
-
-
 ENCODER = "tower"  # the vision encoder in stored tables
 
 

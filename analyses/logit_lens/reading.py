@@ -22,11 +22,7 @@ from workbench.mllm.family import VisualTokens
 from workbench.spatial.grids import BACKGROUND, canvas, object_per_token
 
 PATCH_KINDS = ("object", "background")
-
-
 ROWS = 256  # tokens whose logits over the vocabulary are in memory at once
-
-
 SIDE = 448  # maximum width and height of a stored image, in pixels
 
 

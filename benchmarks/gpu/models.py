@@ -20,6 +20,7 @@ from workbench.mllm import FAMILIES, MLLM
 from workbench.vfm import VFM
 from workbench.vfm.base import IMAGENET, VFMEntry
 from workbench.vfm.hf_models import KINDS, _build
+from workbench.weights.remembered import LoadedFrom
 
 CONFIGS = Path(__file__).parent / "configs"
 WORDS = tuple(
@@ -90,7 +91,7 @@ TOY_DINO = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 class RandomMLLM(MLLM):
     """A model with random weights that are not hashed: hashing 14 GB would take longer than what is measured."""
 
-    def _fingerprint(self, files: Sequence[Path]) -> str:
+    def _fingerprint(self, source: LoadedFrom) -> str:
         return ""
 
 

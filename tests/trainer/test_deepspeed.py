@@ -21,23 +21,20 @@ from trainer.run import train
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install deepspeed")
 
-LAUNCHER = "accelerate.commands.launch"
 ZERO = pytest.mark.parametrize("stage", ["zero2", "zero3"])
+
+
+def launcher(stage: str, words: list[str]) -> list[str]:
+    """The command that trains with DeepSpeed, up to the output folder."""
+    launch = ["accelerate.commands.launch", "--config_file", f"trainer/launch/{stage}.yaml"]
+    return [*launch, "-m", "trainer", *words, "--output_dir"]
 
 
 def divided(stage: str, words: list[str], folder: Path) -> None:
     """Train in two processes, to `folder`-two; to `folder`-two-again, which goes on from the first one's checkpoint;
     and only finish `folder`-two-last."""
     two, again, last = (folder.with_name(f"{folder.name}-two{end}") for end in ("", "-again", "-last"))
-    start = [
-        "accelerate.commands.launch",
-        "--config_file",
-        f"trainer/launch/{stage}.yaml",
-        "-m",
-        "trainer",
-        *words,
-        "--output_dir",
-    ]
+    start = launcher(stage, words)
     run(*start, str(two))  # DeepSpeed takes one run per process
     interrupted(again)
     run(*start, str(again), "--resume")
@@ -94,16 +91,7 @@ def test_half_precision_is_autocast(stage: str, tmp_path: Path) -> None:
     """As in one process: float32 weights, of which the frozen ones keep every bit, and losses that are not rounded."""
     half, one, two = ["--optim.precision", "bfloat16"], tmp_path / "one", tmp_path / "two"
     train(read([*TINY, *half, "--output_dir", str(one), "--optim.batch_size", "8"]), ["one"])
-    start = [
-        "accelerate.commands.launch",
-        "--config_file",
-        f"trainer/launch/{stage}.yaml",
-        "-m",
-        "trainer",
-        *TINY,
-        *half,
-        "--output_dir",
-    ]
+    start = launcher(stage, [*TINY, *half])
     run(*start, str(two))
     same(one, two, within=5e-3, columns=["lm_loss", "alignment_loss"])
     interrupted(tmp_path / "two-again")

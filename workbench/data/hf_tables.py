@@ -19,8 +19,6 @@ from workbench.files import cache_folder
 from workbench.weights.fetch import sha256
 
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")
-
-
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 
 

@@ -7,9 +7,9 @@ gives to all of them.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ from workbench.mllm.texts import ModelTexts
 from workbench.mllm.validate import validate as validate_mllm
 from workbench.plugins import identity
 from workbench.weights.pretrained import hub_options
-from workbench.weights.remembered import remembered_fingerprint
+from workbench.weights.remembered import NO_FILES, LoadedFrom, remembered_fingerprint
 
 
 class MLLM(ModelTexts):
@@ -45,28 +45,28 @@ class MLLM(ModelTexts):
         family: Family,
         name: str,
         residual: Residual | None = None,
-        files: Sequence[Path] = (),
+        source: LoadedFrom = NO_FILES,
     ) -> None:
         super().__init__(processor, model.config, name)
         self.model, self.family, self.residual = model.eval(), family, residual
         self.lock = threading.RLock()  # forward passes and traces of one model must not overlap
-        self.fingerprint = self._fingerprint(files)
+        self.fingerprint = self._fingerprint(source)
         self.processor.tokenizer.padding_side = "left"  # generation continues from the last position
 
-    def _fingerprint(self, files: Sequence[Path]) -> str:
+    def _fingerprint(self, source: LoadedFrom) -> str:
         """Return a hash of everything that decides an answer, except the versions of the libraries.
 
         That is: weights by name, configuration, generation settings, tokenizer, processor, chat template, and the code
         of the family if a plugin provides it.
 
         Args:
-            files: the files that the model was loaded from, if the hash of its weights may be remembered.
+            source: the files that the model was loaded from, if the hash of its weights may be remembered.
         """
         adapters = {} if self.residual is None else self.residual.state_dict()
         residual_tensors = {f"{KEY}.{key}": value for key, value in adapters.items()}
         loaded_as = [type(self.model).__name__, self.model.dtype, model_settings(self.model), transformers.__version__]
         weights = remembered_fingerprint(
-            files, loaded_as, lambda: fingerprint(saved_tensors(self.model) | residual_tensors)
+            source, loaded_as, lambda: fingerprint(saved_tensors(self.model) | residual_tensors)
         )
         code = [plugin] if (plugin := identity("families", self.family.name)) else []
         return settings_hash(weights, model_settings(self.model), processor_fingerprint(self.processor), *code)
@@ -107,7 +107,7 @@ class MLLM(ModelTexts):
             ConfigError: the device or the quantization does not exist, or bitsandbytes is not installed.
             UnknownNameError: an architecture that no family covers.
         """
-        chosen_device = check_device(device)
+        began, chosen_device = time.time_ns(), check_device(device)
         options: Any = {"revision": revision, "trust_remote_code": trust_remote_code} | hub_options(name)
         config = load_config(name, **options)
         family = family_of(config)
@@ -118,8 +118,8 @@ class MLLM(ModelTexts):
             model.to(chosen_device)
         residual = load_residual(model, name, revision)
         # code that comes with a model may make other tensors of the same files
-        files = () if trust_remote_code else loaded_files(name, revision)
-        mllm = cls(model, processor, family, name, residual, files)
+        source = NO_FILES if trust_remote_code else LoadedFrom(loaded_files(name, revision), began)
+        mllm = cls(model, processor, family, name, residual, source)
         if validate:
             validate_mllm(mllm)
         return mllm
@@ -352,7 +352,7 @@ class WeightlessMLLM(MLLM):
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    def _fingerprint(self, files: Sequence[Path]) -> str:
+    def _fingerprint(self, source: LoadedFrom) -> str:
         return ""
 
 

@@ -25,18 +25,12 @@ from workbench.weights.tensor_files import Tensors, read_model, shapes_of
 
 # the maps that accelerate can compute
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-
-
 # options of BitsAndBytesConfig, by the value of load_in
 QUANTIZED: Mapping[str, Mapping[str, Any]] = {
     "8bit": {"load_in_8bit": True},
     "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
 }
-
-
 SECOND_ENCODER = "viral_second_encoder"  # key in the config.json of a model that was trained with a second encoder
-
-
 RECOMPUTED = ("position_ids", "inv_freq")  # buffers that old checkpoints store, but every model computes itself
 
 

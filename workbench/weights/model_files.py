@@ -17,24 +17,12 @@ from workbench.errors import WeightsError, one_line
 from workbench.weights.pretrained import call, hub_options
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
-
-
 ADAPTER = "adapter_config.json"
-
-
 INDEX = ".index.json"
-
-
 _POINTER = b"version https://git-lfs.github.com/spec/"
-
-
 _SMALL_FILES = ["*.json", "*.txt", "*.jinja", "tokenizer.model"]
-
-
 # names of weight files that cannot be read here
 _FOREIGN = ("*.gguf", "*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.onnx")
-
-
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt")
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.errors import WeightsError
@@ -17,11 +17,23 @@ RECENT = 2 * 10**9  # ns; a file changed so recently may change again within one
 CHECK = "VIRAL_CHECK_FINGERPRINTS"
 
 
-def remembered_fingerprint(files: Sequence[Path], settings: object, compute: Callable[[], str]) -> str:
-    """Return `compute()`, the fingerprint of what was loaded from `files`; of large files it is remembered.
+@dataclass(frozen=True)
+class LoadedFrom:
+    """The files that a model was loaded from, and the time before the first of them was read (`time.time_ns()`)."""
 
-    It is computed again if the path, inode, size or a time of change of a file differs, or a file is new, and always if
-    the variable VIRAL_CHECK_FINGERPRINTS is 1.
+    files: tuple[Path, ...]
+    began: int
+
+
+NO_FILES = LoadedFrom((), 0)  # of a model whose fingerprint is not to be remembered
+
+
+def remembered_fingerprint(source: LoadedFrom, settings: object, compute: Callable[[], str]) -> str:
+    """Return `compute()`, the fingerprint of what was loaded from `source`; of large files it is remembered.
+
+    It is computed again if the path, inode, size or a time of change of a file differs, and always if the variable
+    VIRAL_CHECK_FINGERPRINTS is 1. Of a file that changed shortly before it was read, or since, it is neither remembered
+    nor looked up.
 
     Args:
         settings: what else decides the fingerprint, such as the number format that the files were loaded in.
@@ -29,13 +41,15 @@ def remembered_fingerprint(files: Sequence[Path], settings: object, compute: Cal
     Raises:
         WeightsError: with VIRAL_CHECK_FINGERPRINTS=1, the remembered fingerprint is not the computed one.
     """
-    resolved = sorted(file.resolve() for file in files)
+    resolved = sorted(file.resolve() for file in source.files)
     stats = [file.stat() for file in resolved]
-    if not files or sum(stat.st_size for stat in stats) < LARGE:
+    if not stats or sum(stat.st_size for stat in stats) < LARGE:
+        return compute()
+    if max(max(stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats) >= source.began - RECENT:
         return compute()
     states = [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]
     key = settings_hash([str(file) for file in resolved], states, settings)
-    store, began = cache_folder("fingerprints") / f"{key}.json", time.time_ns()
+    store = cache_folder("fingerprints") / f"{key}.json"
     remembered = _read(store)
     check = os.environ.get(CHECK, "0") == "1"
     if remembered is not None and not check:
@@ -46,9 +60,8 @@ def remembered_fingerprint(files: Sequence[Path], settings: object, compute: Cal
             f"{resolved[0]} has fingerprint {computed}, but {store} remembers {remembered}: expected the same for"
             " unchanged files; remove that file, and distrust results computed since"
         )
-    if max(max(stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats) < began - RECENT:
-        with atomic_file(store) as partial:
-            partial.write_text(json.dumps({"fingerprint": computed, "files": [str(file) for file in resolved]}))
+    with atomic_file(store) as partial:
+        partial.write_text(json.dumps({"fingerprint": computed, "files": [str(file) for file in resolved]}))
     return computed
 
 

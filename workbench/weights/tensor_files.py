@@ -24,8 +24,6 @@ from workbench.weights.model_files import (
 )
 
 Tensors = dict[str, Tensor]
-
-
 _DTYPES = {  # by their names in safetensors
     "F64": torch.float64,
     "F32": torch.float32,

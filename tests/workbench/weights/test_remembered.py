@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,3 +65,28 @@ def test_files_that_have_just_changed_are_not_remembered(model: Path, monkeypatc
     monkeypatch.setattr(remembered, "RECENT", 3600 * 10**9)
     load(model)
     assert not [*cache_folder("fingerprints").iterdir()]
+
+
+def test_a_file_that_changes_while_it_is_loaded_is_neither_remembered_nor_looked_up(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the new file would have the fingerprint of the old one's tensors for good."""
+    from workbench.mllm import base
+
+    file, load_model = model / "model.safetensors", base.load_model
+
+    def replaced_meanwhile(*words: Any, **options: Any) -> Any:
+        loaded = load_model(*words, **options)
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        (model / "new").write_bytes(content)
+        (model / "new").replace(file)  # the loaded tensors stay those of the old file
+        return loaded
+
+    with monkeypatch.context() as patch:
+        patch.setattr(base, "load_model", replaced_meanwhile)
+        old = load(model)
+    assert not [*cache_folder("fingerprints").iterdir()]
+    new = load(model)
+    assert new != old
+    assert load(model) == new
