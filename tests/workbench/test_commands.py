@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +15,9 @@ import pytest
 from tests import tiny
 from tests.conftest import ROOT, SMALL, recipe, refused
 from trainer.recipe import Recipe
-from workbench.analysis.discover import analysis_files
+from workbench.analysis.command import run as run_analysis
+from workbench.analysis.declaration import Analysis
+from workbench.analysis.discover import analysis_files, load_analyses, words_of
 from workbench.cli import parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, atomic_folder, check_can_make, locked
@@ -232,3 +238,24 @@ def test_an_unknown_option_is_one_short_sentence(tmp_path: Path) -> None:
 )
 def test_a_wrong_choice_names_the_option_and_the_nearest_value(words: list[str], message: str) -> None:
     assert refused(*words) == f"error: {message}"
+
+
+@pytest.mark.parametrize("analysis", load_analyses().values(), ids=load_analyses())
+def test_help_says_what_a_number_is_not(analysis: Analysis, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_analysis(analysis, ["--help"])
+    text = " ".join(capsys.readouterr().out.partition("options ─")[0].split())
+    assert text.startswith(f"usage: {' '.join(words_of(analysis.name))} [-h] [OPTIONS] {analysis.title}. ")
+    assert re.search(r"What (the numbers?|this number|they) (is|are|do) not", text)
+    assert "python -m analyses" not in text.removeprefix(f"usage: {' '.join(words_of(analysis.name))}")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    code = "from workbench.cli import command; command(lambda _: print('x' * 10**6))"
+    done = subprocess.run(
+        ["bash", "-c", f"{shlex.join([sys.executable, '-c', code])} | head -c 5; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("xxxxx", "", 141)

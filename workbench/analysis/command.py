@@ -27,7 +27,8 @@ def run(analysis: Analysis, argv: list[str]) -> None:
     """Run an analysis with the options in `argv`, and print its summary and the folders of its runs."""
     words = words_of(analysis.name)
     options_class = dataclasses.make_dataclass("Command", [], bases=(analysis.config, Where, ConfigFile), frozen=True)
-    options: Any = parse_with_file(options_class, argv, prog=" ".join(words), description=analysis.title)
+    description = "\n\n".join([f"{analysis.title}.", *analysis.explanation])
+    options: Any = parse_with_file(options_class, argv, prog=" ".join(words), description=description)
     config, where = _part(options, analysis.config), _part(options, Where)
     results = execute(analysis, config, where, [*words, *argv])
     if not Ranks.here().main:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -178,3 +181,17 @@ class Analysis:
     def heading(self) -> str:
         """The short title of its page."""
         return self.page or self.name.replace("_", " ").capitalize()
+
+    @property
+    def explanation(self) -> list[str]:
+        """The paragraphs of its module's docstring, without the example command: what its numbers are, and are not.
+
+        The first one is the question that the analysis answers. Formulas stay indented.
+        """
+        text = inspect.getdoc(import_module(self.run.__module__)) or self.title
+        paragraphs = [part.strip("\n") for part in re.split(r"\n\s*\n", text)]
+        return [
+            part if part.startswith("    ") else " ".join(part.split())
+            for part in paragraphs
+            if not part.strip().startswith("python -m")
+        ]

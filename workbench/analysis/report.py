@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import base64
 import inspect
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
@@ -153,7 +151,7 @@ def _ledger(ledger: Run) -> str:
 def _section(section: Section, names: Sequence[str]) -> str:
     """Return the section of one analysis; `names` are those of all analyses of the page."""
     name = section.analysis.name
-    question, *rest = opening(section.analysis)
+    question, *rest = section.analysis.explanation
     parts = [f'<section><h2 id="{escape(name)}">{escape(section.analysis.title)}</h2>\n<p>{escape(question)}</p>']
     if rest:
         details = "".join(
@@ -169,20 +167,6 @@ def _section(section: Section, names: Sequence[str]) -> str:
         commands = "\n".join(shlex.join(words) for words in section.commands)
         parts.append(f"<details><summary>Commands</summary><pre>{escape(commands)}</pre></details>")
     return "\n".join(parts) + "</section>\n"
-
-
-def opening(analysis: Analysis) -> list[str]:
-    """Return the paragraphs of the module docstring of an analysis, without its example command.
-
-    The first paragraph is the question that the analysis answers.
-    """
-    text = inspect.getdoc(import_module(analysis.run.__module__)) or analysis.title
-    paragraphs = [part.strip("\n") for part in re.split(r"\n\s*\n", text)]
-    return [
-        part if part.startswith("    ") else " ".join(part.split())
-        for part in paragraphs
-        if not part.strip().startswith("python -m")
-    ]
 
 
 def _table(table: pd.DataFrame, name: str) -> str:
