@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any
+from importlib import import_module
+from typing import Annotated, Any, get_type_hints
 
 import pytest
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
-from trainer.recipe import OptimConfig
+from trainer.recipe import (
+    AlignmentConfig,
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    MonitorConfig,
+    OptimConfig,
+    Recipe,
+)
 from workbench.analysis.declaration import Where
 from workbench.analysis.discover import load_analyses
 from workbench.cli import parse
+from workbench.commands import COMMANDS
 from workbench.errors import ConfigError
 from workbench.options import Range, check_ranges, range_of, ranges, texts
 from workbench.yaml_config import config_fields
@@ -84,12 +95,25 @@ def test_help_shows_ranges_with_defaults() -> None:
     assert parse(Few, ["--count", "3", "--many", "4", "5"], prog="few") == Few(count=3, many=(4, 5))
 
 
-@pytest.mark.parametrize("cls", [OptimConfig, Where, *(analysis.config for analysis in load_analyses().values())])
-def test_every_number_has_a_range_and_every_option_a_text(cls: type) -> None:
-    fields = dict(config_fields(cls))
-    assert {name for name, kind in fields.items() if kind in (int, float)} <= ranges(cls).keys()
-    if cls is not OptimConfig:
-        assert fields.keys() == texts(cls).keys()
+SECTIONS = (LoraConfig, ModelConfig, DataConfig, OptimConfig, AlignmentConfig, MonitorConfig, Recipe)
+COMMAND_OPTIONS = [command.options.partition(":")[::2] for command in COMMANDS.values() if command.options]
+OPTIONS = [
+    *(getattr(import_module(module), name) for module, name in COMMAND_OPTIONS),
+    *(analysis.config for analysis in load_analyses().values()),
+    Where,
+    *SECTIONS,
+]
+
+
+@pytest.mark.parametrize("cls", dict.fromkeys(OPTIONS), ids=lambda cls: f"{cls.__module__}.{cls.__name__}")
+def test_every_option_has_a_text(cls: type) -> None:
+    sections = {name for name, hint in get_type_hints(cls).items() if hint in SECTIONS}
+    assert {field.name for field in dataclasses.fields(cls)} - sections == texts(cls).keys() - sections
+
+
+@pytest.mark.parametrize("cls", [Where, OptimConfig, *(analysis.config for analysis in load_analyses().values())])
+def test_every_number_has_a_range(cls: type) -> None:
+    assert {name for name, kind in config_fields(cls) if kind in (int, float)} <= ranges(cls).keys()
 
 
 def test_texts_are_on_one_line_and_include_those_of_base_classes() -> None:
