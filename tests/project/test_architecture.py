@@ -85,6 +85,12 @@ def test_no_two_files_import_each_other() -> None:
     list(TopologicalSorter(arrows).static_order())  # raises CycleError with the circle
 
 
+def test_only_one_file_imports_what_only_posix_has() -> None:
+    posix = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+    importing = {_module(file) for file in FILES if posix & {name for name, _ in _imported(file)}}
+    assert importing == {"workbench.files"}
+
+
 @pytest.mark.slow
 def test_listing_runs_does_not_import_torch() -> None:
     """The dashboard's first page must be there within two seconds."""
