@@ -156,10 +156,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--only", default="", help="only analyses whose name contains this word; all by default")
     options = parser.parse_args(argv)
     names = [name for name in ANALYSES if options.only in name]
-    if not names or options.kills < 1:
-        parser.error(
-            f"--only is '{options.only}', --kills {options.kills}: expected one of {', '.join(ANALYSES)}, 1 or more"
-        )
+    if not names:
+        parser.error(f"--only is '{options.only}': expected a part of {', '.join(ANALYSES)}")
+    if options.kills < 1:
+        parser.error(f"--kills is {options.kills}: expected at least 1")
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
