@@ -24,7 +24,13 @@ def install() -> None:
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function with checks of the arguments and results whose annotation has a shape."""
+    """Return the function with checks of the arguments and results whose annotation has a shape.
+
+    A module that is run as a command is left alone: beartype looks classes up by name once, and a second command of the
+    same process defines them anew under the same name, `__main__.Ablation`.
+    """
+    if function.__module__ == "__main__":
+        return function
     shapes = {name: hint for name, hint in function.__annotations__.items() if has_shape(hint)}
     function.__annotations__ = shapes
     return beartype(function) if shapes else function
