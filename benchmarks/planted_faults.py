@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 AREAS: dict[str, tuple[str, ...]] = {
@@ -174,7 +175,7 @@ def _replacements(node: ast.AST, at, source, raw: bytes) -> Iterator[tuple[str, 
     elif isinstance(node, ast.UnaryOp) and not isinstance(node.operand, ast.Constant):
         yield "negation dropped", at(node), at(node, end=True), f"({source(node.operand)})"
     elif isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
-        value = node.value
+        value: Any = node.value
         changed: list[float]
         if isinstance(value, bool):
             changed = [not value]
@@ -485,9 +486,8 @@ def preload() -> None:
 
     torch.set_num_threads(1)
     # these are loaded on first use
-    assert transformers.AutoModelForImageTextToText
-    assert transformers.AutoProcessor
-    assert transformers.Trainer
+    for name in ("AutoModelForImageTextToText", "AutoProcessor", "Trainer"):
+        getattr(transformers, name)
 
 
 def write_table(records: Path) -> None:

@@ -83,13 +83,13 @@ def measure(tally: Tally, hidden: list[Tensor], patches: list[Tensor], block: in
     After each block of layers, one pair of the first image is computed by the dense definition.
     """
     metric = METRICS.get("cknna")
-    near = timed(tally.ours, lambda: [metric.prepare(y, K, "y") for y in patches])
+    near = timed(tally.ours, lambda: [metric.prepare(y, K, "y", 1) for y in patches])
     for start in range(0, len(hidden), block):
         layers = hidden[start : start + block]
         table = timed(
             tally.ours,
             lambda layers=layers: [
-                [metric.score(x, y) for y in near] for x in (metric.prepare(values, K, "x") for values in layers)
+                [metric.score(x, y) for y in near] for x in (metric.prepare(values, K, "x", 0) for values in layers)
             ],
         )
         vfm = (start // block) % len(patches)

@@ -54,7 +54,7 @@ def clocks() -> Times:
 class EveryPosition(nn.Module):
     """An alignment head that runs on all positions of layer l, of which the visual ones are selected afterwards."""
 
-    def __init__(self, head: nn.Module, model: nn.Module, layer: int) -> None:
+    def __init__(self, head: nn.Module, model: Any, layer: int) -> None:
         super().__init__()
         self.head, self.hidden, self.visual = head, torch.empty(0), torch.empty(0)
         model.register_forward_pre_hook(self._see_tokens, with_kwargs=True)
@@ -62,7 +62,7 @@ class EveryPosition(nn.Module):
             lambda _, __, output: setattr(self, "hidden", output)
         )
 
-    def _see_tokens(self, model: nn.Module, _: object, inputs: dict[str, Tensor]) -> None:
+    def _see_tokens(self, model: Any, _: object, inputs: dict[str, Tensor]) -> None:
         self.visual = Packing.of(inputs["segments"]).flat(inputs["input_ids"]) == model.config.image_token_id
 
     def forward(self, visual: Tensor) -> Tensor:
@@ -83,7 +83,8 @@ class Padded(AlignedForConditionalGeneration):
         query, key = segments[:, :, None], segments[:, None]
         earlier, itself = (torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool) for _ in range(2))
         seen = (earlier.tril() & ((key == 0) | (key == query)) & (query >= 0)) | (itself.tril() & itself.triu())
-        image = BaseModelOutputWithPooling(pooler_output=list(self.base.model.multi_modal_projector(connector_inputs)))
+        tokens: Any = list(self.base.model.multi_modal_projector(connector_inputs))
+        image = BaseModelOutputWithPooling(pooler_output=tokens)
         inputs = {"input_ids": input_ids, "attention_mask": seen[:, None], "position_ids": position_ids}
         logits = self.base(**inputs, mm_encoder_outputs={"image": image}, use_cache=False).logits
         answers = labels != IGNORED

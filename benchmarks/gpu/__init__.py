@@ -5,3 +5,7 @@ python -m benchmarks.gpu --part right           # a group, or parts by name; see
 python -m benchmarks.gpu --part step --minutes 8 --output step.json
 python -m benchmarks.gpu --report               # docs/results/gpu.md from docs/results/gpu.json
 """
+
+from benchmarks.gpu.missing import stand_in
+
+MISSING = stand_in()

@@ -78,8 +78,8 @@ def _sweep(bench: Bench) -> None:
     patches = [rows(WIDTHS[1]) for _ in range(VFMS)]
 
     def ours() -> list[float]:
-        near = [metric.prepare(y, K, "y") for y in patches]
-        prepared = (metric.prepare(layer, K, "x") for layers_of_model in hidden for layer in layers_of_model)
+        near = [metric.prepare(y, K, "y", 1) for y in patches]
+        prepared = (metric.prepare(layer, K, "x", 0) for layers_of_model in hidden for layer in layers_of_model)
         return [float(metric.score(x, y)) for x in prepared for y in near]
 
     def dense(pairs: int) -> list[float]:

@@ -112,7 +112,9 @@ class Model:
             (getattr(module, "activation_checkpointing_disable", None) or module.gradient_checkpointing_disable)()
         collate = Collator(self.mllm, self.data, None, targets)
         model = AlignedMLLMForConditionalGeneration(self.mllm, alignment)
-        setup = ConversationSetup(recipe, model, self.mllm, self.data, self.data, collate, [], self.trained, "", [], {})
+        setup = ConversationSetup(
+            recipe, model, self.mllm, self.data, self.data, None, collate, [], self.trained, "", [], {}
+        )
         recipe.output_dir.mkdir(exist_ok=True)
         return build_trainer(recipe, setup)
 

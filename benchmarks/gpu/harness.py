@@ -12,7 +12,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
@@ -21,12 +21,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from benchmarks.gpu import MISSING
 from workbench.errors import ConfigError, RunError, UnknownNameError
 from workbench.files import atomic_file
 
 # checking for a GPU must not initialize CUDA, because forked processes could not use it then
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-NEEDED = ("torch", "transformers", "timm", "accelerate", "peft", "pandas", "scipy", "jaxtyping")
+NEEDED = ("torch", "transformers", "timm", "accelerate", "peft", "pandas")
 VERSIONS = ("torch", "transformers", "timm", "accelerate", "peft", "nnsight")
 MARGIN = 5.0  # seconds by which a part should end before its process is killed
 T = TypeVar("T")
@@ -208,7 +209,7 @@ class Bench:
 
     @contextmanager
     def guard(self, what: str, *, setting: str = "", full_is_fine: bool = False) -> Iterator[None]:
-        """Record a failure of the enclosed code and continue after it.
+        """Record a failure of the enclosed code, or that a package is missing, and continue after it.
 
         Args:
             full_is_fine: running out of memory is a result here, not a failure.
@@ -217,6 +218,8 @@ class Bench:
 
         try:
             yield
+        except ModuleNotFoundError as error:
+            self.add(what, {"not run": f"the package {error.name} is missing"}, setting=setting)
         except torch.cuda.OutOfMemoryError:
             self.add(what, {"out of memory": setting or what}, setting=setting, passed=None if full_is_fine else False)
         except Exception as error:  # noqa: BLE001  # of any kind, because the other results are still wanted
@@ -289,9 +292,12 @@ def run_parts(parts: Sequence[Part], file: Path, *, minutes: float, toy: bool) -
         f"{common['card']}  {common['driver']}  {'  '.join(f'{k} {v}' for k, v in common['versions'].items())}",
         flush=True,
     )
+    if MISSING:
+        print(f"not installed: {', '.join(MISSING)}; results that need them are not run", flush=True)
     before, end = len(read_results(file)), time.monotonic() + 60 * minutes
     for part in parts:
-        part.load()  # imports the modules once, before the processes are forked
+        with suppress(Exception):  # the part records why it cannot be imported
+            part.load()  # imports the modules once, before the processes are forked
     for part in parts:
         seconds = min(60 * part.minutes, end - time.monotonic())
         _run_alone(part, file, common, seconds)

@@ -107,6 +107,13 @@ def config(**changed: Any) -> tf.LlavaConfig:
     return tf.LlavaConfig.from_dict(content | {"image_seq_length": side * side})
 
 
+def small_vocabulary(settings: tf.LlavaConfig, tokens: int) -> tf.LlavaConfig:
+    """Return the configuration with a vocabulary of this many tokens, the last of which stands for the image."""
+    settings.text_config.vocab_size = tokens
+    settings.image_token_index = settings.image_token_id = tokens - 1
+    return settings
+
+
 def processor(settings: tf.LlavaConfig) -> tf.LlavaProcessor:
     """Return a processor with CLIP's image processor and a word-level tokenizer.
 
@@ -136,9 +143,7 @@ def tiny_llava() -> MLLM:
 
     Its weights are so large that the output depends on the image.
     """
-    settings = config(**TINY)
-    settings.image_token_index = settings.image_token_id = len(WORDS) + 4
-    settings.text_config.vocab_size = len(WORDS) + 5
+    settings = small_vocabulary(config(**TINY), len(WORDS) + 5)
     settings.text_config.bos_token_id, settings.text_config.eos_token_id, settings.text_config.pad_token_id = 1, 2, 0
     torch.manual_seed(0)
     model = tf.LlavaForConditionalGeneration(settings)
@@ -153,7 +158,7 @@ def tiny_llava() -> MLLM:
 
 def llava(device: str, dtype: torch.dtype, *, toy: bool) -> MLLM:
     """Return a LLaVA of the 7B geometry, created on its device; or its toy size."""
-    settings = config(**(TOY if toy else {}))
+    settings = small_vocabulary(config(**TOY), 500) if toy else config()
     torch.manual_seed(0)
     with torch.device(device), default_dtype(dtype):
         model = tf.LlavaForConditionalGeneration(settings)

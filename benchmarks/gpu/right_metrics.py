@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -47,6 +44,5 @@ def run(bench: Bench) -> None:
 
 def _scores(name: str, x: Tensor, y: Tensor, orders: Tensor) -> tuple[np.ndarray, np.ndarray]:
     metric = METRICS.get(name)
-    prepare: Callable[[Tensor, str], Any] = lambda values, side: metric.prepare(values, 10, side)  # noqa: E731
-    one, other = prepare(x, "x"), prepare(y, "y")
+    one, other = metric.prepare(x, 10, "x", 0), metric.prepare(y, 10, "y", 1)
     return metric.score(one, other).cpu().numpy(), null_scores(metric, [one], other, orders)[:, 0]

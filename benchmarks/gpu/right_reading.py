@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -94,9 +93,6 @@ def run(bench: Bench) -> None:
     reference = at(small, "cpu", torch.float64)
     compared = {"float32": at(small, bench.device, torch.float32), "bfloat16": at(small, bench.device, torch.bfloat16)}
     for what, reading in READINGS.items():
-        if what.startswith("edit at") and find_spec("nnsight") is None:
-            bench.add(what, {"not run": "the package nnsight is missing"})
-            continue
         with bench.guard(what):
             wanted = reading(reference)
             for setting, mllm in compared.items():

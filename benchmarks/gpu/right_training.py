@@ -133,6 +133,7 @@ def trained(
     from transformers import TrainerCallback, TrainerState
 
     from trainer.loop import build_trainer
+    from trainer.monitor.progress import Progress
     from trainer.setups.conversation import ConversationSetup
     from workbench.hashing import fingerprint
 
@@ -149,9 +150,12 @@ def trained(
     recipe.output_dir.mkdir(exist_ok=True)
     trainer = build_trainer(recipe, ConversationSetup.from_recipe(recipe))
     trainer.add_callback(Stop())
+    # neither a log nor an evaluation: they need pyarrow and scipy, and the losses are read from the Trainer
+    trainer.remove_callback(Progress)
+    trainer.evaluated_at = recipe.optim.steps
     checkpoint = recipe.output_dir / f"checkpoint-{CUT}"
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")) if resume else None
-    trainer.run(str(checkpoint) if resume else None, state)
+    trainer.run(checkpoint if resume else None, state)
     rows = [row for row in trainer.state.log_history if "lm_loss" in row]
     moved = {name: value.detach() for name, value in trainer.setup.model.named_parameters() if value.requires_grad}
     return {

@@ -26,7 +26,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.resume.compare import content, unequal
-from tests.conftest import Process, recipe, start
+from tests.conftest import ROOT, Process, recipe, start
 from workbench.runs import RUN_FILE
 
 DATA = ["--data", "shapes:val", "--limit", "12", "--batch_size", "2"]
@@ -63,7 +63,7 @@ def processes(name: str, model: Path, out: Path, ranks: int) -> list[Process]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    return [start(*words, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(ranks)]
+    return [start(*words, cwd=ROOT, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(ranks)]
 
 
 def ended(started: list[Process]) -> list[int]:
