@@ -124,6 +124,12 @@ class AlignedForConditionalGeneration(Aligned):
         return AlignedOutput(lm_loss, mean_loss(alignment_losses), packing.padded(logits), alignment_losses)
 
 
+def answer_positions(labels: Int[Tensor, "b s"]) -> Int[Tensor, " n"]:
+    """Return the positions, in a flattened batch, whose next token is an answer token."""
+    rows, columns = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    return rows * labels.shape[1] + columns
+
+
 class AlignedMLLMForConditionalGeneration(Aligned):
     """Any multimodal model that is trained on conversations.
 
@@ -158,6 +164,7 @@ class AlignedMLLMForConditionalGeneration(Aligned):
         visual: Sequence[Sequence[VisualTokens]],
         targets: dict[str, Any] | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        answers: Int[Tensor, " n"] | None = None,
         aligned: int = 0,
         **inputs: Any,
     ) -> AlignedOutput:
@@ -169,18 +176,18 @@ class AlignedMLLMForConditionalGeneration(Aligned):
             targets: features by VFM; not needed where the target is the model's own encoder or projector.
             num_items_in_batch: answer tokens of the whole accumulated batch, by which the loss is divided; by default
                 those of this batch.
+            answers: `answer_positions(labels)`, which the collator computes, since finding them on a GPU would make the
+                host wait.
             aligned: a count that the collator stores in the batch for the trainer; unused here.
             inputs: further inputs of the transformers model, as its processor returned them.
         """
         self._first_block_input = None
         logits = self.base(**inputs, use_cache=False).logits
-        is_answer = labels[:, 1:] != IGNORED
-        total = nn.functional.cross_entropy(
-            logits[:, :-1][is_answer].float(), labels[:, 1:][is_answer], reduction="sum"
-        )
-        count = (
-            is_answer.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=total.device)
-        )
+        if answers is None:
+            answers = answer_positions(labels)
+        predictions, tokens = logits.flatten(0, 1)[answers].float(), labels.flatten()[answers + 1]
+        total = nn.functional.cross_entropy(predictions, tokens, reduction="sum")
+        count = torch.as_tensor(len(answers) if num_items_in_batch is None else num_items_in_batch, device=total.device)
         lm_loss = total / count.clamp(min=1)  # max_length may have cut off every answer
         if not self.training:
             return AlignedOutput(lm_loss, None, logits)
@@ -215,11 +222,11 @@ class AlignedMLLMForConditionalGeneration(Aligned):
             assert self._projector_input is not None
             features = one_row_per_token(self._mllm, self._projector_input)
             rows_by_sample = encoder_rows(self._mllm, [list(parts) for parts in visual])
-            return [features[rows.to(features.device)] for rows in rows_by_sample if len(rows)]
+            return [features[rows.to(features.device, non_blocking=True)] for rows in rows_by_sample if len(rows)]
         states = self._first_block_input
         assert states is not None
         return [
-            states[row, torch.cat([part.index for part in parts]).to(states.device)]
+            states[row, torch.cat([part.index for part in parts]).to(states.device, non_blocking=True)]
             for row, parts in enumerate(visual)
             if parts
         ]

@@ -111,7 +111,7 @@ class Alignment(nn.Module):
         flat = {name: _one_row_per_token(name, targets[name], dim, sum(sizes)) for name, dim in self.dims.items()}
         losses = {}
         for i, (layer, hidden) in enumerate(states.items()):
-            index = (rows * hidden.shape[1] + columns).to(hidden.device)
+            index = (rows * hidden.shape[1] + columns).to(hidden.device, non_blocking=True)
             # in the backward pass, index_select on flat rows is twice as fast as hidden[rows, columns]
             tokens = hidden.flatten(0, 1).index_select(0, index)
             for j, (name, target) in enumerate(flat.items()):

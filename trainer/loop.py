@@ -24,7 +24,7 @@ from trainer import distributed
 from trainer.alignment import weight_at
 from trainer.evaluation import metrics_of
 from trainer.monitor.cknna import CknnaMonitor, build_cknna_monitor
-from trainer.monitor.guards import check_token_counts, stop_unless_finite
+from trainer.monitor.guards import FiniteCheck, check_token_counts
 from trainer.monitor.progress import LastLog, Progress
 from trainer.monitor.warnings import EarlyWarnings, warn_once
 from trainer.output.checkpoints import UNFINISHED, publish_checkpoint, write_sources
@@ -59,6 +59,7 @@ class AlignmentTrainer(Trainer):
         # of the current optimizer step:
         self._aligned_items: Tensor | None = None  # what the alignment loss is a mean over, in the global batch
         self._batches: list[dict[str, Tensor]] = []  # of this process
+        self._finite = FiniteCheck(recipe.output_dir)
         self._saving = False
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.trained_for, self.evaluated_at = 0.0, -1  # seconds; optimizer step of the last evaluation
@@ -114,17 +115,17 @@ class AlignmentTrainer(Trainer):
                 for name, value in output.alignment_losses.items():
                     self._add_to_log(f"alignment_loss/{name}", value * items / self._aligned_items)
         if model.training:
-            stop_unless_finite(loss, terms, inputs, self.recipe.output_dir, self.state.global_step + 1)
+            self._finite.add(loss, terms, inputs, self.state.global_step + 1)
             self._batches.append(inputs)
         return loss * self.accelerator.num_processes
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Tensor | float | None = None) -> float:
-        """Return the norm of the gradient, and stop the training if it is not finite."""
+        """Return the norm of the gradient, which stops the training if it is not finite."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None:
             value = torch.as_tensor(norm)
             batch = self._batches[0] if len(self._batches) == 1 else self._batches
-            stop_unless_finite(value, {"grad_norm": value}, batch, self.recipe.output_dir, self.state.global_step + 1)
+            self._finite.add(value, {"grad_norm": value}, batch, self.state.global_step + 1)
         self._batches = []
         return norm  # type: ignore[no-any-return]
 
@@ -138,13 +139,15 @@ class AlignmentTrainer(Trainer):
             torch.stack([mask.sum(), self._count_aligned(batch), (~mask.any(1)).sum()])
             for mask, batch in zip(is_answer, batch_samples, strict=True)
         ]
-        tokens, self._aligned_items, cut = self.accelerator.reduce(torch.stack(counts).sum(0).to(device), "sum")
+        tokens, self._aligned_items, cut = self.accelerator.reduce(
+            torch.stack(counts).sum(0).to(device, non_blocking=True), "sum"
+        )
         self._answers_cut = self._answers_cut + cut
         return tokens
 
     def _count_aligned(self, batch: dict[str, Any]) -> Tensor:
         """Count the visual tokens of a batch or, for `relation`, its images and tiles."""
-        return self.setup.count_aligned(batch).to(batch["labels"].device)
+        return self.setup.count_aligned(batch).to(batch["labels"].device, non_blocking=True)
 
     def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:
         return self.setup.sampler(distributed.count())
@@ -176,6 +179,7 @@ class AlignmentTrainer(Trainer):
         """Log a row; a row of training has the mean of each loss over the steps since the row before."""
         if "train_runtime" in logs:  # the Trainer's final summary, which counts only the steps since a resume
             return
+        self._finite.check()
         self.state.epoch = (
             self.state.global_step * self.recipe.optim.images(distributed.count()) / len(self.setup.train)
         )
@@ -217,6 +221,7 @@ class AlignmentTrainer(Trainer):
             torch.manual_seed(self.recipe.seed + 1_000_003 * distributed.rank())
             try:
                 self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+                self._finite.check()
             finally:
                 self.progress.close()
         self.trained_for = self.seconds()
@@ -240,6 +245,7 @@ class AlignmentTrainer(Trainer):
         Raises:
             RunError: it cannot be written, such as on a full disk; nothing of it remains.
         """
+        self._finite.check()
         folder, name = self.recipe.output_dir, f"checkpoint-{self.state.global_step}"
         self._saving = True
         distributed.together(
@@ -284,6 +290,7 @@ class AlignmentTrainer(Trainer):
 
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
         """Evaluate on the validation split: accuracies by question type, losses, and CKNNA on its first images."""
+        self._finite.check()
         evaluation = self.setup.evaluate()
         metrics = metrics_of(evaluation, self.recipe.seed)
         self.log(metrics | (self.subset.measure() if self.subset is not None else {}))

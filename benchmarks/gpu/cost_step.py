@@ -91,7 +91,7 @@ class Model:
             model=ModelConfig(name="random", train="lora", lora=LoraConfig(rank=self.rank, alpha=2 * self.rank)),
             optim=OptimConfig(steps=1, batch_size=8, warmup=0, learning_rate=1e-5, precision="bfloat16"),
             alignment=settings,
-            monitor=MonitorConfig(cknna_images=0, head_steps=10_000),
+            monitor=MonitorConfig(cknna_images=0, head_steps=1),
         )
 
     def trainer(self, variant: str, *, batch: int, steps: int, checkpointing: bool) -> AlignmentTrainer:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,8 +20,11 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainerCallback
 
 from benchmarks.gpu import harness, right_training
+from benchmarks.gpu.cost_step import CACHED, Model
 from benchmarks.gpu.harness import PARTS, Bench, Part, apart, append, chosen, read_results, run_parts
 from benchmarks.gpu.report import report
 from tests.conftest import ROOT, refused
@@ -227,3 +231,53 @@ def test_the_published_page_is_that_of_the_published_results() -> None:
     assert report(entries, file.name) == file.with_suffix(".md").read_text()
     assert {entry["part"] for entry in entries if entry["device"] == "cuda"} == {part.name for part in PARTS}
     assert not [entry for entry in entries if entry["passed"] is False]
+
+
+class Waits(TorchDispatchMode):
+    """Records the lines of the product that would make the host wait for a GPU, apart from those that run on the CPU.
+
+    A number or a condition read from a tensor, or a selection whose size depends on its values.
+    """
+
+    ON_CPU = ("conversation_data.py", "guards.py")  # the collator, and values that were copied without waiting
+
+    DISPATCH = ("torch/_compile.py", "torch/_dynamo/eval_frame.py")  # of the mode itself
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines, self.on = set[str](), False
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.on and self._waits(str(function), args):
+            frames = [frame for frame in traceback.extract_stack()[:-1] if not frame.filename.endswith(self.DISPATCH)]
+            files = [Path(frame.filename).name for frame in frames]
+            ours = any(Path(frames[-1].filename).is_relative_to(ROOT / name) for name in ("trainer", "workbench"))
+            if ours and not set(files) & set(self.ON_CPU):
+                self.lines.add(f"{function} in line {frames[-1].lineno} of {frames[-1].filename}")
+        return function(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _waits(name: str, args: Any) -> bool:
+        if name.startswith("aten.index.Tensor"):
+            return any(isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in args[1])
+        return any(word in name for word in ("_local_scalar_dense", "nonzero", "masked_select", "aten.equal"))
+
+
+@pytest.mark.slow
+def test_a_step_does_not_wait_for_the_device(tmp_path: Path) -> None:
+    """Beyond what transformers does: nothing of ours reads a value from the device between two rows of the log."""
+    part = next(part for part in PARTS if part.name == "profile")
+    model = Model(Bench(part, tmp_path / "gpu.json", COMMON, 1000, tmp_path), torch.float32)
+    trainer, waits = model.trainer(CACHED, batch=2, steps=6, checkpointing=True), Waits()
+
+    class Steps(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            waits.on = 2 <= state.global_step < 4
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_evaluate = control.should_save = False
+
+    trainer.add_callback(Steps())
+    with waits:
+        trainer.train()
+    assert not waits.lines

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from jaxtyping import Bool
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -14,34 +16,84 @@ from workbench.errors import DataError, RunError
 from workbench.files import atomic_file
 
 
-def stop_unless_finite(
-    value: Tensor, parts: Mapping[str, Tensor], batch: Mapping[str, Any] | Sequence[Any], folder: Path, step: int
-) -> None:
-    """Stop the run if a loss or gradient norm is not finite, before it could spoil the model and its checkpoints.
+class FiniteCheck:
+    """Stops a run whose loss or gradient norm is not finite, before a checkpoint could store what it did to the model.
+
+    The host does not wait for the GPU: a value is only looked at one optimizer step later, or when something is about
+    to be logged, evaluated or saved.
 
     Args:
-        value: the loss or the norm.
-        parts: the terms that `value` is made of, or `value` itself, by name; for the message.
-        batch: the model's inputs, saved as safetensors if `value` is not finite.
-        folder: where they are saved.
-        step: number of the current optimizer step, from 1.
-
-    Raises:
-        RunError: `value` is not finite; the message names the value, the step and the file.
+        folder: where the batch of a value that is not finite is saved.
     """
-    if torch.isfinite(value):
-        return
-    bad = [f"{name} is {part.item()}" for name, part in parts.items() if not torch.isfinite(part)] or [
-        f"the loss is {value.item()}"
-    ]
-    file = folder / f"not_finite-step-{step}.safetensors"
-    reason = f"{', '.join(bad)} at step {step}"
-    with atomic_file(file) as partial:
-        save_file(dict(_tensors(batch)), partial, metadata={"step": str(step), "why": reason})
-    raise RunError(
-        f"{reason}: training stopped before a checkpoint could store it; its batch is in {file}, and earlier"
-        " checkpoints are unchanged"
-    )
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._values: list[_Value] = []
+
+    def add(
+        self, value: Tensor, terms: Mapping[str, Tensor], batch: Mapping[str, Any] | Sequence[Any], step: int
+    ) -> None:
+        """Add a value of the current step, and check those of earlier steps.
+
+        Args:
+            value: the loss or the norm.
+            terms: what `value` is the sum of, or `value` itself, by name; for the message.
+            batch: the model's inputs, saved as safetensors if `value` is not finite.
+            step: number of the current optimizer step, from 1.
+
+        Raises:
+            RunError: an earlier value is not finite.
+        """
+        self.check(before=step)
+        finite = torch.isfinite(value.detach()).to("cpu", non_blocking=True)
+        copied = torch.cuda.Event() if value.is_cuda else None
+        if copied is not None:
+            copied.record()
+        self._values.append(_Value(finite, copied, {n: term.detach() for n, term in terms.items()}, batch, step))
+
+    def check(self, before: int | None = None) -> None:
+        """Check the values of the steps before `before`, by default all.
+
+        Raises:
+            RunError: one is not finite; the message names it, its step and the file with its batch.
+        """
+        while self._values and (before is None or self._values[0].step < before):
+            value = self._values.pop(0)
+            if not value.finite():
+                self._values = []
+                self._stop(value)
+
+    def _stop(self, value: _Value) -> NoReturn:
+        bad = [f"{name} is {term.item()}" for name, term in value.terms.items() if not torch.isfinite(term)]
+        reason = f"{', '.join(bad or ['the loss is not finite'])} at step {value.step}"
+        file = self.folder / f"not_finite-step-{value.step}.safetensors"
+        with atomic_file(file) as partial:
+            save_file(dict(_tensors(value.batch)), partial, metadata={"step": str(value.step), "why": reason})
+        raise RunError(
+            f"{reason}: training stopped before a checkpoint could store it; its batch is in {file}, and earlier"
+            " checkpoints are unchanged"
+        )
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A value that waits for its check.
+
+    Attributes:
+        is_finite: on the CPU, where it may still be arriving.
+        copied: happens when it has arrived; None if it was on the CPU from the start.
+    """
+
+    is_finite: Bool[Tensor, ""]
+    copied: torch.cuda.Event | None
+    terms: Mapping[str, Tensor]
+    batch: Mapping[str, Any] | Sequence[Any]
+    step: int
+
+    def finite(self) -> bool:
+        if self.copied is not None:
+            self.copied.synchronize()
+        return bool(self.is_finite)
 
 
 def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from trainer.aligned_model import answer_positions
 from trainer.setups.rows import Rows
 from trainer.targets.vfm_targets import Targets
 from workbench.data import Dataset
@@ -193,6 +194,7 @@ class Collator:
         tiles = [tile for sample in visual for tile in sample]
         aligned = len(tiles) if self._count_tiles else sum(len(tile.index) for tile in tiles)
         inputs |= {"labels": labels, "visual": visual, "aligned": aligned}
+        inputs["answers"] = answer_positions(labels)
         if self._targets is not None:
             inputs["targets"] = self._targets(numbers, batch.images, visual)
         return inputs
