@@ -125,8 +125,8 @@ def permutation(bench: Bench) -> None:
         order = partial(_permuted, tokens=mllm.config.image_seq_length)
         each = []
         for site in ("encoder", 0, mllm.n_layers // 2, mllm.n_layers):
-            if bench.left() < 15:
-                break
+            if not bench.time_for("questions, permuted", 1 if bench.toy else 15, f"at {site}"):
+                return
             taken = seconds(bench, lambda site=site: [quiz.logprobs(site, order) for quiz in quizzes])  # type: ignore[misc]
             each.append(taken)
             bench.add(

@@ -205,12 +205,14 @@ def _times(bench: Bench, model: Model) -> None:
     for turn in range(ROUNDS):
         names = list(seconds)
         for name in names[turn:] + names[:turn]:
-            if bench.left() < 20:
+            if not bench.time_for("training step", 2 if bench.toy else 20, f"{name}, round {turn + 1}"):
                 break
             taken, _, sequence = model.steps(name, batch=batch, steps=steps, checkpointing=True)
             seconds[name] += taken[WARM_UP:]
             loading[name] = model.loading
     for name, steps_of_variant in seconds.items():
+        if not (steps_of_variant and seconds[BASELINE]):
+            continue
         median = statistics.median(steps_of_variant)
         figures = {
             "ms": median * 1000,

@@ -11,6 +11,7 @@ from workbench.files import atomic_file
 
 TITLE = "# On a GPU\n\nMade by `python -m benchmarks.gpu --report` from {file}; do not edit.\n"
 NOT_RUN = "Not run yet.\n"
+LIMITS = (40, 80)  # GB, the memory of common cards
 
 
 def write_report(file: Path) -> Path:
@@ -38,7 +39,10 @@ def report(entries: Sequence[Mapping[str, Any]], file: str) -> str:
         text += f"\n## {card}, {size} size\n\n{_origin(here)}\n"
         for part in PARTS:
             rows = [entry for entry in here if entry["part"] == part.name]
-            text += f"\n### {part.name}: {part.title}\n\n{_table(rows) if rows else NOT_RUN}" if rows or not cpu else ""
+            if rows or not cpu:
+                text += f"\n### {part.name}: {part.title}\n\n{_table(rows) if rows else NOT_RUN}"
+            if part.name == "memory" and not cpu:
+                text += _largest_batches(rows)
     return text
 
 
@@ -68,3 +72,32 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
         )
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _largest_batches(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table of the largest micro-batches below 40 and 80 GB, as measured and by the dry run's estimate."""
+    peaks: dict[str, dict[int, Mapping[str, Any]]] = {}
+    too_large = set()
+    for entry in rows:
+        base, _, rest = entry["setting"].partition(", batch ")
+        batch, _, checkpointing = rest.partition(", ")
+        if "GB" in entry["figures"]:
+            peaks.setdefault(f"{base}, {checkpointing}", {})[int(batch)] = entry["figures"]
+        if "out of memory" in entry["figures"]:
+            too_large.add(f"{base}, {checkpointing}")
+    columns = [(limit, name) for limit in LIMITS for name in ("GB", "dry run's GB")]
+    titles = [f"below {limit} GB{'' if name == 'GB' else ', by the dry run'}" for limit, name in columns]
+    lines = [f"| largest micro-batch | {' | '.join(titles)} |", f"|{'---|' * (1 + len(titles))}"]
+    for setting, figures in peaks.items():
+        cells = [_largest(figures, limit, name, more=setting not in too_large) for limit, name in columns]
+        lines.append(f"| {setting} | {' | '.join(cells)} |")
+    return "\n" + "\n".join(lines) + "\n" if peaks else ""
+
+
+def _largest(figures: Mapping[int, Mapping[str, Any]], limit: int, name: str, *, more: bool) -> str:
+    """Return the largest batch whose figure is below the limit, with "or more" if no larger one was tried."""
+    known = {batch: values[name] for batch, values in figures.items() if name in values}
+    fitting = [batch for batch, size in known.items() if size < limit]
+    if not fitting:
+        return "none" if known else ""
+    return f"{max(fitting)}{' or more' if more and max(fitting) == max(known) else ''}"

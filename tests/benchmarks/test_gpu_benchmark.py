@@ -195,6 +195,20 @@ def test_the_page_has_the_newest_result_of_each_card(tmp_path: Path) -> None:
     assert "Not run yet." in report([], "gpu.json")
 
 
+def test_the_page_has_the_largest_batches() -> None:
+    """Where the next larger one ran out of memory, and where it was not tried."""
+    peak = {"part": "memory", "what": "peak memory", "tolerance": None, "passed": None, "time": "2026-01-02", **COMMON}
+    peak |= {"device": "cuda"}
+    measured = [(1, "", {"GB": 20.0, "dry run's GB": 45.0}), (2, "", {"GB": 50.0, "dry run's GB": 60.0})]
+    entries = [
+        peak | {"setting": f"float32 base, batch {batch}, {kind}checkpointing", "figures": figures}
+        for batch, kind, figures in (*measured, (4, "", {"out of memory": "batch 4"}), (1, "no ", {"GB": 30.0}))
+    ]
+    page = report(entries, "gpu.json")
+    assert "| float32 base, checkpointing | 1 | none | 2 | 2 |" in page
+    assert "| float32 base, no checkpointing | 1 or more |  | 1 or more |  |" in page
+
+
 @pytest.mark.slow
 def test_an_error_in_a_process_apart_is_the_callers() -> None:
     assert apart(os.path.basename, "a/b") == "b"
