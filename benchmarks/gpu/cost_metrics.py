@@ -42,15 +42,15 @@ def _pair(bench: Bench, n: int, setting: str) -> float:
         nonlocal score
         score = cknna(x, y, k=K)
 
-    memory = 0.0
     if bench.device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     taken = seconds(bench, once)
+    figures = {"s": taken, "score": score}
     if bench.device == "cuda":
-        memory = (torch.cuda.max_memory_allocated() - before) / 1e9
-    figures = {"s": taken, "score": score, "extra GB": memory, "input GB": 2 * x.nbytes / 1e9}
+        figures["extra GB"] = (torch.cuda.max_memory_allocated() - before) / 1e9
+    figures["input GB"] = 2 * x.nbytes / 1e9
     if n <= 20_000:
         dense = 0.0
 
@@ -59,7 +59,8 @@ def _pair(bench: Bench, n: int, setting: str) -> float:
             dense = dense_cknna(x, y, K)
 
         figures["dense s"] = seconds(bench, reference)
-        figures["dense extra GB"] = extra_memory(reference) if bench.device == "cuda" else 0.0
+        if bench.device == "cuda":
+            figures["dense extra GB"] = extra_memory(reference)
         bench.error("CKNNA of one pair against the dense definition", abs(score - dense), 1e-5, setting=setting)
     bench.add("CKNNA of one pair", figures, setting=setting)
     return taken

@@ -243,7 +243,8 @@ def _memory(bench: Bench, model: Model, base: str, variant: str) -> None:
             with bench.guard("peak memory", setting=setting, full_is_fine=True):
                 taken, peak, sequence = model.steps(variant, batch=batch, steps=3, checkpointing=checkpointing)
                 full = False
-                figures = {"GB": peak / 1e9, "ms": taken[-1] * 1000}
+                figures = {"GB": peak / 1e9} if bench.device == "cuda" else {}
+                figures["ms"] = taken[-1] * 1000
                 if base == "float32 base":
                     estimate = model.estimate(batch, checkpointing=checkpointing, sequence=sequence)
                     figures["dry run's GB"] = estimate / 1e9

@@ -84,6 +84,7 @@ def test_a_bare_machine_runs_the_toy_size(tmp_path: Path) -> None:
         "edit at layer 2": "the package nnsight is missing",
         "rsa, 8 images of n 64": "the package scipy is missing",
     }
+    assert not [entry for entry in entries if {"GB", "extra GB"} & set(entry["figures"])], "not measured on a CPU"
     assert {"card", "driver", "versions", "tolerance", "time"} <= set(entries[0])
     page = file.with_suffix(".md").read_text()
     assert "Not run yet." in page
