@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from trainer.monitor.progress import LastLog, Progress
 from trainer.monitor.warnings import EarlyWarnings, warn_once
 from trainer.output.checkpoints import UNFINISHED, publish_checkpoint, write_sources
 from trainer.output.model_folder import load_model, save_model
+from trainer.prefetch import Prefetched
 from trainer.recipe import Recipe
 from trainer.setups.base import Setup
 from workbench.errors import RunError
@@ -73,6 +74,8 @@ class AlignmentTrainer(Trainer):
         # gradients, and the losses in the log
         if self.is_fsdp_enabled:
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+        self.prefetching = self.args.device.type == "cuda"
+        self._prefetched: Prefetched | None = None
         self.progress = Progress(recipe.output_dir, recipe.optim.steps)
         self.add_callback(self.progress)
         self.add_callback(LastLog())
@@ -128,6 +131,23 @@ class AlignmentTrainer(Trainer):
             self._finite.add(value, {"grad_norm": value}, batch, self.state.global_step + 1)
         self._batches = []
         return norm  # type: ignore[no-any-return]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor | int | None]:
+        """Return the batches of the next optimizer step, and over how many tokens its loss is a mean.
+
+        With a GPU, they were prepared in a thread during the step before.
+        """
+        if self.prefetching:
+            if self._prefetched is None or self._prefetched.source is not epoch_iterator:
+                self._prefetched = Prefetched(epoch_iterator, num_batches)
+            epoch_iterator = self._prefetched
+        return super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[no-any-return]
+
+    def _wait_for_prefetching(self) -> None:
+        if self._prefetched is not None:
+            self._prefetched.wait()
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
         """Count the answer tokens of the global batch and, for the alignment loss and the log, two more quantities.
@@ -246,6 +266,7 @@ class AlignmentTrainer(Trainer):
             RunError: it cannot be written, such as on a full disk; nothing of it remains.
         """
         self._finite.check()
+        self._wait_for_prefetching()
         folder, name = self.recipe.output_dir, f"checkpoint-{self.state.global_step}"
         self._saving = True
         distributed.together(
@@ -291,6 +312,7 @@ class AlignmentTrainer(Trainer):
     def evaluate(self, *args: object, **kwargs: object) -> dict[str, float]:
         """Evaluate on the validation split: accuracies by question type, losses, and CKNNA on its first images."""
         self._finite.check()
+        self._wait_for_prefetching()
         evaluation = self.setup.evaluate()
         metrics = metrics_of(evaluation, self.recipe.seed)
         self.log(metrics | (self.subset.measure() if self.subset is not None else {}))
