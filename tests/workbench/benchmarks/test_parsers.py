@@ -1,0 +1,102 @@
+"""Our own parsers read answers as a person would, and say nothing where a person could not."""
+
+from __future__ import annotations
+
+import pytest
+
+from workbench.benchmarks.parsers import parse_letter, parse_option, parse_relation, parse_word
+
+COLORS = ("red", "dark red", "blue", "none of these")
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("A", "A"),
+        ("b", "B"),
+        (" (c) ", "C"),
+        ("D.", "D"),
+        ("**B.** blue", "B"),
+        ("B: blue", "B"),
+        ("a) red", "A"),
+        ("The correct answer is C.", "C"),
+        ("Option D", "D"),
+        ("choice is (B)", "B"),
+        ("I would say (A), since it is bright", "A"),
+        ("Dark red.", "B"),
+        ("It is red", "A"),
+        ("NONE OF THESE", "D"),
+        ("it is  dark   red", "B"),
+    ],
+)
+def test_a_letter_or_the_text_of_an_option(answer: str, letter: str) -> None:
+    assert parse_letter(answer, COLORS) == letter
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "   ",
+        "a star",
+        "A or B",
+        "(A) or (B)",
+        "The answer is A. No, the answer is B.",
+        "E",
+        "F. green",
+        "red or blue",
+        "Bluetooth",
+        "reddish",
+        "I. think",
+        "answer: a tree",
+        "42",
+    ],
+)
+def test_no_single_option(answer: str) -> None:
+    assert parse_letter(answer, COLORS) is None
+
+
+def test_numbers_are_whole_words() -> None:
+    assert parse_letter("12", ("1", "12", "2")) == "B"
+    assert parse_letter("There are 2 cups.", ("1", "12", "2")) == "C"
+    assert parse_letter("1.50", ("1", "1.50")) == "B"
+    assert parse_letter("007", ("7", "007")) == "B"
+    assert parse_letter("3", ("1", "12", "2")) is None
+
+
+def test_options_with_the_same_text_name_none() -> None:
+    assert parse_option("red", ("red", "Red", "blue")) is None
+    assert parse_option("blue", ("red", "Red", "blue")) == "blue"
+    assert parse_option("c++ is", ("c++", "c")) == "c++"
+
+
+@pytest.mark.parametrize(
+    ("answer", "word"),
+    [("Yes.", "yes"), ("**No**", "no"), ("no, there is not", "no"), ("\nYES\n", "yes"), ("'Yes'", "yes")],
+)
+def test_the_first_word_is_yes_or_no(answer: str, word: str) -> None:
+    assert parse_word(answer) == word
+
+
+@pytest.mark.parametrize("answer", ["", "...", "nope", "not at all", "y", "It is yes", "Yesterday", "None", "no-one's"])
+def test_another_first_word(answer: str) -> None:
+    assert parse_word(answer) == ("no" if answer == "no-one's" else None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "relation"),
+    [
+        ("The cup is on the table", "on"),
+        ("on the left", "left"),
+        ("It is on its right side", "right"),
+        ("on top of the box", "on"),
+        ("in front of the box", "front"),
+        ("In-Front", "front"),
+        ("on", "on"),
+        ("left and right", None),
+        ("upon", None),
+        ("the front, on the left", None),
+    ],
+)
+def test_one_spatial_relation(answer: str, relation: str | None) -> None:
+    assert parse_relation(answer, ("on", "under", "left", "right", "front", "behind")) == relation

@@ -1,0 +1,73 @@
+"""Our own parsers (scorer `own`): what a generated answer says, or None where it does not say one thing.
+
+An answer that cannot be parsed counts as wrong, and is counted apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from string import ascii_uppercase
+
+_MARKUP = re.compile(r"[*_`\"']")  # of Markdown, and quotation marks
+_WHOLE = re.compile(r"\(?\[?([A-Za-z])\]?\)?[.):]?")
+_FIRST = re.compile(r"([A-Za-z])[.):](?!\w)")
+_NAMED = re.compile(r"\b(?:[Aa]nswer|ANSWER|[Oo]ption|OPTION|[Cc]hoice|CHOICE)(?:\s+is|\s+IS)?\s*:?\s*[(\[]?([A-Z])\b")
+_BRACKETED = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]")
+_FRONT = re.compile(r"\bin[\s-]+front\b")
+_ON_THE_SIDE = re.compile(r"\bon\s+(?:its|the)\s+(?=left|right|top|bottom)")
+
+
+def parse_word(answer: str) -> str | None:
+    """Return "yes" or "no" if that is the first word of the answer."""
+    words = re.findall(r"\w+(?:['\u2019]\w+)?", answer.lower())
+    return words[0] if words and words[0] in ("yes", "no") else None
+
+
+def parse_letter(answer: str, options: Sequence[str], *, texts: bool = True) -> str | None:
+    """Return the capital letter of the option that the answer names, and names alone.
+
+    It is a letter that is the whole answer; or comes first, before `.`, `)` or `:`; or is a capital after "answer",
+    "option" or "choice" (is); or is the only letter in brackets. Without a letter, it is the option whose text occurs
+    in the answer, as whole words; of texts that contain one another, the longest. The article "a", letters within words
+    and answers with two letters name none.
+
+    Args:
+        options: the texts of the options, in order.
+        texts: whether to look for the texts of the options.
+    """
+    letters = ascii_uppercase[: len(options)]
+    plain = _MARKUP.sub("", answer).strip()
+    found = {match[1] for match in [_WHOLE.fullmatch(plain), _FIRST.match(plain)] if match}
+    found |= set(_NAMED.findall(plain)) | set(_BRACKETED.findall(plain))
+    named = {letter.upper() for letter in found} & set(letters)
+    if named:
+        return named.pop() if len(named) == 1 else None
+    option = parse_option(answer, options) if texts else None
+    return None if option is None else letters[list(options).index(option)]
+
+
+def parse_option(answer: str, options: Sequence[str]) -> str | None:
+    """Return the option whose text is the only one in the answer, as whole words and in any case.
+
+    Texts are looked for from the longest to the shortest, and what was found is taken out, so that "dark red" is not
+    also "red". Two options with the same text name none.
+    """
+    rest, found = f" {' '.join(answer.lower().split())} ", list[str]()
+    for option in sorted(options, key=len, reverse=True):
+        text = " ".join(option.lower().split())
+        if not text:
+            continue
+        rest, count = re.subn(rf"(?<!\w){re.escape(text)}(?!\w)", " | ", rest)
+        if count or any(text == " ".join(other.lower().split()) for other in found):
+            found.append(option)
+    return found[0] if len(found) == 1 else None
+
+
+def parse_relation(answer: str, options: Sequence[str]) -> str | None:
+    """Return the spatial relation, one of the options, that the answer names alone.
+
+    "On the left" is left, not on; "in-front" and "in front of" are front.
+    """
+    plain = _ON_THE_SIDE.sub("", _FRONT.sub("front", answer.lower()))
+    return parse_option(plain, options)
