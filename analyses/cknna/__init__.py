@@ -62,7 +62,7 @@ def run(config: Config, context: Context) -> Result:
             within.take(part.tensors, part.record)
         results = within.finish()
         image_ids = [image_ids[n] for n in within.scored]
-        left_out = within.sentences([sample.source for sample in samples])
+        left_out = within.sentences([sample.image_name for sample in samples])
     else:
         across = AcrossImages(config, metric)
         for part in parts:

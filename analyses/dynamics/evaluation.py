@@ -218,5 +218,5 @@ def _aligned(evaluation: Evaluation, point: TrainingPoint) -> tuple[list[dict[st
                 (layer, name, image_id, score)
                 for image_id, score in zip(ids, scores.parts[:, row, column].tolist(), strict=True)
             ]
-    left_out = collector.sentences([scene[0].source for scene in evaluation.scenes])
+    left_out = collector.sentences([scene[0].image_name for scene in evaluation.scenes])
     return rows, pd.DataFrame(per_image, columns=["layer", "vfm", "image_id", "score"]), left_out

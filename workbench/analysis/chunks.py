@@ -204,6 +204,7 @@ def identity(item: object) -> object:
             item.category,
             identity(item.objects),
             item.text_only,
+            *((item.pair, item.source) if item.pair or item.source else ()),
         )
     if isinstance(item, Object):
         return item.name, item.box  # its mask follows from the origin of the data set, which is in the key too

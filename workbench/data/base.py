@@ -70,6 +70,8 @@ class Sample:
         category: the question type, by which accuracy is reported.
         objects: the objects in the image, where known.
         text_only: accuracy of the best guess from the text alone, where a data set is not balanced over its options.
+        pair: identifies the questions that some scores count as one, right only if all of them are (MMVP, MME).
+        source: where the image comes from, if accuracy is reported by that (CV-Bench).
     """
 
     id: str
@@ -81,6 +83,8 @@ class Sample:
     category: str = ""
     objects: tuple[Object, ...] = ()
     text_only: float | None = None
+    pair: str = ""
+    source: str = ""
 
     @property
     def chance(self) -> float:
@@ -93,7 +97,7 @@ class Sample:
         return self.load()
 
     @property
-    def source(self) -> str:
+    def image_name(self) -> str:
         """What messages call the image: its file, or its `image_id` if it is not stored."""
         return self.load.name if isinstance(self.load, StoredImage) else self.image_id
 

@@ -76,7 +76,7 @@ def hf(
     # of each row, the paths or the embedded images
     sources = [
         () if number in dropped else row
-        for number, row in enumerate(_image_sources(table, image_column, path, root), start=1)
+        for number, row in enumerate(image_sources(table, image_column, path, root), start=1)
     ]
     files = image_files(root, {source for row in sources for source in row if isinstance(source, str)})
     if lost := [source for row in sources for source in row if isinstance(source, str) and source not in files]:
@@ -198,7 +198,7 @@ def _row(
     )
 
 
-def _image_sources(table: Any, column: str | None, path: str, root: Path) -> list[tuple[str | StoredImage, ...]]:
+def image_sources(table: Any, column: str | None, path: str, root: Path) -> list[tuple[str | StoredImage, ...]]:
     """Return the images of each row: paths below `root`, or images that the table itself contains.
 
     Embedded images are read once, for a hash of their bytes.

@@ -57,7 +57,7 @@ def read_table(path: str, split: str) -> Any:
     files = _of_split(place, files, split) if files else []
     _check_git_lfs(files)
     if files and "parquet" not in kinds:
-        return TextTable(row for file in files for row in (_csv_rows(file) if kinds == {"csv"} else _json_rows(file)))
+        return TextTable(row for file in files for row in (_csv_rows(file) if kinds == {"csv"} else json_rows(file)))
     if find_spec("datasets") is None:
         raise DataError(
             "data set hf: expected the package datasets; install it with pip install 'viral-workbench[data]'"
@@ -118,22 +118,33 @@ def _csv_rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _json_rows(file: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file of JSON lines, or of a JSON list.
+def json_list(file: Path) -> list[Any]:
+    """Return the values of a file of JSON lines, or of a JSON list.
 
     Raises:
-        DataError: the file is not valid JSON, or a row is no mapping.
+        DataError: the file is not valid JSON.
     """
     try:
         with file.open(encoding="utf-8-sig") as text:
             first = next((character for line in text for character in line if not character.isspace()), "")
             text.seek(0)
-            rows = json.load(text) if first == "[" else [json.loads(line) for line in text if line.strip()]
+            values: list[Any]
+            values = json.load(text) if first == "[" else [json.loads(line) for line in text if line.strip()]
+            return values
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file} is not valid JSON ({' '.join(str(error).split())[:120]})") from error
+
+
+def json_rows(file: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file of JSON lines, or of a JSON list.
+
+    Raises:
+        DataError: the file is not valid JSON, or a row is no mapping.
+    """
+    rows = json_list(file)
     if other := next((number for number, row in enumerate(rows, start=1) if not isinstance(row, dict)), None):
         raise DataError(f"{file} row {other} is {type(rows[other - 1]).__name__}: expected columns by name")
-    return rows  # type: ignore[no-any-return]
+    return rows
 
 
 def _saved_splits(place: Path) -> list[str]:

@@ -1,0 +1,96 @@
+"""MMVP (Tong et al. 2024, arXiv 2401.06209): 150 pairs of images that CLIP takes for alike, with one question each.
+
+mmvp:PATH?labels=corrected&images=FOLDER
+
+PATH is the authors' folder (`Questions.csv` and `MMVP Images/1.jpg` and so on), the CSV file, or a table with the
+columns Index, Question, Options, Correct Answer and image (`lmms-lab-eval/MMVP`). The authors' labels of two pairs are
+exchanged (issues 14 and 30 of their repository); `labels=original` keeps them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+from workbench.data.base import DATASETS
+from workbench.data.benchmark_rows import (
+    BenchmarkDataset,
+    Choice,
+    Row,
+    benchmark_dataset,
+    benchmark_table,
+    check_choice,
+    images_folder,
+    images_of_table,
+    lettered,
+    text_cell,
+)
+from workbench.data.images import shown
+from workbench.data.specs import spec_options
+from workbench.errors import DataError
+
+LABELS = ("corrected", "original")
+CORRECTED = {99: "b", 100: "a", 279: "b", 280: "a"}  # by the column Index, which begins at 1
+COLUMNS = {  # their names in the authors' file, and in tables made of it
+    "index": ("Index", "lndex", "index"),
+    "question": ("Question", "question"),
+    "options": ("Options", "options"),
+    "answer": ("Correct Answer", "answer"),
+}
+
+
+@DATASETS.register("mmvp")
+def mmvp(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
+    """Load all questions; see the module's docstring.
+
+    Raises:
+        DataError: no such files or columns, or a row that cannot be used; the message names it.
+    """
+    path, options = spec_options(spec, {"labels": "corrected", "images": ""})
+    labels = check_choice("labels of mmvp", options["labels"], LABELS)
+    place = Path(path)
+    file = place / "Questions.csv" if (place / "Questions.csv").is_file() else place
+    table = benchmark_table(str(file))
+    columns = {name: _column(file, table, names) for name, names in COLUMNS.items()}
+    images = images_folder(path, options["images"])
+    if not options["images"] and "image" not in table.column_names:
+        images = next((f for f in (images / "MMVP Images", images / "Images") if f.is_dir()), images)
+    places = images_of_table(table, "image", path, images) if "image" in table.column_names else None
+    texts = table.remove_columns("image") if places else table
+    rows = []
+    for number, row in enumerate(texts, start=1):
+        where = f"{shown(file.name)} row {number}"
+        index = _index(where, row, columns["index"])
+        image = places[number - 1] if places else f"{index}.jpg"
+        choices = _options(where, text_cell(where, row, columns["options"]))
+        label = text_cell(where, row, columns["answer"])
+        answer = lettered(where, CORRECTED.get(index, label) if labels == "corrected" else label, choices)
+        question = text_cell(where, row, columns["question"])
+        rows.append(Row(where, f"{index}", image, question, answer, choices, pair=f"{(index - 1) // 2}"))
+    return benchmark_dataset(f"mmvp:{spec}", "mmvp", f"{labels} labels, unknown copy", rows, images, choice)
+
+
+def _column(file: Path, table: Any, names: tuple[str, ...]) -> str:
+    if name := next((name for name in names if name in table.column_names), None):
+        return name
+    raise DataError(
+        f"{shown(file)} has no column {names[0]}: expected it beside {shown(', '.join(table.column_names))}"
+    )
+
+
+def _index(where: str, row: Mapping[str, Any], column: str) -> int:
+    text = text_cell(where, row, column)
+    if not text.isdecimal() or int(text) < 1:
+        raise DataError(f"{where} has {column} {text[:40]!r}: expected a number from 1")
+    return int(text)
+
+
+def _options(where: str, text: str) -> tuple[str, ...]:
+    """Return the options of a text such as "(a) Open (b) Closed"."""
+    parts = re.split(r"\(([a-z])\)", text)
+    letters, options = parts[1::2], tuple(part.strip() for part in parts[2::2])
+    if parts[0].strip() or letters != list("abcdefgh"[: len(letters)]) or len(options) < 2 or not all(options):
+        raise DataError(f"{where} has the options {text[:60]!r}: expected a text such as (a) Open (b) Closed")
+    return options
