@@ -25,6 +25,7 @@ from workbench.analysis.execution import execute
 from workbench.claims.shown import newest
 from workbench.cli import ConfigFile, changed_flags, command, parse_with_file
 from workbench.data import load_data
+from workbench.data.benchmark_rows import BenchmarkDataset
 from workbench.errors import ConfigError, UnknownNameError, WorkbenchError
 from workbench.mllm.load import load_config
 from workbench.models import check_revision, is_folder, label_of, named_models
@@ -43,7 +44,7 @@ class Budget(DataOptions, Where, ConfigFile):
     source: str = ""
     """Model whose visual tokens are patched into the other models (patching); by default the last of --model."""
     only: tuple[str, ...] = ()
-    """Names of the analyses to run; all by default."""
+    """Names of the analyses to run; by default all, `benchmark` on benchmarks only."""
     report: Path = Path("report.html")
     """HTML file to write."""
 
@@ -65,6 +66,8 @@ def main(argv: list[str]) -> None:
         example = budget.report / "report.html"
         raise ConfigError(f"report is {budget.report}, a folder: expected a file such as {example}")
     data = load_data(budget.data, limit=budget.limit, seed=budget.data_seed)
+    if not budget.only and not isinstance(data, BenchmarkDataset):
+        names = [name for name in names if not load_analysis(name).benchmarks]
     sections, failed = [], False
     for number, name in enumerate(names, start=1):
         sys.stderr.write(f"[{number}/{len(names)}] {name}\n")

@@ -41,6 +41,7 @@ BAD = {
 }
 LATE: dict[str, list[str]] = {  # what is wrong only once data and model are there
     "attention": ["--layers", "99"],
+    "benchmark": ["--prompt", "paper"],
     "cknna": ["--layers", "99"],
     "dynamics": [],
     "knockout": ["--width", "99"],

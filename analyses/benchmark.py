@@ -1,0 +1,188 @@
+"""Answers to the questions of a benchmark, scored in every way that is known for it.
+
+    python -m analyses.benchmark --model runs/baseline runs/viral --data pope:FOLDER --prompt llava --output_dir runs
+
+Each question is put to the model with a prompt, and the answer that it generates (greedy) is stored as it is. Every
+scorer of the benchmark is computed from the same answers: `own`, `official` (its authors'), `lmms` (lmms-eval),
+`adaptvis`, and `paper` (the VIRAL authors' scripts). Answers that a scorer cannot read are wrong, and counted.
+
+Beside each score are its chance level, the accuracy of giving each category's most frequent right answer (`majority`),
+and a blind run: the same questions about the mean of all images (`mean image`). A score that is not above all three
+says nothing about seeing. Intervals are over images, or over pairs where a pair counts as one; the difference to the
+first model is paired by question, and `smallest` is the smallest difference that so many questions would show in four
+of five experiments.
+
+What the number is not: comparable between prompts, scorers or label versions. All three are part of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from annotated_types import Ge
+from PIL import Image
+
+from workbench import figures as fig
+from workbench.analysis.chunks import Chunk, Part, joined
+from workbench.analysis.command import main
+from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
+from workbench.benchmarks.prompts import Asked, prompt_of
+from workbench.benchmarks.tables import ALL, answer_row, difference, judged, scores
+from workbench.data import Dataset
+from workbench.data.base import Sample
+from workbench.data.benchmark_rows import BenchmarkDataset
+from workbench.errors import DataError
+from workbench.runs import Run
+from workbench.training_folder import MEAN
+
+SIDE = 336  # pixels of the mean image
+SHOWN = ("image", "mean image")
+
+
+@dataclass(frozen=True)
+class Config(DataOptions):
+    """Which questions are asked, and how."""
+
+    limit: Annotated[int, Ge(1)] = 100_000
+    """Number of images; by default all."""
+    prompt: Literal["auto", "plain", "llava", "lmms", "paper"] = "auto"
+    """Text around a question: none (plain), or that of LLaVA-1.5, lmms-eval or the paper's scripts; auto is llava for a
+    benchmark and plain for any other data set."""
+    max_new_tokens: Annotated[int, Ge(1)] = 16
+    """Tokens at which an answer is cut."""
+    blind: bool = True
+    """Ask every question about the mean of all images, too."""
+
+
+def run(config: Config, context: Context) -> Result:
+    """Ask every question with its image, and with the mean image."""
+    data = context.data
+    benchmark, own = _benchmark(data)
+    samples = [sample for sample in data if sample.options]
+    if not samples:
+        raise DataError(
+            f"data set '{data.name}' has no questions with options: expected a benchmark, such as pope:PATH"
+        )
+    style = config.prompt if config.prompt != "auto" else "llava" if benchmark else "plain"
+    prompts = {s.id: prompt_of(style, Asked(benchmark, s, own.get(s.id, ""))) for s in samples}
+    tables = []
+    for shown in SHOWN if config.blind else SHOWN[:1]:
+        blank = None if shown == "image" else _mean_image(context, samples)
+        parts = context.map(
+            f"answers, {shown}",
+            samples,
+            partial(_answer, config, context, benchmark, prompts, shown, blank),
+            depends=(list(prompts.items()), data.fingerprint if blank is not None else ""),
+        )
+        tables.append(joined(parts, "answers"))
+    answers = pd.concat(tables, ignore_index=True)
+    record: dict[str, Any] = {"benchmark": benchmark, "prompt": style, "decoding": "greedy"}
+    record |= {"labels": data.version, "about": data.about} if isinstance(data, BenchmarkDataset) else {}
+    return Result({"scores": scores(answers, seed=config.seed), "answers": answers}, record=record)
+
+
+def _benchmark(data: Dataset) -> tuple[str, Mapping[str, str]]:
+    """Return the name of the benchmark, "" if it is none, and its own texts of the questions."""
+    return (data.benchmark, data.prompts) if isinstance(data, BenchmarkDataset) else ("", {})
+
+
+def _mean_image(context: Context, samples: Sequence[Sample]) -> Image.Image:
+    """Return the pixelwise mean of all images, each resized to a square."""
+    total = np.zeros((SIDE, SIDE, 3))
+    images = {sample.image_id: sample for sample in samples}
+    for sample in context.progress(images.values(), "mean image", total=len(images)):
+        total += np.asarray(sample.image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.float64)
+    return Image.fromarray((total / len(images)).round().astype(np.uint8))
+
+
+def _answer(
+    config: Config,
+    context: Context,
+    benchmark: str,
+    prompts: Mapping[str, str],
+    shown: str,
+    blank: Image.Image | None,
+    chunk: Chunk[Sample],
+) -> Part:
+    """Ask the questions of a chunk; with `blank`, about that image instead of their own, resized to the same size."""
+    rows = []
+    for _, batch in chunk.batches():
+        images = [s.image if blank is None else blank.resize(s.image.size, Image.Resampling.BICUBIC) for s in batch]
+        encoded = context.mllm.encode(images, [prompts[sample.id] for sample in batch])
+        answers = context.mllm.generate(encoded, max_new_tokens=config.max_new_tokens)
+        rows += [answer_row(benchmark, sample, shown, answer) for sample, answer in zip(batch, answers, strict=True)]
+    return Part({"answers": pd.DataFrame(rows)})
+
+
+def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Return all scores but those of single categories, and the differences in accuracy to the first model."""
+    table = _compared(runs)
+    whole = table["category"].isin([ALL, MEAN]) | (table["measure"] == "MME score")
+    columns = [
+        "model",
+        "shown",
+        "scorer",
+        "measure",
+        "category",
+        "score",
+        "low",
+        "high",
+        "chance",
+        "majority",
+        "unparsed",
+    ]
+    return table[whole][[*columns, "n", "n_images", "difference", "difference_low", "difference_high", "smallest"]]
+
+
+def _compared(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Return the scores of all models, with the paired difference of each accuracy to that of the first model."""
+    first: dict[tuple[str, str], pd.DataFrame] = {}
+    tables = []
+    for label, run in runs.items():
+        table = run.tables["scores"].assign(model=label)
+        table[["difference", "difference_low", "difference_high", "smallest"]] = np.nan
+        for (shown, scorer), part in judged(run.tables["answers"]).groupby(["shown", "scorer"]):
+            if (shown, scorer) not in first:
+                first[shown, scorer] = part
+            if first[shown, scorer] is part or set(first[shown, scorer]["id"]) != set(part["id"]):
+                continue
+            for category in (ALL, MEAN):
+                place = (table["shown"] == shown) & (table["scorer"] == scorer) & (table["measure"] == "accuracy")
+                values = difference(first[shown, scorer], part, by_type=category == MEAN)
+                table.loc[place & (table["category"] == category), list(values)] = list(values.values())
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
+    """Draw our accuracy by category, seen and blind, and the accuracy of all questions by scorer."""
+    table = _compared(runs)
+    accuracy = table[table["measure"] == "accuracy"]
+    own = accuracy[(accuracy["scorer"] == "own") & (accuracy["category"] != MEAN)]
+    drawn = {}
+    for shown in accuracy["shown"].unique():
+        here = own[own["shown"] == shown]
+        drawn[f"Accuracy by category ({shown})"] = fig.bars(here, x="category", y="score")
+    seen = accuracy[(accuracy["shown"] == "image") & (accuracy["category"] == ALL)]
+    drawn["Accuracy by scorer"] = fig.bars(seen, x="scorer", y="score")
+    return drawn
+
+
+ANALYSIS = Analysis(
+    "benchmark",
+    "Benchmark scores, by every scorer",
+    Config,
+    run,
+    figures,
+    summary,
+    benchmarks=True,
+)
+
+if __name__ == "__main__":
+    main(ANALYSIS)

@@ -1,0 +1,192 @@
+"""Scores of a benchmark's answers, with their intervals, against computations by hand or by another way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import f1_score, precision_score, recall_score
+
+from workbench.benchmarks.scores import YesNo, mme_scores, mme_sums, pope_lmms_scores
+from workbench.benchmarks.tables import ALL, POWER, answer_row, bootstrap, difference, judged, scores
+from workbench.data.base import Sample
+from workbench.training_folder import MEAN
+
+
+def sample(number: int, image: int, answer: str, options: tuple[str, ...] = ("yes", "no"), **more: Any) -> Sample:
+    return Sample(f"{number}", f"image {image}", lambda: None, "what ?", answer, options, **more)  # type: ignore[arg-type, return-value]
+
+
+def answers_of(benchmark: str, rows: list[tuple[Sample, str]], shown: str = "image") -> pd.DataFrame:
+    return pd.DataFrame([answer_row(benchmark, question, shown, answer) for question, answer in rows])
+
+
+def score(table: pd.DataFrame, measure: str, category: str = ALL, scorer: str = "own") -> pd.Series:
+    found = table[(table["measure"] == measure) & (table["category"] == category) & (table["scorer"] == scorer)]
+    assert len(found) == 1, (measure, category, scorer)
+    return found.iloc[0]
+
+
+@pytest.fixture(scope="module")
+def pope() -> pd.DataFrame:
+    """Answers to 240 questions about 40 images in three splits, some of which say nothing."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for n in range(240):
+        gold = ("yes", "no")[n % 2]
+        answer = rng.choice(
+            [gold.capitalize(), "Yes", "No", "It is a dog", f"{gold}, I think"], p=[0.5, 0.2, 0.1, 0.1, 0.1]
+        )
+        split = ("random", "popular", "adversarial")[n % 3]
+        rows.append((sample(n, n // 6, gold, category=split), str(answer)))
+    return answers_of("pope", rows)
+
+
+def test_yes_no_scores_are_those_of_scikit_learn(pope: pd.DataFrame) -> None:
+    table = scores(pope, seed=0)
+    own = judged(pope).query("scorer == 'own'")
+    gold, said = own["gold"] == "yes", own["parsed"] == "yes"
+    for measure, value in (
+        ("precision", precision_score(gold, said)),
+        ("recall", recall_score(gold, said)),
+        ("F1", f1_score(gold, said)),
+        ("yes-ratio", said.mean()),
+        ("accuracy", (own["parsed"] == own["gold"]).mean()),
+    ):
+        row = score(table, measure)
+        assert row["score"] == pytest.approx(value)
+        assert row["low"] < value < row["high"]
+        assert (row["n"], row["n_images"], row["unparsed"]) == (240, 40, own["parsed"].isna().sum())
+    assert score(table, "accuracy")["chance"] == 0.5
+    assert score(table, "accuracy")["majority"] == 0.5
+
+
+def test_lmms_scores_of_pope_are_those_of_its_rules(pope: pd.DataFrame) -> None:
+    part = judged(pope).query("scorer == 'lmms'")
+    wanted = pope_lmms_scores(part["gold"].tolist(), part["parsed"].tolist())
+    table = scores(pope, seed=0)
+    for measure, name in (
+        ("accuracy",) * 2,
+        ("precision",) * 2,
+        ("recall",) * 2,
+        ("F1", "f1"),
+        ("yes-ratio", "yes_ratio"),
+    ):
+        assert score(table, measure, scorer="lmms")["score"] == pytest.approx(wanted[name])
+
+
+def test_averages_over_the_splits_of_pope(pope: pd.DataFrame) -> None:
+    table, own = scores(pope, seed=0), judged(pope).query("scorer == 'own'")
+    by_split = own.groupby("category")["correct"].mean()
+    assert score(table, "accuracy", MEAN)["score"] == pytest.approx(by_split.mean())
+    paper = score(table, "paper: random and popular", MEAN)
+    assert paper["score"] == pytest.approx(by_split[["random", "popular"]].mean())
+    assert paper["n"] == 160
+    counts = [YesNo.count(part["gold"].tolist(), part["parsed"].tolist()) for _, part in own.groupby("category")]
+    llava = score(table, "LLaVA: F1 of three splits", MEAN)
+    assert llava["score"] == pytest.approx(np.mean([count.f1 for count in counts]))
+    assert llava["low"] < llava["score"] < llava["high"]
+
+
+def test_a_score_that_is_undefined_is_not_a_number() -> None:
+    rows = [(sample(n, n, ("yes", "no")[n % 2]), "No") for n in range(12)]
+    table = scores(answers_of("pope", rows), seed=0)
+    assert np.isnan(score(table, "precision")[["score", "low", "high"]].astype(float)).all()
+    assert score(table, "recall")["score"] == score(table, "F1")["score"] == 0
+
+
+def test_pairs_of_mmvp() -> None:
+    right = [True, True, True, False, False, False] + [True] * 20
+    rows = [
+        (
+            sample(n, n, ("open", "closed")[n % 2], ("open", "closed"), pair=f"{n // 2}"),
+            "AB"[n % 2] if ok else "AB"[1 - n % 2],
+        )
+        for n, ok in enumerate(right)
+    ]
+    table = scores(answers_of("mmvp", rows), seed=0)
+    pair = score(table, "pair")
+    assert (pair["score"], pair["n"], pair["chance"]) == (pytest.approx(11 / 13), 13, 0.25)
+    assert score(table, "accuracy")["score"] == pytest.approx(23 / 26)
+    without = scores(answers_of("mmvp", rows[:-1]), seed=0)
+    assert score(without, "pair")["n"] == 12, "a pair of which one question is missing is not counted"
+
+
+def test_mme_scores_and_their_sums() -> None:
+    rng = np.random.default_rng(1)
+    rows = []
+    for n in range(80):
+        category, gold = ("count", "code_reasoning")[n // 40], ("yes", "no")[n % 2]
+        answer = gold if rng.random() < 0.8 else "no" if gold == "yes" else "maybe"
+        rows.append((sample(n, n // 2, gold, category=category, pair=f"{category}/{n // 2}"), answer))
+    table = scores(answers_of("mme", rows), seed=0)
+    correct = [question.answer == answer for question, answer in rows]
+    wanted = mme_scores(correct, [q.category for q, _ in rows], [q.pair for q, _ in rows])
+    for category, value in wanted.items():
+        row = score(table, "MME score", category)
+        assert row["score"] == pytest.approx(value.score)
+        assert row["low"] < value.score < row["high"]
+        assert row["chance"] == 75
+    for name, value in mme_sums(wanted).items():
+        assert score(table, f"MME {name}")["score"] == pytest.approx(value)
+    assert score(table, "MME total")["chance"] == 150
+
+
+def test_cv_bench_averages() -> None:
+    sizes = {("ADE20K", "Count"): (12, 8), ("COCO", "Relation"): (24, 6), ("Omni3D", "Depth"): (10, 9)}
+    rows = [
+        (sample(n, n, "left", ("left", "right"), source=source, category=task), "A" if k < right else "B")
+        for n, (source, task, k, right) in enumerate(
+            (source, task, k, right) for (source, task), (count, right) in sizes.items() for k in range(count)
+        )
+    ]
+    table = scores(answers_of("cv_bench", rows), seed=0)
+    for measure, value in (
+        ("paper: 2D", 14 / 36),
+        ("official: 2D", (8 / 12 + 6 / 24) / 2),
+        ("official: 3D", 0.9),
+        ("official: total", (8 / 12 + 6 / 24) / 4 + 0.9 / 2),
+    ):
+        row = score(table, measure)
+        assert row["score"] == pytest.approx(value)
+        assert row["low"] < value < row["high"]
+        assert row["chance"] == pytest.approx(0.5)
+    assert score(table, "accuracy")["majority"] == 1, "every right answer here is A"
+
+
+def test_a_bootstrap_of_a_proportion_is_near_its_interval() -> None:
+    values = np.random.default_rng(2).random(400) < 0.3
+    interval = bootstrap(
+        [f"{n}" for n in range(400)], {"x": values * 1.0, "n": np.ones(400)}, lambda s: s["x"] / s["n"], 0
+    )
+    error = np.sqrt(0.3 * 0.7 / 400)
+    assert interval.estimate == pytest.approx(values.mean())
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_a_bootstrap_resamples_images() -> None:
+    """Ten questions of an image with the same answer are one answer, so the interval is sqrt(10) times as wide."""
+    values = np.random.default_rng(3).random(60) < 0.5
+    one = bootstrap([f"{n}" for n in range(60)], {"x": values * 1.0, "n": np.ones(60)}, lambda s: s["x"] / s["n"], 0)
+    images = [f"{n}" for n in range(60) for _ in range(10)]
+    ten = bootstrap(images, {"x": values.repeat(10) * 1.0, "n": np.ones(600)}, lambda s: s["x"] / s["n"], 0)
+    assert (ten.low, ten.high, ten.n) == (pytest.approx(one.low), pytest.approx(one.high), 60)
+
+
+def test_differences_are_paired() -> None:
+    """Two models that answer alike but for 12 of 200 questions, all better in the second."""
+    rng = np.random.default_rng(4)
+    right = rng.random(200) < 0.6
+    better = right.copy()
+    better[np.flatnonzero(~right)[:12]] = True
+    tables = []
+    for values in (right, better):
+        rows = [(sample(n, n, "yes"), "yes" if ok else "no") for n, ok in enumerate(values)]
+        tables.append(judged(answers_of("pope", rows)).query("scorer == 'own'"))
+    result = difference(*tables, by_type=False)
+    assert result["difference"] == pytest.approx(0.06)
+    assert 0.02 < result["difference_low"] < 0.06 < result["difference_high"] < 0.12
+    assert result["smallest"] == pytest.approx(POWER * np.sqrt(0.06 * 0.94 / 200), rel=0.25)
+    assert difference(tables[0], tables[0], by_type=True)["difference"] == 0

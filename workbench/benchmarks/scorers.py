@@ -1,0 +1,114 @@
+"""Scorers by benchmark: each says of an answer what it was read as, and whether that is right.
+
+`own` is ours; `official` is that of the benchmark's authors, `lmms` that of lmms-eval, `adaptvis` that of AdaptVis, and
+`paper` that of the VIRAL authors' scripts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from string import ascii_lowercase, ascii_uppercase
+
+from workbench.benchmarks import peers
+from workbench.benchmarks.parsers import parse_letter, parse_option, parse_relation, parse_word
+from workbench.data.base import Sample
+
+LETTERED = ("cv_bench", "mmstar", "mmvp")
+YES_NO = ("yes", "no")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What an answer was read as, None if the scorer could not read it, and whether it is right."""
+
+    parsed: str | None
+    correct: bool
+
+
+Scorer = Callable[[Sample, str], Judged]
+
+
+def scorers_of(benchmark: str, sample: Sample) -> Mapping[str, Scorer]:
+    """Return the scorers of a benchmark, ours first; for other data sets it depends on the options of a question."""
+    if benchmark in LETTERED:
+        own: Scorer = _own_letter
+    elif benchmark.startswith("whatsup"):
+        own = _read(lambda sample, answer: parse_relation(answer, sample.options))
+    elif {option.lower() for option in sample.options} == set(YES_NO):
+        own = _read(lambda sample, answer: parse_word(answer))
+    else:
+        own = _read(lambda sample, answer: parse_option(answer, sample.options))
+    return {"own": own, **PEERS.get(benchmark.split()[0] if benchmark else "", {})}
+
+
+def letter_of(sample: Sample) -> str:
+    """Return the letter of the right option."""
+    return ascii_uppercase[sample.options.index(sample.answer)]
+
+
+def _read(parse: Callable[[Sample, str], str | None]) -> Scorer:
+    """Return a scorer that compares what an answer is read as with the right option, in any case."""
+
+    def judge(sample: Sample, answer: str) -> Judged:
+        parsed = parse(sample, answer)
+        if parsed == peers.OTHER:
+            parsed = None
+        return Judged(parsed, parsed is not None and parsed.lower() == sample.answer.lower())
+
+    return judge
+
+
+def _letter(parse: Callable[[Sample, str], str | None]) -> Scorer:
+    """Return a scorer that compares what an answer is read as with the letter of the right option."""
+
+    def judge(sample: Sample, answer: str) -> Judged:
+        parsed = parse(sample, answer)
+        return Judged(parsed if parsed in tuple(ascii_uppercase) else None, parsed == letter_of(sample))
+
+    return judge
+
+
+def _against(judge: Callable[[str, str], bool], gold: Callable[[Sample], str]) -> Scorer:
+    """Return the scorer of a rule that only says whether an answer is right."""
+
+    def scorer(sample: Sample, answer: str) -> Judged:
+        right = judge(answer, gold(sample))
+        return Judged(gold(sample) if right else "another", right)
+
+    return scorer
+
+
+def _own_letter(sample: Sample, answer: str) -> Judged:
+    return _letter(lambda sample, answer: parse_letter(answer, sample.options))(sample, answer)
+
+
+def _mmvp_paper(sample: Sample, answer: str) -> str:
+    options = dict(zip(ascii_lowercase, sample.options, strict=False))
+    return peers.mmvp_paper(answer, options).strip("()").upper()
+
+
+PEERS: Mapping[str, Mapping[str, Scorer]] = {
+    "cv_bench": {
+        "lmms": _letter(lambda _, answer: peers.cv_bench_lmms(answer)),
+        "paper": _letter(lambda _, answer: peers.cv_bench_paper(answer)),
+    },
+    "mme": {
+        "official": _read(lambda _, answer: peers.mme_official(answer)),
+        "lmms": _read(lambda _, answer: peers.mme_lmms(answer)),
+    },
+    "mmstar": {
+        "official": _against(peers.mmstar_official, letter_of),
+        "paper": _letter(lambda _, answer: peers.mmstar_paper(answer)),
+    },
+    "mmvp": {"lmms": _letter(lambda _, answer: peers.mmvp_lmms(answer)), "paper": _letter(_mmvp_paper)},
+    "pope": {
+        "official": _read(lambda _, answer: peers.pope_official(answer)),
+        "lmms": _read(lambda _, answer: peers.pope_lmms(answer)),
+        "paper": _read(lambda _, answer: peers.pope_paper(answer)),
+    },
+    "whatsup": {
+        "adaptvis": _against(peers.whatsup_adaptvis, lambda sample: sample.answer),
+        "paper": _against(peers.whatsup_paper, lambda sample: sample.answer),
+    },
+}

@@ -1,0 +1,340 @@
+"""Tables of a benchmark's scores, by scorer, from the answers of one model: each with interval, chance level and n.
+
+Intervals are over images, or over pairs where a pair counts as one; scores that are ratios of counts, such as F1, have
+bootstrap intervals that resample images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workbench.benchmarks.scorers import LETTERED, YES_NO, letter_of, scorers_of
+from workbench.benchmarks.scores import COGNITION, PERCEPTION
+from workbench.data.base import Sample
+from workbench.intervals import Interval, mean_interval
+from workbench.training_folder import MEAN
+
+ALL = "all questions"
+RESAMPLES = 2000
+POWER = 0.8416 + 1.96  # standard errors between 0 and a difference that is found in 80 % of experiments
+
+
+def answer_row(benchmark: str, sample: Sample, shown: str, answer: str) -> dict[str, Any]:
+    """Return what is stored of an answer, with all that its scoring needs.
+
+    Args:
+        benchmark: name of the benchmark, "" if the data set is none.
+        shown: what the model saw: "image", or "mean image" in the blind run.
+    """
+    return {
+        "benchmark": benchmark,
+        "id": sample.id,
+        "image_id": sample.image_id,
+        "category": sample.category,
+        "source": sample.source,
+        "pair": sample.pair,
+        "question": sample.question,
+        "options": json.dumps(sample.options),
+        "gold": sample.answer,
+        "chance": sample.chance,
+        "shown": shown,
+        "answer": answer,
+    }
+
+
+def judged(answers: pd.DataFrame) -> pd.DataFrame:
+    """Return the answers once for each scorer, with the columns scorer, parsed (None if it could not) and correct."""
+    rows: list[dict[str, Any]] = []
+    for row in answers.to_dict("records"):
+        sample = _sample(row)
+        for name, scorer in scorers_of(row["benchmark"], sample).items():
+            result = scorer(sample, row["answer"])
+            rows.append({**row, "scorer": name, "parsed": result.parsed, "correct": result.correct})
+    return pd.DataFrame(rows)
+
+
+def scores(answers: pd.DataFrame, *, seed: int) -> pd.DataFrame:
+    """Return one row for each score.
+
+    Returns:
+        Columns shown, scorer, measure, category, score, low, high, few, chance, majority (accuracy of giving each
+        category's most frequent right answer, NaN where that means nothing), unparsed, n (questions, pairs or sets),
+        n_images, seed.
+    """
+    rows: list[dict[str, Any]] = []
+    benchmark = str(answers["benchmark"].iloc[0])
+    for (shown, scorer), part in judged(answers).groupby(["shown", "scorer"], sort=False):
+        named = {"shown": shown, "scorer": scorer}
+        rows += [named | row | {"seed": seed} for row in _rows(part, benchmark, str(scorer), seed)]
+    return pd.DataFrame(rows)
+
+
+def difference(first: pd.DataFrame, second: pd.DataFrame, *, by_type: bool) -> dict[str, float]:
+    """Return the paired difference in accuracy of two models, second minus first, on the questions that both answered.
+
+    Args:
+        first, second: judged answers of one scorer and one thing shown.
+        by_type: whether every category has the same weight, or every question.
+
+    Returns:
+        difference, difference_low, difference_high, and smallest: the smallest difference that so many questions show
+        with a power of 80 %, estimated from the width of the interval.
+    """
+    columns = ["id", "image_id", "category", "correct"]
+    pairs = first[columns].merge(second[["id", "correct"]], on="id", suffixes=("", "_second"))
+    change = pairs["correct_second"].astype(float) - pairs["correct"].astype(float)
+    strata = pairs["category"].tolist() if by_type else None
+    interval = mean_interval(change, kind="difference", groups=pairs["image_id"].tolist(), strata=strata)
+    return {
+        "difference": interval.estimate,
+        "difference_low": interval.low,
+        "difference_high": interval.high,
+        "smallest": POWER * (interval.high - interval.low) / (2 * 1.96),
+    }
+
+
+def _sample(row: Mapping[str, Any]) -> Sample:
+    """Return the question of a stored answer, without its image."""
+    options = tuple(json.loads(row["options"]))
+    return Sample(row["id"], row["image_id"], _no_image, row["question"], row["gold"], options, row["category"])
+
+
+def _no_image() -> Any:
+    raise AssertionError("a stored answer has no image")
+
+
+def _rows(part: pd.DataFrame, benchmark: str, scorer: str, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield the scores of one scorer."""
+    categories = [name for name in part["category"].unique() if name]
+    subsets = [(name, part[part["category"] == name]) for name in categories] if len(categories) > 1 else []
+    for name, rows in [(ALL, part), *subsets]:
+        yield _row("accuracy", name, _accuracy(rows), rows) | {"majority": _majority(rows, benchmark)}
+    if subsets:
+        yield _row("accuracy", MEAN, _accuracy(part, part["category"]), part, _chance_of_types(part))
+    if set(part["gold"]) <= set(YES_NO):
+        for name, rows in [(ALL, part), *subsets]:
+            yield from _yes_no_rows(rows, name, benchmark == "pope" and scorer == "lmms", seed)
+    yield from _SPECIAL.get(benchmark.split()[0] if benchmark else "", lambda *_: ())(part, seed)
+
+
+def _row(
+    measure: str,
+    category: str,
+    interval: Interval,
+    rows: pd.DataFrame,
+    chance: float | None = None,
+    n: int | None = None,
+) -> dict[str, Any]:
+    return {
+        "measure": measure,
+        "category": category,
+        "score": interval.estimate,
+        "low": interval.low,
+        "high": interval.high,
+        "few": interval.few,
+        "chance": float(rows["chance"].mean()) if chance is None else chance,
+        "majority": np.nan,
+        "unparsed": int(rows["parsed"].isna().sum()),
+        "n": len(rows) if n is None else n,
+        "n_images": rows["image_id"].nunique(),
+    }
+
+
+def _accuracy(rows: pd.DataFrame, strata: pd.Series | None = None) -> Interval:
+    """Return the accuracy with its interval over images; with strata, the mean of their accuracies."""
+    return mean_interval(
+        rows["correct"].astype(float),
+        kind="proportion",
+        groups=rows["image_id"].tolist(),
+        strata=None if strata is None else strata.tolist(),
+    )
+
+
+def _chance_of_types(rows: pd.DataFrame, column: str = "category") -> float:
+    return float(rows.groupby(column)["chance"].mean().mean())
+
+
+def _majority(rows: pd.DataFrame, benchmark: str) -> float:
+    """Return the accuracy of giving each category's most frequent right answer: a letter, where answers are letters."""
+    golds = rows["gold"]
+    if benchmark in LETTERED:
+        golds = pd.Series([letter_of(_sample(row)) for row in rows.to_dict("records")], index=rows.index)
+    return float(golds.groupby(rows["category"]).agg(lambda of: of.value_counts().iloc[0]).sum() / len(rows))
+
+
+# --- ratios of counts -----------------------------------------------------------------------------
+
+
+def bootstrap(
+    images: Sequence[str], counts: Mapping[str, np.ndarray], statistic: Callable[[Mapping[str, Any]], Any], seed: int
+) -> Interval:
+    """Return a statistic of sums over questions with a percentile interval that resamples images.
+
+    Args:
+        images: (question,), the image of each.
+        counts: {name: (question,)}.
+        statistic: {name: sums of any shape} -> values of that shape, NaN where undefined.
+    """
+    codes, unique = pd.factorize(np.asarray(images))
+    sums = np.stack([np.bincount(codes, weights=values, minlength=len(unique)) for values in counts.values()], axis=1)
+    draws = np.random.default_rng(seed).multinomial(len(unique), np.full(len(unique), 1 / len(unique)), size=RESAMPLES)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        estimate = float(statistic(dict(zip(counts, sums.sum(0), strict=True))))
+        resampled = statistic(dict(zip(counts, (draws @ sums).T, strict=True)))
+    defined = resampled[np.isfinite(resampled)]
+    low, high = np.quantile(defined, [0.025, 0.975]) if len(defined) and np.isfinite(estimate) else (np.nan, np.nan)
+    return Interval(estimate, float(low), float(high), len(unique), 0.95, few=len(unique) < 10)
+
+
+def _yes_no_rows(rows: pd.DataFrame, category: str, lmms: bool, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield precision, recall, F1 and the share of yes; for POPE by lmms-eval, with its recall and yes-ratio."""
+    counts = _yes_no_counts(rows)
+    found = (lambda s: s["tp"] + s["missed"]) if lmms else (lambda s: s["positive"])
+    said = (lambda s: s["positive"]) if lmms else (lambda s: s["tp"] + s["fp"])
+    statistics: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+        "precision": lambda s: s["tp"] / (s["tp"] + s["fp"]),
+        "recall": lambda s: s["tp"] / found(s),
+        "F1": lambda s: 2 * s["tp"] / (s["tp"] + s["fp"] + found(s)),
+        "yes-ratio": lambda s: said(s) / s["n"],
+    }
+    share = float((rows["gold"] == "yes").mean())
+    chances = {"precision": share, "recall": 0.5, "F1": share / (share + 0.5) if share else np.nan, "yes-ratio": np.nan}
+    for name, statistic in statistics.items():
+        yield _row(name, category, bootstrap(rows["image_id"], counts, statistic, seed), rows, chances[name])
+
+
+def _yes_no_counts(rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    gold, parsed = rows["gold"].to_numpy(), rows["parsed"].fillna("").to_numpy()
+    return {
+        "tp": ((gold == "yes") & (parsed == "yes")).astype(float),
+        "fp": ((gold == "no") & (parsed == "yes")).astype(float),
+        "missed": ((gold == "yes") & (parsed == "no")).astype(float),
+        "positive": (gold == "yes").astype(float),
+        "n": np.ones(len(rows)),
+    }
+
+
+# --- averages of single benchmarks ----------------------------------------------------------------
+
+
+def _pope(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield the paper's mean accuracy of random and popular, and LLaVA's mean F1 of three splits."""
+    two = part[part["category"].isin(["random", "popular"])]
+    if two["category"].nunique() == 2:
+        yield _row("paper: random and popular", MEAN, _accuracy(two, two["category"]), two)
+    splits = sorted(part["category"].unique())
+    if len(splits) == 3:
+        counts = {
+            f"{name} {split}": values * (part["category"] == split).to_numpy()
+            for name, values in _yes_no_counts(part).items()
+            for split in splits
+        }
+
+        def mean_f1(s: Mapping[str, Any]) -> Any:
+            return np.mean(
+                [2 * s[f"tp {i}"] / (s[f"tp {i}"] + s[f"fp {i}"] + s[f"positive {i}"]) for i in splits], axis=0
+            )
+
+        yield _row("LLaVA: F1 of three splits", MEAN, bootstrap(part["image_id"], counts, mean_f1, seed), part, np.nan)
+
+
+def _mmvp(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
+    yield from _groups(part, "pair", 2, "pair")
+
+
+def _whatsup(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
+    if (part["pair"] != "").all():
+        yield from _groups(part, "pair", 2, "pair")
+        yield from _groups(part, "source", 4, "set")
+
+
+def _groups(part: pd.DataFrame, column: str, size: int, measure: str) -> Iterator[dict[str, Any]]:
+    """Yield the share of complete groups, such as pairs, of which every answer is right."""
+    sizes = part.groupby(column)["id"].transform("size")
+    whole = part[sizes == size]
+    if whole.empty:
+        return
+    grouped = whole.groupby(column)
+    chance = float(grouped["chance"].prod().mean())
+    interval = mean_interval(grouped["correct"].all().astype(float), kind="proportion")
+    yield _row(measure, ALL, interval, whole, chance, grouped.ngroups)
+
+
+def _mme(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield MME's scores: of each category (at most 200), their sums over perception and cognition, and the total."""
+    sizes = part.groupby("pair")["id"].transform("size")
+    whole = part[sizes == 2]
+    if whole.empty:
+        return
+    images = whole.groupby("pair", sort=False).agg(
+        category=("category", "first"),
+        image_id=("image_id", "first"),
+        right=("correct", "mean"),
+        chance=("chance", "mean"),
+    )
+    images["score"] = 100 * (images["right"] + (images["right"] == 1))
+    images["by_chance"] = 100 * (images["chance"] + images["chance"] ** 2)
+    known = [name for name in (*PERCEPTION, *COGNITION) if name in set(images["category"])]
+    sums = {"perception": PERCEPTION, "cognition": COGNITION, "total": (*PERCEPTION, *COGNITION)}
+    for measure, names in [*((name, (name,)) for name in known), *sums.items()]:
+        rows = images[images["category"].isin(names)]
+        if rows.empty:
+            continue
+        count = rows["category"].nunique()
+        mean = mean_interval(
+            rows["score"], kind="real", groups=rows["image_id"].tolist(), strata=rows["category"].tolist()
+        )
+        chance = count * float(rows.groupby("category")["by_chance"].mean().mean())
+        low, high = (float(np.clip(count * bound, 0, 200 * count)) for bound in (mean.low, mean.high))
+        scaled = Interval(count * mean.estimate, low, high, mean.n, mean.level, mean.few)
+        asked = whole[whole["category"].isin(names)]
+        of_category = measure in known
+        yield _row(
+            "MME score" if of_category else f"MME {measure}", measure if of_category else ALL, scaled, asked, chance
+        )
+
+
+def _cv_bench(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield CV-Bench's averages: `paper` over rows, `official` over the sources of the images."""
+    flat = part[part["category"].isin(["Count", "Relation"])]
+    deep = part[part["source"] == "Omni3D"]
+    if len(flat):
+        yield _row("paper: 2D", ALL, _accuracy(flat), flat)
+    if set(flat["source"]) == {"ADE20K", "COCO"}:
+        yield _row("official: 2D", ALL, _accuracy(flat, flat["source"]), flat, _chance_of_types(flat, "source"))
+    if len(deep):
+        yield _row("official: 3D", ALL, _accuracy(deep), deep)
+    if {"ADE20K", "COCO", "Omni3D"} <= set(part["source"]):
+        correct = part["correct"].to_numpy(dtype=float)
+        counts: dict[str, np.ndarray] = {}
+        for source in ("ADE20K", "COCO", "Omni3D"):
+            here = (part["source"] == source).to_numpy(dtype=float)
+            counts |= {f"right {source}": correct * here, f"n {source}": here}
+
+        def total(s: Mapping[str, Any]) -> Any:
+            ade, coco, omni = (s[f"right {name}"] / s[f"n {name}"] for name in ("ADE20K", "COCO", "Omni3D"))
+            return (ade + coco) / 4 + omni / 2
+
+        chance = part.groupby("source")["chance"].mean()
+        level = float((chance["ADE20K"] + chance["COCO"]) / 4 + chance["Omni3D"] / 2)
+        yield _row("official: total", ALL, bootstrap(part["image_id"], counts, total, seed), part, level)
+
+
+def _mmstar(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield the mean over subcategories, which lmms-eval reports."""
+    yield _row("l2 mean", ALL, _accuracy(part, part["source"]), part, _chance_of_types(part, "source"))
+
+
+_SPECIAL: Mapping[str, Callable[[pd.DataFrame, int], Iterator[dict[str, Any]]]] = {
+    "cv_bench": _cv_bench,
+    "mme": _mme,
+    "mmstar": _mmstar,
+    "mmvp": _mmvp,
+    "pope": _pope,
+    "whatsup": _whatsup,
+}
