@@ -1,7 +1,8 @@
 """How others read answers: the rules of the benchmarks' own scripts, of lmms-eval, AdaptVis and the paper's authors.
 
-They are here so that published numbers can be compared with ours; several have faults, which BENCHMARKS in the
-documentation names. Each function takes what a model answered, and most return what the script makes of it.
+They are here so that published numbers can be compared with ours; several have faults, which
+docs/reference/benchmarks.md names. Each function takes what a model answered, and most return what the script makes of
+it.
 """
 
 from __future__ import annotations
