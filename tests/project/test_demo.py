@@ -196,6 +196,8 @@ def test_a_signal_stops_the_stage_and_the_dashboard(number: signal.Signals, tmp_
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         start_new_session=True,
+        # a test run in the background of a shell ignores Ctrl-C, and so would the demo
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     said = []
