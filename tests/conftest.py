@@ -144,7 +144,12 @@ def launch(*words: str, fails: bool = False, cwd: Path = ROOT, **environment: st
 
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args([*words]))
     prepared = prepare_multi_gpu_env(arguments)
-    shared = {name: value for name, value in prepared.items() if os.environ.get(name) != value} | environment
+    # the number of threads, which the launcher sets too, is that of the server
+    shared = {
+        name: value
+        for name, value in prepared.items()
+        if os.environ.get(name) != value and not name.startswith(AT_IMPORT)
+    } | environment
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
