@@ -63,14 +63,14 @@ class Config(DataOptions):
 def run(config: Config, context: Context) -> Result:
     """Ask every question with its image, and with the mean image."""
     data = context.data
-    benchmark, own = _benchmark(data)
+    benchmark, texts = _benchmark(data)
     samples = [sample for sample in data if sample.options]
     if not samples:
         raise DataError(
             f"data set '{data.name}' has no questions with options: expected a benchmark, such as pope:PATH"
         )
     style = config.prompt if config.prompt != "auto" else "llava" if benchmark else "plain"
-    prompts = {s.id: prompt_of(style, Asked(benchmark, s, own.get(s.id, ""))) for s in samples}
+    prompts = {s.id: prompt_of(style, Asked(benchmark, s, texts.get(s.id, ""))) for s in samples}
     tables = []
     for shown in SHOWN if config.blind else SHOWN[:1]:
         blank = None if shown == "image" else _mean_image(context, samples)
@@ -164,10 +164,10 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
     """Draw our accuracy by category, seen and blind, and the accuracy of all questions by scorer."""
     table = _compared(runs)
     accuracy = table[table["measure"] == "accuracy"]
-    own = accuracy[(accuracy["scorer"] == "own") & (accuracy["category"] != MEAN)]
+    by_category = accuracy[(accuracy["scorer"] == "own") & (accuracy["category"] != MEAN)]
     drawn = {}
     for shown in accuracy["shown"].unique():
-        here = own[own["shown"] == shown]
+        here = by_category[by_category["shown"] == shown]
         drawn[f"Accuracy by category ({shown})"] = fig.bars(here, x="category", y="score")
     seen = accuracy[(accuracy["shown"] == "image") & (accuracy["category"] == ALL)]
     drawn["Accuracy by scorer"] = fig.bars(seen, x="scorer", y="score")

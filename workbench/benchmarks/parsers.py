@@ -38,9 +38,9 @@ def parse_letter(answer: str, options: Sequence[str], *, texts: bool = True) -> 
     """
     letters = ascii_uppercase[: len(options)]
     plain = _MARKUP.sub("", answer).strip()
-    found = {match[1] for match in [_WHOLE.fullmatch(plain), _FIRST.match(plain)] if match}
-    found |= set(_NAMED.findall(plain)) | set(_BRACKETED.findall(plain))
-    named = {letter.upper() for letter in found} & set(letters)
+    matches = {match[1] for match in [_WHOLE.fullmatch(plain), _FIRST.match(plain)] if match}
+    matches |= set(_NAMED.findall(plain)) | set(_BRACKETED.findall(plain))
+    named = {letter.upper() for letter in matches} & set(letters)
     if named:
         return named.pop() if len(named) == 1 else None
     option = parse_option(answer, options) if texts else None
@@ -50,18 +50,18 @@ def parse_letter(answer: str, options: Sequence[str], *, texts: bool = True) -> 
 def parse_option(answer: str, options: Sequence[str]) -> str | None:
     """Return the option whose text is the only one in the answer, as whole words and in any case.
 
-    Texts are looked for from the longest to the shortest, and what was found is taken out, so that "dark red" is not
+    Texts are looked for from the longest to the shortest, and what matches is taken out, so that "dark red" is not
     also "red". Two options with the same text name none.
     """
-    rest, found = f" {' '.join(answer.lower().split())} ", list[str]()
+    rest, named = f" {' '.join(answer.lower().split())} ", list[str]()
     for option in sorted(options, key=len, reverse=True):
         text = " ".join(option.lower().split())
         if not text:
             continue
         rest, count = re.subn(rf"(?<!\w){re.escape(text)}(?!\w)", " | ", rest)
-        if count or any(text == " ".join(other.lower().split()) for other in found):
-            found.append(option)
-    return found[0] if len(found) == 1 else None
+        if count or any(text == " ".join(other.lower().split()) for other in named):
+            named.append(option)
+    return named[0] if len(named) == 1 else None
 
 
 def parse_relation(answer: str, options: Sequence[str]) -> str | None:

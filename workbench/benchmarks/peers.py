@@ -98,9 +98,9 @@ def mmvp_paper(answer: str, options: Mapping[str, str]) -> str:
         if len(letters & {"a", "b"}) == 1:
             return f"({(letters & {'a', 'b'}).pop()})"
     places = {letter: text.find(option.lower()) for letter, option in options.items()}
-    found = {letter: place for letter, place in places.items() if place >= 0}
-    if len(set(found.values())) == len(found) > 0:
-        return f"({min(found, key=lambda letter: found[letter])})"
+    named = {letter: place for letter, place in places.items() if place >= 0}
+    if len(set(named.values())) == len(named) > 0:
+        return f"({min(named, key=lambda letter: named[letter])})"
     for letter, phrases in {"a": ("first", "former", "a)", "a."), "b": ("second", "latter", "b)", "b.")}.items():
         if any(phrase in text for phrase in (*phrases, f"option {letter}", f"choice {letter}")):
             return f"({letter})"

@@ -36,12 +36,12 @@ class Asked:
     Attributes:
         benchmark: the name of its data set, such as "pope"; "" for a data set that is no benchmark.
         sample: the question.
-        own: the benchmark's own text of it with its options, "" if it has none.
+        text: the benchmark's own text of it with its options, "" if it has none.
     """
 
     benchmark: str
     sample: Sample
-    own: str = ""
+    text: str = ""
 
     @property
     def lettered(self) -> bool:
@@ -76,7 +76,7 @@ def with_letters(asked: Asked) -> str:
 
 
 def _own(asked: Asked) -> str:
-    return asked.own or with_letters(asked)
+    return asked.text or with_letters(asked)
 
 
 def _llava(asked: Asked) -> str:
@@ -98,7 +98,7 @@ def _lmms_cv_bench(asked: Asked) -> str:
 
 def _paper_relation(asked: Asked) -> str:
     """Return AdaptVis's question up to its question mark, and the paper's suffix without a space between."""
-    question = re.search(r"(?:USER:\s*)?([^:]*?\?)", asked.own)
+    question = re.search(r"(?:USER:\s*)?([^:]*?\?)", asked.text)
     if question is None:
         raise DataError(
             f"question {asked.sample.id} has no prompt of AdaptVis: expected prompts=FILE in the spec of the data"

@@ -32,14 +32,14 @@ Scorer = Callable[[Sample, str], Judged]
 def scorers_of(benchmark: str, sample: Sample) -> Mapping[str, Scorer]:
     """Return the scorers of a benchmark, ours first; for other data sets it depends on the options of a question."""
     if benchmark in LETTERED:
-        own: Scorer = _own_letter
+        ours: Scorer = _own_letter
     elif benchmark.startswith("whatsup"):
-        own = _read(lambda sample, answer: parse_relation(answer, sample.options))
+        ours = _read(lambda sample, answer: parse_relation(answer, sample.options))
     elif {option.lower() for option in sample.options} == set(YES_NO):
-        own = _read(lambda sample, answer: parse_word(answer))
+        ours = _read(lambda sample, answer: parse_word(answer))
     else:
-        own = _read(lambda sample, answer: parse_option(answer, sample.options))
-    return {"own": own, **PEERS.get(benchmark.split()[0] if benchmark else "", {})}
+        ours = _read(lambda sample, answer: parse_option(answer, sample.options))
+    return {"own": ours, **PEERS.get(benchmark.split()[0] if benchmark else "", {})}
 
 
 def letter_of(sample: Sample) -> str:

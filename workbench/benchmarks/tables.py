@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from workbench.benchmarks.scorers import LETTERED, YES_NO, letter_of, scorers_of
-from workbench.benchmarks.scores import COGNITION, PERCEPTION
 from workbench.data.base import Sample
+from workbench.data.mme import COGNITION, PERCEPTION
 from workbench.intervals import Interval, mean_interval
 from workbench.training_folder import MEAN
 
@@ -194,12 +194,12 @@ def bootstrap(
 def _yes_no_rows(rows: pd.DataFrame, category: str, lmms: bool, seed: int) -> Iterator[dict[str, Any]]:
     """Yield precision, recall, F1 and the share of yes; for POPE by lmms-eval, with its recall and yes-ratio."""
     counts = _yes_no_counts(rows)
-    found = (lambda s: s["tp"] + s["missed"]) if lmms else (lambda s: s["positive"])
+    to_find = (lambda s: s["tp"] + s["missed"]) if lmms else (lambda s: s["positive"])
     said = (lambda s: s["positive"]) if lmms else (lambda s: s["tp"] + s["fp"])
     statistics: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         "precision": lambda s: s["tp"] / (s["tp"] + s["fp"]),
-        "recall": lambda s: s["tp"] / found(s),
-        "F1": lambda s: 2 * s["tp"] / (s["tp"] + s["fp"] + found(s)),
+        "recall": lambda s: s["tp"] / to_find(s),
+        "F1": lambda s: 2 * s["tp"] / (s["tp"] + s["fp"] + to_find(s)),
         "yes-ratio": lambda s: said(s) / s["n"],
     }
     share = float((rows["gold"] == "yes").mean())

@@ -169,10 +169,12 @@ def images_of_table(table: Any, column: str, path: str, images: Path) -> list[st
     Raises:
         DataError: a row has no image, or several; the message names it.
     """
-    found = image_sources(table, column, path, images)
-    if wrong := next((number for number, row in enumerate(found, start=1) if len(row) != 1), None):
-        raise DataError(f"{shown(path)} row {wrong} has {len(found[wrong - 1])} images in `{column}`: expected one")
-    return [row[0] for row in found]
+    images_by_row = image_sources(table, column, path, images)
+    if wrong := next((number for number, row in enumerate(images_by_row, start=1) if len(row) != 1), None):
+        raise DataError(
+            f"{shown(path)} row {wrong} has {len(images_by_row[wrong - 1])} images in `{column}`: expected one"
+        )
+    return [row[0] for row in images_by_row]
 
 
 def check_columns(path: str, table: Any, needed: Iterable[str]) -> None:

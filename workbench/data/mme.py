@@ -31,7 +31,7 @@ from workbench.data.images import FORMATS, shown
 from workbench.data.specs import spec_options
 from workbench.errors import DataError
 
-CATEGORIES = (
+PERCEPTION = (
     "existence",
     "count",
     "position",
@@ -42,12 +42,9 @@ CATEGORIES = (
     "landmark",
     "artwork",
     "OCR",
-    "commonsense_reasoning",
-    "numerical_calculation",
-    "text_translation",
-    "code_reasoning",
 )
-ASKED = " Please answer yes or no."  # ends every question
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+CATEGORIES = (*PERCEPTION, *COGNITION)
 
 
 @DATASETS.register("mme")

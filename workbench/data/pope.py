@@ -91,15 +91,15 @@ def _files(path: Path, splits: Sequence[str]) -> dict[str, Path]:
         return {split: path}
     if not path.is_dir():
         return {}
-    found = {
+    by_split = {
         split: file
         for split in SPLITS
         for file in sorted(path.glob("*.json*"))
         if split in file.name.lower() and file.suffix in (".json", ".jsonl")
     }
-    if lost := [split for split in splits if found and split not in found]:
-        raise DataError(f"{shown(path)} has no file of the split {lost[0]}: expected one beside {', '.join(found)}")
-    return {split: file for split, file in found.items() if not splits or split in splits}
+    if lost := [split for split in splits if by_split and split not in by_split]:
+        raise DataError(f"{shown(path)} has no file of the split {lost[0]}: expected one beside {', '.join(by_split)}")
+    return {split: file for split, file in by_split.items() if not splits or split in splits}
 
 
 def _row(where: str, row: Mapping[str, Any], split: str, image: str | StoredImage) -> Row:

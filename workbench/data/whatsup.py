@@ -123,9 +123,9 @@ def _captions(file: Path, subset: Subset) -> Iterator[Row]:
 def _relation(where: str, true: str, false: str, relations: Sequence[str]) -> str:
     """Return the relation that the true caption has and the false one has not."""
     words = [set(re.findall(r"[a-z]+", text.lower())) for text in (true, false)]
-    if len(found := [name for name in relations if name in words[0] - words[1]]) != 1:
+    if len(relation := [name for name in relations if name in words[0] - words[1]]) != 1:
         raise DataError(f"{where} has the captions {true[:50]!r} and {false[:50]!r}: expected one other relation")
-    return found[0]
+    return relation[0]
 
 
 def _objects(where: str, caption: str, relation: str) -> tuple[str, str]:

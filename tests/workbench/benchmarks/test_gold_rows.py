@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from workbench.benchmarks import peers
-from workbench.benchmarks.parsers import parse_letter, parse_relation, parse_word
-from workbench.benchmarks.scores import (
+from tests.workbench.benchmarks.oracle import (
     YesNo,
     all_right,
     by_group,
@@ -22,6 +21,10 @@ from workbench.benchmarks.scores import (
     mme_sums,
     pope_lmms_scores,
 )
+from workbench.benchmarks import peers
+from workbench.benchmarks.parsers import parse_letter, parse_relation, parse_word
+from workbench.benchmarks.tables import ALL, answer_row, scores
+from workbench.data.base import Sample
 from workbench.errors import DataError
 
 GOLD: dict[str, Any] = json.loads((Path(__file__).parent / "gold_rows.json").read_text())
@@ -215,3 +218,97 @@ def test_whats_up_as_others_score_it(case: str, wanted: dict[str, bool]) -> None
         "word": parse_relation(answer, options) == gold.lower(),
     }
     assert {name: ours[name] for name in wanted} == wanted
+
+
+# --- the whole way --------------------------------------------------------------------------------
+
+
+def table_of(benchmark: str, rows: Sequence[tuple[Sample, str]]) -> dict[tuple[str, str, str], float]:
+    """Return {(scorer, measure, category): score} of the answers, as `analyses.benchmark` computes them."""
+    table = scores(pd.DataFrame([answer_row(benchmark, sample, "image", answer) for sample, answer in rows]), seed=0)
+    keys = zip(table["scorer"], table["measure"], table["category"], strict=True)
+    return dict(zip(keys, table["score"], strict=True))
+
+
+def sample(number: int, answer: str, options: Sequence[str], **more: str) -> Sample:
+    nothing: Any = None
+    return Sample(f"{number}", f"image {number}", nothing, "what ?", answer, tuple(options), **more)
+
+
+def test_scores_of_pope_rows() -> None:
+    pope = GOLD["pope"]
+    rows = [
+        (sample(n, gold, ("yes", "no"), category="random"), answer)
+        for n, (gold, answer) in enumerate(zip(pope["gold"], pope["answers"], strict=True))
+    ]
+    table = table_of("pope", rows)
+    for scorer, key in (("own", "word"), ("official", "official"), ("lmms", "lmms")):
+        for measure, name in {"F1": "f1", "yes-ratio": "yes_ratio", "accuracy": "accuracy", "recall": "recall"}.items():
+            assert table[scorer, measure, ALL] == near(pope[key][name]), (scorer, measure)
+        assert table[scorer, "precision", ALL] == near(pope[key]["precision"])
+
+
+def test_scores_of_mme_rows() -> None:
+    rows = [
+        (sample(n, gold.lower(), ("yes", "no"), category=category, pair=f"{category}/{image}"), answer)
+        for n, (image, category, gold, answer) in enumerate(GOLD["mme"]["rows"])
+    ]
+    table = table_of("mme", rows)
+    for scorer in ("own", "official", "lmms"):
+        for category in ("existence", "code_reasoning"):
+            assert table[scorer, "MME score", category] == near(GOLD["mme"][category]["score"])
+        for name in ("perception", "cognition", "total"):
+            assert table[scorer, f"MME {name}", ALL] == near(GOLD["mme"][name])
+
+
+def test_scores_of_mmvp_rows() -> None:
+    options = ("Open", "Closed")
+    rows = [
+        (sample(index, options["ab".index(gold[1])], options, pair=f"{(index - 1) // 2}"), answer)
+        for index, gold, answer in GOLD["mmvp"]["rows"]
+    ]
+    table = table_of("mmvp", rows)
+    assert table["own", "accuracy", ALL] == near(GOLD["mmvp"]["mcq"]["single"])
+    assert table["own", "pair", ALL] == near(GOLD["mmvp"]["mcq"]["pair"])
+
+
+def test_scores_of_cv_bench_rows() -> None:
+    rows = [
+        (sample(n, options["ABCDE".index(gold[1])], options, category=task, source=source), answer)
+        for n, (task, source, options, gold, answer) in enumerate(GOLD["cvbench"]["rows"])
+    ]
+    table, wanted = table_of("cv_bench", rows), GOLD["cvbench"]["mcq"]
+    for measure, name in {"paper: 2D": "paper_2d", "accuracy": "rows_all"}.items():
+        assert table["own", measure, ALL] == near(wanted[name])
+    for name in ("2d", "3d", "total"):
+        measure = f"official: {name.upper() if name != 'total' else name}"
+        assert table["own", measure, ALL] == near(wanted[f"official_{name}"])
+    for task in ("Count", "Relation"):
+        assert table["own", "accuracy", task] == near(wanted[task.lower()])
+
+
+def test_scores_of_mmstar_rows() -> None:
+    rows = [
+        (sample(n, ABSENT["ABCD".index(gold)], ABSENT[:4], category=category, source=subcategory), answer)
+        for n, (category, subcategory, gold, answer) in enumerate(GOLD["mmstar"]["rows"])
+    ]
+    table = table_of("mmstar", rows)
+    for scorer, key in (("official", "official"), ("own", "mcq_letters_only")):
+        assert table[scorer, "accuracy", ALL] == near(GOLD["mmstar"][key]["overall"])
+        assert table[scorer, "l2 mean", ALL] == near(GOLD["mmstar"][key]["l2_mean"])
+
+
+@pytest.mark.parametrize(("subset", "sides"), [("a", ("on", "under")), ("b", ("front", "behind"))])
+def test_scores_of_whats_up_rows(subset: str, sides: Sequence[str]) -> None:
+    options = ("left", "right", *sides)
+    rows = [
+        (
+            sample(n, gold, options, category=gold, pair="sides" if gold in sides else "left or right", source="cup"),
+            answer,
+        )
+        for n, (_, gold, answer) in enumerate(GOLD["whatsup"][f"{subset}_rows"])
+    ]
+    table, wanted = table_of(f"whatsup {subset}", rows), GOLD["whatsup"][subset]
+    assert table["own", "accuracy", ALL] == near(wanted["individual"])
+    assert table["own", "pair", ALL] == near(wanted["pair"])
+    assert table["own", "set", ALL] == near(wanted["set"])

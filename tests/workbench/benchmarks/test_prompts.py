@@ -52,7 +52,7 @@ def test_prompts_with_the_benchmarks_own_text() -> None:
     assert lmms.endswith("(A) 2\n(B) 1")
     for question in (CV_BENCH, MMSTAR):
         paper = prompt_of("paper", question)
-        assert paper.startswith(question.own)
+        assert paper.startswith(question.text)
         assert paper.endswith("must be only the single capital letter corresponding to the correct choice.")
     assert prompt_of("paper", MMVP).startswith("Is it open?\nA. Open\nB. Closed\nBase your answer on reasoning, but")
 

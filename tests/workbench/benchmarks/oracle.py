@@ -1,4 +1,4 @@
-"""Scores of judged answers: the confusion of yes and no, pairs and sets, and the benchmarks' own averages."""
+"""Scores of judged answers written plainly, without intervals, against which those of the product are checked."""
 
 from __future__ import annotations
 
@@ -7,22 +7,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
+from workbench.data.mme import COGNITION, PERCEPTION
 from workbench.errors import DataError
-
-PERCEPTION = (
-    "existence",
-    "count",
-    "position",
-    "color",
-    "posters",
-    "celebrity",
-    "scene",
-    "landmark",
-    "artwork",
-    "OCR",
-)
-COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
-
 
 # --- yes or no ------------------------------------------------------------------------------------
 
@@ -159,7 +145,9 @@ def mme_scores(correct: Sequence[bool], categories: Sequence[str], images: Seque
             100 * accuracy[category],
             100
             * all_right(
-                [right for right, own, _ in rows if own == category], [i for _, own, i in rows if own == category], 2
+                [right for right, of, _ in rows if of == category],
+                [image for _, of, image in rows if of == category],
+                2,
             ),
         )
         for category in accuracy
