@@ -11,7 +11,6 @@ from typing import Any, TypedDict
 
 from workbench.data.base import Dataset, Object, Sample, rows_hash
 from workbench.data.hf import image_sources
-from workbench.data.hf_tables import read_table
 from workbench.data.image_files import below, file_hashes, image_files, missing, stored_images
 from workbench.data.images import StoredImage, shown
 from workbench.data.selection import choose
@@ -156,11 +155,6 @@ def benchmark_dataset(
 
 
 # --- tables ---------------------------------------------------------------------------------------
-
-
-def benchmark_table(path: str, split: str = "") -> Any:
-    """Return the table below a path, or of a hub id; see `hf_tables.read_table`."""
-    return read_table(path, split)
 
 
 def images_of_table(table: Any, column: str, path: str, images: Path) -> list[str | StoredImage]:

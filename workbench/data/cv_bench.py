@@ -17,7 +17,6 @@ from workbench.data.benchmark_rows import (
     Choice,
     Row,
     benchmark_dataset,
-    benchmark_table,
     check_choice,
     check_columns,
     images_folder,
@@ -26,6 +25,7 @@ from workbench.data.benchmark_rows import (
     text_cell,
 )
 from workbench.data.choices import options_of
+from workbench.data.hf_tables import read_table
 from workbench.data.images import shown
 from workbench.data.specs import spec_options
 from workbench.errors import DataError
@@ -47,7 +47,7 @@ def cv_bench(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
     images = images_folder(path, options["images"])
     rows: list[Row] = []
     for file in _files(path):
-        table = benchmark_table(file, "" if Path(file).is_file() else "test")
+        table = read_table(file, "" if Path(file).is_file() else "test")
         check_columns(file, table, ("idx", "task", "question", "choices", "answer", "prompt", "source"))
         column = "image" if "image" in table.column_names else "filename"
         check_columns(file, table, (column,))

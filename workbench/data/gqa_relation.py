@@ -19,11 +19,11 @@ from workbench.data.benchmark_rows import (
     Choice,
     Row,
     benchmark_dataset,
-    benchmark_table,
     check_columns,
     images_folder,
     text_cell,
 )
+from workbench.data.hf_tables import read_table
 from workbench.data.images import shown
 from workbench.data.specs import spec_options
 from workbench.errors import DataError
@@ -46,7 +46,7 @@ def gqa_relation(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
     path, options = spec_options(spec, {"images": ""})
     if not Path(path).is_file():
         raise DataError(f"{shown(path)} is no file: expected the CSV file of the questions")
-    table = benchmark_table(path)
+    table = read_table(path, "")
     named = [f"{name} {part}" for name in OBJECTS for part in ("name", *BOX)]
     check_columns(path, table, (*TEXTS, *SIZE, *named))
     rows = []

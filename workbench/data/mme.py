@@ -19,7 +19,6 @@ from workbench.data.benchmark_rows import (
     Choice,
     Row,
     benchmark_dataset,
-    benchmark_table,
     check_choice,
     check_columns,
     images_folder,
@@ -27,6 +26,7 @@ from workbench.data.benchmark_rows import (
     text_cell,
     yes_or_no,
 )
+from workbench.data.hf_tables import read_table
 from workbench.data.images import FORMATS, shown
 from workbench.data.specs import spec_options
 from workbench.errors import DataError
@@ -70,7 +70,7 @@ def mme(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
 
 
 def _table(path: str, images: Path) -> Iterator[Row]:
-    table = benchmark_table(path)
+    table = read_table(path, "")
     check_columns(path, table, ("question_id", "image", "question", "answer", "category"))
     places = images_of_table(table, "image", path, images)
     asked: dict[str, int] = {}

@@ -18,7 +18,6 @@ from workbench.data.benchmark_rows import (
     Choice,
     Row,
     benchmark_dataset,
-    benchmark_table,
     check_columns,
     images_folder,
     images_of_table,
@@ -26,6 +25,7 @@ from workbench.data.benchmark_rows import (
     text_cell,
 )
 from workbench.data.choices import options_of
+from workbench.data.hf_tables import read_table
 from workbench.data.images import shown
 from workbench.data.specs import spec_options
 from workbench.errors import DataError
@@ -39,7 +39,7 @@ def mmstar(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
         DataError: no such files or columns, or a row that cannot be used; the message names it.
     """
     path, options = spec_options(spec, {"images": ""})
-    table = benchmark_table(path)
+    table = read_table(path, "")
     check_columns(path, table, ("index", "question", "image", "answer", "category", "l2_category"))
     images = images_folder(path, options["images"])
     places = images_of_table(table, "image", path, images)

@@ -20,13 +20,13 @@ from workbench.data.benchmark_rows import (
     Choice,
     Row,
     benchmark_dataset,
-    benchmark_table,
     check_choice,
     images_folder,
     images_of_table,
     lettered,
     text_cell,
 )
+from workbench.data.hf_tables import read_table
 from workbench.data.images import shown
 from workbench.data.specs import spec_options
 from workbench.errors import DataError
@@ -52,7 +52,7 @@ def mmvp(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
     labels = check_choice("labels of mmvp", options["labels"], LABELS)
     place = Path(path)
     file = place / "Questions.csv" if (place / "Questions.csv").is_file() else place
-    table = benchmark_table(str(file))
+    table = read_table(str(file), "")
     columns = {name: _column(file, table, names) for name, names in COLUMNS.items()}
     images = images_folder(path, options["images"])
     if not options["images"] and "image" not in table.column_names:

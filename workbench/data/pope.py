@@ -20,7 +20,6 @@ from workbench.data.benchmark_rows import (
     Choice,
     Row,
     benchmark_dataset,
-    benchmark_table,
     check_choice,
     check_columns,
     images_folder,
@@ -28,7 +27,7 @@ from workbench.data.benchmark_rows import (
     text_cell,
     yes_or_no,
 )
-from workbench.data.hf_tables import json_rows
+from workbench.data.hf_tables import json_rows, read_table
 from workbench.data.images import StoredImage, shown
 from workbench.data.specs import spec_options
 from workbench.errors import DataError
@@ -64,7 +63,7 @@ def pope(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
         ]
     images = images_folder(path, options["images"])
     if not files:
-        table = benchmark_table(path)
+        table = read_table(path, "")
         check_columns(path, table, ("question", "answer", "image", "category"))
         places = images_of_table(table, "image", path, images)
         for number, (row, image) in enumerate(zip(table.remove_columns("image"), places, strict=True), start=1):
