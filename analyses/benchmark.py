@@ -32,8 +32,9 @@ from workbench import figures as fig
 from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
+from workbench.benchmarks.comparison import compared, whole
 from workbench.benchmarks.prompts import Asked, prompt_of
-from workbench.benchmarks.tables import ALL, answer_row, difference, judged, scores
+from workbench.benchmarks.tables import ALL, answer_row, scores
 from workbench.data import Dataset
 from workbench.data.base import Sample
 from workbench.data.benchmark_rows import BenchmarkDataset
@@ -122,42 +123,11 @@ def _answer(
 
 def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Return all scores but those of single categories, and the differences in accuracy to the first model."""
-    table = _compared(runs)
-    whole = table["category"].isin([ALL, MEAN]) | (table["measure"] == "MME score")
-    columns = [
-        "model",
-        "shown",
-        "scorer",
-        "measure",
-        "category",
-        "score",
-        "low",
-        "high",
-        "chance",
-        "majority",
-        "unparsed",
-    ]
-    return table[whole][[*columns, "n", "n_images", "difference", "difference_low", "difference_high", "smallest"]]
+    return whole(_compared(runs))
 
 
 def _compared(runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Return the scores of all models, with the paired difference of each accuracy to that of the first model."""
-    first: dict[tuple[str, str], pd.DataFrame] = {}
-    tables = []
-    for label, run in runs.items():
-        table = run.tables["scores"].assign(model=label)
-        table[["difference", "difference_low", "difference_high", "smallest"]] = np.nan
-        for (shown, scorer), part in judged(run.tables["answers"]).groupby(["shown", "scorer"]):
-            if (shown, scorer) not in first:
-                first[shown, scorer] = part
-            if first[shown, scorer] is part or set(first[shown, scorer]["id"]) != set(part["id"]):
-                continue
-            for category in (ALL, MEAN):
-                place = (table["shown"] == shown) & (table["scorer"] == scorer) & (table["measure"] == "accuracy")
-                values = difference(first[shown, scorer], part, by_type=category == MEAN)
-                table.loc[place & (table["category"] == category), list(values)] = list(values.values())
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    return compared(*({label: run.tables[name] for label, run in runs.items()} for name in ("scores", "answers")))
 
 
 def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:

@@ -21,7 +21,6 @@ from workbench.training_folder import MEAN
 
 ALL = "all questions"
 RESAMPLES = 2000
-POWER = 0.8416 + 1.96  # standard errors between 0 and a difference that is found in 80 % of experiments
 
 
 def answer_row(benchmark: str, sample: Sample, shown: str, answer: str) -> dict[str, Any]:
@@ -72,30 +71,6 @@ def scores(answers: pd.DataFrame, *, seed: int) -> pd.DataFrame:
         named = {"shown": shown, "scorer": scorer}
         rows += [named | row | {"seed": seed} for row in _rows(part, benchmark, str(scorer), seed)]
     return pd.DataFrame(rows)
-
-
-def difference(first: pd.DataFrame, second: pd.DataFrame, *, by_type: bool) -> dict[str, float]:
-    """Return the paired difference in accuracy of two models, second minus first, on the questions that both answered.
-
-    Args:
-        first, second: judged answers of one scorer and one thing shown.
-        by_type: whether every category has the same weight, or every question.
-
-    Returns:
-        difference, difference_low, difference_high, and smallest: the smallest difference that so many questions show
-        with a power of 80 %, estimated from the width of the interval.
-    """
-    columns = ["id", "image_id", "category", "correct"]
-    pairs = first[columns].merge(second[["id", "correct"]], on="id", suffixes=("", "_second"))
-    change = pairs["correct_second"].astype(float) - pairs["correct"].astype(float)
-    strata = pairs["category"].tolist() if by_type else None
-    interval = mean_interval(change, kind="difference", groups=pairs["image_id"].tolist(), strata=strata)
-    return {
-        "difference": interval.estimate,
-        "difference_low": interval.low,
-        "difference_high": interval.high,
-        "smallest": POWER * (interval.high - interval.low) / (2 * 1.96),
-    }
 
 
 def _sample(row: Mapping[str, Any]) -> Sample:

@@ -10,7 +10,8 @@ import pytest
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from tests.workbench.benchmarks.oracle import YesNo, mme_scores, mme_sums, pope_lmms_scores
-from workbench.benchmarks.tables import ALL, POWER, answer_row, bootstrap, difference, judged, scores
+from workbench.benchmarks.comparison import POWER, difference
+from workbench.benchmarks.tables import ALL, answer_row, bootstrap, judged, scores
 from workbench.data.base import Sample
 from workbench.training_folder import MEAN
 

@@ -1,0 +1,107 @@
+"""Answers of other harnesses are scored like our own, and what does not fit the questions is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tests.conftest import refused, run
+from workbench.benchmarks.exchange import read_answers, write_answers
+from workbench.benchmarks.tables import scores
+from workbench.data.base import Sample
+from workbench.errors import DataError
+
+NOTHING: Any = None
+SAMPLES = [
+    Sample(f"random-{n}", f"image {n // 2}", NOTHING, f"Is there a {n}?", ("yes", "no")[n % 2], ("yes", "no"), "random")
+    for n in range(12)
+]
+
+
+def lines(file: Path, rows: list[dict[str, Any]]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_answers_by_id_and_of_lmms_eval_are_the_same(tmp_path: Path) -> None:
+    said = ["Yes", "no"] * 5 + ["no", "Yes"]
+    by_id = lines(
+        tmp_path / "vllm.jsonl",
+        [{"id": s.id, "answer": a} for s, a in zip(reversed(SAMPLES), reversed(said), strict=True)],
+    )
+    lmms = lines(
+        tmp_path / "samples_pope.jsonl",
+        [
+            {
+                "doc_id": n,
+                "doc": {"question": s.question, "answer": s.answer},
+                "target": s.answer,
+                "filtered_resps": [[a]],
+            }
+            for n, (s, a) in enumerate(zip(SAMPLES, said, strict=True))
+        ],
+    )
+    tables = [read_answers(file, "pope", SAMPLES).answers for file in (by_id, lmms)]
+    pd.testing.assert_frame_equal(*tables)
+    table = scores(tables[0], seed=0)
+    own = table[(table["scorer"] == "own") & (table["measure"] == "accuracy")]
+    assert own["score"].iloc[0] == pytest.approx(10 / 12)
+    assert write_answers(tables[0], tmp_path / "out.jsonl") == 12
+    again = read_answers(tmp_path / "out.jsonl", "pope", SAMPLES).answers
+    pd.testing.assert_frame_equal(again, tables[0])
+
+
+def test_questions_without_an_answer_are_counted_and_wrong(tmp_path: Path) -> None:
+    file = lines(tmp_path / "a.jsonl", [{"id": s.id, "answer": s.answer} for s in SAMPLES[:9]])
+    read = read_answers(file, "pope", SAMPLES)
+    assert read.unanswered == ("random-9", "random-10", "random-11")
+    table = scores(read.answers, seed=0)
+    own = table[(table["scorer"] == "own") & (table["measure"] == "accuracy")].iloc[0]
+    assert (own["score"], own["n"], own["unparsed"]) == (pytest.approx(9 / 12), 12, 3)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": "random-99", "answer": "Yes"}, "row 2 has the id random-99, which the data set does not have"),
+        ({"id": "random-0", "answer": "Yes"}, "row 2 answers question random-0 again: expected one answer to each"),
+        ({"id": "random-1"}, "row 2 has no answer: expected the key answer"),
+        ({"id": "random-1", "answer": 3}, "row 2 has answer '3': expected one text"),
+        ({"answer": "Yes"}, "row 2 has the keys answer: expected id and answer"),
+        ({"doc_id": 12, "filtered_resps": ["Yes"]}, "row 2 has doc_id 12: expected 0 to 11"),
+        ({"doc_id": 1, "doc": {"question": "Is there a 7?"}, "resps": ["Yes"]}, "row 2 is not about question random-1"),
+        ({"doc_id": 1, "filtered_resps": ["Yes", "No"]}, "row 2 has filtered_resps .*: expected one text"),
+    ],
+)
+def test_rows_that_do_not_fit_are_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    file = lines(tmp_path / "a.jsonl", [{"id": "random-0", "answer": "Yes"}, row])
+    with pytest.raises(DataError, match=message):
+        read_answers(file, "pope", SAMPLES)
+
+
+@pytest.mark.slow
+def test_two_files_are_compared_by_the_command(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(b"not an image")  # scoring needs no image
+    questions = [
+        {"question_id": n, "image": "0.png", "text": f"Is there a {n}?", "label": ("yes", "no")[n % 2]}
+        for n in range(20)
+    ]
+    lines(tmp_path / "coco_pope_random.json", questions)
+    first = lines(tmp_path / "first.jsonl", [{"id": f"random-{n}", "answer": "Yes"} for n in range(20)])
+    second = lines(
+        tmp_path / "second.jsonl", [{"id": f"random-{n}", "answer": ("Yes", "No")[n % 2]} for n in range(20)]
+    )
+    spec = f"pope:{tmp_path / 'coco_pope_random.json'}"
+    done = run("workbench.benchmarks", str(first), f"better={second}", "--data", spec)
+    accuracy = [line.split() for line in done.stdout.splitlines() if " own " in line and " accuracy " in line]
+    assert [row[0] for row in accuracy] == ["first", "better"]
+    assert "0.500" in accuracy[0]
+    assert "1.000" in accuracy[1]
+    assert float(accuracy[1][-4]) == 0.5
+    assert "expected --data, such as pope:FOLDER" in refused("workbench.benchmarks", str(first))
+    assert "two files are called first" in refused("workbench.benchmarks", str(first), str(first), "--data", spec)
+    assert "is no run of analyses.benchmark" in refused("workbench.benchmarks", str(tmp_path))

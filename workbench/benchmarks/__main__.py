@@ -1,0 +1,93 @@
+"""Score stored answers of one or more models, without any model.
+
+    python -m workbench.benchmarks runs/benchmark-KEY other/samples_pope.jsonl --data pope:FOLDER
+
+A file is the folder of a run of `analyses.benchmark`, lmms-eval's `samples_*.jsonl`, or JSON lines with the keys id and
+answer, which need --data. Every scorer of the benchmark is computed anew; differences are to the first file, paired by
+question.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import tyro
+
+from workbench.benchmarks.comparison import compared, whole
+from workbench.benchmarks.exchange import read_answers, read_run, write_answers
+from workbench.benchmarks.tables import scores
+from workbench.cli import command, parse
+from workbench.data import load_data
+from workbench.data.benchmark_rows import BenchmarkDataset
+from workbench.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which answers are scored."""
+
+    files: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Run folders and files of answers; NAME=FILE gives one the name NAME."""
+    data: str = ""
+    """Data set of the questions, such as pope:FOLDER; files of others need it."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+    write: Path | None = None
+    """Write the answers of the first file as JSON lines, which other harnesses read."""
+
+
+def main(argv: list[str]) -> None:
+    """Read the answers, score them and print the table of scores and differences."""
+    options = parse(Options, argv, prog="python -m workbench.benchmarks", description=__doc__ or "")
+    answers: dict[str, pd.DataFrame] = {}
+    for name, place in _named(options.files).items():
+        answers[name] = _read(name, place, options.data)
+    if options.write is not None:
+        if options.write.exists():
+            raise ConfigError(f"{options.write} exists: expected the name of a new file")
+        count = write_answers(next(iter(answers.values())), options.write)
+        print(f"{options.write}: {count} answers")
+    tables = {name: scores(table, seed=options.seed) for name, table in answers.items()}
+    print(whole(compared(tables, answers)).to_string(index=False, float_format="{:.3f}".format))
+
+
+def _named(files: tuple[str, ...]) -> dict[str, Path]:
+    """Return {name: file}, the name of NAME=FILE or else that of the file.
+
+    Raises:
+        ConfigError: no file, or two with the same name.
+    """
+    if not files:
+        raise ConfigError("no files are given: expected run folders of analyses.benchmark, or files of answers")
+    named: dict[str, Path] = {}
+    for word in files:
+        name, equals, place = word.partition("=")
+        path = Path(place if equals and not Path(word).exists() else word)
+        name = name if equals and not Path(word).exists() else path.stem
+        if name in named:
+            raise ConfigError(f"two files are called {name}: expected NAME=FILE for one of them")
+        named[name] = path
+    return named
+
+
+def _read(name: str, place: Path, spec: str) -> pd.DataFrame:
+    """Return the answers of a run folder, or of a file to the questions of a data set."""
+    if place.is_dir():
+        return read_run(place).answers
+    if not spec:
+        raise ConfigError(f"{place} holds answers without their questions: expected --data, such as pope:FOLDER")
+    data = load_data(spec, decode=False)
+    benchmark = data.benchmark if isinstance(data, BenchmarkDataset) else ""
+    read = read_answers(place, benchmark, [sample for sample in data if sample.options])
+    if read.unanswered:
+        count, first = len(read.unanswered), read.unanswered[0]
+        sys.stderr.write(f"{name}: {count} questions have no answer, first {first}; they count as wrong\n")
+    return read.answers
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,87 @@
+"""Several models on one benchmark: their scores, and paired differences to the first one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from workbench.benchmarks.tables import ALL, judged
+from workbench.intervals import mean_interval
+from workbench.training_folder import MEAN
+
+POWER = 0.8416 + 1.96  # standard errors between 0 and a difference that four of five experiments show
+DIFFERENCES = ("difference", "difference_low", "difference_high", "smallest")
+SUMMARY = (
+    "model",
+    "shown",
+    "scorer",
+    "measure",
+    "category",
+    "score",
+    "low",
+    "high",
+    "chance",
+    "majority",
+    "unparsed",
+    "n",
+    "n_images",
+    *DIFFERENCES,
+)
+
+
+def compared(scores: Mapping[str, pd.DataFrame], answers: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the scores of all models, with the paired difference of each accuracy to that of the first model.
+
+    Where a model was asked other questions than the first one, there is no difference.
+
+    Args:
+        scores: {model: `tables.scores`}.
+        answers: {model: its answers}.
+    """
+    first: dict[tuple[str, str], pd.DataFrame] = {}
+    tables = []
+    for model, model_scores in scores.items():
+        table = model_scores.assign(model=model)
+        table[list(DIFFERENCES)] = np.nan
+        for (shown, scorer), part in judged(answers[model]).groupby(["shown", "scorer"]):
+            reference = first.setdefault((shown, scorer), part)
+            if reference is part or set(reference["id"]) != set(part["id"]):
+                continue
+            place = (table["shown"] == shown) & (table["scorer"] == scorer) & (table["measure"] == "accuracy")
+            for category in (ALL, MEAN):
+                values = difference(reference, part, by_type=category == MEAN)
+                table.loc[place & (table["category"] == category), list(values)] = list(values.values())
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def whole(table: pd.DataFrame) -> pd.DataFrame:
+    """Return `compared` without the scores of single categories, in the order of the columns of a summary."""
+    rows = table["category"].isin([ALL, MEAN]) | (table["measure"] == "MME score")
+    return table[rows][list(SUMMARY)]
+
+
+def difference(first: pd.DataFrame, second: pd.DataFrame, *, by_type: bool) -> dict[str, float]:
+    """Return the paired difference in accuracy of two models, second minus first, on the questions that both answered.
+
+    Args:
+        first, second: judged answers of one scorer and one thing shown.
+        by_type: whether every category has the same weight, or every question.
+
+    Returns:
+        difference, difference_low, difference_high, and smallest: the smallest difference that so many questions show
+        with a power of 80 %, estimated from the width of the interval.
+    """
+    columns = ["id", "image_id", "category", "correct"]
+    pairs = first[columns].merge(second[["id", "correct"]], on="id", suffixes=("", "_second"))
+    change = pairs["correct_second"].astype(float) - pairs["correct"].astype(float)
+    strata = pairs["category"].tolist() if by_type else None
+    interval = mean_interval(change, kind="difference", groups=pairs["image_id"].tolist(), strata=strata)
+    return {
+        "difference": interval.estimate,
+        "difference_low": interval.low,
+        "difference_high": interval.high,
+        "smallest": POWER * (interval.high - interval.low) / (2 * 1.96),
+    }

@@ -1,0 +1,140 @@
+"""Answers in files: those of our runs, of lmms-eval, and of anything else that writes an id and an answer.
+
+Scoring them needs the questions, but neither a model nor images that can be decoded:
+
+    run folder      `RUNS/benchmark-KEY`, which holds its own questions
+    lmms-eval       `samples_TASK.jsonl`: `doc_id` counts the questions in their order, `filtered_resps` is the answer
+    any JSON lines  `id`, as our data set names the question, and `answer`
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workbench.benchmarks.tables import answer_row
+from workbench.data.base import Sample
+from workbench.data.hf_tables import json_rows
+from workbench.data.images import shown
+from workbench.errors import DataError, RunError, one_line
+from workbench.files import atomic_file
+
+SEEN = "image"
+
+
+@dataclass(frozen=True)
+class AnswerFile:
+    """Answers that were read from a file.
+
+    Attributes:
+        answers: one row per question, as `tables.answer_row` makes them.
+        unanswered: ids of questions of the data set that the file has no answer to; they count as unparsed.
+    """
+
+    answers: pd.DataFrame
+    unanswered: tuple[str, ...] = ()
+
+
+def read_run(folder: Path) -> AnswerFile:
+    """Read the answers of a stored run of `analyses.benchmark`.
+
+    Raises:
+        RunError: the folder is no such run.
+    """
+    file = folder / "answers.parquet"
+    try:
+        return AnswerFile(pd.read_parquet(file))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{shown(folder)} is no run of analyses.benchmark ({one_line(error, 80)}): expected a folder with"
+            " answers.parquet"
+        ) from error
+
+
+def read_answers(file: Path, benchmark: str, samples: Sequence[Sample]) -> AnswerFile:
+    """Read the answers of others to the questions of a data set.
+
+    Args:
+        file: JSON lines, of lmms-eval or with the keys `id` and `answer`.
+        benchmark: name of the benchmark, "" if the data set is none.
+        samples: its questions, in order.
+
+    Raises:
+        DataError: a row without these keys, a question that the data set does not have or that is answered twice, or
+            a question that is not the one at its place; the message names the row.
+    """
+    if not file.is_file():
+        raise DataError(f"{shown(file)} does not exist: expected JSON lines with the keys id and answer")
+    rows = json_rows(file)
+    by_id = {sample.id: sample for sample in samples}
+    answers: dict[str, str] = {}
+    for number, row in enumerate(rows, start=1):
+        where = f"{shown(file.name)} row {number}"
+        sample = _of_lmms(where, row, samples) if "doc_id" in row else _of_id(where, row, by_id)
+        if sample.id in answers:
+            raise DataError(f"{where} answers question {sample.id} again: expected one answer to each")
+        answers[sample.id] = _answer(where, row)
+    if not answers:
+        raise DataError(f"{shown(file)} has no answers: expected JSON lines with the keys id and answer")
+    table = [answer_row(benchmark, sample, SEEN, answers.get(sample.id, "")) for sample in samples]
+    return AnswerFile(pd.DataFrame(table), tuple(sample.id for sample in samples if sample.id not in answers))
+
+
+def write_answers(answers: pd.DataFrame, file: Path) -> int:
+    """Write the answers of a model that saw the images as JSON lines, and return how many there are.
+
+    The keys are id, answer, gold, category and question, as other harnesses read them.
+    """
+    seen = answers[answers["shown"] == SEEN]
+    with atomic_file(file) as partial:
+        lines = (
+            json.dumps({name: row[name] for name in ("id", "answer", "gold", "category", "question")})
+            for row in seen.to_dict("records")
+        )
+        partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return len(seen)
+
+
+def _of_id(where: str, row: Mapping[str, Any], by_id: Mapping[str, Sample]) -> Sample:
+    name = row.get("id", row.get("question_id"))
+    if name is None:
+        raise DataError(f"{where} has the keys {shown(', '.join(row), 60)}: expected id and answer")
+    if str(name) not in by_id:
+        raise DataError(
+            f"{where} has the id {shown(name, 40)}, which the data set does not have: expected ids such as"
+            f" {next(iter(by_id))}"
+        )
+    return by_id[str(name)]
+
+
+def _of_lmms(where: str, row: Mapping[str, Any], samples: Sequence[Sample]) -> Sample:
+    """Return the question at the place `doc_id`, whose text must be in the row's document."""
+    place = row["doc_id"]
+    if not isinstance(place, int) or not 0 <= place < len(samples):
+        raise DataError(f"{where} has doc_id {shown(place, 20)}: expected 0 to {len(samples) - 1}")
+    document = row.get("doc")
+    texts = [str(value) for value in document.values()] if isinstance(document, Mapping) else []
+    sample = samples[place]
+    if texts and not any(sample.question in text for text in texts):
+        raise DataError(
+            f"{where} is not about question {sample.id}, which is at its place: expected the same data set, in the same"
+            " order"
+        )
+    return sample
+
+
+def _answer(where: str, row: Mapping[str, Any]) -> str:
+    for name in ("answer", "filtered_resps", "resps", "text", "response"):
+        value = row.get(name)
+        while isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        if isinstance(value, str):
+            return value
+        if value is not None:
+            raise DataError(f"{where} has {name} {str(value)[:40]!r}: expected one text")
+    raise DataError(f"{where} has no answer: expected the key answer, or filtered_resps as lmms-eval writes it")
