@@ -44,7 +44,7 @@ SMALL_VIRAL = [*SMALL, "--alignment.layer", "2", "--alignment.hidden", "16"]
 
 
 # variables that libraries read when they are imported, which the server has done
-AT_IMPORT = ("HF_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS_")
+AT_IMPORT = ("HF_", "OMP_", "PYTHON", "TORCH_", "TRANSFORMERS_")
 
 
 class Process:
