@@ -131,16 +131,19 @@ def _compared(runs: Mapping[str, Run]) -> pd.DataFrame:
 
 
 def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
-    """Draw our accuracy by category, seen and blind, and the accuracy of all questions by scorer."""
-    table = _compared(runs)
+    """Draw our accuracy by category beside its chance level, seen and blind, and the accuracy by scorer."""
+    table = _compared(runs).rename(columns={"score": "accuracy"})
     accuracy = table[table["measure"] == "accuracy"]
-    by_category = accuracy[(accuracy["scorer"] == "own") & (accuracy["category"] != MEAN)]
+    ours = accuracy[(accuracy["scorer"] == "own") & (accuracy["category"] != MEAN)]
     drawn = {}
     for shown in accuracy["shown"].unique():
-        here = by_category[by_category["shown"] == shown]
-        drawn[f"Accuracy by category ({shown})"] = fig.bars(here, x="category", y="score")
+        here = ours[ours["shown"] == shown]
+        by_model = {str(model): part for model, part in here.groupby("model", sort=False)}
+        drawn[f"Accuracy by category ({shown})"] = fig.accuracy_by_type(by_model)
     seen = accuracy[(accuracy["shown"] == "image") & (accuracy["category"] == ALL)]
-    drawn["Accuracy by scorer"] = fig.bars(seen, x="scorer", y="score")
+    if seen["scorer"].nunique() > 1:
+        by_model = {str(m): part.assign(category=part["scorer"]) for m, part in seen.groupby("model", sort=False)}
+        drawn["Accuracy of all questions by scorer"] = fig.accuracy_by_type(by_model)
     return drawn
 
 

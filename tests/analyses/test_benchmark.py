@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from analyses.benchmark import ANALYSIS
 from tests.conftest import refused, run
 from workbench.data import load_data
+from workbench.runs import load
 
 IMAGES = 6
 
@@ -50,11 +53,23 @@ def test_two_models_on_pope(runs_folder: Path, pope: Path, tmp_path: Path) -> No
         assert record["version"] == 1
         assert "unknown copy" in record["labels"]
     assert "paper: random and popular" in done.stdout
-    assert "smallest" in done.stdout
-    mean = [
-        line for line in done.stdout.splitlines() if "mean image" in line and " own " in line and "accuracy" in line
+    runs = {run.record["label"]: run for run in map(load, folders)}
+    assert set(runs) == {"baseline", "viral"}
+    table = ANALYSIS.summary(runs)
+    paired = table[
+        (table["scorer"] == "own") & (table["measure"] == "accuracy") & (table["category"] == "all questions")
     ]
-    assert mean
+    first, second = (paired[(paired["model"] == name) & (paired["shown"] == "image")].iloc[0] for name in runs)
+    assert np.isnan(first["difference"])
+    assert second["difference"] == pytest.approx(second["score"] - first["score"])
+    assert second["smallest"] > 0
+    figures = ANALYSIS.figures(runs)
+    assert list(figures) == [
+        "Accuracy by category (image)",
+        "Accuracy by category (mean image)",
+        "Accuracy of all questions by scorer",
+    ]
+    assert {trace.name for trace in figures["Accuracy by category (image)"].data} == {"baseline", "viral", "chance"}
 
 
 def test_a_prompt_that_nobody_uses_is_refused(runs_folder: Path, tmp_path: Path) -> None:
