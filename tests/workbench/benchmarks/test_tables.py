@@ -36,7 +36,7 @@ def pope() -> pd.DataFrame:
     rng = np.random.default_rng(0)
     rows = []
     for n in range(240):
-        gold = ("yes", "no")[n % 2]
+        gold = ("yes", "no", "no", "yes", "no")[n % 5]
         answer = rng.choice(
             [gold.capitalize(), "Yes", "No", "It is a dog", f"{gold}, I think"], p=[0.5, 0.2, 0.1, 0.1, 0.1]
         )
@@ -61,7 +61,7 @@ def test_yes_no_scores_are_those_of_scikit_learn(pope: pd.DataFrame) -> None:
         assert row["low"] < value < row["high"]
         assert (row["n"], row["n_images"], row["unparsed"]) == (240, 40, own["parsed"].isna().sum())
     assert score(table, "accuracy")["chance"] == 0.5
-    assert score(table, "accuracy")["majority"] == 0.5
+    assert score(table, "accuracy")["majority"] == pytest.approx(0.6)
 
 
 def test_lmms_scores_of_pope_are_those_of_its_rules(pope: pd.DataFrame) -> None:
