@@ -47,7 +47,7 @@ def compared(scores: Mapping[str, pd.DataFrame], answers: Mapping[str, pd.DataFr
         table[list(DIFFERENCES)] = np.nan
         for (shown, scorer), part in judged(answers[model]).groupby(["shown", "scorer"]):
             reference = first.setdefault((shown, scorer), part)
-            if reference is part or set(reference["id"]) != set(part["id"]):
+            if reference is part or _questions(reference) != _questions(part):
                 continue
             place = (table["shown"] == shown) & (table["scorer"] == scorer) & (table["measure"] == "accuracy")
             for category in (ALL, MEAN):
@@ -55,6 +55,11 @@ def compared(scores: Mapping[str, pd.DataFrame], answers: Mapping[str, pd.DataFr
                 table.loc[place & (table["category"] == category), list(values)] = list(values.values())
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def _questions(answers: pd.DataFrame) -> set[tuple[str, ...]]:
+    """Return what was asked: equal ids alone may be those of another data set, or of other labels."""
+    return set(answers[["id", "question", "gold"]].itertuples(index=False, name=None))
 
 
 def whole(table: pd.DataFrame) -> pd.DataFrame:

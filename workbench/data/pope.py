@@ -90,12 +90,17 @@ def _files(path: Path, splits: Sequence[str]) -> dict[str, Path]:
         return {split: path}
     if not path.is_dir():
         return {}
-    by_split = {
-        split: file
-        for split in SPLITS
-        for file in sorted(path.glob("*.json*"))
-        if split in file.name.lower() and file.suffix in (".json", ".jsonl")
-    }
+    by_split: dict[str, Path] = {}
+    for file in sorted(path.glob("*.json*")):
+        split = next((name for name in SPLITS if name in file.name.lower()), None)
+        if split is None or file.suffix not in (".json", ".jsonl"):
+            continue
+        if split in by_split:
+            raise DataError(
+                f"{shown(path)} has {by_split[split].name} and {file.name}: expected one file of the split {split}"
+            )
+        by_split[split] = file
+    by_split = {split: by_split[split] for split in SPLITS if split in by_split}
     if lost := [split for split in splits if by_split and split not in by_split]:
         raise DataError(f"{shown(path)} has no file of the split {lost[0]}: expected one beside {', '.join(by_split)}")
     return {split: file for split, file in by_split.items() if not splits or split in splits}

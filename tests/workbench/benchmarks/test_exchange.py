@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from tests.conftest import refused, run
+from workbench.benchmarks.comparison import compared
 from workbench.benchmarks.exchange import read_answers, write_answers
-from workbench.benchmarks.tables import scores
+from workbench.benchmarks.tables import ALL, answer_row, scores
 from workbench.data.base import Sample
 from workbench.errors import DataError
 
@@ -74,13 +75,29 @@ def test_questions_without_an_answer_are_counted_and_wrong(tmp_path: Path) -> No
         ({"answer": "Yes"}, "row 2 has the keys answer: expected id and answer"),
         ({"doc_id": 12, "filtered_resps": ["Yes"]}, "row 2 has doc_id 12: expected 0 to 11"),
         ({"doc_id": 1, "doc": {"question": "Is there a 7?"}, "resps": ["Yes"]}, "row 2 is not about question random-1"),
-        ({"doc_id": 1, "filtered_resps": ["Yes", "No"]}, "row 2 has filtered_resps .*: expected one text"),
+        ({"doc_id": 1, "filtered_resps": ["Yes"]}, "row 2 is not about question random-1"),
+        (
+            {"doc_id": 1, "doc": {"question": "Is there a 1?"}, "filtered_resps": ["Yes", "No"]},
+            "row 2 has filtered_resps .*: expected one text",
+        ),
     ],
 )
 def test_rows_that_do_not_fit_are_named(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     file = lines(tmp_path / "a.jsonl", [{"id": "random-0", "answer": "Yes"}, row])
     with pytest.raises(DataError, match=message):
         read_answers(file, "pope", SAMPLES)
+
+
+def test_other_questions_with_the_same_ids_are_not_compared() -> None:
+    """Two copies of a benchmark with one other label."""
+    one = pd.DataFrame([answer_row("pope", sample, "image", "Yes") for sample in SAMPLES])
+    other = one.assign(gold=["no", *one["gold"][1:]])
+    for second, paired in ((one, True), (other, False)):
+        tables = {"a": one, "b": second}
+        table = compared({name: scores(answers, seed=0) for name, answers in tables.items()}, tables)
+        rows = table[(table["model"] == "b") & (table["measure"] == "accuracy") & (table["category"] == ALL)]
+        assert rows["difference"].notna().all() == paired
+        assert rows["difference"].isna().all() != paired
 
 
 @pytest.mark.slow

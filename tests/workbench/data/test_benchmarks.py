@@ -115,6 +115,9 @@ def test_what_is_wrong_with_pope_is_one_sentence(tmp_path: Path) -> None:
     jsonl(folder / "coco_pope_random.json", [row | {"label": "yes"} for row in rows * 2])
     with pytest.raises(DataError, match="row 1 has the id random-1, which 2 rows have"):
         loaded(f"pope:{folder}?split=random")
+    jsonl(folder / "repope_random.json", rows)
+    with pytest.raises(DataError, match=r"has coco_pope_random\.json and repope_random\.json: expected one file"):
+        loaded(f"pope:{folder}")
     jsonl(folder / "other.json", rows)
     with pytest.raises(DataError, match="names no split: expected random, popular, adversarial in the name"):
         loaded(f"pope:{folder / 'other.json'}")
