@@ -87,11 +87,13 @@ def _folders(root: Path) -> Iterator[Row]:
     for category in CATEGORIES:
         folder = root / category
         texts = folder / "questions_answers_YN" if (folder / "questions_answers_YN").is_dir() else folder
-        pictures = folder / "images" if (folder / "images").is_dir() else folder
+        image_folder = folder / "images" if (folder / "images").is_dir() else folder
         for file in sorted(texts.glob("*.txt")):
-            image = next((p for p in sorted(pictures.glob(f"{file.stem}.*")) if p.suffix.lower() in FORMATS), None)
+            image = next((p for p in sorted(image_folder.glob(f"{file.stem}.*")) if p.suffix.lower() in FORMATS), None)
             if image is None:
-                raise DataError(f"{shown(file)} has no image: expected {file.stem}.jpg or .png in {shown(pictures)}")
+                raise DataError(
+                    f"{shown(file)} has no image: expected {file.stem}.jpg or .png in {shown(image_folder)}"
+                )
             for number, line in enumerate(filter(str.strip, file.read_text(encoding="utf-8").splitlines()), start=1):
                 where = f"{category}/{file.name} line {number}"
                 question, tab, answer = line.partition("\t")
