@@ -29,16 +29,14 @@ from annotated_types import Ge
 from PIL import Image
 
 from workbench import figures as fig
-from workbench.analysis.chunks import Chunk, Part, joined
+from workbench.analysis.chunks import joined
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
+from workbench.benchmarks.asking import BenchmarkQuestions, answer_chunk
 from workbench.benchmarks.comparison import compared, whole
-from workbench.benchmarks.prompts import Asked, prompt_of
-from workbench.benchmarks.tables import ALL, answer_row, scores
-from workbench.data import Dataset
+from workbench.benchmarks.tables import ALL, scores
 from workbench.data.base import Sample
 from workbench.data.benchmark_rows import BenchmarkDataset
-from workbench.errors import DataError
 from workbench.runs import Run
 from workbench.training_folder import MEAN
 
@@ -63,34 +61,23 @@ class Config(DataOptions):
 
 def run(config: Config, context: Context) -> Result:
     """Ask every question with its image, and with the mean image."""
-    data = context.data
-    benchmark, texts = _benchmark(data)
-    samples = [sample for sample in data if sample.options]
-    if not samples:
-        raise DataError(
-            f"data set '{data.name}' has no questions with options: expected a benchmark, such as pope:PATH"
-        )
-    style = config.prompt if config.prompt != "auto" else "llava" if benchmark else "plain"
-    prompts = {s.id: prompt_of(style, Asked(benchmark, s, texts.get(s.id, ""))) for s in samples}
+    data, questions = context.data, BenchmarkQuestions.of(context.data, config.prompt)
     tables = []
     for shown in SHOWN if config.blind else SHOWN[:1]:
-        blank = None if shown == "image" else _mean_image(context, samples)
+        blank = None if shown == "image" else _mean_image(context, questions.samples)
         parts = context.map(
             f"answers, {shown}",
-            samples,
-            partial(_answer, config, context, benchmark, prompts, shown, blank),
-            depends=(list(prompts.items()), data.fingerprint if blank is not None else ""),
+            questions.samples,
+            partial(
+                answer_chunk, context.mllm, questions, max_new_tokens=config.max_new_tokens, shown=shown, blank=blank
+            ),
+            depends=(list(questions.prompts.items()), data.fingerprint if blank is not None else ""),
         )
         tables.append(joined(parts, "answers"))
     answers = pd.concat(tables, ignore_index=True)
-    record: dict[str, Any] = {"benchmark": benchmark, "prompt": style, "decoding": "greedy"}
+    record: dict[str, Any] = {"benchmark": questions.benchmark, "prompt": questions.style, "decoding": "greedy"}
     record |= {"labels": data.version, "about": data.about} if isinstance(data, BenchmarkDataset) else {}
     return Result({"scores": scores(answers, seed=config.seed), "answers": answers}, record=record)
-
-
-def _benchmark(data: Dataset) -> tuple[str, Mapping[str, str]]:
-    """Return the name of the benchmark, "" if it is none, and its own texts of the questions."""
-    return (data.benchmark, data.prompts) if isinstance(data, BenchmarkDataset) else ("", {})
 
 
 def _mean_image(context: Context, samples: Sequence[Sample]) -> Image.Image:
@@ -100,25 +87,6 @@ def _mean_image(context: Context, samples: Sequence[Sample]) -> Image.Image:
     for sample in context.progress(images.values(), "mean image", total=len(images)):
         total += np.asarray(sample.image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.float64)
     return Image.fromarray((total / len(images)).round().astype(np.uint8))
-
-
-def _answer(
-    config: Config,
-    context: Context,
-    benchmark: str,
-    prompts: Mapping[str, str],
-    shown: str,
-    blank: Image.Image | None,
-    chunk: Chunk[Sample],
-) -> Part:
-    """Ask the questions of a chunk; with `blank`, about that image instead of their own, resized to the same size."""
-    rows = []
-    for _, batch in chunk.batches():
-        images = [s.image if blank is None else blank.resize(s.image.size, Image.Resampling.BICUBIC) for s in batch]
-        encoded = context.mllm.encode(images, [prompts[sample.id] for sample in batch])
-        answers = context.mllm.generate(encoded, max_new_tokens=config.max_new_tokens)
-        rows += [answer_row(benchmark, sample, shown, answer) for sample, answer in zip(batch, answers, strict=True)]
-    return Part({"answers": pd.DataFrame(rows)})
 
 
 def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
