@@ -38,14 +38,15 @@ from torch import Tensor
 from workbench import figures as fig
 from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.command import main
-from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
+from workbench.analysis.declaration import Analysis, Context, Result
+from workbench.benchmarks.asking import Asking, QuestionOptions, ask
 from workbench.capture.edit import Site, check_site
 from workbench.capture.hidden_states import check_layers
 from workbench.data.base import Sample
 from workbench.errors import ConfigError, DataError, ModelError
 from workbench.mllm import MLLM
 from workbench.runs import Run
-from workbench.scoring.questions import Grid, grids_of, questions_of, random_order, survey
+from workbench.scoring.questions import Grid, grids_of, random_order, survey
 from workbench.scoring.quiz import Change, Quiz
 from workbench.scoring.tables import change_by_type, changes, drops
 from workbench.training_folder import MEAN
@@ -58,15 +59,11 @@ Order = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
-class Config(DataOptions):
+class Config(QuestionOptions):
     """Which questions are asked, and how tokens are permuted."""
 
     layers: tuple[int, ...] = ()
     """Layers at which tokens are permuted, 0 to L; all by default. The vision encoder is always among the sites."""
-    types: tuple[str, ...] = ()
-    """Question types to ask; all by default."""
-    questions: Annotated[int, Ge(0)] = 1
-    """Questions of each type about an image; 0 for all."""
     permutations: Annotated[int, Ge(1)] = 2
     """Random permutations of each image, whose results are averaged."""
     block: Annotated[int, Ge(1)] = 2
@@ -143,7 +140,8 @@ def _joined(orders: list[np.ndarray]) -> Int[Tensor, " token"]:
 def run(config: Config, context: Context) -> Result:
     """Ask every question before and after every intervention."""
     mllm = context.mllm
-    scenes = _scenes(config, context)
+    asking = _asking(config, context)
+    scenes = asking.worded
     sites, skipped = _sites(mllm, check_layers(mllm, config.layers))
     images = _images(config, context, scenes, sites, skipped)
     conditions = list(_conditions(images, sites, skipped))
@@ -154,7 +152,8 @@ def run(config: Config, context: Context) -> Result:
     )
     samples = joined(parts, "samples")
     tables = {"scores": _scores(samples, config), "samples": samples}
-    return Result(tables, record={"skipped": skipped, "positional_share": _positional_share(images)})
+    record = {"skipped": skipped, "positional_share": _positional_share(images)} | asking.record
+    return Result(tables, {}, record, asking.left_out)
 
 
 def _ask_chunk(context: Context, images: Images, conditions: Sequence[Condition], chunk: Chunk[list[Sample]]) -> Part:
@@ -172,18 +171,19 @@ def _ask_chunk(context: Context, images: Images, conditions: Sequence[Condition]
     return Part({"samples": pd.concat(tables, ignore_index=True)})
 
 
-def _scenes(config: Config, context: Context) -> list[list[Sample]]:
-    """Return the questions to ask, by image.
+def _asking(config: Config, context: Context) -> Asking:
+    """Return the questions to ask.
 
     Raises:
         DataError: fewer than two images have questions.
     """
-    scenes = questions_of(context.data.scenes, types=config.types, each=config.questions)
-    if len(scenes) < 2:
+    asking = ask(config, context.mllm, context.data, types=config.types, each=config.questions)
+    if len(asking.scenes) < 2:
         raise DataError(
-            f"{len(scenes)} image with questions: expected at least 2, since tokens of another image are a control"
+            f"{len(asking.scenes)} image with questions: expected at least 2, since tokens of another image are a"
+            " control"
         )
-    return scenes
+    return asking
 
 
 def _sites(mllm: MLLM, layers: list[int]) -> tuple[list[Site], dict[str, str]]:
@@ -365,7 +365,7 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
     return drawn
 
 
-# versions: 2 intervals with their stated coverage; 3 tables name sites and the accuracy drop
+# versions: 2 intervals with their stated coverage; 3 tables name sites and the accuracy drop; 4 all tokens of an option
 ANALYSIS = Analysis(
     "permutation",
     "What changes when visual tokens change places (permutation)",
@@ -373,7 +373,7 @@ ANALYSIS = Analysis(
     run,
     figures,
     summary,
-    version=3,
+    version=4,
 )
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 This is row A6 of docs/paper.md. Each model is a training folder. Its model is evaluated on the same images at step 0
 (if the model that the training started from still exists), at every checkpoint, and at the end:
 
-    accuracy  of each question type and as the mean of types, by the log-probability of each option's first token
+    accuracy  of each question type and as the mean of types, by the log-probability of each option
     CKNNA     between the visual tokens of three layers and a VFM's patches, within images, with its permutation null
     drop      accuracy before minus accuracy after the visual tokens of each image are permuted after the vision
               encoder (features together with their positions)
@@ -43,23 +43,24 @@ from analyses.dynamics.evaluation import Evaluation, TrainingPoint, measure
 from analyses.dynamics.options import Config
 from analyses.dynamics.training import beside, earlier_checkpoints, start_folder
 from workbench.analysis.declaration import Analysis, Context, Result, vfm_inputs
+from workbench.benchmarks.asking import ask
 from workbench.capture.hidden_states import check_layers
 from workbench.mllm import MLLM
-from workbench.scoring.questions import questions_of
 from workbench.training_folder import training_log, training_record
 
 log = logging.getLogger(__name__)
-VERSION = 2  # since 2: intervals that reach their nominal coverage
+VERSION = 3  # since 2: intervals that reach their nominal coverage; 3: all tokens of an option
 
 
 def run(config: Config, context: Context) -> Result:
     """Evaluate the model at the start, at every checkpoint and at the end on the same questions."""
     folder = Path(context.mllm.name)
     record = training_record(folder)
+    asking = ask(config, context.mllm, context.data, types=config.types, each=config.questions)
     evaluation = Evaluation(
         config,
         context,
-        questions_of(context.data.scenes, types=config.types, each=config.questions),
+        asking.worded,
         _layers(config, context.mllm, record),
     )
     notes: dict[str, str] = {}

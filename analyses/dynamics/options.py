@@ -7,14 +7,14 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from workbench.analysis.declaration import DataOptions
+from workbench.benchmarks.asking import QuestionOptions
 from workbench.errors import ConfigError
 
 ACCURACY, CKNNA, DROP = "accuracy", "CKNNA", "drop in accuracy"
 
 
 @dataclass(frozen=True)
-class Config(DataOptions):
+class Config(QuestionOptions):
     """Options of the evaluation of every checkpoint."""
 
     vfm: tuple[str, ...] = ("dinov2-small",)
@@ -25,10 +25,6 @@ class Config(DataOptions):
     """Nearest neighbors in CKNNA."""
     null: Annotated[int, Ge(10)] = 20
     """Permutations for CKNNA's null."""
-    types: tuple[str, ...] = ()
-    """Question types; all by default."""
-    questions: Annotated[int, Ge(0)] = 1
-    """Questions of each type per image; 0 for all."""
     permutations: Annotated[int, Ge(1)] = 2
     """Random permutations of each image's tokens; the accuracy drop is averaged over them."""
 

@@ -146,26 +146,6 @@ def test_batches_change_no_number(folders: Path) -> None:
     assert np.allclose(first[numbers], second[numbers], atol=1e-4)
 
 
-def test_the_shared_prefix_is_the_same_computation(folders: Path) -> None:
-    mllm = model("llava", folders)
-    quiz = Quiz(mllm, planted().scenes, batch_size=5, first=7)
-    assert quiz._prefixes is not None
-    assert torch.allclose(quiz._from_prefixes(None, None), quiz._from_whole_prompts(None, None), atol=1e-4)
-    # options of one token: the model's own score of an answer, among the options
-    for row, sample in enumerate(quiz.samples):
-        (own,) = mllm.option_logprobs(mllm.encode([sample.image], [sample.question]), [sample.options])
-        assert torch.allclose(quiz.logprobs()[row, : len(own)], own.log_softmax(-1), atol=1e-4)
-    seen = set()
-
-    def roll(values: torch.Tensor, image: int) -> torch.Tensor:
-        seen.add(image)
-        return values.roll(image, 0)
-
-    for place in ("encoder", "projector", 0, 1, 2, 3, 4):
-        assert torch.allclose(quiz._from_prefixes(place, roll), quiz._from_whole_prompts(place, roll), atol=1e-4), place  # type: ignore[arg-type]
-    assert seen == {7, 8, 9, 10}
-
-
 def test_a_change_that_writes_into_its_tokens_does_not_leak(folders: Path) -> None:
     quiz = Quiz(model("llava", folders), planted().scenes, batch_size=5)
     before = quiz.logprobs()
@@ -236,9 +216,6 @@ def test_scores_by_hand() -> None:
 
 def test_questions_that_cannot_be_scored_are_refused(folders: Path) -> None:
     mllm = model("llava", folders)
-    same = [Sample("0", "0", lambda: picture(0), "a ?", "red", ("red", "red cat"), "x")]
-    with pytest.raises(DataError, match=r"the options red, red cat are not distinguished by their first token"):
-        Quiz(mllm, [same], 4)
     with pytest.raises(DataError, match="1 image with questions: expected at least 2"):
         scored(mllm, Config(), planted(1))
     with pytest.raises(DataError, match="none of 1 images has a question with options"):

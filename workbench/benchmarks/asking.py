@@ -1,85 +1,138 @@
-"""Put the questions of a benchmark to a model, with the same prompts and answers wherever a benchmark is asked."""
+"""The questions of a data set as they are put to a model: text and options in the words of a prompt."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from string import ascii_uppercase
+from typing import Annotated, Literal
 
-import pandas as pd
-from PIL import Image
+from annotated_types import Ge
 
-from workbench.analysis.chunks import Chunk, Part
-from workbench.benchmarks.prompts import Asked, prompt_of
-from workbench.benchmarks.tables import answer_row
+from workbench.analysis.declaration import DataOptions
+from workbench.benchmarks.prompts import ONE_WORD, Asked, prompt_of
 from workbench.data import Dataset
 from workbench.data.base import Sample
 from workbench.data.benchmark_rows import BenchmarkDataset
-from workbench.errors import DataError
-from workbench.mllm import MLLM
+from workbench.mllm.texts import ModelTexts
+from workbench.scoring.questions import questions_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class BenchmarkQuestions:
-    """The questions of a data set, as they are put to a model.
+class PromptOptions(DataOptions):
+    """How questions are worded."""
+
+    prompt: Literal["auto", "plain", "llava", "lmms", "paper"] = "auto"
+    """Text around a question: none (plain), or that of LLaVA-1.5, lmms-eval or the paper's scripts. auto is llava for a
+    benchmark and plain for any other data set, or if the model does not know the words of llava."""
+
+
+@dataclass(frozen=True)
+class QuestionOptions(PromptOptions):
+    """Which questions are asked, and how they are worded."""
+
+    types: tuple[str, ...] = ()
+    """Question types to ask; all by default."""
+    questions: Annotated[int, Ge(0)] = 1
+    """Questions of each type about an image; 0 for all."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Questions with options, and the same ones in the words of a prompt.
 
     Attributes:
-        benchmark: name of the benchmark, "" if the data set is none.
-        style: the prompt; see `workbench.benchmarks.prompts`.
-        samples: the questions that have options.
-        prompts: the text of each question, by id.
+        benchmark: its name, "" if the data set is none.
+        style: the prompt, one of `prompts.STYLES`.
+        scenes: the questions as the data set has them, by image.
+        texts: the benchmark's own text of each question, by id.
+        left_out: a sentence about prompts with words that the model does not know.
     """
 
     benchmark: str
     style: str
-    samples: Sequence[Sample]
-    prompts: Mapping[str, str]
+    scenes: list[list[Sample]]
+    texts: Mapping[str, str]
+    left_out: list[str] = field(default_factory=list)
 
-    @classmethod
-    def of(cls, data: Dataset, style: str = "auto") -> BenchmarkQuestions:
-        """Return the questions of a data set; `auto` is llava for a benchmark and plain for any other data set.
+    @property
+    def record(self) -> dict[str, str]:
+        """What the record of a run says about it."""
+        return {"benchmark": self.benchmark, "prompt": self.style}
 
-        Raises:
-            DataError: no question has options.
-            ConfigError: the benchmark has no such prompt.
+    @cached_property
+    def worded(self) -> list[list[Sample]]:
+        """The scenes with the prompt as the question, and options and answer as the prompt asks for them.
+
+        These are letters where the prompt lists options by letter. Answers in a word begin with a capital letter after
+        the prompt of LLaVA-1.5, as in its training data.
         """
-        benchmark, texts = (data.benchmark, data.prompts) if isinstance(data, BenchmarkDataset) else ("", {})
-        samples = [sample for sample in data if sample.options]
-        if not samples:
-            raise DataError(
-                f"data set '{data.name}' has no questions with options: expected a benchmark, such as pope:PATH"
-            )
-        if style == "auto":
-            style = "llava" if benchmark else "plain"
-        prompts = {s.id: prompt_of(style, Asked(benchmark, s, texts.get(s.id, ""))) for s in samples}
-        return cls(benchmark, style, samples, prompts)
+        return [[self._worded(sample) for sample in scene] for scene in self.scenes]
+
+    def _worded(self, sample: Sample) -> Sample:
+        asked = Asked(self.benchmark, sample, self.texts.get(sample.id, ""))
+        prompt, options = prompt_of(self.style, asked), sample.options
+        if asked.lettered and self.style != "plain":
+            options = tuple(ascii_uppercase[: len(sample.options)])
+        elif prompt.endswith(ONE_WORD):
+            options = tuple(option[:1].upper() + option[1:] for option in sample.options)
+        return replace(sample, question=prompt, options=options, answer=options[sample.options.index(sample.answer)])
 
 
-def answer_chunk(
-    mllm: MLLM,
-    questions: BenchmarkQuestions,
-    chunk: Chunk[Sample],
-    *,
-    max_new_tokens: int,
-    shown: str = "image",
-    blank: Image.Image | None = None,
-) -> Part:
-    """Return the generated answers to a chunk of the questions, as the table `answers`.
+def ask(config: PromptOptions, model: ModelTexts, data: Dataset, *, types: Sequence[str] = (), each: int = 0) -> Asking:
+    """Choose the questions to ask, and how.
 
     Args:
-        mllm: the model.
-        questions: all questions, for their prompts.
-        chunk: some of their samples.
-        max_new_tokens: tokens at which an answer is cut.
-        shown: what is stored of what the model saw.
-        blank: the image that is shown instead of each question's own, resized to the same size.
+        config: the wording.
+        model: who is asked.
+        data: whose questions.
+        types, each: which questions, as in `scoring.questions.questions_of`.
+
+    Raises:
+        ConfigError: the benchmark has no prompt of that style.
+        DataError: no question has options and an answer.
+        UnknownNameError: a type that no question with options has.
     """
-    rows = []
-    for _, batch in chunk.batches():
-        images = [s.image if blank is None else blank.resize(s.image.size, Image.Resampling.BICUBIC) for s in batch]
-        encoded = mllm.encode(images, [questions.prompts[sample.id] for sample in batch])
-        answers = mllm.generate(encoded, max_new_tokens=max_new_tokens)
-        rows += [
-            answer_row(questions.benchmark, sample, shown, answer)
-            for sample, answer in zip(batch, answers, strict=True)
-        ]
-    return Part({"answers": pd.DataFrame(rows)})
+    scenes = questions_of(data.scenes, types=types, each=each)
+    benchmark = data.benchmark if isinstance(data, BenchmarkDataset) else ""
+    texts = data.prompts if isinstance(data, BenchmarkDataset) else {}
+    styles = [config.prompt]
+    if config.prompt == "auto":
+        styles = ["llava", "plain"] if benchmark else ["plain"]
+    for style in styles:
+        asking = Asking(benchmark, style, scenes, texts)
+        strange = _strange_words(model, asking)
+        if not strange:
+            return asking
+    words = ", ".join(dict.fromkeys(word for found in strange for word in found))
+    left_out = [
+        f"{len(strange)} of {sum(map(len, scenes))} questions have words that {model.name} does not know, such as"
+        f" {words[:100]}"
+    ]
+    log.warning("%s", left_out[0])
+    return replace(asking, left_out=left_out)
+
+
+def _strange_words(model: ModelTexts, asking: Asking) -> list[list[str]]:
+    """Return the words of each question that the tokenizer replaces by its token for unknown words, if any."""
+    tokenizer = model.processor.tokenizer
+    unknown = tokenizer.unk_token_id
+    if unknown is None:
+        return []
+    known: dict[str, bool] = {}
+
+    def is_known(word: str) -> bool:
+        if word not in known:
+            known[word] = unknown not in tokenizer(word, add_special_tokens=False)["input_ids"]
+        return known[word]
+
+    questions = [
+        [word for word in f"{sample.question} {' '.join(sample.options)}".split() if not is_known(word)]
+        for scene in asking.worded
+        for sample in scene
+    ]
+    return [words for words in questions if words]

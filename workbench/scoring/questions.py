@@ -1,4 +1,4 @@
-"""The questions to ask about each image, and the first tokens of their options."""
+"""The questions to ask about each image, and what the model sees of it."""
 
 from __future__ import annotations
 
@@ -20,24 +20,6 @@ Scene = Sequence[Sample]
 """The questions about one image."""
 Grid = tuple[int, int]
 """(rows, columns) of a patch grid."""
-
-
-def option_ids(mllm: MLLM, samples: Sequence[Sample]) -> Int[Tensor, "question option"]:
-    """Return the first token of every option, as it follows a prompt; -1 where a question has fewer options.
-
-    Raises:
-        DataError: two options of a question begin with the same token.
-    """
-    ids_of: dict[tuple[str, ...], Tensor] = {}
-    for options in {sample.options for sample in samples}:
-        ids_of[options] = torch.tensor([mllm.answer_ids(option)[0] for option in options])
-        if len(ids_of[options].unique()) < len(options):
-            raise DataError(
-                f"the options {', '.join(options)} are not distinguished by their first token in {mllm.name}: expected"
-                " options that begin differently"
-            )
-    ids = [ids_of[sample.options] for sample in samples]
-    return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)
 
 
 def survey(
