@@ -354,7 +354,7 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
     return drawn
 
 
-# version 2: intervals that reach their nominal coverage; 3: the site of an ablation is "encoder"; 4: all tokens of an option
+# versions: 2 intervals with their stated coverage; 3 the site of an ablation is "encoder"; 4 all tokens of an option
 ANALYSIS = Analysis(
     "knockout",
     "Where the text reads the image (attention knockout, object ablation)",

@@ -73,6 +73,11 @@ class Asking:
         """
         return [[self._worded(sample) for sample in scene] for scene in self.scenes]
 
+    @cached_property
+    def originals(self) -> dict[str, Sample]:
+        """The questions as the data set has them, by id."""
+        return {sample.id: sample for scene in self.scenes for sample in scene}
+
     def _worded(self, sample: Sample) -> Sample:
         asked = Asked(self.benchmark, sample, self.texts.get(sample.id, ""))
         prompt, options = prompt_of(self.style, asked), sample.options
@@ -107,13 +112,18 @@ def ask(config: PromptOptions, model: ModelTexts, data: Dataset, *, types: Seque
         asking = Asking(benchmark, style, scenes, texts)
         strange = _strange_words(model, asking)
         if not strange:
-            return asking
-    words = ", ".join(dict.fromkeys(word for found in strange for word in found))
-    left_out = [
-        f"{len(strange)} of {sum(map(len, scenes))} questions have words that {model.name} does not know, such as"
-        f" {words[:100]}"
-    ]
-    log.warning("%s", left_out[0])
+            break
+    left_out = []
+    if unscored := sum(sample.answer not in sample.options for sample in data):
+        left_out.append(f"{unscored} of {len(data)} questions have no options with the answer among them: not asked")
+    if strange:
+        words = ", ".join(dict.fromkeys(word for of_question in strange for word in of_question))
+        left_out.append(
+            f"{len(strange)} of {sum(map(len, scenes))} questions have words that {model.name} does not know, such as"
+            f" {words[:100]}"
+        )
+    for sentence in left_out:
+        log.warning("%s", sentence)
     return replace(asking, left_out=left_out)
 
 

@@ -191,3 +191,36 @@ def test_differences_are_paired() -> None:
     assert 0.02 < result["difference_low"] < 0.06 < result["difference_high"] < 0.12
     assert result["smallest"] == pytest.approx(POWER * np.sqrt(0.06 * 0.94 / 200), rel=0.25)
     assert difference(tables[0], tables[0], by_type=True)["difference"] == 0
+
+
+def test_scores_are_means_over_draws_and_pairs_are_counted_within_a_draw() -> None:
+    """By hand: two pairs of MMVP, two draws each."""
+    options = ("open", "closed")
+    said = {"0": ("A", "A"), "1": ("B", "A"), "2": ("B", "B"), "3": ("B", "B")}  # of draws 0 and 1
+    golds = {"0": "open", "1": "closed", "2": "open", "3": "closed"}
+    rows = [
+        answer_row("mmvp", sample(int(n), int(n), golds[n], options, pair=str(int(n) // 2)), "image", text, draw=draw)
+        for n, texts in said.items()
+        for draw, text in enumerate(texts)
+    ]
+    table = scores(pd.DataFrame(rows), seed=0)
+    row = score(table, "accuracy")
+    assert row["score"] == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+    assert (row["n"], row["n_images"], row["draws"]) == (4, 4, 2)
+    pair = score(table, "pair")
+    assert pair["score"] == pytest.approx((0.5 + 0) / 2)  # right together in draw 0 alone
+    assert (pair["n"], pair["chance"]) == (2, 0.25)
+    assert score(table, "rate of A")["score"] == pytest.approx(3 / 8)
+    assert score(table, "rate of A")["chance"] == 0.5
+    assert score(table, "rate of B")["score"] == pytest.approx(5 / 8)
+
+
+def test_likelihoods_are_scored_by_sum_and_by_mean() -> None:
+    options = ("red", "dark blue")
+    rows = [
+        answer_row("", sample(n, n, gold, options), "image", "red", logprobs="[-2.0, -3.0]", tokens="[1, 2]")
+        for n, gold in enumerate(("red", "red", "dark blue"))
+    ]
+    table = scores(pd.DataFrame(rows), seed=0)
+    assert score(table, "accuracy", scorer="sum")["score"] == pytest.approx(2 / 3)
+    assert score(table, "accuracy", scorer="mean")["score"] == pytest.approx(1 / 3)
