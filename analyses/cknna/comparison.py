@@ -82,13 +82,14 @@ def _question(run: Run) -> tuple[object, ...]:
     return (
         run.record["data_fingerprint"],
         run.record["config"]["tokens_per_image"],
+        run.record["config"].get("by", "grid"),  # runs from before there was this option are by grid
         *(str(row[column]) for column in ("metric", "k", "dim", "pooling", "n", "seed")),
     )
 
 
 def _scores(run: Run) -> pd.DataFrame:
     """Return the scores of a run; one stored before version 2 has CKNNA with the VFM's own output only."""
-    table = run.tables["scores"]
+    table = run.tables["scores"].assign(by=run.record["config"].get("by", "grid"))
     if "metric" not in table:
         table = table.assign(
             metric="cknna", target=table["vfm"], vfm_layer=pd.array([None] * len(table), dtype="Int64"), dim=None
@@ -111,7 +112,7 @@ def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Return one row for each model, VFM, layer of the VFM and layer of the model."""
     table = pd.concat([_scores(run).assign(model=label) for label, run in runs.items()], ignore_index=True)
     columns = ["model", "metric", "vfm", "vfm_layer", "layer", "score", "low", "high", "null_mean", "null_q95", "p"]
-    columns += ["n_images", "n", "k", "dim", "pooling"]
+    columns += ["n_images", "n", "k", "dim", "pooling", "by"]
     empty = [column for column in ("vfm_layer", "k", "dim") if table[column].isna().all()]
     return table[columns].drop(columns=empty)
 

@@ -10,6 +10,7 @@ from annotated_types import Ge
 from workbench.analysis.declaration import DataOptions
 from workbench.errors import ConfigError
 from workbench.metrics import METRICS
+from workbench.vfm import OWN
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Config(DataOptions):
     """What to compare the visual tokens with, and how."""
 
     vfm: tuple[str, ...] = ("dinov2-small",)
-    """Vision foundation models to compare with."""
+    """Vision foundation models to compare with; own is the model's own vision encoder, as its projector receives it."""
     vfm_layers: tuple[int, ...] = ()
     """Layers of each VFM, 1 to its depth; by default its own output."""
     layers: tuple[int, ...] = ()
@@ -31,6 +32,8 @@ class Config(DataOptions):
     pooling: Literal["within", "tokens", "pooled"] = "within"
     """within: tokens of one image, mean over images; tokens: sampled tokens of all images; pooled: one mean token per
     image."""
+    by: Literal["grid", "tile"] = "grid"
+    """What of an image is compared by itself: each patch grid, or each tile of models that join tiles to one grid."""
     tokens_per_image: Annotated[int, Ge(1)] = 16
     """Tokens sampled from each image, with pooling `tokens`."""
     null: Annotated[int, Ge(10)] = 100
@@ -40,6 +43,11 @@ class Config(DataOptions):
         super().__post_init__()
         if not self.vfm:
             raise ConfigError("no VFM given: name at least one with --vfm NAME ...")
+        if OWN in self.vfm and self.vfm_layers:
+            raise ConfigError(
+                f"vfm_layers is {', '.join(map(str, self.vfm_layers))} with vfm own, the encoder's features as the"
+                " projector receives them: expected no vfm_layers, or VFMs alone"
+            )
 
     @property
     def option(self) -> int:
@@ -50,11 +58,13 @@ class Config(DataOptions):
 
 @dataclass(frozen=True)
 class Target:
-    """What the model is compared with: a VFM's own output (`layer` None), or one of its layers."""
+    """What the model is compared with: a VFM's output (`layer` None), one of its layers, or the model's own encoder."""
 
     vfm: str
     layer: int | None
 
     @property
     def label(self) -> str:
+        if self.vfm == OWN:
+            return "own encoder"
         return self.vfm if self.layer is None else f"{self.vfm} L{self.layer}"

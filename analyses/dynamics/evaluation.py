@@ -26,7 +26,7 @@ from workbench.scoring.tables import accuracy_by_type, change_by_type
 from workbench.spatial.vfm_patches import patches_under
 from workbench.spatial.within_image import GridFeatures, Within, read_by_grid
 from workbench.stats import null_of
-from workbench.vfm import VFM, load_vfm
+from workbench.vfm import OWN, VFM, load_vfm
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Evaluation:
 
     @cached_property
     def vfms(self) -> list[VFM]:
-        return [load_vfm(name) for name in dict.fromkeys(self.config.vfm)]
+        return [load_vfm(name) for name in dict.fromkeys(self.config.vfm) if name != OWN]
 
     @cached_property
     def _patches(self) -> dict[int, list[GridFeatures]]:
@@ -183,8 +183,14 @@ def _read(evaluation: Evaluation, point: TrainingPoint, chunk: Chunk[list[Sample
     for start, scenes in chunk.batches():
         samples = [scene[0] for scene in scenes]
         batch = point.mllm.encode([s.image for s in samples], [s.question for s in samples])
-        hidden = read_by_grid(point.mllm, batch, point.mllm.token_grids(batch), evaluation.layers)
-        within.add(hidden, evaluation.patches(start, samples))
+        names = list(dict.fromkeys(config.vfm))
+        hidden, features = read_by_grid(
+            point.mllm, batch, point.mllm.token_grids(batch), evaluation.layers, encoder=OWN in names
+        )
+        patches = list(evaluation.patches(start, samples))
+        if features is not None:
+            patches.insert(names.index(OWN), features)  # of this checkpoint, whose encoder may have been trained
+        within.add(hidden, patches)
     return Part(tensors=within.tensors(), record=within.record())
 
 

@@ -18,7 +18,7 @@ class Config(QuestionOptions):
     """Options of the evaluation of every checkpoint."""
 
     vfm: tuple[str, ...] = ("dinov2-small",)
-    """Vision foundation models (VFMs) that the visual tokens are compared with."""
+    """Vision foundation models (VFMs) that the visual tokens are compared with; own is the model's own encoder."""
     layers: tuple[int, ...] = ()
     """Layers for CKNNA, 0 to L; by default 1, the aligned layer (the middle one without alignment) and the last."""
     k: Annotated[int, Ge(1)] = 10

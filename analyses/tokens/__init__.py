@@ -50,7 +50,7 @@ from workbench.analysis.declaration import Analysis, Context, Result, vfm_inputs
 from workbench.capture.hidden_states import check_layers
 from workbench.data.base import Sample
 from workbench.errors import ConfigError
-from workbench.vfm import VFM, load_vfm
+from workbench.vfm import OWN, VFM, load_vfm
 
 __all__ = ["ANALYSIS", "ENCODER", "Config", "differences", "figures", "run", "summary"]
 
@@ -59,7 +59,7 @@ def run(config: Config, context: Context) -> Result:
     """Measure every image in every representation, and store some tokens to look at."""
     layers = check_layers(context.mllm, config.layers)
     umap_layers = [f"layer {layer}" for layer in _umap_layers(config, layers)]
-    vfms = {name: load_vfm(name) for name in config.vfm}
+    vfms = {name: load_vfm(name) for name in config.vfm if name != OWN}
     images = [scene[0] for scene in context.data.scenes]
     parts = context.map("visual tokens", images, partial(_measure_chunk, config, context, layers, umap_layers, vfms))
     skipped = next(({ENCODER: part.record["skipped"]} for part in parts if part.record["skipped"]), {})

@@ -28,7 +28,7 @@ class Config(DataOptions):
     """What is measured, and which tokens are stored to look at."""
 
     vfm: tuple[str, ...] = ("dinov2-small",)
-    """Vision foundation models to measure beside the layers."""
+    """Vision foundation models to measure beside the layers; the model's own encoder (own) is measured in any case."""
     layers: tuple[int, ...] = ()
     """Layers of the model, 0 to L; all by default."""
     sink: Annotated[float, Gt(1)] = 3.0

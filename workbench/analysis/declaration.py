@@ -23,7 +23,7 @@ from workbench.models import label_of
 from workbench.options import check_ranges
 from workbench.progress import progress_bar
 from workbench.runs import Run
-from workbench.vfm import find_vfm
+from workbench.vfm import OWN, find_vfm
 
 T = TypeVar("T")
 
@@ -138,9 +138,9 @@ class Result:
 def vfm_inputs(config: Any) -> dict[str, str]:
     """Return the identity of every VFM in `config.vfm`; the attribute `uses` of analyses that have this option.
 
-    Other weights under the name of a VFM then make another run.
+    Other weights under the name of a VFM then make another run. The model's own encoder belongs to the model's key.
     """
-    return {f"vfm {name}": find_vfm(name).identity() for name in config.vfm}
+    return {f"vfm {name}": find_vfm(name).identity() for name in config.vfm if name != OWN}
 
 
 Figures = Callable[[Mapping[str, Run]], dict[str, go.Figure]]

@@ -41,6 +41,7 @@ def read(
     layers: Sequence[int] | None = None,
     tokens: Literal["visual", "all"] = "visual",
     encoder: bool = False,
+    places: Sequence[Sequence[VisualTokens]] | None = None,
 ) -> list[Activations]:
     """Return the hidden states of each sample of a batch, from one forward pass.
 
@@ -51,13 +52,14 @@ def read(
         tokens: `visual` for the visual tokens of all images of a sample in order, `all` for every position that is not
             padding.
         encoder: also read the vision encoder's features of the visual tokens.
+        places: the visual tokens to read, [sample][part]; by default all, as `mllm.visual_tokens` returns them.
 
     Raises:
         ConfigError: a layer that the model does not have.
         ModelError: `encoder` is set, but a visual token mixes the features of several places.
     """
     wanted = check_layers(mllm, layers)
-    visual = mllm.visual_tokens(batch)
+    visual = mllm.visual_tokens(batch) if places is None else places
     if tokens == "visual":
         positions = positions_of(visual)
     else:
@@ -160,7 +162,7 @@ def _hooks(
             handle.remove()
 
 
-def positions_of(visual: list[list[VisualTokens]]) -> list[Int[Tensor, " _token"]]:
+def positions_of(visual: Sequence[Sequence[VisualTokens]]) -> list[Int[Tensor, " _token"]]:
     """Return the positions of all visual tokens of each sample, empty for a sample without images."""
     return [_concatenated([part.index for part in sample]) for sample in visual]
 
@@ -174,7 +176,7 @@ def one_row_per_token(mllm: MLLM, features: Tensor) -> Float[Tensor, "row featur
     return features.reshape(-1, features.shape[-1] * mllm.family.rows_per_token(mllm.config))
 
 
-def encoder_rows(mllm: MLLM, visual: list[list[VisualTokens]]) -> list[Int[Tensor, " _token"]]:
+def encoder_rows(mllm: MLLM, visual: Sequence[Sequence[VisualTokens]]) -> list[Int[Tensor, " _token"]]:
     """Return, for each visual token of each sample, the row of the projector's input that it is computed from.
 
     Raises:

@@ -40,6 +40,8 @@ class VisualTokens:
         spans: top and bottom of each grid row, left and right of each grid column, in fractions of the image; only
             needed where the tokens do not divide the box evenly.
         fill: RGB color that the model sees where the box reaches beyond the image.
+        tile_starts: the grid rows and the grid columns with which a tile begins, where the grid spans the tiles of an
+            image; see `workbench.spatial.tiles`.
     """
 
     index: Int[Tensor, " token"]
@@ -49,6 +51,7 @@ class VisualTokens:
     rows: Int[Tensor, " token"] | None = None
     spans: tuple[Float[Tensor, "h 2"], Float[Tensor, "w 2"]] | None = None
     fill: tuple[int, int, int] = (0, 0, 0)
+    tile_starts: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     def token_box(self, row: int, column: int) -> Box:
         """Return the part of the image that the token at (row, column) covers, in fractions of the image."""
