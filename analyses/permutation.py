@@ -4,7 +4,11 @@
 
 The number is the accuracy drop: accuracy before minus accuracy after, on the same questions, with an interval over
 images. Beside it is KL(before || after) of the answer over the question's options, in nats. Each image has a
-permutation of its own, drawn `permutations` times; the mean over these draws counts.
+permutation of its own, drawn `permutations` times; the mean over these draws counts. The paper's Table 3 counts right
+answers instead, of generated answers to benchmarks; the table `counts` has them, with the drop in % of those before:
+
+    python -m analyses.permutation --model A B --data cv_bench:PATH --types Count Relation --questions 0 --limit 5000
+    --answers generated --scorer paper --prompt paper --permutations 1 --layers 0
 
 What the number is not: a measure of how well a model knows where things are. At the vision encoder, features that carry
 their position take it along when they are permuted, which hides the effect. So three parts are permuted apart (`part`):
@@ -25,7 +29,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -48,7 +52,7 @@ from workbench.mllm import MLLM
 from workbench.runs import Run
 from workbench.scoring.questions import Grid, grids_of, random_order, survey
 from workbench.scoring.quiz import Change, Quiz
-from workbench.scoring.tables import change_by_type, changes, drops
+from workbench.scoring.tables import change_by_type, changes, counts_by_type, drops
 from workbench.training_folder import MEAN
 
 log = logging.getLogger(__name__)
@@ -68,6 +72,12 @@ class Config(QuestionOptions):
     """Random permutations of each image, whose results are averaged."""
     block: Annotated[int, Ge(1)] = 2
     """Side of the blocks that the block shuffle keeps together, in tokens."""
+    answers: Literal["likelihood", "generated"] = "likelihood"
+    """An answer is the likeliest option, or what the model generates (greedy), as in the paper."""
+    scorer: str = "own"
+    """Scorer of generated answers; see docs/reference/benchmarks.md."""
+    max_new_tokens: Annotated[int, Ge(1)] = 16
+    """Tokens at which a generated answer is cut."""
 
 
 @dataclass(frozen=True)
@@ -148,27 +158,52 @@ def run(config: Config, context: Context) -> Result:
     for name, reason in skipped.items():
         log.warning("%s: %s is left out: %s", mllm.name, name, reason)
     parts = context.map(
-        "permuted questions", scenes, partial(_ask_chunk, context, images, conditions), depends=context.data.fingerprint
+        "permuted questions",
+        scenes,
+        partial(_ask_chunk, config, context, asking, images, conditions),
+        depends=(context.data.fingerprint, asking.benchmark),
     )
     samples = joined(parts, "samples")
-    tables = {"scores": _scores(samples, config), "samples": samples}
+    tables = {"scores": _scores(samples, config), "counts": _counts(samples, config), "samples": samples}
     record = {"skipped": skipped, "positional_share": _positional_share(images)} | asking.record
     return Result(tables, {}, record, asking.left_out)
 
 
-def _ask_chunk(context: Context, images: Images, conditions: Sequence[Condition], chunk: Chunk[list[Sample]]) -> Part:
+def _ask_chunk(
+    config: Config,
+    context: Context,
+    asking: Asking,
+    images: Images,
+    conditions: Sequence[Condition],
+    chunk: Chunk[list[Sample]],
+) -> Part:
     """Ask the questions of a chunk before and after every intervention."""
     tables = []
     for first, scenes in chunk.batches():
         features = images.features[first : first + len(scenes)] or None
         quiz = Quiz(context.mllm, scenes, chunk.batch_size, features=features, first=first)
-        before = quiz.logprobs()
+        before, texts = quiz.logprobs(), _generated(config, quiz, None)
         for condition in conditions:
             scored = quiz.scored(before, quiz.logprobs(condition.site, condition.change))
+            if texts:
+                scored["answer_before"], scored["answer_after"] = texts, _generated(config, quiz, condition)
+                for moment in ("before", "after"):
+                    scored[f"correct_{moment}"] = [
+                        asking.is_right(name, answer, config.scorer)
+                        for name, answer in zip(scored["id"], scored[f"answer_{moment}"], strict=True)
+                    ]
             tables.append(
                 scored.assign(site=str(condition.site), kind=condition.kind, part=condition.part, draw=condition.draw)
             )
     return Part({"samples": pd.concat(tables, ignore_index=True)})
+
+
+def _generated(config: Config, quiz: Quiz, condition: Condition | None) -> list[str]:
+    """Return generated answers, if they are asked for."""
+    if config.answers == "likelihood":
+        return []
+    at, change = (condition.site, condition.change) if condition else (None, None)
+    return quiz.answers(at, change, max_new_tokens=config.max_new_tokens)
 
 
 def _asking(config: Config, context: Context) -> Asking:
@@ -176,6 +211,7 @@ def _asking(config: Config, context: Context) -> Asking:
 
     Raises:
         DataError: fewer than two images have questions.
+        UnknownNameError: the benchmark has no such scorer.
     """
     asking = ask(config, context.mllm, context.data, types=config.types, each=config.questions)
     if len(asking.scenes) < 2:
@@ -183,6 +219,8 @@ def _asking(config: Config, context: Context) -> Asking:
             f"{len(asking.scenes)} image with questions: expected at least 2, since tokens of another image are a"
             " control"
         )
+    if config.answers == "generated":
+        asking.check_scorer(config.scorer)
     return asking
 
 
@@ -336,11 +374,30 @@ def _scores(samples: pd.DataFrame, config: Config) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _counts(samples: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """Return the same as counts of right answers, with the drop in % of those before."""
+    rows = []
+    for (site, kind, part), answers in samples.groupby(["site", "kind", "part"], sort=False):
+        named = {"site": site, "kind": kind, "part": part, "answers": config.answers}
+        rows += [named | row for row in counts_by_type(answers, seed=config.seed)]
+    return pd.DataFrame(rows)
+
+
 def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Return the mean of types for each model, site and intervention, and every type for permutation at the encoder."""
+    """Return the mean of types for each model, site and intervention, and every type for permutation at the encoder.
+
+    Permutation at the encoder has the numbers of right answers too, as in the paper's Table 3.
+    """
     table = changes(runs)
     at_encoder = (table["site"] == "encoder") & (table["kind"] == "permute")
-    return table[(table["category"] == MEAN) | at_encoder].drop(columns=["seed", "draws"])
+    counts = pd.concat([run.tables["counts"].assign(model=label) for label, run in runs.items()])
+    named = ["model", "site", "kind", "part", "category"]
+    counts = counts[(counts["kind"] == "permute") & (counts["site"] == "encoder")].rename(
+        columns={"low": "drop_percent_low", "high": "drop_percent_high"}
+    )
+    counts = counts[[*named, "right_before", "right_after", "drop_percent", "drop_percent_low", "drop_percent_high"]]
+    shown = table[(table["category"] == MEAN) | at_encoder].drop(columns=["seed", "draws"])
+    return shown.merge(counts, on=named, how="left")
 
 
 def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:

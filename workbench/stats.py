@@ -78,6 +78,33 @@ def bootstrap_ci(
     return mean_interval(values, groups=groups, level=level)
 
 
+def sums_interval(
+    images: Sequence[str] | pd.Series,
+    counts: Mapping[str, np.ndarray],
+    statistic: Callable[[Mapping[str, Any]], Any],
+    seed: int,
+    resamples: int = 2000,
+) -> Interval:
+    """Return a statistic of sums over questions with a percentile interval that resamples images.
+
+    Args:
+        images: (question,), the image of each.
+        counts: {name: (question,)}.
+        statistic: {name: sums of any shape} -> values of that shape, NaN where undefined.
+        seed: of the resampling.
+        resamples: how many times the images are resampled.
+    """
+    codes, unique = pd.factorize(np.asarray(images))
+    sums = np.stack([np.bincount(codes, weights=values, minlength=len(unique)) for values in counts.values()], axis=1)
+    draws = np.random.default_rng(seed).multinomial(len(unique), np.full(len(unique), 1 / len(unique)), size=resamples)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        estimate = float(statistic(dict(zip(counts, sums.sum(0), strict=True))))
+        resampled = statistic(dict(zip(counts, (draws @ sums).T, strict=True)))
+    defined = resampled[np.isfinite(resampled)]
+    low, high = np.quantile(defined, [0.025, 0.975]) if len(defined) and np.isfinite(estimate) else (np.nan, np.nan)
+    return Interval(estimate, float(low), float(high), len(unique), 0.95, few=len(unique) < 10)
+
+
 def jackknife_ci(
     estimate: float, left_out: Sequence[float] | np.ndarray, units: int, *, level: float = 0.95
 ) -> Interval:

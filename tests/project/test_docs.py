@@ -38,7 +38,7 @@ def _commands() -> Iterator[str]:
 # the first is test_pretrained's
 COMMANDS = [line for line in dict.fromkeys(_commands()) if "mine.yaml" not in line and "ablation" not in line]
 FEW = {
-    "analyses.benchmark": ["--limit", "2", "--no_blind"],
+    "analyses.benchmark": ["--limit", "2", "--blind", "off"],
     "analyses.attention": ["--limit", "12", "--null", "10"],
     "analyses.cknna": ["--limit", "12", "--null", "10", "--k", "5"],
     "analyses.permutation": ["--limit", "3", "--permutations", "1", "--layers", "2"],

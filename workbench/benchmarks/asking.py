@@ -13,9 +13,11 @@ from annotated_types import Ge
 
 from workbench.analysis.declaration import DataOptions
 from workbench.benchmarks.prompts import ONE_WORD, Asked, prompt_of
+from workbench.benchmarks.scorers import scorers_of
 from workbench.data import Dataset
 from workbench.data.base import Sample
 from workbench.data.benchmark_rows import BenchmarkDataset
+from workbench.errors import UnknownNameError
 from workbench.mllm.texts import ModelTexts
 from workbench.scoring.questions import questions_of
 
@@ -77,6 +79,21 @@ class Asking:
     def originals(self) -> dict[str, Sample]:
         """The questions as the data set has them, by id."""
         return {sample.id: sample for scene in self.scenes for sample in scene}
+
+    def check_scorer(self, name: str) -> None:
+        """Check that the benchmark has a scorer.
+
+        Raises:
+            UnknownNameError: it has none of that name.
+        """
+        known = scorers_of(self.benchmark, self.scenes[0][0])
+        if name not in known:
+            raise UnknownNameError("scorer", name, known)
+
+    def is_right(self, question: str, answer: str, scorer: str) -> bool:
+        """Return whether a scorer takes the generated answer to a question (its id) as right."""
+        sample = self.originals[question]
+        return scorers_of(self.benchmark, sample)[scorer](sample, answer).correct
 
     def _worded(self, sample: Sample) -> Sample:
         asked = Asked(self.benchmark, sample, self.texts.get(sample.id, ""))

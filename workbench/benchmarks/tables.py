@@ -7,7 +7,7 @@ bootstrap intervals that resample images.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,9 @@ from workbench.benchmarks.scorers import LETTERED, YES_NO, by_likelihood, letter
 from workbench.data.base import Sample
 from workbench.data.mme import COGNITION, PERCEPTION
 from workbench.intervals import Interval, mean_interval
+from workbench.scoring.tables import ALL as ALL
+from workbench.stats import sums_interval
 from workbench.training_folder import MEAN
-
-ALL = "all questions"
-RESAMPLES = 2000
 
 
 def answer_row(
@@ -189,27 +188,6 @@ def _majority(rows: pd.DataFrame, benchmark: str) -> float:
 # --- ratios of counts -----------------------------------------------------------------------------
 
 
-def bootstrap(
-    images: Sequence[str], counts: Mapping[str, np.ndarray], statistic: Callable[[Mapping[str, Any]], Any], seed: int
-) -> Interval:
-    """Return a statistic of sums over questions with a percentile interval that resamples images.
-
-    Args:
-        images: (question,), the image of each.
-        counts: {name: (question,)}.
-        statistic: {name: sums of any shape} -> values of that shape, NaN where undefined.
-    """
-    codes, unique = pd.factorize(np.asarray(images))
-    sums = np.stack([np.bincount(codes, weights=values, minlength=len(unique)) for values in counts.values()], axis=1)
-    draws = np.random.default_rng(seed).multinomial(len(unique), np.full(len(unique), 1 / len(unique)), size=RESAMPLES)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        estimate = float(statistic(dict(zip(counts, sums.sum(0), strict=True))))
-        resampled = statistic(dict(zip(counts, (draws @ sums).T, strict=True)))
-    defined = resampled[np.isfinite(resampled)]
-    low, high = np.quantile(defined, [0.025, 0.975]) if len(defined) and np.isfinite(estimate) else (np.nan, np.nan)
-    return Interval(estimate, float(low), float(high), len(unique), 0.95, few=len(unique) < 10)
-
-
 def _yes_no_rows(rows: pd.DataFrame, category: str, lmms: bool, seed: int) -> Iterator[dict[str, Any]]:
     """Yield precision, recall, F1 and the share of yes; for POPE by lmms-eval, with its recall and yes-ratio."""
     counts = _yes_no_counts(rows)
@@ -224,7 +202,7 @@ def _yes_no_rows(rows: pd.DataFrame, category: str, lmms: bool, seed: int) -> It
     share = float((rows["gold"] == "yes").mean())
     chances = {"precision": share, "recall": 0.5, "F1": share / (share + 0.5) if share else np.nan, "yes-ratio": np.nan}
     for name, statistic in statistics.items():
-        yield _row(name, category, bootstrap(rows["image_id"], counts, statistic, seed), rows, chances[name])
+        yield _row(name, category, sums_interval(rows["image_id"], counts, statistic, seed), rows, chances[name])
 
 
 def _yes_no_counts(rows: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -259,7 +237,9 @@ def _pope(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
                 [2 * s[f"tp {i}"] / (s[f"tp {i}"] + s[f"fp {i}"] + s[f"positive {i}"]) for i in splits], axis=0
             )
 
-        yield _row("LLaVA: F1 of three splits", MEAN, bootstrap(part["image_id"], counts, mean_f1, seed), part, np.nan)
+        yield _row(
+            "LLaVA: F1 of three splits", MEAN, sums_interval(part["image_id"], counts, mean_f1, seed), part, np.nan
+        )
 
 
 def _mmvp(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
@@ -344,7 +324,7 @@ def _cv_bench(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
 
         chance = part.groupby("source")["chance"].mean()
         level = float((chance["ADE20K"] + chance["COCO"]) / 4 + chance["Omni3D"] / 2)
-        yield _row("official: total", ALL, bootstrap(part["image_id"], counts, total, seed), part, level)
+        yield _row("official: total", ALL, sums_interval(part["image_id"], counts, total, seed), part, level)
 
 
 def _mmstar(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:

@@ -11,8 +11,9 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 
 from tests.workbench.benchmarks.oracle import YesNo, mme_scores, mme_sums, pope_lmms_scores
 from workbench.benchmarks.comparison import POWER, difference
-from workbench.benchmarks.tables import ALL, answer_row, bootstrap, judged, scores
+from workbench.benchmarks.tables import ALL, answer_row, judged, scores
 from workbench.data.base import Sample
+from workbench.stats import sums_interval
 from workbench.training_folder import MEAN
 
 
@@ -159,7 +160,7 @@ def test_cv_bench_averages() -> None:
 
 def test_a_bootstrap_of_a_proportion_is_near_its_interval() -> None:
     values = np.random.default_rng(2).random(400) < 0.3
-    interval = bootstrap(
+    interval = sums_interval(
         [f"{n}" for n in range(400)], {"x": values * 1.0, "n": np.ones(400)}, lambda s: s["x"] / s["n"], 0
     )
     error = np.sqrt(0.3 * 0.7 / 400)
@@ -170,9 +171,11 @@ def test_a_bootstrap_of_a_proportion_is_near_its_interval() -> None:
 def test_a_bootstrap_resamples_images() -> None:
     """Ten questions of an image with the same answer are one answer, so the interval is sqrt(10) times as wide."""
     values = np.random.default_rng(3).random(60) < 0.5
-    one = bootstrap([f"{n}" for n in range(60)], {"x": values * 1.0, "n": np.ones(60)}, lambda s: s["x"] / s["n"], 0)
+    one = sums_interval(
+        [f"{n}" for n in range(60)], {"x": values * 1.0, "n": np.ones(60)}, lambda s: s["x"] / s["n"], 0
+    )
     images = [f"{n}" for n in range(60) for _ in range(10)]
-    ten = bootstrap(images, {"x": values.repeat(10) * 1.0, "n": np.ones(600)}, lambda s: s["x"] / s["n"], 0)
+    ten = sums_interval(images, {"x": values.repeat(10) * 1.0, "n": np.ones(600)}, lambda s: s["x"] / s["n"], 0)
     assert (ten.low, ten.high, ten.n) == (pytest.approx(one.low), pytest.approx(one.high), 60)
 
 
