@@ -21,12 +21,12 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from trainer import distributed
-from trainer.alignment import weight_at
 from trainer.evaluation import metrics_of
 from trainer.monitor.cknna import CknnaMonitor, build_cknna_monitor
 from trainer.monitor.guards import FiniteCheck, check_token_counts
 from trainer.monitor.progress import LastLog, Progress
 from trainer.monitor.warnings import EarlyWarnings, warn_once
+from trainer.objectives import weight_at
 from trainer.output.checkpoints import UNFINISHED, publish_checkpoint, write_sources
 from trainer.output.model_folder import load_model, save_model
 from trainer.prefetch import Prefetched
@@ -192,7 +192,7 @@ class AlignmentTrainer(Trainer):
         alignment = self.setup.model.alignment
         if alignment is None:
             return ["lm_loss"]
-        each = [f"alignment_loss/layer_{layer}/{target}" for layer in alignment.layers for target in alignment.dims]
+        each = [f"alignment_loss/{name}" for name in alignment.names]
         return ["lm_loss", "alignment_loss", *(each if len(each) > 1 else [])]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -308,15 +308,35 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class SelectionConfig:
+    """How the attention heads that `alignment.where: heads` aligns are chosen, before the first step.
+
+    Candidates are all attention heads of the layers of `alignment.layer`. Those with the lowest mutual kNN with the VFM
+    are aligned.
+    """
+
+    heads: Annotated[int, Ge(1)] = 4
+    """Number of attention heads that are aligned."""
+    k: Annotated[int, Ge(1)] = 10
+    """Number of nearest neighbors of the mutual kNN."""
+    images: Annotated[int, Ge(1)] = 32
+    """Number of training images, the first ones, on which it is measured."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "alignment.selection.")
+
+
+@dataclass(frozen=True)
 class AlignmentConfig:
     """The alignment loss L_VRA on the visual tokens inside the language model.
 
     Variants and equations: docs/concepts/alignment_loss.md.
     """
 
-    objective: Literal["none", "cosine", "relation"] = "none"
+    objective: Literal["none", "cosine", "relation", "predict"] = "none"
     """`none` is the baseline without alignment, `cosine` the similarity of tokens and targets, `relation` the agreement
-    of the similarities among the tokens of an image with those among its targets."""
+    of the similarities among the tokens of an image with those among its targets, `predict` the squared error of
+    predicting the normalized targets from the tokens."""
     weight: Annotated[float, Ge(0)] = 0.5
     """lambda in L = L_LM + lambda * L_VRA."""
     layer: Annotated[tuple[int, ...], Ge(1)] = (3,)
@@ -324,9 +344,13 @@ class AlignmentConfig:
     heads: Literal["each", "shared", "none"] = "each"
     """`each` layer has its own alignment head, one head is `shared` by all layers, or (`relation` only) `none` compares
     the visual tokens without a head."""
-    where: Literal["output", "attention"] = "output"
-    """Which states of a layer are aligned: its `output`, or the concatenated outputs of its `attention` heads (the
-    input of o_proj)."""
+    where: Literal["output", "attention", "heads"] = "output"
+    """Which states of a layer are aligned: its `output`, the concatenated outputs of its `attention` heads (the input
+    of o_proj), or the outputs of those single `heads` that `selection` chooses."""
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    mask: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of the visual tokens of each image that the language model does not see during training: each is replaced
+    by the mean of the visible ones, and the loss is a mean over these hidden tokens alone."""
     target: Literal["vfm", "encoder", "projector"] = "vfm"
     """What the visual tokens are aligned with: features of the frozen `vfm`, or the input (`encoder`) or output
     (`projector`) of the model's own projector, without gradient."""
@@ -360,11 +384,13 @@ class AlignmentConfig:
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"alignment.{name} is {_listed(values)}: expected one or more, none of them twice")
         check_ranges(self, "alignment.")
-        if self.objective == "cosine" and self.heads == "none":
+        if self.objective in ("cosine", "predict") and self.heads == "none":
             raise ConfigError(
-                "alignment.heads is none: expected each or shared for the cosine objective, since tokens and targets"
-                " have different widths"
+                f"alignment.heads is none: expected each or shared for the {self.objective} objective, since tokens and"
+                " targets have different widths"
             )
+        self._check_selection()
+        self._check_mask()
         if self.schedule == "constant" and self.final_weight is not None:
             raise ConfigError(
                 f"alignment.final_weight is {self.final_weight}, but the schedule is constant: leave it out, or set"
@@ -376,10 +402,44 @@ class AlignmentConfig:
                 " alignment.images same"
             )
 
+    def _check_selection(self) -> None:
+        if self.where != "heads":
+            if self.selection != SelectionConfig():
+                raise ConfigError(
+                    f"alignment.selection is changed, but alignment.where is {self.where}: expected heads, or no"
+                    " alignment.selection"
+                )
+        elif self.target != "vfm":
+            raise ConfigError(
+                f"alignment.where is heads with alignment.target {self.target}: expected target vfm, since heads are"
+                " chosen by their alignment with the VFM"
+            )
+
+    def _check_mask(self) -> None:
+        if not self.mask:
+            return
+        if self.objective not in ("cosine", "predict"):
+            raise ConfigError(
+                f"alignment.mask is {self.mask} with alignment.objective {self.objective}: expected predict or cosine,"
+                " whose loss is a mean over tokens"
+            )
+        for key, value in (("target", self.target), ("residual", self.residual)):
+            if value == "projector" or (key, value) == ("residual", "encoder"):
+                why = "would be the replaced token" if key == "target" else "would show the hidden tokens"
+                raise ConfigError(
+                    f"alignment.mask is {self.mask} with alignment.{key} {value}, which {why}: expected another"
+                    f" alignment.{key}, or no mask"
+                )
+
     @property
     def aligned(self) -> bool:
         """Whether there is an alignment loss."""
         return self.objective != "none"
+
+    @property
+    def chooses_heads(self) -> bool:
+        """Whether single attention heads are aligned, which are chosen before the first step."""
+        return self.aligned and self.where == "heads"
 
     @property
     def reads_encoder(self) -> bool:
@@ -534,6 +594,11 @@ class Recipe:
                     " another, since the features of two encoders would be mixed (alignment.vfm takes several VFMs,"
                     " each with its own heads)"
                 )
+        if alignment.chooses_heads and self.model.second_encoder is not None:
+            raise ConfigError(
+                f"alignment.where is heads with model.second_encoder {self.model.second_encoder}: expected one encoder,"
+                " since the heads are chosen with the model as analyses load it"
+            )
         if self.model.language is None:
             alignment.check_layers(self.model.layers)
 

@@ -19,7 +19,8 @@ from transformers import AutoModelForImageTextToText
 
 from tests.conftest import SMALL, recipe, refused
 from tests.tiny import BUILDERS, build
-from trainer.alignment import AlignmentHead, attach_alignment, cosine_loss, relation_loss, weight_at
+from trainer.alignment import attach_alignment
+from trainer.objectives import AlignmentHead, cosine_loss, relation_loss, weight_at
 from trainer.recipe import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, Recipe
 from trainer.run import train
 from trainer.setups.packed import PackedSetup

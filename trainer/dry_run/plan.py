@@ -195,8 +195,10 @@ class Plan:
         target = ", ".join(alignment.vfm) if alignment.target == "vfm" else alignment.target
         parts = []
         if alignment.aligned:
-            states = f"{alignment.where} of {layers}"
-            parts.append(f"{alignment.objective}, {states} with {target}, lambda {alignment.weight}")
+            count = f"the {alignment.selection.heads} least aligned " if alignment.chooses_heads else ""
+            states = f"{count}{alignment.where} of {layers}"
+            hidden = f", {alignment.mask:.0%} of the tokens hidden" if alignment.mask else ""
+            parts.append(f"{alignment.objective}, {states} with {target}, lambda {alignment.weight}{hidden}")
         if alignment.residual != "none":
             parts.append(f"residual {alignment.residual} into {layers}")
         return "; ".join(parts) or "none"
