@@ -37,7 +37,7 @@ from annotated_types import Ge, Gt
 from PIL import Image
 
 from workbench import figures as fig
-from workbench.analysis.chunks import joined
+from workbench.analysis.chunks import Part, joined
 from workbench.analysis.command import main
 from workbench.analysis.declaration import Analysis, Context, Result
 from workbench.benchmarks.answering import Decoding, Shown, answer_chunk
@@ -45,7 +45,7 @@ from workbench.benchmarks.asking import Asking, PromptOptions, ask
 from workbench.benchmarks.comparison import compared, whole
 from workbench.benchmarks.tables import ALL, scores
 from workbench.data.benchmark_rows import BenchmarkDataset
-from workbench.errors import ModelError
+from workbench.errors import ConfigError, ModelError
 from workbench.runs import Run
 from workbench.training_folder import MEAN
 
@@ -76,6 +76,13 @@ class Config(PromptOptions):
     """Answers that are drawn to each question."""
     blind: Literal["both", "mean_image", "no_image", "off"] = "both"
     """Ask every question about the mean of all images, and without an image, too."""
+    circular: bool = False
+    """Ask every question once for each rotation of its options, for the score `circular`: all answers must be right."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.circular and self.decoding == "sample":
+            raise ConfigError("circular is set and decoding is sample: expected greedy or likelihood, one answer each")
 
 
 def run(config: Config, context: Context) -> Result:
@@ -88,22 +95,36 @@ def run(config: Config, context: Context) -> Result:
     for shown in views:
         blank = _mean_image(context, asking) if shown == "mean image" else None
         try:
-            parts = context.map(
-                f"answers, {shown}",
-                asking.worded,
-                partial(answer_chunk, context.mllm, asking, decoding=decoding, shown=shown, blank=blank),
-                depends=(asking.benchmark, data.fingerprint if blank is not None else ""),
-            )
+            tables += [
+                joined(_answers(context, version, decoding, shown, blank, rotation), "answers").assign(
+                    **{"draw": rotation} if config.circular else {}
+                )
+                for rotation, version in enumerate(asking.rotated() if config.circular else [asking])
+            ]
         except ModelError as error:
             if shown != "no image":
                 raise
             left_out.append(f"the run without an image is left out: {error}")
-        else:
-            tables.append(joined(parts, "answers"))
     answers = pd.concat(tables, ignore_index=True)
     record: dict[str, Any] = {**asking.record, "decoding": config.decoding}
     record |= {"labels": data.version, "about": data.about} if isinstance(data, BenchmarkDataset) else {}
     return Result({"scores": scores(answers, seed=config.seed), "answers": answers}, {}, record, left_out)
+
+
+def _answers(
+    context: Context, asking: Asking, decoding: Decoding, shown: Shown, blank: Image.Image | None, rotation: int
+) -> list[Part]:
+    """Ask all questions in one way.
+
+    Args:
+        rotation: number of the rotation of the options.
+    """
+    return context.map(
+        f"answers, {shown}" + (f", rotation {rotation}" if rotation else ""),
+        asking.worded,
+        partial(answer_chunk, context.mllm, asking, decoding=decoding, shown=shown, blank=blank),
+        depends=(asking.benchmark, rotation, context.data.fingerprint if blank is not None else ""),
+    )
 
 
 def _mean_image(context: Context, asking: Asking) -> Image.Image:

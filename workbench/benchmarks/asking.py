@@ -80,6 +80,19 @@ class Asking:
         """The questions as the data set has them, by id."""
         return {sample.id: sample for scene in self.scenes for sample in scene}
 
+    def rotated(self) -> list[Asking]:
+        """Return the questions once for each place that the right option can have: with their options rotated.
+
+        The prompts list the options themselves, since a benchmark's own text has them in one order. A question with
+        fewer options than others is not in the last ones.
+        """
+        most = max(len(sample.options) for sample in self.originals.values())
+        every = []
+        for by in range(most):
+            scenes = [[_rotated(sample, by) for sample in scene if by < len(sample.options)] for scene in self.scenes]
+            every.append(replace(self, scenes=[scene for scene in scenes if scene], texts={}))
+        return every
+
     def check_scorer(self, name: str) -> None:
         """Check that the benchmark has a scorer.
 
@@ -103,6 +116,10 @@ class Asking:
         elif prompt.endswith(ONE_WORD):
             options = tuple(option[:1].upper() + option[1:] for option in sample.options)
         return replace(sample, question=prompt, options=options, answer=options[sample.options.index(sample.answer)])
+
+
+def _rotated(sample: Sample, by: int) -> Sample:
+    return replace(sample, options=sample.options[by:] + sample.options[:by])
 
 
 def ask(config: PromptOptions, model: ModelTexts, data: Dataset, *, types: Sequence[str] = (), each: int = 0) -> Asking:

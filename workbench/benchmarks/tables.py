@@ -102,6 +102,8 @@ def _rows(part: pd.DataFrame, benchmark: str, scorer: str, seed: int) -> Iterato
     subsets = [(name, part[part["category"] == name]) for name in categories] if len(categories) > 1 else []
     for name, rows in [(ALL, part), *subsets]:
         yield _row("accuracy", name, _accuracy(rows), rows) | {"majority": _majority(rows, benchmark)}
+    if part.groupby("id")["options"].nunique().max() > 1:
+        yield _circular(part)
     if benchmark in LETTERED:
         yield from _letter_rates(part)
     if subsets:
@@ -159,6 +161,18 @@ def by_question(rows: pd.DataFrame) -> pd.DataFrame:
     if rows["draw"].nunique() == 1:
         return rows
     return rows.assign(correct=rows.groupby("id")["correct"].transform("mean")).drop_duplicates("id")
+
+
+def _circular(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return the share of questions that are answered right with every rotation of their options.
+
+    This is the circular evaluation of VLMEvalKit, which none of the benchmarks here has as its own score.
+    """
+    questions = rows.groupby("id", sort=False).agg(
+        right=("correct", "all"), chance=("chance", "prod"), image_id=("image_id", "first")
+    )
+    interval = mean_interval(questions["right"].astype(float), kind="proportion", groups=questions["image_id"].tolist())
+    return _row("circular", ALL, interval, rows, float(questions["chance"].mean()))
 
 
 def _letter_rates(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:

@@ -81,6 +81,16 @@ def test_a_model_is_asked_in_words_that_it_knows(mllm: MLLM) -> None:
         ask(PromptOptions(prompt="lmms"), mllm, Dataset("plain", questions(), "x"))
 
 
+def test_rotated_questions_have_each_option_at_each_place(mllm: MLLM) -> None:
+    two = Sample("6", "3", lambda: picture(3), "is this red ?", "yes", ("yes", "no"))
+    asking = ask(PromptOptions(prompt="llava"), mllm, benchmark("mmstar", [*questions(), two]))
+    versions = asking.rotated()
+    assert [len(version.originals) for version in versions] == [7, 7, 6]  # the last question has two options
+    assert [version.originals["0"].options[0] for version in versions] == ["red cat", "blue dog", "one"]
+    assert [version.worded[0][0].answer for version in versions] == ["A", "C", "B"]
+    assert "A. blue dog" in versions[1].worded[0][0].question
+
+
 # --- answering ------------------------------------------------------------------------------------
 
 

@@ -218,6 +218,18 @@ def test_scores_are_means_over_draws_and_pairs_are_counted_within_a_draw() -> No
     assert score(table, "rate of B")["score"] == pytest.approx(5 / 8)
 
 
+def test_circular_evaluation_asks_for_every_rotation_to_be_right() -> None:
+    options, answers = ("red", "blue"), {"0": "AB", "1": "AA", "2": "BB"}  # of rotations 0 and 1; red is right
+    rows = [
+        answer_row("mmstar", sample(int(n), 0, "red", options[by:] + options[:by]), "image", letters[by], draw=by)
+        for n, letters in answers.items()
+        for by in (0, 1)
+    ]
+    row = score(scores(pd.DataFrame(rows), seed=0), "circular")
+    assert (row["score"], row["chance"], row["n"]) == (pytest.approx(1 / 3), 0.25, 3)
+    assert score(scores(pd.DataFrame(rows), seed=0), "accuracy")["score"] == pytest.approx(4 / 6)
+
+
 def test_likelihoods_are_scored_by_sum_and_by_mean() -> None:
     options = ("red", "dark blue")
     rows = [
