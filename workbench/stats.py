@@ -253,16 +253,29 @@ def first_reached(steps: Sequence[float] | np.ndarray, scores: Sequence[float] |
             f"{len(y)} scores at steps {', '.join(f'{step:g}' for step in x)}: expected increasing steps with one score"
             " for each"
         )
-    above = (y >= level).nonzero()[0]
-    first, last = float(x[0]), float(x[-1])
-    if len(above) == 0:
+    step, first, last = float(steps_reached(x, y[None], np.array([level]))[0]), float(x[0]), float(x[-1])
+    if step == np.inf:
         return Reached(None, f"not within {last:g} steps")
-    at = int(above[0])
-    if at == 0:
+    if y[0] >= level:
         unknown = Reached(None, f"before the first evaluation at step {first:g}")
         return Reached(0.0, "at the start") if first == 0 else unknown
-    step = float(x[at - 1] + (level - y[at - 1]) / (y[at] - y[at - 1]) * (x[at] - x[at - 1]))
     return Reached(step, f"step {step:.0f}")
+
+
+def steps_reached(
+    steps: Float[np.ndarray, " step"], curves: Float[np.ndarray, "curve step"], levels: Float[np.ndarray, " curve"]
+) -> Float[np.ndarray, " curve"]:
+    """Return the first step at which each curve is at or above its level, interpolated linearly between evaluations.
+
+    A curve that never is has infinity; one that is at its first evaluation has the step of this evaluation.
+    """
+    above = curves >= levels[:, None]
+    at, rows = above.argmax(axis=1), np.arange(len(curves))
+    before = np.maximum(at - 1, 0)
+    start, end = curves[rows, before], curves[rows, at]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        between = steps[before] + (levels - start) / (end - start) * (steps[at] - steps[before])
+    return np.where(above.any(axis=1), np.where(at == 0, steps[0], between), np.inf)
 
 
 def holm(p: Sequence[float] | np.ndarray, weights: Sequence[float] | np.ndarray | None = None) -> np.ndarray:

@@ -37,14 +37,16 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.dynamics.comparison import summary
+from analyses.dynamics.benchmarks import ask_all, benchmarks_of, load_benchmark
 from analyses.dynamics.drawing import figures
 from analyses.dynamics.evaluation import Evaluation, TrainingPoint, measure
 from analyses.dynamics.options import Config
+from analyses.dynamics.summaries import summary
 from analyses.dynamics.training import beside, earlier_checkpoints, start_folder
 from workbench.analysis.declaration import Analysis, Context, Result, vfm_inputs
 from workbench.benchmarks.asking import ask
 from workbench.capture.hidden_states import check_layers
+from workbench.data import Sample
 from workbench.mllm import MLLM
 from workbench.training_folder import training_log, training_record
 
@@ -56,13 +58,12 @@ def run(config: Config, context: Context) -> Result:
     """Evaluate the model at the start, at every checkpoint and at the end on the same questions."""
     folder = Path(context.mllm.name)
     record = training_record(folder)
-    asking = ask(config, context.mllm, context.data, types=config.types, each=config.questions)
-    evaluation = Evaluation(
-        config,
-        context,
-        asking.worded,
-        _layers(config, context.mllm, record),
-    )
+    scenes, layers = list[list[Sample]](), list[int]()
+    if not config.only_benchmarks:
+        asking = ask(config, context.mllm, context.data, types=config.types, each=config.questions)
+        scenes, layers = asking.worded, _layers(config, context.mllm, record)
+    benchmarks = benchmarks_of(config, context)
+    evaluation = Evaluation(config, context, scenes, layers)
     notes: dict[str, str] = {}
     parts_by_table: dict[str, list[pd.DataFrame]] = {}
     models: list[tuple[int, Path | None]] = [
@@ -78,9 +79,14 @@ def run(config: Config, context: Context) -> Result:
                 else f"the weights in {model_folder} are not those that the training started from"
             )
             continue
-        tables, skipped = measure(evaluation, point)
-        notes |= skipped
-        for name, table in tables.items():
+        tables_of_step = []
+        if not config.only_benchmarks:
+            measured, skipped = measure(evaluation, point)
+            notes |= skipped
+            tables_of_step.append(measured)
+        if benchmarks:
+            tables_of_step.append(ask_all(benchmarks, point))
+        for name, table in (item for tables in tables_of_step for item in tables.items()):
             parts_by_table.setdefault(name, []).append(table.assign(step=step))
     for what, why in notes.items():
         log.warning("%s: %s is left out: %s", context.mllm.name, what, why)
@@ -93,8 +99,16 @@ def run(config: Config, context: Context) -> Result:
             "alignment": record["recipe"]["alignment"],
             "training_seed": record["recipe"]["seed"],
             "layers": evaluation.layers,
+            "benchmarks": [benchmark.record for benchmark in benchmarks],
         },
+        left_out=[sentence for benchmark in benchmarks for sentence in benchmark.asking.left_out],
     )
+
+
+def _inputs(config: Config) -> dict[str, str]:
+    """Return the identity of everything besides model and data that the numbers depend on: VFMs and benchmarks."""
+    vfms = {} if config.only_benchmarks else vfm_inputs(config)
+    return vfms | {f"benchmark {spec}": load_benchmark(config, spec).fingerprint for spec in config.benchmarks}
 
 
 def _layers(config: Config, mllm: MLLM, record: Mapping[str, Any]) -> list[int]:
@@ -112,6 +126,6 @@ ANALYSIS = Analysis(
     figures,
     summary,
     version=VERSION,
-    uses=vfm_inputs,
+    uses=_inputs,
     beside=beside,
 )

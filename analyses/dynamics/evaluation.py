@@ -109,12 +109,12 @@ def measure(evaluation: Evaluation, point: TrainingPoint) -> tuple[dict[str, pd.
     samples, why = joined(parts, "samples"), next((part.record["why"] for part in parts if part.record["why"]), "")
     skipped = {"drop": why} if why else {}
     rows = [
-        _row(ACCURACY, row["category"], row, row["accuracy"], row["chance"], row["chance"])
+        row_of(ACCURACY, row["category"], row, row["accuracy"], row["chance"], row["chance"])
         for row in _accuracy(samples, config)
     ]
     if not skipped:
         rows += [
-            _row(DROP, row["category"], row, row["accuracy_drop"], 0.0, 0.0)
+            row_of(DROP, row["category"], row, row["accuracy_drop"], 0.0, 0.0)
             for row in change_by_type(samples, seed=config.seed)
         ]
     aligned, per_image, left_out = _aligned(evaluation, point)
@@ -135,7 +135,7 @@ def _accuracy(samples: pd.DataFrame, config: Config) -> list[dict[str, Any]]:
     return accuracy_by_type(by_question, seed=config.seed)
 
 
-def _row(
+def row_of(
     measure: str, of: str, spread: Mapping[str, Any], score: float, null_mean: float, null_q95: float
 ) -> dict[str, Any]:
     """Return a row of the table scores; `spread` has the interval, the counts and the seed."""
@@ -219,7 +219,7 @@ def _aligned(evaluation: Evaluation, point: TrainingPoint) -> tuple[list[dict[st
                 "n_images": interval.n,
                 "seed": config.seed,
             }
-            rows.append(_row(CKNNA, f"layer {layer}, {name}", spread, interval.estimate, null.mean, null.q95))
+            rows.append(row_of(CKNNA, f"layer {layer}, {name}", spread, interval.estimate, null.mean, null.q95))
             per_image += [
                 (layer, name, image_id, score)
                 for image_id, score in zip(ids, scores.parts[:, row, column].tolist(), strict=True)
