@@ -2,6 +2,8 @@
 
     python -m analyses.dynamics --model runs/baseline-s0 runs/viral-s0 runs/baseline-s1 runs/viral-s1 --vfm dinov2-small
     --data shapes:val --limit 200
+    python -m analyses.dynamics --model runs/baseline runs/viral --benchmarks pope:PATH cv_bench:PATH mmvp:PATH
+    --scorer paper --only_benchmarks
 
 This is row A6 of docs/paper.md. Each model is a training folder. Its model is evaluated on the same images at step 0
 (if the model that the training started from still exists), at every checkpoint, and at the end:
@@ -10,6 +12,9 @@ This is row A6 of docs/paper.md. Each model is a training folder. Its model is e
     CKNNA     between the visual tokens of three layers and a VFM's patches, within images, with its permutation null
     drop      accuracy before minus accuracy after the visual tokens of each image are permuted after the vision
               encoder (features together with their positions)
+    benchmark the score of each of --benchmarks that the paper reports, from 0 to 1, and the mean of several; answers,
+              prompts and scorers are those of `analyses.benchmark`. Subsets of one benchmark count as one. The chance
+              of a mean is the mean of chances
 
 The two training losses come from the training log: each value is the mean over the training batches since the previous
 row. For a single run they have no interval. Models named NAME-s0, NAME-s1, ... are treated as seeds of NAME: their
@@ -21,6 +26,12 @@ final score of the other run of the same seed, with linear interpolation between
 step at which the other run itself first reached that score, by the same rule, so identical runs differ by 0. The
 difference is paired by seed, with Student's t interval. If a run never reaches the score, the table says that it did
 not within so many steps and gives no difference, because a number would only count the seeds that succeed.
+
+For benchmarks, `reached_low` and `reached_high` are the 95 % interval of these steps over images, for these very runs.
+The images (pairs, where a pair counts as one) are resampled 1000 times; in each resample both models have the scores of
+the same images, and the level is the other's final score there. `inf` means that the level was not reached in more than
+2.5 % of the resamples; `resamples_reached` is the share in which it was. `share` divides the steps by the length of the
+other training.
 
 What this number is not: a measure of the final score. Look at the difference of final scores first. Of two runs with
 equal but noisy curves, the one whose last evaluation happened to be lower is reached early, so read both directions.
