@@ -10,7 +10,7 @@ from annotated_types import Ge
 from workbench.analysis.declaration import DataOptions
 from workbench.errors import ConfigError
 from workbench.metrics import METRICS
-from workbench.vfm import OWN
+from workbench.vfm import OWN, vfm_label
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,4 @@ class Target:
 
     @property
     def label(self) -> str:
-        if self.vfm == OWN:
-            return "own encoder"
-        return self.vfm if self.layer is None else f"{self.vfm} L{self.layer}"
+        return vfm_label(self.vfm) if self.layer is None else f"{self.vfm} L{self.layer}"

@@ -94,7 +94,8 @@ def ask_all(benchmarks: list[Benchmark], point: TrainingPoint) -> dict[str, pd.D
         )
         answers = joined(parts, "answers")
         table = scores(answers, seed=config.seed)
-        of_scorer = judged(answers).query("scorer == @config.scorer")
+        of_all = judged(answers)
+        of_scorer = of_all[of_all["scorer"] == config.scorer]
         headlines.append(
             headline(table[table["scorer"] == config.scorer], benchmark.asking.benchmark, benchmark.data.name)
         )

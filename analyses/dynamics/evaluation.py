@@ -26,7 +26,7 @@ from workbench.scoring.tables import accuracy_by_type, change_by_type
 from workbench.spatial.vfm_patches import patches_under
 from workbench.spatial.within_image import GridFeatures, Within, read_by_grid
 from workbench.stats import null_of
-from workbench.vfm import OWN, VFM, load_vfm
+from workbench.vfm import OWN, VFM, load_vfm, vfm_label
 
 
 @dataclass
@@ -219,7 +219,9 @@ def _aligned(evaluation: Evaluation, point: TrainingPoint) -> tuple[list[dict[st
                 "n_images": interval.n,
                 "seed": config.seed,
             }
-            rows.append(row_of(CKNNA, f"layer {layer}, {name}", spread, interval.estimate, null.mean, null.q95))
+            rows.append(
+                row_of(CKNNA, f"layer {layer}, {vfm_label(name)}", spread, interval.estimate, null.mean, null.q95)
+            )
             per_image += [
                 (layer, name, image_id, score)
                 for image_id, score in zip(ids, scores.parts[:, row, column].tolist(), strict=True)

@@ -46,5 +46,7 @@ class Config(QuestionOptions):
         super().__post_init__()
         if not self.vfm:
             raise ConfigError("vfm is empty: expected at least one VFM, as --vfm NAME ...")
+        if twice := next((spec for spec in self.benchmarks if self.benchmarks.count(spec) > 1), None):
+            raise ConfigError(f"benchmarks names {twice} more than once: expected each data set once")
         if self.only_benchmarks and not self.benchmarks:
             raise ConfigError("only_benchmarks is set, but no benchmark is named: expected --benchmarks pope:PATH ...")

@@ -296,7 +296,7 @@ def test_the_figure_has_the_final_score_of_the_first_model_as_a_line() -> None:
 
 # --- the command ----------------------------------------------------------------------------------
 
-FEW = ["--limit", "3", "--permutations", "1", "--null", "10", "--k", "5"]
+FEW = ["--limit", "3", "--permutations", "1", "--null", "10", "--k", "5", "--vfm", "dinov2-small", "own"]
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +320,9 @@ def test_the_command_follows_a_real_pair_of_trainings(runs_folder: Path, output:
     scores = by_label["viral"].tables["scores"]
     assert sorted(scores["step"].unique()) == [0, 6, 12]
     assert set(scores["measure"]) == {ACCURACY, CKNNA, DROP}
-    assert set(scores[scores["measure"] == CKNNA]["of"]) == {f"layer {layer}, dinov2-small" for layer in (1, 2, 3)}
+    assert set(scores[scores["measure"] == CKNNA]["of"]) == {
+        f"layer {layer}, {target}" for layer in (1, 2, 3) for target in ("dinov2-small", "own encoder")
+    }
     assert scores.notna().all(axis=None)
     assert (scores["low"] <= scores["score"]).all()
     assert (scores["score"] <= scores["high"]).all()
@@ -343,7 +345,7 @@ def test_the_command_follows_a_real_pair_of_trainings(runs_folder: Path, output:
 def test_the_end_agrees_with_the_other_analyses(runs_folder: Path, output: Path, tmp_path: Path) -> None:
     """The same images and questions give the same CKNNA and the same drop as the analyses that look at one model."""
     model = ["--model", str(runs_folder / "viral"), "--limit", "3", "--output_dir", str(tmp_path)]
-    run("analyses.cknna", *model, "--k", "5", "--null", "10", "--layers", "1", "3")
+    run("analyses.cknna", *model, "--k", "5", "--null", "10", "--layers", "1", "3", "--vfm", "own", "dinov2-small")
     run("analyses.permutation", *model, "--permutations", "1", "--layers", "0")
     one = {own.record["analysis"]: own.tables["scores"] for own in map(runs.load, runs.index(tmp_path)["folder"])}
     own = (
@@ -353,7 +355,7 @@ def test_the_end_agrees_with_the_other_analyses(runs_folder: Path, output: Path,
         .set_index(["measure", "of"])
     )
     for row in one["cknna"].itertuples():
-        assert own.loc[(CKNNA, f"layer {row.layer}, {row.vfm}"), ["score", "low", "high"]].tolist() == pytest.approx(
+        assert own.loc[(CKNNA, f"layer {row.layer}, {row.target}"), ["score", "low", "high"]].tolist() == pytest.approx(
             [row.score, row.low, row.high], abs=1e-5
         )
     moved = one["permutation"].query("site == 'encoder' and kind == 'permute' and part == 'whole'")
@@ -373,14 +375,14 @@ def test_an_interrupted_analysis_goes_on_where_it_stopped(
     shutil.copytree(output / CHUNKS, tmp_path / CHUNKS)
     monkeypatch.setattr("analyses.dynamics.evaluation.Quiz", lambda *_, **__: pytest.fail("asked again"))
     monkeypatch.setattr("analyses.dynamics.evaluation.read_by_grid", lambda *_: pytest.fail("read again"))
-    config = Config(limit=3, permutations=1, null=10, k=5)
+    config = Config(limit=3, permutations=1, null=10, k=5, vfm=("dinov2-small", "own"))
     again = execute(ANALYSIS, config, Where((str(runs_folder / "viral"),), tmp_path), [])
     stored_run = next(own for own in map(runs.load, runs.index(output)["folder"]) if own.label == "viral")
     pd.testing.assert_frame_equal(again["viral"].tables["scores"], stored_run.tables["scores"])
     with pytest.raises(pytest.fail.Exception, match="asked again"):
         execute(
             ANALYSIS,
-            Config(limit=2, permutations=1, null=10, k=5),
+            Config(limit=2, permutations=1, null=10, k=5, vfm=("dinov2-small", "own")),
             Where((str(runs_folder / "viral"),), tmp_path),
             [],
         )
@@ -406,6 +408,9 @@ def test_other_checkpoints_are_another_question(runs_folder: Path, tmp_path: Pat
         (["--model", "NOLOG"], "nolog has no training log: expected a training.parquet"),
         (["--model", "some/hub-id"], "'some/hub-id' is not a folder"),
         (["--model", "VIRAL", "--layers", "9"], "layer 9 does not exist"),
+        (["--model", "VIRAL", "--only_benchmarks"], "only_benchmarks is set, but no benchmark is named"),
+        (["--model", "VIRAL", "--benchmarks", "mme:a", "mme:a"], "benchmarks names mme:a more than once"),
+        (["--model", "VIRAL", "--benchmarks", "mme:nowhere"], "nowhere"),
         (["--model", "VIRAL", "--vfm", "dinov2-smal"], "did you mean 'dinov2-small'"),
         (["--model", "VIRAL", "--premutations", "2"], "unknown option '--premutations': did you mean '--permutations'"),
     ],

@@ -21,6 +21,11 @@ from workbench.weights.model_files import SAFETENSORS, check_folder, read_json, 
 OWN = "own"  # the model's own vision encoder, where an analysis names VFMs; not an entry of the catalogue
 
 
+def vfm_label(name: str) -> str:
+    """Return how figures and tables call what an analysis compares with: the name of a VFM, or "own encoder"."""
+    return "own encoder" if name == OWN else name
+
+
 def load_vfm(name: str, *, device: str = "cpu", teacher_norm: TeacherNorm = "own") -> VFM:
     """Load the VFM called `name` with real weights, checked against their fingerprint.
 
