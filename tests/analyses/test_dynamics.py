@@ -296,7 +296,8 @@ def test_the_figure_has_the_final_score_of_the_first_model_as_a_line() -> None:
 
 # --- the command ----------------------------------------------------------------------------------
 
-FEW = ["--limit", "3", "--permutations", "1", "--null", "10", "--k", "5", "--vfm", "dinov2-small", "own"]
+FEW = ["--limit", "3", "--permutations", "1", "--null", "10", "--k", "5"]
+TARGETS = ["--vfm", "dinov2-small", "own"]
 
 
 @pytest.fixture(scope="module")
@@ -308,6 +309,7 @@ def output(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(runs_folder / "baseline"),
         str(runs_folder / "viral"),
         *FEW,
+        *TARGETS,
         "--output_dir",
         str(root),
     )
@@ -345,7 +347,7 @@ def test_the_command_follows_a_real_pair_of_trainings(runs_folder: Path, output:
 def test_the_end_agrees_with_the_other_analyses(runs_folder: Path, output: Path, tmp_path: Path) -> None:
     """The same images and questions give the same CKNNA and the same drop as the analyses that look at one model."""
     model = ["--model", str(runs_folder / "viral"), "--limit", "3", "--output_dir", str(tmp_path)]
-    run("analyses.cknna", *model, "--k", "5", "--null", "10", "--layers", "1", "3", "--vfm", "own", "dinov2-small")
+    run("analyses.cknna", *model, "--k", "5", "--null", "10", "--layers", "1", "3", *TARGETS)
     run("analyses.permutation", *model, "--permutations", "1", "--layers", "0")
     one = {own.record["analysis"]: own.tables["scores"] for own in map(runs.load, runs.index(tmp_path)["folder"])}
     own = (
