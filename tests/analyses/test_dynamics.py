@@ -437,7 +437,7 @@ def test_benchmarks_at_every_checkpoint_end_as_the_benchmark_analysis_does(runs_
     """The last point of each curve has the score that `analyses.benchmark` gives to the finished model."""
     folder, rows = tmp_path / "pope", []
     folder.mkdir()
-    for number, scene in enumerate(load_data("shapes:val", limit=6).scenes):
+    for number, scene in enumerate(load_data("shapes:val", limit=3).scenes):
         scene[0].image.save(folder / f"{number}.png")
         for sample in scene:
             if sample.category == "exist":
@@ -446,9 +446,9 @@ def test_benchmarks_at_every_checkpoint_end_as_the_benchmark_analysis_does(runs_
     for split in ("random", "popular"):
         (folder / f"coco_pope_{split}.json").write_text("\n".join(map(json.dumps, rows)))
     models = [str(runs_folder / name) for name in ("baseline", "viral")]
-    shared = ["--model", *models, "--output_dir", str(tmp_path), "--prompt", "plain"]
+    shared = ["--output_dir", str(tmp_path), "--prompt", "plain", "--max_new_tokens", "3", "--model", *models]
     specs = [f"pope:{folder}", "shapes:test"]
-    words = ["--benchmarks", *specs, "--benchmark_limit", "6", "--only_benchmarks", "--scorer", "own", "--limit", "2"]
+    words = ["--benchmarks", *specs, "--benchmark_limit", "3", "--only_benchmarks", "--limit", "2"]
     done = run("analyses.dynamics", *shared, *words)
     assert "mean of benchmarks" in done.stdout
     found = {one.label: one for one in map(runs.load, runs.index(tmp_path)["folder"])}
@@ -468,14 +468,14 @@ def test_benchmarks_at_every_checkpoint_end_as_the_benchmark_analysis_does(runs_
     assert [record["prompt"] for record in found["viral"].record["benchmarks"]] == ["plain", "plain"]
     assert "unknown copy" in found["viral"].record["benchmarks"][0]["labels"]
     for spec, of in zip(specs, parts.index, strict=True):
-        run("analyses.benchmark", *shared, "--data", spec, "--limit", "6", "--blind", "off")
-        measured = [one for one in map(runs.load, runs.index(tmp_path)["folder"]) if one.record["data"] == spec]
-        final = next(one for one in measured if one.label == "viral").tables["scores"]
+        run("analyses.benchmark", *shared[:-2], models[1], "--data", spec, "--limit", "3", "--blind", "off")
+        measured = map(runs.load, runs.index(tmp_path)["folder"])
+        final = next(one for one in measured if one.record["data"] == spec).tables["scores"]
         place = ("paper: random and popular", MEAN) if spec.startswith("pope") else ("accuracy", "all questions")
         row = final[final["scorer"] == "own"].set_index(["measure", "category"]).loc[place]
         assert last.loc[of, ["score", "low", "high", "null_mean"]].tolist() == pytest.approx(
             [row["score"], row["low"], row["high"], row["chance"]]
         )
         assert last.loc[of, "n"] == row["n"]
-    said = refused("analyses.dynamics", *shared, *words[:-4], "--scorer", "official")
+    said = refused("analyses.dynamics", *shared, *words, "--scorer", "official")
     assert "scorer is official, which shapes:test with greedy answers does not have: expected own" in said
