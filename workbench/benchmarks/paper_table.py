@@ -14,19 +14,19 @@ from typing import Any
 
 import pandas as pd
 
+from workbench.benchmarks.headline import HEADLINES
 from workbench.benchmarks.tables import ALL, judged
 from workbench.errors import ConfigError, UnknownNameError
 from workbench.intervals import mean_interval
 from workbench.runs import Run
-from workbench.training_folder import MEAN
 
-MEASURES = {
-    "cv_bench": ("CV-Bench2D", "paper: 2D", ALL),
-    "mmvp": ("MMVP", "pair", ALL),
-    "whatsup": ("What's Up", "accuracy", ALL),
-    "pope": ("POPE", "paper: random and popular", MEAN),
-    "mmstar": ("MMStar", "accuracy", ALL),
-    "mme": ("MME", "MME total", ALL),
+TITLES = {
+    "cv_bench": "CV-Bench2D",
+    "mmvp": "MMVP",
+    "whatsup": "What's Up",
+    "pope": "POPE",
+    "mmstar": "MMStar",
+    "mme": "MME",
 }
 WHATS_UP = ("whatsup coco_one", "whatsup coco_two")
 
@@ -64,14 +64,14 @@ def paper_table(found: Sequence[Run], scorer: str) -> pd.DataFrame:
 
 def _rows(by_benchmark: Mapping[str, Run], scorer: str) -> Iterator[dict[str, Any]]:
     """Yield the score of each benchmark that was run, as the paper reports it."""
-    for name, (title, measure, category) in MEASURES.items():
+    for name, title in TITLES.items():
         if name == "whatsup":
             if all(subset in by_benchmark for subset in WHATS_UP):
                 yield _row(title, _whats_up([by_benchmark[subset] for subset in WHATS_UP], scorer))
             continue
         if name not in by_benchmark:
             continue
-        table = by_benchmark[name].tables["scores"]
+        table, (measure, category) = by_benchmark[name].tables["scores"], HEADLINES.get(name, ("accuracy", ALL))
         chosen = table[
             (table["shown"] == "image")
             & (table["scorer"] == scorer)
@@ -109,7 +109,7 @@ def text_of(table: pd.DataFrame) -> str:
 
     Benchmarks that no model was asked are named under the table.
     """
-    columns = [title for title, _, _ in MEASURES.values() if title in set(table["benchmark"])]
+    columns = [title for title in TITLES.values() if title in set(table["benchmark"])]
     lines = []
     for model, rows in table.groupby("model", sort=False):
         of = rows.set_index("benchmark")
@@ -117,6 +117,6 @@ def text_of(table: pd.DataFrame) -> str:
         lines.append({"": str(model)} | {title: f"{cell['score']:.2f}" for title, cell in cells.items()})
         lines.append({"": ""} | {t: f"[{cell['low']:.2f}, {cell['high']:.2f}]" for t, cell in cells.items()})
         lines.append({"": "chance"} | {title: f"{cell['chance']:.2f}" for title, cell in cells.items()})
-    missing = [title for title, _, _ in MEASURES.values() if title not in columns]
+    missing = [title for title in TITLES.values() if title not in columns]
     note = f"\nno run of {', '.join(missing)} with this scorer" if missing else ""
     return pd.DataFrame(lines, columns=["", *columns]).fillna("-").to_string(index=False) + note
