@@ -50,10 +50,7 @@ def matrix_maps(table: pd.DataFrame, *, title: str, difference: bool = False) ->
         columns = ("score", "low", "high", "n_images", *extra)
         wide = {column: part.pivot(index="layer", columns="vfm_layer", values=column) for column in columns}
         place = {"row": number // len(models) + 1, "col": number % len(models) + 1}
-        marks = None
-        if difference:
-            significant = (wide["p_holm"] < 0.05) & ((wide["low"] > 0) | (wide["high"] < 0))
-            marks = np.where(significant, "●", "")
+        marks = _marks(wide) if difference else None
         figure.add_heatmap(
             x=[str(layer) for layer in wide["score"].columns],
             y=[str(layer) for layer in wide["score"].index],
@@ -71,6 +68,18 @@ def matrix_maps(table: pd.DataFrame, *, title: str, difference: bool = False) ->
         figure.update_xaxes(title="layer of the VFM", type="category", showgrid=False, **place)
     figure.update_yaxes(type="category", showgrid=False)
     figure.update_yaxes(title="layer", col=1)
+    _shared_scale(figure, title, height, difference)
+    return figure
+
+
+def _marks(wide: dict[str, pd.DataFrame]) -> np.ndarray:
+    """Return a dot for each difference that is significant, and "" for the others."""
+    significant = (wide["p_holm"] < 0.05) & ((wide["low"] > 0) | (wide["high"] < 0))
+    return np.where(significant, "●", "")
+
+
+def _shared_scale(figure: go.Figure, title: str, height: int, difference: bool) -> None:
+    """Give the maps of a figure one color scale, around 0 for differences, whose dots are then explained."""
     scale = {"colorscale": "RdBu_r", "cmid": 0} if difference else {"colorscale": "Viridis"}
     bar = {"title": {"text": title, "side": "right"}}
     figure.update_layout(
@@ -85,7 +94,6 @@ def matrix_maps(table: pd.DataFrame, *, title: str, difference: bool = False) ->
             xanchor="left",
         )
         figure.layout.annotations[-1].update(y=1, yref="paper", yanchor="bottom", yshift=38)
-    return figure
 
 
 def _chance(part: pd.DataFrame) -> str:
@@ -94,30 +102,39 @@ def _chance(part: pd.DataFrame) -> str:
     return f"chance {low:.3f} to {high:.3f}, 95 % below {top:.3f}"
 
 
-def head_maps(scores: pd.DataFrame, *, title: str) -> go.Figure:
+def head_maps(scores: pd.DataFrame, *, title: str, difference: bool = False) -> go.Figure:
     """Draw a heat map of layers and heads for each model; hovering shows interval, chance and n.
 
     All maps share one color scale.
 
     Args:
-        scores: columns model, layer, head, score, low, high, chance, null_mean, n_images.
+        scores: columns model, layer, head, score, low, high, n_images; also chance and null_mean or, for a difference,
+            p_holm.
         title: name of the score, shown at the color bar.
+        difference: whether the scores are differences; entries with p_holm below .05 whose interval excludes 0 then
+            have a dot.
     """
     models = list(dict.fromkeys(scores["model"]))
     figure = make_subplots(1, len(models), subplot_titles=models, shared_yaxes=True, horizontal_spacing=0.04)
     for number, model in enumerate(models, start=1):
         part = scores[scores["model"] == model]
-        columns = ("score", "low", "high", "chance", "null_mean", "n_images")
+        columns = ("score", "low", "high", "n_images", *(["p_holm"] if difference else ["chance", "null_mean"]))
         wide = {column: part.pivot(index="layer", columns="head", values=column) for column in columns}
         figure.add_heatmap(
             x=[str(head) for head in wide["score"].columns],
             y=[str(layer) for layer in wide["score"].index],
             z=wide["score"].to_numpy(),
+            text=_marks(wide) if difference else None,
+            texttemplate="%{text}" if difference else None,
+            textfont={"color": "black"},
             customdata=np.stack([wide[column].to_numpy() for column in columns[1:]], axis=-1),
-            hovertemplate=(
-                "layer %{y}, head %{x}: %{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]"
-                "<br>chance %{customdata[2]:.3f}, null %{customdata[3]:.3f}, %{customdata[4]} images<extra></extra>"
-            ),
+            hovertemplate="layer %{y}, head %{x}: %{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<br>"
+            + (
+                "Holm p %{customdata[3]:.3g}"
+                if difference
+                else "chance %{customdata[3]:.3f}, null %{customdata[4]:.3f}"
+            )
+            + ", %{customdata[2]} images<extra></extra>",
             coloraxis="coloraxis",
             row=1,
             col=number,
@@ -125,15 +142,7 @@ def head_maps(scores: pd.DataFrame, *, title: str) -> go.Figure:
         figure.update_xaxes(title="head", type="category", row=1, col=number)
     figure.update_yaxes(type="category", showgrid=False)
     figure.update_yaxes(title="layer", col=1)
-    height = 180 + 22 * max(8, scores["layer"].nunique())
-    bar = {"title": {"text": title, "side": "right"}}
-    figure.update_layout(
-        template="workbench",
-        height=height,
-        hovermode="closest",
-        coloraxis={"colorscale": "Viridis", "colorbar": bar},
-        margin={"t": 60},
-    )
+    _shared_scale(figure, title, 180 + 22 * max(8, scores["layer"].nunique()), difference)
     return figure
 
 
