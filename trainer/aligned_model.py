@@ -122,8 +122,10 @@ class AlignedForConditionalGeneration(Aligned):
         ids, answers = packing.flat(input_ids), packing.flat(labels)
         projected = self.base.model.multi_modal_projector(connector_inputs)
         image = BaseModelOutputWithPooling(pooler_output=list(projected))  # type: ignore[arg-type]
-        positions = (ids[0] == self.config.image_token_id).nonzero().flatten()
-        visual = [VisualTokens(index, None, (0.0, 0.0, 1.0, 1.0)) for index in positions.view(len(projected), -1)]
+        visual: list[VisualTokens] = []
+        if self.alignment is not None:  # finding them on a GPU makes the host wait
+            positions = (ids[0] == self.config.image_token_id).nonzero().flatten()
+            visual = [VisualTokens(index, None, (0.0, 0.0, 1.0, 1.0)) for index in positions.view(len(projected), -1)]
         hidden = self.hidden_tokens([visual])
         logits = self.base(
             input_ids=ids,

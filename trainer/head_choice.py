@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from trainer.recipe import AlignmentConfig
@@ -82,7 +81,6 @@ def candidates(model: Any, settings: AlignmentConfig) -> list[Head]:
     return heads
 
 
-@torch.random.fork_rng()
 def choose_heads(
     mllm: MLLM,
     images: Sequence[Image.Image],
@@ -108,7 +106,8 @@ def choose_heads(
         part = images[start : start + BATCH]
         batch = mllm.encode(part, prompts[start : start + BATCH])
         grids = mllm.token_grids(batch)
-        within.add(read_heads(mllm, batch, grids, heads), [patches_under(vfm, part, grids) for vfm in vfms])
+        patches = [[[tile.cpu() for tile in tiles] for tiles in patches_under(vfm, part, grids)] for vfm in vfms]
+        within.add(read_heads(mllm, batch, grids, heads), patches)
     for module, training in modes.items():
         module.training = training
     results = within.finish()

@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from tests.conftest import recipe
+from tests.students import VIRAL, world
 from tests.tiny import build
 from trainer.alignment import attach_alignment
+from trainer.dry_run.plan import plan
 from trainer.head_choice import FILE, HeadChoice, choose_heads
 from trainer.masking import TokenMask, attach_mask, loss_tokens
 from trainer.objectives import predict_loss
 from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, Recipe, SelectionConfig
 from trainer.run import train
+from trainer.setups.conversation import ConversationSetup
 from trainer.setups.packed import PackedSetup
 from trainer.setups.packed_data import collate
 from workbench.cli import parse
@@ -314,6 +318,13 @@ VARIANTS = {
 }
 
 
+def keep_only(folder: Path, checkpoint: str) -> None:
+    """Leave a run as if it had been killed after a checkpoint."""
+    for file in folder.iterdir():
+        if file.name not in (checkpoint, "recipe.yaml"):
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+
+
 @pytest.mark.parametrize("name", sorted(VARIANTS))
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path: Path, name: str) -> None:
     def fit(folder: Path, *words: str) -> None:
@@ -323,9 +334,7 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path: Path, name: st
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     fit(whole)
     shutil.copytree(whole, parts)
-    for file in parts.iterdir():
-        if file.name not in ("checkpoint-2", "recipe.yaml"):
-            shutil.rmtree(file) if file.is_dir() else file.unlink()
+    keep_only(parts, "checkpoint-2")
     fit(parts, "--resume")
     for file in ("model.safetensors", "alignment_head.safetensors"):
         assert (whole / file).read_bytes() == (parts / file).read_bytes(), file
@@ -334,3 +343,54 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(tmp_path: Path, name: st
         assert len(records[0]["attention_heads"]["chosen"]) == 4
         assert records[0]["attention_heads"] == records[1]["attention_heads"]
         assert json.loads((whole / "checkpoint-4" / FILE).read_text()) == records[0]["attention_heads"]
+
+
+@pytest.mark.parametrize("checkpointing", [[], ["--optim.checkpointing"]])
+def test_conversations_with_chosen_heads_and_hidden_tokens_resume_bitwise(
+    tmp_path: Path, checkpointing: list[str]
+) -> None:
+    _, flags = world(tmp_path / "world")
+    options = [*flags, *VIRAL, "--alignment.where", "heads", "--alignment.layer", "1", "2", "--alignment.mask", "0.25"]
+    options += ["--alignment.selection.heads", "3", "--alignment.selection.images", "4", "--alignment.selection.k", "5"]
+    options += ["--model.train", "lora", "--model.lora.rank", "2", "--model.lora.dropout", "0.1", *checkpointing]
+
+    def recipe_to(folder: Path, *words: str) -> Recipe:
+        return parse(Recipe, [*options, "--output_dir", str(folder), *words], prog="trainer")
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    ready = ConversationSetup.from_recipe(recipe_to(whole))
+    batch = ready.collate([0, 1, 3])
+    sizes = [len(part.index) for sample in batch["visual"] for part in sample]
+    assert int(ready.count_aligned(batch)) == sum(round(0.25 * size) for size in sizes) < sum(sizes)
+    train(recipe_to(whole), [])
+    shutil.copytree(whole, parts)
+    keep_only(parts, "checkpoint-2")
+    train(recipe_to(parts, "--resume"), [])
+    for file in ("model.safetensors", "alignment_head.safetensors"):
+        assert (whole / file).read_bytes() == (parts / file).read_bytes(), file
+    record = json.loads((whole / "training.json").read_text())
+    assert record["attention_heads"]["chosen"] == [list(head) for head in ready.choice.chosen]
+    names = [f"layer_{layer}_head_{head}" for layer, head in ready.choice.chosen]
+    log = pd.read_parquet(whole / "training.parquet")
+    assert [c for c in log if c.startswith("alignment_loss/")] == [f"alignment_loss/{name}/{VFM}" for name in names]
+
+
+def test_a_dry_run_plans_heads_without_choosing(tmp_path: Path) -> None:
+    _, flags = world(tmp_path / "world")
+    options = [
+        *flags,
+        *VIRAL,
+        "--alignment.where",
+        "heads",
+        "--alignment.selection.heads",
+        "2",
+        "--alignment.mask",
+        "0.5",
+    ]
+    planned = plan(parse(Recipe, [*options, "--output_dir", str(tmp_path / "out")], prog="trainer"))
+    text = planned.report()
+    assert (
+        "the 2 least aligned heads of layer 2 of 4 with efficientnet-lite0, lambda 0.5, 50% of the tokens hidden"
+        in text
+    )
+    assert not (tmp_path / "out").exists()
