@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -30,7 +30,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Options that every analysis has; an analysis adds its own options in a subclass."""
+    """Options that every analysis has; an analysis adds its own options in a subclass.
+
+    Attributes:
+        ADDED: names of options whose default is what runs were stored with before the option existed. At its default
+            such an option is neither in the key nor in the record of a run, so that those runs are still found.
+    """
+
+    ADDED: ClassVar[tuple[str, ...]] = ()
 
     data: str = "shapes:val"
     """Data set, as NAME:SPLIT or NAME:PATH, such as shapes:val or folder:PATH."""

@@ -2,7 +2,8 @@
 
 from workbench.figures.charts import accuracy_by_type, bars, points
 from workbench.figures.layers import difference_curves, layer_curves, with_ceilings
-from workbench.figures.maps import Overlay, WordMap, head_maps, matrix_maps, overlays, word_maps
+from workbench.figures.maps import Overlay, WordMap, layered_overlays, overlays, word_maps
+from workbench.figures.score_maps import head_maps, head_maps_of, matrix_maps
 from workbench.figures.sweeps import grid_keys, sweep_curves, sweep_figure, sweep_points
 from workbench.figures.template import (
     COLORS,
@@ -30,9 +31,11 @@ __all__ = [
     "difference_curves",
     "grid_keys",
     "head_maps",
+    "head_maps_of",
     "html_figure",
     "javascript",
     "layer_curves",
+    "layered_overlays",
     "matrix_maps",
     "new_figure",
     "overlays",

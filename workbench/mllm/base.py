@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import torch
 import transformers
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, BatchFeature, LogitsProcessor, LogitsProcessorList
@@ -310,11 +311,25 @@ class MLLM(ModelTexts):
             max_new_tokens: tokens at which an answer is cut.
             sampler: changes the logits of the next token of each answer.
         """
+        new = self._generated_tokens(inputs, max_new_tokens, sampler)
+        return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+
+    @torch.inference_mode()
+    def generate_ids(self, batch: Batch, *, max_new_tokens: int = 16) -> list[list[int]]:
+        """Return the tokens of greedy answers, without the token that ends an answer and what follows it."""
+        end = self.model.generation_config.eos_token_id
+        ends = set(end if isinstance(end, list) else [end])
+        rows = self._generated_tokens(batch.inputs, max_new_tokens, None).tolist()
+        return [list(takewhile(lambda token: token not in ends, row)) for row in rows]
+
+    def _generated_tokens(
+        self, inputs: Mapping[str, Any], max_new_tokens: int, sampler: LogitsProcessor | None
+    ) -> Int[Tensor, "sample token"]:
+        """Return the tokens that `generate` appends to each prompt, padded."""
         drawn = {} if sampler is None else {"logits_processor": LogitsProcessorList([sampler])}
         with self.lock:
-            ids = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **drawn)
-        new = ids[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+            ids: Tensor = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **drawn)
+        return ids[:, inputs["input_ids"].shape[1] :]
 
     def continued(self, batch: Batch, answers: Sequence[Sequence[int]]) -> Batch:
         """Return a batch with the tokens of the beginning of an answer after each prompt, padded on the right.

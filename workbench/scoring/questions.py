@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -73,9 +73,7 @@ def questions_of(scenes: Sequence[Scene], *, types: Sequence[str] = (), each: in
             f"none of {len(scenes)} images has a question with options and an answer: expected a data set of questions,"
             " such as shapes:val"
         )
-    for name in types:
-        if name not in known:
-            raise UnknownNameError("question type", name, known)
+    check_types(types, known)
     selected = []
     for scene in scored:
         count: Counter[str] = Counter()
@@ -87,6 +85,13 @@ def questions_of(scenes: Sequence[Scene], *, types: Sequence[str] = (), each: in
         if questions:
             selected.append(questions)
     return selected
+
+
+def check_types(types: Sequence[str], known: Collection[str]) -> None:
+    """Raise an UnknownNameError if a question type is not among those that the data set has."""
+    for name in types:
+        if name not in known:
+            raise UnknownNameError("question type", name, [known_name for known_name in known if known_name])
 
 
 def random_order(tokens: int, *, image: int, draw: int, seed: int) -> Int[Tensor, " token"]:
