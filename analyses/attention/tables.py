@@ -12,7 +12,6 @@ from analyses.attention.questions import (
     ENTROPIES,
     MEASURES,
     OBJECT_MEASURES,
-    PROMPT,
     SINGLE_MEASURES,
     Config,
     Question,
@@ -200,7 +199,7 @@ def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
     For positions other than the prompt's last, they are one table: how well the chosen heads point, and the spatial
     entropy of each layer in the normalization that figures show first.
     """
-    if any(run.record["config"].get("positions", PROMPT) != PROMPT for run in runs.values()):
+    if any("read" in run.tables["samples"] for run in runs.values()):
         return _heads_and_entropy(runs)
     if any("heads" not in run.tables for run in runs.values()):
         layer_tables = pd.concat([run.tables["layers"].assign(model=label) for label, run in runs.items()])
