@@ -29,7 +29,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -65,6 +65,8 @@ Order = Callable[[int], Tensor]
 @dataclass(frozen=True)
 class Config(QuestionOptions):
     """Which questions are asked, and how tokens are permuted."""
+
+    ADDED: ClassVar[tuple[str, ...]] = (*QuestionOptions.ADDED, "answers", "scorer", "max_new_tokens")
 
     layers: tuple[int, ...] = ()
     """Layers at which tokens are permuted, 0 to L; all by default. The vision encoder is always among the sites."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
@@ -16,6 +16,8 @@ from workbench.vfm import OWN, vfm_label
 @dataclass(frozen=True)
 class Config(DataOptions):
     """What to compare the visual tokens with, and how."""
+
+    ADDED: ClassVar[tuple[str, ...]] = ("by",)
 
     vfm: tuple[str, ...] = ("dinov2-small",)
     """Vision foundation models to compare with; own is the model's own vision encoder, as its projector receives it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
@@ -18,6 +18,11 @@ MEAN_OF_BENCHMARKS = "mean of benchmarks"
 class Config(QuestionOptions):
     """Options of the evaluation of every checkpoint."""
 
+    ADDED: ClassVar[tuple[str, ...]] = (
+        *QuestionOptions.ADDED,
+        *("benchmarks", "benchmark_limit", "scorer", "decoding", "max_new_tokens", "only_benchmarks"),
+    )
+
     vfm: tuple[str, ...] = ("dinov2-small",)
     """Vision foundation models (VFMs) that the visual tokens are compared with; own is the model's own encoder."""
     layers: tuple[int, ...] = ()
@@ -28,7 +33,6 @@ class Config(QuestionOptions):
     """Permutations for CKNNA's null."""
     permutations: Annotated[int, Ge(1)] = 2
     """Random permutations of each image's tokens; the accuracy drop is averaged over them."""
-
     benchmarks: tuple[str, ...] = ()
     """Benchmarks to ask at every checkpoint, such as pope:PATH; the mean of several is measured, too."""
     benchmark_limit: Annotated[int, Ge(1)] = 100_000

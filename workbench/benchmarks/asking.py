@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from string import ascii_uppercase
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class PromptOptions(DataOptions):
     """How questions are worded."""
+
+    ADDED: ClassVar[tuple[str, ...]] = ("prompt",)
 
     prompt: Literal["auto", "plain", "llava", "lmms", "paper"] = "auto"
     """Text around a question: none (plain), or that of LLaVA-1.5, lmms-eval or the paper's scripts. auto is llava for a
