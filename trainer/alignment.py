@@ -19,6 +19,7 @@ from trainer.objectives import AlignmentHead, cosine_loss, mean_loss, predict_lo
 from workbench.attention_heads import head_count, head_outputs, output_projection
 from workbench.errors import ConfigError, DataError, ModelError, UnknownNameError
 from workbench.mllm import MLLM, VisualTokens
+from workbench.mllm.family import final_norm_of
 
 Objective = Literal["cosine", "relation", "predict"]
 Heads = Literal["each", "shared", "none"]
@@ -127,7 +128,7 @@ class Alignment(nn.Module):
         images = zip(predicted.split(sizes), target.split(sizes), strict=True)
         return torch.stack([relation_loss(tokens, features) for tokens, features in images]).mean()
 
-    def _hook(self, decoder: Any, where: Where) -> None:
+    def _hook(self, decoder: Any, where: Where, *, final_norm: bool) -> None:
         """Register the hooks.
 
         Hooks on the decoder mark the begin and the end of a forward pass: activation checkpointing runs the blocks
@@ -137,6 +138,8 @@ class Alignment(nn.Module):
         self._handles.append(decoder.register_forward_hook(self._end, always_call=True))
         for layer in self.layers:
             block = decoder.layers[layer - 1]
+            if final_norm and layer == len(decoder.layers):
+                block = final_norm_of(decoder)
             if where == "output":
                 self._handles.append(block.register_forward_hook(partial(self._keep_output, layer)))
             else:
@@ -173,6 +176,7 @@ def attach_alignment(
     heads: Heads = "each",
     where: Where = "output",
     hidden: int = 2048,
+    final_norm: bool = False,
 ) -> Alignment:
     """Attach alignment heads to a model without changing it: hooks read its layers, the returned module has the heads.
 
@@ -183,6 +187,8 @@ def attach_alignment(
         model: an `MLLM`, or a transformers model of a family that `workbench.mllm` knows.
         layers: numbers from 1 to L; layer l is the output of block l, before the final norm. For `where="heads"` pairs
             (layer, head) of attention heads, numbered from 0.
+        final_norm: read layer L after the final norm instead, as transformers' `hidden_states[L]` is; L must be among
+            `layers`, and `where` must be `output`.
         dims: width of each target by its name, such as {"dinov2-small": 384}.
         objective: `cosine` for `cosine_loss`, `predict` for `predict_loss`, `relation` for `relation_loss` within each
             image or tile.
@@ -209,6 +215,11 @@ def attach_alignment(
         raise ConfigError(
             f"layers are {list(layers)} and targets {list(dims)}: expected at least one of each, and no layer twice"
         )
+    if final_norm and (where != "output" or len(blocks) not in layers):
+        raise ConfigError(
+            f"final_norm with {where} of layers {list(layers)}: expected the output of layer {len(blocks)}, the last"
+            " one, among them"
+        )
     if heads == "none" and objective != "relation":
         raise ConfigError(
             f"objective {objective} without heads: expected heads each or shared, since only relation can compare"
@@ -234,7 +245,7 @@ def attach_alignment(
         )
     alignment = Alignment(widths, dims, objective, heads, hidden).to(next(blocks[0].parameters()).device)
     alignment._head_counts = counts
-    alignment._hook(decoder, where)
+    alignment._hook(decoder, where, final_norm=final_norm)
     return alignment
 
 

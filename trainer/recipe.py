@@ -265,6 +265,14 @@ class OptimConfig:
     """Learning rate of the projector of a pretrained or an assembled model; by default `learning_rate`."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """`bfloat16` means autocast: weights and optimizer states stay float32."""
+    frozen_precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16` stores the frozen matrices of a pretrained or an assembled model in half the memory. What is trained
+    stays float32, and with `precision` bfloat16, which it needs, no loss changes: autocast rounds these matrices in
+    every pass anyway."""
+    loss_average: Literal["batch", "microbatch"] = "batch"
+    """What the language-model loss is a mean over: all answer tokens of the global `batch`, or the means of each
+    `microbatch` (forward pass of a process), so that the answers of one with fewer tokens count more, as in the
+    official code of the paper."""
     checkpointing: bool = False
     """Activation checkpointing: a pretrained or an assembled model computes its activations again in the backward pass,
     which needs less memory and more time."""
@@ -275,6 +283,11 @@ class OptimConfig:
             raise ConfigError(
                 f"optim.accumulation is {self.accumulation}, but it follows from optim.global_batch ="
                 f" {self.global_batch}: leave optim.accumulation out"
+            )
+        if self.frozen_precision == "bfloat16" and self.precision != "bfloat16":
+            raise ConfigError(
+                f"optim.frozen_precision is bfloat16 and optim.precision {self.precision}: expected optim.precision"
+                " bfloat16 too, or optim.frozen_precision float32"
             )
 
     def at_once(self, processes: int) -> int:
@@ -367,6 +380,9 @@ class AlignmentConfig:
     teacher_norm: Literal["own", "student"] = "own"
     """Normalization of the VFM's pixels: its `own`, or always CLIP's (`student`), as in the official code of the
     paper."""
+    final_norm: bool = False
+    """Read the last layer after the final norm of the language model, as the official code does, instead of before it;
+    other layers do not change."""
     hidden: Annotated[int, Ge(1)] = 256
     """Width of the two hidden layers of an alignment head."""
     images: Literal["same", "others"] = "same"
@@ -391,6 +407,11 @@ class AlignmentConfig:
             )
         self._check_selection()
         self._check_mask()
+        if self.final_norm and (self.where != "output" or not self.aligned):
+            raise ConfigError(
+                f"alignment.final_norm is yes with alignment.objective {self.objective} and alignment.where"
+                f" {self.where}: expected an aligned output of the last layer, or alignment.final_norm no"
+            )
         if self.schedule == "constant" and self.final_weight is not None:
             raise ConfigError(
                 f"alignment.final_weight is {self.final_weight}, but the schedule is constant: leave it out, or set"
@@ -458,6 +479,11 @@ class AlignmentConfig:
         """
         if self.changes_layers and max(self.layer) > layers:
             raise ConfigError(f"alignment.layer is {max(self.layer)}: expected 1 to {layers}, the layers of the model")
+        if self.final_norm and layers not in self.layer:
+            raise ConfigError(
+                f"alignment.final_norm is yes and alignment.layer {_listed(self.layer)}: expected {layers}, the last"
+                " layer, among them, since only that one is followed by the final norm"
+            )
 
 
 @dataclass(frozen=True)
@@ -581,10 +607,11 @@ class Recipe:
                 f"data.weights is {_listed(data.weights)}, but a toy LLaVA is trained on one data set: leave"
                 " data.weights out, or choose a subset with data.limit_train"
             )
-        if self.optim.checkpointing or self.optim.connector_rate is not None:
+        optim = self.optim
+        if optim.checkpointing or optim.connector_rate is not None or optim.frozen_precision != "float32":
             raise ConfigError(
-                "optim.checkpointing and optim.connector_rate do not work with a toy LLaVA: leave them out, or set"
-                " model.kind to pretrained or assembled"
+                "optim.checkpointing, optim.connector_rate and optim.frozen_precision do not work with a toy LLaVA:"
+                " leave them out, or set model.kind to pretrained or assembled"
             )
         for key, value in (("target", alignment.target if alignment.aligned else ""), ("residual", alignment.residual)):
             # in the concatenated features of two encoders, the encoder with the larger values would dominate
@@ -605,6 +632,11 @@ class Recipe:
     def _check_conversations(self) -> None:
         """Refuse what is impossible for a pretrained or an assembled model, which is trained on conversations."""
         alignment = self.alignment
+        if self.model.train_vision_encoder and self.optim.frozen_precision == "bfloat16":
+            raise ConfigError(
+                "optim.frozen_precision is bfloat16 and model.train_vision_encoder yes, so that nothing is frozen:"
+                " leave optim.frozen_precision out"
+            )
         if self.start is not None or self.stage1 is not None:
             key, value = ("start", self.start) if self.start is not None else ("stage1", self.stage1)
             raise ConfigError(

@@ -51,7 +51,7 @@ PAGE = "Alignment"
 
 def run(config: Config, context: Context) -> Result:
     """Score every layer of the model against every VFM, or against every chosen layer of it."""
-    layers, metric = check_layers(context.mllm, config.layers), METRICS.get(config.metric)
+    layers, metric = check_layers(context.mllm, config.layers, final_norm=config.final_norm), METRICS.get(config.metric)
     vfms = {name: load_vfm(name) for name in dict.fromkeys(config.vfm) if name != OWN}
     for vfm in vfms.values():
         vfm.check_layers(config.vfm_layers)
@@ -150,7 +150,9 @@ def _compare_chunk(
         batch = context.mllm.encode(images, [sample.question or QUESTION for sample in samples])
         grids = context.mllm.token_grids(batch)
         grids = by_tile(grids) if config.by == "tile" else grids
-        hidden, features = read_by_grid(context.mllm, batch, grids, layers, encoder=OWN in config.vfm)
+        hidden, features = read_by_grid(
+            context.mllm, batch, grids, layers, encoder=OWN in config.vfm, final_norm=config.final_norm
+        )
         patches: list[GridFeatures] = []
         for name in dict.fromkeys(config.vfm):
             if features is not None and name == OWN:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from workbench import figures as fig
 from workbench.metrics import METRICS
-from workbench.runs import Run
+from workbench.runs import Run, after_final_norm
 from workbench.stats import Paired, holm, paired_columns, split_half_test
 
 
@@ -83,6 +83,7 @@ def _question(run: Run) -> tuple[object, ...]:
         run.record["data_fingerprint"],
         run.record["config"]["tokens_per_image"],
         run.record["config"].get("by", "grid"),  # runs from before there was this option are by grid
+        run.record["config"].get("final_norm", False),
         *(str(row[column]) for column in ("metric", "k", "dim", "pooling", "n", "seed")),
     )
 
@@ -144,4 +145,5 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
             drawn[f"Difference by layer and layer of the VFM{suffix}"] = fig.matrix_maps(
                 maps, title=title, difference=True
             )
+    fig.name_final_norm(drawn, after_final_norm(runs))
     return drawn

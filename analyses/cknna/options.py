@@ -25,6 +25,9 @@ class Config(DataOptions):
     """Layers of each VFM, 1 to its depth; by default its own output."""
     layers: tuple[int, ...] = ()
     """Layers of the model, 0 to L; all by default."""
+    final_norm: bool = False
+    """Read the last layer after the language model's final norm, as transformers' `hidden_states[L]` is; by default
+    before it, as the output of its block."""
     metric: Literal["cknna", "cka", "mutual_knn", "svcca", "rsa"] = "cknna"
     """Metric of alignment."""
     k: Annotated[int, Ge(1)] = 10

@@ -53,7 +53,7 @@ PAGE = "Linear probe"
 
 def run(config: Config, context: Context) -> Result:
     """Read tokens of every layer, the vision encoder and the VFMs, and fit every probe with its controls."""
-    layers = check_layers(context.mllm, config.layers)
+    layers = check_layers(context.mllm, config.layers, final_norm=config.final_norm)
     images = [scene[0] for scene in context.data.scenes]
     if len(images) < config.folds:
         raise DataError(f"{len(images)} images for {config.folds} folds: expected at least as many images as folds")

@@ -23,6 +23,9 @@ class Config(DataOptions):
     """Frozen vision foundation models (VFMs) that are probed as ceilings."""
     layers: tuple[int, ...] = ()
     """Layers of the model, 0 to L; all by default."""
+    final_norm: bool = False
+    """Read the last layer after the language model's final norm, as transformers' `hidden_states[L]` is; by default
+    before it, as the output of its block."""
     targets: tuple[Target, ...] = ()
     """What to predict; by default everything for which the data has labels."""
     tokens_per_image: Annotated[int, Ge(1)] = 16

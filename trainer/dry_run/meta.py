@@ -195,6 +195,7 @@ def attach(
                 "objective": settings.objective,
                 "heads": settings.heads,
                 "where": settings.where,
+                "final_norm": settings.final_norm,
                 "hidden": settings.hidden,
             }
             # which heads will be chosen depends on the weights, but not the sizes

@@ -15,12 +15,13 @@ from trainer import distributed
 from trainer.aligned_model import AlignedMLLMForConditionalGeneration
 from trainer.alignment import Alignment, attach_alignment
 from trainer.build.assembled_llava import build_from_parts
+from trainer.build.frozen_precision import half_autocast, halve_frozen
 from trainer.build.partition import checkpoint_activations, choose_trained
 from trainer.evaluation import Evaluation, answer_questions, language_loss
 from trainer.frozen import check_frozen, frozen_fingerprint
 from trainer.head_choice import HeadChoice, choose_heads
 from trainer.masking import attach_mask
-from trainer.recipe import AlignmentConfig, ModelConfig, Recipe
+from trainer.recipe import AlignmentConfig, Recipe
 from trainer.setups.base import MonitorBatch, MonitorBatches
 from trainer.setups.conversation_checks import check_conversations
 from trainer.setups.conversation_data import Collator, ConversationSet, GroupedSampler
@@ -71,17 +72,22 @@ class ConversationSetup:
         """Load data, model and features; see `Setup`. A checkpoint holds order and attention heads."""
         splits = load_conversations(recipe, Rows.load(checkpoint) if checkpoint is not None else None)
         set_seed(recipe.seed)
-        mllm = _load_model(recipe.model)
+        mllm = _load_model(recipe)
         questions = check_conversations(recipe, mllm, splits)
         record = _sources_record(mllm, splits, recipe.data.max_length)
         trained = choose_trained(mllm, recipe.model)
+        if recipe.optim.frozen_precision == "bfloat16":
+            halve_frozen(mllm.model)
+            mllm.model.to(distributed.device())
         if recipe.optim.checkpointing:
             checkpoint_activations(mllm.model)
         settings = recipe.alignment
-        width = encoder_width(mllm, splits.train) if settings.reads_encoder else 0
+        with half_autocast(mllm.model):
+            width = encoder_width(mllm, splits.train) if settings.reads_encoder else 0
         residual = _add_residual(mllm, settings, width)
         vfms, targets = _load_targets(mllm, splits.train, recipe)
-        choice = _choose_heads(mllm, settings, splits.train, vfms, checkpoint)
+        with half_autocast(mllm.model):
+            choice = _choose_heads(mllm, settings, splits.train, vfms, checkpoint)
         heads = _attach_heads(mllm, settings, targets, width, recipe.seed, choice)
         frozen = frozen_fingerprint(mllm.model, mllm.model.state_dict())
         sizes = _parameter_counts(mllm, trained, residual, heads)
@@ -160,9 +166,10 @@ class ConversationSetup:
             data, questions = self.test, self.questions[1]
         self.model.eval()
         try:
-            if questions:
-                return Evaluation(answer_questions(self.model, self.mllm, questions, batch_size))
-            return Evaluation(language_loss(self.model, self.mllm, data, batch_size, self.collate.max_length))
+            with half_autocast(self.model):
+                if questions:
+                    return Evaluation(answer_questions(self.model, self.mllm, questions, batch_size))
+                return Evaluation(language_loss(self.model, self.mllm, data, batch_size, self.collate.max_length))
         finally:
             self.model.train(was_training)
 
@@ -212,9 +219,14 @@ class ConversationSetup:
             self.choice.save(checkpoint)
 
 
-def _load_model(config: ModelConfig) -> MLLM:
-    """Load the model in float32 onto the device of this rank."""
-    device = distributed.device()
+def _load_model(recipe: Recipe) -> MLLM:
+    """Load the model in float32 onto the device of this rank.
+
+    A model whose frozen matrices will be stored in bfloat16 stays on the CPU until they are: the device may not have
+    room for all of it in float32.
+    """
+    config = recipe.model
+    device = distributed.device() if recipe.optim.frozen_precision == "float32" else "cpu"
     mllm = (
         build_from_parts(config)
         if config.name is None
@@ -315,6 +327,7 @@ def _attach_heads(
         heads=settings.heads,
         where=settings.where,
         hidden=settings.hidden,
+        final_norm=settings.final_norm,
     )
 
 

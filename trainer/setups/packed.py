@@ -291,6 +291,7 @@ def _attach_heads(
         objective=settings.objective,
         heads=settings.heads,
         where=settings.where,
+        final_norm=settings.final_norm,
         hidden=settings.hidden,
     )
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from workbench.errors import ConfigError, ModelError
 from workbench.mllm.base import MLLM
-from workbench.mllm.family import Batch, VisualTokens
+from workbench.mllm.family import Batch, VisualTokens, final_norm_of
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ def read(
     tokens: Literal["visual", "all"] = "visual",
     encoder: bool = False,
     places: Sequence[Sequence[VisualTokens]] | None = None,
+    final_norm: bool = False,
 ) -> list[Activations]:
     """Return the hidden states of each sample of a batch, from one forward pass.
 
@@ -53,6 +54,8 @@ def read(
             padding.
         encoder: also read the vision encoder's features of the visual tokens.
         places: the visual tokens to read, [sample][part]; by default all, as `mllm.visual_tokens` returns them.
+        final_norm: read layer L, the last one, after the final norm, as transformers' `hidden_states[L]` is; without
+            it, layer L is the output of block L, as all others are of their blocks.
 
     Raises:
         ConfigError: a layer that the model does not have.
@@ -82,7 +85,11 @@ def read(
             for rows in encoder_rows(mllm, visual)
         )
 
-    with mllm.lock, torch.inference_mode(), _hooks(mllm, keep, keep_features if encoder else None):
+    with (
+        mllm.lock,
+        torch.inference_mode(),
+        _hooks(mllm, keep, keep_features if encoder else None, final_norm=final_norm),
+    ):
         mllm.model(**batch.inputs, use_cache=False, logits_to_keep=1)
         copies.finish()
     return [
@@ -128,29 +135,39 @@ class Copies:
             stream.synchronize()
 
 
-def check_layers(mllm: MLLM, layers: Sequence[int] | None, *, first: int = 0) -> list[int]:
+def check_layers(mllm: MLLM, layers: Sequence[int] | None, *, first: int = 0, final_norm: bool = False) -> list[int]:
     """Return `layers` without duplicates, or all layers from `first` to L if none are given.
 
+    Args:
+        final_norm: whether layer L is to be read after the final norm, so that it must be among them.
+
     Raises:
-        ConfigError: a layer outside `first` to L.
+        ConfigError: a layer outside `first` to L, or no layer L for `final_norm`.
     """
     for layer in layers or ():
         if not first <= layer <= mllm.n_layers:
             raise ConfigError(f"layer {layer} does not exist in {mllm.name}: expected {first} to {mllm.n_layers}")
+    if final_norm and layers and mllm.n_layers not in layers:
+        raise ConfigError(
+            f"final_norm is yes and layers {', '.join(map(str, layers))}: expected {mllm.n_layers}, the last layer of"
+            f" {mllm.name}, among them, since only that one is followed by the final norm"
+        )
     return list(dict.fromkeys(layers)) if layers else list(range(first, mllm.n_layers + 1))
 
 
 @contextmanager
 def _hooks(
-    mllm: MLLM, keep: Callable[[int, Tensor], None], keep_features: Callable[..., None] | None
+    mllm: MLLM, keep: Callable[[int, Tensor], None], keep_features: Callable[..., None] | None, *, final_norm: bool
 ) -> Iterator[None]:
     """Call `keep(layer, hidden)` for every layer, and `keep_features` as a pre-hook of the projector."""
-    blocks = mllm.decoder.layers
+    blocks = list(mllm.decoder.layers)
     handles = [
         blocks[0].register_forward_pre_hook(
             lambda _, args, kwargs: keep(0, args[0] if args else kwargs["hidden_states"]), with_kwargs=True
         )
     ]
+    if final_norm:
+        blocks[-1] = final_norm_of(mllm.decoder)
     for number, block in enumerate(blocks, start=1):
         handles.append(block.register_forward_hook(lambda _, __, output, layer=number: keep(layer, output)))
     if keep_features is not None:

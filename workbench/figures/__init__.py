@@ -1,7 +1,7 @@
 """The plotly template and the kinds of charts that several analyses share."""
 
 from workbench.figures.charts import accuracy_by_type, bars, points
-from workbench.figures.layers import difference_curves, layer_curves, with_ceilings
+from workbench.figures.layers import difference_curves, layer_curves, name_final_norm, with_ceilings
 from workbench.figures.maps import Overlay, WordMap, layered_overlays, overlays, word_maps
 from workbench.figures.score_maps import head_maps, head_maps_of, matrix_maps
 from workbench.figures.sweeps import grid_keys, sweep_curves, sweep_figure, sweep_points
@@ -37,6 +37,7 @@ __all__ = [
     "layer_curves",
     "layered_overlays",
     "matrix_maps",
+    "name_final_norm",
     "new_figure",
     "overlays",
     "points",

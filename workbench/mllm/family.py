@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BatchFeature, PretrainedConfig
 
 from workbench.errors import ModelError, UnknownNameError
@@ -22,6 +22,8 @@ Box = tuple[float, float, float, float]
 BatchImages = tuple[tuple[Image.Image, ...], ...]
 """The images of a batch, [sample][image]."""
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+FINAL_NORMS = ("norm", "final_layernorm", "ln_f", "final_layer_norm")
+"""Names that decoders of transformers give to the norm after their last block."""
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
@@ -180,3 +182,18 @@ def placeholders(
             )
         positions.append(list(index.split(sizes)) if sizes else [])
     return positions
+
+
+def final_norm_of(decoder: Any) -> nn.Module:
+    """Return the norm after the last block of a decoder.
+
+    Raises:
+        ModelError: it has none under a name that transformers uses.
+    """
+    for name in FINAL_NORMS:
+        if isinstance(norm := getattr(decoder, name, None), nn.Module):
+            return norm
+    raise ModelError(
+        f"{type(decoder).__name__} has no final norm where transformers' decoders have it: expected one of"
+        f" {', '.join(FINAL_NORMS)}"
+    )

@@ -35,6 +35,7 @@ def read_by_grid(
     layers: Sequence[int],
     *,
     encoder: bool = False,
+    final_norm: bool = False,
 ) -> tuple[list[GridFeatures], GridFeatures | None]:
     """Return the visual tokens of each layer and the vision encoder's features, from one forward pass, by patch grid.
 
@@ -45,6 +46,7 @@ def read_by_grid(
         layers: the layers to read.
         encoder: whether to read the encoder's features too: for each visual token, what the projector receives for it
             (`Activations.encoder_features`).
+        final_norm: read the last layer after the final norm (`workbench.capture.hidden_states.read`).
 
     Returns:
         One element for each layer; and the encoder's features, None unless `encoder` is set.
@@ -53,7 +55,7 @@ def read_by_grid(
         ModelError: `encoder` is set, but a visual token mixes the features of several places.
     """
     lengths = [[len(part.index) for part in parts] for parts in places]
-    activations = read(mllm, batch, layers=layers, encoder=encoder, places=places)
+    activations = read(mllm, batch, layers=layers, encoder=encoder, places=places, final_norm=final_norm)
     hidden: list[GridFeatures] = [
         [sample.values[number].split(sizes) for sample, sizes in zip(activations, lengths, strict=True)]
         for number in range(len(layers))

@@ -109,6 +109,9 @@ def test_read_equals_transformers(mllm: MLLM) -> None:
                     )
                 with torch.inference_mode():
                     assert torch.allclose(mllm.decoder.norm(ours.values[-1]), theirs[-1][row, ours.tokens], atol=1e-4)
+        for row, ours in enumerate(read(mllm, batch, layers=[mllm.n_layers, 0], final_norm=True)):
+            assert torch.allclose(ours.values[0], theirs[-1][row, ours.tokens], atol=1e-6)
+            assert torch.allclose(ours.values[1], theirs[0][row, ours.tokens], atol=1e-6)
 
 
 def test_batches_paddings_and_companions_change_nothing(mllm: MLLM) -> None:
