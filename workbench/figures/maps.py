@@ -139,24 +139,24 @@ def _image(figure: go.Figure, overlay: Overlay, row: int, column: int) -> None:
     """Draw the image and the outlines of an overlay into a subplot."""
     (x, y), (height, width) = _edges(overlay), overlay.image.shape[:2]
     # x0 and y0 are the center of the first pixel for plotly; here, as everywhere else, pixel 0 extends from 0 to 1
-    figure.add_image(source=_png(overlay.image), x0=0.5, y0=0.5, dx=1, dy=1, hoverinfo="skip", row=row, col=column)
+    figure.add_image(source=png(overlay.image), x0=0.5, y0=0.5, dx=1, dy=1, hoverinfo="skip", row=row, col=column)
     for outline in overlay.outlines:
         sizes = (width, height, width, height)
         left, top, right, bottom = (edge * size for edge, size in zip(outline, sizes, strict=True))
         line = {"color": "white", "width": 2, "dash": "dash"}
         corners = ([left, right, right, left, left], [top, top, bottom, bottom, top])
         figure.add_scatter(x=corners[0], y=corners[1], mode="lines", line=line, hoverinfo="skip", row=row, col=column)
-    _image_axes(figure, (max(height, y[-1]), max(width, x[-1])), row, column, start=(min(0, y[0]), min(0, x[0])))
+    image_axes(figure, (max(height, y[-1]), max(width, x[-1])), row, column, start=(min(0, y[0]), min(0, x[0])))
 
 
-def _png(image: np.ndarray) -> str:
+def png(image: np.ndarray) -> str:
     """Return pixels (height, width, 3) as a PNG data URL."""
     data = io.BytesIO()
     Image.fromarray(image.astype(np.uint8)).save(data, format="PNG")
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def _image_axes(
+def image_axes(
     figure: go.Figure, end: Sequence[float], row: int, column: int, start: tuple[float, float] = (0.0, 0.0)
 ) -> None:
     """Show a subplot with square pixels and without axes, from `start` to `end` (y, x), y downwards."""
@@ -194,11 +194,11 @@ def word_maps(maps: Sequence[WordMap]) -> go.Figure:
     titles = [word_map.title for word_map in maps]
     figure = make_subplots(1, len(maps), subplot_titles=titles, horizontal_spacing=0.02)
     for column, word_map in enumerate(maps, start=1):
-        darkened = _png(word_map.image * 0.35)
+        darkened = png(word_map.image * 0.35)
         figure.add_image(source=darkened, x0=0.5, y0=0.5, dx=1, dy=1, hoverinfo="skip", row=1, col=column)
         for layer in layers:
             _words(figure, word_map, layer, len(maps), column, visible=layer == start)
-        _image_axes(figure, word_map.image.shape, 1, column)
+        image_axes(figure, word_map.image.shape, 1, column)
     slider = _layer_slider(figure, layers, start)
     legend = (
         '<span style="color:#d9a400">yellow</span>: a word of the object there · white: another word on an object ·'
