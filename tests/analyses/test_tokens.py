@@ -366,12 +366,12 @@ def test_a_tower_that_cannot_be_read_for_one_image_is_left_out_for_all(tmp_path:
 @pytest.mark.slow
 def test_two_models_are_compared_in_pairs(llava: MLLM) -> None:
     result = measure(Config(**SMALL), Context(llava, planted(12), batch_size=6))
-    own = SimpleNamespace(tables=result.tables, record={"seed": 0})
+    own = SimpleNamespace(extra={}, tables=result.tables, record={"seed": 0})
     moved = result.tables["per_image"].copy()
     here = (moved["measure"] == "cosine") & (moved["at"] == "layer 2")
     moved.loc[here, "value"] += 0.1 + np.linspace(0, 0.01, 12)
     found = differences(
-        {"a": own, "b": SimpleNamespace(tables=result.tables | {"per_image": moved}, record={"seed": 0})}
+        {"a": own, "b": SimpleNamespace(extra={}, tables=result.tables | {"per_image": moved}, record={"seed": 0})}
     )  # type: ignore[dict-item]
     row = found[(found["measure"] == "cosine") & (found["layer"] == 2)].iloc[0]
     assert row["score"] == pytest.approx(0.105)
@@ -421,7 +421,7 @@ def test_views(llava: MLLM) -> None:
 def test_planes_by_place_and_by_kind(llava: MLLM) -> None:
     config = Config(**SMALL | {"umap_images": 3, "umap_tokens": 8, "umap_layers": (4,), "umap_neighbors": 5})
     result = measure(config, Context(llava, with_objects(), batch_size=3))
-    stored = SimpleNamespace(tables=result.tables, tensors=result.tensors)
+    stored = SimpleNamespace(extra={}, tables=result.tables, tensors=result.tensors)
     table = _separate_planes({"a": stored, "b": stored})  # type: ignore[dict-item]
     assert table["panel"].unique().tolist() == ["a", "b", "efficientnet-lite0"]
     by_colour = token_planes(table, by="colour")
