@@ -18,7 +18,7 @@ from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.declaration import Context
 from workbench.benchmarks.answering import Decoding, answer_chunk
 from workbench.benchmarks.asking import Asking, ask
-from workbench.benchmarks.headline import Headline, headline, mean_of, resampled, units, weights_of
+from workbench.benchmarks.headline import Headline, headline, mean_of, number_of_images, resampled, units, weights_of
 from workbench.benchmarks.scorers import scorers_of
 from workbench.benchmarks.tables import judged, scores
 from workbench.data import Dataset, Sample, load_data
@@ -108,7 +108,9 @@ def ask_all(benchmarks: list[Benchmark], point: TrainingPoint) -> dict[str, pd.D
     for name, weights in means.items():
         spread = drawn @ weights
         single = (weights == 1).any()
-        one = headlines[int(weights.argmax())] if single else mean_of(headlines, weights, spread[np.isfinite(spread)])
+        images = number_of_images(values[values["data"].isin(np.flatnonzero(weights))])
+        mean = mean_of(headlines, weights, spread[np.isfinite(spread)], images)
+        one = headlines[int(weights.argmax())] if single else mean
         rows.append(
             row_of(BENCHMARK, name, dataclasses.asdict(one) | {"seed": config.seed}, one.score, one.chance, one.chance)
         )

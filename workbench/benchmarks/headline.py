@@ -27,6 +27,7 @@ HEADLINES: Mapping[str, tuple[str, str]] = {  # name of the benchmark: measure a
     "pope": ("paper: random and popular", MEAN),
 }
 LARGEST_OF_MME = 200  # of each category
+PAIR = "pair "  # begins the name of a cluster of two images; the hash of an image has no space
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,12 @@ def units(judged: pd.DataFrame) -> pd.DataFrame:
     return _columns("", rows["image_id"], rows["correct"])
 
 
+def number_of_images(values: pd.DataFrame) -> int:
+    """Return how many different images `units` of one or several data sets are about."""
+    clusters = pd.Series(values["cluster"].unique())
+    return len(clusters) + int(clusters.str.startswith(PAIR).sum())
+
+
 def _pairs(whole: pd.DataFrame, benchmark: str) -> pd.DataFrame:
     pairs = whole.groupby(["pair", "draw"], sort=False).agg(
         category=("category", "first"), image_id=("image_id", "first"), right=("correct", "mean")
@@ -97,7 +104,7 @@ def _pairs(whole: pd.DataFrame, benchmark: str) -> pd.DataFrame:
     pairs["both"] = pairs["both"] if benchmark == "mmvp" else (pairs["right"] + pairs["both"]) / 2
     pairs = pairs.groupby("pair", sort=False).agg({"category": "first", "image_id": "first", "both": "mean"})
     if benchmark == "mmvp":
-        return _columns("", "pair " + pairs.index.to_series(), pairs["both"])
+        return _columns("", PAIR + pairs.index.to_series(), pairs["both"])
     pairs = pairs[pairs["category"].isin([*PERCEPTION, *COGNITION])]
     return _columns(pairs["category"], pairs["image_id"], pairs["both"])
 
@@ -119,7 +126,9 @@ def weights_of(names: Sequence[str]) -> dict[str, Float[np.ndarray, " data"]]:
     return weights | {"": np.mean(list(weights.values()), axis=0)}
 
 
-def mean_of(parts: Sequence[Headline], weights: Float[np.ndarray, " data"], spread: np.ndarray) -> Headline:
+def mean_of(
+    parts: Sequence[Headline], weights: Float[np.ndarray, " data"], spread: np.ndarray, n_images: int
+) -> Headline:
     """Return the weighted mean of scores; its interval is the wider of two, on either side.
 
     One is made from the intervals of the parts as if they were independent (Zou and Donner 2008, Stat. Med. 27, 1693:
@@ -130,6 +139,7 @@ def mean_of(parts: Sequence[Headline], weights: Float[np.ndarray, " data"], spre
         parts: the score of each data set.
         weights: of each data set, 0 for one that does not count.
         spread: the mean in each resample.
+        n_images: how many different images were asked about; the data sets may share some.
     """
     score, low, high, chance = (
         np.array([getattr(part, column) for part in parts]) for column in ("score", "low", "high", "chance")
@@ -145,7 +155,7 @@ def mean_of(parts: Sequence[Headline], weights: Float[np.ndarray, " data"], spre
         min(1.0, max(mean + above, float(drawn[1]))),
         float(weights @ chance),
         sum(part.n for part in counted),
-        sum(part.n_images for part in counted),
+        n_images,
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.benchmarks.headline import Headline, headline, mean_of, resampled, units, weights_of
+from workbench.benchmarks.headline import Headline, headline, mean_of, number_of_images, resampled, units, weights_of
 from workbench.benchmarks.tables import answer_row, judged, scores
 from workbench.data.base import Sample
 
@@ -84,6 +84,7 @@ def test_a_score_is_that_of_the_table_and_the_mean_of_its_units(benchmark: str, 
         assert one.score == pytest.approx(np.mean(by_hand))
         assert one.chance == 0.5
         assert one.n_images == values["cluster"].nunique() == 7
+    assert number_of_images(pd.concat([values, values])) == one.n_images  # images that data sets share count once
     if benchmark == "mmvp":
         assert one.n == len(values) == 20
         assert one.chance == 0.25
@@ -108,16 +109,16 @@ def test_subsets_of_a_benchmark_count_as_one() -> None:
 def test_the_interval_of_a_mean_is_the_wider_of_two() -> None:
     parts = [Headline("a", 0.4, 0.3, 0.6, 0.25, 100, 50), Headline("b", 0.8, 0.7, 0.9, 0.5, 30, 30)]
     half = np.array([0.5, 0.5])
-    one = mean_of(parts, half, np.array([0.6, 0.6]))
+    one = mean_of(parts, half, np.array([0.6, 0.6]), 60)
     assert one.score == pytest.approx(0.6)
     assert one.low == pytest.approx(0.6 - 0.5 * np.hypot(0.1, 0.1))
     assert one.high == pytest.approx(0.6 + 0.5 * np.hypot(0.2, 0.1))
     assert one.chance == pytest.approx(0.375)
-    assert (one.n, one.n_images) == (130, 80)
-    wide = mean_of(parts, half, np.linspace(0, 1, 1001))
+    assert (one.n, one.n_images) == (130, 60)
+    wide = mean_of(parts, half, np.linspace(0, 1, 1001), 60)
     assert (wide.low, wide.high) == pytest.approx((0.025, 0.975))
     wrong = [Headline("a", 0, 0, 0.2, 0.5, 9, 9)] * 2
-    assert mean_of(wrong, half, np.zeros(10)).high == pytest.approx(0.5 * np.hypot(0.2, 0.2))
+    assert mean_of(wrong, half, np.zeros(10), 9).high == pytest.approx(0.5 * np.hypot(0.2, 0.2))
 
 
 def _values(seed: int, images: int = 40) -> pd.DataFrame:
