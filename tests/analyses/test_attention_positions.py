@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -246,6 +247,33 @@ def test_heads_that_look_at_one_object_or_at_both(mllm: MLLM, monkeypatch: pytes
     assert {trace.zmax for trace in heat if trace.meta == 2} == {float(result.tensors["words_0"][:, 1].max())}
     assert [trace.type for trace in words[0].data].count("scatter") == 2 * 2  # words, objects
     assert [a.text.split("<br>")[0] for a in words[0].layout.annotations] == ["viral · left", "viral · right"]
+
+
+def test_relations_of_gqa_have_the_objects_that_their_table_states(tiny_folders: Path, tmp_path: Path) -> None:
+    """The names in the table need not be words of the question."""
+    rows = []
+    for number in range(4):
+        noise_image(number).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.png").rename(tmp_path / f"{number}.jpg")
+        row = {"question_id": f"0{number}", "img_id": str(number), "question": "is the cat left of the red dog ?"}
+        row |= {"answer": "left", "true option": "left", "false option": "right", "image_w": "90", "image_h": "60"}
+        row |= dict(zip([f"object1 {part}" for part in ("name", *"xywh")], ("pet", "0", "0", "30", "20"), strict=True))
+        row |= dict(
+            zip([f"object2 {part}" for part in ("name", *"xywh")], ("wolf", "60", "30", "30", "30"), strict=True)
+        )
+        rows.append(row)
+    pd.DataFrame(rows).to_csv(tmp_path / "gqa.csv", index=False)
+    data, mllm = load_data(f"gqa_relation:{tmp_path / 'gqa.csv'}"), tiny("llava", tiny_folders)
+    config = Config(objects=2, positions="left", null=10, compare=2)
+    result = run_attention(config, Context(mllm, data, batch_size=3))
+    samples, scores = result.tables["samples"], result.tables["scores"]
+    assert (samples["asked"] == "pet, wolf").all()
+    assert (samples["read"] == "left").all()
+    assert scores.loc[scores["measure"] == "pointing", "score"].between(0, 1).all()
+    # no patch of the cropped image touches both objects
+    assert (samples["chance_pointing"] == samples["chance_pointing_1"] + samples["chance_pointing_2"]).all()
+    with pytest.raises(DataError, match=r"names exactly one object of its image: choose other data, --objects 2 \(4 "):
+        run_attention(Config(null=10), Context(mllm, data, batch_size=3))
 
 
 def stored(label: str, result: Any, **config: Any) -> runs.Run:
