@@ -17,7 +17,7 @@ from workbench.vfm import OWN, vfm_label
 class Config(DataOptions):
     """What to compare the visual tokens with, and how."""
 
-    ADDED: ClassVar[tuple[str, ...]] = ("by",)
+    ADDED: ClassVar[tuple[str, ...]] = ("by", "final_norm")
 
     vfm: tuple[str, ...] = ("dinov2-small",)
     """Vision foundation models to compare with; own is the model's own vision encoder, as its projector receives it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from annotated_types import Ge, Gt, Le
 
@@ -18,6 +18,8 @@ ENCODER = "tower"  # the vision encoder in stored tables
 @dataclass(frozen=True)
 class Config(DataOptions):
     """Options of the linear probes."""
+
+    ADDED: ClassVar[tuple[str, ...]] = ("final_norm",)
 
     vfm: tuple[str, ...] = ("dinov2-small",)
     """Frozen vision foundation models (VFMs) that are probed as ceilings."""

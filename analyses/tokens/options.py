@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt
 
@@ -26,6 +26,8 @@ EDGES = ("left", "top", "right", "bottom")
 @dataclass(frozen=True)
 class Config(DataOptions):
     """What is measured, and which tokens are stored to look at."""
+
+    ADDED: ClassVar[tuple[str, ...]] = ("final_norm",)
 
     vfm: tuple[str, ...] = ("dinov2-small",)
     """Vision foundation models to measure beside the layers; the model's own encoder (own) is measured in any case."""
