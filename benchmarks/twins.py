@@ -2,15 +2,16 @@
 
 python -m benchmarks.twins twins --shapes baseline=RUN,RUN viral=RUN,RUN --photos baseline=RUN viral=RUN
 
-Prints a table: of each twin chance, the majority answer, two blind controls of the first model (the mean of all images;
-for each question an image of another one) with 95 % intervals over images, and of each variant the mean over its runs
-with its interval over runs, if there are several. The likeliest option counts as the answer.
+Prints a table: of each twin chance, the best guess from the text alone, two blind controls of the first model (the mean
+of all images; for each question an image of another one) with 95 % intervals over images, and of each variant the mean
+over its runs with its interval over runs, if there are several. The likeliest option counts as the answer.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,13 +83,21 @@ def accuracy(mllm: MLLM, data: BenchmarkDataset, blind: str = "off") -> dict[str
     return {str(row["shown"]): row for row in rows.to_dict("records")}
 
 
+def text_alone(data: BenchmarkDataset) -> float:
+    """Return the accuracy of giving each text, with its options, the answer that it most often has."""
+    answers: dict[tuple[str, tuple[str, ...]], Counter[str]] = {}
+    for sample in data:
+        answers.setdefault((sample.question, sample.options), Counter())[sample.answer] += 1
+    return sum(max(counts.values()) for counts in answers.values()) / len(data)
+
+
 def row(name: str, data: BenchmarkDataset, variants: Mapping[str, Sequence[MLLM]]) -> list[str]:
     """Return the cells of a twin."""
     first = next(iter(variants.values()))[0]
     seen = accuracy(first, data, "mean_image")
     wrong = accuracy(first, with_wrong_images(data))["image"]
     cells = [name, f"{len(data)}, {len(data.scenes)}", f"{seen['image']['chance']:.3f}"]
-    cells += [f"{seen['image']['majority']:.3f}", _interval(seen["mean image"]), _interval(wrong)]
+    cells += [f"{text_alone(data):.3f}", _interval(seen["mean image"]), _interval(wrong)]
     for models in variants.values():
         scores = [(seen if m is first else accuracy(m, data))["image"] for m in models]
         if len(scores) == 1:
@@ -116,7 +125,7 @@ def main(argv: list[str]) -> None:
             name: [MLLM.load(folder) for folder in folders.split(",")]
             for name, _, folders in (word.partition("=") for word in words)
         }
-        head = ["twin", "rows, images", "chance", "majority", "mean image", "wrong image", *variants]
+        head = ["twin", "rows, images", "chance", "text alone", "mean image", "wrong image", *variants]
         print("|", " | ".join(head), "|\n|", " | ".join("---" for _ in head), "|")
         for name, spec in specs(options.twins, kind).items():
             data = load_data(spec)
