@@ -5,6 +5,9 @@ python -m benchmarks.twins twins --shapes baseline=RUN,RUN viral=RUN,RUN --photo
 Prints a table: of each twin chance, the best guess from the text alone, two blind controls of the first model (the mean
 of all images; for each question an image of another one) with 95 % intervals over images, and of each variant the mean
 over its runs with its interval over runs, if there are several. The likeliest option counts as the answer.
+
+With --scorers it prints the score that the paper reports of each benchmark, by every decoding and scorer, and the
+difference of each variant to the first one, paired by run, with Student's t interval.
 """
 
 from __future__ import annotations
@@ -12,20 +15,24 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
+import pandas as pd
 import tyro
+from jaxtyping import Float
 
 from workbench.analysis.api import run_analysis
+from workbench.benchmarks.headline import headline
 from workbench.cli import command, parse
 from workbench.data import load_data
 from workbench.data.benchmark_rows import BenchmarkDataset
 from workbench.data.twins.write import TWINS
 from workbench.errors import ConfigError
-from workbench.intervals import mean_interval
+from workbench.intervals import mean_interval, t_interval
 from workbench.mllm import MLLM
 
 SUBSETS = ("coco_one", "coco_two", "a")
@@ -41,6 +48,8 @@ class Options:
     """Variants trained on shapes, each NAME=RUN,RUN,..."""
     photos: tuple[str, ...] = ()
     """Variants trained on photos."""
+    scorers: bool = False
+    """Print the scores by every decoding and scorer instead; runs of the variants are paired in their order."""
 
 
 def specs(twins: Path, data: str) -> dict[str, str]:
@@ -108,8 +117,58 @@ def row(name: str, data: BenchmarkDataset, variants: Mapping[str, Sequence[MLLM]
     return cells
 
 
+def by_scorer(
+    name: str, benchmark: str, decoding: str, tables: Mapping[str, Sequence[pd.DataFrame]]
+) -> Iterator[list[str]]:
+    """Yield the cells of each scorer of a twin.
+
+    Args:
+        name: of the twin.
+        benchmark: of its data set.
+        decoding: how the answers came about.
+        tables: {variant: the table of scores of each of its runs}.
+    """
+    first = next(iter(tables.values()))
+    for scorer in first[0]["scorer"].unique():
+        values = {
+            variant: [headline(table[table["scorer"] == scorer], benchmark, name) for table in of_runs]
+            for variant, of_runs in tables.items()
+        }
+        shares = {variant: np.array([value.score for value in of_runs]) for variant, of_runs in values.items()}
+        reference = next(iter(shares.values()))
+        cells = [name, decoding, str(scorer), f"{next(iter(values.values()))[0].chance:.3f}"]
+        cells += [_over_runs(share, (0, 1), "") for share in shares.values()]
+        yield cells + [_over_runs(share - reference, (-1, 1), "+") for share in list(shares.values())[1:]]
+
+
+def _over_runs(values: Float[np.ndarray, " run"], bounds: tuple[float, float], sign: str) -> str:
+    """Return the mean over runs with Student's interval, as text."""
+    interval = t_interval(values, bounds=bounds)
+    return f"{interval.estimate:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
+
+
 def _interval(score: Mapping[str, float]) -> str:
     return f"{score['score']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
+def _print_by_scorer(twins: Mapping[str, str], variants: Mapping[str, Sequence[MLLM]]) -> None:
+    """Print the table by decoding and scorer."""
+    first, *others = variants
+    head = ["twin", "decoding", "scorer", "chance", *variants, *(f"{name} - {first}" for name in others)]
+    print("|", " | ".join(head), "|\n|", " | ".join("---" for _ in head), "|")
+    for name, spec in twins.items():
+        data = load_data(spec)
+        assert isinstance(data, BenchmarkDataset)
+        for decoding in ("likelihood", "greedy"):
+            tables = {
+                variant: [
+                    run_analysis("benchmark", mllm, data=data, decoding=decoding, blind="off").tables["scores"]
+                    for mllm in models
+                ]
+                for variant, models in variants.items()
+            }
+            for cells in by_scorer(name, data.benchmark, decoding, tables):
+                print("|", " | ".join(cells), "|", flush=True)
 
 
 def main(argv: list[str]) -> None:
@@ -125,6 +184,9 @@ def main(argv: list[str]) -> None:
             name: [MLLM.load(folder) for folder in folders.split(",")]
             for name, _, folders in (word.partition("=") for word in words)
         }
+        if options.scorers:
+            _print_by_scorer(specs(options.twins, kind), variants)
+            continue
         head = ["twin", "rows, images", "chance", "text alone", "mean image", "wrong image", *variants]
         print("|", " | ".join(head), "|\n|", " | ".join("---" for _ in head), "|")
         for name, spec in specs(options.twins, kind).items():
