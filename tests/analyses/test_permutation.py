@@ -22,8 +22,8 @@ from workbench.data import Dataset, Sample
 from workbench.errors import DataError
 from workbench.mllm import MLLM
 from workbench.scoring.questions import questions_of
-from workbench.scoring.quiz import Quiz
-from workbench.scoring.tables import change_by_type, kl_divergence
+from workbench.scoring.quiz import Quiz, kl_divergence
+from workbench.scoring.tables import change_by_type
 from workbench.training_folder import MEAN
 
 

@@ -27,7 +27,7 @@ from workbench.data.hf_tables import read_table
 from workbench.data.images import shown
 from workbench.data.specs import spec_options
 from workbench.errors import DataError
-from workbench.weights.fetch import sha256
+from workbench.files import sha256
 
 SHA256 = "0bbc45d9c9b609409f30d7ecf9be6f2957347c4cdcc5480b531ae0b8ef5282c0"  # of the authors' file, c9a1111
 BOX = ("x", "y", "w", "h")

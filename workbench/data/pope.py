@@ -31,7 +31,7 @@ from workbench.data.hf_tables import json_rows, read_table
 from workbench.data.images import StoredImage, shown
 from workbench.data.specs import spec_options
 from workbench.errors import DataError
-from workbench.weights.fetch import sha256
+from workbench.files import sha256
 
 SPLITS = ("random", "popular", "adversarial")
 FILES = {  # SHA-256 of the authors' files (AoiDragon/POPE, 08d957b)

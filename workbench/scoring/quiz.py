@@ -19,7 +19,6 @@ from workbench.capture.hidden_states import check_layers
 from workbench.capture.knockout import Blocked, blocking, knockout
 from workbench.mllm.base import MLLM, last_logits, positions_to_keep
 from workbench.scoring.questions import Scene, option_ids, survey
-from workbench.scoring.tables import kl_divergence
 
 Change = Callable[[Float[Tensor, "token d"], int], Float[Tensor, "token d"]]
 """Maps the visual tokens of one image and the number of the image to replacements of the tokens."""
@@ -293,3 +292,11 @@ def _can_share(mllm: MLLM) -> bool:
         and kinds == {"full_attention"}
         and getattr(text, "sliding_window", None) is None
     )
+
+
+def kl_divergence(
+    before: Float[Tensor, "question option"], after: Float[Tensor, "question option"]
+) -> Float[Tensor, " question"]:
+    """Return KL(before || after) in nats of log-probabilities that are -inf at the same places; 0 where equal."""
+    terms = before.exp() * (before - after)
+    return terms.masked_fill(before == -torch.inf, 0).sum(-1).clamp(min=0)
