@@ -1,6 +1,7 @@
 """The plotly template and the kinds of charts that several analyses share."""
 
 from workbench.figures.charts import accuracy_by_type, bars, points
+from workbench.figures.colors import colored, model_colors
 from workbench.figures.layers import difference_curves, layer_curves, with_ceilings
 from workbench.figures.maps import Overlay, WordMap, head_maps, matrix_maps, overlays, word_maps
 from workbench.figures.sweeps import grid_keys, sweep_curves, sweep_figure, sweep_points
@@ -27,6 +28,7 @@ __all__ = [
     "WordMap",
     "accuracy_by_type",
     "bars",
+    "colored",
     "difference_curves",
     "grid_keys",
     "head_maps",
@@ -34,6 +36,7 @@ __all__ = [
     "javascript",
     "layer_curves",
     "matrix_maps",
+    "model_colors",
     "new_figure",
     "overlays",
     "points",
