@@ -279,10 +279,9 @@ def _shared(model: Trained) -> dict[str, str]:
     """Return {key of the recipe: words} for what two trainings may share; the key `data` is the content of the data."""
     recipe, record = model.recipe, model.record
     unit = "images" if recipe["model"]["kind"] == "toy" else "conversations"
+    items = f"{record['items']} " if "items" in record else ""  # not known while it is being trained
     return {
-        "data": f"on the same {record.get('items', '')} {unit} of {', '.join(recipe['data']['train'])}".replace(
-            "  ", " "
-        ),
+        "data": f"on the same {items}{unit} of {', '.join(recipe['data']['train'])}",
         "optim.steps": f"for {recipe['optim']['steps']} steps",
         "seed": f"with seed {recipe['seed']}",
         "start": f"from {'random initialization' if recipe['start'] is None else recipe['start']}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -16,6 +15,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from workbench.analysis.chunks import Chunk, Chunks, Part, chunked, identity, origin_of
+from workbench.analysis.discover import paragraphs
 from workbench.data import Dataset
 from workbench.devices import check_device
 from workbench.mllm import MLLM
@@ -190,10 +190,4 @@ class Analysis:
 
         The first one is the question that the analysis answers. Formulas stay indented.
         """
-        text = inspect.getdoc(import_module(self.run.__module__)) or self.title
-        paragraphs = [part.strip("\n") for part in re.split(r"\n\s*\n", text)]
-        return [
-            part if part.startswith("    ") else " ".join(part.split())
-            for part in paragraphs
-            if not part.strip().startswith("python -m")
-        ]
+        return paragraphs(inspect.getdoc(import_module(self.run.__module__)) or self.title)

@@ -1,59 +1,62 @@
-"""The frame of the dashboard: page settings, navigation, and errors shown as one sentence."""
+"""The frame of the dashboard: page settings, navigation, the choice of models, and errors in one sentence."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 
 import streamlit as st
 
-from workbench.analysis.discover import analysis_files, analysis_names
+from workbench.dashboard.glossary import glossary_popover
+from workbench.dashboard.site import Site, choose_models, complaints, plain, read_site
 from workbench.errors import WorkbenchError
+from workbench.figures import colored
+
+PAGES = {  # module -> title and icon; each module has `page(site)` and is imported when it is opened
+    "home": ("Home", ":material/home:"),
+    "models": ("Models", ":material/table_rows:"),
+    "layers": ("Layers", ":material/layers:"),
+    "examples": ("Examples", ":material/image_search:"),
+    "explorer": ("Explorer", ":material/center_focus_strong:"),
+    "evidence": ("Evidence", ":material/fact_check:"),
+}
+STYLE = """<style>
+[data-testid=stMainBlockContainer] {padding: 4.2rem 2rem 3rem; max-width: 1500px}
+h1 {font-size: 1.75rem !important; padding-bottom: .2rem !important}
+h2 {font-size: 1.3rem !important} h3 {font-size: 1.08rem !important}
+@media (max-width: 640px) {
+  [data-testid=stMainBlockContainer] {padding: 3.6rem .8rem 2rem}
+  h1 {font-size: 1.35rem !important}
+}
+</style>"""
 
 
 def show() -> None:
     """Draw the page of the current address; a `WorkbenchError` is shown as one sentence, without a traceback."""
     st.set_page_config(page_title="VIRAL Workbench", page_icon="👁", layout="wide")
-    from workbench.dashboard import runs_page
-
-    pages = [st.Page(runs_page.page, title="Runs", url_path="runs", default=True)]
-    for name, title in analysis_pages().items():
-        pages.append(st.Page(partial(_analysis, name), title=title, url_path=title.lower().replace(" ", "-")))
-    pages += [st.Page(_claims, title="Claims", url_path="claims"), st.Page(_scene, title="Scene", url_path="scene")]
-    chosen = st.navigation(pages)
-    st.html("<style>[data-testid=stMainBlockContainer] {padding-top: 2.5rem}</style>")
+    site = read_site()
+    site.pages = {
+        name: st.Page(_page(name, site), title=title, icon=icon, url_path=name, default=name == "home")
+        for name, (title, icon) in PAGES.items()
+    }
+    chosen = st.navigation(list(site.pages.values()), position="top")
+    st.html(STYLE)
     try:
-        chosen.run()
+        with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+            with st.container(width="content"):
+                choose_models(site)
+            glossary_popover()
+        complaints()
+        with colored(site.colors):
+            chosen.run()
     except WorkbenchError as error:
-        st.error(str(error))
+        st.error(plain(error))
 
 
-def _analysis(name: str) -> None:
-    from workbench.dashboard.analysis_page import page  # imports torch, which the first page does not need
-
-    page(name)
+def _page(name: str, site: Site) -> Callable[[], None]:
+    return partial(_draw, name, site)
 
 
-def _claims() -> None:
-    from workbench.dashboard.claims_page import page
-
-    page()
-
-
-def _scene() -> None:
-    from workbench.dashboard.scene_page import page
-
-    page()
-
-
-def analysis_pages() -> dict[str, str]:
-    """Return {name: page title} of every analysis, without importing them, which would take seconds.
-
-    The title is read from the line `PAGE = "..."` of the analysis's file. The title of a plugin's page is its name.
-    """
-    files, titles = analysis_files(), {}
-    for name in analysis_names():
-        text = files[name].read_text(encoding="utf-8") if name in files else ""
-        title = re.search(r'^PAGE = "([^"]+)"$', text, re.M)
-        titles[name] = title[1] if title else name.replace("_", " ").capitalize()
-    return titles
+def _draw(name: str, site: Site) -> None:
+    import_module(f"workbench.dashboard.{name}").page(site)

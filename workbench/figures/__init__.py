@@ -2,6 +2,7 @@
 
 from workbench.figures.charts import accuracy_by_type, bars, points
 from workbench.figures.colors import colored, model_colors
+from workbench.figures.compared import LINES, difference_dots, layer_curves_named, layer_heat, layer_strip, named_curves
 from workbench.figures.layers import difference_curves, layer_curves, with_ceilings
 from workbench.figures.maps import Overlay, WordMap, head_maps, matrix_maps, overlays, word_maps
 from workbench.figures.sweeps import grid_keys, sweep_curves, sweep_figure, sweep_points
@@ -23,6 +24,7 @@ __all__ = [
     "DASHES",
     "EXPORT",
     "GRAY",
+    "LINES",
     "Figure",
     "Overlay",
     "WordMap",
@@ -30,13 +32,18 @@ __all__ = [
     "bars",
     "colored",
     "difference_curves",
+    "difference_dots",
     "grid_keys",
     "head_maps",
     "html_figure",
     "javascript",
     "layer_curves",
+    "layer_curves_named",
+    "layer_heat",
+    "layer_strip",
     "matrix_maps",
     "model_colors",
+    "named_curves",
     "new_figure",
     "overlays",
     "points",

@@ -146,7 +146,7 @@ def alignment_of(pair: Pair, stored: Stored, layer: int | None = None) -> Alignm
     vfm = next((name for name in aligned if name in present), present[0])
     changes = changes[changes["series"] == vfm]
     layers = list(changes["layer"])
-    wanted = [layer, *pair.shared[0][1].layers, *pair.shared[0][0].layers]
+    wanted = [*([] if layer is None else [layer]), *pair.shared[0][1].layers, *pair.shared[0][0].layers]
     chosen = next((each for each in wanted if each in layers), layers[-1])
     table = scores(CKNNA, list(runs.values()))
     table = table[table["series"] == vfm]

@@ -1,0 +1,212 @@
+"""What all pages share: the models of the runs folder, the chosen ones, their colors, and links that keep all of it.
+
+Everything that is chosen is in the address, under keys that are names of folders and hashes, so that a copied address
+shows the same page: `b` the baseline, `m` the other models, `with` the variant that is compared with the baseline, `l`
+the layer. What an address names and the folder does not have is said in one sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import streamlit as st
+from streamlit.navigation.page import StreamlitPage
+
+from workbench.dashboard.folders import runs_root
+from workbench.figures import model_colors
+from workbench.overview.differences import Pair, pairs_of
+from workbench.overview.models import Models, read_models
+from workbench.overview.stored import Stored, read_stored
+
+T = TypeVar("T")
+
+
+@dataclass
+class Site:
+    """The runs folder as it is now, and what is chosen of it.
+
+    Attributes:
+        colors: {key of a model, or variant: color}, for all of the folder.
+        baseline: key of the pinned model, "" in an empty folder.
+        others: keys of the models that are compared with it.
+        pairs: the baseline's group with each other group.
+        pair: the one of them that Home, Layers and Examples show; None with fewer than two models.
+        pages: {name: page}, for links.
+    """
+
+    root: Path
+    stored: Stored
+    models: Models
+    colors: Mapping[str, str]
+    baseline: str = ""
+    others: Sequence[str] = ()
+    pairs: Sequence[Pair] = ()
+    pair: Pair | None = None
+    pages: dict[str, StreamlitPage] = field(default_factory=dict)
+
+    @property
+    def chosen(self) -> list[str]:
+        """The keys of all chosen models, the baseline first."""
+        return [self.baseline, *self.others] if self.baseline else []
+
+    def address(self, **more: Any) -> dict[str, Any]:
+        """Return the parameters of an address that keeps what is chosen, and `more`."""
+        shared = {"b": self.baseline, "m": list(self.others)}
+        if len(self.pairs) > 1 and self.pair is not None:
+            shared["with"] = self.pair.names[1]
+        return {key: value for key, value in (shared | more).items() if value not in ("", [], None)}
+
+    def link(self, page: str, label: str, *, icon: str | None = None, **more: Any) -> None:
+        """Draw a link to a page that keeps what is chosen."""
+        st.page_link(self.pages[page], label=label, icon=icon, query_params=self.address(**more))
+
+
+def read_site() -> Site:
+    """Read the runs folder; unchanged files are not read again."""
+    root = runs_root()
+    stored = read_stored(root)
+    models = read_models(root, stored.runs)
+    variants = {name: [model.key for model in of] for name, of in models.variants.items()}
+    return Site(root, stored, models, model_colors(variants))
+
+
+# --- what is chosen -------------------------------------------------------------------------------
+
+
+def choose_models(site: Site) -> None:
+    """Draw the choice of models above the page, and fill in what is chosen."""
+    keys = list(site.models.by_key)
+    if not keys:
+        return
+    default = site.models.default()
+    _follow("b", keys, default[0])
+    _follow_all("m", keys, [key for key in default[1:]])
+    row = st.container(horizontal=True, vertical_alignment="center", key="chosen-models")
+    with row.popover(_words(site), icon=":material/compare_arrows:"):
+        st.selectbox(
+            "Baseline, from which the others are subtracted",
+            keys,
+            index=None,
+            key="b",
+            bind="query-params",
+            placeholder="choose a model",
+        )
+        st.multiselect("Compared with it", keys, key="m", bind="query-params")
+        st.caption(
+            "Models that differ in their seed alone are one group: numbers are then means over seeds, and intervals of"
+            " differences are over seeds."
+        )
+    site.baseline = st.session_state["b"] or default[0]
+    site.others = [key for key in st.session_state["m"] if key != site.baseline]
+    site.pairs = pairs_of(site.models, site.baseline, site.others) if site.others else []
+    if site.pairs:
+        names = [pair.names[1] for pair in site.pairs]
+        chosen = names[0]
+        if len(names) > 1:
+            with row:
+                chosen = choice("with", names, names[0], f"shown against {site.pairs[0].names[0]}")
+        site.pair = site.pairs[names.index(chosen)]
+
+
+def _words(site: Site) -> str:
+    """Return the chosen models in a few words, for the button that opens their choice."""
+    chosen = [key for key in (st.session_state.get("b"), *st.session_state.get("m", ())) if key]
+    groups: dict[str, int] = {}
+    for key in dict.fromkeys(chosen):
+        if key in site.models.by_key:
+            variant = site.models.by_key[key].variant
+            groups[variant] = groups.get(variant, 0) + 1
+    named = [name if count == 1 else f"{name} ({count} seeds)" for name, count in groups.items()]
+    return plain(" vs ".join(named) if len(named) <= 4 else f"{named[0]} vs {len(named) - 1} others")
+
+
+def choice(key: str, options: Sequence[str], default: str, label: str, *, listed: bool = False, **more: Any) -> str:
+    """Draw a choice of one of a few options, which is in the address as `key`; many make a list to open (`listed`)."""
+    _follow(key, options, default)
+    if not listed and len(options) <= 6 and sum(map(len, options)) < 90:
+        st.segmented_control(label, options, key=key, bind="query-params", required=True, **more)
+    else:
+        st.selectbox(label, options, index=None, key=key, bind="query-params", **more)
+    return st.session_state[key] or default
+
+
+def _follow(key: str, options: Sequence[Any], default: Any) -> None:
+    """Let the value `key` be that of the address, then the user's; and the default, which may change, before that."""
+    wanted = st.query_params.get_all(key)
+    if wanted and wanted[0] not in map(str, options):
+        complain(key, wanted[0], default)
+    value = st.session_state.get(key)
+    unset = key not in st.session_state and not wanted
+    untouched = value is not None and value == st.session_state.get(f"{key}-default")
+    if (
+        unset
+        or untouched
+        or (value is not None and value not in options)
+        or (wanted and wanted[0] not in map(str, options))
+    ):
+        st.session_state[key] = default
+    st.session_state[f"{key}-default"] = default
+
+
+def _follow_all(key: str, options: Sequence[str], default: Sequence[str]) -> None:
+    """Do what `_follow` does for a choice of several."""
+    wanted = st.query_params.get_all(key)
+    gone = [name for name in wanted if name not in options]
+    left = [name for name in wanted if name in options]
+    if gone:
+        complain(key, ", ".join(gone), ", ".join(left) or ", ".join(default))
+    value = st.session_state.get(key)
+    if key not in st.session_state and not wanted:
+        st.session_state[key] = list(default)
+    elif gone:
+        st.session_state[key] = left or list(default)
+    elif value is not None and list(value) == st.session_state.get(f"{key}-default") and list(value) != list(default):
+        st.session_state[key] = list(default)  # a new model came, and the user has not chosen yet
+    elif value is not None and any(name not in options for name in value):
+        st.session_state[key] = [name for name in value if name in options]
+    st.session_state[f"{key}-default"] = list(default)
+
+
+NAMES = {
+    "b": "the baseline",
+    "m": "the model",
+    "with": "the model",
+    "l": "layer",
+    "q": "question",
+    "i": "image",
+    "v": "VFM",
+}
+
+
+def complain(key: str, named: object, shown: object) -> None:
+    """Remember that the address names something that is not here; `complaints` says so once."""
+    what = NAMES.get(key, key)
+    sentence = f"The link names {what} {named}, which is not in this folder; shown is {shown}."
+    st.session_state.setdefault("complaints", {})[key] = (sentence, named)
+
+
+def complaints() -> None:
+    """Draw what the address names and the folder does not have, until the user has read it."""
+    pending: dict[str, tuple[str, object]] = st.session_state.get("complaints", {})
+    for key, (sentence, _) in list(pending.items()):
+        line = st.container(horizontal=True, vertical_alignment="center")
+        line.warning(plain(sentence))
+        if line.button("Dismiss", key=f"dismiss-{key}"):
+            del pending[key]
+            st.rerun()
+
+
+def plain(text: object) -> str:
+    """Return a text that Markdown shows as it is: names of models and questions may contain markup."""
+    return "".join(f"\\{letter}" if letter in "\\`*_{}[]()<>#+!|$~:" else letter for letter in str(text))
+
+
+def cached(function: Callable[..., T]) -> Callable[..., T]:
+    """Cache what a function returns for all sessions, without copies; nobody may change it.
+
+    Arguments whose name begins with an underscore are not part of the key.
+    """
+    return st.cache_resource(max_entries=48, show_spinner=False)(function)  # type: ignore[no-any-return]
