@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy import stats as scipy_stats
+from scipy import special
 
 from workbench.errors import DataError
 from workbench.intervals import FEW_UNITS, Interval, Kind, finite, mean_interval, mean_intervals
@@ -65,7 +65,7 @@ def jackknife_ci(
     array = finite(left_out)
     groups = len(array)
     error = np.sqrt((groups - 1) / groups * ((array - array.mean()) ** 2).sum())
-    half = float(scipy_stats.t.ppf((1 + level) / 2, groups - 1) * error)
+    half = float(special.stdtrit(groups - 1, (1 + level) / 2) * error)
     return Interval(estimate, estimate - half, estimate + half, units, level, few=units < FEW_UNITS)
 
 
@@ -159,7 +159,7 @@ def split_half_ci(estimate: float, gaps: Sequence[float] | np.ndarray, units: in
     """
     array = finite(gaps)
     error = np.sqrt((array**2).mean() / 4)
-    half = float(scipy_stats.t.ppf((1 + level) / 2, _freedom(array, units)) * error)
+    half = float(special.stdtrit(_freedom(array, units), (1 + level) / 2) * error)
     return Interval(estimate, estimate - half, estimate + half, units, level, few=units < FEW_UNITS)
 
 
@@ -175,7 +175,7 @@ def split_half_test(
     if error <= ROUNDING * abs(difference):
         half = 0.0 if difference == 0 else np.inf
         return Paired(difference, difference - half, difference + half, 1.0, units)
-    p = 2 * float(scipy_stats.t.sf(abs(difference) / error, _freedom(array, units)))
+    p = 2 * float(special.stdtr(_freedom(array, units), -abs(difference) / error))
     return Paired(difference, interval.low, interval.high, p, units)
 
 

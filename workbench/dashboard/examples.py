@@ -25,8 +25,8 @@ OUTCOMES = {
     "disagree": "they disagree",
     "wrong": "both wrong",
 }
-BY_P = "difference of the probability of the right answer"
-BY_SHARE = "difference of the share of seeds that are right"
+BY_P = "p of the right answer, difference"
+BY_SHARE = "share of right answers, difference"
 MEAN = "mean of layers"
 
 
@@ -36,11 +36,11 @@ def page(site: Site) -> None:
     if site.pair is None:
         st.info("Choose two models above. Each needs the answers that `python -m trainer` stores when it finishes.")
         return
-    data = _answered(site.pair, (str(site.root), *stamp(site, site.pair.keys)))
+    data = _answered(site.pair, stamp(site, site.pair.keys))
     for sentence in data.left_out:
         st.caption(f":material/info: {plain(sentence)}")
     first, second = data.pair.names
-    table = _table(data, (str(site.root), *stamp(site, data.pair.keys)))
+    table = _table(data, stamp(site, data.pair.keys))
     spec = data.pair.first[0].test_data
     _answer(data)
     filters, right = st.columns([3, 2], gap="large")
@@ -117,7 +117,7 @@ def _filtered(site: Site, data: Answered, table: pd.DataFrame) -> tuple[pd.DataF
     titles = {measure.title.format(series="a VFM"): key for key, measure in measures.items()}
     left, middle, right = st.columns([3, 2, 2], vertical_alignment="bottom")
     with left:
-        by = _sort_choice([*sortable, *titles])
+        by = choice("sort", [*sortable, *titles], sortable[0], "Sort by", listed=True)
     if by in titles:
         table = _with_measure(site, data, table, titles[by], middle, by)
     descending = right.toggle("Largest first", value=True, key="down", bind="query-params")
@@ -132,17 +132,6 @@ def _filtered(site: Site, data: Answered, table: pd.DataFrame) -> tuple[pd.DataF
     return kept.reset_index(drop=True), by
 
 
-def _sort_choice(options: list[str]) -> str:
-    wanted = st.query_params.get("sort")
-    if wanted is not None and wanted not in options:
-        from workbench.dashboard.site import complain
-
-        complain("sort", wanted, options[0])
-    if st.session_state.get("sort") not in options:
-        st.session_state["sort"] = wanted if wanted in options else options[0]
-    return str(st.selectbox("Sort by", options, index=None, key="sort", bind="query-params")) or options[0]
-
-
 def _with_number(site: Site, data: Answered, table: pd.DataFrame) -> pd.DataFrame:
     table = table.assign(**{BY_SHARE: table["second"] - table["first"]})
     return table.assign(**{BY_P: table["p_difference"]}) if "p_difference" in table else table
@@ -155,7 +144,7 @@ def _with_measure(
     runs = site.stored.of(MEASURES[key].analysis, data.pair.keys)[0]
     layers = [MEAN, *map(str, sorted(set(MEASURES[key].select(runs[0])["layer"].astype(int))))]
     layer = column.selectbox("Layer", layers, key="el", bind="query-params")
-    numbers = _numbers(key, site.stored, data.pair, (str(site.root), *stamp(site, data.pair.keys)), layer)
+    numbers = _numbers(key, site.stored, data.pair, stamp(site, data.pair.keys), layer)
     if numbers["image_id"].isin(table["image_id"]).sum() == 0:
         st.caption(
             plain(f"The analysis was run on other images ({runs[0].record.get('data')}) than the questions are about.")

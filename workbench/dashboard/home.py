@@ -9,8 +9,8 @@ from workbench import figures
 from workbench.dashboard import live
 from workbench.dashboard.glossary import meaning
 from workbench.dashboard.models import training_curves
-from workbench.dashboard.site import Site, plain
-from workbench.dashboard.stories import story_of
+from workbench.dashboard.site import Site, once, plain
+from workbench.dashboard.stories import stamp, story_of
 from workbench.dashboard.thumbnails import disagreements
 from workbench.overview.story import Card, Story
 from workbench.training_folder import MEAN
@@ -78,6 +78,7 @@ def _charts(site: Site, story: Story) -> None:
     """Draw the difference by question type, and the difference in alignment by layer."""
     left, right = st.columns(2, gap="medium")
     first, second = story.pair.names
+    key = (stamp(site, story.pair.keys), site.looks)
     if story.answered is not None:
         table = story.answered.by_type
         shown = pd.DataFrame(
@@ -89,22 +90,28 @@ def _charts(site: Site, story: Story) -> None:
         )
         left.markdown(f"### Accuracy by question type: {plain(second)} minus {plain(first)}")
         left.plotly_chart(
-            figures.difference_dots(shown, x="percentage points", names=story.pair.names, last=MEAN),
+            once(
+                ("types", *key),
+                lambda: figures.difference_dots(shown, x="percentage points", names=story.pair.names, last=MEAN),
+            ),
             width="stretch",
             config=figures.EXPORT,
             key="by-type",
         )
         left.caption("95 % intervals, each for itself; gray where the interval has 0 in it.")
-    if story.alignment is not None:
-        changes = story.alignment.changes
-        shown = changes.rename(columns={"layer": "at"}).assign(
+    alignment = story.alignment
+    if alignment is not None:
+        changes = alignment.changes
+        by_layer = changes.rename(columns={"layer": "at"}).assign(
             name=second, over=[f"{row.n} {row.over}" for row in changes.itertuples()]
         )
         right.markdown(f"### CKNNA by layer: {plain(second)} minus {plain(first)}")
         layers = story.pair.shared[0][1].layers or story.pair.shared[0][0].layers
+        marked = layers[0] if layers else None
         right.plotly_chart(
-            figures.layer_curves_named(
-                shown, y=f"CKNNA with {story.alignment.vfm}", marked=layers[0] if layers else None, zero=True
+            once(
+                ("layers", *key),
+                lambda: figures.layer_curves_named(by_layer, y=f"CKNNA with {alignment.vfm}", marked=marked, zero=True),
             ),
             width="stretch",
             config=figures.EXPORT,

@@ -16,8 +16,8 @@ import streamlit as st
 from workbench import figures
 from workbench.analysis.discover import analysis_names, opening, words_of
 from workbench.dashboard.drawn import drawn
-from workbench.dashboard.models import training_curves
-from workbench.dashboard.site import Site, cached, choice, plain
+from workbench.dashboard.models import several_seeds, training_curves
+from workbench.dashboard.site import Site, cached, choice, complain, once, plain
 from workbench.dashboard.stories import stamp
 from workbench.errors import WorkbenchError
 from workbench.overview.differences import Pair, by_layer, strip
@@ -76,7 +76,7 @@ def _strip(site: Site, measured: Mapping[str, Measure]) -> pd.DataFrame:
     """Return the differences of the pair in all measures, which the page draws below its first sentence."""
     if site.pair is None:
         return pd.DataFrame()
-    stamps = (str(site.root), *site.pair.names, *stamp(site, site.pair.keys))
+    stamps = stamp(site, site.pair.keys)
     table = _strip_table(site.pair, site.stored, stamps)
     return table[table["measure"].isin(list(measured))]
 
@@ -87,46 +87,36 @@ def _layer(site: Site, layers: list[int], table: pd.DataFrame) -> int:
     if len(table):
         largest = table.loc[table["z"].abs().idxmax()]
         first, second = site.pair.names if site.pair else ("", "")
-        st.markdown(
-            plain(
-                f"The clearest difference is in {largest['title']} at layer {largest['layer']}: {second} minus {first} is"
-                f" {largest['score']:+.3f} [{largest['low']:+.3f}, {largest['high']:+.3f}] over {largest['n']:.0f}"
-                f" {largest['over']}."
-            )
-            + " :gray[It was picked from all cells below, so it is likely to be smaller in new data.]"
+        sentence = (
+            f"The clearest difference is in {largest['title']} at layer {largest['layer']}: {second} minus {first} is"
+            f" {largest['score']:+.3f} [{largest['low']:+.3f}, {largest['high']:+.3f}] over {largest['n']:.0f}"
+            f" {largest['over']}."
         )
+        picked = "It was picked from all cells below, so it is likely to be smaller in new data."
+        st.markdown(f"{plain(sentence)} :gray[{picked}]")
     if "l" not in st.session_state or st.session_state["l"] not in layers:
         wanted = st.query_params.get("l", "")
         st.session_state["l"] = int(wanted) if wanted.isdigit() and int(wanted) in layers else default
         if wanted and not (wanted.isdigit() and int(wanted) in layers):
-            from workbench.dashboard.site import complain
-
             complain("l", wanted, default)
             st.rerun()
     if len(table):
         with st.expander("In which layer do they differ most? All measures at once", expanded=True):
+            marked = st.session_state["l"]
+            key = ("strip", stamp(site, site.pair.keys if site.pair else []), marked)
             st.plotly_chart(
-                figures.layer_strip(table, marked=st.session_state["l"]),
+                once(key, lambda: figures.layer_strip(table, marked=marked)),
                 width="stretch",
                 config=figures.EXPORT,
                 key="strip",
-                on_select=_pick,
-                selection_mode="points",
             )
             st.caption(
-                "Blue: higher in the second model. A dot: the 95 % interval leaves 0 out, not corrected for the number of"
-                " cells. Click a cell to choose its layer."
+                "Blue: higher in the second model. A dot: the 95 % interval leaves 0 out, not corrected for the number"
+                " of cells."
             )
     if len(layers) > 1:
         st.select_slider("Layer, marked in every chart", layers, key="l", bind="query-params")
     return int(st.session_state["l"])
-
-
-def _pick() -> None:
-    """Choose the layer of the clicked cell."""
-    points = st.session_state["strip"]["selection"]["points"]
-    if points:
-        st.session_state["l"] = int(points[0]["x"])
 
 
 def _first_layer(site: Site, layers: list[int], table: pd.DataFrame) -> int:
@@ -183,23 +173,32 @@ def _score(site: Site, measure: Measure, layer: int) -> None:
     if len(series) > 1:
         picked = choice(f"s-{measure.key}", series, series[0], "Compared with")
         table = table[table["series"] == picked]
-    variants = [site.models.by_key[key].variant for key in dict.fromkeys(table["model"])]
     shown = table.rename(columns={"model": "name", "layer": "at"}).assign(
         over=[f"{n:.0f} images" for n in table["n_images"]], chance=table["null_q95"].fillna(table["chance"])
     )
-    if len(variants) > len(set(variants)) and len(variants) > 2:
+    if several_seeds(site):
         shown["group"] = [site.models.by_key[key].variant for key in shown["name"]]
-    at = table[table["layer"] == layer]
-    if len(at):
-        values = ", ".join(
-            f"{row.model} {row.score:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in at.head(4).itertuples()
-        )
-        more = f" and {len(at) - 4} more" if len(at) > 4 else ""
-        st.markdown(plain(f"Layer {layer}: {values}{more}"))
+    st.markdown(_values(shown, layer))
     title = measure.title.format(series=series[0] if len(series) == 1 else picked)
-    figure = figures.layer_curves_named(shown, y=title, marked=layer, zero=measure.neutral is not None)
+    zero = measure.neutral is not None
+    key = ("score", measure.key, tuple(run.folder.name for run in runs), title, layer, "group" in shown, site.looks)
+    figure = once(key, lambda: figures.layer_curves_named(shown, y=title, marked=layer, zero=zero))
     st.plotly_chart(figure, width="stretch", config=figures.EXPORT, key=f"score-{measure.key}")
     st.caption(_about(runs))
+
+
+def _values(shown: pd.DataFrame, layer: int) -> str:
+    """Return the values at a layer in words: with intervals, or the means of groups of seeds."""
+    at = shown[shown["at"] == layer]
+    if at.empty:
+        return f"Layer {layer} is not measured."
+    if "group" in at:
+        means = at.groupby("group", sort=False)["score"].agg(["mean", "size"])
+        values = [f"{name} {mean:.3f} (mean of {size:.0f})" for name, (mean, size) in means.iterrows()]
+    else:
+        values = [f"{row.name} {row.score:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in at.itertuples(index=False)]
+    more = f" and {len(values) - 4} more" if len(values) > 4 else ""
+    return plain(f"Layer {layer}: {', '.join(values[:4])}{more}")
 
 
 def _difference(site: Site, pair: Pair, measure: Measure, layer: int) -> None:
@@ -219,7 +218,8 @@ def _difference(site: Site, pair: Pair, measure: Measure, layer: int) -> None:
     for row in at.itertuples():
         st.markdown(plain(f"Layer {layer}: {row.score:+.3f} [{row.low:+.3f}, {row.high:+.3f}], {_over(row)}"))
     first, second = pair.names
-    figure = figures.layer_curves_named(shown, y=f"{second} minus {first}", marked=layer, zero=True)
+    key = ("difference", measure.key, stamps, layer, site.looks)
+    figure = once(key, lambda: figures.layer_curves_named(shown, y=f"{second} minus {first}", marked=layer, zero=True))
     st.plotly_chart(figure, width="stretch", config=figures.EXPORT, key=f"difference-{measure.key}")
     st.caption(
         plain(measure.title.format(series=", ".join(dict.fromkeys(table["series"]))))
@@ -243,15 +243,8 @@ def _chosen_question(site: Site, measure: Measure) -> list[StoredRun]:
         for runs in lists
     }
     key = f"run-{measure.analysis}-{measure.asked}"
-    _ = st.session_state.get(key)
-    picked = st.selectbox(
-        "Options and images",
-        list(texts),
-        format_func=texts.__getitem__,
-        key=key,
-        bind="query-params",
-        label_visibility="collapsed",
-    )
+    with st.popover(f"{len(texts)} sets of images and options", type="tertiary"):
+        picked = choice(key, list(texts), next(iter(texts)), "Shown", listed=True, format_func=texts.__getitem__)
     return next(runs for runs in lists if runs[0].question == picked)
 
 
@@ -309,8 +302,7 @@ def _archive(drawn_figures: Mapping[str, Any]) -> bytes:
 
 def _training(site: Site) -> None:
     """Draw when in training it happens."""
-    st.subheader("When in training?", help="The curves of the training, and the analysis of its checkpoints.")
-    training_curves(site, site.chosen, few=True)
+    training_curves(site, site.chosen, few=True, grouped=several_seeds(site), title="When in training?")
     if site.stored.of("dynamics", site.chosen) and st.toggle(
         "Draw every figure and the table of the checkpoints", key="all-dynamics", bind="query-params"
     ):

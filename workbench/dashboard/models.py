@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from workbench import figures
 from workbench.dashboard import live
 from workbench.dashboard.folders import below_root
 from workbench.dashboard.glossary import meaning
-from workbench.dashboard.site import Site, cached, choice, plain
+from workbench.dashboard.site import Site, cached, choice, once, plain
 from workbench.dashboard.stories import stamp, story_of
 from workbench.errors import one_line
 from workbench.overview import table as tables
@@ -61,7 +62,7 @@ def _table(site: Site) -> None:
     variants = list(site.models.variants)
     wanted = middle.multiselect("Variants", variants, key="variant", bind="query-params", placeholder="all")
     by_seed = right.toggle("Group seeds", key="group", bind="query-params", help=meaning("seed"))
-    stamps = (str(site.root), *stamp(site, list(site.models.by_key)), *live.contents(site.root))
+    stamps = (*stamp(site, list(site.models.by_key)), *logs_stamp(site, list(site.models.by_key)))
     rows = _rows(site.models, site.baseline, by_seed, stamps)
     name = "variant" if by_seed else "key"
     shown = rows[rows[name].str.contains(text, case=False, regex=False)] if text else rows
@@ -129,43 +130,48 @@ def _about(site: Site, shown: pd.DataFrame, by_seed: bool) -> str:
 
 
 def _toggle_groups(site: Site) -> bool:
-    seeds = [site.models.by_key[key].variant for key in site.chosen]
-    several = len(seeds) > len(set(seeds)) and len(set(seeds)) > 0
-    if not several:
+    if not several_seeds(site):
         return False
-    return st.toggle(
-        "Curves: one mean per variant, seeds as thin lines", value=len(seeds) > 2, key="means", bind="query-params"
-    )
+    return st.toggle("Curves: one mean per variant, seeds as thin lines", value=True, key="means", bind="query-params")
+
+
+def several_seeds(site: Site) -> bool:
+    """Return whether seeds of one variant are chosen beside another model."""
+    variants = [site.models.by_key[key].variant for key in site.chosen]
+    return len(variants) > max(2, len(set(variants)))
 
 
 # --- curves ---------------------------------------------------------------------------------------
 
 
-def training_curves(site: Site, keys: Sequence[str], *, grouped: bool = False, few: bool = False) -> None:
+def training_curves(
+    site: Site, keys: Sequence[str], *, grouped: bool = False, few: bool = False, title: str = "Training"
+) -> None:
     """Draw measures over the steps of training.
 
     Args:
         keys: the models.
         grouped: whether seeds are thin lines around the mean of their variant.
         few: whether to draw the first three measures without a choice.
+        title: the heading.
     """
     models = [site.models.by_key[key] for key in keys if site.models.by_key[key].folder is not None]
-    curves = _curves(site, models)
+    stamps = logs_stamp(site, [model.key for model in models])
+    curves = once(("curves", stamps), lambda: _curves(models))
     if not curves:
         return
     measures = list(curves)
     first: list[str] = [name for name in ("accuracy, mean of types", "loss on answers (training)") if name in measures]
     first += [name for name in measures if name.startswith("CKNNA")][:1]
     first = first or measures[:2]
-    st.subheader("Training")
+    st.subheader(title)
     shown: list[str] = first
     if not few:
         shown = st.multiselect("Curves", measures, default=first, key="curves", bind="query-params")
     for column, measure in zip(st.columns(max(1, min(3, len(shown)))) * len(shown), shown, strict=False):
-        table = curves[measure]
-        if grouped:
-            table = table.assign(group=[site.models.by_key[key].variant for key in table["name"]])
-        figure = figures.named_curves(table, x="step", y=measure, bands=table["name"].nunique() <= figures.LINES)
+        figure = once(
+            ("curve", stamps, site.looks, measure, grouped), partial(_curve, site, curves[measure], measure, grouped)
+        )
         column.plotly_chart(figure, width="stretch", config=figures.EXPORT, key=f"curve-{measure}")
     st.caption(
         "Bands: 95 % intervals over the images (or conversations) of the validation split. Losses of training batches"
@@ -173,7 +179,18 @@ def training_curves(site: Site, keys: Sequence[str], *, grouped: bool = False, f
     )
 
 
-def _curves(site: Site, models: Sequence[Model]) -> dict[str, pd.DataFrame]:
+def logs_stamp(site: Site, keys: Sequence[str]) -> tuple[object, ...]:
+    """Return what changes when the training log of one of these models changes."""
+    return (str(site.root), *((key, site.models.by_key[key].stamps) for key in keys))
+
+
+def _curve(site: Site, table: pd.DataFrame, measure: str, grouped: bool) -> figures.Figure:
+    if grouped:
+        table = table.assign(group=[site.models.by_key[key].variant for key in table["name"]])
+    return figures.named_curves(table, x="step", y=measure, bands=table["name"].nunique() <= figures.LINES)
+
+
+def _curves(models: Sequence[Model]) -> dict[str, pd.DataFrame]:
     """Return {measure: columns name, at, score, low, high, over, chance} of the logs of some models."""
     parts: dict[str, list[pd.DataFrame]] = {}
     for model in models:
@@ -221,15 +238,18 @@ def _by_type(site: Site) -> None:
     if not found:
         return
     st.subheader("Accuracy by question type")
-    if len(found) <= figures.LINES:
-        figure = figures.accuracy_by_type(found)
-    else:
-        long = pd.concat([table.assign(name=key) for key, table in found.items()])
-        shown = long.rename(columns={"category": "at", "accuracy": "score"}).assign(over="images")
-        figure = figures.layer_heat(shown, title="accuracy").update_xaxes(title="question type")
+    figure = once(("types", logs_stamp(site, site.chosen), site.looks), partial(_types, found))
     st.plotly_chart(figure, width="stretch", config=figures.EXPORT, key="accuracy")
     data = dict.fromkeys(evaluated_on(site.models.by_key[key].recipe) for key in found)
     st.caption(plain(f"On {', '.join(data)}; 95 % intervals over images. They say nothing about other seeds."))
+
+
+def _types(accuracies: Mapping[str, pd.DataFrame]) -> figures.Figure:
+    if len(accuracies) <= figures.LINES:
+        return figures.accuracy_by_type(dict(accuracies))
+    long = pd.concat([table.assign(name=key) for key, table in accuracies.items()])
+    shown = long.rename(columns={"category": "at", "accuracy": "score"}).assign(over="images")
+    return figures.layer_heat(shown, title="accuracy").update_xaxes(title="question type")
 
 
 def _warnings(site: Site) -> None:

@@ -47,8 +47,8 @@ def page(site: Site) -> None:
     if not finished:
         st.info("No finished model is chosen. Train one with `python -m trainer shapes_viral`, or run `viral demo`.")
         return
-    pair = [key for key in (site.pair.keys if site.pair else finished) if key in finished]
-    two = list(dict.fromkeys([pair[0], pair[-1]]))
+    pair = [model.key for model in site.pair.shared[0]] if site.pair else []
+    two = [key for key in pair if key in finished] or finished[:2]
     left, middle, right = st.columns(3)
     chosen = left.multiselect("Models side by side", finished, default=two, key="em", max_selections=4)
     vfms = [name for name in CATALOGUE if available_without_hub(CATALOGUE.get(name).weights)]

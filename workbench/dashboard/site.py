@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import streamlit as st
 from streamlit.navigation.page import StreamlitPage
 
 from workbench.dashboard.folders import runs_root
+from workbench.data.base import content_hash
 from workbench.figures import model_colors
 from workbench.overview.differences import Pair, pairs_of
 from workbench.overview.models import Models, read_models
@@ -46,6 +48,11 @@ class Site:
     pairs: Sequence[Pair] = ()
     pair: Pair | None = None
     pages: dict[str, StreamlitPage] = field(default_factory=dict)
+
+    @cached_property
+    def looks(self) -> str:
+        """Hash of the colors and variants of all models, on which the look of a figure depends."""
+        return content_hash(*sorted(self.colors.items()), *((m.key, m.variant) for m in self.models.by_key.values()))
 
     @property
     def chosen(self) -> list[str]:
@@ -124,13 +131,28 @@ def _words(site: Site) -> str:
 
 
 def choice(key: str, options: Sequence[str], default: str, label: str, *, listed: bool = False, **more: Any) -> str:
-    """Draw a choice of one of a few options, which is in the address as `key`; many make a list to open (`listed`)."""
+    """Draw a choice of one of a few options, which is in the address as `key`; many make a list to open (`listed`).
+
+    With `format_func`, the address has the option itself, not the words that are shown for it.
+    """
     _follow(key, options, default)
-    if not listed and len(options) <= 6 and sum(map(len, options)) < 90:
-        st.segmented_control(label, options, key=key, bind="query-params", required=True, **more)
+    if "format_func" in more:  # Streamlit's own binding would put the words into the address
+        more |= {"on_change": _to_address, "args": (key,)}
+        st.session_state.setdefault(key, st.query_params.get(key, default))
+        if st.session_state[key] != default:
+            st.query_params[key] = st.session_state[key]
     else:
-        st.selectbox(label, options, index=None, key=key, bind="query-params", **more)
+        more["bind"] = "query-params"
+    if not listed and len(options) <= 6 and sum(map(len, options)) < 90:
+        st.segmented_control(label, options, key=key, required=True, **more)
+    else:
+        st.selectbox(label, options, key=key, **more)
     return st.session_state[key] or default
+
+
+def _to_address(key: str) -> None:
+    """Write a choice into the address as soon as it is made."""
+    st.query_params[key] = st.session_state[key]
 
 
 def _follow(key: str, options: Sequence[Any], default: Any) -> None:
@@ -210,3 +232,17 @@ def cached(function: Callable[..., T]) -> Callable[..., T]:
     Arguments whose name begins with an underscore are not part of the key.
     """
     return st.cache_resource(max_entries=48, show_spinner=False)(function)  # type: ignore[no-any-return]
+
+
+@st.cache_resource(max_entries=300, show_spinner=False)
+def _once(key: tuple[object, ...], _make: Callable[[], Any]) -> Any:
+    return _make()
+
+
+def once(key: tuple[object, ...], make: Callable[[], T]) -> T:
+    """Return what `make` returns, made once for all sessions; `key` has all that it depends on.
+
+    Nobody may change it. A figure takes longer to make than all else on a page.
+    """
+    result: T = _once(key, make)
+    return result

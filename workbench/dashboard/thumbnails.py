@@ -61,6 +61,7 @@ def disagreements(site: Site, answered: Answered) -> None:
     chosen: list[tuple[str, pd.Series]] = []
     for number, names in ((0, f"only {b.key} right"), (1, f"only {a.key} right")):
         rows = table[outcome == f"only {(b, a)[number].key} right"].drop_duplicates("image_id")
+        rows = rows[~rows["image_id"].isin([row["image_id"] for _, row in chosen])]
         chosen += [(names, row) for _, row in rows.head(2).iterrows()]
     if not chosen:
         return

@@ -32,7 +32,7 @@ def difference_dots(table: pd.DataFrame, *, x: str, names: tuple[str, str], last
     ahead = [1 if low > 0 else 0 if high < 0 else None for low, high in zip(table["low"], table["high"], strict=True)]
     colors = [GRAY if side is None else color_of(names[side], side) for side in ahead]
     labels = [f"<b>{name}</b>" if name == last else name for name in table["name"]]
-    figure = new_figure(height=90 + 30 * len(table), hovermode="closest", showlegend=False)
+    figure = new_figure(height=80 + 25 * len(table), hovermode="closest", showlegend=False)
     for label, row, color in zip(labels, table.itertuples(), colors, strict=True):
         figure.add_scatter(
             x=[row.low, row.high], y=[label] * 2, mode="lines", line={"color": color, "width": 2.5}, hoverinfo="skip"
@@ -46,9 +46,11 @@ def difference_dots(table: pd.DataFrame, *, x: str, names: tuple[str, str], last
         hovertemplate="%{y}: %{x:+.1f} [%{customdata[0]:+.1f}, %{customdata[1]:+.1f}], %{customdata[2]}<extra></extra>",
     )
     figure.add_vline(x=0, line=ZERO)
-    figure.update_xaxes(title=x)
-    figure.update_yaxes(automargin=True, showgrid=False)
-    return figure.update_layout(margin={"l": 8, "t": 8})
+    ends = [0.0, *table["low"], *table["high"]]
+    room = 0.04 * (max(ends) - min(ends))
+    figure.update_xaxes(title=x, range=[min(ends) - room, max(ends) + room])
+    figure.update_yaxes(automargin=True, showgrid=False, ticksuffix=" ")
+    return figure.update_layout(margin={"l": 16, "t": 8})
 
 
 def named_curves(
@@ -64,7 +66,7 @@ def named_curves(
         bands: whether to draw the intervals.
         zero: whether 0 means that there is no effect, which a dotted line then shows.
     """
-    figure = new_figure(xaxis_title=x, yaxis_title=y, height=380, showlegend=False, hovermode="closest")
+    figure = new_figure(xaxis_title=x, yaxis_title=y, height=320, showlegend=False, hovermode="closest")
     grouped = "group" in curves
     names = list(dict.fromkeys(curves["name"]))
     for number, (name, part) in enumerate(curves.groupby("name", sort=False)):
@@ -141,6 +143,9 @@ def _end_names(figure: go.Figure, curves: pd.DataFrame, names: Sequence[object],
             xshift=8,
             hovertext=_plain(name),
         )
+    left = float(chance["at"].min())
+    room = 0.03 * max(right - left, 1e-9)
+    figure.update_xaxes(range=[left - room, right + room])
     figure.update_layout(margin={"r": 30 + 8 * max(min(len(name), NAME) for name in written), "t": 12})
 
 
@@ -175,14 +180,14 @@ def layer_heat(table: pd.DataFrame, *, title: str, marked: int | None = None) ->
     wide = wide[sorted(wide.columns)]
     parts = {key: table.pivot_table(index="name", columns="at", values=key, sort=False) for key in ("low", "high")}
     bounds = np.dstack([part.reindex(index=names, columns=wide.columns) for part in parts.values()])
-    figure = new_figure(height=130 + 24 * len(names), hovermode="closest", xaxis_title="layer")
+    figure = new_figure(height=190 + 24 * len(names), hovermode="closest", xaxis_title="layer")
     figure.add_heatmap(
         z=wide,
-        x=[str(layer) for layer in wide.columns],
+        x=_layer_names(list(wide.columns)),
         y=[_plain(str(name)) for name in names],
         customdata=bounds,
         colorscale="Viridis",
-        colorbar={"title": {"text": title, "side": "right"}, "thickness": 12},
+        colorbar=_bar(title),
         xgap=1,
         ygap=1,
         hovertemplate="%{y}, layer %{x}: %{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
@@ -209,10 +214,10 @@ def layer_strip(table: pd.DataFrame, *, marked: int | None = None) -> go.Figure:
         for key in ("z", "score", "low", "high")
     }
     clear = (wide["low"] > 0) | (wide["high"] < 0)
-    figure = new_figure(height=120 + 23 * len(titles), hovermode="closest", xaxis_title="layer")
+    figure = new_figure(height=180 + 23 * len(titles), hovermode="closest", xaxis_title="layer")
     figure.add_heatmap(
         z=wide["z"].clip(-8, 8),
-        x=[str(layer) for layer in layers],
+        x=_layer_names(layers),
         y=titles,
         text=np.where(clear, "●", ""),
         texttemplate="%{text}",
@@ -224,7 +229,7 @@ def layer_strip(table: pd.DataFrame, *, marked: int | None = None) -> go.Figure:
         zmax=8,
         xgap=1,
         ygap=1,
-        colorbar={"title": {"text": "standard errors", "side": "right"}, "thickness": 12},
+        colorbar=_bar("difference in standard errors"),
         hovertemplate=(
             "%{y}, layer %{x}: %{customdata[0]:+.3f} [%{customdata[1]:+.3f}, %{customdata[2]:+.3f}],"
             " %{customdata[3]:.1f} standard errors<extra></extra>"
@@ -234,6 +239,17 @@ def layer_strip(table: pd.DataFrame, *, marked: int | None = None) -> go.Figure:
     figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
     figure.update_xaxes(type="category", showgrid=False)
     return figure.update_layout(margin={"l": 8, "t": 12})
+
+
+def _layer_names(layers: Sequence[object]) -> list[str]:
+    """Return the names of layers, or of other columns, on an axis; layer -1 is the vision encoder."""
+    return ["encoder" if layer == -1 else str(layer) for layer in layers]
+
+
+def _bar(title: str) -> dict[str, object]:
+    """Return a color bar above the map, where it takes no width on a phone."""
+    place = {"orientation": "h", "thickness": 10, "y": 1.0, "yanchor": "bottom", "len": 0.6}
+    return {"title": {"text": title, "side": "top"}, **place}
 
 
 def _frame_column(figure: go.Figure, layers: Sequence[int], marked: int | None) -> None:

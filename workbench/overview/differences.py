@@ -142,9 +142,8 @@ def strip(pair: Pair, stored: Stored, measures: Mapping[str, Measure]) -> pd.Dat
         table = quick_by_layer(measure, pair, runs) if runs else pd.DataFrame()
         if len(table):
             titles = [measure.title.format(series=series) for series in table["series"]]
-            parts.append(
-                table.assign(measure=key, title=titles, z=(table["score"] / table["error"].replace(0, np.nan)))
-            )
+            z = (table["score"] / table["error"].replace(0, np.nan)).mask(table["score"] == 0, 0.0)
+            parts.append(table.assign(measure=key, title=titles, z=z))
     columns = ["measure", "title", "layer", "score", "low", "high", "z", "n", "over"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 

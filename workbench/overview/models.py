@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -43,6 +43,7 @@ class Model:
         recipe: its recipe, {} if that is not known.
         record: the record of the finished training, else {}.
         variant: the name of all trainings that differ from it in the seed alone.
+        stamps: when its record, recipe, log and answers were changed last, in ns, 0 for what is not there.
     """
 
     key: str
@@ -52,6 +53,7 @@ class Model:
     recipe: Mapping[str, Any] = field(default_factory=dict, repr=False)
     record: Mapping[str, Any] = field(default_factory=dict, repr=False)
     variant: str = ""
+    stamps: tuple[int, ...] = ()
 
     @property
     def seed(self) -> int | None:
@@ -148,11 +150,7 @@ def read_models(root: Path, stored: Iterable[StoredRun] = ()) -> Models:
         if run.model and run.model not in models:
             models[run.model] = Model(run.model, variant=run.model)
     names = _variant_names([model for model in models.values() if model.recipe])
-    return Models({key: model if not model.recipe else _renamed(model, names[key]) for key, model in models.items()})
-
-
-def _renamed(model: Model, variant: str) -> Model:
-    return Model(model.key, model.folder, model.state, model.why, model.recipe, model.record, variant)
+    return Models({key: replace(model, variant=names[key]) if model.recipe else model for key, model in models.items()})
 
 
 def _changed(file: Path) -> int:
@@ -165,14 +163,13 @@ def _changed(file: Path) -> int:
 @lru_cache(maxsize=4096)
 def _read(folder: Path, key: str, stamps: tuple[int, ...]) -> Model:
     """Read a training folder; `stamps` are the times of its last changes, so that an unchanged one is read once."""
-    del stamps
     recipe = training_recipe(folder)
     if not (folder / RECORD_FILE).exists():
-        return Model(key, folder, "training", "", recipe, {}, key)
+        return Model(key, folder, "training", "", recipe, {}, key, stamps)
     try:
         record = training_record(folder)
     except RunError as error:
-        return Model(key, folder, "damaged", _without(str(error), folder), recipe, {}, key)
+        return Model(key, folder, "damaged", _without(str(error), folder), recipe, {}, key, stamps)
     recipe = record["recipe"]
     try:
         why = "" if (folder / EVALUATION_FILE).exists() else f"{EVALUATION_FILE} is not there"
@@ -181,7 +178,7 @@ def _read(folder: Path, key: str, stamps: tuple[int, ...]) -> Model:
         _check_parquet(folder / LOG_FILE)
     except (WorkbenchError, OSError) as error:
         why = _without(one_line(error, 200), folder)
-    return Model(key, folder, "damaged" if why else "finished", why, recipe, record, key)
+    return Model(key, folder, "damaged" if why else "finished", why, recipe, record, key, stamps)
 
 
 def _without(text: str, folder: Path) -> str:
