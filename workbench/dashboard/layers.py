@@ -270,7 +270,9 @@ def every_figure(site: Site, analysis: str, key: str) -> None:
     runs = lists[0]
     try:
         drawn_figures, summary = drawn(
-            analysis, {run.model: str(run.folder) for run in runs}, {run.model: site.colors[run.model] for run in runs}
+            analysis,
+            {figures.plain_name(run.model): str(run.folder) for run in runs},
+            {figures.plain_name(run.model): site.colors[run.model] for run in runs},
         )
     except WorkbenchError as error:
         st.error(plain(error))

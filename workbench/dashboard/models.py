@@ -246,7 +246,7 @@ def _by_type(site: Site) -> None:
 
 def _types(accuracies: Mapping[str, pd.DataFrame]) -> figures.Figure:
     if len(accuracies) <= figures.LINES:
-        return figures.accuracy_by_type(dict(accuracies))
+        return figures.accuracy_by_type({figures.plain_name(key): table for key, table in accuracies.items()})
     long = pd.concat([table.assign(name=key) for key, table in accuracies.items()])
     shown = long.rename(columns={"category": "at", "accuracy": "score"}).assign(over="images")
     return figures.layer_heat(shown, title="accuracy").update_xaxes(title="question type")

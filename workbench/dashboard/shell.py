@@ -23,7 +23,7 @@ PAGES = {  # module -> title and icon; each module has `page(site)` and is impor
 }
 STYLE = """<style>
 [data-testid=stMainBlockContainer] {padding: 4.2rem 2rem 3rem; max-width: 1500px}
-h1 {font-size: 1.75rem !important; padding-bottom: .2rem !important}
+h1 {font-size: 1.75rem !important; padding-bottom: .7rem !important}
 h2 {font-size: 1.3rem !important; padding: .1rem 0 .3rem !important}
 h3 {font-size: 1.08rem !important; padding: .5rem 0 .5rem !important}
 [data-testid=stVerticalBlock] {gap: .7rem}

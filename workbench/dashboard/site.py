@@ -18,7 +18,7 @@ from streamlit.navigation.page import StreamlitPage
 
 from workbench.dashboard.folders import runs_root
 from workbench.data.base import content_hash
-from workbench.figures import model_colors
+from workbench.figures import model_colors, plain_name
 from workbench.overview.differences import Pair, pairs_of
 from workbench.overview.models import Models, read_models
 from workbench.overview.stored import Stored, read_stored
@@ -76,8 +76,8 @@ def read_site() -> Site:
     root = runs_root()
     stored = read_stored(root)
     models = read_models(root, stored.runs)
-    variants = {name: [model.key for model in of] for name, of in models.variants.items()}
-    return Site(root, stored, models, model_colors(variants))
+    colors = model_colors({name: [model.key for model in of] for name, of in models.variants.items()})
+    return Site(root, stored, models, colors | {plain_name(name): color for name, color in colors.items()})
 
 
 # --- what is chosen -------------------------------------------------------------------------------
@@ -121,12 +121,11 @@ def choose_models(site: Site) -> None:
 def _words(site: Site) -> str:
     """Return the chosen models in a few words, for the button that opens their choice."""
     chosen = [key for key in (st.session_state.get("b"), *st.session_state.get("m", ())) if key]
-    groups: dict[str, int] = {}
+    groups: dict[str, list[str]] = {}
     for key in dict.fromkeys(chosen):
         if key in site.models.by_key:
-            variant = site.models.by_key[key].variant
-            groups[variant] = groups.get(variant, 0) + 1
-    named = [name if count == 1 else f"{name} ({count} seeds)" for name, count in groups.items()]
+            groups.setdefault(site.models.by_key[key].variant, []).append(key)
+    named = [keys[0] if len(keys) == 1 else f"{name} ({len(keys)} models)" for name, keys in groups.items()]
     return plain(" vs ".join(named) if len(named) <= 4 else f"{named[0]} vs {len(named) - 1} others")
 
 

@@ -15,6 +15,7 @@ from workbench.figures.template import (
     html_figure,
     javascript,
     new_figure,
+    plain_name,
     translucent,
 )
 from workbench.figures.training import step_curves, step_differences, training_curves
@@ -46,6 +47,7 @@ __all__ = [
     "named_curves",
     "new_figure",
     "overlays",
+    "plain_name",
     "points",
     "step_curves",
     "step_differences",

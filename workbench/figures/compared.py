@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from workbench.figures.colors import color_of
 from workbench.figures.layers import layer_axis
-from workbench.figures.template import GRAY, band, new_figure, translucent
+from workbench.figures.template import GRAY, band, new_figure, plain_name, translucent
 
 LINES = 6  # with more curves, a heat map is drawn
 NAME = 16  # letters of a name at the end of a curve
@@ -103,13 +103,13 @@ def named_curves(
 
 def _line(figure: go.Figure, part: pd.DataFrame, name: str, color: str, *, width: float, thin: bool = False) -> None:
     interval = {"low", "high"} <= set(part)
-    hover = f"{name}: %{{y:.3f}}" + (
+    hover = f"{plain_name(name)}: %{{y:.3f}}" + (
         " [%{customdata[0]:.3f}, %{customdata[1]:.3f}], %{customdata[2]}" if interval else ""
     )
     figure.add_scatter(
         x=part["at"],
         y=part["score"],
-        name=name,
+        name=plain_name(name),
         mode="lines" if thin or len(part) > 20 else "lines+markers",
         line={"color": translucent(color, 0.45) if thin else color, "width": width},
         marker={"size": 6},
@@ -137,21 +137,16 @@ def _end_names(figure: go.Figure, curves: pd.DataFrame, names: Sequence[object],
         figure.add_annotation(
             x=right,
             y=place,
-            text=f"<span style='color:{color}'>━</span> {_plain(short)}",
+            text=f"<span style='color:{color}'>━</span> {plain_name(short)}",
             showarrow=False,
             xanchor="left",
             xshift=8,
-            hovertext=_plain(name),
+            hovertext=plain_name(name),
         )
     left = float(chance["at"].min())
     room = 0.03 * max(right - left, 1e-9)
     figure.update_xaxes(range=[left - room, right + room])
     figure.update_layout(margin={"r": 30 + 8 * max(min(len(name), NAME) for name in written), "t": 12})
-
-
-def _plain(text: str) -> str:
-    """Return a text in which plotly sees no markup."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _apart(places: Mapping[str, float], gap: float) -> dict[str, float]:
@@ -184,7 +179,7 @@ def layer_heat(table: pd.DataFrame, *, title: str, marked: int | None = None) ->
     figure.add_heatmap(
         z=wide,
         x=_layer_names(list(wide.columns)),
-        y=[_plain(str(name)) for name in names],
+        y=[plain_name(str(name)) for name in names],
         customdata=bounds,
         colorscale="Viridis",
         colorbar=_bar(title),

@@ -20,6 +20,7 @@ from workbench.files import whole_parquet
 from workbench.overview.stored import StoredRun
 from workbench.summary import NOT_OF_THE_MODEL
 from workbench.training_folder import (
+    ACCURACY_FILE,
     EVALUATION_FILE,
     LOG_FILE,
     RECIPE_FILE,
@@ -66,6 +67,12 @@ class Model:
         return bool(self.recipe.get("alignment", {}).get("objective", "none") != "none")
 
     @property
+    def control(self) -> bool:
+        """Whether it is aligned with targets that are a control: those of other images, or centered ones."""
+        settings = self.recipe.get("alignment", {})
+        return self.aligned and (settings.get("images") == "others" or bool(settings.get("center")))
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """The layers that its alignment loss reads, () without one."""
         return tuple(self.recipe["alignment"]["layer"]) if self.aligned else ()
@@ -106,11 +113,11 @@ class Models:
 
     @cached_property
     def variants(self) -> dict[str, list[Model]]:
-        """{variant: its models by seed}; variants without an alignment loss come first, then by name."""
+        """{variant: its models by seed}; those without an alignment loss come first, controls last, each by name."""
         groups: dict[str, list[Model]] = {}
         for model in sorted(self.by_key.values(), key=lambda m: (m.seed is None, m.seed or 0, m.key)):
             groups.setdefault(model.variant, []).append(model)
-        return {name: groups[name] for name in sorted(groups, key=lambda v: (groups[v][0].aligned, _natural(v)))}
+        return {name: groups[name] for name in sorted(groups, key=lambda v: _rank(groups[v][0], v))}
 
     @cached_property
     def starts(self) -> set[str]:
@@ -124,14 +131,15 @@ class Models:
         All their seeds are shown. Stage-1 models are left out. The first key is the baseline.
         """
         shown = {
-            name: [model for model in models if model.folder is not None and model.key not in self.starts]
+            name: [
+                model for model in models if model.state in ("finished", "training") and model.key not in self.starts
+            ]
             for name, models in self.variants.items()
         }
         shown = {name: models for name, models in shown.items() if models}
         first: dict[bool, str] = {}
         for name, models in shown.items():
-            if models[0].state != "damaged":
-                first.setdefault(models[0].aligned, name)
+            first.setdefault(models[0].aligned, name)
         names = [first[aligned] for aligned in sorted(first)] if len(first) == 2 else list(shown)[:2]
         keys = [model.key for name in names for model in shown[name]]
         return tuple(keys or list(self.by_key)[:2])
@@ -176,6 +184,8 @@ def _read(folder: Path, key: str, stamps: tuple[int, ...]) -> Model:
         if not why:
             _check_parquet(folder / EVALUATION_FILE)
         _check_parquet(folder / LOG_FILE)
+        if (folder / ACCURACY_FILE).exists():
+            _check_parquet(folder / ACCURACY_FILE)
     except (WorkbenchError, OSError) as error:
         why = _without(one_line(error, 200), folder)
     return Model(key, folder, "damaged" if why else "finished", why, recipe, record, key, stamps)
@@ -234,6 +244,10 @@ def _sorted(value: Any) -> Any:
 def _without_seed(name: str, seed: int | None) -> str:
     """Return a folder's name without its seed at the end: `viral-s10` of seed 10 is `viral`."""
     return re.sub(rf"[-_.]?s?(?:eed)?[-_]?{seed}$", "", name) or name
+
+
+def _rank(model: Model, variant: str) -> tuple[bool, bool, list[tuple[int, str]]]:
+    return model.aligned, model.control, _natural(variant)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -17,7 +17,15 @@ from workbench.overview.answers import answered
 from workbench.overview.differences import Pair
 from workbench.overview.models import Model, Models
 from workbench.paired import holm
-from workbench.training_folder import LOG_FILE, MEAN, alignment_words, cknna_log, read_table, training_steps
+from workbench.training_folder import (
+    ACCURACY_FILE,
+    LOG_FILE,
+    MEAN,
+    alignment_words,
+    cknna_log,
+    read_table,
+    training_steps,
+)
 
 POINTS = 40  # of a curve in a table
 
@@ -105,7 +113,7 @@ def _against(baseline: Model, model: Model) -> dict[str, float]:
 
 def accuracy_of(model: Model) -> dict[str, float]:
     """Return the stored accuracy of a model, the mean of types, with low, high and chance; {} if there is none."""
-    table = _table(model, "accuracy.parquet")
+    table = _table(model, ACCURACY_FILE)
     if "accuracy" not in table:
         return {}
     rows = table[table["category"] == MEAN]
@@ -114,7 +122,7 @@ def accuracy_of(model: Model) -> dict[str, float]:
 
 def accuracies_of(model: Model) -> pd.DataFrame:
     """Return the stored accuracies of a model by question type, or no rows."""
-    table = _table(model, "accuracy.parquet")
+    table = _table(model, ACCURACY_FILE)
     return table if "accuracy" in table else table[:0]
 
 
