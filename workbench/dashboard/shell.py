@@ -34,20 +34,25 @@ h3 {font-size: 1.08rem !important; padding: .5rem 0 .5rem !important}
 </style>"""
 
 
-def show() -> None:
-    """Draw the page of the current address; a `WorkbenchError` is shown as one sentence, without a traceback."""
+def show(first: str = "home") -> None:
+    """Draw the page of the current address; a `WorkbenchError` is shown as one sentence, without a traceback.
+
+    Args:
+        first: the page of an address without a path.
+    """
     st.set_page_config(page_title="VIRAL Workbench", page_icon="👁", layout="wide")
     site = read_site()
     site.pages = {
-        name: st.Page(_page(name, site), title=title, icon=icon, url_path=name, default=name == "home")
+        name: st.Page(_page(name, site), title=title, icon=icon, url_path=name, default=name == first)
         for name, (title, icon) in PAGES.items()
     }
     chosen = st.navigation(list(site.pages.values()), position="top")
     st.html(STYLE)
     try:
-        with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-            with st.container(width="content"):
-                choose_models(site)
+        left, right = st.columns([4, 1], vertical_alignment="bottom")
+        with left:
+            choose_models(site)
+        with right:
             glossary_popover()
         complaints()
         with colored(site.colors):

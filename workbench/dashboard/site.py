@@ -91,7 +91,7 @@ def choose_models(site: Site) -> None:
     default = site.models.default()
     _follow("b", keys, default[0])
     _follow_all("m", keys, [key for key in default[1:]])
-    row = st.container(horizontal=True, vertical_alignment="center", key="chosen-models")
+    row = st.container(horizontal=True, vertical_alignment="bottom", key="chosen-models")
     with row.popover(_words(site), icon=":material/compare_arrows:"):
         st.selectbox(
             "Baseline, from which the others are subtracted",

@@ -97,6 +97,9 @@ def named_curves(
         )
     if marked is not None:
         figure.add_vline(x=marked, line={"color": GRAY, "width": 1, "dash": "dash"})
+    if len(names) > LINES:  # names of the highest and of the lowest; the others are named when pointed at
+        last = drawn.sort_values("at").groupby("name")["score"].last().sort_values()
+        names = [*last.index[: LINES // 2], *last.index[-(LINES // 2) :]]
     _end_names(figure, drawn, names, chance=curves)
     return figure
 
@@ -133,7 +136,8 @@ def _end_names(figure: go.Figure, curves: pd.DataFrame, names: Sequence[object],
     right = max(float(row["at"]) for row in ends.values())
     for name, place in written.items():
         short = name if len(name) <= NAME else f"{name[: NAME - 8]}…{name[-7:]}"
-        color = color_of(name, list(places).index(name)) if name in ends else GRAY
+        number = list(dict.fromkeys(curves["name"])).index(name) if name in ends else 0
+        color = color_of(name, number) if name in ends else GRAY
         figure.add_annotation(
             x=right,
             y=place,
@@ -172,7 +176,8 @@ def layer_heat(table: pd.DataFrame, *, title: str, marked: int | None = None) ->
     """
     names = list(dict.fromkeys(table["name"]))
     wide = table.pivot_table(index="name", columns="at", values="score", sort=False).reindex(names)
-    wide = wide[sorted(wide.columns)]
+    columns = list(dict.fromkeys(table["at"]))
+    wide = wide[columns if isinstance(columns[0], str) else sorted(columns)]
     parts = {key: table.pivot_table(index="name", columns="at", values=key, sort=False) for key in ("low", "high")}
     bounds = np.dstack([part.reindex(index=names, columns=wide.columns) for part in parts.values()])
     figure = new_figure(height=190 + 24 * len(names), hovermode="closest", xaxis_title="layer")

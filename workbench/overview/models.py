@@ -131,10 +131,8 @@ class Models:
         All their seeds are shown. Stage-1 models are left out. The first key is the baseline.
         """
         shown = {
-            name: [
-                model for model in models if model.state in ("finished", "training") and model.key not in self.starts
-            ]
-            for name, models in self.variants.items()
+            name: [m for m in of if m.state in ("finished", "training") and m.key not in self.starts]
+            for name, of in self.variants.items()
         }
         shown = {name: models for name, models in shown.items() if models}
         first: dict[bool, str] = {}
