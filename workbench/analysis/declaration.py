@@ -56,6 +56,8 @@ class Where:
     """Folders or hub ids of one or more models; NAME=FOLDER gives a model the name NAME."""
     output_dir: Path = Path("runs")
     """Folder in which results are stored; a stored result is not computed again."""
+    ids: Path | None = None
+    """File with ids of questions, one a line, such as the dashboard's Examples page writes; only these are asked."""
     batch_size: Annotated[int, Ge(1)] = 32
     """Number of images in one forward pass."""
     device: str = "auto"
