@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from workbench.dashboard.site import Site, cached
 from workbench.overview.differences import Pair
+from workbench.overview.models import STAMPED
 from workbench.overview.stored import Stored
 from workbench.overview.story import Story, tell
+from workbench.training_folder import LOG_FILE
 
 
 def story_of(site: Site, pair: Pair, layer: int | None = None) -> Story:
@@ -24,6 +26,6 @@ def stamp(site: Site, keys: Sequence[str]) -> tuple[object, ...]:
     """Return what changes when the answers, recipes or stored analyses of these models change."""
     parts: list[object] = [str(site.root)]
     for key in keys:
-        record, recipe, _, answers = site.models.by_key[key].stamps or (0, 0, 0, 0)
-        parts.append((key, record, recipe, answers))
+        stamps = zip(STAMPED, site.models.by_key[key].stamps, strict=False)
+        parts.append((key, *(when for name, when in stamps if name != LOG_FILE)))
     return (*parts, *(run.folder.name for run in site.stored.runs if run.model in keys))

@@ -30,6 +30,7 @@ from workbench.training_folder import (
     training_record,
 )
 
+STAMPED = (RECORD_FILE, RECIPE_FILE, LOG_FILE, EVALUATION_FILE, ACCURACY_FILE)  # in the order of `Model.stamps`
 State = Literal["finished", "training", "damaged", "elsewhere"]
 
 
@@ -44,7 +45,7 @@ class Model:
         recipe: its recipe, {} if that is not known.
         record: the record of the finished training, else {}.
         variant: the name of all trainings that differ from it in the seed alone.
-        stamps: when its record, recipe, log and answers were changed last, in ns, 0 for what is not there.
+        stamps: when each of STAMPED was changed last, in ns, 0 for a file that is not there.
     """
 
     key: str
@@ -150,7 +151,7 @@ def read_models(root: Path, stored: Iterable[StoredRun] = ()) -> Models:
     )
     models = {}
     for folder in folders:
-        stamps = tuple(_changed(folder / name) for name in (RECORD_FILE, RECIPE_FILE, LOG_FILE, EVALUATION_FILE))
+        stamps = tuple(_changed(folder / name) for name in STAMPED)
         models[folder.relative_to(root).as_posix()] = _read(folder, folder.relative_to(root).as_posix(), stamps)
     for run in stored:
         if run.model and run.model not in models:
