@@ -159,8 +159,6 @@ class Analysis:
         run: (config, context) -> Result, for one model.
         figures: {label: run} -> {title: figure}.
         summary: {label: run} -> the table that the command prints.
-        page: short title of its page if that is not its name; the module must have it in a line `PAGE = "..."`, which
-            the navigation reads without importing the module.
         benchmarks: whether it is meant for benchmarks; `analyses.all` runs it on other data sets only by name.
         version: increase it when the same config gives other numbers than before.
         uses: config -> {name: identity} of everything else that the numbers depend on, such as a VFM's weights.
@@ -175,16 +173,10 @@ class Analysis:
     run: Callable[[Any, Context], Result]
     figures: Figures
     summary: Callable[[Mapping[str, Run]], pd.DataFrame]
-    page: str = ""
     benchmarks: bool = False
     version: int = 1
     uses: Callable[[Any], Mapping[str, str]] = field(default=lambda config: {})
     beside: Callable[[Any, str], Mapping[str, str]] = field(default=lambda config, model: {})
-
-    @property
-    def heading(self) -> str:
-        """The short title of its page."""
-        return self.page or self.name.replace("_", " ").capitalize()
 
     @property
     def explanation(self) -> list[str]:

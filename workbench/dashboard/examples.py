@@ -38,7 +38,7 @@ def page(site: Site) -> None:
         return
     data = _answered(site.pair, stamp(site, site.pair.keys))
     for sentence in data.left_out:
-        st.caption(f":material/info: {plain(sentence)}")
+        st.caption(f"{plain(sentence)}")
     first, second = data.pair.names
     table = _table(data, stamp(site, data.pair.keys))
     spec = data.pair.first[0].test_data
@@ -289,7 +289,7 @@ def _one(site: Site, data: Answered, row: pd.Series, spec: str) -> None:
         words = f" {plain(given)}" if isinstance(given, str) else ""
         chance = f" :gray[p = {p:.2f}]" if isinstance(p, float) else ""
         st.markdown(f"{':green[✓]' if right else ':red[✗]'} {plain(key)}:{words}{chance}")
-    site.link("explorer", "Look inside both", icon=":material/center_focus_strong:", i=row["image_id"], q=row["id"])
+    site.link("explorer", "Look inside both", i=row["image_id"], q=row["id"])
 
 
 def _downloads(shown: pd.DataFrame, spec: str) -> None:

@@ -25,5 +25,5 @@ def meaning(word: str) -> str:
 
 def glossary_popover() -> None:
     """Draw a button that opens the list of words."""
-    with st.popover("What do the words mean?", icon=":material/menu_book:", width="stretch"):
+    with st.popover("What do the words mean?", width="stretch"):
         st.markdown("\n".join(f"**{word}**: {text}  " for word, text in glossary().items()))

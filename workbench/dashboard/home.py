@@ -34,7 +34,7 @@ def page(site: Site) -> None:
     _cards(site, story)
     st.markdown(f"**{plain(story.finding)}** {plain(story.caveat)}")
     for sentence in story.left_out:
-        st.caption(f":material/info: {plain(sentence)}")
+        st.caption(f"{plain(sentence)}")
     if live.unfinished(site):
         training_curves(site, site.chosen, few=True)
     _charts(site, story)
@@ -125,12 +125,11 @@ def _next(site: Site, story: Story) -> None:
     _, second = story.pair.names
     st.subheader("Where to look next")
     with st.container(horizontal=True):
-        site.link("layers", "In which layers do they differ most, and in what?", icon=":material/layers:")
+        site.link("layers", "In which layers do they differ most, and in what?")
         site.link(
             "examples",
             f"Which questions does only {plain(second)} answer right?",
-            icon=":material/image_search:",
             outcome="second",
         )
-        site.link("explorer", "What does one image look like inside both?", icon=":material/center_focus_strong:")
-        site.link("evidence", "Which claims hold, and how was each number made?", icon=":material/fact_check:")
+        site.link("explorer", "What does one image look like inside both?")
+        site.link("evidence", "Which claims hold, and how was each number made?")

@@ -207,7 +207,8 @@ def _curves(models: Sequence[Model]) -> dict[str, pd.DataFrame]:
                 part = part.assign(low=part["score"], high=part["score"], over="batches", chance=np.nan)
             else:
                 continue
-            parts.setdefault(_measure(column), []).append(part.assign(name=model.key))
+            if len(part):  # not yet measured, where the training has just begun
+                parts.setdefault(_measure(column), []).append(part.assign(name=model.key))
         if len(log) and model.folder is not None:
             for of, rows in cknna_log(model.folder).groupby("of", sort=False):
                 over = [f"{n:.0f} tokens of {i:.0f} images" for n, i in zip(rows["n"], rows["n_images"], strict=True)]

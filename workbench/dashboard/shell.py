@@ -13,14 +13,8 @@ from workbench.dashboard.site import Site, choose_models, complaints, plain, rea
 from workbench.errors import WorkbenchError
 from workbench.figures import colored
 
-PAGES = {  # module -> title and icon; each module has `page(site)` and is imported when it is opened
-    "home": ("Home", ":material/home:"),
-    "models": ("Models", ":material/table_rows:"),
-    "layers": ("Layers", ":material/layers:"),
-    "examples": ("Examples", ":material/image_search:"),
-    "explorer": ("Explorer", ":material/center_focus_strong:"),
-    "evidence": ("Evidence", ":material/fact_check:"),
-}
+# each is a module with `page(site)`, imported when it is opened, and its title
+PAGES = {name: name.capitalize() for name in ("home", "models", "layers", "examples", "explorer", "evidence")}
 STYLE = """<style>
 [data-testid=stMainBlockContainer] {padding: 4.2rem 2rem 3rem; max-width: 1500px}
 h1 {font-size: 1.75rem !important; padding-bottom: .7rem !important}
@@ -43,8 +37,8 @@ def show(first: str = "home") -> None:
     st.set_page_config(page_title="VIRAL Workbench", page_icon="👁", layout="wide")
     site = read_site()
     site.pages = {
-        name: st.Page(_page(name, site), title=title, icon=icon, url_path=name, default=name == first)
-        for name, (title, icon) in PAGES.items()
+        name: st.Page(_page(name, site), title=title, url_path=name, default=name == first)
+        for name, title in PAGES.items()
     }
     chosen = st.navigation(list(site.pages.values()), position="top")
     st.html(STYLE)

@@ -66,9 +66,9 @@ class Site:
             shared["with"] = self.pair.names[1]
         return {key: value for key, value in (shared | more).items() if value not in ("", [], None)}
 
-    def link(self, page: str, label: str, *, icon: str | None = None, **more: Any) -> None:
+    def link(self, page: str, label: str, **more: Any) -> None:
         """Draw a link to a page that keeps what is chosen."""
-        st.page_link(self.pages[page], label=label, icon=icon, query_params=self.address(**more))
+        st.page_link(self.pages[page], label=label, query_params=self.address(**more))
 
 
 def read_site() -> Site:
@@ -92,7 +92,7 @@ def choose_models(site: Site) -> None:
     _follow("b", keys, default[0])
     _follow_all("m", keys, [key for key in default[1:]])
     row = st.container(horizontal=True, vertical_alignment="bottom", key="chosen-models")
-    with row.popover(_words(site), icon=":material/compare_arrows:"):
+    with row.popover(_words(site)):
         st.selectbox(
             "Baseline, from which the others are subtracted",
             keys,

@@ -272,7 +272,7 @@ def test_trainings_store_what_examples_shows(runs_folder: Path, monkeypatch: pyt
     stored = pd.read_parquet(runs_folder / "viral" / "evaluation.parquet")
     assert ((stored["given"] == stored["answer"]) == stored["correct"]).all()
     assert stored["p_right"].between(0, 1).all()
-    assert stored.loc[stored["correct"], "p_right"].mean() > stored.loc[~stored["correct"], "p_right"].mean()
+    assert (stored["p_right"] > 0.5).sum() <= stored["correct"].sum()  # the most likely answer is the one that is given
 
 
 # --- in a browser ---------------------------------------------------------------------------------
