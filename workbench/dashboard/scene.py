@@ -75,8 +75,11 @@ def _sample(spec: str) -> Sample:
     """Draw the choice of an image and a question, and return the question."""
     named, asked = st.query_params.get("i"), st.query_params.get("q")
     scenes = {scene[0].image_id: scene for scene in _data(spec, None if named or asked else SCENES).scenes}
-    of_question = next((image for image, scene in scenes.items() if any(s.id == asked for s in scene)), None)
-    default = named if named in scenes else of_question or next(iter(scenes))
+    if named is None and asked is not None:  # a question names its image
+        of_question = next((image for image, scene in scenes.items() if any(s.id == asked for s in scene)), None)
+        if of_question is not None:
+            st.query_params["i"] = of_question
+    default = next(iter(scenes))
     left, right = st.columns(2)
     with left:
         image = choice("i", list(scenes), default, "Image", listed=True)

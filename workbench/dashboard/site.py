@@ -89,25 +89,20 @@ def choose_models(site: Site) -> None:
     if not keys:
         return
     default = site.models.default()
-    _follow("b", keys, default[0])
-    _follow_all("m", keys, [key for key in default[1:]])
+    _read_address("b", keys, [default[0]])
+    _read_address("m", keys, default[1:], several=True)
     row = st.container(horizontal=True, vertical_alignment="bottom", key="chosen-models")
     with row.popover(_words(site)):
-        st.selectbox(
-            "Baseline, from which the others are subtracted",
-            keys,
-            index=None,
-            key="b",
-            bind="query-params",
-            placeholder="choose a model",
-        )
-        st.multiselect("Compared with it", keys, key="m", bind="query-params")
+        st.selectbox("Baseline, from which the others are subtracted", keys, key="b")
+        st.multiselect("Compared with it", keys, key="m")
         st.caption(
             "Models that differ in their seed alone are one group: numbers are then means over seeds, and intervals of"
             " differences are over seeds."
         )
-    site.baseline = st.session_state["b"] or default[0]
+    site.baseline = st.session_state["b"]
     site.others = [key for key in st.session_state["m"] if key != site.baseline]
+    write_address("b", [site.baseline])
+    write_address("m", st.session_state["m"])
     site.pairs = pairs_of(site.models, site.baseline, site.others) if site.others else []
     if site.pairs:
         names = [pair.names[1] for pair in site.pairs]
@@ -130,65 +125,46 @@ def _words(site: Site) -> str:
 
 
 def choice(key: str, options: Sequence[str], default: str, label: str, *, listed: bool = False, **more: Any) -> str:
-    """Draw a choice of one of a few options, which is in the address as `key`; many make a list to open (`listed`).
-
-    With `format_func`, the address has the option itself, not the words that are shown for it.
-    """
-    _follow(key, options, default)
-    if "format_func" in more:  # Streamlit's own binding would put the words into the address
-        more |= {"on_change": _to_address, "args": (key,)}
-        st.session_state.setdefault(key, st.query_params.get(key, default))
-        if st.session_state[key] != default:
-            st.query_params[key] = st.session_state[key]
-    else:
-        more["bind"] = "query-params"
+    """Draw a choice of one of a few options, which is in the address as `key`; many make a list to open (`listed`)."""
+    _read_address(key, options, [default])
     if not listed and len(options) <= 6 and sum(map(len, options)) < 90:
         st.segmented_control(label, options, key=key, required=True, **more)
     else:
         st.selectbox(label, options, key=key, **more)
-    return st.session_state[key] or default
+    chosen = str(st.session_state[key])
+    write_address(key, [chosen], shown=chosen != default)
+    return chosen
 
 
-def _to_address(key: str) -> None:
-    """Write a choice into the address as soon as it is made."""
-    st.query_params[key] = st.session_state[key]
+def _read_address(key: str, options: Sequence[str], default: Sequence[str], *, several: bool = False) -> None:
+    """Set the widget `key` before it is drawn: to what a new address names, else to the user's choice.
+
+    The default holds until the user chooses, and follows the folder while a demo adds models to it. (Streamlit's own
+    binding of widgets to the address loses what a link to another page names.)
+    """
+    state, named = st.session_state, st.query_params.get_all(key)
+    value: list[str] | None = state.get(f"{key}-address")  # Streamlit forgets widgets when the page changes
+    if key in state:
+        value = list(state[key]) if several else [state[key]]
+    if named and named != state.get(f"{key}-address"):  # opened, followed, or gone back to
+        value = [name for name in named if name in options]
+        if gone := [name for name in named if name not in options]:
+            complain(key, ", ".join(gone), ", ".join(value or default))
+        value = value or list(default)
+    elif value is None or value == state.get(f"{key}-default"):
+        value = list(default)
+    value = [name for name in value if name in options]
+    state[key] = value if several else (value or list(default))[0]
+    state[f"{key}-default"] = list(default)
 
 
-def _follow(key: str, options: Sequence[Any], default: Any) -> None:
-    """Let the value `key` be that of the address, then the user's; and the default, which may change, before that."""
-    wanted = st.query_params.get_all(key)
-    if wanted and wanted[0] not in map(str, options):
-        complain(key, wanted[0], default)
-    value = st.session_state.get(key)
-    unset = key not in st.session_state and not wanted
-    untouched = value is not None and value == st.session_state.get(f"{key}-default")
-    if (
-        unset
-        or untouched
-        or (value is not None and value not in options)
-        or (wanted and wanted[0] not in map(str, options))
-    ):
-        st.session_state[key] = default
-    st.session_state[f"{key}-default"] = default
-
-
-def _follow_all(key: str, options: Sequence[str], default: Sequence[str]) -> None:
-    """Do what `_follow` does for a choice of several."""
-    wanted = st.query_params.get_all(key)
-    gone = [name for name in wanted if name not in options]
-    left = [name for name in wanted if name in options]
-    if gone:
-        complain(key, ", ".join(gone), ", ".join(left) or ", ".join(default))
-    value = st.session_state.get(key)
-    if key not in st.session_state and not wanted:
-        st.session_state[key] = list(default)
-    elif gone:
-        st.session_state[key] = left or list(default)
-    elif value is not None and list(value) == st.session_state.get(f"{key}-default") and list(value) != list(default):
-        st.session_state[key] = list(default)  # a new model came, and the user has not chosen yet
-    elif value is not None and any(name not in options for name in value):
-        st.session_state[key] = [name for name in value if name in options]
-    st.session_state[f"{key}-default"] = list(default)
+def write_address(key: str, values: Sequence[str], *, shown: bool = True) -> None:
+    """Write a choice into the address, so that a copy of it shows the same; what is not `shown` is taken out of it."""
+    if shown and st.query_params.get_all(key) != list(values):
+        st.query_params[key] = list(values)
+    elif not shown and key in st.query_params:
+        del st.query_params[key]
+    st.session_state[f"{key}-address"] = list(values)
 
 
 NAMES = {
