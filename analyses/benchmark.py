@@ -2,22 +2,30 @@
 
     python -m analyses.benchmark --model runs/baseline runs/viral --data pope:FOLDER --prompt llava --output_dir runs
 
-Each question is put to the model with a prompt, and the answer that it generates (greedy) is stored as it is. Every
-scorer of the benchmark is computed from the same answers: `own`, `official` (its authors'), `lmms` (lmms-eval),
-`adaptvis`, and `paper` (the VIRAL authors' scripts). Answers that a scorer cannot read are wrong, and counted.
+Each question is put to the model with a prompt, and its answer is stored as it is:
+
+    greedy      the model generates an answer, the likeliest token each time
+    sample      it draws `draws` answers at `temperature`; scores are means over the draws (pairs within a draw)
+    likelihood  its log-probability of each option, summed over all tokens of the option (`sum`) or averaged (`mean`).
+                Options of one question with different lengths can differ between the two
+
+Every scorer of the benchmark is computed from the same generated answers: `own`, `official` (its authors'), `lmms`
+(lmms-eval), `adaptvis`, and `paper` (the VIRAL authors' scripts). Answers that a scorer cannot read are wrong, and
+counted.
 
 Beside each score are its chance level, the accuracy of giving each category's most frequent right answer (`majority`),
-and a blind run: the same questions about the mean of all images (`mean image`). A score that is not above all three
-says nothing about seeing. Intervals are over images, or over pairs where a pair counts as one; the difference to the
-first model is paired by question, and `smallest` is the smallest difference that so many questions would show in four
-of five experiments.
+and blind runs: the same questions about the mean of all images (`mean image`), and without any (`no image`). A score
+that is not above all of them says nothing about seeing. Intervals are over images, or over pairs where a pair counts as
+one; the difference to the first model is paired by question, and `smallest` is the smallest difference that so many
+questions would show in four of five experiments.
 
-What the number is not: comparable between prompts, scorers or label versions. All three are part of the result.
+What the number is not: comparable between prompts, scorers, decodings or label versions. All four are part of the
+result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -25,100 +33,106 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from PIL import Image
 
 from workbench import figures as fig
-from workbench.analysis.chunks import Chunk, Part, joined
+from workbench.analysis.chunks import Part, joined
 from workbench.analysis.command import main
-from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
+from workbench.analysis.declaration import Analysis, Context, Result
+from workbench.benchmarks.answering import Decoding, Shown, answer_chunk
+from workbench.benchmarks.asking import Asking, PromptOptions, ask
 from workbench.benchmarks.comparison import compared, whole
-from workbench.benchmarks.prompts import Asked, prompt_of
-from workbench.benchmarks.tables import ALL, answer_row, scores
-from workbench.data import Dataset
-from workbench.data.base import Sample
+from workbench.benchmarks.tables import ALL, scores
 from workbench.data.benchmark_rows import BenchmarkDataset
-from workbench.errors import DataError
+from workbench.errors import ConfigError, ModelError
 from workbench.runs import Run
 from workbench.training_folder import MEAN
 
 SIDE = 336  # pixels of the mean image
-SHOWN = ("image", "mean image")
+BLIND: Mapping[str, tuple[Shown, ...]] = {
+    "both": ("mean image", "no image"),
+    "mean_image": ("mean image",),
+    "no_image": ("no image",),
+    "off": (),
+}
 
 
 @dataclass(frozen=True)
-class Config(DataOptions):
+class Config(PromptOptions):
     """Which questions are asked, and how."""
 
     limit: Annotated[int, Ge(1)] = 100_000
     """Number of images; by default all."""
-    prompt: Literal["auto", "plain", "llava", "lmms", "paper"] = "auto"
-    """Text around a question: none (plain), or that of LLaVA-1.5, lmms-eval or the paper's scripts; auto is llava for a
-    benchmark and plain for any other data set."""
+    types: tuple[str, ...] = ()
+    """Question types to ask; all by default."""
+    decoding: Literal["greedy", "sample", "likelihood"] = "greedy"
+    """How an answer comes about: the likeliest tokens, drawn tokens, or the likeliest of the options."""
     max_new_tokens: Annotated[int, Ge(1)] = 16
-    """Tokens at which an answer is cut."""
-    blind: bool = True
-    """Ask every question about the mean of all images, too."""
+    """Tokens at which a generated answer is cut."""
+    temperature: Annotated[float, Gt(0)] = 0.2
+    """Temperature of drawn answers."""
+    draws: Annotated[int, Ge(1)] = 10
+    """Answers that are drawn to each question."""
+    blind: Literal["both", "mean_image", "no_image", "off"] = "both"
+    """Ask every question about the mean of all images, and without an image, too."""
+    circular: bool = False
+    """Ask every question once for each rotation of its options, for the score `circular`: all answers must be right."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.circular and self.decoding == "sample":
+            raise ConfigError("circular is set and decoding is sample: expected greedy or likelihood, one answer each")
 
 
 def run(config: Config, context: Context) -> Result:
-    """Ask every question with its image, and with the mean image."""
+    """Ask every question with its image, and blind."""
     data = context.data
-    benchmark, texts = _benchmark(data)
-    samples = [sample for sample in data if sample.options]
-    if not samples:
-        raise DataError(
-            f"data set '{data.name}' has no questions with options: expected a benchmark, such as pope:PATH"
-        )
-    style = config.prompt if config.prompt != "auto" else "llava" if benchmark else "plain"
-    prompts = {s.id: prompt_of(style, Asked(benchmark, s, texts.get(s.id, ""))) for s in samples}
-    tables = []
-    for shown in SHOWN if config.blind else SHOWN[:1]:
-        blank = None if shown == "image" else _mean_image(context, samples)
-        parts = context.map(
-            f"answers, {shown}",
-            samples,
-            partial(_answer, config, context, benchmark, prompts, shown, blank),
-            depends=(list(prompts.items()), data.fingerprint if blank is not None else ""),
-        )
-        tables.append(joined(parts, "answers"))
+    asking = ask(config, context.mllm, data, types=config.types)
+    decoding = Decoding(config.decoding, config.max_new_tokens, config.temperature, config.draws, config.seed)
+    tables, left_out = [], list(asking.left_out)
+    views: tuple[Shown, ...] = ("image", *BLIND[config.blind])
+    for shown in views:
+        blank = _mean_image(context, asking) if shown == "mean image" else None
+        try:
+            tables += [
+                joined(_answers(context, version, decoding, shown, blank, rotation), "answers").assign(
+                    **{"draw": rotation} if config.circular else {}
+                )
+                for rotation, version in enumerate(asking.rotated() if config.circular else [asking])
+            ]
+        except ModelError as error:
+            if shown != "no image":
+                raise
+            left_out.append(f"the run without an image is left out: {error}")
     answers = pd.concat(tables, ignore_index=True)
-    record: dict[str, Any] = {"benchmark": benchmark, "prompt": style, "decoding": "greedy"}
+    record: dict[str, Any] = {**asking.record, "decoding": config.decoding}
     record |= {"labels": data.version, "about": data.about} if isinstance(data, BenchmarkDataset) else {}
-    return Result({"scores": scores(answers, seed=config.seed), "answers": answers}, record=record)
+    return Result({"scores": scores(answers, seed=config.seed), "answers": answers}, {}, record, left_out)
 
 
-def _benchmark(data: Dataset) -> tuple[str, Mapping[str, str]]:
-    """Return the name of the benchmark, "" if it is none, and its own texts of the questions."""
-    return (data.benchmark, data.prompts) if isinstance(data, BenchmarkDataset) else ("", {})
+def _answers(
+    context: Context, asking: Asking, decoding: Decoding, shown: Shown, blank: Image.Image | None, rotation: int
+) -> list[Part]:
+    """Ask all questions in one way.
+
+    Args:
+        rotation: number of the rotation of the options.
+    """
+    return context.map(
+        f"answers, {shown}" + (f", rotation {rotation}" if rotation else ""),
+        asking.worded,
+        partial(answer_chunk, context.mllm, asking, decoding=decoding, shown=shown, blank=blank),
+        depends=(asking.benchmark, rotation, context.data.fingerprint if blank is not None else ""),
+    )
 
 
-def _mean_image(context: Context, samples: Sequence[Sample]) -> Image.Image:
+def _mean_image(context: Context, asking: Asking) -> Image.Image:
     """Return the pixelwise mean of all images, each resized to a square."""
     total = np.zeros((SIDE, SIDE, 3))
-    images = {sample.image_id: sample for sample in samples}
-    for sample in context.progress(images.values(), "mean image", total=len(images)):
-        total += np.asarray(sample.image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.float64)
-    return Image.fromarray((total / len(images)).round().astype(np.uint8))
-
-
-def _answer(
-    config: Config,
-    context: Context,
-    benchmark: str,
-    prompts: Mapping[str, str],
-    shown: str,
-    blank: Image.Image | None,
-    chunk: Chunk[Sample],
-) -> Part:
-    """Ask the questions of a chunk; with `blank`, about that image instead of their own, resized to the same size."""
-    rows = []
-    for _, batch in chunk.batches():
-        images = [s.image if blank is None else blank.resize(s.image.size, Image.Resampling.BICUBIC) for s in batch]
-        encoded = context.mllm.encode(images, [prompts[sample.id] for sample in batch])
-        answers = context.mllm.generate(encoded, max_new_tokens=config.max_new_tokens)
-        rows += [answer_row(benchmark, sample, shown, answer) for sample, answer in zip(batch, answers, strict=True)]
-    return Part({"answers": pd.DataFrame(rows)})
+    for scene in context.progress(asking.scenes, "mean image", total=len(asking.scenes)):
+        total += np.asarray(scene[0].image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.float64)
+    return Image.fromarray((total / len(asking.scenes)).round().astype(np.uint8))
 
 
 def summary(runs: Mapping[str, Run]) -> pd.DataFrame:

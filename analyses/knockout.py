@@ -41,14 +41,15 @@ from torch import Tensor
 from workbench import figures as fig
 from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.command import main
-from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
+from workbench.analysis.declaration import Analysis, Context, Result
+from workbench.benchmarks.asking import Asking, QuestionOptions, ask
 from workbench.capture.edit import check_site
 from workbench.capture.hidden_states import check_layers
 from workbench.data.base import Object, Sample
 from workbench.errors import ConfigError, DataError, ModelError
 from workbench.mllm.family import Box, VisualTokens
 from workbench.runs import Run
-from workbench.scoring.questions import grids_of, questions_of, survey
+from workbench.scoring.questions import grids_of, survey
 from workbench.scoring.quiz import Quiz
 from workbench.scoring.tables import change_by_type, changes, drops
 from workbench.training_folder import MEAN
@@ -59,7 +60,7 @@ OBJECT, RANDOM, AGAINST = "object", "random", "object - random"  # kinds of abla
 
 
 @dataclass(frozen=True)
-class Config(DataOptions):
+class Config(QuestionOptions):
     """Options of the knockout and of the object ablation."""
 
     layers: tuple[int, ...] = ()
@@ -70,10 +71,6 @@ class Config(DataOptions):
     """Also ablate the objects that a question names; needs a data set with objects."""
     draws: Annotated[int, Ge(1)] = 2
     """Random choices of equally many other tokens, over which the `random` ablation is averaged."""
-    types: tuple[str, ...] = ()
-    """Question types; all by default."""
-    questions: Annotated[int, Ge(0)] = 1
-    """Questions of each type per image; 0 for all."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +91,10 @@ class Ablation:
 
 def run(config: Config, context: Context) -> Result:
     """Ask every question before and after each knockout, and before and after each ablation of its objects."""
-    scenes = questions_of(context.data.scenes, types=config.types, each=config.questions)
+    asking = ask(config, context.mllm, context.data, types=config.types, each=config.questions)
     windows = _windows(config, context)
-    ablations, mean, features, record = _ablations(config, context, scenes)
-    parts = context.map("knockout", scenes, partial(_knock_out, context, windows, features))
+    ablations, mean, features, record = _ablations(config, context, asking)
+    parts = context.map("knockout", asking.worded, partial(_knock_out, context, windows, features))
     parts += context.map(
         "object ablation",
         range(len(ablations)),
@@ -105,7 +102,8 @@ def run(config: Config, context: Context) -> Result:
         depends=context.data.fingerprint,
     )
     samples = joined(parts, "samples")
-    return Result({"scores": _scores(samples, config), "samples": samples}, record=record)
+    record |= asking.record
+    return Result({"scores": _scores(samples, config), "samples": samples}, {}, record, asking.left_out)
 
 
 def _knock_out(
@@ -142,7 +140,7 @@ def _windows(config: Config, context: Context) -> list[tuple[int, int]]:
 
 
 def _ablations(
-    config: Config, context: Context, scenes: list[list[Sample]]
+    config: Config, context: Context, asking: Asking
 ) -> tuple[list[Ablation], Float[Tensor, "token f"], list[Float[Tensor, "_token f"]], dict[str, Any]]:
     """Choose the tokens to ablate for each question that names an object.
 
@@ -153,7 +151,7 @@ def _ablations(
     Raises:
         DataError: no question names an object of the data set.
     """
-    mllm = context.mllm
+    mllm, scenes = context.mllm, asking.scenes
     if not config.objects:
         return [], torch.empty(0, 0), [], {"skipped": {}}
     objects_of = [{sample.id: asked_objects(sample) for sample in scene} for scene in scenes]
@@ -177,9 +175,9 @@ def _ablations(
     ablations, left_out = [], 0
     for image, scene in enumerate(scenes):
         questions_by_tokens: dict[tuple[int, ...], list[Sample]] = {}
-        for sample, touched_by_objects in zip(scene, touched[image], strict=True):
+        for sample, worded, touched_by_objects in zip(scene, asking.worded[image], touched[image], strict=True):
             if objects_of[image][sample.id]:
-                questions_by_tokens.setdefault(tuple(touched_by_objects), []).append(sample)
+                questions_by_tokens.setdefault(tuple(touched_by_objects), []).append(worded)
         for tokens, questions in questions_by_tokens.items():
             others = np.setdiff1d(np.arange(len(features[image])), tokens)
             if not tokens or len(others) < len(tokens):
@@ -356,7 +354,7 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
     return drawn
 
 
-# version 2: intervals that reach their nominal coverage; 3: the site of an ablation is "encoder"
+# versions: 2 intervals with their stated coverage; 3 the site of an ablation is "encoder"; 4 all tokens of an option
 ANALYSIS = Analysis(
     "knockout",
     "Where the text reads the image (attention knockout, object ablation)",
@@ -364,7 +362,7 @@ ANALYSIS = Analysis(
     run,
     figures,
     summary,
-    version=3,
+    version=4,
 )
 
 if __name__ == "__main__":

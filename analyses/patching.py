@@ -17,19 +17,19 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Annotated, Any
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
 
 from workbench import figures as fig
 from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.command import main
-from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
+from workbench.analysis.declaration import Analysis, Context, Result
+from workbench.benchmarks.asking import QuestionOptions, ask
 from workbench.capture.edit import check_site
 from workbench.capture.hidden_states import Activations, check_layers, read
 from workbench.data.base import Sample
@@ -37,7 +37,6 @@ from workbench.errors import ConfigError, DataError, ModelError
 from workbench.mllm import MLLM
 from workbench.models import check_revision, label_of, split_name
 from workbench.runs import Run
-from workbench.scoring.questions import questions_of
 from workbench.scoring.quiz import Quiz
 from workbench.scoring.tables import change_by_type, changes, drops
 from workbench.training_folder import MEAN
@@ -48,7 +47,7 @@ PATCHED, SELF = "patched", "self"
 
 
 @dataclass(frozen=True)
-class Config(DataOptions):
+class Config(QuestionOptions):
     """Whose tokens are put in, where, and which questions are asked."""
 
     source: str = ""
@@ -57,10 +56,6 @@ class Config(DataOptions):
     """Branch, tag or commit of the source, if it is a hub id."""
     layers: tuple[int, ...] = ()
     """Layers at which tokens are put in, 0 to L; by default all that both models have."""
-    types: tuple[str, ...] = ()
-    """Question types to ask; all by default."""
-    questions: Annotated[int, Ge(0)] = 1
-    """Questions of each type about an image; 0 for all."""
 
 
 @lru_cache(maxsize=1)
@@ -77,7 +72,8 @@ def run(config: Config, context: Context) -> Result:
     target, source = context.mllm, _load(config.source, config.source_revision)
     labels = label_of(config.source), context.label or label_of(target.name)
     source.model.to(target.device)
-    scenes = questions_of(context.data.scenes, types=config.types, each=config.questions)
+    asking = ask(config, target, context.data, types=config.types, each=config.questions)
+    scenes = asking.worded
     check_pair(target, source)
     for mllm in (target, source):
         _check_prefix(mllm, scenes[0][0])
@@ -85,7 +81,8 @@ def run(config: Config, context: Context) -> Result:
     parts = context.map("patched questions", scenes, partial(_ask_chunk, target, source, layers, labels))
     samples = joined(parts, "samples")
     record = {"source_fingerprint": source.fingerprint, "skipped": skipped}
-    return Result({"scores": _scores(samples, labels[0], config), "samples": samples}, record=record)
+    record |= asking.record
+    return Result({"scores": _scores(samples, labels[0], config), "samples": samples}, {}, record, asking.left_out)
 
 
 def _ask_chunk(
@@ -204,7 +201,7 @@ def uses(config: Config) -> dict[str, str]:
     return {"source": _load(config.source, config.source_revision).fingerprint}
 
 
-# versions: 2 intervals with their stated coverage; 3 tables name sites and the accuracy drop
+# versions: 2 intervals with their stated coverage; 3 tables name sites and the accuracy drop; 4 all tokens of an option
 ANALYSIS = Analysis(
     "patching",
     "Visual tokens of one model inside another (patching)",
@@ -212,7 +209,7 @@ ANALYSIS = Analysis(
     run,
     figures,
     summary,
-    version=3,
+    version=4,
     uses=uses,
 )
 

@@ -4,7 +4,11 @@
 
 The number is the accuracy drop: accuracy before minus accuracy after, on the same questions, with an interval over
 images. Beside it is KL(before || after) of the answer over the question's options, in nats. Each image has a
-permutation of its own, drawn `permutations` times; the mean over these draws counts.
+permutation of its own, drawn `permutations` times; the mean over these draws counts. The paper's Table 3 counts right
+answers instead, of generated answers to benchmarks; the table `counts` has them, with the drop in % of those before:
+
+    python -m analyses.permutation --model A B --data cv_bench:PATH --types Count Relation --questions 0 --limit 5000
+    --answers generated --scorer paper --prompt paper --permutations 1 --layers 0
 
 What the number is not: a measure of how well a model knows where things are. At the vision encoder, features that carry
 their position take it along when they are permuted, which hides the effect. So three parts are permuted apart (`part`):
@@ -25,7 +29,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -38,16 +42,17 @@ from torch import Tensor
 from workbench import figures as fig
 from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.command import main
-from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
+from workbench.analysis.declaration import Analysis, Context, Result
+from workbench.benchmarks.asking import Asking, QuestionOptions, ask
 from workbench.capture.edit import Site, check_site
 from workbench.capture.hidden_states import check_layers
 from workbench.data.base import Sample
 from workbench.errors import ConfigError, DataError, ModelError
 from workbench.mllm import MLLM
 from workbench.runs import Run
-from workbench.scoring.questions import Grid, grids_of, questions_of, random_order, survey
+from workbench.scoring.questions import Grid, grids_of, random_order, survey
 from workbench.scoring.quiz import Change, Quiz
-from workbench.scoring.tables import change_by_type, changes, drops
+from workbench.scoring.tables import change_by_type, changes, counts_by_type, drops
 from workbench.training_folder import MEAN
 
 log = logging.getLogger(__name__)
@@ -58,19 +63,23 @@ Order = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
-class Config(DataOptions):
+class Config(QuestionOptions):
     """Which questions are asked, and how tokens are permuted."""
+
+    ADDED: ClassVar[tuple[str, ...]] = (*QuestionOptions.ADDED, "answers", "scorer", "max_new_tokens")
 
     layers: tuple[int, ...] = ()
     """Layers at which tokens are permuted, 0 to L; all by default. The vision encoder is always among the sites."""
-    types: tuple[str, ...] = ()
-    """Question types to ask; all by default."""
-    questions: Annotated[int, Ge(0)] = 1
-    """Questions of each type about an image; 0 for all."""
     permutations: Annotated[int, Ge(1)] = 2
     """Random permutations of each image, whose results are averaged."""
     block: Annotated[int, Ge(1)] = 2
     """Side of the blocks that the block shuffle keeps together, in tokens."""
+    answers: Literal["likelihood", "generated"] = "likelihood"
+    """An answer is the likeliest option, or what the model generates (greedy), as in the paper."""
+    scorer: str = "own"
+    """Scorer of generated answers; see docs/reference/benchmarks.md."""
+    max_new_tokens: Annotated[int, Ge(1)] = 16
+    """Tokens at which a generated answer is cut."""
 
 
 @dataclass(frozen=True)
@@ -143,47 +152,78 @@ def _joined(orders: list[np.ndarray]) -> Int[Tensor, " token"]:
 def run(config: Config, context: Context) -> Result:
     """Ask every question before and after every intervention."""
     mllm = context.mllm
-    scenes = _scenes(config, context)
+    asking = _asking(config, context)
+    scenes = asking.worded
     sites, skipped = _sites(mllm, check_layers(mllm, config.layers))
     images = _images(config, context, scenes, sites, skipped)
     conditions = list(_conditions(images, sites, skipped))
     for name, reason in skipped.items():
         log.warning("%s: %s is left out: %s", mllm.name, name, reason)
     parts = context.map(
-        "permuted questions", scenes, partial(_ask_chunk, context, images, conditions), depends=context.data.fingerprint
+        "permuted questions",
+        scenes,
+        partial(_ask_chunk, config, context, asking, images, conditions),
+        depends=(context.data.fingerprint, asking.benchmark),
     )
     samples = joined(parts, "samples")
-    tables = {"scores": _scores(samples, config), "samples": samples}
-    return Result(tables, record={"skipped": skipped, "positional_share": _positional_share(images)})
+    tables = {"scores": _scores(samples, config), "counts": _counts(samples, config), "samples": samples}
+    record = {"skipped": skipped, "positional_share": _positional_share(images)} | asking.record
+    return Result(tables, {}, record, asking.left_out)
 
 
-def _ask_chunk(context: Context, images: Images, conditions: Sequence[Condition], chunk: Chunk[list[Sample]]) -> Part:
+def _ask_chunk(
+    config: Config,
+    context: Context,
+    asking: Asking,
+    images: Images,
+    conditions: Sequence[Condition],
+    chunk: Chunk[list[Sample]],
+) -> Part:
     """Ask the questions of a chunk before and after every intervention."""
     tables = []
     for first, scenes in chunk.batches():
         features = images.features[first : first + len(scenes)] or None
         quiz = Quiz(context.mllm, scenes, chunk.batch_size, features=features, first=first)
-        before = quiz.logprobs()
+        before, texts = quiz.logprobs(), _generated(config, quiz, None)
         for condition in conditions:
             scored = quiz.scored(before, quiz.logprobs(condition.site, condition.change))
+            if texts:
+                scored["answer_before"], scored["answer_after"] = texts, _generated(config, quiz, condition)
+                for moment in ("before", "after"):
+                    scored[f"correct_{moment}"] = [
+                        asking.is_right(name, answer, config.scorer)
+                        for name, answer in zip(scored["id"], scored[f"answer_{moment}"], strict=True)
+                    ]
             tables.append(
                 scored.assign(site=str(condition.site), kind=condition.kind, part=condition.part, draw=condition.draw)
             )
     return Part({"samples": pd.concat(tables, ignore_index=True)})
 
 
-def _scenes(config: Config, context: Context) -> list[list[Sample]]:
-    """Return the questions to ask, by image.
+def _generated(config: Config, quiz: Quiz, condition: Condition | None) -> list[str]:
+    """Return generated answers, if they are asked for."""
+    if config.answers == "likelihood":
+        return []
+    at, change = (condition.site, condition.change) if condition else (None, None)
+    return quiz.answers(at, change, max_new_tokens=config.max_new_tokens)
+
+
+def _asking(config: Config, context: Context) -> Asking:
+    """Return the questions to ask.
 
     Raises:
         DataError: fewer than two images have questions.
+        UnknownNameError: the benchmark has no such scorer.
     """
-    scenes = questions_of(context.data.scenes, types=config.types, each=config.questions)
-    if len(scenes) < 2:
+    asking = ask(config, context.mllm, context.data, types=config.types, each=config.questions)
+    if len(asking.scenes) < 2:
         raise DataError(
-            f"{len(scenes)} image with questions: expected at least 2, since tokens of another image are a control"
+            f"{len(asking.scenes)} image with questions: expected at least 2, since tokens of another image are a"
+            " control"
         )
-    return scenes
+    if config.answers == "generated":
+        asking.check_scorer(config.scorer)
+    return asking
 
 
 def _sites(mllm: MLLM, layers: list[int]) -> tuple[list[Site], dict[str, str]]:
@@ -336,11 +376,30 @@ def _scores(samples: pd.DataFrame, config: Config) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _counts(samples: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """Return the same as counts of right answers, with the drop in % of those before."""
+    rows = []
+    for (site, kind, part), answers in samples.groupby(["site", "kind", "part"], sort=False):
+        named = {"site": site, "kind": kind, "part": part, "answers": config.answers}
+        rows += [named | row for row in counts_by_type(answers, seed=config.seed)]
+    return pd.DataFrame(rows)
+
+
 def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Return the mean of types for each model, site and intervention, and every type for permutation at the encoder."""
+    """Return the mean of types for each model, site and intervention, and every type for permutation at the encoder.
+
+    Permutation at the encoder has the numbers of right answers too, as in the paper's Table 3.
+    """
     table = changes(runs)
     at_encoder = (table["site"] == "encoder") & (table["kind"] == "permute")
-    return table[(table["category"] == MEAN) | at_encoder].drop(columns=["seed", "draws"])
+    counts = pd.concat([run.tables["counts"].assign(model=label) for label, run in runs.items()])
+    named = ["model", "site", "kind", "part", "category"]
+    counts = counts[(counts["kind"] == "permute") & (counts["site"] == "encoder")].rename(
+        columns={"low": "drop_percent_low", "high": "drop_percent_high"}
+    )
+    counts = counts[[*named, "right_before", "right_after", "drop_percent", "drop_percent_low", "drop_percent_high"]]
+    shown = table[(table["category"] == MEAN) | at_encoder].drop(columns=["seed", "draws"])
+    return shown.merge(counts, on=named, how="left")
 
 
 def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
@@ -365,7 +424,7 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
     return drawn
 
 
-# versions: 2 intervals with their stated coverage; 3 tables name sites and the accuracy drop
+# versions: 2 intervals with their stated coverage; 3 tables name sites and the accuracy drop; 4 all tokens of an option
 ANALYSIS = Analysis(
     "permutation",
     "What changes when visual tokens change places (permutation)",
@@ -373,7 +432,7 @@ ANALYSIS = Analysis(
     run,
     figures,
     summary,
-    version=3,
+    version=4,
 )
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from transformers import TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from trainer.aligned_model import AlignedForConditionalGeneration, AlignedOutput
-from trainer.alignment import cosine_loss
 from trainer.loop import AlignmentTrainer
+from trainer.objectives import cosine_loss
 from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
 from trainer.setups.packed import PackedSetup
 from trainer.setups.packing import Packing

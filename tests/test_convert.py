@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaTokenizer, PreTrainedTokenizerFast
 
 from tests.conftest import run
-from trainer.alignment import AlignmentHead
+from trainer.objectives import AlignmentHead
 from workbench.capture.hidden_states import read
 from workbench.cli import command
 from workbench.convert.__main__ import main

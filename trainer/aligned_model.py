@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from trainer import distributed
-from trainer.alignment import Alignment, mean_loss
+from trainer.alignment import Alignment
+from trainer.masking import TokenMask
+from trainer.objectives import mean_loss
 from trainer.setups.packing import Packing, use_packed_attention
 from workbench.capture.hidden_states import encoder_rows, one_row_per_token
 from workbench.mllm import MLLM, VisualTokens
@@ -44,16 +46,33 @@ class Aligned(nn.Module):
         base: the transformers model.
         alignment: what `attach_alignment` returned for it; None for the baseline, which has no head at all.
         residual: what `attach_residual` returned for it; None without a residual.
+        mask: what `attach_mask` returned for it; None where no visual token is hidden.
     """
 
     base: PreTrainedModel
 
-    def __init__(self, base: PreTrainedModel, alignment: Alignment | None, residual: Residual | None) -> None:
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        alignment: Alignment | None,
+        residual: Residual | None,
+        mask: TokenMask | None = None,
+    ) -> None:
         super().__init__()
         self.base, self.config, self.alignment, self.residual = base, base.config, alignment, residual
+        self.mask = mask
         class_names = {type(part).__name__ for part in base.modules()}
         # FSDP shards the modules of these classes one by one
         self._no_split_modules = sorted(class_names & set(base._no_split_modules or ()))
+
+    def hidden_tokens(self, visual: Sequence[Sequence[VisualTokens]]) -> Bool[Tensor, " token"] | None:
+        """Draw the visual tokens that the next forward pass hides; None where it hides none, as in evaluation."""
+        if self.mask is None:
+            return None
+        if self.training:
+            return self.mask.draw(visual)
+        self.mask.clear()
+        return None
 
 
 class AlignedForConditionalGeneration(Aligned):
@@ -72,8 +91,9 @@ class AlignedForConditionalGeneration(Aligned):
         residual: Residual | None = None,
         *,
         to_projector: bool = False,
+        mask: TokenMask | None = None,
     ) -> None:
-        super().__init__(llava, alignment, residual)
+        super().__init__(llava, alignment, residual, mask)
         self.to_projector = to_projector
         use_packed_attention(llava)
 
@@ -102,6 +122,11 @@ class AlignedForConditionalGeneration(Aligned):
         ids, answers = packing.flat(input_ids), packing.flat(labels)
         projected = self.base.model.multi_modal_projector(connector_inputs)
         image = BaseModelOutputWithPooling(pooler_output=list(projected))  # type: ignore[arg-type]
+        visual: list[VisualTokens] = []
+        if self.alignment is not None:  # finding them on a GPU makes the host wait
+            positions = (ids[0] == self.config.image_token_id).nonzero().flatten()
+            visual = [VisualTokens(index, None, (0.0, 0.0, 1.0, 1.0)) for index in positions.view(len(projected), -1)]
+        hidden = self.hidden_tokens([visual])
         logits = self.base(
             input_ids=ids,
             # a placeholder, so that transformers makes no mask: `packing` defines what each token sees
@@ -118,9 +143,7 @@ class AlignedForConditionalGeneration(Aligned):
             targets = {"projector": projected.detach()}
         if self.alignment is None or targets is None:
             return AlignedOutput(lm_loss, None, packing.padded(logits))
-        positions = (ids[0] == self.config.image_token_id).nonzero().flatten()
-        visual = [VisualTokens(index, None, (0.0, 0.0, 1.0, 1.0)) for index in positions.view(len(projected), -1)]
-        alignment_losses = self.alignment.losses(targets, [visual])
+        alignment_losses = self.alignment.losses(targets, [visual], hidden)
         return AlignedOutput(lm_loss, mean_loss(alignment_losses), packing.padded(logits), alignment_losses)
 
 
@@ -140,9 +163,15 @@ class AlignedMLLMForConditionalGeneration(Aligned):
     """
 
     def __init__(
-        self, mllm: MLLM, alignment: Alignment | None = None, residual: Residual | None = None, *, target: str = "vfm"
+        self,
+        mllm: MLLM,
+        alignment: Alignment | None = None,
+        residual: Residual | None = None,
+        *,
+        target: str = "vfm",
+        mask: TokenMask | None = None,
     ) -> None:
-        super().__init__(mllm.model, alignment, residual)
+        super().__init__(mllm.model, alignment, residual, mask)
         self.target, self._mllm = target, mllm
         self._projector_input: Tensor | None = None
         self._first_block_input: Tensor | None = None
@@ -182,6 +211,7 @@ class AlignedMLLMForConditionalGeneration(Aligned):
             inputs: further inputs of the transformers model, as its processor returned them.
         """
         self._first_block_input = None
+        hidden = self.hidden_tokens(visual)
         logits = self.base(**inputs, use_cache=False).logits
         if answers is None:
             answers = answer_positions(labels)
@@ -197,7 +227,7 @@ class AlignedMLLMForConditionalGeneration(Aligned):
         if self.target != "vfm":
             targets = {self.target: self._target_from_model(visual)}
         assert targets is not None
-        alignment_losses = self.alignment.losses(targets, visual)
+        alignment_losses = self.alignment.losses(targets, visual, hidden)
         return AlignedOutput(lm_loss, mean_loss(alignment_losses), logits, alignment_losses)
 
     def _zero_with_gradients(self) -> Tensor:

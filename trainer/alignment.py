@@ -1,4 +1,4 @@
-"""Visual representation alignment (VIRAL, arXiv 2509.07979): objectives, heads, and hooks that read the visual tokens.
+"""Visual representation alignment (VIRAL, arXiv 2509.07979): alignment heads, and hooks that read the visual tokens.
 
 `attach_alignment` works on every model that `workbench.mllm` can load, without changing it. The trainer uses it, and
 you can use it in a training loop of your own (docs/howto/own_loop.md).
@@ -6,7 +6,6 @@ you can use it in a training loop of your own (docs/howto/own_loop.md).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
@@ -16,46 +15,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from trainer.objectives import AlignmentHead, cosine_loss, mean_loss, predict_loss, relation_loss
+from workbench.attention_heads import head_count, head_outputs, output_projection
 from workbench.errors import ConfigError, DataError, ModelError, UnknownNameError
 from workbench.mllm import MLLM, VisualTokens
+from workbench.mllm.family import final_norm_of
 
-Objective = Literal["cosine", "relation"]
+Objective = Literal["cosine", "relation", "predict"]
 Heads = Literal["each", "shared", "none"]
-Where = Literal["output", "attention"]
+Where = Literal["output", "attention", "heads"]
+Site = tuple[int, int | None]
+"""A layer, and the number of an attention head of it from 0; None for the whole layer."""
 Targets = Mapping[str, Tensor | Sequence[Any]]
 Visual = Bool[Tensor, "b s"] | Sequence[Sequence[VisualTokens]]
-
-
-class AlignmentHead(nn.Sequential):
-    """The projection P_pi: a three-layer MLP with SiLU, width -> hidden -> hidden -> dim (docs/paper.md).
-
-    Args:
-        width: of the visual tokens inside the language model.
-        hidden: of the two hidden layers.
-        dim: of the target features.
-    """
-
-    def __init__(self, width: int, hidden: int, dim: int) -> None:
-        super().__init__(
-            nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, dim)
-        )
-
-
-def cosine_loss(predicted: Float[Tensor, "*batch d"], target: Float[Tensor, "*batch d"]) -> Float[Tensor, ""]:
-    """Return L_VRA = -(1/N) sum_i cos(P_pi(e_i), y_i), from -1 to 1; no gradient reaches the target."""
-    return -torch.nn.functional.cosine_similarity(predicted.float(), target.detach().float(), dim=-1).mean()
-
-
-def relation_loss(predicted: Float[Tensor, "token d"], target: Float[Tensor, "token dim"]) -> Float[Tensor, ""]:
-    """Return L_rel = (1/N^2) sum_ij (cos(p_i, p_j) - cos(y_i, y_j))^2 over the N tokens of one image, from 0 to 4.
-
-    No gradient reaches the target. The mean includes the diagonal, whose terms are 0, as in the official code. The
-    widths d and dim may differ.
-    """
-    p, y = (nn.functional.normalize(values.float(), dim=-1) for values in (predicted, target.detach()))
-    # autocast would compute both products in bfloat16, but the loss is their small difference
-    with torch.autocast(p.device.type, enabled=False):
-        return nn.functional.mse_loss(p @ p.T, y @ y.T)
 
 
 class Alignment(nn.Module):
@@ -66,22 +38,32 @@ class Alignment(nn.Module):
     latest pass and forgets them.
 
     Attributes:
-        heads: ordered by layer, then by target; shared heads have one for each target.
+        sites: what is aligned, in ascending order: layers or single attention heads.
+        heads: the alignment heads, ordered by site, then by target; shared heads have one for each target.
     """
 
     def __init__(
-        self, widths: Mapping[int, int], dims: Mapping[str, int], objective: Objective, heads: Heads, hidden: int
+        self, widths: Mapping[Site, int], dims: Mapping[str, int], objective: Objective, heads: Heads, hidden: int
     ) -> None:
         super().__init__()
-        self.layers, self.dims, self.objective, self.sharing = tuple(widths), dict(dims), objective, heads
+        self.sites, self.dims, self.objective, self.sharing = tuple(widths), dict(dims), objective, heads
+        self.layers = tuple(dict.fromkeys(layer for layer, _ in self.sites))
         head_widths = {"each": list(widths.values()), "shared": list(widths.values())[:1], "none": []}[heads]
         self.heads = nn.ModuleList(AlignmentHead(width, hidden, dim) for width in head_widths for dim in dims.values())
+        self._head_counts: dict[int, int] = {}  # attention heads of each layer, where single ones are aligned
         self._handles: list[RemovableHandle] = []
         self._states: dict[int, Tensor] = {}  # hidden states of the latest pass, by layer
         self._running, self._with_gradient = False, False
 
-    def losses(self, targets: Targets, visual: Visual) -> dict[str, Float[Tensor, ""]]:
-        """Return the loss of each layer and target after a forward pass, unweighted, as {"layer_L/target": loss}.
+    @property
+    def names(self) -> list[str]:
+        """The names of the losses: layer_L/TARGET for a layer, layer_L_head_H/TARGET for an attention head of it."""
+        return [f"{site_name(site)}/{target}" for site in self.sites for target in self.dims]
+
+    def losses(
+        self, targets: Targets, visual: Visual, only: Bool[Tensor, " token"] | None = None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Return the loss of each site and target after a forward pass, unweighted, by their `names`.
 
         Args:
             targets: for each name of `dims`, the features of the visual tokens in the order of the batch: one tensor
@@ -89,6 +71,8 @@ class Alignment(nn.Module):
                 tile, in lists nested to any depth.
             visual: the positions of the visual tokens: a mask (b, s) where each row has one image, or the return value
                 of `mllm.visual_tokens(batch)`.
+            only: which visual tokens, in the order of the batch, the loss is a mean over; by default all. Not for the
+                objective `relation`, which compares all tokens of an image.
 
         Raises:
             ModelError: there was no forward pass since the last call, or it did not run all aligned layers.
@@ -109,21 +93,25 @@ class Alignment(nn.Module):
             raise DataError(f"targets are {', '.join(targets) or '(none)'}: expected {', '.join(self.dims)}")
         (rows, columns), sizes = _token_positions(visual)
         flat = {name: _one_row_per_token(name, targets[name], dim, sum(sizes)) for name, dim in self.dims.items()}
-        losses = {}
-        for i, (layer, hidden) in enumerate(states.items()):
+        if only is not None:
+            rows, columns = rows[only.to(rows.device)], columns[only.to(columns.device)]
+            flat = {name: target[only.to(target.device)] for name, target in flat.items()}
+        losses = []
+        for i, (layer, head) in enumerate(self.sites):
+            hidden = states[layer] if head is None else head_outputs(states[layer], self._head_counts[layer], head)
             index = (rows * hidden.shape[1] + columns).to(hidden.device, non_blocking=True)
             # in the backward pass, index_select on flat rows is twice as fast as hidden[rows, columns]
             tokens = hidden.flatten(0, 1).index_select(0, index)
-            for j, (name, target) in enumerate(flat.items()):
-                head = (
+            for j, target in enumerate(flat.values()):
+                project = (
                     None if self.sharing == "none" else self.heads[(i if self.sharing == "each" else 0) * len(flat) + j]
                 )
-                predicted = tokens if head is None else head(tokens.to(next(head.parameters()).dtype))
-                losses[f"layer_{layer}/{name}"] = self._objective(predicted, target.to(tokens.device), sizes)
-        return losses
+                predicted = tokens if project is None else project(tokens.to(next(project.parameters()).dtype))
+                losses.append(self._objective(predicted, target.to(tokens.device), sizes))
+        return dict(zip(self.names, losses, strict=True))
 
     def loss(self, targets: Targets, visual: Visual) -> Float[Tensor, ""]:
-        """Return L_VRA, the unweighted mean of `losses` over layers and targets; same arguments and errors."""
+        """Return L_VRA, the unweighted mean of `losses` over sites and targets; same arguments and errors."""
         return mean_loss(self.losses(targets, visual))
 
     def remove(self) -> None:
@@ -135,12 +123,12 @@ class Alignment(nn.Module):
     def _objective(
         self, predicted: Float[Tensor, "token d"], target: Float[Tensor, "token dim"], sizes: list[int]
     ) -> Float[Tensor, ""]:
-        if self.objective == "cosine":
-            return cosine_loss(predicted, target)
+        if self.objective != "relation":
+            return (cosine_loss if self.objective == "cosine" else predict_loss)(predicted, target)
         images = zip(predicted.split(sizes), target.split(sizes), strict=True)
         return torch.stack([relation_loss(tokens, features) for tokens, features in images]).mean()
 
-    def _hook(self, decoder: Any, where: Where) -> None:
+    def _hook(self, decoder: Any, where: Where, *, final_norm: bool) -> None:
         """Register the hooks.
 
         Hooks on the decoder mark the begin and the end of a forward pass: activation checkpointing runs the blocks
@@ -150,12 +138,13 @@ class Alignment(nn.Module):
         self._handles.append(decoder.register_forward_hook(self._end, always_call=True))
         for layer in self.layers:
             block = decoder.layers[layer - 1]
+            if final_norm and layer == len(decoder.layers):
+                block = final_norm_of(decoder)
             if where == "output":
                 self._handles.append(block.register_forward_hook(partial(self._keep_output, layer)))
             else:
-                self._handles.append(
-                    _attention_output(block, layer).register_forward_pre_hook(partial(self._keep_input, layer))
-                )
+                o_proj = output_projection(block, layer)
+                self._handles.append(o_proj.register_forward_pre_hook(partial(self._keep_input, layer)))
 
     def _begin(self, *_: object) -> None:
         self._running, self._states, self._with_gradient = True, {}, torch.is_grad_enabled()
@@ -178,20 +167,16 @@ class Alignment(nn.Module):
         self._states[layer] = args[0]
 
 
-def mean_loss(losses: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
-    """Return the unweighted mean of the losses of all layers and targets."""
-    return torch.stack(list(losses.values())).mean()
-
-
 def attach_alignment(
     model: Any,
     *,
-    layers: Sequence[int],
+    layers: Sequence[int | Site],
     dims: Mapping[str, int],
     objective: Objective = "cosine",
     heads: Heads = "each",
     where: Where = "output",
     hidden: int = 2048,
+    final_norm: bool = False,
 ) -> Alignment:
     """Attach alignment heads to a model without changing it: hooks read its layers, the returned module has the heads.
 
@@ -200,13 +185,17 @@ def attach_alignment(
 
     Args:
         model: an `MLLM`, or a transformers model of a family that `workbench.mllm` knows.
-        layers: numbers from 1 to L; layer l is the output of block l, before the final norm.
+        layers: numbers from 1 to L; layer l is the output of block l, before the final norm. For `where="heads"` pairs
+            (layer, head) of attention heads, numbered from 0.
+        final_norm: read layer L after the final norm instead, as transformers' `hidden_states[L]` is; L must be among
+            `layers`, and `where` must be `output`.
         dims: width of each target by its name, such as {"dinov2-small": 384}.
-        objective: `cosine` for `cosine_loss`, `relation` for `relation_loss` within each image or tile.
-        heads: `each` gives every layer a head for each target, `shared` has one head for each target for all layers,
-            and `none` (with `relation` only) compares the visual tokens without a head.
+        objective: `cosine` for `cosine_loss`, `predict` for `predict_loss`, `relation` for `relation_loss` within each
+            image or tile.
+        heads: `each` gives every layer (or attention head) an alignment head for each target, `shared` has one for each
+            target for all of them, and `none` (with `relation` only) compares the visual tokens without one.
         where: `output` reads the output of a block, `attention` the concatenated outputs of its attention heads, which
-            are the input of o_proj.
+            are the input of o_proj, and `heads` the outputs of single attention heads.
         hidden: width of the two hidden layers of a head.
 
     Raises:
@@ -218,23 +207,36 @@ def attach_alignment(
             raise UnknownNameError(name, value, get_args(kind))
     decoder = model.decoder if isinstance(model, MLLM) else model.get_decoder()
     decoder = getattr(decoder, "model", decoder)
-    blocks = decoder.layers
-    for layer in layers:
+    blocks, sites = decoder.layers, _sites(layers, where)
+    for layer, _ in sites:
         if not 1 <= layer <= len(blocks):
             raise ConfigError(f"layer is {layer}: expected 1 to {len(blocks)}, the layers of the model")
     if not layers or not dims or len(set(layers)) < len(layers):
         raise ConfigError(
             f"layers are {list(layers)} and targets {list(dims)}: expected at least one of each, and no layer twice"
         )
+    if final_norm and (where != "output" or len(blocks) not in layers):
+        raise ConfigError(
+            f"final_norm with {where} of layers {list(layers)}: expected the output of layer {len(blocks)}, the last"
+            " one, among them"
+        )
     if heads == "none" and objective != "relation":
         raise ConfigError(
             f"objective {objective} without heads: expected heads each or shared, since only relation can compare"
             " tokens and features of different widths"
         )
-    width = model.config.get_text_config().hidden_size
+    text = model.config.get_text_config()
+    counts = {} if where != "heads" else {layer: head_count(text, blocks[layer - 1], layer) for layer, _ in sites}
+    for layer, head in sites:
+        if head is not None and not 0 <= head < counts[layer]:
+            raise ConfigError(
+                f"attention head is {head}: expected 0 to {counts[layer] - 1}, the heads of layer {layer}"
+            )
     widths = {
-        layer: width if where == "output" else _attention_output(blocks[layer - 1], layer).in_features
-        for layer in sorted(layers)
+        (layer, head): text.hidden_size
+        if where == "output"
+        else output_projection(blocks[layer - 1], layer).in_features // counts.get(layer, 1)
+        for layer, head in sites
     }
     if heads == "shared" and len(set(widths.values())) > 1:
         raise ConfigError(
@@ -242,16 +244,29 @@ def attach_alignment(
             " or heads each"
         )
     alignment = Alignment(widths, dims, objective, heads, hidden).to(next(blocks[0].parameters()).device)
-    alignment._hook(decoder, where)
+    alignment._head_counts = counts
+    alignment._hook(decoder, where, final_norm=final_norm)
     return alignment
 
 
-def _attention_output(block: Any, layer: int) -> Any:
-    """Return o_proj, the linear layer that mixes the outputs of a block's attention heads."""
-    o_proj = getattr(getattr(block, "self_attn", None), "o_proj", None)
-    if o_proj is None:
-        raise ModelError(f"block {layer} has no attention module that can be aligned: expected self_attn with o_proj")
-    return o_proj
+def _sites(layers: Sequence[int | Site], where: Where) -> list[Site]:
+    """Return the sites in ascending order.
+
+    Raises:
+        ConfigError: a layer where a pair of layer and attention head is expected, or the other way round.
+    """
+    for site in layers:
+        if isinstance(site, tuple) != (where == "heads"):
+            expected = "pairs (layer, head)" if where == "heads" else "numbers of layers"
+            raise ConfigError(f"layers contains {site} with where {where}: expected {expected}")
+    pairs = [site if isinstance(site, tuple) else (site, -1) for site in layers]
+    return [(layer, head if where == "heads" else None) for layer, head in sorted(pairs)]
+
+
+def site_name(site: Site) -> str:
+    """Return the name of a site in the log."""
+    layer, head = site
+    return f"layer_{layer}" if head is None else f"layer_{layer}_head_{head}"
 
 
 def _token_positions(visual: Visual) -> tuple[tuple[Tensor, Tensor], list[int]]:
@@ -285,24 +300,3 @@ def _one_row_per_token(name: str, target: Any, dim: int, count: int) -> Float[Te
     if len(flat) != count:
         raise DataError(f"target '{name}' has {len(flat)} tokens: expected {count}, the visual tokens of the batch")
     return flat
-
-
-def weight_at(
-    step: int, *, steps: int, weight: float, schedule: str = "constant", final: float = 0.0, warmup: int = 0
-) -> float:
-    """Return lambda in L = L_LM + lambda * L_VRA at optimizer step `step`, counted from 0.
-
-    Lambda depends on the step alone, so a resumed run continues with the same values. It first rises over `warmup`
-    steps as weight * (step + 1) / warmup. Then it stays at `weight` (constant) or approaches `final`, which it reaches
-    at the last step; with t from 0 to 1 over these steps, it is
-
-        linear: weight + (final - weight) * t
-        cosine: final + (weight - final) * (1 + cos(pi * t)) / 2
-    """
-    if step < warmup:
-        return weight * (step + 1) / warmup
-    if schedule == "constant":
-        return weight
-    between = steps - 1 - warmup
-    t = min(1.0, (step - warmup) / between) if between > 0 else 1.0
-    return final + (weight - final) * (1 - t if schedule == "linear" else (1 + math.cos(math.pi * t)) / 2)

@@ -163,6 +163,8 @@ def _intent(recipe: Mapping[str, Any]) -> str:
             "trained as a control of VIRAL (arXiv 2509.07979): the visual tokens of an image were aligned with the"
             " features of another image"
         )
+    elif recipe["alignment"]["objective"] == "predict":
+        kind = "trained to predict features of the image from its visual tokens (not the objective of VIRAL)"
     else:
         kind = "whose visual tokens were aligned with other features during training (VIRAL, arXiv 2509.07979)"
     return f"A multimodal language model {kind}. A research model: nothing is known about it but the scores below."

@@ -104,6 +104,11 @@ def check_launch(recipe: Recipe) -> None:
             "model.train is lora with ZeRO-3, whose sharded weights cannot be merged with the adapters: expected the"
             " launch file ddp.yaml, fsdp.yaml or zero2.yaml"
         )
+    if strategy != "ddp" and recipe.optim.frozen_precision == "bfloat16":
+        raise ConfigError(
+            f"optim.frozen_precision is bfloat16 with {strategy}, which shards weights of one precision only: expected"
+            " the launch file ddp.yaml, or optim.frozen_precision float32"
+        )
     if distributed.is_sharded() and recipe.model.kind == "toy" and recipe.data.features == "compute":
         raise ConfigError(
             f"data.features is compute with {strategy}, but a toy LLaVA's vision encoder cannot compute features while"

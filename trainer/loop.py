@@ -21,12 +21,12 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from trainer import distributed
-from trainer.alignment import weight_at
 from trainer.evaluation import metrics_of
 from trainer.monitor.cknna import CknnaMonitor, build_cknna_monitor
 from trainer.monitor.guards import FiniteCheck, check_token_counts
 from trainer.monitor.progress import LastLog, Progress
 from trainer.monitor.warnings import EarlyWarnings, warn_once
+from trainer.objectives import weight_at
 from trainer.output.checkpoints import UNFINISHED, publish_checkpoint, write_sources
 from trainer.output.model_folder import load_model, save_model
 from trainer.prefetch import Prefetched
@@ -44,8 +44,10 @@ class AlignmentTrainer(Trainer):
 
     An optimizer step is the same for any number of processes and accumulated batches, because both losses are means
     over the global batch: the language-model loss over its answer tokens, the alignment loss over its visual tokens
-    (`relation`: over its images and tiles). Each process and accumulated batch contributes its share of the mean. Since
-    gradients are averaged over the processes, each share is multiplied by their number.
+    (`relation`: over its images and tiles). With `loss_average: microbatch` the language-model loss is the mean of the
+    means of all forward passes, which depends on how the batch is divided. Each process and accumulated batch
+    contributes its share of the mean. Since gradients are averaged over the processes, each share is multiplied by
+    their number.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class AlignmentTrainer(Trainer):
         self._answers_cut: Tensor | int = 0  # conversations that max_length left without an answer
         # of the current optimizer step:
         self._aligned_items: Tensor | None = None  # what the alignment loss is a mean over, in the global batch
+        self._microbatches: Tensor | int = 1  # of all processes, those that have an answer
         self._batches: list[dict[str, Tensor]] = []  # of this process
         self._finite = FiniteCheck(recipe.output_dir)
         self._saving = False
@@ -98,15 +101,17 @@ class AlignmentTrainer(Trainer):
 
         The gradients are then averaged over the processes.
         """
-        output = model(**inputs, num_items_in_batch=num_items_in_batch)
-        loss = output.lm_loss
+        by_microbatch = self.recipe.optim.loss_average == "microbatch"
+        output = model(**inputs, num_items_in_batch=None if by_microbatch else num_items_in_batch)
+        lm_loss = output.lm_loss / self._microbatches if by_microbatch else output.lm_loss
+        loss = lm_loss
         if self.accelerator.sync_gradients:
             self._steps += 1
             self._aligned_steps = self._aligned_steps + (
                 0 if self._aligned_items is None else (self._aligned_items > 0).int()
             )
-        self._add_to_log("lm_loss", output.lm_loss)
-        terms = {"lm_loss": output.lm_loss}
+        self._add_to_log("lm_loss", lm_loss)
+        terms = {"lm_loss": lm_loss}
         if output.alignment_loss is not None:
             assert self._aligned_items is not None
             items = self._count_aligned(inputs)
@@ -150,19 +155,21 @@ class AlignmentTrainer(Trainer):
             self._prefetched.wait()
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
-        """Count the answer tokens of the global batch and, for the alignment loss and the log, two more quantities.
+        """Count the answer tokens of the global batch and, for the losses and the log, three more quantities.
 
-        These are what the alignment loss is a mean over, and the conversations that max_length left without an answer.
+        These are what the alignment loss is a mean over, the conversations that max_length left without an answer, and
+        the forward passes with an answer.
         """
         is_answer = [batch["labels"].ne(IGNORED) for batch in batch_samples]
         counts = [
-            torch.stack([mask.sum(), self._count_aligned(batch), (~mask.any(1)).sum()])
+            torch.stack([mask.sum(), self._count_aligned(batch), (~mask.any(1)).sum(), mask.any().long()])
             for mask, batch in zip(is_answer, batch_samples, strict=True)
         ]
-        tokens, self._aligned_items, cut = self.accelerator.reduce(
+        tokens, self._aligned_items, cut, microbatches = self.accelerator.reduce(
             torch.stack(counts).sum(0).to(device, non_blocking=True), "sum"
         )
         self._answers_cut = self._answers_cut + cut
+        self._microbatches = microbatches.clamp(min=1)
         return tokens
 
     def _count_aligned(self, batch: dict[str, Any]) -> Tensor:
@@ -192,7 +199,7 @@ class AlignmentTrainer(Trainer):
         alignment = self.setup.model.alignment
         if alignment is None:
             return ["lm_loss"]
-        each = [f"alignment_loss/layer_{layer}/{target}" for layer in alignment.layers for target in alignment.dims]
+        each = [f"alignment_loss/{name}" for name in alignment.names]
         return ["lm_loss", "alignment_loss", *(each if len(each) > 1 else [])]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -265,6 +265,14 @@ class OptimConfig:
     """Learning rate of the projector of a pretrained or an assembled model; by default `learning_rate`."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """`bfloat16` means autocast: weights and optimizer states stay float32."""
+    frozen_precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16` stores the frozen matrices of a pretrained or an assembled model in half the memory. What is trained
+    stays float32, and with `precision` bfloat16, which it needs, no loss changes: autocast rounds these matrices in
+    every pass anyway."""
+    loss_average: Literal["batch", "microbatch"] = "batch"
+    """What the language-model loss is a mean over: all answer tokens of the global `batch`, or the means of each
+    `microbatch` (forward pass of a process), so that the answers of one with fewer tokens count more, as in the
+    official code of the paper."""
     checkpointing: bool = False
     """Activation checkpointing: a pretrained or an assembled model computes its activations again in the backward pass,
     which needs less memory and more time."""
@@ -275,6 +283,11 @@ class OptimConfig:
             raise ConfigError(
                 f"optim.accumulation is {self.accumulation}, but it follows from optim.global_batch ="
                 f" {self.global_batch}: leave optim.accumulation out"
+            )
+        if self.frozen_precision == "bfloat16" and self.precision != "bfloat16":
+            raise ConfigError(
+                f"optim.frozen_precision is bfloat16 and optim.precision {self.precision}: expected optim.precision"
+                " bfloat16 too, or optim.frozen_precision float32"
             )
 
     def at_once(self, processes: int) -> int:
@@ -308,15 +321,35 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class SelectionConfig:
+    """How the attention heads that `alignment.where: heads` aligns are chosen, before the first step.
+
+    Candidates are all attention heads of the layers of `alignment.layer`. Those with the lowest mutual kNN with the VFM
+    are aligned.
+    """
+
+    heads: Annotated[int, Ge(1)] = 4
+    """Number of attention heads that are aligned."""
+    k: Annotated[int, Ge(1)] = 10
+    """Number of nearest neighbors of the mutual kNN."""
+    images: Annotated[int, Ge(1)] = 32
+    """Number of training images, the first ones, on which it is measured."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "alignment.selection.")
+
+
+@dataclass(frozen=True)
 class AlignmentConfig:
     """The alignment loss L_VRA on the visual tokens inside the language model.
 
     Variants and equations: docs/concepts/alignment_loss.md.
     """
 
-    objective: Literal["none", "cosine", "relation"] = "none"
+    objective: Literal["none", "cosine", "relation", "predict"] = "none"
     """`none` is the baseline without alignment, `cosine` the similarity of tokens and targets, `relation` the agreement
-    of the similarities among the tokens of an image with those among its targets."""
+    of the similarities among the tokens of an image with those among its targets, `predict` the squared error of
+    predicting the normalized targets from the tokens."""
     weight: Annotated[float, Ge(0)] = 0.5
     """lambda in L = L_LM + lambda * L_VRA."""
     layer: Annotated[tuple[int, ...], Ge(1)] = (3,)
@@ -324,9 +357,13 @@ class AlignmentConfig:
     heads: Literal["each", "shared", "none"] = "each"
     """`each` layer has its own alignment head, one head is `shared` by all layers, or (`relation` only) `none` compares
     the visual tokens without a head."""
-    where: Literal["output", "attention"] = "output"
-    """Which states of a layer are aligned: its `output`, or the concatenated outputs of its `attention` heads (the
-    input of o_proj)."""
+    where: Literal["output", "attention", "heads"] = "output"
+    """Which states of a layer are aligned: its `output`, the concatenated outputs of its `attention` heads (the input
+    of o_proj), or the outputs of those single `heads` that `selection` chooses."""
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    mask: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of the visual tokens of each image that the language model does not see during training: each is replaced
+    by the mean of the visible ones, and the loss is a mean over these hidden tokens alone."""
     target: Literal["vfm", "encoder", "projector"] = "vfm"
     """What the visual tokens are aligned with: features of the frozen `vfm`, or the input (`encoder`) or output
     (`projector`) of the model's own projector, without gradient."""
@@ -343,6 +380,9 @@ class AlignmentConfig:
     teacher_norm: Literal["own", "student"] = "own"
     """Normalization of the VFM's pixels: its `own`, or always CLIP's (`student`), as in the official code of the
     paper."""
+    final_norm: bool = False
+    """Read the last layer after the final norm of the language model, as the official code does, instead of before it;
+    other layers do not change."""
     hidden: Annotated[int, Ge(1)] = 256
     """Width of the two hidden layers of an alignment head."""
     images: Literal["same", "others"] = "same"
@@ -360,10 +400,17 @@ class AlignmentConfig:
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"alignment.{name} is {_listed(values)}: expected one or more, none of them twice")
         check_ranges(self, "alignment.")
-        if self.objective == "cosine" and self.heads == "none":
+        if self.objective in ("cosine", "predict") and self.heads == "none":
             raise ConfigError(
-                "alignment.heads is none: expected each or shared for the cosine objective, since tokens and targets"
-                " have different widths"
+                f"alignment.heads is none: expected each or shared for the {self.objective} objective, since tokens and"
+                " targets have different widths"
+            )
+        self._check_selection()
+        self._check_mask()
+        if self.final_norm and (self.where != "output" or not self.aligned):
+            raise ConfigError(
+                f"alignment.final_norm is yes with alignment.objective {self.objective} and alignment.where"
+                f" {self.where}: expected an aligned output of the last layer, or alignment.final_norm no"
             )
         if self.schedule == "constant" and self.final_weight is not None:
             raise ConfigError(
@@ -376,10 +423,44 @@ class AlignmentConfig:
                 " alignment.images same"
             )
 
+    def _check_selection(self) -> None:
+        if self.where != "heads":
+            if self.selection != SelectionConfig():
+                raise ConfigError(
+                    f"alignment.selection is changed, but alignment.where is {self.where}: expected heads, or no"
+                    " alignment.selection"
+                )
+        elif self.target != "vfm":
+            raise ConfigError(
+                f"alignment.where is heads with alignment.target {self.target}: expected target vfm, since heads are"
+                " chosen by their alignment with the VFM"
+            )
+
+    def _check_mask(self) -> None:
+        if not self.mask:
+            return
+        if self.objective not in ("cosine", "predict"):
+            raise ConfigError(
+                f"alignment.mask is {self.mask} with alignment.objective {self.objective}: expected predict or cosine,"
+                " whose loss is a mean over tokens"
+            )
+        for key, value in (("target", self.target), ("residual", self.residual)):
+            if value == "projector" or (key, value) == ("residual", "encoder"):
+                why = "would be the replaced token" if key == "target" else "would show the hidden tokens"
+                raise ConfigError(
+                    f"alignment.mask is {self.mask} with alignment.{key} {value}, which {why}: expected another"
+                    f" alignment.{key}, or no mask"
+                )
+
     @property
     def aligned(self) -> bool:
         """Whether there is an alignment loss."""
         return self.objective != "none"
+
+    @property
+    def chooses_heads(self) -> bool:
+        """Whether single attention heads are aligned, which are chosen before the first step."""
+        return self.aligned and self.where == "heads"
 
     @property
     def reads_encoder(self) -> bool:
@@ -398,6 +479,11 @@ class AlignmentConfig:
         """
         if self.changes_layers and max(self.layer) > layers:
             raise ConfigError(f"alignment.layer is {max(self.layer)}: expected 1 to {layers}, the layers of the model")
+        if self.final_norm and layers not in self.layer:
+            raise ConfigError(
+                f"alignment.final_norm is yes and alignment.layer {_listed(self.layer)}: expected {layers}, the last"
+                " layer, among them, since only that one is followed by the final norm"
+            )
 
 
 @dataclass(frozen=True)
@@ -521,10 +607,11 @@ class Recipe:
                 f"data.weights is {_listed(data.weights)}, but a toy LLaVA is trained on one data set: leave"
                 " data.weights out, or choose a subset with data.limit_train"
             )
-        if self.optim.checkpointing or self.optim.connector_rate is not None:
+        optim = self.optim
+        if optim.checkpointing or optim.connector_rate is not None or optim.frozen_precision != "float32":
             raise ConfigError(
-                "optim.checkpointing and optim.connector_rate do not work with a toy LLaVA: leave them out, or set"
-                " model.kind to pretrained or assembled"
+                "optim.checkpointing, optim.connector_rate and optim.frozen_precision do not work with a toy LLaVA:"
+                " leave them out, or set model.kind to pretrained or assembled"
             )
         for key, value in (("target", alignment.target if alignment.aligned else ""), ("residual", alignment.residual)):
             # in the concatenated features of two encoders, the encoder with the larger values would dominate
@@ -534,12 +621,22 @@ class Recipe:
                     " another, since the features of two encoders would be mixed (alignment.vfm takes several VFMs,"
                     " each with its own heads)"
                 )
+        if alignment.chooses_heads and self.model.second_encoder is not None:
+            raise ConfigError(
+                f"alignment.where is heads with model.second_encoder {self.model.second_encoder}: expected one encoder,"
+                " since the heads are chosen with the model as analyses load it"
+            )
         if self.model.language is None:
             alignment.check_layers(self.model.layers)
 
     def _check_conversations(self) -> None:
         """Refuse what is impossible for a pretrained or an assembled model, which is trained on conversations."""
         alignment = self.alignment
+        if self.model.train_vision_encoder and self.optim.frozen_precision == "bfloat16":
+            raise ConfigError(
+                "optim.frozen_precision is bfloat16 and model.train_vision_encoder yes, so that nothing is frozen:"
+                " leave optim.frozen_precision out"
+            )
         if self.start is not None or self.stage1 is not None:
             key, value = ("start", self.start) if self.start is not None else ("stage1", self.stage1)
             raise ConfigError(

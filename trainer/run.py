@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import TrainerState
 
 from trainer import distributed
-from trainer.build.lora import lora_layers, merge_lora
+from trainer.build.frozen_precision import is_halved
+from trainer.build.lora import lora_layers, merge_lora, merged_state
 from trainer.card import origins, write_card
 from trainer.checks import checked_stages
 from trainer.evaluation import Evaluation, summary
@@ -108,9 +109,12 @@ def _finished(trainer: AlignmentTrainer, argv: list[str]) -> pd.DataFrame:
     """Check, evaluate and store the trained model, then write its record; return the table of the final evaluation."""
     setup, tensors = trainer.setup, trainer.whole_state()
     distributed.on_main(lambda: setup.check_frozen(tensors_below(tensors, "base.")))
-    if lora_layers(setup.model.base):
-        merge_lora(setup.model.base)  # before the evaluation, since merging rounds: what is stored is what is evaluated
-        tensors = trainer.whole_state()
+    base = setup.model.base
+    if lora_layers(base):
+        # of matrices in bfloat16 the exact sums are stored; autocast rounds them in every pass, as merging does here
+        exact = merged_state(base, tensors_below(tensors, "base.")) if is_halved(base) else {}
+        merge_lora(base)  # before the evaluation, since merging rounds: what is stored is what is evaluated
+        tensors = trainer.whole_state() | {f"base.{name}": value for name, value in exact.items()}
     evaluation = setup.evaluate(final=True)
     record = _record(trainer, argv)
     distributed.on_main(_write_results, trainer, tensors, evaluation)

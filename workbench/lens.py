@@ -18,9 +18,8 @@ from torch import Tensor
 from workbench.capture.hidden_states import read
 from workbench.errors import DataError, ModelError
 from workbench.mllm.base import MLLM
-from workbench.mllm.family import Batch
+from workbench.mllm.family import Batch, final_norm_of
 
-NORMS = ("norm", "final_layernorm", "ln_f", "final_layer_norm")
 CHECKED = 8  # number of visual tokens at which the lens is compared with the model
 
 
@@ -57,12 +56,9 @@ def lens_of(mllm: MLLM, batch: Batch) -> Lens:
         ModelError: the model has no output head or no final norm, or the lens gives other logits than the model.
     """
     head = mllm.model.get_output_embeddings()
-    norm = next((getattr(mllm.decoder, name) for name in NORMS if hasattr(mllm.decoder, name)), None)
-    if head is None or norm is None:
-        raise ModelError(
-            f"{mllm.name} has no {'output head' if head is None else 'final norm'} where transformers' decoders have"
-            " it: expected a decoder with both"
-        )
+    if head is None:
+        raise ModelError(f"{mllm.name} has no output head where transformers' models have it: expected one")
+    norm = final_norm_of(mllm.decoder)
     last = read(mllm, batch, layers=[mllm.n_layers])[0]
     chosen = torch.linspace(0, len(last.tokens) - 1, min(CHECKED, len(last.tokens))).long()
     with mllm.lock, torch.inference_mode():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,6 +50,33 @@ def bootstrap_ci(
     There is no resampling, since bootstrap intervals cover too little; `n` and `seed` have no effect.
     """
     return mean_interval(values, groups=groups, level=level)
+
+
+def sums_interval(
+    images: Sequence[str] | pd.Series,
+    counts: Mapping[str, np.ndarray],
+    statistic: Callable[[Mapping[str, Any]], Any],
+    seed: int,
+    resamples: int = 2000,
+) -> Interval:
+    """Return a statistic of sums over questions with a percentile interval that resamples images.
+
+    Args:
+        images: (question,), the image of each.
+        counts: {name: (question,)}.
+        statistic: {name: sums of any shape} -> values of that shape, NaN where undefined.
+        seed: of the resampling.
+        resamples: how many times the images are resampled.
+    """
+    codes, unique = pd.factorize(np.asarray(images))
+    sums = np.stack([np.bincount(codes, weights=values, minlength=len(unique)) for values in counts.values()], axis=1)
+    draws = np.random.default_rng(seed).multinomial(len(unique), np.full(len(unique), 1 / len(unique)), size=resamples)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        estimate = float(statistic(dict(zip(counts, sums.sum(0), strict=True))))
+        resampled = statistic(dict(zip(counts, (draws @ sums).T, strict=True)))
+    defined = resampled[np.isfinite(resampled)]
+    low, high = np.quantile(defined, [0.025, 0.975]) if len(defined) and np.isfinite(estimate) else (np.nan, np.nan)
+    return Interval(estimate, float(low), float(high), len(unique), 0.95, few=len(unique) < 10)
 
 
 def jackknife_ci(
@@ -199,16 +227,29 @@ def first_reached(steps: Sequence[float] | np.ndarray, scores: Sequence[float] |
             f"{len(y)} scores at steps {', '.join(f'{step:g}' for step in x)}: expected increasing steps with one score"
             " for each"
         )
-    above = (y >= level).nonzero()[0]
-    first, last = float(x[0]), float(x[-1])
-    if len(above) == 0:
+    step, first, last = float(steps_reached(x, y[None], np.array([level]))[0]), float(x[0]), float(x[-1])
+    if step == np.inf:
         return Reached(None, f"not within {last:g} steps")
-    at = int(above[0])
-    if at == 0:
+    if y[0] >= level:
         unknown = Reached(None, f"before the first evaluation at step {first:g}")
         return Reached(0.0, "at the start") if first == 0 else unknown
-    step = float(x[at - 1] + (level - y[at - 1]) / (y[at] - y[at - 1]) * (x[at] - x[at - 1]))
     return Reached(step, f"step {step:.0f}")
+
+
+def steps_reached(
+    steps: Float[np.ndarray, " step"], curves: Float[np.ndarray, "curve step"], levels: Float[np.ndarray, " curve"]
+) -> Float[np.ndarray, " curve"]:
+    """Return the first step at which each curve is at or above its level, interpolated linearly between evaluations.
+
+    A curve that never is has infinity; one that is at its first evaluation has the step of this evaluation.
+    """
+    above = curves >= levels[:, None]
+    at, rows = above.argmax(axis=1), np.arange(len(curves))
+    before = np.maximum(at - 1, 0)
+    start, end = curves[rows, before], curves[rows, at]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        between = steps[before] + (levels - start) / (end - start) * (steps[at] - steps[before])
+    return np.where(above.any(axis=1), np.where(at == 0, steps[0], between), np.inf)
 
 
 def holm(p: Sequence[float] | np.ndarray, weights: Sequence[float] | np.ndarray | None = None) -> np.ndarray:

@@ -73,6 +73,15 @@ class Run:
         return save(self, Path(root))
 
 
+def after_final_norm(runs: Mapping[str, Run]) -> dict[str, bool]:
+    """Return for each run whether its last layer was read after the final norm; runs from before that option were not.
+
+    Args:
+        runs: stored runs by label.
+    """
+    return {label: bool(run.extra.get("config", {}).get("final_norm", False)) for label, run in runs.items()}
+
+
 def run_key(analysis: str, version: int, config: Mapping[str, Any], model: str, data: str) -> str:
     """Hash everything that determines a run's numbers to 12 hex digits.
 

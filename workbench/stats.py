@@ -36,6 +36,8 @@ from workbench.paired import paired_test as paired_test
 from workbench.paired import sign_flip as sign_flip
 from workbench.paired import split_half_ci as split_half_ci
 from workbench.paired import split_half_test as split_half_test
+from workbench.paired import steps_reached as steps_reached
+from workbench.paired import sums_interval as sums_interval
 
 
 @dataclass(frozen=True)

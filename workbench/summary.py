@@ -49,6 +49,11 @@ IN_WORDS = (
     "layer",
     "heads",
     "where",
+    "selection",
+    "selection.heads",
+    "selection.k",
+    "selection.images",
+    "mask",
     "target",
     "vfm",
     "schedule",
@@ -271,7 +276,12 @@ def _way(recipe: Mapping[str, Any]) -> str:
     settings = recipe["alignment"]
     words = alignment_words(settings)
     if settings["objective"] != "none":
-        return f"also learns to make its visual tokens resemble {TARGETS[settings.get('target', 'vfm')]} ({words})"
+        goal = (
+            "predict from its visual tokens"
+            if settings["objective"] == "predict"
+            else "make its visual tokens resemble"
+        )
+        return f"also learns to {goal} {TARGETS[settings.get('target', 'vfm')]} ({words})"
     return "learns from the answers alone" + ("" if words == "none" else f", with a {words}")
 
 

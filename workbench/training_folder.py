@@ -164,9 +164,13 @@ def alignment_words(settings: Mapping[str, Any]) -> str:
             "warmup": 0,
             "heads": "each",
             "where": "output",
+            "mask": 0.0,
         }
         changed = [key for key, default in defaults.items() if settings.get(key, default) != default]
         words += [f"{key.replace('_', ' ')} {settings[key]}" for key in changed]
+        if settings.get("where") == "heads":
+            chosen = settings["selection"]
+            words.append(f"the {chosen['heads']} least aligned by {chosen['k']} neighbors on {chosen['images']} images")
         controls = {
             "images": ("others", "control: shuffled targets"),
             "center": (True, "control: centered targets"),

@@ -29,7 +29,7 @@ from workbench.errors import ConfigError, UnknownNameError, WorkbenchError
 from workbench.mllm.load import load_config
 from workbench.models import check_revision, is_folder, label_of, named_models
 from workbench.runs import Run, environment
-from workbench.vfm import find_vfm
+from workbench.vfm import OWN, find_vfm
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ def main(argv: list[str]) -> None:
             model, revision=None if is_folder(model) else budget.revision, trust_remote_code=budget.trust_remote_code
         )
     for name in budget.vfm:
-        find_vfm(name)
+        if name != OWN:
+            find_vfm(name)
     if budget.report.is_dir():
         example = budget.report / "report.html"
         raise ConfigError(f"report is {budget.report}, a folder: expected a file such as {example}")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analyses.attention.measuring import nan_mean
-from analyses.attention.questions import MEASURES, OBJECT_MEASURES
+from analyses.attention.measuring import EDGES, nan_mean
+from analyses.attention.questions import ENTROPIES, MEASURES, OBJECT_MEASURES, SINGLE_MEASURES
 from analyses.attention.tables import differences
 from workbench import figures as fig
 from workbench.runs import Run
+
+MOST_WORDS = 8  # of an answer, in a figure
 
 
 def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
@@ -36,10 +40,14 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
             drawn[f"{title}: raw attention, rollout and gradient x attention"] = fig.points(
                 methods[methods["measure"] == name], y="score", title=title
             )
+    drawn |= _words(runs)
     by_head = pd.concat([run.tables["scores"].assign(model=label) for label, run in runs.items()])
     by_layer = pd.concat([run.tables["layers"].assign(model=label) for label, run in runs.items()])
     all_changes = differences(runs)
-    for name, title in MEASURES.items():
+    drawn["Spatial entropy: by head"] = fig.head_maps_of(
+        {MEASURES[name]: by_head[by_head["measure"] == name] for name in ENTROPIES}
+    )
+    for name, title in (MEASURES | SINGLE_MEASURES).items():
         if name not in set(by_layer["measure"]):
             continue
         drawn[f"{title}: by layer"] = fig.layer_curves(by_layer[by_layer["measure"] == name], y=title, kind="measure")
@@ -48,8 +56,39 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
             drawn[f"{title}: difference by layer"] = fig.difference_curves(
                 changes, y=f"{title}, minus {changes['against'].iloc[0]}"
             )
-        drawn[f"{title}: by head"] = fig.head_maps(by_head[by_head["measure"] == name], title=title)
+        if name not in ENTROPIES and name in MEASURES:
+            drawn[f"{title}: by head"] = fig.head_maps(by_head[by_head["measure"] == name], title=title)
     return drawn
+
+
+def _words(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
+    """Draw the attention from each word that was read over the image: a figure for each example, a row for each model.
+
+    Answers of one word are in one row. The map of a word is the mean over heads and over the tokens of the word.
+    """
+    places: dict[str, list[list[Mapping[int, fig.Overlay]]]] = {}
+    for label, run in runs.items():
+        for example in run.tables["examples"].itertuples() if "words" in run.tables else ():
+            tokens = run.tables["words"][run.tables["words"]["number"] == example.number].reset_index(drop=True)
+            # a token that begins with a space, or comes first, begins a word
+            word_of = tokens["word"].str.match(r"\s").cumsum() - tokens["word"].str.match(r"\s").iloc[0]
+            words = tokens.groupby(word_of)["word"].agg("".join).str.strip()
+            more = f" (the first {MOST_WORDS} of {len(words)} words)" if len(words) > MOST_WORDS else ""
+            maps = run.tensors[f"words_{example.number}"].numpy()  # (token, layer, h, w)
+            row: list[Mapping[int, fig.Overlay]] = []
+            for number, word in words.iloc[:MOST_WORDS].items():
+                layer_maps = nan_mean(maps[(word_of == number).to_numpy()], 0)
+                title = f"{label} · {word}{more if number == words.index[0] else ''}<br>{example.question}"
+                by_layer = zip(run.extra["layers"], layer_maps, strict=True)
+                row.append({layer: _overlay(example, run, title, values) for layer, values in by_layer})
+            places.setdefault(str(example.sample_id), []).append(row)
+    for sample_id, rows in places.items():
+        if all(len(row) == 1 for row in rows):
+            places[sample_id] = [[place for row in rows for place in row]]  # answers of one word side by side
+    return {
+        f"Attention from each word over the image, mean of heads: {sample_id}": fig.layered_overlays(rows)
+        for sample_id, rows in places.items()
+    }
 
 
 def _overlays(label: str, run: Run) -> list[list[fig.Overlay]]:
@@ -69,10 +108,16 @@ def _overlays(label: str, run: Run) -> list[list[fig.Overlay]]:
         if f"methods_{example.number}" in run.tensors:
             method_maps = run.tensors[f"methods_{example.number}"].numpy()
             maps += zip(("rollout", "gradient x attention"), method_maps, strict=True)
-        target_box = (example.asked_left, example.asked_top, example.asked_right, example.asked_bottom)
-        image = run.tensors[f"image_{example.number}"].numpy()
-        grid_box = (example.left, example.top, example.right, example.bottom)
         for row, (name, values) in zip(rows, maps, strict=False):
-            title = f"{label} · {name}<br>{example.question}"
-            row.append(fig.Overlay(title, image, values, grid_box, target_box if example.asked else None))
+            row.append(_overlay(example, run, f"{label} · {name}<br>{example.question}", values))
     return [row for row in rows if row]
+
+
+def _overlay(example: Any, run: Run, title: str, values: np.ndarray) -> fig.Overlay:
+    """Return a map over the image of an example (a row of the table `examples`), with the objects framed."""
+    image = run.tensors[f"image_{example.number}"].numpy()
+    boxes = np.array(
+        [[getattr(example, f"{what}{edge}", np.nan) for edge in EDGES] for what in ("", "asked_", "second_")]
+    )
+    grid_box, *outlines = [(left, top, right, bottom) for left, top, right, bottom in boxes.tolist()]
+    return fig.Overlay(title, image, values, grid_box, [box for box in outlines if not np.isnan(box).any()])

@@ -1,4 +1,4 @@
-"""Measure the attention maps of the last prompt position, sample by sample."""
+"""Measure the attention maps of the positions that are read, sample by sample."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from workbench.capture.attention import attention
 from workbench.data import Object
 from workbench.metrics import attention as metric
 from workbench.mllm.family import Batch, VisualTokens
-from workbench.spatial.grids import canvas, object_coverage, sum_onto_grid
+from workbench.spatial.grids import canvas, object_coverage, sum_onto_grid, union_coverage
 
 EXAMPLE_SIDE = 448  # longer side of a stored example image, in pixels, at most
 EDGES = ("left", "top", "right", "bottom")
+# edges of the patch grid, of the object, and of the second object, in fractions of the image
+EXAMPLE_COLUMNS = ["number", "sample_id", "question", "asked"]
+EXAMPLE_COLUMNS += [f"{what}{edge}" for what in ("", "asked_", "second_") for edge in EDGES]
+EXAMPLES = ("map_", "image_", "words_")  # beginnings of the names of stored tensors of examples
 
 
 @dataclass
@@ -55,6 +59,23 @@ class Measurements:
 BY_SAMPLE = ("values", "chance", "nulls", "pairings")
 
 
+@dataclass(frozen=True)
+class ImageMaps:
+    """The attention of one sample on its image, from each position that is read.
+
+    Attributes:
+        grid: the patch grid of the maps.
+        maps: (position, layer, head, h, w), each with sum 1.
+        mass: (position, layer, head), attention on the image.
+        uniform_mass: (position,), attention on the image if all keys that the position sees got the same.
+    """
+
+    grid: VisualTokens
+    maps: np.ndarray
+    mass: np.ndarray
+    uniform_mass: np.ndarray
+
+
 def measure_chunk(
     config: Config,
     context: Context,
@@ -64,52 +85,103 @@ def measure_chunk(
     chunk: Chunk[Question],
 ) -> Part:
     """Measure the attention of a chunk of `questions`, sample by sample; store the maps of `examples` only."""
-    measurements = Measurements(measures_of(config))
+    measurements = Measurements(list(measures_of(config)))
     tensors: dict[str, Tensor] = {}
     example_rows: list[tuple] = []
-    for start, batch, last_positions in batches(context, chunk):
-        attention_rows = last_rows(context, batch, last_positions, layers)
-        for number, tiles in enumerate(context.mllm.visual_tokens(batch), start=start):
-            grid = canvas(tiles)
-            on_image = image_attention(attention_rows[number - start], tiles)
-            maps = metric.renormalized(sum_onto_grid(on_image, tiles, grid))
-            uniform_mass = on_image.shape[-1] / int(batch.inputs["attention_mask"][number - start].sum())
-            _measure(config, measurements, questions, number, grid, on_image.sum(-1), maps, uniform_mass)
+    word_rows: list[tuple] = []
+    for start, batch, positions in batches(context, chunk):
+        asked = questions[start : start + len(batch)]
+        for number, sample_maps in enumerate(image_maps(context, batch, positions, layers, asked), start=start):
+            _measure(config, measurements, questions, number, sample_maps)
             if number in examples:
-                name, sample, target = examples.index(number), questions[number].sample, questions[number].target
+                name, question, grid = examples.index(number), questions[number], sample_maps.grid
                 image = _reduced(batch.images[number - start][0])
-                tensors[f"map_{name}"] = torch.from_numpy(maps.astype(np.float32))
+                tensors[f"map_{name}"] = torch.from_numpy(nan_mean(sample_maps.maps, 0).astype(np.float32))
                 tensors[f"image_{name}"] = torch.from_numpy(np.array(image))
-                target_name = target.name if target else ""
-                example_rows.append((name, sample.id, sample.question, target_name, *grid.box, *_box(target)))
-    return Part(tensors=measurements.tensors() | tensors, record={"examples": example_rows})
+                target_names = ", ".join(target.name for target in question.targets)
+                boxes = [_box(question.targets[at : at + 1]) for at in (0, 1)]
+                sample = question.sample
+                example_rows.append((name, sample.id, sample.question, target_names, *grid.box, *boxes[0], *boxes[1]))
+                if question.words:
+                    tensors[f"words_{name}"] = torch.from_numpy(nan_mean(sample_maps.maps, 2).astype(np.float32))
+                    word_rows += [(name, at, text) for at, text in enumerate(question.words)]
+    record = {"examples": example_rows, "words": word_rows}
+    return Part(tensors=measurements.tensors() | tensors, record=record)
 
 
-def batches(context: Context, chunk: Chunk[Question]) -> Iterator[tuple[int, Batch, list[int]]]:
-    """Yield the number of the first sample of each batch, the batch, and the last position of each prompt."""
+def batches(context: Context, chunk: Chunk[Question]) -> Iterator[tuple[int, Batch, list[list[int]]]]:
+    """Yield the number of the first sample of each batch, the batch with its answers, and the positions to read.
+
+    Every sample has as many positions as the one with the most; those with fewer repeat their last one.
+    """
     for start, questions in chunk.batches():
         samples = [question.sample for question in questions]
         batch = context.mllm.encode([sample.image for sample in samples], [sample.question for sample in samples])
         mask = batch.inputs["attention_mask"].cpu()
-        yield start, batch, (mask.shape[1] - 1 - mask.flip(1).long().argmax(1)).tolist()
+        ends = (mask.shape[1] - mask.flip(1).long().argmax(1)).tolist()
+        if any(question.answer for question in questions):
+            ends = mask.sum(1).tolist()  # where the padding comes last
+            batch = context.mllm.continued(batch, [question.answer for question in questions])
+        positions = [
+            [end + offset for offset in question.offsets] for end, question in zip(ends, questions, strict=True)
+        ]
+        most = max(map(len, positions))
+        yield start, batch, [row + row[-1:] * (most - len(row)) for row in positions]
 
 
-def last_rows(context: Context, batch: Batch, last_positions: list[int], layers: list[int]) -> Tensor:
-    """Return the attention of the last prompt position, (sample, layer, head, key)."""
-    blocks = attention(context.mllm, batch, rows=[[position] for position in last_positions], layers=layers)
-    return torch.stack([block[:, :, 0].float() for block in blocks], dim=1)
+def image_rows(
+    context: Context, batch: Batch, positions: list[list[int]], layers: list[int], index: Sequence[Tensor]
+) -> list[Tensor]:
+    """Return the attention of each sample's positions on chosen keys, (layer, head, position, key) in float32.
+
+    Args:
+        index: the positions of the keys of each sample, such as its visual tokens.
+    """
+    by_layer: list[list[Tensor]] = []
+    for block in attention(context.mllm, batch, rows=positions, layers=layers):
+        by_layer.append([block[number][..., keys].float() for number, keys in enumerate(index)])
+    return [torch.stack(sample_layers) for sample_layers in zip(*by_layer, strict=True)]
 
 
-def image_attention(attention_rows: Tensor, tiles: Sequence[VisualTokens]) -> np.ndarray:
-    """Return the attention on the visual tokens, (..., token), one tile after another."""
-    return attention_rows[..., torch.cat([tile.index for tile in tiles]).cpu()].numpy()
+def visual_index(tiles: Sequence[VisualTokens]) -> Tensor:
+    """Return the positions of the visual tokens of an image, one tile after another."""
+    return torch.cat([tile.index for tile in tiles]).cpu()
 
 
-def other_targets(config: Config, questions: Sequence[Question], number: int, rng: np.random.Generator) -> list[Object]:
-    """Draw `null` of the objects that questions about other images name."""
+def image_maps(
+    context: Context, batch: Batch, positions: list[list[int]], layers: list[int], questions: Sequence[Question]
+) -> Iterator[ImageMaps]:
+    """Yield the maps of each question of a batch from its positions."""
+    visual = context.mllm.visual_tokens(batch)
+    rows = image_rows(context, batch, positions, layers, [visual_index(tiles) for tiles in visual])
+    mask = batch.inputs["attention_mask"].cpu()
+    for number, (question, tiles) in enumerate(zip(questions, visual, strict=True)):
+        grid = canvas(tiles)
+        on_image = np.moveaxis(rows[number][:, :, : len(question.offsets)].numpy(), 2, 0)
+        # where the family marks answers, prompts are not causal: each of their positions sees the whole prompt
+        prompt_end = positions[number][0] - question.offsets[0]
+        ends = [
+            prompt_end if offset < 0 and context.mllm.family.answer_type else position + 1
+            for position, offset in zip(positions[number], question.offsets, strict=False)
+        ]
+        keys = np.array([int(mask[number, :end].sum()) for end in ends])
+        maps = metric.renormalized(sum_onto_grid(on_image, tiles, grid))
+        yield ImageMaps(grid, maps, on_image.sum(-1), on_image.shape[-1] / keys)
+
+
+def other_targets(
+    config: Config, questions: Sequence[Question], number: int, rng: np.random.Generator
+) -> list[tuple[Object, ...]]:
+    """Draw `null` times the objects that a question about another image names."""
     image = questions[number].sample.image_id
-    others = [other.target for other in questions if other.target is not None and other.sample.image_id != image]
+    others = [other.targets for other in questions if other.targets and other.sample.image_id != image]
     return [others[i] for i in rng.integers(len(others), size=config.null)]
+
+
+def coverages(targets: Sequence[Object], grid: VisualTokens) -> list[np.ndarray]:
+    """Return the share of each patch that the objects cover: all of them together and, if there are two, each."""
+    single = [object_coverage(target, grid) for target in targets] if len(targets) > 1 else []
+    return [union_coverage(targets, grid), *single]
 
 
 def object_scores(maps: np.ndarray, inside: np.ndarray) -> list[np.ndarray]:
@@ -123,47 +195,50 @@ def object_chance(inside: np.ndarray, seed: int) -> list[float]:
 
 
 def _measure(
-    config: Config,
-    measurements: Measurements,
-    questions: list[Question],
-    number: int,
-    grid: VisualTokens,
-    mass: np.ndarray,
-    maps: np.ndarray,
-    uniform_mass: float,
+    config: Config, measurements: Measurements, questions: list[Question], number: int, sample_maps: ImageMaps
 ) -> None:
-    """Add every measure of one sample's maps, and its null, to `measurements`.
+    """Add every measure of the maps of sample `number`, and its null, to `measurements`.
 
-    Args:
-        number: of the sample, among all.
-        mass: (layer, head), attention on the image.
-        maps: (layer, head, h, w) on `grid`, each with sum 1.
-        uniform_mass: attention on the image if all positions of the prompt got the same.
+    Each is the mean over the positions of the measure of one position's map, not the measure of their mean map.
     """
     rng = np.random.default_rng([config.seed, number])
-    patch_orders = rng.permuted(np.tile(np.arange(maps[0, 0].size), (config.null, 1)), axis=1)
-    shuffled = maps.reshape(*maps.shape[:2], -1)[..., patch_orders]
-    shuffled = np.moveaxis(shuffled.reshape(*maps.shape[:2], config.null, *maps.shape[2:]), 2, 0)
-    values = _spread_scores(mass, maps)
-    nulls = _spread_scores(np.broadcast_to(uniform_mass, shuffled.shape[:3]), shuffled)
-    nulls[1] = np.ones_like(nulls[1])  # shuffling changes no Shannon entropy, so its null is that of a uniform map
+    height, width = sample_maps.maps.shape[-2:]
+    patch_orders = rng.permuted(np.tile(np.arange(height * width), (config.null, 1)), axis=1)
+    targets, grid = questions[number].targets, sample_maps.grid
+    chance: list[float] = []
+    inside: list[np.ndarray] = []
+    elsewhere: list[np.ndarray] = []
+    if targets:
+        others = [coverages(other, grid) for other in other_targets(config, questions, number, rng)]
+        inside, elsewhere = coverages(targets, grid), [np.stack(area) for area in zip(*others, strict=True)]
+        chance = [level for area in inside for level in object_chance(area, config.seed)]
+    values, nulls = [], []
+    for maps, mass, uniform_mass in zip(sample_maps.maps, sample_maps.mass, sample_maps.uniform_mass, strict=True):
+        spread, spread_nulls = _spread(maps, mass, float(uniform_mass), patch_orders)
+        values.append(np.stack(spread + [s for area in inside for s in object_scores(maps, area)], axis=-1))
+        nulls.append(np.stack(spread_nulls + [s for area in elsewhere for s in object_scores(maps, area)], axis=-1))
+    null = nan_mean(np.stack(nulls), 0)
+    measurements.values.append(nan_mean(np.stack(values), 0))
     # component entropies by chance differ between heads, so that `summarized` takes the mean of their null
-    chance = [uniform_mass, 1.0, np.nan, np.nan, np.nan]
-    target = questions[number].target
-    if config.localise and target is not None:
-        inside = object_coverage(target, grid)
-        elsewhere = np.stack([object_coverage(other, grid) for other in other_targets(config, questions, number, rng)])
-        values += object_scores(maps, inside)
-        nulls += object_scores(maps, elsewhere)
-        chance += object_chance(inside, config.seed)
-    null = np.stack(nulls, axis=-1)
-    measurements.values.append(np.stack(values, axis=-1))
-    measurements.chance.append(np.array(chance, dtype=float))
+    spread_chance = [float(sample_maps.uniform_mass.mean()), 1.0, np.nan, np.nan, np.nan]
+    measurements.chance.append(np.array(spread_chance + chance, dtype=float))
     measurements.nulls.append(nan_mean(null, 0))
     measurements.pairings.append(nan_mean(null, 2))
     null_sums, null_counts = np.nan_to_num(null), ~np.isnan(null)
     measurements.null_sums = null_sums + (0 if measurements.null_sums is None else measurements.null_sums)
     measurements.null_counts = null_counts + (0 if measurements.null_counts is None else measurements.null_counts)
+
+
+def _spread(
+    maps: np.ndarray, mass: np.ndarray, uniform_mass: float, patch_orders: np.ndarray
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the SPREAD_MEASURES of one position's maps (layer, head, h, w), and their nulls with a leading axis."""
+    draws = len(patch_orders)
+    shuffled = maps.reshape(*maps.shape[:2], -1)[..., patch_orders]
+    shuffled = np.moveaxis(shuffled.reshape(*maps.shape[:2], draws, *maps.shape[2:]), 2, 0)
+    nulls = _spread_scores(np.broadcast_to(uniform_mass, shuffled.shape[:3]), shuffled)
+    nulls[1] = np.ones_like(nulls[1])  # shuffling changes no Shannon entropy, so its null is that of a uniform map
+    return _spread_scores(mass, maps), nulls
 
 
 def _spread_scores(mass: np.ndarray, maps: np.ndarray) -> list[np.ndarray]:
@@ -187,5 +262,5 @@ def _reduced(image: Image.Image) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _box(target: Object | None) -> tuple[float, ...]:
-    return (float("nan"),) * 4 if target is None else target.box
+def _box(targets: Sequence[Object]) -> tuple[float, ...]:
+    return targets[0].box if targets else (float("nan"),) * 4

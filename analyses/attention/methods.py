@@ -11,12 +11,13 @@ from torch import Tensor
 
 from analyses.attention.measuring import (
     batches,
-    image_attention,
-    last_rows,
+    coverages,
+    image_rows,
     nan_mean,
     object_chance,
     object_scores,
     other_targets,
+    visual_index,
 )
 from analyses.attention.questions import OBJECT_MEASURES, Config, Question
 from analyses.attention.tables import score_intervals, summarized
@@ -24,7 +25,8 @@ from workbench.analysis.chunks import Chunk, Part, stacked
 from workbench.analysis.declaration import Context
 from workbench.capture.attention import gradient_attention, rollout
 from workbench.metrics import attention as metric
-from workbench.spatial.grids import canvas, object_coverage, sum_onto_grid
+from workbench.mllm.family import Batch
+from workbench.spatial.grids import canvas, sum_onto_grid
 
 
 def compare_methods(
@@ -79,32 +81,60 @@ def _compare_chunk(
     best_head: tuple[int, int],
     chunk: Chunk[Question],
 ) -> Part:
-    """Score the maps of every method on a chunk of the samples numbered `compared`.
+    """Score the maps of every method on a chunk of the samples numbered `compared`, as means over their positions.
 
     Returns:
         values (sample, method, measure), nulls (sample, draw, method, measure), chance (sample, measure), and the maps
         of the examples.
     """
-    layer, head = best_head
     values, nulls, chance, tensors = [], [], [], {}
-    for start, batch, last_positions in batches(context, chunk):
-        raw = last_rows(context, batch, last_positions, layers)
-        gradient_blocks = gradient_attention(context.mllm, batch, rows=last_positions, layers=layers)
-        gradient = torch.stack([block.float().clamp_min(0).mean(1) for block in gradient_blocks]).mean(0)
-        rolled_out = rollout(context.mllm, batch, rows=last_positions)
-        by_method = torch.stack([raw[:, layers.index(layer), head], raw.mean((1, 2)), rolled_out, gradient], dim=1)
-        for number, tiles in enumerate(context.mllm.visual_tokens(batch), start=start):
-            grid, target = canvas(tiles), questions[compared[number]].target
-            assert target is not None
+    for start, batch, positions in batches(context, chunk):
+        visual = context.mllm.visual_tokens(batch)
+        index = [visual_index(tiles) for tiles in visual]
+        by_position = [
+            _by_method(context, batch, list(rows), layers, best_head, index) for rows in zip(*positions, strict=True)
+        ]
+        for number, tiles in enumerate(visual, start=start):
+            grid, question = canvas(tiles), questions[compared[number]]
             rng = np.random.default_rng([config.seed, compared[number], 1])
-            maps = metric.renormalized(sum_onto_grid(image_attention(by_method[number - start], tiles), tiles, grid))
-            inside = object_coverage(target, grid)
+            inside = coverages(question.targets, grid)[0]
             others = other_targets(config, questions, compared[number], rng)
-            elsewhere = np.stack([object_coverage(other, grid) for other in others])
-            values.append(np.stack(object_scores(maps, inside), axis=-1))
-            nulls.append(np.stack(object_scores(maps, elsewhere), axis=-1))
+            elsewhere = np.stack([coverages(other, grid)[0] for other in others])
+            maps = [
+                metric.renormalized(sum_onto_grid(methods[number - start].numpy(), tiles, grid))
+                for methods in by_position[: len(question.offsets)]
+            ]
+            values.append(nan_mean(np.stack([np.stack(object_scores(each, inside), axis=-1) for each in maps]), 0))
+            nulls.append(nan_mean(np.stack([np.stack(object_scores(each, elsewhere), axis=-1) for each in maps]), 0))
             chance.append(object_chance(inside, config.seed))
             if number < config.examples:
-                tensors[f"methods_{number}"] = torch.from_numpy(maps[2:].astype(np.float32))
+                tensors[f"methods_{number}"] = torch.from_numpy(nan_mean(np.stack(maps), 0)[2:].astype(np.float32))
     arrays = {"values": np.stack(values), "nulls": np.stack(nulls), "chance": np.array(chance, dtype=float)}
     return Part(tensors={name: torch.from_numpy(array) for name, array in arrays.items()} | tensors)
+
+
+def _by_method(
+    context: Context,
+    batch: Batch,
+    rows: list[int],
+    layers: list[int],
+    best_head: tuple[int, int],
+    index: list[Tensor],
+) -> list[Tensor]:
+    """Return the attention on each image by every method, (method, token), from one position of each sample."""
+    layer, head = best_head
+    raw = image_rows(context, batch, [[row] for row in rows], layers, index)
+    gradient_blocks = gradient_attention(context.mllm, batch, rows=rows, layers=layers)
+    gradient = torch.stack([block.float().clamp_min(0).mean(1) for block in gradient_blocks]).mean(0)
+    rolled_out = rollout(context.mllm, batch, rows=rows)
+    return [
+        torch.stack(
+            [
+                sample_raw[layers.index(layer), head, 0],
+                sample_raw[:, :, 0].mean((0, 1)),
+                rolled_out[number][tokens],
+                gradient[number][tokens],
+            ]
+        )
+        for number, (sample_raw, tokens) in enumerate(zip(raw, index, strict=True))
+    ]

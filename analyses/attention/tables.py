@@ -8,26 +8,37 @@ import numpy as np
 import pandas as pd
 
 from analyses.attention.measuring import Measurements, nan_mean
-from analyses.attention.questions import OBJECT_MEASURES, Config, Question
+from analyses.attention.questions import (
+    ENTROPIES,
+    MEASURES,
+    OBJECT_MEASURES,
+    SINGLE_MEASURES,
+    Config,
+    Question,
+)
 from workbench.runs import Run
 from workbench.stats import Interval, Kind, holm, mean_interval, mean_intervals, paired_differences, paired_test
 
 
 def samples_table(questions: list[Question], reported: np.ndarray, measurements: Measurements) -> pd.DataFrame:
-    """Return one row for each sample: its question, the object it names, its half, and chance where that varies."""
+    """Return one row for each sample: its question, the objects it names, its half, and chance where that varies.
+
+    `read` has the tokens whose attention was read, where that is not the last of the prompt.
+    """
     chance = np.array(measurements.chance)
     return pd.DataFrame(
         {
             "sample_id": [question.sample.id for question in questions],
             "image_id": [question.sample.image_id for question in questions],
             "question": [question.sample.question for question in questions],
-            "asked": [question.target.name if question.target else "" for question in questions],
+            "asked": [", ".join(target.name for target in question.targets) for question in questions],
             "half": np.where(reported, "report", "choose"),
         }
+        | ({"read": ["".join(question.words) for question in questions]} if questions[0].words else {})
         | {
             f"chance_{name}": chance[:, number]
             for number, name in enumerate(measurements.measures)
-            if name in ("mass", *OBJECT_MEASURES)
+            if name in ("mass", *OBJECT_MEASURES, *SINGLE_MEASURES)
         }
     )
 
@@ -72,7 +83,7 @@ def score_intervals(values: np.ndarray, measures: Sequence[str], images: Sequenc
 
     Pointing is right or wrong, so its interval is that of a proportion.
     """
-    kinds: list[Kind] = ["proportion" if measure == "pointing" else "real" for measure in measures]
+    kinds: list[Kind] = ["proportion" if measure.startswith("pointing") else "real" for measure in measures]
     by_measure = [
         mean_intervals(values[..., m].reshape(len(values), -1), kind=kind, groups=images)
         for m, kind in enumerate(kinds)
@@ -183,10 +194,31 @@ def _image_means(run: Run) -> pd.Series:
 
 
 def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Return the chosen heads on the reported half of the images, or the layers' means where maps met no objects."""
+    """Return the chosen heads on the reported half of the images, or the layers' means where maps met no objects.
+
+    For positions other than the prompt's last, they are one table: how well the chosen heads point, and the spatial
+    entropy of each layer in the normalization that figures show first.
+    """
+    if any("read" in run.tables["samples"] for run in runs.values()):
+        return _heads_and_entropy(runs)
     if any("heads" not in run.tables for run in runs.values()):
         layer_tables = pd.concat([run.tables["layers"].assign(model=label) for label, run in runs.items()])
         return layer_tables[["model", *next(iter(runs.values())).tables["layers"]]]
     columns = ["model", "layer", "head", "pointing", "low", "high", "chance", "null_mean"]
     columns += ["gain", "gain_low", "gain_high", "p_holm", "mass_ratio", "iou", "iou_chance", "n_images", "n"]
     return pd.concat([run.tables["heads"].assign(model=label) for label, run in runs.items()])[columns]
+
+
+def _heads_and_entropy(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Return the pointing of the chosen heads, then the spatial entropy of each layer; `measure` names both."""
+    entropy = ENTROPIES[0]
+    tables = []
+    for label, run in runs.items():
+        if len(heads := run.tables.get("heads", pd.DataFrame())):
+            pointing = heads.rename(columns={"pointing": "score"}).assign(head=heads["head"].astype(str))
+            tables.append(pointing.assign(model=label, measure=MEASURES["pointing"]))
+        by_layer = run.tables["layers"]
+        by_layer = by_layer[by_layer["measure"] == entropy]
+        tables.append(by_layer.assign(model=label, measure=MEASURES[entropy], head="mean"))
+    columns = ["model", "measure", "layer", "head", "score", "low", "high", "chance", "null_mean", "n_images", "n"]
+    return pd.concat(tables, ignore_index=True)[columns]

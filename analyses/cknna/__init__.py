@@ -2,11 +2,18 @@
 
     python -m analyses.cknna --model runs/baseline runs/viral --vfm dinov2-small --data shapes:val --limit 200 --k 10
     python -m analyses.cknna --model runs/baseline runs/viral --vfm dinov2-small --vfm_layers 3 6 9 12 --metric cka
+    python -m analyses.cknna --model runs/baseline runs/viral --vfm own --by tile --data shapes:val --limit 200 --k 10
 
 The default metric is CKNNA: 1 where the visual tokens of layer l and the VFM's patches have the same neighborhoods.
 `--metric` takes any metric of workbench/metrics: unbiased CKA, mutual kNN, SVCCA, RSA. The VFM is represented by its
 own output, or with `--vfm_layers` by its blocks; layer m is the output of block m, before a norm. An image of several
 patch grids (tiles, a thumbnail) counts as the mean over its grids; `n` is then the median number of tokens of a grid.
+
+`--vfm own` compares with the model's own vision encoder: for each visual token with the features z that the projector
+receives for it, without the class token where the model drops it, and those of several patches side by side where the
+projector merges patches. `--by tile` cuts the grids that LLaVA-NeXT and LLaVA-OneVision join from the tiles of an image
+into these tiles again, without their padding; each tile is scored by itself, and a VFM sees each tile by itself too.
+Other models have a grid for each tile already.
 
 What the number is not: a measure of what the model uses. Several of the metrics are never 0 by chance, so each score
 comes with its permutation null, and scores with another metric, n, k or pooling may not share an axis without their
@@ -33,19 +40,24 @@ from workbench.capture.hidden_states import check_layers
 from workbench.data import Sample
 from workbench.data.folder import QUESTION
 from workbench.metrics import METRICS
+from workbench.spatial.tiles import by_tile
 from workbench.spatial.vfm_patches import layers_under
-from workbench.spatial.within_image import Scores, Within, read_by_grid
+from workbench.spatial.within_image import GridFeatures, Scores, Within, read_by_grid
 from workbench.stats import null_of
-from workbench.vfm import VFM, load_vfm
+from workbench.vfm import OWN, VFM, load_vfm
 
 
 def run(config: Config, context: Context) -> Result:
     """Score every layer of the model against every VFM, or against every chosen layer of it."""
-    layers, metric = check_layers(context.mllm, config.layers), METRICS.get(config.metric)
-    vfms = {name: load_vfm(name) for name in dict.fromkeys(config.vfm)}
+    layers, metric = check_layers(context.mllm, config.layers, final_norm=config.final_norm), METRICS.get(config.metric)
+    vfms = {name: load_vfm(name) for name in dict.fromkeys(config.vfm) if name != OWN}
     for vfm in vfms.values():
         vfm.check_layers(config.vfm_layers)
-    targets = [Target(name, layer) for name in vfms for layer in dict.fromkeys(config.vfm_layers or (None,))]
+    targets = [
+        Target(name, layer)
+        for name in dict.fromkeys(config.vfm)
+        for layer in dict.fromkeys(config.vfm_layers or (None,))
+    ]
     samples = [scene[0] for scene in context.data.scenes]
     parts = context.map(
         "visual tokens and VFMs",
@@ -70,6 +82,10 @@ def run(config: Config, context: Context) -> Result:
         "vfm_fingerprints": {name: vfm.fingerprint for name, vfm in vfms.items()},
         "vfms": [vfm.record() for vfm in vfms.values()],
     }
+    if OWN in config.vfm:
+        family = context.mllm.family
+        rows = family.rows_per_token(context.mllm.config)
+        record |= {"own_encoder": f"input of model.{family.projector}, rows of it for each visual token: {rows}"}
     return Result(_tables(config, layers, targets, results, image_ids), record=record, left_out=left_out)
 
 
@@ -101,6 +117,7 @@ def _tables(
                     "rasters": results.n_grids,
                     **options,
                     "pooling": config.pooling,
+                    "by": config.by,
                     "seed": config.seed,
                 }
             )
@@ -118,7 +135,7 @@ def _tables(
 def _compare_chunk(
     config: Config, context: Context, layers: list[int], vfms: Mapping[str, VFM], chunk: Chunk[Sample]
 ) -> Part:
-    """Read the visual tokens of a chunk in each layer and the VFMs' patches under them, and score or collect them.
+    """Read the visual tokens of a chunk in each layer and the features to compare them with, and score or collect them.
 
     With pooling `within` each image is scored here; otherwise its tokens are stored, to be compared with those of all
     other images.
@@ -130,8 +147,16 @@ def _compare_chunk(
         images = [sample.image for sample in samples]
         batch = context.mllm.encode(images, [sample.question or QUESTION for sample in samples])
         grids = context.mllm.token_grids(batch)
-        patches = [target for vfm in vfms.values() for target in layers_under(vfm, config.vfm_layers, images, grids)]
-        hidden = read_by_grid(context.mllm, batch, grids, layers)
+        grids = by_tile(grids) if config.by == "tile" else grids
+        hidden, features = read_by_grid(
+            context.mllm, batch, grids, layers, encoder=OWN in config.vfm, final_norm=config.final_norm
+        )
+        patches: list[GridFeatures] = []
+        for name in dict.fromkeys(config.vfm):
+            if features is not None and name == OWN:
+                patches.append(features)
+            else:
+                patches += layers_under(vfms[name], config.vfm_layers, images, grids)
         if config.pooling == "within":
             within.add(hidden, patches)
         else:

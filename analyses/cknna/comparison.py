@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from workbench import figures as fig
 from workbench.metrics import METRICS
-from workbench.runs import Run
+from workbench.runs import Run, after_final_norm
 from workbench.stats import Paired, holm, paired_columns, split_half_test
 
 
@@ -82,13 +82,15 @@ def _question(run: Run) -> tuple[object, ...]:
     return (
         run.record["data_fingerprint"],
         run.record["config"]["tokens_per_image"],
+        run.record["config"].get("by", "grid"),  # runs from before there was this option are by grid
+        run.record["config"].get("final_norm", False),
         *(str(row[column]) for column in ("metric", "k", "dim", "pooling", "n", "seed")),
     )
 
 
 def _scores(run: Run) -> pd.DataFrame:
     """Return the scores of a run; one stored before version 2 has CKNNA with the VFM's own output only."""
-    table = run.tables["scores"]
+    table = run.tables["scores"].assign(by=run.record["config"].get("by", "grid"))
     if "metric" not in table:
         table = table.assign(
             metric="cknna", target=table["vfm"], vfm_layer=pd.array([None] * len(table), dtype="Int64"), dim=None
@@ -111,7 +113,7 @@ def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Return one row for each model, VFM, layer of the VFM and layer of the model."""
     table = pd.concat([_scores(run).assign(model=label) for label, run in runs.items()], ignore_index=True)
     columns = ["model", "metric", "vfm", "vfm_layer", "layer", "score", "low", "high", "null_mean", "null_q95", "p"]
-    columns += ["n_images", "n", "k", "dim", "pooling"]
+    columns += ["n_images", "n", "k", "dim", "pooling", "by"]
     empty = [column for column in ("vfm_layer", "k", "dim") if table[column].isna().all()]
     return table[columns].drop(columns=empty)
 
@@ -143,4 +145,5 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
             drawn[f"Difference by layer and layer of the VFM{suffix}"] = fig.matrix_maps(
                 maps, title=title, difference=True
             )
+    fig.name_final_norm(drawn, after_final_norm(runs))
     return drawn

@@ -2,14 +2,19 @@
 
     python -m analyses.dynamics --model runs/baseline-s0 runs/viral-s0 runs/baseline-s1 runs/viral-s1 --vfm dinov2-small
     --data shapes:val --limit 200
+    python -m analyses.dynamics --model runs/baseline runs/viral --benchmarks pope:PATH cv_bench:PATH mmvp:PATH
+    --scorer paper --only_benchmarks
 
 This is row A6 of docs/paper.md. Each model is a training folder. Its model is evaluated on the same images at step 0
 (if the model that the training started from still exists), at every checkpoint, and at the end:
 
-    accuracy  of each question type and as the mean of types, by the log-probability of each option's first token
+    accuracy  of each question type and as the mean of types, by the log-probability of each option
     CKNNA     between the visual tokens of three layers and a VFM's patches, within images, with its permutation null
     drop      accuracy before minus accuracy after the visual tokens of each image are permuted after the vision
               encoder (features together with their positions)
+    benchmark the score of each of --benchmarks that the paper reports, from 0 to 1, and the mean of several; answers,
+              prompts and scorers are those of `analyses.benchmark`. Subsets of one benchmark count as one. The chance
+              of a mean is the mean of chances
 
 The two training losses come from the training log: each value is the mean over the training batches since the previous
 row. For a single run they have no interval. Models named NAME-s0, NAME-s1, ... are treated as seeds of NAME: their
@@ -21,6 +26,12 @@ final score of the other run of the same seed, with linear interpolation between
 step at which the other run itself first reached that score, by the same rule, so identical runs differ by 0. The
 difference is paired by seed, with Student's t interval. If a run never reaches the score, the table says that it did
 not within so many steps and gives no difference, because a number would only count the seeds that succeed.
+
+For benchmarks, `reached_low` and `reached_high` are the 95 % interval of these steps over images, for these very runs.
+The images (pairs, where a pair counts as one) are resampled 1000 times; in each resample both models have the scores of
+the same images, and the level is the other's final score there. `inf` means that the level was not reached in more than
+2.5 % of the resamples; `resamples_reached` is the share in which it was. `share` divides the steps by the length of the
+other training.
 
 What this number is not: a measure of the final score. Look at the difference of final scores first. Of two runs with
 equal but noisy curves, the one whose last evaluation happened to be lower is reached early, so read both directions.
@@ -37,31 +48,33 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.dynamics.comparison import summary
+from analyses.dynamics.benchmarks import ask_all, benchmarks_of, load_benchmark
 from analyses.dynamics.drawing import figures
 from analyses.dynamics.evaluation import Evaluation, TrainingPoint, measure
 from analyses.dynamics.options import Config
+from analyses.dynamics.summaries import summary
 from analyses.dynamics.training import beside, earlier_checkpoints, start_folder
 from workbench.analysis.declaration import Analysis, Context, Result, vfm_inputs
+from workbench.benchmarks.asking import ask
 from workbench.capture.hidden_states import check_layers
+from workbench.data import Sample
 from workbench.mllm import MLLM
-from workbench.scoring.questions import questions_of
 from workbench.training_folder import training_log, training_record
 
 log = logging.getLogger(__name__)
-VERSION = 2  # since 2: intervals that reach their nominal coverage
+VERSION = 3  # since 2: intervals that reach their nominal coverage; 3: all tokens of an option
 
 
 def run(config: Config, context: Context) -> Result:
     """Evaluate the model at the start, at every checkpoint and at the end on the same questions."""
     folder = Path(context.mllm.name)
     record = training_record(folder)
-    evaluation = Evaluation(
-        config,
-        context,
-        questions_of(context.data.scenes, types=config.types, each=config.questions),
-        _layers(config, context.mllm, record),
-    )
+    scenes, layers = list[list[Sample]](), list[int]()
+    if not config.only_benchmarks:
+        asking = ask(config, context.mllm, context.data, types=config.types, each=config.questions)
+        scenes, layers = asking.worded, _layers(config, context.mllm, record)
+    benchmarks = benchmarks_of(config, context)
+    evaluation = Evaluation(config, context, scenes, layers)
     notes: dict[str, str] = {}
     parts_by_table: dict[str, list[pd.DataFrame]] = {}
     models: list[tuple[int, Path | None]] = [
@@ -77,9 +90,14 @@ def run(config: Config, context: Context) -> Result:
                 else f"the weights in {model_folder} are not those that the training started from"
             )
             continue
-        tables, skipped = measure(evaluation, point)
-        notes |= skipped
-        for name, table in tables.items():
+        tables_of_step = []
+        if not config.only_benchmarks:
+            measured, skipped = measure(evaluation, point)
+            notes |= skipped
+            tables_of_step.append(measured)
+        if benchmarks:
+            tables_of_step.append(ask_all(benchmarks, point))
+        for name, table in (item for tables in tables_of_step for item in tables.items()):
             parts_by_table.setdefault(name, []).append(table.assign(step=step))
     for what, why in notes.items():
         log.warning("%s: %s is left out: %s", context.mllm.name, what, why)
@@ -92,8 +110,16 @@ def run(config: Config, context: Context) -> Result:
             "alignment": record["recipe"]["alignment"],
             "training_seed": record["recipe"]["seed"],
             "layers": evaluation.layers,
+            "benchmarks": [benchmark.record for benchmark in benchmarks],
         },
+        left_out=[sentence for benchmark in benchmarks for sentence in benchmark.asking.left_out],
     )
+
+
+def _inputs(config: Config) -> dict[str, str]:
+    """Return the identity of everything besides model and data that the numbers depend on: VFMs and benchmarks."""
+    vfms = {} if config.only_benchmarks else vfm_inputs(config)
+    return vfms | {f"benchmark {spec}": load_benchmark(config, spec).fingerprint for spec in config.benchmarks}
 
 
 def _layers(config: Config, mllm: MLLM, record: Mapping[str, Any]) -> list[int]:
@@ -111,6 +137,6 @@ ANALYSIS = Analysis(
     figures,
     summary,
     version=VERSION,
-    uses=vfm_inputs,
+    uses=_inputs,
     beside=beside,
 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analyses.dynamics.options import ACCURACY, DROP
+from analyses.dynamics.options import ACCURACY, BENCHMARK, DROP
 from workbench.runs import Run
 from workbench.stats import first_reached, t_interval
 
@@ -24,7 +24,7 @@ def groups(runs: Mapping[str, Run]) -> dict[str, dict[str, Run]]:
     matches = {label: re.fullmatch(r"(.+)-s(\d+)", label) for label in runs}
     questions: dict[str, set[object]] = {}
     for label, match in matches.items():
-        questions.setdefault(match[1] if match else label, set()).add(_question(runs[label]))
+        questions.setdefault(match[1] if match else label, set()).add(question_of(runs[label]))
     grouped: dict[str, dict[str, Run]] = {}
     for label, match in matches.items():
         is_seed = match is not None and match[1] not in runs and len(questions[match[1]]) == 1
@@ -52,7 +52,7 @@ def curves(runs: Mapping[str, Run], table: str = "scores") -> pd.DataFrame:
         for key, rows in scores.groupby(keys, sort=False):
             if len(rows) == len(seeds):
                 values, trials = rows["score"].to_numpy(), int(rows["n"].iloc[0])
-                bounded = key[1] == ACCURACY
+                bounded = key[1] in (ACCURACY, BENCHMARK)
                 interval = t_interval(values, bounds=(0, 1), trials=trials) if bounded else t_interval(values)
                 row = {
                     **dict(zip(keys, key, strict=True)),
@@ -106,7 +106,9 @@ def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
     (first, reference), *others = groups(runs).items()
     rows = []
     for name, seeds in others:
-        shared = [seed for seed in seeds if seed in reference and _question(seeds[seed]) == _question(reference[seed])]
+        shared = [
+            seed for seed in seeds if seed in reference and question_of(seeds[seed]) == question_of(reference[seed])
+        ]
         if len(shared) < 2:
             continue
         keys = ["measure", "of", "step"]
@@ -143,7 +145,7 @@ def to_reach(runs: Mapping[str, Run]) -> pd.DataFrame:
     rows = []
     for (name, seeds), (other, others) in permutations(groups(runs).items(), 2):
         for seed in sorted(seeds.keys() & others.keys()):
-            if _question(seeds[seed]) == _question(others[seed]):
+            if question_of(seeds[seed]) == question_of(others[seed]):
                 rows += [
                     {"model": name, "other": other, "seed": seed} | row
                     for row in _first_steps(seeds[seed], others[seed])
@@ -152,9 +154,9 @@ def to_reach(runs: Mapping[str, Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _question(run: Run) -> tuple[object, ...]:
-    """Return what must be equal for two runs to be compared: data and options."""
-    return run.record["data_fingerprint"], str(run.record["config"])
+def question_of(run: Run) -> tuple[object, ...]:
+    """Return what must be equal for two runs to be compared: data, options, and how benchmarks were asked."""
+    return run.record["data_fingerprint"], str(run.record["config"]), str(run.record.get("benchmarks", []))
 
 
 def _first_steps(run: Run, other: Run) -> Iterator[dict[str, Any]]:
@@ -228,29 +230,3 @@ def compared(runs: Mapping[str, Run]) -> pd.DataFrame:
         "reached",
     ]
     return pd.DataFrame(rows, columns=columns)
-
-
-def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Return the final value of every score, and the steps to every other model's final score.
-
-    Returns:
-        One row for each model, score and other model, or one for each model and score if nothing can be compared.
-    """
-    table = curves(runs)
-    last = table[table["step"] == table.groupby(["model", "measure", "of"])["step"].transform("max")]
-    last = last[
-        ["model", "measure", "of", "step", "score", "low", "high", "null_mean", "null_q95", "over", "n"]
-    ].rename(columns={"step": "steps"})
-    reach = compared(runs)
-    if reach.empty:
-        return last
-    reach = reach.rename(
-        columns={
-            "target": "others_final",
-            "step": "reached_at",
-            "other_step": "other_at",
-            "low": "difference_low",
-            "high": "difference_high",
-        }
-    )
-    return last.merge(reach.drop(columns=["seeds"]), on=["model", "measure", "of"], how="left")

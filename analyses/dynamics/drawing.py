@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from analyses.dynamics.comparison import compared, curves, differences, losses
-from analyses.dynamics.options import ACCURACY, CKNNA, DROP
+from analyses.dynamics.options import ACCURACY, BENCHMARK, CKNNA, DROP
 from workbench import figures as fig
 from workbench.runs import Run
 from workbench.training_folder import MEAN
@@ -27,6 +27,18 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
         drawn["Accuracy over training by question type"] = fig.step_curves(
             types, panel="of", y="accuracy", null="chance", share=True
         )
+    of_benchmarks = table[table["measure"] == BENCHMARK]
+    if len(of_benchmarks):
+        first = of_benchmarks[of_benchmarks["model"] == of_benchmarks["model"].iloc[0]]
+        last = first[first["step"] == first["step"].max()]
+        drawn["Benchmarks over training"] = fig.step_curves(
+            of_benchmarks,
+            panel="of",
+            y="score",
+            null="chance",
+            goal=f"final score of {first['model'].iloc[0]}",
+            goals=dict(zip(last["of"], last["score"], strict=True)),
+        )
     if len(aligned):
         drawn["Alignment over training"] = fig.step_curves(
             aligned, panel="of", y="CKNNA", null="chance (95 % of the null)"
@@ -36,9 +48,10 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
             drop, y="accuracy drop", null="no change"
         )
     paired = differences(runs)
-    paired = paired[(paired["measure"] == CKNNA) | ((paired["measure"] == ACCURACY) & (paired["of"] == MEAN))]
+    whole = (paired["measure"] == ACCURACY) & (paired["of"] == MEAN)
+    paired = paired[whole | paired["measure"].isin([CKNNA, BENCHMARK])]
     if len(paired):
-        paired = paired.assign(of=np.where(paired["of"] == MEAN, "accuracy, " + MEAN, "CKNNA, " + paired["of"]))
+        paired = paired.assign(of=np.where(paired["measure"] == BENCHMARK, "", paired["measure"] + ", ") + paired["of"])
         drawn["Difference over training, paired by seed"] = fig.step_curves(
             paired, panel="of", y="difference", null="no difference"
         )

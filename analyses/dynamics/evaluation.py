@@ -26,7 +26,7 @@ from workbench.scoring.tables import accuracy_by_type, change_by_type
 from workbench.spatial.vfm_patches import patches_under
 from workbench.spatial.within_image import GridFeatures, Within, read_by_grid
 from workbench.stats import null_of
-from workbench.vfm import VFM, load_vfm
+from workbench.vfm import OWN, VFM, load_vfm, vfm_label
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Evaluation:
 
     @cached_property
     def vfms(self) -> list[VFM]:
-        return [load_vfm(name) for name in dict.fromkeys(self.config.vfm)]
+        return [load_vfm(name) for name in dict.fromkeys(self.config.vfm) if name != OWN]
 
     @cached_property
     def _patches(self) -> dict[int, list[GridFeatures]]:
@@ -109,12 +109,12 @@ def measure(evaluation: Evaluation, point: TrainingPoint) -> tuple[dict[str, pd.
     samples, why = joined(parts, "samples"), next((part.record["why"] for part in parts if part.record["why"]), "")
     skipped = {"drop": why} if why else {}
     rows = [
-        _row(ACCURACY, row["category"], row, row["accuracy"], row["chance"], row["chance"])
+        row_of(ACCURACY, row["category"], row, row["accuracy"], row["chance"], row["chance"])
         for row in _accuracy(samples, config)
     ]
     if not skipped:
         rows += [
-            _row(DROP, row["category"], row, row["accuracy_drop"], 0.0, 0.0)
+            row_of(DROP, row["category"], row, row["accuracy_drop"], 0.0, 0.0)
             for row in change_by_type(samples, seed=config.seed)
         ]
     aligned, per_image, left_out = _aligned(evaluation, point)
@@ -135,7 +135,7 @@ def _accuracy(samples: pd.DataFrame, config: Config) -> list[dict[str, Any]]:
     return accuracy_by_type(by_question, seed=config.seed)
 
 
-def _row(
+def row_of(
     measure: str, of: str, spread: Mapping[str, Any], score: float, null_mean: float, null_q95: float
 ) -> dict[str, Any]:
     """Return a row of the table scores; `spread` has the interval, the counts and the seed."""
@@ -183,8 +183,14 @@ def _read(evaluation: Evaluation, point: TrainingPoint, chunk: Chunk[list[Sample
     for start, scenes in chunk.batches():
         samples = [scene[0] for scene in scenes]
         batch = point.mllm.encode([s.image for s in samples], [s.question for s in samples])
-        hidden = read_by_grid(point.mllm, batch, point.mllm.token_grids(batch), evaluation.layers)
-        within.add(hidden, evaluation.patches(start, samples))
+        names = list(dict.fromkeys(config.vfm))
+        hidden, features = read_by_grid(
+            point.mllm, batch, point.mllm.token_grids(batch), evaluation.layers, encoder=OWN in names
+        )
+        patches = list(evaluation.patches(start, samples))
+        if features is not None:
+            patches.insert(names.index(OWN), features)  # of this checkpoint, whose encoder may have been trained
+        within.add(hidden, patches)
     return Part(tensors=within.tensors(), record=within.record())
 
 
@@ -213,7 +219,9 @@ def _aligned(evaluation: Evaluation, point: TrainingPoint) -> tuple[list[dict[st
                 "n_images": interval.n,
                 "seed": config.seed,
             }
-            rows.append(_row(CKNNA, f"layer {layer}, {name}", spread, interval.estimate, null.mean, null.q95))
+            rows.append(
+                row_of(CKNNA, f"layer {layer}, {vfm_label(name)}", spread, interval.estimate, null.mean, null.q95)
+            )
             per_image += [
                 (layer, name, image_id, score)
                 for image_id, score in zip(ids, scores.parts[:, row, column].tolist(), strict=True)

@@ -3,36 +3,54 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
-from workbench.analysis.declaration import DataOptions
+from workbench.benchmarks.asking import QuestionOptions
 from workbench.errors import ConfigError
 
-ACCURACY, CKNNA, DROP = "accuracy", "CKNNA", "drop in accuracy"
+ACCURACY, CKNNA, DROP, BENCHMARK = "accuracy", "CKNNA", "drop in accuracy", "benchmark"
+MEAN_OF_BENCHMARKS = "mean of benchmarks"
 
 
 @dataclass(frozen=True)
-class Config(DataOptions):
+class Config(QuestionOptions):
     """Options of the evaluation of every checkpoint."""
 
+    ADDED: ClassVar[tuple[str, ...]] = (
+        *QuestionOptions.ADDED,
+        *("benchmarks", "benchmark_limit", "scorer", "decoding", "max_new_tokens", "only_benchmarks"),
+    )
+
     vfm: tuple[str, ...] = ("dinov2-small",)
-    """Vision foundation models (VFMs) that the visual tokens are compared with."""
+    """Vision foundation models (VFMs) that the visual tokens are compared with; own is the model's own encoder."""
     layers: tuple[int, ...] = ()
     """Layers for CKNNA, 0 to L; by default 1, the aligned layer (the middle one without alignment) and the last."""
     k: Annotated[int, Ge(1)] = 10
     """Nearest neighbors in CKNNA."""
     null: Annotated[int, Ge(10)] = 20
     """Permutations for CKNNA's null."""
-    types: tuple[str, ...] = ()
-    """Question types; all by default."""
-    questions: Annotated[int, Ge(0)] = 1
-    """Questions of each type per image; 0 for all."""
     permutations: Annotated[int, Ge(1)] = 2
     """Random permutations of each image's tokens; the accuracy drop is averaged over them."""
+    benchmarks: tuple[str, ...] = ()
+    """Benchmarks to ask at every checkpoint, such as pope:PATH; the mean of several is measured, too."""
+    benchmark_limit: Annotated[int, Ge(1)] = 100_000
+    """Number of images of each benchmark; by default all."""
+    scorer: Literal["own", "official", "lmms", "adaptvis", "paper", "sum", "mean"] = "own"
+    """Scorer of the benchmarks' answers; sum or mean with likelihood."""
+    decoding: Literal["greedy", "likelihood"] = "greedy"
+    """How the answers to the benchmarks come about: generated, or the likeliest of the options."""
+    max_new_tokens: Annotated[int, Ge(1)] = 16
+    """Tokens at which a generated answer is cut."""
+    only_benchmarks: bool = False
+    """Ask the benchmarks and leave out the questions about --data, permutation and alignment."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.vfm:
             raise ConfigError("vfm is empty: expected at least one VFM, as --vfm NAME ...")
+        if twice := next((spec for spec in self.benchmarks if self.benchmarks.count(spec) > 1), None):
+            raise ConfigError(f"benchmarks names {twice} more than once: expected each data set once")
+        if self.only_benchmarks and not self.benchmarks:
+            raise ConfigError("only_benchmarks is set, but no benchmark is named: expected --benchmarks pope:PATH ...")

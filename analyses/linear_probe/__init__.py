@@ -45,18 +45,18 @@ from analyses.linear_probe.tasks import tasks_of
 from workbench.analysis.declaration import Analysis, Context, Result, vfm_inputs
 from workbench.capture.hidden_states import check_layers
 from workbench.errors import DataError
-from workbench.vfm import load_vfm
+from workbench.vfm import OWN, load_vfm
 
 log = logging.getLogger(__name__)
 
 
 def run(config: Config, context: Context) -> Result:
     """Read tokens of every layer, the vision encoder and the VFMs, and fit every probe with its controls."""
-    layers = check_layers(context.mllm, config.layers)
+    layers = check_layers(context.mllm, config.layers, final_norm=config.final_norm)
     images = [scene[0] for scene in context.data.scenes]
     if len(images) < config.folds:
         raise DataError(f"{len(images)} images for {config.folds} folds: expected at least as many images as folds")
-    vfms = {name: load_vfm(name) for name in config.vfm}
+    vfms = {name: load_vfm(name) for name in config.vfm if name != OWN}
     fn = partial(read_chunk, config, context, layers, images, vfms)
     parts = context.map("tokens to probe", images, fn, depends=context.data.fingerprint, keep=False)
     skipped = next(({ENCODER: part.record["skipped"]} for part in parts if part.record["skipped"]), {})

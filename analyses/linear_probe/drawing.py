@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from analyses.linear_probe.options import ENCODER
 from workbench import figures as fig
-from workbench.runs import Run
+from workbench.runs import Run, after_final_norm
 from workbench.stats import paired_differences
 
 
@@ -68,4 +68,5 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
             drawn[f"{target}: {measure}, difference"] = fig.difference_curves(
                 change, y=f"{measure}, minus {change['against'].iloc[0]}"
             )
+    fig.name_final_norm(drawn, after_final_norm(runs))
     return drawn

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from annotated_types import Ge, Gt, Le
 
@@ -19,10 +19,15 @@ ENCODER = "tower"  # the vision encoder in stored tables
 class Config(DataOptions):
     """Options of the linear probes."""
 
+    ADDED: ClassVar[tuple[str, ...]] = ("final_norm",)
+
     vfm: tuple[str, ...] = ("dinov2-small",)
     """Frozen vision foundation models (VFMs) that are probed as ceilings."""
     layers: tuple[int, ...] = ()
     """Layers of the model, 0 to L; all by default."""
+    final_norm: bool = False
+    """Read the last layer after the language model's final norm, as transformers' `hidden_states[L]` is; by default
+    before it, as the output of its block."""
     targets: tuple[Target, ...] = ()
     """What to predict; by default everything for which the data has labels."""
     tokens_per_image: Annotated[int, Ge(1)] = 16

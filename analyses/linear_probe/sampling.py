@@ -107,7 +107,7 @@ def read_chunk(
             encoder_rows(mllm, visual_tokens)
         except ModelError as error:
             skipped = str(error)
-        activations = read(mllm, batch, layers=layers, encoder=not skipped)
+        activations = read(mllm, batch, layers=layers, encoder=not skipped, final_norm=config.final_norm)
         vfm_features = {name: patches_under(vfm, batch_images, visual_tokens) for name, vfm in vfms.items()}
         for row, hidden in enumerate(activations):
             number = start + row

@@ -28,7 +28,8 @@ from the tokens. Sinks are found by their norm, not by attention. Where none of 
 share still reaches up to about 4 / n.
 
 Two kinds of stored tokens are there to look at, without numbers. `maps` has all tokens of a few images (float16, each
-layer divided by its root mean square), for PCA colors and for the similarity to a clicked patch. `umap` has sampled
+layer divided by its root mean square), with question and greedy answer: for PCA maps as in the paper, and for the
+similarity to a clicked patch. `umap` has sampled
 tokens on a plane: the layers of one model together, and each VFM on its own, because widths differ.
 """
 
@@ -50,16 +51,18 @@ from workbench.analysis.declaration import Analysis, Context, Result, vfm_inputs
 from workbench.capture.hidden_states import check_layers
 from workbench.data.base import Sample
 from workbench.errors import ConfigError
-from workbench.vfm import VFM, load_vfm
+from workbench.vfm import OWN, VFM, load_vfm
 
 __all__ = ["ANALYSIS", "ENCODER", "Config", "differences", "figures", "run", "summary"]
 
 
 def run(config: Config, context: Context) -> Result:
     """Measure every image in every representation, and store some tokens to look at."""
-    layers = check_layers(context.mllm, config.layers)
+    layers = check_layers(context.mllm, config.layers, final_norm=config.final_norm)
+    if config.map_layer is not None and config.map_layer not in layers:
+        raise ConfigError(f"map_layer is {config.map_layer}: expected one of the layers {', '.join(map(str, layers))}")
     umap_layers = [f"layer {layer}" for layer in _umap_layers(config, layers)]
-    vfms = {name: load_vfm(name) for name in config.vfm}
+    vfms = {name: load_vfm(name) for name in config.vfm if name != OWN}
     images = [scene[0] for scene in context.data.scenes]
     parts = context.map("visual tokens", images, partial(_measure_chunk, config, context, layers, umap_layers, vfms))
     skipped = next(({ENCODER: part.record["skipped"]} for part in parts if part.record["skipped"]), {})
@@ -123,7 +126,15 @@ def _measure_chunk(
     sinks: list[dict[str, object]] = []
     maps, samples = Maps(config), SampledTokens(config, umap_layers)
     skipped: dict[str, str] = {}
-    for image in images_of_chunk(context, layers, vfms, skipped, chunk):
+    for image in images_of_chunk(
+        context,
+        layers,
+        vfms,
+        skipped,
+        chunk,
+        final_norm=config.final_norm,
+        answers=(config.maps, config.answer_tokens),
+    ):
         for name, tokens in image.tokens.items():
             measured.setdefault(name, Measured()).add(tokens, config.sink)
             sinks += sink_rows(image, name, tokens, config.sink)
@@ -131,7 +142,9 @@ def _measure_chunk(
         samples.add(image)
     tables = {
         "sinks": pd.DataFrame(sinks, columns=["at", "image_id", "token", "norm_ratio", *EDGES]),
-        "maps": pd.DataFrame(maps.rows, columns=["number", "image_id", "rows", "columns", *EDGES]),
+        "maps": pd.DataFrame(
+            maps.rows, columns=["number", "image_id", "rows", "columns", *EDGES, "question", "answer"]
+        ),
     }
     sums = {f"sums.{name}": torch.stack(measures.sums) for name, measures in measured.items()}
     record = {

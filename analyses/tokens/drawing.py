@@ -10,8 +10,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.tokens.options import MEASURES
+from analyses.tokens.pca_maps import pca_figures
 from workbench import figures as fig
-from workbench.runs import Run
+from workbench.runs import Run, after_final_norm
 from workbench.stats import holm, paired_test
 
 
@@ -94,7 +95,8 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
             drawn[f"{titles[measure]}: difference by layer"] = fig.difference_curves(
                 changes, y=f"{MEASURES[measure]}, minus {changes['against'].iloc[0]}"
             )
-    return drawn
+    fig.name_final_norm(drawn, after_final_norm(runs))
+    return drawn | pca_figures(runs)
 
 
 KINDS = {"cosine": "same image", "cosine_across": "other images", "sinks": "norm", "massive": "massive activation"}

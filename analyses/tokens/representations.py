@@ -30,6 +30,8 @@ class ImageTokens:
     Attributes:
         number: of the image, among all.
         grids: its visual tokens, one patch grid after another.
+        question: what the model was asked.
+        answer: the model's greedy answer, where it was asked for.
         tokens: by representation: "tower" (the vision encoder), "layer 0", ..., and the name of each VFM.
     """
 
@@ -38,26 +40,43 @@ class ImageTokens:
     image: Image.Image
     grids: list[VisualTokens]
     tokens: dict[str, Float[Tensor, "_token _d"]]
+    question: str = ""
+    answer: str = ""
 
 
 def images_of_chunk(
-    context: Context, layers: list[int], vfms: Mapping[str, VFM], skipped: dict[str, str], chunk: Chunk[Sample]
+    context: Context,
+    layers: list[int],
+    vfms: Mapping[str, VFM],
+    skipped: dict[str, str],
+    chunk: Chunk[Sample],
+    *,
+    final_norm: bool = False,
+    answers: tuple[int, int] = (0, 0),
 ) -> Iterator[ImageTokens]:
     """Yield every image of a chunk with its tokens in every representation.
 
     Where the vision encoder cannot be read token by token, the reason is written to `skipped`, and it is left out from
     there on.
+
+    Args:
+        final_norm: read the last layer after the final norm.
+        answers: number of images, the first ones of all, that the model answers, and tokens of an answer.
     """
     mllm = context.mllm
     for start, samples in chunk.batches():
         images = [sample.image for sample in samples]
-        batch = mllm.encode(images, [sample.question or QUESTION for sample in samples])
+        questions = [sample.question or QUESTION for sample in samples]
+        batch = mllm.encode(images, questions)
         grids = mllm.token_grids(batch)
         try:
             encoder_rows(mllm, grids)
         except ModelError as error:
             skipped[ENCODER] = str(error)
-        activations = read(mllm, batch, layers=layers, encoder=not skipped)
+        activations = read(mllm, batch, layers=layers, encoder=not skipped, final_norm=final_norm)
+        count = min(max(0, answers[0] - start), len(samples))
+        said = mllm.generate(mllm.encode(images[:count], questions[:count]), max_new_tokens=answers[1]) if count else []
+        said += [""] * (len(samples) - count)
         patches = {name: patches_under(vfm, images, grids) for name, vfm in vfms.items()}
         for row, sample in enumerate(samples):
             encoder = activations[row].encoder_features
@@ -65,7 +84,7 @@ def images_of_chunk(
             by_layer = zip(layers, activations[row].values, strict=True)
             tokens |= {f"layer {layer}": values for layer, values in by_layer}
             tokens |= {name: torch.cat([*of_images[row]]) for name, of_images in patches.items()}
-            yield ImageTokens(start + row, sample, images[row], grids[row], tokens)
+            yield ImageTokens(start + row, sample, images[row], grids[row], tokens, questions[row], said[row])
 
 
 def token_boxes(grids: list[VisualTokens]) -> list[tuple[float, float, float, float]]:

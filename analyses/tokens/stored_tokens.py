@@ -52,6 +52,7 @@ class Maps:
         self.rows.append(
             {"number": image.number, "image_id": image.sample.image_id, "rows": grid.grid[0], "columns": grid.grid[1]}
             | edges_of(grid.box)
+            | {"question": image.question, "answer": image.answer}
         )
         for name in self.names:
             if name in tokens:

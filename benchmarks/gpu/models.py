@@ -234,9 +234,12 @@ def conversations(count: int, *, side: int, words: int, name: str = "conversatio
     return ConversationDataset(name, made, f"{name}-{count}-{side}-{words}")
 
 
-def questions(count: int, *, side: int) -> list[list[Sample]]:
-    """Return images with one question each that has two options."""
-    return [
-        [Sample(f"{n}", f"{n}", lambda n=n: image(n, side), text(6, n) + " ?", "red", ("red", "blue"), "color")]
-        for n in range(count)
-    ]
+def questions(count: int, *, side: int, options: Sequence[Sequence[str]] = (("red", "blue"),)) -> list[list[Sample]]:
+    """Return images with one question each, whose options are those of `options` in turn."""
+    samples = []
+    for n in range(count):
+        choice = tuple(options[n % len(options)])
+        samples.append(
+            [Sample(f"{n}", f"{n}", lambda n=n: image(n, side), text(6, n) + " ?", choice[0], choice, "color")]
+        )
+    return samples

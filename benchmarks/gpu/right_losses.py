@@ -12,8 +12,9 @@ from benchmarks.gpu import models
 from benchmarks.gpu.harness import Bench
 from benchmarks.gpu.right_reading import at, relative
 from trainer.aligned_model import AlignedMLLMForConditionalGeneration
-from trainer.alignment import attach_alignment, cosine_loss, relation_loss
+from trainer.alignment import attach_alignment
 from trainer.build.lora import add_lora
+from trainer.objectives import cosine_loss, relation_loss
 from trainer.recipe import LoraConfig
 from trainer.setups.packing import Packing, packed_attention
 from workbench.mllm import MLLM

@@ -72,7 +72,7 @@ READINGS: dict[str, Callable[[MLLM], Tensor | Sequence[Tensor]]] = {
     "edit at layer 2": edited_at(2),
     "knockout of blocks 2 and 3": lambda m: knockout(m, encoded(m), blocks=[2, 3]),
     "knockout in one prompt": lambda m: knockout(m, one_prompt(m), blocks=[1, 2]),
-    "whole-option scores": lambda m: m.option_logprobs(encoded(m), OPTIONS),
+    "whole-option scores": lambda m: Quiz(m, models.questions(6, side=64, options=OPTIONS), 4).likelihoods(),
     "answers to questions": lambda m: _quiz(m, False),
     "answers to questions, edited at layer 2": lambda m: _quiz(m, True),
     "knockout in questions": lambda m: Quiz(m, models.questions(6, side=64), 4).knocked_out([2]),

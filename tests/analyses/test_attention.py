@@ -15,6 +15,7 @@ from PIL import Image
 
 from analyses.attention import ANALYSIS, MEASURES, Config, differences
 from analyses.attention import run as run_attention
+from analyses.attention.questions import ENTROPIES
 from tests.conftest import refused, run
 from tests.tiny import BUILDERS, build
 from workbench import figures as fig
@@ -420,8 +421,12 @@ def test_a_planted_difference_between_models_is_found_and_only_that(
             assert sum(trace.fill == "toself" for trace in figure.data) == sum(
                 trace.fill != "toself" for trace in figure.data
             )
+    assert {f"{title}: {kind}" for title in MEASURES.values() for kind in ("by layer", "difference by layer")} < set(
+        drawn
+    )
     assert {
-        f"{title}: {kind}" for title in MEASURES.values() for kind in ("by layer", "by head", "difference by layer")
+        f"{title}: by head"
+        for title in ("Spatial entropy", *(title for name, title in MEASURES.items() if name not in ENTROPIES))
     } < set(drawn)
     assert differences({"plain": found["plain"]}).empty
 
@@ -506,7 +511,8 @@ def test_photographs_have_mass_and_entropies(mllm: MLLM, tmp_path: Path) -> None
     assert set(result.tables) == {"scores", "layers", "samples", "examples"}
     assert "pointing" not in set(result.tables["scores"]["measure"])
     found = {"viral": runs.Run("k", {"label": "viral", "seed": 0, **result.record}, result.tables, result.tensors)}
-    assert len(ANALYSIS.figures(found)) == 1 + 2 * 5
+    # overlays; each measure by layer; mass by head, and the four entropies by head in one figure
+    assert len(ANALYSIS.figures(found)) == 1 + 5 + 2
     assert len(ANALYSIS.summary(found)) == 3 * 5
 
 

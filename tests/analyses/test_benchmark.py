@@ -41,8 +41,8 @@ def test_two_models_on_pope(runs_folder: Path, pope: Path, tmp_path: Path) -> No
     assert len(folders) == 2
     for folder in folders:
         answers, scores = (pd.read_parquet(folder / f"{name}.parquet") for name in ("answers", "scores"))
-        assert set(answers["shown"]) == {"image", "mean image"}
-        assert len(answers) == 2 * len(load_data(f"pope:{pope}"))
+        assert set(answers["shown"]) == {"image", "mean image", "no image"}
+        assert len(answers) == 3 * len(load_data(f"pope:{pope}"))
         assert set(answers["benchmark"]) == {"pope"}
         assert set(scores["scorer"]) == {"own", "official", "lmms", "paper"}
         whole = scores[(scores["measure"] == "accuracy") & (scores["category"] == "all questions")]
@@ -67,6 +67,7 @@ def test_two_models_on_pope(runs_folder: Path, pope: Path, tmp_path: Path) -> No
     assert list(figures) == [
         "Accuracy by category (image)",
         "Accuracy by category (mean image)",
+        "Accuracy by category (no image)",
         "Accuracy of all questions by scorer",
     ]
     assert {trace.name for trace in figures["Accuracy by category (image)"].data} == {"baseline", "viral", "chance"}

@@ -3,6 +3,7 @@ resuming, and the real command line."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ import pytest
 from scipy import stats as scipy_stats
 
 from analyses.dynamics import ANALYSIS
-from analyses.dynamics.comparison import compared, curves, differences, groups, losses, summary, to_reach
-from analyses.dynamics.options import ACCURACY, CKNNA, DROP, Config
+from analyses.dynamics.comparison import compared, curves, differences, groups, losses, to_reach
+from analyses.dynamics.options import ACCURACY, BENCHMARK, CKNNA, DROP, MEAN_OF_BENCHMARKS, Config
+from analyses.dynamics.resampling import reached_over_images
+from analyses.dynamics.summaries import summary
 from analyses.dynamics.training import beside
 from tests.conftest import refused, run
 from workbench import runs
+from workbench.data import load_data
 from workbench.errors import DataError, RunError
 from workbench.runs import Run
 from workbench.scoring.tables import accuracy_by_type
@@ -200,9 +204,100 @@ def test_accuracy_of_the_mean_of_types_stays_between_0_and_1() -> None:
     assert (two.low, two.high) == (0, 1)
 
 
+# --- benchmarks ---------------------------------------------------------------------------------
+
+
+def asked(label: str, curve: list[float], *, images: int = 40, spread: float = 0.0) -> Run:
+    """A run with a planted curve of one benchmark: each image has the score of the curve, or one around it."""
+    one = stored(label, curve, measure=BENCHMARK, of="pope, accuracy")
+    noise = spread * np.random.default_rng(0).standard_normal((len(STEPS), images))
+    noise -= noise.mean(axis=1, keepdims=True)
+    units = [
+        {"data": 0, "step": step, "stratum": "", "cluster": f"i{image}", "value": score + noise[at, image]}
+        for at, (step, score) in enumerate(zip(STEPS, curve, strict=True))
+        for image in range(images)
+    ]
+    weights = [{"of": "pope, accuracy", "data": 0, "weight": 1.0, "step": step} for step in STEPS]
+    one.record["config"]["seed"] = 0
+    tables = {"benchmark_units": pd.DataFrame(units), "benchmark_weights": pd.DataFrame(weights)}
+    return Run(label, one.record, one.tables | tables)
+
+
+def test_steps_to_a_benchmarks_final_score_have_an_interval_over_images() -> None:
+    exact = {"base": asked("base", SLOW), "viral": asked("viral", FAST)}
+    table = summary(exact).set_index("model")
+    fast, slow = table.loc["viral"], table.loc["base"]
+    assert fast[["reached_at", "reached_low", "reached_high"]].tolist() == pytest.approx([500, 500, 500])
+    assert fast[["share", "share_low", "share_high"]].tolist() == pytest.approx([0.5, 0.5, 0.5])
+    assert fast["resamples_reached"] == 1
+    assert np.isnan(slow["reached_at"])
+    assert slow["reached"] == "not within 1000 steps"
+    assert (slow["reached_low"], slow["reached_high"], slow["resamples_reached"]) == (np.inf, np.inf, 0)
+    noisy = {"base": asked("base", SLOW, spread=0.2), "viral": asked("viral", FAST, spread=0.2)}
+    fast = summary(noisy).set_index("model").loc["viral"]
+    assert fast["reached_at"] == pytest.approx(500)
+    assert 0 <= fast["reached_low"] < 450
+    assert 550 < fast["reached_high"] <= 1000
+
+
+def test_the_level_is_that_of_the_same_images() -> None:
+    """Both models gain on images that are easier for both: a level of other images would be missed half of the time."""
+    same = [0.5, 0.5, 0.5, 0.5, 0.5, 0.7]
+    easier = np.linspace(-0.3, 0.3, 40)
+    runs_of = {}
+    for label, curve in (("base", same), ("viral", [*same[:-1], 0.7001])):
+        one = asked(label, curve)
+        units = one.tables["benchmark_units"]
+        one.tables["benchmark_units"] = units.assign(
+            value=units["value"] + easier[units["cluster"].str[1:].astype(int)]
+        )
+        runs_of[label] = one
+    fast = reached_over_images(runs_of).set_index("model").loc["viral"]
+    assert fast["resamples_reached"] == 1
+    assert 990 < fast["reached_low"] <= fast["reached_high"] <= 1000
+
+
+def test_steps_over_images_are_averaged_over_the_seeds_of_both() -> None:
+    later = [0.5, 0.5, 0.6, 0.7, 0.8, 0.9]  # at 700 steps where SLOW ends
+    both = {
+        "base-s0": asked("base-s0", SLOW),
+        "viral-s0": asked("viral-s0", FAST),
+        "base-s1": asked("base-s1", SLOW),
+        "viral-s1": asked("viral-s1", later),
+        "viral-s2": asked("viral-s2", FAST),
+    }
+    row = reached_over_images(both).set_index("model").loc["viral"]
+    assert (row["reached_low"], row["reached_high"]) == pytest.approx((600, 600))
+    assert reached_over_images({"base": stored("base", SLOW), "viral": stored("viral", FAST)}).empty
+    # a first evaluation that is above the level was reached at some step before
+    late = {name: asked(name, curve) for name, curve in (("a", SLOW), ("b", [0.8] * 6))}
+    for one in late.values():
+        for name in ("benchmark_units", "benchmark_weights", "scores"):
+            one.tables[name] = one.tables[name][one.tables[name]["step"] > 0]
+    row = reached_over_images(late).set_index("model").loc["b"]
+    assert (row["reached_low"], row["reached_high"]) == (0, 200)
+
+
+def test_benchmarks_asked_in_another_way_are_not_compared() -> None:
+    one, other = asked("base", SLOW), asked("viral", FAST)
+    other.record["benchmarks"] = [{"data": "pope:X", "prompt": "plain"}]
+    assert reached_over_images({"base": one, "viral": other}).empty
+    assert "others_final" not in summary({"base": one, "viral": other})
+
+
+def test_the_figure_has_the_final_score_of_the_first_model_as_a_line() -> None:
+    figure = ANALYSIS.figures({"base": asked("base", SLOW), "viral": asked("viral", FAST)})["Benchmarks over training"]
+    (line,) = [trace for trace in figure.data if trace.name == "final score of base"]
+    assert list(line.y) == [0.75, 0.75]
+    assert line.line.dash == "dash"
+    assert list(line.x) == [0, 1000]
+    assert "chance" in {trace.name for trace in figure.data}
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 FEW = ["--limit", "3", "--permutations", "1", "--null", "10", "--k", "5"]
+TARGETS = ["--vfm", "dinov2-small", "own"]
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +309,7 @@ def output(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(runs_folder / "baseline"),
         str(runs_folder / "viral"),
         *FEW,
+        *TARGETS,
         "--output_dir",
         str(root),
     )
@@ -226,7 +322,9 @@ def test_the_command_follows_a_real_pair_of_trainings(runs_folder: Path, output:
     scores = by_label["viral"].tables["scores"]
     assert sorted(scores["step"].unique()) == [0, 6, 12]
     assert set(scores["measure"]) == {ACCURACY, CKNNA, DROP}
-    assert set(scores[scores["measure"] == CKNNA]["of"]) == {f"layer {layer}, dinov2-small" for layer in (1, 2, 3)}
+    assert set(scores[scores["measure"] == CKNNA]["of"]) == {
+        f"layer {layer}, {target}" for layer in (1, 2, 3) for target in ("dinov2-small", "own encoder")
+    }
     assert scores.notna().all(axis=None)
     assert (scores["low"] <= scores["score"]).all()
     assert (scores["score"] <= scores["high"]).all()
@@ -249,7 +347,7 @@ def test_the_command_follows_a_real_pair_of_trainings(runs_folder: Path, output:
 def test_the_end_agrees_with_the_other_analyses(runs_folder: Path, output: Path, tmp_path: Path) -> None:
     """The same images and questions give the same CKNNA and the same drop as the analyses that look at one model."""
     model = ["--model", str(runs_folder / "viral"), "--limit", "3", "--output_dir", str(tmp_path)]
-    run("analyses.cknna", *model, "--k", "5", "--null", "10", "--layers", "1", "3")
+    run("analyses.cknna", *model, "--k", "5", "--null", "10", "--layers", "1", "3", *TARGETS)
     run("analyses.permutation", *model, "--permutations", "1", "--layers", "0")
     one = {own.record["analysis"]: own.tables["scores"] for own in map(runs.load, runs.index(tmp_path)["folder"])}
     own = (
@@ -259,7 +357,7 @@ def test_the_end_agrees_with_the_other_analyses(runs_folder: Path, output: Path,
         .set_index(["measure", "of"])
     )
     for row in one["cknna"].itertuples():
-        assert own.loc[(CKNNA, f"layer {row.layer}, {row.vfm}"), ["score", "low", "high"]].tolist() == pytest.approx(
+        assert own.loc[(CKNNA, f"layer {row.layer}, {row.target}"), ["score", "low", "high"]].tolist() == pytest.approx(
             [row.score, row.low, row.high], abs=1e-5
         )
     moved = one["permutation"].query("site == 'encoder' and kind == 'permute' and part == 'whole'")
@@ -279,14 +377,14 @@ def test_an_interrupted_analysis_goes_on_where_it_stopped(
     shutil.copytree(output / CHUNKS, tmp_path / CHUNKS)
     monkeypatch.setattr("analyses.dynamics.evaluation.Quiz", lambda *_, **__: pytest.fail("asked again"))
     monkeypatch.setattr("analyses.dynamics.evaluation.read_by_grid", lambda *_: pytest.fail("read again"))
-    config = Config(limit=3, permutations=1, null=10, k=5)
+    config = Config(limit=3, permutations=1, null=10, k=5, vfm=("dinov2-small", "own"))
     again = execute(ANALYSIS, config, Where((str(runs_folder / "viral"),), tmp_path), [])
     stored_run = next(own for own in map(runs.load, runs.index(output)["folder"]) if own.label == "viral")
     pd.testing.assert_frame_equal(again["viral"].tables["scores"], stored_run.tables["scores"])
     with pytest.raises(pytest.fail.Exception, match="asked again"):
         execute(
             ANALYSIS,
-            Config(limit=2, permutations=1, null=10, k=5),
+            Config(limit=2, permutations=1, null=10, k=5, vfm=("dinov2-small", "own")),
             Where((str(runs_folder / "viral"),), tmp_path),
             [],
         )
@@ -312,6 +410,9 @@ def test_other_checkpoints_are_another_question(runs_folder: Path, tmp_path: Pat
         (["--model", "NOLOG"], "nolog has no training log: expected a training.parquet"),
         (["--model", "some/hub-id"], "'some/hub-id' is not a folder"),
         (["--model", "VIRAL", "--layers", "9"], "layer 9 does not exist"),
+        (["--model", "VIRAL", "--only_benchmarks"], "only_benchmarks is set, but no benchmark is named"),
+        (["--model", "VIRAL", "--benchmarks", "mme:a", "mme:a"], "benchmarks names mme:a more than once"),
+        (["--model", "VIRAL", "--benchmarks", "mme:nowhere"], "nowhere"),
         (["--model", "VIRAL", "--vfm", "dinov2-smal"], "did you mean 'dinov2-small'"),
         (["--model", "VIRAL", "--premutations", "2"], "unknown option '--premutations': did you mean '--permutations'"),
     ],
@@ -326,3 +427,55 @@ def test_bad_input_is_one_sentence(runs_folder: Path, tmp_path: Path, words: lis
         "analyses.dynamics", *(names.get(word, word) for word in words), *FEW, "--output_dir", str(tmp_path / "out")
     )
     assert list((tmp_path / "out").glob("[!.]*")) == []
+
+
+# --- the command with benchmarks ------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_benchmarks_at_every_checkpoint_end_as_the_benchmark_analysis_does(runs_folder: Path, tmp_path: Path) -> None:
+    """The last point of each curve has the score that `analyses.benchmark` gives to the finished model."""
+    folder, rows = tmp_path / "pope", []
+    folder.mkdir()
+    for number, scene in enumerate(load_data("shapes:val", limit=3).scenes):
+        scene[0].image.save(folder / f"{number}.png")
+        for sample in scene:
+            if sample.category == "exist":
+                rows.append({"question_id": len(rows), "image": f"{number}.png"})
+                rows[-1] |= {"text": sample.question, "label": sample.answer}
+    for split in ("random", "popular"):
+        (folder / f"coco_pope_{split}.json").write_text("\n".join(map(json.dumps, rows)))
+    models = [str(runs_folder / name) for name in ("baseline", "viral")]
+    shared = ["--output_dir", str(tmp_path), "--prompt", "plain", "--max_new_tokens", "3", "--model", *models]
+    specs = [f"pope:{folder}", "shapes:test"]
+    words = ["--benchmarks", *specs, "--benchmark_limit", "3", "--only_benchmarks", "--limit", "2"]
+    done = run("analyses.dynamics", *shared, *words)
+    assert "mean of benchmarks" in done.stdout
+    found = {one.label: one for one in map(runs.load, runs.index(tmp_path)["folder"])}
+    table = found["viral"].tables["scores"]
+    assert sorted(table["step"].unique()) == [0, 6, 12]
+    assert set(table["measure"]) == {BENCHMARK}
+    assert list(dict.fromkeys(table["of"])) == [
+        "pope, random and popular",
+        "shapes:test, accuracy",
+        "mean of benchmarks",
+    ]
+    assert table.notna().all(axis=None)
+    last = table[table["step"] == 12].set_index("of")
+    parts = last.drop(MEAN_OF_BENCHMARKS)
+    for column in ("score", "null_mean"):
+        assert last.loc[MEAN_OF_BENCHMARKS, column] == pytest.approx(parts[column].mean())
+    assert [record["prompt"] for record in found["viral"].record["benchmarks"]] == ["plain", "plain"]
+    assert "unknown copy" in found["viral"].record["benchmarks"][0]["labels"]
+    for spec, of in zip(specs, parts.index, strict=True):
+        run("analyses.benchmark", *shared[:-2], models[1], "--data", spec, "--limit", "3", "--blind", "off")
+        measured = map(runs.load, runs.index(tmp_path)["folder"])
+        final = next(one for one in measured if one.record["data"] == spec).tables["scores"]
+        place = ("paper: random and popular", MEAN) if spec.startswith("pope") else ("accuracy", "all questions")
+        row = final[final["scorer"] == "own"].set_index(["measure", "category"]).loc[place]
+        assert last.loc[of, ["score", "low", "high", "null_mean"]].tolist() == pytest.approx(
+            [row["score"], row["low"], row["high"], row["chance"]]
+        )
+        assert last.loc[of, "n"] == row["n"]
+    said = refused("analyses.dynamics", *shared, *words, "--scorer", "official")
+    assert "scorer is official, which shapes:test with greedy answers does not have: expected own" in said

@@ -18,12 +18,13 @@ from tests.conftest import refused, run
 from tests.tiny import build
 from workbench import runs
 from workbench.analysis.declaration import Context
+from workbench.benchmarks.scorers import scorers_of
 from workbench.data import Dataset, Sample
-from workbench.errors import DataError
+from workbench.errors import DataError, UnknownNameError
 from workbench.mllm import MLLM
 from workbench.scoring.questions import questions_of
 from workbench.scoring.quiz import Quiz, kl_divergence
-from workbench.scoring.tables import change_by_type
+from workbench.scoring.tables import change_by_type, counts_by_type
 from workbench.training_folder import MEAN
 
 
@@ -146,26 +147,6 @@ def test_batches_change_no_number(folders: Path) -> None:
     assert np.allclose(first[numbers], second[numbers], atol=1e-4)
 
 
-def test_the_shared_prefix_is_the_same_computation(folders: Path) -> None:
-    mllm = model("llava", folders)
-    quiz = Quiz(mllm, planted().scenes, batch_size=5, first=7)
-    assert quiz._prefixes is not None
-    assert torch.allclose(quiz._from_prefixes(None, None), quiz._from_whole_prompts(None, None), atol=1e-4)
-    # options of one token: the model's own score of an answer, among the options
-    for row, sample in enumerate(quiz.samples):
-        (own,) = mllm.option_logprobs(mllm.encode([sample.image], [sample.question]), [sample.options])
-        assert torch.allclose(quiz.logprobs()[row, : len(own)], own.log_softmax(-1), atol=1e-4)
-    seen = set()
-
-    def roll(values: torch.Tensor, image: int) -> torch.Tensor:
-        seen.add(image)
-        return values.roll(image, 0)
-
-    for place in ("encoder", "projector", 0, 1, 2, 3, 4):
-        assert torch.allclose(quiz._from_prefixes(place, roll), quiz._from_whole_prompts(place, roll), atol=1e-4), place  # type: ignore[arg-type]
-    assert seen == {7, 8, 9, 10}
-
-
 def test_a_change_that_writes_into_its_tokens_does_not_leak(folders: Path) -> None:
     quiz = Quiz(model("llava", folders), planted().scenes, batch_size=5)
     before = quiz.logprobs()
@@ -192,6 +173,44 @@ def test_other_families_are_asked_whole_and_what_cannot_be_is_noted(
     assert set(table["site"]) == ({"3", "4"} if name == "qwen3_vl" else {"encoder", "1"})
     assert (table[table["kind"] == "identity"]["kl"] == 0).all()
     assert (table[(table["kind"] == "permute") & (table["site"] != "4")]["kl"] > 0).any()
+
+
+def test_generated_answers_are_counted_as_the_paper_does(folders: Path) -> None:
+    """The right answers before are those of what the model generates on its own; counts follow from the rows."""
+    mllm, data = model("llava", folders), planted(3)
+    config = Config(answers="generated", permutations=2, layers=(1,), questions=0, max_new_tokens=3)
+    result = permute(config, Context(mllm, data, batch_size=2))
+    samples, counts = result.tables["samples"], result.tables["counts"]
+    greedy = {s.id: mllm.generate(mllm.encode([s.image], [s.question]), max_new_tokens=3)[0] for s in data}
+    assert (samples["answer_before"] == samples["id"].map(greedy)).all()
+    identity = samples[samples["kind"] == "identity"]
+    assert (identity["answer_after"] == identity["answer_before"]).all()
+    changed = samples[(samples["kind"] == "mean token") & (samples["site"] == "encoder")]
+    assert (changed["answer_after"] != changed["answer_before"]).any()
+    right = [scorers_of("", s)["own"](s, greedy[s.id]).correct for s in data]
+    for _, rows in samples.groupby(["site", "kind", "part", "draw"]):
+        assert rows["correct_before"].tolist() == right
+    row = counts[(counts["kind"] == "permute") & (counts["site"] == "encoder") & (counts["part"] == "whole")]
+    assert set(row["category"]) == {"colour", "side", "all questions"}
+    assert set(row["answers"]) == {"generated"}
+    whole = row[row["category"] == "all questions"].iloc[0]
+    assert (whole["right_before"], whole["n"], whole["n_images"]) == (sum(right), 9, 3)
+    with pytest.raises(UnknownNameError, match=r"scorer .*own.*"):
+        permute(Config(answers="generated", scorer="owm"), Context(mllm, data, batch_size=2))
+
+
+def test_counts_by_hand() -> None:
+    rows = [
+        {"id": f"q{i}", "image_id": f"i{i // 2}", "category": "a", "correct_before": i < 8, "correct_after": after}
+        for i in range(10)
+        for after in (i < 6, i < 4)  # two draws
+    ]
+    (row,) = counts_by_type(pd.DataFrame(rows), seed=0)
+    assert (row["right_before"], row["right_after"], row["n"], row["n_images"]) == (8, 5, 10, 5)
+    assert row["drop_percent"] == pytest.approx(100 * 3 / 8)
+    assert 0 <= row["low"] < row["drop_percent"] < row["high"] <= 100
+    nothing_right = pd.DataFrame(rows).assign(correct_before=False, correct_after=False)
+    assert np.isnan(counts_by_type(nothing_right, seed=0)[0]["drop_percent"])
 
 
 # --- the parts ------------------------------------------------------------------------------------
@@ -236,9 +255,6 @@ def test_scores_by_hand() -> None:
 
 def test_questions_that_cannot_be_scored_are_refused(folders: Path) -> None:
     mllm = model("llava", folders)
-    same = [Sample("0", "0", lambda: picture(0), "a ?", "red", ("red", "red cat"), "x")]
-    with pytest.raises(DataError, match=r"the options red, red cat are not distinguished by their first token"):
-        Quiz(mllm, [same], 4)
     with pytest.raises(DataError, match="1 image with questions: expected at least 2"):
         scored(mllm, Config(), planted(1))
     with pytest.raises(DataError, match="none of 1 images has a question with options"):

@@ -57,6 +57,27 @@ def rotation(d: int, seed: int = 1) -> Tensor:
     return torch.linalg.qr(noise(d, d, seed=seed).double()).Q
 
 
+def test_the_last_layer_is_measured_before_or_after_the_final_norm(llava: MLLM) -> None:
+    """Against transformers' own last hidden state, which is after it; other layers stay as they are."""
+    data, last = planted(3), llava.n_layers
+    config = Config(**SMALL, layers=(1, last))
+    before, after = (
+        measure(dataclasses.replace(config, final_norm=norm), Context(llava, data, 3)).tables["per_image"]
+        for norm in (False, True)
+    )
+    both = before.merge(after, on=["measure", "at", "image_id"], suffixes=("", "_after")).query("measure == 'cosine'")
+    same = np.isclose(both["value"], both["value_after"], atol=1e-7)
+    assert set(both[~same]["at"]) == {f"layer {last}"}
+    batch = llava.encode([data.scenes[0][0].image], [data.scenes[0][0].question])
+    with torch.inference_mode():
+        states = llava.model(**batch.inputs, output_hidden_states=True).hidden_states[-1]
+    expected = float(mean_cosine(states[0, llava.visual_tokens(batch)[0][0].index]))
+    found = both[(both["at"] == f"layer {last}") & (both["image_id"] == data.scenes[0][0].image_id)]
+    assert found["value_after"].item() == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(ConfigError, match=f"final_norm is yes and layers 1: expected {last}, the last layer of"):
+        measure(Config(**SMALL, layers=(1,), final_norm=True), Context(llava, data, 3))
+
+
 # --- metrics --------------------------------------------------------------------------------------
 
 
@@ -176,7 +197,7 @@ def scores(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def test_planted_layers(llava: MLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layer 1 repeats one token, layer 2 is isotropic and meets its reference, layer 3 has one sink."""
 
-    def layers(mllm: MLLM, batch: object, *, layers: list[int], encoder: bool) -> list[Activations]:
+    def layers(mllm: MLLM, batch: object, *, layers: list[int], **_: object) -> list[Activations]:
         found = []
         for _ in range(len(batch)):  # type: ignore[arg-type]
             layers.seed += 1  # type: ignore[attr-defined]
@@ -190,7 +211,7 @@ def test_planted_layers(llava: MLLM, monkeypatch: pytest.MonkeyPatch) -> None:
         seed = 100
 
     chosen = Layers([1, 2, 3])
-    monkeypatch.setattr(analysis, "check_layers", lambda mllm, layers: chosen)
+    monkeypatch.setattr(analysis, "check_layers", lambda mllm, layers, **_: chosen)
     monkeypatch.setattr("analyses.tokens.representations.read", layers)
     result = measure(Config(**SMALL | {"null": 40}), Context(llava, planted(30), batch_size=8))
     found = scores(result.tables)
@@ -345,12 +366,12 @@ def test_a_tower_that_cannot_be_read_for_one_image_is_left_out_for_all(tmp_path:
 @pytest.mark.slow
 def test_two_models_are_compared_in_pairs(llava: MLLM) -> None:
     result = measure(Config(**SMALL), Context(llava, planted(12), batch_size=6))
-    own = SimpleNamespace(tables=result.tables, record={"seed": 0})
+    own = SimpleNamespace(extra={}, tables=result.tables, record={"seed": 0})
     moved = result.tables["per_image"].copy()
     here = (moved["measure"] == "cosine") & (moved["at"] == "layer 2")
     moved.loc[here, "value"] += 0.1 + np.linspace(0, 0.01, 12)
     found = differences(
-        {"a": own, "b": SimpleNamespace(tables=result.tables | {"per_image": moved}, record={"seed": 0})}
+        {"a": own, "b": SimpleNamespace(extra={}, tables=result.tables | {"per_image": moved}, record={"seed": 0})}
     )  # type: ignore[dict-item]
     row = found[(found["measure"] == "cosine") & (found["layer"] == 2)].iloc[0]
     assert row["score"] == pytest.approx(0.105)
@@ -400,7 +421,7 @@ def test_views(llava: MLLM) -> None:
 def test_planes_by_place_and_by_kind(llava: MLLM) -> None:
     config = Config(**SMALL | {"umap_images": 3, "umap_tokens": 8, "umap_layers": (4,), "umap_neighbors": 5})
     result = measure(config, Context(llava, with_objects(), batch_size=3))
-    stored = SimpleNamespace(tables=result.tables, tensors=result.tensors)
+    stored = SimpleNamespace(extra={}, tables=result.tables, tensors=result.tensors)
     table = _separate_planes({"a": stored, "b": stored})  # type: ignore[dict-item]
     assert table["panel"].unique().tolist() == ["a", "b", "efficientnet-lite0"]
     by_colour = token_planes(table, by="colour")

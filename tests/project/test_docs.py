@@ -38,7 +38,7 @@ def _commands() -> Iterator[str]:
 # the first is test_pretrained's
 COMMANDS = [line for line in dict.fromkeys(_commands()) if "mine.yaml" not in line and "ablation" not in line]
 FEW = {
-    "analyses.benchmark": ["--limit", "2", "--no_blind"],
+    "analyses.benchmark": ["--limit", "2", "--blind", "off"],
     "analyses.attention": ["--limit", "12", "--null", "10"],
     "analyses.cknna": ["--limit", "12", "--null", "10", "--k", "5"],
     "analyses.permutation": ["--limit", "3", "--permutations", "1", "--layers", "2"],
@@ -46,7 +46,8 @@ FEW = {
     "analyses.logit_lens": ["--limit", "12", "--null", "10", "--maps", "1"],
     "analyses.linear_probe": ["--limit", "20", "--controls", "1", "--folds", "2"],
     "analyses.all": ["--limit", "3", "--only", "cknna", "dynamics"],
-    "analyses.dynamics": ["--limit", "3", "--permutations", "1", "--null", "10", "--k", "5"],
+    "analyses.dynamics": ["--limit", "3", "--permutations", "1", "--null", "10", "--k", "5", "--benchmark_limit", "3"],
+    "analyses.heads": ["--limit", "3", "--null", "10", "--k", "5"],
     "analyses.tokens": ["--limit", "3", "--null", "10", "--umap_images", "0"],
     "analyses.patching": ["--limit", "3", "--layers", "2"],
 }

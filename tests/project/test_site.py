@@ -86,7 +86,7 @@ def test_recipe_keys_are_those_of_the_code(hooks: ModuleType) -> None:
     page = hooks.on_page_markdown(PAGES["reference/recipe.md"])
     assert sorted(re.findall(r"^\| `([\w.]+)` \|", page, re.M)) == sorted(key for key, _ in config_fields(Recipe))
     assert "| `alignment.weight` | float | `0.5` | lambda in L = L_LM + lambda * L_VRA. |" in page
-    assert "| `alignment.objective` | none / cosine / relation | `none` |" in page
+    assert "| `alignment.objective` | none / cosine / relation / predict | `none` |" in page
     assert "| `data.train` | list of str | `shapes:train` |" in page
 
 

@@ -19,7 +19,8 @@ from transformers import AutoModelForImageTextToText
 
 from tests.conftest import SMALL, recipe, refused
 from tests.tiny import BUILDERS, build
-from trainer.alignment import AlignmentHead, attach_alignment, cosine_loss, relation_loss, weight_at
+from trainer.alignment import attach_alignment
+from trainer.objectives import AlignmentHead, cosine_loss, relation_loss, weight_at
 from trainer.recipe import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, Recipe
 from trainer.run import train
 from trainer.setups.packed import PackedSetup
@@ -252,6 +253,33 @@ def test_activation_checkpointing_gives_the_same_gradients(llava: Path, where: s
         torch.testing.assert_close(found[1][name], value, atol=1e-6, rtol=1e-4)
 
 
+def test_the_last_layer_is_read_before_or_after_the_final_norm(llava: Path) -> None:
+    """transformers' own last hidden state is after it, and its others are outputs of blocks."""
+    mllm = MLLM.load(str(llava), validate=False)
+    batch = mllm.encode([picture(0)], ["what is this ?"])
+    tokens, last = mllm.visual_tokens(batch), mllm.n_layers
+    targets = {"a": torch.randn(len(tokens[0][0].index), 6)}
+    states = hidden_states(mllm, batch, "output")
+    for final_norm in (True, False):
+        torch.manual_seed(0)
+        alignment = attach_alignment(mllm, layers=[last, 1], dims={"a": 6}, hidden=8, final_norm=final_norm)
+        mllm.model(**batch.inputs)
+        losses, head = alignment.losses(targets, tokens), alignment.heads[1]
+        alignment.remove()
+        after, before = (
+            cosine_loss(head(values), targets["a"]).item()
+            for values in (states[last][0], read(mllm, batch, layers=[last])[0].values[0])
+        )
+        assert abs(after - before) > 1e-3
+        assert losses[f"layer_{last}/a"].item() == pytest.approx(after if final_norm else before, abs=1e-5)
+        first = cosine_loss(alignment.heads[0](states[1][0]), targets["a"]).item()
+        assert losses["layer_1/a"].item() == pytest.approx(first, abs=1e-5)
+    with pytest.raises(
+        ConfigError, match=rf"final_norm with output of layers \[1\]: expected the output of layer {last}"
+    ):
+        attach_alignment(mllm, layers=[1], dims={"a": 6}, final_norm=True)
+
+
 def test_misuse_is_one_sentence(llava: Path) -> None:
     mllm = MLLM.load(str(llava), validate=False)
     alignment = attach_alignment(mllm, layers=[2], dims={"vfm": 6}, hidden=8)
@@ -332,6 +360,11 @@ def test_the_weight_follows_its_schedule() -> None:
         ({"layer": (2, 9)}, "alignment.layer is 9: expected 1 to 3"),
         ({"vfm": ()}, "alignment.vfm is empty"),
         ({"heads": "none"}, "alignment.heads is none: expected each or shared"),
+        (
+            {"layer": (2,), "final_norm": True},
+            "alignment.final_norm is yes and alignment.layer 2: expected 3, the last",
+        ),
+        ({"final_norm": True, "where": "attention"}, "alignment.final_norm is yes with .* alignment.where attention"),
         ({"final_weight": 0.1}, "alignment.final_weight is 0.1, but the schedule is constant"),
         ({"target": "projector", "center": True}, "alignment.target is projector"),
         ({"warmup": 5000}, "alignment.warmup is 5000: expected at most optim.steps"),

@@ -28,7 +28,7 @@ from workbench.data.base import IMAGE_MARK, Conversation, mixed
 from workbench.errors import DataError, ModelError, UnknownNameError
 from workbench.mllm import MLLM
 from workbench.mllm.conversation import IGNORED, conversation_text, encode_conversations
-from workbench.scoring.questions import option_ids
+from workbench.scoring.options import Options
 
 TURNS = [[("what is this ?", "a red cat"), ("what color ?", "red")], [("is this a dog ?", "no")]]
 
@@ -570,12 +570,10 @@ def test_options_are_scored_by_the_tokens_that_are_learnt(name: str, tmp_path: P
     it learnt."""
     mllm = byte_level(tmp_path / "m", *TEMPLATES[name])
     sample = Sample("0", "0", lambda: picture(0), "is it left or right ?", "left", ("left", "right"), "side")
-    (batch, labels), (options,) = (
-        encode_conversations(mllm, [picture(0)], [[(sample.question, sample.answer)]]),
-        option_ids(mllm, [sample]),
-    )
+    batch, labels = encode_conversations(mllm, [picture(0)], [[(sample.question, sample.answer)]])
+    (options,) = Options(mllm, [sample]).tokens
     at = int((labels[0] != IGNORED).long().argmax())
-    assert labels[0, at] == options[0] != options[1]
+    assert labels[0, at] == options[0][0] != options[1][0]
     assert torch.equal(
         batch.inputs["input_ids"][0, :at], mllm.encode([picture(0)], [sample.question]).inputs["input_ids"][0]
     )

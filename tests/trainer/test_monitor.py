@@ -24,7 +24,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, TrainerState, TrainingArguments
 
 from tests.conftest import run
-from trainer.alignment import Alignment, AlignmentHead
+from trainer.alignment import Alignment
 from trainer.card import _without_folders, card, origins
 from trainer.hub import uploaded_files
 from trainer.loop import build_trainer
@@ -33,6 +33,7 @@ from trainer.monitor import warnings as early
 from trainer.monitor.cknna import build_cknna_monitor
 from trainer.monitor.guards import check_token_counts
 from trainer.monitor.warnings import EarlyWarnings
+from trainer.objectives import AlignmentHead
 from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, MonitorConfig, OptimConfig, Recipe
 from trainer.run import train
 from trainer.setups.packed import PackedSetup
@@ -183,7 +184,7 @@ def test_a_head_is_compared_with_what_it_was_before_the_checkpoint(moved: bool) 
     """Moved before the checkpoint and still after it is no reason to warn, and the steps that the sentence counts are
     those it compares."""
     model, state = nn.Module(), TrainerState(max_steps=9)
-    model.alignment = Alignment({1: 4}, {"vfm": 3}, "cosine", "each", 2)
+    model.alignment = Alignment({(1, None): 4}, {"vfm": 3}, "cosine", "each", 2)
     args = TrainingArguments(report_to=[])
     for step in range(3):
         warnings = EarlyWarnings(3, (), lambda: True)  # one for each step: the run is killed after it
@@ -309,7 +310,8 @@ def test_heads_of_one_layer_and_of_several_have_names() -> None:
         def __init__(self, sharing: str, count: int) -> None:
             super().__init__()
             self.alignment = torch.nn.Module()
-            self.alignment.sharing, self.alignment.layers, self.alignment.dims = sharing, (2, 3), {"a": 4, "b": 4}
+            self.alignment.sharing, self.alignment.sites = sharing, ((2, None), (3, None))
+            self.alignment.dims = {"a": 4, "b": 4}
             self.alignment.heads = torch.nn.ModuleList(AlignmentHead(4, 4, 4) for _ in range(count))
 
     assert [name for name, _ in early._heads(Model("each", 4))] == [

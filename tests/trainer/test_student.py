@@ -416,7 +416,9 @@ def test_questions_with_options_are_answered_as_in_the_analyses(llava: list[str]
     table, mllm = ready.evaluate().table, ready.mllm
     right = []
     for n in range(5):
-        scores = mllm.option_logprobs(mllm.encode([picture(n)], ["what is this ?"]), [["cat", "dog"]])[0]
+        with torch.inference_mode():
+            logits = mllm.model(**mllm.encode([picture(n)], ["what is this ?"]).inputs).logits[0, -1]
+        scores = logits[mllm.processor.tokenizer.convert_tokens_to_ids(["cat", "dog"])]
         right.append(int(scores.argmax()) == (n + 1) % 2)
     assert table["correct"].tolist() == right
     assert set(table["chance"]) == {0.5}

@@ -21,6 +21,7 @@ from workbench.training_folder import checkpoints
 
 LOSSES = ["lm_loss", "alignment_loss", "loss", "grad_norm", "learning_rate", "epoch"]
 LORA = ["--model.train", "lora", "--model.lora.rank", "2"]
+MICRO = ["--optim.loss_average", "microbatch", "--model.train_vision_encoder"]
 STEPS = ["--optim.steps", "4", "--optim.warmup", "0", "--optim.learning_rate", "5e-4"]
 STEPS += [
     "--log_every",
@@ -62,8 +63,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "asked.jsonl").write_text("\n".join(lines))
     train(read(words(root, "one", "--model.train_vision_encoder", "--optim.batch_size", "4")), ["one"])
     train(read(words(root, "one-lora", *LORA, "--optim.batch_size", "4")), ["one"])
+    train(read(words(root, "one-micro", *MICRO)), ["one"])
     runs = [
         words(root, "two-lora", *LORA),
+        words(root, "two-micro", *MICRO),
         words(root, "two", "--model.train_vision_encoder"),
         words(root, "killed", "--model.train_vision_encoder"),
     ]
@@ -105,6 +108,10 @@ def words(root: Path, name: str, *more: str) -> list[str]:
 def test_two_processes_equal_one_and_some_steps_have_no_image(root: Path) -> None:
     same(root / "one", root / "two", within=1e-5, columns=LOSSES)
     same(root / "one-lora", root / "two-lora", within=1e-5, columns=LOSSES)
+    # both have micro-batches of one conversation: four in one process, two in each of two
+    same(root / "one-micro", root / "two-micro", within=1e-5, columns=LOSSES)
+    logs = [pd.read_parquet(root / name / "training.parquet").dropna(subset="lm_loss") for name in ("two", "two-micro")]
+    assert (logs[0]["lm_loss"] - logs[1]["lm_loss"]).abs().max() > 1e-3
     log = pd.read_parquet(root / "two" / "training.parquet").dropna(subset="lm_loss")
     assert 0 < log["alignment_loss"].isna().sum() < 4
 

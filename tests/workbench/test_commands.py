@@ -44,6 +44,7 @@ LATE: dict[str, list[str]] = {  # what is wrong only once data and model are the
     "benchmark": ["--prompt", "paper"],
     "cknna": ["--layers", "99"],
     "dynamics": [],
+    "heads": ["--layers", "0"],
     "knockout": ["--width", "99"],
     "linear_probe": ["--layers", "99"],
     "logit_lens": ["--layers", "99"],
@@ -232,7 +233,7 @@ def test_an_unknown_option_is_one_short_sentence(tmp_path: Path) -> None:
         ),
         (
             ["trainer", "shapes_viral", "--alignment.objective", "cosin"],
-            "unknown value of --alignment.objective 'cosin': expected one of cosine, none, relation;"
+            "unknown value of --alignment.objective 'cosin': expected one of cosine, none, predict, relation;"
             " did you mean 'cosine'?",
         ),
     ],

@@ -77,15 +77,23 @@ def merged_state(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[st
         }
         lora_a, lora_b = (layer_tensors[f"{name}.lora_{factor}.default.weight"] for factor in "AB")
         delta = (lora_b @ lora_a) * layer.scaling["default"]
-        merged = state[f"{name}.weight"] + delta.to(state[f"{name}.weight"])
+        # in float32, also where the frozen weight is stored in bfloat16
+        merged = state[f"{name}.weight"].float() + delta.float()
         # move each merged matrix to the CPU at once: the training GPU may not have room for a second copy of all
         state[f"{name}.weight"] = merged.cpu()
     return state
 
 
 def merge_lora(model: PreTrainedModel) -> None:
-    """Merge each adapter into its layer, and replace the layer by a plain linear one, in place."""
+    """Merge each adapter into its layer, and replace the layer by a plain linear one, in place.
+
+    A weight in bfloat16 is added up in float32 and then rounded once.
+    """
     for name, layer in lora_layers(model).items():
+        weight = layer.get_base_layer().weight
+        stored = weight.dtype
+        weight.data = weight.data.float()
         layer.merge()
+        weight.data = weight.data.to(stored)
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, layer.get_base_layer())

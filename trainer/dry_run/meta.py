@@ -13,6 +13,8 @@ from transformers import AutoModelForImageTextToText, LlavaForConditionalGenerat
 from trainer.alignment import Alignment, attach_alignment
 from trainer.build.assembled_llava import check_parts, describe_parts
 from trainer.build.second_encoder import pad_for_second_encoder
+from trainer.head_choice import candidates
+from trainer.masking import attach_mask
 from trainer.recipe import ModelConfig, Recipe
 from workbench.errors import ConfigError, one_line
 from workbench.mllm import VisualTokens
@@ -193,9 +195,14 @@ def attach(
                 "objective": settings.objective,
                 "heads": settings.heads,
                 "where": settings.where,
+                "final_norm": settings.final_norm,
                 "hidden": settings.hidden,
             }
-            alignment = attach_alignment(model, layers=settings.layer, dims=dims, **options)
+            # which heads will be chosen depends on the weights, but not the sizes
+            chosen = candidates(model, settings)[: settings.selection.heads] if settings.chooses_heads else None
+            alignment = attach_alignment(model, layers=chosen or settings.layer, dims=dims, **options)
+        if settings.mask:
+            attach_mask(model, settings.mask)
     if residual is not None:
         not_run.append("language model and heads (a residual needs the whole model at once)")
     elif reason := _run(lambda: _run_language_model(model, alignment, dims, visual, length)):

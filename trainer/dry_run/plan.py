@@ -11,6 +11,7 @@ import torch
 from transformers import LlavaProcessor, PretrainedConfig, PreTrainedModel
 
 from trainer import distributed
+from trainer.build.frozen_precision import halve_frozen
 from trainer.build.lora import add_lora
 from trainer.build.partition import choose_trained
 from trainer.build.second_encoder import llava_class
@@ -88,7 +89,7 @@ class Plan:
                 for count in PROCESSES
                 if self._possible(count)
             }
-            for strategy in STRATEGIES
+            for strategy in (STRATEGIES if optim.frozen_precision == "float32" else STRATEGIES[:1])
         }
         checkpoints = "all" if self.recipe.keep_checkpoints is None else self.recipe.keep_checkpoints
         fewest, most = self.image_tokens
@@ -115,6 +116,7 @@ class Plan:
                 f"checkpoint     {gigabytes(self.checkpoint)}, kept: {checkpoints}; frozen features"
                 f" {gigabytes(self.features)}"
             ),
+            *self._frozen_line(),
             "memory per process, roughly, without the VFM: weights, gradients, optimizer states, activations",
             pd.DataFrame(memory).T.to_string(),
         ]
@@ -123,7 +125,8 @@ class Plan:
     def memory(self, strategy: distributed.Strategy, count: int) -> int:
         """Estimate the bytes that each of `count` processes needs.
 
-        The estimate counts float32 weights and, of the trained parameters, gradients and AdamW's two moments:
+        The estimate counts the weights (float32, but frozen matrices as `optim.frozen_precision` stores them) and, of
+        the trained parameters, gradients and AdamW's two moments:
 
         - `ddp` keeps all of them in every process, and the gradients twice (in the buckets that are averaged);
         - ZeRO-1 shards the moments, ZeRO-2 also the gradients;
@@ -132,7 +135,7 @@ class Plan:
         It is never less than all weights, since every process first loads the whole model; with FSDP the process's
         shard comes on top, because the whole model stays until all of it is sharded.
         """
-        weights, trained = FLOAT * self.sizes.total, FLOAT * self.sizes.trained
+        weights, trained = self.sizes.weights, FLOAT * self.sizes.trained
         if strategy == "ddp" or count == 1:
             states = weights + 3 * trained + (trained if count > 1 else 0)
         elif strategy in ("zero1", "zero2"):
@@ -150,7 +153,7 @@ class Plan:
           block, and the other activations of one block at a time.
         - The logits: two float32 tables.
         - Autocast's bfloat16 copies of the trained weights, and of the frozen weights of blocks whose activations are
-          stored.
+          stored, unless these are in bfloat16 already.
         - Each LoRA adapter, with autocast: a half-precision copy of its input, and its `rank` channels.
 
         A frozen vision encoder stores nothing.
@@ -168,8 +171,15 @@ class Plan:
             stored += values * FLOAT * blocks + block if optim.checkpointing else block * blocks
         if half:
             language, trained = sizes.parts["language"]
-            stored += HALF * (sizes.trained + (sizes.block if optim.checkpointing else language - trained))
+            copied = sizes.block if optim.checkpointing else language - trained
+            stored += HALF * (sizes.trained + (copied if optim.frozen_precision == "float32" else 0))
         return stored + tokens * 2 * FLOAT * text.vocab_size
+
+    def _frozen_line(self) -> list[str]:
+        if not self.sizes.halved:
+            return []
+        halved, memory = f"{self.sizes.halved:,}", gigabytes(self.sizes.weights)
+        return [f"in memory      {halved} frozen parameters in bfloat16; all weights {memory}"]
 
     def _adapter_values(self) -> int:
         """Return the values for each token that the LoRA adapters of one block store: inputs and `rank` channels."""
@@ -195,8 +205,11 @@ class Plan:
         target = ", ".join(alignment.vfm) if alignment.target == "vfm" else alignment.target
         parts = []
         if alignment.aligned:
-            states = f"{alignment.where} of {layers}"
-            parts.append(f"{alignment.objective}, {states} with {target}, lambda {alignment.weight}")
+            norm = " after the final norm" if alignment.final_norm else ""
+            count = f"the {alignment.selection.heads} least aligned " if alignment.chooses_heads else ""
+            states = f"{count}{alignment.where} of {layers}{norm}"
+            hidden = f", {alignment.mask:.0%} of the tokens hidden" if alignment.mask else ""
+            parts.append(f"{alignment.objective}, {states} with {target}, lambda {alignment.weight}{hidden}")
         if alignment.residual != "none":
             parts.append(f"residual {alignment.residual} into {layers}")
         return "; ".join(parts) or "none"
@@ -282,6 +295,8 @@ def _conversations(recipe: Recipe) -> Plan:
     check_conversations(recipe, mllm, splits)
     with torch.device("meta"):
         choose_trained(mllm, recipe.model)
+    if recipe.optim.frozen_precision == "bfloat16":
+        halve_frozen(mllm.model)
     sample, tokens_per_image, longest = None, [], 0
     for batch in _encoded_samples(mllm, train, recipe.data.max_length):
         longest = max(longest, batch.inputs["input_ids"].shape[1])

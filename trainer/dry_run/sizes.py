@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from trainer import distributed
 from trainer.build.partition import parts_of
 from workbench.weights.model_files import WeightFiles
 
-# bytes of a value; weights, gradients and AdamW's moments are float32 in bfloat16 training too, which is autocast
+# bytes of a value; gradients, AdamW's moments and all weights but frozen ones (optim.frozen_precision) are float32 in
+# bfloat16 training too, which is autocast
 FLOAT, HALF = 4, 2
 
 
@@ -26,12 +28,14 @@ class Sizes:
             at a time.
         outside: parameters outside the blocks, which sharded training gathers together.
         encoder_blocks: number of blocks of the vision encoder.
+        halved: parameters that are stored in bfloat16.
     """
 
     parts: dict[str, tuple[int, int]]
     block: int
     outside: int
     encoder_blocks: int = 0
+    halved: int = 0
 
     @property
     def total(self) -> int:
@@ -42,6 +46,11 @@ class Sizes:
     def trained(self) -> int:
         """Trained parameters."""
         return sum(count for _, count in self.parts.values())
+
+    @property
+    def weights(self) -> int:
+        """Bytes of all weights in memory."""
+        return FLOAT * self.total - (FLOAT - HALF) * self.halved
 
 
 def sizes_of(model: Any, alignment: nn.Module | None = None, residual: nn.Module | None = None) -> Sizes:
@@ -61,7 +70,8 @@ def sizes_of(model: Any, alignment: nn.Module | None = None, residual: nn.Module
 
     all_blocks, encoder_blocks = block_sizes(model), block_sizes(model.get_encoder(modality="image"))
     total = sum(count for count, _ in counts.values())
-    return Sizes(counts, max(all_blocks, default=0), total - sum(all_blocks), len(encoder_blocks))
+    halved = sum(p.numel() for p in model.parameters() if p.dtype == torch.bfloat16)
+    return Sizes(counts, max(all_blocks, default=0), total - sum(all_blocks), len(encoder_blocks), halved)
 
 
 def weights_line(part: str, weights: WeightFiles | None) -> str:

@@ -22,6 +22,7 @@ from trainer.setups.base import MonitorBatch, Setup
 from workbench.errors import ConfigError, DataError, UnknownNameError, WeightsError
 from workbench.metrics import METRICS
 from workbench.metrics.alignment import MIN_ROWS
+from workbench.mllm.family import final_norm_of
 from workbench.spatial.within_image import Within
 from workbench.stats import null_of
 
@@ -44,7 +45,11 @@ class CknnaMonitor:
 
     def __init__(self, setup: Setup, alignment: AlignmentConfig, settings: MonitorConfig, seed: int) -> None:
         decoder = setup.model.base.get_decoder()
-        self.blocks = getattr(decoder, "model", decoder).layers
+        decoder = getattr(decoder, "model", decoder)
+        self.blocks = list(decoder.layers)
+        if alignment.final_norm:  # layer L is measured where it is aligned
+            self.blocks[-1] = final_norm_of(decoder)
+        self.final_norm = alignment.final_norm
         self.layers = sorted(alignment.layer) if alignment.changes_layers else [max(1, len(self.blocks) // 2)]
         self.model, self.settings, self.seed = setup.model, settings, seed
         self.data = setup.monitor_batches()
@@ -64,6 +69,7 @@ class CknnaMonitor:
         return {
             "pooling": "within",
             "layers": self.layers,
+            "final_norm": self.final_norm,
             "n": self.n,
             "k": self.settings.k,
             "n_images": self.images,

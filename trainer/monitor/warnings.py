@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from trainer import distributed
+from trainer.alignment import site_name
 from workbench.hashing import fingerprint
 
 
@@ -110,6 +111,7 @@ def _heads(model: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:
     """Yield each alignment head with the layer and the target that it compares, as a name for messages."""
     alignment = getattr(model, "alignment", None)
     if alignment is not None:
-        layers = ["all layers"] if alignment.sharing == "shared" else [f"layer {layer}" for layer in alignment.layers]
-        names = [f"{layer} with {target}" for layer in layers for target in alignment.dims]
+        each = [site_name(site).replace("_", " ") for site in alignment.sites]
+        sites = ["all layers"] if alignment.sharing == "shared" else each
+        names = [f"{site} with {target}" for site in sites for target in alignment.dims]
         yield from zip(names, alignment.heads, strict=False)  # heads: none has names, but no heads

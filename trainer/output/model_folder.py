@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from trainer.aligned_model import Aligned
+from trainer.build.frozen_precision import in_float32
 from trainer.build.lora import lora_layers, merged_state
 from workbench.errors import RunError
 from workbench.files import HEAD_FILE
@@ -36,7 +37,7 @@ def save_model(model: Aligned, processor: Any, folder: Path, state: Mapping[str,
     for name, value in model.named_parameters(remove_duplicate=False):
         # gathering makes copies of tied tensors; make them one tensor again
         state[name] = state[first_names.setdefault(id(value), name)]
-    base = tensors_below(state, "base.")
+    base = in_float32(tensors_below(state, "base."))
     if lora_layers(model.base):
         model.base.save_pretrained(folder, state_dict=merged_state(model.base, base))
         save_file({name: base[name].detach().contiguous() for name in _trained(model.base)}, folder / LORA_FILE)

@@ -15,10 +15,13 @@ from trainer import distributed
 from trainer.aligned_model import AlignedMLLMForConditionalGeneration
 from trainer.alignment import Alignment, attach_alignment
 from trainer.build.assembled_llava import build_from_parts
+from trainer.build.frozen_precision import half_autocast, halve_frozen
 from trainer.build.partition import checkpoint_activations, choose_trained
 from trainer.evaluation import Evaluation, answer_questions, language_loss
 from trainer.frozen import check_frozen, frozen_fingerprint
-from trainer.recipe import AlignmentConfig, ModelConfig, Recipe
+from trainer.head_choice import HeadChoice, choose_heads
+from trainer.masking import attach_mask
+from trainer.recipe import AlignmentConfig, Recipe
 from trainer.setups.base import MonitorBatch, MonitorBatches
 from trainer.setups.conversation_checks import check_conversations
 from trainer.setups.conversation_data import Collator, ConversationSet, GroupedSampler
@@ -28,6 +31,7 @@ from trainer.setups.stored_targets import StoredTargets
 from trainer.targets.vfm_targets import Targets, load_vfms, vfm_record
 from workbench.capture.hidden_states import read
 from workbench.data import Sample
+from workbench.data.folder import QUESTION
 from workbench.errors import ConfigError
 from workbench.mllm import MLLM
 from workbench.mllm.residual import Residual, attach_residual
@@ -45,6 +49,7 @@ class ConversationSetup:
         trained: the part that each trained parameter of the model belongs to, by the parameter's name.
         frozen: fingerprint of all other parameters.
         vfms: the VFMs whose features are alignment targets.
+        choice: the attention heads that are aligned, where single ones are.
     """
 
     recipe: Recipe
@@ -59,41 +64,63 @@ class ConversationSetup:
     frozen: str
     vfms: Sequence[VFM]
     record: dict[str, object]
+    choice: HeadChoice | None = None
     unit: ClassVar[str] = "conversations"
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, checkpoint: Path | None = None) -> ConversationSetup:
-        """Load data, model and features; see `Setup`. A resumed run has the order of the rows in its checkpoint."""
+        """Load data, model and features; see `Setup`. A checkpoint holds order and attention heads."""
         splits = load_conversations(recipe, Rows.load(checkpoint) if checkpoint is not None else None)
         set_seed(recipe.seed)
-        mllm = _load_model(recipe.model)
+        mllm = _load_model(recipe)
         questions = check_conversations(recipe, mllm, splits)
         record = _sources_record(mllm, splits, recipe.data.max_length)
         trained = choose_trained(mllm, recipe.model)
+        if recipe.optim.frozen_precision == "bfloat16":
+            halve_frozen(mllm.model)
+            mllm.model.to(distributed.device())
         if recipe.optim.checkpointing:
             checkpoint_activations(mllm.model)
         settings = recipe.alignment
-        width = encoder_width(mllm, splits.train) if settings.reads_encoder else 0
+        with half_autocast(mllm.model):
+            width = encoder_width(mllm, splits.train) if settings.reads_encoder else 0
         residual = _add_residual(mllm, settings, width)
         vfms, targets = _load_targets(mllm, splits.train, recipe)
-        heads = _attach_heads(mllm, settings, targets, width, recipe.seed)
+        with half_autocast(mllm.model):
+            choice = _choose_heads(mllm, settings, splits.train, vfms, checkpoint)
+        heads = _attach_heads(mllm, settings, targets, width, recipe.seed, choice)
         frozen = frozen_fingerprint(mllm.model, mllm.model.state_dict())
         sizes = _parameter_counts(mllm, trained, residual, heads)
         return cls(
             recipe=recipe,
-            model=AlignedMLLMForConditionalGeneration(mllm, heads, residual, target=settings.target),
+            model=AlignedMLLMForConditionalGeneration(
+                mllm,
+                heads,
+                residual,
+                target=settings.target,
+                mask=attach_mask(mllm.model, settings.mask) if settings.mask else None,
+            ),
             mllm=mllm,
             train=splits.train,
             val=splits.val,
             test=splits.test,
             collate=Collator(
-                mllm, splits.train, recipe.data.max_length, targets, count_tiles=settings.objective == "relation"
+                mllm,
+                splits.train,
+                recipe.data.max_length,
+                targets,
+                count_tiles=settings.objective == "relation",
+                mask=settings.mask,
             ),
             questions=questions,
             trained=trained,
             frozen=frozen,
             vfms=vfms,
-            record=record | (vfm_record(vfms) if vfms else {}) | {"trained": sizes},
+            choice=choice,
+            record=record
+            | (vfm_record(vfms) if vfms else {})
+            | {"trained": sizes}
+            | (choice.record if choice is not None else {}),
         )
 
     @property
@@ -139,9 +166,10 @@ class ConversationSetup:
             data, questions = self.test, self.questions[1]
         self.model.eval()
         try:
-            if questions:
-                return Evaluation(answer_questions(self.model, self.mllm, questions, batch_size))
-            return Evaluation(language_loss(self.model, self.mllm, data, batch_size, self.collate.max_length))
+            with half_autocast(self.model):
+                if questions:
+                    return Evaluation(answer_questions(self.model, self.mllm, questions, batch_size))
+                return Evaluation(language_loss(self.model, self.mllm, data, batch_size, self.collate.max_length))
         finally:
             self.model.train(was_training)
 
@@ -185,13 +213,20 @@ class ConversationSetup:
         check_frozen(self.mllm.model, state, self.frozen, self.vfms)
 
     def write_extras(self, checkpoint: Path) -> None:
-        """Write the rows that the order of the training depends on."""
+        """Write the rows that the order of the training depends on, and the choice of attention heads."""
         self.train.rows.save(checkpoint)
+        if self.choice is not None:
+            self.choice.save(checkpoint)
 
 
-def _load_model(config: ModelConfig) -> MLLM:
-    """Load the model in float32 onto the device of this rank."""
-    device = distributed.device()
+def _load_model(recipe: Recipe) -> MLLM:
+    """Load the model in float32 onto the device of this rank.
+
+    A model whose frozen matrices will be stored in bfloat16 stays on the CPU until they are: the device may not have
+    room for all of it in float32.
+    """
+    config = recipe.model
+    device = distributed.device() if recipe.optim.frozen_precision == "float32" else "cpu"
     mllm = (
         build_from_parts(config)
         if config.name is None
@@ -252,13 +287,32 @@ def _load_targets(mllm: MLLM, train: ConversationSet, recipe: Recipe) -> tuple[S
     return vfms, StoredTargets(vfms, mllm, train, settings, recipe.seed, data.max_length)
 
 
+def _choose_heads(
+    mllm: MLLM, settings: AlignmentConfig, train: ConversationSet, vfms: Sequence[VFM], checkpoint: Path | None
+) -> HeadChoice | None:
+    """Choose the attention heads that are aligned, or read the choice of a resumed run; None for other alignments."""
+    if not settings.chooses_heads:
+        return None
+    if checkpoint is not None:
+        return HeadChoice.load(checkpoint)
+    conversations = [c for c in train.conversations if c.loads][: settings.selection.images]
+    images = [conversation.images[0] for conversation in conversations]
+    return choose_heads(mllm, images, [QUESTION] * len(images), vfms, settings)
+
+
 def _attach_heads(
-    mllm: MLLM, settings: AlignmentConfig, targets: Targets | None, width: int, seed: int
+    mllm: MLLM,
+    settings: AlignmentConfig,
+    targets: Targets | None,
+    width: int,
+    seed: int,
+    choice: HeadChoice | None,
 ) -> Alignment | None:
     """Attach the alignment heads, drawn from the seed, and return them; None for a baseline.
 
     Args:
         width: number of features that the projector receives per visual token.
+        choice: the attention heads that are aligned, where single ones are.
     """
     if settings.objective == "none":
         return None
@@ -267,12 +321,13 @@ def _attach_heads(
     dims: dict[str, int] = targets.dims if targets is not None else {settings.target: widths[settings.target]}
     return attach_alignment(
         mllm,
-        layers=settings.layer,
+        layers=settings.layer if choice is None else choice.chosen,
         dims=dims,
         objective=settings.objective,
         heads=settings.heads,
         where=settings.where,
         hidden=settings.hidden,
+        final_norm=settings.final_norm,
     )
 
 

@@ -12,7 +12,8 @@ from workbench.errors import ConfigError
 from workbench.mllm import MLLM
 from workbench.mllm.conversation import IGNORED, encode_conversations
 from workbench.mllm.residual import KEY
-from workbench.scoring.questions import option_ids, questions_of
+from workbench.scoring.options import Options
+from workbench.scoring.questions import questions_of
 
 CONVERSATIONS_CHECKED = 4  # of each kind, with and without images
 
@@ -90,5 +91,5 @@ def _questions_with_options(mllm: MLLM, data: Dataset) -> list[list[Sample]]:
     if not any(sample.options for sample in data):
         return []
     scenes = questions_of(data.scenes)
-    option_ids(mllm, [sample for scene in scenes for sample in scene])  # raises if the options cannot be scored
+    Options(mllm, [sample for scene in scenes for sample in scene])  # raises if the options cannot be scored
     return scenes

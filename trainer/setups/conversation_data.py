@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from trainer.aligned_model import answer_positions
+from trainer.masking import loss_tokens
 from trainer.setups.rows import Rows
 from trainer.targets.vfm_targets import Targets
 from workbench.data import Dataset
@@ -171,7 +172,8 @@ class Collator:
     Args:
         targets: returns the alignment targets of a batch; None if the batch has none.
         count_tiles: whether the weight of a batch among those of an optimizer step, its entry `aligned`, is the number
-            of its images and tiles; otherwise it is the number of its visual tokens.
+            of its images and tiles; otherwise it is the number of its visual tokens that the loss is on.
+        mask: share of the visual tokens that are hidden, and that alone the loss is on; 0 for none.
     """
 
     def __init__(
@@ -182,9 +184,10 @@ class Collator:
         targets: Targets | None = None,
         *,
         count_tiles: bool = False,
+        mask: float = 0.0,
     ) -> None:
         self._mllm, self._data, self.max_length = mllm, data, max_length
-        self._targets, self._count_tiles = targets, count_tiles
+        self._targets, self._count_tiles, self._mask = targets, count_tiles, mask
 
     def __call__(self, numbers: list[int]) -> dict[str, Any]:
         """Return the batch, on the CPU; the Trainer moves it to the model's device."""
@@ -192,7 +195,7 @@ class Collator:
         visual = self._mllm.visual_tokens(batch)
         inputs: dict[str, Any] = dict(batch.inputs)
         tiles = [tile for sample in visual for tile in sample]
-        aligned = len(tiles) if self._count_tiles else sum(len(tile.index) for tile in tiles)
+        aligned = len(tiles) if self._count_tiles else sum(loss_tokens(len(tile.index), self._mask) for tile in tiles)
         inputs |= {"labels": labels, "visual": visual, "aligned": aligned}
         inputs["answers"] = answer_positions(labels)
         if self._targets is not None:

@@ -20,6 +20,8 @@ from trainer.build.second_encoder import second_encoder_record
 from trainer.build.toy_llava import build_llava, build_processor, load_start
 from trainer.evaluation import Evaluation, answer_packed
 from trainer.frozen import check_frozen, frozen_fingerprint
+from trainer.head_choice import HeadChoice, choose_heads
+from trainer.masking import attach_mask
 from trainer.recipe import ModelConfig, Recipe
 from trainer.sampling import Stream
 from trainer.setups.base import MonitorBatch, MonitorBatches
@@ -36,7 +38,10 @@ from trainer.setups.packing import Packing
 from trainer.targets.vfm_targets import load_vfms, vfm_record
 from workbench.data import Dataset
 from workbench.data.base import content_hash
+from workbench.data.folder import QUESTION
 from workbench.hashing import processor_fingerprint, saved_tensors
+from workbench.mllm import MLLM
+from workbench.mllm.family import family_of
 from workbench.mllm.load import SECOND_ENCODER
 from workbench.mllm.residual import Residual, attach_residual
 from workbench.vfm import VFM, load_vfm
@@ -52,6 +57,7 @@ class PackedSetup:
         input_rate: factor for the learning rate of the projector's first weight.
         frozen: fingerprint of the parameters that are not trained.
         vfms: the VFMs whose features are alignment targets.
+        choice: the attention heads that are aligned, where single ones are.
         second: the second encoder, whose features the projector receives beside the vision encoder's, if there is one.
     """
 
@@ -66,12 +72,12 @@ class PackedSetup:
     vfms: list[VFM]
     second: VFM | None
     record: dict[str, object]
+    choice: HeadChoice | None = None
     unit: ClassVar[str] = "images"
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, checkpoint: Path | None = None) -> PackedSetup:
-        """Load data, model and features; see `Setup`. `checkpoint` is not needed: the seed decides the order."""
-        del checkpoint
+        """Load data, model and features; see `Setup`. A resumed run has its attention heads from the checkpoint."""
         splits = load_questions(recipe.data, recipe.seed)
         processor = build_processor(recipe.model, splits.words)
         set_seed(recipe.seed)
@@ -94,9 +100,14 @@ class PackedSetup:
             PackedDataset(first_questions(data, recipe.data.questions), packer, split_inputs, split_targets)
             for data, split_inputs, split_targets in zip(splits.all, inputs, targets, strict=True)
         ]
-        heads = _attach_heads(llava, recipe, targets[0])
+        choice = _choose_heads(llava, recipe, splits, vfms, checkpoint)
+        heads = _attach_heads(llava, recipe, targets[0], choice)
         model = AlignedForConditionalGeneration(
-            llava, heads, residual, to_projector=aligned and recipe.alignment.target == "projector"
+            llava,
+            heads,
+            residual,
+            to_projector=aligned and recipe.alignment.target == "projector",
+            mask=attach_mask(llava, recipe.alignment.mask) if recipe.alignment.mask else None,
         )
         return cls(
             recipe=recipe,
@@ -109,10 +120,12 @@ class PackedSetup:
             frozen=frozen,
             vfms=vfms,
             second=second,
+            choice=choice,
             record=_sources_record(recipe.model, splits, fingerprints | {"processor": processor_fingerprint(processor)})
             | _second_encoder_record(second, llava)
             | start_record
-            | _targets_record(vfms),
+            | _targets_record(vfms)
+            | (choice.record if choice is not None else {}),
         )
 
     def collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -190,7 +203,9 @@ class PackedSetup:
         check_frozen(self.model.base, state, self.frozen, vfms)
 
     def write_extras(self, checkpoint: Path) -> None:
-        """Write nothing: the order of the images follows from the seed."""
+        """Write the choice of attention heads, if there is one; the order of the images follows from the seed."""
+        if self.choice is not None:
+            self.choice.save(checkpoint)
 
 
 # --- the steps of from_recipe, in their order -----------------------------------------------------
@@ -233,11 +248,34 @@ def _add_trained_parts(llava: LlavaForConditionalGeneration, recipe: Recipe, wid
     return attach_residual(llava, settings.residual, sorted(settings.layer), width)
 
 
-def _attach_heads(llava: LlavaForConditionalGeneration, recipe: Recipe, targets: Targets | None) -> Alignment | None:
+def _choose_heads(
+    llava: LlavaForConditionalGeneration,
+    recipe: Recipe,
+    splits: Splits,
+    vfms: Sequence[VFM],
+    checkpoint: Path | None,
+) -> HeadChoice | None:
+    """Choose the attention heads that are aligned, or read the choice of a resumed run; None for other alignments."""
+    settings = recipe.alignment
+    if not settings.chooses_heads:
+        return None
+    if checkpoint is not None:
+        return HeadChoice.load(checkpoint)
+    # a processor of its own, since an MLLM changes the padding of its processor
+    mllm = MLLM(llava, build_processor(recipe.model, splits.words), family_of(llava.config), "the initial model")
+    samples = [scene[0] for scene in splits.train.scenes[: settings.selection.images]]
+    images, prompts = [sample.image for sample in samples], [sample.question or QUESTION for sample in samples]
+    return choose_heads(mllm, images, prompts, vfms, settings)
+
+
+def _attach_heads(
+    llava: LlavaForConditionalGeneration, recipe: Recipe, targets: Targets | None, choice: HeadChoice | None
+) -> Alignment | None:
     """Attach the alignment heads and return them; None for a baseline.
 
     Args:
         targets: targets of the training split; None if the target is the projector's output.
+        choice: the attention heads that are aligned, where single ones are.
     """
     settings = recipe.alignment
     if settings.objective == "none":
@@ -248,11 +286,12 @@ def _attach_heads(llava: LlavaForConditionalGeneration, recipe: Recipe, targets:
         dims = {name: features.shape[-1] for name, features in targets.items()}
     return attach_alignment(
         llava,
-        layers=settings.layer,
+        layers=settings.layer if choice is None else choice.chosen,
         dims=dims,
         objective=settings.objective,
         heads=settings.heads,
         where=settings.where,
+        final_norm=settings.final_norm,
         hidden=settings.hidden,
     )
 

@@ -73,8 +73,13 @@ class Job:
 
     @property
     def start(self) -> Path | None:
-        """The folder of the training that this one starts from, if any."""
-        return Path(self.arguments[self.arguments.index("--start") + 1]) if "--start" in self.arguments else None
+        """The folder of the training that this one starts from, if any: of --start, or a --model.name of this sweep."""
+        if "--start" in self.arguments:
+            return Path(self.arguments[self.arguments.index("--start") + 1])
+        if "--model.name" in self.arguments:
+            name = Path(self.arguments[self.arguments.index("--model.name") + 1])
+            return name if name.parent == self.folder.parent else None
+        return None
 
     @property
     def finished(self) -> bool:
@@ -103,7 +108,8 @@ class Sweep:
     """Seeds that every variant is trained with."""
     variants: tuple[str, ...] = ()
     """Variants, each as "NAME: RECIPE --section.key value ..."; {output_dir}, {seed} and {point} (of the grid, such as
-    _limit_train-300) are filled in. A run with --start waits until the run in that folder is finished."""
+    _limit_train-300) are filled in. A run whose --start or --model.name is the folder of another run waits until that
+    one is finished."""
     grid: tuple[str, ...] = ()
     """Axes of a grid, each as "section.key: value value ..."; a value such as 2,3,4 is a list. Every combination is
     trained for every variant or, with `over`, is itself a variant of that recipe."""
@@ -237,7 +243,7 @@ class Sweep:
             arguments = [
                 part
                 for word in shlex.split(words)
-                for part in (word.split("=", 1) if word.startswith("--start=") else [word])
+                for part in (word.split("=", 1) if word.startswith(("--start=", "--model.name=")) else [word])
             ]
         except (KeyError, IndexError, ValueError) as error:
             raise ConfigError(

@@ -205,6 +205,7 @@ def identity(item: object) -> object:
             identity(item.objects),
             item.text_only,
             *((item.pair, item.source) if item.pair or item.source else ()),
+            *((identity(item.asked),) if item.asked else ()),
         )
     if isinstance(item, Object):
         return item.name, item.box  # its mask follows from the origin of the data set, which is in the key too

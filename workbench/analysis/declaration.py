@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -23,14 +23,21 @@ from workbench.models import label_of
 from workbench.options import check_ranges
 from workbench.progress import progress_bar
 from workbench.runs import Run
-from workbench.vfm import find_vfm
+from workbench.vfm import OWN, find_vfm
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Options that every analysis has; an analysis adds its own options in a subclass."""
+    """Options that every analysis has; an analysis adds its own options in a subclass.
+
+    Attributes:
+        ADDED: names of options whose default is what runs were stored with before the option existed. At its default
+            such an option is neither in the key nor in the record of a run, so that those runs are still found.
+    """
+
+    ADDED: ClassVar[tuple[str, ...]] = ()
 
     data: str = "shapes:val"
     """Data set, as NAME:SPLIT or NAME:PATH, such as shapes:val or folder:PATH."""
@@ -140,9 +147,9 @@ class Result:
 def vfm_inputs(config: Any) -> dict[str, str]:
     """Return the identity of every VFM in `config.vfm`; the attribute `uses` of analyses that have this option.
 
-    Other weights under the name of a VFM then make another run.
+    Other weights under the name of a VFM then make another run. The model's own encoder belongs to the model's key.
     """
-    return {f"vfm {name}": find_vfm(name).identity() for name in config.vfm}
+    return {f"vfm {name}": find_vfm(name).identity() for name in config.vfm if name != OWN}
 
 
 Figures = Callable[[Mapping[str, Run]], dict[str, go.Figure]]

@@ -121,7 +121,14 @@ def stored_run(
 
 def question_of(analysis: Analysis, config: DataOptions, requested: RequestedModel) -> dict[str, Any]:
     """Return what the numbers of a run depend on besides model, data and libraries."""
-    return as_mapping(config) | dict(analysis.uses(config)) | dict(requested.beside)
+    return recorded_options(config) | dict(analysis.uses(config)) | dict(requested.beside)
+
+
+def recorded_options(config: DataOptions) -> dict[str, Any]:
+    """Return the options as a run records them: all but those of `DataOptions.ADDED` that have their default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    at_default = {name for name in config.ADDED if getattr(config, name) == defaults[name]}
+    return {name: value for name, value in as_mapping(config).items() if name not in at_default}
 
 
 def record_of(
@@ -145,7 +152,7 @@ def record_of(
         "data": data.name,
         "data_fingerprint": data.fingerprint,
         "left_out": [*data.left_out, *result.left_out],
-        "config": as_mapping(config),
+        "config": recorded_options(config),
         "seed": config.seed,
         "device": str(mllm.device),
         "processes": 1,

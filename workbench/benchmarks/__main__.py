@@ -1,6 +1,7 @@
 """Score stored answers of one or more models, without any model.
 
     python -m workbench.benchmarks runs/benchmark-KEY other/samples_pope.jsonl --data pope:FOLDER
+    python -m workbench.benchmarks runs/benchmark-* --paper_table
 
 A file is the folder of a run of `analyses.benchmark`, lmms-eval's `samples_*.jsonl`, or JSON lines with the keys id and
 answer, which need --data. Every scorer of the benchmark is computed anew; differences are to the first file, paired by
@@ -19,11 +20,13 @@ import tyro
 
 from workbench.benchmarks.comparison import compared, whole
 from workbench.benchmarks.exchange import read_answers, read_run, write_answers
+from workbench.benchmarks.paper_table import paper_table, text_of
 from workbench.benchmarks.tables import scores
 from workbench.cli import command, parse
 from workbench.data import load_data
 from workbench.data.benchmark_rows import BenchmarkDataset
 from workbench.errors import ConfigError
+from workbench.runs import load
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class Options:
     """Data set of the questions, such as pope:FOLDER; files of others need it."""
     seed: int = 0
     """Seed of the bootstrap."""
+    paper_table: bool = False
+    """Print Table 1 of the paper instead, from runs of several benchmarks: one row for each model."""
+    scorer: str = "own"
+    """Scorer of that table."""
     write: Path | None = None
     """Write the answers of the first file as JSON lines, which other harnesses read."""
 
@@ -43,6 +50,9 @@ class Options:
 def main(argv: list[str]) -> None:
     """Read the answers, score them and print the table of scores and differences."""
     options = parse(Options, argv, prog="python -m workbench.benchmarks", description=__doc__ or "")
+    if options.paper_table:
+        print(text_of(paper_table([load(place) for place in _named(options.files).values()], options.scorer)))
+        return
     answers: dict[str, pd.DataFrame] = {}
     for name, place in _named(options.files).items():
         answers[name] = _read(name, place, options.data)

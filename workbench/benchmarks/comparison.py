@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from workbench.benchmarks.tables import ALL, judged
+from workbench.benchmarks.tables import ALL, by_question, judged
 from workbench.intervals import mean_interval
 from workbench.training_folder import MEAN
 
@@ -80,8 +80,8 @@ def difference(first: pd.DataFrame, second: pd.DataFrame, *, by_type: bool) -> d
         with a power of 80 %, estimated from the width of the interval.
     """
     columns = ["id", "image_id", "category", "correct"]
-    pairs = first[columns].merge(second[["id", "correct"]], on="id", suffixes=("", "_second"))
-    change = pairs["correct_second"].astype(float) - pairs["correct"].astype(float)
+    pairs = by_question(first)[columns].merge(by_question(second)[["id", "correct"]], on="id", suffixes=("", "_second"))
+    change = pairs["correct_second"] - pairs["correct"]
     strata = pairs["category"].tolist() if by_type else None
     interval = mean_interval(change, kind="difference", groups=pairs["image_id"].tolist(), strata=strata)
     return {

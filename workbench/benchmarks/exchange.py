@@ -4,7 +4,7 @@ Scoring them needs the questions, but neither a model nor images that can be dec
 
     run folder      `RUNS/benchmark-KEY`, which holds its own questions
     lmms-eval       `samples_TASK.jsonl`: `doc_id` counts the questions in their order, `filtered_resps` is the answer
-    any JSON lines  `id`, as our data set names the question, and `answer`
+    any JSON lines  `id`, as our data set names the question, and `answer`; `draw` where each question has several
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class AnswerFile:
 
     Attributes:
         answers: one row per question, as `tables.answer_row` makes them.
-        unanswered: ids of questions of the data set that the file has no answer to; they count as unparsed.
+        unanswered: ids of questions of the data set that the file has no answer to, or not in each draw; what is
+            missing counts as unparsed.
     """
 
     answers: pd.DataFrame
@@ -72,30 +73,38 @@ def read_answers(file: Path, benchmark: str, samples: Sequence[Sample]) -> Answe
         raise DataError(f"{shown(file)} does not exist: expected JSON lines with the keys id and answer")
     rows = json_rows(file)
     by_id = {sample.id: sample for sample in samples}
-    answers: dict[str, str] = {}
+    answers: dict[tuple[str, int], str] = {}
     for number, row in enumerate(rows, start=1):
         where = f"{shown(file.name)} row {number}"
         sample = _of_lmms(where, row, samples) if "doc_id" in row else _of_id(where, row, by_id)
-        if sample.id in answers:
+        draw = row.get("draw", 0)
+        if not isinstance(draw, int) or isinstance(draw, bool):
+            raise DataError(f"{where} has draw {shown(str(draw), 20)}: expected a number")
+        if (sample.id, draw) in answers:
             raise DataError(f"{where} answers question {sample.id} again: expected one answer to each")
-        answers[sample.id] = _answer(where, row)
+        answers[sample.id, draw] = _answer(where, row)
     if not answers:
         raise DataError(f"{shown(file)} has no answers: expected JSON lines with the keys id and answer")
-    table = [answer_row(benchmark, sample, SEEN, answers.get(sample.id, "")) for sample in samples]
-    return AnswerFile(pd.DataFrame(table), tuple(sample.id for sample in samples if sample.id not in answers))
+    draws = sorted({draw for _, draw in answers})
+    table = [
+        answer_row(benchmark, sample, SEEN, answers.get((sample.id, draw), ""), draw=draw)
+        for draw in draws
+        for sample in samples
+    ]
+    lost = [sample.id for sample in samples if any((sample.id, draw) not in answers for draw in draws)]
+    return AnswerFile(pd.DataFrame(table), tuple(lost))
 
 
 def write_answers(answers: pd.DataFrame, file: Path) -> int:
     """Write the answers of a model that saw the images as JSON lines, and return how many there are.
 
-    The keys are id, answer, gold, category and question, as other harnesses read them.
+    The keys are id, answer, gold, category and question, as other harnesses read them, and draw where each question has
+    several answers.
     """
     seen = answers[answers["shown"] == SEEN]
+    names = ["id", "answer", "gold", "category", "question", *(["draw"] if seen["draw"].nunique() > 1 else [])]
     with atomic_file(file) as partial:
-        lines = (
-            json.dumps({name: row[name] for name in ("id", "answer", "gold", "category", "question")})
-            for row in seen.to_dict("records")
-        )
+        lines = (json.dumps({name: row[name] for name in names}) for row in seen.to_dict("records"))
         partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return len(seen)
 

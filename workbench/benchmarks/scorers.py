@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase, ascii_uppercase
 
@@ -40,6 +40,26 @@ def scorers_of(benchmark: str, sample: Sample) -> Mapping[str, Scorer]:
     else:
         ours = _read(lambda sample, answer: parse_option(answer, sample.options))
     return {"own": ours, **PEERS.get(benchmark.split()[0] if benchmark else "", {})}
+
+
+def by_likelihood(
+    benchmark: str, sample: Sample, logprobs: Sequence[float], tokens: Sequence[int]
+) -> dict[str, Judged]:
+    """Return the likeliest option by the sum of the log-probabilities of its tokens, and by their mean.
+
+    Args:
+        benchmark: its name.
+        sample: the question.
+        logprobs: of each option, summed over its tokens.
+        tokens: number of tokens of each option.
+    """
+    judged = {}
+    for name, values in (("sum", logprobs), ("mean", [s / n for s, n in zip(logprobs, tokens, strict=True)])):
+        number = max(range(len(values)), key=values.__getitem__)
+        option = sample.options[number]
+        parsed = ascii_uppercase[number] if benchmark in LETTERED else option.lower()
+        judged[name] = Judged(parsed, option == sample.answer)
+    return judged
 
 
 def letter_of(sample: Sample) -> str:

@@ -7,28 +7,34 @@ bootstrap intervals that resample images.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from workbench.benchmarks.scorers import LETTERED, YES_NO, letter_of, scorers_of
+from workbench.benchmarks.scorers import LETTERED, YES_NO, by_likelihood, letter_of, scorers_of
 from workbench.data.base import Sample
 from workbench.data.mme import COGNITION, PERCEPTION
 from workbench.intervals import Interval, mean_interval
+from workbench.scoring.tables import ALL as ALL
+from workbench.stats import sums_interval
 from workbench.training_folder import MEAN
 
-ALL = "all questions"
-RESAMPLES = 2000
 
-
-def answer_row(benchmark: str, sample: Sample, shown: str, answer: str) -> dict[str, Any]:
+def answer_row(
+    benchmark: str, sample: Sample, shown: str, answer: str, *, draw: int = 0, logprobs: str = "", tokens: str = ""
+) -> dict[str, Any]:
     """Return what is stored of an answer, with all that its scoring needs.
 
     Args:
         benchmark: name of the benchmark, "" if the data set is none.
-        shown: what the model saw: "image", or "mean image" in the blind run.
+        sample: the question.
+        shown: what the model saw: "image", or in a blind run "mean image" or "no image".
+        answer: the text that the model generated, or the option that it finds likeliest.
+        draw: number of the answer, if several were drawn.
+        logprobs: JSON list of the log-probability of each option, "" for a generated answer.
+        tokens: JSON list of the number of tokens of each option, likewise.
     """
     return {
         "benchmark": benchmark,
@@ -43,6 +49,9 @@ def answer_row(benchmark: str, sample: Sample, shown: str, answer: str) -> dict[
         "chance": sample.chance,
         "shown": shown,
         "answer": answer,
+        "draw": draw,
+        "logprobs": logprobs,
+        "tokens": tokens,
     }
 
 
@@ -51,8 +60,12 @@ def judged(answers: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for row in answers.to_dict("records"):
         sample = _sample(row)
-        for name, scorer in scorers_of(row["benchmark"], sample).items():
-            result = scorer(sample, row["answer"])
+        if row["logprobs"]:
+            results = by_likelihood(row["benchmark"], sample, json.loads(row["logprobs"]), json.loads(row["tokens"]))
+        else:
+            scorers = scorers_of(row["benchmark"], sample)
+            results = {name: scorer(sample, row["answer"]) for name, scorer in scorers.items()}
+        for name, result in results.items():
             rows.append({**row, "scorer": name, "parsed": result.parsed, "correct": result.correct})
     return pd.DataFrame(rows)
 
@@ -62,8 +75,8 @@ def scores(answers: pd.DataFrame, *, seed: int) -> pd.DataFrame:
 
     Returns:
         Columns shown, scorer, measure, category, score, low, high, few, chance, majority (accuracy of giving each
-        category's most frequent right answer, NaN where that means nothing), unparsed, n (questions, pairs or sets),
-        n_images, seed.
+        category's most frequent right answer, NaN where that means nothing), unparsed (answers, of all draws), n
+        (questions, pairs or sets), n_images, draws (answers to each question), seed. Scores are means over draws.
     """
     rows: list[dict[str, Any]] = []
     benchmark = str(answers["benchmark"].iloc[0])
@@ -89,8 +102,12 @@ def _rows(part: pd.DataFrame, benchmark: str, scorer: str, seed: int) -> Iterato
     subsets = [(name, part[part["category"] == name]) for name in categories] if len(categories) > 1 else []
     for name, rows in [(ALL, part), *subsets]:
         yield _row("accuracy", name, _accuracy(rows), rows) | {"majority": _majority(rows, benchmark)}
+    if part.groupby("id")["options"].nunique().max() > 1:
+        yield _circular(part)
+    if benchmark in LETTERED:
+        yield from _letter_rates(part)
     if subsets:
-        yield _row("accuracy", MEAN, _accuracy(part, part["category"]), part, _chance_of_types(part))
+        yield _row("accuracy", MEAN, _accuracy(part, "category"), part, _chance_of_types(part))
     if set(part["gold"]) <= set(YES_NO):
         for name, rows in [(ALL, part), *subsets]:
             yield from _yes_no_rows(rows, name, benchmark == "pope" and scorer == "lmms", seed)
@@ -115,19 +132,59 @@ def _row(
         "chance": float(rows["chance"].mean()) if chance is None else chance,
         "majority": np.nan,
         "unparsed": int(rows["parsed"].isna().sum()),
-        "n": len(rows) if n is None else n,
+        "n": rows["id"].nunique() if n is None else n,
         "n_images": rows["image_id"].nunique(),
+        "draws": rows["draw"].nunique(),
     }
 
 
-def _accuracy(rows: pd.DataFrame, strata: pd.Series | None = None) -> Interval:
-    """Return the accuracy with its interval over images; with strata, the mean of their accuracies."""
+def _accuracy(rows: pd.DataFrame, strata: str | None = None, correct: pd.Series | None = None) -> Interval:
+    """Return the accuracy with its interval over images; with the column `strata`, the mean of their accuracies.
+
+    Args:
+        rows: judged answers.
+        strata: a column.
+        correct: what to average instead of the column `correct`.
+    """
+    questions = by_question(rows if correct is None else rows.assign(correct=correct))
     return mean_interval(
-        rows["correct"].astype(float),
+        questions["correct"],
         kind="proportion",
-        groups=rows["image_id"].tolist(),
-        strata=None if strata is None else strata.tolist(),
+        groups=questions["image_id"].tolist(),
+        strata=None if strata is None else questions[strata].tolist(),
     )
+
+
+def by_question(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return judged answers with `correct` as a number, averaged over the draws of each question."""
+    rows = rows.assign(correct=rows["correct"].astype(float))
+    if rows["draw"].nunique() == 1:
+        return rows
+    return rows.assign(correct=rows.groupby("id")["correct"].transform("mean")).drop_duplicates("id")
+
+
+def _circular(rows: pd.DataFrame) -> dict[str, Any]:
+    """Return the share of questions that are answered right with every rotation of their options.
+
+    This is the circular evaluation of VLMEvalKit, which none of the benchmarks here has as its own score.
+    """
+    questions = rows.groupby("id", sort=False).agg(
+        right=("correct", "all"), chance=("chance", "prod"), image_id=("image_id", "first")
+    )
+    interval = mean_interval(questions["right"].astype(float), kind="proportion", groups=questions["image_id"].tolist())
+    return _row("circular", ALL, interval, rows, float(questions["chance"].mean()))
+
+
+def _letter_rates(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Yield how often each letter is answered, beside how often it is right as `chance`."""
+    golds = _gold_letters(rows)
+    for letter in sorted({*golds, *rows["parsed"].dropna()}):
+        interval = _accuracy(rows, correct=(rows["parsed"] == letter).astype(float))
+        yield _row(f"rate of {letter}", ALL, interval, rows, float((golds == letter).mean()))
+
+
+def _gold_letters(rows: pd.DataFrame) -> pd.Series:
+    return pd.Series([letter_of(_sample(row)) for row in rows.to_dict("records")], index=rows.index)
 
 
 def _chance_of_types(rows: pd.DataFrame, column: str = "category") -> float:
@@ -138,32 +195,11 @@ def _majority(rows: pd.DataFrame, benchmark: str) -> float:
     """Return the accuracy of giving each category's most frequent right answer: a letter, where answers are letters."""
     golds = rows["gold"]
     if benchmark in LETTERED:
-        golds = pd.Series([letter_of(_sample(row)) for row in rows.to_dict("records")], index=rows.index)
+        golds = _gold_letters(rows)
     return float(golds.groupby(rows["category"]).agg(lambda of: of.value_counts().iloc[0]).sum() / len(rows))
 
 
 # --- ratios of counts -----------------------------------------------------------------------------
-
-
-def bootstrap(
-    images: Sequence[str], counts: Mapping[str, np.ndarray], statistic: Callable[[Mapping[str, Any]], Any], seed: int
-) -> Interval:
-    """Return a statistic of sums over questions with a percentile interval that resamples images.
-
-    Args:
-        images: (question,), the image of each.
-        counts: {name: (question,)}.
-        statistic: {name: sums of any shape} -> values of that shape, NaN where undefined.
-    """
-    codes, unique = pd.factorize(np.asarray(images))
-    sums = np.stack([np.bincount(codes, weights=values, minlength=len(unique)) for values in counts.values()], axis=1)
-    draws = np.random.default_rng(seed).multinomial(len(unique), np.full(len(unique), 1 / len(unique)), size=RESAMPLES)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        estimate = float(statistic(dict(zip(counts, sums.sum(0), strict=True))))
-        resampled = statistic(dict(zip(counts, (draws @ sums).T, strict=True)))
-    defined = resampled[np.isfinite(resampled)]
-    low, high = np.quantile(defined, [0.025, 0.975]) if len(defined) and np.isfinite(estimate) else (np.nan, np.nan)
-    return Interval(estimate, float(low), float(high), len(unique), 0.95, few=len(unique) < 10)
 
 
 def _yes_no_rows(rows: pd.DataFrame, category: str, lmms: bool, seed: int) -> Iterator[dict[str, Any]]:
@@ -180,7 +216,7 @@ def _yes_no_rows(rows: pd.DataFrame, category: str, lmms: bool, seed: int) -> It
     share = float((rows["gold"] == "yes").mean())
     chances = {"precision": share, "recall": 0.5, "F1": share / (share + 0.5) if share else np.nan, "yes-ratio": np.nan}
     for name, statistic in statistics.items():
-        yield _row(name, category, bootstrap(rows["image_id"], counts, statistic, seed), rows, chances[name])
+        yield _row(name, category, sums_interval(rows["image_id"], counts, statistic, seed), rows, chances[name])
 
 
 def _yes_no_counts(rows: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -201,7 +237,7 @@ def _pope(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
     """Yield the paper's mean accuracy of random and popular, and LLaVA's mean F1 of three splits."""
     two = part[part["category"].isin(["random", "popular"])]
     if two["category"].nunique() == 2:
-        yield _row("paper: random and popular", MEAN, _accuracy(two, two["category"]), two)
+        yield _row("paper: random and popular", MEAN, _accuracy(two, "category"), two)
     splits = sorted(part["category"].unique())
     if len(splits) == 3:
         counts = {
@@ -215,7 +251,9 @@ def _pope(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
                 [2 * s[f"tp {i}"] / (s[f"tp {i}"] + s[f"fp {i}"] + s[f"positive {i}"]) for i in splits], axis=0
             )
 
-        yield _row("LLaVA: F1 of three splits", MEAN, bootstrap(part["image_id"], counts, mean_f1, seed), part, np.nan)
+        yield _row(
+            "LLaVA: F1 of three splits", MEAN, sums_interval(part["image_id"], counts, mean_f1, seed), part, np.nan
+        )
 
 
 def _mmvp(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
@@ -230,29 +268,32 @@ def _whatsup(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
 
 def _groups(part: pd.DataFrame, column: str, size: int, measure: str) -> Iterator[dict[str, Any]]:
     """Yield the share of complete groups, such as pairs, of which every answer is right."""
-    sizes = part.groupby(column)["id"].transform("size")
+    sizes = part.groupby([column, "draw"])["id"].transform("size")
     whole = part[sizes == size]
     if whole.empty:
         return
-    grouped = whole.groupby(column)
-    chance = float(grouped["chance"].prod().mean())
-    interval = mean_interval(grouped["correct"].all().astype(float), kind="proportion")
-    yield _row(measure, ALL, interval, whole, chance, grouped.ngroups)
+    drawn = whole.groupby([column, "draw"])
+    chance = float(drawn["chance"].prod().mean())
+    right = drawn["correct"].all().astype(float).groupby(column).mean()
+    yield _row(measure, ALL, mean_interval(right, kind="proportion"), whole, chance, len(right))
 
 
 def _mme(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
     """Yield MME's scores: of each category (at most 200), their sums over perception and cognition, and the total."""
-    sizes = part.groupby("pair")["id"].transform("size")
+    sizes = part.groupby(["pair", "draw"])["id"].transform("size")
     whole = part[sizes == 2]
     if whole.empty:
         return
-    images = whole.groupby("pair", sort=False).agg(
+    drawn = whole.groupby(["pair", "draw"], sort=False).agg(
         category=("category", "first"),
         image_id=("image_id", "first"),
         right=("correct", "mean"),
         chance=("chance", "mean"),
     )
-    images["score"] = 100 * (images["right"] + (images["right"] == 1))
+    drawn["score"] = 100 * (drawn["right"] + (drawn["right"] == 1))
+    images = drawn.groupby("pair", sort=False).agg(
+        dict.fromkeys(["category", "image_id"], "first") | dict.fromkeys(["chance", "score"], "mean")
+    )
     images["by_chance"] = 100 * (images["chance"] + images["chance"] ** 2)
     known = [name for name in (*PERCEPTION, *COGNITION) if name in set(images["category"])]
     sums = {"perception": PERCEPTION, "cognition": COGNITION, "total": (*PERCEPTION, *COGNITION)}
@@ -281,7 +322,7 @@ def _cv_bench(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
     if len(flat):
         yield _row("paper: 2D", ALL, _accuracy(flat), flat)
     if set(flat["source"]) == {"ADE20K", "COCO"}:
-        yield _row("official: 2D", ALL, _accuracy(flat, flat["source"]), flat, _chance_of_types(flat, "source"))
+        yield _row("official: 2D", ALL, _accuracy(flat, "source"), flat, _chance_of_types(flat, "source"))
     if len(deep):
         yield _row("official: 3D", ALL, _accuracy(deep), deep)
     if {"ADE20K", "COCO", "Omni3D"} <= set(part["source"]):
@@ -297,12 +338,12 @@ def _cv_bench(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
 
         chance = part.groupby("source")["chance"].mean()
         level = float((chance["ADE20K"] + chance["COCO"]) / 4 + chance["Omni3D"] / 2)
-        yield _row("official: total", ALL, bootstrap(part["image_id"], counts, total, seed), part, level)
+        yield _row("official: total", ALL, sums_interval(part["image_id"], counts, total, seed), part, level)
 
 
 def _mmstar(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
     """Yield the mean over subcategories, which lmms-eval reports."""
-    yield _row("l2 mean", ALL, _accuracy(part, part["source"]), part, _chance_of_types(part, "source"))
+    yield _row("l2 mean", ALL, _accuracy(part, "source"), part, _chance_of_types(part, "source"))
 
 
 _SPECIAL: Mapping[str, Callable[[pd.DataFrame, int], Iterator[dict[str, Any]]]] = {

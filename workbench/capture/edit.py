@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from workbench.capture.hidden_states import check_layers, encoder_rows, one_row_per_token, positions_of
 from workbench.errors import ConfigError, ModelError
-from workbench.mllm.base import MLLM, positions_to_keep
+from workbench.mllm.base import MLLM, logits_at_end, positions_to_keep
 from workbench.mllm.family import Batch
 
 Site = Literal["encoder", "projector"] | int
@@ -61,6 +62,50 @@ def edit(mllm: MLLM, batch: Batch, *, at: Site, fn: Edit, keep: int = 1) -> Floa
     shortest = int(mask.sum(1).min())
     if not 1 <= keep <= shortest:
         raise ConfigError(f"keep is {keep}: expected 1 to {shortest}, the number of tokens of the shortest prompt")
+    change = _change_of(mllm, batch, layer, fn)
+    with mllm.lock:
+        logits = _trace(mllm, batch, layer, change, positions_to_keep(batch, keep))
+    return logits_at_end(logits, batch, keep).cpu()
+
+
+@contextmanager
+def editing(mllm: MLLM, batch: Batch, *, at: Site, fn: Edit) -> Iterator[None]:
+    """Change the visual tokens of `batch` at one site in the next forward pass within a `with` block.
+
+    With `mllm.generate`, that is the pass over the prompt; the tokens that follow see what became of the changed ones.
+    Arguments and errors are those of `edit`.
+    """
+    layer = check_site(mllm, at)
+    change, done = _change_of(mllm, batch, layer, fn), False
+
+    def once(hidden: Tensor) -> Tensor:
+        nonlocal done
+        hidden, done = (hidden if done else change(hidden)), True
+        return hidden
+
+    def before(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (once(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": once(kwargs["hidden_states"])}
+
+    if layer == "encoder":
+        handle = mllm.projector.register_forward_pre_hook(before, with_kwargs=True)
+    elif layer == 0:
+        handle = mllm.decoder.layers[0].register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        handle = mllm.decoder.layers[layer - 1].register_forward_hook(lambda _, __, output: once(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _change_of(mllm: MLLM, batch: Batch, layer: Literal["encoder"] | int, fn: Edit) -> Callable[[Tensor], Tensor]:
+    """Return the function that replaces the visual tokens among the hidden states of a batch at a site.
+
+    Raises:
+        ModelError: no sample has an image.
+    """
     visual = mllm.visual_tokens(batch)
     rows = encoder_rows(mllm, visual) if layer == "encoder" else []
     positions = positions_of(visual)
@@ -80,11 +125,7 @@ def edit(mllm: MLLM, batch: Batch, *, at: Site, fn: Edit, keep: int = 1) -> Floa
                 changed[sample, index] = apply_edit(fn, changed[sample, index], sample)
         return changed
 
-    with mllm.lock:
-        logits = _trace(mllm, batch, layer, change, positions_to_keep(batch) + keep - 1)
-    last = logits.shape[1] - 1 - mask.flip(1).long().argmax(1)
-    positions = last[:, None] - torch.arange(keep - 1, -1, -1, device=mask.device)
-    return logits[torch.arange(len(mask), device=mask.device)[:, None], positions].float().cpu()
+    return change
 
 
 def apply_edit(fn: Edit, values: Float[Tensor, "token d"], sample: int) -> Float[Tensor, "token d"]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from workbench.errors import ConfigError, ModelError
 from workbench.mllm.base import MLLM
-from workbench.mllm.family import Batch, VisualTokens
+from workbench.mllm.family import Batch, VisualTokens, final_norm_of
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ def read(
     layers: Sequence[int] | None = None,
     tokens: Literal["visual", "all"] = "visual",
     encoder: bool = False,
+    places: Sequence[Sequence[VisualTokens]] | None = None,
+    final_norm: bool = False,
 ) -> list[Activations]:
     """Return the hidden states of each sample of a batch, from one forward pass.
 
@@ -51,13 +53,16 @@ def read(
         tokens: `visual` for the visual tokens of all images of a sample in order, `all` for every position that is not
             padding.
         encoder: also read the vision encoder's features of the visual tokens.
+        places: the visual tokens to read, [sample][part]; by default all, as `mllm.visual_tokens` returns them.
+        final_norm: read layer L, the last one, after the final norm, as transformers' `hidden_states[L]` is; without
+            it, layer L is the output of block L, as all others are of their blocks.
 
     Raises:
         ConfigError: a layer that the model does not have.
         ModelError: `encoder` is set, but a visual token mixes the features of several places.
     """
     wanted = check_layers(mllm, layers)
-    visual = mllm.visual_tokens(batch)
+    visual = mllm.visual_tokens(batch) if places is None else places
     if tokens == "visual":
         positions = positions_of(visual)
     else:
@@ -80,7 +85,11 @@ def read(
             for rows in encoder_rows(mllm, visual)
         )
 
-    with mllm.lock, torch.inference_mode(), _hooks(mllm, keep, keep_features if encoder else None):
+    with (
+        mllm.lock,
+        torch.inference_mode(),
+        _hooks(mllm, keep, keep_features if encoder else None, final_norm=final_norm),
+    ):
         mllm.model(**batch.inputs, use_cache=False, logits_to_keep=1)
         copies.finish()
     return [
@@ -126,29 +135,39 @@ class Copies:
             stream.synchronize()
 
 
-def check_layers(mllm: MLLM, layers: Sequence[int] | None, *, first: int = 0) -> list[int]:
+def check_layers(mllm: MLLM, layers: Sequence[int] | None, *, first: int = 0, final_norm: bool = False) -> list[int]:
     """Return `layers` without duplicates, or all layers from `first` to L if none are given.
 
+    Args:
+        final_norm: whether layer L is to be read after the final norm, so that it must be among them.
+
     Raises:
-        ConfigError: a layer outside `first` to L.
+        ConfigError: a layer outside `first` to L, or no layer L for `final_norm`.
     """
     for layer in layers or ():
         if not first <= layer <= mllm.n_layers:
             raise ConfigError(f"layer {layer} does not exist in {mllm.name}: expected {first} to {mllm.n_layers}")
+    if final_norm and layers and mllm.n_layers not in layers:
+        raise ConfigError(
+            f"final_norm is yes and layers {', '.join(map(str, layers))}: expected {mllm.n_layers}, the last layer of"
+            f" {mllm.name}, among them, since only that one is followed by the final norm"
+        )
     return list(dict.fromkeys(layers)) if layers else list(range(first, mllm.n_layers + 1))
 
 
 @contextmanager
 def _hooks(
-    mllm: MLLM, keep: Callable[[int, Tensor], None], keep_features: Callable[..., None] | None
+    mllm: MLLM, keep: Callable[[int, Tensor], None], keep_features: Callable[..., None] | None, *, final_norm: bool
 ) -> Iterator[None]:
     """Call `keep(layer, hidden)` for every layer, and `keep_features` as a pre-hook of the projector."""
-    blocks = mllm.decoder.layers
+    blocks = list(mllm.decoder.layers)
     handles = [
         blocks[0].register_forward_pre_hook(
             lambda _, args, kwargs: keep(0, args[0] if args else kwargs["hidden_states"]), with_kwargs=True
         )
     ]
+    if final_norm:
+        blocks[-1] = final_norm_of(mllm.decoder)
     for number, block in enumerate(blocks, start=1):
         handles.append(block.register_forward_hook(lambda _, __, output, layer=number: keep(layer, output)))
     if keep_features is not None:
@@ -160,7 +179,7 @@ def _hooks(
             handle.remove()
 
 
-def positions_of(visual: list[list[VisualTokens]]) -> list[Int[Tensor, " _token"]]:
+def positions_of(visual: Sequence[Sequence[VisualTokens]]) -> list[Int[Tensor, " _token"]]:
     """Return the positions of all visual tokens of each sample, empty for a sample without images."""
     return [_concatenated([part.index for part in sample]) for sample in visual]
 
@@ -174,7 +193,7 @@ def one_row_per_token(mllm: MLLM, features: Tensor) -> Float[Tensor, "row featur
     return features.reshape(-1, features.shape[-1] * mllm.family.rows_per_token(mllm.config))
 
 
-def encoder_rows(mllm: MLLM, visual: list[list[VisualTokens]]) -> list[Int[Tensor, " _token"]]:
+def encoder_rows(mllm: MLLM, visual: Sequence[Sequence[VisualTokens]]) -> list[Int[Tensor, " _token"]]:
     """Return, for each visual token of each sample, the row of the projector's input that it is computed from.
 
     Raises:

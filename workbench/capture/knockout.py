@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 from workbench.capture.attention import attention_implementation, check_uncapped
 from workbench.capture.hidden_states import check_layers
 from workbench.errors import ModelError
-from workbench.mllm.base import MLLM, last_logits, positions_to_keep
+from workbench.mllm.base import MLLM, logits_at_end, positions_to_keep
 from workbench.mllm.family import Batch
 
 
@@ -90,14 +90,16 @@ def blocking(mllm: MLLM, blocked: Blocked) -> Iterator[None]:
         )
 
 
-def knockout(mllm: MLLM, batch: Batch, *, blocks: Sequence[int]) -> Float[Tensor, "sample vocab"]:
-    """Return the logits of each sample's last token when only visual tokens may attend to visual tokens.
+def knockout(
+    mllm: MLLM, batch: Batch, *, blocks: Sequence[int], keep: int = 1
+) -> Float[Tensor, "sample position vocab"]:
+    """Return the logits of each sample's last `keep` tokens when only visual tokens may attend to visual tokens.
 
-    All other positions cannot attend to them in `blocks`. The last token is the last one that is not padding, on
-    whichever side the padding is.
+    All other positions cannot attend to them in `blocks`. Padding does not count, on whichever side it is.
 
     Args:
         blocks: numbers 1 to L.
+        keep: for how many tokens at the end of each prompt.
 
     Raises:
         ConfigError: a block that the model does not have.
@@ -110,6 +112,7 @@ def knockout(mllm: MLLM, batch: Batch, *, blocks: Sequence[int]) -> Float[Tensor
             keys[row, part.index] = True
     blocked = Blocked(frozenset(wanted), ~keys, keys)
     with mllm.lock, torch.inference_mode(), blocking(mllm, blocked):
-        return last_logits(
-            mllm.model(**batch.inputs, use_cache=False, logits_to_keep=positions_to_keep(batch), blocked=blocked), batch
-        ).cpu()
+        output = mllm.model(
+            **batch.inputs, use_cache=False, logits_to_keep=positions_to_keep(batch, keep), blocked=blocked
+        )
+        return logits_at_end(output.logits, batch, keep).cpu()

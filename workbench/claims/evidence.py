@@ -16,9 +16,10 @@ from typing import Any
 
 import pandas as pd
 
+from workbench.analysis.discover import load_analysis
 from workbench.claims.rules import Ledger, options_of
 from workbench.claims.trained import Trained, find_trained, time_of
-from workbench.errors import RunError, one_line
+from workbench.errors import PluginError, RunError, UnknownNameError, one_line
 from workbench.records import read_run_record
 from workbench.runs import RUN_FILE
 from workbench.training_folder import read_table
@@ -208,6 +209,7 @@ class Evidence:
             stored
             for stored in matches
             if all(_same(stored.record["config"].get(option), words) for option, words in options.items())
+            and not (stored.record["config"].keys() & set(added_options(name))) - options.keys()
         ]
         if source is not None:
             matches = [
@@ -252,6 +254,17 @@ def _stored_analyses(root: Path) -> list[StoredAnalysis]:
         if {"model", "data_fingerprint", "version", "created"} <= record.keys():
             analyses.append(StoredAnalysis(path.parent, record))
     return analyses
+
+
+def added_options(analysis: str) -> tuple[str, ...]:
+    """Return the options of an analysis that its runs record only if they do not have their default.
+
+    A run that records one which the ledger's command does not name answers another question.
+    """
+    try:
+        return tuple(load_analysis(analysis).config.ADDED)
+    except (PluginError, UnknownNameError):
+        return ()
 
 
 def _model(name: str) -> str:

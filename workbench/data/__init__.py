@@ -3,9 +3,9 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from workbench.data.base import DATASETS, Dataset, Object, Sample, asked_object, load_data
+from workbench.data.base import DATASETS, Dataset, Object, Sample, asked_object, load_data, named_objects
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["DATASETS", "Dataset", "Object", "Sample", "asked_object", "load_data"]
+__all__ = ["DATASETS", "Dataset", "Object", "Sample", "asked_object", "load_data", "named_objects"]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,7 @@ class Sample:
         text_only: accuracy of the best guess from the text alone, where a data set is not balanced over its options.
         pair: identifies the questions that some scores count as one, right only if all of them are (MMVP, MME).
         source: where the image comes from, if accuracy is reported by that (CV-Bench).
+        asked: those of `objects` that the question names, in its order, where the source states them.
     """
 
     id: str
@@ -87,6 +89,7 @@ class Sample:
     text_only: float | None = None
     pair: str = ""
     source: str = ""
+    asked: tuple[Object, ...] = field(default=(), repr=False)
 
     @property
     def chance(self) -> float:
@@ -145,6 +148,26 @@ def asked_object(sample: Sample) -> Object | None:
     named = set(_words(sample.question)) & set().union(*names)
     matches = [obj for obj, words in zip(sample.objects, names, strict=True) if named and named <= words]
     return matches[0] if len(matches) == 1 else None
+
+
+def named_objects(sample: Sample, count: int) -> tuple[Object, ...]:
+    """Return the `count` objects of the image that the question names, in its order, or () if it names others.
+
+    They are `sample.asked` where the source states them. Else one object is `asked_object`, and of several each is
+    named by a phrase, words of object names that follow one another: "is red left or right of square ?" names two,
+    if one object is red and one, another, is a square.
+    """
+    if sample.asked:
+        return sample.asked if len(sample.asked) == count else ()
+    if count == 1:
+        return () if (only := asked_object(sample)) is None else (only,)
+    names = [set(_words(obj.name)) for obj in sample.objects]
+    known: set[str] = set().union(*names)
+    phrases = [set(words) for named, words in groupby(_words(sample.question), known.__contains__) if named]
+    matches = [[number for number, name in enumerate(names) if phrase <= name] for phrase in phrases]
+    numbers = [match[0] for match in matches if len(match) == 1]
+    unambiguous = len(matches) == len(numbers) == len(set(numbers)) == count
+    return tuple(sample.objects[number] for number in numbers) if unambiguous else ()
 
 
 # the basic color terms of Berlin and Kay 1969

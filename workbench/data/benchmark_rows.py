@@ -38,6 +38,7 @@ class Row:
         image: its path below the images' folder, or the image itself.
         answer: one of the options.
         prompt: the question with its options as the benchmark itself writes them, "" if it has no such text.
+        asked: see `Sample`.
     """
 
     where: str
@@ -51,6 +52,7 @@ class Row:
     source: str = ""
     objects: tuple[Object, ...] = ()
     prompt: str = ""
+    asked: tuple[Object, ...] = ()
 
 
 class BenchmarkDataset(Dataset):
@@ -137,6 +139,7 @@ def benchmark_dataset(
             row.objects,
             pair=row.pair,
             source=row.source,
+            asked=row.asked,
         )
         for row, load in chosen
     ]

@@ -69,6 +69,7 @@ def gqa_relation(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
                 options_of_row,
                 texts["answer"],
                 objects=objects,
+                asked=objects,
             )
         )
     version = f"the authors' choice, {'verified' if sha256(Path(path)) == SHA256 else 'unknown'} copy"

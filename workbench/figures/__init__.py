@@ -3,8 +3,9 @@
 from workbench.figures.charts import accuracy_by_type, bars, points
 from workbench.figures.colors import colored, model_colors
 from workbench.figures.compared import LINES, difference_dots, layer_curves_named, layer_heat, layer_strip, named_curves
-from workbench.figures.layers import difference_curves, layer_curves, with_ceilings
-from workbench.figures.maps import Overlay, WordMap, head_maps, matrix_maps, overlays, word_maps
+from workbench.figures.layers import difference_curves, layer_curves, name_final_norm, with_ceilings
+from workbench.figures.maps import Overlay, WordMap, layered_overlays, overlays, word_maps
+from workbench.figures.score_maps import head_maps, head_maps_of, matrix_maps
 from workbench.figures.sweeps import grid_keys, sweep_curves, sweep_figure, sweep_points
 from workbench.figures.template import (
     COLORS,
@@ -36,14 +37,17 @@ __all__ = [
     "difference_dots",
     "grid_keys",
     "head_maps",
+    "head_maps_of",
     "html_figure",
     "javascript",
     "layer_curves",
     "layer_curves_named",
     "layer_heat",
     "layer_strip",
+    "layered_overlays",
     "matrix_maps",
     "model_colors",
+    "name_final_norm",
     "named_curves",
     "new_figure",
     "overlays",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -87,6 +89,20 @@ def layer_axis(figure: go.Figure, layers: pd.Series) -> None:
     if layers.min() < 0:
         ticks = [-1, *range(0, int(layers.max()) + 1, step)]
         figure.update_xaxes(tickvals=ticks, ticktext=["vision encoder", *map(str, ticks[1:])])
+
+
+def name_final_norm(figures: Mapping[str, go.Figure], after_norm: Mapping[str, bool]) -> None:
+    """Say on the layer axes of figures that the last layer was read after the final norm, if it was.
+
+    Args:
+        after_norm: for each model whether it was.
+    """
+    models = [model for model, after in after_norm.items() if after]
+    if models:
+        which = "" if len(models) == len(after_norm) else f" of {', '.join(models)}"
+        title = f"layer (the last one{which} after the final norm)"
+        for figure in figures.values():
+            figure.for_each_xaxis(lambda axis: axis.update(title=title), {"title.text": "layer"})
 
 
 def _level(figure: go.Figure, curves: pd.DataFrame, column: str, name: str) -> None:

@@ -1,11 +1,12 @@
-"""Heat maps of scores, and heat maps, outlines and words drawn over an image."""
+"""Heat maps, outlines and words drawn over an image."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,127 +15,6 @@ from PIL import Image
 from plotly.subplots import make_subplots
 
 from workbench.figures.template import translucent
-
-
-def matrix_maps(table: pd.DataFrame, *, title: str, difference: bool = False) -> go.Figure:
-    """Draw scores of layers of models against layers of VFMs as heat maps, a column per model and a row per VFM.
-
-    All maps share one color scale; hovering shows the interval.
-
-    Args:
-        table: columns model, vfm, layer, vfm_layer, score, low, high, n_images; also null_mean and null_q95, which are
-            shown in the title of a map, or, for a difference, p_holm.
-        title: name of the score, shown at the color bar.
-        difference: whether the scores are differences; entries with p_holm below .05 whose interval excludes 0 then
-            have a dot.
-    """
-    models, vfms = list(dict.fromkeys(table["model"])), list(dict.fromkeys(table["vfm"]))
-    pairs = [(model, vfm) for vfm in vfms for model in models]
-    panels = [(model, vfm, table[(table["model"] == model) & (table["vfm"] == vfm)]) for model, vfm in pairs]
-    titles = [
-        f"{model} · {vfm}" + ("" if difference or part.empty else f"<br>{_chance(part)}") for model, vfm, part in panels
-    ]
-    lines = max(8, table["layer"].nunique())
-    height = (24 * lines + 110) * len(vfms) + 60
-    figure = make_subplots(
-        len(vfms),
-        len(models),
-        subplot_titles=titles,
-        shared_yaxes=True,
-        horizontal_spacing=0.04,
-        vertical_spacing=110 / height,
-    )
-    extra = ["p_holm"] if difference else ["null_mean", "null_q95"]
-    hover = "Holm p %{customdata[3]:.3g}" if difference else "null mean %{customdata[3]:.3f}, 95 % %{customdata[4]:.3f}"
-    for number, (_, _, part) in enumerate(panels):
-        columns = ("score", "low", "high", "n_images", *extra)
-        wide = {column: part.pivot(index="layer", columns="vfm_layer", values=column) for column in columns}
-        place = {"row": number // len(models) + 1, "col": number % len(models) + 1}
-        marks = None
-        if difference:
-            significant = (wide["p_holm"] < 0.05) & ((wide["low"] > 0) | (wide["high"] < 0))
-            marks = np.where(significant, "●", "")
-        figure.add_heatmap(
-            x=[str(layer) for layer in wide["score"].columns],
-            y=[str(layer) for layer in wide["score"].index],
-            z=wide["score"].to_numpy(),
-            coloraxis="coloraxis",
-            text=marks,
-            texttemplate="%{text}" if difference else None,
-            textfont={"color": "black"},
-            customdata=np.stack([wide[column].to_numpy(dtype=float) for column in columns[1:]], axis=-1),
-            hovertemplate="layer %{y}, VFM layer %{x}: %{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<br>"
-            + hover
-            + ", %{customdata[2]} images<extra></extra>",
-            **place,
-        )
-        figure.update_xaxes(title="layer of the VFM", type="category", showgrid=False, **place)
-    figure.update_yaxes(type="category", showgrid=False)
-    figure.update_yaxes(title="layer", col=1)
-    scale = {"colorscale": "RdBu_r", "cmid": 0} if difference else {"colorscale": "Viridis"}
-    bar = {"title": {"text": title, "side": "right"}}
-    figure.update_layout(
-        template="workbench", height=height, hovermode="closest", coloraxis={**scale, "colorbar": bar}, margin={"t": 70}
-    )
-    if difference:
-        figure.add_annotation(
-            text="● interval excludes 0, Holm p < .05 over all entries of a map",
-            showarrow=False,
-            x=0,
-            xref="paper",
-            xanchor="left",
-        )
-        figure.layout.annotations[-1].update(y=1, yref="paper", yanchor="bottom", yshift=38)
-    return figure
-
-
-def _chance(part: pd.DataFrame) -> str:
-    """Return the chance level of a map in words: the range of its null means and its largest 95th percentile."""
-    low, high, top = part["null_mean"].min(), part["null_mean"].max(), part["null_q95"].max()
-    return f"chance {low:.3f} to {high:.3f}, 95 % below {top:.3f}"
-
-
-def head_maps(scores: pd.DataFrame, *, title: str) -> go.Figure:
-    """Draw a heat map of layers and heads for each model; hovering shows interval, chance and n.
-
-    All maps share one color scale.
-
-    Args:
-        scores: columns model, layer, head, score, low, high, chance, null_mean, n_images.
-        title: name of the score, shown at the color bar.
-    """
-    models = list(dict.fromkeys(scores["model"]))
-    figure = make_subplots(1, len(models), subplot_titles=models, shared_yaxes=True, horizontal_spacing=0.04)
-    for number, model in enumerate(models, start=1):
-        part = scores[scores["model"] == model]
-        columns = ("score", "low", "high", "chance", "null_mean", "n_images")
-        wide = {column: part.pivot(index="layer", columns="head", values=column) for column in columns}
-        figure.add_heatmap(
-            x=[str(head) for head in wide["score"].columns],
-            y=[str(layer) for layer in wide["score"].index],
-            z=wide["score"].to_numpy(),
-            customdata=np.stack([wide[column].to_numpy() for column in columns[1:]], axis=-1),
-            hovertemplate=(
-                "layer %{y}, head %{x}: %{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]"
-                "<br>chance %{customdata[2]:.3f}, null %{customdata[3]:.3f}, %{customdata[4]} images<extra></extra>"
-            ),
-            coloraxis="coloraxis",
-            row=1,
-            col=number,
-        )
-        figure.update_xaxes(title="head", type="category", row=1, col=number)
-    figure.update_yaxes(type="category", showgrid=False)
-    figure.update_yaxes(title="layer", col=1)
-    height = 180 + 22 * max(8, scores["layer"].nunique())
-    bar = {"title": {"text": title, "side": "right"}}
-    figure.update_layout(
-        template="workbench",
-        height=height,
-        hovermode="closest",
-        coloraxis={"colorscale": "Viridis", "colorbar": bar},
-        margin={"t": 60},
-    )
-    return figure
 
 
 @dataclass(frozen=True)
@@ -147,14 +27,14 @@ class Overlay:
         values: the value of each patch, (h, w).
         box: left, top, right, bottom of the patch grid in fractions of the image; if the model pads the image, the grid
             is larger than the image.
-        outline: left, top, right, bottom of an object to frame, in fractions of the image.
+        outlines: left, top, right, bottom of each object to frame, in fractions of the image.
     """
 
     title: str
     image: np.ndarray
     values: np.ndarray
     box: tuple[float, float, float, float]
-    outline: tuple[float, float, float, float] | None = None
+    outlines: Sequence[tuple[float, float, float, float]] = ()
 
 
 def overlays(rows: Sequence[Sequence[Overlay]]) -> go.Figure:
@@ -162,6 +42,52 @@ def overlays(rows: Sequence[Sequence[Overlay]]) -> go.Figure:
 
     Every patch covers its own pixels. Each map has its own color scale from 0 to its maximum.
     """
+    figure = _overlay_grid(rows)
+    for at, row in enumerate(rows, start=1):
+        for column, overlay in enumerate(row, start=1):
+            _image(figure, overlay, at, column)
+            _heat(figure, overlay, at, column)
+    return figure
+
+
+def layered_overlays(rows: Sequence[Sequence[Mapping[int, Overlay]]]) -> go.Figure:
+    """Draw heat maps over images as `overlays`, with a slider that chooses the layer and one color scale for a layer.
+
+    Args:
+        rows: of each place its overlays by layer, which differ in `values` only. A layer that a place lacks shows no
+            map there.
+    """
+    places = [
+        (at, column, by_layer) for at, row in enumerate(rows, start=1) for column, by_layer in enumerate(row, start=1)
+    ]
+    layers = sorted({layer for _, _, by_layer in places for layer in by_layer})
+    start = layers[len(layers) // 2]
+    figure = _overlay_grid([[next(iter(by_layer.values())) for by_layer in row] for row in rows])
+    for at, column, by_layer in places:
+        _image(figure, next(iter(by_layer.values())), at, column)
+    for layer in layers:
+        most = max(float(np.nanmax(by_layer[layer].values)) for _, _, by_layer in places if layer in by_layer)
+        bar = {"title": {"text": "share of the attention<br>on the image", "side": "right"}}
+        for at, column, by_layer in places:
+            if layer in by_layer:
+                heat = {"zmax": most, "visible": layer == start, "meta": layer, "showscale": (at, column) == (1, 1)}
+                _heat(figure, by_layer[layer], at, column, colorbar=bar, **heat)
+    slider = _layer_slider(figure, layers, start)
+    return figure.update_layout(sliders=[slider], height=figure.layout.height + 90, margin={"b": 90})
+
+
+def _layer_slider(figure: go.Figure, layers: Sequence[int], start: int) -> dict[str, Any]:
+    """Return a slider that shows the traces of one layer, which have it as `meta`, and those without a layer."""
+    layer_of = [trace.meta for trace in figure.data]  # None for images and outlines
+    steps = [
+        {"label": str(layer), "method": "restyle", "args": [{"visible": [at in (None, layer) for at in layer_of]}]}
+        for layer in layers
+    ]
+    return {"active": layers.index(start), "currentvalue": {"prefix": "layer "}, "pad": {"t": 8}, "steps": steps}
+
+
+def _overlay_grid(rows: Sequence[Sequence[Overlay]]) -> go.Figure:
+    """Return a figure with a titled, empty place for each overlay."""
     width = max(len(row) for row in rows)
     titles = [row[column].title if column < len(row) else "" for row in rows for column in range(width)]
     figure = make_subplots(
@@ -172,8 +98,9 @@ def overlays(rows: Sequence[Sequence[Overlay]]) -> go.Figure:
         vertical_spacing=0.14 / max(1, len(rows) - 1) if len(rows) > 1 else 0,
     )
     for at, row in enumerate(rows, start=1):
-        for column, overlay in enumerate(row, start=1):
-            _overlay(figure, overlay, at, column)
+        for column in range(len(row) + 1, width + 1):
+            figure.update_xaxes(visible=False, row=at, col=column)
+            figure.update_yaxes(visible=False, row=at, col=column)
     figure.update_layout(
         template="workbench",
         height=80 + 340 * len(rows),
@@ -184,42 +111,52 @@ def overlays(rows: Sequence[Sequence[Overlay]]) -> go.Figure:
     return figure
 
 
-def _overlay(figure: go.Figure, overlay: Overlay, row: int, column: int) -> None:
-    """Draw one heat map over its image into a subplot."""
+def _edges(overlay: Overlay) -> tuple[np.ndarray, np.ndarray]:
+    """Return the edges of an overlay's patches in pixels: x of the columns, y of the rows."""
     height, width = overlay.image.shape[:2]
     left, top, right, bottom = overlay.box
     x = np.linspace(left * width, right * width, overlay.values.shape[1] + 1)
-    y = np.linspace(top * height, bottom * height, overlay.values.shape[0] + 1)
-    # x0 and y0 are the center of the first pixel for plotly; here, as everywhere else, pixel 0 extends from 0 to 1
-    figure.add_image(source=_png(overlay.image), x0=0.5, y0=0.5, dx=1, dy=1, hoverinfo="skip", row=row, col=column)
+    return x, np.linspace(top * height, bottom * height, overlay.values.shape[0] + 1)
+
+
+def _heat(figure: go.Figure, overlay: Overlay, row: int, column: int, **options: Any) -> None:
+    """Draw the heat map of an overlay into a subplot."""
+    x, y = _edges(overlay)
     figure.add_heatmap(
         x=x,
         y=y,
         z=overlay.values,
         zmin=0,
-        showscale=False,
         hovertemplate="%{z:.3f} of the attention on the image<extra></extra>",
         colorscale=[[0, translucent("#ff2a00", 0)], [1, translucent("#ff2a00", 0.8)]],
         row=row,
         col=column,
+        **{"showscale": False} | options,
     )
-    if overlay.outline is not None:
+
+
+def _image(figure: go.Figure, overlay: Overlay, row: int, column: int) -> None:
+    """Draw the image and the outlines of an overlay into a subplot."""
+    (x, y), (height, width) = _edges(overlay), overlay.image.shape[:2]
+    # x0 and y0 are the center of the first pixel for plotly; here, as everywhere else, pixel 0 extends from 0 to 1
+    figure.add_image(source=png(overlay.image), x0=0.5, y0=0.5, dx=1, dy=1, hoverinfo="skip", row=row, col=column)
+    for outline in overlay.outlines:
         sizes = (width, height, width, height)
-        left, top, right, bottom = (edge * size for edge, size in zip(overlay.outline, sizes, strict=True))
+        left, top, right, bottom = (edge * size for edge, size in zip(outline, sizes, strict=True))
         line = {"color": "white", "width": 2, "dash": "dash"}
         corners = ([left, right, right, left, left], [top, top, bottom, bottom, top])
         figure.add_scatter(x=corners[0], y=corners[1], mode="lines", line=line, hoverinfo="skip", row=row, col=column)
-    _image_axes(figure, (max(height, y[-1]), max(width, x[-1])), row, column, start=(min(0, y[0]), min(0, x[0])))
+    image_axes(figure, (max(height, y[-1]), max(width, x[-1])), row, column, start=(min(0, y[0]), min(0, x[0])))
 
 
-def _png(image: np.ndarray) -> str:
+def png(image: np.ndarray) -> str:
     """Return pixels (height, width, 3) as a PNG data URL."""
     data = io.BytesIO()
     Image.fromarray(image.astype(np.uint8)).save(data, format="PNG")
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def _image_axes(
+def image_axes(
     figure: go.Figure, end: Sequence[float], row: int, column: int, start: tuple[float, float] = (0.0, 0.0)
 ) -> None:
     """Show a subplot with square pixels and without axes, from `start` to `end` (y, x), y downwards."""
@@ -257,17 +194,12 @@ def word_maps(maps: Sequence[WordMap]) -> go.Figure:
     titles = [word_map.title for word_map in maps]
     figure = make_subplots(1, len(maps), subplot_titles=titles, horizontal_spacing=0.02)
     for column, word_map in enumerate(maps, start=1):
-        darkened = _png(word_map.image * 0.35)
+        darkened = png(word_map.image * 0.35)
         figure.add_image(source=darkened, x0=0.5, y0=0.5, dx=1, dy=1, hoverinfo="skip", row=1, col=column)
         for layer in layers:
             _words(figure, word_map, layer, len(maps), column, visible=layer == start)
-        _image_axes(figure, word_map.image.shape, 1, column)
-    layer_of = [trace.meta for trace in figure.data]  # None for images
-    steps = [
-        {"label": str(layer), "method": "restyle", "args": [{"visible": [at in (None, layer) for at in layer_of]}]}
-        for layer in layers
-    ]
-    slider = {"active": layers.index(start), "currentvalue": {"prefix": "layer "}, "pad": {"t": 8}, "steps": steps}
+        image_axes(figure, word_map.image.shape, 1, column)
+    slider = _layer_slider(figure, layers, start)
     legend = (
         '<span style="color:#d9a400">yellow</span>: a word of the object there · white: another word on an object ·'
         " gray: on no object"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from workbench.figures.colors import color_of
-from workbench.figures.template import GRAY, band, error_bars, new_figure, translucent
+from workbench.figures.template import COLORS, GRAY, band, error_bars, new_figure, translucent
 
 
 def training_curves(logs: dict[str, pd.DataFrame], measure: str) -> go.Figure:
@@ -28,7 +30,16 @@ def training_curves(logs: dict[str, pd.DataFrame], measure: str) -> go.Figure:
     return figure
 
 
-def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: str = "", share: bool = False) -> go.Figure:
+def step_curves(
+    curves: pd.DataFrame,
+    *,
+    y: str,
+    panel: str = "",
+    null: str = "",
+    share: bool = False,
+    goal: str = "",
+    goals: Mapping[str, float] | None = None,
+) -> go.Figure:
     """Draw scores over training steps, a line per model with its interval as a band, a chart per value of `panel`.
 
     Args:
@@ -38,6 +49,8 @@ def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: str = ""
         panel: the column with a chart for each value; "" for a single chart.
         null: name of the dotted line at null_q95; without it no line is drawn.
         share: whether the score is a share, which is shown from 0 to 1 in every chart.
+        goal: name of the dashed line at the level that `goals` has for a chart.
+        goals: {value of `panel`: level}.
     """
     names = list(dict.fromkeys(curves[panel])) if panel else [""]
     width = min(len(names), 4)
@@ -61,6 +74,18 @@ def step_curves(curves: pd.DataFrame, *, y: str, panel: str = "", null: str = ""
                 showlegend=(number == 0),
                 mode=mode,
                 line=line,
+                hovertemplate="%{y:.3f}",
+                **at,
+            )
+        if goals and name in goals:
+            figure.add_scatter(
+                x=[shown["step"].min(), shown["step"].max()],
+                y=[goals[name]] * 2,
+                name=goal,
+                legendgroup="goal",
+                showlegend=(number == 0),
+                mode="lines",
+                line={"color": COLORS[0], "dash": "dash", "width": 1.5},
                 hovertemplate="%{y:.3f}",
                 **at,
             )

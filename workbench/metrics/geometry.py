@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import permutations
 
 import numpy as np
 import torch
@@ -121,7 +122,50 @@ def joint_pca_rgb(maps: list[Float[Tensor, "... _token d"]]) -> list[np.ndarray]
     basis = torch.linalg.svd(tokens - center, full_matrices=False).Vh[:3]
     projected = (tokens - center) @ basis.T
     projected = projected * projected.gather(0, projected.abs().argmax(dim=0, keepdim=True)).sign()
-    low, median, high = torch.quantile(projected, torch.tensor([0.25, 0.5, 0.75], dtype=projected.dtype), dim=0)
-    colors = (torch.tanh((projected - median) / (high - low).clamp_min(1e-12)) + 1) / 2
+    colors = torch.from_numpy(squashed(projected.numpy()))
     sizes = [m.shape[0] * m.shape[1] for m in scaled]
     return [part.reshape(*m.shape[:2], -1).numpy() for part, m in zip(colors.split(sizes), scaled, strict=True)]
+
+
+def pca_scores(tokens: Float[Tensor, "token d"], *, least: float = 1e-3) -> tuple[Float[np.ndarray, "token 3"], float]:
+    """Project tokens onto their own first three principal components.
+
+    Args:
+        tokens: of one map.
+        least: a component whose standard deviation is below this share of the first one's counts as 0, because that is
+            the size of the rounding errors of tokens that were stored in float16.
+
+    Returns:
+        The scores, in the order of the components' variance, each with the sign that makes the token furthest from 0
+        positive; and the three components' share of the variance, from 0 to 1.
+    """
+    x = tokens.double().numpy()
+    left, sizes, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    scores = np.zeros((len(x), 3))
+    count = int((sizes[:3] > least * max(sizes[0], 1e-300)).sum())
+    scores[:, :count] = left[:, :count] * sizes[:count]
+    furthest = np.take_along_axis(scores, np.abs(scores).argmax(0)[None], axis=0)[0]
+    total = float((sizes**2).sum())
+    return scores * np.where(furthest < 0, -1, 1), float((sizes[:3] ** 2).sum()) / total if total else 0.0
+
+
+def matched_scores(
+    scores: Float[np.ndarray, "token 3"], reference: Float[np.ndarray, "token 3"]
+) -> Float[np.ndarray, "token 3"]:
+    """Put components in the order, and give them the signs, in which they correlate most with those of `reference`.
+
+    Order and sign of principal components are arbitrary. Of the 48 ways, the one with the largest sum of correlations
+    over the tokens is taken; a component without variance correlates with nothing.
+    """
+    both = [values - values.mean(0) for values in (scores, reference)]
+    norms = [np.linalg.norm(values, axis=0) for values in both]
+    correlations = both[1].T @ both[0] / np.maximum(np.outer(norms[1], norms[0]), 1e-300)
+    order = max(permutations(range(3)), key=lambda order: sum(abs(correlations[i, j]) for i, j in enumerate(order)))
+    signs = [-1.0 if correlations[i, j] < 0 else 1.0 for i, j in enumerate(order)]
+    return scores[:, list(order)] * signs
+
+
+def squashed(scores: Float[np.ndarray, "token 3"]) -> Float[np.ndarray, "token 3"]:
+    """Turn component scores into colors from 0 to 1: (1 + tanh((x - median) / IQR)) / 2, each component by itself."""
+    low, median, high = np.quantile(scores, [0.25, 0.5, 0.75], axis=0)
+    return (np.tanh((scores - median) / np.maximum(high - low, 1e-12)) + 1) / 2

@@ -10,14 +10,15 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import torch
 import transformers
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, BatchFeature
+from transformers import AutoModelForImageTextToText, BatchFeature, LogitsProcessor, LogitsProcessorList
 
 from workbench.data.images import upright_rgb
 from workbench.devices import check_device
@@ -290,56 +291,72 @@ class MLLM(ModelTexts):
                 " twice"
             )
 
+    @property
+    def pad_id(self) -> int:
+        """Return the token that fills a batch; what it is has no effect."""
+        return int(self.processor.tokenizer.pad_token_id or 0)
+
+    def generate(self, batch: Batch, *, max_new_tokens: int = 16, sampler: LogitsProcessor | None = None) -> list[str]:
+        """Return answers without the prompt and special tokens, greedy unless a `sampler` changes the logits."""
+        return self.generated(batch.inputs, max_new_tokens, sampler)
+
     @torch.inference_mode()
-    def generate(self, batch: Batch, *, max_new_tokens: int = 16) -> list[str]:
-        """Return greedy answers, without the prompt and special tokens."""
-        with self.lock:
-            ids = self.model.generate(**batch.inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        new = ids[:, batch.inputs["input_ids"].shape[1] :]
+    def generated(
+        self, inputs: Mapping[str, Any], max_new_tokens: int, sampler: LogitsProcessor | None = None
+    ) -> list[str]:
+        """Return the answers to encoded prompts, as `generate`.
+
+        Args:
+            inputs: arguments of transformers' `generate`, of which `input_ids` are the whole prompts.
+            max_new_tokens: tokens at which an answer is cut.
+            sampler: changes the logits of the next token of each answer.
+        """
+        new = self._generated_tokens(inputs, max_new_tokens, sampler)
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
 
     @torch.inference_mode()
-    def option_logprobs(self, batch: Batch, options: Sequence[Sequence[str]]) -> list[Float[Tensor, " _option"]]:
-        """Return the length-normalized log-likelihood of each option as the answer.
+    def generate_ids(self, batch: Batch, *, max_new_tokens: int = 16) -> list[list[int]]:
+        """Return the tokens of greedy answers, without the token that ends an answer and what follows it."""
+        end = self.model.generation_config.eos_token_id
+        ends = set(end if isinstance(end, list) else [end])
+        rows = self._generated_tokens(batch.inputs, max_new_tokens, None).tolist()
+        return [list(takewhile(lambda token: token not in ends, row)) for row in rows]
 
-        That is the mean of log p over the option's tokens, in nats.
+    def _generated_tokens(
+        self, inputs: Mapping[str, Any], max_new_tokens: int, sampler: LogitsProcessor | None
+    ) -> Int[Tensor, "sample token"]:
+        """Return the tokens that `generate` appends to each prompt, padded."""
+        drawn = {} if sampler is None else {"logits_processor": LogitsProcessorList([sampler])}
+        with self.lock:
+            ids: Tensor = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **drawn)
+        return ids[:, inputs["input_ids"].shape[1] :]
+
+    def continued(self, batch: Batch, answers: Sequence[Sequence[int]]) -> Batch:
+        """Return a batch with the tokens of the beginning of an answer after each prompt, padded on the right.
 
         Args:
-            options: for each sample, the answers to compare; each is appended to the prompt as `answer_ids` gives it.
-
-        Raises:
-            ModelError: another number of samples than `batch` has, or an option without tokens or with the image
-                placeholder.
+            batch: prompts.
+            answers: tokens for each sample; a batch without any is returned as it is.
         """
-        if len(options) != len(batch):
-            raise ModelError(f"options for {len(options)} samples: expected {len(batch)}, one entry for each sample")
-        answers = [[self.answer_ids(option) for option in sample_options] for sample_options in options]
-        with self.lock:
-            output = self.model(**batch.inputs, use_cache=False, logits_to_keep=positions_to_keep(batch))
-            first = last_logits(output, batch).log_softmax(-1).cpu()
-        scores = []
-        for row, option_ids in enumerate(answers):
-            if all(len(ids) == 1 for ids in option_ids):
-                scores.append(first[row, [ids[0] for ids in option_ids]])
-            # All options of a sample are scored in the same way: rounding differs between a padded batch and a prompt
-            # on its own.
-            else:
-                single = self.encode([batch.images[row]], [batch.prompts[row]])
-                scores.append(torch.stack([self._continuation(single, ids).mean() for ids in option_ids]))
-        return scores
-
-    def _continuation(self, single: Batch, answer: Sequence[int]) -> Float[Tensor, " token"]:
-        """Return log p of each token of `answer` after the prompt of a batch of one sample."""
-        inputs = dict(single.inputs)
-        answer_ids = torch.tensor([list(answer)], device=self.device)
-        fill: dict[str, Any] = {"input_ids": answer_ids, "attention_mask": 1, "token_type_ids": self.family.answer_type}
+        if not any(answers):
+            return batch
+        real = batch.inputs["attention_mask"].bool()
+        fill: dict[str, Any] = {
+            "input_ids": [torch.tensor(list(answer), dtype=torch.long) for answer in answers],
+            "attention_mask": 1,
+            "token_type_ids": self.family.answer_type,
+        }
+        padding = {"input_ids": self.pad_id}
+        inputs = dict(batch.inputs)
         for name in TEXT_INPUTS:
             if name in inputs:
-                tail = torch.zeros(1, len(answer), dtype=inputs[name].dtype, device=self.device) + fill.get(name, 0)
-                inputs[name] = torch.cat([inputs[name], tail], dim=1)
-        with self.lock:
-            logits = self.model(**inputs, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1].float()
-        return logits.log_softmax(-1).gather(1, answer_ids.T)[:, 0].cpu()
+                rows = []
+                for row, answer in enumerate(answers):
+                    values = fill.get(name, 0)
+                    tail = values[row] if isinstance(values, list) else torch.full((len(answer),), values)
+                    rows.append(torch.cat([inputs[name][row, real[row]], tail.to(inputs[name])]))
+                inputs[name] = torch.nn.utils.rnn.pad_sequence(rows, True, padding.get(name, 0))
+        return Batch(BatchFeature(inputs), batch.images, batch.prompts)
 
 
 class WeightlessMLLM(MLLM):
@@ -364,11 +381,23 @@ def upright(images: Sequence[Image.Image | Sequence[Image.Image]]) -> BatchImage
 
 def last_logits(output: Any, batch: Batch) -> Float[Tensor, "sample vocab"]:
     """Return the logits at the last position of each sample that is not padding."""
+    return logits_at_end(output.logits, batch, 1)[:, 0]
+
+
+def logits_at_end(
+    logits: Float[Tensor, "sample s vocab"], batch: Batch, keep: int
+) -> Float[Tensor, "sample keep vocab"]:
+    """Return the logits at the last `keep` positions of each sample that are not padding, on whichever side that is.
+
+    Args:
+        logits: at the last positions of the batch, as `positions_to_keep` counts them, or at all.
+    """
     mask = batch.inputs["attention_mask"]
-    last = -1 - mask.flip(1).long().argmax(1)
-    return output.logits[torch.arange(len(mask), device=mask.device), last].float()
+    last = logits.shape[1] - 1 - mask.flip(1).long().argmax(1)
+    positions = last[:, None] - torch.arange(keep - 1, -1, -1, device=mask.device)
+    return logits[torch.arange(len(mask), device=mask.device)[:, None], positions].float()
 
 
-def positions_to_keep(batch: Batch) -> int:
-    """Return how many last positions of the batch to keep so that each sample's last real token is among them."""
-    return int(batch.inputs["attention_mask"].flip(1).long().argmax(1).max()) + 1
+def positions_to_keep(batch: Batch, keep: int = 1) -> int:
+    """Return how many last positions of the batch contain the last `keep` real tokens of each sample."""
+    return int(batch.inputs["attention_mask"].flip(1).long().argmax(1).max()) + keep

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BatchFeature, PretrainedConfig
 
 from workbench.errors import ModelError, UnknownNameError
@@ -22,6 +22,8 @@ Box = tuple[float, float, float, float]
 BatchImages = tuple[tuple[Image.Image, ...], ...]
 """The images of a batch, [sample][image]."""
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+FINAL_NORMS = ("norm", "final_layernorm", "ln_f", "final_layer_norm")
+"""Names that decoders of transformers give to the norm after their last block."""
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
@@ -40,6 +42,8 @@ class VisualTokens:
         spans: top and bottom of each grid row, left and right of each grid column, in fractions of the image; only
             needed where the tokens do not divide the box evenly.
         fill: RGB color that the model sees where the box reaches beyond the image.
+        tile_starts: the grid rows and the grid columns with which a tile begins, where the grid spans the tiles of an
+            image; see `workbench.spatial.tiles`.
     """
 
     index: Int[Tensor, " token"]
@@ -49,6 +53,7 @@ class VisualTokens:
     rows: Int[Tensor, " token"] | None = None
     spans: tuple[Float[Tensor, "h 2"], Float[Tensor, "w 2"]] | None = None
     fill: tuple[int, int, int] = (0, 0, 0)
+    tile_starts: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     def token_box(self, row: int, column: int) -> Box:
         """Return the part of the image that the token at (row, column) covers, in fractions of the image."""
@@ -177,3 +182,18 @@ def placeholders(
             )
         positions.append(list(index.split(sizes)) if sizes else [])
     return positions
+
+
+def final_norm_of(decoder: Any) -> nn.Module:
+    """Return the norm after the last block of a decoder.
+
+    Raises:
+        ModelError: it has none under a name that transformers uses.
+    """
+    for name in FINAL_NORMS:
+        if isinstance(norm := getattr(decoder, name, None), nn.Module):
+            return norm
+    raise ModelError(
+        f"{type(decoder).__name__} has no final norm where transformers' decoders have it: expected one of"
+        f" {', '.join(FINAL_NORMS)}"
+    )

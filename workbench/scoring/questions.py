@@ -1,9 +1,9 @@
-"""The questions to ask about each image, and the first tokens of their options."""
+"""The questions to ask about each image, and what the model sees of it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -20,24 +20,6 @@ Scene = Sequence[Sample]
 """The questions about one image."""
 Grid = tuple[int, int]
 """(rows, columns) of a patch grid."""
-
-
-def option_ids(mllm: MLLM, samples: Sequence[Sample]) -> Int[Tensor, "question option"]:
-    """Return the first token of every option, as it follows a prompt; -1 where a question has fewer options.
-
-    Raises:
-        DataError: two options of a question begin with the same token.
-    """
-    ids_of: dict[tuple[str, ...], Tensor] = {}
-    for options in {sample.options for sample in samples}:
-        ids_of[options] = torch.tensor([mllm.answer_ids(option)[0] for option in options])
-        if len(ids_of[options].unique()) < len(options):
-            raise DataError(
-                f"the options {', '.join(options)} are not distinguished by their first token in {mllm.name}: expected"
-                " options that begin differently"
-            )
-    ids = [ids_of[sample.options] for sample in samples]
-    return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)
 
 
 def survey(
@@ -91,9 +73,7 @@ def questions_of(scenes: Sequence[Scene], *, types: Sequence[str] = (), each: in
             f"none of {len(scenes)} images has a question with options and an answer: expected a data set of questions,"
             " such as shapes:val"
         )
-    for name in types:
-        if name not in known:
-            raise UnknownNameError("question type", name, known)
+    check_types(types, known)
     selected = []
     for scene in scored:
         count: Counter[str] = Counter()
@@ -105,6 +85,13 @@ def questions_of(scenes: Sequence[Scene], *, types: Sequence[str] = (), each: in
         if questions:
             selected.append(questions)
     return selected
+
+
+def check_types(types: Sequence[str], known: Collection[str]) -> None:
+    """Raise an UnknownNameError if a question type is not among those that the data set has."""
+    for name in types:
+        if name not in known:
+            raise UnknownNameError("question type", name, [known_name for known_name in known if known_name])
 
 
 def random_order(tokens: int, *, image: int, draw: int, seed: int) -> Int[Tensor, " token"]:

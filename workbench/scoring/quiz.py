@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from inspect import signature
+from functools import cached_property, partial
 from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import LogitsProcessor
 
-from workbench.capture.edit import Site, apply_edit, check_site, edit
+from workbench.capture.edit import Site, check_site, edit, editing
 from workbench.capture.hidden_states import check_layers
-from workbench.capture.knockout import Blocked, blocking, knockout
-from workbench.mllm.base import MLLM, last_logits, positions_to_keep
-from workbench.scoring.questions import Scene, option_ids, survey
-
-Change = Callable[[Float[Tensor, "token d"], int], Float[Tensor, "token d"]]
-"""Maps the visual tokens of one image and the number of the image to replacements of the tokens."""
+from workbench.capture.knockout import knockout
+from workbench.data.base import Sample
+from workbench.mllm.base import MLLM, logits_at_end, positions_to_keep
+from workbench.mllm.family import Batch
+from workbench.scoring.options import Options
+from workbench.scoring.prefixes import Change as Change
+from workbench.scoring.prefixes import Memory, Prefixes, can_share
+from workbench.scoring.questions import Scene, survey
 
 
 class Quiz:
     """Images with their questions, encoded once and asked again under each intervention.
 
-    Where the family allows it (`Family.shares_prefix`), an image and the text before it go through the language model
-    once for all questions about the image, and each question continues from there. This is the same computation in
-    another order, not an approximation; `tests/analyses/test_permutation.py` compares both.
+    An option is scored by the log-probability of all its tokens (`scoring.options`). Where the family allows it
+    (`Family.shares_prefix`), an image and the text before it go through the language model once for all questions about
+    the image, and each question and each option continues from there. This is the same computation in another order,
+    not an approximation; `tests/analyses/test_permutation.py` compares both.
 
     Args:
         mllm: the model.
@@ -37,13 +38,11 @@ class Quiz:
         batch_size: sequences in one forward pass.
         features: what the projector receives for each image, if it is already known.
         first: number of the first image; a `Change` receives image numbers that start here.
+        images: False asks the questions without any image.
 
     Attributes:
         samples: all questions.
         image_numbers: (question,), which of these images each question is about, from 0.
-
-    Raises:
-        DataError: two options of a question begin with the same token.
     """
 
     def __init__(
@@ -54,15 +53,16 @@ class Quiz:
         *,
         features: Sequence[Tensor] | None = None,
         first: int = 0,
+        images: bool = True,
     ) -> None:
         self.mllm, self.batch_size, self.first = mllm, batch_size, first
         self.samples = [sample for scene in scenes for sample in scene]
         self.image_numbers = torch.tensor([number for number, scene in enumerate(scenes) for _ in scene])
-        self._options = option_ids(mllm, self.samples)
-        chunks = [self.samples[start : start + batch_size] for start in range(0, len(self.samples), batch_size)]
-        self._batches = [mllm.encode([s.image for s in chunk], [s.question for s in chunk]) for chunk in chunks]
-        self._prefixes = self._shared_prefixes(scenes, features) if _can_share(mllm) else None
-        self._unchanged: list[tuple[Tensor, Tensor]] | None = None  # keys and values of the prefixes
+        self._images = images
+        self._prompts = [self._encoded(chunk) for chunk in _chunks(self.samples, batch_size)]
+        shared = self._shared_prefixes(scenes, features) if images and can_share(mllm) else None
+        self._prefixes: Prefixes | None = shared[0] if shared else None
+        self._tails = shared[1] if shared else []
 
     def logprobs(self, at: Site | None = None, change: Change | None = None) -> Float[Tensor, "question option"]:
         """Return the log-probability of each option among the options of its question.
@@ -76,24 +76,60 @@ class Quiz:
         Raises:
             ConfigError, ModelError: see `capture.edit`.
         """
+        return self.likelihoods(at, change).log_softmax(-1)
+
+    def likelihoods(self, at: Site | None = None, change: Change | None = None) -> Float[Tensor, "question option"]:
+        """Return the log-probability of each option, the sum over its tokens; otherwise as `logprobs`."""
         if at is not None:
             check_site(self.mllm, at)
-        if self._prefixes is not None:
-            return self._among_options(self._from_prefixes(at, change))
-        return self._among_options(self._from_whole_prompts(at, change))
+        return self._summed(self._logits(at, change))
 
     def knocked_out(self, blocks: Sequence[int]) -> Float[Tensor, "question option"]:
-        """Return the same log-probabilities when no text token attends to the visual tokens in `blocks` (1 to L).
+        """Return `logprobs` when no text token attends to the visual tokens in `blocks` (1 to L).
 
         See `capture.knockout`.
         """
-        if self._prefixes is not None:
-            return self._among_options(self._from_prefixes(None, None, check_layers(self.mllm, blocks, first=1)))
-        return self._among_options(torch.cat([knockout(self.mllm, batch, blocks=blocks) for batch in self._batches]))
+        blocks = check_layers(self.mllm, blocks, first=1)
+        return self._summed(self._logits(None, None, blocks)).log_softmax(-1)
 
-    def _among_options(self, logits: Float[Tensor, "question vocab"]) -> Float[Tensor, "question option"]:
-        option_logits = logits.gather(1, self._options.clamp(min=0)).masked_fill(self._options < 0, -torch.inf)
-        return option_logits.log_softmax(-1)
+    def answers(
+        self,
+        at: Site | None = None,
+        change: Change | None = None,
+        *,
+        max_new_tokens: int = 16,
+        sampler: Callable[[Sequence[Sample]], LogitsProcessor] | None = None,
+    ) -> list[str]:
+        """Return the answers that the model generates, greedy unless a `sampler` draws them.
+
+        Args:
+            at, change: the intervention, as in `logprobs`; it acts on the prompt.
+            max_new_tokens: tokens at which an answer is cut.
+            sampler: makes what draws the tokens of some questions (`scoring.sampling`).
+
+        Raises:
+            ConfigError, ModelError: see `capture.edit`.
+        """
+        if at is not None:
+            check_site(self.mllm, at)
+        answers: list[str] = []
+        chunks = _chunks(self.samples, self.batch_size)
+        with self.mllm.lock, torch.inference_mode():
+            memory = self._prefixes and self._prefixes.memory(at, change)
+            for number, chunk in enumerate(chunks):
+                draw, start = sampler and sampler(chunk), number * self.batch_size
+                images = self.image_numbers[start : start + len(chunk)]
+                if self._prefixes is not None:
+                    tails = self._tails[start : start + len(chunk)]
+                    answers += self._prefixes.generate(memory or [], images, tails, max_new_tokens, draw)
+                    continue
+                batch = self._prompts[number]
+                if at is None or change is None:
+                    answers += self.mllm.generate(batch, max_new_tokens=max_new_tokens, sampler=draw)
+                else:
+                    with editing(self.mllm, batch, at=at, fn=self._of_batch(change, images)):
+                        answers += self.mllm.generate(batch, max_new_tokens=max_new_tokens, sampler=draw)
+        return answers
 
     def scored(self, before: Float[Tensor, "question option"], after: Float[Tensor, "question option"]) -> pd.DataFrame:
         """Return one row per question: id, image_id, category, chance, correct_before, correct_after, kl (nats).
@@ -115,30 +151,101 @@ class Quiz:
         }
         return pd.DataFrame(names | correct | {"kl": kl_divergence(before, after).numpy()})
 
-    def _from_whole_prompts(self, at: Site | None, change: Change | None) -> Float[Tensor, "question vocab"]:
-        """Return the logits at the end of each prompt, each run through the model as a whole; works for any family."""
-        logits, row = [], 0
-        for batch in self._batches:
-            numbers = self.image_numbers[row : row + len(batch)].tolist()
-            row += len(batch)
-            if at is None or change is None:
-                with self.mllm.lock, torch.inference_mode():
-                    output = self.mllm.model(**batch.inputs, use_cache=False, logits_to_keep=positions_to_keep(batch))
-                    logits.append(last_logits(output, batch).cpu())
-            else:
-                change_sample = partial(_change_sample, change=change, images=[self.first + n for n in numbers])
-                logits.append(edit(self.mllm, batch, at=at, fn=change_sample)[:, -1])
-        return torch.cat(logits)
+    @cached_property
+    def options(self) -> Options:
+        """The tokens of the options.
 
-    def _shared_prefixes(self, scenes: Sequence[Scene], features: Sequence[Tensor] | None) -> _Prefixes | None:
-        """Return what the prompts about an image have in common, up to the last visual token.
+        Raises:
+            DataError: two options of a question have the same tokens.
+        """
+        return Options(self.mllm, self.samples)
+
+    def _encoded(self, samples: Sequence[Sample]) -> Batch:
+        images = [[sample.image] if self._images else [] for sample in samples]
+        return self.mllm.encode(images, [sample.question for sample in samples])
+
+    # --- logits of all continuations --------------------------------------------------------------
+
+    def _summed(self, logits: Iterator[tuple[int, Float[Tensor, "row keep vocab"]]]) -> Tensor:
+        """Return the log-probability of every option from the logits of all continuations."""
+        sums = self.options.empty()
+        for first, batch in logits:
+            self.options.add(sums, first, batch)
+        return sums
+
+    def _logits(
+        self, at: Site | None, change: Change | None, blocks: Sequence[int] = ()
+    ) -> Iterator[tuple[int, Float[Tensor, "row keep vocab"]]]:
+        """Yield the number of the first continuation of each batch and the logits at its last positions.
+
+        Args:
+            at: the site of the intervention.
+            change: what is done to the visual tokens there.
+            blocks: blocks in which the text after the image does not attend to the visual tokens.
+        """
+        if self._prefixes is not None:
+            return self._from_prefixes(self._prefixes, at, change, blocks)
+        return self._from_whole_prompts(at, change, blocks)
+
+    def _from_prefixes(
+        self, prefixes: Prefixes, at: Site | None, change: Change | None, blocks: Sequence[int] = ()
+    ) -> Iterator[tuple[int, Float[Tensor, "row keep vocab"]]]:
+        """Continue each prompt and option from the prefix of its image."""
+        with self.mllm.lock, torch.inference_mode():
+            memory: Memory = prefixes.memory(at, change)
+            for number, chunk in enumerate(_chunks(self.options.continuations, self.batch_size)):
+                tails = [torch.cat([self._tails[c.question], torch.tensor(c.tokens, dtype=torch.long)]) for c in chunk]
+                images = self.image_numbers[[c.question for c in chunk]]
+                keep = 1 + max(len(c.tokens) for c in chunk)
+                logits = prefixes.logits(memory, images, tails, keep=keep, blocks=blocks)
+                yield number * self.batch_size, logits
+
+    def _from_whole_prompts(
+        self, at: Site | None, change: Change | None, blocks: Sequence[int] = ()
+    ) -> Iterator[tuple[int, Float[Tensor, "row keep vocab"]]]:
+        """Run each prompt and option through the model as a whole; works for any family."""
+        for number, (batch, keep, images) in enumerate(self._whole):
+            if blocks:
+                logits = knockout(self.mllm, batch, blocks=blocks, keep=keep)
+            elif at is not None and change is not None:
+                logits = edit(self.mllm, batch, at=at, fn=self._of_batch(change, images), keep=keep)
+            else:
+                with self.mllm.lock, torch.inference_mode():
+                    output = self.mllm.model(
+                        **batch.inputs, use_cache=False, logits_to_keep=positions_to_keep(batch, keep)
+                    )
+                    logits = logits_at_end(output.logits, batch, keep).cpu()
+            yield number * self.batch_size, logits
+
+    @cached_property
+    def _whole(self) -> list[tuple[Batch, int, Tensor]]:
+        """For each batch of continuations: prompts with the beginning of an option, positions to keep, images."""
+        batches = []
+        questions = [continuation.question for continuation in self.options.continuations]
+        alone = questions == list(range(len(self.samples)))  # one for each question, so the batches are the same
+        for number, chunk in enumerate(_chunks(self.options.continuations, self.batch_size)):
+            samples = [self.samples[continuation.question] for continuation in chunk]
+            prompts = self._prompts[number] if alone else self._encoded(samples)
+            batch = self.mllm.continued(prompts, [continuation.tokens for continuation in chunk])
+            keep = 1 + max(len(continuation.tokens) for continuation in chunk)
+            batches.append((batch, keep, self.image_numbers[[continuation.question for continuation in chunk]]))
+        return batches
+
+    def _of_batch(self, change: Change, images: Tensor) -> Change:
+        """Return `change` for `capture.edit`, which passes the number of a sample within its batch."""
+        return partial(_change_sample, change=change, images=[self.first + int(number) for number in images])
+
+    def _shared_prefixes(
+        self, scenes: Sequence[Scene], features: Sequence[Tensor] | None
+    ) -> tuple[Prefixes, list[Tensor]] | None:
+        """Return what the prompts about an image have in common, up to the last visual token, and what follows it.
 
         Returns:
             None where the prompts about an image differ there, or the visual tokens of the images are not all at the
             same positions.
         """
         prompts, positions = [], []
-        for batch in self._batches:
+        for batch in self._prompts:
             for row, parts in enumerate(self.mllm.visual_tokens(batch)):
                 real = batch.inputs["attention_mask"][row].nonzero().flatten()
                 pad = int(real[0])
@@ -154,144 +261,18 @@ class Quiz:
             return None
         if features is None:
             features = survey(self.mllm, scenes, self.batch_size, encoder=True)[1]
-        return _Prefixes(torch.stack(list(features)), torch.stack(starts), visual, [prompt[cut:] for prompt in prompts])
-
-    def _from_prefixes(
-        self, at: Site | None, change: Change | None, blocks: Sequence[int] = ()
-    ) -> Float[Tensor, "question vocab"]:
-        """Return the logits at the end of each prompt, continued from the prefixes.
-
-        Without a change, the keys and values of the prefixes are computed only once.
-
-        Args:
-            at: the site of the intervention.
-            change: what is done to the visual tokens there.
-            blocks: blocks in which the text after the image does not attend to the visual tokens.
-        """
-        assert self._prefixes is not None
-        with self.mllm.lock, torch.inference_mode():
-            if change is not None:
-                memory = self._prefix_memory(at, change)
-            else:
-                memory = self._unchanged = self._unchanged or self._prefix_memory(None, None)
-            starts = range(0, len(self.samples), self.batch_size)
-            return torch.cat([self._continue_prefixes(memory, start, blocks) for start in starts])
-
-    def _continue_prefixes(
-        self, memory: list[tuple[Tensor, Tensor]], start: int, blocks: Sequence[int]
-    ) -> Float[Tensor, "question vocab"]:
-        """Return the logits at the end of a batch of questions, the first of which is number `start`.
-
-        Args:
-            memory: keys and values of every block for the prefixes of all images.
-            start: number of the first question.
-            blocks: blocks in which these questions do not attend to the visual tokens.
-        """
-        assert self._prefixes is not None
-        model: Any = self.mllm.model
-        tails = self._prefixes.tails[start : start + self.batch_size]
-        images = self.image_numbers[start : start + self.batch_size].to(self.mllm.device)
-        last = torch.tensor([len(tail) - 1 for tail in tails], device=self.mllm.device)
-        # the padding follows the last position that is read, so it has no effect
-        ids = torch.nn.utils.rnn.pad_sequence(tails, batch_first=True).to(self.mllm.device)
-        cache = DynamicCache(
-            [(key[images], value[images]) for key, value in memory], config=self.mllm.config.get_text_config()
-        )
-        inputs = {"inputs_embeds": model.get_input_embeddings()(ids), **_with_cache(self.mllm.decoder, cache)}
-        if blocks:
-            keys = torch.zeros(len(tails), self._prefixes.starts.shape[1] + ids.shape[1], dtype=torch.bool)
-            keys[:, self._prefixes.visual] = True
-            blocked = Blocked(frozenset(blocks), torch.ones(ids.shape, dtype=torch.bool), keys)
-            with blocking(self.mllm, blocked):
-                hidden = self.mllm.decoder(**inputs, blocked=blocked).last_hidden_state
-        else:
-            hidden = self.mllm.decoder(**inputs).last_hidden_state
-        return model.get_output_embeddings()(hidden[torch.arange(len(tails), device=hidden.device), last]).float().cpu()
-
-    def _prefix_memory(self, at: Site | None, change: Change | None) -> list[tuple[Tensor, Tensor]]:
-        """Return keys and values of every block for the prefixes, with the change applied at `at`."""
-        assert self._prefixes is not None
-        visual, embed = self._prefixes.visual.to(self.mllm.device), self.mllm.model.get_input_embeddings()
-
-        def changed(values: Float[Tensor, "image token d"]) -> Float[Tensor, "image token d"]:
-            assert change is not None
-            return torch.stack(
-                [apply_edit(change, tokens, self.first + number) for number, tokens in enumerate(values)]
-            )
-
-        def at_block(_: object, __: object, output: Tensor) -> Tensor:
-            output = output.clone()
-            output[:, visual] = changed(output[:, visual])
-            return output
-
-        features = self._prefixes.features.to(self.mllm.device, embed.weight.dtype)
-        projected = self.mllm.projector(changed(features) if at == "encoder" else features)
-        hidden = embed(self._prefixes.starts.to(self.mllm.device))
-        hidden[:, visual] = (changed(projected) if at in ("projector", 0) else projected).to(hidden.dtype)
-        cache: Any = DynamicCache(config=self.mllm.config.get_text_config())
-        with _hook(self.mllm, at, at_block):
-            self.mllm.decoder(inputs_embeds=hidden, **_with_cache(self.mllm.decoder, cache))
-        return [(layer.keys, layer.values) for layer in cache.layers]
+        prefixes = Prefixes(self.mllm, torch.stack(list(features)), torch.stack(starts), visual, self.first)
+        return prefixes, [prompt[cut:] for prompt in prompts]
 
 
-def _with_cache(decoder: Any, cache: DynamicCache) -> dict[str, Any]:
-    """Return the arguments of a decoder's forward pass with a cache, whose name transformers changed in 5.24."""
-    name = "cache" if "cache" in signature(decoder.forward).parameters else "past_key_values"
-    return {name: cache, "use_cache": True}
+def _chunks(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _change_sample(
     values: Float[Tensor, "token d"], sample: int, *, change: Change, images: list[int]
 ) -> Float[Tensor, "token d"]:
-    """Apply `change` with the arguments of `capture.edit`, which passes the number of a sample within its batch."""
     return change(values, images[sample])
-
-
-class _Prefixes:
-    """The prompts about images, cut after the last visual token.
-
-    Args:
-        features: what the projector receives for each image.
-        starts: token ids of each image's prompts up to the last visual token.
-        visual: positions of the visual tokens, the same for all images.
-        tails: token ids of each prompt after the last visual token.
-    """
-
-    def __init__(
-        self,
-        features: Float[Tensor, "image token f"],
-        starts: Int[Tensor, "image position"],
-        visual: Int[Tensor, " token"],
-        tails: list[Int[Tensor, " _"]],
-    ) -> None:
-        self.features, self.starts, self.visual, self.tails = features, starts, visual, tails
-
-
-@contextmanager
-def _hook(mllm: MLLM, at: Site | None, fn: Callable[[object, object, Tensor], Tensor]) -> Iterator[None]:
-    """Let `fn` replace the output of block `at`, if `at` is a block number."""
-    handle = mllm.decoder.layers[at - 1].register_forward_hook(fn) if isinstance(at, int) and at > 0 else None
-    try:
-        yield
-    finally:
-        if handle is not None:
-            handle.remove()
-
-
-def _can_share(mllm: MLLM) -> bool:
-    """Return whether the questions about an image can continue from one forward pass over it.
-
-    They can if the family allows it, every block attends to all earlier positions, and nothing is added to the visual
-    tokens between blocks.
-    """
-    text = mllm.config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    return (
-        mllm.family.shares_prefix
-        and mllm.residual is None
-        and kinds == {"full_attention"}
-        and getattr(text, "sliding_window", None) is None
-    )
 
 
 def kl_divergence(

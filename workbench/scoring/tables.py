@@ -8,9 +8,11 @@ from typing import Any
 import pandas as pd
 
 from workbench.intervals import mean_interval
-from workbench.paired import paired_test
+from workbench.paired import paired_test, sums_interval
 from workbench.runs import Run
 from workbench.training_folder import MEAN
+
+ALL = "all questions"
 
 
 def change_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
@@ -31,6 +33,39 @@ def change_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
     )
     parts = [(str(name), part) for name, part in questions.groupby("category")]
     return [_change_row(name, part, seed) for name, part in [*parts, (MEAN, questions)]]
+
+
+def counts_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
+    """Return how many answers are right before and after an intervention, and the drop in % of those before.
+
+    This is how the paper reports its permutation (Table 3). Random draws are averaged first.
+
+    Args:
+        samples: rows of `Quiz.scored`.
+        seed: of the interval of the drop, which resamples images.
+
+    Returns:
+        Rows for each question type and for all questions: category, right_before, right_after, drop_percent (NaN where
+        nothing was right), low, high, few, n, n_images, seed.
+    """
+    questions = samples.groupby("id", sort=False).agg(
+        dict.fromkeys(["image_id", "category"], "first") | dict.fromkeys(["correct_before", "correct_after"], "mean")
+    )
+    parts = [(str(name), part) for name, part in questions.groupby("category")]
+    rows = []
+    for name, part in [*parts, (ALL, questions)] if len(parts) != 1 else parts:
+        counts = {column: part[column].to_numpy(dtype=float) for column in ("correct_before", "correct_after")}
+        drop = sums_interval(
+            part["image_id"],
+            counts,
+            lambda s: 100 * (s["correct_before"] - s["correct_after"]) / s["correct_before"],
+            seed,
+        )
+        row = {"category": name, "right_before": counts["correct_before"].sum()}
+        row |= {"right_after": counts["correct_after"].sum(), "drop_percent": drop.estimate}
+        row |= {"low": drop.low, "high": drop.high, "few": drop.few}
+        rows.append(row | {"n": len(part), "n_images": drop.n, "seed": seed})
+    return rows
 
 
 def changes(compared: Mapping[str, Run]) -> pd.DataFrame:

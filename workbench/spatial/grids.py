@@ -7,6 +7,7 @@ own and a box, the part of the image it covers. Coordinates are fractions of the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -115,6 +116,27 @@ def object_coverage(obj: Object, part: VisualTokens) -> Float[np.ndarray, "h w"]
         rows = _overlaps(part.box[1], part.box[3], part.grid[0], top, bottom, mask.shape[0])
         columns = _overlaps(part.box[0], part.box[2], part.grid[1], left, right, mask.shape[1])
     return rows @ mask @ columns.T
+
+
+def union_coverage(objects: Sequence[Object], part: VisualTokens) -> Float[np.ndarray, "h w"]:
+    """Return the share (0..1) of each patch's area that at least one object of an image covers.
+
+    The masks are used if all objects have one, else the boxes.
+    """
+    if len(objects) == 1:
+        return object_coverage(objects[0], part)
+    masks = [obj.mask for obj in objects if obj.mask is not None]
+    if len(masks) == len(objects):
+        return object_coverage(Object("", objects[0].box, np.logical_or.reduce(masks)), part)
+    boxes = np.array([obj.box for obj in objects])
+    columns, rows = (np.unique(boxes[:, [axis, axis + 2]]) for axis in (0, 1))  # edges that divide the image into tiles
+    tiles = [(x[0], y[0], x[1], y[1]) for x in pairwise(columns) for y in pairwise(rows)]
+    inside = [((boxes[:, :2] <= tile[:2]) & (boxes[:, 2:] >= tile[2:])).all(1).any() for tile in tiles]
+    covered = [
+        object_coverage(Object("", tile), part) for tile, is_inside in zip(tiles, inside, strict=True) if is_inside
+    ]
+    assert part.grid is not None
+    return sum(covered, np.zeros(part.grid))
 
 
 BACKGROUND, BETWEEN, OUTSIDE = -1, -2, -3

@@ -29,22 +29,39 @@ GridFeatures = Sequence[Sequence[Float[Tensor, "_token _d"]]]
 
 
 def read_by_grid(
-    mllm: MLLM, batch: Batch, places: Sequence[Sequence[VisualTokens]], layers: Sequence[int]
-) -> list[GridFeatures]:
-    """Return the visual tokens of each layer, from one forward pass, split by patch grid.
+    mllm: MLLM,
+    batch: Batch,
+    places: Sequence[Sequence[VisualTokens]],
+    layers: Sequence[int],
+    *,
+    encoder: bool = False,
+    final_norm: bool = False,
+) -> tuple[list[GridFeatures], GridFeatures | None]:
+    """Return the visual tokens of each layer and the vision encoder's features, from one forward pass, by patch grid.
 
     Args:
         mllm: the model.
         batch: the encoded prompts.
-        places: the visual tokens of each image, as `mllm.token_grids(batch)` returns them.
+        places: the visual tokens of each image, as `mllm.token_grids(batch)` or `by_tile` returns them.
         layers: the layers to read.
+        encoder: whether to read the encoder's features too: for each visual token, what the projector receives for it
+            (`Activations.encoder_features`).
+        final_norm: read the last layer after the final norm (`workbench.capture.hidden_states.read`).
+
+    Returns:
+        One element for each layer; and the encoder's features, None unless `encoder` is set.
+
+    Raises:
+        ModelError: `encoder` is set, but a visual token mixes the features of several places.
     """
     lengths = [[len(part.index) for part in parts] for parts in places]
-    activations = read(mllm, batch, layers=layers)
-    return [
+    activations = read(mllm, batch, layers=layers, encoder=encoder, places=places, final_norm=final_norm)
+    hidden: list[GridFeatures] = [
         [sample.values[number].split(sizes) for sample, sizes in zip(activations, lengths, strict=True)]
         for number in range(len(layers))
     ]
+    features = [sample.encoder_features for sample in activations if sample.encoder_features is not None]
+    return hidden, [of.split(sizes) for of, sizes in zip(features, lengths, strict=True)] if encoder else None
 
 
 @dataclass(frozen=True)
@@ -173,7 +190,10 @@ class Within:
         """
         scores = {n: np.zeros((len(hidden), len(patches))) for n in images}
         nulls: np.ndarray | float = 0.0
-        sides = ((hidden, "the visual tokens of an image"), (patches, "the VFM's patches of an image"))
+        sides = (
+            (hidden, "the visual tokens of an image"),
+            (patches, "the features that they are compared with"),
+        )
         grids = [(n, grid) for n in images for grid in range(len(hidden[0][n]))]
         for length in dict.fromkeys(len(hidden[0][n][grid]) for n, grid in grids):
             same_length = [(n, grid) for n, grid in grids if len(hidden[0][n][grid]) == length]

@@ -6,8 +6,10 @@ for another model silently give wrong features, and this class rules that out. T
 are fingerprinted when they are loaded, and again after the network is built.
 
 Geometry: an image is stretched so that feature (i, j) covers the same fraction of the image as visual token (i, j) of
-the MLLM. Networks that interpolate their position embeddings run on an image of grid x stride pixels. The others run at
-their own fixed size, and their feature map is resampled to the grid.
+the MLLM. Networks that interpolate their position embeddings run on an image of grid x stride pixels. The others take
+one fixed size. Either the image is stretched to that size and the feature map resampled to the grid, or (`padded`, as
+the paper feeds SAM) the image has grid x stride pixels, zeros around it fill the fixed size, and the features of the
+zeros are cut off again.
 """
 
 from __future__ import annotations
@@ -75,6 +77,7 @@ class VFMEntry:
         fixed: side in pixels of the only image size that the network takes; None if it takes any multiple of the
             stride.
         teacher_norm: whose normalization the pixels get, the VFM's own or the student's (CLIP's).
+        padded: with `fixed`, pad the normalized image with zeros instead of stretching it (`VFM.__call__`).
     """
 
     name: str
@@ -90,6 +93,7 @@ class VFMEntry:
     checked: str
     fixed: int | None = None
     teacher_norm: TeacherNorm = "own"
+    padded: bool = False
 
     @property
     def normalization(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -108,8 +112,9 @@ class VFMEntry:
         # the name of a catalogue entry decides the block; a folder may have any name
         catalogue_name = self.name if self.name in CATALOGUE else ""
         code = [plugin] if (plugin := identity("vfms", self.name)) else []
-        parts = (catalogue_name, self.stride, self.dim, self.fixed, *self.normalization, self.teacher_norm, *code)
-        return settings_hash(without_provenance(weights_config(self.weights)), *parts)
+        padding = ["padded"] if self.padded else []  # only then, so that the hash of all other VFMs is what it was
+        parts = (catalogue_name, self.stride, self.dim, self.fixed, *self.normalization, self.teacher_norm)
+        return settings_hash(without_provenance(weights_config(self.weights)), *parts, *padding, *code)
 
 
 CATALOGUE: Registry[VFMEntry] = Registry("VFM", "vfms", VFMEntry)
@@ -175,11 +180,17 @@ class VFM:
         that feature (i, j) covers the same fraction of the image as visual token (i, j) of an MLLM with that grid. If
         the MLLM sees only a part of the image, crop to `VisualTokens.box` first.
 
+        A padded VFM (SAM) gets the stretched, normalized image in the center of zeros, a multiple of the stride from
+        the border, as in the paper: with a 24 x 24 grid, 384 of SAM's 1024 pixels, whose central 24 x 24 features are
+        returned. A grid that is larger than the whole feature map is reached by resampling.
+
         Raises:
             DataError: no images, or a grid without rows or columns.
         """
         rows, columns = self._grid(images, grid)
         features = self._features(self._batch(images, rows, columns))
+        if self.entry.padded:
+            features = self._without_padding(features, rows, columns)
         if self.entry.fixed:
             features = _resampled(features, rows, columns)
         if features.shape[-2:] != (rows, columns):
@@ -209,7 +220,9 @@ class VFM:
         self.check_layers(layers)
         rows, columns = self._grid(images, grid)
         maps = self._blocks(self._batch(images, rows, columns), layers)
-        on_grid = (m if m.shape[-2:] == (rows, columns) else _resampled(m, rows, columns) for m in maps)
+        if self.entry.padded:
+            maps = [self._without_padding(m, rows, columns) for m in maps]
+        on_grid = (_resampled(m, rows, columns) for m in maps)
         return [PatchFeatures(m.permute(0, 2, 3, 1).contiguous()) for m in on_grid]
 
     def _grid(self, images: list[Image.Image], grid: tuple[int, int] | None) -> tuple[int, int]:
@@ -221,9 +234,29 @@ class VFM:
         return rows, columns
 
     def _batch(self, images: list[Image.Image], rows: int, columns: int) -> Tensor:
-        fixed = self.entry.fixed
-        size = (fixed, fixed) if fixed else (columns * self.entry.stride, rows * self.entry.stride)
-        return torch.stack([self._pixels(image, size) for image in images]).to(self.device)
+        fixed, stride = self.entry.fixed, self.entry.stride
+        if not self.entry.padded:
+            size = (fixed, fixed) if fixed else (columns * stride, rows * stride)
+            return torch.stack([self._pixels(image, size) for image in images]).to(self.device)
+        top, left, height, width = (stride * patches for patches in self._window(rows, columns))
+        assert fixed is not None
+        batch = torch.zeros(len(images), 3, fixed, fixed)
+        for padded, image in zip(batch, images, strict=True):
+            padded[:, top : top + height, left : left + width] = self._pixels(image, (width, height))
+        return batch.to(self.device)
+
+    def _window(self, rows: int, columns: int) -> tuple[int, int, int, int]:
+        """Return top, left, height and width, in patches, of an image within the padded input."""
+        assert self.entry.fixed is not None
+        side = self.entry.fixed // self.entry.stride
+        height, width = min(rows, side), min(columns, side)
+        return (side - height) // 2, (side - width) // 2, height, width
+
+    def _without_padding(
+        self, features: Float[Tensor, "image d h w"], rows: int, columns: int
+    ) -> Float[Tensor, "image d window_h window_w"]:
+        top, left, height, width = self._window(rows, columns)
+        return features[..., top : top + height, left : left + width]
 
     def _pixels(self, image: Image.Image, size: tuple[int, int]) -> Tensor:
         resized = upright_rgb(image).resize(size, Image.Resampling.BICUBIC)
@@ -235,4 +268,6 @@ class VFM:
 def _resampled(
     features: Float[Tensor, "image d h w"], rows: int, columns: int
 ) -> Float[Tensor, "image d rows columns"]:
+    if features.shape[-2:] == (rows, columns):
+        return features
     return functional.interpolate(features, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from workbench.errors import UnknownNameError, WeightsError
+from workbench.errors import ConfigError, UnknownNameError, WeightsError
 from workbench.models import did_you_mean
 from workbench.vfm.base import CATALOGUE, VFM, TeacherNorm, VFMEntry
 from workbench.vfm.hf_models import entry_from_folder as transformers_entry
@@ -17,6 +17,13 @@ from workbench.weights.catalogue import CATALOGUE as WEIGHTS
 from workbench.weights.catalogue import Weights
 from workbench.weights.fetch import weights_folder
 from workbench.weights.model_files import SAFETENSORS, check_folder, read_json, weight_files
+
+OWN = "own"  # the model's own vision encoder, where an analysis names VFMs; not an entry of the catalogue
+
+
+def vfm_label(name: str) -> str:
+    """Return how figures and tables call what an analysis compares with: the name of a VFM, or "own encoder"."""
+    return "own encoder" if name == OWN else name
 
 
 def load_vfm(name: str, *, device: str = "cpu", teacher_norm: TeacherNorm = "own") -> VFM:
@@ -30,6 +37,7 @@ def load_vfm(name: str, *, device: str = "cpu", teacher_norm: TeacherNorm = "own
 
     Raises:
         UnknownNameError: there is no VFM of this name.
+        ConfigError: the name is `own`, which is a model's encoder and no VFM.
         WeightsError: the weights are not available, or are not the pinned ones.
     """
     return VFM(find_vfm(name, teacher_norm=teacher_norm), device)
@@ -42,6 +50,11 @@ def find_vfm(name: str, *, teacher_norm: TeacherNorm = "own") -> VFMEntry:
     """
     if teacher_norm not in get_args(TeacherNorm):
         raise UnknownNameError("teacher_norm", teacher_norm, get_args(TeacherNorm))
+    if name == OWN:
+        raise ConfigError(
+            "vfm is own, a model's own vision encoder, which an analysis reads together with the model: expected the"
+            " name of a VFM here; a training aligns with the encoder by alignment.target: encoder"
+        )
     if name in CATALOGUE:
         entry = CATALOGUE.get(name)
     elif match := re.fullmatch(r"hf:([\w.-]*\w[\w.-]*(?:/[\w.-]*\w[\w.-]*)?)(?:@([\w.-]+))?", name):

@@ -7,7 +7,7 @@ the features of images of other sizes than 518 pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -226,6 +226,7 @@ def entry_from_folder(name: str, weights: str, folder: Path) -> VFMEntry:
         architecture=f"{config.model_type}, {vision.num_hidden_layers} blocks",
         checked="fingerprint at load",
         fixed=vision.image_size if kind.is_map else None,
+        padded=kind.is_map,
     )
 
 
@@ -309,7 +310,8 @@ def _add(
     CATALOGUE.add(
         name,
         VFMEntry(
-            name, name, build, sizes["patch_size"], dim, *norm, (side, side), note, architecture, UNCHECKED, fixed
+            *(name, name, build, sizes["patch_size"], dim, *norm, (side, side), note, architecture, UNCHECKED, fixed),
+            padded=chosen.is_map,
         ),
     )
 
@@ -378,8 +380,17 @@ _add(
     IMAGENET,
     "ViT-B/16, windowed, convolutional neck",
     note=(
-        "The neck's output. The image is stretched to 1024 x 1024 (the paper pads and crops) and the 64 x 64 map"
-        " resampled to the grid."
+        "The neck's output. The image has 16 pixels per patch of the grid, and zeros around it up to 1024 x 1024, as in"
+        " the paper."
+    ),
+)
+CATALOGUE.add(
+    "sam-base:stretched",
+    replace(
+        CATALOGUE.get("sam-base"),
+        name="sam-base:stretched",
+        padded=False,
+        note="The neck's output. The image is stretched to 1024 x 1024, and the 64 x 64 map resampled to the grid.",
     ),
 )
 _add(

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from scipy import stats as scipy_stats
 
 from tests.conftest import ROOT, SMALL, recipe, run, start
 from tests.stored_runs import RECORD, store
+from trainer.checks import check_vfms
 from trainer.recipe import Recipe
 from trainer.sweep.comparison import report, write
 from trainer.sweep.results import finished
@@ -83,12 +85,58 @@ def test_a_sweep_that_cannot_be_is_one_sentence_before_training(change: dict[str
         check(replace(PLAIN, **given))  # type: ignore[arg-type]
 
 
+def cv_bench(folder: Path) -> None:
+    """One question of the 2D part of CV-Bench, in its file format."""
+    folder.mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(folder / "1.png")
+    row = {"idx": 1, "task": "Count", "question": "How many?", "choices": ["1", "2"], "answer": "(A)", "prompt": "How?"}
+    (folder / "test_2d.jsonl").write_text(json.dumps(row | {"filename": "1.png", "source": "COCO"}))
+
+
+PAPER = {  # the sweeps of the paper's tables: what each of their trainings changes from the first one of them
+    "llava15_7b": ["objective"],
+    "llava15_7b_siglip2": ["objective"],
+    "qwen25_7b": ["objective"],
+    "llava15_13b": ["objective"],
+    "vfm": ["objective", *["vfm"] * 4],
+    "layer": ["objective", "final_norm", *["layer"] * 7],
+    "several": ["objective", "heads", "heads", "layer", "layer"],
+    "objective": ["objective", "objective"],
+    "residual": ["objective", "residual", "residual"],
+    "own_encoder": ["objective", "target", "target"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAPER)
+def test_sweeps_of_the_paper_differ_in_the_alignment_alone_and_start_from_their_stage1(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert {file.stem.removeprefix("paper_") for file in Path("trainer/sweeps").glob("paper_*")} == set(PAPER)
+    sweep = parse(Sweep, [], prog="sweep", recipe=Path(f"trainer/sweeps/paper_{name}.yaml"))
+    stage1, baseline, *others = sweep.jobs()
+    assert [job.start for job in (stage1, baseline, *others)] == [None, *[stage1.folder] * (1 + len(others))]
+    first = replace(baseline.recipe(), output_dir=Path())
+    assert not first.alignment.aligned
+    assert stage1.recipe().model.kind == "assembled"
+    for job, key in zip(others, PAPER[name], strict=True):
+        recipe = replace(job.recipe(), output_dir=Path())
+        assert replace(recipe, alignment=first.alignment) == first
+        viral = replace(first.alignment, objective="cosine") if key != "objective" else first.alignment
+        assert getattr(recipe.alignment, key) != getattr(viral, key)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file", sorted((ROOT / "trainer" / "sweeps").glob("*.yaml")), ids=lambda f: f.stem)
 def test_every_line_of_a_sweep_is_a_recipe(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+    (tmp_path / "trainer").symlink_to(ROOT / "trainer")
+    cv_bench(tmp_path / "data" / "cv_bench")
+    monkeypatch.chdir(tmp_path)
     sweep = parse(Sweep, ["--output_dir", str(tmp_path), "--seeds", "0"], prog="sweep", recipe=file)
     check(sweep)
+    for job in sweep.jobs():
+        check_vfms(job.recipe().alignment)
     recipes = [repr(replace(job.recipe(), output_dir=tmp_path)) for job in sweep.jobs()]
     assert len(set(recipes)) == len(recipes), "two variants are the same training"
 

@@ -11,8 +11,9 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 
 from tests.workbench.benchmarks.oracle import YesNo, mme_scores, mme_sums, pope_lmms_scores
 from workbench.benchmarks.comparison import POWER, difference
-from workbench.benchmarks.tables import ALL, answer_row, bootstrap, judged, scores
+from workbench.benchmarks.tables import ALL, answer_row, judged, scores
 from workbench.data.base import Sample
+from workbench.stats import sums_interval
 from workbench.training_folder import MEAN
 
 
@@ -159,7 +160,7 @@ def test_cv_bench_averages() -> None:
 
 def test_a_bootstrap_of_a_proportion_is_near_its_interval() -> None:
     values = np.random.default_rng(2).random(400) < 0.3
-    interval = bootstrap(
+    interval = sums_interval(
         [f"{n}" for n in range(400)], {"x": values * 1.0, "n": np.ones(400)}, lambda s: s["x"] / s["n"], 0
     )
     error = np.sqrt(0.3 * 0.7 / 400)
@@ -170,9 +171,11 @@ def test_a_bootstrap_of_a_proportion_is_near_its_interval() -> None:
 def test_a_bootstrap_resamples_images() -> None:
     """Ten questions of an image with the same answer are one answer, so the interval is sqrt(10) times as wide."""
     values = np.random.default_rng(3).random(60) < 0.5
-    one = bootstrap([f"{n}" for n in range(60)], {"x": values * 1.0, "n": np.ones(60)}, lambda s: s["x"] / s["n"], 0)
+    one = sums_interval(
+        [f"{n}" for n in range(60)], {"x": values * 1.0, "n": np.ones(60)}, lambda s: s["x"] / s["n"], 0
+    )
     images = [f"{n}" for n in range(60) for _ in range(10)]
-    ten = bootstrap(images, {"x": values.repeat(10) * 1.0, "n": np.ones(600)}, lambda s: s["x"] / s["n"], 0)
+    ten = sums_interval(images, {"x": values.repeat(10) * 1.0, "n": np.ones(600)}, lambda s: s["x"] / s["n"], 0)
     assert (ten.low, ten.high, ten.n) == (pytest.approx(one.low), pytest.approx(one.high), 60)
 
 
@@ -191,3 +194,48 @@ def test_differences_are_paired() -> None:
     assert 0.02 < result["difference_low"] < 0.06 < result["difference_high"] < 0.12
     assert result["smallest"] == pytest.approx(POWER * np.sqrt(0.06 * 0.94 / 200), rel=0.25)
     assert difference(tables[0], tables[0], by_type=True)["difference"] == 0
+
+
+def test_scores_are_means_over_draws_and_pairs_are_counted_within_a_draw() -> None:
+    """By hand: two pairs of MMVP, two draws each."""
+    options = ("open", "closed")
+    said = {"0": ("A", "A"), "1": ("B", "A"), "2": ("B", "B"), "3": ("B", "B")}  # of draws 0 and 1
+    golds = {"0": "open", "1": "closed", "2": "open", "3": "closed"}
+    rows = [
+        answer_row("mmvp", sample(int(n), int(n), golds[n], options, pair=str(int(n) // 2)), "image", text, draw=draw)
+        for n, texts in said.items()
+        for draw, text in enumerate(texts)
+    ]
+    table = scores(pd.DataFrame(rows), seed=0)
+    row = score(table, "accuracy")
+    assert row["score"] == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+    assert (row["n"], row["n_images"], row["draws"]) == (4, 4, 2)
+    pair = score(table, "pair")
+    assert pair["score"] == pytest.approx((0.5 + 0) / 2)  # right together in draw 0 alone
+    assert (pair["n"], pair["chance"]) == (2, 0.25)
+    assert score(table, "rate of A")["score"] == pytest.approx(3 / 8)
+    assert score(table, "rate of A")["chance"] == 0.5
+    assert score(table, "rate of B")["score"] == pytest.approx(5 / 8)
+
+
+def test_circular_evaluation_asks_for_every_rotation_to_be_right() -> None:
+    options, answers = ("red", "blue"), {"0": "AB", "1": "AA", "2": "BB"}  # of rotations 0 and 1; red is right
+    rows = [
+        answer_row("mmstar", sample(int(n), 0, "red", options[by:] + options[:by]), "image", letters[by], draw=by)
+        for n, letters in answers.items()
+        for by in (0, 1)
+    ]
+    row = score(scores(pd.DataFrame(rows), seed=0), "circular")
+    assert (row["score"], row["chance"], row["n"]) == (pytest.approx(1 / 3), 0.25, 3)
+    assert score(scores(pd.DataFrame(rows), seed=0), "accuracy")["score"] == pytest.approx(4 / 6)
+
+
+def test_likelihoods_are_scored_by_sum_and_by_mean() -> None:
+    options = ("red", "dark blue")
+    rows = [
+        answer_row("", sample(n, n, gold, options), "image", "red", logprobs="[-2.0, -3.0]", tokens="[1, 2]")
+        for n, gold in enumerate(("red", "red", "dark blue"))
+    ]
+    table = scores(pd.DataFrame(rows), seed=0)
+    assert score(table, "accuracy", scorer="sum")["score"] == pytest.approx(2 / 3)
+    assert score(table, "accuracy", scorer="mean")["score"] == pytest.approx(1 / 3)

@@ -24,7 +24,7 @@ from trainer.sweep.spec import Job, Setting, Sweep
 from workbench import runs
 from workbench.analysis import report
 from workbench.claims import verdicts
-from workbench.claims.evidence import Evidence
+from workbench.claims.evidence import Evidence, added_options
 from workbench.claims.measures import check_measures
 from workbench.claims.rules import parse_ledger
 from workbench.claims.shown import newest
@@ -546,6 +546,17 @@ def test_an_analysis_that_was_asked_something_else_is_another_one(world: World) 
     pairs(world.runs, GAINS, git=world.commit(CLOSER))
     analyses(world, [0.9, 0.6, 0.2], [0.5, 0.7, 0.9], config={"limit": 10})
     analyses(world, [0.9, 0.6, 0.2], [0.5, 0.7, 0.9], config={"seed": 1})
+    assert world.judge(CLOSER)["closer"]["verdict"] == "no runs yet"
+    analyses(world, [0.9, 0.6, 0.2], [0.5, 0.7, 0.9])
+    assert world.judge(CLOSER)["closer"]["verdict"] == "reproduced"
+
+
+def test_an_option_that_came_later_makes_another_analysis(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "positions" in added_options("attention")
+    assert added_options("no such analysis") == ()
+    monkeypatch.setattr("workbench.claims.evidence.added_options", lambda analysis: ("later",))
+    pairs(world.runs, GAINS, git=world.commit(CLOSER))
+    analyses(world, [0.9, 0.6, 0.2], [0.2, 0.2, 0.2], config={"later": 1})
     assert world.judge(CLOSER)["closer"]["verdict"] == "no runs yet"
     analyses(world, [0.9, 0.6, 0.2], [0.5, 0.7, 0.9])
     assert world.judge(CLOSER)["closer"]["verdict"] == "reproduced"

@@ -425,6 +425,7 @@ def test_gqa_relations_have_both_boxes(tmp_path: Path) -> None:
     assert [obj.name for obj in data[0].objects] == ["cup", "box"]
     assert data[0].objects[0].box == pytest.approx((0.1, 0.1, 0.3, 0.3))
     assert data[0].objects[1].box == pytest.approx((0.75, 0.5, 1.0, 1.0))
+    assert data[0].asked == data[0].objects
     for changed, message in (
         ({"answer": "front"}, "has the answer 'front': expected one of its two options"),
         ({"object1 w": "0"}, "has the box 20, 10, 0, 20 in an image of 200 x 100 pixels"),

@@ -109,6 +109,9 @@ def test_read_equals_transformers(mllm: MLLM) -> None:
                     )
                 with torch.inference_mode():
                     assert torch.allclose(mllm.decoder.norm(ours.values[-1]), theirs[-1][row, ours.tokens], atol=1e-4)
+        for row, ours in enumerate(read(mllm, batch, layers=[mllm.n_layers, 0], final_norm=True)):
+            assert torch.allclose(ours.values[0], theirs[-1][row, ours.tokens], atol=1e-6)
+            assert torch.allclose(ours.values[1], theirs[0][row, ours.tokens], atol=1e-6)
 
 
 def test_batches_paddings_and_companions_change_nothing(mllm: MLLM) -> None:
@@ -228,7 +231,7 @@ def test_edits_from_two_threads_do_not_mix(mllm: MLLM) -> None:
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
 
 
-def test_options_score_what_decoding_step_by_step_scores(mllm: MLLM) -> None:
+def test_a_continued_prompt_scores_what_decoding_step_by_step_scores(mllm: MLLM) -> None:
     """An independent oracle: transformers' own cached decoding, one token after another."""
     batch = mllm.encode([picture(0)], [QUESTION])
     with torch.inference_mode():
@@ -240,15 +243,10 @@ def test_options_score_what_decoding_step_by_step_scores(mllm: MLLM) -> None:
     expected = torch.stack(
         [logits[0].float().log_softmax(-1)[token] for logits, token in zip(steps.logits, ids, strict=True)]
     )
-    found = mllm._continuation(mllm.encode([picture(0)], [QUESTION]), ids)
-    assert torch.allclose(found, expected, atol=1e-4)
-    scores = mllm.option_logprobs(
-        mllm.encode([picture(0), picture(3)], [QUESTION] * 2), [["yes", "red cat", "no"], ["two"]]
-    )
-    assert [len(own) for own in scores] == [3, 1]
-    assert all(torch.isfinite(own).all() for own in scores)
-    one = mllm.option_logprobs(batch, [["red cat"]])[0]
-    assert torch.allclose(scores[0][1], one[0], atol=1e-4)
+    batch = mllm.continued(batch, [ids])
+    with torch.inference_mode():
+        logprobs = mllm.model(**batch.inputs).logits[0, -len(ids) - 1 : -1].float().log_softmax(-1)
+    assert torch.allclose(logprobs.gather(1, torch.tensor([ids]).T)[:, 0], expected, atol=1e-4)
 
 
 # --- planted faults: each is caught, and named ----------------------------------------------------
@@ -493,7 +491,7 @@ def test_placeholders_come_from_images_only(mllm: MLLM) -> None:
         with pytest.raises(ModelError, match="this model's image placeholder"):
             mllm.encode([picture(0)], [f"what is {place} this ?"])
     with pytest.raises(ModelError, match=r"the option contains .* this model's image placeholder"):
-        mllm.option_logprobs(mllm.encode([picture(0)], [QUESTION]), [["yes", f"a {place} cat"]])
+        mllm.answer_ids(f"a {place} cat")
     with pytest.raises(ModelError, match="2 entries of images for 1 prompts"):
         mllm.encode([picture(0)] * 2, [QUESTION])
 

@@ -74,23 +74,6 @@ def test_layer_zero_is_the_projectors_output_and_text_stays(mllm: MLLM, samples:
     assert len(everything.tokens) == int(batch.inputs["attention_mask"].sum())
 
 
-def test_the_greedy_answer_is_the_likeliest_option(mllm: MLLM, samples: list[Sample]) -> None:
-    words = ["yes", "no", "left", "red", "star", "0", "2"]
-    vocabulary = [w for w in mllm.processor.tokenizer.get_vocab() if not w.startswith("<")]
-    batch = encode(mllm, samples[:2])
-    scores = mllm.option_logprobs(batch, [vocabulary] * 2)
-    with torch.inference_mode():
-        logits = mllm.model(**batch.inputs).logits[:, -1].log_softmax(-1)
-    for row, score in enumerate(scores):
-        ids = mllm.processor.tokenizer.convert_tokens_to_ids(vocabulary)
-        assert torch.allclose(score, logits[row, ids], atol=1e-4)
-    few = mllm.option_logprobs(batch, [words[: 2 + i] for i in range(2)])
-    assert [len(s) for s in few] == [2, 3]
-    two_words = mllm.option_logprobs(encode(mllm, samples[:1]), [["yes no", "yes"]])[0]
-    assert two_words[1] == pytest.approx(float(scores[0][vocabulary.index("yes")]), abs=1e-4)
-    assert torch.isfinite(two_words).all()
-
-
 def _moved(change: Callable[[VisualTokens], VisualTokens]) -> Callable[..., list[list[VisualTokens]]]:
     right = FAMILIES.get("llava").visual_tokens
     return lambda *given: [[change(part) for part in sample] for sample in right(*given)]

@@ -52,7 +52,7 @@ from workbench.data import load_data
 from workbench.errors import ConfigError, UnknownNameError, WeightsError, WorkbenchError
 from workbench.vfm import CATALOGUE, VFM, find_vfm, hf_models, load_vfm, timm_models
 from workbench.vfm.__main__ import main
-from workbench.vfm.base import CLIP, IMAGENET
+from workbench.vfm.base import CLIP, IMAGENET, Network
 from workbench.weights.catalogue import CATALOGUE as WEIGHTS
 from workbench.weights.fetch import available_without_hub, load_weights
 
@@ -67,6 +67,7 @@ MILLIONS = {  # published sizes of the vision encoders, position embeddings incl
     },
     **{
         "sam-base": 89.7,
+        "sam-base:stretched": 89.7,
         "ijepa-huge": 630.8,
         "mae-base": 85.8,
         "depth-anything-v2-small": 22.1,
@@ -88,7 +89,7 @@ def small(name: str) -> VFM:
     entry = CATALOGUE.get(name)
     if WEIGHTS.get(entry.weights).package:
         return load_vfm(name)
-    if name == "sam-base":
+    if name.startswith("sam-base"):
         sizes: dict[str, Any] = {
             "num_hidden_layers": 2,
             "image_size": 256,
@@ -120,6 +121,12 @@ def test_a_painted_cell_moves_its_own_feature_most(name: str) -> None:
         assert features.isfinite().all()
         moved = (features[1] - features[0]).norm(dim=-1)
         assert moved[cell] > moved.median()
+        if name == "sam-base":  # at the patch's own scale, the neck's 3 x 3 convolution moves its neighbors as much
+            rows, columns = (slice(max(at - 1, 0), at + 2) for at in cell)
+            near = torch.zeros(grid, dtype=torch.bool)
+            near[rows, columns] = True
+            assert moved[near].min() > 2 * moved[~near].max()
+            continue
         assert moved[cell] == moved.max() or WEIGHTS.get(CATALOGUE.get(name).weights).package
     deep, first = vfm.layers(list(painted((3, 5), (2, 1))), [vfm.depth, 1], grid=(3, 5))
     moved = (first.values[1] - first.values[0]).norm(dim=-1)
@@ -225,19 +232,19 @@ WIDE = TINY | {"intermediate_size": 64}
 TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 99}
 
 
-def _sam() -> SamModel:
+def _sam(side: int = 64) -> SamModel:
     vision = {
         "hidden_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "image_size": 64,
+        "image_size": side,
         "patch_size": 16,
         "initializer_range": 0.1,
     }
     return SamModel(
         SamConfig(
             vision_config=vision | {"mlp_dim": 64, "output_channels": 256, "num_pos_feats": 16},
-            prompt_encoder_config={"image_size": 64},
+            prompt_encoder_config={"image_size": side},
         )
     )
 
@@ -300,6 +307,57 @@ def test_a_folder_gives_the_patch_tokens_of_the_whole_model(kind: str, tmp_path:
     assert torch.allclose(ours, theirs, atol=1e-5)
     assert vfm([picture], grid=(3, 5)).values.isfinite().all()
     assert vfm.record()["vfm_source"] == f"local:{tmp_path}"
+
+
+@pytest.mark.parametrize("grid", [(2, 4), (8, 8), (3, 5), (10, 4)])
+def test_sam_sees_the_image_within_zeros_as_in_the_paper(grid: tuple[int, int], tmp_path: Path) -> None:
+    """8 x 8 patches in all: patch by patch as in the official code, resized, normalized, padded, and cut out again."""
+    torch.manual_seed(0)
+    model = randomize(_sam(128)).eval()
+    vfm = load_vfm(str(saved(model, tmp_path)))
+    rows, columns = min(grid[0], 8), min(grid[1], 8)
+    picture = Image.fromarray(np.random.default_rng(3).integers(0, 256, (90, 130, 3), dtype=np.uint8))
+    rgb = np.asarray(picture.resize((16 * columns, 16 * rows), Image.Resampling.BICUBIC), dtype=np.float32) / 255
+    normalized = (rgb - np.array([0.4, 0.5, 0.6])) / np.array([0.2, 0.25, 0.3])
+    top, left = (8 - rows) // 2, (8 - columns) // 2
+    canvas = np.zeros((1, 3, 128, 128), dtype=np.float32)
+    canvas[0, :, 16 * top : 16 * (top + rows), 16 * left : 16 * (left + columns)] = normalized.transpose(2, 0, 1)
+    with torch.inference_mode():
+        whole = model.get_image_embeddings(torch.from_numpy(canvas))
+        blocks = model.vision_encoder(torch.from_numpy(canvas), output_hidden_states=True).hidden_states[1]
+    expected = whole[:, :, top : top + rows, left : left + columns]
+    first = vfm.layers([picture], [1], grid=grid)[0].values
+    if grid[0] > 8:  # more rows than SAM has: resampled
+        expected = torch.nn.functional.interpolate(expected, size=grid, mode="bilinear", antialias=True)
+    else:
+        assert torch.allclose(first, blocks[:, top : top + rows, left : left + columns], atol=1e-4)
+    assert first.shape == (1, *grid, 32)
+    assert torch.allclose(vfm([picture], grid=grid).values, expected.permute(0, 2, 3, 1), atol=1e-4)
+
+
+def test_sam_of_the_paper_has_320_pixels_of_zeros_on_each_side() -> None:
+    entry = CATALOGUE.get("sam-base")
+    seen: list[torch.Tensor] = []
+
+    def features(pixels: torch.Tensor) -> torch.Tensor:
+        seen.append(pixels)
+        return pixels[:, :1, ::16, ::16]
+
+    network = Network(torch.nn.Identity(), features, "", lambda pixels, layers: [], 1)
+    white, grid = Image.new("RGB", (500, 300), "white"), (24, 24)
+    vfm = VFM(entry, network=network)
+    assert vfm([white], grid=grid).values.unique().numel() == 1  # no zeros
+    inside = (seen[0] != 0).all(1)[0].nonzero()
+    assert seen[0].shape == (1, 3, 1024, 1024)
+    assert inside.min(0).values.tolist() == [320, 320]
+    assert inside.max(0).values.tolist() == [703, 703]
+    assert VFM(CATALOGUE.get("sam-base:stretched"), network=network)([white], grid=grid).grid == grid
+    assert (seen[1] != 0).all()
+
+
+def test_padding_is_part_of_the_settings_of_a_vfm(tmp_path: Path) -> None:
+    padded = find_vfm(str(saved(_sam(), tmp_path)))
+    assert padded.settings() != replace(padded, padded=False).settings()
 
 
 def radio_file(folder: Path, layer_scale: bool) -> None:

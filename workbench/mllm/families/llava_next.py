@@ -10,6 +10,7 @@ LlavaNextForConditionalGeneration
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -54,7 +55,7 @@ def visual_tokens(config: PretrainedConfig, processor: Processor, batch: Batch) 
             if is_onevision and len(images) > 1:
                 position += 1  # a newline
                 continue
-            full_rows, spans, tiles = _high_resolution_grid(
+            full_rows, spans, starts, tiles = _high_resolution_grid(
                 image.size, config.image_grid_pinpoints, vision.image_size, vision.patch_size
             )
             rows = _shrunk(full_rows, config, side)
@@ -68,9 +69,10 @@ def visual_tokens(config: PretrainedConfig, processor: Processor, batch: Batch) 
             if rows.numel():  # of a very thin image the model drops everything but the newlines
                 (top, bottom), (left, right) = ((float(span[0, 0]), float(span[-1, 1])) for span in spans)
                 batch_rows = torch.where(rows < 0, rows, first_row + rows).flatten()
-                exact = spans if rows.shape == full_rows.shape else None
                 box = (left, top, right, bottom)
-                parts.append(VisualTokens(index, (height, width), box, number_in_sample, batch_rows, exact))
+                part = VisualTokens(index, (height, width), box, number_in_sample, batch_rows)
+                exact = rows.shape == full_rows.shape
+                parts.append(replace(part, spans=spans, tile_starts=starts) if exact else part)
             position, first_row = position + height * (width + 1), first_row + tiles * tile
         if position != len(positions):
             raise ModelError(
@@ -81,11 +83,12 @@ def visual_tokens(config: PretrainedConfig, processor: Processor, batch: Batch) 
 
 
 Spans = tuple[Float[Tensor, "h 2"], Float[Tensor, "w 2"]]
+Starts = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def _high_resolution_grid(
     size: tuple[int, int], pinpoints: list[list[int]], tile: int, patch: int
-) -> tuple[Int[Tensor, "h w"], Spans, int]:
+) -> tuple[Int[Tensor, "h w"], Spans, Starts, int]:
     """Return what the model keeps of the high-resolution grid of one image.
 
     The image is resized to fit the best canvas, centered in it, and cut into tiles; features over the padding are
@@ -99,7 +102,8 @@ def _high_resolution_grid(
 
     Returns:
         For each token the row of the projector's input that it comes from, counted from the first tile of the image;
-        the parts of the image that the grid's rows and columns cover; and the number of tiles.
+        the parts of the image that the grid's rows and columns cover; the grid rows and columns with which a tile
+        begins; and the number of tiles.
     """
     width, height = size
     canvas = select_best_resolution((height, width), pinpoints)
@@ -124,10 +128,24 @@ def _high_resolution_grid(
     if width / height > total_w / total_h:
         dropped = (total_h - int(round(height * (total_w / width), 7))) // 2
         inside = slice(dropped, total_h - dropped)
-        return rows[inside], (spans[0][inside], spans[1]), down * across
+        starts = _tile_starts(total_h, side, dropped), _tile_starts(total_w, side, 0)
+        return rows[inside], (spans[0][inside], spans[1]), starts, down * across
     dropped = (total_w - int(round(width * (total_h / height), 7))) // 2
     inside = slice(dropped, total_w - dropped)
-    return rows[:, inside], (spans[0], spans[1][inside]), down * across
+    starts = _tile_starts(total_h, side, 0), _tile_starts(total_w, side, dropped)
+    return rows[:, inside], (spans[0], spans[1][inside]), starts, down * across
+
+
+def _tile_starts(total: int, side: int, dropped: int) -> tuple[int, ...]:
+    """Return with which of the remaining rows (or columns) each tile begins; a tile that is all padding has none.
+
+    Args:
+        total: rows of all tiles.
+        side: rows of one tile.
+        dropped: rows that are dropped at each end.
+    """
+    numbers = range(dropped, total - dropped)
+    return tuple(at for at, number in enumerate(numbers) if at == 0 or number % side == 0)
 
 
 def _spans(tiles: int, side: int, tile: int, patch: int, padding: int, length: int) -> Float[Tensor, "token 2"]:

@@ -1,0 +1,147 @@
+"""Questions in the words of a prompt, and the answers that a model gives to them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from tests.tiny import build
+from workbench.analysis.chunks import Chunk
+from workbench.benchmarks.answering import Decoding, answer_chunk
+from workbench.benchmarks.asking import Asking, PromptOptions, ask
+from workbench.benchmarks.tables import judged
+from workbench.data import Dataset, Sample
+from workbench.data.benchmark_rows import BenchmarkDataset
+from workbench.errors import ConfigError
+from workbench.mllm import MLLM
+from workbench.scoring.quiz import Quiz
+from workbench.scoring.sampling import Sampler
+
+
+def picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (60, 60, 3), dtype=np.uint8))
+
+
+def questions(options: tuple[str, ...] = ("red cat", "blue dog", "one")) -> list[Sample]:
+    words = ("what color is this ?", "is this red ?", "what is the color of the cat ?")
+    return [
+        Sample(str(n), str(n // 2), lambda n=n: picture(n // 2), words[n % 3], options[n % 2], options, f"type {n % 2}")
+        for n in range(6)
+    ]
+
+
+def benchmark(name: str, samples: list[Sample]) -> BenchmarkDataset:
+    return BenchmarkDataset(f"{name}:x", samples, lambda: "x", benchmark=name, version="twin", prompts={})
+
+
+@pytest.fixture(scope="module")
+def mllm(tmp_path_factory: pytest.TempPathFactory) -> MLLM:
+    return MLLM.load(str(build("llava", tmp_path_factory.mktemp("models") / "llava")))
+
+
+def answers(mllm: MLLM, asking: Asking, decoding: Decoding, size: int = 4, **more: Any) -> pd.DataFrame:
+    return answer_chunk(mllm, asking, Chunk(asking.worded, 0, size), decoding, **more).tables["answers"]
+
+
+# --- asking ---------------------------------------------------------------------------------------
+
+
+def test_options_are_what_the_prompt_asks_for(mllm: MLLM) -> None:
+    def options(name: str, style: Any, samples: list[Sample]) -> tuple[Any, ...]:
+        worded = ask(PromptOptions(prompt=style), mllm, benchmark(name, samples)).worded[0][1]
+        return worded.options, worded.answer
+
+    yes_no = questions(("yes", "no"))
+    assert options("cv_bench", "llava", questions()) == (("A", "B", "C"), "B")
+    assert options("cv_bench", "plain", questions()) == (("red cat", "blue dog", "one"), "blue dog")
+    assert options("pope", "llava", yes_no) == (("Yes", "No"), "No")
+    assert options("pope", "paper", yes_no) == (("yes", "no"), "no")
+
+
+def test_a_model_is_asked_in_words_that_it_knows(mllm: MLLM) -> None:
+    plain = ask(PromptOptions(), mllm, benchmark("pope", questions(("yes", "no"))))
+    assert plain.style == "plain"  # it knows no word of LLaVA's prompt
+    assert plain.left_out == []
+    forced = ask(PromptOptions(prompt="llava"), mllm, benchmark("pope", questions(("yes", "no"))))
+    assert forced.style == "llava"
+    (sentence,) = forced.left_out
+    assert sentence.startswith("6 of 6 questions have words that") and "Answer" in sentence
+    odd = [*questions(), Sample("6", "3", lambda: picture(3), "a zebra ?", "yes", ("yes", "no"))]
+    assert "1 of 7 questions" in ask(PromptOptions(), mllm, Dataset("odd", odd, "odd")).left_out[0]
+    no_answer = [*questions(), Sample("6", "3", lambda: picture(3), "a cat ?", "two", ("yes", "no"))]
+    (left_out,) = ask(PromptOptions(), mllm, Dataset("odd", no_answer, "odd")).left_out
+    assert left_out.startswith("1 of 7 questions have no options with the answer among them")
+    with pytest.raises(ConfigError, match="prompt is lmms, which a data set that is no benchmark does not have"):
+        ask(PromptOptions(prompt="lmms"), mllm, Dataset("plain", questions(), "x"))
+
+
+def test_rotated_questions_have_each_option_at_each_place(mllm: MLLM) -> None:
+    two = Sample("6", "3", lambda: picture(3), "is this red ?", "yes", ("yes", "no"))
+    asking = ask(PromptOptions(prompt="llava"), mllm, benchmark("mmstar", [*questions(), two]))
+    versions = asking.rotated()
+    assert [len(version.originals) for version in versions] == [7, 7, 6]  # the last question has two options
+    assert [version.originals["0"].options[0] for version in versions] == ["red cat", "blue dog", "one"]
+    assert [version.worded[0][0].answer for version in versions] == ["A", "C", "B"]
+    assert "A. blue dog" in versions[1].worded[0][0].question
+
+
+# --- answering ------------------------------------------------------------------------------------
+
+
+def test_likelihood_stores_the_score_of_every_option(mllm: MLLM) -> None:
+    asking = ask(PromptOptions(), mllm, Dataset("plain", questions(), "x"))
+    table = answers(mllm, asking, Decoding("likelihood"))
+    expected = Quiz(mllm, asking.worded, 6).likelihoods()
+    assert np.allclose([json.loads(row) for row in table["logprobs"]], expected.numpy(), atol=1e-4)
+    assert [json.loads(row) for row in table["tokens"]] == [[2, 2, 1]] * 6
+    rows = judged(table)
+    for name, values in (("sum", expected), ("mean", expected / torch.tensor([2, 2, 1]))):
+        right = [s.options[int(v.argmax())] == s.answer for s, v in zip(questions(), values, strict=True)]
+        assert rows[rows["scorer"] == name]["correct"].tolist() == right
+
+
+def test_drawn_answers_do_not_depend_on_the_batch(mllm: MLLM) -> None:
+    asking = ask(PromptOptions(), mllm, Dataset("plain", questions(), "x"))
+    drawn = Decoding("sample", max_new_tokens=4, temperature=1.0, draws=3)
+    tables = [answers(mllm, asking, drawn, size).set_index(["id", "draw"])["answer"] for size in (1, 6)]
+    assert tables[0].sort_index().equals(tables[1].sort_index())
+    assert len(tables[0]) == 18
+    assert tables[0].groupby("id").nunique().max() > 1
+    greedy = answers(mllm, asking, Decoding(max_new_tokens=4)).set_index("id")["answer"]
+    cold = answers(mllm, asking, Decoding("sample", max_new_tokens=4, temperature=1e-4, draws=2))
+    assert (cold["answer"] == cold["id"].map(greedy)).all()
+
+
+def test_draws_follow_the_softmax_at_the_temperature() -> None:
+    logits = torch.tensor([[1.0, 0.0, -1.0, 2.0]])
+    nothing: Any = None
+    count = torch.zeros(4)
+    for draw in range(4000):
+        sampler = Sampler(0.7, [Sample("q", "i", nothing)], seed=1, draw=draw)
+        count[sampler(torch.zeros(1, 1, dtype=torch.long), logits).argmax()] += 1
+    expected = (logits[0] / 0.7).softmax(0)
+    assert ((count / 4000 - expected).abs() < 4 * (expected * (1 - expected) / 4000).sqrt()).all()
+    with pytest.raises(ConfigError, match="temperature is 0: expected a number above 0"):
+        Sampler(0, [], seed=0, draw=0)
+
+
+def test_blind_answers_are_those_to_a_text_and_to_one_image(mllm: MLLM) -> None:
+    asking = ask(PromptOptions(), mllm, Dataset("plain", questions(), "x"))
+    blind = answers(mllm, asking, Decoding(max_new_tokens=5), shown="no image")
+    texts = [
+        mllm.generate(mllm.encode([[]], [sample.question]), max_new_tokens=5)[0]
+        for scene in asking.worded
+        for sample in scene
+    ]
+    assert blind["answer"].tolist() == texts
+    assert set(blind["shown"]) == {"no image"}
+    grey = answers(mllm, asking, Decoding(max_new_tokens=5), shown="mean image", blank=picture(9))
+    same = [[mllm.generate(mllm.encode([picture(9)], [s.question]), max_new_tokens=5)[0] for s in asking.scenes[0]]]
+    assert grey["answer"].tolist()[:2] == same[0]
+    assert grey["image_id"].tolist() == blind["image_id"].tolist()

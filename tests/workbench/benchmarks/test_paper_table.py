@@ -1,0 +1,77 @@
+"""Table 1 of the paper from stored answers, against the conventions by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from workbench.benchmarks.paper_table import paper_table, text_of
+from workbench.benchmarks.tables import answer_row, scores
+from workbench.data.base import Sample
+from workbench.errors import ConfigError, UnknownNameError
+from workbench.runs import Run
+
+NOTHING: Any = None
+
+
+def run(model: str, benchmark: str, rows: list[tuple[bool, dict[str, Any]]], options: tuple[str, ...]) -> Run:
+    """A run whose answers are right or wrong as given."""
+    table = []
+    for number, (right, fields) in enumerate(rows):
+        sample = Sample(f"{number}", f"{benchmark} {number // 2}", NOTHING, "what ?", options[0], options, **fields)
+        letters = ("A", "B") if benchmark in ("cv_bench", "mmstar", "mmvp") else options
+        table.append(answer_row(benchmark, sample, "image", letters[0] if right else letters[1]))
+    answers = pd.DataFrame(table)
+    record: Any = {"label": model, "benchmark": benchmark, "config": {"prompt": "plain", "limit": len(rows)}}
+    return Run(benchmark, record, {"answers": answers, "scores": scores(answers, seed=0)})
+
+
+def runs_of(model: str) -> list[Run]:
+    yes_no = ("yes", "no")
+    return [
+        run(
+            model,
+            "cv_bench",
+            [(True, {"category": c}) for c in ("Count", "Count", "Relation")] + [(False, {"category": "Depth"})],
+            ("1", "2"),
+        ),
+        run(model, "mmvp", [(n != 1, {"pair": str(n // 2)}) for n in range(6)], ("open", "closed")),
+        run(model, "whatsup coco_one", [(n < 3, {}) for n in range(4)], ("left", "right", "top", "bottom")),
+        run(model, "whatsup coco_two", [(n < 1, {}) for n in range(2)], ("left", "right", "above", "below")),
+        run(
+            model,
+            "pope",
+            [(n != 0, {"category": ("random", "popular", "adversarial")[n % 3]}) for n in range(12)],
+            yes_no,
+        ),
+        run(
+            model, "mme", [(n != 0, {"category": "existence", "pair": f"existence {n // 2}"}) for n in range(4)], yes_no
+        ),
+    ]
+
+
+def test_each_score_follows_the_convention_of_the_paper() -> None:
+    table = paper_table([*runs_of("baseline"), *runs_of("viral")[:2]], "own")
+    of = table[table["model"] == "baseline"].set_index("benchmark")["score"]
+    assert of["CV-Bench2D"] == 100  # Depth is not part of it
+    assert of["MMVP"] == pytest.approx(100 * 2 / 3)
+    assert of["What's Up"] == pytest.approx(100 * (3 / 4 + 1 / 2) / 2)  # not pooled
+    assert of["POPE"] == pytest.approx(100 * (3 / 4 + 1) / 2)
+    assert of["MME"] == pytest.approx(100 * (3 / 4 + 1 / 2))
+    assert (table["low"] <= table["score"]).all() and (table["score"] <= table["high"]).all()
+    assert table.set_index(["model", "benchmark"]).loc[("baseline", "What's Up"), "n_images"] == 3
+    text = text_of(table)
+    assert "62.50" in text and "125.00" in text
+    assert text.endswith("no run of MMStar with this scorer")
+    assert next(line for line in text.splitlines() if "viral" in line).split()[1:] == ["100.00", "66.67", "-", "-", "-"]
+
+
+def test_what_cannot_be_told_apart_is_refused() -> None:
+    runs = runs_of("baseline")
+    with pytest.raises(UnknownNameError, match="did you mean 'own'"):
+        paper_table(runs, "owm")
+    runs[0].record["config"]["limit"] = 3  # type: ignore[index]
+    with pytest.raises(ConfigError, match="baseline has two runs of cv_bench, which differ in limit"):
+        paper_table([*runs, *runs_of("baseline")], "own")

@@ -1,0 +1,184 @@
+"""The questions of a data set as they are put to a model: text and options in the words of a prompt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from string import ascii_uppercase
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge
+
+from workbench.analysis.declaration import DataOptions
+from workbench.benchmarks.prompts import ONE_WORD, Asked, prompt_of
+from workbench.benchmarks.scorers import scorers_of
+from workbench.data import Dataset
+from workbench.data.base import Sample
+from workbench.data.benchmark_rows import BenchmarkDataset
+from workbench.errors import UnknownNameError
+from workbench.mllm.texts import ModelTexts
+from workbench.scoring.questions import questions_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PromptOptions(DataOptions):
+    """How questions are worded."""
+
+    ADDED: ClassVar[tuple[str, ...]] = ("prompt",)
+
+    prompt: Literal["auto", "plain", "llava", "lmms", "paper"] = "auto"
+    """Text around a question: none (plain), or that of LLaVA-1.5, lmms-eval or the paper's scripts. auto is llava for a
+    benchmark and plain for any other data set, or if the model does not know the words of llava."""
+
+
+@dataclass(frozen=True)
+class QuestionOptions(PromptOptions):
+    """Which questions are asked, and how they are worded."""
+
+    types: tuple[str, ...] = ()
+    """Question types to ask; all by default."""
+    questions: Annotated[int, Ge(0)] = 1
+    """Questions of each type about an image; 0 for all."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Questions with options, and the same ones in the words of a prompt.
+
+    Attributes:
+        benchmark: its name, "" if the data set is none.
+        style: the prompt, one of `prompts.STYLES`.
+        scenes: the questions as the data set has them, by image.
+        texts: the benchmark's own text of each question, by id.
+        left_out: a sentence about prompts with words that the model does not know.
+    """
+
+    benchmark: str
+    style: str
+    scenes: list[list[Sample]]
+    texts: Mapping[str, str]
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def record(self) -> dict[str, str]:
+        """What the record of a run says about it."""
+        return {"benchmark": self.benchmark, "prompt": self.style}
+
+    @cached_property
+    def worded(self) -> list[list[Sample]]:
+        """The scenes with the prompt as the question, and options and answer as the prompt asks for them.
+
+        These are letters where the prompt lists options by letter. Answers in a word begin with a capital letter after
+        the prompt of LLaVA-1.5, as in its training data.
+        """
+        return [[self._worded(sample) for sample in scene] for scene in self.scenes]
+
+    @cached_property
+    def originals(self) -> dict[str, Sample]:
+        """The questions as the data set has them, by id."""
+        return {sample.id: sample for scene in self.scenes for sample in scene}
+
+    def rotated(self) -> list[Asking]:
+        """Return the questions once for each place that the right option can have: with their options rotated.
+
+        The prompts list the options themselves, since a benchmark's own text has them in one order. A question with
+        fewer options than others is not in the last ones.
+        """
+        most = max(len(sample.options) for sample in self.originals.values())
+        every = []
+        for by in range(most):
+            scenes = [[_rotated(sample, by) for sample in scene if by < len(sample.options)] for scene in self.scenes]
+            every.append(replace(self, scenes=[scene for scene in scenes if scene], texts={}))
+        return every
+
+    def check_scorer(self, name: str) -> None:
+        """Check that the benchmark has a scorer.
+
+        Raises:
+            UnknownNameError: it has none of that name.
+        """
+        known = scorers_of(self.benchmark, self.scenes[0][0])
+        if name not in known:
+            raise UnknownNameError("scorer", name, known)
+
+    def is_right(self, question: str, answer: str, scorer: str) -> bool:
+        """Return whether a scorer takes the generated answer to a question (its id) as right."""
+        sample = self.originals[question]
+        return scorers_of(self.benchmark, sample)[scorer](sample, answer).correct
+
+    def _worded(self, sample: Sample) -> Sample:
+        asked = Asked(self.benchmark, sample, self.texts.get(sample.id, ""))
+        prompt, options = prompt_of(self.style, asked), sample.options
+        if asked.lettered and self.style != "plain":
+            options = tuple(ascii_uppercase[: len(sample.options)])
+        elif prompt.endswith(ONE_WORD):
+            options = tuple(option[:1].upper() + option[1:] for option in sample.options)
+        return replace(sample, question=prompt, options=options, answer=options[sample.options.index(sample.answer)])
+
+
+def _rotated(sample: Sample, by: int) -> Sample:
+    return replace(sample, options=sample.options[by:] + sample.options[:by])
+
+
+def ask(config: PromptOptions, model: ModelTexts, data: Dataset, *, types: Sequence[str] = (), each: int = 0) -> Asking:
+    """Choose the questions to ask, and how.
+
+    Args:
+        config: the wording.
+        model: who is asked.
+        data: whose questions.
+        types, each: which questions, as in `scoring.questions.questions_of`.
+
+    Raises:
+        ConfigError: the benchmark has no prompt of that style.
+        DataError: no question has options and an answer.
+        UnknownNameError: a type that no question with options has.
+    """
+    scenes = questions_of(data.scenes, types=types, each=each)
+    benchmark = data.benchmark if isinstance(data, BenchmarkDataset) else ""
+    texts = data.prompts if isinstance(data, BenchmarkDataset) else {}
+    styles = [config.prompt]
+    if config.prompt == "auto":
+        styles = ["llava", "plain"] if benchmark else ["plain"]
+    for style in styles:
+        asking = Asking(benchmark, style, scenes, texts)
+        strange = _strange_words(model, asking)
+        if not strange:
+            break
+    left_out = []
+    if unscored := sum(sample.answer not in sample.options for sample in data):
+        left_out.append(f"{unscored} of {len(data)} questions have no options with the answer among them: not asked")
+    if strange:
+        words = ", ".join(dict.fromkeys(word for of_question in strange for word in of_question))
+        left_out.append(
+            f"{len(strange)} of {sum(map(len, scenes))} questions have words that {model.name} does not know, such as"
+            f" {words[:100]}"
+        )
+    for sentence in left_out:
+        log.warning("%s", sentence)
+    return replace(asking, left_out=left_out)
+
+
+def _strange_words(model: ModelTexts, asking: Asking) -> list[list[str]]:
+    """Return the words of each question that the tokenizer replaces by its token for unknown words, if any."""
+    tokenizer = model.processor.tokenizer
+    unknown = tokenizer.unk_token_id
+    if unknown is None:
+        return []
+    known: dict[str, bool] = {}
+
+    def is_known(word: str) -> bool:
+        if word not in known:
+            known[word] = unknown not in tokenizer(word, add_special_tokens=False)["input_ids"]
+        return known[word]
+
+    questions = [
+        [word for word in f"{sample.question} {' '.join(sample.options)}".split() if not is_known(word)]
+        for scene in asking.worded
+        for sample in scene
+    ]
+    return [words for words in questions if words]

@@ -1,0 +1,192 @@
+"""One score of each benchmark, the mean of several, and the same under resampling of the images.
+
+A benchmark's score is the one that the paper reports, as a share from 0 to 1: CV-Bench the accuracy on its 2D
+questions, MMVP pairs, POPE the mean accuracy of random and popular, MME its total as a share of the largest possible
+one, What's Up the mean accuracy of the subsets that are asked, and any other data set the accuracy of all questions.
+Where the questions do not allow this score (a single split of POPE), it is the accuracy of all questions, and the name
+of the score says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from workbench.benchmarks.tables import ALL, by_question
+from workbench.data.mme import COGNITION, PERCEPTION
+from workbench.training_folder import MEAN
+
+HEADLINES: Mapping[str, tuple[str, str]] = {  # name of the benchmark: measure and category in `tables.scores`
+    "cv_bench": ("paper: 2D", ALL),
+    "mme": ("MME total", ALL),
+    "mmvp": ("pair", ALL),
+    "pope": ("paper: random and popular", MEAN),
+}
+LARGEST_OF_MME = 200  # of each category
+PAIR = "pair "  # begins the name of a cluster of two images; the hash of an image has no space
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A benchmark's score as a share, with its interval and its chance level.
+
+    Attributes:
+        name: of the score, such as "pope, random and popular".
+    """
+
+    name: str
+    score: float
+    low: float
+    high: float
+    chance: float
+    n: int
+    n_images: int
+
+
+def headline(scores: pd.DataFrame, benchmark: str, data: str) -> Headline:
+    """Return a benchmark's score from the table of all its scores.
+
+    Args:
+        scores: `tables.scores` of one scorer and one thing shown.
+        benchmark: its name, with that of the subset; "" if the data set is none.
+        data: name of the data set, for one that is no benchmark.
+    """
+    measure, category = HEADLINES.get(benchmark, ("accuracy", ALL))
+    rows = scores[(scores["measure"] == measure) & (scores["category"] == category)]
+    if rows.empty:
+        measure = "accuracy"
+        rows = scores[(scores["measure"] == measure) & (scores["category"] == ALL)]
+    row, largest, words = rows.iloc[0], 1, measure.removeprefix("paper: ")
+    if measure == "MME total":
+        largest, words = LARGEST_OF_MME * int((scores["measure"] == "MME score").sum()), "share of the largest total"
+    score, low, high, chance = (float(row[column]) / largest for column in ("score", "low", "high", "chance"))
+    return Headline(f"{benchmark or data}, {words}", score, low, high, chance, int(row["n"]), int(row["n_images"]))
+
+
+def units(judged: pd.DataFrame) -> pd.DataFrame:
+    """Return the values whose mean within each stratum, averaged over strata, is the score that `headline` names.
+
+    Args:
+        judged: answers of one scorer, as `tables.judged` gives them.
+
+    Returns:
+        Columns stratum, cluster (the image, or the pair where a pair counts as one) and value, from 0 to 1.
+    """
+    benchmark = str(judged["benchmark"].iloc[0])
+    if benchmark in ("mmvp", "mme"):
+        whole = judged[judged.groupby(["pair", "draw"])["id"].transform("size") == 2]
+        if len(whole):
+            return _pairs(whole, benchmark)
+    rows = by_question(judged)
+    if benchmark == "pope" and {"random", "popular"} <= set(rows["category"]):
+        rows = rows[rows["category"].isin(["random", "popular"])]
+        return _columns(rows["category"], rows["image_id"], rows["correct"])
+    if benchmark == "cv_bench" and rows["category"].isin(["Count", "Relation"]).any():
+        rows = rows[rows["category"].isin(["Count", "Relation"])]
+    return _columns("", rows["image_id"], rows["correct"])
+
+
+def number_of_images(values: pd.DataFrame) -> int:
+    """Return how many different images `units` of one or several data sets are about."""
+    clusters = pd.Series(values["cluster"].unique())
+    return len(clusters) + int(clusters.str.startswith(PAIR).sum())
+
+
+def _pairs(whole: pd.DataFrame, benchmark: str) -> pd.DataFrame:
+    pairs = whole.groupby(["pair", "draw"], sort=False).agg(
+        category=("category", "first"), image_id=("image_id", "first"), right=("correct", "mean")
+    )
+    pairs["both"] = (pairs["right"] == 1).astype(float)
+    pairs["both"] = pairs["both"] if benchmark == "mmvp" else (pairs["right"] + pairs["both"]) / 2
+    pairs = pairs.groupby("pair", sort=False).agg({"category": "first", "image_id": "first", "both": "mean"})
+    if benchmark == "mmvp":
+        return _columns("", PAIR + pairs.index.to_series(), pairs["both"])
+    pairs = pairs[pairs["category"].isin([*PERCEPTION, *COGNITION])]
+    return _columns(pairs["category"], pairs["image_id"], pairs["both"])
+
+
+def _columns(stratum: pd.Series | str, cluster: pd.Series, value: pd.Series) -> pd.DataFrame:
+    return pd.DataFrame({"stratum": stratum, "cluster": cluster, "value": value.astype(float)}).reset_index(drop=True)
+
+
+def weights_of(names: Sequence[str]) -> dict[str, Float[np.ndarray, " data"]]:
+    """Return the weight of each data set in the mean of each benchmark, and of all.
+
+    Args:
+        names: the benchmark of each data set; several subsets of one benchmark count as one, by their mean.
+
+    Returns:
+        {benchmark: weights that sum to 1}, and under "" those of the mean of all benchmarks.
+    """
+    weights = {name: np.array([n == name for n in names]) / names.count(name) for name in dict.fromkeys(names)}
+    return weights | {"": np.mean(list(weights.values()), axis=0)}
+
+
+def mean_of(
+    parts: Sequence[Headline], weights: Float[np.ndarray, " data"], spread: np.ndarray, n_images: int
+) -> Headline:
+    """Return the weighted mean of scores; its interval is the wider of two, on either side.
+
+    One is made from the intervals of the parts as if they were independent (Zou and Donner 2008, Stat. Med. 27, 1693:
+    the distances from the estimates add up as squares), which is right where nothing varies, as when all answers are
+    wrong. The other one has the percentiles of the mean over resampled images, for data sets that share images.
+
+    Args:
+        parts: the score of each data set.
+        weights: of each data set, 0 for one that does not count.
+        spread: the mean in each resample.
+        n_images: how many different images were asked about; the data sets may share some.
+    """
+    score, low, high, chance = (
+        np.array([getattr(part, column) for part in parts]) for column in ("score", "low", "high", "chance")
+    )
+    mean = float(weights @ score)
+    below, above = (float(np.sqrt((weights**2 * (score - edge) ** 2).sum())) for edge in (low, high))
+    drawn = np.quantile(spread, [0.025, 0.975]) if len(spread) else [mean, mean]
+    counted = [part for part, weight in zip(parts, weights, strict=True) if weight]
+    return Headline(
+        "mean",
+        mean,
+        max(0.0, min(mean - below, float(drawn[0]))),
+        min(1.0, max(mean + above, float(drawn[1]))),
+        float(weights @ chance),
+        sum(part.n for part in counted),
+        n_images,
+    )
+
+
+def resampled(
+    values: pd.DataFrame, steps: Sequence[int], *, draws: int, seed: int
+) -> Float[np.ndarray, "draw step data"]:
+    """Return the score of every data set at every step under resampling of clusters, which are images or pairs.
+
+    A resample is the same for all steps and data sets, and for every model that was asked the same questions with the
+    same seed. An image that several data sets share is drawn for all of them together.
+
+    Args:
+        values: columns data (number of the data set), step, and those of `units`.
+        steps: the steps, in order.
+        draws: number of resamples.
+        seed: their seed.
+
+    Returns:
+        NaN where a resample has no value of a stratum.
+    """
+    clusters, cluster = np.unique(values["cluster"].to_numpy(str), return_inverse=True)
+    strata = values[["data", "stratum"]].drop_duplicates().sort_values(["data", "stratum"]).reset_index(drop=True)
+    stratum = pd.MultiIndex.from_frame(strata).get_indexer(pd.MultiIndex.from_frame(values[["data", "stratum"]]))
+    step = pd.Index(steps).get_indexer(values["step"])
+    sums, counts = np.zeros((2, len(clusters), len(steps), len(strata)))
+    np.add.at(sums, (cluster, step, stratum), values["value"].to_numpy())
+    np.add.at(counts, (cluster, step, stratum), 1.0)
+    weights = np.random.default_rng(seed).multinomial(
+        len(clusters), np.full(len(clusters), 1 / len(clusters)), size=draws
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = np.tensordot(weights, sums, 1) / np.tensordot(weights, counts, 1)
+    numbers = strata["data"].to_numpy()
+    return np.stack([means[..., numbers == number].mean(axis=-1) for number in np.unique(numbers)], axis=-1)
