@@ -71,7 +71,9 @@ def _card(site: Site, card: Card) -> None:
         st.code(card.missing, language="bash", wrap_lines=True)
         return
     st.markdown(f"{plain(card.change)}  \n:gray[{plain(card.chance)}]")
-    site.link(card.page, {"layers": "By layer", "models": "By model", "examples": "Question by question"}[card.page])
+    site.link(
+        card.page, {"layers": "By layer →", "models": "By model →", "examples": "Question by question →"}[card.page]
+    )
 
 
 def _charts(site: Site, story: Story) -> None:

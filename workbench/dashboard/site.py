@@ -120,7 +120,11 @@ def _words(site: Site) -> str:
     for key in dict.fromkeys(chosen):
         if key in site.models.by_key:
             groups.setdefault(site.models.by_key[key].variant, []).append(key)
-    named = [keys[0] if len(keys) == 1 else f"{name} ({len(keys)} models)" for name, keys in groups.items()]
+    named = []
+    for name, keys in groups.items():
+        seeds = {site.models.by_key[key].seed for key in keys}
+        unit = "seeds" if len(seeds) == len(keys) else "models"
+        named.append(keys[0] if len(keys) == 1 else f"{name} ({len(keys)} {unit})")
     return plain(" vs ".join(named) if len(named) <= 4 else f"{named[0]} vs {len(named) - 1} others")
 
 
