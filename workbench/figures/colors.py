@@ -36,7 +36,7 @@ def _lighter(color: str, by: float) -> str:
     """Return a color with its lightness (0 to 1) changed by `by`, kept where it is visible on white and on black."""
     red, green, blue = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
     hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
-    parts = colorsys.hls_to_rgb(hue, min(0.72, max(0.26, lightness + by)) if by else lightness, saturation)
+    parts = colorsys.hls_to_rgb(hue, min(0.78, max(0.17, lightness + by)) if by else lightness, saturation)
     return "#" + "".join(f"{round(255 * part):02x}" for part in parts)
 
 
